@@ -1,0 +1,132 @@
+"""What an operator may set: environment variables with the prefix MAILER_, or a `.env` file."""
+
+import ipaddress
+import os
+import zoneinfo
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+import platformdirs
+from dotenv import dotenv_values
+from msgspec import Meta
+
+from mailer.errors import StartError
+
+PREFIX = "MAILER_"
+SECRETS = frozenset(
+    {"database_url", "gateway_token", "smtp_url", "oidc_client_secret"}
+)  # URLs may carry a password
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=10_000)]
+TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every setting, read once at the start; durations are seconds."""
+
+    database_url: str | None = None
+    data_dir: str = msgspec.field(default_factory=lambda: default_data_dir())
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    gateway_url: str | None = None
+    gateway_token: str | None = None
+    gateway_timeout: Seconds = 10
+    gateway_concurrency: Count = 50
+    gateway_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 0
+    retry_attempts: Annotated[int, Meta(ge=1, le=1000)] = 8
+    retry_base: Seconds = 1
+    retry_cap: Seconds = 300
+    breaker_failures: Count = 10
+    breaker_reset: Seconds = 15
+    lease: Seconds = 60
+    shutdown_grace: Annotated[float, Meta(ge=0, le=3600)] = 20
+    auth: Literal["required", "none"] = "required"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] | None = None
+    smtp_url: str | None = None
+    report_recipients: str | None = None
+    report_at: TimeOfDay = "08:00"
+    report_time_zone: str = "UTC"
+    oidc_issuer: str | None = None
+    oidc_client_id: str | None = None
+    oidc_client_secret: str | None = None
+    retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={'***' if name in SECRETS and value else repr(value)}"
+            for name, value in msgspec.structs.asdict(self).items()
+        )
+        return f"Settings({', '.join(shown)})"
+
+    __str__ = __repr__
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the API."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def default_data_dir() -> str:
+    """Return the folder for data when none is set: the user's own; root's can be read by others.
+
+    PostgreSQL refuses to run as root, so that the unprivileged user it runs as must reach it.
+    """
+    if os.geteuid() == 0:
+        return "/var/lib/mailer"
+    return platformdirs.user_data_dir("mailer")
+
+
+def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:
+    """Read the settings from `env_file`, overridden by `environ`.
+
+    Raises `StartError` with one line that names every variable that is unknown or wrong.
+    """
+    given = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in {**dotenv_values(env_file), **environ}.items()
+        if name.startswith(PREFIX) and value
+    }
+    known = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    wrong = [f"{PREFIX}{name.upper()} is not a setting" for name in given.keys() - known.keys()]
+    values = {}
+    for name in known.keys() & given.keys():
+        try:
+            values[name] = msgspec.convert(given[name], known[name], strict=False)
+        except msgspec.ValidationError as error:
+            wrong.append(f"{PREFIX}{name.upper()}: {str(error).lower()}")
+    settings = Settings(**values)
+    wrong += _broken_rules(settings)
+    if wrong:
+        message = "; ".join(sorted(wrong))
+        raise StartError(message)
+    return settings
+
+
+def _broken_rules(settings: Settings) -> list[str]:
+    """Rules that one variable's type cannot say."""
+    wrong = []
+    for name, value, schemes in (
+        ("DATABASE_URL", settings.database_url, ("postgresql", "postgres")),
+        ("GATEWAY_URL", settings.gateway_url, ("http", "https")),
+        ("SMTP_URL", settings.smtp_url, ("smtp", "smtps")),
+        ("OIDC_ISSUER", settings.oidc_issuer, ("http", "https")),
+    ):
+        if value is not None and urlsplit(value).scheme not in schemes:
+            wrong.append(f"{PREFIX}{name}: must start with {' or '.join(f'{s}://' for s in schemes)}")
+    if settings.auth == "none" and not settings.is_loopback:
+        wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
+    if settings.report_time_zone not in zoneinfo.available_timezones():
+        wrong.append(f"{PREFIX}REPORT_TIME_ZONE: not an IANA time zone")
+    if settings.lease <= settings.gateway_timeout:
+        wrong.append(f"{PREFIX}LEASE must be longer than {PREFIX}GATEWAY_TIMEOUT")
+    return wrong
