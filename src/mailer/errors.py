@@ -13,7 +13,13 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class MailerError(Exception):
-    """Whatever mailer refuses or cannot do; its text is one line for a person."""
+    """Whatever mailer refuses or cannot do; its text is one line for a person.
+
+    Unless a message is given, the class's own first line is it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").split("\n", maxsplit=1)[0])
 
 
 class InvalidError(MailerError):
@@ -30,6 +36,10 @@ class NotFoundError(MailerError):
 
 class ConflictError(MailerError):
     """The request clashes with the present state."""
+
+
+class UnavailableError(MailerError):
+    """It cannot be done now, and may be later."""
 
 
 class StartError(MailerError):

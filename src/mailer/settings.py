@@ -25,11 +25,21 @@ Count = Annotated[int, Meta(ge=1, le=10_000)]
 TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
 
+def default_data_dir() -> str:
+    """Return the folder for data when none is set: the user's own; root's can be read by others.
+
+    PostgreSQL refuses to run as root, so that the unprivileged user it runs as must reach it.
+    """
+    if os.geteuid() == 0:
+        return "/var/lib/mailer"
+    return platformdirs.user_data_dir("mailer")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting, read once at the start; durations are seconds."""
 
     database_url: str | None = None
-    data_dir: str = msgspec.field(default_factory=lambda: default_data_dir())
+    data_dir: str = msgspec.field(default_factory=default_data_dir)
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     gateway_url: str | None = None
@@ -76,16 +86,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return False
 
 
-def default_data_dir() -> str:
-    """Return the folder for data when none is set: the user's own; root's can be read by others.
-
-    PostgreSQL refuses to run as root, so that the unprivileged user it runs as must reach it.
-    """
-    if os.geteuid() == 0:
-        return "/var/lib/mailer"
-    return platformdirs.user_data_dir("mailer")
-
-
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:
     """Read the settings from `env_file`, overridden by `environ`.
 
@@ -122,7 +122,8 @@ def _broken_rules(settings: Settings) -> list[str]:
         ("OIDC_ISSUER", settings.oidc_issuer, ("http", "https")),
     ):
         if value is not None and urlsplit(value).scheme not in schemes:
-            wrong.append(f"{PREFIX}{name}: must start with {' or '.join(f'{s}://' for s in schemes)}")
+            start = " or ".join(f"{scheme}://" for scheme in schemes)
+            wrong.append(f"{PREFIX}{name}: must start with {start}")
     if settings.auth == "none" and not settings.is_loopback:
         wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     if settings.report_time_zone not in zoneinfo.available_timezones():

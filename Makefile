@@ -1,0 +1,54 @@
+# Everything from a clone: needs make and Python 3.11 or newer with venv. Each target sets up what
+# it needs in .venv; `make PYTHON=python3.12 ...` picks another Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+PIP := -m pip -qq --disable-pip-version-check --no-input
+CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: help demo test lint fmt bench lock clean
+.DELETE_ON_ERROR:
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl-C ends it
+	@$(BIN)/mailer demo
+
+test: lint ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
+	@$(BIN)/pytest -q
+
+lint: $(READY) ## ruff, mypy, import-linter
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { echo 'Not formatted: run make fmt'; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+fmt: $(READY) ## mend what ruff can, and format
+	@$(BIN)/ruff check --quiet --fix --exit-zero
+	@$(BIN)/ruff format
+
+bench: $(READY) ## every benchmark, one after the other
+	@set -e; for script in $$(grep -l '^if __name__' bench/*.py); do \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+lock: ## pin the dependencies of pyproject.toml again; LOCK=--upgrade takes the newest
+	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
+	$(PYTHON) -m venv "$$tools"; "$$tools/bin/python" $(PIP) install uv; \
+	"$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+		--extra embedded --extra dev $(LOCK) pyproject.toml -o requirements.lock
+
+clean: ## remove all that these targets made
+	@rm -rf $(VENV) $(CACHES) build dist .demo
+	@find src tests bench alembic -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	@echo 'Setting up $(VENV), once: about a minute'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) install --require-hashes -r requirements.lock
+	@$(BIN)/python $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,159 @@
+"""Wiring: the only file that knows every part, and the order in which they start and stop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+import uvicorn
+from litestar import Litestar, Router
+from litestar.di import Provide
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.client.api import ClientController
+from mailer.db.embedded import embedded_postgres
+from mailer.db.engine import create_engine, is_away
+from mailer.db.migrate import migrate
+from mailer.dispatch.dispatcher import Dispatcher
+from mailer.errors import StartError
+from mailer.gateway.http import HttpGateway
+from mailer.mailing.api import MailingController
+from mailer.settings import Settings
+from mailer.web.assets import static_router
+from mailer.web.health import health_router
+from mailer.web.openapi import StrictStructPlugin, openapi_config
+from mailer.web.problems import HANDLERS
+
+log = structlog.get_logger()
+
+BODY_LIMIT = 1024 * 1024
+"""Bytes of a JSON body: ample for the longest text and filter."""
+DATABASE_PATIENCE = 30.0
+"""Seconds to wait at the start for a database that is still starting."""
+
+
+def create_app(engine: AsyncEngine) -> Litestar:
+    """Return the web application over `engine`."""
+    api = Router("/api/v1", route_handlers=[ClientController, MailingController])
+    return Litestar(
+        route_handlers=[api, health_router(), static_router()],
+        dependencies={"engine": Provide(lambda: engine, sync_to_thread=False)},
+        exception_handlers=HANDLERS,
+        openapi_config=openapi_config(version("mailer")),
+        plugins=[StrictStructPlugin()],
+        request_max_body_size=BODY_LIMIT,
+        logging_config=None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[tuple[str, AsyncEngine]]:
+    """Give the URL of the database, embedded if none is set, and an engine on it, migrated."""
+    async with contextlib.AsyncExitStack() as stack:
+        url = settings.database_url
+        if url is None:
+            url = await stack.enter_async_context(embedded_postgres(Path(settings.data_dir)))
+        engine = create_engine(url)
+        stack.push_async_callback(engine.dispose)
+        await _migrate_patiently(engine)
+        yield url, engine
+
+
+async def _migrate_patiently(engine: AsyncEngine) -> None:
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + DATABASE_PATIENCE
+    while True:
+        try:
+            await migrate(engine)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            if loop.time() >= give_up_at:
+                message = f"the database cannot be reached: {error}"
+                raise StartError(message) from error
+            log.warning("database_away", at="start")
+            await asyncio.sleep(1)
+        else:
+            return
+
+
+async def serve(settings: Settings) -> None:
+    """Serve the API and send messages until SIGTERM or SIGINT."""
+    if settings.auth == "required":
+        message = (
+            "MAILER_AUTH=required cannot be served yet: API keys and accounts come with a later"
+            " version; set MAILER_AUTH=none, which is allowed on a loopback MAILER_HOST"
+        )
+        raise StartError(message)
+    async with contextlib.AsyncExitStack() as stack:
+        url, engine = await stack.enter_async_context(open_database(settings))
+        gateway = None
+        if settings.gateway_url is not None:
+            gateway = await stack.enter_async_context(
+                HttpGateway(
+                    settings.gateway_url,
+                    settings.gateway_token,
+                    concurrency=settings.gateway_concurrency,
+                )
+            )
+        dispatcher = Dispatcher(url, engine, gateway, settings)
+        server = _Server(_server_config(create_app(engine), settings))
+        _stop_on_signals(server, dispatcher)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(dispatcher.run())
+            tasks.create_task(server.serve())
+    log.info("stopped")
+
+
+def _server_config(app: Litestar, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_grace) or 1,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us, and says when it is ready."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info("started", address=f"http://{self.config.host}:{self.config.port}")
+            notify_systemd("READY=1")
+
+
+def _stop_on_signals(server: uvicorn.Server, dispatcher: Dispatcher) -> None:
+    def stop() -> None:
+        log.info("stopping")
+        notify_systemd("STOPPING=1")
+        server.should_exit = True
+        dispatcher.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd about this service, if it asked to be told (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        notifier.sendto(state.encode(), address)

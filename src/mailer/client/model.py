@@ -1,0 +1,122 @@
+"""A client: a person in the directory."""
+
+import functools
+import zoneinfo
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from mailer.errors import FieldError
+from mailer.validation import NO_NUL, Input
+
+Phone = Annotated[
+    str,
+    Meta(
+        pattern=r"^7[0-9]{10}$",
+        max_length=11,  # `$` also matches before a line's end
+        description="`7XXXXXXXXXX`, X a digit; unique.",
+        examples=["79161234567"],
+        extra={"rule": "must be 7 and ten more digits, such as 79161234567"},
+    ),
+]
+OperatorCode = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{3}$",
+        max_length=3,
+        description="Three digits; digits 2-4 of the phone unless given, since numbers are ported.",
+        examples=["916"],
+        extra={"rule": "must be three digits, such as 916"},
+    ),
+]
+Tag = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=NO_NUL,
+        description="A free label.",
+        examples=["vip"],
+        extra={"rule": "must be 1 to 64 characters without NUL, or null"},
+    ),
+]
+TimeZone = Annotated[
+    str,
+    Meta(
+        description="An IANA time zone's name.",
+        examples=["Europe/Moscow"],
+        extra={"rule": "must be an IANA time zone, such as Europe/Moscow"},
+    ),
+]
+
+UNKNOWN_ZONE = "must be an IANA time zone, such as Europe/Moscow"
+
+
+@functools.cache
+def known_zones() -> frozenset[str]:
+    """Return every IANA name that Python knows; the database's constraint adds its own word."""
+    return frozenset(zoneinfo.available_timezones())
+
+
+class ClientInput(Input, frozen=True, kw_only=True):
+    """A client as it is given."""
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # zones do not depend on the moment
+        """Name a time zone that nobody knows."""
+        if values.get("time_zone", "UTC") not in known_zones():
+            yield FieldError("time_zone", UNKNOWN_ZONE)
+
+
+class NewClient(ClientInput, frozen=True, kw_only=True):
+    """A client to be added to the directory."""
+
+    phone: Phone
+    operator_code: OperatorCode | UnsetType = UNSET
+    tag: Tag | None = None
+    time_zone: TimeZone = "UTC"
+
+    def values(self) -> dict[str, Any]:
+        """Return the columns to store."""
+        code = operator_code(self.phone) if self.operator_code is UNSET else self.operator_code
+        return {**msgspec.structs.asdict(self), "operator_code": code}
+
+
+class ClientChange(ClientInput, frozen=True, kw_only=True):
+    """What is to change in a client; absent fields stay. A new phone brings its own code."""
+
+    phone: Phone | UnsetType = UNSET
+    operator_code: OperatorCode | UnsetType = UNSET
+    tag: Tag | UnsetType | None = UNSET
+    time_zone: TimeZone | UnsetType = UNSET
+
+    def values(self) -> dict[str, Any]:
+        """Return the columns to change."""
+        changes = {
+            name: value
+            for name, value in msgspec.structs.asdict(self).items()
+            if value is not UNSET
+        }
+        if "phone" in changes:
+            changes.setdefault("operator_code", operator_code(changes["phone"]))
+        return changes
+
+
+class Client(msgspec.Struct, frozen=True):
+    """A client of the directory."""
+
+    id: int
+    phone: Phone
+    operator_code: OperatorCode
+    tag: Tag | None
+    time_zone: TimeZone
+    created_at: datetime
+    updated_at: datetime
+
+
+def operator_code(phone: str) -> str:
+    """Return the operator's code that a phone has before it is ported."""
+    return phone[1:4]

@@ -1,0 +1,97 @@
+"""SQL of the directory. The caller owns the transaction."""
+
+from typing import Any
+
+import asyncpg
+from sqlalchemy import Select, func, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient
+from mailer.db.paging import Position, Slice, fetch_slice
+from mailer.db.schema import client
+from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
+
+SHOWN = [client.c[name] for name in Client.__struct_fields__]
+ALIVE = client.c.deleted_at.is_(None)
+
+
+class ClientNotFoundError(NotFoundError):
+    """There is no such client."""
+
+
+class PhoneTakenError(ConflictError):
+    """Another client has this phone."""
+
+
+async def add(connection: AsyncConnection, new: NewClient) -> Client:
+    """Add a client; raises `PhoneTakenError`."""
+    statement = insert(client).values(new.values()).returning(*SHOWN)
+    return Client(**await _written(connection, statement))
+
+
+async def change(connection: AsyncConnection, client_id: int, changes: ClientChange) -> Client:
+    """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`."""
+    statement = (
+        update(client)
+        .where(client.c.id == client_id, ALIVE)
+        .values(**changes.values(), updated_at=func.now())
+        .returning(*SHOWN)
+    )
+    return Client(**await _written(connection, statement))
+
+
+async def _written(connection: AsyncConnection, statement: Any) -> dict[str, Any]:  # noqa: ANN401  # an insert or an update, which share no type
+    try:
+        row = (await connection.execute(statement)).mappings().one_or_none()
+    except IntegrityError as error:
+        raise PhoneTakenError from error
+    except DBAPIError as error:
+        if isinstance(_cause(error), asyncpg.InvalidParameterValueError):
+            raise InvalidError([FieldError("time_zone", UNKNOWN_ZONE)]) from error
+        raise
+    if row is None:
+        raise ClientNotFoundError
+    return dict(row)
+
+
+def _cause(error: DBAPIError) -> BaseException | None:
+    return error.orig and error.orig.__cause__
+
+
+async def get(connection: AsyncConnection, client_id: int) -> Client:
+    """Return a client; raises `ClientNotFoundError`."""
+    statement = select(*SHOWN).where(client.c.id == client_id, ALIVE)
+    row = (await connection.execute(statement)).mappings().one_or_none()
+    if row is None:
+        raise ClientNotFoundError
+    return Client(**row)
+
+
+def matching(**equal: str) -> Select[Any]:
+    """Return a select of the clients whose columns equal what is given."""
+    return select(*SHOWN).where(ALIVE, *(client.c[name] == value for name, value in equal.items()))
+
+
+async def page(connection: AsyncConnection, position: Position, **equal: str) -> Slice:
+    """Return a page of the clients whose columns equal what is given."""
+    return await fetch_slice(connection, matching(**equal), client.c.id, position)
+
+
+# The row stays, without personal data, as what sent messages count for. A message that is being
+# claimed at this moment is not seen here: its claim finds no phone, and cancels it then.
+ERASE = text("""
+    UPDATE client SET phone = NULL, tag = NULL, deleted_at = now(), updated_at = now()
+    WHERE id = :client_id AND deleted_at IS NULL""")
+CANCEL = text("""
+    UPDATE message SET status = 'cancelled', reason = 'client_deleted', updated_at = now()
+    WHERE client_id = :client_id AND status = 'scheduled'
+        AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))""")
+
+
+async def erase(connection: AsyncConnection, client_id: int) -> None:
+    """Erase a client and cancel what was to be sent; raises `ClientNotFoundError`."""
+    erased = await connection.execute(ERASE, {"client_id": client_id})
+    if erased.rowcount == 0:
+        raise ClientNotFoundError
+    await connection.execute(CANCEL, {"client_id": client_id})

@@ -1,0 +1,227 @@
+"""PostgreSQL as a child process: made, started, watched and stopped with mailer.
+
+In `postgresql/` under the data folder: `data` is PostgreSQL's own; `server.log` is what it said
+since mailer started; `lock` is held by the mailer that runs it; `pg_hba.conf` and `pg_ident.conf`
+say who may connect.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+from mailer.db.binaries import Binaries, choose_binaries, find_binaries
+from mailer.db.child import Account, Child
+from mailer.db.postmaster import PORT, STOPS, Postmaster, last_complaint
+from mailer.errors import StartError
+
+SOCKET_PATH_LIMIT = 107  # bytes; unix(7)
+
+
+@asynccontextmanager
+async def embedded_postgres(data_dir: Path) -> AsyncIterator[str]:
+    """Run PostgreSQL under `data_dir` while the block lasts; yields a URL that libpq takes.
+
+    One process at a time may use `data_dir`. A server that ends by itself is started again, under
+    the same URL. Enter it on the main thread: the server stops with the thread that started it.
+    Raises `StartError`.
+    """
+    async with AsyncExitStack() as stack:
+        with _os_errors_explained(data_dir):
+            home = _make_home(data_dir)
+            stack.enter_context(_locked(home))
+            output = stack.enter_context(_opened(home / "server.log", os.O_APPEND | os.O_TRUNC))
+            account = _unprivileged_account(home)
+            binaries = await asyncio.to_thread(_usable_binaries, home, account)
+            _write_access_rules(home)
+            if not (home / "data" / "PG_VERSION").exists():
+                await _create_data(home, binaries, account, output)
+            sockets = stack.enter_context(_socket_folder(home, account))
+            server = Postmaster(home, binaries, account, sockets, output)
+            stack.push_async_callback(server.stop)
+            await server.start()
+        # Not in a TaskGroup, which would wrap what the block raises.
+        watch = asyncio.create_task(server.keep_running())
+        try:
+            yield server.url("mailer")
+        finally:
+            watch.cancel()
+            await asyncio.wait({watch})
+
+
+@contextmanager
+def _os_errors_explained(data_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror}: {error.filename2 or error.filename}"
+        message = (
+            f"PostgreSQL cannot run under {data_dir}: {what};"
+            " set MAILER_DATA_DIR to a folder of this user, or MAILER_DATABASE_URL"
+        )
+        raise StartError(message) from error
+
+
+def _make_home(data_dir: Path) -> Path:
+    home = data_dir.resolve() / "postgresql"
+    for folder in [*reversed(home.parents), home]:
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            if os.geteuid() == 0:  # whatever the umask: PostgreSQL's user passes through
+                folder.chmod(0o755)
+    return home
+
+
+@contextmanager
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    """Open a file of mailer's own that no child inherits."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the lock of `home`; the kernel lets go of it when mailer dies."""
+    with _opened(home / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = (
+                f"another mailer already runs on {home.parent}: stop it, or set another"
+                " MAILER_DATA_DIR, or let both share a PostgreSQL through MAILER_DATABASE_URL"
+            )
+            raise StartError(message) from None
+        yield
+
+
+def _unprivileged_account(home: Path) -> Account | None:
+    """Return whom PostgreSQL runs as when mailer is root: it refuses to be root."""
+    if os.geteuid() != 0:
+        return None
+    with suppress(FileNotFoundError):
+        owner = (home / "data").stat()
+        if owner.st_uid != 0:
+            return Account(owner.st_uid, owner.st_gid)
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return Account(user.pw_uid, user.pw_gid)
+    message = "PostgreSQL cannot run as root, and there is no user postgres or nobody: add one"
+    raise StartError(message)
+
+
+def _usable_binaries(home: Path, account: Account | None) -> Binaries:
+    """Return the programs to run, which `account` can reach like the data."""
+    found = find_binaries()
+    if account is not None:
+        if closed := account.closed_folder(home):
+            message = (
+                f"PostgreSQL runs as user {account.uid}, who may not enter {closed}:"
+                " set MAILER_DATA_DIR to a folder that others can reach"
+            )
+            raise StartError(message)
+        closed_to = {binaries: account.closed_folder(binaries.folder) for binaries in found}
+        if found and all(closed_to.values()):
+            message = (
+                f"PostgreSQL runs as user {account.uid}, who may not enter"
+                f" {closed_to[found[0]]}: install mailer where others can reach it"
+            )
+            raise StartError(message)
+        found = [binaries for binaries in found if closed_to[binaries] is None]
+    return choose_binaries(found, home / "data")
+
+
+def _write_access_rules(home: Path) -> None:
+    """Let in the operating system's user that runs mailer, and nobody else, without a password."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        message = (
+            f"PostgreSQL needs a user with a name, and user {os.geteuid()} has none:"
+            " add it to /etc/passwd, or set MAILER_DATABASE_URL"
+        )
+        raise StartError(message) from None
+    rules = {
+        "pg_hba.conf": "local all mailer,postgres peer map=mailer\n",
+        "pg_ident.conf": f'mailer "{user}" mailer\nmailer "{user}" postgres\n',
+    }
+    for name, text in rules.items():
+        with _opened(home / name, os.O_TRUNC) as file:
+            os.fchmod(file, 0o644)
+            os.write(file, text.encode())
+
+
+async def _create_data(
+    home: Path, binaries: Binaries, account: Account | None, output: int
+) -> None:
+    """Make the data folder, whole or not at all."""
+    new = await asyncio.to_thread(_make_new_folder, home, account)
+    command: list[str | Path] = [binaries.folder / "initdb", "-D", new, "--username=postgres"]
+    command += ["--auth-local=peer", "--auth-host=reject", "--data-checksums", "--no-instructions"]
+    command += ["--encoding=UTF8", *_locale(binaries.major)]
+    child = Child(command, account, output)
+    try:
+        await child.ended.wait()
+        if child.code != 0:
+            message = f"PostgreSQL cannot make {home / 'data'}: {last_complaint(output)}"
+            raise StartError(message)
+        _put_in_place(new, home / "data")  # in no thread, which would go on when this is cancelled
+    finally:
+        await child.end(*STOPS)
+        await asyncio.to_thread(shutil.rmtree, new, ignore_errors=True)
+
+
+def _make_new_folder(home: Path, account: Account | None) -> Path:
+    for leftover in home.glob("new-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="new-", dir=home))
+    if account is not None:
+        os.chown(new, account.uid, account.gid)
+    return new
+
+
+def _locale(major: int) -> list[str]:
+    """Code point order, whatever the system's locales are or become."""
+    if major >= 17:  # noqa: PLR2004 (the first that brings a locale of its own)
+        return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    return ["--locale=C.UTF-8"]
+
+
+def _put_in_place(new: Path, data: Path) -> None:
+    new.rename(data)
+    parent = os.open(data.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)  # or a power failure takes the name back, and the data with it
+    finally:
+        os.close(parent)
+
+
+@contextmanager
+def _socket_folder(home: Path, account: Account | None) -> Iterator[Path]:
+    """Lend a folder for the socket that nobody else can enter: `data`, or a short one."""
+    data = home / "data"
+    socket = os.fsencode(data / f".s.PGSQL.{PORT}")
+    if len(socket) <= SOCKET_PATH_LIMIT and not {",", '"'} & set(str(data)):  # these part lists
+        yield data
+        return
+    # Not TMPDIR: that may be long, or closed to PostgreSQL's user.
+    shared = Path("/tmp")  # noqa: S108 (the folder in it is private)
+    prefix = f"mailer-{hashlib.sha256(socket).hexdigest()[:16]}-"
+    for leftover in shared.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=shared))
+    try:
+        if account is not None:
+            os.chown(folder, account.uid, account.gid)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

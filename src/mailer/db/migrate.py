@@ -1,0 +1,53 @@
+"""Brings a database to the newest schema, and tells whether it is there."""
+
+from functools import cache
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+INSTALLED = Path(__file__).parent / "migrations"
+"""Where a wheel carries them; a checkout has them at its top."""
+CHECKOUT = Path(__file__).parents[3] / "alembic"
+
+LOCK = -1
+"""Key of the advisory lock; positive keys are mailings' ids."""
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring the database to the newest schema; processes that start together take turns."""
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        await connection.run_sync(_upgrade)
+
+
+async def is_current(connection: AsyncConnection) -> bool:
+    """Whether the database has the newest schema."""
+    return await connection.run_sync(_revision) == newest()
+
+
+@cache
+def newest() -> str | None:
+    """Return the newest revision that this program carries."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    config = Config()
+    folder = INSTALLED if INSTALLED.exists() else CHECKOUT
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    return config

@@ -1,0 +1,181 @@
+"""Every table; its constraints hold what the contract says, whoever writes.
+
+Rows of `message` name their client and mailing without a foreign key: see docs/decisions/0003.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Time,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+MAILING_STATUSES = ("scheduled", "running", "paused", "finished", "cancelled")
+MESSAGE_STATUSES = (
+    "scheduled",
+    "sending",
+    "delivered",
+    "undelivered",
+    "unknown",
+    "cancelled",
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    }
+)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+def _moment(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _now(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+client = Table(
+    "client",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("phone", String, unique=True),
+    Column("operator_code", String, nullable=False),
+    Column("tag", String),
+    Column("time_zone", String, nullable=False, server_default="UTC"),
+    _now("created_at"),
+    _now("updated_at"),
+    _moment("deleted_at", nullable=True),
+    CheckConstraint("phone ~ '^7[0-9]{10}$'", name="phone"),
+    CheckConstraint("operator_code ~ '^[0-9]{3}$'", name="operator_code"),
+    CheckConstraint("char_length(tag) BETWEEN 1 AND 64", name="tag"),
+    # PostgreSQL raises "time zone not recognized" for a name that only Python knows
+    CheckConstraint(
+        "(timestamptz '2000-01-01 00:00Z' AT TIME ZONE time_zone) IS NOT NULL", name="time_zone"
+    ),
+    CheckConstraint(
+        "CASE WHEN deleted_at IS NULL THEN phone IS NOT NULL"
+        " ELSE phone IS NULL AND tag IS NULL END",
+        name="erased",
+    ),
+    Index(None, "operator_code", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index(None, "tag", "id", postgresql_where=text("tag IS NOT NULL")),
+    Index(None, "time_zone", "id", postgresql_where=text("deleted_at IS NULL")),
+)
+
+mailing = Table(
+    "mailing",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _moment("datetime_start"),
+    _moment("datetime_end"),
+    Column("send_interval_time_start", Time),
+    Column("send_interval_time_end", Time),
+    Column("text", String, nullable=False),
+    Column("client_filter", JSONB(none_as_null=True)),
+    Column("on_unknown", String, nullable=False, server_default="retry"),
+    Column("status", String, nullable=False, server_default="scheduled"),
+    Column("clients_count", BigInteger, nullable=False),
+    # The audience is every matching client with audience_cursor < id <= audience_until that is
+    # still to be taken; audience_until is null until the mailing starts.
+    Column("audience_cursor", BigInteger, nullable=False, server_default="0"),
+    Column("audience_until", BigInteger),
+    # a change while it runs goes over the whole audience again; nothing is claimed meanwhile
+    Column("replanning", Boolean, nullable=False, server_default="false"),
+    _now("created_at"),
+    _now("updated_at"),
+    _moment("deleted_at", nullable=True),
+    CheckConstraint("datetime_end > datetime_start", name="end_after_start"),
+    CheckConstraint("char_length(text) BETWEEN 1 AND 1600", name="text"),
+    CheckConstraint(_one_of("on_unknown", ("retry", "hold")), name="on_unknown"),
+    CheckConstraint(_one_of("status", MAILING_STATUSES), name="status"),
+    CheckConstraint(
+        "num_nulls(send_interval_time_start, send_interval_time_end) IN (0, 2)"
+        " AND send_interval_time_start <> send_interval_time_end",
+        name="window",
+    ),
+    CheckConstraint("clients_count >= 0", name="clients_count"),
+    CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
+    # what the dispatcher looks through, and nothing that has ended
+    Index(
+        "mailing_live_idx",
+        "datetime_start",
+        postgresql_where=text("status IN ('scheduled', 'running') AND deleted_at IS NULL"),
+    ),
+    Index("mailing_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    Index(None, "status", "id", postgresql_where=text("deleted_at IS NULL")),
+)
+
+# One row a mailing, moved by triggers on `message` in the transaction that moves the messages.
+ledger = Table(
+    "ledger",
+    metadata,
+    Column(
+        "mailing_id",
+        BigInteger,
+        ForeignKey("mailing.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in MESSAGE_STATUSES),
+    *(CheckConstraint(f"{name} >= 0", name=name) for name in MESSAGE_STATUSES),
+    # room for updates in place: every batch of messages rewrites this row
+    postgresql_with={"fillfactor": "20"},
+)
+
+message = Table(
+    "message",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("mailing_id", BigInteger, nullable=False),
+    Column("client_id", BigInteger, nullable=False),
+    _moment("due_at"),
+    _moment("sent_at", nullable=True),
+    Column("lease_expires_at", DateTime(timezone=True)),
+    Column("lease_owner", Uuid),
+    _now("created_at"),
+    _now("updated_at"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("status", String, nullable=False, server_default="scheduled"),
+    Column("reason", String),
+    CheckConstraint(_one_of("status", MESSAGE_STATUSES), name="status"),
+    CheckConstraint(
+        "(status = 'sending') = (lease_owner IS NOT NULL)"
+        " AND (status = 'sending') = (lease_expires_at IS NOT NULL)",
+        name="lease",
+    ),
+    CheckConstraint("attempts >= 0", name="attempts"),
+    # one message a client and mailing
+    Index("message_mailing_id_client_id_key", "mailing_id", "client_id", unique=True),
+    # claiming reads what is due, and never walks over what is done
+    Index(
+        "message_due_idx",
+        "mailing_id",
+        "due_at",
+        postgresql_where=text("status = 'scheduled'"),
+    ),
+    Index("message_lease_idx", "lease_expires_at", postgresql_where=text("status = 'sending'")),
+    # pages of one mailing's messages, newest first, with and without a status
+    Index(None, "mailing_id", "status", "id"),
+)

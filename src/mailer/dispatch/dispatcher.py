@@ -1,0 +1,61 @@
+"""The dispatcher: what moves mailings on and sends their messages, in this process."""
+
+import asyncio
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.dispatch.lifecycle import Lifecycle
+from mailer.dispatch.schedule import jobs, scheduler_of
+from mailer.dispatch.sender import Sender
+from mailer.dispatch.watch import MailingWatch
+from mailer.gateway.port import Gateway
+from mailer.settings import Settings
+
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """Runs the parts and tells each of what another has done. Without a gateway nothing is sent."""
+
+    def __init__(
+        self, url: str, engine: AsyncEngine, gateway: Gateway | None, settings: Settings
+    ) -> None:
+        self._watch = MailingWatch(url, engine, self._wake)
+        self._lifecycle = Lifecycle(engine, self._wake_sender)
+        self._sender = (
+            None
+            if gateway is None
+            else Sender(engine, gateway, self._watch, settings, self._lifecycle.wake)
+        )
+        self._scheduler = scheduler_of(jobs(engine, settings, self._watch.look))
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin no more, and let `run` end when what has begun is finished."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Dispatch until told to stop."""
+        async with asyncio.TaskGroup() as tasks:
+            followers = [
+                tasks.create_task(self._watch.run()),
+                tasks.create_task(self._lifecycle.run()),
+            ]
+            sending = tasks.create_task(self._sender.run()) if self._sender else None
+            self._scheduler.start()
+            await self._stopping.wait()
+            self._scheduler.shutdown(wait=False)
+            if self._sender is not None and sending is not None:
+                self._sender.stop()
+                await asyncio.wait([sending])
+            for follower in followers:
+                follower.cancel()
+
+    def _wake(self) -> None:
+        self._lifecycle.wake()
+        self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        if self._sender is not None:
+            self._sender.wake()

@@ -1,0 +1,71 @@
+"""Writes back what became of claimed messages, in batches, whatever happens to the database."""
+
+import asyncio
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.db.engine import is_away, raw
+from mailer.message import store
+from mailer.message.model import FinishedMessage
+
+log = structlog.get_logger()
+
+BATCH = 500
+"""Most messages in one statement: larger ones gain nothing and hold locks longer."""
+GATHER = 0.02
+"""Seconds that outcomes are gathered before they are written."""
+AWAY = 0.5
+"""Seconds between attempts while the database is away."""
+
+
+class Recorder:
+    """A bounded queue of finished messages and the task that writes them.
+
+    While the database is away outcomes are kept; when the queue is full, senders wait.
+    """
+
+    def __init__(self, engine: AsyncEngine, owner: UUID) -> None:
+        self._engine = engine
+        self._owner = owner
+        self._finished: asyncio.Queue[FinishedMessage | None] = asyncio.Queue(maxsize=4 * BATCH)
+
+    async def put(self, finished: FinishedMessage) -> None:
+        """Have an outcome written; waits while too many are waiting."""
+        await self._finished.put(finished)
+
+    async def close(self) -> None:
+        """Let `run` end when all that was put is written."""
+        await self._finished.put(None)
+
+    async def run(self) -> None:
+        """Write what is put, until closed."""
+        is_open = True
+        while is_open:
+            batch = [await self._finished.get()]
+            if self._finished.qsize() < BATCH:
+                await asyncio.sleep(GATHER)
+            while len(batch) < BATCH and not self._finished.empty():
+                batch.append(self._finished.get_nowait())
+            is_open = None not in batch
+            if outcomes := [finished for finished in batch if finished is not None]:
+                await self._write(outcomes)
+
+    async def _write(self, outcomes: list[FinishedMessage]) -> None:
+        """Write outcomes, again and again while the database is away.
+
+        To write them twice does no harm: what is written is no longer under the lease.
+        """
+        while True:
+            try:
+                async with self._engine.connect() as connection:
+                    written = await store.finish(await raw(connection), self._owner, outcomes)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("database_away", at="record", waiting=self._finished.qsize())
+                await asyncio.sleep(AWAY)
+            else:
+                log.debug("messages_recorded", outcomes=len(outcomes), written=written)
+                return

@@ -1,0 +1,79 @@
+"""Every periodic job in one table. Each may run in several processes at once."""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.db.engine import is_away
+from mailer.mailing import store as mailings
+from mailer.message import store as messages
+from mailer.settings import Settings
+
+log = structlog.get_logger()
+
+CHUNK = 5_000
+"""Rows that one run of a job works on."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Work that is repeated `every` seconds."""
+
+    name: str
+    every: float
+    run: Callable[[], Awaitable[object]]
+
+
+def jobs(engine: AsyncEngine, settings: Settings, look: Callable[[], None]) -> list[Job]:
+    """Return every periodic job; `look` makes the dispatcher look at the mailings."""
+
+    async def poll() -> None:
+        look()
+
+    async def rescue() -> None:
+        async with engine.begin() as connection:
+            rescued = await messages.rescue(connection, settings.retry_attempts, CHUNK)
+        if rescued:
+            log.warning("leases_expired", messages=rescued)
+
+    async def purge() -> None:
+        async with engine.begin() as connection:
+            await mailings.purge(connection, CHUNK)
+
+    return [
+        Job("poll", 1, poll),
+        Job("rescue", min(5, settings.lease / 4), rescue),
+        Job("purge", 2, purge),
+    ]
+
+
+def scheduler_of(table: list[Job]) -> AsyncIOScheduler:
+    """Return a scheduler that runs each job of `table`, one run of it at a time."""
+    scheduler = AsyncIOScheduler(timezone="UTC")
+    for job in table:
+        scheduler.add_job(
+            _calmly(job),
+            "interval",
+            seconds=job.every,
+            id=job.name,
+            misfire_grace_time=None,
+            coalesce=True,
+            max_instances=1,
+        )
+    return scheduler
+
+
+def _calmly(job: Job) -> Callable[[], Awaitable[None]]:
+    """Wrap a job so that a database that is away only costs this run."""
+
+    async def run() -> None:
+        try:
+            await job.run()
+        except Exception as error:
+            if not is_away(error):
+                raise
+            log.warning("database_away", at=job.name)
+
+    return run

@@ -1,0 +1,91 @@
+"""What this process knows of the running mailings, and its word that it sends for no others."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.db.engine import connect, is_away
+from mailer.mailing import store
+from mailer.mailing.model import RunningMailing
+
+log = structlog.get_logger()
+
+RECONNECT_PAUSE = 0.5
+"""Seconds between attempts to reach the database again."""
+
+TRY_LOCK = "SELECT pg_try_advisory_lock_shared($1)"
+UNLOCK = "SELECT pg_advisory_unlock_shared($1)"
+
+
+class MailingWatch:
+    """Follows the running mailings over a connection of its own.
+
+    For each mailing in `running` this process holds a shared lock on the mailing's id; it lets go
+    of it only after it has dropped the mailing. Who stops a mailing asks for the lock and so
+    knows that no process sends for it any more. When the connection is lost so are the locks, and
+    nothing counts as running until they are held again.
+    """
+
+    def __init__(self, url: str, engine: AsyncEngine, on_change: Callable[[], None]) -> None:
+        self.running: dict[int, RunningMailing] = {}
+        self._url = url
+        self._engine = engine
+        self._on_change = on_change
+        self._told = asyncio.Event()
+        self._clock_offset = timedelta()
+
+    def now(self) -> datetime:
+        """Return the time by the database's clock."""
+        return datetime.now(UTC) + self._clock_offset
+
+    def look(self) -> None:
+        """Look at the mailings again, soon."""
+        self._told.set()
+
+    async def run(self) -> None:
+        """Follow the mailings until cancelled, through every loss of the connection."""
+        while True:
+            try:
+                await self._follow()
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("database_away", at="watch")
+            finally:
+                self.running.clear()
+            await asyncio.sleep(RECONNECT_PAUSE)
+
+    async def _follow(self) -> None:
+        connection = await connect(self._url)
+        try:
+            connection.add_termination_listener(lambda _: self._lost())
+            await connection.add_listener(store.CHANNEL, lambda *_: self._told.set())
+            while not connection.is_closed():
+                self._told.clear()
+                await self._refresh(connection)
+                self._on_change()
+                await self._told.wait()
+        finally:
+            connection.terminate()
+
+    def _lost(self) -> None:
+        self.running.clear()
+        self._told.set()
+
+    async def _refresh(self, connection: asyncpg.Connection) -> None:
+        asked_at = datetime.now(UTC)
+        database_now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        answered_at = datetime.now(UTC)
+        self._clock_offset = database_now - (asked_at + (answered_at - asked_at) / 2)
+        async with self._engine.connect() as pooled:
+            live = {mailing.id: mailing for mailing in await store.running(pooled)}
+        for mailing_id in self.running.keys() - live.keys():
+            del self.running[mailing_id]
+            await connection.execute(UNLOCK, mailing_id)
+        for mailing_id, mailing in live.items():
+            if mailing_id in self.running or await connection.fetchval(TRY_LOCK, mailing_id):
+                self.running[mailing_id] = mailing

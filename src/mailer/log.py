@@ -1,0 +1,140 @@
+"""Logging, set up once: one line an event, for a person on a terminal and as JSON elsewhere."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from datetime import date, time, timedelta
+from functools import lru_cache
+from itertools import islice
+from typing import Literal, TextIO
+from uuid import UUID
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+HIDDEN = "***"
+SECRETS = frozenset({"text", "token", "password", "secret", "authorization", "cookie"})
+LONGEST = 8_192  # characters of one value: a log line is bounded, like every other limit
+MOST_ITEMS = 50
+SHORTEST = len("79161234567")  # nothing shorter can hold a phone: most values are not searched
+DEEPEST = 4
+
+# What may stand in the text of an exception: a phone but for its last two digits, the user and
+# password of a URL, a bearer token.
+PERSONAL = re.compile(
+    r"(?<![0-9])7[0-9]{8}(?=[0-9]{2}(?![0-9]))|(?<=://)[^/\s@]+(?=@)|(?<=Bearer )\S+"
+)
+
+# Libraries whose chatter tells an operator nothing; SQLAlchemy's would also show rows.
+QUIET = ("aiohttp", "alembic", "apscheduler", "asyncio", "sqlalchemy", "tzlocal", "uvicorn.access")
+
+
+def configure_logging(
+    level: str, log_format: Literal["console", "json"] | None, stream: TextIO | None = None
+) -> None:
+    """Send structlog's events and the standard library's records to `stream`, rendered alike.
+
+    `level` is debug, info, warning or error. Without `log_format` a terminal gets `console` and
+    anything else `json`; without `stream` it is standard error.
+    """
+    stream = stream or sys.stderr
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    facts: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,  # plain text: locals may hold phones and tokens
+    ]
+    line: list[Processor] = [
+        redact,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _renderer(log_format or ("console" if stream.isatty() else "json"), stream),
+    ]
+    structlog.configure(
+        processors=[*facts, *line],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *facts],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *line,
+            ],
+        )
+    )
+    logging.basicConfig(level=threshold, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Mask phones, texts and secrets that reached an event by mistake, and bound its size."""
+    for key, value in event.items():
+        event[key] = _safe(key, value)
+    return event
+
+
+def _safe(key: str, value: object, depth: int = 0) -> object:
+    """Return `value` as a log may show it under `key`."""
+    if value is None:
+        return None
+    name = _last_word(key)
+    if name in SECRETS:
+        return HIDDEN
+    if name == "phone":
+        return HIDDEN + str(value)[-2:]
+    return _bounded(key, value, depth)
+
+
+@lru_cache(maxsize=1024)
+def _last_word(key: str) -> str:
+    return key.lower().rpartition("_")[2]
+
+
+def _bounded(key: str, value: object, depth: int) -> object:
+    match value:
+        case int() | float() | date() | time() | timedelta() | UUID():
+            return value
+        case str():
+            return _safe_text(value)
+        case msgspec.Struct():
+            return _bounded(key, msgspec.structs.asdict(value), depth)
+        case Mapping() if depth < DEEPEST:
+            inner = islice(value.items(), MOST_ITEMS)
+            return {str(k): _safe(str(k), v, depth + 1) for k, v in inner}
+        case list() | tuple() | set() | frozenset() if depth < DEEPEST:
+            return [_safe(key, item, depth + 1) for item in islice(value, MOST_ITEMS)]
+        case _:
+            return _safe_text(repr(value))
+
+
+def _safe_text(value: str) -> str:
+    if len(value) < SHORTEST:
+        return value
+    if len(value) > LONGEST:  # both ends: what it was, and for a traceback the error itself
+        half = LONGEST // 2
+        value = f"{value[:half]} ... {value[-half:]}"
+    return PERSONAL.sub(HIDDEN, value)
+
+
+def _renderer(log_format: Literal["console", "json"], stream: TextIO) -> Processor:
+    if log_format == "json":
+        return _render_json
+    return structlog.dev.ConsoleRenderer(
+        colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+
+
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    try:
+        return msgspec.json.encode(event).decode()
+    except (ValueError, TypeError, OverflowError):  # a lone surrogate, an integer past 64 bits
+        return json.dumps(event, default=repr, skipkeys=True)

@@ -1,0 +1,98 @@
+"""Routes of mailings and of their messages."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Controller, Request, delete, get, patch, post
+from litestar.params import Parameter
+from msgspec import UNSET, Meta, UnsetType
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.mailing import service, store
+from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
+from mailer.message import store as messages
+from mailer.message.model import Message
+from mailer.message.model import Status as MessageStatus
+from mailer.validation import MAX_ID, NO_NUL
+from mailer.web.body import JsonBody
+from mailer.web.paging import Page, page_of
+from mailer.web.query import Id, PageQuery, takes
+
+MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's id.")]
+
+NEWEST = 100
+"""Messages shown with a mailing."""
+
+
+class MailingQuery(PageQuery, frozen=True, kw_only=True):
+    """Which mailings."""
+
+    status: Status | UnsetType = UNSET
+
+
+class MessageQuery(PageQuery, frozen=True, kw_only=True):
+    """Which messages of a mailing."""
+
+    status: MessageStatus | UnsetType = UNSET
+    reason: (
+        Annotated[str, Meta(min_length=1, max_length=64, pattern=NO_NUL, examples=["timeout"])]
+        | UnsetType
+    ) = UNSET
+    client_id: Id | UnsetType = UNSET
+
+
+class MailingController(Controller):
+    """Mailings: created, watched, changed, deleted."""
+
+    path = "/mailings"
+    tags = ("mailings",)
+    dto = JsonBody
+    return_dto = None
+
+    @post()
+    async def create_mailing(self, engine: AsyncEngine, data: NewMailing) -> Mailing:
+        """Create a mailing. It goes out by itself; one that is already due, at once."""
+        return await service.create(engine, data)
+
+    @get(**takes(MailingQuery))
+    async def list_mailings(
+        self, engine: AsyncEngine, request: Request[Any, Any, Any], asked: MailingQuery
+    ) -> Page[Mailing]:
+        """List mailings with their ledgers, newest first: the general statistics."""
+        async with engine.connect() as connection:
+            found = await store.page(connection, asked.position, **asked.equal())
+        return page_of(found, request, store.to_mailing)
+
+    @get("/{mailing_id:int}")
+    async def get_mailing(self, engine: AsyncEngine, mailing_id: MailingId) -> MailingDetail:
+        """Return a mailing with its ledger and its newest 100 messages."""
+        async with engine.connect() as connection:
+            mailing = await store.get(connection, mailing_id)
+            newest = await messages.newest(connection, mailing_id, NEWEST)
+        return MailingDetail(**msgspec.structs.asdict(mailing), mailing_messages=newest)
+
+    @get("/{mailing_id:int}/messages", **takes(MessageQuery))
+    async def list_messages(
+        self,
+        engine: AsyncEngine,
+        request: Request[Any, Any, Any],
+        mailing_id: MailingId,
+        asked: MessageQuery,
+    ) -> Page[Message]:
+        """List all messages of a mailing, newest first, those that equal what is given."""
+        async with engine.connect() as connection:
+            await store.get(connection, mailing_id)
+            found = await messages.page(connection, mailing_id, asked.position, **asked.equal())
+        return page_of(found, request, lambda row: Message(**row._asdict()))
+
+    @patch("/{mailing_id:int}")
+    async def change_mailing(
+        self, engine: AsyncEngine, mailing_id: MailingId, data: MailingChange
+    ) -> Mailing:
+        """Change a mailing: before its start all of it, while it runs what was not sent yet."""
+        return await service.change(engine, mailing_id, data)
+
+    @delete("/{mailing_id:int}")
+    async def delete_mailing(self, engine: AsyncEngine, mailing_id: MailingId) -> None:
+        """Delete a mailing: no request for it starts after the answer."""
+        await service.delete(engine, mailing_id)

@@ -1,0 +1,212 @@
+"""Taking a mailing's audience: one set-based statement a chunk, the cursor in the mailing's row.
+
+A change of filter, window or end while a mailing runs goes over the same clients once more, by the
+same statement: it adds who is missing, plans anew who waits, and takes back who is to get it again.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    DateTime,
+    Row,
+    String,
+    and_,
+    any_,
+    column,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.schema import client, message
+from mailer.mailing.model import ClientFilter, terms_of
+from mailer.mailing.window import Window
+
+CHUNK = 5_000
+"""Clients looked at by one transaction: long enough to be quick, short enough to let others in."""
+
+TAKEN_BACK = ("no_window", "filter_changed")
+"""Why a message was cancelled that a change of its mailing may schedule again."""
+
+
+def matches(client_filter: ClientFilter) -> ColumnElement[bool]:
+    """Return the condition on `client` that a filter means."""
+
+    def equals_any(name: str, values: list[str]) -> ColumnElement[bool]:
+        return client.c[name] == any_(literal(values, ARRAY(String)))
+
+    if client_filter is None:
+        return true()
+    if isinstance(client_filter, str):
+        terms = terms_of(client_filter)
+        return or_(equals_any("operator_code", terms), equals_any("tag", terms))
+    lists = {
+        "operator_code": client_filter.operator_codes,
+        "tag": client_filter.tags,
+        "time_zone": client_filter.time_zones,
+    }
+    given = (equals_any(name, list(v)) for name, v in lists.items() if v is not msgspec.UNSET)
+    return and_(true(), *given)
+
+
+async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
+    """Return how many clients a filter matches now."""
+    statement = (
+        select(func.count())
+        .select_from(client)
+        .where(client.c.deleted_at.is_(None), matches(client_filter))
+    )
+    return int((await connection.execute(statement)).scalar_one())
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What becomes of the messages for one time zone."""
+
+    time_zone: str
+    due_at: datetime
+    status: str
+    reason: str | None
+
+
+def plan(
+    time_zone: str, window: Window | None, start: datetime, end: datetime, at: datetime
+) -> Plan:
+    """Return when, from `at` on, a message for a zone is due, or why it will not be sent."""
+    since = max(start, at)
+    if since >= end:
+        return Plan(time_zone, since, "cancelled", "expired")
+    due_at = start if window is None else window.next_opening(time_zone, since)
+    if due_at >= end:
+        return Plan(time_zone, due_at, "cancelled", "no_window")
+    return Plan(time_zone, due_at, "scheduled", None)
+
+
+# The one furthest behind comes first, so that a small mailing does not wait for a large one.
+# Another process that is at a mailing holds its row.
+NEXT = text("""
+    SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
+        client_filter, audience_cursor, audience_until, replanning, clock_timestamp() AS now
+    FROM mailing
+    WHERE status IN ('running', 'paused') AND audience_cursor < audience_until
+        AND deleted_at IS NULL AND NOT (replanning AND EXISTS (
+            SELECT FROM ledger WHERE mailing_id = mailing.id AND sending > 0))
+    ORDER BY audience_cursor LIMIT 1
+    FOR UPDATE SKIP LOCKED""")
+# A chunk is a number of clients, not of ids: ids have gaps.
+BOUND = text("""
+    SELECT max(id) AS upper, array_agg(DISTINCT time_zone) AS time_zones
+    FROM (SELECT id, time_zone FROM client WHERE id > :cursor AND id <= :until
+          ORDER BY id LIMIT :chunk) AS chunk""")
+MOVE_CURSOR = text("""
+    UPDATE mailing SET audience_cursor = :upper, replanning = replanning AND NOT :is_last,
+        clients_count = CASE WHEN :is_last THEN (
+            SELECT scheduled + sending + delivered + undelivered + "unknown" + cancelled
+            FROM ledger WHERE mailing_id = :id) ELSE clients_count END
+    WHERE id = :id""")
+
+
+async def take_chunk(connection: AsyncConnection) -> bool:
+    """Take the next chunk of some mailing's audience; False when there is none to take.
+
+    A mailing whose messages are on their way is planned anew only when they are back: then no
+    message that the change takes out can be sent after it.
+    """
+    mailing = (await connection.execute(NEXT)).one_or_none()
+    if mailing is None:
+        return False
+    bounds = {"cursor": mailing.audience_cursor, "until": mailing.audience_until, "chunk": CHUNK}
+    bound = (await connection.execute(BOUND, bounds)).one()
+    upper = mailing.audience_until if bound.upper is None else bound.upper
+    if bound.upper is not None:
+        await _write_chunk(connection, mailing, upper, bound.time_zones)
+    is_last = upper == mailing.audience_until
+    moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
+    await connection.execute(MOVE_CURSOR, moved)
+    return True
+
+
+async def _write_chunk(
+    connection: AsyncConnection, mailing: Row[Any], upper: int, time_zones: list[str]
+) -> None:
+    """Write the messages for the clients after the cursor, up to `upper`."""
+    in_chunk = and_(client.c.id > mailing.audience_cursor, client.c.id <= upper)
+    client_filter = msgspec.convert(mailing.client_filter, ClientFilter)
+    is_match = and_(client.c.deleted_at.is_(None), matches(client_filter))
+    if mailing.replanning:
+        await connection.execute(
+            update(message)
+            .where(
+                message.c.mailing_id == mailing.id,
+                message.c.client_id == client.c.id,
+                message.c.status == "scheduled",
+                in_chunk,
+                is_match.is_not(true()),
+            )
+            .values(status="cancelled", reason="filter_changed", updated_at=func.now())
+        )
+    window = _window(mailing)
+    plans = [
+        plan(zone, window, mailing.datetime_start, mailing.datetime_end, mailing.now)
+        for zone in time_zones
+    ]
+    planned = _as_table(plans)
+    rows = (
+        select(
+            literal(mailing.id).label("mailing_id"),
+            client.c.id.label("client_id"),
+            planned.c.due_at,
+            planned.c.status,
+            planned.c.reason,
+        )
+        .join_from(client, planned, client.c.time_zone == planned.c.time_zone)
+        .where(in_chunk, is_match)
+        .order_by(client.c.id)
+    )
+    written = insert(message).from_select(
+        ["mailing_id", "client_id", "due_at", "status", "reason"], rows
+    )
+    new = written.excluded
+    await connection.execute(
+        written.on_conflict_do_update(
+            index_elements=["mailing_id", "client_id"],
+            set_={
+                "due_at": new.due_at,
+                "status": new.status,
+                "reason": new.reason,
+                "updated_at": func.now(),
+            },
+            where=or_(
+                message.c.status == "scheduled",
+                and_(message.c.status == "cancelled", message.c.reason.in_(TAKEN_BACK)),
+            ),
+        )
+    )
+
+
+def _as_table(plans: list[Plan]) -> Any:  # noqa: ANN401  # SQLAlchemy names no type for it
+    columns = [
+        (name, ARRAY(DateTime(timezone=True) if name == "due_at" else String))
+        for name in Plan.__struct_fields__
+    ]
+    arrays = (literal([getattr(p, name) for p in plans], kind) for name, kind in columns)
+    return (
+        func.unnest(*arrays)
+        .table_valued(*(column(name, kind.item_type) for name, kind in columns))
+        .render_derived()
+    )
+
+
+def _window(mailing: Row[Any]) -> Window | None:
+    if mailing.send_interval_time_start is None:
+        return None
+    return Window(mailing.send_interval_time_start, mailing.send_interval_time_end)

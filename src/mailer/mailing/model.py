@@ -1,0 +1,234 @@
+"""A mailing: one text for an audience, between a start and an end."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, time
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from mailer.client.model import UNKNOWN_ZONE, OperatorCode, Tag, TimeZone, known_zones
+from mailer.errors import ConflictError, FieldError, NotFoundError
+from mailer.mailing.window import Window
+from mailer.message.model import Message
+from mailer.validation import NO_NUL, Input
+
+FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
+"""Far enough for everybody, and clear of the ends of the calendar in every zone."""
+
+Status = Literal["scheduled", "running", "paused", "finished", "cancelled"]
+ENDED: frozenset[Status] = frozenset({"finished", "cancelled"})
+
+Moment = Annotated[
+    datetime,
+    Meta(
+        tz=True,
+        description="A date and time with an offset from UTC (RFC 3339).",
+        examples=["2030-01-15T09:00:00+03:00"],
+        extra={"rule": "must be a date and time with an offset, such as 2030-01-15T09:00:00Z"},
+    ),
+]
+TimeOfDay = Annotated[
+    str,
+    Meta(
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$",
+        max_length=8,
+        description="A time of day, `HH:MM[:SS]`, on each client's local clock.",
+        examples=["09:00"],
+        extra={"rule": "must be a time of day, HH:MM or HH:MM:SS, or null"},
+    ),
+]
+Text = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=1600,
+        pattern=NO_NUL,
+        description="What the message says.",
+        examples=["Your order is ready."],
+        extra={"rule": "must be 1 to 1,600 characters without NUL"},
+    ),
+]
+OnUnknown = Annotated[
+    Literal["retry", "hold"],
+    Meta(
+        description="What to do when a message may or may not have gone out: send it again under"
+        " the same id, or stop it.",
+        extra={"rule": "must be retry or hold"},
+    ),
+]
+Terms = Annotated[
+    str,
+    Meta(
+        max_length=10_000,
+        pattern=NO_NUL,
+        description="Operator codes and tags split by commas; any of them matches.",
+        examples=["912, vip"],
+        extra={"rule": "must be a string of up to 10,000 characters, an object, or null"},
+    ),
+]
+
+
+class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
+    """A filter by lists: any entry of a list matches, and every list given must match."""
+
+    operator_codes: (
+        Annotated[
+            list[OperatorCode],
+            Meta(min_length=1, extra={"rule": "must be a list of operator codes of three digits"}),
+        ]
+        | UnsetType
+    ) = UNSET
+    tags: (
+        Annotated[
+            list[Tag],
+            Meta(min_length=1, extra={"rule": "must be a list of tags of 1 to 64 characters"}),
+        ]
+        | UnsetType
+    ) = UNSET
+    time_zones: (
+        Annotated[
+            list[TimeZone],
+            Meta(
+                min_length=1,
+                extra={"rule": "must be a list of IANA time zones, such as Europe/Moscow"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # zones do not depend on the moment
+        """Name time zones that nobody knows."""
+        if set(values.get("time_zones", ())) - known_zones():
+            yield FieldError("time_zones", UNKNOWN_ZONE)
+
+
+ClientFilter = AudienceLists | Terms | None
+
+
+def terms_of(text: str) -> list[str]:
+    """Return the terms of a filter that is a string: split by commas, blanks trimmed."""
+    return [term for part in text.split(",") if (term := part.strip())]
+
+
+class MailingInput(Input, frozen=True, kw_only=True):
+    """A mailing as it is given."""
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+        """Name what is wrong between fields, and between them and the calendar."""
+        start, end = values.get("datetime_start"), values.get("datetime_end")
+        for name in ("datetime_start", "datetime_end"):
+            if name in values and not FIRST_MOMENT <= values[name] < LAST_MOMENT:
+                yield FieldError(name, "must lie between the years 1970 and 9000")
+        if start and end and end <= start:
+            yield FieldError("datetime_end", "must be after datetime_start")
+        elif end and end <= at:
+            yield FieldError("datetime_end", "must be in the future")
+        opens = values.get("send_interval_time_start")
+        closes = values.get("send_interval_time_end")
+        if opens and closes and time.fromisoformat(opens) == time.fromisoformat(closes):
+            yield FieldError("send_interval_time_end", "must differ from send_interval_time_start")
+        given = values.get("client_filter")
+        if isinstance(given, str) and not terms_of(given):
+            yield FieldError("client_filter", "must name a code or a tag; null means everybody")
+
+
+def half_window(values: Mapping[str, Any]) -> Iterable[FieldError]:
+    """Name the bound of the window that is missing when the other is given."""
+    names = ("send_interval_time_start", "send_interval_time_end")
+    for missing, present in (names, reversed(names)):
+        if values.get(missing) is None and values.get(present) is not None:
+            yield FieldError(missing, f"is required together with {present}")
+
+
+class NewMailing(MailingInput, frozen=True, kw_only=True):
+    """A mailing to be sent."""
+
+    datetime_start: Moment
+    datetime_end: Moment
+    send_interval_time_start: TimeOfDay | None = None
+    send_interval_time_end: TimeOfDay | None = None
+    text: Text
+    client_filter: ClientFilter = None
+    on_unknown: OnUnknown = "retry"
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+        """Name what is wrong between fields."""
+        yield from super().broken_rules(values, at)
+        yield from half_window(values)
+
+
+class MailingChange(MailingInput, frozen=True, kw_only=True):
+    """What is to change in a mailing; absent fields stay."""
+
+    datetime_start: Moment | UnsetType = UNSET
+    datetime_end: Moment | UnsetType = UNSET
+    send_interval_time_start: TimeOfDay | UnsetType | None = UNSET
+    send_interval_time_end: TimeOfDay | UnsetType | None = UNSET
+    text: Text | UnsetType = UNSET
+    client_filter: ClientFilter | UnsetType = UNSET
+    on_unknown: OnUnknown | UnsetType = UNSET
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are to change."""
+        return {
+            name: value
+            for name, value in msgspec.structs.asdict(self).items()
+            if value is not UNSET
+        }
+
+
+class Mailing(msgspec.Struct, frozen=True, kw_only=True):
+    """A mailing with its ledger."""
+
+    id: int
+    datetime_start: datetime
+    datetime_end: datetime
+    send_interval_time_start: str | None
+    send_interval_time_end: str | None
+    text: Text
+    client_filter: ClientFilter
+    on_unknown: OnUnknown
+    status: Status
+    clients_count: int
+    created_messages: int
+    scheduled_messages: int
+    sending_messages: int
+    delivered_messages: int
+    undelivered_messages: int
+    unknown_messages: int
+    cancelled_messages: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class MailingDetail(Mailing, frozen=True, kw_only=True):
+    """A mailing with its newest messages."""
+
+    mailing_messages: list[Message]
+
+
+class RunningMailing(msgspec.Struct, frozen=True):
+    """What the dispatcher needs to know of a mailing to send its messages."""
+
+    id: int
+    text: str
+    datetime_end: datetime
+    window: Window | None
+    on_unknown: OnUnknown
+
+
+class MailingNotFoundError(NotFoundError):
+    """There is no such mailing."""
+
+
+class MailingEndedError(ConflictError):
+    """A mailing that has ended cannot be changed."""
+
+
+class MailingStartedError(ConflictError):
+    """The start of a mailing that has started cannot be changed."""

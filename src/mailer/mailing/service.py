@@ -1,0 +1,92 @@
+"""What is done with mailings: created, changed, deleted."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.errors import InvalidError
+from mailer.mailing import audience, store
+from mailer.mailing.model import (
+    ENDED,
+    Mailing,
+    MailingChange,
+    MailingEndedError,
+    MailingStartedError,
+    NewMailing,
+    half_window,
+)
+
+PLANNED_BY = frozenset(
+    {"client_filter", "datetime_end", "send_interval_time_start", "send_interval_time_end"}
+)
+"""A change of these while a mailing runs goes over its audience once more."""
+
+
+async def create(engine: AsyncEngine, new: NewMailing) -> Mailing:
+    """Create a mailing; one that is already due is under way at once."""
+    async with engine.begin() as connection:
+        clients_count = await audience.count(connection, new.client_filter)
+        values = msgspec.structs.asdict(new)
+        mailing_id = await store.add(connection, values, clients_count)
+        await store.tell(connection)
+        return await store.get(connection, mailing_id)
+
+
+async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -> Mailing:
+    """Change a mailing: before its start all of it, while it runs what was not sent yet.
+
+    Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, and `InvalidError`
+    when the change does not fit the rest of the mailing.
+    """
+    async with engine.begin() as connection:
+        mailing = await store.get(connection, mailing_id, lock=True)
+        has_begun = await store.has_begun(connection, mailing_id)
+        values: dict[str, Any] = changes.given()
+        _refuse_too_late(mailing, values, has_begun=has_begun)
+        _refuse_misfit(mailing, values)
+        if has_begun and values.keys() & PLANNED_BY:
+            values |= {"audience_cursor": 0, "replanning": True}
+        elif "client_filter" in values:
+            values["clients_count"] = await audience.count(connection, values["client_filter"])
+        await store.change(connection, mailing_id, values)
+        await store.tell(connection)
+        return await store.get(connection, mailing_id)
+
+
+def _refuse_too_late(mailing: Mailing, values: dict[str, Any], *, has_begun: bool) -> None:
+    if mailing.status in ENDED or mailing.datetime_end <= datetime.now(UTC):
+        raise MailingEndedError
+    if has_begun and values.get("datetime_start", mailing.datetime_start) != mailing.datetime_start:
+        raise MailingStartedError
+
+
+def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
+    """Refuse a change that is right in itself but not together with what stays."""
+    names = {field for field in NewMailing.__struct_fields__ if field != "on_unknown"}
+    whole = {name: getattr(mailing, name) for name in names} | values
+    errors = [
+        *MailingChange.broken_rules(whole, datetime.now(UTC)),
+        *half_window(whole),
+    ]
+    if errors:
+        raise InvalidError(errors)
+
+
+# A process that may send for a mailing holds this lock, shared, and lets go of it when it has
+# dropped the mailing: with the lock in hand, nobody sends for it any more.
+AWAIT_STOP = text("SELECT pg_advisory_xact_lock(:mailing_id)")
+
+
+async def delete(engine: AsyncEngine, mailing_id: int) -> None:
+    """Delete a mailing; returns when no process starts a request for it any more.
+
+    Raises `MailingNotFoundError`.
+    """
+    async with engine.begin() as connection:
+        await store.mark_deleted(connection, mailing_id)
+        await store.tell(connection)
+    async with engine.begin() as connection:
+        await connection.execute(AWAIT_STOP, {"mailing_id": mailing_id})

@@ -1,0 +1,50 @@
+"""A message: one mailing's text for one client, the row in the job table."""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+Status = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled"]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message as it is shown; it carries no personal data."""
+
+    id: int
+    mailing_id: int
+    client_id: int
+    status: Status
+    reason: str | None
+    attempts: int
+    datetime_send: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+class ClaimedMessage(msgspec.Struct, frozen=True):
+    """A message that this process holds under a lease until `lease_expires_at`.
+
+    `attempts` counts this one; together with the lease's owner it fences what is written back.
+    """
+
+    id: int
+    mailing_id: int
+    attempts: int
+    lease_expires_at: datetime
+    phone: str | None
+    time_zone: str
+
+
+class FinishedMessage(msgspec.Struct, frozen=True):
+    """What became of a claimed message: the state it goes to, and why.
+
+    `attempts` is the count to store: one less than the claim's when nothing was tried.
+    """
+
+    claim: ClaimedMessage
+    status: Status
+    attempts: int
+    reason: str | None = None
+    due_at: datetime | None = None
+    sent_at: datetime | None = None

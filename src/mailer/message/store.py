@@ -1,0 +1,145 @@
+"""SQL of the job table: claim, finish, rescue; and its pages.
+
+The three statements of the hot loop go to asyncpg directly, each a transaction of its own. The
+ledger moves with them, by trigger.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.paging import Position, Slice, fetch_slice
+from mailer.db.schema import message
+from mailer.message.model import ClaimedMessage, FinishedMessage, Message
+
+SHOWN = [
+    func.coalesce(message.c.sent_at, message.c.due_at).label(name)
+    if name == "datetime_send"
+    else message.c[name]
+    for name in Message.__struct_fields__
+]
+
+
+def _of_mailing(mailing_id: int, equal: dict[str, Any]) -> Any:  # noqa: ANN401  # SQLAlchemy's Select is generic over its row
+    return select(*SHOWN).where(
+        message.c.mailing_id == mailing_id,
+        *(message.c[name] == value for name, value in equal.items()),
+    )
+
+
+async def page(
+    connection: AsyncConnection, mailing_id: int, position: Position, **equal: str | int
+) -> Slice:
+    """Return a page of a mailing's messages whose columns equal what is given."""
+    rows = _of_mailing(mailing_id, equal)
+    return await fetch_slice(connection, rows, message.c.id, position)
+
+
+async def newest(connection: AsyncConnection, mailing_id: int, limit: int) -> list[Message]:
+    """Return the newest messages of a mailing."""
+    statement = _of_mailing(mailing_id, {}).order_by(message.c.id.desc()).limit(limit)
+    return [Message(**row) for row in (await connection.execute(statement)).mappings()]
+
+
+# Every mailing gives up to a share of what is due, oldest first, so that a large one cannot keep
+# a small one waiting. The index holds only what is scheduled: the cost does not grow with what is
+# done. Rows that another process is claiming are passed over.
+CLAIM = """
+    WITH due AS MATERIALIZED (
+        SELECT message.id, message.client_id
+        FROM mailing CROSS JOIN LATERAL (
+            SELECT id, client_id FROM message
+            WHERE message.mailing_id = mailing.id
+                AND status = 'scheduled' AND due_at <= clock_timestamp()
+            ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+        ) AS message
+        WHERE mailing.id = ANY($1::bigint[]) AND mailing.status = 'running'
+            AND NOT mailing.replanning AND mailing.deleted_at IS NULL
+            AND mailing.datetime_end > clock_timestamp()
+    )
+    UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
+        lease_owner = $3, lease_expires_at = clock_timestamp() + $4, updated_at = now()
+    FROM due JOIN client ON client.id = due.client_id
+    WHERE message.id = due.id
+    RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
+        client.phone, client.time_zone"""
+
+
+async def claim(
+    connection: asyncpg.Connection,
+    mailing_ids: Sequence[int],
+    share: int,
+    owner: UUID,
+    lease: timedelta,
+) -> list[ClaimedMessage]:
+    """Claim up to `share` due messages of each mailing for `owner`, under a lease."""
+    rows = await connection.fetch(CLAIM, mailing_ids, share, owner, lease)
+    return [ClaimedMessage(*row) for row in rows]
+
+
+# Fenced: only who holds the lease that the claim was made under may write its outcome.
+FINISH = """
+    UPDATE message SET status = done.status, reason = done.reason, attempts = done.attempts,
+        due_at = coalesce(done.due_at, message.due_at), sent_at = done.sent_at,
+        lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
+    FROM unnest($2::bigint[], $3::int[], $4::text[], $5::text[], $6::int[],
+        $7::timestamptz[], $8::timestamptz[])
+        AS done (id, claimed, status, reason, attempts, due_at, sent_at)
+    WHERE message.id = done.id AND message.status = 'sending'
+        AND message.attempts = done.claimed AND message.lease_owner = $1"""
+
+
+async def finish(
+    connection: asyncpg.Connection, owner: UUID, finished: Sequence[FinishedMessage]
+) -> int:
+    """Write what became of claimed messages; return how many still were under the lease."""
+    columns = zip(
+        *(
+            (f.claim.id, f.claim.attempts, f.status, f.reason, f.attempts, f.due_at, f.sent_at)
+            for f in finished
+        ),
+        strict=True,
+    )
+    tag = await connection.execute(FINISH, owner, *columns)
+    return int(tag.rpartition(" ")[2])
+
+
+# Nobody knows what became of a message whose lease has expired: it counts as unknown.
+RESCUE = text("""
+    UPDATE message SET
+        status = CASE WHEN mailing.on_unknown = 'hold' THEN 'unknown'
+                      WHEN message.attempts >= :max_attempts THEN 'undelivered'
+                      ELSE 'scheduled' END,
+        reason = CASE WHEN mailing.on_unknown <> 'hold' AND message.attempts >= :max_attempts
+                      THEN 'attempts_exhausted' ELSE 'lease_expired' END,
+        lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
+    FROM mailing
+    WHERE mailing.id = message.mailing_id AND message.status = 'sending' AND message.id IN (
+        SELECT id FROM message WHERE status = 'sending' AND lease_expires_at <= clock_timestamp()
+        LIMIT :chunk FOR UPDATE SKIP LOCKED)""")
+
+
+async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> int:
+    """Take up to `chunk` messages from owners whose lease has expired; return how many."""
+    rescued = await connection.execute(RESCUE, {"max_attempts": max_attempts, "chunk": chunk})
+    return rescued.rowcount
+
+
+NEXT_DUE = """
+    SELECT extract(epoch FROM min(next.due_at) - clock_timestamp())::float8
+    FROM unnest($1::bigint[]) AS mailing (id) CROSS JOIN LATERAL (
+        SELECT due_at FROM message WHERE mailing_id = mailing.id AND status = 'scheduled'
+        ORDER BY due_at LIMIT 1) AS next"""
+
+
+async def seconds_to_next_due(
+    connection: asyncpg.Connection, mailing_ids: Sequence[int]
+) -> float | None:
+    """Return the seconds until a message of these mailings is due; None when none waits."""
+    seconds: float | None = await connection.fetchval(NEXT_DUE, mailing_ids)
+    return seconds

@@ -1,0 +1,106 @@
+"""Checks what is given against a model and names every wrong field at once.
+
+msgspec alone stops at the first wrong field, so that each field is converted on its own.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+from mailer.errors import FieldError, InvalidError
+
+MAX_ID = 2**53 - 1
+"""Largest id: PostgreSQL holds more, JSON readers do not."""
+
+NO_NUL = r"^[^\x00]*$"
+"""PostgreSQL stores every character but this one."""
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What somebody gives to mailer. Unknown fields are refused.
+
+    A field says its rule to people by `Meta(extra={"rule": ...})`.
+    """
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # a model without such rules looks at nothing
+        """Name what types cannot say at the moment `at`, from the fields that are right so far."""
+        return ()
+
+
+Given = TypeVar("Given", bound=Input)
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """How one field of a model is checked."""
+
+    annotation: Any
+    required: bool
+    rule: str | None
+    inner: type[Input] | None
+
+
+def check(model: type[Given], given: object, at: datetime, *, strict: bool = True) -> Given:
+    """Return `given` as a `model` at the moment `at`.
+
+    Raises `InvalidError` naming every wrong field.
+
+    `strict=False` also reads numbers from text, as in a query.
+    """
+    if not isinstance(given, Mapping):
+        raise InvalidError([FieldError("", "expected an object")])
+    fields = _fields(model)
+    errors = [FieldError(str(name), "is not a known field") for name in given if name not in fields]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in given:
+            try:
+                values[name] = _convert(field, given[name], at, strict=strict)
+            except InvalidError as error:
+                errors += (FieldError(f"{name}.{e.field}", e.message) for e in error.errors)
+            except msgspec.ValidationError as error:
+                errors.append(FieldError(name, field.rule or _first_words(error)))
+        elif field.required:
+            errors.append(FieldError(name, "is required"))
+    errors += model.broken_rules(values, at)
+    if errors:
+        raise InvalidError(errors)
+    return model(**values)
+
+
+def _convert(field: Checked, value: object, at: datetime, *, strict: bool) -> object:
+    if field.inner is not None and isinstance(value, Mapping):
+        return check(field.inner, value, at, strict=strict)
+    return msgspec.convert(value, field.annotation, strict=strict)
+
+
+def _first_words(error: msgspec.ValidationError) -> str:
+    """Return what msgspec says, without the path, which the field's name stands for."""
+    message = str(error).split(" - at ", maxsplit=1)[0].replace("`", "")
+    return message[0].lower() + message[1:]
+
+
+@functools.cache
+def _fields(model: type[Input]) -> dict[str, Checked]:
+    return {
+        field.name: Checked(field.type, field.required, _rule(field.type), _inner(field.type))
+        for field in msgspec.structs.fields(model)
+    }
+
+
+def _rule(annotation: Any) -> str | None:  # noqa: ANN401  # whatever stands as an annotation
+    for part in (annotation, *get_args(annotation)):
+        for meta in getattr(part, "__metadata__", ()):
+            if isinstance(meta, msgspec.Meta) and meta.extra and "rule" in meta.extra:
+                return str(meta.extra["rule"])
+    return None
+
+
+def _inner(annotation: Any) -> type[Input] | None:  # noqa: ANN401  # whatever stands as an annotation
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, Input):
+            return part
+    return None

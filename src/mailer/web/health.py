@@ -1,0 +1,38 @@
+"""Whether this process lives, and whether it can work."""
+
+from litestar import Router, get
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.db.migrate import is_current
+from mailer.errors import UnavailableError
+
+
+class Health(Struct, frozen=True):
+    """A word on how it goes."""
+
+    status: str
+
+
+class NotMigratedError(UnavailableError):
+    """The database has another schema than this program; run `mailer migrate`."""
+
+
+@get("/live")
+async def live() -> Health:
+    """Answer as long as the process does."""
+    return Health("ok")
+
+
+@get("/ready")
+async def ready(engine: AsyncEngine) -> Health:
+    """Answer 200 when the database can be reached and has the newest schema, else 503."""
+    async with engine.connect() as connection:
+        if not await is_current(connection):
+            raise NotMigratedError
+    return Health("ok")
+
+
+def health_router() -> Router:
+    """Return the routes under /health."""
+    return Router("/health", route_handlers=[live, ready], tags=["operation"])

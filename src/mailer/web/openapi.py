@@ -1,0 +1,134 @@
+"""What the OpenAPI schema says beyond what Litestar sees: refused fields and problem answers."""
+
+from dataclasses import fields
+from http import HTTPStatus
+from typing import Any, get_origin
+
+import msgspec
+
+# Litestar has no public base for this: its own plugin for structs, asked before Litestar's.
+from litestar._openapi.schema_generation import SchemaCreator
+from litestar._openapi.schema_generation.plugins.struct import StructSchemaPlugin
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import License, OpenAPI, Schema
+from litestar.typing import FieldDefinition
+
+from mailer.web.docs import docs_plugins, docs_router
+from mailer.web.problems import MEDIA_TYPE, Problem
+
+METHODS = ("get", "post", "put", "patch", "delete")
+PROBLEMS = {
+    400: "Malformed, or against a rule: `errors` names every wrong field.",
+    404: "No such thing.",
+    409: "It clashes with the present state.",
+    413: "The body is too large.",
+    415: "The body is of another type than the call takes.",
+    503: "The database is away.",
+}
+
+
+def openapi_config(version: str) -> OpenAPIConfig:
+    """Return what Litestar needs to describe the API of mailer `version` and to show its pages."""
+    config = _Config(
+        title="mailer",
+        version=version,
+        description="Mailings to clients by an SMS gateway, and what became of every message.",
+        license=License(name="MIT", identifier="MIT"),
+        use_handler_docstrings=True,
+        render_plugins=docs_plugins(),
+        openapi_router=docs_router(),
+    )
+    config.default_plugin = None  # `/` is the admin pages'
+    return config
+
+
+class StrictStructPlugin(StructSchemaPlugin):
+    """Says of a struct that forbids unknown fields that it does."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Return whether the type is such a struct."""
+        if not super().is_plugin_supported_field(field_definition):
+            return False
+        struct = get_origin(field_definition.annotation) or field_definition.annotation
+        return bool(struct.__struct_config__.forbid_unknown_fields)
+
+    def to_openapi_schema(
+        self, field_definition: FieldDefinition, schema_creator: SchemaCreator
+    ) -> Schema:
+        """Return Litestar's schema of the struct, closed."""
+        schema = super().to_openapi_schema(field_definition, schema_creator)
+        schema.additional_properties = False
+        return schema
+
+
+class _Config(OpenAPIConfig):
+    def to_openapi_schema(self) -> OpenAPI:
+        plain = super().to_openapi_schema()
+        return _OpenAPI(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+
+
+class _OpenAPI(OpenAPI):
+    def to_schema(self) -> dict[str, Any]:
+        schema = super().to_schema()
+        _declare_problems(schema)
+        return schema
+
+
+def _declare_problems(schema: dict[str, Any]) -> None:
+    """Give each operation of `schema` the problems that it may answer with."""
+    _refs, models = msgspec.json.schema_components(
+        [Problem], ref_template="#/components/schemas/{name}"
+    )
+    components = schema.setdefault("components", {})
+    components["schemas"] = models | components.get("schemas", {})
+    components["responses"] = {
+        _name(status): _answer(status, text) for status, text in PROBLEMS.items()
+    }
+    for item in schema["paths"].values():
+        for method in METHODS:
+            if operation := item.get(method):
+                _declare_problems_of(method, operation)
+
+
+def _declare_problems_of(method: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    for status in responses.keys() - {str(known) for known in PROBLEMS}:
+        if status >= "400":  # a handler's own: its words, our shape
+            responses[status]["content"] = _content()
+    for status in _statuses(method, operation):
+        responses[str(status)] = {"$ref": f"#/components/responses/{_name(status)}"}
+
+
+def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
+    """Return the problems that such a call can meet."""
+    statuses = {400, 503} | {
+        int(status) for status in operation["responses"] if int(status) in PROBLEMS
+    }
+    if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])):
+        statuses.add(404)
+    if "requestBody" in operation:
+        statuses |= {413, 415}
+    if method != "get":
+        statuses.add(409)
+    return sorted(statuses)
+
+
+def _answer(status: int, text: str) -> dict[str, Any]:
+    example = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": text,
+    }
+    if status == HTTPStatus.BAD_REQUEST:
+        example["errors"] = [{"field": "phone", "message": "must be 7 and ten digits"}]
+    return {"description": text, "content": _content(example)}
+
+
+def _content(example: dict[str, Any] | None = None) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {MEDIA_TYPE: media | ({"example": example} if example else {})}
+
+
+def _name(status: int) -> str:
+    return f"Problem{status}"

@@ -1,0 +1,97 @@
+"""Turns errors into problems (RFC 9457): here alone a family of errors gets a status."""
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from msgspec import UNSET, UnsetType
+
+from mailer.db.engine import is_away
+from mailer.errors import (
+    ConflictError,
+    FieldError,
+    InvalidError,
+    MailerError,
+    NotFoundError,
+    UnavailableError,
+)
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUSES: dict[type[MailerError], HTTPStatus] = {
+    InvalidError: HTTPStatus.BAD_REQUEST,
+    NotFoundError: HTTPStatus.NOT_FOUND,
+    ConflictError: HTTPStatus.CONFLICT,
+    UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What went wrong; `errors` names every wrong field when the input is bad."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] | UnsetType = UNSET
+
+
+def on_mailer_error(_: Request[Any, Any, Any], error: MailerError) -> Response[Problem]:
+    """Answer what mailer refuses."""
+    status = next(
+        (status for family, status in STATUSES.items() if isinstance(error, family)),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+    if isinstance(error, InvalidError):
+        return _answer(status, "Some fields are wrong.", errors=list(error.errors))
+    return _answer(status, str(error))
+
+
+def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    """Answer what the framework refuses: routes, methods, parameters, media types, sizes."""
+    errors = [
+        FieldError(str(extra.get("key", "")), str(extra.get("message", "")))
+        for extra in (error.extra if isinstance(error.extra, list) else ())
+        if isinstance(extra, dict)
+    ]
+    if isinstance(error, ValidationException):
+        return _answer(HTTPStatus.BAD_REQUEST, "Some fields are wrong.", errors=errors)
+    headers = dict(error.headers or {})
+    return _answer(HTTPStatus(error.status_code), error.detail, headers=headers)
+
+
+def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    """Answer 503 while the database is away, and 500 for what should not happen."""
+    if is_away(error):
+        log.warning("database_away", at="api")
+        return _answer(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The database is away; try again in a moment.",
+            headers={"Retry-After": "1"},
+        )
+    # the frames alone: an error's text may hold what a client sent
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
+
+
+def _answer(
+    status: HTTPStatus,
+    detail: str,
+    *,
+    errors: list[FieldError] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response[Problem]:
+    problem = Problem("about:blank", status.phrase, status.value, detail, errors or UNSET)
+    return Response(problem, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+HANDLERS: dict[Any, Any] = {
+    MailerError: on_mailer_error,
+    HTTPException: on_http_error,
+    Exception: on_other_error,
+}

@@ -1,0 +1,99 @@
+"""Queries, read like bodies: a model of their own, every wrong parameter named."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request
+from litestar.di import Provide
+from litestar.openapi.spec import Operation, Parameter, Schema
+from msgspec import UNSET, Meta, UnsetType
+
+from mailer.db.paging import Position
+from mailer.validation import MAX_ID, Input, check
+
+_CAPITAL = re.compile("[A-Z]")
+
+Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra={"rule": f"must be a number from 1 to {MAX_ID}"})]
+
+
+class PageQuery(Input, frozen=True, kw_only=True):
+    """Which page: `before` and `after` are ids that the answer's `next` and `previous` carry."""
+
+    limit: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Rows on the page, 1 to 1,000.",
+            extra={"rule": "must be a number from 1 to 1000"},
+        ),
+    ] = 100
+    before: Id | UnsetType = UNSET
+    after: Id | UnsetType = UNSET
+
+    @property
+    def position(self) -> Position:
+        """Return what the store needs to know."""
+        return Position(
+            self.limit,
+            None if self.before is UNSET else self.before,
+            None if self.after is UNSET else self.after,
+        )
+
+    def equal(self) -> dict[str, Any]:
+        """Return the filters that are given."""
+        paging = PageQuery.__struct_fields__
+        return {
+            name: value
+            for name, value in msgspec.structs.asdict(self).items()
+            if name not in paging and value is not UNSET
+        }
+
+
+def takes(model: type[PageQuery]) -> dict[str, Any]:
+    """Return what a route needs to be `asked` for `model`, and to document it."""
+    return {
+        "dependencies": {"asked": Provide(_reader(model))},
+        "operation_class": _operation(model),
+    }
+
+
+def _reader(model: type[PageQuery]) -> Callable[..., Any]:
+    async def read(request: Request[Any, Any, Any]) -> PageQuery:
+        parameters = request.query_params
+        given = {
+            name: parameters[name] if len(values) == 1 else values  # no rule allows a list
+            for name in parameters
+            if (values := parameters.getall(name))
+        }
+        return check(model, given, datetime.now(UTC), strict=False)
+
+    return read
+
+
+def _operation(model: type[PageQuery]) -> type[Operation]:
+    """Return an operation that lists the model's fields as query parameters."""
+    _, components = msgspec.json.schema_components([model])
+    properties = components[model.__name__]["properties"]
+
+    @dataclass  # as its base is
+    class Queried(Operation):
+        def __post_init__(self) -> None:
+            self.parameters = [
+                *(self.parameters or ()),
+                *(_parameter(name, dict(schema)) for name, schema in properties.items()),
+            ]
+
+    return Queried
+
+
+def _parameter(name: str, schema: dict[str, Any]) -> Parameter:
+    description = schema.pop("description", None)
+    attributes = {_CAPITAL.sub(lambda m: f"_{m[0].lower()}", key): schema[key] for key in schema}
+    return Parameter(
+        name=name, param_in="query", description=description, schema=Schema(**attributes)
+    )

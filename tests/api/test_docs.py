@@ -1,0 +1,177 @@
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from litestar import Litestar, Router, get, patch, post
+from litestar.exceptions import TooManyRequestsException
+from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.testing import TestClient
+
+from mailer.web import assets
+from mailer.web.assets import asset_url, static_router
+from mailer.web.openapi import StrictStructPlugin, openapi_config
+
+PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+class Address(msgspec.Struct, forbid_unknown_fields=True):
+    city: str
+
+
+class NewPerson(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    address: Address | None = None
+
+
+class Person(msgspec.Struct):
+    id: int
+    name: str
+
+
+@get("/", include_in_schema=False)
+async def home() -> str:
+    return "home"
+
+
+@get("/people/{person_id:int}")
+async def show(person_id: FromPath[int]) -> Person:
+    """Return one person."""
+    return Person(person_id, "x")
+
+
+@get("/people", raises=[TooManyRequestsException])
+async def index(limit: Annotated[int, QueryParameter(ge=1)] = 100) -> list[Person]:
+    return [Person(limit, "x")]
+
+
+@post("/people")
+async def add(data: JSONBody[NewPerson]) -> Person:
+    return Person(1, data.name)
+
+
+@patch("/people/{person_id:int}")
+async def change(person_id: FromPath[int], data: JSONBody[NewPerson]) -> Person:
+    return Person(person_id, data.name)
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[TestClient[Litestar]]:
+    app = Litestar(
+        [home, Router("/api/v1", route_handlers=[show, index, add, change]), static_router()],
+        openapi_config=openapi_config("1.2.3"),
+        plugins=[StrictStructPlugin()],
+        logging_config=None,
+    )
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def schema(web: TestClient[Litestar]) -> dict[str, Any]:
+    found: dict[str, Any] = web.get("/openapi.json").json()
+    return found
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/", "/redoc"])
+def test_a_page_needs_no_outside_host(web: TestClient[Litestar], path: str) -> None:
+    page = web.get(path)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert "//" not in page.text.replace("<!DOCTYPE html>", "")
+    linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert linked
+    for url in linked:
+        answer = web.get(url)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_a_page_allows_scripts_of_its_own_host_alone(web: TestClient[Litestar], path: str) -> None:
+    page = web.get(path)
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self';" in policy
+    assert "<script>" not in page.text
+
+
+def test_other_paths_are_left_alone(web: TestClient[Litestar]) -> None:
+    assert web.get("/").text == "home"
+    unknown = web.get("/unknown")
+    assert unknown.status_code == 404
+    assert unknown.headers["content-type"].startswith("application/json")  # the app's own answer
+
+
+def test_a_static_file_is_served_from_its_folder_alone(web: TestClient[Litestar]) -> None:
+    assert web.get("/static/../assets.py").status_code == 404
+    assert web.get("/static/%2e%2e/assets.py").status_code == 404
+    assert web.get("/static/nothing.js").status_code == 404
+
+
+def test_an_address_changes_with_the_file() -> None:
+    digest = hashlib.sha256((assets.FOLDER / "docs.js").read_bytes()).hexdigest()
+    assert asset_url("docs.js") == f"/static/docs.js?v={digest[:12]}"
+
+
+def test_the_schema_is_openapi_3_1(web: TestClient[Litestar], schema: dict[str, Any]) -> None:
+    assert web.get("/openapi.json").headers["content-type"] == "application/json"
+    assert schema["openapi"].startswith("3.1.")
+    assert schema["info"]["version"] == "1.2.3"
+    assert schema["paths"].keys() == {"/api/v1/people", "/api/v1/people/{person_id}"}
+
+
+def test_a_struct_that_refuses_unknown_fields_says_so(schema: dict[str, Any]) -> None:
+    models = schema["components"]["schemas"]
+    assert models["NewPerson"]["additionalProperties"] is False
+    assert models["Address"]["additionalProperties"] is False
+    assert "additionalProperties" not in models["Person"]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "statuses"),
+    [
+        ("/api/v1/people", "get", {"400", "429", "503"}),
+        ("/api/v1/people", "post", {"400", "409", "413", "415", "503"}),
+        ("/api/v1/people/{person_id}", "get", {"400", "404", "503"}),
+        ("/api/v1/people/{person_id}", "patch", {"400", "404", "409", "413", "415", "503"}),
+    ],
+)
+def test_each_call_declares_its_problems(
+    schema: dict[str, Any], path: str, method: str, statuses: set[str]
+) -> None:
+    answers = schema["paths"][path][method]["responses"]
+    problems = {status for status in answers if status >= "400"}
+    assert problems == statuses
+    for status in problems:
+        answer = answers[status]
+        if "$ref" in answer:
+            answer = schema["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+        assert answer["description"]
+        assert answer["content"].keys() == {"application/problem+json"}
+        assert answer["content"]["application/problem+json"]["schema"] == PROBLEM
+
+
+def test_a_problem_names_every_wrong_field(schema: dict[str, Any]) -> None:
+    models = schema["components"]["schemas"]
+    assert models["Problem"]["required"] == ["type", "title", "status", "detail"]
+    assert models["Problem"]["properties"]["errors"]["items"] == {
+        "$ref": "#/components/schemas/FieldError"
+    }
+    assert models["FieldError"]["properties"].keys() == {"field", "message"}
+
+
+def test_vendored_files_are_what_they_are_said_to_be() -> None:
+    told = re.findall(
+        r"^\| (\S+) \| ([0-9a-f]{64}) \|$",
+        (assets.FOLDER / "VENDORED.md").read_text(),
+        re.MULTILINE,
+    )
+    found = {
+        str(file.relative_to(assets.FOLDER)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for folder in ("redoc", "swagger-ui")
+        for file in Path(assets.FOLDER, folder).iterdir()
+    }
+    assert dict(told) == found

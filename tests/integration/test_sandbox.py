@@ -1,0 +1,512 @@
+import asyncio
+import io
+import json
+import logging
+import math
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from aiohttp import (
+    ClientConnectionError,
+    ClientOSError,
+    ClientSession,
+    ClientTimeout,
+    ServerDisconnectedError,
+    TCPConnector,
+)
+
+from mailer.errors import InvalidError, StartError
+from mailer.gateway.idset import IdSet
+from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
+from mailer.gateway.sandbox_command import run_sandbox
+
+PHONE = 79_001_234_567
+TEXT = "Hello from the test"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came back for one request, read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Client:
+    """Follows the gateway protocol unless told otherwise."""
+
+    def __init__(self, session: ClientSession, url: str) -> None:
+        self.session = session
+        self.url = url
+
+    async def send(self, message_id: int, token: str = "any") -> Reply:  # noqa: S107 -- no secret
+        body = {"id": message_id, "phone": PHONE, "text": TEXT}
+        return await self.request("POST", f"{message_id}", json.dumps(body).encode(), token=token)
+
+    async def request(
+        self, method: str, path: str, body: bytes | io.BytesIO, token: str | None = None
+    ) -> Reply:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        async with self.session.request(
+            method, self.url + path, data=body, headers=headers
+        ) as answer:
+            return Reply(answer.status, dict(answer.headers), await answer.read())
+
+    async def send_all(self, count: int) -> None:
+        """Send messages 1 to `count`, 20 at a time, whatever comes of each."""
+        ids = iter(range(1, count + 1))
+
+        async def work() -> None:
+            for message_id in ids:
+                try:
+                    await self.send(message_id)
+                except (ClientConnectionError, TimeoutError):
+                    continue
+
+        await asyncio.gather(*(work() for _ in range(20)))
+
+
+@asynccontextmanager
+async def client_of(url: str, *, patience: float = 5.0) -> AsyncIterator[Client]:
+    limits = ClientTimeout(total=patience)
+    connector = TCPConnector(limit=0)
+    async with ClientSession(connector=connector, timeout=limits) as session:
+        yield Client(session, url)
+
+
+@asynccontextmanager
+async def serving(sandbox: SandboxGateway, *, patience: float = 5.0) -> AsyncIterator[Client]:
+    async with sandbox.run() as url, client_of(url, patience=patience) as client:
+        yield client
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 -- the sandbox has no event for every count
+            await asyncio.sleep(0.005)
+
+
+# What is asked of it
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["jitter", "error_rate", "reject_rate", "malformed_rate", "hang_rate", "reset_rate"],
+)
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])
+def test_fractions_lie_between_0_and_1(field: str, value: float) -> None:
+    with pytest.raises(InvalidError, match=f"{field}: must be from 0 to 1$"):
+        Faults(**{field: value})  # type: ignore[arg-type]  # the field is a parameter here
+
+
+def test_every_wrong_field_is_named() -> None:
+    with pytest.raises(InvalidError) as raised:
+        Faults(latency=3_601.0, rate_limit=-1.0, hang_rate=2.0)
+    assert [error.field for error in raised.value.errors] == ["latency", "hang_rate", "rate_limit"]
+
+
+def test_rates_add_up_to_1_at_most() -> None:
+    Faults(error_rate=0.7, reject_rate=0.1, malformed_rate=0.1, hang_rate=0.1)
+    with pytest.raises(InvalidError, match="must not add up to more than 1"):
+        Faults(error_rate=0.6, reset_rate=0.6)
+
+
+# The protocol
+
+
+async def test_good_request_is_accepted() -> None:
+    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106 -- no secret
+    async with serving(sandbox) as client:
+        reply = await client.send(7, token="right")  # noqa: S106 -- no secret
+    assert client.url.startswith("http://127.0.0.1:")
+    assert client.url.endswith("/send/")
+    assert (reply.status, json.loads(reply.body)["code"]) == (200, 0)
+    assert reply.headers["Content-Type"].startswith("application/json")
+    assert (sandbox.counts.accepted, sandbox.counts.total) == (1, 1)
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", "RIGHT", "right2"])
+async def test_wrong_or_missing_token_is_401(token: str | None) -> None:
+    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106 -- no secret
+    async with serving(sandbox) as client:
+        reply = await client.request("POST", "1", b"{}", token=token)
+    assert reply.status == 401
+    assert (sandbox.counts.unauthorized, sandbox.counts.total) == (1, 1)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+async def test_other_methods_are_405(method: str) -> None:
+    sandbox = SandboxGateway(Faults())
+    async with serving(sandbox) as client:
+        reply = await client.request(method, "1", b"")
+    assert (reply.status, reply.headers["Allow"]) == (405, "POST")
+    assert sandbox.counts.invalid == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("2", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
+        ("01", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
+        ("1/", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
+        ("", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
+        ("../1", b'{"id":1,"phone":79001234567,"text":"a"}', 404),
+        ("1", b'{"id":"1","phone":79001234567,"text":"a"}', 400),
+        ("0", b'{"id":0,"phone":79001234567,"text":"a"}', 400),
+        ("1", b'{"id":1,"phone":"79001234567","text":"a"}', 400),
+        ("1", b'{"id":1,"phone":9001234567,"text":"a"}', 400),
+        ("1", b'{"id":1,"phone":79001234567,"text":""}', 400),
+        ("1", b'{"id":1,"phone":79001234567,"text":"%s"}' % (b"a" * 1_601), 400),
+        ("1", b'{"id":1,"phone":79001234567,"text":"\xff"}', 400),
+        ("1", b'{"id":1,"phone":79001234567,"text":"a","more":1}', 400),
+        ("1", b'{"id":1,"phone":79001234567}', 400),
+        ("1", b"[]", 400),
+        ("1", b"", 400),
+    ],
+)
+async def test_what_breaks_the_protocol_is_refused(path: str, body: bytes, status: int) -> None:
+    sandbox = SandboxGateway(Faults())
+    async with serving(sandbox) as client:
+        reply = await client.request("POST", path, body)
+    assert reply.status == status
+    assert (sandbox.counts.invalid, sandbox.counts.total) == (1, 1)
+
+
+async def test_body_over_a_mebibyte_is_refused() -> None:
+    sandbox = SandboxGateway(Faults())
+    async with serving(sandbox) as client:
+        reply = await client.request("POST", "1", io.BytesIO(b"a" * 2_000_000))
+    assert (reply.status, sandbox.counts.invalid) == (413, 1)
+
+
+async def test_repeat_of_an_accepted_message_is_accepted_and_counted() -> None:
+    taken: list[Taken] = []
+    sandbox = SandboxGateway(Faults(error_rate=0.5, seed=1), on_taken=taken.append)
+    async with serving(sandbox) as client:
+        while sandbox.counts.accepted == 0:
+            await client.send(7)
+        replies = [await client.send(7) for _ in range(20)]
+    assert {reply.status for reply in replies} == {200}
+    assert (sandbox.counts.accepted, sandbox.counts.repeats) == (21, 20)
+    assert [row.repeat for row in taken if row.kind == "accepted"] == [False] + [True] * 20
+
+
+async def test_message_sent_while_its_request_is_open_is_an_overlap() -> None:
+    sandbox = SandboxGateway(Faults(latency=0.1))
+    async with serving(sandbox) as client:
+        await asyncio.gather(client.send(7), client.send(7), client.send(8))
+        await client.send(7)
+    assert (sandbox.counts.overlaps, sandbox.counts.repeats) == (1, 2)
+
+
+async def test_each_request_taken_is_described() -> None:
+    taken: list[Taken] = []
+    sandbox = SandboxGateway(Faults(), on_taken=taken.append)
+    before = time.time_ns() // 1_000, time.monotonic()
+    async with serving(sandbox) as client:
+        await client.send(7)
+        await client.request("POST", "8", b"{}")
+    after = time.time_ns() // 1_000, time.monotonic()
+    assert [(row.id, row.kind) for row in taken] == [(7, "accepted"), (None, "invalid")]
+    assert before[0] <= taken[0].arrived <= taken[1].arrived <= after[0]
+    assert before[1] <= taken[0].monotonic <= taken[1].monotonic <= after[1]
+
+
+def test_memory_of_ids_is_bounded_and_keeps_the_newest() -> None:
+    ids = IdSet()
+    for number in range(1, 30_000, 2):
+        ids.add(number)
+    assert [number for number in range(1, 30_000) if number in ids] == list(range(1, 30_000, 2))
+    for page in range(10, 10 + 8_192):
+        ids.add(page * 8_192)
+    assert 1 not in ids
+    assert 10 * 8_192 in ids
+    ids.add(2**63 - 1)
+    assert 2**63 - 1 in ids
+    assert 10 * 8_192 not in ids
+
+
+# Faults on the wire
+
+
+async def test_errors_are_500_502_503_and_some_say_when_to_come_back() -> None:
+    sandbox = SandboxGateway(Faults(error_rate=1.0, seed=1))
+    async with serving(sandbox) as client:
+        replies = [await client.send(number) for number in range(1, 61)]
+    seen = {(reply.status, reply.headers.get("Retry-After")) for reply in replies}
+    assert seen == {(500, None), (502, None), (503, None), (503, "1")}
+    assert (sandbox.counts.error, sandbox.counts.total) == (60, 60)
+
+
+async def test_rejects_are_400() -> None:
+    sandbox = SandboxGateway(Faults(reject_rate=1.0))
+    async with serving(sandbox) as client:
+        assert (await client.send(1)).status == 400
+    assert (sandbox.counts.reject, sandbox.counts.total) == (1, 1)
+
+
+def flaw(reply: Reply) -> str:
+    """What is wrong with an answer by the contract's section 5."""
+    if len(reply.body) > 65_536:
+        return "over 64 KiB"
+    try:
+        answer = json.loads(reply.body)
+    except ValueError:
+        return "not JSON"
+    if not isinstance(answer, dict):
+        return "wrong shape"
+    return "code not 0" if answer["code"] != 0 else "none"
+
+
+async def test_malformed_answers_are_200_with_every_flaw() -> None:
+    sandbox = SandboxGateway(Faults(malformed_rate=1.0, seed=1))
+    async with serving(sandbox) as client:
+        replies = [await client.send(number) for number in range(1, 61)]
+    assert {reply.status for reply in replies} == {200}
+    flaws = {flaw(reply) for reply in replies}
+    assert flaws == {"not JSON", "wrong shape", "code not 0", "over 64 KiB"}
+    assert (sandbox.counts.malformed, sandbox.counts.total) == (60, 60)
+
+
+async def test_latency_varies_by_the_jitter_around_its_mean() -> None:
+    sandbox = SandboxGateway(Faults(latency=0.2, jitter=0.5, seed=1))
+
+    async def timed(message_id: int) -> float:
+        started = time.monotonic()
+        await client.send(message_id)
+        return time.monotonic() - started
+
+    async with serving(sandbox) as client:
+        times = await asyncio.gather(*(timed(number) for number in range(1, 41)))
+    assert min(times) >= 0.099
+    assert max(times) < 0.5
+    assert max(times) - min(times) > 0.1
+
+
+async def test_hanging_request_never_answers_and_ends_with_its_client() -> None:
+    sandbox = SandboxGateway(Faults(hang_rate=1.0))
+    async with serving(sandbox, patience=0.2) as client:
+        with pytest.raises(TimeoutError):
+            await client.send(7)
+        await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            await client.send(7)
+    assert sandbox.counts.hang == 2
+    assert sandbox.counts.overlaps == 0  # the first was over when the second came
+
+
+async def test_reset_is_rst_on_the_wire() -> None:
+    sandbox = SandboxGateway(Faults(reset_rate=1.0))
+    body = b'{"id":1,"phone":%d,"text":"a"}' % PHONE
+    head = b"POST /send/1 HTTP/1.1\r\nHost: sandbox\r\nContent-Length: %d\r\n\r\n" % len(body)
+    loop = asyncio.get_running_loop()
+    async with sandbox.run() as url:
+        with socket.socket() as connection:
+            connection.settimeout(0)
+            await loop.sock_connect(connection, (urlsplit(url).hostname, urlsplit(url).port))
+            await loop.sock_sendall(connection, head + body)
+            with pytest.raises(ConnectionResetError):
+                await loop.sock_recv(connection, 1)
+    assert (sandbox.counts.reset, sandbox.counts.total) == (1, 1)
+
+
+async def test_reset_reaches_an_http_client_as_a_lost_connection() -> None:
+    sandbox = SandboxGateway(Faults(reset_rate=1.0))
+    async with serving(sandbox) as client:
+        with pytest.raises((ClientOSError, ServerDisconnectedError)):
+            await client.send(1)
+
+
+async def test_request_whose_client_goes_before_the_answer_is_gone() -> None:
+    sandbox = SandboxGateway(Faults(latency=5.0))
+    async with serving(sandbox, patience=0.1) as client:
+        with pytest.raises(TimeoutError):
+            await client.send(7)
+        await until(lambda: sandbox.counts.gone == 1)
+    assert (sandbox.counts.accepted, sandbox.counts.total) == (0, 1)
+
+
+async def test_fractions_come_out_as_asked_for() -> None:
+    faults = Faults(
+        error_rate=0.2, reject_rate=0.1, malformed_rate=0.1, hang_rate=0.01, reset_rate=0.1, seed=3
+    )
+    sandbox = SandboxGateway(faults)
+    async with serving(sandbox, patience=0.2) as client:
+        await client.send_all(2_000)
+    counts = sandbox.counts
+    assert counts.total == 2_000
+    for fault, rate in faults.rates():
+        spread = 4 * math.sqrt(2_000 * rate * (1 - rate))
+        assert getattr(counts, fault) == pytest.approx(2_000 * rate, abs=spread)
+
+
+async def test_seed_repeats_a_run() -> None:
+    async def kinds(seed: int) -> list[str]:
+        taken: list[Taken] = []
+        faults = Faults(error_rate=0.3, reject_rate=0.3, malformed_rate=0.2, seed=seed)
+        async with serving(SandboxGateway(faults, on_taken=taken.append)) as client:
+            for number in range(1, 101):
+                await client.send(number)
+        return [row.kind for row in taken]
+
+    first = await kinds(1)
+    assert await kinds(1) == first
+    assert await kinds(2) != first
+
+
+async def test_rate_limit_holds_and_says_when_to_come_back() -> None:
+    sandbox = SandboxGateway(Faults(rate_limit=50.0))
+    replies: list[Reply] = []
+    async with serving(sandbox) as client:
+        started = time.monotonic()
+        number = 0
+        while time.monotonic() - started < 0.6:
+            number += 1
+            replies.append(await client.send(number))
+        seconds = time.monotonic() - started
+    counts = sandbox.counts
+    assert 75 <= counts.accepted <= 50 * (seconds + 1)
+    assert counts.limited == counts.total - counts.accepted > 0
+    assert {r.headers["Retry-After"] for r in replies if r.status == 429} == {"1"}
+
+
+async def test_slow_rate_limit_asks_for_a_longer_pause() -> None:
+    async with serving(SandboxGateway(Faults(rate_limit=0.25))) as client:
+        assert (await client.send(1)).status == 200
+        limited = await client.send(2)
+    assert (limited.status, limited.headers["Retry-After"]) == (429, "4")
+
+
+# Starting and stopping
+
+
+@pytest.mark.parametrize(
+    ("faults", "kind"), [(Faults(hang_rate=1.0), "hang"), (Faults(latency=60.0), "gone")]
+)
+async def test_stops_at_once_while_requests_wait(faults: Faults, kind: str) -> None:
+    sandbox = SandboxGateway(faults)
+    async with client_of("set below") as client:
+        async with sandbox.run() as client.url:
+            requests = [asyncio.create_task(client.send(number)) for number in range(1, 51)]
+            await asyncio.sleep(0.3)
+            started = time.monotonic()
+        assert time.monotonic() - started < 0.5
+        ends = await asyncio.gather(*requests, return_exceptions=True)
+    assert {type(end) for end in ends} <= {ServerDisconnectedError, ClientOSError}
+    assert (getattr(sandbox.counts, kind), sandbox.counts.total) == (50, 50)
+
+
+async def test_stops_at_once_with_idle_connections() -> None:
+    async with client_of("set below") as client:
+        async with SandboxGateway(Faults()).run() as client.url:
+            await client.send_all(40)
+            started = time.monotonic()
+        assert time.monotonic() - started < 0.5
+
+
+async def test_taken_port_is_said_in_one_line() -> None:
+    async with SandboxGateway(Faults()).run() as url:
+        port = urlsplit(url).port
+        assert port is not None
+        with pytest.raises(StartError, match=f"^cannot listen on 127.0.0.1:{port}: .*in use"):
+            async with SandboxGateway(Faults()).run(port=port):
+                pass
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"%d %s\r\n\r\n"],
+        [b"POST /send/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"z%d %s\r\n"],
+    ],
+)
+async def test_log_never_quotes_what_could_not_be_read(
+    parts: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SandboxGateway(Faults()).run() as url:
+        reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+        for part in parts:
+            writer.write(part.replace(b"%d", b"%d" % PHONE).replace(b"%s", TEXT.encode()))
+            await asyncio.sleep(0.05)  # so that each part is read by itself
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+    assert "Error" in caplog.text or "Unhandled" in caplog.text
+    assert str(PHONE) not in caplog.text
+    assert TEXT not in caplog.text
+
+
+# The command
+
+
+class Command:
+    """`run_sandbox` under way: what it echoed and logged so far."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.lines: list[str] = []
+        self.log = io.StringIO()
+        serve = run_sandbox(faults, "127.0.0.1", 0, None, self.log, self.lines.append)
+        self.task = asyncio.create_task(serve)
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self.task
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+async def test_log_has_a_row_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    command = Command(Faults(error_rate=0.2, hang_rate=0.02, reset_rate=0.1, seed=1))
+    await until(lambda: bool(command.lines))
+    before = time.time_ns() // 1_000
+    async with client_of(command.lines[0], patience=0.1) as client:
+        await client.send_all(300)
+        await client.request("GET", "1", b"")
+    after = time.time_ns() // 1_000
+    await command.stop()
+
+    rows = command.rows()
+    assert sorted(row["id"] for row in rows if row["id"] is not None) == list(range(1, 301))
+    assert {row["kind"] for row in rows} == {"accepted", "error", "hang", "reset", "invalid"}
+    assert all(before <= row["arrived"] <= after for row in rows)
+    summary = command.lines[-1]
+    for kind, count in Counter(row["kind"] for row in rows).items():
+        assert f"{kind} {count}" in summary
+    written = command.log.getvalue() + caplog.text + "".join(command.lines)
+    assert str(PHONE) not in written
+    assert TEXT not in written
+
+
+async def test_log_marks_repeats() -> None:
+    command = Command(Faults())
+    await until(lambda: bool(command.lines))
+    async with client_of(command.lines[0]) as client:
+        await client.send(7)
+        await client.send(7)
+    await command.stop()
+    assert [row.get("repeat", False) for row in command.rows()] == [False, True]
+
+
+async def test_command_tells_once_a_second_and_only_when_something_came() -> None:
+    command = Command(Faults())
+    await until(lambda: bool(command.lines))
+    async with client_of(command.lines[0]) as client:
+        await client.send_all(30)
+        await asyncio.sleep(2.3)
+    await command.stop()
+    url, told, summary = command.lines
+    assert url.startswith("http://127.0.0.1:")
+    assert told.startswith("30 taken (")
+    assert told.endswith("/s): accepted 30")
+    assert summary.startswith("stopped after 2.")
+    assert summary.endswith("accepted 30")
