@@ -2,44 +2,104 @@
 
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from typing import Any, TextIO, TypeVar
 
 import click
 import uvloop
 
 from mailer import app
-from mailer.errors import MailerError
+from mailer.errors import MailerError, StartError
+from mailer.gateway.faults import Faults
+from mailer.gateway.sandbox_command import run_sandbox
 from mailer.log import configure_logging
 from mailer.settings import Settings, read_settings
 
+Result = TypeVar("Result")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
-def _run(work: Coroutine[None, None, None]) -> None:
-    """Run `work` to its end; what mailer refuses is one line on standard error and exit 1."""
+CANNOT_START = 78
+"""Exit status when the surroundings are wrong and a restart would not help (sysexits.h)."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` to its end; what mailer refuses is one line on standard error."""
     try:
-        uvloop.run(work)
+        return uvloop.run(work)
     except MailerError as error:
-        sys.exit(f"mailer: {error}")
+        click.echo(f"mailer: {error}", err=True)
+        sys.exit(CANNOT_START if isinstance(error, StartError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def _settings() -> Settings:
     try:
         settings = read_settings(os.environ)
-    except MailerError as error:
-        sys.exit(f"mailer: {error}")
+    except StartError as error:
+        click.echo(f"mailer: {error}", err=True)
+        sys.exit(CANNOT_START)
     configure_logging(settings.log_level, settings.log_format)
     return settings
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mailer")
 def main() -> None:
-    """Mass messaging by SMS gateway. Settings: variables MAILER_..., or a file .env."""
+    """Mass messaging by SMS gateway. Settings are variables MAILER_..., or a file .env."""
 
 
 @main.command()
 def serve() -> None:
     """Serve the API and the admin pages, and send what is due."""
     _run(app.serve(_settings()))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+    _run(app.migrate_only(_settings()))
+
+
+@main.command()
+def demo() -> None:
+    """Run everything on loopback, with sample clients and mailings under way."""
+    settings = _settings()
+    configure_logging("warning", settings.log_format)  # what there is to see is on the pages
+    _run(app.run_demo(settings, click.echo))
+
+
+def _fraction(name: str, what: str) -> Callable[[Command], Command]:
+    return click.option(name, type=click.FloatRange(0, 1), default=0, help=f"{what}, 0 to 1.")
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True)
+@click.option("--latency", type=click.FloatRange(0), default=0, help="Mean seconds to an answer.")
+@_fraction("--jitter", "Part by which the latency varies")
+@_fraction("--error-rate", "Part answered 500, 502 or 503")
+@_fraction("--reject-rate", "Part refused for good")
+@_fraction("--malformed-rate", "Part answered 200 with nonsense")
+@_fraction("--hang-rate", "Part never answered")
+@_fraction("--reset-rate", "Part whose connection is reset")
+@click.option(
+    "--rate-limit", type=click.FloatRange(0), default=0, help="Messages a second; 0: any."
+)
+@click.option("--seed", type=int, help="For faults that repeat themselves.")
+@click.option("--token", help="The bearer token to ask for.")
+@click.option("--log", type=click.File("w"), help="Write a line of JSON a request here.")
+def gateway(host: str, port: int, token: str | None, log: TextIO | None, **faults: Any) -> None:  # noqa: ANN401  # as click read them
+    """Run the sandbox gateway alone: it takes messages, slow and faulty as asked."""
+    _run(_gateway(host, port, token, log, faults))
+
+
+async def _gateway(
+    host: str, port: int, token: str | None, log: TextIO | None, faults: dict[str, Any]
+) -> None:
+    await run_sandbox(Faults(**faults), host, port, token, log, click.echo)
 
 
 if __name__ == "__main__":

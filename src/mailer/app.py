@@ -5,7 +5,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from litestar import Litestar, Router
 from litestar.di import Provide
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import demo
 from mailer.client.api import ClientController
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine, is_away
@@ -51,6 +53,10 @@ def create_app(engine: AsyncEngine) -> Litestar:
     )
 
 
+class AuthNotBuiltError(StartError):
+    """MAILER_AUTH=required needs keys and accounts, which this version lacks; set it to none."""
+
+
 @contextlib.asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[tuple[str, AsyncEngine]]:
     """Give the URL of the database, embedded if none is set, and an engine on it, migrated."""
@@ -83,15 +89,38 @@ async def _migrate_patiently(engine: AsyncEngine) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve the API and send messages until SIGTERM or SIGINT."""
+    """Serve the API and send messages until SIGTERM or SIGINT; raises `StartError`."""
     if settings.auth == "required":
-        message = (
-            "MAILER_AUTH=required cannot be served yet: API keys and accounts come with a later"
-            " version; set MAILER_AUTH=none, which is allowed on a loopback MAILER_HOST"
-        )
-        raise StartError(message)
+        raise AuthNotBuiltError
+    async with open_database(settings) as (url, engine):
+        await _serve(settings, url, engine, on_start=_say_started)
+
+
+async def migrate_only(settings: Settings) -> None:
+    """Bring the database to the newest schema; raises `StartError`."""
+    async with open_database(settings):
+        log.info("migrated")
+
+
+async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
+    """Serve with everything that is needed to see mailings go out, until SIGTERM or SIGINT."""
+    async with (
+        demo.surroundings(settings) as demo_settings,
+        open_database(demo_settings) as (url, engine),
+    ):
+        await demo.fill(engine)
+        await _serve(demo_settings, url, engine, on_start=partial(demo.greet, echo=echo))
+
+
+def _say_started(address: str) -> None:
+    log.info("started", address=address)
+    notify_systemd("READY=1")
+
+
+async def _serve(
+    settings: Settings, url: str, engine: AsyncEngine, on_start: Callable[[str], None]
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        url, engine = await stack.enter_async_context(open_database(settings))
         gateway = None
         if settings.gateway_url is not None:
             gateway = await stack.enter_async_context(
@@ -102,7 +131,7 @@ async def serve(settings: Settings) -> None:
                 )
             )
         dispatcher = Dispatcher(url, engine, gateway, settings)
-        server = _Server(_server_config(create_app(engine), settings))
+        server = _Server(_server_config(create_app(engine), settings), on_start)
         _stop_on_signals(server, dispatcher)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(dispatcher.run())
@@ -123,7 +152,11 @@ def _server_config(app: Litestar, settings: Settings) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us, and says when it is ready."""
+    """Leaves signals to us, and tells the address that it listens on."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -132,8 +165,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            log.info("started", address=f"http://{self.config.host}:{self.config.port}")
-            notify_systemd("READY=1")
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 def _stop_on_signals(server: uvicorn.Server, dispatcher: Dispatcher) -> None:

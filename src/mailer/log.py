@@ -29,7 +29,7 @@ PERSONAL = re.compile(
 )
 
 # Libraries whose chatter tells an operator nothing; SQLAlchemy's would also show rows.
-QUIET = ("aiohttp", "alembic", "apscheduler", "asyncio", "sqlalchemy", "tzlocal", "uvicorn.access")
+QUIET = ("aiohttp", "alembic", "apscheduler", "asyncio", "sqlalchemy", "tzlocal", "uvicorn")
 
 
 def configure_logging(

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-ENVIRONMENT = {  # nothing of mailer's own, which holds secrets
-    "PATH": os.defpath,
-    "LC_ALL": "C",  # messages in English: they are read
-    "TZ": "UTC",
-}
+LIBRARIES = "LD_LIBRARY_PATH"  # a Python or PostgreSQL outside the usual folders may need it
 
 # Becomes the command. Giving up root clears the wish to be signalled, so that comes second; and
 # a parent that died before it was heard would never be noticed. A preexec_fn would do the same,
@@ -58,12 +54,18 @@ class Account(msgspec.Struct, frozen=True):
             stdout=subprocess.PIPE,
             check=False,
             cwd="/",
-            env=ENVIRONMENT,
+            env=_environment(),
             user=self.uid,
             group=self.gid,
             extra_groups=[self.gid],
         )
         return Path(os.fsdecode(answer.stdout)) if answer.stdout else None
+
+
+def _environment() -> dict[str, str]:
+    """Return what a child needs and nothing of mailer's own, which holds secrets."""
+    inherited = {LIBRARIES: os.environ[LIBRARIES]} if LIBRARIES in os.environ else {}
+    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"} | inherited  # C: messages are read
 
 
 class Child:
@@ -86,7 +88,7 @@ class Child:
             stdout=output,
             stderr=output,
             cwd="/",
-            env=ENVIRONMENT | (environment or {}),
+            env=_environment() | (environment or {}),
             start_new_session=True,  # Ctrl-C is for mailer, which still needs its database
         )
         self.ended = asyncio.Event()

@@ -122,22 +122,21 @@ def _unprivileged_account(home: Path) -> Account | None:
 def _usable_binaries(home: Path, account: Account | None) -> Binaries:
     """Return the programs to run, which `account` can reach like the data."""
     found = find_binaries()
-    if account is not None:
-        if closed := account.closed_folder(home):
-            message = (
-                f"PostgreSQL runs as user {account.uid}, who may not enter {closed}:"
-                " set MAILER_DATA_DIR to a folder that others can reach"
-            )
-            raise StartError(message)
-        closed_to = {binaries: account.closed_folder(binaries.folder) for binaries in found}
-        if found and all(closed_to.values()):
-            message = (
-                f"PostgreSQL runs as user {account.uid}, who may not enter"
-                f" {closed_to[found[0]]}: install mailer where others can reach it"
-            )
-            raise StartError(message)
-        found = [binaries for binaries in found if closed_to[binaries] is None]
-    return choose_binaries(found, home / "data")
+    if account is None:
+        return choose_binaries(found, home / "data")
+    user = f"PostgreSQL runs as user {account.uid}, not as root, and that user"
+    if closed := account.closed_folder(home):
+        message = f"{user} may not enter {closed}: set MAILER_DATA_DIR to a folder it can reach"
+        raise StartError(message)
+    closed_to = {binaries: account.closed_folder(binaries.folder) for binaries in found}
+    found.sort(key=lambda binaries: closed_to[binaries] is not None)
+    chosen = choose_binaries(found, home / "data")
+    if closed := closed_to[chosen]:
+        message = (
+            f"{user} may not enter {closed}: install mailer outside, or set MAILER_DATABASE_URL"
+        )
+        raise StartError(message)
+    return chosen
 
 
 def _write_access_rules(home: Path) -> None:
@@ -172,7 +171,8 @@ async def _create_data(
     try:
         await child.ended.wait()
         if child.code != 0:
-            message = f"PostgreSQL cannot make {home / 'data'}: {last_complaint(output)}"
+            reason = last_complaint(output) or f"initdb ended with code {child.code}"
+            message = f"PostgreSQL cannot make {home / 'data'}: {reason}"
             raise StartError(message)
         _put_in_place(new, home / "data")  # in no thread, which would go on when this is cancelled
     finally:

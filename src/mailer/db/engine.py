@@ -16,7 +16,12 @@ async def connect(url: str) -> asyncpg.Connection:
     return await asyncpg.connect(
         url,
         timeout=CONNECT_TIMEOUT,
-        server_settings={"application_name": "mailer", "timezone": "UTC", "jit": "off"},
+        server_settings={
+            "application_name": "mailer",
+            "timezone": "UTC",
+            "jit": "off",
+            "plan_cache_mode": "force_custom_plan",
+        },
     )
 
 
@@ -32,6 +37,7 @@ def create_engine(url: str, *, pool_size: int = 10) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT,
         pool_pre_ping=True,
+        hide_parameters=True,  # they hold phones and texts
     )
 
 

@@ -83,7 +83,7 @@ class Postmaster:
             self._child = Child(self._command, self._account, self._output, environment)
             if await self._is_ready(self._child):
                 return
-            reason = last_complaint(self._output, mark)
+            reason = last_complaint(self._output, mark) or f"it ended with code {self._child.code}"
             # The backends of a killed postmaster hold its memory for another moment.
             is_held = "lock file" in reason or "shared memory block" in reason
             if not is_held or _now() > deadline:
@@ -103,14 +103,20 @@ class Postmaster:
             if await self._lived() > TENDING:
                 pause = FIRST_PAUSE
             log.warning("database_ended", code=self._child and self._child.code)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            try:
-                await self.start()
-            except (StartError, OSError) as error:
-                log.error("database_restart_failed", reason=str(error), pause=pause)  # noqa: TRY400
-            else:
-                log.warning("database_restarted")
+            is_back = False
+            while not is_back:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                is_back = await self._started_again()
+
+    async def _started_again(self) -> bool:
+        try:
+            await self.start()
+        except (StartError, OSError) as error:
+            log.error("database_restart_failed", reason=str(error))  # noqa: TRY400 (one line says it)
+            return False
+        log.warning("database_restarted")
+        return True
 
     async def _lived(self) -> float:
         """Wait for its end, keeping the log short; return how many seconds that took."""
@@ -192,7 +198,7 @@ def _now() -> float:
 
 
 def last_complaint(output: int, since: int = 0) -> str:
-    """Return what the log says last, from the byte `since` on, of why a program gave up."""
+    """Return what the log says last, from the byte `since` on, of why a program gave up, or ''."""
     size = os.fstat(output).st_size
     since = max(since, size - 65_536)
     lines = os.pread(output, size - since, since).decode(errors="replace").splitlines()
@@ -200,4 +206,4 @@ def last_complaint(output: int, since: int = 0) -> str:
         for line in reversed(lines):
             if mark in line:
                 return line.partition(mark)[2].strip()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -9,16 +9,15 @@ from mailer.errors import FieldError, InvalidError
 Fault = Literal["error", "reject", "malformed", "hang", "reset"]
 Kind = Literal[Fault, "accepted", "limited", "unauthorized", "invalid", "gone"]
 
-_LONGEST_LATENCY = 3_600.0
-_HIGHEST_RATE = 1_000_000.0
-_HIGHEST = {"latency": _LONGEST_LATENCY, "rate_limit": _HIGHEST_RATE}
+_HIGHEST = {"latency": 3_600.0, "rate_limit": 1_000_000.0}  # all others are fractions
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """How slow and how wrong the sandbox is; each rate is a fraction of the requests it takes.
 
-    Only well-formed requests meet faults, at most one each, so the rates may add up to 1 at most.
-    Raises InvalidError naming every field out of range.
+    Only requests that keep to the protocol meet faults and latency, the others are refused at once.
+    Each meets one fault at most, so the rates add up to 1 at most. Raises InvalidError naming every
+    field out of range.
     """
 
     latency: float = 0.0
@@ -38,13 +37,14 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit: float = 0.0
     """Messages a second taken, 0 (no limit) to 1,000,000; over it 429 with `Retry-After`.
 
-    A bucket of one second's messages, one at least: `rate_limit * (t + 1)` pass in `t` seconds.
+    A bucket of one second's messages, one at least, that starts full: in `t` seconds at most
+    `max(1, rate_limit) + rate_limit * t` pass.
     """
     seed: int | None = None
     """With a seed, requests that come in the same order meet the same faults."""
 
     def __post_init__(self) -> None:
-        """Raise InvalidError naming every field out of range."""
+        """Refuse what is out of range."""
         wrong = [
             FieldError(field, f"must be from 0 to {_HIGHEST.get(field, 1.0):,g}")
             for field in self.__struct_fields__

@@ -30,8 +30,6 @@ _NOT_FOUND = refusal("invalid", 404, "no such path")
 _NOT_POST = refusal("invalid", 405, "POST only", allow="POST")
 _TOO_LARGE = refusal("invalid", 413, "body too large")
 
-_QUOTING = (HttpProcessingError, web.RequestPayloadError)
-
 # With this SO_LINGER a socket is closed by RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -172,8 +170,6 @@ class SandboxGateway:
             checked = self._check(request, await request.read())
         except web.HTTPRequestEntityTooLarge:
             checked = _TOO_LARGE
-        except web.RequestPayloadError:
-            checked = _INVALID
         arrived, monotonic = time.time_ns() // 1_000, time.monotonic()
         if isinstance(checked, Answer):
             self._note(Taken(None, arrived, monotonic, checked.kind))
@@ -276,6 +272,6 @@ async def _until_cut() -> NoReturn:
 
 def _without_quotes(record: logging.LogRecord) -> bool:
     """Keep what aiohttp could not parse out of the log, since it may hold a phone."""
-    if record.exc_info and isinstance(record.exc_info[1], _QUOTING):
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
         record.exc_info = None
     return True

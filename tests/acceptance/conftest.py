@@ -1,0 +1,152 @@
+"""The real process and a real gateway on loopback."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+import pytest
+
+from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
+
+Found = TypeVar("Found")
+
+PATIENCE = 30.0
+"""Seconds after which a test stops waiting for what should have come long before."""
+
+
+class MailerProcess:
+    """`mailer serve`, and its API."""
+
+    def __init__(self, **settings: str) -> None:
+        self._environ = {
+            **{name: value for name, value in os.environ.items() if "MAILER" not in name},
+            "MAILER_AUTH": "none",
+            "MAILER_PORT": "0",
+            "MAILER_LOG_FORMAT": "json",
+            **{f"MAILER_{name.upper()}": value for name, value in settings.items()},
+        }
+        self.events: list[dict[str, Any]] = []
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mailer", "serve"),
+            env=self._environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._reading = asyncio.create_task(self._read_log())
+        started = await self.event("started")
+        self.session = aiohttp.ClientSession(started["address"])
+
+    async def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            try:
+                self.events.append(msgspec.json.decode(line))
+            except msgspec.DecodeError:
+                self.events.append({"event": "line", "line": line.decode()})
+
+    async def event(self, name: str) -> dict[str, Any]:
+        """Wait for an event in the log."""
+
+        async def find() -> dict[str, Any] | None:
+            assert self.process.returncode is None, self.events[-20:]
+            return next((event for event in self.events if event["event"] == name), None)
+
+        return await until(find)
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        status = await asyncio.wait_for(self.process.wait(), PATIENCE)
+        await self._reading
+        await self.session.close()
+        return status
+
+    async def call(self, method: str, path: str, body: object = None, status: int = 200) -> Any:
+        """Call the API, expect a status, and return the answer's JSON."""
+        path = path if path.startswith("/health") else f"/api/v1{path}"
+        async with self.session.request(method, path, json=body) as answer:
+            assert answer.status == status, (answer.status, await answer.text())
+            content = await answer.read()
+            return msgspec.json.decode(content) if content else None
+
+    async def mailing(self, mailing_id: int) -> dict[str, Any]:
+        found: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
+        return found
+
+    async def finished(self, mailing_id: int) -> dict[str, Any]:
+        """Wait until a mailing is finished and return it."""
+
+        async def find() -> dict[str, Any] | None:
+            mailing = await self.mailing(mailing_id)
+            return mailing if mailing["status"] == "finished" else None
+
+        return await until(find)
+
+
+async def until(look: Callable[[], Awaitable[Found | None]]) -> Found:
+    """Look again and again until something is found."""
+    async with asyncio.timeout(PATIENCE):
+        while (found := await look()) is None:
+            await asyncio.sleep(0.02)
+        return found
+
+
+class Gateway:
+    """A sandbox gateway that keeps what it takes."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.taken: list[Taken] = []
+        self.sandbox = SandboxGateway(faults, token="secret", on_taken=self.taken.append)  # noqa: S106  # of a test
+        self.url = ""
+
+    @property
+    def ids(self) -> list[int]:
+        """The messages of every request so far, in order."""
+        return [taken.id for taken in self.taken if taken.id is not None]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"gateway_url": self.url, "gateway_token": "secret"}
+
+
+Gateways = Callable[..., Awaitable[Gateway]]
+Mailers = Callable[..., Awaitable[MailerProcess]]
+
+
+@pytest.fixture
+async def start_gateway() -> AsyncIterator[Gateways]:
+    """Starts sandbox gateways."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**faults: Any) -> Gateway:
+            gateway = Gateway(Faults(**faults))
+            gateway.url = await stack.enter_async_context(gateway.sandbox.run())
+            return gateway
+
+        yield start
+
+
+@pytest.fixture
+async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
+    """Starts mailer processes on the test's database."""
+    started: list[MailerProcess] = []
+
+    async def start(**settings: str) -> MailerProcess:
+        mailer = MailerProcess(**{"database_url": database_url} | settings)
+        started.append(mailer)
+        await mailer.start()
+        return mailer
+
+    yield start
+    for mailer in started:
+        await mailer.stop(signal.SIGKILL)
