@@ -1,6 +1,9 @@
 """The command line."""
 
+import asyncio
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TextIO, TypeVar
@@ -99,7 +102,12 @@ def gateway(host: str, port: int, token: str | None, log: TextIO | None, **fault
 async def _gateway(
     host: str, port: int, token: str | None, log: TextIO | None, faults: dict[str, Any]
 ) -> None:
-    await run_sandbox(Faults(**faults), host, port, token, log, click.echo)
+    running = asyncio.create_task(run_sandbox(Faults(**faults), host, port, token, log, click.echo))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
 
 
 if __name__ == "__main__":

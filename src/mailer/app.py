@@ -17,6 +17,7 @@ from litestar.di import Provide
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo
+from mailer.admin.pages import Pages, template_config
 from mailer.client.api import ClientController
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine, is_away
@@ -39,15 +40,19 @@ DATABASE_PATIENCE = 30.0
 """Seconds to wait at the start for a database that is still starting."""
 
 
-def create_app(engine: AsyncEngine) -> Litestar:
-    """Return the web application over `engine`."""
+def create_app(engine: AsyncEngine, *, is_sending: bool = True) -> Litestar:
+    """Return the web application over `engine`; the pages say so when nothing is sent."""
     api = Router("/api/v1", route_handlers=[ClientController, MailingController])
     return Litestar(
-        route_handlers=[api, health_router(), static_router()],
-        dependencies={"engine": Provide(lambda: engine, sync_to_thread=False)},
+        route_handlers=[api, Pages, health_router(), static_router()],
+        dependencies={
+            "engine": Provide(lambda: engine, sync_to_thread=False),
+            "is_sending": Provide(lambda: is_sending, sync_to_thread=False),
+        },
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(version("mailer")),
         plugins=[StrictStructPlugin()],
+        template_config=template_config(),
         request_max_body_size=BODY_LIMIT,
         logging_config=None,
     )
@@ -122,7 +127,9 @@ async def _serve(
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         gateway = None
-        if settings.gateway_url is not None:
+        if settings.gateway_url is None:
+            log.warning("nothing_is_sent", because="MAILER_GATEWAY_URL is not set")
+        else:
             gateway = await stack.enter_async_context(
                 HttpGateway(
                     settings.gateway_url,
@@ -131,7 +138,9 @@ async def _serve(
                 )
             )
         dispatcher = Dispatcher(url, engine, gateway, settings)
-        server = _Server(_server_config(create_app(engine), settings), on_start)
+        server = _Server(
+            _server_config(create_app(engine, is_sending=gateway is not None), settings), on_start
+        )
         _stop_on_signals(server, dispatcher)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(dispatcher.run())

@@ -1,9 +1,11 @@
 """The whole process delivers mailings to a real gateway."""
 
+import asyncio
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.acceptance.conftest import Gateways, MailerProcess, Mailers
+from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
 
 
 def a_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: Any) -> dict[str, Any]:
@@ -33,7 +35,179 @@ async def test_due_mailing_is_delivered_to_its_audience(
     assert created["clients_count"] == 20
 
     mailing = await mailer.finished(created["id"])
-    assert mailing["delivered_messages"] == 20
-    assert sorted(gateway.ids) == sorted(
-        message["id"] for message in mailing["mailing_messages"]
+    assert mailing["delivered_messages"] == mailing["created_messages"] == 20
+    assert sorted(gateway.ids) == sorted(m["id"] for m in mailing["mailing_messages"])
+
+
+async def test_future_mailing_begins_by_itself_and_not_earlier(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings)
+    await add_clients(mailer, 3)
+
+    future = a_mailing(starts_in=1.5)
+    created = await mailer.call("POST", "/mailings", future, 201)
+    assert created["status"] == "scheduled"
+    assert (created["scheduled_messages"], created["created_messages"]) == (3, 0)
+
+    await mailer.finished(created["id"])
+    start = datetime.fromisoformat(future["datetime_start"])
+    assert min(taken.arrived for taken in gateway.taken) >= start.timestamp() * 1e6
+
+
+async def test_nothing_is_sent_after_the_end(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.3)
+    mailer = await start_mailer(**gateway.settings, gateway_concurrency="2")
+    await add_clients(mailer, 30)
+
+    short = a_mailing(lasts=1.5)
+    created = await mailer.call("POST", "/mailings", short, 201)
+    mailing = await mailer.finished(created["id"])
+
+    end = datetime.fromisoformat(short["datetime_end"]).timestamp()
+    assert 0 < len(gateway.taken) < 30
+    assert all(taken.arrived <= end * 1e6 for taken in gateway.taken)
+    assert mailing["delivered_messages"] + mailing["cancelled_messages"] == 30
+    expired = await mailer.call("GET", f"/mailings/{created['id']}/messages?reason=expired")
+    assert expired["count"] == mailing["cancelled_messages"]
+
+
+async def test_nothing_is_sent_outside_the_window(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings)
+    now = datetime.now(UTC)
+    open_now = await mailer.call("POST", "/clients", {"phone": "79160000001"}, 201)
+    await mailer.call("POST", "/clients", {"phone": "79160000002", "time_zone": "Asia/Tokyo"}, 201)
+
+    window: dict[str, Any] = {
+        "send_interval_time_start": (now - timedelta(hours=1)).strftime("%H:%M"),
+        "send_interval_time_end": (now + timedelta(hours=1)).strftime("%H:%M"),
+    }
+    created = await mailer.call("POST", "/mailings", a_mailing(**window), 201)
+    mailing = await mailer.finished(created["id"])
+
+    sent, withheld = sorted(mailing["mailing_messages"], key=lambda message: message["client_id"])
+    assert (sent["client_id"], sent["status"]) == (open_now["id"], "delivered")
+    assert (withheld["status"], withheld["reason"]) == ("cancelled", "no_window")
+    assert gateway.ids == [sent["id"]]
+
+
+async def test_temporary_answers_are_tried_again_and_refusals_are_not(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(error_rate=0.4, reject_rate=0.2, malformed_rate=0.1, seed=7)
+    mailer = await start_mailer(
+        **gateway.settings, retry_base="0.01", retry_cap="0.05", retry_attempts="50"
     )
+    await add_clients(mailer, 40)
+
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    mailing = await mailer.finished(created["id"])
+
+    counts = gateway.sandbox.counts
+    assert counts.error > 0
+    assert counts.malformed > 0
+    assert mailing["delivered_messages"] == counts.accepted
+    assert mailing["undelivered_messages"] == counts.reject > 0
+    refused = await mailer.call("GET", f"/mailings/{created['id']}/messages?status=undelivered")
+    assert {message["reason"] for message in refused["results"]} == {"rejected_400"}
+
+
+async def test_killed_process_loses_nothing(start_gateway: Gateways, start_mailer: Mailers) -> None:
+    gateway = await start_gateway(latency=0.05)
+    settings = gateway.settings | {"gateway_concurrency": "5", "lease": "2", "gateway_timeout": "1"}
+    mailer = await start_mailer(**settings)
+    await add_clients(mailer, 100)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+
+    async def some_sent() -> bool | None:
+        return len(gateway.taken) >= 20 or None
+
+    await until(some_sent)
+    await mailer.stop(signal.SIGKILL)
+    second = await start_mailer(**settings)
+    mailing = await second.finished(created["id"])
+
+    assert mailing["delivered_messages"] == 100
+    assert set(gateway.ids) == {message["id"] for message in mailing["mailing_messages"]}
+    assert gateway.sandbox.counts.repeats <= 5  # no more than were on the wire
+
+
+async def test_stopped_process_finishes_what_it_sends_and_hands_back_the_rest(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.2)
+    mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
+    await add_clients(mailer, 50)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+
+    async def some_sent() -> bool | None:
+        return len(gateway.taken) >= 5 or None
+
+    await until(some_sent)
+    assert await mailer.stop() == 0
+
+    second = await start_mailer()  # without a gateway it only tells
+    mailing = await second.mailing(created["id"])
+    assert mailing["sending_messages"] == 0
+    assert mailing["delivered_messages"] == gateway.sandbox.counts.accepted
+    assert mailing["scheduled_messages"] == 50 - mailing["delivered_messages"]
+
+
+async def test_processes_on_one_database_share_the_work_and_send_nothing_twice(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateways = [await start_gateway(latency=0.02) for _ in range(2)]
+    mailers = await asyncio.gather(
+        *(start_mailer(**gateway.settings, gateway_concurrency="5") for gateway in gateways)
+    )
+    await add_clients(mailers[0], 200)
+    created = await mailers[0].call("POST", "/mailings", a_mailing(), 201)
+    mailing = await mailers[1].finished(created["id"])
+
+    assert mailing["delivered_messages"] == 200
+    sent = [set(gateway.ids) for gateway in gateways]
+    assert all(sent)
+    assert not sent[0] & sent[1]
+    assert sum(len(gateway.taken) for gateway in gateways) == 200
+
+
+async def test_deleted_mailing_starts_no_request_after_the_answer(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.02)
+    first, second = await asyncio.gather(
+        *(start_mailer(**gateway.settings, gateway_concurrency="5") for _ in range(2))
+    )
+    await add_clients(first, 300)
+    created = await first.call("POST", "/mailings", a_mailing(), 201)
+
+    async def some_sent() -> bool | None:
+        return len(gateway.taken) >= 20 or None
+
+    await until(some_sent)
+    await second.call("DELETE", f"/mailings/{created['id']}", status=204)
+    answered_at = datetime.now(UTC).timestamp() * 1e6
+    await asyncio.sleep(0.5)
+
+    assert len(gateway.taken) < 300
+    assert all(taken.arrived <= answered_at for taken in gateway.taken)
+    await first.call("GET", f"/mailings/{created['id']}", status=404)
+
+
+async def test_without_a_gateway_nothing_is_sent(start_mailer: Mailers) -> None:
+    mailer = await start_mailer()
+    await add_clients(mailer, 2)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+
+    async def is_running() -> dict[str, Any] | None:
+        mailing = await mailer.mailing(created["id"])
+        return mailing if mailing["created_messages"] == 2 else None
+
+    mailing = await until(is_running)
+    assert (mailing["status"], mailing["scheduled_messages"]) == ("running", 2)

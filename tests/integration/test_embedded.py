@@ -1,7 +1,5 @@
 """The embedded PostgreSQL against real processes, real signals and real left-overs."""
 
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 (nothing else waits for a test's loop)
-
 import asyncio
 import os
 import pwd

@@ -78,7 +78,7 @@ def test_the_format_can_be_given() -> None:
 def test_events_below_the_level_are_dropped(stream: io.StringIO) -> None:
     configure_logging("warning", "json", stream)
     structlog.get_logger().info("claimed")
-    logging.getLogger("uvicorn.error").info("started")
+    logging.getLogger("some.library").info("started")
     structlog.get_logger().warning("gateway_held")
     assert only_line(stream)["event"] == "gateway_held"
 
@@ -86,13 +86,13 @@ def test_events_below_the_level_are_dropped(stream: io.StringIO) -> None:
 def test_libraries_are_rendered_alike(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     structlog.contextvars.bind_contextvars(request_id="r1")
-    logging.getLogger("uvicorn.error").info("listening on %s", "127.0.0.1")
+    logging.getLogger("some.library").info("listening on %s", "127.0.0.1")
     line = only_line(stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {
         "event": "listening on 127.0.0.1",
         "level": "info",
-        "logger": "uvicorn.error",
+        "logger": "some.library",
         "request_id": "r1",
     }
 
@@ -141,7 +141,7 @@ def test_personal_data_is_masked(
 
 def test_a_message_of_a_library_is_masked(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
-    logging.getLogger("uvicorn.error").info("GET /clients?phone=%s", "79161234567")
+    logging.getLogger("some.library").info("GET /clients?phone=%s", "79161234567")
     assert only_line(stream)["event"] == "GET /clients?phone=***67"
 
 
@@ -159,7 +159,7 @@ def test_an_exception_is_shown_without_locals(
         look_up(79161234567)
     except LookupError:
         structlog.get_logger().exception("failed")
-        logging.getLogger("uvicorn.error").exception("failed too")
+        logging.getLogger("some.library").exception("failed too")
     written = stream.getvalue()
     assert written.count("LookupError: (***67, 5)") == 2
     assert "t0ken" not in written

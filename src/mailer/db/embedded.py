@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mailer.db.binaries import Binaries, choose_binaries, find_binaries
 from mailer.db.child import Account, Child
-from mailer.db.postmaster import PORT, STOPS, Postmaster, last_complaint
+from mailer.db.postmaster import PORT, STOPS, Postmaster, last_complaint, lines_since
 from mailer.errors import StartError
 
 SOCKET_PATH_LIMIT = 107  # bytes; unix(7)
@@ -171,7 +171,9 @@ async def _create_data(
     try:
         await child.ended.wait()
         if child.code != 0:
-            reason = last_complaint(output) or f"initdb ended with code {child.code}"
+            reason = (
+                last_complaint(lines_since(output, 0)) or f"initdb ended with code {child.code}"
+            )
             message = f"PostgreSQL cannot make {home / 'data'}: {reason}"
             raise StartError(message)
         _put_in_place(new, home / "data")  # in no thread, which would go on when this is cancelled

@@ -32,6 +32,7 @@ PARAMETERS = {
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
     "wal_compression": "on",
+    "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "logging_collector": "off",
@@ -83,10 +84,11 @@ class Postmaster:
             self._child = Child(self._command, self._account, self._output, environment)
             if await self._is_ready(self._child):
                 return
-            reason = last_complaint(self._output, mark) or f"it ended with code {self._child.code}"
-            # The backends of a killed postmaster hold its memory for another moment.
-            is_held = "lock file" in reason or "shared memory block" in reason
+            said = lines_since(self._output, mark)
+            # Another's lock file, or memory that the backends of a killed postmaster still hold.
+            is_held = any("already exists" in line or "still in use" in line for line in said)
             if not is_held or _now() > deadline:
+                reason = last_complaint(said) or f"it ended with code {self._child.code}"
                 message = f"PostgreSQL does not start on {self._data}: {reason}"
                 raise StartError(message)
             await asyncio.sleep(FIRST_PAUSE)
@@ -140,7 +142,9 @@ class Postmaster:
                         OSError,  # does not listen yet
                         asyncpg.PostgresConnectionError,
                         asyncpg.InterfaceError,
+                        asyncpg.InternalClientError,  # what a connection cut early may raise
                         asyncpg.CannotConnectNowError,  # recovers from a crash
+                        asyncpg.TooManyConnectionsError,  # clients storm back
                     ):
                         await asyncio.sleep(0.01)
                     else:
@@ -153,7 +157,7 @@ class Postmaster:
         return False
 
     async def _ensure_database(self) -> None:
-        # As its superuser: slots are kept for it when clients storm back after a restart.
+        # As its superuser, who has slots of its own.
         connection = await asyncpg.connect(self.url("postgres"))
         try:
             if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = 'mailer'"):
@@ -197,13 +201,19 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def last_complaint(output: int, since: int = 0) -> str:
-    """Return what the log says last, from the byte `since` on, of why a program gave up, or ''."""
+def lines_since(output: int, mark: int) -> list[str]:
+    """Return the lines of the log from the byte `mark` on, the last 64 KiB at most."""
     size = os.fstat(output).st_size
-    since = max(since, size - 65_536)
-    lines = os.pread(output, size - since, since).decode(errors="replace").splitlines()
+    mark = max(mark, size - 65_536)
+    return os.pread(output, size - mark, mark).decode(errors="replace").splitlines()
+
+
+def last_complaint(lines: list[str]) -> str:
+    """Return why a program gave up, by its last words, or "" when it had none."""
+    # What the backends of an earlier postmaster say meanwhile is not it.
+    lines = [line for line in lines if line.strip() and "terminating connection" not in line]
     for mark in ("PANIC:", "FATAL:", "error:"):
         for line in reversed(lines):
             if mark in line:
                 return line.partition(mark)[2].strip()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return lines[-1].strip() if lines else ""

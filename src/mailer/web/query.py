@@ -54,7 +54,7 @@ class PageQuery(Input, frozen=True, kw_only=True):
         }
 
 
-def takes(model: type[PageQuery]) -> dict[str, Any]:
+def takes(model: type[Input]) -> dict[str, Any]:
     """Return what a route needs to be `asked` for `model`, and to document it."""
     return {
         "dependencies": {"asked": Provide(_reader(model))},
@@ -62,8 +62,8 @@ def takes(model: type[PageQuery]) -> dict[str, Any]:
     }
 
 
-def _reader(model: type[PageQuery]) -> Callable[..., Any]:
-    async def read(request: Request[Any, Any, Any]) -> PageQuery:
+def _reader(model: type[Input]) -> Callable[..., Any]:
+    async def read(request: Request[Any, Any, Any]) -> Input:
         parameters = request.query_params
         given = {
             name: parameters[name] if len(values) == 1 else values  # no rule allows a list
@@ -75,7 +75,7 @@ def _reader(model: type[PageQuery]) -> Callable[..., Any]:
     return read
 
 
-def _operation(model: type[PageQuery]) -> type[Operation]:
+def _operation(model: type[Input]) -> type[Operation]:
     """Return an operation that lists the model's fields as query parameters."""
     _, components = msgspec.json.schema_components([model])
     properties = components[model.__name__]["properties"]

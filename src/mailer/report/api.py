@@ -1,0 +1,55 @@
+"""Routes of statistics."""
+
+from typing import Annotated
+
+from litestar import Controller, get
+from litestar.params import Parameter
+from msgspec import UNSET, Meta, UnsetType
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.report import statistics
+from mailer.report.model import GeneralStatistics, MailingStatistics
+from mailer.validation import MAX_ID, Input
+from mailer.web.query import takes
+
+MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's id.")]
+
+
+class StatisticsQuery(Input, frozen=True, kw_only=True):
+    """How to count a mailing's messages."""
+
+    bucket: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=31_536_000,
+                description="Seconds of a bucket of `over_time`; unless given, as many as make at"
+                " most 500 buckets.",
+                examples=[60],
+                extra={"rule": "must be a number of seconds from 1 to 31536000"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class StatisticsController(Controller):
+    """Counts of mailings and messages."""
+
+    path = "/"
+    tags = ("statistics",)
+
+    @get("/statistics")
+    async def get_statistics(self, engine: AsyncEngine) -> GeneralStatistics:
+        """Count all mailings and all messages by status."""
+        async with engine.connect() as connection:
+            return await statistics.general(connection)
+
+    @get("/mailings/{mailing_id:int}/statistics", **takes(StatisticsQuery))
+    async def get_mailing_statistics(
+        self, engine: AsyncEngine, mailing_id: MailingId, asked: StatisticsQuery
+    ) -> MailingStatistics:
+        """Count a mailing's messages by status and reason, operator code, time zone, and time."""
+        bucket = None if asked.bucket is UNSET else asked.bucket
+        return await statistics.of_mailing(engine, mailing_id, bucket)

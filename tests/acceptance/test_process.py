@@ -1,0 +1,114 @@
+"""The process itself: its start, its end, and what it does without its database."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
+from tests.acceptance.test_main_job import a_mailing, add_clients
+
+from mailer.db.embedded import embedded_postgres
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A folder that PostgreSQL's user can reach when the tests run as root."""
+    with tempfile.TemporaryDirectory(prefix="mailer-data-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself."""
+    environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
+    environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
+    return subprocess.run(  # noqa: S603  # our own command
+        [sys.executable, "-m", "mailer", *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"auth": "required"}, "MAILER_AUTH"),
+        ({}, "MAILER_AUTH"),
+        ({"auth": "none", "host": "0.0.0.0"}, "loopback"),  # noqa: S104  # to be refused
+        ({"prot": "8000"}, "MAILER_PROT"),
+        ({"port": "x"}, "MAILER_PORT"),
+        ({"auth": "none", "data_dir": "/proc/nowhere"}, "MAILER_DATA_DIR"),
+    ],
+)
+def test_wrong_setting_stops_the_start_with_one_line(settings: dict[str, str], word: str) -> None:
+    ended = run("serve", **settings)
+    assert ended.returncode == 78
+    assert word in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+async def test_embedded_database_is_found_again_after_a_kill(
+    data_dir: Path, start_gateway: Gateways
+) -> None:
+    gateway = await start_gateway()
+    first = MailerProcess(data_dir=str(data_dir), **gateway.settings)
+    await first.start()
+    await add_clients(first, 1)
+    second = run("serve", auth="none", data_dir=str(data_dir))
+    assert second.returncode == 78
+    assert len(second.stderr.splitlines()) == 1
+    await first.stop(signal.SIGKILL)
+
+    third = MailerProcess(data_dir=str(data_dir), **gateway.settings)
+    await third.start()
+    created = await third.call("POST", "/mailings", a_mailing(), 201)
+    assert (await third.finished(created["id"]))["delivered_messages"] == 1
+    assert await third.stop() == 0
+
+
+async def test_database_away_is_503_and_all_goes_on_when_it_is_back(
+    data_dir: Path, start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.05)
+    async with embedded_postgres(data_dir) as url:
+        mailer = await start_mailer(
+            database_url=url,
+            gateway_concurrency="5",
+            lease="3",
+            gateway_timeout="2",
+            **gateway.settings,
+        )
+        await add_clients(mailer, 100)
+        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+        await mailer.event("mailing_started")
+    # the block's end has stopped the server
+
+    problem = await mailer.call("GET", "/clients", status=503)
+    assert problem["status"] == 503
+    await mailer.call("POST", "/clients", {"phone": "79990000000"}, status=503)
+    await mailer.call("GET", "/health/live")
+    await mailer.call("GET", "/health/ready", status=503)
+    await asyncio.sleep(2)
+    assert mailer.process.returncode is None
+
+    async with embedded_postgres(data_dir) as same_url:
+        assert same_url == url
+
+        async def is_ready() -> bool | None:
+            async with mailer.session.get("/health/ready") as answer:
+                return answer.status == 200 or None
+
+        await until(is_ready)
+        mailing = await mailer.finished(created["id"])
+        assert mailing["delivered_messages"] == 100
+        assert await mailer.stop() == 0
