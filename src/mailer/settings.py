@@ -20,6 +20,9 @@ SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret"}
 )  # URLs may carry a password
 
+LEASE_SLACK = 2
+"""Seconds of a lease beyond the gateway's time: to wait for a turn, and to write the outcome."""
+
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
 TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
@@ -128,6 +131,6 @@ def _broken_rules(settings: Settings) -> list[str]:
         wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     if settings.report_time_zone not in zoneinfo.available_timezones():
         wrong.append(f"{PREFIX}REPORT_TIME_ZONE: not an IANA time zone")
-    if settings.lease <= settings.gateway_timeout:
-        wrong.append(f"{PREFIX}LEASE must be longer than {PREFIX}GATEWAY_TIMEOUT")
+    if settings.lease < settings.gateway_timeout + LEASE_SLACK:
+        wrong.append(f"{PREFIX}LEASE must be {LEASE_SLACK} s longer than {PREFIX}GATEWAY_TIMEOUT")
     return wrong

@@ -120,7 +120,7 @@ async def test_temporary_answers_are_tried_again_and_refusals_are_not(
 
 async def test_killed_process_loses_nothing(start_gateway: Gateways, start_mailer: Mailers) -> None:
     gateway = await start_gateway(latency=0.05)
-    settings = gateway.settings | {"gateway_concurrency": "5", "lease": "2", "gateway_timeout": "1"}
+    settings = gateway.settings | {"gateway_concurrency": "5", "lease": "3", "gateway_timeout": "1"}
     mailer = await start_mailer(**settings)
     await add_clients(mailer, 100)
     created = await mailer.call("POST", "/mailings", a_mailing(), 201)

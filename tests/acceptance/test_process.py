@@ -84,7 +84,7 @@ async def test_database_away_is_503_and_all_goes_on_when_it_is_back(
         mailer = await start_mailer(
             database_url=url,
             gateway_concurrency="5",
-            lease="3",
+            lease="4",
             gateway_timeout="2",
             **gateway.settings,
         )

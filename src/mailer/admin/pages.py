@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from litestar import Controller, get
-from litestar.contrib.jinja import JinjaTemplateEngine
 from litestar.datastructures import ResponseHeader
+from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
 from sqlalchemy.ext.asyncio import AsyncEngine

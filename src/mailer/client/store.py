@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient
+from mailer.db.engine import cause_of
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import client
 from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
@@ -47,16 +48,12 @@ async def _written(connection: AsyncConnection, statement: Any) -> dict[str, Any
     except IntegrityError as error:
         raise PhoneTakenError from error
     except DBAPIError as error:
-        if isinstance(_cause(error), asyncpg.InvalidParameterValueError):
+        if isinstance(cause_of(error), asyncpg.InvalidParameterValueError):
             raise InvalidError([FieldError("time_zone", UNKNOWN_ZONE)]) from error
         raise
     if row is None:
         raise ClientNotFoundError
     return dict(row)
-
-
-def _cause(error: DBAPIError) -> BaseException | None:
-    return error.orig and error.orig.__cause__
 
 
 async def get(connection: AsyncConnection, client_id: int) -> Client:

@@ -179,12 +179,16 @@ async def _create_data(
         _put_in_place(new, home / "data")  # in no thread, which would go on when this is cancelled
     finally:
         await child.end(*STOPS)
-        await asyncio.to_thread(shutil.rmtree, new, ignore_errors=True)
+        await asyncio.to_thread(_remove_unfinished, home)
+
+
+def _remove_unfinished(home: Path) -> None:
+    for folder in home.glob("new-*"):  # where the initdb of a killed mailer may still be at work
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_new_folder(home: Path, account: Account | None) -> Path:
-    for leftover in home.glob("new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_unfinished(home)
     new = Path(tempfile.mkdtemp(prefix="new-", dir=home))
     if account is not None:
         os.chown(new, account.uid, account.gid)

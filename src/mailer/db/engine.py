@@ -54,12 +54,18 @@ async def raw(connection: AsyncConnection) -> asyncpg.Connection:
     return driver
 
 
+def cause_of(error: DBAPIError) -> BaseException | None:
+    """Return what asyncpg raised, under the dialect's wrapping."""
+    return error.orig and (error.orig.__cause__ or error.orig)
+
+
 def is_away(error: BaseException) -> bool:
     """Whether `error` means that the database cannot be reached now, and not that it refused."""
     if isinstance(error, DBAPIError):
         if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
             return True
-        return error.orig is not None and is_away(error.orig.__cause__ or error.orig)
+        cause = cause_of(error)
+        return cause is not None and is_away(cause)
     return isinstance(
         error,
         OSError

@@ -37,16 +37,26 @@ def before_sending(
         return FinishedMessage(claim, "cancelled", claim.attempts - 1, "client_deleted")
     if now >= mailing.datetime_end:
         return FinishedMessage(claim, "cancelled", claim.attempts - 1, "expired")
-    if mailing.window is not None:
-        opening = mailing.window.next_opening(claim.time_zone, now)
-        if opening >= mailing.datetime_end:
-            return FinishedMessage(claim, "cancelled", claim.attempts - 1, "no_window")
-        if opening > now:
-            return FinishedMessage(claim, "scheduled", claim.attempts - 1, due_at=opening)
-    latest = min(mailing.datetime_end, claim.lease_expires_at - LEASE_MARGIN)
-    within = min(timeout, (latest - now).total_seconds())
-    # what waited so long in this process that its lease runs out is somebody else's to send
-    return Send(mailing, claim.phone, within) if within > 0 else hand_back(claim)
+    if closed := _outside_window(claim, mailing, now):
+        return closed
+    if claim.lease_expires_at - now < timedelta(seconds=timeout) + LEASE_MARGIN:
+        return hand_back(claim)  # it waited here so long that its answer may outlive its lease
+    left = (mailing.datetime_end - now).total_seconds()
+    return Send(mailing, claim.phone, min(timeout, left))
+
+
+def _outside_window(
+    claim: ClaimedMessage, mailing: RunningMailing, now: datetime
+) -> FinishedMessage | None:
+    """Return what becomes of a message outside its window, None inside."""
+    if mailing.window is None:
+        return None
+    opening = mailing.window.next_opening(claim.time_zone, now)
+    if opening <= now:
+        return None
+    if opening >= mailing.datetime_end:
+        return FinishedMessage(claim, "cancelled", claim.attempts - 1, "no_window")
+    return FinishedMessage(claim, "scheduled", claim.attempts - 1, due_at=opening)
 
 
 def after_sending(

@@ -53,13 +53,14 @@ class Lifecycle:
         """Do what is due, and return the seconds until there may be more to do."""
         while (mailing_id := await self._do(store.begin_due)) is not None:
             log.info("mailing_started", mailing_id=mailing_id)
-        if await self._do(audience.take_chunk):
+        has_taken = await self._do(audience.take_chunk)
+        if has_taken:
             self._on_messages()
-            return 0
-        if await self._do(lambda connection: store.expire(connection, CHUNK)):
-            return 0
+        has_expired = await self._do(lambda connection: store.expire(connection, CHUNK))
         for mailing_id in await self._do(store.finish):
             log.info("mailing_finished", mailing_id=mailing_id)
+        if has_taken or has_expired:
+            return 0
         next_moment = await self._do(store.seconds_to_next_moment)
         return IDLE if next_moment is None else min(IDLE, max(0, next_moment))
 

@@ -31,10 +31,14 @@ log = structlog.get_logger()
 
 AHEAD = 0.25
 """Seconds of work to keep claimed: enough to hide the database, little to lose in a crash."""
+LEAST = 10
+"""Messages to keep claimed at least, however slow the gateway is."""
 LOOK = 0.5
 """Seconds after which a mailing that had nothing due is asked again while others are busy."""
 IDLE = 1.0
 """Most seconds between looks at what is due: the backstop behind every signal."""
+LAST_WORDS = 3.0
+"""Seconds after the grace to record what became of the last messages."""
 BREATH = 0.01
 """Least seconds between looks, when what is due is in other hands."""
 AWAY = 0.5
@@ -63,11 +67,12 @@ class Sender:
         self._retry = RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap)
         rate = settings.gateway_rate
         self._limiter = AsyncLimiter(1, 1 / rate) if rate else None
+        self._turn = asyncio.Lock()
         self._owner = uuid4()
         self._recorder = Recorder(engine, self._owner)
         self._claimed: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
         self._share = FairShare(again_after=LOOK)
-        self._pace = Pace(seconds=AHEAD, floor=self._concurrency, ceiling=2 * BATCH)
+        self._pace = Pace(seconds=AHEAD, first=self._concurrency, least=LEAST, most=2 * BATCH)
         self._has_room = asyncio.Event()
         self._is_due = asyncio.Event()
         self._is_stopping = False
@@ -90,23 +95,31 @@ class Sender:
             while not self._is_stopping:
                 if not await self._claim_due():
                     await self._rest()
-            await self._finish(workers)
-            await self._recorder.close()
-            await asyncio.wait([recorder], timeout=self._grace)
-            recorder.cancel()  # with the database away, the leases' end does it
+            await self._wind_down(workers, recorder)
 
-    async def _finish(self, workers: list[asyncio.Task[None]]) -> None:
-        """Hand back what has not begun, and give what has the grace to end."""
-        while not self._claimed.empty():
-            claim = self._claimed.get_nowait()
-            if claim is not None:
-                await self._recorder.put(hand_back(claim))
-        for _ in workers:
-            self._claimed.put_nowait(None)
-        _, still_sending = await asyncio.wait(workers, timeout=self._grace)
-        for worker in still_sending:
-            worker.cancel()
-        await asyncio.gather(*still_sending)
+    async def _wind_down(
+        self, workers: list[asyncio.Task[None]], recorder: asyncio.Task[None]
+    ) -> None:
+        """Hand back what has not begun, give what has the grace to end, and have it recorded.
+
+        With the database away too long nothing can be recorded: then the leases' end does it.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace + LAST_WORDS):
+                while not self._claimed.empty():
+                    claim = self._claimed.get_nowait()
+                    if claim is not None:
+                        await self._recorder.put(hand_back(claim))
+                for _ in workers:
+                    self._claimed.put_nowait(None)
+                _, still_sending = await asyncio.wait(workers, timeout=self._grace)
+                for worker in still_sending:
+                    worker.cancel()
+                await asyncio.gather(*still_sending)
+                await self._recorder.close()
+                await recorder
+        for task in (*workers, recorder):
+            task.cancel()
 
     # ---- claim -------------------------------------------------------------------------------
 
@@ -161,12 +174,19 @@ class Sender:
     # ---- send --------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        while (claim := await self._claimed.get()) is not None:
+        while (claim := await self._next_claim()) is not None:
             if self._claimed.qsize() <= self._pace.ahead // 2:
                 self._has_room.set()
-            if self._limiter is not None:
-                await self._limiter.acquire()
             await self._recorder.put(await self._handle(claim))
+
+    async def _next_claim(self) -> ClaimedMessage | None:
+        """Return the next message, at no more than the rate; None at the end."""
+        if self._limiter is None:
+            return await self._claimed.get()
+        async with self._turn:  # so that one alone waits for the rate, and none with a message
+            if not self._is_stopping:
+                await self._limiter.acquire()
+            return await self._claimed.get()
 
     async def _handle(self, claim: ClaimedMessage) -> FinishedMessage:
         mailing = self._watch.running.get(claim.mailing_id)

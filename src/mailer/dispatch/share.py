@@ -38,11 +38,11 @@ class FairShare:
 class Pace:
     """How many messages to keep claimed ahead: what goes out in `seconds`, within bounds."""
 
-    def __init__(self, *, seconds: float, floor: int, ceiling: int) -> None:
-        self.ahead = floor
+    def __init__(self, *, seconds: float, first: int, least: int, most: int) -> None:
+        self.ahead = first
         self._seconds = seconds
-        self._floor = floor
-        self._ceiling = max(floor, ceiling)
+        self._least = least
+        self._most = most
         self._sent = 0
         self._since = 0.0
 
@@ -51,10 +51,13 @@ class Pace:
         self._sent += 1
 
     def measure(self, now: float) -> None:
-        """Set `ahead` by what went out since the last measurement, if that is long enough ago."""
+        """Set `ahead` by what went out since the last measurement, if that is long enough ago.
+
+        It falls by half at most: a pause with nothing due says little about the gateway.
+        """
         passed = now - self._since
         if passed < self._seconds:
             return
         wanted = round(self._sent / passed * self._seconds)
-        self.ahead = min(self._ceiling, max(self._floor, wanted, self.ahead // 2))
+        self.ahead = min(self._most, max(self._least, wanted, self.ahead // 2))
         self._sent, self._since = 0, now

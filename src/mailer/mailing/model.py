@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.client.model import UNKNOWN_ZONE, OperatorCode, Tag, TimeZone, known_zones
-from mailer.errors import ConflictError, FieldError, NotFoundError
+from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
 from mailer.mailing.window import Window
 from mailer.message.model import Message
 from mailer.validation import NO_NUL, Input
@@ -232,3 +232,7 @@ class MailingEndedError(ConflictError):
 
 class MailingStartedError(ConflictError):
     """The start of a mailing that has started cannot be changed."""
+
+
+class StillStoppingError(UnavailableError):
+    """The mailing is deleted, but a process has not said yet that it stopped sending; wait."""

@@ -3,10 +3,13 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg
 import msgspec
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.db.engine import cause_of
 from mailer.errors import InvalidError
 from mailer.mailing import audience, store
 from mailer.mailing.model import (
@@ -16,6 +19,7 @@ from mailer.mailing.model import (
     MailingEndedError,
     MailingStartedError,
     NewMailing,
+    StillStoppingError,
     half_window,
 )
 
@@ -78,15 +82,22 @@ def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
 # A process that may send for a mailing holds this lock, shared, and lets go of it when it has
 # dropped the mailing: with the lock in hand, nobody sends for it any more.
 AWAIT_STOP = text("SELECT pg_advisory_xact_lock(:mailing_id)")
+PATIENCE = text("SET LOCAL lock_timeout = '20s'")
 
 
 async def delete(engine: AsyncEngine, mailing_id: int) -> None:
     """Delete a mailing; returns when no process starts a request for it any more.
 
-    Raises `MailingNotFoundError`.
+    Raises `MailingNotFoundError`, and `StillStoppingError` when a process does not let go.
     """
     async with engine.begin() as connection:
         await store.mark_deleted(connection, mailing_id)
         await store.tell(connection)
     async with engine.begin() as connection:
-        await connection.execute(AWAIT_STOP, {"mailing_id": mailing_id})
+        await connection.execute(PATIENCE)
+        try:
+            await connection.execute(AWAIT_STOP, {"mailing_id": mailing_id})
+        except DBAPIError as error:
+            if isinstance(cause_of(error), asyncpg.LockNotAvailableError):
+                raise StillStoppingError from error
+            raise

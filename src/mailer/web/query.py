@@ -1,7 +1,7 @@
 """Queries, read like bodies: a model of their own, every wrong parameter named."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from litestar.openapi.spec import Operation, Parameter, Schema
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.db.paging import Position
+from mailer.errors import FieldError
 from mailer.validation import MAX_ID, Input, check
 
 _CAPITAL = re.compile("[A-Z]")
@@ -34,6 +35,12 @@ class PageQuery(Input, frozen=True, kw_only=True):
     ] = 100
     before: Id | UnsetType = UNSET
     after: Id | UnsetType = UNSET
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # pages do not depend on the moment
+        """Refuse two positions at once."""
+        if {"before", "after"} <= values.keys():
+            yield FieldError("after", "cannot be given together with before")
 
     @property
     def position(self) -> Position:
