@@ -29,7 +29,7 @@ from mailer.mailing.api import MailingController
 from mailer.settings import Settings
 from mailer.web.assets import static_router
 from mailer.web.health import health_router
-from mailer.web.openapi import StrictStructPlugin, openapi_config
+from mailer.web.openapi import StructPlugin, openapi_config
 from mailer.web.problems import HANDLERS
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ def create_app(engine: AsyncEngine, *, is_sending: bool = True) -> Litestar:
         },
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(version("mailer")),
-        plugins=[StrictStructPlugin()],
+        plugins=[StructPlugin()],
         template_config=template_config(),
         request_max_body_size=BODY_LIMIT,
         logging_config=None,

@@ -33,10 +33,11 @@ class MailerProcess:
         }
         self.events: list[dict[str, Any]] = []
 
-    async def start(self) -> None:
+    async def start(self, cwd: str | None = None, python_path: str = "") -> None:
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "mailer", "serve"),
-            env=self._environ,
+            env=self._environ | {"PYTHONPATH": python_path},
+            cwd=cwd,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -4,7 +4,7 @@ import functools
 import zoneinfo
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -74,6 +74,12 @@ class ClientInput(Input, frozen=True, kw_only=True):
 class NewClient(ClientInput, frozen=True, kw_only=True):
     """A client to be added to the directory."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "phone": "79161234567",
+        "tag": "vip",
+        "time_zone": "Europe/Moscow",
+    }
+
     phone: Phone
     operator_code: OperatorCode | UnsetType = UNSET
     tag: Tag | None = None
@@ -87,6 +93,8 @@ class NewClient(ClientInput, frozen=True, kw_only=True):
 
 class ClientChange(ClientInput, frozen=True, kw_only=True):
     """What is to change in a client; absent fields stay. A new phone brings its own code."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"tag": None, "time_zone": "Asia/Vladivostok"}
 
     phone: Phone | UnsetType = UNSET
     operator_code: OperatorCode | UnsetType = UNSET
@@ -107,6 +115,16 @@ class ClientChange(ClientInput, frozen=True, kw_only=True):
 
 class Client(msgspec.Struct, frozen=True):
     """A client of the directory."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "id": 1,
+        "phone": "79161234567",
+        "operator_code": "916",
+        "tag": "vip",
+        "time_zone": "Europe/Moscow",
+        "created_at": "2030-01-10T08:00:00Z",
+        "updated_at": "2030-01-10T08:00:00Z",
+    }
 
     id: int
     phone: Phone

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -147,6 +147,16 @@ def half_window(values: Mapping[str, Any]) -> Iterable[FieldError]:
 class NewMailing(MailingInput, frozen=True, kw_only=True):
     """A mailing to be sent."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "datetime_start": "2030-01-15T09:00:00+03:00",
+        "datetime_end": "2030-01-15T21:00:00+03:00",
+        "send_interval_time_start": "09:00",
+        "send_interval_time_end": "21:00",
+        "text": "Your order is ready.",
+        "client_filter": {"operator_codes": ["912", "916"], "tags": ["vip"]},
+        "on_unknown": "retry",
+    }
+
     datetime_start: Moment
     datetime_end: Moment
     send_interval_time_start: TimeOfDay | None = None
@@ -164,6 +174,8 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
 
 class MailingChange(MailingInput, frozen=True, kw_only=True):
     """What is to change in a mailing; absent fields stay."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "client_filter": None}
 
     datetime_start: Moment | UnsetType = UNSET
     datetime_end: Moment | UnsetType = UNSET
@@ -184,6 +196,24 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
 
 class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     """A mailing with its ledger."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        **NewMailing.EXAMPLE,
+        "id": 1,
+        "datetime_start": "2030-01-15T06:00:00Z",
+        "datetime_end": "2030-01-15T18:00:00Z",
+        "status": "running",
+        "clients_count": 1200,
+        "created_messages": 1200,
+        "scheduled_messages": 900,
+        "sending_messages": 50,
+        "delivered_messages": 240,
+        "undelivered_messages": 10,
+        "unknown_messages": 0,
+        "cancelled_messages": 0,
+        "created_at": "2030-01-10T08:00:00Z",
+        "updated_at": "2030-01-15T06:00:00Z",
+    }
 
     id: int
     datetime_start: datetime
@@ -208,6 +238,8 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):
     """A mailing with its newest messages."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = Mailing.EXAMPLE | {"mailing_messages": [Message.EXAMPLE]}
 
     mailing_messages: list[Message]
 

@@ -1,7 +1,7 @@
 """A message: one mailing's text for one client, the row in the job table."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -10,6 +10,18 @@ Status = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", 
 
 class Message(msgspec.Struct, frozen=True):
     """A message as it is shown; it carries no personal data."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "id": 7,
+        "mailing_id": 1,
+        "client_id": 1,
+        "status": "delivered",
+        "reason": None,
+        "attempts": 1,
+        "datetime_send": "2030-01-15T06:00:00.120000Z",
+        "created_at": "2030-01-15T06:00:00.040000Z",
+        "updated_at": "2030-01-15T06:00:00.150000Z",
+    }
 
     id: int
     mailing_id: int

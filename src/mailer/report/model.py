@@ -59,9 +59,7 @@ class ReasonCount(msgspec.Struct, frozen=True):
 class OperatorCodeCounts(msgspec.Struct, frozen=True):
     """Messages to clients of one operator, by status."""
 
-    operator_code: Annotated[
-        str, Meta(description="As the clients have it now.", examples=["916"])
-    ]
+    operator_code: Annotated[str, Meta(description="As the clients have it now.", examples=["916"])]
     messages: MessageCounts
 
 
@@ -100,8 +98,6 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     operator_codes: list[OperatorCodeCounts]
     time_zones: list[TimeZoneCounts]
     over_time: Series
-    rate: Annotated[
-        float, Meta(ge=0, description="Messages sent a second, over the last minute.")
-    ]
+    rate: Annotated[float, Meta(ge=0, description="Messages sent a second, over the last minute.")]
     first_sent_at: datetime | None
     last_sent_at: datetime | None

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-import msgspec
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -50,9 +49,9 @@ def message_counts(row: Row[Any]) -> MessageCounts:
 async def general(connection: AsyncConnection) -> GeneralStatistics:
     """Count all mailings and their messages, from the ledgers alone."""
     shown = select_mailings().subquery()
-    statement = select(
-        shown.c.status, func.count().label("mailings"), *sums(shown)
-    ).group_by(shown.c.status)
+    statement = select(shown.c.status, func.count().label("mailings"), *sums(shown)).group_by(
+        shown.c.status
+    )
     rows = list(await connection.execute(statement))
     by_status = [message_counts(row) for row in rows]
     return GeneralStatistics(

@@ -42,22 +42,19 @@ def openapi_config(version: str) -> OpenAPIConfig:
     return config
 
 
-class StrictStructPlugin(StructSchemaPlugin):
-    """Says of a struct that forbids unknown fields that it does."""
-
-    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
-        """Return whether the type is such a struct."""
-        if not super().is_plugin_supported_field(field_definition):
-            return False
-        struct = get_origin(field_definition.annotation) or field_definition.annotation
-        return bool(struct.__struct_config__.forbid_unknown_fields)
+class StructPlugin(StructSchemaPlugin):
+    """Says of a struct that it forbids unknown fields, and shows its `EXAMPLE`."""
 
     def to_openapi_schema(
         self, field_definition: FieldDefinition, schema_creator: SchemaCreator
     ) -> Schema:
-        """Return Litestar's schema of the struct, closed."""
+        """Return Litestar's schema of the struct with what Litestar leaves out."""
         schema = super().to_openapi_schema(field_definition, schema_creator)
-        schema.additional_properties = False
+        struct = get_origin(field_definition.annotation) or field_definition.annotation
+        if struct.__struct_config__.forbid_unknown_fields:
+            schema.additional_properties = False
+        if example := getattr(struct, "EXAMPLE", None):
+            schema.examples = [example]
         return schema
 
 

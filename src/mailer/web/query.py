@@ -18,7 +18,8 @@ from mailer.validation import MAX_ID, Input, check
 
 _CAPITAL = re.compile("[A-Z]")
 
-Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra={"rule": f"must be a number from 1 to {MAX_ID}"})]
+ID_RULE = {"rule": f"must be a number from 1 to {MAX_ID}"}
+Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra=ID_RULE)]
 
 
 class PageQuery(Input, frozen=True, kw_only=True):
@@ -33,8 +34,12 @@ class PageQuery(Input, frozen=True, kw_only=True):
             extra={"rule": "must be a number from 1 to 1000"},
         ),
     ] = 100
-    before: Id | UnsetType = UNSET
-    after: Id | UnsetType = UNSET
+    before: Annotated[Id, Meta(description="Older than this id, as `next` has it.")] | UnsetType = (
+        UNSET
+    )
+    after: (
+        Annotated[Id, Meta(description="Newer than this id, as `previous` has it.")] | UnsetType
+    ) = UNSET
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # pages do not depend on the moment

@@ -1,0 +1,188 @@
+"""The daily report: what became of messages on one day, and where the day's mailings stand."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.db.schema import mailing, message
+from mailer.errors import FieldError, InvalidError
+from mailer.mailing.model import ENDED, FIRST_MOMENT, LAST_MOMENT, Status
+from mailer.mailing.store import ALIVE, to_mailing
+from mailer.mailing.store import _select_mailings as select_mailings
+from mailer.report.model import MessageCounts, OutcomeCounts, ReasonCount
+from mailer.report.snapshot import snapshot
+from mailer.report.statistics import ledger_of, message_counts, sums
+
+LISTED = 100
+"""Mailings that a report names; all of them are in its sums."""
+
+
+class ReportedMailing(msgspec.Struct, frozen=True):
+    """A mailing as a report shows it: by its id, without what it says."""
+
+    id: int
+    status: Status
+    datetime_start: datetime
+    datetime_end: datetime
+    clients_count: int
+    messages: MessageCounts
+
+
+class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A day's report as of `made_at`; every moment in it is on the clock of `time_zone`."""
+
+    day: date
+    time_zone: str
+    made_at: datetime
+    mailings_count: int
+    clients_count: int
+    messages: MessageCounts
+    """The sum of the ledgers of all mailings under way that day, as they stand."""
+    mailings: list[ReportedMailing]
+    """The newest of them."""
+    reasons: list[ReasonCount]
+    """What became of their messages on that day alone, and why."""
+
+    @property
+    def outcomes(self) -> OutcomeCounts:
+        """What became of messages on that day."""
+        counts = dict.fromkeys(OutcomeCounts.__struct_fields__, 0)
+        for count in self.reasons:
+            counts[count.status] += count.messages
+        return OutcomeCounts(**counts)
+
+    @property
+    def failures(self) -> list[ReasonCount]:
+        """What was not delivered on that day, and why, the most frequent first."""
+        return [count for count in self.reasons if count.status != "delivered"]
+
+
+async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyReport:
+    """Report on a day in an IANA time zone.
+
+    Raises `InvalidError` for a day that no mailing can have.
+    """
+    zone = ZoneInfo(time_zone)
+    start, end = bounds(day, zone)
+    active = _active(start, end)
+    async with snapshot(engine) as connection:
+        total = await _total(connection, active)
+        return DailyReport(
+            day=day,
+            time_zone=time_zone,
+            made_at=total.made_at.astimezone(zone),
+            mailings_count=total.mailings,
+            clients_count=int(total.clients),
+            messages=message_counts(total),
+            mailings=await _mailings(connection, active, zone),
+            reasons=await _reasons(connection, active, start, end),
+        )
+
+
+def bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """Return the moments in UTC at which a local day begins and at which the next one does.
+
+    With a change of the clocks it is longer or shorter than 24 hours.
+    """
+    if not FIRST_MOMENT.date() < day < LAST_MOMENT.date():
+        raise InvalidError([FieldError("date", "must lie between the years 1970 and 9000")])
+    first, last = (
+        datetime.combine(midnight, time(), zone).astimezone(UTC)
+        for midnight in (day, day + timedelta(days=1))
+    )
+    return first, last
+
+
+def _active(start: datetime, end: datetime) -> ColumnElement[bool]:
+    """Return the condition that a mailing was under way between two moments.
+
+    What has ended was last written when it ended.
+    """
+    return and_(
+        ALIVE,
+        mailing.c.datetime_start < end,
+        mailing.c.datetime_end > start,
+        or_(mailing.c.status.not_in(ENDED), mailing.c.updated_at >= start),
+    )
+
+
+async def _total(connection: AsyncConnection, active: ColumnElement[bool]) -> Row[Any]:
+    shown = select_mailings().where(active).subquery()
+    statement = select(
+        func.now().label("made_at"),
+        func.count().label("mailings"),
+        func.coalesce(func.sum(shown.c.clients_count), 0).label("clients"),
+        *sums(shown),
+    ).select_from(shown)
+    return (await connection.execute(statement)).one()
+
+
+async def _mailings(
+    connection: AsyncConnection, active: ColumnElement[bool], zone: ZoneInfo
+) -> list[ReportedMailing]:
+    statement = select_mailings().where(active).order_by(mailing.c.id.desc()).limit(LISTED)
+    return [
+        ReportedMailing(
+            found.id,
+            found.status,
+            found.datetime_start.astimezone(zone),
+            found.datetime_end.astimezone(zone),
+            found.clients_count,
+            ledger_of(found),
+        )
+        for found in map(to_mailing, await connection.execute(statement))
+    ]
+
+
+async def _reasons(
+    connection: AsyncConnection, active: ColumnElement[bool], start: datetime, end: datetime
+) -> list[ReasonCount]:
+    """Return what became of messages between two moments.
+
+    A message ended when it was sent, or else when it was last written.
+    """
+    ended_at = func.coalesce(message.c.sent_at, message.c.updated_at)
+    messages = func.count().label("messages")
+    statement = (
+        select(message.c.status, message.c.reason, messages)
+        .where(
+            message.c.mailing_id.in_(select(mailing.c.id).where(active)),
+            message.c.status.in_(OutcomeCounts.__struct_fields__),
+            ended_at >= start,
+            ended_at < end,
+        )
+        .group_by(message.c.status, message.c.reason)
+        .order_by(messages.desc(), message.c.status, message.c.reason)
+    )
+    return [ReasonCount(*row) for row in await connection.execute(statement)]
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("mailer.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["number"] = "{:,}".format
+    templates.filters["moment"] = "{:%Y-%m-%d %H:%M}".format
+    templates.globals["statuses"] = MessageCounts.__struct_fields__
+    return templates
+
+
+def render_text(report: DailyReport) -> str:
+    """Return the report as plain text, to be printed or mailed."""
+    return _templates().get_template("daily.txt").render(report=report)
+
+
+def render_html(report: DailyReport) -> str:
+    """Return the report as a page that mail programs show: tables, and no outside host."""
+    return _templates().get_template("daily.html").render(report=report)

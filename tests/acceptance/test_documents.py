@@ -1,0 +1,95 @@
+"""What README shows is what runs."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import aiohttp
+from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
+
+from mailer.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+async def test_every_call_in_readme_works(start_gateway: Gateways, start_mailer: Mailers) -> None:
+    mailer = await start_mailer(**(await start_gateway()).settings)
+    address = (await mailer.event("started"))["address"]
+    calls = [block for block in BLOCKS if "curl" in block]
+    assert len(calls) == 3
+    for block in calls:
+        script = block.replace("http://127.0.0.1:8000", address)
+        script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
+        ended = subprocess.run(  # noqa: S603  # what README says, and nothing to wait for
+            ["/bin/bash", "-euo", "pipefail", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert ended.returncode == 0, (block, ended.stdout, ended.stderr)
+
+
+def test_every_command_in_readme_exists() -> None:
+    told = set(re.findall(r"`mailer ([a-z]+)", README))
+    shown = subprocess.run(
+        [sys.executable, "-m", "mailer", "--help"], capture_output=True, text=True, check=True
+    )
+    listed = set(re.findall(r"^  ([a-z]+)  ", shown.stdout, re.MULTILINE))
+    assert told == listed
+
+
+def test_every_setting_is_in_readme() -> None:
+    table = README.partition("## Settings")[2].partition("## Run it")[0]
+    told = set(re.findall(r"`([A-Z_]+)`", table)) - {"MAILER_", "UTC"}
+    assert told == {name.upper() for name in Settings.__struct_fields__}
+
+
+async def test_demo_delivers_and_leaves_nothing_behind() -> None:
+    environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
+    with tempfile.TemporaryDirectory(prefix="mailer-tmp-") as temporary:
+        Path(temporary).chmod(0o755)
+        demo = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mailer", "demo"),
+            env=environ | {"MAILER_PORT": "0", "TMPDIR": temporary},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert demo.stdout is not None
+        address = ""
+        while "look" not in address:
+            address = (await demo.stdout.readline()).decode()
+
+        async def some_delivered() -> bool | None:
+            url = f"{address.split()[-1]}api/v1/mailings/1"
+            async with aiohttp.request("GET", url) as answer:
+                return (await answer.json())["delivered_messages"] >= 50 or None
+
+        await until(some_delivered)
+        assert list(Path(temporary).iterdir())
+        demo.send_signal(signal.SIGINT)
+        assert await demo.wait() == 0
+        assert not list(Path(temporary).iterdir())
+
+
+async def test_installed_wheel_serves_in_an_empty_folder(tmp_path: Path) -> None:
+    """As after `pip install` of it: nothing of the checkout is on the path."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)  # noqa: S603  # our own build
+    site = tmp_path / "site"
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
+    with tempfile.TemporaryDirectory(prefix="mailer-empty-") as empty:
+        Path(empty).chmod(0o755)
+        mailer = MailerProcess(data_dir=f"{empty}/data")
+        await mailer.start(cwd=empty, python_path=str(site))
+        await mailer.call("GET", "/health/ready")
+        async with mailer.session.get("/docs") as answer:
+            assert answer.status == 200
+        assert await mailer.stop() == 0
