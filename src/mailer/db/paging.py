@@ -1,10 +1,12 @@
 """Pages by key: the cost of a page does not depend on how deep it lies."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, UnaryExpression, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.operators import desc_op
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -28,18 +30,45 @@ class Slice(msgspec.Struct, frozen=True):
 
 
 async def fetch_slice(
-    connection: AsyncConnection, rows: Select[Any], key: ColumnElement[int], position: Position
+    connection: AsyncConnection,
+    rows: Select[Any],
+    key: ColumnElement[int],
+    position: Position,
+    *,
+    count: int | None = None,
+    branches: Sequence[ColumnElement[bool]] = (),
 ) -> Slice:
-    """Return the page of `rows` at `position`, `key` being their id."""
-    counted = select(func.count()).select_from(rows.order_by(None).subquery())
-    count = (await connection.execute(counted)).scalar_one()
+    """Return the page of `rows` at `position`, `key` being their id.
+
+    All rows are counted unless their `count` is known. With `branches`, conditions of which every row meets exactly one, each branch is read by its
+    own index and the page is merged from them.
+    """
+    if count is None:
+        counted = select(func.count()).select_from(rows.subquery())
+        count = (await connection.execute(counted)).scalar_one()
     if position.after is not None:
-        newer = rows.where(key > position.after).order_by(key.asc())
-        found = list(await connection.execute(newer.limit(position.limit + 1)))
+        newer = _merged(rows.where(key > position.after), key.asc(), position.limit + 1, branches)
+        found = list(await connection.execute(newer))
         page = found[: position.limit][::-1]
         return Slice(page, count, has_older=bool(page), has_newer=len(found) > len(page))
     older = rows if position.before is None else rows.where(key < position.before)
-    found = list(await connection.execute(older.order_by(key.desc()).limit(position.limit + 1)))
+    statement = _merged(older, key.desc(), position.limit + 1, branches)
+    found = list(await connection.execute(statement))
     page = found[: position.limit]
     has_newer = position.before is not None and bool(page)
     return Slice(page, count, has_older=len(found) > len(page), has_newer=has_newer)
+
+
+def _merged(
+    rows: Select[Any],
+    order: UnaryExpression[int],
+    limit: int,
+    branches: Sequence[ColumnElement[bool]],
+) -> Select[Any]:
+    """Return the first `limit` of `rows`, taken from the firsts of each branch."""
+    if not branches:
+        return rows.order_by(order).limit(limit)
+    firsts = (rows.where(branch).order_by(order).limit(limit).subquery() for branch in branches)
+    merged = union_all(*(select(first) for first in firsts)).subquery()
+    by_id = merged.c.id.desc() if order.modifier is desc_op else merged.c.id.asc()
+    return select(merged).order_by(by_id).limit(limit)

@@ -6,8 +6,10 @@ import msgspec
 from litestar import Controller, Request, delete, get, patch, post
 from litestar.params import Parameter
 from msgspec import UNSET, Meta, UnsetType
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.db.paging import Position
 from mailer.mailing import service, store
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
 from mailer.message import store as messages
@@ -41,6 +43,22 @@ class MessageQuery(PageQuery, frozen=True, kw_only=True):
     client_id: Id | UnsetType = UNSET
 
 
+def counted(mailing: Mailing, asked: MessageQuery) -> int | None:
+    """Return how many messages are asked for, if the ledger tells."""
+    equal = asked.equal()
+    if not equal or mailing.created_messages == 0:
+        return mailing.created_messages
+    if equal.keys() == {"status"}:
+        count: int = getattr(mailing, f"{asked.status}_messages")
+        return count
+    return None
+
+
+def to_message(row: Row[Any]) -> Message:
+    """Return the message that a row of a page stands for."""
+    return Message(**row._asdict())
+
+
 class MailingController(Controller):
     """Mailings: created, watched, changed, deleted."""
 
@@ -68,8 +86,10 @@ class MailingController(Controller):
         """Return a mailing with its ledger and its newest 100 messages."""
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
-            newest = await messages.newest(connection, mailing_id, NEWEST)
-        return MailingDetail(**msgspec.structs.asdict(mailing), mailing_messages=newest)
+            known = mailing.created_messages
+            newest = await messages.page(connection, mailing_id, Position(NEWEST), known)
+        shown = [to_message(row) for row in newest.rows]
+        return MailingDetail(**msgspec.structs.asdict(mailing), mailing_messages=shown)
 
     @get("/{mailing_id:int}/messages", **takes(MessageQuery))
     async def list_messages(
@@ -81,9 +101,10 @@ class MailingController(Controller):
     ) -> Page[Message]:
         """List all messages of a mailing, newest first, those that equal what is given."""
         async with engine.connect() as connection:
-            await store.get(connection, mailing_id)
-            found = await messages.page(connection, mailing_id, asked.position, **asked.equal())
-        return page_of(found, request, lambda row: Message(**row._asdict()))
+            mailing = await store.get(connection, mailing_id)
+            known, equal = counted(mailing, asked), asked.equal()
+            found = await messages.page(connection, mailing_id, asked.position, known, **equal)
+        return page_of(found, request, to_message)
 
     @patch("/{mailing_id:int}")
     async def change_mailing(

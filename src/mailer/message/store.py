@@ -6,7 +6,6 @@ ledger moves with them, by trigger.
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -14,7 +13,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position, Slice, fetch_slice
-from mailer.db.schema import message
+from mailer.db.schema import MESSAGE_STATUSES, message
 from mailer.message.model import ClaimedMessage, FinishedMessage, Message
 
 SHOWN = [
@@ -25,25 +24,26 @@ SHOWN = [
 ]
 
 
-def _of_mailing(mailing_id: int, equal: dict[str, Any]) -> Any:  # noqa: ANN401  # SQLAlchemy's Select is generic over its row
-    return select(*SHOWN).where(
+async def page(
+    connection: AsyncConnection,
+    mailing_id: int,
+    position: Position,
+    count: int | None = None,
+    **equal: str | int,
+) -> Slice:
+    """Return a page of a mailing's messages whose columns equal what is given.
+
+    They are counted unless their `count` is known.
+    """
+    rows = select(*SHOWN).where(
         message.c.mailing_id == mailing_id,
         *(message.c[name] == value for name, value in equal.items()),
     )
-
-
-async def page(
-    connection: AsyncConnection, mailing_id: int, position: Position, **equal: str | int
-) -> Slice:
-    """Return a page of a mailing's messages whose columns equal what is given."""
-    rows = _of_mailing(mailing_id, equal)
-    return await fetch_slice(connection, rows, message.c.id, position)
-
-
-async def newest(connection: AsyncConnection, mailing_id: int, limit: int) -> list[Message]:
-    """Return the newest messages of a mailing."""
-    statement = _of_mailing(mailing_id, {}).order_by(message.c.id.desc()).limit(limit)
-    return [Message(**row) for row in (await connection.execute(statement)).mappings()]
+    # the index on mailing, status and id gives each status in order
+    branches = [] if equal else [message.c.status == status for status in MESSAGE_STATUSES]
+    return await fetch_slice(
+        connection, rows, message.c.id, position, count=count, branches=branches
+    )
 
 
 # Every mailing gives up to a share of what is due, oldest first, so that a large one cannot keep
