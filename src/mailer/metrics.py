@@ -26,14 +26,36 @@ REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
-MOST_CHILDREN = 100
-"""Pairs of outcome and reason that get a series; reasons beyond them count as `other`."""
+MOST_SERIES = 100
+"""Pairs of outcome and reason that are told apart; a gateway may answer with anything."""
 
-_finished = Counter(
-    "mailer_messages_finished",
-    "Messages that left a sender's hands, by the state they went to and why.",
-    ["outcome", "reason"],
-    registry=REGISTRY,
+
+class BoundedCounter:
+    """A counter by outcome and reason; reasons that come after the first `most` are `other`."""
+
+    def __init__(self, counter: Counter, most: int = MOST_SERIES) -> None:
+        self._counter = counter
+        self._most = most
+        self._series: dict[tuple[str, str], Counter] = {}
+
+    def inc(self, outcome: str, reason: str, amount: int) -> None:
+        """Count `amount` more."""
+        series = self._series.get((outcome, reason))
+        if series is None:
+            is_room = len(self._series) < self._most
+            series = self._counter.labels(outcome, reason if is_room else "other")
+            if is_room:
+                self._series[outcome, reason] = series
+        series.inc(amount)
+
+
+_finished = BoundedCounter(
+    Counter(
+        "mailer_messages_finished",
+        "Messages that left a sender's hands, by the state they went to and why.",
+        ["outcome", "reason"],
+        registry=REGISTRY,
+    )
 )
 _late = Counter(
     "mailer_messages_late",
@@ -57,7 +79,6 @@ _claims = Histogram(
     buckets=(0, 1, 2, 5, 10, 20, 50, 100, 200, 500),
     registry=REGISTRY,
 )
-_children: dict[tuple[str, str | None], Counter] = {}
 
 
 def claimed(messages: int) -> None:
@@ -71,19 +92,9 @@ def finished(outcomes: Iterable[tuple[str, str | None]], *, late: int) -> None:
     Which of them were late nobody knows: they are counted here too.
     """
     for (outcome, reason), messages in Tally(outcomes).items():
-        _child(outcome, reason).inc(messages)
+        _finished.inc(outcome, reason or "", messages)
     if late:
         _late.inc(late)
-
-
-def _child(outcome: str, reason: str | None) -> Counter:
-    child = _children.get((outcome, reason))
-    if child is None:
-        is_room = len(_children) < MOST_CHILDREN
-        child = _finished.labels(outcome, (reason or "") if is_room else "other")
-        if is_room:
-            _children[outcome, reason] = child
-    return child
 
 
 class gateway_request:  # noqa: N801  # reads as a function: `with metrics.gateway_request():`

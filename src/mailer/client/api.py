@@ -1,13 +1,21 @@
 """Routes of the directory."""
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from litestar import Controller, Request, delete, get, patch, post
+from litestar.exceptions import ClientException, HTTPException
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.client import store
+from mailer.client import importing, store
+from mailer.client.importing import ImportReport
 from mailer.client.model import Client, ClientChange, NewClient, OperatorCode, Phone, Tag, TimeZone
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody
@@ -15,6 +23,13 @@ from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, takes
 
 ClientId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The client's id.")]
+
+IMPORT_LIMIT = 1024**3
+"""Bytes of a file to import: some thirty million clients, whose staged lines PostgreSQL holds."""
+IMPORTS = 2
+"""Imports at once: each keeps a connection of the pool, which serves every other request too."""
+STALL = 60.0
+"""Seconds after which an upload that sends nothing is given up."""
 
 
 class ClientQuery(PageQuery, frozen=True, kw_only=True):
@@ -26,6 +41,30 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
     phone: Phone | UnsetType = UNSET
 
 
+class StalledUploadError(ClientException):
+    """Nothing more of the body came for a minute; nothing was stored."""
+
+    status_code = HTTPStatus.REQUEST_TIMEOUT
+    detail = "Nothing more of the body came for a minute; nothing was stored."
+
+
+@dataclass  # as its base is
+class ImportOperation(Operation):
+    """Describes the body of an import, which the handler reads itself."""
+
+    def __post_init__(self) -> None:
+        """Name the type of the body, with an example."""
+        text = Schema(
+            type=OpenAPIType.STRING,
+            description="A header that names `phone` and, in any order, what else is given of"
+            " `operator_code`, `tag` and `time_zone`; then a client a line. UTF-8, separated by"
+            " commas or by semicolons; at most 1 GiB.",
+        )
+        example = "phone,tag,time_zone\n79161234567,vip,Europe/Moscow\n79031234567,,\n"
+        media = OpenAPIMediaType(schema=text, example=example)
+        self.request_body = RequestBody(content={"text/csv": media}, required=True)
+
+
 class ClientController(Controller):
     """The directory of clients."""
 
@@ -33,12 +72,36 @@ class ClientController(Controller):
     tags = ("clients",)
     dto = JsonBody
     return_dto = None
+    import_turns = asyncio.Semaphore(IMPORTS)
 
     @post()
     async def add_client(self, engine: AsyncEngine, data: NewClient) -> Client:
         """Add a client. 409 when the phone is taken."""
         async with engine.begin() as connection:
             return await store.add(connection, data)
+
+    @post(
+        "/import",
+        dto=None,
+        status_code=HTTPStatus.OK,
+        request_max_body_size=IMPORT_LIMIT,
+        operation_class=ImportOperation,
+        raises=[StalledUploadError],
+    )
+    async def import_clients(
+        self, engine: AsyncEngine, request: Request[Any, Any, Any]
+    ) -> ImportReport:
+        """Add the clients of a CSV file and update those whose phones are known.
+
+        Good lines go in, all at once; bad ones are reported, the first 100 in full. Columns that
+        the file lacks are left as they are. A phone that comes again counts by its last line.
+        """
+        media_type, options = request.content_type
+        if media_type != "text/csv" or options.get("charset", "utf-8").lower() != "utf-8":
+            status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+            raise HTTPException("Send CSV in UTF-8, as Content-Type: text/csv.", status_code=status)
+        async with self.import_turns, aclosing(_never_stalling(request)) as parts:
+            return await importing.import_clients(engine, parts)
 
     @get(**takes(ClientQuery))
     async def list_clients(
@@ -68,3 +131,17 @@ class ClientController(Controller):
         """Erase a client's personal data for good and cancel what was to be sent."""
         async with engine.begin() as connection:
             await store.erase(connection, client_id)
+
+
+async def _never_stalling(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
+    """Give the body's parts as they arrive; raises `StalledUploadError` when they stop."""
+    async with aclosing(request.stream()) as stream:
+        while True:
+            try:
+                async with asyncio.timeout(STALL):
+                    part = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise StalledUploadError from error
+            yield part

@@ -29,7 +29,7 @@ class Slice(msgspec.Struct, frozen=True):
     has_newer: bool
 
 
-async def fetch_slice(
+async def fetch_slice(  # noqa: PLR0913  # what a page is made of
     connection: AsyncConnection,
     rows: Select[Any],
     key: ColumnElement[int],
@@ -40,8 +40,8 @@ async def fetch_slice(
 ) -> Slice:
     """Return the page of `rows` at `position`, `key` being their id.
 
-    All rows are counted unless their `count` is known. With `branches`, conditions of which every row meets exactly one, each branch is read by its
-    own index and the page is merged from them.
+    All rows are counted unless their `count` is known. With `branches`, conditions of which every
+    row meets exactly one, each branch is read by its own index and the page merged from them.
     """
     if count is None:
         counted = select(func.count()).select_from(rows.subquery())

@@ -3,16 +3,15 @@
 from typing import Annotated
 
 from litestar import Controller, get
-from litestar.params import Parameter
+from litestar.di import NamedDependency
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.mailing.api import MailingId
 from mailer.report import statistics
 from mailer.report.model import GeneralStatistics, MailingStatistics
-from mailer.validation import MAX_ID, Input
+from mailer.validation import Input
 from mailer.web.query import takes
-
-MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's id.")]
 
 
 class StatisticsQuery(Input, frozen=True, kw_only=True):
@@ -41,14 +40,17 @@ class StatisticsController(Controller):
     tags = ("statistics",)
 
     @get("/statistics")
-    async def get_statistics(self, engine: AsyncEngine) -> GeneralStatistics:
+    async def get_statistics(self, engine: NamedDependency[AsyncEngine]) -> GeneralStatistics:
         """Count all mailings and all messages by status."""
         async with engine.connect() as connection:
             return await statistics.general(connection)
 
     @get("/mailings/{mailing_id:int}/statistics", **takes(StatisticsQuery))
     async def get_mailing_statistics(
-        self, engine: AsyncEngine, mailing_id: MailingId, asked: StatisticsQuery
+        self,
+        engine: NamedDependency[AsyncEngine],
+        mailing_id: MailingId,
+        asked: NamedDependency[StatisticsQuery],
     ) -> MailingStatistics:
         """Count a mailing's messages by status and reason, operator code, time zone, and time."""
         bucket = None if asked.bucket is UNSET else asked.bucket

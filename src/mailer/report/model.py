@@ -1,14 +1,25 @@
 """What statistics and reports say: counts, and what they are counted by."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from mailer.message.model import Status
 
-Total = Annotated[int, Meta(ge=0, examples=[3])]
+Total = Annotated[int, Meta(ge=0)]
+
+
+MESSAGES = {
+    "scheduled": 900,
+    "sending": 50,
+    "delivered": 240,
+    "undelivered": 10,
+    "unknown": 0,
+    "cancelled": 0,
+}
+"""The counts of an example."""
 
 
 class MailingCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +55,11 @@ class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
 class GeneralStatistics(msgspec.Struct, frozen=True):
     """All mailings, and all their messages, by status."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "mailings": {"scheduled": 1, "running": 1, "paused": 0, "finished": 7, "cancelled": 0},
+        "messages": MESSAGES,
+    }
+
     mailings: MailingCounts
     messages: MessageCounts
 
@@ -52,23 +68,21 @@ class ReasonCount(msgspec.Struct, frozen=True):
     """Messages of one status that have one reason, or none."""
 
     status: Status
-    reason: Annotated[str, Meta(examples=["timeout"])] | None
+    reason: str | None
     messages: Total
 
 
 class OperatorCodeCounts(msgspec.Struct, frozen=True):
     """Messages to clients of one operator, by status."""
 
-    operator_code: Annotated[str, Meta(description="As the clients have it now.", examples=["916"])]
+    operator_code: Annotated[str, Meta(description="As the clients have it now.")]
     messages: MessageCounts
 
 
 class TimeZoneCounts(msgspec.Struct, frozen=True):
     """Messages to clients in one time zone, by status."""
 
-    time_zone: Annotated[
-        str, Meta(description="As the clients have it now.", examples=["Europe/Moscow"])
-    ]
+    time_zone: Annotated[str, Meta(description="As the clients have it now.")]
     messages: MessageCounts
 
 
@@ -90,6 +104,36 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     `messages` is the ledger; each of the lists adds up to it, once the mailing has begun.
     """
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "mailing_id": 1,
+        "clients_count": 1200,
+        "messages": MESSAGES,
+        "reasons": [
+            {"status": "scheduled", "reason": None, "messages": 880},
+            {"status": "delivered", "reason": None, "messages": 240},
+            {"status": "sending", "reason": None, "messages": 50},
+            {"status": "scheduled", "reason": "http_503", "messages": 20},
+            {"status": "undelivered", "reason": "rejected_400", "messages": 10},
+        ],
+        "operator_codes": [{"operator_code": "916", "messages": MESSAGES}],
+        "time_zones": [{"time_zone": "Europe/Moscow", "messages": MESSAGES}],
+        "over_time": {
+            "bucket": 60,
+            "buckets": [
+                {
+                    "delivered": 240,
+                    "undelivered": 10,
+                    "unknown": 0,
+                    "cancelled": 0,
+                    "start": "2030-01-15T06:00:00Z",
+                }
+            ],
+        },
+        "rate": 4.0,
+        "first_sent_at": "2030-01-15T06:00:00.120000Z",
+        "last_sent_at": "2030-01-15T06:00:59.980000Z",
+    }
 
     mailing_id: int
     clients_count: Total
