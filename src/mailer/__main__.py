@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from typing import Any, TextIO, TypeVar
 
 import click
 import uvloop
+from rich.console import Console
 
 from mailer import app
 from mailer.errors import MailerError, StartError
@@ -72,6 +74,48 @@ def demo() -> None:
     settings = _settings()
     configure_logging("warning", settings.log_format)  # what there is to see is on the pages
     _run(app.run_demo(settings, click.echo))
+
+
+@main.group()
+def clients() -> None:
+    """Bring clients in and out as CSV."""
+
+
+@clients.command("import")
+@click.argument("file")
+def import_(file: str) -> None:
+    """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected."""
+    if _run(app.import_clients(_settings(), file, Console(stderr=True))).rejected:
+        sys.exit(1)
+
+
+@clients.command()
+@click.argument("file")
+def export(file: str) -> None:
+    """Export all clients to FILE, or to standard output for -."""
+    _run(app.export_clients(_settings(), file, Console(stderr=True)))
+
+
+@main.command()
+@click.option("--date", "day", type=click.DateTime(["%Y-%m-%d"]), required=True, metavar="D")
+@click.option("--send", is_flag=True, help="Send it by mail instead of printing it.")
+def report(day: datetime, *, send: bool) -> None:
+    """Print the report of day D, such as 2030-01-15, or send it by mail."""
+    settings = _settings()
+    made = _run(app.report(settings, day.date(), send=send))
+    if not send:
+        click.echo(made)
+
+
+@main.command()
+def verify() -> None:
+    """Compare every ledger with its messages; exit 1 and the differences when one is off."""
+    differences = _run(app.verify(_settings()))
+    for difference in differences:
+        click.echo(difference)
+    if differences:
+        sys.exit(1)
+    click.echo("every ledger adds up")
 
 
 def _fraction(name: str, what: str) -> Callable[[Command], Command]:

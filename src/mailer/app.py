@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +15,14 @@ import structlog
 import uvicorn
 from litestar import Litestar, Router
 from litestar.di import Provide
+from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo
 from mailer.admin.pages import Pages, template_config
+from mailer.client import commands
 from mailer.client.api import ClientController
+from mailer.client.importing import ImportReport
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine, is_away
 from mailer.db.migrate import migrate
@@ -26,9 +30,14 @@ from mailer.dispatch.dispatcher import Dispatcher
 from mailer.errors import StartError
 from mailer.gateway.http import HttpGateway
 from mailer.mailing.api import MailingController
+from mailer.report.api import StatisticsController
+from mailer.report.daily import daily_report, render_text
+from mailer.report.mail import post_of, send_report
+from mailer.report.verify import Difference, differences
 from mailer.settings import Settings
 from mailer.web.assets import static_router
 from mailer.web.health import health_router
+from mailer.web.metrics import show_metrics
 from mailer.web.openapi import StructPlugin, openapi_config
 from mailer.web.problems import HANDLERS
 
@@ -42,9 +51,11 @@ DATABASE_PATIENCE = 30.0
 
 def create_app(engine: AsyncEngine, *, is_sending: bool = True) -> Litestar:
     """Return the web application over `engine`; the pages say so when nothing is sent."""
-    api = Router("/api/v1", route_handlers=[ClientController, MailingController])
+    api = Router(
+        "/api/v1", route_handlers=[ClientController, MailingController, StatisticsController]
+    )
     return Litestar(
-        route_handlers=[api, Pages, health_router(), static_router()],
+        route_handlers=[api, Pages, health_router(), show_metrics, static_router()],
         dependencies={
             "engine": Provide(lambda: engine, sync_to_thread=False),
             "is_sending": Provide(lambda: is_sending, sync_to_thread=False),
@@ -63,12 +74,18 @@ class AuthNotBuiltError(StartError):
 
 
 @contextlib.asynccontextmanager
-async def open_database(settings: Settings) -> AsyncIterator[tuple[str, AsyncEngine]]:
-    """Give the URL of the database, embedded if none is set, and an engine on it, migrated."""
+async def open_database(
+    settings: Settings, *, share: bool = False
+) -> AsyncIterator[tuple[str, AsyncEngine]]:
+    """Give the URL of the database, embedded if none is set, and an engine on it, migrated.
+
+    With `share` an embedded one that another mailer runs will do.
+    """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.database_url
         if url is None:
-            url = await stack.enter_async_context(embedded_postgres(Path(settings.data_dir)))
+            folder = Path(settings.data_dir)
+            url = await stack.enter_async_context(embedded_postgres(folder, share=share))
         engine = create_engine(url)
         stack.push_async_callback(engine.dispose)
         await _migrate_patiently(engine)
@@ -103,8 +120,36 @@ async def serve(settings: Settings) -> None:
 
 async def migrate_only(settings: Settings) -> None:
     """Bring the database to the newest schema; raises `StartError`."""
-    async with open_database(settings):
+    async with open_database(settings, share=True):
         log.info("migrated")
+
+
+async def import_clients(settings: Settings, file: str, console: Console) -> ImportReport:
+    """Import clients from a CSV file."""
+    async with open_database(settings, share=True) as (_, engine):
+        return await commands.import_file(engine, file, console)
+
+
+async def export_clients(settings: Settings, file: str, console: Console) -> int:
+    """Export all clients to a CSV file; return how many they are."""
+    async with open_database(settings, share=True) as (_, engine):
+        return await commands.export_file(engine, file, console)
+
+
+async def report(settings: Settings, day: date, *, send: bool) -> str:
+    """Return the report of a day as text, sent by mail too if asked for."""
+    post = post_of(settings) if send else None
+    async with open_database(settings, share=True) as (_, engine):
+        made = await daily_report(engine, day, settings.report_time_zone)
+    if post is not None:
+        await send_report(made, post)
+    return render_text(made)
+
+
+async def verify(settings: Settings) -> list[Difference]:
+    """Return what of the ledgers does not add up."""
+    async with open_database(settings, share=True) as (_, engine):
+        return await differences(engine)
 
 
 async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:

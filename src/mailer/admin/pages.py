@@ -5,6 +5,7 @@ from typing import Any
 
 from litestar import Controller, get
 from litestar.datastructures import ResponseHeader
+from litestar.di import NamedDependency
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
@@ -33,7 +34,9 @@ class Pages(Controller):
     response_headers = (ResponseHeader(name="Content-Security-Policy", value=POLICY),)
 
     @get()
-    async def overview(self, engine: AsyncEngine, *, is_sending: bool) -> Template:
+    async def overview(
+        self, engine: NamedDependency[AsyncEngine], *, is_sending: NamedDependency[bool]
+    ) -> Template:
         """Show the newest mailings and how far they are."""
         async with engine.connect() as connection:
             found = await store.page(connection, Position(SHOWN))

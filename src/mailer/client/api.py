@@ -8,9 +8,10 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from litestar import Controller, Request, delete, get, patch, post
+from litestar.di import NamedDependency
 from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
-from litestar.params import Parameter
+from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -75,7 +76,9 @@ class ClientController(Controller):
     import_turns = asyncio.Semaphore(IMPORTS)
 
     @post()
-    async def add_client(self, engine: AsyncEngine, data: NewClient) -> Client:
+    async def add_client(
+        self, engine: NamedDependency[AsyncEngine], data: JSONBody[NewClient]
+    ) -> Client:
         """Add a client. 409 when the phone is taken."""
         async with engine.begin() as connection:
             return await store.add(connection, data)
@@ -89,7 +92,7 @@ class ClientController(Controller):
         raises=[StalledUploadError],
     )
     async def import_clients(
-        self, engine: AsyncEngine, request: Request[Any, Any, Any]
+        self, engine: NamedDependency[AsyncEngine], request: Request[Any, Any, Any]
     ) -> ImportReport:
         """Add the clients of a CSV file and update those whose phones are known.
 
@@ -105,7 +108,10 @@ class ClientController(Controller):
 
     @get(**takes(ClientQuery))
     async def list_clients(
-        self, engine: AsyncEngine, request: Request[Any, Any, Any], asked: ClientQuery
+        self,
+        engine: NamedDependency[AsyncEngine],
+        request: Request[Any, Any, Any],
+        asked: NamedDependency[ClientQuery],
     ) -> Page[Client]:
         """List clients, newest first, those that equal what is given."""
         async with engine.connect() as connection:
@@ -113,21 +119,26 @@ class ClientController(Controller):
         return page_of(found, request, lambda row: Client(**row._asdict()))
 
     @get("/{client_id:int}")
-    async def get_client(self, engine: AsyncEngine, client_id: ClientId) -> Client:
+    async def get_client(self, engine: NamedDependency[AsyncEngine], client_id: ClientId) -> Client:
         """Return a client."""
         async with engine.connect() as connection:
             return await store.get(connection, client_id)
 
     @patch("/{client_id:int}")
     async def change_client(
-        self, engine: AsyncEngine, client_id: ClientId, data: ClientChange
+        self,
+        engine: NamedDependency[AsyncEngine],
+        client_id: ClientId,
+        data: JSONBody[ClientChange],
     ) -> Client:
         """Change a client: the fields given; a new phone brings its own operator code."""
         async with engine.begin() as connection:
             return await store.change(connection, client_id, data)
 
     @delete("/{client_id:int}")
-    async def delete_client(self, engine: AsyncEngine, client_id: ClientId) -> None:
+    async def delete_client(
+        self, engine: NamedDependency[AsyncEngine], client_id: ClientId
+    ) -> None:
         """Erase a client's personal data for good and cancel what was to be sent."""
         async with engine.begin() as connection:
             await store.erase(connection, client_id)

@@ -18,23 +18,27 @@ from pathlib import Path
 
 from mailer.db.binaries import WHEEL, Binaries, choose_binaries, find_binaries
 from mailer.db.child import Account, Child
-from mailer.db.postmaster import PORT, STOPS, Postmaster, last_complaint, lines_since
+from mailer.db.postmaster import PORT, STOPS, Postmaster, last_complaint, lines_since, url_of
 from mailer.errors import StartError
 
 SOCKET_PATH_LIMIT = 107  # bytes; unix(7)
 
 
 @asynccontextmanager
-async def embedded_postgres(data_dir: Path) -> AsyncIterator[str]:
+async def embedded_postgres(data_dir: Path, *, share: bool = False) -> AsyncIterator[str]:
     """Run PostgreSQL under `data_dir` while the block lasts; yields a URL that libpq takes.
 
-    One process at a time may use `data_dir`. A server that ends by itself is started again, under
-    the same URL. Enter it on the main thread: the server stops with the thread that started it.
+    One process at a time may run it; with `share`, one that another process runs is used. A server
+    that ends by itself is started again, under the same URL. Enter it on the main thread: the
+    server stops with the thread that started it.
     Raises `StartError`.
     """
     async with AsyncExitStack() as stack:
         with _os_errors_explained(data_dir):
             home = _make_home(data_dir)
+            if share and (url := _url_in_use(home)):
+                yield url
+                return
             stack.enter_context(_locked(home))
             output = stack.enter_context(_opened(home / "server.log", os.O_APPEND | os.O_TRUNC))
             account = _unprivileged_account(home)
@@ -49,7 +53,7 @@ async def embedded_postgres(data_dir: Path) -> AsyncIterator[str]:
         # Not in a TaskGroup, which would wrap what the block raises.
         watch = asyncio.create_task(server.keep_running())
         try:
-            yield server.url("mailer")
+            yield url_of("mailer", sockets)
         finally:
             watch.cancel()
             await asyncio.wait({watch})
@@ -101,6 +105,18 @@ def _locked(home: Path) -> Iterator[None]:
             )
             raise StartError(message) from None
         yield
+
+
+def _url_in_use(home: Path) -> str | None:
+    """Return the URL of the server that another mailer runs on `home`, if one does."""
+    with _opened(home / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with suppress(FileNotFoundError, IndexError):  # it is starting, and has no address yet
+                sockets = (home / "data" / "postmaster.pid").read_text().splitlines()[4]
+                return url_of("mailer", Path(sockets))
+    return None
 
 
 def _unprivileged_account(home: Path) -> Account | None:

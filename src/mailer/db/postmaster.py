@@ -68,10 +68,6 @@ class Postmaster:
         program: str | Path = binaries.folder / "postgres"
         self._command = [program, "-D", self._data, *options]
 
-    def url(self, name: str) -> str:
-        """Return the URL of the database `name` for the role of that name."""
-        return f"postgresql://{name}@/{name}?host={quote(str(self._sockets))}&port={PORT}"
-
     async def start(self) -> None:
         """Start it and wait until it can be used. Raises `StartError`."""
         deadline = _now() + PREDECESSOR_LIMIT
@@ -158,7 +154,7 @@ class Postmaster:
 
     async def _ensure_database(self) -> None:
         # As its superuser, who has slots of its own.
-        connection = await asyncpg.connect(self.url("postgres"))
+        connection = await asyncpg.connect(url_of("postgres", self._sockets))
         try:
             if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = 'mailer'"):
                 await connection.execute("CREATE ROLE mailer LOGIN CREATEDB")
@@ -195,6 +191,11 @@ def _find_postmaster(data: Path) -> int | None:
             if program.endswith(b"postgres") and os.fsencode(data) in arguments:
                 return int(entry.parent.name)
     return None
+
+
+def url_of(name: str, sockets: Path) -> str:
+    """Return the URL of the database `name` for the role of that name."""
+    return f"postgresql://{name}@/{name}?host={quote(str(sockets))}&port={PORT}"
 
 
 def _now() -> float:

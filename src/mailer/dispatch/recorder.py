@@ -6,6 +6,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import metrics
 from mailer.db.engine import is_away, raw
 from mailer.message import store
 from mailer.message.model import FinishedMessage
@@ -67,5 +68,7 @@ class Recorder:
                 log.warning("database_away", at="record", waiting=self._finished.qsize())
                 await asyncio.sleep(AWAY)
             else:
-                log.debug("messages_recorded", outcomes=len(outcomes), written=written)
+                late = len(outcomes) - written
+                metrics.finished(((done.status, done.reason) for done in outcomes), late=late)
+                log.debug("messages_recorded", outcomes=len(outcomes), late=late)
                 return

@@ -16,6 +16,7 @@ import structlog
 from aiolimiter import AsyncLimiter
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import metrics
 from mailer.db.engine import is_away, raw
 from mailer.dispatch.judge import Send, after_sending, before_sending, hand_back
 from mailer.dispatch.recorder import BATCH, Recorder
@@ -139,6 +140,7 @@ class Sender:
             log.warning("database_away", at="claim")
             await asyncio.sleep(AWAY)
             return False
+        metrics.claimed(len(claims))
         self._share.served(asked, share, Counter(claim.mailing_id for claim in claims))
         for claim in claims:
             self._claimed.put_nowait(claim)
@@ -201,7 +203,9 @@ class Sender:
 
     async def _send(self, claim: ClaimedMessage, send: Send) -> Outcome:
         try:
-            return await self._gateway.send(claim.id, send.phone, send.mailing.text, send.within)
+            with metrics.gateway_request():
+                text, within = send.mailing.text, send.within
+                return await self._gateway.send(claim.id, send.phone, text, within)
         except asyncio.CancelledError:
             if self._is_stopping:  # the grace is over, and what was written stays written
                 return Unknown("connection_lost")

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, Request, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -68,13 +69,18 @@ class MailingController(Controller):
     return_dto = None
 
     @post()
-    async def create_mailing(self, engine: AsyncEngine, data: NewMailing) -> Mailing:
+    async def create_mailing(
+        self, engine: NamedDependency[AsyncEngine], data: JSONBody[NewMailing]
+    ) -> Mailing:
         """Create a mailing. It goes out by itself; one that is already due, at once."""
         return await service.create(engine, data)
 
     @get(**takes(MailingQuery))
     async def list_mailings(
-        self, engine: AsyncEngine, request: Request[Any, Any, Any], asked: MailingQuery
+        self,
+        engine: NamedDependency[AsyncEngine],
+        request: Request[Any, Any, Any],
+        asked: NamedDependency[MailingQuery],
     ) -> Page[Mailing]:
         """List mailings with their ledgers, newest first: the general statistics."""
         async with engine.connect() as connection:
@@ -82,7 +88,9 @@ class MailingController(Controller):
         return page_of(found, request, store.to_mailing)
 
     @get("/{mailing_id:int}")
-    async def get_mailing(self, engine: AsyncEngine, mailing_id: MailingId) -> MailingDetail:
+    async def get_mailing(
+        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+    ) -> MailingDetail:
         """Return a mailing with its ledger and its newest 100 messages."""
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
@@ -94,10 +102,10 @@ class MailingController(Controller):
     @get("/{mailing_id:int}/messages", **takes(MessageQuery))
     async def list_messages(
         self,
-        engine: AsyncEngine,
+        engine: NamedDependency[AsyncEngine],
         request: Request[Any, Any, Any],
         mailing_id: MailingId,
-        asked: MessageQuery,
+        asked: NamedDependency[MessageQuery],
     ) -> Page[Message]:
         """List all messages of a mailing, newest first, those that equal what is given."""
         async with engine.connect() as connection:
@@ -108,12 +116,17 @@ class MailingController(Controller):
 
     @patch("/{mailing_id:int}")
     async def change_mailing(
-        self, engine: AsyncEngine, mailing_id: MailingId, data: MailingChange
+        self,
+        engine: NamedDependency[AsyncEngine],
+        mailing_id: MailingId,
+        data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing: before its start all of it, while it runs what was not sent yet."""
         return await service.change(engine, mailing_id, data)
 
     @delete("/{mailing_id:int}")
-    async def delete_mailing(self, engine: AsyncEngine, mailing_id: MailingId) -> None:
+    async def delete_mailing(
+        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+    ) -> None:
         """Delete a mailing: no request for it starts after the answer."""
         await service.delete(engine, mailing_id)

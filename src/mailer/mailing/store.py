@@ -27,7 +27,7 @@ IS_BEGUN = mailing.c.audience_until.is_not(None)
 ALIVE = mailing.c.deleted_at.is_(None)
 
 
-def _select_mailings() -> Select[Any]:
+def select_mailings() -> Select[Any]:
     """Return a select of mailings as they are shown.
 
     Before a mailing begins it has no messages: those it will have count as scheduled.
@@ -91,7 +91,7 @@ def _columns(values: dict[str, Any]) -> dict[str, Any]:
 
 async def get(connection: AsyncConnection, mailing_id: int, *, lock: bool = False) -> Mailing:
     """Return a mailing; raises `MailingNotFoundError`. `lock` keeps it so until the commit."""
-    statement = _select_mailings().where(mailing.c.id == mailing_id)
+    statement = select_mailings().where(mailing.c.id == mailing_id)
     if lock:
         statement = statement.with_for_update(of=mailing)
     row = (await connection.execute(statement)).one_or_none()
@@ -110,7 +110,7 @@ async def page(
     connection: AsyncConnection, position: Position, status: Status | None = None
 ) -> Slice:
     """Return a page of mailings, those with a status if one is given."""
-    rows = _select_mailings()
+    rows = select_mailings()
     if status is not None:
         rows = rows.where(mailing.c.status == status)
     return await fetch_slice(connection, rows, mailing.c.id, position)

@@ -1,5 +1,6 @@
 """The daily report: what became of messages on one day, and where the day's mailings stand."""
 
+from collections import defaultdict
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from typing import Any
@@ -13,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db.schema import mailing, message
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import ENDED, FIRST_MOMENT, LAST_MOMENT, Status
-from mailer.mailing.store import ALIVE, to_mailing
-from mailer.mailing.store import _select_mailings as select_mailings
+from mailer.mailing.store import ALIVE, select_mailings, to_mailing
 from mailer.report.model import MessageCounts, OutcomeCounts, ReasonCount
 from mailer.report.snapshot import snapshot
 from mailer.report.statistics import ledger_of, message_counts, sums
@@ -52,10 +52,10 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def outcomes(self) -> OutcomeCounts:
         """What became of messages on that day."""
-        counts = dict.fromkeys(OutcomeCounts.__struct_fields__, 0)
+        counts: dict[str, int] = defaultdict(int)
         for count in self.reasons:
             counts[count.status] += count.messages
-        return OutcomeCounts(**counts)
+        return OutcomeCounts.of(**counts)
 
     @property
     def failures(self) -> list[ReasonCount]:

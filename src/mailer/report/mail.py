@@ -85,13 +85,12 @@ def _recipients(given: str | None) -> list[str]:
     return addresses
 
 
-async def send_report(report: DailyReport, settings: Settings) -> None:
+async def send_report(report: DailyReport, post: Post) -> None:
     """Send the report to everybody who is to get it.
 
     With a login the connection is encrypted before it wherever the server can do that; smtps is
-    always encrypted. Raises `StartError` for wrong settings, and `MailNotSentError`.
+    always encrypted. Raises `MailNotSentError`.
     """
-    post = post_of(settings)
     message = _message(report, post)
     try:
         refused, _ = await aiosmtplib.send(

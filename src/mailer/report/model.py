@@ -1,7 +1,7 @@
 """What statistics and reports say: counts, and what they are counted by."""
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
@@ -22,34 +22,43 @@ MESSAGES = {
 """The counts of an example."""
 
 
-class MailingCounts(msgspec.Struct, frozen=True, kw_only=True):
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """A count for every status that there is."""
+
+    @classmethod
+    def of(cls, **known: int) -> Self:
+        """Return these counts, and zero of every other status."""
+        return cls(**(dict.fromkeys(cls.__struct_fields__, 0) | known))
+
+
+class MailingCounts(Counts, frozen=True, kw_only=True):
     """Mailings by status."""
 
-    scheduled: Total = 0
-    running: Total = 0
-    paused: Total = 0
-    finished: Total = 0
-    cancelled: Total = 0
+    scheduled: Total
+    running: Total
+    paused: Total
+    finished: Total
+    cancelled: Total
 
 
-class MessageCounts(msgspec.Struct, frozen=True, kw_only=True):
+class MessageCounts(Counts, frozen=True, kw_only=True):
     """Messages by status."""
 
-    scheduled: Total = 0
-    sending: Total = 0
-    delivered: Total = 0
-    undelivered: Total = 0
-    unknown: Total = 0
-    cancelled: Total = 0
+    scheduled: Total
+    sending: Total
+    delivered: Total
+    undelivered: Total
+    unknown: Total
+    cancelled: Total
 
 
-class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
+class OutcomeCounts(Counts, frozen=True, kw_only=True):
     """Messages by what became of them."""
 
-    delivered: Total = 0
-    undelivered: Total = 0
-    unknown: Total = 0
-    cancelled: Total = 0
+    delivered: Total
+    undelivered: Total
+    unknown: Total
+    cancelled: Total
 
 
 class GeneralStatistics(msgspec.Struct, frozen=True):
@@ -86,10 +95,11 @@ class TimeZoneCounts(msgspec.Struct, frozen=True):
     messages: MessageCounts
 
 
-class Bucket(OutcomeCounts, frozen=True, kw_only=True):
+class Bucket(msgspec.Struct, frozen=True):
     """What became of messages from `start` on, until the next bucket starts."""
 
     start: datetime
+    messages: OutcomeCounts
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -122,11 +132,13 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
             "bucket": 60,
             "buckets": [
                 {
-                    "delivered": 240,
-                    "undelivered": 10,
-                    "unknown": 0,
-                    "cancelled": 0,
                     "start": "2030-01-15T06:00:00Z",
+                    "messages": {
+                        "delivered": 240,
+                        "undelivered": 10,
+                        "unknown": 0,
+                        "cancelled": 0,
+                    },
                 }
             ],
         },

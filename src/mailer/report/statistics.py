@@ -13,7 +13,7 @@ from mailer.db.schema import MESSAGE_STATUSES
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing
-from mailer.mailing.store import _select_mailings as select_mailings
+from mailer.mailing.store import select_mailings
 from mailer.report.model import (
     Bucket,
     GeneralStatistics,
@@ -21,6 +21,7 @@ from mailer.report.model import (
     MailingStatistics,
     MessageCounts,
     OperatorCodeCounts,
+    OutcomeCounts,
     ReasonCount,
     Series,
     TimeZoneCounts,
@@ -55,7 +56,7 @@ async def general(connection: AsyncConnection) -> GeneralStatistics:
     rows = list(await connection.execute(statement))
     by_status = [message_counts(row) for row in rows]
     return GeneralStatistics(
-        MailingCounts(**{row.status: row.mailings for row in rows}),
+        MailingCounts.of(**{row.status: row.mailings for row in rows}),
         MessageCounts(
             **{name: sum(getattr(c, name) for c in by_status) for name in MESSAGE_STATUSES}
         ),
@@ -107,7 +108,7 @@ def _by(name: str, rows: Iterable[Row[Any]]) -> list[tuple[str, MessageCounts]]:
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for row in rows:
         counts[getattr(row, name)][row.status] = row.messages
-    return [(value, MessageCounts(**counts[value])) for value in sorted(counts)]
+    return [(value, MessageCounts.of(**counts[value])) for value in sorted(counts)]
 
 
 # The mailing's messages are read once for every way of grouping them. A client's row stays for
@@ -154,7 +155,7 @@ async def _series(
         counts[row.start][row.status] = row.messages
     starts = range(int(min(counts).timestamp()), int(max(counts).timestamp()) + 1, bucket)
     moments = (datetime.fromtimestamp(start, UTC) for start in starts)
-    return Series(bucket, [Bucket(start=at, **counts.get(at, {})) for at in moments])
+    return Series(bucket, [Bucket(at, OutcomeCounts.of(**counts[at])) for at in moments])
 
 
 def bucket_seconds(span: float, asked: int | None) -> int:

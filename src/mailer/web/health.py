@@ -1,6 +1,7 @@
 """Whether this process lives, and whether it can work."""
 
 from litestar import Router, get
+from litestar.di import NamedDependency
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -25,7 +26,7 @@ async def live() -> Health:
 
 
 @get("/ready")
-async def ready(engine: AsyncEngine) -> Health:
+async def ready(engine: NamedDependency[AsyncEngine]) -> Health:
     """Answer 200 when the database can be reached and has the newest schema, else 503."""
     async with engine.connect() as connection:
         if not await is_current(connection):

@@ -1,0 +1,164 @@
+"""Import and export of clients at the command line: files, progress and the report."""
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.client.exporting import export_clients
+from mailer.client.importing import ImportReport, import_clients
+from mailer.errors import MailerError
+
+STANDARD = "-"
+"""Path that stands for standard input or output."""
+PART = 256 * 1024
+"""Bytes read at once."""
+
+
+class FileError(MailerError):
+    """A file cannot be read or written."""
+
+
+async def import_file(engine: AsyncEngine, path: str, console: Console) -> ImportReport:
+    """Import the CSV file at `path`, and print to `console` how it goes and what became of it.
+
+    Raises `FileError` when the file cannot be read and `InvalidError` when its header is wrong;
+    nothing is stored then.
+    """
+    with _opened_to_read(path) as file, _progress(console, DownloadColumn()) as progress:
+        report = await import_clients(engine, _parts(file, path, progress))
+    _print_report(report, console)
+    return report
+
+
+async def export_file(engine: AsyncEngine, path: str, console: Console) -> int:
+    """Export the clients to a CSV file at `path`, and print to `console` how it goes.
+
+    A file that was there is replaced once the new one is whole. Returns the number of clients;
+    raises `FileError` when the file cannot be written.
+    """
+    with _opened_to_write(path) as file, _progress(console, MofNCompleteColumn()) as progress:
+        task = progress.add_task("writing", total=None)
+
+        async def write(part: bytes) -> None:
+            with _explained(path):
+                await asyncio.to_thread(file.write, part)
+            progress.advance(task, part.count(b"\n"))  # nearly the rows: few tags have line ends
+
+        count = await export_clients(
+            engine, write, on_count=lambda total: progress.update(task, total=total)
+        )
+        with _explained(path):
+            await asyncio.to_thread(file.flush)
+    console.print(f"{count:,} clients exported", highlight=False)
+    return count
+
+
+async def _parts(file: BinaryIO, path: str, progress: Progress) -> AsyncIterator[bytes]:
+    size = os.fstat(file.fileno()).st_size or None  # of a pipe nobody knows
+    reading = progress.add_task("reading", total=size)
+    while True:
+        with _explained(path):
+            part = await asyncio.to_thread(file.read, PART)
+        if not part:
+            break
+        yield part
+        progress.advance(reading, len(part))
+    progress.update(reading, visible=False)
+    progress.add_task("storing", total=None)
+
+
+def _progress(console: Console, amount: ProgressColumn) -> Progress:
+    """Return a bar that is gone when it is done, and never comes where nobody looks."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        amount,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _print_report(report: ImportReport, console: Console) -> None:
+    for error in report.errors:
+        text = f"line {error.line}: {error.field} {error.message}".replace(":  ", ": ")
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    unnamed = report.rejected - len({error.line for error in report.errors})
+    if unnamed:
+        console.print(f"and {unnamed:,} more rejected lines", highlight=False)
+    console.print(
+        f"{report.created:,} created, {report.updated:,} updated,"
+        f" {report.unchanged:,} unchanged, {report.rejected:,} rejected",
+        highlight=False,
+    )
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Name the file when it is at fault; the database raises such errors too."""
+    try:
+        yield
+    except OSError as error:
+        name = "standard input or output" if path == STANDARD else path
+        raise FileError(f"{name}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _opened_to_read(path: str) -> Iterator[BinaryIO]:
+    if path == STANDARD:
+        yield sys.stdin.buffer
+    else:
+        with _open(path, "rb") as file:
+            yield file
+
+
+@contextmanager
+def _opened_to_write(path: str) -> Iterator[BinaryIO]:
+    target = Path(path).resolve()
+    if path == STANDARD:
+        yield sys.stdout.buffer
+    elif target.exists() and not target.is_file():  # a pipe or a device
+        with _explained(path), _open(path, "wb") as file:  # closing writes what is left
+            yield file
+    else:
+        with _replacing(path, target) as file:
+            yield file
+
+
+def _open(path: str, mode: Literal["rb", "wb"]) -> BinaryIO:
+    with _explained(path):
+        return Path(path).open(mode)
+
+
+@contextmanager
+def _replacing(path: str, target: Path) -> Iterator[BinaryIO]:
+    """Give a new file that takes the place of `target` when the block succeeds."""
+    with _explained(path):
+        # in nobody else's reach, as phones should be
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    new = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        with _explained(path):
+            new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)
