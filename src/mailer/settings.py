@@ -25,7 +25,7 @@ LEASE_SLACK = 2
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
-TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)]
 
 
 def default_data_dir() -> str:
@@ -124,9 +124,9 @@ def _broken_rules(settings: Settings) -> list[str]:
         ("SMTP_URL", settings.smtp_url, ("smtp", "smtps")),
         ("OIDC_ISSUER", settings.oidc_issuer, ("http", "https")),
     ):
-        if value is not None and urlsplit(value).scheme not in schemes:
+        if value is not None and not _is_url(value, schemes):
             start = " or ".join(f"{scheme}://" for scheme in schemes)
-            wrong.append(f"{PREFIX}{name}: must start with {start}")
+            wrong.append(f"{PREFIX}{name}: must be a URL that starts with {start}")
     if settings.auth == "none" and not settings.is_loopback:
         wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     if settings.report_time_zone not in zoneinfo.available_timezones():
@@ -134,3 +134,13 @@ def _broken_rules(settings: Settings) -> list[str]:
     if settings.lease < settings.gateway_timeout + LEASE_SLACK:
         wrong.append(f"{PREFIX}LEASE must be {LEASE_SLACK} s longer than {PREFIX}GATEWAY_TIMEOUT")
     return wrong
+
+
+def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
+    """Whether `value` is a URL with a host; PostgreSQL's may name it in its query."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port  # raises when it is no number
+    except ValueError:
+        return False
+    return parts.scheme in schemes and (bool(parts.hostname) or "postgres" in parts.scheme)

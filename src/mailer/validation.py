@@ -15,8 +15,8 @@ from mailer.errors import FieldError, InvalidError
 MAX_ID = 2**53 - 1
 """Largest id: PostgreSQL holds more, JSON readers do not."""
 
-NO_NUL = r"^[^\x00]*$"
-"""PostgreSQL stores every character but this one."""
+STORABLE = r"^[^\x00\ud800-\udfff]*$"
+"""PostgreSQL stores every character but NUL; lone surrogates are no characters."""
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +65,8 @@ def check(model: type[Given], given: object, at: datetime, *, strict: bool = Tru
                 errors.append(FieldError(name, field.rule or _first_words(error)))
         elif field.required:
             errors.append(FieldError(name, "is required"))
-    errors += model.broken_rules(values, at)
+    wrong = {error.field for error in errors}
+    errors += (error for error in model.broken_rules(values, at) if error.field not in wrong)
     if errors:
         raise InvalidError(errors)
     return model(**values)

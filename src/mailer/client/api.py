@@ -1,9 +1,10 @@
 """Routes of the directory."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -17,7 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client import importing, store
 from mailer.client.importing import ImportReport
-from mailer.client.model import Client, ClientChange, NewClient, OperatorCode, Phone, Tag, TimeZone
+from mailer.client.model import (
+    Client,
+    ClientChange,
+    NewClient,
+    OperatorCode,
+    Phone,
+    Tag,
+    TimeZone,
+    unknown_zone,
+)
+from mailer.errors import FieldError
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody
 from mailer.web.paging import Page, page_of
@@ -40,6 +51,12 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
     tag: Tag | UnsetType = UNSET
     time_zone: TimeZone | UnsetType = UNSET
     phone: Phone | UnsetType = UNSET
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+        """Refuse a time zone that no client can have."""
+        yield from super().broken_rules(values, at)
+        yield from unknown_zone(values)
 
 
 class StalledUploadError(ClientException):

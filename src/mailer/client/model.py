@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.errors import FieldError
-from mailer.validation import NO_NUL, Input
+from mailer.validation import STORABLE, Input
 
 Phone = Annotated[
     str,
@@ -37,7 +37,7 @@ Tag = Annotated[
     Meta(
         min_length=1,
         max_length=64,
-        pattern=NO_NUL,
+        pattern=STORABLE,
         description="A free label.",
         examples=["vip"],
         extra={"rule": "must be 1 to 64 characters without NUL, or null"},
@@ -46,6 +46,8 @@ Tag = Annotated[
 TimeZone = Annotated[
     str,
     Meta(
+        max_length=64,
+        pattern=STORABLE,
         description="An IANA time zone's name.",
         examples=["Europe/Moscow"],
         extra={"rule": "must be an IANA time zone, such as Europe/Moscow"},
@@ -61,14 +63,19 @@ def known_zones() -> frozenset[str]:
     return frozenset(zoneinfo.available_timezones())
 
 
+def unknown_zone(values: Mapping[str, Any]) -> Iterable[FieldError]:
+    """Name a time zone that is given and that nobody knows."""
+    if values.get("time_zone", "UTC") not in known_zones():
+        yield FieldError("time_zone", UNKNOWN_ZONE)
+
+
 class ClientInput(Input, frozen=True, kw_only=True):
     """A client as it is given."""
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # zones do not depend on the moment
         """Name a time zone that nobody knows."""
-        if values.get("time_zone", "UTC") not in known_zones():
-            yield FieldError("time_zone", UNKNOWN_ZONE)
+        return unknown_zone(values)
 
 
 class NewClient(ClientInput, frozen=True, kw_only=True):
@@ -103,14 +110,11 @@ class ClientChange(ClientInput, frozen=True, kw_only=True):
 
     def values(self) -> dict[str, Any]:
         """Return the columns to change."""
-        changes = {
+        return {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
             if value is not UNSET
         }
-        if "phone" in changes:
-            changes.setdefault("operator_code", operator_code(changes["phone"]))
-        return changes
 
 
 class Client(msgspec.Struct, frozen=True):

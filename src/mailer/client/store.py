@@ -3,11 +3,11 @@
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Select, func, insert, select, text, update
+from sqlalchemy import Select, case, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient
+from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient, operator_code
 from mailer.db.engine import cause_of
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import client
@@ -32,11 +32,19 @@ async def add(connection: AsyncConnection, new: NewClient) -> Client:
 
 
 async def change(connection: AsyncConnection, client_id: int, changes: ClientChange) -> Client:
-    """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`."""
+    """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`.
+
+    A new phone brings its own operator code, unless one is given with it.
+    """
+    values = changes.values()
+    if "phone" in values and "operator_code" not in values:
+        is_same = client.c.phone == values["phone"]
+        code = operator_code(values["phone"])
+        values["operator_code"] = case((is_same, client.c.operator_code), else_=code)
     statement = (
         update(client)
         .where(client.c.id == client_id, ALIVE)
-        .values(**changes.values(), updated_at=func.now())
+        .values(**values, updated_at=func.now())
         .returning(*SHOWN)
     )
     return Client(**await _written(connection, statement))

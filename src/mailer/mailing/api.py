@@ -16,7 +16,7 @@ from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMaili
 from mailer.message import store as messages
 from mailer.message.model import Message
 from mailer.message.model import Status as MessageStatus
-from mailer.validation import MAX_ID, NO_NUL
+from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody
 from mailer.web.paging import Page, page_of
 from mailer.web.query import Id, PageQuery, takes
@@ -38,7 +38,7 @@ class MessageQuery(PageQuery, frozen=True, kw_only=True):
 
     status: MessageStatus | UnsetType = UNSET
     reason: (
-        Annotated[str, Meta(min_length=1, max_length=64, pattern=NO_NUL, examples=["timeout"])]
+        Annotated[str, Meta(min_length=1, max_length=64, pattern=STORABLE, examples=["timeout"])]
         | UnsetType
     ) = UNSET
     client_id: Id | UnsetType = UNSET

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     and_,
     any_,
+    case,
     column,
     func,
     literal,
@@ -176,13 +177,18 @@ async def _write_chunk(
         ["mailing_id", "client_id", "due_at", "status", "reason"], rows
     )
     new = written.excluded
+    # a pause after a failed attempt is not cut short
+    is_waiting = and_(message.c.status == "scheduled", message.c.reason.is_not(None))
+    is_kept = and_(is_waiting, new.status == "scheduled")
     await connection.execute(
         written.on_conflict_do_update(
             index_elements=["mailing_id", "client_id"],
             set_={
-                "due_at": new.due_at,
+                "due_at": case(
+                    (is_kept, func.greatest(message.c.due_at, new.due_at)), else_=new.due_at
+                ),
                 "status": new.status,
-                "reason": new.reason,
+                "reason": case((is_kept, message.c.reason), else_=new.reason),
                 "updated_at": func.now(),
             },
             where=or_(

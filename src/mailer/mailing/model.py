@@ -11,7 +11,7 @@ from mailer.client.model import UNKNOWN_ZONE, OperatorCode, Tag, TimeZone, known
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
 from mailer.mailing.window import Window
 from mailer.message.model import Message
-from mailer.validation import NO_NUL, Input
+from mailer.validation import STORABLE, Input
 
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
@@ -32,8 +32,7 @@ Moment = Annotated[
 TimeOfDay = Annotated[
     str,
     Meta(
-        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$",
-        max_length=8,
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(?!\n)$",
         description="A time of day, `HH:MM[:SS]`, on each client's local clock.",
         examples=["09:00"],
         extra={"rule": "must be a time of day, HH:MM or HH:MM:SS, or null"},
@@ -44,7 +43,7 @@ Text = Annotated[
     Meta(
         min_length=1,
         max_length=1600,
-        pattern=NO_NUL,
+        pattern=STORABLE,
         description="What the message says.",
         examples=["Your order is ready."],
         extra={"rule": "must be 1 to 1,600 characters without NUL"},
@@ -62,7 +61,7 @@ Terms = Annotated[
     str,
     Meta(
         max_length=10_000,
-        pattern=NO_NUL,
+        pattern=STORABLE,
         description="Operator codes and tags split by commas; any of them matches.",
         examples=["912, vip"],
         extra={"rule": "must be a string of up to 10,000 characters, an object, or null"},

@@ -59,6 +59,8 @@ def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[P
         for extra in (error.extra if isinstance(error.extra, list) else ())
         if isinstance(extra, dict)
     ]
+    if isinstance(error, ValidationException) and [e.field for e in errors] == ["data"]:
+        return _answer(HTTPStatus.BAD_REQUEST, "The body is empty; send JSON.")
     if isinstance(error, ValidationException):
         return _answer(HTTPStatus.BAD_REQUEST, "Some fields are wrong.", errors=errors)
     headers = dict(error.headers or {})

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import parse_qs
 
 import msgspec
 from litestar import Request
@@ -76,15 +77,24 @@ def takes(model: type[Input]) -> dict[str, Any]:
 
 def _reader(model: type[Input]) -> Callable[..., Any]:
     async def read(request: Request[Any, Any, Any]) -> Input:
-        parameters = request.query_params
-        given = {
-            name: parameters[name] if len(values) == 1 else values  # no rule allows a list
-            for name in parameters
-            if (values := parameters.getall(name))
-        }
+        query = request.scope["query_string"].decode("ascii", "surrogateescape")
+        values: dict[str, list[str]] = parse_qs(
+            query, keep_blank_values=True, errors="surrogateescape"
+        )
+        given = {_text(name): _only(parameter) for name, parameter in values.items()}
         return check(model, given, datetime.now(UTC), strict=False)
 
     return read
+
+
+def _text(name: str) -> str:
+    return name.encode(errors="replace").decode()
+
+
+def _only(parameter: list[str]) -> str | list[str]:
+    """Return the value of a parameter; as a list, which no rule allows, unless it has just one."""
+    is_one = len(parameter) == 1 and _text(parameter[0]) == parameter[0]
+    return parameter[0] if is_one else parameter
 
 
 def _operation(model: type[Input]) -> type[Operation]:

@@ -1,0 +1,219 @@
+"""What the benchmarks share: the real processes, the API they are driven by, and their figures."""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+import asyncpg
+import msgspec
+
+TOKEN = "bench"  # noqa: S105  # of gateways that live as long as a benchmark
+PATIENCE = 60.0
+"""Seconds to wait for a process to start or to stop."""
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+ADD_CLIENTS = """
+    INSERT INTO client (phone, operator_code, tag, time_zone)
+    SELECT '79' || lpad(n::text, 9, '0'), '9' || lpad((n % 90)::text, 2, '0'),
+        CASE WHEN n > $1 - 10 THEN 'last' WHEN n % 10 = 0 THEN 'vip' END,
+        (ARRAY['Europe/Moscow', 'Asia/Yekaterinburg', 'Asia/Vladivostok'])[1 + n % 3]
+    FROM generate_series(1, $1::bigint) AS n ORDER BY n"""
+
+
+class Mailer:
+    """`mailer serve` on a new embedded database, its API and a connection to its database."""
+
+    def __init__(self, process: asyncio.subprocess.Process, data_dir: Path) -> None:
+        self.pid = process.pid
+        self._data_dir = data_dir
+        self._process = process
+
+    @property
+    def database_url(self) -> str:
+        """The embedded database, which lets in the user that started it."""
+        return f"postgresql://mailer@/mailer?host={quote(f'{self._data_dir}/postgresql/data')}"
+
+    async def __aenter__(self) -> Self:
+        address = await asyncio.wait_for(self._address(), PATIENCE)
+        self._reading = asyncio.create_task(self._warn())
+        self.database: asyncpg.Connection = await asyncpg.connect(self.database_url)
+        self._session = aiohttp.ClientSession(address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+        await self.database.close()
+        await stop(self._process)
+        await self._reading
+
+    async def _address(self) -> str:
+        async for event in self._log():
+            if event.get("event") == "started":
+                return str(event["address"])
+        message = "mailer did not start"
+        raise RuntimeError(message)
+
+    async def _warn(self) -> None:
+        """Show what mailer complains of, so that no figure hides it."""
+        async for event in self._log():
+            if event.get("level") not in {"debug", "info"}:
+                print("mailer:", event, file=sys.stderr)
+
+    async def _log(self) -> AsyncIterator[dict[str, Any]]:
+        assert self._process.stderr is not None  # noqa: S101  # it is a pipe
+        async for line in self._process.stderr:
+            try:
+                yield msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                yield {"event": line.decode().rstrip()}
+
+    async def call(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  # JSON
+        """Call the API and return the answer's JSON; raises when it refuses."""
+        async with self._session.request(method, f"/api/v1{path}", json=body) as answer:
+            content = await answer.read()
+            if not answer.ok:
+                message = f"{method} {path}: {answer.status} {content.decode()}"
+                raise RuntimeError(message)
+            return msgspec.json.decode(content) if content else None
+
+    async def add_clients(self, count: int) -> None:
+        """Fill the directory: every tenth client is tagged `vip`, the ten newest `last`."""
+        await self.database.execute(ADD_CLIENTS, count)
+        await self.database.execute("VACUUM ANALYZE client")
+
+    async def add_mailing(
+        self, *, starts_in: float = 0, client_filter: str | None = None
+    ) -> dict[str, Any]:
+        """Create a mailing that starts in that many seconds, and return it."""
+        start = datetime.now(UTC) + timedelta(seconds=starts_in)
+        mailing = {
+            "datetime_start": start.isoformat(),
+            "datetime_end": (start + timedelta(hours=1)).isoformat(),
+            "text": "Your order is ready. Come by until nine.",
+            "client_filter": client_filter,
+        }
+        created: dict[str, Any] = await self.call("POST", "/mailings", mailing)
+        return created
+
+
+@asynccontextmanager
+async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
+    """Run mailer in a process of its own on a new data folder, sending to a gateway."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        data_dir = Path(folder)
+        os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's user passes through
+        given = {
+            "auth": "none",
+            "port": 0,
+            "log_format": "json",
+            "data_dir": data_dir,
+            "gateway_url": gateway_url,
+            "gateway_token": TOKEN,
+            **settings,
+        }
+        inherited = {name: value for name, value in os.environ.items() if "MAILER_" not in name}
+        environ = inherited | {f"MAILER_{name.upper()}": str(v) for name, v in given.items()}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mailer", "serve"),
+            env=environ,
+            cwd=folder,  # away from a .env
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with Mailer(process, data_dir) as mailer:
+                yield mailer
+        finally:
+            await stop(process)
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Stop a process, politely first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is not None:
+            return
+        process.send_signal(number)
+        try:
+            await asyncio.wait_for(process.wait(), PATIENCE)
+        except TimeoutError:
+            continue
+
+
+class Gateway:
+    """`mailer gateway` in a process of its own; what it took is known once it has stopped."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self._log = log
+
+    def taken(self) -> list[dict[str, Any]]:
+        """Return its log: a row a request, with `id`, `arrived` (Unix µs) and `kind`."""
+        with self._log.open("rb") as rows:
+            return [msgspec.json.decode(row) for row in rows]
+
+
+@asynccontextmanager
+async def sandbox(log: Path, *options: str) -> AsyncIterator[Gateway]:
+    """Run the sandbox gateway in a process of its own, with options of `mailer gateway`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mailer", "gateway", "--port", "0", "--token", TOKEN),
+        *("--log", str(log), *options),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    try:
+        url = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        draining = asyncio.create_task(process.stdout.read())
+        yield Gateway(url.decode().strip(), log)
+    finally:
+        await stop(process)
+        await draining
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """Return the resident and the proportional set size of a process, bytes."""
+    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_SIZE
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return resident, int(rollup.partition("\nPss:")[2].split()[0]) * 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, its children's left out."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def postmaster_of(pid: int) -> int:
+    """Return the PostgreSQL that mailer `pid` has started."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process and the children it has now."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return cpu_seconds(pid) + sum(cpu_seconds(int(child)) for child in children)
+
+
+class Verdict:
+    """Prints figures beside their limits, and remembers whether one was broken."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        """Exit status: 1 when a limit was broken."""
+
+    def check(self, figure: str, *, limit: str, holds: bool) -> None:
+        """Print a figure with its limit and whether it holds."""
+        print(f"{figure}   limit: {limit}   {'ok' if holds else 'BROKEN'}")
+        if not holds:
+            self.status = 1

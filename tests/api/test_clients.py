@@ -1,0 +1,473 @@
+"""The directory over HTTP: every rule of the contract's sections 2 and 6 for clients."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+import httpx
+import pytest
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.app import create_app
+from mailer.db.engine import connect, create_engine
+from mailer.db.schema import client, mailing, message
+from mailer.mailing import store
+from mailer.mailing.audience import take_chunk
+
+PHONE = "79161234567"
+MAILING = {
+    "datetime_start": "2020-01-01T00:00:00Z",
+    "datetime_end": "2040-01-01T00:00:00Z",
+    "text": "Hello",
+}
+
+
+@pytest.fixture(scope="module")
+async def engine(server_url: str) -> AsyncIterator[AsyncEngine]:
+    """One database for the file: a new one for each of its hundreds of tests takes too long."""
+    admin = await connect(server_url)
+    await admin.execute("CREATE DATABASE clients TEMPLATE mailer_template")
+    engine = create_engine(urlunsplit(urlsplit(server_url)._replace(path="/clients")))
+    yield engine
+    await engine.dispose()
+    await admin.execute("DROP DATABASE clients WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture(scope="module")
+async def application(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """The application on this event loop; an error in it is answered by 500."""
+    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
+        yield client
+
+
+@pytest.fixture
+async def api(engine: AsyncEngine, application: httpx.AsyncClient) -> httpx.AsyncClient:
+    """The application with nothing in its tables."""
+    async with engine.begin() as connection:
+        for table in (message, mailing, client):
+            await connection.execute(delete(table))
+    return application
+
+
+@pytest.fixture
+async def many(api: httpx.AsyncClient, engine: AsyncEngine) -> list[int]:
+    """The ids of 1,001 clients, newest first."""
+    del api  # it has emptied the tables
+    async with engine.begin() as connection:
+        rows = await connection.execute(
+            text("""
+                INSERT INTO client (phone, operator_code)
+                SELECT 79160000000 + n, '916' FROM generate_series(1, 1001) AS n RETURNING id""")
+        )
+        return sorted(rows.scalars(), reverse=True)
+
+
+async def add(api: httpx.AsyncClient, **given: Any) -> dict[str, Any]:
+    answer = await api.post("/clients", json={"phone": PHONE} | given)
+    assert answer.status_code == 201
+    added: dict[str, Any] = answer.json()
+    return added
+
+
+async def begin_all(engine: AsyncEngine) -> None:
+    """Do what the dispatcher does when mailings are due."""
+    is_begun = is_taken = True
+    while is_begun or is_taken:
+        async with engine.begin() as connection:
+            is_begun = await store.begin_due(connection) is not None
+            is_taken = await take_chunk(connection)
+
+
+def errors(answer: httpx.Response) -> dict[str, str]:
+    return {error["field"]: error["message"] for error in answer.json()["errors"]}
+
+
+# ---- adding ---------------------------------------------------------------------------------
+
+
+async def test_a_client_has_the_fields_of_the_contract_and_defaults(
+    api: httpx.AsyncClient,
+) -> None:
+    added = await add(api)
+    assert added == {
+        "id": added["id"],
+        "phone": PHONE,
+        "operator_code": "916",
+        "tag": None,
+        "time_zone": "UTC",
+        "created_at": added["created_at"],
+        "updated_at": added["created_at"],
+    }
+    assert added["created_at"].endswith("Z")
+    assert abs(datetime.fromisoformat(added["created_at"]) - datetime.now(UTC)).seconds < 60
+    assert (await api.get(f"/clients/{added['id']}")).json() == added
+
+
+async def test_what_was_given_is_returned(api: httpx.AsyncClient) -> None:
+    given = {"operator_code": "999", "tag": "vip, новый 😀", "time_zone": "Asia/Kathmandu"}
+    added = await add(api, **given)
+    assert {name: added[name] for name in given} == given
+
+
+@pytest.mark.parametrize("phone", ["70000000000", "79999999999", "71234567890"])
+async def test_the_operator_code_is_digits_2_to_4_of_the_phone_unless_given(
+    api: httpx.AsyncClient, phone: str
+) -> None:
+    assert (await add(api, phone=phone))["operator_code"] == phone[1:4]
+
+
+@pytest.mark.parametrize("tag", ["a", "a" * 64, "😀" * 64, " ", "a\nb", None])
+async def test_a_tag_is_1_to_64_characters_or_null(api: httpx.AsyncClient, tag: str | None) -> None:
+    assert (await add(api, tag=tag))["tag"] == tag
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Moscow", "Africa/Casablanca", "EST5EDT", "Zulu"])
+async def test_a_time_zone_is_any_iana_name(api: httpx.AsyncClient, zone: str) -> None:
+    assert (await add(api, time_zone=zone))["time_zone"] == zone
+
+
+NOT_PHONES: list[Any] = [
+    *(None, "", "7", "7916123456", "791612345678", "89161234567", "+79161234567", " 79161234567"),
+    *("79161234567 ", "79161234567\n", "7916123456x", "7916123456\u0663", "7 916 123-45-67"),
+    *(79161234567, 7.9e10, True, [PHONE], {"phone": PHONE}),
+]
+NOT_CODES: list[Any] = [
+    *("", "91", "9161", "91x", " 91", "91 ", "91\n", "916\n", "\u0669\u0661\u0666", 916, True, []),
+]
+NOT_TAGS: list[Any] = ["", "a" * 65, "😀" * 65, "\0", "a\0b", 5, True, [], {}]
+NOT_ZONES: list[Any] = [
+    *("", "Mars/Base", "utc", "europe/moscow", "Europe/Moscow ", "Europe/Moscow\n", "+03:00"),
+    *("UTC+3", "MSK", "../etc/passwd", "/UTC", "posixrules", "\0", "a" * 10_000),
+    *(3, True, [], {}),
+]
+WRONG: list[tuple[str, Any, str]] = [
+    *(("phone", wrong, "must be 7 and ten more digits") for wrong in NOT_PHONES),
+    *(("operator_code", wrong, "must be three digits") for wrong in (None, *NOT_CODES)),
+    *(("tag", wrong, "must be 1 to 64 characters") for wrong in NOT_TAGS),
+    *(("time_zone", wrong, "must be an IANA time zone") for wrong in (None, *NOT_ZONES)),
+    *((name, 1, "is not a known field") for name in ("id", "created_at", "updated_at")),
+    *((name, 1, "is not a known field") for name in ("deleted_at", "Phone", "nonsense", "")),
+]
+
+
+@pytest.mark.parametrize(("field", "wrong", "rule"), WRONG)
+async def test_a_wrong_field_is_refused_by_name(
+    api: httpx.AsyncClient, field: str, wrong: Any, rule: str
+) -> None:
+    answer = await api.post("/clients", json={"phone": PHONE} | {field: wrong})
+    assert answer.status_code == 400
+    assert errors(answer).keys() == {field}
+    assert rule in errors(answer)[field]
+    assert (await api.get("/clients")).json()["count"] == 0
+
+
+@pytest.mark.parametrize(("field", "wrong", "rule"), WRONG)
+async def test_a_wrong_change_is_refused_by_name(
+    api: httpx.AsyncClient, field: str, wrong: Any, rule: str
+) -> None:
+    added = await add(api)
+    answer = await api.patch(f"/clients/{added['id']}", json={"tag": "new"} | {field: wrong})
+    assert answer.status_code == 400
+    assert errors(answer).keys() == {field}
+    assert rule in errors(answer)[field]
+    assert (await api.get(f"/clients/{added['id']}")).json() == added
+
+
+async def test_the_phone_is_required(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/clients", json={"tag": "vip"})
+    assert answer.status_code == 400
+    assert errors(answer) == {"phone": "is required"}
+
+
+async def test_every_wrong_field_is_named_at_once(api: httpx.AsyncClient) -> None:
+    given = {"operator_code": "x", "tag": "", "time_zone": "Mars/Base", "nonsense": 1, "id": 7}
+    answer = await api.post("/clients", json=given)
+    assert errors(answer).keys() == given.keys() | {"phone"}
+    added = await add(api)
+    answer = await api.patch(f"/clients/{added['id']}", json=given | {"phone": "1"})
+    assert errors(answer).keys() == given.keys() | {"phone"}
+
+
+async def test_a_phone_that_is_taken_is_409(api: httpx.AsyncClient) -> None:
+    added = await add(api)
+    answer = await api.post("/clients", json={"phone": PHONE, "tag": "other"})
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (await api.get("/clients")).json()["results"] == [added]
+
+
+async def test_of_many_who_want_a_phone_at_once_one_gets_it(api: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*(api.post("/clients", json={"phone": PHONE}) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
+    assert (await api.get("/clients")).json()["count"] == 1
+
+
+# ---- changing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"phone": "79031234567", "operator_code": "916"},
+        {"operator_code": "903"},
+        {"tag": "other"},
+        {"tag": None},
+        {"time_zone": "Asia/Tokyo"},
+        {"tag": None, "time_zone": "Asia/Tokyo"},
+    ],
+)
+async def test_what_is_given_changes_and_what_is_absent_stays(
+    api: httpx.AsyncClient, change: dict[str, Any]
+) -> None:
+    added = await add(api, tag="vip", time_zone="Europe/Moscow")
+    answer = await api.patch(f"/clients/{added['id']}", json=change)
+    assert answer.status_code == 200
+    assert answer.json() == added | change | {"updated_at": answer.json()["updated_at"]}
+    assert answer.json()["updated_at"] > added["updated_at"]
+    assert (await api.get(f"/clients/{added['id']}")).json() == answer.json()
+
+
+async def test_a_new_phone_brings_its_code_unless_one_is_given(api: httpx.AsyncClient) -> None:
+    address = f"/clients/{(await add(api, operator_code='999'))['id']}"
+    changed = (await api.patch(address, json={"phone": "79031234567"})).json()
+    assert (changed["phone"], changed["operator_code"]) == ("79031234567", "903")
+    both = {"phone": "79051234567", "operator_code": "999"}
+    changed = (await api.patch(address, json=both)).json()
+    assert (changed["phone"], changed["operator_code"]) == ("79051234567", "999")
+
+
+async def test_the_same_phone_given_again_keeps_the_ported_code(api: httpx.AsyncClient) -> None:
+    address = f"/clients/{(await add(api, operator_code='999'))['id']}"
+    changed = (await api.patch(address, json={"phone": PHONE, "tag": "vip"})).json()
+    assert changed["operator_code"] == "999"
+
+
+async def test_a_change_to_a_phone_that_is_taken_is_409(api: httpx.AsyncClient) -> None:
+    await add(api, phone="79160000001")
+    added = await add(api)
+    address = f"/clients/{added['id']}"
+    answer = await api.patch(address, json={"phone": "79160000001", "tag": "new"})
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (await api.get(address)).json() == added
+    assert (await api.patch(address, json={"phone": PHONE})).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+async def test_an_unknown_client_is_404(api: httpx.AsyncClient, method: str) -> None:
+    unknown = (await add(api))["id"] + 1
+    answer = await api.request(method, f"/clients/{unknown}", json={"tag": "new"})
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+# ---- deleting -------------------------------------------------------------------------------
+
+
+async def test_a_deleted_client_is_gone(api: httpx.AsyncClient) -> None:
+    address = f"/clients/{(await add(api))['id']}"
+    answer = await api.delete(address)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (await api.get("/clients")).json()["count"] == 0
+    assert (await api.get(f"/clients?phone={PHONE}")).json()["results"] == []
+    for method in ("GET", "PATCH", "DELETE"):
+        assert (await api.request(method, address, json={"tag": "x"})).status_code == 404
+
+
+async def test_deleting_erases_phone_and_tag_in_the_database_itself(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    added = await add(api, tag="vip")
+    await api.delete(f"/clients/{added['id']}")
+    async with engine.connect() as connection:
+        [row] = await connection.execute(select(client).where(client.c.id == added["id"]))
+    assert (row.phone, row.tag) == (None, None)
+    assert not {PHONE, "vip"} & set(map(str, row))
+
+
+async def test_the_phone_of_a_deleted_client_can_be_used_again(api: httpx.AsyncClient) -> None:
+    deleted = await add(api)
+    await api.delete(f"/clients/{deleted['id']}")
+    again = await add(api)
+    assert again["id"] > deleted["id"]
+    other = await add(api, phone="79160000001")
+    await api.delete(f"/clients/{again['id']}")
+    change = await api.patch(f"/clients/{other['id']}", json={"phone": PHONE})
+    assert change.status_code == 200
+
+
+async def test_deleting_cancels_what_was_to_be_sent_and_keeps_what_was(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    added, other = await add(api), await add(api, phone="79160000001")
+    sent, waiting = [(await api.post("/mailings", json=MAILING)).json()["id"] for _ in range(2)]
+    await begin_all(engine)
+    async with engine.begin() as connection:
+        await connection.execute(
+            update(message)
+            .where(message.c.mailing_id == sent)
+            .values(status="delivered", sent_at=func.now())
+        )
+    await api.delete(f"/clients/{added['id']}")
+    for mailing_id, status, reason, counts in (
+        (sent, "delivered", None, (0, 2, 0)),
+        (waiting, "cancelled", "client_deleted", (1, 0, 1)),
+    ):
+        shown = (await api.get(f"/mailings/{mailing_id}")).json()
+        rows = {row["client_id"]: row for row in shown["mailing_messages"]}
+        assert rows.keys() == {added["id"], other["id"]}
+        assert (rows[added["id"]]["status"], rows[added["id"]]["reason"]) == (status, reason)
+        assert shown["clients_count"] == shown["created_messages"] == 2
+        assert counts == (
+            shown["scheduled_messages"],
+            shown["delivered_messages"],
+            shown["cancelled_messages"],
+        )
+
+
+# ---- listing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", {"a", "b", "c"}),
+        ("operator_code=916", {"a", "b"}),
+        ("operator_code=999", {"c"}),
+        ("operator_code=000", set()),
+        ("tag=vip", {"a", "c"}),
+        ("tag=VIP", set()),
+        ("tag=vi", set()),
+        ("tag=a%26b%3D%D1%8F%2B%25", {"b"}),
+        ("time_zone=Asia/Tokyo", {"b", "c"}),
+        ("time_zone=Asia%2FTokyo", {"b", "c"}),
+        ("phone=79160000001", {"a"}),
+        ("phone=79160000009", set()),
+        ("operator_code=916&tag=vip", {"a"}),
+        ("operator_code=916&tag=vip&time_zone=Asia/Tokyo", set()),
+        ("tag=vip&time_zone=Asia/Tokyo&limit=1", {"c"}),
+    ],
+)
+async def test_the_list_is_of_those_that_equal_what_is_given(
+    api: httpx.AsyncClient, query: str, found: set[str]
+) -> None:
+    added = {
+        "a": await add(api, phone="79160000001", tag="vip"),
+        "b": await add(api, phone="79160000002", tag="a&b=я+%", time_zone="Asia/Tokyo"),
+        "c": await add(
+            api, phone="79160000003", operator_code="999", tag="vip", time_zone="Asia/Tokyo"
+        ),
+    }
+    page = (await api.get(f"/clients?{query}")).json()
+    assert page == {
+        "count": len(found),
+        "next": None,
+        "previous": None,
+        "results": [added[name] for name in sorted(found, reverse=True)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        *(
+            (f"limit={value}", "limit")
+            for value in ("0", "1001", "-1", "x", "", "1.5", "10000000000")
+        ),
+        *((f"before={value}", "before") for value in ("0", "-1", "x", "", 10**30)),
+        *((f"after={value}", "after") for value in ("0", "-1", "x", "", 10**30)),
+        *((f"phone={value}", "phone") for value in ("", "7916", "x", "%2B79161234567")),
+        *((f"operator_code={value}", "operator_code") for value in ("", "91", "9161", "x")),
+        *((f"tag={value}", "tag") for value in ("", "a" * 65)),
+        *((f"time_zone={value}", "time_zone") for value in ("", "Mars/Base")),
+        ("limit=5&limit=5", "limit"),
+        ("tag=a&tag=b", "tag"),
+        ("phone=79161234567&phone=79161234567", "phone"),
+        ("before=5&before=6", "before"),
+        ("offset=5", "offset"),
+        ("Limit=5", "Limit"),
+        ("id=5", "id"),
+        ("q=", "q"),
+    ],
+)
+async def test_a_wrong_query_is_refused_by_the_parameters_name(
+    api: httpx.AsyncClient, query: str, field: str
+) -> None:
+    answer = await api.get(f"/clients?{query}")
+    assert answer.status_code == 400
+    assert errors(answer).keys() == {field}
+
+
+async def test_every_wrong_parameter_is_named_at_once(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/clients?phone=1&operator_code=x&tag=&limit=0&page=2&before=x")
+    assert errors(answer).keys() == {"phone", "operator_code", "tag", "limit", "page", "before"}
+
+
+async def test_a_page_has_100_rows_unless_another_limit_is_given(
+    api: httpx.AsyncClient, many: list[int]
+) -> None:
+    for query, size in (("", 100), ("?limit=1", 1), ("?limit=1000", 1000)):
+        page = (await api.get(f"/clients{query}")).json()
+        assert [row["id"] for row in page["results"]] == many[:size]
+        assert page["count"] == 1001
+
+
+@pytest.mark.parametrize("limit", [1000, 300, 143])
+async def test_next_leads_to_the_oldest_and_previous_back(
+    api: httpx.AsyncClient, many: list[int], limit: int
+) -> None:
+    pages = [(await api.get(f"/clients?operator_code=916&limit={limit}")).json()]
+    while pages[-1]["next"]:
+        pages.append((await api.get(pages[-1]["next"])).json())
+    assert [row["id"] for page in pages for row in page["results"]] == many
+    assert {len(page["results"]) for page in pages[:-1]} == {limit}
+    assert pages[0]["previous"] is None
+    assert {page["count"] for page in pages} == {1001}
+    back = [pages[-1]]
+    while back[-1]["previous"]:
+        back.append((await api.get(back[-1]["previous"])).json())
+    assert [page["results"] for page in back] == [page["results"] for page in reversed(pages)]
+    assert all(page["next"] for page in back[1:])
+
+
+async def test_rows_added_and_deleted_meanwhile_shift_no_page(
+    api: httpx.AsyncClient,
+) -> None:
+    ids = [(await add(api, phone=f"7916000000{n}"))["id"] for n in range(6)]
+    first = (await api.get("/clients?limit=2")).json()
+    await add(api, phone="79169999999")
+    await api.delete(f"/clients/{ids[4]}")  # the last of the first page
+    second = (await api.get(first["next"])).json()
+    assert [row["id"] for row in second["results"]] == [ids[3], ids[2]]
+    await api.delete(f"/clients/{ids[1]}")
+    third = (await api.get(second["next"])).json()
+    assert [row["id"] for row in third["results"]] == [ids[0]]
+    assert third["next"] is None
+    newer = (await api.get(second["previous"])).json()
+    assert [row["phone"] for row in newer["results"]] == ["79169999999", "79160000005"]
+    assert newer["previous"] is None
+
+
+async def test_links_keep_the_filter(api: httpx.AsyncClient) -> None:
+    for number in range(3):
+        await add(api, phone=f"7916000000{number}", tag="a&b=я+%")
+    await add(api, phone="79160000009")
+    page = (await api.get("/clients", params={"tag": "a&b=я+%", "limit": 2})).json()
+    assert parse_qs(urlsplit(page["next"]).query)["tag"] == ["a&b=я+%"]
+    assert len((await api.get(page["next"])).json()["results"]) == 1
+
+
+async def test_a_trailing_slash_changes_nothing(api: httpx.AsyncClient) -> None:
+    added = (await api.post("/clients/", json={"phone": PHONE})).json()
+    address = f"/clients/{added['id']}"
+    assert (await api.get("/clients/")).json() == (await api.get("/clients")).json()
+    assert (await api.get("/clients/?limit=1")).json()["results"] == [added]
+    assert (await api.get(f"{address}/")).json() == added
+    assert (await api.patch(f"{address}/", json={"tag": "x"})).json()["tag"] == "x"
+    assert (await api.delete(f"{address}/")).status_code == 204

@@ -1,0 +1,187 @@
+"""POST /clients/import: what goes in, what is refused, and what a broken upload leaves."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.app import BODY_LIMIT, create_app
+from mailer.client.api import IMPORT_LIMIT, IMPORTS
+
+PATH = "/api/v1/clients/import"
+CSV = {"Content-Type": "text/csv"}
+ANNA = "79160000001"
+STAGING = text("SELECT count(*) FROM pg_class WHERE relname = 'client_import'")
+CLIENTS = text("SELECT count(*) FROM client")
+
+
+@pytest.fixture
+async def api(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """The application on this event loop, where its connections are."""
+    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
+        yield api
+
+
+async def number(engine: AsyncEngine, query: Any) -> int:
+    async with engine.connect() as connection:
+        return int((await connection.execute(query)).scalar_one())
+
+
+async def test_report_says_what_became_of_every_line(api: httpx.AsyncClient) -> None:
+    content = f"phone,tag\n{ANNA},vip\n79160000002,\n8916,vip\n"
+    answer = await api.post(PATH, content=content, headers=CSV)
+    assert answer.status_code == 200
+    rule = "must be 7 and ten more digits, such as 79161234567"
+    expected = {
+        "created": 2,
+        "updated": 0,
+        "unchanged": 0,
+        "rejected": 1,
+        "errors": [{"line": 4, "field": "phone", "message": rule}],
+    }
+    assert answer.json() == expected
+    again = await api.post(f"{PATH}/", content=content, headers=CSV)
+    assert again.json() == expected | {"created": 0, "unchanged": 2}
+    assert [found["phone"] for found in (await api.get("/api/v1/clients")).json()["results"]] == [
+        "79160000002",
+        ANNA,
+    ]
+
+
+async def test_file_may_be_larger_than_a_json_body(api: httpx.AsyncClient) -> None:
+    lines = [f"7916{n:07}" for n in range(100_000)]
+    content = "\n".join(["phone", *lines])
+    assert len(content) > BODY_LIMIT
+    answer = await api.post(PATH, content=content, headers=CSV)
+    assert answer.json()["created"] == 100_000
+
+
+async def test_file_beyond_the_limit_is_413(api: httpx.AsyncClient) -> None:
+    headers = CSV | {"Content-Length": str(IMPORT_LIMIT + 1)}
+    answer = await api.post(PATH, content=b"phone\n", headers=headers)
+    assert answer.status_code == 413
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["text/csv", "Text/CSV; charset=UTF-8", 'text/csv; header=present; charset="utf-8"'],
+)
+async def test_csv_in_utf8_is_taken(api: httpx.AsyncClient, media_type: str) -> None:
+    headers = {"Content-Type": media_type}
+    answer = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["application/json", "text/plain", "multipart/form-data", "text/csv; charset=latin1", "", ";"],
+)
+async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> None:
+    headers = {"Content-Type": media_type}
+    answer = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["title"] == "Unsupported Media Type"
+
+
+@pytest.mark.parametrize(
+    ("content", "fields"),
+    [
+        (b"", ["phone"]),
+        (b"tag,name\nvip,Anna\n", ["name", "phone"]),
+        (b"phone,phone\n", ["phone"]),
+        (b"phone,\0\n", ["\0"]),
+        (b"\xff\xfe\n", [""]),
+        (b"x" * 100_000, [""]),
+    ],
+)
+async def test_wrong_header_is_400_and_names_the_columns(
+    api: httpx.AsyncClient, content: bytes, fields: list[str]
+) -> None:
+    answer = await api.post(PATH, content=content, headers=CSV)
+    assert answer.status_code == 400
+    assert [error["field"] for error in answer.json()["errors"]] == fields
+
+
+async def test_import_is_documented(api: httpx.AsyncClient) -> None:
+    schema = (await api.get("/openapi.json")).json()
+    operation = schema["paths"][PATH]["post"]
+    media = operation["requestBody"]["content"]["text/csv"]
+    assert operation["requestBody"]["required"] is True
+    assert media["schema"]["type"] == "string"
+    answer = await api.post(PATH, content=media["example"], headers=CSV)
+    assert answer.json()["rejected"] == 0
+    assert {"200", "400", "408", "413", "415", "503"} <= operation["responses"].keys()
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to pytest."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+async def port(engine: AsyncEngine) -> AsyncIterator[int]:
+    """The application behind a real server, since a broken connection needs one to break."""
+    config = uvicorn.Config(create_app(engine), port=0, log_config=None)
+    server = Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await serving
+
+
+async def begin_upload(port: int, lines: int) -> asyncio.StreamWriter:
+    """Send the head of a chunked request and its first lines, but not its end."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    content = "phone\n" + "".join(f"7916{n:07}\n" for n in range(lines))
+    writer.write(
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
+        f"Transfer-Encoding: chunked\r\n\r\n{len(content):x}\r\n{content}\r\n".encode()
+    )
+    await writer.drain()
+    return writer
+
+
+async def until(engine: AsyncEngine, staging_tables: int) -> None:
+    async with asyncio.timeout(10):
+        while await number(engine, STAGING) != staging_tables:
+            await asyncio.sleep(0.01)
+
+
+async def test_upload_that_is_cut_off_leaves_nothing_stored(engine: AsyncEngine, port: int) -> None:
+    writer = await begin_upload(port, 50_000)
+    await until(engine, staging_tables=1)
+    writer.close()
+    await writer.wait_closed()
+    await until(engine, staging_tables=0)
+    assert await number(engine, CLIENTS) == 0
+
+
+async def test_uploads_that_dawdle_leave_connections_for_others(
+    engine: AsyncEngine, port: int
+) -> None:
+    writers = [await begin_upload(port, 10) for _ in range(15)]
+    await until(engine, staging_tables=IMPORTS)
+    async with asyncio.timeout(3):
+        assert await number(engine, CLIENTS) == 0
+    for writer in writers:
+        writer.write(b"0\r\n\r\n")
+    async with asyncio.timeout(10):
+        while await number(engine, CLIENTS) != 10:
+            await asyncio.sleep(0.01)
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+    await until(engine, staging_tables=0)

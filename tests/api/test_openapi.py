@@ -1,0 +1,208 @@
+"""The schema at /openapi.json says what the contract's section 6 promises."""
+
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import httpx
+import msgspec
+import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from mailer.app import create_app
+from mailer.client.model import ClientChange, NewClient
+from mailer.mailing.model import MailingChange, NewMailing, Status
+from mailer.validation import Input, check
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+METHODS = {"get", "post", "patch", "put", "delete"}
+CALLS = {
+    ("post", "/api/v1/clients"): "201",
+    ("get", "/api/v1/clients"): "200",
+    ("get", "/api/v1/clients/{client_id}"): "200",
+    ("patch", "/api/v1/clients/{client_id}"): "200",
+    ("delete", "/api/v1/clients/{client_id}"): "204",
+    ("post", "/api/v1/mailings"): "201",
+    ("get", "/api/v1/mailings"): "200",
+    ("get", "/api/v1/mailings/{mailing_id}"): "200",
+    ("patch", "/api/v1/mailings/{mailing_id}"): "200",
+    ("delete", "/api/v1/mailings/{mailing_id}"): "204",
+    ("get", "/api/v1/mailings/{mailing_id}/messages"): "200",
+}
+QUERIES = {
+    "/api/v1/clients": {"operator_code", "tag", "time_zone", "phone", "limit", "before", "after"},
+    "/api/v1/mailings": {"status", "limit", "before", "after"},
+    "/api/v1/mailings/{mailing_id}/messages": {
+        *("status", "reason", "client_id", "limit", "before", "after"),
+    },
+}
+BODIES: dict[tuple[str, str], type[Input]] = {
+    ("post", "/api/v1/clients"): NewClient,
+    ("patch", "/api/v1/clients/{client_id}"): ClientChange,
+    ("post", "/api/v1/mailings"): NewMailing,
+    ("patch", "/api/v1/mailings/{mailing_id}"): MailingChange,
+}
+
+
+@pytest.fixture(scope="module")
+async def schema() -> dict[str, Any]:
+    """The schema as a client reads it; it takes no database."""
+    app = create_app(create_async_engine("postgresql+asyncpg://"))
+    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
+        found: dict[str, Any] = (await api.get("/openapi.json")).json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (method, path): operation
+        for path, item in schema["paths"].items()
+        for method, operation in item.items()
+        if method in METHODS
+    }
+
+
+def resolved(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """Return what a reference within the schema stands for."""
+    found = schema
+    if "$ref" not in value:
+        return value
+    for part in value["$ref"].removeprefix("#/").split("/"):
+        found = found[part]
+    return found
+
+
+def references(value: Any) -> set[str]:
+    """Return every reference anywhere in a part of the schema."""
+    if isinstance(value, list):
+        return set().union(*map(references, value))
+    if not isinstance(value, dict):
+        return set()
+    own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+    return own.union(*map(references, value.values()))
+
+
+def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
+    assert schema["openapi"].startswith("3.1")
+    for reference in references(schema):
+        assert resolved(schema, {"$ref": reference})
+
+
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+def test_every_call_of_the_contract_is_described(
+    operations: dict[tuple[str, str], dict[str, Any]], call: tuple[str, str]
+) -> None:
+    operation = operations[call]
+    assert operation["summary"]
+    assert operation["description"]
+    assert [status for status in operation["responses"] if status < "400"] == [CALLS[call]]
+
+
+def test_every_operation_has_an_id_of_its_own(
+    operations: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    names = [operation["operationId"] for operation in operations.values()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", QUERIES)
+def test_every_query_parameter_is_described(
+    operations: dict[tuple[str, str], dict[str, Any]], path: str
+) -> None:
+    parameters = [p for p in operations["get", path]["parameters"] if p["in"] == "query"]
+    assert {parameter["name"] for parameter in parameters} == QUERIES[path]
+    assert not any(parameter.get("required") for parameter in parameters)
+    limit = next(p["schema"] for p in parameters if p["name"] == "limit")
+    assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 1000, 100)
+
+
+def test_every_call_declares_its_problems(
+    schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    for (method, path), operation in operations.items():
+        expected = {"400", "503"}
+        expected |= {"404"} if "{" in path else set()
+        expected |= {"413", "415"} if "requestBody" in operation else set()
+        assert expected <= operation["responses"].keys(), (method, path)
+        for status, answer in operation["responses"].items():
+            if status >= "400":
+                media = resolved(schema, answer)["content"]
+                assert media.keys() == {"application/problem+json"}, (method, path, status)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("post", "/api/v1/clients"),
+        ("patch", "/api/v1/clients/{client_id}"),
+        ("patch", "/api/v1/mailings/{mailing_id}"),
+    ],
+    ids=" ".join,
+)
+def test_a_call_that_may_clash_declares_409(
+    operations: dict[tuple[str, str], dict[str, Any]], call: tuple[str, str]
+) -> None:
+    assert "409" in operations[call]["responses"]
+
+
+def test_a_problem_has_the_members_of_rfc_9457(schema: dict[str, Any]) -> None:
+    problem = schema["components"]["schemas"]["Problem"]
+    assert {"type", "title", "status", "detail"} == set(problem["required"])
+    assert "errors" in problem["properties"]
+
+
+def examples_of(schema: dict[str, Any], media: dict[str, Any]) -> list[Any]:
+    """Return the examples of a body, given with the call or with its model."""
+    with_call = [example["value"] for example in media.get("examples", {}).values()]
+    with_call += [media["example"]] if "example" in media else []
+    with_model: list[Any] = resolved(schema, media["schema"]).get("examples", [])
+    return with_call + with_model
+
+
+def test_every_body_has_an_example(
+    schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    for call, operation in operations.items():
+        for media in operation.get("requestBody", {"content": {}})["content"].values():
+            assert examples_of(schema, media), call
+
+
+@pytest.mark.parametrize("call", BODIES, ids=" ".join)
+def test_an_example_is_right(
+    schema: dict[str, Any],
+    operations: dict[tuple[str, str], dict[str, Any]],
+    call: tuple[str, str],
+) -> None:
+    media = operations[call]["requestBody"]["content"]["application/json"]
+    for example in examples_of(schema, media):
+        check(BODIES[call], example, LONG_AGO)
+
+
+@pytest.mark.parametrize("call", BODIES, ids=" ".join)
+def test_a_body_is_closed_and_named_in_full(
+    schema: dict[str, Any],
+    operations: dict[tuple[str, str], dict[str, Any]],
+    call: tuple[str, str],
+) -> None:
+    body = operations[call]["requestBody"]
+    assert body["required"] is True
+    model = resolved(schema, body["content"]["application/json"]["schema"])
+    assert model["additionalProperties"] is False
+    assert model["properties"].keys() == set(BODIES[call].__struct_fields__)
+    required = {f.name for f in msgspec.structs.fields(BODIES[call]) if f.required}
+    assert set(model.get("required", ())) == required
+
+
+def test_the_filters_lists_are_closed(schema: dict[str, Any]) -> None:
+    lists = schema["components"]["schemas"]["AudienceLists"]
+    assert lists["additionalProperties"] is False
+    assert lists["properties"].keys() == {"operator_codes", "tags", "time_zones"}
+
+
+def test_a_field_says_its_rule(schema: dict[str, Any]) -> None:
+    models = schema["components"]["schemas"]
+    assert models["NewClient"]["properties"]["phone"]["pattern"] == "^7[0-9]{10}$"
+    assert models["NewMailing"]["properties"]["text"]["maxLength"] == 1600
+    assert models["NewMailing"]["properties"]["datetime_start"]["format"] == "date-time"
+    assert set(models["Mailing"]["properties"]["status"]["enum"]) == set(get_args(Status))

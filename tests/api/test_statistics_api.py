@@ -1,0 +1,141 @@
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import NOON, add_clients, add_mailing, add_messages
+
+from mailer.app import create_app
+from mailer.report.model import GeneralStatistics, MailingStatistics
+
+
+@pytest.fixture
+async def api(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """The application on this event loop; an error in it is answered by 500."""
+    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
+        yield client
+
+
+async def get(api: httpx.AsyncClient, path: str, status: int = 200) -> Any:
+    answer = await api.get(f"/api/v1{path}")
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize("path", ["/statistics", "/statistics/"])
+async def test_general_statistics_name_every_status(
+    api: httpx.AsyncClient, engine: AsyncEngine, path: str
+) -> None:
+    mailing_id = await add_mailing(engine, clients=2)
+    await add_messages(engine, mailing_id, await add_clients(engine, 2), "delivered")
+
+    assert await get(api, path) == {
+        "mailings": {"scheduled": 0, "running": 1, "paused": 0, "finished": 0, "cancelled": 0},
+        "messages": {
+            "scheduled": 0,
+            "sending": 0,
+            "delivered": 2,
+            "undelivered": 0,
+            "unknown": 0,
+            "cancelled": 0,
+        },
+    }
+
+
+async def test_statistics_of_a_mailing_are_shown(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 2, "912", "Asia/Tokyo")
+    mailing_id = await add_mailing(engine, clients=2)
+    await add_messages(engine, mailing_id, clients[:1], "delivered")
+    await add_messages(
+        engine, mailing_id, clients[1:], "undelivered", "timeout", NOON + timedelta(hours=1)
+    )
+
+    counts = {
+        "scheduled": 0,
+        "sending": 0,
+        "delivered": 1,
+        "undelivered": 1,
+        "unknown": 0,
+        "cancelled": 0,
+    }
+    ended = {"delivered": 0, "undelivered": 0, "unknown": 0, "cancelled": 0}
+    assert await get(api, f"/mailings/{mailing_id}/statistics?bucket=3600") == {
+        "mailing_id": mailing_id,
+        "clients_count": 2,
+        "messages": counts,
+        "reasons": [
+            {"status": "delivered", "reason": None, "messages": 1},
+            {"status": "undelivered", "reason": "timeout", "messages": 1},
+        ],
+        "operator_codes": [{"operator_code": "912", "messages": counts}],
+        "time_zones": [{"time_zone": "Asia/Tokyo", "messages": counts}],
+        "over_time": {
+            "bucket": 3600,
+            "buckets": [
+                {"start": "2020-01-15T12:00:00Z", "messages": ended | {"delivered": 1}},
+                {"start": "2020-01-15T13:00:00Z", "messages": ended | {"undelivered": 1}},
+            ],
+        },
+        "rate": 0.0,
+        "first_sent_at": "2020-01-15T12:00:00Z",
+        "last_sent_at": "2020-01-15T12:00:00Z",
+    }
+
+
+@pytest.mark.parametrize("mailing_id", ["1", "9" * 15])
+async def test_unknown_mailing_has_no_statistics(api: httpx.AsyncClient, mailing_id: str) -> None:
+    problem = await get(api, f"/mailings/{mailing_id}/statistics", 404)
+    assert problem["detail"] == "There is no such mailing."
+
+
+async def test_id_that_no_mailing_can_have_is_refused(api: httpx.AsyncClient) -> None:
+    await get(api, f"/mailings/{10**30}/statistics", 400)
+
+
+@pytest.mark.parametrize(
+    "query", ["bucket=0", "bucket=-1", "bucket=a", "bucket=1.5", "bucket=31536001", "bucket=1e30"]
+)
+async def test_bucket_that_is_no_number_of_seconds_is_refused(
+    api: httpx.AsyncClient, engine: AsyncEngine, query: str
+) -> None:
+    mailing_id = await add_mailing(engine)
+    problem = await get(api, f"/mailings/{mailing_id}/statistics?{query}", 400)
+    assert problem["errors"] == [
+        {"field": "bucket", "message": "must be a number of seconds from 1 to 31536000"}
+    ]
+
+
+async def test_bucket_that_makes_too_many_is_refused(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 2)
+    mailing_id = await add_mailing(engine)
+    await add_messages(engine, mailing_id, clients[:1], "delivered")
+    await add_messages(engine, mailing_id, clients[1:], "delivered", at=NOON + timedelta(hours=1))
+
+    problem = await get(api, f"/mailings/{mailing_id}/statistics?bucket=1", 400)
+    assert problem["errors"] == [
+        {"field": "bucket", "message": "must be at least 8: there are at most 500 buckets"}
+    ]
+
+
+async def test_unknown_parameter_is_refused(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    mailing_id = await add_mailing(engine)
+    problem = await get(api, f"/mailings/{mailing_id}/statistics?limit=5", 400)
+    assert problem["errors"] == [{"field": "limit", "message": "is not a known field"}]
+
+
+async def test_statistics_are_described(api: httpx.AsyncClient) -> None:
+    schema = (await api.get("/openapi.json")).json()
+    operation = schema["paths"]["/api/v1/mailings/{mailing_id}/statistics"]["get"]
+    assert {parameter["name"] for parameter in operation["parameters"]} == {"mailing_id", "bucket"}
+    models = schema["components"]["schemas"]
+    assert set(models["MailingStatistics"]["properties"]) == set(MailingStatistics.EXAMPLE)
+    assert msgspec.convert(MailingStatistics.EXAMPLE, MailingStatistics).rate == 4
+    assert msgspec.convert(GeneralStatistics.EXAMPLE, GeneralStatistics).mailings.running == 1

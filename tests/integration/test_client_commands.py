@@ -1,0 +1,104 @@
+"""What `mailer clients import` and `mailer clients export` do with files."""
+
+import io
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.client.commands import FileError, export_file, import_file
+from mailer.client.importing import BATCH
+from mailer.errors import InvalidError
+
+ANNA = "79160000001"
+EXPORTED = f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
+
+
+def a_console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
+    output = io.StringIO()
+    return Console(file=output, force_terminal=terminal, width=80), output
+
+
+async def put(engine: AsyncEngine, path: Path, content: str) -> str:
+    path.write_text(content)
+    console, output = a_console()
+    await import_file(engine, str(path), console)
+    return output.getvalue()
+
+
+async def test_import_prints_the_rejected_lines_and_the_counts(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    lines = ["phone,tag", f"{ANNA},[red]", "1,x", "79160000002", *["2,"] * 100]
+    printed = await put(engine, tmp_path / "clients.csv", "\n".join(lines))
+    assert printed.splitlines()[:2] == [
+        "line 3: phone must be 7 and ten more digits, such as 79161234567",
+        "line 4: has 1 fields, and the header 2",
+    ]
+    assert printed.splitlines()[-2:] == [
+        "and 2 more rejected lines",
+        "1 created, 0 updated, 0 unchanged, 102 rejected",
+    ]
+
+
+async def test_terminal_shows_how_far_it_is(engine: AsyncEngine, tmp_path: Path) -> None:
+    path = tmp_path / "clients.csv"
+    path.write_text("phone\n" + "".join(f"7916{n:07}\n" for n in range(2 * BATCH)))
+    console, output = a_console(terminal=True)
+    report = await import_file(engine, str(path), console)
+    assert report.created == 2 * BATCH
+    assert "reading" in output.getvalue()
+    console, output = a_console(terminal=True)
+    assert await export_file(engine, str(tmp_path / "out.csv"), console) == 2 * BATCH
+    assert "writing" in output.getvalue()
+
+
+async def test_export_replaces_a_file_once_it_is_whole(engine: AsyncEngine, tmp_path: Path) -> None:
+    await put(engine, tmp_path / "in.csv", f"phone,tag\n{ANNA},vip\n")
+    target = tmp_path / "out.csv"
+    target.write_text("old")
+    console, output = a_console()
+    assert await export_file(engine, str(target), console) == 1
+    assert target.read_text() == EXPORTED
+    assert output.getvalue() == "1 clients exported\n"
+    assert target.stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+
+
+async def test_pipes_are_read_and_written(
+    engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    console, _ = a_console()
+    writer = threading.Thread(target=pipe.write_text, args=[f"phone,tag\n{ANNA},vip\n"])
+    writer.start()
+    assert (await import_file(engine, str(pipe), console)).created == 1
+    writer.join()
+
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output))
+    await export_file(engine, "-", console)
+    assert output.getvalue() == EXPORTED.encode()
+
+
+async def test_file_that_cannot_be_used_is_named(engine: AsyncEngine, tmp_path: Path) -> None:
+    console, _ = a_console()
+    missing = tmp_path / "missing" / "clients.csv"
+    with pytest.raises(FileError, match=f"{missing}: No such file or directory"):
+        await import_file(engine, str(missing), console)
+    with pytest.raises(FileError, match=f"{missing}: No such file or directory"):
+        await export_file(engine, str(missing), console)
+    with pytest.raises(FileError, match=f"{tmp_path}: Is a directory"):
+        await import_file(engine, str(tmp_path), console)
+    with pytest.raises(FileError, match="/dev/full: No space left on device"):
+        await export_file(engine, "/dev/full", console)
+
+
+async def test_wrong_header_is_refused(engine: AsyncEngine, tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="name: is not one of the columns"):
+        await put(engine, tmp_path / "clients.csv", "phone,name\n")

@@ -1,0 +1,283 @@
+"""Clients go into a real PostgreSQL from CSV, and come out again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from zoneinfo import available_timezones
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.client import store
+from mailer.client.exporting import export_clients
+from mailer.client.importing import BATCH, ImportReport, import_clients
+from mailer.client.model import UNKNOWN_ZONE, NewClient
+from mailer.errors import InvalidError
+
+ALL = text("""
+    SELECT phone, operator_code, tag, time_zone FROM client
+    WHERE deleted_at IS NULL ORDER BY id""")
+STAGING = text("SELECT count(*) FROM pg_class WHERE relname = 'client_import'")
+WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+
+ANNA = "79160000001"
+BORIS = "79030000002"
+
+
+async def parts_of(content: str | bytes, part: int = 1 << 16) -> AsyncIterator[bytes]:
+    content = content.encode() if isinstance(content, str) else content
+    for start in range(0, len(content), part):
+        yield content[start : start + part]
+
+
+async def put(engine: AsyncEngine, *lines: str) -> ImportReport:
+    return await import_clients(engine, parts_of("\n".join(lines)))
+
+
+async def clients(engine: AsyncEngine) -> list[tuple[str, str, str | None, str]]:
+    async with engine.connect() as connection:
+        return [(row[0], row[1], row[2], row[3]) for row in await connection.execute(ALL)]
+
+
+async def number(engine: AsyncEngine, query: Any) -> int:
+    async with engine.connect() as connection:
+        return int((await connection.execute(query)).scalar_one())
+
+
+async def add(engine: AsyncEngine, phone: str, **fields: str) -> int:
+    async with engine.begin() as connection:
+        return (await store.add(connection, NewClient(phone=phone, **fields))).id
+
+
+async def export(engine: AsyncEngine) -> bytes:
+    parts: list[bytes] = []
+
+    async def write(part: bytes) -> None:
+        parts.append(part)
+
+    await export_clients(engine, write)
+    return b"".join(parts)
+
+
+def counts(report: ImportReport) -> tuple[int, int, int, int]:
+    return report.created, report.updated, report.unchanged, report.rejected
+
+
+def wrong(report: ImportReport) -> Sequence[tuple[int, str]]:
+    return [(error.line, error.field) for error in report.errors]
+
+
+async def test_new_clients_are_created_in_the_order_of_the_file(engine: AsyncEngine) -> None:
+    report = await put(
+        engine,
+        "phone,operator_code,tag,time_zone",
+        f"{ANNA},999,vip,Europe/Moscow",
+        f"{BORIS},,,",
+    )
+    assert counts(report) == (2, 0, 0, 0)
+    assert await clients(engine) == [
+        (ANNA, "999", "vip", "Europe/Moscow"),
+        (BORIS, "903", None, "UTC"),
+    ]
+
+
+async def test_columns_in_the_file_are_set_and_others_stay(engine: AsyncEngine) -> None:
+    await add(engine, ANNA, operator_code="999", tag="vip", time_zone="Europe/Moscow")
+    assert counts(await put(engine, "tag;phone", f"new;{ANNA}")) == (0, 1, 0, 0)
+    assert await clients(engine) == [(ANNA, "999", "new", "Europe/Moscow")]
+    assert counts(await put(engine, "phone,operator_code", f"{ANNA},921")) == (0, 1, 0, 0)
+    assert counts(await put(engine, "phone,time_zone", f"{ANNA},Asia/Tomsk")) == (0, 1, 0, 0)
+    assert await clients(engine) == [(ANNA, "921", "new", "Asia/Tomsk")]
+
+
+async def test_empty_tag_is_null_and_empty_code_and_zone_stay(engine: AsyncEngine) -> None:
+    await add(engine, ANNA, operator_code="999", tag="vip", time_zone="Europe/Moscow")
+    report = await put(engine, "phone,operator_code,tag,time_zone", f"{ANNA},,,")
+    assert counts(report) == (0, 1, 0, 0)
+    assert await clients(engine) == [(ANNA, "999", None, "Europe/Moscow")]
+
+
+async def test_client_who_does_not_differ_is_left_alone(engine: AsyncEngine) -> None:
+    client_id = await add(engine, ANNA, tag="vip")
+    async with engine.connect() as connection:
+        before = await store.get(connection, client_id)
+    for file in (["phone", ANNA], ["phone,tag", f"{ANNA},vip"], ["time_zone,phone", f"UTC,{ANNA}"]):
+        assert counts(await put(engine, *file)) == (0, 0, 1, 0)
+    async with engine.connect() as connection:
+        assert await store.get(connection, client_id) == before
+
+
+async def test_last_line_of_a_phone_wins_and_the_counts_add_up(engine: AsyncEngine) -> None:
+    await add(engine, BORIS, tag="old")
+    report = await put(
+        engine,
+        "phone,tag",
+        *(f"{ANNA},{tag}" for tag in ("first", "second", "third")),
+        f"{BORIS},new",
+        f"{BORIS},old",
+        f"{BORIS},bad,line",
+    )
+    assert counts(report) == (1, 0, 4, 1)
+    assert await clients(engine) == [(BORIS, "903", "old", "UTC"), (ANNA, "916", "third", "UTC")]
+
+
+async def test_erased_client_is_not_brought_back(engine: AsyncEngine) -> None:
+    client_id = await add(engine, ANNA, tag="vip")
+    async with engine.begin() as connection:
+        await store.erase(connection, client_id)
+    assert counts(await put(engine, "phone", ANNA)) == (1, 0, 0, 0)
+    assert await clients(engine) == [(ANNA, "916", None, "UTC")]
+    async with engine.connect() as connection:
+        [row] = await connection.execute(text("SELECT id FROM client WHERE phone IS NOT NULL"))
+    assert row.id != client_id
+
+
+async def test_bad_lines_are_reported_and_good_ones_go_in(engine: AsyncEngine) -> None:
+    content = b"\n".join(
+        [
+            "phone,operator_code,tag,time_zone".encode("utf-8-sig"),
+            f"{ANNA},916,vip,UTC".encode(),
+            b"",
+            b"89160000003,91,,Nowhere",  # 4
+            b"79160000004,,\xff,UTC",
+            b"79160000005,,a\0b,UTC",
+            b"79160000006,,,UTC,",  # 7
+            b'79160000007,,"unclosed,UTC',
+            b"79160000008,," + b"x" * 65 + b",UTC",
+            b"79160000009,," + b"x" * 5000 + b",UTC",  # 10
+            b",,,",
+            f'{BORIS},,"two\r\nlines",'.encode(),
+            b"79160000010,\xd9\xa1\xd9\xa2\xd9\xa3,,europe/moscow",  # 14
+        ]
+    )
+    for part in (1 << 16, 5):
+        report = await import_clients(engine, parts_of(content, part))
+        assert report.rejected == 9
+        assert wrong(report) == [
+            *((4, field) for field in ("phone", "operator_code", "time_zone")),
+            *((5, "tag"), (6, "tag"), (7, ""), (8, ""), (9, "tag"), (10, ""), (11, "phone")),
+            *((14, "operator_code"), (14, "time_zone")),
+        ]
+        assert report.errors[0].message == "must be 7 and ten more digits, such as 79161234567"
+        assert report.errors[3].message == "is not UTF-8"
+        assert await clients(engine) == [
+            (ANNA, "916", "vip", "UTC"),
+            (BORIS, "903", "two\r\nlines", "UTC"),
+        ]
+
+
+async def test_first_hundred_bad_lines_are_reported_in_full(engine: AsyncEngine) -> None:
+    report = await put(engine, "phone,time_zone", *["1,Nowhere"] * 150, f"{ANNA},UTC")
+    assert counts(report) == (1, 0, 0, 150)
+    assert len(report.errors) == 200
+    assert wrong(report)[-1] == (101, "time_zone")
+
+
+async def test_zone_that_only_python_knows_costs_its_line_alone(engine: AsyncEngine) -> None:
+    names = text("SELECT name FROM pg_timezone_names")
+    async with engine.connect() as connection:
+        known = {row.name for row in await connection.execute(names)}
+    if not (unknown := available_timezones() - known):
+        pytest.skip("this PostgreSQL knows every zone of this Python")
+    report = await put(engine, "phone,time_zone", f"{ANNA},{min(unknown)}", f"{BORIS},UTC")
+    assert counts(report) == (1, 0, 0, 1)
+    assert report.errors[0].message == UNKNOWN_ZONE
+
+
+async def test_wrong_header_stores_nothing(engine: AsyncEngine) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await put(engine, "phone,name,phone", f"{ANNA},Anna,{ANNA}")
+    assert [error.field for error in refused.value.errors] == ["name", "phone"]
+    assert await clients(engine) == []
+
+
+async def test_file_that_breaks_off_stores_nothing_and_leaves_nothing(engine: AsyncEngine) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"phone\n"
+        for start in range(0, 3 * BATCH, BATCH):
+            yield b"".join(b"7916%07d\n" % n for n in range(start, start + BATCH))
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await import_clients(engine, broken())
+    assert await clients(engine) == []
+    assert await number(engine, STAGING) == 0
+    assert counts(await put(engine, "phone", ANNA)) == (1, 0, 0, 0)
+    assert await number(engine, STAGING) == 0
+
+
+async def test_imports_of_the_same_clients_take_turns(engine: AsyncEngine) -> None:
+    phones = [f"7916{n:07}" for n in range(5000)]
+    await put(engine, "phone", *phones)
+    await asyncio.gather(
+        put(engine, "phone,tag", *(f"{phone},one" for phone in phones)),
+        put(engine, "phone,tag", *(f"{phone},two" for phone in reversed(phones))),
+    )
+    assert len({tag for _, _, tag, _ in await clients(engine)}) == 1
+
+
+async def test_client_who_is_added_meanwhile_is_updated(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await store.add(connection, NewClient(phone=ANNA, tag="hers"))
+        importing = asyncio.create_task(put(engine, "phone,tag", f"{ANNA},ours"))
+        await blocked(engine)
+    assert counts(await importing) == (0, 1, 0, 0)
+    assert await clients(engine) == [(ANNA, "916", "ours", "UTC")]
+
+
+async def test_client_who_is_erased_meanwhile_stays_erased(engine: AsyncEngine) -> None:
+    client_id = await add(engine, ANNA)
+    async with engine.begin() as connection:
+        await store.erase(connection, client_id)
+        importing = asyncio.create_task(put(engine, "phone,tag", f"{ANNA},ours"))
+        await blocked(engine)
+    assert counts(await importing) == (0, 0, 1, 0)
+    assert await clients(engine) == []
+
+
+async def blocked(engine: AsyncEngine) -> None:
+    """Wait until somebody waits for a lock."""
+    async with asyncio.timeout(10):
+        while not await number(engine, WAITING):
+            await asyncio.sleep(0.01)
+
+
+async def test_export_can_be_imported_and_changes_nothing(engine: AsyncEngine) -> None:
+    tags = ["vip", "=1+1", "@x", '"quoted"', "a,b;c", "two\nlines", "two\r\nlines", "\r", " ", "я"]
+    tags += ["\\.", "\\N", "NULL", "'", '"', "\ufeffx", "\u2028", "\x1a", "😀" * 64]
+    for n, tag in enumerate(tags):
+        await add(engine, f"7916{n:07}", tag=tag, operator_code="999", time_zone="Asia/Tomsk")
+    await add(engine, BORIS)
+    exported = await export(engine)
+    assert counts(await import_clients(engine, parts_of(exported))) == (0, 0, len(tags) + 1, 0)
+
+    before = await clients(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("TRUNCATE client"))
+    await import_clients(engine, parts_of(exported, 3))
+    assert await clients(engine) == before
+    assert await export(engine) == exported
+
+
+async def test_export_leaves_out_the_erased(engine: AsyncEngine) -> None:
+    client_id = await add(engine, ANNA, tag="vip")
+    await add(engine, BORIS)
+    async with engine.begin() as connection:
+        await store.erase(connection, client_id)
+    assert (
+        await export(engine)
+        == b"phone,operator_code,tag,time_zone\n" + f"{BORIS},903,,UTC\n".encode()
+    )
+
+
+async def test_export_that_cannot_be_written_leaves_the_pool_as_it_was(engine: AsyncEngine) -> None:
+    await put(engine, "phone", *(f"7916{n:07}" for n in range(50_000)))
+
+    async def write(_: bytes) -> None:
+        raise BrokenPipeError
+
+    for _ in range(20):
+        with pytest.raises(BrokenPipeError):
+            await export_clients(engine, write)
+    assert len(await clients(engine)) == 50_000

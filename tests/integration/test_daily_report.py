@@ -1,0 +1,413 @@
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import NOON, add_clients, add_mailing, add_messages
+
+from mailer.errors import InvalidError, StartError
+from mailer.report.daily import (
+    LISTED,
+    DailyReport,
+    bounds,
+    daily_report,
+    render_html,
+    render_text,
+)
+from mailer.report.mail import MailNotSentError, post_of, send_report
+from mailer.report.model import MessageCounts, OutcomeCounts, ReasonCount
+from mailer.settings import Settings
+
+DAY = date(2020, 1, 15)
+HOUR = timedelta(hours=1)
+CERTIFICATE = Path(__file__).parent / "mail_server.pem"
+"""Of localhost and 127.0.0.1, with its key, for these tests alone; runs out in 2126."""
+
+# ---- what it says ----------------------------------------------------------------------------
+
+
+async def test_report_counts_what_happened_on_the_local_day(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 9)
+    start = datetime(2020, 1, 14, tzinfo=UTC)
+    mailing_id = await add_mailing(engine, clients=9, start=start, lasts=72 * HOUR)
+    begins = datetime(2020, 1, 14, 21, tzinfo=UTC)  # midnight in Moscow
+    second = timedelta(seconds=1)
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=begins - second)
+    await add_messages(engine, mailing_id, clients[1:3], "delivered", at=begins)
+    await add_messages(
+        engine, mailing_id, clients[3:4], "undelivered", "rejected_400", begins + 24 * HOUR - second
+    )
+    await add_messages(
+        engine, mailing_id, clients[4:6], "undelivered", "attempts_exhausted", begins + HOUR
+    )
+    await add_messages(engine, mailing_id, clients[6:7], "cancelled", "expired", begins + 24 * HOUR)
+    await add_messages(engine, mailing_id, clients[7:], "scheduled", "timeout", begins + HOUR)
+
+    report = await daily_report(engine, DAY, "Europe/Moscow")
+
+    assert report.reasons == [
+        ReasonCount("delivered", None, 2),
+        ReasonCount("undelivered", "attempts_exhausted", 2),
+        ReasonCount("undelivered", "rejected_400", 1),
+    ]
+    assert report.outcomes == OutcomeCounts.of(delivered=2, undelivered=3)
+    assert [failure.reason for failure in report.failures] == ["attempts_exhausted", "rejected_400"]
+    assert report.messages == MessageCounts.of(scheduled=2, delivered=3, undelivered=3, cancelled=1)
+    (mailing,) = report.mailings
+    assert (mailing.id, mailing.clients_count, mailing.messages) == (mailing_id, 9, report.messages)
+    assert mailing.datetime_start.isoformat() == "2020-01-14T03:00:00+03:00"
+
+
+async def test_report_names_the_mailings_that_were_under_way(engine: AsyncEngine) -> None:
+    begins, ends = bounds(DAY, ZoneInfo("UTC"))
+    await add_mailing(engine, start=begins - 2 * HOUR, lasts=2 * HOUR)
+    within = await add_mailing(engine, start=begins - 2 * HOUR, lasts=3 * HOUR)
+    await add_mailing(engine, start=ends)
+    around = await add_mailing(engine, start=begins - HOUR, lasts=99 * HOUR)
+    to_come = await add_mailing(engine, status="scheduled", start=ends - HOUR)
+    await set_updated(
+        engine, await add_mailing(engine, status="finished", start=begins - HOUR), begins - HOUR / 2
+    )
+    finished = await add_mailing(engine, status="finished", start=begins - HOUR)
+    await set_updated(engine, finished, begins + HOUR)
+    deleted = await add_mailing(engine)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE mailing SET deleted_at = now() WHERE id = :id"), {"id": deleted}
+        )
+
+    report = await daily_report(engine, DAY, "UTC")
+
+    assert [mailing.id for mailing in report.mailings] == [finished, to_come, around, within]
+    assert report.mailings_count == 4
+
+
+async def set_updated(engine: AsyncEngine, mailing_id: int, at: datetime) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE mailing SET updated_at = :at WHERE id = :id"),
+            {"id": mailing_id, "at": at},
+        )
+
+
+async def test_long_report_is_cut_but_its_sums_are_not(engine: AsyncEngine) -> None:
+    for _ in range(LISTED + 2):
+        await add_mailing(engine, status="scheduled", clients=10)
+
+    report = await daily_report(engine, DAY, "UTC")
+
+    assert len(report.mailings) == LISTED
+    assert report.mailings_count == LISTED + 2
+    assert report.clients_count == report.messages.scheduled == 10 * (LISTED + 2)
+    assert "and 2 older ones" in render_text(report)
+    assert "and 2 older ones" in render_html(report)
+
+
+async def test_day_without_mailings_says_so(engine: AsyncEngine) -> None:
+    report = await daily_report(engine, DAY, "UTC")
+
+    assert report.messages == MessageCounts.of()
+    assert "No mailing was under way" in render_text(report)
+    assert "None." in render_html(report)
+
+
+@pytest.mark.parametrize(
+    ("day", "zone", "hours"),
+    [
+        (date(2020, 1, 15), "UTC", 24),
+        (date(2030, 3, 31), "Europe/Berlin", 23),
+        (date(2030, 10, 27), "Europe/Berlin", 25),
+        (date(2018, 11, 4), "America/Sao_Paulo", 23),  # has no midnight
+        (date(2011, 12, 30), "Pacific/Apia", 0),  # was left out
+    ],
+)
+def test_day_is_as_long_as_its_zone_has_it(day: date, zone: str, hours: int) -> None:
+    begins, ends = bounds(day, ZoneInfo(zone))
+    assert (ends - begins) / HOUR == hours
+
+
+@pytest.mark.parametrize("day", [date.min, date.max])
+def test_day_out_of_the_calendar_is_refused(day: date) -> None:
+    with pytest.raises(InvalidError, match="date"):
+        bounds(day, ZoneInfo("Asia/Tokyo"))
+
+
+async def test_text_holds_every_figure(engine: AsyncEngine) -> None:
+    assert render_text(await sample_report(engine)).splitlines()[3:10] == [
+        "On that day",
+        "  delivered                1",
+        "  undelivered              2",
+        "  unknown                  0",
+        "  cancelled                0",
+        "",
+        "Not delivered on that day, and why",
+    ]
+
+
+async def test_report_tells_nothing_of_texts_and_phones(engine: AsyncEngine) -> None:
+    report = await sample_report(engine)
+    for rendered in (render_text(report), render_html(report)):
+        assert "price" not in rendered
+        assert "7916" not in rendered
+
+
+async def test_reason_is_escaped_in_html(engine: AsyncEngine) -> None:
+    assert "<b>&" in render_text(await sample_report(engine))
+    assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine))
+
+
+async def sample_report(engine: AsyncEngine) -> DailyReport:
+    clients = await add_clients(engine, 3)
+    mailing_id = await add_mailing(engine, clients=3)
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=NOON + HOUR)
+    await add_messages(engine, mailing_id, clients[1:], "undelivered", "<b>&", NOON + HOUR)
+    return await daily_report(engine, DAY, "UTC")
+
+
+# ---- how it is sent --------------------------------------------------------------------------
+
+
+class Mailbox:
+    """What a mail server took, from whom and for whom, and over which connection."""
+
+    def __init__(self, refusing: str | None = None) -> None:
+        self.refusing = refusing
+        self.envelopes: list[Envelope] = []
+        self.was_encrypted: list[bool] = []
+
+    async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
+        self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: Any
+    ) -> str:
+        del server
+        if address == self.refusing:
+            return "550 5.1.1 no such user"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # likewise
+        self.envelopes.append(envelope)
+        self.was_encrypted.append(session.ssl is not None)
+        return "250 OK"
+
+    def mail(self) -> EmailMessage:
+        """The one mail that was taken."""
+        (envelope,) = self.envelopes
+        assert isinstance(envelope.content, bytes)
+        mail = message_from_bytes(envelope.content, policy=default)
+        assert isinstance(mail, EmailMessage)
+        return mail
+
+
+def knows(_server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: Any) -> Any:
+    is_known = data == LoginPassword(b"ops@example.org", b"p@ss/word")
+    return AuthResult(success=is_known, handled=False)
+
+
+@asynccontextmanager
+async def mail_server(
+    mailbox: Mailbox, tls: ssl.SSLContext | None = None, **options: Any
+) -> AsyncIterator[int]:
+    """A mail server on loopback; gives its port."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: SMTP(mailbox, hostname="localhost", loop=loop, **options), "127.0.0.1", 0, ssl=tls
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+async def start_mail_server() -> AsyncIterator[Callable[..., Awaitable[int]]]:
+    async with AsyncExitStack() as stack:
+
+        async def start(mailbox: Mailbox, **options: Any) -> int:
+            return await stack.enter_async_context(mail_server(mailbox, **options))
+
+        yield start
+
+
+@pytest.fixture
+def certificate(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A mail server's certificate that this process trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
+
+
+def settings_for(port: int, *, scheme: str = "smtp", login: str = "") -> Settings:
+    return Settings(
+        smtp_url=f"{scheme}://{login}127.0.0.1:{port}",
+        report_recipients="boss@example.org, ops@example.org",
+    )
+
+
+KNOWN = "ops%40example.org:p%40ss%2Fword@"
+StartMailServer = Callable[..., Awaitable[int]]
+
+
+async def test_mail_is_received_with_both_parts(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox()
+    report = await sample_report(engine)
+    await send_report(report, post_of(settings_for(await start_mail_server(mailbox))))
+
+    assert mailbox.envelopes[0].rcpt_tos == ["boss@example.org", "ops@example.org"]
+    mail = mailbox.mail()
+    assert mail["Subject"] == "mailer, 2020-01-15: 1 delivered, 2 not"
+    assert mail["From"] == "mailer <boss@example.org>"
+    assert mail["To"] == "boss@example.org, ops@example.org"
+    assert mail["Message-ID"]
+    assert mail["Date"].datetime == report.made_at.replace(microsecond=0)
+    assert mail.get_content_type() == "multipart/alternative"
+    plain, html = mail.iter_parts()
+    assert plain.get_content_type() == "text/plain"
+    assert plain.get_content().splitlines() == render_text(report).splitlines()
+    assert html.get_content_type() == "text/html"
+    assert html.get_content().splitlines() == render_html(report).splitlines()
+
+
+async def test_login_is_encrypted_when_the_server_can(
+    engine: AsyncEngine, start_mail_server: StartMailServer, certificate: ssl.SSLContext
+) -> None:
+    mailbox = Mailbox()
+    port = await start_mail_server(
+        mailbox, tls_context=certificate, authenticator=knows, auth_required=True
+    )
+    await send_report(await sample_report(engine), post_of(settings_for(port, login=KNOWN)))
+
+    assert mailbox.was_encrypted == [True]
+    assert mailbox.mail()["From"] == "mailer <ops@example.org>"
+
+
+async def test_login_goes_on_without_encryption_when_the_server_cannot(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox()
+    port = await start_mail_server(mailbox, authenticator=knows, auth_require_tls=False)
+    await send_report(await sample_report(engine), post_of(settings_for(port, login=KNOWN)))
+
+    assert mailbox.was_encrypted == [False]
+
+
+async def test_smtps_is_encrypted_from_the_start(
+    engine: AsyncEngine, start_mail_server: StartMailServer, certificate: ssl.SSLContext
+) -> None:
+    mailbox = Mailbox()
+    port = await start_mail_server(
+        mailbox, tls=certificate, authenticator=knows, auth_require_tls=False
+    )
+    settings = settings_for(port, scheme="smtps", login=KNOWN)
+    await send_report(await sample_report(engine), post_of(settings))
+
+    assert len(mailbox.envelopes) == 1
+
+
+async def refusal(engine: AsyncEngine, settings: Settings) -> str:
+    """What is said when the report cannot be sent."""
+    with pytest.raises(MailNotSentError) as error:
+        await send_report(await sample_report(engine), post_of(settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+async def test_wrong_password_is_said_in_one_line(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox()
+    port = await start_mail_server(mailbox, authenticator=knows, auth_require_tls=False)
+    said = await refusal(engine, settings_for(port, login="ops%40example.org:secret@"))
+
+    assert said.startswith(f"the mail server 127.0.0.1:{port} did not take the report: 535")
+    assert "secret" not in said
+    assert not mailbox.envelopes
+
+
+async def test_certificate_that_nobody_knows_is_refused(
+    engine: AsyncEngine,
+    start_mail_server: StartMailServer,
+    certificate: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    mailbox = Mailbox()
+    for scheme, options in (
+        ("smtp", {"tls_context": certificate, "authenticator": knows}),
+        ("smtps", {"tls": certificate}),
+    ):
+        port = await start_mail_server(mailbox, **options)
+        settings = settings_for(port, scheme=scheme, login=KNOWN)
+        assert "CERTIFICATE_VERIFY_FAILED" in await refusal(engine, settings)
+    assert not mailbox.envelopes
+
+
+async def test_server_that_is_away_is_said_in_one_line(engine: AsyncEngine) -> None:
+    assert "127.0.0.1:1 did not take the report" in await refusal(engine, settings_for(1))
+
+
+async def test_one_refused_recipient_does_not_keep_the_report_from_others(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox(refusing="boss@example.org")
+    await send_report(
+        await sample_report(engine), post_of(settings_for(await start_mail_server(mailbox)))
+    )
+    assert mailbox.envelopes[0].rcpt_tos == ["ops@example.org"]
+
+
+async def test_report_that_nobody_may_get_is_said_in_one_line(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    port = await start_mail_server(Mailbox(refusing="boss@example.org"))
+    settings = Settings(smtp_url=f"smtp://127.0.0.1:{port}", report_recipients="boss@example.org")
+    assert "boss@example.org: 550 5.1.1 no such user" in await refusal(engine, settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "recipients", "said"),
+    [
+        (None, "a@b.org", "MAILER_SMTP_URL is not set"),
+        ("smtp://h", None, "MAILER_REPORT_RECIPIENTS is not set"),
+        ("smtp://h", " , ", "MAILER_REPORT_RECIPIENTS is not set"),
+        ("smtp://h", "a@b.org, boss", "MAILER_REPORT_RECIPIENTS: 'boss' is not a mail address"),
+        ("smtp://h", "a@b.org\nBcc: c@d.org", "is not a mail address"),
+        ("smtp://", "a@b.org", "MAILER_SMTP_URL: must be"),
+        ("smtp://h:secret", "a@b.org", "MAILER_SMTP_URL: must be"),
+        ("smtp://u:se/cret@h", "a@b.org", "MAILER_SMTP_URL: must be"),
+        ("smtp://h/path", "a@b.org", "MAILER_SMTP_URL: must be"),
+    ],
+)
+def test_wrong_setting_is_said_in_one_line(
+    url: str | None, recipients: str | None, said: str
+) -> None:
+    with pytest.raises(StartError, match=said) as error:
+        post_of(Settings(smtp_url=url, report_recipients=recipients))
+    assert "\n" not in str(error.value)
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("smtp://mail.example.org", 25),
+        ("smtp://user:secret@mail.example.org", 587),
+        ("smtps://user:secret@mail.example.org/", 465),
+        ("smtp://mail.example.org:2525", 2525),
+    ],
+)
+def test_port_follows_from_how_mail_is_sent(url: str, port: int) -> None:
+    post = post_of(Settings(smtp_url=url, report_recipients="a@b.org"))
+    assert post.port == port
+    assert "secret" not in repr(post)

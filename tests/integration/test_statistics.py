@@ -1,0 +1,169 @@
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import NOON, add_clients, add_mailing, add_messages
+
+from mailer.db.schema import MAILING_STATUSES, MESSAGE_STATUSES
+from mailer.errors import InvalidError
+from mailer.mailing import service
+from mailer.mailing.model import MailingNotFoundError
+from mailer.report import statistics
+from mailer.report.model import GeneralStatistics, MailingCounts, MessageCounts, ReasonCount
+
+MINUTE = timedelta(minutes=1)
+
+
+async def general(engine: AsyncEngine) -> GeneralStatistics:
+    async with engine.connect() as connection:
+        return await statistics.general(connection)
+
+
+def test_counts_know_every_status() -> None:
+    assert MailingCounts.__struct_fields__ == MAILING_STATUSES
+    assert MessageCounts.__struct_fields__ == MESSAGE_STATUSES
+
+
+async def test_nothing_is_counted_as_zero_of_everything(engine: AsyncEngine) -> None:
+    assert await general(engine) == GeneralStatistics(MailingCounts.of(), MessageCounts.of())
+
+
+async def test_clients_of_a_mailing_that_has_not_begun_count_as_scheduled(
+    engine: AsyncEngine,
+) -> None:
+    await add_mailing(engine, status="scheduled", clients=7)
+    running = await add_mailing(engine, status="running", clients=3)
+    await add_messages(engine, running, await add_clients(engine, 2), "delivered")
+
+    assert await general(engine) == GeneralStatistics(
+        MailingCounts.of(scheduled=1, running=1), MessageCounts.of(scheduled=7, delivered=2)
+    )
+
+
+async def test_deleted_mailings_do_not_count(engine: AsyncEngine) -> None:
+    mailing_id = await add_mailing(engine, clients=2)
+    await add_messages(engine, mailing_id, await add_clients(engine, 2), "delivered")
+    await service.delete(engine, mailing_id)
+
+    assert await general(engine) == GeneralStatistics(MailingCounts.of(), MessageCounts.of())
+
+
+async def test_general_statistics_read_no_message(engine: AsyncEngine) -> None:
+    await add_mailing(engine)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("LOCK TABLE message IN ACCESS EXCLUSIVE MODE")
+        assert (await general(engine)).mailings.running == 1
+
+
+async def test_every_way_of_counting_adds_up_to_the_ledger(engine: AsyncEngine) -> None:
+    moscow = await add_clients(engine, 3, "916", "Europe/Moscow")
+    tokyo = await add_clients(engine, 4, "912", "Asia/Tokyo")
+    mailing_id = await add_mailing(engine, clients=7)
+    await add_messages(engine, mailing_id, [*moscow[:2], tokyo[0]], "delivered")
+    await add_messages(engine, mailing_id, [moscow[2]], "undelivered", "rejected_400")
+    await add_messages(engine, mailing_id, [tokyo[1]], "cancelled", "no_window")
+    await add_messages(engine, mailing_id, [tokyo[2]], "scheduled", "timeout")
+    await add_messages(engine, mailing_id, [tokyo[3]], "scheduled")
+
+    found = await statistics.of_mailing(engine, mailing_id)
+
+    assert found.clients_count == 7
+    assert found.messages == MessageCounts.of(scheduled=2, delivered=3, undelivered=1, cancelled=1)
+    assert found.reasons == [
+        ReasonCount("delivered", None, 3),
+        ReasonCount("cancelled", "no_window", 1),
+        ReasonCount("scheduled", "timeout", 1),
+        ReasonCount("scheduled", None, 1),
+        ReasonCount("undelivered", "rejected_400", 1),
+    ]
+    assert {code.operator_code: code.messages for code in found.operator_codes} == {
+        "912": MessageCounts.of(scheduled=2, delivered=1, cancelled=1),
+        "916": MessageCounts.of(delivered=2, undelivered=1),
+    }
+    assert {zone.time_zone: zone.messages for zone in found.time_zones} == {
+        "Asia/Tokyo": MessageCounts.of(scheduled=2, delivered=1, cancelled=1),
+        "Europe/Moscow": MessageCounts.of(delivered=2, undelivered=1),
+    }
+
+
+async def test_message_without_its_client_is_not_lost(engine: AsyncEngine) -> None:
+    mailing_id = await add_mailing(engine)
+    await add_messages(engine, mailing_id, [999], "delivered")
+
+    found = await statistics.of_mailing(engine, mailing_id)
+
+    assert [(c.operator_code, c.messages.delivered) for c in found.operator_codes] == [
+        ("missing", 1)
+    ]
+
+
+async def test_outcomes_lie_in_buckets_without_a_gap(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 5)
+    mailing_id = await add_mailing(engine)
+    await add_messages(engine, mailing_id, clients[:2], "delivered", at=NOON + MINUTE * 1.5)
+    await add_messages(engine, mailing_id, [clients[2]], "cancelled", "expired", NOON + MINUTE)
+    await add_messages(engine, mailing_id, [clients[3]], "delivered", at=NOON + 4 * MINUTE)
+    await add_messages(engine, mailing_id, [clients[4]], "scheduled", at=NOON - MINUTE)
+
+    found = await statistics.of_mailing(engine, mailing_id, 60)
+
+    assert found.over_time.bucket == 60
+    assert [
+        ((bucket.start - NOON) // MINUTE, bucket.messages.delivered, bucket.messages.cancelled)
+        for bucket in found.over_time.buckets
+    ] == [(1, 2, 1), (2, 0, 0), (3, 0, 0), (4, 1, 0)]
+    assert found.first_sent_at == NOON + MINUTE * 1.5
+    assert found.last_sent_at == NOON + 4 * MINUTE
+
+
+async def test_bucket_is_chosen_so_that_there_are_at_most_500(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 2)
+    mailing_id = await add_mailing(engine)
+    await add_messages(engine, mailing_id, [clients[0]], "delivered")
+    await add_messages(engine, mailing_id, [clients[1]], "delivered", at=NOON + 1000 * MINUTE)
+
+    over_time = (await statistics.of_mailing(engine, mailing_id)).over_time
+    assert over_time.bucket == 300
+    assert len(over_time.buckets) == 201
+
+    with pytest.raises(InvalidError, match="bucket: must be at least 121"):
+        await statistics.of_mailing(engine, mailing_id, 120)
+
+
+async def test_rate_is_what_was_sent_in_the_last_minute(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 7)
+    mailing_id = await add_mailing(engine)
+    now = datetime.now(UTC)
+    await add_messages(engine, mailing_id, clients[:3], "delivered", at=now - MINUTE / 2)
+    await add_messages(engine, mailing_id, clients[3:6], "delivered", at=now - 2 * MINUTE)
+    await add_messages(engine, mailing_id, clients[6:], "cancelled", "expired", at=now)
+
+    assert (await statistics.of_mailing(engine, mailing_id)).rate == 3 / 60
+
+
+async def test_mailing_that_has_not_begun_has_only_its_ledger(engine: AsyncEngine) -> None:
+    mailing_id = await add_mailing(engine, status="scheduled", clients=7)
+
+    found = await statistics.of_mailing(engine, mailing_id)
+
+    assert found.messages == MessageCounts.of(scheduled=7)
+    assert msgspec.to_builtins(found.over_time) == {"bucket": 1, "buckets": []}
+    assert (found.reasons, found.operator_codes, found.time_zones) == ([], [], [])
+    assert (found.rate, found.first_sent_at, found.last_sent_at) == (0, None, None)
+
+
+async def test_unknown_mailing_has_no_statistics(engine: AsyncEngine) -> None:
+    with pytest.raises(MailingNotFoundError):
+        await statistics.of_mailing(engine, 1)
+
+
+@given(
+    first=st.floats(0, 4e9, allow_nan=False),
+    span=st.floats(0, 1e9, allow_nan=False),
+)
+def test_no_span_touches_more_than_500_buckets(first: float, span: float) -> None:
+    bucket = statistics.bucket_seconds(span, None)
+    assert (first + span) // bucket - first // bucket + 1 <= statistics.MOST_BUCKETS

@@ -1,0 +1,192 @@
+"""What an operator may set, and what stops the start."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailer.errors import StartError
+from mailer.settings import SECRETS, Settings, read_settings
+
+NOWHERE = Path("/nonexistent/.env")
+
+
+def read(**variables: str) -> Settings:
+    return read_settings({f"MAILER_{k.upper()}": v for k, v in variables.items()}, NOWHERE)
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    settings = msgspec.structs.asdict(read_settings({}, NOWHERE))
+    assert settings.pop("data_dir")
+    assert settings == {
+        **dict.fromkeys(("database_url", "gateway_url", "gateway_token", "log_format")),
+        **dict.fromkeys(("smtp_url", "report_recipients")),
+        **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
+        "host": "127.0.0.1",
+        "port": 8000,
+        "gateway_timeout": 10,
+        "gateway_concurrency": 50,
+        "gateway_rate": 0,
+        "retry_attempts": 8,
+        "retry_base": 1,
+        "retry_cap": 300,
+        "breaker_failures": 10,
+        "breaker_reset": 15,
+        "lease": 60,
+        "shutdown_grace": 20,
+        "auth": "required",
+        "log_level": "info",
+        "report_at": "08:00",
+        "report_time_zone": "UTC",
+        "retention_days": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("database_url", "postgresql://me@db/x", "postgresql://me@db/x"),
+        ("database_url", "postgres:///x?host=/run", "postgres:///x?host=/run"),
+        ("data_dir", "/srv/mailer", "/srv/mailer"),
+        ("port", "0", 0),
+        ("port", "65535", 65535),
+        ("gateway_url", "https://gate.example/send/", "https://gate.example/send/"),
+        ("gateway_token", "12345", "12345"),
+        ("gateway_timeout", "2.5", 2.5),
+        ("gateway_concurrency", "10000", 10000),
+        ("gateway_rate", "0.5", 0.5),
+        ("retry_attempts", "1", 1),
+        ("lease", "86400", 86400),
+        ("shutdown_grace", "0", 0),
+        ("auth", "none", "none"),
+        ("log_level", "debug", "debug"),
+        ("log_format", "json", "json"),
+        ("smtp_url", "smtps://mail.example", "smtps://mail.example"),
+        ("report_at", "23:59", "23:59"),
+        ("report_time_zone", "Europe/Moscow", "Europe/Moscow"),
+        ("oidc_issuer", "https://id.example", "https://id.example"),
+        ("retention_days", "30", 30),
+    ],
+)
+def test_a_variable_is_read(name: str, given: str, value: object) -> None:
+    assert getattr(read(**{name: given}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        *(("port", wrong) for wrong in ("-1", "65536", "x", "80.5", "8000\n")),
+        *(("gateway_timeout", wrong) for wrong in ("0", "-1", "86401", "x", "nan", "inf")),
+        *(("gateway_concurrency", wrong) for wrong in ("0", "10001", "1.5", "many")),
+        *(("gateway_rate", wrong) for wrong in ("-1", "1000001", "nan", "x")),
+        *(("retry_attempts", wrong) for wrong in ("0", "1001", "1.5")),
+        *(("retry_base", wrong) for wrong in ("0", "nan", "x")),
+        *(("retry_cap", wrong) for wrong in ("0", "nan", "inf")),
+        *(("breaker_failures", wrong) for wrong in ("0", "x")),
+        *(("breaker_reset", wrong) for wrong in ("0", "nan")),
+        *(("lease", wrong) for wrong in ("0", "nan", "86401", "x")),
+        *(("shutdown_grace", wrong) for wrong in ("-1", "3601", "nan", "x")),
+        *(("auth", wrong) for wrong in ("off", "NONE", "false")),
+        *(("log_level", wrong) for wrong in ("trace", "INFO")),
+        *(("log_format", wrong) for wrong in ("xml", "text")),
+        *(("database_url", wrong) for wrong in ("mysql://x", "x", "postgresql+asyncpg://x")),
+        *(("gateway_url", wrong) for wrong in ("ftp://x", "gate.example", "//x", "http://[x")),
+        *(("gateway_url", wrong) for wrong in ("http://", "http:///send/", "http://x:port/")),
+        *(("smtp_url", wrong) for wrong in ("http://x", "mail.example", "smtp://[")),
+        *(("oidc_issuer", wrong) for wrong in ("id.example", "https://[")),
+        *(("report_at", wrong) for wrong in ("8:00", "24:00", "08:00:00", "08:00\n", "x")),
+        *(("report_time_zone", wrong) for wrong in ("Mars/Base", "utc", "UTC+3")),
+        *(("retention_days", wrong) for wrong in ("-1", "36501", "x", "0.5")),
+    ],
+)
+def test_a_wrong_variable_stops_the_start_with_one_line_that_names_it(
+    name: str, given: str
+) -> None:
+    with pytest.raises(StartError) as error:
+        read(**{name: given})
+    assert f"MAILER_{name.upper()}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_variable_stops_the_start() -> None:
+    with pytest.raises(StartError, match="MAILER_GATEWAY_URI is not a setting"):
+        read(gateway_uri="http://x")
+
+
+def test_every_wrong_variable_is_named_at_once() -> None:
+    with pytest.raises(StartError) as error:
+        read(port="x", lease="0", nonsense="1", database_url="mysql://x")
+    for name in ("PORT", "LEASE", "NONSENSE", "DATABASE_URL"):
+        assert f"MAILER_{name}" in str(error.value)
+
+
+def test_other_variables_are_nobodys_business() -> None:
+    assert read_settings({"PORT": "x", "MAILERPORT": "x"}, NOWHERE).port == 8000
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert read(port="", gateway_url="").port == 8000
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_no_auth_is_allowed_on_a_loopback_host(host: str) -> None:
+    assert read(host=host, auth="none").is_loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.evil"])  # noqa: S104  # what is refused
+def test_no_auth_is_refused_on_any_other_host(host: str) -> None:
+    with pytest.raises(StartError, match="MAILER_AUTH"):
+        read(host=host, auth="none")
+    assert not read(host=host, auth="required").is_loopback
+
+
+@pytest.mark.parametrize(("lease", "timeout"), [("10", "10"), ("5", "10"), ("10.5", "10")])
+def test_a_lease_must_hold_a_request(lease: str, timeout: str) -> None:
+    with pytest.raises(StartError, match="MAILER_LEASE"):
+        read(lease=lease, gateway_timeout=timeout)
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS))
+def test_a_secret_is_in_no_picture_of_the_settings(name: str) -> None:
+    value = {"database_url": "postgresql://me:hush@db/x", "smtp_url": "smtp://me:hush@mail"}
+    settings = read(**{name: value.get(name, "hush")})
+    for picture in (repr(settings), str(settings), f"{settings}", f"{settings!r}"):
+        assert "hush" not in picture
+        assert f"{name}=***" in picture
+
+
+@pytest.mark.parametrize("name", ["database_url", "smtp_url"])
+def test_a_secret_is_in_no_refusal(name: str) -> None:
+    with pytest.raises(StartError) as error:
+        read(**{name: "mysql://me:hush@db/x"})
+    assert "hush" not in str(error.value)
+
+
+def test_the_environment_overrides_the_env_file(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("MAILER_PORT=1\nMAILER_HOST='localhost'\nOTHER=x\n# MAILER_X=1\n")
+    settings = read_settings({"MAILER_PORT": "2"}, env_file)
+    assert (settings.port, settings.host) == (2, "localhost")
+
+
+def test_the_env_file_is_read_as_strictly(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("MAILER_PROT=1\n")
+    with pytest.raises(StartError, match="MAILER_PROT"):
+        read_settings({}, env_file)
+
+
+@given(
+    variables=st.dictionaries(
+        st.sampled_from(Settings.__struct_fields__),
+        st.text() | st.integers().map(str) | st.floats().map(str) | st.just("http://["),
+        max_size=4,
+    )
+)
+def test_whatever_is_set_is_read_or_refused(variables: dict[str, str]) -> None:
+    try:
+        read(**variables)
+    except StartError as error:
+        assert "MAILER_" in str(error)  # noqa: PT017  # either way is right

@@ -1,0 +1,170 @@
+"""When a window is open: examples of clocks that jump, and every zone against plain arithmetic."""
+
+import os
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo, available_timezones
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mailer.mailing.window import Window
+
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "300"))
+"""Of each property: a few in CI, `TEST_EXAMPLES=10000` to look harder."""
+
+DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+@pytest.mark.parametrize(
+    ("opens", "closes", "local", "is_open"),
+    [
+        ("09:00", "18:00", "08:59:59.999999", False),
+        ("09:00", "18:00", "09:00", True),
+        ("09:00", "18:00", "17:59:59.999999", True),
+        ("09:00", "18:00", "18:00", False),
+        ("09:00", "18:00", "00:00", False),
+        ("22:00", "06:00", "22:00", True),
+        ("22:00", "06:00", "23:59:59", True),
+        ("22:00", "06:00", "00:00", True),
+        ("22:00", "06:00", "05:59:59", True),
+        ("22:00", "06:00", "06:00", False),
+        ("22:00", "06:00", "21:59:59", False),
+        ("00:00", "23:59:59", "23:59:58", True),
+        ("00:00", "23:59:59", "23:59:59", False),
+        ("23:59:59", "00:00", "23:59:59.5", True),
+        ("23:59:59", "00:00", "00:00", False),
+        ("09:00:01", "09:00", "09:00:00.5", False),
+        ("09:00:01", "09:00", "08:59:59", True),
+    ],
+)
+def test_the_start_is_in_the_window_and_the_end_is_not(
+    opens: str, closes: str, local: str, *, is_open: bool
+) -> None:
+    window = Window(time.fromisoformat(opens), time.fromisoformat(closes))
+    assert window.is_open(time.fromisoformat(local)) is is_open
+
+
+@pytest.mark.parametrize(
+    ("zone", "opens", "closes", "at", "opening"),
+    [
+        # an ordinary day
+        ("UTC", "09:00", "18:00", "2026-03-04T08:00Z", "2026-03-04T09:00Z"),
+        ("UTC", "09:00", "18:00", "2026-03-04T12:34:56.789Z", "2026-03-04T12:34:56.789Z"),
+        ("UTC", "09:00", "18:00", "2026-03-04T18:00Z", "2026-03-05T09:00Z"),
+        ("UTC", "22:00", "06:00", "2026-03-04T12:00Z", "2026-03-04T22:00Z"),
+        ("UTC", "22:00", "06:00", "2026-03-04T03:00Z", "2026-03-04T03:00Z"),
+        ("Asia/Kathmandu", "09:00", "18:00", "2026-03-04T00:00Z", "2026-03-04T03:15Z"),
+        ("Europe/Moscow", "09:00", "18:00", "2026-03-04T20:00-05:00", "2026-03-05T06:00Z"),
+        # the clocks skip 02:00-03:00: what would open within opens with the jump, or next day
+        ("Europe/Berlin", "02:30", "04:00", "2026-03-29T00:00Z", "2026-03-29T01:00Z"),
+        ("Europe/Berlin", "02:30", "02:45", "2026-03-29T00:00Z", "2026-03-30T00:30Z"),
+        ("Europe/Berlin", "02:00", "03:00", "2026-03-29T00:00Z", "2026-03-30T00:00Z"),
+        ("America/New_York", "02:30", "09:00", "2026-03-08T06:00Z", "2026-03-08T07:00Z"),
+        ("America/New_York", "23:00", "02:30", "2026-03-08T07:00Z", "2026-03-09T03:00Z"),
+        ("Australia/Lord_Howe", "02:15", "02:45", "2026-10-03T15:00Z", "2026-10-03T15:30Z"),
+        ("Australia/Lord_Howe", "02:00", "02:30", "2026-10-03T15:00Z", "2026-10-04T15:00Z"),
+        # the clocks show 02:00-03:00 twice: open twice
+        ("Europe/Berlin", "02:30", "02:45", "2026-10-25T00:00Z", "2026-10-25T00:30Z"),
+        ("Europe/Berlin", "02:30", "02:45", "2026-10-25T00:50Z", "2026-10-25T01:30Z"),
+        ("America/New_York", "01:15", "01:30", "2026-11-01T05:30Z", "2026-11-01T06:15Z"),
+        ("Australia/Lord_Howe", "01:40", "01:50", "2026-04-04T14:50Z", "2026-04-04T15:10Z"),
+        ("Australia/Lord_Howe", "01:45", "02:10", "2026-04-04T14:59Z", "2026-04-04T14:59Z"),
+        # Ramadan: Casablanca falls back and springs forward within weeks
+        ("Africa/Casablanca", "02:30", "02:40", "2026-02-15T01:45Z", "2026-02-15T02:30Z"),
+        ("Africa/Casablanca", "02:30", "02:40", "2026-03-22T01:00Z", "2026-03-23T01:30Z"),
+        # Samoa had no 2011-12-30: from 23:59:59 on the 29th to 00:00 on the 31st
+        ("Pacific/Apia", "09:00", "10:00", "2011-12-29T20:00Z", "2011-12-30T19:00Z"),
+        ("Pacific/Apia", "23:00", "22:00", "2011-12-30T08:30Z", "2011-12-30T09:00Z"),
+    ],
+)
+def test_the_zones_clock_alone_decides(
+    zone: str, opens: str, closes: str, at: str, opening: str
+) -> None:
+    window = Window(time.fromisoformat(opens), time.fromisoformat(closes))
+    found = window.next_opening(zone, moment(at))
+    assert found == moment(opening)
+    assert found.tzinfo is UTC
+
+
+def next_opening_plainly(window: Window, zone: ZoneInfo, at: datetime) -> datetime:
+    """Walk in hours, and by the second through an hour in which the clock jumps."""
+    while True:
+        here, there = at.astimezone(zone), (at + HOUR).astimezone(zone)
+        if window.is_open(here.time()):
+            return at
+        if here.utcoffset() == there.utcoffset():
+            clock = datetime.combine(date.min, here.time())
+            wait = (datetime.combine(date.min, window.opens) - clock) % DAY
+            if wait < HOUR:
+                return at + wait
+            at += HOUR
+        else:
+            at = at.replace(microsecond=0) + SECOND
+
+
+def jumps(zone: ZoneInfo, year: int) -> list[datetime]:
+    """Return the quarter days of a year at which the zone's clock has just jumped."""
+    quarters = [datetime(year, 1, 1, tzinfo=UTC) + 6 * HOUR * n for n in range(4 * 366)]
+    offsets = [quarter.astimezone(zone).utcoffset() for quarter in quarters]
+    return [quarters[n] for n in range(1, len(quarters)) if offsets[n] != offsets[n - 1]]
+
+
+clocks = st.times().map(lambda clock: clock.replace(microsecond=0)) | st.builds(
+    time, st.integers(0, 23), st.sampled_from([0, 15, 30])
+)
+windows = st.builds(Window, clocks, clocks).filter(lambda window: window.opens != window.closes)
+zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
+moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # the bounds of `timezones`
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(window=windows, zone=zones, at=moments)
+@example(
+    Window(time(9), time(10)), ZoneInfo("Pacific/Apia"), datetime(2011, 12, 29, 20, tzinfo=UTC)
+)
+@example(
+    Window(time(0, 30), time(1)), ZoneInfo("Pacific/Kwajalein"), datetime(1993, 8, 20, tzinfo=UTC)
+)
+@example(
+    Window(time(0), time(0, 0, 1)), ZoneInfo("Africa/Cairo"), datetime(2026, 4, 23, tzinfo=UTC)
+)
+@example(Window(time(0), time(0, 1)), ZoneInfo("Africa/Monrovia"), datetime(1972, 1, 6, tzinfo=UTC))
+def test_the_next_opening_is_what_plain_arithmetic_says(
+    window: Window, zone: ZoneInfo, at: datetime
+) -> None:
+    assert window.next_opening(zone.key, at) == next_opening_plainly(window, zone, at)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(window=windows, zone=zones, year=st.integers(1970, 2100), data=st.data())
+def test_the_next_opening_is_right_around_a_jump_of_the_clocks(
+    window: Window, zone: ZoneInfo, year: int, data: st.DataObject
+) -> None:
+    near = data.draw(st.sampled_from(jumps(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)]))
+    at = near + data.draw(st.timedeltas(-2 * DAY, DAY))
+    assert window.next_opening(zone.key, at) == next_opening_plainly(window, zone, at)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(window=windows, zone=zones, at=moments)
+def test_an_opening_is_open_never_before_and_stays_itself(
+    window: Window, zone: ZoneInfo, at: datetime
+) -> None:
+    opening = window.next_opening(zone.key, at)
+    assert opening >= at
+    assert window.is_open(opening.astimezone(zone).time())
+    assert window.next_opening(zone.key, opening) == opening
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(window=windows, local=st.times())
+def test_a_window_and_its_complement_share_the_day(window: Window, local: time) -> None:
+    complement = Window(window.closes, window.opens)
+    assert window.is_open(local) != complement.is_open(local)
