@@ -3,13 +3,14 @@
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import pytest
-from litestar import Litestar
-from litestar.testing import AsyncTestClient
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.app import create_app
@@ -18,6 +19,7 @@ from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
 
 TEMPLATE = "mailer_template"
+EMPTY = text("TRUNCATE client, mailing, ledger, message RESTART IDENTITY")
 _numbers = count(1)
 
 
@@ -37,9 +39,8 @@ async def server_url() -> AsyncIterator[str]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture
-async def database_url(server_url: str) -> AsyncIterator[str]:
-    """A database of the newest schema with nothing in it."""
+@asynccontextmanager
+async def _database(server_url: str) -> AsyncIterator[str]:
     name = f"mailer_{next(_numbers)}"
     await _create_database(server_url, name, TEMPLATE)
     yield _on(server_url, name)
@@ -49,17 +50,43 @@ async def database_url(server_url: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = create_engine(database_url)
-    yield engine
-    await engine.dispose()
+async def database_url(server_url: str) -> AsyncIterator[str]:
+    """A database of the newest schema with nothing in it, for this test alone."""
+    async with _database(server_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def shared_engine(server_url: str) -> AsyncIterator[AsyncEngine]:
+    """One database for the file: a new one takes as long as ten tests."""
+    async with _database(server_url) as url:
+        engine = create_engine(url)
+        yield engine
+        await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+async def application(shared_engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """The application's API in this process, without a dispatcher; an error in it answers 500."""
+    app = create_app(shared_engine)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
+        yield client
 
 
 @pytest.fixture
-async def api(engine: AsyncEngine) -> AsyncIterator[AsyncTestClient[Litestar]]:
-    """The application in this process, without a dispatcher."""
-    async with AsyncTestClient(create_app(engine)) as client:
-        yield client
+async def engine(shared_engine: AsyncEngine) -> AsyncEngine:
+    """A database with nothing in it."""
+    async with shared_engine.begin() as connection:
+        await connection.execute(EMPTY)
+    return shared_engine
+
+
+@pytest.fixture
+async def api(engine: AsyncEngine, application: httpx.AsyncClient) -> httpx.AsyncClient:
+    """The application's API with nothing in its database."""
+    del engine  # emptied, which is all that is wanted of it
+    return application
 
 
 async def _create_database(server_url: str, name: str, template: str = "template0") -> None:

@@ -1,19 +1,16 @@
 """The directory over HTTP: every rule of the contract's sections 2 and 6 for clients."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.app import create_app
-from mailer.db.engine import connect, create_engine
-from mailer.db.schema import client, mailing, message
+from mailer.db.schema import client, message
 from mailer.mailing import store
 from mailer.mailing.audience import take_chunk
 
@@ -23,35 +20,6 @@ MAILING = {
     "datetime_end": "2040-01-01T00:00:00Z",
     "text": "Hello",
 }
-
-
-@pytest.fixture(scope="module")
-async def engine(server_url: str) -> AsyncIterator[AsyncEngine]:
-    """One database for the file: a new one for each of its hundreds of tests takes too long."""
-    admin = await connect(server_url)
-    await admin.execute("CREATE DATABASE clients TEMPLATE mailer_template")
-    engine = create_engine(urlunsplit(urlsplit(server_url)._replace(path="/clients")))
-    yield engine
-    await engine.dispose()
-    await admin.execute("DROP DATABASE clients WITH (FORCE)")
-    await admin.close()
-
-
-@pytest.fixture(scope="module")
-async def application(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The application on this event loop; an error in it is answered by 500."""
-    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
-    async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
-        yield client
-
-
-@pytest.fixture
-async def api(engine: AsyncEngine, application: httpx.AsyncClient) -> httpx.AsyncClient:
-    """The application with nothing in its tables."""
-    async with engine.begin() as connection:
-        for table in (message, mailing, client):
-            await connection.execute(delete(table))
-    return application
 
 
 @pytest.fixture

@@ -1,20 +1,16 @@
 """Mailings over HTTP: every rule of the contract's sections 3 and 6 for them."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.app import create_app
-from mailer.db.engine import connect, create_engine
-from mailer.db.schema import client, ledger, mailing, message
+from mailer.db.schema import ledger, mailing, message
 from mailer.mailing import store
 from mailer.mailing.audience import take_chunk
 
@@ -44,35 +40,6 @@ DIRECTORY = {
     "tagged 912": {"phone": "79030000003", "tag": "912", "time_zone": "Asia/Kathmandu"},
     "blank": {"phone": "79990000004", "tag": "two words"},
 }
-
-
-@pytest.fixture(scope="module")
-async def engine(server_url: str) -> AsyncIterator[AsyncEngine]:
-    """One database for the file: a new one for each of its hundreds of tests takes too long."""
-    admin = await connect(server_url)
-    await admin.execute("CREATE DATABASE mailings TEMPLATE mailer_template")
-    engine = create_engine(urlunsplit(urlsplit(server_url)._replace(path="/mailings")))
-    yield engine
-    await engine.dispose()
-    await admin.execute("DROP DATABASE mailings WITH (FORCE)")
-    await admin.close()
-
-
-@pytest.fixture(scope="module")
-async def application(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The application on this event loop; an error in it is answered by 500."""
-    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
-    async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
-        yield client
-
-
-@pytest.fixture
-async def api(engine: AsyncEngine, application: httpx.AsyncClient) -> httpx.AsyncClient:
-    """The application with nothing in its tables."""
-    async with engine.begin() as connection:
-        for table in (message, mailing, client):
-            await connection.execute(delete(table))
-    return application
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Dispatcher:
         self._sender = (
             None
             if gateway is None
-            else Sender(engine, gateway, self._watch, settings, self._lifecycle.wake)
+            else Sender(url, gateway, self._watch, settings, self._lifecycle.wake)
         )
         self._scheduler = scheduler_of(jobs(engine, settings, self._watch.look))
         self._stopping = asyncio.Event()

@@ -4,10 +4,9 @@ import asyncio
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
-from mailer.db.engine import is_away, raw
+from mailer.db.engine import OwnConnection, is_away
 from mailer.message import store
 from mailer.message.model import FinishedMessage
 
@@ -27,8 +26,8 @@ class Recorder:
     While the database is away outcomes are kept; when the queue is full, senders wait.
     """
 
-    def __init__(self, engine: AsyncEngine, owner: UUID) -> None:
-        self._engine = engine
+    def __init__(self, url: str, owner: UUID) -> None:
+        self._connection = OwnConnection(url)
         self._owner = owner
         self._finished: asyncio.Queue[FinishedMessage | None] = asyncio.Queue(maxsize=4 * BATCH)
 
@@ -42,6 +41,12 @@ class Recorder:
 
     async def run(self) -> None:
         """Write what is put, until closed."""
+        try:
+            await self._run()
+        finally:
+            self._connection.close()
+
+    async def _run(self) -> None:
         is_open = True
         while is_open:
             batch = [await self._finished.get()]
@@ -60,8 +65,7 @@ class Recorder:
         """
         while True:
             try:
-                async with self._engine.connect() as connection:
-                    written = await store.finish(await raw(connection), self._owner, outcomes)
+                written = await store.finish(await self._connection.get(), self._owner, outcomes)
             except Exception as error:
                 if not is_away(error):
                     raise

@@ -14,10 +14,9 @@ from uuid import uuid4
 
 import structlog
 from aiolimiter import AsyncLimiter
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
-from mailer.db.engine import is_away, raw
+from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.judge import Send, after_sending, before_sending, hand_back
 from mailer.dispatch.recorder import BATCH, Recorder
 from mailer.dispatch.retry import RetryPolicy
@@ -51,13 +50,13 @@ class Sender:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        url: str,
         gateway: Gateway,
         watch: MailingWatch,
         settings: Settings,
         on_drained: Callable[[], None],
     ) -> None:
-        self._engine = engine
+        self._connection = OwnConnection(url)
         self._gateway = gateway
         self._watch = watch
         self._on_drained = on_drained
@@ -70,7 +69,7 @@ class Sender:
         self._limiter = AsyncLimiter(1, 1 / rate) if rate else None
         self._turn = asyncio.Lock()
         self._owner = uuid4()
-        self._recorder = Recorder(engine, self._owner)
+        self._recorder = Recorder(url, self._owner)
         self._claimed: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
         self._share = FairShare(again_after=LOOK)
         self._pace = Pace(seconds=AHEAD, first=self._concurrency, least=LEAST, most=2 * BATCH)
@@ -121,6 +120,7 @@ class Sender:
                 await recorder
         for task in (*workers, recorder):
             task.cancel()
+        self._connection.close()
 
     # ---- claim -------------------------------------------------------------------------------
 
@@ -131,9 +131,8 @@ class Sender:
         if not asked or self._is_stopping:
             return False
         try:
-            async with self._engine.connect() as connection:
-                driver = await raw(connection)
-                claims = await store.claim(driver, asked, share, self._owner, self._lease)
+            connection = await self._connection.get()
+            claims = await store.claim(connection, asked, share, self._owner, self._lease)
         except Exception as error:
             if not is_away(error):
                 raise
@@ -164,9 +163,8 @@ class Sender:
 
     async def _until_due(self) -> float:
         try:
-            async with self._engine.connect() as connection:
-                running = list(self._watch.running)
-                due_in = await store.seconds_to_next_due(await raw(connection), running)
+            running = list(self._watch.running)
+            due_in = await store.seconds_to_next_due(await self._connection.get(), running)
         except Exception as error:
             if not is_away(error):
                 raise

@@ -1,16 +1,21 @@
 """The gateway's HTTP protocol: one POST a message, and what each answer means."""
 
+import math
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Self
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import ContentEncodingError
 
 from mailer.gateway.port import Accepted, Outcome, Refused, Unavailable, Unknown
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes of an answer that are read; the rest is not worth waiting for."""
+
+CONNECT_SHARE = 0.98
+"""Part of a request's time in which it must have a connection."""
 
 REFUSALS = frozenset({400, 404, 405, 410, 413, 415, 422})
 """Answers after which the same message would be refused again."""
@@ -34,7 +39,7 @@ class HttpGateway:
 
     def __init__(self, url: str, token: str | None, *, concurrency: int) -> None:
         self._url = url
-        self._headers = {"Content-Type": "application/json"}
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
         self._concurrency = concurrency
@@ -64,10 +69,14 @@ class HttpGateway:
             async with self._session.post(
                 f"{self._url}{message_id}",
                 data=self._encoder.encode(body),
-                timeout=aiohttp.ClientTimeout(total=within),
+                timeout=_timeout(within),
                 allow_redirects=False,
             ) as response:
                 return await self._outcome(response)
+        except aiohttp.ClientPayloadError as error:
+            if isinstance(error.__cause__, ContentEncodingError):
+                return Unavailable("bad_response")
+            return Unknown("connection_lost")
         except NOT_SENT:
             return Unavailable("connection_failed")
         except TimeoutError:
@@ -94,6 +103,16 @@ class HttpGateway:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return Unavailable("bad_response")
         return Accepted() if answer.code == 0 else Unavailable("bad_response")
+
+
+def _timeout(within: float) -> aiohttp.ClientTimeout:
+    """Return a limit on the whole request, to the moment: aiohttp rounds longer ones up.
+
+    To connect takes a little less of it, so that running out of time tells what was not sent yet.
+    """
+    return aiohttp.ClientTimeout(
+        total=within, connect=within * CONNECT_SHARE, ceil_threshold=math.inf
+    )
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     DateTime,
+    Executable,
     Row,
     String,
     and_,
@@ -34,7 +35,9 @@ from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.window import Window
 
 CHUNK = 5_000
-"""Clients looked at by one transaction: long enough to be quick, short enough to let others in."""
+"""Clients taken by one transaction: long enough to be quick, short enough to let others in."""
+FIRST_CHUNK = 500
+"""Clients taken first, so that sending begins at once."""
 
 TAKEN_BACK = ("no_window", "filter_changed")
 """Why a message was cancelled that a change of its mailing may schedule again."""
@@ -103,11 +106,6 @@ NEXT = text("""
             SELECT FROM ledger WHERE mailing_id = mailing.id AND sending > 0))
     ORDER BY audience_cursor LIMIT 1
     FOR UPDATE SKIP LOCKED""")
-# A chunk is a number of clients, not of ids: ids have gaps.
-BOUND = text("""
-    SELECT max(id) AS upper, array_agg(DISTINCT time_zone) AS time_zones
-    FROM (SELECT id, time_zone FROM client WHERE id > :cursor AND id <= :until
-          ORDER BY id LIMIT :chunk) AS chunk""")
 MOVE_CURSOR = text("""
     UPDATE mailing SET audience_cursor = :upper, replanning = replanning AND NOT :is_last,
         clients_count = CASE WHEN :is_last THEN (
@@ -125,8 +123,7 @@ async def take_chunk(connection: AsyncConnection) -> bool:
     mailing = (await connection.execute(NEXT)).one_or_none()
     if mailing is None:
         return False
-    bounds = {"cursor": mailing.audience_cursor, "until": mailing.audience_until, "chunk": CHUNK}
-    bound = (await connection.execute(BOUND, bounds)).one()
+    bound = (await connection.execute(_bound(mailing))).one()
     upper = mailing.audience_until if bound.upper is None else bound.upper
     if bound.upper is not None:
         await _write_chunk(connection, mailing, upper, bound.time_zones)
@@ -134,6 +131,28 @@ async def take_chunk(connection: AsyncConnection) -> bool:
     moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
     await connection.execute(MOVE_CURSOR, moved)
     return True
+
+
+def _bound(mailing: Row[Any]) -> Executable:
+    """Return a select of the last client of the next chunk, and the time zones in it.
+
+    A chunk is a number of clients that match, not of ids: so an index finds a small audience in a
+    large directory. To plan anew is to look at the others too, who may have a message by now.
+    """
+    candidates = (
+        select(client.c.id, client.c.time_zone)
+        .where(client.c.id > mailing.audience_cursor, client.c.id <= mailing.audience_until)
+        .order_by(client.c.id)
+        .limit(CHUNK if mailing.audience_cursor else FIRST_CHUNK)
+    )
+    if not mailing.replanning:
+        candidates = candidates.where(
+            client.c.deleted_at.is_(None),
+            matches(msgspec.convert(mailing.client_filter, ClientFilter)),
+        )
+    chunk = candidates.subquery("chunk")
+    zones = func.array_agg(chunk.c.time_zone.distinct()).label("time_zones")
+    return select(func.max(chunk.c.id).label("upper"), zones)
 
 
 async def _write_chunk(

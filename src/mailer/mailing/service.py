@@ -63,7 +63,9 @@ async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -
 def _refuse_too_late(mailing: Mailing, values: dict[str, Any], *, has_begun: bool) -> None:
     if mailing.status in ENDED or mailing.datetime_end <= datetime.now(UTC):
         raise MailingEndedError
-    if has_begun and values.get("datetime_start", mailing.datetime_start) != mailing.datetime_start:
+    has_started = has_begun or mailing.datetime_start <= datetime.now(UTC)
+    start = values.get("datetime_start", mailing.datetime_start)
+    if has_started and start != mailing.datetime_start:
         raise MailingStartedError
 
 

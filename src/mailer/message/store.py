@@ -82,7 +82,9 @@ async def claim(
     return [ClaimedMessage(*row) for row in rows]
 
 
-# Fenced: only who holds the lease that the claim was made under may write its outcome.
+# Fenced: only who holds the lease that the claim was made under may write its outcome. A lease
+# means that the message is being sent; to ask for the state too would invite a plan that walks
+# over all that were.
 FINISH = """
     UPDATE message SET status = done.status, reason = done.reason, attempts = done.attempts,
         due_at = coalesce(done.due_at, message.due_at), sent_at = done.sent_at,
@@ -90,7 +92,7 @@ FINISH = """
     FROM unnest($2::bigint[], $3::int[], $4::text[], $5::text[], $6::int[],
         $7::timestamptz[], $8::timestamptz[])
         AS done (id, claimed, status, reason, attempts, due_at, sent_at)
-    WHERE message.id = done.id AND message.status = 'sending'
+    WHERE message.id = done.id
         AND message.attempts = done.claimed AND message.lease_owner = $1"""
 
 
