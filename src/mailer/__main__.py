@@ -1,4 +1,7 @@
-"""The command line."""
+"""The command line.
+
+Each command imports what it runs when it runs: help and wrong settings answer at once.
+"""
 
 import asyncio
 import contextlib
@@ -13,10 +16,7 @@ import click
 import uvloop
 from rich.console import Console
 
-from mailer import app
 from mailer.errors import MailerError, StartError
-from mailer.gateway.faults import Faults
-from mailer.gateway.sandbox_command import run_sandbox
 from mailer.log import configure_logging
 from mailer.settings import Settings, read_settings
 
@@ -59,19 +59,27 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Serve the API and the admin pages, and send what is due."""
-    _run(app.serve(_settings()))
+    settings = _settings()
+    from mailer import app
+
+    _run(app.serve(settings))
 
 
 @main.command()
 def migrate() -> None:
     """Bring the database to the newest schema."""
-    _run(app.migrate_only(_settings()))
+    settings = _settings()
+    from mailer import app
+
+    _run(app.migrate_only(settings))
 
 
 @main.command()
 def demo() -> None:
     """Run everything on loopback, with sample clients and mailings under way."""
     settings = _settings()
+    from mailer import app
+
     configure_logging("warning", settings.log_format)  # what there is to see is on the pages
     _run(app.run_demo(settings, click.echo))
 
@@ -85,7 +93,10 @@ def clients() -> None:
 @click.argument("file")
 def import_(file: str) -> None:
     """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected."""
-    if _run(app.import_clients(_settings(), file, Console(stderr=True))).rejected:
+    settings = _settings()
+    from mailer import app
+
+    if _run(app.import_clients(settings, file, Console(stderr=True))).rejected:
         sys.exit(1)
 
 
@@ -93,7 +104,10 @@ def import_(file: str) -> None:
 @click.argument("file")
 def export(file: str) -> None:
     """Export all clients to FILE, or to standard output for -."""
-    _run(app.export_clients(_settings(), file, Console(stderr=True)))
+    settings = _settings()
+    from mailer import app
+
+    _run(app.export_clients(settings, file, Console(stderr=True)))
 
 
 @main.command()
@@ -102,6 +116,8 @@ def export(file: str) -> None:
 def report(day: datetime, *, send: bool) -> None:
     """Print the report of day D, such as 2030-01-15, or send it by mail."""
     settings = _settings()
+    from mailer import app
+
     made = _run(app.report(settings, day.date(), send=send))
     if not send:
         click.echo(made)
@@ -110,7 +126,10 @@ def report(day: datetime, *, send: bool) -> None:
 @main.command()
 def verify() -> None:
     """Compare every ledger with its messages; exit 1 and the differences when one is off."""
-    differences = _run(app.verify(_settings()))
+    settings = _settings()
+    from mailer import app
+
+    differences = _run(app.verify(settings))
     for difference in differences:
         click.echo(difference)
     if differences:
@@ -146,6 +165,9 @@ def gateway(host: str, port: int, token: str | None, log: TextIO | None, **fault
 async def _gateway(
     host: str, port: int, token: str | None, log: TextIO | None, faults: dict[str, Any]
 ) -> None:
+    from mailer.gateway.faults import Faults
+    from mailer.gateway.sandbox_command import run_sandbox
+
     running = asyncio.create_task(run_sandbox(Faults(**faults), host, port, token, log, click.echo))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
