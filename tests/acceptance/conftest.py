@@ -4,15 +4,20 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 import pytest
 
+from mailer.db.engine import create_engine
 from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
+from mailer.report.verify import differences
 
 Found = TypeVar("Found")
 
@@ -31,6 +36,7 @@ class MailerProcess:
             "MAILER_LOG_FORMAT": "json",
             **{f"MAILER_{name.upper()}": value for name, value in settings.items()},
         }
+        self.database_url = settings.get("database_url", "")
         self.events: list[dict[str, Any]] = []
 
     async def start(self, cwd: str | None = None, python_path: str = "") -> None:
@@ -139,7 +145,7 @@ async def start_gateway() -> AsyncIterator[Gateways]:
 
 @pytest.fixture
 async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
-    """Starts mailer processes on the test's database."""
+    """Starts mailer processes on the test's database, whose ledgers must add up at the end."""
     started: list[MailerProcess] = []
 
     async def start(**settings: str) -> MailerProcess:
@@ -151,3 +157,29 @@ async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
     yield start
     for mailer in started:
         await mailer.stop(signal.SIGKILL)
+    engine = create_engine(database_url)
+    assert await differences(engine) == []  # whatever has happened, the numbers add up
+    await engine.dispose()
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A folder that PostgreSQL's user can reach when the tests run as root."""
+    with tempfile.TemporaryDirectory(prefix="mailer-data-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself."""
+    environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
+    environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
+    return subprocess.run(  # noqa: S603  # our own command
+        [sys.executable, "-m", "mailer", *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -1,42 +1,14 @@
 """The process itself: its start, its end, and what it does without its database."""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
+from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, run, until
 from tests.acceptance.test_main_job import a_mailing, add_clients
 
 from mailer.db.embedded import embedded_postgres
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A folder that PostgreSQL's user can reach when the tests run as root."""
-    with tempfile.TemporaryDirectory(prefix="mailer-data-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
-
-
-def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself."""
-    environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
-    environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
-    return subprocess.run(  # noqa: S603  # our own command
-        [sys.executable, "-m", "mailer", *arguments],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(

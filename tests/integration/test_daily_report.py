@@ -11,6 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import trustme
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -31,7 +32,6 @@ from mailer.settings import Settings
 
 DAY = date(2020, 1, 15)
 HOUR = timedelta(hours=1)
-CERTIFICATE = Path(__file__).parent / "mail_server.pem"
 """Of localhost and 127.0.0.1, with its key, for these tests alone; runs out in 2126."""
 
 # ---- what it says ----------------------------------------------------------------------------
@@ -238,11 +238,13 @@ async def start_mail_server() -> AsyncIterator[Callable[..., Awaitable[int]]]:
 
 
 @pytest.fixture
-def certificate(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLContext:
     """A mail server's certificate that this process trusts."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
     return context
 
 
