@@ -1,5 +1,6 @@
 """What the OpenAPI schema says beyond what Litestar sees: refused fields and problem answers."""
 
+import re
 from dataclasses import fields
 from http import HTTPStatus
 from typing import Any, get_origin
@@ -85,6 +86,7 @@ def _declare_problems(schema: dict[str, Any]) -> None:
         for method in METHODS:
             if operation := item.get(method):
                 _declare_problems_of(method, operation)
+                operation["summary"] = _spaced(operation["summary"])
 
 
 def _declare_problems_of(method: str, operation: dict[str, Any]) -> None:
@@ -125,6 +127,11 @@ def _answer(status: int, text: str) -> dict[str, Any]:
 def _content(example: dict[str, Any] | None = None) -> dict[str, Any]:
     media: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {MEDIA_TYPE: media | ({"example": example} if example else {})}
+
+
+def _spaced(summary: str) -> str:
+    """Return the name of a handler, which Litestar writes as ListClients, as people do."""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", summary).capitalize()
 
 
 def _name(status: int) -> str:
