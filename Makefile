@@ -42,7 +42,7 @@ lock: ## pin the dependencies of pyproject.toml again; LOCK=--upgrade takes the 
 		--extra embedded --extra dev $(LOCK) pyproject.toml -o requirements.lock
 
 clean: ## remove all that these targets made
-	@rm -rf $(VENV) $(CACHES) build dist .demo
+	@rm -rf $(VENV) $(CACHES) build dist
 	@find src tests bench alembic -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml

@@ -13,12 +13,15 @@ from datetime import datetime
 from typing import Any, TextIO, TypeVar
 
 import click
+import structlog
 import uvloop
 from rich.console import Console
 
 from mailer.errors import MailerError, StartError
-from mailer.log import configure_logging
+from mailer.log import configure_logging, describe
 from mailer.settings import Settings, read_settings
+
+log = structlog.get_logger()
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -38,6 +41,9 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
         sys.exit(CANNOT_START if isinstance(error, StartError) else 1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  # the last word on it, without what it may hold
+        log.critical("crashed", **describe(error))
+        sys.exit(1)
 
 
 def _settings() -> Settings:

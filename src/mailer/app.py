@@ -11,11 +11,13 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import asyncpg
 import structlog
 import uvicorn
 from litestar import Litestar, Router
 from litestar.di import Provide
 from rich.console import Console
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo
@@ -24,7 +26,7 @@ from mailer.client import commands
 from mailer.client.api import ClientController
 from mailer.client.importing import ImportReport
 from mailer.db.embedded import embedded_postgres
-from mailer.db.engine import create_engine, is_away
+from mailer.db.engine import PATIENCE, cause_of, create_engine, is_away
 from mailer.db.migrate import migrate
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.errors import StartError
@@ -47,6 +49,16 @@ BODY_LIMIT = 1024 * 1024
 """Bytes of a JSON body: ample for the longest text and filter."""
 DATABASE_PATIENCE = 30.0
 """Seconds to wait at the start for a database that is still starting."""
+DISPATCHER_CONNECTIONS = 4
+"""Of a pool of its own: slow readers of the API never keep a mailing waiting."""
+CHUNK_PATIENCE = 60.0
+"""Seconds that a statement over a chunk of an audience may take."""
+WRONG_URL = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+)
+"""What PostgreSQL says to a wrong user, password or database."""
 
 
 def create_app(engine: AsyncEngine, *, is_sending: bool = True) -> Litestar:
@@ -99,23 +111,28 @@ async def _migrate_patiently(engine: AsyncEngine) -> None:
         try:
             await migrate(engine)
         except Exception as error:
+            if isinstance(cause := _cause(error), WRONG_URL):
+                raise StartError(f"MAILER_DATABASE_URL: {cause}") from error
             if not is_away(error):
                 raise
             if loop.time() >= give_up_at:
-                message = f"the database cannot be reached: {error}"
-                raise StartError(message) from error
+                raise StartError(f"the database cannot be reached: {cause}") from error
             log.warning("database_away", at="start")
             await asyncio.sleep(1)
         else:
             return
 
 
+def _cause(error: Exception) -> BaseException | None:
+    return cause_of(error) if isinstance(error, DBAPIError) else error
+
+
 async def serve(settings: Settings) -> None:
     """Serve the API and send messages until SIGTERM or SIGINT; raises `StartError`."""
     if settings.auth == "required":
         raise AuthNotBuiltError
-    async with open_database(settings) as (url, engine):
-        await _serve(settings, url, engine, on_start=_say_started)
+    async with open_database(settings) as (url, _):
+        await _serve(settings, url, on_start=_say_started)
 
 
 async def migrate_only(settings: Settings) -> None:
@@ -159,7 +176,7 @@ async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
         open_database(demo_settings) as (url, engine),
     ):
         await demo.fill(engine)
-        await _serve(demo_settings, url, engine, on_start=partial(demo.greet, echo=echo))
+        await _serve(demo_settings, url, on_start=partial(demo.greet, echo=echo))
 
 
 def _say_started(address: str) -> None:
@@ -167,10 +184,13 @@ def _say_started(address: str) -> None:
     notify_systemd("READY=1")
 
 
-async def _serve(
-    settings: Settings, url: str, engine: AsyncEngine, on_start: Callable[[str], None]
-) -> None:
+async def _serve(settings: Settings, url: str, on_start: Callable[[str], None]) -> None:
     async with contextlib.AsyncExitStack() as stack:
+        listening = stack.enter_context(_listen(settings.host, settings.port))
+        engine = create_engine(url, patience=PATIENCE)
+        stack.push_async_callback(engine.dispose)
+        own_engine = create_engine(url, pool_size=DISPATCHER_CONNECTIONS, patience=CHUNK_PATIENCE)
+        stack.push_async_callback(own_engine.dispose)
         gateway = None
         if settings.gateway_url is None:
             log.warning("nothing_is_sent", because="MAILER_GATEWAY_URL is not set")
@@ -182,15 +202,26 @@ async def _serve(
                     concurrency=settings.gateway_concurrency,
                 )
             )
-        dispatcher = Dispatcher(url, engine, gateway, settings)
+        dispatcher = Dispatcher(url, own_engine, gateway, settings)
         server = _Server(
             _server_config(create_app(engine, is_sending=gateway is not None), settings), on_start
         )
         _stop_on_signals(server, dispatcher)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(dispatcher.run())
-            tasks.create_task(server.serve())
+            tasks.create_task(server.serve(sockets=[listening]))
     log.info("stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StartError(
+            f"MAILER_HOST, MAILER_PORT: cannot listen on {host}:{port}: {why}"
+        ) from error
 
 
 def _server_config(app: Litestar, settings: Settings) -> uvicorn.Config:

@@ -34,8 +34,7 @@ ADD_CLIENTS = text("""
         (ARRAY['903', '912', '916', '921', '999'])[1 + n % 5] AS code,
         (ARRAY['vip', 'new', 'staff', NULL])[1 + n % 4] AS tag,
         (ARRAY['Europe/Kaliningrad', 'Europe/Moscow', 'Asia/Yekaterinburg', 'Asia/Novosibirsk',
-            'Asia/Vladivostok', 'Asia/Kamchatka'])[1 + n % 6] AS time_zone) AS made_up
-    WHERE NOT EXISTS (SELECT FROM client)""")
+            'Asia/Vladivostok', 'Asia/Kamchatka'])[1 + n % 6] AS time_zone) AS made_up""")
 
 
 @asynccontextmanager

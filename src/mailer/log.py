@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from datetime import date, time, timedelta
 from functools import lru_cache
@@ -73,6 +74,17 @@ def configure_logging(
     logging.captureWarnings(capture=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """Return an error's types and frames for a log line, without texts, which may hold data."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return {
+        "error": " from ".join(f"{type(e).__module__}.{type(e).__qualname__}" for e in chain),
+        "frames": "".join(traceback.format_tb(error.__traceback__)),
+    }
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -46,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     gateway_url: str | None = None
-    gateway_token: str | None = None
+    gateway_token: Annotated[str, Meta(pattern=r"^[!-~]+(?!\n)$")] | None = None
     gateway_timeout: Seconds = 10
     gateway_concurrency: Count = 50
     gateway_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 0

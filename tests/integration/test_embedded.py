@@ -24,7 +24,7 @@ from mailer.errors import StartError
 
 AS_ROOT = os.geteuid() == 0
 ENDED = 10.0  # seconds
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (halves the time)
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # halves the time
 
 # A mailer, as far as its database is concerned.
 PARENT = """
@@ -72,14 +72,14 @@ async def made() -> AsyncIterator[Path]:
 
 @pytest.fixture
 def used(made: Path, folder: Path) -> Path:
-    subprocess.run(["/bin/cp", "-a", f"{made}/.", folder], check=True)  # noqa: S603 (our own)
+    subprocess.run(["/bin/cp", "-a", f"{made}/.", folder], check=True)  # noqa: S603  # our own
     return folder
 
 
 @contextmanager
 def parent(folder: Path, loop: str = "asyncio") -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", PARENT, str(folder), loop]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 (ours)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  # ours
         try:
             yield process
         finally:
@@ -265,7 +265,7 @@ async def test_folder_is_run_by_the_version_that_made_it(folder: Path) -> None:
     data.mkdir(parents=True)
     user = pwd.getpwnam("postgres") if AS_ROOT else pwd.getpwuid(os.geteuid())
     shutil.chown(data, user.pw_uid)
-    subprocess.run(  # noqa: S603 (a program that was found)
+    subprocess.run(  # noqa: S603  # a program that was found
         [older.folder / "initdb", "-D", data, "-U", "postgres", "--no-sync"],
         user=user.pw_uid if AS_ROOT else None,
         cwd="/",
@@ -322,7 +322,7 @@ def test_programs_that_only_root_reaches_are_lent(folder: Path) -> None:
         shutil.copytree(part, closed / part.name)
     once = PARENT.replace("await asyncio.Event().wait()", "pass")
     for _ in range(2):
-        parent = subprocess.run(  # noqa: S603 (our own)
+        parent = subprocess.run(  # noqa: S603  # our own
             [sys.executable, "-c", once, str(folder), "asyncio"],
             env=os.environ | {"PYTHONPATH": str(closed)},
             capture_output=True,
@@ -341,7 +341,7 @@ async def test_no_other_user_reaches_the_socket(used: Path) -> None:
             ours.connect(str(path))
         nobody = pwd.getpwnam("nobody").pw_uid
         attempt = f"import os, socket; os.setuid({nobody}); socket.socket(1).connect({str(path)!r})"
-        answer = subprocess.run(  # noqa: S603 (our own command)
+        answer = subprocess.run(  # noqa: S603  # our own command
             [sys.executable, "-c", attempt], check=False, capture_output=True, text=True
         )
         assert "PermissionError" in answer.stderr

@@ -46,7 +46,7 @@ class Client:
         self.session = session
         self.url = url
 
-    async def send(self, message_id: int, token: str = "any") -> Reply:  # noqa: S107 -- no secret
+    async def send(self, message_id: int, token: str = "any") -> Reply:  # noqa: S107  # no secret
         body = {"id": message_id, "phone": PHONE, "text": TEXT}
         return await self.request("POST", f"{message_id}", json.dumps(body).encode(), token=token)
 
@@ -122,9 +122,9 @@ def test_rates_add_up_to_1_at_most() -> None:
 
 
 async def test_good_request_is_accepted() -> None:
-    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106 -- no secret
+    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # no secret
     async with serving(sandbox) as client:
-        reply = await client.send(7, token="right")  # noqa: S106 -- no secret
+        reply = await client.send(7, token="right")  # noqa: S106  # no secret
     assert client.url.startswith("http://127.0.0.1:")
     assert client.url.endswith("/send/")
     assert (reply.status, json.loads(reply.body)["code"]) == (200, 0)
@@ -134,7 +134,7 @@ async def test_good_request_is_accepted() -> None:
 
 @pytest.mark.parametrize("token", [None, "", "wrong", "RIGHT", "right2"])
 async def test_wrong_or_missing_token_is_401(token: str | None) -> None:
-    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106 -- no secret
+    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # no secret
     async with serving(sandbox) as client:
         reply = await client.request("POST", "1", b"{}", token=token)
     assert reply.status == 401

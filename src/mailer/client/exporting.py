@@ -12,6 +12,8 @@ from mailer.db.engine import raw
 LIVING = """
     SELECT phone, operator_code, tag, time_zone FROM client
     WHERE deleted_at IS NULL ORDER BY id"""
+LONGEST = 3600.0
+"""Seconds that an export may take."""
 COUNT = "SELECT count(*) FROM client WHERE deleted_at IS NULL"
 
 
@@ -28,6 +30,8 @@ async def export_clients(
     """
     async with engine.connect() as connection:
         database = await raw(connection)
-        on_count(await database.fetchval(COUNT))
-        status = await database.copy_from_query(LIVING, output=write, format="csv", header=True)
+        on_count(await database.fetchval(COUNT, timeout=LONGEST))
+        status = await database.copy_from_query(
+            LIVING, output=write, format="csv", header=True, timeout=LONGEST
+        )
     return int(status.rpartition(" ")[2])

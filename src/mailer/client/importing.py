@@ -24,6 +24,8 @@ BATCH = 2_000
 """Lines that are staged at once, for some 10 ms in which this process does nothing else."""
 TRIES = 5
 """Times that the staged lines are stored while others add clients of the same phones."""
+LONGEST = 3600.0
+"""Seconds that one statement over a file may take, or wait for other imports."""
 LOCK = -2
 """Key of the advisory lock by which imports take turns; -1 is the migration's."""
 
@@ -176,7 +178,7 @@ def _rule_of(annotation: object) -> Callable[[str], bool]:
 async def _stage(database: asyncpg.Connection, lines: LineSorter) -> int:
     """Move the good lines to the staging table and return how many there were."""
     count = len(lines.good)
-    await database.copy_records_to_table("client_import", records=lines.good)
+    await database.copy_records_to_table("client_import", records=lines.good, timeout=LONGEST)
     lines.good.clear()
     return count
 
@@ -216,13 +218,13 @@ async def _store(database: asyncpg.Connection, staged: int, *, sets_tag: bool) -
     for _ in range(TRIES):
         try:
             async with database.transaction():
-                await database.execute(TAKE_TURNS, LOCK)
-                await database.execute(PREPARE)
-                await database.execute(LEAVE_LAST)
-                created = _count(await database.execute(INSERT))
+                await database.execute(TAKE_TURNS, LOCK, timeout=LONGEST)
+                await database.execute(PREPARE, timeout=LONGEST)
+                await database.execute(LEAVE_LAST, timeout=LONGEST)
+                created = _count(await database.execute(INSERT, timeout=LONGEST))
                 updated = 0
                 if created < staged:
-                    updated = _count(await database.execute(UPDATE, sets_tag))
+                    updated = _count(await database.execute(UPDATE, sets_tag, timeout=LONGEST))
                 await database.execute(DROP)
         except asyncpg.UniqueViolationError:
             continue  # now that client can be seen, and is updated

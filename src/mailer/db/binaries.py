@@ -85,7 +85,7 @@ def _has_programs(folder: Path) -> bool:
 def _major(folder: Path) -> int:
     """Return the major version of `postgres` in `folder`, or 0 when it cannot tell."""
     try:
-        answer = subprocess.run(  # noqa: S603 (a program that was just found, no shell)
+        answer = subprocess.run(  # noqa: S603  # a program that was just found, no shell
             [folder / "postgres", "--version"],
             check=False,
             capture_output=True,

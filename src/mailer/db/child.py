@@ -42,7 +42,7 @@ class Account(msgspec.Struct, frozen=True):
 
         Blocks for some 5 ms: a process of that user tries, so that access lists count too.
         """
-        answer = subprocess.run(  # noqa: S603 (names are arguments, not part of the script)
+        answer = subprocess.run(  # noqa: S603  # names are arguments, not part of the script
             [
                 "/bin/sh",
                 "-c",
@@ -82,7 +82,7 @@ class Child:
         environment: dict[str, str] | None = None,
     ) -> None:
         user = ("", "") if account is None else (str(account.uid), str(account.gid))
-        self._process = subprocess.Popen(  # noqa: S603 (our own command, no shell)
+        self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
             [sys.executable, "-I", "-S", "-c", SHIM, str(os.getpid()), *user, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -234,7 +234,7 @@ def _make_new_folder(home: Path, account: Account | None) -> Path:
 
 def _locale(major: int) -> list[str]:
     """Code point order, whatever the system's locales are or become."""
-    if major >= 17:  # noqa: PLR2004 (the first that brings a locale of its own)
+    if major >= 17:  # noqa: PLR2004  # the first that brings a locale of its own
         return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     return ["--locale=C.UTF-8"]
 
@@ -257,7 +257,7 @@ def _socket_folder(home: Path, account: Account | None) -> Iterator[Path]:
         yield data
         return
     # Not TMPDIR: that may be long, or closed to PostgreSQL's user.
-    shared = Path("/tmp")  # noqa: S108 (the folder in it is private)
+    shared = Path("/tmp")  # noqa: S108  # the folder in it is private
     prefix = f"mailer-{hashlib.sha256(socket).hexdigest()[:16]}-"
     for leftover in shared.glob(f"{prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -3,19 +3,28 @@
 import asyncio
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a new connection."""
+PATIENCE = 10.0
+"""Seconds that a statement of a request, or of the hot loop, may take."""
 
 
-async def connect(url: str, **server_settings: str) -> asyncpg.Connection:
-    """Open a connection outside the pool, for what must keep one: LISTEN and its locks."""
+async def connect(
+    url: str, *, patience: float | None = None, **server_settings: str
+) -> asyncpg.Connection:
+    """Open a connection outside the pool, for what must keep one.
+
+    A statement may take `patience` seconds, then it counts as the database being away; None is
+    for work that takes as long as it takes.
+    """
     return await asyncpg.connect(
         url,
         timeout=CONNECT_TIMEOUT,
+        command_timeout=patience,
         server_settings={
             "application_name": "mailer",
             "timezone": "UTC",
@@ -26,14 +35,15 @@ async def connect(url: str, **server_settings: str) -> asyncpg.Connection:
     )
 
 
-def create_engine(url: str, *, pool_size: int = 10) -> AsyncEngine:
+def create_engine(url: str, *, pool_size: int = 10, patience: float | None = None) -> AsyncEngine:
     """Return an engine for `url`, in any form that libpq and asyncpg take.
 
-    Connections are checked before use, so that a restarted server costs no request.
+    A statement may take `patience` seconds, as with `connect`. Connections are checked before
+    use, so that a restarted server costs no request.
     """
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(url),
+        async_creator=lambda: connect(url, patience=patience),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT,
@@ -68,7 +78,7 @@ class OwnConnection:
     async def get(self) -> asyncpg.Connection:
         """Return the connection, open and outside any transaction."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._url, **IN_INDEX_ORDER)
+            self._connection = await connect(self._url, patience=PATIENCE, **IN_INDEX_ORDER)
         return self._connection
 
     def close(self) -> None:
@@ -82,22 +92,25 @@ def cause_of(error: DBAPIError) -> BaseException | None:
     return error.orig and (error.orig.__cause__ or error.orig)
 
 
+PASSING = (
+    OSError,
+    asyncio.TimeoutError,
+    PoolTimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a connection that is cut early may raise
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shut down, crashed, starting, or told to cancel
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
+    asyncpg.TransactionRollbackError,  # deadlock, serialization
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, until the failover is through
+)
+"""What says that the database cannot do it now, and may do it when asked again."""
+
+
 def is_away(error: BaseException) -> bool:
-    """Whether `error` means that the database cannot be reached now, and not that it refused."""
+    """Whether `error` means that the database cannot do its work now, and not that it refused."""
     if isinstance(error, DBAPIError):
-        if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-            return True
         cause = cause_of(error)
-        return cause is not None and is_away(cause)
-    return isinstance(
-        error,
-        OSError
-        | asyncio.TimeoutError
-        | PoolTimeoutError
-        | asyncpg.PostgresConnectionError
-        | asyncpg.InterfaceError
-        | asyncpg.AdminShutdownError
-        | asyncpg.CrashShutdownError
-        | asyncpg.CannotConnectNowError
-        | asyncpg.TooManyConnectionsError,
-    )
+        return error.connection_invalidated or (cause is not None and is_away(cause))
+    # asyncpg's word for an argument of the wrong type is an InterfaceError too
+    return isinstance(error, PASSING) and not isinstance(error, ValueError)

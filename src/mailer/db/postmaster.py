@@ -111,7 +111,7 @@ class Postmaster:
         try:
             await self.start()
         except (StartError, OSError) as error:
-            log.error("database_restart_failed", reason=str(error))  # noqa: TRY400 (one line says it)
+            log.error("database_restart_failed", reason=str(error))  # noqa: TRY400  # one line says it
             return False
         log.warning("database_restarted")
         return True

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.dispatch.lifecycle import Lifecycle
@@ -12,7 +11,8 @@ from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.port import Gateway
 from mailer.settings import Settings
 
-log = structlog.get_logger()
+LAST_STATEMENT = 15.0
+"""Seconds beyond the grace for the last statements to end."""
 
 
 class Dispatcher:
@@ -29,6 +29,7 @@ class Dispatcher:
             else Sender(url, gateway, self._watch, settings, self._lifecycle.wake)
         )
         self._scheduler = scheduler_of(jobs(engine, settings, self._watch.look))
+        self._grace = settings.shutdown_grace + LAST_STATEMENT
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -48,7 +49,8 @@ class Dispatcher:
             self._scheduler.shutdown(wait=False)
             if self._sender is not None and sending is not None:
                 self._sender.stop()
-                await asyncio.wait([sending])
+                await asyncio.wait([sending], timeout=self._grace)
+                sending.cancel()  # in vain if it has ended
             for follower in followers:
                 follower.cancel()
 

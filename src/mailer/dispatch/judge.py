@@ -102,5 +102,5 @@ def _again(  # noqa: PLR0913  # everything the decision rests on, nothing hidden
     if mailing.window is not None:
         due_at = mailing.window.next_opening(claim.time_zone, due_at)
     if due_at >= mailing.datetime_end:
-        return FinishedMessage(claim, "cancelled", claim.attempts, "expired")
+        return FinishedMessage(claim, "cancelled", claim.attempts, "no_window")
     return FinishedMessage(claim, "scheduled", claim.attempts, reason, due_at=due_at)

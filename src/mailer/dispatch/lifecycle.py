@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.engine import is_away
+from mailer.dispatch.failure import log_failure
 from mailer.mailing import audience, store
 
 log = structlog.get_logger()
@@ -19,6 +19,8 @@ CHUNK = 5_000
 """Messages that one transaction ends."""
 IDLE = 1.0
 """Most seconds between looks at what begins or ends: the backstop behind every signal."""
+BREATH = 0.01
+"""Least seconds between looks, when what is due is in other hands."""
 AWAY = 0.5
 """Seconds between attempts while the database is away."""
 
@@ -42,9 +44,7 @@ class Lifecycle:
             try:
                 pause = await self._advance()
             except Exception as error:
-                if not is_away(error):
-                    raise
-                log.warning("database_away", at="lifecycle")
+                log_failure(error, at="lifecycle")
                 pause = AWAY
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_due.wait(), pause)
@@ -62,7 +62,7 @@ class Lifecycle:
         if has_taken or has_expired:
             return 0
         next_moment = await self._do(store.seconds_to_next_moment)
-        return IDLE if next_moment is None else min(IDLE, max(0, next_moment))
+        return IDLE if next_moment is None else min(IDLE, max(BREATH, next_moment))
 
     async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         async with self._engine.begin() as connection:

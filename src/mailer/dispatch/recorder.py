@@ -7,6 +7,7 @@ import structlog
 
 from mailer import metrics
 from mailer.db.engine import OwnConnection, is_away
+from mailer.dispatch.failure import log_failure
 from mailer.message import store
 from mailer.message.model import FinishedMessage
 
@@ -67,9 +68,9 @@ class Recorder:
             try:
                 written = await store.finish(await self._connection.get(), self._owner, outcomes)
             except Exception as error:
+                log_failure(error, at="record")
                 if not is_away(error):
-                    raise
-                log.warning("database_away", at="record", waiting=self._finished.qsize())
+                    return  # what cannot be written is taken over when its lease expires
                 await asyncio.sleep(AWAY)
             else:
                 late = len(outcomes) - written

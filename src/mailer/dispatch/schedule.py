@@ -7,7 +7,7 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.engine import is_away
+from mailer.dispatch.failure import log_failure
 from mailer.mailing import store as mailings
 from mailer.message import store as messages
 from mailer.settings import Settings
@@ -66,14 +66,12 @@ def scheduler_of(table: list[Job]) -> AsyncIOScheduler:
 
 
 def _calmly(job: Job) -> Callable[[], Awaitable[None]]:
-    """Wrap a job so that a database that is away only costs this run."""
+    """Wrap a job so that an error only costs this run."""
 
     async def run() -> None:
         try:
             await job.run()
         except Exception as error:
-            if not is_away(error):
-                raise
-            log.warning("database_away", at=job.name)
+            log_failure(error, at=job.name)
 
     return run

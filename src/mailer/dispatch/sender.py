@@ -16,7 +16,8 @@ import structlog
 from aiolimiter import AsyncLimiter
 
 from mailer import metrics
-from mailer.db.engine import OwnConnection, is_away
+from mailer.db.engine import OwnConnection
+from mailer.dispatch.failure import log_failure
 from mailer.dispatch.judge import Send, after_sending, before_sending, hand_back
 from mailer.dispatch.recorder import BATCH, Recorder
 from mailer.dispatch.retry import RetryPolicy
@@ -115,7 +116,7 @@ class Sender:
                 _, still_sending = await asyncio.wait(workers, timeout=self._grace)
                 for worker in still_sending:
                     worker.cancel()
-                await asyncio.gather(*still_sending)
+                await asyncio.gather(*still_sending, return_exceptions=True)
                 await self._recorder.close()
                 await recorder
         for task in (*workers, recorder):
@@ -132,11 +133,10 @@ class Sender:
             return False
         try:
             connection = await self._connection.get()
-            claims = await store.claim(connection, asked, share, self._owner, self._lease)
+            async with self._watch.claiming:
+                claims = await store.claim(connection, asked, share, self._owner, self._lease)
         except Exception as error:
-            if not is_away(error):
-                raise
-            log.warning("database_away", at="claim")
+            log_failure(error, at="claim")
             await asyncio.sleep(AWAY)
             return False
         metrics.claimed(len(claims))
@@ -166,8 +166,7 @@ class Sender:
             running = list(self._watch.running)
             due_in = await store.seconds_to_next_due(await self._connection.get(), running)
         except Exception as error:
-            if not is_away(error):
-                raise
+            log_failure(error, at="claim")
             return AWAY
         return IDLE if due_in is None else min(IDLE, max(BREATH, due_in))
 
@@ -208,3 +207,6 @@ class Sender:
             if self._is_stopping:  # the grace is over, and what was written stays written
                 return Unknown("connection_lost")
             raise
+        except Exception as error:
+            log_failure(error, at="send")
+            return Unknown("internal_error")

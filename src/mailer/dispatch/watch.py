@@ -8,9 +8,11 @@ import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.engine import connect, is_away
+from mailer.db.engine import PATIENCE, connect
+from mailer.dispatch.failure import log_failure
 from mailer.mailing import store
 from mailer.mailing.model import RunningMailing
+from mailer.mailing.telling import CHANNEL
 
 log = structlog.get_logger()
 
@@ -35,6 +37,8 @@ class MailingWatch:
         self._url = url
         self._engine = engine
         self._on_change = on_change
+        self.claiming = asyncio.Lock()
+        """Held while messages are claimed: a mailing is not let go of in between."""
         self._told = asyncio.Event()
         self._clock_offset = timedelta()
 
@@ -52,18 +56,16 @@ class MailingWatch:
             try:
                 await self._follow()
             except Exception as error:
-                if not is_away(error):
-                    raise
-                log.warning("database_away", at="watch")
+                log_failure(error, at="watch")
             finally:
                 self.running.clear()
             await asyncio.sleep(RECONNECT_PAUSE)
 
     async def _follow(self) -> None:
-        connection = await connect(self._url)
+        connection = await connect(self._url, patience=PATIENCE)
         try:
             connection.add_termination_listener(lambda _: self._lost())
-            await connection.add_listener(store.CHANNEL, lambda *_: self._told.set())
+            await connection.add_listener(CHANNEL, lambda *_: self._told.set())
             while not connection.is_closed():
                 self._told.clear()
                 await self._refresh(connection)
@@ -81,11 +83,21 @@ class MailingWatch:
         database_now: datetime = await connection.fetchval("SELECT clock_timestamp()")
         answered_at = datetime.now(UTC)
         self._clock_offset = database_now - (asked_at + (answered_at - asked_at) / 2)
-        async with self._engine.connect() as pooled:
-            live = {mailing.id: mailing for mailing in await store.running(pooled)}
+        live = await self._running()
         for mailing_id in self.running.keys() - live.keys():
             del self.running[mailing_id]
-            await connection.execute(UNLOCK, mailing_id)
-        for mailing_id, mailing in live.items():
-            if mailing_id in self.running or await connection.fetchval(TRY_LOCK, mailing_id):
-                self.running[mailing_id] = mailing
+            async with self.claiming:
+                await connection.execute(UNLOCK, mailing_id)
+        new = [mailing_id for mailing_id in live if mailing_id not in self.running]
+        locked = {m for m in new if await connection.fetchval(TRY_LOCK, m)}
+        if locked:  # what was stopped before the lock was held is not running any more
+            live = await self._running()
+            for mailing_id in locked - live.keys():
+                await connection.execute(UNLOCK, mailing_id)
+        self.running |= {
+            m: mailing for m, mailing in live.items() if m in self.running or m in locked
+        }
+
+    async def _running(self) -> dict[int, RunningMailing]:
+        async with self._engine.connect() as connection:
+            return {mailing.id: mailing for mailing in await store.running(connection)}

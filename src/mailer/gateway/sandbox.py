@@ -123,7 +123,7 @@ class SandboxGateway:
     ) -> None:
         self._faults = faults
         self._rates = [(fault, rate) for fault, rate in faults.rates() if rate]
-        self._random = random.Random(faults.seed)  # noqa: S311 -- to be repeatable, not secret
+        self._random = random.Random(faults.seed)  # noqa: S311  # to be repeatable, not secret
         self._bucket = _Bucket(faults.rate_limit) if faults.rate_limit else None
         self._authorization = None if token is None else f"Bearer {token}"
         self._on_taken = on_taken

@@ -12,7 +12,7 @@ from mailer.gateway.faults import Faults
 from mailer.gateway.sandbox import Counts, SandboxGateway, Taken
 
 
-async def run_sandbox(  # noqa: PLR0913, PLR0917 -- one for each thing the command line gives
+async def run_sandbox(  # noqa: PLR0913, PLR0917  # one for each thing the command line gives
     faults: Faults,
     host: str,
     port: int,

@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.schema import client, message
 from mailer.mailing.model import ClientFilter, terms_of
+from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
 
 CHUNK = 5_000
@@ -39,7 +40,7 @@ CHUNK = 5_000
 FIRST_CHUNK = 500
 """Clients taken first, so that sending begins at once."""
 
-TAKEN_BACK = ("no_window", "filter_changed")
+TAKEN_BACK = ("expired", "no_window", "filter_changed")
 """Why a message was cancelled that a change of its mailing may schedule again."""
 
 
@@ -106,6 +107,9 @@ NEXT = text("""
             SELECT FROM ledger WHERE mailing_id = mailing.id AND sending > 0))
     ORDER BY audience_cursor LIMIT 1
     FOR UPDATE SKIP LOCKED""")
+# Whoever may send for the mailing holds this lock, shared, and claims nothing without it.
+MAY_REPLAN = text("SELECT pg_try_advisory_xact_lock(:id)")
+IS_SENDING = text("SELECT sending > 0 FROM ledger WHERE mailing_id = :id")
 MOVE_CURSOR = text("""
     UPDATE mailing SET audience_cursor = :upper, replanning = replanning AND NOT :is_last,
         clients_count = CASE WHEN :is_last THEN (
@@ -117,20 +121,33 @@ MOVE_CURSOR = text("""
 async def take_chunk(connection: AsyncConnection) -> bool:
     """Take the next chunk of some mailing's audience; False when there is none to take.
 
-    A mailing whose messages are on their way is planned anew only when they are back: then no
-    message that the change takes out can be sent after it.
+    A mailing is planned anew only when no process may claim from it and all that was claimed is
+    back: then no message that the change takes out can be sent after it.
     """
     mailing = (await connection.execute(NEXT)).one_or_none()
     if mailing is None:
+        return False
+    if mailing.replanning and not await _is_at_rest(connection, mailing.id):
         return False
     bound = (await connection.execute(_bound(mailing))).one()
     upper = mailing.audience_until if bound.upper is None else bound.upper
     if bound.upper is not None:
         await _write_chunk(connection, mailing, upper, bound.time_zones)
     is_last = upper == mailing.audience_until
+    if is_last:
+        await tell(connection)  # it may be claimed from again
     moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
     await connection.execute(MOVE_CURSOR, moved)
     return True
+
+
+async def _is_at_rest(connection: AsyncConnection, mailing_id: int) -> bool:
+    """Whether nobody sends for a mailing, nor can until this transaction ends."""
+    this = {"id": mailing_id}
+    if not (await connection.execute(MAY_REPLAN, this)).scalar_one():
+        return False
+    # asked after the lock is held: a claim before it is seen
+    return not (await connection.execute(IS_SENDING, this)).scalar_one()
 
 
 def _bound(mailing: Row[Any]) -> Executable:
@@ -163,6 +180,17 @@ async def _write_chunk(
     client_filter = msgspec.convert(mailing.client_filter, ClientFilter)
     is_match = and_(client.c.deleted_at.is_(None), matches(client_filter))
     if mailing.replanning:
+        # Messages are locked before their ledger, as by every other statement that moves it.
+        await connection.execute(
+            select(message.c.id)
+            .where(
+                message.c.mailing_id == mailing.id,
+                message.c.client_id > mailing.audience_cursor,
+                message.c.client_id <= upper,
+            )
+            .order_by(message.c.id)
+            .with_for_update()
+        )
         await connection.execute(
             update(message)
             .where(
@@ -174,7 +202,7 @@ async def _write_chunk(
             )
             .values(status="cancelled", reason="filter_changed", updated_at=func.now())
         )
-    window = _window(mailing)
+    window = window_of(mailing)
     plans = [
         plan(zone, window, mailing.datetime_start, mailing.datetime_end, mailing.now)
         for zone in time_zones
@@ -184,11 +212,12 @@ async def _write_chunk(
         select(
             literal(mailing.id).label("mailing_id"),
             client.c.id.label("client_id"),
-            planned.c.due_at,
-            planned.c.status,
+            # a client who changes zones at this moment is due now; the window is checked again
+            func.coalesce(planned.c.due_at, mailing.now),
+            func.coalesce(planned.c.status, "scheduled"),
             planned.c.reason,
         )
-        .join_from(client, planned, client.c.time_zone == planned.c.time_zone)
+        .join_from(client, planned, client.c.time_zone == planned.c.time_zone, isouter=True)
         .where(in_chunk, is_match)
         .order_by(client.c.id)
     )
@@ -231,7 +260,8 @@ def _as_table(plans: list[Plan]) -> Any:  # noqa: ANN401  # SQLAlchemy names no 
     )
 
 
-def _window(mailing: Row[Any]) -> Window | None:
+def window_of(mailing: Row[Any]) -> Window | None:
+    """Return the window that a row of `mailing` has."""
     if mailing.send_interval_time_start is None:
         return None
     return Window(mailing.send_interval_time_start, mailing.send_interval_time_end)

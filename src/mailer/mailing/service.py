@@ -22,6 +22,7 @@ from mailer.mailing.model import (
     StillStoppingError,
     half_window,
 )
+from mailer.mailing.telling import tell
 
 PLANNED_BY = frozenset(
     {"client_filter", "datetime_end", "send_interval_time_start", "send_interval_time_end"}
@@ -35,7 +36,7 @@ async def create(engine: AsyncEngine, new: NewMailing) -> Mailing:
         clients_count = await audience.count(connection, new.client_filter)
         values = msgspec.structs.asdict(new)
         mailing_id = await store.add(connection, values, clients_count)
-        await store.tell(connection)
+        await tell(connection)
         return await store.get(connection, mailing_id)
 
 
@@ -48,7 +49,8 @@ async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -
     async with engine.begin() as connection:
         mailing = await store.get(connection, mailing_id, lock=True)
         has_begun = await store.has_begun(connection, mailing_id)
-        values: dict[str, Any] = changes.given()
+        given = changes.given().items()
+        values = {name: value for name, value in given if value != getattr(mailing, name)}
         _refuse_too_late(mailing, values, has_begun=has_begun)
         _refuse_misfit(mailing, values)
         if has_begun and values.keys() & PLANNED_BY:
@@ -56,7 +58,7 @@ async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -
         elif "client_filter" in values:
             values["clients_count"] = await audience.count(connection, values["client_filter"])
         await store.change(connection, mailing_id, values)
-        await store.tell(connection)
+        await tell(connection)
         return await store.get(connection, mailing_id)
 
 
@@ -71,8 +73,7 @@ def _refuse_too_late(mailing: Mailing, values: dict[str, Any], *, has_begun: boo
 
 def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
     """Refuse a change that is right in itself but not together with what stays."""
-    names = {field for field in NewMailing.__struct_fields__ if field != "on_unknown"}
-    whole = {name: getattr(mailing, name) for name in names} | values
+    whole = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | values
     errors = [
         *MailingChange.broken_rules(whole, datetime.now(UTC)),
         *half_window(whole),
@@ -94,7 +95,7 @@ async def delete(engine: AsyncEngine, mailing_id: int) -> None:
     """
     async with engine.begin() as connection:
         await store.mark_deleted(connection, mailing_id)
-        await store.tell(connection)
+        await tell(connection)
     async with engine.begin() as connection:
         await connection.execute(PATIENCE)
         try:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing
-from mailer.mailing.audience import count
+from mailer.mailing.audience import count, window_of
 from mailer.mailing.model import (
     ClientFilter,
     Mailing,
@@ -17,10 +17,7 @@ from mailer.mailing.model import (
     RunningMailing,
     Status,
 )
-from mailer.mailing.window import Window
-
-CHANNEL = "mailing"
-"""Where every change of a mailing is told to all processes."""
+from mailer.mailing.telling import tell
 
 CREATED = sum((ledger.c[name] for name in MESSAGE_STATUSES[1:]), ledger.c[MESSAGE_STATUSES[0]])
 IS_BEGUN = mailing.c.audience_until.is_not(None)
@@ -116,11 +113,6 @@ async def page(
     return await fetch_slice(connection, rows, mailing.c.id, position)
 
 
-async def tell(connection: AsyncConnection) -> None:
-    """Tell every process, once this transaction is committed, that a mailing has changed."""
-    await connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
-
-
 async def mark_deleted(connection: AsyncConnection, mailing_id: int) -> None:
     """Take a mailing out of sight and of sending; raises `MailingNotFoundError`.
 
@@ -147,13 +139,6 @@ async def running(connection: AsyncConnection) -> list[RunningMailing]:
         RunningMailing(row.id, row.text, row.datetime_end, window_of(row), row.on_unknown)
         for row in await connection.execute(statement)
     ]
-
-
-def window_of(row: Row[Any]) -> Window | None:
-    """Return the window that a row of `mailing` has."""
-    if row.send_interval_time_start is None:
-        return None
-    return Window(row.send_interval_time_start, row.send_interval_time_end)
 
 
 DUE = text("""

@@ -82,18 +82,19 @@ async def claim(
     return [ClaimedMessage(*row) for row in rows]
 
 
-# Fenced: only who holds the lease that the claim was made under may write its outcome. A lease
+# Fenced: only who holds the very lease that the claim was made under may write its outcome; a
+# message handed back and claimed again has the same owner and attempt, but another lease. A lease
 # means that the message is being sent; to ask for the state too would invite a plan that walks
 # over all that were.
 FINISH = """
     UPDATE message SET status = done.status, reason = done.reason, attempts = done.attempts,
         due_at = coalesce(done.due_at, message.due_at), sent_at = done.sent_at,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
-    FROM unnest($2::bigint[], $3::int[], $4::text[], $5::text[], $6::int[],
-        $7::timestamptz[], $8::timestamptz[])
-        AS done (id, claimed, status, reason, attempts, due_at, sent_at)
-    WHERE message.id = done.id
-        AND message.attempts = done.claimed AND message.lease_owner = $1"""
+    FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
+        $8::timestamptz[], $9::timestamptz[])
+        AS done (id, claimed, leased_until, status, reason, attempts, due_at, sent_at)
+    WHERE message.id = done.id AND message.lease_owner = $1
+        AND message.attempts = done.claimed AND message.lease_expires_at = done.leased_until"""
 
 
 async def finish(
@@ -102,8 +103,11 @@ async def finish(
     """Write what became of claimed messages; return how many still were under the lease."""
     columns = zip(
         *(
-            (f.claim.id, f.claim.attempts, f.status, f.reason, f.attempts, f.due_at, f.sent_at)
-            for f in finished
+            (
+                *(done.claim.id, done.claim.attempts, done.claim.lease_expires_at),
+                *(done.status, done.reason, done.attempts, done.due_at, done.sent_at),
+            )
+            for done in finished
         ),
         strict=True,
     )

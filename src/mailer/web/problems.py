@@ -18,6 +18,7 @@ from mailer.errors import (
     NotFoundError,
     UnavailableError,
 )
+from mailer.log import describe
 
 log = structlog.get_logger()
 
@@ -76,8 +77,7 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
             "The database is away; try again in a moment.",
             headers={"Retry-After": "1"},
         )
-    # the frames alone: an error's text may hold what a client sent
-    log.error("request_failed", path=request.url.path, exc_info=error)
+    log.error("request_failed", path=request.url.path, **describe(error))
     return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
 
 
