@@ -11,9 +11,10 @@ import zipfile
 from pathlib import Path
 
 import aiohttp
+import pytest
 from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
 
-from mailer.settings import Settings
+from mailer.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -51,6 +52,17 @@ def test_every_setting_is_in_readme() -> None:
     table = README.partition("## Settings")[2].partition("## Run it")[0]
     told = set(re.findall(r"`([A-Z_]+)`", table)) - {"MAILER_", "UTC"}
     assert told == {name.upper() for name in Settings.__struct_fields__}
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "deploy/mailer.service", "deploy/compose.yaml"])
+def test_deployments_give_settings_that_start(name: str, tmp_path: Path) -> None:
+    """The image's own settings hold for compose too."""
+    files = {name, "Containerfile"} if "compose" in name else {name}
+    content = "".join((ROOT / file).read_text() for file in sorted(files))
+    given = dict(re.findall(r"(MAILER_[A-Z_]+)[=:] ?([^\s$]+)", content))
+    settings = read_settings(given, tmp_path / "none.env")
+    assert settings.auth == "none"
+    assert settings.is_loopback
 
 
 async def test_demo_delivers_and_leaves_nothing_behind() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, run, until
@@ -27,6 +29,25 @@ def test_wrong_setting_stops_the_start_with_one_line(settings: dict[str, str], w
     assert ended.returncode == 78
     assert word in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_wrong_database_url_stops_the_start_with_one_line(server_url: str) -> None:
+    wrong = urlunsplit(urlsplit(server_url)._replace(path="/nowhere"))
+    ended = run("serve", auth="none", database_url=wrong)
+    assert ended.returncode == 78
+    [line] = [line for line in ended.stderr.splitlines() if line.startswith("mailer:")]
+    assert "MAILER_DATABASE_URL" in line
+    assert "Traceback" not in ended.stderr
+
+
+async def test_busy_port_stops_the_start_with_one_line(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run("serve", auth="none", database_url=database_url, port=port)
+    assert ended.returncode == 78
+    [line] = [line for line in ended.stderr.splitlines() if line.startswith("mailer:")]
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    assert "Traceback" not in ended.stderr
 
 
 async def test_embedded_database_is_found_again_after_a_kill(

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import structlog
 
-from mailer.log import configure_logging
+from mailer.log import configure_logging, describe
 
 NUMBER_BEYOND_64_BITS = 10**30
 
@@ -180,3 +180,15 @@ def test_no_value_breaks_a_line(stream: io.StringIO, value: object) -> None:
     configure_logging("info", "json", stream)
     structlog.get_logger().info("odd", value=value)
     assert only_line(stream)["event"] == "odd"
+
+
+def test_an_error_is_described_without_what_it_says() -> None:
+    try:
+        try:
+            int("phone 79161234567")
+        except ValueError as cause:
+            raise RuntimeError("Your order is ready.") from cause
+    except RuntimeError as error:
+        described = describe(error)
+    assert described["error"] == "builtins.RuntimeError from builtins.ValueError"
+    assert "test_log.py" in described["frames"]
