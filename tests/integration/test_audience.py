@@ -224,3 +224,15 @@ async def test_nothing_is_claimed_of_a_mailing_that_is_being_replanned(
             assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
         await replanning.commit()
         assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
+
+
+async def test_replan_that_waits_keeps_no_other_mailing_waiting(engine: AsyncEngine) -> None:
+    mailing_id = await replanned_mailing(engine)
+    await change_filter(engine)
+    await begun_mailing(engine)
+    async with engine.connect() as pooled:
+        sender = await raw(pooled)
+        async with sender.transaction(), asyncio.timeout(5):
+            await sender.execute(HOLD_LOCK, mailing_id)
+            await take_all(engine)
+            assert await value(engine, "SELECT count(*) FROM message") == 2

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     DateTime,
     Executable,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     String,
     and_,
     any_,
+    bindparam,
     case,
     column,
     func,
@@ -105,8 +107,9 @@ NEXT = text("""
     WHERE status IN ('running', 'paused') AND audience_cursor < audience_until
         AND deleted_at IS NULL AND NOT (replanning AND EXISTS (
             SELECT FROM ledger WHERE mailing_id = mailing.id AND sending > 0))
+        AND id <> ALL(:passed_over)
     ORDER BY audience_cursor LIMIT 1
-    FOR UPDATE SKIP LOCKED""")
+    FOR UPDATE SKIP LOCKED""").bindparams(bindparam("passed_over", type_=ARRAY(BigInteger)))
 # Whoever may send for the mailing holds this lock, shared, and claims nothing without it.
 MAY_REPLAN = text("SELECT pg_try_advisory_xact_lock(:id)")
 IS_SENDING = text("SELECT sending > 0 FROM ledger WHERE mailing_id = :id")
@@ -124,10 +127,8 @@ async def take_chunk(connection: AsyncConnection) -> bool:
     A mailing is planned anew only when no process may claim from it and all that was claimed is
     back: then no message that the change takes out can be sent after it.
     """
-    mailing = (await connection.execute(NEXT)).one_or_none()
+    mailing = await _next(connection)
     if mailing is None:
-        return False
-    if mailing.replanning and not await _is_at_rest(connection, mailing.id):
         return False
     bound = (await connection.execute(_bound(mailing))).one()
     upper = mailing.audience_until if bound.upper is None else bound.upper
@@ -139,6 +140,19 @@ async def take_chunk(connection: AsyncConnection) -> bool:
     moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
     await connection.execute(MOVE_CURSOR, moved)
     return True
+
+
+async def _next(connection: AsyncConnection) -> Row[Any] | None:
+    """Return the mailing whose turn it is; one that is not at rest keeps no other waiting."""
+    passed_over: list[int] = []
+    while True:
+        found = await connection.execute(NEXT, {"passed_over": passed_over})
+        mailing = found.one_or_none()
+        if mailing is None or not mailing.replanning:
+            return mailing
+        if await _is_at_rest(connection, mailing.id):
+            return mailing
+        passed_over.append(mailing.id)
 
 
 async def _is_at_rest(connection: AsyncConnection, mailing_id: int) -> bool:
