@@ -93,7 +93,7 @@ async def measure(verdict: harness.Verdict, clients: int) -> None:
                 if client_filter and ahead[0]:
                     continue  # what a filter costs shows in the first
                 waits = [
-                    await one_turn(mailer, first, random.uniform(*ahead), client_filter)  # noqa: S311
+                    await one_turn(mailer, first, random.uniform(*ahead), client_filter)  # noqa: S311  # not for secrets
                     for _ in range(TURNS)
                 ]
                 title = f"{name:<5} to {audience} of {clients:,} clients"
