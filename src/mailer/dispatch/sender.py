@@ -200,7 +200,7 @@ class Sender:
 
     async def _send(self, claim: ClaimedMessage, send: Send) -> Outcome:
         try:
-            with metrics.gateway_request():
+            with self._watch.sending(claim.mailing_id), metrics.gateway_request():
                 text, within = send.mailing.text, send.within
                 return await self._gateway.send(claim.id, send.phone, text, within)
         except asyncio.CancelledError:

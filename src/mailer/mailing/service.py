@@ -1,15 +1,13 @@
 """What is done with mailings: created, changed, deleted."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
-import asyncpg
 import msgspec
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.engine import cause_of
 from mailer.errors import InvalidError
 from mailer.mailing import audience, store
 from mailer.mailing.model import (
@@ -83,24 +81,30 @@ def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
 
 
 # A process that may send for a mailing holds this lock, shared, and lets go of it when it has
-# dropped the mailing: with the lock in hand, nobody sends for it any more.
-AWAIT_STOP = text("SELECT pg_advisory_xact_lock(:mailing_id)")
-PATIENCE = text("SET LOCAL lock_timeout = '20s'")
+# dropped the mailing and its last request has ended: with the lock in hand, nobody sends for it.
+IS_STOPPED = text("SELECT pg_try_advisory_xact_lock(:mailing_id)")
+PATIENCE = 30.0
+"""Seconds to wait for every process to stop sending."""
+PAUSE = 0.05
+"""Seconds between looks whether they have, with no connection held."""
 
 
 async def delete(engine: AsyncEngine, mailing_id: int) -> None:
-    """Delete a mailing; returns when no process starts a request for it any more.
+    """Delete a mailing; returns when no process sends for it any more.
 
     Raises `MailingNotFoundError`, and `StillStoppingError` when a process does not let go.
     """
     async with engine.begin() as connection:
         await store.mark_deleted(connection, mailing_id)
         await tell(connection)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not await _is_stopped(engine, mailing_id):  # noqa: ASYNC110  # others end, elsewhere
+                await asyncio.sleep(PAUSE)
+    except TimeoutError as error:
+        raise StillStoppingError from error
+
+
+async def _is_stopped(engine: AsyncEngine, mailing_id: int) -> bool:
     async with engine.begin() as connection:
-        await connection.execute(PATIENCE)
-        try:
-            await connection.execute(AWAIT_STOP, {"mailing_id": mailing_id})
-        except DBAPIError as error:
-            if isinstance(cause_of(error), asyncpg.LockNotAvailableError):
-                raise StillStoppingError from error
-            raise
+        return bool((await connection.execute(IS_STOPPED, {"mailing_id": mailing_id})).scalar_one())
