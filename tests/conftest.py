@@ -45,7 +45,8 @@ async def _database(server_url: str) -> AsyncIterator[str]:
     await _create_database(server_url, name, TEMPLATE)
     yield _on(server_url, name)
     connection = await connect(server_url)
-    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    # not by force: that may not end an autovacuum worker, where a plain DROP waits for all to go
+    await connection.execute(f"DROP DATABASE {name}")
     await connection.close()
 
 
