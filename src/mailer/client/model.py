@@ -12,6 +12,8 @@ from msgspec import UNSET, Meta, UnsetType
 from mailer.errors import FieldError
 from mailer.validation import STORABLE, Input
 
+UNKNOWN_ZONE = "must be an IANA time zone, such as Europe/Moscow"
+
 Phone = Annotated[
     str,
     Meta(
@@ -50,11 +52,9 @@ TimeZone = Annotated[
         pattern=STORABLE,
         description="An IANA time zone's name.",
         examples=["Europe/Moscow"],
-        extra={"rule": "must be an IANA time zone, such as Europe/Moscow"},
+        extra={"rule": UNKNOWN_ZONE},
     ),
 ]
-
-UNKNOWN_ZONE = "must be an IANA time zone, such as Europe/Moscow"
 
 
 @functools.cache
