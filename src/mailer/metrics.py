@@ -4,10 +4,12 @@ Counted where messages pass by the thousand: a message costs two microseconds he
 are looked up once and outcomes are counted by the batch.
 """
 
+import math
+from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterable
-from time import perf_counter
-from typing import Self
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import Literal, get_args
 
 import prometheus_client
 from prometheus_client import (
@@ -18,6 +20,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # more series, no news
 
@@ -25,6 +29,8 @@ REGISTRY = CollectorRegistry()
 """Ours alone: what libraries count in the global one is not shown."""
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
+
+BreakerState = Literal["closed", "open", "half_open"]
 
 MOST_SERIES = 100
 """Pairs of outcome and reason that are told apart; a gateway may answer with anything."""
@@ -67,10 +73,48 @@ _requests = Gauge(
     "Requests to the gateway that wait for an answer.",
     registry=REGISTRY,
 )
-_latency = Histogram(
+
+
+class LatencyHistogram(Collector):
+    """A histogram that one thread alone counts in: without locks it costs a third of the library's.
+
+    Source of its form: https://prometheus.io/docs/instrumenting/exposition_formats/
+    """
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, math.inf)
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._counts = [0] * len(self.BOUNDS)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one that took so long."""
+        self._counts[bisect_left(self.BOUNDS, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterable[Metric]:
+        """Give what Prometheus reads: each bucket holds the ones below it too."""
+        bounds = ["+Inf" if bound == math.inf else str(bound) for bound in self.BOUNDS]
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets, self._sum)
+
+
+_latency = LatencyHistogram(
     "mailer_gateway_request_duration_seconds",
     "From the start of a request to the gateway to its outcome.",
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+REGISTRY.register(_latency)
+_breaker = Gauge(
+    "mailer_gateway_breaker_state",
+    "1 for the state that the breaker before the gateway is in.",
+    ["state"],
+    registry=REGISTRY,
+)
+_openings = Counter(
+    "mailer_gateway_breaker_openings",
+    "How often the breaker opened, also after a probe that failed.",
     registry=REGISTRY,
 )
 _claims = Histogram(
@@ -79,6 +123,14 @@ _claims = Histogram(
     buckets=(0, 1, 2, 5, 10, 20, 50, 100, 200, 500),
     registry=REGISTRY,
 )
+
+
+def breaker(state: BreakerState) -> None:
+    """Tell the state that the breaker has come to."""
+    for other in get_args(BreakerState):
+        _breaker.labels(other).set(other == state)
+    if state == "open":
+        _openings.inc()
 
 
 def claimed(messages: int) -> None:
@@ -97,16 +149,11 @@ def finished(outcomes: Iterable[tuple[str, str | None]], *, late: int) -> None:
         _late.inc(late)
 
 
-class gateway_request:  # noqa: N801  # reads as a function: `with metrics.gateway_request():`
-    """Counts a request to the gateway while it is under way, and then how long it took."""
+def request_ended(seconds: float) -> None:
+    """Count a request to the gateway that took so long, whatever came of it."""
+    _latency.observe(seconds)
 
-    __slots__ = ("_started_at",)
 
-    def __enter__(self) -> Self:
-        _requests.inc()
-        self._started_at = perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _latency.observe(perf_counter() - self._started_at)
-        _requests.dec()
+def watch_requests(count: Callable[[], int]) -> None:
+    """Show how many requests are under way, as `count` tells."""
+    _requests.set_function(count)

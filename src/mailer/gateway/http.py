@@ -1,31 +1,21 @@
 """The gateway's HTTP protocol: one POST a message, and what each answer means."""
 
-import math
+import asyncio
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Self
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import ContentEncodingError
+from aiohttp.payload import BytesPayload
+from yarl import URL
 
-from mailer.gateway.port import Accepted, Outcome, Refused, Unavailable, Unknown
+from mailer.gateway.port import Accepted, Outcome, Refused, Request, Unavailable, Unknown
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes of an answer that are read; the rest is not worth waiting for."""
-
-CONNECT_SHARE = 0.98
-"""Part of a request's time in which it must have a connection."""
-
-REFUSALS = frozenset({400, 404, 405, 410, 413, 415, 422})
-"""Answers after which the same message would be refused again."""
-
-NOT_SENT = (
-    aiohttp.ClientConnectorError,  # refused, DNS, TLS
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
-)
-"""What aiohttp raises before it has written anything."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -34,24 +24,60 @@ class Answer(msgspec.Struct, frozen=True):
     code: int
 
 
+# ---- the table of answers: the contract's section 5, line by line ----------------------------
+
+
+def outcome_of_body(body: bytes | None) -> Outcome:
+    """Return what the body of a 200 means; None is one over the limit."""
+    try:
+        if body is not None and _decoder.decode(body).code == 0:
+            return Accepted()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
+    return Unavailable("bad_response")
+
+
+def outcome_of_status(status: int, pause: float | None) -> Outcome:
+    """Return what an answer other than 200 means, with the pause in seconds that it asks for."""
+    match status:
+        case 400 | 404 | 405 | 410 | 413 | 415 | 422:
+            return Refused(f"rejected_{status}")
+        case 401 | 403:  # the token is wrong, not the messages
+            return Unavailable(f"http_{status}", pause, is_for_all=True)
+        case 429 | 503:
+            return Unavailable(f"http_{status}", pause, is_for_all=pause is not None)
+        case _:
+            return Unavailable(f"http_{status}", pause)
+
+
+def outcome_of_failure(*, is_written: bool) -> Outcome:
+    """Return what a failure of the network means: all that counts is what was written before."""
+    return Unknown("connection_lost") if is_written else Unavailable("connection_failed")
+
+
+# ----------------------------------------------------------------------------------------------
+
+_decoder = msgspec.json.Decoder(Answer)
+
+
 class HttpGateway:
     """The gateway behind `url`; to be used as an async context manager."""
 
     def __init__(self, url: str, token: str | None, *, concurrency: int) -> None:
-        self._url = url
+        self._url = str(URL(url))  # quoted once, and not with every message
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
         self._concurrency = concurrency
         self._session: aiohttp.ClientSession | None = None
         self._encoder = msgspec.json.Encoder()
-        self._decoder = msgspec.json.Decoder(Answer)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._concurrency),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # a request has a deadline of its own
         )
         return self
 
@@ -59,64 +85,59 @@ class HttpGateway:
         if self._session is not None:
             await self._session.close()
 
-    async def send(self, message_id: int, phone: str, text: str, within: float) -> Outcome:
-        """Send one message, and wait for the answer no longer than `within` seconds."""
+    async def send(self, request: Request) -> Outcome:
+        """Send one message and return what became of it, also when the request is cut."""
         if self._session is None:
             message = "enter the gateway before sending"
             raise RuntimeError(message)
-        body = {"id": message_id, "phone": int(phone), "text": text}
+        request.begin()
+        fields = {"id": request.message_id, "phone": int(request.phone), "text": request.text}
+        url = URL(f"{self._url}{request.message_id}", encoded=True)
+        body = _Body(self._encoder.encode(fields), request)
         try:
-            async with self._session.post(
-                f"{self._url}{message_id}",
-                data=self._encoder.encode(body),
-                timeout=_timeout(within),
-                allow_redirects=False,
-            ) as response:
-                return await self._outcome(response)
-        except aiohttp.ClientPayloadError as error:
+            async with self._session.post(url, data=body, allow_redirects=False) as response:
+                return await _outcome(response)
+        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
+            if (outcome := request.outcome_of_cut()) is not None:
+                return outcome
+            if isinstance(error, asyncio.CancelledError):
+                raise
             if isinstance(error.__cause__, ContentEncodingError):
                 return Unavailable("bad_response")
-            return Unknown("connection_lost")
-        except NOT_SENT:
-            return Unavailable("connection_failed")
-        except TimeoutError:
-            return Unknown("timeout")
-        except (aiohttp.ClientError, OSError):
-            return Unknown("connection_lost")
+            return outcome_of_failure(is_written=request.is_written)
 
-    async def _outcome(self, response: aiohttp.ClientResponse) -> Outcome:
-        status = response.status
-        if status == 200:  # noqa: PLR2004  # the contract's own number
-            return await self._judge(response)
-        if status in REFUSALS:
-            return Refused(f"rejected_{status}")
-        pause = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
-        return Unavailable(f"http_{status}", pause)
 
-    async def _judge(self, response: aiohttp.ClientResponse) -> Outcome:
-        """Return what the body of a 200 means; one that is cut off leaves it open."""
-        body = await _read(response, ANSWER_LIMIT)
-        if body is None:
-            return Unavailable("bad_response")
+class _Body(BytesPayload):
+    """A request's body, which aiohttp writes together with the headers: the moment of writing."""
+
+    def __init__(self, content: bytes, request: Request) -> None:
+        super().__init__(content)
+        self._request = request
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        if not self._request.write():
+            raise aiohttp.ClientConnectionError("the request is cut")
         try:
-            answer = self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return Unavailable("bad_response")
-        return Accepted() if answer.code == 0 else Unavailable("bad_response")
+            await super().write_with_length(writer, content_length)
+        except aiohttp.ClientConnectionResetError:
+            self._request.is_written = False  # the connection was closed already
+            raise
 
 
-def _timeout(within: float) -> aiohttp.ClientTimeout:
-    """Return a limit on the whole request, to the moment: aiohttp rounds longer ones up.
-
-    To connect takes a little less of it, so that running out of time tells what was not sent yet.
-    """
-    return aiohttp.ClientTimeout(
-        total=within, connect=within * CONNECT_SHARE, ceil_threshold=math.inf
-    )
+async def _outcome(response: aiohttp.ClientResponse) -> Outcome:
+    if response.status == 200:  # noqa: PLR2004  # the contract's own number
+        return outcome_of_body(await _read(response, ANSWER_LIMIT))
+    pause = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+    return outcome_of_status(response.status, pause)
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
     """Return the body, or None when it is longer than `limit`."""
+    if response.content.is_eof():  # it came with the headers, as nearly every one does
+        body = response.content.read_nowait()
+        return body if len(body) <= limit else None
     parts: list[bytes] = []
     left = limit
     async for part in response.content.iter_any():

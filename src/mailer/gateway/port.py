@@ -1,5 +1,6 @@
 """What the dispatcher knows of a gateway: it takes one message and tells an outcome."""
 
+import asyncio
 from typing import Protocol
 
 import msgspec
@@ -16,10 +17,15 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Unavailable(msgspec.Struct, frozen=True):
-    """The message did not go out, and may later; `retry_after` is the pause asked for, seconds."""
+    """The message did not go out, and may later; `retry_after` is the pause asked for, seconds.
+
+    With `is_for_all` the gateway said it of itself, not of this message: no message would fare
+    better.
+    """
 
     reason: str
     retry_after: float | None = None
+    is_for_all: bool = False
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -28,12 +34,66 @@ class Unknown(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Accepted | Refused | Unavailable | Unknown
+class Stopped(msgspec.Struct, frozen=True):
+    """The request was taken back before anything of it was written."""
+
+
+Outcome = Accepted | Refused | Unavailable | Unknown | Stopped
+
+
+class Request:
+    """One request to the gateway, under way in a task: what it carries, and how far it is.
+
+    A gateway calls `begin` first and `write` right before it hands the request to the network.
+    `deadline` is a moment on `time.monotonic()`; whoever made the request cuts it then.
+    """
+
+    __slots__ = ("_task", "cut_because", "deadline", "is_written", "message_id", "phone", "text")
+
+    def __init__(self, message_id: int, phone: str, text: str, deadline: float) -> None:
+        self.message_id = message_id
+        self.phone = phone
+        self.text = text
+        self.deadline = deadline
+        self.is_written = False
+        self.cut_because: str | None = None
+        self._task: asyncio.Task[object] | None = None
+
+    def begin(self) -> None:
+        """Note the task that is to be ended when the request is cut."""
+        self._task = asyncio.current_task()
+
+    def write(self) -> bool:
+        """Note that from here on the gateway may have it; False when the request is cut before."""
+        self.is_written = self.cut_because is None
+        return self.is_written
+
+    def stop(self) -> None:
+        """Take it back, if nothing of it was written: then nothing will be."""
+        if not self.is_written:
+            self.cut("stopped")
+
+    def cut(self, because: str) -> None:
+        """End it now, once; what was written of it stays written."""
+        if self.cut_because is None:
+            self.cut_because = because
+            if self._task is not None:
+                self._task.cancel()
+
+    def outcome_of_cut(self) -> Outcome | None:
+        """Return what became of a request that was cut, None of one that was not."""
+        if self.cut_because is None:
+            return None
+        if self._task is not None:
+            self._task.uncancel()
+        if self.is_written:
+            return Unknown(self.cut_because)
+        return Stopped() if self.cut_because == "stopped" else Unavailable("connection_failed")
 
 
 class Gateway(Protocol):
     """Takes messages. Expected failures are outcomes; it raises nothing but a cancellation."""
 
-    async def send(self, message_id: int, phone: str, text: str, within: float) -> Outcome:
-        """Send one message, and wait for the answer no longer than `within` seconds."""
+    async def send(self, request: Request) -> Outcome:
+        """Send one message and return what became of it, also when the request is cut."""
         ...
