@@ -103,6 +103,10 @@ mailing = Table(
     Column("audience_until", BigInteger),
     # a change while it runs goes over the whole audience again; nothing is claimed meanwhile
     Column("replanning", Boolean, nullable=False, server_default="false"),
+    # what was given up before this moment is to be sent again; null when all of it is scheduled
+    _moment("retry_before", nullable=True),
+    # whether it has ended and nothing of it moves any more
+    Column("is_settled", Boolean, nullable=False, server_default="false"),
     _now("created_at"),
     _now("updated_at"),
     _moment("deleted_at", nullable=True),
@@ -116,12 +120,15 @@ mailing = Table(
         name="window",
     ),
     CheckConstraint("clients_count >= 0", name="clients_count"),
+    CheckConstraint(
+        "NOT is_settled OR status IN ('finished', 'cancelled')", name="settled_has_ended"
+    ),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
     # what the dispatcher looks through, and nothing that has ended
     Index(
         "mailing_live_idx",
         "datetime_start",
-        postgresql_where=text("status IN ('scheduled', 'running') AND deleted_at IS NULL"),
+        postgresql_where=text("NOT is_settled AND deleted_at IS NULL"),
     ),
     Index("mailing_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index(None, "status", "id", postgresql_where=text("deleted_at IS NULL")),
@@ -159,6 +166,8 @@ message = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("status", String, nullable=False, server_default="scheduled"),
     Column("reason", String),
+    # why the last attempt that failed did
+    Column("last_failure", String),
     CheckConstraint(_one_of("status", MESSAGE_STATUSES), name="status"),
     CheckConstraint(
         "(status = 'sending') = (lease_owner IS NOT NULL)"

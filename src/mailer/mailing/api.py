@@ -6,11 +6,13 @@ import msgspec
 from litestar import Controller, Request, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, Parameter
+from litestar.status_codes import HTTP_200_OK
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.paging import Position
+from mailer.gateway.breaker import Breaker
 from mailer.mailing import service, store
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
 from mailer.message import store as messages
@@ -55,13 +57,20 @@ def counted(mailing: Mailing, asked: MessageQuery) -> int | None:
     return None
 
 
+def with_hold(mailing: Mailing, breaker: Breaker | None) -> Mailing:
+    """Return a mailing that also says since when and why it waits for the gateway."""
+    if breaker is None or breaker.hold is None or mailing.status != "running":
+        return mailing
+    return msgspec.structs.replace(mailing, held=breaker.hold)
+
+
 def to_message(row: Row[Any]) -> Message:
     """Return the message that a row of a page stands for."""
     return Message(**row._asdict())
 
 
 class MailingController(Controller):
-    """Mailings: created, watched, changed, deleted."""
+    """Mailings: created, watched, changed, steered, deleted."""
 
     path = "/mailings"
     tags = ("mailings",)
@@ -70,30 +79,37 @@ class MailingController(Controller):
 
     @post()
     async def create_mailing(
-        self, engine: NamedDependency[AsyncEngine], data: JSONBody[NewMailing]
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        data: JSONBody[NewMailing],
     ) -> Mailing:
         """Create a mailing. It goes out by itself; one that is already due, at once."""
-        return await service.create(engine, data)
+        return with_hold(await service.create(engine, data), breaker)
 
     @get(**takes(MailingQuery))
     async def list_mailings(
         self,
         engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
         request: Request[Any, Any, Any],
         asked: NamedDependency[MailingQuery],
     ) -> Page[Mailing]:
         """List mailings with their ledgers, newest first: the general statistics."""
         async with engine.connect() as connection:
             found = await store.page(connection, asked.position, **asked.equal())
-        return page_of(found, request, store.to_mailing)
+        return page_of(found, request, lambda row: with_hold(store.to_mailing(row), breaker))
 
     @get("/{mailing_id:int}")
     async def get_mailing(
-        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        mailing_id: MailingId,
     ) -> MailingDetail:
         """Return a mailing with its ledger and its newest 100 messages."""
         async with engine.connect() as connection:
-            mailing = await store.get(connection, mailing_id)
+            mailing = with_hold(await store.get(connection, mailing_id), breaker)
             known = mailing.created_messages
             newest = await messages.page(connection, mailing_id, Position(NEWEST), known)
         shown = [to_message(row) for row in newest.rows]
@@ -118,11 +134,46 @@ class MailingController(Controller):
     async def change_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
         mailing_id: MailingId,
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing: before its start all of it, while it runs what was not sent yet."""
-        return await service.change(engine, mailing_id, data)
+        return with_hold(await service.change(engine, mailing_id, data), breaker)
+
+    @post("/{mailing_id:int}/pause", status_code=HTTP_200_OK)
+    async def pause_mailing(
+        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+    ) -> Mailing:
+        """Pause a mailing: no request for it starts after the answer, until it is resumed."""
+        return await service.pause(engine, mailing_id)
+
+    @post("/{mailing_id:int}/resume", status_code=HTTP_200_OK)
+    async def resume_mailing(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        mailing_id: MailingId,
+    ) -> Mailing:
+        """Let a paused mailing go on."""
+        return with_hold(await service.resume(engine, mailing_id), breaker)
+
+    @post("/{mailing_id:int}/cancel", status_code=HTTP_200_OK)
+    async def cancel_mailing(
+        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+    ) -> Mailing:
+        """Cancel a mailing for good: no request for it starts after the answer."""
+        return await service.cancel(engine, mailing_id)
+
+    @post("/{mailing_id:int}/retry", status_code=HTTP_200_OK)
+    async def retry_mailing(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        mailing_id: MailingId,
+    ) -> Mailing:
+        """Send again what is undelivered or unknown, before the mailing's end."""
+        return with_hold(await service.retry(engine, mailing_id), breaker)
 
     @delete("/{mailing_id:int}")
     async def delete_mailing(

@@ -102,10 +102,11 @@ def plan(
 # Another process that is at a mailing holds its row.
 NEXT = text("""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        client_filter, audience_cursor, audience_until, replanning, clock_timestamp() AS now
+        status, client_filter, audience_cursor, audience_until, replanning,
+        clock_timestamp() AS now
     FROM mailing
-    WHERE status IN ('running', 'paused') AND audience_cursor < audience_until
-        AND deleted_at IS NULL AND NOT (replanning AND EXISTS (
+    WHERE NOT is_settled AND deleted_at IS NULL AND audience_cursor < audience_until
+        AND NOT (replanning AND EXISTS (
             SELECT FROM ledger WHERE mailing_id = mailing.id AND sending > 0))
         AND id <> ALL(:passed_over)
     ORDER BY audience_cursor LIMIT 1
@@ -218,7 +219,9 @@ async def _write_chunk(
         )
     window = window_of(mailing)
     plans = [
-        plan(zone, window, mailing.datetime_start, mailing.datetime_end, mailing.now)
+        Plan(zone, mailing.now, "cancelled", "mailing_cancelled")
+        if mailing.status == "cancelled"
+        else plan(zone, window, mailing.datetime_start, mailing.datetime_end, mailing.now)
         for zone in time_zones
     ]
     planned = _as_table(plans)

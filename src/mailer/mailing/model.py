@@ -1,7 +1,7 @@
 """A mailing: one text for an audience, between a start and an end."""
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mailer.client.model import UNKNOWN_ZONE, OperatorCode, Tag, TimeZone, known_zones
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
+from mailer.gateway.breaker import Hold
 from mailer.mailing.window import Window
 from mailer.message.model import Message
 from mailer.validation import STORABLE, Input
@@ -16,6 +17,9 @@ from mailer.validation import STORABLE, Input
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
 """Far enough for everybody, and clear of the ends of the calendar in every zone."""
+
+END_MARGIN = timedelta(seconds=0.1)
+"""The last request ends that much before its mailing: clocks and networks are never exact."""
 
 Status = Literal["scheduled", "running", "paused", "finished", "cancelled"]
 ENDED: frozenset[Status] = frozenset({"finished", "cancelled"})
@@ -212,6 +216,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         "cancelled_messages": 0,
         "created_at": "2030-01-10T08:00:00Z",
         "updated_at": "2030-01-15T06:00:00Z",
+        "held": None,
     }
 
     id: int
@@ -233,6 +238,8 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_messages: int
     created_at: datetime
     updated_at: datetime
+    held: Hold | None = None
+    """Since when and why a running mailing waits for the gateway; null while it does not."""
 
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):
@@ -251,6 +258,12 @@ class RunningMailing(msgspec.Struct, frozen=True):
     datetime_end: datetime
     window: Window | None
     on_unknown: OnUnknown
+    may_send: bool = True
+    """Whether requests for it may begin; not while it is paused, or planned anew."""
+
+    def time_left(self, now: datetime) -> float:
+        """Return the seconds from `now` on in which a request may be open."""
+        return (self.datetime_end - END_MARGIN - now).total_seconds()
 
 
 class MailingNotFoundError(NotFoundError):
@@ -265,5 +278,17 @@ class MailingStartedError(ConflictError):
     """The start of a mailing that has started cannot be changed."""
 
 
+class MailingPausedError(ConflictError):
+    """The mailing is paused already."""
+
+
+class MailingNotPausedError(ConflictError):
+    """Only a mailing that is paused can be resumed."""
+
+
+class NothingToRetryError(ConflictError):
+    """No message of the mailing is undelivered or unknown, so that there is nothing to retry."""
+
+
 class StillStoppingError(UnavailableError):
-    """The mailing is deleted, but a process has not said yet that it stopped sending; wait."""
+    """It is done, but a process has not said yet that it stopped sending for the mailing; wait."""

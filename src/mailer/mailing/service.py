@@ -1,12 +1,12 @@
-"""What is done with mailings: created, changed, deleted."""
+"""What people do with mailings: create, change, pause, resume, cancel, retry, delete."""
 
 import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import func, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.errors import InvalidError
 from mailer.mailing import audience, store
@@ -15,8 +15,11 @@ from mailer.mailing.model import (
     Mailing,
     MailingChange,
     MailingEndedError,
+    MailingNotPausedError,
+    MailingPausedError,
     MailingStartedError,
     NewMailing,
+    NothingToRetryError,
     StillStoppingError,
     half_window,
 )
@@ -80,15 +83,6 @@ def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
         raise InvalidError(errors)
 
 
-# A process that may send for a mailing holds this lock, shared, and lets go of it when it has
-# dropped the mailing and its last request has ended: with the lock in hand, nobody sends for it.
-IS_STOPPED = text("SELECT pg_try_advisory_xact_lock(:mailing_id)")
-PATIENCE = 30.0
-"""Seconds to wait for every process to stop sending."""
-PAUSE = 0.05
-"""Seconds between looks whether they have, with no connection held."""
-
-
 async def delete(engine: AsyncEngine, mailing_id: int) -> None:
     """Delete a mailing; returns when no process sends for it any more.
 
@@ -97,6 +91,100 @@ async def delete(engine: AsyncEngine, mailing_id: int) -> None:
     async with engine.begin() as connection:
         await store.mark_deleted(connection, mailing_id)
         await tell(connection)
+    await _until_stopped(engine, mailing_id)
+
+
+async def pause(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    """Pause a mailing; returns when no process begins to send for it any more.
+
+    Raises `MailingNotFoundError`, `MailingEndedError`, `MailingPausedError`, and
+    `StillStoppingError` when a process does not let go.
+    """
+    async with engine.begin() as connection:
+        mailing = await _get_live(connection, mailing_id)
+        if mailing.status == "paused":
+            raise MailingPausedError
+        await store.change(connection, mailing_id, {"status": "paused"})
+        await tell(connection)
+    return await _stopped(engine, mailing_id)
+
+
+async def resume(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    """Let a paused mailing go on, or wait for its start.
+
+    Raises `MailingNotFoundError`, `MailingEndedError` and `MailingNotPausedError`.
+    """
+    async with engine.begin() as connection:
+        mailing = await _get_live(connection, mailing_id)
+        if mailing.status != "paused":
+            raise MailingNotPausedError
+        has_begun = await store.has_begun(connection, mailing_id)
+        status = "running" if has_begun else "scheduled"
+        await store.change(connection, mailing_id, {"status": status})
+        await tell(connection)
+        return await store.get(connection, mailing_id)
+
+
+async def cancel(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    """Cancel a mailing for good: what has not been sent will not be.
+
+    Its messages become cancelled in chunks, soon after. Raises `MailingNotFoundError`,
+    `MailingEndedError`, and `StillStoppingError` when a process does not let go.
+    """
+    async with engine.begin() as connection:
+        await _get_live(connection, mailing_id)
+        has_begun = await store.has_begun(connection, mailing_id)
+        values = {"status": "cancelled", "retry_before": None, "is_settled": not has_begun}
+        await store.change(connection, mailing_id, values)
+        await tell(connection)
+    return await _stopped(engine, mailing_id)
+
+
+async def retry(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    """Send again what is undelivered or unknown, also of a mailing that is through with all.
+
+    The messages are scheduled in chunks, soon after. Raises `MailingNotFoundError`,
+    `MailingEndedError` and `NothingToRetryError`.
+    """
+    async with engine.begin() as connection:
+        mailing = await store.get(connection, mailing_id, lock=True)
+        if mailing.status == "cancelled" or mailing.datetime_end <= datetime.now(UTC):
+            raise MailingEndedError
+        if mailing.undelivered_messages + mailing.unknown_messages == 0:
+            raise NothingToRetryError
+        values = {"retry_before": func.clock_timestamp(), "is_settled": False}
+        if mailing.status == "finished":
+            values["status"] = "running"
+        await store.change(connection, mailing_id, values)
+        await tell(connection)
+        return await store.get(connection, mailing_id)
+
+
+async def _get_live(connection: AsyncConnection, mailing_id: int) -> Mailing:
+    """Return a mailing that has not ended, locked."""
+    mailing = await store.get(connection, mailing_id, lock=True)
+    if mailing.status in ENDED or mailing.datetime_end <= datetime.now(UTC):
+        raise MailingEndedError
+    return mailing
+
+
+# A process that may send for a mailing holds this lock, shared, and lets go of it when it has
+# dropped the mailing and taken back its requests: with the lock in hand, nobody sends for it.
+IS_STOPPED = text("SELECT pg_try_advisory_xact_lock(:mailing_id)")
+PATIENCE = 30.0
+"""Seconds to wait for every process to stop sending."""
+PAUSE = 0.02
+"""Seconds between looks whether they have, with no connection held."""
+
+
+async def _stopped(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    """Wait until no process sends for a mailing, and return it."""
+    await _until_stopped(engine, mailing_id)
+    async with engine.connect() as connection:
+        return await store.get(connection, mailing_id)
+
+
+async def _until_stopped(engine: AsyncEngine, mailing_id: int) -> None:
     try:
         async with asyncio.timeout(PATIENCE):
             while not await _is_stopped(engine, mailing_id):  # noqa: ASYNC110  # others end, elsewhere

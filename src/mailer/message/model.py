@@ -17,7 +17,8 @@ class Message(msgspec.Struct, frozen=True):
         "client_id": 1,
         "status": "delivered",
         "reason": None,
-        "attempts": 1,
+        "last_failure": "http_503",
+        "attempts": 2,
         "datetime_send": "2030-01-15T06:00:00.120000Z",
         "created_at": "2030-01-15T06:00:00.040000Z",
         "updated_at": "2030-01-15T06:00:00.150000Z",
@@ -28,6 +29,7 @@ class Message(msgspec.Struct, frozen=True):
     client_id: int
     status: Status
     reason: str | None
+    last_failure: str | None
     attempts: int
     datetime_send: datetime
     created_at: datetime
@@ -60,3 +62,5 @@ class FinishedMessage(msgspec.Struct, frozen=True):
     reason: str | None = None
     due_at: datetime | None = None
     sent_at: datetime | None = None
+    last_failure: str | None = None
+    """Why the last attempt failed; None when it did not."""

@@ -4,7 +4,7 @@ The three statements of the hot loop go to asyncpg directly, each a transaction 
 ledger moves with them, by trigger.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -87,12 +87,15 @@ async def claim(
 # means that the message is being sent; to ask for the state too would invite a plan that walks
 # over all that were.
 FINISH = """
-    UPDATE message SET status = done.status, reason = done.reason, attempts = done.attempts,
+    UPDATE message SET status = done.status, attempts = done.attempts,
+        reason = CASE WHEN done.status = 'scheduled' THEN coalesce(done.reason, last_failure)
+                      ELSE done.reason END,
+        last_failure = coalesce(done.failure, last_failure),
         due_at = coalesce(done.due_at, message.due_at), sent_at = done.sent_at,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
-        $8::timestamptz[], $9::timestamptz[])
-        AS done (id, claimed, leased_until, status, reason, attempts, due_at, sent_at)
+        $8::timestamptz[], $9::timestamptz[], $10::text[])
+        AS done (id, claimed, leased_until, status, reason, attempts, due_at, sent_at, failure)
     WHERE message.id = done.id AND message.lease_owner = $1
         AND message.attempts = done.claimed AND message.lease_expires_at = done.leased_until"""
 
@@ -106,6 +109,7 @@ async def finish(
             (
                 *(done.claim.id, done.claim.attempts, done.claim.lease_expires_at),
                 *(done.status, done.reason, done.attempts, done.due_at, done.sent_at),
+                done.last_failure,
             )
             for done in finished
         ),
@@ -115,9 +119,40 @@ async def finish(
     return int(tag.rpartition(" ")[2])
 
 
-# Nobody knows what became of a message whose lease has expired: it counts as unknown.
+# A claim whose answer was lost with the connection may hold messages that nobody knows of.
+LET_GO = """
+    UPDATE message SET status = 'scheduled', reason = last_failure, attempts = attempts - 1,
+        lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
+    WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""
+
+
+async def let_go(connection: asyncpg.Connection, owner: UUID, held: Collection[int]) -> int:
+    """Return to where they were the messages that `owner` has but for those that it holds."""
+    tag = await connection.execute(LET_GO, owner, list(held))
+    return int(tag.rpartition(" ")[2])
+
+
+# The failures that opened the breaker were the gateway's: what they cost is given back, to those
+# that nobody has claimed since.
+GIVE_BACK = """
+    UPDATE message SET attempts = message.attempts - 1, updated_at = now()
+    FROM unnest($1::bigint[], $2::int[]) AS failed (id, attempts)
+    WHERE message.id = failed.id AND message.attempts = failed.attempts
+        AND message.status = 'scheduled'"""
+
+
+async def give_back(connection: asyncpg.Connection, failed: Sequence[ClaimedMessage]) -> None:
+    """Give the attempt back to messages that wait again after the claim that is given."""
+    attempts = [claim.attempts for claim in failed]
+    await connection.execute(GIVE_BACK, [claim.id for claim in failed], attempts)
+
+
+# Nobody knows what became of a message whose lease has expired: it counts as unknown. After a
+# restart of the database the owners come first: they may know, and could not say so meanwhile.
 RESCUE = text("""
     UPDATE message SET
+        last_failure = 'lease_expired',
+        sent_at = CASE WHEN mailing.on_unknown = 'hold' THEN message.updated_at END,
         status = CASE WHEN mailing.on_unknown = 'hold' THEN 'unknown'
                       WHEN message.attempts >= :max_attempts THEN 'undelivered'
                       ELSE 'scheduled' END,
@@ -127,6 +162,7 @@ RESCUE = text("""
     FROM mailing
     WHERE mailing.id = message.mailing_id AND message.status = 'sending' AND message.id IN (
         SELECT id FROM message WHERE status = 'sending' AND lease_expires_at <= clock_timestamp()
+            AND pg_postmaster_start_time() < clock_timestamp() - interval '5 seconds'
         LIMIT :chunk FOR UPDATE SKIP LOCKED)""")
 
 

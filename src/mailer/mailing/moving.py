@@ -1,0 +1,162 @@
+"""SQL that moves mailings on in time: what is to be done, and how it is begun and ended.
+
+The caller owns the transaction. Where several processes look, each passes over what another has
+locked.
+"""
+
+from datetime import datetime
+
+import asyncpg
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.mailing.audience import count
+from mailer.mailing.model import ClientFilter, RunningMailing, Status
+from mailer.mailing.telling import tell
+from mailer.mailing.window import Window
+
+UNDER_WAY = """
+    SELECT clock_timestamp(), id, text, datetime_end, on_unknown,
+        send_interval_time_start, send_interval_time_end, status = 'running' AND NOT replanning
+    FROM (SELECT) AS always LEFT JOIN mailing ON status IN ('running', 'paused')
+        AND NOT is_settled AND deleted_at IS NULL AND datetime_end > clock_timestamp()"""
+
+
+async def under_way(connection: asyncpg.Connection) -> tuple[datetime, list[RunningMailing]]:
+    """Return the database's time, and the mailings that have requests, or may have them now."""
+    rows = await connection.fetch(UNDER_WAY)
+    mailings = [
+        RunningMailing(
+            mailing_id, words, end, opens and Window(opens, closes), on_unknown, may_send
+        )
+        for _, mailing_id, words, end, on_unknown, opens, closes, may_send in rows
+        if mailing_id is not None
+    ]
+    return rows[0][0], mailings
+
+
+class ToDo(msgspec.Struct, frozen=True):
+    """What is to be done for some mailing now."""
+
+    begins: bool
+    """One is to begin."""
+    takes: bool
+    """Of one's audience there is more to take."""
+    retries: bool
+    """One's messages are to be sent again."""
+    clears: bool
+    """One has ended or is cancelled, and messages of it still wait."""
+    finishes: bool
+    """One has nothing left to do."""
+    next_moment: float | None
+    """Seconds until one is to begin or to end; None when none is."""
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is anything to do now."""
+        return self.begins or self.takes or self.retries or self.clears or self.finishes
+
+
+# Only live mailings are looked at, by an index that holds no others.
+LOOK = text("""
+    SELECT
+        coalesce(bool_or(audience_until IS NULL AND datetime_start <= at), false) AS begins,
+        coalesce(bool_or(audience_cursor < audience_until), false) AS takes,
+        coalesce(bool_or(retry_before IS NOT NULL), false) AS retries,
+        coalesce(bool_or(scheduled > 0 AND (status = 'cancelled' OR datetime_end <= at)), false)
+            AS clears,
+        coalesce(bool_or(scheduled = 0 AND sending = 0 AND audience_cursor = audience_until
+            AND retry_before IS NULL), false) AS finishes,
+        extract(epoch FROM min(CASE WHEN audience_until IS NULL THEN datetime_start
+            WHEN datetime_end > at THEN datetime_end END) - min(at))::float8 AS next_moment
+    FROM mailing JOIN ledger ON mailing_id = id CROSS JOIN (SELECT clock_timestamp() AS at) AS clock
+    WHERE NOT is_settled AND deleted_at IS NULL""")
+
+
+async def look(connection: AsyncConnection) -> ToDo:
+    """Return what is to be done now."""
+    return ToDo(*(await connection.execute(LOOK)).one())
+
+
+# One that is paused begins too: its audience is taken, and waits.
+DUE = text("""
+    SELECT id, client_filter FROM mailing
+    WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NULL
+        AND datetime_start <= clock_timestamp()
+    ORDER BY datetime_start LIMIT 1 FOR UPDATE SKIP LOCKED""")
+# Clients that join from now on have larger ids than the audience's end.
+BEGIN = text("""
+    UPDATE mailing SET status = CASE status WHEN 'scheduled' THEN 'running' ELSE status END,
+        clients_count = :clients_count,
+        audience_until = coalesce((SELECT max(id) FROM client), 0), updated_at = now()
+    WHERE id = :id AND audience_until IS NULL""")
+
+
+async def begin_due(connection: AsyncConnection) -> int | None:
+    """Begin one mailing whose start has come and return its id, or None when there is none."""
+    due = (await connection.execute(DUE)).one_or_none()
+    if due is None:
+        return None
+    clients_count = await count(connection, msgspec.convert(due.client_filter, ClientFilter))
+    await connection.execute(BEGIN, {"id": due.id, "clients_count": clients_count})
+    await tell(connection)
+    return int(due.id)
+
+
+CLEAR = text("""
+    UPDATE message SET status = 'cancelled', updated_at = now(),
+        reason = CASE mailing.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END
+    FROM mailing
+    WHERE mailing.id = message.mailing_id AND message.status = 'scheduled' AND message.id IN (
+        SELECT waiting.id FROM mailing CROSS JOIN LATERAL (
+            SELECT id FROM message
+            WHERE message.mailing_id = mailing.id AND message.status = 'scheduled'
+            LIMIT :chunk FOR UPDATE SKIP LOCKED) AS waiting
+        WHERE NOT mailing.is_settled AND mailing.deleted_at IS NULL
+            AND (mailing.status = 'cancelled' OR mailing.datetime_end <= clock_timestamp())
+        LIMIT :chunk)""")
+
+
+async def clear(connection: AsyncConnection, chunk: int) -> bool:
+    """Cancel up to `chunk` messages that wait for mailings which have ended or are cancelled."""
+    return (await connection.execute(CLEAR, {"chunk": chunk})).rowcount > 0
+
+
+# Both rows are locked, so that both are as they are now: a ledger read before its mailing was
+# locked might not know of the messages that have been scheduled again meanwhile.
+FINISH = text("""
+    WITH done AS MATERIALIZED (
+        SELECT mailing.id FROM mailing JOIN ledger ON ledger.mailing_id = mailing.id
+        WHERE ledger.scheduled = 0 AND ledger.sending = 0
+            AND NOT mailing.is_settled AND mailing.deleted_at IS NULL
+            AND mailing.audience_cursor = mailing.audience_until AND mailing.retry_before IS NULL
+        ORDER BY mailing.id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE mailing SET is_settled = true, updated_at = now(),
+        status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END
+    FROM done WHERE mailing.id = done.id
+    RETURNING mailing.id, mailing.status""")
+
+
+async def finish(connection: AsyncConnection) -> list[tuple[int, Status]]:
+    """Settle the mailings that have nothing left to do; return their ids and how they ended."""
+    return [(row.id, row.status) for row in await connection.execute(FINISH)]
+
+
+PURGE_MESSAGES = text("""
+    DELETE FROM message WHERE id IN (
+        SELECT message.id FROM message JOIN mailing ON mailing.id = message.mailing_id
+        WHERE mailing.deleted_at IS NOT NULL AND message.status <> 'sending'
+        LIMIT :chunk FOR UPDATE OF message SKIP LOCKED)""")
+PURGE_MAILINGS = text("""
+    DELETE FROM mailing WHERE deleted_at IS NOT NULL
+        AND NOT EXISTS (SELECT FROM message WHERE mailing_id = mailing.id)""")
+
+
+async def purge(connection: AsyncConnection, chunk: int) -> int:
+    """Delete up to `chunk` messages of deleted mailings, then the mailings; return how many."""
+    purged = (await connection.execute(PURGE_MESSAGES, {"chunk": chunk})).rowcount
+    if purged < chunk:
+        await connection.execute(PURGE_MAILINGS)
+    return purged

@@ -1,0 +1,83 @@
+"""Sending again what was given up, chunk by chunk: how far it is stands in the mailing's row."""
+
+import msgspec
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Executable,
+    Row,
+    bindparam,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.schema import client, message
+from mailer.mailing.audience import matches, plan, window_of
+from mailer.mailing.model import ClientFilter
+from mailer.mailing.telling import tell
+
+NEXT = text("""
+    SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
+        client_filter, retry_before, clock_timestamp() AS now
+    FROM mailing
+    WHERE retry_before IS NOT NULL AND NOT is_settled AND deleted_at IS NULL
+    ORDER BY retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""")
+SCHEDULE = text("""
+    UPDATE message SET status = 'scheduled', reason = NULL, due_at = planned.due_at,
+        attempts = 0, last_failure = NULL, sent_at = NULL, updated_at = now()
+    FROM unnest(:ids, :due_ats) AS planned (id, due_at)
+    WHERE message.id = planned.id AND message.status IN ('undelivered', 'unknown')""").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger)),
+    bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
+)
+# What cannot be sent before the end stays what it is, and is not looked at again.
+PASS_OVER = text("UPDATE message SET updated_at = now() WHERE id = ANY(:ids)").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
+DONE = text("UPDATE mailing SET retry_before = NULL WHERE id = :id")
+
+
+async def resend_chunk(connection: AsyncConnection, chunk: int) -> bool:
+    """Schedule up to `chunk` messages of a mailing again; False when there is none to retry."""
+    mailing = (await connection.execute(NEXT)).one_or_none()
+    if mailing is None:
+        return False
+    given_up = (await connection.execute(_given_up(mailing, chunk))).all()
+    window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
+    zones = {row.time_zone for row in given_up}
+    plans = {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
+    due = [row for row in given_up if plans[row.time_zone].status == "scheduled"]
+    if due:
+        due_ats = [plans[row.time_zone].due_at for row in due]
+        await connection.execute(SCHEDULE, {"ids": [row.id for row in due], "due_ats": due_ats})
+    if len(due) < len(given_up):
+        late = {row.id for row in given_up} - {row.id for row in due}
+        await connection.execute(PASS_OVER, {"ids": list(late)})
+    if len(given_up) < chunk:
+        await connection.execute(DONE, {"id": mailing.id})
+        await tell(connection)
+    return True
+
+
+def _given_up(mailing: Row[tuple[object, ...]], chunk: int) -> Executable:
+    """Return a select of messages that were given up before the retry, and their time zones.
+
+    Only those of clients who still belong to the audience. They are locked in one order, as by
+    everybody who changes many.
+    """
+    return (
+        select(message.c.id, client.c.time_zone)
+        .join_from(message, client, client.c.id == message.c.client_id)
+        .where(
+            message.c.mailing_id == mailing.id,
+            message.c.status.in_(("undelivered", "unknown")),
+            message.c.updated_at <= mailing.retry_before,
+            client.c.deleted_at.is_(None),
+            matches(msgspec.convert(mailing.client_filter, ClientFilter)),
+        )
+        .order_by(message.c.id)
+        .limit(chunk)
+        .with_for_update(of=message)
+    )
