@@ -30,6 +30,7 @@ from mailer.db.engine import PATIENCE, cause_of, create_engine, is_away
 from mailer.db.migrate import migrate
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.errors import StartError
+from mailer.gateway.breaker import Breaker
 from mailer.gateway.http import HttpGateway
 from mailer.mailing.api import MailingController
 from mailer.report.api import StatisticsController
@@ -61,8 +62,8 @@ WRONG_URL = (
 """What PostgreSQL says to a wrong user, password or database."""
 
 
-def create_app(engine: AsyncEngine, *, is_sending: bool = True) -> Litestar:
-    """Return the web application over `engine`; the pages say so when nothing is sent."""
+def create_app(engine: AsyncEngine, breaker: Breaker | None = None) -> Litestar:
+    """Return the web application over `engine`; `breaker` is None where nothing is sent."""
     api = Router(
         "/api/v1", route_handlers=[ClientController, MailingController, StatisticsController]
     )
@@ -70,7 +71,7 @@ def create_app(engine: AsyncEngine, *, is_sending: bool = True) -> Litestar:
         route_handlers=[api, Pages, health_router(), show_metrics, static_router()],
         dependencies={
             "engine": Provide(lambda: engine, sync_to_thread=False),
-            "is_sending": Provide(lambda: is_sending, sync_to_thread=False),
+            "breaker": Provide(lambda: breaker, sync_to_thread=False),
         },
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(version("mailer")),
@@ -202,10 +203,10 @@ async def _serve(settings: Settings, url: str, on_start: Callable[[str], None]) 
                     concurrency=settings.gateway_concurrency,
                 )
             )
-        dispatcher = Dispatcher(url, own_engine, gateway, settings)
-        server = _Server(
-            _server_config(create_app(engine, is_sending=gateway is not None), settings), on_start
-        )
+        breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
+        dispatcher = Dispatcher(url, own_engine, gateway, breaker, settings)
+        app = create_app(engine, None if gateway is None else breaker)
+        server = _Server(_server_config(app, settings), on_start)
         _stop_on_signals(server, dispatcher)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(dispatcher.run())

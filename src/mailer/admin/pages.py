@@ -12,6 +12,7 @@ from litestar.template import TemplateConfig
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.paging import Position
+from mailer.gateway.breaker import Breaker
 from mailer.mailing import store
 from mailer.web.assets import asset_url
 
@@ -35,13 +36,13 @@ class Pages(Controller):
 
     @get()
     async def overview(
-        self, engine: NamedDependency[AsyncEngine], *, is_sending: NamedDependency[bool]
+        self, engine: NamedDependency[AsyncEngine], breaker: NamedDependency[Breaker | None]
     ) -> Template:
         """Show the newest mailings and how far they are."""
         async with engine.connect() as connection:
             found = await store.page(connection, Position(SHOWN))
         mailings = [store.to_mailing(row) for row in found.rows]
-        facts = {"mailings": mailings, "count": found.count, "is_sending": is_sending}
+        facts = {"mailings": mailings, "count": found.count, "breaker": breaker}
         return Template("overview.html", context=facts)
 
 

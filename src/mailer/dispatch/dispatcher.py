@@ -5,9 +5,11 @@ import asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.dispatch.lifecycle import Lifecycle
+from mailer.dispatch.requests import Requests
 from mailer.dispatch.schedule import jobs, scheduler_of
 from mailer.dispatch.sender import Sender
 from mailer.dispatch.watch import MailingWatch
+from mailer.gateway.breaker import Breaker
 from mailer.gateway.port import Gateway
 from mailer.settings import Settings
 
@@ -19,16 +21,24 @@ class Dispatcher:
     """Runs the parts and tells each of what another has done. Without a gateway nothing is sent."""
 
     def __init__(
-        self, url: str, engine: AsyncEngine, gateway: Gateway | None, settings: Settings
+        self,
+        url: str,
+        engine: AsyncEngine,
+        gateway: Gateway | None,
+        breaker: Breaker,
+        settings: Settings,
     ) -> None:
-        self._watch = MailingWatch(url, engine, self._wake)
+        requests = Requests()
+        self._watch = MailingWatch(url, requests, self._wake)
         self._lifecycle = Lifecycle(engine, self._wake_sender)
         self._sender = (
             None
             if gateway is None
-            else Sender(url, gateway, self._watch, settings, self._lifecycle.wake)
+            else Sender(
+                url, gateway, breaker, requests, self._watch, settings, self._lifecycle.wake
+            )
         )
-        self._scheduler = scheduler_of(jobs(engine, settings, self._watch.look))
+        self._scheduler = scheduler_of(jobs(engine, settings))
         self._grace = settings.shutdown_grace + LAST_STATEMENT
         self._stopping = asyncio.Event()
 

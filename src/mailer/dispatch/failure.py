@@ -1,5 +1,7 @@
 """What a loop that must go on says of an error."""
 
+import time
+
 import structlog
 
 from mailer.db.engine import is_away
@@ -7,13 +9,19 @@ from mailer.log import describe
 
 log = structlog.get_logger()
 
+SAY_AGAIN = 10.0
+"""Seconds after which a database that is still away is worth another line."""
+
+_said_at: dict[str, float] = {}
+
 
 def log_failure(error: Exception, *, at: str) -> None:
     """Log that the database is away, or an error that should not be; the caller pauses and goes on.
 
     One that should not be costs the step it came in, and not the process.
     """
-    if is_away(error):
-        log.warning("database_away", at=at)
-    else:
+    if not is_away(error):
         log.error("step_failed", at=at, **describe(error))
+    elif time.monotonic() - _said_at.get(at, -SAY_AGAIN) >= SAY_AGAIN:
+        _said_at[at] = time.monotonic()
+        log.warning("database_away", at=at)

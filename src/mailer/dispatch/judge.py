@@ -6,7 +6,7 @@ from typing import assert_never
 import msgspec
 
 from mailer.dispatch.retry import RetryPolicy
-from mailer.gateway.port import Accepted, Outcome, Refused, Unavailable, Unknown
+from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable, Unknown
 from mailer.mailing.model import RunningMailing
 from mailer.message.model import ClaimedMessage, FinishedMessage
 
@@ -35,13 +35,13 @@ def before_sending(
         return hand_back(claim)
     if claim.phone is None:
         return FinishedMessage(claim, "cancelled", claim.attempts - 1, "client_deleted")
-    if now >= mailing.datetime_end:
+    left = mailing.time_left(now)
+    if left <= 0:
         return FinishedMessage(claim, "cancelled", claim.attempts - 1, "expired")
     if closed := _outside_window(claim, mailing, now):
         return closed
     if claim.lease_expires_at - now < timedelta(seconds=timeout) + LEASE_MARGIN:
         return hand_back(claim)  # it waited here so long that its answer may outlive its lease
-    left = (mailing.datetime_end - now).total_seconds()
     return Send(mailing, claim.phone, min(timeout, left))
 
 
@@ -59,48 +59,61 @@ def _outside_window(
     return FinishedMessage(claim, "scheduled", claim.attempts - 1, due_at=opening)
 
 
-def after_sending(
+def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on all it rests on
     claim: ClaimedMessage,
     mailing: RunningMailing,
     outcome: Outcome,
     now: datetime,
     policy: RetryPolicy,
+    *,
+    is_free: bool = False,
 ) -> FinishedMessage:
-    """Return what becomes of a message after the gateway's answer at `now`."""
+    """Return what becomes of a message after the gateway's answer at `now`.
+
+    A failure that `is_free` is the gateway's own: it costs the message no attempt.
+    """
     match outcome:
         case Accepted():
             return FinishedMessage(claim, "delivered", claim.attempts, sent_at=now)
         case Refused(reason=reason):
-            return FinishedMessage(claim, "undelivered", claim.attempts, reason)
+            return FinishedMessage(
+                claim, "undelivered", claim.attempts, reason, last_failure=reason
+            )
+        case Stopped():
+            return hand_back(claim)
         case Unknown(reason=reason) if mailing.on_unknown == "hold":
-            return FinishedMessage(claim, "unknown", claim.attempts, reason, sent_at=now)
+            return FinishedMessage(
+                claim, "unknown", claim.attempts, reason, sent_at=now, last_failure=reason
+            )
         case Unknown(reason=reason):
-            return _again(claim, mailing, reason, now, policy)
-        case Unavailable(reason=reason, retry_after=asked):
-            return _again(claim, mailing, reason, now, policy, at_least=asked or 0)
+            attempts, asked = claim.attempts - is_free, 0.0
+        case Unavailable(reason=reason, retry_after=pause):
+            attempts, asked = claim.attempts - is_free, pause or 0.0
         case _:
             assert_never(outcome)
+    if policy.is_exhausted(attempts):
+        return FinishedMessage(
+            claim, "undelivered", attempts, "attempts_exhausted", last_failure=reason
+        )
+    pause = max(policy.pause(max(1, attempts)), asked)
+    due_at = _next_due(claim, mailing, now, pause)
+    if isinstance(due_at, datetime):
+        return FinishedMessage(
+            claim, "scheduled", attempts, reason, due_at=due_at, last_failure=reason
+        )
+    return FinishedMessage(claim, "cancelled", attempts, due_at, last_failure=reason)
 
 
-def _again(  # noqa: PLR0913  # everything the decision rests on, nothing hidden
-    claim: ClaimedMessage,
-    mailing: RunningMailing,
-    reason: str,
-    now: datetime,
-    policy: RetryPolicy,
-    *,
-    at_least: float = 0,
-) -> FinishedMessage:
-    """Return when a message is tried again: inside the window, and never past the end."""
-    if policy.is_exhausted(claim.attempts):
-        return FinishedMessage(claim, "undelivered", claim.attempts, "attempts_exhausted")
-    pause = max(policy.pause(claim.attempts), at_least)
-    left = (mailing.datetime_end - now).total_seconds()
-    if pause >= left:
-        return FinishedMessage(claim, "cancelled", claim.attempts, "expired")
+def _next_due(
+    claim: ClaimedMessage, mailing: RunningMailing, now: datetime, pause: float
+) -> datetime | str:
+    """Return when a message may be tried again after a pause in seconds, or why it may not.
+
+    It is inside the window, and never past the end.
+    """
+    if pause >= mailing.time_left(now):
+        return "expired"
     due_at = now + timedelta(seconds=pause)
     if mailing.window is not None:
         due_at = mailing.window.next_opening(claim.time_zone, due_at)
-    if due_at >= mailing.datetime_end:
-        return FinishedMessage(claim, "cancelled", claim.attempts, "no_window")
-    return FinishedMessage(claim, "scheduled", claim.attempts, reason, due_at=due_at)
+    return due_at if mailing.time_left(due_at) > 0 else "no_window"

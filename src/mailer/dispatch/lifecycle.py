@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.dispatch.failure import log_failure
-from mailer.mailing import audience, store
+from mailer.mailing import audience, moving, resending
 
 log = structlog.get_logger()
 
@@ -18,9 +18,9 @@ Result = TypeVar("Result")
 CHUNK = 5_000
 """Messages that one transaction ends."""
 IDLE = 1.0
-"""Most seconds between looks at what begins or ends: the backstop behind every signal."""
-BREATH = 0.01
-"""Least seconds between looks, when what is due is in other hands."""
+"""Most seconds between looks at what is to be done: the backstop behind every signal."""
+BREATH = 0.02
+"""Least seconds between looks, when what is to be done is in other hands."""
 AWAY = 0.5
 """Seconds between attempts while the database is away."""
 
@@ -50,19 +50,36 @@ class Lifecycle:
                 await asyncio.wait_for(self._is_due.wait(), pause)
 
     async def _advance(self) -> float:
-        """Do what is due, and return the seconds until there may be more to do."""
-        while (mailing_id := await self._do(store.begin_due)) is not None:
-            log.info("mailing_started", mailing_id=mailing_id)
-        has_taken = await self._do(audience.take_chunk)
-        if has_taken:
+        """Do some of what is to be done; return the seconds until there may be more."""
+        to_do = await self._do(moving.look)
+        has_begun = to_do.begins and await self._begin()
+        has_messages = False
+        if has_begun or to_do.takes:
+            has_messages |= await self._do(audience.take_chunk)
+        if to_do.retries:
+            has_messages |= await self._do(lambda db: resending.resend_chunk(db, CHUNK))
+        if has_messages:
             self._on_messages()
-        has_expired = await self._do(lambda connection: store.expire(connection, CHUNK))
-        for mailing_id in await self._do(store.finish):
-            log.info("mailing_finished", mailing_id=mailing_id)
-        if has_taken or has_expired:
+        has_cleared = to_do.clears and await self._do(lambda db: moving.clear(db, CHUNK))
+        has_finished = to_do.finishes and await self._finish()
+        if has_begun or has_messages or has_cleared or has_finished:
             return 0
-        next_moment = await self._do(store.seconds_to_next_moment)
-        return IDLE if next_moment is None else min(IDLE, max(BREATH, next_moment))
+        if to_do.is_any:
+            return BREATH
+        return IDLE if to_do.next_moment is None else min(IDLE, max(BREATH, to_do.next_moment))
+
+    async def _begin(self) -> bool:
+        has_begun = False
+        while (mailing_id := await self._do(moving.begin_due)) is not None:
+            log.info("mailing_started", mailing_id=mailing_id)
+            has_begun = True
+        return has_begun
+
+    async def _finish(self) -> bool:
+        finished = await self._do(moving.finish)
+        for mailing_id, status in finished:
+            log.info("mailing_ended", mailing_id=mailing_id, status=status)
+        return bool(finished)
 
     async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         async with self._engine.begin() as connection:

@@ -8,7 +8,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.dispatch.failure import log_failure
-from mailer.mailing import store as mailings
+from mailer.mailing import moving
 from mailer.message import store as messages
 from mailer.settings import Settings
 
@@ -26,11 +26,8 @@ class Job(msgspec.Struct, frozen=True):
     run: Callable[[], Awaitable[object]]
 
 
-def jobs(engine: AsyncEngine, settings: Settings, look: Callable[[], None]) -> list[Job]:
-    """Return every periodic job; `look` makes the dispatcher look at the mailings."""
-
-    async def poll() -> None:
-        look()
+def jobs(engine: AsyncEngine, settings: Settings) -> list[Job]:
+    """Return every periodic job."""
 
     async def rescue() -> None:
         async with engine.begin() as connection:
@@ -40,10 +37,9 @@ def jobs(engine: AsyncEngine, settings: Settings, look: Callable[[], None]) -> l
 
     async def purge() -> None:
         async with engine.begin() as connection:
-            await mailings.purge(connection, CHUNK)
+            await moving.purge(connection, CHUNK)
 
     return [
-        Job("poll", 1, poll),
         Job("rescue", min(5, settings.lease / 4), rescue),
         Job("purge", 2, purge),
     ]

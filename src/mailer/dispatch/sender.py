@@ -9,21 +9,23 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import uuid4
 
 import structlog
-from aiolimiter import AsyncLimiter
 
 from mailer import metrics
 from mailer.db.engine import OwnConnection
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.judge import Send, after_sending, before_sending, hand_back
+from mailer.dispatch.rate import Rate
 from mailer.dispatch.recorder import BATCH, Recorder
+from mailer.dispatch.requests import Requests
 from mailer.dispatch.retry import RetryPolicy
 from mailer.dispatch.share import FairShare, Pace
 from mailer.dispatch.watch import MailingWatch
-from mailer.gateway.port import Gateway, Outcome, Unknown
+from mailer.gateway.breaker import Breaker
+from mailer.gateway.port import Gateway, Outcome, Request, Unknown
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, FinishedMessage
 from mailer.settings import Settings
@@ -49,16 +51,20 @@ AWAY = 0.5
 class Sender:
     """Sends what is due of the running mailings through a gateway, until told to stop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts that it brings together
         self,
         url: str,
         gateway: Gateway,
+        breaker: Breaker,
+        requests: Requests,
         watch: MailingWatch,
         settings: Settings,
         on_drained: Callable[[], None],
     ) -> None:
         self._connection = OwnConnection(url)
         self._gateway = gateway
+        self._breaker = breaker
+        self._requests = requests
         self._watch = watch
         self._on_drained = on_drained
         self._timeout = settings.gateway_timeout
@@ -66,20 +72,24 @@ class Sender:
         self._lease = timedelta(seconds=settings.lease)
         self._grace = settings.shutdown_grace
         self._retry = RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap)
-        rate = settings.gateway_rate
-        self._limiter = AsyncLimiter(1, 1 / rate) if rate else None
+        self._rate = Rate(settings.gateway_rate) if settings.gateway_rate else None
         self._turn = asyncio.Lock()
         self._owner = uuid4()
         self._recorder = Recorder(url, self._owner)
         self._claimed: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
+        self._failed_in_a_row: list[ClaimedMessage] = []
         self._share = FairShare(again_after=LOOK)
         self._pace = Pace(seconds=AHEAD, first=self._concurrency, least=LEAST, most=2 * BATCH)
         self._has_room = asyncio.Event()
         self._is_due = asyncio.Event()
+        self._is_in_doubt = False
         self._is_stopping = False
+        metrics.breaker(breaker.state)
+        metrics.watch_requests(requests.__len__)
 
     def wake(self) -> None:
-        """Look at what is due now."""
+        """Look at what is due now, of every mailing."""
+        self._share.ask_all()
         self._is_due.set()
 
     def stop(self) -> None:
@@ -113,10 +123,9 @@ class Sender:
                         await self._recorder.put(hand_back(claim))
                 for _ in workers:
                     self._claimed.put_nowait(None)
-                _, still_sending = await asyncio.wait(workers, timeout=self._grace)
-                for worker in still_sending:
-                    worker.cancel()
-                await asyncio.gather(*still_sending, return_exceptions=True)
+                await asyncio.wait(workers, timeout=self._grace)
+                self._requests.cut_all("connection_lost")
+                await asyncio.gather(*workers)
                 await self._recorder.close()
                 await recorder
         for task in (*workers, recorder):
@@ -126,17 +135,16 @@ class Sender:
     # ---- claim -------------------------------------------------------------------------------
 
     async def _claim_due(self) -> bool:
-        """Claim as much as there is room for; False when nothing is due."""
-        room = await self._room()
+        """Claim as much as there is room for; False when nothing is due, or nothing may begin."""
+        room = min(await self._room(), self._breaker.room(self._watch.now()))
         asked, share = self._share.turn(self._watch.running, room, time.monotonic())
         if not asked or self._is_stopping:
             return False
         try:
-            connection = await self._connection.get()
-            async with self._watch.claiming:
-                claims = await store.claim(connection, asked, share, self._owner, self._lease)
+            claims = await self._claim(asked, share)
         except Exception as error:
             log_failure(error, at="claim")
+            self._is_in_doubt = True
             await asyncio.sleep(AWAY)
             return False
         metrics.claimed(len(claims))
@@ -144,6 +152,16 @@ class Sender:
         for claim in claims:
             self._claimed.put_nowait(claim)
         return bool(claims) or self._share.is_hungry
+
+    async def _claim(self, asked: list[int], share: int) -> list[ClaimedMessage]:
+        connection = await self._connection.get()
+        if self._is_in_doubt:  # whether the last claim was made before its connection was lost
+            await store.let_go(connection, self._owner, self._recorder.held)
+            self._is_in_doubt = False
+        async with self._watch.claiming:
+            claims = await store.claim(connection, asked, share, self._owner, self._lease)
+        self._recorder.held.update(claim.id for claim in claims)
+        return claims
 
     async def _room(self) -> int:
         """Wait until half of what is kept claimed has gone; return how much to claim."""
@@ -154,21 +172,26 @@ class Sender:
         return min(BATCH, self._pace.ahead - self._claimed.qsize())
 
     async def _rest(self) -> None:
-        """Wait for the next message to be due, for word of a change, or for the backstop."""
-        self._on_drained()
-        pause = await self._until_due()
+        """Wait for a message to be due or the breaker to let one through, or for a signal."""
+        held = self._breaker.seconds_to_probe(self._watch.now())
+        if not held:
+            self._on_drained()
+        pause = held or await self._until_due()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_due.wait(), pause)
+            await asyncio.wait_for(self._is_due.wait(), min(IDLE, max(BREATH, pause)))
         self._is_due.clear()
 
     async def _until_due(self) -> float:
+        """Return the seconds until the next message is due, or until it is worth a look."""
+        running = list(self._watch.running)
+        if not running:
+            return IDLE
         try:
-            running = list(self._watch.running)
             due_in = await store.seconds_to_next_due(await self._connection.get(), running)
         except Exception as error:
             log_failure(error, at="claim")
             return AWAY
-        return IDLE if due_in is None else min(IDLE, max(BREATH, due_in))
+        return IDLE if due_in is None else due_in
 
     # ---- send --------------------------------------------------------------------------------
 
@@ -180,33 +203,70 @@ class Sender:
 
     async def _next_claim(self) -> ClaimedMessage | None:
         """Return the next message, at no more than the rate; None at the end."""
-        if self._limiter is None:
-            return await self._claimed.get()
-        async with self._turn:  # so that one alone waits for the rate, and none with a message
-            if not self._is_stopping:
-                await self._limiter.acquire()
-            return await self._claimed.get()
+        if self._rate is not None:
+            async with self._turn:  # so that one alone waits, and none with a message in hand
+                moment = time.monotonic()
+                moment += self._rate.take(moment)
+                while not self._is_stopping and (left := moment - time.monotonic()) > 0:  # noqa: ASYNC110  # a moment to come, and no event
+                    await asyncio.sleep(min(left, IDLE))
+                return await self._claimed.get()
+        return await self._claimed.get()
 
     async def _handle(self, claim: ClaimedMessage) -> FinishedMessage:
         mailing = self._watch.running.get(claim.mailing_id)
-        match before_sending(claim, mailing, self._watch.now(), self._timeout):
+        now = self._watch.now()
+        match before_sending(claim, mailing, now, self._timeout):
             case FinishedMessage() as finished:
                 return finished
             case Send() as send:
+                permit = self._breaker.begin(now)
+                if permit is None:
+                    return hand_back(claim)
+                if self._breaker.state == "half_open":
+                    metrics.breaker("half_open")
                 outcome = await self._send(claim, send)
                 self._pace.count()
                 now = self._watch.now()
-                return after_sending(claim, send.mailing, outcome, now, self._retry)
+                is_free = self._learn(permit, claim, outcome, now)
+                return after_sending(
+                    claim, send.mailing, outcome, now, self._retry, is_free=is_free
+                )
 
     async def _send(self, claim: ClaimedMessage, send: Send) -> Outcome:
+        now = time.monotonic()
+        request = Request(claim.id, send.phone, send.mailing.text, now + send.within)
+        self._requests.add(claim.mailing_id, request)
         try:
-            with self._watch.sending(claim.mailing_id), metrics.gateway_request():
-                text, within = send.mailing.text, send.within
-                return await self._gateway.send(claim.id, send.phone, text, within)
-        except asyncio.CancelledError:
-            if self._is_stopping:  # the grace is over, and what was written stays written
-                return Unknown("connection_lost")
-            raise
+            return await self._gateway.send(request)
         except Exception as error:
             log_failure(error, at="send")
             return Unknown("internal_error")
+        finally:
+            self._requests.remove(request)
+            metrics.request_ended(time.monotonic() - now)
+
+    def _learn(self, permit: int, claim: ClaimedMessage, outcome: Outcome, now: datetime) -> bool:
+        """Tell the breaker; return whether a failure is the gateway's and costs no attempt.
+
+        The failures in a row that opened it were the gateway's, too.
+        """
+        state, failures = self._breaker.state, self._breaker.failures
+        is_free = self._breaker.record(permit, outcome, now)
+        if self._breaker.failures == 0:
+            self._failed_in_a_row.clear()
+        elif self._breaker.failures > failures and not is_free:
+            self._failed_in_a_row.append(claim)
+        if self._breaker.state != state:
+            self._tell_breaker(now)
+            self._recorder.give_back(self._failed_in_a_row)
+            self._failed_in_a_row = []
+        return is_free
+
+    def _tell_breaker(self, now: datetime) -> None:
+        metrics.breaker(self._breaker.state)
+        if self._breaker.hold is not None:
+            seconds = round(self._breaker.seconds_to_probe(now), 3)
+            log.warning("breaker_opened", reason=self._breaker.hold.reason, seconds=seconds)
+        else:
+            log.info("breaker_closed")
+        self.wake()

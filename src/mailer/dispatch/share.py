@@ -13,19 +13,23 @@ class FairShare:
     def __init__(self, *, again_after: float) -> None:
         self._again_after = again_after
         self._hungry: list[int] = []
-        self._asked_all_at = 0.0
+        self._ask_all_at = 0.0
 
     @property
     def is_hungry(self) -> bool:
         """Whether some mailing is still to be asked in this round."""
         return bool(self._hungry)
 
+    def ask_all(self) -> None:
+        """Ask every mailing in the next turn: one may have something due that had nothing."""
+        self._ask_all_at = 0.0
+
     def turn(self, running: Collection[int], room: int, now: float) -> tuple[list[int], int]:
         """Return up to `room` mailings to claim from at `now`, and how much from each."""
-        if not self._hungry or now - self._asked_all_at >= self._again_after:
+        if not self._hungry or now >= self._ask_all_at:
             waiting = [mailing for mailing in self._hungry if mailing in running]
             self._hungry = waiting + list(set(running) - set(waiting))
-            self._asked_all_at = now
+            self._ask_all_at = now + self._again_after
         asked = self._hungry[:room]
         return asked, max(1, room // max(1, len(asked)))
 

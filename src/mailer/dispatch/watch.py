@@ -2,22 +2,23 @@
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.engine import PATIENCE, connect
 from mailer.dispatch.failure import log_failure
-from mailer.mailing import store
+from mailer.dispatch.requests import Requests
+from mailer.mailing import moving
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.telling import CHANNEL
 
 log = structlog.get_logger()
 
+POLL = 1.0
+"""Most seconds between looks at the mailings: the backstop behind every notification."""
 RECONNECT_PAUSE = 0.5
 """Seconds between attempts to reach the database again."""
 
@@ -29,43 +30,26 @@ class MailingWatch:
     """Follows the running mailings over a connection of its own.
 
     For each mailing in `running` this process holds a shared lock on the mailing's id; it lets go
-    of it only after it has dropped the mailing and its last request for it has ended. Who stops a
-    mailing asks for the lock and so knows that no process sends for it any more. When the
-    connection is lost so are the locks, and nothing counts as running until they are held again.
+    of it only after it has dropped the mailing and taken back every request for it that was not
+    written. Who stops a mailing asks for the lock and so knows that no process sends for it any
+    more. When the connection is lost so are the locks, and nothing counts as running until they
+    are held again.
     """
 
-    def __init__(self, url: str, engine: AsyncEngine, on_change: Callable[[], None]) -> None:
+    def __init__(self, url: str, requests: Requests, on_change: Callable[[], None]) -> None:
         self.running: dict[int, RunningMailing] = {}
-        self._url = url
-        self._engine = engine
-        self._on_change = on_change
         self.claiming = asyncio.Lock()
         """Held while messages are claimed: a mailing is not let go of in between."""
+        self._url = url
+        self._requests = requests
+        self._on_change = on_change
         self._locked: set[int] = set()
-        self._requests: Counter[int] = Counter()
         self._told = asyncio.Event()
         self._clock_offset = timedelta()
 
     def now(self) -> datetime:
         """Return the time by the database's clock."""
         return datetime.now(UTC) + self._clock_offset
-
-    @contextlib.contextmanager
-    def sending(self, mailing_id: int) -> Iterator[None]:
-        """Keep the mailing's lock for as long as a request for it is under way."""
-        self._requests[mailing_id] += 1
-        try:
-            yield
-        finally:
-            self._requests[mailing_id] -= 1
-            if not self._requests[mailing_id]:
-                del self._requests[mailing_id]
-                if mailing_id not in self.running:
-                    self.look()
-
-    def look(self) -> None:
-        """Look at the mailings again, soon."""
-        self._told.set()
 
     async def run(self) -> None:
         """Follow the mailings until cancelled, through every loss of the connection."""
@@ -75,7 +59,7 @@ class MailingWatch:
             except Exception as error:
                 log_failure(error, at="watch")
             finally:
-                self.running.clear()
+                self._show({})
                 self._locked.clear()
             await asyncio.sleep(RECONNECT_PAUSE)
 
@@ -84,34 +68,43 @@ class MailingWatch:
         try:
             connection.add_termination_listener(lambda _: self._lost())
             await connection.add_listener(CHANNEL, lambda *_: self._told.set())
+            self._told.set()
             while not connection.is_closed():
+                is_news = self._told.is_set()
                 self._told.clear()
+                before = self.running
                 await self._refresh(connection)
-                self._on_change()
-                await self._told.wait()
+                if is_news or self.running != before:
+                    self._on_change()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._told.wait(), POLL)
         finally:
             connection.terminate()
 
     def _lost(self) -> None:
-        self.running.clear()
+        self._show({})
         self._told.set()
 
+    def _show(self, under_way: dict[int, RunningMailing]) -> None:
+        """Let it be seen what may be sent, and take back what may not."""
+        self.running = {
+            mailing_id: mailing
+            for mailing_id, mailing in under_way.items()
+            if mailing.may_send and mailing_id in self._locked
+        }
+        self._requests.follow(under_way, self.now())
+
     async def _refresh(self, connection: asyncpg.Connection) -> None:
-        asked_at = datetime.now(UTC)
-        database_now: datetime = await connection.fetchval("SELECT clock_timestamp()")
-        answered_at = datetime.now(UTC)
-        self._clock_offset = database_now - (asked_at + (answered_at - asked_at) / 2)
-        live = await self._running()
-        self.running = {m: mailing for m, mailing in live.items() if m in self._locked}
-        for mailing_id in self._locked - live.keys() - self._requests.keys():
+        under_way = await self._look(connection)
+        self._show(under_way)
+        for mailing_id in self._locked - self.running.keys():
             await self._unlock(connection, mailing_id)
-        new = [mailing_id for mailing_id in live if mailing_id not in self._locked]
+        new = [m for m, mailing in under_way.items() if mailing.may_send and m not in self._locked]
         locked = {m for m in new if await connection.fetchval(TRY_LOCK, m)}
-        if locked:  # what was stopped before the lock was held is not running any more
+        if locked:  # what was stopped before the lock was held may not send any more
             self._locked |= locked
-            live = await self._running()
-            self.running = {m: mailing for m, mailing in live.items() if m in self._locked}
-            for mailing_id in locked - live.keys():
+            self._show(await self._look(connection))
+            for mailing_id in locked - self.running.keys():
                 await self._unlock(connection, mailing_id)
 
     async def _unlock(self, connection: asyncpg.Connection, mailing_id: int) -> None:
@@ -119,6 +112,9 @@ class MailingWatch:
             await connection.execute(UNLOCK, mailing_id)
         self._locked.remove(mailing_id)
 
-    async def _running(self) -> dict[int, RunningMailing]:
-        async with self._engine.connect() as connection:
-            return {mailing.id: mailing for mailing in await store.running(connection)}
+    async def _look(self, connection: asyncpg.Connection) -> dict[int, RunningMailing]:
+        asked_at = datetime.now(UTC)
+        database_now, mailings = await moving.under_way(connection)
+        answered_at = datetime.now(UTC)
+        self._clock_offset = database_now - (asked_at + (answered_at - asked_at) / 2)
+        return {mailing.id: mailing for mailing in mailings}

@@ -1,4 +1,4 @@
-"""Routes of statistics."""
+"""Routes of statistics, and of how it goes with the gateway."""
 
 from typing import Annotated
 
@@ -7,6 +7,7 @@ from litestar.di import NamedDependency
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.api import MailingId
 from mailer.report import statistics
 from mailer.report.model import GeneralStatistics, MailingStatistics
@@ -44,6 +45,11 @@ class StatisticsController(Controller):
         """Count all mailings and all messages by status."""
         async with engine.connect() as connection:
             return await statistics.general(connection)
+
+    @get("/gateway")
+    async def get_gateway(self, breaker: NamedDependency[Breaker | None]) -> GatewayStatus:
+        """Return how this process gets on with the gateway, and since when and why it waits."""
+        return GatewayStatus(is_set=False) if breaker is None else breaker.status()
 
     @get("/mailings/{mailing_id:int}/statistics", **takes(StatisticsQuery))
     async def get_mailing_statistics(
