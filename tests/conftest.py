@@ -1,5 +1,6 @@
 """A real PostgreSQL for every test that needs one, and the application on it."""
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -20,6 +21,9 @@ from mailer.db.migrate import migrate
 
 TEMPLATE = "mailer_template"
 EMPTY = text("TRUNCATE client, mailing, ledger, message RESTART IDENTITY")
+AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8")
+SEASONED = 5.1
+"""Seconds after its start from which on a server counts as one that has not just restarted."""
 _numbers = count(1)
 
 
@@ -64,6 +68,14 @@ async def shared_engine(server_url: str) -> AsyncIterator[AsyncEngine]:
         engine = create_engine(url)
         yield engine
         await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+async def seasoned(shared_engine: AsyncEngine) -> None:
+    """Wait until the server has been up so long that leases may be taken from their owners."""
+    async with shared_engine.connect() as connection:
+        age = (await connection.execute(AGE)).scalar_one()
+    await asyncio.sleep(max(0.0, SEASONED - age))
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,57 @@
-"""Clients, mailings and messages as tests want them, straight into the database."""
+"""Clients, mailings and messages as tests want them, straight into the database.
 
-from collections.abc import Sequence
+And the steps of the dispatcher, for tests in which no process runs.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
+from uuid import UUID
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import RowMapping, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.mailing import store
+from mailer.db.engine import raw
+from mailer.mailing import audience, moving, resending, store
+from mailer.mailing.model import ENDED, RunningMailing
+from mailer.message import store as messages
+from mailer.message.model import ClaimedMessage, FinishedMessage
+
+Result = TypeVar("Result")
 
 NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
+OWNER = UUID(int=1)
+LEASE = timedelta(seconds=60)
+CHUNK = 5_000
+PATIENCE = 30.0
+"""Seconds after which steps that should have led to an end do not."""
 
-ADD_CLIENT = text("""
+ADD_CLIENTS = text("""
     INSERT INTO client (phone, operator_code, time_zone)
-    SELECT '7916' || lpad((count(*) + 1)::text, 7, '0'), :operator_code, :time_zone FROM client
+    SELECT '7916' || lpad((present + n)::text, 7, '0'), :operator_code, :time_zone
+    FROM (SELECT count(*) AS present FROM client) AS directory, generate_series(1, :count) AS n
     RETURNING id""")
 ADD_MESSAGES = text("""
     INSERT INTO message (mailing_id, client_id, due_at, status, reason, sent_at, updated_at)
     SELECT :mailing_id, client_id, :at, :status, :reason, :sent_at, :at
     FROM unnest((:clients)::bigint[]) AS client_id""")
 BEGIN = text("""
-    UPDATE mailing SET status = :status, audience_until = :until, audience_cursor = :until
+    UPDATE mailing SET status = :status, audience_until = :until, audience_cursor = :until,
+        is_settled = :is_settled
     WHERE id = :id""")
+
+STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
+LEDGER = text("SELECT * FROM ledger WHERE mailing_id = :id")
 
 
 async def add_clients(
     engine: AsyncEngine, count: int, operator_code: str = "916", time_zone: str = "UTC"
 ) -> list[int]:
     """Add clients and return their ids."""
-    values = {"operator_code": operator_code, "time_zone": time_zone}
+    values = {"operator_code": operator_code, "time_zone": time_zone, "count": count}
     async with engine.begin() as connection:
-        return [(await connection.execute(ADD_CLIENT, values)).scalar_one() for _ in range(count)]
+        return sorted((await connection.execute(ADD_CLIENTS, values)).scalars())
 
 
 async def add_mailing(
@@ -51,7 +72,7 @@ async def add_mailing(
         mailing_id = await store.add(connection, values, clients)
         if status != "scheduled":
             begun = {"id": mailing_id, "status": status, "until": 1_000_000}
-            await connection.execute(BEGIN, begun)
+            await connection.execute(BEGIN, begun | {"is_settled": status in ENDED})
     return mailing_id
 
 
@@ -74,3 +95,115 @@ async def add_messages(  # noqa: PLR0913, PLR0917  # a message in one line of a 
     }
     async with engine.begin() as connection:
         await connection.execute(ADD_MESSAGES, values)
+
+
+async def add_due_messages(engine: AsyncEngine, count: int, status: str = "running") -> int:
+    """Add a mailing under way, with messages that are due, and return its id."""
+    start = datetime.now(UTC) - timedelta(hours=1)
+    mailing_id = await add_mailing(engine, clients=count, start=start, status=status)
+    await add_messages(engine, mailing_id, await add_clients(engine, count), "scheduled")
+    return mailing_id
+
+
+async def state(engine: AsyncEngine, message_id: int) -> tuple[str, str | None, int]:
+    """Return a message's status, reason and attempts."""
+    row = await _row(engine, STATE, message_id)
+    return row["status"], row["reason"], row["attempts"]
+
+
+async def ledger(engine: AsyncEngine, mailing_id: int) -> dict[str, int]:
+    """Return the counts in a mailing's ledger that are not zero."""
+    row = await _row(engine, LEDGER, mailing_id)
+    return {name: count for name, count in row.items() if count and name != "mailing_id"}
+
+
+async def _row(engine: AsyncEngine, query: TextClause, id_: int) -> RowMapping:
+    async with engine.connect() as connection:
+        return (await connection.execute(query, {"id": id_})).mappings().one()
+
+
+async def execute(engine: AsyncEngine, *statements: str) -> None:
+    """Change the database behind everybody's back."""
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+
+async def value(engine: AsyncEngine, query: str) -> Any:
+    """Return the one value that a query finds."""
+    async with engine.connect() as connection:
+        return (await connection.execute(text(query))).scalar_one()
+
+
+# ---- what the dispatcher does ---------------------------------------------------------------
+
+
+async def do(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+    """Take one step, in a transaction of its own."""
+    async with engine.begin() as connection:
+        return await step(connection)
+
+
+async def take_audience(engine: AsyncEngine) -> None:
+    """Take all of every audience that can be taken."""
+    while await do(engine, audience.take_chunk):
+        pass
+
+
+async def begin(engine: AsyncEngine) -> int:
+    """Begin the mailing that is due, take its audience and return its id."""
+    mailing_id = await do(engine, moving.begin_due)
+    assert mailing_id is not None
+    await take_audience(engine)
+    return mailing_id
+
+
+async def resend(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
+    """Schedule a chunk of what is to be sent again."""
+    return await do(engine, lambda db: resending.resend_chunk(db, chunk))
+
+
+async def clear(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
+    """Cancel a chunk of what waits for mailings that have ended or are cancelled."""
+    return await do(engine, lambda db: moving.clear(db, chunk))
+
+
+async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
+    """Do all that is to be done now, as the dispatcher finds it."""
+    async with asyncio.timeout(PATIENCE):
+        while (to_do := await do(engine, moving.look)).is_any:
+            if to_do.begins:
+                await do(engine, moving.begin_due)
+            if to_do.takes:
+                await do(engine, audience.take_chunk)
+            if to_do.retries:
+                await resend(engine, chunk)
+            if to_do.clears:
+                await clear(engine, chunk)
+            if to_do.finishes:
+                await do(engine, moving.finish)
+
+
+async def under_way(engine: AsyncEngine) -> tuple[datetime, list[RunningMailing]]:
+    """Return the database's time, and what a process knows of the mailings."""
+    async with engine.connect() as pooled:
+        return await moving.under_way(await raw(pooled))
+
+
+async def running(engine: AsyncEngine) -> list[RunningMailing]:
+    """Return the mailings that a process would begin to send for."""
+    return [mailing for mailing in (await under_way(engine))[1] if mailing.may_send]
+
+
+async def claim(
+    engine: AsyncEngine, mailing_id: int, count: int = 1, lease: timedelta = LEASE
+) -> list[ClaimedMessage]:
+    """Claim messages that are due."""
+    async with engine.connect() as pooled:
+        return await messages.claim(await raw(pooled), [mailing_id], count, OWNER, lease)
+
+
+async def finish(engine: AsyncEngine, *finished: FinishedMessage) -> int:
+    """Write what became of claimed messages; return how many were still under the lease."""
+    async with engine.connect() as pooled:
+        return await messages.finish(await raw(pooled), OWNER, finished)

@@ -7,12 +7,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.calls import errors
+from tests.sample import add_clients, advance
 
 from mailer.db.schema import client, message
-from mailer.mailing import store
-from mailer.mailing.audience import take_chunk
 
 PHONE = "79161234567"
 MAILING = {
@@ -23,16 +23,9 @@ MAILING = {
 
 
 @pytest.fixture
-async def many(api: httpx.AsyncClient, engine: AsyncEngine) -> list[int]:
+async def many(engine: AsyncEngine) -> list[int]:
     """The ids of 1,001 clients, newest first."""
-    del api  # it has emptied the tables
-    async with engine.begin() as connection:
-        rows = await connection.execute(
-            text("""
-                INSERT INTO client (phone, operator_code)
-                SELECT 79160000000 + n, '916' FROM generate_series(1, 1001) AS n RETURNING id""")
-        )
-        return sorted(rows.scalars(), reverse=True)
+    return (await add_clients(engine, 1001))[::-1]
 
 
 async def add(api: httpx.AsyncClient, **given: Any) -> dict[str, Any]:
@@ -40,19 +33,6 @@ async def add(api: httpx.AsyncClient, **given: Any) -> dict[str, Any]:
     assert answer.status_code == 201
     added: dict[str, Any] = answer.json()
     return added
-
-
-async def begin_all(engine: AsyncEngine) -> None:
-    """Do what the dispatcher does when mailings are due."""
-    is_begun = is_taken = True
-    while is_begun or is_taken:
-        async with engine.begin() as connection:
-            is_begun = await store.begin_due(connection) is not None
-            is_taken = await take_chunk(connection)
-
-
-def errors(answer: httpx.Response) -> dict[str, str]:
-    return {error["field"]: error["message"] for error in answer.json()["errors"]}
 
 
 # ---- adding ---------------------------------------------------------------------------------
@@ -275,7 +255,7 @@ async def test_deleting_cancels_what_was_to_be_sent_and_keeps_what_was(
 ) -> None:
     added, other = await add(api), await add(api, phone="79160000001")
     sent, waiting = [(await api.post("/mailings", json=MAILING)).json()["id"] for _ in range(2)]
-    await begin_all(engine)
+    await advance(engine)
     async with engine.begin() as connection:
         await connection.execute(
             update(message)

@@ -27,10 +27,12 @@ WRITES = [
     ("POST", "/mailings"),
     ("PATCH", "/mailings/{mailing}"),
 ]
+CONTROLS = ("pause", "resume", "cancel", "retry")
 WITH_ID = [
     *(("/clients/{}", method) for method in ("GET", "PATCH", "DELETE")),
     *(("/mailings/{}", method) for method in ("GET", "PATCH", "DELETE")),
     ("/mailings/{}/messages", "GET"),
+    *((f"/mailings/{{}}/{call}", "POST") for call in CONTROLS),
 ]
 LISTS = {
     "/clients": ("operator_code", "tag", "time_zone", "phone", "limit", "before", "after"),
@@ -374,6 +376,8 @@ ALLOWED = [
     ("/mailings", {"GET", "POST"}),
     ("/mailings/{mailing}", {"GET", "PATCH", "DELETE"}),
     ("/mailings/{mailing}/messages", {"GET"}),
+    *((f"/mailings/{{mailing}}/{call}", {"POST"}) for call in CONTROLS),
+    *(("/statistics", {"GET"}), ("/mailings/{mailing}/statistics", {"GET"}), ("/gateway", {"GET"})),
 ]
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "NOSUCH"}
 
@@ -415,6 +419,10 @@ async def test_head_has_no_body_and_does_no_harm(
         "/api/v1/clients/1/x",
         "/api/v1/mailings/1/message",
         "/api/v1/mailings/1/messages/1",
+        "/api/v1/mailings/1/stop",
+        "/api/v1/mailings/pause",
+        "/api/v1/mailings/1/pause/1",
+        "/api/v1/gateway/1",
         "/api/v2/clients",
         "/API/V1/CLIENTS",
         "/nope",

@@ -9,6 +9,8 @@ from mailer import metrics
 from mailer.app import create_app
 from mailer.db.engine import create_engine
 
+STATES: tuple[metrics.BreakerState, ...] = ("closed", "open", "half_open")
+
 
 async def samples(api: httpx.AsyncClient) -> dict[str, float]:
     """Every sample that is exposed, by its name and labels."""
@@ -54,16 +56,38 @@ async def test_messages_are_counted_by_outcome_and_reason(api: httpx.AsyncClient
 
 
 async def test_requests_to_the_gateway_are_counted_and_timed(api: httpx.AsyncClient) -> None:
-    in_flight = "mailer_gateway_requests_in_flight"
-    count = "mailer_gateway_request_duration_seconds_count"
+    name = "mailer_gateway_request_duration_seconds"
     before = await samples(api)
-    with metrics.gateway_request():
-        under_way = await samples(api)
+    for seconds in (0.003, 0.005, 0.3, 61):
+        metrics.request_ended(seconds)
     after = await samples(api)
 
-    assert under_way[in_flight] == before[in_flight] + 1
-    assert after[in_flight] == before[in_flight]
-    assert after[count] == before[count] + 1
+    def grown(series: str) -> float:
+        return after[f"{name}_{series}"] - before[f"{name}_{series}"]
+
+    assert grown("count") == 4
+    assert grown("sum") == pytest.approx(61.308)
+    bounds = ("0.005", "0.01", "0.25", "0.5", "60.0", "+Inf")
+    assert [grown(f"bucket le={bound}") for bound in bounds] == [2, 2, 2, 3, 3, 4]
+
+
+async def test_requests_under_way_are_shown_as_they_are_now(api: httpx.AsyncClient) -> None:
+    under_way: list[str] = []
+    metrics.watch_requests(under_way.__len__)
+    for count in (0, 2):
+        under_way += ["request"] * count
+        assert (await samples(api))["mailer_gateway_requests_in_flight"] == count
+
+
+async def test_breaker_shows_the_one_state_that_it_is_in(api: httpx.AsyncClient) -> None:
+    openings = "mailer_gateway_breaker_openings_total"
+    before = (await samples(api))[openings]
+    for state in STATES:
+        metrics.breaker(state)
+        found = await samples(api)
+        shown = {s: found[f"mailer_gateway_breaker_state state={s}"] for s in STATES}
+        assert shown == {other: other == state for other in STATES}
+    assert found[openings] == before + 1
 
 
 async def test_claims_are_counted_by_size(api: httpx.AsyncClient) -> None:

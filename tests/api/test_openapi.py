@@ -15,6 +15,7 @@ from mailer.validation import Input, check
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 METHODS = {"get", "post", "patch", "put", "delete"}
+CONTROLS = ("pause", "resume", "cancel", "retry")
 CALLS = {
     ("post", "/api/v1/clients"): "201",
     ("get", "/api/v1/clients"): "200",
@@ -27,6 +28,11 @@ CALLS = {
     ("patch", "/api/v1/mailings/{mailing_id}"): "200",
     ("delete", "/api/v1/mailings/{mailing_id}"): "204",
     ("get", "/api/v1/mailings/{mailing_id}/messages"): "200",
+    ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
+    **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in CONTROLS},
+    ("post", "/api/v1/clients/import"): "200",
+    ("get", "/api/v1/statistics"): "200",
+    ("get", "/api/v1/gateway"): "200",
 }
 QUERIES = {
     "/api/v1/clients": {"operator_code", "tag", "time_zone", "phone", "limit", "before", "after"},
@@ -99,6 +105,12 @@ def test_every_call_of_the_contract_is_described(
     assert [status for status in operation["responses"] if status < "400"] == [CALLS[call]]
 
 
+def test_no_call_is_described_that_the_contract_does_not_know(
+    operations: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    assert {call for call in operations if call[1].startswith("/api/")} == CALLS.keys()
+
+
 def test_every_operation_has_an_id_of_its_own(
     operations: dict[tuple[str, str], dict[str, Any]],
 ) -> None:
@@ -137,6 +149,7 @@ def test_every_call_declares_its_problems(
         ("post", "/api/v1/clients"),
         ("patch", "/api/v1/clients/{client_id}"),
         ("patch", "/api/v1/mailings/{mailing_id}"),
+        *(("post", f"/api/v1/mailings/{{mailing_id}}/{call}") for call in CONTROLS),
     ],
     ids=" ".join,
 )
@@ -192,6 +205,38 @@ def test_a_body_is_closed_and_named_in_full(
     assert model["properties"].keys() == set(BODIES[call].__struct_fields__)
     required = {f.name for f in msgspec.structs.fields(BODIES[call]) if f.required}
     assert set(model.get("required", ())) == required
+
+
+@pytest.mark.parametrize("call", CONTROLS)
+def test_a_control_call_takes_nothing_and_answers_with_the_mailing(
+    operations: dict[tuple[str, str], dict[str, Any]], call: str
+) -> None:
+    operation = operations["post", f"/api/v1/mailings/{{mailing_id}}/{call}"]
+    assert "requestBody" not in operation
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["mailing_id"]
+    [media] = operation["responses"]["200"]["content"].values()
+    assert media["schema"] == {"$ref": "#/components/schemas/Mailing"}
+
+
+def test_since_when_and_why_a_mailing_is_held_is_described(schema: dict[str, Any]) -> None:
+    models = schema["components"]["schemas"]
+    assert models["Hold"]["properties"].keys() == {"since", "reason"}
+    for name in ("Mailing", "MailingDetail"):
+        assert {"$ref": "#/components/schemas/Hold"} in models[name]["properties"]["held"]["oneOf"]
+    assert models["GatewayStatus"]["properties"].keys() == {
+        *("is_set", "breaker", "held", "retry_at", "failures"),
+    }
+
+
+@pytest.mark.parametrize("name", ["Client", "Mailing", "MailingDetail", "Message", "GatewayStatus"])
+def test_an_answers_example_has_the_fields_that_an_answer_has(
+    schema: dict[str, Any], name: str
+) -> None:
+    model = schema["components"]["schemas"][name]
+    [example] = model["examples"]
+    left_out = model["properties"].keys() - example.keys()
+    assert example.keys() <= model["properties"].keys()
+    assert all("null" in str(model["properties"][field]) for field in left_out)
 
 
 def test_the_filters_lists_are_closed(schema: dict[str, Any]) -> None:

@@ -1,14 +1,20 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import add_clients, add_mailing, add_messages
+from tests.sample import (
+    add_clients,
+    add_mailing,
+    add_messages,
+    do,
+    execute,
+    take_audience,
+    value,
+)
 
 from mailer.db.engine import raw
-from mailer.mailing import audience, store
+from mailer.mailing import audience, moving
 from mailer.mailing.audience import CHUNK, FIRST_CHUNK
 from mailer.message import store as messages
 from mailer.message.model import FinishedMessage
@@ -22,31 +28,10 @@ ADD_MANY = f"""
     FROM generate_series(1, {MANY}) AS n"""  # noqa: S608  # of a test
 
 
-async def execute(engine: AsyncEngine, statement: str) -> None:
-    async with engine.begin() as connection:
-        await connection.execute(text(statement))
-
-
-async def value(engine: AsyncEngine, query: str) -> Any:
-    async with engine.connect() as connection:
-        return (await connection.execute(text(query))).scalar_one()
-
-
-async def take_chunk(engine: AsyncEngine) -> bool:
-    async with engine.begin() as connection:
-        return await audience.take_chunk(connection)
-
-
-async def take_all(engine: AsyncEngine) -> None:
-    while await take_chunk(engine):
-        pass
-
-
 async def begun_mailing(engine: AsyncEngine) -> None:
     """A mailing to everybody, begun, of whose audience nothing is taken yet."""
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
-    async with engine.begin() as connection:
-        assert await store.begin_due(connection) is not None
+    assert await do(engine, moving.begin_due) is not None
 
 
 async def replanned_mailing(engine: AsyncEngine) -> int:
@@ -75,7 +60,7 @@ async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> Non
     await execute(engine, ADD_MANY)
     await begun_mailing(engine)
 
-    await take_all(engine)
+    await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message WHERE status = 'scheduled'") == MANY
     assert await value(engine, "SELECT count(DISTINCT client_id) FROM message") == MANY
@@ -87,7 +72,7 @@ async def test_first_chunk_is_small_so_that_sending_begins_at_once(engine: Async
     await execute(engine, ADD_MANY)
     await begun_mailing(engine)
 
-    await take_chunk(engine)
+    await do(engine, audience.take_chunk)
 
     assert await value(engine, "SELECT count(*) FROM message") == FIRST_CHUNK
 
@@ -95,14 +80,14 @@ async def test_first_chunk_is_small_so_that_sending_begins_at_once(engine: Async
 async def test_chunk_that_was_rolled_back_is_taken_again(engine: AsyncEngine) -> None:
     await execute(engine, ADD_MANY)
     await begun_mailing(engine)
-    await take_chunk(engine)
+    await do(engine, audience.take_chunk)
     async with engine.connect() as connection:
         assert await audience.take_chunk(connection)
         await connection.rollback()
     assert await value(engine, "SELECT audience_cursor FROM mailing") == FIRST_CHUNK
     assert await value(engine, "SELECT count(*) FROM message") == FIRST_CHUNK
 
-    await take_all(engine)
+    await take_audience(engine)
 
     assert await value(engine, "SELECT count(DISTINCT client_id) FROM message") == MANY
 
@@ -112,7 +97,7 @@ async def test_client_who_joins_after_the_beginning_is_not_added(engine: AsyncEn
     await begun_mailing(engine)
     await add_clients(engine, 2)
 
-    await take_all(engine)
+    await take_audience(engine)
 
     taken = "SELECT array_agg(client_id ORDER BY client_id) FROM message"
     assert await value(engine, taken) == clients
@@ -128,7 +113,7 @@ async def test_clients_count_is_exact_when_clients_go_before_they_are_taken(
     await execute(engine, erase)
     assert await value(engine, "SELECT clients_count FROM mailing") == 5
 
-    await take_all(engine)
+    await take_audience(engine)
 
     assert await value(engine, "SELECT clients_count FROM mailing") == 3
     assert await value(engine, "SELECT count(*) FROM message") == 3
@@ -138,8 +123,8 @@ async def test_two_processes_never_take_the_same_chunk(engine: AsyncEngine) -> N
     await execute(engine, ADD_MANY)
     await begun_mailing(engine)
 
-    await asyncio.gather(take_all(engine), take_all(engine))
-    await take_all(engine)
+    await asyncio.gather(take_audience(engine), take_audience(engine))
+    await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == MANY
     assert await value(engine, "SELECT clients_count FROM mailing") == MANY
@@ -152,12 +137,12 @@ async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> No
         sender = await raw(pooled)
         async with sender.transaction():
             await sender.execute(HOLD_LOCK, mailing_id)
-            replanning = asyncio.create_task(take_chunk(engine))
+            replanning = asyncio.create_task(do(engine, audience.take_chunk))
             await asyncio.wait({replanning}, timeout=0.3)
             assert await one_message(engine) == "scheduled"
             assert await value(engine, "SELECT replanning FROM mailing")
     await replanning
-    await take_all(engine)
+    await take_audience(engine)
 
     assert await one_message(engine) == "cancelled filter_changed"
     assert not await value(engine, "SELECT replanning FROM mailing")
@@ -170,7 +155,7 @@ async def test_audience_is_taken_while_processes_send(engine: AsyncEngine) -> No
         sender = await raw(pooled)
         async with sender.transaction(), asyncio.timeout(5):
             await sender.execute(HOLD_LOCK, 1)
-            await take_all(engine)
+            await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == 2
 
@@ -181,12 +166,12 @@ async def test_replan_waits_until_what_is_being_sent_is_back(engine: AsyncEngine
         sender = await raw(pooled)
         (claim,) = await messages.claim(sender, [mailing_id], 1, owner, LEASE)
         await change_filter(engine)
-        await take_all(engine)
+        await take_audience(engine)
         assert await one_message(engine) == "sending"
         assert await value(engine, "SELECT replanning FROM mailing")
 
         await messages.finish(sender, owner, [FinishedMessage(claim, "scheduled", 0)])
-    await take_all(engine)
+    await take_audience(engine)
 
     assert await one_message(engine) == "cancelled filter_changed"
 
@@ -199,13 +184,13 @@ async def test_replan_waits_for_a_claim_that_it_could_not_see_yet(engine: AsyncE
             await sender.execute(HOLD_LOCK, mailing_id)
             (claim,) = await messages.claim(sender, [mailing_id], 1, owner, LEASE)
             await change_filter(engine)
-            replanning = asyncio.create_task(take_all(engine))
+            replanning = asyncio.create_task(take_audience(engine))
             await asyncio.wait({replanning}, timeout=0.3)
         await replanning
         assert await one_message(engine) == "sending"
 
         await messages.finish(sender, owner, [FinishedMessage(claim, "scheduled", 0)])
-    await take_all(engine)
+    await take_audience(engine)
 
     assert await one_message(engine) == "cancelled filter_changed"
 
@@ -234,5 +219,5 @@ async def test_replan_that_waits_keeps_no_other_mailing_waiting(engine: AsyncEng
         sender = await raw(pooled)
         async with sender.transaction(), asyncio.timeout(5):
             await sender.execute(HOLD_LOCK, mailing_id)
-            await take_all(engine)
+            await take_audience(engine)
             assert await value(engine, "SELECT count(*) FROM message") == 2

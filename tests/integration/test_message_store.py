@@ -1,19 +1,25 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import add_clients, add_mailing, add_messages
+from tests.sample import (
+    LEASE,
+    OWNER,
+    add_clients,
+    add_due_messages,
+    add_messages,
+    ledger,
+    state,
+)
 
 from mailer.db.engine import raw
 from mailer.message import store
-from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.message.model import ClaimedMessage, FinishedMessage, Status
 
-OWNER = UUID(int=1)
-LEASE = timedelta(seconds=60)
 HOUR = timedelta(hours=1)
 
 
@@ -29,44 +35,18 @@ async def other(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
         yield await raw(pooled)
 
 
-async def due_mailing(engine: AsyncEngine, count: int, status: str = "running") -> int:
-    """A mailing under way with messages that are due."""
-    start = datetime.now(UTC) - HOUR
-    mailing_id = await add_mailing(engine, clients=count, start=start, status=status)
-    await add_messages(engine, mailing_id, await add_clients(engine, count), "scheduled")
-    return mailing_id
-
-
 async def claim_one(
     engine: AsyncEngine, claimer: asyncpg.Connection, lease: timedelta = LEASE
 ) -> ClaimedMessage:
-    mailing_id = await due_mailing(engine, 1)
+    mailing_id = await add_due_messages(engine, 1)
     (claim,) = await store.claim(claimer, [mailing_id], 1, OWNER, lease)
     return claim
-
-
-async def state(connection: asyncpg.Connection, message_id: int) -> tuple[str, str | None, int]:
-    query = "SELECT status, reason, attempts FROM message WHERE id = $1"
-    row = await connection.fetchrow(query, message_id)
-    assert row is not None
-    return row["status"], row["reason"], row["attempts"]
-
-
-async def ledger(connection: asyncpg.Connection, mailing_id: int) -> dict[str, int]:
-    row = await connection.fetchrow("SELECT * FROM ledger WHERE mailing_id = $1", mailing_id)
-    assert row is not None
-    return {name: n for name, n in row.items() if n and name != "mailing_id"}
-
-
-async def rescue(engine: AsyncEngine, max_attempts: int = 8) -> int:
-    async with engine.begin() as connection:
-        return await store.rescue(connection, max_attempts, 1_000)
 
 
 async def test_claim_takes_the_oldest_due_up_to_the_share_of_each_mailing(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    large, small = await due_mailing(engine, 5), await due_mailing(engine, 1)
+    large, small = await add_due_messages(engine, 5), await add_due_messages(engine, 1)
     oldest = datetime.now(UTC) - 100_000 * HOUR
     await add_messages(engine, large, await add_clients(engine, 2), "scheduled", at=oldest)
 
@@ -82,7 +62,7 @@ async def test_claim_takes_the_oldest_due_up_to_the_share_of_each_mailing(
 async def test_claim_takes_nothing_that_is_not_due_or_not_scheduled(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    mailing_id = await due_mailing(engine, 0)
+    mailing_id = await add_due_messages(engine, 0)
     clients = await add_clients(engine, 3)
     later = datetime.now(UTC) + HOUR
     await add_messages(engine, mailing_id, clients[:1], "scheduled", at=later)
@@ -106,7 +86,7 @@ async def test_claim_takes_nothing_that_is_not_due_or_not_scheduled(
 async def test_claim_takes_nothing_of_a_mailing_that_must_not_send(
     engine: AsyncEngine, claimer: asyncpg.Connection, change: str
 ) -> None:
-    mailing_id = await due_mailing(engine, 2)
+    mailing_id = await add_due_messages(engine, 2)
     await claimer.execute(f"UPDATE mailing SET {change}")  # noqa: S608  # of a test
 
     assert await store.claim(claimer, [mailing_id], 9, OWNER, LEASE) == []
@@ -115,7 +95,7 @@ async def test_claim_takes_nothing_of_a_mailing_that_must_not_send(
 async def test_claim_takes_nothing_of_a_mailing_that_is_not_asked_for(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    asked, _ = await due_mailing(engine, 1), await due_mailing(engine, 1)
+    asked, _ = await add_due_messages(engine, 1), await add_due_messages(engine, 1)
 
     claims = await store.claim(claimer, [asked], 9, OWNER, LEASE)
 
@@ -125,7 +105,7 @@ async def test_claim_takes_nothing_of_a_mailing_that_is_not_asked_for(
 async def test_two_claimers_at_once_never_take_the_same_message(
     engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
-    mailing_id = await due_mailing(engine, 5)
+    mailing_id = await add_due_messages(engine, 5)
     async with claimer.transaction():
         first = await store.claim(claimer, [mailing_id], 3, OWNER, LEASE)
         # it passes over the three and waits with the other two, for the ledger's row
@@ -140,7 +120,7 @@ async def test_two_claimers_at_once_never_take_the_same_message(
 async def test_what_another_is_claiming_is_passed_over_without_waiting(
     engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
-    mailing_id = await due_mailing(engine, 2)
+    mailing_id = await add_due_messages(engine, 2)
     async with claimer.transaction():
         await store.claim(claimer, [mailing_id], 2, OWNER, LEASE)
         async with asyncio.timeout(5):
@@ -150,17 +130,17 @@ async def test_what_another_is_claiming_is_passed_over_without_waiting(
 async def test_ledger_moves_with_claim_and_finish(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    mailing_id = await due_mailing(engine, 3)
+    mailing_id = await add_due_messages(engine, 3)
     first, second = await store.claim(claimer, [mailing_id], 2, OWNER, LEASE)
-    assert await ledger(claimer, mailing_id) == {"scheduled": 1, "sending": 2}
+    assert await ledger(engine, mailing_id) == {"scheduled": 1, "sending": 2}
 
     finished = [
         FinishedMessage(first, "delivered", 1, sent_at=datetime.now(UTC)),
         FinishedMessage(second, "undelivered", 1, "rejected_400"),
     ]
     assert await store.finish(claimer, OWNER, finished) == 2
-    assert await ledger(claimer, mailing_id) == {"scheduled": 1, "delivered": 1, "undelivered": 1}
-    assert await state(claimer, second.id) == ("undelivered", "rejected_400", 1)
+    assert await ledger(engine, mailing_id) == {"scheduled": 1, "delivered": 1, "undelivered": 1}
+    assert await state(engine, second.id) == ("undelivered", "rejected_400", 1)
 
 
 async def test_finish_twice_writes_once(engine: AsyncEngine, claimer: asyncpg.Connection) -> None:
@@ -170,7 +150,7 @@ async def test_finish_twice_writes_once(engine: AsyncEngine, claimer: asyncpg.Co
 
     refused = FinishedMessage(claim, "undelivered", 1, "rejected_400")
     assert await store.finish(claimer, OWNER, [delivered, refused]) == 0
-    assert await state(claimer, claim.id) == ("delivered", None, 1)
+    assert await state(engine, claim.id) == ("delivered", None, 1)
 
 
 async def test_finish_by_another_owner_changes_nothing(
@@ -179,19 +159,7 @@ async def test_finish_by_another_owner_changes_nothing(
     claim = await claim_one(engine, claimer)
 
     assert await store.finish(claimer, uuid4(), [FinishedMessage(claim, "delivered", 1)]) == 0
-    assert await state(claimer, claim.id) == ("sending", None, 1)
-
-
-async def test_finish_of_an_earlier_attempt_changes_nothing(
-    engine: AsyncEngine, claimer: asyncpg.Connection
-) -> None:
-    claim = await claim_one(engine, claimer, lease=-LEASE)
-    assert await rescue(engine) == 1
-    (again,) = await store.claim(claimer, [claim.mailing_id], 1, OWNER, LEASE)
-    assert (again.id, again.attempts) == (claim.id, 2)
-
-    assert await store.finish(claimer, OWNER, [FinishedMessage(claim, "delivered", 1)]) == 0
-    assert await state(claimer, claim.id) == ("sending", None, 2)
+    assert await state(engine, claim.id) == ("sending", None, 1)
 
 
 async def test_finish_of_a_claim_handed_back_and_made_anew_changes_nothing(
@@ -205,62 +173,154 @@ async def test_finish_of_a_claim_handed_back_and_made_anew_changes_nothing(
 
     # as the recorder writes once more when the connection was lost before the answer
     assert await store.finish(claimer, OWNER, [handed_back]) == 0
-    assert await state(claimer, claim.id) == ("sending", None, 1)
+    assert await state(engine, claim.id) == ("sending", None, 1)
     assert await store.finish(claimer, OWNER, [FinishedMessage(again, "delivered", 1)]) == 1
 
 
+async def failed(claimer: asyncpg.Connection, claim: ClaimedMessage, reason: str) -> None:
+    """Write that an attempt failed, and that the message waits for the next."""
+    again = FinishedMessage(claim, "scheduled", claim.attempts, reason, last_failure=reason)
+    assert await store.finish(claimer, OWNER, [again]) == 1
+
+
+async def claim_again(claimer: asyncpg.Connection, claim: ClaimedMessage) -> ClaimedMessage:
+    (again,) = await store.claim(claimer, [claim.mailing_id], 1, OWNER, LEASE)
+    assert again.id == claim.id
+    return again
+
+
+async def last_failure(connection: asyncpg.Connection, claim: ClaimedMessage) -> str | None:
+    query = "SELECT last_failure FROM message WHERE id = $1"
+    found: str | None = await connection.fetchval(query, claim.id)
+    return found
+
+
+async def test_message_handed_back_waits_again_for_the_reason_it_waited_for(
+    engine: AsyncEngine, claimer: asyncpg.Connection
+) -> None:
+    claim = await claim_one(engine, claimer)
+    await store.finish(claimer, OWNER, [FinishedMessage(claim, "scheduled", 0)])
+    assert await state(engine, claim.id) == ("scheduled", None, 0)
+
+    await failed(claimer, await claim_again(claimer, claim), "http_503")
+    again = await claim_again(claimer, claim)
+    assert await state(engine, claim.id) == ("sending", None, 2)
+    await store.finish(claimer, OWNER, [FinishedMessage(again, "scheduled", 1)])
+
+    assert await state(engine, claim.id) == ("scheduled", "http_503", 1)
+
+
 @pytest.mark.parametrize(
-    ("on_unknown", "max_attempts", "becomes"),
+    ("status", "reason"),
     [
-        ("retry", 2, ("scheduled", "lease_expired")),
-        ("retry", 1, ("undelivered", "attempts_exhausted")),
-        ("hold", 2, ("unknown", "lease_expired")),
-        ("hold", 1, ("unknown", "lease_expired")),
+        ("delivered", None),
+        ("undelivered", "rejected_400"),
+        ("unknown", "timeout"),
+        ("cancelled", "client_deleted"),
     ],
 )
-async def test_rescued_message_counts_as_unknown(
-    engine: AsyncEngine,
-    claimer: asyncpg.Connection,
-    on_unknown: str,
-    max_attempts: int,
-    becomes: tuple[str, str],
+async def test_why_the_last_attempt_failed_is_kept_whatever_becomes_of_the_message(
+    engine: AsyncEngine, claimer: asyncpg.Connection, status: Status, reason: str | None
 ) -> None:
-    claim = await claim_one(engine, claimer, lease=-LEASE)
-    await claimer.execute("UPDATE mailing SET on_unknown = $1", on_unknown)
+    claim = await claim_one(engine, claimer)
+    await failed(claimer, claim, "http_503")
+    again = await claim_again(claimer, claim)
 
-    assert await rescue(engine, max_attempts) == 1
+    assert await store.finish(claimer, OWNER, [FinishedMessage(again, status, 2, reason)]) == 1
 
-    assert await state(claimer, claim.id) == (*becomes, 1)
-    assert await ledger(claimer, claim.mailing_id) == {becomes[0]: 1}
-    assert await store.finish(claimer, OWNER, [FinishedMessage(claim, "delivered", 1)]) == 0
+    assert await state(engine, claim.id) == (status, reason, 2)
+    assert await last_failure(claimer, claim) == "http_503"
 
 
-async def test_rescue_leaves_leases_that_hold_alone(
+async def test_newest_failure_takes_the_place_of_the_one_before(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    lost = await claim_one(engine, claimer, lease=-LEASE)
-    held = await claim_one(engine, claimer)
+    claim = await claim_one(engine, claimer)
+    assert await last_failure(claimer, claim) is None
+    await failed(claimer, claim, "http_503")
+    again = await claim_again(claimer, claim)
+    given_up = FinishedMessage(
+        again, "undelivered", 2, "attempts_exhausted", last_failure="timeout"
+    )
+    await store.finish(claimer, OWNER, [given_up])
 
-    assert await rescue(engine) == 1
-    assert await state(claimer, lost.id) == ("scheduled", "lease_expired", 1)
-    assert await state(claimer, held.id) == ("sending", None, 1)
+    assert await state(engine, claim.id) == ("undelivered", "attempts_exhausted", 2)
+    assert await last_failure(claimer, claim) == "timeout"
 
 
-async def test_rescue_takes_no_more_than_a_chunk(
+async def test_claims_that_nobody_knows_of_go_back_to_where_they_were(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    mailing_id = await due_mailing(engine, 3)
-    await store.claim(claimer, [mailing_id], 3, OWNER, -LEASE)
+    tried = await claim_one(engine, claimer)
+    await failed(claimer, tried, "http_503")
+    await claim_again(claimer, tried)
+    mailing_id = await add_due_messages(engine, 3)
+    held, untried = await store.claim(claimer, [mailing_id], 2, OWNER, LEASE)
+    (of_another,) = await store.claim(claimer, [mailing_id], 1, uuid4(), LEASE)
 
-    async with engine.begin() as connection:
-        assert await store.rescue(connection, 8, 2) == 2
-    assert await ledger(claimer, mailing_id) == {"scheduled": 2, "sending": 1}
+    assert await store.let_go(claimer, OWNER, {held.id}) == 2
+
+    assert await state(engine, tried.id) == ("scheduled", "http_503", 1)
+    assert await state(engine, untried.id) == ("scheduled", None, 0)
+    assert await state(engine, held.id) == await state(engine, of_another.id)
+    assert await ledger(engine, mailing_id) == {"scheduled": 1, "sending": 2}
+    assert await store.let_go(claimer, OWNER, {held.id}) == 0
+    late, known = FinishedMessage(untried, "delivered", 1), FinishedMessage(held, "delivered", 1)
+    assert await store.finish(claimer, OWNER, [late, known]) == 1
+    assert await state(engine, untried.id) == ("scheduled", None, 0)
+
+
+async def test_failure_that_was_the_gateways_costs_no_attempt(
+    engine: AsyncEngine, claimer: asyncpg.Connection
+) -> None:
+    mailing_id = await add_due_messages(engine, 3)
+    *blamed, other = await store.claim(claimer, [mailing_id], 3, OWNER, LEASE)
+    for claim in (*blamed, other):
+        await failed(claimer, claim, "http_503")
+
+    await store.give_back(claimer, blamed)
+
+    for claim in blamed:
+        assert await state(engine, claim.id) == ("scheduled", "http_503", 0)
+    assert await state(engine, other.id) == ("scheduled", "http_503", 1)
+    assert await ledger(engine, mailing_id) == {"scheduled": 3}
+    await store.give_back(claimer, [*blamed, *blamed])
+    assert {await state(engine, claim.id) for claim in blamed} == {("scheduled", "http_503", 0)}
+
+
+async def test_attempt_is_not_given_back_to_a_message_claimed_since(
+    engine: AsyncEngine, claimer: asyncpg.Connection
+) -> None:
+    claim = await claim_one(engine, claimer)
+    await store.give_back(claimer, [claim])
+    assert await state(engine, claim.id) == ("sending", None, 1)
+
+    await failed(claimer, claim, "http_503")
+    again = await claim_again(claimer, claim)
+    await store.give_back(claimer, [claim])
+    assert await state(engine, claim.id) == ("sending", None, 2)
+
+    await failed(claimer, again, "http_500")
+    await store.give_back(claimer, [claim])
+    assert await state(engine, claim.id) == ("scheduled", "http_500", 2)
+
+
+@pytest.mark.parametrize("status", ["delivered", "undelivered", "unknown", "cancelled"])
+async def test_attempt_is_not_given_back_to_a_message_that_does_not_wait(
+    engine: AsyncEngine, claimer: asyncpg.Connection, status: Status
+) -> None:
+    claim = await claim_one(engine, claimer)
+    await store.finish(claimer, OWNER, [FinishedMessage(claim, status, 1)])
+
+    await store.give_back(claimer, [claim])
+
+    assert await state(engine, claim.id) == (status, None, 1)
 
 
 async def test_seconds_to_next_due_are_those_of_the_earliest_message_that_waits(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    asked, other = await due_mailing(engine, 0), await due_mailing(engine, 0)
+    asked, other = await add_due_messages(engine, 0), await add_due_messages(engine, 0)
     clients = await add_clients(engine, 2)
     now = datetime.now(UTC)
     assert await store.seconds_to_next_due(claimer, [asked, other]) is None

@@ -1,18 +1,11 @@
 from collections.abc import Sequence
 from uuid import uuid4
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import add_clients, add_mailing, add_messages
+from tests.sample import add_clients, add_mailing, add_messages, execute
 
 from mailer.mailing import service
 from mailer.report.verify import Difference, differences
-
-
-async def execute(engine: AsyncEngine, *statements: str) -> None:
-    async with engine.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
 
 
 async def sound_mailing(engine: AsyncEngine, clients: Sequence[int]) -> int:

@@ -1,0 +1,14 @@
+"""A directory for tests of mailings."""
+
+import httpx
+import pytest
+from tests.api.calls import DIRECTORY
+
+
+@pytest.fixture
+async def clients(api: httpx.AsyncClient) -> dict[str, int]:
+    """The directory's clients: their ids by name."""
+    return {
+        name: (await api.post("/clients", json=given)).json()["id"]
+        for name, given in DIRECTORY.items()
+    }

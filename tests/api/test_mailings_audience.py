@@ -1,0 +1,110 @@
+"""Mailings over HTTP: their filter, their audience and their ledger."""
+
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.calls import DUE, LEDGER, NEW, create, mark, messages_of
+from tests.sample import begin, do
+
+from mailer.mailing import moving
+
+# ---- the filter -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "matched"),
+    [
+        (None, {"vip", "moscow", "tagged 912", "blank"}),
+        ("912", {"moscow", "tagged 912"}),
+        ("vip", {"vip"}),
+        ("912, vip", {"moscow", "tagged 912", "vip"}),
+        ("  912  ,vip,", {"moscow", "tagged 912", "vip"}),
+        ("two words", {"blank"}),
+        ("words", set()),
+        ("VIP", set()),
+        ("91", set()),
+        ("9120", set()),
+        ("79120000002", set()),
+        ("Europe/Moscow", set()),
+        ("%, _ip, .*", set()),
+        ({}, {"vip", "moscow", "tagged 912", "blank"}),
+        ({"operator_codes": ["912"]}, {"moscow"}),
+        ({"operator_codes": ["912", "916", "912"]}, {"moscow", "vip"}),
+        ({"tags": ["912"]}, {"tagged 912"}),
+        ({"tags": ["912", "vip"]}, {"tagged 912", "vip"}),
+        ({"time_zones": ["UTC"]}, {"vip", "blank"}),
+        ({"time_zones": ["UTC", "Asia/Kathmandu"]}, {"vip", "blank", "tagged 912"}),
+        ({"operator_codes": ["912", "903"], "tags": ["912"]}, {"tagged 912"}),
+        ({"operator_codes": ["912"], "tags": ["912"]}, set()),
+        ({"operator_codes": ["916"], "tags": ["vip"], "time_zones": ["UTC"]}, {"vip"}),
+        ({"operator_codes": ["916"], "tags": ["vip"], "time_zones": ["Asia/Tokyo"]}, set()),
+    ],
+)
+async def test_a_filter_is_returned_as_given_and_finds_its_audience(
+    api: httpx.AsyncClient,
+    engine: AsyncEngine,
+    clients: dict[str, int],
+    given: Any,
+    matched: set[str],
+) -> None:
+    created = await create(api, DUE | {"client_filter": given})
+    assert created["client_filter"] == given
+    assert created["clients_count"] == len(matched)
+    await begin(engine)
+    shown = (await api.get(f"/mailings/{created['id']}")).json()
+    assert shown["client_filter"] == given
+    assert shown["clients_count"] == len(matched)
+    assert (await messages_of(api, created["id"])).keys() == {clients[name] for name in matched}
+
+
+async def test_a_deleted_client_is_in_no_audience(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE)
+    await api.delete(f"/clients/{clients['vip']}")
+    assert (await create(api, NEW))["clients_count"] == 3
+    await begin(engine)
+    assert clients["vip"] not in await messages_of(api, created["id"])
+
+
+# ---- counts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("clients")
+async def test_before_the_start_all_are_scheduled_and_no_message_exists(
+    api: httpx.AsyncClient,
+) -> None:
+    created = await create(api, NEW | {"client_filter": "912"})
+    assert created["clients_count"] == created["scheduled_messages"] == 2
+    assert created["created_messages"] == 0
+    assert [created[name] for name in LEDGER[1:]] == [0] * 5
+    assert (await api.get(f"/mailings/{created['id']}/messages")).json()["results"] == []
+
+
+async def test_from_the_start_on_the_ledger_adds_up(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE)
+    joined_before_the_start = await api.post("/clients", json={"phone": "79160000009"})
+    await begin(engine)
+    await api.post("/clients", json={"phone": "79160000010"})
+    await mark(engine, clients["vip"], status="delivered", sent_at=func.now())
+    await mark(engine, clients["moscow"], status="undelivered", reason="rejected_400")
+    await mark(engine, clients["tagged 912"], status="unknown", reason="timeout")
+    await mark(engine, clients["blank"], status="cancelled", reason="expired")
+    shown = (await api.get(f"/mailings/{created['id']}")).json()
+    assert shown["status"] == "running"
+    assert shown["clients_count"] == shown["created_messages"] == 5
+    assert [shown[name] for name in LEDGER] == [1, 0, 1, 1, 1, 1]
+    assert joined_before_the_start.json()["id"] in await messages_of(api, created["id"])
+
+
+async def test_an_audience_may_be_empty(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    shown = (await api.get(f"/mailings/{created['id']}")).json()
+    assert shown["clients_count"] == shown["created_messages"] == 0
+    assert await do(engine, moving.finish) == [(created["id"], "finished")]

@@ -1,0 +1,314 @@
+"""Mailings over HTTP: what may change, and when."""
+
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import httpx
+import pytest
+from sqlalchemy import func, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.calls import DIRECTORY, DUE, LEDGER, NEW, create, errors, mark, messages_of
+from tests.sample import begin, do, running, take_audience
+
+from mailer.db.schema import mailing
+from mailer.mailing.audience import take_chunk
+
+# ---- changing before the start --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"datetime_start": "2040-01-01T10:00:00Z"},
+        {"datetime_end": "2041-01-01T10:00:00Z"},
+        {"datetime_start": "2050-01-01T09:00:00Z", "datetime_end": "2050-01-02T09:00:00Z"},
+        {"send_interval_time_start": "09:00", "send_interval_time_end": "18:00"},
+        {"text": "Changed"},
+        {"client_filter": "912"},
+        {"client_filter": {"tags": ["vip"]}},
+        {"on_unknown": "hold"},
+        {"text": "Changed", "client_filter": "vip", "on_unknown": "hold"},
+    ],
+)
+@pytest.mark.usefixtures("clients")
+async def test_before_the_start_everything_can_change_and_the_rest_stays(
+    api: httpx.AsyncClient, change: dict[str, Any]
+) -> None:
+    created = await create(api, NEW)
+    answer = await api.patch(f"/mailings/{created['id']}", json=change)
+    assert answer.status_code == 200
+    moved = {"updated_at", "clients_count", "scheduled_messages"}
+    kept = created.keys() - change.keys() - moved
+    assert {name: answer.json()[name] for name in kept} == {name: created[name] for name in kept}
+    assert {name: answer.json()[name] for name in change} == change
+    assert (await api.get("/mailings")).json()["results"] == [answer.json()]
+
+
+@pytest.mark.usefixtures("clients")
+async def test_a_new_filter_before_the_start_is_counted_anew(api: httpx.AsyncClient) -> None:
+    created = await create(api, NEW | {"client_filter": "vip"})
+    changed = await api.patch(f"/mailings/{created['id']}", json={"client_filter": "912"})
+    assert changed.json()["clients_count"] == changed.json()["scheduled_messages"] == 2
+    assert changed.json()["created_messages"] == 0
+
+
+async def test_null_takes_the_filter_and_the_window_away(api: httpx.AsyncClient) -> None:
+    window = {"send_interval_time_start": "09:00", "send_interval_time_end": "18:00"}
+    created = await create(api, NEW | window | {"client_filter": "vip"})
+    nothing = dict.fromkeys([*window, "client_filter"])
+    changed = (await api.patch(f"/mailings/{created['id']}", json=nothing)).json()
+    assert {name: changed[name] for name in nothing} == nothing
+
+
+@pytest.mark.parametrize(
+    ("stored", "change", "field"),
+    [
+        ({}, {"send_interval_time_start": "09:00"}, "send_interval_time_end"),
+        ({}, {"send_interval_time_end": "09:00"}, "send_interval_time_start"),
+        ("window", {"send_interval_time_start": None}, "send_interval_time_start"),
+        ("window", {"send_interval_time_end": None}, "send_interval_time_end"),
+        ("window", {"send_interval_time_start": "18:00:00"}, "send_interval_time_end"),
+        ("window", {"send_interval_time_end": "09:00"}, "send_interval_time_end"),
+        ({}, {"datetime_end": NEW["datetime_start"]}, "datetime_end"),
+        ({}, {"datetime_end": "2039-01-01T00:00:00Z"}, "datetime_end"),
+        ({}, {"datetime_start": NEW["datetime_end"]}, "datetime_end"),
+        (
+            {"datetime_start": "2020-01-01T00:00:00Z"},
+            {"datetime_end": "2021-01-01T00:00:00Z"},
+            "datetime_end",
+        ),
+    ],
+)
+async def test_a_change_that_does_not_fit_what_stays_is_refused_by_name(
+    api: httpx.AsyncClient, stored: Any, change: dict[str, Any], field: str
+) -> None:
+    if stored == "window":
+        stored = {"send_interval_time_start": "09:00", "send_interval_time_end": "18:00"}
+    created = await create(api, NEW | stored)
+    answer = await api.patch(f"/mailings/{created['id']}", json=change)
+    assert answer.status_code == 400
+    assert errors(answer).keys() == {field}
+    assert (await api.get("/mailings")).json()["results"] == [created]
+
+
+# ---- changing while it runs -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"text": "Changed"}, {"on_unknown": "hold"}, {}])
+@pytest.mark.usefixtures("clients")
+async def test_while_it_runs_the_text_and_on_unknown_change_at_once(
+    api: httpx.AsyncClient, engine: AsyncEngine, change: dict[str, Any]
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    before = await messages_of(api, created["id"])
+    answer = await api.patch(f"/mailings/{created['id']}", json=change)
+    assert answer.status_code == 200
+    assert {name: answer.json()[name] for name in change} == change
+    [sent] = await running(engine)
+    assert sent.text == answer.json()["text"]
+    assert sent.on_unknown == answer.json()["on_unknown"]
+    await take_audience(engine)
+    assert await messages_of(api, created["id"]) == before
+
+
+@pytest.mark.usefixtures("clients")
+async def test_while_it_runs_the_end_can_change(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    end = {"datetime_end": "2050-01-01T00:00:00Z"}
+    assert (await api.patch(f"/mailings/{created['id']}", json=end)).status_code == 200
+    await take_audience(engine)
+    shown = (await api.get(f"/mailings/{created['id']}")).json()
+    assert shown["datetime_end"] == end["datetime_end"]
+    assert shown["scheduled_messages"] == shown["clients_count"] == 4
+
+
+async def test_after_the_start_another_start_is_409(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    address = f"/mailings/{created['id']}"
+    late = await api.patch(address, json={"datetime_start": "2021-01-01T00:00:00Z", "text": "x"})
+    assert late.status_code == 409
+    assert late.headers["content-type"] == "application/problem+json"
+    assert (await api.get(address)).json()["text"] == created["text"]
+    same = await api.patch(address, json={"datetime_start": "2020-01-01T12:00:00+03:00"})
+    assert same.status_code == 200
+
+
+async def test_a_new_filter_cancels_adds_and_leaves_what_was_sent(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE | {"client_filter": "916, 912"})
+    await begin(engine)
+    await mark(engine, clients["vip"], status="delivered", sent_at=func.now())
+    change = {"client_filter": {"operator_codes": ["903", "999"]}}
+    changed = await api.patch(f"/mailings/{created['id']}", json=change)
+    assert changed.json()["client_filter"] == change["client_filter"]
+    await take_audience(engine)
+    found = await messages_of(api, created["id"])
+    assert {name: (found[n]["status"], found[n]["reason"]) for name, n in clients.items()} == {
+        "vip": ("delivered", None),
+        "moscow": ("cancelled", "filter_changed"),
+        "tagged 912": ("scheduled", None),
+        "blank": ("scheduled", None),
+    }
+    shown = (await api.get(f"/mailings/{created['id']}")).json()
+    assert shown["clients_count"] == shown["created_messages"] == 4
+    assert [shown[name] for name in LEDGER] == [2, 0, 1, 0, 0, 1]
+
+
+async def test_who_matches_again_is_taken_back_with_the_same_message(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE | {"client_filter": "912"})
+    address = f"/mailings/{created['id']}"
+    await begin(engine)
+    before = await messages_of(api, created["id"])
+    await api.patch(address, json={"client_filter": "vip"})
+    await take_audience(engine)
+    await api.patch(address, json={"client_filter": "912"})
+    await take_audience(engine)
+    after = await messages_of(api, created["id"])
+    for name in ("moscow", "tagged 912"):
+        again = after[clients[name]]
+        assert again["id"] == before[clients[name]]["id"]
+        assert (again["status"], again["reason"]) == ("scheduled", None)
+    assert after[clients["vip"]]["reason"] == "filter_changed"
+
+
+async def test_a_client_that_joined_after_the_start_is_not_added(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE | {"client_filter": "vip"})
+    await begin(engine)
+    late = (await api.post("/clients", json={"phone": "79160000009", "tag": "vip"})).json()["id"]
+    await api.patch(f"/mailings/{created['id']}", json={"client_filter": None})
+    await take_audience(engine)
+    found = await messages_of(api, created["id"])
+    assert late not in found
+    assert found.keys() == set(clients.values())
+
+
+async def test_a_deleted_client_is_not_taken_back(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    await api.delete(f"/clients/{clients['vip']}")
+    for client_filter in ("912", None):
+        await api.patch(f"/mailings/{created['id']}", json={"client_filter": client_filter})
+        await take_audience(engine)
+    erased = (await messages_of(api, created["id"]))[clients["vip"]]
+    assert (erased["status"], erased["reason"]) == ("cancelled", "client_deleted")
+
+
+async def test_nothing_may_be_claimed_until_a_new_filter_is_taken(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    lease = {"lease_owner": func.gen_random_uuid(), "lease_expires_at": func.now()}
+    await mark(engine, clients["vip"], status="sending", **lease)
+    await api.patch(f"/mailings/{created['id']}", json={"client_filter": "912"})
+    assert await running(engine) == []
+    assert await do(engine, take_chunk) is False  # one is on its way
+    await mark(engine, clients["vip"], status="delivered", lease_owner=None, lease_expires_at=None)
+    await take_audience(engine)
+    assert len(await running(engine)) == 1
+
+
+async def test_a_change_does_not_cut_short_a_pause_after_a_failed_attempt(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    in_an_hour = datetime.now(UTC) + timedelta(hours=1)
+    await mark(engine, clients["vip"], attempts=1, reason="http_503", due_at=in_an_hour)
+    waits = (await messages_of(api, created["id"]))[clients["vip"]]
+    await api.patch(f"/mailings/{created['id']}", json={"client_filter": "vip"})
+    await take_audience(engine)
+    still = (await messages_of(api, created["id"]))[clients["vip"]]
+    assert (still["datetime_send"], still["reason"]) == (waits["datetime_send"], "http_503")
+
+
+async def test_a_new_window_plans_what_waits_anew(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    await mark(engine, clients["blank"], status="delivered", sent_at=func.now())
+    sent = (await messages_of(api, created["id"]))[clients["blank"]]
+    window = {"send_interval_time_start": "09:00", "send_interval_time_end": "09:01"}
+    await api.patch(f"/mailings/{created['id']}", json=window)
+    await take_audience(engine)
+    found = await messages_of(api, created["id"])
+    for name in ("vip", "moscow", "tagged 912"):
+        zone = ZoneInfo(DIRECTORY[name].get("time_zone", "UTC"))
+        due_at = datetime.fromisoformat(found[clients[name]]["datetime_send"])
+        assert time(9, 0) <= due_at.astimezone(zone).time() < time(9, 1)
+        assert timedelta(minutes=-1) < due_at - datetime.now(UTC) < timedelta(days=1)
+    assert found[clients["blank"]] == sent
+    await api.patch(f"/mailings/{created['id']}", json=dict.fromkeys(window))
+    await take_audience(engine)
+    found = await messages_of(api, created["id"])
+    for name in ("vip", "moscow", "tagged 912"):
+        due_at = datetime.fromisoformat(found[clients[name]]["datetime_send"])
+        assert due_at <= datetime.now(UTC)
+
+
+async def test_what_a_window_kept_from_being_sent_is_taken_back_by_another(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await api.post("/clients", json={"phone": "79160000001"})
+    now = datetime.now(UTC)
+    created = await create(api, DUE | {"datetime_end": (now + timedelta(hours=1)).isoformat()})
+    address = f"/mailings/{created['id']}"
+    await begin(engine)
+    window = {
+        "send_interval_time_start": f"{now + timedelta(hours=3):%H:%M}",
+        "send_interval_time_end": f"{now + timedelta(hours=4):%H:%M}",
+    }
+    await api.patch(address, json=window)
+    await take_audience(engine)
+    [shut] = (await api.get(address)).json()["mailing_messages"]
+    assert (shut["status"], shut["reason"]) == ("cancelled", "no_window")
+    later = {"datetime_end": (now + timedelta(hours=5)).isoformat()}
+    await api.patch(address, json=later)
+    await take_audience(engine)
+    [opened] = (await api.get(address)).json()["mailing_messages"]
+    assert (opened["status"], opened["reason"]) == ("scheduled", None)
+
+
+# ---- after the end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"text": "x"}, {"datetime_end": "2050-01-01T00:00:00Z"}, {"on_unknown": "hold"}]
+)
+@pytest.mark.parametrize(
+    "ended",
+    [
+        {"status": "finished"},
+        {"status": "cancelled"},
+        {"status": "running", "datetime_end": datetime(2021, 1, 1, tzinfo=UTC)},
+    ],
+    ids=["finished", "cancelled", "past its end"],
+)
+async def test_after_the_end_any_change_is_409(
+    api: httpx.AsyncClient, engine: AsyncEngine, ended: dict[str, Any], change: dict[str, Any]
+) -> None:
+    created = await create(api, DUE)
+    async with engine.begin() as connection:
+        await connection.execute(update(mailing).values(**ended))
+    before = (await api.get(f"/mailings/{created['id']}")).json()
+    answer = await api.patch(f"/mailings/{created['id']}", json=change)
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (await api.get(f"/mailings/{created['id']}")).json() == before

@@ -1,0 +1,220 @@
+"""Mailings over HTTP: how they are given."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from tests.api.calls import FIELDS, LEDGER, NEW, create, errors
+
+
+async def test_a_mailing_has_the_fields_of_the_contract(api: httpx.AsyncClient) -> None:
+    created = await create(api, NEW)
+    assert created.keys() == FIELDS
+    assert created["created_at"].endswith("Z")
+    assert created["updated_at"] == created["created_at"]
+    assert abs(datetime.fromisoformat(created["created_at"]) - datetime.now(UTC)).seconds < 60
+
+
+async def test_defaults_are_everybody_all_day_and_retry(api: httpx.AsyncClient) -> None:
+    created = await create(api, NEW)
+    assert created["client_filter"] is None
+    assert created["send_interval_time_start"] is None
+    assert created["send_interval_time_end"] is None
+    assert created["on_unknown"] == "retry"
+    assert created["status"] == "scheduled"
+
+
+async def test_what_was_given_is_returned_by_every_call(api: httpx.AsyncClient) -> None:
+    given = NEW | {
+        "send_interval_time_start": "22:30",
+        "send_interval_time_end": "06:00:30",
+        "client_filter": "912, vip",
+        "on_unknown": "hold",
+    }
+    created = await create(api, given)
+    assert {name: created[name] for name in given} == given
+    shown = (await api.get(f"/mailings/{created['id']}")).json()
+    assert shown == created | {"mailing_messages": []}
+    assert (await api.get("/mailings")).json()["results"] == [created]
+
+
+@pytest.mark.parametrize("missing", ["datetime_start", "datetime_end", "text"])
+async def test_a_required_field_that_is_missing_is_named(
+    api: httpx.AsyncClient, missing: str
+) -> None:
+    answer = await api.post("/mailings", json={k: v for k, v in NEW.items() if k != missing})
+    assert answer.status_code == 400
+    assert errors(answer) == {missing: "is required"}
+
+
+MOMENT = "must be a date and time with an offset"
+CLOCK = "must be a time of day"
+TEXT = "must be 1 to 1,600 characters"
+FILTER = "must be a string of up to 10,000 characters, an object, or null"
+CODES = "must be a list of operator codes"
+TAGS = "must be a list of tags"
+ZONE = "IANA time zone"
+NOT_MOMENTS: list[Any] = [
+    *(None, "", 0, 1893456000, True, [], {}, "tomorrow", "2040-01-01", "2040-01-01T09:00"),
+    *("2040-01-01T09:00:00", "2040-13-01T09:00:00Z", "2040-02-30T09:00:00Z"),
+    *("2040-01-01T24:00:00Z", "2040-01-01T09:00:60Z", "2040-01-01T09:00:00+24:00"),
+    "2040-01-01T09:00:00Z\n",
+]
+NOT_CLOCKS: list[Any] = [
+    *("", "9:00", "09", "0900", "24:00", "09:60", "09:00:60", "09:00:00.5", "09:00Z", "09:00\n"),
+    *("09:00:00\n", " 09:00", "\u0660\u0669:\u0660\u0660", "nine", 900, False, [], {}),
+]
+NOT_TEXTS: list[Any] = ["", "a" * 1601, "😀" * 1601, "a\0", None, 5, []]
+NOT_FILTERS: list[Any] = [0, 912, True, 1.5, [], ["912"], "9" * 10_001, "vip\0"]
+NOT_CODES: list[Any] = [
+    *(None, [], "912", 912, [912], ["91"], ["9123"], ["91a"], ["912\n"], [None], {}),
+]
+NOT_TAGS: list[Any] = [None, [], "vip", [""], ["a" * 65], ["a\0"], [1], [None], [["a"]], {}]
+NOT_ZONES: list[Any] = [
+    *(None, [], "UTC", ["Mars/Base"], ["utc"], [""], ["UTC", "UTC+3"], [3], [None], {}),
+]
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    *(({"datetime_start": wrong}, "datetime_start", MOMENT) for wrong in NOT_MOMENTS),
+    *(({"datetime_end": wrong}, "datetime_end", MOMENT) for wrong in NOT_MOMENTS),
+    ({"datetime_start": "1969-12-31T23:59:59Z"}, "datetime_start", "1970"),
+    ({"datetime_start": "0001-01-01T00:00:00+12:00"}, "datetime_start", "1970"),
+    ({"datetime_end": "9000-01-01T00:00:00Z"}, "datetime_end", "9000"),
+    ({"datetime_end": "9999-12-31T23:59:59-12:00"}, "datetime_end", "9000"),
+    ({"datetime_end": NEW["datetime_start"]}, "datetime_end", "after datetime_start"),
+    ({"datetime_end": "2040-01-01T08:59:59Z"}, "datetime_end", "after datetime_start"),
+    ({"datetime_end": "2040-01-01T11:59:59+03:00"}, "datetime_end", "after datetime_start"),
+    (
+        {"datetime_start": "2020-01-01T00:00:00Z", "datetime_end": "2020-01-02T00:00:00Z"},
+        "datetime_end",
+        "in the future",
+    ),
+    *(
+        ({"send_interval_time_start": wrong, "send_interval_time_end": wrong}, name, CLOCK)
+        for wrong in NOT_CLOCKS
+        for name in ("send_interval_time_start", "send_interval_time_end")
+    ),
+    ({"send_interval_time_start": "09:00"}, "send_interval_time_end", "together with"),
+    ({"send_interval_time_end": "09:00"}, "send_interval_time_start", "together with"),
+    (
+        {"send_interval_time_start": "09:00", "send_interval_time_end": None},
+        "send_interval_time_end",
+        "together with",
+    ),
+    (
+        {"send_interval_time_start": "00:00", "send_interval_time_end": "00:00:00"},
+        "send_interval_time_end",
+        "must differ",
+    ),
+    *(({"text": wrong}, "text", TEXT) for wrong in NOT_TEXTS),
+    *(({"client_filter": wrong}, "client_filter", FILTER) for wrong in NOT_FILTERS),
+    *(
+        ({"client_filter": wrong}, "client_filter", "must name a code or a tag")
+        for wrong in ("", " ", ",", " , ,, ")
+    ),
+    *(
+        ({"client_filter": {"operator_codes": wrong}}, "client_filter.operator_codes", CODES)
+        for wrong in NOT_CODES
+    ),
+    *(({"client_filter": {"tags": wrong}}, "client_filter.tags", TAGS) for wrong in NOT_TAGS),
+    *(
+        ({"client_filter": {"time_zones": wrong}}, "client_filter.time_zones", ZONE)
+        for wrong in NOT_ZONES
+    ),
+    ({"client_filter": {"phones": ["79160000001"]}}, "client_filter.phones", "not a known field"),
+    *(({"on_unknown": wrong}, "on_unknown", "retry or hold") for wrong in (None, "", "drop", 1)),
+    *(
+        ({name: 1}, name, "is not a known field")
+        for name in ("id", "status", "clients_count", "created_messages", *LEDGER)
+    ),
+    *(
+        ({name: 1}, name, "is not a known field")
+        for name in ("created_at", "updated_at", "mailing_messages", "nonsense", "Text", "")
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "field", "rule"), WRONG)
+async def test_a_wrong_field_is_refused_by_name(
+    api: httpx.AsyncClient, given: dict[str, Any], field: str, rule: str
+) -> None:
+    answer = await api.post("/mailings", json=NEW | given)
+    assert answer.status_code == 400
+    assert rule in errors(answer)[field]
+    assert (await api.get("/mailings")).json()["count"] == 0
+
+
+@pytest.mark.parametrize(("given", "field", "rule"), WRONG)
+async def test_a_wrong_change_is_refused_by_name(
+    api: httpx.AsyncClient, given: dict[str, Any], field: str, rule: str
+) -> None:
+    created = await create(api, NEW)
+    answer = await api.patch(f"/mailings/{created['id']}", json=given)
+    assert answer.status_code == 400
+    assert rule in errors(answer)[field]
+    assert (await api.get("/mailings")).json()["results"] == [created]
+
+
+async def test_every_wrong_field_is_named_at_once(api: httpx.AsyncClient) -> None:
+    given = {
+        "datetime_start": "soon",
+        "datetime_end": None,
+        "send_interval_time_start": "25:00",
+        "send_interval_time_end": 7,
+        "client_filter": {"operator_codes": "912", "tags": [""], "phones": []},
+        "on_unknown": "drop",
+        "status": "running",
+        "nonsense": 1,
+    }
+    answer = await api.post("/mailings", json=given)
+    assert answer.status_code == 400
+    assert errors(answer).keys() == given.keys() - {"client_filter"} | {
+        "text",
+        "client_filter.operator_codes",
+        "client_filter.tags",
+        "client_filter.phones",
+    }
+
+
+@pytest.mark.parametrize("wrong", ["send_interval_time_start", "send_interval_time_end"])
+async def test_a_wrong_bound_of_the_window_is_not_called_missing(
+    api: httpx.AsyncClient, wrong: str
+) -> None:
+    window = {"send_interval_time_start": "09:00", "send_interval_time_end": "18:00"}
+    answer = await api.post("/mailings", json=NEW | window | {wrong: "24:00"})
+    assert [error["field"] for error in answer.json()["errors"]] == [wrong]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("2040-01-01T09:00:00Z", "2040-01-01T09:00:00Z"),
+        ("2040-01-01T09:00:00+03:00", "2040-01-01T06:00:00Z"),
+        ("2040-01-01T09:00:00-11:30", "2040-01-01T20:30:00Z"),
+        ("2040-01-01t09:00:00z", "2040-01-01T09:00:00Z"),
+        ("2040-01-01T09:00:00.25Z", "2040-01-01T09:00:00.250000Z"),
+        ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z"),
+    ],
+)
+async def test_a_moment_is_kept_in_utc(api: httpx.AsyncClient, given: str, kept: str) -> None:
+    assert (await create(api, NEW | {"datetime_start": given}))["datetime_start"] == kept
+
+
+async def test_the_end_may_follow_the_start_by_a_microsecond(api: httpx.AsyncClient) -> None:
+    created = await create(api, NEW | {"datetime_end": "2040-01-01T09:00:00.000001Z"})
+    assert created["datetime_end"] == "2040-01-01T09:00:00.000001Z"
+
+
+@pytest.mark.parametrize(
+    ("opens", "closes"),
+    [("09:00", "18:00"), ("22:00", "06:00"), ("00:00", "23:59:59"), ("09:00:01", "09:00:02")],
+)
+async def test_a_window_is_kept_as_given(api: httpx.AsyncClient, opens: str, closes: str) -> None:
+    window = {"send_interval_time_start": opens, "send_interval_time_end": closes}
+    created = await create(api, NEW | window)
+    assert {name: created[name] for name in window} == window
+
+
+@pytest.mark.parametrize("given", ["a", "a" * 1600, "😀" * 1600, " ", "two\nlines", "\u202e\ufeff"])
+async def test_a_text_is_kept_as_given(api: httpx.AsyncClient, given: str) -> None:
+    assert (await create(api, NEW | {"text": given}))["text"] == given

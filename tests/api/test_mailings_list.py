@@ -1,0 +1,182 @@
+"""Mailings over HTTP: their pages and those of their messages."""
+
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import httpx
+import pytest
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.calls import DUE, NEW, create, errors, mark, messages_of
+from tests.sample import add_clients, begin
+
+from mailer.db.schema import mailing
+
+# ---- listing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["scheduled", "running", "paused", "finished", "cancelled"])
+async def test_the_list_can_be_of_one_status(
+    api: httpx.AsyncClient, engine: AsyncEngine, status: str
+) -> None:
+    wanted, other = await create(api, NEW), await create(api, NEW)
+    elsewhere = "running" if status == "scheduled" else "scheduled"
+    async with engine.begin() as connection:
+        for row, value in ((wanted, status), (other, elsewhere)):
+            await connection.execute(
+                update(mailing).where(mailing.c.id == row["id"]).values(status=value)
+            )
+    page = (await api.get(f"/mailings?status={status}")).json()
+    assert (page["count"], page["next"], page["previous"]) == (1, None, None)
+    assert [row["id"] for row in page["results"]] == [wanted["id"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "field"),
+    [
+        *(("", f"status={value}", "status") for value in ("", "x", "RUNNING", "running,paused")),
+        *(("/messages", f"status={value}", "status") for value in ("", "x", "finished")),
+        *(("/messages", f"reason={value}", "reason") for value in ("", "x" * 65)),
+        *(
+            ("/messages", f"client_id={value}", "client_id")
+            for value in ("", "0", "-1", "x", "1.5")
+        ),
+        *(
+            (path, query, field)
+            for path in ("", "/messages")
+            for query, field in (
+                ("limit=0", "limit"),
+                ("limit=1001", "limit"),
+                ("limit=-1", "limit"),
+                ("limit=x", "limit"),
+                ("limit=", "limit"),
+                ("before=0", "before"),
+                ("after=x", "after"),
+                ("status=a&status=b", "status"),
+                ("limit=5&limit=5", "limit"),
+                ("offset=5", "offset"),
+                ("Limit=5", "Limit"),
+            )
+        ),
+    ],
+)
+async def test_a_wrong_query_is_refused_by_the_parameters_name(
+    api: httpx.AsyncClient, path: str, query: str, field: str
+) -> None:
+    if path:
+        path = f"/{(await create(api, NEW))['id']}{path}"
+    answer = await api.get(f"/mailings{path}?{query}")
+    assert answer.status_code == 400
+    assert errors(answer).keys() == {field}
+
+
+async def test_every_wrong_parameter_is_named_at_once(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/mailings?status=x&limit=0&offset=1")
+    assert errors(answer).keys() == {"status", "limit", "offset"}
+
+
+async def test_pages_of_mailings_lead_through_all_of_them_and_back(
+    api: httpx.AsyncClient,
+) -> None:
+    created = [(await create(api, NEW))["id"] for _ in range(5)]
+    first = (await api.get("/mailings?status=scheduled&limit=2")).json()
+    second = (await api.get(first["next"])).json()
+    third = (await api.get(second["next"])).json()
+    pages = [first, second, third]
+    assert [[row["id"] for row in page["results"]] for page in pages] == [
+        created[:2:-1],
+        created[2:0:-1],
+        created[:1],
+    ]
+    assert [page["count"] for page in pages] == [5, 5, 5]
+    assert first["previous"] is None
+    assert third["next"] is None
+    back = (await api.get(third["previous"])).json()
+    assert back["results"] == second["results"]
+    start = (await api.get(back["previous"])).json()
+    assert start["results"] == first["results"]
+    assert start["previous"] is None
+
+
+# ---- messages -------------------------------------------------------------------------------
+
+
+async def test_a_message_has_the_fields_of_the_contract_and_no_personal_data(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE | {"client_filter": "vip"})
+    await begin(engine)
+    [row] = (await api.get(f"/mailings/{created['id']}")).json()["mailing_messages"]
+    assert row == {
+        "id": row["id"],
+        "mailing_id": created["id"],
+        "client_id": clients["vip"],
+        "status": "scheduled",
+        "reason": None,
+        "last_failure": None,
+        "attempts": 0,
+        "datetime_send": created["datetime_start"],
+        "created_at": row["created_at"],
+        "updated_at": row["updated_at"],
+    }
+    [listed] = (await api.get(f"/mailings/{created['id']}/messages")).json()["results"]
+    assert listed == row
+
+
+async def test_datetime_send_is_when_a_message_was_sent(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    created = await create(api, DUE)
+    await begin(engine)
+    sent_at = datetime(2025, 6, 7, 8, 9, tzinfo=UTC)
+    await mark(engine, clients["vip"], status="delivered", sent_at=sent_at)
+    found = await messages_of(api, created["id"])
+    assert found[clients["vip"]]["datetime_send"] == "2025-06-07T08:09:00Z"
+
+
+async def test_a_mailing_shows_its_newest_hundred_messages_and_pages_show_all(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await add_clients(engine, 101)
+    created = await create(api, DUE)
+    await begin(engine)
+    address = f"/mailings/{created['id']}"
+    everything = (await api.get(f"{address}/messages?limit=1000")).json()
+    assert everything["count"] == len(everything["results"]) == 101
+    assert all(newer["id"] > older["id"] for newer, older in pairwise(everything["results"]))
+    newest = (await api.get(address)).json()["mailing_messages"]
+    assert newest == everything["results"][:100]
+    walked, page = [], (await api.get(f"{address}/messages?limit=40")).json()
+    walked += page["results"]
+    while page["next"]:
+        page = (await api.get(page["next"])).json()
+        walked += page["results"]
+    assert walked == everything["results"]
+
+
+async def test_messages_can_be_of_one_status_one_reason_and_one_client(
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
+) -> None:
+    await create(api, DUE)
+    await begin(engine)
+    created = await create(api, DUE)
+    await begin(engine)
+    await mark(engine, clients["vip"], status="undelivered", reason="rejected_400")
+    await mark(engine, clients["moscow"], status="undelivered", reason="attempts_exhausted")
+    await mark(engine, clients["blank"], status="cancelled", reason="expired")
+    for query, expected in {
+        "status=scheduled": {"tagged 912"},
+        "status=undelivered": {"vip", "moscow"},
+        "status=delivered": set[str](),
+        "reason=expired": {"blank"},
+        "reason=nothing": set[str](),
+        "status=undelivered&reason=rejected_400": {"vip"},
+        "status=cancelled&reason=rejected_400": set[str](),
+        f"client_id={clients['moscow']}": {"moscow"},
+        f"client_id={clients['moscow']}&status=scheduled": set[str](),
+        f"client_id={2**53 - 1}": set[str](),
+    }.items():
+        page = (await api.get(f"/mailings/{created['id']}/messages?{query}")).json()
+        assert page["count"] == len(expected), query
+        assert {row["client_id"] for row in page["results"]} == {clients[n] for n in expected}
+        assert {row["mailing_id"] for row in page["results"]} <= {created["id"]}
