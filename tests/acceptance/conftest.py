@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from mailer.db.engine import create_engine
+from mailer.db.engine import connect, create_engine
 from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
 from mailer.report.verify import differences
 
@@ -90,19 +90,27 @@ class MailerProcess:
         found: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
         return found
 
-    async def finished(self, mailing_id: int) -> dict[str, Any]:
+    async def finished(self, mailing_id: int, patience: float = PATIENCE) -> dict[str, Any]:
         """Wait until a mailing is finished and return it."""
 
         async def find() -> dict[str, Any] | None:
             mailing = await self.mailing(mailing_id)
             return mailing if mailing["status"] == "finished" else None
 
-        return await until(find)
+        return await until(find, patience)
+
+    async def query(self, statement: str, *values: object) -> Any:
+        """Ask the database for one value."""
+        connection = await connect(self.database_url)
+        try:
+            return await connection.fetchval(statement, *values)
+        finally:
+            await connection.close()
 
 
-async def until(look: Callable[[], Awaitable[Found | None]]) -> Found:
+async def until(look: Callable[[], Awaitable[Found | None]], patience: float = PATIENCE) -> Found:
     """Look again and again until something is found."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         while (found := await look()) is None:
             await asyncio.sleep(0.02)
         return found
@@ -115,6 +123,14 @@ class Gateway:
         self.taken: list[Taken] = []
         self.sandbox = SandboxGateway(faults, token="secret", on_taken=self.taken.append)  # noqa: S106  # of a test
         self.url = ""
+
+    async def until_taken(self, count: int) -> None:
+        """Wait until so many requests have come."""
+
+        async def look() -> bool | None:
+            return len(self.taken) >= count or None
+
+        await until(look)
 
     @property
     def ids(self) -> list[int]:

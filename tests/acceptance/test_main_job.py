@@ -18,9 +18,16 @@ def a_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: Any) -> di
     }
 
 
-async def add_clients(mailer: MailerProcess, count: int, **fields: str) -> None:
-    for number in range(count):
-        await mailer.call("POST", "/clients", {"phone": f"7916{number:07}", **fields}, 201)
+ADD_CLIENTS = """
+    INSERT INTO client (phone, operator_code, tag, time_zone)
+    SELECT '7916' || lpad(n::text, 7, '0'), '916', $2, $3 FROM generate_series(1, $1::int) AS n
+    RETURNING id"""
+
+
+async def add_clients(
+    mailer: MailerProcess, count: int, *, tag: str | None = None, time_zone: str = "UTC"
+) -> None:
+    await mailer.query(ADD_CLIENTS, count, tag, time_zone)
 
 
 async def test_due_mailing_is_delivered_to_its_audience(

@@ -1,0 +1,144 @@
+"""A gateway that is down, busy, or does not know the token is left alone, and costs nobody."""
+
+import asyncio
+import os
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from tests.acceptance.conftest import PATIENCE, Gateways, MailerProcess, Mailers, until
+from tests.acceptance.test_main_job import a_mailing, add_clients
+
+from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
+
+OUTAGE = float(os.environ.get("TEST_OUTAGE", "3"))
+"""Seconds that the gateway is away: a few in CI, `TEST_OUTAGE=120` for the whole promise."""
+
+QUICK = {"breaker_failures": "5", "breaker_reset": "0.3", "retry_base": "0.2", "retry_cap": "1"}
+ATTEMPTS = """
+    SELECT count(*) FROM message WHERE status = 'delivered' AND attempts <> 1 OR attempts > 1"""
+
+
+async def until_held(mailer: MailerProcess, mailing_id: int) -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        mailing = await mailer.mailing(mailing_id)
+        return mailing if mailing["held"] else None
+
+    return await until(look)
+
+
+@pytest.mark.timeout(OUTAGE + 120)
+async def test_an_outage_costs_no_message_an_attempt(start_mailer: Mailers) -> None:
+    taken: list[Taken] = []
+    sandbox = SandboxGateway(Faults(latency=0.02), on_taken=taken.append)
+    async with sandbox.run() as url:
+        mailer = await start_mailer(gateway_url=url, gateway_concurrency="5", **QUICK)
+        await add_clients(mailer, 300)
+        created = await mailer.call("POST", "/mailings", a_mailing(on_unknown="hold"), 201)
+
+        async def some_sent() -> bool | None:
+            return len(taken) >= 50 or None
+
+        await until(some_sent)
+    # the block's end has stopped the gateway
+    before = len(taken)
+
+    held = await until_held(mailer, created["id"])
+    assert held["held"]["reason"] in {"connection_failed", "connection_lost"}
+    status = await mailer.call("GET", "/gateway")
+    assert status["breaker"] in {"open", "half_open"}
+    assert status["held"] == held["held"]
+    await asyncio.sleep(OUTAGE)
+    assert (await mailer.mailing(created["id"]))["held"]["since"] == held["held"]["since"]
+    probes = [event for event in mailer.events if event["event"] == "breaker_opened"]
+    assert len(probes) <= 2 + OUTAGE / 0.3
+
+    async with sandbox.run(port=urlsplit(url).port or 0):
+        mailing = await mailer.finished(created["id"], PATIENCE + OUTAGE)
+    # those on the wire when it went down are in doubt; nobody else has noticed anything
+    assert mailing["unknown_messages"] <= 5
+    assert mailing["delivered_messages"] == 300 - mailing["unknown_messages"]
+    assert mailing["held"] is None
+    assert await mailer.query(ATTEMPTS) == 0
+    assert len(taken) - before <= 300 - before + 5
+    assert (await mailer.call("GET", "/gateway"))["breaker"] == "closed"
+
+
+async def test_a_wrong_token_holds_all_at_once_and_fails_no_message(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway()
+    settings = gateway.settings | {"gateway_token": "wrong", "gateway_concurrency": "5"}
+    mailer = await start_mailer(**settings, **QUICK)
+    await add_clients(mailer, 50)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+
+    held = await until_held(mailer, created["id"])
+    assert held["held"]["reason"] == "http_401"
+    await asyncio.sleep(1)
+    assert len(gateway.taken) <= 5 + 4  # what began together, and a probe each 0.3 s
+    await mailer.stop()
+    assert await mailer.query("SELECT max(attempts) FROM message") == 0
+
+    second = await start_mailer(**gateway.settings)
+    assert (await second.finished(created["id"]))["delivered_messages"] == 50
+
+
+async def test_retry_after_is_obeyed_for_the_whole_gateway(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(rate_limit=20)
+    mailer = await start_mailer(
+        **gateway.settings, gateway_concurrency="10", retry_attempts="2", retry_base="0.1"
+    )
+    await add_clients(mailer, 60)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    mailing = await mailer.finished(created["id"])
+
+    assert mailing["delivered_messages"] == 60
+    limited = [taken.monotonic for taken in gateway.taken if taken.kind == "limited"]
+    assert limited
+    for moment in limited:  # but for what was on its way, nothing comes within the second
+        early = [t for t in gateway.taken if moment + 0.1 < t.monotonic < moment + 0.9]
+        assert early == []
+
+
+async def test_a_probe_that_hangs_keeps_all_others_back(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(hang_rate=1.0)
+    mailer = await start_mailer(
+        **gateway.settings | QUICK, gateway_concurrency="5", gateway_timeout="0.5", lease="3"
+    )
+    await add_clients(mailer, 30)
+    await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await gateway.until_taken(13)
+
+    probes = [taken.monotonic for taken in gateway.taken[10:]]  # what began before it opened
+    assert all(later - earlier >= 0.5 for earlier, later in pairwise(probes))
+
+
+async def test_a_held_mailing_says_since_when_and_why(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(error_rate=1.0, seed=1)
+    mailer = await start_mailer(**gateway.settings | QUICK | {"breaker_reset": "30"})
+    await add_clients(mailer, 20)
+    asked_at = datetime.now().astimezone()
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    later = await mailer.call("POST", "/mailings", a_mailing(starts_in=600), 201)
+
+    held = (await until_held(mailer, created["id"]))["held"]
+    assert asked_at <= datetime.fromisoformat(held["since"]) <= datetime.now().astimezone()
+    assert held["reason"].startswith("http_50")
+    listed = (await mailer.call("GET", "/mailings"))["results"]
+    assert {mailing["id"]: mailing["held"] for mailing in listed} == {
+        created["id"]: held,
+        later["id"]: None,
+    }
+    async with mailer.session.get("/metrics") as answer:
+        assert 'mailer_gateway_breaker_state{state="open"} 1.0' in await answer.text()
+    async with mailer.session.get("/") as answer:
+        assert held["reason"] in await answer.text()

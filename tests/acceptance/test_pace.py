@@ -1,0 +1,49 @@
+"""How fast it goes: an even rate, and a fair share for everybody."""
+
+import time
+from itertools import pairwise
+
+from tests.acceptance.conftest import Gateways, Mailers
+from tests.acceptance.test_main_job import a_mailing, add_clients
+
+RATE = 150
+SECONDS = 10.0
+
+
+async def test_the_rate_is_even_and_exact_over_ten_seconds(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.05)
+    mailer = await start_mailer(**gateway.settings, gateway_rate=str(RATE))
+    await add_clients(mailer, 5_000)
+    await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await gateway.until_taken(int(RATE * 1.5))  # a second and a half to come to its pace
+    first = len(gateway.taken)
+    await gateway.until_taken(first + int(RATE * SECONDS))
+
+    moments = [taken.monotonic for taken in gateway.taken[first:]]
+    count = sum(moment < moments[0] + SECONDS for moment in moments)
+    assert abs(count / (RATE * SECONDS) - 1) <= 0.02
+    second = [
+        sum(start <= m < start + 1 for m in moments) for start in moments[: -RATE - 10 : RATE]
+    ]
+    assert all(abs(messages / RATE - 1) <= 0.1 for messages in second), second
+    assert max(later - earlier for earlier, later in pairwise(moments)) < 0.25
+
+
+async def test_a_small_mailing_does_not_wait_for_a_large_one(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.05)
+    mailer = await start_mailer(**gateway.settings)
+    await add_clients(mailer, 100_000)
+    await mailer.query("UPDATE client SET tag = 'few' WHERE id > 99990 RETURNING id")
+    large = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await gateway.until_taken(1_000)
+
+    started_at = time.monotonic()
+    small = await mailer.call("POST", "/mailings", a_mailing(client_filter="few"), 201)
+    mailing = await mailer.finished(small["id"])
+    assert time.monotonic() - started_at < 2
+    assert mailing["delivered_messages"] == 10
+    assert (await mailer.mailing(large["id"]))["status"] == "running"

@@ -1,0 +1,245 @@
+"""Pause, cancel, delete and the end act at once on what is not on the wire yet."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
+from tests.acceptance.test_main_job import a_mailing, add_clients
+
+PROMPT = 1.0
+"""Seconds in which a call must have acted."""
+
+
+class SilentGateway:
+    """Takes every request and never answers; knows when each connection came and went."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.opened: list[float] = []
+        self.closed: list[float] = []
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            self.opened.append(time.time())
+            while await reader.read(1024):
+                pass
+        self.closed.append(time.time())
+        writer.close()
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[SilentGateway]:
+    gateway = SilentGateway()
+    server = await asyncio.start_server(gateway.talk, "127.0.0.1", 0)
+    gateway.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/send/"
+    yield gateway
+    server.close()
+
+
+async def act(mailer: MailerProcess, call: str, mailing_id: int) -> float:
+    """Pause, cancel or delete a mailing; return the moment of the answer, which comes at once."""
+    asked_at = time.monotonic()
+    if call == "delete":
+        await mailer.call("DELETE", f"/mailings/{mailing_id}", status=204)
+    else:
+        mailing = await mailer.call("POST", f"/mailings/{mailing_id}/{call}")
+        assert mailing["status"] == {"pause": "paused", "cancel": "cancelled"}[call]
+    assert time.monotonic() - asked_at < PROMPT
+    return time.time()
+
+
+@pytest.mark.parametrize("call", ["pause", "cancel", "delete"])
+async def test_no_request_starts_after_the_answer_though_others_still_wait_for_theirs(
+    start_mailer: Mailers, silent: SilentGateway, call: str
+) -> None:
+    first, second = await asyncio.gather(
+        *(start_mailer(gateway_url=silent.url, gateway_concurrency="5") for _ in range(2))
+    )
+    await add_clients(first, 40)
+    created = await first.call("POST", "/mailings", a_mailing(), 201)
+
+    async def is_full() -> bool | None:
+        return len(silent.opened) == 10 or None
+
+    await until(is_full)
+
+    answered_at = await act(second, call, created["id"])
+
+    await asyncio.sleep(0.5)
+    assert len(silent.opened) == 10
+    assert max(silent.opened) <= answered_at
+    assert silent.closed == []  # what is on the wire may still be answered
+
+
+@pytest.mark.parametrize("call", ["pause", "cancel", "delete"])
+async def test_a_request_that_waits_for_its_connection_is_taken_back(
+    start_mailer: Mailers, call: str
+) -> None:
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # what the kernel keeps before it answers no more
+            filler = sockets.enter_context(socket.socket())
+            filler.setblocking(False)  # noqa: FBT003  # the socket module's own way
+            filler.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/send/"
+        mailer = await start_mailer(gateway_url=url, gateway_concurrency="3")
+        await add_clients(mailer, 10)
+        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+
+        async def is_sending() -> bool | None:
+            return (await mailer.mailing(created["id"]))["sending_messages"] >= 3 or None
+
+        await until(is_sending)
+        await asyncio.sleep(0.2)
+
+        await act(mailer, call, created["id"])
+
+        async def is_back() -> bool | None:
+            status = "SELECT count(*) FROM message WHERE status = 'sending'"
+            return await mailer.query(status) == 0 or None
+
+        await until(is_back)
+        assert await mailer.query("SELECT coalesce(max(attempts), 0) FROM message") == 0
+        full.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:  # whoever comes through now brings no request
+                connection = sockets.enter_context(full.accept()[0])
+                connection.settimeout(0.2)
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    assert connection.recv(1) == b""
+
+
+async def test_a_paused_mailing_goes_on_where_it_was(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.02)
+    mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
+    await add_clients(mailer, 300)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await gateway.until_taken(50)
+
+    paused_at = await act(mailer, "pause", created["id"])
+    await asyncio.sleep(1.5)
+    taken = len(gateway.taken)
+    assert taken < 300
+    assert all(one.arrived <= paused_at * 1e6 for one in gateway.taken)
+    paused = await mailer.mailing(created["id"])
+    assert (paused["status"], paused["sending_messages"]) == ("paused", 0)
+    assert paused["delivered_messages"] == taken
+
+    resumed = await mailer.call("POST", f"/mailings/{created['id']}/resume")
+    assert resumed["status"] == "running"
+    assert (await mailer.finished(created["id"]))["delivered_messages"] == 300
+    assert len(gateway.taken) == 300
+
+
+async def test_a_cancelled_mailing_delivers_nothing_more_and_adds_up(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.02)
+    mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
+    await add_clients(mailer, 300)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await gateway.until_taken(50)
+    await act(mailer, "cancel", created["id"])
+
+    async def is_settled() -> dict[str, Any] | None:
+        mailing = await mailer.mailing(created["id"])
+        waits = mailing["scheduled_messages"] + mailing["sending_messages"]
+        return None if waits else mailing
+
+    mailing = await until(is_settled)
+    assert mailing["status"] == "cancelled"
+    assert mailing["delivered_messages"] == len(gateway.taken) < 300
+    assert mailing["cancelled_messages"] == 300 - len(gateway.taken)
+    reasons = f"/mailings/{created['id']}/messages?reason=mailing_cancelled"
+    assert (await mailer.call("GET", reasons))["count"] == mailing["cancelled_messages"]
+
+
+async def test_retry_sends_again_what_was_given_up(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(reject_rate=0.5, seed=3)
+    mailer = await start_mailer(**gateway.settings)
+    await add_clients(mailer, 40)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    path = f"/mailings/{created['id']}"
+    mailing = await mailer.finished(created["id"])
+    given_up = mailing["undelivered_messages"]
+    assert 0 < given_up < 40
+
+    again = await mailer.call("POST", f"{path}/retry")
+    assert again["status"] == "running"
+    mailing = await mailer.finished(created["id"])
+    assert len(gateway.taken) == 40 + given_up
+    assert mailing["delivered_messages"] > 40 - given_up
+    assert mailing["delivered_messages"] + mailing["undelivered_messages"] == 40
+
+
+@pytest.mark.parametrize("on_unknown", ["retry", "hold"])
+async def test_nothing_is_on_the_wire_after_the_end_though_the_gateway_is_slow(
+    start_mailer: Mailers, silent: SilentGateway, on_unknown: str
+) -> None:
+    mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="5")
+    await add_clients(mailer, 20)
+    short = a_mailing(lasts=2, on_unknown=on_unknown)
+    created = await mailer.call("POST", "/mailings", short, 201)
+    mailing = await mailer.finished(created["id"])
+
+    end = datetime.fromisoformat(short["datetime_end"]).timestamp()
+    assert len(silent.opened) == len(silent.closed) == 5
+    assert max(silent.closed) <= end
+    in_doubt = "unknown_messages" if on_unknown == "hold" else "cancelled_messages"
+    assert mailing[in_doubt] >= 5
+    assert mailing["unknown_messages"] + mailing["cancelled_messages"] == 20
+    cut = await mailer.query("SELECT count(*) FROM message WHERE last_failure = 'timeout'")
+    assert cut == 5
+
+
+async def test_an_end_that_is_brought_forward_cuts_what_is_on_the_wire(
+    start_mailer: Mailers, silent: SilentGateway
+) -> None:
+    mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="5")
+    await add_clients(mailer, 5)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+
+    async def is_full() -> bool | None:
+        return len(silent.opened) == 5 or None
+
+    await until(is_full)
+    end = datetime.now(UTC) + timedelta(seconds=1.5)
+    change = {"datetime_end": end.isoformat()}
+    await mailer.call("PATCH", f"/mailings/{created['id']}", change)
+    await mailer.finished(created["id"])
+    assert max(silent.closed) <= end.timestamp()
+
+
+async def test_a_window_that_closes_stops_what_is_not_on_the_wire(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.1)
+    mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
+    await add_clients(mailer, 300, time_zone="Asia/Tokyo")
+    tokyo = datetime.now(UTC) + timedelta(hours=9)
+    closes = (tokyo + timedelta(seconds=4)).replace(microsecond=0)
+    window: dict[str, Any] = {
+        "send_interval_time_start": (tokyo - timedelta(hours=1)).strftime("%H:%M:%S"),
+        "send_interval_time_end": closes.strftime("%H:%M:%S"),
+    }
+    created = await mailer.call("POST", "/mailings", a_mailing(**window), 201)
+    mailing = await mailer.finished(created["id"])
+
+    closed_at = (closes - timedelta(hours=9)).timestamp() * 1e6
+    assert 0 < len(gateway.taken) < 300
+    assert all(taken.arrived <= closed_at + 50_000 for taken in gateway.taken)
+    late = await mailer.call("GET", f"/mailings/{created['id']}/messages?reason=no_window")
+    assert late["count"] == mailing["cancelled_messages"] == 300 - len(gateway.taken)
