@@ -7,7 +7,10 @@ READY := $(VENV)/ready
 PIP := -m pip -qq --disable-pip-version-check --no-input
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo test lint fmt bench lock clean
+BENCHES := first_request deliver import_clients against_bare against_peers finished_rows million \
+	two_processes idle soak
+
+.PHONY: help demo test lint fmt bench properties lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -30,9 +33,11 @@ fmt: $(READY) ## mend what ruff can, and format
 	@$(BIN)/ruff format
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for script in $$(grep -l '^if __name__' bench/*.py); do \
-		echo "== $$script"; $(BIN)/python "$$script"; \
-	done
+	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python bench/$$name.py; done
+
+properties: $(READY) ## the property tests, ten thousand cases each
+	@TEST_EXAMPLES=10000 $(BIN)/pytest -q --timeout=1800 --durations=8 \
+		$$(grep -rl --include='test_*.py' tests.examples tests)
 
 lock: ## pin the dependencies of pyproject.toml again; LOCK=--upgrade takes the newest
 	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
