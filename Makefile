@@ -36,7 +36,7 @@ bench: $(READY) ## every benchmark, one after the other
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python bench/$$name.py; done
 
 properties: $(READY) ## the property tests, ten thousand cases each
-	@TEST_EXAMPLES=10000 $(BIN)/pytest -q --timeout=1800 --durations=8 \
+	@TEST_EXAMPLES=10000 $(BIN)/pytest -q -o timeout=1800 --durations=8 \
 		$$(grep -rl --include='test_*.py' tests.examples tests)
 
 lock: ## pin the dependencies of pyproject.toml again; LOCK=--upgrade takes the newest

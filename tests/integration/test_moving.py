@@ -184,7 +184,7 @@ async def test_what_is_under_way_is_told_and_whether_requests_for_it_may_begin(
     now = datetime.now(UTC)
     for status in ("scheduled", "finished", "cancelled"):
         await add_mailing(engine, start=now - HOUR, status=status)
-    await add_mailing(engine, start=now - 7 * HOUR)  # it has ended
+    over = await add_mailing(engine, start=now - 7 * HOUR)  # and may have a request to be cut
     runs = await add_mailing(engine, start=now - HOUR)
     paused = await add_mailing(engine, start=now - HOUR, status="paused")
     planned, deleted = [await add_mailing(engine, start=now - HOUR) for _ in range(2)]
@@ -197,6 +197,7 @@ async def test_what_is_under_way_is_told_and_whether_requests_for_it_may_begin(
     _, told = await under_way(engine)
 
     assert {mailing.id: mailing.may_send for mailing in told} == {
+        over: False,
         runs: True,
         paused: False,
         planned: False,

@@ -1,17 +1,21 @@
 """What becomes of a claimed message before and after it is sent."""
 
-from datetime import UTC, datetime, time, timedelta
-from typing import Any
+import math
+import operator
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import thorough
 
 from mailer.dispatch.judge import LEASE_MARGIN, Send, after_sending, before_sending, hand_back
 from mailer.dispatch.retry import RetryPolicy
-from mailer.gateway.port import Accepted, Outcome, Refused, Unavailable, Unknown
-from mailer.mailing.model import RunningMailing
+from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable, Unknown
+from mailer.mailing.model import END_MARGIN, OnUnknown, RunningMailing
 from mailer.mailing.window import Window
 from mailer.message.model import ClaimedMessage, FinishedMessage
 
@@ -55,16 +59,16 @@ def test_a_deleted_clients_message_is_cancelled() -> None:
     assert finished == FinishedMessage(changed(CLAIM, phone=None), "cancelled", 1, "client_deleted")
 
 
-@pytest.mark.parametrize("late", [timedelta(0), timedelta(microseconds=1), HOUR])
-def test_from_the_end_on_nothing_goes_out(late: timedelta) -> None:
+@pytest.mark.parametrize("late", [-END_MARGIN, timedelta(0), timedelta(microseconds=1), HOUR])
+def test_from_right_before_the_end_on_nothing_goes_out(late: timedelta) -> None:
     mailing = changed(MAILING, datetime_end=NOON - late)
     assert before_sending(CLAIM, mailing, NOON, 10) == FinishedMessage(
         CLAIM, "cancelled", 1, "expired"
     )
 
 
-def test_a_request_ends_with_its_mailing() -> None:
-    mailing = changed(MAILING, datetime_end=NOON + timedelta(seconds=3))
+def test_a_request_ends_right_before_its_mailing() -> None:
+    mailing = changed(MAILING, datetime_end=NOON + timedelta(seconds=3) + END_MARGIN)
     assert before_sending(CLAIM, mailing, NOON, 10) == Send(mailing, "79161234567", 3)
 
 
@@ -99,26 +103,6 @@ def test_the_window_is_on_the_clients_clock() -> None:
     assert isinstance(before_sending(in_moscow, mailing, NOON, 10), Send)
 
 
-@given(
-    lease=st.timedeltas(-HOUR, HOUR),
-    end=st.timedeltas(-HOUR, HOUR),
-    timeout=st.floats(0.001, 3600),
-)
-def test_a_request_outlives_neither_its_lease_nor_its_mailing(
-    lease: timedelta, end: timedelta, timeout: float
-) -> None:
-    claim = changed(CLAIM, lease_expires_at=NOON + lease)
-    mailing = changed(MAILING, datetime_end=NOON + end)
-    judged = before_sending(claim, mailing, NOON, timeout)
-    if isinstance(judged, Send):
-        assert 0 < judged.within <= timeout
-        ends = NOON + timedelta(seconds=judged.within)
-        assert ends <= mailing.datetime_end
-        assert ends <= claim.lease_expires_at - LEASE_MARGIN
-    else:
-        assert judged.attempts == claim.attempts - 1
-
-
 # ---- after ----------------------------------------------------------------------------------
 
 
@@ -131,31 +115,56 @@ def test_an_accepted_message_is_delivered() -> None:
 def test_a_refused_message_is_given_up() -> None:
     outcome = Refused("rejected_400")
     assert after_sending(CLAIM, MAILING, outcome, NOON, POLICY) == FinishedMessage(
-        CLAIM, "undelivered", 2, "rejected_400"
+        CLAIM, "undelivered", 2, "rejected_400", last_failure="rejected_400"
     )
 
 
 @pytest.mark.parametrize("outcome", [Unavailable("http_503"), Unknown("timeout")])
 def test_a_temporary_answer_is_tried_again_after_a_pause(outcome: Unavailable | Unknown) -> None:
     assert after_sending(CLAIM, MAILING, outcome, NOON, POLICY) == FinishedMessage(
-        CLAIM, "scheduled", 2, outcome.reason, due_at=NOON + timedelta(seconds=1)
+        CLAIM,
+        "scheduled",
+        2,
+        outcome.reason,
+        due_at=NOON + timedelta(seconds=1),
+        last_failure=outcome.reason,
     )
 
 
 def test_an_unknown_outcome_is_held_where_the_mailing_says_so() -> None:
     mailing = changed(MAILING, on_unknown="hold")
     finished = after_sending(CLAIM, mailing, Unknown("timeout"), NOON, POLICY)
-    assert finished == FinishedMessage(CLAIM, "unknown", 2, "timeout", sent_at=NOON)
+    assert finished == FinishedMessage(
+        CLAIM, "unknown", 2, "timeout", sent_at=NOON, last_failure="timeout"
+    )
     again = after_sending(CLAIM, mailing, Unavailable("http_500"), NOON, POLICY)
     assert again.status == "scheduled"
 
 
 @pytest.mark.parametrize("outcome", [Unavailable("http_503"), Unknown("timeout")])
-def test_after_the_last_attempt_a_message_is_given_up(outcome: Outcome) -> None:
+def test_after_the_last_attempt_a_message_is_given_up(outcome: Unavailable | Unknown) -> None:
     claim = changed(CLAIM, attempts=8)
     assert after_sending(claim, MAILING, outcome, NOON, POLICY) == FinishedMessage(
-        claim, "undelivered", 8, "attempts_exhausted"
+        claim, "undelivered", 8, "attempts_exhausted", last_failure=outcome.reason
     )
+
+
+@pytest.mark.parametrize("outcome", [Unavailable("http_503"), Unknown("timeout")])
+@pytest.mark.parametrize("attempts", [1, 2, 7, 8])
+def test_a_failure_that_is_free_costs_no_attempt_and_never_the_message(
+    attempts: int, outcome: Unavailable | Unknown
+) -> None:
+    claim = changed(CLAIM, attempts=attempts)
+    finished = after_sending(claim, MAILING, outcome, NOON, POLICY, is_free=True)
+    assert (finished.status, finished.attempts) == ("scheduled", attempts - 1)
+    assert finished.reason == finished.last_failure == outcome.reason
+    assert finished.due_at is not None
+    assert finished.due_at > NOON
+
+
+def test_a_request_that_was_stopped_is_as_before_the_claim() -> None:
+    for claim in (CLAIM, changed(CLAIM, attempts=8)):
+        assert after_sending(claim, MAILING, Stopped(), NOON, POLICY) == hand_back(claim)
 
 
 @pytest.mark.parametrize(("asked", "pause"), [(60.0, 60), (0.0, 1), (0.5, 1), (None, 1)])
@@ -167,7 +176,7 @@ def test_a_pause_that_the_gateway_asks_for_is_kept(asked: float | None, pause: f
 @pytest.mark.parametrize("asked", [36_000, 1e9, 1e300, float("inf")])
 def test_what_cannot_be_tried_again_before_the_end_expires(asked: float) -> None:
     finished = after_sending(CLAIM, MAILING, Unavailable("http_503", asked), NOON, POLICY)
-    assert finished == FinishedMessage(CLAIM, "cancelled", 2, "expired")
+    assert finished == FinishedMessage(CLAIM, "cancelled", 2, "expired", last_failure="http_503")
 
 
 def test_a_next_attempt_waits_for_the_window() -> None:
@@ -179,32 +188,173 @@ def test_a_next_attempt_waits_for_the_window() -> None:
     assert finished.due_at == NOON + 21 * HOUR
 
 
-@given(
-    attempts=st.integers(1, 10),
-    asked=st.none() | st.floats(0, 1e6),
-    end=st.timedeltas(timedelta(0), 48 * HOUR),
-    hours=st.none()
-    | st.tuples(st.integers(0, 23), st.integers(0, 23)).filter(lambda h: h[0] != h[1]),
-    part=st.floats(0, 1, exclude_max=True),
-)
-def test_the_next_attempt_lies_after_the_pause_inside_the_window_and_before_the_end(
+def test_a_window_that_opens_as_the_mailing_ends_is_none() -> None:
+    window, outcome = Window(time(13), time(14)), Unavailable("http_503")
+    at_the_end = changed(MAILING, window=window, datetime_end=NOON + HOUR + END_MARGIN)
+    finished = after_sending(CLAIM, at_the_end, outcome, NOON, POLICY)
+    assert (finished.status, finished.reason) == ("cancelled", "no_window")
+    later = changed(at_the_end, datetime_end=at_the_end.datetime_end + timedelta(milliseconds=1))
+    assert after_sending(CLAIM, later, outcome, NOON, POLICY).due_at == NOON + HOUR
+
+
+# ---- anything, against a second telling -----------------------------------------------------
+
+QUARTER = timedelta(minutes=15)
+"""By whole quarters of an hour the clocks of today differ, and jump."""
+
+
+class Case(NamedTuple):
+    """A message of a mailing at a moment."""
+
+    claim: ClaimedMessage
+    mailing: RunningMailing
+    now: datetime
+
+
+def case_of(  # noqa: PLR0913  # all that counts
+    *,
+    now: datetime,
     attempts: int,
-    asked: float | None,
+    lease: timedelta,
     end: timedelta,
-    hours: tuple[int, int] | None,
+    phone: str | None,
+    window: Window | None,
+    zone: str,
+    on_unknown: OnUnknown,
+) -> Case:
+    claim = ClaimedMessage(7, 3, attempts, now + lease, phone, zone)
+    return Case(claim, RunningMailing(3, "Hello", now + end, window, on_unknown), now)
+
+
+quarters = st.integers(0, 95).map(lambda number: time(number // 4, number % 4 * 15))
+quarters_ahead = st.integers(0, 200).map(lambda number: number * 900_000)
+spans = (
+    st.sampled_from([0, 1_000, 10_900]) | quarters_ahead | st.integers(-1_000, 200_000_000)
+).map(lambda number: timedelta(milliseconds=number))
+moments = (quarters_ahead | st.integers(0, 365 * 86_400_000)).map(
+    lambda number: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(milliseconds=number)
+)
+cases = st.builds(
+    case_of,
+    now=moments,
+    attempts=st.integers(1, 8),
+    lease=spans,
+    end=st.builds(operator.add, spans, st.sampled_from([timedelta(0), END_MARGIN])),
+    phone=st.sampled_from(["79161234567"] * 9 + [None]),
+    window=st.none()
+    | st.builds(Window, quarters, quarters).filter(lambda window: window.opens != window.closes),
+    zone=st.sampled_from(
+        ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Chatham"]
+    ),
+    on_unknown=st.sampled_from(["retry", "hold"]),
+)
+
+
+def opening_plainly(case: Case, at: datetime, end: datetime) -> datetime | None:
+    """Return the first moment in [at, end) that lies in the window, or None.
+
+    Goes from quarter to quarter, and counts how long the clock has been past the opening.
+    """
+
+    def between(before: time, local: time) -> timedelta:
+        passed = datetime.combine(date.min, local) - datetime.combine(date.min, before)
+        return passed % timedelta(days=1)
+
+    window, zone = case.mailing.window, ZoneInfo(case.claim.time_zone)
+    while at < end:
+        if window is None:
+            return at
+        local = at.astimezone(zone).time()
+        if between(window.opens, local) < between(window.opens, window.closes):
+            return at
+        at += QUARTER - between(time(0), at.time()) % QUARTER
+    return None
+
+
+def before_plainly(case: Case, timeout: float) -> Send | FinishedMessage:
+    claim, mailing, now = case
+    untried = claim.attempts - 1
+    if claim.phone is None:
+        return FinishedMessage(claim, "cancelled", untried, "client_deleted")
+    left = mailing.datetime_end - timedelta(milliseconds=100) - now
+    if left <= timedelta(0):
+        return FinishedMessage(claim, "cancelled", untried, "expired")
+    opening = opening_plainly(case, now, mailing.datetime_end)
+    if opening is None:
+        return FinishedMessage(claim, "cancelled", untried, "no_window")
+    if opening != now:
+        return FinishedMessage(claim, "scheduled", untried, due_at=opening)
+    if claim.lease_expires_at < now + timedelta(seconds=timeout + 1):
+        return FinishedMessage(claim, "scheduled", untried)
+    return Send(mailing, claim.phone, min(timeout, left.total_seconds()))
+
+
+def after_plainly(  # noqa: PLR0911  # a return a rule
+    case: Case, outcome: Outcome, part: float, *, is_free: bool
+) -> FinishedMessage:
+    """Tell what becomes of a message by the contract's words, with POLICY's numbers."""
+    claim, mailing, now = case
+    tried = claim.attempts
+    if isinstance(outcome, Accepted):
+        return FinishedMessage(claim, "delivered", tried, sent_at=now)
+    if isinstance(outcome, Stopped):
+        return FinishedMessage(claim, "scheduled", tried - 1)
+    why = outcome.reason
+    if isinstance(outcome, Refused):
+        return FinishedMessage(claim, "undelivered", tried, why, last_failure=why)
+    if isinstance(outcome, Unknown) and mailing.on_unknown == "hold":
+        return FinishedMessage(claim, "unknown", tried, why, sent_at=now, last_failure=why)
+    if tried == 8 and not is_free:
+        return FinishedMessage(claim, "undelivered", 8, "attempts_exhausted", last_failure=why)
+    cost = tried - 1 if is_free else tried
+    pause = [1, 1, 2, 4, 8, 16, 32, 64][cost] * part  # after no attempt, one, two, ...
+    if isinstance(outcome, Unavailable) and outcome.retry_after is not None:
+        pause = max(pause, outcome.retry_after)
+    last = mailing.datetime_end - timedelta(milliseconds=100)
+    if pause >= (last - now).total_seconds():
+        return FinishedMessage(claim, "cancelled", cost, "expired", last_failure=why)
+    due_at = opening_plainly(case, now + timedelta(seconds=pause), last)
+    if due_at is None:
+        return FinishedMessage(claim, "cancelled", cost, "no_window", last_failure=why)
+    return FinishedMessage(claim, "scheduled", cost, why, due_at=due_at, last_failure=why)
+
+
+@thorough
+@given(case=cases, timeout=st.sampled_from([0.5, 10.0, 60.0]))
+def test_before_it_is_sent_a_message_fares_as_a_second_telling_says(
+    case: Case, timeout: float
+) -> None:
+    judged = before_sending(*case, timeout)
+    assert judged == before_plainly(case, timeout)
+    if isinstance(judged, Send):
+        ends = case.now + timedelta(seconds=judged.within)
+        assert case.now < ends <= case.mailing.datetime_end - END_MARGIN
+        assert ends <= case.claim.lease_expires_at - LEASE_MARGIN
+    else:
+        assert judged.attempts == case.claim.attempts - 1
+
+
+@thorough
+@given(
+    case=cases,
+    outcome=st.sampled_from([Accepted(), Refused("rejected_404"), Stopped()])
+    | st.sampled_from(["timeout", "connection_lost"]).map(Unknown)
+    | st.sampled_from([None, 0.0, 0.5, 60.0, 5_000.0, 90_000.0, math.inf]).map(
+        lambda pause: Unavailable("http_503", pause)
+    ),
+    is_free=st.booleans(),
+    part=st.integers(0, 63).map(lambda number: number / 64),  # of a pause: whole microseconds
+)
+def test_after_it_was_sent_a_message_fares_as_a_second_telling_says(
+    case: Case,
+    outcome: Outcome,
+    is_free: bool,  # noqa: FBT001  # given by name
     part: float,
 ) -> None:
-    window = None if hours is None else Window(time(hours[0]), time(hours[1]))
-    mailing = changed(MAILING, datetime_end=NOON + end, window=window)
-    claim = changed(CLAIM, attempts=attempts)
-    policy = RetryPolicy(attempts=8, base=1, cap=300, draw=lambda: part)
-    finished = after_sending(claim, mailing, Unavailable("http_503", asked), NOON, policy)
-    assert finished.attempts == attempts
-    if finished.status == "scheduled":
-        assert attempts < policy.attempts
-        assert finished.due_at is not None
-        assert finished.due_at < mailing.datetime_end
-        assert finished.due_at >= NOON + timedelta(seconds=max(policy.pause(attempts), asked or 0))
-        assert window is None or window.is_open(finished.due_at.time())
-    else:
-        assert finished.status == ("undelivered" if attempts >= policy.attempts else "cancelled")
+    policy = changed(POLICY, draw=lambda: part)
+    judged = after_sending(case.claim, case.mailing, outcome, case.now, policy, is_free=is_free)
+    assert judged == after_plainly(case, outcome, part, is_free=is_free)
+    if judged.due_at is not None:
+        assert case.now <= judged.due_at < case.mailing.datetime_end - END_MARGIN
+        local = judged.due_at.astimezone(ZoneInfo(case.claim.time_zone)).time()
+        assert case.mailing.window is None or case.mailing.window.is_open(local)

@@ -48,6 +48,17 @@ def test_now_and_then_all_are_asked_and_who_still_has_much_comes_first() -> None
     assert sorted(asked) == [1, 2, 3]
 
 
+def test_all_are_asked_in_the_next_turn_when_one_may_have_something_due_again() -> None:
+    shares = FairShare(again_after=1)
+    asked, share = shares.turn([1, 2], 10, now=5)
+    shares.served(asked, share, {1: share})
+    shares.ask_all()
+    asked, _ = shares.turn([1, 2], 10, now=5.1)
+    assert asked == [1, 2]
+    shares.served(asked, 5, {1: 5})
+    assert shares.turn([1, 2], 10, now=5.2) == ([1], 10)
+
+
 def test_a_mailing_that_no_longer_runs_is_not_asked_in_the_next_round() -> None:
     shares = FairShare(again_after=1)
     asked, share = shares.turn([1, 2], 10, now=0)

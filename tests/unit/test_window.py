@@ -1,17 +1,16 @@
 """When a window is open: examples of clocks that jump, and every zone against plain arithmetic."""
 
-import os
+import random
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.examples import EXAMPLES, thorough
 
 from mailer.mailing.window import Window
-
-EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "300"))
-"""Of each property: a few in CI, `TEST_EXAMPLES=10000` to look harder."""
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -79,6 +78,7 @@ def test_the_start_is_in_the_window_and_the_end_is_not(
         # Ramadan: Casablanca falls back and springs forward within weeks
         ("Africa/Casablanca", "02:30", "02:40", "2026-02-15T01:45Z", "2026-02-15T02:30Z"),
         ("Africa/Casablanca", "02:30", "02:40", "2026-03-22T01:00Z", "2026-03-23T01:30Z"),
+        ("Africa/Casablanca", "22:00", "02:30", "2026-02-15T01:45Z", "2026-02-15T02:00Z"),
         # Samoa had no 2011-12-30: from 23:59:59 on the 29th to 00:00 on the 31st
         ("Pacific/Apia", "09:00", "10:00", "2011-12-29T20:00Z", "2011-12-30T19:00Z"),
         ("Pacific/Apia", "23:00", "22:00", "2011-12-30T08:30Z", "2011-12-30T09:00Z"),
@@ -124,7 +124,7 @@ zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
 moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # the bounds of `timezones`
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@thorough
 @given(window=windows, zone=zones, at=moments)
 @example(
     Window(time(9), time(10)), ZoneInfo("Pacific/Apia"), datetime(2011, 12, 29, 20, tzinfo=UTC)
@@ -142,7 +142,7 @@ def test_the_next_opening_is_what_plain_arithmetic_says(
     assert window.next_opening(zone.key, at) == next_opening_plainly(window, zone, at)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@thorough
 @given(window=windows, zone=zones, year=st.integers(1970, 2100), data=st.data())
 def test_the_next_opening_is_right_around_a_jump_of_the_clocks(
     window: Window, zone: ZoneInfo, year: int, data: st.DataObject
@@ -152,7 +152,44 @@ def test_the_next_opening_is_right_around_a_jump_of_the_clocks(
     assert window.next_opening(zone.key, at) == next_opening_plainly(window, zone, at)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+def changes(zone: ZoneInfo) -> list[datetime]:
+    """Return moments at most half a day after each change of a zone's offset, 1970 to 2037.
+
+    A change that is taken back within the month is not found.
+    """
+    months = [datetime(1970, 1, 1, tzinfo=UTC) + 30 * DAY * n for n in range(68 * 12)]
+    found = []
+    for before, after in pairwise(months):
+        offset, step = after.astimezone(zone).utcoffset(), 30 * DAY
+        if before.astimezone(zone).utcoffset() != offset:
+            at = after
+            while (step := step / 2) >= 6 * HOUR:
+                if (at - step).astimezone(zone).utcoffset() == offset:
+                    at -= step
+            found.append(at)
+    return found
+
+
+def test_around_the_jumps_of_every_zone_the_next_opening_is_what_plain_arithmetic_says() -> None:
+    dice = random.Random(2026)  # noqa: S311  # no secret
+    rounds = max(1, EXAMPLES // 300)
+    for name in sorted(available_timezones()):
+        zone = ZoneInfo(name)
+        jumped = changes(zone) or [datetime(2026, 3, 4, 12, tzinfo=UTC)]
+        latest = jumped[-2:]  # there and back, where a zone still does so
+        for near in [*latest, *dice.choices(jumped, k=rounds - 1)]:
+            quarters = dice.choice([range(96), range(16)])  # clocks jump in the small hours
+            opens, closes = (time(n // 4, n % 4 * 15) for n in dice.sample(quarters, 2))
+            window = Window(opens, closes)
+            at = near - DAY * dice.uniform(0, 1.5)
+            assert window.next_opening(name, at) == next_opening_plainly(window, zone, at), (
+                name,
+                window,
+                at,
+            )
+
+
+@thorough
 @given(window=windows, zone=zones, at=moments)
 def test_an_opening_is_open_never_before_and_stays_itself(
     window: Window, zone: ZoneInfo, at: datetime
@@ -163,7 +200,7 @@ def test_an_opening_is_open_never_before_and_stays_itself(
     assert window.next_opening(zone.key, opening) == opening
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@thorough
 @given(window=windows, local=st.times())
 def test_a_window_and_its_complement_share_the_day(window: Window, local: time) -> None:
     complement = Window(window.closes, window.opens)

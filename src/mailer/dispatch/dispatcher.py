@@ -30,7 +30,7 @@ class Dispatcher:
     ) -> None:
         requests = Requests()
         self._watch = MailingWatch(url, requests, self._wake)
-        self._lifecycle = Lifecycle(engine, self._wake_sender)
+        self._lifecycle = Lifecycle(engine, self._wake_sender, self._is_sending)
         self._sender = (
             None
             if gateway is None
@@ -63,6 +63,9 @@ class Dispatcher:
                 sending.cancel()  # in vain if it has ended
             for follower in followers:
                 follower.cancel()
+
+    def _is_sending(self) -> bool:
+        return self._sender is not None and self._sender.is_busy
 
     def _wake(self) -> None:
         self._lifecycle.wake()

@@ -54,7 +54,7 @@ def _outside_window(
     opening = mailing.window.next_opening(claim.time_zone, now)
     if opening <= now:
         return None
-    if opening >= mailing.datetime_end:
+    if mailing.time_left(opening) <= 0:
         return FinishedMessage(claim, "cancelled", claim.attempts - 1, "no_window")
     return FinishedMessage(claim, "scheduled", claim.attempts - 1, due_at=opening)
 
@@ -91,7 +91,7 @@ def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on 
             attempts, asked = claim.attempts - is_free, pause or 0.0
         case _:
             assert_never(outcome)
-    if policy.is_exhausted(attempts):
+    if policy.is_exhausted(attempts) and not is_free:
         return FinishedMessage(
             claim, "undelivered", attempts, "attempts_exhausted", last_failure=reason
         )
@@ -116,4 +116,6 @@ def _next_due(
     due_at = now + timedelta(seconds=pause)
     if mailing.window is not None:
         due_at = mailing.window.next_opening(claim.time_zone, due_at)
-    return due_at if mailing.time_left(due_at) > 0 else "no_window"
+        if mailing.time_left(due_at) <= 0:
+            return "no_window"
+    return due_at

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -28,9 +29,15 @@ AWAY = 0.5
 class Lifecycle:
     """Moves every mailing on when its time has come. Several processes share the work."""
 
-    def __init__(self, engine: AsyncEngine, on_messages: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        on_messages: Callable[[], None],
+        is_sending: Callable[[], bool],
+    ) -> None:
         self._engine = engine
         self._on_messages = on_messages
+        self._is_sending = is_sending
         self._is_due = asyncio.Event()
 
     def wake(self) -> None:
@@ -51,6 +58,7 @@ class Lifecycle:
 
     async def _advance(self) -> float:
         """Do some of what is to be done; return the seconds until there may be more."""
+        started_at = time.monotonic()
         to_do = await self._do(moving.look)
         has_begun = to_do.begins and await self._begin()
         has_messages = False
@@ -63,7 +71,8 @@ class Lifecycle:
         has_cleared = to_do.clears and await self._do(lambda db: moving.clear(db, CHUNK))
         has_finished = to_do.finishes and await self._finish()
         if has_begun or has_messages or has_cleared or has_finished:
-            return 0
+            # to take an audience keeps the database busy: who sends meanwhile gets half of it
+            return time.monotonic() - started_at if self._is_sending() else 0
         if to_do.is_any:
             return BREATH
         return IDLE if to_do.next_moment is None else min(IDLE, max(BREATH, to_do.next_moment))

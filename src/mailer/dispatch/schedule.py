@@ -1,5 +1,6 @@
 """Every periodic job in one table. Each may run in several processes at once."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -67,6 +68,8 @@ def _calmly(job: Job) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         try:
             await job.run()
+        except asyncio.CancelledError:
+            return  # the scheduler stops, and would log it as the job's failure
         except Exception as error:
             log_failure(error, at=job.name)
 

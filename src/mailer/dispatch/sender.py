@@ -87,6 +87,11 @@ class Sender:
         metrics.breaker(breaker.state)
         metrics.watch_requests(requests.__len__)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether more is claimed than can begin at once."""
+        return not self._claimed.empty()
+
     def wake(self) -> None:
         """Look at what is due now, of every mailing."""
         self._share.ask_all()

@@ -10,7 +10,6 @@ import msgspec
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.payload import BytesPayload
-from yarl import URL
 
 from mailer.gateway.port import Accepted, Outcome, Refused, Request, Unavailable, Unknown
 
@@ -45,7 +44,7 @@ def outcome_of_status(status: int, pause: float | None) -> Outcome:
         case 401 | 403:  # the token is wrong, not the messages
             return Unavailable(f"http_{status}", pause, is_for_all=True)
         case 429 | 503:
-            return Unavailable(f"http_{status}", pause, is_for_all=pause is not None)
+            return Unavailable(f"http_{status}", pause, is_for_all=bool(pause))
         case _:
             return Unavailable(f"http_{status}", pause)
 
@@ -64,7 +63,7 @@ class HttpGateway:
     """The gateway behind `url`; to be used as an async context manager."""
 
     def __init__(self, url: str, token: str | None, *, concurrency: int) -> None:
-        self._url = str(URL(url))  # quoted once, and not with every message
+        self._url = url
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -92,11 +91,14 @@ class HttpGateway:
             raise RuntimeError(message)
         request.begin()
         fields = {"id": request.message_id, "phone": int(request.phone), "text": request.text}
-        url = URL(f"{self._url}{request.message_id}", encoded=True)
+        url = f"{self._url}{request.message_id}"
         body = _Body(self._encoder.encode(fields), request)
         try:
-            async with self._session.post(url, data=body, allow_redirects=False) as response:
+            response = await self._session.post(url, data=body, allow_redirects=False)
+            try:
                 return await _outcome(response)
+            finally:
+                response.release()  # and closed, unless it was read to its end
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
             if (outcome := request.outcome_of_cut()) is not None:
                 return outcome

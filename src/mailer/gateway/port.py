@@ -48,7 +48,16 @@ class Request:
     `deadline` is a moment on `time.monotonic()`; whoever made the request cuts it then.
     """
 
-    __slots__ = ("_task", "cut_because", "deadline", "is_written", "message_id", "phone", "text")
+    __slots__ = (
+        "_is_cancelled",
+        "_task",
+        "cut_because",
+        "deadline",
+        "is_written",
+        "message_id",
+        "phone",
+        "text",
+    )
 
     def __init__(self, message_id: int, phone: str, text: str, deadline: float) -> None:
         self.message_id = message_id
@@ -58,6 +67,7 @@ class Request:
         self.is_written = False
         self.cut_because: str | None = None
         self._task: asyncio.Task[object] | None = None
+        self._is_cancelled = False
 
     def begin(self) -> None:
         """Note the task that is to be ended when the request is cut."""
@@ -78,14 +88,17 @@ class Request:
         if self.cut_because is None:
             self.cut_because = because
             if self._task is not None:
-                self._task.cancel()
+                self._is_cancelled = self._task.cancel()
 
     def outcome_of_cut(self) -> Outcome | None:
-        """Return what became of a request that was cut, None of one that was not."""
+        """Return what became of a request that was cut.
+
+        None when it was not, and when its task is cancelled for another reason, too.
+        """
         if self.cut_because is None:
             return None
-        if self._task is not None:
-            self._task.uncancel()
+        if self._is_cancelled and self._task is not None and self._task.uncancel() > 0:
+            return None
         if self.is_written:
             return Unknown(self.cut_because)
         return Stopped() if self.cut_because == "stopped" else Unavailable("connection_failed")

@@ -259,7 +259,7 @@ class RunningMailing(msgspec.Struct, frozen=True):
     window: Window | None
     on_unknown: OnUnknown
     may_send: bool = True
-    """Whether requests for it may begin; not while it is paused, or planned anew."""
+    """Whether requests for it may begin; not while it is paused or planned anew, nor at its end."""
 
     def time_left(self, now: datetime) -> float:
         """Return the seconds from `now` on in which a request may be open."""

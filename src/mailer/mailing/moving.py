@@ -18,9 +18,10 @@ from mailer.mailing.window import Window
 
 UNDER_WAY = """
     SELECT clock_timestamp(), id, text, datetime_end, on_unknown,
-        send_interval_time_start, send_interval_time_end, status = 'running' AND NOT replanning
+        send_interval_time_start, send_interval_time_end,
+        status = 'running' AND NOT replanning AND datetime_end > clock_timestamp()
     FROM (SELECT) AS always LEFT JOIN mailing ON status IN ('running', 'paused')
-        AND NOT is_settled AND deleted_at IS NULL AND datetime_end > clock_timestamp()"""
+        AND NOT is_settled AND deleted_at IS NULL"""
 
 
 async def under_way(connection: asyncpg.Connection) -> tuple[datetime, list[RunningMailing]]:
@@ -105,17 +106,19 @@ async def begin_due(connection: AsyncConnection) -> int | None:
 
 
 CLEAR = text("""
-    UPDATE message SET status = 'cancelled', updated_at = now(),
-        reason = CASE mailing.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END
-    FROM mailing
-    WHERE mailing.id = message.mailing_id AND message.status = 'scheduled' AND message.id IN (
-        SELECT waiting.id FROM mailing CROSS JOIN LATERAL (
+    WITH waiting AS MATERIALIZED (
+        SELECT message.id, mailing.status
+        FROM mailing CROSS JOIN LATERAL (
             SELECT id FROM message
             WHERE message.mailing_id = mailing.id AND message.status = 'scheduled'
-            LIMIT :chunk FOR UPDATE SKIP LOCKED) AS waiting
+            LIMIT :chunk FOR UPDATE SKIP LOCKED) AS message
         WHERE NOT mailing.is_settled AND mailing.deleted_at IS NULL
             AND (mailing.status = 'cancelled' OR mailing.datetime_end <= clock_timestamp())
-        LIMIT :chunk)""")
+        LIMIT :chunk
+    )
+    UPDATE message SET status = 'cancelled', updated_at = now(),
+        reason = CASE waiting.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END
+    FROM waiting WHERE message.id = waiting.id""")
 
 
 async def clear(connection: AsyncConnection, chunk: int) -> bool:

@@ -15,6 +15,7 @@ from mailer.mailing.model import (
     Mailing,
     MailingChange,
     MailingEndedError,
+    MailingNotFoundError,
     MailingNotPausedError,
     MailingPausedError,
     MailingStartedError,
@@ -86,11 +87,16 @@ def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
 async def delete(engine: AsyncEngine, mailing_id: int) -> None:
     """Delete a mailing; returns when no process sends for it any more.
 
-    Raises `MailingNotFoundError`, and `StillStoppingError` when a process does not let go.
+    Raises `MailingNotFoundError`, and `StillStoppingError` when a process does not let go; who
+    asks again meanwhile waits again.
     """
-    async with engine.begin() as connection:
-        await store.mark_deleted(connection, mailing_id)
-        await tell(connection)
+    try:
+        async with engine.begin() as connection:
+            await store.mark_deleted(connection, mailing_id)
+            await tell(connection)
+    except MailingNotFoundError:
+        if await _is_stopped(engine, mailing_id):
+            raise
     await _until_stopped(engine, mailing_id)
 
 

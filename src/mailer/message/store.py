@@ -48,14 +48,15 @@ async def page(
 
 # Every mailing gives up to a share of what is due, oldest first, so that a large one cannot keep
 # a small one waiting. The index holds only what is scheduled: the cost does not grow with what is
-# done. Rows that another process is claiming are passed over.
+# done. Rows that another process is claiming are passed over. The time is asked once, as a select:
+# an index is not searched for what a volatile function returns, and would be walked to its end.
 CLAIM = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id
         FROM mailing CROSS JOIN LATERAL (
             SELECT id, client_id FROM message
             WHERE message.mailing_id = mailing.id
-                AND status = 'scheduled' AND due_at <= clock_timestamp()
+                AND status = 'scheduled' AND due_at <= (SELECT clock_timestamp())
             ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
         ) AS message
         WHERE mailing.id = ANY($1::bigint[]) AND mailing.status = 'running'
@@ -150,6 +151,12 @@ async def give_back(connection: asyncpg.Connection, failed: Sequence[ClaimedMess
 # Nobody knows what became of a message whose lease has expired: it counts as unknown. After a
 # restart of the database the owners come first: they may know, and could not say so meanwhile.
 RESCUE = text("""
+    WITH expired AS MATERIALIZED (
+        SELECT id FROM message
+        WHERE status = 'sending' AND lease_expires_at <= (SELECT clock_timestamp())
+            AND pg_postmaster_start_time() < clock_timestamp() - interval '5 seconds'
+        LIMIT :chunk FOR UPDATE SKIP LOCKED
+    )
     UPDATE message SET
         last_failure = 'lease_expired',
         sent_at = CASE WHEN mailing.on_unknown = 'hold' THEN message.updated_at END,
@@ -159,11 +166,8 @@ RESCUE = text("""
         reason = CASE WHEN mailing.on_unknown <> 'hold' AND message.attempts >= :max_attempts
                       THEN 'attempts_exhausted' ELSE 'lease_expired' END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
-    FROM mailing
-    WHERE mailing.id = message.mailing_id AND message.status = 'sending' AND message.id IN (
-        SELECT id FROM message WHERE status = 'sending' AND lease_expires_at <= clock_timestamp()
-            AND pg_postmaster_start_time() < clock_timestamp() - interval '5 seconds'
-        LIMIT :chunk FOR UPDATE SKIP LOCKED)""")
+    FROM expired, mailing
+    WHERE message.id = expired.id AND mailing.id = message.mailing_id""")
 
 
 async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> int:

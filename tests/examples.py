@@ -1,0 +1,13 @@
+"""How many examples each property is tried on: a few in a run, `TEST_EXAMPLES=10000` at will."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "300"))
+
+thorough = settings(
+    max_examples=EXAMPLES,
+    deadline=None,  # the machine may be busy with other things
+    suppress_health_check=[HealthCheck.too_slow],
+)
