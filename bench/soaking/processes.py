@@ -1,0 +1,196 @@
+"""The sandbox gateway and mailer as processes of the soak, to be killed and started again."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+import harness
+from soaking.journal import (
+    GATEWAY_TIMEOUT,
+    JITTER,
+    LATENCY,
+    LEASE,
+    RETRY_ATTEMPTS,
+    RETRY_CAP,
+    Journal,
+)
+
+PORTS = range(20_000, 30_000)
+"""Below those that connections are given, so that nobody takes the gateway's while it is down."""
+FAULTS = {
+    "latency": LATENCY,
+    "jitter": JITTER,
+    "error-rate": 0.03,
+    "reject-rate": 0.02,
+    "malformed-rate": 0.03,
+    "hang-rate": 0.01,
+    "reset-rate": 0.03,
+    "rate-limit": 190,
+}
+SETTINGS = {
+    "auth": "none",
+    "port": 0,
+    "log_format": "json",
+    "log_level": "info",
+    "gateway_token": harness.TOKEN,
+    "gateway_timeout": GATEWAY_TIMEOUT,
+    "gateway_concurrency": 20,
+    "gateway_rate": 100,
+    "lease": LEASE,
+    "retry_attempts": RETRY_ATTEMPTS,
+    "retry_base": 0.2,
+    "retry_cap": RETRY_CAP,
+    "breaker_reset": 2,
+    "shutdown_grace": 5,
+}
+
+
+class Sandbox:
+    """The sandbox gateway on one port, with a log of its own for each time it starts."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder = folder
+        self._seed = seed
+        self._port = _free_port()
+        self._process: asyncio.subprocess.Process | None = None
+        self.logs: list[Path] = []
+
+    @property
+    def url(self) -> str:
+        """Where mailer sends to, while it runs and while it does not."""
+        return f"http://127.0.0.1:{self._port}/send/"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start it; it knows nothing of what it took before."""
+        log = self._folder / f"taken-{len(self.logs)}.jsonl"
+        options = FAULTS | {"port": self._port, "seed": self._seed + len(self.logs), "log": log}
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mailer", "gateway", "--token", harness.TOKEN),
+            *(word for name, value in options.items() for word in (f"--{name}", str(value))),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.logs.append(log)
+        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+        line = await asyncio.wait_for(self._process.stdout.readline(), harness.PATIENCE)
+        if line.decode().strip() != self.url:
+            raise RuntimeError("the sandbox gateway did not start")
+        self._draining = asyncio.create_task(self._process.stdout.read())
+
+    async def stop(self) -> None:
+        """Stop it, cutting what waits for an answer; its log is whole then."""
+        if self._process is not None and self._process.returncode is None:
+            self.signal(signal.SIGCONT)
+            await harness.stop(self._process)
+            await self._draining
+
+    def signal(self, number: signal.Signals) -> None:
+        """Stop it in its tracks (SIGSTOP), or let it go on (SIGCONT)."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+
+def _free_port() -> int:
+    for port in PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port for the gateway")
+
+
+class Life:
+    """One run of `mailer serve`, from its start to its end, under a role of its own."""
+
+    def __init__(self, name: str, database_url: str, gateway_url: str, journal: Journal) -> None:
+        self.name = name
+        self.address: str | None = None
+        self.is_serving = asyncio.Event()
+        settings = SETTINGS | {"database_url": database_url, "gateway_url": gateway_url}
+        inherited = {key: value for key, value in os.environ.items() if "MAILER_" not in key}
+        given = {f"MAILER_{key.upper()}": str(value) for key, value in settings.items()}
+        self._environ = inherited | given
+        self._journal = journal
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        return None if self._process is None else self._process.returncode
+
+    async def start(self, folder: Path) -> None:
+        """Start it; its address is known as soon as it says so."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mailer", "serve"),
+            env=self._environ,
+            cwd=folder,  # away from a .env
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stderr is not None  # noqa: S101  # it is a pipe
+        self._reading = asyncio.create_task(self._read(self._process.stderr))
+
+    async def end(self, number: signal.Signals) -> None:
+        """Send it a signal and wait for its end."""
+        self.address = None
+        self._journal.uptimes.get(self.name, []).append(time.time())
+        if self._process is None:
+            return
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        try:
+            await asyncio.wait_for(self._process.wait(), harness.PATIENCE)
+        except TimeoutError:
+            self._journal.complain(f"{self.name} did not stop")
+            self._process.kill()
+        await self._reading
+
+    def signal(self, number: signal.Signals) -> None:
+        """Stop it in its tracks (SIGSTOP), or let it go on (SIGCONT)."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def ended(self) -> None:
+        """Wait until it has ended, however."""
+        if self._process is not None:
+            await self._process.wait()
+
+    async def _read(self, log: asyncio.StreamReader) -> None:
+        """Learn the address, and what mailer complains of."""
+        async for line in log:
+            try:
+                self._note(msgspec.json.decode(line, type=dict[str, Any]))
+            except msgspec.DecodeError:
+                self._note({"level": "error", "event": line.decode(errors="replace").rstrip()})
+        self.address = None
+
+    def _note(self, event: dict[str, Any]) -> None:
+        name, level = str(event.get("event")), event.get("level")
+        if name == "started":
+            self.address = str(event["address"])
+            self.is_serving.set()
+            self._journal.uptimes[self.name] = [time.time()]
+        if name.startswith("breaker_"):
+            at = datetime.fromisoformat(event["timestamp"]).timestamp()
+            self._journal.breaker(self.name, at, event.get("seconds"))
+        if level not in {"debug", "info"}:
+            self._journal.events[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1
+        if level not in {"debug", "info", "warning"}:
+            self._journal.complain(f"{self.name} logged {event}")
