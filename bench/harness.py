@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -16,9 +16,15 @@ import aiohttp
 import asyncpg
 import msgspec
 
+from sink import Taken
+
 TOKEN = "bench"  # noqa: S105  # of gateways that live as long as a benchmark
 PATIENCE = 60.0
 """Seconds to wait for a process to start or to stop."""
+PAUSE = 0.05
+"""Seconds between looks at how far a mailing is."""
+STATUS = "SELECT status FROM mailing WHERE id = $1"
+TEXT = "Your order is ready. Come by until nine."
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -31,17 +37,12 @@ ADD_CLIENTS = """
 
 
 class Mailer:
-    """`mailer serve` on a new embedded database, its API and a connection to its database."""
+    """A `mailer serve`, its API and a connection to its database."""
 
-    def __init__(self, process: asyncio.subprocess.Process, data_dir: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, database_url: str) -> None:
         self.pid = process.pid
-        self._data_dir = data_dir
+        self.database_url = database_url
         self._process = process
-
-    @property
-    def database_url(self) -> str:
-        """The embedded database, which lets in the user that started it."""
-        return f"postgresql://mailer@/mailer?host={quote(f'{self._data_dir}/postgresql/data')}"
 
     async def __aenter__(self) -> Self:
         address = await asyncio.wait_for(self._address(), PATIENCE)
@@ -91,24 +92,45 @@ class Mailer:
         await self.database.execute(ADD_CLIENTS, count)
         await self.database.execute("VACUUM ANALYZE client")
 
+    async def checkpoint(self) -> None:
+        """Have the embedded database write what it holds back, as its superuser."""
+        superuser = await asyncpg.connect(self.database_url, user="postgres")
+        try:
+            await superuser.execute("CHECKPOINT")
+        finally:
+            await superuser.close()
+
     async def add_mailing(
-        self, *, starts_in: float = 0, client_filter: str | None = None
+        self, *, starts_in: float = 0, client_filter: str | None = None, **fields: object
     ) -> dict[str, Any]:
-        """Create a mailing that starts in that many seconds, and return it."""
+        """Create a mailing that starts in that many seconds, and return it.
+
+        It lasts an hour and has no window, unless `fields` say otherwise.
+        """
         start = datetime.now(UTC) + timedelta(seconds=starts_in)
         mailing = {
             "datetime_start": start.isoformat(),
             "datetime_end": (start + timedelta(hours=1)).isoformat(),
-            "text": "Your order is ready. Come by until nine.",
+            "text": TEXT,
             "client_filter": client_filter,
+            **fields,
         }
         created: dict[str, Any] = await self.call("POST", "/mailings", mailing)
         return created
 
+    async def finished(self, mailing_id: int, patience: float = 600) -> None:
+        """Wait until a mailing is finished; asks the database, not mailer."""
+        async with asyncio.timeout(patience):
+            while await self.database.fetchval(STATUS, mailing_id) != "finished":  # noqa: ASYNC110  # it happens in another process
+                await asyncio.sleep(PAUSE)
+
 
 @asynccontextmanager
 async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
-    """Run mailer in a process of its own on a new data folder, sending to a gateway."""
+    """Run mailer in a process of its own on a new data folder, sending to a gateway.
+
+    With a `database_url` among the settings it works on that one, else on a new embedded database.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data_dir = Path(folder)
         os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's user passes through
@@ -131,10 +153,16 @@ async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            async with Mailer(process, data_dir) as mailer:
+            url = str(settings.get("database_url") or embedded_url(data_dir))
+            async with Mailer(process, url) as mailer:
                 yield mailer
         finally:
             await stop(process)
+
+
+def embedded_url(data_dir: Path) -> str:
+    """Return where the embedded database lets in the user that started it."""
+    return f"postgresql://mailer@/mailer?host={quote(f'{data_dir}/postgresql/data')}"
 
 
 async def stop(process: asyncio.subprocess.Process) -> None:
@@ -181,6 +209,47 @@ async def sandbox(log: Path, *options: str) -> AsyncIterator[Gateway]:
         await draining
 
 
+class SinkProcess:
+    """`bench/sink.py` in a process of its own: a gateway that costs next to nothing."""
+
+    def __init__(self, url: str, process: asyncio.subprocess.Process) -> None:
+        self.url = url
+        self._process = process
+
+    async def taken(self) -> Taken:
+        """Return what it took since the last time."""
+        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+        self._process.send_signal(signal.SIGUSR1)
+        line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE)
+        return msgspec.json.decode(line, type=Taken)
+
+
+@asynccontextmanager
+async def sink(latency: float = 0) -> AsyncIterator[SinkProcess]:
+    """Run a sink that answers after that many seconds."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(Path(__file__).with_name("sink.py")), "--latency", str(latency)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    try:
+        url = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        yield SinkProcess(url.decode().strip(), process)
+    finally:
+        await stop(process)
+
+
+async def send_to_all(mailer: Mailer, sink: SinkProcess, clients: int) -> Taken:
+    """Send one mailing to everybody through a sink; raises unless each client got one request."""
+    await mailer.finished((await mailer.add_mailing())["id"])
+    taken = await sink.taken()
+    if taken.requests != clients:
+        message = f"{clients} clients, and {taken.requests} requests"
+        raise RuntimeError(message)
+    return taken
+
+
 def memory(pid: int) -> tuple[int, int]:
     """Return the resident and the proportional set size of a process, bytes."""
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_SIZE
@@ -203,6 +272,17 @@ def tree_cpu_seconds(pid: int) -> float:
     """Return the processor time of a process and the children it has now."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return cpu_seconds(pid) + sum(cpu_seconds(int(child)) for child in children)
+
+
+def server_cpu_seconds(postmaster: int) -> float:
+    """Return the processor time of a PostgreSQL, with that of its children that have ended."""
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    seconds = cpu_seconds(postmaster)
+    for child in children:
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile: counted below
+            seconds += cpu_seconds(int(child))
+    fields = Path(f"/proc/{postmaster}/stat").read_text().rpartition(")")[2].split()
+    return seconds + (int(fields[13]) + int(fields[14])) / TICKS
 
 
 class Verdict:

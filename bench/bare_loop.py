@@ -1,0 +1,41 @@
+"""The least that sending can cost: a bare aiohttp loop that posts the same bodies and forgets them.
+
+No database, no rules, no record. It is the peer in `against_bare.py`, in a process of its own.
+"""
+
+import argparse
+import asyncio
+
+import aiohttp
+import uvloop
+
+import harness
+
+
+async def main(url: str, messages: int, concurrency: int) -> None:
+    """Post that many messages to `url`, so many at once."""
+    ids = iter(range(1, messages + 1))
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    headers = {"Authorization": f"Bearer {harness.TOKEN}"}
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+
+        async def work() -> None:
+            for number in ids:
+                body = {"id": number, "phone": 79_000_000_000 + number, "text": harness.TEXT}
+                async with session.post(f"{url}{number}", json=body) as answer:
+                    if (await answer.json())["code"] != 0:
+                        message = "the sink refused a message"
+                        raise RuntimeError(message)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(concurrency):
+                tasks.create_task(work())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("messages", type=int)
+    parser.add_argument("--concurrency", type=int, default=50)
+    given = parser.parse_args()
+    uvloop.run(main(given.url, given.messages, given.concurrency))
