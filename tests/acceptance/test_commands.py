@@ -47,10 +47,10 @@ async def test_commands_share_the_embedded_database_of_a_running_mailer(
 ) -> None:
     mailer = MailerProcess(data_dir=str(data_dir))
     await mailer.start()
-    await add_clients(mailer, 1)
+    await mailer.call("POST", "/clients", {"phone": "79160000001"}, 201)
     exported = run("clients", "export", str(tmp_path / "all.csv"), data_dir=str(data_dir))
     assert exported.returncode == 0, exported.stderr
-    assert "79160000000" in (tmp_path / "all.csv").read_text()
+    assert "79160000001" in (tmp_path / "all.csv").read_text()
     assert await mailer.stop() == 0
 
 

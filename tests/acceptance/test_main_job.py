@@ -107,9 +107,13 @@ async def test_nothing_is_sent_outside_the_window(
 async def test_temporary_answers_are_tried_again_and_refusals_are_not(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
-    gateway = await start_gateway(error_rate=0.4, reject_rate=0.2, malformed_rate=0.1, seed=7)
+    gateway = await start_gateway(error_rate=0.2, reject_rate=0.2, malformed_rate=0.2, seed=7)
     mailer = await start_mailer(
-        **gateway.settings, retry_base="0.01", retry_cap="0.05", retry_attempts="50"
+        **gateway.settings,
+        retry_base="0.01",
+        retry_cap="0.05",
+        retry_attempts="50",
+        breaker_reset="0.1",
     )
     await add_clients(mailer, 40)
 

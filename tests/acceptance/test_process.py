@@ -56,7 +56,7 @@ async def test_embedded_database_is_found_again_after_a_kill(
     gateway = await start_gateway()
     first = MailerProcess(data_dir=str(data_dir), **gateway.settings)
     await first.start()
-    await add_clients(first, 1)
+    await first.call("POST", "/clients", {"phone": "79160000001"}, 201)
     second = run("serve", auth="none", data_dir=str(data_dir))
     assert second.returncode == 78
     assert len(second.stderr.splitlines()) == 1
