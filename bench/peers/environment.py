@@ -1,0 +1,26 @@
+"""The peers' own Python packages, which mailer neither needs nor brings."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+FOLDER = Path(__file__).parents[2] / ".venv" / "peers"
+"""In the folder that `make` fills and `make clean` removes."""
+
+
+def peers_python() -> Path:
+    """Return the Python that has the packages of `requirements.txt`; installs them when it must."""
+    python = FOLDER / "bin" / "python"
+    installed = FOLDER / REQUIREMENTS.name
+    if installed.exists() and installed.read_bytes() == REQUIREMENTS.read_bytes():
+        return python
+    print(f"Setting up {FOLDER}, once", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)  # noqa: S603  # of this file
+    options = ["-qq", "--disable-pip-version-check", "--no-input", "--require-hashes"]
+    subprocess.run(  # noqa: S603  # likewise
+        [python, "-m", "pip", "install", *options, "-r", REQUIREMENTS], check=True
+    )
+    shutil.copy(REQUIREMENTS, installed)
+    return python
