@@ -47,7 +47,7 @@ ADD_MESSAGES = """
     SELECT n, 79000000000 + n, $2 FROM generate_series(1, $1::bigint) AS n"""
 INSTALL_RABBITMQ = "apt-get install rabbitmq-server"
 CELERY = (
-    "-m celery --app by_celery worker --pool threads --loglevel WARNING"
+    "-m celery --app by_celery worker --pool gevent --loglevel WARNING"
     " --without-gossip --without-mingle --without-heartbeat"
 )
 IS_LEFT = "SELECT EXISTS (SELECT FROM message WHERE status <> 'delivered')"

@@ -2,9 +2,9 @@
 
 The ways of its documentation ("Optimizing", "Tasks"): a message is acknowledged when its task is
 done and is kept on disk until then, no results, no rate limits, plenty prefetched. A task carries
-all that its request needs; connections of HTTP and of PostgreSQL are pooled, one a thread. Of the
-pools `threads` is the fastest here, then `gevent`, far behind them `prefork` with 50 processes;
-urllib3 costs much less than requests, which is built on it.
+all that its request needs; the connections of HTTP and PostgreSQL are pooled, one a greenlet. Of
+the worker's pools gevent is the fastest here, before threads; 50 processes (prefork) are far
+behind. So is requests behind urllib3, on which it is built.
 """
 
 import os

@@ -25,6 +25,12 @@ SINK_URL = os.environ["PEER_SINK_URL"]
 TOKEN = os.environ["PEER_TOKEN"]
 CONCURRENCY = int(os.environ["PEER_CONCURRENCY"])
 BATCH_SIZE = 50
+MOST_TASKS = 100
+"""Jobs claimed at a time, finished but unrecorded ones among them, so more than the requests.
+
+Twice the batch is the least that it allows. Without a limit it claims all there are, and slows
+down the more wait; a `concurrency_limit` of the entry point costs more in each claim.
+"""
 POOL_SIZE = 20
 JOBS = 1000
 """Jobs that one statement puts in."""
@@ -73,12 +79,8 @@ async def enqueue() -> None:
 
 
 def work() -> None:
-    """Do jobs until SIGTERM, as `pgqueuer run` does.
-
-    The session's limit is what holds requests to so many at once: without one of its own, as it is
-    by default, PgQueuer is a quarter faster, and never short of claimed jobs.
-    """
-    uvloop.run(pgqueuer.run(worker, batch_size=BATCH_SIZE))
+    """Do jobs until SIGTERM, as `pgqueuer run` does."""
+    uvloop.run(pgqueuer.run(worker, batch_size=BATCH_SIZE, max_concurrent_tasks=MOST_TASKS))
 
 
 if __name__ == "__main__":
