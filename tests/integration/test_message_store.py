@@ -288,6 +288,19 @@ async def test_failure_that_was_the_gateways_costs_no_attempt(
     assert {await state(engine, claim.id) for claim in blamed} == {("scheduled", "http_503", 0)}
 
 
+async def test_each_attempt_of_a_message_that_failed_more_than_once_is_given_back(
+    engine: AsyncEngine, claimer: asyncpg.Connection
+) -> None:
+    first = await claim_one(engine, claimer)
+    await failed(claimer, first, "http_503")
+    second = await claim_again(claimer, first)
+    await failed(claimer, second, "http_500")
+
+    await store.give_back(claimer, [second, first])
+
+    assert await state(engine, first.id) == ("scheduled", "http_500", 0)
+
+
 async def test_attempt_is_not_given_back_to_a_message_claimed_since(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:

@@ -230,7 +230,7 @@ def test_a_longer_pause_is_heard_whoever_brings_it() -> None:
 # ---- whom it blames -------------------------------------------------------------------------
 
 
-def test_failures_are_free_while_it_is_not_closed() -> None:
+def test_failures_are_free_while_it_is_not_closed_or_was_not_since_they_began() -> None:
     breaker = Breaker(2, RESET)
     before = [begun(breaker) for _ in range(4)]
     assert not told(breaker, DOWN)
@@ -240,7 +240,9 @@ def test_failures_are_free_while_it_is_not_closed() -> None:
     assert not breaker.record(before[1], Accepted(), at(RESET))
     assert not breaker.record(before[2], Stopped(), at(RESET))
     assert not told(breaker, Refused("rejected_400"), 2 * RESET)
-    assert not breaker.record(before[3], DOWN, at(2 * RESET))
+    assert breaker.state == "closed"
+    assert breaker.record(before[3], DOWN, at(2 * RESET))  # it began before the outage
+    assert not told(breaker, DOWN, 2 * RESET)
 
 
 # ---- any history ----------------------------------------------------------------------------
@@ -299,7 +301,7 @@ def second_telling(history: Sequence[Event], most: int, now: float) -> View:
                 era, reason, until, tries = era + 1, outcome.reason, again_at, {}
             elif asks and not is_own and until is not None:
                 until = max(until, again_at)
-            is_free = reason is not None
+            is_free = reason is not None or not is_own
     if since is None or reason is None or until is None:
         return View("closed", None, None, failures, NO_LIMIT, is_free)
     tried = [fate for message, fate in tries.items() if born[message] == era]

@@ -9,7 +9,7 @@ from mailer import metrics
 from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.failure import log_failure
 from mailer.message import store
-from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.message.model import FinishedMessage
 
 log = structlog.get_logger()
 
@@ -33,15 +33,10 @@ class Recorder:
         self._connection = OwnConnection(url)
         self._owner = owner
         self._finished: asyncio.Queue[FinishedMessage | None] = asyncio.Queue(maxsize=4 * BATCH)
-        self._failed: list[ClaimedMessage] = []
 
     async def put(self, finished: FinishedMessage) -> None:
         """Have an outcome written; waits while too many are waiting."""
         await self._finished.put(finished)
-
-    def give_back(self, failed: list[ClaimedMessage]) -> None:
-        """Have these failures cost no attempt, once all that was put before is written."""
-        self._failed += failed
 
     async def close(self) -> None:
         """Let `run` end when all that was put is written."""
@@ -65,8 +60,6 @@ class Recorder:
             is_open = None not in batch
             if outcomes := [finished for finished in batch if finished is not None]:
                 await self._write(outcomes)
-            if self._failed and self._finished.empty():
-                await self._give_back()
 
     async def _write(self, outcomes: list[FinishedMessage]) -> None:
         """Write outcomes, again and again while the database is away.
@@ -87,11 +80,3 @@ class Recorder:
                 metrics.finished(((done.status, done.reason) for done in outcomes), late=late)
                 log.debug("messages_recorded", outcomes=len(outcomes), late=late)
                 return
-
-    async def _give_back(self) -> None:
-        """Do what `give_back` asks for; an attempt lost with the database is no harm."""
-        failed, self._failed = self._failed, []
-        try:
-            await store.give_back(await self._connection.get(), failed)
-        except Exception as error:
-            log_failure(error, at="record")

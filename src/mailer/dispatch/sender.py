@@ -25,7 +25,7 @@ from mailer.dispatch.retry import RetryPolicy
 from mailer.dispatch.share import FairShare, Pace
 from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.port import Gateway, Outcome, Request, Unknown
+from mailer.gateway.port import Accepted, Gateway, Outcome, Refused, Request, Unavailable, Unknown
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, FinishedMessage
 from mailer.settings import Settings
@@ -77,7 +77,8 @@ class Sender:
         self._owner = uuid4()
         self._recorder = Recorder(url, self._owner)
         self._claimed: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
-        self._failed_in_a_row: list[ClaimedMessage] = []
+        self._failed: list[tuple[datetime, ClaimedMessage]] = []
+        self._blameless: list[ClaimedMessage] = []
         self._share = FairShare(again_after=LOOK)
         self._pace = Pace(seconds=AHEAD, first=self._concurrency, least=LEAST, most=2 * BATCH)
         self._has_room = asyncio.Event()
@@ -109,6 +110,7 @@ class Sender:
             recorder = tasks.create_task(self._recorder.run())
             workers = [tasks.create_task(self._work()) for _ in range(self._concurrency)]
             while not self._is_stopping:
+                await self._give_back()
                 if not await self._claim_due():
                     await self._rest()
             await self._wind_down(workers, recorder)
@@ -133,9 +135,26 @@ class Sender:
                 await asyncio.gather(*workers)
                 await self._recorder.close()
                 await recorder
+                await self._give_back()
         for task in (*workers, recorder):
             task.cancel()
         self._connection.close()
+
+    async def _give_back(self) -> None:
+        """Give the attempt back to those that failed with the gateway, once that is recorded.
+
+        Between two claims, so that none of them is claimed meanwhile.
+        """
+        held = self._recorder.held
+        recorded = [claim for claim in self._blameless if claim.id not in held]
+        if not recorded:
+            return
+        self._blameless = [claim for claim in self._blameless if claim.id in held]
+        try:
+            await store.give_back(await self._connection.get(), recorded)
+        except Exception as error:
+            log_failure(error, at="give_back")
+            self._blameless += recorded
 
     # ---- claim -------------------------------------------------------------------------------
 
@@ -231,8 +250,8 @@ class Sender:
                     metrics.breaker("half_open")
                 outcome = await self._send(claim, send)
                 self._pace.count()
-                now = self._watch.now()
-                is_free = self._learn(permit, claim, outcome, now)
+                began, now = now, self._watch.now()
+                is_free = self._learn(permit, claim, outcome, began, now)
                 return after_sending(
                     claim, send.mailing, outcome, now, self._retry, is_free=is_free
                 )
@@ -250,21 +269,26 @@ class Sender:
             self._requests.remove(request)
             metrics.request_ended(time.monotonic() - now)
 
-    def _learn(self, permit: int, claim: ClaimedMessage, outcome: Outcome, now: datetime) -> bool:
+    def _learn(
+        self, permit: int, claim: ClaimedMessage, outcome: Outcome, began: datetime, now: datetime
+    ) -> bool:
         """Tell the breaker; return whether a failure is the gateway's and costs no attempt.
 
-        The failures in a row that opened it were the gateway's, too.
+        So are the failures before it opened, back to the last request that succeeded: it had begun
+        when the gateway still was up. An answer to what had begun before a failure says nothing.
         """
-        state, failures = self._breaker.state, self._breaker.failures
+        state = self._breaker.state
         is_free = self._breaker.record(permit, outcome, now)
-        if self._breaker.failures == 0:
-            self._failed_in_a_row.clear()
-        elif self._breaker.failures > failures and not is_free:
-            self._failed_in_a_row.append(claim)
+        match outcome:
+            case Accepted() | Refused():
+                if self._failed:
+                    self._failed = [(at, failed) for at, failed in self._failed if at > began]
+            case Unavailable() | Unknown() if not is_free:
+                self._failed.append((now, claim))
         if self._breaker.state != state:
+            self._blameless += [failed for _, failed in self._failed]
+            self._failed = []
             self._tell_breaker(now)
-            self._recorder.give_back(self._failed_in_a_row)
-            self._failed_in_a_row = []
         return is_free
 
     def _tell_breaker(self, now: datetime) -> None:

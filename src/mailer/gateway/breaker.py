@@ -100,8 +100,8 @@ class Breaker:
     def record(self, permit: int, outcome: Outcome, now: datetime) -> bool:
         """Learn what became of a message, and return whether the gateway is to blame for it.
 
-        It is while the breaker is not closed. What began under an earlier state changes nothing,
-        but for a longer pause that the gateway asks for.
+        It is while the breaker is not closed, and for what began before it last opened. What began
+        under an earlier state changes nothing, but for a longer pause that the gateway asks for.
         """
         match outcome:
             case Stopped():
@@ -114,7 +114,7 @@ class Breaker:
                 return False
             case Unavailable() | Unknown():
                 self._fail(permit, outcome, now)
-        return self.state != "closed"
+        return self.state != "closed" or permit != self._permit
 
     def _fail(self, permit: int, failure: Unavailable | Unknown, now: datetime) -> None:
         asks = failure.is_for_all if isinstance(failure, Unavailable) else False

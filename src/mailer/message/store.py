@@ -133,17 +133,18 @@ async def let_go(connection: asyncpg.Connection, owner: UUID, held: Collection[i
     return int(tag.rpartition(" ")[2])
 
 
-# The failures that opened the breaker were the gateway's: what they cost is given back, to those
-# that nobody has claimed since.
+# The failures before the breaker opened were the gateway's: what they cost is given back, to those
+# that nobody has claimed since. A message may be among them more than once.
 GIVE_BACK = """
-    UPDATE message SET attempts = message.attempts - 1, updated_at = now()
-    FROM unnest($1::bigint[], $2::int[]) AS failed (id, attempts)
+    UPDATE message SET attempts = message.attempts - failed.times, updated_at = now()
+    FROM (SELECT id, max(attempts) AS attempts, count(*) AS times
+          FROM unnest($1::bigint[], $2::int[]) AS each (id, attempts) GROUP BY id) AS failed
     WHERE message.id = failed.id AND message.attempts = failed.attempts
         AND message.status = 'scheduled'"""
 
 
 async def give_back(connection: asyncpg.Connection, failed: Sequence[ClaimedMessage]) -> None:
-    """Give the attempt back to messages that wait again after the claim that is given."""
+    """Give back the attempts of these claims to messages that wait again after the last of them."""
     attempts = [claim.attempts for claim in failed]
     await connection.execute(GIVE_BACK, [claim.id for claim in failed], attempts)
 
