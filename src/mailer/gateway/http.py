@@ -98,7 +98,8 @@ class HttpGateway:
             try:
                 return await _outcome(response)
             finally:
-                response.release()  # and closed, unless it was read to its end
+                if not response.closed:  # as it is when all of it has come
+                    response.release()
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
             if (outcome := request.outcome_of_cut()) is not None:
                 return outcome
