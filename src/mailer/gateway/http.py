@@ -7,8 +7,9 @@ from typing import Self
 
 import aiohttp
 import msgspec
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import ContentEncodingError
+from aiohttp.http_writer import StreamWriter
 from aiohttp.payload import BytesPayload
 
 from mailer.gateway.port import Accepted, Outcome, Refused, Request, Unavailable, Unknown
@@ -77,6 +78,7 @@ class HttpGateway:
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),  # a request has a deadline of its own
+            request_class=_Post,
         )
         return self
 
@@ -111,22 +113,48 @@ class HttpGateway:
 
 
 class _Body(BytesPayload):
-    """A request's body, which aiohttp writes together with the headers: the moment of writing."""
+    """The bytes to post, and the request that they belong to."""
 
     def __init__(self, content: bytes, request: Request) -> None:
         super().__init__(content)
-        self._request = request
+        self.content = content
+        self.request = request
 
-    async def write_with_length(
-        self, writer: AbstractStreamWriter, content_length: int | None
-    ) -> None:
-        if not self._request.write():
+
+class _Post(aiohttp.ClientRequest):
+    """A POST that the task that sends it writes itself, and so knows the moment of writing.
+
+    aiohttp makes a task for each body instead: a seventh of what a request costs.
+    """
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Write head and body at once, unless the request is cut; return the answer to come."""
+        body, protocol = self.body, conn.protocol
+        if not isinstance(body, _Body) or protocol is None:
+            message = "only what HttpGateway posts, on an open connection"
+            raise TypeError(message)
+        writer = StreamWriter(protocol, self.loop)
+        await writer.write_headers(f"{self.method} {self.url.raw_path_qs} HTTP/1.1", self.headers)
+        await asyncio.sleep(0)  # so that many write one after the other: the network wakes up once
+        if not body.request.write():
             raise aiohttp.ClientConnectionError("the request is cut")
         try:
-            await super().write_with_length(writer, content_length)
+            await writer.write(body.content)
         except aiohttp.ClientConnectionResetError:
-            self._request.is_written = False  # the connection was closed already
+            body.request.is_written = False  # the connection was closed already
             raise
+        return self.response_class(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=self._traces,
+            loop=self.loop,
+            session=self.session,
+            stream_writer=writer,
+        )
 
 
 async def _outcome(response: aiohttp.ClientResponse) -> Outcome:
