@@ -268,6 +268,21 @@ async def test_what_has_no_opening_before_the_end_stays_given_up(
     assert await status(api, mailing_id) == "finished"
 
 
+async def test_retry_of_one_does_not_wait_for_another_that_is_far(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    large, small = await given_up(api, engine, 5), await given_up(api, engine, 0)
+    await retry(api, large)
+    assert await resend(engine, 2)
+    await retry(api, small)
+    assert await resend(engine, 2)
+    assert await counts(api, large) == {"scheduled": 2, "undelivered": 3}
+    assert await counts(api, small) == {"scheduled": 2, "undelivered": 3}
+    while await resend(engine, 2):
+        pass
+    assert await counts(api, large) == await counts(api, small) == {"scheduled": 5}
+
+
 # ---- what stops it --------------------------------------------------------------------------
 
 

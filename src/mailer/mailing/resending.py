@@ -7,6 +7,7 @@ from sqlalchemy import (
     DateTime,
     Executable,
     Row,
+    any_,
     bindparam,
     select,
     text,
@@ -18,12 +19,21 @@ from mailer.mailing.audience import matches, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.telling import tell
 
+# The one that is least far first, so that a small one does not wait for a large one.
 NEXT = text("""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        client_filter, retry_before, clock_timestamp() AS now
+        client_filter, retry_before, retry_cursor, clock_timestamp() AS now
     FROM mailing
     WHERE retry_before IS NOT NULL AND NOT is_settled AND deleted_at IS NULL
-    ORDER BY retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""")
+    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""")
+# Each status by the index that has its messages in order: a chunk costs the same wherever it is.
+GIVEN_UP = text("""
+    (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'undelivered'
+        AND id > :cursor ORDER BY id LIMIT :chunk)
+    UNION ALL
+    (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'unknown'
+        AND id > :cursor ORDER BY id LIMIT :chunk)
+    ORDER BY id LIMIT :chunk""")
 SCHEDULE = text("""
     UPDATE message SET status = 'scheduled', reason = NULL, due_at = planned.due_at,
         attempts = 0, last_failure = NULL, sent_at = NULL, updated_at = now()
@@ -32,19 +42,21 @@ SCHEDULE = text("""
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
 )
-# What cannot be sent before the end stays what it is, and is not looked at again.
-PASS_OVER = text("UPDATE message SET updated_at = now() WHERE id = ANY(:ids)").bindparams(
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
+ADVANCE = text("UPDATE mailing SET retry_cursor = :cursor WHERE id = :id")
 DONE = text("UPDATE mailing SET retry_before = NULL WHERE id = :id")
 
 
 async def resend_chunk(connection: AsyncConnection, chunk: int) -> bool:
-    """Schedule up to `chunk` messages of a mailing again; False when there is none to retry."""
+    """Schedule up to `chunk` messages of a mailing again; False when there is none to retry.
+
+    What cannot be sent before the end stays what it is.
+    """
     mailing = (await connection.execute(NEXT)).one_or_none()
     if mailing is None:
         return False
-    given_up = (await connection.execute(_given_up(mailing, chunk))).all()
+    looked_at = {"mailing_id": mailing.id, "cursor": mailing.retry_cursor, "chunk": chunk}
+    ids = list(await connection.scalars(GIVEN_UP, looked_at))
+    given_up = (await connection.execute(_wanted(mailing, ids))).all()
     window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
     zones = {row.time_zone for row in given_up}
     plans = {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
@@ -52,17 +64,16 @@ async def resend_chunk(connection: AsyncConnection, chunk: int) -> bool:
     if due:
         due_ats = [plans[row.time_zone].due_at for row in due]
         await connection.execute(SCHEDULE, {"ids": [row.id for row in due], "due_ats": due_ats})
-    if len(due) < len(given_up):
-        late = {row.id for row in given_up} - {row.id for row in due}
-        await connection.execute(PASS_OVER, {"ids": list(late)})
-    if len(given_up) < chunk:
+    if len(ids) == chunk:
+        await connection.execute(ADVANCE, {"id": mailing.id, "cursor": ids[-1]})
+    else:
         await connection.execute(DONE, {"id": mailing.id})
         await tell(connection)
     return True
 
 
-def _given_up(mailing: Row[tuple[object, ...]], chunk: int) -> Executable:
-    """Return a select of messages that were given up before the retry, and their time zones.
+def _wanted(mailing: Row[tuple[object, ...]], ids: list[int]) -> Executable:
+    """Return a select of those that were given up before the retry, and their time zones.
 
     Only those of clients who still belong to the audience. They are locked in one order, as by
     everybody who changes many.
@@ -71,13 +82,12 @@ def _given_up(mailing: Row[tuple[object, ...]], chunk: int) -> Executable:
         select(message.c.id, client.c.time_zone)
         .join_from(message, client, client.c.id == message.c.client_id)
         .where(
-            message.c.mailing_id == mailing.id,
+            message.c.id == any_(bindparam("ids", ids, type_=ARRAY(BigInteger))),
             message.c.status.in_(("undelivered", "unknown")),
             message.c.updated_at <= mailing.retry_before,
             client.c.deleted_at.is_(None),
             matches(msgspec.convert(mailing.client_filter, ClientFilter)),
         )
         .order_by(message.c.id)
-        .limit(chunk)
         .with_for_update(of=message)
     )

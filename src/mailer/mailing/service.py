@@ -158,7 +158,11 @@ async def retry(engine: AsyncEngine, mailing_id: int) -> Mailing:
             raise MailingEndedError
         if mailing.undelivered_messages + mailing.unknown_messages == 0:
             raise NothingToRetryError
-        values = {"retry_before": func.clock_timestamp(), "is_settled": False}
+        values = {
+            "retry_before": func.clock_timestamp(),
+            "retry_cursor": 0,
+            "is_settled": False,
+        }
         if mailing.status == "finished":
             values["status"] = "running"
         await store.change(connection, mailing_id, values)
