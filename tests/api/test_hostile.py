@@ -28,6 +28,8 @@ WRITES = [
     ("PATCH", "/mailings/{mailing}"),
 ]
 CONTROLS = ("pause", "resume", "cancel", "retry")
+CALLS_WITH_A_BODY = [*WRITES, *(("POST", f"/mailings/{{mailing}}/{call}") for call in CONTROLS)]
+"""Those of control calls may be empty."""
 WITH_ID = [
     *(("/clients/{}", method) for method in ("GET", "PATCH", "DELETE")),
     *(("/mailings/{}", method) for method in ("GET", "PATCH", "DELETE")),
@@ -311,7 +313,7 @@ async def test_a_number_is_no_text_however_large(
         "multipart/form-data; boundary=x",
     ],
 )
-@pytest.mark.parametrize(("method", "path"), WRITES)
+@pytest.mark.parametrize(("method", "path"), CALLS_WITH_A_BODY)
 @pytest.mark.usefixtures("stored")
 async def test_a_body_of_another_type_is_415(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str, content_type: str | None
@@ -341,7 +343,7 @@ async def ten_megabytes() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("is_announced", [True, False])
-@pytest.mark.parametrize(("method", "path"), WRITES)
+@pytest.mark.parametrize(("method", "path"), CALLS_WITH_A_BODY)
 @pytest.mark.usefixtures("stored")
 async def test_a_body_of_ten_megabytes_is_413(
     api: httpx.AsyncClient,

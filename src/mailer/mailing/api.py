@@ -19,7 +19,7 @@ from mailer.message import store as messages
 from mailer.message.model import Message
 from mailer.message.model import Status as MessageStatus
 from mailer.validation import MAX_ID, STORABLE
-from mailer.web.body import JsonBody
+from mailer.web.body import JsonBody, takes_nothing
 from mailer.web.paging import Page, page_of
 from mailer.web.query import Id, PageQuery, takes
 
@@ -27,6 +27,8 @@ MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's
 
 NEWEST = 100
 """Messages shown with a mailing."""
+CONTROL: dict[str, Any] = {"status_code": HTTP_200_OK, "before_request": takes_nothing}
+"""Of a call that says all there is to say by its address."""
 
 
 class MailingQuery(PageQuery, frozen=True, kw_only=True):
@@ -141,14 +143,14 @@ class MailingController(Controller):
         """Change a mailing: before its start all of it, while it runs what was not sent yet."""
         return with_hold(await service.change(engine, mailing_id, data), breaker)
 
-    @post("/{mailing_id:int}/pause", status_code=HTTP_200_OK)
+    @post("/{mailing_id:int}/pause", **CONTROL)
     async def pause_mailing(
         self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
     ) -> Mailing:
         """Pause a mailing: no request for it starts after the answer, until it is resumed."""
         return await service.pause(engine, mailing_id)
 
-    @post("/{mailing_id:int}/resume", status_code=HTTP_200_OK)
+    @post("/{mailing_id:int}/resume", **CONTROL)
     async def resume_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -158,14 +160,14 @@ class MailingController(Controller):
         """Let a paused mailing go on."""
         return with_hold(await service.resume(engine, mailing_id), breaker)
 
-    @post("/{mailing_id:int}/cancel", status_code=HTTP_200_OK)
+    @post("/{mailing_id:int}/cancel", **CONTROL)
     async def cancel_mailing(
         self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
     ) -> Mailing:
         """Cancel a mailing for good: no request for it starts after the answer."""
         return await service.cancel(engine, mailing_id)
 
-    @post("/{mailing_id:int}/retry", status_code=HTTP_200_OK)
+    @post("/{mailing_id:int}/retry", **CONTROL)
     async def retry_mailing(
         self,
         engine: NamedDependency[AsyncEngine],

@@ -14,7 +14,7 @@ from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
-from mailer.validation import Given, check
+from mailer.validation import Given, Input, check
 
 
 class JsonBody(AbstractDTO[Given], Generic[Given]):
@@ -30,17 +30,10 @@ class JsonBody(AbstractDTO[Given], Generic[Given]):
     def decode_bytes(self, value: bytes) -> Any:  # noqa: ANN401  # the model differs by handler
         """Return the body as the model; raises `InvalidError` naming every wrong field."""
         request: Request[Any, Any, Any] = Request(self.asgi_connection.scope)
-        if request.content_type[0] != "application/json":
-            status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-            raise HTTPException("Send JSON, as Content-Type: application/json.", status_code=status)
-        try:
-            given = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ClientException("The body is not JSON in UTF-8.") from error
         model = request.route_handler.parsed_data_field
         if model is None:
             raise TypeError("this handler takes no body")
-        return check(model.annotation, given, datetime.now(UTC))
+        return _read(request, value, model.annotation)
 
     @classmethod
     def create_openapi_schema(
@@ -61,3 +54,24 @@ class JsonBody(AbstractDTO[Given], Generic[Given]):
     def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
         """Need no nesting: the model is used as it is."""
         raise NotImplementedError(field_definition)
+
+
+class _Nothing(Input, frozen=True):
+    pass
+
+
+async def takes_nothing(request: Request[Any, Any, Any]) -> None:
+    """Refuse a body with fields: a wish that is not heard must not look as if it were."""
+    if body := await request.body():
+        _read(request, body, _Nothing)
+
+
+def _read(request: Request[Any, Any, Any], body: bytes, model: type[Given]) -> Given:
+    if request.content_type[0] != "application/json":
+        status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+        raise HTTPException("Send JSON, as Content-Type: application/json.", status_code=status)
+    try:
+        given = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ClientException("The body is not JSON in UTF-8.") from error
+    return check(model, given, datetime.now(UTC))

@@ -24,7 +24,7 @@ PROBLEMS = {
     409: "It clashes with the present state.",
     413: "The body is too large.",
     415: "The body is of another type than the call takes.",
-    503: "The database is away.",
+    503: "Not now, ask again: the database is away, or a process has yet to stop sending.",
 }
 
 

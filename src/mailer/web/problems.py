@@ -30,6 +30,8 @@ STATUSES: dict[type[MailerError], HTTPStatus] = {
     ConflictError: HTTPStatus.CONFLICT,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
+SOON = {"Retry-After": "1"}
+"""Seconds after which to ask again."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -50,7 +52,8 @@ def on_mailer_error(_: Request[Any, Any, Any], error: MailerError) -> Response[P
     )
     if isinstance(error, InvalidError):
         return _answer(status, "Some fields are wrong.", errors=list(error.errors))
-    return _answer(status, str(error))
+    headers = SOON if isinstance(error, UnavailableError) else None
+    return _answer(status, str(error), headers=headers)
 
 
 def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
@@ -75,7 +78,7 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
         return _answer(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The database is away; try again in a moment.",
-            headers={"Retry-After": "1"},
+            headers=SOON,
         )
     log.error("request_failed", path=request.url.path, **describe(error))
     return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
