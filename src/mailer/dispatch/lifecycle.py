@@ -39,6 +39,7 @@ class Lifecycle:
         self._on_messages = on_messages
         self._is_sending = is_sending
         self._is_due = asyncio.Event()
+        self._has_failed = False
 
     def wake(self) -> None:
         """Look at the mailings now."""
@@ -48,11 +49,10 @@ class Lifecycle:
         """Move mailings on until cancelled."""
         while True:
             self._is_due.clear()
-            try:
-                pause = await self._advance()
-            except Exception as error:
-                log_failure(error, at="lifecycle")
-                pause = AWAY
+            self._has_failed = False
+            pause = await self._advance()
+            if self._has_failed:
+                pause = max(pause, AWAY)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_due.wait(), pause)
 
@@ -60,12 +60,14 @@ class Lifecycle:
         """Do some of what is to be done; return the seconds until there may be more."""
         started_at = time.monotonic()
         to_do = await self._do(moving.look)
+        if to_do is None:
+            return AWAY
         has_begun = to_do.begins and await self._begin()
         has_messages = False
         if has_begun or to_do.takes:
-            has_messages |= await self._do(audience.take_chunk)
+            has_messages |= bool(await self._do(audience.take_chunk))
         if to_do.retries:
-            has_messages |= await self._do(lambda db: resending.resend_chunk(db, CHUNK))
+            has_messages |= bool(await self._do(lambda db: resending.resend_chunk(db, CHUNK)))
         if has_messages:
             self._on_messages()
         has_cleared = to_do.clears and await self._do(lambda db: moving.clear(db, CHUNK))
@@ -85,11 +87,17 @@ class Lifecycle:
         return has_begun
 
     async def _finish(self) -> bool:
-        finished = await self._do(moving.finish)
+        finished = await self._do(moving.finish) or []
         for mailing_id, status in finished:
             log.info("mailing_ended", mailing_id=mailing_id, status=status)
         return bool(finished)
 
-    async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
-        async with self._engine.begin() as connection:
-            return await step(connection)
+    async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result | None:
+        """Return what a step returns; None when it fails, which stops no other step."""
+        try:
+            async with self._engine.begin() as connection:
+                return await step(connection)
+        except Exception as error:
+            log_failure(error, at="lifecycle")
+            self._has_failed = True
+            return None

@@ -1,0 +1,32 @@
+"""What moves mailings on by itself, while it runs."""
+
+import asyncio
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import add_due_messages, add_mailing, execute, value
+
+from mailer.dispatch.lifecycle import Lifecycle
+
+ENDED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
+
+
+async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
+    engine: AsyncEngine,
+) -> None:
+    broken = await add_mailing(engine, clients=2)
+    await execute(
+        engine,
+        f"UPDATE mailing SET client_filter = '{{\"no\": 1}}', audience_cursor = 0"  # noqa: S608  # of a test
+        f" WHERE id = {broken}",
+    )
+    done = await add_due_messages(engine, 2)
+    await execute(engine, "UPDATE message SET status = 'delivered', sent_at = now()")
+    lifecycle = Lifecycle(engine, on_messages=lambda: None, is_sending=lambda: False)
+    running = asyncio.create_task(lifecycle.run())
+    try:
+        async with asyncio.timeout(10):
+            while await value(engine, ENDED) == 0:
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+    assert await value(engine, f"SELECT status FROM mailing WHERE id = {done}") == "finished"  # noqa: S608  # likewise
