@@ -1,6 +1,6 @@
 """The soak's checks of every claim: whether what mailer believed is what the gateway did."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -160,6 +160,7 @@ def _steps(message: Message) -> Iterator[tuple[Change | None, Change]]:
 
 def _miscounted(evidence: Evidence) -> Iterator[str]:
     for message in evidence.record.messages.values():
+        failed: dict[str, set[int]] = defaultdict(set)
         for before, after in _steps(message):
             had = before.attempts if before else 0
             allowed = {had}
@@ -170,7 +171,12 @@ def _miscounted(evidence: Evidence) -> Iterator[str]:
             elif before and before.status in {"undelivered", "unknown"}:
                 allowed = {had, 0}  # tried anew on request
             elif after.status == "scheduled" and evidence.held_back(after.life, 0, after.at):
-                allowed = {had, had - 1}  # one of the failures that opened the breaker
+                # the last failures in this process, for an opening breaker explains them
+                allowed = {had}
+                while min(allowed) in failed[after.life]:
+                    allowed.add(min(allowed) - 1)
+            if before and before.status == "sending" and after.status == "scheduled":
+                failed[after.life].add(after.attempts)
             if after.attempts not in allowed or after.attempts > RETRY_ATTEMPTS:
                 yield f"message {after.message_id}: {had} to {after.attempts}, {after.status}"
 

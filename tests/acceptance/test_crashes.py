@@ -72,7 +72,7 @@ async def test_lost_connections_lose_nothing_and_repeat_nothing(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.01)
-    mailer = await start_mailer(**gateway.settings, **QUICK)
+    mailer = await start_mailer(**gateway.settings, **QUICK | {"lease": "10"})
     await add_clients(mailer, 4_000)
     created = await mailer.call("POST", "/mailings", a_mailing(on_unknown="hold"), 201)
     for count in range(500, 3_500, 500):

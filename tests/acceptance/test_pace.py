@@ -31,6 +31,22 @@ async def test_the_rate_is_even_and_exact_over_ten_seconds(
     assert max(later - earlier for earlier, later in pairwise(moments)) < 0.25
 
 
+async def test_what_is_not_sent_takes_no_turn_from_others(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings, gateway_rate="5")
+    await add_clients(mailer, 100)
+    first = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await gateway.until_taken(1)
+    await mailer.call("POST", "/mailings", a_mailing(), 201)
+
+    await mailer.call("POST", f"/mailings/{first['id']}/pause")  # ten of it are claimed, and wait
+    before, paused_at = len(gateway.taken), time.monotonic()
+    await gateway.until_taken(before + 1)
+    assert time.monotonic() - paused_at < 0.6
+
+
 async def test_a_small_mailing_does_not_wait_for_a_large_one(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:

@@ -189,31 +189,33 @@ async def test_retry_sends_again_what_was_given_up(
 async def test_nothing_is_on_the_wire_after_the_end_though_the_gateway_is_slow(
     start_mailer: Mailers, silent: SilentGateway, on_unknown: str
 ) -> None:
-    mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="5")
+    mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="15")
     await add_clients(mailer, 20)
     short = a_mailing(lasts=2, on_unknown=on_unknown)
     created = await mailer.call("POST", "/mailings", short, 201)
     mailing = await mailer.finished(created["id"])
 
     end = datetime.fromisoformat(short["datetime_end"]).timestamp()
-    assert len(silent.opened) == len(silent.closed) == 5
+    assert len(silent.opened) == len(silent.closed) == 15
     assert max(silent.closed) <= end
     in_doubt = "unknown_messages" if on_unknown == "hold" else "cancelled_messages"
-    assert mailing[in_doubt] >= 5
+    assert mailing[in_doubt] >= 15
     assert mailing["unknown_messages"] + mailing["cancelled_messages"] == 20
     cut = await mailer.query("SELECT count(*) FROM message WHERE last_failure = 'timeout'")
-    assert cut == 5
+    assert cut == 15
+    gateway = await mailer.call("GET", "/gateway")  # whose time was not up: no other mailing waits
+    assert (gateway["breaker"], gateway["failures"]) == ("closed", 0)
 
 
 async def test_an_end_that_is_brought_forward_cuts_what_is_on_the_wire(
     start_mailer: Mailers, silent: SilentGateway
 ) -> None:
-    mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="5")
-    await add_clients(mailer, 5)
+    mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="15")
+    await add_clients(mailer, 15)
     created = await mailer.call("POST", "/mailings", a_mailing(), 201)
 
     async def is_full() -> bool | None:
-        return len(silent.opened) == 5 or None
+        return len(silent.opened) == 15 or None
 
     await until(is_full)
     end = datetime.now(UTC) + timedelta(seconds=1.5)
@@ -221,6 +223,7 @@ async def test_an_end_that_is_brought_forward_cuts_what_is_on_the_wire(
     await mailer.call("PATCH", f"/mailings/{created['id']}", change)
     await mailer.finished(created["id"])
     assert max(silent.closed) <= end.timestamp()
+    assert (await mailer.call("GET", "/gateway"))["breaker"] == "closed"
 
 
 async def test_a_window_that_closes_stops_what_is_not_on_the_wire(
@@ -243,3 +246,28 @@ async def test_a_window_that_closes_stops_what_is_not_on_the_wire(
     assert all(taken.arrived <= closed_at + 50_000 for taken in gateway.taken)
     late = await mailer.call("GET", f"/mailings/{created['id']}/messages?reason=no_window")
     assert late["count"] == mailing["cancelled_messages"] == 300 - len(gateway.taken)
+
+
+async def test_a_message_that_cannot_be_judged_stops_no_other(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    """Such as one of a client whose time zone this process does not know."""
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings)
+    await add_clients(mailer, 20)
+    window: dict[str, Any] = {
+        "send_interval_time_start": "00:00:00",
+        "send_interval_time_end": "23:59:59",
+    }
+    created = await mailer.call("POST", "/mailings", a_mailing(starts_in=1, **window), 201)
+    await mailer.call("POST", f"/mailings/{created['id']}/pause")
+
+    async def is_taken() -> bool | None:
+        return await mailer.query("SELECT count(*) FROM message") == 20 or None
+
+    await until(is_taken)
+    await mailer.query("UPDATE client SET time_zone = 'XYZ-3' WHERE id = 1 RETURNING id")
+    await mailer.call("POST", f"/mailings/{created['id']}/resume")
+    mailing = await mailer.finished(created["id"])
+    assert (mailing["delivered_messages"], mailing["undelivered_messages"]) == (19, 1)
+    assert await mailer.query("SELECT reason FROM message WHERE client_id = 1") == "internal_error"

@@ -66,6 +66,24 @@ async def test_a_request_cut_before_it_is_written_is_temporary(moment: str, beca
     assert b"POST" not in received
 
 
+async def test_a_request_whose_leave_ends_while_it_connects_is_never_written() -> None:
+    """A window that closes: the connection took its time."""
+    server, request = Takes(), a_request(2)
+    asked = 0
+
+    def may_go() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    request.may_go = may_go
+    async with served(server.talk) as url, gateway_at(url) as gateway:
+        assert await send(gateway, request) == Stopped()
+        assert await send(gateway, a_request(3)) == Accepted()
+    assert asked == 1
+    assert server.arrived == {3: 1}
+
+
 async def test_a_request_stopped_after_it_was_written_goes_on() -> None:
     is_read, may_answer = asyncio.Event(), asyncio.Event()
 

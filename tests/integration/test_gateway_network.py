@@ -230,3 +230,26 @@ async def test_a_connection_with_something_left_unread_is_not_used_again() -> No
     async with served(talk) as url, gateway_at(url, concurrency=1) as gateway:
         outcomes = [await send(gateway, a_request(number)) for number in (1, 2, 3)]
     assert outcomes == [Unavailable("http_503"), Unavailable("bad_response"), Accepted()]
+
+
+async def test_an_answer_that_nobody_asked_for_is_no_answer_to_the_next_message() -> None:
+    """A gateway that says good-bye to a connection at rest, or answers twice."""
+    requests = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        while True:
+            await request_of(reader)
+            requests += 1
+            writer.write(answer(200, OK))
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write(answer(200, OK))
+            await writer.drain()
+
+    async with served(talk) as url, gateway_at(url, concurrency=1) as gateway:
+        assert await send(gateway, a_request(1)) == Accepted()
+        await asyncio.sleep(0.2)
+        assert await send(gateway, a_request(2)) == Unavailable("connection_failed")
+        assert requests == 1
+        assert await send(gateway, a_request(3)) == Accepted()

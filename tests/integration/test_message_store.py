@@ -296,7 +296,7 @@ async def test_each_attempt_of_a_message_that_failed_more_than_once_is_given_bac
     second = await claim_again(claimer, first)
     await failed(claimer, second, "http_500")
 
-    await store.give_back(claimer, [second, first])
+    await store.give_back(claimer, [second, first, second])  # one of them before a `/retry`
 
     assert await state(engine, first.id) == ("scheduled", "http_500", 0)
 

@@ -39,8 +39,8 @@ class Slow:
 
     async def send(self, request: Request) -> Outcome:
         request.begin()
-        if self._writes:
-            request.write()
+        if self._writes and not request.write():
+            return request.outcome_of_cut() or Accepted()
         try:
             if self._takes is None:
                 await asyncio.get_running_loop().create_future()
@@ -86,9 +86,19 @@ async def test_a_request_that_ends_in_time_is_not_cut() -> None:
     assert await sent(requests, a_request(within=0.1), Slow(takes=0.05)) == Accepted()
 
 
-async def test_a_request_whose_time_is_up_when_it_begins_is_cut_at_once() -> None:
+async def test_a_request_whose_time_is_up_before_the_write_is_never_written() -> None:
+    """As after a process stood still: what is ready runs before the timer."""
     requests = Requests()
-    assert await sent(requests, a_request(within=-1), Slow()) == Unknown("timeout")
+    assert await sent(requests, a_request(within=-1), Slow()) == Stopped()
+
+
+async def test_a_request_is_asked_for_leave_right_before_the_write() -> None:
+    may_go = True
+    request = a_request(within=30)
+    request.may_go = lambda: may_go
+    may_go = False
+    assert await sent(Requests(), request, Slow()) == Stopped()
+    assert not request.is_written
 
 
 async def test_many_requests_are_cut_each_at_its_own_deadline() -> None:

@@ -9,7 +9,7 @@ from mailer import metrics
 from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.failure import log_failure
 from mailer.message import store
-from mailer.message.model import FinishedMessage
+from mailer.message.model import ClaimedMessage, FinishedMessage
 
 log = structlog.get_logger()
 
@@ -28,8 +28,8 @@ class Recorder:
     """
 
     def __init__(self, url: str, owner: UUID) -> None:
-        self.held: set[int] = set()
-        """Messages that were claimed, and of which nothing is written yet."""
+        self.held: dict[int, ClaimedMessage] = {}
+        """What was claimed, by message, and of which nothing is written yet."""
         self._connection = OwnConnection(url)
         self._owner = owner
         self._finished: asyncio.Queue[FinishedMessage | None] = asyncio.Queue(maxsize=4 * BATCH)
@@ -75,7 +75,9 @@ class Recorder:
                     return  # what cannot be written is taken over when its lease expires
                 await asyncio.sleep(AWAY)
             else:
-                self.held.difference_update(done.claim.id for done in outcomes)
+                for done in outcomes:
+                    if self.held.get(done.claim.id) is done.claim:  # and not claimed once more
+                        del self.held[done.claim.id]
                 late = len(outcomes) - written
                 metrics.finished(((done.status, done.reason) for done in outcomes), late=late)
                 log.debug("messages_recorded", outcomes=len(outcomes), late=late)

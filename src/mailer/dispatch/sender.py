@@ -10,13 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import uuid4
 
 import structlog
 
 from mailer import metrics
-from mailer.db.engine import OwnConnection
+from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.failure import log_failure
+from mailer.dispatch.giveback import GiveBack
 from mailer.dispatch.judge import Send, after_sending, before_sending, hand_back
 from mailer.dispatch.rate import Rate
 from mailer.dispatch.recorder import BATCH, Recorder
@@ -25,7 +27,16 @@ from mailer.dispatch.retry import RetryPolicy
 from mailer.dispatch.share import FairShare, Pace
 from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.port import Accepted, Gateway, Outcome, Refused, Request, Unavailable, Unknown
+from mailer.gateway.port import (
+    Accepted,
+    Gateway,
+    Outcome,
+    Refused,
+    Request,
+    Stopped,
+    Unavailable,
+    Unknown,
+)
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, FinishedMessage
 from mailer.settings import Settings
@@ -46,6 +57,15 @@ BREATH = 0.01
 """Least seconds between looks, when what is due is in other hands."""
 AWAY = 0.5
 """Seconds between attempts while the database is away."""
+
+
+class Ready(NamedTuple):
+    """A claimed message that may go out at once, and what the breaker calls it."""
+
+    claim: ClaimedMessage
+    send: Send
+    permit: int
+    began: datetime
 
 
 class Sender:
@@ -77,8 +97,7 @@ class Sender:
         self._owner = uuid4()
         self._recorder = Recorder(url, self._owner)
         self._claimed: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
-        self._failed: list[tuple[datetime, ClaimedMessage]] = []
-        self._blameless: list[ClaimedMessage] = []
+        self._give_back = GiveBack()
         self._share = FairShare(again_after=LOOK)
         self._pace = Pace(seconds=AHEAD, first=self._concurrency, least=LEAST, most=2 * BATCH)
         self._has_room = asyncio.Event()
@@ -110,7 +129,7 @@ class Sender:
             recorder = tasks.create_task(self._recorder.run())
             workers = [tasks.create_task(self._work()) for _ in range(self._concurrency)]
             while not self._is_stopping:
-                await self._give_back()
+                await self._write_give_back()
                 if not await self._claim_due():
                     await self._rest()
             await self._wind_down(workers, recorder)
@@ -122,7 +141,7 @@ class Sender:
 
         With the database away too long nothing can be recorded: then the leases' end does it.
         """
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self._grace + LAST_WORDS):
                 while not self._claimed.empty():
                     claim = self._claimed.get_nowait()
@@ -135,26 +154,26 @@ class Sender:
                 await asyncio.gather(*workers)
                 await self._recorder.close()
                 await recorder
-                await self._give_back()
+                await self._write_give_back()
+                if self._is_in_doubt:
+                    await self._let_go()
+        except Exception as error:
+            log_failure(error, at="stop")
         for task in (*workers, recorder):
             task.cancel()
         self._connection.close()
 
-    async def _give_back(self) -> None:
-        """Give the attempt back to those that failed with the gateway, once that is recorded.
-
-        Between two claims, so that none of them is claimed meanwhile.
-        """
-        held = self._recorder.held
-        recorded = [claim for claim in self._blameless if claim.id not in held]
-        if not recorded:
+    async def _write_give_back(self) -> None:
+        """Between two claims, so that none of the messages is claimed meanwhile."""
+        claims = self._give_back.take(self._recorder.held)
+        if not claims:
             return
-        self._blameless = [claim for claim in self._blameless if claim.id in held]
         try:
-            await store.give_back(await self._connection.get(), recorded)
+            await store.give_back(await self._connection.get(), claims)
         except Exception as error:
             log_failure(error, at="give_back")
-            self._blameless += recorded
+            if is_away(error):
+                self._give_back.add(claims)
 
     # ---- claim -------------------------------------------------------------------------------
 
@@ -179,13 +198,17 @@ class Sender:
 
     async def _claim(self, asked: list[int], share: int) -> list[ClaimedMessage]:
         connection = await self._connection.get()
-        if self._is_in_doubt:  # whether the last claim was made before its connection was lost
-            await store.let_go(connection, self._owner, self._recorder.held)
-            self._is_in_doubt = False
+        if self._is_in_doubt:
+            await self._let_go()
         async with self._watch.claiming:
             claims = await store.claim(connection, asked, share, self._owner, self._lease)
-        self._recorder.held.update(claim.id for claim in claims)
+        self._recorder.held.update((claim.id, claim) for claim in claims)
         return claims
+
+    async def _let_go(self) -> None:
+        """Return what the last claim took, if it was made before its connection was lost."""
+        await store.let_go(await self._connection.get(), self._owner, self._recorder.held)
+        self._is_in_doubt = False
 
     async def _room(self) -> int:
         """Wait until half of what is kept claimed has gone; return how much to claim."""
@@ -220,74 +243,91 @@ class Sender:
     # ---- send --------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        while (claim := await self._next_claim()) is not None:
+        while (ready := await self._next()) is not None:
+            await self._recorder.put(await self._send(ready))
+
+    async def _next(self) -> Ready | None:
+        """Return the next message that may go out, at no more than the rate; None at the end."""
+        if self._rate is None:
+            return await self._next_ready()
+        async with self._turn:  # so that one alone waits, and none with a message in hand
+            moment = time.monotonic()
+            moment += self._rate.take(moment)
+            while not self._is_stopping and (left := moment - time.monotonic()) > 0:  # noqa: ASYNC110  # a moment to come, and no event
+                await asyncio.sleep(min(left, IDLE))
+            return await self._next_ready()
+
+    async def _next_ready(self) -> Ready | None:
+        """Pass over what may not go out: it takes nobody's turn."""
+        while (claim := await self._claimed.get()) is not None:
             if self._claimed.qsize() <= self._pace.ahead // 2:
                 self._has_room.set()
-            await self._recorder.put(await self._handle(claim))
+            ready = self._judge(claim)
+            if isinstance(ready, Ready):
+                return ready
+            await self._recorder.put(ready)
+        return None
 
-    async def _next_claim(self) -> ClaimedMessage | None:
-        """Return the next message, at no more than the rate; None at the end."""
-        if self._rate is not None:
-            async with self._turn:  # so that one alone waits, and none with a message in hand
-                moment = time.monotonic()
-                moment += self._rate.take(moment)
-                while not self._is_stopping and (left := moment - time.monotonic()) > 0:  # noqa: ASYNC110  # a moment to come, and no event
-                    await asyncio.sleep(min(left, IDLE))
-                return await self._claimed.get()
-        return await self._claimed.get()
-
-    async def _handle(self, claim: ClaimedMessage) -> FinishedMessage:
-        mailing = self._watch.running.get(claim.mailing_id)
+    def _judge(self, claim: ClaimedMessage) -> Ready | FinishedMessage:
         now = self._watch.now()
-        match before_sending(claim, mailing, now, self._timeout):
-            case FinishedMessage() as finished:
-                return finished
-            case Send() as send:
-                permit = self._breaker.begin(now)
-                if permit is None:
-                    return hand_back(claim)
-                if self._breaker.state == "half_open":
-                    metrics.breaker("half_open")
-                outcome = await self._send(claim, send)
-                self._pace.count()
-                began, now = now, self._watch.now()
-                is_free = self._learn(permit, claim, outcome, began, now)
-                return after_sending(
-                    claim, send.mailing, outcome, now, self._retry, is_free=is_free
-                )
+        mailing = self._watch.running.get(claim.mailing_id)
+        try:
+            send = before_sending(claim, mailing, now, self._timeout)
+        except Exception as error:  # not to be tried for ever, and not to stop all others
+            log_failure(error, at="judge")
+            return FinishedMessage(claim, "undelivered", claim.attempts - 1, "internal_error")
+        if isinstance(send, FinishedMessage):
+            return send
+        permit = self._breaker.begin(now)
+        if permit is None:
+            return hand_back(claim)
+        if self._breaker.state == "half_open":
+            metrics.breaker("half_open")
+        return Ready(claim, send, permit, now)
 
-    async def _send(self, claim: ClaimedMessage, send: Send) -> Outcome:
-        now = time.monotonic()
-        request = Request(claim.id, send.phone, send.mailing.text, now + send.within)
-        self._requests.add(claim.mailing_id, request)
+    async def _send(self, ready: Ready) -> FinishedMessage:
+        claim, mailing = ready.claim, ready.send.mailing
+        began = time.monotonic()
+        deadline = began + ready.send.within
+        request = Request(claim.id, ready.send.phone, mailing.text, deadline, self._asks(ready))
+        outcome = await self._request(claim.mailing_id, request)
+        metrics.request_ended(time.monotonic() - began)
+        self._pace.count()
+        now = self._watch.now()
+        is_cut_short = request.cut_because is not None and request.deadline < began + self._timeout
+        lesson = Stopped() if is_cut_short else outcome  # a mailing's end says nothing of a gateway
+        is_free = self._learn(ready, lesson, now)
+        return after_sending(claim, mailing, outcome, now, self._retry, is_free=is_free)
+
+    def _asks(self, ready: Ready) -> Callable[[], bool] | None:
+        """Return what tells right before the write whether the client's window still is open."""
+        window, zone = ready.send.mailing.window, ready.claim.time_zone
+        if window is None:
+            return None
+        return lambda: window.is_open_in(zone, self._watch.now())
+
+    async def _request(self, mailing_id: int, request: Request) -> Outcome:
+        self._requests.add(mailing_id, request)
         try:
             return await self._gateway.send(request)
         except Exception as error:
             log_failure(error, at="send")
-            return Unknown("internal_error")
+            reason = "internal_error"
+            return Unknown(reason) if request.is_written else Unavailable(reason)
         finally:
             self._requests.remove(request)
-            metrics.request_ended(time.monotonic() - now)
 
-    def _learn(
-        self, permit: int, claim: ClaimedMessage, outcome: Outcome, began: datetime, now: datetime
-    ) -> bool:
-        """Tell the breaker; return whether a failure is the gateway's and costs no attempt.
-
-        So are the failures before it opened, back to the last request that succeeded: it had begun
-        when the gateway still was up. An answer to what had begun before a failure says nothing.
-        """
+    def _learn(self, ready: Ready, outcome: Outcome, now: datetime) -> bool:
+        """Tell the breaker; return whether a failure is the gateway's and costs no attempt."""
         state = self._breaker.state
-        is_free = self._breaker.record(permit, outcome, now)
+        is_free = self._breaker.record(ready.permit, outcome, now)
         match outcome:
             case Accepted() | Refused():
-                if self._failed:
-                    self._failed = [(at, failed) for at, failed in self._failed if at > began]
+                self._give_back.succeed(ready.began)
             case Unavailable() | Unknown() if not is_free:
-                self._failed.append((now, claim))
+                self._give_back.fail(ready.claim, now)
         if self._breaker.state != state:
-            self._blameless += [failed for _, failed in self._failed]
-            self._failed = []
+            self._give_back.explain()
             self._tell_breaker(now)
         return is_free
 

@@ -135,15 +135,7 @@ class _Post(aiohttp.ClientRequest):
             raise TypeError(message)
         writer = StreamWriter(protocol, self.loop)
         await writer.write_headers(f"{self.method} {self.url.raw_path_qs} HTTP/1.1", self.headers)
-        await asyncio.sleep(0)  # so that many write one after the other: the network wakes up once
-        if not body.request.write():
-            raise aiohttp.ClientConnectionError("the request is cut")
-        try:
-            await writer.write(body.content)
-        except aiohttp.ClientConnectionResetError:
-            body.request.is_written = False  # the connection was closed already
-            raise
-        return self.response_class(
+        response = self.response_class(
             self.method,
             self.original_url,
             writer=None,
@@ -155,6 +147,17 @@ class _Post(aiohttp.ClientRequest):
             session=self.session,
             stream_writer=writer,
         )
+        await asyncio.sleep(0)  # so that many write one after the other: the network wakes up once
+        if protocol.should_close:  # something came that nobody had asked for: no answer to this
+            raise aiohttp.ClientConnectionError("the connection is not in order")
+        if not body.request.write():
+            raise aiohttp.ClientConnectionError("the request is cut")
+        try:
+            await writer.write(body.content)
+        except aiohttp.ClientConnectionResetError:
+            body.request.is_written = False  # the connection was closed already
+            raise
+        return response
 
 
 async def _outcome(response: aiohttp.ClientResponse) -> Outcome:

@@ -1,6 +1,8 @@
 """What the dispatcher knows of a gateway: it takes one message and tells an outcome."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -45,7 +47,8 @@ class Request:
     """One request to the gateway, under way in a task: what it carries, and how far it is.
 
     A gateway calls `begin` first and `write` right before it hands the request to the network.
-    `deadline` is a moment on `time.monotonic()`; whoever made the request cuts it then.
+    `deadline` is a moment on `time.monotonic()`; whoever made the request cuts it then. `may_go`
+    is asked once more before the write, since a connection can take long to come.
     """
 
     __slots__ = (
@@ -54,16 +57,25 @@ class Request:
         "cut_because",
         "deadline",
         "is_written",
+        "may_go",
         "message_id",
         "phone",
         "text",
     )
 
-    def __init__(self, message_id: int, phone: str, text: str, deadline: float) -> None:
+    def __init__(
+        self,
+        message_id: int,
+        phone: str,
+        text: str,
+        deadline: float,
+        may_go: Callable[[], bool] | None = None,
+    ) -> None:
         self.message_id = message_id
         self.phone = phone
         self.text = text
         self.deadline = deadline
+        self.may_go = may_go
         self.is_written = False
         self.cut_because: str | None = None
         self._task: asyncio.Task[object] | None = None
@@ -74,7 +86,13 @@ class Request:
         self._task = asyncio.current_task()
 
     def write(self) -> bool:
-        """Note that from here on the gateway may have it; False when the request is cut before."""
+        """Note that from here on the gateway may have it; False when it may not go any more.
+
+        A process that stood still may come here before the timer that would have cut the request.
+        """
+        is_late = time.monotonic() >= self.deadline
+        if is_late or (self.may_go is not None and not self.may_go()):
+            self.cut_because = self.cut_because or "stopped"
         self.is_written = self.cut_because is None
         return self.is_written
 

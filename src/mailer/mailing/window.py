@@ -31,17 +31,18 @@ class Window(msgspec.Struct, frozen=True):
         The zone's clock alone decides: an hour that it skips is never open, one that it shows
         twice is open twice, and a jump of the clocks into the window opens it.
         """
-        zone = _zone(time_zone)
         at = at.astimezone(UTC)
-        if self._is_open_in(zone, at):
+        if self.is_open_in(time_zone, at):
             return at
+        zone = _zone(time_zone)
         # A window can be missed on a day that the zone skips, and within the next day's jump.
         until = at + 4 * DAY
         moments = (*_showings(zone, self.opens, at, until), *_jumps(zone, at, until))
-        return min(moment for moment in moments if self._is_open_in(zone, moment))
+        return min(moment for moment in moments if self.is_open_in(time_zone, moment))
 
-    def _is_open_in(self, zone: ZoneInfo, moment: datetime) -> bool:
-        return self.is_open(moment.astimezone(zone).time())
+    def is_open_in(self, time_zone: str, moment: datetime) -> bool:
+        """Whether the window is open in a zone at a moment."""
+        return self.is_open(moment.astimezone(_zone(time_zone)).time())
 
 
 @functools.cache

@@ -105,6 +105,7 @@ async def finish(
     connection: asyncpg.Connection, owner: UUID, finished: Sequence[FinishedMessage]
 ) -> int:
     """Write what became of claimed messages; return how many still were under the lease."""
+    in_order = sorted(finished, key=lambda done: done.claim.id)  # as all lock who change many
     columns = zip(
         *(
             (
@@ -112,7 +113,7 @@ async def finish(
                 *(done.status, done.reason, done.attempts, done.due_at, done.sent_at),
                 done.last_failure,
             )
-            for done in finished
+            for done in in_order
         ),
         strict=True,
     )
@@ -137,7 +138,7 @@ async def let_go(connection: asyncpg.Connection, owner: UUID, held: Collection[i
 # that nobody has claimed since. A message may be among them more than once.
 GIVE_BACK = """
     UPDATE message SET attempts = message.attempts - failed.times, updated_at = now()
-    FROM (SELECT id, max(attempts) AS attempts, count(*) AS times
+    FROM (SELECT id, max(attempts) AS attempts, count(DISTINCT attempts) AS times
           FROM unnest($1::bigint[], $2::int[]) AS each (id, attempts) GROUP BY id) AS failed
     WHERE message.id = failed.id AND message.attempts = failed.attempts
         AND message.status = 'scheduled'"""

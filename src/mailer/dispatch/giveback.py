@@ -1,0 +1,42 @@
+"""Attempts to give back: a failure costs one, until it turns out to have been the gateway's."""
+
+from collections.abc import Collection
+from datetime import datetime
+
+from mailer.message.model import ClaimedMessage
+
+
+class GiveBack:
+    """The failures that an opening breaker explains, and those that it has explained.
+
+    It explains what failed since the last request that succeeded began: then the gateway was still
+    up. An answer to what had begun before a failure says nothing of it.
+    """
+
+    def __init__(self) -> None:
+        self._failed: list[tuple[datetime, ClaimedMessage]] = []
+        self._explained: list[ClaimedMessage] = []
+
+    def fail(self, claim: ClaimedMessage, at: datetime) -> None:
+        """Note a failure that costs an attempt."""
+        self._failed.append((at, claim))
+
+    def succeed(self, began: datetime) -> None:
+        """Note a success: what had failed before it began was not an outage."""
+        if self._failed:
+            self._failed = [(at, claim) for at, claim in self._failed if at > began]
+
+    def explain(self) -> None:
+        """Note that the breaker has opened: all that is noted failed with the gateway."""
+        self.add([claim for _, claim in self._failed])
+        self._failed = []
+
+    def add(self, claims: list[ClaimedMessage]) -> None:
+        """Have the attempts of these given back."""
+        self._explained += claims
+
+    def take(self, held: Collection[int]) -> list[ClaimedMessage]:
+        """Take out what is to be given back, but for messages in `held`: they still change."""
+        taken = [claim for claim in self._explained if claim.id not in held]
+        self._explained = [claim for claim in self._explained if claim.id in held]
+        return taken
