@@ -127,6 +127,8 @@ def _broken_rules(settings: Settings) -> list[str]:
         if value is not None and not _is_url(value, schemes):
             start = " or ".join(f"{scheme}://" for scheme in schemes)
             wrong.append(f"{PREFIX}{name}: must be a URL that starts with {start}")
+    if not wrong and settings.gateway_token and urlsplit(settings.gateway_url or "").username:
+        wrong.append(f"{PREFIX}GATEWAY_URL: a user in it cannot go with {PREFIX}GATEWAY_TOKEN")
     if settings.auth == "none" and not settings.is_loopback:
         wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     if settings.report_time_zone not in zoneinfo.available_timezones():

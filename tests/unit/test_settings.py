@@ -110,6 +110,14 @@ def test_a_wrong_variable_stops_the_start_with_one_line_that_names_it(
     assert "\n" not in str(error.value)
 
 
+def test_a_gateway_takes_a_user_or_a_token_and_not_both() -> None:
+    with_user = "https://user:secret@gate.example/send/"
+    assert read(gateway_url=with_user).gateway_url == with_user
+    with pytest.raises(StartError, match="MAILER_GATEWAY_URL") as error:
+        read(gateway_url=with_user, gateway_token="t")  # noqa: S106  # of a test
+    assert "secret" not in str(error.value)
+
+
 def test_an_unknown_variable_stops_the_start() -> None:
     with pytest.raises(StartError, match="MAILER_GATEWAY_URI is not a setting"):
         read(gateway_uri="http://x")
