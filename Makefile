@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 PIP := -m pip -qq --disable-pip-version-check --no-input
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-BENCHES := first_request deliver import_clients against_bare against_peers finished_rows million \
+BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
 	two_processes idle soak
 
 .PHONY: help demo test lint fmt bench properties lock clean

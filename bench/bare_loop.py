@@ -12,20 +12,30 @@ import uvloop
 import harness
 
 
+def bare_session(concurrency: int) -> aiohttp.ClientSession:
+    """Return a session of so many connections, as anybody would make it."""
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    headers = {"Authorization": f"Bearer {harness.TOKEN}"}
+    return aiohttp.ClientSession(connector=connector, headers=headers)
+
+
+async def post(session: aiohttp.ClientSession, url: str, number: int) -> None:
+    """Post message `number` as anybody would; raises when the sink refuses it."""
+    body = {"id": number, "phone": 79_000_000_000 + number, "text": harness.TEXT}
+    async with session.post(f"{url}{number}", json=body) as answer:
+        if (await answer.json())["code"] != 0:
+            message = "the sink refused a message"
+            raise RuntimeError(message)
+
+
 async def main(url: str, messages: int, concurrency: int) -> None:
     """Post that many messages to `url`, so many at once."""
     ids = iter(range(1, messages + 1))
-    connector = aiohttp.TCPConnector(limit=concurrency)
-    headers = {"Authorization": f"Bearer {harness.TOKEN}"}
-    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+    async with bare_session(concurrency) as session:
 
         async def work() -> None:
             for number in ids:
-                body = {"id": number, "phone": 79_000_000_000 + number, "text": harness.TEXT}
-                async with session.post(f"{url}{number}", json=body) as answer:
-                    if (await answer.json())["code"] != 0:
-                        message = "the sink refused a message"
-                        raise RuntimeError(message)
+                await post(session, url, number)
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(concurrency):
