@@ -206,4 +206,4 @@ async def claim(
 async def finish(engine: AsyncEngine, *finished: FinishedMessage) -> int:
     """Write what became of claimed messages; return how many were still under the lease."""
     async with engine.connect() as pooled:
-        return await messages.finish(await raw(pooled), OWNER, finished)
+        return len(await messages.finish(await raw(pooled), OWNER, finished))

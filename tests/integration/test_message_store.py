@@ -138,7 +138,7 @@ async def test_ledger_moves_with_claim_and_finish(
         FinishedMessage(first, "delivered", 1, sent_at=datetime.now(UTC)),
         FinishedMessage(second, "undelivered", 1, "rejected_400"),
     ]
-    assert await store.finish(claimer, OWNER, finished) == 2
+    assert len(await store.finish(claimer, OWNER, finished)) == 2
     assert await ledger(engine, mailing_id) == {"scheduled": 1, "delivered": 1, "undelivered": 1}
     assert await state(engine, second.id) == ("undelivered", "rejected_400", 1)
 
@@ -146,10 +146,10 @@ async def test_ledger_moves_with_claim_and_finish(
 async def test_finish_twice_writes_once(engine: AsyncEngine, claimer: asyncpg.Connection) -> None:
     claim = await claim_one(engine, claimer)
     delivered = FinishedMessage(claim, "delivered", 1, sent_at=datetime.now(UTC))
-    assert await store.finish(claimer, OWNER, [delivered]) == 1
+    assert len(await store.finish(claimer, OWNER, [delivered])) == 1
 
     refused = FinishedMessage(claim, "undelivered", 1, "rejected_400")
-    assert await store.finish(claimer, OWNER, [delivered, refused]) == 0
+    assert len(await store.finish(claimer, OWNER, [delivered, refused])) == 0
     assert await state(engine, claim.id) == ("delivered", None, 1)
 
 
@@ -158,7 +158,7 @@ async def test_finish_by_another_owner_changes_nothing(
 ) -> None:
     claim = await claim_one(engine, claimer)
 
-    assert await store.finish(claimer, uuid4(), [FinishedMessage(claim, "delivered", 1)]) == 0
+    assert len(await store.finish(claimer, uuid4(), [FinishedMessage(claim, "delivered", 1)])) == 0
     assert await state(engine, claim.id) == ("sending", None, 1)
 
 
@@ -167,20 +167,20 @@ async def test_finish_of_a_claim_handed_back_and_made_anew_changes_nothing(
 ) -> None:
     claim = await claim_one(engine, claimer)
     handed_back = FinishedMessage(claim, "scheduled", 0)
-    assert await store.finish(claimer, OWNER, [handed_back]) == 1
+    assert len(await store.finish(claimer, OWNER, [handed_back])) == 1
     (again,) = await store.claim(claimer, [claim.mailing_id], 1, OWNER, LEASE)
     assert (again.id, again.attempts) == (claim.id, claim.attempts)
 
     # as the recorder writes once more when the connection was lost before the answer
-    assert await store.finish(claimer, OWNER, [handed_back]) == 0
+    assert len(await store.finish(claimer, OWNER, [handed_back])) == 0
     assert await state(engine, claim.id) == ("sending", None, 1)
-    assert await store.finish(claimer, OWNER, [FinishedMessage(again, "delivered", 1)]) == 1
+    assert len(await store.finish(claimer, OWNER, [FinishedMessage(again, "delivered", 1)])) == 1
 
 
 async def failed(claimer: asyncpg.Connection, claim: ClaimedMessage, reason: str) -> None:
     """Write that an attempt failed, and that the message waits for the next."""
     again = FinishedMessage(claim, "scheduled", claim.attempts, reason, last_failure=reason)
-    assert await store.finish(claimer, OWNER, [again]) == 1
+    assert len(await store.finish(claimer, OWNER, [again])) == 1
 
 
 async def claim_again(claimer: asyncpg.Connection, claim: ClaimedMessage) -> ClaimedMessage:
@@ -226,7 +226,7 @@ async def test_why_the_last_attempt_failed_is_kept_whatever_becomes_of_the_messa
     await failed(claimer, claim, "http_503")
     again = await claim_again(claimer, claim)
 
-    assert await store.finish(claimer, OWNER, [FinishedMessage(again, status, 2, reason)]) == 1
+    assert len(await store.finish(claimer, OWNER, [FinishedMessage(again, status, 2, reason)])) == 1
 
     assert await state(engine, claim.id) == (status, reason, 2)
     assert await last_failure(claimer, claim) == "http_503"
@@ -266,7 +266,7 @@ async def test_claims_that_nobody_knows_of_go_back_to_where_they_were(
     assert await ledger(engine, mailing_id) == {"scheduled": 1, "sending": 2}
     assert await store.let_go(claimer, OWNER, {held.id}) == 0
     late, known = FinishedMessage(untried, "delivered", 1), FinishedMessage(held, "delivered", 1)
-    assert await store.finish(claimer, OWNER, [late, known]) == 1
+    assert len(await store.finish(claimer, OWNER, [late, known])) == 1
     assert await state(engine, untried.id) == ("scheduled", None, 0)
 
 

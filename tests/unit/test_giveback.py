@@ -47,3 +47,13 @@ def test_a_message_that_still_changes_waits() -> None:
     give_back.explain()
     assert give_back.take({1}) == [a_claim(2)]
     assert give_back.take({}) == [a_claim(1), a_claim(1, attempts=2)]
+
+
+def test_what_another_has_taken_over_is_not_given_back() -> None:
+    give_back = GiveBack()
+    for number in (1, 2, 3):
+        give_back.fail(a_claim(number), at(number))
+    give_back.forget([a_claim(1)])
+    give_back.explain()
+    give_back.forget([a_claim(2)])
+    assert give_back.take({}) == [a_claim(3)]

@@ -26,6 +26,12 @@ class GiveBack:
         if self._failed:
             self._failed = [(at, claim) for at, claim in self._failed if at > began]
 
+    def forget(self, late: Collection[ClaimedMessage]) -> None:
+        """Drop what came too late: another has taken the message over, and its count is theirs."""
+        if late:
+            self._failed = [(at, claim) for at, claim in self._failed if claim not in late]
+            self._explained = [claim for claim in self._explained if claim not in late]
+
     def explain(self) -> None:
         """Note that the breaker has opened: all that is noted failed with the gateway."""
         self.add([claim for _, claim in self._failed])

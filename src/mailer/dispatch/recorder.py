@@ -1,6 +1,7 @@
 """Writes back what became of claimed messages, in batches, whatever happens to the database."""
 
 import asyncio
+from collections.abc import Callable
 from uuid import UUID
 
 import structlog
@@ -27,11 +28,14 @@ class Recorder:
     While the database is away outcomes are kept; when the queue is full, senders wait.
     """
 
-    def __init__(self, url: str, owner: UUID) -> None:
+    def __init__(
+        self, url: str, owner: UUID, on_late: Callable[[list[ClaimedMessage]], None]
+    ) -> None:
         self.held: dict[int, ClaimedMessage] = {}
         """What was claimed, by message, and of which nothing is written yet."""
         self._connection = OwnConnection(url)
         self._owner = owner
+        self._on_late = on_late
         self._finished: asyncio.Queue[FinishedMessage | None] = asyncio.Queue(maxsize=4 * BATCH)
 
     async def put(self, finished: FinishedMessage) -> None:
@@ -78,7 +82,8 @@ class Recorder:
                 for done in outcomes:
                     if self.held.get(done.claim.id) is done.claim:  # and not claimed once more
                         del self.held[done.claim.id]
-                late = len(outcomes) - written
-                metrics.finished(((done.status, done.reason) for done in outcomes), late=late)
-                log.debug("messages_recorded", outcomes=len(outcomes), late=late)
+                late = [done.claim for done in outcomes if done.claim.id not in written]
+                self._on_late(late)
+                metrics.finished(((done.status, done.reason) for done in outcomes), late=len(late))
+                log.debug("messages_recorded", outcomes=len(outcomes), late=len(late))
                 return

@@ -95,9 +95,9 @@ class Sender:
         self._rate = Rate(settings.gateway_rate) if settings.gateway_rate else None
         self._turn = asyncio.Lock()
         self._owner = uuid4()
-        self._recorder = Recorder(url, self._owner)
-        self._claimed: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
         self._give_back = GiveBack()
+        self._recorder = Recorder(url, self._owner, self._give_back.forget)
+        self._claimed: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
         self._share = FairShare(again_after=LOOK)
         self._pace = Pace(seconds=AHEAD, first=self._concurrency, least=LEAST, most=2 * BATCH)
         self._has_room = asyncio.Event()

@@ -98,13 +98,14 @@ FINISH = """
         $8::timestamptz[], $9::timestamptz[], $10::text[])
         AS done (id, claimed, leased_until, status, reason, attempts, due_at, sent_at, failure)
     WHERE message.id = done.id AND message.lease_owner = $1
-        AND message.attempts = done.claimed AND message.lease_expires_at = done.leased_until"""
+        AND message.attempts = done.claimed AND message.lease_expires_at = done.leased_until
+    RETURNING message.id"""
 
 
 async def finish(
     connection: asyncpg.Connection, owner: UUID, finished: Sequence[FinishedMessage]
-) -> int:
-    """Write what became of claimed messages; return how many still were under the lease."""
+) -> set[int]:
+    """Write what became of claimed messages; return those that still were under the lease."""
     in_order = sorted(finished, key=lambda done: done.claim.id)  # as all lock who change many
     columns = zip(
         *(
@@ -117,8 +118,7 @@ async def finish(
         ),
         strict=True,
     )
-    tag = await connection.execute(FINISH, owner, *columns)
-    return int(tag.rpartition(" ")[2])
+    return {row[0] for row in await connection.fetch(FINISH, owner, *columns)}
 
 
 # A claim whose answer was lost with the connection may hold messages that nobody knows of.
