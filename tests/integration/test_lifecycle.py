@@ -30,3 +30,14 @@ async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
     finally:
         running.cancel()
     assert await value(engine, f"SELECT status FROM mailing WHERE id = {done}") == "finished"  # noqa: S608  # likewise
+
+
+async def test_it_ends_though_it_is_woken_as_it_is_cancelled(engine: AsyncEngine) -> None:
+    lifecycle = Lifecycle(engine, on_messages=lambda: None, is_sending=lambda: False)
+    running = asyncio.create_task(lifecycle.run())
+    await asyncio.sleep(0.3)  # it rests now
+    lifecycle.wake()
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running], timeout=1)
+    assert running.cancelled()

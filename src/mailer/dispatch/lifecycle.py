@@ -54,7 +54,8 @@ class Lifecycle:
             if self._has_failed:
                 pause = max(pause, AWAY)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_due.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for can miss that it is cancelled
+                    await self._is_due.wait()
 
     async def _advance(self) -> float:
         """Do some of what is to be done; return the seconds until there may be more."""

@@ -225,7 +225,8 @@ class Sender:
             self._on_drained()
         pause = held or await self._until_due()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_due.wait(), min(IDLE, max(BREATH, pause)))
+            async with asyncio.timeout(min(IDLE, max(BREATH, pause))):
+                await self._is_due.wait()
         self._is_due.clear()
 
     async def _until_due(self) -> float:

@@ -77,7 +77,8 @@ class MailingWatch:
                 if is_news or self.running != before:
                     self._on_change()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._told.wait(), POLL)
+                    async with asyncio.timeout(POLL):
+                        await self._told.wait()
         finally:
             connection.terminate()
 
