@@ -30,16 +30,6 @@ async def bare(sink: harness.SinkProcess, messages: int) -> float:
     return (await sink.taken()).rate
 
 
-async def mailed(sink: harness.SinkProcess, mailer: harness.Mailer, messages: int) -> float:
-    """Return the messages a second of one mailing to everybody."""
-    await mailer.finished((await mailer.add_mailing())["id"])
-    taken = await sink.taken()
-    if taken.requests != messages:
-        message = f"{messages} clients, and {taken.requests} requests"
-        raise RuntimeError(message)
-    return taken.rate
-
-
 async def main(messages: int, turns: int) -> int:
     """Take turns and print the rates and their ratio; return the exit status."""
     verdict = harness.Verdict()
@@ -49,12 +39,12 @@ async def main(messages: int, turns: int) -> int:
         harness.serve(sink.url, gateway_concurrency=CONCURRENCY) as mailer,
     ):
         await mailer.add_clients(messages)
-        await mailed(sink, mailer, messages)  # to warm up
+        await harness.send_to_all(mailer, sink, messages)  # to warm up
         after = await bare(sink, messages)
         for turn in range(turns):
             before = after
             cpu = harness.cpu_seconds(mailer.pid)
-            own = await mailed(sink, mailer, messages)
+            own = (await harness.send_to_all(mailer, sink, messages)).rate
             cost = (harness.cpu_seconds(mailer.pid) - cpu) / messages * 1e6
             after = await bare(sink, messages)
             ratios.append(own / mean([before, after]))

@@ -27,7 +27,7 @@ import asyncpg
 import msgspec
 
 import harness
-from against_bare import CONCURRENCY, mailed
+from against_bare import CONCURRENCY
 from mailer.db.embedded import embedded_postgres
 from peers.environment import peers_python
 from peers.rabbitmq import is_installed, rabbitmq
@@ -163,11 +163,11 @@ async def main(python: Path, peers: list[Peer], messages: int, turns: int, worke
         harness.serve(sink.url, gateway_concurrency=CONCURRENCY) as mailer,
     ):
         await mailer.add_clients(messages)
-        await mailed(sink, mailer, messages)  # to warm up
+        await harness.send_to_all(mailer, sink, messages)  # to warm up
         for turn in range(turns):
             print(f"turn {turn + 1}, messages a second:", end=" ", flush=True)
             sendings = [await place.sending(peer) for peer in ready]
-            own = await mailed(sink, mailer, messages)
+            own = (await harness.send_to_all(mailer, sink, messages)).rate
             for peer, sending in zip(ready, sendings, strict=True):
                 ratios[peer.name].append(own / sending.rate)
                 print(f"{peer.name} {sending.rate:,.0f}", end=" ")

@@ -105,6 +105,7 @@ mailing = Table(
     Column("replanning", Boolean, nullable=False, server_default="false"),
     # what was given up before this moment is to be sent again; null when all of it is scheduled
     _moment("retry_before", nullable=True),
+    # the messages up to this id are gone through for that
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),
     # whether it has ended and nothing of it moves any more
     Column("is_settled", Boolean, nullable=False, server_default="false"),

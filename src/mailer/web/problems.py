@@ -31,7 +31,7 @@ STATUSES: dict[type[MailerError], HTTPStatus] = {
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 SOON = {"Retry-After": "1"}
-"""Seconds after which to ask again."""
+"""The header of what may be asked again after a second."""
 
 
 class Problem(msgspec.Struct, frozen=True):
