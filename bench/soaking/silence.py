@@ -30,7 +30,8 @@ def check_silence(audit: Audit, evidence: Evidence) -> None:
             if end - start > max(longest, 1.0) and _due(evidence, start, end):
                 longest = end - start
             if end - start > LIMIT and (due := _due(evidence, start, end)):
-                stuck.append(f"{moment(start)} to {moment(end)}, {due:,} due")
+                meanwhile = ", ".join(_meanwhile(evidence, start, end))
+                stuck.append(f"{moment(start)} to {moment(end)}, {due:,} due; {meanwhile}")
     audit.none(f"silences over {LIMIT:g} s with messages due", stuck, of=looked_at)
     print(f"    the longest was {longest:.1f} s" if longest else "    none was over 1 s")
 
@@ -83,6 +84,13 @@ def _away(evidence: Evidence, life: str) -> Iterator[tuple[float, float]]:
     for trouble in evidence.journal.troubles:
         if trouble.life == life:
             yield trouble.began, trouble.ended + WARM_UP
+
+
+def _meanwhile(evidence: Evidence, start: float, end: float) -> Iterator[str]:
+    """Yield what was broken then, for who looks for the cause."""
+    for trouble in evidence.journal.troubles:
+        if trouble.touches(start - SETTLED, end):
+            yield f"{trouble.what} {trouble.life or ''} {moment(trouble.began)}"
 
 
 def _due(evidence: Evidence, start: float, end: float) -> int:

@@ -28,6 +28,7 @@ def wrapped(error: Exception) -> DBAPIError:
         asyncpg.ConnectionDoesNotExistError(),
         asyncpg.DeadlockDetectedError(),
         asyncpg.DiskFullError(),
+        asyncpg.IdleInTransactionSessionTimeoutError(),
         asyncpg.InterfaceError("closed"),
         asyncpg.InternalClientError(),
         asyncpg.ReadOnlySQLTransactionError(),

@@ -11,6 +11,9 @@ CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a new connection."""
 PATIENCE = 10.0
 """Seconds that a statement of a request, or of the hot loop, may take."""
+IDLE_IN_TRANSACTION = "2s"
+"""How long a transaction may wait for its next statement. A process that stands still within one
+holds its rows, and with a mailing's ledger all who send for it: the server then ends it."""
 
 
 async def connect(
@@ -28,6 +31,7 @@ async def connect(
         server_settings={
             "application_name": "mailer",
             "timezone": "UTC",
+            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
             "jit": "off",
             "plan_cache_mode": "force_custom_plan",
             **server_settings,
@@ -99,6 +103,7 @@ PASSING = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # what a connection that is cut early may raise
     asyncpg.PostgresConnectionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.OperatorInterventionError,  # shut down, crashed, starting, or told to cancel
     asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
     asyncpg.TransactionRollbackError,  # deadlock, serialization

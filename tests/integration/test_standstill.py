@@ -1,0 +1,25 @@
+"""A process that stands still in the middle of a transaction, and those who want its rows."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import add_due_messages, claim
+
+from mailer.db.engine import is_away
+
+HOLD_LEDGER = text("SELECT FROM ledger FOR UPDATE")
+
+
+async def test_others_send_on_within_seconds(engine: AsyncEngine) -> None:
+    mailing_id = await add_due_messages(engine, 1)
+    async with engine.connect() as standing_still:
+        await standing_still.execute(HOLD_LEDGER)
+        async with asyncio.timeout(4):
+            (claimed,) = await claim(engine, mailing_id)
+        assert claimed.mailing_id == mailing_id
+        with pytest.raises(DBAPIError) as gone:
+            await standing_still.execute(HOLD_LEDGER)
+        assert is_away(gone.value)
