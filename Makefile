@@ -20,7 +20,7 @@ demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl
 	@$(BIN)/mailer demo
 
 test: lint ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(READY) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check --quiet
