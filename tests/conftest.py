@@ -20,7 +20,14 @@ from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
 
 TEMPLATE = "mailer_template"
-EMPTY = text("TRUNCATE client, mailing, ledger, message RESTART IDENTITY")
+EMPTY = (
+    text("""
+        TRUNCATE client, mailing, ledger, message, tally, tally_move, directory, directory_move
+        RESTART IDENTITY"""),
+    text("""
+        UPDATE settled SET finished = 0, cancelled_mailings = 0, delivered = 0, undelivered = 0,
+            "unknown" = 0, cancelled = 0"""),
+)
 AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8")
 SEASONED = 5.1
 """Seconds after its start from which on a server counts as one that has not just restarted."""
@@ -91,7 +98,8 @@ async def application(shared_engine: AsyncEngine) -> AsyncIterator[httpx.AsyncCl
 async def engine(shared_engine: AsyncEngine) -> AsyncEngine:
     """A database with nothing in it."""
     async with shared_engine.begin() as connection:
-        await connection.execute(EMPTY)
+        for statement in EMPTY:
+            await connection.execute(statement)
     return shared_engine
 
 

@@ -33,9 +33,13 @@ ADD_CLIENTS = text("""
     FROM (SELECT count(*) AS present FROM client) AS directory, generate_series(1, :count) AS n
     RETURNING id""")
 ADD_MESSAGES = text("""
-    INSERT INTO message (mailing_id, client_id, due_at, status, reason, sent_at, updated_at)
-    SELECT :mailing_id, client_id, :at, :status, :reason, :sent_at, :at
-    FROM unnest((:clients)::bigint[]) AS client_id""")
+    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, status, reason,
+        sent_at, updated_at)
+    SELECT :mailing_id, given.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'),
+        :at, :status, :reason, :sent_at, :at
+    FROM unnest((:clients)::bigint[]) WITH ORDINALITY AS given (id, place)
+        LEFT JOIN client ON client.id = given.id
+    ORDER BY place""")
 BEGIN = text("""
     UPDATE mailing SET status = :status, audience_until = :until, audience_cursor = :until,
         is_settled = :is_settled

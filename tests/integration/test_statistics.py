@@ -89,17 +89,6 @@ async def test_every_way_of_counting_adds_up_to_the_ledger(engine: AsyncEngine) 
     }
 
 
-async def test_message_without_its_client_is_not_lost(engine: AsyncEngine) -> None:
-    mailing_id = await add_mailing(engine)
-    await add_messages(engine, mailing_id, [999], "delivered")
-
-    found = await statistics.of_mailing(engine, mailing_id)
-
-    assert [(c.operator_code, c.messages.delivered) for c in found.operator_codes] == [
-        ("missing", 1)
-    ]
-
-
 async def test_outcomes_lie_in_buckets_without_a_gap(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 5)
     mailing_id = await add_mailing(engine)
@@ -131,6 +120,8 @@ async def test_bucket_is_chosen_so_that_there_are_at_most_500(engine: AsyncEngin
 
     with pytest.raises(InvalidError, match="bucket: must be at least 121"):
         await statistics.of_mailing(engine, mailing_id, 120)
+    with pytest.raises(InvalidError, match="and a multiple of 60"):
+        await statistics.of_mailing(engine, mailing_id, 130)
 
 
 async def test_rate_is_what_was_sent_in_the_last_minute(engine: AsyncEngine) -> None:
@@ -151,7 +142,8 @@ async def test_mailing_that_has_not_begun_has_only_its_ledger(engine: AsyncEngin
 
     assert found.messages == MessageCounts.of(scheduled=7)
     assert msgspec.to_builtins(found.over_time) == {"bucket": 1, "buckets": []}
-    assert (found.reasons, found.operator_codes, found.time_zones) == ([], [], [])
+    assert found.reasons == [ReasonCount("scheduled", None, 7)]
+    assert (found.operator_codes, found.time_zones, found.attempts) == ([], [], [])
     assert (found.rate, found.first_sent_at, found.last_sent_at) == (0, None, None)
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import Select, case, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.client import directory
 from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient, operator_code
 from mailer.db.engine import cause_of
 from mailer.db.paging import Position, Slice, fetch_slice
@@ -80,7 +81,11 @@ def matching(**equal: str) -> Select[Any]:
 
 async def page(connection: AsyncConnection, position: Position, **equal: str) -> Slice:
     """Return a page of the clients whose columns equal what is given."""
-    return await fetch_slice(connection, matching(**equal), client.c.id, position)
+    count = None
+    if "phone" not in equal:
+        alike = (directory.CLIENTS.c[name] == value for name, value in equal.items())
+        count = await directory.count(connection, *alike)
+    return await fetch_slice(connection, matching(**equal), client.c.id, position, count=count)
 
 
 # The row stays, without personal data, as what sent messages count for. A message that is being

@@ -109,6 +109,8 @@ mailing = Table(
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),
     # whether it has ended and nothing of it moves any more
     Column("is_settled", Boolean, nullable=False, server_default="false"),
+    # whether its messages are deleted since, being past their retention; its counts stay
+    Column("is_emptied", Boolean, nullable=False, server_default="false"),
     _now("created_at"),
     _now("updated_at"),
     _moment("deleted_at", nullable=True),
@@ -132,6 +134,11 @@ mailing = Table(
         "datetime_start",
         postgresql_where=text("NOT is_settled AND deleted_at IS NULL"),
     ),
+    Index(
+        "mailing_settled_idx",
+        "updated_at",
+        postgresql_where=text("is_settled AND NOT is_emptied AND deleted_at IS NULL"),
+    ),
     Index("mailing_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index(None, "status", "id", postgresql_where=text("deleted_at IS NULL")),
 )
@@ -149,6 +156,8 @@ ledger = Table(
     ),
     *(Column(name, BigInteger, nullable=False, server_default="0") for name in MESSAGE_STATUSES),
     *(CheckConstraint(f"{name} >= 0", name=name) for name in MESSAGE_STATUSES),
+    _moment("first_sent_at", nullable=True),
+    _moment("last_sent_at", nullable=True),
     # room for updates in place: every batch of messages rewrites this row
     postgresql_with={"fillfactor": "20"},
 )
@@ -159,6 +168,9 @@ message = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("mailing_id", BigInteger, nullable=False),
     Column("client_id", BigInteger, nullable=False),
+    # the client's, as they were when the message was made: what it counts under for good
+    Column("operator_code", String, nullable=False),
+    Column("time_zone", String, nullable=False),
     _moment("due_at"),
     _moment("sent_at", nullable=True),
     Column("lease_expires_at", DateTime(timezone=True)),
@@ -189,4 +201,65 @@ message = Table(
     Index("message_lease_idx", "lease_expires_at", postgresql_where=text("status = 'sending'")),
     # pages of one mailing's messages, newest first, with and without a status
     Index(None, "mailing_id", "status", "id"),
+    # and with a reason
+    Index(None, "mailing_id", "reason", "id", postgresql_where=text("reason IS NOT NULL")),
 )
+
+# of a table whose rows go as they came: it is vacuumed by what has gone, not by what is there
+SHORT_LIVED = {"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "10000"}
+
+OUTCOMES = ("delivered", "undelivered", "unknown", "cancelled")
+TALLY = ("messages", *OUTCOMES)
+
+
+def _counts(*names: str) -> list[Column[int]]:
+    return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
+
+
+# A mailing's messages by operator code, time zone, reason, attempts, and second of their outcome:
+# how many they are and what became of them. `tally_move` holds what is not folded into it yet.
+tally = Table(
+    "tally",
+    metadata,
+    Column("mailing_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("dimension", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    *_counts(*TALLY),
+)
+tally_move = Table(
+    "tally_move",
+    metadata,
+    Column("mailing_id", BigInteger, nullable=False),
+    Column("dimension", String, nullable=False),
+    Column("key", String, nullable=False),
+    *_counts(*TALLY),
+    postgresql_with=SHORT_LIVED,
+)
+
+# How many living clients are alike in all that a filter asks for; and the moves not folded yet.
+directory = Table(
+    "directory",
+    metadata,
+    Column("operator_code", String, nullable=False),
+    Column("tag", String),
+    Column("time_zone", String, nullable=False),
+    *_counts("clients"),
+    Index(
+        "directory_operator_code_tag_time_zone_key",
+        *("operator_code", "tag", "time_zone"),
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+    ),
+)
+directory_move = Table(
+    "directory_move",
+    metadata,
+    Column("operator_code", String, nullable=False),
+    Column("tag", String),
+    Column("time_zone", String, nullable=False),
+    *_counts("clients"),
+    postgresql_with=SHORT_LIVED,
+)
+
+# One row: the sums over all mailings that are settled and not deleted.
+settled = Table("settled", metadata, *_counts("finished", "cancelled_mailings", *OUTCOMES))

@@ -8,15 +8,19 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.client import directory
 from mailer.dispatch.failure import log_failure
 from mailer.mailing import moving
 from mailer.message import store as messages
+from mailer.message import tally
 from mailer.settings import Settings
 
 log = structlog.get_logger()
 
 CHUNK = 5_000
 """Rows that one run of a job works on."""
+MOVES = 50_000
+"""Moves of counts that one run folds: more than a process makes between two."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -40,9 +44,20 @@ def jobs(engine: AsyncEngine, settings: Settings) -> list[Job]:
         async with engine.begin() as connection:
             await moving.purge(connection, CHUNK)
 
+    async def fold() -> None:
+        async with engine.begin() as connection:
+            await tally.fold(connection, MOVES)
+            await directory.fold(connection, MOVES)
+
+    async def coarsen() -> None:
+        async with engine.begin() as connection:
+            await tally.coarsen(connection)
+
     return [
         Job("rescue", min(5, settings.lease / 4), rescue),
         Job("purge", 2, purge),
+        Job("fold", 1, fold),
+        Job("coarsen", 60, coarsen),
     ]
 
 

@@ -9,13 +9,14 @@ from litestar.params import JSONBody, Parameter
 from litestar.status_codes import HTTP_200_OK
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.paging import Position
 from mailer.gateway.breaker import Breaker
 from mailer.mailing import service, store
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
 from mailer.message import store as messages
+from mailer.message import tally
 from mailer.message.model import Message
 from mailer.message.model import Status as MessageStatus
 from mailer.validation import MAX_ID, STORABLE
@@ -48,15 +49,18 @@ class MessageQuery(PageQuery, frozen=True, kw_only=True):
     client_id: Id | UnsetType = UNSET
 
 
-def counted(mailing: Mailing, asked: MessageQuery) -> int | None:
-    """Return how many messages are asked for, if the ledger tells."""
+async def counted(connection: AsyncConnection, mailing: Mailing, asked: MessageQuery) -> int | None:
+    """Return how many messages are asked for, if the ledger or a tally tells."""
     equal = asked.equal()
     if not equal or mailing.created_messages == 0:
         return mailing.created_messages
     if equal.keys() == {"status"}:
         count: int = getattr(mailing, f"{asked.status}_messages")
         return count
-    return None
+    if "client_id" in equal or asked.reason is UNSET:
+        return None
+    alike = await tally.of_reason(connection, mailing.id, asked.reason)
+    return alike.messages if asked.status is UNSET else alike.of(asked.status)
 
 
 def with_hold(mailing: Mailing, breaker: Breaker | None) -> Mailing:
@@ -128,7 +132,7 @@ class MailingController(Controller):
         """List all messages of a mailing, newest first, those that equal what is given."""
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
-            known, equal = counted(mailing, asked), asked.equal()
+            known, equal = await counted(connection, mailing, asked), asked.equal()
             found = await messages.page(connection, mailing_id, asked.position, known, **equal)
         return page_of(found, request, to_message)
 

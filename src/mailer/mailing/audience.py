@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Executable,
+    FromClause,
     Row,
     String,
     and_,
@@ -32,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.client import directory
 from mailer.db.schema import client, message
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
@@ -46,11 +48,11 @@ TAKEN_BACK = ("expired", "no_window", "filter_changed")
 """Why a message was cancelled that a change of its mailing may schedule again."""
 
 
-def matches(client_filter: ClientFilter) -> ColumnElement[bool]:
-    """Return the condition on `client` that a filter means."""
+def matches(client_filter: ClientFilter, clients: FromClause = client) -> ColumnElement[bool]:
+    """Return the condition on clients, or on their kinds, that a filter means."""
 
     def equals_any(name: str, values: list[str]) -> ColumnElement[bool]:
-        return client.c[name] == any_(literal(values, ARRAY(String)))
+        return clients.c[name] == any_(literal(values, ARRAY(String)))
 
     if client_filter is None:
         return true()
@@ -68,12 +70,7 @@ def matches(client_filter: ClientFilter) -> ColumnElement[bool]:
 
 async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
     """Return how many clients a filter matches now."""
-    statement = (
-        select(func.count())
-        .select_from(client)
-        .where(client.c.deleted_at.is_(None), matches(client_filter))
-    )
-    return int((await connection.execute(statement)).scalar_one())
+    return await directory.count(connection, matches(client_filter, directory.CLIENTS))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -229,6 +226,8 @@ async def _write_chunk(
         select(
             literal(mailing.id).label("mailing_id"),
             client.c.id.label("client_id"),
+            client.c.operator_code,
+            client.c.time_zone,
             # a client who changes zones at this moment is due now; the window is checked again
             func.coalesce(planned.c.due_at, mailing.now),
             func.coalesce(planned.c.status, "scheduled"),
@@ -239,7 +238,8 @@ async def _write_chunk(
         .order_by(client.c.id)
     )
     written = insert(message).from_select(
-        ["mailing_id", "client_id", "due_at", "status", "reason"], rows
+        ["mailing_id", "client_id", "operator_code", "time_zone", "due_at", "status", "reason"],
+        rows,
     )
     new = written.excluded
     # a pause after a failed attempt is not cut short

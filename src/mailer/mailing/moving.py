@@ -15,6 +15,7 @@ from mailer.mailing.audience import count
 from mailer.mailing.model import ClientFilter, RunningMailing, Status
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
+from mailer.message import tally
 
 UNDER_WAY = """
     SELECT clock_timestamp(), id, text, datetime_end, on_unknown,
@@ -154,12 +155,15 @@ PURGE_MESSAGES = text("""
         LIMIT :chunk FOR UPDATE OF message SKIP LOCKED)""")
 PURGE_MAILINGS = text("""
     DELETE FROM mailing WHERE deleted_at IS NOT NULL
-        AND NOT EXISTS (SELECT FROM message WHERE mailing_id = mailing.id)""")
+        AND NOT EXISTS (SELECT FROM message WHERE mailing_id = mailing.id)
+    RETURNING id""")
 
 
 async def purge(connection: AsyncConnection, chunk: int) -> int:
     """Delete up to `chunk` messages of deleted mailings, then the mailings; return how many."""
     purged = (await connection.execute(PURGE_MESSAGES, {"chunk": chunk})).rowcount
     if purged < chunk:
-        await connection.execute(PURGE_MAILINGS)
+        gone = (await connection.scalars(PURGE_MAILINGS)).all()
+        if gone:
+            await tally.drop(connection, list(gone))
     return purged

@@ -25,7 +25,9 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
                 ge=1,
                 le=31_536_000,
                 description="Seconds of a bucket of `over_time`; unless given, as many as make at"
-                " most 500 buckets.",
+                " most 500 buckets. Outcomes that span more than half an hour are counted by 10 s,"
+                " more than 5 hours by the minute, more than 30 hours by 10 minutes, more than 300"
+                " hours by the hour; a bucket is a multiple of that.",
                 examples=[60],
                 extra={"rule": "must be a number of seconds from 1 to 31536000"},
             ),

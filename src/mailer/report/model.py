@@ -84,15 +84,22 @@ class ReasonCount(msgspec.Struct, frozen=True):
 class OperatorCodeCounts(msgspec.Struct, frozen=True):
     """Messages to clients of one operator, by status."""
 
-    operator_code: Annotated[str, Meta(description="As the clients have it now.")]
+    operator_code: Annotated[str, Meta(description="As the clients had it when they were taken.")]
     messages: MessageCounts
 
 
 class TimeZoneCounts(msgspec.Struct, frozen=True):
     """Messages to clients in one time zone, by status."""
 
-    time_zone: Annotated[str, Meta(description="As the clients have it now.")]
+    time_zone: Annotated[str, Meta(description="As the clients had it when they were taken.")]
     messages: MessageCounts
+
+
+class AttemptsCounts(msgspec.Struct, frozen=True):
+    """Messages that took so many attempts, by what became of them."""
+
+    attempts: Total
+    messages: OutcomeCounts
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -128,6 +135,12 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         ],
         "operator_codes": [{"operator_code": "916", "messages": MESSAGES}],
         "time_zones": [{"time_zone": "Europe/Moscow", "messages": MESSAGES}],
+        "attempts": [
+            {
+                "attempts": 1,
+                "messages": {"delivered": 240, "undelivered": 10, "unknown": 0, "cancelled": 0},
+            }
+        ],
         "over_time": {
             "bucket": 60,
             "buckets": [
@@ -145,6 +158,7 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         "rate": 4.0,
         "first_sent_at": "2030-01-15T06:00:00.120000Z",
         "last_sent_at": "2030-01-15T06:00:59.980000Z",
+        "expected_end": "2030-01-15T06:04:57.480000Z",
     }
 
     mailing_id: int
@@ -153,7 +167,22 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[ReasonCount]
     operator_codes: list[OperatorCodeCounts]
     time_zones: list[TimeZoneCounts]
+    attempts: Annotated[list[AttemptsCounts], Meta(description="Of what has an outcome.")]
     over_time: Series
-    rate: Annotated[float, Meta(ge=0, description="Messages sent a second, over the last minute.")]
+    rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Messages sent a second, over the last minute, or since the first was sent"
+            " if that is less.",
+        ),
+    ]
     first_sent_at: datetime | None
     last_sent_at: datetime | None
+    expected_end: Annotated[
+        datetime | None,
+        Meta(
+            description="When nothing will be left to send, at this rate and by what is due; at the"
+            " latest the mailing's end. Null while it is not known."
+        ),
+    ]

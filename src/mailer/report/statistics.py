@@ -1,20 +1,25 @@
-"""Counts of mailings and messages: all mailings by their ledgers, one in detail by its messages."""
+"""Counts of mailings and messages: all mailings by their ledgers, one in detail by its tallies."""
 
-from collections import defaultdict
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import Any
 
+import msgspec
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.schema import MESSAGE_STATUSES
+from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled
+from mailer.db.schema import mailing as mailing_table
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing
 from mailer.mailing.store import select_mailings
+from mailer.message import tally
+from mailer.message.tally import Tally
 from mailer.report.model import (
+    AttemptsCounts,
     Bucket,
     GeneralStatistics,
     MailingCounts,
@@ -29,6 +34,7 @@ from mailer.report.model import (
 from mailer.report.snapshot import snapshot
 
 MOST_BUCKETS = 500
+MINUTE = 60
 DAY = 86_400
 STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
 """Seconds of a bucket that people read easily; longer ones are whole days."""
@@ -48,19 +54,32 @@ def message_counts(row: Row[Any]) -> MessageCounts:
 
 
 async def general(connection: AsyncConnection) -> GeneralStatistics:
-    """Count all mailings and their messages, from the ledgers alone."""
-    shown = select_mailings().subquery()
-    statement = select(shown.c.status, func.count().label("mailings"), *sums(shown)).group_by(
+    """Count all mailings and their messages, from the ledgers alone.
+
+    What is settled is counted in one row: only the ledgers of live mailings are read.
+    """
+    shown = select_mailings().where(mailing_table.c.is_settled.is_(False)).subquery()
+    live = select(shown.c.status, func.count().label("mailings"), *sums(shown)).group_by(
         shown.c.status
     )
-    rows = list(await connection.execute(statement))
-    by_status = [message_counts(row) for row in rows]
-    return GeneralStatistics(
-        MailingCounts.of(**{row.status: row.mailings for row in rows}),
-        MessageCounts(
-            **{name: sum(getattr(c, name) for c in by_status) for name in MESSAGE_STATUSES}
-        ),
-    )
+    rows = list(await connection.execute(live))
+    done = (await connection.execute(select(settled))).one()
+    mailings_by = Counter({row.status: row.mailings for row in rows})
+    mailings_by.update(finished=done.finished, cancelled=done.cancelled_mailings)
+    messages_by = Counter({name: getattr(done, name) for name in OUTCOMES})
+    for row in rows:
+        messages_by.update(msgspec.structs.asdict(message_counts(row)))
+    return GeneralStatistics(MailingCounts.of(**mailings_by), MessageCounts.of(**messages_by))
+
+
+SENDING = text("""
+    SELECT operator_code, time_zone, count(*) AS messages FROM message
+    WHERE mailing_id = :mailing_id AND status = 'sending' GROUP BY operator_code, time_zone""")
+SENT = text("""
+    SELECT first_sent_at, last_sent_at, now() AS now,
+        (SELECT max(due_at) FROM message WHERE mailing_id = :mailing_id AND status = 'scheduled')
+            AS last_due_at
+    FROM ledger WHERE mailing_id = :mailing_id""")
 
 
 async def of_mailing(
@@ -68,31 +87,41 @@ async def of_mailing(
 ) -> MailingStatistics:
     """Count one mailing in detail, over time in buckets of that many seconds.
 
-    Raises `MailingNotFoundError`, and `InvalidError` when that would be too many buckets.
+    It reads counts, and no message but those that are being sent. Raises `MailingNotFoundError`,
+    and `InvalidError` when that bucket is too short, or not one that the outcomes divide into.
     """
+    this = {"mailing_id": mailing_id}
     async with snapshot(engine) as connection:
         mailing = await mailings.get(connection, mailing_id)
-        groups: dict[str, list[Row[Any]]] = defaultdict(list)
-        for row in await connection.execute(GROUPS, {"mailing_id": mailing_id}):
-            groups[row.grouped_by].append(row)
-        (total,) = groups["nothing"]
-        series = await _series(connection, mailing_id, total, bucket)
+        tallies = await tally.of_mailing(connection, mailing_id)
+        sending = list(await connection.execute(SENDING, this))
+        sent = (await connection.execute(SENT, this)).one()
+    messages, seconds = ledger_of(mailing), tallies["second"]
+    rate = _rate(seconds, sent)
     return MailingStatistics(
         mailing_id=mailing_id,
         clients_count=mailing.clients_count,
-        messages=ledger_of(mailing),
-        reasons=[ReasonCount(row.status, row.reason, row.messages) for row in groups["reason"]],
+        messages=messages,
+        reasons=_reasons(messages, tallies["reason"]),
         operator_codes=[
             OperatorCodeCounts(code, counts)
-            for code, counts in _by("operator_code", groups["operator_code"])
+            for code, counts in _by(tallies["operator_code"], sending, "operator_code")
         ],
         time_zones=[
-            TimeZoneCounts(zone, counts) for zone, counts in _by("time_zone", groups["time_zone"])
+            TimeZoneCounts(zone, counts)
+            for zone, counts in _by(tallies["time_zone"], sending, "time_zone")
         ],
-        over_time=series,
-        rate=total.sent_last_minute / 60,
-        first_sent_at=total.first_sent_at,
-        last_sent_at=total.last_sent_at,
+        attempts=[
+            AttemptsCounts(int(attempts), outcomes_of(found))
+            for attempts, found in sorted(
+                tallies["attempts"].items(), key=lambda item: int(item[0])
+            )
+        ],
+        over_time=_series(seconds, bucket),
+        rate=rate,
+        first_sent_at=sent.first_sent_at,
+        last_sent_at=sent.last_sent_at,
+        expected_end=_expected_end(mailing, sent, rate),
     )
 
 
@@ -103,70 +132,88 @@ def ledger_of(mailing: Mailing) -> MessageCounts:
     )
 
 
-def _by(name: str, rows: Iterable[Row[Any]]) -> list[tuple[str, MessageCounts]]:
-    """Return the counts by status of each value in the column `name`, by value."""
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in rows:
-        counts[getattr(row, name)][row.status] = row.messages
-    return [(value, MessageCounts.of(**counts[value])) for value in sorted(counts)]
+def outcomes_of(found: Tally) -> OutcomeCounts:
+    """Return what became of the messages of a tally."""
+    return OutcomeCounts(**{name: getattr(found, name) for name in OUTCOMES})
 
 
-# The mailing's messages are read once for every way of grouping them. A client's row stays for
-# good, so that none should be missing; if one is, its message still counts.
-GROUPS = text("""
-    WITH counted AS (
-        SELECT message.status, message.reason, message.sent_at,
-            coalesce(client.operator_code, 'missing') AS operator_code,
-            coalesce(client.time_zone, 'missing') AS time_zone,
-            CASE WHEN message.status NOT IN ('scheduled', 'sending')
-                THEN coalesce(message.sent_at, message.updated_at) END AS ended_at
-        FROM message LEFT JOIN client ON client.id = message.client_id
-        WHERE message.mailing_id = :mailing_id)
-    SELECT CASE grouping(reason, operator_code, time_zone)
-            WHEN 3 THEN 'reason' WHEN 5 THEN 'operator_code' WHEN 6 THEN 'time_zone'
-            ELSE 'nothing' END AS grouped_by,
-        status, reason, operator_code, time_zone, count(*) AS messages,
-        min(sent_at) AS first_sent_at, max(sent_at) AS last_sent_at,
-        count(*) FILTER (WHERE sent_at > now() - interval '1 minute') AS sent_last_minute,
-        min(ended_at) AS first_ended_at, max(ended_at) AS last_ended_at
-    FROM counted
-    GROUP BY GROUPING SETS ((status, reason), (status, operator_code), (status, time_zone), ())
-    ORDER BY messages DESC, status, reason""")
-
-# A message ended when it was sent, or else when it was last written.
-ENDED = text("""
-    SELECT date_bin(make_interval(secs => :bucket), ended_at, timestamptz '1970-01-01Z') AS start,
-        status, count(*) AS messages
-    FROM (SELECT status, coalesce(sent_at, updated_at) AS ended_at FROM message
-          WHERE mailing_id = :mailing_id
-            AND status IN ('delivered', 'undelivered', 'unknown', 'cancelled')) AS ended
-    GROUP BY 1, 2""")
+def _reasons(messages: MessageCounts, tallies: Mapping[str, Tally]) -> list[ReasonCount]:
+    """Return the ledger's counts by reason; what has none is what the reasons leave of it."""
+    counts = []
+    for status in MESSAGE_STATUSES:
+        by_reason = {reason: found.of(status) for reason, found in tallies.items()}
+        without = getattr(messages, status) - sum(by_reason.values())
+        counts += [ReasonCount(status, reason, count) for reason, count in by_reason.items()]
+        counts.append(ReasonCount(status, None, without))
+    found = (count for count in counts if count.messages)
+    return sorted(found, key=lambda count: (-count.messages, count.status, count.reason or ""))
 
 
-async def _series(
-    connection: AsyncConnection, mailing_id: int, total: Row[Any], asked: int | None
-) -> Series:
-    first, last = total.first_ended_at, total.last_ended_at
-    if first is None:
+def _by(
+    tallies: Mapping[str, Tally], sending: Iterable[Row[Any]], name: str
+) -> Iterator[tuple[str, MessageCounts]]:
+    """Yield the counts by status of each value of a column; what is being sent waits in tallies."""
+    being_sent: Counter[str] = Counter()
+    for row in sending:
+        being_sent[getattr(row, name)] += row.messages
+    for value, found in tallies.items():
+        now = being_sent[value]
+        outcomes = msgspec.structs.asdict(outcomes_of(found))
+        yield value, MessageCounts(scheduled=found.waiting - now, sending=now, **outcomes)
+
+
+def _rate(seconds: Mapping[str, Tally], sent: Row[Any]) -> float:
+    """Return the messages sent a second over the last minute, or since the first was sent."""
+    if sent.first_sent_at is None:
+        return 0.0
+    now = sent.now.timestamp()
+    passed = max(1.0, min(MINUTE, now - sent.first_sent_at.timestamp()))
+    lately = (found for second, found in seconds.items() if int(second) > now - MINUTE)
+    return sum(found.delivered + found.unknown for found in lately) / passed
+
+
+def _expected_end(mailing: Mailing, sent: Row[Any], rate: float) -> datetime | None:
+    """Return when nothing will be left to send, at this rate and by what is due; None if unknown.
+
+    What is left at the mailing's end is given up then.
+    """
+    left = mailing.scheduled_messages + mailing.sending_messages
+    if mailing.status != "running" or not left or not rate:
+        return None
+    ends = [sent.now + timedelta(seconds=left / rate), sent.last_due_at or sent.now]
+    return min(max(ends), mailing.datetime_end)
+
+
+def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:
+    """Return what became of messages over time, each second added to the bucket it lies in."""
+    if not seconds:
         return Series(asked or STEPS[0], [])
-    bucket = bucket_seconds((last - first).total_seconds(), asked)
-    counts: dict[datetime, dict[str, int]] = defaultdict(dict)
-    for row in await connection.execute(ENDED, {"mailing_id": mailing_id, "bucket": bucket}):
-        counts[row.start][row.status] = row.messages
-    starts = range(int(min(counts).timestamp()), int(max(counts).timestamp()) + 1, bucket)
-    moments = (datetime.fromtimestamp(start, UTC) for start in starts)
-    return Series(bucket, [Bucket(at, OutcomeCounts.of(**counts[at])) for at in moments])
+    first, last = int(min(seconds)), int(max(seconds))
+    bucket = bucket_seconds(last - first, asked)
+    buckets: dict[int, Counter[str]] = defaultdict(Counter)
+    for second, found in seconds.items():
+        start = int(second) // bucket * bucket
+        buckets[start].update(msgspec.structs.asdict(outcomes_of(found)))
+    starts = range(first // bucket * bucket, last + 1, bucket)
+    return Series(
+        bucket,
+        [Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**buckets[at])) for at in starts],
+    )
 
 
-def bucket_seconds(span: float, asked: int | None) -> int:
+def bucket_seconds(span: int, asked: int | None) -> int:
     """Return how long a bucket is when outcomes span that many seconds.
 
-    Raises `InvalidError` when what was asked for makes too many of them.
+    Raises `InvalidError` when what was asked for makes too many of them, or cuts through what is
+    counted together.
     """
     least = max(1, ceil(span / (MOST_BUCKETS - 1)))  # a span touches one bucket more than it fills
+    step = tally.resolution(span)
     if asked is None:
-        return next((step for step in STEPS if step >= least), ceil(least / DAY) * DAY)
-    if asked < least:
-        rule = f"must be at least {least}: there are at most {MOST_BUCKETS} buckets"
-        raise InvalidError([FieldError("bucket", rule)])
+        fits = (s for s in STEPS if s >= least and s % step == 0)
+        return next(fits, ceil(least / DAY) * DAY)
+    if asked < least or asked % step:
+        many = f"at least {least}: there are at most {MOST_BUCKETS} buckets"
+        whole = f", and a multiple of {step}: outcomes over so long are counted by {step} s"
+        raise InvalidError([FieldError("bucket", f"must be {many}{whole if step > 1 else ''}")])
     return asked

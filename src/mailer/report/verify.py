@@ -13,13 +13,15 @@ CHUNK = 100
 class Difference(msgspec.Struct, frozen=True):
     """Something of a mailing that does not add up; its text is one line for a person."""
 
-    mailing_id: int
+    mailing_id: int | None
+    """None for what is counted over all."""
     what: str
     found: int
     expected: int
 
     def __str__(self) -> str:
-        return f"mailing {self.mailing_id}: {self.what}: {self.found}, expected {self.expected}"
+        of = "all" if self.mailing_id is None else f"mailing {self.mailing_id}"
+        return f"{of}: {self.what}: {self.found}, expected {self.expected}"
 
 
 # The end of the next chunk of mailings; null when there is none.
@@ -42,8 +44,11 @@ async def differences(engine: AsyncEngine, chunk: int = CHUNK) -> list[Differenc
             if upper is None:
                 break
             found += await _fetch(connection, COMPARE, after=after, upper=upper)
+            found += await _fetch(connection, COMPARE_TALLIES, after=after, upper=upper)
             after = upper
         found += await _fetch(connection, ORPHANS)
+        found += await _fetch(connection, COMPARE_SETTLED)
+        found += await _fetch(connection, COMPARE_DIRECTORY)
     return found
 
 
@@ -53,14 +58,12 @@ async def _fetch(
     return [Difference(*row) for row in await connection.execute(statement, bounds)]
 
 
-# Deleted mailings too: until the last of their messages is gone, the ledger follows them. Only
-# their audience shrinks. What has no value to compare, such as a ledger that is missing, is null
-# and drops out.
+# Not mailings that are deleted, or whose messages are: nobody counts what goes. What has no value
+# to compare, such as a ledger that is missing, is null and drops out.
 COMPARE = text("""
     WITH counted AS (
         SELECT mailing.id, mailing.clients_count, mailing.audience_until IS NOT NULL AS has_begun,
-            mailing.audience_cursor = mailing.audience_until AND NOT mailing.replanning
-                AND mailing.deleted_at IS NULL AS is_taken,
+            mailing.audience_cursor = mailing.audience_until AND NOT mailing.replanning AS is_taken,
             count(message.id) AS created,
             count(*) FILTER (WHERE message.status = 'scheduled') AS scheduled,
             count(*) FILTER (WHERE message.status = 'sending') AS sending,
@@ -70,6 +73,7 @@ COMPARE = text("""
             count(*) FILTER (WHERE message.status = 'cancelled') AS cancelled
         FROM mailing LEFT JOIN message ON message.mailing_id = mailing.id
         WHERE mailing.id > :after AND mailing.id <= :upper
+            AND mailing.deleted_at IS NULL AND NOT mailing.is_emptied
         GROUP BY mailing.id
     )
     SELECT counted.id, compared.what, compared.found, compared.expected
@@ -87,6 +91,47 @@ COMPARE = text("""
     WHERE compared.found <> compared.expected
     ORDER BY counted.id""")
 
+# When outcomes were is counted more coarsely the longer ago they were: those are compared in all.
+COMPARE_TALLIES = text("""
+    WITH compared AS (
+        SELECT id FROM mailing WHERE id > :after AND id <= :upper
+            AND deleted_at IS NULL AND NOT is_emptied
+    ), each AS (
+        SELECT mailing_id, operator_code, time_zone, reason, attempts, status,
+            status NOT IN ('scheduled', 'sending') AS has_outcome
+        FROM message JOIN compared ON compared.id = mailing_id
+    ), counted AS (
+        SELECT mailing_id, dimension, key, count(*) AS messages,
+            count(*) FILTER (WHERE status = 'delivered') AS delivered,
+            count(*) FILTER (WHERE status = 'undelivered') AS undelivered,
+            count(*) FILTER (WHERE status = 'unknown') AS "unknown",
+            count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+        FROM each CROSS JOIN LATERAL (VALUES
+            ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
+            ('attempts', CASE WHEN has_outcome THEN attempts::text END),
+            ('second', CASE WHEN has_outcome THEN 'any' END)) AS told (dimension, key)
+        WHERE key IS NOT NULL
+        GROUP BY mailing_id, dimension, key
+    ), tallied AS (
+        SELECT mailing_id, dimension, CASE dimension WHEN 'second' THEN 'any' ELSE key END AS key,
+            sum(messages) AS messages, sum(delivered) AS delivered,
+            sum(undelivered) AS undelivered, sum("unknown") AS "unknown",
+            sum(cancelled) AS cancelled
+        FROM (SELECT * FROM tally UNION ALL SELECT * FROM tally_move) AS moved
+            JOIN compared ON compared.id = mailing_id
+        GROUP BY 1, 2, 3
+    )
+    SELECT mailing_id, format('%s of %s %s in the tally', what, dimension, key), found, expected
+    FROM tallied FULL JOIN counted USING (mailing_id, dimension, key) CROSS JOIN LATERAL (VALUES
+        ('messages', tallied.messages, counted.messages),
+        ('delivered', tallied.delivered, counted.delivered),
+        ('undelivered', tallied.undelivered, counted.undelivered),
+        ('unknown', tallied."unknown", counted."unknown"),
+        ('cancelled', tallied.cancelled, counted.cancelled)
+    ) AS both_of (what, is, should), LATERAL (
+        SELECT coalesce(is, 0)::bigint AS found, coalesce(should, 0) AS expected) AS compared
+    WHERE found <> expected ORDER BY mailing_id, dimension, key, what""")
+
 ORPHANS = text("""
     SELECT mailing_id, 'messages without their mailing' AS what, count(*) AS found, 0 AS expected
     FROM message WHERE NOT EXISTS (SELECT FROM mailing WHERE mailing.id = mailing_id)
@@ -96,3 +141,38 @@ ORPHANS = text("""
     FROM message WHERE NOT EXISTS (SELECT FROM client WHERE client.id = client_id)
     GROUP BY mailing_id
     ORDER BY mailing_id, what""")
+
+COMPARE_SETTLED = text("""
+    SELECT NULL, compared.what || ' in what is settled', compared.found, compared.expected
+    FROM settled, (
+        SELECT count(*) FILTER (WHERE status = 'finished') AS finished,
+            count(*) FILTER (WHERE status = 'cancelled') AS cancelled_mailings,
+            coalesce(sum(delivered), 0)::bigint AS delivered,
+            coalesce(sum(undelivered), 0)::bigint AS undelivered,
+            coalesce(sum("unknown"), 0)::bigint AS "unknown",
+            coalesce(sum(cancelled), 0)::bigint AS cancelled
+        FROM mailing JOIN ledger ON mailing_id = id WHERE is_settled AND deleted_at IS NULL
+    ) AS counted, LATERAL (VALUES
+        ('finished mailings', settled.finished, counted.finished),
+        ('cancelled mailings', settled.cancelled_mailings, counted.cancelled_mailings),
+        ('delivered', settled.delivered, counted.delivered),
+        ('undelivered', settled.undelivered, counted.undelivered),
+        ('unknown', settled."unknown", counted."unknown"),
+        ('cancelled', settled.cancelled, counted.cancelled)
+    ) AS compared (what, found, expected)
+    WHERE compared.found <> compared.expected""")
+
+# Without saying of which kind: a tag is the owner's own word.
+COMPARE_DIRECTORY = text("""
+    SELECT NULL, 'kinds of clients that are miscounted', count(*), 0
+    FROM (
+        SELECT operator_code, tag, time_zone, sum(clients) AS clients
+        FROM (SELECT * FROM directory UNION ALL SELECT * FROM directory_move) AS moved
+        GROUP BY operator_code, tag, time_zone
+    ) AS told FULL JOIN (
+        SELECT operator_code, tag, time_zone, count(*) AS clients
+        FROM client WHERE deleted_at IS NULL GROUP BY operator_code, tag, time_zone
+    ) AS counted ON told.operator_code = counted.operator_code
+        AND told.time_zone = counted.time_zone
+        AND coalesce(told.tag, '') = coalesce(counted.tag, '')
+    WHERE coalesce(told.clients, 0) <> coalesce(counted.clients, 0) HAVING count(*) > 0""")

@@ -1,0 +1,143 @@
+"""Folding the counts of messages that statistics read, and reading them.
+
+A tally is the folded row and the moves of it that are not folded yet: whoever reads adds them up.
+"""
+
+from collections import defaultdict
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.schema import OUTCOMES, TALLY
+from mailer.message.model import Status
+
+FINE = 120
+"""Seconds for which outcomes are told apart by the second."""
+RESOLUTIONS = ((1_800, 1), (18_000, 10), (108_000, 60), (1_080_000, 600))
+"""Up to which span in seconds outcomes are told apart by how many seconds; then by the hour."""
+HOUR = 3_600
+
+
+def resolution(span: float) -> int:
+    """Return the seconds within which outcomes that span so many seconds are not told apart.
+
+    So there are never many more than 1,800 moments to count for a mailing of twelve weeks.
+    """
+    return next((fine for longest, fine in RESOLUTIONS if span <= longest), HOUR)
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How many messages are alike in some respect, and what became of them."""
+
+    messages: int = 0
+    delivered: int = 0
+    undelivered: int = 0
+    unknown: int = 0
+    cancelled: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Those without an outcome: scheduled, or being sent."""
+        return self.messages - sum(getattr(self, outcome) for outcome in OUTCOMES)
+
+    def of(self, status: Status) -> int:
+        """Return how many have a status, among messages that have a reason: none is being sent."""
+        if status == "sending":
+            return 0
+        count: int = self.waiting if status == "scheduled" else getattr(self, status)
+        return count
+
+
+SUMS = ", ".join(f'sum("{name}")::bigint AS "{name}"' for name in TALLY)
+COLUMNS = ", ".join(f'"{name}"' for name in TALLY)
+OF_MAILING = text(f"""
+    SELECT dimension, key, {SUMS} FROM (
+        SELECT * FROM tally WHERE mailing_id = :mailing_id
+        UNION ALL SELECT * FROM tally_move WHERE mailing_id = :mailing_id) AS moved
+    GROUP BY dimension, key ORDER BY dimension, key""")  # noqa: S608  # our own columns
+OF_KEY = text(f"""
+    SELECT {SUMS} FROM (
+        SELECT * FROM tally
+        WHERE mailing_id = :mailing_id AND dimension = :dimension AND key = :key
+        UNION ALL SELECT * FROM tally_move
+        WHERE mailing_id = :mailing_id AND dimension = :dimension AND key = :key) AS moved
+    HAVING count(*) > 0""")  # noqa: S608  # likewise
+
+
+async def of_mailing(connection: AsyncConnection, mailing_id: int) -> dict[str, dict[str, Tally]]:
+    """Return a mailing's tallies by dimension and key, in the order of their keys."""
+    found: dict[str, dict[str, Tally]] = defaultdict(dict)
+    for dimension, key, *counts in await connection.execute(OF_MAILING, {"mailing_id": mailing_id}):
+        if any(counts):
+            found[dimension][key] = Tally(*counts)
+    return found
+
+
+async def of_reason(connection: AsyncConnection, mailing_id: int, reason: str) -> Tally:
+    """Return the tally of a mailing's messages that have a reason."""
+    asked = {"mailing_id": mailing_id, "dimension": "reason", "key": reason}
+    row = (await connection.execute(OF_KEY, asked)).one_or_none()
+    return Tally() if row is None else Tally(*row)
+
+
+# One process folds at a time; what others add meanwhile waits for the next fold.
+LOCK = {"lock": -3}  # positive keys are mailings' ids; -1 is the migration's, -2 the import's
+TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:lock)")
+TRY_LOCK_TO_FOLD = text("""
+    SELECT EXISTS (SELECT FROM tally_move) AND pg_try_advisory_xact_lock(:lock)""")
+ADD = ", ".join(f'"{name}" = tally."{name}" + excluded."{name}"' for name in TALLY)
+FOLD = text(f"""
+    WITH moved AS (
+        DELETE FROM tally_move WHERE ctid = ANY (ARRAY(SELECT ctid FROM tally_move LIMIT :chunk))
+        RETURNING *)
+    INSERT INTO tally (mailing_id, dimension, key, {COLUMNS})
+    SELECT mailing_id, dimension, key, {SUMS} FROM moved GROUP BY mailing_id, dimension, key
+    ON CONFLICT (mailing_id, dimension, key) DO UPDATE SET {ADD}""")  # noqa: S608  # likewise
+
+
+async def fold(connection: AsyncConnection, chunk: int) -> None:
+    """Fold up to `chunk` moves, unless another process does."""
+    if (await connection.execute(TRY_LOCK_TO_FOLD, LOCK)).scalar_one():
+        await connection.execute(FOLD, {"chunk": chunk})
+
+
+RESOLUTION = " ".join(f"WHEN span <= {span} THEN {fine}" for span, fine in RESOLUTIONS)
+COARSEN = text(f"""
+    WITH fine AS MATERIALIZED (
+        SELECT id, CASE {RESOLUTION} ELSE {HOUR} END AS resolution
+        FROM mailing CROSS JOIN LATERAL (
+            SELECT (SELECT key FROM tally WHERE mailing_id = id AND dimension = 'second'
+                    ORDER BY key DESC LIMIT 1)::bigint
+                - (SELECT key FROM tally WHERE mailing_id = id AND dimension = 'second'
+                    ORDER BY key LIMIT 1)::bigint AS span) AS outcomes
+        WHERE NOT is_settled AND deleted_at IS NULL
+    ), gone AS (
+        DELETE FROM tally USING fine WHERE mailing_id = id AND resolution > 1
+            AND dimension = 'second' AND key < (extract(epoch FROM now())::bigint - {FINE})::text
+            AND CASE WHEN dimension = 'second' THEN key::bigint % resolution END <> 0
+        RETURNING tally.*, key::bigint - key::bigint % resolution AS start)
+    INSERT INTO tally (mailing_id, dimension, key, {COLUMNS})
+    SELECT mailing_id, dimension, start::text, {SUMS} FROM gone
+    GROUP BY mailing_id, dimension, start
+    ON CONFLICT (mailing_id, dimension, key) DO UPDATE SET {ADD}""")  # noqa: S608  # likewise
+
+
+async def coarsen(connection: AsyncConnection) -> None:
+    """Add up what became of running mailings' messages long ago, unless another process does."""
+    if (await connection.execute(TRY_LOCK, LOCK)).scalar_one():
+        await connection.execute(COARSEN)
+
+
+WAIT = text("SELECT pg_advisory_xact_lock(:lock)")
+DROP = tuple(
+    text(f"DELETE FROM {table} WHERE mailing_id = ANY (:mailing_ids)")  # noqa: S608  # ours
+    for table in ("tally", "tally_move")
+)
+
+
+async def drop(connection: AsyncConnection, mailing_ids: list[int]) -> None:
+    """Drop all tallies of mailings that have no messages any more."""
+    await connection.execute(WAIT, LOCK)  # what is being folded would come back
+    for statement in DROP:
+        await connection.execute(statement, {"mailing_ids": mailing_ids})
