@@ -13,6 +13,7 @@ from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import raw
+from mailer.db.schema import MESSAGE_STATUSES
 from mailer.mailing import audience, moving, resending, store
 from mailer.mailing.model import ENDED, RunningMailing
 from mailer.message import store as messages
@@ -118,7 +119,7 @@ async def state(engine: AsyncEngine, message_id: int) -> tuple[str, str | None, 
 async def ledger(engine: AsyncEngine, mailing_id: int) -> dict[str, int]:
     """Return the counts in a mailing's ledger that are not zero."""
     row = await _row(engine, LEDGER, mailing_id)
-    return {name: count for name, count in row.items() if count and name != "mailing_id"}
+    return {name: row[name] for name in MESSAGE_STATUSES if row[name]}
 
 
 async def _row(engine: AsyncEngine, query: TextClause, id_: int) -> RowMapping:

@@ -129,19 +129,24 @@ CREATE TRIGGER {event}_moves_{what} AFTER {event} ON {table} REFERENCING {tables
 FOR EACH STATEMENT EXECUTE FUNCTION {event}_moves_{what}()
 """
 
-# Of what has ended for good the counts move no more, but when it is deleted.
+# Of what is settled the counts move no more, but when it is deleted or to be sent again. One that
+# was cancelled before it began has no messages: its clients count as cancelled.
 MOVE_SETTLED = """
 CREATE FUNCTION mailing_moves_settled() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE n int := CASE WHEN new.deleted_at IS NULL THEN 1 ELSE -1 END;
+DECLARE
+    comes boolean := new.is_settled AND new.deleted_at IS NULL;
+    n int := CASE WHEN comes THEN 1 ELSE -1 END;
+    status text := CASE WHEN comes THEN new.status ELSE old.status END;
 BEGIN
     UPDATE settled SET
-        finished = settled.finished + CASE new.status WHEN 'finished' THEN n ELSE 0 END,
+        finished = settled.finished + CASE status WHEN 'finished' THEN n ELSE 0 END,
         cancelled_mailings =
-            settled.cancelled_mailings + CASE new.status WHEN 'cancelled' THEN n ELSE 0 END,
+            settled.cancelled_mailings + CASE status WHEN 'cancelled' THEN n ELSE 0 END,
         delivered = settled.delivered + n * ledger.delivered,
         undelivered = settled.undelivered + n * ledger.undelivered,
         "unknown" = settled."unknown" + n * ledger."unknown",
-        cancelled = settled.cancelled + n * ledger.cancelled
+        cancelled = settled.cancelled + n * CASE WHEN new.audience_until IS NULL
+            THEN new.clients_count ELSE ledger.cancelled END
     FROM ledger WHERE ledger.mailing_id = new.id;
     RETURN NULL;
 END $$
@@ -251,7 +256,8 @@ def _fill() -> None:
         INSERT INTO settled SELECT count(*) FILTER (WHERE status = 'finished'),
             count(*) FILTER (WHERE status = 'cancelled'),
             coalesce(sum(delivered), 0), coalesce(sum(undelivered), 0),
-            coalesce(sum("unknown"), 0), coalesce(sum(cancelled), 0)
+            coalesce(sum("unknown"), 0),
+            coalesce(sum(CASE WHEN audience_until IS NULL THEN clients_count ELSE cancelled END), 0)
         FROM mailing JOIN ledger ON mailing_id = id WHERE is_settled AND deleted_at IS NULL""")
 
 

@@ -76,7 +76,7 @@ async def stored(engine: AsyncEngine, ids: dict[str, int]) -> AsyncIterator[None
 async def contents(engine: AsyncEngine) -> list[list[tuple[Any, ...]]]:
     async with engine.connect() as connection:
         return [
-            sorted(map(tuple, await connection.execute(select(table))))
+            sorted(map(tuple, await connection.execute(select(table))), key=str)
             for table in metadata.sorted_tables
         ]
 
@@ -512,7 +512,7 @@ async def test_no_body_breaks_anything_and_a_refused_one_leaves_no_trace(  # noq
     content = json.dumps(body).encode()  # surrogates as \uXXXX, and NaN as only Python has it
     with capture_logs() as logs:  # a traceback printed a hundred times would take minutes
         answer = await api.request(method, path.format(**ids), content=content, headers=JSON)
-    assert not logs
+    assert all(line["log_level"] == "info" for line in logs)
     if answer.status_code not in {200, 201}:
         assert_is_problem(answer, 400, 409)
         assert await contents(engine) == before

@@ -75,6 +75,13 @@ async def test_statistics_of_a_mailing_are_shown(
         "rate": 0.0,
         "first_sent_at": "2020-01-15T12:00:00Z",
         "last_sent_at": "2020-01-15T12:00:00Z",
+        "attempts": [
+            {
+                "attempts": 0,
+                "messages": {"delivered": 1, "undelivered": 1, "unknown": 0, "cancelled": 0},
+            }
+        ],
+        "expected_end": None,
     }
 
 
@@ -111,7 +118,11 @@ async def test_bucket_that_makes_too_many_is_refused(
 
     problem = await get(api, f"/mailings/{mailing_id}/statistics?bucket=1", 400)
     assert problem["errors"] == [
-        {"field": "bucket", "message": "must be at least 8: there are at most 500 buckets"}
+        {
+            "field": "bucket",
+            "message": "must be at least 8: there are at most 500 buckets;"
+            " and a multiple of 10: outcomes over so long are counted by 10 s",
+        }
     ]
 
 

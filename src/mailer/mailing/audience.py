@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import structlog
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -38,6 +39,8 @@ from mailer.db.schema import client, message
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
+
+log = structlog.get_logger()
 
 CHUNK = 5_000
 """Clients taken by one transaction: long enough to be quick, short enough to let others in."""
@@ -116,7 +119,7 @@ MOVE_CURSOR = text("""
         clients_count = CASE WHEN :is_last THEN (
             SELECT scheduled + sending + delivered + undelivered + "unknown" + cancelled
             FROM ledger WHERE mailing_id = :id) ELSE clients_count END
-    WHERE id = :id""")
+    WHERE id = :id RETURNING clients_count""")
 
 
 async def take_chunk(connection: AsyncConnection) -> bool:
@@ -136,7 +139,9 @@ async def take_chunk(connection: AsyncConnection) -> bool:
     if is_last:
         await tell(connection)  # it may be claimed from again
     moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
-    await connection.execute(MOVE_CURSOR, moved)
+    clients = (await connection.execute(MOVE_CURSOR, moved)).scalar_one()
+    if is_last:
+        log.info("audience_taken", mailing_id=mailing.id, clients=clients)
     return True
 
 

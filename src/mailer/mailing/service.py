@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import structlog
 from sqlalchemy import func, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -26,6 +27,8 @@ from mailer.mailing.model import (
 )
 from mailer.mailing.telling import tell
 
+log = structlog.get_logger()
+
 PLANNED_BY = frozenset(
     {"client_filter", "datetime_end", "send_interval_time_start", "send_interval_time_end"}
 )
@@ -39,7 +42,9 @@ async def create(engine: AsyncEngine, new: NewMailing) -> Mailing:
         values = msgspec.structs.asdict(new)
         mailing_id = await store.add(connection, values, clients_count)
         await tell(connection)
-        return await store.get(connection, mailing_id)
+        created = await store.get(connection, mailing_id)
+    log.info("mailing_created", mailing_id=mailing_id, clients=clients_count)
+    return created
 
 
 async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -> Mailing:
@@ -61,7 +66,10 @@ async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -
             values["clients_count"] = await audience.count(connection, values["client_filter"])
         await store.change(connection, mailing_id, values)
         await tell(connection)
-        return await store.get(connection, mailing_id)
+        changed = await store.get(connection, mailing_id)
+    fields = sorted(values.keys() & NewMailing.__struct_fields__)
+    log.info("mailing_changed", mailing_id=mailing_id, fields=fields)
+    return changed
 
 
 def _refuse_too_late(mailing: Mailing, values: dict[str, Any], *, has_begun: bool) -> None:
@@ -94,6 +102,7 @@ async def delete(engine: AsyncEngine, mailing_id: int) -> None:
         async with engine.begin() as connection:
             await store.mark_deleted(connection, mailing_id)
             await tell(connection)
+        log.info("mailing_deleted", mailing_id=mailing_id)
     except MailingNotFoundError:
         if await _is_stopped(engine, mailing_id):
             raise
@@ -112,6 +121,7 @@ async def pause(engine: AsyncEngine, mailing_id: int) -> Mailing:
             raise MailingPausedError
         await store.change(connection, mailing_id, {"status": "paused"})
         await tell(connection)
+    log.info("mailing_paused", mailing_id=mailing_id)
     return await _stopped(engine, mailing_id)
 
 
@@ -128,7 +138,9 @@ async def resume(engine: AsyncEngine, mailing_id: int) -> Mailing:
         status = "running" if has_begun else "scheduled"
         await store.change(connection, mailing_id, {"status": status})
         await tell(connection)
-        return await store.get(connection, mailing_id)
+        resumed = await store.get(connection, mailing_id)
+    log.info("mailing_resumed", mailing_id=mailing_id)
+    return resumed
 
 
 async def cancel(engine: AsyncEngine, mailing_id: int) -> Mailing:
@@ -143,6 +155,7 @@ async def cancel(engine: AsyncEngine, mailing_id: int) -> Mailing:
         values = {"status": "cancelled", "retry_before": None, "is_settled": not has_begun}
         await store.change(connection, mailing_id, values)
         await tell(connection)
+    log.info("mailing_cancelled", mailing_id=mailing_id)
     return await _stopped(engine, mailing_id)
 
 
@@ -167,7 +180,9 @@ async def retry(engine: AsyncEngine, mailing_id: int) -> Mailing:
             values["status"] = "running"
         await store.change(connection, mailing_id, values)
         await tell(connection)
-        return await store.get(connection, mailing_id)
+        retried = await store.get(connection, mailing_id)
+    log.info("mailing_retried", mailing_id=mailing_id)
+    return retried
 
 
 async def _get_live(connection: AsyncConnection, mailing_id: int) -> Mailing:

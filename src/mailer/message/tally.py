@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import OUTCOMES, TALLY
+from mailer.db.schema import TALLY
 from mailer.message.model import Status
 
 FINE = 120
@@ -39,7 +39,8 @@ class Tally(msgspec.Struct, frozen=True):
     @property
     def waiting(self) -> int:
         """Those without an outcome: scheduled, or being sent."""
-        return self.messages - sum(getattr(self, outcome) for outcome in OUTCOMES)
+        ended = self.delivered + self.undelivered + self.unknown + self.cancelled
+        return self.messages - ended
 
     def of(self, status: Status) -> int:
         """Return how many have a status, among messages that have a reason: none is being sent."""

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from sqlalchemy import Row, func, select, text
@@ -17,6 +17,7 @@ from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing
 from mailer.mailing.store import select_mailings
 from mailer.message import tally
+from mailer.message.model import Status
 from mailer.message.tally import Tally
 from mailer.report.model import (
     AttemptsCounts,
@@ -33,6 +34,7 @@ from mailer.report.model import (
 )
 from mailer.report.snapshot import snapshot
 
+STATUSES: tuple[Status, ...] = get_args(Status)
 MOST_BUCKETS = 500
 MINUTE = 60
 DAY = 86_400
@@ -140,13 +142,16 @@ def outcomes_of(found: Tally) -> OutcomeCounts:
 def _reasons(messages: MessageCounts, tallies: Mapping[str, Tally]) -> list[ReasonCount]:
     """Return the ledger's counts by reason; what has none is what the reasons leave of it."""
     counts = []
-    for status in MESSAGE_STATUSES:
+    for status in STATUSES:
         by_reason = {reason: found.of(status) for reason, found in tallies.items()}
         without = getattr(messages, status) - sum(by_reason.values())
         counts += [ReasonCount(status, reason, count) for reason, count in by_reason.items()]
         counts.append(ReasonCount(status, None, without))
-    found = (count for count in counts if count.messages)
-    return sorted(found, key=lambda count: (-count.messages, count.status, count.reason or ""))
+    return sorted((count for count in counts if count.messages), key=_most_first)
+
+
+def _most_first(count: ReasonCount) -> tuple[int, str, bool, str]:
+    return -count.messages, count.status, count.reason is None, count.reason or ""
 
 
 def _by(
@@ -169,7 +174,7 @@ def _rate(seconds: Mapping[str, Tally], sent: Row[Any]) -> float:
     now = sent.now.timestamp()
     passed = max(1.0, min(MINUTE, now - sent.first_sent_at.timestamp()))
     lately = (found for second, found in seconds.items() if int(second) > now - MINUTE)
-    return sum(found.delivered + found.unknown for found in lately) / passed
+    return float(sum(found.delivered + found.unknown for found in lately) / passed)
 
 
 def _expected_end(mailing: Mailing, sent: Row[Any], rate: float) -> datetime | None:
@@ -180,8 +185,9 @@ def _expected_end(mailing: Mailing, sent: Row[Any], rate: float) -> datetime | N
     left = mailing.scheduled_messages + mailing.sending_messages
     if mailing.status != "running" or not left or not rate:
         return None
-    ends = [sent.now + timedelta(seconds=left / rate), sent.last_due_at or sent.now]
-    return min(max(ends), mailing.datetime_end)
+    now: datetime = sent.now
+    last_due_at: datetime = sent.last_due_at or now
+    return min(max(now + timedelta(seconds=left / rate), last_due_at), mailing.datetime_end)
 
 
 def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:
@@ -201,7 +207,7 @@ def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:
     )
 
 
-def bucket_seconds(span: int, asked: int | None) -> int:
+def bucket_seconds(span: float, asked: int | None) -> int:
     """Return how long a bucket is when outcomes span that many seconds.
 
     Raises `InvalidError` when what was asked for makes too many of them, or cuts through what is
@@ -214,6 +220,6 @@ def bucket_seconds(span: int, asked: int | None) -> int:
         return next(fits, ceil(least / DAY) * DAY)
     if asked < least or asked % step:
         many = f"at least {least}: there are at most {MOST_BUCKETS} buckets"
-        whole = f", and a multiple of {step}: outcomes over so long are counted by {step} s"
+        whole = f"; and a multiple of {step}: outcomes over so long are counted by {step} s"
         raise InvalidError([FieldError("bucket", f"must be {many}{whole if step > 1 else ''}")])
     return asked

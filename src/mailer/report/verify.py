@@ -128,8 +128,8 @@ COMPARE_TALLIES = text("""
         ('undelivered', tallied.undelivered, counted.undelivered),
         ('unknown', tallied."unknown", counted."unknown"),
         ('cancelled', tallied.cancelled, counted.cancelled)
-    ) AS both_of (what, is, should), LATERAL (
-        SELECT coalesce(is, 0)::bigint AS found, coalesce(should, 0) AS expected) AS compared
+    ) AS pair (what, told, held), LATERAL (
+        SELECT coalesce(told, 0)::bigint AS found, coalesce(held, 0) AS expected) AS compared
     WHERE found <> expected ORDER BY mailing_id, dimension, key, what""")
 
 ORPHANS = text("""
@@ -150,7 +150,8 @@ COMPARE_SETTLED = text("""
             coalesce(sum(delivered), 0)::bigint AS delivered,
             coalesce(sum(undelivered), 0)::bigint AS undelivered,
             coalesce(sum("unknown"), 0)::bigint AS "unknown",
-            coalesce(sum(cancelled), 0)::bigint AS cancelled
+            coalesce(sum(CASE WHEN audience_until IS NULL THEN clients_count
+                ELSE cancelled END), 0)::bigint AS cancelled
         FROM mailing JOIN ledger ON mailing_id = id WHERE is_settled AND deleted_at IS NULL
     ) AS counted, LATERAL (VALUES
         ('finished mailings', settled.finished, counted.finished),
