@@ -16,31 +16,32 @@ import structlog
 import uvicorn
 from litestar import Litestar, Router
 from litestar.di import Provide
+from litestar.types import ASGIApp
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer import demo
+from mailer import demo, metrics
 from mailer.admin.pages import Pages, template_config
 from mailer.client import commands
 from mailer.client.api import ClientController
 from mailer.client.importing import ImportReport
 from mailer.db.embedded import embedded_postgres
-from mailer.db.engine import PATIENCE, cause_of, create_engine, is_away
+from mailer.db.engine import PATIENCE, cause_of, create_engine, is_away, pool_usage
 from mailer.db.migrate import migrate
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.errors import StartError
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.http import HttpGateway
 from mailer.mailing.api import MailingController
-from mailer.report.api import StatisticsController
+from mailer.report.api import StatisticsController, show_metrics
 from mailer.report.daily import daily_report, render_text
 from mailer.report.mail import post_of, send_report
 from mailer.report.verify import Difference, differences
 from mailer.settings import Settings
 from mailer.web.assets import static_router
 from mailer.web.health import health_router
-from mailer.web.metrics import show_metrics
+from mailer.web.observing import observed
 from mailer.web.openapi import StructPlugin, openapi_config
 from mailer.web.problems import HANDLERS
 
@@ -192,6 +193,8 @@ async def _serve(settings: Settings, url: str, on_start: Callable[[str], None]) 
         stack.push_async_callback(engine.dispose)
         own_engine = create_engine(url, pool_size=DISPATCHER_CONNECTIONS, patience=CHUNK_PATIENCE)
         stack.push_async_callback(own_engine.dispose)
+        metrics.watch_pool("api", partial(pool_usage, engine))
+        metrics.watch_pool("dispatcher", partial(pool_usage, own_engine))
         gateway = None
         if settings.gateway_url is None:
             log.warning("nothing_is_sent", because="MAILER_GATEWAY_URL is not set")
@@ -206,7 +209,7 @@ async def _serve(settings: Settings, url: str, on_start: Callable[[str], None]) 
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
         dispatcher = Dispatcher(url, own_engine, gateway, breaker, settings)
         app = create_app(engine, None if gateway is None else breaker)
-        server = _Server(_server_config(app, settings), on_start)
+        server = _Server(_server_config(observed(app), settings), on_start)
         _stop_on_signals(server, dispatcher)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(dispatcher.run())
@@ -225,7 +228,7 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _server_config(app: Litestar, settings: Settings) -> uvicorn.Config:
+def _server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,

@@ -7,10 +7,11 @@ are looked up once and outcomes are counted by the batch.
 import math
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Literal, get_args
 
+import msgspec
 import prometheus_client
 from prometheus_client import (
     CollectorRegistry,
@@ -19,6 +20,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    generate_latest,
 )
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -68,44 +70,50 @@ _late = Counter(
     "Outcomes that came after the lease was lost, and changed nothing.",
     registry=REGISTRY,
 )
-_requests = Gauge(
-    "mailer_gateway_requests_in_flight",
-    "Requests to the gateway that wait for an answer.",
-    registry=REGISTRY,
-)
 
 
-class LatencyHistogram(Collector):
+class PlainHistogram(Collector):
     """A histogram that one thread alone counts in: without locks it costs a third of the library's.
 
     Source of its form: https://prometheus.io/docs/instrumenting/exposition_formats/
     """
 
-    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, math.inf)
-
-    def __init__(self, name: str, documentation: str) -> None:
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
         self._name = name
         self._documentation = documentation
-        self._counts = [0] * len(self.BOUNDS)
+        self._bounds = (*bounds, math.inf)
+        self._counts = [0] * len(self._bounds)
         self._sum = 0.0
+        REGISTRY.register(self)
 
-    def observe(self, seconds: float) -> None:
-        """Count one that took so long."""
-        self._counts[bisect_left(self.BOUNDS, seconds)] += 1
-        self._sum += seconds
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, which came that many times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def collect(self) -> Iterable[Metric]:
         """Give what Prometheus reads: each bucket holds the ones below it too."""
-        bounds = ["+Inf" if bound == math.inf else str(bound) for bound in self.BOUNDS]
+        bounds = ["+Inf" if bound == math.inf else str(bound) for bound in self._bounds]
         buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
         yield HistogramMetricFamily(self._name, self._documentation, buckets, self._sum)
 
 
-_latency = LatencyHistogram(
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_latency = PlainHistogram(
     "mailer_gateway_request_duration_seconds",
     "From the start of a request to the gateway to its outcome.",
+    SECONDS,
 )
-REGISTRY.register(_latency)
+_attempts = PlainHistogram(
+    "mailer_message_attempts",
+    "Attempts that a message took until its outcome.",
+    (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20),
+)
+_requests = Gauge(
+    "mailer_gateway_requests_in_flight",
+    "Requests to the gateway that wait for an answer.",
+    registry=REGISTRY,
+)
 _breaker = Gauge(
     "mailer_gateway_breaker_state",
     "1 for the state that the breaker before the gateway is in.",
@@ -125,6 +133,32 @@ _claims = Histogram(
 )
 
 
+_http_requests = Counter(
+    "mailer_http_requests",
+    "Requests that were answered, by route as it is declared.",
+    ["method", "route", "status"],
+    registry=REGISTRY,
+)
+_http_seconds = Histogram(
+    "mailer_http_request_duration_seconds",
+    "From a request to the end of its answer.",
+    ["route"],
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+_connections = Gauge(
+    "mailer_database_connections",
+    "Connections of this process to the database.",
+    ["pool", "state"],
+    registry=REGISTRY,
+)
+_database_up = Gauge(
+    "mailer_database_up",
+    "Whether the database answered as this was read; what is counted there is missing if not.",
+    registry=REGISTRY,
+)
+
+
 def breaker(state: BreakerState) -> None:
     """Tell the state that the breaker has come to."""
     for other in get_args(BreakerState):
@@ -138,13 +172,15 @@ def claimed(messages: int) -> None:
     _claims.observe(messages)
 
 
-def finished(outcomes: Iterable[tuple[str, str | None]], *, late: int) -> None:
-    """Count messages by the state they went to and why; `late` of them lost their lease before.
+def finished(outcomes: Iterable[tuple[str, str | None, int]], *, late: int) -> None:
+    """Count messages by the state they went to, why, and after how many attempts.
 
-    Which of them were late nobody knows: they are counted here too.
+    `late` of them, who are counted too, lost their lease before.
     """
-    for (outcome, reason), messages in Tally(outcomes).items():
+    for (outcome, reason, attempts), messages in Tally(outcomes).items():
         _finished.inc(outcome, reason or "", messages)
+        if outcome != "scheduled":
+            _attempts.observe(attempts, messages)
     if late:
         _late.inc(late)
 
@@ -157,3 +193,67 @@ def request_ended(seconds: float) -> None:
 def watch_requests(count: Callable[[], int]) -> None:
     """Show how many requests are under way, as `count` tells."""
     _requests.set_function(count)
+
+
+def request_answered(method: str, route: str, status: int, seconds: float) -> None:
+    """Count an HTTP request by the route that answered it, and the time it took."""
+    _http_requests.labels(method, route, str(status)).inc()
+    _http_seconds.labels(route).observe(seconds)
+
+
+def watch_pool(name: str, usage: Callable[[], tuple[int, int]]) -> None:
+    """Show how many connections of a pool are in use and how many are idle, as `usage` tells."""
+    _connections.labels(name, "used").set_function(lambda: usage()[0])
+    _connections.labels(name, "idle").set_function(lambda: usage()[1])
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What waits in the database, for all processes together."""
+
+    waiting: int
+    due: int
+    lag: float
+    audience_clients: int
+    audience_taken_clients: int
+
+
+_backlog = {
+    "waiting": Gauge(
+        "mailer_backlog_messages",
+        "Messages of running mailings that have no outcome yet.",
+        registry=None,
+    ),
+    "due": Gauge(
+        "mailer_backlog_due_messages",
+        "Those of them that are due and not claimed; counted up to 100,000.",
+        registry=None,
+    ),
+    "lag": Gauge(
+        "mailer_backlog_lag_seconds",
+        "For how long the oldest of these has been due.",
+        registry=None,
+    ),
+    "audience_clients": Gauge(
+        "mailer_audience_clients",
+        "Clients of the mailings whose audience is being taken.",
+        registry=None,
+    ),
+    "audience_taken_clients": Gauge(
+        "mailer_audience_taken_clients",
+        "Those of them who are taken.",
+        registry=None,
+    ),
+}
+
+
+def exposition(backlog: Backlog | None) -> bytes:
+    """Return everything in Prometheus' text format; without a backlog the database is away."""
+    _database_up.set(backlog is not None)
+    shown = generate_latest(REGISTRY)
+    if backlog is None:
+        return shown
+    here = CollectorRegistry()
+    for name, gauge in _backlog.items():
+        gauge.set(getattr(backlog, name))
+        here.register(gauge)
+    return shown + generate_latest(here)

@@ -44,7 +44,8 @@ async def test_process_is_shown_without_a_database(api: httpx.AsyncClient) -> No
 
 async def test_messages_are_counted_by_outcome_and_reason(api: httpx.AsyncClient) -> None:
     before = await samples(api)
-    metrics.finished([("delivered", None), ("scheduled", "timeout"), ("delivered", None)], late=1)
+    outcomes = [("delivered", None, 1), ("scheduled", "timeout", 1), ("delivered", None, 3)]
+    metrics.finished(outcomes, late=1)
     after = await samples(api)
 
     def grown(name: str) -> float:
@@ -53,6 +54,10 @@ async def test_messages_are_counted_by_outcome_and_reason(api: httpx.AsyncClient
     assert grown("mailer_messages_finished_total outcome=delivered reason=") == 2
     assert grown("mailer_messages_finished_total outcome=scheduled reason=timeout") == 1
     assert grown("mailer_messages_late_total") == 1
+    assert grown("mailer_message_attempts_sum") == 4
+    assert [grown(f"mailer_message_attempts_bucket le={n}") for n in ("0", "1", "2", "3")] == [
+        *(0, 1, 1, 2)
+    ]
 
 
 async def test_requests_to_the_gateway_are_counted_and_timed(api: httpx.AsyncClient) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 import asyncpg
+from sqlalchemy import QueuePool
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -54,6 +55,12 @@ def create_engine(url: str, *, pool_size: int = 10, patience: float | None = Non
         pool_pre_ping=True,
         hide_parameters=True,  # they hold phones and texts
     )
+
+
+def pool_usage(engine: AsyncEngine) -> tuple[int, int]:
+    """Return how many connections of an engine are in use, and how many are idle."""
+    pool = engine.pool
+    return (pool.checkedout(), pool.checkedin()) if isinstance(pool, QueuePool) else (0, 0)
 
 
 async def raw(connection: AsyncConnection) -> asyncpg.Connection:

@@ -40,6 +40,13 @@ class Recorder:
 
     async def put(self, finished: FinishedMessage) -> None:
         """Have an outcome written; waits while too many are waiting."""
+        log.debug(
+            _event(finished),
+            message_id=finished.claim.id,
+            mailing_id=finished.claim.mailing_id,
+            attempts=finished.attempts,
+            reason=finished.reason,
+        )
         await self._finished.put(finished)
 
     async def close(self) -> None:
@@ -84,6 +91,25 @@ class Recorder:
                         del self.held[done.claim.id]
                 late = [done.claim for done in outcomes if done.claim.id not in written]
                 self._on_late(late)
-                metrics.finished(((done.status, done.reason) for done in outcomes), late=len(late))
+                metrics.finished(
+                    ((done.status, done.reason, done.attempts) for done in outcomes), late=len(late)
+                )
                 log.debug("messages_recorded", outcomes=len(outcomes), late=len(late))
                 return
+
+
+def _event(finished: FinishedMessage) -> str:
+    """Return what a log calls the way a message went."""
+    match finished.status:
+        case "delivered":
+            return "message_sent"
+        case "undelivered" if finished.reason == finished.last_failure:
+            return "message_refused"
+        case "undelivered":
+            return "message_given_up"
+        case "scheduled" if finished.last_failure is not None:
+            return "message_tried_again"
+        case "scheduled":
+            return "message_handed_back"
+        case status:
+            return f"message_{status}"

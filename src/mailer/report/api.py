@@ -1,18 +1,25 @@
 """Routes of statistics, and of how it goes with the gateway."""
 
+import asyncio
 from typing import Annotated
 
-from litestar import Controller, get
+from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import metrics
+from mailer.db.engine import is_away
 from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.api import MailingId
-from mailer.report import statistics
+from mailer.report import backlog, statistics
 from mailer.report.model import GeneralStatistics, MailingStatistics
 from mailer.validation import Input
 from mailer.web.query import takes
+
+METRICS = "text/plain; version=0.0.4"
+PATIENCE = 3.0
+"""Seconds to wait for what is counted in the database: Prometheus gives up after ten."""
 
 
 class StatisticsQuery(Input, frozen=True, kw_only=True):
@@ -34,6 +41,19 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
         ]
         | UnsetType
     ) = UNSET
+
+
+@get("/metrics", include_in_schema=False)
+async def show_metrics(engine: NamedDependency[AsyncEngine]) -> Response[bytes]:
+    """Answer in Prometheus' text format, which every version reads; also with the database away."""
+    try:
+        async with asyncio.timeout(PATIENCE), engine.connect() as connection:
+            waiting = await backlog.look(connection)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        waiting = None
+    return Response(metrics.exposition(waiting), media_type=METRICS)
 
 
 class StatisticsController(Controller):

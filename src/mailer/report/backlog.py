@@ -1,0 +1,40 @@
+"""What waits to be sent, for all processes together, as the database has it."""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.metrics import Backlog
+
+# What is due is counted up to a bound: a mailing of millions must not make the question dear.
+LOOK = text("""
+    WITH live AS MATERIALIZED (
+        SELECT id, status, clients_count, scheduled + sending AS waiting,
+            scheduled + sending + delivered + undelivered + "unknown" + cancelled AS created,
+            audience_cursor < audience_until AS is_taking
+        FROM mailing JOIN ledger ON mailing_id = id
+        WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NOT NULL
+    ), due AS MATERIALIZED (
+        SELECT message.due_at FROM live CROSS JOIN LATERAL (
+            SELECT due_at FROM message
+            WHERE mailing_id = live.id AND message.status = 'scheduled'
+                AND due_at <= (SELECT clock_timestamp())
+            ORDER BY due_at) AS message
+        WHERE live.status = 'running' LIMIT 100000
+    ), oldest AS (
+        SELECT min(message.due_at) AS due_at FROM live CROSS JOIN LATERAL (
+            SELECT due_at FROM message
+            WHERE mailing_id = live.id AND message.status = 'scheduled'
+            ORDER BY due_at LIMIT 1) AS message
+        WHERE live.status = 'running'
+    )
+    SELECT coalesce((SELECT sum(waiting) FROM live WHERE status = 'running'), 0)::bigint,
+        (SELECT count(*) FROM due),
+        coalesce(greatest(0, extract(epoch FROM clock_timestamp() - (SELECT due_at FROM oldest))),
+            0)::float8,
+        coalesce((SELECT sum(clients_count) FROM live WHERE is_taking), 0)::bigint,
+        coalesce((SELECT sum(created) FROM live WHERE is_taking), 0)::bigint""")
+
+
+async def look(connection: AsyncConnection) -> Backlog:
+    """Return what waits now."""
+    return Backlog(*(await connection.execute(LOOK)).one())

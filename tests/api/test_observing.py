@@ -1,0 +1,106 @@
+"""What is seen of a request: its id, its line in the log, its count."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+
+from mailer.app import create_app
+from mailer.db.engine import create_engine
+from mailer.metrics import REGISTRY
+from mailer.web.observing import observed
+
+
+def client_of(engine: AsyncEngine) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(observed(create_app(engine)), raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    return httpx.AsyncClient(transport=transport, base_url="http://mailer")
+
+
+@pytest.fixture
+async def seen(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """The application as it is served."""
+    async with client_of(engine) as client:
+        yield client
+
+
+def counted(method: str, route: str, status: str) -> float:
+    labels = {"method": method, "route": route, "status": status}
+    return REGISTRY.get_sample_value("mailer_http_requests_total", labels) or 0
+
+
+async def test_each_request_has_an_id_that_its_log_lines_carry(seen: httpx.AsyncClient) -> None:
+    with capture_logs(processors=[merge_contextvars]) as logs:
+        answers = [await seen.get("/api/v1/clients") for _ in range(2)]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == 2
+    assert [(line["event"], line["request_id"]) for line in logs] == [
+        ("request_received", ids[0]),
+        ("request_answered", ids[0]),
+        ("request_received", ids[1]),
+        ("request_answered", ids[1]),
+    ]
+    assert logs[1].items() >= {
+        *{"log_level": "info", "method": "GET", "path": "/api/v1/clients", "status": 200}.items()
+    }
+    assert 0 < logs[1]["seconds"] < 10
+
+
+async def test_what_a_request_causes_is_logged_under_its_id(seen: httpx.AsyncClient) -> None:
+    body = {
+        "datetime_start": "2030-01-01T00:00:00Z",
+        "datetime_end": "2030-01-02T00:00:00Z",
+        "text": "An order",
+    }
+    with capture_logs(processors=[merge_contextvars]) as logs:
+        answer = await seen.post("/api/v1/mailings", json=body, headers={"x-request-id": "order-7"})
+    assert answer.status_code == 201
+    assert {line["event"]: line["request_id"] for line in logs}["mailing_created"] == "order-7"
+
+
+@pytest.mark.parametrize(
+    ("given", "is_carried_on"),
+    [("a-b_c.9", True), ("x" * 64, True), ("x" * 65, False), ("79161234567 ", False), ("", False)],
+)
+async def test_an_id_is_taken_over_if_it_can_stand_in_a_log(
+    seen: httpx.AsyncClient, given: str, *, is_carried_on: bool
+) -> None:
+    answer = await seen.get("/health/live", headers={"x-request-id": given})
+    assert (answer.headers["x-request-id"] == given) == is_carried_on
+
+
+async def test_probes_are_logged_at_debug_and_no_query_ever_is(seen: httpx.AsyncClient) -> None:
+    with capture_logs() as logs:
+        await seen.get("/health/live")
+        await seen.get("/api/v1/clients?phone=79161234567")
+    assert [line["log_level"] for line in logs] == ["debug", "debug", "debug", "info"]
+    assert "7916" not in str(logs)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "series"),
+    [
+        ("GET", "/api/v1/mailings/77", ("GET", "/api/v1/mailings/{mailing_id}", "404")),
+        ("GET", "/api/v1/clients/", ("GET", "/api/v1/clients", "200")),
+        ("GET", "/no/such/page", ("GET", "none", "404")),
+        ("BREW", "/api/v1/clients", ("other", "none", "405")),
+    ],
+)
+async def test_requests_are_counted_by_route_and_status(
+    seen: httpx.AsyncClient, method: str, path: str, series: tuple[str, str, str]
+) -> None:
+    before = counted(*series)
+    await seen.request(method, path)
+    assert counted(*series) == before + 1
+
+
+async def test_a_request_that_fails_here_is_seen_too() -> None:
+    engine = create_engine("postgresql://127.0.0.1:1/")
+    async with client_of(engine) as seen:
+        before = counted("GET", "/api/v1/statistics", "503")
+        answer = await seen.get("/api/v1/statistics")
+    assert (answer.status_code, "x-request-id" in answer.headers) == (503, True)
+    assert counted("GET", "/api/v1/statistics", "503") == before + 1
+    await engine.dispose()
