@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client import importing, store
+from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportReport
 from mailer.client.model import (
     Client,
@@ -31,6 +32,7 @@ from mailer.client.model import (
 from mailer.errors import FieldError
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody
+from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, takes
 
@@ -123,14 +125,22 @@ class ClientController(Controller):
         async with self.import_turns, aclosing(_never_stalling(request)) as parts:
             return await importing.import_clients(engine, parts)
 
-    @get(**takes(ClientQuery))
+    @get(**takes(ClientQuery, or_csv=True))
     async def list_clients(
         self,
         engine: NamedDependency[AsyncEngine],
         request: Request[Any, Any, Any],
         asked: NamedDependency[ClientQuery],
     ) -> Page[Client]:
-        """List clients, newest first, those that equal what is given."""
+        """List clients, newest first, those that equal what is given.
+
+        With `Accept: text/csv` all of them, oldest first, as a file that an import takes back.
+        """
+        if wants_csv(request):
+            equal = asked.equal()
+            return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
+                "clients.csv", lambda write: export_clients(engine, write, **equal)
+            )
         async with engine.connect() as connection:
             found = await store.page(connection, asked.position, **asked.equal())
         return page_of(found, request, lambda row: Client(**row._asdict()))

@@ -17,10 +17,12 @@ from mailer.mailing import service, store
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
 from mailer.message import store as messages
 from mailer.message import tally
+from mailer.message.exporting import export_messages
 from mailer.message.model import Message
 from mailer.message.model import Status as MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, takes_nothing
+from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import Id, PageQuery, takes
 
@@ -121,7 +123,7 @@ class MailingController(Controller):
         shown = [to_message(row) for row in newest.rows]
         return MailingDetail(**msgspec.structs.asdict(mailing), mailing_messages=shown)
 
-    @get("/{mailing_id:int}/messages", **takes(MessageQuery))
+    @get("/{mailing_id:int}/messages", **takes(MessageQuery, or_csv=True))
     async def list_messages(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -129,12 +131,21 @@ class MailingController(Controller):
         mailing_id: MailingId,
         asked: NamedDependency[MessageQuery],
     ) -> Page[Message]:
-        """List all messages of a mailing, newest first, those that equal what is given."""
+        """List all messages of a mailing, newest first, those that equal what is given.
+
+        With `Accept: text/csv` all of them, in no order, as a file.
+        """
+        equal = asked.equal()
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
-            known, equal = await counted(connection, mailing, asked), asked.equal()
-            found = await messages.page(connection, mailing_id, asked.position, known, **equal)
-        return page_of(found, request, to_message)
+            if not wants_csv(request):
+                known = await counted(connection, mailing, asked)
+                found = await messages.page(connection, mailing_id, asked.position, known, **equal)
+                return page_of(found, request, to_message)
+        return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
+            f"mailing-{mailing_id}.csv",
+            lambda write: export_messages(engine, write, mailing_id, **equal),
+        )
 
     @patch("/{mailing_id:int}")
     async def change_mailing(

@@ -10,7 +10,14 @@ from urllib.parse import parse_qs
 import msgspec
 from litestar import Request
 from litestar.di import Provide
-from litestar.openapi.spec import Operation, Parameter, Schema
+from litestar.openapi.spec import (
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Schema,
+)
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.db.paging import Position
@@ -67,11 +74,14 @@ class PageQuery(Input, frozen=True, kw_only=True):
         }
 
 
-def takes(model: type[Input]) -> dict[str, Any]:
-    """Return what a route needs to be `asked` for `model`, and to document it."""
+def takes(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]:
+    """Return what a route needs to be `asked` for `model`, and to document it.
+
+    With `or_csv` it also answers in CSV.
+    """
     return {
         "dependencies": {"asked": Provide(_reader(model))},
-        "operation_class": _operation(model),
+        "operation_class": _operation(model, or_csv=or_csv),
     }
 
 
@@ -97,7 +107,7 @@ def _only(parameter: list[str]) -> str | list[str]:
     return parameter[0] if is_one else parameter
 
 
-def _operation(model: type[Input]) -> type[Operation]:
+def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
     """Return an operation that lists the model's fields as query parameters."""
     _, components = msgspec.json.schema_components([model])
     properties = components[model.__name__]["properties"]
@@ -109,6 +119,10 @@ def _operation(model: type[Input]) -> type[Operation]:
                 *(self.parameters or ()),
                 *(_parameter(name, dict(schema)) for name, schema in properties.items()),
             ]
+            answers = (self.responses or {}).get("200")
+            if or_csv and isinstance(answers, OpenAPIResponse) and answers.content is not None:
+                text = Schema(type=OpenAPIType.STRING)
+                answers.content["text/csv"] = OpenAPIMediaType(schema=text)
 
     return Queried
 
