@@ -180,6 +180,7 @@ def upgrade() -> None:
         FROM (SELECT mailing_id, min(sent_at), max(sent_at) FROM message GROUP BY mailing_id)
             AS sent (mailing_id, first, last)
         WHERE sent.mailing_id = ledger.mailing_id""")
+    op.add_column("mailing", sa.Column("retired_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column(
         "mailing", sa.Column("is_emptied", sa.Boolean(), server_default="false", nullable=False)
     )
@@ -281,6 +282,7 @@ def downgrade() -> None:
     op.drop_index(op.f("message_mailing_id_reason_id_idx"), table_name="message")
     op.drop_index("mailing_settled_idx", table_name="mailing")
     op.drop_column("mailing", "is_emptied")
+    op.drop_column("mailing", "retired_at")
     for column in ("last_sent_at", "first_sent_at"):
         op.drop_column("ledger", column)
     for column in ("time_zone", "operator_code"):

@@ -109,7 +109,9 @@ mailing = Table(
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),
     # whether it has ended and nothing of it moves any more
     Column("is_settled", Boolean, nullable=False, server_default="false"),
-    # whether its messages are deleted since, being past their retention; its counts stay
+    # since when its messages are deleted, being past their retention, and whether none is left;
+    # its counts stay
+    _moment("retired_at", nullable=True),
     Column("is_emptied", Boolean, nullable=False, server_default="false"),
     _now("created_at"),
     _now("updated_at"),

@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 CHUNK = 5_000
 """Rows that one run of a job works on."""
+RETIRED = 1_000
+"""Messages past their retention that one run deletes: few, since nothing is in a hurry."""
 MOVES = 50_000
 """Moves of counts that one run folds: more than a process makes between two."""
 
@@ -53,12 +55,17 @@ def jobs(engine: AsyncEngine, settings: Settings) -> list[Job]:
         async with engine.begin() as connection:
             await tally.coarsen(connection)
 
-    return [
+    async def retire() -> None:
+        async with engine.begin() as connection:
+            await moving.retire(connection, settings.retention_days, RETIRED)
+
+    table = [
         Job("rescue", min(5, settings.lease / 4), rescue),
         Job("purge", 2, purge),
         Job("fold", 1, fold),
         Job("coarsen", 60, coarsen),
     ]
+    return [*table, Job("retire", 1, retire)] if settings.retention_days else table
 
 
 def scheduler_of(table: list[Job]) -> AsyncIOScheduler:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import asyncpg
 import msgspec
+import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,6 +17,8 @@ from mailer.mailing.model import ClientFilter, RunningMailing, Status
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
 from mailer.message import tally
+
+log = structlog.get_logger()
 
 UNDER_WAY = """
     SELECT clock_timestamp(), id, text, datetime_end, on_unknown,
@@ -167,3 +170,33 @@ async def purge(connection: AsyncConnection, chunk: int) -> int:
         if gone:
             await tally.drop(connection, list(gone))
     return purged
+
+
+# One that may be retried keeps its messages until its end.
+RETIRE = text("""
+    UPDATE mailing SET retired_at = now() WHERE id = (
+        SELECT id FROM mailing
+        WHERE is_settled AND NOT is_emptied AND deleted_at IS NULL
+            AND updated_at < clock_timestamp() - make_interval(days => :days)
+            AND (status = 'cancelled' OR datetime_end < clock_timestamp())
+        ORDER BY updated_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING id""")
+EMPTY = text("""
+    DELETE FROM message WHERE id IN (
+        SELECT id FROM message WHERE mailing_id = :mailing_id LIMIT :chunk)""")
+MARK_EMPTIED = text("UPDATE mailing SET is_emptied = true WHERE id = :mailing_id")
+
+
+async def retire(connection: AsyncConnection, days: int, chunk: int) -> int:
+    """Delete up to `chunk` messages of a mailing that ended more than `days` ago; return how many.
+
+    Its ledger and its tallies stay.
+    """
+    mailing_id = (await connection.execute(RETIRE, {"days": days})).scalar_one_or_none()
+    if mailing_id is None:
+        return 0
+    emptied = await connection.execute(EMPTY, {"mailing_id": mailing_id, "chunk": chunk})
+    if emptied.rowcount < chunk:
+        await connection.execute(MARK_EMPTIED, {"mailing_id": mailing_id})
+        log.info("mailing_emptied", mailing_id=mailing_id)
+    return emptied.rowcount

@@ -11,7 +11,9 @@ from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing
 from mailer.mailing.model import ClientFilter, Mailing, MailingNotFoundError, Status
 
-CREATED = sum((ledger.c[name] for name in MESSAGE_STATUSES[1:]), ledger.c[MESSAGE_STATUSES[0]])
+COUNTED = sum((ledger.c[name] for name in MESSAGE_STATUSES[1:]), ledger.c[MESSAGE_STATUSES[0]])
+CREATED = case((mailing.c.retired_at.is_(None), COUNTED), else_=0)
+"""The messages that there are: of a mailing past its retention only the counts are kept."""
 IS_BEGUN = mailing.c.audience_until.is_not(None)
 ALIVE = mailing.c.deleted_at.is_(None)
 

@@ -73,7 +73,7 @@ COMPARE = text("""
             count(*) FILTER (WHERE message.status = 'cancelled') AS cancelled
         FROM mailing LEFT JOIN message ON message.mailing_id = mailing.id
         WHERE mailing.id > :after AND mailing.id <= :upper
-            AND mailing.deleted_at IS NULL AND NOT mailing.is_emptied
+            AND mailing.deleted_at IS NULL AND mailing.retired_at IS NULL
         GROUP BY mailing.id
     )
     SELECT counted.id, compared.what, compared.found, compared.expected
@@ -95,7 +95,7 @@ COMPARE = text("""
 COMPARE_TALLIES = text("""
     WITH compared AS (
         SELECT id FROM mailing WHERE id > :after AND id <= :upper
-            AND deleted_at IS NULL AND NOT is_emptied
+            AND deleted_at IS NULL AND retired_at IS NULL
     ), each AS (
         SELECT mailing_id, operator_code, time_zone, reason, attempts, status,
             status NOT IN ('scheduled', 'sending') AS has_outcome
