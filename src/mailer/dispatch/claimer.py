@@ -8,20 +8,17 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
-import structlog
-
 from mailer import metrics
 from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.claimed import ClaimedQueue
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.giveback import GiveBack
 from mailer.dispatch.share import FairShare
+from mailer.dispatch.story import tell_claimed
 from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
 from mailer.message import store
 from mailer.message.model import ClaimedMessage
-
-log = structlog.get_logger()
 
 LOOK = 0.5
 """Seconds after which a mailing that had nothing due is asked again while others are busy."""
@@ -121,7 +118,7 @@ class Claimer:
         metrics.claimed(len(claims))
         self._share.served(asked, share, Counter(claim.mailing_id for claim in claims))
         for claim in claims:
-            log.debug("message_claimed", message_id=claim.id, mailing_id=claim.mailing_id)
+            tell_claimed(claim)
         self._claimed.put(claims)
         return bool(claims) or self._share.is_hungry
 

@@ -9,6 +9,7 @@ import structlog
 from mailer import metrics
 from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.failure import log_failure
+from mailer.dispatch.story import tell_finished
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, FinishedMessage
 
@@ -40,13 +41,7 @@ class Recorder:
 
     async def put(self, finished: FinishedMessage) -> None:
         """Have an outcome written; waits while too many are waiting."""
-        log.debug(
-            _event(finished),
-            message_id=finished.claim.id,
-            mailing_id=finished.claim.mailing_id,
-            attempts=finished.attempts,
-            reason=finished.reason,
-        )
+        tell_finished(finished)
         await self._finished.put(finished)
 
     async def close(self) -> None:
@@ -96,20 +91,3 @@ class Recorder:
                 )
                 log.debug("messages_recorded", outcomes=len(outcomes), late=len(late))
                 return
-
-
-def _event(finished: FinishedMessage) -> str:
-    """Return what a log calls the way a message went."""
-    match finished.status:
-        case "delivered":
-            return "message_sent"
-        case "undelivered" if finished.reason == finished.last_failure:
-            return "message_refused"
-        case "undelivered":
-            return "message_given_up"
-        case "scheduled" if finished.last_failure is not None:
-            return "message_tried_again"
-        case "scheduled":
-            return "message_handed_back"
-        case status:
-            return f"message_{status}"

@@ -1,0 +1,39 @@
+"""What the log tells of each message, at debug: when it was claimed, and what came of it."""
+
+import structlog
+
+from mailer.message.model import ClaimedMessage, FinishedMessage
+
+log = structlog.get_logger()
+
+
+def tell_claimed(claim: ClaimedMessage) -> None:
+    """Log that a message was claimed."""
+    log.debug("message_claimed", message_id=claim.id, mailing_id=claim.mailing_id)
+
+
+def tell_finished(finished: FinishedMessage) -> None:
+    """Log what came of a claimed message."""
+    log.debug(
+        _event(finished),
+        message_id=finished.claim.id,
+        mailing_id=finished.claim.mailing_id,
+        attempts=finished.attempts,
+        reason=finished.reason,
+    )
+
+
+def _event(finished: FinishedMessage) -> str:
+    match finished.status:
+        case "delivered":
+            return "message_sent"
+        case "undelivered" if finished.reason == finished.last_failure:
+            return "message_refused"
+        case "undelivered":
+            return "message_given_up"
+        case "scheduled" if finished.last_failure is not None:
+            return "message_tried_again"
+        case "scheduled":
+            return "message_handed_back"
+        case status:
+            return f"message_{status}"
