@@ -24,9 +24,9 @@ SPARE_BYTES = 5 * 2**30
 
 ADD_FINISHED_MAILING = """
     WITH added AS (
-        INSERT INTO mailing (datetime_start, datetime_end, text, status, is_settled,
+        INSERT INTO mailing (datetime_start, datetime_end, text, status,
             clients_count, audience_cursor, audience_until)
-        SELECT now() - interval '2 days', now() - interval '1 day', $1, 'finished', true,
+        SELECT now() - interval '2 days', now() - interval '1 day', $1, 'finished',
             $2, max(id), max(id)
         FROM client RETURNING id
     )
@@ -34,9 +34,9 @@ ADD_FINISHED_MAILING = """
 # Outcomes as an ordinary day brings them. The triggers move the ledger, once a statement, so that
 # what `mailer verify` looks at is right here too.
 ADD_FINISHED_MESSAGES = """
-    INSERT INTO message (mailing_id, client_id, due_at, sent_at, attempts, status, reason,
-        last_failure)
-    SELECT $1, id, now() - interval '2 days',
+    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at, attempts,
+        status, reason, last_failure)
+    SELECT $1, id, operator_code, time_zone, now() - interval '2 days',
         CASE WHEN id % 100 > 0 THEN now() - interval '2 days' END, sign(id % 100)::int,
         CASE id % 100 WHEN 0 THEN 'cancelled' WHEN 1 THEN 'undelivered' ELSE 'delivered' END,
         CASE id % 100 WHEN 0 THEN 'expired' WHEN 1 THEN 'rejected_400' END,
@@ -44,7 +44,7 @@ ADD_FINISHED_MESSAGES = """
     FROM client ORDER BY id LIMIT $2"""
 SIZE = "SELECT pg_total_relation_size('message')"
 # What is empty stays empty: the finished messages of one turn are gone before the next.
-EMPTY = "TRUNCATE message, ledger, mailing"
+EMPTY = "TRUNCATE message, ledger, mailing, tally, tally_move"
 
 
 async def fill(mailer: harness.Mailer, messages: int, clients: int) -> None:
@@ -52,8 +52,9 @@ async def fill(mailer: harness.Mailer, messages: int, clients: int) -> None:
     began = time.monotonic()
     for start in range(0, messages, clients):
         count = min(clients, messages - start)
-        mailing_id = await mailer.database.fetchval(ADD_FINISHED_MAILING, harness.TEXT, count)
-        await mailer.database.execute(ADD_FINISHED_MESSAGES, mailing_id, count)
+        async with mailer.database.transaction():  # then the process settles it
+            mailing_id = await mailer.database.fetchval(ADD_FINISHED_MAILING, harness.TEXT, count)
+            await mailer.database.execute(ADD_FINISHED_MESSAGES, mailing_id, count)
     await mailer.database.execute("VACUUM ANALYZE")
     size = await mailer.database.fetchval(SIZE)
     seconds = time.monotonic() - began
