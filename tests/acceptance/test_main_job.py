@@ -141,12 +141,13 @@ async def test_killed_process_loses_nothing(start_gateway: Gateways, start_maile
 
     await until(some_sent)
     await mailer.stop(signal.SIGKILL)
+    held = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
     second = await start_mailer(**settings)
     mailing = await second.finished(created["id"])
 
     assert mailing["delivered_messages"] == 100
     assert set(gateway.ids) == {message["id"] for message in mailing["mailing_messages"]}
-    assert gateway.sandbox.counts.repeats <= 5  # no more than were on the wire
+    assert gateway.sandbox.counts.repeats <= held  # whose outcome was not recorded yet
 
 
 async def test_stopped_process_finishes_what_it_sends_and_hands_back_the_rest(
