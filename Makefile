@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := -m pip -qq --disable-pip-version-check --no-input
+INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
 	two_processes idle soak
 
-.PHONY: help demo test lint fmt bench properties lock clean
+.PHONY: help demo test promtool lint fmt bench properties lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -19,8 +20,13 @@ help: ## show this
 demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl-C ends it
 	@$(BIN)/mailer demo
 
-test: lint ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
+test: lint promtool ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
 	@$(BIN)/pytest -q -n 2 --dist loadfile
+
+promtool: # checks deploy/prometheus; where it cannot be installed, those tests are skipped
+	@command -v promtool >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+		said=$$({ $(INSTALL) prometheus || { apt-get update -qq && $(INSTALL) prometheus; }; } 2>&1) || \
+		echo "$$said"
 
 lint: $(READY) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check --quiet
