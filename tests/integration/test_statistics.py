@@ -5,14 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import NOON, add_clients, add_mailing, add_messages
+from tests.sample import NOON, add_clients, add_mailing, add_messages, execute
 
 from mailer.db.schema import MAILING_STATUSES, MESSAGE_STATUSES
 from mailer.errors import InvalidError
-from mailer.mailing import service
+from mailer.mailing import service, store
 from mailer.mailing.model import MailingNotFoundError
 from mailer.report import statistics
-from mailer.report.model import GeneralStatistics, MailingCounts, MessageCounts, ReasonCount
+from mailer.report.model import (
+    AttemptsCounts,
+    GeneralStatistics,
+    MailingCounts,
+    MessageCounts,
+    OutcomeCounts,
+    ReasonCount,
+)
 
 MINUTE = timedelta(minutes=1)
 
@@ -133,6 +140,78 @@ async def test_rate_is_what_was_sent_in_the_last_minute(engine: AsyncEngine) -> 
     await add_messages(engine, mailing_id, clients[6:], "cancelled", "expired", at=now)
 
     assert (await statistics.of_mailing(engine, mailing_id)).rate == 3 / 60
+
+
+async def sending(
+    engine: AsyncEngine, *, last_due: timedelta = timedelta(), lasts: timedelta = 60 * MINUTE
+) -> int:
+    """A mailing that has sent one message a second for half a minute, with 60 messages left."""
+    now = datetime.now(UTC)
+    clients = await add_clients(engine, 91)
+    mailing_id = await add_mailing(engine, clients=91, start=now - MINUTE, lasts=lasts)
+    for seconds, client in enumerate(clients[:31]):
+        at = now - timedelta(seconds=seconds)
+        await add_messages(engine, mailing_id, [client], "delivered", at=at)
+    await add_messages(engine, mailing_id, clients[31:-1], "scheduled", at=now)
+    await add_messages(engine, mailing_id, clients[-1:], "scheduled", at=now + last_due)
+    return mailing_id
+
+
+async def test_rate_and_expected_end_of_a_mailing_that_has_just_begun(engine: AsyncEngine) -> None:
+    found = await statistics.of_mailing(engine, await sending(engine))
+    assert found.rate == pytest.approx(1, rel=0.1)
+    assert found.expected_end is not None
+    left = found.expected_end - datetime.now(UTC)
+    assert left.total_seconds() == pytest.approx(60, rel=0.1)
+
+
+async def test_what_is_due_later_makes_the_expected_end_later(engine: AsyncEngine) -> None:
+    found = await statistics.of_mailing(engine, await sending(engine, last_due=20 * MINUTE))
+    assert found.expected_end is not None
+    left = found.expected_end - datetime.now(UTC)
+    assert left.total_seconds() == pytest.approx(20 * 60, rel=0.01)
+
+
+async def test_nothing_is_expected_after_the_end(engine: AsyncEngine) -> None:
+    mailing_id = await sending(engine, lasts=1.5 * MINUTE)
+    async with engine.connect() as connection:
+        end = (await store.get(connection, mailing_id)).datetime_end
+    assert (await statistics.of_mailing(engine, mailing_id)).expected_end == end
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE mailing SET status = 'paused'",
+        "UPDATE message SET status = 'delivered', sent_at = now()",
+        "UPDATE message SET status = 'cancelled', sent_at = NULL WHERE status = 'delivered'",
+    ],
+)
+async def test_no_end_is_expected_of_what_does_not_go_on(engine: AsyncEngine, change: str) -> None:
+    mailing_id = await sending(engine)
+    await execute(engine, change)
+    assert (await statistics.of_mailing(engine, mailing_id)).expected_end is None
+
+
+async def test_attempts_are_those_of_messages_with_an_outcome(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 6)
+    mailing_id = await add_mailing(engine, clients=6)
+    await add_messages(engine, mailing_id, clients[:3], "delivered")
+    await add_messages(engine, mailing_id, clients[3:5], "undelivered", "attempts_exhausted")
+    await add_messages(engine, mailing_id, clients[5:], "scheduled", "timeout")
+    await execute(
+        engine,
+        "UPDATE message SET attempts = CASE status WHEN 'delivered' THEN 1 ELSE 8 END",
+        "UPDATE message SET attempts = 2 WHERE id = (SELECT min(id) FROM message)",
+    )
+
+    found = await statistics.of_mailing(engine, mailing_id)
+
+    assert found.attempts == [
+        AttemptsCounts(1, OutcomeCounts.of(delivered=2)),
+        AttemptsCounts(2, OutcomeCounts.of(delivered=1)),
+        AttemptsCounts(8, OutcomeCounts.of(undelivered=2)),
+    ]
 
 
 async def test_mailing_that_has_not_begun_has_only_its_ledger(engine: AsyncEngine) -> None:
