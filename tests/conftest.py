@@ -22,7 +22,8 @@ from mailer.db.migrate import migrate
 TEMPLATE = "mailer_template"
 EMPTY = (
     text("""
-        TRUNCATE client, mailing, ledger, message, tally, tally_move, directory, directory_move
+        TRUNCATE client, mailing, ledger, message, tally, tally_move, directory, directory_move,
+            report
         RESTART IDENTITY"""),
     text("""
         UPDATE settled SET finished = 0, cancelled_mailings = 0, delivered = 0, undelivered = 0,

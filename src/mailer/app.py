@@ -36,7 +36,8 @@ from mailer.gateway.http import HttpGateway
 from mailer.mailing.api import MailingController
 from mailer.report.api import StatisticsController, show_metrics
 from mailer.report.daily import daily_report, render_text
-from mailer.report.mail import post_of, send_report
+from mailer.report.daily_mail import DailyMail
+from mailer.report.mail import Post, post_of, send_report
 from mailer.report.verify import Difference, differences
 from mailer.settings import Settings
 from mailer.web.assets import static_router
@@ -133,8 +134,10 @@ async def serve(settings: Settings) -> None:
     """Serve the API and send messages until SIGTERM or SIGINT; raises `StartError`."""
     if settings.auth == "required":
         raise AuthNotBuiltError
+    is_mailed = settings.smtp_url is not None or settings.report_recipients is not None
+    post = post_of(settings) if is_mailed else None
     async with open_database(settings) as (url, _):
-        await _serve(settings, url, on_start=_say_started)
+        await _serve(settings, url, on_start=_say_started, post=post)
 
 
 async def migrate_only(settings: Settings) -> None:
@@ -186,7 +189,9 @@ def _say_started(address: str) -> None:
     notify_systemd("READY=1")
 
 
-async def _serve(settings: Settings, url: str, on_start: Callable[[str], None]) -> None:
+async def _serve(
+    settings: Settings, url: str, on_start: Callable[[str], None], post: Post | None = None
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         listening = stack.enter_context(_listen(settings.host, settings.port))
         engine = create_engine(url, patience=PATIENCE)
@@ -207,7 +212,12 @@ async def _serve(settings: Settings, url: str, on_start: Callable[[str], None]) 
                 )
             )
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
-        dispatcher = Dispatcher(url, own_engine, gateway, breaker, settings)
+        report = None
+        if post is not None:
+            mail = DailyMail(own_engine, post, settings)
+            stack.push_async_callback(mail.finish, settings.shutdown_grace)
+            report = mail.run
+        dispatcher = Dispatcher(url, own_engine, gateway, breaker, settings, report=report)
         app = create_app(engine, None if gateway is None else breaker)
         server = _Server(_server_config(observed(app), settings), on_start)
         _stop_on_signals(server, dispatcher)

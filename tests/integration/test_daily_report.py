@@ -1,23 +1,22 @@
-import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
-from email import message_from_bytes
 from email.message import EmailMessage
-from email.policy import default
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 import trustme
-from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import NOON, add_clients, add_mailing, add_messages
+from tests.mailserver import Mailbox, knows, mail_server
+from tests.sample import NOON, add_clients, add_mailing, add_messages, do, execute
 
 from mailer.errors import InvalidError, StartError
+from mailer.message import tally
+from mailer.report.chart import draw
 from mailer.report.daily import (
     LISTED,
     DailyReport,
@@ -32,7 +31,6 @@ from mailer.settings import Settings
 
 DAY = date(2020, 1, 15)
 HOUR = timedelta(hours=1)
-"""Of localhost and 127.0.0.1, with its key, for these tests alone; runs out in 2126."""
 
 # ---- what it says ----------------------------------------------------------------------------
 
@@ -111,7 +109,7 @@ async def test_long_report_is_cut_but_its_sums_are_not(engine: AsyncEngine) -> N
     assert report.mailings_count == LISTED + 2
     assert report.clients_count == report.messages.scheduled == 10 * (LISTED + 2)
     assert "and 2 older ones" in render_text(report)
-    assert "and 2 older ones" in render_html(report)
+    assert "and 2 older ones" in render_html(report, "cid:chart")
 
 
 async def test_day_without_mailings_says_so(engine: AsyncEngine) -> None:
@@ -119,7 +117,7 @@ async def test_day_without_mailings_says_so(engine: AsyncEngine) -> None:
 
     assert report.messages == MessageCounts.of()
     assert "No mailing was under way" in render_text(report)
-    assert "None." in render_html(report)
+    assert "None." in render_html(report, "cid:chart")
 
 
 @pytest.mark.parametrize(
@@ -155,16 +153,83 @@ async def test_text_holds_every_figure(engine: AsyncEngine) -> None:
     ]
 
 
+async def test_outcomes_are_counted_by_the_local_hour(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 5)
+    start = datetime(2030, 10, 26, tzinfo=UTC)
+    mailing_id = await add_mailing(engine, clients=5, start=start, lasts=72 * HOUR)
+    begins = datetime(2030, 10, 26, 22, tzinfo=UTC)  # midnight in Berlin, when clocks are set back
+    second = timedelta(seconds=1)
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=begins - second)
+    await add_messages(engine, mailing_id, clients[1:2], "delivered", at=begins + 3 * HOUR - second)
+    await add_messages(engine, mailing_id, clients[2:3], "unknown", "x", at=begins + 3 * HOUR)
+    await do(engine, lambda db: tally.fold(db, 5))  # half of it folded, half of it not
+    await add_messages(engine, mailing_id, clients[3:4], "cancelled", "x", begins + 25 * HOUR)
+    await add_messages(engine, mailing_id, clients[4:], "delivered", at=begins + 3 * HOUR)
+
+    report = await daily_report(engine, date(2030, 10, 27), "Europe/Berlin")
+
+    assert len(report.hours) == 25
+    assert [(f"{hour.start:%H %z}", hour.messages) for hour in report.busy_hours] == [
+        ("02 +0200", OutcomeCounts.of(delivered=1)),
+        ("02 +0100", OutcomeCounts.of(delivered=1, unknown=1)),
+    ]
+    lines = render_text(report).splitlines()
+    at = lines.index("By the hour")
+    assert [line.split() for line in lines[at + 1 : at + 5]] == [
+        ["from", "delivered", "undelivered", "unknown", "cancelled"],
+        ["02:00", "1", "0", "0", "0"],
+        ["02:00", "again", "1", "0", "1", "0"],
+        [],
+    ]
+
+
+async def test_outcomes_by_the_hour_read_no_message(engine: AsyncEngine) -> None:
+    report = await sample_report(engine)
+    await execute(engine, "DELETE FROM message")
+
+    again = await daily_report(engine, DAY, "UTC")
+
+    assert again.hours == report.hours
+    assert again.busy_hours[0].messages == OutcomeCounts.of(delivered=1, undelivered=2)
+
+
+@pytest.mark.parametrize(
+    ("day", "zone", "hours"),
+    [
+        (date(2030, 3, 31), "Europe/Berlin", 23),
+        (date(2030, 10, 27), "Europe/Berlin", 25),
+        (date(2018, 11, 4), "America/Sao_Paulo", 23),
+        (date(2011, 12, 30), "Pacific/Apia", 0),
+        (date(1999, 12, 31), "UTC", 24),
+    ],
+)
+async def test_report_has_every_hour_of_its_day(
+    engine: AsyncEngine, day: date, zone: str, hours: int
+) -> None:
+    assert len((await daily_report(engine, day, zone)).hours) == hours
+
+
+async def test_longest_report_is_not_cut_by_mail_programs(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 6)
+    for _ in range(LISTED + 1):
+        mailing_id = await add_mailing(engine, clients=1_000_000)
+        for place, status in enumerate(MessageCounts.__struct_fields__):
+            if status != "sending":
+                await add_messages(engine, mailing_id, clients[place : place + 1], status, "x")
+
+    assert len(render_html(await daily_report(engine, DAY, "UTC"), "cid:chart")) < 100_000
+
+
 async def test_report_tells_nothing_of_texts_and_phones(engine: AsyncEngine) -> None:
     report = await sample_report(engine)
-    for rendered in (render_text(report), render_html(report)):
+    for rendered in (render_text(report), render_html(report, "cid:chart")):
         assert "price" not in rendered
         assert "7916" not in rendered
 
 
 async def test_reason_is_escaped_in_html(engine: AsyncEngine) -> None:
     assert "<b>&" in render_text(await sample_report(engine))
-    assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine))
+    assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine), "cid:chart")
 
 
 async def sample_report(engine: AsyncEngine) -> DailyReport:
@@ -176,55 +241,6 @@ async def sample_report(engine: AsyncEngine) -> DailyReport:
 
 
 # ---- how it is sent --------------------------------------------------------------------------
-
-
-class Mailbox:
-    """What a mail server took, from whom and for whom, and over which connection."""
-
-    def __init__(self, refusing: str | None = None) -> None:
-        self.refusing = refusing
-        self.envelopes: list[Envelope] = []
-        self.was_encrypted: list[bool] = []
-
-    async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
-        self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: Any
-    ) -> str:
-        del server
-        if address == self.refusing:
-            return "550 5.1.1 no such user"
-        envelope.rcpt_tos.append(address)
-        return "250 OK"
-
-    async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # likewise
-        self.envelopes.append(envelope)
-        self.was_encrypted.append(session.ssl is not None)
-        return "250 OK"
-
-    def mail(self) -> EmailMessage:
-        """The one mail that was taken."""
-        (envelope,) = self.envelopes
-        assert isinstance(envelope.content, bytes)
-        mail = message_from_bytes(envelope.content, policy=default)
-        assert isinstance(mail, EmailMessage)
-        return mail
-
-
-def knows(_server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: Any) -> Any:
-    is_known = data == LoginPassword(b"ops@example.org", b"p@ss/word")
-    return AuthResult(success=is_known, handled=False)
-
-
-@asynccontextmanager
-async def mail_server(
-    mailbox: Mailbox, tls: ssl.SSLContext | None = None, **options: Any
-) -> AsyncIterator[int]:
-    """A mail server on loopback; gives its port."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: SMTP(mailbox, hostname="localhost", loop=loop, **options), "127.0.0.1", 0, ssl=tls
-    )
-    async with server:
-        yield server.sockets[0].getsockname()[1]
 
 
 @pytest.fixture
@@ -274,11 +290,31 @@ async def test_mail_is_received_with_both_parts(
     assert mail["Message-ID"]
     assert mail["Date"].datetime == report.made_at.replace(microsecond=0)
     assert mail.get_content_type() == "multipart/alternative"
-    plain, html = mail.iter_parts()
+    plain, related = mail.iter_parts()
     assert plain.get_content_type() == "text/plain"
     assert plain.get_content().splitlines() == render_text(report).splitlines()
+    assert related.get_content_type() == "multipart/related"
+    assert isinstance(related, EmailMessage)
+    html, picture = related.iter_parts()
     assert html.get_content_type() == "text/html"
-    assert html.get_content().splitlines() == render_html(report).splitlines()
+    chart = picture["Content-ID"].strip("<>")
+    assert html.get_content().splitlines() == render_html(report, f"cid:{chart}").splitlines()
+    assert f'src="cid:{chart}"' in html.get_content()
+    assert picture.get_content_type() == "image/png"
+    assert picture.get_content_disposition() == "inline"
+    assert picture.get_content() == draw(report.hours, "UTC")
+
+
+async def test_mail_of_a_day_on_which_nothing_happened_has_no_picture(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox()
+    report = await daily_report(engine, DAY, "UTC")
+    await send_report(report, post_of(settings_for(await start_mail_server(mailbox))))
+
+    _, html = mailbox.mail().iter_parts()
+    assert html.get_content_type() == "text/html"
+    assert "<img" not in html.get_content()
 
 
 async def test_login_is_encrypted_when_the_server_can(

@@ -8,6 +8,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
@@ -261,6 +262,18 @@ directory_move = Table(
     Column("time_zone", String, nullable=False),
     *_counts("clients"),
     postgresql_with=SHORT_LIVED,
+)
+
+# One row a day whose report was due: which process sends it until when, or is to wait until then.
+report = Table(
+    "report",
+    metadata,
+    Column("day", Date, primary_key=True),
+    # what its mail is known by, however often it is sent
+    Column("id", Uuid, nullable=False, server_default=func.gen_random_uuid()),
+    _moment("taken_until"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _moment("sent_at", nullable=True),
 )
 
 # One row: the sums over all mailings that are settled and not deleted.

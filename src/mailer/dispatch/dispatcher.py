@@ -1,6 +1,7 @@
 """The dispatcher: what moves mailings on and sends their messages, in this process."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,13 +21,15 @@ LAST_STATEMENT = 15.0
 class Dispatcher:
     """Runs the parts and tells each of what another has done. Without a gateway nothing is sent."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that it runs
         self,
         url: str,
         engine: AsyncEngine,
         gateway: Gateway | None,
         breaker: Breaker,
         settings: Settings,
+        *,
+        report: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         requests = Requests()
         self._watch = MailingWatch(url, requests, self._wake)
@@ -38,7 +41,7 @@ class Dispatcher:
                 url, gateway, breaker, requests, self._watch, settings, self._lifecycle.wake
             )
         )
-        self._scheduler = scheduler_of(jobs(engine, settings))
+        self._scheduler = scheduler_of(jobs(engine, settings, report))
         self._grace = settings.shutdown_grace + LAST_STATEMENT
         self._stopping = asyncio.Event()
 

@@ -33,8 +33,10 @@ class Job(msgspec.Struct, frozen=True):
     run: Callable[[], Awaitable[object]]
 
 
-def jobs(engine: AsyncEngine, settings: Settings) -> list[Job]:
-    """Return every periodic job."""
+def jobs(
+    engine: AsyncEngine, settings: Settings, report: Callable[[], Awaitable[object]] | None
+) -> list[Job]:
+    """Return every periodic job; `report` sends the report that is due, None where none is sent."""
 
     async def rescue() -> None:
         async with engine.begin() as connection:
@@ -65,7 +67,11 @@ def jobs(engine: AsyncEngine, settings: Settings) -> list[Job]:
         Job("fold", 1, fold),
         Job("coarsen", 60, coarsen),
     ]
-    return [*table, Job("retire", 1, retire)] if settings.retention_days else table
+    if settings.retention_days:
+        table.append(Job("retire", 1, retire))
+    if report is not None:
+        table.append(Job("report", 20, report))
+    return table
 
 
 def scheduler_of(table: list[Job]) -> AsyncIOScheduler:

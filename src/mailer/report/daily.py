@@ -8,19 +8,33 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    and_,
+    case,
+    cast,
+    func,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.schema import mailing, message
+from mailer.db.schema import OUTCOMES, mailing, message, tally, tally_move
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import ENDED, FIRST_MOMENT, LAST_MOMENT, Status
 from mailer.mailing.store import ALIVE, select_mailings, to_mailing
-from mailer.report.model import MessageCounts, OutcomeCounts, ReasonCount
+from mailer.report.chart import COLOURS, HEIGHT, WIDTH
+from mailer.report.model import Bucket, MessageCounts, OutcomeCounts, ReasonCount
 from mailer.report.snapshot import snapshot
 from mailer.report.statistics import ledger_of, message_counts, sums
 
-LISTED = 100
-"""Mailings that a report names; all of them are in its sums."""
+LISTED = 50
+"""Mailings that a report names; all of them are in its sums. Mail programs cut what is longer than
+about 100 kB."""
+HOUR = 3_600
 
 
 class ReportedMailing(msgspec.Struct, frozen=True):
@@ -48,6 +62,14 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
     """The newest of them."""
     reasons: list[ReasonCount]
     """What became of their messages on that day alone, and why."""
+    hours: list[Bucket]
+    """The same by the hour, every hour of the day: 23 or 25 when the clocks change. Of a mailing
+    that took days a whole UTC hour may be counted where it begins."""
+
+    @property
+    def busy_hours(self) -> list[Bucket]:
+        """The hours in which anything became of a message."""
+        return [hour for hour in self.hours if any(msgspec.structs.astuple(hour.messages))]
 
     @property
     def outcomes(self) -> OutcomeCounts:
@@ -82,6 +104,7 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
             messages=message_counts(total),
             mailings=await _mailings(connection, active, zone),
             reasons=await _reasons(connection, active, start, end),
+            hours=await _hours(connection, active, start, end, zone),
         )
 
 
@@ -163,6 +186,41 @@ async def _reasons(
     return [ReasonCount(*row) for row in await connection.execute(statement)]
 
 
+async def _hours(
+    connection: AsyncConnection,
+    active: ColumnElement[bool],
+    start: datetime,
+    end: datetime,
+    zone: ZoneInfo,
+) -> list[Bucket]:
+    """Return what became of messages in each hour between two moments, from the tallies alone."""
+    first, last = int(start.timestamp()), int(end.timestamp())
+    moved = union_all(select(tally), select(tally_move)).subquery()
+    # of another dimension the key is no number
+    second = case((moved.c.dimension == "second", cast(moved.c.key, BigInteger)))
+    place = ((second - first) // HOUR).label("place")
+    statement = (
+        select(place, *(func.sum(moved.c[name]).label(name) for name in OUTCOMES))
+        .where(
+            moved.c.mailing_id.in_(select(mailing.c.id).where(active)),
+            moved.c.dimension == "second",
+            second >= first,
+            second < last,
+        )
+        .group_by(place)
+    )
+    found = {row.place: row for row in await connection.execute(statement)}
+    return [
+        Bucket(
+            datetime.fromtimestamp(at, zone),
+            OutcomeCounts.of(
+                **{name: int(getattr(found[n], name)) for name in OUTCOMES if n in found}
+            ),
+        )
+        for n, at in enumerate(range(first, last, HOUR))
+    ]
+
+
 @cache
 def _templates() -> Environment:
     templates = Environment(
@@ -174,7 +232,11 @@ def _templates() -> Environment:
     )
     templates.filters["number"] = "{:,}".format
     templates.filters["moment"] = "{:%Y-%m-%d %H:%M}".format
+    templates.filters["hour"] = _hour
+    templates.filters["percent"] = _percent
     templates.globals["statuses"] = MessageCounts.__struct_fields__
+    templates.globals["colours"] = COLOURS
+    templates.globals["chart_size"] = (WIDTH, HEIGHT)
     return templates
 
 
@@ -183,6 +245,21 @@ def render_text(report: DailyReport) -> str:
     return _templates().get_template("daily.txt").render(report=report)
 
 
-def render_html(report: DailyReport) -> str:
-    """Return the report as a page that mail programs show: tables, and no outside host."""
-    return _templates().get_template("daily.html").render(report=report)
+def render_html(report: DailyReport, chart_url: str) -> str:
+    """Return the report as a page that mail programs show: tables, and no outside host.
+
+    `chart_url` is where the picture of the day is, as it comes with the page.
+    """
+    return _templates().get_template("daily.html").render(report=report, chart_url=chart_url)
+
+
+def _hour(start: datetime) -> str:
+    """Return when an hour begins; one that the clocks are set back to comes again."""
+    return f"{start:%H:%M}{' again' if start.fold else ''}"
+
+
+def _percent(part: int, whole: int) -> str:
+    """Return a share with one decimal, and 100 only of all, 0 only of nothing."""
+    if part in (0, whole):
+        return f"{100 * part // max(whole, 1)}%"
+    return f"{min(99.9, max(0.1, 100 * part / whole)):.1f}%"

@@ -1,5 +1,6 @@
 """Sending the daily report by mail."""
 
+import asyncio
 import re
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -11,6 +12,7 @@ import msgspec
 import structlog
 
 from mailer.errors import StartError, UnavailableError
+from mailer.report.chart import draw
 from mailer.report.daily import DailyReport, render_html, render_text
 from mailer.settings import Settings
 
@@ -18,6 +20,8 @@ log = structlog.get_logger()
 
 PATIENCE = 30.0
 """Seconds to wait for each answer of the mail server."""
+LONGEST = 120.0
+"""Seconds for the whole of it."""
 ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253})")
 """What HTML takes for a mail address: all that are in use, and nothing that breaks a header."""
 
@@ -85,24 +89,27 @@ def _recipients(given: str | None) -> list[str]:
     return addresses
 
 
-async def send_report(report: DailyReport, post: Post) -> None:
+async def send_report(report: DailyReport, post: Post, message_id: str | None = None) -> None:
     """Send the report to everybody who is to get it.
+
+    `message_id` is the part before the @ of what the mail is known by, anew each time unless given.
 
     With a login the connection is encrypted before it wherever the server can do that; smtps is
     always encrypted. Raises `MailNotSentError`.
     """
-    message = _message(report, post)
+    message = await asyncio.to_thread(_message, report, post, message_id)  # others are being served
     try:
-        refused, _ = await aiosmtplib.send(
-            message,
-            hostname=post.host,
-            port=post.port,
-            username=post.user,
-            password=post.password,
-            use_tls=post.is_tls,
-            start_tls=False if post.is_tls or post.user is None else None,
-            timeout=PATIENCE,
-        )
+        async with asyncio.timeout(LONGEST):
+            refused, _ = await aiosmtplib.send(
+                message,
+                hostname=post.host,
+                port=post.port,
+                username=post.user,
+                password=post.password,
+                use_tls=post.is_tls,
+                start_tls=False if post.is_tls or post.user is None else None,
+                timeout=PATIENCE,
+            )
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
         said = f"the mail server {post.host}:{post.port} did not take the report: {_words(error)}"
         raise MailNotSentError(said) from error
@@ -111,7 +118,7 @@ async def send_report(report: DailyReport, post: Post) -> None:
     log.info("report_sent", day=report.day, recipients=len(post.recipients) - len(refused))
 
 
-def _message(report: DailyReport, post: Post) -> EmailMessage:
+def _message(report: DailyReport, post: Post, message_id: str | None) -> EmailMessage:
     message = EmailMessage()
     outcomes = report.outcomes
     failed = outcomes.undelivered + outcomes.unknown + outcomes.cancelled
@@ -119,10 +126,19 @@ def _message(report: DailyReport, post: Post) -> EmailMessage:
     message["From"] = Address("mailer", addr_spec=post.sender)
     message["To"] = ", ".join(post.recipients)
     message["Date"] = format_datetime(report.made_at)
-    message["Message-ID"] = make_msgid(domain=post.sender.rpartition("@")[2])
+    domain = post.sender.rpartition("@")[2]
+    known_by = f"<{message_id}@{domain}>" if message_id else make_msgid(domain=domain)
+    message["Message-ID"] = known_by
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies
     message.set_content(render_text(report))
-    message.add_alternative(render_html(report), subtype="html")
+    chart = f"chart.{known_by.strip('<>')}"
+    message.add_alternative(render_html(report, f"cid:{chart}"), subtype="html")
+    if report.busy_hours:
+        *_, html = message.iter_parts()
+        png = draw(report.hours, report.time_zone)
+        html.add_related(
+            png, "image", "png", cid=f"<{chart}>", disposition="inline", filename="chart.png"
+        )
     return message
 
 

@@ -1,0 +1,125 @@
+"""The daily report that goes out by itself: when a day's is due, and once over all processes."""
+
+import asyncio
+from datetime import date, datetime, time, timedelta
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import structlog
+from sqlalchemy import Row, TextClause, func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.report.daily import daily_report
+from mailer.report.mail import MailNotSentError, Post, send_report
+from mailer.settings import Settings
+
+log = structlog.get_logger()
+
+LEASE = timedelta(minutes=10)
+"""How long a process may take for a report: longer than its statements and its mail together."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(minutes=15)
+"""Until the next attempt after the first that failed, and after many."""
+OLDEST = timedelta(days=7)
+"""For how long a report that could not be sent is worth sending."""
+
+
+def newest_due(now: datetime, at: time, zone: ZoneInfo) -> date:
+    """Return the last day whose report is due, which it is from `at` on the day after.
+
+    When the clocks are set forward over `at` it is due as they change; when `at` comes twice, the
+    first time.
+    """
+    local = now.astimezone(zone)
+    is_due = datetime.combine(local.date(), at, zone).timestamp() <= now.timestamp()
+    is_due = is_due or local.time() >= at  # where the clocks skip it, Python takes it for later
+    return local.date() - timedelta(days=1 if is_due else 2)
+
+
+def pause_after(attempts: int) -> timedelta:
+    """Return how long to wait after so many attempts that failed: each time twice as long."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * (1 << min(attempts - 1, 10)))
+
+
+ADD = text("""
+    INSERT INTO report (day, taken_until) VALUES (:day, :now) ON CONFLICT DO NOTHING""")
+# A row that another process locks, or has taken since, is not this one's.
+TAKE = text("""
+    UPDATE report SET attempts = attempts + 1, taken_until = :until
+    WHERE day = (SELECT day FROM report
+                 WHERE sent_at IS NULL AND taken_until <= :now AND day > :oldest
+                 ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING day, id, attempts""")
+MARK = text("UPDATE report SET sent_at = now() WHERE day = :day")
+PUT_OFF = text("""
+    UPDATE report SET taken_until = :until
+    WHERE day = :day AND attempts = :attempts AND sent_at IS NULL""")
+
+
+class DailyMail:
+    """Sends the report of each day when it is due, by the settings' clock and zone.
+
+    Each day's goes out once, whichever process takes it: a row of `report` says which. A process
+    that ends, or loses the database, after the mail server has taken the mail and before that is
+    written leads to another mail of that day; both have the same Message-ID, by which mail
+    programs can tell.
+    """
+
+    def __init__(self, engine: AsyncEngine, post: Post, settings: Settings) -> None:
+        self._engine = engine
+        self._post = post
+        self._at = time.fromisoformat(settings.report_at)
+        self._time_zone = settings.report_time_zone
+        self._sending: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Send the oldest report that is due; being cancelled does not stop it, see `finish`."""
+        self._sending = asyncio.create_task(self._send_due())
+        await asyncio.shield(self._sending)
+
+    async def finish(self, patience: float) -> None:
+        """Give what is being sent so many seconds: stopped half-way it might come twice."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=patience)
+            self._sending.cancel()  # in vain if it has ended
+
+    async def _send_due(self) -> None:
+        async with self._engine.connect() as connection:
+            now = (await connection.execute(select(func.now()))).scalar_one()
+        await self.send_due(now)
+
+    async def send_due(self, now: datetime) -> None:
+        """Send the oldest report that is due at `now`, if any is and no other process sends it.
+
+        No connection is held while the mail goes out. One that the mail server does not take is
+        put off, each time for longer.
+        """
+        taken = await self._take(now)
+        if taken is None:
+            return
+        report = await daily_report(self._engine, taken.day, self._time_zone)
+        this = {"day": taken.day}
+        try:
+            await send_report(report, self._post, f"report.{taken.day}.{taken.id}")
+        except MailNotSentError as error:
+            pause = pause_after(taken.attempts)
+            log.warning(
+                "report_failed",
+                day=taken.day,
+                attempts=taken.attempts,
+                reason=str(error),
+                again_in=pause.total_seconds(),
+            )
+            await self._write(PUT_OFF, **this, attempts=taken.attempts, until=now + pause)
+        else:
+            await self._write(MARK, **this)
+
+    async def _take(self, now: datetime) -> Row[tuple[date, UUID, int]] | None:
+        newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
+        taking = {"now": now, "until": now + LEASE, "oldest": newest - OLDEST}
+        async with self._engine.begin() as connection:
+            await connection.execute(ADD, {"day": newest, "now": now})
+            return (await connection.execute(TAKE, taking)).one_or_none()
+
+    async def _write(self, statement: TextClause, **values: object) -> None:
+        async with self._engine.begin() as connection:
+            await connection.execute(statement, values)
