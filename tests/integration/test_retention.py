@@ -82,6 +82,6 @@ async def test_younger_ones_stay_and_those_that_may_still_be_sent(engine: AsyncE
 def test_nothing_goes_unless_it_is_set(engine: AsyncEngine) -> None:
     def names(**given: int) -> set[str]:
         settings = Settings(data_dir="/nowhere", **given)  # type: ignore[arg-type]  # of a test
-        return {job.name for job in jobs(engine, settings)}
+        return {job.name for job in jobs(engine, settings, None)}
 
     assert names(retention_days=30) - names() == {"retire"}
