@@ -87,6 +87,15 @@ class Mailer:
                 raise RuntimeError(message)
             return msgspec.json.decode(content) if content else None
 
+    async def read(self, path: str) -> bytes:
+        """Return what a GET of any path answers; raises when it refuses."""
+        async with self._session.get(path) as answer:
+            content = await answer.read()
+            if not answer.ok:
+                message = f"GET {path}: {answer.status} {content.decode()}"
+                raise RuntimeError(message)
+            return content
+
     async def add_clients(self, count: int) -> None:
         """Fill the directory: every tenth client is tagged `vip`, the ten newest `last`."""
         await self.database.execute(ADD_CLIENTS, count)

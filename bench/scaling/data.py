@@ -1,0 +1,165 @@
+"""A data set as a service has it after two years, made by SQL; the triggers count what is in it."""
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+import harness
+from mailer.client import directory
+from mailer.db.engine import create_engine
+from mailer.db.migrate import migrate
+from mailer.message import tally
+
+MESSAGES = 10
+"""Messages for each client."""
+CLIENTS = 100
+"""Clients for each mailing; mailings of a small set are more, so that there are ten."""
+BATCH = 500_000
+"""Messages, and no less than one mailing, that a statement adds."""
+ALL_MOVES = 10**9
+
+# A statement of this size sorts and joins in memory; nothing is kept of it when the power fails.
+LOADING = "SET work_mem = '256MB'; SET synchronous_commit = off; SET jit = off"
+
+# Few codes have most clients, and most of a code's are at home in one zone; every other client has
+# a tag, four have a rare one, and one in a hundred is erased.
+ADD_CLIENTS = """
+    INSERT INTO client (phone, operator_code, tag, time_zone, created_at, updated_at, deleted_at)
+    SELECT CASE WHEN NOT is_gone THEN '79' || lpad(n::text, 9, '0') END, (900 + code)::text,
+        CASE WHEN is_gone THEN NULL WHEN n % ($1 / 4) = 1 THEN 'rare'
+            WHEN n % 2 = 0 THEN 'tag-' || lpad(floor(50 * luck ^ 2)::text, 2, '0') END,
+        zones[1 + CASE WHEN at_home < 0.7 THEN code % 12 ELSE floor(12 * at_home ^ 9)::int END],
+        joined, joined, CASE WHEN is_gone THEN joined + interval '1 day' END
+    FROM (SELECT n, n % 100 = 7 AS is_gone, floor(90 * random() ^ 2)::int AS code,
+            random() AS luck, random() AS at_home,
+            now() - interval '730 days' * (1 - n / ($1 + 1.0)) AS joined,
+            ARRAY['Europe/Moscow', 'Asia/Yekaterinburg', 'Europe/Samara', 'Asia/Omsk',
+                'Asia/Krasnoyarsk', 'Europe/Kaliningrad', 'Asia/Irkutsk', 'Asia/Yakutsk',
+                'Asia/Vladivostok', 'Asia/Magadan', 'Asia/Kamchatka', 'UTC'] AS zones
+        FROM generate_series(1, $1::bigint) AS n) AS each
+    ORDER BY n"""
+# The newest is for everybody and runs, and some before it run or pause; three in a thousand are for
+# a tenth of all clients. The rest share what is left alike. Those after $4 are yet to begin, or
+# were cancelled before.
+ADD_MAILINGS = """
+    WITH sized AS (
+        SELECT n, CASE WHEN n = $4 THEN $1 WHEN n % 333 = 0 THEN $1 / 10 END AS size
+        FROM generate_series(1, $4::bigint + $3) AS n
+    ), shared AS (
+        SELECT ($2::bigint - sum(size)) / count(*) FILTER (WHERE size IS NULL) AS share,
+            ($2::bigint - sum(size)) % count(*) FILTER (WHERE size IS NULL) AS rest
+        FROM sized WHERE n <= $4
+    ), each AS (
+        SELECT n, n <= $4 AS has_begun,
+            coalesce(size, least($1, share + (n = $4 - 1)::int * rest))::bigint AS size,
+            CASE WHEN n > $4 THEN CASE WHEN n % 4 = 0 THEN 'cancelled' ELSE 'scheduled' END
+                WHEN n = $4 THEN 'running'
+                WHEN n > $4 - least(8, $4 / 5) THEN (ARRAY['running', 'paused'])[1 + n % 2]
+                WHEN n % least(50, $4 / 2) = 0 THEN 'cancelled' ELSE 'finished' END AS status,
+            now() - interval '1 hour' * CASE WHEN n > $4 THEN 24 * ($4 - n)
+                ELSE 72 + 16000.0 * ($4 - n) / $4 END AS start
+        FROM sized CROSS JOIN shared
+    )
+    INSERT INTO mailing (datetime_start, datetime_end, send_interval_time_start,
+        send_interval_time_end, text, client_filter, status, clients_count, audience_cursor,
+        audience_until, created_at, updated_at)
+    SELECT start, start + interval '1 hour' * CASE WHEN status IN ('finished', 'cancelled') THEN 48
+            ELSE 2000 END,
+        CASE WHEN n % 10 = 0 THEN '09:00'::time END, CASE WHEN n % 10 = 0 THEN '21:00'::time END,
+        $5, CASE WHEN n % 3 > 0 THEN '{"tags": ["tag-00", "tag-01"]}'::jsonb END, status, size,
+        CASE WHEN has_begun THEN $1 ELSE 0 END, CASE WHEN has_begun THEN $1 END,
+        least(start, now()) - interval '1 day', least(start + interval '1 day', now())
+    FROM each ORDER BY n"""
+ADD_LEDGERS = "INSERT INTO ledger (mailing_id) SELECT id FROM mailing"
+
+# 500 outcomes a second, those after a failure later, and those that wait for their zone's morning
+# by the hour. A tenth of what has not ended waits.
+ADD_MESSAGES = """
+    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at,
+        lease_owner, lease_expires_at, created_at, updated_at, attempts, status, reason,
+        last_failure)
+    SELECT mailing_id, client_id, operator_code, time_zone, moment,
+        CASE WHEN status IN ('delivered', 'unknown') THEN moment END,
+        CASE WHEN status = 'sending' THEN gen_random_uuid() END,
+        CASE WHEN status = 'sending' THEN now() + interval '10 days' END,
+        began, CASE WHEN status = 'scheduled' THEN began ELSE moment END, attempts, status,
+        CASE status
+            WHEN 'undelivered' THEN CASE WHEN luck < 0.00002 THEN 'rejected_451'
+                WHEN attempts = 4 THEN 'attempts_exhausted' ELSE refusals[pick] END
+            WHEN 'unknown' THEN (ARRAY['timeout', 'connection_lost', 'lease_expired'])[1 + pick / 2]
+            WHEN 'cancelled' THEN CASE WHEN mailing_status = 'cancelled' THEN 'mailing_cancelled'
+                ELSE (ARRAY['expired', 'no_window', 'client_deleted', 'filter_changed'])
+                    [1 + pick * 2 / 3] END
+            WHEN 'scheduled' THEN CASE WHEN attempts > 1 THEN 'http_503' END END,
+        CASE WHEN status = 'undelivered' THEN refusals[pick] WHEN attempts > 1 THEN 'http_503' END
+    FROM (
+        SELECT chosen.*, operator_code, time_zone,
+            began + interval '2 ms' * k + interval '5 minutes' * (attempts - 1) * random()
+                + CASE WHEN has_window THEN (length(time_zone) - 3) * interval '1 hour'
+                    ELSE interval '0' END AS moment,
+            CASE WHEN NOT has_ended AND luck > 0.9
+                    THEN CASE WHEN luck > 0.9999 THEN 'sending' ELSE 'scheduled' END
+                WHEN mailing_status = 'cancelled' AND luck > 0.5 THEN 'cancelled'
+                WHEN luck < 0.03 THEN 'undelivered' WHEN luck < 0.04 THEN 'unknown'
+                WHEN luck < 0.05 THEN 'cancelled' ELSE 'delivered' END AS status,
+            1 + floor(5 * random() ^ 4)::int AS pick,
+            ARRAY['rejected_400', 'rejected_404', 'rejected_422', 'rejected_410', 'rejected_403']
+                AS refusals
+        FROM (
+            SELECT id AS mailing_id, status AS mailing_status, datetime_start AS began, k,
+                1 + (k * ($1 / clients_count) + id * 7919) % $1 AS client_id,
+                send_interval_time_start IS NOT NULL AS has_window,
+                status IN ('finished', 'cancelled') AS has_ended,
+                random() AS luck, 1 + floor(4 * random() ^ 6)::int AS attempts
+            FROM mailing CROSS JOIN LATERAL generate_series(0, clients_count - 1) AS k
+            WHERE id BETWEEN $2 AND $3 AND audience_until IS NOT NULL
+        ) AS chosen JOIN client ON client.id = client_id
+    ) AS judged
+    ORDER BY mailing_id, k"""
+# Which mailings a statement adds messages for.
+BATCHES = """
+    SELECT min(id), max(id) FROM (
+        SELECT id, sum(clients_count) OVER (ORDER BY id)::bigint / $1 AS batch FROM mailing
+    ) AS numbered
+    GROUP BY batch ORDER BY batch"""
+# One statement each: the trigger moves one row with every mailing.
+SETTLE = """
+    UPDATE mailing SET is_settled = true
+    WHERE status IN ('finished', 'cancelled') AND id BETWEEN $1 AND $1 + 499"""
+SIZE = "SELECT pg_database_size(current_database())"
+
+
+async def make(url: str, clients: int) -> int:
+    """Make the data set for that many clients in an empty database; return its size in bytes."""
+    mailings = max(10, clients // CLIENTS)
+    messages = clients * MESSAGES
+    engine = create_engine(url)
+    await migrate(engine)
+    database = await asyncpg.connect(url)
+    try:
+        await database.execute(LOADING)
+        await database.execute("SELECT setseed(0.5)")
+        await database.execute(ADD_CLIENTS, clients)
+        await database.execute("ANALYZE client")
+        extra = max(2, mailings // 500)
+        await database.execute(ADD_MAILINGS, clients, messages, extra, mailings, harness.TEXT)
+        await database.execute(ADD_LEDGERS)
+        for first, last in await database.fetch(BATCHES, BATCH):
+            await database.execute(ADD_MESSAGES, clients, first, last)
+            await fold(engine)
+        async with engine.begin() as connection:
+            await tally.coarsen(connection)
+        for first in range(1, mailings + extra + 1, 500):
+            await database.execute(SETTLE, first)
+        await database.execute("VACUUM ANALYZE")
+        size: int = await database.fetchval(SIZE)
+    finally:
+        await database.close()
+        await engine.dispose()
+    return size
+
+
+async def fold(engine: AsyncEngine) -> None:
+    """Add up what the triggers noted, as mailer does every second."""
+    async with engine.begin() as connection:
+        await tally.fold(connection, ALL_MOVES)
+        await directory.fold(connection, ALL_MOVES)
