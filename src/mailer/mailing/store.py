@@ -4,11 +4,11 @@ from datetime import time
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, Select, case, func, insert, select, update
+from sqlalchemy import Row, Select, and_, case, func, insert, literal, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position, Slice, fetch_slice
-from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing
+from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing, settled
 from mailer.mailing.model import ClientFilter, Mailing, MailingNotFoundError, Status
 
 COUNTED = sum((ledger.c[name] for name in MESSAGE_STATUSES[1:]), ledger.c[MESSAGE_STATUSES[0]])
@@ -16,6 +16,9 @@ CREATED = case((mailing.c.retired_at.is_(None), COUNTED), else_=0)
 """The messages that there are: of a mailing past its retention only the counts are kept."""
 IS_BEGUN = mailing.c.audience_until.is_not(None)
 ALIVE = mailing.c.deleted_at.is_(None)
+LIVE = and_(not_(mailing.c.is_settled), ALIVE)
+"""What an index holds, in the words that PostgreSQL knows it by: `IS false` reads every mailing."""
+SETTLED = {"finished": settled.c.finished, "cancelled": settled.c.cancelled_mailings}
 
 
 def select_mailings() -> Select[Any]:
@@ -105,7 +108,19 @@ async def page(
     rows = select_mailings()
     if status is not None:
         rows = rows.where(mailing.c.status == status)
-    return await fetch_slice(connection, rows, mailing.c.id, position)
+    known = await count(connection, status)
+    return await fetch_slice(connection, rows, mailing.c.id, position, count=known)
+
+
+async def count(connection: AsyncConnection, status: Status | None = None) -> int:
+    """Count mailings, those with a status if one is given: what is settled is counted already."""
+    live = select(func.count()).where(LIVE)
+    done = sum(SETTLED.values(), literal(0))
+    if status is not None:
+        live = live.where(mailing.c.status == status)
+        done = SETTLED.get(status, literal(0))
+    statement = select(live.scalar_subquery() + done).select_from(settled)
+    return int((await connection.execute(statement)).scalar_one())
 
 
 async def mark_deleted(connection: AsyncConnection, mailing_id: int) -> None:

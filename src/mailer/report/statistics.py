@@ -11,11 +11,10 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled
-from mailer.db.schema import mailing as mailing_table
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing
-from mailer.mailing.store import select_mailings
+from mailer.mailing.store import LIVE, select_mailings
 from mailer.message import tally
 from mailer.message.model import Status
 from mailer.message.tally import Tally
@@ -60,7 +59,7 @@ async def general(connection: AsyncConnection) -> GeneralStatistics:
 
     What is settled is counted in one row: only the ledgers of live mailings are read.
     """
-    shown = select_mailings().where(mailing_table.c.is_settled.is_(False)).subquery()
+    shown = select_mailings().where(LIVE).subquery()
     live = select(shown.c.status, func.count().label("mailings"), *sums(shown)).group_by(
         shown.c.status
     )
