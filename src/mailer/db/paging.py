@@ -46,6 +46,8 @@ async def fetch_slice(  # noqa: PLR0913  # what a page is made of
     if count is None:
         counted = select(func.count()).select_from(rows.subquery())
         count = (await connection.execute(counted)).scalar_one()
+    if count == 0:  # to find nothing may take a walk over everything
+        return Slice([], 0, has_older=False, has_newer=False)
     if position.after is not None:
         newer = _merged(rows.where(key > position.after), key.asc(), position.limit + 1, branches)
         found = list(await connection.execute(newer))

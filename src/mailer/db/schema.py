@@ -204,8 +204,10 @@ message = Table(
     Index("message_lease_idx", "lease_expires_at", postgresql_where=text("status = 'sending'")),
     # pages of one mailing's messages, newest first, with and without a status
     Index(None, "mailing_id", "status", "id"),
-    # and with a reason
-    Index(None, "mailing_id", "reason", "id", postgresql_where=text("reason IS NOT NULL")),
+    # and with a reason, with and without a status
+    Index(
+        None, "mailing_id", "reason", "status", "id", postgresql_where=text("reason IS NOT NULL")
+    ),
 )
 
 # of a table whose rows go as they came: it is vacuumed by what has gone, not by what is there

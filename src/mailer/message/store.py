@@ -39,8 +39,9 @@ async def page(
         message.c.mailing_id == mailing_id,
         *(message.c[name] == value for name, value in equal.items()),
     )
-    # the index on mailing, status and id gives each status in order
-    branches = [] if equal else [message.c.status == status for status in MESSAGE_STATUSES]
+    # the indexes with the status before the id give each status in order; of a client there is one
+    is_told_apart = equal.keys().isdisjoint(("status", "client_id"))
+    branches = [message.c.status == each for each in MESSAGE_STATUSES if is_told_apart]
     return await fetch_slice(
         connection, rows, message.c.id, position, count=count, branches=branches
     )
