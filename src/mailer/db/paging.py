@@ -37,25 +37,34 @@ async def fetch_slice(  # noqa: PLR0913  # what a page is made of
     *,
     count: int | None = None,
     branches: Sequence[ColumnElement[bool]] = (),
+    shown: Sequence[ColumnElement[Any]] = (),
 ) -> Slice:
     """Return the page of `rows` at `position`, `key` being their id.
 
     All rows are counted unless their `count` is known. With `branches`, conditions of which every
-    row meets exactly one, each branch is read by its own index and the page merged from them.
+    row meets exactly one, each branch is read by its own index and the page merged from them. With
+    `shown`, columns of the key's table, `rows` are keys alone, which an index may tell, and those
+    columns are read of the page's rows only.
     """
+
+    def first(rows: Select[Any], order: UnaryExpression[int]) -> Select[Any]:
+        firsts = _merged(rows, order, position.limit + 1, branches)
+        if not shown:
+            return firsts
+        return select(*shown).where(key.in_(firsts.correlate(None))).order_by(order)
+
     if count is None:
         counted = select(func.count()).select_from(rows.subquery())
         count = (await connection.execute(counted)).scalar_one()
     if count == 0:  # to find nothing may take a walk over everything
         return Slice([], 0, has_older=False, has_newer=False)
     if position.after is not None:
-        newer = _merged(rows.where(key > position.after), key.asc(), position.limit + 1, branches)
-        found = list(await connection.execute(newer))
+        newer = rows.where(key > position.after)
+        found = list(await connection.execute(first(newer, key.asc())))
         page = found[: position.limit][::-1]
         return Slice(page, count, has_older=bool(page), has_newer=len(found) > len(page))
     older = rows if position.before is None else rows.where(key < position.before)
-    statement = _merged(older, key.desc(), position.limit + 1, branches)
-    found = list(await connection.execute(statement))
+    found = list(await connection.execute(first(older, key.desc())))
     page = found[: position.limit]
     has_newer = position.before is not None and bool(page)
     return Slice(page, count, has_older=len(found) > len(page), has_newer=has_newer)

@@ -80,9 +80,22 @@ client = Table(
         " ELSE phone IS NULL AND tag IS NULL END",
         name="erased",
     ),
-    Index(None, "operator_code", "id", postgresql_where=text("deleted_at IS NULL")),
-    Index(None, "tag", "id", postgresql_where=text("tag IS NOT NULL")),
-    Index(None, "time_zone", "id", postgresql_where=text("deleted_at IS NULL")),
+    # pages, newest first; what else may be asked for is in the index, and what differs is not read
+    Index(
+        *(None, "operator_code", "id"),
+        postgresql_include=["tag", "time_zone"],
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index(
+        *(None, "tag", "id"),
+        postgresql_include=["operator_code", "time_zone"],
+        postgresql_where=text("tag IS NOT NULL AND deleted_at IS NULL"),
+    ),
+    Index(
+        *(None, "time_zone", "id"),
+        postgresql_include=["operator_code", "tag"],
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
 )
 
 mailing = Table(
