@@ -5,7 +5,7 @@ million messages and ten thousand mailings, the other with a thousandth of it. T
 each answers every GET of the API, in turns. Limits on the large one: every page of up to 100 rows
 within 25 ms at the median and 100 ms at the 99th percentile, and statistics within 1.5 times what
 they take on the small one. It works on databases of its own on the server of MAILER_DATABASE_URL,
-or on an embedded one. Needs 12 GB of disk; takes about fifteen minutes.
+or on an embedded one. Needs 8 GB of disk; takes about six minutes.
 """
 
 import argparse

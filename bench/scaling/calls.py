@@ -28,6 +28,8 @@ CLIENTS = (
     "?operator_code={code}&time_zone={zone}",
     "?operator_code={code}&tag={tag}&time_zone={zone}",
     "?tag={tag}&time_zone={zone}&after={client}",
+    "?operator_code={code}&time_zone=UTC",
+    "?operator_code={code}&time_zone=UTC&before={client}",
     "?operator_code={scarce_code}&time_zone={zone_of_code}",
     "?operator_code={code_of_tag}&tag={tag_of_code}",
     "?tag={scarce_tag}&time_zone={zone_of_tag}",
@@ -94,7 +96,7 @@ CALLS = (
 PAGES = ("/", "/metrics")
 """Outside the API."""
 
-# Of two columns the values that most clients have, and yet too few have both to fill a page.
+# Of two columns the values of which most clients have one, for each that has both.
 SCARCE = """
     SELECT {one}, {other} FROM (
         SELECT {one}, {other}, sum(clients) AS have_both,
@@ -102,7 +104,7 @@ SCARCE = """
             sum(sum(clients)) OVER (PARTITION BY {other}) AS have_other
         FROM directory GROUP BY {one}, {other}) AS pair
     WHERE {one} IS NOT NULL AND {other} IS NOT NULL
-    ORDER BY have_both > 100, least(have_one, have_other) DESC LIMIT 1"""
+    ORDER BY have_one * have_other / have_both DESC LIMIT 1"""
 SCARCE_PAIRS = {
     ("operator_code", "time_zone"): ("scarce_code", "zone_of_code"),
     ("operator_code", "tag"): ("code_of_tag", "tag_of_code"),
