@@ -197,8 +197,9 @@ def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:
     bucket = bucket_seconds(last - first, asked)
     buckets: dict[int, Counter[str]] = defaultdict(Counter)
     for second, found in seconds.items():
-        start = int(second) // bucket * bucket
-        buckets[start].update(msgspec.structs.asdict(outcomes_of(found)))
+        counts = buckets[int(second) // bucket * bucket]
+        for name in OUTCOMES:
+            counts[name] += getattr(found, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
     return Series(
         bucket,
