@@ -12,7 +12,7 @@ from mailer.message import tally
 MESSAGES = 10
 """Messages for each client."""
 CLIENTS = 100
-"""Clients for each mailing; mailings of a small set are more, so that there are ten."""
+"""Clients for each mailing; a small set has ten mailings all the same."""
 BATCH = 500_000
 """Messages, and no less than one mailing, that a statement adds."""
 ALL_MOVES = 10**9
@@ -121,7 +121,7 @@ BATCHES = """
         SELECT id, sum(clients_count) OVER (ORDER BY id)::bigint / $1 AS batch FROM mailing
     ) AS numbered
     GROUP BY batch ORDER BY batch"""
-# One statement each: the trigger moves one row with every mailing.
+# In parts: the trigger changes one row with every mailing, and steps over what that leaves behind.
 SETTLE = """
     UPDATE mailing SET is_settled = true
     WHERE status IN ('finished', 'cancelled') AND id BETWEEN $1 AND $1 + 499"""
