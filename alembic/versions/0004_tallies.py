@@ -191,9 +191,9 @@ def upgrade() -> None:
         postgresql_where=sa.text("is_settled AND NOT is_emptied AND deleted_at IS NULL"),
     )
     op.create_index(
-        op.f("message_mailing_id_reason_id_idx"),
+        op.f("message_mailing_id_reason_status_id_idx"),
         "message",
-        ["mailing_id", "reason", "id"],
+        ["mailing_id", "reason", "status", "id"],
         postgresql_where=sa.text("reason IS NOT NULL"),
     )
     _create_tables()
@@ -279,7 +279,7 @@ def downgrade() -> None:
         op.execute(first.ON_MESSAGE.format(event=event, tables=first.TABLES[event]))
     for name in ("settled", "directory_move", "directory", "tally_move", "tally"):
         op.drop_table(name)
-    op.drop_index(op.f("message_mailing_id_reason_id_idx"), table_name="message")
+    op.drop_index(op.f("message_mailing_id_reason_status_id_idx"), table_name="message")
     op.drop_index("mailing_settled_idx", table_name="mailing")
     op.drop_column("mailing", "is_emptied")
     op.drop_column("mailing", "retired_at")

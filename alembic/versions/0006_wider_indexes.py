@@ -1,57 +1,44 @@
-"""Indexes hold all that a page is chosen by, so that it reads no row that is not on it.
+"""Indexes on clients hold all that a page is chosen by, so that it reads no row that is not on it.
 
-That on messages' reasons holds their status, each on one thing that clients are filtered by the
-other two. Clients that are erased have no tag: no index on tags needs to hold them.
+Each on one thing that clients are filtered by holds the other two.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0004"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-REASON = ("mailing_id", "reason", "id")
-REASON_AND_STATUS = ("mailing_id", "reason", "status", "id")
 FILTERS = ("operator_code", "tag", "time_zone")
 ALIVE = "deleted_at IS NULL"
 TAGGED = "tag IS NOT NULL"
 
 
 def upgrade() -> None:
-    _drop_index("message", REASON)
-    _create_index("message", REASON_AND_STATUS, "reason IS NOT NULL")
     for column in FILTERS:
-        _drop_index("client", (column, "id"))
+        op.drop_index(_name(column), table_name="client")
         others = [other for other in FILTERS if other != column]
         where = f"{TAGGED} AND {ALIVE}" if column == "tag" else ALIVE
-        _create_index("client", (column, "id"), where, others)
+        _create_index(column, where, others)
 
 
 def downgrade() -> None:
     for column in FILTERS:
-        _drop_index("client", (column, "id"))
-        _create_index("client", (column, "id"), TAGGED if column == "tag" else ALIVE)
-    _drop_index("message", REASON_AND_STATUS)
-    _create_index("message", REASON, "reason IS NOT NULL")
+        op.drop_index(_name(column), table_name="client")
+        _create_index(column, TAGGED if column == "tag" else ALIVE)
 
 
-def _name(table: str, columns: tuple[str, ...]) -> str:
-    return op.f(f"{table}_{'_'.join(columns)}_idx")
+def _name(column: str) -> str:
+    return op.f(f"client_{column}_id_idx")
 
 
-def _drop_index(table: str, columns: tuple[str, ...]) -> None:
-    op.drop_index(_name(table, columns), table_name=table)
-
-
-def _create_index(
-    table: str, columns: tuple[str, ...], where: str, include: list[str] | None = None
-) -> None:
+def _create_index(column: str, where: str, include: list[str] | None = None) -> None:
     op.create_index(
-        _name(table, columns),
-        table,
-        list(columns),
+        _name(column),
+        "client",
+        [column, "id"],
         postgresql_where=sa.text(where),
         postgresql_include=include or [],
     )
