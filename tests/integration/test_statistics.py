@@ -1,3 +1,4 @@
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -22,11 +23,7 @@ from mailer.report.model import (
 )
 
 MINUTE = timedelta(minutes=1)
-
-
-async def general(engine: AsyncEngine) -> GeneralStatistics:
-    async with engine.connect() as connection:
-        return await statistics.general(connection)
+NOTHING = GeneralStatistics(MailingCounts.of(), MessageCounts.of())
 
 
 def test_counts_know_every_status() -> None:
@@ -35,7 +32,9 @@ def test_counts_know_every_status() -> None:
 
 
 async def test_nothing_is_counted_as_zero_of_everything(engine: AsyncEngine) -> None:
-    assert await general(engine) == GeneralStatistics(MailingCounts.of(), MessageCounts.of())
+    assert await statistics.general(engine) == GeneralStatistics(
+        MailingCounts.of(), MessageCounts.of()
+    )
 
 
 async def test_clients_of_a_mailing_that_has_not_begun_count_as_scheduled(
@@ -45,7 +44,7 @@ async def test_clients_of_a_mailing_that_has_not_begun_count_as_scheduled(
     running = await add_mailing(engine, status="running", clients=3)
     await add_messages(engine, running, await add_clients(engine, 2), "delivered")
 
-    assert await general(engine) == GeneralStatistics(
+    assert await statistics.general(engine) == GeneralStatistics(
         MailingCounts.of(scheduled=1, running=1), MessageCounts.of(scheduled=7, delivered=2)
     )
 
@@ -55,14 +54,35 @@ async def test_deleted_mailings_do_not_count(engine: AsyncEngine) -> None:
     await add_messages(engine, mailing_id, await add_clients(engine, 2), "delivered")
     await service.delete(engine, mailing_id)
 
-    assert await general(engine) == GeneralStatistics(MailingCounts.of(), MessageCounts.of())
+    assert await statistics.general(engine) == GeneralStatistics(
+        MailingCounts.of(), MessageCounts.of()
+    )
 
 
 async def test_general_statistics_read_no_message(engine: AsyncEngine) -> None:
     await add_mailing(engine)
     async with engine.begin() as connection:
         await connection.exec_driver_sql("LOCK TABLE message IN ACCESS EXCLUSIVE MODE")
-        assert (await general(engine)).mailings.running == 1
+        assert (await statistics.general(engine)).mailings.running == 1
+
+
+async def test_a_mailing_that_ends_meanwhile_counts_once(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 3)
+    ids = [await add_mailing(engine, clients=3) for _ in range(40)]
+    for mailing_id in ids:
+        await add_messages(engine, mailing_id, clients, "delivered")
+
+    async def end_all() -> None:
+        for mailing_id in ids:
+            ends = "status = 'finished', is_settled = true"
+            await execute(engine, f"UPDATE mailing SET {ends} WHERE id = {mailing_id}")  # noqa: S608  # of a test
+
+    ending = asyncio.create_task(end_all())
+    while not ending.done():
+        found = await statistics.general(engine)
+        assert found.messages.delivered == 120
+        assert found.mailings.running + found.mailings.finished == 40
+    await ending
 
 
 async def test_every_way_of_counting_adds_up_to_the_ledger(engine: AsyncEngine) -> None:

@@ -65,8 +65,7 @@ class StatisticsController(Controller):
     @get("/statistics")
     async def get_statistics(self, engine: NamedDependency[AsyncEngine]) -> GeneralStatistics:
         """Count all mailings and all messages by status."""
-        async with engine.connect() as connection:
-            return await statistics.general(connection)
+        return await statistics.general(engine)
 
     @get("/gateway")
     async def get_gateway(self, breaker: NamedDependency[Breaker | None]) -> GatewayStatus:

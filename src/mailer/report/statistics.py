@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import msgspec
 from sqlalchemy import Row, func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled
 from mailer.errors import FieldError, InvalidError
@@ -54,7 +54,7 @@ def message_counts(row: Row[Any]) -> MessageCounts:
     return MessageCounts(**{name: int(getattr(row, name)) for name in MESSAGE_STATUSES})
 
 
-async def general(connection: AsyncConnection) -> GeneralStatistics:
+async def general(engine: AsyncEngine) -> GeneralStatistics:
     """Count all mailings and their messages, from the ledgers alone.
 
     What is settled is counted in one row: only the ledgers of live mailings are read.
@@ -63,8 +63,9 @@ async def general(connection: AsyncConnection) -> GeneralStatistics:
     live = select(shown.c.status, func.count().label("mailings"), *sums(shown)).group_by(
         shown.c.status
     )
-    rows = list(await connection.execute(live))
-    done = (await connection.execute(select(settled))).one()
+    async with snapshot(engine) as connection:  # what settles meanwhile is in one of them alone
+        rows = list(await connection.execute(live))
+        done = (await connection.execute(select(settled))).one()
     mailings_by = Counter({row.status: row.mailings for row in rows})
     mailings_by.update(finished=done.finished, cancelled=done.cancelled_mailings)
     messages_by = Counter({name: getattr(done, name) for name in OUTCOMES})
