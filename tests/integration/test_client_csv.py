@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 from zoneinfo import available_timezones
 
@@ -13,6 +14,8 @@ from mailer.client import store
 from mailer.client.exporting import export_clients
 from mailer.client.importing import BATCH, ImportReport, import_clients
 from mailer.client.model import UNKNOWN_ZONE, NewClient
+from mailer.db.copying import CHUNK
+from mailer.db.engine import pool_usage
 from mailer.errors import InvalidError
 
 ALL = text("""
@@ -51,13 +54,7 @@ async def add(engine: AsyncEngine, phone: str, **fields: str) -> int:
 
 
 async def export(engine: AsyncEngine) -> bytes:
-    parts: list[bytes] = []
-
-    async def write(part: bytes) -> None:
-        parts.append(part)
-
-    await export_clients(engine, write)
-    return b"".join(parts)
+    return b"".join([part.content async for part in export_clients(engine)])
 
 
 def counts(report: ImportReport) -> tuple[int, int, int, int]:
@@ -271,13 +268,20 @@ async def test_export_leaves_out_the_erased(engine: AsyncEngine) -> None:
     )
 
 
-async def test_export_that_cannot_be_written_leaves_the_pool_as_it_was(engine: AsyncEngine) -> None:
-    await put(engine, "phone", *(f"7916{n:07}" for n in range(50_000)))
+async def test_export_in_several_chunks_has_everybody_once_and_in_order(
+    engine: AsyncEngine,
+) -> None:
+    await put(engine, "phone", *(f"7916{n:07}" for n in range(2 * CHUNK + 1)))
+    parts = [part async for part in export_clients(engine)]
+    assert [part.rows for part in parts] == [CHUNK, CHUNK, 1]
+    lines = b"".join(part.content for part in parts).splitlines()
+    assert lines[0] == b"phone,operator_code,tag,time_zone"
+    assert [line[:11] for line in lines[1:]] == [b"7916%07d" % n for n in range(2 * CHUNK + 1)]
 
-    async def write(_: bytes) -> None:
-        raise BrokenPipeError
 
+async def test_export_holds_no_connection_while_its_reader_takes_time(engine: AsyncEngine) -> None:
+    await put(engine, "phone", *(f"7916{n:07}" for n in range(CHUNK + 1)))
     for _ in range(20):
-        with pytest.raises(BrokenPipeError):
-            await export_clients(engine, write)
-    assert len(await clients(engine)) == 50_000
+        async with aclosing(export_clients(engine)) as parts:
+            await anext(parts)
+            assert pool_usage(engine)[0] == 0

@@ -137,9 +137,8 @@ class ClientController(Controller):
         With `Accept: text/csv` all of them, oldest first, as a file that an import takes back.
         """
         if wants_csv(request):
-            equal = asked.equal()
             return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
-                "clients.csv", lambda write: export_clients(engine, write, **equal)
+                "clients.csv", export_clients(engine, **asked.equal())
             )
         async with engine.connect() as connection:
             found = await store.page(connection, asked.position, **asked.equal())

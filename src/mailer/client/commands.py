@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.client import directory
 from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportReport, import_clients
 from mailer.errors import MailerError
@@ -54,16 +55,15 @@ async def export_file(engine: AsyncEngine, path: str, console: Console) -> int:
     raises `FileError` when the file cannot be written.
     """
     with _opened_to_write(path) as file, _progress(console, MofNCompleteColumn()) as progress:
-        task = progress.add_task("writing", total=None)
-
-        async def write(part: bytes) -> None:
-            with _explained(path):
-                await asyncio.to_thread(file.write, part)
-            progress.advance(task, part.count(b"\n"))  # nearly the rows: few tags have line ends
-
-        count = await export_clients(
-            engine, write, on_count=lambda total: progress.update(task, total=total)
-        )
+        async with engine.connect() as connection:
+            task = progress.add_task("writing", total=await directory.count(connection))
+        count = 0
+        async with aclosing(export_clients(engine)) as parts:
+            async for part in parts:
+                with _explained(path):
+                    await asyncio.to_thread(file.write, part.content)
+                progress.advance(task, part.rows)
+                count += part.rows
         with _explained(path):
             await asyncio.to_thread(file.flush)
     console.print(f"{count:,} clients exported", highlight=False)

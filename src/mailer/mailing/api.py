@@ -133,7 +133,7 @@ class MailingController(Controller):
     ) -> Page[Message]:
         """List all messages of a mailing, newest first, those that equal what is given.
 
-        With `Accept: text/csv` all of them, in no order, as a file.
+        With `Accept: text/csv` all of them, by their clients, as a file.
         """
         equal = asked.equal()
         async with engine.connect() as connection:
@@ -143,8 +143,7 @@ class MailingController(Controller):
                 found = await messages.page(connection, mailing_id, asked.position, known, **equal)
                 return page_of(found, request, to_message)
         return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
-            f"mailing-{mailing_id}.csv",
-            lambda write: export_messages(engine, write, mailing_id, **equal),
+            f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, **equal)
         )
 
     @patch("/{mailing_id:int}")

@@ -1,23 +1,16 @@
-"""Answers in CSV, sent as the database gives them: nothing is held but a few parts on the way."""
+"""Answers in CSV, sent in parts as they are read."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from litestar import MediaType, Request
 from litestar.response import Stream
 from litestar.response.base import ASGIResponse
 
-AHEAD = 8
-"""Parts that may wait for a reader."""
-STALL = 60.0
-"""Seconds for which a reader may take nothing before the download is broken off."""
-DOWNLOADS = asyncio.Semaphore(2)
-"""At once in this process: each keeps a connection to the database; others wait for their turn."""
+from mailer.db.copying import CsvPart
 
 JSON, CSV = "application/json", "text/csv"
-
-Write = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
 class Download(Stream):
@@ -38,46 +31,19 @@ def wants_csv(request: Request[Any, Any, Any]) -> bool:
     return request.accept.best_match([JSON, CSV]) == CSV
 
 
-async def csv_answer(name: str, write_all: Callable[[Write], Awaitable[object]]) -> Download:
-    """Return an answer of what `write_all` writes, to be saved as a file of that name.
+async def csv_answer(name: str, parts: AsyncGenerator[CsvPart, None]) -> Download:
+    """Return an answer of these parts, to be saved as a file of that name.
 
     The first part is there before the answer begins: what fails at once gets its own status. A
     download that fails later is broken off, so that nobody takes it for the whole.
     """
-    parts = _parts(write_all)
-    first = await anext(parts, b"")
+    first = await anext(parts)
 
     async def whole() -> AsyncGenerator[bytes, None]:
-        try:
-            yield first
+        yield first.content
+        async with aclosing(parts):
             async for part in parts:
-                yield part
-        finally:
-            await parts.aclose()
+                yield part.content
 
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Vary": "Accept"}
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Download(whole(), media_type=f"{CSV}; header=present", headers=headers)
-
-
-async def _parts(write_all: Callable[[Write], Awaitable[object]]) -> AsyncGenerator[bytes, None]:
-    waiting: asyncio.Queue[bytes | None] = asyncio.Queue(AHEAD)
-
-    async def write(part: bytes) -> None:
-        async with asyncio.timeout(STALL):
-            await waiting.put(bytes(part))  # asyncpg gives a buffer of its own
-
-    async def run() -> None:
-        try:
-            async with DOWNLOADS:
-                await write_all(write)
-        finally:
-            await waiting.put(None)
-
-    running = asyncio.create_task(run())
-    try:
-        while (part := await waiting.get()) is not None:
-            yield part
-        await running
-    finally:
-        running.cancel()
-        await asyncio.wait([running])

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 from litestar import Request
+from litestar.datastructures import ResponseHeader
 from litestar.di import Provide
 from litestar.openapi.spec import (
     OpenAPIMediaType,
@@ -82,6 +83,7 @@ def takes(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]:
     return {
         "dependencies": {"asked": Provide(_reader(model))},
         "operation_class": _operation(model, or_csv=or_csv),
+        "response_headers": [ResponseHeader("Vary", value="Accept")] if or_csv else [],
     }
 
 
