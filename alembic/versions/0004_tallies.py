@@ -109,6 +109,28 @@ BEGIN
 END $$
 """
 
+# Of each mailing's outcomes, as many moments as statistics can show: of old ones the seconds are
+# added up to what is a part of their span.
+COARSEN = """
+    WITH fine AS MATERIALIZED (
+        SELECT mailing_id AS id, CASE WHEN span <= 1800 THEN 1 WHEN span <= 18000 THEN 10
+            WHEN span <= 108000 THEN 60 WHEN span <= 1080000 THEN 600 ELSE 3600 END AS resolution
+        FROM (SELECT mailing_id, max(key)::bigint - min(key)::bigint AS span
+              FROM tally WHERE dimension = 'second' GROUP BY mailing_id) AS outcomes
+    ), gone AS (
+        DELETE FROM tally USING fine WHERE mailing_id = id AND dimension = 'second'
+            AND CASE WHEN dimension = 'second' THEN key::bigint % resolution END <> 0
+        RETURNING tally.*, key::bigint - key::bigint % resolution AS start)
+    INSERT INTO tally SELECT mailing_id, dimension, start::text, sum(messages), sum(delivered),
+        sum(undelivered), sum("unknown"), sum(cancelled) FROM gone
+    GROUP BY mailing_id, dimension, start
+    ON CONFLICT (mailing_id, dimension, key) DO UPDATE SET
+        messages = tally.messages + excluded.messages,
+        delivered = tally.delivered + excluded.delivered,
+        undelivered = tally.undelivered + excluded.undelivered,
+        "unknown" = tally."unknown" + excluded."unknown",
+        cancelled = tally.cancelled + excluded.cancelled"""
+
 DIRECTORY_MOVES = {
     "insert": "SELECT *, 1 AS n FROM come",
     "update": "SELECT *, 1 AS n FROM come UNION ALL SELECT *, -1 FROM gone",
@@ -251,6 +273,7 @@ def _fill() -> None:
     """Count what is there already."""
     moves = TALLY_MOVES["insert"].replace("FROM come", "FROM message")
     op.execute(f"INSERT INTO tally {TALLY.format(moves=moves)}")
+    op.execute(COARSEN)
     moves = DIRECTORY_MOVES["insert"].replace("FROM come", "FROM client")
     op.execute(f"INSERT INTO directory {DIRECTORY.format(moves=moves)}")
     op.execute("""

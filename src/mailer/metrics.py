@@ -154,7 +154,7 @@ _connections = Gauge(
 )
 _database_up = Gauge(
     "mailer_database_up",
-    "Whether the database answered as this was read; what is counted there is missing if not.",
+    "Whether the database answered as this was read; the backlog is missing if not, or if late.",
     registry=REGISTRY,
 )
 
@@ -246,9 +246,12 @@ _backlog = {
 }
 
 
-def exposition(backlog: Backlog | None) -> bytes:
-    """Return everything in Prometheus' text format; without a backlog the database is away."""
-    _database_up.set(backlog is not None)
+def exposition(backlog: Backlog | None, *, is_up: bool) -> bytes:
+    """Return everything in Prometheus' text format, but a backlog that could not be read.
+
+    `is_up` is whether the database answered.
+    """
+    _database_up.set(is_up)
     shown = generate_latest(REGISTRY)
     if backlog is None:
         return shown

@@ -182,7 +182,7 @@ async def test_cancelled_while_it_waits_to_be_planned_anew_it_ends_when_the_last
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "nobody"})
     await cancel(api, mailing_id)
     await clear(engine)
-    assert await do(engine, audience.take_chunk) is False
+    assert await do(engine, audience.take_chunk) is None
     assert await do(engine, moving.finish) == []
 
     await finish(engine, FinishedMessage(claimed, "delivered", 1, sent_at=SENT_AT))

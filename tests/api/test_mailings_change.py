@@ -218,7 +218,7 @@ async def test_nothing_may_be_claimed_until_a_new_filter_is_taken(
     await mark(engine, clients["vip"], status="sending", **lease)
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": "912"})
     assert await running(engine) == []
-    assert await do(engine, take_chunk) is False  # one is on its way
+    assert await do(engine, take_chunk) is None  # one is on its way
     await mark(engine, clients["vip"], status="delivered", lease_owner=None, lease_expires_at=None)
     await take_audience(engine)
     assert len(await running(engine)) == 1

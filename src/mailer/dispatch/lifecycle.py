@@ -66,7 +66,7 @@ class Lifecycle:
         has_begun = to_do.begins and await self._begin()
         has_messages = False
         if has_begun or to_do.takes:
-            has_messages |= bool(await self._do(audience.take_chunk))
+            has_messages |= await self._take()
         if to_do.retries:
             has_messages |= bool(await self._do(lambda db: resending.resend_chunk(db, CHUNK)))
         if has_messages:
@@ -86,6 +86,12 @@ class Lifecycle:
             log.info("mailing_started", mailing_id=mailing_id)
             has_begun = True
         return has_begun
+
+    async def _take(self) -> bool:
+        taken = await self._do(audience.take_chunk)
+        if taken is not None and taken.is_last:
+            log.info("audience_taken", mailing_id=taken.mailing_id, clients=taken.clients_count)
+        return taken is not None
 
     async def _finish(self) -> bool:
         finished = await self._do(moving.finish) or []

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import structlog
@@ -59,12 +60,14 @@ def jobs(
 
     async def retire() -> None:
         async with engine.begin() as connection:
-            await moving.retire(connection, settings.retention_days, RETIRED)
+            retired = await moving.retire(connection, settings.retention_days, RETIRED)
+        if retired:
+            log.info("messages_retired", messages=retired)
 
     table = [
         Job("rescue", min(5, settings.lease / 4), rescue),
         Job("purge", 2, purge),
-        Job("fold", 1, fold),
+        Job("fold", 2, fold),
         Job("coarsen", 60, coarsen),
     ]
     if settings.retention_days:
@@ -75,14 +78,19 @@ def jobs(
 
 
 def scheduler_of(table: list[Job]) -> AsyncIOScheduler:
-    """Return a scheduler that runs each job of `table`, one run of it at a time."""
+    """Return a scheduler that runs each job of `table`, one run of it at a time.
+
+    They begin one after the other, so that they do not all want a connection at the same moment.
+    """
     scheduler = AsyncIOScheduler(timezone="UTC")
-    for job in table:
+    now = datetime.now(UTC)
+    for place, job in enumerate(table, 1):
         scheduler.add_job(
             _calmly(job),
             "interval",
             seconds=job.every,
             id=job.name,
+            next_run_time=now + timedelta(seconds=job.every * place / len(table)),
             misfire_grace_time=None,
             coalesce=True,
             max_instances=1,

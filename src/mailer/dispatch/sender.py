@@ -182,6 +182,7 @@ class Sender:
             return hand_back(claim)
         if self._breaker.state == "half_open":
             metrics.breaker("half_open")
+            log.info("breaker_probes")
         return Ready(claim, send, permit, now)
 
     async def _send(self, ready: Ready) -> FinishedMessage:

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import structlog
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -39,8 +38,6 @@ from mailer.db.schema import client, message
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
-
-log = structlog.get_logger()
 
 CHUNK = 5_000
 """Clients taken by one transaction: long enough to be quick, short enough to let others in."""
@@ -122,15 +119,23 @@ MOVE_CURSOR = text("""
     WHERE id = :id RETURNING clients_count""")
 
 
-async def take_chunk(connection: AsyncConnection) -> bool:
-    """Take the next chunk of some mailing's audience; False when there is none to take.
+class Taken(msgspec.Struct, frozen=True):
+    """A chunk of a mailing's audience that was taken."""
+
+    mailing_id: int
+    clients_count: int
+    is_last: bool
+
+
+async def take_chunk(connection: AsyncConnection) -> Taken | None:
+    """Take the next chunk of some mailing's audience; None when there is none to take.
 
     A mailing is planned anew only when no process may claim from it and all that was claimed is
     back: then no message that the change takes out can be sent after it.
     """
     mailing = await _next(connection)
     if mailing is None:
-        return False
+        return None
     bound = (await connection.execute(_bound(mailing))).one()
     upper = mailing.audience_until if bound.upper is None else bound.upper
     if bound.upper is not None:
@@ -139,10 +144,8 @@ async def take_chunk(connection: AsyncConnection) -> bool:
     if is_last:
         await tell(connection)  # it may be claimed from again
     moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
-    clients = (await connection.execute(MOVE_CURSOR, moved)).scalar_one()
-    if is_last:
-        log.info("audience_taken", mailing_id=mailing.id, clients=clients)
-    return True
+    clients_count = (await connection.execute(MOVE_CURSOR, moved)).scalar_one()
+    return Taken(mailing.id, clients_count, is_last)
 
 
 async def _next(connection: AsyncConnection) -> Row[Any] | None:

@@ -8,7 +8,6 @@ from datetime import datetime
 
 import asyncpg
 import msgspec
-import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,8 +16,6 @@ from mailer.mailing.model import ClientFilter, RunningMailing, Status
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
 from mailer.message import tally
-
-log = structlog.get_logger()
 
 UNDER_WAY = """
     SELECT clock_timestamp(), id, text, datetime_end, on_unknown,
@@ -138,7 +135,7 @@ FINISH = text("""
         WHERE ledger.scheduled = 0 AND ledger.sending = 0
             AND NOT mailing.is_settled AND mailing.deleted_at IS NULL
             AND mailing.audience_cursor = mailing.audience_until AND mailing.retry_before IS NULL
-        ORDER BY mailing.id FOR NO KEY UPDATE SKIP LOCKED
+        ORDER BY mailing.id LIMIT 500 FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE mailing SET is_settled = true, updated_at = now(),
         status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END
@@ -147,7 +144,10 @@ FINISH = text("""
 
 
 async def finish(connection: AsyncConnection) -> list[tuple[int, Status]]:
-    """Settle the mailings that have nothing left to do; return their ids and how they ended."""
+    """Settle mailings that have nothing left to do; return their ids and how they ended.
+
+    Some hundreds at a time: each updates the one row of what is settled.
+    """
     return [(row.id, row.status) for row in await connection.execute(FINISH)]
 
 
@@ -174,7 +174,7 @@ async def purge(connection: AsyncConnection, chunk: int) -> int:
 
 # One that may be retried keeps its messages until its end.
 RETIRE = text("""
-    UPDATE mailing SET retired_at = now() WHERE id = (
+    UPDATE mailing SET retired_at = coalesce(retired_at, now()) WHERE id = (
         SELECT id FROM mailing
         WHERE is_settled AND NOT is_emptied AND deleted_at IS NULL
             AND updated_at < clock_timestamp() - make_interval(days => :days)
@@ -183,7 +183,7 @@ RETIRE = text("""
     RETURNING id""")
 EMPTY = text("""
     DELETE FROM message WHERE id IN (
-        SELECT id FROM message WHERE mailing_id = :mailing_id LIMIT :chunk)""")
+        SELECT id FROM message WHERE mailing_id = :mailing_id ORDER BY client_id LIMIT :chunk)""")
 MARK_EMPTIED = text("UPDATE mailing SET is_emptied = true WHERE id = :mailing_id")
 
 
@@ -198,5 +198,4 @@ async def retire(connection: AsyncConnection, days: int, chunk: int) -> int:
     emptied = await connection.execute(EMPTY, {"mailing_id": mailing_id, "chunk": chunk})
     if emptied.rowcount < chunk:
         await connection.execute(MARK_EMPTIED, {"mailing_id": mailing_id})
-        log.info("mailing_emptied", mailing_id=mailing_id)
     return emptied.rowcount

@@ -14,6 +14,8 @@ from mailer.message.model import Status
 
 FINE = 120
 """Seconds for which outcomes are told apart by the second."""
+LATELY = 1_800
+"""Seconds after its end in which a mailing's last outcomes are added up."""
 RESOLUTIONS = ((1_800, 1), (18_000, 10), (108_000, 60), (1_080_000, 600))
 """Up to which span in seconds outcomes are told apart by how many seconds; then by the hour."""
 HOUR = 3_600
@@ -84,8 +86,8 @@ async def of_reason(connection: AsyncConnection, mailing_id: int, reason: str) -
 
 # One process folds at a time; what others add meanwhile waits for the next fold.
 LOCK = {"lock": -3}  # positive keys are mailings' ids; -1 is the migration's, -2 the import's
-TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:lock)")
-TRY_LOCK_TO_FOLD = text("""
+WAIT = text("SELECT pg_advisory_xact_lock(:lock)")
+TRY_LOCK = text("""
     SELECT EXISTS (SELECT FROM tally_move) AND pg_try_advisory_xact_lock(:lock)""")
 ADD = ", ".join(f'"{name}" = tally."{name}" + excluded."{name}"' for name in TALLY)
 FOLD = text(f"""
@@ -99,20 +101,24 @@ FOLD = text(f"""
 
 async def fold(connection: AsyncConnection, chunk: int) -> None:
     """Fold up to `chunk` moves, unless another process does."""
-    if (await connection.execute(TRY_LOCK_TO_FOLD, LOCK)).scalar_one():
+    if (await connection.execute(TRY_LOCK, LOCK)).scalar_one():
         await connection.execute(FOLD, {"chunk": chunk})
 
 
 RESOLUTION = " ".join(f"WHEN span <= {span} THEN {fine}" for span, fine in RESOLUTIONS)
 COARSEN = text(f"""
-    WITH fine AS MATERIALIZED (
+    WITH counted AS (
+        SELECT id FROM mailing WHERE NOT is_settled AND deleted_at IS NULL
+        UNION ALL
+        SELECT id FROM mailing WHERE is_settled AND NOT is_emptied AND deleted_at IS NULL
+            AND updated_at > now() - interval '{LATELY} seconds'
+    ), fine AS MATERIALIZED (
         SELECT id, CASE {RESOLUTION} ELSE {HOUR} END AS resolution
-        FROM mailing CROSS JOIN LATERAL (
+        FROM counted CROSS JOIN LATERAL (
             SELECT (SELECT key FROM tally WHERE mailing_id = id AND dimension = 'second'
                     ORDER BY key DESC LIMIT 1)::bigint
                 - (SELECT key FROM tally WHERE mailing_id = id AND dimension = 'second'
                     ORDER BY key LIMIT 1)::bigint AS span) AS outcomes
-        WHERE NOT is_settled AND deleted_at IS NULL
     ), gone AS (
         DELETE FROM tally USING fine WHERE mailing_id = id AND resolution > 1
             AND dimension = 'second' AND key < (extract(epoch FROM now())::bigint - {FINE})::text
@@ -125,12 +131,11 @@ COARSEN = text(f"""
 
 
 async def coarsen(connection: AsyncConnection) -> None:
-    """Add up what became of running mailings' messages long ago, unless another process does."""
-    if (await connection.execute(TRY_LOCK, LOCK)).scalar_one():
-        await connection.execute(COARSEN)
+    """Add up what became of messages long ago, of mailings that run or have ended lately."""
+    await connection.execute(WAIT, LOCK)
+    await connection.execute(COARSEN)
 
 
-WAIT = text("SELECT pg_advisory_xact_lock(:lock)")
 DROP = tuple(
     text(f"DELETE FROM {table} WHERE mailing_id = ANY (:mailing_ids)")  # noqa: S608  # ours
     for table in ("tally", "tally_move")

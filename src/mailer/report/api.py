@@ -46,14 +46,15 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
 @get("/metrics", include_in_schema=False)
 async def show_metrics(engine: NamedDependency[AsyncEngine]) -> Response[bytes]:
     """Answer in Prometheus' text format, which every version reads; also with the database away."""
+    is_up, waiting = False, None
     try:
         async with asyncio.timeout(PATIENCE), engine.connect() as connection:
+            is_up = True  # it was asked something before it was given
             waiting = await backlog.look(connection)
     except Exception as error:
         if not is_away(error):
             raise
-        waiting = None
-    return Response(metrics.exposition(waiting), media_type=METRICS)
+    return Response(metrics.exposition(waiting, is_up=is_up), media_type=METRICS)
 
 
 class StatisticsController(Controller):

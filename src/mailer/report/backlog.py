@@ -17,8 +17,7 @@ LOOK = text("""
         SELECT message.due_at FROM live CROSS JOIN LATERAL (
             SELECT due_at FROM message
             WHERE mailing_id = live.id AND message.status = 'scheduled'
-                AND due_at <= (SELECT clock_timestamp())
-            ORDER BY due_at) AS message
+                AND due_at <= (SELECT clock_timestamp())) AS message
         WHERE live.status = 'running' LIMIT 100000
     ), oldest AS (
         SELECT min(message.due_at) AS due_at FROM live CROSS JOIN LATERAL (

@@ -222,7 +222,7 @@ async def _hours(
         Bucket(
             datetime.fromtimestamp(at, zone),
             OutcomeCounts.of(
-                **{name: int(getattr(found[n], name)) for name in OUTCOMES if n in found}
+                **{name: max(0, int(getattr(found[n], name))) for name in OUTCOMES if n in found}
             ),
         )
         for n, at in enumerate(range(first, last, HOUR))

@@ -6,7 +6,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import structlog
-from sqlalchemy import Row, TextClause, func, select, text
+from sqlalchemy import Date, Row, TextClause, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.report.daily import daily_report
@@ -40,8 +40,15 @@ def pause_after(attempts: int) -> timedelta:
     return min(LONGEST_PAUSE, FIRST_PAUSE * (1 << min(attempts - 1, 10)))
 
 
+# Days on which no process ran are made up for; before the first report there is none to make up.
 ADD = text("""
-    INSERT INTO report (day, taken_until) VALUES (:day, :now) ON CONFLICT DO NOTHING""")
+    INSERT INTO report (day, taken_until)
+    SELECT missed::date, :now FROM generate_series(
+        greatest(:oldest + 1, (SELECT coalesce(max(day) + 1, :newest) FROM report))::timestamp,
+        (:newest)::timestamp, interval '1 day') AS missed
+    ON CONFLICT DO NOTHING""").bindparams(
+    bindparam("newest", type_=Date), bindparam("oldest", type_=Date)
+)
 # A row that another process locks, or has taken since, is not this one's.
 TAKE = text("""
     UPDATE report SET attempts = attempts + 1, taken_until = :until
@@ -117,7 +124,8 @@ class DailyMail:
         newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
         taking = {"now": now, "until": now + LEASE, "oldest": newest - OLDEST}
         async with self._engine.begin() as connection:
-            await connection.execute(ADD, {"day": newest, "now": now})
+            days = {"newest": newest, "oldest": newest - OLDEST}
+            await connection.execute(ADD, {**days, "now": now})
             return (await connection.execute(TAKE, taking)).one_or_none()
 
     async def _write(self, statement: TextClause, **values: object) -> None:

@@ -22,6 +22,7 @@ PATIENCE = 30.0
 """Seconds to wait for each answer of the mail server."""
 LONGEST = 120.0
 """Seconds for the whole of it."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253})")
 """What HTML takes for a mail address: all that are in use, and nothing that breaks a header."""
 
@@ -49,6 +50,17 @@ class Post(msgspec.Struct, frozen=True, kw_only=True):
         if self.user is not None and ADDRESS.fullmatch(self.user):
             return self.user
         return self.recipients[0]
+
+    @property
+    def starts_tls(self) -> bool | None:
+        """Whether the connection is to be encrypted once it is open; None where it may be.
+
+        With a login it must be: who strips the server's offer would get the password. On this
+        machine nobody is between.
+        """
+        if self.is_tls or self.user is None:
+            return False
+        return None if self.host in LOOPBACK else True
 
 
 def post_of(settings: Settings) -> Post:
@@ -94,8 +106,8 @@ async def send_report(report: DailyReport, post: Post, message_id: str | None = 
 
     `message_id` is the part before the @ of what the mail is known by, anew each time unless given.
 
-    With a login the connection is encrypted before it wherever the server can do that; smtps is
-    always encrypted. Raises `MailNotSentError`.
+    With a login the connection is encrypted before it, or the mail is not sent; on this machine
+    alone it may go in the clear. smtps is always encrypted. Raises `MailNotSentError`.
     """
     message = await asyncio.to_thread(_message, report, post, message_id)  # others are being served
     try:
@@ -107,7 +119,7 @@ async def send_report(report: DailyReport, post: Post, message_id: str | None = 
                 username=post.user,
                 password=post.password,
                 use_tls=post.is_tls,
-                start_tls=False if post.is_tls or post.user is None else None,
+                start_tls=post.starts_tls,
                 timeout=PATIENCE,
             )
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:

@@ -119,7 +119,8 @@ class Series(msgspec.Struct, frozen=True):
 class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """One mailing in detail.
 
-    `messages` is the ledger; each of the lists adds up to it, once the mailing has begun.
+    `messages` is the ledger. Reasons, operator codes and time zones add up to it, once the mailing
+    has begun; attempts and buckets to what of it has an outcome.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {

@@ -202,9 +202,14 @@ def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:
         for name in OUTCOMES:
             counts[name] += getattr(found, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
+    # what is taken back of outcomes that are added up already may lie beside them: no bucket owes
+    shown = ({name: max(0, count) for name, count in buckets[at].items()} for at in starts)
     return Series(
         bucket,
-        [Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**buckets[at])) for at in starts],
+        [
+            Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**counts))
+            for at, counts in zip(starts, shown, strict=True)
+        ],
     )
 
 

@@ -2,12 +2,13 @@
 
 import re
 import time
+from http import HTTPStatus
 from uuid import uuid4
 
 import structlog
 from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
 from mailer import metrics
 
@@ -18,13 +19,16 @@ GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What a caller's own id may be; another is not carried on, since logs would hold it."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 API = "/api/"
+CLIENT_GONE = 499
+"""Counted where a client went away before its request was whole; it never sees a status."""
 
 
 def observed(app: ASGIApp) -> ASGIApp:
     """Wrap an application: each request gets an id, which its answer and its log lines carry.
 
-    Requests to the API are logged at info, those for pages, pictures and probes at debug. A path
-    is logged and a query is not: it may hold a phone.
+    Requests to the API are logged at info, those for pages, pictures and probes at debug. Of what
+    was asked for only a path that a route knows is logged, which holds declared words and ids:
+    another, and a query, may hold anything.
     """
 
     async def observe(scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +38,8 @@ def observed(app: ASGIApp) -> ASGIApp:
         method = str(scope.get("method"))
         began = time.perf_counter()
         request_id = _given_id(scope) or uuid4().hex
-        status = 500
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR
+        is_gone = False
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -43,18 +48,31 @@ def observed(app: ASGIApp) -> ASGIApp:
                 MutableScopeHeaders.from_message(message)[HEADER] = request_id
             await send(message)
 
+        async def receive_on() -> ReceiveMessage:
+            nonlocal is_gone
+            message = await receive()
+            is_gone = message["type"] == "http.disconnect"
+            return message
+
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            asked = {"method": method, "path": scope["path"]}
-            log.debug("request_received", **asked)
+            counted = method if method in METHODS else "other"
+            log.debug("request_received", method=counted)
             try:
-                await app(scope, receive, send_on)
+                await app(scope, receive_on, send_on)
             finally:
                 seconds = time.perf_counter() - began
-                counted = method if method in METHODS else "other"
-                metrics.request_answered(counted, _route(scope), status, seconds)
+                if is_gone and status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                    status = CLIENT_GONE
+                route = scope.get("path_template")
+                metrics.request_answered(counted, str(route or "none"), status, seconds)
                 level = "info" if scope["path"].startswith(API) else "debug"
-                answered = {"status": status, "seconds": round(seconds, 6)}
-                getattr(log, level)("request_answered", **asked, **answered)
+                getattr(log, level)(
+                    "request_answered",
+                    method=counted,
+                    path=scope["path"] if route else None,
+                    status=status,
+                    seconds=round(seconds, 6),
+                )
 
     return observe
 
@@ -62,8 +80,3 @@ def observed(app: ASGIApp) -> ASGIApp:
 def _given_id(scope: Scope) -> str | None:
     given = Headers.from_scope(scope).get(HEADER, "")
     return given if GIVEN_ID.fullmatch(given) else None
-
-
-def _route(scope: Scope) -> str:
-    """Return the route that answered, as it is declared, and never what somebody made up."""
-    return str(scope.get("path_template") or "none")
