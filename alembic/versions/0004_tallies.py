@@ -77,10 +77,10 @@ TALLY_MOVES = {
 TALLY = """
     SELECT * FROM (
         SELECT mailing_id,
-            CASE grouping(operator_code, time_zone, reason, attempt, second)
-                WHEN 15 THEN 'operator_code' WHEN 23 THEN 'time_zone' WHEN 27 THEN 'reason'
-                WHEN 29 THEN 'attempts' ELSE 'second' END AS dimension,
-            coalesce(operator_code, time_zone, reason, attempt::text, second::text) AS key,
+            CASE grouping(operator_code, time_zone, reason, attempt, second, failure)
+                WHEN 31 THEN 'operator_code' WHEN 47 THEN 'time_zone' WHEN 55 THEN 'reason'
+                WHEN 59 THEN 'attempts' WHEN 61 THEN 'second' ELSE 'failure' END AS dimension,
+            coalesce(operator_code, time_zone, reason, attempt::text, second::text, failure) AS key,
             CASE WHEN grouping(operator_code, time_zone) < 3 THEN sum(created) ELSE sum(n) END
                 AS messages,
             coalesce(sum(n) FILTER (WHERE status = 'delivered'), 0) AS delivered,
@@ -88,16 +88,17 @@ TALLY = """
             coalesce(sum(n) FILTER (WHERE status = 'unknown'), 0) AS "unknown",
             coalesce(sum(n) FILTER (WHERE status = 'cancelled'), 0) AS cancelled
         FROM (
-            SELECT mailing_id, operator_code, time_zone, status, reason, n, created,
-                CASE WHEN has_outcome THEN attempts END AS attempt,
-                CASE WHEN has_outcome
-                    THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint
-                END AS second
+            SELECT mailing_id, operator_code, time_zone, status, reason, n, created, second,
+                CASE WHEN second IS NOT NULL THEN attempts END AS attempt,
+                second - second % 900 || ' ' || reason AS failure
             FROM ({moves}) AS moves CROSS JOIN LATERAL
-                (SELECT status NOT IN ('scheduled', 'sending') AS has_outcome) AS judged
+                (SELECT CASE WHEN status NOT IN ('scheduled', 'sending')
+                    THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint END
+                    AS second) AS ended
         ) AS row
         GROUP BY GROUPING SETS ((mailing_id, operator_code), (mailing_id, time_zone),
-            (mailing_id, reason), (mailing_id, attempt), (mailing_id, second))
+            (mailing_id, reason), (mailing_id, attempt), (mailing_id, second),
+            (mailing_id, failure))
     ) AS moved
     WHERE key IS NOT NULL AND (messages, delivered, undelivered, "unknown", cancelled)
         <> (0, 0, 0, 0, 0)"""

@@ -116,6 +116,22 @@ async def test_days_that_were_missed_are_sent_oldest_first_for_a_week(
     assert len(mailbox.envelopes) == 7
 
 
+async def test_days_on_which_no_process_ran_get_their_report_too(
+    engine: AsyncEngine, mailbox: Mailbox, port: int
+) -> None:
+    mail = daily_mail(engine, port)
+    await mail.send_due(MORNING)
+    for _ in range(9):
+        await mail.send_due(MORNING + 4 * A_DAY)
+    assert await value(engine, SENT) == [DAY + days * A_DAY for days in range(5)]
+
+    for _ in range(9):
+        await mail.send_due(MORNING + 30 * A_DAY)
+    last_week = [DAY + days * A_DAY for days in range(24, 31)]
+    assert (await value(engine, SENT))[5:] == last_week
+    assert len(mailbox.envelopes) == 12
+
+
 async def test_report_that_another_process_sends_is_left_to_it_until_its_lease_ends(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:

@@ -234,8 +234,9 @@ def _counts(*names: str) -> list[Column[int]]:
     return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
 
 
-# A mailing's messages by operator code, time zone, reason, attempts, and second of their outcome:
-# how many they are and what became of them. `tally_move` holds what is not folded into it yet.
+# A mailing's messages by operator code, time zone, reason, attempts, second of their outcome, and
+# by quarter of an hour and reason of their failure: how many they are and what became of them.
+# `tally_move` holds what is not folded into it yet.
 tally = Table(
     "tally",
     metadata,

@@ -98,7 +98,8 @@ COMPARE_TALLIES = text("""
             AND deleted_at IS NULL AND retired_at IS NULL
     ), each AS (
         SELECT mailing_id, operator_code, time_zone, reason, attempts, status,
-            status NOT IN ('scheduled', 'sending') AS has_outcome
+            CASE WHEN status NOT IN ('scheduled', 'sending')
+                THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint END AS second
         FROM message JOIN compared ON compared.id = mailing_id
     ), counted AS (
         SELECT mailing_id, dimension, key, count(*) AS messages,
@@ -108,8 +109,9 @@ COMPARE_TALLIES = text("""
             count(*) FILTER (WHERE status = 'cancelled') AS cancelled
         FROM each CROSS JOIN LATERAL (VALUES
             ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
-            ('attempts', CASE WHEN has_outcome THEN attempts::text END),
-            ('second', CASE WHEN has_outcome THEN 'any' END)) AS told (dimension, key)
+            ('attempts', CASE WHEN second IS NOT NULL THEN attempts::text END),
+            ('second', CASE WHEN second IS NOT NULL THEN 'any' END),
+            ('failure', second - second % 900 || ' ' || reason)) AS told (dimension, key)
         WHERE key IS NOT NULL
         GROUP BY mailing_id, dimension, key
     ), tallied AS (
