@@ -231,6 +231,9 @@ async def test_reason_is_escaped_in_html(engine: AsyncEngine) -> None:
     assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine), "cid:chart")
 
 
+ELSEWHERE = "smtp://report%40example.org:secret@mail.example.org"
+
+
 async def sample_report(engine: AsyncEngine) -> DailyReport:
     clients = await add_clients(engine, 3)
     mailing_id = await add_mailing(engine, clients=3)
@@ -329,7 +332,7 @@ async def test_login_is_encrypted_when_the_server_can(
     assert mailbox.mail()["From"] == "mailer <ops@example.org>"
 
 
-async def test_login_goes_on_without_encryption_when_the_server_cannot(
+async def test_login_goes_on_without_encryption_on_this_machine_alone(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
@@ -337,6 +340,8 @@ async def test_login_goes_on_without_encryption_when_the_server_cannot(
     await send_report(await sample_report(engine), post_of(settings_for(port, login=KNOWN)))
 
     assert mailbox.was_encrypted == [False]
+    elsewhere = msgspec.structs.replace(settings_for(port, login=KNOWN), smtp_url=ELSEWHERE)
+    assert post_of(elsewhere).starts_tls is True
 
 
 async def test_smtps_is_encrypted_from_the_start(

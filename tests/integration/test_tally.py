@@ -123,6 +123,25 @@ async def test_the_last_two_minutes_are_told_apart_by_the_second(engine: AsyncEn
     assert await value(engine, SECONDS) == 61
 
 
+@pytest.mark.parametrize(("ago", "left"), [(10, 6), (40, 60)])
+async def test_a_mailing_that_has_ended_lately_is_counted_more_coarsely_too(
+    engine: AsyncEngine, ago: int, left: int
+) -> None:
+    clients = await add_clients(engine, 60)
+    mailing_id = await add_mailing(engine, clients=60)
+    for number, client in enumerate(clients):
+        at = NOON + timedelta(seconds=number if number < 50 else 5_000 + number)
+        await add_messages(engine, mailing_id, [client], "delivered", at=at)
+    await fold(engine)
+    ends = f"is_settled = true, status = 'finished', updated_at = now() - interval '{ago} min'"
+    await execute(engine, f"UPDATE mailing SET {ends}")  # noqa: S608  # of a test
+
+    await do(engine, tally.coarsen)
+
+    assert await value(engine, SECONDS) == left
+    assert await differences(engine) == []
+
+
 async def test_a_deleted_mailing_leaves_no_tally(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, clients=4)
     await add_messages(engine, mailing_id, await add_clients(engine, 4), "delivered")
