@@ -125,8 +125,9 @@ async def send_report(report: DailyReport, post: Post, message_id: str | None = 
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
         said = f"the mail server {post.host}:{post.port} did not take the report: {_words(error)}"
         raise MailNotSentError(said) from error
-    for recipient, response in refused.items():
-        log.warning("report_refused", recipient=recipient, code=response.code)
+    if refused:
+        codes = sorted({response.code for response in refused.values()})
+        log.warning("report_refused", day=report.day, recipients=len(refused), codes=codes)
     log.info("report_sent", day=report.day, recipients=len(post.recipients) - len(refused))
 
 
