@@ -54,10 +54,12 @@ class Tally(msgspec.Struct, frozen=True):
 
 SUMS = ", ".join(f'sum("{name}")::bigint AS "{name}"' for name in TALLY)
 COLUMNS = ", ".join(f'"{name}"' for name in TALLY)
+SHOWN = "'operator_code', 'time_zone', 'reason', 'attempts', 'second'"
 OF_MAILING = text(f"""
     SELECT dimension, key, {SUMS} FROM (
-        SELECT * FROM tally WHERE mailing_id = :mailing_id
-        UNION ALL SELECT * FROM tally_move WHERE mailing_id = :mailing_id) AS moved
+        SELECT * FROM tally WHERE mailing_id = :mailing_id AND dimension IN ({SHOWN})
+        UNION ALL SELECT * FROM tally_move
+        WHERE mailing_id = :mailing_id AND dimension IN ({SHOWN})) AS moved
     GROUP BY dimension, key ORDER BY dimension, key""")  # noqa: S608  # our own columns
 OF_KEY = text(f"""
     SELECT {SUMS} FROM (
@@ -69,7 +71,10 @@ OF_KEY = text(f"""
 
 
 async def of_mailing(connection: AsyncConnection, mailing_id: int) -> dict[str, dict[str, Tally]]:
-    """Return a mailing's tallies by dimension and key, in the order of their keys."""
+    """Return a mailing's tallies by dimension and key, in the order of their keys.
+
+    All that its statistics show: failures by time are for the report of a day.
+    """
     found: dict[str, dict[str, Tally]] = defaultdict(dict)
     for dimension, key, *counts in await connection.execute(OF_MAILING, {"mailing_id": mailing_id}):
         if any(counts):
