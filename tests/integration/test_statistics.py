@@ -185,6 +185,15 @@ async def test_rate_and_expected_end_of_a_mailing_that_has_just_begun(engine: As
     assert left.total_seconds() == pytest.approx(60, rel=0.1)
 
 
+async def test_clients_who_are_still_to_be_taken_are_expected_too(engine: AsyncEngine) -> None:
+    mailing_id = await sending(engine)
+    await execute(engine, "UPDATE mailing SET clients_count = 151, audience_cursor = 91")
+    found = await statistics.of_mailing(engine, mailing_id)
+    assert found.expected_end is not None
+    left = found.expected_end - datetime.now(UTC)
+    assert left.total_seconds() == pytest.approx(120, rel=0.1)
+
+
 async def test_what_is_due_later_makes_the_expected_end_later(engine: AsyncEngine) -> None:
     found = await statistics.of_mailing(engine, await sending(engine, last_due=20 * MINUTE))
     assert found.expected_end is not None

@@ -182,8 +182,9 @@ def _expected_end(mailing: Mailing, sent: Row[Any], rate: float) -> datetime | N
 
     What is left at the mailing's end is given up then.
     """
-    left = mailing.scheduled_messages + mailing.sending_messages
-    if mailing.status != "running" or not left or not rate:
+    ended = sum(getattr(mailing, f"{outcome}_messages") for outcome in OUTCOMES)
+    left = mailing.clients_count - ended  # also those whose messages are still to be made
+    if mailing.status != "running" or left <= 0 or not rate:
         return None
     now: datetime = sent.now
     last_due_at: datetime = sent.last_due_at or now
