@@ -246,6 +246,23 @@ async def test_answer_comes_when_no_process_sends_for_the_mailing_any_more(
     assert (await asked).status_code in {200, 204}
 
 
+async def test_who_pauses_does_not_wait_any_longer_when_somebody_resumes(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    address = f"/mailings/{(await create(api, DUE))['id']}"
+    mailing_id = await begin(engine)
+    async with engine.connect() as pooled:
+        sender = await raw(pooled)
+        async with sender.transaction():
+            await sender.execute(HOLD_LOCK, mailing_id)
+            pausing = asyncio.create_task(api.post(f"{address}/pause"))
+            await asyncio.wait({pausing}, timeout=0.3)
+            assert (await api.post(f"{address}/resume")).status_code == 200
+            async with asyncio.timeout(1):
+                answer = await pausing
+    assert (answer.status_code, answer.json()["status"]) == (200, "running")
+
+
 # ---- pause and resume -----------------------------------------------------------------------
 
 

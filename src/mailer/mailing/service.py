@@ -194,8 +194,11 @@ async def _get_live(connection: AsyncConnection, mailing_id: int) -> Mailing:
 
 
 # A process that may send for a mailing holds this lock, shared, and lets go of it when it has
-# dropped the mailing and taken back its requests: with the lock in hand, nobody sends for it.
-IS_STOPPED = text("SELECT pg_try_advisory_xact_lock(:mailing_id)")
+# dropped the mailing and taken back its requests: with the lock in hand, nobody sends for it. Once
+# somebody has let it run again there is nothing left to wait for.
+IS_STOPPED = text("""
+    SELECT pg_try_advisory_xact_lock(:mailing_id) OR EXISTS (
+        SELECT FROM mailing WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
 PATIENCE = 30.0
 """Seconds to wait for every process to stop sending."""
 PAUSE = 0.02
