@@ -198,7 +198,8 @@ async def _get_live(connection: AsyncConnection, mailing_id: int) -> Mailing:
 # somebody has let it run again there is nothing left to wait for.
 IS_STOPPED = text("""
     SELECT pg_try_advisory_xact_lock(:mailing_id) OR EXISTS (
-        SELECT FROM mailing WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
+        SELECT FROM mailing
+        WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
 PATIENCE = 30.0
 """Seconds to wait for every process to stop sending."""
 PAUSE = 0.02
