@@ -276,10 +276,11 @@ def before_plainly(case: Case, timeout: float) -> Send | FinishedMessage:
     untried = claim.attempts - 1
     if claim.phone is None:
         return FinishedMessage(claim, "cancelled", untried, "client_deleted")
-    left = mailing.datetime_end - timedelta(milliseconds=100) - now
+    last = mailing.datetime_end - timedelta(milliseconds=100)
+    left = last - now
     if left <= timedelta(0):
         return FinishedMessage(claim, "cancelled", untried, "expired")
-    opening = opening_plainly(case, now, mailing.datetime_end)
+    opening = opening_plainly(case, now, last)
     if opening is None:
         return FinishedMessage(claim, "cancelled", untried, "no_window")
     if opening != now:
