@@ -15,7 +15,7 @@ STAGES = {
 async def test_every_stage_has_its_event_and_no_line_a_phone_text_or_token(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
-    gateway = await start_gateway(error_rate=0.3, reject_rate=0.2)
+    gateway = await start_gateway(malformed_rate=0.3, reject_rate=0.2)
     mailer = await start_mailer(**gateway.settings, log_level="debug", retry_base="0.1")
     await add_clients(mailer, 40)
     later = await mailer.call("POST", "/mailings", a_mailing(starts_in=60), 201)
