@@ -4,7 +4,8 @@ And the steps of the dispatcher, for tests in which no process runs.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -46,6 +47,7 @@ BEGIN = text("""
         is_settled = :is_settled
     WHERE id = :id""")
 
+HOLD_LOCK = text("SELECT pg_advisory_xact_lock_shared(:id)")
 STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
 LEDGER = text("SELECT * FROM ledger WHERE mailing_id = :id")
 
@@ -138,6 +140,14 @@ async def value(engine: AsyncEngine, query: str) -> Any:
     """Return the one value that a query finds."""
     async with engine.connect() as connection:
         return (await connection.execute(text(query))).scalar_one()
+
+
+@asynccontextmanager
+async def sending_for(engine: AsyncEngine, mailing_id: int) -> AsyncIterator[None]:
+    """Hold the lock that every process holds while it may send for a mailing."""
+    async with engine.begin() as connection:
+        await connection.execute(HOLD_LOCK, {"id": mailing_id})
+        yield
 
 
 # ---- what the dispatcher does ---------------------------------------------------------------

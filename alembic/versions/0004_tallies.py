@@ -102,13 +102,6 @@ TALLY = """
     ) AS moved
     WHERE key IS NOT NULL AND (messages, delivered, undelivered, "unknown", cancelled)
         <> (0, 0, 0, 0, 0)"""
-MOVE_TALLY = """
-CREATE FUNCTION {event}_moves_tally() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO tally_move {tally};
-    RETURN NULL;
-END $$
-"""
 
 # Of each mailing's outcomes, as many moments as statistics can show: of old ones the seconds are
 # added up to what is a part of their span.
@@ -140,10 +133,10 @@ DIRECTORY_MOVES = {
 DIRECTORY = """
     SELECT operator_code, tag, time_zone, sum(n) FROM ({moves}) AS row WHERE deleted_at IS NULL
     GROUP BY operator_code, tag, time_zone HAVING sum(n) <> 0"""
-MOVE_DIRECTORY = """
-CREATE FUNCTION {event}_moves_directory() RETURNS trigger LANGUAGE plpgsql AS $$
+NOTE_MOVES = """
+CREATE FUNCTION {event}_moves_{what}() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO directory_move {directory};
+    INSERT INTO {what}_move {moves};
     RETURN NULL;
 END $$
 """
@@ -225,12 +218,13 @@ def upgrade() -> None:
     op.execute("DROP FUNCTION delete_moves_ledger")
     for event in EVENTS:
         op.execute(MOVE_LEDGER.format(event=event, moves=LEDGER_MOVES[event]))
-        op.execute(MOVE_TALLY.format(event=event, tally=TALLY.format(moves=TALLY_MOVES[event])))
+        tally = TALLY.format(moves=TALLY_MOVES[event])
+        op.execute(NOTE_MOVES.format(event=event, what="tally", moves=tally))
         _create_trigger(event, "tally", "message")
     _create_trigger("update", "ledger", "message")
     for event, moves in DIRECTORY_MOVES.items():
         directory = DIRECTORY.format(moves=moves)
-        op.execute(MOVE_DIRECTORY.format(event=event, directory=directory))
+        op.execute(NOTE_MOVES.format(event=event, what="directory", moves=directory))
         _create_trigger(event, "directory", "client")
     op.execute(MOVE_SETTLED)
     op.execute(ON_SETTLED)

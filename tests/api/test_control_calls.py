@@ -16,6 +16,7 @@ from tests.sample import (
     execute,
     finish,
     running,
+    sending_for,
     take_audience,
 )
 
@@ -84,7 +85,6 @@ FAIL = """
     UPDATE message SET status = 'undelivered', reason = 'rejected_400'
     WHERE id = (SELECT min(id) FROM message)"""
 DELIVER = "UPDATE message SET status = 'delivered', sent_at = now() WHERE status = 'scheduled'"
-HOLD_LOCK = "SELECT pg_advisory_xact_lock_shared($1)"
 
 
 async def take(api: httpx.AsyncClient, engine: AsyncEngine, mailing_id: int, step: str) -> None:
@@ -235,14 +235,11 @@ async def test_answer_comes_when_no_process_sends_for_the_mailing_any_more(
 ) -> None:
     address = f"/mailings/{(await create(api, DUE))['id']}"
     mailing_id = await begin(engine)
-    async with engine.connect() as pooled:
-        sender = await raw(pooled)
-        async with sender.transaction():
-            await sender.execute(HOLD_LOCK, mailing_id)
-            asked = asyncio.create_task(api.request(method, f"{address}{path}"))
-            await asyncio.wait({asked}, timeout=0.3)
-            assert not asked.done()
-            assert await running(engine) == []  # every process can see it at once
+    async with sending_for(engine, mailing_id):
+        asked = asyncio.create_task(api.request(method, f"{address}{path}"))
+        await asyncio.wait({asked}, timeout=0.3)
+        assert not asked.done()
+        assert await running(engine) == []  # every process can see it at once
     assert (await asked).status_code in {200, 204}
 
 
@@ -251,15 +248,12 @@ async def test_who_pauses_does_not_wait_any_longer_when_somebody_resumes(
 ) -> None:
     address = f"/mailings/{(await create(api, DUE))['id']}"
     mailing_id = await begin(engine)
-    async with engine.connect() as pooled:
-        sender = await raw(pooled)
-        async with sender.transaction():
-            await sender.execute(HOLD_LOCK, mailing_id)
-            pausing = asyncio.create_task(api.post(f"{address}/pause"))
-            await asyncio.wait({pausing}, timeout=0.3)
-            assert (await api.post(f"{address}/resume")).status_code == 200
-            async with asyncio.timeout(1):
-                answer = await pausing
+    async with sending_for(engine, mailing_id):
+        pausing = asyncio.create_task(api.post(f"{address}/pause"))
+        await asyncio.wait({pausing}, timeout=0.3)
+        assert (await api.post(f"{address}/resume")).status_code == 200
+        async with asyncio.timeout(1):
+            answer = await pausing
     assert (answer.status_code, answer.json()["status"]) == (200, "running")
 
 

@@ -9,6 +9,7 @@ from tests.sample import (
     add_messages,
     do,
     execute,
+    sending_for,
     take_audience,
     value,
 )
@@ -133,14 +134,11 @@ async def test_two_processes_never_take_the_same_chunk(engine: AsyncEngine) -> N
 async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> None:
     mailing_id = await replanned_mailing(engine)
     await change_filter(engine)
-    async with engine.connect() as pooled:
-        sender = await raw(pooled)
-        async with sender.transaction():
-            await sender.execute(HOLD_LOCK, mailing_id)
-            replanning = asyncio.create_task(do(engine, audience.take_chunk))
-            await asyncio.wait({replanning}, timeout=0.3)
-            assert await one_message(engine) == "scheduled"
-            assert await value(engine, "SELECT replanning FROM mailing")
+    async with sending_for(engine, mailing_id):
+        replanning = asyncio.create_task(do(engine, audience.take_chunk))
+        await asyncio.wait({replanning}, timeout=0.3)
+        assert await one_message(engine) == "scheduled"
+        assert await value(engine, "SELECT replanning FROM mailing")
     await replanning
     await take_audience(engine)
 
@@ -151,11 +149,8 @@ async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> No
 async def test_audience_is_taken_while_processes_send(engine: AsyncEngine) -> None:
     await add_clients(engine, 2)
     await begun_mailing(engine)
-    async with engine.connect() as pooled:
-        sender = await raw(pooled)
-        async with sender.transaction(), asyncio.timeout(5):
-            await sender.execute(HOLD_LOCK, 1)
-            await take_audience(engine)
+    async with sending_for(engine, 1), asyncio.timeout(5):
+        await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == 2
 

@@ -7,6 +7,7 @@ moves that are not folded yet.
 from sqlalchemy import ColumnElement, Subquery, func, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db import locks
 from mailer.db.schema import directory, directory_move
 
 CLIENTS: Subquery = union_all(select(directory), select(directory_move)).subquery("directory")
@@ -20,7 +21,7 @@ async def count(connection: AsyncConnection, *conditions: ColumnElement[bool]) -
 
 
 # One process folds at a time; what others add meanwhile waits for the next fold.
-LOCK = {"lock": -4}  # positive keys are mailings' ids; -1 to -3 are taken
+LOCK = {"lock": locks.DIRECTORY}
 TRY_LOCK = text("""
     SELECT EXISTS (SELECT FROM directory_move) AND pg_try_advisory_xact_lock(:lock)""")
 FOLD = text("""

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client.csvfile import NOT_UTF8, CsvFile, Record, is_utf8
 from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, known_zones
+from mailer.db import locks
 from mailer.db.engine import raw
 from mailer.errors import ConflictError, FieldError, InvalidError
 from mailer.validation import check
@@ -26,8 +27,6 @@ TRIES = 5
 """Times that the staged lines are stored while others add clients of the same phones."""
 LONGEST = 3600.0
 """Seconds that one statement over a file may take, or wait for other imports."""
-LOCK = -2
-"""Key of the advisory lock by which imports take turns; -1 is the migration's."""
 
 
 class RejectedField(msgspec.Struct, frozen=True):
@@ -218,7 +217,7 @@ async def _store(database: asyncpg.Connection, staged: int, *, sets_tag: bool) -
     for _ in range(TRIES):
         try:
             async with database.transaction():
-                await database.execute(TAKE_TURNS, LOCK, timeout=LONGEST)
+                await database.execute(TAKE_TURNS, locks.IMPORT, timeout=LONGEST)
                 await database.execute(PREPARE, timeout=LONGEST)
                 await database.execute(LEAVE_LAST, timeout=LONGEST)
                 created = _count(await database.execute(INSERT, timeout=LONGEST))

@@ -10,18 +10,19 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.db import locks
+
 INSTALLED = Path(__file__).parent / "migrations"
 """Where a wheel carries them; a checkout has them at its top."""
 CHECKOUT = Path(__file__).parents[3] / "alembic"
-
-LOCK = -1
-"""Key of the advisory lock; positive keys are mailings' ids."""
 
 
 async def migrate(engine: AsyncEngine) -> None:
     """Bring the database to the newest schema; processes that start together take turns."""
     async with engine.begin() as connection:
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        await connection.execute(
+            text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATION}
+        )
         await connection.run_sync(_upgrade)
 
 

@@ -3,6 +3,8 @@
 Rows of `message` name their client and mailing without a foreign key: see docs/decisions/0003.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -15,6 +17,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     Time,
@@ -234,35 +237,37 @@ def _counts(*names: str) -> list[Column[int]]:
     return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
 
 
+def _tallied() -> list[Column[Any]]:
+    return [
+        Column("mailing_id", BigInteger, nullable=False, autoincrement=False),
+        Column("dimension", String, nullable=False),
+        Column("key", String, nullable=False),
+        *_counts(*TALLY),
+    ]
+
+
+def _kinds() -> list[Column[Any]]:
+    return [
+        Column("operator_code", String, nullable=False),
+        Column("tag", String),
+        Column("time_zone", String, nullable=False),
+        *_counts("clients"),
+    ]
+
+
 # A mailing's messages by operator code, time zone, reason, attempts, second of their outcome, and
 # by quarter of an hour and reason of their failure: how many they are and what became of them.
 # `tally_move` holds what is not folded into it yet.
 tally = Table(
-    "tally",
-    metadata,
-    Column("mailing_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("dimension", String, primary_key=True),
-    Column("key", String, primary_key=True),
-    *_counts(*TALLY),
+    "tally", metadata, *_tallied(), PrimaryKeyConstraint("mailing_id", "dimension", "key")
 )
-tally_move = Table(
-    "tally_move",
-    metadata,
-    Column("mailing_id", BigInteger, nullable=False),
-    Column("dimension", String, nullable=False),
-    Column("key", String, nullable=False),
-    *_counts(*TALLY),
-    postgresql_with=SHORT_LIVED,
-)
+tally_move = Table("tally_move", metadata, *_tallied(), postgresql_with=SHORT_LIVED)
 
 # How many living clients are alike in all that a filter asks for; and the moves not folded yet.
 directory = Table(
     "directory",
     metadata,
-    Column("operator_code", String, nullable=False),
-    Column("tag", String),
-    Column("time_zone", String, nullable=False),
-    *_counts("clients"),
+    *_kinds(),
     Index(
         "directory_operator_code_tag_time_zone_key",
         *("operator_code", "tag", "time_zone"),
@@ -270,15 +275,7 @@ directory = Table(
         postgresql_nulls_not_distinct=True,
     ),
 )
-directory_move = Table(
-    "directory_move",
-    metadata,
-    Column("operator_code", String, nullable=False),
-    Column("tag", String),
-    Column("time_zone", String, nullable=False),
-    *_counts("clients"),
-    postgresql_with=SHORT_LIVED,
-)
+directory_move = Table("directory_move", metadata, *_kinds(), postgresql_with=SHORT_LIVED)
 
 # One row a day whose report was due: which process sends it until when, or is to wait until then.
 report = Table(

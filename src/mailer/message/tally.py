@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db import locks
 from mailer.db.schema import TALLY
 from mailer.message.model import Status
 
@@ -61,12 +62,12 @@ OF_MAILING = text(f"""
         UNION ALL SELECT * FROM tally_move
         WHERE mailing_id = :mailing_id AND dimension IN ({SHOWN})) AS moved
     GROUP BY dimension, key ORDER BY dimension, key""")  # noqa: S608  # our own columns
-OF_KEY = text(f"""
+OF_REASON = text(f"""
     SELECT {SUMS} FROM (
         SELECT * FROM tally
-        WHERE mailing_id = :mailing_id AND dimension = :dimension AND key = :key
+        WHERE mailing_id = :mailing_id AND dimension = 'reason' AND key = :reason
         UNION ALL SELECT * FROM tally_move
-        WHERE mailing_id = :mailing_id AND dimension = :dimension AND key = :key) AS moved
+        WHERE mailing_id = :mailing_id AND dimension = 'reason' AND key = :reason) AS moved
     HAVING count(*) > 0""")  # noqa: S608  # likewise
 
 
@@ -84,13 +85,13 @@ async def of_mailing(connection: AsyncConnection, mailing_id: int) -> dict[str, 
 
 async def of_reason(connection: AsyncConnection, mailing_id: int, reason: str) -> Tally:
     """Return the tally of a mailing's messages that have a reason."""
-    asked = {"mailing_id": mailing_id, "dimension": "reason", "key": reason}
-    row = (await connection.execute(OF_KEY, asked)).one_or_none()
+    asked = {"mailing_id": mailing_id, "reason": reason}
+    row = (await connection.execute(OF_REASON, asked)).one_or_none()
     return Tally() if row is None else Tally(*row)
 
 
 # One process folds at a time; what others add meanwhile waits for the next fold.
-LOCK = {"lock": -3}  # positive keys are mailings' ids; -1 is the migration's, -2 the import's
+LOCK = {"lock": locks.TALLY}
 WAIT = text("SELECT pg_advisory_xact_lock(:lock)")
 TRY_LOCK = text("""
     SELECT EXISTS (SELECT FROM tally_move) AND pg_try_advisory_xact_lock(:lock)""")
