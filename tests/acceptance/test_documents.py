@@ -21,7 +21,9 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-async def test_every_call_in_readme_works(start_gateway: Gateways, start_mailer: Mailers) -> None:
+async def test_every_call_in_readme_works(
+    start_gateway: Gateways, start_mailer: Mailers, tmp_path: Path
+) -> None:
     gateway = await start_gateway(latency=3)  # README's mailing is not to be through meanwhile
     mailer = await start_mailer(**gateway.settings)
     address = (await mailer.event("started"))["address"]
@@ -32,6 +34,7 @@ async def test_every_call_in_readme_works(start_gateway: Gateways, start_mailer:
         script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
         ended = subprocess.run(  # noqa: S603  # what README says, and nothing to wait for
             ["/bin/bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=30,
