@@ -15,6 +15,7 @@ import asyncpg
 import structlog
 import uvicorn
 from litestar import Litestar, Router
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ASGIApp
 from rich.console import Console
@@ -22,7 +23,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo, metrics
-from mailer.admin.pages import Pages, template_config
+from mailer.admin.live import Live
+from mailer.admin.site import HANDLERS, site_router
 from mailer.client import commands
 from mailer.client.api import ClientController
 from mailer.client.importing import ImportReport
@@ -44,7 +46,7 @@ from mailer.web.assets import static_router
 from mailer.web.health import health_router
 from mailer.web.observing import observed
 from mailer.web.openapi import StructPlugin, openapi_config
-from mailer.web.problems import HANDLERS
+from mailer.web.origin import same_origin
 
 log = structlog.get_logger()
 
@@ -64,21 +66,26 @@ WRONG_URL = (
 """What PostgreSQL says to a wrong user, password or database."""
 
 
-def create_app(engine: AsyncEngine, breaker: Breaker | None = None) -> Litestar:
+def create_app(
+    engine: AsyncEngine, breaker: Breaker | None = None, live: Live | None = None
+) -> Litestar:
     """Return the web application over `engine`; `breaker` is None where nothing is sent."""
+    live = live or Live()
     api = Router(
         "/api/v1", route_handlers=[ClientController, MailingController, StatisticsController]
     )
     return Litestar(
-        route_handlers=[api, Pages, health_router(), show_metrics, static_router()],
+        route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
         dependencies={
             "engine": Provide(lambda: engine, sync_to_thread=False),
             "breaker": Provide(lambda: breaker, sync_to_thread=False),
+            "live": Provide(lambda: live, sync_to_thread=False),
         },
+        guards=[same_origin],
+        state=State({"breaker": breaker}),
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(version("mailer")),
         plugins=[StructPlugin()],
-        template_config=template_config(),
         request_max_body_size=BODY_LIMIT,
         logging_config=None,
     )
@@ -218,9 +225,10 @@ async def _serve(
             stack.push_async_callback(mail.finish, settings.shutdown_grace)
             report = mail.run
         dispatcher = Dispatcher(url, own_engine, gateway, breaker, settings, report=report)
-        app = create_app(engine, None if gateway is None else breaker)
+        live = Live()
+        app = create_app(engine, None if gateway is None else breaker, live)
         server = _Server(_server_config(observed(app), settings), on_start)
-        _stop_on_signals(server, dispatcher)
+        _stop_on_signals(server, dispatcher, live)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(dispatcher.run())
             tasks.create_task(server.serve(sockets=[listening]))
@@ -268,10 +276,11 @@ class _Server(uvicorn.Server):
             self._on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def _stop_on_signals(server: uvicorn.Server, dispatcher: Dispatcher) -> None:
+def _stop_on_signals(server: uvicorn.Server, dispatcher: Dispatcher, live: Live) -> None:
     def stop() -> None:
         log.info("stopping")
         notify_systemd("STOPPING=1")
+        live.stop()
         server.should_exit = True
         dispatcher.stop()
 

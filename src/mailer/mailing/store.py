@@ -123,6 +123,13 @@ async def count(connection: AsyncConnection, status: Status | None = None) -> in
     return int((await connection.execute(statement)).scalar_one())
 
 
+async def next_to_start(connection: AsyncConnection, limit: int) -> list[Mailing]:
+    """Return up to `limit` mailings that have not begun, the first to start first."""
+    statement = select_mailings().where(LIVE, mailing.c.status == "scheduled")
+    in_order = statement.order_by(mailing.c.datetime_start, mailing.c.id).limit(limit)
+    return [to_mailing(row) for row in await connection.execute(in_order)]
+
+
 async def mark_deleted(connection: AsyncConnection, mailing_id: int) -> None:
     """Take a mailing out of sight and of sending; raises `MailingNotFoundError`.
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from math import ceil
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from mailer.mailing.store import LIVE, select_mailings
 from mailer.message import tally
 from mailer.message.model import Status
 from mailer.message.tally import Tally
+from mailer.report import progress
 from mailer.report.model import (
     AttemptsCounts,
     Bucket,
@@ -35,7 +36,6 @@ from mailer.report.snapshot import snapshot
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 MOST_BUCKETS = 500
-MINUTE = 60
 DAY = 86_400
 STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
 """Seconds of a bucket that people read easily; longer ones are whole days."""
@@ -77,11 +77,6 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
 SENDING = text("""
     SELECT operator_code, time_zone, count(*) AS messages FROM message
     WHERE mailing_id = :mailing_id AND status = 'sending' GROUP BY operator_code, time_zone""")
-SENT = text("""
-    SELECT first_sent_at, last_sent_at, now() AS now,
-        (SELECT max(due_at) FROM message WHERE mailing_id = :mailing_id AND status = 'scheduled')
-            AS last_due_at
-    FROM ledger WHERE mailing_id = :mailing_id""")
 
 
 async def of_mailing(
@@ -97,9 +92,8 @@ async def of_mailing(
         mailing = await mailings.get(connection, mailing_id)
         tallies = await tally.of_mailing(connection, mailing_id)
         sending = list(await connection.execute(SENDING, this))
-        sent = (await connection.execute(SENT, this)).one()
-    messages, seconds = ledger_of(mailing), tallies["second"]
-    rate = _rate(seconds, sent)
+        [made] = await progress.of_mailings(connection, [mailing])
+    messages = ledger_of(mailing)
     return MailingStatistics(
         mailing_id=mailing_id,
         clients_count=mailing.clients_count,
@@ -119,11 +113,11 @@ async def of_mailing(
                 tallies["attempts"].items(), key=lambda item: int(item[0])
             )
         ],
-        over_time=_series(seconds, bucket),
-        rate=rate,
-        first_sent_at=sent.first_sent_at,
-        last_sent_at=sent.last_sent_at,
-        expected_end=_expected_end(mailing, sent, rate),
+        over_time=_series(tallies["second"], bucket),
+        rate=made.rate,
+        first_sent_at=made.first_sent_at,
+        last_sent_at=made.last_sent_at,
+        expected_end=made.expected_end,
     )
 
 
@@ -165,30 +159,6 @@ def _by(
         now = being_sent[value]
         outcomes = msgspec.structs.asdict(outcomes_of(found))
         yield value, MessageCounts(scheduled=found.waiting - now, sending=now, **outcomes)
-
-
-def _rate(seconds: Mapping[str, Tally], sent: Row[Any]) -> float:
-    """Return the messages sent a second over the last minute, or since the first was sent."""
-    if sent.first_sent_at is None:
-        return 0.0
-    now = sent.now.timestamp()
-    passed = max(1.0, min(MINUTE, now - sent.first_sent_at.timestamp()))
-    lately = (found for second, found in seconds.items() if int(second) > now - MINUTE)
-    return float(sum(found.delivered + found.unknown for found in lately) / passed)
-
-
-def _expected_end(mailing: Mailing, sent: Row[Any], rate: float) -> datetime | None:
-    """Return when nothing will be left to send, at this rate and by what is due; None if unknown.
-
-    What is left at the mailing's end is given up then.
-    """
-    ended = sum(getattr(mailing, f"{outcome}_messages") for outcome in OUTCOMES)
-    left = mailing.clients_count - ended  # also those whose messages are still to be made
-    if mailing.status != "running" or left <= 0 or not rate:
-        return None
-    now: datetime = sent.now
-    last_due_at: datetime = sent.last_due_at or now
-    return min(max(now + timedelta(seconds=left / rate), last_due_at), mailing.datetime_end)
 
 
 def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:

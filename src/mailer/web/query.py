@@ -23,7 +23,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mailer.db.paging import Position
 from mailer.errors import FieldError
-from mailer.validation import MAX_ID, Input, check
+from mailer.validation import MAX_ID, Given, Input, check
 
 _CAPITAL = re.compile("[A-Z]")
 
@@ -88,15 +88,25 @@ def takes(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]:
 
 
 def _reader(model: type[Input]) -> Callable[..., Any]:
-    async def read(request: Request[Any, Any, Any]) -> Input:
-        query = request.scope["query_string"].decode("ascii", "surrogateescape")
-        values: dict[str, list[str]] = parse_qs(
-            query, keep_blank_values=True, errors="surrogateescape"
-        )
-        given = {_text(name): _only(parameter) for name, parameter in values.items()}
-        return check(model, given, datetime.now(UTC), strict=False)
+    async def read_asked(request: Request[Any, Any, Any]) -> Input:
+        return read(request, model)
 
-    return read
+    return read_asked
+
+
+def read(
+    request: Request[Any, Any, Any], model: type[Given], *, blank_is_absent: bool = False
+) -> Given:
+    """Return the query of a request as a `model`; raises `InvalidError` naming all that is wrong.
+
+    With `blank_is_absent` it may be a form's, which sends its empty fields too.
+    """
+    query = request.scope["query_string"].decode("ascii", "surrogateescape")
+    values: dict[str, list[str]] = parse_qs(
+        query, keep_blank_values=not blank_is_absent, errors="surrogateescape"
+    )
+    given = {_text(name): _only(parameter) for name, parameter in values.items()}
+    return check(model, given, datetime.now(UTC), strict=False)
 
 
 def _text(name: str) -> str:

@@ -1,0 +1,47 @@
+"""Forms: what was typed, and what is wrong with it, beside each field."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from litestar import Request
+
+from mailer.errors import FieldError, InvalidError
+
+
+class Form(msgspec.Struct, frozen=True):
+    """A form as it is shown: the text of each field, and what is wrong with it."""
+
+    values: Mapping[str, str]
+    errors: Mapping[str, Sequence[str]] = msgspec.field(default_factory=dict)
+
+    def __getitem__(self, field: str) -> str:
+        """Return what stands in a field."""
+        return self.values.get(field, "")
+
+    def refused(self, error: InvalidError, names: Mapping[str, str] | None = None) -> "Form":
+        """Return the form with what is wrong with it; `names` has fields that are called otherwise.
+
+        What is wrong with a field that the form lacks is said under "", above all fields.
+        """
+        errors: dict[str, list[str]] = defaultdict(list)
+        for each in error.errors:
+            field = (names or {}).get(each.field, each.field)
+            errors[field if field in self.values else ""].append(each.message)
+        return Form(self.values, errors)
+
+
+async def typed(request: Request[Any, Any, Any], *fields: str) -> dict[str, str]:
+    """Return what was typed into `fields` of a form, with line ends as text has them.
+
+    A box that is not ticked is not sent, and counts as empty. Raises `InvalidError` when it is not
+    a form in UTF-8.
+    """
+    try:
+        pairs = parse_qsl((await request.body()).decode(), keep_blank_values=True, errors="strict")
+    except (UnicodeDecodeError, ValueError) as error:
+        raise InvalidError([FieldError("", "is not a form in UTF-8")]) from error
+    given = dict(pairs)
+    return {field: given.get(field, "").replace("\r\n", "\n") for field in fields}

@@ -1,0 +1,156 @@
+"""Pages from their templates: what every page shows, and how moments and numbers are written."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+from babel.dates import format_datetime, format_timedelta
+from babel.numbers import format_decimal, format_percent
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from litestar import MediaType, Request, Response
+from litestar.datastructures import Cookie
+from litestar.di import NamedDependency
+from litestar.response import Redirect
+from litestar.status_codes import HTTP_303_SEE_OTHER
+from markupsafe import Markup
+
+from mailer.admin import words
+from mailer.admin.language import LANGUAGES, gettext, locale, ngettext, say, speaking, spoken
+from mailer.admin.viewer import Viewer, viewer_of
+from mailer.gateway.breaker import Breaker, GatewayStatus
+from mailer.web.assets import asset_url
+
+TEN = 10
+DONE = "done"
+"""The cookie that tells the next page what was done: a name that `said.html` knows."""
+DAY, MINUTE = "d MMM y, HH:mm", "HH:mm"
+HEADERS = {"Cache-Control": "private, no-cache", "Vary": "Cookie, Accept-Language, HX-Request"}
+
+
+class Show(msgspec.Struct, frozen=True):
+    """What a page is made with, whatever it shows."""
+
+    viewer: Viewer
+    path: str
+    """The address of the page, with its query: where one is after choosing a language."""
+    breaker: Breaker | None
+    done: str | None = None
+    is_part: bool = False
+    """Whether a script asks, for a part of the page that is there."""
+
+    @property
+    def gateway(self) -> GatewayStatus:
+        """How it goes with the gateway at this moment."""
+        return GatewayStatus(is_set=False) if self.breaker is None else self.breaker.status()
+
+    def is_under(self, address: str) -> bool:
+        """Whether the page belongs to the part of the site at an address."""
+        path = self.path.partition("?")[0]
+        return path == address or (address != "/" and path.startswith(f"{address}/"))
+
+    def page(self, template: str, status: int = 200, **facts: object) -> Response[str]:
+        """Answer with a page."""
+        content = self.part(template, **facts)
+        cookies = [Cookie(DONE, path="/", max_age=0)] if self.done else []
+        return Response(
+            content,
+            status_code=status,
+            media_type=MediaType.HTML,
+            headers=HEADERS,
+            cookies=cookies,
+        )
+
+    def part(self, template: str, **facts: object) -> str:
+        """Return the HTML of a template."""
+        with speaking(self.viewer.language):
+            made = _environment().get_template(template)
+            return made.render(show=self, viewer=self.viewer, **facts)
+
+
+def show_of(request: Request[Any, Any, Any], breaker: NamedDependency[Breaker | None]) -> Show:
+    """Return what a page for this request is made with."""
+    query = request.url.query
+    return Show(
+        viewer=viewer_of(request),
+        path=f"{request.url.path}?{query}" if query else request.url.path,
+        breaker=breaker,
+        done=request.cookies.get(DONE),
+        is_part="HX-Request" in request.headers,
+    )
+
+
+def done(what: str, path: str) -> Redirect:
+    """Go on to a page, which then says what was done."""
+    said = Cookie(DONE, value=what, path="/", httponly=True, samesite="lax")
+    return Redirect(path, status_code=HTTP_303_SEE_OTHER, cookies=[said])
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mailer.admin"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n", "jinja2.ext.do"],
+    )
+    environment.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]  # the extension's
+    environment.globals.update(asset_url=asset_url, languages=LANGUAGES)
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def number(value: float) -> str:
+    """Return a number as the reader writes it; a fraction below ten with one decimal."""
+    form = "#,##0.#" if value < TEN else "#,##0"
+    return str(format_decimal(value, form, locale(spoken())))
+
+
+def percent(part: int, whole: int) -> str:
+    """Return a share; 100 % only of all, 0 % only of nothing."""
+    share = part / whole if whole else 0.0
+    if 0 < share < 1:
+        share = min(0.999, max(0.001, share))
+    return str(format_percent(share, "#,##0.#%" if 0 < share < 1 else "#,##0%", locale(spoken())))
+
+
+def clock(moment: datetime, zone: str, form: str = DAY) -> str:
+    """Return what the clocks of a zone show at a moment."""
+    return str(format_datetime(moment, form, tzinfo=ZoneInfo(zone), locale=locale(spoken())))
+
+
+def moment(at: datetime, viewer: Viewer, form: str = DAY) -> Markup:
+    """Return a moment on the viewer's clock, which tells UTC too."""
+    exact = at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    title = f"{clock(at, 'UTC')} UTC"
+    text = clock(at, viewer.time_zone, form)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, title, text)
+
+
+def duration(seconds: float) -> str:
+    """Return how long something takes, roughly."""
+    exact = timedelta(seconds=round(seconds))
+    return str(format_timedelta(exact, threshold=1.2, locale=locale(spoken())))
+
+
+def excerpt(text: str, longest: int = 80) -> str:
+    """Return the beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 1].rstrip()}…"
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "number": number,
+    "clock": clock,
+    "moment": moment,
+    "duration": duration,
+    "excerpt": excerpt,
+    "say": say,
+    "reason": words.reason,
+    "mailing_status": lambda status: gettext(words.MAILING_STATUSES[status]),
+    "message_status": lambda status: gettext(words.MESSAGE_STATUSES[status]),
+}

@@ -1,0 +1,83 @@
+"""The pages together: their policy, what they say when something is wrong, and preferences."""
+
+import re
+from typing import Any
+
+from litestar import Request, Response, Router, post
+from litestar.datastructures import Cookie, ResponseHeader
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.response import Redirect
+from litestar.status_codes import HTTP_303_SEE_OTHER
+
+from mailer.admin.form import typed
+from mailer.admin.language import LANGUAGES
+from mailer.admin.overview import Overview
+from mailer.admin.render import show_of
+from mailer.admin.viewer import LANGUAGE, TIME_ZONE
+from mailer.client.model import known_zones
+from mailer.errors import MailerError
+from mailer.web.problems import Problem, on_http_error, on_mailer_error, on_other_error
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+YEAR = 365 * 24 * 3600
+OWN_PATH = re.compile(r"/(?![/\\])")
+"""What a path of ours begins with: `//host` would lead to another host."""
+API, JSON, HTML = "/api/", "application/json", "text/html"
+
+
+@post("/preferences")
+async def prefer(request: Request[Any, Any, Any]) -> Redirect:
+    """Keep the language and the time zone that were chosen, and go back."""
+    given = await typed(request, LANGUAGE, TIME_ZONE, "back")
+    chosen = {
+        name: given[name]
+        for name, known in ((LANGUAGE, LANGUAGES), (TIME_ZONE, known_zones()))
+        if given[name] in known
+    }
+    cookies = [
+        Cookie(name, value=value, path="/", max_age=YEAR, samesite="lax")
+        for name, value in chosen.items()
+    ]
+    is_ours = OWN_PATH.match(given["back"])
+    return Redirect(
+        given["back"] if is_ours else "/", status_code=HTTP_303_SEE_OTHER, cookies=cookies
+    )
+
+
+def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Answer what went wrong: with a page to a person, as a problem to a program."""
+    answer = _problem(request, error)
+    is_for_people = request.accept.best_match([JSON, HTML]) == HTML
+    if not is_for_people or request.url.path.startswith(API):
+        return answer
+    problem = answer.content
+    show = show_of(request, request.app.state.breaker)
+    return show.page("wrong.html", problem.status, problem=problem)
+
+
+def _problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    match error:
+        case MailerError():
+            return on_mailer_error(request, error)
+        case HTTPException():
+            return on_http_error(request, error)
+        case _:
+            return on_other_error(request, error)
+
+
+HANDLERS: dict[Any, Any] = dict.fromkeys((MailerError, HTTPException, Exception), on_error)
+
+
+def site_router() -> Router:
+    """Return the router of all pages."""
+    return Router(
+        "/",
+        route_handlers=[Overview, prefer],
+        dependencies={"show": Provide(show_of, sync_to_thread=False)},
+        response_headers=[ResponseHeader(name="Content-Security-Policy", value=POLICY)],
+        include_in_schema=False,
+    )

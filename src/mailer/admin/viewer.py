@@ -1,0 +1,40 @@
+"""Who looks at a page: in which language, and on which clock."""
+
+from typing import Any
+
+import msgspec
+from litestar import Request
+
+from mailer.admin.language import choose
+from mailer.client.model import known_zones
+
+LANGUAGE, TIME_ZONE = "language", "time_zone"
+"""The cookies that keep what was chosen; the second one a script sets on the first visit."""
+
+
+class Viewer(msgspec.Struct, frozen=True):
+    """The language and the IANA time zone that pages are made for."""
+
+    language: str
+    time_zone: str
+
+
+def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
+    """Return who asks: by cookies, else by the browser's languages and in UTC."""
+    zone = request.cookies.get(TIME_ZONE, "").replace("%2F", "/")
+    return Viewer(
+        choose(request.cookies.get(LANGUAGE), _languages(request)),
+        zone if zone in known_zones() else "UTC",
+    )
+
+
+def _languages(request: Request[Any, Any, Any]) -> list[str]:
+    """Return the languages of Accept-Language, the most wanted first (RFC 9110, 12.5.4)."""
+    weighed = []
+    for part in request.headers.get("Accept-Language", "").split(","):
+        name, _, weight = part.partition(";q=")
+        try:
+            weighed.append((-float(weight or 1), name.strip()))
+        except ValueError:
+            continue
+    return [name for weight, name in sorted(weighed, key=lambda each: each[0]) if weight]

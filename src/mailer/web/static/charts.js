@@ -1,0 +1,89 @@
+// Draws tables of outcomes over time as stacked bars. The table stays, for whoever reads it.
+"use strict";
+
+const language = document.documentElement.lang;
+const zone = document.documentElement.dataset.zone;
+const charts = new Map();
+
+// Columns: the moments, and for each name the sum of it and of those before it.
+function read(figure) {
+  const table = document.getElementById(figure.dataset.chart);
+  const series = [...table.querySelectorAll("th[data-series]")].map((head) => ({
+    name: head.dataset.series,
+    label: head.textContent,
+  }));
+  const rows = [...table.tBodies[0].rows];
+  const moments = rows.map((row) => Date.parse(row.querySelector("time").dateTime) / 1000);
+  const counts = series.map((_, at) => rows.map((row) => Number(row.cells[at + 1].dataset.value)));
+  const sums = [];
+  for (const column of counts) {
+    const below = sums.at(-1);
+    sums.push(below ? column.map((count, at) => count + below[at]) : column);
+  }
+  return { series, counts, data: [moments, ...sums.reverse()] };
+}
+
+function draw(figure) {
+  const canvas = figure.querySelector(".canvas");
+  const { series, counts, data } = read(figure);
+  const known = charts.get(figure);
+  if (known) {
+    known.counts.splice(0, known.counts.length, ...counts);
+    known.plot.setData(data);
+    return;
+  }
+  const colour = (name) => {
+    canvas.style.color = `var(--${name})`; // as the style sheet has it, light or dark
+    const { color } = getComputedStyle(canvas);
+    canvas.style.color = "";
+    return color;
+  };
+  const number = new Intl.NumberFormat(language);
+  const timeOf = (options) => {
+    const format = new Intl.DateTimeFormat(language, { timeZone: zone, hourCycle: "h23", ...options });
+    return (at) => format.format(at * 1000);
+  };
+  const seconds = Number(figure.dataset.seconds);
+  const hour = timeOf({ hour: "2-digit", minute: "2-digit" });
+  const day = timeOf({ day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+  const second = timeOf({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const axis = { font: "12px system-ui, sans-serif", stroke: () => colour("faint"), grid: { stroke: () => colour("line"), width: 1 } };
+  const plot = new uPlot(
+    {
+      width: canvas.clientWidth || 300,
+      height: 200,
+      scales: {
+        x: { range: (_, first, last) => [first, last + seconds] },
+        y: { range: (_, __, most) => [0, Math.max(1, most * 1.05)] },
+      },
+      axes: [
+        { ...axis, values: (_, splits, __, ___, step) => splits.map(step < 60 ? second : step < 86400 ? hour : day) },
+        { ...axis, size: 64, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? number.format(value) : "")) },
+      ],
+      series: [
+        { label: figure.dataset.moment, value: (_, at) => (at == null ? "" : day(at)) },
+        // the highest sums first: what is drawn later stands before it
+        ...series.map((each, at) => ({
+          label: each.label,
+          fill: () => colour(each.name),
+          stroke: () => colour(each.name),
+          width: 0,
+          points: { show: false },
+          paths: uPlot.paths.bars({ size: [0.85, 60], align: 1 }),
+          value: (_, __, ___, row) => (row == null ? "" : number.format(charts.get(figure)?.counts[at][row] ?? 0)),
+        })).reverse(),
+      ],
+      cursor: { drag: { x: false, y: false } },
+    },
+    data,
+    canvas,
+  );
+  charts.set(figure, { plot, counts });
+  new ResizeObserver(() => canvas.clientWidth && plot.setSize({ width: canvas.clientWidth, height: 200 })).observe(canvas);
+}
+
+const drawAll = () => document.querySelectorAll("[data-chart]").forEach(draw);
+document.addEventListener("DOMContentLoaded", drawAll);
+document.addEventListener("live", drawAll);
+document.addEventListener("htmx:afterSettle", drawAll);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach(({ plot }) => plot.redraw()));

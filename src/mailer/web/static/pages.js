@@ -1,0 +1,77 @@
+// What pages do beyond the server's HTML: questions in a dialog, live sections, the viewer's clock.
+"use strict";
+
+// The clock that moments are shown on: the browser's, until another one is chosen.
+(() => {
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const isChosen = document.cookie.split("; ").some((each) => each.startsWith("time_zone="));
+  if (zone && !isChosen) {
+    document.cookie = `time_zone=${zone}; path=/; max-age=31536000; samesite=lax`;
+    const isKept = document.cookie.includes(`time_zone=${zone}`);
+    if (isKept && zone !== document.documentElement.dataset.zone) location.reload();
+  }
+})();
+
+document.addEventListener("focusin", (event) => {
+  const list = document.getElementById(event.target.getAttribute("list"));
+  if (list && list.id === "zones" && !list.options.length && Intl.supportedValuesOf) {
+    list.append(...["UTC", ...Intl.supportedValuesOf("timeZone")].map((zone) => new Option(zone)));
+  }
+});
+
+// A question that htmx has fetched opens as a dialog; without scripts it is a page of its own.
+document.addEventListener("htmx:afterSwap", (event) => {
+  const dialog = document.getElementById("dialog");
+  if (event.detail.target === dialog && !dialog.open) dialog.showModal();
+});
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-close]")) {
+    event.preventDefault();
+    document.getElementById("dialog").close();
+  }
+});
+
+document.addEventListener("DOMContentLoaded", () => document.querySelector("[autofocus]")?.focus());
+
+// Live sections: each event brings those that changed. A page that nobody sees asks for nothing:
+// browsers open only a few connections to one host.
+const address = document.body?.dataset.live;
+if (address) {
+  const offline = document.getElementById("offline");
+  let source = null;
+  let retry = 0;
+  // what scripts have drawn, and what was opened by hand, stays
+  const callbacks = {
+    beforeNodeMorphed: (shown) => !shown.classList?.contains("canvas"),
+    beforeAttributeUpdated: (name) => name !== "open",
+  };
+  const close = () => {
+    clearTimeout(retry);
+    source?.close();
+    source = null;
+  };
+  const open = () => {
+    close();
+    source = new EventSource(address);
+    source.onopen = () => (offline.hidden = true);
+    source.onmessage = (event) => {
+      const template = document.createElement("template");
+      template.innerHTML = event.data;
+      for (const section of [...template.content.children]) {
+        const shown = document.getElementById(section.id);
+        if (!shown) continue;
+        Idiomorph.morph(shown, section, { callbacks });
+        htmx.process(document.getElementById(section.id));
+        document.dispatchEvent(new CustomEvent("live", { detail: section.id }));
+      }
+    };
+    source.onerror = () => {
+      offline.hidden = false;
+      if (source.readyState === EventSource.CLOSED) retry = setTimeout(open, 5000);
+    };
+  };
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", (event) => event.persisted && open());
+  if (!document.hidden) open();
+}
