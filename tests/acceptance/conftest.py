@@ -1,181 +1,25 @@
-"""The real process and a real gateway on loopback."""
+"""Real processes and gateways on loopback."""
 
-import asyncio
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
-import aiohttp
-import msgspec
 import pytest
-
-from mailer.db.engine import connect, create_engine
-from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
-from mailer.report.verify import differences
-
-Found = TypeVar("Found")
-
-PATIENCE = 30.0
-"""Seconds after which a test stops waiting for what should have come long before."""
-
-
-class MailerProcess:
-    """`mailer serve`, and its API."""
-
-    def __init__(self, **settings: str) -> None:
-        self._environ = {
-            **{name: value for name, value in os.environ.items() if "MAILER" not in name},
-            "MAILER_AUTH": "none",
-            "MAILER_PORT": "0",
-            "MAILER_LOG_FORMAT": "json",
-            **{f"MAILER_{name.upper()}": value for name, value in settings.items()},
-        }
-        self.database_url = settings.get("database_url", "")
-        self.events: list[dict[str, Any]] = []
-
-    async def start(self, cwd: str | None = None, python_path: str = "") -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mailer", "serve"),
-            env=self._environ | {"PYTHONPATH": python_path},
-            cwd=cwd,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        self._reading = asyncio.create_task(self._read_log())
-        started = await self.event("started")
-        self.session = aiohttp.ClientSession(started["address"])
-
-    async def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            try:
-                self.events.append(msgspec.json.decode(line))
-            except msgspec.DecodeError:
-                self.events.append({"event": "line", "line": line.decode()})
-
-    async def event(self, name: str) -> dict[str, Any]:
-        """Wait for an event in the log."""
-
-        async def find() -> dict[str, Any] | None:
-            assert self.process.returncode is None, self.events[-20:]
-            return next((event for event in self.events if event["event"] == name), None)
-
-        return await until(find)
-
-    async def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit status."""
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        status = await asyncio.wait_for(self.process.wait(), PATIENCE)
-        await self._reading
-        await self.session.close()
-        return status
-
-    async def call(self, method: str, path: str, body: object = None, status: int = 200) -> Any:
-        """Call the API, expect a status, and return the answer's JSON."""
-        path = path if path.startswith("/health") else f"/api/v1{path}"
-        async with self.session.request(method, path, json=body) as answer:
-            assert answer.status == status, (answer.status, await answer.text())
-            content = await answer.read()
-            return msgspec.json.decode(content) if content else None
-
-    async def mailing(self, mailing_id: int) -> dict[str, Any]:
-        found: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
-        return found
-
-    async def finished(self, mailing_id: int, patience: float = PATIENCE) -> dict[str, Any]:
-        """Wait until a mailing is finished and return it."""
-
-        async def find() -> dict[str, Any] | None:
-            mailing = await self.mailing(mailing_id)
-            return mailing if mailing["status"] == "finished" else None
-
-        return await until(find, patience)
-
-    async def query(self, statement: str, *values: object) -> Any:
-        """Ask the database for one value."""
-        connection = await connect(self.database_url)
-        try:
-            return await connection.fetchval(statement, *values)
-        finally:
-            await connection.close()
-
-
-async def until(look: Callable[[], Awaitable[Found | None]], patience: float = PATIENCE) -> Found:
-    """Look again and again until something is found."""
-    async with asyncio.timeout(patience):
-        while (found := await look()) is None:
-            await asyncio.sleep(0.02)
-        return found
-
-
-class Gateway:
-    """A sandbox gateway that keeps what it takes."""
-
-    def __init__(self, faults: Faults) -> None:
-        self.taken: list[Taken] = []
-        self.sandbox = SandboxGateway(faults, token="secret", on_taken=self.taken.append)  # noqa: S106  # of a test
-        self.url = ""
-
-    async def until_taken(self, count: int) -> None:
-        """Wait until so many requests have come."""
-
-        async def look() -> bool | None:
-            return len(self.taken) >= count or None
-
-        await until(look)
-
-    @property
-    def ids(self) -> list[int]:
-        """The messages of every request so far, in order."""
-        return [taken.id for taken in self.taken if taken.id is not None]
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {"gateway_url": self.url, "gateway_token": "secret"}
-
-
-Gateways = Callable[..., Awaitable[Gateway]]
-Mailers = Callable[..., Awaitable[MailerProcess]]
+from tests.processes import Gateways, Mailers, gateways, mailers
 
 
 @pytest.fixture
 async def start_gateway() -> AsyncIterator[Gateways]:
     """Starts sandbox gateways."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def start(**faults: Any) -> Gateway:
-            gateway = Gateway(Faults(**faults))
-            gateway.url = await stack.enter_async_context(gateway.sandbox.run())
-            return gateway
-
+    async with gateways() as start:
         yield start
 
 
 @pytest.fixture
 async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
     """Starts mailer processes on the test's database, whose ledgers must add up at the end."""
-    started: list[MailerProcess] = []
-
-    async def start(**settings: str) -> MailerProcess:
-        mailer = MailerProcess(**{"database_url": database_url} | settings)
-        started.append(mailer)
-        await mailer.start()
-        return mailer
-
-    yield start
-    for mailer in started:
-        await mailer.stop(signal.SIGKILL)
-    engine = create_engine(database_url)
-    assert await differences(engine) == []  # whatever has happened, the numbers add up
-    await engine.dispose()
+    async with mailers(database_url) as start:
+        yield start
 
 
 @pytest.fixture
@@ -185,17 +29,3 @@ def data_dir() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         yield folder
-
-
-def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself."""
-    environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
-    environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
-    return subprocess.run(  # noqa: S603  # our own command
-        [sys.executable, "-m", "mailer", *arguments],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )

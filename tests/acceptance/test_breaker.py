@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.acceptance.conftest import PATIENCE, Gateways, MailerProcess, Mailers, until
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import PATIENCE, Gateways, MailerProcess, Mailers, until
 from tests.wire import OK, answer, request_of, served
 
 from mailer.gateway.sandbox import Faults, SandboxGateway, Taken

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, run
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, MailerProcess, Mailers, run
 
 from mailer.db.engine import create_engine
 

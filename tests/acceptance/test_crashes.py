@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.acceptance.conftest import PATIENCE, Gateways, MailerProcess, Mailers, until
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import PATIENCE, Gateways, MailerProcess, Mailers, until
 
 from mailer.db.embedded import embedded_postgres
 

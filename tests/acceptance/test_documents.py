@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
+from tests.processes import Gateways, MailerProcess, Mailers, until
 
 from mailer.settings import Settings, read_settings
 

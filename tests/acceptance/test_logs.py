@@ -2,8 +2,8 @@
 
 import re
 
-from tests.acceptance.conftest import Gateways, Mailers
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, Mailers
 
 STAGES = {
     *("started", "request_received", "request_answered"),

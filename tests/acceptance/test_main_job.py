@@ -5,7 +5,7 @@ import signal
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
+from tests.processes import Gateways, MailerProcess, Mailers, until
 
 
 def a_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import time
 from itertools import pairwise
 
-from tests.acceptance.conftest import Gateways, Mailers
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, Mailers
 
 RATE = 150
 SECONDS = 10.0

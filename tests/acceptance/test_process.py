@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, run, until
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, MailerProcess, Mailers, run, until
 
 from mailer.db.embedded import embedded_postgres
 

@@ -4,8 +4,8 @@ import signal
 from datetime import datetime
 from statistics import median
 
-from tests.acceptance.conftest import Gateways, Mailers
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, Mailers
 
 AUDIENCE = 12_000
 PROMPT = 0.3

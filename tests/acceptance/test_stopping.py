@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.acceptance.conftest import Gateways, MailerProcess, Mailers, until
 from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, MailerProcess, Mailers, until
 
 PROMPT = 1.0
 """Seconds in which a call must have acted."""
