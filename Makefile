@@ -11,7 +11,9 @@ CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
 	scale two_processes idle soak
 
-.PHONY: help demo test promtool lint fmt bench properties lock clean
+PROGRAMS := promtool chromium
+
+.PHONY: help demo test $(PROGRAMS) lint fmt bench properties lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -20,12 +22,14 @@ help: ## show this
 demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl-C ends it
 	@$(BIN)/mailer demo
 
-test: lint promtool ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
+test: lint $(PROGRAMS) ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
 	@$(BIN)/pytest -q -n 2 --dist loadfile
 
-promtool: # checks deploy/prometheus; where it cannot be installed, those tests are skipped
-	@command -v promtool >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-		said=$$({ $(INSTALL) prometheus || { apt-get update -qq && $(INSTALL) prometheus; }; } 2>&1) || \
+promtool: PACKAGE := prometheus
+chromium: PACKAGE := chromium
+$(PROGRAMS): # of Debian; where it cannot be installed, the tests that need it are skipped
+	@command -v $@ >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+		said=$$({ $(INSTALL) $(PACKAGE) || { apt-get update -qq && $(INSTALL) $(PACKAGE); }; } 2>&1) || \
 		echo "$$said"
 
 lint: $(READY) ## ruff, mypy, import-linter

@@ -1,12 +1,10 @@
 """The alerts and the dashboard in deploy/, against what the application shows.
 
-promtool is in Debian's package `prometheus`; `make test` installs it where it may.
+promtool is in Debian's package `prometheus`.
 """
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.programs import needed
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
@@ -27,11 +26,7 @@ VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
 
 def promtool(*arguments: str | Path, given: str = "") -> str:
     """Run promtool and return what it says; it must find nothing wrong."""
-    program = shutil.which("promtool")
-    if program is None:
-        if "CI" in os.environ:
-            pytest.fail("promtool is not installed")
-        pytest.skip("promtool is not installed")
+    program = needed("promtool")
     done = subprocess.run(  # noqa: S603  # a program that was found
         [program, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
     )
