@@ -1,7 +1,6 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -161,16 +160,3 @@ def test_a_problem_names_every_wrong_field(schema: dict[str, Any]) -> None:
         "$ref": "#/components/schemas/FieldError"
     }
     assert models["FieldError"]["properties"].keys() == {"field", "message"}
-
-
-def test_vendored_files_are_what_they_are_said_to_be() -> None:
-    told = re.findall(
-        r"^\| (\S+) \| ([0-9a-f]{64}) \|$",
-        (assets.FOLDER / "VENDORED.md").read_text(),
-        re.MULTILINE,
-    )
-    found = {
-        str(file.relative_to(assets.FOLDER)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in Path(assets.FOLDER).glob("*/*")
-    }
-    assert dict(told) == found
