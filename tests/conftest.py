@@ -70,12 +70,18 @@ async def database_url(server_url: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="module")
-async def shared_engine(server_url: str) -> AsyncIterator[AsyncEngine]:
+async def shared_database_url(server_url: str) -> AsyncIterator[str]:
     """One database for the file: a new one takes as long as ten tests."""
     async with _database(server_url) as url:
-        engine = create_engine(url)
-        yield engine
-        await engine.dispose()
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def shared_engine(shared_database_url: str) -> AsyncIterator[AsyncEngine]:
+    """The file's database."""
+    engine = create_engine(shared_database_url)
+    yield engine
+    await engine.dispose()
 
 
 @pytest.fixture(scope="module")
