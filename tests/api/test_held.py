@@ -207,33 +207,20 @@ async def test_overview_says_since_when_and_why_the_gateway_takes_nothing(
     api: httpx.AsyncClient, engine: AsyncEngine, breaker: Breaker
 ) -> None:
     await add_mailings(api, engine)
-    assert "notice" not in await overview(api)
+    assert "not taking messages" not in await overview(api)
 
     fail(breaker)
 
     page = await overview(api)
-    assert "not taking messages since 2030-01-15 06:00:00 UTC (http_503)" in page
-    assert "the next try is at 06:00:15 UTC" in page
+    assert 'the gateway answered 503, since <time datetime="2030-01-15T06:00:00Z"' in page
+    assert 'Next try: <time datetime="2030-01-15T06:00:15Z"' in page
     later = AT + timedelta(seconds=RESET)
     probe = breaker.begin(later)
     assert "not taking messages" in await overview(api)
     assert probe is not None
     breaker.record(probe, Accepted(), later)
-    assert "notice" not in await overview(api)
+    assert "not taking messages" not in await overview(api)
 
 
 async def test_overview_says_that_no_gateway_is_set(application: httpx.AsyncClient) -> None:
     assert "No gateway is set, so nothing is sent." in await overview(application)
-
-
-async def test_overview_shows_every_mailing_and_escapes_what_it_says(
-    api: httpx.AsyncClient, engine: AsyncEngine
-) -> None:
-    ids = await add_mailings(api, engine)
-    await api.patch(f"/mailings/{ids['running']}", json={"text": "<script>alert(1)</script>"})
-    page = await overview(api)
-    for state, mailing_id in ids.items():
-        assert f"<h3>{mailing_id}. " in page
-        assert f'<span class="status {state}">{state}</span>' in page
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)" in page

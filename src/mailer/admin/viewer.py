@@ -21,7 +21,7 @@ class Viewer(msgspec.Struct, frozen=True):
 
 def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
     """Return who asks: by cookies, else by the browser's languages and in UTC."""
-    zone = request.cookies.get(TIME_ZONE, "").replace("%2F", "/")
+    zone = request.cookies.get(TIME_ZONE, "")
     return Viewer(
         choose(request.cookies.get(LANGUAGE), _languages(request)),
         zone if zone in known_zones() else "UTC",

@@ -1,0 +1,210 @@
+"""What holds for every page: policy, languages, clocks, errors, and whose requests are taken."""
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.calls import DUE, NEW, create
+from tests.sample import add_clients, begin
+
+from mailer.admin.live import Live
+from mailer.app import create_app
+from mailer.report import lately
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+SITE = "http://mailer"
+
+
+async def page(
+    api: httpx.AsyncClient,
+    path: str = "/",
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+) -> str:
+    answer = await api.get(f"{SITE}{path}", headers=BROWSER | (headers or {}))
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    return " ".join(answer.text.split())
+
+
+async def test_pages_run_no_inline_script_and_ask_no_other_host(api: httpx.AsyncClient) -> None:
+    answer = await api.get(f"{SITE}/")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|https?://", answer.text)
+
+
+async def test_pages_are_kept_by_nobody_but_the_browser(api: httpx.AsyncClient) -> None:
+    answer = await api.get(f"{SITE}/")
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert answer.headers["vary"] == "Cookie, Accept-Language, HX-Request"
+
+
+async def test_overview_shows_what_runs_and_what_comes_next_and_escapes_it(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await add_clients(engine, 3)
+    due = await create(api, DUE | {"text": "<script>alert(1)</script>"})
+    await begin(engine)
+    await create(api, NEW | {"text": "Later & better"})
+    shown = await page(api)
+    assert f'<a href="/mailings/{due["id"]}">&lt;script&gt;alert(1)&lt;/script&gt;</a>' in shown
+    assert "3 clients" in shown
+    assert "Later &amp; better" in shown
+    assert "alert(1)</script>" not in shown.replace("&lt;", "<").split("<main")[0]
+
+
+async def test_overview_with_nothing_in_it_leads_on(api: httpx.AsyncClient) -> None:
+    shown = await page(api)
+    assert "Nothing is being sent." in shown
+    assert "No mailing waits for its start." in shown
+
+
+@pytest.mark.parametrize(
+    ("accepted", "cookie", "language"),
+    [
+        ("", "", "en"),
+        ("ru", "", "ru"),
+        ("de-DE, ru;q=0.8, en;q=0.5", "", "ru"),
+        ("de, en;q=0.9, ru;q=0.8", "", "en"),
+        ("ru;q=0, en;q=0.1", "", "en"),
+        ("de", "", "en"),
+        ("en", "ru", "ru"),
+        ("ru", "en", "en"),
+        ("ru", "xx", "ru"),
+        ("ru;q=x, \x7f;;,", "", "en"),
+    ],
+)
+async def test_language_is_what_was_chosen_or_what_the_browser_prefers(
+    api: httpx.AsyncClient, accepted: str, cookie: str, language: str
+) -> None:
+    headers = {"Accept-Language": accepted, "Cookie": f"language={cookie}"}
+    assert f'<html lang="{language}"' in await page(api, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("cookie", "zone"),
+    [
+        ("Asia/Tokyo", "Asia/Tokyo"),
+        ("Asia%2FTokyo", "Asia/Tokyo"),
+        ("Mars/Base", "UTC"),
+        ("", "UTC"),
+    ],
+)
+async def test_moments_are_on_the_clock_that_a_cookie_names(
+    api: httpx.AsyncClient, cookie: str, zone: str
+) -> None:
+    assert f'data-zone="{zone}"' in await page(api, headers={"Cookie": f"time_zone={cookie}"})
+
+
+async def test_preferences_are_kept_and_lead_back(api: httpx.AsyncClient) -> None:
+    form = {"language": "ru", "time_zone": "Asia/Tokyo", "back": "/mailings?status=running"}
+    answer = await api.post(f"{SITE}/preferences", data=form)
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/mailings?status=running"
+    kept = answer.headers.get_list("set-cookie")
+    assert [each.split(";")[0] for each in kept] == ["language=ru", 'time_zone="Asia/Tokyo"']
+
+
+@pytest.mark.parametrize("back", ["", "//evil.example/", "/\\evil.example", "https://evil.example"])
+async def test_preferences_lead_to_no_other_site_and_keep_nothing_unknown(
+    api: httpx.AsyncClient, back: str
+) -> None:
+    form = {"language": "xx", "time_zone": "Mars/Base\r\nX: y", "back": back}
+    answer = await api.post(f"{SITE}/preferences", data=form)
+    assert answer.headers["location"] == "/"
+    assert "set-cookie" not in answer.headers
+
+
+async def test_unknown_pages_say_so_to_people_and_to_programs(api: httpx.AsyncClient) -> None:
+    assert "There is no such page" in await page(api, "/nothing", 404)
+    answer = await api.get(f"{SITE}/nothing")
+    assert answer.headers["content-type"] == "application/problem+json"
+    answer = await api.get(f"{SITE}/api/v1/mailings/1", headers=BROWSER)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://mailer"}, 303),
+        ({"Sec-Fetch-Site": "none"}, 303),
+        ({"Origin": "http://mailer"}, 303),
+        ({}, 303),
+    ],
+)
+async def test_what_another_site_has_a_browser_send_is_refused(
+    api: httpx.AsyncClient, headers: dict[str, str], status: int
+) -> None:
+    answer = await api.post(f"{SITE}/preferences", headers=headers)
+    assert answer.status_code == status
+
+
+async def test_api_too_refuses_what_another_site_has_a_browser_send(
+    api: httpx.AsyncClient,
+) -> None:
+    mailing = await create(api, NEW)
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    assert (await api.post(f"/mailings/{mailing['id']}/cancel", headers=headers)).status_code == 403
+    assert (await api.get(f"/mailings/{mailing['id']}", headers=headers)).status_code == 200
+
+
+async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_change(
+    engine: AsyncEngine,
+) -> None:
+    live = Live()
+    told: list[str] = []
+    shown = {"a": "<p id=a>1</p>", "b": "<p id=b>1</p>"}
+
+    async def look() -> dict[str, str]:
+        return dict(shown)
+
+    async def follow() -> None:
+        async for event in live.stream("page", look).iterator:  # type: ignore[union-attr]  # a stream's
+            told.append(str(event))  # noqa: PERF401  # looked at before it ends
+
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0.1)
+    assert len(told) == 1
+    assert all(html in told[0] for html in shown.values())
+    shown["b"] = "<p id=b>2</p>"
+    await asyncio.sleep(4.2)
+    assert len(told) == 2
+    assert "id=b>2" in told[1]
+    assert "id=a" not in told[1]
+    live.stop()
+    await asyncio.wait_for(following, 1)
+    del engine
+
+
+async def test_overview_answers_its_live_sections(engine: AsyncEngine) -> None:
+    live = Live()
+    app = create_app(engine, live=live)
+    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    asyncio.get_running_loop().call_later(0.5, live.stop)
+    async with httpx.AsyncClient(transport=transport, base_url=SITE) as client:
+        answer = await client.get("/live/overview")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    for section in ("gateway", "backlog", "running", "next", "lately"):
+        assert f'id="{section}"' in answer.text
+
+
+async def test_outcomes_of_the_last_day_are_counted_by_the_hour(engine: AsyncEngine) -> None:
+    now = datetime(2030, 1, 15, 12, 30, tzinfo=UTC)
+    async with engine.connect() as connection:
+        hours = await lately.outcomes(connection, now)
+    assert len(hours) == 25
+    assert hours[0].start == datetime(2030, 1, 14, 12, tzinfo=UTC)
+    assert hours[-1].start == datetime(2030, 1, 15, 12, tzinfo=UTC)
+    assert all(
+        b.start - a.start == timedelta(hours=1) for a, b in zip(hours, hours[1:], strict=False)
+    )
