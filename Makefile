@@ -13,7 +13,7 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 
 PROGRAMS := promtool chromium
 
-.PHONY: help demo test $(PROGRAMS) lint fmt bench properties lock clean
+.PHONY: help demo test $(PROGRAMS) lint fmt bench properties texts lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -41,6 +41,9 @@ lint: $(READY) ## ruff, mypy, import-linter
 fmt: $(READY) ## mend what ruff can, and format
 	@$(BIN)/ruff check --quiet --fix --exit-zero
 	@$(BIN)/ruff format
+
+texts: $(READY) ## bring the catalogues of the pages' texts up to date
+	@PYTHONPATH=. $(BIN)/python tests/texts.py
 
 bench: $(READY) ## every benchmark, one after the other
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python bench/$$name.py; done

@@ -92,6 +92,11 @@ def _fields(model: type[Input]) -> dict[str, Checked]:
     }
 
 
+def rules_of(model: type[Input]) -> Iterable[str]:
+    """Return what the fields of a model say of their rules."""
+    return (field.rule for field in _fields(model).values() if field.rule)
+
+
 def _rule(annotation: Any) -> str | None:  # noqa: ANN401  # whatever stands as an annotation
     for part in (annotation, *get_args(annotation)):
         for meta in getattr(part, "__metadata__", ()):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -205,6 +206,4 @@ async def test_outcomes_of_the_last_day_are_counted_by_the_hour(engine: AsyncEng
     assert len(hours) == 25
     assert hours[0].start == datetime(2030, 1, 14, 12, tzinfo=UTC)
     assert hours[-1].start == datetime(2030, 1, 15, 12, tzinfo=UTC)
-    assert all(
-        b.start - a.start == timedelta(hours=1) for a, b in zip(hours, hours[1:], strict=False)
-    )
+    assert {b.start - a.start for a, b in pairwise(hours)} == {timedelta(hours=1)}

@@ -1,0 +1,133 @@
+"""Every text that pages say, and the catalogues that translate them: `make texts` keeps them.
+
+Run as a script it brings the catalogues up to date: what is new waits for its translation there,
+what is said no more goes.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+from babel.messages.catalog import Catalog, Message
+from babel.messages.extract import extract_from_dir
+from babel.messages.pofile import read_po, write_po
+
+from mailer import admin
+from mailer.admin.language import FOLDER, LANGUAGES
+from mailer.client import csvfile
+from mailer.client.importing import COLUMNS
+from mailer.errors import InvalidError, MailerError, StartError
+from mailer.mailing.model import half_window
+from mailer.validation import Input, rules_of
+
+SOURCE = Path(admin.__file__).parents[1]
+METHODS = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
+OWN = {"_": None, "gettext": None, "marked": None, "ngettext": (1, 2)}
+"""What marks a text of the pages."""
+API = {
+    "FieldError": (2,),
+    "_answer": (2,),
+    "HTTPException": (1,),
+    "ClientException": (1,),
+    "ServiceUnavailableException": (1,),
+    "PermissionDeniedException": (1,),
+}
+"""What the API says, and its pages too: of these the argument that people read."""
+OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}
+
+
+def texts() -> Catalog:
+    """Return every text that a page may say."""
+    found = Catalog(project="mailer", fuzzy=False)
+    for file, _, text, comments, context in extract_from_dir(
+        SOURCE, METHODS, {"**.html": OPTIONS}, OWN
+    ):
+        found.add(text, None, [(f"src/mailer/{file}", 0)], (), comments, context=context)
+    for file, _, text, _, _ in extract_from_dir(SOURCE, [("**.py", "python")], {}, API):
+        if isinstance(text, str):
+            found.add(text, None, [(f"src/mailer/{file}", 0)])
+    for text in (*_rules(Input), *_errors(MailerError), *_composed()):
+        found.add(text)
+    return found
+
+
+def _rules(model: type[Input]) -> Iterator[str]:
+    for kind in model.__subclasses__():
+        yield from rules_of(kind)
+        yield from _rules(kind)
+
+
+def _errors(family: type[MailerError]) -> Iterator[str]:
+    for kind in family.__subclasses__():
+        if kind not in {StartError, InvalidError}:
+            yield kind().args[0]
+            yield from _errors(kind)
+
+
+def _composed() -> Iterable[str]:
+    """Return what is put together where it is said; a number in it stands as `{}`."""
+    for name in ("send_interval_time_start", "send_interval_time_end"):
+        yield from (error.message for error in half_window({name: "09:00"}))
+    yield f"is not one of the columns {', '.join(COLUMNS)}"
+    yield "has {} fields, and the header {}"
+    for said in (csvfile.NOT_UTF8, csvfile.TOO_LONG, csvfile.MALFORMED):
+        yield said
+        yield f"the header {said}"
+
+
+def catalogue_file(language: str) -> Path:
+    """Return where the catalogue of a language is."""
+    return FOLDER / language / "LC_MESSAGES" / "mailer.po"
+
+
+def brought_up_to_date(language: str) -> Catalog:
+    """Return a language's catalogue with all texts in it, and no others.
+
+    English stands in the code: its catalogue has only what a page says otherwise than the API.
+    """
+    with catalogue_file(language).open("rb") as file:
+        catalogue = read_po(file, locale=language, ignore_obsolete=True)
+    catalogue.update(texts(), no_fuzzy_matching=True)
+    catalogue.obsolete.clear()
+    if language == "en":
+        for message in [each for each in catalogue if each.id and not is_translated(each)]:
+            catalogue.delete(message.id, message.context)
+    return catalogue
+
+
+def is_translated(message: Message) -> bool:
+    """Whether every form of a text is there."""
+    forms = message.string if isinstance(message.string, tuple | list) else [message.string]
+    return all(forms)
+
+
+HEADER = """\
+msgid ""
+msgstr ""
+"Language: {}\\n"
+"Content-Type: text/plain; charset=utf-8\\n"
+"Plural-Forms: {}\\n"
+
+"""
+
+
+def written(catalogue: Catalog) -> bytes:
+    """Return a catalogue as its file has it: in order, without dates that change for nothing."""
+    file = BytesIO()
+    write_po(file, catalogue, width=100, omit_header=True, sort_output=True, include_lineno=False)
+    header = HEADER.format(catalogue.locale_identifier, catalogue.plural_forms)
+    return header.encode() + file.getvalue()
+
+
+def main() -> None:
+    """Write every catalogue anew."""
+    for language in LANGUAGES:
+        catalogue = brought_up_to_date(language)
+        catalogue_file(language).write_bytes(written(catalogue))
+        missing = sum(not is_translated(each) for each in catalogue if each.id)
+        sys.stdout.write(f"{language}: {len(catalogue)} texts, {missing} to translate\n")
+
+
+if __name__ == "__main__":
+    main()

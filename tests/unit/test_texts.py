@@ -1,0 +1,56 @@
+"""The texts of the pages are in their catalogues, and said in every language."""
+
+import pytest
+from babel.messages.catalog import Catalog
+from tests.texts import brought_up_to_date, catalogue_file, is_translated, written
+
+from mailer.admin.language import LANGUAGES, choose, gettext, ngettext, say, speaking
+
+
+@pytest.fixture(params=LANGUAGES)
+def language(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def catalogue(language: str) -> Catalog:
+    return brought_up_to_date(language)
+
+
+def test_catalogue_has_every_text_and_no_other(language: str, catalogue: Catalog) -> None:
+    assert catalogue_file(language).read_bytes() == written(catalogue), "run make texts"
+
+
+def test_every_text_is_translated(catalogue: Catalog) -> None:
+    missing = [each.id for each in catalogue if each.id and not is_translated(each)]
+    assert missing == []
+
+
+def test_translations_have_the_same_values_in_them(catalogue: Catalog) -> None:
+    wrong = {each.id: list(each.check(catalogue)) for each in catalogue if each.id}
+    assert {text: errors for text, errors in wrong.items() if errors} == {}
+
+
+def test_what_the_api_says_is_said_in_the_language_of_the_page() -> None:
+    with speaking("ru"):
+        assert say("is required") == gettext("is required") != "is required"
+        said = say("has 3 fields, and the header 2")
+        assert "3" in said
+        assert "2" in said
+        assert said != "has 3 fields, and the header 2"
+        assert say("nobody ever {} said 7 of this") == "nobody ever {} said 7 of this"
+    with speaking("en"):
+        assert say("must be in the future") == "must be in the future"
+
+
+@pytest.mark.parametrize(("count", "form"), [(1, 0), (2, 1), (5, 2), (11, 2), (21, 0)])
+def test_counts_take_the_form_that_goes_with_them(count: int, form: int) -> None:
+    catalogue = brought_up_to_date("ru")
+    forms = catalogue["%(n)s client"].string
+    assert isinstance(forms, tuple | list)
+    with speaking("ru"):
+        assert ngettext("%(n)s client", "%(n)s clients", count) == forms[form]
+
+
+def test_language_that_nobody_asked_for_is_english() -> None:
+    assert choose(None, []) == "en"
