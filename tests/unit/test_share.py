@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.dispatch.share import FairShare, Pace
+from mailer.dispatch.share import FairShare, Stock
 
 
 def test_everybody_is_asked_first() -> None:
@@ -102,8 +102,8 @@ def test_nobody_starves_however_greedy_the_others(
 
 
 def test_the_pace_is_what_went_out_lately_within_bounds() -> None:
-    pace = Pace(seconds=2, first=100, least=10, most=1000)
-    assert pace.ahead == 100
+    stock = Stock(seconds=2, first=100, least=10, most=1000)
+    assert stock.ahead == 100
     for sent, now, ahead in (
         (400, 1000.0, 50),  # long before: hardly anything a second, but by half at most
         (300, 1002.0, 300),
@@ -113,21 +113,21 @@ def test_the_pace_is_what_went_out_lately_within_bounds() -> None:
         (500, 1012.0, 250),
     ):
         for _ in range(sent):
-            pace.count()
-        pace.measure(now)
-        assert pace.ahead == ahead
+            stock.count()
+        stock.measure(now)
+        assert stock.ahead == ahead
 
 
 def test_the_pace_is_not_measured_too_soon() -> None:
-    pace = Pace(seconds=2, first=100, least=10, most=1000)
-    pace.measure(1000.0)
+    stock = Stock(seconds=2, first=100, least=10, most=1000)
+    stock.measure(1000.0)
     for _ in range(500):
-        pace.count()
-    before = pace.ahead
-    pace.measure(1001.9)
-    assert pace.ahead == before
-    pace.measure(1002.0)
-    assert pace.ahead == 500
+        stock.count()
+    before = stock.ahead
+    stock.measure(1001.9)
+    assert stock.ahead == before
+    stock.measure(1002.0)
+    assert stock.ahead == 500
 
 
 @given(
@@ -137,13 +137,13 @@ def test_the_pace_is_not_measured_too_soon() -> None:
 def test_the_pace_keeps_its_bounds_and_falls_by_half_at_most(
     steps: list[tuple[int, float]], first: int
 ) -> None:
-    pace = Pace(seconds=1, first=first, least=10, most=1000)
+    stock = Stock(seconds=1, first=first, least=10, most=1000)
     now = 0.0
     for sent, passed in steps:
-        before = pace.ahead
+        before = stock.ahead
         for _ in range(sent):
-            pace.count()
+            stock.count()
         now += passed
-        pace.measure(now)
-        assert 10 <= pace.ahead <= 1000
-        assert pace.ahead >= before // 2
+        stock.measure(now)
+        assert 10 <= stock.ahead <= 1000
+        assert stock.ahead >= before // 2

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 
 from mailer.dispatch.recorder import BATCH
-from mailer.dispatch.share import Pace
+from mailer.dispatch.share import Stock
 from mailer.message.model import ClaimedMessage
 
 AHEAD = 0.25
@@ -19,7 +19,7 @@ class ClaimedQueue:
 
     def __init__(self, first: int) -> None:
         self._claims: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
-        self._pace = Pace(seconds=AHEAD, first=first, least=LEAST, most=2 * BATCH)
+        self._stock = Stock(seconds=AHEAD, first=first, least=LEAST, most=2 * BATCH)
         self._has_room = asyncio.Event()
         self._is_closed = False
 
@@ -30,11 +30,11 @@ class ClaimedQueue:
 
     async def room(self) -> int:
         """Wait until half of what is kept claimed has gone; return how much to claim."""
-        self._pace.measure(time.monotonic())
+        self._stock.measure(time.monotonic())
         while self._is_half_full and not self._is_closed:
             self._has_room.clear()
             await self._has_room.wait()
-        return min(BATCH, self._pace.ahead - self._claims.qsize())
+        return min(BATCH, self._stock.ahead - self._claims.qsize())
 
     def put(self, claims: Iterable[ClaimedMessage]) -> None:
         """Add what was claimed, of which `room` has told how much may be."""
@@ -50,7 +50,7 @@ class ClaimedQueue:
 
     def count(self) -> None:
         """Count a message that went out: the pace is made of these."""
-        self._pace.count()
+        self._stock.count()
 
     def close(self) -> None:
         """Have nothing more claimed: nobody waits for room any longer."""
@@ -70,4 +70,4 @@ class ClaimedQueue:
 
     @property
     def _is_half_full(self) -> bool:
-        return self._claims.qsize() > self._pace.ahead // 2
+        return self._claims.qsize() > self._stock.ahead // 2

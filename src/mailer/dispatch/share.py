@@ -39,7 +39,7 @@ class FairShare:
         self._hungry += (mailing for mailing in asked if claimed.get(mailing, 0) >= share)
 
 
-class Pace:
+class Stock:
     """How many messages to keep claimed ahead: what goes out in `seconds`, within bounds."""
 
     def __init__(self, *, seconds: float, first: int, least: int, most: int) -> None:
