@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
 
-from mailer.mailing.window import Window
+from mailer.mailing.window import Window, offsets_of
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -205,3 +205,60 @@ def test_an_opening_is_open_never_before_and_stays_itself(
 def test_a_window_and_its_complement_share_the_day(window: Window, local: time) -> None:
     complement = Window(window.closes, window.opens)
     assert window.is_open(local) != complement.is_open(local)
+
+
+def spells(window: Window, zone: str, start: datetime, end: datetime) -> list[tuple[str, str]]:
+    found = window.spells(offsets_of(zone, start, end), end)
+    return [(f"{spell.opens:%d %H:%M}", f"{spell.closes:%d %H:%M}") for spell in found]
+
+
+@pytest.mark.parametrize(
+    ("zone", "opens", "closes", "start", "expected"),
+    [
+        ("UTC", "09:00", "18:00", "2026-03-04T12:00Z", ["04 12:00-04 18:00", "05 09:00-05 11:00"]),
+        ("UTC", "22:00", "06:00", "2026-03-04T12:00Z", ["04 22:00-05 06:00"]),
+        ("UTC", "12:00", "11:59", "2026-03-04T12:00Z", ["04 12:00-05 11:00"]),
+        ("Asia/Kathmandu", "09:00", "18:00", "2026-03-04T00:00Z", ["04 03:15-04 12:15"]),
+        # the clocks skip 02:00-03:00: shorter, open from the jump on, closed by it, or not at all
+        ("Europe/Berlin", "01:30", "04:00", "2026-03-29T00:00Z", ["29 00:30-29 02:00"]),
+        ("Europe/Berlin", "02:30", "04:00", "2026-03-29T00:00Z", ["29 01:00-29 02:00"]),
+        ("Europe/Berlin", "01:30", "02:30", "2026-03-29T00:00Z", ["29 00:30-29 01:00"]),
+        ("Europe/Berlin", "02:15", "02:45", "2026-03-29T00:00Z", []),
+        # the clocks show 02:00-03:00 twice: longer, or open twice
+        ("Europe/Berlin", "01:30", "04:00", "2026-10-24T23:00Z", ["24 23:30-25 03:00"]),
+        (
+            *("Europe/Berlin", "02:15", "02:45", "2026-10-25T00:00Z"),
+            ["25 00:15-25 00:45", "25 01:15-25 01:45"],
+        ),
+        (
+            *("Europe/Berlin", "23:00", "02:30", "2026-10-24T20:00Z"),
+            ["24 21:00-25 00:30", "25 01:00-25 01:30"],
+        ),
+        # Samoa had no 2011-12-30: from 23:59:59 on the 29th to 00:00 on the 31st
+        ("Pacific/Apia", "22:00", "02:00", "2011-12-30T00:00Z", ["30 08:00-30 12:00"]),
+    ],
+)
+def test_spells_are_what_the_zones_clock_shows(
+    zone: str, opens: str, closes: str, start: str, expected: list[str]
+) -> None:
+    window = Window(time.fromisoformat(opens), time.fromisoformat(closes))
+    begin = moment(start)
+    assert [f"{a}-{b}" for a, b in spells(window, zone, begin, begin + 23 * HOUR)] == expected
+
+
+@thorough
+@given(window=windows, zone=zones, year=st.integers(1970, 2100), data=st.data())
+def test_spells_are_from_each_next_opening_to_the_next_of_the_complement(
+    window: Window, zone: ZoneInfo, year: int, data: st.DataObject
+) -> None:
+    near = data.draw(st.sampled_from(jumps(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)]))
+    start = near + data.draw(st.timedeltas(-2 * DAY, DAY))
+    end = start + data.draw(st.timedeltas(SECOND, 5 * DAY))
+    complement = Window(window.closes, window.opens)
+    expected = []
+    opens = window.next_opening(zone.key, start)
+    while opens < end:
+        closes = complement.next_opening(zone.key, opens)
+        expected.append((opens, min(closes, end)))
+        opens = window.next_opening(zone.key, closes)
+    assert list(window.spells(offsets_of(zone.key, start, end), end)) == expected

@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
+from itertools import pairwise
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -11,6 +13,16 @@ DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
 STRIDE = timedelta(hours=6)
 """No zone changes its clocks there and back within this time."""
+
+Offsets = tuple[tuple[datetime, timedelta], ...]
+"""A zone's offsets from UTC in a span of time, each with the moment from which on it holds."""
+
+
+class Spell(NamedTuple):
+    """A time, in UTC, through which a window is open; `closes` is not in it."""
+
+    opens: datetime
+    closes: datetime
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -44,6 +56,48 @@ class Window(msgspec.Struct, frozen=True):
         """Whether the window is open in a zone at a moment."""
         return self.is_open(moment.astimezone(_zone(time_zone)).time())
 
+    def spells(self, offsets: Offsets, until: datetime) -> Iterator[Spell]:
+        """Yield every spell from where `offsets` begin to `until`, cut at both, as clocks show it.
+
+        A jump of the clocks into the window opens it, and one out of it closes it.
+        """
+        begun = None
+        for (start, offset), (end, _) in pairwise((*offsets, (until, timedelta()))):
+            for spell in self._spells(start, end, offset):
+                if begun is None:
+                    begun = spell
+                elif begun.closes == spell.opens:  # open before a jump, and after it
+                    begun = Spell(begun.opens, spell.closes)
+                else:
+                    yield begun
+                    begun = spell
+        if begun is not None:
+            yield begun
+
+    def _spells(self, start: datetime, end: datetime, offset: timedelta) -> Iterator[Spell]:
+        """Yield the spells from `start` to `end`, while clocks are so far ahead of UTC."""
+        local = _since_midnight((start + offset).time())
+        opens = start - (local - _since_midnight(self.opens)) % DAY
+        length = (_since_midnight(self.closes) - _since_midnight(self.opens)) % DAY
+        while opens < end:
+            if opens + length > start:
+                yield Spell(max(opens, start), min(opens + length, end))
+            opens += DAY
+
+
+def offsets_of(time_zone: str, start: datetime, end: datetime) -> Offsets:
+    """Return a zone's offsets from UTC from `start`, in UTC, to `end`.
+
+    Zones with equal offsets are alike there: their windows open and close at the same moments.
+    """
+    zone = _zone(time_zone)
+    moments = (start, *(moment for moment in _jumps(zone, start, end) if moment < end))
+    return tuple((moment, _offset(zone, moment)) for moment in moments)
+
+
+def _since_midnight(clock: time) -> timedelta:
+    return datetime.combine(datetime.min, clock) - datetime.min  # noqa: DTZ901  # a clock has no zone
+
 
 @functools.cache
 def _zone(name: str) -> ZoneInfo:
@@ -66,9 +120,11 @@ def _showings(zone: ZoneInfo, clock: time, start: datetime, end: datetime) -> It
 def _jumps(zone: ZoneInfo, start: datetime, end: datetime) -> Iterator[datetime]:
     """Yield every moment in (start, end) at which the zone's offset from UTC changes."""
     before = start.replace(microsecond=0)
+    offset = _offset(zone, before)
     while before < end:
         after = before + STRIDE
-        if _offset(zone, before) != _offset(zone, after):
+        offset_before, offset = offset, _offset(zone, after)
+        if offset != offset_before:
             yield _jump(zone, before, after)
         before = after
 
@@ -85,5 +141,5 @@ def _jump(zone: ZoneInfo, before: datetime, after: datetime) -> datetime:
     return after
 
 
-def _offset(zone: ZoneInfo, moment: datetime) -> timedelta | None:
-    return moment.astimezone(zone).utcoffset()
+def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or timedelta()
