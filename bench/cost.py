@@ -33,6 +33,7 @@ from mailer.dispatch import story
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.http import HttpGateway
+from mailer.gateway.pace import Pace
 from mailer.gateway.port import Accepted, Outcome, Request
 from mailer.log import configure_logging
 from mailer.mailing import service
@@ -113,7 +114,8 @@ async def rest(messages: int, turns: int) -> float:
             await database.execute("VACUUM ANALYZE client")
             settings = Settings(auth="none")
             breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
-            dispatcher = Dispatcher(url, engine, Instant(), breaker, settings)
+            pace = Pace(settings.gateway_concurrency)
+            dispatcher = Dispatcher(url, engine, Instant(), breaker, pace, settings)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(dispatcher.run())
                 costs = [await mailing(engine, database, messages) for _ in range(turns)]

@@ -35,6 +35,7 @@ from mailer.dispatch.dispatcher import Dispatcher
 from mailer.errors import StartError
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.http import HttpGateway
+from mailer.gateway.pace import Pace
 from mailer.mailing.api import MailingController
 from mailer.report.api import StatisticsController, show_metrics
 from mailer.report.daily import daily_report, render_text
@@ -67,7 +68,10 @@ WRONG_URL = (
 
 
 def create_app(
-    engine: AsyncEngine, breaker: Breaker | None = None, live: Live | None = None
+    engine: AsyncEngine,
+    breaker: Breaker | None = None,
+    pace: Pace | None = None,
+    live: Live | None = None,
 ) -> Litestar:
     """Return the web application over `engine`; `breaker` is None where nothing is sent."""
     live = live or Live()
@@ -79,6 +83,7 @@ def create_app(
         dependencies={
             "engine": Provide(lambda: engine, sync_to_thread=False),
             "breaker": Provide(lambda: breaker, sync_to_thread=False),
+            "pace": Provide(lambda: pace, sync_to_thread=False),
             "live": Provide(lambda: live, sync_to_thread=False),
         },
         guards=[same_origin],
@@ -219,14 +224,19 @@ async def _serve(
                 )
             )
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
+        pace = Pace(settings.gateway_concurrency, settings.gateway_rate)
         report = None
         if post is not None:
             mail = DailyMail(own_engine, post, settings)
             stack.push_async_callback(mail.finish, settings.shutdown_grace)
             report = mail.run
-        dispatcher = Dispatcher(url, own_engine, gateway, breaker, settings, report=report)
+        dispatcher = Dispatcher(url, own_engine, gateway, breaker, pace, settings, report=report)
         live = Live()
-        app = create_app(engine, None if gateway is None else breaker, live)
+        app = (
+            create_app(engine, live=live)
+            if gateway is None
+            else create_app(engine, breaker, pace, live)
+        )
         server = _Server(_server_config(observed(app), settings), on_start)
         _stop_on_signals(server, dispatcher, live)
         async with asyncio.TaskGroup() as tasks:

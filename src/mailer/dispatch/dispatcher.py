@@ -11,6 +11,7 @@ from mailer.dispatch.schedule import jobs, scheduler_of
 from mailer.dispatch.sender import Sender
 from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
+from mailer.gateway.pace import Pace
 from mailer.gateway.port import Gateway
 from mailer.settings import Settings
 
@@ -21,12 +22,13 @@ LAST_STATEMENT = 15.0
 class Dispatcher:
     """Runs the parts and tells each of what another has done. Without a gateway nothing is sent."""
 
-    def __init__(  # noqa: PLR0913  # all that it runs
+    def __init__(  # noqa: PLR0913, PLR0917  # all that it runs
         self,
         url: str,
         engine: AsyncEngine,
         gateway: Gateway | None,
         breaker: Breaker,
+        pace: Pace,
         settings: Settings,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
@@ -38,7 +40,7 @@ class Dispatcher:
             None
             if gateway is None
             else Sender(
-                url, gateway, breaker, requests, self._watch, settings, self._lifecycle.wake
+                url, gateway, breaker, pace, requests, self._watch, settings, self._lifecycle.wake
             )
         )
         self._scheduler = scheduler_of(jobs(engine, settings, report))

@@ -26,6 +26,7 @@ from mailer.dispatch.requests import Requests
 from mailer.dispatch.retry import RetryPolicy
 from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
+from mailer.gateway.pace import Pace
 from mailer.gateway.port import (
     Accepted,
     Gateway,
@@ -64,6 +65,7 @@ class Sender:
         url: str,
         gateway: Gateway,
         breaker: Breaker,
+        pace: Pace,
         requests: Requests,
         watch: MailingWatch,
         settings: Settings,
@@ -71,6 +73,7 @@ class Sender:
     ) -> None:
         self._gateway = gateway
         self._breaker = breaker
+        self._pace = pace
         self._requests = requests
         self._watch = watch
         self._timeout = settings.gateway_timeout
@@ -191,7 +194,10 @@ class Sender:
         deadline = began + ready.send.within
         request = Request(claim.id, ready.send.phone, mailing.text, deadline, self._asks(ready))
         outcome = await self._request(claim.mailing_id, request)
-        metrics.request_ended(time.monotonic() - began)
+        took = time.monotonic() - began
+        metrics.request_ended(took)
+        if isinstance(outcome, Accepted | Refused):
+            self._pace.count(took)
         self._claimed.count()
         now = self._watch.now()
         is_cut_short = request.cut_because is not None and request.deadline < began + self._timeout
