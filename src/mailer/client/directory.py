@@ -20,6 +20,16 @@ async def count(connection: AsyncConnection, *conditions: ColumnElement[bool]) -
     return int((await connection.execute(statement)).scalar_one())
 
 
+async def count_by_zone(
+    connection: AsyncConnection, *conditions: ColumnElement[bool]
+) -> dict[str, int]:
+    """Return how many clients meet conditions on `CLIENTS`, by time zone."""
+    clients = func.sum(CLIENTS.c.clients)
+    zone = CLIENTS.c.time_zone
+    statement = select(zone, clients).where(*conditions).group_by(zone).having(clients > 0)
+    return {found: int(count) for found, count in await connection.execute(statement)}
+
+
 # One process folds at a time; what others add meanwhile waits for the next fold.
 LOCK = {"lock": locks.DIRECTORY}
 TRY_LOCK = text("""

@@ -73,6 +73,11 @@ async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int
     return await directory.count(connection, matches(client_filter, directory.CLIENTS))
 
 
+async def count_by_zone(connection: AsyncConnection, client_filter: ClientFilter) -> dict[str, int]:
+    """Return how many clients a filter matches now, by time zone."""
+    return await directory.count_by_zone(connection, matches(client_filter, directory.CLIENTS))
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What becomes of the messages for one time zone."""
 

@@ -62,6 +62,12 @@ OF_MAILING = text(f"""
         UNION ALL SELECT * FROM tally_move
         WHERE mailing_id = :mailing_id AND dimension IN ({SHOWN})) AS moved
     GROUP BY dimension, key ORDER BY dimension, key""")  # noqa: S608  # our own columns
+OF_ZONES = text(f"""
+    SELECT key, {SUMS} FROM (
+        SELECT * FROM tally WHERE mailing_id = :mailing_id AND dimension = 'time_zone'
+        UNION ALL SELECT * FROM tally_move
+        WHERE mailing_id = :mailing_id AND dimension = 'time_zone') AS moved
+    GROUP BY key""")  # noqa: S608  # likewise
 OF_REASON = text(f"""
     SELECT {SUMS} FROM (
         SELECT * FROM tally
@@ -81,6 +87,12 @@ async def of_mailing(connection: AsyncConnection, mailing_id: int) -> dict[str, 
         if any(counts):
             found[dimension][key] = Tally(*counts)
     return found
+
+
+async def of_zones(connection: AsyncConnection, mailing_id: int) -> dict[str, Tally]:
+    """Return a mailing's tallies by time zone alone."""
+    found = await connection.execute(OF_ZONES, {"mailing_id": mailing_id})
+    return {zone: Tally(*counts) for zone, *counts in found}
 
 
 async def of_reason(connection: AsyncConnection, mailing_id: int, reason: str) -> Tally:
