@@ -99,6 +99,12 @@ client = Table(
         postgresql_include=["operator_code", "tag"],
         postgresql_where=text("deleted_at IS NULL"),
     ),
+    # some clients of each kind: a sample of an audience
+    Index(
+        "client_kind_idx",
+        *("operator_code", "time_zone", "tag"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
 )
 
 mailing = Table(
@@ -160,6 +166,14 @@ mailing = Table(
     ),
     Index("mailing_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index(None, "status", "id", postgresql_where=text("deleted_at IS NULL")),
+    # what a search looks through; the function is in the migration that makes the index
+    Index(
+        "mailing_words_idx",
+        text("mailing_words(id, text::text, status::text)"),
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
 )
 
 # One row a mailing, moved by triggers on `message` in the transaction that moves the messages.
@@ -201,6 +215,10 @@ message = Table(
     Column("reason", String),
     # why the last attempt that failed did
     Column("last_failure", String),
+    # when the last attempt began that has ended; that of one under way is `updated_at`
+    _moment("claimed_at", nullable=True),
+    # the newest attempts that failed, an array of objects, oldest first; null when none did
+    Column("failures", JSONB(none_as_null=True)),
     CheckConstraint(_one_of("status", MESSAGE_STATUSES), name="status"),
     CheckConstraint(
         "(status = 'sending') = (lease_owner IS NOT NULL)"

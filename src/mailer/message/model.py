@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from mailer.errors import NotFoundError
+
 Status = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled"]
 
 
@@ -34,6 +36,40 @@ class Message(msgspec.Struct, frozen=True):
     datetime_send: datetime
     created_at: datetime
     updated_at: datetime
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An attempt that failed: from the claim until it was written down, and why."""
+
+    attempt: int
+    """The first is 1. One whose attempt was given back keeps its number, and the next has it too;
+    after a retry of the mailing they begin anew."""
+    claimed_at: datetime
+    ended_at: datetime
+    reason: str
+
+
+class Story(Message, frozen=True):
+    """All that is known of a message; unlike the message it tells a phone."""
+
+    due_at: datetime
+    sent_at: datetime | None
+    claimed_at: datetime | None
+    """When the attempt under way was claimed, or else the last one; what was handed back untried
+    does not count. None when nothing was tried, or before this was recorded."""
+    lease_expires_at: datetime | None
+    """While it is being sent: when another process may take it over."""
+    failures: tuple[Failure, ...]
+    """The newest attempts that failed, at most 20, oldest first."""
+    operator_code: str
+    time_zone: str
+    """These two as they were when the message was made."""
+    phone: str | None
+    """The client's now; None once the client is deleted."""
+
+
+class MessageNotFoundError(NotFoundError):
+    """There is no such message."""
 
 
 class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):

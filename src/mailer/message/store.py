@@ -9,12 +9,19 @@ from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import func, select, text
+import msgspec
+from sqlalchemy import case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position, Slice, fetch_slice
-from mailer.db.schema import MESSAGE_STATUSES, message
-from mailer.message.model import ClaimedMessage, FinishedMessage, Message
+from mailer.db.schema import MESSAGE_STATUSES, client, message
+from mailer.message.model import (
+    ClaimedMessage,
+    FinishedMessage,
+    Message,
+    MessageNotFoundError,
+    Story,
+)
 
 SHOWN = [
     func.coalesce(message.c.sent_at, message.c.due_at).label(name)
@@ -45,6 +52,31 @@ async def page(
     return await fetch_slice(
         connection, rows, message.c.id, position, count=count, branches=branches
     )
+
+
+# What is being sent was last changed by its claim; only then does it have a lease. The row of a
+# client who is deleted stays, without a phone.
+CLAIMED_AT = case((message.c.status == "sending", message.c.updated_at), else_=message.c.claimed_at)
+TOLD = [
+    *SHOWN,
+    *(message.c[name] for name in ("due_at", "sent_at", "lease_expires_at", "failures")),
+    *(message.c[name] for name in ("operator_code", "time_zone")),
+    CLAIMED_AT.label("claimed_at"),
+    client.c.phone,
+]
+
+
+async def story(connection: AsyncConnection, mailing_id: int, message_id: int) -> Story:
+    """Return all that is known of a message of a mailing; raises `MessageNotFoundError`."""
+    found = await connection.execute(
+        select(*TOLD)
+        .join_from(message, client, client.c.id == message.c.client_id, isouter=True)
+        .where(message.c.mailing_id == mailing_id, message.c.id == message_id)
+    )
+    row = found.mappings().one_or_none()
+    if row is None:
+        raise MessageNotFoundError
+    return msgspec.convert({**row, "failures": row["failures"] or ()}, Story)
 
 
 # Every mailing gives up to a share of what is due, oldest first, so that a large one cannot keep
@@ -87,12 +119,20 @@ async def claim(
 # Fenced: only who holds the very lease that the claim was made under may write its outcome; a
 # message handed back and claimed again has the same owner and attempt, but another lease. A lease
 # means that the message is being sent; to ask for the state too would invite a plan that walks
-# over all that were.
+# over all that were. An attempt that was made, unlike a message handed back, counts or has failed;
+# the claim was the last change before. Of the failures those before the newest twenty go.
 FINISH = """
     UPDATE message SET status = done.status, attempts = done.attempts,
         reason = CASE WHEN done.status = 'scheduled' THEN coalesce(done.reason, last_failure)
                       ELSE done.reason END,
         last_failure = coalesce(done.failure, last_failure),
+        claimed_at = CASE WHEN done.attempts = done.claimed OR done.failure IS NOT NULL
+                          THEN message.updated_at ELSE message.claimed_at END,
+        failures = CASE WHEN done.failure IS NULL THEN failures ELSE
+            CASE WHEN jsonb_array_length(failures) >= 20 THEN failures - 0
+                 ELSE coalesce(failures, '[]') END
+            || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
+                'ended_at', now(), 'reason', done.failure) END,
         due_at = coalesce(done.due_at, message.due_at), sent_at = done.sent_at,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
@@ -161,7 +201,11 @@ RESCUE = text("""
         LIMIT :chunk FOR UPDATE SKIP LOCKED
     )
     UPDATE message SET
-        last_failure = 'lease_expired',
+        last_failure = 'lease_expired', claimed_at = message.updated_at,
+        failures = CASE WHEN jsonb_array_length(failures) >= 20 THEN failures - 0
+                        ELSE coalesce(failures, '[]') END
+            || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
+                'ended_at', now(), 'reason', 'lease_expired'),
         sent_at = CASE WHEN mailing.on_unknown = 'hold' THEN message.updated_at END,
         status = CASE WHEN mailing.on_unknown = 'hold' THEN 'unknown'
                       WHEN message.attempts >= :max_attempts THEN 'undelivered'
