@@ -74,6 +74,12 @@ async def get(connection: AsyncConnection, client_id: int) -> Client:
     return Client(**row)
 
 
+async def id_of_phone(connection: AsyncConnection, phone: str) -> int | None:
+    """Return the id of the client who has this phone; None when nobody has."""
+    statement = select(client.c.id).where(client.c.phone == phone, ALIVE)
+    return (await connection.execute(statement)).scalar_one_or_none()
+
+
 async def page(connection: AsyncConnection, position: Position, **equal: str) -> Slice:
     """Return a page of the clients whose columns equal what is given."""
     count = None

@@ -172,7 +172,6 @@ mailing = Table(
         text("mailing_words(id, text::text, status::text)"),
         postgresql_using="gin",
         postgresql_with={"fastupdate": "off"},
-        postgresql_where=text("deleted_at IS NULL"),
     ),
 )
 

@@ -4,12 +4,28 @@ from datetime import time
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, Select, and_, case, func, insert, literal, not_, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Row,
+    Select,
+    and_,
+    any_,
+    case,
+    func,
+    insert,
+    literal,
+    not_,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing, settled
 from mailer.mailing.model import ClientFilter, Mailing, MailingNotFoundError, Status
+from mailer.mailing.search import count as count_found
+from mailer.mailing.search import find
 
 COUNTED = sum((ledger.c[name] for name in MESSAGE_STATUSES[1:]), ledger.c[MESSAGE_STATUSES[0]])
 CREATED = case((mailing.c.retired_at.is_(None), COUNTED), else_=0)
@@ -102,18 +118,34 @@ async def has_begun(connection: AsyncConnection, mailing_id: int) -> bool:
 
 
 async def page(
-    connection: AsyncConnection, position: Position, status: Status | None = None
+    connection: AsyncConnection,
+    position: Position,
+    status: Status | None = None,
+    search: str | None = None,
 ) -> Slice:
-    """Return a page of mailings, those with a status if one is given."""
+    """Return a page of mailings, those with a status and those a search finds if they are given.
+
+    How a search finds, and how far what it finds is counted, says `mailer.mailing.search`.
+    """
     rows = select_mailings()
     if status is not None:
         rows = rows.where(mailing.c.status == status)
-    known = await count(connection, status)
+    if search is not None:
+        found = await find(connection, search, status, position)
+        rows = rows.where(mailing.c.id == any_(literal(found, ARRAY(BigInteger))))
+    known = await count(connection, status, search)
     return await fetch_slice(connection, rows, mailing.c.id, position, count=known)
 
 
-async def count(connection: AsyncConnection, status: Status | None = None) -> int:
-    """Count mailings, those with a status if one is given: what is settled is counted already."""
+async def count(
+    connection: AsyncConnection, status: Status | None = None, search: str | None = None
+) -> int:
+    """Count mailings, those with a status and those a search finds if they are given.
+
+    What is settled is counted already; of a search no more than `search.MOST_COUNTED` + 1 are.
+    """
+    if search is not None:
+        return await count_found(connection, search, status)
     live = select(func.count()).where(LIVE)
     done = sum(SETTLED.values(), literal(0))
     if status is not None:

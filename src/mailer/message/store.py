@@ -17,6 +17,7 @@ from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import MESSAGE_STATUSES, client, message
 from mailer.message.model import (
     ClaimedMessage,
+    Failure,
     FinishedMessage,
     Message,
     MessageNotFoundError,
@@ -76,7 +77,8 @@ async def story(connection: AsyncConnection, mailing_id: int, message_id: int) -
     row = found.mappings().one_or_none()
     if row is None:
         raise MessageNotFoundError
-    return msgspec.convert({**row, "failures": row["failures"] or ()}, Story)
+    failures = msgspec.convert(row["failures"] or (), tuple[Failure, ...])
+    return Story(**{**row, "failures": failures})
 
 
 # Every mailing gives up to a share of what is due, oldest first, so that a large one cannot keep
