@@ -13,6 +13,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.examples import thorough
 
+from mailer.client import directory as clients
 from mailer.db.schema import client
 from mailer.mailing import audience
 from mailer.mailing.model import ClientFilter, NewMailing
@@ -139,6 +140,40 @@ async def test_a_filter_matches_whom_the_contract_says(
 ) -> None:
     found = await matched(directory, as_given(client_filter))
     assert found == matched_plainly(client_filter)
+
+
+@thorough
+@given(client_filter=st.none() | strings | objects, size=st.integers(1, 30))
+@example(client_filter=None, size=30)
+@example(client_filter="912, vip", size=1)
+@example(client_filter={"tags": ["vip"], "time_zones": ["UTC", "Asia/Tokyo"]}, size=30)
+async def test_a_sample_has_as_many_as_are_wanted_of_those_whom_a_filter_matches(
+    directory: AsyncConnection, client_filter: Any, size: int
+) -> None:
+    found = await audience.sample(directory, as_given(client_filter), size)
+
+    ids = {client.id for client in found}
+    assert ids <= matched_plainly(client_filter)
+    assert len(ids) == len(found) == min(size, len(matched_plainly(client_filter)))
+
+
+async def test_a_sample_is_of_as_many_kinds_as_it_may_be(directory: AsyncConnection) -> None:
+    found = await audience.sample(directory, as_given({"operator_codes": ["000"]}), 10)
+    assert len({(person.tag, person.time_zone) for person in found}) == 10
+
+
+async def test_a_sample_is_the_same_when_the_directory_is_folded_and_has_nobody_deleted(
+    directory: AsyncConnection,
+) -> None:
+    wanted = as_given({"operator_codes": ["000"], "tags": ["vip"]})
+    async with directory.begin_nested() as trial:
+        await clients.fold(directory, 10**6)
+        before = await audience.sample(directory, wanted, 10)
+        erased = {"deleted_at": NOON, "phone": None, "tag": None}
+        gone = client.update().where(client.c.id == before[0].id)
+        await directory.execute(gone.values(erased))
+        assert await audience.sample(directory, wanted, 10) == before[1:]
+        await trial.rollback()
 
 
 async def test_the_audience_is_counted_without_those_who_were_deleted(

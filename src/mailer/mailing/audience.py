@@ -28,12 +28,14 @@ from sqlalchemy import (
     select,
     text,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import directory
+from mailer.client.model import Client
 from mailer.db.schema import client, message
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
@@ -76,6 +78,43 @@ async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int
 async def count_by_zone(connection: AsyncConnection, client_filter: ClientFilter) -> dict[str, int]:
     """Return how many clients a filter matches now, by time zone."""
     return await directory.count_by_zone(connection, matches(client_filter, directory.CLIENTS))
+
+
+KINDS = select(
+    directory.CLIENTS.c.operator_code, directory.CLIENTS.c.tag, directory.CLIENTS.c.time_zone
+).where(directory.CLIENTS.c.clients > 0)
+
+
+async def sample(
+    connection: AsyncConnection, client_filter: ClientFilter, size: int
+) -> list[Client]:
+    """Return up to `size` clients whom a filter matches, of as many kinds as there are at hand.
+
+    The directory tells kinds that match, and an index up to `size` clients of each: whatever the
+    filter, no client is read who does not match. No more than `size` kinds are looked at: where the
+    clients of some were deleted a moment ago, fewer may be returned than there are.
+    """
+    kinds = KINDS.where(matches(client_filter, directory.CLIENTS)).limit(size).cte("kind")
+    kind = select(kinds).distinct().subquery("kind")
+    of_kind = and_(
+        client.c.deleted_at.is_(None),
+        client.c.operator_code == kind.c.operator_code,
+        client.c.time_zone == kind.c.time_zone,
+    )
+    # an index is searched for a null by `IS NULL` alone
+    some = union_all(
+        *(
+            select(client).where(of_kind, same_tag).limit(size).correlate(kind).subquery().select()
+            for same_tag in (
+                client.c.tag == kind.c.tag,
+                and_(client.c.tag.is_(None), kind.c.tag.is_(None)),
+            )
+        )
+    ).lateral("some")
+    place = func.row_number().over(partition_by=list(kind.c), order_by=some.c.id)
+    shown = [some.c[name] for name in Client.__struct_fields__]
+    found = select(*shown).select_from(kind).join(some, true()).order_by(place).limit(size)
+    return [Client(**row) for row in (await connection.execute(found)).mappings()]
 
 
 class Plan(msgspec.Struct, frozen=True):
