@@ -28,7 +28,12 @@ async def migrate(engine: AsyncEngine) -> None:
 
 async def is_current(connection: AsyncConnection) -> bool:
     """Whether the database has the newest schema."""
-    return await connection.run_sync(_revision) == newest()
+    return await applied(connection) == newest()
+
+
+async def applied(connection: AsyncConnection) -> str | None:
+    """Return the revision that the database has; None when it has none."""
+    return await connection.run_sync(_revision)
 
 
 @cache

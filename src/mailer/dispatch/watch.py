@@ -9,6 +9,7 @@ import asyncpg
 import structlog
 
 from mailer.db.engine import PATIENCE, connect
+from mailer.db.processes import own_session_name
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.requests import Requests
 from mailer.mailing import moving
@@ -27,7 +28,7 @@ UNLOCK = "SELECT pg_advisory_unlock_shared($1)"
 
 
 class MailingWatch:
-    """Follows the running mailings over a connection of its own.
+    """Follows the running mailings over a connection of its own, which names this process.
 
     For each mailing in `running` this process holds a shared lock on the mailing's id; it lets go
     of it only after it has dropped the mailing and taken back every request for it that was not
@@ -41,6 +42,7 @@ class MailingWatch:
         self.claiming = asyncio.Lock()
         """Held while messages are claimed: a mailing is not let go of in between."""
         self._url = url
+        self._name = own_session_name()
         self._requests = requests
         self._on_change = on_change
         self._locked: set[int] = set()
@@ -64,7 +66,7 @@ class MailingWatch:
             await asyncio.sleep(RECONNECT_PAUSE)
 
     async def _follow(self) -> None:
-        connection = await connect(self._url, patience=PATIENCE)
+        connection = await connect(self._url, patience=PATIENCE, application_name=self._name)
         try:
             connection.add_termination_listener(lambda _: self._lost())
             await connection.add_listener(CHANNEL, lambda *_: self._told.set())
