@@ -5,8 +5,9 @@ import logging
 import re
 import sys
 import traceback
+from collections import deque
 from collections.abc import Mapping
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from itertools import islice
 from typing import Literal, TextIO
@@ -22,6 +23,8 @@ LONGEST = 8_192  # characters of one value: a log line is bounded, like every ot
 MOST_ITEMS = 50
 SHORTEST = len("79161234567")  # nothing shorter can hold a phone: most values are not searched
 DEEPEST = 4
+REMEMBERED = 100
+FAILURES = frozenset({"warning", "error", "critical"})
 
 # What may stand in the text of an exception: a phone but for its last two digits, the user and
 # password of a URL, a bearer token.
@@ -31,6 +34,26 @@ PERSONAL = re.compile(
 
 # Libraries whose chatter tells an operator nothing; SQLAlchemy's would also show rows.
 QUIET = ("aiohttp", "alembic", "apscheduler", "asyncio", "sqlalchemy", "tzlocal", "uvicorn")
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An event at warning or above, as the log shows it: without secrets and personal data."""
+
+    at: datetime
+    level: str
+    event: str
+    facts: dict[str, object]
+
+
+_recent: deque[Failure] = deque(maxlen=REMEMBERED)
+
+
+def recent_failures() -> list[Failure]:
+    """Return this process's last events at warning or above, newest first, at most a hundred.
+
+    What the log's level leaves out is not among them.
+    """
+    return list(_recent.copy())[::-1]  # a copy is one step, whatever other threads add meanwhile
 
 
 def configure_logging(
@@ -52,6 +75,7 @@ def configure_logging(
         redact,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _remember,
         _renderer(log_format or ("console" if stream.isatty() else "json"), stream),
     ]
     structlog.configure(
@@ -74,6 +98,15 @@ def configure_logging(
     logging.captureWarnings(capture=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+def _remember(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Keep a failure; what comes here is redacted, and bounded as a line is."""
+    if event["level"] in FAILURES:
+        facts = dict(event)
+        at = datetime.fromisoformat(facts.pop("timestamp"))
+        _recent.append(Failure(at, facts.pop("level"), str(facts.pop("event", "")), facts))
+    return event
 
 
 def describe(error: BaseException) -> dict[str, str]:

@@ -4,13 +4,14 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 import pytest
 import structlog
 
-from mailer.log import configure_logging, describe
+from mailer.log import REMEMBERED, configure_logging, describe, recent_failures
 
 NUMBER_BEYOND_64_BITS = 10**30
 
@@ -192,3 +193,44 @@ def test_an_error_is_described_without_what_it_says() -> None:
         described = describe(error)
     assert described["error"] == "builtins.RuntimeError from builtins.ValueError"
     assert "test_log.py" in described["frames"]
+
+
+def test_failures_are_remembered_newest_first_with_their_facts(stream: io.StringIO) -> None:
+    configure_logging("info", "json", stream)
+    structlog.get_logger().info("started")
+    structlog.get_logger().warning("database_away", at="claim")
+    logging.getLogger("some.library").error("no answer from %s", "mail.example.org")
+    newest, older = recent_failures()[:2]
+    assert (newest.event, newest.level) == ("no answer from mail.example.org", "error")
+    assert newest.facts == {"logger": "some.library"}
+    assert (older.event, older.level, older.facts) == ("database_away", "warning", {"at": "claim"})
+    assert older.at <= newest.at <= datetime.now(UTC)
+    assert all(failure.event != "started" for failure in recent_failures())
+
+
+def test_no_more_than_the_last_hundred_failures_are_remembered(stream: io.StringIO) -> None:
+    configure_logging("info", "json", stream)
+    for number in range(REMEMBERED + 5):
+        structlog.get_logger().error("step_failed", number=number)
+    numbers = [failure.facts["number"] for failure in recent_failures()]
+    assert numbers == list(range(5, REMEMBERED + 5))[::-1]
+
+
+def test_what_is_remembered_holds_no_personal_data_and_is_bounded(stream: io.StringIO) -> None:
+    configure_logging("info", "json", stream)
+    try:
+        look_up(79161234567)
+    except LookupError:
+        structlog.get_logger().exception("failed", phone="79161234567", body="x" * 10**6)
+    failure = recent_failures()[0]
+    assert failure.level == "error"
+    assert failure.facts["phone"] == "***67"
+    assert "LookupError: (***67, 5)" in str(failure.facts["exception"])
+    assert "79161234567" not in str(failure)
+    assert len(str(failure.facts["body"])) < 10_000
+
+
+def test_what_the_level_leaves_out_is_not_remembered(stream: io.StringIO) -> None:
+    configure_logging("error", "json", stream)
+    structlog.get_logger().warning("left_out")
+    assert all(failure.event != "left_out" for failure in recent_failures())
