@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from datetime import time
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.db import processes as processes_of
 from mailer.gateway.pace import Pace
 from mailer.mailing import audience
 from mailer.mailing import store as mailings
 from mailer.mailing.forecast import Crowd, Forecast, forecast
-from mailer.mailing.model import ENDED, Mailing, NewMailing
+from mailer.mailing.model import ENDED, Mailing, MailingChange, NewMailing
+from mailer.mailing.service import PLANNED_BY
 from mailer.mailing.window import Window
 from mailer.message import tally
 from mailer.report.snapshot import snapshot
@@ -36,6 +40,27 @@ LOOK = text("""
     FROM live""")
 
 
+class Sharing(msgspec.Struct, frozen=True):
+    """By whom a mailing's messages are sent, and with how many others it shares them."""
+
+    processes: int
+    """At least one, also where none sends: it is as if one did."""
+    others: int
+    """Other mailings that are running."""
+    is_set: bool
+    """Whether the rate is a limit that is set, rather than what was seen."""
+
+
+async def sharing(
+    connection: AsyncConnection, pace: Pace | None, mailing: Mailing | None = None
+) -> Sharing:
+    """Return by whom a mailing is sent, or would be one that is not saved."""
+    at_work = await processes_of.at_work(connection)
+    running = await mailings.count(connection, "running")
+    is_running = mailing is not None and mailing.status == "running"
+    return Sharing(len(at_work) or 1, running - is_running, pace is not None and pace.is_set)
+
+
 async def of_draft(
     engine: AsyncEngine, draft: NewMailing, pace: Pace | None, processes: int = 1
 ) -> Forecast:
@@ -51,20 +76,27 @@ async def of_draft(
 
 
 async def of_mailing(
-    engine: AsyncEngine, mailing_id: int, pace: Pace | None, processes: int = 1
+    engine: AsyncEngine,
+    mailing_id: int,
+    pace: Pace | None,
+    processes: int = 1,
+    changes: MailingChange | None = None,
 ) -> Forecast | None:
     """Return what is to be expected of a mailing from now on; None when it has ended.
 
-    Of one that is paused, if it were resumed now. What is given up already is not counted. Raises
-    `MailingNotFoundError`.
+    Of one that is paused, if it were resumed now; with `changes`, if it were changed so. What is
+    given up already is not counted, unless a change plans it anew. Raises `MailingNotFoundError`.
     """
     async with snapshot(engine) as connection:
-        mailing = await mailings.get(connection, mailing_id)
+        before = await mailings.get(connection, mailing_id)
+        mailing = before if changes is None else replace(before, **changes.given())
         facts = await _look(connection, mailing_id)
         if mailing.status in ENDED or mailing.datetime_end <= facts.now:
             return None
         if not facts.has_begun:
             clients = await audience.count_by_zone(connection, mailing.client_filter)
+        elif any(getattr(mailing, name) != getattr(before, name) for name in PLANNED_BY):
+            clients = await _left_anew(connection, mailing)
         else:
             clients = await _left(connection, mailing, is_taking=facts.is_taking)
     return _forecast(mailing, clients, facts, _rate(pace, processes))
@@ -90,6 +122,20 @@ async def _left(
     for zone, clients in matching.items():
         found = tallies.get(zone, tally.Tally())
         left[zone] = max(found.waiting, clients - (found.messages - found.waiting))
+    return left
+
+
+async def _left_anew(connection: AsyncConnection, mailing: Mailing) -> dict[str, int]:
+    """Return those who are still to be reached once all are planned anew, by time zone.
+
+    They are all who match and were not sent to. Who joined the directory since, or was sent to and
+    matches no more, is not told apart for want of a count that does.
+    """
+    tallies = await tally.of_zones(connection, mailing.id)
+    left = await audience.count_by_zone(connection, mailing.client_filter)
+    for zone, found in tallies.items():
+        sent = found.delivered + found.undelivered + found.unknown
+        left[zone] = max(0, left.get(zone, 0) - sent)
     return left
 
 
