@@ -1,0 +1,219 @@
+"""The form of a mailing makes mailings and copies of them, and keeps what was typed."""
+
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from tests.api.calls import DUE, NEW, create
+from tests.api.forms import (
+    BROWSER,
+    HOSTILE,
+    HTMX,
+    NEW_FORM,
+    SITE,
+    errors,
+    fields,
+    previewed,
+    saved,
+    sent,
+    shown,
+)
+
+# ---- a new one -------------------------------------------------------------------------------
+
+
+async def test_new_form_proposes_a_day_by_daylight(api: httpx.AsyncClient) -> None:
+    now = datetime.now(UTC)
+    form = fields(await shown(api, "/mailings/new", "Asia/Tokyo"))
+    start = datetime.fromisoformat(f"{form['start']}+09:00")
+    assert timedelta() <= start - now <= timedelta(minutes=6)
+    assert datetime.fromisoformat(f"{form['end']}+09:00") - start == timedelta(days=1)
+    assert (form["opens"], form["closes"]) == ("09:00", "21:00")
+    assert (form["zone"], form["audience"], form["on_unknown"]) == (
+        "Asia/Tokyo",
+        "everybody",
+        "retry",
+    )
+
+
+async def test_form_makes_a_mailing_on_the_clock_that_it_carries(api: httpx.AsyncClient) -> None:
+    mailing = await saved(api, "/mailings/new", NEW_FORM)
+    assert mailing["datetime_start"] == "2040-01-01T08:00:00Z"
+    assert mailing["datetime_end"] == "2040-01-02T08:00:00Z"
+    assert (mailing["text"], mailing["on_unknown"]) == ("Half price.", "hold")
+    assert mailing["send_interval_time_start"] == "09:00"
+    assert mailing["client_filter"] is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "client_filter"),
+    [
+        ({"audience": "terms", "terms": "912, vip"}, "912, vip"),
+        (
+            {"audience": "lists", "operator_codes": "912 ,916,", "tags": '"a,b", say "x"'},
+            {"operator_codes": ["912", "916"], "tags": ["a,b", 'say "x"']},
+        ),
+        ({"audience": "lists", "time_zones": "Asia/Tokyo"}, {"time_zones": ["Asia/Tokyo"]}),
+        ({"audience": "everybody", "terms": "912", "tags": "vip"}, None),
+    ],
+)
+async def test_form_tells_the_audience_in_three_ways(
+    api: httpx.AsyncClient, typed: dict[str, str], client_filter: object
+) -> None:
+    mailing = await saved(api, "/mailings/new", NEW_FORM | typed)
+    assert mailing["client_filter"] == client_filter
+
+
+@pytest.mark.parametrize(
+    ("typed", "wrong"),
+    [
+        ({"text": ""}, {"text": "must have 1 to 1,600 characters"}),
+        ({"text": "x" * 1601}, {"text": "must have 1 to 1,600 characters"}),
+        ({"start": ""}, {"start": "is required"}),
+        ({"start": "soon"}, {"start": "must be a date and a time"}),
+        ({"start": "2040-02-30T09:00"}, {"start": "must be a date and a time"}),
+        ({"start": "0001-01-01T00:00"}, {"start": "must be a date and a time"}),
+        ({"end": "9500-01-01T00:00"}, {"end": "must lie between the years 1970 and 9000"}),
+        ({"end": "2040-01-01T09:00"}, {"end": "must be after the start"}),
+        (
+            {"start": "2020-01-01T09:00", "end": "2020-01-02T09:00"},
+            {"end": "must be in the future"},
+        ),
+        ({"opens": ""}, {"opens": "is needed too, or leave both empty"}),
+        ({"closes": ""}, {"closes": "is needed too, or leave both empty"}),
+        ({"opens": "21:00"}, {"closes": "must differ from when it opens"}),
+        ({"opens": "9"}, {"opens": "must be a time of day, such as 09:00, or empty"}),
+        ({"audience": ""}, {"audience": "is required"}),
+        (
+            {"audience": "terms", "terms": " , "},
+            {"terms": "must name a code or a tag; to reach all, choose “Everybody”"},
+        ),
+        (
+            {"audience": "lists"},
+            {"operator_codes": "must have an entry, unless there is one under tags or time zones"},
+        ),
+        (
+            {"audience": "lists", "operator_codes": "91", "time_zones": "Mars/Base"},
+            {
+                "operator_codes": "must be codes of three digits, split by commas",
+                "time_zones": "must be a time zone such as Europe/Moscow",
+            },
+        ),
+        ({"audience": "lists", "tags": "x" * 200_000}, {"tags": "must be tags of up to 64"}),
+        ({"on_unknown": ""}, {"on_unknown": "must be one of the two"}),
+        (
+            {"text": "", "end": "", "opens": "", "audience": "lists"},
+            {
+                "text": "must have 1 to 1,600 characters",
+                "end": "is required",
+                "opens": "is needed too, or leave both empty",
+                "operator_codes": "must have an entry",
+            },
+        ),
+    ],
+)
+async def test_what_is_wrong_stands_beside_its_field_and_what_was_typed_stays(
+    api: httpx.AsyncClient, typed: dict[str, str], wrong: dict[str, str]
+) -> None:
+    form = NEW_FORM | typed
+    answer = await sent(api, "/mailings/new", form)
+    assert answer.status_code == 400
+    found = errors(answer.text)
+    assert found.keys() == wrong.keys()
+    assert all(found[name].startswith(message) for name, message in wrong.items()), found
+    again = fields(answer.text)
+    assert {name: again.get(name, "") for name in form} == form
+    assert (await api.get("/mailings")).json()["count"] == 0
+
+
+async def test_a_time_that_the_clock_skips_is_refused_and_one_shown_twice_is_the_first(
+    api: httpx.AsyncClient,
+) -> None:
+    skipped = NEW_FORM | {"start": "2040-03-25T02:30", "end": "2040-03-26T09:00"}
+    answer = await sent(api, "/mailings/new", skipped)
+    message = "does not exist on that day: the clocks go forward and skip this time"
+    assert errors(answer.text) == {"start": message}
+    twice = NEW_FORM | {"start": "2040-10-28T02:30", "end": "2040-10-29T09:00"}
+    assert "28 Oct 2040, 02:30 28 Oct 2040, 00:30 UTC" in await previewed(api, twice)
+    mailing = await saved(api, "/mailings/new", twice)
+    assert mailing["datetime_start"] == "2040-10-28T00:30:00Z"
+
+
+async def test_a_zone_that_nobody_knows_is_utc(api: httpx.AsyncClient) -> None:
+    mailing = await saved(api, "/mailings/new", NEW_FORM | {"zone": "Mars/Base"})
+    assert mailing["datetime_start"] == "2040-01-01T09:00:00Z"
+
+
+async def test_hostile_text_is_shown_as_text(api: httpx.AsyncClient) -> None:
+    await api.post("/clients", json={"phone": "79160000001", "tag": "<b>bold</b>"})
+    form = NEW_FORM | {"audience": "terms", "opens": HOSTILE, "text": f"\n{HOSTILE}\n"}
+    form |= dict.fromkeys(("terms", "operator_codes", "tags", "time_zones"), HOSTILE)
+    answer = await sent(api, "/mailings/new", form | {"seen": HOSTILE, "zone": HOSTILE})
+    assert answer.status_code == 400
+    assert "<script>" not in answer.text
+    again = fields(answer.text)
+    assert {name: again[name] for name in ("terms", "tags", "opens")} == {
+        name: form[name] for name in ("terms", "tags", "opens")
+    }
+    assert again["text"] == f"\n{HOSTILE}\n"
+    part = (await api.post(f"{SITE}/mailings/preview", data=NEW_FORM, headers=HTMX)).text
+    assert "&lt;b&gt;bold&lt;/b&gt;" in part
+    created = await create(api, NEW | {"text": HOSTILE, "client_filter": HOSTILE})
+    for path in (f"/mailings/{created['id']}/edit", f"/mailings/new?from={created['id']}"):
+        assert "<script>" not in await shown(api, path)
+
+
+async def test_what_is_no_form_is_refused(api: httpx.AsyncClient) -> None:
+    answer = await api.post(f"{SITE}/mailings/new", content=b"text=%ff", headers=BROWSER)
+    assert answer.status_code == 400
+    assert (await sent(api, "/mailings/new", {})).status_code == 400
+
+
+# ---- a copy ----------------------------------------------------------------------------------
+
+
+async def test_copy_has_everything_and_a_period_as_long(api: httpx.AsyncClient) -> None:
+    given = {
+        **DUE,
+        "datetime_end": "2040-01-01T09:00:00Z",
+        "text": "Zeile\r\nzwei",
+        "send_interval_time_start": "22:00:30",
+        "send_interval_time_end": "06:00",
+        "client_filter": {"tags": ["a,b", "vip"]},
+        "on_unknown": "hold",
+    }
+    first = await create(api, given)
+    page = await shown(api, f"/mailings/new?from={first['id']}", "Europe/Berlin")
+    assert f"Copy of mailing #{first['id']}" in page
+    assert "nothing is saved yet" in page
+    copy = await saved(api, f"/mailings/new?from={first['id']}", fields(page))
+    same = ("send_interval_time_start", "send_interval_time_end", "client_filter", "on_unknown")
+    assert {name: copy[name] for name in same} == {name: first[name] for name in same}
+    assert copy["text"] == "Zeile\nzwei"
+    start, end = (datetime.fromisoformat(copy[f"datetime_{name}"]) for name in ("start", "end"))
+    assert start > datetime.now(UTC)
+    lasts = datetime(2040, 1, 1, 9, tzinfo=UTC) - datetime(2020, 1, 1, 9, tzinfo=UTC)
+    assert abs(end - start - lasts) <= timedelta(hours=1)  # walls of two seasons
+
+
+async def test_copy_keeps_a_start_that_is_to_come(api: httpx.AsyncClient) -> None:
+    first = await create(api, NEW)
+    form = fields(await shown(api, f"/mailings/new?from={first['id']}"))
+    assert (form["start"], form["end"]) == ("2040-01-01T09:00", "2040-01-02T09:00")
+    answer = await sent(api, f"/mailings/new?from={first['id']}", form | {"text": ""})
+    assert f"Copy of mailing #{first['id']}" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/mailings/new?from=77", 404),
+        ("/mailings/new?from=0", 400),
+        ("/mailings/new?from=x", 400),
+        ("/mailings/77/edit", 404),
+        ("/mailings/x/edit", 404),
+        (f"/mailings/{10**30}/edit", 400),
+    ],
+)
+async def test_wrong_ids_are_told_on_a_page(api: httpx.AsyncClient, path: str, status: int) -> None:
+    assert "<h1>" in await shown(api, path, status=status)
