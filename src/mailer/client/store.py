@@ -1,9 +1,21 @@
 """SQL of the directory. The caller owns the transaction."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
-from sqlalchemy import case, func, insert, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    any_,
+    case,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -78,6 +90,13 @@ async def id_of_phone(connection: AsyncConnection, phone: str) -> int | None:
     """Return the id of the client who has this phone; None when nobody has."""
     statement = select(client.c.id).where(client.c.phone == phone, ALIVE)
     return (await connection.execute(statement)).scalar_one_or_none()
+
+
+async def phones(connection: AsyncConnection, client_ids: Sequence[int]) -> dict[int, str | None]:
+    """Return the phones of clients by their ids; None of a client who is erased."""
+    is_asked = client.c.id == any_(literal(list(client_ids), ARRAY(BigInteger)))
+    found = await connection.execute(select(client.c.id, client.c.phone).where(is_asked))
+    return {row.id: row.phone for row in found}
 
 
 async def page(connection: AsyncConnection, position: Position, **equal: str) -> Slice:

@@ -1,80 +1,33 @@
 """Routes of mailings and of their messages."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from litestar import Controller, Request, delete, get, patch, post
 from litestar.di import NamedDependency
-from litestar.params import JSONBody, Parameter
+from litestar.params import JSONBody
 from litestar.status_codes import HTTP_200_OK
-from msgspec import UNSET, Meta, UnsetType
-from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.paging import Position
 from mailer.gateway.breaker import Breaker
 from mailer.mailing import service, store
-from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
+from mailer.mailing.hold import with_hold
+from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing
+from mailer.mailing.query import MailingId, MailingQuery, MessageQuery, counted
 from mailer.message import store as messages
-from mailer.message import tally
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
-from mailer.message.model import Status as MessageStatus
-from mailer.validation import MAX_ID, STORABLE
+from mailer.message.store import to_message
 from mailer.web.body import JsonBody, takes_nothing
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import Id, PageQuery, takes
-
-MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's id.")]
+from mailer.web.query import takes
 
 NEWEST = 100
 """Messages shown with a mailing."""
 CONTROL: dict[str, Any] = {"status_code": HTTP_200_OK, "before_request": takes_nothing}
 """Of a call that says all there is to say by its address."""
-
-
-class MailingQuery(PageQuery, frozen=True, kw_only=True):
-    """Which mailings."""
-
-    status: Status | UnsetType = UNSET
-
-
-class MessageQuery(PageQuery, frozen=True, kw_only=True):
-    """Which messages of a mailing."""
-
-    status: MessageStatus | UnsetType = UNSET
-    reason: (
-        Annotated[str, Meta(min_length=1, max_length=64, pattern=STORABLE, examples=["timeout"])]
-        | UnsetType
-    ) = UNSET
-    client_id: Id | UnsetType = UNSET
-
-
-async def counted(connection: AsyncConnection, mailing: Mailing, asked: MessageQuery) -> int | None:
-    """Return how many messages are asked for, if the ledger or a tally tells."""
-    equal = asked.equal()
-    if not equal or mailing.created_messages == 0:
-        return mailing.created_messages
-    if equal.keys() == {"status"}:
-        count: int = getattr(mailing, f"{asked.status}_messages")
-        return count
-    if "client_id" in equal or asked.reason is UNSET:
-        return None
-    alike = await tally.of_reason(connection, mailing.id, asked.reason)
-    return alike.messages if asked.status is UNSET else alike.of(asked.status)
-
-
-def with_hold(mailing: Mailing, breaker: Breaker | None) -> Mailing:
-    """Return a mailing that also says since when and why it waits for the gateway."""
-    if breaker is None or breaker.hold is None or mailing.status != "running":
-        return mailing
-    return msgspec.structs.replace(mailing, held=breaker.hold)
-
-
-def to_message(row: Row[Any]) -> Message:
-    """Return the message that a row of a page stands for."""
-    return Message(**row._asdict())
 
 
 class MailingController(Controller):

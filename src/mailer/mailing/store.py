@@ -1,5 +1,6 @@
 """SQL of mailings as people see and change them. The caller owns the transaction."""
 
+from collections.abc import Sequence
 from datetime import time
 from typing import Any
 
@@ -109,6 +110,13 @@ async def get(connection: AsyncConnection, mailing_id: int, *, lock: bool = Fals
     if row is None:
         raise MailingNotFoundError
     return to_mailing(row)
+
+
+async def of_ids(connection: AsyncConnection, mailing_ids: Sequence[int]) -> list[Mailing]:
+    """Return those of these mailings that there are, newest first."""
+    is_asked = mailing.c.id == any_(literal(list(mailing_ids), ARRAY(BigInteger)))
+    rows = await connection.execute(select_mailings().where(is_asked).order_by(mailing.c.id.desc()))
+    return [to_mailing(row) for row in rows]
 
 
 async def has_begun(connection: AsyncConnection, mailing_id: int) -> bool:

@@ -6,11 +6,12 @@ ledger moves with them, by trigger.
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import msgspec
-from sqlalchemy import case, func, select, text
+from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position, Slice, fetch_slice
@@ -53,6 +54,11 @@ async def page(
     return await fetch_slice(
         connection, rows, message.c.id, position, count=count, branches=branches
     )
+
+
+def to_message(row: Row[Any]) -> Message:
+    """Return the message that a row of `page` stands for."""
+    return Message(**row._asdict())
 
 
 # What is being sent was last changed by its claim; only then does it have a lease. The row of a

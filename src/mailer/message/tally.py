@@ -76,6 +76,13 @@ OF_REASON = text(f"""
         WHERE mailing_id = :mailing_id AND dimension = 'reason' AND key = :reason) AS moved
     HAVING count(*) > 0""")  # noqa: S608  # likewise
 
+OF_REASONS = text(f"""
+    SELECT key, {SUMS} FROM (
+        SELECT * FROM tally WHERE mailing_id = :mailing_id AND dimension = 'reason'
+        UNION ALL SELECT * FROM tally_move
+        WHERE mailing_id = :mailing_id AND dimension = 'reason') AS moved
+    GROUP BY key HAVING sum(messages) > 0 ORDER BY sum(messages) DESC, key""")  # noqa: S608  # likewise
+
 
 async def of_mailing(connection: AsyncConnection, mailing_id: int) -> dict[str, dict[str, Tally]]:
     """Return a mailing's tallies by dimension and key, in the order of their keys.
@@ -100,6 +107,12 @@ async def of_reason(connection: AsyncConnection, mailing_id: int, reason: str) -
     asked = {"mailing_id": mailing_id, "reason": reason}
     row = (await connection.execute(OF_REASON, asked)).one_or_none()
     return Tally() if row is None else Tally(*row)
+
+
+async def of_reasons(connection: AsyncConnection, mailing_id: int) -> dict[str, Tally]:
+    """Return the tallies of a mailing's messages by reason, those of the most messages first."""
+    found = await connection.execute(OF_REASONS, {"mailing_id": mailing_id})
+    return {reason: Tally(*counts) for reason, *counts in found}
 
 
 # One process folds at a time; what others add meanwhile waits for the next fold.

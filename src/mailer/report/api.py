@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer import metrics
 from mailer.db.engine import is_away
 from mailer.gateway.breaker import Breaker, GatewayStatus
-from mailer.mailing.api import MailingId
+from mailer.mailing.query import MailingId
 from mailer.report import backlog, statistics
 from mailer.report.model import GeneralStatistics, MailingStatistics
 from mailer.validation import Input

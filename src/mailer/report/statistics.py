@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import msgspec
 from sqlalchemy import Row, func, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled
 from mailer.errors import FieldError, InvalidError
@@ -87,15 +87,25 @@ async def of_mailing(
     It reads counts, and no message but those that are being sent. Raises `MailingNotFoundError`,
     and `InvalidError` when that bucket is too short, or not one that the outcomes divide into.
     """
-    this = {"mailing_id": mailing_id}
     async with snapshot(engine) as connection:
         mailing = await mailings.get(connection, mailing_id)
-        tallies = await tally.of_mailing(connection, mailing_id)
-        sending = list(await connection.execute(SENDING, this))
-        [made] = await progress.of_mailings(connection, [mailing])
+        return await in_detail(connection, mailing, bucket)
+
+
+async def in_detail(
+    connection: AsyncConnection,
+    mailing: Mailing,
+    bucket: int | None = None,
+    *,
+    most_buckets: int = MOST_BUCKETS,
+) -> MailingStatistics:
+    """Count a mailing that was read in the same snapshot; raises `InvalidError` likewise."""
+    tallies = await tally.of_mailing(connection, mailing.id)
+    sending = list(await connection.execute(SENDING, {"mailing_id": mailing.id}))
+    [made] = await progress.of_mailings(connection, [mailing])
     messages = ledger_of(mailing)
     return MailingStatistics(
-        mailing_id=mailing_id,
+        mailing_id=mailing.id,
         clients_count=mailing.clients_count,
         messages=messages,
         reasons=_reasons(messages, tallies["reason"]),
@@ -113,7 +123,7 @@ async def of_mailing(
                 tallies["attempts"].items(), key=lambda item: int(item[0])
             )
         ],
-        over_time=_series(tallies["second"], bucket),
+        over_time=_series(tallies["second"], bucket, most_buckets),
         rate=made.rate,
         first_sent_at=made.first_sent_at,
         last_sent_at=made.last_sent_at,
@@ -161,12 +171,12 @@ def _by(
         yield value, MessageCounts(scheduled=found.waiting - now, sending=now, **outcomes)
 
 
-def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:
+def _series(seconds: Mapping[str, Tally], asked: int | None, most: int) -> Series:
     """Return what became of messages over time, each second added to the bucket it lies in."""
     if not seconds:
         return Series(asked or STEPS[0], [])
     first, last = int(min(seconds)), int(max(seconds))
-    bucket = bucket_seconds(last - first, asked)
+    bucket = bucket_seconds(last - first, asked, most)
     buckets: dict[int, Counter[str]] = defaultdict(Counter)
     for second, found in seconds.items():
         counts = buckets[int(second) // bucket * bucket]
@@ -184,19 +194,19 @@ def _series(seconds: Mapping[str, Tally], asked: int | None) -> Series:
     )
 
 
-def bucket_seconds(span: float, asked: int | None) -> int:
-    """Return how long a bucket is when outcomes span that many seconds.
+def bucket_seconds(span: float, asked: int | None, most: int = MOST_BUCKETS) -> int:
+    """Return how long a bucket is when outcomes span that many seconds, in at most so many.
 
     Raises `InvalidError` when what was asked for makes too many of them, or cuts through what is
     counted together.
     """
-    least = max(1, ceil(span / (MOST_BUCKETS - 1)))  # a span touches one bucket more than it fills
+    least = max(1, ceil(span / (most - 1)))  # a span touches one bucket more than it fills
     step = tally.resolution(span)
     if asked is None:
         fits = (s for s in STEPS if s >= least and s % step == 0)
         return next(fits, ceil(least / DAY) * DAY)
     if asked < least or asked % step:
-        many = f"at least {least}: there are at most {MOST_BUCKETS} buckets"
+        many = f"at least {least}: there are at most {most} buckets"
         whole = f"; and a multiple of {step}: outcomes over so long are counted by {step} s"
         raise InvalidError([FieldError("bucket", f"must be {many}{whole if step > 1 else ''}")])
     return asked

@@ -30,19 +30,21 @@ _CAPITAL = re.compile("[A-Z]")
 ID_RULE = {"rule": f"must be a number from 1 to {MAX_ID}"}
 Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra=ID_RULE)]
 
+Limit = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=1000,
+        description="Rows on the page, 1 to 1,000.",
+        extra={"rule": "must be a number from 1 to 1000"},
+    ),
+]
+
 
 class PageQuery(Input, frozen=True, kw_only=True):
     """Which page: `before` and `after` are ids that the answer's `next` and `previous` carry."""
 
-    limit: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=1000,
-            description="Rows on the page, 1 to 1,000.",
-            extra={"rule": "must be a number from 1 to 1000"},
-        ),
-    ] = 100
+    limit: Limit = 100
     before: Annotated[Id, Meta(description="Older than this id, as `next` has it.")] | UnsetType = (
         UNSET
     )
