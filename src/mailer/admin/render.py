@@ -21,6 +21,7 @@ from mailer.admin import words
 from mailer.admin.language import LANGUAGES, gettext, locale, ngettext, say, speaking, spoken
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.gateway.breaker import Breaker, GatewayStatus
+from mailer.mailing.model import terms_of
 from mailer.web.assets import asset_url
 
 TEN = 10
@@ -145,11 +146,13 @@ def excerpt(text: str, longest: int = 80) -> str:
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "number": number,
+    "percent": percent,
     "clock": clock,
     "moment": moment,
     "duration": duration,
     "excerpt": excerpt,
     "say": say,
+    "terms": terms_of,
     "reason": words.reason,
     "mailing_status": lambda status: gettext(words.MAILING_STATUSES[status]),
     "message_status": lambda status: gettext(words.MESSAGE_STATUSES[status]),

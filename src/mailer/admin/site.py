@@ -12,7 +12,10 @@ from litestar.status_codes import HTTP_303_SEE_OTHER
 
 from mailer.admin.form import typed
 from mailer.admin.language import LANGUAGES
+from mailer.admin.mailing import MailingPage
 from mailer.admin.mailing_form import MailingForm
+from mailer.admin.mailings import MailingList
+from mailer.admin.messages import MessageList
 from mailer.admin.overview import Overview
 from mailer.admin.render import show_of
 from mailer.admin.viewer import LANGUAGE, TIME_ZONE
@@ -77,7 +80,7 @@ def site_router() -> Router:
     """Return the router of all pages."""
     return Router(
         "/",
-        route_handlers=[Overview, MailingForm, prefer],
+        route_handlers=[Overview, MailingList, MailingForm, MailingPage, MessageList, prefer],
         dependencies={"show": Provide(show_of, sync_to_thread=False)},
         response_headers=[ResponseHeader(name="Content-Security-Policy", value=POLICY)],
         include_in_schema=False,

@@ -31,6 +31,19 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// A second click while a form's answer is awaited does not send it again.
+let sent = new WeakSet();
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "post") return;
+  if (sent.has(event.target)) event.preventDefault();
+  sent.add(event.target);
+});
+// Back on a page, its filters are those of its address again.
+addEventListener("pageshow", () => {
+  sent = new WeakSet();
+  document.querySelectorAll("form.filters").forEach((form) => form.reset());
+});
+
 document.addEventListener("DOMContentLoaded", () => document.querySelector("[autofocus]")?.focus());
 
 // Live sections: each event brings those that changed. A page that nobody sees asks for nothing:

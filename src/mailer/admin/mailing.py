@@ -1,0 +1,134 @@
+"""One mailing: what became of it so far, and what may be done with it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from litestar import Controller, Response, get, post
+from litestar.di import NamedDependency
+from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
+from litestar.response import Redirect, ServerSentEvent
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.admin.live import Live, Sections
+from mailer.admin.render import Show, done
+from mailer.errors import ConflictError
+from mailer.gateway.breaker import Breaker
+from mailer.mailing import service, steps, store
+from mailer.mailing.controls import controls, waiting
+from mailer.mailing.hold import with_hold
+from mailer.mailing.model import MailingNotFoundError, StillStoppingError
+from mailer.mailing.query import MailingId
+from mailer.report import statistics
+from mailer.report.largest import largest
+from mailer.report.snapshot import snapshot
+
+VERBS: Mapping[str, tuple[Callable[[AsyncEngine, int], Awaitable[Any]], str]] = {
+    "pause": (service.pause, "mailing-paused"),
+    "resume": (service.resume, "mailing-resumed"),
+    "retry": (service.retry, "mailing-retried"),
+    "cancel": (service.cancel, "mailing-cancelled"),
+    "delete": (service.delete, "mailing-deleted"),
+}
+"""What may be done with a mailing, and what is said when it is."""
+BARS, ROWS = 100, 20
+"""How many bars a chart and how many rows a table may have: they are sent again and again."""
+SECTIONS = ("state", "controls", "what", "ledger", "over-time", "reasons", "spread")
+
+
+async def look(engine: AsyncEngine, breaker: Breaker | None, mailing_id: int) -> dict[str, Any]:
+    """Return what is shown of a mailing, by name, all as it is at one moment."""
+    async with snapshot(engine) as connection:
+        mailing = await store.get(connection, mailing_id)
+        stands = await steps.look(connection, mailing_id)
+        counts = await statistics.in_detail(connection, mailing, most_buckets=BARS)
+    now = datetime.now(UTC)
+    return {
+        "mailing": with_hold(mailing, breaker),
+        "steps": stands,
+        "counts": counts,
+        "controls": controls(mailing, now),
+        "is_over": mailing.datetime_end <= now,
+        "time_zones": largest(((c.time_zone, c.messages) for c in counts.time_zones), ROWS),
+        "operator_codes": largest(
+            ((c.operator_code, c.messages) for c in counts.operator_codes), ROWS
+        ),
+    }
+
+
+class MailingPage(Controller):
+    """A mailing, and the questions before something is done with it."""
+
+    path = "/"
+
+    @get("/mailings/{mailing_id:int}")
+    async def show_mailing(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        show: NamedDependency[Show],
+        mailing_id: MailingId,
+    ) -> Response[str]:
+        """Show a mailing."""
+        return show.page("mailings/mailing.html", **await look(engine, breaker, mailing_id))
+
+    @get("/live/mailings/{mailing_id:int}")
+    async def watch_mailing(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        show: NamedDependency[Show],
+        live: NamedDependency[Live],
+        mailing_id: MailingId,
+    ) -> ServerSentEvent:
+        """Keep a mailing's page up to date."""
+
+        async def sections() -> Sections:
+            try:
+                facts = await look(engine, breaker, mailing_id)
+            except MailingNotFoundError:
+                gone = ("state", "controls")
+                return {name: show.part(f"mailings/gone-{name}.html") for name in gone}
+            return {name: show.part(f"mailings/{name}.html", **facts) for name in SECTIONS}
+
+        return live.stream(("mailing", show.viewer, mailing_id), sections)
+
+    @get("/mailings/{mailing_id:int}/{verb:str}")
+    async def ask(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        show: NamedDependency[Show],
+        mailing_id: MailingId,
+        verb: FromPath[str],
+    ) -> Response[str]:
+        """Ask before something is done, with the numbers of this moment."""
+        if verb not in VERBS:
+            raise NotFoundException
+        async with engine.connect() as connection:
+            mailing = await store.get(connection, mailing_id)
+            stands = await steps.look(connection, mailing_id)
+        return show.page(
+            f"mailings/{verb}.html", mailing=mailing, steps=stands, waiting=waiting(mailing)
+        )
+
+    @post("/mailings/{mailing_id:int}/{verb:str}")
+    async def act(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        show: NamedDependency[Show],
+        mailing_id: MailingId,
+        verb: FromPath[str],
+    ) -> Response[str] | Redirect:
+        """Do it; what cannot be done, or is not done yet, is said on a page that leads back."""
+        if verb not in VERBS:
+            raise NotFoundException
+        act, said = VERBS[verb]
+        back = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
+        try:
+            await act(engine, mailing_id)
+        except ConflictError as error:
+            return show.page("mailings/refused.html", 409, code=409, error=str(error), back=back)
+        except StillStoppingError as error:
+            return show.page("mailings/refused.html", 503, code=503, error=str(error), back=back)
+        return done(said, back)

@@ -1,0 +1,117 @@
+"""The list of mailings: found, filtered, and those that move kept up to date."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from litestar import Controller, Request, Response, get
+from litestar.di import NamedDependency
+from litestar.response import ServerSentEvent
+from msgspec import UNSET, Meta, UnsetType
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.admin.listing import NOTHING, asked, pages
+from mailer.admin.live import Live, Sections
+from mailer.admin.render import Show
+from mailer.db.schema import MAILING_STATUSES
+from mailer.gateway.breaker import Breaker
+from mailer.mailing import store
+from mailer.mailing.hold import with_hold
+from mailer.mailing.model import ENDED, Mailing
+from mailer.mailing.query import MailingQuery
+from mailer.mailing.search import MOST_COUNTED
+from mailer.validation import STORABLE, Input
+from mailer.web.query import Limit, read
+
+
+class ListQuery(MailingQuery, frozen=True, kw_only=True):
+    """Which mailings to list."""
+
+    limit: Limit = 50
+    search: (
+        Annotated[
+            str,
+            Meta(
+                max_length=200,
+                pattern=STORABLE,
+                extra={"rule": "must be at most 200 characters without NUL"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class RowsQuery(Input, frozen=True, kw_only=True):
+    """Which rows of the list to keep up to date."""
+
+    ids: Annotated[
+        str,
+        Meta(
+            pattern=r"^[1-9][0-9]{0,14}(,[1-9][0-9]{0,14}){0,999}(?!\n)$",
+            extra={"rule": "must be ids of mailings, split by commas"},
+        ),
+    ]
+
+
+def moving(mailings: Sequence[Mailing]) -> list[int]:
+    """Return the ids of those that may still change by themselves."""
+    return [
+        mailing.id
+        for mailing in mailings
+        if mailing.status not in ENDED or mailing.scheduled_messages + mailing.sending_messages
+    ]
+
+
+class MailingList(Controller):
+    """Mailings, newest first."""
+
+    path = "/"
+
+    @get("/mailings")
+    async def list_mailings(
+        self,
+        request: Request[Any, Any, Any],
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        show: NamedDependency[Show],
+    ) -> Response[str]:
+        """List the mailings that are asked for."""
+        form, query = asked(request, ListQuery, "search", "status", "limit")
+        found = NOTHING
+        if query is not None:
+            async with engine.connect() as connection:
+                found = await store.page(connection, query.position, **query.equal())
+        mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
+        return show.page(
+            "mailings/list.html",
+            200 if query else 400,
+            form=form,
+            mailings=mailings,
+            moving=moving(mailings),
+            count=found.count,
+            most=MOST_COUNTED,
+            pages=pages(found, "/mailings", form),
+            statuses=MAILING_STATUSES,
+        )
+
+    @get("/live/mailings")
+    async def watch_mailings(
+        self,
+        request: Request[Any, Any, Any],
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        show: NamedDependency[Show],
+        live: NamedDependency[Live],
+    ) -> ServerSentEvent:
+        """Keep rows of the list up to date."""
+        ids = [int(each) for each in read(request, RowsQuery).ids.split(",")]
+
+        async def sections() -> Sections:
+            async with engine.connect() as connection:
+                found = await store.of_ids(connection, ids)
+            mailings = [with_hold(mailing, breaker) for mailing in found]
+            return {
+                f"mailing-{mailing.id}": show.part("mailings/row.html", mailing=mailing)
+                for mailing in mailings
+            }
+
+        return live.stream(("mailings", show.viewer, *ids), sections)
