@@ -1,0 +1,199 @@
+"""The list of mailings and the page of one, used by hand."""
+
+import pytest
+from playwright.async_api import Page, expect
+from tests.browser.audit import audit
+from tests.browser.looks import PHONE, every_look
+from tests.browser.making import add_clients, add_mailing, add_with_failure
+from tests.browser.measure import overflows
+from tests.browser.watch import Watch
+from tests.processes import MailerProcess
+
+SOON = 15_000
+"""Milliseconds in which what is on its way must have come."""
+STAYS = "window.stays = true"
+
+
+async def figure(page: Page, name: str, count: int) -> None:
+    """Wait until the ledger shows a count."""
+    shown = page.locator(f"#ledger .ledger-figures > .{name} > dd")
+    await expect(shown).to_contain_text(f"{count}", timeout=SOON)
+
+
+@every_look
+async def test_list_and_mailing_are_accessible_and_fit(page: Page, mailer: MailerProcess) -> None:
+    await add_clients(mailer, "looked at", 2)
+    mailing_id = await add_mailing(
+        mailer,
+        -1,
+        text=f"Two lines,\nand a word: {'x' * 100}",
+        client_filter={"tags": ["looked at"], "operator_codes": ["916", "912"]},
+    )
+    await mailer.finished(mailing_id)
+    await page.goto("/mailings")
+    assert await overflows(page) == []
+    await audit(page)
+    await page.goto(f"/mailings/{mailing_id}")
+    for name in ("#time-zones", "#operator-codes"):
+        await page.locator(f"{name} > summary").click()
+    assert await overflows(page) == []
+    await audit(page)
+
+
+async def test_mailing_is_watched_until_it_is_finished(page: Page, mailer: MailerProcess) -> None:
+    await add_clients(mailer, "watched", 5)
+    mailing_id = await add_mailing(mailer, 2, client_filter="watched")
+    await page.goto(f"/mailings/{mailing_id}")
+    await page.evaluate(STAYS)
+    await expect(page.locator("#state")).to_contain_text("Scheduled")
+    await expect(page.get_by_role("link", name="Pause")).to_be_visible()
+    await figure(page, "scheduled", 5)
+    await figure(page, "delivered", 5)
+    await expect(page.get_by_role("img", name="5 of 5 delivered")).to_be_visible()
+    await expect(page.locator("#state")).to_contain_text("Finished", timeout=SOON)
+    await expect(page.get_by_role("link", name="Pause")).to_have_count(0)
+    await expect(page.get_by_role("link", name="Duplicate")).to_be_visible()
+    await expect(page.locator("#over-time canvas")).to_be_visible()
+    assert await page.evaluate("window.stays")
+
+
+async def test_list_shows_how_mailings_move(page: Page, mailer: MailerProcess) -> None:
+    await add_clients(mailer, "listed", 3)
+    mailing_id = await add_mailing(mailer, 2, client_filter="listed")
+    await page.goto("/mailings?status=scheduled")
+    await page.evaluate(STAYS)
+    row = page.locator(f"#mailing-{mailing_id}")
+    await expect(row).to_contain_text("Scheduled")
+    await expect(row).to_contain_text("Finished", timeout=SOON)
+    await expect(row.get_by_role("img", name="3 of 3 delivered")).to_be_visible()
+    assert await page.evaluate("window.stays")
+
+
+async def test_mailings_are_found_by_text_number_and_status(
+    page: Page, mailer: MailerProcess
+) -> None:
+    mailing_id = await add_mailing(mailer, text="Strawberries are here")
+    await page.goto("/mailings")
+    await page.get_by_label("Text or number").fill("strawb")
+    await page.get_by_label("Status").select_option("Scheduled")
+    await page.get_by_role("button", name="Find").click()
+    await expect(page).to_have_url(f"{mailer.address}/mailings?search=strawb&status=scheduled")
+    await expect(page.get_by_role("link", name="Strawberries are here")).to_be_visible()
+    await expect(page.get_by_text("1 mailing", exact=True)).to_be_visible()
+    await page.get_by_label("Status").select_option("Cancelled")
+    await page.get_by_role("button", name="Find").click()
+    await expect(page.get_by_text("No mailing is like that.")).to_be_visible()
+    await audit(page)
+    await page.go_back()
+    await expect(page.get_by_label("Status")).to_have_value("scheduled")
+    await page.get_by_role("link", name="Show all").click()
+    await page.get_by_label("Text or number").fill(f"#{mailing_id}")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("link", name="Strawberries are here").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text(f"Mailing {mailing_id}")
+    await page.get_by_role("link", name="← Mailings").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Mailings")
+
+
+async def test_wrong_filter_is_told_at_its_field(
+    page: Page, watch: Watch, mailer: MailerProcess
+) -> None:
+    del mailer
+    watch.expect("answer", "400 GET at .*/mailings")
+    await page.goto("/mailings?status=odd")
+    await expect(page.get_by_role("alert")).to_be_focused()
+    await expect(page.get_by_label("Status")).to_have_attribute("aria-invalid", "true")
+    await audit(page)
+
+
+async def test_mailing_is_paused_resumed_and_cancelled_by_hand(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await add_clients(mailer, "steered", 4)
+    mailing_id = await add_mailing(mailer, client_filter="steered")
+    await page.goto(f"/mailings/{mailing_id}")
+    pause, dialog = page.get_by_role("link", name="Pause"), page.get_by_role("dialog")
+
+    await pause.click()
+    await expect(dialog).to_have_accessible_name("Pause this mailing?")
+    await audit(page)
+    await page.keyboard.press("Escape")
+    await expect(dialog).to_be_hidden()
+    await expect(pause).to_be_focused()
+    await page.keyboard.press("Enter")
+    await dialog.get_by_role("button", name="Pause it").dblclick()
+    await expect(page.get_by_text("The mailing is paused.")).to_be_visible()
+    await expect(page.locator("#state")).to_contain_text("Paused")
+    await audit(page)
+
+    await page.get_by_role("button", name="Resume").click()
+    await expect(page.get_by_text("The mailing goes on.")).to_be_visible()
+    await page.reload()
+    await expect(page.get_by_text("The mailing goes on.")).to_have_count(0)
+
+    await page.get_by_role("link", name="Cancel").click()
+    await expect(dialog).to_contain_text("It will not start: 4 clients get nothing.")
+    await dialog.get_by_role("link", name="Leave it as it is").click()
+    await expect(dialog).to_be_hidden()
+    await page.get_by_role("link", name="Cancel").click()
+    await dialog.get_by_role("button", name="Cancel the mailing").click()
+    await expect(page.get_by_text("The mailing is cancelled.")).to_be_visible()
+    await expect(page.locator("#state")).to_contain_text("Nothing more is sent.")
+    await expect(page.get_by_role("link", name="Edit")).to_have_count(0)
+    duplicate = page.get_by_role("link", name="Duplicate")
+    await expect(duplicate).to_have_attribute("href", f"/mailings/new?from={mailing_id}")
+
+    await page.get_by_role("link", name="Delete").click()
+    await dialog.get_by_role("button", name="Delete the mailing").click()
+    await expect(page.get_by_text("The mailing is deleted.")).to_be_visible()
+    await expect(page).to_have_url(f"{mailer.address}/mailings")
+
+
+async def test_what_was_given_up_is_sent_again(page: Page, mailer: MailerProcess) -> None:
+    mailing_id = await add_with_failure(mailer, "retried", 2)
+    await page.goto(f"/mailings/{mailing_id}")
+    await expect(page.locator("#reasons")).to_contain_text("the gateway refused it with 400")
+    await page.get_by_role("link", name="Send again").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("1 undelivered message is sent again.")
+    await audit(page)
+    await dialog.get_by_role("button", name="Send again").click()
+    await expect(page.get_by_text("What was not delivered is sent again.")).to_be_visible()
+    await figure(page, "delivered", 2)
+    await expect(page.locator("#state")).to_contain_text("Finished", timeout=SOON)
+
+
+async def test_mailing_that_ended_meanwhile_says_so_and_leads_back(
+    page: Page, watch: Watch, mailer: MailerProcess
+) -> None:
+    mailing_id = await add_mailing(mailer)
+    await page.goto(f"/mailings/{mailing_id}/pause")
+    await mailer.call("POST", f"/mailings/{mailing_id}/cancel")
+    watch.expect("answer", "409 POST at .*/pause")
+    await page.get_by_role("button", name="Pause it").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("This cannot be done now")
+    await audit(page)
+    await page.get_by_role("link", name="Back").click()
+    await expect(page.locator("#state")).to_contain_text("Cancelled")
+
+
+async def test_mailing_deleted_meanwhile_says_so(page: Page, mailer: MailerProcess) -> None:
+    mailing_id = await add_mailing(mailer)
+    await page.goto(f"/mailings/{mailing_id}")
+    await expect(page.get_by_role("link", name="Edit")).to_be_visible()
+    await mailer.call("DELETE", f"/mailings/{mailing_id}", status=204)
+    await expect(page.get_by_text("This mailing has been deleted.")).to_be_visible(timeout=SOON)
+    await expect(page.get_by_role("link", name="Edit")).to_have_count(0)
+
+
+@pytest.mark.parametrize("look", [PHONE], ids=["phone"])
+async def test_question_fits_a_phone(page: Page, mailer: MailerProcess) -> None:
+    mailing_id = await add_mailing(mailer)
+    await page.goto(f"/mailings/{mailing_id}/delete")
+    assert await overflows(page) == []
+    await audit(page)
+    await page.goto(f"/mailings/{mailing_id}")
+    await page.get_by_role("link", name="Cancel").tap()
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    assert await overflows(page) == []
+    await audit(page)
