@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.app import BODY_LIMIT, create_app
-from mailer.client.api import IMPORT_LIMIT, IMPORTS
+from mailer.client.upload import IMPORT_LIMIT, IMPORTS
 
 PATH = "/clients/import"
 CSV = {"Content-Type": "text/csv"}

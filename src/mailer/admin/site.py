@@ -10,6 +10,8 @@ from litestar.exceptions import HTTPException
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
 
+from mailer.admin.client_import import ClientImport
+from mailer.admin.clients import Clients
 from mailer.admin.form import typed
 from mailer.admin.language import LANGUAGES
 from mailer.admin.mailing import MailingPage
@@ -21,7 +23,7 @@ from mailer.admin.render import show_of
 from mailer.admin.viewer import LANGUAGE, TIME_ZONE
 from mailer.client.model import known_zones
 from mailer.errors import MailerError
-from mailer.web.problems import Problem, on_http_error, on_mailer_error, on_other_error
+from mailer.web.problems import problem_of
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
@@ -54,23 +56,13 @@ async def prefer(request: Request[Any, Any, Any]) -> Redirect:
 
 def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Answer what went wrong: with a page to a person, as a problem to a program."""
-    answer = _problem(request, error)
+    answer = problem_of(request, error)
     is_for_people = request.accept.best_match([JSON, HTML]) == HTML
     if not is_for_people or request.url.path.startswith(API):
         return answer
     problem = answer.content
     show = show_of(request, request.app.state.breaker)
     return show.page("wrong.html", problem.status, problem=problem)
-
-
-def _problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    match error:
-        case MailerError():
-            return on_mailer_error(request, error)
-        case HTTPException():
-            return on_http_error(request, error)
-        case _:
-            return on_other_error(request, error)
 
 
 HANDLERS: dict[Any, Any] = dict.fromkeys((MailerError, HTTPException, Exception), on_error)
@@ -80,7 +72,16 @@ def site_router() -> Router:
     """Return the router of all pages."""
     return Router(
         "/",
-        route_handlers=[Overview, MailingList, MailingForm, MailingPage, MessageList, prefer],
+        route_handlers=[
+            Overview,
+            MailingList,
+            MailingForm,
+            MailingPage,
+            MessageList,
+            Clients,
+            ClientImport,
+            prefer,
+        ],
         dependencies={"show": Provide(show_of, sync_to_thread=False)},
         response_headers=[ResponseHeader(name="Content-Security-Policy", value=POLICY)],
         include_in_schema=False,

@@ -1,8 +1,6 @@
 """Routes of the directory."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -10,13 +8,12 @@ from typing import Annotated, Any
 
 from litestar import Controller, Request, delete, get, patch, post
 from litestar.di import NamedDependency
-from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.client import importing, store
+from mailer.client import store
 from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportReport
 from mailer.client.model import (
@@ -29,6 +26,7 @@ from mailer.client.model import (
     TimeZone,
     unknown_zone,
 )
+from mailer.client.upload import IMPORT_LIMIT, StalledUploadError, import_upload
 from mailer.errors import FieldError
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody
@@ -37,13 +35,6 @@ from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, takes
 
 ClientId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The client's id.")]
-
-IMPORT_LIMIT = 1024**3
-"""Bytes of a file to import: some thirty million clients, whose staged lines PostgreSQL holds."""
-IMPORTS = 2
-"""Imports at once: each keeps a connection of the pool, which serves every other request too."""
-STALL = 60.0
-"""Seconds after which an upload that sends nothing is given up."""
 
 
 class ClientQuery(PageQuery, frozen=True, kw_only=True):
@@ -59,13 +50,6 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
         """Refuse a time zone that no client can have."""
         yield from super().broken_rules(values, at)
         yield from unknown_zone(values)
-
-
-class StalledUploadError(ClientException):
-    """Nothing more of the body came for a minute; nothing was stored."""
-
-    status_code = HTTPStatus.REQUEST_TIMEOUT
-    detail = "Nothing more of the body came for a minute; nothing was stored."
 
 
 @dataclass  # as its base is
@@ -92,7 +76,6 @@ class ClientController(Controller):
     tags = ("clients",)
     dto = JsonBody
     return_dto = None
-    import_turns = asyncio.Semaphore(IMPORTS)
 
     @post()
     async def add_client(
@@ -118,12 +101,7 @@ class ClientController(Controller):
         Good lines go in, all at once; bad ones are reported, the first 100 in full. Columns that
         the file lacks are left as they are. A phone that comes again counts by its last line.
         """
-        media_type, options = request.content_type
-        if media_type != "text/csv" or options.get("charset", "utf-8").lower() != "utf-8":
-            status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-            raise HTTPException("Send CSV in UTF-8, as Content-Type: text/csv.", status_code=status)
-        async with self.import_turns, aclosing(_never_stalling(request)) as parts:
-            return await importing.import_clients(engine, parts)
+        return await import_upload(engine, request)
 
     @get(**takes(ClientQuery, or_csv=True))
     async def list_clients(
@@ -168,17 +146,3 @@ class ClientController(Controller):
         """Erase a client's personal data for good and cancel what was to be sent."""
         async with engine.begin() as connection:
             await store.erase(connection, client_id)
-
-
-async def _never_stalling(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
-    """Give the body's parts as they arrive; raises `StalledUploadError` when they stop."""
-    async with aclosing(request.stream()) as stream:
-        while True:
-            try:
-                async with asyncio.timeout(STALL):
-                    part = await anext(stream)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise StalledUploadError from error
-            yield part

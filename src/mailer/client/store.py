@@ -123,6 +123,10 @@ CANCEL = text("""
     UPDATE message SET status = 'cancelled', reason = 'client_deleted', updated_at = now()
     WHERE client_id = :client_id AND status = 'scheduled'
         AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))""")
+TO_CANCEL = text("""
+    SELECT count(*) FROM message
+    WHERE client_id = :client_id AND status = 'scheduled'
+        AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))""")
 
 
 async def erase(connection: AsyncConnection, client_id: int) -> None:
@@ -131,3 +135,8 @@ async def erase(connection: AsyncConnection, client_id: int) -> None:
     if erased.rowcount == 0:
         raise ClientNotFoundError
     await connection.execute(CANCEL, {"client_id": client_id})
+
+
+async def still_to_send(connection: AsyncConnection, client_id: int) -> int:
+    """Return how many messages an erasure of the client would cancel."""
+    return int((await connection.execute(TO_CANCEL, {"client_id": client_id})).scalar_one())

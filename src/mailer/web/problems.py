@@ -84,6 +84,17 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
     return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
 
 
+def problem_of(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    """Answer whatever went wrong."""
+    match error:
+        case MailerError():
+            return on_mailer_error(request, error)
+        case HTTPException():
+            return on_http_error(request, error)
+        case _:
+            return on_other_error(request, error)
+
+
 def _answer(
     status: HTTPStatus,
     detail: str,

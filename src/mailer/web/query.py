@@ -103,12 +103,19 @@ def read(
 
     With `blank_is_absent` it may be a form's, which sends its empty fields too.
     """
+    given = parameters(request, blank_is_absent=blank_is_absent)
+    return check(model, given, datetime.now(UTC), strict=False)
+
+
+def parameters(
+    request: Request[Any, Any, Any], *, blank_is_absent: bool = False
+) -> dict[str, str | list[str]]:
+    """Return the query of a request unchecked; a list is what no rule allows."""
     query = request.scope["query_string"].decode("ascii", "surrogateescape")
     values: dict[str, list[str]] = parse_qs(
         query, keep_blank_values=not blank_is_absent, errors="surrogateescape"
     )
-    given = {_text(name): _only(parameter) for name, parameter in values.items()}
-    return check(model, given, datetime.now(UTC), strict=False)
+    return {_text(name): _only(parameter) for name, parameter in values.items()}
 
 
 def _text(name: str) -> str:

@@ -1,0 +1,211 @@
+"""The pages of clients, used by hand."""
+
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, expect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser.audit import audit
+from tests.browser.looks import PHONE, every_look
+from tests.browser.measure import overflows
+from tests.browser.watch import Watch
+from tests.processes import MailerProcess
+
+ANNA, BORIS = "79160000001", "79030000002"
+HOSTILE = """"><img src=x onerror="alert('x')">"""
+
+
+@pytest.fixture(autouse=True)
+async def people(engine: AsyncEngine, mailer: MailerProcess) -> dict[str, int]:
+    """Anna and Boris, the only clients: their ids by phone."""
+    del engine  # emptied
+    given = [{"phone": ANNA, "tag": "vip", "time_zone": "Europe/Moscow"}, {"phone": BORIS}]
+    added = [await mailer.call("POST", "/clients", client, 201) for client in given]
+    return {client["phone"]: client["id"] for client in added}
+
+
+async def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        await page.keyboard.press(key)
+
+
+async def tab_to(page: Page, words: str) -> None:
+    """Go on by Tab to what has these words."""
+    for _ in range(40):
+        await page.keyboard.press("Tab")
+        focused = page.locator(":focus")
+        if await focused.count() and (await focused.inner_text()).strip() == words:
+            return
+    pytest.fail(f"{words} cannot be reached by Tab")
+
+
+@every_look
+async def test_every_page_is_accessible_and_fits(page: Page, people: dict[str, int]) -> None:
+    anna = people[ANNA]
+    for path in ("", "/new", f"/{anna}", f"/{anna}/delete", "/import", "?tag=nobody"):
+        await page.goto(f"/clients{path}")
+        await audit(page)
+        assert await overflows(page) == []
+
+
+async def test_client_is_added_found_and_changed(page: Page, mailer: MailerProcess) -> None:
+    await page.goto("/clients")
+    await page.get_by_role("link", name="New client").click()
+    await page.get_by_label("Phone").fill("8 (999) 000-00-03")
+    await page.get_by_label("Tag").fill("staff")
+    time_zone = page.locator("#client").get_by_label("Time zone")
+    await expect(time_zone).to_have_value("UTC")
+    await time_zone.fill("Asia/Omsk")
+    assert await page.locator("#zones option").count() > 300
+    await page.get_by_role("button", name="Add the client").click()
+    await expect(page.get_by_role("status")).to_have_text("The client is added.")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Client 79990000003")
+    await expect(page.get_by_label("Operator code")).to_have_value("999")
+
+    await page.get_by_role("link", name="Clients").click()
+    await expect(page.get_by_text("3 clients")).to_be_visible()
+    await page.get_by_label("Phone").fill("+7 999 000-00-03")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("1 client", exact=True)).to_be_visible()
+    await page.get_by_role("link", name="79990000003").click()
+    await page.get_by_label("Tag").fill("")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("status")).to_have_text("The client is changed.")
+    await expect(page.get_by_label("Tag")).to_have_value("")
+    [found] = (await mailer.call("GET", "/clients?time_zone=Asia/Omsk"))["results"]
+    assert found["tag"] is None
+
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("status")).to_have_text("Nothing was changed.")
+    await page.go_back()
+
+
+async def test_filter_is_in_the_address_and_the_way_back(page: Page) -> None:
+    await page.goto("/clients")
+    await page.get_by_label("Tag").fill("vip")
+    await page.get_by_role("button", name="Find").click()
+    await expect(page.get_by_role("row")).to_have_count(2)
+    assert "tag=vip" in page.url
+    await page.get_by_label("Operator code").fill("903")
+    await page.get_by_role("button", name="Find").click()
+    await expect(page.get_by_text("No client is like this.")).to_be_visible()
+    await page.go_back()
+    await expect(page.get_by_role("link", name=ANNA)).to_be_visible()
+    await page.go_forward()
+    await page.get_by_role("link", name="Clear the filter").first.click()
+    await expect(page.get_by_role("row")).to_have_count(3)
+
+
+async def test_wrong_filter_is_told_beside_its_field(page: Page, watch: Watch) -> None:
+    watch.expect("answer", "400 GET at .*/clients")
+    await page.goto("/clients")
+    await page.get_by_label("Phone").fill("916")
+    await page.get_by_role("button", name="Find").click()
+    await expect(page.get_by_role("alert")).to_be_focused()
+    phone = page.get_by_label("Phone")
+    await expect(phone).to_have_value("916")
+    await expect(phone).to_have_accessible_description(
+        "must be 7 and ten more digits, such as 79161234567"
+    )
+    await audit(page)
+    await page.get_by_role("alert").get_by_role("link", name="Phone").click()
+    await expect(phone).to_be_focused()
+
+
+@pytest.mark.parametrize("look", [PHONE], ids=["phone"])
+async def test_wrong_fields_keep_what_was_typed(page: Page, watch: Watch) -> None:
+    watch.expect("answer", "400 POST at .*/clients/new")
+    await page.goto("/clients/new")
+    await page.get_by_label("Phone").fill("12")
+    await page.get_by_label("Tag").fill(HOSTILE)
+    await page.locator("#client").get_by_label("Time zone").fill("Omsk")
+    await page.get_by_role("button", name="Add the client").click()
+    await expect(page.get_by_role("alert")).to_be_focused()
+    await expect(page.get_by_role("alert").get_by_role("listitem")).to_have_count(2)
+    await expect(page.get_by_label("Tag")).to_have_value(HOSTILE)
+    await audit(page)
+    assert await overflows(page) == []
+
+
+async def test_taken_phone_leads_to_who_has_it(page: Page, watch: Watch) -> None:
+    watch.expect("answer", "409 POST at .*/clients/new")
+    await page.goto("/clients/new")
+    await page.get_by_label("Phone").fill("+7 916 000-00-01")
+    await page.get_by_role("button", name="Add the client").click()
+    phone = page.get_by_label("Phone")
+    await expect(phone).to_have_value("+7 916 000-00-01")
+    await expect(page.locator("#phone-error")).to_have_text("Another client has this phone.")
+    await audit(page)
+    await page.get_by_role("link", name="Show the client who has this phone").click()
+    await expect(page.get_by_role("link", name=ANNA)).to_be_visible()
+
+
+async def test_client_is_deleted_by_keyboard_alone(
+    page: Page, people: dict[str, int], mailer: MailerProcess
+) -> None:
+    await page.goto(f"/clients/{people[ANNA]}")
+    dialog = page.get_by_role("dialog", name=f"Delete client {ANNA}?")
+    await tab_to(page, "Delete")
+    await press(page, "Enter")
+    await expect(dialog).to_be_visible()
+    await expect(dialog).to_contain_text("erased for good")
+    await audit(page)
+    await press(page, "Escape")
+    await expect(dialog).to_be_hidden()
+    await expect(page.get_by_role("link", name="Delete")).to_be_focused()
+    await press(page, "Enter")
+    await expect(dialog).to_be_visible()
+    await tab_to(page, "Keep the client")
+    await press(page, "Enter")
+    await expect(dialog).to_be_hidden()
+    await press(page, "Enter")
+    await expect(dialog).to_be_visible()
+    await tab_to(page, "Delete the client")
+    await press(page, "Enter")
+    await expect(page.get_by_role("status")).to_have_text("The client is deleted.")
+    await expect(page.get_by_role("row")).to_have_count(2)
+    await mailer.call("GET", f"/clients/{people[ANNA]}", status=404)
+
+
+async def test_list_without_clients_leads_on(page: Page, engine: AsyncEngine) -> None:
+    del engine
+    await page.goto("/clients")
+    for phone in (ANNA, BORIS):
+        await page.get_by_role("link", name=phone).click()
+        await page.get_by_role("link", name="Delete").click()
+        await page.get_by_role("button", name="Delete the client").click()
+    await audit(page)
+    await page.get_by_role("link", name="Add one by hand").click()
+    await page.go_back()
+    await page.get_by_role("link", name="Import a file").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Import clients")
+
+
+async def test_hostile_tag_is_text(
+    page: Page, people: dict[str, int], mailer: MailerProcess
+) -> None:
+    await mailer.call("PATCH", f"/clients/{people[BORIS]}", {"tag": HOSTILE})
+    await page.goto("/clients")
+    await expect(page.get_by_role("cell", name=HOSTILE)).to_be_visible()
+    await page.get_by_role("link", name=BORIS).click()
+    await expect(page.get_by_label("Tag")).to_have_value(HOSTILE)
+
+
+async def test_download_has_what_the_filter_shows(page: Page) -> None:
+    await page.goto("/clients?tag=vip")
+    async with page.expect_download() as downloading:
+        await page.get_by_role("link", name="Download as CSV").click()
+    download = await downloading.value
+    assert download.suggested_filename == "clients.csv"
+    lines = Path(await download.path()).read_text().splitlines()
+    assert lines == ["phone,operator_code,tag,time_zone", f"{ANNA},916,vip,Europe/Moscow"]
+
+
+async def test_pages_lead_to_older_and_newer(page: Page, mailer: MailerProcess) -> None:
+    await mailer.call("POST", "/clients", {"phone": "79990000003"}, 201)
+    await page.goto("/clients?limit=2")
+    await page.get_by_role("link", name="Older").click()
+    await expect(page.get_by_role("row")).to_have_count(2)
+    await audit(page)
+    await page.get_by_role("link", name="Newer").click()
+    await expect(page.get_by_role("link", name="79990000003")).to_be_visible()

@@ -1,0 +1,208 @@
+"""The import of a file of clients, used by hand."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser.audit import audit
+from tests.browser.looks import DARK, PHONE
+from tests.browser.measure import overflows
+from tests.browser.watch import Watch
+from tests.processes import MailerProcess
+
+LINES = 100_000
+MIXED = """phone;operator_code;tag;time_zone
+79160000001;916;vip;Europe/Moscow
++7 916;916;;
+79160000002;x;"<img src=x onerror=""alert('x')"">";Moscow
+79160000003
+"""
+REFUSED: list[tuple[bytes, str]] = [
+    (b"name,phone\nAnna,79160000001\n", "is not one of the columns"),
+    ("телефон\n".encode("utf-16"), "the header is not UTF-8"),
+    (b'"phone\n79160000001\n', "is not well-formed CSV"),
+    (b"", "is required"),
+]
+
+OBSERVE = """() => {
+    window.seen = [];
+    window.words = [];
+    window.longest = 0;
+    const bar = document.getElementById("progress");
+    const status = document.getElementById("import-status");
+    const see = () => seen.push(bar.hasAttribute("value") ? bar.position : -1);
+    new MutationObserver(see).observe(bar, {attributes: true});
+    const hear = () => words.push(status.textContent);
+    new MutationObserver(hear).observe(status, {childList: true});
+    let last = performance.now();
+    const look = () => {
+        const now = performance.now();
+        longest = Math.max(longest, now - last);
+        last = now;
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
+"""Keeps what the bar and the status show, and the longest time between two frames."""
+
+
+@pytest.fixture(autouse=True)
+async def importing(page: Page, engine: AsyncEngine) -> None:
+    """The page, with nothing in the directory."""
+    del engine  # emptied
+    await page.goto("/clients/import")
+
+
+async def choose(page: Page, content: bytes, name: str = "clients.csv") -> None:
+    file: Any = {"name": name, "mimeType": "text/csv", "buffer": content}
+    await page.get_by_label("CSV file").set_input_files(file)
+
+
+async def import_(page: Page, content: bytes) -> None:
+    await choose(page, content)
+    await page.get_by_role("button", name="Import").click()
+
+
+async def figures(page: Page) -> list[str]:
+    return await page.locator("#report dd").all_inner_texts()
+
+
+@contextlib.asynccontextmanager
+async def throttled(page: Page, upload: int) -> AsyncIterator[None]:
+    """Let the browser send no more than so many bytes a second."""
+    session = await page.context.new_cdp_session(page)
+    await session.send("Network.enable")
+    limits = {"downloadThroughput": -1, "uploadThroughput": upload}
+    await session.send(
+        "Network.emulateNetworkConditions", {"offline": False, "latency": 0} | limits
+    )
+    yield
+    await session.detach()
+
+
+@pytest.mark.parametrize("look", [PHONE, DARK], ids=["phone", "dark"])
+async def test_report_names_the_lines_that_are_wrong(page: Page) -> None:
+    await import_(page, MIXED.encode())
+    title = page.get_by_role("heading", name="Imported, but 3 lines are wrong")
+    await expect(title).to_be_focused()
+    await expect(page.get_by_role("status").last).to_have_text("The import has ended.")
+    assert await figures(page) == ["1", "0", "0", "3"]
+    rows = [
+        " ".join(row.split()) for row in await page.locator("#report tbody tr").all_inner_texts()
+    ]
+    assert rows == [
+        "3 phone must be 7 and ten more digits, such as 79161234567",
+        "4 operator_code must be three digits, such as 916",
+        "4 time_zone must be an IANA time zone, such as Europe/Moscow",
+        "5 the whole line has 1 fields, and the header 4",
+    ]
+    await audit(page)
+    assert await overflows(page) == []
+    await page.get_by_role("link", name="To the clients").click()
+    await expect(page.get_by_role("link", name="79160000001")).to_be_visible()
+
+
+async def test_second_import_counts_what_is_known(page: Page) -> None:
+    await import_(page, b"phone,tag\n79160000001,vip\n79160000002,\n")
+    await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
+    assert await figures(page) == ["2", "0", "0", "0"]
+    await import_(page, b"phone,tag\n79160000001,new\n79160000002,\n")
+    await expect(page.locator("#report dd").nth(1)).to_have_text("1")
+    assert await figures(page) == ["0", "1", "1", "0"]
+
+
+async def test_file_that_is_wrong_as_a_whole_says_why(page: Page, watch: Watch) -> None:
+    watch.expect("answer", "400 POST at .*/clients/import")
+    for content, words in REFUSED:
+        await import_(page, content)
+        title = page.get_by_role("heading", name="The file was not imported")
+        await expect(title).to_be_focused()
+        await expect(page.locator("#report")).to_contain_text(words)
+        await expect(page.locator("#report")).to_contain_text("Nothing was stored.")
+        await audit(page)
+        assert await overflows(page) == []
+        await page.reload()
+
+
+async def test_large_file_shows_how_far_it_is_and_the_page_stays_awake(
+    page: Page, mailer: MailerProcess
+) -> None:
+    content = b"phone,tag\n" + b"".join(b"7916%07d,vip\n" % n for n in range(LINES))
+    await page.evaluate(OBSERVE)
+    async with throttled(page, 1_500_000):
+        await import_(page, content)
+        await expect(page.get_by_role("progressbar")).to_be_visible()
+        await expect(page.locator("#going-amount")).to_contain_text("of 1.6 MB")
+        await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+        await audit(page)
+        title = page.get_by_role("heading", name="Imported", exact=True)
+        await expect(title).to_be_focused(timeout=20_000)
+    assert await figures(page) == [f"{LINES:,}", "0", "0", "0"]
+    seen = await page.evaluate("seen")
+    assert any(0 < share < 1 for share in seen)
+    assert seen[-1] == -1  # storing: nobody knows how long
+    assert await page.evaluate("words") == [
+        "Sending the file",
+        "The file is sent. Its clients are being stored.",
+        "The import has ended.",
+    ]
+    assert await page.evaluate("longest") < 500
+    assert (await mailer.call("GET", "/clients?limit=1"))["count"] == LINES
+
+
+async def test_import_that_is_cancelled_stores_nothing(page: Page, mailer: MailerProcess) -> None:
+    await choose(page, b"phone\n" + b"".join(b"7916%07d\n" % n for n in range(LINES)))
+    async with throttled(page, 100_000):
+        await page.get_by_role("button", name="Import").click()
+        await page.get_by_role("button", name="Cancel").click()
+        status = page.get_by_role("status").last
+        await expect(status).to_have_text("Cancelled. Nothing was stored.")
+    await expect(page.get_by_label("CSV file")).to_be_focused()
+    await audit(page)
+    assert (await mailer.call("GET", "/clients"))["count"] == 0
+    await page.get_by_role("button", name="Import").click()
+    title = page.get_by_role("heading", name="Imported", exact=True)
+    await expect(title).to_be_focused(timeout=20_000)
+
+
+async def test_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "large.csv"
+    with path.open("wb") as file:
+        file.truncate(1024**3 + 1)
+    await page.get_by_label("CSV file").set_input_files(path)
+    await page.get_by_role("button", name="Import").click()
+    await expect(page.get_by_role("status").last).to_contain_text("larger than 1 GB")
+
+
+async def test_lost_connection_is_told(page: Page, watch: Watch) -> None:
+    watch.expect("failed", "POST net::ERR_CONNECTION_FAILED at .*/clients/import")
+    await page.route("**/clients/import", lambda route: route.abort("connectionfailed"))
+    await import_(page, b"phone\n79160000001\n")
+    await expect(page.get_by_role("status").last).to_contain_text("The connection was lost.")
+
+
+async def test_without_scripts_the_page_says_what_else_there_is(
+    page: Page, mailer: MailerProcess
+) -> None:
+    assert page.context.browser is not None
+    context = await page.context.browser.new_context(java_script_enabled=False)
+    plain = await context.new_page()
+    await plain.goto(f"{mailer.address}/clients/import")
+    await expect(plain.get_by_text("mailer clients import FILE")).to_be_visible()
+    await expect(plain.get_by_label("CSV file")).to_be_hidden()
+    await context.close()
+
+
+async def test_file_may_be_dropped(page: Page) -> None:
+    # browsers put what is dropped on such a field into it by themselves
+    data = await page.evaluate_handle("""() => {
+        const data = new DataTransfer();
+        data.items.add(new File(["phone\\n79160000001\\n"], "dropped.csv", {type: "text/csv"}));
+        return data; }""")
+    await page.get_by_label("CSV file").evaluate("(field, data) => field.files = data.files", data)
+    await page.get_by_role("button", name="Import").click()
+    await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
