@@ -1,6 +1,7 @@
 """The import of a file of clients, used by hand."""
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,24 @@ async def test_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) ->
     await page.get_by_label("CSV file").set_input_files(path)
     await page.get_by_role("button", name="Import").click()
     await expect(page.get_by_role("status").last).to_contain_text("larger than 1 GB")
+
+
+async def test_file_that_changed_since_is_to_be_chosen_again(
+    page: Page, watch: Watch, tmp_path: Path
+) -> None:
+    watch.expect("failed", "POST net::ERR_UPLOAD_FILE_CHANGED at .*/clients/import")
+    path = tmp_path / "clients.csv"
+    path.write_text("phone\n7916\n")
+    field = page.get_by_label("CSV file")
+    await field.set_input_files(path)
+    assert await field.evaluate("field => field.files[0].lastModified") > 0  # it has been looked at
+    path.write_text("phone\n79160000001\n")
+    os.utime(path, (0, 0))
+    await page.get_by_role("button", name="Import").click()
+    await expect(page.get_by_role("status").last).to_contain_text("Choose it again.")
+    await field.set_input_files(path)
+    await page.get_by_role("button", name="Import").click()
+    await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
 
 
 async def test_lost_connection_is_told(page: Page, watch: Watch) -> None:

@@ -28,6 +28,7 @@
 
   function begin(chosen) {
     report.replaceChildren();
+    status.classList.remove("visually-hidden");
     status.textContent = say.sending;
     find("going-name").textContent = chosen.name;
     showAmount(0, chosen.size);
@@ -44,8 +45,8 @@
     going.hidden = true;
     status.textContent = words;
     const title = find("report-title");
-    if (title) title.focus();
-    else file.focus();
+    status.classList.toggle("visually-hidden", title !== null); // which says more
+    (title || file).focus();
   }
 
   function send(chosen) {
@@ -62,9 +63,13 @@
     };
     request.onload = () => {
       report.innerHTML = request.response;
+      form.reset(); // browsers do not send a file that has changed since it was chosen
       end(say.done);
     };
-    request.onerror = () => end(say.lost);
+    request.onerror = () => {
+      const isThere = chosen.slice(0, 1).arrayBuffer();
+      isThere.then(() => end(say.lost), () => end(say.changed));
+    };
     request.onabort = () => end(say.cancelled);
     cancel.onclick = () => request.abort();
     begin(chosen);
@@ -76,7 +81,7 @@
     const [chosen] = file.files;
     if (chosen.size > Number(say.limit)) {
       report.replaceChildren();
-      status.textContent = say.large;
+      end(say.large);
     } else send(chosen);
   });
   find("needs-script").hidden = true;

@@ -20,7 +20,7 @@ document.addEventListener("focusin", (event) => {
 });
 
 // A question that htmx has fetched opens as a dialog; without scripts it is a page of its own.
-document.addEventListener("htmx:afterSwap", (event) => {
+document.addEventListener("htmx:afterSettle", (event) => {
   const dialog = document.getElementById("dialog");
   if (event.detail.target === dialog && !dialog.open) dialog.showModal();
 });
