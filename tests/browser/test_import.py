@@ -133,13 +133,13 @@ async def test_large_file_shows_how_far_it_is_and_the_page_stays_awake(
     page: Page, mailer: MailerProcess
 ) -> None:
     content = b"phone,tag\n" + b"".join(b"7916%07d,vip\n" % n for n in range(LINES))
+    await choose(page, content)
     await page.evaluate(OBSERVE)
     async with throttled(page, 1_500_000):
-        await import_(page, content)
+        await page.get_by_role("button", name="Import").click()
         await expect(page.get_by_role("progressbar")).to_be_visible()
         await expect(page.locator("#going-amount")).to_contain_text("of 1.6 MB")
         await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
-        await audit(page)
         title = page.get_by_role("heading", name="Imported", exact=True)
         await expect(title).to_be_focused(timeout=20_000)
     assert await figures(page) == [f"{LINES:,}", "0", "0", "0"]
@@ -151,7 +151,7 @@ async def test_large_file_shows_how_far_it_is_and_the_page_stays_awake(
         "The file is sent. Its clients are being stored.",
         "The import has ended.",
     ]
-    assert await page.evaluate("longest") < 500
+    assert await page.evaluate("longest") < 500, "milliseconds without a frame"
     assert (await mailer.call("GET", "/clients?limit=1"))["count"] == LINES
 
 
@@ -159,6 +159,8 @@ async def test_import_that_is_cancelled_stores_nothing(page: Page, mailer: Maile
     await choose(page, b"phone\n" + b"".join(b"7916%07d\n" % n for n in range(LINES)))
     async with throttled(page, 100_000):
         await page.get_by_role("button", name="Import").click()
+        await expect(page.get_by_role("progressbar")).to_be_visible()
+        await audit(page)
         await page.get_by_role("button", name="Cancel").click()
         status = page.get_by_role("status").last
         await expect(status).to_have_text("Cancelled. Nothing was stored.")

@@ -1,0 +1,75 @@
+"""What the import's page answers to a file, which a script of it shows."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from litestar.testing import RequestFactory
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.admin.client_import import on_refusal
+from mailer.app import create_app
+from mailer.client.upload import IMPORT_LIMIT, StalledUploadError
+
+PATH = "http://mailer/clients/import"
+CSV = {"Accept": "text/html", "Content-Type": "text/csv"}
+ANNA, BORIS = "79160000001", "79030000002"
+
+
+async def send(api: httpx.AsyncClient, content: bytes, status: int = 200, **headers: str) -> str:
+    answer = await api.post(PATH, content=content, headers=CSV | headers)
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "<html" not in answer.text
+    return answer.text
+
+
+async def test_import_tells_what_became_of_every_line(api: httpx.AsyncClient) -> None:
+    page = await send(api, f"phone,tag\n{ANNA},vip\n8916,vip\n{BORIS},{'x' * 65}\n".encode())
+    assert "2 lines are wrong" in page
+    assert re.findall(r"<dd>(\d+)</dd>", page) == ["1", "0", "0", "2"]
+    assert re.findall(r'<th scope="row"[^>]*>(\d+)</th>', page) == ["3", "4"]
+    assert "must be 7 and ten more digits" in page
+    assert [found["phone"] for found in (await api.get("/clients")).json()["results"]] == [ANNA]
+
+
+async def test_import_says_how_many_wrong_lines_are_not_listed(api: httpx.AsyncClient) -> None:
+    page = await send(api, b"phone\n" + b"1\n" * 1200)
+    assert "And 1,100 more lines that are not listed." in page
+    assert page.count('<th scope="row"') == 100
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "headers", "words"),
+    [
+        (b"", 400, {}, "<code>phone</code> is required"),
+        (b"name\n", 400, {}, "<code>name</code> is not one of the columns"),
+        (b'"><b>,phone\n', 400, {}, "is not well-formed CSV"),
+        (b"<b>,phone\n", 400, {}, "<code>&lt;b&gt;</code> is not one"),
+        ("телефон\n".encode("cp1251"), 400, {}, "the header is not UTF-8"),
+        (b"PK\x03\x04" + bytes(9000), 400, {}, "the header is longer than 2000 characters"),
+        (b"phone\n", 415, {"Content-Type": "text/plain"}, "Send CSV in UTF-8"),
+        (b"phone\n", 413, {"Content-Length": str(IMPORT_LIMIT + 1)}, "larger than 1 GB"),
+        (b"phone\n", 403, {"Sec-Fetch-Site": "cross-site"}, "another site"),
+    ],
+    ids=["empty", "column", "quote", "hostile", "encoding", "zip", "type", "size", "site"],
+)
+async def test_file_that_is_wrong_as_a_whole_is_told_so(
+    api: httpx.AsyncClient, content: bytes, status: int, headers: dict[str, str], words: str
+) -> None:
+    page = await send(api, content, status, **headers)
+    assert words in page
+    assert "Nothing was stored." in page
+
+
+async def test_file_that_stalls_or_meets_no_database_is_told_so(engine: AsyncEngine) -> None:
+    request: Any = RequestFactory(create_app(engine)).post("/clients/import")
+    stalled = on_refusal(request, StalledUploadError())
+    assert stalled.status_code == 408
+    assert "for a minute" in stalled.content
+    assert "Nothing was stored." in stalled.content
+    away = on_refusal(request, ConnectionRefusedError())
+    assert away.status_code == 503
+    assert "The database is away." in away.content
+    assert "Nothing was stored." not in away.content  # which nobody knows
