@@ -70,22 +70,25 @@ WRONG_URL = (
 def create_app(
     engine: AsyncEngine,
     breaker: Breaker | None = None,
+    *,
     pace: Pace | None = None,
     live: Live | None = None,
+    settings: Settings | None = None,
 ) -> Litestar:
     """Return the web application over `engine`; `breaker` is None where nothing is sent."""
-    live = live or Live()
+    given = {
+        "engine": engine,
+        "breaker": breaker,
+        "pace": pace,
+        "live": live or Live(),
+        "settings": settings or Settings(),
+    }
     api = Router(
         "/api/v1", route_handlers=[ClientController, MailingController, StatisticsController]
     )
     return Litestar(
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
-        dependencies={
-            "engine": Provide(lambda: engine, sync_to_thread=False),
-            "breaker": Provide(lambda: breaker, sync_to_thread=False),
-            "pace": Provide(lambda: pace, sync_to_thread=False),
-            "live": Provide(lambda: live, sync_to_thread=False),
-        },
+        dependencies={name: _always(part) for name, part in given.items()},
         guards=[same_origin],
         state=State({"breaker": breaker}),
         exception_handlers=HANDLERS,
@@ -94,6 +97,10 @@ def create_app(
         request_max_body_size=BODY_LIMIT,
         logging_config=None,
     )
+
+
+def _always(part: object) -> Provide:
+    return Provide(lambda: part, sync_to_thread=False)
 
 
 class AuthNotBuiltError(StartError):
@@ -232,10 +239,12 @@ async def _serve(
             report = mail.run
         dispatcher = Dispatcher(url, own_engine, gateway, breaker, pace, settings, report=report)
         live = Live()
-        app = (
-            create_app(engine, live=live)
-            if gateway is None
-            else create_app(engine, breaker, pace, live)
+        app = create_app(
+            engine,
+            None if gateway is None else breaker,
+            pace=None if gateway is None else pace,
+            live=live,
+            settings=settings,
         )
         server = _Server(_server_config(observed(app), settings), on_start)
         _stop_on_signals(server, dispatcher, live)

@@ -19,6 +19,7 @@ PREFIX = "MAILER_"
 SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret"}
 )  # URLs may carry a password
+HIDDEN = "***"
 
 LEASE_SLACK = 2
 """Seconds of a lease beyond the gateway's time: to wait for a turn, and to write the outcome."""
@@ -69,10 +70,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oidc_client_secret: str | None = None
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
 
+    def shown(self) -> dict[str, object]:
+        """Return every setting by its name, secrets hidden."""
+        return {
+            name: HIDDEN if name in SECRETS and value else value
+            for name, value in msgspec.structs.asdict(self).items()
+        }
+
     def __repr__(self) -> str:
         shown = (
-            f"{name}={'***' if name in SECRETS and value else repr(value)}"
-            for name, value in msgspec.structs.asdict(self).items()
+            f"{name}={value if value is HIDDEN else repr(value)}"
+            for name, value in self.shown().items()
         )
         return f"Settings({', '.join(shown)})"
 

@@ -15,12 +15,13 @@ from mailer.admin.live import Live, Sections
 from mailer.admin.render import Show, done
 from mailer.errors import ConflictError
 from mailer.gateway.breaker import Breaker
+from mailer.gateway.pace import Pace
 from mailer.mailing import service, steps, store
 from mailer.mailing.controls import controls, waiting
 from mailer.mailing.hold import with_hold
 from mailer.mailing.model import MailingNotFoundError, StillStoppingError
 from mailer.mailing.query import MailingId
-from mailer.report import statistics
+from mailer.report import forecast, statistics
 from mailer.report.largest import largest
 from mailer.report.snapshot import snapshot
 
@@ -34,17 +35,22 @@ VERBS: Mapping[str, tuple[Callable[[AsyncEngine, int], Awaitable[Any]], str]] = 
 """What may be done with a mailing, and what is said when it is."""
 BARS, ROWS = 100, 20
 """How many bars a chart and how many rows a table may have: they are sent again and again."""
-SECTIONS = ("state", "controls", "what", "ledger", "over-time", "reasons", "spread")
+SECTIONS = ("state", "controls", "what", "ledger", "forecast", "over-time", "reasons", "spread")
 
 
-async def look(engine: AsyncEngine, breaker: Breaker | None, mailing_id: int) -> dict[str, Any]:
-    """Return what is shown of a mailing, by name, all as it is at one moment."""
+async def look(
+    engine: AsyncEngine, breaker: Breaker | None, pace: Pace | None, mailing_id: int
+) -> dict[str, Any]:
+    """Return what is shown of a mailing, by name, its counts as they are at one moment."""
     async with snapshot(engine) as connection:
         mailing = await store.get(connection, mailing_id)
         stands = await steps.look(connection, mailing_id)
         counts = await statistics.in_detail(connection, mailing, most_buckets=BARS)
+        sharing = await forecast.sharing(connection, pace, mailing)
     now = datetime.now(UTC)
     return {
+        "forecast": await forecast.of_mailing(engine, mailing_id, pace, sharing.processes),
+        "sharing": sharing,
         "mailing": with_hold(mailing, breaker),
         "steps": stands,
         "counts": counts,
@@ -67,17 +73,19 @@ class MailingPage(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
+        pace: NamedDependency[Pace | None],
         show: NamedDependency[Show],
         mailing_id: MailingId,
     ) -> Response[str]:
         """Show a mailing."""
-        return show.page("mailings/mailing.html", **await look(engine, breaker, mailing_id))
+        return show.page("mailings/mailing.html", **await look(engine, breaker, pace, mailing_id))
 
     @get("/live/mailings/{mailing_id:int}")
     async def watch_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
+        pace: NamedDependency[Pace | None],
         show: NamedDependency[Show],
         live: NamedDependency[Live],
         mailing_id: MailingId,
@@ -86,7 +94,7 @@ class MailingPage(Controller):
 
         async def sections() -> Sections:
             try:
-                facts = await look(engine, breaker, mailing_id)
+                facts = await look(engine, breaker, pace, mailing_id)
             except MailingNotFoundError:
                 gone = ("state", "controls")
                 return {name: show.part(f"mailings/gone-{name}.html") for name in gone}

@@ -24,7 +24,8 @@ from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.model import terms_of
 from mailer.web.assets import asset_url
 
-TEN = 10
+TEN, KIBI = 10, 1024
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 DONE = "done"
 """The cookie that tells the next page what was done: a name that `said.html` knows."""
 DAY, MINUTE = "d MMM y, HH:mm", "HH:mm"
@@ -138,6 +139,14 @@ def duration(seconds: float) -> str:
     return str(format_timedelta(exact, threshold=1.2, locale=locale(spoken())))
 
 
+def size(count: int) -> str:
+    """Return a number of bytes in the largest unit that leaves something before the point."""
+    value, unit = float(count), 0
+    while value >= KIBI and unit < len(UNITS) - 1:
+        value, unit = value / KIBI, unit + 1
+    return f"{number(value)} {UNITS[unit]}"
+
+
 def excerpt(text: str, longest: int = 80) -> str:
     """Return the beginning of a text, on one line."""
     line = " ".join(text.split())
@@ -150,6 +159,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "clock": clock,
     "moment": moment,
     "duration": duration,
+    "bytes": size,
     "excerpt": excerpt,
     "say": say,
     "terms": terms_of,

@@ -20,6 +20,7 @@ from mailer.admin.mailings import MailingList
 from mailer.admin.messages import MessageList
 from mailer.admin.overview import Overview
 from mailer.admin.render import show_of
+from mailer.admin.system import System
 from mailer.admin.viewer import LANGUAGE, TIME_ZONE
 from mailer.client.model import known_zones
 from mailer.errors import MailerError
@@ -80,6 +81,7 @@ def site_router() -> Router:
             MessageList,
             Clients,
             ClientImport,
+            System,
             prefer,
         ],
         dependencies={"show": Provide(show_of, sync_to_thread=False)},
