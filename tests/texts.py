@@ -13,6 +13,7 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po, write_po
 
+import mailer.app  # noqa: F401  # which imports every model and every error
 from mailer import admin
 from mailer.admin.language import FOLDER, LANGUAGES
 from mailer.client import csvfile

@@ -81,7 +81,7 @@ class MailingPage(Controller):
         return show.page("mailings/mailing.html", **await look(engine, breaker, pace, mailing_id))
 
     @get("/live/mailings/{mailing_id:int}")
-    async def watch_mailing(
+    async def watch_mailing(  # noqa: PLR0913, PLR0917  # what Litestar gives
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],

@@ -20,8 +20,8 @@ from mailer.admin.render import Show, done
 from mailer.errors import FieldError, InvalidError
 from mailer.gateway.pace import Pace
 from mailer.mailing import service, store
-from mailer.mailing.api import MailingId
 from mailer.mailing.model import ENDED, Mailing, MailingEndedError, MailingStartedError
+from mailer.mailing.query import MailingId
 from mailer.validation import MAX_ID
 
 SEEN = "seen"
