@@ -45,10 +45,10 @@ class Mailer:
         self._process = process
 
     async def __aenter__(self) -> Self:
-        address = await asyncio.wait_for(self._address(), PATIENCE)
+        self.address = await asyncio.wait_for(self._address(), PATIENCE)
         self._reading = asyncio.create_task(self._warn())
         self.database: asyncpg.Connection = await asyncpg.connect(self.database_url)
-        self._session = aiohttp.ClientSession(address)
+        self._session = aiohttp.ClientSession(self.address)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -275,6 +275,11 @@ def cpu_seconds(pid: int) -> float:
 def postmaster_of(pid: int) -> int:
     """Return the PostgreSQL that mailer `pid` has started."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def parent_of(pid: int) -> int:
+    """Return the process that has started a process: of a session, its PostgreSQL."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def tree_cpu_seconds(pid: int) -> float:

@@ -5,6 +5,8 @@ of those sections of a page that have changed; `live.js` puts each in the place 
 """
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 
 import structlog
@@ -18,9 +20,12 @@ from mailer.log import describe
 log = structlog.get_logger()
 
 PERIOD = 2.0
-"""Seconds between looks."""
-FRESH = 1.5
-"""Seconds for which what was found is good for others, too."""
+"""Seconds between looks, at least."""
+BUDGET = 0.01
+"""The part of the time that looks may take together: with many different pages open, each is
+looked at less often, and sending goes on undisturbed."""
+FRESH = 0.75
+"""The part of a period for which what was found is good for others, too."""
 QUIET = 20.0
 """Seconds without news after which a line without meaning is sent: proxies cut what is silent."""
 MOST = 200
@@ -36,8 +41,9 @@ class Live:
 
     def __init__(self) -> None:
         self._stopping = asyncio.Event()
-        self._watching = 0
+        self._watching: Counter[Hashable] = Counter()
         self._looks: dict[Hashable, tuple[float, asyncio.Task[Sections]]] = {}
+        self._costs: dict[Hashable, float] = {}
 
     def stop(self) -> None:
         """End every stream: a server waits for what is open."""
@@ -48,7 +54,7 @@ class Live:
 
         Those with the same key see the same: for all of them there is one look.
         """
-        if self._watching >= MOST:
+        if self._watching.total() >= MOST:
             raise ServiceUnavailableException("Too many pages are open.")
         return ServerSentEvent(self._events(key, look))
 
@@ -57,7 +63,7 @@ class Live:
     ) -> AsyncGenerator[ServerSentEventMessage, None]:
         told: dict[str, int] = {}
         silence = 0.0
-        self._watching += 1
+        self._watching[key] += 1
         try:
             while not self._stopping.is_set():
                 sections = await self._look(key, look)
@@ -67,14 +73,22 @@ class Live:
                     yield ServerSentEventMessage("\n".join(sections[name] for name, _ in news))
                 elif silence >= QUIET:
                     yield ServerSentEventMessage(data=None, comment="")
-                silence = 0.0 if news or silence >= QUIET else silence + PERIOD
+                silence = 0.0 if news or silence >= QUIET else silence + self.period
                 await self._rest()
         finally:
-            self._watching -= 1
+            self._watching[key] -= 1
+            if not self._watching[key]:
+                del self._watching[key]
+                self._costs.pop(key, None)
+
+    @property
+    def period(self) -> float:
+        """Seconds between looks: they keep to the budget, whatever is open."""
+        return max(PERIOD, sum(self._costs.values()) / BUDGET)
 
     async def _rest(self) -> None:
         try:
-            async with asyncio.timeout(PERIOD):
+            async with asyncio.timeout(self.period):
                 await self._stopping.wait()
         except TimeoutError:
             return
@@ -82,21 +96,25 @@ class Live:
     async def _look(self, key: Hashable, look: Look) -> Sections:
         """Return what somebody found a moment ago, or look."""
         now = asyncio.get_running_loop().time()
+        fresh = self.period * FRESH
         self._looks = {
-            known: (at, task) for known, (at, task) in self._looks.items() if now - at < FRESH
+            known: (at, task) for known, (at, task) in self._looks.items() if now - at < fresh
         }
         if key not in self._looks:
-            self._looks[key] = now, asyncio.create_task(_found(look))
+            self._looks[key] = now, asyncio.create_task(self._found(key, look))
         return await asyncio.shield(self._looks[key][1])  # who leaves does not end it for others
 
-
-async def _found(look: Look) -> Sections:
-    """Return what is found; nothing when it fails: pages stay as they are until it does not."""
-    try:
-        return await look()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is logged
-        if is_away(error):
-            log.warning("database_away", at="live")
-        else:
-            log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
-        return {}
+    async def _found(self, key: Hashable, look: Look) -> Sections:
+        """Return what is found; nothing when it fails: pages stay as they are until it does not."""
+        began = time.perf_counter()
+        try:
+            return await look()
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is logged
+            if is_away(error):
+                log.warning("database_away", at="live")
+            else:
+                log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
+            return {}
+        finally:
+            if key in self._watching:
+                self._costs[key] = time.perf_counter() - began

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -106,10 +106,18 @@ def _environment() -> Environment:
     return environment
 
 
+# A live page says the same numbers and moments again and again: what is written is kept.
+KEPT = 8192
+
+
 def number(value: float) -> str:
     """Return a number as the reader writes it; a fraction below ten with one decimal."""
-    form = "#,##0.#" if value < TEN else "#,##0"
-    return str(format_decimal(value, form, locale(spoken())))
+    return _number(value, "#,##0.#" if value < TEN else "#,##0", spoken())
+
+
+@lru_cache(maxsize=KEPT)
+def _number(value: float, form: str, language: str) -> str:
+    return str(format_decimal(value, form, locale(language)))
 
 
 def percent(part: int, whole: int) -> str:
@@ -127,9 +135,14 @@ def clock(moment: datetime, zone: str, form: str = DAY) -> str:
 
 def moment(at: datetime, viewer: Viewer, form: str = DAY) -> Markup:
     """Return a moment on the viewer's clock, which tells UTC too."""
+    return _moment(at, viewer.time_zone, form, spoken())
+
+
+@lru_cache(maxsize=KEPT)
+def _moment(at: datetime, zone: str, form: str, _language: str) -> Markup:
     exact = at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     title = f"{clock(at, 'UTC')} UTC"
-    text = clock(at, viewer.time_zone, form)
+    text = clock(at, zone, form)
     return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, title, text)
 
 
