@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import zoneinfo
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret"}
 )  # URLs may carry a password
 HIDDEN = "***"
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+"""The user and password of a URL."""
 
 LEASE_SLACK = 2
 """Seconds of a lease beyond the gateway's time: to wait for a turn, and to write the outcome."""
@@ -72,14 +75,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def shown(self) -> dict[str, object]:
         """Return every setting by its name, secrets hidden."""
-        return {
-            name: HIDDEN if name in SECRETS and value else value
-            for name, value in msgspec.structs.asdict(self).items()
-        }
+        return {name: _shown(name, value) for name, value in msgspec.structs.asdict(self).items()}
 
     def __repr__(self) -> str:
         shown = (
-            f"{name}={value if value is HIDDEN else repr(value)}"
+            f"{name}={value if value == HIDDEN else repr(value)}"
             for name, value in self.shown().items()
         )
         return f"Settings({', '.join(shown)})"
@@ -95,6 +95,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _shown(name: str, value: object) -> object:
+    if name in SECRETS and value:
+        return HIDDEN
+    return CREDENTIALS.sub(HIDDEN, value) if isinstance(value, str) else value
 
 
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:
