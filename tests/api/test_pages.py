@@ -187,6 +187,32 @@ async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_chan
     del engine
 
 
+async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> None:
+    live = Live()
+    looking = most_looking = 0
+
+    async def look() -> dict[str, str]:
+        nonlocal looking, most_looking
+        looking += 1
+        most_looking = max(most_looking, looking)
+        await asyncio.sleep(0.02)
+        looking -= 1
+        return {}
+
+    async def follow(key: int) -> None:
+        async for _ in live.stream(key, look).iterator:  # type: ignore[union-attr]  # a stream's
+            pass
+
+    assert live.period == 2.0
+    following = [asyncio.create_task(follow(key)) for key in range(4)]
+    await asyncio.sleep(0.3)
+    assert most_looking == 1
+    assert 8 <= live.period < 15
+    live.stop()
+    await asyncio.wait_for(asyncio.gather(*following), 1)
+    assert live.period == 2.0
+
+
 async def test_overview_answers_its_live_sections(engine: AsyncEngine) -> None:
     live = Live()
     app = create_app(engine, live=live)

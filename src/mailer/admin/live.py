@@ -19,8 +19,8 @@ from mailer.log import describe
 
 log = structlog.get_logger()
 
-PERIOD = 2.0
-"""Seconds between looks, at least."""
+PERIOD, LONGEST = 2.0, 15.0
+"""Seconds between looks, at least and at most."""
 BUDGET = 0.01
 """The part of the time that looks may take together: with many different pages open, each is
 looked at less often, and sending goes on undisturbed."""
@@ -44,6 +44,7 @@ class Live:
         self._watching: Counter[Hashable] = Counter()
         self._looks: dict[Hashable, tuple[float, asyncio.Task[Sections]]] = {}
         self._costs: dict[Hashable, float] = {}
+        self._turn = asyncio.Lock()
 
     def stop(self) -> None:
         """End every stream: a server waits for what is open."""
@@ -84,7 +85,7 @@ class Live:
     @property
     def period(self) -> float:
         """Seconds between looks: they keep to the budget, whatever is open."""
-        return max(PERIOD, sum(self._costs.values()) / BUDGET)
+        return min(LONGEST, max(PERIOD, sum(self._costs.values()) / BUDGET))
 
     async def _rest(self) -> None:
         try:
@@ -105,16 +106,24 @@ class Live:
         return await asyncio.shield(self._looks[key][1])  # who leaves does not end it for others
 
     async def _found(self, key: Hashable, look: Look) -> Sections:
-        """Return what is found; nothing when it fails: pages stay as they are until it does not."""
-        began = time.perf_counter()
-        try:
-            return await look()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is logged
-            if is_away(error):
-                log.warning("database_away", at="live")
-            else:
-                log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
-            return {}
-        finally:
-            if key in self._watching:
-                self._costs[key] = time.perf_counter() - began
+        """Return what is found, one look at a time; nothing when it fails.
+
+        Then pages stay as they are until it does not.
+        """
+        async with self._turn:
+            began = time.perf_counter()
+            try:
+                return await look()
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is logged
+                if is_away(error):
+                    log.warning("database_away", at="live")
+                else:
+                    log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
+                return {}
+            finally:
+                self._spent(key, time.perf_counter() - began)
+
+    def _spent(self, key: Hashable, seconds: float) -> None:
+        """Note what a look took; one that was slow for once counts for little."""
+        if key in self._watching:
+            self._costs[key] = min(seconds, 2 * self._costs.get(key, seconds))
