@@ -21,8 +21,8 @@ SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret"}
 )  # URLs may carry a password
 HIDDEN = "***"
-CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
-"""The user and password of a URL."""
+USER = re.compile(r"(?<=://)[^/?#]*(?=@)")
+"""The user and the password of a URL: the gateway may ask for them instead of a token."""
 
 LEASE_SLACK = 2
 """Seconds of a lease beyond the gateway's time: to wait for a turn, and to write the outcome."""
@@ -75,7 +75,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def shown(self) -> dict[str, object]:
         """Return every setting by its name, secrets hidden."""
-        return {name: _shown(name, value) for name, value in msgspec.structs.asdict(self).items()}
+        settings = msgspec.structs.asdict(self) | {
+            name: HIDDEN for name in SECRETS if getattr(self, name)
+        }
+        if self.gateway_url:
+            settings["gateway_url"] = USER.sub(HIDDEN, self.gateway_url)
+        return settings
 
     def __repr__(self) -> str:
         shown = (
@@ -95,12 +100,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
-
-
-def _shown(name: str, value: object) -> object:
-    if name in SECRETS and value:
-        return HIDDEN
-    return CREDENTIALS.sub(HIDDEN, value) if isinstance(value, str) else value
 
 
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:

@@ -1,0 +1,276 @@
+"""What holds for every page, and the pages that are of no room: the overview and the system."""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from tests.browser.audit import audit
+from tests.browser.looks import DESK, RUSSIAN, Look
+from tests.browser.making import add_clients, add_mailing, add_with_failure
+from tests.browser.measure import overflows, wire_bytes
+from tests.browser.watch import Watch
+from tests.processes import Gateway, MailerProcess, mailers
+
+from mailer.gateway.sandbox import Faults
+
+SOON = 15_000
+"""Milliseconds in which what is on its way must have come."""
+STAYS = "window.stays = true"
+PHONE_IN_THE_DARK = Look(width=390, height=844, phone=True, dark=True)
+FAR = Look(time_zone="Asia/Omsk")
+MOST_BYTES = 200_000
+PAGES = (
+    "/",
+    "/mailings",
+    "/mailings/new",
+    "/mailings/{coming}",
+    "/mailings/{coming}/edit",
+    "/mailings/{coming}/pause",
+    "/mailings/{coming}/cancel",
+    "/mailings/{ended}",
+    "/mailings/{ended}/retry",
+    "/mailings/{ended}/delete",
+    "/mailings/{ended}/messages",
+    "/mailings/{ended}/messages/{message}",
+    "/clients",
+    "/clients/new",
+    "/clients/import",
+    "/clients/{client}",
+    "/clients/{client}/delete",
+    "/system",
+    "/nothing",
+)
+
+
+class Power:
+    """A gateway that can be switched off and on again at the same address."""
+
+    def __init__(self) -> None:
+        self.gateway = Gateway(Faults())
+        self._running = contextlib.AsyncExitStack()
+
+    async def on(self) -> None:
+        port = int(re.findall(r":(\d+)", self.gateway.url)[0]) if self.gateway.url else 0
+        running = self.gateway.sandbox.run(port=port)
+        self.gateway.url = await self._running.enter_async_context(running)
+
+    async def off(self) -> None:
+        await self._running.aclose()
+
+
+@pytest.fixture(scope="module")
+async def power() -> AsyncIterator[Power]:
+    power = Power()
+    await power.on()
+    yield power
+    await power.off()
+
+
+@pytest.fixture(scope="module")
+async def mailer(
+    browser: Browser, shared_database_url: str, power: Power
+) -> AsyncIterator[MailerProcess]:
+    """A process that sends so slowly that one can watch it, and minds every failure."""
+    del browser  # without one there is no need to start
+    pace = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
+    async with mailers(shared_database_url) as start:
+        yield await start(**power.gateway.settings, **pace)
+
+
+@pytest.fixture(scope="module")
+async def places(mailer: MailerProcess) -> dict[str, int]:
+    """What the addresses of `PAGES` lead to."""
+    ended = await add_with_failure(mailer, "of pages", 2)
+    first = "SELECT min(id) FROM message WHERE mailing_id = $1"
+    return {
+        "ended": ended,
+        "message": await mailer.query(first, ended),
+        "client": await mailer.query("SELECT min(id) FROM client"),
+        "coming": await add_mailing(mailer, client_filter="of pages", text="It is to come"),
+    }
+
+
+def expect_answers(watch: Watch) -> None:
+    watch.expect("answer", "404 GET at .*/nothing")
+
+
+async def look_around(page: Page, places: dict[str, int]) -> list[str]:
+    """Go through all pages and return what is wrong with them."""
+    wrong = []
+    for pattern in PAGES:
+        await page.goto(pattern.format(**places))
+        heads = await page.locator("h1:visible").count()
+        wrong += [] if heads == 1 else [f"{pattern}: {heads} h1"]
+        wrong += [f"{pattern}: {wide}" for wide in await overflows(page)]
+        try:
+            await audit(page)
+        except AssertionError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "look", [DESK, RUSSIAN, PHONE_IN_THE_DARK], ids=["desk", "russian", "phone in the dark"]
+)
+async def test_every_page_is_accessible_and_fits(
+    page: Page, watch: Watch, look: Look, places: dict[str, int]
+) -> None:
+    expect_answers(watch)
+    await page.goto("/system")
+    await expect(page.locator("html")).to_have_attribute("lang", look.locale[:2])
+    assert not await look_around(page, places)
+
+
+async def test_every_page_is_light(page: Page, watch: Watch, places: dict[str, int]) -> None:
+    expect_answers(watch)
+    await page.goto("/system")
+    await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
+    sizes = {path: await wire_bytes(page, path.format(**places)) for path in PAGES}
+    assert {path: size for path, size in sizes.items() if size >= MOST_BYTES} == {}
+    assert min(sizes.values()) > 1_000  # it is measured
+
+
+async def test_overview_is_watched_while_a_mailing_goes_out(
+    page: Page, mailer: MailerProcess, power: Power
+) -> None:
+    coming = await add_mailing(mailer, 1800, client_filter="watched", text="The next one")
+    await add_clients(mailer, "watched", 28)
+    await page.goto("/")
+    await page.evaluate(STAYS)
+    await expect(page.locator("#next").get_by_role("link", name="The next one")).to_be_visible()
+    await expect(page.locator(".chart canvas")).to_be_visible()
+    await page.get_by_text("As a table").click()
+    table = page.get_by_role("table")
+    await expect(table).to_be_visible()
+
+    running = await add_mailing(mailer, 0.5, client_filter="watched", text="It goes out")
+    card = page.locator(f"#running-{running}")
+    await expect(card).to_contain_text("28 clients", timeout=SOON)
+    await expect(card.locator("rect.delivered")).to_have_count(1, timeout=SOON)
+    bar = await card.get_by_role("img").get_attribute("aria-label")
+    assert bar is not None
+    await expect(card.get_by_role("img")).not_to_have_attribute("aria-label", bar, timeout=SOON)
+    await audit(page)
+
+    await power.off()
+    try:
+        gateway = page.locator("#gateway")
+        await expect(gateway).to_contain_text("not taking messages", timeout=SOON)
+        await expect(gateway).to_contain_text("are held and lose nothing")
+        await audit(page)
+    finally:
+        await power.on()
+    await expect(gateway.get_by_text("taking messages", exact=True)).to_be_visible(timeout=SOON)
+
+    await expect(table).to_be_visible()
+    await expect(page.locator(".chart canvas")).to_have_count(1)
+    delivered = table.locator("tbody tr").last.locator("td").first
+    assert int(await delivered.get_attribute("data-value") or 0) > 0
+    await expect(card).to_be_visible()
+    assert await page.evaluate("window.stays")
+
+    await card.get_by_role("link").click()
+    await expect(page).to_have_url(f"{mailer.address}/mailings/{running}")
+    await mailer.call("POST", f"/mailings/{running}/cancel")
+    await page.get_by_role("link", name="Overview").click()
+    await page.get_by_role("link", name="The next one").click()
+    await expect(page).to_have_url(f"{mailer.address}/mailings/{coming}")
+    await page.get_by_role("link", name="mailer", exact=True).click()
+    await page.get_by_role("link", name="New mailing").click()
+    await expect(page).to_have_url(f"{mailer.address}/mailings/new")
+
+    await page.get_by_role("link", name="System").click()
+    failures = page.get_by_role("region", name="Last failures of this process")
+    await expect(failures.get_by_role("row").nth(1)).to_be_visible()
+    await audit(page)
+    assert await overflows(page) == []
+
+
+async def test_system_tells_what_runs_and_keeps_secrets(page: Page, mailer: MailerProcess) -> None:
+    await page.goto("/system")
+    await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
+    settings = page.get_by_role("region", name="Settings in force")
+    rate = settings.get_by_role("row").filter(has_text="MAILER_GATEWAY_RATE")
+    await expect(rate.get_by_role("cell")).to_have_text(["4.0", "set"])
+    for name in ("MAILER_GATEWAY_TOKEN", "MAILER_DATABASE_URL"):
+        row = settings.get_by_role("row").filter(has_text=name)
+        await expect(row.get_by_role("cell")).to_have_text(["***", "set"])
+    content = await page.content()
+    assert "secret" not in content  # the token
+    assert mailer.database_url not in content
+
+    database = page.get_by_role("region", name="Database")
+    await expect(database).to_contain_text("This is the newest migration.")
+    await expect(database).to_contain_text(re.compile(r"PostgreSQL\s*\d\d"))
+    processes = page.get_by_role("region", name="Processes at work").get_by_role("row")
+    own = processes.filter(has_text=str(mailer.process.pid))
+    await expect(own).to_have_count(1, timeout=SOON)
+    await expect(page.get_by_role("heading", name="Last failures of this process")).to_be_visible()
+    links = page.get_by_role("region", name="More").get_by_role("link")
+    for path in [await link.get_attribute("href") for link in await links.all()]:
+        answer = await page.request.get(f"{path}")
+        assert answer.status == 200, path
+
+
+async def test_language_and_clock_are_chosen_by_hand_and_kept(
+    page: Page, mailer: MailerProcess
+) -> None:
+    address = f"{mailer.address}/mailings?status=scheduled"
+    await page.goto(address)
+    html = page.locator("html")
+    await expect(html).to_have_attribute("data-zone", DESK.time_zone)
+    zone = page.get_by_label("Time zone")
+    await zone.fill("Asia/Omsk")
+    assert await page.locator("#zones option").count() > 300
+    await page.get_by_label("Language").select_option("Русский")
+    await page.get_by_role("button", name="Apply").click()
+    await expect(html).to_have_attribute("lang", "ru")
+    await expect(html).to_have_attribute("data-zone", "Asia/Omsk")
+    await expect(page).to_have_url(address)
+    await expect(page.locator("[name=time_zone]")).to_have_value("Asia/Omsk")
+    await page.locator("body > header nav a").last.click()
+    await expect(page).to_have_url(f"{mailer.address}/system")
+    await expect(html).to_have_attribute("lang", "ru")
+    await expect(html).to_have_attribute("data-zone", "Asia/Omsk")
+
+
+@pytest.mark.parametrize("look", [DESK, FAR], ids=["Moscow", "Omsk"])
+async def test_clock_of_the_browser_is_taken_on_the_first_visit(page: Page, look: Look) -> None:
+    loads: list[str] = []
+    page.on("domcontentloaded", lambda there: loads.append(there.url))
+    await page.goto("/clients")
+    await expect(page.locator("html")).to_have_attribute("data-zone", look.time_zone)
+    await page.wait_for_timeout(500)
+    assert len(loads) <= 2
+    await page.goto("/system")
+    await expect(page.locator("html")).to_have_attribute("data-zone", look.time_zone)
+    assert len(loads) <= 3
+
+
+async def test_time_zone_that_is_unknown_changes_nothing(page: Page) -> None:
+    await page.goto("/clients")
+    html = page.locator("html")
+    await expect(html).to_have_attribute("data-zone", DESK.time_zone)
+    zone = page.get_by_role("contentinfo").get_by_label("Time zone")
+    await zone.fill("Moscow")
+    await page.keyboard.press("Enter")
+    await expect(zone).to_have_value(DESK.time_zone)
+    await expect(html).to_have_attribute("data-zone", DESK.time_zone)
+
+
+async def test_keyboard_reaches_the_content_at_once(page: Page) -> None:
+    await page.goto("/system")
+    await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
+    await page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="To the content")
+    await expect(skip).to_be_focused()
+    await expect(skip).to_be_in_viewport()
+    await expect(skip).to_have_css("outline-style", "solid")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#main")).to_be_focused()
+    await page.keyboard.press("Tab")
+    focused = page.locator("main :focus")
+    await expect(focused).to_have_count(1)
+    await expect(focused).to_have_css("outline-style", "solid")
