@@ -109,6 +109,7 @@ async def test_preferences_are_kept_and_lead_back(api: httpx.AsyncClient) -> Non
     assert answer.headers["location"] == "/mailings?status=running"
     kept = answer.headers.get_list("set-cookie")
     assert [each.split(";")[0] for each in kept] == ["language=ru", 'time_zone="Asia/Tokyo"']
+    api.cookies.clear()  # the file's other tests have the same client
 
 
 @pytest.mark.parametrize("back", ["", "//evil.example/", "/\\evil.example", "https://evil.example"])
