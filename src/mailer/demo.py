@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import DateTime, Integer, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.gateway.faults import Faults
@@ -36,6 +37,51 @@ ADD_CLIENTS = text("""
         (ARRAY['Europe/Kaliningrad', 'Europe/Moscow', 'Asia/Yekaterinburg', 'Asia/Novosibirsk',
             'Asia/Vladivostok', 'Asia/Kamchatka'])[1 + n % 6] AS time_zone) AS made_up""")
 
+DAY = timedelta(days=1)
+# when it started, for how long, to whom, and the part of each hundred that was not delivered
+ENDED: list[dict[str, Any]] = [
+    {
+        "start": timedelta(hours=-20),
+        "length": timedelta(hours=9),
+        "text": "Our new shop opens on Friday at ten.",
+        "tag": None,
+        "failing": 3,
+    },
+    {
+        "start": timedelta(hours=-6),
+        "length": timedelta(hours=4),
+        "text": "A gift waits for you at the counter.",
+        "tag": "vip",
+        "failing": 8,
+    },
+]
+ADD_ENDED = text("""
+    INSERT INTO mailing (datetime_start, datetime_end, text, client_filter, status, clients_count,
+        audience_cursor, audience_until, is_settled, created_at, updated_at)
+    SELECT :start, :end, :text, to_jsonb(CAST(:tag AS text)), 'finished', count(*),
+        max(id), max(id), true, :start, :end
+    FROM client WHERE tag = :tag OR CAST(:tag AS text) IS NULL RETURNING id""").bindparams(
+    bindparam("tag", type_=String()),
+    *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
+)
+ADD_LEDGER = text("INSERT INTO ledger (mailing_id) VALUES (:id)")
+# most soon after the start, fewer and fewer later
+ADD_MESSAGES = text("""
+    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
+        sent_at, updated_at, attempts, status, reason)
+    SELECT :id, client.id, operator_code, time_zone, :start, :start,
+        CASE WHEN lot >= :failing THEN at END, at, 1,
+        CASE WHEN lot < :failing THEN 'undelivered' ELSE 'delivered' END,
+        CASE WHEN lot < :failing THEN 'rejected_400' END
+    FROM client CROSS JOIN LATERAL (SELECT client.id * 7919 % 100 AS lot,
+        :start + power(client.id::float8 / :clients, 1.6) * 0.9 * (:end - :start) AS at) AS drawn
+    WHERE tag = :tag OR CAST(:tag AS text) IS NULL""").bindparams(
+    bindparam("tag", type_=String()),
+    bindparam("failing", type_=Integer()),
+    bindparam("clients", CLIENTS, type_=Integer()),
+    *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
+)
+
 
 @asynccontextmanager
 async def surroundings(settings: Settings) -> AsyncIterator[Settings]:
@@ -59,19 +105,35 @@ async def surroundings(settings: Settings) -> AsyncIterator[Settings]:
 
 
 async def fill(engine: AsyncEngine) -> None:
-    """Add the clients, a mailing that is due and one that starts in half a minute."""
+    """Add the clients, and mailings: ended, paused, for later; one is due, one is in a moment."""
+    now = datetime.now(UTC)
     async with engine.begin() as connection:
         await connection.execute(ADD_CLIENTS, {"clients": CLIENTS})
-    now = datetime.now(UTC)
+        for ended in ENDED:
+            start = now + ended["start"]
+            values = ended | {"start": start, "end": start + ended["length"]}
+            mailing_id = (await connection.execute(ADD_ENDED, values)).scalar_one()
+            await connection.execute(ADD_LEDGER, {"id": mailing_id})
+            await connection.execute(ADD_MESSAGES, values | {"id": mailing_id})
+    paused = _mailing(now, "The shop is closed on Monday.", "new, staff", timedelta(days=1))
+    await service.pause(engine, (await service.create(engine, paused)).id)
+    tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    later = _mailing(tomorrow, "Your bonus points are valid until Sunday.", None, DAY)
+    later = msgspec.structs.replace(
+        later, send_interval_time_start="10:00", send_interval_time_end="20:00"
+    )
+    await service.create(engine, later)
     await service.create(engine, _mailing(now, "Your order is ready. Come by until nine.", None))
     soon = now + timedelta(seconds=30)
     await service.create(engine, _mailing(soon, "Tonight only: everything at half price.", "vip"))
 
 
-def _mailing(start: datetime, text: str, client_filter: str | None) -> NewMailing:
+def _mailing(
+    start: datetime, text: str, client_filter: str | None, length: timedelta = timedelta(hours=1)
+) -> NewMailing:
     return NewMailing(
         datetime_start=start,
-        datetime_end=start + timedelta(hours=1),
+        datetime_end=start + length,
         text=text,
         client_filter=client_filter,
     )
@@ -80,8 +142,8 @@ def _mailing(start: datetime, text: str, client_filter: str | None) -> NewMailin
 def greet(address: str, echo: Callable[[str], None]) -> None:
     """Say what runs, and where to look."""
     echo(f"""
-mailer runs with a made-up gateway, {CLIENTS:,} made-up clients and two mailings:
-one is being sent, the other starts in half a minute.
+mailer runs with a made-up gateway, {CLIENTS:,} made-up clients and their mailings:
+one is being sent, one starts in half a minute, others have ended, are paused or are for tomorrow.
 
   look          {address}/
   try the API   {address}/docs

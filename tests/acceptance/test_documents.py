@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -41,6 +42,18 @@ async def test_every_call_in_readme_works(
             check=False,
         )
         assert ended.returncode == 0, (block, ended.stdout, ended.stderr)
+
+
+def test_pictures_of_the_pages_are_there_and_small() -> None:
+    """And they are those that the script makes."""
+    made = runpy.run_path(str(ROOT / "docs/pictures/pages.py"))["PICTURES"]
+    page = (ROOT / "docs/pages.md").read_text()
+    shown = re.findall(r"!\[[^\]]{10,}\]\(pictures/([^)]+\.png)\)", page)
+    assert sorted(shown) == sorted(f"{name}.png" for name in made)
+    assert page.count("![") == len(shown)
+    for name in shown:
+        assert (ROOT / "docs/pictures" / name).stat().st_size < 150_000, name
+    assert "(docs/pages.md)" in README
 
 
 def test_every_command_in_readme_exists() -> None:
@@ -84,9 +97,10 @@ async def test_demo_delivers_and_leaves_nothing_behind() -> None:
             address = (await demo.stdout.readline()).decode()
 
         async def some_delivered() -> bool | None:
-            url = f"{address.split()[-1]}api/v1/mailings/1"
+            url = f"{address.split()[-1]}api/v1/mailings?status=running"
             async with aiohttp.request("GET", url) as answer:
-                return (await answer.json())["delivered_messages"] >= 50 or None
+                running = (await answer.json())["results"]
+                return any(each["delivered_messages"] >= 50 for each in running) or None
 
         await until(some_delivered)
         assert list(Path(temporary).iterdir())

@@ -1,0 +1,182 @@
+"""Saves pictures of the pages of `mailer demo`: `python docs/pictures/pages.py [FOLDER]`.
+
+The browser is Debian's package `chromium`. Clients and texts are made up; their phones are hidden
+all the same.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from PIL import Image
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+ZONE = "Asia/Yekaterinburg"
+DESK: dict[str, Any] = {"viewport": {"width": 1100, "height": 800}, "locale": "en-GB"}
+RUSSIAN = DESK | {"locale": "ru-RU"}
+PHONE: dict[str, Any] = DESK | {
+    "viewport": {"width": 390, "height": 844},
+    "color_scheme": "dark",
+    "has_touch": True,
+    "is_mobile": True,
+}
+COLOURS = 128
+
+HIDE_PHONES = r"""() => {
+    const hide = text => text.replace(/\+?\b7[\s(-]*\d{3}[\s)-]*\d{3}[\s-]?\d{2}[\s-]?\d{2}\b/g,
+        "7••••••••••");
+    const nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (nodes.nextNode()) nodes.currentNode.data = hide(nodes.currentNode.data);
+    for (const field of document.querySelectorAll("input, textarea")) {
+        field.value = hide(field.value);
+        field.placeholder = hide(field.placeholder);
+    }
+    return document.body.innerText.search(/7\d{10}/);
+}"""
+
+Steps = Callable[[Page], Awaitable[object]]
+
+
+async def overview(page: Page) -> None:
+    """While the first mailing is being sent."""
+    await page.goto("/")
+    await expect(page.locator("#running article")).not_to_have_count(0)
+    await expect(page.locator("#lately canvas")).to_be_visible()
+
+
+async def running(page: Page) -> None:
+    """The page of the mailing that is being sent to everybody."""
+    await page.goto("/mailings?status=running")
+    await page.get_by_role("link", name="Your order is ready").click()
+    await expect(page.locator("rect.delivered")).to_be_visible()
+
+
+async def mailings(page: Page) -> None:
+    """Every mailing there is."""
+    await page.goto("/mailings")
+    await expect(page.get_by_role("row")).not_to_have_count(0)
+
+
+async def form(page: Page) -> None:
+    """Write a mailing in whose hours not everybody can be reached."""
+    start = datetime.now(ZoneInfo(ZONE)) + timedelta(days=2)
+    await page.goto("/mailings/new")
+    await page.locator("#text").fill("Café “Ёлка”: a cup of coffee for you until six today.")
+    await page.locator("#start").fill(f"{start:%Y-%m-%d}T12:00")
+    await page.locator("#end").fill(f"{start:%Y-%m-%d}T18:00")
+    await page.locator("#opens").fill("09:00")
+    await page.locator("#closes").fill("18:00")
+    await page.locator("#audience-terms").check()
+    await page.locator("#terms").fill("vip, new")
+    await expect(page.locator("#forecast.warning")).to_be_visible()
+
+
+async def messages(page: Page) -> None:
+    """What was given up of a mailing that has ended."""
+    await page.goto("/mailings/1/messages?status=undelivered")
+    await expect(page.locator("tbody tr")).not_to_have_count(0)
+
+
+async def message(page: Page) -> None:
+    """A message for which more than one attempt was needed."""
+    await page.goto("/mailings?status=running")
+    await page.goto("/mailings/5/messages")
+    tried = page.locator("tbody tr").filter(has=page.get_by_role("cell", name="2", exact=True))
+    await tried.first.get_by_role("link").first.click()
+    await expect(page.locator(".timeline")).to_be_visible()
+
+
+async def clients(page: Page) -> None:
+    """Some of the directory."""
+    await page.goto("/clients?tag=vip")
+    await expect(page.locator("tbody tr")).not_to_have_count(0)
+
+
+async def system(page: Page) -> None:
+    """What runs, and how."""
+    await page.goto("/system")
+
+
+# by name: how the browser is set, and what is done there; those that need a mailing that runs first
+PICTURES: dict[str, tuple[dict[str, Any], Steps]] = {
+    "running": (DESK, running),
+    "overview": (DESK, overview),
+    "phone": (PHONE, overview),
+    "russian": (RUSSIAN, overview),
+    "mailings": (DESK, mailings),
+    "new-mailing": (DESK, form),
+    "message": (DESK, message),
+    "messages": (DESK, messages),
+    "clients": (DESK, clients),
+    "system": (DESK, system),
+}
+
+
+@asynccontextmanager
+async def demo() -> AsyncIterator[str]:
+    """Run the demo, and give its address."""
+    environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mailer", "demo"),
+        env=environ | {"MAILER_PORT": "0"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        if process.stdout is None:
+            raise RuntimeError
+        async for line in process.stdout:
+            if b"look" in line:
+                yield line.decode().split()[-1]
+                return
+        raise RuntimeError("the demo did not start")
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+        await process.wait()
+
+
+async def save(browser: Browser, address: str, folder: Path, name: str) -> None:
+    """Save a picture of a page on which no phone is seen."""
+    settings, steps = PICTURES[name]
+    context = await browser.new_context(base_url=address, timezone_id=ZONE, **settings)
+    page = await context.new_page()
+    await page.goto("/")  # a first visit tells the page whose clock to use
+    await steps(page)
+    await page.evaluate("document.fonts.ready")
+    if await page.evaluate(HIDE_PHONES) >= 0:
+        raise RuntimeError(f"a phone is seen on {page.url}")
+    picture = Image.open(BytesIO(await page.screenshot())).convert("RGB")
+    await context.close()
+    small = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    small.save(folder / f"{name}.png", optimize=True)
+
+
+async def save_all(folder: Path) -> None:
+    """Save every picture."""
+    async with demo() as address, async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        for name in PICTURES:
+            await save(browser, address, folder, name)
+        await browser.close()
+
+
+def main() -> None:
+    """Save the pictures to the folder that is given, or beside this script."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    asyncio.run(save_all(folder))
+
+
+if __name__ == "__main__":
+    main()
