@@ -22,6 +22,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 ZONE = "Asia/Yekaterinburg"
 DESK: dict[str, Any] = {"viewport": {"width": 1100, "height": 800}, "locale": "en-GB"}
+TALL = DESK | {"viewport": {"width": 1100, "height": 1250}}
 RUSSIAN = DESK | {"locale": "ru-RU"}
 PHONE: dict[str, Any] = DESK | {
     "viewport": {"width": 390, "height": 844},
@@ -70,7 +71,7 @@ async def form(page: Page) -> None:
     """Write a mailing in whose hours not everybody can be reached."""
     start = datetime.now(ZoneInfo(ZONE)) + timedelta(days=2)
     await page.goto("/mailings/new")
-    await page.locator("#text").fill("Café “Ёлка”: a cup of coffee for you until six today.")
+    await page.locator("#text").fill("A cup of coffee waits for you in café Ёлка until six today.")
     await page.locator("#start").fill(f"{start:%Y-%m-%d}T12:00")
     await page.locator("#end").fill(f"{start:%Y-%m-%d}T18:00")
     await page.locator("#opens").fill("09:00")
@@ -78,6 +79,7 @@ async def form(page: Page) -> None:
     await page.locator("#audience-terms").check()
     await page.locator("#terms").fill("vip, new")
     await expect(page.locator("#forecast.warning")).to_be_visible()
+    await page.evaluate("scrollTo(0, 0)")
 
 
 async def messages(page: Page) -> None:
@@ -88,10 +90,12 @@ async def messages(page: Page) -> None:
 
 async def message(page: Page) -> None:
     """A message for which more than one attempt was needed."""
-    await page.goto("/mailings?status=running")
-    await page.goto("/mailings/5/messages")
-    tried = page.locator("tbody tr").filter(has=page.get_by_role("cell", name="2", exact=True))
-    await tried.first.get_by_role("link").first.click()
+    mailings = await (await page.request.get("/api/v1/mailings?limit=100")).json()
+    mailing = next(each["id"] for each in mailings["results"] if "nine" in each["text"])
+    path = f"/mailings/{mailing}/messages"
+    sent = await (await page.request.get(f"/api/v1{path}?status=delivered&limit=1000")).json()
+    most = max(sent["results"], key=lambda each: int(each["attempts"]))
+    await page.goto(f"{path}/{most['id']}")
     await expect(page.locator(".timeline")).to_be_visible()
 
 
@@ -113,7 +117,7 @@ PICTURES: dict[str, tuple[dict[str, Any], Steps]] = {
     "phone": (PHONE, overview),
     "russian": (RUSSIAN, overview),
     "mailings": (DESK, mailings),
-    "new-mailing": (DESK, form),
+    "new-mailing": (TALL, form),
     "message": (DESK, message),
     "messages": (DESK, messages),
     "clients": (DESK, clients),
@@ -164,7 +168,7 @@ async def save_all(folder: Path) -> None:
     """Save every picture."""
     async with demo() as address, async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--lang=en-GB"]
         )
         for name in PICTURES:
             await save(browser, address, folder, name)

@@ -57,9 +57,9 @@ ENDED: list[dict[str, Any]] = [
 ]
 ADD_ENDED = text("""
     INSERT INTO mailing (datetime_start, datetime_end, text, client_filter, status, clients_count,
-        audience_cursor, audience_until, is_settled, created_at, updated_at)
+        audience_cursor, audience_until, created_at, updated_at)
     SELECT :start, :end, :text, to_jsonb(CAST(:tag AS text)), 'finished', count(*),
-        max(id), max(id), true, :start, :end
+        max(id), max(id), :start, :end
     FROM client WHERE tag = :tag OR CAST(:tag AS text) IS NULL RETURNING id""").bindparams(
     bindparam("tag", type_=String()),
     *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
@@ -81,6 +81,8 @@ ADD_MESSAGES = text("""
     bindparam("clients", CLIENTS, type_=Integer()),
     *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
 )
+
+SETTLE = text("UPDATE mailing SET is_settled = true WHERE id = :id")  # that counts its outcomes
 
 
 @asynccontextmanager
@@ -115,6 +117,7 @@ async def fill(engine: AsyncEngine) -> None:
             mailing_id = (await connection.execute(ADD_ENDED, values)).scalar_one()
             await connection.execute(ADD_LEDGER, {"id": mailing_id})
             await connection.execute(ADD_MESSAGES, values | {"id": mailing_id})
+            await connection.execute(SETTLE, {"id": mailing_id})
     paused = _mailing(now, "The shop is closed on Monday.", "new, staff", timedelta(days=1))
     await service.pause(engine, (await service.create(engine, paused)).id)
     tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + timedelta(days=1)
