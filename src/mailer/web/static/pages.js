@@ -24,6 +24,10 @@ document.addEventListener("htmx:afterSettle", (event) => {
   const dialog = document.getElementById("dialog");
   if (event.detail.target === dialog && !dialog.open) dialog.showModal();
 });
+// One that cannot be asked any more is a page that says why.
+document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.target?.id === "dialog") location.assign(event.detail.pathInfo.requestPath);
+});
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) {
     event.preventDefault();
