@@ -21,8 +21,8 @@ SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret"}
 )  # URLs may carry a password
 HIDDEN = "***"
-USER = re.compile(r"(?<=://)[^/?#]*(?=@)")
-"""The user and the password of a URL: the gateway may ask for them instead of a token."""
+KEYS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).*")
+"""The user and the password of a URL, and its query: a gateway may want its key there."""
 
 LEASE_SLACK = 2
 """Seconds of a lease beyond the gateway's time: to wait for a turn, and to write the outcome."""
@@ -79,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             name: HIDDEN for name in SECRETS if getattr(self, name)
         }
         if self.gateway_url:
-            settings["gateway_url"] = USER.sub(HIDDEN, self.gateway_url)
+            settings["gateway_url"] = KEYS.sub(HIDDEN, self.gateway_url)
         return settings
 
     def __repr__(self) -> str:

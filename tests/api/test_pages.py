@@ -39,6 +39,13 @@ async def test_pages_run_no_inline_script_and_ask_no_other_host(api: httpx.Async
     assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|https?://", answer.text)
 
 
+async def test_pages_that_say_what_is_wrong_have_the_same_policy(api: httpx.AsyncClient) -> None:
+    answer = await api.get(f"{SITE}/nothing", headers=BROWSER)
+    assert answer.status_code == 404
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_pages_are_kept_by_nobody_but_the_browser(api: httpx.AsyncClient) -> None:
     answer = await api.get(f"{SITE}/")
     assert answer.headers["cache-control"] == "private, no-cache"
@@ -186,6 +193,32 @@ async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_chan
     live.stop()
     await asyncio.wait_for(following, 1)
     del engine
+
+
+async def test_live_page_says_that_it_is_out_of_date_while_nothing_can_be_looked_up() -> None:
+    live = Live()
+    told: list[str] = []
+    failing = True
+
+    async def look() -> dict[str, str]:
+        if failing:
+            raise ConnectionRefusedError
+        return {"a": "<p id=a>1</p>"}
+
+    async def follow() -> None:
+        async for event in live.stream("page", look).iterator:  # type: ignore[union-attr]  # a stream's
+            told.append(str(event))  # noqa: PERF401  # looked at before it ends
+
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0.1)
+    assert len(told) == 1
+    assert "event: stale" in told[0]
+    failing = False
+    await asyncio.sleep(2.1)
+    assert "event: fresh" in told[1]
+    assert "id=a" in told[2]
+    live.stop()
+    await asyncio.wait_for(following, 1)
 
 
 async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> None:

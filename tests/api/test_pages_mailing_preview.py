@@ -19,7 +19,8 @@ async def test_preview_tells_how_many_parts_a_text_takes_and_why(api: httpx.Asyn
     assert "characters 161 parts 2 left in the last part 145 parts in all 8" in told
     assert "Plain letters (GSM 03.38): 153 characters a part." in told
     told = await previewed(api, NEW_FORM | {"text": "Half pri\u0441e."})
-    assert "“\u0441” (U+0441) at character 9 makes this Unicode (UCS-2): 70 characters" in told
+    assert "“\u0441” (U+0441 CYRILLIC SMALL LETTER ES) at character 9 makes this Unicode" in told
+    assert "(UCS-2): 70 characters" in told
     assert "a part instead of 160." in told
 
 

@@ -270,6 +270,9 @@ async def test_question_says_what_will_happen_with_numbers(
         "delete": ["2 messages that wait will not be sent.", "5 messages are deleted too"],
         "resume": ["2 messages that wait are sent when they are due."],
     }.items():
+        if verb == "resume":
+            await page(api, f"/mailings/{mailing_id}/resume", 409)  # it is not paused
+            assert (await api.post(f"/mailings/{mailing_id}/pause")).status_code == 200
         shown = await page(api, f"/mailings/{mailing_id}/{verb}")
         assert all(each in shown for each in told), (verb, shown)
         assert f'action="/mailings/{mailing_id}/{verb}"' in shown

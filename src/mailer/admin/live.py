@@ -33,6 +33,9 @@ MOST = 200
 
 Sections = Mapping[str, str]
 """The HTML of each live section of a page, by its id."""
+STALE = ServerSentEventMessage("-", event="stale")
+FRESH_AGAIN = ServerSentEventMessage("-", event="fresh")
+"""What tells a page that it is out of date for now, and that it is not any more."""
 Look = Callable[[], Awaitable[Sections]]
 
 
@@ -42,7 +45,7 @@ class Live:
     def __init__(self) -> None:
         self._stopping = asyncio.Event()
         self._watching: Counter[Hashable] = Counter()
-        self._looks: dict[Hashable, tuple[float, asyncio.Task[Sections]]] = {}
+        self._looks: dict[Hashable, tuple[float, asyncio.Task[Sections | None]]] = {}
         self._costs: dict[Hashable, float] = {}
         self._turn = asyncio.Lock()
 
@@ -64,10 +67,15 @@ class Live:
     ) -> AsyncGenerator[ServerSentEventMessage, None]:
         told: dict[str, int] = {}
         silence = 0.0
+        is_stale = False
         self._watching[key] += 1
         try:
             while not self._stopping.is_set():
                 sections = await self._look(key, look)
+                if is_stale != (sections is None):
+                    is_stale = not is_stale
+                    yield STALE if is_stale else FRESH_AGAIN
+                sections = sections or {}
                 news = {name: hash(html) for name, html in sections.items()}.items() - told.items()
                 told |= dict(news)
                 if news:
@@ -94,32 +102,35 @@ class Live:
         except TimeoutError:
             return
 
-    async def _look(self, key: Hashable, look: Look) -> Sections:
+    async def _look(self, key: Hashable, look: Look) -> Sections | None:
         """Return what somebody found a moment ago, or look."""
         now = asyncio.get_running_loop().time()
         fresh = self.period * FRESH
         self._looks = {
-            known: (at, task) for known, (at, task) in self._looks.items() if now - at < fresh
+            known: (at, task)
+            for known, (at, task) in self._looks.items()
+            if now - at < fresh or not task.done()
         }
         if key not in self._looks:
             self._looks[key] = now, asyncio.create_task(self._found(key, look))
         return await asyncio.shield(self._looks[key][1])  # who leaves does not end it for others
 
-    async def _found(self, key: Hashable, look: Look) -> Sections:
-        """Return what is found, one look at a time; nothing when it fails.
+    async def _found(self, key: Hashable, look: Look) -> Sections | None:
+        """Return what is found, one look at a time; None when it fails.
 
-        Then pages stay as they are until it does not.
+        Then pages stay as they are, and say so, until it does not.
         """
         async with self._turn:
             began = time.perf_counter()
             try:
-                return await look()
+                async with asyncio.timeout(LONGEST):
+                    return await look()
             except Exception as error:  # noqa: BLE001  # whatever it is, it is logged
                 if is_away(error):
                     log.warning("database_away", at="live")
                 else:
                     log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
-                return {}
+                return None
             finally:
                 self._spent(key, time.perf_counter() - began)
 

@@ -11,6 +11,7 @@ from litestar.params import FromPath
 from litestar.response import Redirect, ServerSentEvent
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.admin.language import marked
 from mailer.admin.live import Live, Sections
 from mailer.admin.render import Show, done
 from mailer.errors import ConflictError
@@ -116,6 +117,10 @@ class MailingPage(Controller):
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
             stands = await steps.look(connection, mailing_id)
+        if verb not in controls(mailing, datetime.now(UTC)):
+            error = marked("The mailing is in a state in which this makes no sense.")
+            facts = {"code": 409, "error": error, "back": f"/mailings/{mailing_id}"}
+            return show.page("mailings/refused.html", 409, **facts)
         return show.page(
             f"mailings/{verb}.html", mailing=mailing, steps=stands, waiting=waiting(mailing)
         )

@@ -1,5 +1,6 @@
 """What a mailing's form shows beside itself: its text as SMS, its audience, its hours."""
 
+import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -33,8 +34,9 @@ class Text(msgspec.Struct, frozen=True):
 
     @property
     def code(self) -> str:
-        """The number of that character: many look like others."""
-        return f"U+{ord(self.size.forced_by or ' '):04X}"
+        """The number and the name of that character: many look like others, or like nothing."""
+        character = self.size.forced_by or " "
+        return f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
 
     @property
     def room(self) -> int:

@@ -108,10 +108,14 @@ class MailingList(Controller):
         async def sections() -> Sections:
             async with engine.connect() as connection:
                 found = await store.of_ids(connection, ids)
-            mailings = [with_hold(mailing, breaker) for mailing in found]
-            return {
-                f"mailing-{mailing.id}": show.part("mailings/row.html", mailing=mailing)
-                for mailing in mailings
+            gone = {
+                mailing_id: show.part("mailings/gone-row.html", mailing_id=mailing_id)
+                for mailing_id in ids
             }
+            rows = {
+                mailing.id: show.part("mailings/row.html", mailing=with_hold(mailing, breaker))
+                for mailing in found
+            }
+            return {f"mailing-{mailing_id}": row for mailing_id, row in (gone | rows).items()}
 
         return live.stream(("mailings", show.viewer, *ids), sections)

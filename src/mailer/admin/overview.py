@@ -29,6 +29,7 @@ async def look(engine: AsyncEngine) -> dict[str, Any]:
             "running_count": found.count,
             "next": await store.next_to_start(connection, NEXT),
             "backlog": await backlog.look(connection),
+            "most_due": backlog.MOST_DUE,
             "hours": await lately.outcomes(connection, datetime.now(UTC)),
         }
 

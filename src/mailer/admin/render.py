@@ -29,7 +29,16 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 DONE = "done"
 """The cookie that tells the next page what was done: a name that `said.html` knows."""
 DAY, MINUTE = "d MMM y, HH:mm", "HH:mm"
-HEADERS = {"Cache-Control": "private, no-cache", "Vary": "Cookie, Accept-Language, HX-Request"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "private, no-cache",
+    "Vary": "Cookie, Accept-Language, HX-Request",
+}
 
 
 class Show(msgspec.Struct, frozen=True):

@@ -5,6 +5,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.metrics import Backlog
 
+MOST_DUE = 100_000
+"""Due messages that are counted; there may be more."""
 # What is due is counted up to a bound: a mailing of millions must not make the question dear.
 LOOK = text("""
     WITH live AS MATERIALIZED (
@@ -18,7 +20,7 @@ LOOK = text("""
             SELECT due_at FROM message
             WHERE mailing_id = live.id AND message.status = 'scheduled'
                 AND due_at <= (SELECT clock_timestamp())) AS message
-        WHERE live.status = 'running' LIMIT 100000
+        WHERE live.status = 'running' LIMIT :most
     ), oldest AS (
         SELECT min(message.due_at) AS due_at FROM live CROSS JOIN LATERAL (
             SELECT due_at FROM message
@@ -36,4 +38,4 @@ LOOK = text("""
 
 async def look(connection: AsyncConnection) -> Backlog:
     """Return what waits now."""
-    return Backlog(*(await connection.execute(LOOK)).one())
+    return Backlog(*(await connection.execute(LOOK, {"most": MOST_DUE})).one())

@@ -28,6 +28,12 @@ document.addEventListener("htmx:afterSettle", (event) => {
 document.addEventListener("htmx:responseError", (event) => {
   if (event.detail.target?.id === "dialog") location.assign(event.detail.pathInfo.requestPath);
 });
+// A part that is fetched while one types, and cannot be, leaves what is shown out of date.
+for (const [name, isLost] of [["responseError", true], ["sendError", true], ["afterSwap", false]]) {
+  document.addEventListener(`htmx:${name}`, (event) => {
+    if (event.detail.target?.id !== "dialog") document.getElementById("offline").hidden = !isLost;
+  });
+}
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) {
     event.preventDefault();
@@ -82,6 +88,9 @@ if (address) {
         document.dispatchEvent(new CustomEvent("live", { detail: section.id }));
       }
     };
+    // what is shown is out of date while the server cannot look
+    source.addEventListener("stale", () => (offline.hidden = false));
+    source.addEventListener("fresh", () => (offline.hidden = true));
     source.onerror = () => {
       offline.hidden = false;
       if (source.readyState === EventSource.CLOSED) retry = setTimeout(open, 5000);
