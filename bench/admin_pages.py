@@ -70,11 +70,6 @@ HEAD = 300
 """Bytes of an answer's head, roughly."""
 
 
-def path_of(values: calls.Values, page: str) -> str:
-    """Return the address of a page."""
-    return values.path(page).removeprefix("/api/v1")
-
-
 async def weigh(mailer: harness.Mailer, html: bytes, sizes: dict[str, int]) -> int:
     """Return the bytes of a page with all its assets; `sizes` keeps those that are known."""
     total = len(html) + HEAD
@@ -96,7 +91,7 @@ async def first_answers(url: str, times: int, verdict: harness.Verdict) -> None:
             seconds = []
             for _ in range(times):
                 began = time.perf_counter()
-                html = await mailer.read(path_of(values, page))
+                html = await mailer.read(values.path(page, prefix=""))
                 seconds.append(time.perf_counter() - began)
             weight = await weigh(mailer, html, sizes)
             median, p99 = statistics.median(seconds), statistics.quantiles(seconds, n=100)[-1]
@@ -124,7 +119,7 @@ async def open_pages(mailer: harness.Mailer, stack: AsyncExitStack) -> None:
     session = await stack.enter_async_context(aiohttp.ClientSession(mailer.address))
     tasks = await stack.enter_async_context(asyncio.TaskGroup())
     for page in OPEN:
-        html = (await mailer.read(path_of(values, page))).decode()
+        html = (await mailer.read(values.path(page, prefix=""))).decode()
         if live := LIVE.search(html):
             following = tasks.create_task(follow(session, live[1].replace("&amp;", "&")))
             stack.callback(following.cancel)

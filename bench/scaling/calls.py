@@ -127,14 +127,16 @@ class Values:
         self._own = own
         self._ids = ids
 
-    def path(self, call: str) -> str:
-        """Return the path of a call; ids that are drawn come from the middle half."""
+    def path(self, call: str, prefix: str = "/api/v1") -> str:
+        """Return the path of a call, below `prefix` where it is not one of `PAGES`.
+
+        Ids that are drawn come from the middle half.
+        """
         drawn = {}
         for name, (first, last) in self._ids.items():
             quarter = (last - first) // 4
             drawn[name] = random.randint(first + quarter, last - quarter)  # noqa: S311  # not for secrets
-        prefix = "" if call in PAGES else "/api/v1"
-        return prefix + call.format(**self._own, **drawn)
+        return ("" if call in PAGES else prefix) + call.format(**self._own, **drawn)
 
 
 async def look(database: asyncpg.Connection) -> Values:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterable, Hashable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
 from tests.sample import add_clients, begin
 
-from mailer.admin.live import Live
+from mailer.admin.live import Live, Look
 from mailer.app import create_app
 from mailer.report import lately
 
@@ -167,6 +168,14 @@ async def test_api_too_refuses_what_another_site_has_a_browser_send(
     assert (await api.get(f"/mailings/{mailing['id']}", headers=headers)).status_code == 200
 
 
+async def follow(live: Live, key: Hashable, look: Look, told: list[str]) -> None:
+    """Add to `told` each event as it comes."""
+    events = live.stream(key, look).iterator
+    assert isinstance(events, AsyncIterable)
+    async for event in events:
+        told.append(str(event))  # noqa: PERF401  # looked at before it ends
+
+
 async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_change(
     engine: AsyncEngine,
 ) -> None:
@@ -177,11 +186,7 @@ async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_chan
     async def look() -> dict[str, str]:
         return dict(shown)
 
-    async def follow() -> None:
-        async for event in live.stream("page", look).iterator:  # type: ignore[union-attr]  # a stream's
-            told.append(str(event))  # noqa: PERF401  # looked at before it ends
-
-    following = asyncio.create_task(follow())
+    following = asyncio.create_task(follow(live, "page", look, told))
     await asyncio.sleep(0.1)
     assert len(told) == 1
     assert all(html in told[0] for html in shown.values())
@@ -205,11 +210,7 @@ async def test_live_page_says_that_it_is_out_of_date_while_nothing_can_be_looked
             raise ConnectionRefusedError
         return {"a": "<p id=a>1</p>"}
 
-    async def follow() -> None:
-        async for event in live.stream("page", look).iterator:  # type: ignore[union-attr]  # a stream's
-            told.append(str(event))  # noqa: PERF401  # looked at before it ends
-
-    following = asyncio.create_task(follow())
+    following = asyncio.create_task(follow(live, "page", look, told))
     await asyncio.sleep(0.1)
     assert len(told) == 1
     assert "event: stale" in told[0]
@@ -233,12 +234,8 @@ async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> N
         looking -= 1
         return {}
 
-    async def follow(key: int) -> None:
-        async for _ in live.stream(key, look).iterator:  # type: ignore[union-attr]  # a stream's
-            pass
-
     assert live.period == 2.0
-    following = [asyncio.create_task(follow(key)) for key in range(4)]
+    following = [asyncio.create_task(follow(live, key, look, [])) for key in range(4)]
     await asyncio.sleep(0.3)
     assert most_looking == 1
     assert 8 <= live.period < 15

@@ -1,7 +1,6 @@
 """The directory: finding clients, adding, changing and erasing them."""
 
 from typing import Any
-from urllib.parse import urlencode
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
@@ -11,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.admin.client_form import FIELDS, WAS, as_change, as_filter, as_new, as_shown
 from mailer.admin.form import Form, typed
+from mailer.admin.listing import Pages, address, pages
 from mailer.admin.render import Show, done
 from mailer.client import store
 from mailer.client.api import ClientId, ClientQuery
@@ -29,8 +29,7 @@ class Found(msgspec.Struct, frozen=True):
 
     count: int
     clients: list[Client]
-    newer: str | None
-    older: str | None
+    pages: Pages
     export: str
     is_filtered: bool
 
@@ -155,21 +154,15 @@ async def _get(engine: AsyncEngine, client_id: int) -> Client:
 async def _find(engine: AsyncEngine, asked: ClientQuery) -> Found:
     async with engine.connect() as connection:
         found = await store.page(connection, asked.position, **asked.equal())
-    clients = [Client(**row._asdict()) for row in found.rows]
     kept = asked.equal()
-    shown = kept if asked.limit == ClientQuery().limit else kept | {"limit": asked.limit}
+    shown = kept if asked.limit == ClientQuery().limit else kept | {"limit": str(asked.limit)}
     return Found(
         found.count,
-        clients,
-        newer=_address(PATH, shown | {"after": clients[0].id}) if found.has_newer else None,
-        older=_address(PATH, shown | {"before": clients[-1].id}) if found.has_older else None,
-        export=_address("/clients.csv", kept),
+        [Client(**row._asdict()) for row in found.rows],
+        pages(found, PATH, Form(shown)),
+        export=address("/clients.csv", Form(kept)),
         is_filtered=bool(kept),
     )
-
-
-def _address(path: str, query: dict[str, Any]) -> str:
-    return f"{path}?{urlencode(query)}" if query else path
 
 
 def _filter(request: Request[Any, Any, Any]) -> Form:

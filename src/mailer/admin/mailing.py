@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 from litestar.response import Redirect, ServerSentEvent
+from litestar.status_codes import HTTP_409_CONFLICT, HTTP_503_SERVICE_UNAVAILABLE
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.admin.language import marked
@@ -48,9 +49,10 @@ async def look(
         stands = await steps.look(connection, mailing_id)
         counts = await statistics.in_detail(connection, mailing, most_buckets=BARS)
         sharing = await forecast.sharing(connection, pace, mailing)
+        expected = await forecast.from_now_on(connection, mailing, pace, sharing.processes)
     now = datetime.now(UTC)
     return {
-        "forecast": await forecast.of_mailing(engine, mailing_id, pace, sharing.processes),
+        "forecast": expected,
         "sharing": sharing,
         "mailing": with_hold(mailing, breaker),
         "steps": stands,
@@ -99,7 +101,7 @@ class MailingPage(Controller):
             except MailingNotFoundError:
                 gone = ("state", "controls")
                 return {name: show.part(f"mailings/gone-{name}.html") for name in gone}
-            return {name: show.part(f"mailings/{name}.html", **facts) for name in SECTIONS}
+            return show.sections("mailings", SECTIONS, **facts)
 
         return live.stream(("mailing", show.viewer, mailing_id), sections)
 
@@ -119,8 +121,7 @@ class MailingPage(Controller):
             stands = await steps.look(connection, mailing_id)
         if verb not in controls(mailing, datetime.now(UTC)):
             error = marked("The mailing is in a state in which this makes no sense.")
-            facts = {"code": 409, "error": error, "back": f"/mailings/{mailing_id}"}
-            return show.page("mailings/refused.html", 409, **facts)
+            return _refused(show, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}")
         return show.page(
             f"mailings/{verb}.html", mailing=mailing, steps=stands, waiting=waiting(mailing)
         )
@@ -141,7 +142,11 @@ class MailingPage(Controller):
         try:
             await act(engine, mailing_id)
         except ConflictError as error:
-            return show.page("mailings/refused.html", 409, code=409, error=str(error), back=back)
+            return _refused(show, HTTP_409_CONFLICT, str(error), back)
         except StillStoppingError as error:
-            return show.page("mailings/refused.html", 503, code=503, error=str(error), back=back)
+            return _refused(show, HTTP_503_SERVICE_UNAVAILABLE, str(error), back)
         return done(said, back)
+
+
+def _refused(show: Show, status: int, error: str, back: str) -> Response[str]:
+    return show.page("mailings/refused.html", status, code=status, error=error, back=back)

@@ -16,7 +16,7 @@ from mailer.mailing import audience
 from mailer.mailing.forecast import Forecast
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.parts import ROOM, TextSize, size_of
-from mailer.mailing.window import DAY, Spell, Window, offsets_of
+from mailer.mailing.window import DAY, Spell, Window, offsets_of, window_between
 from mailer.report import forecast as forecasts
 
 SAMPLE, ZONES = 5, 8
@@ -131,7 +131,7 @@ async def look(  # noqa: PLR0913, PLR0917  # a form, and what it meets
         sharing = await forecasts.sharing(connection, pace, mailing)
     start, end = (_aware(at) for at in (draft.datetime_start, draft.datetime_end))
     day = _day(start, end, now, zone)
-    window = _window(draft)
+    window = window_between(draft.send_interval_time_start, draft.send_interval_time_end)
     largest = sorted(by_zone.items(), key=lambda item: (-item[1], item[0]))
     clients = sum(by_zone.values())
     hours = tuple(_hours(name, count, window, day) for name, count in largest[:ZONES] if count)
@@ -158,13 +158,6 @@ def _aware(moment: Any) -> datetime | None:  # noqa: ANN401  # UNSET has no type
 def _text(text: str) -> Text:
     size = size_of(text)
     return Text(size, text.index(size.forced_by) + 1 if size.forced_by else 0)
-
-
-def _window(draft: MailingChange) -> Window | None:
-    opens, closes = draft.send_interval_time_start, draft.send_interval_time_end
-    if isinstance(opens, str) and isinstance(closes, str):
-        return Window(time.fromisoformat(opens), time.fromisoformat(closes))
-    return None
 
 
 def _day(start: datetime | None, end: datetime | None, now: datetime, zone: str) -> Day:

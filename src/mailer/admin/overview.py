@@ -56,7 +56,6 @@ class Overview(Controller):
         """Keep the overview up to date."""
 
         async def sections() -> Sections:
-            facts = await look(engine)
-            return {name: show.part(f"overview/{name}.html", **facts) for name in SECTIONS}
+            return show.sections("overview", SECTIONS, **await look(engine))
 
         return live.stream(("overview", show.viewer), sections)

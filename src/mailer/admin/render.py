@@ -1,6 +1,6 @@
 """Pages from their templates: what every page shows, and how moments and numbers are written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any
@@ -74,6 +74,10 @@ class Show(msgspec.Struct, frozen=True):
             cookies=cookies,
         )
 
+    def sections(self, room: str, names: Iterable[str], **facts: object) -> dict[str, str]:
+        """Return the HTML of the live sections of a room, by their names."""
+        return {name: self.part(f"{room}/{name}.html", **facts) for name in names}
+
     def part(self, template: str, **facts: object) -> str:
         """Return the HTML of a template."""
         with speaking(self.viewer.language):
@@ -107,7 +111,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=["jinja2.ext.i18n", "jinja2.ext.do"],
+        extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]  # the extension's
     environment.globals.update(asset_url=asset_url, languages=LANGUAGES)

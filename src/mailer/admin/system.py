@@ -57,7 +57,6 @@ class System(Controller):
         """Keep up to date what may change."""
 
         async def sections() -> Sections:
-            found = await look(engine)
-            return {name: show.part(f"system/{name}.html", **found) for name in SECTIONS}
+            return show.sections("system", SECTIONS, **await look(engine))
 
         return live.stream(("system", show.viewer), sections)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
+from msgspec import UnsetType
 
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -97,6 +98,13 @@ def offsets_of(time_zone: str, start: datetime, end: datetime) -> Offsets:
 
 def _since_midnight(clock: time) -> timedelta:
     return datetime.combine(datetime.min, clock) - datetime.min  # noqa: DTZ901  # a clock has no zone
+
+
+def window_between(opens: str | UnsetType | None, closes: str | UnsetType | None) -> Window | None:
+    """Return the window between two times of day, as the API has them; None without both."""
+    if isinstance(opens, str) and isinstance(closes, str):
+        return Window(time.fromisoformat(opens), time.fromisoformat(closes))
+    return None
 
 
 @functools.cache

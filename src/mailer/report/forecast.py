@@ -1,7 +1,6 @@
 """What is to be expected of a mailing, by counts alone: no message is read, nor any client."""
 
 from collections.abc import Mapping
-from datetime import time
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ from mailer.mailing import store as mailings
 from mailer.mailing.forecast import Crowd, Forecast, forecast
 from mailer.mailing.model import ENDED, Mailing, MailingChange, NewMailing
 from mailer.mailing.service import PLANNED_BY
-from mailer.mailing.window import Window
+from mailer.mailing.window import window_between
 from mailer.message import tally
 from mailer.report.snapshot import snapshot
 
@@ -82,23 +81,34 @@ async def of_mailing(
     processes: int = 1,
     changes: MailingChange | None = None,
 ) -> Forecast | None:
+    """Return what is to be expected of a mailing; raises `MailingNotFoundError`."""
+    async with snapshot(engine) as connection:
+        mailing = await mailings.get(connection, mailing_id)
+        return await from_now_on(connection, mailing, pace, processes, changes)
+
+
+async def from_now_on(
+    connection: AsyncConnection,
+    before: Mailing,
+    pace: Pace | None,
+    processes: int = 1,
+    changes: MailingChange | None = None,
+) -> Forecast | None:
     """Return what is to be expected of a mailing from now on; None when it has ended.
 
     Of one that is paused, if it were resumed now; with `changes`, if it were changed so. What is
-    given up already is not counted, unless a change plans it anew. Raises `MailingNotFoundError`.
+    given up already is not counted, unless a change plans it anew.
     """
-    async with snapshot(engine) as connection:
-        before = await mailings.get(connection, mailing_id)
-        mailing = before if changes is None else replace(before, **changes.given())
-        facts = await _look(connection, mailing_id)
-        if mailing.status in ENDED or mailing.datetime_end <= facts.now:
-            return None
-        if not facts.has_begun:
-            clients = await audience.count_by_zone(connection, mailing.client_filter)
-        elif any(getattr(mailing, name) != getattr(before, name) for name in PLANNED_BY):
-            clients = await _left_anew(connection, mailing)
-        else:
-            clients = await _left(connection, mailing, is_taking=facts.is_taking)
+    mailing = before if changes is None else replace(before, **changes.given())
+    facts = await _look(connection, mailing.id)
+    if mailing.status in ENDED or mailing.datetime_end <= facts.now:
+        return None
+    if not facts.has_begun:
+        clients = await audience.count_by_zone(connection, mailing.client_filter)
+    elif any(getattr(mailing, name) != getattr(before, name) for name in PLANNED_BY):
+        clients = await _left_anew(connection, mailing)
+    else:
+        clients = await _left(connection, mailing, is_taking=facts.is_taking)
     return _forecast(mailing, clients, facts, _rate(pace, processes))
 
 
@@ -153,14 +163,8 @@ def _forecast(
         [Crowd(zone, count) for zone, count in clients.items()],
         start=plan.datetime_start,
         end=plan.datetime_end,
-        window=_window(plan.send_interval_time_start, plan.send_interval_time_end),
+        window=window_between(plan.send_interval_time_start, plan.send_interval_time_end),
         at=facts.now,
         rate=rate,
         others=facts.others,
     )
-
-
-def _window(opens: str | None, closes: str | None) -> Window | None:
-    if opens is None or closes is None:
-        return None
-    return Window(time.fromisoformat(opens), time.fromisoformat(closes))
