@@ -6,6 +6,7 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
+from mailer.db import access  # noqa: F401  # its tables are part of the schema
 from mailer.db.engine import create_engine
 from mailer.db.schema import metadata
 from mailer.errors import StartError

@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import harness
 from bare_loop import bare_session, post
+from mailer.access.model import COMMAND_LINE
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
@@ -131,7 +132,7 @@ async def mailing(engine: AsyncEngine, database: asyncpg.Connection, messages: i
     start = datetime.now(UTC)
     end = start + timedelta(hours=1)
     new = NewMailing(datetime_start=start, datetime_end=end, text=harness.TEXT)
-    created = await service.create(engine, new)
+    created = await service.create(engine, new, COMMAND_LINE)
     while await database.fetchval(harness.STATUS, created.id) != "finished":  # noqa: ASYNC110  # it happens in another task
         await asyncio.sleep(harness.PAUSE)
     return (time.process_time() - before) / messages * 1e6

@@ -28,6 +28,7 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import harness
+from mailer.access.model import COMMAND_LINE
 from mailer.client.importing import ImportReport, import_clients
 from mailer.db.binaries import find_binaries
 from mailer.db.embedded import embedded_postgres
@@ -74,7 +75,7 @@ async def seconds_by_psql(psql: str, database: asyncpg.Connection, url: str, pat
 async def seconds_by_import(engine: AsyncEngine, path: Path) -> tuple[float, ImportReport]:
     """Return how long the import takes, and its report."""
     began = time.perf_counter()
-    report = await import_clients(engine, parts_of(path))
+    report = await import_clients(engine, parts_of(path), COMMAND_LINE)
     return time.perf_counter() - began, report
 
 

@@ -19,9 +19,12 @@ from mailer.mailing import audience, moving, resending, store
 from mailer.mailing.model import ENDED, RunningMailing
 from mailer.message import store as messages
 from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.settings import Settings
 
 Result = TypeVar("Result")
 
+OPEN = Settings(auth="none")
+"""Settings under which anybody may come in."""
 NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
 OWNER = UUID(int=1)
 LEASE = timedelta(seconds=60)

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo, metrics
+from mailer.access.gate import DOOR, Gate, actor_of
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client import commands
@@ -47,7 +48,6 @@ from mailer.web.assets import static_router
 from mailer.web.health import health_router
 from mailer.web.observing import observed
 from mailer.web.openapi import StructPlugin, openapi_config
-from mailer.web.origin import same_origin
 
 log = structlog.get_logger()
 
@@ -76,20 +76,24 @@ def create_app(
     settings: Settings | None = None,
 ) -> Litestar:
     """Return the web application over `engine`; `breaker` is None where nothing is sent."""
+    settings = settings or Settings()
     given = {
         "engine": engine,
         "breaker": breaker,
         "pace": pace,
         "live": live or Live(),
-        "settings": settings or Settings(),
+        "settings": settings,
     }
     api = Router(
-        "/api/v1", route_handlers=[ClientController, MailingController, StatisticsController]
+        "/api/v1",
+        route_handlers=[ClientController, MailingController, StatisticsController],
+        opt={DOOR: "key"},
     )
     return Litestar(
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
-        dependencies={name: _always(part) for name, part in given.items()},
-        guards=[same_origin],
+        dependencies={name: _always(part) for name, part in given.items()}
+        | {"by": Provide(actor_of, sync_to_thread=False)},
+        middleware=[Gate(engine, settings)],
         state=State({"breaker": breaker}),
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(version("mailer")),
@@ -101,10 +105,6 @@ def create_app(
 
 def _always(part: object) -> Provide:
     return Provide(lambda: part, sync_to_thread=False)
-
-
-class AuthNotBuiltError(StartError):
-    """MAILER_AUTH=required needs keys and accounts, which this version lacks; set it to none."""
 
 
 @contextlib.asynccontextmanager
@@ -151,8 +151,6 @@ def _cause(error: Exception) -> BaseException | None:
 
 async def serve(settings: Settings) -> None:
     """Serve the API and send messages until SIGTERM or SIGINT; raises `StartError`."""
-    if settings.auth == "required":
-        raise AuthNotBuiltError
     is_mailed = settings.smtp_url is not None or settings.report_recipients is not None
     post = post_of(settings) if is_mailed else None
     async with open_database(settings) as (url, _):

@@ -13,6 +13,7 @@ import msgspec
 from sqlalchemy import DateTime, Integer, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import COMMAND_LINE
 from mailer.gateway.faults import Faults
 from mailer.gateway.sandbox import SandboxGateway
 from mailer.mailing import service
@@ -119,16 +120,21 @@ async def fill(engine: AsyncEngine) -> None:
             await connection.execute(ADD_MESSAGES, values | {"id": mailing_id})
             await connection.execute(SETTLE, {"id": mailing_id})
     paused = _mailing(now, "The shop is closed on Monday.", "new, staff", timedelta(days=1))
-    await service.pause(engine, (await service.create(engine, paused)).id)
+    paused_id = (await service.create(engine, paused, COMMAND_LINE)).id
+    await service.pause(engine, paused_id, COMMAND_LINE)
     tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + timedelta(days=1)
     later = _mailing(tomorrow, "Your bonus points are valid until Sunday.", None, DAY)
     later = msgspec.structs.replace(
         later, send_interval_time_start="10:00", send_interval_time_end="20:00"
     )
-    await service.create(engine, later)
-    await service.create(engine, _mailing(now, "Your order is ready. Come by until nine.", None))
+    await service.create(engine, later, COMMAND_LINE)
+    await service.create(
+        engine, _mailing(now, "Your order is ready. Come by until nine.", None), COMMAND_LINE
+    )
     soon = now + timedelta(seconds=30)
-    await service.create(engine, _mailing(soon, "Tonight only: everything at half price.", "vip"))
+    await service.create(
+        engine, _mailing(soon, "Tonight only: everything at half price.", "vip"), COMMAND_LINE
+    )
 
 
 def _mailing(

@@ -18,7 +18,7 @@ from mailer.errors import StartError
 
 PREFIX = "MAILER_"
 SECRETS = frozenset(
-    {"database_url", "gateway_token", "smtp_url", "oidc_client_secret"}
+    {"database_url", "gateway_token", "smtp_url", "oidc_client_secret", "monitoring_token"}
 )  # URLs may carry a password
 HIDDEN = "***"
 KEYS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).*")
@@ -62,6 +62,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease: Seconds = 60
     shutdown_grace: Annotated[float, Meta(ge=0, le=3600)] = 20
     auth: Literal["required", "none"] = "required"
+    key_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 100
+    monitoring_token: Annotated[str, Meta(pattern=r"^[!-~]+(?!\n)$")] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     smtp_url: str | None = None

@@ -16,8 +16,6 @@ from mailer.db.embedded import embedded_postgres
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"auth": "required"}, "MAILER_AUTH"),
-        ({}, "MAILER_AUTH"),
         ({"auth": "none", "host": "0.0.0.0"}, "loopback"),  # noqa: S104  # to be refused
         ({"prot": "8000"}, "MAILER_PROT"),
         ({"port": "x"}, "MAILER_PORT"),

@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 import httpx
+from tests.api.visits import BROWSER
 
-BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 SITE = "http://mailer"
 HOSTILE = "<script>alert(1)</script>\"'&amp;"
 NEW_FORM = {

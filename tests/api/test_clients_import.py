@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import OPEN
 
 from mailer.app import BODY_LIMIT, create_app
 from mailer.client.upload import IMPORT_LIMIT, IMPORTS
@@ -124,7 +125,7 @@ class Server(uvicorn.Server):
 @pytest.fixture
 async def port(engine: AsyncEngine) -> AsyncIterator[int]:
     """The application behind a real server, since a broken connection needs one to break."""
-    config = uvicorn.Config(create_app(engine), port=0, log_config=None)
+    config = uvicorn.Config(create_app(engine, settings=OPEN), port=0, log_config=None)
     server = Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:

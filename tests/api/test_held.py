@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
-from tests.sample import add_clients, advance, begin, execute
+from tests.sample import OPEN, add_clients, advance, begin, execute
 
 from mailer.app import create_app
 from mailer.gateway.breaker import Breaker
@@ -28,7 +28,7 @@ def breaker() -> Breaker:
 @pytest.fixture
 async def api(engine: AsyncEngine, breaker: Breaker) -> AsyncIterator[httpx.AsyncClient]:
     """The application with a gateway behind that breaker."""
-    transport = httpx.ASGITransport(create_app(engine, breaker))  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = httpx.ASGITransport(create_app(engine, breaker, settings=OPEN))  # type: ignore[arg-type]  # each names the types of ASGI anew
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

@@ -4,6 +4,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
+from tests.sample import OPEN
 
 from mailer import metrics
 from mailer.app import create_app
@@ -30,7 +31,7 @@ async def samples(api: httpx.AsyncClient) -> dict[str, float]:
 async def api() -> AsyncIterator[httpx.AsyncClient]:
     """The application with its database away: metrics need none."""
     engine = create_engine("postgresql://127.0.0.1:1/")
-    transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(create_app(engine, settings=OPEN), raise_app_exceptions=False)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
         yield client
     await engine.dispose()

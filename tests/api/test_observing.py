@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
+from tests.sample import OPEN
 
 from mailer.app import create_app
 from mailer.db.engine import create_engine
@@ -16,7 +17,8 @@ from mailer.web.observing import observed
 
 
 def client_of(engine: AsyncEngine) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(observed(create_app(engine)), raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    app = observed(create_app(engine, settings=OPEN))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
     return httpx.AsyncClient(transport=transport, base_url="http://mailer")
 
 
@@ -100,7 +102,7 @@ async def test_requests_are_counted_by_route_and_status(
 async def test_an_upload_that_is_cut_off_is_not_counted_as_an_error_of_ours(
     engine: AsyncEngine,
 ) -> None:
-    app = observed(create_app(engine))
+    app = observed(create_app(engine, settings=OPEN))
     headers = [(b"content-type", b"text/csv"), (b"host", b"mailer")]
     scope = {
         "type": "http",

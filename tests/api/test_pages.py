@@ -10,13 +10,13 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
-from tests.sample import add_clients, begin
+from tests.api.visits import BROWSER
+from tests.sample import OPEN, add_clients, begin
 
 from mailer.admin.live import Live, Look
 from mailer.app import create_app
 from mailer.report import lately
 
-BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 SITE = "http://mailer"
 
 
@@ -112,7 +112,7 @@ async def test_moments_are_on_the_clock_that_a_cookie_names(
 
 async def test_preferences_are_kept_and_lead_back(api: httpx.AsyncClient) -> None:
     form = {"language": "ru", "time_zone": "Asia/Tokyo", "back": "/mailings?status=running"}
-    answer = await api.post(f"{SITE}/preferences", data=form)
+    answer = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
     assert answer.status_code == 303
     assert answer.headers["location"] == "/mailings?status=running"
     kept = answer.headers.get_list("set-cookie")
@@ -125,7 +125,7 @@ async def test_preferences_lead_to_no_other_site_and_keep_nothing_unknown(
     api: httpx.AsyncClient, back: str
 ) -> None:
     form = {"language": "xx", "time_zone": "Mars/Base\r\nX: y", "back": back}
-    answer = await api.post(f"{SITE}/preferences", data=form)
+    answer = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
     assert answer.headers["location"] == "/"
     assert "set-cookie" not in answer.headers
 
@@ -149,7 +149,7 @@ async def test_unknown_pages_say_so_to_people_and_to_programs(api: httpx.AsyncCl
         ({"Sec-Fetch-Site": "same-origin", "Origin": "http://mailer"}, 303),
         ({"Sec-Fetch-Site": "none"}, 303),
         ({"Origin": "http://mailer"}, 303),
-        ({}, 303),
+        ({}, 403),
     ],
 )
 async def test_what_another_site_has_a_browser_send_is_refused(
@@ -246,7 +246,7 @@ async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> N
 
 async def test_overview_answers_its_live_sections(engine: AsyncEngine) -> None:
     live = Live()
-    app = create_app(engine, live=live)
+    app = create_app(engine, live=live, settings=OPEN)
     transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # each names the types of ASGI anew
     asyncio.get_running_loop().call_later(0.5, live.stop)
     async with httpx.AsyncClient(transport=transport, base_url=SITE) as client:

@@ -11,7 +11,7 @@ from tests.api.calls import DUE, NEW, create
 from tests.sample import begin
 
 SITE = "http://mailer"
-HTML = {"Accept": "text/html"}
+HTML = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 ANNA, BORIS = "79160000001", "79030000002"
 HOSTILE = """"><script>alert('x')</script>"""
 ESCAPED = "&#34;&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"

@@ -7,13 +7,15 @@ import httpx
 import pytest
 from litestar.testing import RequestFactory
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.visits import BROWSER
+from tests.sample import OPEN
 
 from mailer.admin.client_import import on_refusal
 from mailer.app import create_app
 from mailer.client.upload import IMPORT_LIMIT, StalledUploadError
 
 PATH = "http://mailer/clients/import"
-CSV = {"Accept": "text/html", "Content-Type": "text/csv"}
+CSV = BROWSER | {"Content-Type": "text/csv"}
 ANNA, BORIS = "79160000001", "79030000002"
 
 
@@ -64,7 +66,7 @@ async def test_file_that_is_wrong_as_a_whole_is_told_so(
 
 
 async def test_file_that_stalls_or_meets_no_database_is_told_so(engine: AsyncEngine) -> None:
-    request: Any = RequestFactory(create_app(engine)).post("/clients/import")
+    request: Any = RequestFactory(create_app(engine, settings=OPEN)).post("/clients/import")
     stalled = on_refusal(request, StalledUploadError())
     assert stalled.status_code == 408
     assert "for a minute" in stalled.content

@@ -6,7 +6,6 @@ import httpx
 import pytest
 from tests.api.calls import DUE, NEW, create
 from tests.api.forms import (
-    BROWSER,
     HOSTILE,
     HTMX,
     NEW_FORM,
@@ -18,6 +17,7 @@ from tests.api.forms import (
     sent,
     shown,
 )
+from tests.api.visits import BROWSER
 
 # ---- a new one -------------------------------------------------------------------------------
 

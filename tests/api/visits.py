@@ -7,7 +7,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, create
 from tests.sample import begin
 
-BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+BROWSER = {
+    "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+    "Sec-Fetch-Site": "same-origin",
+}
 SITE = "http://mailer"
 HOSTILE = "\"'><script>alert(1)</script>"
 ESCAPED = "&#34;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import COMMAND_LINE
 from mailer.client import store
 from mailer.client.exporting import export_clients
 from mailer.client.importing import BATCH, ImportReport, import_clients
@@ -35,7 +36,7 @@ async def parts_of(content: str | bytes, part: int = 1 << 16) -> AsyncIterator[b
 
 
 async def put(engine: AsyncEngine, *lines: str) -> ImportReport:
-    return await import_clients(engine, parts_of("\n".join(lines)))
+    return await import_clients(engine, parts_of("\n".join(lines)), COMMAND_LINE)
 
 
 async def clients(engine: AsyncEngine) -> list[tuple[str, str, str | None, str]]:
@@ -149,7 +150,7 @@ async def test_bad_lines_are_reported_and_good_ones_go_in(engine: AsyncEngine) -
         ]
     )
     for part in (1 << 16, 5):
-        report = await import_clients(engine, parts_of(content, part))
+        report = await import_clients(engine, parts_of(content, part), COMMAND_LINE)
         assert report.rejected == 9
         assert wrong(report) == [
             *((4, field) for field in ("phone", "operator_code", "time_zone")),
@@ -197,7 +198,7 @@ async def test_file_that_breaks_off_stores_nothing_and_leaves_nothing(engine: As
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await import_clients(engine, broken())
+        await import_clients(engine, broken(), COMMAND_LINE)
     assert await clients(engine) == []
     assert await number(engine, STAGING) == 0
     assert counts(await put(engine, "phone", ANNA)) == (1, 0, 0, 0)
@@ -247,12 +248,17 @@ async def test_export_can_be_imported_and_changes_nothing(engine: AsyncEngine) -
         await add(engine, f"7916{n:07}", tag=tag, operator_code="999", time_zone="Asia/Tomsk")
     await add(engine, BORIS)
     exported = await export(engine)
-    assert counts(await import_clients(engine, parts_of(exported))) == (0, 0, len(tags) + 1, 0)
+    assert counts(await import_clients(engine, parts_of(exported), COMMAND_LINE)) == (
+        0,
+        0,
+        len(tags) + 1,
+        0,
+    )
 
     before = await clients(engine)
     async with engine.begin() as connection:
         await connection.execute(text("TRUNCATE client"))
-    await import_clients(engine, parts_of(exported, 3))
+    await import_clients(engine, parts_of(exported, 3), COMMAND_LINE)
     assert await clients(engine) == before
     assert await export(engine) == exported
 

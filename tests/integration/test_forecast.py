@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import add_clients, add_mailing, add_messages, begin, do, execute
 
+from mailer.access.model import COMMAND_LINE
 from mailer.gateway.pace import Pace
 from mailer.mailing import audience, moving, service
 from mailer.mailing.forecast import Shortfall
@@ -119,7 +120,7 @@ async def test_a_mailing_whose_audience_is_taken_has_all_without_an_outcome(
     await add_clients(engine, 2_000, "916", "Europe/Moscow")
     await add_clients(engine, 4_000, "916", "UTC")
     draft = a_draft()
-    await service.create(engine, draft)
+    await service.create(engine, draft, COMMAND_LINE)
     mailing_id = await do(engine, moving.begin_due)
     assert mailing_id is not None
     for reached in (250, 500):  # of the first chunk of 500, and of 5,500
@@ -141,12 +142,12 @@ async def test_a_mailing_that_has_not_begun_is_as_its_draft(engine: AsyncEngine)
     await add_clients(engine, 50, "912")
     start = datetime.now(UTC) + HOUR
     draft = a_draft(datetime_start=start, client_filter="912", **hours_around(start + HOUR / 2))
-    created = await service.create(engine, draft)
+    created = await service.create(engine, draft, COMMAND_LINE)
     pace = Pace(50, 1)
     expected = await forecast.of_draft(engine, draft, pace)
     assert expected.done_at == start + timedelta(seconds=50)
     assert await forecast.of_mailing(engine, created.id, pace) == expected
-    await service.pause(engine, created.id)
+    await service.pause(engine, created.id, COMMAND_LINE)
     assert await forecast.of_mailing(engine, created.id, pace) == expected
 
 
@@ -155,9 +156,9 @@ async def test_of_a_mailing_that_has_ended_nothing_is_expected(engine: AsyncEngi
     pace = Pace(50, 1)
     long_ago = await add_mailing(engine)
     finished = await add_mailing(engine, start=datetime.now(UTC), status="finished")
-    await service.create(engine, a_draft())
+    await service.create(engine, a_draft(), COMMAND_LINE)
     cancelled = await begin(engine)
-    await service.cancel(engine, cancelled)
+    await service.cancel(engine, cancelled, COMMAND_LINE)
     for mailing_id in (long_ago, finished, cancelled):
         assert await forecast.of_mailing(engine, mailing_id, pace) is None
     with pytest.raises(MailingNotFoundError):

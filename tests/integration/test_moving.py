@@ -25,6 +25,7 @@ from tests.sample import (
     value,
 )
 
+from mailer.access.model import COMMAND_LINE
 from mailer.mailing import moving, resending, service
 from mailer.mailing.moving import ToDo
 from mailer.report.verify import differences
@@ -111,7 +112,7 @@ async def test_what_is_to_be_sent_again_is_seen(engine: AsyncEngine) -> None:
     mailing_id = await add_due_messages(engine, 2)
     await execute(engine, "UPDATE message SET status = 'unknown'")
 
-    await service.retry(engine, mailing_id)
+    await service.retry(engine, mailing_id, COMMAND_LINE)
 
     assert await to_do(engine) == {"retries"}
 
@@ -266,7 +267,7 @@ async def test_two_processes_send_a_mailing_again_once(
     one, two = await add_due_messages(engine, 2), await add_due_messages(engine, 2)
     await execute(engine, "UPDATE message SET status = 'undelivered'")
     for mailing_id in (one, two):
-        await service.retry(engine, mailing_id)
+        await service.retry(engine, mailing_id, COMMAND_LINE)
     async with asyncio.timeout(5):
         assert await resending.resend_chunk(other, 9)
         assert await resend(engine)
@@ -293,7 +294,7 @@ async def test_two_processes_purge_each_message_once(
     engine: AsyncEngine, other: AsyncConnection
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
-    await service.delete(engine, mailing_id)
+    await service.delete(engine, mailing_id, COMMAND_LINE)
     assert await moving.purge(other, 3) == 3
     purging = asyncio.create_task(do(engine, lambda db: moving.purge(db, 9)))
     await asyncio.wait({purging}, timeout=0.2)
@@ -404,7 +405,7 @@ async def test_mailing_that_sends_again_while_another_keeps_the_finish_waiting_r
     await other.execute(text("SELECT FROM mailing WHERE id = :id FOR UPDATE"), {"id": held_up})
     finishing = asyncio.create_task(do(engine, moving.finish))
     await asyncio.wait({finishing}, timeout=0.3)
-    await service.retry(engine, retried)
+    await service.retry(engine, retried, COMMAND_LINE)
     assert await resend(engine)
     await other.commit()
     await finishing

@@ -20,6 +20,7 @@ from tests.sample import (
     value,
 )
 
+from mailer.access.model import COMMAND_LINE
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
@@ -125,7 +126,7 @@ async def test_finish_of_a_claim_from_before_a_retry_changes_nothing(engine: Asy
     claimed = await lost(engine, "hold")
     late = FinishedMessage(claimed, "delivered", 1)
     await rescue(engine)
-    await service.retry(engine, claimed.mailing_id)
+    await service.retry(engine, claimed.mailing_id, COMMAND_LINE)
     assert await finish(engine, late) == 0
     assert await resend(engine)
     assert await finish(engine, late) == 0

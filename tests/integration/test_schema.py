@@ -3,6 +3,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.db import access  # noqa: F401  # its tables are part of the schema
 from mailer.db.migrate import is_current
 from mailer.db.schema import metadata
 

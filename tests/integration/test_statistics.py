@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import NOON, add_clients, add_mailing, add_messages, execute
 
+from mailer.access.model import COMMAND_LINE
 from mailer.db.schema import MAILING_STATUSES, MESSAGE_STATUSES
 from mailer.errors import InvalidError
 from mailer.mailing import service, store
@@ -52,7 +53,7 @@ async def test_clients_of_a_mailing_that_has_not_begun_count_as_scheduled(
 async def test_deleted_mailings_do_not_count(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, clients=2)
     await add_messages(engine, mailing_id, await add_clients(engine, 2), "delivered")
-    await service.delete(engine, mailing_id)
+    await service.delete(engine, mailing_id, COMMAND_LINE)
 
     assert await statistics.general(engine) == GeneralStatistics(
         MailingCounts.of(), MessageCounts.of()

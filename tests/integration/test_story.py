@@ -15,6 +15,7 @@ from tests.sample import (
     value,
 )
 
+from mailer.access.model import COMMAND_LINE
 from mailer.client import store as clients
 from mailer.db.engine import raw
 from mailer.mailing import service
@@ -188,7 +189,7 @@ async def test_retry_of_a_mailing_forgets_nothing_of_the_story(engine: AsyncEngi
         FinishedMessage(claimed, "undelivered", 1, "rejected_400", last_failure="rejected_400"),
     )
     before = await story(engine)
-    await service.retry(engine, mailing_id)
+    await service.retry(engine, mailing_id, COMMAND_LINE)
     assert await resend(engine)
 
     told = await story(engine)

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import NOON, add_clients, add_mailing, add_messages, do, execute, value
 
+from mailer.access.model import COMMAND_LINE
 from mailer.client import directory
 from mailer.mailing import audience, moving, service
 from mailer.message import tally
@@ -146,7 +147,7 @@ async def test_a_deleted_mailing_leaves_no_tally(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, clients=4)
     await add_messages(engine, mailing_id, await add_clients(engine, 4), "delivered")
     await fold(engine)
-    await service.delete(engine, mailing_id)
+    await service.delete(engine, mailing_id, COMMAND_LINE)
     for _ in range(2):
         await do(engine, lambda db: moving.purge(db, 100))
     assert await value(engine, "SELECT count(*) FROM tally") == 0

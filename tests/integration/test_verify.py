@@ -4,6 +4,7 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import add_clients, add_mailing, add_messages, execute
 
+from mailer.access.model import COMMAND_LINE
 from mailer.mailing import service
 from mailer.report.verify import Difference, differences
 
@@ -76,7 +77,7 @@ async def test_mailing_that_has_not_begun_has_no_messages(engine: AsyncEngine) -
 
 async def test_deleted_mailing_may_be_half_gone(engine: AsyncEngine) -> None:
     mailing_id = await sound_mailing(engine, await add_clients(engine, 4))
-    await service.delete(engine, mailing_id)
+    await service.delete(engine, mailing_id, COMMAND_LINE)
     await execute(engine, "DELETE FROM message WHERE id IN (SELECT id FROM message LIMIT 2)")
     assert await differences(engine) == []
 

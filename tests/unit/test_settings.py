@@ -24,6 +24,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         **dict.fromkeys(("database_url", "gateway_url", "gateway_token", "log_format")),
         **dict.fromkeys(("smtp_url", "report_recipients")),
         **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
+        "key_rate": 100,
+        "monitoring_token": None,
         "host": "127.0.0.1",
         "port": 8000,
         "gateway_timeout": 10,

@@ -8,6 +8,7 @@ from litestar.exceptions import HTTPException
 from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import Actor
 from mailer.admin.render import Show, show_of
 from mailer.client.importing import COLUMNS
 from mailer.client.upload import IMPORT_LIMIT, import_upload
@@ -28,12 +29,13 @@ class ClientImport(Controller):
 
     path = "/clients/import"
 
-    @get()
+    @get(needs="write")
     async def show_import(self, show: NamedDependency[Show]) -> Response[str]:
         """Show what a file looks like, and take one."""
         return show.page("clients/import.html", limit=IMPORT_LIMIT, columns=COLUMNS)
 
     @post(
+        needs="write",
         status_code=HTTP_200_OK,
         request_max_body_size=IMPORT_LIMIT,
         exception_handlers=dict.fromkeys((MailerError, HTTPException, Exception), on_refusal),
@@ -41,10 +43,11 @@ class ClientImport(Controller):
     async def import_file(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         show: NamedDependency[Show],
         request: Request[Any, Any, Any],
     ) -> Response[str]:
         """Import a file as the API does, and tell what became of it."""
-        report = await import_upload(engine, request)
+        report = await import_upload(engine, request, by)
         unnamed = report.rejected - len({error.line for error in report.errors})
         return show.page("clients/import_report.html", report=report, unnamed=unnamed)

@@ -8,11 +8,12 @@ from litestar.di import NamedDependency
 from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import Actor
 from mailer.admin.client_form import FIELDS, WAS, as_change, as_filter, as_new, as_shown
 from mailer.admin.form import Form, typed
 from mailer.admin.listing import Pages, address, pages
 from mailer.admin.render import Show, done
-from mailer.client import store
+from mailer.client import service, store
 from mailer.client.api import ClientId, ClientQuery
 from mailer.client.exporting import export_clients
 from mailer.client.model import Client, phone_as_written
@@ -37,7 +38,7 @@ class Found(msgspec.Struct, frozen=True):
 class Clients(Controller):
     """The directory of clients."""
 
-    @get(PATH)
+    @get(PATH, needs="read")
     async def list_clients(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -52,7 +53,7 @@ class Clients(Controller):
             return _wrong_filter(show, form, error)
         return show.page("clients/list.html", form=form, found=await _find(engine, asked))
 
-    @get("/clients.csv")
+    @get("/clients.csv", needs="read")
     async def export(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -66,30 +67,30 @@ class Clients(Controller):
             return _wrong_filter(show, _filter(request), error)
         return await csv_answer("clients.csv", export_clients(engine, **asked.equal()))
 
-    @get("/clients/new")
+    @get("/clients/new", needs="write")
     async def show_empty(self, show: NamedDependency[Show]) -> Response[str]:
         """Show the form of a new client."""
         return show.page("clients/new.html", form=Form({"time_zone": "UTC"}), taken=None)
 
-    @post("/clients/new")
+    @post("/clients/new", needs="write")
     async def add_client(
         self,
         engine: NamedDependency[AsyncEngine],
         show: NamedDependency[Show],
+        by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Add a client, or show the form again with what is wrong."""
         form = Form(await typed(request, *FIELDS))
         try:
             new = as_new(form.values)
-            async with engine.begin() as connection:
-                added = await store.add(connection, new)
+            added = await service.add(engine, new, by)
         except (InvalidError, PhoneTakenError) as error:
             status, facts = _refused(form, error)
             return show.page("clients/new.html", status, **facts)
         return done("client-created", f"{PATH}/{added.id}")
 
-    @get("/clients/{client_id:int}")
+    @get("/clients/{client_id:int}", needs="read")
     async def show_client(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -101,11 +102,12 @@ class Clients(Controller):
         form = Form(as_shown(client))
         return show.page("clients/client.html", client=client, form=form, taken=None)
 
-    @post("/clients/{client_id:int}")
+    @post("/clients/{client_id:int}", needs="write")
     async def change_client(
         self,
         engine: NamedDependency[AsyncEngine],
         show: NamedDependency[Show],
+        by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
         client_id: ClientId,
     ) -> Response[Any]:
@@ -115,15 +117,14 @@ class Clients(Controller):
             change = as_change(form.values)
             if not change.values():
                 return done("client-unchanged", f"{PATH}/{client_id}")
-            async with engine.begin() as connection:
-                await store.change(connection, client_id, change)
+            await service.change(engine, client_id, change, by)
         except (InvalidError, PhoneTakenError) as error:
             status, facts = _refused(form, error)
             client = await _get(engine, client_id)
             return show.page("clients/client.html", status, client=client, **facts)
         return done("client-changed", f"{PATH}/{client_id}")
 
-    @get("/clients/{client_id:int}/delete")
+    @get("/clients/{client_id:int}/delete", needs="write")
     async def ask_to_delete(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -136,13 +137,12 @@ class Clients(Controller):
             waiting = await store.still_to_send(connection, client_id)
         return show.page("clients/delete.html", client=client, waiting=waiting)
 
-    @post("/clients/{client_id:int}/delete")
+    @post("/clients/{client_id:int}/delete", needs="write")
     async def delete_client(
-        self, engine: NamedDependency[AsyncEngine], client_id: ClientId
+        self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
     ) -> Response[Any]:
         """Erase a client's personal data for good and cancel what was to be sent."""
-        async with engine.begin() as connection:
-            await store.erase(connection, client_id)
+        await service.erase(engine, client_id, by)
         return done("client-deleted", PATH)
 
 

@@ -12,6 +12,7 @@ from litestar.response import Redirect, ServerSentEvent
 from litestar.status_codes import HTTP_409_CONFLICT, HTTP_503_SERVICE_UNAVAILABLE
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import Actor
 from mailer.admin.language import marked
 from mailer.admin.live import Live, Sections
 from mailer.admin.render import Show, done
@@ -27,7 +28,7 @@ from mailer.report import forecast, statistics
 from mailer.report.largest import largest
 from mailer.report.snapshot import snapshot
 
-VERBS: Mapping[str, tuple[Callable[[AsyncEngine, int], Awaitable[Any]], str]] = {
+VERBS: Mapping[str, tuple[Callable[[AsyncEngine, int, Actor], Awaitable[Any]], str]] = {
     "pause": (service.pause, "mailing-paused"),
     "resume": (service.resume, "mailing-resumed"),
     "retry": (service.retry, "mailing-retried"),
@@ -71,7 +72,7 @@ class MailingPage(Controller):
 
     path = "/"
 
-    @get("/mailings/{mailing_id:int}")
+    @get("/mailings/{mailing_id:int}", needs="read")
     async def show_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -83,7 +84,7 @@ class MailingPage(Controller):
         """Show a mailing."""
         return show.page("mailings/mailing.html", **await look(engine, breaker, pace, mailing_id))
 
-    @get("/live/mailings/{mailing_id:int}")
+    @get("/live/mailings/{mailing_id:int}", needs="read")
     async def watch_mailing(  # noqa: PLR0913, PLR0917  # what Litestar gives
         self,
         engine: NamedDependency[AsyncEngine],
@@ -105,7 +106,7 @@ class MailingPage(Controller):
 
         return live.stream(("mailing", show.viewer, mailing_id), sections)
 
-    @get("/mailings/{mailing_id:int}/{verb:str}")
+    @get("/mailings/{mailing_id:int}/{verb:str}", needs="write")
     async def ask(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -126,11 +127,12 @@ class MailingPage(Controller):
             f"mailings/{verb}.html", mailing=mailing, steps=stands, waiting=waiting(mailing)
         )
 
-    @post("/mailings/{mailing_id:int}/{verb:str}")
+    @post("/mailings/{mailing_id:int}/{verb:str}", needs="write")
     async def act(
         self,
         engine: NamedDependency[AsyncEngine],
         show: NamedDependency[Show],
+        by: NamedDependency[Actor],
         mailing_id: MailingId,
         verb: FromPath[str],
     ) -> Response[str] | Redirect:
@@ -140,7 +142,7 @@ class MailingPage(Controller):
         act, said = VERBS[verb]
         back = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
         try:
-            await act(engine, mailing_id)
+            await act(engine, mailing_id, by)
         except ConflictError as error:
             return _refused(show, HTTP_409_CONFLICT, str(error), back)
         except StillStoppingError as error:

@@ -12,6 +12,7 @@ from litestar.response import Redirect
 from litestar.status_codes import HTTP_200_OK, HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import Actor
 from mailer.admin import mailing_fields as fields
 from mailer.admin import mailing_preview as preview
 from mailer.admin.form import Form, typed
@@ -92,7 +93,7 @@ class MailingForm(Controller):
     path = "/mailings"
     dependencies = {"sheet": Provide(sheet_of, sync_to_thread=False)}  # noqa: RUF012  # Litestar's way
 
-    @get("/new")
+    @get("/new", needs="write")
     async def show_new(self, sheet: NamedDependency[Sheet], copied: Copied = None) -> Response[str]:
         """Show the form of a new mailing, or of a copy of one."""
         now, zone = datetime.now(UTC), sheet.show.viewer.time_zone
@@ -102,24 +103,25 @@ class MailingForm(Controller):
         sheet = msgspec.structs.replace(sheet, copy_of=copied)
         return await sheet.page(Form(values | {SEEN: ""}))
 
-    @post("/new")
+    @post("/new", needs="write")
     async def create(
         self,
         request: Request[Any, Any, Any],
         sheet: NamedDependency[Sheet],
+        by: NamedDependency[Actor],
         copied: Copied = None,
     ) -> Response[str] | Redirect:
         """Create a mailing."""
         form = Form(await typed(request, *fields.FIELDS, SEEN))
         try:
             new = fields.read_new(form.values, datetime.now(UTC))
-            mailing = await service.create(sheet.engine, new)
+            mailing = await service.create(sheet.engine, new, by)
         except InvalidError as error:
             sheet = msgspec.structs.replace(sheet, copy_of=copied)
             return await sheet.page(form.refused(error, fields.NAMES), HTTP_400_BAD_REQUEST)
         return done("mailing-created", f"/mailings/{mailing.id}")
 
-    @get("/{mailing_id:int}/edit")
+    @get("/{mailing_id:int}/edit", needs="write")
     async def show_edit(
         self, sheet: NamedDependency[Sheet], mailing_id: MailingId
     ) -> Response[str]:
@@ -129,11 +131,12 @@ class MailingForm(Controller):
         sheet = msgspec.structs.replace(sheet, mailing=mailing)
         return await sheet.page(Form(values | {SEEN: fields.state(mailing)}))
 
-    @post("/{mailing_id:int}/edit")
+    @post("/{mailing_id:int}/edit", needs="write")
     async def change(
         self,
         request: Request[Any, Any, Any],
         sheet: NamedDependency[Sheet],
+        by: NamedDependency[Actor],
         mailing_id: MailingId,
     ) -> Response[str] | Redirect:
         """Change what is different in the form, unless somebody else changed the mailing."""
@@ -147,7 +150,7 @@ class MailingForm(Controller):
             return await sheet.page(form.refused(refusal), HTTP_409_CONFLICT)
         try:
             changes = fields.read_change(values, mailing, datetime.now(UTC))
-            await service.change(sheet.engine, mailing_id, changes)
+            await service.change(sheet.engine, mailing_id, changes, by)
         except InvalidError as error:
             return await sheet.page(form.refused(error, fields.NAMES), HTTP_400_BAD_REQUEST)
         except MailingStartedError:
@@ -156,7 +159,7 @@ class MailingForm(Controller):
             return await sheet.page(form.refused(refusal), HTTP_409_CONFLICT)
         return done("mailing-changed", f"/mailings/{mailing_id}")
 
-    @post("/preview", status_code=HTTP_200_OK)
+    @post("/preview", status_code=HTTP_200_OK, needs="write")
     async def show_preview(
         self,
         request: Request[Any, Any, Any],

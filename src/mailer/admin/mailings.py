@@ -66,7 +66,7 @@ class MailingList(Controller):
 
     path = "/"
 
-    @get("/mailings")
+    @get("/mailings", needs="read")
     async def list_mailings(
         self,
         request: Request[Any, Any, Any],
@@ -93,7 +93,7 @@ class MailingList(Controller):
             statuses=MAILING_STATUSES,
         )
 
-    @get("/live/mailings")
+    @get("/live/mailings", needs="read")
     async def watch_mailings(
         self,
         request: Request[Any, Any, Any],

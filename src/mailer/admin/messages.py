@@ -62,7 +62,7 @@ class MessageList(Controller):
 
     path = "/mailings/{mailing_id:int}"
 
-    @get("/messages")
+    @get("/messages", needs="read")
     async def list_messages(
         self,
         request: Request[Any, Any, Any],
@@ -94,7 +94,7 @@ class MessageList(Controller):
             download=address(f"{path}.csv", form),
         )
 
-    @get("/messages.csv")
+    @get("/messages.csv", needs="read")
     async def download_messages(
         self,
         request: Request[Any, Any, Any],
@@ -110,7 +110,7 @@ class MessageList(Controller):
             f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, **equal)
         )
 
-    @get("/messages/{message_id:int}")
+    @get("/messages/{message_id:int}", needs="read")
     async def show_message(
         self,
         engine: NamedDependency[AsyncEngine],

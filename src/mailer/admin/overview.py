@@ -39,14 +39,14 @@ class Overview(Controller):
 
     path = "/"
 
-    @get()
+    @get(needs="read")
     async def show_overview(
         self, engine: NamedDependency[AsyncEngine], show: NamedDependency[Show]
     ) -> Response[str]:
         """Show what goes on."""
         return show.page("overview.html", **await look(engine))
 
-    @get("/live/overview")
+    @get("/live/overview", needs="read")
     async def watch_overview(
         self,
         engine: NamedDependency[AsyncEngine],

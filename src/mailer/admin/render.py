@@ -17,6 +17,7 @@ from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
 from markupsafe import Markup
 
+from mailer.access.model import Actor, Scope
 from mailer.admin import words
 from mailer.admin.language import LANGUAGES, gettext, locale, ngettext, say, speaking, spoken
 from mailer.admin.viewer import Viewer, viewer_of
@@ -48,6 +49,8 @@ class Show(msgspec.Struct, frozen=True):
     path: str
     """The address of the page, with its query: where one is after choosing a language."""
     breaker: Breaker | None
+    actor: Actor | None = None
+    """Who is signed in, or anybody where nobody is asked."""
     done: str | None = None
     is_part: bool = False
     """Whether a script asks, for a part of the page that is there."""
@@ -56,6 +59,10 @@ class Show(msgspec.Struct, frozen=True):
     def gateway(self) -> GatewayStatus:
         """How it goes with the gateway at this moment."""
         return GatewayStatus(is_set=False) if self.breaker is None else self.breaker.status()
+
+    def may(self, needed: Scope) -> bool:
+        """Whether who looks may do what needs a scope."""
+        return self.actor is not None and self.actor.may(needed)
 
     def is_under(self, address: str) -> bool:
         """Whether the page belongs to the part of the site at an address."""
@@ -92,6 +99,7 @@ def show_of(request: Request[Any, Any, Any], breaker: NamedDependency[Breaker | 
         viewer=viewer_of(request),
         path=f"{request.url.path}?{query}" if query else request.url.path,
         breaker=breaker,
+        actor=request.scope.get("user"),
         done=request.cookies.get(DONE),
         is_part="HX-Request" in request.headers,
     )

@@ -10,6 +10,7 @@ from litestar.exceptions import HTTPException
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
 
+from mailer.access.gate import DOOR
 from mailer.admin.client_import import ClientImport
 from mailer.admin.clients import Clients
 from mailer.admin.form import typed
@@ -32,7 +33,7 @@ OWN_PATH = re.compile(r"/(?![/\\])")
 API, JSON, HTML = "/api/", "application/json", "text/html"
 
 
-@post("/preferences")
+@post("/preferences", needs="nothing")
 async def prefer(request: Request[Any, Any, Any]) -> Redirect:
     """Keep the language and the time zone that were chosen, and go back."""
     given = await typed(request, LANGUAGE, TIME_ZONE, "back")
@@ -80,6 +81,7 @@ def site_router() -> Router:
             System,
             prefer,
         ],
+        opt={DOOR: "session"},
         dependencies={"show": Provide(show_of, sync_to_thread=False)},
         include_in_schema=False,
     )

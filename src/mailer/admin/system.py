@@ -30,7 +30,7 @@ class System(Controller):
 
     path = "/"
 
-    @get("/system")
+    @get("/system", needs="admin")
     async def show_system(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -47,7 +47,7 @@ class System(Controller):
             database = await facts.look(connection)
         return show.page("system.html", settings=rows, database=database, **await look(engine))
 
-    @get("/live/system")
+    @get("/live/system", needs="admin")
     async def watch_system(
         self,
         engine: NamedDependency[AsyncEngine],

@@ -1,10 +1,11 @@
-"""Who looks at a page: in which language, and on which clock."""
+"""Who looks at a page: in which language, on which clock, and with what rights."""
 
 from typing import Any
 
 import msgspec
 from litestar import Request
 
+from mailer.access.model import Actor, Scope
 from mailer.admin.language import choose
 from mailer.client.model import known_zones
 
@@ -13,18 +14,23 @@ LANGUAGE, TIME_ZONE = "language", "time_zone"
 
 
 class Viewer(msgspec.Struct, frozen=True):
-    """The language and the IANA time zone that pages are made for."""
+    """What pages are made for: viewers who are equal see the same."""
 
     language: str
     time_zone: str
+    """An IANA name."""
+    scope: Scope | None = None
+    """What they may do; None of who is not signed in."""
 
 
 def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
     """Return who asks: by cookies, else by the browser's languages and in UTC."""
     zone = request.cookies.get(TIME_ZONE, "")
+    actor: Actor | None = request.scope.get("user")
     return Viewer(
         choose(request.cookies.get(LANGUAGE), _languages(request)),
         zone if zone in known_zones() else "UTC",
+        actor.scope if actor else None,
     )
 
 

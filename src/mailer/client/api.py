@@ -13,7 +13,8 @@ from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.client import store
+from mailer.access.model import Actor
+from mailer.client import service, store
 from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportReport
 from mailer.client.model import (
@@ -77,16 +78,19 @@ class ClientController(Controller):
     dto = JsonBody
     return_dto = None
 
-    @post()
+    @post(needs="write")
     async def add_client(
-        self, engine: NamedDependency[AsyncEngine], data: JSONBody[NewClient]
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        data: JSONBody[NewClient],
     ) -> Client:
         """Add a client. 409 when the phone is taken."""
-        async with engine.begin() as connection:
-            return await store.add(connection, data)
+        return await service.add(engine, data, by)
 
     @post(
         "/import",
+        needs="write",
         dto=None,
         status_code=HTTPStatus.OK,
         request_max_body_size=IMPORT_LIMIT,
@@ -94,16 +98,19 @@ class ClientController(Controller):
         raises=[StalledUploadError],
     )
     async def import_clients(
-        self, engine: NamedDependency[AsyncEngine], request: Request[Any, Any, Any]
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        request: Request[Any, Any, Any],
     ) -> ImportReport:
         """Add the clients of a CSV file and update those whose phones are known.
 
         Good lines go in, all at once; bad ones are reported, the first 100 in full. Columns that
         the file lacks are left as they are. A phone that comes again counts by its last line.
         """
-        return await import_upload(engine, request)
+        return await import_upload(engine, request, by)
 
-    @get(**takes(ClientQuery, or_csv=True))
+    @get(needs="read", **takes(ClientQuery, or_csv=True))
     async def list_clients(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -122,27 +129,26 @@ class ClientController(Controller):
             found = await store.page(connection, asked.position, **asked.equal())
         return page_of(found, request, lambda row: Client(**row._asdict()))
 
-    @get("/{client_id:int}")
+    @get("/{client_id:int}", needs="read")
     async def get_client(self, engine: NamedDependency[AsyncEngine], client_id: ClientId) -> Client:
         """Return a client."""
         async with engine.connect() as connection:
             return await store.get(connection, client_id)
 
-    @patch("/{client_id:int}")
+    @patch("/{client_id:int}", needs="write")
     async def change_client(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         client_id: ClientId,
         data: JSONBody[ClientChange],
     ) -> Client:
         """Change a client: the fields given; a new phone brings its own operator code."""
-        async with engine.begin() as connection:
-            return await store.change(connection, client_id, data)
+        return await service.change(engine, client_id, data, by)
 
-    @delete("/{client_id:int}")
+    @delete("/{client_id:int}", needs="write")
     async def delete_client(
-        self, engine: NamedDependency[AsyncEngine], client_id: ClientId
+        self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], client_id: ClientId
     ) -> None:
         """Erase a client's personal data for good and cancel what was to be sent."""
-        async with engine.begin() as connection:
-            await store.erase(connection, client_id)
+        await service.erase(engine, client_id, by)

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import COMMAND_LINE
 from mailer.client import directory
 from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportReport, import_clients
@@ -43,7 +44,7 @@ async def import_file(engine: AsyncEngine, path: str, console: Console) -> Impor
     nothing is stored then.
     """
     with _opened_to_read(path) as file, _progress(console, DownloadColumn()) as progress:
-        report = await import_clients(engine, _parts(file, path, progress))
+        report = await import_clients(engine, _parts(file, path, progress), COMMAND_LINE)
     _print_report(report, console)
     return report
 

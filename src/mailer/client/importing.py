@@ -11,6 +11,8 @@ import asyncpg
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access import audit
+from mailer.access.model import Actor
 from mailer.client.csvfile import NOT_UTF8, CsvFile, Record, is_utf8
 from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, known_zones
 from mailer.db import locks
@@ -64,7 +66,9 @@ class PhonesTakenError(ConflictError):
     """Others keep adding clients of the same phones; nothing was stored, try again."""
 
 
-async def import_clients(engine: AsyncEngine, parts: AsyncIterator[bytes]) -> ImportReport:
+async def import_clients(
+    engine: AsyncEngine, parts: AsyncIterator[bytes], by: Actor
+) -> ImportReport:
     """Store the clients of a CSV file in UTF-8 that comes in `parts` of any size.
 
     A phone that is in the directory names a client to update: columns that the file lacks stay,
@@ -75,9 +79,11 @@ async def import_clients(engine: AsyncEngine, parts: AsyncIterator[bytes]) -> Im
     All good lines are stored in one transaction, or none when `parts` raises or the file's header
     is wrong (`InvalidError`); bad lines are reported. Needs the right to make temporary tables.
     """
+    if by.effect is not None:
+        return msgspec.convert(by.effect, ImportReport)
     async with engine.connect() as connection:
         try:
-            return await _import(await raw(connection), parts)
+            return await _import(await raw(connection), parts, by)
         except BaseException:
             await connection.invalidate()  # the staged lines end with their connection
             raise
@@ -92,7 +98,9 @@ STAGE = """
         line bigint, phone text, operator_code text, tag text, time_zone text)"""
 
 
-async def _import(database: asyncpg.Connection, parts: AsyncIterator[bytes]) -> ImportReport:
+async def _import(
+    database: asyncpg.Connection, parts: AsyncIterator[bytes], by: Actor
+) -> ImportReport:
     zones = known_zones() & {row["name"] for row in await database.fetch(KNOWN_TIME_ZONES)}
     file = CsvFile(COLUMNS, required=["phone"])
     lines = LineSorter(zones)
@@ -104,8 +112,7 @@ async def _import(database: asyncpg.Connection, parts: AsyncIterator[bytes]) -> 
             staged += await _stage(database, lines)
     lines.sort(file.end())
     staged += await _stage(database, lines)
-    created, updated = await _store(database, staged, sets_tag="tag" in file.header)
-    return ImportReport(created, updated, staged - created - updated, lines.rejected, lines.errors)
+    return await _store(database, lines, staged, by, sets_tag="tag" in file.header)
 
 
 class LineSorter:
@@ -212,8 +219,10 @@ UPDATE = """
 DROP = "DROP TABLE client_import"
 
 
-async def _store(database: asyncpg.Connection, staged: int, *, sets_tag: bool) -> tuple[int, int]:
-    """Move the staged lines to the directory; return how many clients are new and changed."""
+async def _store(
+    database: asyncpg.Connection, lines: LineSorter, staged: int, by: Actor, *, sets_tag: bool
+) -> ImportReport:
+    """Move the staged lines to the directory, and tell what became of all."""
     for _ in range(TRIES):
         try:
             async with database.transaction():
@@ -225,10 +234,20 @@ async def _store(database: asyncpg.Connection, staged: int, *, sets_tag: bool) -
                 if created < staged:
                     updated = _count(await database.execute(UPDATE, sets_tag, timeout=LONGEST))
                 await database.execute(DROP)
+                unchanged = staged - created - updated
+                report = ImportReport(created, updated, unchanged, lines.rejected, lines.errors)
+                await _record(database, by, report)
         except asyncpg.UniqueViolationError:
             continue  # now that client can be seen, and is updated
-        return created, updated
+        return report
     raise PhonesTakenError
+
+
+async def _record(database: asyncpg.Connection, by: Actor, report: ImportReport) -> None:
+    effect = msgspec.to_builtins(report)
+    counts = {name: count for name, count in effect.items() if name != "errors"}
+    target = audit.Target("directory")
+    await audit.record(database, by, "clients_imported", target, after=counts, effect=effect)
 
 
 def _count(status: str) -> int:

@@ -77,9 +77,11 @@ async def _written(connection: AsyncConnection, statement: Any) -> dict[str, Any
     return dict(row)
 
 
-async def get(connection: AsyncConnection, client_id: int) -> Client:
-    """Return a client; raises `ClientNotFoundError`."""
+async def get(connection: AsyncConnection, client_id: int, *, lock: bool = False) -> Client:
+    """Return a client; raises `ClientNotFoundError`. `lock` keeps it so until the commit."""
     statement = select(*SHOWN).where(client.c.id == client_id, ALIVE)
+    if lock:
+        statement = statement.with_for_update()
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         raise ClientNotFoundError
@@ -119,6 +121,10 @@ async def page(connection: AsyncConnection, position: Position, **equal: str) ->
 ERASE = text("""
     UPDATE client SET phone = NULL, tag = NULL, deleted_at = now(), updated_at = now()
     WHERE id = :client_id AND deleted_at IS NULL""")
+# The first answer to the request that made the client is kept for who repeats it, and tells all.
+FORGET = text("""
+    UPDATE idempotency SET status = 409, media_type = NULL, body = NULL
+    WHERE client_id = :client_id""")
 TO_BE_SENT = """
     client_id = :client_id AND status = 'scheduled'
         AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))"""
@@ -133,6 +139,7 @@ async def erase(connection: AsyncConnection, client_id: int) -> None:
     erased = await connection.execute(ERASE, {"client_id": client_id})
     if erased.rowcount == 0:
         raise ClientNotFoundError
+    await connection.execute(FORGET, {"client_id": client_id})
     await connection.execute(CANCEL, {"client_id": client_id})
 
 

@@ -10,6 +10,7 @@ from litestar import Request
 from litestar.exceptions import ClientException, HTTPException
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import Actor
 from mailer.client.importing import ImportReport, import_clients
 
 IMPORT_LIMIT = 1024**3
@@ -29,7 +30,9 @@ class StalledUploadError(ClientException):
     detail = "Nothing more of the body came for a minute; nothing was stored."
 
 
-async def import_upload(engine: AsyncEngine, request: Request[Any, Any, Any]) -> ImportReport:
+async def import_upload(
+    engine: AsyncEngine, request: Request[Any, Any, Any], by: Actor
+) -> ImportReport:
     """Import the CSV file that is the body of a request.
 
     Raises `InvalidError` when its header is wrong, `StalledUploadError`, and HTTPException 415 when
@@ -40,7 +43,7 @@ async def import_upload(engine: AsyncEngine, request: Request[Any, Any, Any]) ->
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         raise HTTPException("Send CSV in UTF-8, as Content-Type: text/csv.", status_code=status)
     async with _turns, aclosing(_never_stalling(request)) as parts:
-        return await import_clients(engine, parts)
+        return await import_clients(engine, parts, by)
 
 
 async def _never_stalling(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:

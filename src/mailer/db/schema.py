@@ -1,4 +1,4 @@
-"""Every table; its constraints hold what the contract says, whoever writes.
+"""Every table but those of `access.py`; constraints hold what the contract says, whoever writes.
 
 Rows of `message` name their client and mailing without a foreign key: see docs/decisions/0003.
 """
@@ -48,15 +48,18 @@ metadata = MetaData(
 )
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> str:
+def one_of(column: str, values: tuple[str, ...]) -> str:
+    """Return the rule that a column holds one of some words."""
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
-def _moment(name: str, *, nullable: bool = False) -> Column[object]:
+def moment(name: str, *, nullable: bool = False) -> Column[object]:
+    """Return a column for a moment."""
     return Column(name, DateTime(timezone=True), nullable=nullable)
 
 
-def _now(name: str) -> Column[object]:
+def now(name: str) -> Column[object]:
+    """Return a column for the moment at which its row came to be."""
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
 
 
@@ -68,9 +71,9 @@ client = Table(
     Column("operator_code", String, nullable=False),
     Column("tag", String),
     Column("time_zone", String, nullable=False, server_default="UTC"),
-    _now("created_at"),
-    _now("updated_at"),
-    _moment("deleted_at", nullable=True),
+    now("created_at"),
+    now("updated_at"),
+    moment("deleted_at", nullable=True),
     CheckConstraint("phone ~ '^7[0-9]{10}$'", name="phone"),
     CheckConstraint("operator_code ~ '^[0-9]{3}$'", name="operator_code"),
     CheckConstraint("char_length(tag) BETWEEN 1 AND 64", name="tag"),
@@ -111,8 +114,8 @@ mailing = Table(
     "mailing",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _moment("datetime_start"),
-    _moment("datetime_end"),
+    moment("datetime_start"),
+    moment("datetime_end"),
     Column("send_interval_time_start", Time),
     Column("send_interval_time_end", Time),
     Column("text", String, nullable=False),
@@ -127,22 +130,22 @@ mailing = Table(
     # a change while it runs goes over the whole audience again; nothing is claimed meanwhile
     Column("replanning", Boolean, nullable=False, server_default="false"),
     # what was given up before this moment is to be sent again; null when all of it is scheduled
-    _moment("retry_before", nullable=True),
+    moment("retry_before", nullable=True),
     # the messages up to this id are gone through for that
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),
     # whether it has ended and nothing of it moves any more
     Column("is_settled", Boolean, nullable=False, server_default="false"),
     # since when its messages are deleted, being past their retention, and whether none is left;
     # its counts stay
-    _moment("retired_at", nullable=True),
+    moment("retired_at", nullable=True),
     Column("is_emptied", Boolean, nullable=False, server_default="false"),
-    _now("created_at"),
-    _now("updated_at"),
-    _moment("deleted_at", nullable=True),
+    now("created_at"),
+    now("updated_at"),
+    moment("deleted_at", nullable=True),
     CheckConstraint("datetime_end > datetime_start", name="end_after_start"),
     CheckConstraint("char_length(text) BETWEEN 1 AND 1600", name="text"),
-    CheckConstraint(_one_of("on_unknown", ("retry", "hold")), name="on_unknown"),
-    CheckConstraint(_one_of("status", MAILING_STATUSES), name="status"),
+    CheckConstraint(one_of("on_unknown", ("retry", "hold")), name="on_unknown"),
+    CheckConstraint(one_of("status", MAILING_STATUSES), name="status"),
     CheckConstraint(
         "num_nulls(send_interval_time_start, send_interval_time_end) IN (0, 2)"
         " AND send_interval_time_start <> send_interval_time_end",
@@ -188,8 +191,8 @@ ledger = Table(
     ),
     *(Column(name, BigInteger, nullable=False, server_default="0") for name in MESSAGE_STATUSES),
     *(CheckConstraint(f"{name} >= 0", name=name) for name in MESSAGE_STATUSES),
-    _moment("first_sent_at", nullable=True),
-    _moment("last_sent_at", nullable=True),
+    moment("first_sent_at", nullable=True),
+    moment("last_sent_at", nullable=True),
     # room for updates in place: every batch of messages rewrites this row
     postgresql_with={"fillfactor": "20"},
 )
@@ -203,22 +206,22 @@ message = Table(
     # the client's, as they were when the message was made: what it counts under for good
     Column("operator_code", String, nullable=False),
     Column("time_zone", String, nullable=False),
-    _moment("due_at"),
-    _moment("sent_at", nullable=True),
+    moment("due_at"),
+    moment("sent_at", nullable=True),
     Column("lease_expires_at", DateTime(timezone=True)),
     Column("lease_owner", Uuid),
-    _now("created_at"),
-    _now("updated_at"),
+    now("created_at"),
+    now("updated_at"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("status", String, nullable=False, server_default="scheduled"),
     Column("reason", String),
     # why the last attempt that failed did
     Column("last_failure", String),
     # when the last attempt began that has ended; that of one under way is `updated_at`
-    _moment("claimed_at", nullable=True),
+    moment("claimed_at", nullable=True),
     # the newest attempts that failed, an array of objects, oldest first; null when none did
     Column("failures", JSONB(none_as_null=True)),
-    CheckConstraint(_one_of("status", MESSAGE_STATUSES), name="status"),
+    CheckConstraint(one_of("status", MESSAGE_STATUSES), name="status"),
     CheckConstraint(
         "(status = 'sending') = (lease_owner IS NOT NULL)"
         " AND (status = 'sending') = (lease_expires_at IS NOT NULL)",
@@ -301,9 +304,9 @@ report = Table(
     Column("day", Date, primary_key=True),
     # what its mail is known by, however often it is sent
     Column("id", Uuid, nullable=False, server_default=func.gen_random_uuid()),
-    _moment("taken_until"),
+    moment("taken_until"),
     Column("attempts", Integer, nullable=False, server_default="0"),
-    _moment("sent_at", nullable=True),
+    moment("sent_at", nullable=True),
 )
 
 # One row: the sums over all mailings that are settled and not deleted.

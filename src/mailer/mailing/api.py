@@ -9,6 +9,7 @@ from litestar.params import JSONBody
 from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access.model import Actor
 from mailer.db.paging import Position
 from mailer.gateway.breaker import Breaker
 from mailer.mailing import service, store
@@ -26,7 +27,11 @@ from mailer.web.query import takes
 
 NEWEST = 100
 """Messages shown with a mailing."""
-CONTROL: dict[str, Any] = {"status_code": HTTP_200_OK, "before_request": takes_nothing}
+CONTROL: dict[str, Any] = {
+    "needs": "write",
+    "status_code": HTTP_200_OK,
+    "before_request": takes_nothing,
+}
 """Of a call that says all there is to say by its address."""
 
 
@@ -38,17 +43,18 @@ class MailingController(Controller):
     dto = JsonBody
     return_dto = None
 
-    @post()
+    @post(needs="write")
     async def create_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         breaker: NamedDependency[Breaker | None],
         data: JSONBody[NewMailing],
     ) -> Mailing:
         """Create a mailing. It goes out by itself; one that is already due, at once."""
-        return with_hold(await service.create(engine, data), breaker)
+        return with_hold(await service.create(engine, data, by), breaker)
 
-    @get(**takes(MailingQuery))
+    @get(needs="read", **takes(MailingQuery))
     async def list_mailings(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -61,7 +67,7 @@ class MailingController(Controller):
             found = await store.page(connection, asked.position, **asked.equal())
         return page_of(found, request, lambda row: with_hold(store.to_mailing(row), breaker))
 
-    @get("/{mailing_id:int}")
+    @get("/{mailing_id:int}", needs="read")
     async def get_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -76,7 +82,7 @@ class MailingController(Controller):
         shown = [to_message(row) for row in newest.rows]
         return MailingDetail(**msgspec.structs.asdict(mailing), mailing_messages=shown)
 
-    @get("/{mailing_id:int}/messages", **takes(MessageQuery, or_csv=True))
+    @get("/{mailing_id:int}/messages", needs="read", **takes(MessageQuery, or_csv=True))
     async def list_messages(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -99,54 +105,66 @@ class MailingController(Controller):
             f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, **equal)
         )
 
-    @patch("/{mailing_id:int}")
+    @patch("/{mailing_id:int}", needs="write")
     async def change_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         breaker: NamedDependency[Breaker | None],
         mailing_id: MailingId,
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing: before its start all of it, while it runs what was not sent yet."""
-        return with_hold(await service.change(engine, mailing_id, data), breaker)
+        return with_hold(await service.change(engine, mailing_id, data, by), breaker)
 
     @post("/{mailing_id:int}/pause", **CONTROL)
     async def pause_mailing(
-        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        mailing_id: MailingId,
     ) -> Mailing:
         """Pause a mailing: no request for it starts after the answer, until it is resumed."""
-        return await service.pause(engine, mailing_id)
+        return await service.pause(engine, mailing_id, by)
 
     @post("/{mailing_id:int}/resume", **CONTROL)
     async def resume_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         breaker: NamedDependency[Breaker | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Let a paused mailing go on."""
-        return with_hold(await service.resume(engine, mailing_id), breaker)
+        return with_hold(await service.resume(engine, mailing_id, by), breaker)
 
     @post("/{mailing_id:int}/cancel", **CONTROL)
     async def cancel_mailing(
-        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        mailing_id: MailingId,
     ) -> Mailing:
         """Cancel a mailing for good: no request for it starts after the answer."""
-        return await service.cancel(engine, mailing_id)
+        return await service.cancel(engine, mailing_id, by)
 
     @post("/{mailing_id:int}/retry", **CONTROL)
     async def retry_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         breaker: NamedDependency[Breaker | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Send again what is undelivered or unknown, before the mailing's end."""
-        return with_hold(await service.retry(engine, mailing_id), breaker)
+        return with_hold(await service.retry(engine, mailing_id, by), breaker)
 
-    @delete("/{mailing_id:int}")
+    @delete("/{mailing_id:int}", needs="write")
     async def delete_mailing(
-        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        mailing_id: MailingId,
     ) -> None:
         """Delete a mailing: no request for it starts after the answer."""
-        await service.delete(engine, mailing_id)
+        await service.delete(engine, mailing_id, by)

@@ -1,6 +1,11 @@
-"""What people do with mailings: create, change, pause, resume, cancel, retry, delete."""
+"""What people do with mailings: create, change, pause, resume, cancel, retry, delete.
+
+Each is written into the audit log by who did it, in the transaction that does it. A request under
+an Idempotency-Key that has done it already, and whose answer was lost, goes on from there.
+"""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +14,8 @@ import structlog
 from sqlalchemy import func, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.access import audit
+from mailer.access.model import Actor
 from mailer.errors import InvalidError
 from mailer.mailing import audience, store
 from mailer.mailing.model import (
@@ -33,21 +40,45 @@ PLANNED_BY = frozenset(
     {"client_filter", "datetime_end", "send_interval_time_start", "send_interval_time_end"}
 )
 """A change of these while a mailing runs goes over its audience once more."""
+RECORDED = frozenset({*NewMailing.__struct_fields__, "status"})
+"""What the audit log tells of a mailing."""
 
 
-async def create(engine: AsyncEngine, new: NewMailing) -> Mailing:
+async def create(engine: AsyncEngine, new: NewMailing, by: Actor) -> Mailing:
     """Create a mailing; one that is already due is under way at once."""
     async with engine.begin() as connection:
+        if by.effect is not None:
+            return await store.get(connection, by.effect["id"])
         clients_count = await audience.count(connection, new.client_filter)
         values = msgspec.structs.asdict(new)
         mailing_id = await store.add(connection, values, clients_count)
         await tell(connection)
+        await _record(connection, by, "mailing_created", mailing_id, after=values)
         created = await store.get(connection, mailing_id)
     log.info("mailing_created", mailing_id=mailing_id, clients=clients_count)
     return created
 
 
-async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -> Mailing:
+async def _record(  # noqa: PLR0913  # what an audit log tells
+    connection: AsyncConnection,
+    by: Actor,
+    action: str,
+    mailing_id: int,
+    *,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Write into the audit log what was done."""
+    was, is_now = (
+        each and {name: each[name] for name in each.keys() & RECORDED} for each in (before, after)
+    )
+    target = audit.Target("mailing", mailing_id)
+    await audit.record(connection, by, action, target, before=was, after=is_now)
+
+
+async def change(
+    engine: AsyncEngine, mailing_id: int, changes: MailingChange, by: Actor
+) -> Mailing:
     """Change a mailing: before its start all of it, while it runs what was not sent yet.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, and `InvalidError`
@@ -66,6 +97,8 @@ async def change(engine: AsyncEngine, mailing_id: int, changes: MailingChange) -
             values["clients_count"] = await audience.count(connection, values["client_filter"])
         await store.change(connection, mailing_id, values)
         await tell(connection)
+        was = {name: getattr(mailing, name) for name, _ in given if name in values}
+        await _record(connection, by, "mailing_changed", mailing_id, before=was, after=values)
         changed = await store.get(connection, mailing_id)
     fields = sorted(values.keys() & NewMailing.__struct_fields__)
     log.info("mailing_changed", mailing_id=mailing_id, fields=fields)
@@ -92,7 +125,7 @@ def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
         raise InvalidError(errors)
 
 
-async def delete(engine: AsyncEngine, mailing_id: int) -> None:
+async def delete(engine: AsyncEngine, mailing_id: int, by: Actor) -> None:
     """Delete a mailing; returns when no process sends for it any more.
 
     Raises `MailingNotFoundError`, and `StillStoppingError` when a process does not let go; who
@@ -100,8 +133,11 @@ async def delete(engine: AsyncEngine, mailing_id: int) -> None:
     """
     try:
         async with engine.begin() as connection:
+            mailing = await store.get(connection, mailing_id, lock=True)
             await store.mark_deleted(connection, mailing_id)
             await tell(connection)
+            was = msgspec.structs.asdict(mailing)
+            await _record(connection, by, "mailing_deleted", mailing_id, before=was)
         log.info("mailing_deleted", mailing_id=mailing_id)
     except MailingNotFoundError:
         if await _is_stopped(engine, mailing_id):
@@ -109,28 +145,34 @@ async def delete(engine: AsyncEngine, mailing_id: int) -> None:
     await _until_stopped(engine, mailing_id)
 
 
-async def pause(engine: AsyncEngine, mailing_id: int) -> Mailing:
+async def pause(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
     """Pause a mailing; returns when no process begins to send for it any more.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingPausedError`, and
     `StillStoppingError` when a process does not let go.
     """
-    async with engine.begin() as connection:
-        mailing = await _get_live(connection, mailing_id)
-        if mailing.status == "paused":
-            raise MailingPausedError
-        await store.change(connection, mailing_id, {"status": "paused"})
-        await tell(connection)
-    log.info("mailing_paused", mailing_id=mailing_id)
+    if by.effect is None:
+        async with engine.begin() as connection:
+            mailing = await _get_live(connection, mailing_id)
+            if mailing.status == "paused":
+                raise MailingPausedError
+            values = {"status": "paused"}
+            await store.change(connection, mailing_id, values)
+            await tell(connection)
+            was = {"status": mailing.status}
+            await _record(connection, by, "mailing_paused", mailing_id, before=was, after=values)
+        log.info("mailing_paused", mailing_id=mailing_id)
     return await _stopped(engine, mailing_id)
 
 
-async def resume(engine: AsyncEngine, mailing_id: int) -> Mailing:
+async def resume(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
     """Let a paused mailing go on, or wait for its start.
 
     Raises `MailingNotFoundError`, `MailingEndedError` and `MailingNotPausedError`.
     """
     async with engine.begin() as connection:
+        if by.effect is not None:
+            return await store.get(connection, mailing_id)
         mailing = await _get_live(connection, mailing_id)
         if mailing.status != "paused":
             raise MailingNotPausedError
@@ -138,34 +180,41 @@ async def resume(engine: AsyncEngine, mailing_id: int) -> Mailing:
         status = "running" if has_begun else "scheduled"
         await store.change(connection, mailing_id, {"status": status})
         await tell(connection)
+        was, values = {"status": mailing.status}, {"status": status}
+        await _record(connection, by, "mailing_resumed", mailing_id, before=was, after=values)
         resumed = await store.get(connection, mailing_id)
     log.info("mailing_resumed", mailing_id=mailing_id)
     return resumed
 
 
-async def cancel(engine: AsyncEngine, mailing_id: int) -> Mailing:
+async def cancel(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
     """Cancel a mailing for good: what has not been sent will not be.
 
     Its messages become cancelled in chunks, soon after. Raises `MailingNotFoundError`,
     `MailingEndedError`, and `StillStoppingError` when a process does not let go.
     """
-    async with engine.begin() as connection:
-        await _get_live(connection, mailing_id)
-        has_begun = await store.has_begun(connection, mailing_id)
-        values = {"status": "cancelled", "retry_before": None, "is_settled": not has_begun}
-        await store.change(connection, mailing_id, values)
-        await tell(connection)
-    log.info("mailing_cancelled", mailing_id=mailing_id)
+    if by.effect is None:
+        async with engine.begin() as connection:
+            mailing = await _get_live(connection, mailing_id)
+            has_begun = await store.has_begun(connection, mailing_id)
+            values = {"status": "cancelled", "retry_before": None, "is_settled": not has_begun}
+            await store.change(connection, mailing_id, values)
+            await tell(connection)
+            was = {"status": mailing.status}
+            await _record(connection, by, "mailing_cancelled", mailing_id, before=was, after=values)
+        log.info("mailing_cancelled", mailing_id=mailing_id)
     return await _stopped(engine, mailing_id)
 
 
-async def retry(engine: AsyncEngine, mailing_id: int) -> Mailing:
+async def retry(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
     """Send again what is undelivered or unknown, also of a mailing that is through with all.
 
     The messages are scheduled in chunks, soon after. Raises `MailingNotFoundError`,
     `MailingEndedError` and `NothingToRetryError`.
     """
     async with engine.begin() as connection:
+        if by.effect is not None:
+            return await store.get(connection, mailing_id)
         mailing = await store.get(connection, mailing_id, lock=True)
         if mailing.status == "cancelled" or mailing.datetime_end <= datetime.now(UTC):
             raise MailingEndedError
@@ -180,6 +229,8 @@ async def retry(engine: AsyncEngine, mailing_id: int) -> Mailing:
             values["status"] = "running"
         await store.change(connection, mailing_id, values)
         await tell(connection)
+        was = {"status": mailing.status}
+        await _record(connection, by, "mailing_retried", mailing_id, before=was, after=values)
         retried = await store.get(connection, mailing_id)
     log.info("mailing_retried", mailing_id=mailing_id)
     return retried

@@ -43,7 +43,7 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
     ) = UNSET
 
 
-@get("/metrics", include_in_schema=False)
+@get("/metrics", include_in_schema=False, needs="monitoring")
 async def show_metrics(engine: NamedDependency[AsyncEngine]) -> Response[bytes]:
     """Answer in Prometheus' text format, which every version reads; also with the database away."""
     is_up, waiting = False, None
@@ -63,17 +63,17 @@ class StatisticsController(Controller):
     path = "/"
     tags = ("statistics",)
 
-    @get("/statistics")
+    @get("/statistics", needs="read")
     async def get_statistics(self, engine: NamedDependency[AsyncEngine]) -> GeneralStatistics:
         """Count all mailings and all messages by status."""
         return await statistics.general(engine)
 
-    @get("/gateway")
+    @get("/gateway", needs="read")
     async def get_gateway(self, breaker: NamedDependency[Breaker | None]) -> GatewayStatus:
         """Return how this process gets on with the gateway, and since when and why it waits."""
         return GatewayStatus(is_set=False) if breaker is None else breaker.status()
 
-    @get("/mailings/{mailing_id:int}/statistics", **takes(StatisticsQuery))
+    @get("/mailings/{mailing_id:int}/statistics", needs="read", **takes(StatisticsQuery))
     async def get_mailing_statistics(
         self,
         engine: NamedDependency[AsyncEngine],

@@ -18,6 +18,7 @@ def static_router() -> Router:
         path="/static",
         directories=[FOLDER],
         cache_control=CacheControlHeader(public=True, max_age=YEAR, immutable=True),
+        opt={"needs": "nothing"},
     )
 
 

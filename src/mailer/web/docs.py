@@ -73,6 +73,7 @@ def docs_router() -> DocsRouter:
         path="/",
         route_handlers=[],
         include_in_schema=False,
+        opt={"needs": "nothing"},
         response_headers=[ResponseHeader(name="Content-Security-Policy", value=POLICY)],
     )
 

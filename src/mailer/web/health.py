@@ -19,13 +19,13 @@ class NotMigratedError(UnavailableError):
     """The database has another schema than this program; run `mailer migrate`."""
 
 
-@get("/live")
+@get("/live", needs="monitoring")
 async def live() -> Health:
     """Answer as long as the process does."""
     return Health("ok")
 
 
-@get("/ready")
+@get("/ready", needs="monitoring")
 async def ready(engine: NamedDependency[AsyncEngine]) -> Health:
     """Answer 200 when the database can be reached and has the newest schema, else 503."""
     async with engine.connect() as connection:

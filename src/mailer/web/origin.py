@@ -3,27 +3,30 @@
 from typing import Any
 from urllib.parse import urlsplit
 
-from litestar.connection import ASGIConnection
+from litestar import Request
 from litestar.exceptions import PermissionDeniedException
-from litestar.handlers import BaseRouteHandler
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 OURS = frozenset({"same-origin", "none"})
 """What Sec-Fetch-Site says of a page of ours, and of a person who typed the address."""
 
 
-def same_origin(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Let through what changes nothing, what our own pages send, and what no browser sends.
+def refuse_other_sites(request: Request[Any, Any, Any], *, is_form: bool) -> None:
+    """Let through what changes nothing, and what our own pages send.
 
-    Browsers tell where a request comes from by Sec-Fetch-Site, and older ones by Origin:
-    https://owasp.org/www-community/attacks/csrf, "Fetch Metadata headers".
+    Browsers tell where a request comes from by Sec-Fetch-Site, and older ones by Origin: what says
+    neither is sent by a program, to which the API is open but no form of a page (`is_form`).
+    https://cheatsheetseries.owasp.org/cheatsheets/Cross-Site_Request_Forgery_Prevention_Cheat_Sheet.html,
+    "Fetch Metadata headers". Raises HTTPException 403.
     """
-    if connection.scope.get("method") in SAFE:
+    if request.method in SAFE:
         return
-    site, origin = connection.headers.get("Sec-Fetch-Site"), connection.headers.get("Origin")
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         is_ours = site in OURS
+    elif origin is not None:
+        is_ours = urlsplit(origin).netloc == request.headers.get("Host")
     else:
-        is_ours = origin is None or urlsplit(origin).netloc == connection.headers.get("Host")
+        is_ours = not is_form
     if not is_ours:
         raise PermissionDeniedException("Another site asked for this.")

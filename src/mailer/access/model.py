@@ -1,0 +1,54 @@
+"""Who asks, and what they may do."""
+
+from typing import Any, Literal
+
+import msgspec
+
+Scope = Literal["read", "write", "admin"]
+"""What a key may do: look; change mailings and clients too; make keys and accounts too."""
+Role = Literal["viewer", "operator", "admin"]
+"""What a person may do: as the scope of the same place."""
+Kind = Literal["key", "account", "command", "anybody"]
+
+SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+"""Each may do what those before it may."""
+SCOPE_OF: dict[Role, Scope] = {"viewer": "read", "operator": "write", "admin": "admin"}
+
+
+class Claim(msgspec.Struct):
+    """A request under an Idempotency-Key that this process works on."""
+
+    owner: str
+    key: str
+    attempt: str
+    """A UUID: who works on it, of those that took it one after the other."""
+    digest: bytes | None = None
+    """Of the method, the path and the body; None until the body was read."""
+    effect: dict[str, Any] | None = None
+    """What an attempt before this one did, whose answer was lost."""
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who does something: a key, a person, the command line, or anybody where nobody is asked."""
+
+    kind: Kind
+    name: str
+    id: int | None = None
+    scope: Scope = "admin"
+    address: str | None = None
+    """The IP address that it came from; None at the command line."""
+    claim: Claim | None = None
+    session: bytes | None = None
+    """The digest of the session that a person is signed in by."""
+
+    @property
+    def effect(self) -> dict[str, Any] | None:
+        """What this very request has done already, or None."""
+        return self.claim.effect if self.claim else None
+
+    def may(self, needed: Scope) -> bool:
+        """Whether it may do what needs a scope."""
+        return SCOPES.index(self.scope) >= SCOPES.index(needed)
+
+
+COMMAND_LINE = Actor("command", "command line")
