@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import thorough
 
 from mailer.errors import StartError
 from mailer.settings import SECRETS, Settings, read_settings
@@ -195,6 +196,7 @@ def test_the_env_file_is_read_as_strictly(tmp_path: Path) -> None:
         read_settings({}, env_file)
 
 
+@thorough
 @given(
     variables=st.dictionaries(
         st.sampled_from(Settings.__struct_fields__),
