@@ -23,7 +23,7 @@ demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl
 	@$(BIN)/mailer demo
 
 test: lint $(PROGRAMS) ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
-	@$(BIN)/pytest -q -n 3 --dist loadfile
+	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder # long files of few tests first
 
 promtool: PACKAGE := prometheus
 chromium: PACKAGE := chromium
