@@ -41,6 +41,9 @@ class ConflictError(MailerError):
 class UnavailableError(MailerError):
     """It cannot be done now, and may be later."""
 
+    retry_after = 1
+    """Seconds after which to ask again."""
+
 
 class StartError(MailerError):
     """mailer cannot start here; says what to change."""

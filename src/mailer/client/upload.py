@@ -12,22 +12,25 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.client.importing import ImportReport, import_clients
+from mailer.web.body import CLOSE
+from mailer.web.turns import Turns
 
 IMPORT_LIMIT = 1024**3
 """Bytes of a file to import: some thirty million clients, whose staged lines PostgreSQL holds."""
 IMPORTS = 2
 """Imports at once: each keeps a connection of the pool, which serves every other request too."""
+TURNS = Turns(IMPORTS, patience=5.0)
 STALL = 60.0
-"""Seconds after which an upload that sends nothing is given up."""
-
-_turns = asyncio.Semaphore(IMPORTS)
+"""Seconds in which an upload must bring `LEAST` bytes, or its end."""
+LEAST = 64 * 1024
+"""Bytes: who sends one now and then would keep others from their turn for ever."""
 
 
 class StalledUploadError(ClientException):
-    """Nothing more of the body came for a minute; nothing was stored."""
+    """Too little of the body came in a minute; nothing was stored."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
-    detail = "Nothing more of the body came for a minute; nothing was stored."
+    detail = "Too little of the body came in a minute; nothing was stored."
 
 
 async def import_upload(
@@ -35,26 +38,38 @@ async def import_upload(
 ) -> ImportReport:
     """Import the CSV file that is the body of a request.
 
-    Raises `InvalidError` when its header is wrong, `StalledUploadError`, and HTTPException 415 when
-    it is something else than CSV in UTF-8.
+    Raises `InvalidError` when its header is wrong, `StalledUploadError`, `BusyError` when no turn
+    comes, and HTTPException 415 when it is something else than CSV in UTF-8.
     """
     media_type, options = request.content_type
     if media_type != "text/csv" or options.get("charset", "utf-8").lower() != "utf-8":
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         raise HTTPException("Send CSV in UTF-8, as Content-Type: text/csv.", status_code=status)
-    async with _turns, aclosing(_never_stalling(request)) as parts:
+    async with TURNS.turn(), aclosing(never_stalling(request.stream())) as parts:
         return await import_clients(engine, parts, by)
 
 
-async def _never_stalling(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
-    """Give the body's parts as they arrive; raises `StalledUploadError` when they stop."""
-    async with aclosing(request.stream()) as stream:
+async def never_stalling(
+    stream: AsyncGenerator[bytes, None], patience: float = STALL
+) -> AsyncGenerator[bytes, None]:
+    """Give the body's parts as they arrive; raises `StalledUploadError` when they come too slowly.
+
+    The time that whoever takes the parts needs for them does not count.
+    """
+    left, came = patience, 0
+    loop = asyncio.get_running_loop()
+    async with aclosing(stream):
         while True:
+            began = loop.time()
             try:
-                async with asyncio.timeout(STALL):
+                async with asyncio.timeout(left):
                     part = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
-                raise StalledUploadError from error
+                raise StalledUploadError(headers=CLOSE) from error
+            left -= loop.time() - began
+            came += len(part)
+            if came >= LEAST:
+                left, came = patience, 0
             yield part

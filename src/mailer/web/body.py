@@ -1,5 +1,6 @@
 """JSON bodies, read strictly: every wrong field is named, and nothing is guessed."""
 
+import asyncio
 from collections.abc import Generator
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -15,6 +16,31 @@ from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
 from mailer.validation import Given, Input, check
+
+CLOSE = {"Connection": "close"}
+"""The header of an answer to a body of which the rest is not waited for."""
+
+
+class SlowBodyError(ClientException):
+    """The body did not come in time."""
+
+    status_code = HTTPStatus.REQUEST_TIMEOUT
+    detail = "The body did not come in time."
+
+
+class TimedRequest(Request[Any, Any, Any]):
+    """A request whose body as a whole is waited for as long as the application's limits say.
+
+    What reads the body as a stream, as an import does, has a limit of its own.
+    """
+
+    async def body(self) -> bytes:
+        """Return the body; raises `SlowBodyError`."""
+        try:
+            async with asyncio.timeout(self.app.state.limits.body):
+                return await super().body()
+        except TimeoutError:
+            raise SlowBodyError(headers=CLOSE) from None
 
 
 class JsonBody(AbstractDTO[Given], Generic[Given]):

@@ -52,7 +52,9 @@ def on_mailer_error(_: Request[Any, Any, Any], error: MailerError) -> Response[P
     )
     if isinstance(error, InvalidError):
         return _answer(status, "Some fields are wrong.", errors=list(error.errors))
-    headers = SOON if isinstance(error, UnavailableError) else None
+    headers = None
+    if isinstance(error, UnavailableError):
+        headers = {"Retry-After": str(error.retry_after)}
     return _answer(status, str(error), headers=headers)
 
 
