@@ -18,7 +18,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
@@ -30,7 +29,6 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 REGISTRY = CollectorRegistry()
 """Ours alone: what libraries count in the global one is not shown."""
 ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
 
 BreakerState = Literal["closed", "open", "half_open"]
 

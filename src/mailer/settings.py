@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auth: Literal["required", "none"] = "required"
     key_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 100
     monitoring_token: Annotated[str, Meta(pattern=r"^[!-~]+(?!\n)$")] | None = None
+    trusted_proxies: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     smtp_url: str | None = None
@@ -102,6 +103,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def proxies(self) -> list[str]:
+        """Addresses and networks whose word on who a request comes from counts."""
+        return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
 
 
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:
@@ -146,6 +152,11 @@ def _broken_rules(settings: Settings) -> list[str]:
         wrong.append(f"{PREFIX}GATEWAY_URL: a user in it cannot go with {PREFIX}GATEWAY_TOKEN")
     if settings.auth == "none" and not settings.is_loopback:
         wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
+    wrong += [
+        f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is not an address or a network"
+        for proxy in settings.proxies
+        if not _is_network(proxy)
+    ]
     if settings.report_time_zone not in zoneinfo.available_timezones():
         wrong.append(f"{PREFIX}REPORT_TIME_ZONE: not an IANA time zone")
     if settings.lease < settings.gateway_timeout + LEASE_SLACK:
@@ -161,3 +172,11 @@ def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
     except ValueError:
         return False
     return parts.scheme in schemes and (bool(parts.hostname) or "postgres" in parts.scheme)
+
+
+def _is_network(value: str) -> bool:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        return False
+    return True

@@ -23,7 +23,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.pop("data_dir")
     assert settings == {
         **dict.fromkeys(("database_url", "gateway_url", "gateway_token", "log_format")),
-        **dict.fromkeys(("smtp_url", "report_recipients")),
+        **dict.fromkeys(("smtp_url", "report_recipients", "trusted_proxies")),
         **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
         "key_rate": 100,
         "monitoring_token": None,
@@ -60,6 +60,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("gateway_timeout", "2.5", 2.5),
         ("gateway_concurrency", "10000", 10000),
         ("gateway_rate", "0.5", 0.5),
+        ("trusted_proxies", "10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
         ("retry_attempts", "1", 1),
         ("lease", "86400", 86400),
         ("shutdown_grace", "0", 0),
@@ -92,6 +93,7 @@ def test_a_variable_is_read(name: str, given: str, value: object) -> None:
         *(("lease", wrong) for wrong in ("0", "nan", "86401", "x")),
         *(("shutdown_grace", wrong) for wrong in ("-1", "3601", "nan", "x")),
         *(("auth", wrong) for wrong in ("off", "NONE", "false")),
+        *(("trusted_proxies", wrong) for wrong in ("proxy.example", "*", "10.0.0.1/8", "1, 2")),
         *(("log_level", wrong) for wrong in ("trace", "INFO")),
         *(("log_format", wrong) for wrong in ("xml", "text")),
         *(("database_url", wrong) for wrong in ("mysql://x", "x", "postgresql+asyncpg://x")),

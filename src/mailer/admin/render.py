@@ -36,7 +36,6 @@ POLICY = (
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
     "Cache-Control": "private, no-cache",
     "Vary": "Cookie, Accept-Language, HX-Request",
 }
