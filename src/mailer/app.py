@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import asyncpg
@@ -45,12 +44,15 @@ from mailer.report.mail import Post, post_of, send_report
 from mailer.report.verify import Difference, differences
 from mailer.settings import Settings
 from mailer.web.assets import static_router
+from mailer.web.body import TimedRequest
+from mailer.web.connection import Limits, connection_class
+from mailer.web.edge import served
 from mailer.web.health import health_router
-from mailer.web.observing import observed
 from mailer.web.openapi import StructPlugin, openapi_config
 
 log = structlog.get_logger()
 
+LIMITS = Limits()
 BODY_LIMIT = 1024 * 1024
 """Bytes of a JSON body: ample for the longest text and filter."""
 DATABASE_PATIENCE = 30.0
@@ -67,13 +69,14 @@ WRONG_URL = (
 """What PostgreSQL says to a wrong user, password or database."""
 
 
-def create_app(
+def create_app(  # noqa: PLR0913  # the parts that handlers ask for
     engine: AsyncEngine,
     breaker: Breaker | None = None,
     *,
     pace: Pace | None = None,
     live: Live | None = None,
     settings: Settings | None = None,
+    limits: Limits = LIMITS,
 ) -> Litestar:
     """Return the web application over `engine`; `breaker` is None where nothing is sent."""
     settings = settings or Settings()
@@ -94,9 +97,10 @@ def create_app(
         dependencies={name: _always(part) for name, part in given.items()}
         | {"by": Provide(actor_of, sync_to_thread=False)},
         middleware=[Gate(engine, settings)],
-        state=State({"breaker": breaker}),
+        state=State({"breaker": breaker, "limits": limits}),
+        request_class=TimedRequest,
         exception_handlers=HANDLERS,
-        openapi_config=openapi_config(version("mailer")),
+        openapi_config=openapi_config(),
         plugins=[StructPlugin()],
         request_max_body_size=BODY_LIMIT,
         logging_config=None,
@@ -244,7 +248,7 @@ async def _serve(
             live=live,
             settings=settings,
         )
-        server = _Server(_server_config(observed(app), settings), on_start)
+        server = _Server(_server_config(served(app, settings), settings), on_start)
         _stop_on_signals(server, dispatcher, live)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(dispatcher.run())
@@ -266,6 +270,9 @@ def _listen(host: str, port: int) -> socket.socket:
 def _server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=connection_class(LIMITS),
+        ws="none",
+        proxy_headers=False,  # only where a setting says so
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -61,7 +61,7 @@ async def change(person_id: FromPath[int], data: JSONBody[NewPerson]) -> Person:
 def web() -> Iterator[TestClient[Litestar]]:
     app = Litestar(
         [home, Router("/api/v1", route_handlers=[show, index, add, change]), static_router()],
-        openapi_config=openapi_config("1.2.3"),
+        openapi_config=openapi_config(),
         plugins=[StructPlugin()],
         logging_config=None,
     )
@@ -118,7 +118,7 @@ def test_an_address_changes_with_the_file() -> None:
 def test_the_schema_is_openapi_3_1(web: TestClient[Litestar], schema: dict[str, Any]) -> None:
     assert web.get("/openapi.json").headers["content-type"] == "application/json"
     assert schema["openapi"].startswith("3.1.")
-    assert schema["info"]["version"] == "1.2.3"
+    assert schema["info"]["version"] == "1"
     assert schema["paths"].keys() == {"/api/v1/people", "/api/v1/people/{person_id}"}
 
 
@@ -133,9 +133,9 @@ def test_a_struct_that_refuses_unknown_fields_says_so(schema: dict[str, Any]) ->
     ("path", "method", "statuses"),
     [
         ("/api/v1/people", "get", {"400", "429", "503"}),
-        ("/api/v1/people", "post", {"400", "409", "413", "415", "503"}),
+        ("/api/v1/people", "post", {"400", "408", "409", "413", "415", "503"}),
         ("/api/v1/people/{person_id}", "get", {"400", "404", "503"}),
-        ("/api/v1/people/{person_id}", "patch", {"400", "404", "409", "413", "415", "503"}),
+        ("/api/v1/people/{person_id}", "patch", {"400", "404", "408", "409", "413", "415", "503"}),
     ],
 )
 def test_each_call_declares_its_problems(

@@ -21,6 +21,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 PROBLEMS = {
     400: "Malformed, or against a rule: `errors` names every wrong field.",
     404: "No such thing.",
+    408: "The body did not come in time.",
     409: "It clashes with the present state.",
     413: "The body is too large.",
     415: "The body is of another type than the call takes.",
@@ -28,11 +29,15 @@ PROBLEMS = {
 }
 
 
-def openapi_config(version: str) -> OpenAPIConfig:
-    """Return what Litestar needs to describe the API of mailer `version` and to show its pages."""
+API_VERSION = "1"
+"""The API's, as its addresses have it: which mailer answers is nobody's business."""
+
+
+def openapi_config() -> OpenAPIConfig:
+    """Return what Litestar needs to describe the API and to show its pages."""
     config = _Config(
         title="mailer",
-        version=version,
+        version=API_VERSION,
         description="Mailings to clients by an SMS gateway, and what became of every message.",
         license=License(name="MIT", identifier="MIT"),
         use_handler_docstrings=True,
@@ -106,7 +111,7 @@ def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
     if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])):
         statuses.add(404)
     if "requestBody" in operation:
-        statuses |= {413, 415}
+        statuses |= {408, 413, 415}
     if method != "get":
         statuses.add(409)
     return sorted(statuses)

@@ -1,0 +1,246 @@
+"""Headers of every answer, hosts that are refused, and proxies whose word counts."""
+
+import re
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+import httpx
+import pytest
+from litestar import Litestar
+from litestar.routes import HTTPRoute
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.calls import NEW, create
+from tests.api.forms import BROWSER
+
+from mailer.admin.live import Live
+from mailer.app import create_app
+from mailer.settings import Settings
+from mailer.web.edge import served
+from mailer.web.hosts import is_local
+
+EVERYWHERE = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+NOTHING = "default-src 'none'; frame-ancestors 'none'"
+
+
+def app_of(engine: AsyncEngine) -> Litestar:
+    live = Live()
+    live.stop()  # streams of events end at once
+    return create_app(engine, live=live)
+
+
+def client_of(
+    engine: AsyncEngine, settings: Settings, peer: str = "127.0.0.1", host: str = "mailer"
+) -> httpx.AsyncClient:
+    """A client of the application as it is served, from an address."""
+    transport = httpx.ASGITransport(
+        served(app_of(engine), settings),  # type: ignore[arg-type]  # each names the types of ASGI anew
+        raise_app_exceptions=False,
+        client=(peer, 1234),
+    )
+    return httpx.AsyncClient(transport=transport, base_url=f"http://{host}")
+
+
+@pytest.fixture
+async def web(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(engine, Settings()) as client:
+        yield client
+
+
+async def answers(engine: AsyncEngine, web: httpx.AsyncClient) -> AsyncIterator[httpx.Response]:
+    """Give an answer of every route by every method, to a person and to a program."""
+    created = await create(web_api(web), NEW)
+    for route in app_of(engine).routes:
+        if not isinstance(route, HTTPRoute):
+            continue
+        path = re.sub(r"{file_path:path}", "pages.css", route.path_format)
+        path = re.sub(r"{\w+:int}", str(created["id"]), path)
+        path = re.sub(r"{\w+}", str(created["id"]), path)
+        for method in sorted(route.methods | {"PUT", "HEAD"}):
+            for accept in (BROWSER, {"accept": "application/json"}, {"accept": "text/csv"}):
+                yield await web.request(method, path, headers=accept)
+
+
+def web_api(web: httpx.AsyncClient) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=web._transport, base_url="http://mailer/api/v1")  # noqa: SLF001  # the same application
+
+
+async def test_every_answer_of_every_route_carries_the_headers(
+    engine: AsyncEngine, web: httpx.AsyncClient
+) -> None:
+    seen = set()
+    async for answer in answers(engine, web):
+        told = f"{answer.request.method} {answer.request.url} {answer.status_code}"
+        seen.add(answer.status_code)
+        assert EVERYWHERE.items() <= dict(answer.headers).items(), told
+        assert "camera=()" in answer.headers["permissions-policy"], told
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'"), told
+        assert "frame-ancestors 'none'" in policy, told
+        assert answer.headers["cache-control"], told
+        for name in (*EVERYWHERE, "content-security-policy", "cache-control"):
+            assert len(answer.headers.get_list(name)) == 1, (told, name)
+        assert "strict-transport-security" not in answer.headers, told
+        assert "server" not in answer.headers, told
+        is_page = answer.headers.get("content-type", "").startswith("text/html")
+        if not is_page and answer.request.url.path.startswith(("/api/", "/health/", "/metrics")):
+            assert (policy, answer.headers["cache-control"]) == (NOTHING, "no-store"), told
+    assert seen >= {200, 204, 303, 400, 404, 405}, seen
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/nothing", 404), ("/api/v1/nothing", 404), ("/static/none.js", 404), ("/docs/x", 404)],
+)
+async def test_what_no_route_knows_carries_them_too(
+    web: httpx.AsyncClient, path: str, status: int
+) -> None:
+    answer = await web.get(path)
+    assert answer.status_code == status
+    assert EVERYWHERE.items() <= dict(answer.headers).items()
+    assert (answer.headers["content-security-policy"], answer.headers["cache-control"]) == (
+        NOTHING,
+        "no-store",
+    )
+
+
+async def test_what_has_a_policy_of_its_own_keeps_it(web: httpx.AsyncClient) -> None:
+    page = await web.get("/mailings", headers=BROWSER)
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "private, no-cache"
+    assert "worker-src blob:" in (await web.get("/redoc")).headers["content-security-policy"]
+    static = (await web.get("/static/pages.css")).headers
+    assert "immutable" in static["cache-control"]
+
+
+async def test_no_version_is_given_away(engine: AsyncEngine, web: httpx.AsyncClient) -> None:
+    own = [version(name) for name in ("mailer", "litestar", "uvicorn", "aiohttp", "sqlalchemy")]
+    assert (await web.get("/openapi.json")).json()["info"]["version"] == "1"
+    async for answer in answers(engine, web):
+        path = answer.request.url.path
+        said = str(dict(answer.headers)) + ("" if path.startswith("/static") else answer.text)
+        for number in own:
+            assert f'"{number}"' not in said, path
+            assert f"/{number}" not in said, path
+            assert f" {number} " not in said, path
+
+
+# ---- proxies --------------------------------------------------------------------------------
+
+FORWARDED = {"x-forwarded-proto": "https", "x-forwarded-for": "evil, 203.0.113.9"}
+
+
+async def next_page(client: httpx.AsyncClient) -> httpx.URL:
+    for n in range(2):
+        await client.post("/api/v1/clients", json={"phone": f"7916000000{n}"})
+    answer = await client.get("/api/v1/clients?limit=1", headers=FORWARDED)
+    return httpx.URL(answer.json()["next"])
+
+
+async def test_nobody_is_believed_unless_a_setting_says_so(engine: AsyncEngine) -> None:
+    async with client_of(engine, Settings()) as client:
+        assert (await next_page(client)).scheme == "http"
+        answer = await client.get("/health/live", headers=FORWARDED)
+        assert "strict-transport-security" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("proxies", "peer", "is_believed"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("10.0.0.0/8, 127.0.0.1", "10.1.2.3", True),
+        ("::1", "::1", True),
+        ("fd00::/8", "fd00::5", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("10.0.0.0/8", "11.0.0.1", False),
+        ("127.0.0.1", "::1", False),
+    ],
+)
+async def test_a_proxy_that_is_trusted_says_who_asks_and_how(
+    engine: AsyncEngine, proxies: str, peer: str, *, is_believed: bool
+) -> None:
+    async with client_of(engine, Settings(trusted_proxies=proxies), peer) as client:
+        found = await next_page(client)
+        assert (found.scheme, found.host) == ("https" if is_believed else "http", "mailer")
+        answer = await client.get("/health/live", headers=FORWARDED)
+        assert ("strict-transport-security" in answer.headers) == is_believed
+
+
+async def test_who_asks_is_the_last_that_no_trusted_proxy_is() -> None:
+    seen = []
+
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        del receive
+        seen.append(scope["client"][0])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(peer: str) -> None:
+        wrapped = served(app, Settings(trusted_proxies="10.0.0.0/8"))
+        transport = httpx.ASGITransport(wrapped, client=(peer, 1))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
+            given = {"x-forwarded-for": "192.0.2.1, 203.0.113.9, 10.0.0.7"}
+            await client.get("/", headers=given)
+
+    await ask("10.0.0.5")
+    await ask("198.51.100.1")
+    assert seen == ["203.0.113.9", "198.51.100.1"]
+
+
+# ---- hosts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "localhost:8000", "LOCALHOST", "a.localhost:1", "127.0.0.1", "127.9.8.7:80"),
+        *("[::1]", "[::1]:8000"),
+    ],
+)
+def test_loopback_names_are_local(host: str) -> None:
+    assert is_local(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evillocalhost", ""),
+        *(
+            "10.0.0.1",
+            "0.0.0.0",  # noqa: S104  # what is refused
+            "128.0.0.1",
+            "[::2]",
+            "::1",
+            "[::]",
+            "[fe80::1]",
+            "[::ffff:a00:1]",
+        ),
+        *("localhost:x", "localhost:", "localhost@evil", "localhost/evil", "a b.localhost:1:2"),
+    ],
+)
+def test_other_names_are_not(host: str) -> None:
+    assert not is_local(host)
+
+
+async def test_without_auth_only_loopback_names_are_answered(engine: AsyncEngine) -> None:
+    open_to_all = Settings(auth="none")
+    async with client_of(engine, open_to_all, host="127.0.0.1:8000") as client:
+        assert (await client.get("/api/v1/clients")).status_code == 200
+    async with client_of(engine, open_to_all, host="evil.example") as client:
+        for method, path in (("GET", "/"), ("POST", "/api/v1/clients"), ("GET", "/metrics")):
+            answer = await client.request(method, path)
+            assert answer.status_code == 421
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert "MAILER_TRUSTED_PROXIES" in answer.json()["detail"]
+            assert EVERYWHERE.items() <= dict(answer.headers).items()
+
+
+async def test_with_keys_or_behind_a_trusted_proxy_any_name_will_do(engine: AsyncEngine) -> None:
+    for settings in (Settings(), Settings(auth="none", trusted_proxies="127.0.0.1")):
+        async with client_of(engine, settings, host="mailer.example") as client:
+            assert (await client.get("/health/live")).status_code == 200

@@ -1,0 +1,133 @@
+"""The application behind a real server in this process, and raw sockets to talk to it."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+import uvicorn
+from litestar.types import ASGIApp
+
+from mailer.web.connection import Limits, connection_class
+
+GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to pytest."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    app: ASGIApp, limits: Limits | None = None, keep_alive: int = 5
+) -> AsyncIterator[int]:
+    """Serve `app` under these limits; gives the port."""
+    config = uvicorn.Config(
+        app,
+        http=connection_class(limits or Limits()),
+        port=0,
+        log_config=None,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=keep_alive,
+        timeout_graceful_shutdown=1,
+    )
+    server = Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+class Talk:
+    """A connection on which one says what one likes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def say(self, content: bytes) -> None:
+        self.writer.write(content)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Read an answer that says its length: its status, headers and body."""
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:] if line)}
+        body = await self.reader.readexactly(int(headers.get("content-length", "0")))
+        return int(lines[0].split()[1]), headers, body
+
+    async def problem(self) -> tuple[int, str]:
+        """Read a problem: its status and what it says."""
+        status, headers, body = await self.answer()
+        assert headers["content-type"] == "application/problem+json"
+        problem = msgspec.json.decode(body)
+        assert problem["status"] == status
+        return status, problem["detail"]
+
+    async def ended(self, within: float = 5.0) -> float:
+        """Wait until the server ends it; return the seconds that it took."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with asyncio.timeout(within):
+            with contextlib.suppress(ConnectionError):
+                while await self.reader.read(65_536):
+                    pass
+        return loop.time() - began
+
+    @property
+    def is_ended(self) -> bool:
+        return self.reader.at_eof() or self.reader.exception() is not None
+
+
+@contextlib.asynccontextmanager
+async def talks(
+    port: int, count: int = 1, *, takes_little: bool = False
+) -> AsyncIterator[list[Talk]]:
+    """So many connections to the server, closed at the end; `takes_little` keeps buffers small."""
+    loop = asyncio.get_running_loop()
+    opened = []
+    try:
+        for _ in range(count):
+            connection = socket.socket()
+            connection.setblocking(False)  # noqa: FBT003  # the socket module's own way
+            if takes_little:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await loop.sock_connect(connection, ("127.0.0.1", port))
+            limit = 1 if takes_little else 2**16
+            opened.append(Talk(*await asyncio.open_connection(sock=connection, limit=limit)))
+        yield opened
+    finally:
+        for talk in opened:
+            talk.writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def talk(port: int, *, takes_little: bool = False) -> AsyncIterator[Talk]:
+    async with talks(port, 1, takes_little=takes_little) as [only]:
+        yield only
+
+
+async def quick(port: int, requests: int = 20, path: str = "/health/live") -> float:
+    """Return the longest time in seconds of some requests, each on a connection of its own."""
+    loop = asyncio.get_running_loop()
+    longest = 0.0
+    for _ in range(requests):
+        began = loop.time()
+        async with talk(port) as normal:
+            await normal.say(GET.replace(b"/health/live", path.encode()))
+            assert (await normal.answer())[0] == 200
+        longest = max(longest, loop.time() - began)
+    return longest
