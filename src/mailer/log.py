@@ -31,6 +31,8 @@ FAILURES = frozenset({"warning", "error", "critical"})
 PERSONAL = re.compile(
     r"(?<![0-9])7[0-9]{8}(?=[0-9]{2}(?![0-9]))|(?<=://)[^/\s@]+(?=@)|(?<=Bearer )\S+"
 )
+# A gateway may want its key in the query.
+QUERY = re.compile(r"""(://[^\s?#'"]{1,2000}\?)[^\s#'"]+""")
 
 # Libraries whose chatter tells an operator nothing; SQLAlchemy's would also show rows.
 QUIET = ("aiohttp", "alembic", "apscheduler", "asyncio", "sqlalchemy", "tzlocal", "uvicorn")
@@ -167,6 +169,8 @@ def _safe_text(value: str) -> str:
     if len(value) > LONGEST:  # both ends: what it was, and for a traceback the error itself
         half = LONGEST // 2
         value = f"{value[:half]} ... {value[-half:]}"
+    if "://" in value:
+        value = QUERY.sub(rf"\1{HIDDEN}", value)
     return PERSONAL.sub(HIDDEN, value)
 
 

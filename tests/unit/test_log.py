@@ -127,6 +127,12 @@ def test_a_warning_is_a_line_too(stream: io.StringIO) -> None:
         ("rows", [{"phone": "79161234567", "id": 1}], [{"phone": "***67", "id": 1}]),
         ("client", Person("79161234567", "vip"), {"phone": "***67", "tag": "vip"}),
         ("url", "postgresql://me:secret@db/mailer", "postgresql://***@db/mailer"),
+        ("url", "http://gate/send?key=hush&id=7", "http://gate/send?***"),
+        (
+            "error",
+            OSError("('https://u:p@gate/?key=hush')"),
+            "OSError(\"('https://***@gate/?***')\")",
+        ),
         ("error", ValueError("Key (phone)=(79161234567)"), "ValueError('Key (phone)=(***67)')"),
         ("header", "Bearer t0ken", "Bearer ***"),
         ("message_id", 79161234567, 79161234567),
