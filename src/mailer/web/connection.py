@@ -219,10 +219,13 @@ class Connection(HttpToolsProtocol):
         raise refusal  # which ends the parser; what it makes of it does not tell why
 
     def _refuse(self, refusal: RefusedError) -> None:
-        """Answer why, unless another answer is on its way, and close."""
+        """Answer why, unless another answer is on its way, which is the last then; and close."""
         log.debug("connection_refused", status=refusal.status.value)
-        if self._is_answering:
-            self.transport.abort()
+        if self._is_answering and self.cycle.more_body:
+            self.transport.abort()  # what is answered will never be whole
+        elif self._is_answering:
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
         else:
             self.transport.write(_answer(refusal))
             self.transport.close()

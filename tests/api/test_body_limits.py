@@ -1,0 +1,112 @@
+"""Bodies that are too large, or not what their heads say, on real sockets."""
+
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from litestar.routes import HTTPRoute
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import add_clients, add_mailing
+from tests.served import Talk, listening, talk
+
+from mailer.app import BODY_LIMIT, create_app
+
+UNREAD = {"/clients/1/delete", "/mailings/1/pause"}
+"""Pages whose buttons say all there is to say by their address: a body is not read."""
+LATER = datetime(2040, 1, 1, tzinfo=UTC)
+FORM, JSON, CSV = "application/x-www-form-urlencoded", "application/json", "text/csv"
+
+
+@pytest.fixture
+async def client(engine: AsyncEngine) -> AsyncIterator[Talk]:
+    async with listening(create_app(engine)) as port, talk(port) as client:
+        yield client
+
+
+def calls(engine: AsyncEngine) -> list[tuple[str, str, str]]:
+    """Return the method, path and type of every call that takes a body of limited size."""
+    found: list[tuple[str, str, str]] = []
+    for route in create_app(engine).routes:
+        if isinstance(route, HTTPRoute) and "import" not in route.path:
+            path = route.path_format.replace("{verb}", "pause")
+            path = re.sub(r"{\w+}", "1", path)
+            media_type = JSON if path.startswith("/api/") else FORM
+            found += [
+                (method, path, media_type)
+                for method in route.methods & {"POST", "PATCH", "PUT"}
+                if path not in UNREAD
+            ]
+    return found
+
+
+async def fill(engine: AsyncEngine) -> None:
+    """Let there be a client and a mailing, both with the id 1."""
+    await add_clients(engine, 1)
+    assert await add_mailing(engine, start=LATER, status="scheduled") == 1
+
+
+async def begin(client: Talk, call: tuple[str, str, str], *headers: str) -> None:
+    method, path, media_type = call
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Type: {media_type}", *headers]
+    await client.say("\r\n".join([*lines, "", ""]).encode())
+
+
+async def test_a_body_that_says_it_is_too_large_is_413_at_once_on_every_route(
+    engine: AsyncEngine,
+) -> None:
+    await fill(engine)
+    assert len(calls(engine)) > 12
+    for call in calls(engine):
+        async with listening(create_app(engine)) as port, talk(port) as client:
+            await begin(client, call, f"Content-Length: {BODY_LIMIT + 1}")
+            assert (await client.problem())[0] == 413, call
+
+
+async def test_a_body_in_chunks_that_grows_too_large_is_413_on_every_route(
+    engine: AsyncEngine,
+) -> None:
+    await fill(engine)
+    chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
+    for call in calls(engine):
+        async with listening(create_app(engine)) as port, talk(port) as client:
+            await begin(client, call, "Transfer-Encoding: chunked")
+            for _ in range(BODY_LIMIT // 65_536 + 1):
+                client.writer.write(chunk)
+            assert (await client.problem())[0] == 413, call
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Content-Length: -1",),
+        ("Content-Length: 1x",),
+        ("Content-Length: 99999999999999999999",),
+        ("Content-Length: 2", "Content-Length: 3"),
+        ("Content-Length: 2", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked, gzip",),
+    ],
+    ids=" ".join,
+)
+async def test_a_length_that_makes_no_sense_is_400(client: Talk, headers: tuple[str, ...]) -> None:
+    await begin(client, ("POST", "/api/v1/clients", JSON), *headers)
+    assert (await client.problem())[0] == 400
+    await client.ended()
+
+
+async def test_what_comes_beyond_the_length_is_no_part_of_the_body(client: Talk) -> None:
+    await begin(client, ("POST", "/api/v1/clients", JSON), "Content-Length: 2")
+    await client.say(b'{}"phone": "79161234567"}\r\n\r\n')
+    assert (await client.answer())[0] == 400
+    await client.ended()
+
+
+@pytest.mark.parametrize("path", ["/api/v1/clients/import", "/clients/import"])
+async def test_an_import_that_says_it_is_too_large_is_413(client: Talk, path: str) -> None:
+    await begin(client, ("POST", path, CSV), f"Content-Length: {1024**3 + 1}")
+    assert (await client.answer())[0] == 413
+
+
+async def test_what_cannot_end_is_broken_off(client: Talk) -> None:
+    await begin(client, ("POST", "/api/v1/clients", JSON), "Transfer-Encoding: gzip")
+    await client.ended()

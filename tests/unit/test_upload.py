@@ -1,0 +1,41 @@
+"""How long an upload is waited for."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from mailer.client.upload import LEAST, StalledUploadError, never_stalling
+
+
+async def dripping(part: bytes, times: int, every: float) -> AsyncGenerator[bytes, None]:
+    for _ in range(times):
+        await asyncio.sleep(every)
+        yield part
+
+
+async def taken(stream: AsyncGenerator[bytes, None], slowly: float = 0.0) -> int:
+    size = 0
+    async for part in never_stalling(stream, patience=0.3):
+        size += len(part)
+        await asyncio.sleep(slowly)
+    return size
+
+
+async def test_an_upload_that_stops_is_given_up() -> None:
+    with pytest.raises(StalledUploadError):
+        await taken(dripping(b"x", 1, every=5))
+
+
+async def test_an_upload_that_drips_is_given_up_too() -> None:
+    async with asyncio.timeout(2):
+        with pytest.raises(StalledUploadError):
+            await taken(dripping(b"x", 1000, every=0.05))
+
+
+async def test_an_upload_that_is_slow_but_steady_is_waited_for() -> None:
+    assert await taken(dripping(b"x" * LEAST, 10, every=0.1)) == 10 * LEAST
+
+
+async def test_the_time_that_storing_takes_does_not_count() -> None:
+    assert await taken(dripping(b"x", 5, every=0.01), slowly=0.1) == 5
