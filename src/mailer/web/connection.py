@@ -108,6 +108,8 @@ class Connection(HttpToolsProtocol):
         """Go on with a reader who has caught up."""
         super().resume_writing()
         self._stop_waiting_for_reader()
+        if not self._is_answering:
+            self._wait_for_next_head()
         self._sort_in()
 
     # ---- what the parser finds -------------------------------------------------------------
@@ -157,9 +159,7 @@ class Connection(HttpToolsProtocol):
         goes_on = bool(self.pipeline)
         super().on_response_complete()
         if not goes_on:
-            is_untaken = self.transport.get_write_buffer_size() > 0
-            rest = self.limits.reader if is_untaken else self.timeout_keep_alive
-            self._wait_for_head(rest + self.limits.head)
+            self._wait_for_next_head()
         self._sort_in()
 
     # ---- whose turn it is ------------------------------------------------------------------
@@ -187,6 +187,13 @@ class Connection(HttpToolsProtocol):
     def _wait_for_head(self, seconds: float) -> None:
         self._stop_waiting_for_head()
         self._head_timer = self.loop.call_later(seconds, self._give_up)
+
+    def _wait_for_next_head(self) -> None:
+        if self.flow.write_paused:
+            return  # its reader is waited for, and has not caught up with this answer
+        is_untaken = self.transport.get_write_buffer_size() > 0
+        rest = self.limits.reader if is_untaken else self.timeout_keep_alive
+        self._wait_for_head(rest + self.limits.head)
 
     def _stop_waiting_for_head(self) -> None:
         if self._head_timer is not None:
