@@ -27,6 +27,10 @@ KEYS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).*")
 LEASE_SLACK = 2
 """Seconds of a lease beyond the gateway's time: to wait for a turn, and to write the outcome."""
 
+Role = Literal["viewer", "operator", "admin"]
+ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
+"""What a person may do here, from the least on."""
+
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
 TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)]
@@ -74,6 +78,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oidc_issuer: str | None = None
     oidc_client_id: str | None = None
     oidc_client_secret: str | None = None
+    oidc_role_claim: Annotated[str, Meta(max_length=200)] = "roles"
+    oidc_roles: Annotated[str, Meta(max_length=10_000)] = ",".join(
+        f"{each}={each}" for each in ROLES
+    )
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
 
     def shown(self) -> dict[str, object]:
@@ -97,12 +105,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the API."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is that of this machine, to itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def role_words(mapping: str) -> dict[str, Role]:
+    """Return the role that each word of an identity provider stands for.
+
+    `mapping` is `role=word` with commas between; a role may have several words. Raises `ValueError`
+    when it is anything else, or when a word stands for two roles.
+    """
+    words: dict[str, Role] = {}
+    for pair in mapping.split(","):
+        name, _, word = (part.strip() for part in pair.partition("="))
+        role = next((each for each in ROLES if each == name), None)
+        if role is None or not word or word in words:
+            raise ValueError
+        words[word] = role
+    return words
 
     @property
     def proxies(self) -> list[str]:
@@ -143,13 +172,13 @@ def _broken_rules(settings: Settings) -> list[str]:
         ("DATABASE_URL", settings.database_url, ("postgresql", "postgres")),
         ("GATEWAY_URL", settings.gateway_url, ("http", "https")),
         ("SMTP_URL", settings.smtp_url, ("smtp", "smtps")),
-        ("OIDC_ISSUER", settings.oidc_issuer, ("http", "https")),
     ):
         if value is not None and not _is_url(value, schemes):
             start = " or ".join(f"{scheme}://" for scheme in schemes)
             wrong.append(f"{PREFIX}{name}: must be a URL that starts with {start}")
     if not wrong and settings.gateway_token and urlsplit(settings.gateway_url or "").username:
         wrong.append(f"{PREFIX}GATEWAY_URL: a user in it cannot go with {PREFIX}GATEWAY_TOKEN")
+    wrong += _broken_oidc_rules(settings)
     if settings.auth == "none" and not settings.is_loopback:
         wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     wrong += [
@@ -162,6 +191,34 @@ def _broken_rules(settings: Settings) -> list[str]:
     if settings.lease < settings.gateway_timeout + LEASE_SLACK:
         wrong.append(f"{PREFIX}LEASE must be {LEASE_SLACK} s longer than {PREFIX}GATEWAY_TIMEOUT")
     return wrong
+
+
+def _broken_oidc_rules(settings: Settings) -> list[str]:
+    wrong = []
+    if settings.oidc_issuer is not None and not _is_issuer(settings.oidc_issuer):
+        wrong.append(
+            f"{PREFIX}OIDC_ISSUER: must be a URL that starts with https://, or with http:// on"
+            " loopback, without user, query and fragment"
+        )
+    if (settings.oidc_issuer is None) != (settings.oidc_client_id is None):
+        wrong.append(f"{PREFIX}OIDC_ISSUER and {PREFIX}OIDC_CLIENT_ID: both or none")
+    try:
+        role_words(settings.oidc_roles)
+    except ValueError:
+        wrong.append(
+            f"{PREFIX}OIDC_ROLES: must be like viewer=staff,operator=marketing,admin=it, each word"
+            " for one role"
+        )
+    return wrong
+
+
+def _is_issuer(value: str) -> bool:
+    """Whether `value` may be an issuer (OpenID Connect Discovery 1.0, section 3)."""
+    if not _is_url(value, ("http", "https")):
+        return False
+    parts = urlsplit(value)
+    is_plain = value.isascii() and value.isprintable() and not set("?#@ ") & set(value)
+    return is_plain and (parts.scheme == "https" or is_loopback(parts.hostname or ""))
 
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.examples import thorough
 
 from mailer.errors import StartError
-from mailer.settings import SECRETS, Settings, read_settings
+from mailer.settings import SECRETS, Settings, read_settings, role_words
 
 NOWHERE = Path("/nonexistent/.env")
 
@@ -43,6 +43,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "log_level": "info",
         "report_at": "08:00",
         "report_time_zone": "UTC",
+        "oidc_role_claim": "roles",
+        "oidc_roles": "viewer=viewer,operator=operator,admin=admin",
         "retention_days": 0,
     }
 
@@ -70,7 +72,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("smtp_url", "smtps://mail.example", "smtps://mail.example"),
         ("report_at", "23:59", "23:59"),
         ("report_time_zone", "Europe/Moscow", "Europe/Moscow"),
-        ("oidc_issuer", "https://id.example", "https://id.example"),
+        ("oidc_role_claim", "realm_access.roles", "realm_access.roles"),
+        ("oidc_roles", "viewer=staff, admin=it", "viewer=staff, admin=it"),
         ("retention_days", "30", 30),
     ],
 )
@@ -100,7 +103,13 @@ def test_a_variable_is_read(name: str, given: str, value: object) -> None:
         *(("gateway_url", wrong) for wrong in ("ftp://x", "gate.example", "//x", "http://[x")),
         *(("gateway_url", wrong) for wrong in ("http://", "http:///send/", "http://x:port/")),
         *(("smtp_url", wrong) for wrong in ("http://x", "mail.example", "smtp://[")),
-        *(("oidc_issuer", wrong) for wrong in ("id.example", "https://[")),
+        *(("oidc_issuer", wrong) for wrong in ("id.example", "https://[", "http://id.example")),
+        *(
+            ("oidc_issuer", f"https://{wrong}")
+            for wrong in ("me@id.example", "id.example?a", "x#y")
+        ),
+        *(("oidc_roles", wrong) for wrong in ("it", "admin", "admin=", "root=it", "admin=it,")),
+        ("oidc_roles", "viewer=it,admin=it"),
         *(("report_at", wrong) for wrong in ("8:00", "24:00", "08:00:00", "08:00\n", "x")),
         *(("report_time_zone", wrong) for wrong in ("Mars/Base", "utc", "UTC+3")),
         *(("retention_days", wrong) for wrong in ("-1", "36501", "x", "0.5")),
@@ -121,6 +130,27 @@ def test_a_gateway_takes_a_user_or_a_token_and_not_both() -> None:
     with pytest.raises(StartError, match="MAILER_GATEWAY_URL") as error:
         read(gateway_url=with_user, gateway_token="t")  # noqa: S106  # of a test
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("issuer", ["https://id.example/a/", "http://127.0.0.1:9", "http://[::1]"])
+def test_an_issuer_speaks_tls_or_is_on_this_machine(issuer: str) -> None:
+    assert read(oidc_issuer=issuer, oidc_client_id="mailer").oidc_issuer == issuer
+
+
+@pytest.mark.parametrize("name", ["oidc_issuer", "oidc_client_id"])
+def test_an_issuer_knows_mailer_by_an_id(name: str) -> None:
+    with pytest.raises(StartError, match="MAILER_OIDC_ISSUER and MAILER_OIDC_CLIENT_ID"):
+        read(**{name: "https://id.example"})
+
+
+def test_roles_have_the_words_of_the_identity_provider() -> None:
+    mapping = "viewer=all staff, operator=marketing,admin=it,admin=a=b"
+    assert role_words(mapping) == {
+        "all staff": "viewer",
+        "marketing": "operator",
+        "it": "admin",
+        "a=b": "admin",
+    }
 
 
 def test_an_unknown_variable_stops_the_start() -> None:

@@ -1,0 +1,121 @@
+"""What makes an ID token believable (OpenID Connect Core 1.0, section 3.1.3.7)."""
+
+import base64
+import hashlib
+import hmac
+import warnings
+from typing import Any
+
+import msgspec
+from joserfc import jws
+from joserfc.errors import ClaimError, JoseError, SecurityWarning
+from joserfc.jwk import Key
+from joserfc.jwt import JWTClaimsRegistry
+
+from mailer.access.signin import SignInError
+
+ALGORITHMS = {
+    **{f"{kind}{bits}": f"sha{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)},
+    "EdDSA": "sha512",
+    "Ed25519": "sha512",
+}
+"""Signatures that only the provider can make, each with the hash that `at_hash` has of it."""
+LEEWAY = 60
+"""Seconds by which two clocks may differ."""
+LONGEST_SUBJECT = 255
+"""Core 1.0, section 2."""
+REASONS = {
+    "iss": "wrong_issuer",
+    "aud": "wrong_audience",
+    "exp": "expired",
+    "iat": "wrong_time",
+    "nbf": "wrong_time",
+    "sub": "no_subject",
+}
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What a token must be: by whom, for whom, and for which sign-in."""
+
+    issuer: str
+    client_id: str
+    nonce: str
+
+
+_REGISTRY = jws.JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=False)
+
+
+class Token:
+    """An ID token that nobody has vouched for yet; raises `SignInError` when it is none."""
+
+    def __init__(self, text: str, advertised: list[str]) -> None:
+        try:
+            self._token = jws.extract_compact(text.encode(), registry=_REGISTRY)
+            header = self._token.headers()
+        except (JoseError, ValueError):
+            raise SignInError("bad_token") from None
+        self.alg = str(header.get("alg"))
+        self.kid = header.get("kid")
+        if self.alg not in ALGORITHMS or self.alg not in advertised:
+            raise SignInError("wrong_algorithm")
+        if str(header.get("typ", "JWT")).upper() != "JWT":  # such as an access token's, a log-out's
+            raise SignInError("wrong_type")
+
+    def claims(
+        self, key: Key, expected: Expected, access_token: str | None, now: float
+    ) -> dict[str, Any]:
+        """Return what the token says, if `key` signed it and it is what it must be."""
+        if not self._is_signed(key):
+            raise SignInError("bad_signature")
+        try:
+            claims = msgspec.json.decode(self._token.payload or b"", type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise SignInError("bad_token") from None
+        _check(claims, expected, now)
+        if "at_hash" in claims and not _is_hash(claims["at_hash"], self.alg, access_token):
+            raise SignInError("wrong_at_hash")
+        return claims
+
+    def _is_signed(self, key: Key) -> bool:
+        # it warns of EdDSA's name, by which providers still go
+        with warnings.catch_warnings(action="ignore", category=SecurityWarning):
+            try:
+                return jws.validate_compact(self._token, key, registry=_REGISTRY)
+            except (JoseError, ValueError):
+                return False
+
+
+def _check(claims: dict[str, Any], expected: Expected, now: float) -> None:
+    rules = JWTClaimsRegistry(
+        now=int(now),
+        leeway=LEEWAY,
+        iss={"essential": True, "value": expected.issuer},
+        aud={"essential": True, "value": expected.client_id},
+        exp={"essential": True},
+        iat={"essential": True},
+        sub={"essential": True},
+    )
+    try:
+        rules.validate(claims)
+    except ClaimError as error:
+        raise SignInError(REASONS.get(error.claim.partition(",")[0], "bad_token")) from None
+    several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+    if (several or "azp" in claims) and claims.get("azp") != expected.client_id:
+        raise SignInError("wrong_audience")
+    if not _is_same(claims.get("nonce"), expected.nonce):
+        raise SignInError("wrong_nonce")
+    subject = claims["sub"]
+    if len(subject) > LONGEST_SUBJECT or not (subject.isascii() and subject.isprintable()):
+        raise SignInError("no_subject")
+
+
+def _is_hash(given: object, alg: str, access_token: str | None) -> bool:
+    """Whether `given` is the left half of the access token's hash (section 3.1.3.6)."""
+    digest = hashlib.new(ALGORITHMS[alg], (access_token or "").encode()).digest()
+    half = base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()
+    return access_token is not None and _is_same(given, half)
+
+
+def _is_same(given: object, expected: str) -> bool:
+    """Compare in a time that tells nothing."""
+    return isinstance(given, str) and hmac.compare_digest(given.encode(), expected.encode())

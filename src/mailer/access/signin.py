@@ -1,0 +1,54 @@
+"""What signing in by an identity provider gives, and how it fails."""
+
+import msgspec
+
+from mailer.errors import MailerError, UnavailableError
+from mailer.settings import Role
+
+TEXTS = {
+    "no_role": "Your account has no role here. Ask whoever runs mailer for one.",
+}
+"""What a person is told, where it is not to start again."""
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Where to send a browser, and what must be kept for its way back, out of everybody's sight.
+
+    `state` comes back with the browser and must be compared; `nonce` and `verifier` go to `finish`.
+    """
+
+    url: str
+    state: str
+    nonce: str
+    verifier: str
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who signed in: `issuer` and `subject` together are one person for ever, `name` is to show."""
+
+    issuer: str
+    subject: str
+    name: str
+    role: Role
+
+
+class SignInError(MailerError):
+    """The sign-in could not be completed. Start it again.
+
+    `reason` is a fixed word for the log.
+    """
+
+    def __init__(self, reason: str = "unknown") -> None:
+        super().__init__(TEXTS.get(reason, ""))
+        self.reason = reason
+
+
+class ProviderAwayError(UnavailableError):
+    """The identity provider does not answer as it should. Try again later.
+
+    `reason` is a fixed word for the log: `timeout`, `http_503`, ...
+    """
+
+    def __init__(self, reason: str = "unknown") -> None:
+        super().__init__()
+        self.reason = reason
