@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
 from tests.sample import OPEN
+from tests.provider import OpenIdProvider, running_provider
 
 TEMPLATE = "mailer_template"
 EMPTY = (
@@ -36,6 +37,13 @@ AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_ti
 SEASONED = 5.1
 """Seconds after its start from which on a server counts as one that has not just restarted."""
 _numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def openid() -> Iterator[OpenIdProvider]:
+    """An OpenID provider for the session; `tests.provider` says who can sign in, and how."""
+    with running_provider() as provider:
+        yield provider
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from babel.messages.pofile import read_po, write_po
 
 import mailer.app  # noqa: F401  # which imports every model and every error
 from mailer import admin
+from mailer.access import signin
 from mailer.admin.language import FOLDER, LANGUAGES
 from mailer.client import csvfile
 from mailer.client.importing import COLUMNS
@@ -73,6 +74,7 @@ def _composed() -> Iterable[str]:
         yield from (error.message for error in half_window({name: "09:00"}))
     yield f"is not one of the columns {', '.join(COLUMNS)}"
     yield "has {} fields, and the header {}"
+    yield from signin.TEXTS.values()
     for said in (csvfile.NOT_UTF8, csvfile.TOO_LONG, csvfile.MALFORMED):
         yield said
         yield f"the header {said}"

@@ -34,8 +34,8 @@ class Metadata(msgspec.Struct, frozen=True):
     token_endpoint: str
     jwks_uri: str
     userinfo_endpoint: str | None = None
-    id_token_signing_alg_values_supported: list[str] = ["RS256"]
-    token_endpoint_auth_methods_supported: list[str] = ["client_secret_basic"]
+    id_token_signing_alg_values_supported: tuple[str, ...] = ("RS256",)
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
     authorization_response_iss_parameter_supported: bool = False
 
     def check(self, issuer: str) -> None:

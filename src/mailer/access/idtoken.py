@@ -48,7 +48,7 @@ _REGISTRY = jws.JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=Fal
 class Token:
     """An ID token that nobody has vouched for yet; raises `SignInError` when it is none."""
 
-    def __init__(self, text: str, advertised: list[str]) -> None:
+    def __init__(self, text: str, advertised: tuple[str, ...]) -> None:
         try:
             self._token = jws.extract_compact(text.encode(), registry=_REGISTRY)
             header = self._token.headers()

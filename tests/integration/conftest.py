@@ -1,0 +1,21 @@
+"""An identity provider with somebody in the middle."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.middle import Middle, between
+from tests.provider import OpenIdProvider
+
+from mailer.access.oidc import Provider
+
+
+@pytest.fixture
+async def middle(openid: OpenIdProvider) -> AsyncIterator[Middle]:
+    async with between(openid) as middle:
+        yield middle
+
+
+@pytest.fixture
+async def provider(middle: Middle) -> AsyncIterator[Provider]:
+    async with middle.provider() as provider:
+        yield provider

@@ -1,0 +1,113 @@
+"""Who comes in by the identity provider, and with which role."""
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tests.middle import (
+    DISCOVERY,
+    REDIRECT,
+    ROLE_WORDS,
+    TOKEN,
+    Middle,
+    refusal,
+    who_signs_in,
+)
+from tests.provider import OpenIdProvider
+
+from mailer.access.oidc import Provider
+from mailer.access.signin import Identity
+
+
+@pytest.mark.parametrize(
+    ("login", "name", "role"),
+    [
+        ("vera", "Vera Viewer", "viewer"),
+        ("oleg", "Oleg Operator", "operator"),
+        ("anna", "Anna Admin", "admin"),
+        ("ulla", "Ulla Userinfo", "operator"),
+    ],
+)
+async def test_who_has_a_role_comes_in_with_the_highest(
+    openid: OpenIdProvider, login: str, name: str, role: Any
+) -> None:
+    client = openid.register(REDIRECT)
+    known = (openid.issuer, client.client_id, client.client_secret)
+    async with Provider(*known, "roles", ROLE_WORDS) as provider:
+        assert await who_signs_in(provider, login) == Identity(openid.issuer, login, name, role)
+
+
+@pytest.mark.parametrize("login", ["nora", "nils"])
+async def test_who_has_no_role_stays_out(provider: Provider, login: str) -> None:
+    assert await refusal(provider, login) == "no_role"
+
+
+@pytest.mark.parametrize(
+    ("claim", "login"),
+    [("realm_access.roles", "kira"), ("https://example.com/roles", "zoya")],
+)
+async def test_roles_are_found_by_the_name_of_their_claim_or_the_path_to_it(
+    middle: Middle, claim: str, login: str
+) -> None:
+    async with middle.provider(role_claim=claim, roles={"admin": "operator"}) as provider:
+        assert (await who_signs_in(provider, login)).role == "operator"
+        assert await refusal(provider, "vera") == "no_role"
+    async with middle.provider() as provider:
+        assert await refusal(provider, login) == "no_role"
+
+
+@pytest.mark.parametrize("roles", [7, {"admin": True}, [["admin"]], "admin viewer", [], None])
+async def test_a_claim_of_another_shape_gives_no_role(
+    middle: Middle, provider: Provider, roles: object
+) -> None:
+    middle.change_token(lambda claims: {**claims, "roles": roles})
+    assert await refusal(provider, "nils") == "no_role"
+
+
+@pytest.mark.parametrize("alg", ["RS256", "ES256", "EdDSA"])
+async def test_a_provider_may_sign_with_any_key_pair(middle: Middle, alg: str) -> None:
+    client = middle.openid.register(REDIRECT, id_token_signed_response_alg=alg)
+    async with middle.provider(
+        client_id=client.client_id, client_secret=client.client_secret
+    ) as provider:
+        assert (await who_signs_in(provider)).role == "viewer"
+
+
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post", "none"])
+async def test_mailer_says_who_it_is_in_the_way_that_the_provider_knows(
+    middle: Middle, method: str
+) -> None:
+    middle.changes[DISCOVERY] = lambda said: {
+        **said,
+        "token_endpoint_auth_methods_supported": [method],
+    }
+    client = middle.openid.register(REDIRECT, token_endpoint_auth_method=method)
+    assert (client.client_secret is None) == (method == "none")
+    async with middle.provider(
+        client_id=client.client_id, client_secret=client.client_secret
+    ) as provider:
+        assert (await who_signs_in(provider)).subject == "vera"
+    _, headers, body = next(each for each in middle.sent if each[0] == TOKEN)
+    assert ("Authorization" in headers) == (method == "client_secret_basic")
+    assert ("client_secret" in body) == (method == "client_secret_post")
+
+
+async def test_a_name_is_one_short_line_that_shows_as_it_is(
+    middle: Middle, provider: Provider
+) -> None:
+    middle.change_token(lambda claims: {**claims, "name": "V\0e\u202er\na " + "x" * 300})
+    assert (await who_signs_in(provider)).name == "Vera " + "x" * 195
+    middle.change_token(lambda claims: {**claims, "name": ["Vera"], "email": " \n"})
+    assert (await who_signs_in(provider)).name == "vera"
+
+
+async def test_every_sign_in_has_secrets_of_its_own(provider: Provider) -> None:
+    first, second = await provider.start(REDIRECT), await provider.start(REDIRECT)
+    query = parse_qs(urlsplit(first.url).query)
+    assert query["state"] == [first.state]
+    assert query["nonce"] == [first.nonce]
+    assert query["code_challenge_method"] == ["S256"]
+    assert first.verifier not in first.url
+    secrets = {*(first.state, first.nonce, first.verifier), second.state, second.nonce}
+    assert len(secrets | {second.verifier}) == 6
+    assert min(map(len, secrets)) >= 43  # the least that PKCE takes

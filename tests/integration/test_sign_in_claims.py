@@ -1,0 +1,174 @@
+"""Whose word counts: what a provider, its token and its answers must say."""
+
+import time
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tests.middle import (
+    DISCOVERY,
+    REDIRECT,
+    USERINFO,
+    Claims,
+    Middle,
+    refusal,
+    who_signs_in,
+)
+from tests.provider import sign_in
+
+from mailer.access.oidc import Provider
+from mailer.access.signin import SignInError
+
+WRONG = "not the client's"
+
+
+@pytest.mark.parametrize("add", ["/", "?x", ".example"])
+async def test_a_configuration_of_another_issuer_is_refused(middle: Middle, add: str) -> None:
+    middle.changes[DISCOVERY] = lambda said: {**said, "issuer": said["issuer"] + add}
+    async with middle.provider() as provider:
+        assert await refusal(provider) == "wrong_issuer"
+
+
+@pytest.mark.parametrize("name", ["authorization_endpoint", "token_endpoint", "jwks_uri"])
+@pytest.mark.parametrize(
+    "url", ["http://id.example/x", "ftp://127.0.0.1/x", "https://", "x", "//["]
+)
+async def test_an_endpoint_speaks_tls_or_is_on_this_machine(
+    middle: Middle, name: str, url: str
+) -> None:
+    middle.changes[DISCOVERY] = lambda said: {**said, name: url}
+    async with middle.provider() as provider:
+        assert await refusal(provider) == "unsafe_endpoint"
+
+
+def without(name: str) -> Any:
+    return lambda claims: claims.pop(name) and None
+
+
+def setting(**changed: object) -> Any:
+    return lambda claims: claims.update(changed)
+
+
+def later(**seconds: float) -> Any:
+    return lambda claims: claims.update(
+        {name: time.time() + offset for name, offset in seconds.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (setting(iss="https://id.example"), "wrong_issuer"),
+        (lambda claims: claims.update(iss=claims["iss"] + "/"), "wrong_issuer"),
+        (lambda claims: claims.update(iss=[claims["iss"]]), "wrong_issuer"),
+        (without("iss"), "wrong_issuer"),
+        (setting(aud="another"), "wrong_audience"),
+        (setting(aud=["another"]), "wrong_audience"),
+        (setting(aud=[]), "wrong_audience"),
+        (without("aud"), "wrong_audience"),
+        (lambda claims: claims.update(aud=[claims["aud"], "another"]), "wrong_audience"),
+        (
+            lambda claims: claims.update(aud=[claims["aud"], "another"], azp="another"),
+            "wrong_audience",
+        ),
+        (setting(azp="another"), "wrong_audience"),
+        (setting(nonce="another"), "wrong_nonce"),
+        (setting(nonce=None), "wrong_nonce"),
+        (without("nonce"), "wrong_nonce"),
+        (later(exp=-61), "expired"),
+        (setting(exp="never"), "expired"),
+        (without("exp"), "expired"),
+        (later(iat=70), "wrong_time"),
+        (without("iat"), "wrong_time"),
+        (later(nbf=70), "wrong_time"),
+        (without("sub"), "no_subject"),
+        (setting(sub=""), "no_subject"),
+        (setting(sub=7), "no_subject"),
+        (setting(sub="v" * 256), "no_subject"),
+        (setting(sub="ve\0ra"), "no_subject"),
+        (setting(at_hash="another"), "wrong_at_hash"),
+        (setting(at_hash=7), "wrong_at_hash"),
+    ],
+)
+async def test_a_token_that_says_something_wrong_is_refused(
+    middle: Middle, provider: Provider, change: Any, reason: str
+) -> None:
+    middle.change_token(change)
+    assert await refusal(provider) == reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        setting(),
+        later(exp=-30),
+        later(iat=30, nbf=30),
+        setting(sub="v" * 255),
+        lambda claims: claims.update(aud=[claims["aud"]]),
+        lambda claims: claims.update(aud=["another", claims["aud"]], azp=claims["aud"]),
+    ],
+)
+async def test_a_token_signed_again_is_believed_when_it_says_nothing_wrong(
+    middle: Middle, provider: Provider, change: Any
+) -> None:
+    """So that it was not the signing that the test before this one saw refused."""
+    middle.change_token(change)
+    assert (await who_signs_in(provider)).role == "viewer"
+
+
+async def test_an_access_token_that_the_provider_did_not_give_is_refused(
+    middle: Middle, provider: Provider
+) -> None:
+    def with_hash(claims: Claims) -> None:
+        claims["at_hash"] = "MTIzNDU2Nzg5MDEyMzQ1Ng"
+
+    middle.change_token(with_hash)
+    assert await refusal(provider) == "wrong_at_hash"
+
+
+async def test_another_issuer_beside_the_code_is_refused(provider: Provider) -> None:
+    assert await refusal(provider, iss="https://id.example") == "wrong_issuer"
+
+
+async def test_an_issuer_beside_the_code_must_be_there_when_the_provider_says_so(
+    middle: Middle,
+) -> None:
+    for is_told, outcome in ((True, "wrong_issuer"), (False, "code_refused")):
+        middle.changes[DISCOVERY] = lambda said, is_told=is_told: {  # type: ignore[misc]  # a lambda has no types
+            **said,
+            "authorization_response_iss_parameter_supported": is_told,
+        }
+        async with middle.provider() as provider:
+            with pytest.raises(SignInError) as error:
+                await provider.finish("code", REDIRECT, "nonce", "v" * 43)
+            assert error.value.reason == outcome
+
+
+async def test_another_nonce_than_that_of_the_start_is_refused(provider: Provider) -> None:
+    assert await refusal(provider, nonce="another") == "wrong_nonce"
+
+
+async def test_another_verifier_than_that_of_the_start_is_refused(provider: Provider) -> None:
+    assert await refusal(provider, verifier="v" * 43) == "code_refused"
+
+
+async def test_a_code_counts_once(provider: Provider) -> None:
+    start = await provider.start(REDIRECT)
+    back = parse_qs(urlsplit(await sign_in(start.url, "vera")).query)
+    given = (back["code"][0], REDIRECT, start.nonce, start.verifier, back["iss"][0])
+    assert (await provider.finish(*given)).subject == "vera"
+    with pytest.raises(SignInError) as error:
+        await provider.finish(*given)
+    assert error.value.reason == "code_refused"
+
+
+async def test_a_wrong_secret_is_told_apart_in_the_log(middle: Middle) -> None:
+    client = middle.openid.register(REDIRECT)
+    async with middle.provider(client_id=client.client_id, client_secret=WRONG) as provider:
+        assert await refusal(provider) == "client_refused"
+
+
+async def test_what_is_told_of_somebody_else_is_refused(middle: Middle, provider: Provider) -> None:
+    assert (await who_signs_in(provider, "ulla")).role == "operator"
+    middle.changes[USERINFO] = lambda said: {**said, "sub": "vera"}
+    assert await refusal(provider, "ulla") == "wrong_subject"

@@ -1,0 +1,90 @@
+// A certified OpenID provider on loopback, for tests: under every name that it is asked by it is an
+// issuer of its own, so that it can stand behind whatever passes requests on to it.
+//
+// The first line of its input is what it knows, {"keys": [...], "people": {...}}; a later one takes
+// its place. To each it answers with a line: the port. It ends with its input.
+
+import { createServer } from 'node:http';
+import { createInterface } from 'node:readline';
+
+import Provider from 'oidc-provider';
+import MemoryAdapter from 'oidc-provider/lib/adapters/memory_adapter.js';
+
+const SIGN_IN = '/sign-in/';
+const SCOPES = 'openid profile email';
+const PAGE = `<!DOCTYPE html><html lang="en"><head><title>Identity provider</title></head><body>
+<form method="post"><label>Name <input name="login"></label>
+<label>Password <input name="password" type="password"></label>
+<button>Sign in</button></form></body></html>`;
+
+console.info = console.error; // its notices are no answers
+
+let known = {};
+const issuers = new Map();
+
+function account(_, id) {
+  const { name, password, claims, elsewhere = {} } = known.people[id];
+  const own = { sub: id, name, email: `${id}@people.example`, ...claims };
+  // what stands elsewhere than in the ID token is told by the userinfo endpoint alone
+  return { accountId: id, claims: (use) => (use === 'userinfo' ? { ...own, ...elsewhere } : own) };
+}
+
+async function grant({ oidc }) {
+  const given = new oidc.provider.Grant({
+    clientId: oidc.client.clientId,
+    accountId: oidc.session.accountId,
+  });
+  given.addOIDCScope(SCOPES);
+  await given.save();
+  return given;
+}
+
+function issuer(host) {
+  const provider = new Provider(`http://${host}`, {
+    adapter: (model) => new MemoryAdapter(model), // one memory for all issuers
+    jwks: { keys: known.keys },
+    claims: { openid: ['sub', ...known.claims], profile: ['name'], email: ['email'] },
+    conformIdTokenClaims: false,
+    features: { devInteractions: { enabled: false }, registration: { enabled: true } },
+    enabledJWA: { idTokenSigningAlgValues: ['RS256', 'PS256', 'ES256', 'EdDSA', 'HS256'] },
+    cookies: { keys: ['of this process alone'] },
+    interactions: { url: (_, { uid }) => SIGN_IN + uid },
+    findAccount: account,
+    loadExistingGrant: grant,
+  });
+  return { provider, answer: provider.callback() };
+}
+
+async function signIn(provider, request, response) {
+  let body = '';
+  for await (const part of request) body += part;
+  const given = new URLSearchParams(body);
+  const person = known.people[given.get('login')];
+  if (person && person.password === given.get('password')) {
+    const result = { login: { accountId: given.get('login') }, consent: {} };
+    await provider.interactionFinished(request, response, result);
+  } else {
+    response.writeHead(200, { 'Content-Type': 'text/html; charset=utf-8' }).end(PAGE);
+  }
+}
+
+const server = createServer((request, response) => {
+  const { host } = request.headers;
+  if (!issuers.has(host)) issuers.set(host, issuer(host));
+  const { provider, answer } = issuers.get(host);
+  if (request.url.startsWith(SIGN_IN)) {
+    signIn(provider, request, response).catch(() => response.writeHead(400).end());
+  } else {
+    answer(request, response);
+  }
+});
+
+server.listen(0, '127.0.0.1', () => {
+  createInterface({ input: process.stdin })
+    .on('line', (line) => {
+      known = JSON.parse(line);
+      issuers.clear();
+      console.log(server.address().port);
+    })
+    .on('close', () => process.exit());
+});
