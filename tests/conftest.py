@@ -18,8 +18,8 @@ from mailer.app import create_app
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from tests.sample import OPEN
 from tests.provider import OpenIdProvider, running_provider
+from tests.sample import OPEN
 
 TEMPLATE = "mailer_template"
 EMPTY = (

@@ -10,7 +10,7 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, create
-from tests.api.forms import BROWSER
+from tests.api.visits import BROWSER
 
 from mailer.admin.live import Live
 from mailer.app import create_app
