@@ -48,6 +48,7 @@ from mailer.web.body import TimedRequest
 from mailer.web.connection import Limits, connection_class
 from mailer.web.edge import served
 from mailer.web.health import health_router
+from mailer.web.methods import allow_all
 from mailer.web.openapi import StructPlugin, openapi_config
 
 log = structlog.get_logger()
@@ -97,6 +98,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         dependencies={name: _always(part) for name, part in given.items()}
         | {"by": Provide(actor_of, sync_to_thread=False)},
         middleware=[Gate(engine, settings)],
+        before_send=[allow_all],
         state=State({"breaker": breaker, "limits": limits}),
         request_class=TimedRequest,
         exception_handlers=HANDLERS,

@@ -107,6 +107,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Whether only this machine can reach the API."""
         return is_loopback(self.host)
 
+    @property
+    def proxies(self) -> list[str]:
+        """Addresses and networks whose word on who a request comes from counts."""
+        return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host's name or address is that of this machine, to itself."""
@@ -132,11 +137,6 @@ def role_words(mapping: str) -> dict[str, Role]:
             raise ValueError
         words[word] = role
     return words
-
-    @property
-    def proxies(self) -> list[str]:
-        """Addresses and networks whose word on who a request comes from counts."""
-        return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
 
 
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:
