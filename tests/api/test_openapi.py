@@ -1,5 +1,6 @@
 """The schema at /openapi.json says what the contract's section 6 promises."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -243,6 +244,32 @@ def test_the_filters_lists_are_closed(schema: dict[str, Any]) -> None:
     lists = schema["components"]["schemas"]["AudienceLists"]
     assert lists["additionalProperties"] is False
     assert lists["properties"].keys() == {"operator_codes", "tags", "time_zones"}
+
+
+def test_what_stands_in_a_list_says_its_rule(schema: dict[str, Any]) -> None:
+    lists = schema["components"]["schemas"]["AudienceLists"]["properties"]
+    assert lists["operator_codes"]["items"]["pattern"] == "^[0-9]{3}$"
+    assert lists["tags"]["items"]["maxLength"] == 64
+    terms = schema["components"]["schemas"]["NewMailing"]["properties"]["client_filter"]["anyOf"]
+    assert {part["maxLength"] for part in terms if part.get("type") == "string"} == {10_000}
+
+
+def test_patterns_are_such_as_json_schema_knows(schema: dict[str, Any]) -> None:
+    text = json.dumps(schema)
+    assert r"\\ud800" not in text
+    assert text.count(json.dumps(r"^[^\x00]*$")) > 10
+
+
+def test_the_examples_of_a_bodys_fields_make_a_body(schema: dict[str, Any]) -> None:
+    for model in (NewClient, NewMailing):
+        fields = schema["components"]["schemas"][model.__name__]["properties"]
+        given = {
+            name: part["examples"][0]
+            for name, field in fields.items()
+            for part in [field, *field.get("anyOf", ())]
+            if "examples" in part
+        }
+        check(model, given, LONG_AGO)
 
 
 def test_a_field_says_its_rule(schema: dict[str, Any]) -> None:

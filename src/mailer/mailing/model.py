@@ -33,6 +33,7 @@ Moment = Annotated[
         extra={"rule": "must be a date and time with an offset, such as 2030-01-15T09:00:00Z"},
     ),
 ]
+End = Annotated[Moment, Meta(examples=["2030-01-15T21:00:00+03:00"])]
 TimeOfDay = Annotated[
     str,
     Meta(
@@ -42,6 +43,7 @@ TimeOfDay = Annotated[
         extra={"rule": "must be a time of day, HH:MM or HH:MM:SS, or null"},
     ),
 ]
+Closing = Annotated[TimeOfDay, Meta(examples=["21:00"])]
 Text = Annotated[
     str,
     Meta(
@@ -161,9 +163,9 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     }
 
     datetime_start: Moment
-    datetime_end: Moment
+    datetime_end: End
     send_interval_time_start: TimeOfDay | None = None
-    send_interval_time_end: TimeOfDay | None = None
+    send_interval_time_end: Closing | None = None
     text: Text
     client_filter: ClientFilter = None
     on_unknown: OnUnknown = "retry"
@@ -181,9 +183,9 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "client_filter": None}
 
     datetime_start: Moment | UnsetType = UNSET
-    datetime_end: Moment | UnsetType = UNSET
+    datetime_end: End | UnsetType = UNSET
     send_interval_time_start: TimeOfDay | UnsetType | None = UNSET
-    send_interval_time_end: TimeOfDay | UnsetType | None = UNSET
+    send_interval_time_end: Closing | UnsetType | None = UNSET
     text: Text | UnsetType = UNSET
     client_filter: ClientFilter | UnsetType = UNSET
     on_unknown: OnUnknown | UnsetType = UNSET

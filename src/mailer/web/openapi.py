@@ -1,6 +1,7 @@
 """What the OpenAPI schema says beyond what Litestar sees: refused fields and problem answers."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from http import HTTPStatus
 from typing import Any, get_origin
@@ -14,9 +15,14 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import License, OpenAPI, Schema
 from litestar.typing import FieldDefinition
 
+from mailer.validation import STORABLE, Input
 from mailer.web.docs import docs_plugins, docs_router
 from mailer.web.problems import MEDIA_TYPE, Problem
 
+REFERENCE = "#/components/schemas/{name}"
+STORABLE_IN_JSON = r"^[^\x00]*$"
+"""STORABLE, as far as JSON in UTF-8 can break it: it has no surrogates, and few readers of schemas
+know patterns of them."""
 METHODS = ("get", "post", "put", "patch", "delete")
 PROBLEMS = {
     400: "Malformed, or against a rule: `errors` names every wrong field.",
@@ -73,15 +79,43 @@ class _Config(OpenAPIConfig):
 class _OpenAPI(OpenAPI):
     def to_schema(self) -> dict[str, Any]:
         schema = super().to_schema()
+        _declare_inputs(schema["components"]["schemas"])
         _declare_problems(schema)
+        _simplify_patterns(schema)
         return schema
+
+
+def _declare_inputs(components: dict[str, Any]) -> None:
+    """Let the models of what is given say their rules in full: Litestar drops those in lists."""
+    models = [model for model in _below(Input) if model.__name__ in components]
+    _refs, schemas = msgspec.json.schema_components(models, ref_template=REFERENCE)
+    for model in models:
+        components[model.__name__]["properties"] = schemas[model.__name__]["properties"]
+
+
+def _below(model: type[Input]) -> Iterable[type[Input]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def _simplify_patterns(part: object) -> None:
+    match part:
+        case dict():
+            if part.get("pattern") == STORABLE:
+                part["pattern"] = STORABLE_IN_JSON
+            for inner in part.values():
+                _simplify_patterns(inner)
+        case list():
+            for inner in part:
+                _simplify_patterns(inner)
+        case _:
+            pass
 
 
 def _declare_problems(schema: dict[str, Any]) -> None:
     """Give each operation of `schema` the problems that it may answer with."""
-    _refs, models = msgspec.json.schema_components(
-        [Problem], ref_template="#/components/schemas/{name}"
-    )
+    _refs, models = msgspec.json.schema_components([Problem], ref_template=REFERENCE)
     components = schema.setdefault("components", {})
     components["schemas"] = models | components.get("schemas", {})
     components["responses"] = {
