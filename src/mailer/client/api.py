@@ -63,7 +63,8 @@ class ImportOperation(Operation):
             type=OpenAPIType.STRING,
             description="A header that names `phone` and, in any order, what else is given of"
             " `operator_code`, `tag` and `time_zone`; then a client a line. UTF-8, separated by"
-            " commas or by semicolons; at most 1 GiB.",
+            " commas or by semicolons; at most 1 GiB. An apostrophe that keeps a spreadsheet from"
+            " running a tag as a formula, such as `'=1+1`, is taken away.",
         )
         example = "phone,tag,time_zone\n79161234567,vip,Europe/Moscow\n79031234567,,\n"
         media = OpenAPIMediaType(schema=text, example=example)
@@ -119,7 +120,8 @@ class ClientController(Controller):
     ) -> Page[Client]:
         """List clients, newest first, those that equal what is given.
 
-        With `Accept: text/csv` all of them, oldest first, as a file that an import takes back.
+        With `Accept: text/csv` all of them, oldest first, as a file that an import takes back; a
+        tag that a spreadsheet would run as a formula has an apostrophe before it there.
         """
         if wants_csv(request):
             return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form

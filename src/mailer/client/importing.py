@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client.csvfile import NOT_UTF8, CsvFile, Record, is_utf8
+from mailer.client.formulas import as_given
 from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, known_zones
 from mailer.db import locks
 from mailer.db.engine import raw
@@ -72,9 +73,10 @@ async def import_clients(
     """Store the clients of a CSV file in UTF-8 that comes in `parts` of any size.
 
     A phone that is in the directory names a client to update: columns that the file lacks stay,
-    an empty tag becomes null, an empty operator code or time zone stays too. A new client gets the
-    phone's operator code and UTC for these. When a phone comes again the last line wins, and those
-    before it count as unchanged: they change nothing.
+    an empty tag becomes null, an empty operator code or time zone stays too; a tag that an export
+    marked as no formula loses the mark. A new client gets the phone's operator code and UTC for
+    these. When a phone comes again the last line wins, and those before it count as unchanged: they
+    change nothing.
 
     All good lines are stored in one transaction, or none when `parts` raises or the file's header
     is wrong (`InvalidError`); bad lines are reported. Needs the right to make temporary tables.
@@ -136,6 +138,7 @@ class LineSorter:
                 self._reject(line, [fields])
                 continue
             phone, code, tag, zone = fields
+            tag = as_given(tag)
             if (
                 is_phone(phone)
                 and (not code or is_code(code))

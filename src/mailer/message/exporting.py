@@ -22,5 +22,8 @@ MESSAGES = Source("message", "client_id", COLUMNS, "true")
 def export_messages(
     engine: AsyncEngine, mailing_id: int, **equal: str | int
 ) -> AsyncGenerator[CsvPart, None]:
-    """Give a mailing's messages whose columns equal what is given, as CSV, by their clients."""
+    """Give a mailing's messages whose columns equal what is given, as CSV, by their clients.
+
+    All is numbers, moments and words of our own, which no spreadsheet takes for a formula.
+    """
     return copy_in_chunks(engine, MESSAGES, {"mailing_id": mailing_id, **equal})
