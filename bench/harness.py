@@ -19,6 +19,8 @@ import msgspec
 from sink import Taken
 
 TOKEN = "bench"  # noqa: S105  # of gateways that live as long as a benchmark
+KEY = ""
+"""The API key that every call carries; empty while none is asked for."""
 PATIENCE = 60.0
 """Seconds to wait for a process to start or to stop."""
 PAUSE = 0.05
@@ -48,7 +50,8 @@ class Mailer:
         self.address = await asyncio.wait_for(self._address(), PATIENCE)
         self._reading = asyncio.create_task(self._warn())
         self.database: asyncpg.Connection = await asyncpg.connect(self.database_url)
-        self._session = aiohttp.ClientSession(self.address)
+        headers = {"Authorization": f"Bearer {KEY}"} if KEY else {}
+        self._session = aiohttp.ClientSession(self.address, headers=headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -110,7 +113,7 @@ class Mailer:
             await superuser.close()
 
     async def add_mailing(
-        self, *, starts_in: float = 0, client_filter: str | None = None, **fields: object
+        self, *, starts_in: float = 0, client_filter: object = None, **fields: object
     ) -> dict[str, Any]:
         """Create a mailing that starts in that many seconds, and return it.
 
@@ -152,8 +155,7 @@ async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
             "gateway_token": TOKEN,
             **settings,
         }
-        inherited = {name: value for name, value in os.environ.items() if "MAILER_" not in name}
-        environ = inherited | {f"MAILER_{name.upper()}": str(v) for name, v in given.items()}
+        environ = own_environ() | {f"MAILER_{name.upper()}": str(v) for name, v in given.items()}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "mailer", "serve"),
             env=environ,
@@ -167,6 +169,11 @@ async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
                 yield mailer
         finally:
             await stop(process)
+
+
+def own_environ() -> dict[str, str]:
+    """Return the environment without settings of mailer's."""
+    return {name: value for name, value in os.environ.items() if "MAILER_" not in name}
 
 
 def embedded_url(data_dir: Path) -> str:

@@ -10,7 +10,7 @@ behind. So is requests behind urllib3, on which it is built.
 import os
 
 import psycopg  # type: ignore[import-not-found]  # in the peers' venv only, like all of these
-import urllib3  # type: ignore[import-not-found]
+import urllib3
 from celery import Celery  # type: ignore[import-not-found]
 from celery.signals import worker_init  # type: ignore[import-not-found]
 from psycopg_pool import ConnectionPool  # type: ignore[import-not-found]
