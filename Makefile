@@ -13,7 +13,7 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 
 PROGRAMS := promtool chromium
 
-.PHONY: help demo test $(PROGRAMS) lint fmt bench properties texts lock clean
+.PHONY: help demo test $(PROGRAMS) lint fmt bench properties texts lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -58,6 +58,12 @@ lock: ## pin the dependencies of pyproject.toml again; LOCK=--upgrade takes the 
 	"$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
 		--extra embedded --extra dev $(LOCK) pyproject.toml -o requirements.lock
+
+audit: ## ask PyPI's advisories about every pinned package; one that it does not know fails too
+	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
+	$(PYTHON) -m venv "$$tools"; "$$tools/bin/python" $(PIP) install pip-audit; \
+	"$$tools/bin/pip-audit" --strict --disable-pip --require-hashes --vulnerability-service pypi \
+		--progress-spinner off -r requirements.lock
 
 clean: ## remove all that these targets made
 	@rm -rf $(VENV) $(CACHES) build dist
