@@ -48,6 +48,7 @@ async def previewed(api: httpx.AsyncClient, form: dict[str, str], query: str = "
 
 def said(page: str) -> str:
     """Return what a page says, without its marks."""
+    page = re.sub(r"</?bdi>", "", page)  # these part no words
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
