@@ -4,13 +4,13 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 UNUSED = (
-    *("accelerometer", "autoplay", "bluetooth", "camera", "display-capture", "encrypted-media"),
+    *("accelerometer", "autoplay", "camera", "display-capture", "encrypted-media"),
     *("fullscreen", "geolocation", "gyroscope", "hid", "idle-detection", "local-fonts"),
     *("magnetometer", "microphone", "midi", "payment", "picture-in-picture"),
-    *("publickey-credentials-get", "screen-wake-lock", "serial", "usb", "web-share"),
+    *("publickey-credentials-get", "screen-wake-lock", "serial", "usb"),
     "xr-spatial-tracking",
 )
-"""Powers of a browser that no page of ours uses."""
+"""Powers of a browser that no page of ours uses; of others Chromium would complain on each page."""
 YEAR = 365 * 24 * 3600
 HSTS = (b"strict-transport-security", f"max-age={YEAR}".encode())
 """Only where the request came by https: over http a browser would not heed it."""
