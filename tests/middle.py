@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from joserfc import jws
+from joserfc.errors import SecurityWarning
 from joserfc.jwk import Key
 
 from mailer.access.oidc import Provider
@@ -36,6 +38,8 @@ USERINFO = "/me"
 Claims = dict[str, Any]
 Change = Callable[[Claims], Any]
 """Changes what an answer says, in its place or by returning what takes it."""
+Sign = Callable[[Claims, Claims], str]
+"""Makes a token of a header and claims."""
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -90,19 +94,18 @@ class Middle:
         return Provider(self.issuer, **others)
 
     def change_token(self, change: Change) -> None:
-        """Change the claims of every ID token, and sign it again by the key that it had."""
-        self.sign_anew(
-            lambda header, claims: signed(header, _changed(change, claims), self._key(header))
+        """Change the claims of every ID token."""
+        self.changes[TOKEN] = lambda answer: self.sign_again(answer, change)
+
+    def sign_again(self, answer: Claims, change: Change) -> None:
+        """Change the claims of an answer's ID token, and sign it by the key that it had."""
+        _replace(
+            answer, lambda header, old: signed(header, _changed(change, old), self._key(header))
         )
 
-    def sign_anew(self, sign: Callable[[Claims, Claims], str]) -> None:
+    def sign_anew(self, sign: Sign) -> None:
         """Put what `sign` makes of its header and its claims in the place of every ID token."""
-
-        def replace(answer: Claims) -> None:
-            token = jws.extract_compact(answer["id_token"].encode())
-            answer["id_token"] = sign(token.headers(), msgspec.json.decode(token.payload or b""))
-
-        self.changes[TOKEN] = replace
+        self.changes[TOKEN] = lambda answer: _replace(answer, sign)
 
     def _key(self, header: Claims) -> Key:
         return next(key for key in self.openid.keys.values() if key.kid == header["kid"])
@@ -166,7 +169,8 @@ def nobodys(url: str) -> Provider:
 def signed(header: Claims, claims: Claims, key: Key) -> str:
     """Return a token with these parts, signed by `key`."""
     registry = jws.JWSRegistry(algorithms=[header["alg"]], strict_check_header=False)
-    return jws.serialize_compact(header, msgspec.json.encode(claims), key, registry=registry)
+    with warnings.catch_warnings(action="ignore", category=SecurityWarning):  # of EdDSA's name
+        return jws.serialize_compact(header, msgspec.json.encode(claims), key, registry=registry)
 
 
 def signed_by_hmac(header: Claims, claims: Claims, secret: bytes) -> str:
@@ -182,6 +186,11 @@ def unsigned(header: Claims, claims: Claims) -> str:
 
 def _part(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def _replace(answer: Claims, sign: Sign) -> None:
+    token = jws.extract_compact(answer["id_token"].encode())
+    answer["id_token"] = sign(token.headers(), msgspec.json.decode(token.payload or b""))
 
 
 def _changed(change: Change, claims: Claims) -> Claims:

@@ -1,5 +1,7 @@
 """Whose word counts: what a provider, its token and its answers must say."""
 
+import base64
+import hashlib
 import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -8,6 +10,7 @@ import pytest
 from tests.middle import (
     DISCOVERY,
     REDIRECT,
+    TOKEN,
     USERINFO,
     Claims,
     Middle,
@@ -116,14 +119,29 @@ async def test_a_token_signed_again_is_believed_when_it_says_nothing_wrong(
     assert (await who_signs_in(provider)).role == "viewer"
 
 
+@pytest.mark.parametrize(
+    ("alg", "digest"), [("RS256", "sha256"), ("ES256", "sha256"), ("EdDSA", "sha512")]
+)
 async def test_an_access_token_that_the_provider_did_not_give_is_refused(
-    middle: Middle, provider: Provider
+    middle: Middle, alg: str, digest: str
 ) -> None:
-    def with_hash(claims: Claims) -> None:
-        claims["at_hash"] = "MTIzNDU2Nzg5MDEyMzQ1Ng"
+    """When its hash is in the ID token, where this provider puts none for a code."""
+    instead: Claims = {}
 
-    middle.change_token(with_hash)
-    assert await refusal(provider) == "wrong_at_hash"
+    def hashed(answer: Claims) -> None:
+        full = hashlib.new(digest, answer["access_token"].encode()).digest()
+        half = base64.urlsafe_b64encode(full[: len(full) // 2]).rstrip(b"=").decode()
+        middle.sign_again(answer, setting(at_hash=half))
+        answer.update(instead)
+
+    middle.changes[TOKEN] = hashed
+    client = middle.openid.register(REDIRECT, id_token_signed_response_alg=alg)
+    known = {"client_id": client.client_id, "client_secret": client.client_secret}
+    async with middle.provider(**known) as provider:
+        assert (await who_signs_in(provider)).role == "viewer"
+        for another in ("another", None):
+            instead["access_token"] = another
+            assert await refusal(provider) == "wrong_at_hash"
 
 
 async def test_another_issuer_beside_the_code_is_refused(provider: Provider) -> None:
