@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import add_clients, add_mailing
+from tests.sample import OPEN, add_clients, add_mailing
 from tests.served import Talk, listening, talk
 
 from mailer.app import BODY_LIMIT, create_app
@@ -17,17 +17,19 @@ UNREAD = {"/clients/1/delete", "/mailings/1/pause"}
 LATER = datetime(2040, 1, 1, tzinfo=UTC)
 FORM, JSON, CSV = "application/x-www-form-urlencoded", "application/json", "text/csv"
 
+OURS = "Sec-Fetch-Site: same-origin"
+
 
 @pytest.fixture
 async def client(engine: AsyncEngine) -> AsyncIterator[Talk]:
-    async with listening(create_app(engine)) as port, talk(port) as client:
+    async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as client:
         yield client
 
 
 def calls(engine: AsyncEngine) -> list[tuple[str, str, str]]:
     """Return the method, path and type of every call that takes a body of limited size."""
     found: list[tuple[str, str, str]] = []
-    for route in create_app(engine).routes:
+    for route in create_app(engine, settings=OPEN).routes:
         if isinstance(route, HTTPRoute) and "import" not in route.path:
             path = route.path_format.replace("{verb}", "pause")
             path = re.sub(r"{\w+}", "1", path)
@@ -48,7 +50,7 @@ async def fill(engine: AsyncEngine) -> None:
 
 async def begin(client: Talk, call: tuple[str, str, str], *headers: str) -> None:
     method, path, media_type = call
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Type: {media_type}", *headers]
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Type: {media_type}", OURS, *headers]
     await client.say("\r\n".join([*lines, "", ""]).encode())
 
 
@@ -58,7 +60,7 @@ async def test_a_body_that_says_it_is_too_large_is_413_at_once_on_every_route(
     await fill(engine)
     assert len(calls(engine)) > 12
     for call in calls(engine):
-        async with listening(create_app(engine)) as port, talk(port) as client:
+        async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as client:
             await begin(client, call, f"Content-Length: {BODY_LIMIT + 1}")
             assert (await client.problem())[0] == 413, call
 
@@ -69,7 +71,7 @@ async def test_a_body_in_chunks_that_grows_too_large_is_413_on_every_route(
     await fill(engine)
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
     for call in calls(engine):
-        async with listening(create_app(engine)) as port, talk(port) as client:
+        async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as client:
             await begin(client, call, "Transfer-Encoding: chunked")
             for _ in range(BODY_LIMIT // 65_536 + 1):
                 client.writer.write(chunk)

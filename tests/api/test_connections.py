@@ -9,7 +9,7 @@ import pytest
 from litestar import Litestar, get
 from litestar.response import ServerSentEvent, Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import add_clients, execute
+from tests.sample import OPEN, add_clients, execute
 from tests.served import GET, listening, quick, talk, talks
 
 from mailer.app import create_app
@@ -194,7 +194,7 @@ async def test_what_is_too_large_or_no_http_is_refused(given: bytes, status: int
     "rest", [b"0\r\nX: ", b"1;", b"0\r\n" + b"X: y\r\n" * 200], ids=["trailer", "extension", "many"]
 )
 async def test_what_stands_about_a_body_is_bounded_too(engine: AsyncEngine, rest: bytes) -> None:
-    app = create_app(engine)
+    app = create_app(engine, settings=OPEN)
     async with listening(app) as port, talk(port) as client:
         await client.say(BODY + b"Transfer-Encoding: chunked\r\n\r\n" + rest)
         for _ in range(20):
@@ -216,12 +216,12 @@ async def test_what_stands_about_a_body_is_bounded_too(engine: AsyncEngine, rest
         BODY.replace(b"/api/v1/clients", b"/preferences").replace(
             b"application/json", b"application/x-www-form-urlencoded"
         )
-        + b"Content-Length: 100\r\n\r\nback=",
+        + b"Sec-Fetch-Site: same-origin\r\nContent-Length: 100\r\n\r\nback=",
     ],
     ids=["nothing", "a part", "chunked", "none wanted", "a form"],
 )
 async def test_a_body_that_does_not_come_in_time_is_408(engine: AsyncEngine, begun: bytes) -> None:
-    app = create_app(engine, limits=Limits(body=0.3))
+    app = create_app(engine, limits=Limits(body=0.3), settings=OPEN)
     async with listening(app) as port, talk(port) as slow:
         await slow.say(begun)
         async with asyncio.timeout(2):
@@ -231,7 +231,7 @@ async def test_a_body_that_does_not_come_in_time_is_408(engine: AsyncEngine, beg
 
 
 async def test_hundreds_of_stuck_bodies_hold_nobody_up(engine: AsyncEngine) -> None:
-    app = create_app(engine, limits=Limits(body=2))
+    app = create_app(engine, limits=Limits(body=2), settings=OPEN)
     async with listening(app) as port, talks(port, 200) as stuck:
         for each in stuck:
             await each.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
@@ -243,7 +243,7 @@ async def test_hundreds_of_stuck_bodies_hold_nobody_up(engine: AsyncEngine) -> N
 
 
 async def test_a_stuck_body_makes_room_when_there_are_too_many(engine: AsyncEngine) -> None:
-    app = create_app(engine)
+    app = create_app(engine, settings=OPEN)
     async with listening(app, Limits(connections=20)) as port, talks(port, 20) as stuck:
         for each in stuck:
             await each.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
@@ -315,7 +315,7 @@ async def test_events_go_on_through_every_limit() -> None:
 async def test_stuck_downloads_hold_neither_connections_nor_others(engine: AsyncEngine) -> None:
     await add_clients(engine, 60_000)
     await execute(engine, "UPDATE client SET tag = repeat('x', 64)")
-    app = served(create_app(engine), Settings())
+    app = served(create_app(engine, settings=OPEN), Settings())
     asked = b"GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAccept: text/csv\r\n\r\n"
     async with (
         listening(app, Limits(reader=4)) as port,
@@ -345,7 +345,7 @@ async def test_who_waits_too_long_for_a_turn_is_told_when_to_come_again(
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(IMPORTS):
             await stack.enter_async_context(upload.TURNS.turn())
-        async with listening(create_app(engine)) as port, talk(port) as late:
+        async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as late:
             await late.say(
                 b"POST /api/v1/clients/import HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
                 b"Content-Length: 6\r\n\r\nphone\n"

@@ -11,6 +11,7 @@ from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, create
 from tests.api.visits import BROWSER
+from tests.sample import OPEN
 
 from mailer.admin.live import Live
 from mailer.app import create_app
@@ -31,7 +32,7 @@ NOTHING = "default-src 'none'; frame-ancestors 'none'"
 def app_of(engine: AsyncEngine) -> Litestar:
     live = Live()
     live.stop()  # streams of events end at once
-    return create_app(engine, live=live)
+    return create_app(engine, live=live, settings=OPEN)
 
 
 def client_of(

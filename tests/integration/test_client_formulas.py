@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.examples import EXAMPLES
 from tests.integration.test_client_csv import clients, counts, export, parts_of, put
 
+from mailer.access.model import COMMAND_LINE
 from mailer.client.formulas import as_given
 from mailer.client.importing import import_clients
 
@@ -87,10 +88,20 @@ async def test_no_cell_of_an_export_is_a_formula_and_every_tag_comes_back(
         for row in csv.reader(io.StringIO(exported.decode(), newline=""), delimiter=delimiter):
             assert not any(cell.startswith(STARTS) for cell in row), row
     assert not any(line.startswith(STARTS) for line in re.split("[\r\n]", exported.decode()))
-    assert counts(await import_clients(engine, parts_of(exported))) == (0, 0, len(before), 0)
+    assert counts(await import_clients(engine, parts_of(exported), COMMAND_LINE)) == (
+        0,
+        0,
+        len(before),
+        0,
+    )
     async with engine.begin() as connection:
         await connection.execute(text("TRUNCATE client"))
-    assert counts(await import_clients(engine, parts_of(exported, 7))) == (len(before), 0, 0, 0)
+    assert counts(await import_clients(engine, parts_of(exported, 7), COMMAND_LINE)) == (
+        len(before),
+        0,
+        0,
+        0,
+    )
     assert [tag for _, _, tag, _ in await clients(engine)] == given_tags
 
 
@@ -102,5 +113,10 @@ async def test_a_file_may_mark_a_tag_as_text_or_not(engine: AsyncEngine) -> None
 
 async def test_a_marked_tag_of_the_longest_length_is_taken(engine: AsyncEngine) -> None:
     before = await stored(engine, ["=" * 64, ";=" * 32])
-    assert counts(await import_clients(engine, parts_of(await export(engine)))) == (0, 0, 2, 0)
+    assert counts(await import_clients(engine, parts_of(await export(engine)), COMMAND_LINE)) == (
+        0,
+        0,
+        2,
+        0,
+    )
     assert [tag for _, _, tag, _ in await clients(engine)] == before
