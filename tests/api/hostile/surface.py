@@ -1,0 +1,106 @@
+"""All that a client can fill in, as the application's schema has it: a new field is among it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from mailer.app import create_app
+
+BASE = "/api/v1"
+APP = create_app(create_async_engine("postgresql+asyncpg://nowhere/none"))
+SCHEMA: dict[str, Any] = APP.openapi_schema.to_schema()
+CLIENT = {"phone": "79160000000"}
+MAILING = {
+    "datetime_start": "2030-01-01T00:00:00Z",
+    "datetime_end": "2031-01-01T00:00:00Z",
+    "text": "Hello",
+}
+NEEDED = {"/clients": CLIENT, "/mailings": MAILING}
+"""What a call needs beside the field that is tried."""
+JSON = "application/json"
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A place for text in the body of a call; `*` stands for an entry of a list."""
+
+    method: str
+    path: str
+    place: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The field as an error names it."""
+        return ".".join(part for part in self.place if part != "*")
+
+    def body(self, value: Any) -> dict[str, Any]:
+        """Return a body with `value` in that place, and all else as it should be."""
+        for part in reversed(self.place[1:]):
+            value = [value] if part == "*" else {part: value}
+        needed = NEEDED.get(self.path, {}) if self.method == "POST" else {}
+        return {**needed, self.place[0]: value}
+
+
+def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    return SCHEMA["components"]["schemas"][name] if name else schema
+
+
+def _places(schema: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    schema = _resolved(schema)
+    for choice in schema.get("anyOf", ()):
+        yield from _places(choice, place)
+    for name, field in schema.get("properties", {}).items():
+        yield from _places(field, (*place, name))
+    if "items" in schema:
+        yield from _places(schema["items"], (*place, "*"))
+    if schema.get("type") == "string" or "enum" in schema:
+        yield place
+
+
+def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in SCHEMA["paths"].items():
+        for method, operation in item.items():
+            if path.startswith(BASE):
+                yield method.upper(), path.removeprefix(BASE), operation
+
+
+def _body_of(operation: dict[str, Any]) -> dict[str, Any] | None:
+    media = operation.get("requestBody", {}).get("content", {}).get(JSON)
+    return media["schema"] if media else None
+
+
+def _fields() -> Iterator[Field]:
+    for method, path, operation in _operations():
+        if body := _body_of(operation):
+            yield from (Field(method, path, place) for place in dict.fromkeys(_places(body)))
+
+
+def _parameters(where: str) -> Iterator[tuple[str, str, str]]:
+    for method, path, operation in _operations():
+        for parameter in operation.get("parameters", ()):
+            if parameter["in"] == where:
+                yield method, path, parameter["name"]
+
+
+FIELDS = list(_fields())
+WRITES = [(method, path) for method, path, operation in _operations() if _body_of(operation)]
+CONTROLS = [
+    (method, path)
+    for method, path, operation in _operations()
+    if method == "POST" and "requestBody" not in operation
+]
+"""Calls that take no body, or an empty one."""
+QUERIES = [(path, name) for _, path, name in _parameters("query")]
+LISTS = list(dict.fromkeys(path for path, _ in QUERIES))
+WITH_ID = [(method, path) for method, path, _ in _parameters("path")]
+METHODS_OF = {
+    path.removeprefix(BASE): {method.upper() for method in item}
+    for path, item in SCHEMA["paths"].items()
+    if path.startswith(BASE)
+}
+"""The methods of each path."""

@@ -1,0 +1,87 @@
+"""No body breaks anything, whatever is in it."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
+from tests.api.hostile.surface import WRITES
+from tests.api.hostile.trace import assert_is_problem, contents
+
+JSON = {"Content-Type": "application/json"}
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats()
+    | st.text(st.characters(), max_size=20)  # surrogates included
+    | st.sampled_from(["", "vip", "912", "UTC", "09:00", "09:00\n", "9" * 11, "\0", "retry"])
+    | st.datetimes(timezones=st.timezones() | st.none()).map(lambda moment: moment.isoformat()),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["operator_codes", "tags", "time_zones", "x"]), inner)
+    ),
+    max_leaves=8,
+)
+nearly_right: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "clients": {
+        "phone": st.from_regex(r"7[0-9]{10}$"),  # with a line's end now and then
+        "operator_code": st.from_regex(r"[0-9]{3}$"),
+        "tag": st.text(min_size=1, max_size=64) | st.none(),
+        "time_zone": st.timezone_keys(),
+    },
+    "mailings": {
+        "datetime_start": st.just("2030-01-01T00:00:00Z"),
+        "datetime_end": st.sampled_from(["2031-01-01T00:00:00Z", "2029-01-01T00:00:00+03:00"]),
+        "send_interval_time_start": st.from_regex(r"^(0[0-9]|2[0-3]):[0-5][0-9]$"),
+        "send_interval_time_end": st.from_regex(r"^1[0-9]:[0-5][0-9](:[0-5][0-9])?$"),
+        "text": st.text(min_size=1, max_size=50),
+        "client_filter": st.none()
+        | st.text()
+        | st.fixed_dictionaries({"tags": st.lists(anything)}),
+        "on_unknown": st.sampled_from(["retry", "hold"]),
+    },
+}
+random_calls = settings(
+    max_examples=100,
+    deadline=None,  # CI's machines pause
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # none of them keeps a state
+)
+
+
+@st.composite
+def bodies(draw: st.DrawFn, kind: str) -> Any:
+    """Draw a body: anything at all, or known fields of which some are wrong."""
+    if draw(st.integers(0, 4)) == 0:
+        return draw(anything)
+    known = nearly_right[kind]
+    body = draw(st.fixed_dictionaries({}, optional=known) | st.fixed_dictionaries(known))
+    for name in draw(st.lists(st.sampled_from([*known, "x"]), max_size=2)):
+        body[name] = draw(anything)
+    return body
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES)
+@random_calls
+@given(data=st.data())
+async def test_no_body_breaks_anything_and_a_refused_one_leaves_no_trace(  # noqa: PLR0913, PLR0917  # what a call needs
+    api: httpx.AsyncClient,
+    engine: AsyncEngine,
+    ids: dict[str, int],
+    method: str,
+    path: str,
+    data: st.DataObject,
+) -> None:
+    body = data.draw(bodies(path.split("/")[1]))
+    before = await contents(engine)
+    content = json.dumps(body).encode()  # surrogates as \uXXXX, and NaN as only Python has it
+    with capture_logs() as logs:  # a traceback printed a hundred times would take minutes
+        answer = await api.request(method, path.format(**ids), content=content, headers=JSON)
+    assert all(line["log_level"] == "info" for line in logs)
+    if answer.status_code not in {200, 201}:
+        assert_is_problem(answer, 400, 409)
+        assert await contents(engine) == before

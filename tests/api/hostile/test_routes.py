@@ -1,0 +1,102 @@
+"""Ids, queries, methods and paths that cannot be are refused, and leave no trace."""
+
+import httpx
+import pytest
+from tests.api.hostile.surface import LISTS, METHODS_OF, WITH_ID
+from tests.api.hostile.trace import assert_is_problem
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["0", "-1", 10**30, 2**63, 2**53, "9" * 5000, "x", "1.5", "1e3", "%00", "1%00", "%ff", "%20"],
+    ids=lambda bad: str(bad)[:10],
+)
+@pytest.mark.parametrize(("method", "path"), WITH_ID)
+@pytest.mark.usefixtures("stored")
+async def test_an_id_that_cannot_be_is_refused(
+    api: httpx.AsyncClient, method: str, path: str, bad: object
+) -> None:
+    answer = await api.request(
+        method, path.format(client_id=bad, mailing_id=bad), json={} if method == "PATCH" else None
+    )
+    assert_is_problem(answer, 400, 404)
+
+
+@pytest.mark.parametrize("name", ["%00", "%ff", "%ed%a0%80", "", "limit%00", "LIMIT", "a" * 10_000])
+@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.usefixtures("stored")
+async def test_a_query_parameter_that_cannot_be_is_refused(
+    api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
+) -> None:
+    assert_is_problem(await api.get(f"{path.format(**ids)}?{name}=1"), 400)
+
+
+@pytest.mark.usefixtures("stored")
+async def test_a_header_may_be_long_and_strange(api: httpx.AsyncClient) -> None:
+    answer = await api.get(
+        "/clients", headers=[(b"Accept", b"x" * 100_000), (b"X-A", b"\x7f\xff\t")]
+    )
+    assert answer.status_code == 200
+
+
+METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "NOSUCH"}
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed", "method"),
+    [
+        (path, allowed, method)
+        for path, allowed in METHODS_OF.items()
+        for method in sorted(METHODS - allowed)
+    ],
+)
+@pytest.mark.usefixtures("stored")
+async def test_another_method_is_405_and_told_which_are_allowed(
+    api: httpx.AsyncClient, ids: dict[str, int], path: str, allowed: set[str], method: str
+) -> None:
+    answer = await api.request(method, path.format(**ids))
+    assert_is_problem(answer, 405)
+    assert set(answer.headers["allow"].split(", ")) - {"HEAD", "OPTIONS"} == allowed
+
+
+@pytest.mark.parametrize("path", [path for path, methods in METHODS_OF.items() if "GET" in methods])
+@pytest.mark.usefixtures("stored")
+async def test_head_has_no_body_and_does_no_harm(
+    api: httpx.AsyncClient, ids: dict[str, int], path: str
+) -> None:
+    answer = await api.head(path.format(**ids))
+    assert answer.status_code in {200, 405}
+    assert answer.content == b""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api",
+        "/api/v1",
+        "/api/v1/",
+        "/api/v1/nope",
+        "/api/v1/client",
+        "/api/v1/clientsx",
+        "/api/v1/clients/1/x",
+        "/api/v1/mailings/1/message",
+        "/api/v1/mailings/1/messages/1",
+        "/api/v1/mailings/1/stop",
+        "/api/v1/mailings/pause",
+        "/api/v1/mailings/1/pause/1",
+        "/api/v1/gateway/1",
+        "/api/v2/clients",
+        "/API/V1/CLIENTS",
+        "/nope",
+        "/%00",
+        "/%ff",
+        "/..%2f..%2fetc/passwd",
+        "/static/..%2f..%2f..%2fetc/passwd",
+        "/" + "a" * 60_000,
+    ],
+    ids=lambda path: path[:40],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.usefixtures("stored")
+async def test_an_unknown_path_is_404(api: httpx.AsyncClient, method: str, path: str) -> None:
+    assert_is_problem(await api.request(method, f"http://mailer{path}"), 404, 405)

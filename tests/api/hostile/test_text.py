@@ -1,0 +1,219 @@
+"""Text that is meant to do harm is stored exactly or refused by its field's name."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.hostile.surface import FIELDS, QUERIES, WRITES, Field
+from tests.api.hostile.trace import assert_is_problem, contents, fields
+
+JSON = {"Content-Type": "application/json"}
+STORABLE = {
+    "sql": "'; DROP TABLE client; --",
+    "sql with a comment": "vip' OR 1=1 /*",
+    "script": "<script>alert(1)</script>",
+    "attribute": "\"' onmouseover='alert(1)",
+    "template": "{{7*7}}${7*7}#{7*7}<%= 7*7 %>",
+    "format": "%s%n%(x)s{0.__class__}$1",
+    "formula": "=cmd|'/c calc'!A1",
+    "plus": "+1",
+    "minus": "-1",
+    "at": "@SUM(1)",
+    "tab": "\t=1",
+    "carriage return": "\r=1",
+    "header": "x\r\nSet-Cookie: hostile=1\r\n\r\nx",
+    "override": "\u202eabc\u2066",
+    "invisible": "\u200b\ufeff\u2060",
+    "no character": "\ufffe\uffff\U0010ffff",
+    "emoji": "👩\u200d👩\u200d👧" * 3,
+    "combining": "e" + "\u0301" * 50,
+    "escape": "\x1b[31m\x07\x7f\x80",
+    "path": "../../../etc/passwd",
+    "null": "null",
+    "escaped": "\\u0000\\x00%00",
+    "word": "NaN",
+}
+"""Text that may be where any text may be."""
+REFUSED = {
+    "nul": "a\0b",
+    "only nul": "\0",
+    "surrogate": "\ud800",
+    "surrogate within": "a\udc00b",
+    "surrogates the wrong way round": "\udc00\ud800",
+    "megabyte": "x" * 1_000_000,
+    "megabyte of others": "я" * 500_000,
+}
+"""Text that no field takes."""
+BROKEN = [b'"\xed\xa0\x80"', b'"\xff"', b'"\xc0\x80"', b'"\xf0\x9f"', b'"\xf5\x80\x80\x80"']
+FREE = {("tag",), ("text",), ("client_filter",), ("client_filter", "tags", "*")}
+"""The fields in which any text may be."""
+
+every_field = pytest.mark.parametrize("field", FIELDS, ids=str)
+every_query = pytest.mark.parametrize(("path", "name"), QUERIES)
+
+
+def test_every_text_of_the_models_is_tried() -> None:
+    """The fields are found in the schema, so that one that is not found would go unnoticed."""
+    assert {field.name for field in FIELDS} == {
+        *("phone", "operator_code", "tag", "time_zone"),
+        *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
+        *("text", "on_unknown", "client_filter", "client_filter.operator_codes"),
+        *("client_filter.tags", "client_filter.time_zones"),
+    }
+    assert len(FIELDS) == 28
+
+
+async def sent(
+    api: httpx.AsyncClient, ids: dict[str, int], field: Field, value: object
+) -> httpx.Response:
+    content = json.dumps(field.body(value)).encode()  # surrogates as \uXXXX
+    path = field.path.format(**ids)
+    return await api.request(field.method, path, content=content, headers=JSON)
+
+
+@every_field
+async def test_text_is_stored_exactly_or_refused_by_its_fields_name(
+    api: httpx.AsyncClient, engine: AsyncEngine, ids: dict[str, int], field: Field
+) -> None:
+    before = await contents(engine)
+    is_free = field.place in FREE
+    for name, value in STORABLE.items():
+        answer = await sent(api, ids, field, value)
+        assert "set-cookie" not in answer.headers
+        if is_free:
+            assert answer.status_code in {200, 201}, name
+            await assert_kept(api, field, value, answer.json())
+        else:
+            assert_is_problem(answer, 400)
+            assert fields(answer) == {field.name}, name
+    assert is_free or await contents(engine) == before
+
+
+async def assert_kept(
+    api: httpx.AsyncClient, field: Field, value: str, made: dict[str, Any]
+) -> None:
+    """Check that it is exactly as it was given, in the answer and later; what was added goes."""
+    place = field.place[0]
+    address = f"/{field.path.split('/')[1]}/{made['id']}"
+    kept = (await api.get(address)).json()
+    assert made[place] == kept[place] == field.body(value)[place]
+    if field.method == "POST":
+        assert (await api.delete(address)).status_code == 204
+
+
+@every_field
+@pytest.mark.usefixtures("stored")
+async def test_what_no_text_is_is_refused(
+    api: httpx.AsyncClient, ids: dict[str, int], field: Field
+) -> None:
+    for name, value in REFUSED.items():
+        answer = await sent(api, ids, field, value)
+        assert_is_problem(answer, 400, 413)
+        if "surrogate" not in name and answer.status_code == 400:
+            assert fields(answer) == {field.name}, name
+        assert len(answer.content) < 1_000  # it is not said again
+
+
+@every_field
+@pytest.mark.usefixtures("stored")
+async def test_broken_utf8_is_refused(
+    api: httpx.AsyncClient, ids: dict[str, int], field: Field
+) -> None:
+    content = json.dumps(field.body("HERE")).encode()
+    for broken in BROKEN:
+        answer = await api.request(
+            field.method,
+            field.path.format(**ids),
+            content=content.replace(b'"HERE"', broken),
+            headers=JSON,
+        )
+        assert_is_problem(answer, 400)
+
+
+@every_field
+@pytest.mark.usefixtures("stored")
+async def test_what_is_no_text_is_refused_by_its_fields_name(
+    api: httpx.AsyncClient, ids: dict[str, int], field: Field
+) -> None:
+    values: list[Any] = [
+        0,
+        -0.0,
+        10**400,
+        1e308,
+        float("nan"),
+        float("inf"),
+        True,
+        [[]],
+        {"x": "x"},
+    ]
+    for value in values:
+        answer = await sent(api, ids, field, value)
+        assert_is_problem(answer, 400)
+        if value == value and value != float("inf"):  # noqa: PLR0124  # JSON has neither
+            assert any(name.startswith(field.place[0]) for name in fields(answer)), value
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES)
+@pytest.mark.usefixtures("stored")
+async def test_a_field_that_is_not_there_is_refused_by_its_name(
+    api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str
+) -> None:
+    for name in ("a\0b", "<script>", "__proto__", "__class__", "", "x" * 100_000):
+        answer = await api.request(method, path.format(**ids), json={name: 1})
+        assert_is_problem(answer, 400)
+        assert name in fields(answer)
+
+
+async def test_the_last_of_keys_that_come_twice_counts_and_is_checked(
+    api: httpx.AsyncClient, ids: dict[str, int]
+) -> None:
+    path = f"/clients/{ids['client_id']}"
+    answer = await api.patch(path, content=b'{"tag": "", "tag": "last"}', headers=JSON)
+    assert answer.json()["tag"] == "last"
+    answer = await api.patch(path, content=b'{"tag": "last", "tag": ""}', headers=JSON)
+    assert_is_problem(answer, 400)
+    assert fields(answer) == {"tag"}
+
+
+# ---- queries --------------------------------------------------------------------------------
+
+
+@every_query
+@pytest.mark.usefixtures("stored")
+async def test_a_query_finds_nothing_or_is_refused_by_the_parameters_name(
+    api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
+) -> None:
+    for value in STORABLE.values():
+        for accept in ("application/json", "text/csv"):
+            headers = {"Accept": accept}
+            answer = await api.get(path.format(**ids), params={name: value}, headers=headers)
+            assert "hostile" not in str(answer.headers)
+            if answer.status_code == 200:
+                assert answer.text.count("\n") == 1 or answer.json()["count"] == 0
+                continue
+            assert_is_problem(answer, 400)
+            assert fields(answer) == {name}
+
+
+@every_query
+@pytest.mark.usefixtures("stored")
+async def test_nul_and_broken_utf8_in_a_query_are_refused_by_the_parameters_name(
+    api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
+) -> None:
+    for value in ("%00", "a%00b", "%ff", "%c0%80", "%ed%a0%80", "%F0%9F"):
+        answer = await api.get(f"{path.format(**ids)}?{name}={value}")
+        assert_is_problem(answer, 400)
+        assert fields(answer) == {name}
+
+
+@every_query
+@pytest.mark.usefixtures("stored")
+async def test_a_query_as_long_as_a_url_can_be_and_one_given_twice_are_refused(
+    api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
+) -> None:
+    for query in (f"{name}={'9' * 60_000}", f"{name}=1&{name}=2"):
+        answer = await api.get(f"{path.format(**ids)}?{query}")
+        assert_is_problem(answer, 400)
+        assert fields(answer) == {name}
