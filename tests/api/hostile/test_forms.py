@@ -16,7 +16,6 @@ from tests.api.hostile.surface import APP
 from tests.sample import execute
 
 SITE = "http://mailer"
-BROWSER = {"Accept": "text/html"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 MARKUP = "\"'></textarea></option></title><script>alert(1)</script>{{7*7654321}}"
 HOSTILE = {
