@@ -7,6 +7,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, create
 from tests.sample import begin
 
+from mailer.access import accounts, signing_in
+from mailer.access.cookie import COOKIE
+from mailer.access.model import COMMAND_LINE, Role
+from mailer.app import create_app
+from mailer.settings import Settings
+
 BROWSER = {
     "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
     "Sec-Fetch-Site": "same-origin",
@@ -33,3 +39,29 @@ async def under_way(api: httpx.AsyncClient, engine: AsyncEngine, **given: Any) -
     mailing_id = int((await create(api, DUE | given))["id"])
     await begin(engine)
     return mailing_id
+
+
+def visitor(
+    engine: AsyncEngine, settings: Settings | None = None, secret: str | None = None
+) -> httpx.AsyncClient:
+    """Return a browser at an application that asks who comes; paths are the site's."""
+    app = create_app(engine, settings=settings or Settings())
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False),  # type: ignore[arg-type]  # each names the types of ASGI anew
+        base_url=SITE,
+        headers=BROWSER,
+        cookies={COOKIE: secret} if secret else None,
+    )
+
+
+async def signed_in(
+    engine: AsyncEngine, role: Role, name: str | None = None, settings: Settings | None = None
+) -> httpx.AsyncClient:
+    """Return a browser in which somebody of a role is signed in, whose account is made for it.
+
+    The account is named after its role unless a name is given, and no password fits.
+    """
+    async with engine.begin() as connection:
+        who = await accounts.add(connection, name or role, role, "no hash", COMMAND_LINE)
+        secret = await signing_in.begin(connection, who, "127.0.0.1", "a browser")
+    return visitor(engine, settings, secret)

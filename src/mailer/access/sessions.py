@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 import msgspec
-from sqlalchemy import delete, insert, select, text
+from sqlalchemy import ColumnElement, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.model import SCOPE_OF, Actor
@@ -35,7 +35,8 @@ USE = text("""
         SELECT digest, account_id, name, role, seen_at FROM session
         JOIN account ON account.id = account_id
         WHERE digest = :digest AND disabled_at IS NULL
-            AND seen_at > now() - :idle AND session.created_at > now() - :longest
+            AND seen_at > now() - CAST(:idle AS interval)
+            AND session.created_at > now() - CAST(:longest AS interval)
     ), seen AS (
         UPDATE session SET seen_at = now() FROM found
         WHERE session.digest = found.digest AND found.seen_at < now() - interval '1 minute'
@@ -71,15 +72,27 @@ async def use(connection: AsyncConnection, secret: str, address: str | None) -> 
 
 
 async def of_account(connection: AsyncConnection, account_id: int) -> list[Session]:
-    """Return the sessions of an account, the newest first."""
-    statement = select(*SHOWN).where(session.c.account_id == account_id)
+    """Return the open sessions of an account, the newest first."""
+    statement = select(*SHOWN).where(session.c.account_id == account_id, is_open())
     found = await connection.execute(statement.order_by(session.c.created_at.desc()))
     return [Session(**row) for row in found.mappings()]
 
 
-async def end(connection: AsyncConnection, account_id: int, known: bytes | None = None) -> int:
-    """End one session of an account, or all of them; return how many they were."""
+def is_open() -> ColumnElement[bool]:
+    """Whether a session has not run out."""
+    return (session.c.seen_at > func.now() - IDLE) & (session.c.created_at > func.now() - LONGEST)
+
+
+async def end(
+    connection: AsyncConnection,
+    account_id: int,
+    known: bytes | None = None,
+    but: bytes | None = None,
+) -> int:
+    """End one session of an account, or all of them `but` one; return how many they were."""
     statement = delete(session).where(session.c.account_id == account_id)
     if known is not None:
         statement = statement.where(session.c.digest == known)
+    if but is not None:
+        statement = statement.where(session.c.digest != but)
     return (await connection.execute(statement)).rowcount

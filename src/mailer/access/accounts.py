@@ -1,0 +1,252 @@
+"""SQL of the accounts that people sign in to. The caller owns the transaction."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from sqlalchemy import ColumnElement, exists, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.access import audit, sessions
+from mailer.access.model import Actor, Role
+from mailer.access.passwords import Password, too_easy
+from mailer.db.access import account, api_key, session
+from mailer.errors import ConflictError, FieldError, NotFoundError
+from mailer.validation import Input
+
+GivenRole = Annotated[Role, Meta(extra={"rule": "must be viewer, operator or admin"})]
+
+
+class NewAccount(Input, frozen=True, kw_only=True):
+    """An account with a password to be made."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            pattern=r"^(?!\s)[^\x00\ud800-\udfff]*(?<!\s)(?!\n)$",
+            extra={"rule": "must be 1 to 64 characters without NUL and blanks at its ends"},
+        ),
+    ]
+    role: GivenRole
+    password: Password
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # of no moment
+        """Name what is wrong with the password of this name."""
+        return too_easy(values.get("name", ""), values.get("password", ""))
+
+
+class NewRole(Input, frozen=True, kw_only=True):
+    """A role to be given to an account."""
+
+    role: GivenRole
+
+
+class NewPassword(Input, frozen=True, kw_only=True):
+    """A password to be given to an account."""
+
+    password: Password
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Somebody who may sign in, but for the password."""
+
+    id: int
+    name: str
+    role: Role
+    issuer: str | None
+    """The OpenID provider that knows this person; None of who has a password here."""
+    created_at: datetime
+    signed_in_at: datetime | None
+    disabled_at: datetime | None
+    sessions: int = 0
+    """How many are open; counted by `every` alone."""
+
+
+class AccountNotFoundError(NotFoundError):
+    """There is no such account."""
+
+
+class AccountNameTakenError(ConflictError):
+    """Another account has this name."""
+
+
+class OwnAccountError(ConflictError):
+    """Nobody disables their own account or changes its role; ask another admin."""
+
+
+class NoPasswordHereError(ConflictError):
+    """The account has no password here: its person signs in at the OpenID provider."""
+
+
+SHOWN = [account.c[name] for name in Account.__struct_fields__ if name != "sessions"]
+
+
+async def add(
+    connection: AsyncConnection, name: str, role: Role, password: str, by: Actor
+) -> Account:
+    """Make an account of which `password` is kept, hashed; raises `AccountNameTakenError`."""
+    values = {"name": name, "role": role}
+    statement = insert(account).values(**values, password=password).returning(*SHOWN)
+    try:
+        made = Account(**(await connection.execute(statement)).mappings().one())
+    except IntegrityError as error:
+        raise AccountNameTakenError from error
+    await audit.record(connection, by, "account_made", _target(made), after=values)
+    return made
+
+
+async def every(connection: AsyncConnection) -> list[Account]:
+    """Return all accounts by name, with how many sessions each has."""
+    open_sessions = (
+        select(func.count())
+        .where(session.c.account_id == account.c.id, sessions.is_open())
+        .scalar_subquery()
+    )
+    statement = select(*SHOWN, open_sessions.label("sessions"))
+    found = await connection.execute(statement.order_by(func.lower(account.c.name), account.c.id))
+    return [Account(**row) for row in found.mappings()]
+
+
+async def get(connection: AsyncConnection, account_id: int, *, lock: bool = False) -> Account:
+    """Return an account; raises `AccountNotFoundError`."""
+    return await _one(connection, account.c.id == account_id, lock=lock)
+
+
+async def named(connection: AsyncConnection, name: str) -> Account:
+    """Return the account with a password here that has a name; raises `AccountNotFoundError`."""
+    return await _one(connection, _is_called(name), lock=False)
+
+
+async def kept_password(connection: AsyncConnection, name: str) -> tuple[Account, str] | None:
+    """Return the account of a name and what is kept of its password; None if there is none."""
+    statement = select(*SHOWN, account.c.password).where(_is_called(name))
+    row = (await connection.execute(statement)).mappings().one_or_none()
+    if row is None:
+        return None
+    return Account(**{column.name: row[column.name] for column in SHOWN}), row["password"]
+
+
+async def is_anybody_known(connection: AsyncConnection) -> bool:
+    """Whether there is any account or any key that was not revoked."""
+    keys = exists().where(api_key.c.revoked_at.is_(None))
+    people = exists().where(account.c.id.is_not(None))
+    return bool((await connection.execute(select(people | keys))).scalar_one())
+
+
+async def set_role(connection: AsyncConnection, account_id: int, role: Role, by: Actor) -> None:
+    """Give an account another role, which holds from its next request on.
+
+    Raises `AccountNotFoundError` and `OwnAccountError`.
+    """
+    was = await _others(connection, account_id, by)
+    if was.role == role:
+        return
+    await _write(connection, was.id, role=role)
+    before, after = {"role": was.role}, {"role": role}
+    await audit.record(
+        connection, by, "account_role_changed", _target(was), before=before, after=after
+    )
+
+
+async def set_password(
+    connection: AsyncConnection, account_id: int, password: str, by: Actor
+) -> None:
+    """Keep another password, hashed, and end all sessions but the one that asks for it.
+
+    Raises `AccountNotFoundError` and `NoPasswordHereError`.
+    """
+    was = await get(connection, account_id, lock=True)
+    if was.issuer is not None:
+        raise NoPasswordHereError
+    await _write(connection, was.id, password=password)
+    await sessions.end(connection, was.id, but=by.session)
+    await audit.record(connection, by, "account_password_changed", _target(was))
+
+
+async def disable(connection: AsyncConnection, account_id: int, by: Actor) -> None:
+    """Keep somebody out until the account is enabled again, and end all sessions.
+
+    Raises `AccountNotFoundError` and `OwnAccountError`.
+    """
+    was = await _others(connection, account_id, by)
+    if was.disabled_at is not None:
+        return
+    await _write(connection, was.id, disabled_at=func.now())
+    await sessions.end(connection, was.id)
+    await audit.record(connection, by, "account_disabled", _target(was))
+
+
+async def enable(connection: AsyncConnection, account_id: int, by: Actor) -> None:
+    """Let somebody in again; raises `AccountNotFoundError`."""
+    was = await get(connection, account_id, lock=True)
+    if was.disabled_at is None:
+        return
+    await _write(connection, was.id, disabled_at=None)
+    await audit.record(connection, by, "account_enabled", _target(was))
+
+
+async def end_sessions(
+    connection: AsyncConnection, account_id: int, by: Actor, known: bytes | None = None
+) -> int:
+    """End one session of an account, or all of them; return how many they were.
+
+    Raises `AccountNotFoundError`.
+    """
+    was = await get(connection, account_id, lock=True)
+    ended = await sessions.end(connection, was.id, known)
+    if ended:
+        await audit.record(
+            connection, by, "sessions_ended", _target(was), after={"sessions": ended}
+        )
+    return ended
+
+
+async def signed_in(
+    connection: AsyncConnection, account_id: int, checked: str, rehashed: str | None
+) -> bool:
+    """Note that somebody signs in; False if the account has changed since `checked` was read."""
+    statement = (
+        update(account)
+        .where(
+            account.c.id == account_id,
+            account.c.password == checked,
+            account.c.disabled_at.is_(None),
+        )
+        .values(signed_in_at=func.now(), password=rehashed or checked)
+    )
+    return (await connection.execute(statement)).rowcount > 0
+
+
+async def _one(connection: AsyncConnection, which: ColumnElement[bool], *, lock: bool) -> Account:
+    statement = select(*SHOWN).where(which)
+    if lock:
+        statement = statement.with_for_update()
+    row = (await connection.execute(statement)).mappings().one_or_none()
+    if row is None:
+        raise AccountNotFoundError
+    return Account(**row)
+
+
+async def _others(connection: AsyncConnection, account_id: int, by: Actor) -> Account:
+    """Return an account that is not the one of who asks, so that an admin is always left."""
+    if by.kind == "account" and by.id == account_id:
+        raise OwnAccountError
+    return await get(connection, account_id, lock=True)
+
+
+async def _write(connection: AsyncConnection, account_id: int, **values: object) -> None:
+    await connection.execute(update(account).where(account.c.id == account_id).values(**values))
+
+
+def _is_called(name: str) -> ColumnElement[bool]:
+    return (func.lower(account.c.name) == func.lower(name)) & account.c.issuer.is_(None)
+
+
+def _target(which: Account) -> audit.Target:
+    return audit.Target("account", which.id)

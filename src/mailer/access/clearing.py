@@ -1,0 +1,33 @@
+"""What of people's ways in has had its day. The caller owns the transaction."""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.access import sessions
+
+SESSIONS = text("""
+    DELETE FROM session WHERE digest IN (
+        SELECT digest FROM session
+        WHERE seen_at <= now() - CAST(:idle AS interval)
+            OR created_at <= now() - CAST(:longest AS interval)
+        LIMIT :most FOR UPDATE SKIP LOCKED)""")
+# who has not come back from the OpenID provider by now will not
+SIGN_INS = text("""
+    DELETE FROM sign_in WHERE digest IN (
+        SELECT digest FROM sign_in WHERE created_at <= now() - interval '10 minutes'
+        LIMIT :most FOR UPDATE SKIP LOCKED)""")
+FAILURES = text("""
+    DELETE FROM throttle WHERE digest IN (
+        SELECT digest FROM throttle WHERE updated_at <= now() - interval '1 day'
+        LIMIT :most FOR UPDATE SKIP LOCKED)""")
+
+
+async def clear(connection: AsyncConnection, most: int) -> None:
+    """Delete sessions that have run out, sign-ins not ended, and failures of more than a day ago.
+
+    Of each at most so many rows.
+    """
+    given = {"idle": sessions.IDLE, "longest": sessions.LONGEST, "most": most}
+    await connection.execute(SESSIONS, given)
+    for statement in (SIGN_INS, FAILURES):
+        await connection.execute(statement, {"most": most})

@@ -1,0 +1,93 @@
+"""How people come in with a name and a password, and how they leave."""
+
+import re
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.access import accounts, audit, passwords, sessions, throttle
+from mailer.access.accounts import Account
+from mailer.access.model import SCOPE_OF, Actor
+from mailer.errors import FieldError, InvalidError, MailerError
+from mailer.validation import STORABLE
+
+
+class NotSignedInError(MailerError):
+    """The name or the password is wrong."""
+
+
+async def sign_in(
+    engine: AsyncEngine, name: str, password: str, address: str | None, browser: str
+) -> str:
+    """Begin a session of who shows a name and its password; return what its cookie shows.
+
+    Raises `NotSignedInError`, whatever is wrong, and `ThrottledError`.
+    """
+    name = name.strip()
+    async with engine.begin() as connection:
+        attempt = await throttle.count(connection, name, address)
+    async with engine.connect() as connection:
+        found = await accounts.kept_password(connection, name) if _may_exist(name) else None
+    known, kept = found or (None, None)
+    is_right = await passwords.matches(kept, password)
+    rehashed = None
+    if is_right and kept is not None and passwords.is_outdated(kept):
+        rehashed = await passwords.hashed(password)
+    async with engine.begin() as connection:
+        if (
+            is_right
+            and known is not None
+            and kept is not None
+            and await accounts.signed_in(connection, known.id, kept, rehashed)
+        ):
+            await throttle.clear(connection, attempt)
+            return await begin(connection, known, address, browser)
+        nobody = Actor("anybody", "anybody", address=address)
+        target = audit.Target("account", known.id if known else None)
+        await audit.record(connection, nobody, "sign_in_failed", target)
+    raise NotSignedInError
+
+
+async def begin(
+    connection: AsyncConnection, who: Account, address: str | None, browser: str
+) -> str:
+    """Begin a session of an account, however it was proved; return what its cookie shows."""
+    by = Actor("account", who.name, who.id, SCOPE_OF[who.role], address)
+    await audit.record(connection, by, "signed_in", audit.Target("account", who.id))
+    return await sessions.begin(connection, who.id, address, browser)
+
+
+async def sign_out(engine: AsyncEngine, by: Actor) -> None:
+    """End the session that somebody is signed in by."""
+    if by.session is None or by.id is None:
+        return
+    async with engine.begin() as connection:
+        if await sessions.end(connection, by.id, by.session):
+            await audit.record(connection, by, "signed_out", audit.Target("account", by.id))
+
+
+async def change_own_password(engine: AsyncEngine, by: Actor, present: str, new: str) -> None:
+    """Give who is signed in another password, once they have shown the present one.
+
+    All their other sessions end. Raises `InvalidError`, `NoPasswordHereError` and
+    `ThrottledError`.
+    """
+    async with engine.connect() as connection:
+        own = await accounts.get(connection, by.id or 0)
+    if own.issuer is not None:
+        raise accounts.NoPasswordHereError
+    if wrong := passwords.too_easy(own.name, new):
+        raise InvalidError(wrong)
+    async with engine.begin() as connection:
+        attempt = await throttle.count(connection, own.name, by.address)
+        found = await accounts.kept_password(connection, own.name)
+    if not await passwords.matches(found and found[1], present):
+        raise InvalidError([FieldError("present", "is not your password")])
+    kept = await passwords.hashed(new)
+    async with engine.begin() as connection:
+        await throttle.clear(connection, attempt)
+        await accounts.set_password(connection, own.id, kept, by)
+
+
+def _may_exist(name: str) -> bool:
+    """Whether the database can hold a name at all."""
+    return re.match(STORABLE, name) is not None

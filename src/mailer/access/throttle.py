@@ -1,0 +1,137 @@
+"""How often passwords may be tried. The caller owns the transaction.
+
+What is counted stands in the database, so that all processes share it. An attempt is counted as a
+failure before it is looked at, so that of a hundred at once not all get through; a right password
+takes its count back.
+"""
+
+import hashlib
+import ipaddress
+import math
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.access import throttle
+from mailer.errors import MailerError
+
+IPV6_PREFIX = 64
+"""Bits of an IPv6 address that tell one customer from another: the rest anybody may choose."""
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """How many failures in a row are free; then waits double, from 1 s up to `longest`."""
+
+    free: int
+    longest: int
+    """Seconds."""
+
+
+BY_BOTH = Limit(5, 900)
+BY_ADDRESS = Limit(30, 900)
+BY_NAME = Limit(50, 60)
+"""Over all addresses: no more than a minute, so that nobody is locked out from outside."""
+
+
+class Counter(msgspec.Struct, frozen=True):
+    """What failures are counted by, as its digest: names that are typed may be passwords."""
+
+    digest: bytes
+    limit: Limit
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """An attempt that was counted."""
+
+    name: Counter
+    both: Counter
+    address: Counter
+    address_blocked_until: datetime
+    """Where the counting has put it, to be taken back."""
+
+
+class ThrottledError(MailerError):
+    """Too many wrong passwords."""
+
+    def __init__(self, seconds: int = 0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        """How long to wait, at least 1."""
+
+
+COUNT = text("""
+    INSERT INTO throttle (digest, failures, blocked_until, updated_at)
+    VALUES (:digest, 1, clock_timestamp(), clock_timestamp())
+    ON CONFLICT (digest) DO UPDATE SET
+        failures = throttle.failures + 1,
+        blocked_until = clock_timestamp() + CASE
+            WHEN throttle.failures + 1 < :free THEN interval '0'
+            ELSE least(:longest, 2 ^ least(throttle.failures + 1 - :free, 20)) * interval '1 second'
+        END,
+        updated_at = clock_timestamp()
+    WHERE throttle.blocked_until <= clock_timestamp()
+    RETURNING blocked_until""")
+TAKE_BACK = text("""
+    UPDATE throttle SET
+        failures = greatest(failures - 1, 0),
+        blocked_until = CASE WHEN blocked_until = :put THEN clock_timestamp() ELSE blocked_until END
+    WHERE digest = :digest""")
+
+
+async def count(connection: AsyncConnection, name: str, address: str | None) -> Attempt:
+    """Count an attempt to sign in.
+
+    Raises `ThrottledError` while none may be made: then the transaction must end, for nothing is
+    to be counted.
+    """
+    place, who = _network(address), name.strip().casefold()
+    by_name = _counter(BY_NAME, "name", who)
+    both = _counter(BY_BOTH, "both", who, place)
+    by_address = _counter(BY_ADDRESS, "address", place)
+    counters = sorted((by_name, both, by_address), key=lambda counter: counter.digest)
+    until: dict[bytes, datetime] = {}
+    for counter in counters:  # in one order for all: nobody waits in a circle
+        given = {"digest": counter.digest} | msgspec.structs.asdict(counter.limit)
+        blocked_until = (await connection.execute(COUNT, given)).scalar_one_or_none()
+        if blocked_until is None:
+            raise ThrottledError(await _wait(connection, counters))
+        until[counter.digest] = blocked_until
+    return Attempt(by_name, both, by_address, until[by_address.digest])
+
+
+async def clear(connection: AsyncConnection, attempt: Attempt) -> None:
+    """Forget failures of who has shown the right password.
+
+    Of the address only this attempt is taken back: one account of one's own does not open the way
+    to guessing others.
+    """
+    known = [attempt.name.digest, attempt.both.digest]
+    await connection.execute(delete(throttle).where(throttle.c.digest.in_(known)))
+    given = {"digest": attempt.address.digest, "put": attempt.address_blocked_until}
+    await connection.execute(TAKE_BACK, given)
+
+
+async def _wait(connection: AsyncConnection, counters: Sequence[Counter]) -> int:
+    """Return the seconds until the last of several blocks ends."""
+    left = func.extract("epoch", func.max(throttle.c.blocked_until) - func.clock_timestamp())
+    statement = select(left).where(throttle.c.digest.in_([each.digest for each in counters]))
+    return max(1, math.ceil((await connection.execute(statement)).scalar_one() or 0))
+
+
+def _counter(limit: Limit, *parts: str) -> Counter:
+    known = "\0".join(parts).encode(errors="surrogatepass")
+    return Counter(hashlib.sha256(known).digest(), limit)
+
+
+def _network(address: str | None) -> str:
+    """Return the part of an address that its owner cannot choose."""
+    try:
+        known = ipaddress.ip_address(address or "")
+    except ValueError:
+        return address or ""
+    if known.version == 4:  # noqa: PLR2004  # IPv4
+        return str(known)
+    return str(ipaddress.ip_network((int(known), IPV6_PREFIX), strict=False))

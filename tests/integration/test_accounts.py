@@ -1,0 +1,284 @@
+"""Accounts: who may sign in, and that each change of one is written down and acts at once."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tests.sample import value
+
+from mailer.access import accounts, passwords, people, sessions, signing_in
+from mailer.access.accounts import Account, NewAccount
+from mailer.access.model import COMMAND_LINE, Actor
+from mailer.errors import InvalidError, MailerError
+from mailer.validation import check
+
+PASSWORD = "correct horse battery"  # noqa: S105  # of a test
+AUDIT = text("SELECT action, actor_kind, target_id, before, after FROM audit ORDER BY id")
+
+
+async def add(engine: AsyncEngine, name: str = "Ann", role: str = "viewer") -> Account:
+    given = {"name": name, "role": role, "password": PASSWORD}
+    return await people.add(engine, check(NewAccount, given, datetime.now(UTC)), COMMAND_LINE)
+
+
+async def enter(engine: AsyncEngine, name: str = "Ann", password: str = PASSWORD) -> str:
+    return await signing_in.sign_in(engine, name, password, "192.0.2.1", "Firefox")
+
+
+async def who(engine: AsyncEngine, secret: str) -> Actor | None:
+    async with engine.begin() as connection:
+        return await sessions.use(connection, secret, None)
+
+
+async def audited(engine: AsyncEngine) -> list[tuple[Any, ...]]:
+    async with engine.connect() as connection:
+        return [tuple(row) for row in await connection.execute(AUDIT)]
+
+
+async def test_what_is_kept_of_a_password_is_an_argon2id_hash_that_differs_each_time() -> None:
+    first, second = await passwords.hashed(PASSWORD), await passwords.hashed(PASSWORD)
+    assert first.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+    assert first != second
+    assert await passwords.matches(first, PASSWORD)
+    assert not await passwords.matches(first, PASSWORD + "!")
+    assert not await passwords.matches(None, "nobody's")
+    assert not await passwords.matches(first, "x" * 1_025)
+
+
+async def test_password_is_the_same_however_its_letters_are_composed() -> None:
+    kept = await passwords.hashed("Zo\u00eb's long secret")
+    assert await passwords.matches(kept, "Zoe\u0308's long secret")
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 65}, "name"),
+        ({"name": "a\0b"}, "name"),
+        ({"name": " ann"}, "name"),
+        ({"name": "ann\n"}, "name"),
+        ({"role": "root"}, "role"),
+        ({"password": "x" * 11}, "password"),
+        ({"password": "x" * 1_025}, "password"),
+        ({"name": "Annabel Lee 1", "password": "annabel lee 1"}, "password"),
+    ],
+)
+def test_account_that_breaks_a_rule_is_refused_by_the_field(
+    given: dict[str, str], field: str
+) -> None:
+    whole = {"name": "ann", "role": "viewer", "password": PASSWORD} | given
+    with pytest.raises(InvalidError) as refused:
+        check(NewAccount, whole, datetime.now(UTC))
+    assert [error.field for error in refused.value.errors] == [field]
+
+
+@pytest.mark.parametrize("length", [12, 1_024])
+def test_password_need_not_have_any_kind_of_character(length: int) -> None:
+    check(NewAccount, {"name": "a", "role": "admin", "password": "x" * length}, datetime.now(UTC))
+
+
+async def test_name_is_taken_whatever_its_case(engine: AsyncEngine) -> None:
+    await add(engine, "Ann")
+    with pytest.raises(accounts.AccountNameTakenError):
+        await add(engine, "aNN")
+
+
+async def test_person_comes_in_by_name_and_password_with_the_rights_of_the_role(
+    engine: AsyncEngine,
+) -> None:
+    made = await add(engine, role="operator")
+    secret = await enter(engine, " aNN ")
+    by = await who(engine, secret)
+    assert by is not None
+    assert (by.kind, by.name, by.id, by.scope) == ("account", "Ann", made.id, "write")
+    async with engine.connect() as connection:
+        (shown,) = await accounts.every(connection)
+    assert shown.signed_in_at is not None
+    assert shown.sessions == 1
+
+
+@pytest.mark.parametrize("password", [PASSWORD.upper(), "", "\0", "x" * 2_000])
+async def test_wrong_password_and_unknown_name_are_refused_with_the_same_words(
+    engine: AsyncEngine, password: str
+) -> None:
+    await add(engine)
+    said = set()
+    for name in ("Ann", "Bob", "a\0b"):
+        with pytest.raises(signing_in.NotSignedInError) as refused:
+            await enter(engine, name, password)
+        said.add(str(refused.value))
+    assert len(said) == 1
+    assert await value(engine, "SELECT count(*) FROM session") == 0
+
+
+async def test_password_is_hashed_anew_when_hashes_are_made_otherwise(engine: AsyncEngine) -> None:
+    await add(engine)
+    from argon2 import PasswordHasher  # noqa: PLC0415  # of this test alone
+
+    weak = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE account SET password = :weak"), {"weak": weak})
+    await enter(engine)
+    kept = await value(engine, "SELECT password FROM account")
+    assert "m=65536" in kept
+    await enter(engine)
+    assert await value(engine, "SELECT password FROM account") == kept
+
+
+async def test_disabled_account_lets_nobody_in_and_its_sessions_end(engine: AsyncEngine) -> None:
+    made = await add(engine)
+    secret = await enter(engine)
+    async with engine.begin() as connection:
+        await accounts.disable(connection, made.id, COMMAND_LINE)
+    assert await who(engine, secret) is None
+    assert await value(engine, "SELECT count(*) FROM session") == 0
+    with pytest.raises(signing_in.NotSignedInError):
+        await enter(engine)
+    async with engine.begin() as connection:
+        await accounts.enable(connection, made.id, COMMAND_LINE)
+    assert await who(engine, secret) is None
+    assert await enter(engine)
+
+
+async def test_role_holds_from_the_next_request_on(engine: AsyncEngine) -> None:
+    made = await add(engine, role="admin")
+    secret = await enter(engine)
+    async with engine.begin() as connection:
+        await accounts.set_role(connection, made.id, "viewer", COMMAND_LINE)
+    by = await who(engine, secret)
+    assert by is not None
+    assert by.scope == "read"
+
+
+async def test_new_password_ends_every_session_but_the_one_that_sets_it(
+    engine: AsyncEngine,
+) -> None:
+    made = await add(engine)
+    here, there = await enter(engine), await enter(engine)
+    by = await who(engine, here)
+    assert by is not None
+    await signing_in.change_own_password(engine, by, PASSWORD, "another long one")
+    assert await who(engine, here) is not None
+    assert await who(engine, there) is None
+    await people.set_password(engine, made.id, "the third long one", COMMAND_LINE)
+    assert await who(engine, here) is None
+    with pytest.raises(signing_in.NotSignedInError):
+        await enter(engine, password="another long one")  # noqa: S106  # of a test
+    assert await enter(engine, password="the third long one")  # noqa: S106  # of a test
+
+
+async def test_own_password_is_changed_only_by_who_knows_it(engine: AsyncEngine) -> None:
+    await add(engine)
+    by = await who(engine, await enter(engine))
+    assert by is not None
+    with pytest.raises(InvalidError, match="present"):
+        await signing_in.change_own_password(engine, by, "not this at all", "another long one")
+    assert await enter(engine)
+
+
+async def test_each_change_is_written_down_without_secrets(engine: AsyncEngine) -> None:
+    made = await add(engine)
+    secret = await enter(engine)
+    with pytest.raises(signing_in.NotSignedInError):
+        await enter(engine, "My Password By Mistake")
+    with pytest.raises(signing_in.NotSignedInError):
+        await enter(engine, password="wrong")  # noqa: S106  # of a test
+    by = await who(engine, secret)
+    assert by is not None
+    await signing_in.sign_out(engine, by)
+    async with engine.begin() as connection:
+        await accounts.set_role(connection, made.id, "admin", COMMAND_LINE)
+        await accounts.disable(connection, made.id, COMMAND_LINE)
+        await accounts.enable(connection, made.id, COMMAND_LINE)
+    await people.set_password(engine, made.id, "another long one", COMMAND_LINE)
+    await enter(engine, password="another long one")  # noqa: S106  # of a test
+    async with engine.begin() as connection:
+        await accounts.end_sessions(connection, made.id, COMMAND_LINE)
+    assert await audited(engine) == [
+        ("account_made", "command", made.id, None, {"name": "Ann", "role": "viewer"}),
+        ("signed_in", "account", made.id, None, None),
+        ("sign_in_failed", "anybody", None, None, None),
+        ("sign_in_failed", "anybody", made.id, None, None),
+        ("signed_out", "account", made.id, None, None),
+        ("account_role_changed", "command", made.id, {"role": "viewer"}, {"role": "admin"}),
+        ("account_disabled", "command", made.id, None, None),
+        ("account_enabled", "command", made.id, None, None),
+        ("account_password_changed", "command", made.id, None, None),
+        ("signed_in", "account", made.id, None, None),
+        ("sessions_ended", "command", made.id, None, {"sessions": 1}),
+    ]
+    everything = "SELECT string_agg(audit::text, ' ') FROM audit"
+    told = await value(engine, everything)
+    assert "argon2" not in told
+    assert "Mistake" not in told
+
+
+async def test_what_changes_nothing_is_not_written_down(engine: AsyncEngine) -> None:
+    made = await add(engine)
+    async with engine.begin() as connection:
+        await accounts.set_role(connection, made.id, "viewer", COMMAND_LINE)
+        await accounts.enable(connection, made.id, COMMAND_LINE)
+        await accounts.end_sessions(connection, made.id, COMMAND_LINE)
+    assert len(await audited(engine)) == 1
+
+
+Step = Callable[[AsyncConnection, int, Actor], Awaitable[object]]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda connection, account_id, by: accounts.set_role(connection, account_id, "viewer", by),
+        accounts.disable,
+    ],
+)
+async def test_nobody_shuts_themselves_out(engine: AsyncEngine, step: Step) -> None:
+    made = await add(engine, role="admin")
+    by = Actor("account", "Ann", made.id)
+    with pytest.raises(accounts.OwnAccountError):
+        async with engine.begin() as connection:
+            await step(connection, made.id, by)
+    assert await enter(engine)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda connection, account_id, by: accounts.set_role(connection, account_id, "viewer", by),
+        accounts.disable,
+        accounts.enable,
+        accounts.end_sessions,
+    ],
+)
+async def test_account_that_does_not_exist_is_said_so(engine: AsyncEngine, step: Step) -> None:
+    with pytest.raises(accounts.AccountNotFoundError):
+        async with engine.begin() as connection:
+            await step(connection, 1, COMMAND_LINE)
+    with pytest.raises(MailerError):
+        await people.set_password(engine, 1, "another long one", COMMAND_LINE)
+
+
+async def test_password_is_not_set_where_the_provider_keeps_the_person(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("""
+                INSERT INTO account (name, role, issuer, subject)
+                VALUES ('Ann', 'viewer', 'https://id.example', '1')""")
+        )
+    account_id = await value(engine, "SELECT id FROM account")
+    with pytest.raises(accounts.NoPasswordHereError):
+        await people.set_password(engine, account_id, "another long one", COMMAND_LINE)
+    with pytest.raises(signing_in.NotSignedInError):
+        await enter(engine)
+
+
+async def test_anybody_is_known_once_there_is_an_account(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        assert not await accounts.is_anybody_known(connection)
+    await add(engine)
+    async with engine.connect() as connection:
+        assert await accounts.is_anybody_known(connection)
