@@ -13,6 +13,7 @@ from markupsafe import escape
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.hostile.forms import Found, forms_of
 from tests.api.hostile.surface import APP
+from tests.api.visits import BROWSER
 from tests.sample import execute
 
 SITE = "http://mailer"
