@@ -110,12 +110,14 @@ def upgrade() -> None:
         ["actor_kind", "actor_id", "id"],
         unique=False,
     )
+    op.create_index(op.f("audit_actor_kind_id_idx"), "audit", ["actor_kind", "id"], unique=False)
     op.create_index(
         op.f("audit_target_kind_target_id_id_idx"),
         "audit",
         ["target_kind", "target_id", "id"],
         unique=False,
     )
+    op.create_index(op.f("audit_target_kind_id_idx"), "audit", ["target_kind", "id"], unique=False)
     op.create_table(
         "idempotency",
         sa.Column("owner", sa.String(), nullable=False),

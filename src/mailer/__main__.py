@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import datetime
+from functools import partial
 from typing import Any, TextIO, TypeVar
 
 import click
@@ -114,6 +115,53 @@ def export(file: str) -> None:
     from mailer import app
 
     _run(app.export_clients(settings, file, Console(stderr=True)))
+
+
+@main.group()
+def keys() -> None:
+    """Make and revoke the keys that programs use the API by."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    type=click.Choice(["read", "write", "admin"]),
+    required=True,
+    help="read looks; write also changes clients and mailings; admin also reads the audit log.",
+)
+@click.option("--expires", "days", type=click.IntRange(1, 36_500), metavar="DAYS")
+def make(name: str, scope: str, days: int | None) -> None:
+    """Make a key called NAME and print it, once; without --expires it is good for ever."""
+    settings = _settings()
+    from mailer import app
+    from mailer.access import commands
+
+    work = partial(commands.make_key, name=name, scope=scope, days=days)
+    click.echo(_run(app.on_database(settings, work)))
+    click.echo("Keep it: it is not shown again.", err=True)
+
+
+@keys.command("list")
+def list_() -> None:
+    """List all keys, the newest first."""
+    settings = _settings()
+    from mailer import app
+    from mailer.access import commands
+
+    for line in _run(app.on_database(settings, commands.list_keys)):
+        click.echo(line)
+
+
+@keys.command()
+@click.argument("name")
+def revoke(name: str) -> None:
+    """Revoke the key called NAME: it opens nothing from now on."""
+    settings = _settings()
+    from mailer import app
+    from mailer.access import commands
+
+    _run(app.on_database(settings, partial(commands.revoke_key, name=name)))
 
 
 @main.command()

@@ -5,10 +5,11 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 import structlog
@@ -22,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo, metrics
+from mailer.access.api import AuditController
 from mailer.access.gate import DOOR, Gate, actor_of
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
@@ -54,6 +56,8 @@ from mailer.web.openapi import StructPlugin, openapi_config
 log = structlog.get_logger()
 
 LIMITS = Limits()
+Result = TypeVar("Result")
+
 BODY_LIMIT = 1024 * 1024
 """Bytes of a JSON body: ample for the longest text and filter."""
 DATABASE_PATIENCE = 30.0
@@ -90,7 +94,12 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
     }
     api = Router(
         "/api/v1",
-        route_handlers=[ClientController, MailingController, StatisticsController],
+        route_handlers=[
+            ClientController,
+            MailingController,
+            StatisticsController,
+            AuditController,
+        ],
         opt={DOOR: "key"},
     )
     return Litestar(
@@ -179,6 +188,14 @@ async def export_clients(settings: Settings, file: str, console: Console) -> int
     """Export all clients to a CSV file; return how many they are."""
     async with open_database(settings, share=True) as (_, engine):
         return await commands.export_file(engine, file, console)
+
+
+async def on_database(
+    settings: Settings, work: Callable[[AsyncEngine], Awaitable[Result]]
+) -> Result:
+    """Do something on the database, which a running mailer may use meanwhile."""
+    async with open_database(settings, share=True) as (_, engine):
+        return await work(engine)
 
 
 async def report(settings: Settings, day: date, *, send: bool) -> str:

@@ -55,7 +55,7 @@ async def add(engine: AsyncEngine, phone: str, **fields: str) -> int:
 
 
 async def export(engine: AsyncEngine) -> bytes:
-    return b"".join([part.content async for part in export_clients(engine)])
+    return b"".join([part.content async for part in export_clients(engine, COMMAND_LINE)])
 
 
 def counts(report: ImportReport) -> tuple[int, int, int, int]:
@@ -278,7 +278,7 @@ async def test_export_in_several_chunks_has_everybody_once_and_in_order(
     engine: AsyncEngine,
 ) -> None:
     await put(engine, "phone", *(f"7916{n:07}" for n in range(2 * CHUNK + 1)))
-    parts = [part async for part in export_clients(engine)]
+    parts = [part async for part in export_clients(engine, COMMAND_LINE)]
     assert [part.rows for part in parts] == [CHUNK, CHUNK, 1]
     lines = b"".join(part.content for part in parts).splitlines()
     assert lines[0] == b"phone,operator_code,tag,time_zone"
@@ -288,6 +288,6 @@ async def test_export_in_several_chunks_has_everybody_once_and_in_order(
 async def test_export_holds_no_connection_while_its_reader_takes_time(engine: AsyncEngine) -> None:
     await put(engine, "phone", *(f"7916{n:07}" for n in range(CHUNK + 1)))
     for _ in range(20):
-        async with aclosing(export_clients(engine)) as parts:
+        async with aclosing(export_clients(engine, COMMAND_LINE)) as parts:
             await anext(parts)
             assert pool_usage(engine)[0] == 0

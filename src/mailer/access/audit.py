@@ -17,10 +17,13 @@ Facts = Mapping[str, Any]
 """Fields of a thing, as JSON can hold them: never a phone, a tag or a secret."""
 
 
+TargetKind = Literal["mailing", "client", "directory", "key", "account", "session"]
+
+
 class Target(msgspec.Struct, frozen=True):
     """What something was done to."""
 
-    kind: Literal["mailing", "client", "directory", "key", "account", "session"]
+    kind: TargetKind
     id: int | None = None
 
 

@@ -1,11 +1,12 @@
 """SQL of the keys that programs come in by. The caller owns the transaction."""
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import ColumnElement, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,10 +14,11 @@ from mailer.access import audit
 from mailer.access.model import Actor, Scope
 from mailer.access.secret import digest, new_secret
 from mailer.db.access import api_key
-from mailer.errors import ConflictError, NotFoundError
-from mailer.validation import STORABLE, Input
+from mailer.errors import ConflictError, FieldError, NotFoundError
+from mailer.validation import Input
 
 PREFIX = "mailer_"
+State = Literal["good", "expired", "revoked"]
 
 
 class NewKey(Input, frozen=True, kw_only=True):
@@ -25,14 +27,21 @@ class NewKey(Input, frozen=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            min_length=1,
             max_length=64,
-            pattern=STORABLE,
-            extra={"rule": "must be 1 to 64 characters without NUL"},
+            # it is told at terminals too, where control characters do things
+            pattern=r"^(?! )[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+(?<! )$",
+            extra={"rule": "must be 1 to 64 characters on one line, without blanks at its ends"},
         ),
     ]
-    scope: Scope
-    expires_at: datetime | None = None
+    scope: Annotated[Scope, Meta(extra={"rule": "must be read, write or admin"})]
+    expires_at: Annotated[datetime, Meta(tz=True)] | None = None
+    """From then on it opens nothing; None: never."""
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+        """Refuse a key that would be good for nothing from the beginning."""
+        if (expires_at := values.get("expires_at")) is not None and expires_at <= at:
+            yield FieldError("expires_at", "must be in the future")
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -46,13 +55,20 @@ class Key(msgspec.Struct, frozen=True):
     last_used_at: datetime | None
     revoked_at: datetime | None
 
+    def state(self, at: datetime) -> State:
+        """Return whether it opens anything at a moment, and why not."""
+        if self.revoked_at is not None:
+            return "revoked"
+        is_over = self.expires_at is not None and self.expires_at <= at
+        return "expired" if is_over else "good"
+
 
 class KeyNotFoundError(NotFoundError):
     """There is no such key, or it is revoked."""
 
 
 class KeyNameTakenError(ConflictError):
-    """Another key has this name."""
+    """Another key that is not revoked has this name."""
 
 
 SHOWN = [api_key.c[name] for name in Key.__struct_fields__]
@@ -86,9 +102,27 @@ async def revoke(connection: AsyncConnection, key_id: int, by: Actor) -> Key:
     if row is None:
         raise KeyNotFoundError
     key = Key(**row)
-    target = audit.Target("key", key_id)
-    await audit.record(connection, by, "key_revoked", target, before={"name": key.name})
+    was = {"name": key.name, "scope": key.scope}
+    await audit.record(connection, by, "key_revoked", audit.Target("key", key_id), before=was)
     return key
+
+
+async def get(connection: AsyncConnection, key_id: int) -> Key:
+    """Return a key that is not revoked; raises `KeyNotFoundError`."""
+    return await _living(connection, api_key.c.id == key_id)
+
+
+async def of_name(connection: AsyncConnection, name: str) -> Key:
+    """Return the key of this name that is not revoked; raises `KeyNotFoundError`."""
+    return await _living(connection, api_key.c.name == name)
+
+
+async def _living(connection: AsyncConnection, condition: ColumnElement[bool]) -> Key:
+    statement = select(*SHOWN).where(condition, api_key.c.revoked_at.is_(None))
+    row = (await connection.execute(statement)).mappings().one_or_none()
+    if row is None:
+        raise KeyNotFoundError
+    return Key(**row)
 
 
 async def every(connection: AsyncConnection) -> list[Key]:

@@ -57,6 +57,7 @@ class Clients(Controller):
     async def export(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         show: NamedDependency[Show],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
@@ -65,7 +66,7 @@ class Clients(Controller):
             asked = as_filter(parameters(request, blank_is_absent=True))
         except InvalidError as error:
             return _wrong_filter(show, _filter(request), error)
-        return await csv_answer("clients.csv", export_clients(engine, **asked.equal()))
+        return await csv_answer("clients.csv", export_clients(engine, by, **asked.equal()))
 
     @get("/clients/new", needs="write")
     async def show_empty(self, show: NamedDependency[Show]) -> Response[str]:

@@ -197,6 +197,12 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "say": say,
     "terms": terms_of,
     "reason": words.reason,
+    "scope": words.known(words.SCOPES),
+    "actor": words.known(words.ACTORS),
+    "thing": words.known(words.THINGS),
+    "action": words.known(words.ACTIONS),
+    "fact": words.known(words.FACTS),
+    "on_unknown": words.known(words.ON_UNKNOWN),
     "mailing_status": lambda status: gettext(words.MAILING_STATUSES[status]),
     "message_status": lambda status: gettext(words.MESSAGE_STATUSES[status]),
 }

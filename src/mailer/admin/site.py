@@ -11,9 +11,11 @@ from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
 
 from mailer.access.gate import DOOR
+from mailer.admin.audit import Audit
 from mailer.admin.client_import import ClientImport
 from mailer.admin.clients import Clients
 from mailer.admin.form import typed
+from mailer.admin.keys import Keys
 from mailer.admin.language import LANGUAGES
 from mailer.admin.mailing import MailingPage
 from mailer.admin.mailing_form import MailingForm
@@ -78,6 +80,8 @@ def site_router() -> Router:
             MessageList,
             Clients,
             ClientImport,
+            Keys,
+            Audit,
             System,
             prefer,
         ],

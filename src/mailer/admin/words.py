@@ -1,6 +1,7 @@
 """The words that pages use for what the code has short names for."""
 
 import re
+from collections.abc import Callable, Mapping
 
 from mailer.admin.language import gettext, marked
 
@@ -33,6 +34,76 @@ REASONS = {
     "client_deleted": marked("the client was deleted"),
     "filter_changed": marked("no longer in the audience"),
 }
+SCOPES = {
+    "read": marked("Look at everything"),
+    "write": marked("Change clients and mailings"),
+    "admin": marked("Everything"),
+}
+ACTORS = {
+    "key": marked("Key"),
+    "account": marked("Account"),
+    "command": marked("Command line"),
+    "anybody": marked("Anybody"),
+}
+THINGS = {
+    "mailing": marked("Mailing"),
+    "client": marked("Client"),
+    "directory": marked("Directory of clients"),
+    "key": marked("Key"),
+    "account": marked("Account"),
+}
+ACTIONS = {
+    "mailing_created": marked("Mailing created"),
+    "mailing_changed": marked("Mailing changed"),
+    "mailing_paused": marked("Mailing paused"),
+    "mailing_resumed": marked("Mailing resumed"),
+    "mailing_cancelled": marked("Mailing cancelled"),
+    "mailing_retried": marked("Mailing sent again"),
+    "mailing_deleted": marked("Mailing deleted"),
+    "client_added": marked("Client added"),
+    "client_changed": marked("Client changed"),
+    "client_erased": marked("Client erased"),
+    "clients_imported": marked("Clients imported"),
+    "clients_exported": marked("Clients exported"),
+    "key_made": marked("Key made"),
+    "key_revoked": marked("Key revoked"),
+    "account_made": marked("Account made"),
+    "account_role_changed": marked("Role changed"),
+    "account_password_changed": marked("Password changed"),
+    "account_disabled": marked("Account disabled"),
+    "account_enabled": marked("Account enabled"),
+    "signed_in": marked("Signed in"),
+    "sign_in_failed": marked("Sign-in failed"),
+    "signed_out": marked("Signed out"),
+    "sessions_ended": marked("Sessions ended"),
+}
+"""What was done, by the names that the audit log has for it."""
+FACTS = {
+    "name": marked("Name"),
+    "scope": marked("May"),
+    "role": marked("Role"),
+    "expires_at": marked("Expires"),
+    "status": marked("Status"),
+    "text": marked("Text"),
+    "client_filter": marked("Audience"),
+    "datetime_start": marked("Start"),
+    "datetime_end": marked("End"),
+    "send_interval_time_start": marked("Opens"),
+    "send_interval_time_end": marked("Closes"),
+    "on_unknown": marked("If in doubt"),
+    "phone": marked("Phone"),
+    "operator_code": marked("Operator code"),
+    "tag": marked("Tag"),
+    "time_zone": marked("Time zone"),
+    "filter": marked("Filtered by"),
+    "created": marked("created"),
+    "updated": marked("updated"),
+    "unchanged": marked("unchanged"),
+    "rejected": marked("rejected"),
+    "sessions": marked("Sessions"),
+}
+"""Fields that the audit log tells of, in the order in which they are read."""
+ON_UNKNOWN = {"retry": marked("send again"), "hold": marked("do not send again")}
 ANSWERS = {
     "http": marked("the gateway answered {}"),
     "rejected": marked("the gateway refused it with {}"),
@@ -45,3 +116,8 @@ def reason(name: str) -> str:
     if known := _ANSWER.fullmatch(name):
         return gettext(ANSWERS[known[1]]).format(known[2])
     return gettext(REASONS[name]) if name in REASONS else name
+
+
+def known(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Return what says the words for a name; one without stands for itself."""
+    return lambda name: gettext(names[name]) if name in names else name

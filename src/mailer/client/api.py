@@ -115,6 +115,7 @@ class ClientController(Controller):
     async def list_clients(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
         asked: NamedDependency[ClientQuery],
     ) -> Page[Client]:
@@ -125,7 +126,7 @@ class ClientController(Controller):
         """
         if wants_csv(request):
             return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
-                "clients.csv", export_clients(engine, **asked.equal())
+                "clients.csv", export_clients(engine, by, **asked.equal())
             )
         async with engine.connect() as connection:
             found = await store.page(connection, asked.position, **asked.equal())

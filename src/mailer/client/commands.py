@@ -59,7 +59,7 @@ async def export_file(engine: AsyncEngine, path: str, console: Console) -> int:
         async with engine.connect() as connection:
             task = progress.add_task("writing", total=await directory.count(connection))
         count = 0
-        async with aclosing(export_clients(engine)) as parts:
+        async with aclosing(export_clients(engine, COMMAND_LINE)) as parts:
             async for part in parts:
                 with _explained(path):
                     await asyncio.to_thread(file.write, part.content)

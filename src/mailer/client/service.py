@@ -33,15 +33,15 @@ async def change(engine: AsyncEngine, client_id: int, changes: ClientChange, by:
         was = await store.get(connection, client_id, lock=True)
         client = await store.change(connection, client_id, changes)
         before, after = _facts(was), _facts(client)
-        differ = [name for name in after if getattr(was, name) != getattr(client, name)]
-        await audit.record(
-            connection,
-            by,
-            "client_changed",
-            audit.Target("client", client_id),
-            before={name: before[name] for name in differ},
-            after={name: after[name] for name in differ},
-        )
+        if differ := [name for name in after if getattr(was, name) != getattr(client, name)]:
+            await audit.record(
+                connection,
+                by,
+                "client_changed",
+                audit.Target("client", client_id),
+                before={name: before[name] for name in differ},
+                after={name: after[name] for name in differ},
+            )
     return client
 
 

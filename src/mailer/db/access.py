@@ -119,8 +119,11 @@ audit = Table(
     Column("target_id", BigInteger),
     Column("before", JSONB(none_as_null=True)),
     Column("after", JSONB(none_as_null=True)),
+    # the newest of any filter are found in order, however long the log is
     Index(None, "target_kind", "target_id", "id"),
+    Index(None, "target_kind", "id"),
     Index(None, "actor_kind", "actor_id", "id"),
+    Index(None, "actor_kind", "id"),
     Index(None, "action", "id"),
 )
 

@@ -70,10 +70,10 @@ async def _record(  # noqa: PLR0913  # what an audit log tells
 ) -> None:
     """Write into the audit log what was done."""
     was, is_now = (
-        each and {name: each[name] for name in each.keys() & RECORDED} for each in (before, after)
+        {name: each[name] for name in (each or {}).keys() & RECORDED} for each in (before, after)
     )
     target = audit.Target("mailing", mailing_id)
-    await audit.record(connection, by, action, target, before=was, after=is_now)
+    await audit.record(connection, by, action, target, before=was or None, after=is_now or None)
 
 
 async def change(
@@ -97,8 +97,8 @@ async def change(
             values["clients_count"] = await audience.count(connection, values["client_filter"])
         await store.change(connection, mailing_id, values)
         await tell(connection)
-        was = {name: getattr(mailing, name) for name, _ in given if name in values}
-        await _record(connection, by, "mailing_changed", mailing_id, before=was, after=values)
+        if was := {name: getattr(mailing, name) for name, _ in given if name in values}:
+            await _record(connection, by, "mailing_changed", mailing_id, before=was, after=values)
         changed = await store.get(connection, mailing_id)
     fields = sorted(values.keys() & NewMailing.__struct_fields__)
     log.info("mailing_changed", mailing_id=mailing_id, fields=fields)
@@ -225,11 +225,11 @@ async def retry(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
             "retry_cursor": 0,
             "is_settled": False,
         }
+        was = {}
         if mailing.status == "finished":
-            values["status"] = "running"
+            was, values["status"] = {"status": mailing.status}, "running"
         await store.change(connection, mailing_id, values)
         await tell(connection)
-        was = {"status": mailing.status}
         await _record(connection, by, "mailing_retried", mailing_id, before=was, after=values)
         retried = await store.get(connection, mailing_id)
     log.info("mailing_retried", mailing_id=mailing_id)

@@ -1,0 +1,143 @@
+"""Keys for programs: listed, made, revoked."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo
+
+from litestar import Controller, Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import Parameter
+from litestar.response import Redirect
+from litestar.status_codes import HTTP_201_CREATED, HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.access import keys
+from mailer.access.model import Actor
+from mailer.admin.form import Form, typed
+from mailer.admin.language import marked
+from mailer.admin.render import Show, done
+from mailer.errors import FieldError, InvalidError
+from mailer.validation import MAX_ID, check
+
+PATH = "/keys"
+DAYS = {"30": 30, "90": 90, "365": 365}
+"""For how many days a key may be good, to choose from."""
+FIELDS = ("name", "scope", "expires", "expires_on", "newest")
+BLANK = {"name": "", "scope": "read", "expires": "90", "expires_on": ""}
+NOT_A_DAY = marked("must be a day")
+NOT_A_CHOICE = marked("must be one of these")
+SENT_AGAIN = marked("This form has made its key already. What it shows is not shown again.")
+
+KeyId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The key's id.")]
+
+
+class Keys(Controller):
+    """Keys, and the form of a new one."""
+
+    path = PATH
+
+    @get(needs="admin")
+    async def list_keys(
+        self, engine: NamedDependency[AsyncEngine], show: NamedDependency[Show]
+    ) -> Response[str]:
+        """List all keys, newest first."""
+        return await _page(engine, show, Form(BLANK))
+
+    @post(needs="admin")
+    async def make_key(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        show: NamedDependency[Show],
+        by: NamedDependency[Actor],
+        request: Request[Any, Any, Any],
+    ) -> Response[str]:
+        """Make a key and show it, this once: nothing keeps the answer.
+
+        Who has the browser send the form again is told so, and makes no second key.
+        """
+        form = Form(await typed(request, *FIELDS))
+        try:
+            new = read_new(form, show.viewer.time_zone, datetime.now(UTC))
+            async with engine.begin() as connection:
+                await _refuse_again(connection, form)
+                key, secret = await keys.add(connection, new, by)
+        except InvalidError as error:
+            refused = form.refused(error, {"expires_at": "expires_on"})
+            return await _page(engine, show, refused, HTTP_400_BAD_REQUEST)
+        except keys.KeyNameTakenError as error:
+            refused = form.refused(InvalidError([FieldError("name", str(error))]))
+            return await _page(engine, show, refused, HTTP_409_CONFLICT)
+        answer = show.page("keys/made.html", HTTP_201_CREATED, key=key, secret=secret)
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
+    @get("/{key_id:int}/revoke", needs="admin")
+    async def ask_to_revoke(
+        self, engine: NamedDependency[AsyncEngine], show: NamedDependency[Show], key_id: KeyId
+    ) -> Response[str]:
+        """Ask whether to revoke a key."""
+        async with engine.connect() as connection:
+            key = await keys.get(connection, key_id)
+        return show.page("keys/revoke.html", key=key)
+
+    @post("/{key_id:int}/revoke", needs="admin")
+    async def revoke_key(
+        self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], key_id: KeyId
+    ) -> Redirect:
+        """Revoke a key: it opens nothing from now on."""
+        async with engine.begin() as connection:
+            await keys.revoke(connection, key_id, by)
+        return done("key-revoked", PATH)
+
+
+def read_new(form: Form, zone: str, now: datetime) -> keys.NewKey:
+    """Return the key that a form asks for; raises `InvalidError` naming every wrong field.
+
+    One that expires on a day is good until that day ends on the clocks of `zone`.
+    """
+    given: dict[str, Any] = {"name": form["name"].strip(), "scope": form["scope"]}
+    errors: list[FieldError] = []
+    try:
+        given["expires_at"] = _expiry(form, zone, now)
+    except InvalidError as error:
+        errors += error.errors
+    try:
+        new = check(keys.NewKey, given, now)
+    except InvalidError as error:
+        raise InvalidError([*error.errors, *errors]) from error
+    if errors:
+        raise InvalidError(errors)
+    return new
+
+
+def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
+    match form["expires"]:
+        case "never":
+            return None
+        case "day":
+            try:
+                after = date.fromisoformat(form["expires_on"]) + timedelta(days=1)
+                return datetime.combine(after, time(), ZoneInfo(zone)).astimezone(UTC)
+            except (ValueError, OverflowError) as error:
+                raise InvalidError([FieldError("expires_on", NOT_A_DAY)]) from error
+        case days if days in DAYS:
+            return now + timedelta(days=DAYS[days])
+        case _:
+            raise InvalidError([FieldError("expires", NOT_A_CHOICE)])
+
+
+async def _refuse_again(connection: AsyncConnection, form: Form) -> None:
+    """Refuse a form that has made a key, be it revoked meanwhile."""
+    seen = int(form["newest"]) if form["newest"].isdecimal() else MAX_ID
+    for key in await keys.every(connection):
+        if key.id > seen and key.name == form["name"].strip():
+            raise keys.KeyNameTakenError(SENT_AGAIN)
+
+
+async def _page(engine: AsyncEngine, show: Show, form: Form, status: int = 200) -> Response[str]:
+    async with engine.connect() as connection:
+        found = await keys.every(connection)
+    newest = form["newest"] or str(max((key.id for key in found), default=0))
+    form = Form({**form.values, "newest": newest}, form.errors)
+    now = datetime.now(UTC)
+    return show.page("keys/list.html", status, form=form, keys=found, now=now, days=DAYS)
