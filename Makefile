@@ -13,7 +13,7 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 
 PROGRAMS := promtool chromium
 
-.PHONY: help demo test $(PROGRAMS) lint fmt bench properties texts lock audit clean
+.PHONY: help demo test $(PROGRAMS) lint fmt bench properties texts security lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -44,6 +44,9 @@ fmt: $(READY) ## mend what ruff can, and format
 
 texts: $(READY) ## bring the catalogues of the pages' texts up to date
 	@PYTHONPATH=. $(BIN)/python tests/texts.py
+
+security: $(READY) ## write what each route answers to whom into docs/security.md
+	@PYTHONPATH=. $(BIN)/python tests/security_table.py
 
 bench: $(READY) ## every benchmark, one after the other
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python bench/$$name.py; done

@@ -19,6 +19,7 @@ from mailer.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+MAILER_COMMAND = 'mailer() { "$PYTHON" -m mailer "$@"; }'
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -26,22 +27,23 @@ async def test_every_call_in_readme_works(
     start_gateway: Gateways, start_mailer: Mailers, tmp_path: Path
 ) -> None:
     gateway = await start_gateway(latency=3)  # README's mailing is not to be through meanwhile
-    mailer = await start_mailer(**gateway.settings)
+    mailer = await start_mailer(**gateway.settings, auth="required")
     address = (await mailer.event("started"))["address"]
-    calls = [block for block in BLOCKS if "curl" in block]
-    assert len(calls) == 3
-    for block in calls:
-        script = block.replace("http://127.0.0.1:8000", address)
-        script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
-        ended = subprocess.run(  # noqa: S603  # what README says, and nothing to wait for
-            ["/bin/bash", "-euo", "pipefail", "-c", script],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        assert ended.returncode == 0, (block, ended.stdout, ended.stderr)
+    calls = [block for block in BLOCKS if "api" in block]
+    assert len(calls) == 4
+    script = "".join(calls).replace("http://127.0.0.1:8000", address)
+    script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
+    ended = subprocess.run(
+        ["/bin/bash", "-euxo", "pipefail", "-c", f"{MAILER_COMMAND}\n{script}"],
+        cwd=tmp_path,
+        env=os.environ | {"MAILER_DATABASE_URL": mailer.database_url, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    assert "id,mailing_id" in (tmp_path / "messages.csv").read_text()
 
 
 def test_pictures_of_the_pages_are_there_and_small() -> None:
@@ -73,13 +75,13 @@ def test_every_setting_is_in_readme() -> None:
 
 @pytest.mark.parametrize("name", ["Containerfile", "deploy/mailer.service", "deploy/compose.yaml"])
 def test_deployments_give_settings_that_start(name: str, tmp_path: Path) -> None:
-    """The image's own settings hold for compose too."""
+    """The image's own settings hold for compose too; all of them ask who comes."""
     files = {name, "Containerfile"} if "compose" in name else {name}
     content = "".join((ROOT / file).read_text() for file in sorted(files))
     given = dict(re.findall(r"(MAILER_[A-Z_]+)[=:] ?([^\s$]+)", content))
     settings = read_settings(given, tmp_path / "none.env")
-    assert settings.auth == "none"
-    assert settings.is_loopback
+    assert settings.auth == "required"
+    assert settings.is_loopback is (name == "deploy/mailer.service")
 
 
 async def test_demo_delivers_and_leaves_nothing_behind() -> None:
