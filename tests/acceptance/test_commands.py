@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +54,40 @@ async def test_commands_share_the_embedded_database_of_a_running_mailer(
     assert exported.returncode == 0, exported.stderr
     assert "79160000001" in (tmp_path / "all.csv").read_text()
     assert await mailer.stop() == 0
+
+
+async def test_a_key_made_at_the_command_line_opens_a_running_mailer_until_it_is_revoked(
+    start_mailer: Mailers,
+) -> None:
+    mailer = await start_mailer(auth="required")
+
+    async def status(secret: str) -> int:
+        headers = {"Authorization": f"Bearer {secret}"}
+        async with mailer.session.get("/api/v1/clients", headers=headers) as answer:
+            return answer.status
+
+    def keys(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("keys", *arguments, database_url=mailer.database_url)
+
+    made = keys("make", "shop", "--scope", "read", "--expires", "30")
+    assert (made.returncode, made.stderr) == (0, "Keep it: it is not shown again.\n")
+    assert re.fullmatch(r"mailer_[\w-]{43}\n", made.stdout)
+    secret = made.stdout.strip()
+    assert await status(secret) == 200
+    [head, line] = keys("list").stdout.splitlines()
+    assert head.split()[:3] == ["id", "name", "scope"]
+    assert re.fullmatch(r"1   shop  read   (20\d\d-\d\d-\d\d \d\d:\d\d  +){3}good", line)
+
+    taken = keys("make", "shop", "--scope", "admin")
+    assert (taken.returncode, taken.stdout) == (1, "")
+    assert taken.stderr == "mailer: Another key that is not revoked has this name.\n"
+    assert keys("make", "a\nb", "--scope", "read").returncode == 1
+    assert keys("make", "none").returncode == keys("make", "x", "--scope", "all").returncode == 2
+
+    assert keys("revoke", "shop").returncode == 0
+    assert await status(secret) == 401
+    assert keys("revoke", "shop").returncode == 1
+    assert keys("list").stdout.splitlines()[1].endswith("revoked")
 
 
 async def test_report_tells_of_a_day(start_gateway: Gateways, start_mailer: Mailers) -> None:

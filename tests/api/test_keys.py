@@ -109,6 +109,15 @@ async def test_what_a_key_shows_is_nowhere_in_the_database(engine: AsyncEngine) 
         assert secret.encode().hex() not in rows
 
 
+async def test_the_page_speaks_russian(api: httpx.AsyncClient) -> None:
+    await page(api, "/keys")  # in English first: nothing of it may stay
+    answer = await api.get(f"{SITE}/keys", headers=BROWSER | {"Cookie": "language=ru"})
+    main = re.search("<main.*</main>", answer.text, re.DOTALL)
+    assert main is not None
+    said = re.sub(r"<[^>]*>", " ", main[0]).replace("MAILER_GATEWAY_URL", "")
+    assert set(re.findall("[A-Za-z]{4,}", said)) == {"mailer"}
+
+
 # ---- the pages ------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ ACTIONS = {
 """What was done, by the names that the audit log has for it."""
 FACTS = {
     "name": marked("Name"),
-    "scope": marked("May"),
+    "scope": marked("Rights"),
     "role": marked("Role"),
     "expires_at": marked("Expires"),
     "status": marked("Status"),

@@ -1,0 +1,138 @@
+"""The pages of keys and of the audit log, used by hand."""
+
+import pytest
+from playwright.async_api import Page, expect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser.audit import audit
+from tests.browser.looks import every_look
+from tests.browser.measure import overflows
+from tests.browser.watch import Watch
+from tests.processes import MailerProcess
+
+LONG = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
+CLIENT = {"phone": "79160000001", "tag": "vip"}
+MAILING = {
+    "datetime_start": "2040-01-01T09:00:00Z",
+    "datetime_end": "2040-01-02T09:00:00Z",
+    "text": "Your order is ready.",
+}
+HOSTILE = '<img src=x onerror="alert(1)">'
+
+
+@pytest.fixture(autouse=True)
+async def empty(engine: AsyncEngine) -> None:
+    del engine  # emptied
+
+
+async def do_things(mailer: MailerProcess) -> None:
+    """Have something in the log: long texts, filters, moments, and what is hostile."""
+    client = await mailer.call("POST", "/clients", CLIENT, 201)
+    await mailer.call("PATCH", f"/clients/{client['id']}", {"tag": None, "time_zone": "Asia/Omsk"})
+    mailing = await mailer.call("POST", "/mailings", MAILING, 201)
+    change = {
+        "text": f"{HOSTILE} {'x' * 300} {'long words ' * 60}",
+        "client_filter": {"tags": ["vip", "y" * 60], "operator_codes": ["916"]},
+        "datetime_end": "2040-02-02T09:00:00Z",
+        "on_unknown": "hold",
+    }
+    await mailer.call("PATCH", f"/mailings/{mailing['id']}", change)
+    await mailer.call("POST", f"/mailings/{mailing['id']}/pause")
+    await mailer.call("DELETE", f"/clients/{client['id']}", status=204)
+
+
+@every_look
+async def test_every_page_is_accessible_and_fits(page: Page, mailer: MailerProcess) -> None:
+    async def look_at(path: str) -> None:
+        await page.goto(path)
+        await looks_well()
+
+    async def looks_well() -> None:
+        await audit(page)
+        assert await overflows(page) == []
+
+    await look_at("/keys")
+    await look_at("/audit")
+    await page.goto("/keys")
+    await page.locator("#name").fill(LONG)
+    await page.locator("form[action='/keys'] button").click()
+    await expect(page.locator(".secret")).to_be_visible()
+    await looks_well()
+    await do_things(mailer)
+    for path in ("/keys", "/keys/1/revoke", "/audit", "/audit?action=mailing_changed"):
+        await look_at(path)
+    await look_at("/audit?action=none")
+
+
+async def test_wrong_forms_are_accessible_and_fit(page: Page, watch: Watch) -> None:
+    watch.expect("answer", "400 POST at .*/keys")
+    watch.expect("answer", "400 GET at .*/audit")
+    await page.goto("/keys")
+    await page.get_by_label("Name").fill(" x ")
+    await page.locator("#expires-day").check()
+    await page.get_by_label("Last day").fill("2020-01-01")
+    await page.get_by_role("button", name="Make the key").click()
+    await expect(page.get_by_role("alert")).to_be_focused()
+    await expect(page.locator("#expires_on-error")).to_have_text("must be in the future")
+    await audit(page)
+    await page.goto("/audit?actor_id=7")
+    await expect(page.locator("#actor_id-error")).to_be_visible()
+    await audit(page)
+
+
+async def test_a_key_is_shown_once_whatever_one_presses(
+    page: Page, watch: Watch, mailer: MailerProcess
+) -> None:
+    watch.expect("answer", "409 POST at .*/keys")
+    await page.goto("/keys")
+    await page.get_by_label("Name").fill("shop")
+    await page.get_by_role("button", name="Make the key").click()
+    secret = await page.locator(".secret").inner_text()
+    assert secret.startswith("mailer_")
+    assert secret not in page.url
+    assert all(secret not in str(cookie) for cookie in await page.context.cookies())
+    await page.locator(".secret").click()
+    assert await page.evaluate("String(getSelection())") == secret  # one click takes it whole
+    await page.reload()  # which sends the form again
+    await expect(page.locator("#name-error")).to_contain_text("not shown again")
+    assert secret not in await page.content()
+    await page.get_by_role("link", name="Keys").click()
+    await expect(page.get_by_role("row", name="shop")).to_be_visible()
+    await page.go_back()
+    assert secret not in await page.content()
+    assert await mailer.query("SELECT count(*) FROM api_key") == 1
+
+
+async def test_a_key_is_revoked_once_one_has_said_yes(page: Page, mailer: MailerProcess) -> None:
+    await page.goto("/keys")
+    await page.get_by_label("Name").fill("shop")
+    await page.get_by_role("button", name="Make the key").click()
+    await page.get_by_role("link", name="To the keys").click()
+    await page.get_by_role("link", name="Revoke shop").click()
+    dialog = page.get_by_role("dialog", name="Revoke the key shop?")
+    await expect(dialog).to_be_visible()
+    await audit(page)
+    await dialog.get_by_role("link", name="Leave it as it is").click()
+    await expect(dialog).to_be_hidden()
+    assert await mailer.query("SELECT revoked_at FROM api_key") is None
+    await page.get_by_role("link", name="Revoke shop").click()
+    await dialog.get_by_role("button", name="Revoke it").click()
+    await expect(page.get_by_role("status").first).to_have_text("The key is revoked.")
+    await expect(page.get_by_role("row", name="shop")).to_contain_text("revoked")
+
+
+async def test_the_log_tells_and_is_filtered(page: Page, mailer: MailerProcess) -> None:
+    await do_things(mailer)
+    await page.goto("/audit")
+    rows = page.locator(".audit tbody tr")
+    await expect(rows).to_have_count(6)
+    await expect(rows.nth(1)).to_contain_text("Paused")
+    await expect(rows.nth(2)).to_contain_text(HOSTILE)
+    await rows.nth(2).locator("details").click()
+    await expect(rows.nth(2).locator("details .text")).to_be_visible()
+    await page.get_by_label("What", exact=True).select_option("Mailing paused")
+    await page.get_by_role("button", name="Find").click()
+    await expect(rows).to_have_count(1)
+    await rows.get_by_role("link", name="Mailing 1").click()
+    await page.get_by_role("link", name="Who changed it, and when").click()
+    await expect(rows).to_have_count(3)
+    await expect(page.get_by_label("Its number")).to_have_value("1")
