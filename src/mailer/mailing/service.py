@@ -69,11 +69,13 @@ async def _record(  # noqa: PLR0913  # what an audit log tells
     after: Mapping[str, Any] | None = None,
 ) -> None:
     """Write into the audit log what was done."""
-    was, is_now = (
-        {name: each[name] for name in (each or {}).keys() & RECORDED} for each in (before, after)
-    )
     target = audit.Target("mailing", mailing_id)
-    await audit.record(connection, by, action, target, before=was or None, after=is_now or None)
+    was, is_now = _recorded(before or {}), _recorded(after or {})
+    await audit.record(connection, by, action, target, before=was, after=is_now)
+
+
+def _recorded(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {name: facts[name] for name in facts.keys() & RECORDED} or None
 
 
 async def change(
