@@ -46,6 +46,10 @@ async def found(engine: AsyncEngine, words: str, status: Status | None = None) -
     return ids
 
 
+async def test_where_there_is_no_mailing_none_is_found_at_once(engine: AsyncEngine) -> None:
+    assert await found(engine, "sale") == []
+
+
 @pytest.mark.parametrize(
     ("words", "ids"),
     [

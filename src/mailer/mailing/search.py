@@ -33,6 +33,7 @@ FOUND = text("""
             CASE WHEN :step < 0 THEN least(:before, newest) ELSE least(:after, newest) END / 1000,
             CASE WHEN :step < 0 THEN greatest(:after, oldest) ELSE newest END / 1000, :step) AS n
         FROM (SELECT min(id) AS oldest, max(id) AS newest FROM mailing) AS ends
+        WHERE newest IS NOT NULL
     ), worded AS (
         SELECT mailing.id FROM thousand CROSS JOIN LATERAL (
             SELECT (string_agg('''' || n || ' ' || word || ''':*', ' & ')
