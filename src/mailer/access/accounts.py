@@ -77,7 +77,7 @@ class AccountNameTakenError(ConflictError):
 
 
 class OwnAccountError(ConflictError):
-    """Nobody disables their own account or changes its role; ask another admin."""
+    """Your own account cannot be changed in this way; ask another admin."""
 
 
 class NoPasswordHereError(ConflictError):

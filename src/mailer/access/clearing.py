@@ -1,7 +1,7 @@
-"""What of people's ways in has had its day. The caller owns the transaction."""
+"""What of people's ways in has had its day."""
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import sessions
 
@@ -22,12 +22,13 @@ FAILURES = text("""
         LIMIT :most FOR UPDATE SKIP LOCKED)""")
 
 
-async def clear(connection: AsyncConnection, most: int) -> None:
+async def clear(engine: AsyncEngine, most: int) -> None:
     """Delete sessions that have run out, sign-ins not ended, and failures of more than a day ago.
 
     Of each at most so many rows.
     """
     given = {"idle": sessions.IDLE, "longest": sessions.LONGEST, "most": most}
-    await connection.execute(SESSIONS, given)
-    for statement in (SIGN_INS, FAILURES):
-        await connection.execute(statement, {"most": most})
+    async with engine.begin() as connection:
+        await connection.execute(SESSIONS, given)
+        for statement in (SIGN_INS, FAILURES):
+            await connection.execute(statement, {"most": most})

@@ -58,7 +58,7 @@ class Gate(ASGIMiddleware):
             return None
         refuse_other_sites(request, is_form=by_session)
         if self._settings.auth == "none":
-            return Actor("anybody", "anybody", address=_address(request))
+            return Actor("anybody", "anybody", address=address_of(request))
         if needs == MONITORING:
             self._check_monitoring(request)
             return None
@@ -70,7 +70,8 @@ class Gate(ASGIMiddleware):
         if actor is None:
             raise NotAuthorizedException("Sign in first.")
         if not actor.may(needs):
-            raise PermissionDeniedException(_too_little(actor, needs))
+            request.scope["user"] = actor  # the page that says so is theirs
+            raise _too_little(actor, needs)
         return actor
 
     async def _by_key(self, request: Request[Any, Any, Any]) -> Actor:
@@ -78,7 +79,7 @@ class Gate(ASGIMiddleware):
         if secret is None:
             raise _unknown("Send an API key, as Authorization: Bearer.")
         async with self._engine.connect() as connection:
-            actor = await keys.use(connection, secret, _address(request))
+            actor = await keys.use(connection, secret, address_of(request))
         if actor is None:
             raise _unknown("The API key is unknown, revoked or expired.")
         if self._rate and (seconds := self._rate.wait(actor.id)):
@@ -93,7 +94,7 @@ class Gate(ASGIMiddleware):
         if secret is None:
             return None
         async with self._engine.connect() as connection:
-            return await sessions.use(connection, secret, _address(request))
+            return await sessions.use(connection, secret, address_of(request))
 
     def _check_monitoring(self, request: Request[Any, Any, Any]) -> None:
         wanted = self._settings.monitoring_token
@@ -112,13 +113,18 @@ def _unknown(detail: str) -> NotAuthorizedException:
     return NotAuthorizedException(detail, headers={"WWW-Authenticate": 'Bearer realm="mailer"'})
 
 
-def _too_little(actor: Actor, needs: str) -> str:
+def _too_little(actor: Actor, needs: str) -> PermissionDeniedException:
     if actor.kind == "key":
-        return f"This needs a key of scope {needs}; this one has {actor.scope}."
-    return "Your account may not do this; ask who runs mailer for another role."
+        return PermissionDeniedException(
+            f"This needs a key of scope {needs}; this one has {actor.scope}."
+        )
+    if needs == "write":
+        return PermissionDeniedException("This takes the role of an operator or an admin.")
+    return PermissionDeniedException("This takes the role of an admin.")
 
 
-def _address(request: Request[Any, Any, Any]) -> str | None:
+def address_of(request: Request[Any, Any, Any]) -> str | None:
+    """Return the IP address that a request came from."""
     return request.client.host if request.client else None
 
 

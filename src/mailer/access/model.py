@@ -42,6 +42,11 @@ class Actor(msgspec.Struct, frozen=True):
     """The digest of the session that a person is signed in by."""
 
     @property
+    def role(self) -> Role:
+        """The role of a person who may do what it may do."""
+        return next(role for role, scope in SCOPE_OF.items() if scope == self.scope)
+
+    @property
     def effect(self) -> dict[str, Any] | None:
         """What this very request has done already, or None."""
         return self.claim.effect if self.claim else None

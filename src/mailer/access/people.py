@@ -19,10 +19,13 @@ async def add(engine: AsyncEngine, new: NewAccount, by: Actor) -> Account:
 
 
 async def set_password(engine: AsyncEngine, account_id: int, password: str, by: Actor) -> None:
-    """Give an account another password and end its sessions.
+    """Give somebody else's account another password and end its sessions.
 
-    Raises `InvalidError`, `AccountNotFoundError` and `NoPasswordHereError`.
+    One's own is changed by who knows the present one. Raises `InvalidError`,
+    `AccountNotFoundError`, `OwnAccountError` and `NoPasswordHereError`.
     """
+    if by.kind == "account" and by.id == account_id:
+        raise accounts.OwnAccountError
     new = check(accounts.NewPassword, {"password": password}, datetime.now(UTC))
     async with engine.connect() as connection:
         known = await accounts.get(connection, account_id)

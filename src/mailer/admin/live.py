@@ -36,13 +36,19 @@ Sections = Mapping[str, str]
 STALE = ServerSentEventMessage("-", event="stale")
 FRESH_AGAIN = ServerSentEventMessage("-", event="fresh")
 """What tells a page that it is out of date for now, and that it is not any more."""
+LASTS = 60.0
+"""Seconds that a stream lasts: then the page asks again, and who has been signed out meanwhile, or
+has another role, is told."""
+AGAIN = ServerSentEventMessage("-", event="again")
+"""What tells a page to ask again."""
 Look = Callable[[], Awaitable[Sections]]
 
 
 class Live:
     """Keeps open pages up to date until the process stops."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasts: float = LASTS) -> None:
+        self._lasts = lasts
         self._stopping = asyncio.Event()
         self._watching: Counter[Hashable] = Counter()
         self._looks: dict[Hashable, tuple[float, asyncio.Task[Sections | None]]] = {}
@@ -66,6 +72,7 @@ class Live:
         self, key: Hashable, look: Look
     ) -> AsyncGenerator[ServerSentEventMessage, None]:
         told: dict[str, int] = {}
+        until = asyncio.get_running_loop().time() + self._lasts
         silence = 0.0
         is_stale = False
         self._watching[key] += 1
@@ -84,6 +91,9 @@ class Live:
                     yield ServerSentEventMessage(data=None, comment="")
                 silence = 0.0 if news or silence >= QUIET else silence + self.period
                 await self._rest()
+                if asyncio.get_running_loop().time() >= until:
+                    yield AGAIN
+                    return
         finally:
             self._watching[key] -= 1
             if not self._watching[key]:

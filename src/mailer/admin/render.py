@@ -59,6 +59,11 @@ class Show(msgspec.Struct, frozen=True):
         """How it goes with the gateway at this moment."""
         return GatewayStatus(is_set=False) if self.breaker is None else self.breaker.status()
 
+    @property
+    def person(self) -> Actor | None:
+        """Who is signed in; None also where nobody is asked."""
+        return self.actor if self.actor is not None and self.actor.kind == "account" else None
+
     def may(self, needed: Scope) -> bool:
         """Whether who looks may do what needs a scope."""
         return self.actor is not None and self.actor.may(needed)
@@ -203,6 +208,8 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "action": words.known(words.ACTIONS),
     "fact": words.known(words.FACTS),
     "on_unknown": words.known(words.ON_UNKNOWN),
+    "role": words.known(words.ROLES),
+    "browser": words.browser,
     "mailing_status": lambda status: gettext(words.MAILING_STATUSES[status]),
     "message_status": lambda status: gettext(words.MESSAGE_STATUSES[status]),
 }

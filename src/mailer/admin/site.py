@@ -1,6 +1,5 @@
 """The pages together: their policy, what they say when something is wrong, and preferences."""
 
-import re
 from typing import Any
 
 from litestar import Request, Response, Router, post
@@ -8,10 +7,12 @@ from litestar.datastructures import Cookie
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.response import Redirect
-from litestar.status_codes import HTTP_303_SEE_OTHER
+from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED
 
 from mailer.access.gate import DOOR
+from mailer.admin.account import OwnAccount
 from mailer.admin.audit import Audit
+from mailer.admin.back import leads_back, own_path
 from mailer.admin.client_import import ClientImport
 from mailer.admin.clients import Clients
 from mailer.admin.form import typed
@@ -22,7 +23,9 @@ from mailer.admin.mailing_form import MailingForm
 from mailer.admin.mailings import MailingList
 from mailer.admin.messages import MessageList
 from mailer.admin.overview import Overview
+from mailer.admin.people import People
 from mailer.admin.render import show_of
+from mailer.admin.sign_in import SignIn
 from mailer.admin.system import System
 from mailer.admin.viewer import LANGUAGE, TIME_ZONE
 from mailer.client.model import known_zones
@@ -30,8 +33,6 @@ from mailer.errors import MailerError
 from mailer.web.problems import problem_of
 
 YEAR = 365 * 24 * 3600
-OWN_PATH = re.compile(r"/(?![/\\])")
-"""What a path of ours begins with: `//host` would lead to another host."""
 API, JSON, HTML = "/api/", "application/json", "text/html"
 
 
@@ -48,21 +49,33 @@ async def prefer(request: Request[Any, Any, Any]) -> Redirect:
         Cookie(name, value=value, path="/", max_age=YEAR, samesite="lax")
         for name, value in chosen.items()
     ]
-    is_ours = OWN_PATH.match(given["back"])
-    return Redirect(
-        given["back"] if is_ours else "/", status_code=HTTP_303_SEE_OTHER, cookies=cookies
-    )
+    back = own_path(given["back"])
+    return Redirect(back, status_code=HTTP_303_SEE_OTHER, cookies=cookies)
 
 
 def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Answer what went wrong: with a page to a person, as a problem to a program."""
+    """Answer what went wrong: with a page to a person, as a problem to a program.
+
+    Who is not signed in is led to where one signs in, and from there back.
+    """
     answer = problem_of(request, error)
     is_for_people = request.accept.best_match([JSON, HTML]) == HTML
+    if answer.status_code == HTTP_401_UNAUTHORIZED and _is_of_pages(request):
+        sign_in = leads_back("/login", request)
+        if "HX-Request" in request.headers:
+            answer.headers["HX-Redirect"] = sign_in
+            return answer
+        if is_for_people:
+            return Redirect(sign_in, status_code=HTTP_303_SEE_OTHER)
     if not is_for_people or request.url.path.startswith(API):
         return answer
     problem = answer.content
     show = show_of(request, request.app.state.breaker)
     return show.page("wrong.html", problem.status, problem=problem)
+
+
+def _is_of_pages(request: Request[Any, Any, Any]) -> bool:
+    return bool(request.route_handler.opt.get(DOOR) == "session")
 
 
 HANDLERS: dict[Any, Any] = dict.fromkeys((MailerError, HTTPException, Exception), on_error)
@@ -83,6 +96,9 @@ def site_router() -> Router:
             Keys,
             Audit,
             System,
+            SignIn,
+            OwnAccount,
+            People,
             prefer,
         ],
         opt={DOOR: "session"},

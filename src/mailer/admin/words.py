@@ -108,6 +108,29 @@ ANSWERS = {
     "http": marked("the gateway answered {}"),
     "rejected": marked("the gateway refused it with {}"),
 }
+ROLES = {
+    "viewer": marked("Viewer"),
+    "operator": marked("Operator"),
+    "admin": marked("Admin"),
+}
+BROWSERS = {
+    "Edg": "Edge",
+    "OPR/": "Opera",
+    "YaBrowser/": "Yandex",
+    "Firefox/": "Firefox",
+    "Chrome/": "Chrome",
+    "Safari/": "Safari",
+}
+"""Names by what browsers say that they are; each also says that it is some of those after it."""
+MACHINES = {
+    "iPhone": "iPhone",
+    "iPad": "iPad",
+    "Android": "Android",
+    "Windows": "Windows",
+    "Mac OS": "macOS",
+    "CrOS": "ChromeOS",
+    "Linux": "Linux",
+}
 _ANSWER = re.compile(r"(http|rejected)_(\d{3})")
 
 
@@ -121,3 +144,12 @@ def reason(name: str) -> str:
 def known(names: Mapping[str, str]) -> Callable[[str], str]:
     """Return what says the words for a name; one without stands for itself."""
     return lambda name: gettext(names[name]) if name in names else name
+
+
+def browser(agent: str) -> str:
+    """Return which browser calls itself so, for people to tell theirs by."""
+    known = [
+        next((name for mark, name in names.items() if mark in agent), None)
+        for names in (BROWSERS, MACHINES)
+    ]
+    return ", ".join(name for name in known if name) or agent

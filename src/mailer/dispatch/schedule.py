@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access import clearing
 from mailer.client import directory
 from mailer.dispatch.failure import log_failure
 from mailer.mailing import moving
@@ -69,6 +71,7 @@ def jobs(
         Job("purge", 2, purge),
         Job("fold", 2, fold),
         Job("coarsen", 60, coarsen),
+        Job("clear", 60, partial(clearing.clear, engine, CHUNK)),
     ]
     if settings.retention_days:
         table.append(Job("retire", 1, retire))

@@ -73,6 +73,13 @@ if (address) {
     source?.close();
     source = null;
   };
+  // Why a stream is refused no browser tells: who is signed out is led to where one signs in.
+  const refused = async () => {
+    const answer = await fetch("/account", { method: "HEAD" }).catch(() => null);
+    if (answer?.status === 401) return location.reload();
+    offline.hidden = false;
+    retry = setTimeout(open, 5000);
+  };
   const open = () => {
     close();
     source = new EventSource(address);
@@ -91,9 +98,11 @@ if (address) {
     // what is shown is out of date while the server cannot look
     source.addEventListener("stale", () => (offline.hidden = false));
     source.addEventListener("fresh", () => (offline.hidden = true));
+    // a stream lasts a minute, so that who is signed out meanwhile is told
+    source.addEventListener("again", open);
     source.onerror = () => {
-      offline.hidden = false;
-      if (source.readyState === EventSource.CLOSED) retry = setTimeout(open, 5000);
+      if (source.readyState !== EventSource.CLOSED) offline.hidden = false;
+      else refused();
     };
   };
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));

@@ -1,0 +1,178 @@
+"""Passwords cannot be guessed: waits double for who tries, from where, and for whom."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import execute, value
+
+from mailer.access import clearing, throttle
+from mailer.access.throttle import Attempt, ThrottledError
+
+HERE, THERE = "192.0.2.1", "192.0.2.2"
+OPEN_AGAIN = "UPDATE throttle SET blocked_until = clock_timestamp()"
+
+
+async def attempt(engine: AsyncEngine, name: str = "ann", address: str = HERE) -> Attempt:
+    async with engine.begin() as connection:
+        return await throttle.count(connection, name, address)
+
+
+async def wait(engine: AsyncEngine, name: str = "ann", address: str = HERE) -> int:
+    """Return the seconds that one has to wait; an attempt that is let through counts."""
+    try:
+        await attempt(engine, name, address)
+    except ThrottledError as error:
+        return error.seconds
+    return 0
+
+
+async def test_five_failures_are_free_and_then_waits_double_up_to_fifteen_minutes(
+    engine: AsyncEngine,
+) -> None:
+    assert [await wait(engine) for _ in range(5)] == [0] * 5
+    found = []
+    for _ in range(13):
+        found.append(await wait(engine))
+        await execute(engine, OPEN_AGAIN)
+        await attempt(engine)
+    assert found == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900]
+
+
+async def test_wait_does_not_grow_while_one_waits(engine: AsyncEngine) -> None:
+    for _ in range(10):
+        await execute(engine, OPEN_AGAIN)
+        await attempt(engine)
+    assert [await wait(engine) for _ in range(5)] == [32] * 5
+    assert await value(engine, "SELECT max(failures) FROM throttle") == 10
+
+
+async def test_who_is_blocked_at_one_address_comes_in_from_another(engine: AsyncEngine) -> None:
+    for _ in range(6):
+        await wait(engine)
+    assert await wait(engine) > 0
+    assert await wait(engine, address=THERE) == 0
+    assert await wait(engine, "bob") == 0
+
+
+async def test_address_that_tries_many_names_waits_after_thirty(engine: AsyncEngine) -> None:
+    assert [await wait(engine, f"name {n}") for n in range(30)] == [0] * 30
+    assert await wait(engine, "another") == 1
+    assert await wait(engine, "another", THERE) == 0
+
+
+async def test_name_that_is_tried_from_everywhere_waits_a_minute_at_most(
+    engine: AsyncEngine,
+) -> None:
+    places = [f"198.51.100.{n}" for n in range(50)]
+    assert [await wait(engine, "ann", place) for place in places] == [0] * 50
+    assert await wait(engine, "ANN ", THERE) == 1
+    for n in range(20):
+        await execute(engine, OPEN_AGAIN)
+        await attempt(engine, "ann", f"203.0.113.{n}")
+    assert await wait(engine, "ann", THERE) == 60
+
+
+async def test_hundred_attempts_at_once_do_not_all_get_through(engine: AsyncEngine) -> None:
+    found = await asyncio.gather(*(wait(engine) for _ in range(100)))
+    assert found.count(0) == 5
+    assert await value(engine, "SELECT max(failures) FROM throttle") == 5
+
+
+async def test_right_password_clears_the_name_and_takes_back_its_own_count_of_the_address(
+    engine: AsyncEngine,
+) -> None:
+    for n in range(20):
+        await attempt(engine, f"name {n}")
+    for _ in range(4):
+        await attempt(engine)
+    last = await attempt(engine)
+    async with engine.begin() as connection:
+        await throttle.clear(connection, last)
+    kept = "SELECT failures FROM throttle WHERE digest = '\\x{}'"
+    assert await value(engine, kept.format(last.address.digest.hex())) == 24
+    gone = "SELECT count(*) FROM throttle WHERE digest IN ('\\x{}', '\\x{}')"
+    asked = gone.format(last.name.digest.hex(), last.both.digest.hex())
+    assert await value(engine, asked) == 0
+    assert [await wait(engine) for _ in range(5)] == [0] * 5
+
+
+async def test_many_who_sign_in_from_one_address_do_not_block_it(engine: AsyncEngine) -> None:
+    for n in range(40):
+        done = await attempt(engine, f"name {n}")
+        async with engine.begin() as connection:
+            await throttle.clear(connection, done)
+    assert await wait(engine) == 0
+
+
+async def test_right_password_of_ones_own_does_not_open_the_way_to_guess_others(
+    engine: AsyncEngine,
+) -> None:
+    for n in range(29):
+        await attempt(engine, f"name {n}")
+    async with engine.begin() as connection:
+        own = await throttle.count(connection, "own", HERE)
+    await execute(engine, "UPDATE throttle SET blocked_until = now() + interval '9 minutes'")
+    async with engine.begin() as connection:
+        await throttle.clear(connection, own)
+    assert await wait(engine, "another") > 500
+
+
+@pytest.mark.parametrize("address", [None, "", "unix"])
+async def test_address_that_is_none_is_counted_too(
+    engine: AsyncEngine, address: str | None
+) -> None:
+    async with engine.begin() as connection:
+        await throttle.count(connection, "ann", address)
+    assert await value(engine, "SELECT count(*) FROM throttle") == 3
+
+
+async def test_ipv6_addresses_of_one_network_count_as_one(engine: AsyncEngine) -> None:
+    for n in range(5):
+        await attempt(engine, "ann", f"2001:db8::{n:x}")
+    assert await wait(engine, "ann", "2001:db8::ffff:1") == 1
+    assert await wait(engine, "ann", "2001:db8:0:1::1") == 0
+
+
+async def test_nothing_that_was_typed_is_kept(engine: AsyncEngine) -> None:
+    await attempt(engine, "my password by mistake")
+    rows = "SELECT string_agg(throttle::text || encode(digest, 'escape'), ' ') FROM throttle"
+    kept = await value(engine, rows)
+    assert "mistake" not in kept
+    assert HERE not in kept
+
+
+ACCOUNT = "INSERT INTO account (name, role, password) VALUES ('ann', 'viewer', 'x')"
+SESSION = """
+    INSERT INTO session (digest, account_id, created_at, seen_at)
+    SELECT '{}', id, now() - interval '{}', now() - interval '{}' FROM account"""
+SIGN_IN = "INSERT INTO sign_in VALUES ('{0}', '', '', '', now() - interval '{0}')"
+FAILURE = "INSERT INTO throttle VALUES ('{0}', 1, now(), now() - interval '{0}')"
+KEPT = "SELECT string_agg(encode(digest, 'escape'), ',') FROM {}"
+
+
+async def test_what_has_had_its_day_is_cleared_and_nothing_else(engine: AsyncEngine) -> None:
+    await execute(
+        engine,
+        ACCOUNT,
+        SESSION.format("open", "11 hours 59 minutes", "1 hour 59 minutes"),
+        SESSION.format("idle", "3 hours", "2 hours 1 minute"),
+        SESSION.format("old", "12 hours 1 minute", "1 minute"),
+        *(SIGN_IN.format(age) for age in ("9 minutes", "11 minutes")),
+        *(FAILURE.format(age) for age in ("23 hours", "25 hours")),
+    )
+    await clearing.clear(engine, 1)
+    assert await value(engine, "SELECT count(*) FROM session") == 2
+    await clearing.clear(engine, 10)
+    for table, kept in (("session", "open"), ("sign_in", "9 minutes"), ("throttle", "23 hours")):
+        assert await value(engine, KEPT.format(table)) == kept
+
+
+async def test_wait_is_never_told_shorter_than_it_is(engine: AsyncEngine) -> None:
+    for _ in range(9):
+        await execute(engine, OPEN_AGAIN)
+        await attempt(engine)
+    told = timedelta(seconds=await wait(engine))
+    left = await value(engine, "SELECT max(blocked_until) - clock_timestamp() FROM throttle")
+    assert told >= left
