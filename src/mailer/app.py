@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer import demo, metrics
 from mailer.access.api import AuditController
 from mailer.access.gate import DOOR, Gate, actor_of
+from mailer.access.idempotency import Idempotency
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client import commands
@@ -106,7 +107,10 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
         dependencies={name: _always(part) for name, part in given.items()}
         | {"by": Provide(actor_of, sync_to_thread=False)},
-        middleware=[Gate(engine, settings)],
+        middleware=[
+            Gate(engine, settings),
+            Idempotency(engine, lease=settings.lease, at_hand=BODY_LIMIT),
+        ],
         before_send=[allow_all],
         state=State({"breaker": breaker, "limits": limits}),
         request_class=TimedRequest,

@@ -12,7 +12,8 @@ from tests.sample import OPEN
 
 from mailer.admin.client_import import on_refusal
 from mailer.app import create_app
-from mailer.client.upload import IMPORT_LIMIT, StalledUploadError
+from mailer.client.upload import IMPORT_LIMIT
+from mailer.web.body import StalledUploadError
 
 PATH = "http://mailer/clients/import"
 CSV = BROWSER | {"Content-Type": "text/csv"}

@@ -162,9 +162,11 @@ async def test_what_has_had_its_day_is_cleared_and_nothing_else(engine: AsyncEng
         *(SIGN_IN.format(age) for age in ("9 minutes", "11 minutes")),
         *(FAILURE.format(age) for age in ("23 hours", "25 hours")),
     )
-    await clearing.clear(engine, 1)
+    async with engine.begin() as connection:
+        await clearing.clear(connection, 1)
     assert await value(engine, "SELECT count(*) FROM session") == 2
-    await clearing.clear(engine, 10)
+    async with engine.begin() as connection:
+        await clearing.clear(connection, 10)
     for table, kept in (("session", "open"), ("sign_in", "9 minutes"), ("throttle", "23 hours")):
         assert await value(engine, KEPT.format(table)) == kept
 

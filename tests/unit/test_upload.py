@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from mailer.client.upload import LEAST, StalledUploadError, never_stalling
+from mailer.client.upload import LEAST, never_stalling
+from mailer.web.body import StalledUploadError
 
 
 async def dripping(part: bytes, times: int, every: float) -> AsyncGenerator[bytes, None]:

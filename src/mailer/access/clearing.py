@@ -1,9 +1,9 @@
-"""What of people's ways in has had its day."""
+"""What of people's ways in, and of answers kept for repeats, has had its day."""
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access import sessions
+from mailer.access import claims, sessions
 
 SESSIONS = text("""
     DELETE FROM session WHERE digest IN (
@@ -22,13 +22,13 @@ FAILURES = text("""
         LIMIT :most FOR UPDATE SKIP LOCKED)""")
 
 
-async def clear(engine: AsyncEngine, most: int) -> None:
-    """Delete sessions that have run out, sign-ins not ended, and failures of more than a day ago.
+async def clear(connection: AsyncConnection, most: int) -> None:
+    """Delete sessions that have run out, sign-ins not ended, failures and answers of a day ago.
 
     Of each at most so many rows.
     """
     given = {"idle": sessions.IDLE, "longest": sessions.LONGEST, "most": most}
-    async with engine.begin() as connection:
-        await connection.execute(SESSIONS, given)
-        for statement in (SIGN_INS, FAILURES):
-            await connection.execute(statement, {"most": most})
+    await connection.execute(SESSIONS, given)
+    for statement in (SIGN_INS, FAILURES):
+        await connection.execute(statement, {"most": most})
+    await claims.purge(connection, most)

@@ -27,10 +27,10 @@ from mailer.client.model import (
     TimeZone,
     unknown_zone,
 )
-from mailer.client.upload import IMPORT_LIMIT, StalledUploadError, import_upload
+from mailer.client.upload import IMPORT_LIMIT, import_upload
 from mailer.errors import FieldError
 from mailer.validation import MAX_ID
-from mailer.web.body import JsonBody
+from mailer.web.body import JsonBody, StalledUploadError
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, takes

@@ -7,12 +7,12 @@ from http import HTTPStatus
 from typing import Any
 
 from litestar import Request
-from litestar.exceptions import ClientException, HTTPException
+from litestar.exceptions import HTTPException
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.client.importing import ImportReport, import_clients
-from mailer.web.body import CLOSE
+from mailer.web.body import CLOSE, STALL, StalledUploadError
 from mailer.web.turns import Turns
 
 IMPORT_LIMIT = 1024**3
@@ -20,17 +20,9 @@ IMPORT_LIMIT = 1024**3
 IMPORTS = 2
 """Imports at once: each keeps a connection of the pool, which serves every other request too."""
 TURNS = Turns(IMPORTS, patience=5.0)
-STALL = 60.0
-"""Seconds in which an upload must bring `LEAST` bytes, or its end."""
 LEAST = 64 * 1024
-"""Bytes: who sends one now and then would keep others from their turn for ever."""
-
-
-class StalledUploadError(ClientException):
-    """Too little of the body came in a minute; nothing was stored."""
-
-    status_code = HTTPStatus.REQUEST_TIMEOUT
-    detail = "Too little of the body came in a minute; nothing was stored."
+"""Bytes that must come in each `STALL`: who sends one now and then would keep others from their
+turn for ever."""
 
 
 async def import_upload(

@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import msgspec
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import clearing
 from mailer.client import directory
@@ -47,18 +46,10 @@ def jobs(
         if rescued:
             log.warning("leases_expired", messages=rescued)
 
-    async def purge() -> None:
-        async with engine.begin() as connection:
-            await moving.purge(connection, CHUNK)
-
     async def fold() -> None:
         async with engine.begin() as connection:
             await tally.fold(connection, MOVES)
             await directory.fold(connection, MOVES)
-
-    async def coarsen() -> None:
-        async with engine.begin() as connection:
-            await tally.coarsen(connection)
 
     async def retire() -> None:
         async with engine.begin() as connection:
@@ -68,16 +59,28 @@ def jobs(
 
     table = [
         Job("rescue", min(5, settings.lease / 4), rescue),
-        Job("purge", 2, purge),
+        Job("purge", 2, _step(engine, lambda database: moving.purge(database, CHUNK))),
         Job("fold", 2, fold),
-        Job("coarsen", 60, coarsen),
-        Job("clear", 60, partial(clearing.clear, engine, CHUNK)),
+        Job("coarsen", 60, _step(engine, tally.coarsen)),
+        Job("clear", 10, _step(engine, lambda database: clearing.clear(database, CHUNK))),
     ]
     if settings.retention_days:
         table.append(Job("retire", 1, retire))
     if report is not None:
         table.append(Job("report", 20, report))
     return table
+
+
+def _step(
+    engine: AsyncEngine, take: Callable[[AsyncConnection], Awaitable[object]]
+) -> Callable[[], Awaitable[object]]:
+    """Return what takes one step in a transaction of its own."""
+
+    async def run() -> None:
+        async with engine.begin() as connection:
+            await take(connection)
+
+    return run
 
 
 def scheduler_of(table: list[Job]) -> AsyncIOScheduler:

@@ -17,6 +17,13 @@ from litestar.typing import FieldDefinition
 
 from mailer.validation import Given, Input, check
 
+STALL = 60.0
+"""Seconds after which a long body that does not come on is given up."""
+ASKED_AT = "asked_at"
+"""The name in a request's state of the moment that it counts as asked at, if that was before now.
+
+What was right when it was done stays so for who asks again what became of it.
+"""
 CLOSE = {"Connection": "close"}
 """The header of an answer to a body of which the rest is not waited for."""
 
@@ -41,6 +48,13 @@ class TimedRequest(Request[Any, Any, Any]):
                 return await super().body()
         except TimeoutError:
             raise SlowBodyError(headers=CLOSE) from None
+
+
+class StalledUploadError(ClientException):
+    """Too little of the body came in a minute; nothing was stored."""
+
+    status_code = HTTPStatus.REQUEST_TIMEOUT
+    detail = "Too little of the body came in a minute; nothing was stored."
 
 
 class JsonBody(AbstractDTO[Given], Generic[Given]):
@@ -100,4 +114,4 @@ def _read(request: Request[Any, Any, Any], body: bytes, model: type[Given]) -> G
         given = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ClientException("The body is not JSON in UTF-8.") from error
-    return check(model, given, datetime.now(UTC))
+    return check(model, given, request.scope["state"].get(ASKED_AT) or datetime.now(UTC))

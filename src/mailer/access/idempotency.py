@@ -1,0 +1,254 @@
+"""Idempotency-Key on POST: a repeat gets the first answer again, and nothing is done twice.
+
+After draft-ietf-httpapi-idempotency-key-header-07, but for what another body gets: 409, since it
+clashes with what stands. A key is 1 to 255 visible ASCII characters; one in quotes, as the draft
+writes it, is the same key as without them. It belongs to who sends it, and counts for 24 hours.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import structlog
+from litestar import Request
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, Receive, Scope, Send
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access import claims
+from mailer.access.gate import DOOR, actor_of
+from mailer.access.model import Claim
+from mailer.db.engine import is_away
+from mailer.errors import ConflictError, FieldError, InvalidError
+from mailer.web.body import ASKED_AT
+from mailer.web.exchange import Answer, Asked, ClientGoneError
+from mailer.web.problems import SOON, problem_of
+
+log = structlog.get_logger()
+
+HEADER = b"idempotency-key"
+KEY = re.compile(r"[!-~]{1,255}")
+QUOTED = re.compile(r'"(.*)"')
+REPLAYED = (b"idempotency-replayed", b"true")
+NOT_KEPT = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    }
+)
+"""Answers that may be another the next time, beside those that tell of a failure here."""
+PATIENCE = 30.0
+"""Seconds that a repeat waits for the first answer, or half a lease if that is shorter."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+"""Seconds between looks whether it is there, with no connection held."""
+
+
+class KeyReusedError(ConflictError):
+    """The Idempotency-Key came with another request before; each needs one of its own."""
+
+
+class AnswerErasedError(ConflictError):
+    """What this Idempotency-Key made was deleted since."""
+
+
+class StillInWorkError(HTTPException):
+    """The first request under this key has no answer yet."""
+
+    status_code = HTTPStatus.CONFLICT
+    detail = "The request with this Idempotency-Key is still being processed; ask again."
+
+    def __init__(self) -> None:
+        super().__init__(headers=SOON)
+
+
+class Idempotency(ASGIMiddleware):
+    """Answers each POST with an Idempotency-Key once, whoever repeats it, and whatever dies."""
+
+    scopes = (ScopeType.HTTP,)
+
+    def __init__(self, engine: AsyncEngine, *, lease: float, at_hand: int) -> None:
+        """Take claims for `lease` seconds, renewed while a request is worked on.
+
+        Of a repeat a body of up to `at_hand` bytes is held, in case it has to be worked on.
+        """
+        # each statement stands for itself, and needs no transaction around it
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lease = timedelta(seconds=lease)
+        self._patience = min(PATIENCE, lease / 2)
+        self._at_hand = at_hand
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Answer a request; raises `InvalidError` for what is no key."""
+        key = _key_of(scope)
+        if key is None:
+            await next_app(scope, receive, send)
+            return
+        request: Request[Any, Any, Any] = Request(scope)
+        owner = claims.owner_of(actor_of(request))
+        claim = Claim(owner, key, str(uuid4()))
+        asked = Asked(request, receive, self._at_hand)
+        try:
+            answer = await self._answer(claim, asked, next_app)
+        except ClientGoneError:
+            return
+        except Exception as error:  # noqa: BLE001  # the framework answers no error after an answer that is held back
+            problem = problem_of(request, error).to_asgi_response(app=None, request=request)
+            await problem(scope, receive, send)
+        else:
+            await answer.send(send)
+
+    async def _answer(self, claim: Claim, asked: Asked, next_app: ASGIApp) -> Answer:
+        """Do what is asked for, unless it is done: then return the first answer."""
+        taken = await self._take(claim)
+        if isinstance(taken, claims.Standing):
+            taken = await self._wait(claim, asked)
+        if isinstance(taken, claims.Standing):
+            return _again(taken, asked)
+        try:
+            if taken is not None:
+                await _prepare_to_go_on(taken, claim, asked)
+            answer = Answer()
+            async with self._kept(claim):
+                await self._work(claim, asked, answer, next_app)
+            return await self._settled(claim, asked, answer)
+        except BaseException:
+            await self._give_up(claim)
+            raise
+
+    async def _take(self, claim: Claim) -> claims.Standing | datetime | None:
+        async with self._engine.connect() as connection:
+            return await claims.take(connection, claim, self._lease)
+
+    async def _wait(self, claim: Claim, asked: Asked) -> claims.Standing | datetime | None:
+        """Wait for the first answer, or until who was to give it is gone; raises if neither is."""
+        await asked.drain()
+        pause, patience = FIRST_PAUSE, self._patience
+        while True:
+            taken = await self._take(claim)
+            if not isinstance(taken, claims.Standing) or taken.status is not None:
+                return taken
+            _refuse_another(taken.digest, asked)
+            if patience <= 0:
+                raise StillInWorkError
+            await asyncio.sleep(pause)
+            patience -= pause
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    @asynccontextmanager
+    async def _kept(self, claim: Claim) -> AsyncIterator[None]:
+        """Renew a claim until the end of the block."""
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(self._keep(claim))
+            try:
+                yield
+            finally:
+                keeping.cancel()
+
+    async def _keep(self, claim: Claim) -> None:
+        is_mine = True
+        while is_mine:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            try:
+                async with self._engine.connect() as connection:
+                    is_mine = await claims.renew(connection, claim, self._lease)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("database_away", at="idempotency")
+
+    @staticmethod
+    async def _work(claim: Claim, asked: Asked, answer: Answer, next_app: ASGIApp) -> None:
+        async def receive() -> Any:  # noqa: ANN401  # whatever the server says
+            message = await asked.receive()
+            claim.digest = asked.digest
+            return message
+
+        actor = actor_of(Request(asked.scope))
+        asked.scope["user"] = msgspec.structs.replace(actor, claim=claim)
+        await next_app(asked.scope, receive, answer.take)
+
+    async def _settled(self, claim: Claim, asked: Asked, answer: Answer) -> Answer:
+        """Keep the answer before anybody sees it, or that of who was faster."""
+        if not _is_final(answer, asked):
+            await self._give_up(claim)
+            return answer
+        claim.digest = asked.digest
+        async with self._engine.connect() as connection:
+            if await claims.answer(
+                connection, claim, answer.status, answer.media_type, answer.body
+            ):
+                return answer
+        patience = self._patience
+        while patience > 0:
+            async with self._engine.connect() as connection:
+                standing = await claims.look(connection, claim)
+            if standing is None or standing.is_free:
+                break
+            if standing.status is not None:
+                return _again(standing, asked)
+            await asyncio.sleep(LONGEST_PAUSE)
+            patience -= LONGEST_PAUSE
+        raise StillInWorkError
+
+    async def _give_up(self, claim: Claim) -> None:
+        # where that cannot be written down the lease runs out
+        with suppress(Exception):
+            async with self._engine.connect() as connection:
+                await claims.give_up(connection, claim)
+
+
+def _key_of(scope: Scope) -> str | None:
+    """Return the key that a request to the API comes under; raises `InvalidError`."""
+    if scope.get("method") != "POST" or scope["route_handler"].opt.get(DOOR) != "key":
+        return None
+    given = [value.decode("latin-1") for name, value in scope["headers"] if name == HEADER]
+    if not given:
+        return None
+    quoted = QUOTED.fullmatch(given[0])
+    key = quoted[1] if quoted else given[0]
+    if len(given) > 1 or not KEY.fullmatch(key):
+        rule = "must come once, as 1 to 255 visible ASCII characters"
+        raise InvalidError([FieldError("Idempotency-Key", rule)])
+    return key
+
+
+def _is_final(answer: Answer, asked: Asked) -> bool:
+    """Whether a repeat would be answered likewise, and can be known by its body."""
+    is_ours = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return not is_ours and answer.status not in NOT_KEPT and asked.digest is not None
+
+
+def _refuse_another(digest: bytes | None, asked: Asked) -> None:
+    if digest is not None and digest != asked.digest:
+        raise KeyReusedError
+
+
+async def _prepare_to_go_on(taken_at: datetime, claim: Claim, asked: Asked) -> None:
+    """Prepare to go on where an attempt that died has left off, `taken_at` or after.
+
+    Raises `KeyReusedError`, and `StillInWorkError` when the body is needed and gone.
+    """
+    if claim.effect is not None:
+        await asked.drain()
+        _refuse_another(claim.digest, asked)
+        asked.scope["state"][ASKED_AT] = taken_at
+    elif asked.is_dropped:
+        raise StillInWorkError
+
+
+def _again(standing: claims.Standing, asked: Asked) -> Answer:
+    """Return the first answer; raises `KeyReusedError` and `AnswerErasedError`."""
+    _refuse_another(standing.digest, asked)
+    if standing.status is None or standing.body is None:
+        raise AnswerErasedError
+    return Answer(standing.status, standing.media_type, standing.body, REPLAYED)

@@ -1,0 +1,115 @@
+"""A request's body on its way in, known by its digest, and an answer held back on its way out."""
+
+import asyncio
+import hashlib
+import math
+from typing import Any
+
+from litestar import Request
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.types import Message, Receive, ReceiveMessage, Send
+
+from mailer.web.body import STALL, StalledUploadError
+
+
+class ClientGoneError(Exception):
+    """Who asked has gone away, and will see no answer."""
+
+
+class Asked:
+    """A request whose body is hashed as it comes, and may be read before a handler wants it."""
+
+    def __init__(self, request: Request[Any, Any, Any], receive: Receive, at_hand: int) -> None:
+        """Of a body that is drained keep up to `at_hand` bytes."""
+        self.scope = request.scope
+        self.digest: bytes | None = None
+        """Of the method, the path and the body; None until all of it has come."""
+        self.is_dropped = False
+        """Whether the body was drained, and is too large to have been kept."""
+        self._limit = request.route_handler.resolve_request_max_body_size() or math.inf
+        self._length = request.content_length or 0
+        self._receive = receive
+        self._at_hand = at_hand
+        self._size = 0
+        self._read: list[ReceiveMessage] = []
+        head = (request.method, request.url.path, request.url.query)
+        self._hash = hashlib.sha256(
+            "\n".join((*head, request.headers.get("Content-Type", ""), "")).encode()
+        )
+
+    async def receive(self) -> ReceiveMessage:
+        """Return the next part of the body: what was drained, then what comes."""
+        return self._read.pop(0) if self._read else await self._next()
+
+    async def drain(self) -> None:
+        """Read the whole body, as a handler would.
+
+        Raises `StalledUploadError`, `ClientGoneError`, and HTTPException 413 beyond the limit of
+        the route.
+        """
+        if self._length > self._limit:
+            raise RequestEntityTooLarge
+        while self.digest is None:
+            try:
+                async with asyncio.timeout(STALL):
+                    message = await self._next()
+            except TimeoutError as error:
+                raise StalledUploadError from error
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            if self._size > self._limit:
+                raise RequestEntityTooLarge
+            self._keep(message)
+
+    def _keep(self, message: ReceiveMessage) -> None:
+        self._read.append(message)
+        if self._size > self._at_hand:
+            self.is_dropped = True
+            self._read = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def _next(self) -> ReceiveMessage:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._size += len(message["body"])
+            self._hash.update(message["body"])
+            if not message.get("more_body", False):
+                self.digest = self._hash.digest()
+        return message
+
+
+class Answer:
+    """An answer as it is sent, of a handler that took it for sent, or of one long ago."""
+
+    def __init__(
+        self,
+        status: int = 0,
+        media_type: str | None = None,
+        body: bytes = b"",
+        *headers: tuple[bytes, bytes],
+    ) -> None:
+        self.status = status
+        self.body = body
+        self._headers = list(headers)
+        if media_type is not None:
+            self._headers.append((b"content-type", media_type.encode("latin-1")))
+            self._headers.append((b"content-length", str(len(body)).encode()))
+
+    @property
+    def media_type(self) -> str | None:
+        """What its Content-Type says."""
+        given = (value for name, value in self._headers if name.lower() == b"content-type")
+        return next((value.decode("latin-1") for value in given), None)
+
+    async def take(self, message: Message) -> None:
+        """Be the handler's `send`."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._headers = list(message["headers"])
+        elif message["type"] == "http.response.body":
+            self.body += message["body"]
+
+    async def send(self, send: Send) -> None:
+        """Send it, in one piece."""
+        headers = self._headers
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
