@@ -52,7 +52,7 @@ from mailer.web.connection import Limits, connection_class
 from mailer.web.edge import served
 from mailer.web.health import health_router
 from mailer.web.methods import allow_all
-from mailer.web.openapi import StructPlugin, openapi_config
+from mailer.web.openapi import BY_KEY, StructPlugin, openapi_config
 
 log = structlog.get_logger()
 
@@ -102,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
             AuditController,
         ],
         opt={DOOR: "key"},
+        security=BY_KEY,
     )
     return Litestar(
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],

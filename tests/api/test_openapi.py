@@ -136,7 +136,8 @@ def test_every_call_declares_its_problems(
     for (method, path), operation in operations.items():
         expected = {"400", "503"}
         expected |= {"404"} if "{" in path else set()
-        expected |= {"408", "413", "415"} if "requestBody" in operation else set()
+        expected |= {"408", "413", "415"} if method in {"post", "patch"} else set()
+        expected |= {"401", "403", "429"} if path.startswith("/api/") else {"401"}
         assert expected <= operation["responses"].keys(), (method, path)
         for status, answer in operation["responses"].items():
             if status >= "400":
@@ -158,6 +159,39 @@ def test_a_call_that_may_clash_declares_409(
     operations: dict[tuple[str, str], dict[str, Any]], call: tuple[str, str]
 ) -> None:
     assert "409" in operations[call]["responses"]
+
+
+def test_the_api_asks_for_a_key_and_probes_for_a_token_where_one_is_set(
+    schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    schemes = schema["components"]["securitySchemes"]
+    assert {name: (s["type"], s["scheme"]) for name, s in schemes.items()} == {
+        "key": ("http", "bearer"),
+        "monitoring": ("http", "bearer"),
+    }
+    for (_, path), operation in operations.items():
+        wanted: list[dict[str, Any]] = (
+            [{"key": []}] if path.startswith("/api/") else [{"monitoring": []}, {}]
+        )
+        assert operation["security"] == wanted, path
+
+
+def test_who_is_refused_is_told_how_to_go_on(schema: dict[str, Any]) -> None:
+    answers = schema["components"]["responses"]
+    assert "WWW-Authenticate" in answers["Problem401"]["headers"]
+    for status in (429, 503):
+        assert answers[f"Problem{status}"]["headers"]["Retry-After"]["schema"]["minimum"] == 1
+
+
+def test_each_post_and_nothing_else_takes_an_idempotency_key(
+    operations: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    for (method, path), operation in operations.items():
+        given = [p for p in operation.get("parameters", []) if p["in"] == "header"]
+        assert [p["name"] for p in given] == ["Idempotency-Key"] * (method == "post"), path
+        for parameter in given:
+            assert parameter["required"] is False
+            assert {"408", "409", "413", "415"} <= operation["responses"].keys()
 
 
 def test_a_problem_has_the_members_of_rfc_9457(schema: dict[str, Any]) -> None:
@@ -214,7 +248,8 @@ def test_a_control_call_takes_nothing_and_answers_with_the_mailing(
 ) -> None:
     operation = operations["post", f"/api/v1/mailings/{{mailing_id}}/{call}"]
     assert "requestBody" not in operation
-    assert [parameter["name"] for parameter in operation["parameters"]] == ["mailing_id"]
+    names = [parameter["name"] for parameter in operation["parameters"]]
+    assert names == ["mailing_id", "Idempotency-Key"]
     [media] = operation["responses"]["200"]["content"].values()
     assert media["schema"] == {"$ref": "#/components/schemas/Mailing"}
 

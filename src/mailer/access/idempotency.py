@@ -35,8 +35,8 @@ from mailer.web.problems import SOON, problem_of
 log = structlog.get_logger()
 
 HEADER = b"idempotency-key"
-KEY = re.compile(r"[!-~]{1,255}")
-QUOTED = re.compile(r'"(.*)"')
+KEY = re.compile(r'(?!""$)[!-~]{1,255}')
+QUOTED = re.compile(r'"(.+)"')
 REPLAYED = (b"idempotency-replayed", b"true")
 NOT_KEPT = frozenset(
     {
@@ -214,12 +214,11 @@ def _key_of(scope: Scope) -> str | None:
     given = [value.decode("latin-1") for name, value in scope["headers"] if name == HEADER]
     if not given:
         return None
-    quoted = QUOTED.fullmatch(given[0])
-    key = quoted[1] if quoted else given[0]
-    if len(given) > 1 or not KEY.fullmatch(key):
+    if len(given) > 1 or not KEY.fullmatch(given[0]):
         rule = "must come once, as 1 to 255 visible ASCII characters"
         raise InvalidError([FieldError("Idempotency-Key", rule)])
-    return key
+    quoted = QUOTED.fullmatch(given[0])
+    return quoted[1] if quoted else given[0]
 
 
 def _is_final(answer: Answer, asked: Asked) -> bool:

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.migrate import is_current
 from mailer.errors import UnavailableError
+from mailer.web.openapi import IF_SET
 
 
 class Health(Struct, frozen=True):
@@ -36,4 +37,4 @@ async def ready(engine: NamedDependency[AsyncEngine]) -> Health:
 
 def health_router() -> Router:
     """Return the routes under /health."""
-    return Router("/health", route_handlers=[live, ready], tags=["operation"])
+    return Router("/health", route_handlers=[live, ready], tags=["operation"], security=IF_SET)

@@ -12,7 +12,14 @@ import msgspec
 from litestar._openapi.schema_generation import SchemaCreator
 from litestar._openapi.schema_generation.plugins.struct import StructSchemaPlugin
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import License, OpenAPI, Schema
+from litestar.openapi.spec import (
+    Components,
+    License,
+    OpenAPI,
+    Schema,
+    SecurityRequirement,
+    SecurityScheme,
+)
 from litestar.typing import FieldDefinition
 
 from mailer.validation import STORABLE, Input
@@ -26,12 +33,57 @@ know patterns of them."""
 METHODS = ("get", "post", "put", "patch", "delete")
 PROBLEMS = {
     400: "Malformed, or against a rule: `errors` names every wrong field.",
+    401: "No key, or one that is unknown, revoked or expired.",
+    403: "The key's scope is too small for it.",
     404: "No such thing.",
     408: "The body did not come in time.",
     409: "It clashes with the present state.",
     413: "The body is too large.",
     415: "The body is of another type than the call takes.",
+    429: "The key asks too often.",
     503: "Not now, ask again: the database is away, or a process has yet to stop sending.",
+}
+RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+}
+HEADERS = {
+    401: {"WWW-Authenticate": {"description": "Bearer.", "schema": {"type": "string"}}},
+    429: RETRY_AFTER,
+    503: RETRY_AFTER,
+}
+"""Of problems, beside the one that says their type."""
+KEY, MONITORING = "key", "monitoring"
+BY_KEY: list[SecurityRequirement] = [{KEY: []}]
+"""Of what a key opens."""
+IF_SET: list[SecurityRequirement] = [{MONITORING: []}, {}]
+"""Of what the monitoring token opens where one is set, and anybody else."""
+SCHEMES = {
+    KEY: SecurityScheme(
+        type="http",
+        scheme="bearer",
+        description="An API key. To read it needs the scope `read`, to change anything `write`.",
+    ),
+    MONITORING: SecurityScheme(
+        type="http",
+        scheme="bearer",
+        description="The setting `MAILER_MONITORING_TOKEN`; where it is not set anybody may look.",
+    ),
+}
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Names the request, so that it can be repeated when its answer is lost: with the"
+    " same path, type and body it is done once and gets the first answer again for 24 hours, then"
+    " with `Idempotency-Replayed: true`; another request is 409. Quotes around it do not count."
+    " Not kept are 401, 403, 408, 429, 5xx and what is refused before the body is read.",
+    "schema": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 255,
+        "pattern": '^(?!""$)[!-~]+$',
+    },
+    "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
 
 
@@ -46,6 +98,7 @@ def openapi_config() -> OpenAPIConfig:
         version=API_VERSION,
         description="Mailings to clients by an SMS gateway, and what became of every message.",
         license=License(name="MIT", identifier="MIT"),
+        components=Components(security_schemes=dict(SCHEMES)),
         use_handler_docstrings=True,
         render_plugins=docs_plugins(),
         openapi_router=docs_router(),
@@ -125,6 +178,8 @@ def _declare_problems(schema: dict[str, Any]) -> None:
         for method in METHODS:
             if operation := item.get(method):
                 _declare_problems_of(method, operation)
+                if method == "post" and _is_by_key(operation):
+                    operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
                 operation["summary"] = _spaced(operation["summary"])
 
 
@@ -144,11 +199,19 @@ def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
     }
     if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])):
         statuses.add(404)
-    if "requestBody" in operation:
+    if method in {"post", "put", "patch"}:  # one without a body reads it to refuse it
         statuses |= {408, 413, 415}
     if method != "get":
         statuses.add(409)
+    if operation.get("security"):
+        statuses.add(401)
+    if _is_by_key(operation):
+        statuses |= {403, 429}
     return sorted(statuses)
+
+
+def _is_by_key(operation: dict[str, Any]) -> bool:
+    return operation.get("security") == BY_KEY
 
 
 def _answer(status: int, text: str) -> dict[str, Any]:
@@ -160,7 +223,8 @@ def _answer(status: int, text: str) -> dict[str, Any]:
     }
     if status == HTTPStatus.BAD_REQUEST:
         example["errors"] = [{"field": "phone", "message": "must be 7 and ten digits"}]
-    return {"description": text, "content": _content(example)}
+    headers = {"headers": HEADERS[status]} if status in HEADERS else {}
+    return {"description": text, "content": _content(example)} | headers
 
 
 def _content(example: dict[str, Any] | None = None) -> dict[str, Any]:
