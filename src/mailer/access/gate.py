@@ -57,11 +57,11 @@ class Gate(ASGIMiddleware):
         if request.method == "OPTIONS":  # tells the methods of a path, and does nothing
             return None
         refuse_other_sites(request, is_form=by_session)
-        if self._settings.auth == "none":
-            return Actor("anybody", "anybody", address=address_of(request))
         if needs == MONITORING:
             self._check_monitoring(request)
             return None
+        if self._settings.auth == "none":
+            return Actor("anybody", "anybody", address=address_of(request))
         if needs == NOTHING:
             return await self._by_session(request) if by_session else None
         if needs not in SCOPES:
