@@ -34,12 +34,17 @@ CALLS = {
     ("post", "/api/v1/clients/import"): "200",
     ("get", "/api/v1/statistics"): "200",
     ("get", "/api/v1/gateway"): "200",
+    ("get", "/api/v1/audit"): "200",
 }
 QUERIES = {
     "/api/v1/clients": {"operator_code", "tag", "time_zone", "phone", "limit", "before", "after"},
     "/api/v1/mailings": {"status", "limit", "before", "after"},
     "/api/v1/mailings/{mailing_id}/messages": {
         *("status", "reason", "client_id", "limit", "before", "after"),
+    },
+    "/api/v1/audit": {
+        *("actor_kind", "actor_id", "action", "target_kind", "target_id"),
+        *("limit", "before", "after"),
     },
 }
 BODIES: dict[tuple[str, str], type[Input]] = {
@@ -264,7 +269,9 @@ def test_since_when_and_why_a_mailing_is_held_is_described(schema: dict[str, Any
     }
 
 
-@pytest.mark.parametrize("name", ["Client", "Mailing", "MailingDetail", "Message", "GatewayStatus"])
+@pytest.mark.parametrize(
+    "name", ["Client", "Mailing", "MailingDetail", "Message", "GatewayStatus", "Entry"]
+)
 def test_an_answers_example_has_the_fields_that_an_answer_has(
     schema: dict[str, Any], name: str
 ) -> None:

@@ -70,12 +70,12 @@ async def _record(  # noqa: PLR0913  # what an audit log tells
 ) -> None:
     """Write into the audit log what was done."""
     target = audit.Target("mailing", mailing_id)
-    was, is_now = _recorded(before or {}), _recorded(after or {})
-    await audit.record(connection, by, action, target, before=was, after=is_now)
+    was, is_now = _told(before or {}), _told(after or {})
+    await audit.record(connection, by, action, target, before=was or None, after=is_now or None)
 
 
-def _recorded(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {name: facts[name] for name in facts.keys() & RECORDED} or None
+def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in values.keys() & RECORDED}
 
 
 async def change(
