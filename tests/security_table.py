@@ -23,6 +23,8 @@ CREDENTIALS: tuple[Credential, ...] = ("", *SCOPES, "viewer", "operator", "an ad
 ROLES = {"viewer": SCOPE_OF["viewer"], "operator": SCOPE_OF["operator"], "an admin": SCOPES[-1]}
 Outcome = Literal["in", "401", "403", "sign in"]
 
+SCRIPTS = {("POST", "/clients/import")}
+"""Calls of pages that their scripts make: who is not signed in is told so, and led nowhere."""
 REASONS = {
     ("POST", "/preferences"): "keeps a language and a time zone in cookies of who asks",
     ("POST", "/login"): "is how one signs in; wrong passwords are counted",
@@ -60,7 +62,7 @@ def expected(rule: Rule, credential: Credential) -> Outcome:
         return "in"
     if rule.door == "session":
         if credential not in ROLES:
-            return "sign in"
+            return "401" if (rule.method, rule.path) in SCRIPTS else "sign in"
         scope = ROLES[credential]
     else:
         if credential not in SCOPES:
