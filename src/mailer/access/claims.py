@@ -39,10 +39,12 @@ def owner_of(actor: Actor) -> str:
 # An answer counts for a day. What is still worked on then is left to who works on it.
 IS_OVER = "created_at < now() - interval '24 hours' AND taken_until < now()"
 MINE = "owner = :owner AND key = :key AND attempt = :attempt"
-# Waits for no row's lock, which the transaction of the request's own work may hold.
+# Waits for no row's lock, which the transaction of the request's own work may hold; nor for the
+# disk: what the request does is written after it, and is not kept by a server that lost it.
 BEGIN = text("""
     INSERT INTO idempotency (owner, key, attempt, taken_until)
-    VALUES (:owner, :key, :attempt, now() + :lease)
+    SELECT :owner, :key, CAST(:attempt AS uuid), now() + :lease
+    FROM set_config('synchronous_commit', 'off', true)
     ON CONFLICT DO NOTHING""")
 LOOK = text(f"""
     SELECT attempt, digest, status, media_type, body,

@@ -62,7 +62,7 @@ def jobs(
         Job("purge", 2, _step(engine, lambda database: moving.purge(database, CHUNK))),
         Job("fold", 2, fold),
         Job("coarsen", 60, _step(engine, tally.coarsen)),
-        Job("clear", 10, _step(engine, lambda database: clearing.clear(database, CHUNK))),
+        Job("clear", 5, _step(engine, lambda database: clearing.clear(database, CHUNK))),
     ]
     if settings.retention_days:
         table.append(Job("retire", 1, retire))
