@@ -181,13 +181,14 @@ async def mailers(database_url: str) -> AsyncIterator[Mailers]:
     await engine.dispose()
 
 
-def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself."""
+def run(*arguments: str, given: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself; `given` is its standard input."""
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
     return subprocess.run(  # noqa: S603  # our own command
         [sys.executable, "-m", "mailer", *arguments],
         env=environ,
+        input=given,
         capture_output=True,
         text=True,
         timeout=60,

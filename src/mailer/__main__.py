@@ -102,8 +102,10 @@ def import_(file: str) -> None:
     """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected."""
     settings = _settings()
     from mailer import app
+    from mailer.client import commands
 
-    if _run(app.import_clients(settings, file, Console(stderr=True))).rejected:
+    work = partial(commands.import_file, path=file, console=Console(stderr=True))
+    if _run(app.on_database(settings, work)).rejected:
         sys.exit(1)
 
 
@@ -113,8 +115,10 @@ def export(file: str) -> None:
     """Export all clients to FILE, or to standard output for -."""
     settings = _settings()
     from mailer import app
+    from mailer.client import commands
 
-    _run(app.export_clients(settings, file, Console(stderr=True)))
+    work = partial(commands.export_file, path=file, console=Console(stderr=True))
+    _run(app.on_database(settings, work))
 
 
 @main.group()
@@ -182,13 +186,93 @@ def verify() -> None:
     """Compare every ledger with its messages; exit 1 and the differences when one is off."""
     settings = _settings()
     from mailer import app
+    from mailer.report.verify import differences
 
-    differences = _run(app.verify(settings))
-    for difference in differences:
+    found = _run(app.on_database(settings, differences))
+    for difference in found:
         click.echo(difference)
-    if differences:
+    if found:
         sys.exit(1)
     click.echo("every ledger adds up")
+
+
+@main.group()
+def users() -> None:
+    """Keep the accounts of people who sign in to the pages."""
+
+
+def _new_password() -> str:
+    """Ask for a password twice on a terminal, else read a line; arguments are seen by all."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def _change_account(change: str, *given: str) -> None:
+    """Do what a function of access/commands.py does."""
+    settings = _settings()
+    from mailer import app
+    from mailer.access import commands
+
+    _run(app.on_database(settings, lambda database: getattr(commands, change)(database, *given)))
+
+
+ROLE = click.Choice(["viewer", "operator", "admin"])
+
+
+@users.command("add")
+@click.argument("name")
+@click.option("--role", type=ROLE, required=True, help="What they may do.")
+def add_user(name: str, role: str) -> None:
+    """Make an account; its password is asked for, or read from standard input."""
+    _change_account("add_user", name, role, _new_password())
+
+
+@users.command("list")
+def list_users() -> None:
+    """List all accounts."""
+    settings = _settings()
+    from mailer import app
+    from mailer.access import commands
+
+    for line in _run(app.on_database(settings, commands.list_users)):
+        click.echo(line)
+
+
+@users.command("role")
+@click.argument("name")
+@click.argument("role", type=ROLE)
+def set_role(name: str, role: str) -> None:
+    """Give an account another role, which holds at once."""
+    _change_account("set_user_role", name, role)
+
+
+@users.command("password")
+@click.argument("name")
+def set_password(name: str) -> None:
+    """Give an account another password, read as add reads it; its sessions end."""
+    _change_account("set_user_password", name, _new_password())
+
+
+@users.command("disable")
+@click.argument("name")
+def disable_user(name: str) -> None:
+    """Keep somebody out, at once, until enabled again."""
+    _change_account("disable_user", name)
+
+
+@users.command("enable")
+@click.argument("name")
+def enable_user(name: str) -> None:
+    """Let somebody in again."""
+    _change_account("enable_user", name)
+
+
+@users.command("sign-out")
+@click.argument("name")
+def sign_out_user(name: str) -> None:
+    """End all sessions of an account."""
+    _change_account("sign_out_user", name)
 
 
 def _fraction(name: str, what: str) -> Callable[[Command], Command]:

@@ -18,19 +18,17 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ASGIApp
-from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo, metrics
+from mailer.access import accounts
 from mailer.access.api import AuditController
 from mailer.access.gate import DOOR, Gate, actor_of
 from mailer.access.idempotency import Idempotency
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
-from mailer.client import commands
 from mailer.client.api import ClientController
-from mailer.client.importing import ImportReport
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import PATIENCE, cause_of, create_engine, is_away, pool_usage
 from mailer.db.migrate import migrate
@@ -44,7 +42,6 @@ from mailer.report.api import StatisticsController, show_metrics
 from mailer.report.daily import daily_report, render_text
 from mailer.report.daily_mail import DailyMail
 from mailer.report.mail import Post, post_of, send_report
-from mailer.report.verify import Difference, differences
 from mailer.settings import Settings
 from mailer.web.assets import static_router
 from mailer.web.body import TimedRequest
@@ -173,26 +170,16 @@ async def serve(settings: Settings) -> None:
     """Serve the API and send messages until SIGTERM or SIGINT; raises `StartError`."""
     is_mailed = settings.smtp_url is not None or settings.report_recipients is not None
     post = post_of(settings) if is_mailed else None
-    async with open_database(settings) as (url, _):
-        await _serve(settings, url, on_start=_say_started, post=post)
+    async with open_database(settings) as (url, engine):
+        async with engine.connect() as connection:
+            is_known = settings.auth == "none" or await accounts.is_anybody_known(connection)
+        await _serve(settings, url, on_start=partial(_say_started, is_known=is_known), post=post)
 
 
 async def migrate_only(settings: Settings) -> None:
     """Bring the database to the newest schema; raises `StartError`."""
     async with open_database(settings, share=True):
         log.info("migrated")
-
-
-async def import_clients(settings: Settings, file: str, console: Console) -> ImportReport:
-    """Import clients from a CSV file."""
-    async with open_database(settings, share=True) as (_, engine):
-        return await commands.import_file(engine, file, console)
-
-
-async def export_clients(settings: Settings, file: str, console: Console) -> int:
-    """Export all clients to a CSV file; return how many they are."""
-    async with open_database(settings, share=True) as (_, engine):
-        return await commands.export_file(engine, file, console)
 
 
 async def on_database(
@@ -213,12 +200,6 @@ async def report(settings: Settings, day: date, *, send: bool) -> str:
     return render_text(made)
 
 
-async def verify(settings: Settings) -> list[Difference]:
-    """Return what of the ledgers does not add up."""
-    async with open_database(settings, share=True) as (_, engine):
-        return await differences(engine)
-
-
 async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
     """Serve with everything that is needed to see mailings go out, until SIGTERM or SIGINT."""
     async with (
@@ -229,8 +210,11 @@ async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
         await _serve(demo_settings, url, on_start=partial(demo.greet, echo=echo))
 
 
-def _say_started(address: str) -> None:
+def _say_started(address: str, *, is_known: bool) -> None:
     log.info("started", address=address)
+    if not is_known:
+        first = "mailer users add NAME --role admin"
+        log.warning("nobody_can_sign_in", first_run=first, then_open=f"{address}/login")
     notify_systemd("READY=1")
 
 

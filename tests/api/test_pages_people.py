@@ -161,6 +161,13 @@ async def test_live_stream_and_programs_are_told_401(engine: AsyncEngine) -> Non
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+async def test_file_that_is_sent_too_late_is_answered_401(engine: AsyncEngine) -> None:
+    headers = {"Content-Type": "text/csv", "Accept": "text/html"}
+    answer = await visitor(engine).post("/clients/import", content="phone", headers=headers)
+    assert answer.status_code == 401
+    assert "Sign in first." in said(answer.text)
+
+
 async def test_form_that_was_sent_too_late_leads_back_to_its_page(engine: AsyncEngine) -> None:
     browser = visitor(engine)
     referer = {"Referer": "http://mailer/mailings/new?from=1"}

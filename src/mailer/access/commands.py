@@ -1,15 +1,28 @@
-"""What `mailer keys` does, on the database that a running mailer uses."""
+"""What `mailer keys` and `mailer users` do, on the database that a running mailer uses."""
 
-from collections.abc import Iterator
+import getpass
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.access import keys
-from mailer.access.model import COMMAND_LINE
+from mailer.access import accounts, keys, people
+from mailer.access.accounts import NewAccount, NewRole
+from mailer.access.model import COMMAND_LINE, Actor
 from mailer.validation import check
 
-HEADS = ("id", "name", "scope", "made (UTC)", "last used", "expires", "state")
+KEY_HEADS = ("id", "name", "scope", "made (UTC)", "last used", "expires", "state")
+USER_HEADS = ("name", "role", "last sign-in (UTC)", "sessions", "state")
+
+
+def at_the_command_line() -> Actor:
+    """Return who runs a command, by the name that the system has for them if it has one."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        return COMMAND_LINE
+    return msgspec.structs.replace(COMMAND_LINE, name=f"{user} at the {COMMAND_LINE.name}")
 
 
 async def make_key(engine: AsyncEngine, name: str, scope: str, days: int | None) -> str:
@@ -21,7 +34,7 @@ async def make_key(engine: AsyncEngine, name: str, scope: str, days: int | None)
     expires_at = None if days is None else now + timedelta(days=days)
     new = check(keys.NewKey, {"name": name, "scope": scope, "expires_at": expires_at}, now)
     async with engine.begin() as connection:
-        _, secret = await keys.add(connection, new, COMMAND_LINE)
+        _, secret = await keys.add(connection, new, at_the_command_line())
     return secret
 
 
@@ -30,28 +43,88 @@ async def list_keys(engine: AsyncEngine) -> list[str]:
     async with engine.connect() as connection:
         found = await keys.every(connection)
     now = datetime.now(UTC)
-    return list(_table([HEADS, *(_row(key, now) for key in found)]))
+    return list(_table([KEY_HEADS, *(_row(key, now) for key in found)]))
 
 
 async def revoke_key(engine: AsyncEngine, name: str) -> None:
     """End the key of this name at once and for good; raises `KeyNotFoundError`."""
     async with engine.begin() as connection:
         key = await keys.of_name(connection, name)
-        await keys.revoke(connection, key.id, COMMAND_LINE)
+        await keys.revoke(connection, key.id, at_the_command_line())
+
+
+async def add_user(engine: AsyncEngine, name: str, role: str, password: str) -> None:
+    """Make an account; raises `InvalidError` and `AccountNameTakenError`."""
+    given = {"name": name.strip(), "role": role, "password": password}
+    new = check(NewAccount, given, datetime.now(UTC))
+    await people.add(engine, new, at_the_command_line())
+
+
+async def set_user_password(engine: AsyncEngine, name: str, password: str) -> None:
+    """Give an account another password.
+
+    Raises `InvalidError`, `AccountNotFoundError` and `NoPasswordHereError`.
+    """
+    async with engine.connect() as connection:
+        known = await accounts.named(connection, name)
+    await people.set_password(engine, known.id, password, at_the_command_line())
+
+
+async def set_user_role(engine: AsyncEngine, name: str, role: str) -> None:
+    """Give an account another role; raises `InvalidError` and `AccountNotFoundError`."""
+    new = check(NewRole, {"role": role}, datetime.now(UTC))
+    await _change(engine, name, lambda db, who, by: accounts.set_role(db, who, new.role, by))
+
+
+async def disable_user(engine: AsyncEngine, name: str) -> None:
+    """Keep somebody out; raises `AccountNotFoundError`."""
+    await _change(engine, name, accounts.disable)
+
+
+async def enable_user(engine: AsyncEngine, name: str) -> None:
+    """Let somebody in again; raises `AccountNotFoundError`."""
+    await _change(engine, name, accounts.enable)
+
+
+async def sign_out_user(engine: AsyncEngine, name: str) -> None:
+    """End all sessions of an account; raises `AccountNotFoundError`."""
+    await _change(engine, name, accounts.end_sessions)
+
+
+async def list_users(engine: AsyncEngine) -> list[str]:
+    """Return a table of all accounts, line by line."""
+    async with engine.connect() as connection:
+        found = await accounts.every(connection)
+    rows = [
+        (
+            each.name,
+            each.role,
+            _moment(each.signed_in_at),
+            str(each.sessions),
+            "disabled" if each.disabled_at else each.issuer or "",
+        )
+        for each in found
+    ]
+    return list(_table([USER_HEADS, *rows]))
+
+
+async def _change(
+    engine: AsyncEngine,
+    name: str,
+    step: Callable[[AsyncConnection, int, Actor], Awaitable[object]],
+) -> None:
+    async with engine.begin() as connection:
+        known = await accounts.named(connection, name)
+        await step(connection, known.id, at_the_command_line())
 
 
 def _row(key: keys.Key, now: datetime) -> tuple[str, ...]:
-    moments = (key.created_at, key.last_used_at, key.expires_at)
-    made, used, expires = (each and f"{each.astimezone(UTC):%Y-%m-%d %H:%M}" for each in moments)
-    return (
-        str(key.id),
-        key.name,
-        key.scope,
-        made or "",
-        used or "never",
-        expires or "never",
-        key.state(now),
-    )
+    moments = (_moment(each) for each in (key.created_at, key.last_used_at, key.expires_at))
+    return (str(key.id), key.name, key.scope, *moments, key.state(now))
+
+
+def _moment(at: datetime | None) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}" if at else "never"
 
 
 def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access.model import COMMAND_LINE
+from mailer.access.commands import at_the_command_line
 from mailer.client import directory
 from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportReport, import_clients
@@ -44,7 +44,7 @@ async def import_file(engine: AsyncEngine, path: str, console: Console) -> Impor
     nothing is stored then.
     """
     with _opened_to_read(path) as file, _progress(console, DownloadColumn()) as progress:
-        report = await import_clients(engine, _parts(file, path, progress), COMMAND_LINE)
+        report = await import_clients(engine, _parts(file, path, progress), at_the_command_line())
     _print_report(report, console)
     return report
 
@@ -59,7 +59,7 @@ async def export_file(engine: AsyncEngine, path: str, console: Console) -> int:
         async with engine.connect() as connection:
             task = progress.add_task("writing", total=await directory.count(connection))
         count = 0
-        async with aclosing(export_clients(engine, COMMAND_LINE)) as parts:
+        async with aclosing(export_clients(engine, at_the_command_line())) as parts:
             async for part in parts:
                 with _explained(path):
                     await asyncio.to_thread(file.write, part.content)

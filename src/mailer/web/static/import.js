@@ -62,6 +62,10 @@
       status.textContent = say.storing;
     };
     request.onload = () => {
+      if (request.status === 401) {
+        removeEventListener("beforeunload", warn);
+        return location.reload(); // which leads to where one signs in
+      }
       report.innerHTML = request.response;
       form.reset(); // browsers do not send a file that has changed since it was chosen
       end(say.done);

@@ -75,10 +75,12 @@ if (address) {
   };
   // Why a stream is refused no browser tells: who is signed out is led to where one signs in.
   const refused = async () => {
-    const answer = await fetch("/account", { method: "HEAD" }).catch(() => null);
+    const asking = new AbortController();
+    const answer = await fetch(address, { signal: asking.signal }).catch(() => null);
+    asking.abort();
     if (answer?.status === 401) return location.reload();
     offline.hidden = false;
-    retry = setTimeout(open, 5000);
+    if (source) retry = setTimeout(open, 5000);
   };
   const open = () => {
     close();
