@@ -26,6 +26,7 @@ from mailer.access import accounts
 from mailer.access.api import AuditController
 from mailer.access.gate import DOOR, Gate, actor_of
 from mailer.access.idempotency import Idempotency
+from mailer.access.oidc import provider_of
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client.api import ClientController
@@ -83,12 +84,14 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
 ) -> Litestar:
     """Return the web application over `engine`; `breaker` is None where nothing is sent."""
     settings = settings or Settings()
+    provider = provider_of(settings)
     given = {
         "engine": engine,
         "breaker": breaker,
         "pace": pace,
         "live": live or Live(),
         "settings": settings,
+        "provider": provider,
     }
     api = Router(
         "/api/v1",
@@ -110,6 +113,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
             Idempotency(engine, lease=settings.lease, at_hand=BODY_LIMIT),
         ],
         before_send=[allow_all],
+        on_shutdown=[provider.close] if provider else [],
         state=State({"breaker": breaker, "limits": limits}),
         request_class=TimedRequest,
         exception_handlers=HANDLERS,

@@ -11,14 +11,17 @@ from tests.processes import MailerProcess, Mailers, run
 from mailer.db.engine import connect
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
-SAME_SITE = {"Sec-Fetch-Site": "same-origin"}
+HEADERS = {
+    "Sec-Fetch-Site": "same-origin",
+    "Connection": "close",  # commands take so long that the server ends an idle one
+}
 
 
 async def status(mailer: MailerProcess, name: str, password: str = PASSWORD) -> int:
     """Return how an attempt to sign in is answered."""
     form = {"name": name, "password": password}
     async with mailer.session.post(
-        "/login", data=form, headers=SAME_SITE, allow_redirects=False
+        "/login", data=form, headers=HEADERS, allow_redirects=False
     ) as answer:
         return answer.status
 

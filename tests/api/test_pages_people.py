@@ -11,8 +11,8 @@ from tests.sample import OPEN, execute, value
 
 from mailer.access import people
 from mailer.access.accounts import NewAccount
-from mailer.access.model import COMMAND_LINE, Role
-from mailer.settings import Settings
+from mailer.access.model import COMMAND_LINE
+from mailer.settings import Role, Settings
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")

@@ -9,9 +9,9 @@ from tests.sample import begin
 
 from mailer.access import accounts, signing_in
 from mailer.access.cookie import COOKIE
-from mailer.access.model import COMMAND_LINE, Role
+from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
-from mailer.settings import Settings
+from mailer.settings import Role, Settings
 
 BROWSER = {
     "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",

@@ -7,14 +7,17 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 from sqlalchemy import ColumnElement, exists, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit, sessions
-from mailer.access.model import Actor, Role
+from mailer.access.model import SCOPE_OF, Actor
 from mailer.access.passwords import Password, too_easy
+from mailer.access.signin import Identity, SignInError
 from mailer.db.access import account, api_key, session
 from mailer.errors import ConflictError, FieldError, NotFoundError
+from mailer.settings import Role
 from mailer.validation import Input
 
 GivenRole = Annotated[Role, Meta(extra={"rule": "must be viewer, operator or admin"})]
@@ -66,6 +69,10 @@ class Account(msgspec.Struct, frozen=True):
     disabled_at: datetime | None
     sessions: int = 0
     """How many are open; counted by `every` alone."""
+
+    def actor(self, address: str | None) -> Actor:
+        """Return who does something once they have shown that the account is theirs."""
+        return Actor("account", self.name, self.id, SCOPE_OF[self.role], address)
 
 
 class AccountNotFoundError(NotFoundError):
@@ -221,6 +228,40 @@ async def signed_in(
         .values(signed_in_at=func.now(), password=rehashed or checked)
     )
     return (await connection.execute(statement)).rowcount > 0
+
+
+async def of_identity(connection: AsyncConnection, who: Identity, address: str | None) -> Account:
+    """Return the account of whom an OpenID provider names, made or brought up to date by that.
+
+    A role is what the provider says at each sign-in. Raises `SignInError` for one that is disabled.
+    """
+    is_theirs = (account.c.issuer == who.issuer) & (account.c.subject == who.subject)
+    values = {"name": who.name, "role": who.role, "signed_in_at": func.now()}
+    made = upsert(account).values(**values, issuer=who.issuer, subject=who.subject)
+    added = made.on_conflict_do_nothing().returning(*SHOWN)
+    row = (await connection.execute(added)).mappings().one_or_none()
+    if row is not None:
+        new = Account(**row)
+        facts = {"name": new.name, "role": new.role}
+        by = new.actor(address)
+        await audit.record(connection, by, "account_made", _target(new), after=facts)
+        return new
+    was = await _one(connection, is_theirs, lock=True)
+    if was.disabled_at is not None:
+        raise SignInError("disabled")
+    await _write(connection, was.id, **values)
+    now = msgspec.structs.replace(was, name=who.name, role=who.role)
+    if was.role != now.role:
+        before, after = {"role": was.role}, {"role": now.role}
+        await audit.record(
+            connection,
+            now.actor(address),
+            "account_role_changed",
+            _target(now),
+            before=before,
+            after=after,
+        )
+    return now
 
 
 async def _one(connection: AsyncConnection, which: ColumnElement[bool], *, lock: bool) -> Account:

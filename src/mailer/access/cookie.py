@@ -25,13 +25,14 @@ def cookie(request: Request[Any, Any, Any], secret: str | None) -> Cookie:
         max_age=None if secret else 0,
         httponly=True,
         samesite="lax",
-        secure=_is_secure(request),
+        secure=is_secure(request),
     )
 
 
 def _name(request: Request[Any, Any, Any]) -> str:
-    return f"__Host-{COOKIE}" if _is_secure(request) else COOKIE
+    return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
 
 
-def _is_secure(request: Request[Any, Any, Any]) -> bool:
+def is_secure(request: Request[Any, Any, Any]) -> bool:
+    """Whether a request came by TLS, to us or to a trusted proxy."""
     return request.url.scheme == "https"

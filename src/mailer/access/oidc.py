@@ -13,7 +13,7 @@ import msgspec
 from mailer.access.discovery import Answer, Clock, Metadata, Provided, Wire
 from mailer.access.idtoken import Expected, Token
 from mailer.access.signin import Identity, ProviderAwayError, SignInError, Start
-from mailer.settings import ROLES, Role
+from mailer.settings import ROLES, Role, Settings, role_words
 
 SCOPE = "openid profile email"
 LONGEST_NAME = 200
@@ -209,3 +209,16 @@ def _basic(client_id: str, secret: str) -> str:
 
 def _refusal(answer: Answer) -> SignInError:
     return SignInError(REFUSALS.get(answer.read(Refusal).error, "refused"))
+
+
+def provider_of(settings: Settings) -> Provider | None:
+    """Return the provider that the settings name, if they name one and anybody is asked."""
+    if settings.auth == "none" or settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return None
+    return Provider(
+        settings.oidc_issuer,
+        settings.oidc_client_id,
+        settings.oidc_client_secret,
+        settings.oidc_role_claim,
+        role_words(settings.oidc_roles),
+    )

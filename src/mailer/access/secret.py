@@ -13,4 +13,4 @@ def new_secret(prefix: str = "") -> str:
 
 def digest(secret: str) -> bytes:
     """Return what is kept of a secret: of so many random bits, one plain hash is enough."""
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode(errors="backslashreplace")).digest()

@@ -6,6 +6,7 @@ from mailer.errors import MailerError, UnavailableError
 from mailer.settings import Role
 
 TEXTS = {
+    "disabled": "Your account is disabled. Ask whoever runs mailer.",
     "no_role": "Your account has no role here. Ask whoever runs mailer for one.",
 }
 """What a person is told, where it is not to start again."""

@@ -1,4 +1,4 @@
-"""How people come in with a name and a password, and how they leave."""
+"""How people come in, with a password or by an OpenID provider, and how they leave."""
 
 import re
 
@@ -6,7 +6,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import accounts, audit, passwords, sessions, throttle
 from mailer.access.accounts import Account
-from mailer.access.model import SCOPE_OF, Actor
+from mailer.access.model import Actor
+from mailer.access.signin import Identity
 from mailer.errors import FieldError, InvalidError, MailerError
 from mailer.validation import STORABLE
 
@@ -41,18 +42,42 @@ async def sign_in(
         ):
             await throttle.clear(connection, attempt)
             return await begin(connection, known, address, browser)
-        nobody = Actor("anybody", "anybody", address=address)
-        target = audit.Target("account", known.id if known else None)
-        await audit.record(connection, nobody, "sign_in_failed", target)
+        await _refused(connection, known.id if known else None, address)
     raise NotSignedInError
+
+
+async def sign_in_elsewhere(
+    engine: AsyncEngine, who: Identity, address: str | None, browser: str
+) -> str:
+    """Begin a session of whom the OpenID provider names; return what its cookie shows.
+
+    Raises `SignInError` when the account is disabled.
+    """
+    async with engine.begin() as connection:
+        known = await accounts.of_identity(connection, who, address)
+        return await begin(connection, known, address, browser)
+
+
+async def refused_elsewhere(engine: AsyncEngine, address: str | None) -> None:
+    """Write down that somebody came back from the OpenID provider and was not let in."""
+    async with engine.begin() as connection:
+        await _refused(connection, None, address)
+
+
+async def _refused(
+    connection: AsyncConnection, account_id: int | None, address: str | None
+) -> None:
+    nobody = Actor("anybody", "anybody", address=address)
+    target = audit.Target("account", account_id)
+    await audit.record(connection, nobody, "sign_in_failed", target)
 
 
 async def begin(
     connection: AsyncConnection, who: Account, address: str | None, browser: str
 ) -> str:
     """Begin a session of an account, however it was proved; return what its cookie shows."""
-    by = Actor("account", who.name, who.id, SCOPE_OF[who.role], address)
-    await audit.record(connection, by, "signed_in", audit.Target("account", who.id))
+    target = audit.Target("account", who.id)
+    await audit.record(connection, who.actor(address), "signed_in", target)
     return await sessions.begin(connection, who.id, address, browser)
 
 

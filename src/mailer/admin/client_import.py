@@ -20,8 +20,7 @@ def on_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[st
     """Answer why a file as a whole was not imported."""
     answer = problem_of(request, error)
     show = show_of(request, request.app.state.breaker)
-    problem = answer.content
-    return show.page("clients/import_refused.html", problem.status, problem=problem)
+    return show.problem("clients/import_refused.html", answer)
 
 
 class ClientImport(Controller):

@@ -24,6 +24,7 @@ from mailer.admin.viewer import Viewer, viewer_of
 from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.model import terms_of
 from mailer.web.assets import asset_url
+from mailer.web.problems import Problem
 
 TEN, KIBI = 10, 1024
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -84,6 +85,13 @@ class Show(msgspec.Struct, frozen=True):
             headers=HEADERS,
             cookies=cookies,
         )
+
+    def problem(self, template: str, answer: Response[Problem]) -> Response[str]:
+        """Answer with a page what would be answered with a problem."""
+        problem = answer.content
+        page = self.page(template, problem.status, problem=problem)
+        page.headers.update(answer.headers)
+        return page
 
     def sections(self, room: str, names: Iterable[str], **facts: object) -> dict[str, str]:
         """Return the HTML of the live sections of a room, by their names."""

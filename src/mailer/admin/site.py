@@ -26,6 +26,7 @@ from mailer.admin.overview import Overview
 from mailer.admin.people import People
 from mailer.admin.render import show_of
 from mailer.admin.sign_in import SignIn
+from mailer.admin.sign_in_elsewhere import SignInElsewhere
 from mailer.admin.system import System
 from mailer.admin.viewer import LANGUAGE, TIME_ZONE
 from mailer.client.model import known_zones
@@ -69,9 +70,8 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]
             return Redirect(sign_in, status_code=HTTP_303_SEE_OTHER)
     if not is_for_people or request.url.path.startswith(API):
         return answer
-    problem = answer.content
     show = show_of(request, request.app.state.breaker)
-    return show.page("wrong.html", problem.status, problem=problem)
+    return show.problem("wrong.html", answer)
 
 
 def _is_of_pages(request: Request[Any, Any, Any]) -> bool:
@@ -97,6 +97,7 @@ def site_router() -> Router:
             Audit,
             System,
             SignIn,
+            SignInElsewhere,
             OwnAccount,
             People,
             prefer,
