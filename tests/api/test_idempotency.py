@@ -273,8 +273,8 @@ async def test_answers_of_more_than_a_day_are_deleted_in_chunks(
 async def test_the_periodic_job_deletes_them(engine: AsyncEngine, api: httpx.AsyncClient) -> None:
     await post(api, ("/mailings/77/pause", {}))
     await execute(engine, AGE)
-    forget = next(job for job in jobs(engine, Settings(), None) if job.name == "forget")
-    await forget.run()
+    clear = next(job for job in jobs(engine, Settings(), None) if job.name == "clear")
+    await clear.run()
     assert await value(engine, KEYS) == 0
 
 

@@ -27,6 +27,7 @@ from tests.sample import OPEN, execute, value
 from mailer.app import BODY_LIMIT, create_app
 from mailer.client.upload import IMPORT_LIMIT
 from mailer.db.engine import create_engine
+from mailer.web.connection import Limits
 
 FILE = b"phone\n79160000005\n79160000006\n"
 IMPORT: Call = ("/clients/import", {"content": FILE, "headers": CSV})
@@ -212,31 +213,51 @@ async def test_a_database_that_is_away_is_503() -> None:
     await engine.dispose()
 
 
+HEAD = {
+    "type": "http",
+    "asgi": {"version": "3.0"},
+    "http_version": "1.1",
+    "method": "POST",
+    "scheme": "http",
+    "raw_path": b"",
+    "root_path": "",
+    "query_string": b"",
+    "headers": [(b"host", b"localhost"), (b"idempotency-key", b"a")],
+    "client": None,
+    "server": ("mailer", 80),
+}
+
+
+async def sent_to(engine: AsyncEngine, path: str, receive: Any) -> list[int]:
+    """Return the statuses of what is sent to a client whose body is what `receive` gives."""
+    statuses = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    app = create_app(engine, settings=OPEN, limits=Limits(body=0.3))
+    await app(HEAD | {"path": f"/api/v1{path}"}, receive, send)  # type: ignore[arg-type]  # as a server would
+    return statuses
+
+
 async def test_a_repeat_that_is_broken_off_gets_no_answer(
     engine: AsyncEngine, api: httpx.AsyncClient
 ) -> None:
     await post(api, NEW_MAILING)
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/api/v1/mailings",
-        "raw_path": b"",
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"idempotency-key", b"a")],
-        "client": None,
-        "server": ("mailer", 80),
-    }
-    sent = []
 
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
-    async def send(message: object) -> None:
-        sent.append(message)
+    assert await sent_to(engine, "/mailings", receive) == []
 
-    await create_app(engine, settings=OPEN)(scope, receive, send)  # type: ignore[arg-type]  # as a server would
-    assert sent == []
+
+async def test_a_repeat_that_drips_is_given_up(engine: AsyncEngine, api: httpx.AsyncClient) -> None:
+    await post(api, NEW_MAILING)
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async with asyncio.timeout(5):
+        assert await sent_to(engine, "/mailings", receive) == [408]

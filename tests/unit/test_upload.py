@@ -5,8 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from mailer.client.upload import LEAST, never_stalling
-from mailer.web.body import StalledUploadError
+from mailer.web.body import LEAST, StalledUploadError, never_stalling
 
 
 async def dripping(part: bytes, times: int, every: float) -> AsyncGenerator[bytes, None]:

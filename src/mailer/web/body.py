@@ -1,7 +1,8 @@
 """JSON bodies, read strictly: every wrong field is named, and nothing is guessed."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Generic
@@ -19,6 +20,9 @@ from mailer.validation import Given, Input, check
 
 STALL = 60.0
 """Seconds after which a long body that does not come on is given up."""
+LEAST = 64 * 1024
+"""Bytes that must come in each `STALL`: who sends one now and then would keep others from their
+turn for ever."""
 ASKED_AT = "asked_at"
 """The name in a request's state of the moment that it counts as asked at, if that was before now.
 
@@ -55,6 +59,32 @@ class StalledUploadError(ClientException):
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
     detail = "Too little of the body came in a minute; nothing was stored."
+
+
+async def never_stalling(
+    stream: AsyncGenerator[bytes, None], patience: float = STALL
+) -> AsyncGenerator[bytes, None]:
+    """Give the body's parts as they arrive; raises `StalledUploadError` when they come too slowly.
+
+    The time that whoever takes the parts needs for them does not count.
+    """
+    left, came = patience, 0
+    loop = asyncio.get_running_loop()
+    async with aclosing(stream):
+        while True:
+            began = loop.time()
+            try:
+                async with asyncio.timeout(left):
+                    part = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise StalledUploadError(headers=CLOSE) from error
+            left -= loop.time() - began
+            came += len(part)
+            if came >= LEAST:
+                left, came = patience, 0
+            yield part
 
 
 class JsonBody(AbstractDTO[Given], Generic[Given]):

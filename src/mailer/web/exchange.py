@@ -3,13 +3,15 @@
 import asyncio
 import hashlib
 import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from litestar import Request
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.types import Message, Receive, ReceiveMessage, Send
 
-from mailer.web.body import STALL, StalledUploadError
+from mailer.web.body import CLOSE, SlowBodyError, never_stalling
 
 
 class ClientGoneError(Exception):
@@ -28,6 +30,7 @@ class Asked:
         """Whether the body was drained, and is too large to have been kept."""
         self._limit = request.route_handler.resolve_request_max_body_size() or math.inf
         self._length = request.content_length or 0
+        self._patience = request.app.state.limits.body
         self._receive = receive
         self._at_hand = at_hand
         self._size = 0
@@ -42,24 +45,34 @@ class Asked:
         return self._read.pop(0) if self._read else await self._next()
 
     async def drain(self) -> None:
-        """Read the whole body, as a handler would.
+        """Read the whole body, as patiently as a handler would.
 
-        Raises `StalledUploadError`, `ClientGoneError`, and HTTPException 413 beyond the limit of
-        the route.
+        Raises `SlowBodyError`, `StalledUploadError`, `ClientGoneError`, and HTTPException 413
+        beyond the limit of the route.
         """
         if self._length > self._limit:
             raise RequestEntityTooLarge
+        if self._limit > self._at_hand:
+            async with aclosing(never_stalling(self._parts())) as parts:
+                async for _ in parts:
+                    pass
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                async for _ in self._parts():
+                    pass
+        except TimeoutError as error:
+            raise SlowBodyError(headers=CLOSE) from error
+
+    async def _parts(self) -> AsyncGenerator[bytes, None]:
         while self.digest is None:
-            try:
-                async with asyncio.timeout(STALL):
-                    message = await self._next()
-            except TimeoutError as error:
-                raise StalledUploadError from error
-            if message["type"] == "http.disconnect":
+            message = await self._next()
+            if message["type"] != "http.request":
                 raise ClientGoneError
             if self._size > self._limit:
                 raise RequestEntityTooLarge
             self._keep(message)
+            yield message["body"]
 
     def _keep(self, message: ReceiveMessage) -> None:
         self._read.append(message)
