@@ -22,6 +22,7 @@ from mailer.settings import Settings
 from mailer.web.observing import observed
 
 CLIENTS = "/api/v1/clients"
+AUDIT = "/api/v1/audit"
 NO_KEY = "Send an API key, as Authorization: Bearer."
 BAD_KEY = "The API key is unknown, revoked or expired."
 MONITORED = ["/metrics", "/health/live", "/health/ready"]
@@ -76,14 +77,17 @@ async def test_without_a_key_nothing_of_the_api_is_open(closed: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-async def test_a_key_may_read_and_one_for_writing_may_change(
+async def test_a_key_reads_one_for_writing_changes_and_the_log_is_for_admins(
     engine: AsyncEngine, closed: httpx.AsyncClient, scope: Scope
 ) -> None:
     header = await make_key(engine, scope)
     for method, path in await calls(closed):
+        needs: Scope = "read" if method == "get" else "write"
+        if path == AUDIT:
+            needs = "admin"
         answer = await closed.request(method, path, headers=header)
-        if scope == "read" and method != "get":
-            told = "This needs a key of scope write; this one has read."
+        if SCOPES.index(scope) < SCOPES.index(needs):
+            told = f"This needs a key of scope {needs}; this one has {scope}."
             assert (answer.status_code, answer.json()["detail"]) == (403, told), path
         else:
             assert answer.status_code in {200, 204, 400, 404, 415}, (method, path)

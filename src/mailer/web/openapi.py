@@ -61,7 +61,8 @@ SCHEMES = {
     KEY: SecurityScheme(
         type="http",
         scheme="bearer",
-        description="An API key. To read it needs the scope `read`, to change anything `write`.",
+        description="An API key. To read it needs the scope `read`, to change anything `write`,"
+        " for the audit log `admin`.",
     ),
     MONITORING: SecurityScheme(
         type="http",
