@@ -221,6 +221,20 @@ async def test_live_page_says_that_it_is_out_of_date_while_nothing_can_be_looked
     await asyncio.wait_for(following, 1)
 
 
+async def test_live_page_is_told_to_ask_again_so_that_who_is_signed_out_is_told() -> None:
+    live = Live(lasts=0.1)
+    told: list[str] = []
+
+    async def look() -> dict[str, str]:
+        return {"a": "<p id=a>1</p>"}
+
+    await asyncio.wait_for(follow(live, "page", look, told), 5)
+    assert len(told) == 2
+    assert "id=a" in told[0]
+    assert "event: again" in told[1]
+    assert Live()._lasts <= 60  # noqa: SLF001  # no test waits for a minute
+
+
 async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> None:
     live = Live()
     looking = most_looking = 0

@@ -1,0 +1,191 @@
+"""Signing in and out, and what pages offer to whom, where it is asked who comes."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser.audit import audit
+from tests.browser.looks import DESK, PHONE, RUSSIAN, Look, every_look
+from tests.browser.measure import overflows
+from tests.browser.watch import Watch, watched
+from tests.processes import Gateway, MailerProcess, mailers, until
+from tests.sample import add_clients, add_mailing, execute
+
+from mailer.access import people
+from mailer.access.accounts import NewAccount
+from mailer.access.model import COMMAND_LINE, Role
+
+PASSWORD = "correct horse battery"  # noqa: S105  # of a test
+ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
+SOON = 15_000
+"""Milliseconds in which what is on its way must have come."""
+
+
+@pytest.fixture(scope="module")
+async def mailer(
+    browser: Browser, shared_database_url: str, gateway: Gateway, shared_engine: AsyncEngine
+) -> AsyncIterator[MailerProcess]:
+    """A process that asks who comes, and somebody of each role; mailing 1 is for later."""
+    del browser  # without one there is no need to start
+    await add_clients(shared_engine, 3)
+    await add_mailing(shared_engine, status="scheduled", clients=3)
+    await execute(
+        shared_engine,
+        "UPDATE mailing SET datetime_start = now() + interval '1 hour',"
+        " datetime_end = now() + interval '2 hours'",
+    )
+    for name, role in ROLES.items():
+        new = NewAccount(name=name, role=role, password=PASSWORD)
+        await people.add(shared_engine, new, COMMAND_LINE)
+    async with mailers(shared_database_url) as start:
+        yield await start(**gateway.settings, auth="required")
+
+
+async def sign_in(page: Page, name: str, path: str = "/", password: str = PASSWORD) -> None:
+    """Sign in on the way to a page."""
+    await page.goto(path)
+    await page.locator("[name=name]").fill(name)
+    await page.locator("[name=password]").fill(password)
+    await page.locator("main button").click()
+
+
+async def test_person_signs_in_on_the_way_to_a_page_and_out_again(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await page.goto("/mailings?status=scheduled")
+    await expect(page).to_have_title("Sign in - mailer")
+    await expect(page.get_by_label("Name")).to_have_attribute("autocomplete", "username")
+    password = page.get_by_label("Password")
+    await expect(password).to_have_attribute("autocomplete", "current-password")
+    await page.get_by_label("Name").fill("Anna")
+    await password.fill(PASSWORD)
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(f"{mailer.address}/mailings?status=scheduled")
+    await expect(page.get_by_role("link", name="anna")).to_be_visible()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_text("You are signed out.")).to_be_visible()
+    await page.goto("/mailings")
+    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings")
+
+
+async def test_wrong_password_is_said_and_not_typed_back(page: Page, watch: Watch) -> None:
+    watch.expect("answer", "400 POST at .*/login")
+    await sign_in(page, "vera", password="nothing like it")  # noqa: S106  # of a test
+    await expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong.")
+    await expect(page.get_by_label("Name")).to_have_value("vera")
+    await expect(page.get_by_label("Password")).to_have_value("")
+    await audit(page)
+
+
+async def test_viewer_looks_and_is_offered_nothing_else(page: Page, watch: Watch) -> None:
+    await sign_in(page, "vera", "/mailings/1")
+    await expect(page.get_by_text("It starts by itself")).to_be_visible()
+    await page.wait_for_timeout(2_500)  # live sections have come at least once
+    await expect(page.locator("#controls > *")).to_have_count(0)
+    await page.goto("/clients")
+    await expect(page.get_by_role("link", name="Import")).to_have_count(0)
+    await page.get_by_role("link", name="79160000001").click()
+    await expect(page.get_by_role("term").first).to_be_visible()
+    await expect(page.get_by_role("button", name="Save")).to_have_count(0)
+    await audit(page)
+    await expect(page.get_by_role("link", name="System")).to_have_count(0)
+    watch.expect("answer", "403 GET at .*/mailings/new")
+    await page.goto("/mailings/new")
+    await expect(page.get_by_role("heading", name="You may not do this")).to_be_visible()
+    await audit(page)
+
+
+@every_look
+async def test_pages_of_people_are_accessible_and_fit(page: Page, look: Look) -> None:
+    await page.goto("/")
+    await expect(page.locator("html")).to_have_attribute("lang", look.locale[:2])
+    wrong = [*await overflows(page)]
+    await audit(page)
+    await sign_in(page, "anna", "/account")
+    await expect(page.locator("html")).to_have_attribute("data-zone", look.time_zone)
+    for path in ("/account", "/people", "/people/new", "/people/1", "/people/3"):
+        await page.goto(path)
+        wrong += [f"{path}: {wide}" for wide in await overflows(page)]
+        assert await page.locator("h1:visible").count() == 1
+        await audit(page)
+    assert wrong == []
+
+
+async def test_session_ended_elsewhere_leads_an_open_page_to_the_form(
+    page: Page, browser: Browser, watch: Watch, mailer: MailerProcess
+) -> None:
+    await sign_in(page, "oleg", "/mailings/1")
+    await expect(page.locator("#pause")).to_be_visible()
+    async with watched(browser, mailer.address, DESK) as other:
+        await sign_in(other.page, "oleg", "/account")
+        ended = other.page.get_by_role("button", name="End it")
+        await expect(ended).to_have_count(1)
+        await ended.click()
+        await expect(other.page.get_by_text("The session has ended.")).to_be_visible()
+        await expect(ended).to_have_count(0)
+    # as after a minute, when the page asks again
+    watch.expect("answer", "401 GET at .*/live/mailings/1")
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1", timeout=SOON)
+
+
+async def test_question_asked_after_the_session_has_ended_leads_to_the_form(
+    page: Page, watch: Watch, mailer: MailerProcess
+) -> None:
+    await sign_in(page, "oleg", "/mailings/1")
+    await expect(page.locator("#pause")).to_be_visible()
+    await page.context.clear_cookies(name="session")
+    watch.expect("answer", "401 GET at .*/mailings/1/pause")
+    await page.locator("#pause").click()
+    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1")
+
+
+async def test_stream_that_begins_again_shows_no_notice(page: Page) -> None:
+    await sign_in(page, "vera", "/mailings/1")
+    await page.evaluate("""() => {
+        window.shown = 0;
+        new MutationObserver(() => { window.shown += !offline.hidden; })
+            .observe(document.getElementById("offline"), {attributes: true});
+        const Source = EventSource;
+        window.opened = [];
+        window.EventSource = function (address) {
+            const source = new Source(address);
+            window.opened.push(source);
+            return source;
+        };
+        window.EventSource.CLOSED = Source.CLOSED;
+        dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}));
+    }""")
+
+    async def are_open(count: int) -> bool | None:
+        states = await page.evaluate("opened.map(source => source.readyState)")
+        return [len(states), *states[-1:]] == [count, 1] or None
+
+    await until(lambda: are_open(1))
+    await page.evaluate("opened[0].dispatchEvent(new MessageEvent('again', {data: '-'}))")
+    await until(lambda: are_open(2))
+    assert await page.evaluate("opened[0].readyState") == 2
+    assert await page.evaluate("window.shown") == 0
+
+
+@pytest.mark.parametrize("look", [PHONE, RUSSIAN], ids=["phone", "russian"])
+async def test_admin_adds_somebody_who_then_signs_in(
+    page: Page, browser: Browser, look: Look, mailer: MailerProcess
+) -> None:
+    name = f"new {look.locale} {look.width}"
+    await sign_in(page, "anna", "/people/new")
+    await page.locator("[name=name]").fill(name)
+    await page.locator("#role-operator").check()
+    await page.locator("[name=password]").fill(PASSWORD)
+    await page.locator("[name=again]").fill(PASSWORD)
+    await page.locator("main button.primary").click()
+    await expect(page.get_by_role("heading", name=name)).to_be_visible()
+    await audit(page)
+    async with watched(browser, mailer.address, DESK) as other:
+        await sign_in(other.page, name, "/mailings/new")
+        await expect(other.page.get_by_role("heading", name="New mailing")).to_be_visible()
+    await page.reload()
+    await page.locator("button.danger").click()
+    await expect(page.locator(".notice.done")).to_be_visible()
+    await audit(page)
