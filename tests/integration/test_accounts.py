@@ -1,5 +1,9 @@
 """Accounts: who may sign in, and that each change of one is written down and acts at once."""
 
+import asyncio
+import math
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -113,6 +117,39 @@ async def test_wrong_password_and_unknown_name_are_refused_with_the_same_words(
         said.add(str(refused.value))
     assert len(said) == 1
     assert await value(engine, "SELECT count(*) FROM session") == 0
+
+
+async def test_unknown_name_costs_the_time_of_a_wrong_password(engine: AsyncEngine) -> None:
+    await add(engine)
+
+    async def seconds(name: str) -> float:
+        fastest = math.inf
+        for _ in range(3):
+            began = time.perf_counter()
+            with pytest.raises(signing_in.NotSignedInError):
+                await enter(engine, name, "wrong")
+            fastest = min(fastest, time.perf_counter() - began)
+        return fastest
+
+    await seconds("somebody")  # the first makes what nobody's password is compared with
+    assert 0.4 < await seconds("Bob") / await seconds("Ann") < 2.5
+
+
+async def test_no_more_than_two_passwords_are_hashed_at_once() -> None:
+    running = most = 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+
+    await asyncio.gather(*(passwords._in_thread(work) for _ in range(10)))  # noqa: SLF001  # how many hash at once nobody else can see
+    assert most == 2
 
 
 async def test_password_is_hashed_anew_when_hashes_are_made_otherwise(engine: AsyncEngine) -> None:

@@ -9,6 +9,8 @@ from tests.sample import execute, value
 
 from mailer.access import clearing, throttle
 from mailer.access.throttle import Attempt, ThrottledError
+from mailer.dispatch.schedule import jobs
+from mailer.settings import Settings
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 OPEN_AGAIN = "UPDATE throttle SET blocked_until = clock_timestamp()"
@@ -178,3 +180,11 @@ async def test_wait_is_never_told_shorter_than_it_is(engine: AsyncEngine) -> Non
     told = timedelta(seconds=await wait(engine))
     left = await value(engine, "SELECT max(blocked_until) - clock_timestamp() FROM throttle")
     assert told >= left
+
+
+async def test_clearing_is_done_every_minute(engine: AsyncEngine) -> None:
+    await execute(engine, FAILURE.format("25 hours"))
+    (job,) = [job for job in jobs(engine, Settings(), None) if job.name == "clear"]
+    assert job.every == 60
+    await job.run()
+    assert await value(engine, "SELECT count(*) FROM throttle") == 0
