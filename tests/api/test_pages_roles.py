@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.visits import SITE, signed_in
 from tests.sample import OPEN, add_clients, add_mailing, add_messages, execute
 
-from mailer.access.model import Role
 from mailer.admin.live import Live
 from mailer.app import create_app
+from mailer.settings import Role
 
 ALL = {"viewer", "operator", "admin"}
 OFFERED = {

@@ -14,7 +14,8 @@ from tests.sample import add_clients, add_mailing, execute
 
 from mailer.access import people
 from mailer.access.accounts import NewAccount
-from mailer.access.model import COMMAND_LINE, Role
+from mailer.access.model import COMMAND_LINE
+from mailer.settings import Role
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
