@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -16,11 +17,12 @@ import aiohttp
 import asyncpg
 import msgspec
 
+from mailer.access import keys
+from mailer.access.model import COMMAND_LINE
+from mailer.db.engine import create_engine
 from sink import Taken
 
 TOKEN = "bench"  # noqa: S105  # of gateways that live as long as a benchmark
-KEY = ""
-"""The API key that every call carries; empty while none is asked for."""
 PATIENCE = 60.0
 """Seconds to wait for a process to start or to stop."""
 PAUSE = 0.05
@@ -41,17 +43,23 @@ ADD_CLIENTS = """
 class Mailer:
     """A `mailer serve`, its API and a connection to its database."""
 
-    def __init__(self, process: asyncio.subprocess.Process, database_url: str) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, database_url: str, *, asks: bool
+    ) -> None:
         self.pid = process.pid
         self.database_url = database_url
+        self.headers: dict[str, str] = {}
+        """Of every call: the key, where mailer asks for one."""
+        self._asks = asks
         self._process = process
 
     async def __aenter__(self) -> Self:
         self.address = await asyncio.wait_for(self._address(), PATIENCE)
         self._reading = asyncio.create_task(self._warn())
         self.database: asyncpg.Connection = await asyncpg.connect(self.database_url)
-        headers = {"Authorization": f"Bearer {KEY}"} if KEY else {}
-        self._session = aiohttp.ClientSession(self.address, headers=headers)
+        if self._asks:
+            self.headers = {"Authorization": f"Bearer {await _new_key(self.database_url)}"}
+        self._session = aiohttp.ClientSession(self.address, headers=self.headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -165,10 +173,22 @@ async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
         )
         try:
             url = str(settings.get("database_url") or embedded_url(data_dir))
-            async with Mailer(process, url) as mailer:
+            async with Mailer(process, url, asks=given["auth"] == "required") as mailer:
                 yield mailer
         finally:
             await stop(process)
+
+
+async def _new_key(database_url: str) -> str:
+    """Return a key that opens everything."""
+    engine = create_engine(database_url)
+    try:
+        async with engine.begin() as connection:
+            new = keys.NewKey(name=f"bench {time.time_ns()}", scope="admin")
+            _, secret = await keys.add(connection, new, COMMAND_LINE)
+    finally:
+        await engine.dispose()
+    return secret
 
 
 def own_environ() -> dict[str, str]:

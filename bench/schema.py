@@ -1,10 +1,10 @@
 """Whether the API keeps the word of its schema, whatever it is sent.
 
 schemathesis sends cases drawn from `/openapi.json` to a real process over a directory and mailings
-in every state: examples, edges of every rule, random and wrong data, and calls that follow each
-other. All its checks are on (`probing/hooks.py` says how one of them is kept from false alarms).
-Limits: no failure, no answer from 500 on, every ledger adds up, and as many cases as asked for,
-counted by mailer itself. Works on the empty database of `--database-url`, or on an embedded one.
+in every state, with a key and without: examples, edges of every rule, random and wrong data, and
+calls that follow each other. All its checks are on (`probing/hooks.py` says how one of them is kept
+from false alarms). Limits: no failure, no answer from 500 on, every ledger adds up, and as many
+cases as asked for, counted by mailer itself. Works on the empty database of `--database-url`, or on an embedded one.
 Takes about four minutes.
 """
 
@@ -67,11 +67,6 @@ Answers = Counter[tuple[str, str, int]]
 """How often an operation, by route and method, was answered with a status."""
 
 
-def headers() -> str:
-    """Return the headers of every case, in TOML."""
-    return f"Authorization = 'Bearer {harness.KEY}'" if harness.KEY else ""
-
-
 async def fill(mailer: harness.Mailer) -> None:
     """Add mailings in every state with messages in every state."""
     lists = {"operator_codes": [f"9{n:02}" for n in range(CODES)]}
@@ -97,16 +92,17 @@ def sent(counted: Answers) -> int:
     return sum(count for (route, _, _), count in counted.items() if OURS.match(route))
 
 
-async def probe(address: str, folder: Path, examples: int, seed: int) -> bool:
+async def probe(mailer: harness.Mailer, folder: Path, examples: int, seed: int) -> bool:
     """Run schemathesis once; return whether all was well.
 
     `examples` is how many random cases an operation gets.
     """
     config = folder / "schemathesis.toml"
-    config.write_text(CONFIG.format(examples=examples, headers=headers()))
+    headers = "\n".join(f"{name} = '{each}'" for name, each in mailer.headers.items())
+    config.write_text(CONFIG.format(examples=examples, headers=headers))
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)),
-        *("run", f"{address}/openapi.json", "--seed", str(seed), "--no-color"),
+        *("run", f"{mailer.address}/openapi.json", "--seed", str(seed), "--no-color"),
         *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
         cwd=folder,
         env=harness.own_environ() | {"PYTHONPATH": str(Path(__file__).parent)},
@@ -127,7 +123,7 @@ async def rounds(mailer: harness.Mailer, folder: Path, cases: int, seed: int) ->
         await fill(mailer)
         examples = min(EXAMPLES, max(1, missing // PER_EXAMPLE))
         began = time.monotonic()
-        failed += not await probe(mailer.address, folder, examples, seed)
+        failed += not await probe(mailer, folder, examples, seed)
         count = sent(await answers(mailer))
         took = time.monotonic() - began
         print(f"seed {seed}: {took:.0f} s, {count:,} of {cases:,} cases", flush=True)
@@ -153,7 +149,13 @@ async def main(cases: int, seed: int, database_url: str) -> int:
         gateway = await stack.enter_async_context(harness.sandbox(folder / "log", *FAULTS))
         settings = {"database_url": database_url} if database_url else {}
         mailer = await stack.enter_async_context(
-            harness.serve(gateway.url, gateway_timeout=GATEWAY_TIMEOUT, **settings)
+            harness.serve(
+                gateway.url,
+                auth="required",
+                key_rate=0,
+                gateway_timeout=GATEWAY_TIMEOUT,
+                **settings,
+            )
         )
         await mailer.add_clients(CLIENTS)
         failed = await rounds(mailer, folder, cases, seed)

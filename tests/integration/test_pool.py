@@ -1,0 +1,27 @@
+"""The pool of connections, whose server may be restarted at any moment."""
+
+import asyncio
+
+from sqlalchemy import text
+
+from mailer.db.engine import connect, create_engine
+
+END_ALL = """
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+
+
+async def test_connections_that_the_server_has_ended_cost_no_request(database_url: str) -> None:
+    engine = create_engine(database_url, pool_size=3)
+    opened = [await engine.connect() for _ in range(3)]
+    for connection in opened:
+        await connection.close()  # into the pool
+    other = await connect(database_url)
+    assert await other.fetchval(END_ALL) == 3
+    await other.close()
+    await asyncio.sleep(0.1)  # the word of it is on its way
+    again = [await engine.connect() for _ in range(3)]
+    for connection in again:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+        await connection.close()
+    await engine.dispose()
