@@ -4,8 +4,8 @@ schemathesis sends cases drawn from `/openapi.json` to a real process over a dir
 in every state, with a key and without: examples, edges of every rule, random and wrong data, and
 calls that follow each other. All its checks are on (`probing/hooks.py` says how one of them is kept
 from false alarms). Limits: no failure, no answer from 500 on, every ledger adds up, and as many
-cases as asked for, counted by mailer itself. Works on the empty database of `--database-url`, or on an embedded one.
-Takes about four minutes.
+cases as asked for, counted by mailer itself. Works on the empty database of `--database-url`, or on
+an embedded one. Takes about four minutes.
 """
 
 import argparse
