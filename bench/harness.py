@@ -48,8 +48,8 @@ class Mailer:
     ) -> None:
         self.pid = process.pid
         self.database_url = database_url
-        self.headers: dict[str, str] = {}
-        """Of every call: the key, where mailer asks for one."""
+        self.key: str | None = None
+        """What every call shows, where mailer asks for a key."""
         self._asks = asks
         self._process = process
 
@@ -58,9 +58,14 @@ class Mailer:
         self._reading = asyncio.create_task(self._warn())
         self.database: asyncpg.Connection = await asyncpg.connect(self.database_url)
         if self._asks:
-            self.headers = {"Authorization": f"Bearer {await _new_key(self.database_url)}"}
+            self.key = await _new_key(self.database_url)
         self._session = aiohttp.ClientSession(self.address, headers=self.headers)
         return self
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every call."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()

@@ -49,7 +49,8 @@ CONFIG = """
 hooks = "probing.hooks"
 continue-on-failure = true
 warnings = false
-headers = {{ {headers} }}
+[auth.openapi]
+key = {{ bearer = "{key}" }}
 [generation]
 max-examples = {examples}
 database = "none"
@@ -98,8 +99,7 @@ async def probe(mailer: harness.Mailer, folder: Path, examples: int, seed: int) 
     `examples` is how many random cases an operation gets.
     """
     config = folder / "schemathesis.toml"
-    headers = "\n".join(f"{name} = '{each}'" for name, each in mailer.headers.items())
-    config.write_text(CONFIG.format(examples=examples, headers=headers))
+    config.write_text(CONFIG.format(examples=examples, key=mailer.key))
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)),
         *("run", f"{mailer.address}/openapi.json", "--seed", str(seed), "--no-color"),

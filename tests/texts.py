@@ -13,7 +13,8 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po, write_po
 
-import mailer.app  # noqa: F401  # which imports every model and every error
+import mailer.app
+import mailer.client.commands  # noqa: F401  # these import every model and every error
 from mailer import admin
 from mailer.access import signin
 from mailer.admin.language import FOLDER, LANGUAGES

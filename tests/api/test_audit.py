@@ -1,5 +1,6 @@
 """The audit log: what is written down of what people do, and that it stays."""
 
+import getpass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ async def test_who_did_it_is_the_key_and_where_it_came_from(engine: AsyncEngine)
     revoked, added, made = [audit_log.to_entry(row) for row in found.rows]
     assert (added.actor, added.address) == (audit_log.Who("key", 1, "shop"), "192.0.2.7")
     assert made.target == revoked.target == audit.Target("key", 1)
-    assert made.actor == audit_log.Who("command", None, "command line")
+    assert made.actor == audit_log.Who("command", None, f"{getpass.getuser()} at the command line")
     assert made.after is not None
     assert (made.after["name"], made.after["scope"]) == ("shop", "admin")
     assert made.after["expires_at"] > "2026"

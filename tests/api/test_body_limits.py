@@ -12,7 +12,7 @@ from tests.served import Talk, listening, talk
 
 from mailer.app import BODY_LIMIT, create_app
 
-UNREAD = {"/clients/1/delete", "/mailings/1/pause"}
+UNREAD = {"/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"}
 """Pages whose buttons say all there is to say by their address: a body is not read."""
 LATER = datetime(2040, 1, 1, tzinfo=UTC)
 FORM, JSON, CSV = "application/x-www-form-urlencoded", "application/json", "text/csv"

@@ -10,7 +10,7 @@ from tests.browser.making import add_mailing
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess, until
 
-SOON = 15_000
+SOON = 40_000
 PHONE = "79160000000"
 FAIL = """
     UPDATE message SET status = 'undelivered', reason = $2::text, attempts = 1,

@@ -19,7 +19,7 @@ from mailer.settings import Role
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
-SOON = 15_000
+SOON = 40_000
 """Milliseconds in which what is on its way must have come."""
 
 

@@ -51,7 +51,9 @@ class Live:
         self._lasts = lasts
         self._stopping = asyncio.Event()
         self._watching: Counter[Hashable] = Counter()
-        self._looks: dict[Hashable, tuple[float, asyncio.Task[Sections | None]]] = {}
+        self._looks: dict[
+            Hashable, tuple[asyncio.Future[float], asyncio.Task[Sections | None]]
+        ] = {}
         self._costs: dict[Hashable, float] = {}
         self._turn = asyncio.Lock()
 
@@ -72,13 +74,14 @@ class Live:
         self, key: Hashable, look: Look
     ) -> AsyncGenerator[ServerSentEventMessage, None]:
         told: dict[str, int] = {}
-        until = asyncio.get_running_loop().time() + self._lasts
+        began = asyncio.get_running_loop().time()
         silence = 0.0
         is_stale = False
         self._watching[key] += 1
         try:
             while not self._stopping.is_set():
-                sections = await self._look(key, look)
+                # one that began before the page was asked for knows less than the page
+                sections = await self._look(key, look, began)
                 if is_stale != (sections is None):
                     is_stale = not is_stale
                     yield STALE if is_stale else FRESH_AGAIN
@@ -91,7 +94,7 @@ class Live:
                     yield ServerSentEventMessage(data=None, comment="")
                 silence = 0.0 if news or silence >= QUIET else silence + self.period
                 await self._rest()
-                if asyncio.get_running_loop().time() >= until:
+                if asyncio.get_running_loop().time() >= began + self._lasts:
                     yield AGAIN
                     return
         finally:
@@ -112,25 +115,28 @@ class Live:
         except TimeoutError:
             return
 
-    async def _look(self, key: Hashable, look: Look) -> Sections | None:
-        """Return what somebody found a moment ago, or look."""
-        now = asyncio.get_running_loop().time()
-        fresh = self.period * FRESH
+    async def _look(self, key: Hashable, look: Look, since: float) -> Sections | None:
+        """Return what somebody found a moment ago, but after `since`, or look."""
+        since = max(since, asyncio.get_running_loop().time() - self.period * FRESH)
         self._looks = {
-            known: (at, task)
-            for known, (at, task) in self._looks.items()
-            if now - at < fresh or not task.done()
+            known: (began, task)
+            for known, (began, task) in self._looks.items()
+            if not (began.done() and began.result() < since and (task.done() or known == key))
         }
         if key not in self._looks:
-            self._looks[key] = now, asyncio.create_task(self._found(key, look))
+            began = asyncio.get_running_loop().create_future()
+            self._looks[key] = began, asyncio.create_task(self._found(key, look, began))
         return await asyncio.shield(self._looks[key][1])  # who leaves does not end it for others
 
-    async def _found(self, key: Hashable, look: Look) -> Sections | None:
+    async def _found(
+        self, key: Hashable, look: Look, started: asyncio.Future[float]
+    ) -> Sections | None:
         """Return what is found, one look at a time; None when it fails.
 
         Then pages stay as they are, and say so, until it does not.
         """
         async with self._turn:
+            started.set_result(asyncio.get_running_loop().time())
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(LONGEST):

@@ -8,6 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.hostile.surface import MAILING
 from tests.api.hostile.trace import contents
 
+from mailer.access import accounts, keys
+from mailer.access.model import COMMAND_LINE
+
 CLIENT = {"phone": "79161234567", "tag": "vip"}
 
 
@@ -22,9 +25,14 @@ def api(application: httpx.AsyncClient) -> httpx.AsyncClient:
 
 
 @pytest.fixture(scope="module")
-async def ids(api: httpx.AsyncClient) -> dict[str, int]:
-    """A client and a mailing to aim at."""
+async def ids(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, int]:
+    """One of each to aim at."""
+    async with engine.begin() as connection:
+        key, _ = await keys.add(connection, keys.NewKey(name="k", scope="read"), COMMAND_LINE)
+        account = await accounts.add(connection, "ann", "viewer", "no hash", COMMAND_LINE)
     return {
+        "key_id": key.id,
+        "account_id": account.id,
         "client_id": (await api.post("/clients", json=CLIENT)).json()["id"],
         "mailing_id": (await api.post("/mailings", json=MAILING)).json()["id"],
     }
