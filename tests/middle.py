@@ -21,8 +21,8 @@ from joserfc import jws
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import Key
 
-from mailer.access.oidc import Provider
-from mailer.access.signin import Identity, ProviderAwayError, SignInError
+from mailer.access.oidc.model import Identity, ProviderAwayError, SignInError
+from mailer.access.oidc.provider import Provider
 from mailer.settings import ROLES, Role
 from tests.provider import OpenIdProvider, sign_in
 

@@ -16,7 +16,7 @@ from babel.messages.pofile import read_po, write_po
 import mailer.app
 import mailer.client.commands  # noqa: F401  # these import every model and every error
 from mailer import admin
-from mailer.access import signin
+from mailer.access.oidc import model as oidc_model
 from mailer.admin.language import FOLDER, LANGUAGES
 from mailer.client import csvfile
 from mailer.client.importing import COLUMNS
@@ -75,7 +75,7 @@ def _composed() -> Iterable[str]:
         yield from (error.message for error in half_window({name: "09:00"}))
     yield f"is not one of the columns {', '.join(COLUMNS)}"
     yield "has {} fields, and the header {}"
-    yield from signin.TEXTS.values()
+    yield from oidc_model.TEXTS.values()
     for said in (csvfile.NOT_UTF8, csvfile.TOO_LONG, csvfile.MALFORMED):
         yield said
         yield f"the header {said}"

@@ -25,8 +25,8 @@ from mailer import demo, metrics
 from mailer.access import accounts
 from mailer.access.api import AuditController
 from mailer.access.gate import DOOR, Gate, actor_of
-from mailer.access.idempotency import Idempotency
-from mailer.access.oidc import provider_of
+from mailer.access.idempotency.middleware import Idempotency
+from mailer.access.oidc.provider import provider_of
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client.api import ClientController

@@ -25,7 +25,7 @@ from tests.api.repeats import (
 )
 from tests.sample import add_clients, add_mailing, add_messages, do, execute, sending_for, value
 
-from mailer.access import claims
+from mailer.access.idempotency import store as claims
 from mailer.dispatch.schedule import jobs
 from mailer.settings import Settings
 

@@ -9,7 +9,7 @@ from tests.api.forms import said
 from tests.api.visits import HOSTILE, signed_in, visitor
 from tests.sample import OPEN, execute, value
 
-from mailer.access import people
+from mailer.access import service
 from mailer.access.accounts import NewAccount
 from mailer.access.model import COMMAND_LINE
 from mailer.settings import Role, Settings
@@ -20,7 +20,7 @@ ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 
 async def add(engine: AsyncEngine, name: str = "ann", role: Role = "viewer") -> int:
     new = NewAccount(name=name, role=role, password=PASSWORD)
-    return (await people.add(engine, new, COMMAND_LINE)).id
+    return (await service.add_account(engine, new, COMMAND_LINE)).id
 
 
 async def sign_in(

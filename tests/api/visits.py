@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, create
 from tests.sample import begin
 
-from mailer.access import accounts, signing_in
+from mailer.access import accounts, service
 from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
@@ -65,5 +65,5 @@ async def signed_in(
     """
     async with engine.begin() as connection:
         who = await accounts.add(connection, name or role, role, "no hash", COMMAND_LINE)
-        secret = await signing_in.begin(connection, who, "127.0.0.1", "a browser")
+        secret = await service.begin(connection, who, "127.0.0.1", "a browser")
     return visitor(engine, settings, secret)

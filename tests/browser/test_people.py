@@ -12,7 +12,7 @@ from tests.browser.watch import Watch, watched
 from tests.processes import Gateway, MailerProcess, mailers, until
 from tests.sample import add_clients, add_mailing, execute
 
-from mailer.access import people
+from mailer.access import service
 from mailer.access.accounts import NewAccount
 from mailer.access.model import COMMAND_LINE
 from mailer.settings import Role
@@ -38,7 +38,7 @@ async def mailer(
     )
     for name, role in ROLES.items():
         new = NewAccount(name=name, role=role, password=PASSWORD)
-        await people.add(shared_engine, new, COMMAND_LINE)
+        await service.add_account(shared_engine, new, COMMAND_LINE)
     async with mailers(shared_database_url) as start:
         yield await start(**gateway.settings, auth="required")
 

@@ -6,7 +6,7 @@ import pytest
 from tests.middle import Middle, between
 from tests.provider import OpenIdProvider
 
-from mailer.access.oidc import Provider
+from mailer.access.oidc.provider import Provider
 
 
 @pytest.fixture

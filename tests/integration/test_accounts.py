@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.sample import value
 
-from mailer.access import accounts, passwords, people, sessions, signing_in
+from mailer.access import accounts, passwords, service, sessions
 from mailer.access.accounts import Account, NewAccount
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.errors import InvalidError, MailerError
@@ -25,11 +25,13 @@ AUDIT = text("SELECT action, actor_kind, target_id, before, after FROM audit ORD
 
 async def add(engine: AsyncEngine, name: str = "Ann", role: str = "viewer") -> Account:
     given = {"name": name, "role": role, "password": PASSWORD}
-    return await people.add(engine, check(NewAccount, given, datetime.now(UTC)), COMMAND_LINE)
+    return await service.add_account(
+        engine, check(NewAccount, given, datetime.now(UTC)), COMMAND_LINE
+    )
 
 
 async def enter(engine: AsyncEngine, name: str = "Ann", password: str = PASSWORD) -> str:
-    return await signing_in.sign_in(engine, name, password, "192.0.2.1", "Firefox")
+    return await service.sign_in(engine, name, password, "192.0.2.1", "Firefox")
 
 
 async def who(engine: AsyncEngine, secret: str) -> Actor | None:
@@ -112,7 +114,7 @@ async def test_wrong_password_and_unknown_name_are_refused_with_the_same_words(
     await add(engine)
     said = set()
     for name in ("Ann", "Bob", "a\0b"):
-        with pytest.raises(signing_in.NotSignedInError) as refused:
+        with pytest.raises(service.NotSignedInError) as refused:
             await enter(engine, name, password)
         said.add(str(refused.value))
     assert len(said) == 1
@@ -126,7 +128,7 @@ async def test_unknown_name_costs_the_time_of_a_wrong_password(engine: AsyncEngi
         fastest = math.inf
         for _ in range(3):
             began = time.perf_counter()
-            with pytest.raises(signing_in.NotSignedInError):
+            with pytest.raises(service.NotSignedInError):
                 await enter(engine, name, "wrong")
             fastest = min(fastest, time.perf_counter() - began)
         return fastest
@@ -173,7 +175,7 @@ async def test_disabled_account_lets_nobody_in_and_its_sessions_end(engine: Asyn
         await accounts.disable(connection, made.id, COMMAND_LINE)
     assert await who(engine, secret) is None
     assert await value(engine, "SELECT count(*) FROM session") == 0
-    with pytest.raises(signing_in.NotSignedInError):
+    with pytest.raises(service.NotSignedInError):
         await enter(engine)
     async with engine.begin() as connection:
         await accounts.enable(connection, made.id, COMMAND_LINE)
@@ -198,12 +200,12 @@ async def test_new_password_ends_every_session_but_the_one_that_sets_it(
     here, there = await enter(engine), await enter(engine)
     by = await who(engine, here)
     assert by is not None
-    await signing_in.change_own_password(engine, by, PASSWORD, "another long one")
+    await service.change_own_password(engine, by, PASSWORD, "another long one")
     assert await who(engine, here) is not None
     assert await who(engine, there) is None
-    await people.set_password(engine, made.id, "the third long one", COMMAND_LINE)
+    await service.set_password(engine, made.id, "the third long one", COMMAND_LINE)
     assert await who(engine, here) is None
-    with pytest.raises(signing_in.NotSignedInError):
+    with pytest.raises(service.NotSignedInError):
         await enter(engine, password="another long one")  # noqa: S106  # of a test
     assert await enter(engine, password="the third long one")  # noqa: S106  # of a test
 
@@ -213,25 +215,25 @@ async def test_own_password_is_changed_only_by_who_knows_it(engine: AsyncEngine)
     by = await who(engine, await enter(engine))
     assert by is not None
     with pytest.raises(InvalidError, match="present"):
-        await signing_in.change_own_password(engine, by, "not this at all", "another long one")
+        await service.change_own_password(engine, by, "not this at all", "another long one")
     assert await enter(engine)
 
 
 async def test_each_change_is_written_down_without_secrets(engine: AsyncEngine) -> None:
     made = await add(engine)
     secret = await enter(engine)
-    with pytest.raises(signing_in.NotSignedInError):
+    with pytest.raises(service.NotSignedInError):
         await enter(engine, "My Password By Mistake")
-    with pytest.raises(signing_in.NotSignedInError):
+    with pytest.raises(service.NotSignedInError):
         await enter(engine, password="wrong")  # noqa: S106  # of a test
     by = await who(engine, secret)
     assert by is not None
-    await signing_in.sign_out(engine, by)
+    await service.sign_out(engine, by)
     async with engine.begin() as connection:
         await accounts.set_role(connection, made.id, "admin", COMMAND_LINE)
         await accounts.disable(connection, made.id, COMMAND_LINE)
         await accounts.enable(connection, made.id, COMMAND_LINE)
-    await people.set_password(engine, made.id, "another long one", COMMAND_LINE)
+    await service.set_password(engine, made.id, "another long one", COMMAND_LINE)
     await enter(engine, password="another long one")  # noqa: S106  # of a test
     async with engine.begin() as connection:
         await accounts.end_sessions(connection, made.id, COMMAND_LINE)
@@ -296,7 +298,7 @@ async def test_account_that_does_not_exist_is_said_so(engine: AsyncEngine, step:
         async with engine.begin() as connection:
             await step(connection, 1, COMMAND_LINE)
     with pytest.raises(MailerError):
-        await people.set_password(engine, 1, "another long one", COMMAND_LINE)
+        await service.set_password(engine, 1, "another long one", COMMAND_LINE)
 
 
 async def test_password_is_not_set_where_the_provider_keeps_the_person(engine: AsyncEngine) -> None:
@@ -308,8 +310,8 @@ async def test_password_is_not_set_where_the_provider_keeps_the_person(engine: A
         )
     account_id = await value(engine, "SELECT id FROM account")
     with pytest.raises(accounts.NoPasswordHereError):
-        await people.set_password(engine, account_id, "another long one", COMMAND_LINE)
-    with pytest.raises(signing_in.NotSignedInError):
+        await service.set_password(engine, account_id, "another long one", COMMAND_LINE)
+    with pytest.raises(service.NotSignedInError):
         await enter(engine)
 
 

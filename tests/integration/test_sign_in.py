@@ -15,8 +15,8 @@ from tests.middle import (
 )
 from tests.provider import OpenIdProvider
 
-from mailer.access.oidc import Provider
-from mailer.access.signin import Identity
+from mailer.access.oidc.model import Identity
+from mailer.access.oidc.provider import Provider
 
 
 @pytest.mark.parametrize(

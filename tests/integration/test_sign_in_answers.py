@@ -22,8 +22,8 @@ from tests.middle import (
 )
 from tests.wire import Silent, served
 
-from mailer.access import discovery
-from mailer.access.signin import ProviderAwayError
+from mailer.access.oidc import discovery
+from mailer.access.oidc.model import ProviderAwayError
 
 HOUR = 3600
 

@@ -19,8 +19,8 @@ from tests.middle import (
 )
 from tests.provider import sign_in
 
-from mailer.access.oidc import Provider
-from mailer.access.signin import SignInError
+from mailer.access.oidc.model import SignInError
+from mailer.access.oidc.provider import Provider
 
 WRONG = "not the client's"
 

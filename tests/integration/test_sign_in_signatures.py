@@ -16,7 +16,7 @@ from tests.middle import (
     who_signs_in,
 )
 
-from mailer.access.oidc import Provider
+from mailer.access.oidc.provider import Provider
 
 
 async def test_a_token_that_nobody_signed_is_refused(middle: Middle, provider: Provider) -> None:

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit, sessions
 from mailer.access.model import SCOPE_OF, Actor
+from mailer.access.oidc.model import Identity, SignInError
 from mailer.access.passwords import Password, too_easy
-from mailer.access.signin import Identity, SignInError
 from mailer.db.access import account, api_key, session
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.settings import Role

@@ -3,7 +3,8 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access import claims, sessions
+from mailer.access import sessions
+from mailer.access.idempotency import store as claims
 
 SESSIONS = text("""
     DELETE FROM session WHERE digest IN (

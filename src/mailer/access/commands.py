@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.access import accounts, keys, people
+from mailer.access import accounts, keys, service
 from mailer.access.accounts import NewAccount, NewRole
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.validation import check
@@ -57,7 +57,7 @@ async def add_user(engine: AsyncEngine, name: str, role: str, password: str) -> 
     """Make an account; raises `InvalidError` and `AccountNameTakenError`."""
     given = {"name": name.strip(), "role": role, "password": password}
     new = check(NewAccount, given, datetime.now(UTC))
-    await people.add(engine, new, at_the_command_line())
+    await service.add_account(engine, new, at_the_command_line())
 
 
 async def set_user_password(engine: AsyncEngine, name: str, password: str) -> None:
@@ -67,7 +67,7 @@ async def set_user_password(engine: AsyncEngine, name: str, password: str) -> No
     """
     async with engine.connect() as connection:
         known = await accounts.named(connection, name)
-    await people.set_password(engine, known.id, password, at_the_command_line())
+    await service.set_password(engine, known.id, password, at_the_command_line())
 
 
 async def set_user_role(engine: AsyncEngine, name: str, role: str) -> None:

@@ -9,7 +9,7 @@ from litestar.exceptions import NotFoundException
 from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_429_TOO_MANY_REQUESTS
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import accounts, sessions, signing_in
+from mailer.access import accounts, service, sessions
 from mailer.access.accounts import NewPassword
 from mailer.access.model import Actor
 from mailer.access.throttle import ThrottledError
@@ -52,7 +52,7 @@ class OwnAccount(Controller):
         given = await typed(request, *BLANK.values)
         try:
             new = new_password(given)
-            await signing_in.change_own_password(engine, by, given["present"], new)
+            await service.change_own_password(engine, by, given["present"], new)
         except InvalidError as error:
             return await _page(engine, show, by, BLANK.refused(error), HTTP_400_BAD_REQUEST)
         except ThrottledError as error:

@@ -11,7 +11,7 @@ from litestar.response import Redirect
 from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import accounts, people, sessions
+from mailer.access import accounts, service, sessions
 from mailer.access.accounts import AccountNameTakenError, NewAccount, NewRole
 from mailer.access.model import SCOPE_OF, Actor
 from mailer.admin.account import new_password
@@ -71,7 +71,7 @@ class People(Controller):
         form = Form(given | PASSWORDS)
         try:
             new = _read_new(given)
-            added = await people.add(engine, new, by)
+            added = await service.add_account(engine, new, by)
         except InvalidError as error:
             refused, status = form.refused(error), HTTP_400_BAD_REQUEST
             return show.page("people/new.html", status, form=refused, roles=ROLES)
@@ -119,7 +119,7 @@ class People(Controller):
         _check(by)
         given = await typed(request, *PASSWORDS)
         try:
-            await people.set_password(engine, account_id, new_password(given), by)
+            await service.set_password(engine, account_id, new_password(given), by)
         except InvalidError as error:
             form = Form(PASSWORDS).refused(error)
             return await _person(engine, show, by, account_id, form, HTTP_400_BAD_REQUEST)

@@ -13,7 +13,7 @@ from litestar.status_codes import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import signing_in
+from mailer.access import service
 from mailer.access.cookie import cookie
 from mailer.access.gate import address_of
 from mailer.access.throttle import ThrottledError
@@ -72,10 +72,10 @@ class SignIn(Controller):
             return Redirect(own_path(form["back"]), status_code=HTTP_303_SEE_OTHER)
         browser = request.headers.get("User-Agent", "")
         try:
-            secret = await signing_in.sign_in(
+            secret = await service.sign_in(
                 engine, form["name"], password, address_of(request), browser
             )
-        except signing_in.NotSignedInError as error:
+        except service.NotSignedInError as error:
             refused = form.refused(InvalidError([FieldError("", str(error))]))
             return _form(settings, show, refused, HTTP_400_BAD_REQUEST)
         except ThrottledError as error:
@@ -83,7 +83,7 @@ class SignIn(Controller):
             answer.headers["Retry-After"] = str(error.seconds)
             return answer
         if show.person is not None:
-            await signing_in.sign_out(engine, show.person)
+            await service.sign_out(engine, show.person)
         return welcome(request, secret, form["back"])
 
     @post("/logout", needs="nothing")
@@ -95,7 +95,7 @@ class SignIn(Controller):
     ) -> Redirect:
         """End the session."""
         if show.person is not None:
-            await signing_in.sign_out(engine, show.person)
+            await service.sign_out(engine, show.person)
         return farewell(request)
 
 

@@ -26,7 +26,7 @@ from mailer.admin.overview import Overview
 from mailer.admin.people import People
 from mailer.admin.render import show_of
 from mailer.admin.sign_in import SignIn
-from mailer.admin.sign_in_elsewhere import SignInElsewhere
+from mailer.admin.sign_in_oidc import SignInOidc
 from mailer.admin.system import System
 from mailer.admin.viewer import LANGUAGE, TIME_ZONE
 from mailer.client.model import known_zones
@@ -97,7 +97,7 @@ def site_router() -> Router:
             Audit,
             System,
             SignIn,
-            SignInElsewhere,
+            SignInOidc,
             OwnAccount,
             People,
             prefer,

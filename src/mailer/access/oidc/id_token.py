@@ -12,7 +12,7 @@ from joserfc.errors import ClaimError, JoseError, SecurityWarning
 from joserfc.jwk import Key
 from joserfc.jwt import JWTClaimsRegistry
 
-from mailer.access.signin import SignInError
+from mailer.access.oidc.model import SignInError
 
 ALGORITHMS = {
     **{f"{kind}{bits}": f"sha{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)},

@@ -11,7 +11,7 @@ import msgspec
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OKPKey, RSAKey
 
-from mailer.access.signin import ProviderAwayError, SignInError
+from mailer.access.oidc.model import ProviderAwayError, SignInError
 from mailer.settings import is_loopback
 
 TIME_LIMIT = 10.0

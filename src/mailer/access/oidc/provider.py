@@ -10,9 +10,9 @@ from urllib.parse import quote_plus, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
-from mailer.access.discovery import Answer, Clock, Metadata, Provided, Wire
-from mailer.access.idtoken import Expected, Token
-from mailer.access.signin import Identity, ProviderAwayError, SignInError, Start
+from mailer.access.oidc.discovery import Answer, Clock, Metadata, Provided, Wire
+from mailer.access.oidc.id_token import Expected, Token
+from mailer.access.oidc.model import Identity, ProviderAwayError, SignInError, Start
 from mailer.settings import ROLES, Role, Settings, role_words
 
 SCOPE = "openid profile email"

@@ -1,15 +1,16 @@
-"""How people come in, with a password or by an OpenID provider, and how they leave."""
+"""How people come in and leave, and what admins do with the accounts of others."""
 
 import re
+from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import accounts, audit, passwords, sessions, throttle
-from mailer.access.accounts import Account
+from mailer.access.accounts import Account, NewAccount
 from mailer.access.model import Actor
-from mailer.access.signin import Identity
+from mailer.access.oidc.model import Identity
 from mailer.errors import FieldError, InvalidError, MailerError
-from mailer.validation import STORABLE
+from mailer.validation import STORABLE, check
 
 
 class NotSignedInError(MailerError):
@@ -46,7 +47,7 @@ async def sign_in(
     raise NotSignedInError
 
 
-async def sign_in_elsewhere(
+async def sign_in_oidc(
     engine: AsyncEngine, who: Identity, address: str | None, browser: str
 ) -> str:
     """Begin a session of whom the OpenID provider names; return what its cookie shows.
@@ -58,7 +59,7 @@ async def sign_in_elsewhere(
         return await begin(connection, known, address, browser)
 
 
-async def refused_elsewhere(engine: AsyncEngine, address: str | None) -> None:
+async def refused_oidc(engine: AsyncEngine, address: str | None) -> None:
     """Write down that somebody came back from the OpenID provider and was not let in."""
     async with engine.begin() as connection:
         await _refused(connection, None, address)
@@ -111,6 +112,31 @@ async def change_own_password(engine: AsyncEngine, by: Actor, present: str, new:
     async with engine.begin() as connection:
         await throttle.clear(connection, attempt)
         await accounts.set_password(connection, own.id, kept, by)
+
+
+async def add_account(engine: AsyncEngine, new: NewAccount, by: Actor) -> Account:
+    """Make an account; raises `AccountNameTakenError`."""
+    kept = await passwords.hashed(new.password)
+    async with engine.begin() as connection:
+        return await accounts.add(connection, new.name, new.role, kept, by)
+
+
+async def set_password(engine: AsyncEngine, account_id: int, password: str, by: Actor) -> None:
+    """Give somebody else's account another password and end its sessions.
+
+    One's own is changed by who knows the present one. Raises `InvalidError`,
+    `AccountNotFoundError`, `OwnAccountError` and `NoPasswordHereError`.
+    """
+    if by.kind == "account" and by.id == account_id:
+        raise accounts.OwnAccountError
+    new = check(accounts.NewPassword, {"password": password}, datetime.now(UTC))
+    async with engine.connect() as connection:
+        known = await accounts.get(connection, account_id)
+    if wrong := passwords.too_easy(known.name, new.password):
+        raise InvalidError(wrong)
+    kept = await passwords.hashed(new.password)
+    async with engine.begin() as connection:
+        await accounts.set_password(connection, account_id, kept, by)
 
 
 def _may_exist(name: str) -> bool:

@@ -12,13 +12,14 @@ from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_403_FORBIDDEN
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import pending, signing_in
+from mailer.access import service
 from mailer.access.cookie import is_secure
 from mailer.access.gate import address_of
-from mailer.access.oidc import Provider
-from mailer.access.pending import LONGEST, Pending
+from mailer.access.oidc import store as pending
+from mailer.access.oidc.model import Identity, SignInError
+from mailer.access.oidc.provider import Provider
+from mailer.access.oidc.store import LONGEST, Pending
 from mailer.access.secret import digest
-from mailer.access.signin import Identity, SignInError
 from mailer.admin.back import own_path
 from mailer.admin.render import Show
 from mailer.admin.sign_in import welcome
@@ -36,7 +37,7 @@ STARTS = Rate(5)
 """Of each address, since each way that is begun is kept for a while."""
 
 
-class SignInElsewhere(Controller):
+class SignInOidc(Controller):
     """The way in of those whom the provider knows."""
 
     path = PATH
@@ -74,12 +75,12 @@ class SignInElsewhere(Controller):
         try:
             kept = await _kept(engine, request)
             identity = await _identity(provider, kept, request)
-            secret = await signing_in.sign_in_elsewhere(
+            secret = await service.sign_in_oidc(
                 engine, identity, address_of(request), request.headers.get("User-Agent", "")
             )
         except SignInError as error:
             log.warning("sign_in_refused", reason=error.reason)
-            await signing_in.refused_elsewhere(engine, address_of(request))
+            await service.refused_oidc(engine, address_of(request))
             answer: Response[Any] = show.page(
                 "sign_in_refused.html", HTTP_403_FORBIDDEN, error=str(error)
             )

@@ -6,8 +6,8 @@ import msgspec
 from sqlalchemy import delete, func, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.access.oidc.model import Start
 from mailer.access.secret import digest
-from mailer.access.signin import Start
 from mailer.db.access import sign_in
 
 LONGEST = timedelta(minutes=10)

@@ -23,13 +23,13 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import claims
 from mailer.access.gate import DOOR, actor_of
+from mailer.access.idempotency import store as claims
+from mailer.access.idempotency.exchange import Answer, Asked, ClientGoneError
 from mailer.access.model import Claim
 from mailer.db.engine import is_away
 from mailer.errors import ConflictError, FieldError, InvalidError
 from mailer.web.body import ASKED_AT
-from mailer.web.exchange import Answer, Asked, ClientGoneError
 from mailer.web.problems import SOON, problem_of
 
 log = structlog.get_logger()
