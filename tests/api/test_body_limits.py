@@ -10,9 +10,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import OPEN, add_clients, add_mailing
 from tests.served import Talk, listening, talk
 
+from mailer.access import accounts, keys, service
+from mailer.access.cookie import COOKIE
+from mailer.access.model import COMMAND_LINE
 from mailer.app import BODY_LIMIT, create_app
+from mailer.settings import Settings
 
-UNREAD = {"/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"}
+UNREAD = {
+    *("/account/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),
+    *("/people/1/disable", "/people/1/enable", "/people/1/sign-out"),
+}
 """Pages whose buttons say all there is to say by their address: a body is not read."""
 LATER = datetime(2040, 1, 1, tzinfo=UTC)
 FORM, JSON, CSV = "application/x-www-form-urlencoded", "application/json", "text/csv"
@@ -42,10 +49,15 @@ def calls(engine: AsyncEngine) -> list[tuple[str, str, str]]:
     return found
 
 
-async def fill(engine: AsyncEngine) -> None:
-    """Let there be a client and a mailing, both with the id 1."""
+async def fill(engine: AsyncEngine) -> list[str]:
+    """Let there be one of each, with the id 1; return the headers of who may do everything."""
     await add_clients(engine, 1)
     assert await add_mailing(engine, start=LATER, status="scheduled") == 1
+    async with engine.begin() as connection:
+        _, key = await keys.add(connection, keys.NewKey(name="k", scope="admin"), COMMAND_LINE)
+        ann = await accounts.add(connection, "ann", "admin", "no hash", COMMAND_LINE)
+        session = await service.begin(connection, ann, None, "")
+    return [f"Authorization: Bearer {key}", f"Cookie: {COOKIE}={session}"]
 
 
 async def begin(client: Talk, call: tuple[str, str, str], *headers: str) -> None:
@@ -57,25 +69,27 @@ async def begin(client: Talk, call: tuple[str, str, str], *headers: str) -> None
 async def test_a_body_that_says_it_is_too_large_is_413_at_once_on_every_route(
     engine: AsyncEngine,
 ) -> None:
-    await fill(engine)
+    headers = await fill(engine)
     assert len(calls(engine)) > 12
-    for call in calls(engine):
-        async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as client:
-            await begin(client, call, f"Content-Length: {BODY_LIMIT + 1}")
-            assert (await client.problem())[0] == 413, call
+    async with listening(create_app(engine, settings=Settings())) as port:
+        for call in calls(engine):
+            async with talk(port) as client:
+                await begin(client, call, *headers, f"Content-Length: {BODY_LIMIT + 1}")
+                assert (await client.problem())[0] == 413, call
 
 
 async def test_a_body_in_chunks_that_grows_too_large_is_413_on_every_route(
     engine: AsyncEngine,
 ) -> None:
-    await fill(engine)
+    headers = await fill(engine)
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
-    for call in calls(engine):
-        async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as client:
-            await begin(client, call, "Transfer-Encoding: chunked")
-            for _ in range(BODY_LIMIT // 65_536 + 1):
-                client.writer.write(chunk)
-            assert (await client.problem())[0] == 413, call
+    async with listening(create_app(engine, settings=Settings())) as port:
+        for call in calls(engine):
+            async with talk(port) as client:
+                await begin(client, call, *headers, "Transfer-Encoding: chunked")
+                for _ in range(BODY_LIMIT // 65_536 + 1):
+                    client.writer.write(chunk)
+                assert (await client.problem())[0] == 413, call
 
 
 @pytest.mark.parametrize(
