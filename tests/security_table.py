@@ -10,8 +10,9 @@ from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from mailer.access.gate import DOOR, MONITORING, NEEDS, NOTHING
-from mailer.access.model import SCOPE_OF, SCOPES
+from mailer.access.model import SCOPE_OF
 from mailer.app import create_app
+from mailer.settings import SCOPES
 from mailer.web.origin import SAFE
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "security.md"

@@ -5,56 +5,21 @@ Each command imports what it runs when it runs: help and wrong settings answer a
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from typing import Any, TextIO, TypeVar
 
 import click
-import structlog
-import uvloop
 from rich.console import Console
 
-from mailer.errors import MailerError, StartError
-from mailer.log import configure_logging, describe
-from mailer.settings import Settings, read_settings
+from mailer.cli.access import keys, users
+from mailer.cli.running import on_database, run, settings_given
+from mailer.log import configure_logging
 
-log = structlog.get_logger()
-
-Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-CANNOT_START = 78
-"""Exit status when the surroundings are wrong and a restart would not help (sysexits.h)."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end; what mailer refuses is one line on standard error."""
-    try:
-        return uvloop.run(work)
-    except MailerError as error:
-        click.echo(f"mailer: {error}", err=True)
-        sys.exit(CANNOT_START if isinstance(error, StartError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except Exception as error:  # noqa: BLE001  # the last word on it, without what it may hold
-        log.critical("crashed", **describe(error))
-        sys.exit(1)
-
-
-def _settings() -> Settings:
-    try:
-        settings = read_settings(os.environ)
-    except StartError as error:
-        click.echo(f"mailer: {error}", err=True)
-        sys.exit(CANNOT_START)
-    configure_logging(settings.log_level, settings.log_format)
-    return settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,32 +28,36 @@ def main() -> None:
     """Mass messaging by SMS gateway. Settings are variables MAILER_..., or a file .env."""
 
 
+main.add_command(keys)
+main.add_command(users)
+
+
 @main.command()
 def serve() -> None:
     """Serve the API and the admin pages, and send what is due."""
-    settings = _settings()
+    settings = settings_given()
     from mailer import app
 
-    _run(app.serve(settings))
+    run(app.serve(settings))
 
 
 @main.command()
 def migrate() -> None:
     """Bring the database to the newest schema."""
-    settings = _settings()
-    from mailer import app
+    settings = settings_given()
+    from mailer.db import opening
 
-    _run(app.migrate_only(settings))
+    run(opening.migrate_only(settings))
 
 
 @main.command()
 def demo() -> None:
     """Run everything on loopback, with sample clients and mailings under way."""
-    settings = _settings()
+    settings = settings_given()
     from mailer import app
 
     configure_logging("warning", settings.log_format)  # what there is to see is on the pages
-    _run(app.run_demo(settings, click.echo))
+    run(app.run_demo(settings, click.echo))
 
 
 @main.group()
@@ -100,12 +69,11 @@ def clients() -> None:
 @click.argument("file")
 def import_(file: str) -> None:
     """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected."""
-    settings = _settings()
-    from mailer import app
+    settings = settings_given()
     from mailer.client import commands
 
     work = partial(commands.import_file, path=file, console=Console(stderr=True))
-    if _run(app.on_database(settings, work)).rejected:
+    if on_database(settings, work).rejected:
         sys.exit(1)
 
 
@@ -113,59 +81,11 @@ def import_(file: str) -> None:
 @click.argument("file")
 def export(file: str) -> None:
     """Export all clients to FILE, or to standard output for -."""
-    settings = _settings()
-    from mailer import app
+    settings = settings_given()
     from mailer.client import commands
 
     work = partial(commands.export_file, path=file, console=Console(stderr=True))
-    _run(app.on_database(settings, work))
-
-
-@main.group()
-def keys() -> None:
-    """Make and revoke the keys that programs use the API by."""
-
-
-@keys.command()
-@click.argument("name")
-@click.option(
-    "--scope",
-    type=click.Choice(["read", "write", "admin"]),
-    required=True,
-    help="read looks; write also changes clients and mailings; admin also reads the audit log.",
-)
-@click.option("--expires", "days", type=click.IntRange(1, 36_500), metavar="DAYS")
-def make(name: str, scope: str, days: int | None) -> None:
-    """Make a key called NAME and print it, once; without --expires it is good for ever."""
-    settings = _settings()
-    from mailer import app
-    from mailer.access import commands
-
-    work = partial(commands.make_key, name=name, scope=scope, days=days)
-    click.echo(_run(app.on_database(settings, work)))
-    click.echo("Keep it: it is not shown again.", err=True)
-
-
-@keys.command("list")
-def list_() -> None:
-    """List all keys, the newest first."""
-    settings = _settings()
-    from mailer import app
-    from mailer.access import commands
-
-    for line in _run(app.on_database(settings, commands.list_keys)):
-        click.echo(line)
-
-
-@keys.command()
-@click.argument("name")
-def revoke(name: str) -> None:
-    """Revoke the key called NAME: it opens nothing from now on."""
-    settings = _settings()
-    from mailer import app
-    from mailer.access import commands
-
-    _run(app.on_database(settings, partial(commands.revoke_key, name=name)))
+    on_database(settings, work)
 
 
 @main.command()
@@ -173,10 +93,10 @@ def revoke(name: str) -> None:
 @click.option("--send", is_flag=True, help="Send it by mail instead of printing it.")
 def report(day: datetime, *, send: bool) -> None:
     """Print the report of day D, such as 2030-01-15, or send it by mail."""
-    settings = _settings()
-    from mailer import app
+    settings = settings_given()
+    from mailer.report import commands
 
-    made = _run(app.report(settings, day.date(), send=send))
+    made = run(commands.report(settings, day.date(), send=send))
     if not send:
         click.echo(made)
 
@@ -184,95 +104,15 @@ def report(day: datetime, *, send: bool) -> None:
 @main.command()
 def verify() -> None:
     """Compare every ledger with its messages; exit 1 and the differences when one is off."""
-    settings = _settings()
-    from mailer import app
+    settings = settings_given()
     from mailer.report.verify import differences
 
-    found = _run(app.on_database(settings, differences))
+    found = on_database(settings, differences)
     for difference in found:
         click.echo(difference)
     if found:
         sys.exit(1)
     click.echo("every ledger adds up")
-
-
-@main.group()
-def users() -> None:
-    """Keep the accounts of people who sign in to the pages."""
-
-
-def _new_password() -> str:
-    """Ask for a password twice on a terminal, else read a line; arguments are seen by all."""
-    if sys.stdin.isatty():
-        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
-    return sys.stdin.readline().rstrip("\r\n")
-
-
-def _change_account(change: str, *given: str) -> None:
-    """Do what a function of access/commands.py does."""
-    settings = _settings()
-    from mailer import app
-    from mailer.access import commands
-
-    _run(app.on_database(settings, lambda database: getattr(commands, change)(database, *given)))
-
-
-ROLE = click.Choice(["viewer", "operator", "admin"])
-
-
-@users.command("add")
-@click.argument("name")
-@click.option("--role", type=ROLE, required=True, help="What they may do.")
-def add_user(name: str, role: str) -> None:
-    """Make an account; its password is asked for, or read from standard input."""
-    _change_account("add_user", name, role, _new_password())
-
-
-@users.command("list")
-def list_users() -> None:
-    """List all accounts."""
-    settings = _settings()
-    from mailer import app
-    from mailer.access import commands
-
-    for line in _run(app.on_database(settings, commands.list_users)):
-        click.echo(line)
-
-
-@users.command("role")
-@click.argument("name")
-@click.argument("role", type=ROLE)
-def set_role(name: str, role: str) -> None:
-    """Give an account another role, which holds at once."""
-    _change_account("set_user_role", name, role)
-
-
-@users.command("password")
-@click.argument("name")
-def set_password(name: str) -> None:
-    """Give an account another password, read as add reads it; its sessions end."""
-    _change_account("set_user_password", name, _new_password())
-
-
-@users.command("disable")
-@click.argument("name")
-def disable_user(name: str) -> None:
-    """Keep somebody out, at once, until enabled again."""
-    _change_account("disable_user", name)
-
-
-@users.command("enable")
-@click.argument("name")
-def enable_user(name: str) -> None:
-    """Let somebody in again."""
-    _change_account("enable_user", name)
-
-
-@users.command("sign-out")
-@click.argument("name")
-def sign_out_user(name: str) -> None:
-    """End all sessions of an account."""
-    _change_account("sign_out_user", name)
 
 
 def _fraction(name: str, what: str) -> Callable[[Command], Command]:
@@ -297,7 +137,7 @@ def _fraction(name: str, what: str) -> Callable[[Command], Command]:
 @click.option("--log", type=click.File("w"), help="Write a line of JSON a request here.")
 def gateway(host: str, port: int, token: str | None, log: TextIO | None, **faults: Any) -> None:  # noqa: ANN401  # as click read them
     """Run the sandbox gateway alone: it takes messages, slow and faulty as asked."""
-    _run(_gateway(host, port, token, log, faults))
+    run(_gateway(host, port, token, log, faults))
 
 
 async def _gateway(

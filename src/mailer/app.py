@@ -5,20 +5,15 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import date
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
-import asyncpg
 import structlog
 import uvicorn
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ASGIApp
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo, metrics
@@ -30,9 +25,8 @@ from mailer.access.oidc.provider import provider_of
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client.api import ClientController
-from mailer.db.embedded import embedded_postgres
-from mailer.db.engine import PATIENCE, cause_of, create_engine, is_away, pool_usage
-from mailer.db.migrate import migrate
+from mailer.db.engine import PATIENCE, create_engine, pool_usage
+from mailer.db.opening import open_database
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.errors import StartError
 from mailer.gateway.breaker import Breaker
@@ -40,9 +34,8 @@ from mailer.gateway.http import HttpGateway
 from mailer.gateway.pace import Pace
 from mailer.mailing.api import MailingController
 from mailer.report.api import StatisticsController, show_metrics
-from mailer.report.daily import daily_report, render_text
 from mailer.report.daily_mail import DailyMail
-from mailer.report.mail import Post, post_of, send_report
+from mailer.report.mail import Post, post_of
 from mailer.settings import Settings
 from mailer.web.assets import static_router
 from mailer.web.body import TimedRequest
@@ -55,22 +48,13 @@ from mailer.web.openapi import BY_KEY, StructPlugin, openapi_config
 log = structlog.get_logger()
 
 LIMITS = Limits()
-Result = TypeVar("Result")
 
 BODY_LIMIT = 1024 * 1024
 """Bytes of a JSON body: ample for the longest text and filter."""
-DATABASE_PATIENCE = 30.0
-"""Seconds to wait at the start for a database that is still starting."""
 DISPATCHER_CONNECTIONS = 4
 """Of a pool of its own: slow readers of the API never keep a mailing waiting."""
 CHUNK_PATIENCE = 60.0
 """Seconds that a statement over a chunk of an audience may take."""
-WRONG_URL = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.InsufficientPrivilegeError,
-)
-"""What PostgreSQL says to a wrong user, password or database."""
 
 
 def create_app(  # noqa: PLR0913  # the parts that handlers ask for
@@ -128,48 +112,6 @@ def _always(part: object) -> Provide:
     return Provide(lambda: part, sync_to_thread=False)
 
 
-@contextlib.asynccontextmanager
-async def open_database(
-    settings: Settings, *, share: bool = False
-) -> AsyncIterator[tuple[str, AsyncEngine]]:
-    """Give the URL of the database, embedded if none is set, and an engine on it, migrated.
-
-    With `share` an embedded one that another mailer runs will do.
-    """
-    async with contextlib.AsyncExitStack() as stack:
-        url = settings.database_url
-        if url is None:
-            folder = Path(settings.data_dir)
-            url = await stack.enter_async_context(embedded_postgres(folder, share=share))
-        engine = create_engine(url)
-        stack.push_async_callback(engine.dispose)
-        await _migrate_patiently(engine)
-        yield url, engine
-
-
-async def _migrate_patiently(engine: AsyncEngine) -> None:
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + DATABASE_PATIENCE
-    while True:
-        try:
-            await migrate(engine)
-        except Exception as error:
-            if isinstance(cause := _cause(error), WRONG_URL):
-                raise StartError(f"MAILER_DATABASE_URL: {cause}") from error
-            if not is_away(error):
-                raise
-            if loop.time() >= give_up_at:
-                raise StartError(f"the database cannot be reached: {cause}") from error
-            log.warning("database_away", at="start")
-            await asyncio.sleep(1)
-        else:
-            return
-
-
-def _cause(error: Exception) -> BaseException | None:
-    return cause_of(error) if isinstance(error, DBAPIError) else error
-
-
 async def serve(settings: Settings) -> None:
     """Serve the API and send messages until SIGTERM or SIGINT; raises `StartError`."""
     is_mailed = settings.smtp_url is not None or settings.report_recipients is not None
@@ -178,30 +120,6 @@ async def serve(settings: Settings) -> None:
         async with engine.connect() as connection:
             is_known = settings.auth == "none" or await accounts.is_anybody_known(connection)
         await _serve(settings, url, on_start=partial(_say_started, is_known=is_known), post=post)
-
-
-async def migrate_only(settings: Settings) -> None:
-    """Bring the database to the newest schema; raises `StartError`."""
-    async with open_database(settings, share=True):
-        log.info("migrated")
-
-
-async def on_database(
-    settings: Settings, work: Callable[[AsyncEngine], Awaitable[Result]]
-) -> Result:
-    """Do something on the database, which a running mailer may use meanwhile."""
-    async with open_database(settings, share=True) as (_, engine):
-        return await work(engine)
-
-
-async def report(settings: Settings, day: date, *, send: bool) -> str:
-    """Return the report of a day as text, sent by mail too if asked for."""
-    post = post_of(settings) if send else None
-    async with open_database(settings, share=True) as (_, engine):
-        made = await daily_report(engine, day, settings.report_time_zone)
-    if post is not None:
-        await send_report(made, post)
-    return render_text(made)
 
 
 async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:

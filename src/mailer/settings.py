@@ -30,6 +30,10 @@ LEASE_SLACK = 2
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 """What a person may do here, from the least on."""
+Scope = Literal["read", "write", "admin"]
+"""What a key may do: look; change mailings and clients too; make keys and accounts too."""
+SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+"""Each may do what those before it may."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]

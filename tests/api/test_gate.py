@@ -15,10 +15,10 @@ from tests.api.repeats import ANNA, MAILINGS, NEW_CLIENT, is_replay, post
 from tests.sample import do, execute, value
 
 from mailer.access import keys
-from mailer.access.model import COMMAND_LINE, SCOPES, Scope
+from mailer.access.model import COMMAND_LINE
 from mailer.access.sessions import begin as begin_session
 from mailer.app import create_app
-from mailer.settings import Settings
+from mailer.settings import SCOPES, Scope, Settings
 from mailer.web.observing import observed
 
 CLIENTS = "/api/v1/clients"

@@ -12,9 +12,8 @@ from tests.api.visits import BROWSER, ESCAPED, HOSTILE, SITE, page
 from tests.sample import execute, value
 
 from mailer.access import commands
-from mailer.access.model import Scope
 from mailer.app import create_app
-from mailer.settings import Settings
+from mailer.settings import Scope, Settings
 
 FORM = {"name": "shop", "scope": "write", "expires": "90", "expires_on": "", "newest": "0"}
 

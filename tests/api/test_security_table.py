@@ -25,9 +25,8 @@ from tests.security_table import (
 from mailer.access import commands, sessions
 from mailer.access.cookie import COOKIE
 from mailer.access.gate import MONITORING, NOTHING
-from mailer.access.model import SCOPES
 from mailer.app import create_app
-from mailer.settings import Settings
+from mailer.settings import SCOPES, Settings
 from mailer.validation import MAX_ID
 from mailer.web.origin import SAFE
 

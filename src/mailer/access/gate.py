@@ -20,8 +20,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import cookie, keys, sessions
-from mailer.access.model import SCOPES, Actor
-from mailer.settings import Settings
+from mailer.access.model import Actor
+from mailer.settings import SCOPES, Settings
 from mailer.web.origin import refuse_other_sites
 from mailer.web.rate import Rate
 

@@ -11,10 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit
-from mailer.access.model import Actor, Scope
+from mailer.access.model import Actor
 from mailer.access.secret import digest, new_secret
 from mailer.db.access import api_key
 from mailer.errors import ConflictError, FieldError, NotFoundError
+from mailer.settings import Scope
 from mailer.validation import Input
 
 PREFIX = "mailer_"

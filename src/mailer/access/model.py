@@ -4,14 +4,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from mailer.settings import Role
+from mailer.settings import SCOPES, Role, Scope
 
-Scope = Literal["read", "write", "admin"]
-"""What a key may do: look; change mailings and clients too; make keys and accounts too."""
 Kind = Literal["key", "account", "command", "anybody"]
 
-SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
-"""Each may do what those before it may."""
 SCOPE_OF: dict[Role, Scope] = {"viewer": "read", "operator": "write", "admin": "admin"}
 """What a person may do, by role."""
 

@@ -17,12 +17,13 @@ from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
 from markupsafe import Markup
 
-from mailer.access.model import Actor, Scope
+from mailer.access.model import Actor
 from mailer.admin import words
 from mailer.admin.language import LANGUAGES, gettext, locale, ngettext, say, speaking, spoken
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.model import terms_of
+from mailer.settings import Scope
 from mailer.web.assets import asset_url
 from mailer.web.problems import Problem
 

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 from litestar import Request
 
-from mailer.access.model import Actor, Scope
+from mailer.access.model import Actor
 from mailer.admin.language import choose
 from mailer.client.model import known_zones
+from mailer.settings import Scope
 
 LANGUAGE, TIME_ZONE = "language", "time_zone"
 """The cookies that keep what was chosen; the second one a script sets on the first visit."""

@@ -20,9 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from mailer.db.schema import metadata, moment, now, one_of
-from mailer.settings import ROLES
-
-SCOPES = ("read", "write", "admin")
+from mailer.settings import ROLES, SCOPES
 
 # A program's way in. What it shows is kept as its digest alone: it has 256 random bits, so that
 # nobody finds it by trying.
