@@ -17,6 +17,7 @@ import mailer
 from mailer.db.engine import connect, create_engine
 from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
 from mailer.report.verify import differences
+from tests import nursery
 
 Found = TypeVar("Found")
 
@@ -39,16 +40,18 @@ class MailerProcess:
         self.events: list[dict[str, Any]] = []
 
     async def start(self, cwd: str | None = None, python_path: str | None = None) -> None:
-        """Start it, by default on the very code that the test imports."""
-        if python_path is None:
-            python_path = str(Path(mailer.__file__).parents[1])
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mailer", "serve"),
-            env=self._environ | {"PYTHONPATH": python_path},
-            cwd=cwd,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+        """Start it on the very code that the test imports, or the program itself on other code."""
+        self.process = (
+            await nursery.start(self._environ, Path(mailer.__file__).parents[1])
+            if python_path is None
+            else await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "mailer", "serve"),
+                env=self._environ | {"PYTHONPATH": python_path},
+                cwd=cwd,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
         )
         self._reading = asyncio.create_task(self._read_log())
         started = await self.event("started")
