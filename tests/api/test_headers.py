@@ -245,3 +245,71 @@ async def test_with_keys_or_behind_a_trusted_proxy_any_name_will_do(engine: Asyn
     for settings in (Settings(), Settings(auth="none", trusted_proxies="127.0.0.1")):
         async with client_of(engine, settings, host="mailer.example") as client:
             assert (await client.get("/health/live")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(b"localhost:abc", b":999999", b"localhost:99999", b"a b", b"[", b"[::1", b"::1", b""),
+        *(b"a@b", b"a/b", b"a?b", b"\xff", b"a\\b", b"[x]", b"<b>", b"localhost:-1"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/login", "/api/v1/clients?limit=1", "/nothing"])
+async def test_host_that_names_nothing_is_refused(
+    engine: AsyncEngine, host: bytes, path: str
+) -> None:
+    for settings in (Settings(), OPEN, Settings(trusted_proxies="127.0.0.1")):
+        transport = httpx.ASGITransport(served(create_app(engine, settings=settings), settings))  # type: ignore[arg-type]  # likewise
+        async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
+            answer = await client.get(path, headers=[(b"Host", host), *_encoded(BROWSER)])
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["detail"].startswith("Host must be one name")
+            assert EVERYWHERE.items() <= dict(answer.headers).items()
+            assert answer.headers["x-request-id"]
+
+
+async def test_query_that_is_no_text_is_refused(engine: AsyncEngine) -> None:
+    inner = served(create_app(engine), Settings())
+
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        await inner(scope | {"query_string": b"back=\xff"}, receive, send)
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
+        assert (await client.get("/login", headers=BROWSER)).status_code == 400
+
+
+async def test_two_hosts_are_refused(web: httpx.AsyncClient) -> None:
+    two = [(b"Host", b"localhost"), (b"Host", b"localhost")]
+    assert (await web.get("/login", headers=two)).status_code == 400
+
+
+@pytest.mark.parametrize("server", [("127.0.0.1", 8000), ("::1", 8000), ("/run/mailer", None)])
+async def test_without_host_a_request_is_for_the_address_that_it_came_to(
+    engine: AsyncEngine, server: tuple[str, int | None]
+) -> None:
+    inner = served(app_of(engine), Settings())
+
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        headers = [pair for pair in scope["headers"] if pair[0] != b"host"]
+        await inner(scope | {"headers": headers, "server": server}, receive, send)
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://mailer"
+    ) as client:
+        assert (await client.get("/login", headers=BROWSER)).status_code in {200, 303}
+        found = await next_page(client)
+        assert found.port == (8000 if server[1] else None)
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[x]", "null", "//", "", "http://a:b:c"])
+async def test_origin_that_names_no_host_is_another_site(
+    web: httpx.AsyncClient, origin: str
+) -> None:
+    for path in ("/login", "/api/v1/clients"):
+        answer = await web.post(path, headers={"Origin": origin})
+        assert answer.status_code == 403, answer.text
+
+
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -5,7 +5,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from mailer.settings import Settings
 from mailer.web.headers import guarded
-from mailer.web.hosts import local_only
+from mailer.web.hosts import addressed, local_only
 from mailer.web.observing import observed
 
 
@@ -18,7 +18,7 @@ def served(app: ASGIApp, settings: Settings) -> ASGIApp:
     proxies = settings.proxies
     if settings.auth == "none" and not proxies:
         app = local_only(app)
-    app = guarded(observed(app))
+    app = guarded(observed(addressed(app)))
     if proxies:
         app = ProxyHeadersMiddleware(app, trusted_hosts=proxies)  # type: ignore[arg-type,assignment]  # each names the types of ASGI anew
     return app

@@ -25,8 +25,16 @@ def refuse_other_sites(request: Request[Any, Any, Any], *, is_form: bool) -> Non
     if site is not None:
         is_ours = site in OURS
     elif origin is not None:
-        is_ours = urlsplit(origin).netloc == request.headers.get("Host")
+        is_ours = _host_of(origin) == request.headers.get("Host", "")
     else:
         is_ours = not is_form
     if not is_ours:
         raise PermissionDeniedException("Another site asked for this.")
+
+
+def _host_of(origin: str) -> str | None:
+    """Return the host that an origin names; None of what names none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None

@@ -82,7 +82,7 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
             "The database is away; try again in a moment.",
             headers=SOON,
         )
-    log.error("request_failed", path=request.url.path, **describe(error))
+    log.error("request_failed", path=request.scope["path"], **describe(error))
     return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
 
 
