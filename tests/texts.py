@@ -35,6 +35,7 @@ API = {
     "ClientException": (1,),
     "ServiceUnavailableException": (1,),
     "PermissionDeniedException": (1,),
+    "TooManyRequestsException": (1,),
 }
 """What the API says, and its pages too: of these the argument that people read."""
 OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}

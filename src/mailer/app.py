@@ -44,6 +44,7 @@ from mailer.web.edge import served
 from mailer.web.health import health_router
 from mailer.web.methods import allow_all
 from mailer.web.openapi import BY_KEY, StructPlugin, openapi_config
+from mailer.web.rate import Rate
 
 log = structlog.get_logger()
 
@@ -51,6 +52,9 @@ LIMITS = Limits()
 
 BODY_LIMIT = 1024 * 1024
 """Bytes of a JSON body: ample for the longest text and filter."""
+OIDC_RATE = 5
+"""Requests a second of a network on the way to the OpenID provider and back: each way that is begun
+is kept for a while, and each that ends may ask the provider."""
 DISPATCHER_CONNECTIONS = 4
 """Of a pool of its own: slow readers of the API never keep a mailing waiting."""
 CHUNK_PATIENCE = 60.0
@@ -76,6 +80,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         "live": live or Live(),
         "settings": settings,
         "provider": provider,
+        "oidc_rate": Rate(OIDC_RATE),
     }
     api = Router(
         "/api/v1",

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 from tests.api.visits import BROWSER
 from tests.middle import DISCOVERY, TOKEN, Middle, between
 from tests.provider import OpenIdProvider, sign_in
@@ -188,14 +189,80 @@ async def test_a_token_that_is_not_for_us_leads_nobody_in(
 async def test_a_provider_that_is_away_is_told_so_and_asked_again(
     browser: httpx.AsyncClient, middle: Middle
 ) -> None:
+    """On the way back too one starts again, for the address is good for once."""
+
+    async def away(address: str) -> None:
+        with capture_logs() as logs:
+            answer = await browser.get(address)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert "does not answer" in answer.text
+        assert 'href="/login"' in answer.text
+        assert f'href="{address}' not in answer.text
+        assert [each["reason"] for each in logs if each["event"] == "provider_away"] == [
+            "bad_answer"
+        ]
+
     middle.changes[DISCOVERY] = lambda _: "nonsense"
-    answer = await browser.get("/login/oidc")
-    assert answer.status_code == 503
-    assert "does not answer" in answer.text
+    await away("/login/oidc")
     del middle.changes[DISCOVERY]
     address = await leave(browser, "vera")
     middle.changes[TOKEN] = lambda _: "nonsense"
-    assert (await browser.get(address)).status_code == 503
+    await away(address)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("issuer", "https://id.example", "wrong_issuer"),
+        ("token_endpoint", "http://id.example/token", "unsafe_endpoint"),
+    ],
+)
+async def test_a_provider_that_is_not_what_is_set_leads_nobody_away(
+    browser: httpx.AsyncClient, middle: Middle, name: str, value: str, reason: str
+) -> None:
+    middle.changes[DISCOVERY] = lambda said: said | {name: value}
+    with capture_logs() as logs:
+        answer = await browser.get("/login/oidc")
+    assert answer.status_code == 503
+    assert "not the one that is set" in answer.text
+    told = [each for each in logs if each["log_level"] in {"warning", "error"}]
+    assert [(each["event"], each["reason"]) for each in told] == [("sign_in_refused", reason)]
+
+
+async def test_what_anybody_can_bring_about_is_logged_and_not_kept_for_ever(
+    engine: AsyncEngine, browser: httpx.AsyncClient
+) -> None:
+    address = await leave(browser, "vera")
+    state = parse_qs(urlsplit(address).query)["state"][0]
+    told = []
+    for query in ("state=x", f"state={state}", f"state={state}&code=x"):
+        with capture_logs() as logs:
+            answer = await browser.get(f"{CALLBACK}?{query}")
+        assert answer.status_code == 403
+        browser.cookies.set("sign_in", state, domain="127.0.0.1", path="/login/oidc")
+        told += [each["reason"] for each in logs if each["event"] == "sign_in_refused"]
+    assert told == ["wrong_state", "no_code", "state_used"]
+    state = parse_qs(urlsplit(await leave(browser, "vera")).query)["state"][0]
+    await refused(browser, f"{CALLBACK}?state={state}&code=made-up")
+    assert await value(engine, "SELECT count(*) FROM audit") == 0
+
+
+async def test_behind_tls_what_binds_the_way_back_says_so(
+    engine: AsyncEngine, known: Settings
+) -> None:
+    async with visitor(engine, known) as browser:
+        answer = await browser.get(f"{SITE.replace('http', 'https')}/login/oidc")
+        [shown] = answer.headers.get_list("set-cookie")
+        assert shown.startswith("__Secure-sign_in=")
+        assert "; secure" in shown.lower()
+        state = parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
+        back = f"{CALLBACK.replace('http', 'https', 1)}?state={state}&error=access_denied"
+        with capture_logs() as logs:
+            answer = await browser.get(back)
+        assert "refused_there" in [each.get("reason") for each in logs]
+        [gone] = answer.headers.get_list("set-cookie")
+        assert gone.startswith('__Secure-sign_in="";')
 
 
 async def test_the_way_there_leads_back_to_our_own_pages_alone(
@@ -220,7 +287,28 @@ async def test_ways_there_are_begun_no_faster_than_people_do(browser: httpx.Asyn
     statuses = [answer.status_code for answer in answers]
     assert 303 in statuses
     assert 429 in statuses
-    assert next(a for a in answers if a.status_code == 429).headers["retry-after"]
+    slow = next(a for a in answers if a.status_code == 429)
+    assert slow.headers["retry-after"] == "1"
+    said = " ".join(slow.text.split())
+    assert "Too much at once" in said
+    assert "Too many sign-ins at once from your network." in said
+    assert "Try again in 1 second." in said
+    assert (await browser.get(CALLBACK)).status_code == 429
+
+
+async def test_ways_are_counted_by_network_and_back_too(
+    engine: AsyncEngine, known: Settings
+) -> None:
+    app = create_app(engine, settings=known)
+
+    async def status(address: str) -> int:
+        transport = httpx.ASGITransport(app, client=(address, 1))  # type: ignore[arg-type]  # likewise
+        async with httpx.AsyncClient(transport=transport, headers=AT_THE_PROVIDER) as browser:
+            return (await browser.get(CALLBACK)).status_code
+
+    found = [await status(f"2001:db8::{n:x}") for n in range(30)]
+    assert set(found) == {403, 429}
+    assert await status("2001:db8:0:1::1") == 403
 
 
 async def test_there_is_no_way_there_unless_a_provider_is_set(

@@ -185,3 +185,18 @@ async def test_a_proxy_in_the_environment_is_not_asked(
         monkeypatch.delenv(name, raising=False)
     async with middle.provider() as provider:
         assert (await provider.start(REDIRECT)).url
+
+
+async def test_closing_ends_what_is_under_way() -> None:
+    """Who asked may have left: nobody else would end it."""
+    before = asyncio.all_tasks()
+    server = Silent()
+    async with served(server.talk) as url:
+        provider = nobodys(url)
+        asking = asyncio.create_task(provider.start(REDIRECT))
+        await server.has_request.wait()
+        asking.cancel()
+        await asyncio.wait([asking])
+        await provider.close()
+        left = {task.get_coro().__qualname__ for task in asyncio.all_tasks() - before}  # type: ignore[union-attr]  # a coroutine's
+        assert not [name for name in left if name.startswith("Kept.")]

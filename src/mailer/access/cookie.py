@@ -1,38 +1,58 @@
-"""The cookie by which a browser shows its session."""
+"""Cookies by which a browser shows who it is, here alone and to no script."""
 
 from typing import Any
 
+import msgspec
 from litestar import Request
 from litestar.datastructures import Cookie
 
 COOKIE = "session"
 
 
-def shown_by(request: Request[Any, Any, Any]) -> str | None:
-    """Return what the cookie of a request shows."""
-    return request.cookies.get(_name(request))
+class Purpose(msgspec.Struct, frozen=True):
+    """What a cookie is for: its name, the path it is sent to, and its seconds of life.
 
-
-def cookie(request: Request[Any, Any, Any], secret: str | None) -> Cookie:
-    """Return the cookie that shows a session, or takes it away.
-
-    Behind TLS its name says that it comes by TLS and from this host alone (RFC 6265bis, 4.1.3).
+    Without them it ends with the browser.
     """
+
+    name: str
+    path: str = "/"
+    age: int | None = None
+
+
+SESSION = Purpose(COOKIE)
+
+
+def shown_by(request: Request[Any, Any, Any], purpose: Purpose = SESSION) -> str | None:
+    """Return what a cookie of a request shows."""
+    return request.cookies.get(_name(request, purpose))
+
+
+def cookie(
+    request: Request[Any, Any, Any], secret: str | None, purpose: Purpose = SESSION
+) -> Cookie:
+    """Return the cookie that shows a secret, or takes it away."""
     return Cookie(
-        _name(request),
+        _name(request, purpose),
         value=secret or "",
-        path="/",
-        max_age=None if secret else 0,
+        path=purpose.path,
+        max_age=purpose.age if secret else 0,
         httponly=True,
         samesite="lax",
-        secure=is_secure(request),
+        secure=_is_secure(request),
     )
 
 
-def _name(request: Request[Any, Any, Any]) -> str:
-    return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
+def _name(request: Request[Any, Any, Any], purpose: Purpose) -> str:
+    """Return the name of a cookie, which behind TLS says that it came by TLS.
+
+    Of one for all paths it says also that it is from this host alone (RFC 6265bis, 4.1.3).
+    """
+    if not _is_secure(request):
+        return purpose.name
+    return f"{'__Host-' if purpose.path == '/' else '__Secure-'}{purpose.name}"
 
 
-def is_secure(request: Request[Any, Any, Any]) -> bool:
+def _is_secure(request: Request[Any, Any, Any]) -> bool:
     """Whether a request came by TLS, to us or to a trusted proxy."""
     return request.url.scheme == "https"

@@ -87,7 +87,7 @@ async def count(connection: AsyncConnection, name: str, address: str | None) -> 
     Raises `ThrottledError` while none may be made: then the transaction must end, for nothing is
     to be counted.
     """
-    place, who = _network(address), name.strip().casefold()
+    place, who = network(address), name.strip().casefold()
     by_name = _counter(BY_NAME, "name", who)
     both = _counter(BY_BOTH, "both", who, place)
     by_address = _counter(BY_ADDRESS, "address", place)
@@ -126,7 +126,7 @@ def _counter(limit: Limit, *parts: str) -> Counter:
     return Counter(hashlib.sha256(known).digest(), limit)
 
 
-def _network(address: str | None) -> str:
+def network(address: str | None) -> str:
     """Return the part of an address that its owner cannot choose."""
     try:
         known = ipaddress.ip_address(address or "")

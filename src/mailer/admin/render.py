@@ -90,7 +90,8 @@ class Show(msgspec.Struct, frozen=True):
     def problem(self, template: str, answer: Response[Problem]) -> Response[str]:
         """Answer with a page what would be answered with a problem."""
         problem = answer.content
-        page = self.page(template, problem.status, problem=problem)
+        wait = int(answer.headers.get("Retry-After", 0))
+        page = self.page(template, problem.status, problem=problem, wait=wait)
         page.headers.update(answer.headers)
         return page
 

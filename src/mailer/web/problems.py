@@ -16,6 +16,7 @@ from mailer.errors import (
     InvalidError,
     MailerError,
     NotFoundError,
+    RefusedError,
     UnavailableError,
 )
 from mailer.log import describe
@@ -28,6 +29,7 @@ STATUSES: dict[type[MailerError], HTTPStatus] = {
     InvalidError: HTTPStatus.BAD_REQUEST,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
+    RefusedError: HTTPStatus.FORBIDDEN,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 SOON = {"Retry-After": "1"}

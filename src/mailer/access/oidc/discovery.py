@@ -125,6 +125,12 @@ class Kept(Generic[Shape]):
             self._asking = asyncio.create_task(self._answer())
         return await asyncio.shield(self._asking)
 
+    async def close(self) -> None:
+        """End the request that is under way; who waits for it is cancelled."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
     async def _answer(self) -> Shape:
         self._until = float("-inf")  # a failure is not kept
         answer = await self._ask()
@@ -142,6 +148,11 @@ class Provided:
         self._metadata = Kept(self._fetch_metadata, clock)
         self._keys = Kept(self._fetch_keys, clock)
         self._ask_again_from = float("-inf")
+
+    async def close(self) -> None:
+        """End the requests that are under way."""
+        await self._keys.close()
+        await self._metadata.close()
 
     async def metadata(self) -> Metadata:
         """Return what the provider says of itself.

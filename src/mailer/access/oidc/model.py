@@ -2,7 +2,7 @@
 
 import msgspec
 
-from mailer.errors import MailerError, UnavailableError
+from mailer.errors import RefusedError, UnavailableError
 from mailer.settings import Role
 
 TEXTS = {
@@ -10,6 +10,15 @@ TEXTS = {
     "no_role": "Your account has no role here. Ask whoever runs mailer for one.",
 }
 """What a person is told, where it is not to start again."""
+BEFORE_ANYBODY = frozenset(
+    {
+        *("wrong_state", "state_used", "no_code", "refused_there"),
+        *("code_refused", "client_refused", "refused"),
+        *("wrong_issuer", "unsafe_endpoint"),
+    }
+)
+"""Reasons that come up before the provider has said of anybody who they are, so that anybody at
+all can bring them about."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -33,7 +42,7 @@ class Identity(msgspec.Struct, frozen=True):
     role: Role
 
 
-class SignInError(MailerError):
+class SignInError(RefusedError):
     """The sign-in could not be completed. Start it again.
 
     `reason` is a fixed word for the log.

@@ -76,7 +76,8 @@ class Provider:
         await self.close()
 
     async def close(self) -> None:
-        """Close every connection."""
+        """End what is under way, and close every connection."""
+        await self._provided.close()
         await self._wire.close()
 
     async def start(self, redirect_uri: str) -> Start:
