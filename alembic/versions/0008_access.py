@@ -174,6 +174,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("digest", name=op.f("throttle_pkey")),
     )
     op.create_table(
+        "home",
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column(
+            "seen_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("digest", name=op.f("home_pkey")),
+    )
+    op.create_table(
         "session",
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("account_id", sa.BigInteger(), nullable=False),
@@ -202,6 +213,7 @@ def downgrade() -> None:
     for table in (
         "session",
         "throttle",
+        "home",
         "sign_in",
         "idempotency",
         "audit",

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +20,7 @@ from mailer.access.accounts import Account, NewAccount
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.errors import InvalidError, MailerError
 from mailer.validation import check
+from mailer.web.turns import Turns
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 AUDIT = text("SELECT action, actor_kind, target_id, before, after FROM audit ORDER BY id")
@@ -133,7 +136,6 @@ async def test_unknown_name_costs_the_time_of_a_wrong_password(engine: AsyncEngi
             fastest = min(fastest, time.perf_counter() - began)
         return fastest
 
-    await seconds("somebody")  # the first makes what nobody's password is compared with
     assert 0.4 < await seconds("Bob") / await seconds("Ann") < 2.5
 
 
@@ -152,6 +154,33 @@ async def test_no_more_than_two_passwords_are_hashed_at_once() -> None:
 
     await asyncio.gather(*(passwords._in_thread(work) for _ in range(10)))  # noqa: SLF001  # how many hash at once nobody else can see
     assert most == 2
+
+
+async def test_who_gets_no_turn_is_told_when_to_come_again_and_has_not_failed(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(engine)
+    busy = Turns(1, patience=0.05, busy=passwords.HashingBusyError)
+    monkeypatch.setattr(passwords, "TURNS", busy)
+    async with busy.turn():
+        for _ in range(6):
+            with pytest.raises(passwords.HashingBusyError) as refused:
+                await enter(engine)
+    assert refused.value.retry_after == 5
+    assert await value(engine, "SELECT max(failures) FROM throttle") == 0
+    assert await enter(engine)
+
+
+def test_what_nobodys_password_is_compared_with_is_not_made_first() -> None:
+    """In a process of its own: the first that nobody has would take twice as long."""
+    program = (
+        "import asyncio, argon2\n"
+        "from mailer.access import passwords\n"
+        "argon2.PasswordHasher.hash = None\n"
+        "assert not asyncio.run(passwords.matches(None, 'wrong'))\n"
+        "assert not passwords.is_outdated(passwords._nobodys())\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603  # our own
 
 
 async def test_password_is_hashed_anew_when_hashes_are_made_otherwise(engine: AsyncEngine) -> None:

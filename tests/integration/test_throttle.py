@@ -76,6 +76,36 @@ async def test_name_that_is_tried_from_everywhere_waits_a_minute_at_most(
     assert await wait(engine, "ann", THERE) == 60
 
 
+async def signs_in(engine: AsyncEngine, name: str = "ann", address: str = HERE) -> None:
+    async with engine.begin() as connection:
+        await throttle.clear(connection, await throttle.count(connection, name, address))
+
+
+async def test_nobody_is_kept_out_by_others_where_they_have_signed_in(engine: AsyncEngine) -> None:
+    await signs_in(engine)
+    await signs_in(engine, "bob", THERE)
+    for n in range(60):
+        await execute(engine, OPEN_AGAIN)
+        await attempt(engine, "ann", f"203.0.113.{n}")
+    assert await wait(engine, "ann", THERE) == 60
+    assert await wait(engine, " Ann") == 0
+    assert [await wait(engine) for _ in range(5)] == [0, 0, 0, 0, 1]  # as of everybody
+    await execute(engine, "DELETE FROM throttle WHERE failures < 60")
+    await execute(engine, "UPDATE home SET seen_at = now() - interval '30 days'")
+    assert await wait(engine) == 60
+
+
+async def test_attempt_that_nobody_looked_at_is_forgotten(engine: AsyncEngine) -> None:
+    for _ in range(4):
+        await attempt(engine)
+    for _ in range(10):
+        last = await attempt(engine)
+        async with engine.begin() as connection:
+            await throttle.take_back(connection, last)
+    assert await value(engine, "SELECT array_agg(DISTINCT failures) FROM throttle") == [4]
+    assert await wait(engine) == 0
+
+
 async def test_hundred_attempts_at_once_do_not_all_get_through(engine: AsyncEngine) -> None:
     found = await asyncio.gather(*(wait(engine) for _ in range(100)))
     assert found.count(0) == 5
@@ -150,6 +180,7 @@ SESSION = """
     INSERT INTO session (digest, account_id, created_at, seen_at)
     SELECT '{}', id, now() - interval '{}', now() - interval '{}' FROM account"""
 SIGN_IN = "INSERT INTO sign_in VALUES ('{0}', '', '', '', now() - interval '{0}')"
+HOME = "INSERT INTO home VALUES ('{0}', now() - interval '{0}')"
 FAILURE = "INSERT INTO throttle VALUES ('{0}', 1, now(), now() - interval '{0}')"
 KEPT = "SELECT string_agg(encode(digest, 'escape'), ',') FROM {}"
 
@@ -162,6 +193,7 @@ async def test_what_has_had_its_day_is_cleared_and_nothing_else(engine: AsyncEng
         SESSION.format("idle", "3 hours", "2 hours 1 minute"),
         SESSION.format("old", "12 hours 1 minute", "1 minute"),
         *(SIGN_IN.format(age) for age in ("9 minutes", "11 minutes")),
+        *(HOME.format(age) for age in ("29 days", "31 days")),
         *(FAILURE.format(age) for age in ("23 hours", "25 hours")),
     )
     async with engine.begin() as connection:
@@ -169,7 +201,8 @@ async def test_what_has_had_its_day_is_cleared_and_nothing_else(engine: AsyncEng
     assert await value(engine, "SELECT count(*) FROM session") == 2
     async with engine.begin() as connection:
         await clearing.clear(connection, 10)
-    for table, kept in (("session", "open"), ("sign_in", "9 minutes"), ("throttle", "23 hours")):
+    left = {"session": "open", "sign_in": "9 minutes", "throttle": "23 hours", "home": "29 days"}
+    for table, kept in left.items():
         assert await value(engine, KEPT.format(table)) == kept
 
 

@@ -3,7 +3,7 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access import sessions
+from mailer.access import sessions, throttle
 from mailer.access.idempotency import store as claims
 
 SESSIONS = text("""
@@ -21,15 +21,20 @@ FAILURES = text("""
     DELETE FROM throttle WHERE digest IN (
         SELECT digest FROM throttle WHERE updated_at <= now() - interval '1 day'
         LIMIT :most FOR UPDATE SKIP LOCKED)""")
+HOMES = text("""
+    DELETE FROM home WHERE digest IN (
+        SELECT digest FROM home WHERE seen_at <= now() - CAST(:longest AS interval)
+        LIMIT :most FOR UPDATE SKIP LOCKED)""")
 
 
 async def clear(connection: AsyncConnection, most: int) -> None:
     """Delete sessions that have run out, sign-ins not ended, failures and answers of a day ago.
 
-    Of each at most so many rows.
+    And where nobody has signed in for long. Of each at most so many rows.
     """
     given = {"idle": sessions.IDLE, "longest": sessions.LONGEST, "most": most}
     await connection.execute(SESSIONS, given)
     for statement in (SIGN_INS, FAILURES):
         await connection.execute(statement, {"most": most})
+    await connection.execute(HOMES, {"longest": throttle.HOME, "most": most})
     await claims.purge(connection, most)

@@ -1,6 +1,7 @@
 """Passwords: what one may be, and what is kept of it (argon2id, RFC 9106)."""
 
 import asyncio
+import base64
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,24 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 from msgspec import Meta
 
-from mailer.errors import FieldError
+from mailer.errors import FieldError, UnavailableError
 from mailer.validation import STORABLE
+from mailer.web.turns import Turns
 
 SHORTEST, LONGEST = 12, 1_024
 """Characters. Length is all that is asked for: rules about kinds of characters lead to worse
 passwords (NIST SP 800-63B, 3.1.1.2)."""
 AT_ONCE = 2
 """Passwords that are hashed at the same time: each takes 64 MiB and keeps a core busy."""
+
+
+class HashingBusyError(UnavailableError):
+    """Too many passwords are looked at; try again in a few seconds."""
+
+    retry_after = 5
+
+
+TURNS = Turns(AT_ONCE, patience=5.0, busy=HashingBusyError)
 
 Password = Annotated[
     str,
@@ -44,17 +55,29 @@ def _threads() -> ThreadPoolExecutor:
 
 @cache
 def _nobodys() -> str:
-    """Return the hash that is compared where there is none, so that it takes as long."""
-    return _hasher().hash("nobody's")
+    """Return what is compared where nothing is kept, so that it takes as long.
+
+    It is the hash of no password, and so need not be made when the first of these comes.
+    """
+    made = _hasher()
+    cost = f"m={made.memory_cost},t={made.time_cost},p={made.parallelism}"
+    salt, digest = (
+        base64.b64encode(bytes(length)).rstrip(b"=").decode()
+        for length in (made.salt_len, made.hash_len)
+    )
+    return f"$argon2id$v=19${cost}${salt}${digest}"
 
 
 async def hashed(password: str) -> str:
-    """Return what is kept of a password."""
+    """Return what is kept of a password; raises `HashingBusyError`."""
     return await _in_thread(lambda: _hasher().hash(_normal(password)))
 
 
 async def matches(kept: str | None, password: str) -> bool:
-    """Whether a password is the one of which `kept` is kept; with None it takes as long."""
+    """Whether a password is the one of which `kept` is kept; with None it takes as long.
+
+    Raises `HashingBusyError`.
+    """
     return await _in_thread(lambda: _matches(kept, password))
 
 
@@ -86,4 +109,5 @@ def _normal(password: str) -> bytes:
 
 
 async def _in_thread(work: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(_threads(), work)
+    async with TURNS.turn():
+        return await asyncio.get_running_loop().run_in_executor(_threads(), work)

@@ -22,7 +22,7 @@ async def sign_in(
 ) -> str:
     """Begin a session of who shows a name and its password; return what its cookie shows.
 
-    Raises `NotSignedInError`, whatever is wrong, and `ThrottledError`.
+    Raises `NotSignedInError`, whatever is wrong, `ThrottledError` and `HashingBusyError`.
     """
     name = name.strip()
     async with engine.begin() as connection:
@@ -30,7 +30,7 @@ async def sign_in(
     async with engine.connect() as connection:
         found = await accounts.kept_password(connection, name) if _may_exist(name) else None
     known, kept = found or (None, None)
-    is_right = await passwords.matches(kept, password)
+    is_right = await _matches(engine, attempt, kept, password)
     rehashed = None
     if is_right and kept is not None and passwords.is_outdated(kept):
         rehashed = await passwords.hashed(password)
@@ -94,8 +94,8 @@ async def sign_out(engine: AsyncEngine, by: Actor) -> None:
 async def change_own_password(engine: AsyncEngine, by: Actor, present: str, new: str) -> None:
     """Give who is signed in another password, once they have shown the present one.
 
-    All their other sessions end. Raises `InvalidError`, `NoPasswordHereError` and
-    `ThrottledError`.
+    All their other sessions end. Raises `InvalidError`, `NoPasswordHereError`, `ThrottledError`
+    and `HashingBusyError`.
     """
     async with engine.connect() as connection:
         own = await accounts.get(connection, by.id or 0)
@@ -106,7 +106,7 @@ async def change_own_password(engine: AsyncEngine, by: Actor, present: str, new:
     async with engine.begin() as connection:
         attempt = await throttle.count(connection, own.name, by.address)
         found = await accounts.kept_password(connection, own.name)
-    if not await passwords.matches(found and found[1], present):
+    if not await _matches(engine, attempt, found and found[1], present):
         raise InvalidError([FieldError("present", "is not your password")])
     kept = await passwords.hashed(new)
     async with engine.begin() as connection:
@@ -137,6 +137,18 @@ async def set_password(engine: AsyncEngine, account_id: int, password: str, by: 
     kept = await passwords.hashed(new.password)
     async with engine.begin() as connection:
         await accounts.set_password(connection, account_id, kept, by)
+
+
+async def _matches(
+    engine: AsyncEngine, attempt: throttle.Attempt, kept: str | None, password: str
+) -> bool:
+    """Look at a password that was counted; what nobody has had time to look at is no failure."""
+    try:
+        return await passwords.matches(kept, password)
+    except passwords.HashingBusyError:
+        async with engine.begin() as connection:
+            await throttle.take_back(connection, attempt)
+        raise
 
 
 def _may_exist(name: str) -> bool:

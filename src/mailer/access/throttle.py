@@ -8,14 +8,14 @@ takes its count back.
 import hashlib
 import ipaddress
 import math
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 
 import msgspec
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.access import throttle
+from mailer.db.access import home, throttle
 from mailer.errors import MailerError
 
 IPV6_PREFIX = 64
@@ -33,7 +33,10 @@ class Limit(msgspec.Struct, frozen=True):
 BY_BOTH = Limit(5, 900)
 BY_ADDRESS = Limit(30, 900)
 BY_NAME = Limit(50, 60)
-"""Over all addresses: no more than a minute, so that nobody is locked out from outside."""
+"""Over all addresses but those that the name is at home at: who guesses from many places cannot
+keep somebody out who signs in from where they do."""
+HOME = timedelta(days=30)
+"""For so long a name is at home where it has shown the right password."""
 
 
 class Counter(msgspec.Struct, frozen=True):
@@ -49,8 +52,10 @@ class Attempt(msgspec.Struct, frozen=True):
     name: Counter
     both: Counter
     address: Counter
-    address_blocked_until: datetime
-    """Where the counting has put it, to be taken back."""
+    home: bytes
+    """The digest of the name and the network."""
+    blocked_until: Mapping[bytes, datetime]
+    """What the counting has put, by counter, to be taken back."""
 
 
 class ThrottledError(MailerError):
@@ -79,6 +84,9 @@ TAKE_BACK = text("""
         failures = greatest(failures - 1, 0),
         blocked_until = CASE WHEN blocked_until = :put THEN clock_timestamp() ELSE blocked_until END
     WHERE digest = :digest""")
+REMEMBER = text("""
+    INSERT INTO home (digest, seen_at) VALUES (:digest, clock_timestamp())
+    ON CONFLICT (digest) DO UPDATE SET seen_at = excluded.seen_at""")
 
 
 async def count(connection: AsyncConnection, name: str, address: str | None) -> Attempt:
@@ -91,7 +99,10 @@ async def count(connection: AsyncConnection, name: str, address: str | None) -> 
     by_name = _counter(BY_NAME, "name", who)
     both = _counter(BY_BOTH, "both", who, place)
     by_address = _counter(BY_ADDRESS, "address", place)
+    at_home = _digest("home", who, place)
     counters = sorted((by_name, both, by_address), key=lambda counter: counter.digest)
+    if await _is_home(connection, at_home):
+        counters.remove(by_name)
     until: dict[bytes, datetime] = {}
     for counter in counters:  # in one order for all: nobody waits in a circle
         given = {"digest": counter.digest} | msgspec.structs.asdict(counter.limit)
@@ -99,19 +110,39 @@ async def count(connection: AsyncConnection, name: str, address: str | None) -> 
         if blocked_until is None:
             raise ThrottledError(await _wait(connection, counters))
         until[counter.digest] = blocked_until
-    return Attempt(by_name, both, by_address, until[by_address.digest])
+    return Attempt(by_name, both, by_address, at_home, until)
 
 
 async def clear(connection: AsyncConnection, attempt: Attempt) -> None:
-    """Forget failures of who has shown the right password.
+    """Forget failures of who has shown the right password, and remember where they are at home.
 
     Of the address only this attempt is taken back: one account of one's own does not open the way
     to guessing others.
     """
     known = [attempt.name.digest, attempt.both.digest]
+    rows = select(throttle.c.digest).where(throttle.c.digest.in_([*known, attempt.address.digest]))
+    await connection.execute(rows.order_by(throttle.c.digest).with_for_update())  # as in `count`
     await connection.execute(delete(throttle).where(throttle.c.digest.in_(known)))
-    given = {"digest": attempt.address.digest, "put": attempt.address_blocked_until}
-    await connection.execute(TAKE_BACK, given)
+    await _take_back(connection, attempt, [attempt.address.digest])
+    await connection.execute(REMEMBER, {"digest": attempt.home})
+
+
+async def take_back(connection: AsyncConnection, attempt: Attempt) -> None:
+    """Forget an attempt whose password nobody has looked at."""
+    await _take_back(connection, attempt, sorted(attempt.blocked_until))
+
+
+async def _take_back(
+    connection: AsyncConnection, attempt: Attempt, digests: Iterable[bytes]
+) -> None:
+    for digest in digests:
+        given = {"digest": digest, "put": attempt.blocked_until[digest]}
+        await connection.execute(TAKE_BACK, given)
+
+
+async def _is_home(connection: AsyncConnection, digest: bytes) -> bool:
+    known = exists().where(home.c.digest == digest, home.c.seen_at > func.now() - HOME)
+    return bool((await connection.execute(select(known))).scalar_one())
 
 
 async def _wait(connection: AsyncConnection, counters: Sequence[Counter]) -> int:
@@ -122,8 +153,12 @@ async def _wait(connection: AsyncConnection, counters: Sequence[Counter]) -> int
 
 
 def _counter(limit: Limit, *parts: str) -> Counter:
+    return Counter(_digest(*parts), limit)
+
+
+def _digest(*parts: str) -> bytes:
     known = "\0".join(parts).encode(errors="surrogatepass")
-    return Counter(hashlib.sha256(known).digest(), limit)
+    return hashlib.sha256(known).digest()
 
 
 def network(address: str | None) -> str:

@@ -102,6 +102,14 @@ throttle = Table(
     now("updated_at"),
 )
 
+# Where somebody has shown the right password: a digest of the name and the network.
+home = Table(
+    "home",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    now("seen_at"),
+)
+
 # Who did what to which thing, and what it was before and after. A trigger refuses every change.
 audit = Table(
     "audit",

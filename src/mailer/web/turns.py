@@ -16,18 +16,21 @@ class BusyError(UnavailableError):
 class Turns:
     """At most `most` at once have a turn; each waits for one for at most `patience` seconds."""
 
-    def __init__(self, most: int, *, patience: float) -> None:
+    def __init__(
+        self, most: int, *, patience: float, busy: type[UnavailableError] = BusyError
+    ) -> None:
         self._free = asyncio.Semaphore(most)
         self._patience = patience
+        self._busy = busy
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn and have it; raises `BusyError`."""
+        """Wait for a turn and have it; raises `busy`."""
         try:
             async with asyncio.timeout(self._patience):
                 await self._free.acquire()
         except TimeoutError:
-            raise BusyError from None
+            raise self._busy from None
         try:
             yield
         finally:
