@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 import pytest
 from litestar.routes import HTTPRoute
@@ -13,6 +14,7 @@ from tests.served import Talk, listening, talk
 from mailer.access import accounts, keys, service
 from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
+from mailer.admin.form import FORM_LIMIT, LONG_LIMIT, MOST_FIELDS, SMALL_LIMIT
 from mailer.app import BODY_LIMIT, create_app
 from mailer.settings import Settings
 
@@ -126,3 +128,26 @@ async def test_an_import_that_says_it_is_too_large_is_413(client: Talk, path: st
 async def test_what_cannot_end_is_broken_off(client: Talk) -> None:
     await begin(client, ("POST", "/api/v1/clients", JSON), "Transfer-Encoding: gzip")
     await client.ended()
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/login", SMALL_LIMIT), ("/preferences", SMALL_LIMIT), ("/clients/new", FORM_LIMIT)],
+)
+async def test_a_form_is_small(client: Talk, path: str, limit: int) -> None:
+    await begin(client, ("POST", path, FORM), f"Content-Length: {limit + 1}")
+    assert (await client.problem())[0] == 413
+
+
+async def test_a_form_of_more_fields_than_any_has_is_400_and_not_taken_apart(client: Talk) -> None:
+    for count, status in ((MOST_FIELDS, 303), (MOST_FIELDS + 1, 400)):
+        body = b"&".join([b"%41=%41"] * count)
+        await begin(client, ("POST", "/preferences", FORM), f"Content-Length: {len(body)}")
+        await client.say(body)
+        assert (await client.answer())[0] == status
+
+
+async def test_the_longest_text_and_filter_are_no_more_than_a_mailings_form_may_have() -> None:
+    longest = "\N{GRINNING FACE}"
+    fields = {"text": longest * 1600, "filter": longest * 10_000}
+    assert len(urlencode(fields)) < LONG_LIMIT

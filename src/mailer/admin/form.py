@@ -10,6 +10,15 @@ from litestar import Request
 
 from mailer.errors import FieldError, InvalidError
 
+SMALL_LIMIT = 32 * 1024
+"""Bytes of a form that anybody may send: a name, a password, and where to go back to."""
+FORM_LIMIT = 64 * 1024
+"""Bytes of any other form."""
+LONG_LIMIT = 256 * 1024
+"""Bytes of a mailing's form: a character of its text or filter may take twelve."""
+MOST_FIELDS = 100
+"""Fields of a form: to take a body of many small ones apart keeps everybody else waiting."""
+
 
 class Form(msgspec.Struct, frozen=True):
     """A form as it is shown: the text of each field, and what is wrong with it."""
@@ -37,10 +46,11 @@ async def typed(request: Request[Any, Any, Any], *fields: str) -> dict[str, str]
     """Return what was typed into `fields` of a form, with line ends as text has them.
 
     A box that is not ticked is not sent, and counts as empty. Raises `InvalidError` when it is not
-    a form in UTF-8.
+    a form in UTF-8, or has more than `MOST_FIELDS`.
     """
     try:
-        pairs = parse_qsl((await request.body()).decode(), keep_blank_values=True, errors="strict")
+        text = (await request.body()).decode()
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except (UnicodeDecodeError, ValueError) as error:
         raise InvalidError([FieldError("", "is not a form in UTF-8")]) from error
     given = dict(pairs)

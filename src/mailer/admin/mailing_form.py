@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.model import Actor
 from mailer.admin import mailing_fields as fields
 from mailer.admin import mailing_preview as preview
-from mailer.admin.form import Form, typed
+from mailer.admin.form import LONG_LIMIT, Form, typed
 from mailer.admin.language import marked
 from mailer.admin.render import Show, done
 from mailer.errors import FieldError, InvalidError
@@ -91,6 +91,7 @@ class MailingForm(Controller):
     """Where mailings are written."""
 
     path = "/mailings"
+    request_max_body_size = LONG_LIMIT
     dependencies = {"sheet": Provide(sheet_of, sync_to_thread=False)}  # noqa: RUF012  # Litestar's way
 
     @get("/new", needs="write")

@@ -18,7 +18,7 @@ from mailer.access.cookie import cookie
 from mailer.access.gate import address_of
 from mailer.access.throttle import ThrottledError
 from mailer.admin.back import own_path
-from mailer.admin.form import Form, typed
+from mailer.admin.form import SMALL_LIMIT, Form, typed
 from mailer.admin.render import Show, done
 from mailer.errors import FieldError, InvalidError
 from mailer.settings import Settings
@@ -56,7 +56,7 @@ class SignIn(Controller):
             return Redirect(back, status_code=HTTP_303_SEE_OTHER)
         return _form(settings, show, Form({"name": "", "back": back}))
 
-    @post("/login", needs="nothing")
+    @post("/login", needs="nothing", request_max_body_size=SMALL_LIMIT)
     async def sign_in(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -86,7 +86,7 @@ class SignIn(Controller):
             await service.sign_out(engine, show.person)
         return welcome(request, secret, form["back"])
 
-    @post("/logout", needs="nothing")
+    @post("/logout", needs="nothing", request_max_body_size=SMALL_LIMIT)
     async def sign_out(
         self,
         engine: NamedDependency[AsyncEngine],

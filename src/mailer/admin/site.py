@@ -15,7 +15,7 @@ from mailer.admin.audit import Audit
 from mailer.admin.back import leads_back, own_path
 from mailer.admin.client_import import ClientImport
 from mailer.admin.clients import Clients
-from mailer.admin.form import typed
+from mailer.admin.form import FORM_LIMIT, SMALL_LIMIT, typed
 from mailer.admin.keys import Keys
 from mailer.admin.language import LANGUAGES
 from mailer.admin.mailing import MailingPage
@@ -37,7 +37,7 @@ YEAR = 365 * 24 * 3600
 API, JSON, HTML = "/api/", "application/json", "text/html"
 
 
-@post("/preferences", needs="nothing")
+@post("/preferences", needs="nothing", request_max_body_size=SMALL_LIMIT)
 async def prefer(request: Request[Any, Any, Any]) -> Redirect:
     """Keep the language and the time zone that were chosen, and go back."""
     given = await typed(request, LANGUAGE, TIME_ZONE, "back")
@@ -103,6 +103,7 @@ def site_router() -> Router:
             prefer,
         ],
         opt={DOOR: "session"},
+        request_max_body_size=FORM_LIMIT,
         dependencies={"show": Provide(show_of, sync_to_thread=False)},
         include_in_schema=False,
     )
