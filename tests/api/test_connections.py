@@ -68,6 +68,16 @@ def small() -> Litestar:
     return Litestar([large, at_once, events, live], logging_config=None, openapi_config=None)
 
 
+async def told_late(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with the names of the headers as they are when all of the body has come."""
+    while (await receive()).get("more_body"):
+        pass
+    body = b" ".join(name for name, _ in scope["headers"])
+    length = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    await send({"type": "http.response.body", "body": body})
+
+
 # ---- heads ----------------------------------------------------------------------------------
 
 
@@ -188,6 +198,15 @@ async def test_what_is_too_large_or_no_http_is_refused(given: bytes, status: int
         assert headers["content-type"] == "application/problem+json"
         assert {name.decode() for name, _ in COMMON} <= headers.keys()
         await client.ended()
+
+
+async def test_a_trailer_is_no_header() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    trailers = b"0\r\nAuthorization: Bearer x\r\nCookie: a=b\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
+    async with listening(told_late) as port, talk(port) as sly:
+        for _ in range(2):
+            await sly.say(head + b"1\r\nx\r\n" + trailers)
+            assert (await sly.answer())[::2] == (200, b"host transfer-encoding")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ class Connection(HttpToolsProtocol):
     _has_begun = False
     _unparsed = 0
     _head_size = 0
+    _fields = 0
+    _is_head_whole = False
     _untaken = 0
 
     # ---- what happens to a connection ------------------------------------------------------
@@ -117,7 +119,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin with a head."""
         super().on_message_begin()
-        self._head_size = 0
+        self._head_size = self._fields = 0
+        self._is_head_whole = False
 
     def on_url(self, url: bytes) -> None:
         """Take a part of what is asked for."""
@@ -126,10 +129,16 @@ class Connection(HttpToolsProtocol):
             self._stop(RefusedError(HTTPStatus.REQUEST_URI_TOO_LONG, "The URL is too long."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or a trailer."""
-        super().on_header(name, value)
+        """Take a header; a trailer counts, but says nothing.
+
+        No trailer that we know of is needed, and one must not pass for a header that a proxy
+        would have looked at (RFC 9110, section 6.5.1).
+        """
+        if not self._is_head_whole:
+            super().on_header(name, value)
         self._head_size += len(name) + len(value)
-        if self._head_size > HEAD_LIMIT or len(self.headers) > MOST_HEADERS:
+        self._fields += 1
+        if self._head_size > HEAD_LIMIT or self._fields > MOST_HEADERS:
             self._stop(_too_large())
 
     def on_headers_complete(self) -> None:
@@ -137,7 +146,7 @@ class Connection(HttpToolsProtocol):
         if self._is_one_too_many:
             self._stop(RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY))
         super().on_headers_complete()
-        self._has_begun = True
+        self._has_begun = self._is_head_whole = True
         self._unparsed = 0
         self._stop_waiting_for_head()
         self._sort_in()
