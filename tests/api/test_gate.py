@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from litestar import Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.calls import NEW
@@ -15,6 +16,7 @@ from tests.api.repeats import ANNA, MAILINGS, NEW_CLIENT, is_replay, post
 from tests.sample import do, execute, value
 
 from mailer.access import keys
+from mailer.access.gate import address_of
 from mailer.access.model import COMMAND_LINE
 from mailer.access.sessions import begin as begin_session
 from mailer.app import create_app
@@ -126,6 +128,20 @@ async def test_a_part_of_a_key_or_another_case_is_401(
     shown = (await make_key(engine))["Authorization"]
     for wrong in (shown[:-1], shown + "x", shown.swapcase()):
         assert_is_unknown(await closed.get(CLIENTS, headers={"Authorization": wrong}), BAD_KEY)
+
+
+@pytest.mark.parametrize(
+    ("given", "counted"),
+    [
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("0:0::FFFF:c000:207", "192.0.2.7"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("::ffff:x", "::ffff:x"),
+    ],
+)
+def test_an_address_of_ipv4_counts_as_one_however_it_is_written(given: str, counted: str) -> None:
+    assert address_of(Request({"type": "http", "client": (given, 1)})) == counted  # type: ignore[typeddict-item,arg-type]  # a part of a scope
 
 
 async def test_a_revoked_key_opens_nothing_any_more(

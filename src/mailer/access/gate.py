@@ -5,6 +5,7 @@ is shut. Those of the API are opened by keys, those of the pages by sessions: a 
 cookie whoever has it ask, and the API never looks at cookies.
 """
 
+import ipaddress
 from hmac import compare_digest
 from typing import Any
 
@@ -124,8 +125,18 @@ def _too_little(actor: Actor, needs: str) -> PermissionDeniedException:
 
 
 def address_of(request: Request[Any, Any, Any]) -> str | None:
-    """Return the IP address that a request came from."""
-    return request.client.host if request.client else None
+    """Return the IP address that a request came from; IPv4 written as IPv6 is IPv4.
+
+    Else who has one address would count as two, or whoever comes by IPv4 as one (RFC 4291, 2.5.5.2).
+    """
+    host = request.client.host if request.client else None
+    if host is None or ":" not in host:
+        return host
+    try:
+        mapped = ipaddress.IPv6Address(host).ipv4_mapped
+    except ValueError:
+        return host
+    return str(mapped) if mapped else host
 
 
 def actor_of(request: Request[Any, Any, Any]) -> Actor:
