@@ -241,6 +241,21 @@ async def test_without_auth_only_loopback_names_are_answered(engine: AsyncEngine
             assert EVERYWHERE.items() <= dict(answer.headers).items()
 
 
+async def test_without_auth_a_request_past_the_trusted_proxy_needs_a_loopback_name(
+    engine: AsyncEngine,
+) -> None:
+    settings = Settings(auth="none", trusted_proxies="10.0.0.1")
+    for peer, status in (("127.0.0.1", 421), ("10.0.0.1", 200)):
+        async with client_of(engine, settings, peer, host="evil.example") as client:
+            for said in ("10.0.0.1", "192.0.2.7"):
+                headers = {"x-forwarded-for": said}
+                answer = await client.get("/api/v1/clients", headers=headers)
+                assert answer.status_code == status
+                assert EVERYWHERE.items() <= dict(answer.headers).items()
+    async with client_of(engine, settings, host="localhost") as client:
+        assert (await client.get("/api/v1/clients")).status_code == 200
+
+
 async def test_with_keys_or_behind_a_trusted_proxy_any_name_will_do(engine: AsyncEngine) -> None:
     for settings in (Settings(), Settings(auth="none", trusted_proxies="127.0.0.1")):
         async with client_of(engine, settings, host="mailer.example") as client:
