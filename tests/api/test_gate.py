@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from litestar import Request
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.calls import NEW
@@ -122,6 +123,30 @@ async def test_an_unknown_key_is_401(closed: httpx.AsyncClient, given: str) -> N
     assert_is_unknown(await closed.get(CLIENTS, headers=headers), BAD_KEY)
 
 
+async def test_what_cannot_be_a_key_or_a_cookie_costs_no_look_into_the_database(
+    engine: AsyncEngine, closed: httpx.AsyncClient
+) -> None:
+    asked: list[str] = []
+
+    def note(*given: object) -> None:
+        asked.append(str(given[2]))
+
+    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    try:
+        for wrong in ("x", "mailer_", "w" * 43, f"mailer_{'w' * 44}", f"mailer_{'w' * 42}="):
+            headers = {"Authorization": f"Bearer {wrong}"}
+            assert_is_unknown(await closed.get(CLIENTS, headers=headers), BAD_KEY)
+        for wrong in ("x", "w" * 42, "w" * 44):
+            answer = await closed.get("/clients", headers={"Cookie": f"session={wrong}"})
+            assert answer.status_code == 401
+        assert asked == []
+        await closed.get("/clients", headers={"Cookie": f"session={'w' * 43}"})
+        await closed.get(CLIENTS, headers={"Authorization": f"Bearer mailer_{'w' * 43}"})
+        assert len(asked) == 2
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", note)
+
+
 async def test_a_part_of_a_key_or_another_case_is_401(
     engine: AsyncEngine, closed: httpx.AsyncClient
 ) -> None:
@@ -141,7 +166,7 @@ async def test_a_part_of_a_key_or_another_case_is_401(
     ],
 )
 def test_an_address_of_ipv4_counts_as_one_however_it_is_written(given: str, counted: str) -> None:
-    assert address_of(Request({"type": "http", "client": (given, 1)})) == counted  # type: ignore[typeddict-item,arg-type]  # a part of a scope
+    assert address_of(Request({"type": "http", "client": (given, 1)})) == counted  # type: ignore[arg-type]  # a part of a scope
 
 
 async def test_a_revoked_key_opens_nothing_any_more(

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import cookie, keys, sessions
 from mailer.access.model import Actor
+from mailer.access.secret import has_shape
 from mailer.settings import SCOPES, Settings
 from mailer.web.origin import refuse_other_sites
 from mailer.web.rate import Rate
@@ -79,8 +80,10 @@ class Gate(ASGIMiddleware):
         secret = _bearer(request)
         if secret is None:
             raise _unknown("Send an API key, as Authorization: Bearer.")
-        async with self._engine.connect() as connection:
-            actor = await keys.use(connection, secret, address_of(request))
+        actor = None
+        if has_shape(secret, keys.PREFIX):
+            async with self._engine.connect() as connection:
+                actor = await keys.use(connection, secret, address_of(request))
         if actor is None:
             raise _unknown("The API key is unknown, revoked or expired.")
         if self._rate and (seconds := self._rate.wait(actor.id)):
@@ -92,7 +95,7 @@ class Gate(ASGIMiddleware):
 
     async def _by_session(self, request: Request[Any, Any, Any]) -> Actor | None:
         secret = cookie.shown_by(request)
-        if secret is None:
+        if secret is None or not has_shape(secret):
             return None
         async with self._engine.connect() as connection:
             return await sessions.use(connection, secret, address_of(request))
@@ -127,7 +130,7 @@ def _too_little(actor: Actor, needs: str) -> PermissionDeniedException:
 def address_of(request: Request[Any, Any, Any]) -> str | None:
     """Return the IP address that a request came from; IPv4 written as IPv6 is IPv4.
 
-    Else who has one address would count as two, or whoever comes by IPv4 as one (RFC 4291, 2.5.5.2).
+    Else who has one address would count as two, and all who come by IPv4 as one network.
     """
     host = request.client.host if request.client else None
     if host is None or ":" not in host:

@@ -15,9 +15,8 @@ def served(app: ASGIApp, settings: Settings) -> ASGIApp:
     Who a request comes from, and whether by https, is what X-Forwarded-For and X-Forwarded-Proto
     say where a trusted proxy sends them, and the connection's own else.
     """
-    passed_on = ProxyHeadersMiddleware(
-        guarded(observed(addressed(app))), trusted_hosts=settings.proxies
-    )  # type: ignore[arg-type]  # each names the types of ASGI anew
+    whole = guarded(observed(addressed(app)))
+    passed_on = ProxyHeadersMiddleware(whole, trusted_hosts=settings.proxies)  # type: ignore[arg-type]  # each names the types of ASGI anew
     if settings.auth != "none":
         return passed_on  # type: ignore[return-value]  # likewise
     direct = guarded(observed(addressed(local_only(app))))
