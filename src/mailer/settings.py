@@ -20,6 +20,9 @@ PREFIX = "MAILER_"
 SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret", "monitoring_token"}
 )  # URLs may carry a password
+NEVER_EMPTY = frozenset({"monitoring_token"})
+"""Settings that shut something: one that was to be filled in and was not must not open it. Without
+the gateway's token or the provider's secret nothing is opened: they refuse us."""
 HIDDEN = "***"
 KEYS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).*")
 """The user and the password of a URL, and its query: a gateway may want its key there."""
@@ -146,15 +149,21 @@ def role_words(mapping: str) -> dict[str, Role]:
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:
     """Read the settings from `env_file`, overridden by `environ`.
 
-    Raises `StartError` with one line that names every variable that is unknown or wrong.
+    One that is empty counts as not set, but where that would open what it is to shut. Raises
+    `StartError` with one line that names every variable that is unknown or wrong.
     """
-    given = {
+    every = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in {**dotenv_values(env_file), **environ}.items()
-        if name.startswith(PREFIX) and value
+        if name.startswith(PREFIX)
     }
+    given = {name: value for name, value in every.items() if value}
     known = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     wrong = [f"{PREFIX}{name.upper()} is not a setting" for name in given.keys() - known.keys()]
+    wrong += [
+        f"{PREFIX}{name.upper()}: is empty; set it, or leave it out"
+        for name in NEVER_EMPTY & every.keys() - given.keys()
+    ]
     values = {}
     for name in known.keys() & given.keys():
         try:

@@ -81,6 +81,22 @@ def test_a_variable_is_read(name: str, given: str, value: object) -> None:
     assert getattr(read(**{name: given}), name) == value
 
 
+def test_a_token_that_is_left_empty_stops_the_start_where_none_would_open_something(
+    tmp_path: Path,
+) -> None:
+    refusal = "^MAILER_MONITORING_TOKEN: is empty; set it, or leave it out$"
+    with pytest.raises(StartError, match=refusal):
+        read(monitoring_token="")
+    for line in ("MAILER_MONITORING_TOKEN=", "MAILER_MONITORING_TOKEN"):
+        file = tmp_path / ".env"
+        file.write_text(line)
+        with pytest.raises(StartError, match=refusal):
+            read_settings({}, file)
+        assert read_settings({"MAILER_MONITORING_TOKEN": "x"}, file).monitoring_token
+    for name in ("gateway_token", "oidc_client_secret", "auth"):
+        assert getattr(read(**{name: ""}), name) == getattr(Settings(), name)
+
+
 @pytest.mark.parametrize(
     ("name", "given"),
     [
