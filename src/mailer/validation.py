@@ -6,6 +6,7 @@ msgspec alone stops at the first wrong field, so that each field is converted on
 import functools
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -14,6 +15,12 @@ from mailer.errors import FieldError, InvalidError
 
 MAX_ID = 2**53 - 1
 """Largest id: PostgreSQL holds more, JSON readers do not."""
+
+MOST_ERRORS = 100
+"""Errors that are told at once: an answer is not to grow with what was asked."""
+LONGEST_NAME, LONGEST_MESSAGE = 64, 200
+"""Characters of a field's name, and of what is wrong with it, that are told: either may hold what
+was given."""
 
 STORABLE = r"^[^\x00\ud800-\udfff]*$"
 """PostgreSQL stores every character but NUL; lone surrogates are no characters."""
@@ -46,14 +53,17 @@ class Checked(msgspec.Struct, frozen=True):
 def check(model: type[Given], given: object, at: datetime, *, strict: bool = True) -> Given:
     """Return `given` as a `model` at the moment `at`.
 
-    Raises `InvalidError` naming every wrong field.
+    Raises `InvalidError` naming every wrong field, of too many some.
 
     `strict=False` also reads numbers from text, as in a query.
     """
     if not isinstance(given, Mapping):
         raise InvalidError([FieldError("", "expected an object")])
     fields = _fields(model)
-    errors = [FieldError(str(name), "is not a known field") for name in given if name not in fields]
+    unknown = islice((name for name in given if name not in fields), MOST_ERRORS)
+    errors = [
+        FieldError(_shortened(str(name), LONGEST_NAME), "is not a known field") for name in unknown
+    ]
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in given:
@@ -68,7 +78,7 @@ def check(model: type[Given], given: object, at: datetime, *, strict: bool = Tru
     wrong = {error.field for error in errors}
     errors += (error for error in model.broken_rules(values, at) if error.field not in wrong)
     if errors:
-        raise InvalidError(errors)
+        raise InvalidError(errors[-MOST_ERRORS:])  # known fields come last
     return model(**values)
 
 
@@ -81,7 +91,11 @@ def _convert(field: Checked, value: object, at: datetime, *, strict: bool) -> ob
 def _first_words(error: msgspec.ValidationError) -> str:
     """Return what msgspec says, without the path, which the field's name stands for."""
     message = str(error).split(" - at ", maxsplit=1)[0].replace("`", "")
-    return message[0].lower() + message[1:]
+    return _shortened(message[0].lower() + message[1:], LONGEST_MESSAGE)
+
+
+def _shortened(given: str, longest: int) -> str:
+    return given if len(given) <= longest else f"{given[: longest - 1]}…"
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -27,6 +27,7 @@ class Person(Input, frozen=True, kw_only=True):
     email: Name | UnsetType | None = UNSET
     address: Address | str | None = None
     born: datetime | UnsetType = UNSET
+    kind: Literal["a", "b"] = "a"
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
@@ -60,6 +61,18 @@ def test_an_unknown_field_is_refused() -> None:
         "nmae": "is not a known field",
         "": "is not a known field",
     }
+
+
+def test_errors_do_not_grow_with_what_was_given() -> None:
+    given = {"name": "", "kind": "x" * 10_000} | {f"{n:07}" + "x" * 993: 1 for n in range(1000)}
+    errors = errors_of(given)
+    assert len(errors) == 100
+    assert all(len(name) <= 64 for name in errors)
+    assert errors["name"] == "must have a name"
+    assert len(errors["kind"]) == 200
+    within = errors_of({"name": "Ann", "address": given | {"street": ""}})
+    assert len(within) == 100
+    assert within["address.street"] == "must have a name"
 
 
 def test_a_field_says_its_own_rule_where_it_has_one() -> None:
