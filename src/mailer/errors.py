@@ -30,6 +30,10 @@ class InvalidError(MailerError):
         self.errors = tuple(errors)
 
 
+class ForbiddenError(MailerError):
+    """Who asks may not do this."""
+
+
 class NotFoundError(MailerError):
     """What was asked for does not exist."""
 

@@ -54,7 +54,7 @@ async def test_import_says_how_many_wrong_lines_are_not_listed(api: httpx.AsyncC
         (b"PK\x03\x04" + bytes(9000), 400, {}, "the header is longer than 2000 characters"),
         (b"phone\n", 415, {"Content-Type": "text/plain"}, "Send CSV in UTF-8"),
         (b"phone\n", 413, {"Content-Length": str(IMPORT_LIMIT + 1)}, "larger than 1 GB"),
-        (b"phone\n", 403, {"Sec-Fetch-Site": "cross-site"}, "another site"),
+        (b"phone\n", 403, {"Sec-Fetch-Site": "cross-site"}, "Another site"),
     ],
     ids=["empty", "column", "quote", "hostile", "encoding", "zip", "type", "size", "site"],
 )

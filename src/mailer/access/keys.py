@@ -146,6 +146,13 @@ USE = text("""
     SELECT id, name, scope FROM found""")
 
 
+STILL = """
+    SELECT scope FROM api_key
+    WHERE id = $1 AND revoked_at IS NULL
+        AND (expires_at IS NULL OR expires_at > clock_timestamp())"""
+"""What a key opens at this moment, whatever it opened when its request began."""
+
+
 async def use(connection: AsyncConnection, secret: str, address: str | None) -> Actor | None:
     """Return who comes in by a key; None when it opens nothing."""
     row = (await connection.execute(USE, {"digest": digest(secret)})).one_or_none()

@@ -44,6 +44,13 @@ USE = text("""
     SELECT account_id, name, role FROM found""")
 
 
+STILL = """
+    SELECT role FROM session JOIN account ON account.id = account_id
+    WHERE account_id = $1 AND digest = $2 AND disabled_at IS NULL
+        AND session.created_at > clock_timestamp() - $3::interval"""
+"""What a session opens at this moment; while its own request goes on it is not idle."""
+
+
 async def begin(
     connection: AsyncConnection, account_id: int, address: str | None, browser: str
 ) -> str:

@@ -10,6 +10,7 @@ from litestar.params import FromPath
 from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.access.model import Actor
 from mailer.admin.listing import NOTHING, address, asked, pages
 from mailer.admin.render import Show
 from mailer.client import store as clients
@@ -99,6 +100,7 @@ class MessageList(Controller):
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         mailing_id: MailingId,
     ) -> Download:
         """Answer with all messages that are asked for, as a file."""
@@ -107,7 +109,7 @@ class MessageList(Controller):
             await store.get(connection, mailing_id)
             equal = (await query.resolved(connection)).equal()
         return await csv_answer(
-            f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, **equal)
+            f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, by, **equal)
         )
 
     @get("/messages/{message_id:int}", needs="read")

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import audit
+from mailer.access import audit, still
 from mailer.access.model import Actor
 from mailer.client.formulas import harmless
 from mailer.db.copying import CsvPart, Source, copy_in_chunks
@@ -23,10 +23,12 @@ async def export_clients(
     and an import takes the mark away: an export that is imported changes nothing. Null is empty,
     and no tag is.
 
-    That it begins is written into the audit log before anything is given.
+    That it begins is written into the audit log before anything is given. It breaks off with
+    `TakenAwayError` when `by` may not read any more.
     """
     is_written = False
-    async with aclosing(copy_in_chunks(engine, CLIENTS, equal)) as parts:
+    chunks = copy_in_chunks(engine, CLIENTS, equal)
+    async with aclosing(still.while_allowed(engine, by, "read", chunks)) as parts:
         async for part in parts:
             if not is_written:
                 await _record(engine, by, sorted(equal))

@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import audit
+from mailer.access import audit, still
 from mailer.access.model import Actor
 from mailer.client.csvfile import NOT_UTF8, CsvFile, Record, is_utf8
 from mailer.client.formulas import as_given
@@ -79,7 +79,8 @@ async def import_clients(
     change nothing.
 
     All good lines are stored in one transaction, or none when `parts` raises or the file's header
-    is wrong (`InvalidError`); bad lines are reported. Needs the right to make temporary tables.
+    is wrong (`InvalidError`) or `by` may not write any more by then (`TakenAwayError`); bad lines
+    are reported. Needs the right to make temporary tables.
     """
     if by.effect is not None:
         return msgspec.convert(by.effect, ImportReport)
@@ -239,6 +240,7 @@ async def _store(
                 await database.execute(DROP)
                 unchanged = staged - created - updated
                 report = ImportReport(created, updated, unchanged, lines.rejected, lines.errors)
+                await still.ensure(database, by, "write")  # an upload takes its time
                 await _record(database, by, report)
         except asyncpg.UniqueViolationError:
             continue  # now that client can be seen, and is updated

@@ -86,6 +86,7 @@ class MailingController(Controller):
     async def list_messages(
         self,
         engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
         mailing_id: MailingId,
         asked: NamedDependency[MessageQuery],
@@ -102,7 +103,7 @@ class MailingController(Controller):
                 found = await messages.page(connection, mailing_id, asked.position, known, **equal)
                 return page_of(found, request, to_message)
         return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
-            f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, **equal)
+            f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, by, **equal)
         )
 
     @patch("/{mailing_id:int}", needs="write")

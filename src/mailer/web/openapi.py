@@ -34,7 +34,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 PROBLEMS = {
     400: "Malformed, or against a rule: `errors` names every wrong field.",
     401: "No key, or one that is unknown, revoked or expired.",
-    403: "The key's scope is too small for it.",
+    403: "The key's scope is too small for it, or the key was revoked meanwhile.",
     404: "No such thing.",
     408: "The body did not come in time.",
     409: "It clashes with the present state.",

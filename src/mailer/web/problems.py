@@ -13,6 +13,7 @@ from mailer.db.engine import is_away
 from mailer.errors import (
     ConflictError,
     FieldError,
+    ForbiddenError,
     InvalidError,
     MailerError,
     NotFoundError,
@@ -27,6 +28,7 @@ MEDIA_TYPE = "application/problem+json"
 
 STATUSES: dict[type[MailerError], HTTPStatus] = {
     InvalidError: HTTPStatus.BAD_REQUEST,
+    ForbiddenError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
     RefusedError: HTTPStatus.FORBIDDEN,
