@@ -5,7 +5,9 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import FIELDS, LEDGER, NEW, create, errors
+from tests.sample import execute
 
 
 async def test_a_mailing_has_the_fields_of_the_contract(api: httpx.AsyncClient) -> None:
@@ -67,6 +69,7 @@ NOT_CLOCKS: list[Any] = [
 ]
 NOT_TEXTS: list[Any] = ["", "a" * 1601, "😀" * 1601, "a\0", None, 5, []]
 NOT_FILTERS: list[Any] = [0, 912, True, 1.5, [], ["912"], "9" * 10_001, "vip\0"]
+MANY = {"operator_codes": "912", "tags": "vip", "time_zones": "UTC"}
 NOT_CODES: list[Any] = [
     *(None, [], "912", 912, [912], ["91"], ["9123"], ["91a"], ["912\n"], [None], {}),
 ]
@@ -121,6 +124,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         ({"client_filter": {"time_zones": wrong}}, "client_filter.time_zones", ZONE)
         for wrong in NOT_ZONES
     ),
+    *(
+        ({"client_filter": {name: [entry] * 1_001}}, f"client_filter.{name}", "1,000 entries")
+        for name, entry in MANY.items()
+    ),
     ({"client_filter": {"phones": ["79160000001"]}}, "client_filter.phones", "not a known field"),
     *(({"on_unknown": wrong}, "on_unknown", "retry or hold") for wrong in (None, "", "drop", 1)),
     *(
@@ -153,6 +160,25 @@ async def test_a_wrong_change_is_refused_by_name(
     assert answer.status_code == 400
     assert rule in errors(answer)[field]
     assert (await api.get("/mailings")).json()["results"] == [created]
+
+
+@pytest.mark.parametrize("name", MANY)
+async def test_a_list_of_a_thousand_entries_is_taken(api: httpx.AsyncClient, name: str) -> None:
+    given = {name: [MANY[name]] * 1_000}
+    assert (await create(api, NEW | {"client_filter": given}))["client_filter"] == given
+
+
+async def test_a_longer_list_that_stands_already_is_read(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    created = await create(api, NEW | {"client_filter": {"tags": ["vip"]}})
+    await execute(
+        engine,
+        "UPDATE mailing SET client_filter ="
+        " jsonb_build_object('tags', array_fill('vip'::text, ARRAY[1001]))",
+    )
+    found = (await api.get(f"/mailings/{created['id']}")).json()
+    assert found["client_filter"] == {"tags": ["vip"] * 1_001}
 
 
 async def test_every_wrong_field_is_named_at_once(api: httpx.AsyncClient) -> None:

@@ -292,6 +292,7 @@ def test_what_stands_in_a_list_says_its_rule(schema: dict[str, Any]) -> None:
     lists = schema["components"]["schemas"]["AudienceLists"]["properties"]
     assert lists["operator_codes"]["items"]["pattern"] == "^[0-9]{3}$"
     assert lists["tags"]["items"]["maxLength"] == 64
+    assert {each["maxItems"] for each in lists.values()} == {1_000}
     terms = schema["components"]["schemas"]["NewMailing"]["properties"]["client_filter"]["anyOf"]
     assert {part["maxLength"] for part in terms if part.get("type") == "string"} == {10_000}
 

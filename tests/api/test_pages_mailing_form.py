@@ -93,6 +93,10 @@ async def test_form_tells_the_audience_in_three_ways(
             {"operator_codes": "must have an entry, unless there is one under tags or time zones"},
         ),
         (
+            {"audience": "lists", "tags": ",".join(["vip"] * 1_001)},
+            {"tags": "must have 1,000 entries at most"},
+        ),
+        (
             {"audience": "lists", "operator_codes": "91", "time_zones": "Mars/Base"},
             {
                 "operator_codes": "must be codes of three digits, split by commas",

@@ -75,20 +75,33 @@ Terms = Annotated[
 ]
 
 
+MOST_ENTRIES = 1_000
+"""Of each list of a filter. Nobody may give more; what was given before there was a bound stays."""
+SHORT = {"maxItems": MOST_ENTRIES}
+
+
 class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
     """A filter by lists: any entry of a list matches, and every list given must match."""
 
     operator_codes: (
         Annotated[
             list[OperatorCode],
-            Meta(min_length=1, extra={"rule": "must be a list of operator codes of three digits"}),
+            Meta(
+                min_length=1,
+                extra_json_schema=SHORT,
+                extra={"rule": "must be a list of operator codes of three digits"},
+            ),
         ]
         | UnsetType
     ) = UNSET
     tags: (
         Annotated[
             list[Tag],
-            Meta(min_length=1, extra={"rule": "must be a list of tags of 1 to 64 characters"}),
+            Meta(
+                min_length=1,
+                extra_json_schema=SHORT,
+                extra={"rule": "must be a list of tags of 1 to 64 characters"},
+            ),
         ]
         | UnsetType
     ) = UNSET
@@ -97,6 +110,7 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
             list[TimeZone],
             Meta(
                 min_length=1,
+                extra_json_schema=SHORT,
                 extra={"rule": "must be a list of IANA time zones, such as Europe/Moscow"},
             ),
         ]
@@ -105,8 +119,12 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # zones do not depend on the moment
-        """Name time zones that nobody knows."""
-        if set(values.get("time_zones", ())) - known_zones():
+        """Name lists that are too long, and time zones that nobody knows."""
+        for name, entries in values.items():
+            if len(entries) > MOST_ENTRIES:
+                yield FieldError(name, "must have 1,000 entries at most")
+        zones = values.get("time_zones", ())
+        if len(zones) <= MOST_ENTRIES and set(zones) - known_zones():
             yield FieldError("time_zones", UNKNOWN_ZONE)
 
 
