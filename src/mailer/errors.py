@@ -42,10 +42,6 @@ class ConflictError(MailerError):
     """The request clashes with the present state."""
 
 
-class RefusedError(MailerError):
-    """Who asks is not let in."""
-
-
 class UnavailableError(MailerError):
     """It cannot be done now, and may be later."""
 

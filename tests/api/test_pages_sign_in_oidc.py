@@ -100,7 +100,7 @@ async def test_a_role_is_what_the_provider_says_at_each_sign_in(
     await browser.get(await leave(browser, "anna"))
     assert await value(engine, "SELECT role FROM account") == "admin"
     assert await value(engine, "SELECT count(*) FROM account") == 1
-    assert await value(engine, "SELECT count(*) FROM session") == 2
+    assert await value(engine, "SELECT count(*) FROM session") == 1
     changed = "SELECT before || after FROM audit WHERE action = 'account_role_changed'"
     assert await value(engine, changed) == {"role": "admin"}
 
@@ -114,8 +114,49 @@ async def test_who_is_disabled_or_has_no_role_stays_out(
     await execute(engine, "UPDATE account SET disabled_at = now()")
     browser.cookies.clear()
     assert "disabled" in await refused(browser, await leave(browser, "vera"))
-    failed = "SELECT count(*) FROM audit WHERE action = 'sign_in_failed' AND target_id IS NULL"
-    assert await value(engine, failed) == 2
+    failed = "SELECT json_agg(target_id ORDER BY id) FROM audit WHERE action = 'sign_in_failed'"
+    known_id = await value(engine, "SELECT id FROM account")
+    assert await value(engine, failed) == [None, known_id]
+
+
+async def test_who_has_no_role_any_more_is_signed_out_everywhere(
+    engine: AsyncEngine, browser: httpx.AsyncClient, known: Settings, middle: Middle
+) -> None:
+    await browser.get(await leave(browser, "vera"))
+    assert (await browser.get("/mailings")).status_code == 200
+    middle.change_token(lambda claims: claims.update(roles=[]))
+    async with visitor(engine, known) as other:
+        with capture_logs() as logs:
+            told = await refused(other, await leave(other, "vera"))
+    assert (await browser.get("/mailings")).headers["location"].startswith("/login")
+    last = "SELECT json_agg(action ORDER BY id) FROM audit WHERE target_id IS NOT NULL"
+    expected = ["account_made", "signed_in", "sessions_ended", "sign_in_failed"]
+    assert await value(engine, last) == expected
+    subject = await value(engine, "SELECT subject FROM account")
+    assert subject not in told + str(logs)
+
+
+async def test_a_name_that_the_provider_changes_is_written_down(
+    engine: AsyncEngine, browser: httpx.AsyncClient
+) -> None:
+    await browser.get(await leave(browser, "vera"))
+    await execute(engine, "UPDATE account SET name = 'Vera Before'")
+    await browser.get(await leave(browser, "vera"))
+    told = "SELECT before || jsonb_build_object('to', after->'name') FROM audit WHERE action = '{}'"
+    expected = {"name": "Vera Before", "to": "Vera Viewer"}
+    assert await value(engine, told.format("account_name_changed")) == expected
+
+
+async def test_coming_in_ends_the_session_that_the_browser_had(
+    engine: AsyncEngine, browser: httpx.AsyncClient
+) -> None:
+    await browser.get(await leave(browser, "vera"))
+    before = await value(engine, "SELECT digest FROM session")
+    await browser.get(await leave(browser, "anna"))
+    assert await value(engine, "SELECT count(*) FROM session") == 1
+    assert await value(engine, "SELECT digest FROM session") != before
+    told = "SELECT actor FROM audit WHERE action = 'signed_out'"
+    assert await value(engine, told) == "Vera Viewer"
 
 
 async def test_an_address_that_was_used_leads_in_no_second_time(

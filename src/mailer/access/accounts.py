@@ -130,6 +130,13 @@ async def named(connection: AsyncConnection, name: str) -> Account:
     return await _one(connection, _is_called(name), lock=False)
 
 
+async def of_person(connection: AsyncConnection, issuer: str, subject: str) -> Account | None:
+    """Return the account of whom an OpenID provider knows; None if there is none."""
+    is_theirs = (account.c.issuer == issuer) & (account.c.subject == subject)
+    row = (await connection.execute(select(*SHOWN).where(is_theirs))).mappings().one_or_none()
+    return None if row is None else Account(**row)
+
+
 async def kept_password(connection: AsyncConnection, name: str) -> tuple[Account, str] | None:
     """Return the account of a name and what is kept of its password; None if there is none."""
     statement = select(*SHOWN, account.c.password).where(_is_called(name))
@@ -248,19 +255,20 @@ async def of_identity(connection: AsyncConnection, who: Identity, address: str |
         return new
     was = await _one(connection, is_theirs, lock=True)
     if was.disabled_at is not None:
-        raise SignInError("disabled")
+        raise SignInError("disabled", (who.issuer, who.subject))
     await _write(connection, was.id, **values)
     now = msgspec.structs.replace(was, name=who.name, role=who.role)
-    if was.role != now.role:
-        before, after = {"role": was.role}, {"role": now.role}
-        await audit.record(
-            connection,
-            now.actor(address),
-            "account_role_changed",
-            _target(now),
-            before=before,
-            after=after,
-        )
+    for fact in ("role", "name"):
+        before, after = getattr(was, fact), getattr(now, fact)
+        if before != after:
+            await audit.record(
+                connection,
+                now.actor(address),
+                f"account_{fact}_changed",
+                _target(now),
+                before={fact: before},
+                after={fact: after},
+            )
     return now
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import accounts, audit, passwords, sessions, throttle
 from mailer.access.accounts import Account, NewAccount
 from mailer.access.model import Actor
-from mailer.access.oidc.model import Identity
+from mailer.access.oidc.model import Identity, SignInError
 from mailer.errors import FieldError, InvalidError, MailerError
 from mailer.validation import STORABLE, check
 
@@ -59,10 +59,16 @@ async def sign_in_oidc(
         return await begin(connection, known, address, browser)
 
 
-async def refused_oidc(engine: AsyncEngine, address: str | None) -> None:
-    """Write down that somebody came back from the OpenID provider and was not let in."""
+async def refused_oidc(engine: AsyncEngine, error: SignInError, address: str | None) -> None:
+    """Write down that somebody came back from the OpenID provider and was not let in.
+
+    Who has no role there any more is signed out everywhere.
+    """
     async with engine.begin() as connection:
-        await _refused(connection, None, address)
+        known = await accounts.of_person(connection, *error.person) if error.person else None
+        if known is not None and error.reason == "no_role":
+            await accounts.end_sessions(connection, known.id, known.actor(address))
+        await _refused(connection, known.id if known else None, address)
 
 
 async def _refused(

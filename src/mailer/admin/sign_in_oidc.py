@@ -90,9 +90,11 @@ class SignInOidc(Controller):
             answer = _away(show, error)
         except SignInError as error:
             if error.reason not in BEFORE_ANYBODY:  # the log of what was done is kept for ever
-                await service.refused_oidc(engine, address_of(request))
+                await service.refused_oidc(engine, error, address_of(request))
             answer = _refused(show, error, str(error), HTTP_403_FORBIDDEN)
         else:
+            if show.person is not None:
+                await service.sign_out(engine, show.person)
             answer = welcome(request, secret, kept.back)
         answer.set_cookie(cookie(request, None, STATE))
         return answer

@@ -69,6 +69,7 @@ ACTIONS = {
     "key_revoked": marked("Key revoked"),
     "account_made": marked("Account made"),
     "account_role_changed": marked("Role changed"),
+    "account_name_changed": marked("Name changed"),
     "account_password_changed": marked("Password changed"),
     "account_disabled": marked("Account disabled"),
     "account_enabled": marked("Account enabled"),

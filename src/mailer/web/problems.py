@@ -17,7 +17,6 @@ from mailer.errors import (
     InvalidError,
     MailerError,
     NotFoundError,
-    RefusedError,
     UnavailableError,
 )
 from mailer.log import describe
@@ -31,7 +30,6 @@ STATUSES: dict[type[MailerError], HTTPStatus] = {
     ForbiddenError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
-    RefusedError: HTTPStatus.FORBIDDEN,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 SOON = {"Retry-After": "1"}

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from mailer.errors import RefusedError, UnavailableError
+from mailer.errors import ForbiddenError, UnavailableError
 from mailer.settings import Role
 
 TEXTS = {
@@ -42,15 +42,17 @@ class Identity(msgspec.Struct, frozen=True):
     role: Role
 
 
-class SignInError(RefusedError):
+class SignInError(ForbiddenError):
     """The sign-in could not be completed. Start it again.
 
-    `reason` is a fixed word for the log.
+    `reason` is a fixed word for the log. `person` is who it is by issuer and subject, where a token
+    that was checked has told: for finding the account, never to be shown or logged.
     """
 
-    def __init__(self, reason: str = "unknown") -> None:
+    def __init__(self, reason: str = "unknown", person: tuple[str, str] | None = None) -> None:
         super().__init__(TEXTS.get(reason, ""))
         self.reason = reason
+        self.person = person
 
 
 class ProviderAwayError(UnavailableError):

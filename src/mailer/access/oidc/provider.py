@@ -125,7 +125,10 @@ class Provider:
             told = await self._userinfo(metadata, tokens.access_token, subject)
             given = _claim(told, self._role_claim)
             claims = told | claims
-        return Identity(self._issuer, subject, _name(claims), self._role(given))
+        role = self._role(given)
+        if role is None:
+            raise SignInError("no_role", (self._issuer, subject))
+        return Identity(self._issuer, subject, _name(claims), role)
 
     async def _tokens(
         self, metadata: Metadata, code: str, redirect_uri: str, verifier: str
@@ -164,15 +167,13 @@ class Provider:
             raise SignInError("wrong_subject")
         return claims
 
-    def _role(self, given: object) -> Role:
-        """Return the highest role that the claim gives."""
+    def _role(self, given: object) -> Role | None:
+        """Return the highest role that the claim gives, if it gives any."""
         words = given if isinstance(given, list) else [given]
         found = {
             self._roles[each] for each in words if isinstance(each, str) and each in self._roles
         }
-        if not found:
-            raise SignInError("no_role")
-        return max(found, key=ROLES.index)
+        return max(found, key=ROLES.index, default=None)
 
 
 def _claim(claims: dict[str, Any], name: str) -> Any:  # noqa: ANN401  # a claim is any JSON
