@@ -106,6 +106,31 @@ async def test_attempt_that_nobody_looked_at_is_forgotten(engine: AsyncEngine) -
     assert await wait(engine) == 0
 
 
+@pytest.mark.parametrize("name", ["\u212anut", "KNUT", " knut ", "Knut"])
+async def test_spellings_that_open_one_account_are_counted_as_one(
+    engine: AsyncEngine, name: str
+) -> None:
+    assert await value(engine, f"SELECT lower('{name.strip()}')") == "knut"
+    first, again = await attempt(engine, "knut"), await attempt(engine, name)
+    assert (first.name, first.both) == (again.name, again.both)
+
+
+@pytest.mark.parametrize("name", ["adm\u0130n", "\u1e9e", "\u00df", "\ufb01", "\u03a3\u03c2"])
+async def test_names_are_counted_as_one_just_where_the_database_finds_one(
+    engine: AsyncEngine, name: str
+) -> None:
+    for other in (name.lower(), name.casefold(), "admin", "ss"):
+        first, again = await attempt(engine, name), await attempt(engine, other)
+        is_one = await value(engine, f"SELECT lower('{name}') = lower('{other}')")
+        assert (first.name == again.name) is is_one
+        await execute(engine, "DELETE FROM throttle")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+async def test_name_that_nobody_can_have_is_counted_too(engine: AsyncEngine, name: str) -> None:
+    assert [await wait(engine, name) for _ in range(6)] == [0] * 5 + [1]
+
+
 async def test_hundred_attempts_at_once_do_not_all_get_through(engine: AsyncEngine) -> None:
     found = await asyncio.gather(*(wait(engine) for _ in range(100)))
     assert found.count(0) == 5

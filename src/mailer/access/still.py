@@ -9,11 +9,12 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.keys import STILL as KEY
-from mailer.access.model import SCOPE_OF, Actor, Scope
+from mailer.access.model import SCOPE_OF, Actor
 from mailer.access.sessions import LONGEST
 from mailer.access.sessions import STILL as SESSION
 from mailer.db.engine import raw
 from mailer.errors import ForbiddenError
+from mailer.settings import Scope
 
 Part = TypeVar("Part")
 

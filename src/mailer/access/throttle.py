@@ -8,6 +8,7 @@ takes its count back.
 import hashlib
 import ipaddress
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.access import home, throttle
 from mailer.errors import MailerError
+from mailer.validation import STORABLE
 
 IPV6_PREFIX = 64
 """Bits of an IPv6 address that tell one customer from another: the rest anybody may choose."""
@@ -95,7 +97,7 @@ async def count(connection: AsyncConnection, name: str, address: str | None) -> 
     Raises `ThrottledError` while none may be made: then the transaction must end, for nothing is
     to be counted.
     """
-    place, who = network(address), name.strip().casefold()
+    place, who = network(address), await _folded(connection, name.strip())
     by_name = _counter(BY_NAME, "name", who)
     both = _counter(BY_BOTH, "both", who, place)
     by_address = _counter(BY_ADDRESS, "address", place)
@@ -150,6 +152,14 @@ async def _wait(connection: AsyncConnection, counters: Sequence[Counter]) -> int
     left = func.extract("epoch", func.max(throttle.c.blocked_until) - func.clock_timestamp())
     statement = select(left).where(throttle.c.digest.in_([each.digest for each in counters]))
     return max(1, math.ceil((await connection.execute(statement)).scalar_one() or 0))
+
+
+async def _folded(connection: AsyncConnection, name: str) -> str:
+    """Return what all spellings that open one account have in common: the database says which."""
+    if not re.match(STORABLE, name):
+        return name
+    folded: str = (await connection.execute(select(func.lower(name)))).scalar_one()
+    return folded
 
 
 def _counter(limit: Limit, *parts: str) -> Counter:
