@@ -103,7 +103,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         ],
         before_send=[allow_all],
         on_shutdown=[provider.close] if provider else [],
-        state=State({"breaker": breaker, "limits": limits}),
+        state=State({"breaker": breaker, "limits": limits, "settings": settings}),
         request_class=TimedRequest,
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(),

@@ -16,13 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.sample import value
 
 from mailer.access import accounts, passwords, service, sessions
-from mailer.access.accounts import Account, NewAccount
+from mailer.access.accounts import Account, NewAccount, NewPassword
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.errors import InvalidError, MailerError
 from mailer.validation import check
 from mailer.web.turns import Turns
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
+ANOTHER = NewPassword(password="another long one")  # noqa: S106  # of a test
+THIRD = NewPassword(password="the third long one")  # noqa: S106  # of a test
 AUDIT = text("SELECT action, actor_kind, target_id, before, after FROM audit ORDER BY id")
 
 
@@ -229,10 +231,10 @@ async def test_new_password_ends_every_session_but_the_one_that_sets_it(
     here, there = await enter(engine), await enter(engine)
     by = await who(engine, here)
     assert by is not None
-    await service.change_own_password(engine, by, PASSWORD, "another long one")
+    await service.change_own_password(engine, by, PASSWORD, ANOTHER)
     assert await who(engine, here) is not None
     assert await who(engine, there) is None
-    await service.set_password(engine, made.id, "the third long one", COMMAND_LINE)
+    await service.set_password(engine, made.id, THIRD, COMMAND_LINE)
     assert await who(engine, here) is None
     with pytest.raises(service.NotSignedInError):
         await enter(engine, password="another long one")  # noqa: S106  # of a test
@@ -244,7 +246,7 @@ async def test_own_password_is_changed_only_by_who_knows_it(engine: AsyncEngine)
     by = await who(engine, await enter(engine))
     assert by is not None
     with pytest.raises(InvalidError, match="present"):
-        await service.change_own_password(engine, by, "not this at all", "another long one")
+        await service.change_own_password(engine, by, "not this at all", ANOTHER)
     assert await enter(engine)
 
 
@@ -262,7 +264,7 @@ async def test_each_change_is_written_down_without_secrets(engine: AsyncEngine) 
         await accounts.set_role(connection, made.id, "admin", COMMAND_LINE)
         await accounts.disable(connection, made.id, COMMAND_LINE)
         await accounts.enable(connection, made.id, COMMAND_LINE)
-    await service.set_password(engine, made.id, "another long one", COMMAND_LINE)
+    await service.set_password(engine, made.id, ANOTHER, COMMAND_LINE)
     await enter(engine, password="another long one")  # noqa: S106  # of a test
     async with engine.begin() as connection:
         await accounts.end_sessions(connection, made.id, COMMAND_LINE)
@@ -327,7 +329,7 @@ async def test_account_that_does_not_exist_is_said_so(engine: AsyncEngine, step:
         async with engine.begin() as connection:
             await step(connection, 1, COMMAND_LINE)
     with pytest.raises(MailerError):
-        await service.set_password(engine, 1, "another long one", COMMAND_LINE)
+        await service.set_password(engine, 1, ANOTHER, COMMAND_LINE)
 
 
 async def test_password_is_not_set_where_the_provider_keeps_the_person(engine: AsyncEngine) -> None:
@@ -339,7 +341,7 @@ async def test_password_is_not_set_where_the_provider_keeps_the_person(engine: A
         )
     account_id = await value(engine, "SELECT id FROM account")
     with pytest.raises(accounts.NoPasswordHereError):
-        await service.set_password(engine, account_id, "another long one", COMMAND_LINE)
+        await service.set_password(engine, account_id, ANOTHER, COMMAND_LINE)
     with pytest.raises(service.NotSignedInError):
         await enter(engine)
 

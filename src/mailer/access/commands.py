@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import accounts, keys, service
-from mailer.access.accounts import NewAccount, NewRole
+from mailer.access.accounts import NewAccount, NewPassword, NewRole
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.validation import check
 
@@ -65,9 +65,10 @@ async def set_user_password(engine: AsyncEngine, name: str, password: str) -> No
 
     Raises `InvalidError`, `AccountNotFoundError` and `NoPasswordHereError`.
     """
+    new = check(NewPassword, {"password": password}, datetime.now(UTC))
     async with engine.connect() as connection:
         known = await accounts.named(connection, name)
-    await service.set_password(engine, known.id, password, at_the_command_line())
+    await service.set_password(engine, known.id, new, at_the_command_line())
 
 
 async def set_user_role(engine: AsyncEngine, name: str, role: str) -> None:

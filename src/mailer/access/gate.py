@@ -13,6 +13,7 @@ from litestar import Request
 from litestar.enums import ScopeType
 from litestar.exceptions import (
     NotAuthorizedException,
+    NotFoundException,
     PermissionDeniedException,
     TooManyRequestsException,
 )
@@ -31,6 +32,9 @@ NEEDS = "needs"
 """The name in a route's `opt` of what it needs; a router may say it for all its routes."""
 DOOR = "door"
 """The name in a router's `opt` of what opens its routes: "key" or "session"."""
+ASKED = "asked"
+"""The name in the `opt` of routes that are there only where it is asked who comes: what anybody
+made there would outlast `MAILER_AUTH=none`."""
 NOTHING, MONITORING = "nothing", "monitoring"
 BEARER = "Bearer "
 
@@ -63,7 +67,9 @@ class Gate(ASGIMiddleware):
             self._check_monitoring(request)
             return None
         if self._settings.auth == "none":
-            return Actor("anybody", "anybody", address=address_of(request))
+            if opt.get(ASKED):
+                raise NotFoundException
+            return anybody(request)
         if needs == NOTHING:
             return await self._by_session(request) if by_session else None
         if needs not in SCOPES:
@@ -125,6 +131,11 @@ def _too_little(actor: Actor, needs: str) -> PermissionDeniedException:
     if needs == "write":
         return PermissionDeniedException("This takes the role of an operator or an admin.")
     return PermissionDeniedException("This takes the role of an admin.")
+
+
+def anybody(request: Request[Any, Any, Any]) -> Actor:
+    """Return who asks where nobody is asked who they are."""
+    return Actor("anybody", "anybody", address=address_of(request))
 
 
 def address_of(request: Request[Any, Any, Any]) -> str | None:

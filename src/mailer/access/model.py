@@ -44,6 +44,13 @@ class Actor(msgspec.Struct, frozen=True):
         return next(role for role, scope in SCOPE_OF.items() if scope == self.scope)
 
     @property
+    def account_id(self) -> int:
+        """The account of a person; raises `TypeError` for who has none."""
+        if self.kind != "account" or self.id is None:
+            raise TypeError("only people have accounts")
+        return self.id
+
+    @property
     def effect(self) -> dict[str, Any] | None:
         """What this very request has done already, or None."""
         return self.claim.effect if self.claim else None

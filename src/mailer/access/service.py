@@ -1,16 +1,15 @@
 """How people come in and leave, and what admins do with the accounts of others."""
 
 import re
-from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import accounts, audit, passwords, sessions, throttle
-from mailer.access.accounts import Account, NewAccount
+from mailer.access.accounts import Account, NewAccount, NewPassword
 from mailer.access.model import Actor
 from mailer.access.oidc.model import Identity, SignInError
 from mailer.errors import FieldError, InvalidError, MailerError
-from mailer.validation import STORABLE, check
+from mailer.validation import STORABLE
 
 
 class NotSignedInError(MailerError):
@@ -97,24 +96,26 @@ async def sign_out(engine: AsyncEngine, by: Actor) -> None:
             await audit.record(connection, by, "signed_out", audit.Target("account", by.id))
 
 
-async def change_own_password(engine: AsyncEngine, by: Actor, present: str, new: str) -> None:
+async def change_own_password(
+    engine: AsyncEngine, by: Actor, present: str, new: NewPassword
+) -> None:
     """Give who is signed in another password, once they have shown the present one.
 
     All their other sessions end. Raises `InvalidError`, `NoPasswordHereError`, `ThrottledError`
     and `HashingBusyError`.
     """
     async with engine.connect() as connection:
-        own = await accounts.get(connection, by.id or 0)
+        own = await accounts.get(connection, by.account_id)
     if own.issuer is not None:
         raise accounts.NoPasswordHereError
-    if wrong := passwords.too_easy(own.name, new):
+    if wrong := passwords.too_easy(own.name, new.password):
         raise InvalidError(wrong)
     async with engine.begin() as connection:
         attempt = await throttle.count(connection, own.name, by.address)
         found = await accounts.kept_password(connection, own.name)
     if not await _matches(engine, attempt, found and found[1], present):
         raise InvalidError([FieldError("present", "is not your password")])
-    kept = await passwords.hashed(new)
+    kept = await passwords.hashed(new.password)
     async with engine.begin() as connection:
         await throttle.clear(connection, attempt)
         await accounts.set_password(connection, own.id, kept, by)
@@ -127,7 +128,7 @@ async def add_account(engine: AsyncEngine, new: NewAccount, by: Actor) -> Accoun
         return await accounts.add(connection, new.name, new.role, kept, by)
 
 
-async def set_password(engine: AsyncEngine, account_id: int, password: str, by: Actor) -> None:
+async def set_password(engine: AsyncEngine, account_id: int, new: NewPassword, by: Actor) -> None:
     """Give somebody else's account another password and end its sessions.
 
     One's own is changed by who knows the present one. Raises `InvalidError`,
@@ -135,7 +136,6 @@ async def set_password(engine: AsyncEngine, account_id: int, password: str, by: 
     """
     if by.kind == "account" and by.id == account_id:
         raise accounts.OwnAccountError
-    new = check(accounts.NewPassword, {"password": password}, datetime.now(UTC))
     async with engine.connect() as connection:
         known = await accounts.get(connection, account_id)
     if wrong := passwords.too_easy(known.name, new.password):

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -9,6 +10,7 @@ import msgspec
 from litestar import Request
 
 from mailer.errors import FieldError, InvalidError
+from mailer.validation import Given, check
 
 SMALL_LIMIT = 32 * 1024
 """Bytes of a form that anybody may send: a name, a password, and where to go back to."""
@@ -55,3 +57,30 @@ async def typed(request: Request[Any, Any, Any], *fields: str) -> dict[str, str]
         raise InvalidError([FieldError("", "is not a form in UTF-8")]) from error
     given = dict(pairs)
     return {field: given.get(field, "").replace("\r\n", "\n") for field in fields}
+
+
+def checked(
+    model: type[Given], given: Mapping[str, Any], errors: Sequence[FieldError], at: datetime
+) -> Given:
+    """Return what was typed as a `model`.
+
+    Raises `InvalidError` naming every wrong field, also those of `errors`, which were found before.
+    """
+    try:
+        new = check(model, given, at)
+    except InvalidError as error:
+        raise InvalidError([*error.errors, *errors]) from error
+    if errors:
+        raise InvalidError(errors)
+    return new
+
+
+def checked_twice(model: type[Given], given: Mapping[str, str]) -> Given:
+    """Return what was typed as a `model` whose `password` must stand in `again`, too.
+
+    Raises `InvalidError` naming every wrong field.
+    """
+    rest = {field: text for field, text in given.items() if field != "again"}
+    is_same = given["again"] == given["password"]
+    errors = [] if is_same else [FieldError("again", "differs from the password above")]
+    return checked(model, rest, errors, datetime.now(UTC))

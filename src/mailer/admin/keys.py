@@ -9,24 +9,22 @@ from litestar.di import NamedDependency
 from litestar.params import Parameter
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_201_CREATED, HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import keys
 from mailer.access.model import Actor
-from mailer.admin.form import Form, typed
+from mailer.admin.form import Form, checked, typed
 from mailer.admin.language import marked
 from mailer.admin.render import Show, done
 from mailer.errors import FieldError, InvalidError
-from mailer.validation import MAX_ID, check
+from mailer.validation import MAX_ID
 
 PATH = "/keys"
 DAYS = {"30": 30, "90": 90, "365": 365}
 """For how many days a key may be good, to choose from."""
-FIELDS = ("name", "scope", "expires", "expires_on", "newest")
 BLANK = {"name": "", "scope": "read", "expires": "90", "expires_on": ""}
-NOT_A_DAY = marked("must be a day")
+NOT_A_DAY = marked("must be a date")
 NOT_A_CHOICE = marked("must be one of these")
-SENT_AGAIN = marked("This form has made its key already. What it shows is not shown again.")
 
 KeyId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The key's id.")]
 
@@ -53,13 +51,12 @@ class Keys(Controller):
     ) -> Response[str]:
         """Make a key and show it, this once: nothing keeps the answer.
 
-        Who has the browser send the form again is told so, and makes no second key.
+        Who has the browser send the form again is told that the name is taken.
         """
-        form = Form(await typed(request, *FIELDS))
+        form = Form(await typed(request, *BLANK))
         try:
             new = read_new(form, show.viewer.time_zone, datetime.now(UTC))
             async with engine.begin() as connection:
-                await _refuse_again(connection, form)
                 key, secret = await keys.add(connection, new, by)
         except InvalidError as error:
             refused = form.refused(error, {"expires_at": "expires_on"})
@@ -101,13 +98,7 @@ def read_new(form: Form, zone: str, now: datetime) -> keys.NewKey:
         given["expires_at"] = _expiry(form, zone, now)
     except InvalidError as error:
         errors += error.errors
-    try:
-        new = check(keys.NewKey, given, now)
-    except InvalidError as error:
-        raise InvalidError([*error.errors, *errors]) from error
-    if errors:
-        raise InvalidError(errors)
-    return new
+    return checked(keys.NewKey, given, errors, now)
 
 
 def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
@@ -126,18 +117,8 @@ def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
             raise InvalidError([FieldError("expires", NOT_A_CHOICE)])
 
 
-async def _refuse_again(connection: AsyncConnection, form: Form) -> None:
-    """Refuse a form that has made a key, be it revoked meanwhile."""
-    seen = int(form["newest"]) if form["newest"].isdecimal() else MAX_ID
-    for key in await keys.every(connection):
-        if key.id > seen and key.name == form["name"].strip():
-            raise keys.KeyNameTakenError(SENT_AGAIN)
-
-
 async def _page(engine: AsyncEngine, show: Show, form: Form, status: int = 200) -> Response[str]:
     async with engine.connect() as connection:
         found = await keys.every(connection)
-    newest = form["newest"] or str(max((key.id for key in found), default=0))
-    form = Form({**form.values, "newest": newest}, form.errors)
     now = datetime.now(UTC)
     return show.page("keys/list.html", status, form=form, keys=found, now=now, days=DAYS)

@@ -5,17 +5,15 @@ from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.exceptions import NotFoundException
 from litestar.params import Parameter
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import accounts, service, sessions
-from mailer.access.accounts import AccountNameTakenError, NewAccount, NewRole
+from mailer.access.accounts import AccountNameTakenError, NewAccount, NewPassword, NewRole
 from mailer.access.model import SCOPE_OF, Actor
-from mailer.admin.account import new_password
-from mailer.admin.form import Form, typed
+from mailer.admin.form import Form, checked_twice, typed
 from mailer.admin.render import Show, done
 from mailer.errors import FieldError, InvalidError
 from mailer.validation import MAX_ID, check
@@ -30,7 +28,7 @@ AccountId = Annotated[int, Parameter(ge=1, le=MAX_ID)]
 
 
 class People(Controller):
-    """Accounts, for admins; there is none where nobody is asked who they are."""
+    """Accounts, for admins."""
 
     path = PATH
 
@@ -39,20 +37,15 @@ class People(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         show: NamedDependency[Show],
-        by: NamedDependency[Actor],
     ) -> Response[str]:
         """List all accounts."""
-        _check(by)
         async with engine.connect() as connection:
             found = await accounts.every(connection)
         return show.page("people/list.html", accounts=found)
 
     @get("/new", needs="admin")
-    async def show_empty(
-        self, show: NamedDependency[Show], by: NamedDependency[Actor]
-    ) -> Response[str]:
+    async def show_empty(self, show: NamedDependency[Show]) -> Response[str]:
         """Show the form of a new account."""
-        _check(by)
         form = Form({"name": "", "role": "viewer"} | PASSWORDS)
         return show.page("people/new.html", form=form, roles=ROLES)
 
@@ -65,12 +58,11 @@ class People(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Add an account, or show the form again with what is wrong."""
-        _check(by)
         given = await typed(request, *NEW)
         given["name"] = given["name"].strip()
         form = Form(given | PASSWORDS)
         try:
-            new = _read_new(given)
+            new = checked_twice(NewAccount, given)
             added = await service.add_account(engine, new, by)
         except InvalidError as error:
             refused, status = form.refused(error), HTTP_400_BAD_REQUEST
@@ -85,11 +77,10 @@ class People(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         show: NamedDependency[Show],
-        by: NamedDependency[Actor],
         account_id: AccountId,
     ) -> Response[str]:
         """Show an account, and what may be done with it."""
-        return await _person(engine, show, by, account_id, Form(PASSWORDS))
+        return await _person(engine, show, account_id, Form(PASSWORDS))
 
     @post("/{account_id:int}/role", needs="admin")
     async def set_role(
@@ -100,7 +91,6 @@ class People(Controller):
         account_id: AccountId,
     ) -> Redirect:
         """Give an account another role."""
-        _check(by)
         new = check(NewRole, await typed(request, "role"), datetime.now(UTC))
         async with engine.begin() as connection:
             await accounts.set_role(connection, account_id, new.role, by)
@@ -116,13 +106,13 @@ class People(Controller):
         account_id: AccountId,
     ) -> Response[Any]:
         """Give an account another password, and end its sessions."""
-        _check(by)
         given = await typed(request, *PASSWORDS)
         try:
-            await service.set_password(engine, account_id, new_password(given), by)
+            new = checked_twice(NewPassword, given)
+            await service.set_password(engine, account_id, new, by)
         except InvalidError as error:
             form = Form(PASSWORDS).refused(error)
-            return await _person(engine, show, by, account_id, form, HTTP_400_BAD_REQUEST)
+            return await _person(engine, show, account_id, form, HTTP_400_BAD_REQUEST)
         return done("password-set", f"{PATH}/{account_id}")
 
     @post("/{account_id:int}/disable", needs="admin")
@@ -133,7 +123,6 @@ class People(Controller):
         account_id: AccountId,
     ) -> Redirect:
         """Keep somebody out."""
-        _check(by)
         async with engine.begin() as connection:
             await accounts.disable(connection, account_id, by)
         return done("account-disabled", f"{PATH}/{account_id}")
@@ -146,7 +135,6 @@ class People(Controller):
         account_id: AccountId,
     ) -> Redirect:
         """Let somebody in again."""
-        _check(by)
         async with engine.begin() as connection:
             await accounts.enable(connection, account_id, by)
         return done("account-enabled", f"{PATH}/{account_id}")
@@ -159,37 +147,14 @@ class People(Controller):
         account_id: AccountId,
     ) -> Redirect:
         """Sign somebody out everywhere."""
-        _check(by)
         async with engine.begin() as connection:
             await accounts.end_sessions(connection, account_id, by)
         return done("signed-out", f"{PATH}/{account_id}")
 
 
-def _check(by: Actor) -> None:
-    """Refuse where nobody is asked who they are: what anybody makes there would outlast it."""
-    if by.kind != "account":
-        raise NotFoundException
-
-
-def _read_new(given: dict[str, str]) -> NewAccount:
-    """Return the account to make; raises `InvalidError` naming every wrong field."""
-    again = given.pop("again")
-    errors = []
-    if again != given["password"]:
-        errors.append(FieldError("again", "differs from the password above"))
-    try:
-        new = check(NewAccount, given, datetime.now(UTC))
-    except InvalidError as error:
-        raise InvalidError([*error.errors, *errors]) from error
-    if errors:
-        raise InvalidError(errors)
-    return new
-
-
-async def _person(  # noqa: PLR0913, PLR0917  # what a page is made of
-    engine: AsyncEngine, show: Show, by: Actor, account_id: int, form: Form, status: int = 200
+async def _person(
+    engine: AsyncEngine, show: Show, account_id: int, form: Form, status: int = 200
 ) -> Response[str]:
-    _check(by)
     async with engine.connect() as connection:
         known = await accounts.get(connection, account_id)
         open_sessions = await sessions.of_account(connection, account_id)

@@ -9,7 +9,7 @@ from litestar.exceptions import HTTPException
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED
 
-from mailer.access.gate import DOOR
+from mailer.access.gate import ASKED, DOOR, anybody
 from mailer.admin.account import OwnAccount
 from mailer.admin.audit import Audit
 from mailer.admin.back import leads_back, own_path
@@ -70,6 +70,8 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]
             return Redirect(sign_in, status_code=HTTP_303_SEE_OTHER)
     if not is_for_people or request.url.path.startswith(API):
         return answer
+    if request.app.state.settings.auth == "none":  # the gate sees no unknown address
+        request.scope["user"] = anybody(request)
     show = show_of(request, request.app.state.breaker)
     return show.problem("wrong.html", answer)
 
@@ -93,14 +95,12 @@ def site_router() -> Router:
             MessageList,
             Clients,
             ClientImport,
-            Keys,
             Audit,
             System,
             SignIn,
             SignInOidc,
-            OwnAccount,
-            People,
             prefer,
+            Router("/", route_handlers=[OwnAccount, People, Keys], opt={ASKED: True}),
         ],
         opt={DOOR: "session"},
         request_max_body_size=FORM_LIMIT,
