@@ -34,7 +34,8 @@ Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 """What a person may do here, from the least on."""
 Scope = Literal["read", "write", "admin"]
-"""What a key may do: look; change mailings and clients too; make keys and accounts too."""
+"""What somebody may do: look at clients, mailings and messages; change them too; read the audit log
+too, where a person also sees the system and keeps keys and accounts."""
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 """Each may do what those before it may."""
 

@@ -183,6 +183,16 @@ async def test_token_of_metrics_is_not_asked_for_by_the_form(engine: AsyncEngine
     assert (await browser.get("/metrics")).status_code == 401
 
 
+async def test_pages_lead_to_metrics_where_they_open_for_who_looks(engine: AsyncEngine) -> None:
+    link = 'href="/metrics"'
+    assert link not in await shown(visitor(engine), "/login")
+    assert link in await shown(await signed_in(engine, "viewer"), "/")
+    guarded = Settings(monitoring_token="t")  # noqa: S106  # of a test
+    admin = await signed_in(engine, "admin", settings=guarded)
+    for path in ("/", "/system"):
+        assert link not in await shown(admin, path)
+
+
 @pytest.mark.parametrize(
     ("role", "path", "says"),
     [
@@ -214,8 +224,10 @@ async def test_where_nobody_is_asked_there_is_nothing_of_accounts(engine: AsyncE
     browser = visitor(engine, OPEN)
     page = await shown(browser, "/")
     assert not re.search("Sign out|/account|/people|/login", page)
-    for path in ("/account", "/people", "/people/new", "/people/1"):
-        assert (await browser.get(path)).status_code == 404
+    for path in ("/account", "/people", "/people/new", "/people/1", "/nothing"):
+        answer = await browser.get(path)
+        assert answer.status_code == 404
+        assert '<a href="/mailings">Mailings</a>' in answer.text
     assert (await browser.get("/login")).headers["location"] == "/"
     assert (await sign_in(browser)).headers["location"] == "/"
 
@@ -244,6 +256,37 @@ async def test_own_account_shows_its_sessions_and_ends_one(engine: AsyncEngine) 
     assert answer.headers["location"] == "/account"
     assert (await there.get("/")).status_code == 303
     assert (await here.get("/")).status_code == 200
+
+
+async def test_session_that_was_over_is_not_said_to_end_now(engine: AsyncEngine) -> None:
+    browser = await signed_in(engine, "viewer")
+    answer = await browser.post("/account/sessions", data={"session": "00" * 32})
+    assert answer.headers["location"] == "/account"
+    assert "This session had ended already." in await shown(browser, "/account")
+
+
+async def test_many_accounts_come_in_pages(engine: AsyncEngine) -> None:
+    admin = await signed_in(engine, "admin")
+    await execute(
+        engine,
+        "INSERT INTO account (name, role, password) SELECT 'p' || n, 'viewer', 'none fits'"
+        " FROM generate_series(1, 101) AS n",
+    )
+    first = await shown(admin, "/people")
+    assert ">p101<" in first
+    assert ">p1<" not in first
+    assert "102 accounts" in first
+    (older,) = re.findall('href="([^"]+)" rel="next"', first)
+    second = await shown(admin, older)
+    assert ">p1<" in second
+    assert ">admin<" in second
+
+
+async def test_error_of_the_role_leads_to_it(engine: AsyncEngine) -> None:
+    admin = await signed_in(engine, "admin")
+    answer = await admin.post("/people/new", data={"name": "bob", "role": "root"})
+    assert 'href="#role"' in answer.text
+    assert 'id="role"' in answer.text
 
 
 async def test_nobody_ends_the_session_of_somebody_else_by_its_number(engine: AsyncEngine) -> None:
@@ -334,6 +377,8 @@ async def test_admin_makes_an_account_that_can_sign_in(engine: AsyncEngine) -> N
     [
         ({"name": ""}, 400, "name"),
         ({"name": "Admin"}, 409, "name"),
+        ({"name": "a\x1b[2Jb"}, 400, "name"),
+        ({"name": "a\u202eb"}, 400, "name"),
         ({"role": "root"}, 400, "role"),
         ({"role": ""}, 400, "role"),
         ({"password": "short", "again": "short"}, 400, "password"),

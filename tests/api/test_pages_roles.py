@@ -27,6 +27,7 @@ OFFERED = {
     "/clients/1/delete": {"operator", "admin"},
     "/clients.csv": ALL,
     "/mailings/1/messages.csv": ALL,
+    "/keys": {"admin"},
     "/people": {"admin"},
     "/people/new": {"admin"},
     "/system": {"admin"},
@@ -124,5 +125,5 @@ async def test_where_nobody_is_asked_everything_is_offered(filled: AsyncEngine) 
     browser = await signed_in(filled, "viewer", settings=OPEN)
     pages = await seen(browser, PAGES)
     links = {link for page in pages.values() for link in re.findall('href="([^"]+)"', page)}
-    of_accounts = {"/people", "/people/new"}
+    of_accounts = {"/people", "/people/new", "/keys"}
     assert links & OFFERED.keys() == OFFERED.keys() - of_accounts

@@ -6,16 +6,17 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from sqlalchemy import ColumnElement, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit, sessions
-from mailer.access.model import SCOPE_OF, Actor
+from mailer.access.model import SCOPE_OF, Actor, Name
 from mailer.access.oidc.model import Identity, SignInError
 from mailer.access.passwords import Password, too_easy
 from mailer.db.access import account, api_key, session
+from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.settings import Role
 from mailer.validation import Input
@@ -23,19 +24,16 @@ from mailer.validation import Input
 GivenRole = Annotated[Role, Meta(extra={"rule": "must be viewer, operator or admin"})]
 
 
-class NewAccount(Input, frozen=True, kw_only=True):
+class NewPerson(Input, frozen=True, kw_only=True):
+    """Somebody who is to have an account."""
+
+    name: Name
+    role: GivenRole
+
+
+class NewAccount(NewPerson, frozen=True, kw_only=True):
     """An account with a password to be made."""
 
-    name: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            max_length=64,
-            pattern=r"^(?!\s)[^\x00\ud800-\udfff]*(?<!\s)(?!\n)$",
-            extra={"rule": "must be 1 to 64 characters without NUL and blanks at its ends"},
-        ),
-    ]
-    role: GivenRole
     password: Password
 
     @classmethod
@@ -68,7 +66,7 @@ class Account(msgspec.Struct, frozen=True):
     signed_in_at: datetime | None
     disabled_at: datetime | None
     sessions: int = 0
-    """How many are open; counted by `every` alone."""
+    """How many are open; counted by `every` and `page` alone."""
 
     def actor(self, address: str | None) -> Actor:
         """Return who does something once they have shown that the account is theirs."""
@@ -110,14 +108,13 @@ async def add(
 
 async def every(connection: AsyncConnection) -> list[Account]:
     """Return all accounts by name, with how many sessions each has."""
-    open_sessions = (
-        select(func.count())
-        .where(session.c.account_id == account.c.id, sessions.is_open())
-        .scalar_subquery()
-    )
-    statement = select(*SHOWN, open_sessions.label("sessions"))
-    found = await connection.execute(statement.order_by(func.lower(account.c.name), account.c.id))
+    found = await connection.execute(_counted().order_by(func.lower(account.c.name), account.c.id))
     return [Account(**row) for row in found.mappings()]
+
+
+async def page(connection: AsyncConnection, position: Position) -> Slice:
+    """Return a page of accounts, the newest first, as rows for `Account`."""
+    return await fetch_slice(connection, _counted(), account.c.id, position)
 
 
 async def get(connection: AsyncConnection, account_id: int, *, lock: bool = False) -> Account:
@@ -270,6 +267,16 @@ async def of_identity(connection: AsyncConnection, who: Identity, address: str |
                 after={fact: after},
             )
     return now
+
+
+def _counted() -> Select[Any]:
+    """Select accounts, each with how many sessions of it are open."""
+    open_sessions = (
+        select(func.count())
+        .where(session.c.account_id == account.c.id, sessions.is_open())
+        .scalar_subquery()
+    )
+    return select(*SHOWN, open_sessions.label("sessions"))
 
 
 async def _one(connection: AsyncConnection, which: ColumnElement[bool], *, lock: bool) -> Account:

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import accounts, keys, service
-from mailer.access.accounts import NewAccount, NewPassword, NewRole
+from mailer.access.accounts import NewAccount, NewPassword, NewPerson, NewRole
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.validation import check
 
@@ -53,11 +53,28 @@ async def revoke_key(engine: AsyncEngine, name: str) -> None:
         await keys.revoke(connection, key.id, at_the_command_line())
 
 
+async def expect_new_user(engine: AsyncEngine, name: str, role: str) -> None:
+    """Refuse early, before anybody types a password for it, an account that cannot be made.
+
+    Raises `InvalidError` and `AccountNameTakenError`.
+    """
+    new = check(NewPerson, {"name": name.strip(), "role": role}, datetime.now(UTC))
+    async with engine.connect() as connection:
+        if await accounts.kept_password(connection, new.name) is not None:
+            raise accounts.AccountNameTakenError
+
+
 async def add_user(engine: AsyncEngine, name: str, role: str, password: str) -> None:
     """Make an account; raises `InvalidError` and `AccountNameTakenError`."""
     given = {"name": name.strip(), "role": role, "password": password}
     new = check(NewAccount, given, datetime.now(UTC))
     await service.add_account(engine, new, at_the_command_line())
+
+
+async def expect_user(engine: AsyncEngine, name: str) -> None:
+    """Raise `AccountNotFoundError` early, before anybody types a password for it."""
+    async with engine.connect() as connection:
+        await accounts.named(connection, name)
 
 
 async def set_user_password(engine: AsyncEngine, name: str, password: str) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit
-from mailer.access.model import Actor
+from mailer.access.model import Actor, Name
 from mailer.access.secret import digest, new_secret
 from mailer.db.access import api_key
 from mailer.errors import ConflictError, FieldError, NotFoundError
@@ -20,20 +20,14 @@ from mailer.validation import Input
 
 PREFIX = "mailer_"
 State = Literal["good", "expired", "revoked"]
+REVOKED = 100
+"""Keys that are revoked and shown all the same."""
 
 
 class NewKey(Input, frozen=True, kw_only=True):
     """A key to be made."""
 
-    name: Annotated[
-        str,
-        Meta(
-            max_length=64,
-            # it is told at terminals too, where control characters do things
-            pattern=r"^(?! )[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+(?<! )$",
-            extra={"rule": "must be 1 to 64 characters on one line, without blanks at its ends"},
-        ),
-    ]
+    name: Name
     scope: Annotated[Scope, Meta(extra={"rule": "must be read, write or admin"})]
     expires_at: Annotated[datetime, Meta(tz=True)] | None = None
     """From then on it opens nothing; None: never."""
@@ -130,6 +124,20 @@ async def every(connection: AsyncConnection) -> list[Key]:
     """Return all keys, the newest first."""
     found = await connection.execute(select(*SHOWN).order_by(api_key.c.id.desc()))
     return [Key(**row) for row in found.mappings()]
+
+
+async def recent(connection: AsyncConnection) -> tuple[list[Key], int]:
+    """Return the keys that are not revoked and the newest `REVOKED` others, the newest first.
+
+    And how many are left out.
+    """
+    is_revoked = api_key.c.revoked_at.is_not(None)
+    last = select(api_key.c.id).where(is_revoked).order_by(api_key.c.id.desc()).limit(REVOKED)
+    statement = select(*SHOWN).where(~is_revoked | api_key.c.id.in_(last))
+    found = await connection.execute(statement.order_by(api_key.c.id.desc()))
+    count = select(func.count()).select_from(api_key).where(is_revoked)
+    revoked = (await connection.execute(count)).scalar_one()
+    return [Key(**row) for row in found.mappings()], max(0, revoked - REVOKED)
 
 
 # When it was last used is written once a minute: a key may be used a thousand times a second.

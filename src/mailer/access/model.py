@@ -1,11 +1,24 @@
 """Who asks, and what they may do."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from mailer.settings import SCOPES, Role, Scope
 
+Name = Annotated[
+    str,
+    Meta(
+        max_length=64,
+        # it is told at terminals too, where control characters do things, and none may turn round
+        # what stands beside it (Unicode's Bidi_Control)
+        pattern=r"^(?!\s)[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+"
+        r"(?<!\s)(?!\n)$",
+        extra={"rule": "must be 1 to 64 characters on one line, without blanks at its ends"},
+    ),
+]
+"""What a key or an account is called."""
 Kind = Literal["key", "account", "command", "anybody"]
 
 SCOPE_OF: dict[Role, Scope] = {"viewer": "read", "operator": "write", "admin": "admin"}

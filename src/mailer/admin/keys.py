@@ -119,6 +119,8 @@ def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
 
 async def _page(engine: AsyncEngine, show: Show, form: Form, status: int = 200) -> Response[str]:
     async with engine.connect() as connection:
-        found = await keys.every(connection)
+        found, left_out = await keys.recent(connection)
     now = datetime.now(UTC)
-    return show.page("keys/list.html", status, form=form, keys=found, now=now, days=DAYS)
+    return show.page(
+        "keys/list.html", status, form=form, keys=found, left_out=left_out, now=now, days=DAYS
+    )

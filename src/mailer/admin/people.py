@@ -11,12 +11,14 @@ from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import accounts, service, sessions
-from mailer.access.accounts import AccountNameTakenError, NewAccount, NewPassword, NewRole
+from mailer.access.accounts import Account, AccountNameTakenError, NewAccount, NewPassword, NewRole
 from mailer.access.model import SCOPE_OF, Actor
 from mailer.admin.form import Form, checked_twice, typed
+from mailer.admin.listing import NOTHING, asked, pages
 from mailer.admin.render import Show, done
 from mailer.errors import FieldError, InvalidError
 from mailer.validation import MAX_ID, check
+from mailer.web.query import PageQuery
 
 PATH = "/people"
 ROLES = tuple(SCOPE_OF)
@@ -37,11 +39,22 @@ class People(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         show: NamedDependency[Show],
+        request: Request[Any, Any, Any],
     ) -> Response[str]:
-        """List all accounts."""
-        async with engine.connect() as connection:
-            found = await accounts.every(connection)
-        return show.page("people/list.html", accounts=found)
+        """List accounts, the newest first."""
+        form, query = asked(request, PageQuery, "limit")
+        found = NOTHING
+        if query is not None:
+            async with engine.connect() as connection:
+                found = await accounts.page(connection, query.position)
+        return show.page(
+            "people/list.html",
+            200 if query else 400,
+            form=form,
+            accounts=[Account(**row._mapping) for row in found.rows],  # noqa: SLF001  # its public name
+            count=found.count,
+            pages=pages(found, PATH, form),
+        )
 
     @get("/new", needs="admin")
     async def show_empty(self, show: NamedDependency[Show]) -> Response[str]:

@@ -52,6 +52,8 @@ class Show(msgspec.Struct, frozen=True):
     breaker: Breaker | None
     actor: Actor | None = None
     """Who is signed in, or anybody where nobody is asked."""
+    has_metrics: bool = False
+    """Whether metrics and health are shown to who has no token for them."""
     done: str | None = None
     is_part: bool = False
     """Whether a script asks, for a part of the page that is there."""
@@ -114,6 +116,7 @@ def show_of(request: Request[Any, Any, Any], breaker: NamedDependency[Breaker | 
         path=f"{request.url.path}?{query}" if query else request.url.path,
         breaker=breaker,
         actor=request.scope.get("user"),
+        has_metrics=request.app.state.settings.monitoring_token is None,
         done=request.cookies.get(DONE),
         is_part="HX-Request" in request.headers,
     )

@@ -35,9 +35,9 @@ REASONS = {
     "filter_changed": marked("no longer in the audience"),
 }
 SCOPES = {
-    "read": marked("Look at everything"),
+    "read": marked("Look at clients, mailings and messages"),
     "write": marked("Change clients and mailings"),
-    "admin": marked("Everything"),
+    "admin": marked("Everything the API does"),
 }
 ACTORS = {
     "key": marked("Key"),
@@ -62,7 +62,7 @@ ACTIONS = {
     "mailing_deleted": marked("Mailing deleted"),
     "client_added": marked("Client added"),
     "client_changed": marked("Client changed"),
-    "client_erased": marked("Client erased"),
+    "client_erased": marked("Client deleted"),
     "clients_imported": marked("Clients imported"),
     "clients_exported": marked("Clients exported"),
     "key_made": marked("Key made"),

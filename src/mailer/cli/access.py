@@ -63,7 +63,8 @@ def users() -> None:
 def _new_password() -> str:
     """Ask for a password twice on a terminal, else read a line; arguments are seen by all."""
     if sys.stdin.isatty():
-        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+        asked = "Password (at least 12 characters)"
+        return str(click.prompt(asked, hide_input=True, confirmation_prompt=True))
     return sys.stdin.readline().rstrip("\r\n")
 
 
@@ -72,11 +73,13 @@ def _new_password() -> str:
 @click.option("--role", type=ROLE, required=True, help="What they may do.")
 def add(name: str, role: str) -> None:
     """Make an account; its password is asked for, or read from standard input."""
-    given = _new_password()
     settings = settings_given()
     from mailer.access import commands
 
+    on_database(settings, partial(commands.expect_new_user, name=name, role=role))
+    given = _new_password()
     on_database(settings, partial(commands.add_user, name=name, role=role, password=given))
+    click.echo(f"{name.strip()} can sign in now, at /login.", err=True)
 
 
 @users.command("list")
@@ -104,10 +107,11 @@ def role(name: str, role: str) -> None:
 @click.argument("name")
 def password(name: str) -> None:
     """Give an account another password, read as add reads it; its sessions end."""
-    given = _new_password()
     settings = settings_given()
     from mailer.access import commands
 
+    on_database(settings, partial(commands.expect_user, name=name))
+    given = _new_password()
     on_database(settings, partial(commands.set_user_password, name=name, password=given))
 
 
