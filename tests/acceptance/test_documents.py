@@ -78,10 +78,30 @@ def test_deployments_give_settings_that_start(name: str, tmp_path: Path) -> None
     """The image's own settings hold for compose too; all of them ask who comes."""
     files = {name, "Containerfile"} if "compose" in name else {name}
     content = "".join((ROOT / file).read_text() for file in sorted(files))
-    given = dict(re.findall(r"(MAILER_[A-Z_]+)[=:] ?([^\s$]+)", content))
+    content = re.sub(r"\$\{\w+:[-?][^}]*\}", "", content)  # what is left to the environment
+    given = dict(re.findall(r"(MAILER_[A-Z_]+)[=:] ?(\S+)", content))
     settings = read_settings(given, tmp_path / "none.env")
     assert settings.auth == "required"
     assert settings.is_loopback is (name == "deploy/mailer.service")
+
+
+def test_compose_passes_on_what_a_proxy_a_provider_and_monitoring_need() -> None:
+    """And each is a setting, passed under its own name."""
+    compose = (ROOT / "deploy/compose.yaml").read_text()
+    left = re.findall(r"^ +MAILER_([A-Z_]+): \$\{(?!POSTGRES)(.*)\}$", compose, re.MULTILINE)
+    assert {passed for _, passed in left} == {f"MAILER_{name}:-" for name, _ in left}
+    known = {name.upper() for name in Settings.__struct_fields__}
+    told = {name for name, _ in left}
+    assert told <= known
+    assert told >= {name for name in known if name.startswith("OIDC_")}
+    assert told >= {"GATEWAY_URL", "GATEWAY_TOKEN", "TRUSTED_PROXIES", "MONITORING_TOKEN"}
+
+
+@pytest.mark.parametrize("name", ["deploy/mailer.service", "deploy/compose.yaml"])
+def test_a_proxy_that_is_told_of_is_one_that_the_process_sees(name: str) -> None:
+    """A unit's is on its machine; a container's comes from the gateway of its network."""
+    told = re.findall(r"MAILER_TRUSTED_PROXIES=([0-9.]+)", content := (ROOT / name).read_text())
+    assert told == re.findall(r"gateway: (\S+)", content) or told == ["127.0.0.1"]
 
 
 async def test_demo_delivers_and_leaves_nothing_behind() -> None:

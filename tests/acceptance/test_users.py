@@ -58,9 +58,15 @@ async def test_users_are_kept_at_the_command_line_and_act_at_once(start_mailer: 
         assert ended.returncode == code, ended.stderr
         return ended.stdout + ended.stderr
 
-    users("add", "Ann", "--role", "viewer", given=PASSWORD)
-    taken = users("add", "ann", "--role", "viewer", given=PASSWORD, code=1)
-    assert taken == "mailer: Another account has this name.\n"
+    made = users("add", "Ann", "--role", "viewer", given=PASSWORD)
+    assert made == "Ann can sign in now, at /login.\n"
+    for given in (PASSWORD, ""):  # which is said before a password is asked for
+        taken = users("add", "ann", "--role", "viewer", given=given, code=1)
+        assert taken == "mailer: Another account has this name.\n"
+    assert "There is no such account." in users("password", "bob", code=1)
+    wrong = users("add", " ", "--role", "viewer", code=1)
+    assert wrong.startswith("mailer: name: must be 1 to 64 characters on one line")
+    assert "password" not in wrong
     assert await status(mailer, "ann") == 303
     users("role", "ANN", "operator")
     assert users("list").split("\n")[1].split()[:2] == ["Ann", "operator"]
@@ -101,11 +107,12 @@ async def test_password_is_asked_for_twice_on_a_terminal_and_not_shown(database_
         while shown.lower().count(words) < count:
             shown += await asyncio.to_thread(os.read, ours, 1000)
 
-    await until_shown(b"password:", 1)
+    await until_shown(b"password (at least 12 characters):", 1)
     os.write(ours, f"{PASSWORD}\n".encode())
     await until_shown(b"confirmation:", 1)
     os.write(ours, f"{PASSWORD}\n".encode())
     assert await asyncio.wait_for(process.wait(), 30) == 0
+    await until_shown(b"ann can sign in now, at /login.", 1)
     os.close(ours)
     assert PASSWORD.encode() not in shown
     connection = await connect(database_url)
