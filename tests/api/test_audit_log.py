@@ -125,7 +125,7 @@ async def test_the_page_tells_who_did_what_in_words_and_leads_to_it(
         "the tag is vip",
         f'<a href="/mailings/{mailing_id}">Mailing {mailing_id}</a>',
         "<del>send again</del><ins>do not send again</ins>",
-        "Look at everything",
+        "Look at clients, mailings and messages",
         "of_later",
         "from 192.0.2.7",
         "&lt;b&gt;ann",

@@ -27,6 +27,11 @@ def api(application: httpx.AsyncClient) -> httpx.AsyncClient:
 @pytest.fixture(scope="module")
 async def ids(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, int]:
     """One of each to aim at."""
+    return await one_of_each(engine, api)
+
+
+async def one_of_each(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, int]:
+    """Make one of each thing and return their ids, by what they are called in paths."""
     async with engine.begin() as connection:
         key, _ = await keys.add(connection, keys.NewKey(name="k", scope="read"), COMMAND_LINE)
         account = await accounts.add(connection, "ann", "viewer", "no hash", COMMAND_LINE)

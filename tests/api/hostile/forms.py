@@ -42,7 +42,8 @@ class _Reader(HTMLParser):
             return
         self._name = given["name"]
         self._is_text = tag == "textarea"
-        if tag == "textarea" or (tag == "input" and given.get("type", "text") in TYPED):
+        is_typed = given.get("type", "text") in TYPED and "hidden" not in given
+        if tag == "textarea" or (tag == "input" and is_typed):
             self.forms[-1].typed.add(self._name)
         is_off = given.get("type") == "radio" and "checked" not in given
         if not is_off or self._name not in self.forms[-1].values:

@@ -11,9 +11,10 @@ import pytest
 from litestar.routes import HTTPRoute
 from markupsafe import escape
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.hostile.conftest import one_of_each
 from tests.api.hostile.forms import Found, forms_of
 from tests.api.hostile.surface import APP
-from tests.api.visits import BROWSER
+from tests.api.visits import BROWSER, signed_in
 from tests.sample import execute
 
 SITE = "http://mailer"
@@ -52,6 +53,18 @@ PAGES = sorted(pages())
 
 
 @pytest.fixture(scope="module")
+async def api(engine: AsyncEngine) -> httpx.AsyncClient:
+    """A browser in which an admin is signed in, who sees every page."""
+    return await signed_in(engine, "admin")
+
+
+@pytest.fixture(scope="module")
+async def ids(engine: AsyncEngine, application: httpx.AsyncClient) -> dict[str, int]:
+    """One of each to aim at."""
+    return await one_of_each(engine, application)
+
+
+@pytest.fixture(scope="module")
 async def forms(api: httpx.AsyncClient, ids: dict[str, int]) -> dict[tuple[str, str], Found]:
     """Every form that has fields, by its method and action; parts of filled pages among them."""
     found: dict[tuple[str, str], Found] = {}
@@ -74,6 +87,7 @@ def test_forms_and_their_fields_are_found(
     assert forms["POST", "/clients/new"].values.keys() >= {"phone", "tag", "time_zone"}
     changed = forms["POST", f"/mailings/{ids['mailing_id']}/edit"]
     assert changed.values["text"] == "Hello"
+    assert {("POST", "/keys"), ("POST", "/people/new"), ("POST", "/account/password")} <= set(forms)
     assert {method for method, _ in forms} == {"GET", "POST"}
     assert len(forms) >= 8
 
