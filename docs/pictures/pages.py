@@ -118,6 +118,16 @@ async def system(page: Page) -> None:
     await page.goto("/system")
 
 
+async def audit(page: Page) -> None:
+    """Read the audit log after a mailing was paused, changed and resumed."""
+    await page.goto("/mailings?status=scheduled")
+    await page.locator("tbody a").first.click()
+    await page.goto(page.url + "/pause")
+    await page.locator("main button").first.click()
+    await page.goto("/audit")
+    await expect(page.locator("tbody tr")).not_to_have_count(0)
+
+
 # by name: how the browser is set, and what is done there; those that need a mailing that runs first
 PICTURES: dict[str, tuple[dict[str, Any], Steps]] = {
     "running": (DESK, running),
@@ -129,6 +139,7 @@ PICTURES: dict[str, tuple[dict[str, Any], Steps]] = {
     "messages": (DESK, messages),
     "clients": (DESK, clients),
     "system": (DESK, system),
+    "audit": (DESK, audit),
     "message": (DESK, message),  # failed ones are tried again after the others
 }
 

@@ -271,11 +271,8 @@ async def of_identity(connection: AsyncConnection, who: Identity, address: str |
 
 def _counted() -> Select[Any]:
     """Select accounts, each with how many sessions of it are open."""
-    open_sessions = (
-        select(func.count())
-        .where(session.c.account_id == account.c.id, sessions.is_open())
-        .scalar_subquery()
-    )
+    is_theirs = (session.c.account_id == account.c.id) & sessions.is_open()
+    open_sessions = select(func.count()).where(is_theirs).scalar_subquery()
     return select(*SHOWN, open_sessions.label("sessions"))
 
 
