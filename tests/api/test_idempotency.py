@@ -25,6 +25,7 @@ from tests.api.repeats import (
 )
 from tests.sample import add_clients, add_mailing, add_messages, do, execute, sending_for, value
 
+from mailer.access.idempotency import middleware
 from mailer.access.idempotency import store as claims
 from mailer.dispatch.schedule import jobs
 from mailer.settings import Settings
@@ -181,6 +182,17 @@ async def test_a_refusal_is_given_again(api: httpx.AsyncClient, call: Call, stat
     assert first.status_code == status
     await api.delete(f"/clients/{client['id']}")
     assert is_same(first, await post(api, call))
+
+
+async def test_a_large_refusal_is_not_kept_and_what_did_something_is(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "LARGEST_REFUSAL", 100)
+    await post(api, ("/clients", {"json": {"phone": "1"}}), "refused")
+    assert not is_replay(await post(api, ("/clients", {"json": {"phone": "1"}}), "refused"))
+    first = await post(api, NEW_MAILING, "done")
+    assert len(first.content) > 100
+    assert is_same(first, await post(api, NEW_MAILING, "done"))
 
 
 async def test_a_body_of_which_not_all_was_read_may_come_again(api: httpx.AsyncClient) -> None:

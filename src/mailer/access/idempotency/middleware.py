@@ -47,6 +47,9 @@ NOT_KEPT = frozenset(
     }
 )
 """Answers that may be another the next time, beside those that tell of a failure here."""
+LARGEST_REFUSAL = 64 * 1024
+"""Bytes of a refusal that is kept, which costs who asks nothing: a larger one is made anew. What
+did something is kept whatever its size, which its model bounds."""
 PATIENCE = 30.0
 """Seconds that a repeat waits for the first answer, or half a lease if that is shorter."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
@@ -224,6 +227,9 @@ def _key_of(scope: Scope) -> str | None:
 def _is_final(answer: Answer, asked: Asked) -> bool:
     """Whether a repeat would be answered likewise, and can be known by its body."""
     is_ours = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    is_refusal = answer.status >= HTTPStatus.BAD_REQUEST
+    if is_refusal and len(answer.body) > LARGEST_REFUSAL:
+        return False
     return not is_ours and answer.status not in NOT_KEPT and asked.digest is not None
 
 
