@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
 from litestar import Litestar, get
 from litestar.response import ServerSentEvent, Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import OPEN, add_clients, execute
+from tests.sample import OPEN, add_clients, do, execute
 from tests.served import GET, listening, quick, talk, talks
 
+from mailer.access import keys
+from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
 from mailer.client import upload
 from mailer.client.upload import IMPORTS
@@ -363,7 +366,7 @@ async def test_who_waits_too_long_for_a_turn_is_told_when_to_come_again(
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(IMPORTS):
-            await stack.enter_async_context(upload.TURNS.turn())
+            await stack.enter_async_context(upload.TURNS.turn(None))
         async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as late:
             await late.say(
                 b"POST /api/v1/clients/import HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
@@ -378,10 +381,10 @@ async def test_a_download_gives_its_turn_back_however_it_ends() -> None:
         while True:
             yield CsvPart(b"x", 1)
 
-    turns = Turns(1, patience=0.1)
-    first = await csv_answer("x.csv", endless(), turns)
+    turns = Turns(1, each=1, patience=0.1)
+    first = await csv_answer("x.csv", endless(), None, turns)
     with pytest.raises(BusyError):
-        await csv_answer("x.csv", endless(), turns)
+        await csv_answer("x.csv", endless(), None, turns)
 
     async def gone() -> Any:
         return {"type": "http.disconnect"}
@@ -392,4 +395,46 @@ async def test_a_download_gives_its_turn_back_however_it_ends() -> None:
     respond = first.to_asgi_response(None, None)
     with pytest.raises(ConnectionResetError):
         await respond({"type": "http"}, gone, refused)  # type: ignore[arg-type]  # a part of a scope
-    await csv_answer("x.csv", endless(), turns)
+    await csv_answer("x.csv", endless(), None, turns)
+
+
+async def test_of_one_owner_no_more_have_a_turn_than_each_may() -> None:
+    turns = Turns(3, each=2, patience=0.1)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(turns.turn(("key", 1)))
+        waiting = [asyncio.create_task(is_too_busy(turns, ("key", 1))) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        async with turns.turn(("key", 2)):  # those who wait for their own stand in nobody's way
+            assert all(await asyncio.gather(*waiting))
+            assert await is_too_busy(turns, ("key", 3))  # there is none left
+    for _ in range(5):
+        assert not await is_too_busy(turns, ("key", 1))
+
+
+async def is_too_busy(turns: Turns, owner: tuple[str, int]) -> bool:
+    """Whether no turn comes."""
+    try:
+        async with turns.turn(owner):
+            return False
+    except BusyError:
+        return True
+
+
+async def test_a_key_has_one_import_at_once_and_another_has_its_own(engine: AsyncEngine) -> None:
+    upload_head = (
+        "POST /api/v1/clients/import HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
+        "Authorization: Bearer {}\r\nContent-Length: {}\r\n\r\nphone\n"
+    )
+    secrets = []
+    for name in ("a", "b"):
+        new = keys.NewKey(name=name, scope="write")
+        secrets.append((await do(engine, partial(keys.add, new=new, by=COMMAND_LINE)))[1])
+    async with listening(create_app(engine)) as port, talks(port, 3) as [slow, same, other]:
+        await slow.say(upload_head.format(secrets[0], 100).encode())
+        await asyncio.sleep(0.3)
+        await same.say(upload_head.format(secrets[0], 6).encode())
+        await other.say(upload_head.format(secrets[1], 6).encode())
+        assert (await other.answer())[0] == 200
+        status, headers, _ = await same.answer()
+    assert (status, headers["retry-after"]) == (503, "30")

@@ -111,7 +111,7 @@ async def test_what_fails_in_the_middle_does_not_end_as_if_it_were_whole() -> No
         yield CsvPart(b"first", 1)
         raise ConnectionResetError
 
-    parts = aiter((await csv_answer("x.csv", failing())).iterator)  # type: ignore[arg-type]  # an async generator
+    parts = aiter((await csv_answer("x.csv", failing(), None)).iterator)  # type: ignore[arg-type]  # an async generator
     assert await anext(parts) == b"first"
     with pytest.raises(ConnectionResetError):
         await anext(parts)

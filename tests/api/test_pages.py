@@ -5,15 +5,17 @@ import re
 from collections.abc import AsyncIterable, Hashable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import httpx
 import pytest
+from litestar.exceptions import ServiceUnavailableException
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
 from tests.api.visits import BROWSER
 from tests.sample import OPEN, add_clients, begin
 
-from mailer.admin.live import Live, Look
+from mailer.admin.live import EACH, MOST, Live, Look
 from mailer.app import create_app
 from mailer.report import lately
 
@@ -169,7 +171,7 @@ async def test_api_too_refuses_what_another_site_has_a_browser_send(
 
 async def follow(live: Live, key: Hashable, look: Look, told: list[str]) -> None:
     """Add to `told` each event as it comes."""
-    events = live.stream(key, look).iterator
+    events = live.stream(key, look, None).iterator
     assert isinstance(events, AsyncIterable)
     async for event in events:
         told.append(str(event))  # noqa: PERF401  # looked at before it ends
@@ -197,6 +199,29 @@ async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_chan
     live.stop()
     await asyncio.wait_for(following, 1)
     del engine
+
+
+async def test_one_person_keeps_no_more_pages_up_to_date_than_each_may() -> None:
+    live = Live()
+
+    async def look() -> dict[str, str]:
+        return {}
+
+    async def gone(*_: object) -> Any:
+        raise ConnectionResetError
+
+    opened = [live.stream("page", look, "ann") for _ in range(EACH)]
+    with pytest.raises(ServiceUnavailableException):
+        live.stream("page", look, "ann")
+    others = [live.stream("page", look, None) for _ in range(MOST - EACH)]
+    with pytest.raises(ServiceUnavailableException):
+        live.stream("page", look, "bob")
+    for each in (opened[0], others[0]):  # of those who go before it begins, too
+        respond = each.to_asgi_response(None, None)  # type: ignore[arg-type]  # asks for nothing of it
+        with pytest.raises((ConnectionResetError, BaseExceptionGroup)):
+            await respond({"type": "http"}, gone, gone)  # type: ignore[arg-type]  # a part of a scope
+    live.stream("page", look, "ann")
+    live.stream("page", look, "bob")
 
 
 async def test_live_page_says_that_it_is_out_of_date_while_nothing_can_be_looked_up() -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from mailer.web.body import LEAST, StalledUploadError, never_stalling
+from mailer.web.body import LEAST, LongUploadError, StalledUploadError, never_stalling
 
 
 async def dripping(part: bytes, times: int, every: float) -> AsyncGenerator[bytes, None]:
@@ -39,3 +39,12 @@ async def test_an_upload_that_is_slow_but_steady_is_waited_for() -> None:
 
 async def test_the_time_that_storing_takes_does_not_count() -> None:
     assert await taken(dripping(b"x", 5, every=0.01), slowly=0.1) == 5
+
+
+async def test_an_upload_at_a_good_pace_ends_in_time_all_the_same() -> None:
+    async with asyncio.timeout(2):
+        with pytest.raises(LongUploadError):
+            async for _ in never_stalling(
+                dripping(b"x" * LEAST, 1000, every=0.02), patience=0.3, longest=0.5
+            ):
+                pass

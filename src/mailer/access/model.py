@@ -64,6 +64,11 @@ class Actor(msgspec.Struct, frozen=True):
         return self.id
 
     @property
+    def caller(self) -> tuple[Kind, int] | None:
+        """What counts as one where something is shared out; None where nobody is asked."""
+        return None if self.id is None else (self.kind, self.id)
+
+    @property
     def effect(self) -> dict[str, Any] | None:
         """What this very request has done already, or None."""
         return self.claim.effect if self.claim else None

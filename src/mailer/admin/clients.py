@@ -66,7 +66,9 @@ class Clients(Controller):
             asked = as_filter(parameters(request, blank_is_absent=True))
         except InvalidError as error:
             return _wrong_filter(show, _filter(request), error)
-        return await csv_answer("clients.csv", export_clients(engine, by, **asked.equal()))
+        return await csv_answer(
+            "clients.csv", export_clients(engine, by, **asked.equal()), by.caller
+        )
 
     @get("/clients/new", needs="write")
     async def show_empty(self, show: NamedDependency[Show]) -> Response[str]:

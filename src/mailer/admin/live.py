@@ -8,11 +8,14 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
+from typing import Any
 
 import structlog
 from litestar.exceptions import ServiceUnavailableException
 from litestar.response import ServerSentEvent
+from litestar.response.base import ASGIResponse
 from litestar.response.sse import ServerSentEventMessage
+from litestar.types import Receive, Scope, Send
 
 from mailer.db.engine import is_away
 from mailer.log import describe
@@ -28,8 +31,8 @@ FRESH = 0.75
 """The part of a period for which what was found is good for others, too."""
 QUIET = 20.0
 """Seconds without news after which a line without meaning is sent: proxies cut what is silent."""
-MOST = 200
-"""Pages that one process keeps up to date; more are told to ask again later."""
+MOST, EACH = 200, 20
+"""Pages that one process keeps up to date, and of one person; more are told to ask again later."""
 
 Sections = Mapping[str, str]
 """The HTML of each live section of a page, by its id."""
@@ -44,12 +47,36 @@ AGAIN = ServerSentEventMessage("-", event="again")
 Look = Callable[[], Awaitable[Sections]]
 
 
+class Events(ServerSentEvent):
+    """A stream of events that tells its end, however it ends, and if it never began."""
+
+    def __init__(
+        self, events: AsyncGenerator[ServerSentEventMessage, None], on_end: Callable[[], None]
+    ) -> None:
+        super().__init__(events)
+        self._on_end = on_end
+
+    def to_asgi_response(self, *args: Any, **options: Any) -> ASGIResponse:  # noqa: ANN401  # ServerSentEvent's
+        """As any stream."""
+        response = super().to_asgi_response(*args, **options)
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await response(scope, receive, send)
+            finally:
+                self._on_end()
+
+        return respond  # type: ignore[return-value]  # all that is done with it is to call it
+
+
 class Live:
     """Keeps open pages up to date until the process stops."""
 
     def __init__(self, lasts: float = LASTS) -> None:
         self._lasts = lasts
         self._stopping = asyncio.Event()
+        self._open: Counter[Hashable] = Counter()
+        """Streams that are answered, by whom they are for; those that are about to begin, too."""
         self._watching: Counter[Hashable] = Counter()
         self._looks: dict[
             Hashable, tuple[asyncio.Future[float], asyncio.Task[Sections | None]]
@@ -61,14 +88,21 @@ class Live:
         """End every stream: a server waits for what is open."""
         self._stopping.set()
 
-    def stream(self, key: Hashable, look: Look) -> ServerSentEvent:
+    def stream(self, key: Hashable, look: Look, owner: Hashable | None) -> ServerSentEvent:
         """Answer with what `look` finds, now and whenever it differs.
 
-        Those with the same key see the same: for all of them there is one look.
+        Those with the same key see the same: for all of them there is one look. Of those for one
+        owner there are at most `EACH`, unless it is None.
         """
-        if self._watching.total() >= MOST:
+        if self._open.total() >= MOST or (owner is not None and self._open[owner] >= EACH):
             raise ServiceUnavailableException("Too many pages are open.")
-        return ServerSentEvent(self._events(key, look))
+        self._open[owner] += 1
+        return Events(self._events(key, look), lambda: self._close(owner))
+
+    def _close(self, owner: Hashable | None) -> None:
+        self._open[owner] -= 1
+        if not self._open[owner]:
+            del self._open[owner]
 
     async def _events(
         self, key: Hashable, look: Look

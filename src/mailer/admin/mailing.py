@@ -104,7 +104,7 @@ class MailingPage(Controller):
                 return {name: show.part(f"mailings/gone-{name}.html") for name in gone}
             return show.sections("mailings", SECTIONS, **facts)
 
-        return live.stream(("mailing", show.viewer, mailing_id), sections)
+        return live.stream(("mailing", show.viewer, mailing_id), sections, show.caller)
 
     @get("/mailings/{mailing_id:int}/{verb:str}", needs="write")
     async def ask(

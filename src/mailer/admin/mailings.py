@@ -118,4 +118,4 @@ class MailingList(Controller):
             }
             return {f"mailing-{mailing_id}": row for mailing_id, row in (gone | rows).items()}
 
-        return live.stream(("mailings", show.viewer, *ids), sections)
+        return live.stream(("mailings", show.viewer, *ids), sections, show.caller)

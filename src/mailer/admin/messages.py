@@ -109,7 +109,9 @@ class MessageList(Controller):
             await store.get(connection, mailing_id)
             equal = (await query.resolved(connection)).equal()
         return await csv_answer(
-            f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, by, **equal)
+            f"mailing-{mailing_id}.csv",
+            export_messages(engine, mailing_id, by, **equal),
+            by.caller,
         )
 
     @get("/messages/{message_id:int}", needs="read")

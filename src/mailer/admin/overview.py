@@ -58,4 +58,4 @@ class Overview(Controller):
         async def sections() -> Sections:
             return show.sections("overview", SECTIONS, **await look(engine))
 
-        return live.stream(("overview", show.viewer), sections)
+        return live.stream(("overview", show.viewer), sections, show.caller)

@@ -68,6 +68,11 @@ class Show(msgspec.Struct, frozen=True):
         """Who is signed in; None also where nobody is asked."""
         return self.actor if self.actor is not None and self.actor.kind == "account" else None
 
+    @property
+    def caller(self) -> tuple[str, int] | None:
+        """What counts as one where something is shared out; None where nobody is asked."""
+        return self.actor.caller if self.actor is not None else None
+
     def may(self, needed: Scope) -> bool:
         """Whether who looks may do what needs a scope."""
         return self.actor is not None and self.actor.may(needed)

@@ -59,4 +59,4 @@ class System(Controller):
         async def sections() -> Sections:
             return show.sections("system", SECTIONS, **await look(engine))
 
-        return live.stream(("system", show.viewer), sections)
+        return live.stream(("system", show.viewer), sections, show.caller)

@@ -126,7 +126,7 @@ class ClientController(Controller):
         """
         if wants_csv(request):
             return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
-                "clients.csv", export_clients(engine, by, **asked.equal())
+                "clients.csv", export_clients(engine, by, **asked.equal()), by.caller
             )
         async with engine.connect() as connection:
             found = await store.page(connection, asked.position, **asked.equal())

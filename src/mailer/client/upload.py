@@ -16,8 +16,9 @@ from mailer.web.turns import Turns
 IMPORT_LIMIT = 1024**3
 """Bytes of a file to import: some thirty million clients, whose staged lines PostgreSQL holds."""
 IMPORTS = 2
-"""Imports at once: each keeps a connection of the pool, which serves every other request too."""
-TURNS = Turns(IMPORTS, patience=5.0)
+"""Imports at once: each keeps a connection of the pool, which serves every other request too.
+Of one key or person there is one."""
+TURNS = Turns(IMPORTS, each=1, patience=5.0)
 
 
 async def import_upload(
@@ -25,12 +26,13 @@ async def import_upload(
 ) -> ImportReport:
     """Import the CSV file that is the body of a request.
 
-    Raises `InvalidError` when its header is wrong, `StalledUploadError`, `BusyError` when no turn
-    comes, and HTTPException 415 when it is something else than CSV in UTF-8.
+    Raises `InvalidError` when its header is wrong, `StalledUploadError`, `LongUploadError`,
+    `BusyError` when no turn comes, and HTTPException 415 when it is something else than CSV in
+    UTF-8.
     """
     media_type, options = request.content_type
     if media_type != "text/csv" or options.get("charset", "utf-8").lower() != "utf-8":
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         raise HTTPException("Send CSV in UTF-8, as Content-Type: text/csv.", status_code=status)
-    async with TURNS.turn(), aclosing(never_stalling(request.stream())) as parts:
+    async with TURNS.turn(by.caller), aclosing(never_stalling(request.stream())) as parts:
         return await import_clients(engine, parts, by)

@@ -103,7 +103,9 @@ class MailingController(Controller):
                 found = await messages.page(connection, mailing_id, asked.position, known, **equal)
                 return page_of(found, request, to_message)
         return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
-            f"mailing-{mailing_id}.csv", export_messages(engine, mailing_id, by, **equal)
+            f"mailing-{mailing_id}.csv",
+            export_messages(engine, mailing_id, by, **equal),
+            by.caller,
         )
 
     @patch("/{mailing_id:int}", needs="write")

@@ -23,6 +23,8 @@ STALL = 60.0
 LEAST = 64 * 1024
 """Bytes that must come in each `STALL`: who sends one now and then would keep others from their
 turn for ever."""
+LONGEST = 3600.0
+"""Seconds that a whole upload may take: a turn is had so long, at a pace that is never too slow."""
 ASKED_AT = "asked_at"
 """The name in a request's state of the moment that it counts as asked at, if that was before now.
 
@@ -61,25 +63,36 @@ class StalledUploadError(ClientException):
     detail = "Too little of the body came in a minute; nothing was stored."
 
 
+class LongUploadError(ClientException):
+    """The body did not come within an hour; nothing was stored."""
+
+    status_code = HTTPStatus.REQUEST_TIMEOUT
+    detail = "The body did not come within an hour; nothing was stored."
+
+
 async def never_stalling(
-    stream: AsyncGenerator[bytes, None], patience: float = STALL
+    stream: AsyncGenerator[bytes, None], patience: float = STALL, longest: float = LONGEST
 ) -> AsyncGenerator[bytes, None]:
     """Give the body's parts as they arrive; raises `StalledUploadError` when they come too slowly.
 
-    The time that whoever takes the parts needs for them does not count.
+    The time that whoever takes the parts needs for them does not count there, but does for the
+    whole, which raises `LongUploadError` after `longest` seconds.
     """
     left, came = patience, 0
     loop = asyncio.get_running_loop()
+    until = loop.time() + longest
     async with aclosing(stream):
         while True:
             began = loop.time()
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout_at(min(began + left, until)):
                     part = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
-                raise StalledUploadError(headers=CLOSE) from error
+                is_long = began + left > until
+                why = LongUploadError if is_long else StalledUploadError
+                raise why(headers=CLOSE) from error
             left -= loop.time() - began
             came += len(part)
             if came >= LEAST:

@@ -1,7 +1,7 @@
 """Answers in CSV, sent in parts as they are read."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Hashable
 from contextlib import aclosing
 from typing import Any
 
@@ -14,8 +14,8 @@ from mailer.db.copying import CsvPart
 from mailer.web.turns import Turns
 
 JSON, CSV = "application/json", "text/csv"
-DOWNLOADS = Turns(32, patience=5.0)
-"""Downloads at once: each keeps a megabyte until its reader has taken it."""
+DOWNLOADS = Turns(32, each=4, patience=5.0)
+"""Downloads at once, and of one owner: each keeps a megabyte until its reader has taken it."""
 READS = asyncio.Semaphore(3)
 """Parts that are read at once, each on a connection of the pool, which serves all others too."""
 
@@ -55,22 +55,25 @@ def wants_csv(request: Request[Any, Any, Any]) -> bool:
 
 
 async def csv_answer(
-    name: str, parts: AsyncGenerator[CsvPart, None], turns: Turns = DOWNLOADS
+    name: str,
+    parts: AsyncGenerator[CsvPart, None],
+    owner: Hashable | None,
+    turns: Turns = DOWNLOADS,
 ) -> Download:
-    """Return an answer of these parts, to be saved as a file of that name.
+    """Return an answer of these parts, to be saved by `owner` as a file of that name.
 
     The first part is there before the answer begins: what fails at once gets its own status. A
     download that fails later is broken off, so that nobody takes it for the whole. Raises
     `BusyError` when no turn comes.
     """
-    contents = _in_turn(parts, turns)
+    contents = _in_turn(parts, owner, turns)
     return Download(name, await anext(contents), contents)
 
 
 async def _in_turn(
-    parts: AsyncGenerator[CsvPart, None], turns: Turns
+    parts: AsyncGenerator[CsvPart, None], owner: Hashable | None, turns: Turns
 ) -> AsyncGenerator[bytes, None]:
-    async with turns.turn(), aclosing(parts):
+    async with turns.turn(owner), aclosing(parts):
         while True:
             async with READS:
                 part = await anext(parts, None)
