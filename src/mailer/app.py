@@ -123,7 +123,8 @@ async def serve(settings: Settings) -> None:
     post = post_of(settings) if is_mailed else None
     async with open_database(settings) as (url, engine):
         async with engine.connect() as connection:
-            is_known = settings.auth == "none" or await accounts.is_anybody_known(connection)
+            is_known = await accounts.is_anybody_known(connection)
+        is_known = is_known or settings.auth == "none" or settings.oidc_issuer is not None
         await _serve(settings, url, on_start=partial(_say_started, is_known=is_known), post=post)
 
 

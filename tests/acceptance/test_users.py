@@ -41,7 +41,30 @@ async def test_first_start_says_once_how_to_make_the_first_account(start_mailer:
 
     again = await start_mailer(auth="required")
     await again.stop()
-    assert "nobody_can_sign_in" not in [event["event"] for event in again.events]
+    assert not says_how(again)
+
+
+def says_how(mailer: MailerProcess) -> bool:
+    return "nobody_can_sign_in" in [event["event"] for event in mailer.events]
+
+
+async def test_start_says_so_while_nobody_can_sign_in_whatever_keys_there_are(
+    start_mailer: Mailers, database_url: str
+) -> None:
+    for words in (
+        ("keys", "make", "a key", "--scope", "admin"),
+        ("users", "add", "ann", "--role", "admin"),
+        ("users", "disable", "ann"),
+    ):
+        assert run(*words, given=f"{PASSWORD}\n", database_url=database_url).returncode == 0
+    mailer = await start_mailer(auth="required")
+    await mailer.stop()
+    assert says_how(mailer)
+    provided = await start_mailer(
+        auth="required", oidc_issuer="https://id.example", oidc_client_id="mailer"
+    )
+    await provided.stop()
+    assert not says_how(provided)
 
 
 async def test_start_that_lets_anybody_in_says_nothing_of_accounts(start_mailer: Mailers) -> None:
@@ -69,7 +92,7 @@ async def test_users_are_kept_at_the_command_line_and_act_at_once(start_mailer: 
     assert "password" not in wrong
     assert await status(mailer, "ann") == 303
     users("role", "ANN", "operator")
-    assert users("list").split("\n")[1].split()[:2] == ["Ann", "operator"]
+    assert users("list").split("\n")[1].split()[1:3] == ["Ann", "operator"]
     users("disable", "ann")
     assert "disabled" in users("list")
     assert await status(mailer, "ann") == 400

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tests.sample import value
+from tests.sample import do, execute, value
 
-from mailer.access import accounts, passwords, service, sessions
+from mailer.access import accounts, commands, keys, passwords, service, sessions
 from mailer.access.accounts import Account, NewAccount, NewPassword
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.errors import InvalidError, MailerError
@@ -346,9 +346,56 @@ async def test_password_is_not_set_where_the_provider_keeps_the_person(engine: A
         await enter(engine)
 
 
-async def test_anybody_is_known_once_there_is_an_account(engine: AsyncEngine) -> None:
-    async with engine.connect() as connection:
-        assert not await accounts.is_anybody_known(connection)
-    await add(engine)
-    async with engine.connect() as connection:
-        assert await accounts.is_anybody_known(connection)
+PROVIDED = """
+    INSERT INTO account (name, role, issuer, subject)
+    VALUES ('Ann', 'viewer', 'https://id.example', '{}')"""
+
+
+async def test_anybody_is_known_once_a_password_lets_somebody_in(engine: AsyncEngine) -> None:
+    async def is_anybody_known() -> bool:
+        return await do(engine, accounts.is_anybody_known)
+
+    key = keys.NewKey(name="a key", scope="admin")
+    await do(engine, lambda db: keys.add(db, key, COMMAND_LINE))
+    await execute(engine, PROVIDED.format(1))
+    assert not await is_anybody_known()
+    made = await add(engine)
+    assert await is_anybody_known()
+    await do(engine, lambda db: accounts.disable(db, made.id, COMMAND_LINE))
+    assert not await is_anybody_known()
+
+
+async def test_commands_reach_whom_the_provider_knows_and_tell_namesakes_apart(
+    engine: AsyncEngine,
+) -> None:
+    disabled = "SELECT array_agg(id) FROM account WHERE disabled_at IS NOT NULL"
+    await execute(engine, PROVIDED.format(1))
+    await commands.disable_user(engine, "ann", None)
+    assert await value(engine, disabled) == [1]
+    await commands.enable_user(engine, "ANN", None)
+    with pytest.raises(accounts.RoleElsewhereError):
+        await commands.set_user_role(engine, "ann", "admin")
+    with pytest.raises(accounts.NoPasswordHereError):
+        await commands.set_user_password(engine, "ann", PASSWORD)
+    await execute(engine, PROVIDED.format(2))
+    for step in (commands.disable_user, commands.enable_user, commands.sign_out_user):
+        with pytest.raises(commands.SeveralAccountsError) as refused:
+            await step(engine, "Ann", None)
+        assert str(refused.value) == "Several accounts have this name; say --id and one of 1, 2."
+        with pytest.raises(accounts.AccountNotFoundError):
+            await step(engine, "Ann", 3)
+        with pytest.raises(accounts.AccountNotFoundError):
+            await step(engine, "Bob", 1)
+    await commands.disable_user(engine, "Ann", 2)
+    assert await value(engine, disabled) == [2]
+    made = await add(engine)
+    await commands.set_user_role(engine, "ann", "operator")
+    assert await value(engine, "SELECT role FROM account WHERE password IS NOT NULL") == "operator"
+    shown = await commands.list_users(engine)
+    assert [line.split()[0] for line in shown] == ["id", "1", "2", str(made.id)]
+    assert shown[2].endswith("disabled https://id.example")
+
+
+def test_who_does_something_may_look_unless_more_is_said() -> None:
+    assert not Actor("account", "Ann", 1).may("write")
+    assert COMMAND_LINE.may("admin")

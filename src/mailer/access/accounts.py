@@ -15,7 +15,7 @@ from mailer.access import audit, sessions
 from mailer.access.model import SCOPE_OF, Actor, Name
 from mailer.access.oidc.model import Identity, SignInError
 from mailer.access.passwords import Password, too_easy
-from mailer.db.access import account, api_key, session
+from mailer.db.access import account, session
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.settings import Role
@@ -89,6 +89,10 @@ class NoPasswordHereError(ConflictError):
     """The account has no password here: its person signs in at the OpenID provider."""
 
 
+class RoleElsewhereError(ConflictError):
+    """The role of this account is what its OpenID provider says at each sign-in."""
+
+
 SHOWN = [account.c[name] for name in Account.__struct_fields__ if name != "sessions"]
 
 
@@ -122,9 +126,15 @@ async def get(connection: AsyncConnection, account_id: int, *, lock: bool = Fals
     return await _one(connection, account.c.id == account_id, lock=lock)
 
 
-async def named(connection: AsyncConnection, name: str) -> Account:
-    """Return the account with a password here that has a name; raises `AccountNotFoundError`."""
-    return await _one(connection, _is_called(name), lock=False)
+async def called(connection: AsyncConnection, name: str) -> list[Account]:
+    """Return all accounts of a name, the one with a password here first.
+
+    Of those that an OpenID provider knows several may have it.
+    """
+    statement = select(*SHOWN).where(func.lower(account.c.name) == func.lower(name))
+    order = (account.c.issuer.is_not(None), account.c.id)
+    found = await connection.execute(statement.order_by(*order))
+    return [Account(**row) for row in found.mappings()]
 
 
 async def of_person(connection: AsyncConnection, issuer: str, subject: str) -> Account | None:
@@ -144,18 +154,19 @@ async def kept_password(connection: AsyncConnection, name: str) -> tuple[Account
 
 
 async def is_anybody_known(connection: AsyncConnection) -> bool:
-    """Whether there is any account or any key that was not revoked."""
-    keys = exists().where(api_key.c.revoked_at.is_(None))
-    people = exists().where(account.c.id.is_not(None))
-    return bool((await connection.execute(select(people | keys))).scalar_one())
+    """Whether anybody can sign in with a password."""
+    people = exists().where(account.c.password.is_not(None), account.c.disabled_at.is_(None))
+    return bool((await connection.execute(select(people))).scalar_one())
 
 
 async def set_role(connection: AsyncConnection, account_id: int, role: Role, by: Actor) -> None:
     """Give an account another role, which holds from its next request on.
 
-    Raises `AccountNotFoundError` and `OwnAccountError`.
+    Raises `AccountNotFoundError`, `OwnAccountError` and `RoleElsewhereError`.
     """
     was = await _others(connection, account_id, by)
+    if was.issuer is not None:
+        raise RoleElsewhereError
     if was.role == role:
         return
     await _write(connection, was.id, role=role)

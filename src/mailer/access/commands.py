@@ -1,19 +1,28 @@
 """What `mailer keys` and `mailer users` do, on the database that a running mailer uses."""
 
 import getpass
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import accounts, keys, service
-from mailer.access.accounts import NewAccount, NewPassword, NewPerson, NewRole
+from mailer.access.accounts import Account, NewAccount, NewPassword, NewPerson, NewRole
 from mailer.access.model import COMMAND_LINE, Actor
+from mailer.errors import ConflictError
 from mailer.validation import check
 
 KEY_HEADS = ("id", "name", "scope", "made (UTC)", "last used", "expires", "state")
-USER_HEADS = ("name", "role", "last sign-in (UTC)", "sessions", "state")
+USER_HEADS = ("id", "name", "role", "last sign-in (UTC)", "sessions", "state")
+
+
+class SeveralAccountsError(ConflictError):
+    """Several accounts have this name."""
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        which = ", ".join(map(str, ids))
+        super().__init__(which and f"Several accounts have this name; say --id and one of {which}.")
 
 
 def at_the_command_line() -> Actor:
@@ -74,7 +83,7 @@ async def add_user(engine: AsyncEngine, name: str, role: str, password: str) -> 
 async def expect_user(engine: AsyncEngine, name: str) -> None:
     """Raise `AccountNotFoundError` early, before anybody types a password for it."""
     async with engine.connect() as connection:
-        await accounts.named(connection, name)
+        await _called(connection, name)
 
 
 async def set_user_password(engine: AsyncEngine, name: str, password: str) -> None:
@@ -84,29 +93,34 @@ async def set_user_password(engine: AsyncEngine, name: str, password: str) -> No
     """
     new = check(NewPassword, {"password": password}, datetime.now(UTC))
     async with engine.connect() as connection:
-        known = await accounts.named(connection, name)
+        known, *_ = await _called(connection, name)  # only the first can have a password
     await service.set_password(engine, known.id, new, at_the_command_line())
 
 
 async def set_user_role(engine: AsyncEngine, name: str, role: str) -> None:
-    """Give an account another role; raises `InvalidError` and `AccountNotFoundError`."""
+    """Give an account another role.
+
+    Raises `InvalidError`, `AccountNotFoundError` and `RoleElsewhereError`.
+    """
     new = check(NewRole, {"role": role}, datetime.now(UTC))
-    await _change(engine, name, lambda db, who, by: accounts.set_role(db, who, new.role, by))
+    async with engine.begin() as connection:
+        known, *_ = await _called(connection, name)  # only of the first is a role kept here
+        await accounts.set_role(connection, known.id, new.role, at_the_command_line())
 
 
-async def disable_user(engine: AsyncEngine, name: str) -> None:
-    """Keep somebody out; raises `AccountNotFoundError`."""
-    await _change(engine, name, accounts.disable)
+async def disable_user(engine: AsyncEngine, name: str, account_id: int | None) -> None:
+    """Keep somebody out; raises `AccountNotFoundError` and `SeveralAccountsError`."""
+    await _change(engine, name, account_id, accounts.disable)
 
 
-async def enable_user(engine: AsyncEngine, name: str) -> None:
-    """Let somebody in again; raises `AccountNotFoundError`."""
-    await _change(engine, name, accounts.enable)
+async def enable_user(engine: AsyncEngine, name: str, account_id: int | None) -> None:
+    """Let somebody in again; raises `AccountNotFoundError` and `SeveralAccountsError`."""
+    await _change(engine, name, account_id, accounts.enable)
 
 
-async def sign_out_user(engine: AsyncEngine, name: str) -> None:
-    """End all sessions of an account; raises `AccountNotFoundError`."""
-    await _change(engine, name, accounts.end_sessions)
+async def sign_out_user(engine: AsyncEngine, name: str, account_id: int | None) -> None:
+    """End all sessions; raises `AccountNotFoundError` and `SeveralAccountsError`."""
+    await _change(engine, name, account_id, accounts.end_sessions)
 
 
 async def list_users(engine: AsyncEngine) -> list[str]:
@@ -115,11 +129,12 @@ async def list_users(engine: AsyncEngine) -> list[str]:
         found = await accounts.every(connection)
     rows = [
         (
+            str(each.id),
             each.name,
             each.role,
             _moment(each.signed_in_at),
             str(each.sessions),
-            "disabled" if each.disabled_at else each.issuer or "",
+            " ".join(filter(None, ("disabled" if each.disabled_at else "", each.issuer))),
         )
         for each in found
     ]
@@ -129,11 +144,28 @@ async def list_users(engine: AsyncEngine) -> list[str]:
 async def _change(
     engine: AsyncEngine,
     name: str,
+    account_id: int | None,
     step: Callable[[AsyncConnection, int, Actor], Awaitable[object]],
 ) -> None:
     async with engine.begin() as connection:
-        known = await accounts.named(connection, name)
-        await step(connection, known.id, at_the_command_line())
+        found = [
+            each.id
+            for each in await _called(connection, name)
+            if account_id is None or each.id == account_id
+        ]
+        if not found:
+            raise accounts.AccountNotFoundError
+        if len(found) > 1:
+            raise SeveralAccountsError(found)
+        await step(connection, found[0], at_the_command_line())
+
+
+async def _called(connection: AsyncConnection, name: str) -> list[Account]:
+    """Return the accounts of a name, one at least; raises `AccountNotFoundError`."""
+    found = await accounts.called(connection, name)
+    if not found:
+        raise accounts.AccountNotFoundError
+    return found
 
 
 def _row(key: keys.Key, now: datetime) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ def _too_little(actor: Actor, needs: str) -> PermissionDeniedException:
 
 def anybody(request: Request[Any, Any, Any]) -> Actor:
     """Return who asks where nobody is asked who they are."""
-    return Actor("anybody", "anybody", address=address_of(request))
+    return Actor("anybody", "anybody", scope="admin", address=address_of(request))
 
 
 def address_of(request: Request[Any, Any, Any]) -> str | None:

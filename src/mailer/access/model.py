@@ -44,7 +44,7 @@ class Actor(msgspec.Struct, frozen=True):
     kind: Kind
     name: str
     id: int | None = None
-    scope: Scope = "admin"
+    scope: Scope = "read"
     address: str | None = None
     """The IP address that it came from; None at the command line."""
     claim: Claim | None = None
@@ -78,4 +78,4 @@ class Actor(msgspec.Struct, frozen=True):
         return SCOPES.index(self.scope) >= SCOPES.index(needed)
 
 
-COMMAND_LINE = Actor("command", "command line")
+COMMAND_LINE = Actor("command", "command line", scope="admin")

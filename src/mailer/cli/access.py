@@ -9,6 +9,9 @@ from mailer.cli.running import on_database, settings_given
 from mailer.settings import ROLES, SCOPES
 
 ROLE = click.Choice(ROLES)
+WHICH = click.option(
+    "--id", "which", type=int, help="Which, when several are called NAME: see list."
+)
 
 
 @click.group()
@@ -117,29 +120,32 @@ def password(name: str) -> None:
 
 @users.command()
 @click.argument("name")
-def disable(name: str) -> None:
+@WHICH
+def disable(name: str, which: int | None) -> None:
     """Keep somebody out, at once, until enabled again."""
     settings = settings_given()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.disable_user, name=name))
+    on_database(settings, partial(commands.disable_user, name=name, account_id=which))
 
 
 @users.command()
 @click.argument("name")
-def enable(name: str) -> None:
+@WHICH
+def enable(name: str, which: int | None) -> None:
     """Let somebody in again."""
     settings = settings_given()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.enable_user, name=name))
+    on_database(settings, partial(commands.enable_user, name=name, account_id=which))
 
 
 @users.command()
 @click.argument("name")
-def sign_out(name: str) -> None:
+@WHICH
+def sign_out(name: str, which: int | None) -> None:
     """End all sessions of an account."""
     settings = settings_given()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.sign_out_user, name=name))
+    on_database(settings, partial(commands.sign_out_user, name=name, account_id=which))
