@@ -35,6 +35,9 @@ DOOR = "door"
 ASKED = "asked"
 """The name in the `opt` of routes that are there only where it is asked who comes: what anybody
 made there would outlast `MAILER_AUTH=none`."""
+BY_ITSELF = "by_itself"
+"""The name in a route's `opt` of whether open pages ask for it again and again, with nobody there:
+that keeps nobody signed in."""
 NOTHING, MONITORING = "nothing", "monitoring"
 BEARER = "Bearer "
 
@@ -104,7 +107,8 @@ class Gate(ASGIMiddleware):
         if secret is None or not has_shape(secret):
             return None
         async with self._engine.connect() as connection:
-            return await sessions.use(connection, secret, address_of(request))
+            renew = not request.route_handler.opt.get(BY_ITSELF, False)
+            return await sessions.use(connection, secret, address_of(request), renew=renew)
 
     def _check_monitoring(self, request: Request[Any, Any, Any]) -> None:
         wanted = self._settings.monitoring_token

@@ -11,7 +11,7 @@ from mailer.access.secret import digest, new_secret
 from mailer.db.access import session
 
 IDLE = timedelta(hours=2)
-"""After so long without a request a session ends."""
+"""After so long without a request, but for those that open pages send by themselves, it ends."""
 LONGEST = timedelta(hours=12)
 """After so long every session ends."""
 BROWSER = 200
@@ -39,7 +39,8 @@ USE = text("""
             AND session.created_at > now() - CAST(:longest AS interval)
     ), seen AS (
         UPDATE session SET seen_at = now() FROM found
-        WHERE session.digest = found.digest AND found.seen_at < now() - interval '1 minute'
+        WHERE session.digest = found.digest AND CAST(:renew AS boolean)
+            AND found.seen_at < now() - interval '1 minute'
     )
     SELECT account_id, name, role FROM found""")
 
@@ -67,10 +68,15 @@ async def begin(
     return secret
 
 
-async def use(connection: AsyncConnection, secret: str, address: str | None) -> Actor | None:
-    """Return who is signed in; None when it opens nothing, or nothing any more."""
+async def use(
+    connection: AsyncConnection, secret: str, address: str | None, *, renew: bool = True
+) -> Actor | None:
+    """Return who is signed in; None when it opens nothing, or nothing any more.
+
+    `renew` is whether it counts as a sign of life, which puts off the end of an idle session.
+    """
     known = digest(secret)
-    given = {"digest": known, "idle": IDLE, "longest": LONGEST}
+    given = {"digest": known, "idle": IDLE, "longest": LONGEST, "renew": renew}
     row = (await connection.execute(USE, given)).one_or_none()
     if row is None:
         return None

@@ -84,7 +84,7 @@ class MailingPage(Controller):
         """Show a mailing."""
         return show.page("mailings/mailing.html", **await look(engine, breaker, pace, mailing_id))
 
-    @get("/live/mailings/{mailing_id:int}", needs="read")
+    @get("/live/mailings/{mailing_id:int}", needs="read", by_itself=True)
     async def watch_mailing(  # noqa: PLR0913, PLR0917  # what Litestar gives
         self,
         engine: NamedDependency[AsyncEngine],

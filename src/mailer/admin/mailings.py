@@ -93,7 +93,7 @@ class MailingList(Controller):
             statuses=MAILING_STATUSES,
         )
 
-    @get("/live/mailings", needs="read")
+    @get("/live/mailings", needs="read", by_itself=True)
     async def watch_mailings(
         self,
         request: Request[Any, Any, Any],

@@ -46,7 +46,7 @@ class Overview(Controller):
         """Show what goes on."""
         return show.page("overview.html", **await look(engine))
 
-    @get("/live/overview", needs="read")
+    @get("/live/overview", needs="read", by_itself=True)
     async def watch_overview(
         self,
         engine: NamedDependency[AsyncEngine],

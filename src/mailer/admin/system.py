@@ -47,7 +47,7 @@ class System(Controller):
             database = await facts.look(connection)
         return show.page("system.html", settings=rows, database=database, **await look(engine))
 
-    @get("/live/system", needs="admin")
+    @get("/live/system", needs="admin", by_itself=True)
     async def watch_system(
         self,
         engine: NamedDependency[AsyncEngine],
