@@ -296,12 +296,15 @@ async def test_of_an_erased_client_no_answer_stays(
 ) -> None:
     call = NEW_CLIENT
     client = (await post(api, call)).json()
+    digest = await value(engine, "SELECT digest FROM idempotency")
     if state == "dead":
         await execute(engine, CRASH)
     assert (await api.delete(f"/clients/{client['id']}")).status_code == 204
-    answer = await post(api, call)
-    assert (answer.status_code, answer.json()["detail"]) == (409, ERASED)
+    for again in (call, NEW_MAILING):
+        answer = await post(api, again)
+        assert (answer.status_code, answer.json()["detail"]) == (409, ERASED)
     assert await value(engine, "SELECT body FROM idempotency") is None
+    assert await value(engine, "SELECT digest FROM idempotency") not in {digest, None}
 
 
 async def test_of_a_client_erased_before_the_answer_went_out_nothing_is_kept(

@@ -122,8 +122,10 @@ ERASE = text("""
     UPDATE client SET phone = NULL, tag = NULL, deleted_at = now(), updated_at = now()
     WHERE id = :client_id AND deleted_at IS NULL""")
 # The first answer to the request that made the client is kept for who repeats it, and tells all.
+# So does the digest of its body, by trying every phone: random bytes take its place.
 FORGET = text("""
-    UPDATE idempotency SET status = 409, media_type = NULL, body = NULL
+    UPDATE idempotency SET status = 409, media_type = NULL, body = NULL,
+        digest = uuid_send(gen_random_uuid())
     WHERE client_id = :client_id""")
 TO_BE_SENT = """
     client_id = :client_id AND status = 'scheduled'

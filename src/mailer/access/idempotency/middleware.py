@@ -253,7 +253,7 @@ async def _prepare_to_go_on(taken_at: datetime, claim: Claim, asked: Asked) -> N
 
 def _again(standing: claims.Standing, asked: Asked) -> Answer:
     """Return the first answer; raises `KeyReusedError` and `AnswerErasedError`."""
-    _refuse_another(standing.digest, asked)
     if standing.status is None or standing.body is None:
-        raise AnswerErasedError
+        raise AnswerErasedError  # whatever was asked for, since that is erased too
+    _refuse_another(standing.digest, asked)
     return Answer(standing.status, standing.media_type, standing.body, REPLAYED)
