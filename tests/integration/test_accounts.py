@@ -18,6 +18,7 @@ from tests.sample import do, execute, value
 from mailer.access import accounts, commands, keys, passwords, service, sessions
 from mailer.access.accounts import Account, NewAccount, NewPassword
 from mailer.access.model import COMMAND_LINE, Actor
+from mailer.access.still import TakenAwayError
 from mailer.errors import InvalidError, MailerError
 from mailer.validation import check
 from mailer.web.turns import Turns
@@ -25,6 +26,9 @@ from mailer.web.turns import Turns
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 ANOTHER = NewPassword(password="another long one")  # noqa: S106  # of a test
 THIRD = NewPassword(password="the third long one")  # noqa: S106  # of a test
+WAITING = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 AUDIT = text("SELECT action, actor_kind, target_id, before, after FROM audit ORDER BY id")
 
 
@@ -42,6 +46,13 @@ async def enter(engine: AsyncEngine, name: str = "Ann", password: str = PASSWORD
 async def who(engine: AsyncEngine, secret: str) -> Actor | None:
     async with engine.begin() as connection:
         return await sessions.use(connection, secret, None)
+
+
+async def until_waiting(engine: AsyncEngine) -> None:
+    """Wait until somebody waits for a row that another has."""
+    async with asyncio.timeout(10):
+        while not await value(engine, WAITING):
+            await asyncio.sleep(0.01)
 
 
 async def audited(engine: AsyncEngine) -> list[tuple[Any, ...]]:
@@ -313,6 +324,32 @@ async def test_nobody_shuts_themselves_out(engine: AsyncEngine, step: Step) -> N
         async with engine.begin() as connection:
             await step(connection, made.id, by)
     assert await enter(engine)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda connection, account_id, by: accounts.set_role(connection, account_id, "viewer", by),
+        accounts.disable,
+    ],
+)
+async def test_of_two_admins_who_shut_each_other_out_at_once_one_stays(
+    engine: AsyncEngine, step: Step
+) -> None:
+    ann, bob = await add(engine, "Ann", "admin"), await add(engine, "Bob", "admin")
+
+    async def shut_out(whom: Account, by: Account) -> None:
+        async with engine.begin() as connection:
+            await step(connection, whom.id, by.actor(None))
+
+    async with engine.begin() as connection:
+        await step(connection, bob.id, ann.actor(None))
+        second = asyncio.create_task(shut_out(ann, by=bob))
+        await until_waiting(engine)
+    with pytest.raises(TakenAwayError):
+        await second
+    left = "SELECT name FROM account WHERE role = 'admin' AND disabled_at IS NULL"
+    assert await value(engine, left) == "Ann"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from mailer.access import audit, sessions
 from mailer.access.model import SCOPE_OF, Actor, Name
 from mailer.access.oidc.model import Identity, SignInError
 from mailer.access.passwords import Password, too_easy
+from mailer.access.still import TakenAwayError
 from mailer.db.access import account, session
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.errors import ConflictError, FieldError, NotFoundError
@@ -162,7 +163,7 @@ async def is_anybody_known(connection: AsyncConnection) -> bool:
 async def set_role(connection: AsyncConnection, account_id: int, role: Role, by: Actor) -> None:
     """Give an account another role, which holds from its next request on.
 
-    Raises `AccountNotFoundError`, `OwnAccountError` and `RoleElsewhereError`.
+    Raises `AccountNotFoundError`, `OwnAccountError`, `RoleElsewhereError` and `TakenAwayError`.
     """
     was = await _others(connection, account_id, by)
     if was.issuer is not None:
@@ -194,7 +195,7 @@ async def set_password(
 async def disable(connection: AsyncConnection, account_id: int, by: Actor) -> None:
     """Keep somebody out until the account is enabled again, and end all sessions.
 
-    Raises `AccountNotFoundError` and `OwnAccountError`.
+    Raises `AccountNotFoundError`, `OwnAccountError` and `TakenAwayError`.
     """
     was = await _others(connection, account_id, by)
     if was.disabled_at is not None:
@@ -298,10 +299,23 @@ async def _one(connection: AsyncConnection, which: ColumnElement[bool], *, lock:
 
 
 async def _others(connection: AsyncConnection, account_id: int, by: Actor) -> Account:
-    """Return an account that is not the one of who asks, so that an admin is always left."""
-    if by.kind == "account" and by.id == account_id:
+    """Return an account that is not the one of who asks, so that an admin is always left.
+
+    Of two admins who shut each other out at once the second is refused with `TakenAwayError`.
+    """
+    if by.kind != "account":
+        return await get(connection, account_id, lock=True)
+    if by.id == account_id:
         raise OwnAccountError
-    return await get(connection, account_id, lock=True)
+    both = select(*SHOWN).where(account.c.id.in_((account_id, by.id)))
+    in_order = both.order_by(account.c.id).with_for_update()  # nobody waits in a circle
+    found = {row["id"]: Account(**row) for row in (await connection.execute(in_order)).mappings()}
+    own = found.get(by.id)
+    if own is None or own.disabled_at is not None or own.role != "admin":
+        raise TakenAwayError
+    if account_id not in found:
+        raise AccountNotFoundError
+    return found[account_id]
 
 
 async def _write(connection: AsyncConnection, account_id: int, **values: object) -> None:
