@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 from tests.sample import execute, value
 
 from mailer.access import clearing, throttle
@@ -129,6 +130,20 @@ async def test_names_are_counted_as_one_just_where_the_database_finds_one(
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
 async def test_name_that_nobody_can_have_is_counted_too(engine: AsyncEngine, name: str) -> None:
     assert [await wait(engine, name) for _ in range(6)] == [0] * 5 + [1]
+
+
+async def test_log_warns_once_when_attempts_are_first_slowed_and_names_nobody(
+    engine: AsyncEngine,
+) -> None:
+    with capture_logs() as logs:
+        for _ in range(4):
+            await attempt(engine)
+        assert logs == []
+        for _ in range(5):
+            await wait(engine)
+            await execute(engine, OPEN_AGAIN)
+            await attempt(engine)
+    assert logs == [{"event": "sign_ins_slowed", "by": "both", "log_level": "warning"}]
 
 
 async def test_hundred_attempts_at_once_do_not_all_get_through(engine: AsyncEngine) -> None:

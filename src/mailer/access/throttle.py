@@ -13,12 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
+import structlog
 from sqlalchemy import delete, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.access import home, throttle
 from mailer.errors import MailerError
 from mailer.validation import STORABLE
+
+log = structlog.get_logger()
 
 IPV6_PREFIX = 64
 """Bits of an IPv6 address that tell one customer from another: the rest anybody may choose."""
@@ -46,6 +49,8 @@ class Counter(msgspec.Struct, frozen=True):
 
     digest: bytes
     limit: Limit
+    by: str
+    """For the log: name, address, or both."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -80,7 +85,7 @@ COUNT = text("""
         END,
         updated_at = clock_timestamp()
     WHERE throttle.blocked_until <= clock_timestamp()
-    RETURNING blocked_until""")
+    RETURNING blocked_until, failures""")
 TAKE_BACK = text("""
     UPDATE throttle SET
         failures = greatest(failures - 1, 0),
@@ -108,10 +113,12 @@ async def count(connection: AsyncConnection, name: str, address: str | None) -> 
     until: dict[bytes, datetime] = {}
     for counter in counters:  # in one order for all: nobody waits in a circle
         given = {"digest": counter.digest} | msgspec.structs.asdict(counter.limit)
-        blocked_until = (await connection.execute(COUNT, given)).scalar_one_or_none()
-        if blocked_until is None:
+        row = (await connection.execute(COUNT, given)).one_or_none()
+        if row is None:
             raise ThrottledError(await _wait(connection, counters))
-        until[counter.digest] = blocked_until
+        if row.failures == counter.limit.free:  # the first time: no more than once in a row
+            log.warning("sign_ins_slowed", by=counter.by)
+        until[counter.digest] = row.blocked_until
     return Attempt(by_name, both, by_address, at_home, until)
 
 
@@ -162,8 +169,8 @@ async def _folded(connection: AsyncConnection, name: str) -> str:
     return folded
 
 
-def _counter(limit: Limit, *parts: str) -> Counter:
-    return Counter(_digest(*parts), limit)
+def _counter(limit: Limit, by: str, *parts: str) -> Counter:
+    return Counter(_digest(by, *parts), limit, by)
 
 
 def _digest(*parts: str) -> bytes:
