@@ -113,7 +113,7 @@ async def test_what_no_route_knows_carries_them_too(
 async def test_what_has_a_policy_of_its_own_keeps_it(web: httpx.AsyncClient) -> None:
     page = await web.get("/mailings", headers=BROWSER)
     assert "script-src 'self'" in page.headers["content-security-policy"]
-    assert page.headers["cache-control"] == "private, no-cache"
+    assert page.headers["cache-control"] == "private, no-store"
     assert "worker-src blob:" in (await web.get("/redoc")).headers["content-security-policy"]
     static = (await web.get("/static/pages.css")).headers
     assert "immutable" in static["cache-control"]

@@ -50,7 +50,7 @@ async def test_pages_that_say_what_is_wrong_have_the_same_policy(api: httpx.Asyn
 
 async def test_pages_are_kept_by_nobody_but_the_browser(api: httpx.AsyncClient) -> None:
     answer = await api.get(f"{SITE}/")
-    assert answer.headers["cache-control"] == "private, no-cache"
+    assert answer.headers["cache-control"] == "private, no-store"
     assert answer.headers["vary"] == "Cookie, Accept-Language, HX-Request"
 
 

@@ -38,7 +38,7 @@ POLICY = (
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
-    "Cache-Control": "private, no-cache",
+    "Cache-Control": "private, no-store",  # Back shows nobody's phones to who sits there next
     "Vary": "Cookie, Accept-Language, HX-Request",
 }
 
