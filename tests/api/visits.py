@@ -1,8 +1,10 @@
 """Looking at pages as a browser does, without one."""
 
+from functools import lru_cache
 from typing import Any
 
 import httpx
+from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, create
 from tests.sample import begin
@@ -45,7 +47,7 @@ def visitor(
     engine: AsyncEngine, settings: Settings | None = None, secret: str | None = None
 ) -> httpx.AsyncClient:
     """Return a browser at an application that asks who comes; paths are the site's."""
-    app = create_app(engine, settings=settings or Settings())
+    app = _app(engine, settings or Settings())
     browser = httpx.AsyncClient(
         transport=httpx.ASGITransport(app, raise_app_exceptions=False),  # type: ignore[arg-type]  # each names the types of ASGI anew
         base_url=SITE,
@@ -54,6 +56,12 @@ def visitor(
     if secret is not None:
         browser.cookies.set(COOKIE, secret, domain="mailer.local")  # as the jar calls the host
     return browser
+
+
+@lru_cache(maxsize=4)
+def _app(engine: AsyncEngine, settings: Settings) -> Litestar:
+    """Return an application that tests of a file share: to make one takes longer than a test."""
+    return create_app(engine, settings=settings)
 
 
 async def signed_in(
