@@ -18,6 +18,7 @@ from mailer.app import create_app
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
+from tests.asked import inside
 from tests.provider import OpenIdProvider, running_provider
 from tests.sample import OPEN
 
@@ -107,7 +108,7 @@ async def seasoned(shared_engine: AsyncEngine) -> None:
 async def application(shared_engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """The application's API in this process, without a dispatcher; an error in it answers 500."""
     app = create_app(shared_engine, settings=OPEN)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

@@ -9,6 +9,7 @@ import httpx
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW
+from tests.asked import inside
 from tests.sample import execute, value
 
 from mailer.app import create_app
@@ -56,7 +57,7 @@ def _seen(answer: httpx.Response) -> tuple[int, bytes, str]:
 async def impatient(engine: AsyncEngine, lease: float) -> AsyncIterator[httpx.AsyncClient]:
     """Give the application's API with claims of so many seconds."""
     app = create_app(engine, settings=Settings(auth="none", lease=lease))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

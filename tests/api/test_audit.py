@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
 from tests.api.visits import BROWSER, SITE
+from tests.asked import inside
 from tests.sample import add_messages, execute, value
 
 from mailer.access import audit, audit_log, commands
@@ -143,8 +144,8 @@ async def test_an_export_is_told_when_it_begins_with_the_fields_of_its_filter(
 
 async def test_who_did_it_is_the_key_and_where_it_came_from(engine: AsyncEngine) -> None:
     secret = await commands.make_key(engine, "shop", "admin", 30)
-    transport = httpx.ASGITransport(
-        create_app(engine, settings=Settings()),  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(
+        create_app(engine, settings=Settings()),
         client=("192.0.2.7", 4711),
     )
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as api:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.asked import inside
 from tests.sample import NOON, OPEN, add_clients, add_mailing, add_messages
 
 from mailer.app import create_app
@@ -99,7 +100,7 @@ async def test_unknown_mailing_is_404_and_a_wrong_filter_400(api: httpx.AsyncCli
 
 async def test_with_the_database_away_it_is_503_and_no_empty_file() -> None:
     engine = create_engine("postgresql://127.0.0.1:1/")
-    transport = httpx.ASGITransport(create_app(engine, settings=OPEN), raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(create_app(engine, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
         answer = await api.get("/api/v1/clients", headers=CSV)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.calls import NEW
 from tests.api.repeats import ANNA, MAILINGS, NEW_CLIENT, is_replay, post
+from tests.asked import inside
 from tests.sample import do, execute, value
 
 from mailer.access import keys
@@ -36,7 +37,7 @@ LAST_USED = "SELECT last_used_at FROM api_key"
 async def served(engine: AsyncEngine, settings: Settings | None = None) -> AsyncIterator[Any]:
     """Give the application as it is served; unless settings are given, as it is by default."""
     app = observed(create_app(engine, settings=settings))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
         yield client
 

@@ -11,6 +11,7 @@ from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, create
 from tests.api.visits import BROWSER
+from tests.asked import inside
 from tests.sample import OPEN
 
 from mailer.admin.live import Live
@@ -39,11 +40,7 @@ def client_of(
     engine: AsyncEngine, settings: Settings, peer: str = "127.0.0.1", host: str = "mailer"
 ) -> httpx.AsyncClient:
     """A client of the application as it is served, from an address."""
-    transport = httpx.ASGITransport(
-        served(app_of(engine), settings),  # type: ignore[arg-type]  # each names the types of ASGI anew
-        raise_app_exceptions=False,
-        client=(peer, 1234),
-    )
+    transport = inside(served(app_of(engine), settings), client=(peer, 1234))
     return httpx.AsyncClient(transport=transport, base_url=f"http://{host}")
 
 
@@ -183,7 +180,7 @@ async def test_who_asks_is_the_last_that_no_trusted_proxy_is() -> None:
 
     async def ask(peer: str) -> None:
         wrapped = served(app, Settings(trusted_proxies="10.0.0.0/8"))
-        transport = httpx.ASGITransport(wrapped, client=(peer, 1))  # type: ignore[arg-type]
+        transport = inside(wrapped, client=(peer, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
             given = {"x-forwarded-for": "192.0.2.1, 203.0.113.9, 10.0.0.7"}
             await client.get("/", headers=given)
@@ -274,7 +271,7 @@ async def test_host_that_names_nothing_is_refused(
     engine: AsyncEngine, host: bytes, path: str
 ) -> None:
     for settings in (Settings(), OPEN, Settings(trusted_proxies="127.0.0.1")):
-        transport = httpx.ASGITransport(served(create_app(engine, settings=settings), settings))  # type: ignore[arg-type]  # likewise
+        transport = inside(served(create_app(engine, settings=settings), settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
             answer = await client.get(path, headers=[(b"Host", host), *_encoded(BROWSER)])
             assert answer.status_code == 400, answer.text
@@ -289,7 +286,7 @@ async def test_query_that_is_no_text_is_refused(engine: AsyncEngine) -> None:
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         await inner(scope | {"query_string": b"back=\xff"}, receive, send)
 
-    transport = httpx.ASGITransport(app)
+    transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
         assert (await client.get("/login", headers=BROWSER)).status_code == 400
 
@@ -309,9 +306,7 @@ async def test_without_host_a_request_is_for_the_address_that_it_came_to(
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"]
         await inner(scope | {"headers": headers, "server": server}, receive, send)
 
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://mailer"
-    ) as client:
+    async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer") as client:
         assert (await client.get("/login", headers=BROWSER)).status_code in {200, 303}
         found = await next_page(client)
         assert found.port == (8000 if server[1] else None)

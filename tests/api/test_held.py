@@ -8,6 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
+from tests.asked import inside
 from tests.sample import OPEN, add_clients, advance, begin, execute
 
 from mailer.app import create_app
@@ -28,7 +29,7 @@ def breaker() -> Breaker:
 @pytest.fixture
 async def api(engine: AsyncEngine, breaker: Breaker) -> AsyncIterator[httpx.AsyncClient]:
     """The application with a gateway behind that breaker."""
-    transport = httpx.ASGITransport(create_app(engine, breaker, settings=OPEN))  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(create_app(engine, breaker, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

@@ -22,6 +22,7 @@ from tests.api.repeats import (
     post,
     until_held,
 )
+from tests.asked import inside
 from tests.sample import OPEN, execute, value
 
 from mailer.app import BODY_LIMIT, create_app
@@ -206,7 +207,7 @@ async def test_a_repeat_beyond_the_limit_is_413(api: httpx.AsyncClient) -> None:
 async def test_a_database_that_is_away_is_503() -> None:
     engine = create_engine("postgresql://127.0.0.1:1/")
     app = create_app(engine, settings=OPEN)
-    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as api:
         answer = await post(api, NEW_MAILING)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")

@@ -1,9 +1,9 @@
 """Who is away is signed out, whatever page they have left open."""
 
-import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.visits import signed_in
+from tests.asked import inside
 from tests.sample import add_mailing, execute, value
 
 from mailer.access.gate import BY_ITSELF
@@ -33,7 +33,7 @@ async def test_only_what_a_person_asks_for_keeps_them_signed_in(
     live.stop()
     app = create_app(engine, live=live)
     async with await signed_in(engine, "admin") as browser:
-        browser._transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # noqa: SLF001  # one whose streams end at once
+        browser._transport = inside(app)  # noqa: SLF001  # one whose streams end at once
         await execute(engine, AWAY)
         assert (await browser.get(path)).status_code == 200
         assert await value(engine, LATELY) is is_seen

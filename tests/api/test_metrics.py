@@ -4,6 +4,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
+from tests.asked import inside
 from tests.sample import OPEN
 
 from mailer import metrics
@@ -31,7 +32,7 @@ async def samples(api: httpx.AsyncClient) -> dict[str, float]:
 async def api() -> AsyncIterator[httpx.AsyncClient]:
     """The application with its database away: metrics need none."""
     engine = create_engine("postgresql://127.0.0.1:1/")
-    transport = httpx.ASGITransport(create_app(engine, settings=OPEN), raise_app_exceptions=False)  # type: ignore[arg-type]
+    transport = inside(create_app(engine, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
         yield client
     await engine.dispose()

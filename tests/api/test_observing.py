@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
+from tests.asked import inside
 from tests.sample import OPEN
 
 from mailer.app import create_app
@@ -18,7 +19,7 @@ from mailer.web.observing import observed
 
 def client_of(engine: AsyncEngine) -> httpx.AsyncClient:
     app = observed(create_app(engine, settings=OPEN))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     return httpx.AsyncClient(transport=transport, base_url="http://mailer")
 
 

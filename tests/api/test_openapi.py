@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
+from tests.asked import inside
 
 from mailer.app import create_app
 from mailer.client.model import ClientChange, NewClient
@@ -59,7 +60,7 @@ BODIES: dict[tuple[str, str], type[Input]] = {
 async def schema() -> dict[str, Any]:
     """The schema as a client reads it; it takes no database."""
     app = create_app(create_async_engine("postgresql+asyncpg://"))
-    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
         found: dict[str, Any] = (await api.get("/openapi.json")).json()
     return found

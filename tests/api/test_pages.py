@@ -13,6 +13,7 @@ from litestar.exceptions import ServiceUnavailableException
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
 from tests.api.visits import BROWSER
+from tests.asked import inside
 from tests.sample import OPEN, add_clients, begin
 
 from mailer.admin.live import EACH, MOST, Live, Look
@@ -285,7 +286,7 @@ async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> N
 async def test_overview_answers_its_live_sections(engine: AsyncEngine) -> None:
     live = Live()
     app = create_app(engine, live=live, settings=OPEN)
-    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     asyncio.get_running_loop().call_later(0.5, live.stop)
     async with httpx.AsyncClient(transport=transport, base_url=SITE) as client:
         answer = await client.get("/live/overview")

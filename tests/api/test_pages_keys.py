@@ -9,6 +9,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.visits import BROWSER, ESCAPED, HOSTILE, SITE, page, signed_in, visitor
+from tests.asked import inside
 from tests.sample import OPEN, execute, value
 
 from mailer.access import commands
@@ -23,7 +24,7 @@ FORM = {"name": "shop", "scope": "write", "expires": "90", "expires_on": ""}
 @pytest.fixture
 async def guarded(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """The API where it asks who comes."""
-    transport = httpx.ASGITransport(create_app(engine, settings=Settings()))  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(create_app(engine, settings=Settings()))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DIRECTORY, DUE, create
 from tests.api.forms import NEW_FORM, edited, previewed
+from tests.asked import inside
 from tests.sample import OPEN, add_clients, add_due_messages, begin, execute
 
 from mailer.app import create_app
@@ -71,7 +72,7 @@ async def test_preview_tells_at_which_rate_and_who_is_too_many_for_it(engine: As
     await add_clients(engine, 500)
     await add_due_messages(engine, 7)
     app = create_app(engine, pace=Pace(50, 0.5), settings=OPEN)
-    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     short = NEW_FORM | {"start": "2040-01-01T12:00", "end": "2040-01-01T12:10"}
     async with httpx.AsyncClient(transport=transport) as client:
         told = await previewed(client, short)

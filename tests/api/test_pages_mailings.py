@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, create, mark
 from tests.api.visits import ESCAPED, HOSTILE, SITE, page, post, under_way
+from tests.asked import inside
 from tests.sample import OPEN, add_clients, add_mailing, execute, value
 
 from mailer.app import create_app
@@ -209,7 +210,7 @@ async def held(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     permit = breaker.begin(at)
     assert permit is not None
     breaker.record(permit, Unavailable("http_503"), at)
-    transport = httpx.ASGITransport(create_app(engine, breaker, settings=OPEN))  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(create_app(engine, breaker, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.visits import SITE, signed_in
+from tests.asked import inside
 from tests.sample import OPEN, add_clients, add_mailing, add_messages, execute
 
 from mailer.admin.live import Live
@@ -111,7 +112,7 @@ async def test_live_sections_offer_to_each_what_they_may_do(filled: AsyncEngine)
 
     async def watched(role: Role) -> str:
         browser = await signed_in(filled, role)
-        browser._transport = httpx.ASGITransport(app)  # type: ignore[arg-type]  # noqa: SLF001  # one application for both
+        browser._transport = inside(app)  # noqa: SLF001  # one application for both
         return (await browser.get(f"{SITE}/live/mailings/1")).text
 
     viewer, operator = await asyncio.gather(watched("viewer"), watched("operator"))

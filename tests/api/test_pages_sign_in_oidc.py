@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.visits import BROWSER
+from tests.asked import inside
 from tests.middle import DISCOVERY, TOKEN, Middle, between
 from tests.provider import OpenIdProvider, sign_in
 from tests.sample import execute, value
@@ -28,7 +29,7 @@ AT_THE_PROVIDER = BROWSER | {"Sec-Fetch-Site": "cross-site"}
 async def visitor(engine: AsyncEngine, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A browser at an application of its own."""
     app = create_app(engine, settings=settings)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(app)
     async with httpx.AsyncClient(
         transport=transport, base_url=SITE, headers=AT_THE_PROVIDER
     ) as browser:
@@ -343,7 +344,7 @@ async def test_ways_are_counted_by_network_and_back_too(
     app = create_app(engine, settings=known)
 
     async def status(address: str) -> int:
-        transport = httpx.ASGITransport(app, client=(address, 1))  # type: ignore[arg-type]  # likewise
+        transport = inside(app, client=(address, 1))
         async with httpx.AsyncClient(transport=transport, headers=AT_THE_PROVIDER) as browser:
             return (await browser.get(CALLBACK)).status_code
 

@@ -7,6 +7,7 @@ import httpx
 from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, create
+from tests.asked import inside
 from tests.sample import begin
 
 from mailer.access import accounts, service
@@ -49,7 +50,7 @@ def visitor(
     """Return a browser at an application that asks who comes; paths are the site's."""
     app = _app(engine, settings or Settings())
     browser = httpx.AsyncClient(
-        transport=httpx.ASGITransport(app, raise_app_exceptions=False),  # type: ignore[arg-type]  # each names the types of ASGI anew
+        transport=inside(app),
         base_url=SITE,
         headers=BROWSER,
     )

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.asked import inside
 from tests.sample import OPEN, add_clients, add_mailing, add_messages, execute
 
 from mailer.app import create_app
@@ -62,7 +63,7 @@ async def test_an_audience_shows_how_far_it_is_taken(engine: AsyncEngine) -> Non
 async def test_metrics_show_it_and_that_the_database_is_there(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, start=datetime.now(UTC), clients=3)
     await add_messages(engine, mailing_id, await add_clients(engine, 3), "scheduled")
-    transport = httpx.ASGITransport(create_app(engine, settings=OPEN))  # type: ignore[arg-type]  # each names the types of ASGI anew
+    transport = inside(create_app(engine, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
         shown = (await api.get("/metrics")).text.splitlines()
     assert {"mailer_database_up 1.0", "mailer_backlog_messages 3.0"} <= set(shown)

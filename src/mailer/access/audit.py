@@ -17,7 +17,7 @@ Facts = Mapping[str, Any]
 """Fields of a thing, as JSON can hold them: never a phone, a tag or a secret."""
 
 
-TargetKind = Literal["mailing", "client", "directory", "key", "account", "session"]
+TargetKind = Literal["mailing", "client", "directory", "key", "account"]
 
 
 class Target(msgspec.Struct, frozen=True):
