@@ -142,7 +142,7 @@ async def test_overview_is_watched_while_a_mailing_goes_out(
     page: Page, mailer: MailerProcess, power: Power
 ) -> None:
     coming = await add_mailing(mailer, 1800, client_filter="watched", text="The next one")
-    await add_clients(mailer, "watched", 100)
+    await add_clients(mailer, "watched", 400)
     running = await add_mailing(mailer, -1, client_filter="watched", text="It goes out")
     await page.goto("/")
     card = page.locator(f"#running-{running}")
@@ -154,7 +154,7 @@ async def test_overview_is_watched_while_a_mailing_goes_out(
     await page.get_by_text("As a table").click()
     table = page.get_by_role("table")
     await expect(table).to_be_visible()
-    await expect(card).to_contain_text("100 clients", timeout=SOON)
+    await expect(card).to_contain_text("400 clients", timeout=SOON)
     await expect(card.locator("rect.delivered")).to_have_count(1, timeout=SOON)
     bar = await card.get_by_role("img").get_attribute("aria-label")
     assert bar is not None

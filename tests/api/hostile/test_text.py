@@ -163,7 +163,7 @@ async def test_a_field_that_is_not_there_is_refused_by_its_name(
     for name in ("a\0b", "<script>", "__proto__", "__class__", "", "x" * 100_000):
         answer = await api.request(method, path.format(**ids), json={name: 1})
         assert_is_problem(answer, 400)
-        assert name in fields(answer)
+        assert (name if len(name) <= 64 else f"{name[:63]}…") in fields(answer)
 
 
 async def test_the_last_of_keys_that_come_twice_counts_and_is_checked(
