@@ -6,6 +6,7 @@ them sets them up, in seconds.
 
 import contextlib
 import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -159,8 +160,11 @@ def _install() -> None:
 
 
 def _run(*command: str | Path) -> None:
+    trusting = os.environ | {
+        "NODE_OPTIONS": "--use-system-ca"
+    }  # whom the machine trusts, as pip does
     ended = subprocess.run(  # noqa: S603  # of this file
-        command, cwd=FOLDER, capture_output=True, text=True, check=False
+        command, cwd=FOLDER, env=trusting, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
