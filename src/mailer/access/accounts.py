@@ -140,8 +140,8 @@ async def called(connection: AsyncConnection, name: str) -> list[Account]:
 
 async def of_person(connection: AsyncConnection, issuer: str, subject: str) -> Account | None:
     """Return the account of whom an OpenID provider knows; None if there is none."""
-    is_theirs = (account.c.issuer == issuer) & (account.c.subject == subject)
-    row = (await connection.execute(select(*SHOWN).where(is_theirs))).mappings().one_or_none()
+    statement = select(*SHOWN).where(_is_known_as(issuer, subject))
+    row = (await connection.execute(statement)).mappings().one_or_none()
     return None if row is None else Account(**row)
 
 
@@ -251,7 +251,6 @@ async def of_identity(connection: AsyncConnection, who: Identity, address: str |
 
     A role is what the provider says at each sign-in. Raises `SignInError` for one that is disabled.
     """
-    is_theirs = (account.c.issuer == who.issuer) & (account.c.subject == who.subject)
     values = {"name": who.name, "role": who.role, "signed_in_at": func.now()}
     made = upsert(account).values(**values, issuer=who.issuer, subject=who.subject)
     added = made.on_conflict_do_nothing().returning(*SHOWN)
@@ -262,7 +261,7 @@ async def of_identity(connection: AsyncConnection, who: Identity, address: str |
         by = new.actor(address)
         await audit.record(connection, by, "account_made", _target(new), after=facts)
         return new
-    was = await _one(connection, is_theirs, lock=True)
+    was = await _one(connection, _is_known_as(who.issuer, who.subject), lock=True)
     if was.disabled_at is not None:
         raise SignInError("disabled", (who.issuer, who.subject))
     await _write(connection, was.id, **values)
@@ -324,6 +323,10 @@ async def _write(connection: AsyncConnection, account_id: int, **values: object)
 
 def _is_called(name: str) -> ColumnElement[bool]:
     return (func.lower(account.c.name) == func.lower(name)) & account.c.issuer.is_(None)
+
+
+def _is_known_as(issuer: str, subject: str) -> ColumnElement[bool]:
+    return (account.c.issuer == issuer) & (account.c.subject == subject)
 
 
 def _target(which: Account) -> audit.Target:

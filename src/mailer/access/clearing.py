@@ -1,30 +1,18 @@
 """What of people's ways in, and of answers kept for repeats, has had its day."""
 
-from sqlalchemy import text
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, Table, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access import sessions, throttle
+from mailer.access import sessions
 from mailer.access.idempotency import store as claims
+from mailer.access.oidc.store import LONGEST
+from mailer.access.throttle import HOME
+from mailer.db.access import home, session, sign_in, throttle
 
-SESSIONS = text("""
-    DELETE FROM session WHERE digest IN (
-        SELECT digest FROM session
-        WHERE seen_at <= now() - CAST(:idle AS interval)
-            OR created_at <= now() - CAST(:longest AS interval)
-        LIMIT :most FOR UPDATE SKIP LOCKED)""")
-# who has not come back from the OpenID provider by now will not
-SIGN_INS = text("""
-    DELETE FROM sign_in WHERE digest IN (
-        SELECT digest FROM sign_in WHERE created_at <= now() - interval '10 minutes'
-        LIMIT :most FOR UPDATE SKIP LOCKED)""")
-FAILURES = text("""
-    DELETE FROM throttle WHERE digest IN (
-        SELECT digest FROM throttle WHERE updated_at <= now() - interval '1 day'
-        LIMIT :most FOR UPDATE SKIP LOCKED)""")
-HOMES = text("""
-    DELETE FROM home WHERE digest IN (
-        SELECT digest FROM home WHERE seen_at <= now() - CAST(:longest AS interval)
-        LIMIT :most FOR UPDATE SKIP LOCKED)""")
+FAILURE = timedelta(days=1)
+"""For so long after the last one failures are counted."""
 
 
 async def clear(connection: AsyncConnection, most: int) -> None:
@@ -32,9 +20,17 @@ async def clear(connection: AsyncConnection, most: int) -> None:
 
     And where nobody has signed in for long. Of each at most so many rows.
     """
-    given = {"idle": sessions.IDLE, "longest": sessions.LONGEST, "most": most}
-    await connection.execute(SESSIONS, given)
-    for statement in (SIGN_INS, FAILURES):
-        await connection.execute(statement, {"most": most})
-    await connection.execute(HOMES, {"longest": throttle.HOME, "most": most})
+    now = func.now()
+    await _delete(connection, session, ~sessions.is_open(), most)
+    # who has not come back from the OpenID provider by now will not
+    await _delete(connection, sign_in, sign_in.c.created_at <= now - LONGEST, most)
+    await _delete(connection, throttle, throttle.c.updated_at <= now - FAILURE, most)
+    await _delete(connection, home, home.c.seen_at <= now - HOME, most)
     await claims.purge(connection, most)
+
+
+async def _delete(
+    connection: AsyncConnection, table: Table, is_over: ColumnElement[bool], most: int
+) -> None:
+    over = select(table.c.digest).where(is_over).limit(most).with_for_update(skip_locked=True)
+    await connection.execute(delete(table).where(table.c.digest.in_(over)))

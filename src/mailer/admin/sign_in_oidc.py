@@ -47,7 +47,7 @@ class SignInOidc(Controller):
     path = PATH
 
     @get(needs="nothing")
-    async def leave(  # the parts that it takes
+    async def leave(
         self,
         engine: NamedDependency[AsyncEngine],
         provider: NamedDependency[Provider | None],
@@ -70,7 +70,7 @@ class SignInOidc(Controller):
         return Redirect(start.url, status_code=HTTP_303_SEE_OTHER, cookies=[shown])
 
     @get("/callback", needs="nothing")
-    async def come_back(  # likewise
+    async def come_back(
         self,
         engine: NamedDependency[AsyncEngine],
         provider: NamedDependency[Provider | None],

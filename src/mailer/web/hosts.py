@@ -5,7 +5,6 @@ takes what listens here for the same site, and only the name it asks for tells:
 https://owasp.org/www-community/attacks/DNS_Rebinding
 """
 
-import ipaddress
 import re
 from http import HTTPStatus
 
@@ -13,6 +12,7 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from mailer.settings import is_loopback
 from mailer.web.problems import MEDIA_TYPE, Problem
 
 HOST = re.compile(
@@ -113,9 +113,4 @@ def is_local(host: str) -> bool:
     if found is None:
         return False
     name = found["name"].lower()
-    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, section 6.3
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return name.endswith(".localhost") or is_loopback(name.strip("[]"))  # RFC 6761, section 6.3
