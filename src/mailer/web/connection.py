@@ -14,7 +14,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mailer.web.headers import COMMON
-from mailer.web.problems import MEDIA_TYPE, Problem
+from mailer.web.problems import plain, problem
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """At once; then each new one takes the place of the one that lets us wait longest."""
 
 
-class ForbiddenError(Exception):
+class RefusedError(Exception):
     """A request whose head is not to be read on; raised inside the parser, which then stops."""
 
     def __init__(self, status: HTTPStatus, detail: str) -> None:
@@ -60,7 +60,7 @@ class Connection(HttpToolsProtocol):
 
     _head_timer: TimerHandle | None = None
     _reader_timer: TimerHandle | None = None
-    _refusal: ForbiddenError | None = None
+    _refusal: RefusedError | None = None
     _is_one_too_many = False
     _has_begun = False
     _unparsed = 0
@@ -96,9 +96,9 @@ class Connection(HttpToolsProtocol):
                 raise _too_large()
         except httptools.HttpParserUpgrade:
             pass  # to nothing that is spoken here: it is answered as any other request
-        except (httptools.HttpParserError, ForbiddenError) as error:
-            malformed = ForbiddenError(HTTPStatus.BAD_REQUEST, "This is not HTTP.")
-            self._refuse(error if isinstance(error, ForbiddenError) else self._refusal or malformed)
+        except (httptools.HttpParserError, RefusedError) as error:
+            malformed = RefusedError(HTTPStatus.BAD_REQUEST, "This is not HTTP.")
+            self._refuse(error if isinstance(error, RefusedError) else self._refusal or malformed)
 
     def pause_writing(self) -> None:
         """Wait for a reader who does not keep up."""
@@ -126,7 +126,7 @@ class Connection(HttpToolsProtocol):
         """Take a part of what is asked for."""
         super().on_url(url)
         if len(self.url) > URL_LIMIT:
-            self._stop(ForbiddenError(HTTPStatus.REQUEST_URI_TOO_LONG, "The URL is too long."))
+            self._stop(RefusedError(HTTPStatus.REQUEST_URI_TOO_LONG, "The URL is too long."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; a trailer counts, but says nothing.
@@ -144,7 +144,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin with what is asked for, unless there is no room."""
         if self._is_one_too_many:
-            self._stop(ForbiddenError(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY))
+            self._stop(RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY))
         super().on_headers_complete()
         self._has_begun = self._is_head_whole = True
         self._unparsed = 0
@@ -230,11 +230,11 @@ class Connection(HttpToolsProtocol):
 
     # ---- refusals --------------------------------------------------------------------------
 
-    def _stop(self, refusal: ForbiddenError) -> None:
+    def _stop(self, refusal: RefusedError) -> None:
         self._refusal = refusal
         raise refusal  # which ends the parser; what it makes of it does not tell why
 
-    def _refuse(self, refusal: ForbiddenError) -> None:
+    def _refuse(self, refusal: RefusedError) -> None:
         """Answer why, unless another answer is on its way, which is the last then; and close."""
         log.debug("connection_refused", status=refusal.status.value)
         if self._is_answering and self.cycle.more_body:
@@ -257,19 +257,18 @@ def connection_class(limits: Limits) -> type[Protocol]:
     return Limited
 
 
-def _too_large() -> ForbiddenError:
+def _too_large() -> RefusedError:
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    return ForbiddenError(status, "The headers are too large.")
+    return RefusedError(status, "The headers are too large.")
 
 
-def _answer(refusal: ForbiddenError) -> bytes:
+def _answer(refusal: RefusedError) -> bytes:
     status = refusal.status
-    body = msgspec.json.encode(Problem("about:blank", status.phrase, status.value, refusal.detail))
+    described, body = plain(problem(status, refusal.detail))
     is_busy = status == HTTPStatus.SERVICE_UNAVAILABLE
     headers = [
         *COMMON,
-        (b"content-type", MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
+        *described,
         (b"connection", b"close"),
         *([(b"retry-after", b"1")] if is_busy else []),
     ]

@@ -8,29 +8,23 @@ https://owasp.org/www-community/attacks/DNS_Rebinding
 import re
 from http import HTTPStatus
 
-import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from mailer.settings import is_loopback
-from mailer.web.problems import MEDIA_TYPE, Problem
+from mailer.web.problems import Problem, plain, problem
 
 HOST = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
 )
 """As much of RFC 3986, section 3.2, as names and addresses of the network are made of."""
 HIGHEST_PORT = 65_535
-UNNAMED, UNREADABLE = (
-    Problem("about:blank", HTTPStatus.BAD_REQUEST.phrase, HTTPStatus.BAD_REQUEST.value, detail)
-    for detail in (
-        "Host must be one name or address, and a port if need be.",
-        "The query must be UTF-8.",
-    )
+UNNAMED = problem(
+    HTTPStatus.BAD_REQUEST, "Host must be one name or address, and a port if need be."
 )
-MISDIRECTED = Problem(
-    "about:blank",
-    HTTPStatus.MISDIRECTED_REQUEST.phrase,
-    HTTPStatus.MISDIRECTED_REQUEST.value,
+UNREADABLE = problem(HTTPStatus.BAD_REQUEST, "The query must be UTF-8.")
+MISDIRECTED = problem(
+    HTTPStatus.MISDIRECTED_REQUEST,
     "Without keys and accounts mailer answers to loopback names alone, such as localhost. A proxy"
     " that passes on another name must stand in MAILER_TRUSTED_PROXIES.",
 )
@@ -91,13 +85,9 @@ def _is_text(query: bytes) -> bool:
     return True
 
 
-async def _refuse(send: Send, problem: Problem) -> None:
-    body = msgspec.json.encode(problem)
-    headers = [
-        (b"content-type", MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+async def _refuse(send: Send, refusal: Problem) -> None:
+    headers, body = plain(refusal)
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 

@@ -46,6 +46,18 @@ class Problem(msgspec.Struct, frozen=True):
     errors: list[FieldError] | UnsetType = UNSET
 
 
+def problem(status: HTTPStatus, detail: str, errors: list[FieldError] | None = None) -> Problem:
+    """Return a problem whose status says what kind it is (RFC 9457, section 4.2.1)."""
+    return Problem("about:blank", status.phrase, status.value, detail, errors or UNSET)
+
+
+def plain(said: Problem) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body of a problem, for who answers without the framework."""
+    body = msgspec.json.encode(said)
+    length = str(len(body)).encode()
+    return [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", length)], body
+
+
 def on_mailer_error(_: Request[Any, Any, Any], error: MailerError) -> Response[Problem]:
     """Answer what mailer refuses."""
     status = next(
@@ -106,8 +118,8 @@ def _answer(
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response[Problem]:
-    problem = Problem("about:blank", status.phrase, status.value, detail, errors or UNSET)
-    return Response(problem, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    said = problem(status, detail, errors)
+    return Response(said, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 HANDLERS: dict[Any, Any] = {
