@@ -4,6 +4,7 @@ msgspec alone stops at the first wrong field, so that each field is converted on
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import islice
@@ -24,6 +25,11 @@ was given."""
 
 STORABLE = r"^[^\x00\ud800-\udfff]*$"
 """PostgreSQL stores every character but NUL; lone surrogates are no characters."""
+
+
+def is_storable(text: str) -> bool:
+    """Whether the database can hold a text at all."""
+    return re.match(STORABLE, text) is not None
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

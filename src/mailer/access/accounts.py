@@ -38,7 +38,7 @@ class NewAccount(NewPerson, frozen=True, kw_only=True):
     password: Password
 
     @classmethod
-    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # of no moment
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # passwords do not depend on the moment
         """Name what is wrong with the password of this name."""
         return too_easy(values.get("name", ""), values.get("password", ""))
 

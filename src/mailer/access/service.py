@@ -1,7 +1,5 @@
 """How people come in and leave, and what admins do with the accounts of others."""
 
-import re
-
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import accounts, audit, passwords, sessions, throttle
@@ -9,7 +7,7 @@ from mailer.access.accounts import Account, NewAccount, NewPassword
 from mailer.access.model import Actor
 from mailer.access.oidc.model import Identity, SignInError
 from mailer.errors import FieldError, InvalidError, MailerError
-from mailer.validation import STORABLE
+from mailer.validation import is_storable
 
 
 class NotSignedInError(MailerError):
@@ -27,7 +25,7 @@ async def sign_in(
     async with engine.begin() as connection:
         attempt = await throttle.count(connection, name, address)
     async with engine.connect() as connection:
-        found = await accounts.kept_password(connection, name) if _may_exist(name) else None
+        found = await accounts.kept_password(connection, name) if is_storable(name) else None
     known, kept = found or (None, None)
     is_right = await _matches(engine, attempt, kept, password)
     rehashed = None
@@ -155,8 +153,3 @@ async def _matches(
         async with engine.begin() as connection:
             await throttle.take_back(connection, attempt)
         raise
-
-
-def _may_exist(name: str) -> bool:
-    """Whether the database can hold a name at all."""
-    return re.match(STORABLE, name) is not None

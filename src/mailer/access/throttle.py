@@ -8,7 +8,6 @@ takes its count back.
 import hashlib
 import ipaddress
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -19,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.access import home, throttle
 from mailer.errors import MailerError
-from mailer.validation import STORABLE
+from mailer.validation import is_storable
 
 log = structlog.get_logger()
 
@@ -163,7 +162,7 @@ async def _wait(connection: AsyncConnection, counters: Sequence[Counter]) -> int
 
 async def _folded(connection: AsyncConnection, name: str) -> str:
     """Return what all spellings that open one account have in common: the database says which."""
-    if not re.match(STORABLE, name):
+    if not is_storable(name):
         return name
     folded: str = (await connection.execute(select(func.lower(name)))).scalar_one()
     return folded
