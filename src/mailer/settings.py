@@ -11,12 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 import platformdirs
-from dotenv import dotenv_values
 from msgspec import Meta
 
 from mailer.errors import StartError
+from mailer.variables import PREFIX, find_unreadable, read_variables, shown_name
 
-PREFIX = "MAILER_"
 SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret", "monitoring_token"}
 )  # URLs may carry a password
@@ -153,14 +152,16 @@ def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> 
     One that is empty counts as not set, but where that would open what it is to shut. Raises
     `StartError` with one line that names every variable that is unknown or wrong.
     """
-    every = {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in {**dotenv_values(env_file), **environ}.items()
-        if name.startswith(PREFIX)
-    }
+    variables = read_variables(environ, env_file)
+    if unreadable := find_unreadable(variables):
+        raise StartError("; ".join(sorted(unreadable)))
+    every = {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
     given = {name: value for name, value in every.items() if value}
     known = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-    wrong = [f"{PREFIX}{name.upper()} is not a setting" for name in given.keys() - known.keys()]
+    wrong = [
+        f"{shown_name(PREFIX + name.upper())} is not a setting"
+        for name in given.keys() - known.keys()
+    ]
     wrong += [
         f"{PREFIX}{name.upper()}: is empty; set it, or leave it out"
         for name in NEVER_EMPTY & every.keys() - given.keys()

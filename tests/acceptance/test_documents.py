@@ -13,8 +13,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from tests.compose import RequiredVariableError, environment_of
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
+from mailer.errors import StartError
 from mailer.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -73,28 +75,49 @@ def test_every_setting_is_in_readme() -> None:
     assert told == {name.upper() for name in Settings.__struct_fields__}
 
 
-@pytest.mark.parametrize("name", ["Containerfile", "deploy/mailer.service", "deploy/compose.yaml"])
+@pytest.mark.parametrize("name", ["Containerfile", "deploy/mailer.service"])
 def test_deployments_give_settings_that_start(name: str, tmp_path: Path) -> None:
-    """The image's own settings hold for compose too; all of them ask who comes."""
-    files = {name, "Containerfile"} if "compose" in name else {name}
-    content = "".join((ROOT / file).read_text() for file in sorted(files))
-    content = re.sub(r"\$\{\w+:[-?][^}]*\}", "", content)  # what is left to the environment
-    given = dict(re.findall(r"(MAILER_[A-Z_]+)[=:] ?(\S+)", content))
-    settings = read_settings(given, tmp_path / "none.env")
+    """All of them ask who comes."""
+    settings = read_settings(_settings_in(name), tmp_path / "none.env")
     assert settings.auth == "required"
     assert settings.is_loopback is (name == "deploy/mailer.service")
 
 
-def test_compose_passes_on_what_a_proxy_a_provider_and_monitoring_need() -> None:
-    """And each is a setting, passed under its own name."""
-    compose = (ROOT / "deploy/compose.yaml").read_text()
-    left = re.findall(r"^ +MAILER_([A-Z_]+): \$\{(?!POSTGRES)(.*)\}$", compose, re.MULTILINE)
-    assert {passed for _, passed in left} == {f"MAILER_{name}:-" for name, _ in left}
-    known = {name.upper() for name in Settings.__struct_fields__}
-    told = {name for name, _ in left}
-    assert told <= known
-    assert told >= {name for name in known if name.startswith("OIDC_")}
-    assert told >= {"GATEWAY_URL", "GATEWAY_TOKEN", "TRUSTED_PROXIES", "MONITORING_TOKEN"}
+def _settings_in(name: str) -> dict[str, str]:
+    return dict(re.findall(r"(MAILER_[A-Z_]+)=(\S+)", (ROOT / name).read_text()))
+
+
+def _composed(given: dict[str, str]) -> Settings:
+    """What mailer reads in the container that `docker compose up` starts with these variables."""
+    image = _settings_in("Containerfile")
+    passed = environment_of(ROOT / "deploy/compose.yaml", "mailer", given)
+    return read_settings(image | passed, Path("/nonexistent/.env"))
+
+
+def test_compose_starts_with_what_the_documents_demand_and_nothing_else() -> None:
+    settings = _composed({"POSTGRES_PASSWORD": "hush"})
+    assert settings.database_url == "postgresql://mailer:hush@database:5432/mailer"
+    assert settings.monitoring_token is None
+    assert (settings.auth, settings.is_loopback) == ("required", False)
+    with pytest.raises(RequiredVariableError, match="POSTGRES_PASSWORD"):
+        _composed({})
+
+
+def test_compose_passes_on_every_setting_under_its_own_name() -> None:
+    """But where the container listens and what it runs on, which are the file's own."""
+    own = {"host", "port", "data_dir", "database_url", "auth"}
+    names = [f"MAILER_{name.upper()}" for name in Settings.__struct_fields__ if name not in own]
+    given = {name: f"value of {name}" for name in names}
+    passed = environment_of(
+        ROOT / "deploy/compose.yaml", "mailer", given | {"POSTGRES_PASSWORD": "hush"}
+    )
+    del passed["MAILER_DATABASE_URL"]
+    assert passed == given
+
+
+def test_compose_does_not_open_what_an_empty_token_was_to_shut() -> None:
+    with pytest.raises(StartError, match="MAILER_MONITORING_TOKEN: is empty"):
+        _composed({"POSTGRES_PASSWORD": "hush", "MAILER_MONITORING_TOKEN": ""})
 
 
 @pytest.mark.parametrize("name", ["deploy/mailer.service", "deploy/compose.yaml"])

@@ -11,7 +11,8 @@ from mailer.admin.live import Live, Sections
 from mailer.admin.render import Show
 from mailer.db import facts, processes
 from mailer.log import recent_failures
-from mailer.settings import PREFIX, Settings
+from mailer.settings import Settings
+from mailer.variables import PREFIX
 
 SECTIONS = ("gateway", "processes", "failures")
 
