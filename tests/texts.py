@@ -20,6 +20,7 @@ from mailer.access.oidc import model as oidc_model
 from mailer.admin.language import FOLDER, LANGUAGES
 from mailer.client import csvfile
 from mailer.client.importing import COLUMNS
+from mailer.client.phone import ROUNDED
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import half_window
 from mailer.validation import Input, rules_of
@@ -77,6 +78,7 @@ def _composed() -> Iterable[str]:
     yield f"is not one of the columns {', '.join(COLUMNS)}"
     yield "has {} fields, and the header {}"
     yield from oidc_model.TEXTS.values()
+    yield ROUNDED
     for said in (csvfile.NOT_UTF8, csvfile.TOO_LONG, csvfile.MALFORMED):
         yield said
         yield f"the header {said}"

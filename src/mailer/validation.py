@@ -5,7 +5,7 @@ msgspec alone stops at the first wrong field, so that each field is converted on
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar, get_args
@@ -35,7 +35,8 @@ def is_storable(text: str) -> bool:
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What somebody gives to mailer. Unknown fields are refused.
 
-    A field says its rule to people by `Meta(extra={"rule": ...})`.
+    A field says its rule to people by `Meta(extra={"rule": ...})`, and by `"normalize"` beside it
+    what makes the form that is checked and kept of a text.
     """
 
     @classmethod
@@ -53,6 +54,7 @@ class Checked(msgspec.Struct, frozen=True):
     annotation: Any
     required: bool
     rule: str | None
+    normalize: Callable[[str], str] | None
     inner: type[Input] | None
 
 
@@ -91,6 +93,8 @@ def check(model: type[Given], given: object, at: datetime, *, strict: bool = Tru
 def _convert(field: Checked, value: object, at: datetime, *, strict: bool) -> object:
     if field.inner is not None and isinstance(value, Mapping):
         return check(field.inner, value, at, strict=strict)
+    if field.normalize is not None and isinstance(value, str):
+        value = field.normalize(value)
     return msgspec.convert(value, field.annotation, strict=strict)
 
 
@@ -106,10 +110,13 @@ def _shortened(given: str, longest: int) -> str:
 
 @functools.cache
 def _fields(model: type[Input]) -> dict[str, Checked]:
-    return {
-        field.name: Checked(field.type, field.required, _rule(field.type), _inner(field.type))
-        for field in msgspec.structs.fields(model)
-    }
+    return {field.name: _checked(field) for field in msgspec.structs.fields(model)}
+
+
+def _checked(field: msgspec.structs.FieldInfo) -> Checked:
+    told = _told(field.type)
+    rule, normalize = told.get("rule"), told.get("normalize")
+    return Checked(field.type, field.required, rule, normalize, _inner(field.type))
 
 
 def rules_of(model: type[Input]) -> Iterable[str]:
@@ -117,12 +124,14 @@ def rules_of(model: type[Input]) -> Iterable[str]:
     return (field.rule for field in _fields(model).values() if field.rule)
 
 
-def _rule(annotation: Any) -> str | None:  # noqa: ANN401  # whatever stands as an annotation
+def _told(annotation: Any) -> Mapping[str, Any]:  # noqa: ANN401  # whatever stands as an annotation
+    """Return what an annotation tells beside its type."""
+    told: dict[str, Any] = {}
     for part in (annotation, *get_args(annotation)):
         for meta in getattr(part, "__metadata__", ()):
-            if isinstance(meta, msgspec.Meta) and meta.extra and "rule" in meta.extra:
-                return str(meta.extra["rule"])
-    return None
+            if isinstance(meta, msgspec.Meta):
+                told |= meta.extra or {}
+    return told
 
 
 def _inner(annotation: Any) -> type[Input] | None:  # noqa: ANN401  # whatever stands as an annotation

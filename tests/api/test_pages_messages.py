@@ -39,6 +39,9 @@ async def test_messages_are_found_by_status_reason_and_phone(
         "status=undelivered&reason=timeout": set[int](),
         "phone=79160000003": {2},
         "phone=79160000003&status=unknown": set[int](),
+        "phone=%2B7+(916)+000-00-03": {2},
+        "phone=8+916%C2%A0000+00+03": {2},
+        "phone=+&status=+": {0, 1, 2},
         "phone=79169999999": set[int](),
         "status=&reason=&phone=": {0, 1, 2},
     }.items():

@@ -15,6 +15,7 @@ from mailer.client import store
 from mailer.client.exporting import export_clients
 from mailer.client.importing import BATCH, ImportReport, import_clients
 from mailer.client.model import UNKNOWN_ZONE, NewClient
+from mailer.client.phone import ROUNDED
 from mailer.db.copying import CHUNK
 from mailer.db.engine import pool_usage
 from mailer.errors import InvalidError
@@ -120,6 +121,30 @@ async def test_last_line_of_a_phone_wins_and_the_counts_add_up(engine: AsyncEngi
     assert await clients(engine) == [(BORIS, "903", "old", "UTC"), (ANNA, "916", "third", "UTC")]
 
 
+async def test_phones_in_a_file_may_be_written_in_every_usual_way(engine: AsyncEngine) -> None:
+    report = await put(
+        engine,
+        "phone;tag",
+        "+7 (916) 000-00-01;one",
+        "8 916 000 00 02;two",
+        "9160000003;three",
+        "+7\u00a0916\u00a0000\u201300\u201304;four",
+        '"79160000005.0";five',
+        "7,91612E+10;six",
+        "8(916)0000001;seven",
+    )
+    assert counts(report) == (5, 0, 1, 1)
+    assert [(phone, tag) for phone, _, tag, _ in await clients(engine)] == [
+        ("79160000002", "two"),
+        ("79160000003", "three"),
+        ("79160000004", "four"),
+        ("79160000005", "five"),
+        (ANNA, "seven"),
+    ]
+    assert wrong(report) == [(7, "phone")]
+    assert report.errors[0].message == ROUNDED
+
+
 async def test_erased_client_is_not_brought_back(engine: AsyncEngine) -> None:
     client_id = await add(engine, ANNA, tag="vip")
     async with engine.begin() as connection:
@@ -137,7 +162,7 @@ async def test_bad_lines_are_reported_and_good_ones_go_in(engine: AsyncEngine) -
             "phone,operator_code,tag,time_zone".encode("utf-8-sig"),
             f"{ANNA},916,vip,UTC".encode(),
             b"",
-            b"89160000003,91,,Nowhere",  # 4
+            b"69160000003,91,,Nowhere",  # 4
             b"79160000004,,\xff,UTC",
             b"79160000005,,a\0b,UTC",
             b"79160000006,,,UTC,",  # 7

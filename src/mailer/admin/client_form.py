@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mailer.client.api import ClientQuery
-from mailer.client.model import Client, ClientChange, NewClient, operator_code, phone_as_written
+from mailer.client.model import Client, ClientChange, NewClient, operator_code
+from mailer.client.phone import normalize_phone
 from mailer.validation import check
 
 FIELDS = ("phone", "operator_code", "tag", "time_zone")
@@ -22,8 +23,6 @@ def as_filter(given: Mapping[str, str | list[str]]) -> ClientQuery:
     for field in ("phone", "operator_code", "time_zone"):  # a tag may have blanks at its ends
         if isinstance(each := given.get(field), str):
             tidy[field] = _tidy(field, each)
-            if not tidy[field]:
-                del tidy[field]
     return check(ClientQuery, tidy, datetime.now(UTC), strict=False)
 
 
@@ -62,4 +61,4 @@ def as_change(typed: Mapping[str, str]) -> ClientChange:
 
 
 def _tidy(field: str, text: str) -> str:
-    return phone_as_written(text) if field == "phone" else text.strip()
+    return normalize_phone(text) if field == "phone" else text.strip()

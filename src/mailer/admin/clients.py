@@ -16,7 +16,8 @@ from mailer.admin.render import Show, done
 from mailer.client import service, store
 from mailer.client.api import ClientId, ClientQuery
 from mailer.client.exporting import export_clients
-from mailer.client.model import Client, phone_as_written
+from mailer.client.model import Client
+from mailer.client.phone import normalize_phone
 from mailer.client.store import PhoneTakenError
 from mailer.errors import FieldError, InvalidError
 from mailer.web.download import csv_answer
@@ -187,5 +188,5 @@ def _refused(form: Form, error: InvalidError | PhoneTakenError) -> tuple[int, di
             return HTTP_400_BAD_REQUEST, {"form": form.refused(error), "taken": None}
         case PhoneTakenError():
             told = InvalidError([FieldError("phone", str(error))])
-            facts = {"form": form.refused(told), "taken": phone_as_written(form["phone"])}
+            facts = {"form": form.refused(told), "taken": normalize_phone(form["phone"])}
             return HTTP_409_CONFLICT, facts

@@ -1,13 +1,13 @@
 """A mailing's messages: listed, filtered, downloaded, and the story of one."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
@@ -15,6 +15,7 @@ from mailer.admin.listing import NOTHING, address, asked, pages
 from mailer.admin.render import Show
 from mailer.client import store as clients
 from mailer.client.model import Phone
+from mailer.client.phone import normalize_phone
 from mailer.db.paging import Slice
 from mailer.db.schema import MESSAGE_STATUSES
 from mailer.gateway.breaker import Breaker
@@ -38,7 +39,7 @@ NOBODY = 0
 class ListQuery(MessageQuery, frozen=True, kw_only=True):
     """Which messages of a mailing to list."""
 
-    phone: Phone | UnsetType = UNSET
+    phone: Annotated[Phone, Meta(extra={"normalize": normalize_phone})] | UnsetType = UNSET
 
     async def resolved(self, connection: AsyncConnection) -> MessageQuery:
         """Return the query with the client in the place of the phone."""

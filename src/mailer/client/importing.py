@@ -16,6 +16,7 @@ from mailer.access.model import Actor
 from mailer.client.csvfile import NOT_UTF8, CsvFile, Record, is_utf8
 from mailer.client.formulas import as_given
 from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, known_zones
+from mailer.client.phone import ROUNDED, is_rounded, normalize_phone
 from mailer.db import locks
 from mailer.db.engine import raw
 from mailer.errors import ConflictError, FieldError, InvalidError
@@ -139,7 +140,7 @@ class LineSorter:
                 self._reject(line, [fields])
                 continue
             phone, code, tag, zone = fields
-            tag = as_given(tag)
+            phone, tag = normalize_phone(phone), as_given(tag)
             if (
                 is_phone(phone)
                 and (not code or is_code(code))
@@ -164,6 +165,8 @@ class LineSorter:
             found = {error.field: error.message for error in error.errors}
         if given.get("time_zone", "UTC") not in self._zones:
             found["time_zone"] = UNKNOWN_ZONE
+        if is_rounded(given["phone"]):
+            found["phone"] = ROUNDED
         found |= {name: NOT_UTF8 for name, value in given.items() if not is_utf8(value)}
         return [FieldError(name, found[name]) for name in COLUMNS if name in found]
 

@@ -1,7 +1,6 @@
 """A client: a person in the directory."""
 
 import functools
-import re
 import zoneinfo
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -56,28 +55,6 @@ TimeZone = Annotated[
         extra={"rule": UNKNOWN_ZONE},
     ),
 ]
-
-_WRITTEN = re.compile(r"(\+?)([0-9\s().\-\u2010-\u2015/]+)")
-"""Digits with what people put between them: blanks, brackets, dashes of every width, dots."""
-NATIONAL, WHOLE = 10, 11
-"""Digits of a phone without and with what stands before an operator's code."""
-
-
-def phone_as_written(text: str) -> str:
-    """Return the phone that a person wrote, such as +7 (916) 123-45-67 or 8 916 123 45 67.
-
-    What is no phone is returned as it is, without the blanks around it, to be refused as such.
-    """
-    text = text.strip()
-    written = _WRITTEN.fullmatch(text)
-    if written is None:
-        return text
-    plus, digits = written[1], re.sub(r"\D", "", written[2])
-    if len(digits) == NATIONAL and not plus:
-        return f"7{digits}"
-    if len(digits) == WHOLE and (digits[0] == "7" or (digits[0] == "8" and not plus)):
-        return f"7{digits[1:]}"
-    return text
 
 
 @functools.cache

@@ -110,12 +110,19 @@ def read(
 def parameters(
     request: Request[Any, Any, Any], *, blank_is_absent: bool = False
 ) -> dict[str, str | list[str]]:
-    """Return the query of a request unchecked; a list is what no rule allows."""
+    """Return the query of a request unchecked; a list is what no rule allows.
+
+    With `blank_is_absent` what has nothing but blanks is left out.
+    """
     query = request.scope["query_string"].decode("ascii", "surrogateescape")
     values: dict[str, list[str]] = parse_qs(
         query, keep_blank_values=not blank_is_absent, errors="surrogateescape"
     )
-    return {_text(name): _only(parameter) for name, parameter in values.items()}
+    return {
+        _text(name): _only(parameter)
+        for name, parameter in values.items()
+        if not blank_is_absent or any(map(str.strip, parameter))
+    }
 
 
 def _text(name: str) -> str:
