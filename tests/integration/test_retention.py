@@ -62,21 +62,49 @@ async def test_half_way_the_ledgers_still_add_up(engine: AsyncEngine) -> None:
     assert await differences(engine) == []
 
 
-async def test_younger_ones_stay_and_those_that_may_still_be_sent(engine: AsyncEngine) -> None:
-    await ended(engine, ago=29 * DAY)
-    may_be_retried = await ended(engine, ago=31 * DAY)
-    await execute(
-        engine,
-        f"UPDATE mailing SET datetime_end = now() + interval '1 day' WHERE id = {may_be_retried}",  # noqa: S608  # of a test
-    )
+@pytest.mark.parametrize(
+    ("status", "end_was", "counts_changed", "is_kept"),
+    [
+        ("finished", 29 * DAY, 29 * DAY, True),
+        ("finished", 29 * DAY, 99 * DAY, True),  # it was through long before its end
+        ("finished", -DAY, 99 * DAY, True),
+        ("finished", 31 * DAY, 99 * DAY, False),
+        ("finished", 99 * DAY, 29 * DAY, True),  # something of it changed long after its end
+        ("finished", 99 * DAY, 31 * DAY, False),
+        ("cancelled", -99 * DAY, 29 * DAY, True),  # it ended when it was cancelled
+        ("cancelled", -99 * DAY, 31 * DAY, False),
+        ("cancelled", 29 * DAY, 31 * DAY, False),
+    ],
+)
+async def test_retention_counts_from_the_end_or_from_the_last_change_of_counts_if_later(
+    engine: AsyncEngine,
+    status: str,
+    end_was: timedelta,
+    counts_changed: timedelta,
+    *,
+    is_kept: bool,
+) -> None:
+    mailing_id = await ended(engine, ago=counts_changed, status=status)
+    end = f"datetime_start = '2020-01-01Z', datetime_end = '{datetime.now(UTC) - end_was}'"
+    await execute(engine, f"UPDATE mailing SET {end} WHERE id = {mailing_id}")  # noqa: S608  # of a test
+
+    assert await retire(engine) == (0 if is_kept else 10)
+
+
+async def test_what_is_under_way_stays_however_long_ago_it_changed(engine: AsyncEngine) -> None:
     under_way = await ended(engine, ago=31 * DAY)
     await execute(
         engine,
         f"UPDATE mailing SET is_settled = false, status = 'running' WHERE id = {under_way}",  # noqa: S608  # of a test
     )
-
     assert await retire(engine) == 0
-    assert await value(engine, LEFT) == 30
+
+
+async def test_the_one_whose_retention_is_over_first_goes_first(engine: AsyncEngine) -> None:
+    later, first = await ended(engine, ago=31 * DAY), await ended(engine, ago=33 * DAY)
+    assert await retire(engine, chunk=4) == 4
+    left = "SELECT count(*) FROM message WHERE mailing_id = "
+    assert (await value(engine, f"{left}{first}"), await value(engine, f"{left}{later}")) == (6, 10)
 
 
 def test_nothing_goes_unless_it_is_set(engine: AsyncEngine) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.schema import KEPT_SINCE
 from mailer.mailing.audience import count
 from mailer.mailing.model import ClientFilter, RunningMailing, Status
 from mailer.mailing.telling import tell
@@ -172,15 +173,13 @@ async def purge(connection: AsyncConnection, chunk: int) -> int:
     return purged
 
 
-# One that may be retried keeps its messages until its end.
-RETIRE = text("""
+RETIRE = text(f"""
     UPDATE mailing SET retired_at = coalesce(retired_at, now()) WHERE id = (
         SELECT id FROM mailing
         WHERE is_settled AND NOT is_emptied AND deleted_at IS NULL
-            AND updated_at < clock_timestamp() - make_interval(days => :days)
-            AND (status = 'cancelled' OR datetime_end < clock_timestamp())
-        ORDER BY updated_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING id""")
+            AND {KEPT_SINCE} < now() - make_interval(days => :days)
+        ORDER BY {KEPT_SINCE} LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING id""")  # noqa: S608  # our own words
 EMPTY = text("""
     DELETE FROM message WHERE id IN (
         SELECT id FROM message WHERE mailing_id = :mailing_id ORDER BY client_id LIMIT :chunk)""")
@@ -188,9 +187,10 @@ MARK_EMPTIED = text("UPDATE mailing SET is_emptied = true WHERE id = :mailing_id
 
 
 async def retire(connection: AsyncConnection, days: int, chunk: int) -> int:
-    """Delete up to `chunk` messages of a mailing that ended more than `days` ago; return how many.
+    """Delete up to `chunk` messages of a mailing past its retention; return how many.
 
-    Its ledger and its tallies stay.
+    The `days` count from the mailing's end, or from its last change of counts when that is later;
+    one that was cancelled has ended then. Its ledger and its tallies stay.
     """
     mailing_id = (await connection.execute(RETIRE, {"days": days})).scalar_one_or_none()
     if mailing_id is None:
