@@ -121,6 +121,24 @@ async def test_migration_and_its_undoing_lose_nothing(engine: AsyncEngine) -> No
         assert await is_current(connection)
 
 
+async def test_what_may_have_been_accepted_is_known_after_the_migration(
+    engine: AsyncEngine,
+) -> None:
+    await upgrade(engine, "0008")
+    await execute(
+        engine,
+        "UPDATE message SET last_failure = 'timeout', reason = 'timeout' WHERE id = 1",
+        "UPDATE message SET last_failure = 'http_503', reason = 'http_503' WHERE id = 2",
+        "UPDATE message SET status = 'unknown', reason = 'internal_error' WHERE id = 3",
+        "UPDATE message SET last_failure = 'timeout' WHERE status = 'undelivered'",
+    )
+    await migrate(engine)
+    known = "SELECT jsonb_object_agg(id, unknown_reason) FROM message WHERE unknown_reason <> ''"
+    assert await value(engine, known) == {"1": "timeout", "3": "internal_error"}
+    paused = "SELECT array_agg(id ORDER BY id) FROM message WHERE retry_at = due_at"
+    assert await value(engine, paused) == [1, 2]
+
+
 async def test_first_schema_is_undone_without_a_trace(engine: AsyncEngine) -> None:
     await migrate(engine)
 

@@ -1,6 +1,5 @@
 """What becomes of a claimed message before and after it is sent."""
 
-import math
 import operator
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
@@ -12,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.dispatch.judge import LEASE_MARGIN, Send, after_sending, before_sending, hand_back
+from mailer.dispatch.judge import (
+    LEASE_MARGIN,
+    Send,
+    after_sending,
+    before_sending,
+    end_untried,
+    hand_back,
+)
 from mailer.dispatch.retry import RetryPolicy
 from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable, Unknown
 from mailer.mailing.model import END_MARGIN, OnUnknown, RunningMailing
@@ -128,6 +134,8 @@ def test_a_temporary_answer_is_tried_again_after_a_pause(outcome: Unavailable | 
         outcome.reason,
         due_at=NOON + timedelta(seconds=1),
         last_failure=outcome.reason,
+        unknown_reason="timeout" if isinstance(outcome, Unknown) else None,
+        retry_at=NOON + timedelta(seconds=1),
     )
 
 
@@ -135,17 +143,63 @@ def test_an_unknown_outcome_is_held_where_the_mailing_says_so() -> None:
     mailing = changed(MAILING, on_unknown="hold")
     finished = after_sending(CLAIM, mailing, Unknown("timeout"), NOON, POLICY)
     assert finished == FinishedMessage(
-        CLAIM, "unknown", 2, "timeout", sent_at=NOON, last_failure="timeout"
+        *(CLAIM, "unknown", 2, "timeout"),
+        sent_at=NOON,
+        last_failure="timeout",
+        unknown_reason="timeout",
     )
     again = after_sending(CLAIM, mailing, Unavailable("http_500"), NOON, POLICY)
     assert again.status == "scheduled"
 
 
-@pytest.mark.parametrize("outcome", [Unavailable("http_503"), Unknown("timeout")])
-def test_after_the_last_attempt_a_message_is_given_up(outcome: Unavailable | Unknown) -> None:
+def test_after_the_last_attempt_a_message_has_failed_permanently() -> None:
     claim = changed(CLAIM, attempts=8)
-    assert after_sending(claim, MAILING, outcome, NOON, POLICY) == FinishedMessage(
-        claim, "undelivered", 8, "attempts_exhausted", last_failure=outcome.reason
+    assert after_sending(claim, MAILING, Unavailable("http_503"), NOON, POLICY) == FinishedMessage(
+        claim, "undelivered", 8, "attempts_exhausted", last_failure="http_503"
+    )
+
+
+def test_a_message_whose_last_attempt_is_unknown_ends_as_unknown() -> None:
+    claim = changed(CLAIM, attempts=8)
+    assert after_sending(claim, MAILING, Unknown("timeout"), NOON, POLICY) == FinishedMessage(
+        *(claim, "unknown", 8, "timeout"),
+        sent_at=NOON,
+        last_failure="timeout",
+        unknown_reason="timeout",
+    )
+
+
+def test_a_failure_after_an_unknown_attempt_does_not_tell_what_became_of_it() -> None:
+    claim = changed(CLAIM, attempts=8, unknown_reason="connection_lost")
+    assert after_sending(claim, MAILING, Unavailable("http_503"), NOON, POLICY) == FinishedMessage(
+        claim, "unknown", 8, "connection_lost", last_failure="http_503"
+    )
+    refused = after_sending(claim, MAILING, Refused("rejected_400"), NOON, POLICY)
+    assert (refused.status, refused.reason) == ("undelivered", "rejected_400")
+
+
+@pytest.mark.parametrize(
+    ("claim", "mailing"),
+    [
+        (changed(CLAIM, phone=None), MAILING),
+        (CLAIM, changed(MAILING, datetime_end=NOON)),
+    ],
+    ids=["client_deleted", "expired"],
+)
+def test_whatever_ends_a_message_that_may_have_been_accepted_ends_it_as_unknown(
+    claim: ClaimedMessage, mailing: RunningMailing
+) -> None:
+    unknown = changed(claim, unknown_reason="timeout")
+    ended = FinishedMessage(unknown, "unknown", 1, "timeout")
+    assert before_sending(unknown, mailing, NOON, 10) == ended
+    assert end_untried(unknown, "undelivered", "internal_error") == ended
+
+
+def test_a_message_that_may_have_been_accepted_waits_for_the_end_when_its_window_is_over() -> None:
+    mailing = changed(MAILING, window=Window(time(9), time(12)))
+    unknown = changed(CLAIM, unknown_reason="timeout")
+    assert before_sending(unknown, mailing, NOON, 10) == FinishedMessage(
+        unknown, "scheduled", 1, due_at=NOON + 21 * HOUR
     )
 
 
@@ -173,32 +227,29 @@ def test_a_pause_that_the_gateway_asks_for_is_kept(asked: float | None, pause: f
     assert finished.due_at == NOON + timedelta(seconds=pause)
 
 
-@pytest.mark.parametrize("asked", [36_000, 1e9, 1e300, float("inf")])
-def test_what_cannot_be_tried_again_before_the_end_expires(asked: float) -> None:
-    finished = after_sending(CLAIM, MAILING, Unavailable("http_503", asked), NOON, POLICY)
-    assert finished == FinishedMessage(CLAIM, "cancelled", 2, "expired", last_failure="http_503")
+@pytest.mark.parametrize("outcome", [Unavailable("http_503", 36_000), Unknown("timeout")])
+def test_a_pause_past_the_end_ends_no_message(outcome: Unavailable | Unknown) -> None:
+    mailing = changed(MAILING, datetime_end=NOON + timedelta(milliseconds=500))
+    finished = after_sending(CLAIM, mailing, outcome, NOON, POLICY)
+    assert finished.status == "scheduled"
+    assert finished.due_at is not None
+    assert finished.due_at > mailing.datetime_end
 
 
-def test_a_next_attempt_waits_for_the_window() -> None:
+def test_a_next_attempt_waits_for_the_window_also_past_the_end() -> None:
     mailing = changed(MAILING, window=Window(time(9), time(12, 0, 1)))
-    outcome = Unavailable("http_503")
-    assert after_sending(CLAIM, mailing, outcome, NOON, POLICY).status == "cancelled"
-    longer = changed(mailing, datetime_end=NOON + 24 * HOUR)
-    finished = after_sending(CLAIM, longer, outcome, NOON, POLICY)
-    assert finished.due_at == NOON + 21 * HOUR
-
-
-def test_a_window_that_opens_as_the_mailing_ends_is_none() -> None:
-    window, outcome = Window(time(13), time(14)), Unavailable("http_503")
-    at_the_end = changed(MAILING, window=window, datetime_end=NOON + HOUR + END_MARGIN)
-    finished = after_sending(CLAIM, at_the_end, outcome, NOON, POLICY)
-    assert (finished.status, finished.reason) == ("cancelled", "no_window")
-    later = changed(at_the_end, datetime_end=at_the_end.datetime_end + timedelta(milliseconds=1))
-    assert after_sending(CLAIM, later, outcome, NOON, POLICY).due_at == NOON + HOUR
+    for end in (10 * HOUR, 24 * HOUR):
+        until = changed(mailing, datetime_end=NOON + end)
+        finished = after_sending(CLAIM, until, Unavailable("http_503"), NOON, POLICY)
+        assert finished.status == "scheduled"
+        assert finished.retry_at == NOON + timedelta(seconds=1)
+        assert finished.due_at == NOON + 21 * HOUR
 
 
 # ---- anything, against a second telling -----------------------------------------------------
 
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
+"""Past every mailing's end."""
 QUARTER = timedelta(minutes=15)
 """By whole quarters of an hour the clocks of today differ, and jump."""
 
@@ -221,8 +272,9 @@ def case_of(  # noqa: PLR0913  # all that counts
     window: Window | None,
     zone: str,
     on_unknown: OnUnknown,
+    unknown: str | None,
 ) -> Case:
-    claim = ClaimedMessage(7, 3, attempts, now + lease, phone, zone)
+    claim = ClaimedMessage(7, 3, attempts, now + lease, phone, zone, unknown)
     return Case(claim, RunningMailing(3, "Hello", now + end, window, on_unknown), now)
 
 
@@ -247,6 +299,7 @@ cases = st.builds(
         ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Chatham"]
     ),
     on_unknown=st.sampled_from(["retry", "hold"]),
+    unknown=st.sampled_from([None, None, "lease_expired"]),
 )
 
 
@@ -271,17 +324,23 @@ def opening_plainly(case: Case, at: datetime, end: datetime) -> datetime | None:
     return None
 
 
+def cancelled_plainly(claim: ClaimedMessage, why: str) -> FinishedMessage:
+    if claim.unknown_reason:
+        return FinishedMessage(claim, "unknown", claim.attempts - 1, claim.unknown_reason)
+    return FinishedMessage(claim, "cancelled", claim.attempts - 1, why)
+
+
 def before_plainly(case: Case, timeout: float) -> Send | FinishedMessage:
     claim, mailing, now = case
     untried = claim.attempts - 1
     if claim.phone is None:
-        return FinishedMessage(claim, "cancelled", untried, "client_deleted")
+        return cancelled_plainly(claim, "client_deleted")
     last = mailing.datetime_end - timedelta(milliseconds=100)
     left = last - now
     if left <= timedelta(0):
-        return FinishedMessage(claim, "cancelled", untried, "expired")
-    opening = opening_plainly(case, now, last)
-    if opening is None:
+        return cancelled_plainly(claim, "expired")
+    opening = opening_plainly(case, now, LATER)
+    if opening is None or (opening >= last and not claim.unknown_reason):
         return FinishedMessage(claim, "cancelled", untried, "no_window")
     if opening != now:
         return FinishedMessage(claim, "scheduled", untried, due_at=opening)
@@ -303,21 +362,27 @@ def after_plainly(  # noqa: PLR0911  # a return a rule
     why = outcome.reason
     if isinstance(outcome, Refused):
         return FinishedMessage(claim, "undelivered", tried, why, last_failure=why)
-    if isinstance(outcome, Unknown) and mailing.on_unknown == "hold":
-        return FinishedMessage(claim, "unknown", tried, why, sent_at=now, last_failure=why)
-    if tried == 8 and not is_free:
+    is_last = tried == 8 and not is_free
+    if isinstance(outcome, Unknown) and (mailing.on_unknown == "hold" or is_last):
+        return FinishedMessage(
+            *(claim, "unknown", tried, why), sent_at=now, last_failure=why, unknown_reason=why
+        )
+    if is_last and claim.unknown_reason:
+        return FinishedMessage(claim, "unknown", 8, claim.unknown_reason, last_failure=why)
+    if is_last:
         return FinishedMessage(claim, "undelivered", 8, "attempts_exhausted", last_failure=why)
     cost = tried - 1 if is_free else tried
     pause = [1, 1, 2, 4, 8, 16, 32, 64][cost] * part  # after no attempt, one, two, ...
     if isinstance(outcome, Unavailable) and outcome.retry_after is not None:
         pause = max(pause, outcome.retry_after)
-    last = mailing.datetime_end - timedelta(milliseconds=100)
-    if pause >= (last - now).total_seconds():
-        return FinishedMessage(claim, "cancelled", cost, "expired", last_failure=why)
-    due_at = opening_plainly(case, now + timedelta(seconds=pause), last)
-    if due_at is None:
-        return FinishedMessage(claim, "cancelled", cost, "no_window", last_failure=why)
-    return FinishedMessage(claim, "scheduled", cost, why, due_at=due_at, last_failure=why)
+    retry_at = now + timedelta(seconds=pause)
+    return FinishedMessage(
+        *(claim, "scheduled", cost, why),
+        due_at=opening_plainly(case, retry_at, LATER),
+        last_failure=why,
+        unknown_reason=why if isinstance(outcome, Unknown) else None,
+        retry_at=retry_at,
+    )
 
 
 @thorough
@@ -340,7 +405,7 @@ def test_before_it_is_sent_a_message_fares_as_a_second_telling_says(
     case=cases,
     outcome=st.sampled_from([Accepted(), Refused("rejected_404"), Stopped()])
     | st.sampled_from(["timeout", "connection_lost"]).map(Unknown)
-    | st.sampled_from([None, 0.0, 0.5, 60.0, 5_000.0, 90_000.0, math.inf]).map(
+    | st.sampled_from([None, 0.0, 0.5, 60.0, 5_000.0, 90_000.0]).map(
         lambda pause: Unavailable("http_503", pause)
     ),
     is_free=st.booleans(),
@@ -356,6 +421,6 @@ def test_after_it_was_sent_a_message_fares_as_a_second_telling_says(
     judged = after_sending(case.claim, case.mailing, outcome, case.now, policy, is_free=is_free)
     assert judged == after_plainly(case, outcome, part, is_free=is_free)
     if judged.due_at is not None:
-        assert case.now <= judged.due_at < case.mailing.datetime_end - END_MARGIN
+        assert case.now <= judged.due_at
         local = judged.due_at.astimezone(ZoneInfo(case.claim.time_zone)).time()
         assert case.mailing.window is None or case.mailing.window.is_open(local)

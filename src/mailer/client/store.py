@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import directory
 from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient, operator_code
+from mailer.db.ending import set_ended
 from mailer.db.engine import cause_of
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import client
@@ -131,7 +132,7 @@ TO_BE_SENT = """
     client_id = :client_id AND status = 'scheduled'
         AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))"""
 CANCEL = text(f"""
-    UPDATE message SET status = 'cancelled', reason = 'client_deleted', updated_at = now()
+    UPDATE message SET {set_ended("'client_deleted'")}
     WHERE {TO_BE_SENT}""")  # noqa: S608  # our own condition
 COUNT_TO_BE_SENT = text(f"SELECT count(*) FROM message WHERE {TO_BE_SENT}")  # noqa: S608  # likewise
 

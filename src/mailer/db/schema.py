@@ -231,6 +231,11 @@ message = Table(
     Column("reason", String),
     # why the last attempt that failed did
     Column("last_failure", String),
+    # why the delivery by an attempt is unknown, the newest such one; null when none is, and once
+    # the gateway has said what became of the message
+    Column("unknown_reason", String),
+    # when the pause after the last failed attempt ends; due_at is inside the window as well
+    moment("retry_at", nullable=True),
     # when the last attempt began that has ended; that of one under way is `updated_at`
     moment("claimed_at", nullable=True),
     # the newest attempts that failed, an array of objects, oldest first; null when none did
@@ -242,6 +247,10 @@ message = Table(
         name="lease",
     ),
     CheckConstraint("attempts >= 0", name="attempts"),
+    # what may have been accepted never counts as what was not sent
+    CheckConstraint(
+        "unknown_reason IS NULL OR status IN ('scheduled', 'sending', 'unknown')", name="unknown"
+    ),
     # one message a client and mailing
     Index("message_mailing_id_client_id_key", "mailing_id", "client_id", unique=True),
     # claiming reads what is due, and never walks over what is done
@@ -252,6 +261,12 @@ message = Table(
         postgresql_where=text("status = 'scheduled'"),
     ),
     Index("message_lease_idx", "lease_expires_at", postgresql_where=text("status = 'sending'")),
+    # what waits after a failed attempt
+    Index(
+        "message_retry_idx",
+        "retry_at",
+        postgresql_where=text("status = 'scheduled' AND retry_at IS NOT NULL"),
+    ),
     # pages of one mailing's messages, newest first, with and without a status
     Index(None, "mailing_id", "status", "id"),
     # and with a reason, with and without a status

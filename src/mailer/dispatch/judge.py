@@ -4,11 +4,12 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from mailer.dispatch.retry import RetryPolicy
 from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable, Unknown
 from mailer.mailing.model import RunningMailing
-from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.message.model import ClaimedMessage, FinishedMessage, Status
 
 LEASE_MARGIN = timedelta(seconds=1)
 """Kept of a lease after the gateway's last moment to answer, to write the outcome."""
@@ -27,6 +28,16 @@ def hand_back(claim: ClaimedMessage) -> FinishedMessage:
     return FinishedMessage(claim, "scheduled", claim.attempts - 1)
 
 
+def end_untried(claim: ClaimedMessage, status: Status, reason: str) -> FinishedMessage:
+    """End a claimed message that was not sent.
+
+    After an attempt whose delivery is unknown it ends as unknown, for that attempt's reason.
+    """
+    if claim.unknown_reason is not None:
+        status, reason = "unknown", claim.unknown_reason
+    return FinishedMessage(claim, status, claim.attempts - 1, reason)
+
+
 def before_sending(
     claim: ClaimedMessage, mailing: RunningMailing | None, now: datetime, timeout: float
 ) -> Send | FinishedMessage:
@@ -34,10 +45,10 @@ def before_sending(
     if mailing is None:
         return hand_back(claim)
     if claim.phone is None:
-        return FinishedMessage(claim, "cancelled", claim.attempts - 1, "client_deleted")
+        return end_untried(claim, "cancelled", "client_deleted")
     left = mailing.time_left(now)
     if left <= 0:
-        return FinishedMessage(claim, "cancelled", claim.attempts - 1, "expired")
+        return end_untried(claim, "cancelled", "expired")
     if closed := _outside_window(claim, mailing, now):
         return closed
     if claim.lease_expires_at - now < timedelta(seconds=timeout) + LEASE_MARGIN:
@@ -48,18 +59,21 @@ def before_sending(
 def _outside_window(
     claim: ClaimedMessage, mailing: RunningMailing, now: datetime
 ) -> FinishedMessage | None:
-    """Return what becomes of a message outside its window, None inside."""
+    """Return what becomes of a message outside its window, None inside.
+
+    One that may have been accepted waits for the end, which alone ends it.
+    """
     if mailing.window is None:
         return None
     opening = mailing.window.next_opening(claim.time_zone, now)
     if opening <= now:
         return None
-    if mailing.time_left(opening) <= 0:
-        return FinishedMessage(claim, "cancelled", claim.attempts - 1, "no_window")
+    if mailing.time_left(opening) <= 0 and claim.unknown_reason is None:
+        return end_untried(claim, "cancelled", "no_window")
     return FinishedMessage(claim, "scheduled", claim.attempts - 1, due_at=opening)
 
 
-def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on all it rests on
+def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on all that the table rests on
     claim: ClaimedMessage,
     mailing: RunningMailing,
     outcome: Outcome,
@@ -72,6 +86,8 @@ def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on 
 
     A failure that `is_free` is the gateway's own: it costs the message no attempt.
     """
+    attempts = claim.attempts - is_free
+    is_last = policy.is_exhausted(attempts) and not is_free
     match outcome:
         case Accepted():
             return FinishedMessage(claim, "delivered", claim.attempts, sent_at=now)
@@ -81,41 +97,33 @@ def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on 
             )
         case Stopped():
             return hand_back(claim)
-        case Unknown(reason=reason) if mailing.on_unknown == "hold":
-            return FinishedMessage(
-                claim, "unknown", claim.attempts, reason, sent_at=now, last_failure=reason
-            )
+        case Unknown(reason=reason) if is_last or mailing.on_unknown == "hold":
+            ended = FinishedMessage(claim, "unknown", claim.attempts, reason, sent_at=now)
+            return replace(ended, last_failure=reason, unknown_reason=reason)
         case Unknown(reason=reason):
-            attempts, asked = claim.attempts - is_free, 0.0
-        case Unavailable(reason=reason, retry_after=pause):
-            attempts, asked = claim.attempts - is_free, pause or 0.0
+            again = _try_again(claim, mailing, now, policy.pause(max(1, attempts)))
+            return replace(
+                again, attempts=attempts, reason=reason, last_failure=reason, unknown_reason=reason
+            )
+        case Unavailable(reason=reason) if is_last:
+            ended = end_untried(claim, "undelivered", "attempts_exhausted")
+            return replace(ended, attempts=attempts, last_failure=reason)
+        case Unavailable(reason=reason, retry_after=asked):
+            pause = max(policy.pause(max(1, attempts)), asked or 0.0)
+            again = _try_again(claim, mailing, now, pause)
+            return replace(again, attempts=attempts, reason=reason, last_failure=reason)
         case _:
             assert_never(outcome)
-    if policy.is_exhausted(attempts) and not is_free:
-        return FinishedMessage(
-            claim, "undelivered", attempts, "attempts_exhausted", last_failure=reason
-        )
-    pause = max(policy.pause(max(1, attempts)), asked)
-    due_at = _next_due(claim, mailing, now, pause)
-    if isinstance(due_at, datetime):
-        return FinishedMessage(
-            claim, "scheduled", attempts, reason, due_at=due_at, last_failure=reason
-        )
-    return FinishedMessage(claim, "cancelled", attempts, due_at, last_failure=reason)
 
 
-def _next_due(
+def _try_again(
     claim: ClaimedMessage, mailing: RunningMailing, now: datetime, pause: float
-) -> datetime | str:
-    """Return when a message may be tried again after a pause in seconds, or why it may not.
+) -> FinishedMessage:
+    """Schedule a message again after a pause in seconds, inside its window.
 
-    It is inside the window, and never past the end.
+    That may be past the end: then it waits for the end, which alone ends it and may be moved.
     """
-    if pause >= mailing.time_left(now):
-        return "expired"
-    due_at = now + timedelta(seconds=pause)
-    if mailing.window is not None:
-        due_at = mailing.window.next_opening(claim.time_zone, due_at)
-        if mailing.time_left(due_at) <= 0:
-            return "no_window"
-    return due_at
+    retry_at = now + timedelta(seconds=pause)
+    window = mailing.window
+    due_at = retry_at if window is None else window.next_opening(claim.time_zone, retry_at)
+    return FinishedMessage(claim, "scheduled", claim.attempts, due_at=due_at, retry_at=retry_at)

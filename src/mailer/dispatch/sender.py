@@ -19,7 +19,7 @@ from mailer.dispatch.claimed import ClaimedQueue
 from mailer.dispatch.claimer import Claimer
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.giveback import GiveBack
-from mailer.dispatch.judge import Send, after_sending, before_sending, hand_back
+from mailer.dispatch.judge import Send, after_sending, before_sending, end_untried, hand_back
 from mailer.dispatch.rate import Rate
 from mailer.dispatch.recorder import Recorder
 from mailer.dispatch.requests import Requests
@@ -177,7 +177,7 @@ class Sender:
             send = before_sending(claim, mailing, now, self._timeout)
         except Exception as error:  # not to be tried for ever, and not to stop all others
             log_failure(error, at="judge")
-            return FinishedMessage(claim, "undelivered", claim.attempts - 1, "internal_error")
+            return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, FinishedMessage):
             return send
         permit = self._breaker.begin(now)

@@ -24,6 +24,8 @@ from sqlalchemy import (
     column,
     func,
     literal,
+    literal_column,
+    not_,
     or_,
     select,
     text,
@@ -36,6 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import directory
 from mailer.client.model import Client
+from mailer.db.ending import ended
 from mailer.db.schema import client, message
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
@@ -264,7 +267,7 @@ async def _write_chunk(
                 in_chunk,
                 is_match.is_not(true()),
             )
-            .values(status="cancelled", reason="filter_changed", updated_at=func.now())
+            .values({name: literal_column(sql) for name, sql in ended("'filter_changed'").items()})
         )
     window = window_of(mailing)
     plans = [
@@ -294,18 +297,28 @@ async def _write_chunk(
         rows,
     )
     new = written.excluded
-    # a pause after a failed attempt is not cut short
-    is_waiting = and_(message.c.status == "scheduled", message.c.reason.is_not(None))
-    is_kept = and_(is_waiting, new.status == "scheduled")
+    # One that was tried waits until the end at least, for only the end itself expires it; a pause
+    # after a failed attempt is not cut short.
+    is_tried = or_(message.c.reason.is_not(None), message.c.unknown_reason.is_not(None))
+    is_kept = and_(
+        message.c.status == "scheduled",
+        is_tried,
+        new.reason.is_distinct_from("mailing_cancelled"),
+    )
+    end: dict[str, ColumnElement[Any]] = {
+        name: literal_column(sql) for name, sql in ended("excluded.reason").items()
+    }
+    is_ended = new.status == "cancelled"
     await connection.execute(
         written.on_conflict_do_update(
             index_elements=["mailing_id", "client_id"],
             set_={
                 "due_at": case(
-                    (is_kept, func.greatest(message.c.due_at, new.due_at)), else_=new.due_at
+                    (is_kept, func.greatest(message.c.retry_at, new.due_at)), else_=new.due_at
                 ),
-                "status": new.status,
-                "reason": case((is_kept, message.c.reason), else_=new.reason),
+                "status": case((is_kept, "scheduled"), (is_ended, end["status"]), else_=new.status),
+                "reason": case((is_kept, message.c.reason), (is_ended, end["reason"])),
+                "sent_at": case((and_(is_ended, not_(is_kept)), end["sent_at"])),
                 "updated_at": func.now(),
             },
             where=or_(

@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.ending import set_ended
 from mailer.db.schema import KEPT_SINCE
 from mailer.mailing.audience import count
 from mailer.mailing.model import ClientFilter, RunningMailing, Status
@@ -107,7 +108,8 @@ async def begin_due(connection: AsyncConnection) -> int | None:
     return int(due.id)
 
 
-CLEAR = text("""
+WHY_ENDED = "CASE waiting.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END"
+CLEAR = text(f"""
     WITH waiting AS MATERIALIZED (
         SELECT message.id, mailing.status
         FROM mailing CROSS JOIN LATERAL (
@@ -118,13 +120,15 @@ CLEAR = text("""
             AND (mailing.status = 'cancelled' OR mailing.datetime_end <= clock_timestamp())
         LIMIT :chunk
     )
-    UPDATE message SET status = 'cancelled', updated_at = now(),
-        reason = CASE waiting.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END
-    FROM waiting WHERE message.id = waiting.id""")
+    UPDATE message SET {set_ended(WHY_ENDED)}
+    FROM waiting WHERE message.id = waiting.id""")  # noqa: S608  # our own words
 
 
 async def clear(connection: AsyncConnection, chunk: int) -> bool:
-    """Cancel up to `chunk` messages that wait for mailings which have ended or are cancelled."""
+    """End up to `chunk` messages that wait for mailings which have ended or are cancelled.
+
+    They are cancelled, and those whose delivery is unknown stay unknown.
+    """
     return (await connection.execute(CLEAR, {"chunk": chunk})).rowcount > 0
 
 

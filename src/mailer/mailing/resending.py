@@ -36,7 +36,7 @@ GIVEN_UP = text("""
     ORDER BY id LIMIT :chunk""")
 SCHEDULE = text("""
     UPDATE message SET status = 'scheduled', reason = NULL, due_at = planned.due_at,
-        attempts = 0, last_failure = NULL, sent_at = NULL, updated_at = now()
+        attempts = 0, last_failure = NULL, retry_at = NULL, sent_at = NULL, updated_at = now()
     FROM unnest(:ids, :due_ats) AS planned (id, due_at)
     WHERE message.id = planned.id AND message.status IN ('undelivered', 'unknown')""").bindparams(
     bindparam("ids", type_=ARRAY(BigInteger)),

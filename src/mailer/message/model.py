@@ -85,6 +85,8 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     lease_expires_at: datetime
     phone: str | None
     time_zone: str
+    unknown_reason: str | None = None
+    """Why the delivery by an earlier attempt is unknown; None when none is."""
 
 
 class FinishedMessage(msgspec.Struct, frozen=True, gc=False):
@@ -101,3 +103,8 @@ class FinishedMessage(msgspec.Struct, frozen=True, gc=False):
     sent_at: datetime | None = None
     last_failure: str | None = None
     """Why the last attempt failed; None when it did not."""
+    unknown_reason: str | None = None
+    """Why the delivery by this attempt is unknown; None leaves what is known of those before."""
+    retry_at: datetime | None = None
+    """When the pause after this attempt ends, where it is to be tried again; `due_at` is inside the
+    window as well."""

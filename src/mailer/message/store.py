@@ -109,7 +109,7 @@ CLAIM = """
     FROM due JOIN client ON client.id = due.client_id
     WHERE message.id = due.id
     RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
-        client.phone, client.time_zone"""
+        client.phone, client.time_zone, message.unknown_reason"""
 
 
 async def claim(
@@ -134,6 +134,8 @@ FINISH = """
         reason = CASE WHEN done.status = 'scheduled' THEN coalesce(done.reason, last_failure)
                       ELSE done.reason END,
         last_failure = coalesce(done.failure, last_failure),
+        unknown_reason = CASE WHEN done.status IN ('scheduled', 'unknown')
+                              THEN coalesce(done.unknown_reason, message.unknown_reason) END,
         claimed_at = CASE WHEN done.attempts = done.claimed OR done.failure IS NOT NULL
                           THEN message.updated_at ELSE message.claimed_at END,
         failures = CASE WHEN done.failure IS NULL THEN failures ELSE
@@ -141,11 +143,14 @@ FINISH = """
                  ELSE coalesce(failures, '[]') END
             || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
                 'ended_at', now(), 'reason', done.failure) END,
-        due_at = coalesce(done.due_at, message.due_at), sent_at = done.sent_at,
+        due_at = coalesce(done.due_at, message.due_at), retry_at = done.retry_at,
+        sent_at = CASE WHEN done.status = 'unknown' THEN coalesce(done.sent_at, claimed_at,
+                       message.updated_at) ELSE done.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
-        $8::timestamptz[], $9::timestamptz[], $10::text[])
-        AS done (id, claimed, leased_until, status, reason, attempts, due_at, sent_at, failure)
+        $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[])
+        AS done (id, claimed, leased_until, status, reason, attempts, due_at, sent_at, failure,
+            unknown_reason, retry_at)
     WHERE message.id = done.id AND message.lease_owner = $1
         AND message.attempts = done.claimed AND message.lease_expires_at = done.leased_until
     RETURNING message.id"""
@@ -161,7 +166,7 @@ async def finish(
             (
                 *(done.claim.id, done.claim.attempts, done.claim.lease_expires_at),
                 *(done.status, done.reason, done.attempts, done.due_at, done.sent_at),
-                done.last_failure,
+                *(done.last_failure, done.unknown_reason, done.retry_at),
             )
             for done in in_order
         ),
@@ -199,30 +204,29 @@ async def give_back(connection: asyncpg.Connection, failed: Sequence[ClaimedMess
     await connection.execute(GIVE_BACK, [claim.id for claim in failed], attempts)
 
 
-# Nobody knows what became of a message whose lease has expired: it counts as unknown. After a
-# restart of the database the owners come first: they may know, and could not say so meanwhile.
+# What became of a message whose lease has expired is unknown: where the mailing holds such, and
+# after the last attempt, it ends so. After a restart of the database the owners come first: they
+# may know, and could not say so meanwhile.
 RESCUE = text("""
     WITH expired AS MATERIALIZED (
-        SELECT id FROM message
-        WHERE status = 'sending' AND lease_expires_at <= (SELECT clock_timestamp())
+        SELECT message.id, on_unknown = 'hold' OR attempts >= :max_attempts AS ended
+        FROM message JOIN mailing ON mailing.id = mailing_id
+        WHERE message.status = 'sending' AND lease_expires_at <= (SELECT clock_timestamp())
             AND pg_postmaster_start_time() < clock_timestamp() - interval '5 seconds'
-        LIMIT :chunk FOR UPDATE SKIP LOCKED
+        LIMIT :chunk FOR UPDATE OF message SKIP LOCKED
     )
     UPDATE message SET
-        last_failure = 'lease_expired', claimed_at = message.updated_at,
+        last_failure = 'lease_expired', unknown_reason = 'lease_expired',
+        reason = 'lease_expired', retry_at = NULL, claimed_at = message.updated_at,
         failures = CASE WHEN jsonb_array_length(failures) >= 20 THEN failures - 0
                         ELSE coalesce(failures, '[]') END
             || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
                 'ended_at', now(), 'reason', 'lease_expired'),
-        sent_at = CASE WHEN mailing.on_unknown = 'hold' THEN message.updated_at END,
-        status = CASE WHEN mailing.on_unknown = 'hold' THEN 'unknown'
-                      WHEN message.attempts >= :max_attempts THEN 'undelivered'
-                      ELSE 'scheduled' END,
-        reason = CASE WHEN mailing.on_unknown <> 'hold' AND message.attempts >= :max_attempts
-                      THEN 'attempts_exhausted' ELSE 'lease_expired' END,
+        sent_at = CASE WHEN ended THEN message.updated_at END,
+        status = CASE WHEN ended THEN 'unknown' ELSE 'scheduled' END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
-    FROM expired, mailing
-    WHERE message.id = expired.id AND mailing.id = message.mailing_id""")
+    FROM expired
+    WHERE message.id = expired.id""")
 
 
 async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> int:

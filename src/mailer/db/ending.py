@@ -1,0 +1,21 @@
+"""How a message ends that is not tried any more: what SQL sets, whichever statement ends it."""
+
+
+def ended(reason: str) -> dict[str, str]:
+    """Return by column the SQL that an UPDATE of `message` sets to cancel it for a reason, in SQL.
+
+    A message whose delivery is unknown may have been accepted: it ends as unknown instead, with the
+    reason of that attempt, and counts as sent when its last attempt began.
+    """
+    return {
+        "status": "CASE WHEN message.unknown_reason IS NULL THEN 'cancelled' ELSE 'unknown' END",
+        "reason": f"coalesce(message.unknown_reason, {reason})",
+        "sent_at": "CASE WHEN message.unknown_reason IS NOT NULL"
+        " THEN coalesce(message.claimed_at, message.updated_at) END",
+        "updated_at": "now()",
+    }
+
+
+def set_ended(reason: str) -> str:
+    """Return `ended` as the SET clause of a statement."""
+    return ", ".join(f"{column} = {value}" for column, value in ended(reason).items())
