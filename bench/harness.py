@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ import msgspec
 from mailer.access import keys
 from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import create_engine
+from mailer.loop_monitor import Block
 from sink import Taken
 
 TOKEN = "bench"  # noqa: S105  # of gateways that live as long as a benchmark
@@ -50,6 +51,8 @@ class Mailer:
         self.database_url = database_url
         self.key: str | None = None
         """What every call shows, where mailer asks for a key."""
+        self.blocks: list[Block] = []
+        """Blocks of its event loop, where it runs as `bench/watched.py`."""
         self._asks = asks
         self._process = process
 
@@ -81,9 +84,11 @@ class Mailer:
         raise RuntimeError(message)
 
     async def _warn(self) -> None:
-        """Show what mailer complains of, so that no figure hides it."""
+        """Keep blocks of the loop; show what mailer complains of, so that no figure hides it."""
         async for event in self._log():
-            if event.get("level") not in {"debug", "info"}:
+            if event.get("event") == "event_loop_blocked":
+                self.blocks.append(msgspec.convert(event, Block))
+            elif event.get("level") not in {"debug", "info"}:
                 print("mailer:", event, file=sys.stderr)
 
     async def _log(self) -> AsyncIterator[dict[str, Any]]:
@@ -150,8 +155,15 @@ class Mailer:
                 await asyncio.sleep(PAUSE)
 
 
+SERVE = ("-m", "mailer", "serve")
+WATCHED = (str(Path(__file__).with_name("watched.py")),)
+"""What Python runs: mailer, and mailer that tells of blocks of its event loop."""
+
+
 @asynccontextmanager
-async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
+async def serve(
+    gateway_url: str, program: Sequence[str] = SERVE, **settings: object
+) -> AsyncIterator[Mailer]:
     """Run mailer in a process of its own on a new data folder, sending to a gateway.
 
     With a `database_url` among the settings it works on that one, else on a new embedded database.
@@ -170,7 +182,7 @@ async def serve(gateway_url: str, **settings: object) -> AsyncIterator[Mailer]:
         }
         environ = own_environ() | {f"MAILER_{name.upper()}": str(v) for name, v in given.items()}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mailer", "serve"),
+            *(sys.executable, *program),
             env=environ,
             cwd=folder,  # away from a .env
             stdin=asyncio.subprocess.DEVNULL,

@@ -8,6 +8,7 @@ import asyncpg
 import msgspec
 
 from mailer.db.engine import create_engine
+from mailer.loop_monitor import LIMIT
 from mailer.report.verify import differences
 from soaking.evidence import Audit, Evidence, matches
 from soaking.journal import Journal
@@ -61,9 +62,18 @@ def check_final(audit: Audit, evidence: Evidence, final: Final) -> None:
     audit.none("mailings that did not end", _unended(final), of=mailings)
     audit.none("messages that did not end", _unsettled(final), of=total)
     audit.none("messages that differ from their history", _rewritten(evidence, final), of=total)
+    blocks = evidence.journal.blocks
+    audit.none(f"blocks of a loop over {LIMIT:g} s", _long_blocks(evidence), of=len(blocks))
     complaints = evidence.journal.complaints
     calls = len(evidence.journal.calls)
     audit.none("answers, log lines, exits that may not be", complaints, of=calls)
+
+
+def _long_blocks(evidence: Evidence) -> Iterator[str]:
+    """Yield blocks by processor time: a machine that is busy otherwise makes a loop wait, too."""
+    for life, block in evidence.journal.blocks:
+        if block.cpu_seconds > LIMIT:
+            yield f"{life}: {block.cpu_seconds:.3f} s in {block.frames}"
 
 
 def _wrong_sums(final: Final) -> Iterator[str]:

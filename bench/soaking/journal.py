@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from mailer.loop_monitor import Block
+
 GATEWAY_TIMEOUT = 2.0
 LEASE = 6.0
 RETRY_ATTEMPTS = 8
@@ -73,6 +75,8 @@ class Journal:
         """When each run of mailer began to serve, and when it ceased."""
         self.events: Counter[str] = Counter()
         """What mailer logged at level `warning` and above."""
+        self.blocks: list[tuple[str, Block]] = []
+        """Blocks of the event loop of a run of mailer."""
         self.over = asyncio.Event()
         """Set when nothing more is to be broken or asked."""
 

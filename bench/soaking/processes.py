@@ -14,6 +14,7 @@ from typing import Any, Self
 import msgspec
 
 import harness
+from mailer.loop_monitor import Block
 from soaking.journal import (
     GATEWAY_TIMEOUT,
     JITTER,
@@ -137,7 +138,7 @@ class Life:
     async def start(self, folder: Path) -> None:
         """Start it; its address is known as soon as it says so."""
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mailer", "serve"),
+            *(sys.executable, *harness.WATCHED),
             env=self._environ,
             cwd=folder,  # away from a .env
             stdin=asyncio.subprocess.DEVNULL,
@@ -183,6 +184,8 @@ class Life:
 
     def _note(self, event: dict[str, Any]) -> None:
         name, level = str(event.get("event")), event.get("level")
+        if name == "event_loop_blocked":
+            self._journal.blocks.append((self.name, msgspec.convert(event, Block)))
         if name == "started":
             self.address = str(event["address"])
             self.is_serving.set()

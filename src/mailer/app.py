@@ -32,6 +32,7 @@ from mailer.errors import StartError
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.pace import Pace
+from mailer.loop_monitor import DEBUG_INTERVAL, INTERVAL, LoopMonitor
 from mailer.mailing.api import MailingController
 from mailer.report.api import StatisticsController, show_metrics
 from mailer.report.daily_mail import DailyMail
@@ -150,6 +151,9 @@ async def _serve(
     settings: Settings, url: str, on_start: Callable[[str], None], post: Post | None = None
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
+        is_debugged = settings.log_level == "debug"
+        monitor = LoopMonitor(interval=DEBUG_INTERVAL if is_debugged else INTERVAL)
+        stack.enter_context(monitor.running())
         listening = stack.enter_context(_listen(settings.host, settings.port))
         engine = create_engine(url, patience=PATIENCE)
         stack.push_async_callback(engine.dispose)

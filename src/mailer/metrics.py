@@ -107,6 +107,11 @@ _attempts = PlainHistogram(
     "Attempts that a message took until its outcome.",
     (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20),
 )
+_loop_lag = PlainHistogram(
+    "mailer_event_loop_lag_seconds",
+    "How late the event loop answers a sign of life that it is asked for ten times a second.",
+    (0.001, *SECONDS),
+)
 _requests = Gauge(
     "mailer_gateway_requests_in_flight",
     "Requests to the gateway that wait for an answer.",
@@ -186,6 +191,11 @@ def finished(outcomes: Iterable[tuple[str, str | None, int]], *, late: int) -> N
 def request_ended(seconds: float) -> None:
     """Count a request to the gateway that took so long, whatever came of it."""
     _latency.observe(seconds)
+
+
+def loop_answered(seconds: float) -> None:
+    """Count how long the event loop kept the loop monitor waiting."""
+    _loop_lag.observe(seconds)
 
 
 def watch_requests(count: Callable[[], int]) -> None:
