@@ -30,6 +30,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
+from mailer.db.opening import sample_clock
 from mailer.dispatch import story
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.gateway.breaker import Breaker
@@ -110,6 +111,7 @@ async def rest(messages: int, turns: int) -> float:
         async with embedded_postgres(Path(folder)) as url:
             engine = create_engine(url)
             await migrate(engine)
+            await sample_clock(engine)
             database = await asyncpg.connect(url)
             await database.execute(harness.ADD_CLIENTS, messages)
             await database.execute("VACUUM ANALYZE client")

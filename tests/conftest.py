@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -15,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.app import create_app
+from mailer.clock import database_clock, elapsed
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
@@ -38,6 +40,12 @@ AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_ti
 SEASONED = 5.1
 """Seconds after its start from which on a server counts as one that has not just restarted."""
 _numbers = count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _database_time() -> None:
+    """What a process learns when it opens its database; the tests' is on this machine."""
+    database_clock.sample(elapsed(), datetime.now(UTC), elapsed())
 
 
 @pytest.fixture(scope="session")

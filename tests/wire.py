@@ -5,9 +5,9 @@ import contextlib
 import socket
 import ssl
 import struct
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+from mailer.clock import elapsed
 from mailer.dispatch.requests import Requests
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.port import Gateway, Outcome, Request
@@ -119,7 +119,7 @@ def gateway_at(url: str, token: str | None = None, concurrency: int = 5) -> Http
 
 
 def a_request(message_id: int = 7, text: str = "Hello", within: float = 30.0) -> Request:
-    return Request(message_id, "79161234567", text, time.monotonic() + within)
+    return Request(message_id, "79161234567", text, elapsed() + within)
 
 
 async def send(gateway: Gateway, request: Request | None = None) -> Outcome:

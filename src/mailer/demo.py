@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy import DateTime, Integer, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import COMMAND_LINE
+from mailer.clock import database_clock
 from mailer.gateway.faults import Faults
 from mailer.gateway.sandbox import SandboxGateway
 from mailer.mailing import service
@@ -109,7 +110,7 @@ async def surroundings(settings: Settings) -> AsyncIterator[Settings]:
 
 async def fill(engine: AsyncEngine) -> None:
     """Add the clients, and mailings: ended, paused, for later; one is due, one is in a moment."""
-    now = datetime.now(UTC)
+    now = database_clock.now()
     async with engine.begin() as connection:
         await connection.execute(ADD_CLIENTS, {"clients": CLIENTS})
         for ended in ENDED:

@@ -35,7 +35,7 @@ PERSONAL = re.compile(
 QUERY = re.compile(r"""(://[^\s?#'"]{1,2000}\?)[^\s#'"]+""")
 
 # Libraries whose chatter tells an operator nothing; SQLAlchemy's would also show rows.
-QUIET = ("aiohttp", "alembic", "apscheduler", "asyncio", "sqlalchemy", "tzlocal", "uvicorn")
+QUIET = ("aiohttp", "alembic", "asyncio", "sqlalchemy", "uvicorn")
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -162,6 +162,46 @@ _database_up = Gauge(
 )
 
 
+_clock_steps = Counter(
+    "mailer_clock_steps",
+    "How often a clock was found to have stepped, by a second or more.",
+    ["clock"],
+    registry=REGISTRY,
+)
+for _clock in ("database", "wall"):
+    _clock_steps.labels(_clock)  # shown from the start, so that the first step is an increase
+
+
+_job_ages = Gauge(
+    "mailer_job_last_success_age_seconds",
+    "For how long a periodic job has not succeeded, in this process.",
+    ["name"],
+    registry=REGISTRY,
+)
+_job_failures = Counter(
+    "mailer_job_failures",
+    "Runs of a periodic job that failed.",
+    ["name"],
+    registry=REGISTRY,
+)
+
+
+def watch_job(job: str, age: Callable[[], float]) -> None:
+    """Show for how many seconds a job has not succeeded, as `age` tells."""
+    _job_ages.labels(job).set_function(age)
+    _job_failures.labels(job)
+
+
+def job_failed(job: str) -> None:
+    """Count a run of a job that failed."""
+    _job_failures.labels(job).inc()
+
+
+def clock_stepped(clock: str) -> None:
+    """Count a step of the `database` clock or of this machine's `wall` clock."""
+    _clock_steps.labels(clock).inc()
+
+
 def breaker(state: BreakerState) -> None:
     """Tell the state that the breaker has come to."""
     for other in get_args(BreakerState):

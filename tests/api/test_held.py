@@ -36,9 +36,9 @@ async def api(engine: AsyncEngine, breaker: Breaker) -> AsyncIterator[httpx.Asyn
 
 def send(breaker: Breaker, outcome: Outcome, at: datetime = AT) -> None:
     """Let a message go out and come to an outcome."""
-    permit = breaker.begin(at)
+    permit = breaker.begin(at.timestamp())
     assert permit is not None
-    breaker.record(permit, outcome, at)
+    breaker.record(permit, outcome, at.timestamp(), at)
 
 
 def fail(breaker: Breaker) -> None:
@@ -110,11 +110,11 @@ async def test_mailings_are_held_while_the_gateway_is_probed_and_no_more_after_a
     address = f"/mailings/{(await add_mailings(api, engine))['running']}"
     fail(breaker)
     later = AT + timedelta(seconds=RESET)
-    probe = breaker.begin(later)
+    probe = breaker.begin(later.timestamp())
     assert probe is not None
     assert (await get(api, address))["held"] == HELD
 
-    breaker.record(probe, Accepted(), later)
+    breaker.record(probe, Accepted(), later.timestamp(), later)
 
     assert (await get(api, address))["held"] is None
 
@@ -168,11 +168,11 @@ async def test_gateway_that_takes_nothing_is_shown_open_until_it_is_probed(
     assert await get(api, "/gateway") == held | {"breaker": "open"}
 
     later = AT + timedelta(seconds=RESET)
-    probe = breaker.begin(later)
+    probe = breaker.begin(later.timestamp())
     assert await get(api, "/gateway") == held | {"breaker": "half_open"}
 
     assert probe is not None
-    breaker.record(probe, Accepted(), later)
+    breaker.record(probe, Accepted(), later.timestamp(), later)
     assert await get(api, "/gateway") == CALM | {"is_set": True}
 
 
@@ -216,10 +216,10 @@ async def test_overview_says_since_when_and_why_the_gateway_takes_nothing(
     assert 'the gateway answered 503, since <time datetime="2030-01-15T06:00:00Z"' in page
     assert 'Next try: <time datetime="2030-01-15T06:00:15Z"' in page
     later = AT + timedelta(seconds=RESET)
-    probe = breaker.begin(later)
+    probe = breaker.begin(later.timestamp())
     assert "not taking messages" in await overview(api)
     assert probe is not None
-    breaker.record(probe, Accepted(), later)
+    breaker.record(probe, Accepted(), later.timestamp(), later)
     assert "not taking messages" not in await overview(api)
 
 

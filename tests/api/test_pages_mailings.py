@@ -207,9 +207,9 @@ async def held(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """The application with a gateway that takes nothing."""
     breaker = Breaker(failures=1, reset=15)
     at = datetime(2030, 1, 15, 6, tzinfo=UTC)
-    permit = breaker.begin(at)
+    permit = breaker.begin(0)
     assert permit is not None
-    breaker.record(permit, Unavailable("http_503"), at)
+    breaker.record(permit, Unavailable("http_503"), 0, at)
     transport = inside(create_app(engine, breaker, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client

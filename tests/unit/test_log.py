@@ -98,7 +98,7 @@ def test_libraries_are_rendered_alike(stream: io.StringIO) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["sqlalchemy.engine.Engine", "apscheduler.scheduler"])
+@pytest.mark.parametrize("name", ["sqlalchemy.engine.Engine", "asyncio"])
 def test_a_library_that_would_show_rows_or_ticks_is_quiet(stream: io.StringIO, name: str) -> None:
     configure_logging("debug", "json", stream)
     logging.getLogger(name).info("SELECT phone, text")

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import accounts, keys, service
 from mailer.access.accounts import Account, NewAccount, NewPassword, NewPerson, NewRole
 from mailer.access.model import COMMAND_LINE, Actor
+from mailer.clock import database_clock
 from mailer.errors import ConflictError
 from mailer.validation import check
 
@@ -39,7 +40,7 @@ async def make_key(engine: AsyncEngine, name: str, scope: str, days: int | None)
 
     Raises `InvalidError` and `KeyNameTakenError`.
     """
-    now = datetime.now(UTC)
+    now = database_clock.now()
     expires_at = None if days is None else now + timedelta(days=days)
     new = check(keys.NewKey, {"name": name, "scope": scope, "expires_at": expires_at}, now)
     async with engine.begin() as connection:
@@ -51,7 +52,7 @@ async def list_keys(engine: AsyncEngine) -> list[str]:
     """Return a table of all keys, the newest first, line by line."""
     async with engine.connect() as connection:
         found = await keys.every(connection)
-    now = datetime.now(UTC)
+    now = database_clock.now()
     return list(_table([KEY_HEADS, *(_row(key, now) for key in found)]))
 
 
@@ -67,7 +68,7 @@ async def expect_new_user(engine: AsyncEngine, name: str, role: str) -> None:
 
     Raises `InvalidError` and `AccountNameTakenError`.
     """
-    new = check(NewPerson, {"name": name.strip(), "role": role}, datetime.now(UTC))
+    new = check(NewPerson, {"name": name.strip(), "role": role}, database_clock.now())
     async with engine.connect() as connection:
         if await accounts.kept_password(connection, new.name) is not None:
             raise accounts.AccountNameTakenError
@@ -76,7 +77,7 @@ async def expect_new_user(engine: AsyncEngine, name: str, role: str) -> None:
 async def add_user(engine: AsyncEngine, name: str, role: str, password: str) -> None:
     """Make an account; raises `InvalidError` and `AccountNameTakenError`."""
     given = {"name": name.strip(), "role": role, "password": password}
-    new = check(NewAccount, given, datetime.now(UTC))
+    new = check(NewAccount, given, database_clock.now())
     await service.add_account(engine, new, at_the_command_line())
 
 
@@ -91,7 +92,7 @@ async def set_user_password(engine: AsyncEngine, name: str, password: str) -> No
 
     Raises `InvalidError`, `AccountNotFoundError` and `NoPasswordHereError`.
     """
-    new = check(NewPassword, {"password": password}, datetime.now(UTC))
+    new = check(NewPassword, {"password": password}, database_clock.now())
     async with engine.connect() as connection:
         known, *_ = await _called(connection, name)  # only the first can have a password
     await service.set_password(engine, known.id, new, at_the_command_line())
@@ -102,7 +103,7 @@ async def set_user_role(engine: AsyncEngine, name: str, role: str) -> None:
 
     Raises `InvalidError`, `AccountNotFoundError` and `RoleElsewhereError`.
     """
-    new = check(NewRole, {"role": role}, datetime.now(UTC))
+    new = check(NewRole, {"role": role}, database_clock.now())
     async with engine.begin() as connection:
         known, *_ = await _called(connection, name)  # only of the first is a role kept here
         await accounts.set_role(connection, known.id, new.role, at_the_command_line())

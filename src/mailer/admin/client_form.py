@@ -4,12 +4,12 @@ People write phones as they like, leave blank what has a default, and leave blan
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from mailer.client.api import ClientQuery
 from mailer.client.model import Client, ClientChange, NewClient, operator_code
 from mailer.client.phone import normalize_phone
+from mailer.clock import database_clock
 from mailer.validation import check
 
 FIELDS = ("phone", "operator_code", "tag", "time_zone")
@@ -23,14 +23,14 @@ def as_filter(given: Mapping[str, str | list[str]]) -> ClientQuery:
     for field in ("phone", "operator_code", "time_zone"):  # a tag may have blanks at its ends
         if isinstance(each := given.get(field), str):
             tidy[field] = _tidy(field, each)
-    return check(ClientQuery, tidy, datetime.now(UTC), strict=False)
+    return check(ClientQuery, tidy, database_clock.now(), strict=False)
 
 
 def as_new(typed: Mapping[str, str]) -> NewClient:
     """Return the client to add; raises `InvalidError` naming every wrong field."""
     tidy = {field: _tidy(field, typed[field]) for field in FIELDS}
     given = {field: each for field, each in tidy.items() if each or field == "phone"}
-    return check(NewClient, given, datetime.now(UTC))
+    return check(NewClient, given, database_clock.now())
 
 
 def as_shown(client: Client) -> dict[str, str]:
@@ -57,7 +57,7 @@ def as_change(typed: Mapping[str, str]) -> ClientChange:
         given["tag"] = None
     if given.get("time_zone") == "":
         given["time_zone"] = "UTC"
-    return check(ClientChange, given, datetime.now(UTC))
+    return check(ClientChange, given, database_clock.now())
 
 
 def _tidy(field: str, text: str) -> str:

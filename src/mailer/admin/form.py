@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 from litestar import Request
 
+from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.validation import Given, check
 
@@ -83,4 +84,4 @@ def checked_twice(model: type[Given], given: Mapping[str, str]) -> Given:
     rest = {field: text for field, text in given.items() if field != "again"}
     is_same = given["again"] == given["password"]
     errors = [] if is_same else [FieldError("again", "differs from the password above")]
-    return checked(model, rest, errors, datetime.now(UTC))
+    return checked(model, rest, errors, database_clock.now())

@@ -16,6 +16,7 @@ from mailer.access.model import Actor
 from mailer.admin.form import Form, checked, typed
 from mailer.admin.language import marked
 from mailer.admin.render import Show, done
+from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.validation import MAX_ID
 
@@ -55,7 +56,7 @@ class Keys(Controller):
         """
         form = Form(await typed(request, *BLANK))
         try:
-            new = read_new(form, show.viewer.time_zone, datetime.now(UTC))
+            new = read_new(form, show.viewer.time_zone, database_clock.now())
             async with engine.begin() as connection:
                 key, secret = await keys.add(connection, new, by)
         except InvalidError as error:
@@ -120,7 +121,7 @@ def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
 async def _page(engine: AsyncEngine, show: Show, form: Form, status: int = 200) -> Response[str]:
     async with engine.connect() as connection:
         found, left_out = await keys.recent(connection)
-    now = datetime.now(UTC)
+    now = database_clock.now()
     return show.page(
         "keys/list.html", status, form=form, keys=found, left_out=left_out, now=now, days=DAYS
     )

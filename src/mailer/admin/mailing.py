@@ -1,7 +1,6 @@
 """One mailing: what became of it so far, and what may be done with it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from litestar import Controller, Response, get, post
@@ -16,6 +15,7 @@ from mailer.access.model import Actor
 from mailer.admin.language import marked
 from mailer.admin.live import Live, Sections
 from mailer.admin.render import Show, done
+from mailer.clock import database_clock
 from mailer.errors import ConflictError
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.pace import Pace
@@ -51,7 +51,7 @@ async def look(
         counts = await statistics.in_detail(connection, mailing, most_buckets=BARS)
         sharing = await forecast.sharing(connection, pace, mailing)
         expected = await forecast.from_now_on(connection, mailing, pace, sharing.processes)
-    now = datetime.now(UTC)
+    now = database_clock.now()
     return {
         "forecast": expected,
         "sharing": sharing,
@@ -120,7 +120,7 @@ class MailingPage(Controller):
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
             stands = await steps.look(connection, mailing_id)
-        if verb not in controls(mailing, datetime.now(UTC)):
+        if verb not in controls(mailing, database_clock.now()):
             error = marked("The mailing is in a state in which this makes no sense.")
             return _refused(show, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}")
         return show.page(

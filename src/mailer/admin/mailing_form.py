@@ -1,6 +1,6 @@
 """The form of a mailing: written anew, copied or changed, with what it would do beside it."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
@@ -18,6 +18,7 @@ from mailer.admin import mailing_preview as preview
 from mailer.admin.form import LONG_LIMIT, Form, typed
 from mailer.admin.language import marked
 from mailer.admin.render import Show, done
+from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.gateway.pace import Pace
 from mailer.mailing import service, store
@@ -57,7 +58,7 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
         return self.show.page("mailings/preview.html", **await self._facts(values))
 
     async def _facts(self, values: fields.Values) -> dict[str, Any]:
-        now, zone = datetime.now(UTC), fields.zone_of(values)
+        now, zone = database_clock.now(), fields.zone_of(values)
         draft, wrong = fields.read_draft(values, self.mailing, now)
         seen = await preview.look(self.engine, draft, values["text"], zone, self.pace, self.mailing)
         is_begun = self.mailing is not None and self.mailing.datetime_start <= now
@@ -97,7 +98,7 @@ class MailingForm(Controller):
     @get("/new", needs="write")
     async def show_new(self, sheet: NamedDependency[Sheet], copied: Copied = None) -> Response[str]:
         """Show the form of a new mailing, or of a copy of one."""
-        now, zone = datetime.now(UTC), sheet.show.viewer.time_zone
+        now, zone = database_clock.now(), sheet.show.viewer.time_zone
         if copied is None:
             return await sheet.page(Form(fields.blank(now, zone) | {SEEN: ""}))
         values = fields.copied(await _mailing(sheet.engine, copied), now, zone)
@@ -115,7 +116,7 @@ class MailingForm(Controller):
         """Create a mailing."""
         form = Form(await typed(request, *fields.FIELDS, SEEN))
         try:
-            new = fields.read_new(form.values, datetime.now(UTC))
+            new = fields.read_new(form.values, database_clock.now())
             mailing = await service.create(sheet.engine, new, by)
         except InvalidError as error:
             sheet = msgspec.structs.replace(sheet, copy_of=copied)
@@ -150,7 +151,7 @@ class MailingForm(Controller):
             refusal = InvalidError([FieldError("", CHANGED_MEANWHILE)])
             return await sheet.page(form.refused(refusal), HTTP_409_CONFLICT)
         try:
-            changes = fields.read_change(values, mailing, datetime.now(UTC))
+            changes = fields.read_change(values, mailing, database_clock.now())
             await service.change(sheet.engine, mailing_id, changes, by)
         except InvalidError as error:
             return await sheet.page(form.refused(error, fields.NAMES), HTTP_400_BAD_REQUEST)
@@ -181,6 +182,6 @@ async def _mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:
 
 async def _changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:
     mailing = await _mailing(engine, mailing_id)
-    if mailing.status in ENDED or mailing.datetime_end <= datetime.now(UTC):
+    if mailing.status in ENDED or mailing.datetime_end <= database_clock.now():
         raise MailingEndedError
     return mailing

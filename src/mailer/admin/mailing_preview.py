@@ -11,6 +11,7 @@ from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client.model import Client
+from mailer.clock import database_clock
 from mailer.gateway.pace import Pace
 from mailer.mailing import audience
 from mailer.mailing.forecast import Forecast
@@ -122,7 +123,7 @@ async def look(  # noqa: PLR0913, PLR0917  # a form, and what it meets
     mailing: Mailing | None,
 ) -> Preview:
     """Return what there is to say of a draft; `mailing` is the one that it changes."""
-    now = datetime.now(UTC)
+    now = database_clock.now()
     given, by_zone, sample = draft.client_filter, dict[str, int](), list[Client]()
     async with engine.connect() as connection:
         if given is not UNSET:

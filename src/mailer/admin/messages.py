@@ -1,6 +1,5 @@
 """A mailing's messages: listed, filtered, downloaded, and the story of one."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -16,6 +15,7 @@ from mailer.admin.render import Show
 from mailer.client import store as clients
 from mailer.client.model import Phone
 from mailer.client.phone import normalize_phone
+from mailer.clock import database_clock
 from mailer.db.paging import Slice
 from mailer.db.schema import MESSAGE_STATUSES
 from mailer.gateway.breaker import Breaker
@@ -129,7 +129,7 @@ class MessageList(Controller):
             mailing = with_hold(await store.get(connection, mailing_id), breaker)
             # no message has so large an id, which PostgreSQL still takes
             story = await messages.story(connection, mailing_id, min(message_id, MAX_ID))
-        now = datetime.now(UTC)
+        now = database_clock.now()
         return show.page(
             "mailings/message.html",
             mailing=mailing,

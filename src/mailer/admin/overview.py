@@ -1,6 +1,5 @@
 """The overview: what runs, what comes next, how it goes with the gateway, what became of a day."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from litestar import Controller, Response, get
@@ -10,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.admin.live import Live, Sections
 from mailer.admin.render import Show
+from mailer.clock import database_clock
 from mailer.db.paging import Position
 from mailer.mailing import store
 from mailer.report import backlog, lately, progress
@@ -30,7 +30,7 @@ async def look(engine: AsyncEngine) -> dict[str, Any]:
             "next": await store.next_to_start(connection, NEXT),
             "backlog": await backlog.look(connection),
             "most_due": backlog.MOST_DUE,
-            "hours": await lately.outcomes(connection, datetime.now(UTC)),
+            "hours": await lately.outcomes(connection, database_clock.now()),
         }
 
 

@@ -1,6 +1,5 @@
 """People: who has an account, what each may do, and ways to change that."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, get, post
@@ -16,6 +15,7 @@ from mailer.access.model import SCOPE_OF, Actor
 from mailer.admin.form import Form, checked_twice, typed
 from mailer.admin.listing import NOTHING, asked, pages
 from mailer.admin.render import Show, done
+from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.validation import MAX_ID, check
 from mailer.web.query import PageQuery
@@ -104,7 +104,7 @@ class People(Controller):
         account_id: AccountId,
     ) -> Redirect:
         """Give an account another role."""
-        new = check(NewRole, await typed(request, "role"), datetime.now(UTC))
+        new = check(NewRole, await typed(request, "role"), database_clock.now())
         async with engine.begin() as connection:
             await accounts.set_role(connection, account_id, new.role, by)
         return done("role-changed", f"{PATH}/{account_id}")

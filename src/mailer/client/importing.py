@@ -4,7 +4,6 @@ import functools
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any, ClassVar, get_args
 
 import asyncpg
@@ -17,6 +16,7 @@ from mailer.client.csvfile import NOT_UTF8, CsvFile, Record, is_utf8
 from mailer.client.formulas import as_given
 from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, known_zones
 from mailer.client.phone import ROUNDED, is_rounded, normalize_phone
+from mailer.clock import database_clock
 from mailer.db import locks
 from mailer.db.engine import raw
 from mailer.errors import ConflictError, FieldError, InvalidError
@@ -160,7 +160,7 @@ class LineSorter:
         }
         found = {}
         try:
-            check(NewClient, given, datetime.now(UTC))
+            check(NewClient, given, database_clock.now())
         except InvalidError as error:
             found = {error.field: error.message for error in error.errors}
         if given.get("time_zone", "UTC") not in self._zones:

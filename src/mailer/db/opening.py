@@ -8,9 +8,11 @@ from typing import TypeVar
 
 import asyncpg
 import structlog
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.clock import database_clock, elapsed
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import cause_of, create_engine, is_away
 from mailer.db.migrate import migrate
@@ -47,6 +49,7 @@ async def open_database(
         engine = create_engine(url)
         stack.push_async_callback(engine.dispose)
         await _migrate_patiently(engine)
+        await sample_clock(engine)
         yield url, engine
 
 
@@ -62,6 +65,14 @@ async def migrate_only(settings: Settings) -> None:
     """Bring the database to the newest schema; raises `StartError`."""
     async with open_database(settings, share=True):
         log.info("migrated")
+
+
+async def sample_clock(engine: AsyncEngine) -> None:
+    """Learn the database's time, which all that promises a time asks for."""
+    async with engine.connect() as connection:
+        asked_at = elapsed()
+        shown = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+        database_clock.sample(asked_at, shown, elapsed())
 
 
 async def _migrate_patiently(engine: AsyncEngine) -> None:

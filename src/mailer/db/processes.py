@@ -6,11 +6,13 @@ every second; so there is nothing to write down, and nothing left of a process t
 
 import os
 import socket
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 from sqlalchemy import Interval, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.clock import database_clock
 
 LONGEST = 63
 """Bytes of a session's name that PostgreSQL keeps; what is not ASCII it would replace."""
@@ -25,7 +27,7 @@ class Process(msgspec.Struct, frozen=True):
     """Its machine's name, cut if it is very long."""
     pid: int
     since: datetime
-    """When it started, by its machine's clock, to the second."""
+    """When it started, by the database's clock, to the second."""
 
 
 def session_name(host: str, pid: int, since: datetime) -> str:
@@ -40,7 +42,7 @@ def session_name(host: str, pid: int, since: datetime) -> str:
 
 def own_session_name() -> str:
     """Return the name for this process's session; to be asked once, at its start."""
-    return session_name(socket.gethostname(), os.getpid(), datetime.now(UTC))
+    return session_name(socket.gethostname(), os.getpid(), database_clock.now())
 
 
 # A session whose machine or network is gone stays for hours: it asks nothing any more. One that was

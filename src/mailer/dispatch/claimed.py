@@ -1,9 +1,9 @@
 """What is claimed and has not begun: a short queue between the database and the gateway."""
 
 import asyncio
-import time
 from collections.abc import Iterable
 
+from mailer.clock import elapsed
 from mailer.dispatch.recorder import BATCH
 from mailer.dispatch.share import Stock
 from mailer.message.model import ClaimedMessage
@@ -30,7 +30,7 @@ class ClaimedQueue:
 
     async def room(self) -> int:
         """Wait until half of what is kept claimed has gone; return how much to claim."""
-        self._stock.measure(time.monotonic())
+        self._stock.measure(elapsed())
         while self._is_half_full and not self._is_closed:
             self._has_room.clear()
             await self._has_room.wait()

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
 from mailer import metrics
+from mailer.clock import elapsed
 from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.claimed import ClaimedQueue
 from mailer.dispatch.failure import log_failure
@@ -104,8 +104,8 @@ class Claimer:
 
     async def _claim_due(self) -> bool:
         """Claim as much as there is room for; False when nothing is due, or nothing may begin."""
-        room = min(await self._claimed.room(), self._breaker.room(self._watch.now()))
-        asked, share = self._share.turn(self._watch.running, room, time.monotonic())
+        room = min(await self._claimed.room(), self._breaker.room(elapsed()))
+        asked, share = self._share.turn(self._watch.running, room, elapsed())
         if not asked or self._is_stopping:
             return False
         try:
@@ -138,7 +138,7 @@ class Claimer:
 
     async def _rest(self) -> None:
         """Wait for a message to be due or the breaker to let one through, or for a signal."""
-        held = self._breaker.seconds_to_probe(self._watch.now())
+        held = self._breaker.seconds_to_probe(elapsed())
         if not held:
             self._on_drained()
         pause = held or await self._until_due()

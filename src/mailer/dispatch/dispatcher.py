@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.requests import Requests
-from mailer.dispatch.schedule import jobs, scheduler_of
+from mailer.dispatch.schedule import jobs, run_jobs
 from mailer.dispatch.sender import Sender
 from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
@@ -43,7 +43,7 @@ class Dispatcher:
                 url, gateway, breaker, pace, requests, self._watch, settings, self._lifecycle.wake
             )
         )
-        self._scheduler = scheduler_of(jobs(engine, settings, report))
+        self._jobs = jobs(engine, settings, report)
         self._grace = settings.shutdown_grace + LAST_STATEMENT
         self._stopping = asyncio.Event()
 
@@ -59,9 +59,9 @@ class Dispatcher:
                 tasks.create_task(self._lifecycle.run()),
             ]
             sending = tasks.create_task(self._sender.run()) if self._sender else None
-            self._scheduler.start()
+            repeating = tasks.create_task(run_jobs(self._jobs))
             await self._stopping.wait()
-            self._scheduler.shutdown(wait=False)
+            repeating.cancel()
             if self._sender is not None and sending is not None:
                 self._sender.stop()
                 await asyncio.wait([sending], timeout=self._grace)

@@ -1,9 +1,8 @@
 """What a loop that must go on says of an error."""
 
-import time
-
 import structlog
 
+from mailer.clock import elapsed
 from mailer.db.engine import is_away
 from mailer.log import describe
 
@@ -22,6 +21,6 @@ def log_failure(error: Exception, *, at: str) -> None:
     """
     if not is_away(error):
         log.error("step_failed", at=at, **describe(error))
-    elif time.monotonic() - _said_at.get(at, -SAY_AGAIN) >= SAY_AGAIN:
-        _said_at[at] = time.monotonic()
+    elif elapsed() - _said_at.get(at, -SAY_AGAIN) >= SAY_AGAIN:
+        _said_at[at] = elapsed()
         log.warning("database_away", at=at)

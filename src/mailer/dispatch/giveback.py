@@ -1,7 +1,6 @@
 """Attempts to give back: a failure costs one, until it turns out to have been the gateway's."""
 
 from collections.abc import Collection
-from datetime import datetime
 
 from mailer.message.model import ClaimedMessage
 
@@ -10,18 +9,19 @@ class GiveBack:
     """The failures that an opening breaker explains, and those that it has explained.
 
     It explains what failed since the last request that succeeded began: then the gateway was still
-    up. An answer to what had begun before a failure says nothing of it.
+    up. An answer to what had begun before a failure says nothing of it. Moments are seconds on a
+    clock that never steps.
     """
 
     def __init__(self) -> None:
-        self._failed: list[tuple[datetime, ClaimedMessage]] = []
+        self._failed: list[tuple[float, ClaimedMessage]] = []
         self._explained: list[ClaimedMessage] = []
 
-    def fail(self, claim: ClaimedMessage, at: datetime) -> None:
+    def fail(self, claim: ClaimedMessage, at: float) -> None:
         """Note a failure that costs an attempt."""
         self._failed.append((at, claim))
 
-    def succeed(self, began: datetime) -> None:
+    def succeed(self, began: float) -> None:
         """Note a success: what had failed before it began was not an outage."""
         if self._failed:
             self._failed = [(at, claim) for at, claim in self._failed if at > began]

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.clock import elapsed
 from mailer.dispatch.failure import log_failure
 from mailer.mailing import audience, moving, resending
 
@@ -59,7 +59,7 @@ class Lifecycle:
 
     async def _advance(self) -> float:
         """Do some of what is to be done; return the seconds until there may be more."""
-        started_at = time.monotonic()
+        started_at = elapsed()
         to_do = await self._do(moving.look)
         if to_do is None:
             return AWAY
@@ -75,7 +75,7 @@ class Lifecycle:
         has_finished = to_do.finishes and await self._finish()
         if has_begun or has_messages or has_cleared or has_finished:
             # to take an audience keeps the database busy: who sends meanwhile gets half of it
-            return time.monotonic() - started_at if self._is_sending() else 0
+            return elapsed() - started_at if self._is_sending() else 0
         if to_do.is_any:
             return BREATH
         return IDLE if to_do.next_moment is None else min(IDLE, max(BREATH, to_do.next_moment))

@@ -1,10 +1,10 @@
 """The requests under way, and what cuts them: their deadline, their mailing, the process's end."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from datetime import datetime
 
+from mailer.clock import elapsed
 from mailer.gateway.port import Request
 from mailer.mailing.model import RunningMailing
 
@@ -36,14 +36,14 @@ class Requests:
 
     def follow(self, under_way: Mapping[int, RunningMailing], now: datetime) -> None:
         """Stop what belongs to a mailing that may not send; keep all to the ends they have now."""
-        loop_now = time.monotonic()
+        elapsed_now = elapsed()
         for request, mailing_id in self._under_way.items():
             mailing = under_way.get(mailing_id)
             if mailing is None or not mailing.may_send:
                 request.stop()
             if mailing is not None:
                 left = mailing.time_left(now)
-                request.deadline = min(request.deadline, loop_now + left)
+                request.deadline = min(request.deadline, elapsed_now + left)
         self._cut_late()
 
     def cut_all(self, because: str) -> None:
@@ -53,7 +53,7 @@ class Requests:
             request.cut(because)
 
     def _cut_late(self) -> None:
-        now = time.monotonic()
+        now = elapsed()
         for request in self._under_way:
             if request.deadline <= now:
                 request.cut("timeout")
@@ -66,4 +66,5 @@ class Requests:
             self._timer = None
         self._fires_at = moment
         if moment < float("inf"):
-            self._timer = asyncio.get_running_loop().call_at(moment, self._cut_late)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(moment - elapsed(), self._cut_late)

@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 import structlog
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer import metrics
 from mailer.access import clearing
 from mailer.client import directory
+from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch.failure import log_failure
 from mailer.mailing import moving
 from mailer.message import store as messages
@@ -58,6 +58,7 @@ def jobs(
             log.info("messages_retired", messages=retired)
 
     table = [
+        Job("clock", 1, sample_wall_clock),
         Job("rescue", min(5, settings.lease / 4), rescue),
         Job("purge", 2, _step(engine, lambda database: moving.purge(database, CHUNK))),
         Job("fold", 2, fold),
@@ -83,36 +84,31 @@ def _step(
     return run
 
 
-def scheduler_of(table: list[Job]) -> AsyncIOScheduler:
-    """Return a scheduler that runs each job of `table`, one run of it at a time.
+async def run_jobs(table: list[Job]) -> None:
+    """Run each job of `table` again and again until cancelled, one run of it at a time.
 
     They begin one after the other, so that they do not all want a connection at the same moment.
     """
-    scheduler = AsyncIOScheduler(timezone="UTC")
-    now = datetime.now(UTC)
-    for place, job in enumerate(table, 1):
-        scheduler.add_job(
-            _calmly(job),
-            "interval",
-            seconds=job.every,
-            id=job.name,
-            next_run_time=now + timedelta(seconds=job.every * place / len(table)),
-            misfire_grace_time=None,
-            coalesce=True,
-            max_instances=1,
-        )
-    return scheduler
+    async with asyncio.TaskGroup() as tasks:
+        for place, job in enumerate(table, 1):
+            tasks.create_task(_repeat(job, job.every * place / len(table)))
 
 
-def _calmly(job: Job) -> Callable[[], Awaitable[None]]:
-    """Wrap a job so that an error only costs this run."""
+async def _repeat(job: Job, pause: float) -> None:
+    """Run a job after `pause` seconds and then at its interval; an error only costs its run.
 
-    async def run() -> None:
+    The event loop waits by a clock that nobody sets: a step of the wall clock delays no run.
+    """
+    succeeded_at = elapsed()
+    metrics.watch_job(job.name, lambda: elapsed() - succeeded_at)
+    while True:
+        await asyncio.sleep(pause)
+        began = elapsed()
         try:
             await job.run()
-        except asyncio.CancelledError:
-            return  # the scheduler stops, and would log it as the job's failure
         except Exception as error:
+            metrics.job_failed(job.name)
             log_failure(error, at=job.name)
-
-    return run
+        else:
+            succeeded_at = elapsed()
+        pause = job.every - (elapsed() - began) % job.every

@@ -6,15 +6,15 @@ across a request.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 from uuid import uuid4
 
 import structlog
 
 from mailer import metrics
+from mailer.clock import database_clock, elapsed
 from mailer.dispatch.claimed import ClaimedQueue
 from mailer.dispatch.claimer import Claimer
 from mailer.dispatch.failure import log_failure
@@ -54,7 +54,7 @@ class Ready(NamedTuple):
     claim: ClaimedMessage
     send: Send
     permit: int
-    began: datetime
+    began: float
 
 
 class Sender:
@@ -155,9 +155,9 @@ class Sender:
         if self._rate is None:
             return await self._next_ready()
         async with self._turn:  # so that one alone waits, and none with a message in hand
-            moment = time.monotonic()
+            moment = elapsed()
             moment += self._rate.take(moment)
-            while not self._is_stopping and (left := moment - time.monotonic()) > 0:  # noqa: ASYNC110  # a moment to come, and no event
+            while not self._is_stopping and (left := moment - elapsed()) > 0:  # noqa: ASYNC110  # a moment to come, and no event
                 await asyncio.sleep(min(left, STEP))
             return await self._next_ready()
 
@@ -171,7 +171,7 @@ class Sender:
         return None
 
     def _judge(self, claim: ClaimedMessage) -> Ready | FinishedMessage:
-        now = self._watch.now()
+        began, now = elapsed(), database_clock.now()
         mailing = self._watch.running.get(claim.mailing_id)
         try:
             send = before_sending(claim, mailing, now, self._timeout)
@@ -180,29 +180,28 @@ class Sender:
             return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, FinishedMessage):
             return send
-        permit = self._breaker.begin(now)
+        permit = self._breaker.begin(began)
         if permit is None:
             return hand_back(claim)
         if self._breaker.state == "half_open":
             metrics.breaker("half_open")
             log.info("breaker_probes")
-        return Ready(claim, send, permit, now)
+        return Ready(claim, send, permit, began)
 
     async def _send(self, ready: Ready) -> FinishedMessage:
-        claim, mailing = ready.claim, ready.send.mailing
-        began = time.monotonic()
+        claim, mailing, began = ready.claim, ready.send.mailing, ready.began
         deadline = began + ready.send.within
         request = Request(claim.id, ready.send.phone, mailing.text, deadline, self._asks(ready))
         outcome = await self._request(claim.mailing_id, request)
-        took = time.monotonic() - began
+        took = elapsed() - began
         metrics.request_ended(took)
         if isinstance(outcome, Accepted | Refused):
             self._pace.count(took)
         self._claimed.count()
-        now = self._watch.now()
         is_cut_short = request.cut_because is not None and request.deadline < began + self._timeout
         lesson = Stopped() if is_cut_short else outcome  # a mailing's end says nothing of a gateway
-        is_free = self._learn(ready, lesson, now)
+        is_free = self._learn(ready, lesson)
+        now = database_clock.now()
         return after_sending(claim, mailing, outcome, now, self._retry, is_free=is_free)
 
     def _asks(self, ready: Ready) -> Callable[[], bool] | None:
@@ -210,7 +209,7 @@ class Sender:
         window, zone = ready.send.mailing.window, ready.claim.time_zone
         if window is None:
             return None
-        return lambda: window.is_open_in(zone, self._watch.now())
+        return lambda: window.is_open_in(zone, database_clock.now())
 
     async def _request(self, mailing_id: int, request: Request) -> Outcome:
         self._requests.add(mailing_id, request)
@@ -223,10 +222,10 @@ class Sender:
         finally:
             self._requests.remove(request)
 
-    def _learn(self, ready: Ready, outcome: Outcome, now: datetime) -> bool:
+    def _learn(self, ready: Ready, outcome: Outcome) -> bool:
         """Tell the breaker; return whether a failure is the gateway's and costs no attempt."""
-        state = self._breaker.state
-        is_free = self._breaker.record(ready.permit, outcome, now)
+        state, now = self._breaker.state, elapsed()
+        is_free = self._breaker.record(ready.permit, outcome, now, database_clock.now())
         match outcome:
             case Accepted() | Refused():
                 self._give_back.succeed(ready.began)
@@ -237,7 +236,7 @@ class Sender:
             self._tell_breaker(now)
         return is_free
 
-    def _tell_breaker(self, now: datetime) -> None:
+    def _tell_breaker(self, now: float) -> None:
         metrics.breaker(self._breaker.state)
         if self._breaker.hold is not None:
             seconds = round(self._breaker.seconds_to_probe(now), 3)

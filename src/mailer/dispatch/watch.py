@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import structlog
 
+from mailer.clock import database_clock, elapsed
 from mailer.db.engine import PATIENCE, connect
 from mailer.db.processes import own_session_name
 from mailer.dispatch.failure import log_failure
@@ -47,11 +47,6 @@ class MailingWatch:
         self._on_change = on_change
         self._locked: set[int] = set()
         self._told = asyncio.Event()
-        self._clock_offset = timedelta()
-
-    def now(self) -> datetime:
-        """Return the time by the database's clock."""
-        return datetime.now(UTC) + self._clock_offset
 
     async def run(self) -> None:
         """Follow the mailings until cancelled, through every loss of the connection."""
@@ -95,7 +90,7 @@ class MailingWatch:
             for mailing_id, mailing in under_way.items()
             if mailing.may_send and mailing_id in self._locked
         }
-        self._requests.follow(under_way, self.now())
+        self._requests.follow(under_way, database_clock.now())
 
     async def _refresh(self, connection: asyncpg.Connection) -> None:
         under_way = await self._look(connection)
@@ -116,19 +111,7 @@ class MailingWatch:
         self._locked.remove(mailing_id)
 
     async def _look(self, connection: asyncpg.Connection) -> dict[int, RunningMailing]:
-        asked_at = datetime.now(UTC)
+        asked_at = elapsed()
         database_now, mailings = await moving.under_way(connection)
-        answered_at = datetime.now(UTC)
-        self._clock_offset = offset_of(self._clock_offset, asked_at, database_now, answered_at)
+        database_clock.sample(asked_at, database_now, elapsed())
         return {mailing.id: mailing for mailing in mailings}
-
-
-def offset_of(
-    known: timedelta, asked_at: datetime, told: datetime, answered_at: datetime
-) -> timedelta:
-    """Return by how much the database's clock, which told the time in between, is ahead.
-
-    An answer that took long says little: what is known stays unless it cannot be true.
-    """
-    least, most = told - answered_at, told - asked_at
-    return known if least <= known <= most else least + (most - least) / 2

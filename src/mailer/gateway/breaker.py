@@ -1,6 +1,7 @@
 """The circuit breaker before a gateway: a gateway that is down is left alone, and then probed.
 
-Pure: the time is an argument. Source of the states: M. Nygard, "Release It!", 2007, chapter 5.
+Pure: the time is an argument, `now` in seconds on a clock that never steps. Source of the states:
+M. Nygard, "Release It!", 2007, chapter 5.
 """
 
 import math
@@ -14,8 +15,8 @@ from mailer.metrics import BreakerState
 
 NO_LIMIT = 1_000_000
 """More messages than anybody claims at once."""
-LONGEST = timedelta(days=1)
-"""The longest pause that a gateway can ask for: it is not to stop everything for ever."""
+LONGEST = 86_400.0
+"""Seconds of the longest pause that a gateway can ask for: it cannot stop everything for ever."""
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -57,11 +58,12 @@ class Breaker:
         self.hold: Hold | None = None
         """Why it is not closed."""
         self.retry_at: datetime | None = None
-        """When it lets the next probe through; None while closed."""
+        """When it lets the next probe through, for people; None while closed."""
         self.failures = 0
         """Failures in a row."""
         self._most_failures = failures
-        self._reset = timedelta(seconds=reset)
+        self._reset = reset
+        self._probe_at = 0.0
         self._permit = 1
         self._is_probing = False
 
@@ -75,20 +77,19 @@ class Breaker:
             failures=self.failures,
         )
 
-    def room(self, now: datetime) -> int:
+    def room(self, now: float) -> int:
         """Return how many messages may begin."""
         if self.state == "closed":
             return NO_LIMIT
-        is_due = self.retry_at is not None and now >= self.retry_at
-        return int(is_due and not self._is_probing)
+        return int(now >= self._probe_at and not self._is_probing)
 
-    def seconds_to_probe(self, now: datetime) -> float:
+    def seconds_to_probe(self, now: float) -> float:
         """Return the seconds until a message may begin; infinite while a probe is under way."""
-        if self.room(now) or self.retry_at is None:
+        if self.room(now):
             return 0.0
-        return math.inf if self._is_probing else (self.retry_at - now).total_seconds()
+        return math.inf if self._is_probing else self._probe_at - now
 
-    def begin(self, now: datetime) -> int | None:
+    def begin(self, now: float) -> int | None:
         """Return a permit to send one message, or None; with its outcome it goes to `record`."""
         if not self.room(now):
             return None
@@ -97,11 +98,12 @@ class Breaker:
             self._is_probing = True
         return self._permit
 
-    def record(self, permit: int, outcome: Outcome, now: datetime) -> bool:
+    def record(self, permit: int, outcome: Outcome, now: float, at: datetime) -> bool:
         """Learn what became of a message, and return whether the gateway is to blame for it.
 
         It is while the breaker is not closed, and for what began before it last opened. What began
         under an earlier state changes nothing, but for a longer pause that the gateway asks for.
+        `at` is the moment `now`, for people.
         """
         match outcome:
             case Stopped():
@@ -113,27 +115,31 @@ class Breaker:
                     self._close()
                 return False
             case Unavailable() | Unknown():
-                self._fail(permit, outcome, now)
+                self._fail(permit, outcome, now, at)
         return self.state != "closed" or permit != self._permit
 
-    def _fail(self, permit: int, failure: Unavailable | Unknown, now: datetime) -> None:
+    def _fail(self, permit: int, failure: Unavailable | Unknown, now: float, at: datetime) -> None:
         asks = failure.is_for_all if isinstance(failure, Unavailable) else False
         pause = self._pause(failure)
         if permit != self._permit:
-            if asks and self.retry_at is not None:
-                self.retry_at = max(self.retry_at, now + pause)
+            if asks and self.state != "closed" and now + pause > self._probe_at:
+                self._wait(pause, now, at)
             return
         self.failures += 1
         if asks or self.state != "closed" or self.failures >= self._most_failures:
             self.state = "open"
-            self.hold = Hold(now if self.hold is None else self.hold.since, failure.reason)
-            self.retry_at = now + pause
+            self.hold = Hold(at if self.hold is None else self.hold.since, failure.reason)
+            self._wait(pause, now, at)
             self._permit += 1
             self._is_probing = False
 
-    def _pause(self, failure: Unavailable | Unknown) -> timedelta:
+    def _wait(self, pause: float, now: float, at: datetime) -> None:
+        self._probe_at = now + pause
+        self.retry_at = at + timedelta(seconds=pause)
+
+    def _pause(self, failure: Unavailable | Unknown) -> float:
         if isinstance(failure, Unavailable) and failure.is_for_all and failure.retry_after:
-            return min(LONGEST, timedelta(seconds=failure.retry_after))
+            return min(LONGEST, failure.retry_after)
         return self._reset
 
     def _close(self) -> None:

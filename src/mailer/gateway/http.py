@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.http_writer import StreamWriter
 from aiohttp.payload import BytesPayload
 
+from mailer.clock import database_clock
 from mailer.gateway.port import Accepted, Outcome, Refused, Request, Unavailable, Unknown
 
 ANSWER_LIMIT = 64 * 1024
@@ -163,7 +164,7 @@ class _Post(aiohttp.ClientRequest):
 async def _outcome(response: aiohttp.ClientResponse) -> Outcome:
     if response.status == 200:  # noqa: PLR2004  # the contract's own number
         return outcome_of_body(await _read(response, ANSWER_LIMIT))
-    pause = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+    pause = retry_after(response.headers.get("Retry-After"), database_clock.now())
     return outcome_of_status(response.status, pause)
 
 

@@ -1,11 +1,12 @@
 """What the dispatcher knows of a gateway: it takes one message and tells an outcome."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
+
+from mailer.clock import elapsed
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -47,7 +48,7 @@ class Request:
     """One request to the gateway, under way in a task: what it carries, and how far it is.
 
     A gateway calls `begin` first and `write` right before it hands the request to the network.
-    `deadline` is a moment on `time.monotonic()`; whoever made the request cuts it then. `may_go`
+    `deadline` is a moment of `elapsed()`; whoever made the request cuts it then. `may_go`
     is asked once more before the write, since a connection can take long to come.
     """
 
@@ -90,7 +91,7 @@ class Request:
 
         A process that stood still may come here before the timer that would have cut the request.
         """
-        is_late = time.monotonic() >= self.deadline
+        is_late = elapsed() >= self.deadline
         if is_late or (self.may_go is not None and not self.may_go()):
             self.cut_because = self.cut_because or "stopped"
         self.is_written = self.cut_because is None

@@ -6,7 +6,6 @@ an Idempotency-Key that has done it already, and whose answer was lost, goes on 
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import audit
 from mailer.access.model import Actor
+from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.mailing import audience, store
 from mailer.mailing.model import (
@@ -108,9 +108,9 @@ async def change(
 
 
 def _refuse_too_late(mailing: Mailing, values: dict[str, Any], *, has_begun: bool) -> None:
-    if mailing.status in ENDED or mailing.datetime_end <= datetime.now(UTC):
+    if mailing.status in ENDED or mailing.datetime_end <= database_clock.now():
         raise MailingEndedError
-    has_started = has_begun or mailing.datetime_start <= datetime.now(UTC)
+    has_started = has_begun or mailing.datetime_start <= database_clock.now()
     start = values.get("datetime_start", mailing.datetime_start)
     if has_started and start != mailing.datetime_start:
         raise MailingStartedError
@@ -120,7 +120,7 @@ def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
     """Refuse a change that is right in itself but not together with what stays."""
     whole = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | values
     errors = [
-        *MailingChange.broken_rules(whole, datetime.now(UTC)),
+        *MailingChange.broken_rules(whole, database_clock.now()),
         *half_window(whole),
     ]
     if errors:
@@ -218,7 +218,7 @@ async def retry(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
         if by.effect is not None:
             return await store.get(connection, mailing_id)
         mailing = await store.get(connection, mailing_id, lock=True)
-        if mailing.status == "cancelled" or mailing.datetime_end <= datetime.now(UTC):
+        if mailing.status == "cancelled" or mailing.datetime_end <= database_clock.now():
             raise MailingEndedError
         if mailing.undelivered_messages + mailing.unknown_messages == 0:
             raise NothingToRetryError
@@ -241,7 +241,7 @@ async def retry(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
 async def _get_live(connection: AsyncConnection, mailing_id: int) -> Mailing:
     """Return a mailing that has not ended, locked."""
     mailing = await store.get(connection, mailing_id, lock=True)
-    if mailing.status in ENDED or mailing.datetime_end <= datetime.now(UTC):
+    if mailing.status in ENDED or mailing.datetime_end <= database_clock.now():
         raise MailingEndedError
     return mailing
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Generic
 
@@ -16,6 +15,7 @@ from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
+from mailer.clock import database_clock
 from mailer.validation import Given, Input, check
 
 STALL = 60.0
@@ -157,4 +157,4 @@ def _read(request: Request[Any, Any, Any], body: bytes, model: type[Given]) -> G
         given = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ClientException("The body is not JSON in UTF-8.") from error
-    return check(model, given, request.scope["state"].get(ASKED_AT) or datetime.now(UTC))
+    return check(model, given, request.scope["state"].get(ASKED_AT) or database_clock.now())

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
@@ -21,6 +21,7 @@ from litestar.openapi.spec import (
 )
 from msgspec import UNSET, Meta, UnsetType
 
+from mailer.clock import database_clock
 from mailer.db.paging import Position
 from mailer.errors import FieldError
 from mailer.validation import MAX_ID, Given, Input, check
@@ -104,7 +105,7 @@ def read(
     With `blank_is_absent` it may be a form's, which sends its empty fields too.
     """
     given = parameters(request, blank_is_absent=blank_is_absent)
-    return check(model, given, datetime.now(UTC), strict=False)
+    return check(model, given, database_clock.now(), strict=False)
 
 
 def parameters(

@@ -1,8 +1,9 @@
 """How many requests each caller may make: a leaky bucket as a meter, in this process' memory."""
 
 import math
-import time
 from collections.abc import Callable, Hashable
+
+from mailer.clock import elapsed
 
 KEPT = 10_000
 """Callers that are remembered at most; of those whose bucket is empty nothing need be."""
@@ -15,7 +16,7 @@ class Rate:
     which its bucket is empty.
     """
 
-    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_second: float, clock: Callable[[], float] = elapsed) -> None:
         self._interval = 1 / per_second
         self._tolerance = max(2.0, self._interval)
         self._clock = clock

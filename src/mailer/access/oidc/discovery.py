@@ -1,7 +1,6 @@
 """What an identity provider says of itself, its keys, and how it is asked."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OKPKey, RSAKey
 
 from mailer.access.oidc.model import ProviderAwayError, SignInError
+from mailer.clock import elapsed
 from mailer.settings import is_loopback
 
 TIME_LIMIT = 10.0
@@ -141,7 +141,7 @@ class Kept(Generic[Shape]):
 class Provided:
     """What a provider says of itself, and its keys."""
 
-    def __init__(self, issuer: str, wire: Wire, clock: Clock = time.monotonic) -> None:
+    def __init__(self, issuer: str, wire: Wire, clock: Clock = elapsed) -> None:
         self._issuer = issuer
         self._wire = wire
         self._clock = clock

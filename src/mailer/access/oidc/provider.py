@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import secrets
-import time
 from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import quote_plus, urlencode, urlsplit, urlunsplit
@@ -13,6 +12,7 @@ import msgspec
 from mailer.access.oidc.discovery import Answer, Clock, Metadata, Provided, Wire
 from mailer.access.oidc.id_token import Expected, Token
 from mailer.access.oidc.model import Identity, ProviderAwayError, SignInError, Start
+from mailer.clock import database_clock, elapsed
 from mailer.settings import ROLES, Role, Settings, role_words
 
 SCOPE = "openid profile email"
@@ -41,6 +41,10 @@ class Refusal(msgspec.Struct, frozen=True):
     error: str
 
 
+def _now() -> float:
+    return database_clock.now().timestamp()
+
+
 class Provider:
     """An identity provider at which mailer is a client; to be closed.
 
@@ -57,8 +61,8 @@ class Provider:
         role_claim: str,
         roles: Mapping[str, Role],
         *,
-        now: Clock = time.time,
-        clock: Clock = time.monotonic,
+        now: Clock = _now,
+        clock: Clock = elapsed,
     ) -> None:
         self._issuer = issuer
         self._client_id = client_id
