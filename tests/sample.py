@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.db import locks
 from mailer.db.engine import raw
 from mailer.db.schema import MESSAGE_STATUSES
 from mailer.mailing import audience, moving, resending, store
@@ -50,7 +51,7 @@ BEGIN = text("""
         is_settled = :is_settled
     WHERE id = :id""")
 
-HOLD_LOCK = text("SELECT pg_advisory_xact_lock_shared(:id)")
+HOLD_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({locks.STOP})")
 STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
 LEDGER = text("SELECT * FROM ledger WHERE mailing_id = :id")
 
@@ -146,10 +147,10 @@ async def value(engine: AsyncEngine, query: str) -> Any:
 
 
 @asynccontextmanager
-async def sending_for(engine: AsyncEngine, mailing_id: int) -> AsyncIterator[None]:
-    """Hold the lock that every process holds while it may send for a mailing."""
+async def behind_all_stops(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Be a worker that has applied no stop, and so may send for any mailing."""
     async with engine.begin() as connection:
-        await connection.execute(HOLD_LOCK, {"id": mailing_id})
+        await connection.execute(HOLD_LOCK)
         yield
 
 

@@ -11,12 +11,12 @@ from tests.api.calls import DUE, FIELDS, NEW, create, messages_of
 from tests.sample import (
     advance,
     begin,
+    behind_all_stops,
     claim,
     do,
     execute,
     finish,
     running,
-    sending_for,
     take_audience,
 )
 
@@ -234,8 +234,8 @@ async def test_answer_comes_when_no_process_sends_for_the_mailing_any_more(
     api: httpx.AsyncClient, engine: AsyncEngine, method: str, path: str
 ) -> None:
     address = f"/mailings/{(await create(api, DUE))['id']}"
-    mailing_id = await begin(engine)
-    async with sending_for(engine, mailing_id):
+    await begin(engine)
+    async with behind_all_stops(engine):
         asked = asyncio.create_task(api.request(method, f"{address}{path}"))
         await asyncio.wait({asked}, timeout=0.3)
         assert not asked.done()
@@ -247,8 +247,8 @@ async def test_who_pauses_does_not_wait_any_longer_when_somebody_resumes(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     address = f"/mailings/{(await create(api, DUE))['id']}"
-    mailing_id = await begin(engine)
-    async with sending_for(engine, mailing_id):
+    await begin(engine)
+    async with behind_all_stops(engine):
         pausing = asyncio.create_task(api.post(f"{address}/pause"))
         await asyncio.wait({pausing}, timeout=0.3)
         assert (await api.post(f"{address}/resume")).status_code == 200

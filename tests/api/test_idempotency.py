@@ -23,7 +23,15 @@ from tests.api.repeats import (
     post,
     until_held,
 )
-from tests.sample import add_clients, add_mailing, add_messages, do, execute, sending_for, value
+from tests.sample import (
+    add_clients,
+    add_mailing,
+    add_messages,
+    behind_all_stops,
+    do,
+    execute,
+    value,
+)
 
 from mailer.access.idempotency import middleware
 from mailer.access.idempotency import store as claims
@@ -232,9 +240,14 @@ async def test_who_repeats_waits_too_until_nobody_sends(
     engine: AsyncEngine, api: httpx.AsyncClient, name: str
 ) -> None:
     call = await prepared(engine, api, name)
-    await post(api, call)
+    await execute(engine, "UPDATE mailing SET audience_until = 0, status = 'running'")
+    async with behind_all_stops(engine):
+        asked = asyncio.create_task(post(api, call))
+        await asyncio.sleep(0.3)
+        assert not asked.done()
+    await asked
     await execute(engine, CRASH)
-    async with sending_for(engine, 1):
+    async with behind_all_stops(engine):
         repeat = asyncio.create_task(post(api, call))
         await asyncio.sleep(0.3)
         assert not repeat.done()

@@ -4,12 +4,13 @@ from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import (
+    HOLD_LOCK,
     add_clients,
     add_mailing,
     add_messages,
+    behind_all_stops,
     do,
     execute,
-    sending_for,
     take_audience,
     value,
 )
@@ -22,7 +23,6 @@ from mailer.message.model import FinishedMessage
 
 MANY = 6_000
 LEASE = timedelta(seconds=60)
-HOLD_LOCK = "SELECT pg_advisory_xact_lock_shared($1)"
 ADD_MANY = f"""
     INSERT INTO client (phone, operator_code, time_zone)
     SELECT '7916' || lpad(n::text, 7, '0'), '916', (ARRAY['UTC', 'Asia/Tokyo'])[1 + n % 2]
@@ -47,7 +47,8 @@ async def change_filter(engine: AsyncEngine) -> None:
     """Change the filter as the service does, to one that nobody matches."""
     await execute(
         engine,
-        "UPDATE mailing SET client_filter = '\"999\"', audience_cursor = 0, replanning = true",
+        "UPDATE mailing SET client_filter = '\"999\"', audience_cursor = 0, replanning = true,"
+        " replan_stop = NULL",
     )
 
 
@@ -132,9 +133,9 @@ async def test_two_processes_never_take_the_same_chunk(engine: AsyncEngine) -> N
 
 
 async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> None:
-    mailing_id = await replanned_mailing(engine)
+    await replanned_mailing(engine)
     await change_filter(engine)
-    async with sending_for(engine, mailing_id):
+    async with behind_all_stops(engine):
         replanning = asyncio.create_task(do(engine, audience.take_chunk))
         await asyncio.wait({replanning}, timeout=0.3)
         assert await one_message(engine) == "scheduled"
@@ -149,7 +150,7 @@ async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> No
 async def test_audience_is_taken_while_processes_send(engine: AsyncEngine) -> None:
     await add_clients(engine, 2)
     await begun_mailing(engine)
-    async with sending_for(engine, 1), asyncio.timeout(5):
+    async with behind_all_stops(engine), asyncio.timeout(5):
         await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == 2
@@ -176,7 +177,7 @@ async def test_replan_waits_for_a_claim_that_it_could_not_see_yet(engine: AsyncE
     async with engine.connect() as pooled:
         sender = await raw(pooled)
         async with sender.transaction():
-            await sender.execute(HOLD_LOCK, mailing_id)
+            await sender.execute(HOLD_LOCK.text)
             (claim,) = await messages.claim(sender, [mailing_id], 1, owner, LEASE)
             await change_filter(engine)
             replanning = asyncio.create_task(take_audience(engine))
@@ -207,12 +208,12 @@ async def test_nothing_is_claimed_of_a_mailing_that_is_being_replanned(
 
 
 async def test_replan_that_waits_keeps_no_other_mailing_waiting(engine: AsyncEngine) -> None:
-    mailing_id = await replanned_mailing(engine)
+    await replanned_mailing(engine)
     await change_filter(engine)
     await begun_mailing(engine)
     async with engine.connect() as pooled:
         sender = await raw(pooled)
         async with sender.transaction(), asyncio.timeout(5):
-            await sender.execute(HOLD_LOCK, mailing_id)
+            await sender.execute(HOLD_LOCK.text)
             await take_audience(engine)
             assert await value(engine, "SELECT count(*) FROM message") == 2

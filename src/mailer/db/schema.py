@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     PrimaryKeyConstraint,
+    Sequence,
     String,
     Table,
     Time,
@@ -62,6 +63,9 @@ def now(name: str) -> Column[object]:
     """Return a column for the moment at which its row came to be."""
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
 
+
+# what `mailer.mailing.stopping` draws
+Sequence("stop_number", metadata=metadata)
 
 client = Table(
     "client",
@@ -138,6 +142,8 @@ mailing = Table(
     Column("audience_until", BigInteger),
     # a change while it runs goes over the whole audience again; nothing is claimed meanwhile
     Column("replanning", Boolean, nullable=False, server_default="false"),
+    # the number of the stop that every worker must have applied before; null until it is drawn
+    Column("replan_stop", BigInteger),
     # what was given up before this moment is to be sent again; null when all of it is scheduled
     moment("retry_before", nullable=True),
     # the messages up to this id are gone through for that

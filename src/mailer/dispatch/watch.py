@@ -1,4 +1,4 @@
-"""What this process knows of the running mailings, and its word that it sends for no others."""
+"""The running mailings as this worker knows them, and its word that it sends for no others."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from mailer.db.engine import PATIENCE, connect
 from mailer.db.processes import own_session_name
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.requests import Requests
-from mailer.mailing import moving
+from mailer.mailing import moving, stopping
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.telling import CHANNEL
 
@@ -23,29 +23,25 @@ POLL = 1.0
 RECONNECT_PAUSE = 0.5
 """Seconds between attempts to reach the database again."""
 
-TRY_LOCK = "SELECT pg_try_advisory_lock_shared($1)"
-UNLOCK = "SELECT pg_advisory_unlock_shared($1)"
-
 
 class MailingWatch:
     """Follows the running mailings over a connection of its own, which names this process.
 
-    For each mailing in `running` this process holds a shared lock on the mailing's id; it lets go
-    of it only after it has dropped the mailing and taken back every request for it that was not
-    written. Who stops a mailing asks for the lock and so knows that no process sends for it any
-    more. When the connection is lost so are the locks, and nothing counts as running until they
-    are held again.
+    The connection holds the number of the newest stop that this worker has applied: it moves on
+    only when every mailing that was stopped is dropped and every request for it that was not
+    written is taken back. Who stops a mailing waits for that. When the connection is lost so is the
+    number, and nothing counts as running until one is held again.
     """
 
     def __init__(self, url: str, requests: Requests, on_change: Callable[[], None]) -> None:
         self.running: dict[int, RunningMailing] = {}
         self.claiming = asyncio.Lock()
-        """Held while messages are claimed: a mailing is not let go of in between."""
+        """Held while messages are claimed: no stop counts as applied in between."""
         self._url = url
         self._name = own_session_name()
         self._requests = requests
         self._on_change = on_change
-        self._locked: set[int] = set()
+        self._applied: int | None = None
         self._told = asyncio.Event()
 
     async def run(self) -> None:
@@ -57,7 +53,7 @@ class MailingWatch:
                 log_failure(error, at="watch")
             finally:
                 self._show({})
-                self._locked.clear()
+                self._applied = None
             await asyncio.sleep(RECONNECT_PAUSE)
 
     async def _follow(self) -> None:
@@ -86,29 +82,22 @@ class MailingWatch:
     def _show(self, under_way: dict[int, RunningMailing]) -> None:
         """Let it be seen what may be sent, and take back what may not."""
         self.running = {
-            mailing_id: mailing
-            for mailing_id, mailing in under_way.items()
-            if mailing.may_send and mailing_id in self._locked
+            mailing_id: mailing for mailing_id, mailing in under_way.items() if mailing.may_send
         }
         self._requests.follow(under_way, database_clock.now())
 
     async def _refresh(self, connection: asyncpg.Connection) -> None:
-        under_way = await self._look(connection)
-        self._show(under_way)
-        for mailing_id in self._locked - self.running.keys():
-            await self._unlock(connection, mailing_id)
-        new = [m for m, mailing in under_way.items() if mailing.may_send and m not in self._locked]
-        locked = {m for m in new if await connection.fetchval(TRY_LOCK, m)}
-        if locked:  # what was stopped before the lock was held may not send any more
-            self._locked |= locked
-            self._show(await self._look(connection))
-            for mailing_id in locked - self.running.keys():
-                await self._unlock(connection, mailing_id)
+        newest = await stopping.newest(connection)
+        if self._applied is None:  # before the mailings are read: who stops one must wait for this
+            await self._mark_applied(connection, newest)
+        self._show(await self._look(connection))
+        if newest != self._applied:
+            async with self.claiming:
+                await self._mark_applied(connection, newest)
 
-    async def _unlock(self, connection: asyncpg.Connection, mailing_id: int) -> None:
-        async with self.claiming:
-            await connection.execute(UNLOCK, mailing_id)
-        self._locked.remove(mailing_id)
+    async def _mark_applied(self, connection: asyncpg.Connection, number: int) -> None:
+        await stopping.mark_applied(connection, number, self._applied)
+        self._applied = number
 
     async def _look(self, connection: asyncpg.Connection) -> dict[int, RunningMailing]:
         asked_at = elapsed()

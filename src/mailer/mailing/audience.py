@@ -40,6 +40,7 @@ from mailer.client import directory
 from mailer.client.model import Client
 from mailer.db.ending import ended
 from mailer.db.schema import client, message
+from mailer.mailing import stopping
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
@@ -146,7 +147,7 @@ def plan(
 # Another process that is at a mailing holds its row.
 NEXT = text("""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        status, client_filter, audience_cursor, audience_until, replanning,
+        status, client_filter, audience_cursor, audience_until, replanning, replan_stop,
         clock_timestamp() AS now
     FROM mailing
     WHERE NOT is_settled AND deleted_at IS NULL AND audience_cursor < audience_until
@@ -155,8 +156,7 @@ NEXT = text("""
         AND id <> ALL(:passed_over)
     ORDER BY audience_cursor LIMIT 1
     FOR UPDATE SKIP LOCKED""").bindparams(bindparam("passed_over", type_=ARRAY(BigInteger)))
-# Whoever may send for the mailing holds this lock, shared, and claims nothing without it.
-MAY_REPLAN = text("SELECT pg_try_advisory_xact_lock(:id)")
+SET_STOP = text("UPDATE mailing SET replan_stop = :number WHERE id = :id")
 IS_SENDING = text("SELECT sending > 0 FROM ledger WHERE mailing_id = :id")
 MOVE_CURSOR = text("""
     UPDATE mailing SET audience_cursor = :upper, replanning = replanning AND NOT :is_last,
@@ -177,7 +177,7 @@ class Taken(msgspec.Struct, frozen=True):
 async def take_chunk(connection: AsyncConnection) -> Taken | None:
     """Take the next chunk of some mailing's audience; None when there is none to take.
 
-    A mailing is planned anew only when no process may claim from it and all that was claimed is
+    A mailing is planned anew only when no worker may claim from it and all that was claimed is
     back: then no message that the change takes out can be sent after it.
     """
     mailing = await _next(connection)
@@ -203,18 +203,25 @@ async def _next(connection: AsyncConnection) -> Row[Any] | None:
         mailing = found.one_or_none()
         if mailing is None or not mailing.replanning:
             return mailing
-        if await _is_at_rest(connection, mailing.id):
+        if await _is_at_rest(connection, mailing):
             return mailing
         passed_over.append(mailing.id)
 
 
-async def _is_at_rest(connection: AsyncConnection, mailing_id: int) -> bool:
-    """Whether nobody sends for a mailing, nor can until this transaction ends."""
-    this = {"id": mailing_id}
-    if not (await connection.execute(MAY_REPLAN, this)).scalar_one():
+async def _is_at_rest(connection: AsyncConnection, mailing: Row[Any]) -> bool:
+    """Whether no worker sends for a mailing, nor can until it is planned anew.
+
+    The change is committed, so that the number of its stop may be drawn; it stays in the row until
+    the next change.
+    """
+    number = mailing.replan_stop
+    if number is None:
+        number = await stopping.draw(connection)
+        await connection.execute(SET_STOP, {"id": mailing.id, "number": number})
+    if not await stopping.is_applied(connection, number):
         return False
-    # asked after the lock is held: a claim before it is seen
-    return not (await connection.execute(IS_SENDING, this)).scalar_one()
+    # asked after every worker has stopped: a claim before that is seen
+    return not (await connection.execute(IS_SENDING, {"id": mailing.id})).scalar_one()
 
 
 def _bound(mailing: Row[Any]) -> Executable:

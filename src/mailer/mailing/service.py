@@ -17,7 +17,7 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
-from mailer.mailing import audience, store
+from mailer.mailing import audience, stopping, store
 from mailer.mailing.model import (
     ENDED,
     Mailing,
@@ -94,7 +94,7 @@ async def change(
         _refuse_too_late(mailing, values, has_begun=has_begun)
         _refuse_misfit(mailing, values)
         if has_begun and values.keys() & PLANNED_BY:
-            values |= {"audience_cursor": 0, "replanning": True}
+            values |= {"audience_cursor": 0, "replanning": True, "replan_stop": None}
         elif "client_filter" in values:
             values["clients_count"] = await audience.count(connection, values["client_filter"])
         await store.change(connection, mailing_id, values)
@@ -128,10 +128,10 @@ def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
 
 
 async def delete(engine: AsyncEngine, mailing_id: int, by: Actor) -> None:
-    """Delete a mailing; returns when no process sends for it any more.
+    """Delete a mailing; returns when no worker sends for it any more.
 
-    Raises `MailingNotFoundError`, and `StillStoppingError` when a process does not let go; who
-    asks again meanwhile waits again.
+    Raises `MailingNotFoundError`, and `StillStoppingError` when a worker does not stop; who asks
+    again waits again.
     """
     try:
         async with engine.begin() as connection:
@@ -142,16 +142,16 @@ async def delete(engine: AsyncEngine, mailing_id: int, by: Actor) -> None:
             await _record(connection, by, "mailing_deleted", mailing_id, before=was)
         log.info("mailing_deleted", mailing_id=mailing_id)
     except MailingNotFoundError:
-        if await _is_stopped(engine, mailing_id):
-            raise
+        await _until_stopped(engine, mailing_id)
+        raise
     await _until_stopped(engine, mailing_id)
 
 
 async def pause(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
-    """Pause a mailing; returns when no process begins to send for it any more.
+    """Pause a mailing; returns when no worker begins to send for it any more.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingPausedError`, and
-    `StillStoppingError` when a process does not let go.
+    `StillStoppingError` when a worker does not stop.
     """
     if by.effect is None:
         async with engine.begin() as connection:
@@ -193,7 +193,7 @@ async def cancel(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
     """Cancel a mailing for good: what has not been sent will not be.
 
     Its messages become cancelled in chunks, soon after. Raises `MailingNotFoundError`,
-    `MailingEndedError`, and `StillStoppingError` when a process does not let go.
+    `MailingEndedError`, and `StillStoppingError` when a worker does not stop.
     """
     if by.effect is None:
         async with engine.begin() as connection:
@@ -246,35 +246,46 @@ async def _get_live(connection: AsyncConnection, mailing_id: int) -> Mailing:
     return mailing
 
 
-# A process that may send for a mailing holds this lock, shared, and lets go of it when it has
-# dropped the mailing and taken back its requests: with the lock in hand, nobody sends for it. Once
-# somebody has let it run again there is nothing left to wait for.
-IS_STOPPED = text("""
-    SELECT pg_try_advisory_xact_lock(:mailing_id) OR EXISTS (
-        SELECT FROM mailing
-        WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
 PATIENCE = 30.0
-"""Seconds to wait for every process to stop sending."""
+"""Seconds to wait for every worker to stop sending."""
 PAUSE = 0.02
 """Seconds between looks whether they have, with no connection held."""
+# Of a mailing that has not begun there is nothing to send. Once somebody has let it run again there
+# is nothing left to wait for.
+SENDS_NOTHING = text("""
+    SELECT NOT EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND audience_until IS NOT NULL)
+        OR EXISTS (
+            SELECT FROM mailing
+            WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
 
 
 async def _stopped(engine: AsyncEngine, mailing_id: int) -> Mailing:
-    """Wait until no process sends for a mailing, and return it."""
+    """Wait until no worker sends for a mailing, and return it."""
     await _until_stopped(engine, mailing_id)
     async with engine.connect() as connection:
         return await store.get(connection, mailing_id)
 
 
 async def _until_stopped(engine: AsyncEngine, mailing_id: int) -> None:
+    """Wait until every worker has read the change that stops a mailing; it is committed."""
+    async with engine.begin() as connection:
+        if await _sends_nothing(connection, mailing_id):
+            return
+        number = await stopping.draw(connection)
     try:
         async with asyncio.timeout(PATIENCE):
-            while not await _is_stopped(engine, mailing_id):  # noqa: ASYNC110  # others end, elsewhere
+            while not await _is_stopped(engine, mailing_id, number):  # noqa: ASYNC110  # others end, elsewhere
                 await asyncio.sleep(PAUSE)
     except TimeoutError as error:
         raise StillStoppingError from error
 
 
-async def _is_stopped(engine: AsyncEngine, mailing_id: int) -> bool:
-    async with engine.begin() as connection:
-        return bool((await connection.execute(IS_STOPPED, {"mailing_id": mailing_id})).scalar_one())
+async def _is_stopped(engine: AsyncEngine, mailing_id: int, number: int) -> bool:
+    async with engine.connect() as connection:
+        return await stopping.is_applied(connection, number) or await _sends_nothing(
+            connection, mailing_id
+        )
+
+
+async def _sends_nothing(connection: AsyncConnection, mailing_id: int) -> bool:
+    return bool((await connection.execute(SENDS_NOTHING, {"mailing_id": mailing_id})).scalar_one())
