@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import get_args
 
 from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_from_dir
@@ -19,8 +20,9 @@ from mailer import admin
 from mailer.access.oidc import model as oidc_model
 from mailer.admin.language import FOLDER, LANGUAGES
 from mailer.client import csvfile
-from mailer.client.importing import COLUMNS
+from mailer.client.decoding import Encoding
 from mailer.client.phone import ROUNDED
+from mailer.client.rows import COLUMNS
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import half_window
 from mailer.validation import Input, rules_of
@@ -79,7 +81,8 @@ def _composed() -> Iterable[str]:
     yield "has {} fields, and the header {}"
     yield from oidc_model.TEXTS.values()
     yield ROUNDED
-    for said in (csvfile.NOT_UTF8, csvfile.TOO_LONG, csvfile.MALFORMED):
+    yield from (f"is not {encoding}" for encoding in get_args(Encoding))
+    for said in (csvfile.TOO_LONG, csvfile.MALFORMED):
         yield said
         yield f"the header {said}"
 

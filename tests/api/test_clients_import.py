@@ -37,7 +37,7 @@ async def test_report_says_what_became_of_every_line(api: httpx.AsyncClient) -> 
         "updated": 0,
         "unchanged": 0,
         "rejected": 1,
-        "errors": [{"line": 4, "field": "phone", "message": rule}],
+        "errors": [{"line": 4, "field": "phone", "value": "8916", "message": rule}],
     }
     assert answer.json() == expected
     again = await api.post(f"{PATH}/", content=content, headers=CSV)
@@ -65,7 +65,10 @@ async def test_file_beyond_the_limit_is_413(api: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize(
     "media_type",
-    ["text/csv", "Text/CSV; charset=UTF-8", 'text/csv; header=present; charset="utf-8"'],
+    [
+        *("text/csv", "Text/CSV; charset=UTF-8", 'text/csv; header=present; charset="utf-8"'),
+        "text/csv; charset=windows-1251",
+    ],
 )
 async def test_csv_in_utf8_is_taken(api: httpx.AsyncClient, media_type: str) -> None:
     headers = {"Content-Type": media_type}
@@ -91,7 +94,8 @@ async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> N
         (b"tag,name\nvip,Anna\n", ["name", "phone"]),
         (b"phone,phone\n", ["phone"]),
         (b"phone,\0\n", ["\0"]),
-        (b"\xff\xfe\n", [""]),
+        (b"\xff\xfe\n", ["?", "phone"]),
+        ("телефон\n".encode("cp1251"), ["телефон", "phone"]),
         (b"x" * 100_000, [""]),
     ],
 )
@@ -101,6 +105,39 @@ async def test_wrong_header_is_400_and_names_the_columns(
     answer = await api.post(PATH, content=content, headers=CSV)
     assert answer.status_code == 400
     assert [error["field"] for error in answer.json()["errors"]] == fields
+
+
+async def test_file_in_windows_1251_is_read_and_the_answer_says_so(api: httpx.AsyncClient) -> None:
+    content = f"phone;tag\n{ANNA};Лёд и пламя\n1;да\n".encode("cp1251")
+    answer = await api.post(PATH, content=content, headers=CSV)
+    assert answer.json()["encoding"] == "windows-1251"
+    assert (answer.json()["created"], answer.json()["rejected"]) == (1, 1)
+    assert [found["tag"] for found in (await api.get("/clients")).json()["results"]] == [
+        "Лёд и пламя"
+    ]
+
+
+async def test_file_in_utf16_with_tabs_is_read(api: httpx.AsyncClient) -> None:
+    content = f"Phone\tTag\r\n{ANNA}\tвип\r\n".encode("utf-16")
+    answer = await api.post(PATH, content=content, headers=CSV)
+    assert answer.json()["encoding"] == "UTF-16"
+    assert answer.json()["created"] == 1
+
+
+async def test_value_of_any_bytes_can_be_shown_and_kept_for_a_repeat(
+    api: httpx.AsyncClient,
+) -> None:
+    content = b"\xef\xbb\xbfphone\n\0\xff\n" + b"7\n" * 3
+    headers = CSV | {"Idempotency-Key": "once"}
+    first = await api.post(PATH, content=content, headers=headers)
+    assert first.json()["errors"][0] == {
+        "line": 2,
+        "field": "phone",
+        "value": "\ufffd\ufffd",
+        "message": "is not UTF-8",
+    }
+    again = await api.post(PATH, content=content, headers=headers)
+    assert again.json() == first.json()
 
 
 async def test_import_is_documented(api: httpx.AsyncClient) -> None:

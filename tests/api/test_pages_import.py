@@ -37,6 +37,29 @@ async def test_import_tells_what_became_of_every_line(api: httpx.AsyncClient) ->
     assert [found["phone"] for found in (await api.get("/clients")).json()["results"]] == [ANNA]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("phone\n1\n2\n", "Nothing was imported: 2 lines are wrong"),
+        ("phone\n", "Nothing was imported: the file has no clients"),
+        (f"phone\n{ANNA}\n", ">Imported<"),
+        (f"phone\n{ANNA}\n1\n", "Imported, but 1 line is wrong"),
+    ],
+)
+async def test_title_says_whether_anything_was_imported(
+    api: httpx.AsyncClient, content: str, words: str
+) -> None:
+    assert words in await send(api, content.encode())
+
+
+async def test_wrong_values_are_shown(api: httpx.AsyncClient) -> None:
+    page = await send(api, "phone;tag\n7,91612E+10;да\n<b>;\n".encode("cp1251"))
+    assert "<bdi>7,91612E+10</bdi>" in page
+    assert "was rounded by a spreadsheet" in page
+    assert "<bdi>&lt;b&gt;</bdi>" in page
+    assert "read as windows-1251" in page
+
+
 async def test_import_says_how_many_wrong_lines_are_not_listed(api: httpx.AsyncClient) -> None:
     page = await send(api, b"phone\n" + b"1\n" * 1200)
     assert "And 1,100 more lines that are not listed." in page
@@ -50,7 +73,7 @@ async def test_import_says_how_many_wrong_lines_are_not_listed(api: httpx.AsyncC
         (b"name\n", 400, {}, "<code>name</code> is not one of the columns"),
         (b'"><b>,phone\n', 400, {}, "is not well-formed CSV"),
         (b"<b>,phone\n", 400, {}, "<code>&lt;b&gt;</code> is not one"),
-        ("телефон\n".encode("cp1251"), 400, {}, "the header is not UTF-8"),
+        ("телефон\n".encode("cp1251"), 400, {}, "<code>телефон</code> is not one of the columns"),
         (b"PK\x03\x04" + bytes(9000), 400, {}, "the header is longer than 2000 characters"),
         (b"phone\n", 415, {"Content-Type": "text/plain"}, "Send CSV in UTF-8"),
         (b"phone\n", 413, {"Content-Length": str(IMPORT_LIMIT + 1)}, "larger than 1 GB"),

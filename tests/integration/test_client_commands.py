@@ -36,13 +36,37 @@ async def test_import_prints_the_rejected_lines_and_the_counts(
     lines = ["phone,tag", f"{ANNA},[red]", "1,x", "79160000002", *["2,"] * 100]
     printed = await put(engine, tmp_path / "clients.csv", "\n".join(lines))
     assert printed.splitlines()[:2] == [
-        "line 3: phone must be 7 and ten more digits, such as 79161234567",
-        "line 4: has 1 fields, and the header 2",
+        "line 3: phone must be 7 and ten more digits, such as 79161234567 (it has '1')",
+        "line 4: has 1 fields, and the header 2 (it has '79160000002')",
     ]
-    assert printed.splitlines()[-2:] == [
+    assert printed.splitlines()[-3:] == [
         "and 2 more rejected lines",
+        "imported, except for the rejected lines",
         "1 created, 0 updated, 0 unchanged, 102 rejected",
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("phone\n1\n", "nothing was imported: every line was rejected"),
+        ("phone\n", "nothing was imported: the file has no line after its header"),
+        (f"phone\n{ANNA}\n", "all lines are imported"),
+    ],
+)
+async def test_import_says_whether_anything_was_imported(
+    engine: AsyncEngine, tmp_path: Path, content: str, said: str
+) -> None:
+    printed = await put(engine, tmp_path / "clients.csv", content)
+    assert printed.splitlines()[-2] == said
+
+
+async def test_import_says_how_it_read_the_file(engine: AsyncEngine, tmp_path: Path) -> None:
+    path = tmp_path / "clients.csv"
+    path.write_bytes(f"phone,tag\n{ANNA},Лёд и пламя\n".encode("cp1251"))
+    console, output = a_console()
+    assert (await import_file(engine, str(path), console)).created == 1
+    assert output.getvalue().splitlines()[0] == "the file was read as windows-1251"
 
 
 async def test_terminal_shows_how_far_it_is(engine: AsyncEngine, tmp_path: Path) -> None:

@@ -1,19 +1,18 @@
-"""Reading a CSV file in parts, and telling good lines from bad ones."""
+"""Reading a CSV file in parts."""
 
 import csv
 import io
+import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import thorough
 
-from mailer.client.csvfile import LIMIT, MALFORMED, NOT_UTF8, TOO_LONG, CsvFile, Record
-from mailer.client.importing import COLUMNS, LineSorter
-from mailer.client.model import NewClient, known_zones
+from mailer.client.csvfile import LIMIT, MALFORMED, TOO_LONG, CsvFile, Record, Unreadable
+from mailer.client.decoding import TextDecoder
 from mailer.errors import FieldError, InvalidError
-from mailer.validation import check
 
 ROUGH_BYTES = st.lists(
     st.sampled_from([b"a", b"7", b",", b";", b'"', b"\n", b"\r\n", b"\r", b"\0", b"\xff", b"\xc3"])
@@ -25,11 +24,11 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=70)
 
 
 def read(content: bytes, *, part: int = 1 << 16) -> list[Record]:
-    file = CsvFile(["a", "b"], required=["a"])
+    file, decoder = CsvFile(["a", "b"], required=["a"]), TextDecoder()
     records: list[Record] = []
     for start in range(0, len(content), part):
-        records += file.feed(content[start : start + part])
-    return [*records, *file.end()]
+        records += file.feed(decoder.feed(content[start : start + part]))
+    return [*records, *file.feed(decoder.end()), *file.end()]
 
 
 def refusal(content: bytes) -> Sequence[FieldError]:
@@ -72,6 +71,98 @@ def test_lines_are_numbered_whatever_they_hold() -> None:
     ]
 
 
+def naive(lines: Sequence[str]) -> list[Record]:
+    """Read as `CsvFile` does, but each line anew with all that may follow it."""
+    records: list[Record] = []
+    at = 0
+    while at < len(lines):
+        record, taken = naive_record(at, lines)
+        records += [record] if record else []
+        at += taken
+    return records
+
+
+def naive_record(at: int, lines: Sequence[str]) -> tuple[Record | None, int]:
+    number = at + 2
+    if len(lines[at]) > LIMIT:
+        return (number, Unreadable(TOO_LONG, lines[at][:LIMIT])), 1
+    size = 0
+    fitting: list[str] = []
+    for line in lines[at:]:
+        size += len(line) + 1
+        if size > LIMIT and fitting:
+            break
+        fitting.append(f"{line}\n")
+    reader = csv.reader(fitting, strict=True, skipinitialspace=True)
+    try:
+        row = next(reader)
+    except csv.Error:
+        return (number, Unreadable(MALFORMED, lines[at])), 1
+    if row and len(row) != 2:
+        unreadable = Unreadable(f"has {len(row)} fields, and the header 2", lines[at])
+        return (number, unreadable), reader.line_num
+    return ((number, tuple(row)) if row else None), reader.line_num
+
+
+LINES = st.lists(
+    st.text('"",\r ;x', max_size=6) | st.text('"x', min_size=LIMIT - 3, max_size=LIMIT + 3),
+    max_size=40,
+)
+
+
+@thorough
+@given(LINES, st.integers(1, 3000))
+def test_each_line_counts_for_itself_unless_a_quote_joins_it_to_others(
+    lines: list[str], part: int
+) -> None:
+    content = "\n".join(["a,b", *lines, ""])
+    assert read(content.encode(), part=part) == naive(lines)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x",
+        'x","',
+        'a,"',
+        '"',
+        '"x',
+        '",x',
+        '"",',
+        "",
+        "\r",
+        "\0",
+        '"a,b\n"',
+        '"' + "\n" * LIMIT,
+        "x" * 99,
+    ],
+)
+def test_work_grows_with_the_file_and_not_faster(line: str) -> None:
+    content = "a,b\n" + f"{line}\n" * (20_000 // (len(line) + 1))
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        read(content.encode(), part=512)
+    finally:
+        sys.setprofile(None)
+    assert calls < 100 * content.count("\n") + 50 * len(content) / 512 + 1000
+
+
+def test_names_of_columns_may_have_capitals_and_blanks() -> None:
+    for header in ("A, b", " a ,B\u00a0", '"A ", "b"', "\ufeffa\u200b,b", "a;B", "A\tb"):
+        delimiter = next(each for each in ",;\t" if each in header)
+        assert read(f"{header}\n1{delimiter}2\n".encode()) == [(2, ("1", "2"))]
+
+
+def test_blank_before_a_quoted_field_is_no_part_of_it() -> None:
+    assert read(b'a, b\n1, "2, 3"\n') == [(2, ("1", "2, 3"))]
+
+
 def test_columns_come_in_the_order_asked_for_and_missing_ones_are_empty() -> None:
     assert read(b"b,a\n1,2\n") == [(2, ("2", "1"))]
     assert read(b"a\n1\n") == [(2, ("1", ""))]
@@ -95,13 +186,17 @@ def test_line_that_cannot_be_read_is_named_and_harms_no_other(
     line: bytes, message: str, part: int
 ) -> None:
     records = read(b"a,b\n1,2\n" + line + b"\n3,4\n", part=part)
-    assert records == [(2, ("1", "2")), (3, FieldError("", message)), (4, ("3", "4"))]
+    [before, (number, unreadable), after] = records
+    assert (before, number, after) == ((2, ("1", "2")), 3, (4, ("3", "4")))
+    assert isinstance(unreadable, Unreadable)
+    assert unreadable.message == message
+    assert line.decode().startswith(unreadable.line)
 
 
 def test_quote_that_is_never_closed_costs_its_own_line_alone() -> None:
     good = b"5,6\n" * 5000
     records = read(b'a,b\n1,"2\n' + good, part=1000)
-    assert records[0] == (2, FieldError("", MALFORMED))
+    assert records[0] == (2, Unreadable(MALFORMED, '1,"2'))
     assert records[1:] == [(line, ("5", "6")) for line in range(3, 5003)]
 
 
@@ -111,11 +206,14 @@ def test_quote_that_is_never_closed_costs_its_own_line_alone() -> None:
         (b"", [("a", "is required")]),
         (b"\n\r\n", [("a", "is required")]),
         (b"b\n", [("a", "is required")]),
-        (b"a,c, b\n", [("c", "is not one of the columns a, b"), (" b", "...")]),
+        (b"a,c,d\n", [("c", "is not one of the columns a, b"), ("d", "...")]),
         (b"a,b,a\n", [("a", "comes more than once")]),
         (b"a;b,c\n", [("b,c", "is not one of the columns a, b")]),
-        (b"a,b\xff\n", [("", f"the header {NOT_UTF8}")]),
-        ("a,b\n".encode("utf-16"), [("", f"the header {NOT_UTF8}")]),
+        (b"\xef\xbb\xbfa,b\xff\n", [("b?", "is not one of the columns a, b")]),
+        (
+            b"a," + b"c," * 900 + b"\n",
+            [("c", "is not one of the columns a, b")] * 100,
+        ),
         (b'a,"b\n', [("", f"the header {MALFORMED}")]),
         (b"a," + b"b" * LIMIT, [("", f"the header {TOO_LONG}")]),
     ],
@@ -124,31 +222,3 @@ def test_wrong_header_is_refused(content: bytes, errors: list[tuple[str, str]]) 
     found = refusal(content)
     assert [error.field for error in found] == [field for field, _ in errors]
     assert found[0].message == errors[0][1]
-
-
-ANY_CHARACTER = st.characters() | st.sampled_from("\0\udcff\ud800")
-FIELDS = st.tuples(
-    st.from_regex("7[0-9]{10}", fullmatch=True) | st.text(max_size=12),
-    st.just("") | st.from_regex("[0-9]{3}", fullmatch=True) | st.text(max_size=4),
-    st.text(ANY_CHARACTER, max_size=66) | st.text(min_size=60, max_size=70),
-    st.sampled_from(["", "UTC", "Europe/Moscow", "europe/moscow", "Nowhere", " UTC"]),
-)
-
-
-@given(FIELDS)
-def test_line_is_good_exactly_when_the_model_takes_it(fields: tuple[str, str, str, str]) -> None:
-    sorter = LineSorter(known_zones())
-    sorter.sort([(2, fields)])
-    expected = {
-        name: value for name, value in zip(COLUMNS, fields, strict=True) if value or name == "phone"
-    }
-    try:
-        check(NewClient, expected, datetime.now(UTC))
-        "".join(fields).encode()
-    except (InvalidError, UnicodeEncodeError):
-        assert not sorter.good
-        assert sorter.rejected == 1
-        assert sorter.errors
-    else:
-        assert sorter.good == [(2, *(value or None for value in fields))]
-        assert not sorter.rejected

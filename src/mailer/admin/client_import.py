@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.render import Show, show_of
-from mailer.client.importing import COLUMNS
+from mailer.client.rows import COLUMNS
 from mailer.client.upload import IMPORT_LIMIT, import_upload
 from mailer.errors import MailerError
 from mailer.web.problems import problem_of
@@ -48,5 +48,4 @@ class ClientImport(Controller):
     ) -> Response[str]:
         """Import a file as the API does, and tell what became of it."""
         report = await import_upload(engine, request, by)
-        unnamed = report.rejected - len({error.line for error in report.errors})
-        return show.page("clients/import_report.html", report=report, unnamed=unnamed)
+        return show.page("clients/import_report.html", report=report)

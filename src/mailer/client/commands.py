@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.commands import at_the_command_line
 from mailer.client import directory
 from mailer.client.exporting import export_clients
-from mailer.client.importing import ImportReport, import_clients
+from mailer.client.importing import ImportReport, Outcome, import_clients
 from mailer.errors import MailerError
 
 STANDARD = "-"
@@ -98,17 +98,29 @@ def _progress(console: Console, amount: ProgressColumn) -> Progress:
     )
 
 
+OUTCOMES: dict[Outcome, str] = {
+    "all": "all lines are imported",
+    "some": "imported, except for the rejected lines",
+    "nothing": "nothing was imported: every line was rejected",
+    "empty": "nothing was imported: the file has no line after its header",
+}
+
+
 def _print_report(report: ImportReport, console: Console) -> None:
-    for error in report.errors:
-        text = f"line {error.line}: {error.field} {error.message}".replace(":  ", ": ")
+    def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    unnamed = report.rejected - len({error.line for error in report.errors})
-    if unnamed:
-        console.print(f"and {unnamed:,} more rejected lines", highlight=False)
-    console.print(
+
+    if report.encoding:
+        say(f"the file was read as {report.encoding}")
+    for error in report.errors:
+        value = f" (it has {error.value!r})" if error.value else ""
+        say(f"line {error.line}: {error.field} {error.message}{value}".replace(":  ", ": "))
+    if report.unnamed:
+        say(f"and {report.unnamed:,} more rejected lines")
+    say(OUTCOMES[report.outcome])
+    say(
         f"{report.created:,} created, {report.updated:,} updated,"
-        f" {report.unchanged:,} unchanged, {report.rejected:,} rejected",
-        highlight=False,
+        f" {report.unchanged:,} unchanged, {report.rejected:,} rejected"
     )
 
 

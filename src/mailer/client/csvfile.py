@@ -1,43 +1,58 @@
-"""A CSV file that arrives in parts of any size and is read line by line, whatever is in it.
+"""A CSV file whose text arrives in parts of any size and is read line by line, whatever is in it.
 
 The standard library's reader does the parsing; this adds what it lacks: parts, line numbers, and
-that a line which cannot be read costs that line alone.
+that a line which cannot be read costs that line alone. Time is linear in the size of the text.
 """
 
 import csv
-import io
+import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from mailer.errors import FieldError, InvalidError
+from mailer.text import strip_invisible
+from mailer.validation import MOST_ERRORS
 
 LIMIT = 2000
 """Characters of a record, over all its lines: a client needs some 200. Memory does not grow with
-what is sent, and a quote that is never closed costs no more than a look at these."""
-
-Record: TypeAlias = tuple[int, Sequence[str] | FieldError]
-"""The number of a line, the first being 1, and its fields or why they cannot be read."""
+what is sent."""
+DELIMITERS = re.compile("[,;\t]")
+"""What may separate fields: commas by the standard, semicolons and tabs in Excel."""
 
 TOO_LONG = f"is longer than {LIMIT} characters"
 MALFORMED = "is not well-formed CSV: a quote or a line's end is out of place"
-NOT_UTF8 = "is not UTF-8"
 
 
-def is_utf8(text: str) -> bool:
-    """Whether `text` was UTF-8; bytes that were not stand in it as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+class Unreadable(NamedTuple):
+    """Why a record cannot be read, and the line that it begins with, up to `LIMIT` characters."""
+
+    message: str
+    line: str
+
+
+Record: TypeAlias = tuple[int, Sequence[str] | Unreadable]
+"""The number of a line, the first being 1, and its fields or why they cannot be read."""
+
+
+class _Open(NamedTuple):
+    """A line that ends inside a quoted field."""
+
+    number: int
+    line: str
 
 
 class CsvFile:
     """Gives the `columns` of every line, in that order; a column that the file lacks is empty.
 
-    The first line that is not empty is the header. It decides whether commas or semicolons
-    separate; its names may stand in any order. Lines end with LF or CRLF; empty ones are skipped.
+    The first line that is not empty is the header. Its first comma, semicolon or tab says what
+    separates fields; its names may stand in any order, in small or capital letters, with blanks
+    around them. Lines end with LF or CRLF; empty ones are skipped.
+
+    A line that ends inside a quoted field goes on with those after it, up to `LIMIT` characters.
+    When the field is not closed by then, or not as it should be, that line alone is unreadable, and
+    those after it count for themselves.
     """
 
     def __init__(self, columns: Sequence[str], *, required: Sequence[str]) -> None:
@@ -45,82 +60,135 @@ class CsvFile:
         """The names in the file's order; empty until they have come."""
         self._columns = columns
         self._required = required
-        self._rest = b""
-        self._lines = _Lines()
+        self._rest = ""
+        self._number = 0
+        self._source = _Source()
+        # A line in which a quoted field is open, and those after it that lie wholly inside the
+        # field. No line is parsed more than thrice: as the begin of a record, as what follows an
+        # open field, and in its record.
+        self._open: deque[_Open] = deque()
+        self._open_size = 0
 
-    def feed(self, part: bytes) -> Iterator[Record]:
-        """Give the records that end in `part`; raises `InvalidError` when the header is wrong."""
-        part = self._rest + part
-        end = part.rfind(b"\n") + 1
-        # what is cut off here is beyond the limit, in characters of four bytes at most
-        self._rest = part[end : end + 4 * LIMIT + 4]
-        return self._read(part[:end], final=False)
+    def feed(self, text: str) -> Iterator[Record]:
+        """Give the records that end in `text`; raises `InvalidError` when the header is wrong."""
+        *lines, rest = (self._rest + text).split("\n")
+        self._rest = rest[: LIMIT + 1]  # what is cut off here is beyond the limit
+        return self._read(lines)
 
     def end(self) -> Iterator[Record]:
         """Give the records that were waiting for more; raises `InvalidError` likewise."""
-        yield from self._read(self._rest, final=True)
+        yield from self._read([self._rest] if self._rest else [])
+        while self._open:
+            yield from self._give_up()
         if not self.header:
             raise InvalidError([FieldError(name, "is required") for name in self._required])
 
-    def _read(self, data: bytes, *, final: bool) -> Iterator[Record]:
-        self._lines.add(data)
-        if not self.header:
-            self._read_header()
-        if self.header:
-            yield from self._records(final=final)
-        self._lines.forget()
+    def _read(self, lines: Sequence[str]) -> Iterator[Record]:
+        for line in lines:
+            self._number += 1
+            if not self.header:
+                self._read_header(line)
+            elif self._open:
+                yield from self._go_on(line)
+            elif record := self._begin(self._number, line):
+                yield record
 
-    def _records(self, *, final: bool) -> Iterator[Record]:
-        lines, reader, arrange, width = self._lines, self._reader, self._arrange, len(self.header)
-        while True:
-            start = lines.start()
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error:
-                if lines.ran_out and not final:
-                    lines.go_back_to(start)
-                    return
-                # a quote that opens here and closes nowhere must not swallow the lines after it
-                lines.go_back_to(start + 1)
-                too_long = len(lines[start]) > LIMIT
-                yield lines.number(start), FieldError("", TOO_LONG if too_long else MALFORMED)
-                continue
-            if len(row) == width:
-                row.append("")  # what columns that the file lacks are taken from
-                yield lines.number(start), arrange(row)
-            elif row:
-                message = f"has {len(row)} fields, and the header {width}"
-                yield lines.number(start), FieldError("", message)
+    def _begin(self, number: int, line: str) -> Record | None:
+        """Return the record that a line is; None when it is empty, or goes on with the next."""
+        record = self._alone(number, line)
+        if isinstance(record, _Open):
+            self._hold(record)
+            return None
+        return record
 
-    def _read_header(self) -> None:
-        """Take the header if it has come."""
-        text = ""
-        while not text:
-            self._lines.start()
-            try:
-                line = next(self._lines)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise _header_error(TOO_LONG) from error
-            text = line.removeprefix("\ufeff").rstrip("\r\n")
-        delimiter = ";" if ";" in text.partition(",")[0] else ","
-        self.header = self._checked_header(text, delimiter)
-        self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
+    def _alone(self, number: int, line: str) -> Record | _Open | None:
+        """Return what a line is as the begin of a record; None when it is empty."""
+        if len(line) > LIMIT:
+            return number, Unreadable(TOO_LONG, line[:LIMIT])
+        try:
+            row = self._source.parse(line)
+        except csv.Error:
+            if self._source.ran_out:
+                return _Open(number, line)
+            return number, Unreadable(MALFORMED, line)
+        return self._arranged(number, line, row)
+
+    def _arranged(self, number: int, line: str, row: list[str]) -> Record | None:
+        if len(row) == len(self.header):
+            row.append("")  # what columns that the file lacks are taken from
+            return number, self._arrange(row)
+        if row:
+            message = f"has {len(row)} fields, and the header {len(self.header)}"
+            return number, Unreadable(message, line)
+        return None
+
+    def _go_on(self, line: str) -> Iterator[Record]:
+        """Give the records that end with a line that comes while a quoted field is open."""
+        is_closed = is_wrong = False
+        try:
+            self._source.parse(f'"{line}')  # as if the field began here
+            is_closed = True
+        except csv.Error:
+            is_wrong = not self._source.ran_out
+        size = len(line) + 1
+        while self._open and (is_wrong or self._open_size + size > LIMIT):
+            yield from self._give_up()
+        if not self._open:
+            record = self._begin(self._number, line)
+        elif is_closed:
+            first = self._open[0]
+            whole = "\n".join([*(each.line for each in self._open), line])
+            record = self._arranged(first.number, first.line, self._source.parse(whole))
+            self._open.clear()
+            self._open_size = 0
+        else:
+            self._hold(_Open(self._number, line))
+            record = None
+        if record:
+            yield record
+
+    def _hold(self, line: _Open) -> None:
+        self._open.append(line)
+        self._open_size += len(line.line) + 1
+
+    def _release(self) -> _Open:
+        first = self._open.popleft()
+        self._open_size -= len(first.line) + 1
+        return first
+
+    def _give_up(self) -> Iterator[Record]:
+        """Give up the open line, and give those after it, up to the next that is open itself."""
+        first = self._release()
+        yield first.number, Unreadable(MALFORMED, first.line)
+        while self._open and not isinstance(record := self._alone(*self._open[0]), _Open):
+            self._release()
+            if record:
+                yield record
+
+    def _read_header(self, line: str) -> None:
+        """Take the header if it is this line."""
+        if not (text := line.removesuffix("\r")):
+            return
+        if len(text) > LIMIT:
+            raise _header_error(TOO_LONG)
+        found = DELIMITERS.search(text)
+        self._source = _Source(found[0] if found else ",")
+        self.header = self._checked_header(text)
         places = {name: place for place, name in enumerate(self.header)}
         self._arrange = itemgetter(*(places.get(name, -1) for name in self._columns))
 
-    def _checked_header(self, text: str, delimiter: str) -> tuple[str, ...]:
-        if not is_utf8(text):
-            raise _header_error(NOT_UTF8)
+    def _checked_header(self, text: str) -> tuple[str, ...]:
         try:
-            [header] = csv.reader([text], delimiter=delimiter, strict=True)
+            row = self._source.parse(text)
         except csv.Error as error:
             raise _header_error(MALFORMED) from error
+        header = [_column(name) for name in row]
         known = f"is not one of the columns {', '.join(self._columns)}"
-        errors = [FieldError(name, known) for name in header if name not in self._columns]
+        errors = [
+            FieldError(given.encode(errors="replace").decode(), known)
+            for given, name in zip(row, header, strict=True)
+            if name not in self._columns
+        ][:MOST_ERRORS]
         errors += (
             FieldError(name, "comes more than once")
             for name in self._columns
@@ -132,61 +200,35 @@ class CsvFile:
         return tuple(header)
 
 
+def _column(given: str) -> str:
+    """Return the name of a column as a model has it."""
+    return strip_invisible(given).strip().lower()
+
+
 def _header_error(message: str) -> InvalidError:
     return InvalidError([FieldError("", f"the header {message}")])
 
 
-class _Lines:
-    """Lines for a reader to take one by one, which can be taken back."""
+class _Source:
+    """The reader of the standard library, for a line or a record at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, delimiter: str = ",") -> None:
         self.ran_out = False
-        """Whether the reader asked for a line that has not come."""
-        self._lines: list[str] = []
-        self._next = 0
-        self._size = 0  # characters of the record so far
-        self._before = 0  # lines of the file that are forgotten
+        """Whether the last text ended inside a quoted field."""
+        self._text: str | None = None
+        self._reader = csv.reader(self, delimiter=delimiter, strict=True, skipinitialspace=True)
 
-    def __iter__(self) -> "_Lines":
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
-        """Give the next line; raises `csv.Error` when the record is too long with it."""
-        at = self._next
-        if at == len(self._lines):
+        text, self._text = self._text, None
+        if text is None:
             self.ran_out = True
             raise StopIteration
-        line = self._lines[at]
-        self._next = at + 1
-        self._size += len(line)
-        if self._size > LIMIT:
-            raise csv.Error(TOO_LONG)
-        return line
+        return text
 
-    def __getitem__(self, at: int) -> str:
-        return self._lines[at]
-
-    def add(self, data: bytes) -> None:
-        """Add the lines of `data`, each with its end: quoted fields may hold one."""
-        text = data.decode("utf-8", "surrogateescape")
-        self._lines += io.StringIO(text, newline="\n").readlines()
-
-    def forget(self) -> None:
-        """Let go of the lines that were taken."""
-        del self._lines[: self._next]
-        self._before += self._next
-        self._next = 0
-
-    def start(self) -> int:
-        """Begin a record at the next line and return where that is."""
-        self.ran_out = False
-        self._size = 0
-        return self._next
-
-    def go_back_to(self, at: int) -> None:
-        """Give the line `at` next."""
-        self._next = at
-
-    def number(self, at: int) -> int:
-        """Return the number in the file of the line `at`, the first being 1."""
-        return self._before + at + 1
+    def parse(self, text: str) -> list[str]:
+        """Return the fields of a text; raises `csv.Error`."""
+        self._text, self.ran_out = text, False
+        return next(self._reader)

@@ -1,50 +1,45 @@
 """Clients from a CSV file: checked line by line, staged, and then stored all at once."""
 
-import functools
-import re
-import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, ClassVar, get_args
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, AnyStr, ClassVar, Literal
 
 import asyncpg
 import msgspec
+from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import audit, still
 from mailer.access.model import Actor
-from mailer.client.csvfile import NOT_UTF8, CsvFile, Record, is_utf8
-from mailer.client.formulas import as_given
-from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, known_zones
-from mailer.client.phone import ROUNDED, is_rounded, normalize_phone
-from mailer.clock import database_clock
+from mailer.client.csvfile import CsvFile
+from mailer.client.decoding import Encoding, TextDecoder
+from mailer.client.model import known_zones
+from mailer.client.rows import COLUMNS, RejectedField, RowValidator
 from mailer.db import locks
 from mailer.db.engine import raw
-from mailer.errors import ConflictError, FieldError, InvalidError
-from mailer.validation import check
+from mailer.errors import ConflictError
+from mailer.time_slices import TimeSlices
 
-COLUMNS = ("phone", "operator_code", "tag", "time_zone")
-REPORTED = 100
-"""Rejected lines that a report names."""
+UNIT = 512
+"""Bytes or characters that are read at once: hardly a millisecond, whatever they are."""
 BATCH = 2_000
-"""Lines that are staged at once, for some 10 ms in which this process does nothing else."""
+"""Lines that are staged at once."""
+ROWS = 100
+"""Rows that are handed to the database at once, in as little time."""
 TRIES = 5
 """Times that the staged lines are stored while others add clients of the same phones."""
 LONGEST = 3600.0
 """Seconds that one statement over a file may take, or wait for other imports."""
 
 
-class RejectedField(msgspec.Struct, frozen=True):
-    """What is wrong with one field of a line; `field` is empty when it is the line as a whole."""
-
-    line: int
-    field: str
-    message: str
+Outcome = Literal["all", "some", "nothing", "empty"]
+"""Whether good lines were in a file, and bad ones; `empty` when there was no line at all."""
 
 
 class ImportReport(msgspec.Struct, frozen=True):
     """What became of every line of a file, the header and empty lines apart.
 
-    `errors` names every wrong field of the first 100 rejected lines.
+    `errors` names every wrong field of the first 100 rejected lines. `encoding` is what the file
+    was read as; absent when that is UTF-8.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -53,7 +48,12 @@ class ImportReport(msgspec.Struct, frozen=True):
         "unchanged": 0,
         "rejected": 1,
         "errors": [
-            {"line": 3, "field": "operator_code", "message": "must be three digits, such as 916"}
+            {
+                "line": 3,
+                "field": "operator_code",
+                "value": "91",
+                "message": "must be three digits, such as 916",
+            }
         ],
     }
 
@@ -62,6 +62,20 @@ class ImportReport(msgspec.Struct, frozen=True):
     unchanged: int
     rejected: int
     errors: list[RejectedField]
+    encoding: Encoding | UnsetType = UNSET
+
+    @property
+    def outcome(self) -> Outcome:
+        """Return what became of the lines on the whole."""
+        stored = self.created + self.updated + self.unchanged
+        if not stored:
+            return "nothing" if self.rejected else "empty"
+        return "some" if self.rejected else "all"
+
+    @property
+    def unnamed(self) -> int:
+        """Return how many rejected lines `errors` does not name."""
+        return self.rejected - len({error.line for error in self.errors})
 
 
 class PhonesTakenError(ConflictError):
@@ -71,7 +85,7 @@ class PhonesTakenError(ConflictError):
 async def import_clients(
     engine: AsyncEngine, parts: AsyncIterator[bytes], by: Actor
 ) -> ImportReport:
-    """Store the clients of a CSV file in UTF-8 that comes in `parts` of any size.
+    """Store the clients of a CSV file that comes in `parts` of any size.
 
     A phone that is in the directory names a client to update: columns that the file lacks stay,
     an empty tag becomes null, an empty operator code or time zone stays too; a tag that an export
@@ -106,94 +120,48 @@ async def _import(
     database: asyncpg.Connection, parts: AsyncIterator[bytes], by: Actor
 ) -> ImportReport:
     zones = known_zones() & {row["name"] for row in await database.fetch(KNOWN_TIME_ZONES)}
-    file = CsvFile(COLUMNS, required=["phone"])
-    lines = LineSorter(zones)
+    decoder, file, slices = TextDecoder(), CsvFile(COLUMNS, required=["phone"]), TimeSlices()
+    lines = RowValidator(zones, decoder)
     staged = 0
     await database.execute(STAGE)
-    async for part in parts:
-        lines.sort(file.feed(part))
+    async for text in _decoded(parts, decoder):
+        lines.validate(file.feed(text))
+        await slices.pause()
         if len(lines.good) >= BATCH:
-            staged += await _stage(database, lines)
-    lines.sort(file.end())
-    staged += await _stage(database, lines)
-    return await _store(database, lines, staged, by, sets_tag="tag" in file.header)
+            staged += await _stage(database, lines, slices)
+    lines.validate(file.end())
+    staged += await _stage(database, lines, slices)
+    encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
+    report = ImportReport(0, 0, 0, lines.rejected, lines.errors, encoding)
+    return await _store(database, report, staged, by, sets_tag="tag" in file.header)
 
 
-class LineSorter:
-    """Sorts lines into good ones, as rows to stage, and bad ones, as what to report."""
-
-    def __init__(self, zones: frozenset[str]) -> None:
-        self.good: list[tuple[int, str, str | None, str | None, str | None]] = []
-        self.rejected = 0
-        self.errors: list[RejectedField] = []
-        self._zones = zones
-        self._is_phone = _rule_of(Phone)
-        self._is_code = functools.lru_cache(4096)(_rule_of(OperatorCode))
-        self._is_tag = functools.lru_cache(4096)(_rule_of(Tag))
-
-    def sort(self, records: Iterable[Record]) -> None:
-        """Sort some more. A good line must be quick to know; a bad one may take its time."""
-        take, zones = self.good.append, self._zones
-        is_phone, is_code, is_tag = self._is_phone, self._is_code, self._is_tag
-        for line, fields in records:
-            if isinstance(fields, FieldError):
-                self._reject(line, [fields])
-                continue
-            phone, code, tag, zone = fields
-            phone, tag = normalize_phone(phone), as_given(tag)
-            if (
-                is_phone(phone)
-                and (not code or is_code(code))
-                and (not tag or is_tag(tag))
-                and (not zone or zone in zones)
-            ):
-                take((line, phone, code or None, tag or None, zone or None))
-            else:
-                self._reject(line, self._wrong(fields))
-
-    def _wrong(self, fields: Sequence[str]) -> list[FieldError]:
-        """Name every wrong field of a line, in the model's own words."""
-        given = {
-            name: value
-            for name, value in zip(COLUMNS, fields, strict=True)
-            if value or name == "phone"
-        }
-        found = {}
-        try:
-            check(NewClient, given, database_clock.now())
-        except InvalidError as error:
-            found = {error.field: error.message for error in error.errors}
-        if given.get("time_zone", "UTC") not in self._zones:
-            found["time_zone"] = UNKNOWN_ZONE
-        if is_rounded(given["phone"]):
-            found["phone"] = ROUNDED
-        found |= {name: NOT_UTF8 for name, value in given.items() if not is_utf8(value)}
-        return [FieldError(name, found[name]) for name in COLUMNS if name in found]
-
-    def _reject(self, line: int, errors: list[FieldError]) -> None:
-        self.rejected += 1
-        if self.rejected <= REPORTED:
-            self.errors += (RejectedField(line, error.field, error.message) for error in errors)
+async def _decoded(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
+    """Give the text of a file in units that take little time."""
+    async for part in parts:
+        for unit in _units(part):
+            for text in _units(decoder.feed(unit)):
+                yield text
+    for text in _units(decoder.end()):
+        yield text
 
 
-def _rule_of(annotation: object) -> Callable[[str], bool]:
-    """Return what tells whether a text from a file keeps the model's rule for it."""
-    meta = next(part for part in get_args(annotation) if isinstance(part, msgspec.Meta))
-    shortest, longest = meta.min_length or 0, meta.max_length or sys.maxsize
-    matches = re.compile(meta.pattern or "").search
-
-    def keeps_rule(value: str) -> bool:
-        return shortest <= len(value) <= longest and matches(value) is not None
-
-    return keeps_rule
+def _units(whole: AnyStr) -> Iterator[AnyStr]:
+    return (whole[start : start + UNIT] for start in range(0, len(whole), UNIT))
 
 
-async def _stage(database: asyncpg.Connection, lines: LineSorter) -> int:
+async def _stage(database: asyncpg.Connection, lines: RowValidator, slices: TimeSlices) -> int:
     """Move the good lines to the staging table and return how many there were."""
-    count = len(lines.good)
-    await database.copy_records_to_table("client_import", records=lines.good, timeout=LONGEST)
-    lines.good.clear()
-    return count
+    rows, lines.good = lines.good, []
+
+    async def paused() -> AsyncIterator[tuple[object, ...]]:
+        for start in range(0, len(rows), ROWS):
+            await slices.pause()
+            for row in rows[start : start + ROWS]:
+                yield row
+
+    await database.copy_records_to_table("client_import", records=paused(), timeout=LONGEST)
+    return len(rows)
 
 
 # One import at a time, since two that update the same clients in different orders would wait for
@@ -227,9 +195,9 @@ DROP = "DROP TABLE client_import"
 
 
 async def _store(
-    database: asyncpg.Connection, lines: LineSorter, staged: int, by: Actor, *, sets_tag: bool
+    database: asyncpg.Connection, read: ImportReport, staged: int, by: Actor, *, sets_tag: bool
 ) -> ImportReport:
-    """Move the staged lines to the directory, and tell what became of all."""
+    """Move the staged lines to the directory, and complete the report of what was read."""
     for _ in range(TRIES):
         try:
             async with database.transaction():
@@ -242,7 +210,9 @@ async def _store(
                     updated = _count(await database.execute(UPDATE, sets_tag, timeout=LONGEST))
                 await database.execute(DROP)
                 unchanged = staged - created - updated
-                report = ImportReport(created, updated, unchanged, lines.rejected, lines.errors)
+                report = msgspec.structs.replace(
+                    read, created=created, updated=updated, unchanged=unchanged
+                )
                 await still.ensure(database, by, "write")  # an upload takes its time
                 await _record(database, by, report)
         except asyncpg.UniqueViolationError:
@@ -253,7 +223,7 @@ async def _store(
 
 async def _record(database: asyncpg.Connection, by: Actor, report: ImportReport) -> None:
     effect = msgspec.to_builtins(report)
-    counts = {name: count for name, count in effect.items() if name != "errors"}
+    counts = {name: effect[name] for name in ("created", "updated", "unchanged", "rejected")}
     target = audit.Target("directory")
     await audit.record(database, by, "clients_imported", target, after=counts, effect=effect)
 

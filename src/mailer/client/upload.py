@@ -2,13 +2,14 @@
 
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from litestar import Request
 from litestar.exceptions import HTTPException
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.client.decoding import Encoding
 from mailer.client.importing import ImportReport, import_clients
 from mailer.web.body import never_stalling
 from mailer.web.turns import Turns
@@ -18,6 +19,7 @@ IMPORT_LIMIT = 1024**3
 IMPORTS = 2
 """Imports at once: each keeps a connection of the pool, which serves every other request too.
 Of one key or person there is one."""
+CHARSETS = frozenset(name.lower() for name in get_args(Encoding))
 TURNS = Turns(IMPORTS, each=1, patience=5.0)
 
 
@@ -27,11 +29,11 @@ async def import_upload(
     """Import the CSV file that is the body of a request.
 
     Raises `InvalidError` when its header is wrong, `StalledUploadError`, `LongUploadError`,
-    `BusyError` when no turn comes, and HTTPException 415 when it is something else than CSV in
-    UTF-8.
+    `BusyError` when no turn comes, and HTTPException 415 when it says that it is something else
+    than CSV in one of the encodings that an import knows; which of them it is in, the file tells.
     """
     media_type, options = request.content_type
-    if media_type != "text/csv" or options.get("charset", "utf-8").lower() != "utf-8":
+    if media_type != "text/csv" or options.get("charset", "utf-8").lower() not in CHARSETS:
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         raise HTTPException("Send CSV in UTF-8, as Content-Type: text/csv.", status_code=status)
     async with TURNS.turn(by.caller), aclosing(never_stalling(request.stream())) as parts:
