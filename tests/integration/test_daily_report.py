@@ -68,7 +68,12 @@ async def test_report_counts_what_happened_on_the_local_day(engine: AsyncEngine)
 
 async def test_report_names_the_mailings_that_were_under_way(engine: AsyncEngine) -> None:
     begins, ends = bounds(DAY, ZoneInfo("UTC"))
-    await add_mailing(engine, start=begins - 2 * HOUR, lasts=2 * HOUR)
+    await set_updated(
+        engine,
+        await add_mailing(engine, status="finished", start=begins - 2 * HOUR, lasts=2 * HOUR),
+        begins - HOUR / 60,
+    )
+    at_midnight = await add_mailing(engine, start=begins - 2 * HOUR, lasts=2 * HOUR)
     within = await add_mailing(engine, start=begins - 2 * HOUR, lasts=3 * HOUR)
     await add_mailing(engine, start=ends)
     around = await add_mailing(engine, start=begins - HOUR, lasts=99 * HOUR)
@@ -86,8 +91,10 @@ async def test_report_names_the_mailings_that_were_under_way(engine: AsyncEngine
 
     report = await daily_report(engine, DAY, "UTC")
 
-    assert [mailing.id for mailing in report.mailings] == [finished, to_come, around, within]
-    assert report.mailings_count == 4
+    assert [mailing.id for mailing in report.mailings] == [
+        *(finished, to_come, around, within, at_midnight)
+    ]
+    assert report.mailings_count == 5
 
 
 async def set_updated(engine: AsyncEngine, mailing_id: int, at: datetime) -> None:

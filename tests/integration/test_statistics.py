@@ -50,13 +50,17 @@ async def test_clients_of_a_mailing_that_has_not_begun_count_as_scheduled(
     )
 
 
-async def test_deleted_mailings_do_not_count(engine: AsyncEngine) -> None:
-    mailing_id = await add_mailing(engine, clients=2)
-    await add_messages(engine, mailing_id, await add_clients(engine, 2), "delivered")
+async def test_deleted_mailings_do_not_count_but_what_was_sent_of_them_does(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await add_mailing(engine, clients=5)
+    clients = await add_clients(engine, 5)
+    await add_messages(engine, mailing_id, clients[:2], "delivered")
+    await add_messages(engine, mailing_id, clients[2:], "scheduled")
     await service.delete(engine, mailing_id, COMMAND_LINE)
 
     assert await statistics.general(engine) == GeneralStatistics(
-        MailingCounts.of(), MessageCounts.of()
+        MailingCounts.of(), MessageCounts.of(delivered=2)
     )
 
 

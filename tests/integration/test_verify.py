@@ -55,6 +55,8 @@ async def test_wrong_ledger_is_found_whichever_chunk_it_is_in(engine: AsyncEngin
         Difference(ids[0], "scheduled in the ledger", 0, 2),
         Difference(ids[0], "delivered in the ledger", 3, 2),
         Difference(ids[4], "cancelled in the ledger", 9, 0),
+        Difference(None, "delivered on all days", 10, 11),
+        Difference(None, "cancelled on all days", 0, 9),
     ]
     assert str(found[1]) == f"mailing {ids[0]}: delivered in the ledger: 3, expected 2"
 
@@ -94,4 +96,5 @@ async def test_messages_must_have_a_ledger_a_mailing_and_a_client(engine: AsyncE
         Difference(without_ledger, "ledgers", 0, 1),
         Difference(without_clients, "messages without their client", 2, 0),
         Difference(77, "messages without their mailing", 4, 0),
+        Difference(None, "delivered on all days", 8, 2),
     ]

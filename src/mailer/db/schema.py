@@ -310,13 +310,29 @@ def _kinds() -> list[Column[Any]]:
     ]
 
 
-# A mailing's messages by operator code, time zone, reason, attempts, second of their outcome, and
-# by quarter of an hour and reason of their failure: how many they are and what became of them.
-# `tally_move` holds what is not folded into it yet.
+# A mailing's messages by operator code, time zone, reason, attempts and second of their outcome:
+# how many they are and what became of them. `tally_move` holds what is not folded yet, into it or
+# into `outcome_count`.
 tally = Table(
     "tally", metadata, *_tallied(), PrimaryKeyConstraint("mailing_id", "dimension", "key")
 )
 tally_move = Table("tally_move", metadata, *_tallied(), postgresql_with=SHORT_LIVED)
+
+# Outcomes of all mailings, also of those that are deleted, by the quarter of an hour in which they
+# happened and their reason: what the daily reports add up.
+outcome_count = Table(
+    "outcome_count",
+    metadata,
+    moment("quarter_start"),
+    Column("reason", String),
+    *_counts(*OUTCOMES),
+    Index(
+        "outcome_count_quarter_start_reason_key",
+        *("quarter_start", "reason"),
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+    ),
+)
 
 # How many living clients are alike in all that a filter asks for; and the moves not folded yet.
 directory = Table(
@@ -344,5 +360,6 @@ report = Table(
     moment("sent_at", nullable=True),
 )
 
-# One row: the sums over all mailings that are settled and not deleted.
+# One row: the mailings that are settled and not deleted, and the outcomes of all that are settled
+# or gone.
 settled = Table("settled", metadata, *_counts("finished", "cancelled_mailings", *OUTCOMES))

@@ -10,7 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db import locks
-from mailer.db.schema import TALLY
+from mailer.db.schema import OUTCOMES, TALLY
+from mailer.message import outcomes
 from mailer.message.model import Status
 
 FINE = 120
@@ -87,7 +88,7 @@ OF_REASONS = text(f"""
 async def of_mailing(connection: AsyncConnection, mailing_id: int) -> dict[str, dict[str, Tally]]:
     """Return a mailing's tallies by dimension and key, in the order of their keys.
 
-    All that its statistics show: failures by time are for the report of a day.
+    All that its statistics show: outcomes by time and reason are counted over all mailings alone.
     """
     found: dict[str, dict[str, Tally]] = defaultdict(dict)
     for dimension, key, *counts in await connection.execute(OF_MAILING, {"mailing_id": mailing_id}):
@@ -121,13 +122,25 @@ WAIT = text("SELECT pg_advisory_xact_lock(:lock)")
 TRY_LOCK = text("""
     SELECT EXISTS (SELECT FROM tally_move) AND pg_try_advisory_xact_lock(:lock)""")
 ADD = ", ".join(f'"{name}" = tally."{name}" + excluded."{name}"' for name in TALLY)
-FOLD = text(f"""
+ADD_OUTCOMES = ", ".join(
+    f'"{name}" = outcome_count."{name}" + excluded."{name}"' for name in OUTCOMES
+)
+# What happened when is counted over all mailings, and the rest of each.
+MERGE = f"""
     WITH moved AS (
-        DELETE FROM tally_move WHERE ctid = ANY (ARRAY(SELECT ctid FROM tally_move LIMIT :chunk))
-        RETURNING *)
+        DELETE FROM tally_move WHERE {{which}} RETURNING *
+    ), outcome AS (
+        INSERT INTO outcome_count (quarter_start, reason, {outcomes.NAMES})
+        SELECT {outcomes.QUARTER}, {outcomes.REASON}, {outcomes.SUMS}
+        FROM moved WHERE dimension = 'outcome' GROUP BY 1, 2
+        ON CONFLICT (quarter_start, reason) DO UPDATE SET {ADD_OUTCOMES}
+    )
     INSERT INTO tally (mailing_id, dimension, key, {COLUMNS})
-    SELECT mailing_id, dimension, key, {SUMS} FROM moved GROUP BY mailing_id, dimension, key
-    ON CONFLICT (mailing_id, dimension, key) DO UPDATE SET {ADD}""")  # noqa: S608  # likewise
+    SELECT mailing_id, dimension, key, {SUMS} FROM moved WHERE dimension <> 'outcome'
+    GROUP BY mailing_id, dimension, key
+    ON CONFLICT (mailing_id, dimension, key) DO UPDATE SET {ADD}"""  # noqa: S608  # likewise
+FOLD = text(MERGE.format(which="ctid = ANY (ARRAY(SELECT ctid FROM tally_move LIMIT :chunk))"))
+FOLD_MAILINGS = text(MERGE.format(which="mailing_id = ANY (:mailing_ids)"))
 
 
 async def fold(connection: AsyncConnection, chunk: int) -> None:
@@ -167,14 +180,11 @@ async def coarsen(connection: AsyncConnection) -> None:
     await connection.execute(COARSEN)
 
 
-DROP = tuple(
-    text(f"DELETE FROM {table} WHERE mailing_id = ANY (:mailing_ids)")  # noqa: S608  # ours
-    for table in ("tally", "tally_move")
-)
+DROP = text("DELETE FROM tally WHERE mailing_id = ANY (:mailing_ids)")
 
 
 async def drop(connection: AsyncConnection, mailing_ids: list[int]) -> None:
-    """Drop all tallies of mailings that have no messages any more."""
+    """Drop all tallies of mailings that have no messages any more; when what happened stays."""
     await connection.execute(WAIT, LOCK)  # what is being folded would come back
-    for statement in DROP:
+    for statement in (FOLD_MAILINGS, DROP):
         await connection.execute(statement, {"mailing_ids": mailing_ids})

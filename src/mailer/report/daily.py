@@ -1,6 +1,5 @@
 """The daily report: what became of messages on one day, and where the day's mailings stand."""
 
-from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from typing import Any
@@ -8,29 +7,14 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    Row,
-    and_,
-    any_,
-    bindparam,
-    case,
-    cast,
-    func,
-    literal,
-    or_,
-    select,
-    text,
-    union_all,
-)
+from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.schema import OUTCOMES, mailing, tally, tally_move
+from mailer.db.schema import OUTCOMES, mailing
 from mailer.errors import FieldError, InvalidError
-from mailer.mailing.model import ENDED, FIRST_MOMENT, LAST_MOMENT, Status
+from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Status
 from mailer.mailing.store import ALIVE, select_mailings, to_mailing
+from mailer.message.outcomes import by_hour, failures
 from mailer.report.chart import COLOURS, HEIGHT, WIDTH
 from mailer.report.model import Bucket, MessageCounts, OutcomeCounts, ReasonCount
 from mailer.report.snapshot import snapshot
@@ -66,10 +50,10 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
     mailings: list[ReportedMailing]
     """The newest of them."""
     failures: list[ReasonCount]
-    """What of their messages was not delivered on that day, and why, the most frequent first."""
+    """What was not delivered on that day, and why, the most frequent first: of every mailing."""
     hours: list[Bucket]
-    """What became of their messages on that day, by the hour: 23 or 25 when the clocks change. Of a
-    mailing that took days a whole UTC hour may be counted where it begins."""
+    """What became of messages on that day, by the hour: 23 or 25 when the clocks change. Of every
+    mailing, also of one that is deleted: the days add up to all outcomes that there were."""
 
     @property
     def busy_hours(self) -> list[Bucket]:
@@ -95,8 +79,6 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
     active = _active(start, end)
     async with snapshot(engine) as connection:
         total = await _total(connection, active)
-        # named one by one: how few they are the planner cannot guess, and would read all tallies
-        ids = (await connection.scalars(select(mailing.c.id).where(active))).all()
         return DailyReport(
             day=day,
             time_zone=time_zone,
@@ -105,8 +87,8 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
             clients_count=int(total.clients),
             messages=message_counts(total),
             mailings=await _mailings(connection, active, zone),
-            failures=await _failures(connection, ids, start, end),
-            hours=await _hours(connection, ids, start, end, zone),
+            failures=[ReasonCount(*row) for row in await failures(connection, start, end)],
+            hours=await _hours(connection, start, end, zone),
         )
 
 
@@ -127,13 +109,13 @@ def bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
 def _active(start: datetime, end: datetime) -> ColumnElement[bool]:
     """Return the condition that a mailing was under way between two moments.
 
-    What has ended was last written when it ended.
+    That is until it is through, which may be some time after its end: what it had still to send is
+    cancelled then. What is through was last written at that moment.
     """
     return and_(
         ALIVE,
         mailing.c.datetime_start < end,
-        mailing.c.datetime_end > start,
-        or_(mailing.c.status.not_in(ENDED), mailing.c.updated_at >= start),
+        or_(not_(mailing.c.is_settled), mailing.c.updated_at >= start),
     )
 
 
@@ -165,63 +147,15 @@ async def _mailings(
     ]
 
 
-async def _failures(
-    connection: AsyncConnection, mailings: Sequence[int], start: datetime, end: datetime
-) -> list[ReasonCount]:
-    """Return what was not delivered between two moments, and why, from the tallies alone."""
-    moments = {"first": str(int(start.timestamp())), "last": str(int(end.timestamp()))}
-    found = await connection.execute(FAILURES, {"mailings": mailings, **moments})
-    return [ReasonCount(*row) for row in found]
-
-
-# Counted by the quarter of an hour, by which every zone's days begin. The keys are seconds of ten
-# digits and a reason: they are in the order of time.
-FAILURES = text("""
-    SELECT failed.status, substr(key, strpos(key, ' ') + 1) AS reason,
-        sum(failed.messages)::bigint AS messages
-    FROM (SELECT * FROM tally UNION ALL SELECT * FROM tally_move) AS moved
-        CROSS JOIN LATERAL (VALUES
-            ('undelivered', undelivered), ('unknown', "unknown"), ('cancelled', cancelled)
-        ) AS failed (status, messages)
-    WHERE mailing_id = ANY (:mailings) AND dimension = 'failure' AND key >= :first AND key < :last
-    GROUP BY failed.status, reason HAVING sum(failed.messages) > 0
-    ORDER BY messages DESC, status, reason""").bindparams(
-    bindparam("mailings", type_=ARRAY(BigInteger))
-)
-
-
 async def _hours(
-    connection: AsyncConnection,
-    mailings: Sequence[int],
-    start: datetime,
-    end: datetime,
-    zone: ZoneInfo,
+    connection: AsyncConnection, start: datetime, end: datetime, zone: ZoneInfo
 ) -> list[Bucket]:
-    """Return what became of messages in each hour between two moments, from the tallies alone."""
-    first, last = int(start.timestamp()), int(end.timestamp())
-    moved = union_all(select(tally), select(tally_move)).subquery()
-    # of another dimension the key is no number
-    second = case((moved.c.dimension == "second", cast(moved.c.key, BigInteger)))
-    place = ((second - first) // HOUR).label("place")
-    statement = (
-        select(place, *(func.sum(moved.c[name]).label(name) for name in OUTCOMES))
-        .where(
-            moved.c.mailing_id == any_(literal(mailings, ARRAY(BigInteger))),
-            moved.c.dimension == "second",
-            second >= first,
-            second < last,
-        )
-        .group_by(place)
-    )
-    found = {row.place: row for row in await connection.execute(statement)}
+    """Return what became of messages in each hour between two moments."""
+    found = await by_hour(connection, start, end)
+    moments = range(int(start.timestamp()), int(end.timestamp()), HOUR)
     return [
-        Bucket(
-            datetime.fromtimestamp(at, zone),
-            OutcomeCounts.of(
-                **{name: max(0, int(getattr(found[n], name))) for name in OUTCOMES if n in found}
-            ),
-        )
-        for n, at in enumerate(range(first, last, HOUR))
+        Bucket(datetime.fromtimestamp(at, zone), OutcomeCounts.of(**found.get(place, {})))
+        for place, at in enumerate(moments)
     ]
 
 

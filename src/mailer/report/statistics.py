@@ -57,7 +57,8 @@ def message_counts(row: Row[Any]) -> MessageCounts:
 async def general(engine: AsyncEngine) -> GeneralStatistics:
     """Count all mailings and their messages, from the ledgers alone.
 
-    What is settled is counted in one row: only the ledgers of live mailings are read.
+    What is settled is counted in one row: only the ledgers of live mailings are read. What was sent
+    of a mailing stays when it is deleted; what it had still to send goes with it.
     """
     shown = select_mailings().where(LIVE).subquery()
     live = select(shown.c.status, func.count().label("mailings"), *sums(shown)).group_by(
@@ -65,15 +66,22 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
     )
     async with snapshot(engine) as connection:  # what settles meanwhile is in one of them alone
         rows = list(await connection.execute(live))
+        deleted = (await connection.execute(DELETED)).one()
         done = (await connection.execute(select(settled))).one()
     mailings_by = Counter({row.status: row.mailings for row in rows})
     mailings_by.update(finished=done.finished, cancelled=done.cancelled_mailings)
     messages_by = Counter({name: getattr(done, name) for name in OUTCOMES})
     for row in rows:
         messages_by.update(msgspec.structs.asdict(message_counts(row)))
+    messages_by.update(deleted._asdict())
     return GeneralStatistics(MailingCounts.of(**mailings_by), MessageCounts.of(**messages_by))
 
 
+# Of those whose messages are not deleted yet: with the last of them they count as settled.
+DELETED = text(f"""
+    SELECT {", ".join(f'coalesce(sum("{n}"), 0)::bigint AS "{n}"' for n in ("sending", *OUTCOMES))}
+    FROM mailing JOIN ledger ON mailing_id = id
+    WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # our own columns
 SENDING = text("""
     SELECT operator_code, time_zone, count(*) AS messages FROM message
     WHERE mailing_id = :mailing_id AND status = 'sending' GROUP BY operator_code, time_zone""")

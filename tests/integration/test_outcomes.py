@@ -1,0 +1,222 @@
+"""Outcomes belong to the day on which they happened: all days add up to the counts."""
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tests.sample import add_clients, add_mailing, add_messages, do, execute, resend, value
+
+from mailer.access.model import COMMAND_LINE
+from mailer.db.schema import OUTCOMES
+from mailer.errors import ConflictError
+from mailer.mailing import moving, service
+from mailer.message import tally
+from mailer.report import lately, statistics
+from mailer.report.daily import daily_report
+from mailer.report.verify import differences
+
+HOUR = timedelta(hours=1)
+ODD_ZONES = (
+    "Asia/Kolkata",
+    "Asia/Kathmandu",
+    "Australia/Eucla",
+    "America/St_Johns",
+    "Asia/Bangkok",
+)
+
+
+async def counts(engine: AsyncEngine) -> Counter[str]:
+    """The outcomes of all mailings, as the statistics count them."""
+    messages = msgspec.structs.asdict((await statistics.general(engine)).messages)
+    return +Counter({name: messages[name] for name in OUTCOMES})
+
+
+async def reported(engine: AsyncEngine, zone: str, first: date, last: date) -> Counter[str]:
+    """The outcomes in the reports of all days from the first to the last."""
+    found: Counter[str] = Counter()
+    for days in range((last - first).days + 1):
+        report = await daily_report(engine, first + timedelta(days=days), zone)
+        found.update(msgspec.structs.asdict(report.outcomes))
+        failed: Counter[str] = Counter()
+        for failure in report.failures:
+            failed[failure.status] += failure.messages
+        assert failed == +Counter(
+            {name: getattr(report.outcomes, name) for name in OUTCOMES if name != "delivered"}
+        )
+    return +found
+
+
+async def purge(engine: AsyncEngine) -> None:
+    for _ in range(3):
+        await do(engine, lambda db: moving.purge(db, 1_000))
+
+
+@pytest.mark.parametrize("ends_at", [timedelta(), timedelta(seconds=-6), timedelta(seconds=6)])
+async def test_what_is_cancelled_at_an_end_around_midnight_is_in_the_report_of_its_day(
+    engine: AsyncEngine, ends_at: timedelta
+) -> None:
+    midnight = datetime(2030, 1, 15, tzinfo=ZoneInfo("Asia/Bangkok"))
+    clients = await add_clients(engine, 75)
+    end = midnight + ends_at
+    mailing_id = await add_mailing(engine, clients=75, start=end - HOUR, lasts=HOUR)
+    await add_messages(engine, mailing_id, clients[:38], "delivered", at=end - HOUR / 2)
+    second = timedelta(seconds=0.4)
+    await add_messages(engine, mailing_id, clients[38:], "cancelled", "expired", at=end + second)
+    settled = f"is_settled = true, status = 'finished', updated_at = '{end + 2 * second}'"
+    await execute(engine, f"UPDATE mailing SET {settled}")  # noqa: S608  # of a test
+
+    days = [await daily_report(engine, date(2030, 1, day), "Asia/Bangkok") for day in (14, 15)]
+
+    assert sum(day.outcomes.delivered for day in days) == 38
+    assert sum(day.outcomes.cancelled for day in days) == 37
+    on_its_day = days[(end + second).date().day - 14]
+    assert on_its_day.outcomes.cancelled == 37
+    assert [mailing.id for mailing in on_its_day.mailings] == [mailing_id]
+
+
+async def test_deleted_mailings_stay_in_reports_and_statistics(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 6)
+    mailing_id = await add_mailing(engine, clients=6, start=datetime.now(UTC) - HOUR)
+    now = datetime.now(UTC)
+    await add_messages(engine, mailing_id, clients[:3], "delivered", at=now)
+    await add_messages(engine, mailing_id, clients[3:4], "undelivered", "rejected_400", at=now)
+    await add_messages(engine, mailing_id, clients[4:], "scheduled", at=now)
+    before = await daily_report(engine, now.date(), "UTC")
+
+    await service.delete(engine, mailing_id, COMMAND_LINE)
+    for folds in (False, True, True):
+        assert await counts(engine) == {"delivered": 3, "undelivered": 1}
+        assert (await statistics.general(engine)).messages.scheduled == 0
+        report = await daily_report(engine, now.date(), "UTC")
+        assert (report.outcomes, report.failures) == (before.outcomes, before.failures)
+        assert report.mailings == []
+        hours = await do(engine, lambda db: lately.outcomes(db, now))
+        assert sum(hour.messages.delivered for hour in hours) == 3
+        assert await differences(engine) == []
+        await purge(engine)
+        if folds:
+            await do(engine, lambda db: tally.fold(db, 1_000))
+    assert await value(engine, "SELECT count(*) FROM mailing") == 0
+
+
+async def test_mailing_that_is_cancelled_before_it_begins_is_in_the_report_of_that_day(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await add_mailing(
+        engine, clients=5, start=datetime.now(UTC) + HOUR, status="scheduled"
+    )
+    await service.cancel(engine, mailing_id, COMMAND_LINE)
+    today = await value(engine, "SELECT (now() AT TIME ZONE 'UTC')::date")
+
+    assert await counts(engine) == {"cancelled": 5}
+    assert await reported(engine, "UTC", today - timedelta(days=1), today) == {"cancelled": 5}
+    await service.delete(engine, mailing_id, COMMAND_LINE)
+    await purge(engine)
+    assert await counts(engine) == {"cancelled": 5}
+    assert await differences(engine) == []
+
+
+@pytest.mark.parametrize("zone", ODD_ZONES)
+async def test_long_mailing_has_its_outcomes_on_their_days_in_zones_of_odd_offsets(
+    engine: AsyncEngine, zone: str
+) -> None:
+    midnight = datetime(2030, 1, 15, tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    clients = await add_clients(engine, 4)
+    start = midnight - timedelta(days=20)
+    mailing_id = await add_mailing(engine, clients=4, start=start, lasts=timedelta(days=40))
+    second = timedelta(seconds=1)
+    for client, at in zip(
+        clients, (start, midnight - second, midnight, midnight + 15 * 24 * HOUR), strict=True
+    ):
+        await add_messages(engine, mailing_id, [client], "delivered", at=at)
+    await do(engine, lambda db: tally.fold(db, 1_000))
+    await do(engine, tally.coarsen)
+
+    for day in (date(2030, 1, 14), date(2030, 1, 15)):
+        assert (await daily_report(engine, day, zone)).outcomes.delivered == 1
+
+
+OUTCOMES_AND_WAITING = (
+    ("delivered", None),
+    ("undelivered", "rejected_400"),
+    ("unknown", "timeout"),
+    ("cancelled", "no_window"),
+    ("scheduled", "http_503"),
+    ("scheduled", None),
+)
+
+
+class Operator:
+    """Does one thing after the other with mailings, by chance."""
+
+    def __init__(self, engine: AsyncEngine, seed: int) -> None:
+        self._engine = engine
+        self._chance = random.Random(seed)  # noqa: S311  # no secret
+        self._mailings: list[int] = []
+
+    async def act(self) -> None:
+        """Take a step."""
+        while len(self._mailings) < 2:
+            await self._add()
+        with contextlib.suppress(ConflictError):
+            await self._chance.choice(
+                (self._retry, self._delete, self._cancel, self._keep_house, self._keep_house)
+            )()
+
+    async def _add(self) -> None:
+        now, clients = datetime.now(UTC), await add_clients(self._engine, 8)
+        lasts = self._chance.choice([HOUR, 30 * HOUR, 400 * HOUR])
+        start = now - timedelta(minutes=15 * self._chance.randrange(4 * 24 * 8))
+        added = await add_mailing(self._engine, clients=8, start=start, lasts=2 * lasts)
+        self._mailings.append(added)
+        for client in clients:
+            at = min(now, start + lasts * self._chance.random())
+            status, reason = self._chance.choice(OUTCOMES_AND_WAITING)
+            await add_messages(self._engine, added, [client], status, reason, at=at)
+
+    async def _retry(self) -> None:
+        mailing_id = self._chance.choice(self._mailings)
+        open_end = "datetime_end = now() + interval '1 hour'"
+        await execute(self._engine, f"UPDATE mailing SET {open_end} WHERE id = {mailing_id}")  # noqa: S608  # of a test
+        await service.retry(self._engine, mailing_id, COMMAND_LINE)
+        await resend(self._engine, chunk=3)
+
+    async def _delete(self) -> None:
+        mailing_id = self._mailings.pop(self._chance.randrange(len(self._mailings)))
+        await service.delete(self._engine, mailing_id, COMMAND_LINE)
+
+    async def _cancel(self) -> None:
+        await service.cancel(self._engine, self._chance.choice(self._mailings), COMMAND_LINE)
+
+    async def _keep_house(self) -> None:
+        some = self._chance.randrange(1, 40)
+        steps: tuple[Callable[[AsyncConnection], Awaitable[object]], ...] = (
+            lambda db: tally.fold(db, some),
+            lambda db: moving.purge(db, 3),
+            lambda db: moving.retire(db, 1, 3),
+            lambda db: moving.clear(db, 5),
+            moving.finish,
+            tally.coarsen,
+        )
+        await do(self._engine, self._chance.choice(steps))
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_all_days_add_up_to_the_counts_whatever_happens(
+    engine: AsyncEngine, seed: int
+) -> None:
+    operator = Operator(engine, seed)
+    for _ in range(30):
+        await operator.act()
+    zone = ODD_ZONES[seed % len(ODD_ZONES)]
+    today = datetime.now(ZoneInfo(zone)).date()
+    days = (today - timedelta(days=30), today + timedelta(days=1))
+
+    assert await reported(engine, zone, *days) == await counts(engine)
+    assert await differences(engine) == []
