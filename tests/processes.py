@@ -29,7 +29,7 @@ class MailerProcess:
     """`mailer serve`, and its API."""
 
     def __init__(self, **settings: str) -> None:
-        self._environ = {
+        self.environ = {
             **{name: value for name, value in os.environ.items() if "MAILER" not in name},
             "MAILER_AUTH": "none",
             "MAILER_PORT": "0",
@@ -40,13 +40,22 @@ class MailerProcess:
         self.events: list[dict[str, Any]] = []
 
     async def start(self, cwd: str | None = None, python_path: str | None = None) -> None:
-        """Start it on the very code that the test imports, or the program itself on other code."""
+        """Start it and wait until it works."""
+        await self.launch(cwd, python_path, until="started")
+
+    async def launch(
+        self, cwd: str | None = None, python_path: str | None = None, *, until: str = "listening"
+    ) -> None:
+        """Start it and wait until it listens, whether its database is there or not.
+
+        On the very code that the test imports, or the program itself on other code.
+        """
         self.process = (
-            await nursery.start(self._environ, Path(mailer.__file__).parents[1])
+            await nursery.start(self.environ, Path(mailer.__file__).parents[1])
             if python_path is None
             else await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "mailer", "serve"),
-                env=self._environ | {"PYTHONPATH": python_path},
+                env=self.environ | {"PYTHONPATH": python_path},
                 cwd=cwd,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -54,8 +63,7 @@ class MailerProcess:
             )
         )
         self._reading = asyncio.create_task(self._read_log())
-        started = await self.event("started")
-        self.address: str = started["address"]
+        self.address: str = (await self.event(until))["address"]
         self.session = aiohttp.ClientSession(self.address)
 
     async def _read_log(self) -> None:

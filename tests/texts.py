@@ -23,9 +23,11 @@ from mailer.client import csvfile
 from mailer.client.decoding import Encoding
 from mailer.client.phone import ROUNDED
 from mailer.client.rows import COLUMNS
+from mailer.db import fitness
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import half_window
 from mailer.validation import Input, rules_of
+from mailer.web.starting import STARTING
 
 SOURCE = Path(admin.__file__).parents[1]
 METHODS = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
@@ -82,6 +84,7 @@ def _composed() -> Iterable[str]:
     yield from oidc_model.TEXTS.values()
     yield ROUNDED
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
+    yield from {*fitness.SENTENCES.values(), fitness.UNREACHABLE, STARTING}
     for said in (csvfile.TOO_LONG, csvfile.MALFORMED):
         yield said
         yield f"the header {said}"

@@ -2,18 +2,13 @@
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
-import uvicorn
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.types import ASGIApp
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo, metrics
@@ -26,9 +21,9 @@ from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.db.engine import PATIENCE, create_engine, pool_usage
-from mailer.db.opening import open_database
+from mailer.db.fitness import WaitReason
+from mailer.db.opening import located_database, open_database, prepare_database
 from mailer.dispatch.dispatcher import Dispatcher
-from mailer.errors import StartError
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.pace import Pace
@@ -37,15 +32,17 @@ from mailer.mailing.api import MailingController
 from mailer.report.api import StatisticsController, show_metrics
 from mailer.report.daily_mail import DailyMail
 from mailer.report.mail import Post, post_of
+from mailer.server import Server, listen, notify_systemd, stop_on_signals
 from mailer.settings import Settings
 from mailer.web.assets import static_router
 from mailer.web.body import TimedRequest
-from mailer.web.connection import Limits, connection_class
+from mailer.web.connection import Limits
 from mailer.web.edge import served
 from mailer.web.health import health_router
 from mailer.web.methods import allow_all
 from mailer.web.openapi import BY_KEY, StructPlugin, openapi_config
 from mailer.web.rate import Rate
+from mailer.web.starting import STARTING, Startup, StartupGate
 
 log = structlog.get_logger()
 
@@ -70,9 +67,14 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
     live: Live | None = None,
     settings: Settings | None = None,
     limits: Limits = LIMITS,
+    startup: Startup | None = None,
 ) -> Litestar:
-    """Return the web application over `engine`; `breaker` is None where nothing is sent."""
+    """Return the web application over `engine`; `breaker` is None where nothing is sent.
+
+    Until `startup` is done most of it answers 503.
+    """
     settings = settings or Settings()
+    startup = startup or Startup()
     provider = provider_of(settings)
     given = {
         "engine": engine,
@@ -82,6 +84,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         "settings": settings,
         "provider": provider,
         "oidc_rate": Rate(OIDC_RATE),
+        "startup": startup,
     }
     api = Router(
         "/api/v1",
@@ -99,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         dependencies={name: _always(part) for name, part in given.items()}
         | {"by": Provide(actor_of, sync_to_thread=False)},
         middleware=[
+            StartupGate(startup),
             Gate(engine, settings),
             Idempotency(engine, lease=settings.lease, at_hand=BODY_LIMIT),
         ],
@@ -119,42 +123,54 @@ def _always(part: object) -> Provide:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve the API and send messages until SIGTERM or SIGINT; raises `StartError`."""
+    """Serve the API and send messages until SIGTERM or SIGINT.
+
+    Waits for the database without end. Raises `StartError` when a setting is wrong, and
+    `UnavailableError` when something else keeps it from starting now.
+    """
     is_mailed = settings.smtp_url is not None or settings.report_recipients is not None
     post = post_of(settings) if is_mailed else None
-    async with open_database(settings) as (url, engine):
-        async with engine.connect() as connection:
-            is_known = await accounts.is_anybody_known(connection)
-        is_known = is_known or settings.auth == "none" or settings.oidc_issuer is not None
-        await _serve(settings, url, on_start=partial(_say_started, is_known=is_known), post=post)
+    async with located_database(settings) as url:
+        await _serve(settings, url, on_open=partial(_say_started, settings), post=post)
 
 
 async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
     """Serve with everything that is needed to see mailings go out, until SIGTERM or SIGINT."""
+
+    async def greet(_: AsyncEngine, address: str) -> None:
+        demo.greet(address, echo=echo)
+
     async with (
         demo.surroundings(settings) as demo_settings,
         open_database(demo_settings) as (url, engine),
     ):
         await demo.fill(engine)
-        await _serve(demo_settings, url, on_start=partial(demo.greet, echo=echo))
+        await _serve(demo_settings, url, on_open=greet)
 
 
-def _say_started(address: str, *, is_known: bool) -> None:
+async def _say_started(settings: Settings, engine: AsyncEngine, address: str) -> None:
+    is_known = settings.auth == "none" or settings.oidc_issuer is not None
+    if not is_known:
+        async with engine.connect() as connection:
+            is_known = await accounts.is_anybody_known(connection)
     log.info("started", address=address)
     if not is_known:
         first = "mailer users add NAME --role admin"
         log.warning("nobody_can_sign_in", first_run=first, then_open=f"{address}/login")
-    notify_systemd("READY=1")
 
 
 async def _serve(
-    settings: Settings, url: str, on_start: Callable[[str], None], post: Post | None = None
+    settings: Settings,
+    url: str,
+    on_open: Callable[[AsyncEngine, str], Awaitable[None]],
+    post: Post | None = None,
 ) -> None:
+    """Listen, wait for the database, then dispatch; `on_open` gets an engine and the address."""
     async with contextlib.AsyncExitStack() as stack:
         is_debugged = settings.log_level == "debug"
         monitor = LoopMonitor(interval=DEBUG_INTERVAL if is_debugged else INTERVAL)
         stack.enter_context(monitor.running())
-        listening = stack.enter_context(_listen(settings.host, settings.port))
+        listening = stack.enter_context(listen(settings.host, settings.port))
         engine = create_engine(url, patience=PATIENCE)
         stack.push_async_callback(engine.dispose)
         own_engine = create_engine(url, pool_size=DISPATCHER_CONNECTIONS, patience=CHUNK_PATIENCE)
@@ -181,84 +197,58 @@ async def _serve(
             report = mail.run
         dispatcher = Dispatcher(url, own_engine, gateway, breaker, pace, settings, report=report)
         live = Live()
+        startup = Startup(STARTING)
         app = create_app(
             engine,
             None if gateway is None else breaker,
             pace=None if gateway is None else pace,
             live=live,
             settings=settings,
+            startup=startup,
         )
-        server = _Server(_server_config(served(app, settings), settings), on_start)
-        _stop_on_signals(server, dispatcher, live)
+        server = Server(served(app, settings), settings, LIMITS)
+        opening = asyncio.create_task(_open(server, url, settings, startup, on_open))
+        stack.callback(opening.cancel)
+
+        def stop() -> None:
+            live.stop()
+            server.should_exit = True
+            opening.cancel()
+            dispatcher.stop()
+
+        stop_on_signals(stop)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(dispatcher.run())
             tasks.create_task(server.serve(sockets=[listening]))
+            await asyncio.wait({opening})
+            if opening.cancelled() or opening.exception():
+                server.should_exit = True
+            else:
+                await dispatcher.run()
+    if not opening.cancelled():
+        opening.result()  # outside the group, which would wrap what it raises
     log.info("stopped")
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+async def _open(
+    server: Server,
+    url: str,
+    settings: Settings,
+    startup: Startup,
+    on_open: Callable[[AsyncEngine, str], Awaitable[None]],
+) -> None:
+    """Open the database while `server` answers that it waits for it."""
+
+    def say(reason: WaitReason) -> None:
+        startup.waits_for = reason.sentence
+        notify_systemd("READY=1", f"STATUS={reason.sentence} ({reason.detail})")
+
+    address = await server.wait_for_address()
+    log.info("listening", address=address)
+    engine = create_engine(url)  # without a time limit: a migration takes as long as it takes
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise StartError(
-            f"MAILER_HOST, MAILER_PORT: cannot listen on {host}:{port}: {why}"
-        ) from error
-
-
-def _server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=connection_class(LIMITS),
-        ws="none",
-        proxy_headers=False,  # only where a setting says so
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.shutdown_grace) or 1,
-    )
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to us, and tells the address that it listens on."""
-
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None]) -> None:
-        super().__init__(config)
-        self._on_start = on_start
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-
-
-def _stop_on_signals(server: uvicorn.Server, dispatcher: Dispatcher, live: Live) -> None:
-    def stop() -> None:
-        log.info("stopping")
-        notify_systemd("STOPPING=1")
-        live.stop()
-        server.should_exit = True
-        dispatcher.stop()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-
-
-def notify_systemd(state: str) -> None:
-    """Tell systemd about this service, if it asked to be told (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-        notifier.sendto(state.encode(), address)
+        await prepare_database(engine, settings, on_wait=say)
+        startup.waits_for = None
+        await on_open(engine, address)
+    finally:
+        await engine.dispose()
+    notify_systemd("READY=1", f"STATUS=Serves {address}")

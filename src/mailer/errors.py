@@ -50,4 +50,4 @@ class UnavailableError(MailerError):
 
 
 class StartError(MailerError):
-    """mailer cannot start here; says what to change."""
+    """A setting is wrong, or what it names; says what to change. What may pass is `Unavailable`."""

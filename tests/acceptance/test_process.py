@@ -42,7 +42,7 @@ async def test_busy_port_stops_the_start_with_one_line(database_url: str) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ended = run("serve", auth="none", database_url=database_url, port=port)
-    assert ended.returncode == 78
+    assert ended.returncode == 75  # it may be free when asked again
     [line] = [line for line in ended.stderr.splitlines() if line.startswith("mailer:")]
     assert f"cannot listen on 127.0.0.1:{port}" in line
     assert "Traceback" not in ended.stderr
@@ -56,7 +56,7 @@ async def test_embedded_database_is_found_again_after_a_kill(
     await first.start()
     await first.call("POST", "/clients", {"phone": "79160000001"}, 201)
     second = run("serve", auth="none", data_dir=str(data_dir))
-    assert second.returncode == 78
+    assert second.returncode == 75  # the first may end
     assert len(second.stderr.splitlines()) == 1
     await first.stop(signal.SIGKILL)
 

@@ -20,7 +20,7 @@ import pytest
 
 from mailer.db.binaries import choose_binaries, find_binaries
 from mailer.db.embedded import embedded_postgres
-from mailer.errors import StartError
+from mailer.errors import StartError, UnavailableError
 
 AS_ROOT = os.geteuid() == 0
 ENDED = 10.0  # seconds
@@ -32,14 +32,14 @@ import asyncio, sys
 from pathlib import Path
 import uvloop
 from mailer.db.embedded import embedded_postgres
-from mailer.errors import StartError
+from mailer.errors import MailerError
 
 async def main():
     try:
         async with embedded_postgres(Path(sys.argv[1])) as url:
             print(url, flush=True)
             await asyncio.Event().wait()
-    except StartError as error:
+    except MailerError as error:
         print(error, flush=True)
 
 {"asyncio": asyncio.run, "uvloop": uvloop.run}[sys.argv[2]](main())
@@ -182,7 +182,9 @@ async def test_crashed_server_is_started_again(used: Path, loop: str) -> None:
 async def test_second_mailer_on_one_folder_is_refused_at_once(used: Path) -> None:
     async with embedded_postgres(used):
         begin = time.monotonic()
-        with pytest.raises(StartError, match=r"another mailer already runs on .*MAILER_DATA_DIR"):
+        with pytest.raises(
+            UnavailableError, match=r"another mailer already runs on .*MAILER_DATA_DIR"
+        ):
             async with embedded_postgres(used):
                 pass
         assert time.monotonic() - begin < 0.1
@@ -286,7 +288,7 @@ async def test_last_words_of_a_server_that_does_not_start_are_passed_on(used: Pa
     async with embedded_postgres(used):
         pass
     (used / "postgresql" / "data" / "global" / "pg_control").unlink()
-    with pytest.raises(StartError, match=r"could not open file .*pg_control") as caught:
+    with pytest.raises(UnavailableError, match=r"could not open file .*pg_control") as caught:
         async with embedded_postgres(used):
             pass
     assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from aiohttp import (
     TCPConnector,
 )
 
-from mailer.errors import InvalidError, StartError
+from mailer.errors import InvalidError, UnavailableError
 from mailer.gateway.idset import IdSet
 from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
 from mailer.gateway.sandbox_command import run_sandbox
@@ -415,7 +415,7 @@ async def test_taken_port_is_said_in_one_line() -> None:
     async with SandboxGateway(Faults()).run() as url:
         port = urlsplit(url).port
         assert port is not None
-        with pytest.raises(StartError, match=f"^cannot listen on 127.0.0.1:{port}: .*in use"):
+        with pytest.raises(UnavailableError, match=f"^cannot listen on 127.0.0.1:{port}: .*in use"):
             async with SandboxGateway(Faults()).run(port=port):
                 pass
 

@@ -9,7 +9,7 @@ import click
 import structlog
 import uvloop
 
-from mailer.errors import MailerError, StartError
+from mailer.errors import MailerError, StartError, UnavailableError
 from mailer.log import configure_logging, describe
 from mailer.settings import Settings, read_settings
 
@@ -21,7 +21,9 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 CANNOT_START = 78
-"""Exit status when the surroundings are wrong and a restart would not help (sysexits.h)."""
+"""Exit status when a setting is wrong and a restart would not help (EX_CONFIG of sysexits.h)."""
+TRY_AGAIN = 75
+"""Exit status for what may pass (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -32,12 +34,22 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         return uvloop.run(work)
     except MailerError as error:
         click.echo(f"mailer: {error}", err=True)
-        sys.exit(CANNOT_START if isinstance(error, StartError) else 1)
+        sys.exit(_exit_status(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  # the last word on it, without what it may hold
         log.critical("crashed", **describe(error))
         sys.exit(1)
+
+
+def _exit_status(error: MailerError) -> int:
+    match error:
+        case StartError():
+            return CANNOT_START
+        case UnavailableError():
+            return TRY_AGAIN
+        case _:
+            return 1
 
 
 def settings_given() -> Settings:

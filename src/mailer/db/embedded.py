@@ -6,6 +6,7 @@ say who may connect; `programs-*` is a copy for a user who cannot reach the inst
 """
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,9 +20,13 @@ from pathlib import Path
 from mailer.db.binaries import WHEEL, Binaries, choose_binaries, find_binaries
 from mailer.db.child import Account, Child
 from mailer.db.postmaster import PORT, STOPS, Postmaster, last_complaint, lines_since, url_of
-from mailer.errors import StartError
+from mailer.errors import StartError, UnavailableError
 
 SOCKET_PATH_LIMIT = 107  # bytes; unix(7)
+MAY_PASS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
+)
+"""The machine has run out of something; every other error comes from the folder."""
 
 
 @asynccontextmanager
@@ -31,7 +36,7 @@ async def embedded_postgres(data_dir: Path, *, share: bool = False) -> AsyncIter
     One process at a time may run it; with `share`, one that another process runs is used. A server
     that ends by itself is started again, under the same URL. Enter it on the main thread: the
     server stops with the thread that started it.
-    Raises `StartError`.
+    Raises `StartError` when a setting is wrong, `UnavailableError` for what may pass.
     """
     async with AsyncExitStack() as stack:
         with _os_errors_explained(data_dir):
@@ -65,11 +70,11 @@ def _os_errors_explained(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"{error.strerror}: {error.filename2 or error.filename}"
-        message = (
-            f"PostgreSQL cannot run under {data_dir}: {what};"
-            " set MAILER_DATA_DIR to a folder of this user, or MAILER_DATABASE_URL"
-        )
-        raise StartError(message) from error
+        message = f"PostgreSQL cannot run under {data_dir}: {what}"
+        if error.errno in MAY_PASS:
+            raise UnavailableError(message) from error
+        advice = "set MAILER_DATA_DIR to a folder of this user, or MAILER_DATABASE_URL"
+        raise StartError(f"{message}; {advice}") from error
 
 
 def _make_home(data_dir: Path) -> Path:
@@ -103,7 +108,7 @@ def _locked(home: Path) -> Iterator[None]:
                 f"another mailer already runs on {home.parent}: stop it, or set another"
                 " MAILER_DATA_DIR, or let both share a PostgreSQL through MAILER_DATABASE_URL"
             )
-            raise StartError(message) from None
+            raise UnavailableError(message) from None
         yield
 
 
@@ -212,7 +217,7 @@ async def _create_data(
                 last_complaint(lines_since(output, 0)) or f"initdb ended with code {child.code}"
             )
             message = f"PostgreSQL cannot make {home / 'data'}: {reason}"
-            raise StartError(message)
+            raise UnavailableError(message)
         _put_in_place(new, home / "data")  # in no thread, which would go on when this is cancelled
     finally:
         await child.end(*STOPS)

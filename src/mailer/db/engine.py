@@ -18,6 +18,15 @@ IDLE_IN_TRANSACTION = "2s"
 holds its rows, and with a mailing's ledger all who send for it: the server then ends it."""
 
 
+NO_LIMITS_OF_THE_ROLE = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "default_transaction_isolation": "read committed",
+}
+"""What a role or a database may be set to elsewhere: it would end a migration half-way, or refuse
+what the statements here rest on."""
+
+
 async def connect(
     url: str, *, patience: float | None = None, **server_settings: str
 ) -> asyncpg.Connection:
@@ -33,6 +42,7 @@ async def connect(
         server_settings={
             "application_name": "mailer",
             "timezone": "UTC",
+            **NO_LIMITS_OF_THE_ROLE,
             "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
             "jit": "off",
             "plan_cache_mode": "force_custom_plan",

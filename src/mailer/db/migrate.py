@@ -7,6 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -17,8 +18,15 @@ INSTALLED = Path(__file__).parent / "migrations"
 CHECKOUT = Path(__file__).parents[3] / "alembic"
 
 
+class UnknownSchemaError(Exception):
+    """The database has a schema of a newer mailer, or of another program."""
+
+
 async def migrate(engine: AsyncEngine) -> None:
-    """Bring the database to the newest schema; processes that start together take turns."""
+    """Bring the database to the newest schema; processes that start together take turns.
+
+    Raises `UnknownSchemaError`.
+    """
     async with engine.begin() as connection:
         await connection.execute(
             text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATION}
@@ -49,6 +57,16 @@ def _revision(connection: Connection) -> str | None:
 def _upgrade(connection: Connection) -> None:
     config = _config()
     config.attributes["connection"] = connection
+    found = MigrationContext.configure(connection).get_current_heads()
+    known = ScriptDirectory.from_config(config)
+    for revision in found:
+        try:
+            known.get_revision(revision)
+        except CommandError as error:
+            raise UnknownSchemaError(
+                f"this database has the schema {revision} of a newer mailer, or of another program;"
+                f" this mailer knows {newest()}: run the newer one, or use another database"
+            ) from error
     command.upgrade(config, "head")
 
 

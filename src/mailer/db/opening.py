@@ -6,51 +6,59 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-import asyncpg
 import structlog
 from sqlalchemy import func, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed
 from mailer.db.embedded import embedded_postgres
-from mailer.db.engine import cause_of, create_engine, is_away
+from mailer.db.engine import create_engine
+from mailer.db.fitness import WaitReason, ensure_fit, explain
 from mailer.db.migrate import migrate
-from mailer.errors import StartError
+from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 
 log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
-DATABASE_PATIENCE = 30.0
-"""Seconds to wait at the start for a database that is still starting."""
-WRONG_URL = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.InsufficientPrivilegeError,
-)
-"""What PostgreSQL says to a wrong user, password or database."""
+COMMAND_TIMEOUT = 30.0
+"""Seconds that a command waits for a database; the service waits without end."""
+RETRY_INTERVAL = 1.0  # seconds
+LOG_REPEAT_INTERVAL = 30.0
+"""Seconds after which a database that is still away is worth another line."""
+
+
+@contextlib.asynccontextmanager
+async def located_database(settings: Settings, *, share: bool = False) -> AsyncIterator[str]:
+    """Give the URL of the database, which need not answer yet; embedded if none is set.
+
+    With `share` an embedded one that another mailer runs will do. Raises `StartError`, and
+    `UnavailableError` when the embedded one cannot start now.
+    """
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    async with embedded_postgres(Path(settings.data_dir), share=share) as url:
+        yield url
 
 
 @contextlib.asynccontextmanager
 async def open_database(
     settings: Settings, *, share: bool = False
 ) -> AsyncIterator[tuple[str, AsyncEngine]]:
-    """Give the URL of the database, embedded if none is set, and an engine on it, migrated.
+    """Give the URL of the database and an engine on it, migrated; for a command.
 
-    With `share` an embedded one that another mailer runs will do. Raises `StartError`.
+    `share` is that of `located_database`. Raises `StartError`, and `UnavailableError` when the
+    database does not answer within COMMAND_TIMEOUT.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        url = settings.database_url
-        if url is None:
-            folder = Path(settings.data_dir)
-            url = await stack.enter_async_context(embedded_postgres(folder, share=share))
+    async with located_database(settings, share=share) as url:
         engine = create_engine(url)
-        stack.push_async_callback(engine.dispose)
-        await _migrate_patiently(engine)
-        await sample_clock(engine)
-        yield url, engine
+        try:
+            await prepare_database(engine, settings, timeout=COMMAND_TIMEOUT)
+            yield url, engine
+        finally:
+            await engine.dispose()
 
 
 async def on_database(
@@ -62,7 +70,7 @@ async def on_database(
 
 
 async def migrate_only(settings: Settings) -> None:
-    """Bring the database to the newest schema; raises `StartError`."""
+    """Bring the database to the newest schema; raises `StartError` and `UnavailableError`."""
     async with open_database(settings, share=True):
         log.info("migrated")
 
@@ -75,24 +83,47 @@ async def sample_clock(engine: AsyncEngine) -> None:
         database_clock.sample(asked_at, shown, elapsed())
 
 
-async def _migrate_patiently(engine: AsyncEngine) -> None:
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + DATABASE_PATIENCE
-    while True:
-        try:
-            await migrate(engine)
-        except Exception as error:
-            if isinstance(cause := _cause(error), WRONG_URL):
-                raise StartError(f"MAILER_DATABASE_URL: {cause}") from error
-            if not is_away(error):
+async def prepare_database(
+    engine: AsyncEngine,
+    settings: Settings,
+    *,
+    timeout: float | None = None,  # noqa: ASYNC109  # the time between attempts is ours
+    on_wait: Callable[[WaitReason], None] | None = None,
+) -> None:
+    """Wait for the database, check it, bring it to the newest schema and learn its time.
+
+    `on_wait` is called after each attempt that failed, with the reason. Raises `StartError` for
+    what waiting does not change, and `UnavailableError` after `timeout` seconds; None waits
+    without end.
+    """
+    setting = "MAILER_DATABASE_URL" if settings.database_url else "MAILER_DATA_DIR"
+    now = asyncio.get_running_loop().time
+    began_at, logged_at = now(), float("-inf")
+    while (reason := await _try_to_prepare(engine, setting)) is not None:
+        if timeout is not None and now() - began_at >= timeout:
+            raise UnavailableError(f"the database did not become ready: {reason.detail}")
+        if now() - logged_at >= LOG_REPEAT_INTERVAL:
+            logged_at = now()
+            log.warning("database_away", at="start", reason=reason.detail)
+        if on_wait is not None:
+            on_wait(reason)
+        await engine.dispose()  # a kept session may be on a standby, or have outdated settings
+        await asyncio.sleep(RETRY_INTERVAL)
+
+
+async def _try_to_prepare(engine: AsyncEngine, setting: str) -> WaitReason | None:
+    """Return None when the database is ready, else why it may be later; raises `StartError`."""
+    try:
+        await ensure_fit(engine)
+        await migrate(engine)
+        await sample_clock(engine)
+    except Exception as error:
+        verdict = explain(error)
+        match verdict:
+            case WaitReason():
+                return verdict
+            case str():
+                raise StartError(f"{setting}: {verdict}") from error
+            case None:
                 raise
-            if loop.time() >= give_up_at:
-                raise StartError(f"the database cannot be reached: {cause}") from error
-            log.warning("database_away", at="start")
-            await asyncio.sleep(1)
-        else:
-            return
-
-
-def _cause(error: Exception) -> BaseException | None:
-    return cause_of(error) if isinstance(error, DBAPIError) else error
+    return None

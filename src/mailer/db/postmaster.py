@@ -12,7 +12,7 @@ import structlog
 
 from mailer.db.binaries import Binaries
 from mailer.db.child import Account, Child
-from mailer.errors import StartError
+from mailer.errors import UnavailableError
 
 LOG_LIMIT = 8 * 1024 * 1024  # bytes
 START_LIMIT = 600.0  # seconds; recovery after a crash replays up to max_wal_size
@@ -69,7 +69,7 @@ class Postmaster:
         self._command = [program, "-D", self._data, *options]
 
     async def start(self) -> None:
-        """Start it and wait until it can be used. Raises `StartError`."""
+        """Start it and wait until it can be used. Raises `UnavailableError`."""
         deadline = _now() + PREDECESSOR_LIMIT
         while True:
             stale_pid = await _predecessor_gone(self._data, deadline)
@@ -86,7 +86,7 @@ class Postmaster:
             if not is_held or _now() > deadline:
                 reason = last_complaint(said) or f"it ended with code {self._child.code}"
                 message = f"PostgreSQL does not start on {self._data}: {reason}"
-                raise StartError(message)
+                raise UnavailableError(message)
             await asyncio.sleep(FIRST_PAUSE)
 
     async def stop(self) -> None:
@@ -110,7 +110,7 @@ class Postmaster:
     async def _started_again(self) -> bool:
         try:
             await self.start()
-        except (StartError, OSError) as error:
+        except (UnavailableError, OSError) as error:
             log.error("database_restart_failed", reason=str(error))  # noqa: TRY400  # one line says it
             return False
         log.warning("database_restarted")
@@ -149,7 +149,7 @@ class Postmaster:
             await child.end(*STOPS)
             reason = str(error) or f"not ready after {START_LIMIT:.0f} s"
             message = f"PostgreSQL does not start on {self._data}: {reason}"
-            raise StartError(message) from error
+            raise UnavailableError(message) from error
         return False
 
     async def _ensure_database(self) -> None:
@@ -171,7 +171,7 @@ async def _predecessor_gone(data: Path, deadline: float) -> str:
     while pid := await asyncio.to_thread(_find_postmaster, data):
         if _now() > deadline:
             message = f"PostgreSQL still runs on {data}: stop it with kill -INT {pid}"
-            raise StartError(message)
+            raise UnavailableError(message)
         await asyncio.sleep(0.05)
     lock_file = data / "postmaster.pid"
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import cached_property
 
 import asyncpg
 import structlog
@@ -38,7 +39,6 @@ class MailingWatch:
         self.claiming = asyncio.Lock()
         """Held while messages are claimed: no stop counts as applied in between."""
         self._url = url
-        self._name = own_session_name()
         self._requests = requests
         self._on_change = on_change
         self._applied: int | None = None
@@ -56,8 +56,13 @@ class MailingWatch:
                 self._applied = None
             await asyncio.sleep(RECONNECT_PAUSE)
 
+    @cached_property
+    def _session(self) -> str:
+        """The name of this process's sessions, which holds the time of its start."""
+        return own_session_name()
+
     async def _follow(self) -> None:
-        connection = await connect(self._url, patience=PATIENCE, application_name=self._name)
+        connection = await connect(self._url, patience=PATIENCE, application_name=self._session)
         try:
             connection.add_termination_listener(lambda _: self._lost())
             await connection.add_listener(CHANNEL, lambda *_: self._told.set())

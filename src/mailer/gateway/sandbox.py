@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mailer.errors import StartError
+from mailer.errors import UnavailableError
 from mailer.gateway.faults import ANSWERS, Answer, Faults, Kind, answer, refusal
 from mailer.gateway.idset import IdSet
 
@@ -142,7 +142,7 @@ class SandboxGateway:
     async def run(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
         """Serve on `host` and `port` (0: a free one), yielding the URL for MAILER_GATEWAY_URL.
 
-        At the end requests that wait or hang are cut within 0.2 s. Raises StartError when it
+        At the end requests that wait or hang are cut within 0.2 s. Raises UnavailableError when it
         cannot listen there.
         """
         logger = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ async def _listen(site: web.TCPSite, host: str, port: int) -> None:
         await site.start()
     except OSError as error:
         message = f"cannot listen on {host}:{port}: {error.strerror or error}"
-        raise StartError(message) from error
+        raise UnavailableError(message) from error
 
 
 def _response(reply: Answer) -> web.Response:

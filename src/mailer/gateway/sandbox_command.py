@@ -24,7 +24,7 @@ async def run_sandbox(  # noqa: PLR0913, PLR0917  # one for each thing the comma
 
     `port` 0 is any free one. `log` gets one line of JSON a request: `id`, `arrived` and `kind` as
     `Taken` has them, and `repeat` and `overlap` where they are true. It is flushed once a second
-    and at the end. Raises StartError when it cannot listen there.
+    and at the end. Raises UnavailableError when it cannot listen there.
     """
     on_taken = None if log is None else partial(_write_row, log)
     sandbox = SandboxGateway(faults, token=token, on_taken=on_taken)

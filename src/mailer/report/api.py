@@ -10,12 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
 from mailer.db.engine import is_away
+from mailer.errors import UnavailableError
 from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.query import MailingId
 from mailer.report import backlog, statistics
 from mailer.report.model import GeneralStatistics, MailingStatistics
 from mailer.validation import Input
 from mailer.web.query import takes
+from mailer.web.starting import Startup
 
 METRICS = "text/plain; version=0.0.4"
 PATIENCE = 3.0
@@ -44,15 +46,18 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
 
 
 @get("/metrics", include_in_schema=False, needs="monitoring")
-async def show_metrics(engine: NamedDependency[AsyncEngine]) -> Response[bytes]:
+async def show_metrics(
+    engine: NamedDependency[AsyncEngine], startup: NamedDependency[Startup]
+) -> Response[bytes]:
     """Answer in Prometheus' text format, which every version reads; also with the database away."""
     is_up, waiting = False, None
     try:
+        startup.ensure_done()
         async with asyncio.timeout(PATIENCE), engine.connect() as connection:
             is_up = True  # it was asked something before it was given
             waiting = await backlog.look(connection)
     except Exception as error:
-        if not is_away(error):
+        if not is_away(error) and not isinstance(error, UnavailableError):
             raise
     return Response(metrics.exposition(waiting, is_up=is_up), media_type=METRICS)
 

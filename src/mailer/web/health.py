@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.db.migrate import is_current
 from mailer.errors import UnavailableError
 from mailer.web.openapi import IF_SET
+from mailer.web.starting import Startup
 
 
 class Health(Struct, frozen=True):
@@ -27,8 +28,9 @@ async def live() -> Health:
 
 
 @get("/ready", needs="monitoring")
-async def ready(engine: NamedDependency[AsyncEngine]) -> Health:
+async def ready(engine: NamedDependency[AsyncEngine], startup: NamedDependency[Startup]) -> Health:
     """Answer 200 when the database can be reached and has the newest schema, else 503."""
+    startup.ensure_done()
     async with engine.connect() as connection:
         if not await is_current(connection):
             raise NotMigratedError

@@ -1,0 +1,224 @@
+"""The start: what it waits for, and what ends it in one line."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+import trustme
+from tests.processes import MailerProcess, run
+
+from mailer.db.embedded import embedded_postgres
+from mailer.db.engine import connect
+
+WAITS = "The database cannot be reached; mailer waits for it."
+
+
+@contextlib.asynccontextmanager
+async def waiting(url: str, **settings: str) -> AsyncIterator[MailerProcess]:
+    """A mailer whose database is away."""
+    mailer = MailerProcess(database_url=url, **settings)
+    await mailer.launch()
+    try:
+        await mailer.event("database_away")
+        yield mailer
+    finally:
+        await mailer.stop()
+
+
+async def test_service_waits_for_a_database_that_is_away_at_its_start(data_dir: Path) -> None:
+    async with embedded_postgres(data_dir) as url:
+        pass
+    async with waiting(url) as mailer:
+        await mailer.call("GET", "/health/live")
+        for path in ("/health/ready", "/clients", "/mailings"):
+            problem = await mailer.call("GET", path, status=503)
+            assert problem["detail"] == WAITS
+        await mailer.call("POST", "/clients", {"phone": "79160000001"}, 503)
+        async with mailer.session.get("/clients") as page:
+            assert page.status == 503
+            assert WAITS in await page.text()
+        async with mailer.session.get("/metrics") as page:
+            assert "mailer_database_up 0.0" in await page.text()
+        assert not [event for event in mailer.events if event["event"] == "started"]
+
+        async with embedded_postgres(data_dir):
+            await mailer.event("started")
+            await mailer.call("GET", "/health/ready")
+            await mailer.call("POST", "/clients", {"phone": "79160000001"}, 201)
+            assert await mailer.stop() == 0
+
+
+async def test_service_that_waits_ends_at_once_when_told_to(tmp_path: Path) -> None:
+    async with waiting(f"postgresql://mailer@/mailer?host={tmp_path}") as mailer:
+        await mailer.event("database_away")
+        assert await mailer.stop() == 0
+        assert mailer.events[-1]["event"] == "stopped"
+
+
+async def test_systemd_is_told_what_the_service_waits_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)  # noqa: FBT003  # its only argument
+        mailer = MailerProcess(database_url=f"postgresql://mailer@/mailer?host={tmp_path}")
+        mailer.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        await mailer.launch()
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(30):
+            said = (await loop.sock_recv(systemd, 10_000)).decode()
+        assert said.startswith(f"READY=1\nSTATUS={WAITS} (")
+        assert await mailer.stop() == 0
+        while not said.startswith("STOPPING=1"):
+            said = (await loop.sock_recv(systemd, 10_000)).decode()
+
+
+async def test_service_waits_for_a_standby_to_be_promoted(database_url: str) -> None:
+    connection = await connect(database_url)
+    read_only = "ALTER DATABASE {} SET default_transaction_read_only = {}"
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(read_only.format(name, "on"))
+    async with waiting(database_url) as mailer:
+        problem = await mailer.call("GET", "/health/ready", status=503)
+        assert problem["detail"].startswith("The database is read-only")
+        await connection.execute("SET default_transaction_read_only = off")
+        await connection.execute(read_only.format(name, "off"))
+        await mailer.event("started")
+    await connection.close()
+
+
+def test_command_gives_up_after_a_while_and_may_be_tried_again(tmp_path: Path) -> None:
+    ended = run("migrate", database_url=f"postgresql://mailer@/mailer?host={tmp_path}")
+    assert ended.returncode == 75
+    assert one_line(ended.stderr).startswith("mailer: the database did not become ready: ")
+
+
+def one_line(stderr: str) -> str:
+    """The line that says why a command ended; others are log lines in JSON."""
+    assert "Traceback" not in stderr
+    [line] = [line for line in stderr.splitlines() if not line.startswith("{")]
+    return line
+
+
+async def refusal(url: str) -> str:
+    """What the service says of a database that it can never use."""
+    ended = await asyncio.to_thread(run, "serve", auth="none", port="0", database_url=url)
+    assert ended.returncode == 78, ended.stderr
+    assert "crashed" not in ended.stderr
+    said = one_line(ended.stderr)
+    assert said.startswith("mailer: MAILER_DATABASE_URL: ")
+    return said
+
+
+def on(url: str, *, user: str = "mailer", database: str | None = None, extra: str = "") -> str:
+    parts = urlsplit(url)
+    host = f"{user}@{parts.netloc.partition('@')[2]}"
+    path = parts.path if database is None else f"/{database}"
+    return urlunsplit(parts._replace(netloc=host, path=path, query=parts.query + extra))
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "extra", "word"),
+    [
+        ("stranger", None, "", "stranger"),
+        ("mailer", "nowhere", "", '"nowhere" does not exist'),
+        ("mailer", None, "&options=-csearch_path%3Dnowhere", "no schema has been selected"),
+        ("mailer", None, "&options=-cnonsense%3D1", "nonsense"),
+    ],
+)
+async def test_url_that_names_what_is_not_there_is_a_wrong_setting(
+    server_url: str, user: str, database: str | None, extra: str, word: str
+) -> None:
+    assert word in await refusal(on(server_url, user=user, database=database, extra=extra))
+
+
+async def test_newer_schema_is_named(database_url: str) -> None:
+    connection = await connect(database_url)
+    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.close()
+    assert "has the schema 9999 of a newer mailer" in await refusal(database_url)
+
+
+async def test_tables_of_another_program_are_left_alone(server_url: str) -> None:
+    async with new_database(server_url, "foreign_tables") as url:
+        connection = await connect(url)
+        await connection.execute("CREATE TABLE client (name text)")
+        await connection.close()
+        assert "tables that mailer did not create" in await refusal(url)
+
+
+@contextlib.asynccontextmanager
+async def new_database(server_url: str, name: str, more: str = "") -> AsyncIterator[str]:
+    connection = await connect(server_url)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {more}")
+    yield on(server_url, database=name)
+    await connection.execute(f"DROP DATABASE {name}")
+    await connection.close()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1251", "KOI8R"])
+async def test_database_that_cannot_hold_every_text_is_refused(
+    server_url: str, encoding: str
+) -> None:
+    more = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' LOCALE_PROVIDER libc"
+    async with new_database(server_url, f"in_{encoding.lower()}", more) as url:
+        assert f"has the encoding {encoding}" in await refusal(url)
+
+
+@contextlib.asynccontextmanager
+async def server_before_tls(answer: bytes, tls: ssl.SSLContext | None) -> AsyncIterator[int]:
+    """A server that answers the request for TLS as a PostgreSQL does; gives its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readexactly(8)
+            writer.write(answer)
+            if tls is not None:
+                await writer.start_tls(tls)
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_certificate_of_another_ca_is_a_wrong_setting(tmp_path: Path) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with server_before_tls(b"S", tls) as port:
+        url = f"postgresql://mailer@127.0.0.1:{port}/mailer?sslmode=verify-full"
+        said = await refusal(f"{url}&sslrootcert={tmp_path}/ca.pem")
+    assert "CERTIFICATE_VERIFY_FAILED" in said
+
+
+async def test_server_without_tls_is_a_wrong_setting_where_it_must_have_it() -> None:
+    async with server_before_tls(b"N", None) as port:
+        said = await refusal(f"postgresql://mailer@127.0.0.1:{port}/mailer?sslmode=require")
+    assert "rejected SSL" in said
+
+
+async def test_host_that_is_no_host_is_a_wrong_setting() -> None:
+    for host in ("no such host", "1.2.3.4.5", "a" * 64):
+        ended = await asyncio.to_thread(run, "serve", host=host)
+        assert ended.returncode in {75, 78}  # the resolver may be away
+        assert "MAILER_HOST" in one_line(ended.stderr)
+
+
+async def test_role_may_have_limits_of_its_own(server_url: str) -> None:
+    """None of them reaches mailer's sessions: a migration or an import would end half-way."""
+    async with new_database(server_url, "with_limits") as url:
+        connection = await connect(url)
+        for limit in (
+            "statement_timeout = '1ms'",
+            "lock_timeout = '1ms'",
+            "default_transaction_isolation = 'serializable'",
+        ):
+            await connection.execute(f"ALTER DATABASE with_limits SET {limit}")
+        await connection.close()
+        ended = await asyncio.to_thread(run, "migrate", database_url=url)
+        assert ended.returncode == 0, ended.stderr
