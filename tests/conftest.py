@@ -30,12 +30,13 @@ EMPTY = (
     text("""
         TRUNCATE client, mailing, ledger, message, tally, tally_move, outcome_count, directory,
             directory_move, report, api_key, account, session, sign_in, throttle, home, audit,
-            idempotency
+            idempotency, origin
         RESTART IDENTITY"""),
     text("ALTER TABLE audit ENABLE TRIGGER audit_never_altered"),
     text("""
         UPDATE settled SET finished = 0, cancelled_mailings = 0, delivered = 0, undelivered = 0,
             "unknown" = 0, cancelled = 0"""),
+    text("SELECT update_origin()"),
 )
 AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8")
 SEASONED = 5.1

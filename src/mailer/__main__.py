@@ -115,6 +115,28 @@ def verify() -> None:
     click.echo("every ledger adds up")
 
 
+@main.command()
+@click.option("--yes", is_flag=True, help="Let it send without asking.")
+def resume_after_restore(*, yes: bool) -> None:
+    """Show what a restored database would send, ask, and let it send."""
+    settings = settings_given()
+    from mailer.mailing import commands
+
+    restored = on_database(settings, commands.find_restored)
+    if restored is None:
+        click.echo("Nothing is held.")
+        return
+    for line in commands.describe(restored):
+        click.echo(line)
+    if not yes and not sys.stdin.isatty():
+        click.echo("mailer: nothing is sent yet; with --yes it is", err=True)
+        sys.exit(1)
+    if not yes and not click.confirm("Let it send?"):
+        sys.exit(1)
+    on_database(settings, partial(commands.resume, held_since=restored.hold.since))
+    click.echo("It may send now.")
+
+
 def _fraction(name: str, what: str) -> Callable[[Command], Command]:
     return click.option(name, type=click.FloatRange(0, 1), default=0, help=f"{what}, 0 to 1.")
 

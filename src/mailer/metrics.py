@@ -263,6 +263,7 @@ class Backlog(msgspec.Struct, frozen=True):
     lag: float
     audience_clients: int
     audience_taken_clients: int
+    is_held: bool = False
 
 
 _backlog = {
@@ -289,6 +290,11 @@ _backlog = {
     "audience_taken_clients": Gauge(
         "mailer_audience_taken_clients",
         "Those of them who are taken.",
+        registry=None,
+    ),
+    "is_held": Gauge(
+        "mailer_restore_held",
+        "1 while a restored database waits for a person to agree that it sends.",
         registry=None,
     ),
 }

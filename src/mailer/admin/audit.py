@@ -22,7 +22,7 @@ from mailer.web.query import Limit
 
 PATH = "/audit"
 FIELDS = ("actor_kind", "actor_id", "action", "target_kind", "target_id", "limit")
-MOMENTS = frozenset({"datetime_start", "datetime_end", "expires_at"})
+MOMENTS = frozenset({"datetime_start", "datetime_end", "expires_at", "held_since"})
 LASTING = {"mailing": "/mailings/{}", "client": "/clients/{}"}
 """Addresses of things, until what removes them is done to them."""
 ROOMS = {"directory": "/clients", "key": "/keys", "account": "/people"}

@@ -16,15 +16,18 @@ from litestar.di import NamedDependency
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
 from markupsafe import Markup
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin import words
 from mailer.admin.language import LANGUAGES, gettext, locale, ngettext, say, speaking, spoken
 from mailer.admin.viewer import Viewer, viewer_of
+from mailer.db import origin
 from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.model import terms_of
 from mailer.settings import Scope
 from mailer.web.assets import asset_url
+from mailer.web.origin import SAFE
 from mailer.web.problems import Problem
 
 TEN, KIBI = 10, 1024
@@ -55,6 +58,8 @@ class Show(msgspec.Struct, frozen=True):
     has_metrics: bool = False
     """Whether metrics and health are shown to who has no token for them."""
     done: str | None = None
+    is_held: bool = False
+    """Whether nothing is sent since the database was restored; known to operators and admins."""
     is_part: bool = False
     """Whether a script asks, for a part of the page that is there."""
 
@@ -113,8 +118,22 @@ class Show(msgspec.Struct, frozen=True):
             return made.render(show=self, viewer=self.viewer, **facts)
 
 
-def show_of(request: Request[Any, Any, Any], breaker: NamedDependency[Breaker | None]) -> Show:
+async def show_page(
+    request: Request[Any, Any, Any],
+    breaker: NamedDependency[Breaker | None],
+    engine: NamedDependency[AsyncEngine],
+) -> Show:
     """Return what a page for this request is made with."""
+    show = show_of(request, breaker)
+    if not show.may("write") or show.is_part or request.method not in SAFE:
+        return show
+    async with engine.connect() as connection:
+        hold = await origin.hold(connection)
+    return msgspec.structs.replace(show, is_held=hold is not None)
+
+
+def show_of(request: Request[Any, Any, Any], breaker: Breaker | None) -> Show:
+    """Return what a page is made with that looks at no database."""
     query = request.url.query
     return Show(
         viewer=viewer_of(request),

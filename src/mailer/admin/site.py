@@ -24,7 +24,8 @@ from mailer.admin.mailings import MailingList
 from mailer.admin.messages import MessageList
 from mailer.admin.overview import Overview
 from mailer.admin.people import People
-from mailer.admin.render import show_of
+from mailer.admin.render import show_of, show_page
+from mailer.admin.restored import RestoredDatabase
 from mailer.admin.sign_in import SignIn
 from mailer.admin.sign_in_oidc import SignInOidc
 from mailer.admin.system import System
@@ -97,6 +98,7 @@ def site_router() -> Router:
             ClientImport,
             Audit,
             System,
+            RestoredDatabase,
             SignIn,
             SignInOidc,
             prefer,
@@ -104,6 +106,6 @@ def site_router() -> Router:
         ],
         opt={DOOR: "session"},
         request_max_body_size=FORM_LIMIT,
-        dependencies={"show": Provide(show_of, sync_to_thread=False)},
+        dependencies={"show": Provide(show_page)},
         include_in_schema=False,
     )

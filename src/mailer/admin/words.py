@@ -33,6 +33,7 @@ REASONS = {
     "mailing_cancelled": marked("the mailing was cancelled"),
     "client_deleted": marked("the client was deleted"),
     "filter_changed": marked("no longer in the audience"),
+    "restored": marked("the database was restored"),
 }
 SCOPES = {
     "read": marked("Look at clients, mailings and messages"),
@@ -51,6 +52,7 @@ THINGS = {
     "directory": marked("Directory of clients"),
     "key": marked("Key"),
     "account": marked("Account"),
+    "database": marked("Database"),
 }
 ACTIONS = {
     "mailing_created": marked("Mailing created"),
@@ -77,6 +79,7 @@ ACTIONS = {
     "sign_in_failed": marked("Sign-in failed"),
     "signed_out": marked("Signed out"),
     "sessions_ended": marked("Sessions ended"),
+    "sending_resumed": marked("Sending resumed after a restore"),
 }
 """What was done, by the names that the audit log has for it."""
 FACTS = {
@@ -102,6 +105,7 @@ FACTS = {
     "unchanged": marked("unchanged"),
     "rejected": marked("rejected"),
     "sessions": marked("Sessions"),
+    "held_since": marked("Held since"),
 }
 """Fields that the audit log tells of, in the order in which they are read."""
 ON_UNKNOWN = {"retry": marked("send again"), "hold": marked("do not send again")}

@@ -11,7 +11,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db import locks
+from mailer.db import locks, origin
 
 INSTALLED = Path(__file__).parent / "migrations"
 """Where a wheel carries them; a checkout has them at its top."""
@@ -23,15 +23,16 @@ class UnknownSchemaError(Exception):
 
 
 async def migrate(engine: AsyncEngine) -> None:
-    """Bring the database to the newest schema; processes that start together take turns.
+    """Bring the database to the newest schema, and note where it is.
 
-    Raises `UnknownSchemaError`.
+    Processes that start together take turns. Raises `UnknownSchemaError`.
     """
     async with engine.begin() as connection:
         await connection.execute(
             text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATION}
         )
         await connection.run_sync(_upgrade)
+        await origin.update(connection)
 
 
 async def is_current(connection: AsyncConnection) -> bool:

@@ -220,7 +220,8 @@ ledger = Table(
 message = Table(
     "message",
     metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # what gateways drop repeats by; `origin` keeps two copies of the database from giving one twice
+    Column("id", BigInteger, Identity(always=True, maxvalue=2**53 - 1), primary_key=True),
     Column("mailing_id", BigInteger, nullable=False),
     Column("client_id", BigInteger, nullable=False),
     # the client's, as they were when the message was made: what it counts under for good
@@ -363,3 +364,25 @@ report = Table(
 # One row: the mailings that are settled and not deleted, and the outcomes of all that are settled
 # or gone.
 settled = Table("settled", metadata, *_counts("finished", "cancelled_mailings", *OUTCOMES))
+
+# One row: where the database was when it was last looked at, by the function `update_origin()` of
+# the migration. Ids go on elsewhere when it is another place, and where it is a restored one,
+# nothing is sent until a person agrees. A statement that writes the row anew also says so in
+# `written_by`, or it counts as restored.
+origin = Table(
+    "origin",
+    metadata,
+    # the system identifier, the oid of the database and the timeline; null where they are not told
+    Column("server", BigInteger),
+    Column("database", BigInteger, nullable=False),
+    Column("timeline", BigInteger),
+    # since when the server runs: a copy of its disk is a server that was started anew
+    moment("started_at"),
+    # the transaction that wrote this row, which a dump cannot bring along
+    Column("written_by", BigInteger, nullable=False),
+    moment("moved_at"),
+    # since when a person is to agree; null when it may send
+    moment("held_since", nullable=True),
+    # the newest trace of work in a database that was restored
+    moment("data_until", nullable=True),
+)

@@ -13,6 +13,7 @@ from mailer.client import directory
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch.failure import log_failure
 from mailer.mailing import moving
+from mailer.mailing.restore import OriginCheck
 from mailer.message import store as messages
 from mailer.message import tally
 from mailer.settings import Settings
@@ -59,6 +60,7 @@ def jobs(
 
     table = [
         Job("clock", 1, sample_wall_clock),
+        Job("origin", 1, OriginCheck(engine).run),
         Job("rescue", min(5, settings.lease / 4), rescue),
         Job("purge", 2, _step(engine, lambda database: moving.purge(database, CHUNK))),
         Job("fold", 2, fold),

@@ -259,7 +259,8 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     held: Hold | None = None
-    """Since when and why a running mailing waits for the gateway; null while it does not."""
+    """Since when and why a running mailing waits; null while it does not. `restored`: the database
+    was restored, and nobody has agreed yet that it sends."""
 
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):

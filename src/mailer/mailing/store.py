@@ -23,7 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position, Slice, fetch_slice
-from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing, settled
+from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing, origin, settled
+from mailer.gateway.breaker import Hold
 from mailer.mailing.model import ClientFilter, Mailing, MailingNotFoundError, Status
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
@@ -51,8 +52,9 @@ def select_mailings() -> Select[Any]:
         )
         for name in MESSAGE_STATUSES
     ]
+    held_since = select(func.max(origin.c.held_since)).scalar_subquery().label("held_since")
     return (
-        select(mailing, CREATED.label("created_messages"), *counts)
+        select(mailing, CREATED.label("created_messages"), *counts, held_since)
         .join_from(mailing, ledger)
         .where(ALIVE)
     )
@@ -64,6 +66,8 @@ def to_mailing(row: Row[Any]) -> Mailing:
     values["client_filter"] = msgspec.convert(row.client_filter, ClientFilter)
     for name in ("send_interval_time_start", "send_interval_time_end"):
         values[name] = _clock(values[name])
+    if row.held_since is not None and row.status == "running":
+        values["held"] = Hold(row.held_since, "restored")
     return Mailing(**values)
 
 

@@ -91,6 +91,7 @@ async def story(connection: AsyncConnection, mailing_id: int, message_id: int) -
 # a small one waiting. The index holds only what is scheduled: the cost does not grow with what is
 # done. Rows that another process is claiming are passed over. The time is asked once, as a select:
 # an index is not searched for what a volatile function returns, and would be walked to its end.
+# Once too it is asked whether this database may send at all: a restored one may not.
 CLAIM = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id
@@ -102,7 +103,7 @@ CLAIM = """
         ) AS message
         WHERE mailing.id = ANY($1::bigint[]) AND mailing.status = 'running'
             AND NOT mailing.replanning AND mailing.deleted_at IS NULL
-            AND mailing.datetime_end > clock_timestamp()
+            AND mailing.datetime_end > clock_timestamp() AND (SELECT sending_is_allowed())
     )
     UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
         lease_owner = $3, lease_expires_at = clock_timestamp() + $4, updated_at = now()
@@ -239,12 +240,13 @@ NEXT_DUE = """
     SELECT extract(epoch FROM min(next.due_at) - clock_timestamp())::float8
     FROM unnest($1::bigint[]) AS mailing (id) CROSS JOIN LATERAL (
         SELECT due_at FROM message WHERE mailing_id = mailing.id AND status = 'scheduled'
-        ORDER BY due_at LIMIT 1) AS next"""
+        ORDER BY due_at LIMIT 1) AS next
+    WHERE (SELECT sending_is_allowed())"""
 
 
 async def seconds_to_next_due(
     connection: asyncpg.Connection, mailing_ids: Sequence[int]
 ) -> float | None:
-    """Return the seconds until a message of these mailings is due; None when none waits."""
+    """Return the seconds until a message of these mailings is due; None when none may be sent."""
     seconds: float | None = await connection.fetchval(NEXT_DUE, mailing_ids)
     return seconds

@@ -33,7 +33,8 @@ LOOK = text("""
         coalesce(greatest(0, extract(epoch FROM clock_timestamp() - (SELECT due_at FROM oldest))),
             0)::float8,
         coalesce((SELECT sum(clients_count) FROM live WHERE is_taking), 0)::bigint,
-        coalesce((SELECT sum(created) FROM live WHERE is_taking), 0)::bigint""")
+        coalesce((SELECT sum(created) FROM live WHERE is_taking), 0)::bigint,
+        EXISTS (SELECT FROM origin WHERE held_since IS NOT NULL)""")
 
 
 async def look(connection: AsyncConnection) -> Backlog:

@@ -49,11 +49,13 @@ ADD = text("""
     ON CONFLICT DO NOTHING""").bindparams(
     bindparam("newest", type_=Date), bindparam("oldest", type_=Date)
 )
-# A row that another process locks, or has taken since, is not this one's.
+# A row that another process locks, or has taken since, is not this one's. A restored database may
+# not know of those that went out.
 TAKE = text("""
     UPDATE report SET attempts = attempts + 1, taken_until = :until
     WHERE day = (SELECT day FROM report
                  WHERE sent_at IS NULL AND taken_until <= :now AND day > :oldest
+                    AND (SELECT sending_is_allowed())
                  ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING day, id, attempts""")
 MARK = text("UPDATE report SET sent_at = now() WHERE day = :day")

@@ -1,0 +1,191 @@
+"""Dumps and copies: no id is given twice, and nothing goes out again without a person's word."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateway, Gateways, MailerProcess, Mailers, run, until
+from tests.servers import dump, restore
+
+from mailer.db.binaries import find_binaries
+from mailer.db.engine import connect
+from mailer.validation import MAX_ID
+
+QUICK = {"lease": "8", "gateway_timeout": "4"}
+"""What a copy brings along as claimed is free again within seconds."""
+SLOW = QUICK | {"gateway_concurrency": "2", "gateway_rate": "40"}
+IDS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message WHERE mailing_id = $1"
+
+
+@pytest.fixture
+def programs() -> Path:
+    return find_binaries()[0].folder
+
+
+@pytest.fixture
+async def copy_url(server_url: str, database_url: str) -> AsyncIterator[str]:
+    """An empty database beside the test's own."""
+    parts = urlsplit(database_url)
+    name = f"{parts.path.lstrip('/')}_copy"
+    connection = await connect(server_url)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield urlunsplit(parts._replace(path=f"/{name}"))
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
+
+
+async def half_sent(
+    mailer: MailerProcess, gateway: Gateway, clients: int = 120, sent: int = 30
+) -> dict[str, Any]:
+    """Return a mailing under way of which some messages have been sent."""
+    await add_clients(mailer, clients)
+    created: dict[str, Any] = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await gateway.until_taken(sent)
+    return created
+
+
+async def stands_still(mailer: MailerProcess) -> None:
+    """Wait until a process has enqueued a mailing, which it does beside sending, and no more."""
+    created = await mailer.call("POST", "/mailings", a_mailing(text="Later."), 201)
+
+    async def is_enqueued() -> bool | None:
+        mailing = await mailer.mailing(created["id"])
+        return mailing["created_messages"] == mailing["clients_count"] or None
+
+    await until(is_enqueued)
+    held = await mailer.mailing(created["id"])
+    assert held["held"]["reason"] == "restored"
+    assert held["scheduled_messages"] == held["clients_count"] > 0
+    await mailer.call("POST", f"/mailings/{created['id']}/cancel")
+
+
+def resume(database_url: str, *options: str) -> Any:
+    return run("resume-after-restore", *options, database_url=database_url)
+
+
+async def test_restored_dump_sends_nothing_until_a_person_agrees_and_then_under_the_same_ids(
+    start_gateway: Gateways, start_mailer: Mailers, programs: Path, copy_url: str, tmp_path: Path
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings, **SLOW)
+    created = await half_sent(mailer, gateway)
+    dump(programs, mailer.database_url, tmp_path / "dump")
+    await mailer.finished(created["id"])
+    lost = await mailer.call("POST", "/mailings", a_mailing(), 201)  # which the dump knows not
+    await mailer.finished(lost["id"])
+    await mailer.stop()
+    taken_before = set(gateway.ids)
+    assert len(taken_before) == 240
+    requests = len(gateway.ids)
+    restore(programs, tmp_path / "dump", copy_url)
+
+    restored = await start_mailer(**gateway.settings, **QUICK, database_url=copy_url)
+    assert (await restored.event("sending_held"))["reason"] == "restored"
+    await stands_still(restored)
+    assert (await restored.mailing(created["id"]))["held"]["reason"] == "restored"
+    assert (await restored.call("GET", "/health/ready"))["status"] == "ok"
+    assert run("verify", database_url=copy_url).returncode == 0
+
+    waiting = await restored.query(
+        "SELECT count(*) FROM message WHERE status IN ('scheduled', 'sending')"
+    )
+    asked = resume(copy_url)
+    assert asked.returncode == 1
+    assert f"{waiting} messages of 1 mailings" in asked.stdout
+    assert "--yes" in asked.stderr
+    assert len(gateway.ids) == requests  # nothing has been sent meanwhile
+
+    agreed = resume(copy_url, "--yes")
+    assert agreed.returncode == 0, agreed.stderr
+    await restored.event("sending_resumed")
+    again = await restored.finished(created["id"])
+    assert again["delivered_messages"] == 120
+    assert again["held"] is None
+    repeats = set(gateway.ids[requests:])
+    assert repeats <= set(await restored.query(IDS, created["id"]))
+    assert len(repeats) == waiting
+
+    new = await restored.call("POST", "/mailings", a_mailing(), 201)
+    await restored.finished(new["id"])
+    ids = set(await restored.query(IDS, new["id"]))
+    assert len(ids) == 120
+    assert ids.isdisjoint(taken_before)
+    assert max(ids) <= MAX_ID
+    assert resume(copy_url, "--yes").stdout == "Nothing is held.\n"
+    by = "SELECT actor_kind FROM audit WHERE action = 'sending_resumed'"
+    assert await restored.query(by) == "command"
+
+
+async def test_two_copies_that_both_send_never_give_one_id_twice(
+    start_gateway: Gateways, start_mailer: Mailers, programs: Path, copy_url: str, tmp_path: Path
+) -> None:
+    gateway = await start_gateway()
+    original = await start_mailer(**gateway.settings)
+    await add_clients(original, 200)
+    first = await original.call("POST", "/mailings", a_mailing(), 201)
+    await original.finished(first["id"])
+    dump(programs, original.database_url, tmp_path / "dump")
+    restore(programs, tmp_path / "dump", copy_url)
+    assert resume(copy_url, "--yes").returncode == 0
+    copy = await start_mailer(**gateway.settings, **QUICK, database_url=copy_url)
+
+    async def send(mailer: MailerProcess) -> None:
+        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+        await mailer.finished(created["id"])
+
+    for _ in range(2):
+        await asyncio.gather(send(original), send(copy))
+
+    assert len(set(gateway.ids)) == 5 * 200
+    assert max(gateway.ids) <= MAX_ID
+
+
+async def test_dump_restored_over_its_own_database_is_held_too(
+    start_gateway: Gateways, start_mailer: Mailers, programs: Path, tmp_path: Path
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings, **SLOW)
+    created = await half_sent(mailer, gateway)
+    dump(programs, mailer.database_url, tmp_path / "dump")
+    await mailer.finished(created["id"])
+    lost = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await mailer.finished(lost["id"])
+    await mailer.stop()
+    taken_before = set(gateway.ids)
+    requests = len(gateway.ids)
+
+    restore(programs, tmp_path / "dump", mailer.database_url, "--clean", "--if-exists")
+    mailer = await start_mailer(**gateway.settings, **QUICK)
+    await mailer.event("sending_held")
+    await stands_still(mailer)
+    assert len(gateway.ids) == requests
+
+    assert resume(mailer.database_url, "--yes").returncode == 0
+    await mailer.finished(created["id"])
+    new = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await mailer.finished(new["id"])
+    assert taken_before.isdisjoint(await mailer.query(IDS, new["id"]))
+
+
+async def test_process_that_lives_through_a_restore_sends_nothing_either(
+    start_gateway: Gateways, start_mailer: Mailers, programs: Path, tmp_path: Path
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings, **SLOW)
+    created = await half_sent(mailer, gateway)
+    await mailer.call("POST", f"/mailings/{created['id']}/pause")
+    dump(programs, mailer.database_url, tmp_path / "dump")
+    requests = len(gateway.ids)
+
+    restore(programs, tmp_path / "dump", mailer.database_url, "--clean", "--if-exists")
+    await mailer.call("POST", f"/mailings/{created['id']}/resume")
+    await mailer.event("sending_held")
+    await stands_still(mailer)
+    assert len(gateway.ids) == requests
+
+    assert resume(mailer.database_url, "--yes").returncode == 0
+    assert (await mailer.finished(created["id"]))["delivered_messages"] == 120
