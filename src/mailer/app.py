@@ -35,7 +35,7 @@ from mailer.report.mail import Post, post_of
 from mailer.server import Server, listen, notify_systemd, stop_on_signals
 from mailer.settings import Settings
 from mailer.web.assets import static_router
-from mailer.web.body import TimedRequest
+from mailer.web.body import BODY_LIMIT, TimedRequest
 from mailer.web.connection import Limits
 from mailer.web.edge import served
 from mailer.web.health import health_router
@@ -48,8 +48,6 @@ log = structlog.get_logger()
 
 LIMITS = Limits()
 
-BODY_LIMIT = 1024 * 1024
-"""Bytes of a JSON body: ample for the longest text and filter."""
 OIDC_RATE = 5
 """Requests a second of a network on the way to the OpenID provider and back: each way that is begun
 is kept for a while, and each that ends may ask the provider."""
@@ -186,6 +184,7 @@ async def _serve(
                     settings.gateway_url,
                     settings.gateway_token,
                     concurrency=settings.gateway_concurrency,
+                    retry_after_cap=settings.retry_after_cap,
                 )
             )
         breaker = Breaker(settings.breaker_failures, settings.breaker_reset)

@@ -14,6 +14,7 @@ import platformdirs
 from msgspec import Meta
 
 from mailer.errors import StartError
+from mailer.urls import read_gateway_url, split_url
 from mailer.variables import PREFIX, find_unreadable, read_variables, shown_name
 
 SECRETS = frozenset(
@@ -68,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retry_attempts: Annotated[int, Meta(ge=1, le=1000)] = 8
     retry_base: Seconds = 1
     retry_cap: Seconds = 300
+    retry_after_cap: Seconds = 900
     breaker_failures: Count = 10
     breaker_reset: Seconds = 15
     lease: Seconds = 60
@@ -183,16 +185,10 @@ def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> 
 def _broken_rules(settings: Settings) -> list[str]:
     """Rules that one variable's type cannot say."""
     wrong = []
-    for name, value, schemes in (
-        ("DATABASE_URL", settings.database_url, ("postgresql", "postgres")),
-        ("GATEWAY_URL", settings.gateway_url, ("http", "https")),
-        ("SMTP_URL", settings.smtp_url, ("smtp", "smtps")),
-    ):
-        if value is not None and not _is_url(value, schemes):
-            start = " or ".join(f"{scheme}://" for scheme in schemes)
-            wrong.append(f"{PREFIX}{name}: must be a URL that starts with {start}")
-    if not wrong and settings.gateway_token and urlsplit(settings.gateway_url or "").username:
-        wrong.append(f"{PREFIX}GATEWAY_URL: a user in it cannot go with {PREFIX}GATEWAY_TOKEN")
+    if settings.database_url is not None and not _is_database_url(settings.database_url):
+        start = "postgresql:// or postgres://"
+        wrong.append(f"{PREFIX}DATABASE_URL: must be a URL that starts with {start}")
+    wrong += _broken_url_rules(settings)
     wrong += _broken_oidc_rules(settings)
     if settings.auth == "none" and not settings.is_loopback:
         wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
@@ -205,6 +201,25 @@ def _broken_rules(settings: Settings) -> list[str]:
         wrong.append(f"{PREFIX}REPORT_TIME_ZONE: not an IANA time zone")
     if settings.lease < settings.gateway_timeout + LEASE_SLACK:
         wrong.append(f"{PREFIX}LEASE must be {LEASE_SLACK} s longer than {PREFIX}GATEWAY_TIMEOUT")
+    return wrong
+
+
+def _broken_url_rules(settings: Settings) -> list[str]:
+    wrong = []
+    if settings.gateway_url is not None:
+        try:
+            user = read_gateway_url(settings.gateway_url).user
+        except ValueError as error:
+            wrong.append(f"{PREFIX}GATEWAY_URL: {error}")
+        else:
+            if settings.gateway_token and user is not None:
+                alone = f"a user in it cannot go with {PREFIX}GATEWAY_TOKEN"
+                wrong.append(f"{PREFIX}GATEWAY_URL: {alone}")
+    if settings.smtp_url is not None:
+        try:
+            split_url(settings.smtp_url, ("smtp", "smtps"))
+        except ValueError as error:
+            wrong.append(f"{PREFIX}SMTP_URL: {error}")
     return wrong
 
 
@@ -229,21 +244,23 @@ def _broken_oidc_rules(settings: Settings) -> list[str]:
 
 def _is_issuer(value: str) -> bool:
     """Whether `value` may be an issuer (OpenID Connect Discovery 1.0, section 3)."""
-    if not _is_url(value, ("http", "https")):
+    try:
+        parts = split_url(value, ("http", "https"))
+    except ValueError:
         return False
-    parts = urlsplit(value)
-    is_plain = value.isascii() and value.isprintable() and not set("?#@ ") & set(value)
-    return is_plain and (parts.scheme == "https" or is_loopback(parts.hostname or ""))
+    return not set("?#@") & set(value) and (
+        parts.scheme == "https" or is_loopback(parts.hostname or "")
+    )
 
 
-def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
-    """Whether `value` is a URL with a host; PostgreSQL's may name it in its query."""
+def _is_database_url(value: str) -> bool:
+    """Whether `value` is a URL of PostgreSQL's; its host may stand in its query."""
     try:
         parts = urlsplit(value)
         _ = parts.port  # raises when it is no number
     except ValueError:
         return False
-    return parts.scheme in schemes and (bool(parts.hostname) or "postgres" in parts.scheme)
+    return parts.scheme in {"postgresql", "postgres"}
 
 
 def _is_network(value: str) -> bool:

@@ -15,8 +15,9 @@ from mailer.access import accounts, keys, service
 from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
 from mailer.admin.form import FORM_LIMIT, LONG_LIMIT, MOST_FIELDS, SMALL_LIMIT
-from mailer.app import BODY_LIMIT, create_app
+from mailer.app import create_app
 from mailer.settings import Settings
+from mailer.web.body import BODY_LIMIT
 
 UNREAD = {
     *("/account/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),

@@ -12,8 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import OPEN
 
-from mailer.app import BODY_LIMIT, create_app
+from mailer.app import create_app
 from mailer.client.upload import IMPORT_LIMIT, IMPORTS
+from mailer.web.body import BODY_LIMIT
 
 PATH = "/clients/import"
 CSV = {"Content-Type": "text/csv"}

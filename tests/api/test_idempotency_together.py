@@ -25,9 +25,10 @@ from tests.api.repeats import (
 from tests.asked import inside
 from tests.sample import OPEN, execute, value
 
-from mailer.app import BODY_LIMIT, create_app
+from mailer.app import create_app
 from mailer.client.upload import IMPORT_LIMIT
 from mailer.db.engine import create_engine
+from mailer.web.body import BODY_LIMIT
 from mailer.web.connection import Limits
 
 FILE = b"phone\n79160000005\n79160000006\n"

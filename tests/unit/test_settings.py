@@ -14,6 +14,11 @@ from mailer.settings import SECRETS, Settings, read_settings, role_words
 NOWHERE = Path("/nonexistent/.env")
 
 
+WRONG_ENDS = ("/send/#x", "/a b/", "/send/ ", "/send/\n", "/\tx/", "/я/", "/%zz/", "/<id>", ":0/")
+"""What a URL of ours cannot end with; urlsplit takes most of it."""
+WRONG_HOSTS = ("", "a..b", "-x", "x:65536", "x:-1", "[::zz]", "x" * 64, "gate.пример", "a b", "?x")
+
+
 def read(**variables: str) -> Settings:
     return read_settings({f"MAILER_{k.upper()}": v for k, v in variables.items()}, NOWHERE)
 
@@ -35,6 +40,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "retry_attempts": 8,
         "retry_base": 1,
         "retry_cap": 300,
+        "retry_after_cap": 900,
         "breaker_failures": 10,
         "breaker_reset": 15,
         "lease": 60,
@@ -118,7 +124,15 @@ def test_a_token_that_is_left_empty_stops_the_start_where_none_would_open_someth
         *(("database_url", wrong) for wrong in ("mysql://x", "x", "postgresql+asyncpg://x")),
         *(("gateway_url", wrong) for wrong in ("ftp://x", "gate.example", "//x", "http://[x")),
         *(("gateway_url", wrong) for wrong in ("http://", "http:///send/", "http://x:port/")),
+        *(("gateway_url", f"http://gate.example{wrong}") for wrong in WRONG_ENDS),
+        *(("gateway_url", f"http://{wrong}/send/") for wrong in WRONG_HOSTS),
+        *(("gateway_url", f"http://{wrong}@x/") for wrong in ("", ":pw", "a%3Ab:pw", "%FF:pw")),
         *(("smtp_url", wrong) for wrong in ("http://x", "mail.example", "smtp://[")),
+        *(("smtp_url", f"smtp://mail.example{wrong}") for wrong in WRONG_ENDS[1:]),
+        *(("smtp_url", f"smtp://{wrong}") for wrong in WRONG_HOSTS),
+        *(("oidc_issuer", f"https://id.example{wrong}") for wrong in WRONG_ENDS),
+        *(("oidc_issuer", f"https://{wrong}") for wrong in WRONG_HOSTS),
+        *(("retry_after_cap", wrong) for wrong in ("0", "-1", "nan", "86401", "x")),
         *(("oidc_issuer", wrong) for wrong in ("id.example", "https://[", "http://id.example")),
         *(
             ("oidc_issuer", f"https://{wrong}")

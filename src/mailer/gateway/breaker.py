@@ -15,8 +15,6 @@ from mailer.metrics import BreakerState
 
 NO_LIMIT = 1_000_000
 """More messages than anybody claims at once."""
-LONGEST = 86_400.0
-"""Seconds of the longest pause that a gateway can ask for: it cannot stop everything for ever."""
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -139,7 +137,7 @@ class Breaker:
 
     def _pause(self, failure: Unavailable | Unknown) -> float:
         if isinstance(failure, Unavailable) and failure.is_for_all and failure.retry_after:
-            return min(LONGEST, failure.retry_after)
+            return failure.retry_after
         return self._reset
 
     def _close(self) -> None:

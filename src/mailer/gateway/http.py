@@ -1,39 +1,57 @@
 """The gateway's HTTP protocol: one POST a message, and what each answer means."""
 
 import asyncio
+import base64
+import re
+import zlib
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import aiohttp
 import msgspec
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import ContentEncodingError
+from aiohttp.helpers import set_exception
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import StreamWriter
 from aiohttp.payload import BytesPayload
+from yarl import URL
 
 from mailer.clock import database_clock
 from mailer.gateway.port import Accepted, Outcome, Refused, Request, Unavailable, Unknown
+from mailer.json_input import JsonError, read_json
+from mailer.urls import read_gateway_url
 
 ANSWER_LIMIT = 64 * 1024
-"""Bytes of an answer that are read; the rest is not worth waiting for."""
+"""Bytes of an answer's body that are read; the rest is not worth waiting for."""
+LINE_LIMIT = 64 * 1024
+"""Bytes of a reason phrase, and of a header."""
+HEADERS_LIMIT = 1_000
+"""Headers of an answer."""
+INTERIM_LIMIT = 20
+"""Answers of a status 1xx before the answer."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The body of a 200: only code 0 means that the message was taken."""
+    """The body of a 200: only code 0, however it is written, means that the message was taken."""
 
-    code: int
+    code: int | float
 
 
 # ---- the table of answers: the contract's section 5, line by line ----------------------------
 
 
 def outcome_of_body(body: bytes | None) -> Outcome:
-    """Return what the body of a 200 means; None is one over the limit."""
+    """Return what the body of a 200 means; None is one that cannot be read, or over the limit.
+
+    Whatever else is wrong in it, a code that can be read is what the gateway says.
+    """
     try:
-        if body is not None and _decoder.decode(body).code == 0:
+        if body is not None and _read_answer(body).code == 0:
             return Accepted()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except JsonError:
         pass
     return Unavailable("bad_response")
 
@@ -51,6 +69,16 @@ def outcome_of_status(status: int, pause: float | None) -> Outcome:
             return Unavailable(f"http_{status}", pause)
 
 
+def outcome_of_unreadable(status: int | None) -> Outcome:
+    """Return what an answer means of which no more can be read than its status, or not even that.
+
+    It came, so that the connection was not lost.
+    """
+    if status is None or status == 200:  # noqa: PLR2004  # the contract's own number
+        return Unavailable("bad_response")
+    return outcome_of_status(status, None)
+
+
 def outcome_of_failure(*, is_written: bool) -> Outcome:
     """Return what a failure of the network means: all that counts is what was written before."""
     return Unknown("connection_lost") if is_written else Unavailable("connection_failed")
@@ -58,25 +86,51 @@ def outcome_of_failure(*, is_written: bool) -> Outcome:
 
 # ----------------------------------------------------------------------------------------------
 
-_decoder = msgspec.json.Decoder(Answer)
+_read_answer = partial(read_json, shape=Answer, limit=ANSWER_LIMIT, is_lenient=True)
 
 
 class HttpGateway:
-    """The gateway behind `url`; to be used as an async context manager."""
+    """The gateway behind `url`, to which a message's id is added; an async context manager.
 
-    def __init__(self, url: str, token: str | None, *, concurrency: int) -> None:
-        self._url = url
+    A user and a password in the URL, percent-encoded, are sent as Basic authorization. What a
+    gateway asks to wait counts for `retry_after_cap` seconds at most.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        concurrency: int,
+        retry_after_cap: float = 900.0,
+    ) -> None:
+        self._url = read_gateway_url(url)
+        user, password = self._url.user, self._url.password
+        authorization = None
+        if user is not None:
+            basic = base64.b64encode(f"{user}:{password}".encode())
+            authorization = f"Basic {basic.decode()}"
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+            authorization = f"Bearer {token}"
+        if authorization is not None:
+            self._headers["Authorization"] = authorization
         self._concurrency = concurrency
+        self._retry_after_cap = retry_after_cap
         self._session: aiohttp.ClientSession | None = None
         self._encoder = msgspec.json.Encoder()
 
     async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(limit=self._concurrency)
+        make = partial(_Answering, loop=asyncio.get_running_loop())
+        connector._factory = make  # type: ignore[assignment]  # noqa: SLF001  # no other way to see what cannot be parsed
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._concurrency),
+            connector=connector,
             headers=self._headers,
+            auto_decompress=False,
+            max_line_size=LINE_LIMIT,
+            max_field_size=LINE_LIMIT,
+            max_headers=HEADERS_LIMIT,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),  # a request has a deadline of its own
             request_class=_Post,
@@ -94,23 +148,40 @@ class HttpGateway:
             raise RuntimeError(message)
         request.begin()
         fields = {"id": request.message_id, "phone": int(request.phone), "text": request.text}
-        url = f"{self._url}{request.message_id}"
+        # as it is in the settings: nothing of it is encoded once more
+        url = URL(f"{self._url.before}{request.message_id}{self._url.after}", encoded=True)
         body = _Body(self._encoder.encode(fields), request)
         try:
             response = await self._session.post(url, data=body, allow_redirects=False)
             try:
-                return await _outcome(response)
+                return await self._outcome(response)
             finally:
                 if not response.closed:  # as it is when all of it has come
                     response.release()
-        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
+        except (
+            aiohttp.ClientError,
+            HttpProcessingError,
+            OSError,
+            asyncio.CancelledError,
+        ) as error:
             if (outcome := request.outcome_of_cut()) is not None:
                 return outcome
             if isinstance(error, asyncio.CancelledError):
                 raise
-            if isinstance(error.__cause__, ContentEncodingError):
-                return Unavailable("bad_response")
+            if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+                return outcome_of_unreadable(status_in(body.head))
             return outcome_of_failure(is_written=request.is_written)
+
+    async def _outcome(self, response: aiohttp.ClientResponse) -> Outcome:
+        if response.status == 200:  # noqa: PLR2004  # the contract's own number
+            body = await _read(response, ANSWER_LIMIT)
+            encoding = response.headers.get("Content-Encoding")
+            return outcome_of_body(body if encoding is None else unfolded(body, encoding))
+        headers = response.headers
+        pause = retry_after(headers.get("Retry-After"), database_clock.now(), headers.get("Date"))
+        if pause is not None:
+            pause = min(pause, self._retry_after_cap)
+        return outcome_of_status(response.status, pause)
 
 
 class _Body(BytesPayload):
@@ -120,6 +191,12 @@ class _Body(BytesPayload):
         super().__init__(content)
         self.content = content
         self.request = request
+        self.answering: _Answering | None = None
+
+    @property
+    def head(self) -> bytes:
+        """How the answer begins, as far as it has come."""
+        return b"" if self.answering is None else self.answering.head
 
 
 class _Post(aiohttp.ClientRequest):
@@ -131,7 +208,7 @@ class _Post(aiohttp.ClientRequest):
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
         """Write head and body at once, unless the request is cut; return the answer to come."""
         body, protocol = self.body, conn.protocol
-        if not isinstance(body, _Body) or protocol is None:
+        if not isinstance(body, _Body) or not isinstance(protocol, _Answering):
             message = "only what HttpGateway posts, on an open connection"
             raise TypeError(message)
         writer = StreamWriter(protocol, self.loop)
@@ -153,6 +230,8 @@ class _Post(aiohttp.ClientRequest):
             raise aiohttp.ClientConnectionError("the connection is not in order")
         if not body.request.write():
             raise aiohttp.ClientConnectionError("the request is cut")
+        body.answering = protocol
+        protocol.begin()
         try:
             await writer.write(body.content)
         except aiohttp.ClientConnectionResetError:
@@ -161,11 +240,75 @@ class _Post(aiohttp.ClientRequest):
         return response
 
 
-async def _outcome(response: aiohttp.ClientResponse) -> Outcome:
-    if response.status == 200:  # noqa: PLR2004  # the contract's own number
-        return outcome_of_body(await _read(response, ANSWER_LIMIT))
-    pause = retry_after(response.headers.get("Retry-After"), database_clock.now())
-    return outcome_of_status(response.status, pause)
+class _Answering(ResponseHandler):
+    """A connection that keeps how an answer begins: its status counts also when no more is read.
+
+    aiohttp tells nothing of an answer that its parser refuses.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.head = b""
+        self._interim = 0
+
+    def begin(self) -> None:
+        """Wait for the answer to a new request."""
+        self.head = b""
+        self._interim = 0
+
+    def data_received(self, data: bytes) -> None:
+        if len(self.head) < LINE_LIMIT:
+            self.head += data
+        super().data_received(data)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:  # noqa: ANN401  # aiohttp's own pair
+        """Take an answer that is parsed; too many of a status 1xx are as good as none."""
+        if data[0].code < 200:  # noqa: PLR2004  # HTTP's own
+            self._interim += 1
+            if self._interim > INTERIM_LIMIT and self.transport is not None:
+                self.transport.close()
+                self.set_exception(HttpProcessingError(message="too many interim answers"))
+                return
+        super().feed_data(data, size)
+
+    def set_exception(self, exc: Any, *cause: Any) -> None:  # noqa: ANN401  # aiohttp's own
+        """Let whoever waits for the answer or its body know, with the first that went wrong."""
+        if self.exception() is None:
+            super().set_exception(exc, *cause)
+            if self._payload is not None and isinstance(exc, HttpProcessingError):
+                set_exception(self._payload, exc)
+
+
+_STATUS_LINE = re.compile(rb"\s*HTTP/\d(?:\.\d)? (\d{3})(?!\d)")
+
+
+def status_in(head: bytes) -> int | None:
+    """Return the status of an answer that begins so, after those of a status 1xx; None without."""
+    at = 0
+    while found := _STATUS_LINE.match(head, at):
+        status = int(found[1])
+        if not 100 <= status < 200:  # noqa: PLR2004  # HTTP's own
+            return status
+        at = head.find(b"\r\n\r\n", found.end())
+        if at < 0:
+            break
+    return None
+
+
+def unfolded(body: bytes | None, encoding: str) -> bytes | None:
+    """Return a body without its encoding, or None when it cannot be read, or is over the limit.
+
+    None was asked for; gzip and deflate come all the same. One that is said to be encoded and is
+    not is read as it is.
+    """
+    if body is None or encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
+        return body
+    unfolding = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either of them
+    try:
+        whole = unfolding.decompress(body, ANSWER_LIMIT + 1)
+    except zlib.error:
+        return body
+    return whole if unfolding.eof else None
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
@@ -183,14 +326,22 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
     return b"".join(parts)
 
 
-def retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait (RFC 9110, section 10.2.3)."""
+def retry_after(value: str | None, now: datetime, date: str | None = None) -> float | None:
+    """Return the seconds that a Retry-After header asks to wait (RFC 9110, section 10.2.3).
+
+    A moment counts from the answer's own `date`, and from `now` without one.
+    """
     if value is None:
         return None
     if value.isascii() and value.isdigit():
         return float(value[:9])
+    until, since = _moment(value), _moment(date) or now
+    return None if until is None else max(0.0, (until - since).total_seconds())
+
+
+def _moment(value: str | None) -> datetime | None:
     try:
-        moment = parsedate_to_datetime(value)
+        moment = parsedate_to_datetime(value or "")
     except (ValueError, OverflowError):
         return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

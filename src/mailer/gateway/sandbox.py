@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from mailer.errors import UnavailableError
 from mailer.gateway.faults import ANSWERS, Answer, Faults, Kind, answer, refusal
 from mailer.gateway.idset import IdSet
+from mailer.json_input import JsonError, read_json
 
 __all__ = ["Counts", "Faults", "Kind", "SandboxGateway", "Taken"]
 
@@ -127,7 +128,6 @@ class SandboxGateway:
         self._bucket = _Bucket(faults.rate_limit) if faults.rate_limit else None
         self._authorization = None if token is None else f"Bearer {token}"
         self._on_taken = on_taken
-        self._decoder = msgspec.json.Decoder(_Message)
         self._accepted = IdSet()
         self._open: set[int] = set()
         self._waiting: set[asyncio.Task[None]] = set()
@@ -195,8 +195,8 @@ class SandboxGateway:
         if not request.raw_path.startswith(_PATH):
             return _NOT_FOUND
         try:
-            message = self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            message = read_json(body, _Message, limit=len(body))
+        except JsonError:
             return _INVALID
         return message.id if request.raw_path == f"{_PATH}{message.id}" else _INVALID
 

@@ -6,7 +6,6 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Generic
 
-import msgspec
 from litestar import Request
 from litestar._openapi.schema_generation import SchemaCreator
 from litestar.dto import AbstractDTO
@@ -16,8 +15,11 @@ from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
 from mailer.clock import database_clock
+from mailer.json_input import JsonError, read_json
 from mailer.validation import Given, Input, check
 
+BODY_LIMIT = 1024 * 1024
+"""Bytes of a JSON body: ample for the longest text and filter."""
 STALL = 60.0
 """Seconds after which a long body that does not come on is given up."""
 LEAST = 64 * 1024
@@ -154,7 +156,7 @@ def _read(request: Request[Any, Any, Any], body: bytes, model: type[Given]) -> G
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         raise HTTPException("Send JSON, as Content-Type: application/json.", status_code=status)
     try:
-        given = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        given = read_json(body, object, limit=BODY_LIMIT)
+    except JsonError as error:
         raise ClientException("The body is not JSON in UTF-8.") from error
     return check(model, given, request.scope["state"].get(ASKED_AT) or database_clock.now())

@@ -12,11 +12,14 @@ from joserfc.jwk import ECKey, JWKRegistry, Key, OKPKey, RSAKey
 
 from mailer.access.oidc.model import ProviderAwayError, SignInError
 from mailer.clock import elapsed
+from mailer.json_input import JsonError, read_json
 from mailer.settings import is_loopback
 
 TIME_LIMIT = 10.0
 """Seconds for an answer, from the first byte sent to the last one read."""
 ANSWER_LIMIT = 256 * 1024
+KEYS_LIMIT = 100
+"""Keys of a provider that are looked at."""
 KEPT = 3600.0
 """Seconds for which what a provider says of itself holds, and its keys."""
 ASK_KEYS_EVERY = 60.0
@@ -57,8 +60,8 @@ class Answer(msgspec.Struct, frozen=True):
     def read(self, shape: type[Shape]) -> Shape:
         """Return the body as JSON; raises `ProviderAwayError` when it is something else."""
         try:
-            return msgspec.json.decode(self.body, type=shape)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return read_json(self.body, shape, limit=ANSWER_LIMIT)
+        except JsonError:
             raise ProviderAwayError("bad_answer") from None
 
 
@@ -183,7 +186,7 @@ class Provided:
     async def _fetch_keys(self) -> list[Key]:
         metadata = await self.metadata()
         found = (await self._get(metadata.jwks_uri)).read(KeySet).keys
-        return [key for each in found if (key := _public_key(each)) is not None]
+        return [key for each in found[:KEYS_LIMIT] if (key := _public_key(each)) is not None]
 
     async def _get(self, url: str) -> Answer:
         answer = await self._wire.ask(url)

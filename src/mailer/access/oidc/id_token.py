@@ -13,6 +13,7 @@ from joserfc.jwk import Key
 from joserfc.jwt import JWTClaimsRegistry
 
 from mailer.access.oidc.model import SignInError
+from mailer.json_input import JsonError, read_json
 
 ALGORITHMS = {
     **{f"{kind}{bits}": f"sha{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)},
@@ -22,6 +23,8 @@ ALGORITHMS = {
 """Signatures that only the provider can make, each with the hash that `at_hash` has of it."""
 LEEWAY = 60
 """Seconds by which two clocks may differ."""
+CLAIMS_LIMIT = 256 * 1024
+"""Bytes of what a token says."""
 LONGEST_SUBJECT = 255
 """Core 1.0, section 2."""
 REASONS = {
@@ -68,8 +71,8 @@ class Token:
         if not self._is_signed(key):
             raise SignInError("bad_signature")
         try:
-            claims = msgspec.json.decode(self._token.payload or b"", type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            claims = read_json(self._token.payload or b"", dict[str, Any], limit=CLAIMS_LIMIT)
+        except JsonError:
             raise SignInError("bad_token") from None
         _check(claims, expected, now)
         if "at_hash" in claims and not _is_hash(claims["at_hash"], self.alg, access_token):

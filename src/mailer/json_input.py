@@ -1,0 +1,46 @@
+"""JSON from outside, read in one way: bounded, and with one error for whatever is wrong with it."""
+
+import functools
+import json
+from collections.abc import Hashable
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+Shape = TypeVar("Shape")
+
+
+class JsonError(ValueError):
+    """The bytes are no JSON of the expected shape."""
+
+
+def read_json(content: bytes, shape: type[Shape], *, limit: int, is_lenient: bool = False) -> Shape:
+    """Return `content`, of up to `limit` bytes, as JSON of a shape (RFC 8259, UTF-8).
+
+    A lenient reader also takes what others write wrongly: lone surrogates, bytes that are no
+    characters, other Unicode encodings, a byte order mark, control characters, NaN. Raises
+    `JsonError` for anything else, and for what is nested deeper than Python's recursion limit.
+    """
+    if len(content) > limit:
+        raise JsonError
+    try:
+        return cast("Shape", _decoder(cast("Hashable", shape)).decode(content))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if not is_lenient:
+            raise JsonError from error
+    try:
+        text = content.decode(json.detect_encoding(content), errors="replace")
+        given = json.loads(text, strict=False, object_pairs_hook=_object)
+        return msgspec.convert(given, shape)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors too
+        raise JsonError from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object whose names msgspec can read; of a name given twice the last counts."""
+    return {name.encode(errors="replace").decode(): value for name, value in pairs}
+
+
+@functools.cache
+def _decoder(shape: Hashable) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(shape)
