@@ -41,6 +41,7 @@ from mailer.web.edge import served
 from mailer.web.health import health_router
 from mailer.web.methods import allow_all
 from mailer.web.openapi import BY_KEY, StructPlugin, openapi_config
+from mailer.web.path_ids import PathIds
 from mailer.web.rate import Rate
 from mailer.web.starting import STARTING, Startup, StartupGate
 
@@ -101,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         | {"by": Provide(actor_of, sync_to_thread=False)},
         middleware=[
             StartupGate(startup),
+            PathIds(),
             Gate(engine, settings),
             Idempotency(engine, lease=settings.lease, at_hand=BODY_LIMIT),
         ],

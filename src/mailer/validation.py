@@ -95,7 +95,10 @@ def _convert(field: Checked, value: object, at: datetime, *, strict: bool) -> ob
         return check(field.inner, value, at, strict=strict)
     if field.normalize is not None and isinstance(value, str):
         value = field.normalize(value)
-    return msgspec.convert(value, field.annotation, strict=strict)
+    converted = msgspec.convert(value, field.annotation, strict=strict)
+    if isinstance(value, str) and isinstance(converted, int) and str(converted) != value:
+        raise msgspec.ValidationError("Expected a whole number")  # msgspec takes 1.0, 1e2 and -0
+    return converted
 
 
 def _first_words(error: msgspec.ValidationError) -> str:

@@ -9,6 +9,7 @@ import pytest
 from litestar import Litestar
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 from tests.api.calls import NEW, create
 from tests.api.visits import BROWSER
 from tests.asked import inside
@@ -19,6 +20,7 @@ from mailer.app import create_app
 from mailer.settings import Settings
 from mailer.web.edge import served
 from mailer.web.hosts import is_local
+from mailer.web.proxies import TrustedProxies
 
 EVERYWHERE = {
     "x-content-type-options": "nosniff",
@@ -190,6 +192,134 @@ async def test_who_asks_is_the_last_that_no_trusted_proxy_is() -> None:
     assert seen == ["203.0.113.9", "198.51.100.1"]
 
 
+@pytest.mark.parametrize(
+    ("proto", "is_https"),
+    [
+        *(("https, http", True), ("https,http", True), ("HTTPS", True), (" https ", True)),
+        *(("https, https", True), ("Https,HTTP", True), ("HTTPS\t,http", True)),
+        *(("http", False), ("http, https", False), ("", False), (",https", False)),
+        *(("httpss", False), ("wss", False), ("https;q=1", False)),
+    ],
+)
+async def test_the_first_scheme_of_several_is_how_the_sender_came(
+    engine: AsyncEngine, proto: str, *, is_https: bool
+) -> None:
+    async with client_of(engine, Settings(trusted_proxies="127.0.0.1")) as client:
+        answer = await client.get("/health/live", headers={"X-Forwarded-Proto": proto})
+    assert ("strict-transport-security" in answer.headers) == is_https
+
+
+async def test_schemes_in_several_headers_are_read_in_their_order(engine: AsyncEngine) -> None:
+    headers = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Proto", "http")]
+    async with client_of(engine, Settings(trusted_proxies="127.0.0.1")) as client:
+        answer = await client.get("/health/live", headers=headers)
+    assert "strict-transport-security" in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("given", "sender"),
+    [
+        ("192.0.2.1:4711", "192.0.2.1"),
+        ("[2001:db8::1]:4711, 10.0.0.1", "2001:db8::1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("::ffff:10.0.0.9, 192.0.2.1, ::ffff:10.0.0.1", "192.0.2.1"),
+        ("10.0.0.2, 10.0.0.1", "10.0.0.2"),
+        ("", "10.0.0.5"),
+    ],
+)
+async def test_every_way_of_writing_an_address_is_read(given: str, sender: str) -> None:
+    proxies = TrustedProxies(["10.0.0.0/8"])
+    found = proxies.sender([given.encode()])
+    assert found is not None
+    assert (found[0] or "10.0.0.5") == sender
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-Proto", "X-Forwarded-For", "Forwarded"])
+async def test_a_proxy_that_is_not_trusted_is_warned_of_once(
+    engine: AsyncEngine, header: str
+) -> None:
+    settings = Settings(trusted_proxies="10.0.0.1")
+    with capture_logs() as logs:
+        async with client_of(engine, settings) as client:
+            for _ in range(3):
+                await client.get("/health/live", headers={header: "https"})
+            await client.get("/health/live")
+    warnings = [each for each in logs if each["log_level"] == "warning"]
+    assert [(each["event"], each["setting"]) for each in warnings] == [
+        ("proxy_not_trusted", "MAILER_TRUSTED_PROXIES")
+    ]
+    assert "Secure" in warnings[0]["because"]
+
+
+async def test_a_trusted_proxy_and_who_comes_without_one_are_not_warned_of(
+    engine: AsyncEngine,
+) -> None:
+    with capture_logs() as logs:
+        async with client_of(engine, Settings(trusted_proxies="127.0.0.1")) as client:
+            await client.get("/health/live", headers=FORWARDED)
+        async with client_of(engine, Settings()) as client:
+            await client.get("/health/live")
+    assert not [each for each in logs if each["log_level"] == "warning"]
+
+
+# ---- how much of a header is read -----------------------------------------------------------
+
+HOSTILE = {
+    "Accept-Language": ["," * 31_000, ",".join(["ru;q=0.1"] * 3_000), "ru-" * 10_000],
+    "Accept": ["," * 31_000, ",".join(["text/html;q=0.1"] * 2_000), "a/b" + ";a=b" * 7_000],
+    "Accept-Encoding": [",".join(["gzip"] * 5_000)],
+    "Content-Type": ["a/b" + ";a=b" * 7_000, 'a/b;a="' + '\\"' * 15_000],
+    "Cookie": [
+        'session="' + '\\"' * 15_000 + '"',
+        ";" * 31_000,
+        "; ".join(f"a{n}=b" for n in range(3_000)),
+        "; ".join(['a="' + "\\101" * 200 + '"'] * 30),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values]
+)
+async def test_entries_of_a_header_that_are_read_are_bounded(
+    engine: AsyncEngine, name: str, value: str
+) -> None:
+    seen: list[str] = []
+    app = app_of(engine)
+
+    async def look(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        seen.extend(v.decode() for k, v in scope["headers"] if k == name.lower().encode())
+        await app(scope, receive, send)
+
+    transport = inside(served(look, OPEN))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.get("/clients", headers=BROWSER | {name: value})
+    assert answer.status_code == 200
+    [read] = seen
+    assert sum(read.count(separator) for separator in ",;") <= 1_000
+    assert name != "Cookie" or (read.count(";") < 100 and "\\" not in read)
+    assert name == "Cookie" or len(read) <= 1_000
+
+
+async def test_cookies_and_lists_as_browsers_send_them_are_read_whole(engine: AsyncEngine) -> None:
+    cookies = "; ".join(f"other{n}={'x' * 50}" for n in range(60))
+    headers = BROWSER | {
+        "Cookie": f"{cookies}; language=ru",
+        "Accept-Language": "en-US,en;q=0.9," + ",".join(f"x{n}" for n in range(10)),
+    }
+    async with client_of(engine, OPEN, host="localhost") as client:
+        answer = await client.get("/clients", headers=headers)
+    assert '<html lang="ru"' in answer.text
+
+
+async def test_of_languages_the_wanted_are_taken_among_the_first_only(engine: AsyncEngine) -> None:
+    many = ",".join(["xx"] * 20)
+    async with client_of(engine, OPEN, host="localhost") as client:
+        for given, spoken in ((f"ru,{many}", "ru"), (f"{many},ru", "en")):
+            answer = await client.get("/clients", headers=BROWSER | {"Accept-Language": given})
+            assert f'<html lang="{spoken}"' in answer.text
+
+
 # ---- hosts ----------------------------------------------------------------------------------
 
 
@@ -296,15 +426,27 @@ async def test_two_hosts_are_refused(web: httpx.AsyncClient) -> None:
     assert (await web.get("/login", headers=two)).status_code == 400
 
 
+async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
+    inner = served(app_of(engine), Settings())
+
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        await inner(scope | {"headers": []}, receive, send)
+
+    async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer") as client:
+        for path in ("/login", "/health/live", "/api/v1/clients", "/static/pages.css", "/no"):
+            assert (await client.get(path)).status_code == 400
+
+
 @pytest.mark.parametrize("server", [("127.0.0.1", 8000), ("::1", 8000), ("/run/mailer", None)])
-async def test_without_host_a_request_is_for_the_address_that_it_came_to(
+async def test_without_host_an_old_request_is_for_the_address_that_it_came_to(
     engine: AsyncEngine, server: tuple[str, int | None]
 ) -> None:
     inner = served(app_of(engine), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"]
-        await inner(scope | {"headers": headers, "server": server}, receive, send)
+        old = {"headers": headers, "server": server, "http_version": "1.0"}
+        await inner(scope | old, receive, send)
 
     async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer") as client:
         assert (await client.get("/login", headers=BROWSER)).status_code in {200, 303}

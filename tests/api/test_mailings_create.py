@@ -113,7 +113,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     *(({"client_filter": wrong}, "client_filter", FILTER) for wrong in NOT_FILTERS),
     *(
         ({"client_filter": wrong}, "client_filter", "must name a code or a tag")
-        for wrong in ("", " ", ",", " , ,, ")
+        for wrong in ("", " ", ",", " , ,, ", {})
     ),
     *(
         ({"client_filter": {"operator_codes": wrong}}, "client_filter.operator_codes", CODES)

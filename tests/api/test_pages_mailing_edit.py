@@ -27,7 +27,6 @@ from tests.sample import add_clients, begin
         NEW
         | {"client_filter": " 912 ,vip", "datetime_start": "2040-10-28T01:30:00Z"}
         | {"datetime_end": "2041-01-01T00:00:00Z"},
-        NEW | {"client_filter": {}},
         NEW | {"client_filter": {"tags": ["a,b", "c\nd"], "operator_codes": ["912", "912"]}},
         NEW | {"send_interval_time_start": "22:00:30", "send_interval_time_end": "06:00"},
     ],

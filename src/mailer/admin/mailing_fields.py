@@ -46,7 +46,7 @@ LASTS = timedelta(days=1)
 """Of a new mailing: in so much time the hours open once for everybody, wherever they live."""
 STEP = timedelta(minutes=5)
 """A start that is proposed is the next such moment."""
-WALL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
+WALL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 """A moment as `<input type="datetime-local">` sends it."""
 NO_MOMENT = marked("must be a date and a time")
 NO_SUCH_TIME = marked("does not exist on that day: the clocks go forward and skip this time")

@@ -14,6 +14,10 @@ LANGUAGE, TIME_ZONE = "language", "time_zone"
 """The cookies that keep what was chosen; the second one a script sets on the first visit."""
 
 
+MOST_LANGUAGES = 20
+"""Languages of a browser that are looked at."""
+
+
 class Viewer(msgspec.Struct, frozen=True):
     """What pages are made for: viewers who are equal see the same."""
 
@@ -38,7 +42,8 @@ def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
 def _languages(request: Request[Any, Any, Any]) -> list[str]:
     """Return the languages of Accept-Language, the most wanted first (RFC 9110, 12.5.4)."""
     weighed = []
-    for part in request.headers.get("Accept-Language", "").split(","):
+    given = request.headers.get("Accept-Language", "")
+    for part in given.split(",", MOST_LANGUAGES)[:MOST_LANGUAGES]:
         name, _, weight = part.partition(";q=")
         try:
             weighed.append((-float(weight or 1), name.strip()))

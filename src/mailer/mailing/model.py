@@ -136,6 +136,11 @@ def terms_of(text: str) -> list[str]:
     return [term for part in text.split(",") if (term := part.strip())]
 
 
+def _is_empty(given: AudienceLists | str) -> bool:
+    """Whether a filter that is given asks for nothing: a slip must not reach everybody."""
+    return not (terms_of(given) if isinstance(given, str) else msgspec.to_builtins(given))
+
+
 class MailingInput(Input, frozen=True, kw_only=True):
     """A mailing as it is given."""
 
@@ -155,7 +160,7 @@ class MailingInput(Input, frozen=True, kw_only=True):
         if opens and closes and time.fromisoformat(opens) == time.fromisoformat(closes):
             yield FieldError("send_interval_time_end", "must differ from send_interval_time_start")
         given = values.get("client_filter")
-        if isinstance(given, str) and not terms_of(given):
+        if given is not None and _is_empty(given):
             yield FieldError("client_filter", "must name a code or a tag; null means everybody")
 
 

@@ -33,16 +33,16 @@ MISDIRECTED = problem(
 def addressed(app: ASGIApp) -> ASGIApp:
     """Wrap an application: a request is refused whose address nobody could read.
 
-    That is one whose Host names nothing, or several, or whose query is no text. One without Host,
-    as HTTP/1.0 allows, is for the address that it came to.
+    That is one whose Host names nothing, or several, or is missing from HTTP/1.1 (RFC 9112, section
+    3.2), or whose query is no text. HTTP/1.0 without Host is for the address that it came to.
     """
 
     async def look(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
             hosts = _hosts(scope)
-            if not hosts:
+            if not hosts and scope["http_version"] == "1.0":
                 scope["headers"] = [*scope["headers"], (b"host", _reached(scope))]
-            elif len(hosts) > 1 or _parsed(hosts[0]) is None:
+            elif len(hosts) != 1 or _parsed(hosts[0]) is None:
                 await _refuse(send, UNNAMED)
                 return
             if not _is_text(scope["query_string"]):

@@ -23,10 +23,13 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mailer.clock import database_clock
 from mailer.db.paging import Position
-from mailer.errors import FieldError
+from mailer.errors import FieldError, InvalidError
 from mailer.validation import MAX_ID, Given, Input, check
 
 _CAPITAL = re.compile("[A-Z]")
+
+MOST_PARAMETERS = 100
+"""Parameters of a query: each takes a microsecond, whoever sends them."""
 
 ID_RULE = {"rule": f"must be a number from 1 to {MAX_ID}"}
 Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra=ID_RULE)]
@@ -113,12 +116,19 @@ def parameters(
 ) -> dict[str, str | list[str]]:
     """Return the query of a request unchecked; a list is what no rule allows.
 
-    With `blank_is_absent` what has nothing but blanks is left out.
+    With `blank_is_absent` what has nothing but blanks is left out. Raises `InvalidError` for more
+    than `MOST_PARAMETERS`.
     """
     query = request.scope["query_string"].decode("ascii", "surrogateescape")
-    values: dict[str, list[str]] = parse_qs(
-        query, keep_blank_values=not blank_is_absent, errors="surrogateescape"
-    )
+    try:
+        values: dict[str, list[str]] = parse_qs(
+            query,
+            keep_blank_values=not blank_is_absent,
+            errors="surrogateescape",
+            max_num_fields=MOST_PARAMETERS,
+        )
+    except ValueError as error:
+        raise InvalidError([FieldError("", "has too many parameters")]) from error
     return {
         _text(name): _only(parameter)
         for name, parameter in values.items()

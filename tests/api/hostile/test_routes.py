@@ -8,7 +8,11 @@ from tests.api.hostile.trace import assert_is_problem
 
 @pytest.mark.parametrize(
     "bad",
-    ["0", "-1", 10**30, 2**63, 2**53, "9" * 5000, "x", "1.5", "1e3", "%00", "1%00", "%ff", "%20"],
+    [
+        *("0", "-1", 10**30, 2**63, 2**53, "9" * 5000, "x", "1.5", "1e3"),
+        *("%00", "1%00", "%ff", "%20", "+1", "%2B1", "001", "1_0", "%201", "1%20", "-0"),
+        *("\u0661", "\u0967", "\uff11", "\U0001d7cf", "1%09"),
+    ],
     ids=lambda bad: str(bad)[:10],
 )
 @pytest.mark.parametrize(("method", "path"), WITH_ID)
@@ -100,3 +104,49 @@ async def test_head_has_no_body_and_does_no_harm(
 @pytest.mark.usefixtures("stored")
 async def test_an_unknown_path_is_404(api: httpx.AsyncClient, method: str, path: str) -> None:
     assert_is_problem(await api.request(method, f"http://mailer{path}"), 404, 405)
+
+
+@pytest.mark.parametrize(
+    "bad", ["%2B1", "001", "1_0", "1.0", "1e2", "-0", "%201", "\u0661", "\uff11", "0x1", "1%00", ""]
+)
+@pytest.mark.parametrize("name", ["limit", "before", "after"])
+@pytest.mark.usefixtures("stored")
+async def test_a_number_in_a_query_has_one_way_of_being_written(
+    api: httpx.AsyncClient, name: str, bad: str
+) -> None:
+    assert_is_problem(await api.get(f"/clients?{name}={bad}"), 400)
+
+
+@pytest.mark.usefixtures("stored")
+async def test_a_query_of_many_parameters_is_refused(api: httpx.AsyncClient) -> None:
+    assert_is_problem(await api.get("/clients?" + "&".join(["tag=a"] * 2_000)), 400)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("%00", "pages.css%00", "pages.css/x", "a" * 300, "a/" * 300, "", "."),
+        *("../__init__.py", "%2e%2e/app.py", "swagger-ui", "swagger-ui/", "%ff", "nope.css"),
+        *("x" * 5000, "//etc/passwd", "%2fetc%2fpasswd", "pages.css%2f..%2fpages.css", "~", "é"),
+    ],
+    ids=lambda path: path[:30],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.usefixtures("stored")
+async def test_a_static_file_that_is_not_there_is_404_without_paths_of_this_machine(
+    api: httpx.AsyncClient, method: str, path: str
+) -> None:
+    answer = await api.request(method, f"http://mailer/static/{path}")
+    if method == "GET":
+        assert_is_problem(answer, 404)
+        assert "/" not in answer.json()["detail"]
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.usefixtures("stored")
+async def test_a_static_file_is_served(api: httpx.AsyncClient, method: str) -> None:
+    for name in ("pages.css", "swagger-ui/swagger-ui.css"):
+        answer = await api.request(method, f"http://mailer/static/{name}")
+        assert answer.status_code == 200
+        assert (len(answer.content) > 100) == (method == "GET")
