@@ -113,8 +113,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     *(({"client_filter": wrong}, "client_filter", FILTER) for wrong in NOT_FILTERS),
     *(
         ({"client_filter": wrong}, "client_filter", "must name a code or a tag")
-        for wrong in ("", " ", ",", " , ,, ", {})
+        for wrong in ("", " ", ",", " , ,, ")
     ),
+    ({"client_filter": {}}, "client_filter", "must name a code or a tag"),
     *(
         ({"client_filter": {"operator_codes": wrong}}, "client_filter.operator_codes", CODES)
         for wrong in NOT_CODES

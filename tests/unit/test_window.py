@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
 
-from mailer.mailing.window import Window, offsets_of
+from mailer.mailing.window import Window, _jumps_of_month, offsets_of
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -262,3 +262,14 @@ def test_spells_are_from_each_next_opening_to_the_next_of_the_complement(
         expected.append((opens, min(closes, end)))
         opens = window.next_opening(zone.key, closes)
     assert list(window.spells(offsets_of(zone.key, start, end), end)) == expected
+
+
+def test_clocks_of_a_zone_are_worked_out_once_for_each_month() -> None:
+    start = datetime(2031, 3, 3, 10, 7, tzinfo=UTC)
+    offsets_of("Europe/Berlin", start, start + timedelta(days=50))
+    known = _jumps_of_month.cache_info().misses
+    for minutes in range(100):
+        moved = start + timedelta(minutes=minutes)
+        found = offsets_of("Europe/Berlin", moved, moved + timedelta(days=50))
+        assert [at for at, _ in found][1:] == [datetime(2031, 3, 30, 1, tzinfo=UTC)]
+    assert _jumps_of_month.cache_info().misses == known

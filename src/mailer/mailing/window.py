@@ -12,7 +12,7 @@ from msgspec import UnsetType
 
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
-STRIDE = timedelta(hours=6)
+STRIDE = DAY
 """No zone changes its clocks there and back within this time."""
 
 Offsets = tuple[tuple[datetime, timedelta], ...]
@@ -127,14 +127,34 @@ def _showings(zone: ZoneInfo, clock: time, start: datetime, end: datetime) -> It
 
 def _jumps(zone: ZoneInfo, start: datetime, end: datetime) -> Iterator[datetime]:
     """Yield every moment in (start, end) at which the zone's offset from UTC changes."""
-    before = start.replace(microsecond=0)
+    month = start.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    while month < end:
+        for moment in _jumps_of_month(zone, month):
+            if start < moment < end:
+                yield moment
+        month = _next_month(month)
+
+
+@functools.lru_cache(maxsize=8192)
+def _jumps_of_month(zone: ZoneInfo, month: datetime) -> tuple[datetime, ...]:
+    """Return every moment in a month, from its first on, at which the zone's offset changes.
+
+    It is kept: a forecast asks for months of hundreds of zones, and the next one for the same.
+    """
+    found = []
+    before, end = month - SECOND, _next_month(month) - SECOND
     offset = _offset(zone, before)
     while before < end:
-        after = before + STRIDE
+        after = min(before + STRIDE, end)
         offset_before, offset = offset, _offset(zone, after)
         if offset != offset_before:
-            yield _jump(zone, before, after)
+            found.append(_jump(zone, before, after))
         before = after
+    return tuple(found)
+
+
+def _next_month(month: datetime) -> datetime:
+    return (month + 31 * DAY).replace(day=1)
 
 
 def _jump(zone: ZoneInfo, before: datetime, after: datetime) -> datetime:

@@ -1,6 +1,9 @@
 """What is to be expected of a mailing, by counts alone: no message is read, nor any client."""
 
+import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -18,6 +21,9 @@ from mailer.mailing.service import PLANNED_BY
 from mailer.mailing.window import window_between
 from mailer.message import tally
 from mailer.report.snapshot import snapshot
+
+FEW_ZONES = 20
+"""Time zones of an audience whose forecast takes a few milliseconds: not worth a thread."""
 
 # Of the others what they have waiting, and what is still to be taken of their audiences; of the
 # mailing itself whether its audience is being taken: that of one planned anew is, once more.
@@ -71,7 +77,7 @@ async def of_draft(
     async with snapshot(engine) as connection:
         facts = await _look(connection, None)
         clients = await audience.count_by_zone(connection, draft.client_filter)
-    return _forecast(draft, clients, facts, _rate(pace, processes))
+    return await _forecast(draft, clients, facts, _rate(pace, processes))
 
 
 async def of_mailing(
@@ -109,7 +115,7 @@ async def from_now_on(
         clients = await _left_anew(connection, mailing)
     else:
         clients = await _left(connection, mailing, is_taking=facts.is_taking)
-    return _forecast(mailing, clients, facts, _rate(pace, processes))
+    return await _forecast(mailing, clients, facts, _rate(pace, processes))
 
 
 async def _look(connection: AsyncConnection, mailing_id: int | None) -> Row[Any]:
@@ -156,10 +162,12 @@ def _rate(pace: Pace | None, processes: int) -> float | None:
     return pace.rate * processes
 
 
-def _forecast(
+async def _forecast(
     plan: NewMailing | Mailing, clients: Mapping[str, int], facts: Row[Any], rate: float | None
 ) -> Forecast:
-    return forecast(
+    """Simulate in a thread, one forecast at a time: many zones would block the event loop."""
+    work = partial(
+        forecast,
         [Crowd(zone, count) for zone, count in clients.items()],
         start=plan.datetime_start,
         end=plan.datetime_end,
@@ -168,3 +176,11 @@ def _forecast(
         rate=rate,
         others=facts.others,
     )
+    if len(clients) <= FEW_ZONES:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_thread(), work)
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="forecast")

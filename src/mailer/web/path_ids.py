@@ -17,7 +17,8 @@ class PathIds(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Let a request through; raises HTTPException 404."""
-        ids = [value for value in scope["path_params"].values() if isinstance(value, int)]
+        given: dict[str, object] = dict(scope["path_params"])
+        ids = [value for value in given.values() if isinstance(value, int)]
         if ids:
             parts = set(scope["path"].split("/"))
             if not all(str(number) in parts for number in ids):
