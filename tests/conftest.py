@@ -22,7 +22,7 @@ from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
 from tests.asked import inside
 from tests.provider import OpenIdProvider, running_provider
-from tests.sample import OPEN
+from tests.sample import OPEN, create_patient_engine
 
 TEMPLATE = "mailer_template"
 EMPTY = (
@@ -101,7 +101,7 @@ async def shared_database_url(server_url: str) -> AsyncIterator[str]:
 @pytest.fixture(scope="module")
 async def shared_engine(shared_database_url: str) -> AsyncIterator[AsyncEngine]:
     """The file's database."""
-    engine = create_engine(shared_database_url)
+    engine = create_patient_engine(shared_database_url)
     yield engine
     await engine.dispose()
 

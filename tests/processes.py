@@ -18,11 +18,9 @@ from mailer.db.engine import connect, create_engine
 from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
 from mailer.report.verify import differences
 from tests import nursery
+from tests.patience import PATIENCE
 
 Found = TypeVar("Found")
-
-PATIENCE = 30.0
-"""Seconds after which a test stops waiting for what should have come long before."""
 
 
 class MailerProcess:
@@ -64,7 +62,9 @@ class MailerProcess:
         )
         self._reading = asyncio.create_task(self._read_log())
         self.address: str = (await self.event(until))["address"]
-        self.session = aiohttp.ClientSession(self.address)
+        # a connection that is kept may be closed by the server under the next request
+        fresh = aiohttp.TCPConnector(force_close=True)
+        self.session = aiohttp.ClientSession(self.address, connector=fresh)
 
     async def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -202,6 +202,6 @@ def run(*arguments: str, given: str = "", **settings: str) -> subprocess.Complet
         input=given,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )

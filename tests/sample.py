@@ -10,17 +10,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import RowMapping, TextClause, text
+from sqlalchemy import RowMapping, TextClause, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import locks
-from mailer.db.engine import raw
+from mailer.db.engine import create_engine, raw
 from mailer.db.schema import MESSAGE_STATUSES
 from mailer.mailing import audience, moving, resending, store
 from mailer.mailing.model import ENDED, RunningMailing
 from mailer.message import store as messages
 from mailer.message.model import ClaimedMessage, FinishedMessage
 from mailer.settings import Settings
+from tests.patience import PATIENCE
 
 Result = TypeVar("Result")
 
@@ -30,9 +32,6 @@ NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
 OWNER = UUID(int=1)
 LEASE = timedelta(seconds=60)
 CHUNK = 5_000
-PATIENCE = 30.0
-"""Seconds after which steps that should have led to an end do not."""
-
 ADD_CLIENTS = text("""
     INSERT INTO client (phone, operator_code, time_zone)
     SELECT '7916' || lpad((present + n)::text, 7, '0'), :operator_code, :time_zone
@@ -152,6 +151,18 @@ async def behind_all_stops(engine: AsyncEngine) -> AsyncIterator[None]:
     async with engine.begin() as connection:
         await connection.execute(HOLD_LOCK)
         yield
+
+
+def create_patient_engine(url: str) -> AsyncEngine:
+    """Return an engine whose transactions may wait: a slow test is no process that stands still."""
+    engine = create_engine(url)
+    event.listen(engine.sync_engine, "connect", _may_idle_in_transaction)
+    return engine
+
+
+def _may_idle_in_transaction(connection: DBAPIConnection, _: object) -> None:
+    connection.cursor().execute("SET idle_in_transaction_session_timeout = 0")
+    connection.commit()
 
 
 # ---- what the dispatcher does ---------------------------------------------------------------

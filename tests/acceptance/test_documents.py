@@ -14,6 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from tests.compose import RequiredVariableError, environment_of
+from tests.patience import PATIENCE
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
 from mailer.errors import StartError
@@ -41,7 +42,7 @@ async def test_every_call_in_readme_works(
         env=os.environ | {"MAILER_DATABASE_URL": mailer.database_url, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, (ended.stdout, ended.stderr)

@@ -1,50 +1,45 @@
-"""How fast it goes: an even rate, and a fair share for everybody."""
+"""How fast it goes: never over the rate, and a fair share for everybody."""
 
 import time
-from itertools import pairwise
 
 from tests.acceptance.test_main_job import a_mailing, add_clients
 from tests.processes import Gateways, Mailers
 
 RATE = 150
-SECONDS = 10.0
+SLACK = 0.02
+"""Seconds of the rate that may be caught up."""
 
 
-async def test_the_rate_is_even_and_exact_over_ten_seconds(
+async def test_no_more_is_sent_than_the_rate_allows(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
+    """A request is seen when it arrives or later: so this holds however slow the machine is."""
     gateway = await start_gateway(latency=0.05)
     mailer = await start_mailer(**gateway.settings, gateway_rate=str(RATE))
     await add_clients(mailer, 5_000)
+    began = time.monotonic()
     await mailer.call("POST", "/mailings", a_mailing(), 201)
-    await gateway.until_taken(int(RATE * 1.5))  # a second and a half to come to its pace
-    first = len(gateway.taken)
-    await gateway.until_taken(first + int(RATE * SECONDS))
+    await gateway.until_taken(5 * RATE)
 
-    moments = [taken.monotonic for taken in gateway.taken[first:]]
-    count = sum(moment < moments[0] + SECONDS for moment in moments)
-    assert abs(count / (RATE * SECONDS) - 1) <= 0.02
-    second = [
-        sum(start <= m < start + 1 for m in moments) for start in moments[: -RATE - 10 : RATE]
-    ]
-    assert all(abs(messages / RATE - 1) <= 0.1 for messages in second), second
-    assert max(later - earlier for earlier, later in pairwise(moments)) < 0.25
+    for number, taken in enumerate(gateway.taken):
+        assert number <= RATE * (taken.monotonic - began + SLACK) + 1
 
 
 async def test_what_is_not_sent_takes_no_turn_from_others(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway()
-    mailer = await start_mailer(**gateway.settings, gateway_rate="5")
+    mailer = await start_mailer(**gateway.settings, gateway_rate="0.5")
     await add_clients(mailer, 100)
     first = await mailer.call("POST", "/mailings", a_mailing(), 201)
     await gateway.until_taken(1)
     await mailer.call("POST", "/mailings", a_mailing(), 201)
 
     await mailer.call("POST", f"/mailings/{first['id']}/pause")  # ten of it are claimed, and wait
-    before, paused_at = len(gateway.taken), time.monotonic()
+    before = len(gateway.taken)
     await gateway.until_taken(before + 1)
-    assert time.monotonic() - paused_at < 0.6
+    last, following = gateway.taken[before - 1 : before + 1]
+    assert following.monotonic - last.monotonic < 5 / 0.5  # turns; the ten would have taken more
 
 
 async def test_a_small_mailing_does_not_wait_for_a_large_one(
@@ -57,9 +52,8 @@ async def test_a_small_mailing_does_not_wait_for_a_large_one(
     large = await mailer.call("POST", "/mailings", a_mailing(), 201)
     await gateway.until_taken(1_000)
 
-    started_at = time.monotonic()
     small = await mailer.call("POST", "/mailings", a_mailing(client_filter="few"), 201)
-    mailing = await mailer.finished(small["id"])
-    assert time.monotonic() - started_at < 2
-    assert mailing["delivered_messages"] == 10
-    assert (await mailer.mailing(large["id"]))["status"] == "running"
+    assert (await mailer.finished(small["id"]))["delivered_messages"] == 10
+    left = await mailer.mailing(large["id"])
+    assert left["status"] == "running"
+    assert left["delivered_messages"] < 50_000  # more than half was still to be sent

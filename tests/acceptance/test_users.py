@@ -6,6 +6,7 @@ import pty
 import sys
 
 import pytest
+from tests.patience import PATIENCE
 from tests.processes import MailerProcess, Mailers, run
 
 from mailer.db.engine import connect
@@ -134,7 +135,7 @@ async def test_password_is_asked_for_twice_on_a_terminal_and_not_shown(database_
     os.write(ours, f"{PASSWORD}\n".encode())
     await until_shown(b"confirmation:", 1)
     os.write(ours, f"{PASSWORD}\n".encode())
-    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
     await until_shown(b"ann can sign in now, at /login.", 1)
     os.close(ours)
     assert PASSWORD.encode() not in shown

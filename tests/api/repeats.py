@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW
 from tests.asked import inside
+from tests.patience import PATIENCE
 from tests.sample import execute, value
 
 from mailer.app import create_app
@@ -104,6 +105,6 @@ async def held(engine: AsyncEngine, step: str) -> AsyncIterator[None]:
 
 async def until_held(engine: AsyncEngine, count: int = 1) -> None:
     """Wait until so many requests are held up."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while await value(engine, WAITING) < count:
             await asyncio.sleep(0.01)

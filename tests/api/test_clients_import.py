@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 from tests.sample import OPEN
 
 from mailer.app import create_app
@@ -186,7 +187,7 @@ async def begin_upload(port: int, lines: int) -> asyncio.StreamWriter:
 
 
 async def until(engine: AsyncEngine, staging_tables: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while await number(engine, STAGING) != staging_tables:
             await asyncio.sleep(0.01)
 
@@ -205,11 +206,11 @@ async def test_uploads_that_dawdle_leave_connections_for_others(
 ) -> None:
     writers = [await begin_upload(port, 10) for _ in range(15)]
     await until(engine, staging_tables=IMPORTS)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE):
         assert await number(engine, CLIENTS) == 0
     for writer in writers:
         writer.write(b"0\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while await number(engine, CLIENTS) != 10:
             await asyncio.sleep(0.01)
     for writer in writers:

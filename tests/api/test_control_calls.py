@@ -8,6 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, FIELDS, NEW, create, messages_of
+from tests.patience import PATIENCE
 from tests.sample import (
     advance,
     begin,
@@ -252,7 +253,7 @@ async def test_who_pauses_does_not_wait_any_longer_when_somebody_resumes(
         pausing = asyncio.create_task(api.post(f"{address}/pause"))
         await asyncio.wait({pausing}, timeout=0.3)
         assert (await api.post(f"{address}/resume")).status_code == 200
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE):
             answer = await pausing
     assert (answer.status_code, answer.json()["status"]) == (200, "running")
 
@@ -371,5 +372,5 @@ async def test_every_process_is_told_of_a_call(api: httpx.AsyncClient, engine: A
         await process.add_listener(CHANNEL, lambda *notice: told.put_nowait(notice))
         for call in ("pause", "retry", "resume", "cancel"):
             await api.post(f"{address}/{call}")
-            await asyncio.wait_for(told.get(), 5)
+            await asyncio.wait_for(told.get(), PATIENCE)
         await process.reset()

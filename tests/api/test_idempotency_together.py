@@ -23,6 +23,7 @@ from tests.api.repeats import (
     until_held,
 )
 from tests.asked import inside
+from tests.patience import PATIENCE
 from tests.sample import OPEN, execute, value
 
 from mailer.app import create_app
@@ -261,5 +262,5 @@ async def test_a_repeat_that_drips_is_given_up(engine: AsyncEngine, api: httpx.A
         await asyncio.sleep(0.02)
         return {"type": "http.request", "body": b" ", "more_body": True}
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert await sent_to(engine, "/mailings", receive) == [408]

@@ -14,7 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create
 from tests.api.visits import BROWSER
 from tests.asked import inside
+from tests.patience import PATIENCE
 from tests.sample import OPEN, add_clients, begin
+from tests.virtual_time import in_virtual_time
 
 from mailer.admin.live import EACH, MOST, Live, Look
 from mailer.app import create_app
@@ -178,9 +180,8 @@ async def follow(live: Live, key: Hashable, look: Look, told: list[str]) -> None
         told.append(str(event))  # noqa: PERF401  # looked at before it ends
 
 
-async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_change(
-    engine: AsyncEngine,
-) -> None:
+@in_virtual_time
+async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_change() -> None:
     live = Live()
     told: list[str] = []
     shown = {"a": "<p id=a>1</p>", "b": "<p id=b>1</p>"}
@@ -198,8 +199,7 @@ async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_chan
     assert "id=b>2" in told[1]
     assert "id=a" not in told[1]
     live.stop()
-    await asyncio.wait_for(following, 1)
-    del engine
+    await following
 
 
 async def test_one_person_keeps_no_more_pages_up_to_date_than_each_may() -> None:
@@ -225,6 +225,7 @@ async def test_one_person_keeps_no_more_pages_up_to_date_than_each_may() -> None
     live.stream("page", look, "bob")
 
 
+@in_virtual_time
 async def test_live_page_says_that_it_is_out_of_date_while_nothing_can_be_looked_up() -> None:
     live = Live()
     told: list[str] = []
@@ -244,9 +245,10 @@ async def test_live_page_says_that_it_is_out_of_date_while_nothing_can_be_looked
     assert "event: fresh" in told[1]
     assert "id=a" in told[2]
     live.stop()
-    await asyncio.wait_for(following, 1)
+    await following
 
 
+@in_virtual_time
 async def test_live_page_is_told_to_ask_again_so_that_who_is_signed_out_is_told() -> None:
     live = Live(lasts=0.1)
     told: list[str] = []
@@ -254,7 +256,7 @@ async def test_live_page_is_told_to_ask_again_so_that_who_is_signed_out_is_told(
     async def look() -> dict[str, str]:
         return {"a": "<p id=a>1</p>"}
 
-    await asyncio.wait_for(follow(live, "page", look, told), 5)
+    await follow(live, "page", look, told)
     assert len(told) == 2
     assert "id=a" in told[0]
     assert "event: again" in told[1]
@@ -275,19 +277,18 @@ async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> N
 
     assert live.period == 2.0
     following = [asyncio.create_task(follow(live, key, look, [])) for key in range(4)]
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(PATIENCE):
+        while live.period < 8:  # a look takes 0.02 s or more, and all together a hundredth
+            await asyncio.sleep(0.01)
     assert most_looking == 1
-    assert 8 <= live.period < 15
     live.stop()
-    await asyncio.wait_for(asyncio.gather(*following), 1)
+    await asyncio.wait_for(asyncio.gather(*following), PATIENCE)
     assert live.period == 2.0
 
 
 async def test_overview_answers_its_live_sections(engine: AsyncEngine) -> None:
-    live = Live()
-    app = create_app(engine, live=live, settings=OPEN)
+    app = create_app(engine, live=Live(lasts=0), settings=OPEN)  # it ends after the first look
     transport = inside(app)
-    asyncio.get_running_loop().call_later(0.5, live.stop)
     async with httpx.AsyncClient(transport=transport, base_url=SITE) as client:
         answer = await client.get("/live/overview")
     assert answer.headers["content-type"].startswith("text/event-stream")

@@ -9,6 +9,7 @@ import pytest
 from litestar import Litestar
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 from tests.security_table import (
     CREDENTIALS,
     DOCUMENT,
@@ -80,7 +81,7 @@ async def ask(app: Litestar, method: str, path: str, headers: Mapping[str, str])
     }
     asked = asyncio.create_task(app(scope, receive, send))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             return Answer(await starts.get())
     finally:
         asked.cancel()

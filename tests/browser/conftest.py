@@ -7,9 +7,10 @@ something go wrong on purpose; `look` is what `looks.every_look` and its like se
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 from tests.browser.looks import DESK, Look
 from tests.browser.watch import Watch, watched
+from tests.patience import PATIENCE
 from tests.processes import Gateway, MailerProcess, gateways, mailers
 from tests.programs import needed
 
@@ -23,6 +24,7 @@ ARGUMENTS = [
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     program = needed("chromium")
+    expect.set_options(timeout=PATIENCE * 1_000)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser

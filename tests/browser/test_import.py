@@ -141,7 +141,7 @@ async def test_large_file_shows_how_far_it_is_and_the_page_stays_awake(
         await expect(page.locator("#going-amount")).to_contain_text("of 1.6 MB")
         await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
         title = page.get_by_role("heading", name="Imported", exact=True)
-        await expect(title).to_be_focused(timeout=20_000)
+        await expect(title).to_be_focused()
     assert await figures(page) == [f"{LINES:,}", "0", "0", "0"]
     seen = await page.evaluate("seen")
     assert any(0 < share < 1 for share in seen)
@@ -169,7 +169,7 @@ async def test_import_that_is_cancelled_stores_nothing(page: Page, mailer: Maile
     assert (await mailer.call("GET", "/clients"))["count"] == 0
     await page.get_by_role("button", name="Import").click()
     title = page.get_by_role("heading", name="Imported", exact=True)
-    await expect(title).to_be_focused(timeout=20_000)
+    await expect(title).to_be_focused()
 
 
 async def test_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from playwright.async_api import (
     WebError,
 )
 from tests.browser.looks import Look
+from tests.patience import PATIENCE
 
 Kind = Literal["console", "exception", "policy", "foreign", "failed", "answer"]
 """A message of console.error or console.warn; an exception that nobody caught; a violation of the
@@ -26,6 +27,8 @@ Content-Security-Policy; a request to another host; one without an answer; an an
 GONE_ON_PURPOSE = ("net::ERR_ABORTED", "csp")
 """Failures of requests that are none: the page was left meanwhile or a file is downloaded instead;
 the policy forbade it, which is told on its own."""
+ABORTED = re.compile("htmx:(sendAbort|afterRequest),")
+"""What htmx says of a request that a newer one has replaced, as on a slow machine."""
 RESOURCE = "Failed to load resource:"
 """So the console repeats a failed request or an answer from 400 on."""
 LISTEN = """
@@ -101,7 +104,7 @@ class Watch:
         self._complaints.append(Complaint(kind, text, url))
 
     def _see_console(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"}:
+        if message.type in {"error", "warning"} and not ABORTED.match(message.text):
             policy = "Content Security Policy" in message.text
             kind: Kind = "policy" if policy else "console"
             self._complain(kind, message.text, message.location["url"])
@@ -140,6 +143,7 @@ async def watched(browser: Browser, origin: str, look: Look) -> AsyncIterator[Wa
         is_mobile=look.phone,
         color_scheme="dark" if look.dark else "light",
     )
+    context.set_default_timeout(PATIENCE * 1_000)
     try:
         watch = Watch(await context.new_page(), origin)
         await watch.begin()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tests.patience import PATIENCE
 from tests.sample import do, execute, value
 
 from mailer.access import accounts, commands, keys, passwords, service, sessions
@@ -50,7 +51,7 @@ async def who(engine: AsyncEngine, secret: str) -> Actor | None:
 
 async def until_waiting(engine: AsyncEngine) -> None:
     """Wait until somebody waits for a row that another has."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await value(engine, WAITING):
             await asyncio.sleep(0.01)
 

@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 from tests.sample import (
     HOLD_LOCK,
     add_clients,
@@ -150,7 +151,7 @@ async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> No
 async def test_audience_is_taken_while_processes_send(engine: AsyncEngine) -> None:
     await add_clients(engine, 2)
     await begun_mailing(engine)
-    async with behind_all_stops(engine), asyncio.timeout(5):
+    async with behind_all_stops(engine), asyncio.timeout(PATIENCE):
         await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == 2
@@ -201,7 +202,7 @@ async def test_nothing_is_claimed_of_a_mailing_that_is_being_replanned(
         assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
 
         assert await audience.take_chunk(replanning)  # not committed yet
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
         await replanning.commit()
         assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
@@ -213,7 +214,7 @@ async def test_replan_that_waits_keeps_no_other_mailing_waiting(engine: AsyncEng
     await begun_mailing(engine)
     async with engine.connect() as pooled:
         sender = await raw(pooled)
-        async with sender.transaction(), asyncio.timeout(5):
+        async with sender.transaction(), asyncio.timeout(PATIENCE):
             await sender.execute(HOLD_LOCK.text)
             await take_audience(engine)
             assert await value(engine, "SELECT count(*) FROM message") == 2

@@ -9,6 +9,7 @@ from zoneinfo import available_timezones
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import store
@@ -261,7 +262,7 @@ async def test_client_who_is_erased_meanwhile_stays_erased(engine: AsyncEngine) 
 
 async def blocked(engine: AsyncEngine) -> None:
     """Wait until somebody waits for a lock."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await number(engine, WAITING):
             await asyncio.sleep(0.01)
 

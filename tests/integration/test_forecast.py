@@ -15,7 +15,7 @@ from mailer.mailing.model import AudienceLists, MailingNotFoundError, NewMailing
 from mailer.report import forecast
 
 HOUR = timedelta(hours=1)
-SOON = timedelta(seconds=5)
+SOON = timedelta(seconds=30)
 """What may pass between a test's look at its clock and the database's at its own."""
 
 

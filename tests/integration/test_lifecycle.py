@@ -3,6 +3,7 @@
 import asyncio
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 from tests.sample import add_due_messages, add_mailing, execute, value
 
 from mailer.dispatch.lifecycle import Lifecycle
@@ -24,7 +25,7 @@ async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
     lifecycle = Lifecycle(engine, on_messages=lambda: None, is_sending=lambda: False)
     running = asyncio.create_task(lifecycle.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while await value(engine, ENDED) == 0:
                 await asyncio.sleep(0.05)
     finally:
@@ -35,9 +36,9 @@ async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
 async def test_it_ends_though_it_is_woken_as_it_is_cancelled(engine: AsyncEngine) -> None:
     lifecycle = Lifecycle(engine, on_messages=lambda: None, is_sending=lambda: False)
     running = asyncio.create_task(lifecycle.run())
-    await asyncio.sleep(0.3)  # it rests now
+    await asyncio.sleep(0.3)  # it rests now, or is about to
     lifecycle.wake()
     await asyncio.sleep(0)
     running.cancel()
-    await asyncio.wait([running], timeout=1)
+    await asyncio.wait([running], timeout=PATIENCE)
     assert running.cancelled()

@@ -6,6 +6,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 from tests.sample import (
     LEASE,
     OWNER,
@@ -123,7 +124,7 @@ async def test_what_another_is_claiming_is_passed_over_without_waiting(
     mailing_id = await add_due_messages(engine, 2)
     async with claimer.transaction():
         await store.claim(claimer, [mailing_id], 2, OWNER, LEASE)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             assert await store.claim(other, [mailing_id], 2, uuid4(), LEASE) == []
 
 

@@ -8,9 +8,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import add_clients, advance, do, execute, value
+from tests.sample import add_clients, advance, create_patient_engine, do, execute, value
 
-from mailer.db.engine import create_engine
 from mailer.db.migrate import CHECKOUT, is_current, migrate
 from mailer.mailing import moving
 from mailer.report.verify import differences
@@ -42,7 +41,7 @@ TABLES = ("client", "mailing", "ledger", "message")
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     """A database of the first schema with clients, mailings and messages in it."""
-    engine = create_engine(database_url)
+    engine = create_patient_engine(database_url)
     await downgrade(engine, "base")
     await upgrade(engine, "0001")
     await add_clients(engine, 2)

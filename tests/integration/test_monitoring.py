@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.patience import PATIENCE
 from tests.programs import needed
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -28,7 +29,12 @@ def promtool(*arguments: str | Path, given: str = "") -> str:
     """Run promtool and return what it says; it must find nothing wrong."""
     program = needed("promtool")
     done = subprocess.run(  # noqa: S603  # a program that was found
-        [program, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
+        [program, *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tests.patience import PATIENCE
 from tests.sample import (
     add_clients,
     add_due_messages,
@@ -224,7 +225,7 @@ async def test_two_processes_begin_each_mailing_once_the_earliest_first(
     now = datetime.now(UTC)
     later = await add_mailing(engine, start=now - HOUR, status="scheduled")
     earlier = await add_mailing(engine, start=now - 2 * HOUR, status="scheduled")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert await moving.begin_due(other) == earlier
         assert await do(engine, moving.begin_due) == later
         assert await do(engine, moving.begin_due) is None
@@ -268,7 +269,7 @@ async def test_two_processes_send_a_mailing_again_once(
     await execute(engine, "UPDATE message SET status = 'undelivered'")
     for mailing_id in (one, two):
         await service.retry(engine, mailing_id, COMMAND_LINE)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert await resending.resend_chunk(other, 9)
         assert await resend(engine)
         assert not await resend(engine)

@@ -3,7 +3,8 @@
 import asyncio
 
 import pytest
-from tests.sample import PATIENCE, add_due_messages, ledger
+from tests.patience import PATIENCE
+from tests.sample import add_due_messages, ledger
 
 from mailer.db.engine import create_engine
 from mailer.dispatch.dispatcher import Dispatcher

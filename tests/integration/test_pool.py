@@ -3,8 +3,9 @@
 import asyncio
 
 from sqlalchemy import text
+from tests.patience import PATIENCE
 
-from mailer.db.engine import connect, create_engine
+from mailer.db.engine import connect, create_engine, raw
 
 END_ALL = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -14,12 +15,15 @@ END_ALL = """
 async def test_connections_that_the_server_has_ended_cost_no_request(database_url: str) -> None:
     engine = create_engine(database_url, pool_size=3)
     opened = [await engine.connect() for _ in range(3)]
+    drivers = [await raw(connection) for connection in opened]
     for connection in opened:
         await connection.close()  # into the pool
     other = await connect(database_url)
     assert await other.fetchval(END_ALL) == 3
     await other.close()
-    await asyncio.sleep(0.1)  # the word of it is on its way
+    async with asyncio.timeout(PATIENCE):
+        while not all(driver.is_closed() for driver in drivers):  # the word of it is on its way
+            await asyncio.sleep(0.01)
     again = [await engine.connect() for _ in range(3)]
     for connection in again:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1

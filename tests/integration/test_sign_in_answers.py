@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import ssl
-import time
 
 import pytest
 import trustme
@@ -95,16 +94,13 @@ async def test_a_slow_answer_is_not_waited_for(
     async def dribble(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        for _ in range(100):
+        while True:
             await response.write(b" ")
             await asyncio.sleep(0.05)
-        return response
 
     middle.answers[path] = dribble
     async with middle.provider() as provider:
-        began = time.monotonic()
         assert await absence(provider) == "timeout"
-        assert time.monotonic() - began < 3
 
 
 async def test_an_answer_waits_for_ten_seconds_at_most() -> None:
@@ -129,10 +125,8 @@ async def test_who_waits_for_a_silent_provider_waits_together(
     monkeypatch.setattr(discovery, "TIME_LIMIT", 0.5)
     server = Silent()
     async with served(server.talk) as url, nobodys(url) as provider:
-        began = time.monotonic()
         waits = (provider.start(REDIRECT) for _ in range(20))
         errors = await asyncio.gather(*waits, return_exceptions=True)
-        assert time.monotonic() - began < 2
     assert {getattr(error, "reason", None) for error in errors} == {"timeout"}
     assert server.received.count(b"GET ") == 1
 

@@ -28,6 +28,8 @@ async def migrate(engine: AsyncEngine) -> None:
     Processes that start together take turns. Raises `UnknownSchemaError`.
     """
     async with engine.begin() as connection:
+        # on a busy machine seconds may lie between two statements, and nobody waits for its rows
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await connection.execute(
             text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATION}
         )
