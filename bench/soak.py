@@ -1,10 +1,11 @@
 """Whether every message is accounted for while everything breaks, again and again.
 
 A PostgreSQL that is restarted, crashed and kept down, a gateway that is slow, wrong, frozen and
-away, and two mailers that are killed, frozen and started again, while mailings of every kind are
-made, changed, paused, cancelled, retried and deleted. Then the gateway's own log is compared with
-the ledgers and the messages row by row, and with every state that they went through. Limit: no row
-that the contract does not explain. Takes the minutes asked for and some seconds more.
+away, two mailers that are killed, frozen and started again, and strangers who send hostile files
+and heads, while mailings of every kind are made, changed, paused, cancelled, retried and deleted.
+Then the gateway's own log is compared with the ledgers and the messages row by row, and with every
+state that they went through. Limit: no row that the contract does not explain. Takes the minutes
+asked for and some seconds more.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from soaking.evidence import Audit, Evidence
 from soaking.final import check_final, count_unsettled, read_final, tell_figures
+from soaking.hostile import trouble_heads, trouble_imports
 from soaking.journal import Draw, Journal
 from soaking.operator import Operator, add_clients
 from soaking.outcomes import check_outcomes
@@ -69,6 +71,8 @@ async def run(  # noqa: PLR0913, PLR0917  # one for each part
         tasks.create_task(trouble_all(fleet, journal, draw.part("all")))
         tasks.create_task(trouble_database(database, journal, draw.part("database")))
         tasks.create_task(trouble_gateway(sandbox, journal, draw.part("gateway")))
+        tasks.create_task(trouble_imports(fleet, journal, draw.part("imports")))
+        tasks.create_task(trouble_heads(fleet, journal, draw.part("heads")))
         tasks.create_task(operator.run())
         tasks.create_task(tell_progress(database.url(), journal))
         await asyncio.sleep((ends_at - LAST - datetime.now(UTC)).total_seconds())

@@ -253,8 +253,9 @@ async def test_a_key_that_asks_too_often_waits_and_others_do_not(engine: AsyncEn
 async def test_a_rate_of_0_is_none(engine: AsyncEngine) -> None:
     header = await make_key(engine)
     async with served(engine, Settings(key_rate=0)) as api:
-        asked = (api.get(CLIENTS, headers=header) for _ in range(250))
-        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        for _ in range(25):
+            asked = (api.get(CLIENTS, headers=header) for _ in range(10))
+            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
 
 
 async def test_no_key_is_told_in_a_log_or_an_answer(

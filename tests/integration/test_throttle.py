@@ -146,8 +146,8 @@ async def test_log_warns_once_when_attempts_are_first_slowed_and_names_nobody(
     assert logs == [{"event": "sign_ins_slowed", "by": "both", "log_level": "warning"}]
 
 
-async def test_hundred_attempts_at_once_do_not_all_get_through(engine: AsyncEngine) -> None:
-    found = await asyncio.gather(*(wait(engine) for _ in range(100)))
+async def test_many_attempts_at_once_do_not_all_get_through(engine: AsyncEngine) -> None:
+    found = await asyncio.gather(*(wait(engine) for _ in range(40)))
     # on a slow machine the first waits are over before the last attempt
     assert 5 <= found.count(0) < 20
     assert await value(engine, "SELECT max(failures) FROM throttle") == found.count(0)
