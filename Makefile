@@ -35,7 +35,7 @@ $(PROGRAMS): # of Debian; where it cannot be installed, the tests that need it a
 lint: $(READY) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet || { echo 'Not formatted: run make fmt'; exit 1; }
-	@$(BIN)/mypy -n 2
+	@$(BIN)/mypy # one process: workers give up on a busy machine
 	@$(BIN)/lint-imports --no-logo
 
 fmt: $(READY) ## mend what ruff can, and format
