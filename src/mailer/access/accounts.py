@@ -17,6 +17,7 @@ from mailer.access.oidc.model import Identity, SignInError
 from mailer.access.passwords import Password, too_easy
 from mailer.access.still import TakenAwayError
 from mailer.db.access import account, session
+from mailer.db.engine import violates
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.settings import Role
@@ -106,7 +107,9 @@ async def add(
     try:
         made = Account(**(await connection.execute(statement)).mappings().one())
     except IntegrityError as error:
-        raise AccountNameTakenError from error
+        if violates(error, "account_name_key"):
+            raise AccountNameTakenError from error
+        raise
     await audit.record(connection, by, "account_made", _target(made), after=values)
     return made
 

@@ -14,6 +14,7 @@ from mailer.access import audit
 from mailer.access.model import Actor, Name
 from mailer.access.secret import digest, new_secret
 from mailer.db.access import api_key
+from mailer.db.engine import violates
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.settings import Scope
 from mailer.validation import Input
@@ -80,7 +81,9 @@ async def add(connection: AsyncConnection, new: NewKey, by: Actor) -> tuple[Key,
     try:
         key = Key(**(await connection.execute(statement)).mappings().one())
     except IntegrityError as error:
-        raise KeyNameTakenError from error
+        if violates(error, "api_key_name_key"):
+            raise KeyNameTakenError from error
+        raise
     await audit.record(connection, by, "key_made", audit.Target("key", key.id), after=values)
     return key, secret
 

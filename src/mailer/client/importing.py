@@ -215,7 +215,9 @@ async def _store(
                 )
                 await still.ensure(database, by, "write")  # an upload takes its time
                 await _record(database, by, report)
-        except asyncpg.UniqueViolationError:
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != "client_phone_key":
+                raise
             continue  # now that client can be seen, and is updated
         return report
     raise PhonesTakenError

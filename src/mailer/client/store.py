@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.client import directory
 from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient, operator_code
 from mailer.db.ending import set_ended
-from mailer.db.engine import cause_of
+from mailer.db.engine import cause_of, violates
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import client
 from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
@@ -68,7 +68,9 @@ async def _written(connection: AsyncConnection, statement: Any) -> dict[str, Any
     try:
         row = (await connection.execute(statement)).mappings().one_or_none()
     except IntegrityError as error:
-        raise PhoneTakenError from error
+        if violates(error, "client_phone_key"):
+            raise PhoneTakenError from error
+        raise
     except DBAPIError as error:
         if isinstance(cause_of(error), asyncpg.InvalidParameterValueError):
             raise InvalidError([FieldError("time_zone", UNKNOWN_ZONE)]) from error

@@ -1,16 +1,19 @@
 """The way to PostgreSQL: one engine a process, and the errors that mean it is away."""
 
 import asyncio
+import ssl
 from typing import Any
 
 import asyncpg
 from sqlalchemy import QueuePool, event
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds to wait for a new connection."""
+from mailer.db.url import read_url
+
+POOL_TIMEOUT = 5.0
+"""Seconds to wait for a connection of a pool."""
 PATIENCE = 10.0
 """Seconds that a statement of a request, or of the hot loop, may take."""
 IDLE_IN_TRANSACTION = "2s"
@@ -27,32 +30,52 @@ NO_LIMITS_OF_THE_ROLE = {
 what the statements here rest on."""
 
 
+NEXT_HOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
+"""What makes libpq try the next host of a URL; a wrong password does not."""
+
+
 async def connect(
     url: str, *, patience: float | None = None, **server_settings: str
 ) -> asyncpg.Connection:
-    """Open a connection outside the pool, for what must keep one.
+    """Open a connection to the first host of `url` that works, outside the pool.
 
     A statement may take `patience` seconds, then it counts as the database being away; None is
     for work that takes as long as it takes.
     """
-    return await asyncpg.connect(
-        url,
-        timeout=CONNECT_TIMEOUT,
-        command_timeout=patience,
-        server_settings={
-            "application_name": "mailer",
-            "timezone": "UTC",
-            **NO_LIMITS_OF_THE_ROLE,
-            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
-            "jit": "off",
-            "plan_cache_mode": "force_custom_plan",
-            **server_settings,
-        },
-    )
+    target = read_url(url)
+    settings = {
+        "application_name": "mailer",
+        **target.server_settings,
+        "timezone": "UTC",
+        **NO_LIMITS_OF_THE_ROLE,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+        "jit": "off",
+        "plan_cache_mode": "force_custom_plan",
+        **server_settings,
+    }
+    failures: list[Exception] = []
+    for attempt in target.attempts:
+        try:
+            return await asyncpg.connect(
+                **attempt,
+                timeout=target.timeout,
+                command_timeout=patience,
+                server_settings=settings,
+            )
+        except NEXT_HOST as error:
+            failures.append(error)
+    # one that may pass before a certificate that is wrong for good
+    passing = (each for each in failures if not isinstance(each, ssl.SSLCertVerificationError))
+    raise next(passing, failures[0])
 
 
 def create_engine(url: str, *, pool_size: int = 10, patience: float | None = None) -> AsyncEngine:
-    """Return an engine for `url`, in any form that libpq and asyncpg take.
+    """Return an engine for `url`, in any form that libpq takes: see `mailer.db.url`.
 
     A statement may take `patience` seconds, as with `connect`. Connections that the server has
     closed are opened anew before use, so that one that was restarted costs no request.
@@ -62,7 +85,7 @@ def create_engine(url: str, *, pool_size: int = 10, patience: float | None = Non
         async_creator=lambda: connect(url, patience=patience),
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=CONNECT_TIMEOUT,
+        pool_timeout=POOL_TIMEOUT,
         hide_parameters=True,  # they hold phones and texts
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
@@ -122,6 +145,15 @@ class OwnConnection:
 def cause_of(error: DBAPIError) -> BaseException | None:
     """Return what asyncpg raised, under the dialect's wrapping."""
     return error.orig and (error.orig.__cause__ or error.orig)
+
+
+def violates(error: IntegrityError, constraint: str) -> bool:
+    """Whether it is this constraint, or unique index, that `error` comes from."""
+    cause = cause_of(error)
+    return (
+        isinstance(cause, asyncpg.IntegrityConstraintViolationError)
+        and cause.constraint_name == constraint
+    )
 
 
 PASSING = (

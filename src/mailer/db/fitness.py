@@ -32,6 +32,7 @@ WRONG = (
     asyncpg.InvalidParameterValueError,
     asyncpg.ClientConfigurationError,
     ssl.SSLCertVerificationError,
+    UnicodeError,  # of a host that can be no name
     UnfitError,
     UnknownSchemaError,
 )

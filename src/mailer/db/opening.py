@@ -15,6 +15,7 @@ from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.fitness import WaitReason, ensure_fit, explain
 from mailer.db.migrate import migrate
+from mailer.db.url import read_url
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 
@@ -37,6 +38,10 @@ async def located_database(settings: Settings, *, share: bool = False) -> AsyncI
     `UnavailableError` when the embedded one cannot start now.
     """
     if settings.database_url is not None:
+        try:
+            read_url(settings.database_url)
+        except ValueError as error:
+            raise StartError(f"MAILER_DATABASE_URL: {error}") from None
         yield settings.database_url
         return
     async with embedded_postgres(Path(settings.data_dir), share=share) as url:

@@ -1,0 +1,172 @@
+"""Database URLs, as psql takes them (libpq, section 32.1)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.examples import thorough
+
+from mailer.db.url import Target, read_url
+
+
+def places(target: Target) -> list[tuple[object, object]]:
+    return [(each.get("host"), each.get("port")) for each in target.attempts]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://", {}),
+        ("postgres:///mailer", {"database": "mailer"}),
+        ("postgresql://me@db", {"user": "me", "host": "db"}),
+        ("postgresql://me:hush@db:5433/x", {"password": "hush", "port": 5433, "database": "x"}),
+        ("postgresql://m%40e:p%2F%23%3F@db/x", {"user": "m@e", "password": "p/#?"}),
+        ("postgresql://me:p?#w@db/x", {"password": "p?#w", "host": "db"}),
+        ("postgresql://me:a+b@db/x", {"password": "a+b"}),
+        ("postgresql://[::1]:5433/x", {"host": "::1", "port": 5433}),
+        ("postgresql://%2Frun%2Fpg/x", {"host": "/run/pg"}),
+        ("postgresql:///x?host=/run/pg&port=5433", {"host": "/run/pg", "port": 5433}),
+        ("postgresql://a/x?host=b&dbname=y&user=u&password=p", {"host": "b", "database": "y"}),
+        ("postgresql://db?hostaddr=10.0.0.1&sslmode=require", {"host": "10.0.0.1"}),
+        ("postgresql://db?krbsrvname=pg", {"krbsrvname": "pg"}),
+        ("postgresql://db?sslmode=disable", {"dsn": "postgresql://?sslmode=disable"}),
+        ("postgresql://db?ssl=true", {"dsn": "postgresql://?sslmode=require"}),
+        ("postgresql://db?target_session_attrs=any", {"target_session_attrs": "any"}),
+    ],
+)
+def test_each_part_is_read_as_psql_reads_it(url: str, expected: dict[str, Any]) -> None:
+    [attempt] = read_url(url).attempts
+    assert {name: attempt.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        *("keepalives=1", "keepalives_idle=30", "keepalives_interval=5", "keepalives_count=3"),
+        *("tcp_user_timeout=1000", "gssencmode=disable", "gssencmode=prefer", "sslsni=1"),
+        *("channel_binding=prefer", "channel_binding=disable", "client_encoding=utf8"),
+        *("fallback_application_name=x", "sslcompression=0", "load_balance_hosts=random"),
+    ],
+)
+def test_what_changes_nothing_here_is_taken(parameter: str) -> None:
+    assert read_url(f"postgresql://db?{parameter}").attempts == read_url("postgresql://db").attempts
+
+
+def test_connect_timeout_counts_for_each_host() -> None:
+    assert read_url("postgresql://a,b?connect_timeout=10").timeout == 10
+    assert read_url("postgresql://a?connect_timeout=0").timeout == 5
+    assert read_url("postgresql://a").timeout == 5
+
+
+def test_options_and_application_name_go_to_the_server() -> None:
+    url = "postgresql://db?options=-c%20search_path%3Dmailer&application_name=ours"
+    assert read_url(url).server_settings == {
+        "options": "-c search_path=mailer",
+        "application_name": "ours",
+    }
+
+
+def test_several_hosts_are_tried_in_their_order() -> None:
+    assert places(read_url("postgresql://h1:5432,h2:5433/x")) == [("h1", 5432), ("h2", 5433)]
+    assert places(read_url("postgresql://h1,[::1]:6/x")) == [("h1", 5432), ("::1", 6)]
+    assert places(read_url("postgresql:///x?host=a,b&port=1,2")) == [("a", 1), ("b", 2)]
+    assert places(read_url("postgresql:///x?host=a,b&port=7")) == [("a", 7), ("b", 7)]
+    shuffled = read_url("postgresql://a,b,c?load_balance_hosts=random")
+    assert sorted(places(shuffled)) == sorted(places(read_url("postgresql://a,b,c")))
+
+
+def test_of_several_hosts_the_one_that_can_be_written_to_is_wanted() -> None:
+    for more in ("", "?target_session_attrs=any"):
+        attempts = read_url(f"postgresql://a,b{more}").attempts
+        assert [each["target_session_attrs"] for each in attempts] == ["read-write"] * 2
+    [first, _] = read_url("postgresql://a,b?target_session_attrs=primary").attempts
+    assert first["target_session_attrs"] == "primary"
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(ValueError, match=r"[a-z]") as error:
+        read_url(url)
+    assert "hush" not in str(error.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "name"),
+    [
+        *((f"{name}=x", name) for name in ("require_auth", "requirepeer", "sslcrldir", "passord")),
+        *((f"{name}=x", name) for name in ("oauth_issuer", "scram_client_key", "sslkeylogfile")),
+        *((f"{name}=x", name) for name in ("statement_timeout", "search_path", "servicefile")),
+        ("channel_binding=require", "channel_binding"),
+        ("gssencmode=require", "gssencmode"),
+        ("client_encoding=latin1", "client_encoding"),
+        ("sslsni=0", "sslsni"),
+        ("sslcertmode=require", "sslcertmode"),
+        ("replication=database", "replication"),
+        ("keepalives=yes", "keepalives"),
+        ("connect_timeout=soon", "connect_timeout"),
+        ("load_balance_hosts=round-robin", "load_balance_hosts"),
+        ("hostaddr=10.0.0.1&sslmode=verify-full", "hostaddr"),
+        ("sslrootcert=/nonexistent/ca.pem", "sslrootcert"),
+        ("sslrootcert=/etc/passwd", "sslrootcert"),
+        ("sslcert=/etc/passwd", "sslcert"),
+        ("passfile=/nonexistent", "passfile"),
+        ("service=nowhere", "service"),
+        ("port=1,2", "port"),
+        ("keepalives", "keepalives"),
+        ("a%ZZ=1", "parameter"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(parameter: str, name: str) -> None:
+    assert name in refusal(f"postgresql://me:hush@db/x?{parameter}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hush@db:x/y",
+        "postgresql://me:hush@db:0/y",
+        "postgresql://me:hush@db:65536/y",
+        "postgresql://me:hush@[::1/y",
+        "postgresql://me:hush@::1/y",
+        "postgresql://me:hush/more@db/y",
+        "postgresql://me:hush@a,,b/y",
+        "postgresql://me:hush%@db/y",
+        "postgresql://me:hush%00@db/y",
+        "postgresql://me:hush%ff@db/y",
+        "postgresql://me@db/y?hush%20word=1",
+        "postgresql://me@db/y?password=hush=hush",
+    ],
+)
+def test_refusal_tells_nothing_of_a_password(url: str) -> None:
+    refusal(url)
+
+
+def test_files_of_tls_are_read_at_the_start(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = ca.issue_cert("mailer")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mailer.pem")
+    own = f"sslcert={tmp_path}/mailer.pem&sslkey={tmp_path}/mailer.pem"
+    url = f"postgresql://db?sslmode=verify-full&sslrootcert={tmp_path}/ca.pem&{own}"
+    [attempt] = read_url(url).attempts
+    assert "sslrootcert" in attempt["dsn"]
+    assert "sslkey" in refusal(f"{url}&sslkey=/etc/passwd")
+
+
+def test_system_as_ca_is_that_of_the_machine() -> None:
+    [attempt] = read_url("postgresql://db?sslrootcert=system").attempts
+    assert attempt["ssl"].check_hostname
+    assert "sslrootcert" in refusal("postgresql://db?sslrootcert=system&sslmode=require")
+
+
+@thorough
+@given(st.text().map("postgresql://{}".format) | st.text())
+def test_whatever_is_given_is_read_or_refused_in_one_line(url: str) -> None:
+    try:
+        read_url(url)
+    except ValueError as error:
+        assert "\n" not in str(error)  # noqa: PT017  # either way is right
