@@ -1,5 +1,9 @@
-"""Texts that people write or paste: what in them cannot be seen."""
+"""Texts that people write or paste: what counts of them, and when two are the same.
 
+Labels, such as tags and names, are stored as `clean_label` has them, and compared by `fold_label`.
+"""
+
+import unicodedata
 from itertools import chain
 
 _UNSEEN = (
@@ -10,9 +14,43 @@ _UNSEEN = (
 INVISIBLE = dict.fromkeys(chain.from_iterable(_UNSEEN))
 """Characters without a look of their own, for `str.translate` to drop: control characters but NUL
 and blanks, soft hyphens, marks of direction, zero-width spaces, joiners of words and byte order
-marks. Joiners of letters (U+200C, U+200D) are none of them: some scripts are misspelt without."""
+marks. Joiners of letters are none of them: some scripts are misspelt without."""
+JOINERS = "\u200c\u200d"
+BLANK = dict.fromkeys((0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0, *map(ord, JOINERS)))
+"""Joiners, which show nothing alone, and letters and signs that look like blanks."""
 
 
 def strip_invisible(text: str) -> str:
     """Return a text without its `INVISIBLE` characters."""
     return text if text.isascii() and text.isprintable() else text.translate(INVISIBLE)
+
+
+def is_blank(text: str) -> bool:
+    """Return whether nobody can see anything of a text."""
+    return not strip_invisible(text).translate(BLANK).strip()
+
+
+def compose(text: str) -> str:
+    """Return a text with its letters composed (NFC): so they show best, and cost least."""
+    return unicodedata.normalize("NFC", text)
+
+
+def clean_label(text: str) -> str:
+    """Return a label without what nobody sees, its letters composed and its blanks single.
+
+    The label is empty when nothing of it can be seen.
+    """
+    label = " ".join(compose(strip_invisible(text)).split())
+    while label != (trimmed := label.strip(JOINERS).strip()):
+        label = trimmed
+    return label if label.isascii() or not is_blank(label) else ""
+
+
+def fold_label(text: str) -> str:
+    """Return what two labels have in common when they differ in case alone, or in nothing to see.
+
+    By the full case folding of Unicode, whatever locale the database has: labels are compared as
+    this folds them, and never folded in SQL.
+    """
+    folded = clean_label(text).casefold()
+    return folded if folded.isascii() else compose(folded)

@@ -69,7 +69,7 @@ async def test_the_operator_code_is_digits_2_to_4_of_the_phone_unless_given(
     assert (await add(api, phone=phone))["operator_code"] == phone[1:4]
 
 
-@pytest.mark.parametrize("tag", ["a", "a" * 64, "😀" * 64, " ", "a\nb", None])
+@pytest.mark.parametrize("tag", ["a", "a" * 64, "😀" * 64, "VIP", "a b", None])
 async def test_a_tag_is_1_to_64_characters_or_null(api: httpx.AsyncClient, tag: str | None) -> None:
     assert (await add(api, tag=tag))["tag"] == tag
 
@@ -87,7 +87,20 @@ NOT_PHONES: list[Any] = [
 NOT_CODES: list[Any] = [
     *("", "91", "9161", "91x", " 91", "91 ", "91\n", "916\n", "\u0669\u0661\u0666", 916, True, []),
 ]
-NOT_TAGS: list[Any] = ["", "a" * 65, "😀" * 65, "\0", "a\0b", 5, True, [], {}]
+NOT_TAGS: list[Any] = [
+    "",
+    " ",
+    "\u200b",
+    "\u3164\u00a0",
+    "a" * 65,
+    "😀" * 65,
+    "\0",
+    "a\0b",
+    5,
+    True,
+    [],
+    {},
+]
 NOT_ZONES: list[Any] = [
     *("", "Mars/Base", "utc", "europe/moscow", "Europe/Moscow ", "Europe/Moscow\n", "+03:00"),
     *("UTC+3", "MSK", "../etc/passwd", "/UTC", "posixrules", "\0", "a" * 10_000),
@@ -290,7 +303,8 @@ async def test_deleting_cancels_what_was_to_be_sent_and_keeps_what_was(
         ("operator_code=999", {"c"}),
         ("operator_code=000", set()),
         ("tag=vip", {"a", "c"}),
-        ("tag=VIP", set()),
+        ("tag=VIP", {"a", "c"}),
+        ("tag=%C2%A0Vip%E2%80%8B", {"a", "c"}),
         ("tag=vi", set()),
         ("tag=a%26b%3D%D1%8F%2B%25", {"b"}),
         ("time_zone=Asia/Tokyo", {"b", "c"}),

@@ -242,6 +242,43 @@ async def test_a_window_is_kept_as_given(api: httpx.AsyncClient, opens: str, clo
     assert {name: created[name] for name in window} == window
 
 
-@pytest.mark.parametrize("given", ["a", "a" * 1600, "😀" * 1600, " ", "two\nlines", "\u202e\ufeff"])
+@pytest.mark.parametrize(
+    "given", ["a", "a" * 1600, "😀" * 1600, " a ", "two\nlines", "\u202e\ufeffa"]
+)
 async def test_a_text_is_kept_as_given(api: httpx.AsyncClient, given: str) -> None:
     assert (await create(api, NEW | {"text": given}))["text"] == given
+
+
+@pytest.mark.parametrize("blank", [" ", "\n\t\u00a0", "\u200b", "\u202e\ufeff", "\u200d \u3164"])
+async def test_text_or_tag_without_anything_to_see_is_refused(
+    api: httpx.AsyncClient, blank: str
+) -> None:
+    answer = await api.post("/mailings", json=NEW | {"text": blank})
+    assert answer.status_code == 400
+    assert [error["field"] for error in answer.json()["errors"]] == ["text"]
+    for client_filter in ({"tags": ["vip", blank]}, f"{blank},", blank):
+        answer = await api.post("/mailings", json=NEW | {"client_filter": client_filter})
+        assert answer.status_code == 400
+
+
+async def test_letters_of_a_text_are_composed(api: httpx.AsyncClient) -> None:
+    created = await create(api, NEW | {"text": "и\u0306"})
+    assert created["text"] == "й"
+
+
+async def test_filter_compares_tags_without_case_and_is_returned_as_given(
+    api: httpx.AsyncClient,
+) -> None:
+    for n, tag in enumerate(("VIP", "vip", "Юг", "other")):
+        await api.post("/clients", json={"phone": f"7916000000{n}", "tag": tag})
+    for client_filter, count in (
+        ("vIp", 2),
+        (" ЮГ,Vip\u200b", 3),
+        ({"tags": ["Vip", "юг"]}, 3),
+        ({"tags": [" OTHER "]}, 1),
+    ):
+        created = await create(api, NEW | {"client_filter": client_filter})
+        assert created["client_filter"] == client_filter
+        assert created["clients_count"] == count
+    shown = [found["tag"] for found in (await api.get("/clients")).json()["results"]]
+    assert shown == ["other", "Юг", "vip", "VIP"]

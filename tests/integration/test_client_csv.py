@@ -22,7 +22,7 @@ from mailer.db.engine import pool_usage
 from mailer.errors import InvalidError
 
 ALL = text("""
-    SELECT phone, operator_code, tag, time_zone FROM client
+    SELECT phone, operator_code, coalesce(tag_written, tag), time_zone FROM client
     WHERE deleted_at IS NULL ORDER BY id""")
 STAGING = text("SELECT count(*) FROM pg_class WHERE relname = 'client_import'")
 WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
@@ -146,6 +146,33 @@ async def test_phones_in_a_file_may_be_written_in_every_usual_way(engine: AsyncE
     assert report.errors[0].message == ROUNDED
 
 
+async def test_tags_in_a_file_lose_what_nobody_sees(engine: AsyncEngine) -> None:
+    tags = [
+        " vip",
+        "vip ",
+        "\u00a0vip\u200b",
+        "v\u200bip",
+        "vip\ufeff",
+        "\u200dvip\u2060",
+        "\u200b",
+    ]
+    report = await put(engine, "phone, Tag", *(f"7916{n:07}, {tag}" for n, tag in enumerate(tags)))
+    assert report.created == len(tags)
+    assert [tag for _, _, tag, _ in await clients(engine)] == ["vip"] * 6 + [None]
+
+
+async def test_case_of_a_tag_is_changed_by_a_file_and_counts_as_a_change(
+    engine: AsyncEngine,
+) -> None:
+    await put(engine, "phone,tag", f"{ANNA},vip")
+    assert counts(await put(engine, "phone,tag", f"{ANNA},VIP")) == (0, 1, 0, 0)
+    assert counts(await put(engine, "phone,tag", f"{ANNA},VIP")) == (0, 0, 1, 0)
+    assert counts(await put(engine, "phone", ANNA)) == (0, 0, 1, 0)
+    assert (await clients(engine))[0][2] == "VIP"
+    assert counts(await put(engine, "phone,tag", f"{ANNA},vip")) == (0, 1, 0, 0)
+    assert (await clients(engine))[0][2] == "vip"
+
+
 async def test_erased_client_is_not_brought_back(engine: AsyncEngine) -> None:
     client_id = await add(engine, ANNA, tag="vip")
     async with engine.begin() as connection:
@@ -187,7 +214,7 @@ async def test_bad_lines_are_reported_and_good_ones_go_in(engine: AsyncEngine) -
         assert report.errors[3].message == "is not UTF-8"
         assert await clients(engine) == [
             (ANNA, "916", "vip", "UTC"),
-            (BORIS, "903", "two\r\nlines", "UTC"),
+            (BORIS, "903", "two lines", "UTC"),
         ]
 
 
@@ -268,8 +295,8 @@ async def blocked(engine: AsyncEngine) -> None:
 
 
 async def test_export_can_be_imported_and_changes_nothing(engine: AsyncEngine) -> None:
-    tags = ["vip", "=1+1", "@x", '"quoted"', "a,b;c", "two\nlines", "two\r\nlines", "\r", "я"]
-    tags += ["\\.", "\\N", "NULL", "'", '"', "\ufeffx", "\u2028", "\x1a", "😀" * 64]
+    tags = ["vip", "=1+1", "@x", '"quoted"', "a,b;c", "VIP", "Vip Club", "я", "Я", "İ", "ς", "ß"]
+    tags += ["\\.", "\\N", "NULL", "'", '"', "x\u200dy", "😀" * 64, "\u1e9e" * 64]
     for n, tag in enumerate(tags):
         await add(engine, f"7916{n:07}", tag=tag, operator_code="999", time_zone="Asia/Tomsk")
     await add(engine, BORIS)

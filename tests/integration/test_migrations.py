@@ -138,6 +138,33 @@ async def test_what_may_have_been_accepted_is_known_after_the_migration(
     assert await value(engine, paused) == [1, 2]
 
 
+async def test_tags_are_folded_by_the_migration_and_stay_as_written(engine: AsyncEngine) -> None:
+    tags = ["vip", "VIP", " vip\u200b", "ЮГ", "и\u0306", "\u200b", "stra\u00dfe", "\u01f0" * 60]
+    added = "FROM client WHERE id > 2 ORDER BY id"
+    add = text("INSERT INTO client (phone, operator_code, tag) VALUES (:phone, '916', :tag)")
+    async with engine.begin() as connection:
+        for n, tag in enumerate(tags):
+            await connection.execute(add, {"phone": f"7990{n:07}", "tag": tag})
+    await migrate(engine)
+    async with engine.connect() as connection:
+        found = await connection.execute(text(f"SELECT tag, tag_written {added}"))
+        assert [tuple(row) for row in found] == [
+            ("vip", None),
+            ("vip", "VIP"),
+            ("vip", None),
+            ("юг", "ЮГ"),
+            ("й", None),
+            (None, None),
+            ("strasse", "stra\u00dfe"),
+            ("\u01f0" * 60, None),
+        ]
+    assert not any("kinds" in found.what for found in await differences(engine))
+    await downgrade(engine, "0013")
+    async with engine.connect() as connection:
+        back = (await connection.scalars(text(f"SELECT tag {added}"))).all()
+    assert back == ["vip", "VIP", "vip", "ЮГ", "й", None, "stra\u00dfe", "\u01f0" * 60]
+
+
 async def test_first_schema_is_undone_without_a_trace(engine: AsyncEngine) -> None:
     await migrate(engine)
 

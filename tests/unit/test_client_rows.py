@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from mailer.client.csvfile import Unreadable
 from mailer.client.decoding import TextDecoder
 from mailer.client.formulas import as_given
-from mailer.client.model import NewClient, known_zones
+from mailer.client.model import NewClient, known_zones, tag_columns
 from mailer.client.phone import normalize_phone
 from mailer.client.rows import COLUMNS, LONGEST_VALUE, REPORTED, RowValidator
 from mailer.errors import InvalidError
+from mailer.text import clean_label
 from mailer.validation import check
 
 
@@ -34,7 +35,7 @@ FIELDS = st.tuples(
 def test_line_is_good_exactly_when_the_model_takes_it(fields: tuple[str, str, str, str]) -> None:
     lines = validated(fields)
     phone, code, tag, zone = fields
-    plain = (normalize_phone(phone), code.strip(), as_given(tag), zone.strip())
+    plain = (normalize_phone(phone), code.strip(), clean_label(as_given(tag)), zone.strip())
     expected = {
         name: value for name, value in zip(COLUMNS, plain, strict=True) if value or name == "phone"
     }
@@ -46,7 +47,10 @@ def test_line_is_good_exactly_when_the_model_takes_it(fields: tuple[str, str, st
         assert lines.rejected == 1
         assert lines.errors
     else:
-        assert lines.good == [(2, *(value or None for value in plain))]
+        phone, code, tag, zone = plain
+        columns = tag_columns(tag or None)
+        stored = (columns["tag"], columns["tag_written"])
+        assert lines.good == [(2, phone, code or None, *stored, zone or None)]
         assert not lines.rejected
 
 

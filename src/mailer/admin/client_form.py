@@ -10,6 +10,7 @@ from mailer.client.api import ClientQuery
 from mailer.client.model import Client, ClientChange, NewClient, operator_code
 from mailer.client.phone import normalize_phone
 from mailer.clock import database_clock
+from mailer.text import clean_label
 from mailer.validation import check
 
 FIELDS = ("phone", "operator_code", "tag", "time_zone")
@@ -20,7 +21,7 @@ WAS = {field: f"was_{field}" for field in FIELDS}
 def as_filter(given: Mapping[str, str | list[str]]) -> ClientQuery:
     """Return which clients are asked for; raises `InvalidError` naming all that is wrong."""
     tidy = dict(given)
-    for field in ("phone", "operator_code", "time_zone"):  # a tag may have blanks at its ends
+    for field in FIELDS:
         if isinstance(each := given.get(field), str):
             tidy[field] = _tidy(field, each)
     return check(ClientQuery, tidy, database_clock.now(), strict=False)
@@ -61,4 +62,4 @@ def as_change(typed: Mapping[str, str]) -> ClientChange:
 
 
 def _tidy(field: str, text: str) -> str:
-    return normalize_phone(text) if field == "phone" else text.strip()
+    return normalize_phone(text) if field == "phone" else clean_label(text)

@@ -8,16 +8,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit, still
 from mailer.access.model import Actor
 from mailer.client.formulas import harmless
+from mailer.client.store import as_stored
 from mailer.db.copying import CsvPart, Source, copy_in_chunks
 
-COLUMNS = f"phone, operator_code, {harmless('tag')} AS tag, time_zone"
+COLUMNS = f"phone, operator_code, {harmless('coalesce(tag_written, tag)')} AS tag, time_zone"
 CLIENTS = Source("client", "id", COLUMNS, "deleted_at IS NULL")
 
 
 async def export_clients(
     engine: AsyncEngine, by: Actor, **equal: str
 ) -> AsyncGenerator[CsvPart, None]:
-    """Give the living clients whose columns equal what is given, as CSV, oldest first.
+    """Give the living clients whose fields equal what is given, as CSV, oldest first.
 
     COPY quotes what needs it. A tag that a spreadsheet would take for a formula is marked as text,
     and an import takes the mark away: an export that is imported changes nothing. Null is empty,
@@ -27,7 +28,7 @@ async def export_clients(
     `TakenAwayError` when `by` may not read any more.
     """
     is_written = False
-    chunks = copy_in_chunks(engine, CLIENTS, equal)
+    chunks = copy_in_chunks(engine, CLIENTS, as_stored(equal))
     async with aclosing(still.while_allowed(engine, by, "read", chunks)) as parts:
         async for part in parts:
             if not is_written:

@@ -113,7 +113,7 @@ KNOWN_TIME_ZONES = "SELECT name FROM pg_timezone_names"
 # open while a client uploads would keep vacuum from every table for as long.
 STAGE = """
     CREATE TEMPORARY TABLE client_import (
-        line bigint, phone text, operator_code text, tag text, time_zone text)"""
+        line bigint, phone text, operator_code text, tag text, tag_written text, time_zone text)"""
 
 
 async def _import(
@@ -176,21 +176,24 @@ LEAVE_LAST = """
     ) AS repeated
     WHERE client_import.phone = repeated.phone AND client_import.line < repeated.last"""
 INSERT = """
-    INSERT INTO client (phone, operator_code, tag, time_zone)
-    SELECT phone, coalesce(operator_code, substr(phone, 2, 3)), tag, coalesce(time_zone, 'UTC')
+    INSERT INTO client (phone, operator_code, tag, tag_written, time_zone)
+    SELECT phone, coalesce(operator_code, substr(phone, 2, 3)), tag, tag_written,
+        coalesce(time_zone, 'UTC')
     FROM client_import AS given
     WHERE NOT EXISTS (SELECT FROM client WHERE client.phone = given.phone)
     ORDER BY line"""
 UPDATE = """
     UPDATE client SET operator_code = coalesce(given.operator_code, client.operator_code),
         tag = CASE WHEN $1 THEN given.tag ELSE client.tag END,
+        tag_written = CASE WHEN $1 THEN given.tag_written ELSE client.tag_written END,
         time_zone = coalesce(given.time_zone, client.time_zone),
         updated_at = now()
     FROM client_import AS given
     WHERE client.phone = given.phone
         AND (client.operator_code <> given.operator_code
             OR client.time_zone <> given.time_zone
-            OR ($1 AND client.tag IS DISTINCT FROM given.tag))"""
+            OR ($1 AND (client.tag IS DISTINCT FROM given.tag
+                OR client.tag_written IS DISTINCT FROM given.tag_written)))"""
 DROP = "DROP TABLE client_import"
 
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.errors import FieldError
+from mailer.text import clean_label, fold_label
 from mailer.validation import STORABLE, Input
 
 UNKNOWN_ZONE = "must be an IANA time zone, such as Europe/Moscow"
@@ -40,9 +41,13 @@ Tag = Annotated[
         min_length=1,
         max_length=64,
         pattern=STORABLE,
-        description="A free label.",
+        description="A free label; filters compare it without case. Blanks around it and characters"
+        " that cannot be seen are taken away.",
         examples=["vip"],
-        extra={"rule": "must be 1 to 64 characters without NUL, or null"},
+        extra={
+            "rule": "must be 1 to 64 characters without NUL, or null",
+            "normalize": clean_label,
+        },
     ),
 ]
 TimeZone = Annotated[
@@ -95,7 +100,7 @@ class NewClient(ClientInput, frozen=True, kw_only=True):
     def values(self) -> dict[str, Any]:
         """Return the columns to store."""
         code = operator_code(self.phone) if self.operator_code is UNSET else self.operator_code
-        return {**msgspec.structs.asdict(self), "operator_code": code}
+        return {**msgspec.structs.asdict(self), "operator_code": code, **tag_columns(self.tag)}
 
 
 class ClientChange(ClientInput, frozen=True, kw_only=True):
@@ -110,11 +115,12 @@ class ClientChange(ClientInput, frozen=True, kw_only=True):
 
     def values(self) -> dict[str, Any]:
         """Return the columns to change."""
-        return {
+        given = {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
             if value is not UNSET
         }
+        return given | ({} if self.tag is UNSET else tag_columns(self.tag))
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -137,6 +143,12 @@ class Client(msgspec.Struct, frozen=True):
     time_zone: TimeZone
     created_at: datetime
     updated_at: datetime
+
+
+def tag_columns(tag: str | None) -> dict[str, str | None]:
+    """Return how a clean tag is stored: as it is compared, and as written if that differs."""
+    folded = None if tag is None else fold_label(tag)
+    return {"tag": folded, "tag_written": None if folded == tag else tag}
 
 
 def operator_code(phone: str) -> str:

@@ -11,10 +11,11 @@ import msgspec
 from mailer.client.csvfile import Record, Unreadable
 from mailer.client.decoding import TextDecoder, is_decoded
 from mailer.client.formulas import as_given
-from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag
+from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, tag_columns
 from mailer.client.phone import ROUNDED, is_rounded, normalize_phone
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
+from mailer.text import clean_label
 from mailer.validation import check
 
 COLUMNS = ("phone", "operator_code", "tag", "time_zone")
@@ -40,7 +41,7 @@ class RowValidator:
     """Tells good lines, as rows to stage, from bad ones, as what to report."""
 
     def __init__(self, zones: frozenset[str], decoder: TextDecoder) -> None:
-        self.good: list[tuple[int, str, str | None, str | None, str | None]] = []
+        self.good: list[tuple[int, str, str | None, str | None, str | None, str | None]] = []
         self.rejected = 0
         self.errors: list[RejectedField] = []
         self._zones = zones
@@ -48,11 +49,13 @@ class RowValidator:
         self._is_phone = _rule_of(Phone)
         self._is_code = functools.lru_cache(4096)(_rule_of(OperatorCode))
         self._is_tag = functools.lru_cache(4096)(_rule_of(Tag))
+        self._tag_columns = functools.lru_cache(4096)(_tag_columns)
 
     def validate(self, records: Iterable[Record]) -> None:
         """Validate some more. Past those that are reported, bad lines are only counted."""
         take, zones = self.good.append, self._zones
         is_phone, is_code, is_tag = self._is_phone, self._is_code, self._is_tag
+        as_columns = self._tag_columns
         for line, fields in records:
             if isinstance(fields, Unreadable):
                 self._reject(line, fields)
@@ -64,7 +67,8 @@ class RowValidator:
                 and (not tag or is_tag(tag))
                 and (not zone or zone in zones)
             ):
-                take((line, phone, code or None, tag or None, zone or None))
+                folded, written = as_columns(tag)
+                take((line, phone, code or None, folded, written, zone or None))
             else:
                 self._reject(line, fields)
 
@@ -102,7 +106,12 @@ class RowValidator:
 def _plain(fields: Sequence[str]) -> tuple[str, str, str, str]:
     """Return the fields of a line in the form in which they are checked and stored."""
     phone, code, tag, zone = fields
-    return normalize_phone(phone), code.strip(), as_given(tag), zone.strip()
+    return normalize_phone(phone), code.strip(), clean_label(as_given(tag)), zone.strip()
+
+
+def _tag_columns(tag: str) -> tuple[str | None, str | None]:
+    columns = tag_columns(tag or None)
+    return columns["tag"], columns["tag_written"]
 
 
 def _shown(value: str) -> str:

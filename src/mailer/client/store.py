@@ -1,6 +1,6 @@
 """SQL of the directory. The caller owns the transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -26,8 +26,10 @@ from mailer.db.engine import cause_of, violates
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import client
 from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
+from mailer.text import fold_label
 
-SHOWN = [client.c[name] for name in Client.__struct_fields__]
+AS_SHOWN = {"tag": func.coalesce(client.c.tag_written, client.c.tag).label("tag")}
+SHOWN = [AS_SHOWN.get(name, client.c[name]) for name in Client.__struct_fields__]
 ALIVE = client.c.deleted_at.is_(None)
 
 
@@ -104,8 +106,14 @@ async def phones(connection: AsyncConnection, client_ids: Sequence[int]) -> dict
     return {row.id: row.phone for row in found}
 
 
+def as_stored(equal: Mapping[str, str]) -> dict[str, str]:
+    """Return what columns hold of the clients whose fields equal what is given."""
+    return {name: fold_label(v) if name == "tag" else v for name, v in equal.items()}
+
+
 async def page(connection: AsyncConnection, position: Position, **equal: str) -> Slice:
-    """Return a page of the clients whose columns equal what is given."""
+    """Return a page of the clients whose fields equal what is given."""
+    equal = as_stored(equal)
     count = None
     if "phone" not in equal:
         alike = (directory.CLIENTS.c[name] == value for name, value in equal.items())
@@ -122,7 +130,8 @@ async def page(connection: AsyncConnection, position: Position, **equal: str) ->
 # The row stays, without personal data, as what sent messages count for. A message that is being
 # claimed at this moment is not seen here: its claim finds no phone, and cancels it then.
 ERASE = text("""
-    UPDATE client SET phone = NULL, tag = NULL, deleted_at = now(), updated_at = now()
+    UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL,
+        deleted_at = now(), updated_at = now()
     WHERE id = :client_id AND deleted_at IS NULL""")
 # The first answer to the request that made the client is kept for who repeats it, and tells all.
 # So does the digest of its body, by trying every phone: random bytes take its place.

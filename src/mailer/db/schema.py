@@ -73,14 +73,22 @@ client = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("phone", String, unique=True),
     Column("operator_code", String, nullable=False),
+    # as it is compared: folded by `mailer.text.fold_label`
     Column("tag", String),
+    # as it was written, where that differs
+    Column("tag_written", String),
     Column("time_zone", String, nullable=False, server_default="UTC"),
     now("created_at"),
     now("updated_at"),
     moment("deleted_at", nullable=True),
     CheckConstraint("phone ~ '^7[0-9]{10}$'", name="phone"),
     CheckConstraint("operator_code ~ '^[0-9]{3}$'", name="operator_code"),
-    CheckConstraint("char_length(tag) BETWEEN 1 AND 64", name="tag"),
+    # folding makes three characters of one at most
+    CheckConstraint("char_length(tag) BETWEEN 1 AND 192", name="tag"),
+    CheckConstraint(
+        "tag_written IS NULL OR (tag IS NOT NULL AND char_length(tag_written) BETWEEN 1 AND 64)",
+        name="tag_written",
+    ),
     # PostgreSQL raises "time zone not recognized" for a name that only Python knows
     CheckConstraint(
         "(timestamptz '2000-01-01 00:00Z' AT TIME ZONE time_zone) IS NOT NULL", name="time_zone"

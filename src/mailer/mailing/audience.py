@@ -44,6 +44,7 @@ from mailer.mailing import stopping
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
+from mailer.text import fold_label
 
 CHUNK = 5_000
 """Clients taken by one transaction: long enough to be quick, short enough to let others in."""
@@ -63,15 +64,17 @@ def matches(client_filter: ClientFilter, clients: FromClause = client) -> Column
     if client_filter is None:
         return true()
     if isinstance(client_filter, str):
-        terms = terms_of(client_filter)
+        terms = [fold_label(term) for term in terms_of(client_filter)]
         return or_(equals_any("operator_code", terms), equals_any("tag", terms))
     lists = {
         "operator_code": client_filter.operator_codes,
         "tag": client_filter.tags,
         "time_zone": client_filter.time_zones,
     }
-    given = (equals_any(name, list(v)) for name, v in lists.items() if v is not msgspec.UNSET)
-    return and_(true(), *given)
+    given = {name: list(v) for name, v in lists.items() if v is not msgspec.UNSET}
+    if "tag" in given:
+        given["tag"] = [fold_label(tag) for tag in given["tag"]]
+    return and_(true(), *(equals_any(name, values) for name, values in given.items()))
 
 
 async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
@@ -116,7 +119,8 @@ async def sample(
         )
     ).lateral("some")
     place = func.row_number().over(partition_by=list(kind.c), order_by=some.c.id)
-    shown = [some.c[name] for name in Client.__struct_fields__]
+    as_shown = {"tag": func.coalesce(some.c.tag_written, some.c.tag).label("tag")}
+    shown = [as_shown.get(name, some.c[name]) for name in Client.__struct_fields__]
     found = select(*shown).select_from(kind).join(some, true()).order_by(place).limit(size)
     return [Client(**row) for row in (await connection.execute(found)).mappings()]
 

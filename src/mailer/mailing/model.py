@@ -12,6 +12,7 @@ from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableE
 from mailer.gateway.breaker import Hold
 from mailer.mailing.window import Window
 from mailer.message.model import Message
+from mailer.text import clean_label, compose, is_blank
 from mailer.validation import STORABLE, Input
 
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,9 +51,10 @@ Text = Annotated[
         min_length=1,
         max_length=1600,
         pattern=STORABLE,
-        description="What the message says.",
+        description="What the message says, of which something must be seen; letters are composed"
+        " (NFC).",
         examples=["Your order is ready."],
-        extra={"rule": "must be 1 to 1,600 characters without NUL"},
+        extra={"rule": "must be 1 to 1,600 characters without NUL", "normalize": compose},
     ),
 ]
 OnUnknown = Annotated[
@@ -123,6 +125,9 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
         for name, entries in values.items():
             if len(entries) > MOST_ENTRIES:
                 yield FieldError(name, "must have 1,000 entries at most")
+        tags = values.get("tags", ())
+        if len(tags) <= MOST_ENTRIES and not all(map(clean_label, tags)):
+            yield FieldError("tags", "must have something that can be seen in each tag")
         zones = values.get("time_zones", ())
         if len(zones) <= MOST_ENTRIES and set(zones) - known_zones():
             yield FieldError("time_zones", UNKNOWN_ZONE)
@@ -132,8 +137,8 @@ ClientFilter = AudienceLists | Terms | None
 
 
 def terms_of(text: str) -> list[str]:
-    """Return the terms of a filter that is a string: split by commas, blanks trimmed."""
-    return [term for part in text.split(",") if (term := part.strip())]
+    """Return the terms of a filter that is a string: split by commas, clean, none empty."""
+    return [term for part in text.split(",") if (term := clean_label(part))]
 
 
 def _is_empty(given: AudienceLists | str) -> bool:
@@ -155,6 +160,8 @@ class MailingInput(Input, frozen=True, kw_only=True):
             yield FieldError("datetime_end", "must be after datetime_start")
         elif end and end <= at:
             yield FieldError("datetime_end", "must be in the future")
+        if "text" in values and is_blank(values["text"]):
+            yield FieldError("text", "must have something that can be seen")
         opens = values.get("send_interval_time_start")
         closes = values.get("send_interval_time_end")
         if opens and closes and time.fromisoformat(opens) == time.fromisoformat(closes):

@@ -1,0 +1,64 @@
+"""Labels: what counts of them, and when two are the same."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.examples import thorough
+
+from mailer.text import clean_label, fold_label, is_blank
+
+UNSEEN = ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\xad", "\u3164", "\u2800", "\u202e"]
+
+
+@pytest.mark.parametrize(
+    ("given", "clean"),
+    [
+        (" vip", "vip"),
+        ("vip\u00a0", "vip"),
+        ("\u200b\u200dvip\u2060\ufeff ", "vip"),
+        ("v\u200bi\xadp", "vip"),
+        ("very\u00a0\u2009important\n", "very important"),
+        ("и\u0306", "й"),
+        ("e\u200b\u0301", "é"),
+        ("क्\u200dष", "क्\u200dष"),
+        ("👨\u200d👩", "👨\u200d👩"),
+        ("VIP", "VIP"),
+        ("a\0b", "a\0b"),
+        (" \t\u3000\u2003", ""),
+        *((each * 2, "") for each in UNSEEN),
+    ],
+)
+def test_label_loses_what_nobody_sees(given: str, clean: str) -> None:
+    assert clean_label(given) == clean
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ("VIP", "vip", " Vip "),
+        ("ЮГ", "юг"),
+        ("Straße", "STRASSE", "strasse"),
+        ("ΟΔΟΣ", "οδος", "οδοσ"),
+        ("Й", "и\u0306"),
+        ("İ", "i\u0307"),
+    ],
+)
+def test_labels_that_differ_in_case_alone_are_the_same(alike: tuple[str, ...]) -> None:
+    assert len({fold_label(each) for each in alike}) == 1
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\u00a0", *UNSEEN, " ".join(UNSEEN)])
+def test_text_without_anything_to_see_is_blank(text: str) -> None:
+    assert is_blank(text)
+
+
+@pytest.mark.parametrize("text", [".", "\u200bя", "👨\u200d👩", "\0"])
+def test_text_with_anything_to_see_is_not_blank(text: str) -> None:
+    assert not is_blank(text)
+
+
+@thorough
+@given(st.text(st.characters() | st.sampled_from(["\0", "\ud800", *UNSEEN])))
+def test_cleaning_and_folding_twice_changes_nothing(text: str) -> None:
+    assert clean_label(clean_label(text)) == clean_label(text)
+    assert fold_label(clean_label(text)) == fold_label(text)
