@@ -242,6 +242,17 @@ def test_failures_are_free_while_it_is_not_closed_or_was_not_since_they_began() 
     assert not told(breaker, DOWN, 2 * RESET)
 
 
+def test_try_now_lets_the_next_message_probe_at_once() -> None:
+    breaker = opened(busy(600))
+    assert breaker.room(1) == 0
+    breaker.try_now(1, at(1))
+    assert breaker.retry_at == at(1)
+    assert breaker.room(1) == 1
+    begun(breaker, 1)
+    breaker.try_now(1, at(1))  # a probe is under way
+    assert breaker.room(1) == 0
+
+
 # ---- any history ----------------------------------------------------------------------------
 
 

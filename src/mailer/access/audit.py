@@ -17,7 +17,7 @@ Facts = Mapping[str, Any]
 """Fields of a thing, as JSON can hold them: never a phone, a tag or a secret."""
 
 
-TargetKind = Literal["mailing", "client", "directory", "key", "account", "database"]
+TargetKind = Literal["mailing", "client", "directory", "key", "account", "database", "gateway"]
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from mailer.admin.back import leads_back, own_path
 from mailer.admin.client_import import ClientImport
 from mailer.admin.clients import Clients
 from mailer.admin.form import FORM_LIMIT, SMALL_LIMIT, typed
+from mailer.admin.gateway import GatewayPage
 from mailer.admin.keys import Keys
 from mailer.admin.language import LANGUAGES
 from mailer.admin.mailing import MailingPage
@@ -98,6 +99,7 @@ def site_router() -> Router:
             ClientImport,
             Audit,
             System,
+            GatewayPage,
             RestoredDatabase,
             SignIn,
             SignInOidc,

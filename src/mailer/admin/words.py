@@ -53,6 +53,7 @@ THINGS = {
     "key": marked("Key"),
     "account": marked("Account"),
     "database": marked("Database"),
+    "gateway": marked("Gateway"),
 }
 ACTIONS = {
     "mailing_created": marked("Mailing created"),
@@ -75,6 +76,7 @@ ACTIONS = {
     "account_password_changed": marked("Password changed"),
     "account_disabled": marked("Account disabled"),
     "account_enabled": marked("Account enabled"),
+    "gateway_tried": marked("Gateway tried now"),
     "signed_in": marked("Signed in"),
     "sign_in_failed": marked("Sign-in failed"),
     "signed_out": marked("Signed out"),

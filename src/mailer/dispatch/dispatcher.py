@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.clock import database_clock, elapsed
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.requests import Requests
 from mailer.dispatch.schedule import jobs, run_jobs
@@ -34,7 +35,8 @@ class Dispatcher:
         report: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         requests = Requests()
-        self._watch = MailingWatch(url, requests, self._wake)
+        self._breaker = breaker
+        self._watch = MailingWatch(url, requests, self._wake, self._try_now)
         self._lifecycle = Lifecycle(engine, self._wake_sender, self._is_sending)
         self._sender = (
             None
@@ -71,6 +73,10 @@ class Dispatcher:
 
     def _is_sending(self) -> bool:
         return self._sender is not None and self._sender.is_busy
+
+    def _try_now(self) -> None:
+        self._breaker.try_now(elapsed(), database_clock.now())
+        self._wake_sender()
 
     def _wake(self) -> None:
         self._lifecycle.wake()

@@ -16,6 +16,7 @@ from mailer.dispatch.requests import Requests
 from mailer.mailing import moving, stopping
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.telling import CHANNEL
+from mailer.message import trying
 
 log = structlog.get_logger()
 
@@ -34,13 +35,20 @@ class MailingWatch:
     number, and nothing counts as running until one is held again.
     """
 
-    def __init__(self, url: str, requests: Requests, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        requests: Requests,
+        on_change: Callable[[], None],
+        on_try_now: Callable[[], None] = lambda: None,
+    ) -> None:
         self.running: dict[int, RunningMailing] = {}
         self.claiming = asyncio.Lock()
         """Held while messages are claimed: no stop counts as applied in between."""
         self._url = url
         self._requests = requests
         self._on_change = on_change
+        self._on_try_now = on_try_now
         self._applied: int | None = None
         self._told = asyncio.Event()
 
@@ -66,6 +74,7 @@ class MailingWatch:
         try:
             connection.add_termination_listener(lambda _: self._lost())
             await connection.add_listener(CHANNEL, lambda *_: self._told.set())
+            await connection.add_listener(trying.CHANNEL, lambda *_: self._on_try_now())
             self._told.set()
             while not connection.is_closed():
                 is_news = self._told.is_set()

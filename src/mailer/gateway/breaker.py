@@ -87,6 +87,11 @@ class Breaker:
             return 0.0
         return math.inf if self._is_probing else self._probe_at - now
 
+    def try_now(self, now: float, at: datetime) -> None:
+        """Let the next message probe at once instead of after the pause."""
+        if self.state == "open":
+            self._wait(0.0, now, at)
+
     def begin(self, now: float) -> int | None:
         """Return a permit to send one message, or None; with its outcome it goes to `record`."""
         if not self.room(now):
