@@ -20,6 +20,7 @@ from mailer.access.oidc.provider import provider_of
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client.api import ClientController
+from mailer.db import facts
 from mailer.db.engine import PATIENCE, create_engine, pool_usage
 from mailer.db.fitness import WaitReason
 from mailer.db.opening import located_database, open_database, prepare_database
@@ -108,7 +109,9 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         ],
         before_send=[allow_all],
         on_shutdown=[provider.close] if provider else [],
-        state=State({"breaker": breaker, "limits": limits, "settings": settings}),
+        state=State(
+            {"breaker": breaker, "limits": limits, "settings": settings, "database_mark": ""}
+        ),
         request_class=TimedRequest,
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(),
@@ -208,7 +211,7 @@ async def _serve(
             startup=startup,
         )
         server = Server(served(app, settings), settings, LIMITS)
-        opening = asyncio.create_task(_open(server, url, settings, startup, on_open))
+        opening = asyncio.create_task(_open(server, app, url, settings, startup, on_open))
         stack.callback(opening.cancel)
 
         def stop() -> None:
@@ -230,8 +233,9 @@ async def _serve(
     log.info("stopped")
 
 
-async def _open(
+async def _open(  # noqa: PLR0913, PLR0917  # all that waits for the database
     server: Server,
+    app: Litestar,
     url: str,
     settings: Settings,
     startup: Startup,
@@ -248,6 +252,8 @@ async def _open(
     engine = create_engine(url)  # without a time limit: a migration takes as long as it takes
     try:
         await prepare_database(engine, settings, on_wait=say)
+        async with engine.connect() as connection:
+            app.state.database_mark = await facts.mark(connection)
         startup.waits_for = None
         await on_open(engine, address)
     finally:

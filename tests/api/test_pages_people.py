@@ -6,12 +6,15 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.forms import said
-from tests.api.visits import HOSTILE, signed_in, visitor
+from tests.api.visits import BROWSER, HOSTILE, signed_in, visitor
+from tests.asked import inside
 from tests.sample import OPEN, execute, value
 
 from mailer.access import service
 from mailer.access.accounts import NewAccount
 from mailer.access.model import COMMAND_LINE
+from mailer.app import create_app
+from mailer.db.facts import mark
 from mailer.settings import Role, Settings
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
@@ -62,6 +65,31 @@ async def test_cookie_of_a_session_is_for_this_host_and_no_script(engine: AsyncE
     assert behind_tls.startswith("__Host-session=")
     assert "Secure" in behind_tls
     assert "Domain" not in behind_tls
+
+
+async def test_two_instances_on_one_host_sign_nobody_out_of_each_other(
+    engine: AsyncEngine,
+) -> None:
+    await add(engine)
+    jar = httpx.Cookies()
+    for each in ("0a1b2c3d", "4e5f6a7b"):  # a browser sends both to each port of the host
+        app = create_app(engine, settings=Settings())
+        app.state.database_mark = each
+        async with httpx.AsyncClient(
+            transport=inside(app), base_url="http://mailer", headers=BROWSER, cookies=jar
+        ) as browser:
+            assert (await browser.get("/clients")).status_code == 303
+            assert (await sign_in(browser)).status_code == 303
+            assert (await browser.get("/clients")).status_code == 200
+            jar = browser.cookies
+    assert {f"session-{each}" for each in ("0a1b2c3d", "4e5f6a7b")} <= set(jar)
+
+
+async def test_mark_of_a_database_stays(engine: AsyncEngine) -> None:
+    async with engine.connect() as one, engine.connect() as other:
+        marks = {await mark(one), await mark(other)}
+    assert len(marks) == 1
+    assert re.fullmatch("[0-9a-f]{8}", marks.pop())
 
 
 async def test_session_is_new_at_each_sign_in_and_the_one_before_ends(engine: AsyncEngine) -> None:

@@ -46,11 +46,15 @@ def cookie(
 def _name(request: Request[Any, Any, Any], purpose: Purpose) -> str:
     """Return the name of a cookie, which behind TLS says that it came by TLS.
 
-    Of one for all paths it says also that it is from this host alone (RFC 6265bis, 4.1.3).
+    Of one for all paths it says also that it is from this host alone (RFC 6265bis, 4.1.3). It ends
+    with the mark of the database that knows the secret: browsers send the cookies of a host to all
+    its ports, and two instances there would overwrite each other's.
     """
+    mark = request.app.state.database_mark
+    name = f"{purpose.name}-{mark}" if mark else purpose.name
     if not _is_secure(request):
-        return purpose.name
-    return f"{'__Host-' if purpose.path == '/' else '__Secure-'}{purpose.name}"
+        return name
+    return f"{'__Host-' if purpose.path == '/' else '__Secure-'}{name}"
 
 
 def _is_secure(request: Request[Any, Any, Any]) -> bool:

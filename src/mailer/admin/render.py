@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -81,6 +82,13 @@ class Show(msgspec.Struct, frozen=True):
     def may(self, needed: Scope) -> bool:
         """Whether who looks may do what needs a scope."""
         return self.actor is not None and self.actor.may(needed)
+
+    @property
+    def once(self) -> str:
+        """The address of the page for a form that creates something: sent twice, it makes one."""
+        if "once=" in self.path:
+            return self.path
+        return f"{self.path}{'&' if '?' in self.path else '?'}once={uuid4().hex}"
 
     def is_under(self, address: str) -> bool:
         """Whether the page belongs to the part of the site at an address."""

@@ -28,3 +28,13 @@ async def look(connection: AsyncConnection) -> DatabaseFacts:
     """Return the database's facts."""
     version, size = (await connection.execute(LOOK)).one()
     return DatabaseFacts(version, size, await migrate.applied(connection), migrate.newest())
+
+
+MARK = text("""
+    SELECT left(md5(concat_ws('/', system_identifier(), oid)), 8) FROM pg_database
+    WHERE datname = current_database()""")
+
+
+async def mark(connection: AsyncConnection) -> str:
+    """Return eight characters that tell this database from others, and stay after a promotion."""
+    return str((await connection.execute(MARK)).scalar_one())

@@ -21,8 +21,16 @@ class ClientGoneError(Exception):
 class Asked:
     """A request whose body is hashed as it comes, and may be read before a handler wants it."""
 
-    def __init__(self, request: Request[Any, Any, Any], receive: Receive, at_hand: int) -> None:
+    def __init__(
+        self,
+        request: Request[Any, Any, Any],
+        receive: Receive,
+        at_hand: int,
+        *,
+        is_form: bool = False,
+    ) -> None:
         """Of a body that is drained keep up to `at_hand` bytes."""
+        self.is_form = is_form
         self.scope = request.scope
         self.digest: bytes | None = None
         """Of the method, the path and the body; None until all of it has come."""
@@ -112,6 +120,11 @@ class Answer:
         """What its Content-Type says."""
         given = (value for name, value in self._headers if name.lower() == b"content-type")
         return next((value.decode("latin-1") for value in given), None)
+
+    @property
+    def location(self) -> bytes | None:
+        """Where it leads on to."""
+        return next((value for name, value in self._headers if name.lower() == b"location"), None)
 
     async def take(self, message: Message) -> None:
         """Be the handler's `send`."""

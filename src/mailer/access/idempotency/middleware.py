@@ -3,9 +3,14 @@
 After draft-ietf-httpapi-idempotency-key-header-07, but for what another body gets: 409, since it
 clashes with what stands. A key is 1 to 255 visible ASCII characters; one in quotes, as the draft
 writes it, is the same key as without them. It belongs to who sends it, and counts for 24 hours.
+
+A form of a page that creates something carries such a key in its address, as `once`: sent twice,
+by a double click, a browser's repeat or Back, it makes one. What was typed is a part of its key,
+since what is wrong is mended and sent again; only what was done is kept.
 """
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -26,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.gate import DOOR, actor_of
 from mailer.access.idempotency import store as claims
 from mailer.access.idempotency.exchange import Answer, Asked, ClientGoneError
-from mailer.access.model import Claim
+from mailer.access.model import Actor, Claim
 from mailer.db.engine import is_away
 from mailer.errors import ConflictError, FieldError, InvalidError
 from mailer.web.body import ASKED_AT
@@ -35,6 +40,10 @@ from mailer.web.problems import SOON, problem_of
 log = structlog.get_logger()
 
 HEADER = b"idempotency-key"
+ONCE = re.compile(rb"(?:^|&)once=([0-9a-f]{32})(?:&|$)")
+"""The key of a form, in the query of its address."""
+LOCATION = "text/uri-list"
+"""The media type under which the address is kept that a form's answer leads on to."""
 KEY = re.compile(r'(?!""$)[!-~]{1,255}')
 QUOTED = re.compile(r'"(.+)"')
 REPLAYED = (b"idempotency-replayed", b"true")
@@ -92,20 +101,25 @@ class Idempotency(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Answer a request; raises `InvalidError` for what is no key."""
-        key = _key_of(scope)
+        is_form = _is_form(scope, self._at_hand)
+        key = _key_of_form(scope) if is_form else _key_of(scope)
         if key is None:
             await next_app(scope, receive, send)
             return
         request: Request[Any, Any, Any] = Request(scope)
         owner = claims.owner_of(actor_of(request))
-        claim = Claim(owner, key, str(uuid4()))
-        asked = Asked(request, receive, self._at_hand)
+        asked = Asked(request, receive, self._at_hand, is_form=is_form)
         try:
+            if is_form:
+                await asked.drain()
+                key = f"{key}.{(asked.digest or b'').hex()}"
+            claim = Claim(owner, key, str(uuid4()))
             answer = await self._answer(claim, asked, next_app)
         except ClientGoneError:
             return
         except Exception as error:  # noqa: BLE001  # the framework answers no error after an answer that is held back
-            problem = problem_of(request, error).to_asgi_response(app=None, request=request)
+            answer_error = request.app.exception_handlers[Exception] if is_form else problem_of
+            problem = answer_error(request, error).to_asgi_response(app=None, request=request)
             await problem(scope, receive, send)
         else:
             await answer.send(send)
@@ -187,9 +201,9 @@ class Idempotency(ASGIMiddleware):
             return answer
         claim.digest = asked.digest
         async with self._engine.connect() as connection:
-            if await claims.answer(
-                connection, claim, answer.status, answer.media_type, answer.body
-            ):
+            is_redirect = answer.location is not None
+            kept = (LOCATION, answer.location) if is_redirect else (answer.media_type, answer.body)
+            if await claims.answer(connection, claim, answer.status, *kept):
                 return answer
         patience = self._patience
         while patience > 0:
@@ -224,8 +238,27 @@ def _key_of(scope: Scope) -> str | None:
     return quoted[1] if quoted else given[0]
 
 
+def _is_form(scope: Scope, at_hand: int) -> bool:
+    """Whether a request sends the form of a page, and not a file."""
+    handler = scope["route_handler"]
+    if scope.get("method") != "POST" or handler.opt.get(DOOR) != "session":
+        return False
+    request: Request[Any, Any, Any] = Request(scope)
+    return (request.route_handler.resolve_request_max_body_size() or math.inf) <= at_hand
+
+
+def _key_of_form(scope: Scope) -> str | None:
+    """Return the key that somebody sends a form under."""
+    if not isinstance(scope.get("user"), Actor):
+        return None
+    found = ONCE.search(scope["query_string"])
+    return found[1].decode() if found else None
+
+
 def _is_final(answer: Answer, asked: Asked) -> bool:
     """Whether a repeat would be answered likewise, and can be known by its body."""
+    if asked.is_form:
+        return answer.status == HTTPStatus.SEE_OTHER
     is_ours = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     is_refusal = answer.status >= HTTPStatus.BAD_REQUEST
     if is_refusal and len(answer.body) > LARGEST_REFUSAL:
@@ -256,4 +289,6 @@ def _again(standing: claims.Standing, asked: Asked) -> Answer:
     if standing.status is None or standing.body is None:
         raise AnswerErasedError  # whatever was asked for, since that is erased too
     _refuse_another(standing.digest, asked)
+    if standing.media_type == LOCATION:
+        return Answer(standing.status, None, b"", (b"location", standing.body), REPLAYED)
     return Answer(standing.status, standing.media_type, standing.body, REPLAYED)
