@@ -108,6 +108,13 @@ class Mailer:
                 raise RuntimeError(message)
             return msgspec.json.decode(content) if content else None
 
+    async def upload(self, path: str, content: bytes, media_type: str) -> int:
+        """Send a file to the API and return the answer's status, whatever it is."""
+        headers = {"Content-Type": media_type}
+        async with self._session.post(f"/api/v1{path}", data=content, headers=headers) as answer:
+            await answer.read()
+            return answer.status
+
     async def read(self, path: str) -> bytes:
         """Return what a GET of any path answers; raises when it refuses."""
         async with self._session.get(path) as answer:

@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import NamedTuple, Self, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 from mailer.errors import FieldError, InvalidError
 from mailer.text import strip_invisible
@@ -36,11 +36,8 @@ Record: TypeAlias = tuple[int, Sequence[str] | Unreadable]
 """The number of a line, the first being 1, and its fields or why they cannot be read."""
 
 
-class _Open(NamedTuple):
-    """A line that ends inside a quoted field."""
-
-    number: int
-    line: str
+OPEN: Literal["open"] = "open"
+"""What a line is as the begin of a record when it ends inside a quoted field."""
 
 
 class CsvFile:
@@ -66,7 +63,7 @@ class CsvFile:
         # A line in which a quoted field is open, and those after it that lie wholly inside the
         # field. No line is parsed more than thrice: as the begin of a record, as what follows an
         # open field, and in its record.
-        self._open: deque[_Open] = deque()
+        self._open: deque[str] = deque()
         self._open_size = 0
 
     def feed(self, text: str) -> Iterator[Record]:
@@ -79,7 +76,7 @@ class CsvFile:
         """Give the records that were waiting for more; raises `InvalidError` likewise."""
         yield from self._read([self._rest] if self._rest else [])
         while self._open:
-            yield from self._give_up()
+            yield from self._give_up(self._number + 1)
         if not self.header:
             raise InvalidError([FieldError(name, "is required") for name in self._required])
 
@@ -96,12 +93,12 @@ class CsvFile:
     def _begin(self, number: int, line: str) -> Record | None:
         """Return the record that a line is; None when it is empty, or goes on with the next."""
         record = self._alone(number, line)
-        if isinstance(record, _Open):
-            self._hold(record)
+        if record == OPEN:
+            self._hold(line)
             return None
         return record
 
-    def _alone(self, number: int, line: str) -> Record | _Open | None:
+    def _alone(self, number: int, line: str) -> Record | Literal["open"] | None:
         """Return what a line is as the begin of a record; None when it is empty."""
         if len(line) > LIMIT:
             return number, Unreadable(TOO_LONG, line[:LIMIT])
@@ -109,7 +106,7 @@ class CsvFile:
             row = self._source.parse(line)
         except csv.Error:
             if self._source.ran_out:
-                return _Open(number, line)
+                return OPEN
             return number, Unreadable(MALFORMED, line)
         return self._arranged(number, line, row)
 
@@ -132,35 +129,42 @@ class CsvFile:
             is_wrong = not self._source.ran_out
         size = len(line) + 1
         while self._open and (is_wrong or self._open_size + size > LIMIT):
-            yield from self._give_up()
+            yield from self._give_up(self._number)
         if not self._open:
             record = self._begin(self._number, line)
         elif is_closed:
-            first = self._open[0]
-            whole = "\n".join([*(each.line for each in self._open), line])
-            record = self._arranged(first.number, first.line, self._source.parse(whole))
+            number = self._number - len(self._open)
+            row = self._source.parse("\n".join([*self._open, line]))
+            record = self._arranged(number, self._open[0], row)
             self._open.clear()
             self._open_size = 0
         else:
-            self._hold(_Open(self._number, line))
+            self._hold(line)
             record = None
         if record:
             yield record
 
-    def _hold(self, line: _Open) -> None:
+    def _hold(self, line: str) -> None:
         self._open.append(line)
-        self._open_size += len(line.line) + 1
+        self._open_size += len(line) + 1
 
-    def _release(self) -> _Open:
+    def _release(self) -> str:
         first = self._open.popleft()
-        self._open_size -= len(first.line) + 1
+        self._open_size -= len(first) + 1
         return first
 
-    def _give_up(self) -> Iterator[Record]:
-        """Give up the open line, and give those after it, up to the next that is open itself."""
-        first = self._release()
-        yield first.number, Unreadable(MALFORMED, first.line)
-        while self._open and not isinstance(record := self._alone(*self._open[0]), _Open):
+    def _give_up(self, after: int) -> Iterator[Record]:
+        """Give up the open line, and give those after it, up to the next that is open itself.
+
+        `after` is the number of the line after all of them.
+        """
+        number = after - len(self._open)
+        yield number, Unreadable(MALFORMED, self._release())
+        while self._open:
+            number += 1
+            record = self._alone(number, self._open[0])
+            if record == OPEN:
+                return
             self._release()
             if record:
                 yield record

@@ -1,0 +1,111 @@
+"""How fast a mailing is sent beside imports of 10 MB: files that are good, and as bad as can be.
+
+A mailing goes out at a steady rate to a sink, through a real process that tells each block of its
+event loop (`watched.py`). First nothing else goes on, then one file after another is imported.
+Limits: half the rate that there is without an import, and for the blocks 10 ms of processor time on
+the median of the longest of each file: other work of the process has its own. Takes five minutes.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from statistics import median
+
+import uvloop
+
+import harness
+
+SIZE = 10_000_000
+RATE = 200
+"""Messages a second: what one process with a modest gateway sends."""
+ALONE = 5.0
+"""Seconds for which the mailing is watched alone."""
+LEAST_SHARE, LONGEST_BLOCK = 0.5, 0.010
+
+
+def lines(line: str) -> Callable[[int], bytes]:
+    """Return what makes a file of one line again and again, under a header."""
+    return lambda size: b"phone,tag\n" + line.encode() * (size // len(line.encode()))
+
+
+def good(size: int) -> bytes:
+    """Return a file of clients, each another one."""
+    every = (f"79{n:09},tag {n % 100}\n" for n in count(500_000_000))
+    return ("phone,tag\n" + "".join(next(every) for _ in range(size // 19))).encode()
+
+
+FILES: dict[str, Callable[[int], bytes]] = {
+    "good clients": good,
+    "phones as people write them": lines("+7 (916) 123-45-67,vip\n"),
+    "lines x": lines("x\n"),
+    'lines x","': lines('x","\n'),
+    "quotes that open": lines('79160000001,"\n'),
+    "a quote in each line": lines('"\n'),
+    "empty lines": lines("\n"),
+    "lines of NUL": lines("\0\n"),
+    "line ends of all kinds": lines("1,\r\n2,\r3,\n"),
+    "a quoted field of many lines": lines('79160000001,"' + "\n" * 1900 + '"\n'),
+    "one line": lambda size: b"phone\n" + b"x" * size,
+    "a header of many columns": lambda size: b"phone" + b",tag" * (size // 4),
+    "no UTF-8": lambda size: b"\xef\xbb\xbfphone,tag\n" + b"79160000001,\xff\xff\n" * (size // 15),
+    "windows-1251": lines("79160000001,\N{CYRILLIC SMALL LETTER YA}\n"),
+    "UTF-16 of half characters": lambda size: b"\xff\xfephone" + b"\x00\xd8" * (size // 2),
+}
+
+
+async def beside(
+    mailer: harness.Mailer, sink: harness.SinkProcess, name: str, content: bytes
+) -> tuple[float, float]:
+    """Import a file; return messages a second meanwhile, and the longest block in seconds."""
+    await sink.taken()
+    mailer.blocks.clear()
+    began = time.monotonic()
+    answer = await mailer.upload("/clients/import", content, "text/csv")
+    seconds = time.monotonic() - began
+    requests = (await sink.taken()).requests
+    block = max(mailer.blocks, key=lambda each: each.cpu_seconds, default=None)
+    longest = block.cpu_seconds if block else 0.0
+    where = f" in {block.frames}" if block and longest >= LONGEST_BLOCK else ""
+    print(f"{name}: {answer} in {seconds:.1f} s, longest block {longest * 1e3:.0f} ms{where}")
+    return requests / seconds, longest
+
+
+async def main(size: int, only: str) -> int:
+    """Import every file beside a mailing, and judge; return the exit status."""
+    verdict = harness.Verdict()
+    async with (
+        harness.sink() as sink,
+        harness.serve(sink.url, harness.WATCHED, gateway_rate=RATE) as mailer,
+    ):
+        await mailer.add_clients(200_000)
+        mailing = await mailer.add_mailing()
+        await asyncio.sleep(ALONE)
+        await sink.taken()
+        await asyncio.sleep(ALONE)
+        alone = (await sink.taken()).requests / ALONE
+        print(f"alone: {alone:.0f} messages a second")
+        shares, blocks = {}, []
+        for name, make in FILES.items():
+            if only in name:
+                rate, longest = await beside(mailer, sink, name, make(size))
+                shares[name] = rate / alone
+                blocks.append(longest)
+        await mailer.call("DELETE", f"/mailings/{mailing['id']}")
+    for name, share in shares.items():
+        figure = f"beside {name}: {share:.2f} of the rate"
+        verdict.check(figure, limit=f"{LEAST_SHARE}", holds=share >= LEAST_SHARE)
+    block = median(blocks)
+    figure = f"longest block: {block * 1e3:.0f} ms, median of the files"
+    verdict.check(figure, limit=f"{LONGEST_BLOCK * 1e3:.0f} ms", holds=block <= LONGEST_BLOCK)
+    return verdict.status
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=SIZE, help="bytes of each file")
+    parser.add_argument("--only", default="", help="files whose names hold this")
+    given = parser.parse_args()
+    sys.exit(uvloop.run(main(given.size, given.only)))
