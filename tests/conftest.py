@@ -28,9 +28,9 @@ TEMPLATE = "mailer_template"
 EMPTY = (
     text("ALTER TABLE audit DISABLE TRIGGER audit_never_altered"),
     text("""
-        TRUNCATE client, mailing, ledger, message, tally, tally_move, outcome_count, directory,
-            directory_move, report, api_key, account, session, sign_in, throttle, home, audit,
-            idempotency, origin
+        TRUNCATE client, moved_client, mailing, ledger, message, tally, tally_move, outcome_count,
+            directory, directory_move, report, api_key, account, session, sign_in, throttle, home,
+            audit, idempotency, origin
         RESTART IDENTITY"""),
     text("ALTER TABLE audit ENABLE TRIGGER audit_never_altered"),
     text("""

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db import locks
 from mailer.db.engine import create_engine, raw
 from mailer.db.schema import MESSAGE_STATUSES
-from mailer.mailing import audience, moving, resending, store
+from mailer.mailing import audience, moving, replanning, resending, store
 from mailer.mailing.model import ENDED, RunningMailing
 from mailer.message import store as messages
 from mailer.message.model import ClaimedMessage, FinishedMessage
@@ -175,9 +175,12 @@ async def do(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[Re
 
 
 async def take_audience(engine: AsyncEngine) -> None:
-    """Take all of every audience that can be taken."""
-    while await do(engine, audience.take_chunk):
-        pass
+    """Enqueue all of every audience, and plan anew what is to be, as far as can be done now."""
+    has_more = True
+    while has_more:
+        replanned = await do(engine, replanning.replan_chunk)
+        taken = await do(engine, audience.take_chunk)
+        has_more = replanned is not None or taken is not None
 
 
 async def begin(engine: AsyncEngine) -> int:
@@ -206,6 +209,8 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
                 await do(engine, moving.begin_due)
             if to_do.takes:
                 await do(engine, audience.take_chunk)
+            if to_do.replans:
+                await do(engine, lambda db: replanning.replan_chunk(db, chunk))
             if to_do.retries:
                 await resend(engine, chunk)
             if to_do.clears:

@@ -183,17 +183,22 @@ async def test_who_matches_again_is_taken_back_with_the_same_message(
     assert after[clients["vip"]]["reason"] == "filter_changed"
 
 
-async def test_a_client_that_joined_after_the_start_is_not_added(
+async def test_a_client_that_joined_after_the_start_is_added_by_a_change_of_the_filter_alone(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create(api, DUE | {"client_filter": "vip"})
     await begin(engine)
     late = (await api.post("/clients", json={"phone": "79160000009", "tag": "vip"})).json()["id"]
+    end = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+    await api.patch(f"/mailings/{created['id']}", json={"datetime_end": end})
+    await take_audience(engine)
+    assert late not in await messages_of(api, created["id"])
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": None})
+    later = (await api.post("/clients", json={"phone": "79160000008", "tag": "vip"})).json()["id"]
     await take_audience(engine)
     found = await messages_of(api, created["id"])
-    assert late not in found
-    assert found.keys() == set(clients.values())
+    assert later not in found
+    assert found.keys() == {*clients.values(), late}
 
 
 async def test_a_deleted_client_is_not_taken_back(
@@ -230,7 +235,8 @@ async def test_a_change_does_not_cut_short_a_pause_after_a_failed_attempt(
     created = await create(api, DUE)
     await begin(engine)
     in_an_hour = datetime.now(UTC) + timedelta(hours=1)
-    await mark(engine, clients["vip"], attempts=1, reason="http_503", due_at=in_an_hour)
+    pause = {"due_at": in_an_hour, "retry_at": in_an_hour}
+    await mark(engine, clients["vip"], attempts=1, reason="http_503", **pause)
     waits = (await messages_of(api, created["id"]))[clients["vip"]]
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": "vip"})
     await take_audience(engine)

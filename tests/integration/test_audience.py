@@ -17,7 +17,7 @@ from tests.sample import (
 )
 
 from mailer.db.engine import raw
-from mailer.mailing import audience, moving
+from mailer.mailing import audience, moving, replanning
 from mailer.mailing.audience import CHUNK, FIRST_CHUNK
 from mailer.message import store as messages
 from mailer.message.model import FinishedMessage
@@ -49,7 +49,7 @@ async def change_filter(engine: AsyncEngine) -> None:
     await execute(
         engine,
         "UPDATE mailing SET client_filter = '\"999\"', audience_cursor = 0, replanning = true,"
-        " replan_stop = NULL",
+        " filter_changed = true, replan_cursor = 0, replan_stop = NULL",
     )
 
 
@@ -137,11 +137,11 @@ async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> No
     await replanned_mailing(engine)
     await change_filter(engine)
     async with behind_all_stops(engine):
-        replanning = asyncio.create_task(do(engine, audience.take_chunk))
-        await asyncio.wait({replanning}, timeout=0.3)
+        replan = asyncio.create_task(do(engine, replanning.replan_chunk))
+        await asyncio.wait({replan}, timeout=0.3)
         assert await one_message(engine) == "scheduled"
         assert await value(engine, "SELECT replanning FROM mailing")
-    await replanning
+    await replan
     await take_audience(engine)
 
     assert await one_message(engine) == "cancelled filter_changed"
@@ -181,9 +181,9 @@ async def test_replan_waits_for_a_claim_that_it_could_not_see_yet(engine: AsyncE
             await sender.execute(HOLD_LOCK.text)
             (claim,) = await messages.claim(sender, [mailing_id], 1, owner, LEASE)
             await change_filter(engine)
-            replanning = asyncio.create_task(take_audience(engine))
-            await asyncio.wait({replanning}, timeout=0.3)
-        await replanning
+            replan = asyncio.create_task(take_audience(engine))
+            await asyncio.wait({replan}, timeout=0.3)
+        await replan
         assert await one_message(engine) == "sending"
 
         await messages.finish(sender, owner, [FinishedMessage(claim, "scheduled", 0)])
@@ -197,14 +197,14 @@ async def test_nothing_is_claimed_of_a_mailing_that_is_being_replanned(
 ) -> None:
     mailing_id, owner = await replanned_mailing(engine), uuid4()
     await change_filter(engine)
-    async with engine.connect() as pooled, engine.connect() as replanning:
+    async with engine.connect() as pooled, engine.connect() as other:
         sender = await raw(pooled)
         assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
 
-        assert await audience.take_chunk(replanning)  # not committed yet
+        assert await replanning.replan_chunk(other)  # not committed yet
         async with asyncio.timeout(PATIENCE):
             assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
-        await replanning.commit()
+        await other.commit()
         assert await messages.claim(sender, [mailing_id], 1, owner, LEASE) == []
 
 

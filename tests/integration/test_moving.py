@@ -35,6 +35,7 @@ HOUR = timedelta(hours=1)
 NOTHING = {
     "begins": False,
     "takes": False,
+    "replans": False,
     "retries": False,
     "clears": False,
     "finishes": False,
@@ -46,7 +47,7 @@ UNDONE = {
     " lease_expires_at = now()",
     "to retry": "UPDATE mailing SET retry_before = now()",
     "audience to take": "UPDATE mailing SET audience_cursor = audience_until - 1",
-    "audience to plan anew": "UPDATE mailing SET audience_cursor = 0, replanning = true",
+    "messages to plan anew": "UPDATE mailing SET replanning = true",
 }
 
 

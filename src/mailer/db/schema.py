@@ -38,6 +38,9 @@ MESSAGE_STATUSES = (
     "cancelled",
 )
 
+LIVE = "NOT is_settled AND deleted_at IS NULL"
+"""A mailing of which something may still move, in the words of the indexes."""
+
 metadata = MetaData(
     naming_convention={
         "pk": "%(table_name)s_pkey",
@@ -79,6 +82,13 @@ client = Table(
     Column("tag_written", String),
     Column("time_zone", String, nullable=False, server_default="UTC"),
     now("created_at"),
+    # the transaction that made the row: who was in the directory when an audience was taken
+    Column(
+        "created_by",
+        BigInteger,
+        nullable=False,
+        server_default=text("(pg_current_xact_id()::text)::bigint"),
+    ),
     now("updated_at"),
     moment("deleted_at", nullable=True),
     CheckConstraint("phone ~ '^7[0-9]{10}$'", name="phone"),
@@ -148,8 +158,13 @@ mailing = Table(
     # still to be taken; audience_until is null until the mailing starts.
     Column("audience_cursor", BigInteger, nullable=False, server_default="0"),
     Column("audience_until", BigInteger),
-    # a change while it runs goes over the whole audience again; nothing is claimed meanwhile
+    # what of the directory there was when the audience was taken, as PostgreSQL writes a snapshot
+    Column("audience_snapshot", String),
+    # after a change while it runs its messages are planned anew, so far up to this id; nothing is
+    # claimed meanwhile. With a new filter those that it does not match are cancelled.
     Column("replanning", Boolean, nullable=False, server_default="false"),
+    Column("replan_cursor", BigInteger, nullable=False, server_default="0"),
+    Column("filter_changed", Boolean, nullable=False, server_default="false"),
     # the number of the stop that every worker must have applied before; null until it is drawn
     Column("replan_stop", BigInteger),
     # what was given up before this moment is to be sent again; null when all of it is scheduled
@@ -184,6 +199,11 @@ mailing = Table(
         "mailing_live_idx",
         "datetime_start",
         postgresql_where=text("NOT is_settled AND deleted_at IS NULL"),
+    ),
+    Index(
+        "mailing_replan_idx",
+        *("replan_cursor", "id"),
+        postgresql_where=text(f"{LIVE} AND replanning"),
     ),
     Index(
         "mailing_settled_idx",
@@ -292,6 +312,14 @@ message = Table(
 
 # of a table whose rows go as they came: it is vacuumed by what has gone, not by what is there
 SHORT_LIVED = {"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "10000"}
+
+# Clients whose time zone has changed, so that their open messages are to be planned anew.
+moved_client = Table(
+    "moved_client",
+    metadata,
+    Column("client_id", BigInteger, nullable=False),
+    postgresql_with=SHORT_LIVED,
+)
 
 OUTCOMES = ("delivered", "undelivered", "unknown", "cancelled")
 TALLY = ("messages", *OUTCOMES)

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.clock import elapsed
 from mailer.dispatch.failure import log_failure
-from mailer.mailing import audience, moving, resending
+from mailer.mailing import audience, moving, replanning, resending
 
 log = structlog.get_logger()
 
@@ -67,6 +67,8 @@ class Lifecycle:
         has_messages = False
         if has_begun or to_do.takes:
             has_messages |= await self._take()
+        if to_do.replans:
+            has_messages |= bool(await self._do(replanning.replan_chunk))
         if to_do.retries:
             has_messages |= bool(await self._do(lambda db: resending.resend_chunk(db, CHUNK)))
         if has_messages:

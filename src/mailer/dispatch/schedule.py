@@ -12,7 +12,7 @@ from mailer.access import clearing
 from mailer.client import directory
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch.failure import log_failure
-from mailer.mailing import moving
+from mailer.mailing import moving, replanning
 from mailer.mailing.restore import OriginCheck
 from mailer.message import store as messages
 from mailer.message import tally
@@ -62,6 +62,7 @@ def jobs(
         Job("clock", 1, sample_wall_clock),
         Job("origin", 1, OriginCheck(engine).run),
         Job("rescue", min(5, settings.lease / 4), rescue),
+        Job("replan", 1, lambda: replanning.replan_all_moved(engine)),
         Job("purge", 2, _step(engine, lambda database: moving.purge(database, CHUNK))),
         Job("fold", 2, fold),
         Job("coarsen", 60, _step(engine, tally.coarsen)),

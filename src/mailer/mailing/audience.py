@@ -1,7 +1,7 @@
-"""Taking a mailing's audience: one set-based statement a chunk, the cursor in the mailing's row.
+"""Enqueuing a mailing's audience: one set-based statement a chunk, the cursor in the mailing's row.
 
-A change of filter, window or end while a mailing runs goes over the same clients once more, by the
-same statement: it adds who is missing, plans anew who waits, and takes back who is to get it again.
+A change of the filter while a mailing runs takes the audience anew as of that moment, by the same
+statement, when the messages that it has are planned anew: it adds who is missing.
 """
 
 from datetime import datetime
@@ -10,37 +10,31 @@ from typing import Any
 import msgspec
 from sqlalchemy import (
     ARRAY,
-    BigInteger,
     ColumnElement,
     DateTime,
     Executable,
     FromClause,
     Row,
     String,
+    TextClause,
     and_,
     any_,
-    bindparam,
-    case,
+    cast,
     column,
     func,
     literal,
-    literal_column,
-    not_,
     or_,
     select,
     text,
     true,
     union_all,
-    update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import directory
 from mailer.client.model import Client
-from mailer.db.ending import ended
 from mailer.db.schema import client, message
-from mailer.mailing import stopping
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
@@ -50,9 +44,6 @@ CHUNK = 5_000
 """Clients taken by one transaction: long enough to be quick, short enough to let others in."""
 FIRST_CHUNK = 500
 """Clients taken first, so that sending begins at once."""
-
-TAKEN_BACK = ("expired", "no_window", "filter_changed")
-"""Why a message was cancelled that a change of its mailing may schedule again."""
 
 
 def matches(client_filter: ClientFilter, clients: FromClause = client) -> ColumnElement[bool]:
@@ -151,23 +142,25 @@ def plan(
 # Another process that is at a mailing holds its row.
 NEXT = text("""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        status, client_filter, audience_cursor, audience_until, replanning, replan_stop,
+        status, client_filter, audience_cursor, audience_until, audience_snapshot,
         clock_timestamp() AS now
     FROM mailing
     WHERE NOT is_settled AND deleted_at IS NULL AND audience_cursor < audience_until
-        AND NOT (replanning AND EXISTS (
-            SELECT FROM ledger WHERE mailing_id = mailing.id AND sending > 0))
-        AND id <> ALL(:passed_over)
-    ORDER BY audience_cursor LIMIT 1
-    FOR UPDATE SKIP LOCKED""").bindparams(bindparam("passed_over", type_=ARRAY(BigInteger)))
-SET_STOP = text("UPDATE mailing SET replan_stop = :number WHERE id = :id")
-IS_SENDING = text("SELECT sending > 0 FROM ledger WHERE mailing_id = :id")
+        AND NOT replanning
+    ORDER BY audience_cursor LIMIT 1 FOR UPDATE SKIP LOCKED""")
 MOVE_CURSOR = text("""
-    UPDATE mailing SET audience_cursor = :upper, replanning = replanning AND NOT :is_last,
+    UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
             SELECT scheduled + sending + delivered + undelivered + "unknown" + cancelled
             FROM ledger WHERE mailing_id = :id) ELSE clients_count END
     WHERE id = :id RETURNING clients_count""")
+
+
+def taken_now() -> dict[str, Any]:
+    """Return the columns of a mailing whose audience is to be taken anew as of this moment."""
+    newest = func.coalesce(select(func.max(client.c.id)).scalar_subquery(), 0)
+    snapshot = cast(func.pg_current_snapshot(), String)
+    return {"audience_cursor": 0, "audience_until": newest, "audience_snapshot": snapshot}
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -181,10 +174,9 @@ class Taken(msgspec.Struct, frozen=True):
 async def take_chunk(connection: AsyncConnection) -> Taken | None:
     """Take the next chunk of some mailing's audience; None when there is none to take.
 
-    A mailing is planned anew only when no worker may claim from it and all that was claimed is
-    back: then no message that the change takes out can be sent after it.
+    One whose messages are planned anew after a change waits until they are.
     """
-    mailing = await _next(connection)
+    mailing = (await connection.execute(NEXT)).one_or_none()
     if mailing is None:
         return None
     bound = (await connection.execute(_bound(mailing))).one()
@@ -193,61 +185,57 @@ async def take_chunk(connection: AsyncConnection) -> Taken | None:
         await _write_chunk(connection, mailing, upper, bound.time_zones)
     is_last = upper == mailing.audience_until
     if is_last:
-        await tell(connection)  # it may be claimed from again
+        await tell(connection)
     moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
     clients_count = (await connection.execute(MOVE_CURSOR, moved)).scalar_one()
     return Taken(mailing.id, clients_count, is_last)
-
-
-async def _next(connection: AsyncConnection) -> Row[Any] | None:
-    """Return the mailing whose turn it is; one that is not at rest keeps no other waiting."""
-    passed_over: list[int] = []
-    while True:
-        found = await connection.execute(NEXT, {"passed_over": passed_over})
-        mailing = found.one_or_none()
-        if mailing is None or not mailing.replanning:
-            return mailing
-        if await _is_at_rest(connection, mailing):
-            return mailing
-        passed_over.append(mailing.id)
-
-
-async def _is_at_rest(connection: AsyncConnection, mailing: Row[Any]) -> bool:
-    """Whether no worker sends for a mailing, nor can until it is planned anew.
-
-    The change is committed, so that the number of its stop may be drawn; it stays in the row until
-    the next change.
-    """
-    number = mailing.replan_stop
-    if number is None:
-        number = await stopping.draw(connection)
-        await connection.execute(SET_STOP, {"id": mailing.id, "number": number})
-    if not await stopping.is_applied(connection, number):
-        return False
-    # asked after every worker has stopped: a claim before that is seen
-    return not (await connection.execute(IS_SENDING, {"id": mailing.id})).scalar_one()
 
 
 def _bound(mailing: Row[Any]) -> Executable:
     """Return a select of the last client of the next chunk, and the time zones in it.
 
     A chunk is a number of clients that match, not of ids: so an index finds a small audience in a
-    large directory. To plan anew is to look at the others too, who may have a message by now.
+    large directory.
     """
     candidates = (
         select(client.c.id, client.c.time_zone)
-        .where(client.c.id > mailing.audience_cursor, client.c.id <= mailing.audience_until)
+        .where(
+            client.c.id > mailing.audience_cursor,
+            client.c.id <= mailing.audience_until,
+            _is_in_audience(mailing),
+        )
         .order_by(client.c.id)
         .limit(CHUNK if mailing.audience_cursor else FIRST_CHUNK)
     )
-    if not mailing.replanning:
-        candidates = candidates.where(
-            client.c.deleted_at.is_(None),
-            matches(msgspec.convert(mailing.client_filter, ClientFilter)),
-        )
     chunk = candidates.subquery("chunk")
     zones = func.array_agg(chunk.c.time_zone.distinct()).label("time_zones")
     return select(func.max(chunk.c.id).label("upper"), zones)
+
+
+# The transaction that made a client is in its row. What a snapshot did not show was made by one
+# that was in progress then, or has begun since. A row that is as it came from the dump of another
+# server may bear the number of one that is still to begin here.
+WAS_THERE = """NOT (
+    created_by = ANY (ARRAY(
+        SELECT xid::text::bigint FROM pg_snapshot_xip((:snapshot)::text::pg_snapshot) AS xid))
+    OR (created_by >= (SELECT pg_snapshot_xmax((:snapshot)::text::pg_snapshot)::text::bigint)
+        AND created_by < (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)))"""
+
+
+def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
+    """Return the condition that a client up to the audience's end belongs to it.
+
+    That is who matches now and was in the directory when the audience was taken: an id may be given
+    long before the client that has it is committed.
+    """
+    conditions: list[ColumnElement[bool] | TextClause] = [
+        client.c.deleted_at.is_(None),
+        matches(msgspec.convert(mailing.client_filter, ClientFilter)),
+    ]
+    if mailing.audience_snapshot is not None:  # one that began before there were any
+        was_there = text(WAS_THERE).bindparams(snapshot=mailing.audience_snapshot)
+        conditions.append(was_there)
+    return and_(*conditions)
 
 
 async def _write_chunk(
@@ -255,31 +243,6 @@ async def _write_chunk(
 ) -> None:
     """Write the messages for the clients after the cursor, up to `upper`."""
     in_chunk = and_(client.c.id > mailing.audience_cursor, client.c.id <= upper)
-    client_filter = msgspec.convert(mailing.client_filter, ClientFilter)
-    is_match = and_(client.c.deleted_at.is_(None), matches(client_filter))
-    if mailing.replanning:
-        # Messages are locked before their ledger, as by every other statement that moves it.
-        await connection.execute(
-            select(message.c.id)
-            .where(
-                message.c.mailing_id == mailing.id,
-                message.c.client_id > mailing.audience_cursor,
-                message.c.client_id <= upper,
-            )
-            .order_by(message.c.id)
-            .with_for_update()
-        )
-        await connection.execute(
-            update(message)
-            .where(
-                message.c.mailing_id == mailing.id,
-                message.c.client_id == client.c.id,
-                message.c.status == "scheduled",
-                in_chunk,
-                is_match.is_not(true()),
-            )
-            .values({name: literal_column(sql) for name, sql in ended("'filter_changed'").items()})
-        )
     window = window_of(mailing)
     plans = [
         Plan(zone, mailing.now, "cancelled", "mailing_cancelled")
@@ -300,7 +263,7 @@ async def _write_chunk(
             planned.c.reason,
         )
         .join_from(client, planned, client.c.time_zone == planned.c.time_zone, isouter=True)
-        .where(in_chunk, is_match)
+        .where(in_chunk, _is_in_audience(mailing))
         .order_by(client.c.id)
     )
     written = insert(message).from_select(
@@ -308,34 +271,15 @@ async def _write_chunk(
         rows,
     )
     new = written.excluded
-    # One that was tried waits until the end at least, for only the end itself expires it; a pause
-    # after a failed attempt is not cut short.
-    is_tried = or_(message.c.reason.is_not(None), message.c.unknown_reason.is_not(None))
-    is_kept = and_(
-        message.c.status == "scheduled",
-        is_tried,
-        new.reason.is_distinct_from("mailing_cancelled"),
-    )
-    end: dict[str, ColumnElement[Any]] = {
-        name: literal_column(sql) for name, sql in ended("excluded.reason").items()
-    }
-    is_ended = new.status == "cancelled"
+    # a change of the filter may bring back those whom an earlier one took out
     await connection.execute(
         written.on_conflict_do_update(
             index_elements=["mailing_id", "client_id"],
             set_={
-                "due_at": case(
-                    (is_kept, func.greatest(message.c.retry_at, new.due_at)), else_=new.due_at
-                ),
-                "status": case((is_kept, "scheduled"), (is_ended, end["status"]), else_=new.status),
-                "reason": case((is_kept, message.c.reason), (is_ended, end["reason"])),
-                "sent_at": case((and_(is_ended, not_(is_kept)), end["sent_at"])),
+                **{name: new[name] for name in ("due_at", "status", "reason")},
                 "updated_at": func.now(),
             },
-            where=or_(
-                message.c.status == "scheduled",
-                and_(message.c.status == "cancelled", message.c.reason.in_(TAKEN_BACK)),
-            ),
+            where=and_(message.c.status == "cancelled", message.c.reason == "filter_changed"),
         )
     )
 

@@ -47,6 +47,8 @@ class ToDo(msgspec.Struct, frozen=True):
     """One is to begin."""
     takes: bool
     """Of one's audience there is more to take."""
+    replans: bool
+    """One's messages are to be planned anew."""
     retries: bool
     """One's messages are to be sent again."""
     clears: bool
@@ -59,19 +61,22 @@ class ToDo(msgspec.Struct, frozen=True):
     @property
     def is_any(self) -> bool:
         """Whether there is anything to do now."""
-        return self.begins or self.takes or self.retries or self.clears or self.finishes
+        return any(
+            (self.begins, self.takes, self.replans, self.retries, self.clears, self.finishes)
+        )
 
 
 # Only live mailings are looked at, by an index that holds no others.
 LOOK = text("""
     SELECT
         coalesce(bool_or(audience_until IS NULL AND datetime_start <= at), false) AS begins,
-        coalesce(bool_or(audience_cursor < audience_until), false) AS takes,
+        coalesce(bool_or(audience_cursor < audience_until AND NOT replanning), false) AS takes,
+        coalesce(bool_or(replanning), false) AS replans,
         coalesce(bool_or(retry_before IS NOT NULL), false) AS retries,
         coalesce(bool_or(scheduled > 0 AND (status = 'cancelled' OR datetime_end <= at)), false)
             AS clears,
         coalesce(bool_or(scheduled = 0 AND sending = 0 AND audience_cursor = audience_until
-            AND retry_before IS NULL), false) AS finishes,
+            AND retry_before IS NULL AND NOT replanning), false) AS finishes,
         extract(epoch FROM min(CASE WHEN audience_until IS NULL THEN datetime_start
             WHEN datetime_end > at THEN datetime_end END) - min(at))::float8 AS next_moment
     FROM mailing JOIN ledger ON mailing_id = id CROSS JOIN (SELECT clock_timestamp() AS at) AS clock
@@ -89,11 +94,12 @@ DUE = text("""
     WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NULL
         AND datetime_start <= clock_timestamp()
     ORDER BY datetime_start LIMIT 1 FOR UPDATE SKIP LOCKED""")
-# Clients that join from now on have larger ids than the audience's end.
+# Clients that join from now on are not in the snapshot, whenever their ids were given.
 BEGIN = text("""
     UPDATE mailing SET status = CASE status WHEN 'scheduled' THEN 'running' ELSE status END,
         clients_count = :clients_count,
-        audience_until = coalesce((SELECT max(id) FROM client), 0), updated_at = now()
+        audience_until = coalesce((SELECT max(id) FROM client), 0),
+        audience_snapshot = pg_current_snapshot()::text, updated_at = now()
     WHERE id = :id AND audience_until IS NULL""")
 
 
@@ -140,6 +146,7 @@ FINISH = text("""
         WHERE ledger.scheduled = 0 AND ledger.sending = 0
             AND NOT mailing.is_settled AND mailing.deleted_at IS NULL
             AND mailing.audience_cursor = mailing.audience_until AND mailing.retry_before IS NULL
+            AND NOT mailing.replanning
         ORDER BY mailing.id LIMIT 500 FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE mailing SET is_settled = true, updated_at = now(),

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 PLANNED_BY = frozenset(
     {"client_filter", "datetime_end", "send_interval_time_start", "send_interval_time_end"}
 )
-"""A change of these while a mailing runs goes over its audience once more."""
+"""A change of these while a mailing runs plans its messages anew."""
 RECORDED = frozenset({*NewMailing.__struct_fields__, "status"})
 """What the audit log tells of a mailing."""
 
@@ -94,7 +94,9 @@ async def change(
         _refuse_too_late(mailing, values, has_begun=has_begun)
         _refuse_misfit(mailing, values)
         if has_begun and values.keys() & PLANNED_BY:
-            values |= {"audience_cursor": 0, "replanning": True, "replan_stop": None}
+            values |= {"replan_cursor": 0, "replanning": True, "replan_stop": None}
+            if "client_filter" in values:
+                values |= {"filter_changed": True} | audience.taken_now()
         elif "client_filter" in values:
             values["clients_count"] = await audience.count(connection, values["client_filter"])
         await store.change(connection, mailing_id, values)
