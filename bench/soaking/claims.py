@@ -8,8 +8,6 @@ END_OF_TIME = float("inf")
 
 UNKNOWN = frozenset({"timeout", "connection_lost", "lease_expired"})
 """Why nobody knows what became of a request."""
-GIVEN_UP = frozenset({"attempts_exhausted", "expired", "no_window", "mailing_cancelled"})
-"""Why a message is not tried again; what became of its last request is not told."""
 NOT_TAKEN = frozenset({"error", "malformed", "limited"})
 SILENT = frozenset({"hang", "reset", "gone"})
 """Requests that the gateway gave no answer to."""
@@ -22,7 +20,7 @@ KINDS: dict[str, frozenset[str]] = {
     "bad_response": frozenset({"malformed"}),
     "timeout": frozenset({"hang", "gone"}),
     "connection_lost": frozenset({"reset", "gone"}),
-    **dict.fromkeys(GIVEN_UP, NOT_TAKEN | SILENT),
+    "attempts_exhausted": NOT_TAKEN,
 }
 """What the gateway does to a request by the reason that mailer gives for its outcome."""
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from soaking.claims import (
-    GIVEN_UP,
     NOT_TAKEN,
     SILENT,
     UNKNOWN,
@@ -14,8 +13,10 @@ from soaking.claims import (
     Message,
 )
 from soaking.evidence import Audit, Evidence, is_open, matches, moment
-from soaking.journal import LAG, RETRY_ATTEMPTS, RETRY_CAP
+from soaking.journal import LAG, RETRY_ATTEMPTS
 
+END_MARGIN = 0.1
+"""Seconds before its end in which a mailing sends nothing more."""
 TAKEN_BACK = frozenset({"expired", "no_window", "filter_changed"})
 """Why a message was cancelled that a change of its mailing may schedule again."""
 
@@ -42,6 +43,7 @@ def _check_accepted(audit: Audit, evidence: Evidence) -> None:
     """Compare accepted requests with delivered messages, and explain the difference."""
     delivered, accepted, repeats, in_doubt = 0, 0, 0, 0
     lost: list[str] = []
+    miscounted: list[str] = []
     unexplained: list[str] = []
     classes: Counter[str] = Counter()
     for key, message in evidence.record.messages.items():
@@ -58,8 +60,11 @@ def _check_accepted(audit: Audit, evidence: Evidence) -> None:
         elif taken and not is_delivered:
             is_deleted = evidence.record.mailings[message.last.mailing_id][-1].is_deleted
             became = "deleted" if is_deleted else _tell_state(message.last)
+            if not is_deleted and message.last.status in {"cancelled", "undelivered"}:
+                miscounted.append(f"message {key}: {became}, accepted")
             classes[f"{became}, its answer lost: {taken[-1].outcome}"] += 1
     audit.none("delivered messages that were never accepted", lost, of=delivered)
+    audit.none("accepted, yet cancelled or undelivered", miscounted, of=accepted)
     audit.none("accepted, not delivered, never in doubt", unexplained, of=accepted)
     for what, count in sorted(classes.items()):
         print(f"    accepted, yet {what}: {count:,}")
@@ -72,7 +77,7 @@ def _check_accepted(audit: Audit, evidence: Evidence) -> None:
 
 
 def _is_in_doubt(claim: Claim) -> bool:
-    return claim.outcome in UNKNOWN | GIVEN_UP
+    return claim.outcome in UNKNOWN
 
 
 def _tell_state(change: Change) -> str:
@@ -94,14 +99,31 @@ def _untrue(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
         is_told = claim.tells(request)
-        is_lost = closed.reason in UNKNOWN | GIVEN_UP
+        is_lost = closed.reason in UNKNOWN
         is_held = _on_unknown(evidence, claim) == {"hold"}
         if not is_told and not is_lost:
             yield _tell(claim)
         elif is_held and request.kind in SILENT and closed.status != "unknown":
             yield f"{_tell(claim)}, though the mailing holds what is unknown"
-        elif closed.status == "unknown" and "hold" not in _on_unknown(evidence, claim):
+        elif _is_held_unasked(evidence, claim):
             yield f"{_tell(claim)}, though the mailing retries what is unknown"
+
+
+def _is_held_unasked(evidence: Evidence, claim: Claim) -> bool:
+    """Whether a claim ended as unknown with attempts left, in a mailing that retries such."""
+    closed = claim.closed
+    return (
+        closed is not None
+        and closed.status == "unknown"
+        and closed.attempts < RETRY_ATTEMPTS
+        and "hold" not in _on_unknown(evidence, claim)
+    )
+
+
+def _is_last(claim: Claim) -> bool:
+    """Whether a failure ended a message of which an earlier attempt was unknown."""
+    closed = claim.closed
+    return closed is not None and closed.status == "unknown" and closed.attempts == RETRY_ATTEMPTS
 
 
 def _on_unknown(evidence: Evidence, claim: Claim) -> set[str]:
@@ -115,6 +137,7 @@ def _cut(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
         is_told = claim.tells(request)
+        is_told = is_told or (request.kind in NOT_TAKEN and _is_last(claim))
         if (not is_told or request.kind == "gone") and not evidence.why_cut(claim):
             yield _tell(claim)
 
@@ -190,6 +213,8 @@ def _illegal(evidence: Evidence) -> Iterator[str]:
                     is_legal = True
                 case "scheduled", "scheduled" | "sending" | "cancelled":
                     is_legal = True
+                case "scheduled", "unknown":  # one that may have been accepted ends so
+                    is_legal = after.reason in UNKNOWN
                 case "sending", status:
                     is_legal = status != "sending"
                 case "cancelled", "scheduled" | "cancelled":
@@ -214,14 +239,14 @@ def _unfounded(evidence: Evidence) -> Iterator[str]:
 
 def _is_expired(evidence: Evidence, change: Change) -> bool:
     versions = evidence.versions(change.mailing_id, change.at, change.at)
-    return any(change.at + RETRY_CAP + LAG >= version.end for version in versions)
+    return any(change.at + END_MARGIN + LAG >= version.end for version in versions)
 
 
 def _has_no_window(evidence: Evidence, change: Change) -> bool:
-    """Whether the window stays closed until the end, but for a pause after a failure."""
+    """Whether the window stays closed until the end."""
     zone = evidence.clients[change.client_id]["time_zone"]
     for version in evidence.versions(change.mailing_id, change.at, change.at):
-        since = int(change.at + RETRY_CAP + 1)
+        since = int(change.at + 1)
         if not any(is_open(version, zone, at) for at in range(since, int(version.end))):
             return True
     return False

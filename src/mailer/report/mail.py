@@ -22,6 +22,8 @@ PATIENCE = 30.0
 """Seconds to wait for each answer of the mail server."""
 LONGEST = 120.0
 """Seconds for the whole of it."""
+WORDS_LIMIT = 500
+"""Characters of what a mail server says that are passed on."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253})")
 """What HTML takes for a mail address: all that are in use, and nothing that breaks a header."""
@@ -123,7 +125,8 @@ async def send_report(report: DailyReport, post: Post, message_id: str | None = 
                 timeout=PATIENCE,
             )
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
-        said = f"the mail server {post.host}:{post.port} did not take the report: {_words(error)}"
+        words = _words(error)[:WORDS_LIMIT]
+        said = f"the mail server {post.host}:{post.port} did not take the report: {words}"
         raise MailNotSentError(said) from error
     if refused:
         codes = sorted({response.code for response in refused.values()})
