@@ -1,0 +1,183 @@
+"""Servers that take over: a promotion, a restore to a moment, a copy of the folder."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, MailerProcess, mailers, run, until
+from tests.servers import Programs, Server
+
+from mailer.validation import MAX_ID
+
+QUICK = {"lease": "8", "gateway_timeout": "4"}
+IDS = "SELECT array_agg(id) FROM message WHERE mailing_id = $1"
+
+Servers = Callable[[str], Server]
+
+
+@pytest.fixture
+async def new_server(data_dir: Path) -> AsyncIterator[Servers]:
+    """Makes servers, and stops them at the end."""
+    programs = Programs(data_dir)
+    made: list[Server] = []
+
+    def make(name: str) -> Server:
+        made.append(Server(programs, name))
+        return made[-1]
+
+    programs.own(data_dir)
+    yield make
+    for server in made:
+        await server.stop()
+
+
+@pytest.fixture
+async def primary(new_server: Servers) -> Server:
+    """A server that runs, with an empty database."""
+    server = new_server("primary")
+    server.make()
+    await server.start("postgres")
+    await server.create_database()
+    return server
+
+
+@asynccontextmanager
+async def mailer_on(server: Server, **settings: str) -> AsyncIterator[MailerProcess]:
+    """A process on a server's database, whose ledgers must add up at the end."""
+    async with AsyncExitStack() as stack:
+        start: Callable[..., Awaitable[MailerProcess]] = await stack.enter_async_context(
+            mailers(server.url)
+        )
+        yield await start(**QUICK | settings)
+
+
+async def sent(mailer: MailerProcess) -> set[int]:
+    """Send a mailing to everybody and return the ids of its messages."""
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    mailing = await mailer.finished(created["id"])
+    assert mailing["delivered_messages"] == mailing["clients_count"] > 0
+    ids: list[int] = await mailer.query(IDS, created["id"])
+    return set(ids)
+
+
+async def test_promoted_standby_that_lost_the_end_goes_on_by_itself_under_ids_never_given_before(
+    start_gateway: Gateways, primary: Server, new_server: Servers
+) -> None:
+    gateway = await start_gateway()
+    standby = new_server("standby")
+    async with mailer_on(primary, **gateway.settings) as mailer:
+        await add_clients(mailer, 100)
+        await sent(mailer)
+        standby.copy(primary, "standby")
+        await standby.start()
+        await standby.query("SELECT pg_wal_replay_pause()")  # what comes now is lost with it
+        await standby.query("ALTER SYSTEM SET primary_conninfo = ''")
+        await standby.query("SELECT pg_reload_conf()")
+
+        async def is_cut_off() -> bool | None:
+            return await standby.query("SELECT count(*) FROM pg_stat_wal_receiver") == 0 or None
+
+        await until(is_cut_off)
+        await standby.query("SELECT pg_wal_replay_resume()")
+        lost = await sent(mailer)
+        assert len(lost) == 100
+        gave_before = set(gateway.ids)
+    await primary.stop()
+    await standby.promote()
+
+    async with mailer_on(standby, **gateway.settings) as mailer:
+        assert await mailer.query("SELECT count(*) FROM mailing") == 1  # the second is lost
+        new = await sent(mailer)
+        assert len(new) == 100
+        assert new.isdisjoint(gave_before)
+        assert max(new) <= MAX_ID
+        assert new <= set(gateway.ids)
+        assert await mailer.query("SELECT count(*) FROM origin WHERE held_since IS NULL") == 1
+
+
+async def test_process_that_stays_connected_through_a_promotion_sends_again_by_itself(
+    start_gateway: Gateways, primary: Server, new_server: Servers
+) -> None:
+    gateway = await start_gateway()
+    standby = new_server("standby")
+    urls = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+    both = f"postgresql://mailer@{urls}/mailer?target_session_attrs=read-write"
+    async with mailer_on(primary, **gateway.settings) as mailer:
+        await add_clients(mailer, 100)
+        await sent(mailer)
+        standby.copy(primary, "standby")
+        await standby.start()
+    async with mailer_on(standby, **gateway.settings, database_url=both) as mailer:
+        mailer.database_url = standby.url
+        created = await mailer.call("POST", "/mailings", a_mailing(starts_in=5), 201)
+
+        async def is_replayed() -> bool | None:
+            return await mailer.query("SELECT count(*) FROM mailing") == 2 or None
+
+        await until(is_replayed)
+        gave_before = set(gateway.ids)
+        await primary.stop()
+        await standby.promote()
+
+        async def is_sent() -> set[int] | None:
+            query = "SELECT status = 'finished' FROM mailing WHERE id = $1"
+            if not await mailer.query(query, created["id"]):
+                return None
+            return set(await mailer.query(IDS, created["id"]))
+
+        new = await until(is_sent, 60)
+        assert len(new) == 100
+        assert new.isdisjoint(gave_before)
+        assert not any(event["event"] == "sending_held" for event in mailer.events)
+
+
+async def test_database_restored_to_a_moment_is_held(
+    start_gateway: Gateways, primary: Server, new_server: Servers
+) -> None:
+    gateway = await start_gateway()
+    restored = new_server("restored")
+    async with mailer_on(primary, **gateway.settings) as mailer:
+        await add_clients(mailer, 100)
+        await sent(mailer)
+        restored.copy(primary)
+        await sent(mailer)
+        gave_before = set(gateway.ids)
+    await primary.stop()
+    restored.set(
+        recovery_target="immediate", recovery_target_action="promote", restore_command="false"
+    )
+    (restored.data / "recovery.signal").touch()
+    restored.programs.own(restored.data)
+    await restored.start()
+
+    async def is_written_to() -> bool | None:
+        return not await restored.query("SELECT pg_is_in_recovery()") or None
+
+    await until(is_written_to)
+    async with mailer_on(restored, **gateway.settings) as mailer:
+        await mailer.event("sending_held")
+        agreed = run("resume-after-restore", "--yes", database_url=restored.url)
+        assert agreed.returncode == 0, agreed.stderr
+        assert (await sent(mailer)).isdisjoint(gave_before)
+
+
+async def test_copy_of_a_stopped_servers_folder_gives_other_ids(
+    start_gateway: Gateways, primary: Server, new_server: Servers
+) -> None:
+    gateway = await start_gateway()
+    given: list[Any] = []
+    async with mailer_on(primary, **gateway.settings) as mailer:
+        await add_clients(mailer, 100)
+        given.append(await sent(mailer))
+    await primary.stop()
+    copy = new_server("copy")
+    copy.copy_folder(primary)
+    for server in (primary, copy):
+        await server.start()
+        async with mailer_on(server, **gateway.settings) as mailer:
+            given.append(await sent(mailer))
+
+    assert len(set().union(*given)) == sum(map(len, given)) == 300

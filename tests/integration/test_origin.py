@@ -1,0 +1,190 @@
+"""Where the database is: what counts as another place, and what follows from it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.sample import (
+    add_clients,
+    add_due_messages,
+    add_mailing,
+    add_messages,
+    claim,
+    do,
+    execute,
+)
+from tests.sample import value as value_of
+
+from mailer.access.model import COMMAND_LINE
+from mailer.db import origin
+from mailer.db.engine import connect, create_engine
+from mailer.db.migrate import migrate
+from mailer.mailing import restore
+from mailer.mailing.restore import NotHeldError
+from mailer.validation import MAX_ID
+
+LAST = "SELECT max(id) FROM message"
+ALLOWED = "SELECT sending_is_allowed()"
+GAP = 2**32
+
+
+async def is_allowed(engine: AsyncEngine) -> bool:
+    return bool(await value_of(engine, ALLOWED))
+
+
+async def rewrite(engine: AsyncEngine, change: str = "") -> None:
+    """Write the row as a dump would: whole, by another transaction than it says."""
+    await execute(engine, f"UPDATE origin SET moved_at = moved_at{change}")  # noqa: S608  # our own
+
+
+async def move(engine: AsyncEngine, change: str = "timeline = timeline + 1") -> None:
+    """Have the row tell of another place, and not of a dump."""
+    own = "written_by = pg_current_xact_id()::xid::text::bigint"
+    await execute(engine, f"UPDATE origin SET {own}, {change}")  # noqa: S608  # our own
+
+
+@pytest.fixture
+async def template_copy(server_url: str, engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    """A copy of the database with a mailing under way, made by `CREATE DATABASE ... TEMPLATE`."""
+    await add_due_messages(engine, 3)
+    name = str(await value_of(engine, "SELECT current_database()"))
+    await engine.dispose()
+    connection = await connect(server_url)
+    await connection.execute(f"CREATE DATABASE {name}_twin TEMPLATE {name}")
+    twin = create_engine(urlunsplit(urlsplit(server_url)._replace(path=f"/{name}_twin")))
+    yield twin
+    await twin.dispose()
+    await connection.execute(f"DROP DATABASE {name}_twin")
+    await connection.close()
+
+
+async def test_first_ids_are_small_and_stay_so_while_nothing_moves(engine: AsyncEngine) -> None:
+    await add_due_messages(engine, 3)
+    assert await value_of(engine, LAST) == 3
+    assert not await do(engine, origin.update)
+    assert await is_allowed(engine)
+
+
+async def test_another_timeline_or_start_of_the_server_moves_ids_and_holds_nothing(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await add_due_messages(engine, 3)
+    clients = await add_clients(engine, 3)
+    last = 3
+    for change, client in zip(
+        ("timeline = timeline + 1", "started_at = started_at - interval '1 hour'"),
+        clients,
+        strict=False,
+    ):
+        await move(engine, change)
+        assert not await is_allowed(engine)
+        assert await claim(engine, mailing_id) == []  # nobody has noted the move yet
+
+        await add_messages(engine, mailing_id, [client], "scheduled")  # who inserts does
+
+        new = int(await value_of(engine, LAST))
+        assert last + GAP < new <= MAX_ID
+        last = new
+        assert await is_allowed(engine)
+    assert len(await claim(engine, mailing_id, 9)) == 5
+
+
+@pytest.mark.parametrize("change", ["", ", server = server + 1", ", database = database + 1"])
+async def test_restored_database_is_held_until_a_person_agrees(
+    engine: AsyncEngine, change: str
+) -> None:
+    mailing_id = await add_due_messages(engine, 3)
+    await rewrite(engine, change)
+
+    assert await do(engine, origin.update)
+
+    assert not await is_allowed(engine)
+    assert await claim(engine, mailing_id, 9) == []
+    hold = await do(engine, origin.hold)
+    assert hold is not None
+    with pytest.raises(NotHeldError):  # what was shown was of another restore
+        await restore.resume(engine, datetime.now(UTC), COMMAND_LINE)
+    await restore.resume(engine, hold.since, COMMAND_LINE)
+    assert await do(engine, origin.hold) is None
+    assert not await do(engine, origin.update)
+    assert len(await claim(engine, mailing_id, 9)) == 3
+    with pytest.raises(NotHeldError):
+        await restore.resume(engine, hold.since, COMMAND_LINE)
+
+
+async def test_rows_beside_its_own_mean_that_data_was_restored(engine: AsyncEngine) -> None:
+    await add_due_messages(engine, 1)
+    await execute(engine, "INSERT INTO origin SELECT * FROM origin")
+    assert await do(engine, origin.update)
+    assert await do(engine, origin.hold) is not None
+    assert await value_of(engine, "SELECT count(*) FROM origin") == 1
+
+
+async def test_vacuum_and_its_full_form_move_nothing(engine: AsyncEngine) -> None:
+    await add_due_messages(engine, 1)
+    async with engine.connect() as connection:
+        plain = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for statement in ("VACUUM (FREEZE) origin", "VACUUM (FULL) origin"):
+            await plain.exec_driver_sql(statement)
+    assert await is_allowed(engine)
+
+
+async def test_database_without_a_mailing_or_a_report_is_never_held(engine: AsyncEngine) -> None:
+    await rewrite(engine)
+    assert await do(engine, origin.update)
+    assert await is_allowed(engine)
+
+
+async def test_copy_by_template_is_held_and_the_original_is_not(
+    engine: AsyncEngine, template_copy: AsyncEngine
+) -> None:
+    # several processes start on it at once: one notes the move
+    await asyncio.gather(*(migrate(template_copy) for _ in range(4)))
+    assert await do(template_copy, origin.hold) is not None
+    assert await value_of(template_copy, "SELECT count(*) FROM origin") == 1
+    assert int(await value_of(template_copy, "SELECT last_value FROM message_id_seq")) > GAP
+    assert await is_allowed(engine)
+    assert await value_of(engine, "SELECT last_value FROM message_id_seq") == 3
+
+
+async def test_held_database_that_moves_stays_held(engine: AsyncEngine) -> None:
+    await add_due_messages(engine, 1)
+    await rewrite(engine)
+    await do(engine, origin.update)
+    before = await do(engine, origin.hold)
+    await move(engine)
+    assert await do(engine, origin.update)
+    assert await do(engine, origin.hold) == before
+
+
+async def test_ids_stay_within_what_readers_of_json_hold_however_often_they_jump(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await add_mailing(engine)
+    await execute(engine, f"ALTER SEQUENCE message_id_seq RESTART {MAX_ID - 5_000}")
+    clients = await add_clients(engine, 20)
+    for client in clients:
+        await add_messages(engine, mailing_id, [client], "scheduled")
+        await move(engine)
+    ids = await value_of(engine, "SELECT array_agg(id ORDER BY client_id) FROM message")
+    assert ids == sorted(set(ids))
+    assert ids[-1] <= MAX_ID
+
+
+async def test_what_would_be_sent_is_counted_by_mailing(engine: AsyncEngine) -> None:
+    mailing_id = await add_due_messages(engine, 3)
+    await claim(engine, mailing_id)  # the copy was made while one was being sent
+    ended = await add_mailing(engine)
+    await add_messages(engine, ended, await add_clients(engine, 1), "scheduled")
+    await rewrite(engine)
+    await do(engine, origin.update)
+
+    restored = await do(engine, restore.find_restored)
+
+    assert restored is not None
+    assert [(each.id, each.messages) for each in restored.mailings] == [(mailing_id, 3)]
+    assert (restored.mailings_count, restored.messages_count) == (1, 3)
+    assert restored.hold.data_until is not None
