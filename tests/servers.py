@@ -57,8 +57,12 @@ class Server:
         self.data = programs.home / name
         with socket.create_server(("127.0.0.1", 0)) as found:
             self.port = found.getsockname()[1]
-        self.url = f"postgresql://mailer@127.0.0.1:{self.port}/mailer"
         self._child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        """Where its database is."""
+        return f"postgresql://mailer@127.0.0.1:{self.port}/mailer"
 
     def make(self) -> None:
         """Make the folder of a new server."""
