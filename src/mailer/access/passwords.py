@@ -6,6 +6,9 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from string import digits, punctuation
 from typing import Annotated, TypeVar
 
 from argon2 import PasswordHasher
@@ -19,6 +22,9 @@ from mailer.web.turns import Turns
 SHORTEST, LONGEST = 12, 1_024
 """Characters. Length is all that is asked for: rules about kinds of characters lead to worse
 passwords (NIST SP 800-63B, 3.1.1.2)."""
+COMMON = Path(__file__).parent / "common_passwords" / "passwords.txt"
+SIGNS, MOST_SIGNS = f"{digits}{punctuation} ", 6
+"""What may stand around a common password, and how many of them make it no other one."""
 AT_ONCE = 2
 """Passwords that are hashed at the same time: each takes 64 MiB and keeps a core busy."""
 
@@ -90,7 +96,32 @@ def too_easy(name: str, password: str) -> list[FieldError]:
     """Name what is wrong with a password of somebody called so, whatever its length."""
     if password.casefold() == name.casefold():
         return [FieldError("password", "must not be the name")]
+    if _is_common(password):
+        return [FieldError("password", "is one of the most used passwords, or nearly so")]
     return []
+
+
+@cache
+def _common() -> frozenset[str]:
+    return frozenset(COMMON.read_text().split())
+
+
+def _is_common(password: str) -> bool:
+    """Whether a password is among the most used ones (NIST SP 800-63B, 3.1.1.2), or nearly so.
+
+    That is one with a few digits or signs around it, one that is repeated, and a run such as
+    `123456789012`: few of the list are as long as ours must be.
+    """
+    text = unicodedata.normalize("NFKC", password).casefold()
+    core = text.strip(SIGNS)
+    if text in _common() or (core in _common() and len(text) - len(core) <= MOST_SIGNS):
+        return True
+    steps = {(ord(after) - ord(before)) % 10 for before, after in pairwise(text)}
+    if len(steps) == 1 and (text.isdecimal() or text.isalpha()):
+        return True
+    # a text that is a part repeated is found in itself doubled before its end
+    part = text[: (text + text).find(text, 1)]
+    return len(part) < len(text) and (len(part) < SHORTEST // 2 or part in _common())
 
 
 def _matches(kept: str | None, password: str) -> bool:

@@ -1,0 +1,36 @@
+"""Common passwords are refused, and long ones of one's own are not."""
+
+import pytest
+
+from mailer.access.passwords import SHORTEST, too_easy
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *("qwertyuiop12", "Password1234", "PASSWORD!!!!", "passwordpassword", "123456789012"),
+        *("000000000000", "abcdefghijkl", "abcabcabcabc", "1qaz2wsx3edc", "1q2w3e4r5t6y"),
+        *("dragon123456", "qwertyqwerty", "987654321098", "letmein12345", "12345letmein"),
+        *("\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff441234", "monkeymonkey", "aaaaaaaaaaaa"),
+    ],
+)
+def test_a_common_password_or_nearly_one_is_refused(password: str) -> None:
+    assert len(password) >= SHORTEST
+    [error] = too_easy("ann", password)
+    assert (error.field, "most used" in error.message) == ("password", True)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *("correct horse battery", "another long one", "the third long one", "Ночь тиха и снежна"),
+        *("dragon 8472 0193 55", "x7Kq-mm2P-9sLa", "four words as a phrase", "735190248816"),
+    ],
+)
+def test_a_password_of_ones_own_is_taken(password: str) -> None:
+    assert too_easy("ann", password) == []
+
+
+def test_a_very_long_password_is_looked_at_quickly_enough_to_answer() -> None:
+    assert too_easy("ann", "ab" * 512)
+    assert too_easy("ann", "a" * 1023 + "b") == []
