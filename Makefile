@@ -11,7 +11,7 @@ CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
 	scale access admin_pages two_processes idle loop_blocks import_beside schema soak
 
-PROGRAMS := promtool chromium
+PROGRAMS := promtool chromium faketime
 
 .PHONY: help demo test $(PROGRAMS) lint fmt bench properties texts security lock audit clean
 .DELETE_ON_ERROR:
@@ -27,6 +27,7 @@ test: lint $(PROGRAMS) ## all checks, then all tests on a real PostgreSQL (`alem
 
 promtool: PACKAGE := prometheus
 chromium: PACKAGE := chromium
+faketime: PACKAGE := faketime
 $(PROGRAMS): # of Debian; where it cannot be installed, the tests that need it are skipped
 	@command -v $@ >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
 		said=$$({ $(INSTALL) $(PACKAGE) || { apt-get update -qq && $(INSTALL) $(PACKAGE); }; } 2>&1) || \

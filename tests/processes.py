@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,26 +37,42 @@ class MailerProcess:
         self.database_url = settings.get("database_url", "")
         self.events: list[dict[str, Any]] = []
 
-    async def start(self, cwd: str | None = None, python_path: str | None = None) -> None:
+    async def start(
+        self,
+        cwd: str | None = None,
+        python_path: str | None = None,
+        prefix: Sequence[str] = (),
+        stdin: int = asyncio.subprocess.DEVNULL,
+    ) -> None:
         """Start it and wait until it works."""
-        await self.launch(cwd, python_path, until="started")
+        await self.launch(cwd, python_path, prefix, stdin, until="started")
 
-    async def launch(
-        self, cwd: str | None = None, python_path: str | None = None, *, until: str = "listening"
+    async def launch(  # how a program can be started
+        self,
+        cwd: str | None = None,
+        python_path: str | None = None,
+        prefix: Sequence[str] = (),
+        stdin: int = asyncio.subprocess.DEVNULL,
+        *,
+        until: str = "listening",
     ) -> None:
         """Start it and wait until it listens, whether its database is there or not.
 
-        On the very code that the test imports, or the program itself on other code.
+        On the very code that the test imports. With `python_path` it is the program itself on other
+        code; with `prefix`, the command that runs it, such as `nohup`, the program itself on this.
         """
+        if prefix and python_path is None:
+            python_path = str(Path(mailer.__file__).parents[1])
         self.process = (
             await nursery.start(self.environ, Path(mailer.__file__).parents[1])
             if python_path is None
             else await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "mailer", "serve"),
+                *(*prefix, sys.executable, "-m", "mailer", "serve"),
                 env=self.environ | {"PYTHONPATH": python_path},
                 cwd=cwd,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # without a terminal, as a service has none
                 stderr=asyncio.subprocess.PIPE,
             )
         )
@@ -73,6 +89,13 @@ class MailerProcess:
                 self.events.append(msgspec.json.decode(line))
             except msgspec.DecodeError:
                 self.events.append({"event": "line", "line": line.decode()})
+
+    async def stop_reading(self) -> None:
+        """Close its log: what it still writes there finds no reader."""
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        if isinstance(self.process, asyncio.subprocess.Process):
+            self.process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # noqa: SLF001  # its reader cannot be closed otherwise
 
     async def event(self, name: str) -> dict[str, Any]:
         """Wait for an event in the log."""
@@ -178,10 +201,10 @@ async def mailers(database_url: str) -> AsyncIterator[Mailers]:
     """Give what starts mailer processes on a database, whose ledgers must add up at the end."""
     started: list[MailerProcess] = []
 
-    async def start(**settings: str) -> MailerProcess:
+    async def start(prefix: Sequence[str] = (), **settings: str) -> MailerProcess:
         process = MailerProcess(**{"database_url": database_url} | settings)
         started.append(process)
-        await process.start()
+        await process.start(prefix=prefix)
         return process
 
     yield start

@@ -7,10 +7,11 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from itertools import islice
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 from uuid import UUID
 
 import msgspec
@@ -66,7 +67,7 @@ def configure_logging(
     `level` is debug, info, warning or error. Without `log_format` a terminal gets `console` and
     anything else `json`; without `stream` it is standard error.
     """
-    stream = stream or sys.stderr
+    output = _LogStream(stream or sys.stderr)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     facts: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -78,15 +79,17 @@ def configure_logging(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _remember,
-        _renderer(log_format or ("console" if stream.isatty() else "json"), stream),
+        _renderer(log_format or ("console" if output.isatty() else "json"), output),
     ]
     structlog.configure(
         processors=[*facts, *line],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(
+            cast("TextIO", output)
+        ),  # it writes and flushes alone
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *facts],
@@ -100,6 +103,22 @@ def configure_logging(
     logging.captureWarnings(capture=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+class _LogStream:
+    """Where log lines go. A reader that is gone or a disk that is full stops nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.isatty = stream.isatty
+
+    def write(self, line: str) -> None:
+        with suppress(OSError):
+            self._stream.write(line)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _remember(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -174,7 +193,7 @@ def _safe_text(value: str) -> str:
     return PERSONAL.sub(HIDDEN, value)
 
 
-def _renderer(log_format: Literal["console", "json"], stream: TextIO) -> Processor:
+def _renderer(log_format: Literal["console", "json"], stream: _LogStream) -> Processor:
     if log_format == "json":
         return _render_json
     return structlog.dev.ConsoleRenderer(

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 
@@ -14,6 +13,7 @@ from litestar.types import ASGIApp
 
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
+from mailer.signals import handle_signals
 from mailer.web.connection import Limits, connection_class
 
 log = structlog.get_logger()
@@ -81,16 +81,14 @@ class Server(uvicorn.Server):
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
-    """Have SIGTERM and SIGINT call `stop`."""
+    """Have each signal that ends mailer call `stop`, and the others do nothing."""
 
     def on_signal() -> None:
         log.info("stopping")
         notify_systemd("STOPPING=1")
         stop()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    handle_signals(on_signal)
 
 
 def notify_systemd(*states: str) -> None:

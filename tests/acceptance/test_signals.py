@@ -1,0 +1,97 @@
+"""Signals end a mailer in order or do nothing: none leaves a message unknown."""
+
+import os
+import signal
+import sys
+
+import pytest
+from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.processes import Gateways, MailerProcess, Mailers
+
+SENDING = "SELECT count(*) FROM message WHERE status IN ('sending', 'unknown')"
+IN_TERMINAL = (
+    sys.executable,
+    "-c",
+    (
+        "import fcntl, os, sys, termios;"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    ),
+)
+"""Runs a command with its standard input as its terminal."""
+
+
+async def a_mailing_under_way(mailer: MailerProcess) -> int:
+    await add_clients(mailer, 200)
+    created = await mailer.call("POST", "/mailings", a_mailing(on_unknown="hold"), 201)
+    return int(created["id"])
+
+
+@pytest.mark.parametrize(
+    "name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO"]
+)
+async def test_a_signal_that_asks_for_nothing_mailer_has_is_logged_and_ignored(
+    start_gateway: Gateways, start_mailer: Mailers, name: str
+) -> None:
+    gateway = await start_gateway(latency=0.2)
+    mailer = await start_mailer(("env",), **gateway.settings)
+    mailing_id = await a_mailing_under_way(mailer)
+    await gateway.until_taken(20)
+    mailer.process.send_signal(signal.Signals[name])
+    assert (await mailer.event("signal_ignored"))["signal"] == name
+    assert (await mailer.finished(mailing_id))["delivered_messages"] == 200
+    assert await mailer.stop() == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT", "SIGPWR", "SIGXCPU"])
+async def test_a_signal_that_ends_mailer_leaves_nothing_unknown(
+    start_gateway: Gateways, start_mailer: Mailers, name: str
+) -> None:
+    gateway = await start_gateway(latency=0.2)
+    mailer = await start_mailer(**gateway.settings)
+    await a_mailing_under_way(mailer)
+    await gateway.until_taken(20)
+    assert await mailer.stop(signal.Signals[name]) == 0
+    assert await mailer.query(SENDING) == 0
+    assert await mailer.query("SELECT count(*) FROM message WHERE status = 'scheduled'") > 0
+
+
+async def test_under_nohup_a_lost_terminal_changes_nothing(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway(latency=0.2)
+    mailer = await start_mailer(("nohup",), **gateway.settings)
+    mailing_id = await a_mailing_under_way(mailer)
+    await gateway.until_taken(20)
+    mailer.process.send_signal(signal.SIGHUP)
+    assert (await mailer.finished(mailing_id))["delivered_messages"] == 200
+
+
+async def test_a_mailer_whose_terminal_is_closed_stops_in_order(
+    start_gateway: Gateways, database_url: str
+) -> None:
+    gateway = await start_gateway(latency=0.2)
+    ours, theirs = os.openpty()
+    mailer = MailerProcess(database_url=database_url, **gateway.settings)
+    await mailer.start(prefix=IN_TERMINAL, stdin=theirs)
+    os.close(theirs)
+    await a_mailing_under_way(mailer)
+    await gateway.until_taken(20)
+    os.close(ours)
+    assert await mailer.stop(0) == 0
+    assert [event["event"] for event in mailer.events if event["event"] == "stopping"]
+    assert await mailer.query(SENDING) == 0
+
+
+async def test_a_log_that_nobody_reads_any_more_stops_nothing(
+    start_gateway: Gateways, database_url: str
+) -> None:
+    gateway = await start_gateway(latency=0.02)
+    mailer = MailerProcess(database_url=database_url, log_level="debug", **gateway.settings)
+    await mailer.start(prefix=("env",))
+    await mailer.stop_reading()
+    await add_clients(mailer, 200)
+    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    assert (await mailer.finished(created["id"]))["delivered_messages"] == 200
+    mailer.process.send_signal(signal.SIGTERM)
+    await mailer.process.wait()
+    await mailer.session.close()
