@@ -84,9 +84,7 @@ def configure_logging(
     structlog.configure(
         processors=[*facts, *line],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(
-            cast("TextIO", output)
-        ),  # it writes and flushes alone
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", output)),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(output)
