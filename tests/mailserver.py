@@ -16,7 +16,10 @@ class Mailbox:
     """What a mail server took, from whom and for whom, and over which connection."""
 
     def __init__(self, refusing: str | None = None) -> None:
-        self.refusing = refusing
+        self.answers = {refusing: "550 5.1.1 no such user"} if refusing else {}
+        """What recipients are answered, other than that it is well."""
+        self.data_answer: str | None = None
+        """What a mail is answered instead of being taken."""
         self.envelopes: list[Envelope] = []
         self.was_encrypted: list[bool] = []
 
@@ -24,12 +27,14 @@ class Mailbox:
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: Any
     ) -> str:
         del server
-        if address == self.refusing:
-            return "550 5.1.1 no such user"
+        if answer := self.answers.get(address):
+            return answer
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
     async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # likewise
+        if self.data_answer is not None:
+            return self.data_answer
         self.envelopes.append(envelope)
         self.was_encrypted.append(session.ssl is not None)
         return "250 OK"

@@ -80,6 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     smtp_url: str | None = None
+    smtp_from: str | None = None
     report_recipients: str | None = None
     report_at: TimeOfDay = "08:00"
     report_time_zone: str = "UTC"

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,71 @@ async def test_report_that_comes_twice_has_one_message_id(
     mailbox.envelopes.clear()
     await mail.send_due(MORNING + A_DAY)
     assert mailbox.mail()["Message-ID"] != first
+
+
+async def test_recipient_refused_for_now_is_tried_again_and_the_others_get_it_once(
+    engine: AsyncEngine, mailbox: Mailbox, port: int
+) -> None:
+    mailbox.answers = {"boss@example.org": "450 4.2.0 greylisted"}
+    mail = daily_mail(engine, port)
+    with capture_logs() as logs:
+        await mail.send_due(MORNING)
+    assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["ops@example.org"]]
+    assert await value(engine, SENT) is None
+    assert [(event["event"], event["recipients"]) for event in logs] == [
+        ("report_deferred", 1),
+        ("report_sent", 1),
+    ]
+    assert "example.org" not in str(logs)
+
+    await mail.send_due(MORNING + LONGEST_PAUSE)  # still refused
+    assert len(mailbox.envelopes) == 1
+    mailbox.answers.clear()
+    await daily_mail(engine, port).send_due(MORNING + 2 * LONGEST_PAUSE)  # any process goes on
+
+    first, second = mailbox.envelopes
+    assert second.rcpt_tos == ["boss@example.org"]
+    assert message_id(first) == message_id(second)
+    assert await value(engine, SENT) == [DAY]
+
+
+def message_id(envelope: Envelope) -> str:
+    assert isinstance(envelope.content, bytes)
+    return str(message_from_bytes(envelope.content)["Message-ID"])
+
+
+async def test_recipient_refused_for_good_is_given_up(
+    engine: AsyncEngine, mailbox: Mailbox, port: int
+) -> None:
+    mailbox.answers = {
+        "boss@example.org": "550 5.1.1 <boss@example.org> unknown",
+        "ops@example.org": "452 4.2.2 full",
+    }
+    mail = daily_mail(engine, port)
+    with capture_logs() as logs:
+        await mail.send_due(MORNING)
+    assert {event["event"]: event["codes"] for event in logs} == {
+        "report_deferred": [452],
+        "report_refused": [550],
+    }
+    assert "example.org" not in str(logs)
+    mailbox.answers = {}
+    await mail.send_due(MORNING + LONGEST_PAUSE)
+    assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["ops@example.org"]]
+    assert await value(engine, SENT) == [DAY]
+
+
+@pytest.mark.parametrize("answer", ["421 4.3.2 shutting down", "451 4.3.0 try later"])
+async def test_server_that_breaks_off_is_tried_again_for_all(
+    engine: AsyncEngine, mailbox: Mailbox, port: int, answer: str
+) -> None:
+    mailbox.data_answer = answer
+    mail = daily_mail(engine, port)
+    await mail.send_due(MORNING)
+    assert not mailbox.envelopes
+    mailbox.data_answer = None
+    await mail.send_due(MORNING + LONGEST_PAUSE)
+    assert len(mailbox.envelopes[0].rcpt_tos) == 2
 
 
 class SlowMailbox(Mailbox):

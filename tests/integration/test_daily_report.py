@@ -26,7 +26,7 @@ from mailer.report.daily import (
     render_html,
     render_text,
 )
-from mailer.report.mail import MailNotSentError, post_of, send_report
+from mailer.report.mail import MailNotSentError, MailResult, post_of, send_report
 from mailer.report.model import MessageCounts, OutcomeCounts, ReasonCount
 from mailer.settings import Settings
 
@@ -294,7 +294,7 @@ async def test_mail_is_received_with_both_parts(
     assert mailbox.envelopes[0].rcpt_tos == ["boss@example.org", "ops@example.org"]
     mail = mailbox.mail()
     assert mail["Subject"] == "mailer, 2020-01-15: 1 delivered, 2 not"
-    assert mail["From"] == "mailer <boss@example.org>"
+    assert mail["From"] == "mailer <mailer@127.0.0.1>"
     assert mail["To"] == "boss@example.org, ops@example.org"
     assert mail["Message-ID"]
     assert mail["Date"].datetime == report.made_at.replace(microsecond=0)
@@ -416,12 +416,80 @@ async def test_one_refused_recipient_does_not_keep_the_report_from_others(
     assert mailbox.envelopes[0].rcpt_tos == ["ops@example.org"]
 
 
-async def test_report_that_nobody_may_get_is_said_in_one_line(
+async def test_recipients_are_told_apart_by_what_the_server_answers(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
-    port = await start_mail_server(Mailbox(refusing="boss@example.org"))
-    settings = Settings(smtp_url=f"smtp://127.0.0.1:{port}", report_recipients="boss@example.org")
-    assert "boss@example.org: 550 5.1.1 no such user" in await refusal(engine, settings)
+    mailbox = Mailbox(refusing="boss@example.org")
+    port = await start_mail_server(mailbox)
+    report, post = await sample_report(engine), post_of(settings_for(port))
+    assert await send_report(report, post) == MailResult(
+        accepted=["ops@example.org"], deferred={}, refused={"boss@example.org": 550}
+    )
+    mailbox.answers |= {"ops@example.org": "450 4.2.0 greylisted"}
+    assert await send_report(report, post) == MailResult(
+        accepted=[], deferred={"ops@example.org": 450}, refused={"boss@example.org": 550}
+    )
+
+
+async def test_log_names_no_recipient_that_the_server_names(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox()
+    mailbox.data_answer = "554 5.7.1 <boss@example.org>: not for boss@example.org, sorry"
+    said = await refusal(engine, settings_for(await start_mail_server(mailbox)))
+    assert said.endswith("554 5.7.1 <***>: not for ***, sorry")
+
+
+async def test_mail_without_a_login_is_encrypted_when_the_server_offers_it(
+    engine: AsyncEngine,
+    start_mail_server: StartMailServer,
+    certificate: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever signed the certificate: the other way would be clear text."""
+    monkeypatch.delenv("SSL_CERT_FILE")
+    mailbox = Mailbox()
+    port = await start_mail_server(mailbox, tls_context=certificate)
+    await send_report(await sample_report(engine), post_of(settings_for(port)))
+    assert mailbox.was_encrypted == [True]
+
+
+async def test_mail_is_made_of_short_lines_of_ascii(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox()
+    await send_report(
+        await sample_report(engine), post_of(settings_for(await start_mail_server(mailbox)))
+    )
+    content = mailbox.envelopes[0].content
+    assert isinstance(content, bytes)
+    assert content.isascii()
+    assert max(map(len, content.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("smtp_url", "smtp_from", "sender"),
+    [
+        ("smtp://mail.example.org", None, "mailer@mail.example.org"),
+        ("smtp://apikey:x@mail.example.org", None, "mailer@mail.example.org"),
+        ("smtp://me%40example.org:x@mail.example.org", None, "me@example.org"),
+        ("smtp://me%40example.org:x@mail.example.org", "sms@example.org", "sms@example.org"),
+        ("smtp://mail.example.org", " sms@пример.рф ", "sms@xn--e1afmkfd.xn--p1ai"),
+        ("smtp://127.0.0.1", None, "mailer@127.0.0.1"),
+        ("smtp://[::1]", None, "mailer@localhost"),
+    ],
+)
+def test_sender_is_as_set_else_the_login_else_mailer(
+    smtp_url: str, smtp_from: str | None, sender: str
+) -> None:
+    settings = Settings(smtp_url=smtp_url, smtp_from=smtp_from, report_recipients="a@b.org")
+    assert post_of(settings).sender == sender
+
+
+@pytest.mark.parametrize("wrong", ["boss", "a@b.org, c@d.org", "a@", "x <a@b.org>", "a@b..org"])
+def test_sender_that_is_no_address_is_refused(wrong: str) -> None:
+    with pytest.raises(StartError, match="MAILER_SMTP_FROM"):
+        post_of(Settings(smtp_url="smtp://h", smtp_from=wrong, report_recipients="a@b.org"))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.pop("data_dir")
     assert settings == {
         **dict.fromkeys(("database_url", "gateway_url", "gateway_token", "log_format")),
-        **dict.fromkeys(("smtp_url", "report_recipients", "trusted_proxies")),
+        **dict.fromkeys(("smtp_url", "smtp_from", "report_recipients", "trusted_proxies")),
         **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
         "key_rate": 100,
         "monitoring_token": None,

@@ -6,6 +6,7 @@ Rows of `message` name their client and mailing without a foreign key: see docs/
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Sequence,
@@ -395,6 +397,8 @@ report = Table(
     moment("taken_until"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     moment("sent_at", nullable=True),
+    # digests of the recipients that have it, or were refused for good
+    Column("decided", ARRAY(LargeBinary), nullable=False, server_default="{}"),
 )
 
 # One row: the mailings that are settled and not deleted, and the outcomes of all that are settled

@@ -5,7 +5,7 @@ from functools import partial
 
 from mailer.db.opening import on_database
 from mailer.report.daily import daily_report, render_text
-from mailer.report.mail import post_of, send_report
+from mailer.report.mail import MailNotSentError, post_of, send_report
 from mailer.settings import Settings
 
 
@@ -15,5 +15,8 @@ async def report(settings: Settings, day: date, *, send: bool) -> str:
     zone = settings.report_time_zone
     made = await on_database(settings, partial(daily_report, day=day, time_zone=zone))
     if post is not None:
-        await send_report(made, post)
+        result = await send_report(made, post)
+        if missed := {**result.deferred, **result.refused}:
+            said = ", ".join(f"{recipient} ({code})" for recipient, code in missed.items())
+            raise MailNotSentError(f"the mail server did not take the report for {said}")
     return render_text(made)

@@ -2,11 +2,12 @@
 
 import asyncio
 from datetime import date, datetime, time, timedelta
+from hashlib import sha256
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import structlog
-from sqlalchemy import Date, Row, TextClause, bindparam, func, select, text
+from sqlalchemy import ARRAY, Date, LargeBinary, Row, TextClause, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.report.daily import daily_report
@@ -40,6 +41,11 @@ def pause_after(attempts: int) -> timedelta:
     return min(LONGEST_PAUSE, FIRST_PAUSE * (1 << min(attempts - 1, 10)))
 
 
+def _digest(recipient: str) -> bytes:
+    """Return what stands for a recipient in the database, which holds no staff's addresses."""
+    return sha256(recipient.lower().encode()).digest()
+
+
 # Days on which no process ran are made up for; before the first report there is none to make up.
 ADD = text("""
     INSERT INTO report (day, taken_until)
@@ -57,11 +63,13 @@ TAKE = text("""
                  WHERE sent_at IS NULL AND taken_until <= :now AND day > :oldest
                     AND (SELECT sending_is_allowed())
                  ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING day, id, attempts""")
+    RETURNING day, id, attempts, decided""")
 MARK = text("UPDATE report SET sent_at = now() WHERE day = :day")
-PUT_OFF = text("""
-    UPDATE report SET taken_until = :until
-    WHERE day = :day AND attempts = :attempts AND sent_at IS NULL""")
+RESCHEDULE = text("""
+    UPDATE report SET taken_until = :until, decided = :decided
+    WHERE day = :day AND attempts = :attempts AND sent_at IS NULL""").bindparams(
+    bindparam("decided", type_=ARRAY(LargeBinary))
+)
 
 
 class DailyMail:
@@ -99,30 +107,46 @@ class DailyMail:
     async def send_due(self, now: datetime) -> None:
         """Send the oldest report that is due at `now`, if any is and no other process sends it.
 
-        No connection is held while the mail goes out. One that the mail server does not take is
-        put off, each time for longer.
+        No connection is held while the mail goes out. A report that the mail server does not take,
+        for all or for some recipients, is scheduled again, each time later; who has it already,
+        or was refused for good, is left out then.
         """
         taken = await self._take(now)
         if taken is None:
             return
+        pending = [each for each in self._post.recipients if _digest(each) not in taken.decided]
+        decided, is_complete = list(taken.decided), True
+        if pending:
+            decided, is_complete = await self._send(taken, pending)
+        if is_complete:
+            await self._write(MARK, day=taken.day)
+        else:
+            until = now + pause_after(taken.attempts)
+            this = {"day": taken.day, "attempts": taken.attempts}
+            await self._write(RESCHEDULE, **this, until=until, decided=decided)
+
+    async def _send(
+        self, taken: Row[tuple[date, UUID, int, list[bytes]]], pending: list[str]
+    ) -> tuple[list[bytes], bool]:
+        """Send a report; return for whom it is decided, as digests, and whether that is all."""
         report = await daily_report(self._engine, taken.day, self._time_zone)
-        this = {"day": taken.day}
         try:
-            await send_report(report, self._post, f"report.{taken.day}.{taken.id}")
+            result = await send_report(
+                report, self._post, f"report.{taken.day}.{taken.id}", pending
+            )
         except MailNotSentError as error:
-            pause = pause_after(taken.attempts)
             log.warning(
                 "report_failed",
                 day=taken.day,
                 attempts=taken.attempts,
                 reason=str(error),
-                again_in=pause.total_seconds(),
+                again_in=pause_after(taken.attempts).total_seconds(),
             )
-            await self._write(PUT_OFF, **this, attempts=taken.attempts, until=now + pause)
-        else:
-            await self._write(MARK, **this)
+            return taken.decided, False
+        decided = (*result.accepted, *result.refused)
+        return [*taken.decided, *map(_digest, decided)], not result.deferred
 
-    async def _take(self, now: datetime) -> Row[tuple[date, UUID, int]] | None:
+    async def _take(self, now: datetime) -> Row[tuple[date, UUID, int, list[bytes]]] | None:
         newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
         taking = {"now": now, "until": now + LEASE, "oldest": newest - OLDEST}
         async with self._engine.begin() as connection:
