@@ -203,6 +203,27 @@ async def test_a_large_refusal_is_not_kept_and_what_did_something_is(
     assert is_same(first, await post(api, NEW_MAILING, "done"))
 
 
+async def test_refusals_of_an_owner_are_kept_up_to_a_number_and_leave_nothing_beyond(
+    engine: AsyncEngine, api: httpx.AsyncClient
+) -> None:
+    refused = ("/clients", {"json": {"phone": "1"}})
+    await execute(
+        engine,
+        f"""INSERT INTO idempotency (owner, key, attempt, taken_until, status, body)
+            SELECT 'anybody', 'kept ' || n, gen_random_uuid(), now(), 400, ''
+            FROM generate_series(1, {claims.MOST_REFUSALS - 1}) AS n""",  # noqa: S608  # a number
+    )
+    await post(api, refused, "the-last-kept")
+    assert is_replay(await post(api, refused, "the-last-kept"))
+    before = await value(engine, KEYS)
+    for _ in range(2):
+        answer = await post(api, refused, "one-too-many")
+        assert (answer.status_code, is_replay(answer)) == (400, False)
+    assert await value(engine, KEYS) == before
+    done = await post(api, NEW_MAILING, "done")
+    assert is_same(done, await post(api, NEW_MAILING, "done"))
+
+
 async def test_a_body_of_which_not_all_was_read_may_come_again(api: httpx.AsyncClient) -> None:
     wrong = await post(api, ("/clients/import", {"content": FILE}))
     assert wrong.status_code == 415

@@ -155,4 +155,5 @@ idempotency = Table(
     PrimaryKeyConstraint("owner", "key"),
     Index(None, "created_at"),
     Index(None, "client_id", postgresql_where=text("client_id IS NOT NULL")),
+    Index("idempotency_refusal_idx", "owner", postgresql_where=text("status >= 400")),
 )

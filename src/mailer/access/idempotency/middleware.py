@@ -56,9 +56,10 @@ NOT_KEPT = frozenset(
     }
 )
 """Answers that may be another the next time, beside those that tell of a failure here."""
-LARGEST_REFUSAL = 64 * 1024
-"""Bytes of a refusal that is kept, which costs who asks nothing: a larger one is made anew. What
-did something is kept whatever its size, which its model bounds."""
+LARGEST_REFUSAL = 16 * 1024
+"""Bytes of a refusal that is kept, which costs who asks nothing: a larger one is made anew, and so
+is one past the `MOST_REFUSALS` of its owner. What did something is kept whatever its size, which
+its model bounds."""
 PATIENCE = 30.0
 """Seconds that a repeat waits for the first answer, or half a lease if that is shorter."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
@@ -200,7 +201,11 @@ class Idempotency(ASGIMiddleware):
             await self._give_up(claim)
             return answer
         claim.digest = asked.digest
+        is_refusal = answer.status >= HTTPStatus.BAD_REQUEST
         async with self._engine.connect() as connection:
+            if is_refusal and not await claims.may_keep_refusal(connection, claim):
+                await claims.give_up(connection, claim)
+                return answer
             is_redirect = answer.location is not None
             kept = (LOCATION, answer.location) if is_redirect else (answer.media_type, answer.body)
             if await claims.answer(connection, claim, answer.status, *kept):

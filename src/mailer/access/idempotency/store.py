@@ -103,6 +103,10 @@ RENEW = text(f"""
 GIVE_UP = text(f"""
     UPDATE idempotency SET taken_until = now()
     WHERE {MINE} AND status IS NULL""")  # noqa: S608  # likewise
+# What did nothing leaves no row: its next repeat begins anew.
+DROP = text(f"""
+    DELETE FROM idempotency
+    WHERE {MINE} AND status IS NULL AND effect IS NULL""")  # noqa: S608  # likewise
 ANSWER = text(f"""
     UPDATE idempotency SET taken_until = now(), digest = :digest, status = :status,
         media_type = :media_type, body = :body
@@ -116,7 +120,21 @@ async def renew(connection: AsyncConnection, claim: Claim, lease: timedelta) -> 
 
 async def give_up(connection: AsyncConnection, claim: Claim) -> None:
     """Let the next who repeats the request work on it, from where it stands."""
-    await connection.execute(GIVE_UP, _mine(claim))
+    if (await connection.execute(DROP, _mine(claim))).rowcount == 0:
+        await connection.execute(GIVE_UP, _mine(claim))
+
+
+MOST_REFUSALS = 1000
+"""Refusals of one owner that are kept at a time."""
+COUNT_REFUSALS = text("""
+    SELECT count(*) FROM (
+        SELECT FROM idempotency WHERE owner = :owner AND status >= 400 LIMIT :most) AS kept""")
+
+
+async def may_keep_refusal(connection: AsyncConnection, claim: Claim) -> bool:
+    """Return whether the owner of a claim has fewer refusals kept than `MOST_REFUSALS`."""
+    given = {"owner": claim.owner, "most": MOST_REFUSALS}
+    return bool((await connection.execute(COUNT_REFUSALS, given)).scalar_one() < MOST_REFUSALS)
 
 
 async def answer(
