@@ -1,8 +1,9 @@
 """Whether every message is accounted for while everything breaks, again and again.
 
 A PostgreSQL that is restarted, crashed and kept down, a gateway that is slow, wrong, frozen and
-away, two mailers that are killed, frozen and started again, and strangers who send hostile files
-and heads, while mailings of every kind are made, changed, paused, cancelled, retried and deleted.
+away, two mailers that are killed, frozen and started again, a clock of theirs that is set, and
+strangers who send hostile files and heads, while mailings of every kind are made, changed, paused,
+cancelled, retried and deleted.
 Then the gateway's own log is compared with the ledgers and the messages row by row, and with every
 state that they went through. Limit: no row that the contract does not explain. Takes the minutes
 asked for and some seconds more.
@@ -36,6 +37,7 @@ from soaking.record import follow, read_record
 from soaking.requests import check_requests
 from soaking.silence import check_silence
 from soaking.troubles import Fleet, fleet_on, trouble_all, trouble_database, trouble_gateway
+from soaking.wall_clock import trouble_clock
 
 LAST = timedelta(seconds=5)
 """How long the last mailings go on when nothing is broken any more."""
@@ -71,6 +73,7 @@ async def run(  # noqa: PLR0913, PLR0917  # one for each part
         tasks.create_task(trouble_all(fleet, journal, draw.part("all")))
         tasks.create_task(trouble_database(database, journal, draw.part("database")))
         tasks.create_task(trouble_gateway(sandbox, journal, draw.part("gateway")))
+        tasks.create_task(trouble_clock(fleet.clock, journal, draw.part("clock")))
         tasks.create_task(trouble_imports(fleet, journal, draw.part("imports")))
         tasks.create_task(trouble_heads(fleet, journal, draw.part("heads")))
         tasks.create_task(operator.run())

@@ -24,6 +24,7 @@ from soaking.journal import (
     RETRY_CAP,
     Journal,
 )
+from soaking.wall_clock import WallClock
 
 PORTS = range(20_000, 30_000)
 """Below those that connections are given, so that nobody takes the gateway's while it is down."""
@@ -119,14 +120,22 @@ def _free_port() -> int:
 class Life:
     """One run of `mailer serve`, from its start to its end, under a role of its own."""
 
-    def __init__(self, name: str, database_url: str, gateway_url: str, journal: Journal) -> None:
+    def __init__(  # all that it meets
+        self,
+        name: str,
+        database_url: str,
+        gateway_url: str,
+        journal: Journal,
+        clock: WallClock,
+    ) -> None:
         self.name = name
         self.address: str | None = None
         self.is_serving = asyncio.Event()
         settings = SETTINGS | {"database_url": database_url, "gateway_url": gateway_url}
         inherited = {key: value for key, value in os.environ.items() if "MAILER_" not in key}
         given = {f"MAILER_{key.upper()}": str(value) for key, value in settings.items()}
-        self._environ = inherited | given
+        self._environ = inherited | given | clock.environ
+        self._clock = clock
         self._journal = journal
         self._process: asyncio.subprocess.Process | None = None
 
@@ -191,7 +200,9 @@ class Life:
             self.is_serving.set()
             self._journal.uptimes[self.name] = [time.time()]
         if name.startswith("breaker_"):
-            at = datetime.fromisoformat(event["timestamp"]).timestamp()
+            at = datetime.fromisoformat(event["timestamp"]).timestamp() - self._clock.ahead
+            if abs(at - time.time()) > 1:  # its clock has stepped since
+                at = time.time()
             self._journal.breaker(self.name, at, event.get("seconds"))
         if level not in {"debug", "info"}:
             self._journal.events[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1

@@ -14,6 +14,7 @@ import harness
 from soaking.journal import Draw, Journal
 from soaking.postgres import Postgres
 from soaking.processes import Life, Sandbox
+from soaking.wall_clock import WallClock
 
 LIVES = 2_000
 """Runs of mailer that have a role each; more than a day's."""
@@ -38,6 +39,7 @@ class Fleet:
         self._folder = folder
         self._journal = journal
         self._draw = draw
+        self.clock = WallClock(folder)
         self._numbers = count(1)
         self._may_run = asyncio.Event()
         self._may_run.set()
@@ -85,7 +87,7 @@ class Fleet:
 
     async def _start(self) -> Life:
         name = f"life_{next(self._numbers)}"
-        life = Life(name, self._database.url(name), self._gateway_url, self._journal)
+        life = Life(name, self._database.url(name), self._gateway_url, self._journal, self.clock)
         self.alive.append(life)
         await life.start(self._folder)
         return life
