@@ -185,8 +185,7 @@ async def take_audience(engine: AsyncEngine) -> None:
 
 async def begin(engine: AsyncEngine) -> int:
     """Begin the mailing that is due, take its audience and return its id."""
-    mailing_id = await do(engine, moving.begin_due)
-    assert mailing_id is not None
+    [mailing_id] = await do(engine, moving.begin_due)
     await take_audience(engine)
     return mailing_id
 
@@ -219,15 +218,16 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
                 await do(engine, moving.finish)
 
 
-async def under_way(engine: AsyncEngine) -> tuple[datetime, list[RunningMailing]]:
-    """Return the database's time, and what a process knows of the mailings."""
+async def under_way(engine: AsyncEngine) -> list[RunningMailing]:
+    """Return what a worker knows of the mailings."""
     async with engine.connect() as pooled:
-        return await moving.under_way(await raw(pooled))
+        known = await moving.under_way(await raw(pooled))
+    return [mailing for mailing in known.values() if mailing is not None]
 
 
 async def running(engine: AsyncEngine) -> list[RunningMailing]:
-    """Return the mailings that a process would begin to send for."""
-    return [mailing for mailing in (await under_way(engine))[1] if mailing.may_send]
+    """Return the mailings that a worker would begin to send for."""
+    return [mailing for mailing in await under_way(engine) if mailing.may_send]
 
 
 async def claim(
@@ -235,7 +235,9 @@ async def claim(
 ) -> list[ClaimedMessage]:
     """Claim messages that are due."""
     async with engine.connect() as pooled:
-        return await messages.claim(await raw(pooled), [mailing_id], count, OWNER, lease)
+        return await messages.claim(
+            await raw(pooled), {mailing_id: messages.START}, count, OWNER, lease
+        )
 
 
 async def finish(engine: AsyncEngine, *finished: FinishedMessage) -> int:

@@ -121,7 +121,7 @@ async def test_a_mailing_whose_audience_is_taken_has_all_without_an_outcome(
     await add_clients(engine, 4_000, "916", "UTC")
     draft = a_draft()
     await service.create(engine, draft, COMMAND_LINE)
-    mailing_id = await do(engine, moving.begin_due)
+    [mailing_id] = await do(engine, moving.begin_due)
     assert mailing_id is not None
     for reached in (250, 500):  # of the first chunk of 500, and of 5,500
         await do(engine, audience.take_chunk)

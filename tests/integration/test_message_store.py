@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.patience import PATIENCE
 from tests.sample import (
     LEASE,
+    NOON,
     OWNER,
     add_clients,
     add_due_messages,
@@ -40,7 +41,7 @@ async def claim_one(
     engine: AsyncEngine, claimer: asyncpg.Connection, lease: timedelta = LEASE
 ) -> ClaimedMessage:
     mailing_id = await add_due_messages(engine, 1)
-    (claim,) = await store.claim(claimer, [mailing_id], 1, OWNER, lease)
+    (claim,) = await store.claim(claimer, {mailing_id: store.START}, 1, OWNER, lease)
     return claim
 
 
@@ -51,7 +52,7 @@ async def test_claim_takes_the_oldest_due_up_to_the_share_of_each_mailing(
     oldest = datetime.now(UTC) - 100_000 * HOUR
     await add_messages(engine, large, await add_clients(engine, 2), "scheduled", at=oldest)
 
-    claims = await store.claim(claimer, [large, small], 2, OWNER, LEASE)
+    claims = await store.claim(claimer, {large: store.START, small: store.START}, 2, OWNER, LEASE)
 
     assert sorted(claim.mailing_id for claim in claims) == [large, large, small]
     assert all(claim.attempts == 1 for claim in claims)
@@ -70,7 +71,7 @@ async def test_claim_takes_nothing_that_is_not_due_or_not_scheduled(
     await add_messages(engine, mailing_id, clients[1:2], "delivered")
     await add_messages(engine, mailing_id, clients[2:], "cancelled", "expired")
 
-    assert await store.claim(claimer, [mailing_id], 9, OWNER, LEASE) == []
+    assert await store.claim(claimer, {mailing_id: store.START}, 9, OWNER, LEASE) == []
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ async def test_claim_takes_nothing_of_a_mailing_that_must_not_send(
     mailing_id = await add_due_messages(engine, 2)
     await claimer.execute(f"UPDATE mailing SET {change}")  # noqa: S608  # of a test
 
-    assert await store.claim(claimer, [mailing_id], 9, OWNER, LEASE) == []
+    assert await store.claim(claimer, {mailing_id: store.START}, 9, OWNER, LEASE) == []
 
 
 async def test_claim_takes_nothing_of_a_mailing_that_is_not_asked_for(
@@ -98,7 +99,7 @@ async def test_claim_takes_nothing_of_a_mailing_that_is_not_asked_for(
 ) -> None:
     asked, _ = await add_due_messages(engine, 1), await add_due_messages(engine, 1)
 
-    claims = await store.claim(claimer, [asked], 9, OWNER, LEASE)
+    claims = await store.claim(claimer, {asked: store.START}, 9, OWNER, LEASE)
 
     assert [claim.mailing_id for claim in claims] == [asked]
 
@@ -108,9 +109,11 @@ async def test_two_claimers_at_once_never_take_the_same_message(
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     async with claimer.transaction():
-        first = await store.claim(claimer, [mailing_id], 3, OWNER, LEASE)
+        first = await store.claim(claimer, {mailing_id: store.START}, 3, OWNER, LEASE)
         # it passes over the three and waits with the other two, for the ledger's row
-        claiming = asyncio.create_task(store.claim(other, [mailing_id], 3, uuid4(), LEASE))
+        claiming = asyncio.create_task(
+            store.claim(other, {mailing_id: store.START}, 3, uuid4(), LEASE)
+        )
         await asyncio.wait({claiming}, timeout=0.2)
     second = await claiming
 
@@ -123,16 +126,16 @@ async def test_what_another_is_claiming_is_passed_over_without_waiting(
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
     async with claimer.transaction():
-        await store.claim(claimer, [mailing_id], 2, OWNER, LEASE)
+        await store.claim(claimer, {mailing_id: store.START}, 2, OWNER, LEASE)
         async with asyncio.timeout(PATIENCE):
-            assert await store.claim(other, [mailing_id], 2, uuid4(), LEASE) == []
+            assert await store.claim(other, {mailing_id: store.START}, 2, uuid4(), LEASE) == []
 
 
 async def test_ledger_moves_with_claim_and_finish(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    first, second = await store.claim(claimer, [mailing_id], 2, OWNER, LEASE)
+    first, second = await store.claim(claimer, {mailing_id: store.START}, 2, OWNER, LEASE)
     assert await ledger(engine, mailing_id) == {"scheduled": 1, "sending": 2}
 
     finished = [
@@ -169,7 +172,7 @@ async def test_finish_of_a_claim_handed_back_and_made_anew_changes_nothing(
     claim = await claim_one(engine, claimer)
     handed_back = FinishedMessage(claim, "scheduled", 0)
     assert len(await store.finish(claimer, OWNER, [handed_back])) == 1
-    (again,) = await store.claim(claimer, [claim.mailing_id], 1, OWNER, LEASE)
+    (again,) = await store.claim(claimer, {claim.mailing_id: store.START}, 1, OWNER, LEASE)
     assert (again.id, again.attempts) == (claim.id, claim.attempts)
 
     # as the recorder writes once more when the connection was lost before the answer
@@ -185,7 +188,7 @@ async def failed(claimer: asyncpg.Connection, claim: ClaimedMessage, reason: str
 
 
 async def claim_again(claimer: asyncpg.Connection, claim: ClaimedMessage) -> ClaimedMessage:
-    (again,) = await store.claim(claimer, [claim.mailing_id], 1, OWNER, LEASE)
+    (again,) = await store.claim(claimer, {claim.mailing_id: store.START}, 1, OWNER, LEASE)
     assert again.id == claim.id
     return again
 
@@ -256,8 +259,8 @@ async def test_claims_that_nobody_knows_of_go_back_to_where_they_were(
     await failed(claimer, tried, "http_503")
     await claim_again(claimer, tried)
     mailing_id = await add_due_messages(engine, 3)
-    held, untried = await store.claim(claimer, [mailing_id], 2, OWNER, LEASE)
-    (of_another,) = await store.claim(claimer, [mailing_id], 1, uuid4(), LEASE)
+    held, untried = await store.claim(claimer, {mailing_id: store.START}, 2, OWNER, LEASE)
+    (of_another,) = await store.claim(claimer, {mailing_id: store.START}, 1, uuid4(), LEASE)
 
     assert await store.let_go(claimer, OWNER, {held.id}) == 2
 
@@ -275,7 +278,7 @@ async def test_failure_that_was_the_gateways_costs_no_attempt(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    *blamed, other = await store.claim(claimer, [mailing_id], 3, OWNER, LEASE)
+    *blamed, other = await store.claim(claimer, {mailing_id: store.START}, 3, OWNER, LEASE)
     for claim in (*blamed, other):
         await failed(claimer, claim, "http_503")
 
@@ -331,19 +334,55 @@ async def test_attempt_is_not_given_back_to_a_message_that_does_not_wait(
     assert await state(engine, claim.id) == (status, None, 1)
 
 
-async def test_seconds_to_next_due_are_those_of_the_earliest_message_that_waits(
+async def test_first_that_waits_is_told_with_its_place_and_the_seconds_until_it_is_due(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     asked, other = await add_due_messages(engine, 0), await add_due_messages(engine, 0)
     clients = await add_clients(engine, 2)
     now = datetime.now(UTC)
-    assert await store.seconds_to_next_due(claimer, [asked, other]) is None
+    everything = {asked: None, other: None}
+    assert await store.first_waiting(claimer, everything) == []
 
     await add_messages(engine, asked, clients[:1], "delivered", at=now)
     await add_messages(engine, asked, clients[1:], "scheduled", at=now + HOUR)
-    await add_messages(engine, other, clients, "scheduled", at=now + HOUR / 2)
+    await add_messages(engine, other, clients, "scheduled", at=now - HOUR)
+    await add_messages(engine, other, [100], "scheduled", at=now + HOUR / 2)
 
-    assert await store.seconds_to_next_due(claimer, [asked]) == pytest.approx(3600, abs=5)
-    assert await store.seconds_to_next_due(claimer, [asked, other]) == pytest.approx(1800, abs=5)
-    await claimer.execute("UPDATE message SET due_at = now() - interval '9 s'")
-    assert await store.seconds_to_next_due(claimer, [asked]) == pytest.approx(-9, abs=5)
+    found = {
+        mailing: (due_at, seconds)
+        for mailing, (due_at, _), seconds in await store.first_waiting(claimer, everything)
+    }
+    assert (found[asked][0], found[other][0]) == (now + HOUR, now - HOUR)
+    assert found[asked][1] == pytest.approx(3600, abs=60)
+    assert found[other][1] == pytest.approx(-3600, abs=60)
+    [(_, place, _)] = await store.first_waiting(claimer, {other: now})
+    assert place[0] == now + HOUR / 2
+
+
+async def test_claims_go_on_from_a_place_and_reach_every_message_once(
+    engine: AsyncEngine, claimer: asyncpg.Connection
+) -> None:
+    mailing_id = await add_due_messages(engine, 5)
+    clients = await add_clients(engine, 4)
+    await add_messages(engine, mailing_id, clients, "scheduled", at=NOON)
+    place, claimed = store.START, []
+    while claims := await store.claim(claimer, {mailing_id: place}, 2, OWNER, LEASE):
+        places = [(claim.due_at, claim.id) for claim in claims]
+        assert min(places) > place
+        place = max(places)
+        claimed += [claim.id for claim in claims]
+    assert len(claimed) == len(set(claimed)) == 9
+
+
+async def test_a_claim_behind_a_place_leaves_what_is_before_it(
+    engine: AsyncEngine, claimer: asyncpg.Connection
+) -> None:
+    mailing_id = await add_due_messages(engine, 2)
+    (first,) = await store.claim(claimer, {mailing_id: store.START}, 1, OWNER, LEASE)
+    await store.finish(claimer, OWNER, [FinishedMessage(first, "scheduled", 0)])
+
+    behind = (first.due_at, first.id)
+    (second,) = await store.claim(claimer, {mailing_id: behind}, 9, OWNER, LEASE)
+    assert second.id > first.id
+    (again,) = await store.claim(claimer, {mailing_id: store.START}, 9, OWNER, LEASE)
+    assert again.id == first.id

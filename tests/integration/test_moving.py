@@ -197,7 +197,7 @@ async def test_what_is_under_way_is_told_and_whether_requests_for_it_may_begin(
         f"UPDATE mailing SET deleted_at = now() WHERE id = {deleted}",  # noqa: S608  # of a test
     )
 
-    _, told = await under_way(engine)
+    told = await under_way(engine)
 
     assert {mailing.id: mailing.may_send for mailing in told} == {
         over: False,
@@ -205,16 +205,6 @@ async def test_what_is_under_way_is_told_and_whether_requests_for_it_may_begin(
         paused: False,
         planned: False,
     }
-
-
-async def test_the_databases_time_is_told_whether_or_not_a_mailing_is_under_way(
-    engine: AsyncEngine,
-) -> None:
-    for clients in (0, 1):
-        now, told = await under_way(engine)
-        assert len(told) == clients
-        assert abs(now - datetime.now(UTC)) < timedelta(seconds=10)
-        await add_due_messages(engine, 1)
 
 
 # ---- two processes --------------------------------------------------------------------------
@@ -227,12 +217,12 @@ async def test_two_processes_begin_each_mailing_once_the_earliest_first(
     later = await add_mailing(engine, start=now - HOUR, status="scheduled")
     earlier = await add_mailing(engine, start=now - 2 * HOUR, status="scheduled")
     async with asyncio.timeout(PATIENCE):
-        assert await moving.begin_due(other) == earlier
-        assert await do(engine, moving.begin_due) == later
-        assert await do(engine, moving.begin_due) is None
+        assert await moving.begin_due(other, 1) == [earlier]
+        assert await do(engine, moving.begin_due) == [later]
+        assert await do(engine, moving.begin_due) == []
     await other.commit()
 
-    assert await do(engine, moving.begin_due) is None
+    assert await do(engine, moving.begin_due) == []
     assert {mailing.id for mailing in await running(engine)} == {later, earlier}
 
 
@@ -240,10 +230,10 @@ async def test_mailing_whose_beginning_was_rolled_back_begins_again(
     engine: AsyncEngine, other: AsyncConnection
 ) -> None:
     mailing_id = await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
-    assert await moving.begin_due(other) == mailing_id
+    assert await moving.begin_due(other) == [mailing_id]
     await other.rollback()
 
-    assert await do(engine, moving.begin_due) == mailing_id
+    assert await do(engine, moving.begin_due) == [mailing_id]
 
 
 async def test_two_processes_clear_each_message_once(

@@ -57,7 +57,7 @@ async def test_process_names_itself_while_it_follows_the_mailings(
     engine: AsyncEngine, server_url: str
 ) -> None:
     started_at = datetime.now(UTC)
-    watch = MailingWatch(await url_of(engine, server_url), Requests(), lambda: None)
+    watch = MailingWatch(await url_of(engine, server_url), Requests(), lambda _: None)
     following = asyncio.create_task(watch.run())
     try:
         [process] = await until_at_work(engine, 1)

@@ -25,7 +25,7 @@ ADD_MAILINGS = f"""
 @asynccontextmanager
 async def at_work(database_url: str, running: int) -> AsyncIterator[MailingWatch]:
     """Follow the mailings as a worker does, of which so many run."""
-    watch = MailingWatch(database_url, Requests(), lambda: None)
+    watch = MailingWatch(database_url, Requests(), lambda _: None)
     following = asyncio.create_task(watch.run())
 
     async def is_running() -> bool | None:

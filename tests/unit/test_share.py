@@ -1,70 +1,97 @@
 """How much is claimed, and from whom."""
 
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailer.dispatch.share import FairShare, Stock
 
 
-def test_everybody_is_asked_first() -> None:
-    shares = FairShare(again_after=1)
-    asked, share = shares.turn([1, 2, 3], 30, now=0)
+def asking(mailings: Iterable[int]) -> FairShare:
+    """A share that is to ask these mailings."""
+    shares = FairShare()
+    shares.ask(mailings)
+    return shares
+
+
+def test_who_is_to_be_asked_is_asked_with_an_equal_share() -> None:
+    asked, share = asking([1, 2, 3]).turn({1, 2, 3}, 30, now=0)
     assert sorted(asked) == [1, 2, 3]
     assert share == 10
 
 
 def test_one_mailing_alone_gets_all_the_room() -> None:
-    assert FairShare(again_after=1).turn([7], 50, now=0) == ([7], 50)
+    assert asking([7]).turn({7}, 50, now=0) == ([7], 50)
 
 
-def test_nobody_to_ask_is_no_error() -> None:
-    asked, _ = FairShare(again_after=1).turn([], 50, now=0)
+def test_who_is_not_to_be_asked_is_not_asked() -> None:
+    asked, _ = FairShare().turn({1, 2}, 50, now=0)
     assert asked == []
 
 
-def test_who_gave_a_full_share_is_asked_again_and_who_had_less_is_not() -> None:
-    shares = FairShare(again_after=1)
-    asked, share = shares.turn([1, 2], 10, now=0)
-    shares.served(asked, share, {1: share, 2: share - 1})
+def test_who_gave_a_full_share_is_asked_again_and_who_had_less_is_told() -> None:
+    shares = asking([1, 2])
+    asked, share = shares.turn({1, 2}, 10, now=0)
+    assert shares.served(asked, share, {1: share, 2: share - 1}) == [2]
     assert shares.is_hungry
-    assert shares.turn([1, 2], 10, now=0.5) == ([1], 10)
+    assert shares.turn({1, 2}, 10, now=0) == ([1], 10)
 
 
-def test_a_round_ends_when_nobody_had_a_full_share() -> None:
-    shares = FairShare(again_after=1)
-    asked, share = shares.turn([1, 2], 10, now=0)
-    shares.served(asked, share, {})
-    assert not shares.is_hungry
-    asked, _ = shares.turn([1, 2], 10, now=0.1)
-    assert sorted(asked) == [1, 2]
+def test_who_waits_is_asked_when_its_moment_has_come() -> None:
+    shares = FairShare()
+    shares.wait(1, 5)
+    shares.wait(1, 7)  # earlier counts
+    shares.wait(2, 6)
+    assert shares.next_moment() == 5
+    assert shares.turn({1, 2}, 10, now=4)[0] == []
+    assert shares.turn({1, 2}, 10, now=5)[0] == [1]
+    assert shares.next_moment() == 6
+    shares.ask([2])
+    assert shares.next_moment() is None
+    assert shares.turn({1, 2}, 10, now=5)[0] == [2]
 
 
-def test_now_and_then_all_are_asked_and_who_still_has_much_comes_first() -> None:
-    shares = FairShare(again_after=1)
-    asked, share = shares.turn([1, 2], 10, now=5)
-    shares.served(asked, share, {2: share})
-    asked, _ = shares.turn([1, 2, 3], 30, now=6)
-    assert asked[0] == 2
-    assert sorted(asked) == [1, 2, 3]
+def test_a_mailing_that_is_asked_for_again_meanwhile_is_asked_again() -> None:
+    shares = asking([1])
+    asked, share = shares.turn({1}, 10, now=0)
+    shares.ask([1])
+    assert shares.served(asked, share, {}) == []
+    assert shares.turn({1}, 10, now=0)[0] == [1]
 
 
-def test_all_are_asked_in_the_next_turn_when_one_may_have_something_due_again() -> None:
-    shares = FairShare(again_after=1)
-    asked, share = shares.turn([1, 2], 10, now=5)
-    shares.served(asked, share, {1: share})
-    shares.ask_all()
-    asked, _ = shares.turn([1, 2], 10, now=5.1)
-    assert asked == [1, 2]
-    shares.served(asked, 5, {1: 5})
-    assert shares.turn([1, 2], 10, now=5.2) == ([1], 10)
-
-
-def test_a_mailing_that_no_longer_runs_is_not_asked_in_the_next_round() -> None:
-    shares = FairShare(again_after=1)
-    asked, share = shares.turn([1, 2], 10, now=0)
+def test_a_mailing_that_no_longer_runs_is_not_asked() -> None:
+    shares = asking([1, 2])
+    asked, share = shares.turn({1, 2}, 10, now=0)
     shares.served(asked, share, {1: share, 2: share})
-    asked, _ = shares.turn([2], 10, now=2)
-    assert asked == [2]
+    shares.ask([3])
+    assert shares.turn({2}, 10, now=0)[0] == [2]
+
+
+def test_a_new_mailing_does_not_wait_for_thousands_that_came_before() -> None:
+    running = range(10_001)
+    shares = asking(range(10_000))
+    for _ in range(3):
+        asked, share = shares.turn(running, 20, now=0)
+        shares.served(asked, share, dict.fromkeys(asked, share))
+    shares.ask([10_000])
+    assert 10_000 in shares.turn(running, 20, now=0)[0]
+
+
+def test_thousands_of_new_mailings_leave_half_to_the_line() -> None:
+    shares = asking([1])
+    asked, share = shares.turn([1], 20, now=0)
+    shares.served(asked, share, {1: share})
+    shares.ask(range(2, 10_000))
+    assert 1 in shares.turn(range(10_000), 20, now=0)[0]
+
+
+def test_the_earliest_of_the_new_is_not_kept_waiting_by_later_ones() -> None:
+    shares = asking([0])
+    for turn in range(3):
+        shares.ask(range(100 * turn + 1, 100 * turn + 101))
+        asked, _ = shares.turn(range(1000), 2, now=0)
+        assert turn > 0 or 0 in asked
 
 
 @given(
@@ -73,7 +100,7 @@ def test_a_mailing_that_no_longer_runs_is_not_asked_in_the_next_round() -> None:
     turns=st.integers(1, 30),
 )
 def test_no_turn_asks_for_more_than_the_room(running: set[int], room: int, turns: int) -> None:
-    shares = FairShare(again_after=1)
+    shares = asking(running)
     for now in range(turns):
         asked, share = shares.turn(running, room, now)
         assert len(set(asked)) == len(asked)
@@ -90,10 +117,9 @@ def test_no_turn_asks_for_more_than_the_room(running: set[int], room: int, turns
 def test_nobody_starves_however_greedy_the_others(
     running: set[int], room: int, greedy: set[int]
 ) -> None:
-    shares = FairShare(again_after=10**9)
-    shares.turn(running, room, now=1)
+    shares = asking(running)
     served: set[int] = set()
-    for _ in range(len(running)):
+    for _ in range(2 * len(running)):
         asked, share = shares.turn(running, room, now=1)
         served |= set(asked)
         claimed = {mailing: share for mailing in asked if mailing in greedy}

@@ -137,6 +137,12 @@ client = Table(
 # From when on the retention of a settled mailing counts: its last change of counts, or its end when
 # that is later. One that was cancelled has ended before that change. Written as PostgreSQL writes
 # it, line ends and all: by that `alembic check` knows the index.
+OVER_AT = """LEAST(datetime_end,
+CASE
+    WHEN status::text = 'cancelled'::text THEN '-infinity'::timestamp with time zone
+    ELSE NULL::timestamp with time zone
+END)"""
+"""From when on nothing more of a mailing is sent, in the words of an index."""
 KEPT_SINCE = """GREATEST(updated_at,
 CASE
     WHEN status::text = 'finished'::text THEN datetime_end
@@ -169,6 +175,8 @@ mailing = Table(
     Column("filter_changed", Boolean, nullable=False, server_default="false"),
     # the number of the stop that every worker must have applied before; null until it is drawn
     Column("replan_stop", BigInteger),
+    # the transaction that changed the row last, set by a trigger: workers read what has changed
+    Column("changed_by", BigInteger, nullable=False, server_default="0"),
     # what was given up before this moment is to be sent again; null when all of it is scheduled
     moment("retry_before", nullable=True),
     # the messages up to this id are gone through for that
@@ -197,10 +205,26 @@ mailing = Table(
     ),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
     # what the dispatcher looks through, and nothing that has ended
+    Index("mailing_live_idx", "id", postgresql_where=text(LIVE)),
     Index(
-        "mailing_live_idx",
+        "mailing_start_idx",
         "datetime_start",
-        postgresql_where=text("NOT is_settled AND deleted_at IS NULL"),
+        postgresql_where=text(f"{LIVE} AND audience_until IS NULL"),
+    ),
+    Index(
+        "mailing_over_idx",
+        text(OVER_AT),
+        postgresql_where=text(f"{LIVE} AND audience_until IS NOT NULL"),
+    ),
+    Index(
+        "mailing_take_idx",
+        *("audience_cursor", "id"),
+        postgresql_where=text(f"{LIVE} AND audience_cursor < audience_until AND NOT replanning"),
+    ),
+    Index(
+        "mailing_retry_idx",
+        *("retry_cursor", "retry_before"),
+        postgresql_where=text(f"{LIVE} AND retry_before IS NOT NULL"),
     ),
     Index(
         "mailing_replan_idx",
@@ -212,6 +236,7 @@ mailing = Table(
         "updated_at",
         postgresql_where=text("is_settled AND NOT is_emptied AND deleted_at IS NULL"),
     ),
+    Index("mailing_changed_idx", "changed_by"),
     Index(
         "mailing_retention_idx",
         text(KEPT_SINCE),
@@ -293,8 +318,7 @@ message = Table(
     # claiming reads what is due, and never walks over what is done
     Index(
         "message_due_idx",
-        "mailing_id",
-        "due_at",
+        *("mailing_id", "due_at", "id"),
         postgresql_where=text("status = 'scheduled'"),
     ),
     Index("message_lease_idx", "lease_expires_at", postgresql_where=text("status = 'sending'")),

@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from uuid import UUID
 
 from mailer import metrics
-from mailer.clock import elapsed
+from mailer.clock import database_clock, elapsed
 from mailer.db.engine import OwnConnection, is_away
 from mailer.dispatch.claimed import ClaimedQueue
+from mailer.dispatch.due import DueMailings
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.giveback import GiveBack
 from mailer.dispatch.share import FairShare
@@ -18,10 +19,8 @@ from mailer.dispatch.story import tell_claimed
 from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
 from mailer.message import store
-from mailer.message.model import ClaimedMessage
+from mailer.message.model import ClaimedMessage, FinishedMessage
 
-LOOK = 0.5
-"""Seconds after which a mailing that had nothing due is asked again while others are busy."""
 IDLE = 1.0
 """Most seconds between looks at what is due: the backstop behind every signal."""
 BREATH = 0.01
@@ -57,14 +56,29 @@ class Claimer:
         self._held = held
         self._give_back = give_back
         self._on_drained = on_drained
-        self._share = FairShare(again_after=LOOK)
+        self._share = FairShare()
+        self._due = DueMailings(self._share, watch.running)
         self._is_due = asyncio.Event()
         self._is_in_doubt = False
         self._is_stopping = False
 
     def wake(self) -> None:
-        """Look at what is due now, of every mailing."""
-        self._share.ask_all()
+        """Go on claiming: more may begin."""
+        self._is_due.set()
+
+    def look(self, mailings: Iterable[int]) -> None:
+        """Look when these have something due: they have changed."""
+        self._due.look(mailings)
+        self._is_due.set()
+
+    def ask(self, mailings: Iterable[int]) -> None:
+        """Claim from these: they have new messages."""
+        self._share.ask(mailings)
+        self._is_due.set()
+
+    def recorded(self, finished: list[FinishedMessage]) -> None:
+        """Note when messages are due again that this worker has put back."""
+        self._due.recorded(finished)
         self._is_due.set()
 
     def stop(self) -> None:
@@ -105,10 +119,11 @@ class Claimer:
     async def _claim_due(self) -> bool:
         """Claim as much as there is room for; False when nothing is due, or nothing may begin."""
         room = min(await self._claimed.room(), self._breaker.room(elapsed()))
-        asked, share = self._share.turn(self._watch.running, room, elapsed())
-        if not asked or self._is_stopping:
-            return False
         try:
+            await self._due.refresh(await self._connection.get())
+            asked, share = self._share.turn(self._watch.running, room, elapsed())
+            if not asked or self._is_stopping:
+                return self._due.is_unsure and not self._is_stopping
             claims = await self._claim(asked, share)
         except Exception as error:
             log_failure(error, at="claim")
@@ -116,19 +131,26 @@ class Claimer:
             await asyncio.sleep(AWAY)
             return False
         metrics.claimed(len(claims))
-        self._share.served(asked, share, Counter(claim.mailing_id for claim in claims))
         for claim in claims:
             tell_claimed(claim)
         self._claimed.put(claims)
-        return bool(claims) or self._share.is_hungry
+        return bool(claims) or self._share.is_hungry or self._due.is_unsure
 
     async def _claim(self, asked: list[int], share: int) -> list[ClaimedMessage]:
-        connection = await self._connection.get()
-        if self._is_in_doubt:
-            await self._let_go()
-        async with self._watch.claiming:
-            claims = await store.claim(connection, asked, share, self._owner, self._lease)
+        try:
+            connection = await self._connection.get()
+            if self._is_in_doubt:
+                await self._let_go()
+            at = database_clock.now()
+            after = {mailing: self._due.place(mailing) for mailing in asked}
+            async with self._watch.claiming:
+                claims = await store.claim(connection, after, share, self._owner, self._lease)
+        except BaseException:
+            self._due.look(asked)  # it is not known what it took
+            raise
         self._held.update((claim.id, claim) for claim in claims)
+        less = self._share.served(asked, share, Counter(claim.mailing_id for claim in claims))
+        self._due.claimed(claims, less, at)
         return claims
 
     async def _let_go(self) -> None:
@@ -141,20 +163,9 @@ class Claimer:
         held = self._breaker.seconds_to_probe(elapsed())
         if not held:
             self._on_drained()
-        pause = held or await self._until_due()
+        due_at = self._share.next_moment()
+        pause = held or (IDLE if due_at is None else due_at - elapsed())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(IDLE, max(BREATH, pause))):
                 await self._is_due.wait()
         self._is_due.clear()
-
-    async def _until_due(self) -> float:
-        """Return the seconds until the next message is due, or until it is worth a look."""
-        running = list(self._watch.running)
-        if not running:
-            return IDLE
-        try:
-            due_in = await store.seconds_to_next_due(await self._connection.get(), running)
-        except Exception as error:
-            log_failure(error, at="claim")
-            return AWAY
-        return IDLE if due_in is None else due_in

@@ -1,7 +1,7 @@
 """The dispatcher: what moves mailings on and sends their messages, in this process."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,6 +14,7 @@ from mailer.dispatch.watch import MailingWatch
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.pace import Pace
 from mailer.gateway.port import Gateway
+from mailer.message.model import FinishedMessage
 from mailer.settings import Settings
 
 LAST_STATEMENT = 15.0
@@ -36,13 +37,21 @@ class Dispatcher:
     ) -> None:
         requests = Requests()
         self._breaker = breaker
-        self._watch = MailingWatch(url, requests, self._wake, self._try_now)
-        self._lifecycle = Lifecycle(engine, self._wake_sender, self._is_sending)
+        self._watch = MailingWatch(url, requests, self._look, self._try_now)
+        self._lifecycle = Lifecycle(engine, self._ask, self._is_sending)
         self._sender = (
             None
             if gateway is None
             else Sender(
-                url, gateway, breaker, pace, requests, self._watch, settings, self._lifecycle.wake
+                url,
+                gateway,
+                breaker,
+                pace,
+                requests,
+                self._watch,
+                settings,
+                self._lifecycle.wake,
+                self._note_results,
             )
         )
         self._jobs = jobs(engine, settings, report)
@@ -76,12 +85,18 @@ class Dispatcher:
 
     def _try_now(self) -> None:
         self._breaker.try_now(elapsed(), database_clock.now())
-        self._wake_sender()
-
-    def _wake(self) -> None:
-        self._lifecycle.wake()
-        self._wake_sender()
-
-    def _wake_sender(self) -> None:
         if self._sender is not None:
-            self._sender.wake()
+            self._sender.look(self._watch.running)
+
+    def _note_results(self, finished: list[FinishedMessage]) -> None:
+        self._lifecycle.touch({one.claim.mailing_id for one in finished})
+
+    def _look(self, changed: Collection[int]) -> None:
+        self._lifecycle.touch(changed)
+        self._lifecycle.wake()
+        if self._sender is not None:
+            self._sender.look(changed)
+
+    def _ask(self, mailings: Collection[int]) -> None:
+        if self._sender is not None:
+            self._sender.ask(mailings)

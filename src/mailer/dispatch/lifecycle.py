@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import structlog
@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 CHUNK = 5_000
 """Messages that one transaction ends."""
+ASKED = 1_000
+"""Mailings that one look asks whether they are through."""
 IDLE = 1.0
 """Most seconds between looks at what is to be done: the backstop behind every signal."""
 BREATH = 0.02
@@ -32,7 +34,7 @@ class Lifecycle:
     def __init__(
         self,
         engine: AsyncEngine,
-        on_messages: Callable[[], None],
+        on_messages: Callable[[list[int]], None],
         is_sending: Callable[[], bool],
     ) -> None:
         self._engine = engine
@@ -40,6 +42,14 @@ class Lifecycle:
         self._is_sending = is_sending
         self._is_due = asyncio.Event()
         self._has_failed = False
+        self._touched: set[int] = set()
+        self._after = 0
+        self._goes_on = False
+        self._large_at = 0.0
+
+    def touch(self, mailing_ids: Iterable[int]) -> None:
+        """Ask soon whether these mailings are through: something became of their messages."""
+        self._touched.update(mailing_ids)
 
     def wake(self) -> None:
         """Look at the mailings now."""
@@ -59,44 +69,58 @@ class Lifecycle:
 
     async def _advance(self) -> float:
         """Do some of what is to be done; return the seconds until there may be more."""
-        started_at = elapsed()
-        to_do = await self._do(moving.look)
+        asked = [self._touched.pop() for _ in range(min(ASKED, len(self._touched)))]
+        after, self._after = self._after, 0
+        to_do = await self._do(lambda db: moving.look(db, after, asked))
         if to_do is None:
             return AWAY
         has_begun = to_do.begins and await self._begin()
-        has_messages = False
-        if has_begun or to_do.takes:
-            has_messages |= await self._take()
+        taken = await self._take() if has_begun or to_do.takes else []
+        has_messages = bool(taken)
+        self._after = to_do.looked_up_to
         if to_do.replans:
             has_messages |= bool(await self._do(replanning.replan_chunk))
         if to_do.retries:
             has_messages |= bool(await self._do(lambda db: resending.resend_chunk(db, CHUNK)))
-        if has_messages:
-            self._on_messages()
         has_cleared = to_do.clears and await self._do(lambda db: moving.clear(db, CHUNK))
-        has_finished = to_do.finishes and await self._finish()
+        has_finished = to_do.finishes and await self._finish(after, asked)
         if has_begun or has_messages or has_cleared or has_finished:
-            # to take an audience keeps the database busy: who sends meanwhile gets half of it
-            return elapsed() - started_at if self._is_sending() else 0
+            return 0
         if to_do.is_any:
-            return BREATH
+            return max(BREATH, min(IDLE, self._large_at - elapsed()))
         return IDLE if to_do.next_moment is None else min(IDLE, max(BREATH, to_do.next_moment))
 
     async def _begin(self) -> bool:
-        has_begun = False
-        while (mailing_id := await self._do(moving.begin_due)) is not None:
+        begun = await self._do(moving.begin_due) or []
+        for mailing_id in begun:
             log.info("mailing_started", mailing_id=mailing_id)
-            has_begun = True
-        return has_begun
+        return bool(begun)
 
-    async def _take(self) -> bool:
-        taken = await self._do(audience.take_chunk)
-        if taken is not None and taken.is_last:
-            log.info("audience_taken", mailing_id=taken.mailing_id, clients=taken.clients_count)
-        return taken is not None
+    async def _take(self) -> list[audience.Taken]:
+        began = elapsed()
+        turn = self._next_turn(began)
+        taken = await self._do(lambda db: audience.take_chunks(db, turn=turn)) or []
+        now = elapsed()
+        if any(one.is_large for one in taken) and self._is_sending():
+            # it keeps the database busy: who sends meanwhile gets half of it
+            self._large_at = now + (now - began)
+        for one in taken:
+            if one.is_last:
+                self._touched.add(one.mailing_id)
+                log.info("audience_taken", mailing_id=one.mailing_id, clients=one.clients_count)
+        if taken:
+            self._on_messages([one.mailing_id for one in taken])
+        return taken
 
-    async def _finish(self) -> bool:
-        finished = await self._do(moving.finish) or []
+    def _next_turn(self, now: float) -> audience.Turn:
+        """Return whose audience is taken next: large ones and new ones take turns."""
+        if now < self._large_at:
+            return "new"
+        self._goes_on = not self._goes_on
+        return "begun" if self._goes_on else "any"
+
+    async def _finish(self, after: int, asked: list[int]) -> bool:
+        finished = await self._do(lambda db: moving.finish(db, after, asked)) or []
         for mailing_id, status in finished:
             log.info("mailing_ended", mailing_id=mailing_id, status=status)
         return bool(finished)

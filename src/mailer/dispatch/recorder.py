@@ -30,13 +30,18 @@ class Recorder:
     """
 
     def __init__(
-        self, url: str, owner: UUID, on_late: Callable[[list[ClaimedMessage]], None]
+        self,
+        url: str,
+        owner: UUID,
+        on_late: Callable[[list[ClaimedMessage]], None],
+        on_recorded: Callable[[list[FinishedMessage]], None],
     ) -> None:
         self.held: dict[int, ClaimedMessage] = {}
         """What was claimed, by message, and of which nothing is written yet."""
         self._connection = OwnConnection(url)
         self._owner = owner
         self._on_late = on_late
+        self._on_recorded = on_recorded
         self._finished: asyncio.Queue[FinishedMessage | None] = asyncio.Queue(maxsize=4 * BATCH)
 
     async def put(self, finished: FinishedMessage) -> None:
@@ -86,6 +91,7 @@ class Recorder:
                         del self.held[done.claim.id]
                 late = [done.claim for done in outcomes if done.claim.id not in written]
                 self._on_late(late)
+                self._on_recorded(outcomes)
                 metrics.finished(
                     ((done.status, done.reason, done.attempts) for done in outcomes), late=len(late)
                 )

@@ -6,7 +6,7 @@ across a request.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import NamedTuple
 from uuid import uuid4
@@ -70,6 +70,7 @@ class Sender:
         watch: MailingWatch,
         settings: Settings,
         on_drained: Callable[[], None],
+        on_recorded: Callable[[list[FinishedMessage]], None],
     ) -> None:
         self._gateway = gateway
         self._breaker = breaker
@@ -86,7 +87,8 @@ class Sender:
         self._give_back = GiveBack()
         self._claimed = ClaimedQueue(self._concurrency)
         owner = uuid4()
-        self._recorder = Recorder(url, owner, self._give_back.forget)
+        self._on_recorded = on_recorded
+        self._recorder = Recorder(url, owner, self._give_back.forget, self._recorded)
         self._claimer = Claimer(
             url,
             owner,
@@ -106,14 +108,23 @@ class Sender:
         """Whether more is claimed than can begin at once."""
         return not self._claimed.is_empty
 
-    def wake(self) -> None:
-        """Look at what is due now, of every mailing."""
-        self._claimer.wake()
+    def look(self, mailings: Iterable[int]) -> None:
+        """Look when these mailings have something due: they have changed."""
+        self._claimer.look(mailings)
+
+    def ask(self, mailings: Iterable[int]) -> None:
+        """Claim from these mailings: they have new messages."""
+        self._claimer.ask(mailings)
 
     def stop(self) -> None:
         """Claim no more, hand back what has not begun, finish what has."""
         self._is_stopping = True
         self._claimer.stop()
+
+    def _recorded(self, finished: list[FinishedMessage]) -> None:
+        if put_back := [done for done in finished if done.status == "scheduled"]:
+            self._claimer.recorded(put_back)
+        self._on_recorded(finished)
 
     async def run(self) -> None:
         """Send until told to stop."""
@@ -243,4 +254,4 @@ class Sender:
             log.warning("breaker_opened", reason=self._breaker.hold.reason, seconds=seconds)
         else:
             log.info("breaker_closed")
-        self.wake()
+        self._claimer.wake()

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 
 import asyncpg
@@ -22,6 +22,8 @@ log = structlog.get_logger()
 
 POLL = 1.0
 """Most seconds between looks at the mailings: the backstop behind every notification."""
+READ_ALL_EVERY = 60.0
+"""Seconds after which all mailings are read again: some may be gone without a trace."""
 RECONNECT_PAUSE = 0.5
 """Seconds between attempts to reach the database again."""
 
@@ -39,7 +41,7 @@ class MailingWatch:
         self,
         url: str,
         requests: Requests,
-        on_change: Callable[[], None],
+        on_change: Callable[[Collection[int]], None],
         on_try_now: Callable[[], None] = lambda: None,
     ) -> None:
         self.running: dict[int, RunningMailing] = {}
@@ -49,7 +51,10 @@ class MailingWatch:
         self._requests = requests
         self._on_change = on_change
         self._on_try_now = on_try_now
+        self._under_way: dict[int, RunningMailing] = {}
         self._applied: int | None = None
+        self._snapshot: str | None = None
+        self._read_all_at = 0.0
         self._told = asyncio.Event()
 
     async def run(self) -> None:
@@ -60,7 +65,7 @@ class MailingWatch:
             except Exception as error:
                 log_failure(error, at="watch")
             finally:
-                self._show({})
+                self._drop_all()
                 self._applied = None
             await asyncio.sleep(RECONNECT_PAUSE)
 
@@ -77,12 +82,9 @@ class MailingWatch:
             await connection.add_listener(trying.CHANNEL, lambda *_: self._on_try_now())
             self._told.set()
             while not connection.is_closed():
-                is_news = self._told.is_set()
                 self._told.clear()
-                before = self.running
-                await self._refresh(connection)
-                if is_news or self.running != before:
-                    self._on_change()
+                if changed := await self._refresh(connection):
+                    self._on_change(changed)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL):
                         await self._told.wait()
@@ -90,31 +92,64 @@ class MailingWatch:
             connection.terminate()
 
     def _lost(self) -> None:
-        self._show({})
+        self._drop_all()
         self._told.set()
 
-    def _show(self, under_way: dict[int, RunningMailing]) -> None:
-        """Let it be seen what may be sent, and take back what may not."""
-        self.running = {
-            mailing_id: mailing for mailing_id, mailing in under_way.items() if mailing.may_send
-        }
-        self._requests.follow(under_way, database_clock.now())
+    def _drop_all(self) -> None:
+        self._show(dict.fromkeys(self._under_way))
+        self._snapshot = None
 
-    async def _refresh(self, connection: asyncpg.Connection) -> None:
+    def _show(self, changed: moving.Known) -> None:
+        """Let it be seen what may be sent, and take back what may not."""
+        for mailing_id, mailing in changed.items():
+            if mailing is None:
+                self._under_way.pop(mailing_id, None)
+            else:
+                self._under_way[mailing_id] = mailing
+            if mailing is not None and mailing.may_send:
+                self.running[mailing_id] = mailing
+            else:
+                self.running.pop(mailing_id, None)
+        self._requests.follow(self._under_way, database_clock.now())
+
+    async def _refresh(self, connection: asyncpg.Connection) -> moving.Known:
+        """Apply what has changed, and return it."""
         newest = await stopping.newest(connection)
         if self._applied is None:  # before the mailings are read: who stops one must wait for this
             await self._mark_applied(connection, newest)
-        self._show(await self._look(connection))
+        changed = await self._read(connection)
+        self._show(changed)
         if newest != self._applied:
             async with self.claiming:
                 await self._mark_applied(connection, newest)
+        return changed
 
     async def _mark_applied(self, connection: asyncpg.Connection, number: int) -> None:
         await stopping.mark_applied(connection, number, self._applied)
         self._applied = number
 
-    async def _look(self, connection: asyncpg.Connection) -> dict[int, RunningMailing]:
+    async def _read(self, connection: asyncpg.Connection) -> moving.Known:
+        """Return the mailings that have changed; now and then all, also those that are gone.
+
+        What changes while it reads is read again by the next.
+        """
         asked_at = elapsed()
-        database_now, mailings = await moving.under_way(connection)
+        database_now, snapshot = await moving.now(connection)
         database_clock.sample(asked_at, database_now, elapsed())
-        return {mailing.id: mailing for mailing in mailings}
+        if self._snapshot is None or asked_at >= self._read_all_at:
+            self._read_all_at = asked_at + READ_ALL_EVERY
+            found: moving.Known = dict.fromkeys(self._under_way)
+            after: int | None = 0
+            while after is not None:
+                some = await moving.under_way(connection, after)
+                found |= some
+                after = max(some) if len(some) == moving.SLICE else None
+            changed = {
+                mailing_id: mailing
+                for mailing_id, mailing in found.items()
+                if mailing != self._under_way.get(mailing_id)
+            }
+        else:
+            changed = await moving.changed(connection, self._snapshot)
+        self._snapshot = snapshot
+        return changed

@@ -5,7 +5,7 @@ statement, when the messages that it has are planned anew: it adds who is missin
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import (
@@ -34,7 +34,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import directory
 from mailer.client.model import Client
-from mailer.db.schema import client, message
+from mailer.clock import elapsed
+from mailer.db.schema import LIVE, client, message
 from mailer.mailing.model import ClientFilter, terms_of
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
@@ -138,16 +139,36 @@ def plan(
     return Plan(time_zone, due_at, "scheduled", None)
 
 
-# The one furthest behind comes first, so that a small mailing does not wait for a large one.
-# Another process that is at a mailing holds its row.
-NEXT = text("""
+BATCH = 50
+"""Mailings whose audiences one transaction takes a chunk of."""
+LATEST = 5
+"""Of these, the newest that have just begun."""
+BATCH_SECONDS = 0.05
+"""Seconds after which a transaction takes no more audiences than it has."""
+
+# Those furthest behind come first, so that a small mailing does not wait for a large one, and
+# before them some of the newest, so that one does not wait for thousands that have begun together.
+# Another process that is at a mailing holds its row. An index holds them in this order, and no
+# others.
+IS_TO_TAKE = f"{LIVE} AND audience_cursor < audience_until AND NOT replanning"
+NEXT = text(f"""
+    WITH newest AS MATERIALIZED (
+        SELECT id FROM mailing
+        WHERE {IS_TO_TAKE} AND audience_cursor = 0
+        ORDER BY audience_cursor DESC, id DESC LIMIT :newest FOR UPDATE SKIP LOCKED),
+    behind AS MATERIALIZED (
+        SELECT id FROM mailing
+        WHERE {IS_TO_TAKE} AND audience_cursor BETWEEN :least AND :most
+        ORDER BY audience_cursor, id LIMIT :count FOR UPDATE SKIP LOCKED)
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, audience_cursor, audience_until, audience_snapshot,
         clock_timestamp() AS now
-    FROM mailing
-    WHERE NOT is_settled AND deleted_at IS NULL AND audience_cursor < audience_until
-        AND NOT replanning
-    ORDER BY audience_cursor LIMIT 1 FOR UPDATE SKIP LOCKED""")
+    FROM (SELECT id, 1 AS place FROM newest UNION ALL SELECT id, 2 FROM behind) AS found
+        JOIN mailing USING (id)
+    ORDER BY place, audience_cursor, id""")  # noqa: S608  # our own words
+LAST_ID = 2**63 - 1
+Turn = Literal["any", "new", "begun"]
+"""Whose audiences are taken: of all mailings, or of those of which nothing, or something, is."""
 MOVE_CURSOR = text("""
     UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
@@ -169,26 +190,60 @@ class Taken(msgspec.Struct, frozen=True):
     mailing_id: int
     clients_count: int
     is_last: bool
+    is_large: bool
+    """Whether it took as long as one chunk does."""
 
 
 async def take_chunk(connection: AsyncConnection) -> Taken | None:
-    """Take the next chunk of some mailing's audience; None when there is none to take.
+    """Take the next chunk of some mailing's audience; None when there is none to take."""
+    return next(iter(await take_chunks(connection, most=1)), None)
 
-    One whose messages are planned anew after a change waits until they are.
+
+async def take_chunks(
+    connection: AsyncConnection, most: int = BATCH, turn: Turn = "any"
+) -> list[Taken]:
+    """Take the next chunk of up to `most` mailings' audiences, all together about one chunk.
+
+    In the turn of those that are `begun` they come first, and in that of the `new` no others. One
+    whose messages are planned anew after a change waits until they are.
     """
-    mailing = (await connection.execute(NEXT)).one_or_none()
-    if mailing is None:
-        return None
+    taken: list[Taken] = []
+    until = elapsed() + BATCH_SECONDS
+    asked = {"count": BATCH, "newest": min(LATEST, most - 1), "least": 0, "most": LAST_ID}
+    if turn == "begun":
+        asked |= {"newest": 0, "least": 1}
+    elif turn == "new":
+        asked["most"] = 0
+    found = (await connection.execute(NEXT, asked)).all()
+    if not found and turn == "begun":
+        return await take_chunks(connection, most)
+    for mailing in {mailing.id: mailing for mailing in found}.values():
+        if taken and mailing.audience_cursor:
+            break  # a large one: those that were taken are not to wait for it
+        taken.append(await _take_chunk(connection, mailing))
+        if len(taken) == most or taken[-1].is_large or elapsed() > until:
+            break
+    if taken:
+        await tell(connection)
+    return taken
+
+
+async def _take_chunk(connection: AsyncConnection, mailing: Row[Any]) -> Taken:
+    """Take the next chunk of a mailing's audience."""
     bound = (await connection.execute(_bound(mailing))).one()
     upper = mailing.audience_until if bound.upper is None else bound.upper
     if bound.upper is not None:
         await _write_chunk(connection, mailing, upper, bound.time_zones)
+    if bound.clients < _chunk_size(mailing):
+        upper = mailing.audience_until
     is_last = upper == mailing.audience_until
-    if is_last:
-        await tell(connection)
     moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
     clients_count = (await connection.execute(MOVE_CURSOR, moved)).scalar_one()
-    return Taken(mailing.id, clients_count, is_last)
+    return Taken(mailing.id, clients_count, is_last, bound.clients >= FIRST_CHUNK)
+
+
+def _chunk_size(mailing: Row[Any]) -> int:
+    return CHUNK if mailing.audience_cursor else FIRST_CHUNK
 
 
 def _bound(mailing: Row[Any]) -> Executable:
@@ -205,11 +260,12 @@ def _bound(mailing: Row[Any]) -> Executable:
             _is_in_audience(mailing),
         )
         .order_by(client.c.id)
-        .limit(CHUNK if mailing.audience_cursor else FIRST_CHUNK)
+        .limit(_chunk_size(mailing))
     )
     chunk = candidates.subquery("chunk")
     zones = func.array_agg(chunk.c.time_zone.distinct()).label("time_zones")
-    return select(func.max(chunk.c.id).label("upper"), zones)
+    clients = func.count(chunk.c.id).label("clients")
+    return select(func.max(chunk.c.id).label("upper"), zones, clients)
 
 
 # The transaction that made a client is in its row. What a snapshot did not show was made by one

@@ -4,40 +4,72 @@ The caller owns the transaction. Where several processes look, each passes over 
 locked.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import asyncpg
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.ending import set_ended
-from mailer.db.schema import KEPT_SINCE
+from mailer.db.schema import KEPT_SINCE, LIVE, OVER_AT
 from mailer.mailing.audience import count
 from mailer.mailing.model import ClientFilter, RunningMailing, Status
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
 from mailer.message import tally
 
-UNDER_WAY = """
-    SELECT clock_timestamp(), id, text, datetime_end, on_unknown,
-        send_interval_time_start, send_interval_time_end,
-        status = 'running' AND NOT replanning AND datetime_end > clock_timestamp()
-    FROM (SELECT) AS always LEFT JOIN mailing ON status IN ('running', 'paused')
-        AND NOT is_settled AND deleted_at IS NULL"""
+SLICE = 1_000
+"""Live mailings of which one look asks whether they are through: all are, look by look."""
+
+MAILING = """
+    id, text, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
+    status = 'running' AND NOT replanning AND datetime_end > clock_timestamp(),
+    status IN ('running', 'paused') AND NOT is_settled AND deleted_at IS NULL"""
+UNDER_WAY = f"""
+    SELECT {MAILING} FROM mailing
+    WHERE {LIVE} AND status IN ('running', 'paused') AND id > $1 ORDER BY id LIMIT $2"""  # noqa: S608  # our own words
+NOW = "SELECT clock_timestamp(), pg_current_snapshot()::text"
+# Who wrote a row is in the row, by a trigger. What an earlier snapshot did not show was written by
+# a transaction that was under way then, or has begun since. A row that is as it came from the dump
+# of another server may bear the number of one that is still to begin here.
+CHANGED = f"""
+    SELECT {MAILING} FROM mailing
+    WHERE changed_by = ANY (ARRAY(
+            SELECT xid::text::bigint FROM pg_snapshot_xip($1::text::pg_snapshot) AS xid))
+        OR (changed_by >= pg_snapshot_xmax($1::text::pg_snapshot)::text::bigint
+            AND changed_by < pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"""  # noqa: S608  # likewise
+
+Known = dict[int, RunningMailing | None]
+"""Mailings by id; None for one that has no requests any more."""
 
 
-async def under_way(connection: asyncpg.Connection) -> tuple[datetime, list[RunningMailing]]:
-    """Return the database's time, and the mailings that have requests, or may have them now."""
-    rows = await connection.fetch(UNDER_WAY)
-    mailings = [
-        RunningMailing(
+async def now(connection: asyncpg.Connection) -> tuple[datetime, str]:
+    """Return the database's time, and a snapshot to ask for what has changed since."""
+    [(moment, snapshot)] = await connection.fetch(NOW)
+    return moment, snapshot
+
+
+async def under_way(connection: asyncpg.Connection, after: int = 0, most: int = SLICE) -> Known:
+    """Return mailings that have requests, or may have them now, in the order of their ids."""
+    return _known(await connection.fetch(UNDER_WAY, after, most))
+
+
+async def changed(connection: asyncpg.Connection, since: str) -> Known:
+    """Return the mailings that have changed since a snapshot."""
+    return _known(await connection.fetch(CHANGED, since))
+
+
+def _known(rows: list[asyncpg.Record]) -> Known:
+    return {
+        mailing_id: RunningMailing(
             mailing_id, words, end, opens and Window(opens, closes), on_unknown, may_send
         )
-        for _, mailing_id, words, end, on_unknown, opens, closes, may_send in rows
-        if mailing_id is not None
-    ]
-    return rows[0][0], mailings
+        if is_under_way
+        else None
+        for mailing_id, words, end, on_unknown, opens, closes, may_send, is_under_way in rows
+    }
 
 
 class ToDo(msgspec.Struct, frozen=True):
@@ -57,6 +89,8 @@ class ToDo(msgspec.Struct, frozen=True):
     """One has nothing left to do."""
     next_moment: float | None
     """Seconds until one is to begin or to end; None when none is."""
+    looked_up_to: int = 0
+    """The last mailing of the slice that was asked whether it is through; 0 at the end of all."""
 
     @property
     def is_any(self) -> bool:
@@ -66,64 +100,102 @@ class ToDo(msgspec.Struct, frozen=True):
         )
 
 
-# Only live mailings are looked at, by an index that holds no others.
-LOOK = text("""
+IS_THROUGH = "audience_cursor = audience_until AND retry_before IS NULL AND NOT replanning"
+
+# Each kind of work has an index that holds little else: a look costs the same however many mailings
+# wait. What may be through is no more than a slice of all, and those that something became of.
+LOOK = text(f"""
+    WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at),
+    slice AS MATERIALIZED (
+        SELECT id FROM mailing WHERE {LIVE} AND {IS_THROUGH} AND id > :after
+        ORDER BY id LIMIT {SLICE}),
+    maybe AS (SELECT id FROM slice UNION ALL SELECT unnest(:asked))
     SELECT
-        coalesce(bool_or(audience_until IS NULL AND datetime_start <= at), false) AS begins,
-        coalesce(bool_or(audience_cursor < audience_until AND NOT replanning), false) AS takes,
-        coalesce(bool_or(replanning), false) AS replans,
-        coalesce(bool_or(retry_before IS NOT NULL), false) AS retries,
-        coalesce(bool_or(scheduled > 0 AND (status = 'cancelled' OR datetime_end <= at)), false)
-            AS clears,
-        coalesce(bool_or(scheduled = 0 AND sending = 0 AND audience_cursor = audience_until
-            AND retry_before IS NULL AND NOT replanning), false) AS finishes,
-        extract(epoch FROM min(CASE WHEN audience_until IS NULL THEN datetime_start
-            WHEN datetime_end > at THEN datetime_end END) - min(at))::float8 AS next_moment
-    FROM mailing JOIN ledger ON mailing_id = id CROSS JOIN (SELECT clock_timestamp() AS at) AS clock
-    WHERE NOT is_settled AND deleted_at IS NULL""")
+        EXISTS (SELECT FROM mailing WHERE {LIVE} AND audience_until IS NULL
+            AND datetime_start <= (SELECT at FROM clock)) AS begins,
+        EXISTS (SELECT FROM mailing WHERE {LIVE} AND audience_cursor < audience_until
+            AND NOT replanning) AS takes,
+        EXISTS (SELECT FROM mailing WHERE {LIVE} AND replanning) AS replans,
+        EXISTS (SELECT FROM mailing WHERE {LIVE} AND retry_before IS NOT NULL) AS retries,
+        EXISTS (SELECT FROM mailing JOIN ledger ON mailing_id = id
+            WHERE {LIVE} AND audience_until IS NOT NULL
+                AND {OVER_AT} <= (SELECT at FROM clock) AND scheduled > 0) AS clears,
+        EXISTS (SELECT FROM maybe JOIN mailing USING (id) JOIN ledger ON mailing_id = mailing.id
+            WHERE {LIVE} AND {IS_THROUGH} AND scheduled = 0 AND sending = 0) AS finishes,
+        extract(epoch FROM least(
+            (SELECT min(datetime_start) FROM mailing WHERE {LIVE} AND audience_until IS NULL),
+            (SELECT min({OVER_AT}) FROM mailing WHERE {LIVE} AND audience_until IS NOT NULL
+                AND {OVER_AT} > (SELECT at FROM clock)))
+            - (SELECT at FROM clock))::float8 AS next_moment,
+        (SELECT CASE WHEN count(*) = {SLICE} THEN max(id) ELSE 0 END FROM slice) AS looked_up_to
+    """).bindparams(bindparam("asked", type_=ARRAY(BigInteger)))  # noqa: S608  # our own words
 
 
-async def look(connection: AsyncConnection) -> ToDo:
-    """Return what is to be done now."""
-    return ToDo(*(await connection.execute(LOOK)).one())
+async def look(connection: AsyncConnection, after: int = 0, asked: Sequence[int] = ()) -> ToDo:
+    """Return what is to be done now.
+
+    Whether one is through is asked of `asked`, and of a slice of the mailings whose ids are larger
+    than `after`.
+    """
+    return ToDo(*(await connection.execute(LOOK, {"after": after, "asked": list(asked)})).one())
 
 
-# One that is paused begins too: its audience is taken, and waits.
-DUE = text("""
-    SELECT id, client_filter FROM mailing
-    WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NULL
-        AND datetime_start <= clock_timestamp()
-    ORDER BY datetime_start LIMIT 1 FOR UPDATE SKIP LOCKED""")
+BEGIN_BATCH = 200
+"""Mailings that one transaction begins."""
+FILTERS = 20
+"""Different filters whose clients one transaction counts: each is asked of the whole directory."""
+# One that is paused begins too: its audience is taken, and waits. The latest come with the
+# earliest, so that one that is to begin at once does not wait for thousands that are due together.
+DUE = text(f"""
+    WITH earliest AS MATERIALIZED (
+        SELECT id, client_filter FROM mailing
+        WHERE {LIVE} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
+        ORDER BY datetime_start LIMIT :count FOR UPDATE SKIP LOCKED),
+    latest AS MATERIALIZED (
+        SELECT id, client_filter FROM mailing
+        WHERE {LIVE} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
+        ORDER BY datetime_start DESC LIMIT :count / 10 FOR UPDATE SKIP LOCKED)
+    SELECT * FROM latest UNION ALL SELECT * FROM earliest""")  # noqa: S608  # our own words
 # Clients that join from now on are not in the snapshot, whenever their ids were given.
 BEGIN = text("""
     UPDATE mailing SET status = CASE status WHEN 'scheduled' THEN 'running' ELSE status END,
-        clients_count = :clients_count,
+        clients_count = due.clients_count,
         audience_until = coalesce((SELECT max(id) FROM client), 0),
         audience_snapshot = pg_current_snapshot()::text, updated_at = now()
-    WHERE id = :id AND audience_until IS NULL""")
+    FROM unnest(:ids, :counts) AS due (id, clients_count)
+    WHERE mailing.id = due.id AND audience_until IS NULL""").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger)), bindparam("counts", type_=ARRAY(BigInteger))
+)
 
 
-async def begin_due(connection: AsyncConnection) -> int | None:
-    """Begin one mailing whose start has come and return its id, or None when there is none."""
-    due = (await connection.execute(DUE)).one_or_none()
-    if due is None:
-        return None
-    clients_count = await count(connection, msgspec.convert(due.client_filter, ClientFilter))
-    await connection.execute(BEGIN, {"id": due.id, "clients_count": clients_count})
-    await tell(connection)
-    return int(due.id)
+async def begin_due(connection: AsyncConnection, most: int = BEGIN_BATCH) -> list[int]:
+    """Begin up to about `most` mailings whose start has come; return their ids."""
+    counts: dict[bytes, int] = {}
+    begun: dict[int, int] = {}
+    for due in await connection.execute(DUE, {"count": most}):
+        key = msgspec.json.encode(due.client_filter)
+        if key not in counts:
+            if len(counts) == FILTERS:
+                break
+            counts[key] = await count(connection, msgspec.convert(due.client_filter, ClientFilter))
+        begun[due.id] = counts[key]
+    if begun:
+        await connection.execute(BEGIN, {"ids": list(begun), "counts": list(begun.values())})
+        await tell(connection)
+    return list(begun)
 
 
 WHY_ENDED = "CASE waiting.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END"
 CLEAR = text(f"""
     WITH waiting AS MATERIALIZED (
-        SELECT message.id, mailing.status
-        FROM mailing CROSS JOIN LATERAL (
+        SELECT message.id, over.status
+        FROM (SELECT id, status FROM mailing
+            WHERE {LIVE} AND audience_until IS NOT NULL
+                AND {OVER_AT} <= (SELECT clock_timestamp())) AS over
+        CROSS JOIN LATERAL (
             SELECT id FROM message
-            WHERE message.mailing_id = mailing.id AND message.status = 'scheduled'
+            WHERE message.mailing_id = over.id AND message.status = 'scheduled'
             LIMIT :chunk FOR UPDATE SKIP LOCKED) AS message
-        WHERE NOT mailing.is_settled AND mailing.deleted_at IS NULL
-            AND (mailing.status = 'cancelled' OR mailing.datetime_end <= clock_timestamp())
         LIMIT :chunk
     )
     UPDATE message SET {set_ended(WHY_ENDED)}
@@ -140,27 +212,33 @@ async def clear(connection: AsyncConnection, chunk: int) -> bool:
 
 # Both rows are locked, so that both are as they are now: a ledger read before its mailing was
 # locked might not know of the messages that have been scheduled again meanwhile.
-FINISH = text("""
-    WITH done AS MATERIALIZED (
+FINISH = text(f"""
+    WITH slice AS MATERIALIZED (
+        SELECT id FROM mailing WHERE {LIVE} AND {IS_THROUGH} AND id > :after
+        ORDER BY id LIMIT {SLICE}),
+    done AS MATERIALIZED (
         SELECT mailing.id FROM mailing JOIN ledger ON ledger.mailing_id = mailing.id
-        WHERE ledger.scheduled = 0 AND ledger.sending = 0
-            AND NOT mailing.is_settled AND mailing.deleted_at IS NULL
-            AND mailing.audience_cursor = mailing.audience_until AND mailing.retry_before IS NULL
-            AND NOT mailing.replanning
+        WHERE (mailing.id IN (SELECT id FROM slice) OR mailing.id = ANY (:asked))
+            AND ledger.scheduled = 0 AND ledger.sending = 0 AND {LIVE} AND {IS_THROUGH}
         ORDER BY mailing.id LIMIT 500 FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE mailing SET is_settled = true, updated_at = now(),
         status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END
     FROM done WHERE mailing.id = done.id
-    RETURNING mailing.id, mailing.status""")
+    RETURNING mailing.id, mailing.status""").bindparams(  # noqa: S608  # our own words
+    bindparam("asked", type_=ARRAY(BigInteger))
+)
 
 
-async def finish(connection: AsyncConnection) -> list[tuple[int, Status]]:
-    """Settle mailings that have nothing left to do; return their ids and how they ended.
+async def finish(
+    connection: AsyncConnection, after: int = 0, asked: Sequence[int] = ()
+) -> list[tuple[int, Status]]:
+    """Settle mailings that are through, among the same as `look`; return their ids and how.
 
     Some hundreds at a time: each updates the one row of what is settled.
     """
-    return [(row.id, row.status) for row in await connection.execute(FINISH)]
+    found = await connection.execute(FINISH, {"after": after, "asked": list(asked)})
+    return [(row.id, row.status) for row in found]
 
 
 PURGE_MESSAGES = text("""

@@ -68,7 +68,7 @@ async def resend_chunk(connection: AsyncConnection, chunk: int) -> bool:
         await connection.execute(ADVANCE, {"id": mailing.id, "cursor": ids[-1]})
     else:
         await connection.execute(DONE, {"id": mailing.id})
-        await tell(connection)
+    await tell(connection)
     return True
 
 

@@ -169,7 +169,7 @@ async def count(
 
 async def next_to_start(connection: AsyncConnection, limit: int) -> list[Mailing]:
     """Return up to `limit` mailings that have not begun, the first to start first."""
-    statement = select_mailings().where(LIVE, mailing.c.status == "scheduled")
+    statement = select_mailings().where(LIVE, not_(IS_BEGUN), mailing.c.status == "scheduled")
     in_order = statement.order_by(mailing.c.datetime_start, mailing.c.id).limit(limit)
     return [to_mailing(row) for row in await connection.execute(in_order)]
 

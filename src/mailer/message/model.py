@@ -1,6 +1,6 @@
 """A message: one mailing's text for one client, the row in the job table."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -72,6 +72,10 @@ class MessageNotFoundError(NotFoundError):
     """There is no such message."""
 
 
+FIRST_DUE = datetime(1970, 1, 1, tzinfo=UTC)
+"""Before which nothing is due."""
+
+
 class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """A message that this process holds under a lease until `lease_expires_at`.
 
@@ -87,6 +91,8 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     time_zone: str
     unknown_reason: str | None = None
     """Why the delivery by an earlier attempt is unknown; None when none is."""
+    due_at: datetime = FIRST_DUE
+    """By which, and by its id, it has its place among its mailing's."""
 
 
 class FinishedMessage(msgspec.Struct, frozen=True, gc=False):

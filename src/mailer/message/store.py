@@ -4,8 +4,8 @@ The three statements of the hot loop go to asyncpg directly, each a transaction 
 ledger moves with them, by trigger.
 """
 
-from collections.abc import Collection, Sequence
-from datetime import timedelta
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import MESSAGE_STATUSES, client, message
 from mailer.message.model import (
+    FIRST_DUE,
     ClaimedMessage,
     Failure,
     FinishedMessage,
@@ -87,21 +88,31 @@ async def story(connection: AsyncConnection, mailing_id: int, message_id: int) -
     return Story(**{**row, "failures": failures})
 
 
+Place = tuple[datetime, int]
+"""Where a message stands among those of its mailing that wait: when it is due, and its id."""
+START: Place = (FIRST_DUE, 0)
+
 # Every mailing gives up to a share of what is due, oldest first, so that a large one cannot keep
-# a small one waiting. The index holds only what is scheduled: the cost does not grow with what is
-# done. Rows that another process is claiming are passed over. The time is asked once, as a select:
-# an index is not searched for what a volatile function returns, and would be walked to its end.
+# a small one waiting. The index holds only what is scheduled, and each claim goes on behind the
+# last one's place: the cost does not grow with what is done, also while a snapshot that somebody
+# holds keeps what was claimed in the index. Rows that another process is claiming are passed over.
+# The time is asked once, as a select: an index is not searched for what a volatile function
+# returns, and would be walked to its end.
 # Once too it is asked whether this database may send at all: a restored one may not.
 CLAIM = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id
-        FROM mailing CROSS JOIN LATERAL (
+        FROM unnest($1::bigint[], $5::timestamptz[], $6::bigint[])
+            AS last (mailing_id, due_at, id)
+        JOIN mailing ON mailing.id = last.mailing_id
+        CROSS JOIN LATERAL (
             SELECT id, client_id FROM message
-            WHERE message.mailing_id = mailing.id
-                AND status = 'scheduled' AND due_at <= (SELECT clock_timestamp())
-            ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            WHERE message.mailing_id = last.mailing_id
+                AND status = 'scheduled' AND message.due_at <= (SELECT clock_timestamp())
+                AND (message.due_at, message.id) > (last.due_at, last.id)
+            ORDER BY message.due_at, message.id LIMIT $2 FOR UPDATE SKIP LOCKED
         ) AS message
-        WHERE mailing.id = ANY($1::bigint[]) AND mailing.status = 'running'
+        WHERE mailing.status = 'running'
             AND NOT mailing.replanning AND mailing.deleted_at IS NULL
             AND mailing.datetime_end > clock_timestamp() AND (SELECT sending_is_allowed())
     )
@@ -110,18 +121,22 @@ CLAIM = """
     FROM due JOIN client ON client.id = due.client_id
     WHERE message.id = due.id
     RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
-        client.phone, client.time_zone, message.unknown_reason"""
+        client.phone, client.time_zone, message.unknown_reason, message.due_at"""
 
 
 async def claim(
     connection: asyncpg.Connection,
-    mailing_ids: Sequence[int],
+    after: Mapping[int, Place],
     share: int,
     owner: UUID,
     lease: timedelta,
 ) -> list[ClaimedMessage]:
-    """Claim up to `share` due messages of each mailing for `owner`, under a lease."""
-    rows = await connection.fetch(CLAIM, mailing_ids, share, owner, lease)
+    """Claim up to `share` due messages of each mailing for `owner`, under a lease.
+
+    Of each mailing those after a place: `START`, or where the last claim has ended.
+    """
+    due_ats, ids = [place[0] for place in after.values()], [place[1] for place in after.values()]
+    rows = await connection.fetch(CLAIM, list(after), share, owner, lease, due_ats, ids)
     return [ClaimedMessage(*row) for row in rows]
 
 
@@ -236,17 +251,24 @@ async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> 
     return rescued.rowcount
 
 
-NEXT_DUE = """
-    SELECT extract(epoch FROM min(next.due_at) - clock_timestamp())::float8
-    FROM unnest($1::bigint[]) AS mailing (id) CROSS JOIN LATERAL (
-        SELECT due_at FROM message WHERE mailing_id = mailing.id AND status = 'scheduled'
-        ORDER BY due_at LIMIT 1) AS next
+FIRST_WAITING = """
+    SELECT asked.id, first.due_at, first.id,
+        extract(epoch FROM first.due_at - clock_timestamp())::float8
+    FROM unnest($1::bigint[], $2::timestamptz[]) AS asked (id, since) CROSS JOIN LATERAL (
+        SELECT due_at, id FROM message
+        WHERE mailing_id = asked.id AND status = 'scheduled' AND due_at >= asked.since
+        ORDER BY due_at, id LIMIT 1) AS first
     WHERE (SELECT sending_is_allowed())"""
 
 
-async def seconds_to_next_due(
-    connection: asyncpg.Connection, mailing_ids: Sequence[int]
-) -> float | None:
-    """Return the seconds until a message of these mailings is due; None when none may be sent."""
-    seconds: float | None = await connection.fetchval(NEXT_DUE, mailing_ids)
-    return seconds
+async def first_waiting(
+    connection: asyncpg.Connection, since: Mapping[int, datetime | None]
+) -> list[tuple[int, Place, float]]:
+    """Return the first message of each mailing that waits: its place, and seconds until it is due.
+
+    Of each those that are due since a moment, or all; mailings of which none waits, or may be
+    sent, are left out.
+    """
+    moments = [moment or FIRST_DUE for moment in since.values()]
+    rows = await connection.fetch(FIRST_WAITING, list(since), moments)
+    return [(mailing, (due_at, id_), seconds) for mailing, due_at, id_, seconds in rows]
