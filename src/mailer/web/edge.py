@@ -16,12 +16,12 @@ def served(app: ASGIApp, settings: Settings) -> ASGIApp:
     Who a request comes from, and whether by https, is what X-Forwarded-For and X-Forwarded-Proto
     say where a trusted proxy sends them, and the connection's own else.
     """
-    app = bounded(app)
+    # bounded first: the framework keeps the headers as whoever asks for them first sees them
     proxies = TrustedProxies(settings.proxies)
-    passed_on = believing(guarded(observed(addressed(app))), proxies)
+    passed_on = bounded(believing(guarded(observed(addressed(app))), proxies))
     if settings.auth != "none":
         return passed_on
-    direct = believing(guarded(observed(addressed(local_only(app)))), proxies)
+    direct = bounded(believing(guarded(observed(addressed(local_only(app)))), proxies))
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         # by whom the connection is: a proxy's word on who asks through it comes later
