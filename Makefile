@@ -13,7 +13,7 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 
 PROGRAMS := promtool chromium faketime
 
-.PHONY: help demo test $(PROGRAMS) lint fmt bench properties texts security lock audit clean
+.PHONY: help demo test busy $(PROGRAMS) lint fmt bench properties texts security lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -24,6 +24,11 @@ demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl
 
 test: lint $(PROGRAMS) ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
 	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder # long files of few tests first
+
+busy: $(READY) ## the tests three times, beside four processes that keep the machine busy
+	@set -e; trap 'kill $$burners' EXIT; for each in 1 2 3 4; do \
+		$(BIN)/python -c 'while True: pass' & burners="$$burners $$!"; done; \
+	for run in 1 2 3; do $(MAKE) --no-print-directory test; done
 
 promtool: PACKAGE := prometheus
 chromium: PACKAGE := chromium
