@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from tests.acceptance.test_main_job import a_mailing, add_clients
 from tests.acceptance.test_users import HEADERS, PASSWORD, status
+from tests.patience import PATIENCE
 from tests.processes import Gateways, MailerProcess, Mailers, run, until
 from tests.wall_clock import WallClock
 
 HOUR = 3600.0
 MINUTE = 60.0
+BLOCK = "UPDATE throttle SET failures = 20, blocked_until = clock_timestamp() + interval '1 hour'"
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ async def test_a_step_of_the_wall_clock_expires_no_message_and_is_logged_and_cou
     await gateway.until_taken(20)
 
     wall_clock.set(step)
-    assert await steps_logged(mailer, 1) == [pytest.approx(step, abs=0.1)]
-    finished = await mailer.finished(created["id"], patience=90)
+    assert await steps_logged(mailer, 1) == [pytest.approx(step, abs=MINUTE)]
+    finished = await mailer.finished(created["id"])
     assert finished["delivered_messages"] == 100
     assert len(gateway.ids) == len(set(gateway.ids)) == 100
     async with mailer.session.get("/metrics") as answer:
@@ -68,7 +70,9 @@ async def test_no_request_starts_after_an_end_before_which_the_wall_clock_is_set
     assert max(taken.arrived for taken in gateway.taken) < end.timestamp() * 1e6
     assert 0 < before < 10_000
     assert finished["cancelled_messages"] > 0
-    assert finished["delivered_messages"] + finished["cancelled_messages"] == 10_000
+    # a request that is cut at the end leaves its delivery unknown
+    ended = ("delivered", "cancelled", "unknown")
+    assert sum(finished[f"{status}_messages"] for status in ended) == 10_000
 
 
 async def test_steps_under_load_change_nothing_of_what_is_sent(
@@ -81,7 +85,7 @@ async def test_steps_under_load_change_nothing_of_what_is_sent(
     created = await mailer.call("POST", "/mailings", a_mailing(lasts=10 * MINUTE) | window, 201)
     dice = random.Random(14)  # noqa: S311  # no secret
 
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while await mailer.query("SELECT status FROM mailing") != "finished":
             wall_clock.set(dice.choice((2, 60, HOUR, 30 * HOUR)) * dice.choice((1, -1)))
             await asyncio.sleep(0.1)
@@ -174,8 +178,9 @@ async def test_sessions_and_throttles_last_as_long_whatever_the_wall_clock_shows
             return answer.status == 200
 
     assert await is_signed_in()
-    wrong = [await status(mailer, "ben", "wrong") for _ in range(12)]
-    assert wrong[-1] == 429
+    assert await status(mailer, "ben", "wrong") == 400
+    await mailer.query(BLOCK)
+    assert await status(mailer, "ben", "wrong") == 429
     for before, after in pairwise((0.0, 400 * 24 * HOUR, -HOUR, 0.0)):
         assert before != after
         wall_clock.set(after)

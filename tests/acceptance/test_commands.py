@@ -123,10 +123,7 @@ async def test_verify_exits_1_and_names_the_ledger_that_is_off(
         await connection.execute(text("UPDATE ledger SET delivered = 1"))
     await engine.dispose()
     assert off.returncode == 1
-    assert off.stdout == (
-        "mailing 1: delivered in the ledger: 7, expected 1\n"
-        "all: delivered in what is settled: 1, expected 7\n"
-    )
+    assert off.stdout == "mailing 1: delivered in the ledger: 7, expected 1\n"
 
 
 async def test_migrate_brings_an_empty_database_to_the_newest_schema(data_dir: Path) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import trustme
+from tests.patience import PATIENCE
 from tests.processes import MailerProcess, run
 
 from mailer.db.embedded import embedded_postgres
@@ -68,7 +69,7 @@ async def test_systemd_is_told_what_the_service_waits_for(tmp_path: Path) -> Non
         mailer.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         await mailer.launch()
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             said = (await loop.sock_recv(systemd, 10_000)).decode()
         assert said.startswith(f"READY=1\nSTATUS={WAITS} (")
         assert await mailer.stop() == 0

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 from tests.processes import until
 from tests.sample import add_due_messages, behind_all_stops, do, execute, value
 
@@ -113,6 +114,6 @@ async def test_mailing_that_has_not_begun_is_paused_though_a_worker_stands_still
         "UPDATE mailing SET status = 'scheduled', audience_until = NULL, audience_cursor = 0,"
         " datetime_start = now() + interval '30 minutes'",
     )
-    async with behind_all_stops(engine), asyncio.timeout(20):
+    async with behind_all_stops(engine), asyncio.timeout(PATIENCE):
         paused = await service.pause(engine, mailing_id, COMMAND_LINE)
     assert paused.status == "paused"

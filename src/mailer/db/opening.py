@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.clock import database_clock, elapsed
+from mailer.clock import database_clock, elapsed, sample_wall_clock
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.fitness import WaitReason, ensure_fit, explain
@@ -114,6 +114,7 @@ async def prepare_database(
             on_wait(reason)
         await engine.dispose()  # a kept session may be on a standby, or have outdated settings
         await asyncio.sleep(RETRY_INTERVAL)
+    await sample_wall_clock()  # so that its first step is noticed, too
 
 
 async def _try_to_prepare(engine: AsyncEngine, setting: str) -> WaitReason | None:
