@@ -185,13 +185,18 @@ async def test_pause_that_a_gateway_asks_for_is_shown(
     assert shown["retry_at"] == "2030-01-15T06:01:30Z"
 
 
-async def test_without_a_gateway_nothing_is_held_and_it_is_said_that_none_is_set(
+async def test_without_a_gateway_running_mailings_are_held_and_no_others(
     application: httpx.AsyncClient, api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     ids = await add_mailings(api, engine)
     assert await get(application, "/gateway") == CALM | {"is_set": False}
-    assert (await get(application, f"/mailings/{ids['running']}"))["held"] is None
-    assert {row["held"] for row in (await get(application, "/mailings"))["results"]} == {None}
+    listed = {row["id"]: row for row in (await get(application, "/mailings"))["results"]}
+    for name, mailing_id in ids.items():
+        held = None
+        if name == "running":
+            held = {"since": listed[mailing_id]["datetime_start"], "reason": "no_gateway"}
+        assert listed[mailing_id]["held"] == held
+        assert (await get(application, f"/mailings/{mailing_id}"))["held"] == held
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])

@@ -11,6 +11,7 @@ from tests.asked import inside
 from tests.sample import OPEN, add_clients, add_due_messages, begin, execute
 
 from mailer.app import create_app
+from mailer.gateway.breaker import Breaker
 from mailer.gateway.pace import Pace
 
 
@@ -71,7 +72,7 @@ async def test_preview_tells_who_will_be_missed_and_what_helps(
 async def test_preview_tells_at_which_rate_and_who_is_too_many_for_it(engine: AsyncEngine) -> None:
     await add_clients(engine, 500)
     await add_due_messages(engine, 7)
-    app = create_app(engine, pace=Pace(50, 0.5), settings=OPEN)
+    app = create_app(engine, Breaker(10, 15), pace=Pace(50, 0.5), settings=OPEN)
     transport = inside(app)
     short = NEW_FORM | {"start": "2040-01-01T12:00", "end": "2040-01-01T12:10"}
     async with httpx.AsyncClient(transport=transport) as client:

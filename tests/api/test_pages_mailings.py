@@ -1,5 +1,6 @@
 """The list of mailings and the page of one, as far as they need no browser."""
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -9,10 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, create, mark
 from tests.api.visits import ESCAPED, HOSTILE, SITE, page, post, under_way
 from tests.asked import inside
-from tests.sample import OPEN, add_clients, add_mailing, execute, value
+from tests.sample import OPEN, add_clients, add_mailing, add_messages, execute, value
 
 from mailer.app import create_app
 from mailer.gateway.breaker import Breaker
+from mailer.gateway.pace import Pace
 from mailer.gateway.port import Unavailable
 
 FAR = 10**9
@@ -149,11 +151,10 @@ async def test_mailing_tells_all_about_itself_and_escapes_it(
     ("client_filter", "words"),
     [
         (None, "Everybody in the directory"),
-        ({}, "Everybody in the directory"),
         ("912, <i>,", "Clients whose operator code or tag is one of these: 912, &lt;i&gt;"),
         (",".join(f"t{n}" for n in range(40)), "t29 and 10 more"),
     ],
-    ids=["null", "no list", "terms", "many"],
+    ids=["null", "terms", "many"],
 )
 async def test_audience_is_told_in_words(
     api: httpx.AsyncClient, client_filter: object, words: str
@@ -227,6 +228,69 @@ async def test_mailing_that_is_held_says_since_when_and_why(
     message_id = await value(engine, "SELECT max(id) FROM message")
     story = await page(held, f"/mailings/{mailing_id}/messages/{message_id}")
     assert "It waits until the gateway takes messages again." in story
+
+
+async def test_mailing_without_a_gateway_says_that_it_waits_for_one(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await add_clients(engine, 1)
+    mailing_id = await under_way(api, engine)
+    shown = await page(api, f"/mailings/{mailing_id}")
+    assert "No gateway is configured: nothing is sent until there is one." in shown
+    assert "It is being sent" not in shown
+    assert "no gateway is configured" in await page(api, "/")
+
+
+@pytest.fixture
+async def sending(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """The application with a gateway that takes a message a second."""
+    app = create_app(engine, Breaker(10, 15), pace=Pace(50, 1), settings=OPEN)
+    async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer/api/v1") as client:
+        yield client
+
+
+async def test_mailing_that_waits_for_its_hours_says_until_when(
+    sending: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 2, "916", "Europe/Moscow")
+    now = datetime.now(UTC)
+    mailing_id = await add_mailing(
+        engine, clients=2, start=now - timedelta(hours=1), lasts=timedelta(days=2)
+    )
+    opens = (now + timedelta(hours=5)).replace(minute=0, second=0, microsecond=0)
+    await add_messages(engine, mailing_id, clients, "scheduled", at=opens)
+    for path in (f"/mailings/{mailing_id}", "/"):
+        shown = " ".join(re.sub(r"<[^>]*>", "", await page(sending, path)).split())
+        assert f"{opens:%H:%M}: then the hours open in Europe/Moscow." in shown, path
+        assert "It is being sent" not in shown
+        assert "0 a second" not in shown
+    await execute(engine, "UPDATE message SET attempts = 1, reason = 'http_503'")
+    assert "to try again what failed" in await page(sending, f"/mailings/{mailing_id}")
+    await execute(engine, "UPDATE message SET due_at = now() - interval '1 s'")
+    assert "It is being sent" in await page(sending, f"/mailings/{mailing_id}")
+
+
+async def test_one_estimate_is_shown_and_what_is_lost_beside_it(
+    sending: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 100)
+    now = datetime.now(UTC)
+    mailing_id = await add_mailing(
+        engine, clients=100, start=now - timedelta(hours=1), lasts=timedelta(days=2)
+    )
+    await add_messages(engine, mailing_id, clients[:60], "scheduled", at=now)
+    await add_messages(engine, mailing_id, clients[60:70], "delivered", at=now)
+    await add_messages(engine, mailing_id, clients[70:], "cancelled", "no_window", at=now)
+    shown = await page(sending, f"/mailings/{mailing_id}")
+    assert "60 clients who are left are reached by" in shown
+    assert "Everybody is reached" not in shown
+    assert "0 undelivered, 0 in doubt, 30 cancelled" in shown
+    assert "done at about" not in shown
+    assert "done at about" in await page(sending, "/")
+    await execute(engine, "UPDATE mailing SET status = 'paused'")
+    shown = await page(sending, f"/mailings/{mailing_id}")
+    assert "there is no estimate until then" in shown
+    assert "reached by" not in shown
 
 
 # ---- what may be done -----------------------------------------------------------------------

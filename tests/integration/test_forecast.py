@@ -11,7 +11,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.gateway.pace import Pace
 from mailer.mailing import audience, moving, service
 from mailer.mailing.forecast import Shortfall
-from mailer.mailing.model import AudienceLists, MailingNotFoundError, NewMailing
+from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
 from mailer.report import forecast
 
 HOUR = timedelta(hours=1)
@@ -94,14 +94,11 @@ async def test_an_other_whose_audience_is_taken_still_has_the_rest(engine: Async
     assert in_seconds(found.done_at, 600, now)
 
 
-@pytest.mark.parametrize("status", ["running", "paused"])
-async def test_a_mailing_under_way_has_those_left_who_wait(
-    engine: AsyncEngine, status: str
-) -> None:
+async def test_a_mailing_under_way_has_those_left_who_wait(engine: AsyncEngine) -> None:
     moscow = await add_clients(engine, 300, "916", "Europe/Moscow")
     tokyo = await add_clients(engine, 300, "916", "Asia/Tokyo")
     now = datetime.now(UTC)
-    mailing_id = await add_mailing(engine, clients=600, start=now - HOUR, status=status)
+    mailing_id = await add_mailing(engine, clients=600, start=now - HOUR)
     await add_messages(engine, mailing_id, moscow[:100], "scheduled", at=now)
     await add_messages(engine, mailing_id, moscow[100:], "delivered", at=now)
     await add_messages(engine, mailing_id, tokyo[:20], "scheduled", "timeout", at=now)
@@ -148,7 +145,11 @@ async def test_a_mailing_that_has_not_begun_is_as_its_draft(engine: AsyncEngine)
     assert expected.done_at == start + timedelta(seconds=50)
     assert await forecast.of_mailing(engine, created.id, pace) == expected
     await service.pause(engine, created.id, COMMAND_LINE)
-    assert await forecast.of_mailing(engine, created.id, pace) == expected
+    assert await forecast.of_mailing(engine, created.id, pace) is None
+    changes = MailingChange(text="Another text")
+    by_hours = await forecast.of_mailing(engine, created.id, pace, changes=changes)
+    assert by_hours is not None
+    assert by_hours.rate is None
 
 
 async def test_of_a_mailing_that_has_ended_nothing_is_expected(engine: AsyncEngine) -> None:

@@ -11,13 +11,17 @@ from tests.sample import NOON, add_clients, add_mailing, add_messages, execute
 from mailer.access.model import COMMAND_LINE
 from mailer.db.schema import MAILING_STATUSES, MESSAGE_STATUSES
 from mailer.errors import InvalidError
+from mailer.gateway.breaker import Breaker
+from mailer.gateway.pace import Pace
+from mailer.gateway.port import Unavailable
 from mailer.mailing import service, store
 from mailer.mailing.model import MailingNotFoundError
-from mailer.report import statistics
+from mailer.report import forecast, statistics
 from mailer.report.model import (
     AttemptsCounts,
     GeneralStatistics,
     MailingCounts,
+    MailingStatistics,
     MessageCounts,
     OutcomeCounts,
     ReasonCount,
@@ -182,8 +186,15 @@ async def sending(
     return mailing_id
 
 
+async def measured(engine: AsyncEngine, mailing_id: int, rate: float = 1) -> MailingStatistics:
+    """The statistics at a process that sends so many messages a second, to a gateway that is up."""
+    return await statistics.of_mailing(
+        engine, mailing_id, breaker=Breaker(10, 15), pace=Pace(50, rate)
+    )
+
+
 async def test_rate_and_expected_end_of_a_mailing_that_has_just_begun(engine: AsyncEngine) -> None:
-    found = await statistics.of_mailing(engine, await sending(engine))
+    found = await measured(engine, await sending(engine))
     assert found.rate == pytest.approx(1, rel=0.1)
     assert found.expected_end is not None
     left = found.expected_end - datetime.now(UTC)
@@ -192,25 +203,46 @@ async def test_rate_and_expected_end_of_a_mailing_that_has_just_begun(engine: As
 
 async def test_clients_who_are_still_to_be_taken_are_expected_too(engine: AsyncEngine) -> None:
     mailing_id = await sending(engine)
-    await execute(engine, "UPDATE mailing SET clients_count = 151, audience_cursor = 91")
-    found = await statistics.of_mailing(engine, mailing_id)
+    await add_clients(engine, 60, "999")
+    await execute(
+        engine,
+        "UPDATE mailing SET clients_count = 151, audience_cursor = 91, audience_until = 151",
+    )
+    found = await measured(engine, mailing_id)
     assert found.expected_end is not None
     left = found.expected_end - datetime.now(UTC)
     assert left.total_seconds() == pytest.approx(120, rel=0.1)
 
 
-async def test_what_is_due_later_makes_the_expected_end_later(engine: AsyncEngine) -> None:
-    found = await statistics.of_mailing(engine, await sending(engine, last_due=20 * MINUTE))
+async def test_expected_end_is_that_of_the_forecast(engine: AsyncEngine) -> None:
+    mailing_id = await sending(engine)
+    found = await measured(engine, mailing_id, 4)
+    expected = await forecast.of_mailing(engine, mailing_id, Pace(50, 4))
+    assert expected is not None
+    assert expected.done_at is not None
     assert found.expected_end is not None
-    left = found.expected_end - datetime.now(UTC)
-    assert left.total_seconds() == pytest.approx(20 * 60, rel=0.01)
+    assert abs(found.expected_end - expected.done_at) < timedelta(seconds=10)
+
+
+async def test_no_end_is_expected_while_the_gateway_takes_nothing_or_none_is_configured(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await sending(engine)
+    down = Breaker(1, 15)
+    permit = down.begin(0.0)
+    assert permit is not None
+    down.record(permit, Unavailable("http_503"), 0.0, datetime.now(UTC))
+    assert down.hold is not None
+    for breaker in (down, None):
+        found = await statistics.of_mailing(engine, mailing_id, breaker=breaker, pace=Pace(50, 1))
+        assert found.expected_end is None
 
 
 async def test_nothing_is_expected_after_the_end(engine: AsyncEngine) -> None:
     mailing_id = await sending(engine, lasts=1.5 * MINUTE)
     async with engine.connect() as connection:
         end = (await store.get(connection, mailing_id)).datetime_end
-    assert (await statistics.of_mailing(engine, mailing_id)).expected_end == end
+    assert (await measured(engine, mailing_id)).expected_end == end
 
 
 @pytest.mark.parametrize(
@@ -218,13 +250,12 @@ async def test_nothing_is_expected_after_the_end(engine: AsyncEngine) -> None:
     [
         "UPDATE mailing SET status = 'paused'",
         "UPDATE message SET status = 'delivered', sent_at = now()",
-        "UPDATE message SET status = 'cancelled', sent_at = NULL WHERE status = 'delivered'",
     ],
 )
 async def test_no_end_is_expected_of_what_does_not_go_on(engine: AsyncEngine, change: str) -> None:
     mailing_id = await sending(engine)
     await execute(engine, change)
-    assert (await statistics.of_mailing(engine, mailing_id)).expected_end is None
+    assert (await measured(engine, mailing_id)).expected_end is None
 
 
 async def test_attempts_are_those_of_messages_with_an_outcome(engine: AsyncEngine) -> None:

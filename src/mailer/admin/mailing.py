@@ -24,7 +24,7 @@ from mailer.mailing.controls import controls, waiting
 from mailer.mailing.hold import with_hold
 from mailer.mailing.model import MailingNotFoundError, StillStoppingError
 from mailer.mailing.query import MailingId
-from mailer.report import forecast, statistics
+from mailer.report import forecast, progress, statistics
 from mailer.report.largest import largest
 from mailer.report.snapshot import snapshot
 
@@ -46,16 +46,19 @@ async def look(
 ) -> dict[str, Any]:
     """Return what is shown of a mailing, by name, its counts as they are at one moment."""
     async with snapshot(engine) as connection:
-        mailing = await store.get(connection, mailing_id)
+        mailing = with_hold(await store.get(connection, mailing_id), breaker)
         stands = await steps.look(connection, mailing_id)
-        counts = await statistics.in_detail(connection, mailing, most_buckets=BARS)
         sharing = await forecast.sharing(connection, pace, mailing)
-        expected = await forecast.from_now_on(connection, mailing, pace, sharing.processes)
+        usable = forecast.usable_pace(pace, breaker)
+        expected = await forecast.from_now_on(connection, mailing, usable, sharing.processes)
+        [made] = await progress.of_mailings(connection, [mailing])
+        counts = await statistics.in_detail(connection, made, expected, most_buckets=BARS)
     now = database_clock.now()
     return {
         "forecast": expected,
         "sharing": sharing,
-        "mailing": with_hold(mailing, breaker),
+        "mailing": mailing,
+        "wait": made.wait,
         "steps": stands,
         "counts": counts,
         "controls": controls(mailing, now),

@@ -20,10 +20,12 @@ from mailer.admin.language import marked
 from mailer.admin.render import Show, done
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
+from mailer.gateway.breaker import Breaker
 from mailer.gateway.pace import Pace
 from mailer.mailing import service, store
 from mailer.mailing.model import ENDED, Mailing, MailingEndedError, MailingStartedError
 from mailer.mailing.query import MailingId
+from mailer.report.forecast import usable_pace
 from mailer.validation import MAX_ID
 
 SEEN = "seen"
@@ -81,11 +83,12 @@ def _offset(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta:
 
 def sheet_of(
     engine: NamedDependency[AsyncEngine],
+    breaker: NamedDependency[Breaker | None],
     pace: NamedDependency[Pace | None],
     show: NamedDependency[Show],
 ) -> Sheet:
     """Return the form as it is before it is known for which mailing."""
-    return Sheet(engine=engine, pace=pace, show=show)
+    return Sheet(engine=engine, pace=usable_pace(pace, breaker), show=show)
 
 
 class MailingForm(Controller):

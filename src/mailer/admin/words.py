@@ -34,6 +34,7 @@ REASONS = {
     "client_deleted": marked("the client was deleted"),
     "filter_changed": marked("no longer in the audience"),
     "restored": marked("the database was restored"),
+    "no_gateway": marked("no gateway is configured"),
 }
 SCOPES = {
     "read": marked("Look at clients, mailings and messages"),

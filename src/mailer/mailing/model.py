@@ -272,7 +272,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     held: Hold | None = None
     """Since when and why a running mailing waits; null while it does not. `restored`: the database
-    was restored, and nobody has agreed yet that it sends."""
+    was restored, and nobody has agreed yet that it sends. `no_gateway`: none is configured."""
 
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):

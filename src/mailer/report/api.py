@@ -12,6 +12,7 @@ from mailer import metrics
 from mailer.db.engine import is_away
 from mailer.errors import UnavailableError
 from mailer.gateway.breaker import Breaker, GatewayStatus
+from mailer.gateway.pace import Pace
 from mailer.mailing.query import MailingId
 from mailer.report import backlog, statistics
 from mailer.report.model import GeneralStatistics, MailingStatistics
@@ -82,9 +83,11 @@ class StatisticsController(Controller):
     async def get_mailing_statistics(
         self,
         engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        pace: NamedDependency[Pace | None],
         mailing_id: MailingId,
         asked: NamedDependency[StatisticsQuery],
     ) -> MailingStatistics:
         """Count a mailing's messages by status and reason, operator code, time zone, and time."""
         bucket = None if asked.bucket is UNSET else asked.bucket
-        return await statistics.of_mailing(engine, mailing_id, bucket)
+        return await statistics.of_mailing(engine, mailing_id, bucket, breaker=breaker, pace=pace)

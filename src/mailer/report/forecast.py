@@ -1,17 +1,18 @@
 """What is to be expected of a mailing, by counts alone: no message is read, nor any client."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import cache, partial
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
-from sqlalchemy import Row, text
+from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import processes as processes_of
+from mailer.gateway.breaker import Breaker
 from mailer.gateway.pace import Pace
 from mailer.mailing import audience
 from mailer.mailing import store as mailings
@@ -25,11 +26,12 @@ from mailer.report.snapshot import snapshot
 FEW_ZONES = 20
 """Time zones of an audience whose forecast takes a few milliseconds: not worth a thread."""
 
-# Of the others what they have waiting, and what is still to be taken of their audiences; of the
-# mailing itself whether its audience is being taken: that of one planned anew is, once more.
+# Of running mailings what they have waiting, and what is still to be taken of their audiences; of
+# those asked for whether they have begun, and whether the audience is being taken: that of one
+# planned anew is, once more.
 LOOK = text("""
     WITH live AS (
-        SELECT id, status, scheduled + sending AS waiting,
+        SELECT id, status, scheduled + sending AS waiting, id = ANY (:asked) AS is_asked,
             CASE WHEN audience_cursor < audience_until AND NOT replanning THEN greatest(0,
                 clients_count - scheduled - sending - delivered - undelivered - "unknown"
                     - cancelled) ELSE 0 END AS untaken,
@@ -38,11 +40,27 @@ LOOK = text("""
         WHERE NOT is_settled AND deleted_at IS NULL
     )
     SELECT clock_timestamp() AS now,
-        coalesce(array_agg(waiting + untaken) FILTER (
-            WHERE status = 'running' AND id IS DISTINCT FROM :mailing_id), '{}') AS others,
-        coalesce(bool_or(has_begun) FILTER (WHERE id = :mailing_id), false) AS has_begun,
-        coalesce(bool_or(is_taking) FILTER (WHERE id = :mailing_id), false) AS is_taking
-    FROM live""")
+        coalesce(array_agg(id) FILTER (WHERE status = 'running'), '{}') AS running,
+        coalesce(array_agg(waiting + untaken) FILTER (WHERE status = 'running'), '{}') AS waiting,
+        coalesce(array_agg(id) FILTER (WHERE is_asked AND has_begun), '{}') AS begun,
+        coalesce(array_agg(id) FILTER (WHERE is_asked AND is_taking), '{}') AS taking
+    FROM live""").bindparams(bindparam("asked", type_=ARRAY(BigInteger)))
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What mailer has to send at one moment."""
+
+    now: datetime
+    waiting: Mapping[int, int]
+    """Messages that each running mailing still has to send."""
+    begun: frozenset[int]
+    """Of the mailings asked for those that have begun."""
+    taking: frozenset[int]
+    """Of those the ones whose audience is being taken."""
+
+    def of_others(self, mailing_id: int | None) -> list[int]:
+        """Return what each of the other running mailings has to send."""
+        return [count for each, count in self.waiting.items() if each != mailing_id]
 
 
 class Sharing(msgspec.Struct, frozen=True):
@@ -75,9 +93,9 @@ async def of_draft(
     windows alone decide.
     """
     async with snapshot(engine) as connection:
-        facts = await _look(connection, None)
+        load = await _look(connection, [])
         clients = await audience.count_by_zone(connection, draft.client_filter)
-    return await _forecast(draft, clients, facts, _rate(pace, processes))
+    return await _forecast(draft, clients, load, _rate(pace, processes))
 
 
 async def of_mailing(
@@ -100,26 +118,72 @@ async def from_now_on(
     processes: int = 1,
     changes: MailingChange | None = None,
 ) -> Forecast | None:
-    """Return what is to be expected of a mailing from now on; None when it has ended.
+    """Return what is to be expected of a mailing from now on.
 
-    Of one that is paused, if it were resumed now; with `changes`, if it were changed so. What is
-    given up already is not counted, unless a change plans it anew.
+    None when it has ended, and while it is paused or held: nobody knows when it goes on. With
+    `changes`, if it were changed so, by the hours alone while it is paused or held. What is given
+    up already is not counted, unless a change plans it anew.
     """
-    mailing = before if changes is None else replace(before, **changes.given())
-    facts = await _look(connection, mailing.id)
-    if mailing.status in ENDED or mailing.datetime_end <= facts.now:
+    load = await _look(connection, [before.id])
+    return await _from_now_on(connection, before, load, _rate(pace, processes), changes)
+
+
+async def expected_ends(
+    connection: AsyncConnection, running: Sequence[Mailing], pace: Pace | None, processes: int = 1
+) -> dict[int, datetime | None]:
+    """Return when nothing will be left to send of each mailing, by its id: see `expected_end`."""
+    load = await _look(connection, [mailing.id for mailing in running])
+    rate = _rate(pace, processes)
+    return {
+        mailing.id: expected_end(mailing, await _from_now_on(connection, mailing, load, rate))
+        for mailing in running
+    }
+
+
+def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None:
+    """Return when nothing will be left to send of a running mailing, by its forecast.
+
+    At the latest its end, when the rest expires. None while that is not known: before the start,
+    while it is paused or held, while no rate is known, and when it is too far ahead.
+    """
+    if mailing.status != "running" or expected is None or expected.rate is None:
         return None
-    if not facts.has_begun:
+    if not expected.clients or expected.waiting:
+        return None
+    return mailing.datetime_end if expected.missed else expected.done_at
+
+
+async def _from_now_on(
+    connection: AsyncConnection,
+    before: Mailing,
+    load: Load,
+    rate: float | None,
+    changes: MailingChange | None = None,
+) -> Forecast | None:
+    mailing = before if changes is None else replace(before, **changes.given())
+    if mailing.status in ENDED or mailing.datetime_end <= load.now:
+        return None
+    if mailing.status == "paused" or mailing.held:
+        if changes is None:
+            return None
+        rate = None  # a change is judged by the hours alone
+    if mailing.id not in load.begun:
         clients = await audience.count_by_zone(connection, mailing.client_filter)
     elif any(getattr(mailing, name) != getattr(before, name) for name in PLANNED_BY):
         clients = await _left_anew(connection, mailing)
     else:
-        clients = await _left(connection, mailing, is_taking=facts.is_taking)
-    return await _forecast(mailing, clients, facts, _rate(pace, processes))
+        clients = await _left(connection, mailing, is_taking=mailing.id in load.taking)
+    return await _forecast(mailing, clients, load, rate, mailing.id)
 
 
-async def _look(connection: AsyncConnection, mailing_id: int | None) -> Row[Any]:
-    return (await connection.execute(LOOK, {"mailing_id": mailing_id})).one()
+async def _look(connection: AsyncConnection, asked: Sequence[int]) -> Load:
+    row = (await connection.execute(LOOK, {"asked": list(asked)})).one()
+    return Load(
+        row.now,
+        dict(zip(row.running, row.waiting, strict=True)),
+        frozenset(row.begun),
+        frozenset(row.taking),
+    )
 
 
 async def _left(
@@ -155,6 +219,11 @@ async def _left_anew(connection: AsyncConnection, mailing: Mailing) -> dict[str,
     return left
 
 
+def usable_pace(pace: Pace | None, breaker: Breaker | None) -> Pace | None:
+    """Return the pace to reckon with; None while the gateway takes nothing: then none is true."""
+    return None if breaker is None or breaker.hold is not None else pace
+
+
 def _rate(pace: Pace | None, processes: int) -> float | None:
     """Return the messages a second of all processes together."""
     if pace is None or pace.rate is None:
@@ -163,7 +232,11 @@ def _rate(pace: Pace | None, processes: int) -> float | None:
 
 
 async def _forecast(
-    plan: NewMailing | Mailing, clients: Mapping[str, int], facts: Row[Any], rate: float | None
+    plan: NewMailing | Mailing,
+    clients: Mapping[str, int],
+    load: Load,
+    rate: float | None,
+    mailing_id: int | None = None,
 ) -> Forecast:
     """Simulate in a thread, one forecast at a time: many zones would block the event loop."""
     work = partial(
@@ -172,9 +245,9 @@ async def _forecast(
         start=plan.datetime_start,
         end=plan.datetime_end,
         window=window_between(plan.send_interval_time_start, plan.send_interval_time_end),
-        at=facts.now,
+        at=load.now,
         rate=rate,
-        others=facts.others,
+        others=load.of_others(mailing_id),
     )
     if len(clients) <= FEW_ZONES:
         return work()

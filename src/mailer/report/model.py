@@ -183,7 +183,8 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     expected_end: Annotated[
         datetime | None,
         Meta(
-            description="When nothing will be left to send, at this rate and by what is due; at the"
-            " latest the mailing's end. Null while it is not known."
+            description="When nothing will be left to send, by the forecast that the pages show; at"
+            " the latest the mailing's end. Null while it is not known, and while the mailing is"
+            " paused or held."
         ),
     ]

@@ -1,17 +1,26 @@
-"""How far mailings under way are: at which rate they go out, and when nothing will be left."""
+"""How far mailings under way are: at which rate they go out, and what they wait for."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
 from sqlalchemy import ARRAY, BigInteger, Row, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import OUTCOMES
 from mailer.mailing.model import Mailing
 
 MINUTE = 60
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """A running mailing has nothing due before a moment."""
+
+    until: datetime
+    time_zone: str
+    """Of the client whose message is due first."""
+    is_retry: bool
+    """Whether that message was tried already; else the sending window opens then."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -22,22 +31,25 @@ class Progress(msgspec.Struct, frozen=True):
     """Messages sent a second over the last minute, or since the first was sent."""
     first_sent_at: datetime | None
     last_sent_at: datetime | None
-    expected_end: datetime | None
-    """When nothing will be left to send, at this rate and by what is due; None if unknown."""
+    wait: Wait | None
+    """What it waits for; None when something is due or being sent, or nothing is left."""
 
 
 # The keys are seconds of ten digits: they are in the order of time.
 SENT = text("""
     SELECT mailing_id, first_sent_at, last_sent_at, now() AS now,
-        (SELECT max(due_at) FROM message
-            WHERE mailing_id = ledger.mailing_id AND status = 'scheduled') AS last_due_at,
+        soonest.due_at, soonest.time_zone, soonest.attempts,
         (SELECT coalesce(sum(delivered + "unknown"), 0) FROM (
             SELECT * FROM tally WHERE mailing_id = ledger.mailing_id AND dimension = 'second'
                 AND key > trunc(extract(epoch FROM now()) - 60)::text
             UNION ALL SELECT * FROM tally_move
             WHERE mailing_id = ledger.mailing_id AND dimension = 'second'
                 AND key > trunc(extract(epoch FROM now()) - 60)::text) AS moved)::bigint AS lately
-    FROM ledger WHERE mailing_id = ANY (:mailings)""").bindparams(
+    FROM ledger LEFT JOIN LATERAL (
+        SELECT due_at, time_zone, attempts FROM message
+        WHERE mailing_id = ledger.mailing_id AND status = 'scheduled'
+        ORDER BY due_at LIMIT 1) AS soonest ON true
+    WHERE mailing_id = ANY (:mailings)""").bindparams(
     bindparam("mailings", type_=ARRAY(BigInteger))
 )
 
@@ -50,9 +62,17 @@ async def of_mailings(connection: AsyncConnection, mailings: Sequence[Mailing]) 
 
 
 def _progress(mailing: Mailing, sent: Row[Any]) -> Progress:
-    rate = _rate(sent)
-    expected_end = _expected_end(mailing, sent, rate)
-    return Progress(mailing, rate, sent.first_sent_at, sent.last_sent_at, expected_end)
+    return Progress(
+        mailing, _rate(sent), sent.first_sent_at, sent.last_sent_at, _wait(mailing, sent)
+    )
+
+
+def _wait(mailing: Mailing, sent: Row[Any]) -> Wait | None:
+    if mailing.status != "running" or mailing.sending_messages or sent.due_at is None:
+        return None
+    if sent.due_at <= sent.now or sent.due_at >= mailing.datetime_end:
+        return None
+    return Wait(sent.due_at, sent.time_zone, is_retry=sent.attempts > 0)
 
 
 def _rate(sent: Row[Any]) -> float:
@@ -60,14 +80,3 @@ def _rate(sent: Row[Any]) -> float:
         return 0.0
     passed = max(1.0, min(MINUTE, (sent.now - sent.first_sent_at).total_seconds()))
     return float(sent.lately / passed)
-
-
-def _expected_end(mailing: Mailing, sent: Row[Any], rate: float) -> datetime | None:
-    """Return when nothing will be left to send; what is left at the mailing's end is given up."""
-    ended = sum(getattr(mailing, f"{outcome}_messages") for outcome in OUTCOMES)
-    left = mailing.clients_count - ended  # also those whose messages are still to be made
-    if mailing.status != "running" or left <= 0 or not rate:
-        return None
-    now: datetime = sent.now
-    last_due_at: datetime = sent.last_due_at or now
-    return min(max(now + timedelta(seconds=left / rate), last_due_at), mailing.datetime_end)

@@ -10,15 +10,20 @@ import msgspec
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.db import processes
 from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled
 from mailer.errors import FieldError, InvalidError
+from mailer.gateway.breaker import Breaker
+from mailer.gateway.pace import Pace
 from mailer.mailing import store as mailings
+from mailer.mailing.forecast import Forecast
+from mailer.mailing.hold import with_hold
 from mailer.mailing.model import Mailing
 from mailer.mailing.store import LIVE, select_mailings
 from mailer.message import tally
 from mailer.message.model import Status
 from mailer.message.tally import Tally
-from mailer.report import progress
+from mailer.report import forecast, progress
 from mailer.report.model import (
     AttemptsCounts,
     Bucket,
@@ -32,6 +37,7 @@ from mailer.report.model import (
     Series,
     TimeZoneCounts,
 )
+from mailer.report.progress import Progress
 from mailer.report.snapshot import snapshot
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -88,7 +94,12 @@ SENDING = text("""
 
 
 async def of_mailing(
-    engine: AsyncEngine, mailing_id: int, bucket: int | None = None
+    engine: AsyncEngine,
+    mailing_id: int,
+    bucket: int | None = None,
+    *,
+    breaker: Breaker | None = None,
+    pace: Pace | None = None,
 ) -> MailingStatistics:
     """Count one mailing in detail, over time in buckets of that many seconds.
 
@@ -96,21 +107,26 @@ async def of_mailing(
     and `InvalidError` when that bucket is too short, or not one that the outcomes divide into.
     """
     async with snapshot(engine) as connection:
-        mailing = await mailings.get(connection, mailing_id)
-        return await in_detail(connection, mailing, bucket)
+        mailing = with_hold(await mailings.get(connection, mailing_id), breaker)
+        [made] = await progress.of_mailings(connection, [mailing])
+        at_work = await processes.at_work(connection)
+        usable = forecast.usable_pace(pace, breaker)
+        expected = await forecast.from_now_on(connection, mailing, usable, len(at_work) or 1)
+        return await in_detail(connection, made, expected, bucket)
 
 
 async def in_detail(
     connection: AsyncConnection,
-    mailing: Mailing,
+    made: Progress,
+    expected: Forecast | None,
     bucket: int | None = None,
     *,
     most_buckets: int = MOST_BUCKETS,
 ) -> MailingStatistics:
     """Count a mailing that was read in the same snapshot; raises `InvalidError` likewise."""
+    mailing = made.mailing
     tallies = await tally.of_mailing(connection, mailing.id)
     sending = list(await connection.execute(SENDING, {"mailing_id": mailing.id}))
-    [made] = await progress.of_mailings(connection, [mailing])
     messages = ledger_of(mailing)
     return MailingStatistics(
         mailing_id=mailing.id,
@@ -135,7 +151,7 @@ async def in_detail(
         rate=made.rate,
         first_sent_at=made.first_sent_at,
         last_sent_at=made.last_sent_at,
-        expected_end=made.expected_end,
+        expected_end=forecast.expected_end(mailing, expected),
     )
 
 
