@@ -1,7 +1,8 @@
 """The fastest gateway there is: it takes every message at once, says so, and counts.
 
 A process of its own, so that what sends is measured and nothing else. It prints its URL, and at
-SIGUSR1 what it took since the last time: how many requests, and the moments of each tenth.
+SIGUSR1 what it took since the last time: how many requests, and the moments of each tenth; and how
+many requests in all came under an id that had come before.
 """
 
 import argparse
@@ -24,6 +25,8 @@ class Taken(msgspec.Struct):
 
     requests: int
     marks: list[float]
+    repeats: int
+    """Requests of all its life under an id that had come before."""
 
     @property
     def rate(self) -> float:
@@ -40,9 +43,10 @@ class Taken(msgspec.Struct):
 class Sink(asyncio.Protocol):
     """One connection: answers each request that has come in full, after the latency."""
 
-    def __init__(self, latency: float, arrivals: "array[float]") -> None:
+    def __init__(self, latency: float, arrivals: "array[float]", ids: "array[int]") -> None:
         self._latency = latency
         self._arrivals = arrivals
+        self._ids = ids
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -61,6 +65,7 @@ class Sink(asyncio.Protocol):
             return
         self._received = b""
         self._arrivals.append(time.time())
+        self._ids.append(int(head[: head.index(b" http/")].rpartition(b"/")[2]))
         if self._latency:
             asyncio.get_running_loop().call_later(self._latency, self._answer)
         else:
@@ -73,19 +78,20 @@ class Sink(asyncio.Protocol):
 
 async def main(latency: float) -> None:
     """Serve until SIGTERM; tell at SIGUSR1 what came since the last time."""
-    arrivals = array("d")
+    arrivals, ids = array("d"), array("q")
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
     def tell() -> None:
         last = len(arrivals) - 1
         marks = [arrivals[round(tenth * last / 10)] for tenth in range(11)] if arrivals else []
-        print(msgspec.json.encode(Taken(len(arrivals), marks)).decode(), flush=True)
+        taken = Taken(len(arrivals), marks, len(ids) - len(set(ids)))
+        print(msgspec.json.encode(taken).decode(), flush=True)
         del arrivals[:]
 
     loop.add_signal_handler(signal.SIGUSR1, tell)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    server = await loop.create_server(lambda: Sink(latency, arrivals), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Sink(latency, arrivals, ids), "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/send/", flush=True)
     await stopped.wait()
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
+from hypothesis import settings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,6 +24,9 @@ from mailer.db.migrate import migrate
 from tests.asked import inside
 from tests.provider import OpenIdProvider, running_provider
 from tests.sample import OPEN, create_patient_engine
+
+settings.register_profile("patient", deadline=None)  # the machine may be busy with other things
+settings.load_profile("patient")
 
 TEMPLATE = "mailer_template"
 EMPTY = (

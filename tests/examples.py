@@ -8,6 +8,5 @@ EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "300"))
 
 thorough = settings(
     max_examples=EXAMPLES,
-    deadline=None,  # the machine may be busy with other things
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -221,6 +222,7 @@ async def _serve(
             dispatcher.stop()
 
         stop_on_signals(stop)
+        _spare_garbage_collector()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve(sockets=[listening]))
             await asyncio.wait({opening})
@@ -231,6 +233,16 @@ async def _serve(
     if not opening.cancelled():
         opening.result()  # outside the group, which would wrap what it raises
     log.info("stopped")
+
+
+def _spare_garbage_collector() -> None:
+    """Let it pass over all objects that there are: they stay as long as the process.
+
+    A full collection goes over every object at once, and would keep the loop for tens of
+    milliseconds, at times that the work on a request decides.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _open(  # noqa: PLR0913, PLR0917  # all that waits for the database

@@ -78,10 +78,16 @@ class LoopMonitor:
     def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         clock = time.pthread_getcpuclockid(thread)
         while not self._stopping.wait(self._interval):
-            answered = threading.Event()
+            answered, ended = threading.Event(), [0.0, 0.0]
+
+            def answer(answered: threading.Event = answered, ended: list[float] = ended) -> None:
+                # read here: this thread may come to know of it much later on a busy machine
+                ended[:] = time.monotonic(), time.thread_time()
+                answered.set()
+
             asked_at, spent = time.monotonic(), time.clock_gettime(clock)
             try:
-                loop.call_soon_threadsafe(answered.set)
+                loop.call_soon_threadsafe(answer)
             except RuntimeError:  # the loop is closed
                 return
             frames = ""
@@ -90,10 +96,9 @@ class LoopMonitor:
                 while not answered.wait(self._limit):
                     if self._stopping.is_set():
                         return
-            seconds = time.monotonic() - asked_at
+            seconds, cpu_seconds = ended[0] - asked_at, ended[1] - spent
             metrics.loop_answered(seconds)
             if seconds >= self._limit:
-                cpu_seconds = time.clock_gettime(clock) - spent
                 self._report(Block(round(seconds, 4), round(cpu_seconds, 4), frames))
 
 

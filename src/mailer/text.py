@@ -4,7 +4,7 @@ Labels, such as tags and names, are stored as `clean_label` has them, and compar
 """
 
 import unicodedata
-from itertools import chain
+from itertools import chain, groupby
 
 _UNSEEN = (
     *(range(0x01, 0x09), range(0x0E, 0x1C), range(0x7F, 0x85), range(0x86, 0xA0)),
@@ -19,6 +19,12 @@ JOINERS = "\u200c\u200d"
 BLANK = dict.fromkeys((0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0, *map(ord, JOINERS)))
 """Joiners, which show nothing alone, and letters and signs that look like blanks."""
 
+LONGEST = 5_000
+"""Characters of the longest text that is normalized: thrice those of a message. One that is longer
+stays as it is, to be refused."""
+MOST_MARKS = 30
+"""Marks on one letter, beyond all languages (UAX #15, Stream-Safe Text Format)."""
+
 
 def strip_invisible(text: str) -> str:
     """Return a text without its `INVISIBLE` characters."""
@@ -31,8 +37,21 @@ def is_blank(text: str) -> bool:
 
 
 def compose(text: str) -> str:
-    """Return a text with its letters composed (NFC): so they show best, and cost least."""
+    """Return a text with its letters composed (NFC): so they show best, and cost least.
+
+    One with letters of more than `MOST_MARKS` marks stays as it is: to order these costs the square
+    of their number.
+    """
+    if text.isascii() or len(text) > LONGEST or _has_too_many_marks(text):
+        return text
     return unicodedata.normalize("NFC", text)
+
+
+def _has_too_many_marks(text: str) -> bool:
+    if len(text) <= MOST_MARKS:
+        return False
+    runs = groupby(text, lambda character: unicodedata.combining(character) > 0)
+    return any(is_marks and sum(1 for _ in run) > MOST_MARKS for is_marks, run in runs)
 
 
 def clean_label(text: str) -> str:
@@ -40,9 +59,9 @@ def clean_label(text: str) -> str:
 
     The label is empty when nothing of it can be seen.
     """
-    label = " ".join(compose(strip_invisible(text)).split())
-    while label != (trimmed := label.strip(JOINERS).strip()):
-        label = trimmed
+    if len(text) > LONGEST:
+        return text
+    label = " ".join(compose(strip_invisible(text)).split()).strip(f"{JOINERS} ")
     return label if label.isascii() or not is_blank(label) else ""
 
 

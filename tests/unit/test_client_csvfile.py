@@ -3,7 +3,8 @@
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -134,6 +135,9 @@ def test_each_line_counts_for_itself_unless_a_quote_joins_it_to_others(
         "\0",
         '"a,b\n"',
         '"' + "\n" * LIMIT,
+        '1,"' + "\n" * 1_900 + '"',
+        '1,"' + "x\n" * 990 + '"x',
+        '1,"' + '""\n' * 600,
         "x" * 99,
     ],
 )
@@ -151,6 +155,41 @@ def test_work_grows_with_the_file_and_not_faster(line: str) -> None:
     finally:
         sys.setprofile(None)
     assert calls < 100 * content.count("\n") + 50 * len(content) / 512 + 1000
+
+
+class Noting:
+    """Gives what `texts` gives, and notes it."""
+
+    def __init__(self, texts: Iterator[str], noted: list[str]) -> None:
+        self.texts = texts
+        self.noted = noted
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.noted.append(next(self.texts))
+        return self.noted[-1]
+
+
+def test_quoted_field_of_ten_million_line_ends_is_hardly_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+    parse = csv.reader
+
+    def noting(texts: Iterator[str], **dialect: Any) -> Iterator[list[str]]:
+        return parse(Noting(texts, parsed), **dialect)
+
+    monkeypatch.setattr("mailer.client.csvfile.csv.reader", noting)
+    file, unit = CsvFile(["a", "b"], required=["a"]), "\n" * 10_000
+    [*records] = file.feed('a,b\n1,"')
+    for _ in range(1_000):
+        records += file.feed(unit)
+    records += file.end()
+
+    assert records == [(2, Unreadable(MALFORMED, '1,"'))]
+    assert len("".join(parsed)) < 100
 
 
 def test_names_of_columns_may_have_capitals_and_blanks() -> None:

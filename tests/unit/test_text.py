@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.text import clean_label, fold_label, is_blank
+from mailer.text import clean_label, compose, fold_label, is_blank
 
 UNSEEN = ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\xad", "\u3164", "\u2800", "\u202e"]
 
@@ -55,6 +55,31 @@ def test_text_without_anything_to_see_is_blank(text: str) -> None:
 @pytest.mark.parametrize("text", [".", "\u200bя", "👨\u200d👩", "\0"])
 def test_text_with_anything_to_see_is_not_blank(text: str) -> None:
     assert not is_blank(text)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["a" + "\u0301\u0327" * 2_000, "\u200c " * 500_000, "e\u0301" * 500_000, "\u200b" * 1_000_000],
+)
+def test_text_that_nobody_writes_is_not_worked_on(
+    hostile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked_on = 0
+
+    def normalize(_form: str, text: str) -> str:
+        nonlocal worked_on
+        worked_on += len(text)
+        return text
+
+    monkeypatch.setattr("mailer.text.unicodedata.normalize", normalize)
+    assert clean_label(hostile) == hostile
+    assert compose(hostile) == hostile
+    assert worked_on == 0
+
+
+def test_letters_with_as_many_marks_as_any_language_has_are_composed() -> None:
+    assert compose("e\u0301" * 2_000) == "é" * 2_000
+    assert compose("a" + "\u0316" * 29 + "\u0301") == "á" + "\u0316" * 29
 
 
 @thorough

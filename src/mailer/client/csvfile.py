@@ -85,6 +85,8 @@ class CsvFile:
             self._number += 1
             if not self.header:
                 self._read_header(line)
+            elif self._open and '"' not in line and self._has_room_for(line):
+                self._hold(line)  # it lies wholly inside the field
             elif self._open:
                 yield from self._go_on(line)
             elif record := self._begin(self._number, line):
@@ -100,6 +102,8 @@ class CsvFile:
 
     def _alone(self, number: int, line: str) -> Record | Literal["open"] | None:
         """Return what a line is as the begin of a record; None when it is empty."""
+        if not line:
+            return None
         if len(line) > LIMIT:
             return number, Unreadable(TOO_LONG, line[:LIMIT])
         try:
@@ -127,8 +131,7 @@ class CsvFile:
             is_closed = True
         except csv.Error:
             is_wrong = not self._source.ran_out
-        size = len(line) + 1
-        while self._open and (is_wrong or self._open_size + size > LIMIT):
+        while self._open and (is_wrong or not self._has_room_for(line)):
             yield from self._give_up(self._number)
         if not self._open:
             record = self._begin(self._number, line)
@@ -143,6 +146,9 @@ class CsvFile:
             record = None
         if record:
             yield record
+
+    def _has_room_for(self, line: str) -> bool:
+        return self._open_size + len(line) < LIMIT
 
     def _hold(self, line: str) -> None:
         self._open.append(line)
