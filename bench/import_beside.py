@@ -122,9 +122,11 @@ async def main(size: int, only: str) -> int:
         mailing = await mailer.add_mailing()
         await asyncio.sleep(ALONE)
         await sink.taken()
+        mailer.blocks.clear()
         await asyncio.sleep(ALONE)
         alone = (await sink.taken()).requests / ALONE
-        print(f"alone: {alone:.0f} messages a second")
+        longest = max((each.cpu_seconds for each in mailer.blocks), default=0.0)
+        print(f"alone: {alone:.0f} messages a second, longest block {longest * 1e3:.0f} ms")
         found = {
             name: [await beside(mailer, sink, name, make(size)) for _ in range(TIMES)]
             for name, make in FILES.items()

@@ -21,6 +21,7 @@ from mailer.access.oidc.provider import provider_of
 from mailer.admin.live import Live
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client.api import ClientController
+from mailer.client.model import known_zones
 from mailer.db import facts
 from mailer.db.engine import PATIENCE, create_engine, pool_usage
 from mailer.db.fitness import WaitReason
@@ -222,6 +223,7 @@ async def _serve(
             dispatcher.stop()
 
         stop_on_signals(stop)
+        known_zones()  # reads some hundreds of folders and files
         _spare_garbage_collector()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve(sockets=[listening]))

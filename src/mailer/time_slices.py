@@ -3,7 +3,7 @@
 import asyncio
 from time import monotonic
 
-SLICE = 0.002  # seconds
+SLICE = 0.001  # seconds
 """After so much work others have a turn."""
 OTHERS = 2.0
 """Times as long as the work took that others have in turn, if they have so much to do."""
