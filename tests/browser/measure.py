@@ -13,6 +13,82 @@ OVERFLOW = """screen => {
             ...wide.map(element => element.cloneNode(false).outerHTML)];
 }"""
 
+# Each line of each text that is seen, as its scrolling or clipping ancestors leave it. A text that
+# is cut off, sticks out of the screen or shares more than a hair's breadth with another is wrong.
+COLLISIONS = r"""screen => {
+    const width = Math.min(document.scrollingElement.clientWidth, screen), wrong = [];
+    const ancestors = element => {
+        const found = [];
+        for (let at = element; at && at !== document.body; at = at.parentElement) found.push(at);
+        return found;
+    };
+    const cut = ({ left, right, top, bottom }, element) => {
+        let scrolls = false;
+        for (const at of ancestors(element)) {
+            const { overflowX, overflowY } = getComputedStyle(at);
+            if (overflowX === "visible" && overflowY === "visible") continue;
+            scrolls ||= /auto|scroll/.test(overflowX);
+            const box = at.getBoundingClientRect();
+            [left, right] = [Math.max(left, box.left), Math.min(right, box.right)];
+            [top, bottom] = [Math.max(top, box.top), Math.min(bottom, box.bottom)];
+        }
+        return { left, right, top, bottom, scrolls };
+    };
+    const isSeen = element => element.checkVisibility({ checkVisibilityCSS: true })
+        && !element.closest(".skip, option, textarea, script")
+        && ancestors(element).every(at => getComputedStyle(at).clipPath === "none");
+    const lines = [], nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (nodes.nextNode()) {
+        const node = nodes.currentNode, text = node.data.trim().slice(0, 60);
+        if (!text || !isSeen(node.parentElement)) continue;
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        for (const rect of range.getClientRects()) {
+            const line = { ...cut(rect, node.parentElement), node, text };
+            const isEmpty = line.right - line.left < 1 || line.bottom - line.top < 1;
+            if (!line.scrolls && (isEmpty || rect.right - line.right > 1))
+                wrong.push(`"${text}" is cut off`);
+            if (!line.scrolls && line.right > width + 1) wrong.push(`"${text}" leaves the screen`);
+            if (!isEmpty) lines.push(line);
+        }
+    }
+    lines.sort((one, other) => one.top - other.top);
+    lines.forEach((one, at) => {
+        for (const other of lines.slice(at + 1)) {
+            if (other.top > one.bottom) break;
+            const shared = Math.min(one.right, other.right) - Math.max(one.left, other.left);
+            const height = Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top);
+            if (one.node !== other.node && shared > 2 && height > 4)
+                wrong.push(`"${one.text}" lies over "${other.text}"`);
+        }
+    });
+    return [...new Set(wrong)];
+}"""
+
+
+async def collisions(page: Page) -> list[str]:
+    """Return which texts lie over one another, are cut off, or stick out of the screen."""
+    assert page.viewport_size is not None
+    found: list[str] = await page.evaluate(COLLISIONS, page.viewport_size["width"])
+    return found
+
+
+# What a chart writes on its canvas when it is drawn last: where each text stands there.
+LISTEN_TO_CANVAS = """
+    window.written = [];
+    const { fillText, clearRect } = CanvasRenderingContext2D.prototype;
+    CanvasRenderingContext2D.prototype.clearRect = function (...area) {
+        window.written = [];
+        return clearRect.apply(this, area);
+    };
+    CanvasRenderingContext2D.prototype.fillText = function (text, x, y, ...rest) {
+        const { width } = this.measureText(text), { a, e } = this.getTransform();
+        const share = { left: 0, start: 0, center: 0.5, right: 1, end: 1 }[this.textAlign];
+        const left = e + a * (x - share * width);
+        written.push({ text, y, left, right: left + a * width, canvas: this.canvas.width });
+        return fillText.call(this, text, x, y, ...rest);
+    };"""
+
 
 async def overflows(page: Page) -> list[str]:
     """Return nothing if the page is no wider than the screen, else what sticks out of it."""

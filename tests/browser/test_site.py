@@ -1,15 +1,16 @@
 """What holds for every page, and the pages that are of no room: the overview and the system."""
 
 import contextlib
+import itertools
 import re
 from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 from tests.browser.audit import audit
-from tests.browser.looks import DESK, Look
+from tests.browser.looks import DESK, PHONE, Look
 from tests.browser.making import add_clients, add_mailing, add_with_failure
-from tests.browser.measure import overflows, wire_bytes
+from tests.browser.measure import LISTEN_TO_CANVAS, collisions, overflows, wire_bytes
 from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess, mailers
 
@@ -18,6 +19,8 @@ from mailer.gateway.sandbox import Faults
 STAYS = "window.stays = true"
 NARROW = Look(locale="ru-RU", width=390, height=844, phone=True, dark=True)
 """Russian on a phone in the dark: the longest words on the smallest screen."""
+NARROWEST = Look(locale="ru-RU", width=320, height=640, phone=True)
+TABLET = Look(locale="ru-RU", width=768, height=1024)
 MOST_BYTES = 200_000
 PAGES = (
     "/",
@@ -125,6 +128,54 @@ async def test_every_page_is_accessible_and_fits(
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("lang", look.locale[:2])
     assert not await look_around(page, places, patterns)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [NARROWEST, NARROW, TABLET, PHONE, DESK],
+    ids=["russian, smallest phone", "russian, phone", "russian, tablet", "phone", "desk"],
+)
+async def test_no_text_lies_over_another_or_leaves_the_screen(
+    page: Page, watch: Watch, look: Look, places: dict[str, int]
+) -> None:
+    expect_answers(watch)
+    await page.goto("/system")
+    await expect(page.locator("html")).to_have_attribute("lang", look.locale[:2])
+    wrong = []
+    for pattern in PAGES:
+        await page.goto(pattern.format(**places))
+        for summary in await page.locator("main summary:visible").all():
+            await summary.click()
+        found = await overflows(page) + await collisions(page)
+        wrong += [f"{pattern}: {each}" for each in found]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("look", [NARROWEST, DESK], ids=["russian, smallest phone", "desk"])
+@pytest.mark.parametrize("path", ["/", "/mailings/{ended}"])
+async def test_chart_has_values_and_its_times_stand_apart(
+    page: Page, path: str, places: dict[str, int]
+) -> None:
+    await page.add_init_script(LISTEN_TO_CANVAS)
+    await page.goto(path.format(**places))
+    await expect(page.locator(".chart canvas")).to_be_visible()
+    legend = page.locator(".u-legend .u-value")
+    await expect(legend).to_have_count(5)
+    for value in await legend.all():
+        await expect(value).to_have_text(re.compile(r"\S"))
+    delivered = page.locator(".u-series", has_text=re.compile("delivered|доставлено")).last
+    shown = await delivered.locator(".u-value").inner_text()
+    cells = page.locator(".chart td:nth-child(2)")
+    counts = [int(await cell.get_attribute("data-value") or 0) for cell in await cells.all()]
+    assert int(re.sub(r"\D", "", shown)) == sum(counts) > 0
+    written = await page.evaluate("written")
+    lowest = max(each["y"] for each in written)
+    times = sorted((each for each in written if each["y"] == lowest), key=lambda t: t["left"])
+    assert times
+    assert len({each["text"] for each in times}) == len(times)
+    assert all(one["right"] < other["left"] for one, other in itertools.pairwise(times))
+    assert times[0]["left"] >= 0
+    assert times[-1]["right"] <= times[-1]["canvas"]
 
 
 async def test_every_page_is_light(page: Page, watch: Watch, places: dict[str, int]) -> None:

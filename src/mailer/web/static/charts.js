@@ -1,6 +1,13 @@
 // Draws tables of outcomes over time as stacked bars. The table stays, for whoever reads it.
 "use strict";
 
+const MINUTE = 60, HOUR = 3600, DAY = 86400;
+// Seconds from one label of time to the next: uPlot's own are too many, and some of them less than a second.
+const STEPS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * MINUTE),
+  ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 28].map((n) => n * DAY)];
+const FONT = "12px system-ui, sans-serif";
+const GAP = 16; // pixels between two labels, at least
+
 const language = document.documentElement.lang;
 const zone = document.documentElement.dataset.zone;
 const charts = new Map();
@@ -23,6 +30,8 @@ function read(figure) {
   return { series, counts, data: [moments, ...sums.reverse()] };
 }
 
+const sum = (column) => column.reduce((all, count) => all + count, 0);
+
 function draw(figure) {
   const canvas = figure.querySelector(".canvas");
   const { series, counts, data } = read(figure);
@@ -43,25 +52,39 @@ function draw(figure) {
     const format = new Intl.DateTimeFormat(language, { timeZone: zone, hourCycle: "h23", ...options });
     return (at) => format.format(at * 1000);
   };
-  const seconds = Number(figure.dataset.seconds);
+  const seconds = () => Number(figure.dataset.seconds); // which grow while a mailing goes on
   const hour = timeOf({ hour: "2-digit", minute: "2-digit" });
-  const day = timeOf({ day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+  const day = timeOf({ day: "numeric", month: "short" });
   const second = timeOf({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  const axis = { font: "12px system-ui, sans-serif", stroke: () => colour("faint"), grid: { stroke: () => colour("line"), width: 1 } };
+  const bucket = (at) => `${day(at)}, ${seconds() < MINUTE ? second(at) : hour(at)}`;
+  const isMidnight = (at) => /^00\D00\D00$/.test(second(at));
+  // A label of hours says at midnight which day begins.
+  const labelOf = (step) => (at) =>
+    step >= DAY || (step >= MINUTE && isMidnight(at)) ? day(at) : step < MINUTE ? second(at) : hour(at);
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = FONT;
+  const widest = (from, until) => Math.max(...[until - from > 2 * DAY ? day : hour, until - from < HOUR ? second : hour, day]
+    .map((label) => pen.measureText(label(until)).width));
+  const axis = { font: FONT, stroke: () => colour("faint"), grid: { stroke: () => colour("line"), width: 1 } };
   const plot = new uPlot(
     {
       width: canvas.clientWidth || 300,
       height: 200,
       scales: {
-        x: { range: (_, first, last) => [first, last + seconds] },
+        x: { range: (_, first, last) => [first, last + seconds()] },
         y: { range: (_, __, most) => [0, Math.max(1, most * 1.05)] },
       },
       axes: [
-        { ...axis, values: (_, splits, __, ___, step) => splits.map(step < 60 ? second : step < 86400 ? hour : day) },
+        {
+          ...axis,
+          incrs: () => STEPS.filter((step) => step >= seconds()),
+          space: (_, __, from, until) => widest(from, until) + GAP,
+          values: (_, splits, __, ___, step) => splits.map(labelOf(step)),
+        },
         { ...axis, size: 64, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? number.format(value) : "")) },
       ],
       series: [
-        { label: figure.dataset.moment, value: (_, at) => (at == null ? "" : day(at)) },
+        { label: figure.dataset.shown, value: (_, at) => (at == null ? figure.dataset.all : bucket(at)) },
         // the highest sums first: what is drawn later stands before it
         ...series.map((each, at) => ({
           label: each.label,
@@ -70,9 +93,12 @@ function draw(figure) {
           width: 0,
           points: { show: false },
           paths: uPlot.paths.bars({ size: [0.85, 60], align: 1 }),
-          value: (_, __, ___, row) => (row == null ? "" : number.format(charts.get(figure)?.counts[at][row] ?? 0)),
+          // of the bar that is pointed at, else of all
+          value: (_, __, ___, row) => number.format(row == null ? sum(counts[at]) : counts[at][row] ?? 0),
         })).reverse(),
       ],
+      padding: [GAP / 2, 32, 0, 0], // half a label
+      tzDate: (at) => uPlot.tzDate(new Date(at * 1000), zone),
       cursor: { drag: { x: false, y: false } },
     },
     data,
