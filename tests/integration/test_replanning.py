@@ -401,3 +401,108 @@ async def test_many_changed_zones_are_followed_in_bounded_chunks(engine: AsyncEn
     assert taken == [4, 4, 1, 0]
     assert await value(engine, NOW) == 27
     assert await differences(engine) == []
+
+
+# ---- mailings that were through before their end --------------------------------------------
+
+STATUS = "SELECT status FROM mailing WHERE id = {}"
+
+
+async def finished_without_window(engine: AsyncEngine, clients: int = 2) -> int:
+    """A mailing that was through at once: its window has no moment left in its clients' zone."""
+    await vips(engine, clients, time_zone="Asia/Tokyo")
+    mailing_id = await begun(engine, datetime_end=moment(HOUR), **hours(-HOUR, HOUR / 2))
+    assert await do(engine, moving.finish) == [(mailing_id, "finished")]
+    assert await ledger(engine, mailing_id) == {"cancelled": clients}
+    return mailing_id
+
+
+async def test_finished_mailing_runs_again_for_a_corrected_time_zone(engine: AsyncEngine) -> None:
+    mailing_id = await finished_without_window(engine)
+    await set_zone(engine, "UTC", "id = 1")
+
+    await replanning.replan_all_moved(engine)
+
+    assert await value(engine, STATUS.format(mailing_id)) == "running"
+    assert await ledger(engine, mailing_id) == {"scheduled": 1, "cancelled": 1}
+    assert await is_sound(engine, mailing_id)
+    (claimed,) = await claim(engine, mailing_id)
+    await finish(engine, FinishedMessage(claimed, "delivered", 1))
+    assert await do(engine, moving.finish) == [(mailing_id, "finished")]
+    assert await ledger(engine, mailing_id) == {"delivered": 1, "cancelled": 1}
+    assert await is_sound(engine, mailing_id)
+
+
+async def test_zone_that_has_no_window_either_leaves_a_finished_mailing_alone(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await finished_without_window(engine)
+    changed = f"SELECT updated_at FROM mailing WHERE id = {mailing_id}"  # noqa: S608  # of a test
+    before = await value(engine, changed)
+    await set_zone(engine, "Asia/Seoul")
+
+    await replanning.replan_all_moved(engine)
+
+    assert await value(engine, STATUS.format(mailing_id)) == "finished"
+    assert await value(engine, changed) == before
+    assert await value(engine, "SELECT count(*) FROM moved_client") == 0
+    assert await is_sound(engine, mailing_id)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "UPDATE mailing SET status = 'cancelled' WHERE id = {}",
+        "UPDATE mailing SET deleted_at = now() WHERE id = {}",
+        "UPDATE mailing SET datetime_start = '2020-01-01', datetime_end = '2020-01-02'",
+    ],
+)
+async def test_mailing_that_is_cancelled_or_deleted_or_over_stays_so(
+    engine: AsyncEngine, end: str
+) -> None:
+    mailing_id = await finished_without_window(engine)
+    await execute(engine, end.format(mailing_id))
+    before = await value(engine, STATUS.format(mailing_id))
+    await set_zone(engine, "UTC")
+
+    await replanning.replan_all_moved(engine)
+
+    assert await value(engine, STATUS.format(mailing_id)) == before
+    assert await ledger(engine, mailing_id) == {"cancelled": 2}
+    assert await value(engine, "SELECT is_settled FROM mailing")
+
+
+async def test_import_that_corrects_zones_lets_a_finished_mailing_reach_everybody(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    many = 30
+    mailing_id = await finished_without_window(engine, many)
+    phones = await value(engine, "SELECT array_agg(phone) FROM client")
+    csv = "phone,time_zone\n" + "".join(f"{phone},UTC\n" for phone in phones)
+    await api.post("/clients/import", content=csv, headers={"content-type": "text/csv"})
+
+    taken = [await do(engine, lambda db: replanning.replan_moved(db, 10)) for _ in range(4)]
+
+    assert taken == [10, 10, 10, 0]
+    assert await ledger(engine, mailing_id) == {"scheduled": many}
+    assert await value(engine, STATUS.format(mailing_id)) == "running"
+    assert await is_sound(engine, mailing_id)
+
+
+async def test_mailing_that_is_retried_meanwhile_is_planned_in_the_next_round(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await finished_without_window(engine, 1)
+    await set_zone(engine, "UTC")
+    async with engine.connect() as retrying:
+        again = "UPDATE mailing SET status = 'running', is_settled = false"
+        await retrying.execute(text(again))
+        following = asyncio.create_task(replanning.replan_all_moved(engine))
+        await asyncio.wait({following}, timeout=0.3)
+        assert not following.done()
+        await retrying.commit()
+    await following
+    await replanning.replan_all_moved(engine)
+
+    assert await ledger(engine, mailing_id) == {"scheduled": 1}
+    assert await is_sound(engine, mailing_id)

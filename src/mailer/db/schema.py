@@ -42,6 +42,10 @@ MESSAGE_STATUSES = (
 
 LIVE = "NOT is_settled AND deleted_at IS NULL"
 """A mailing of which something may still move, in the words of the indexes."""
+FINISHED_IN_WINDOW = (
+    "status = 'finished' AND deleted_at IS NULL AND send_interval_time_start IS NOT NULL"
+)
+"""A mailing that was through, perhaps before its end, and that had a sending window."""
 
 metadata = MetaData(
     naming_convention={
@@ -242,6 +246,8 @@ mailing = Table(
         text(KEPT_SINCE),
         postgresql_where=text("is_settled AND NOT is_emptied AND deleted_at IS NULL"),
     ),
+    # those of them whose end has not come
+    Index("mailing_finished_idx", "datetime_end", postgresql_where=text(FINISHED_IN_WINDOW)),
     Index("mailing_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index(None, "status", "id", postgresql_where=text("deleted_at IS NULL")),
     # what a search looks through; the function is in the migration that makes the index

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import structlog
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -27,11 +28,13 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.ending import ended
-from mailer.db.schema import LIVE, client, message
+from mailer.db.schema import FINISHED_IN_WINDOW, LIVE, client, message
 from mailer.mailing import stopping
 from mailer.mailing.audience import Plan, matches, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.telling import tell
+
+log = structlog.get_logger()
 
 CHUNK = 2_000
 """Messages that one transaction plans anew."""
@@ -169,9 +172,7 @@ async def _plan_anew(
     connection: AsyncConnection, mailing: Row[Any], rows: Sequence[Row[Any]]
 ) -> None:
     """Plan messages, which are locked, by the time zones in their rows."""
-    window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
-    zones = {row.time_zone for row in rows}
-    plans: dict[str, Plan] = {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
+    plans = _plans(mailing, rows)
     planned = [plans[row.time_zone] for row in rows]
     if planned:
         await connection.execute(
@@ -185,6 +186,13 @@ async def _plan_anew(
         )
 
 
+def _plans(mailing: Row[Any], rows: Sequence[Row[Any]]) -> dict[str, Plan]:
+    """Return the plan for each time zone of some rows."""
+    window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
+    zones = {row.time_zone for row in rows}
+    return {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
+
+
 # ---- after a change of a client's time zone -------------------------------------------------
 
 MOST_LOOKS = 20_000
@@ -193,6 +201,14 @@ MOST_LOOKS = 20_000
 PLANNED_BY_ZONE = f"""
     {LIVE} AND audience_until IS NOT NULL AND status IN ('running', 'paused')
     AND send_interval_time_start IS NOT NULL AND datetime_end > clock_timestamp()"""
+UNENDED = f"{FINISHED_IN_WINDOW} AND datetime_end > clock_timestamp()"
+PLANNED = """
+    id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
+    status, clock_timestamp() AS now"""
+# Nothing of these is left to send, and some of it only because of a time zone.
+HAS_NO_WINDOW = f"""
+    {UNENDED} AND EXISTS (SELECT FROM message
+        WHERE mailing_id = mailing.id AND status = 'cancelled' AND reason = 'no_window')"""
 IS_ANY_MOVED = text("SELECT EXISTS (SELECT FROM moved_client)")
 # Who writes messages by the time zones of clients holds the row of the mailing: what was planned by
 # a zone that has changed meanwhile is there when that is committed.
@@ -201,9 +217,13 @@ AFTER_WRITERS = text(f"""
         AND (audience_cursor < audience_until OR replanning OR retry_before IS NOT NULL)
     ORDER BY id FOR SHARE""")  # noqa: S608  # our own words
 MAILINGS = text(f"""
-    SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        clock_timestamp() AS now
-    FROM mailing WHERE {PLANNED_BY_ZONE}""")  # noqa: S608  # our own words
+    SELECT {PLANNED} FROM mailing WHERE {PLANNED_BY_ZONE}
+    UNION ALL
+    SELECT {PLANNED} FROM mailing WHERE {HAS_NO_WINDOW}""")  # noqa: S608  # our own words
+# Before its messages are scheduled: what is settled is counted as it is at this moment.
+REVIVE = text(f"""
+    UPDATE mailing SET status = 'running', is_settled = false, updated_at = now()
+    WHERE id = :id AND {UNENDED} RETURNING id""")  # noqa: S608  # our own words
 TAKE = text("""
     DELETE FROM moved_client WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM moved_client LIMIT :most FOR UPDATE SKIP LOCKED))
@@ -226,7 +246,8 @@ FIND = text("""
 async def replan_moved(connection: AsyncConnection, most_looks: int = MOST_LOOKS) -> int:
     """Plan the open messages of some clients anew whose time zone has changed.
 
-    Return how many clients were taken; 0 when none is left, or those that are left have messages
+    A mailing that has finished runs again when a message of it can be sent after all. Return how
+    many clients were taken; 0 when none is left, or those that are left have messages
     on their way, which are planned anew when they are back.
     """
     if not (await connection.execute(IS_ANY_MOVED)).scalar_one():
@@ -238,16 +259,39 @@ async def replan_moved(connection: AsyncConnection, most_looks: int = MOST_LOOKS
     mailings = {row.id: row for row in await connection.execute(MAILINGS)}
     asked = {"clients": sorted(set(clients)), "mailings": list(mailings)}
     found = (await connection.execute(FIND, asked)).all()
-    for mailing_id in sorted({row.mailing_id for row in found}):
-        rows = [r for r in found if r.mailing_id == mailing_id and r.status != "sending"]
-        await _plan_anew(connection, mailings[mailing_id], rows)
     # those on their way may come back as the zone was when they were claimed
-    on_their_way = [row.client_id for row in found if row.status == "sending"]
-    if on_their_way:
-        await connection.execute(PUT_BACK, {"clients": on_their_way})
+    put_back = {row.client_id for row in found if row.status == "sending"}
+    # finished ones last: to revive one takes the row of what is settled, for which others wait
+    is_finished = {row.id: row.status == "finished" for row in mailings.values()}
+    for mailing_id in sorted({row.mailing_id for row in found}, key=lambda i: (is_finished[i], i)):
+        rows = [r for r in found if r.mailing_id == mailing_id and r.status != "sending"]
+        if is_finished[mailing_id]:
+            put_back |= await _revive(connection, mailings[mailing_id], rows)
+        else:
+            await _plan_anew(connection, mailings[mailing_id], rows)
+    if put_back:
+        await connection.execute(PUT_BACK, {"clients": sorted(put_back)})
     if found:
         await tell(connection)
-    return len(clients) - len(set(on_their_way))
+    return len(clients) - len(put_back)
+
+
+async def _revive(
+    connection: AsyncConnection, mailing: Row[Any], rows: Sequence[Row[Any]]
+) -> set[int]:
+    """Let a finished mailing run again if some of its messages can be sent after all.
+
+    Return the clients to look at again, when it is no longer finished: retried, or deleted.
+    """
+    plans = _plans(mailing, rows)
+    due = [row for row in rows if plans[row.time_zone].status == "scheduled"]
+    if not due:
+        return set()
+    if (await connection.execute(REVIVE, {"id": mailing.id})).one_or_none() is None:
+        return {row.client_id for row in due}
+    await _plan_anew(connection, mailing, due)
+    log.info("mailing_revived", mailing_id=mailing.id, messages=len(due))
+    return set()
 
 
 async def replan_all_moved(engine: AsyncEngine) -> None:
