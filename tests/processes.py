@@ -153,6 +153,22 @@ async def until(look: Callable[[], Awaitable[Found | None]], patience: float = P
         return found
 
 
+class LoopLag:
+    """How late this process may have seen what came: a busy machine keeps its loop waiting."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        """Seconds."""
+
+    async def watch(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0.005)
+            self.longest = max(self.longest, loop.time() - began)
+
+
 class Gateway:
     """A sandbox gateway that keeps what it takes."""
 

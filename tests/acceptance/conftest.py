@@ -1,11 +1,12 @@
 """Real processes and gateways on loopback."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.processes import Gateways, Mailers, gateways, mailers
+from tests.processes import Gateways, LoopLag, Mailers, gateways, mailers
 
 
 @pytest.fixture
@@ -20,6 +21,15 @@ async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
     """Starts mailer processes on the test's database, whose ledgers must add up at the end."""
     async with mailers(database_url) as start:
         yield start
+
+
+@pytest.fixture
+async def lag() -> AsyncIterator[LoopLag]:
+    """How late this process, in which the gateways are, has seen what came."""
+    lag = LoopLag()
+    watching = asyncio.create_task(lag.watch())
+    yield lag
+    watching.cancel()
 
 
 @pytest.fixture
