@@ -24,9 +24,12 @@ ROOT = Path(__file__).parents[2]
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
 SEND = """
 import asyncio, sys
+from datetime import UTC, datetime
+from mailer.clock import database_clock, elapsed
 from tests.wire import a_request, gateway_at, send
 
 async def main():
+    database_clock.sample(elapsed(), datetime.now(UTC), elapsed())
     async with gateway_at(sys.argv[1], "t0ken") as gateway:
         print(await send(gateway, a_request()))
 
