@@ -11,7 +11,7 @@ import uvicorn
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.patience import PATIENCE
-from tests.sample import OPEN
+from tests.sample import OPEN, value
 
 from mailer.app import create_app
 from mailer.client.upload import IMPORT_LIMIT, IMPORTS
@@ -130,16 +130,36 @@ async def test_value_of_any_bytes_can_be_shown_and_kept_for_a_repeat(
     api: httpx.AsyncClient,
 ) -> None:
     content = b"\xef\xbb\xbfphone\n\0\xff\n" + b"7\n" * 3
+    wrong = {"line": 2, "field": "phone", "value": "\ufffd\ufffd", "message": "is not UTF-8"}
+    shown = await api.post(PATH, content=content, headers=CSV)
+    assert shown.json()["errors"][0] == wrong
     headers = CSV | {"Idempotency-Key": "once"}
     first = await api.post(PATH, content=content, headers=headers)
-    assert first.json()["errors"][0] == {
-        "line": 2,
-        "field": "phone",
-        "value": "\ufffd\ufffd",
-        "message": "is not UTF-8",
-    }
+    assert first.json()["errors"][0] == wrong | {"value": ""}
     again = await api.post(PATH, content=content, headers=headers)
     assert again.json() == first.json()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"phone,time_zone\n{ANNA},Mars\n7{ANNA},UTC\n",
+        f'phone\n"{ANNA}\n',
+        f"phone\n{ANNA},vip\n",
+        f"{ANNA},vip\n",
+        "+7 (916) 123-45-67\n",
+    ],
+)
+async def test_answer_that_is_kept_for_a_repeat_tells_no_phone(
+    api: httpx.AsyncClient, engine: AsyncEngine, content: str
+) -> None:
+    headers = CSV | {"Idempotency-Key": "once"}
+    answer = await api.post(PATH, content=content, headers=headers)
+    assert answer.json()["errors"]
+    kept = "SELECT string_agg(concat(effect, convert_from(body, 'UTF8')), '') FROM idempotency"
+    for text_of_answer in (answer.text, str(await value(engine, kept))):
+        assert ANNA not in text_of_answer
+        assert "123-45-67" not in text_of_answer
 
 
 async def test_import_is_documented(api: httpx.AsyncClient) -> None:

@@ -46,6 +46,12 @@ async def found(engine: AsyncEngine, words: str, status: Status | None = None) -
     return ids
 
 
+@pytest.mark.parametrize("typed", ["caf\u0065\u0301", "\u200bcafé\u2060", "ca\u00adfé"])
+async def test_search_is_read_without_what_nobody_sees(engine: AsyncEngine, typed: str) -> None:
+    await add(engine, "A table in the café", "A table")
+    assert await found(engine, typed) == [1]
+
+
 async def test_where_there_is_no_mailing_none_is_found_at_once(engine: AsyncEngine) -> None:
     assert await found(engine, "sale") == []
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit, sessions
-from mailer.access.model import SCOPE_OF, Actor, Name
+from mailer.access.model import SCOPE_OF, Actor, Name, clean_name
 from mailer.access.oidc.model import Identity, SignInError
 from mailer.access.passwords import Password, too_easy
 from mailer.access.still import TakenAwayError
@@ -135,8 +135,8 @@ async def called(connection: AsyncConnection, name: str) -> list[Account]:
 
     Of those that an OpenID provider knows several may have it.
     """
-    statement = select(*SHOWN).where(func.lower(account.c.name) == func.lower(name))
-    order = (account.c.issuer.is_not(None), account.c.id)
+    statement = select(*SHOWN).where(_has_name(name))
+    order = (account.c.issuer.is_not(None), _is_another_form(name), account.c.id)
     found = await connection.execute(statement.order_by(*order))
     return [Account(**row) for row in found.mappings()]
 
@@ -151,6 +151,7 @@ async def of_person(connection: AsyncConnection, issuer: str, subject: str) -> A
 async def kept_password(connection: AsyncConnection, name: str) -> tuple[Account, str] | None:
     """Return the account of a name and what is kept of its password; None if there is none."""
     statement = select(*SHOWN, account.c.password).where(_is_called(name))
+    statement = statement.order_by(_is_another_form(name)).limit(1)
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         return None
@@ -325,7 +326,16 @@ async def _write(connection: AsyncConnection, account_id: int, **values: object)
 
 
 def _is_called(name: str) -> ColumnElement[bool]:
-    return (func.lower(account.c.name) == func.lower(name)) & account.c.issuer.is_(None)
+    return _has_name(name) & account.c.issuer.is_(None)
+
+
+def _is_another_form(name: str) -> ColumnElement[bool]:
+    return func.lower(account.c.name) != func.lower(name)
+
+
+def _has_name(name: str) -> ColumnElement[bool]:
+    """Compare with a name as it is given, as old ones were kept, and as new ones are."""
+    return func.lower(account.c.name).in_((func.lower(name), func.lower(clean_name(name))))
 
 
 def _is_known_as(issuer: str, subject: str) -> ColumnElement[bool]:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit
-from mailer.access.model import Actor, Name
+from mailer.access.model import Actor, Name, clean_name
 from mailer.access.secret import digest, new_secret
 from mailer.db.access import api_key
 from mailer.db.engine import violates
@@ -112,7 +112,10 @@ async def get(connection: AsyncConnection, key_id: int) -> Key:
 
 async def of_name(connection: AsyncConnection, name: str) -> Key:
     """Return the key of this name that is not revoked; raises `KeyNotFoundError`."""
-    return await _living(connection, api_key.c.name == name)
+    try:
+        return await _living(connection, api_key.c.name == name)
+    except KeyNotFoundError:
+        return await _living(connection, api_key.c.name == clean_name(name))
 
 
 async def _living(connection: AsyncConnection, condition: ColumnElement[bool]) -> Key:

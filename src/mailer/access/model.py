@@ -1,21 +1,30 @@
 """Who asks, and what they may do."""
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from mailer.settings import SCOPES, Role, Scope
+from mailer.text import clean_label
+
+# A name is told at terminals too, where control characters do things, and none may turn round what
+# stands beside it (Unicode's Bidi_Control).
+REFUSED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+
+
+def clean_name(text: str) -> str:
+    """Return a name as `clean_label` has it; one with characters to refuse stays as it is."""
+    return text if re.search(f"[{REFUSED}]", text) else clean_label(text)
+
 
 Name = Annotated[
     str,
     Meta(
         max_length=64,
-        # it is told at terminals too, where control characters do things, and none may turn round
-        # what stands beside it (Unicode's Bidi_Control)
-        pattern=r"^(?!\s)[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+"
-        r"(?<!\s)(?!\n)$",
-        extra={"rule": "must be 1 to 64 characters on one line, without blanks at its ends"},
+        pattern=rf"^(?!\s)[^{REFUSED}]+(?<!\s)(?!\n)$",
+        extra={"rule": "must be 1 to 64 characters on one line", "normalize": clean_name},
     ),
 ]
 """What a key or an account is called."""

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import delete, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.access.model import clean_name
 from mailer.db.access import home, throttle
 from mailer.errors import MailerError
 from mailer.validation import is_storable
@@ -164,7 +165,7 @@ async def _folded(connection: AsyncConnection, name: str) -> str:
     """Return what all spellings that open one account have in common: the database says which."""
     if not is_storable(name):
         return name
-    folded: str = (await connection.execute(select(func.lower(name)))).scalar_one()
+    folded: str = (await connection.execute(select(func.lower(clean_name(name))))).scalar_one()
     return folded
 
 

@@ -21,6 +21,9 @@ what is sent."""
 DELIMITERS = re.compile("[,;\t]")
 """What may separate fields: commas by the standard, semicolons and tabs in Excel."""
 
+DIGITS = 7
+"""From so many digits on a name in a header may be a phone: the file has no header then."""
+
 TOO_LONG = f"is longer than {LIMIT} characters"
 MALFORMED = "is not well-formed CSV: a quote or a line's end is out of place"
 
@@ -195,8 +198,8 @@ class CsvFile:
         header = [_column(name) for name in row]
         known = f"is not one of the columns {', '.join(self._columns)}"
         errors = [
-            FieldError(given.encode(errors="replace").decode(), known)
-            for given, name in zip(row, header, strict=True)
+            FieldError(_shown(place, given), known)
+            for place, (given, name) in enumerate(zip(row, header, strict=True), 1)
             if name not in self._columns
         ][:MOST_ERRORS]
         errors += (
@@ -213,6 +216,13 @@ class CsvFile:
 def _column(given: str) -> str:
     """Return the name of a column as a model has it."""
     return strip_invisible(given).strip().lower()
+
+
+def _shown(place: int, given: str) -> str:
+    """Return a column's name for an error, which may be kept: in place of a phone its number."""
+    if sum(map(str.isdigit, given)) >= DIGITS:
+        return f"column {place}"
+    return given.encode(errors="replace").decode()
 
 
 def _header_error(message: str) -> InvalidError:

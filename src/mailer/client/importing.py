@@ -13,7 +13,7 @@ from mailer.access.model import Actor
 from mailer.client.csvfile import CsvFile
 from mailer.client.decoding import Encoding, TextDecoder
 from mailer.client.model import known_zones
-from mailer.client.rows import COLUMNS, RejectedField, RowValidator
+from mailer.client.rows import COLUMNS, RejectedField, RowValidator, without_value
 from mailer.db import locks
 from mailer.db.engine import raw
 from mailer.errors import ConflictError
@@ -95,7 +95,8 @@ async def import_clients(
 
     All good lines are stored in one transaction, or none when `parts` raises or the file's header
     is wrong (`InvalidError`) or `by` may not write any more by then (`TakenAwayError`); bad lines
-    are reported. Needs the right to make temporary tables.
+    are reported. Under an Idempotency-Key the report has no values: it is kept for a day, and what
+    a value tells of a client would outlive the client. Needs the right to make temporary tables.
     """
     if by.effect is not None:
         return msgspec.convert(by.effect, ImportReport)
@@ -132,7 +133,8 @@ async def _import(
     lines.validate(file.end())
     staged += await _stage(database, lines, slices)
     encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
-    report = ImportReport(0, 0, 0, lines.rejected, lines.errors, encoding)
+    errors = lines.errors if by.claim is None else [without_value(each) for each in lines.errors]
+    report = ImportReport(0, 0, 0, lines.rejected, errors, encoding)
     return await _store(database, report, staged, by, sets_tag="tag" in file.header)
 
 

@@ -28,13 +28,19 @@ LONGEST_VALUE = 64
 class RejectedField(msgspec.Struct, frozen=True):
     """What is wrong with one field of a line, and the begin of what stands there.
 
-    `field` is empty when it is the line as a whole.
+    `field` is empty when it is the line as a whole. `value` is empty too under an Idempotency-Key,
+    since the answer is kept.
     """
 
     line: int
     field: str
     value: str
     message: str
+
+
+def without_value(wrong: RejectedField) -> RejectedField:
+    """Return what may be kept of what is wrong: nothing that a client could be known by."""
+    return msgspec.structs.replace(wrong, value="")
 
 
 class RowValidator:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Position
 from mailer.mailing.model import Status
+from mailer.text import clean_label
 
 MOST_COUNTED = 1_000
 """Mailings that are counted; one more stands for "more than that"."""
@@ -63,6 +64,7 @@ async def find(
     A mailing is found when its text has a word for each that was typed, which begins with it;
     upper and lower case are alike. A number, with or without `#`, finds the mailing of that id too.
     """
+    search = clean_label(search)
     number = NUMBER.fullmatch(search)
     values = {
         "search": search[:LONGEST],
