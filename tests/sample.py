@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db import locks
 from mailer.db.engine import create_engine, raw
 from mailer.db.schema import MESSAGE_STATUSES
-from mailer.mailing import audience, moving, replanning, resending, store
+from mailer.mailing import audience, moving, replanning, resending, store, together
 from mailer.mailing.model import ENDED, RunningMailing
+from mailer.mailing.passing_over import PassedOver
 from mailer.message import store as messages
 from mailer.message.model import ClaimedMessage, FinishedMessage
 from mailer.settings import Settings
@@ -207,6 +208,7 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
             if to_do.begins:
                 await do(engine, moving.begin_due)
             if to_do.takes:
+                await do(engine, lambda db: together.take_small(db, PassedOver()))
                 await do(engine, audience.take_chunk)
             if to_do.replans:
                 await do(engine, lambda db: replanning.replan_chunk(db, chunk))

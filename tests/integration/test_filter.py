@@ -17,7 +17,7 @@ from tests.examples import thorough
 from mailer.client import directory as clients
 from mailer.client.model import tag_columns
 from mailer.db.schema import client
-from mailer.mailing import audience
+from mailer.mailing import audience, together
 from mailer.mailing.model import ClientFilter, NewMailing
 from mailer.text import clean_label
 from mailer.validation import check
@@ -157,6 +157,22 @@ async def test_a_filter_matches_whom_the_contract_says(
 ) -> None:
     found = await matched(directory, as_given(client_filter))
     assert found == matched_plainly(client_filter)
+
+
+@thorough
+@given(filters=st.lists(st.none() | strings | objects, min_size=1, max_size=8))
+@example(filters=[None, "912, vip", ",vip,, 912 ,", "вИП, ss, \u200bGold", {"tags": ["É"]}])
+@example(filters=[{"time_zones": ["UTC"], "operator_codes": ["912"]}, {"time_zones": ["UTC"]}])
+async def test_many_filters_together_match_as_many_as_each_alone(
+    directory: AsyncConnection, filters: list[Any]
+) -> None:
+    together_ = together.Filters()
+    numbers = [together_.add(msgspec.to_builtins(as_given(each))) for each in filters]
+
+    counts = await together.count(directory, together_)
+
+    found = [counts.get(number, 0) for number in numbers]
+    assert found == [len(matched_plainly(each)) for each in filters]
 
 
 @thorough

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -10,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.clock import elapsed
 from mailer.dispatch.failure import log_failure
-from mailer.mailing import audience, moving, replanning, resending
+from mailer.mailing import audience, moving, replanning, resending, together
+from mailer.mailing.passing_over import PassedOver
 
 log = structlog.get_logger()
 
@@ -24,6 +27,11 @@ IDLE = 1.0
 """Most seconds between looks at what is to be done: the backstop behind every signal."""
 BREATH = 0.02
 """Least seconds between looks, when what is to be done is in other hands."""
+NEWEST = 5
+"""Mailings that come before all others: one that begins now does not wait for thousands."""
+PASS_OVER = 60.0
+"""Seconds for which a mailing that cannot be moved on is passed over."""
+TURNS: tuple[audience.Turn, ...] = ("newest", "begun", "behind")
 AWAY = 0.5
 """Seconds between attempts while the database is away."""
 
@@ -44,7 +52,9 @@ class Lifecycle:
         self._has_failed = False
         self._touched: set[int] = set()
         self._after = 0
-        self._goes_on = False
+        self._turns = itertools.cycle(TURNS)
+        self._passed_over = PassedOver()
+        self._pass_over_until = 0.0
         self._large_at = 0.0
 
     def touch(self, mailing_ids: Iterable[int]) -> None:
@@ -71,12 +81,14 @@ class Lifecycle:
         """Do some of what is to be done; return the seconds until there may be more."""
         asked = [self._touched.pop() for _ in range(min(ASKED, len(self._touched)))]
         after, self._after = self._after, 0
-        to_do = await self._do(lambda db: moving.look(db, after, asked))
+        if elapsed() >= self._pass_over_until:
+            self._passed_over.clear()
+            self._pass_over_until = elapsed() + PASS_OVER
+        to_do = await self._do(lambda db: moving.look(db, after, asked, self._passed_over))
         if to_do is None:
             return AWAY
         has_begun = to_do.begins and await self._begin()
-        taken = await self._take() if has_begun or to_do.takes else []
-        has_messages = bool(taken)
+        has_messages = (has_begun or to_do.takes) and await self._take()
         self._after = to_do.looked_up_to
         if to_do.replans:
             has_messages |= bool(await self._do(replanning.replan_chunk))
@@ -91,33 +103,58 @@ class Lifecycle:
         return IDLE if to_do.next_moment is None else min(IDLE, max(BREATH, to_do.next_moment))
 
     async def _begin(self) -> bool:
-        begun = await self._do(moving.begin_due) or []
+        begun = await self._begin_some(NEWEST, latest=True)
+        if len(begun) == NEWEST:
+            begun += await self._begin_some(moving.BEGIN_BATCH, latest=False)
         for mailing_id in begun:
             log.info("mailing_started", mailing_id=mailing_id)
         return bool(begun)
 
-    async def _take(self) -> list[audience.Taken]:
+    async def _begin_some(self, most: int, *, latest: bool) -> list[int]:
+        passed_over = self._passed_over
+        step = partial(moving.begin_due, most=most, passed_over=passed_over, latest=latest)
+        return await self._do(step) or []
+
+    async def _take(self) -> bool:
+        """Take small audiences, each whole and the newest first, and a chunk of a large one."""
+        small = await self._take_small(NEWEST, newest=True)
+        has_more = len(small) == NEWEST and await self._take_small(together.MOST, newest=False)
+        large = await self._take_large()
+        return bool(small or has_more or large)
+
+    async def _take_small(self, most: int, *, newest: bool) -> list[audience.Taken]:
+        step = partial(together.take_small, passed_over=self._passed_over, most=most, newest=newest)
+        taken = await self._do(step) or []
+        self._tell(taken)
+        return taken
+
+    async def _take_large(self) -> bool:
         began = elapsed()
-        turn = self._next_turn(began)
-        taken = await self._do(lambda db: audience.take_chunks(db, turn=turn)) or []
-        now = elapsed()
-        if any(one.is_large for one in taken) and self._is_sending():
+        turn = "newest" if began < self._large_at else next(self._turns)
+        one = await self._take_chunk(turn)
+        if one is None and turn != "behind" and began >= self._large_at:
+            one = await self._take_chunk("behind")
+        if one is None:
+            return False
+        if one.is_large and self._is_sending():
             # it keeps the database busy: who sends meanwhile gets half of it
+            now = elapsed()
             self._large_at = now + (now - began)
+        self._tell([one])
+        return True
+
+    async def _take_chunk(self, turn: audience.Turn) -> audience.Taken | None:
+        return await self._do(
+            partial(audience.take_chunk, turn=turn, passed_over=self._passed_over)
+        )
+
+    def _tell(self, taken: list[audience.Taken]) -> None:
         for one in taken:
             if one.is_last:
                 self._touched.add(one.mailing_id)
                 log.info("audience_taken", mailing_id=one.mailing_id, clients=one.clients_count)
         if taken:
             self._on_messages([one.mailing_id for one in taken])
-        return taken
-
-    def _next_turn(self, now: float) -> audience.Turn:
-        """Return whose audience is taken next: large ones and new ones take turns."""
-        if now < self._large_at:
-            return "new"
-        self._goes_on = not self._goes_on
-        return "begun" if self._goes_on else "any"
 
     async def _finish(self, after: int, asked: list[int]) -> bool:
         finished = await self._do(lambda db: moving.finish(db, after, asked)) or []

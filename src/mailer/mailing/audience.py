@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     DateTime,
     Executable,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     TextClause,
     and_,
     any_,
+    bindparam,
     cast,
     column,
     func,
@@ -34,9 +36,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import directory
 from mailer.client.model import Client
-from mailer.clock import elapsed
 from mailer.db.schema import LIVE, client, message
-from mailer.mailing.model import ClientFilter, terms_of
+from mailer.mailing.model import AudienceLists, ClientFilter, terms_of
+from mailer.mailing.passing_over import PassedOver
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
 from mailer.text import fold_label
@@ -53,11 +55,22 @@ def matches(client_filter: ClientFilter, clients: FromClause = client) -> Column
     def equals_any(name: str, values: list[str]) -> ColumnElement[bool]:
         return clients.c[name] == any_(literal(values, ARRAY(String)))
 
-    if client_filter is None:
-        return true()
     if isinstance(client_filter, str):
-        terms = [fold_label(term) for term in terms_of(client_filter)]
+        terms = folded_terms(client_filter)
         return or_(equals_any("operator_code", terms), equals_any("tag", terms))
+    given = lists_of(client_filter)
+    return and_(true(), *(equals_any(name, values) for name, values in given.items()))
+
+
+def folded_terms(client_filter: str) -> list[str]:
+    """Return the terms of a filter that is a string, as tags are compared."""
+    return [fold_label(term) for term in terms_of(client_filter)]
+
+
+def lists_of(client_filter: AudienceLists | None) -> dict[str, list[str]]:
+    """Return what a filter by lists asks for, by column of clients; nothing for everybody."""
+    if client_filter is None:
+        return {}
     lists = {
         "operator_code": client_filter.operator_codes,
         "tag": client_filter.tags,
@@ -66,7 +79,7 @@ def matches(client_filter: ClientFilter, clients: FromClause = client) -> Column
     given = {name: list(v) for name, v in lists.items() if v is not msgspec.UNSET}
     if "tag" in given:
         given["tag"] = [fold_label(tag) for tag in given["tag"]]
-    return and_(true(), *(equals_any(name, values) for name, values in given.items()))
+    return given
 
 
 async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
@@ -120,55 +133,51 @@ async def sample(
 class Plan(msgspec.Struct, frozen=True):
     """What becomes of the messages for one time zone."""
 
-    time_zone: str
+    time_zone: str | None
+    """None for all of them."""
     due_at: datetime
     status: str
     reason: str | None
 
 
 def plan(
-    time_zone: str, window: Window | None, start: datetime, end: datetime, at: datetime
+    time_zone: str | None, window: Window | None, start: datetime, end: datetime, at: datetime
 ) -> Plan:
-    """Return when, from `at` on, a message for a zone is due, or why it will not be sent."""
+    """Return when, from `at` on, a message for a zone is due, or why it will not be sent.
+
+    Without a window the zone does not matter, and may be None.
+    """
     since = max(start, at)
     if since >= end:
         return Plan(time_zone, since, "cancelled", "expired")
-    due_at = start if window is None else window.next_opening(time_zone, since)
+    due_at = start
+    if window is not None and time_zone is not None:
+        due_at = window.next_opening(time_zone, since)
     if due_at >= end:
         return Plan(time_zone, due_at, "cancelled", "no_window")
     return Plan(time_zone, due_at, "scheduled", None)
 
 
-BATCH = 50
-"""Mailings whose audiences one transaction takes a chunk of."""
-LATEST = 5
-"""Of these, the newest that have just begun."""
-BATCH_SECONDS = 0.05
-"""Seconds after which a transaction takes no more audiences than it has."""
-
-# Those furthest behind come first, so that a small mailing does not wait for a large one, and
-# before them some of the newest, so that one does not wait for thousands that have begun together.
-# Another process that is at a mailing holds its row. An index holds them in this order, and no
-# others.
+# Those furthest behind come first, so that a small mailing does not wait for a large one. Another
+# process that is at a mailing holds its row. An index holds them in this order, and no others.
 IS_TO_TAKE = f"{LIVE} AND audience_cursor < audience_until AND NOT replanning"
-NEXT = text(f"""
-    WITH newest AS MATERIALIZED (
-        SELECT id FROM mailing
-        WHERE {IS_TO_TAKE} AND audience_cursor = 0
-        ORDER BY audience_cursor DESC, id DESC LIMIT :newest FOR UPDATE SKIP LOCKED),
-    behind AS MATERIALIZED (
-        SELECT id FROM mailing
-        WHERE {IS_TO_TAKE} AND audience_cursor BETWEEN :least AND :most
-        ORDER BY audience_cursor, id LIMIT :count FOR UPDATE SKIP LOCKED)
+NEXT = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, audience_cursor, audience_until, audience_snapshot,
         clock_timestamp() AS now
-    FROM (SELECT id, 1 AS place FROM newest UNION ALL SELECT id, 2 FROM behind) AS found
-        JOIN mailing USING (id)
-    ORDER BY place, audience_cursor, id""")  # noqa: S608  # our own words
+    FROM mailing
+    WHERE {condition} AND audience_cursor BETWEEN :least AND :most AND id <> ALL (:passed_over)
+    ORDER BY audience_cursor {order}, id {order} LIMIT 1 FOR UPDATE SKIP LOCKED"""
+BEHIND, NEWEST = (
+    text(NEXT.format(condition=IS_TO_TAKE, order=order)).bindparams(
+        bindparam("passed_over", type_=ARRAY(BigInteger))
+    )
+    for order in ("ASC", "DESC")
+)
 LAST_ID = 2**63 - 1
-Turn = Literal["any", "new", "begun"]
-"""Whose audiences are taken: of all mailings, or of those of which nothing, or something, is."""
+Turn = Literal["behind", "newest", "begun"]
+"""Whose audience is taken: that of the mailing which is furthest behind, of the newest of which
+nothing is taken, or of the one furthest behind of which something is."""
 MOVE_CURSOR = text("""
     UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
@@ -194,37 +203,28 @@ class Taken(msgspec.Struct, frozen=True):
     """Whether it took as long as one chunk does."""
 
 
-async def take_chunk(connection: AsyncConnection) -> Taken | None:
-    """Take the next chunk of some mailing's audience; None when there is none to take."""
-    return next(iter(await take_chunks(connection, most=1)), None)
+async def take_chunk(
+    connection: AsyncConnection, turn: Turn = "behind", passed_over: PassedOver | None = None
+) -> Taken | None:
+    """Take the next chunk of some mailing's audience; None when none is taken.
 
-
-async def take_chunks(
-    connection: AsyncConnection, most: int = BATCH, turn: Turn = "any"
-) -> list[Taken]:
-    """Take the next chunk of up to `most` mailings' audiences, all together about one chunk.
-
-    In the turn of those that are `begun` they come first, and in that of the `new` no others. One
-    whose messages are planned anew after a change waits until they are.
+    One whose messages are planned anew after a change waits until they are. One that cannot be
+    enqueued is passed over from now on.
     """
-    taken: list[Taken] = []
-    until = elapsed() + BATCH_SECONDS
-    asked = {"count": BATCH, "newest": min(LATEST, most - 1), "least": 0, "most": LAST_ID}
-    if turn == "begun":
-        asked |= {"newest": 0, "least": 1}
-    elif turn == "new":
-        asked["most"] = 0
-    found = (await connection.execute(NEXT, asked)).all()
-    if not found and turn == "begun":
-        return await take_chunks(connection, most)
-    for mailing in {mailing.id: mailing for mailing in found}.values():
-        if taken and mailing.audience_cursor:
-            break  # a large one: those that were taken are not to wait for it
-        taken.append(await _take_chunk(connection, mailing))
-        if len(taken) == most or taken[-1].is_large or elapsed() > until:
-            break
-    if taken:
-        await tell(connection)
+    passed_over = PassedOver() if passed_over is None else passed_over
+    asked = {
+        "least": 1 if turn == "begun" else 0,
+        "most": 0 if turn == "newest" else LAST_ID,
+        "passed_over": list(passed_over),
+    }
+    statement = NEWEST if turn == "newest" else BEHIND
+    mailing = (await connection.execute(statement, asked)).one_or_none()
+    taken = None
+    if mailing is not None:
+        with passed_over.on_error(mailing.id):
+            async with connection.begin_nested():
+                taken = await _take_chunk(connection, mailing)
+            await tell(connection)
     return taken
 
 

@@ -4,7 +4,7 @@ The caller owns the transaction. Where several processes look, each passes over 
 locked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import asyncpg
@@ -14,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.ending import set_ended
 from mailer.db.schema import KEPT_SINCE, LIVE, OVER_AT
-from mailer.mailing.audience import count
-from mailer.mailing.model import ClientFilter, RunningMailing, Status
+from mailer.mailing import together
+from mailer.mailing.model import RunningMailing, Status
+from mailer.mailing.passing_over import PassedOver
 from mailer.mailing.telling import tell
 from mailer.mailing.window import Window
 from mailer.message import tally
@@ -112,9 +113,9 @@ LOOK = text(f"""
     maybe AS (SELECT id FROM slice UNION ALL SELECT unnest(:asked))
     SELECT
         EXISTS (SELECT FROM mailing WHERE {LIVE} AND audience_until IS NULL
-            AND datetime_start <= (SELECT at FROM clock)) AS begins,
+            AND datetime_start <= (SELECT at FROM clock) AND id <> ALL (:passed_over)) AS begins,
         EXISTS (SELECT FROM mailing WHERE {LIVE} AND audience_cursor < audience_until
-            AND NOT replanning) AS takes,
+            AND NOT replanning AND id <> ALL (:passed_over)) AS takes,
         EXISTS (SELECT FROM mailing WHERE {LIVE} AND replanning) AS replans,
         EXISTS (SELECT FROM mailing WHERE {LIVE} AND retry_before IS NOT NULL) AS retries,
         EXISTS (SELECT FROM mailing JOIN ledger ON mailing_id = id
@@ -123,39 +124,46 @@ LOOK = text(f"""
         EXISTS (SELECT FROM maybe JOIN mailing USING (id) JOIN ledger ON mailing_id = mailing.id
             WHERE {LIVE} AND {IS_THROUGH} AND scheduled = 0 AND sending = 0) AS finishes,
         extract(epoch FROM least(
-            (SELECT min(datetime_start) FROM mailing WHERE {LIVE} AND audience_until IS NULL),
+            (SELECT min(datetime_start) FROM mailing WHERE {LIVE} AND audience_until IS NULL
+                AND id <> ALL (:passed_over)),
             (SELECT min({OVER_AT}) FROM mailing WHERE {LIVE} AND audience_until IS NOT NULL
                 AND {OVER_AT} > (SELECT at FROM clock)))
             - (SELECT at FROM clock))::float8 AS next_moment,
         (SELECT CASE WHEN count(*) = {SLICE} THEN max(id) ELSE 0 END FROM slice) AS looked_up_to
-    """).bindparams(bindparam("asked", type_=ARRAY(BigInteger)))  # noqa: S608  # our own words
+    """).bindparams(  # noqa: S608  # our own words
+    *(bindparam(name, type_=ARRAY(BigInteger)) for name in ("asked", "passed_over"))
+)
 
 
-async def look(connection: AsyncConnection, after: int = 0, asked: Sequence[int] = ()) -> ToDo:
+async def look(
+    connection: AsyncConnection,
+    after: int = 0,
+    asked: Collection[int] = (),
+    passed_over: Collection[int] = (),
+) -> ToDo:
     """Return what is to be done now.
 
     Whether one is through is asked of `asked`, and of a slice of the mailings whose ids are larger
-    than `after`.
+    than `after`. Those that are `passed_over` neither begin nor are taken.
     """
-    return ToDo(*(await connection.execute(LOOK, {"after": after, "asked": list(asked)})).one())
+    given = {"after": after, "asked": list(asked), "passed_over": list(passed_over)}
+    return ToDo(*(await connection.execute(LOOK, given)).one())
 
 
-BEGIN_BATCH = 200
+BEGIN_BATCH = 100
 """Mailings that one transaction begins."""
-FILTERS = 20
-"""Different filters whose clients one transaction counts: each is asked of the whole directory."""
-# One that is paused begins too: its audience is taken, and waits. The latest come with the
-# earliest, so that one that is to begin at once does not wait for thousands that are due together.
-DUE = text(f"""
-    WITH earliest AS MATERIALIZED (
-        SELECT id, client_filter FROM mailing
-        WHERE {LIVE} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
-        ORDER BY datetime_start LIMIT :count FOR UPDATE SKIP LOCKED),
-    latest AS MATERIALIZED (
-        SELECT id, client_filter FROM mailing
-        WHERE {LIVE} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
-        ORDER BY datetime_start DESC LIMIT :count / 10 FOR UPDATE SKIP LOCKED)
-    SELECT * FROM latest UNION ALL SELECT * FROM earliest""")  # noqa: S608  # our own words
+# One that is paused begins too: its audience is taken, and waits.
+DUE = """
+    SELECT id, client_filter FROM mailing
+    WHERE {live} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
+        AND id <> ALL (:passed_over)
+    ORDER BY datetime_start {order}, id {order} LIMIT :count FOR UPDATE SKIP LOCKED"""
+EARLIEST, LATEST = (
+    text(DUE.format(live=LIVE, order=order)).bindparams(
+        bindparam("passed_over", type_=ARRAY(BigInteger))
+    )
+    for order in ("ASC", "DESC")
+)
 # Clients that join from now on are not in the snapshot, whenever their ids were given.
 BEGIN = text("""
     UPDATE mailing SET status = CASE status WHEN 'scheduled' THEN 'running' ELSE status END,
@@ -168,21 +176,31 @@ BEGIN = text("""
 )
 
 
-async def begin_due(connection: AsyncConnection, most: int = BEGIN_BATCH) -> list[int]:
-    """Begin up to about `most` mailings whose start has come; return their ids."""
-    counts: dict[bytes, int] = {}
-    begun: dict[int, int] = {}
-    for due in await connection.execute(DUE, {"count": most}):
-        key = msgspec.json.encode(due.client_filter)
-        if key not in counts:
-            if len(counts) == FILTERS:
-                break
-            counts[key] = await count(connection, msgspec.convert(due.client_filter, ClientFilter))
-        begun[due.id] = counts[key]
-    if begun:
-        await connection.execute(BEGIN, {"ids": list(begun), "counts": list(begun.values())})
+async def begin_due(
+    connection: AsyncConnection,
+    most: int = BEGIN_BATCH,
+    passed_over: PassedOver | None = None,
+    *,
+    latest: bool = False,
+) -> list[int]:
+    """Begin up to `most` mailings whose start has come, earliest or latest first; return their ids.
+
+    One whose filter cannot be read is passed over from now on.
+    """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    asked = {"count": most, "passed_over": list(passed_over)}
+    filters, numbers = together.Filters(), dict[int, int]()
+    for due in await connection.execute(LATEST if latest else EARLIEST, asked):
+        if filters.is_full:
+            break
+        with passed_over.on_error(due.id):
+            numbers[due.id] = filters.add(due.client_filter)
+    if numbers:
+        counts = await together.count(connection, filters)
+        clients = [counts.get(number, 0) for number in numbers.values()]
+        await connection.execute(BEGIN, {"ids": list(numbers), "counts": clients})
         await tell(connection)
-    return list(begun)
+    return list(numbers)
 
 
 WHY_ENDED = "CASE waiting.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END"
