@@ -9,7 +9,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, create, mark, messages_of
 from tests.api.visits import BROWSER, ESCAPED, HOSTILE, SITE, page, under_way
-from tests.sample import add_clients, add_mailing, add_messages, execute, value
+from tests.asked import inside
+from tests.sample import OPEN, add_clients, add_mailing, add_messages, execute, value
+
+from mailer.app import create_app
+from mailer.gateway.breaker import Breaker
 
 
 async def test_messages_are_listed_with_the_phones_of_their_clients(
@@ -143,9 +147,9 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
     ],
     ids=["due", "later", "failed", "sending", "delivered", "undelivered", "unknown", "cancelled"],
 )
-async def test_message_tells_its_story(
-    api: httpx.AsyncClient, engine: AsyncEngine, change: str, told: list[str]
-) -> None:
+async def test_message_tells_its_story(engine: AsyncEngine, change: str, told: list[str]) -> None:
+    with_gateway = inside(create_app(engine, Breaker(failures=2, reset=15), settings=OPEN))
+    api = httpx.AsyncClient(transport=with_gateway, base_url="http://mailer/api/v1")
     await add_clients(engine, 1)
     mailing_id = await under_way(api, engine, datetime_end="2045-01-01T00:00:00Z")
     await execute(engine, f"UPDATE message SET {change}")  # noqa: S608  # the test's own

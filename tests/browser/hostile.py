@@ -6,7 +6,7 @@ OVERRIDE = "\u202e"
 """Turns round what follows it (U+202E); nothing here ends it."""
 MARKUP = OVERRIDE + "\"'><img src=x onerror=alert(1)><script>alert(1)</script>{{7*7}}${7*7}"
 SHORT = OVERRIDE + '"><img src=x onerror=alert(1)>{{7*7}}'
-"""As much of it as a tag has room for."""
+"""As much of it as a tag has room for; stored, it has lost the override, which nobody sees."""
 
 LOOK = """override => {
     const found = [];

@@ -9,6 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.hostile.surface import FIELDS, QUERIES, WRITES, Field
 from tests.api.hostile.trace import assert_is_problem, contents, fields
 
+from mailer.text import clean_label, compose, fold_label, is_blank
+
 JSON = {"Content-Type": "application/json"}
 STORABLE = {
     "sql": "'; DROP TABLE client; --",
@@ -74,7 +76,7 @@ async def sent(
 
 
 @every_field
-async def test_text_is_stored_exactly_or_refused_by_its_fields_name(
+async def test_text_is_stored_as_it_is_seen_or_refused_by_its_fields_name(
     api: httpx.AsyncClient, engine: AsyncEngine, ids: dict[str, int], field: Field
 ) -> None:
     before = await contents(engine)
@@ -82,7 +84,7 @@ async def test_text_is_stored_exactly_or_refused_by_its_fields_name(
     for name, value in STORABLE.items():
         answer = await sent(api, ids, field, value)
         assert "set-cookie" not in answer.headers
-        if is_free:
+        if is_free and not is_blank(value):
             assert answer.status_code in {200, 201}, name
             await assert_kept(api, field, value, answer.json())
         else:
@@ -94,11 +96,15 @@ async def test_text_is_stored_exactly_or_refused_by_its_fields_name(
 async def assert_kept(
     api: httpx.AsyncClient, field: Field, value: str, made: dict[str, Any]
 ) -> None:
-    """Check that it is exactly as it was given, in the answer and later; what was added goes."""
+    """Check that it is as it was given, in the answer and later; what was added goes.
+
+    A tag loses what nobody sees, and letters are composed; a filter is returned as it was given.
+    """
     place = field.place[0]
     address = f"/{field.path.split('/')[1]}/{made['id']}"
     kept = (await api.get(address)).json()
-    assert made[place] == kept[place] == field.body(value)[place]
+    seen = {"tag": clean_label, "text": compose}.get(place, str)(value)
+    assert made[place] == kept[place] == field.body(seen)[place]
     if field.method == "POST":
         assert (await api.delete(address)).status_code == 204
 
@@ -185,12 +191,15 @@ async def test_the_last_of_keys_that_come_twice_counts_and_is_checked(
 async def test_a_query_finds_nothing_or_is_refused_by_the_parameters_name(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
+    tag = (await api.get(f"/clients/{ids['client_id']}")).json()["tag"] or ""
     for value in STORABLE.values():
         for accept in ("application/json", "text/csv"):
             headers = {"Accept": accept}
             answer = await api.get(path.format(**ids), params={name: value}, headers=headers)
             assert "hostile" not in str(answer.headers)
             if answer.status_code == 200:
+                if name == "tag" and fold_label(value) == fold_label(tag):
+                    continue
                 assert answer.text.count("\n") == 1 or answer.json()["count"] == 0
                 continue
             assert_is_problem(answer, 400)
