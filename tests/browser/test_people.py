@@ -73,8 +73,8 @@ async def test_wrong_password_is_said_and_not_typed_back(page: Page, watch: Watc
     watch.expect("answer", "400 POST at .*/login")
     await sign_in(page, "vera", password="nothing like it")  # noqa: S106  # of a test
     await expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong.")
-    await expect(page.get_by_label("Name")).to_have_value("vera")
-    await expect(page.get_by_label("Password")).to_have_value("")
+    await expect(page.get_by_label("Name", exact=True)).to_have_value("vera")
+    await expect(page.get_by_label("Password", exact=True)).to_have_value("")
     await audit(page)
 
 

@@ -34,6 +34,7 @@ CHANGED_MEANWHILE = marked(
     "Somebody else changed this mailing meanwhile. What you typed is still here: save again, and"
     " it takes the place of theirs."
 )
+STARTED_MEANWHILE = marked("The mailing has started meanwhile.")
 HAS_STARTED = marked("cannot be changed any more: the mailing has started")
 
 Copied = Annotated[int | None, QueryParameter(name="from", ge=1, le=MAX_ID)]
@@ -160,7 +161,9 @@ class MailingForm(Controller):
             return await sheet.page(form.refused(error, fields.NAMES), HTTP_400_BAD_REQUEST)
         except MailingStartedError:
             values["start"] = fields.written(mailing, fields.zone_of(values))["start"]
-            refusal = InvalidError([FieldError("start", HAS_STARTED)])
+            refusal = InvalidError(
+                [FieldError("", STARTED_MEANWHILE), FieldError("start", HAS_STARTED)]
+            )
             return await sheet.page(form.refused(refusal), HTTP_409_CONFLICT)
         return done("mailing-changed", f"/mailings/{mailing_id}")
 

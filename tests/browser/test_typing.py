@@ -1,0 +1,190 @@
+"""What was typed outlives a lost session, and what is not done for want of an answer says so."""
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import Browser, Page, Route, expect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser.audit import audit
+from tests.browser.watch import Watch
+from tests.processes import Gateway, MailerProcess, mailers
+from tests.sample import add_clients, add_mailing, execute
+
+from mailer.access import service
+from mailer.access.accounts import NewAccount
+from mailer.access.model import COMMAND_LINE
+
+PASSWORD = "correct horse battery"  # noqa: S105  # of a test
+TEXT = "A long text that nobody wants to write twice"
+KEPT = "sessionStorage.getItem('kept')"
+
+
+@pytest.fixture(scope="module")
+async def mailer(
+    browser: Browser, shared_database_url: str, gateway: Gateway, shared_engine: AsyncEngine
+) -> AsyncIterator[MailerProcess]:
+    """A process with two operators; mailing 1 is for later."""
+    del browser  # without one there is no need to start
+    await add_clients(shared_engine, 3)
+    await add_mailing(shared_engine, status="scheduled", clients=3)
+    await execute(
+        shared_engine,
+        "UPDATE mailing SET datetime_start = now() + interval '1 hour',"
+        " datetime_end = now() + interval '2 hours'",
+    )
+    for name in ("oleg", "olga"):
+        new = NewAccount(name=name, role="operator", password=PASSWORD)
+        await service.add_account(shared_engine, new, COMMAND_LINE)
+    async with mailers(shared_database_url) as start:
+        yield await start(**gateway.settings, auth="required")
+
+
+async def sign_in(page: Page, name: str) -> None:
+    await page.locator("[name=name]").fill(name)
+    await page.locator("[name=password]").fill(PASSWORD)
+    await page.locator("main button").click()
+    await expect(page.locator("header .person")).to_contain_text(name)
+
+
+async def write(page: Page) -> None:
+    """Write a mailing as oleg, until just before it is saved."""
+    await page.goto("/mailings/new")
+    await sign_in(page, "oleg")
+    await page.locator("#text").fill(TEXT)
+    await page.locator("#audience-terms").check()
+    await page.locator("#terms").fill("vip")
+    await expect(page.locator("#preview-text")).to_contain_text("44")
+
+
+async def end_session(engine: AsyncEngine) -> None:
+    await execute(engine, "DELETE FROM session")
+
+
+async def lose_session(page: Page, engine: AsyncEngine) -> None:
+    """Write a mailing, and be signed out while saving it."""
+    await write(page)
+    await end_session(engine)
+    await page.locator("#save").click()
+    await expect(page).to_have_title(re.compile("Sign in"))
+
+
+async def test_text_is_there_again_after_signing_in_again(
+    page: Page, shared_engine: AsyncEngine
+) -> None:
+    await lose_session(page, shared_engine)
+    await sign_in(page, "oleg")
+    await expect(page.locator("#text")).to_have_value(TEXT)
+    await expect(page.locator("#terms")).to_have_value("vip")
+    await expect(page.locator("#audience-terms")).to_be_checked()
+    await expect(page.locator("#brought-back")).to_be_visible()
+    await expect(page.locator("#preview-text")).to_contain_text("44")
+    await audit(page)
+    assert await page.evaluate(KEPT) is None
+    await page.locator("#save").click()
+    await expect(page.get_by_text(TEXT).first).to_be_visible()
+    assert await page.evaluate(KEPT) is None
+
+
+async def test_text_is_there_again_when_the_session_was_lost_while_typing(
+    page: Page, watch: Watch, shared_engine: AsyncEngine
+) -> None:
+    await write(page)
+    await end_session(shared_engine)
+    watch.expect("answer", "401 POST at .*/mailings/preview")
+    await page.locator("#text").fill(TEXT + "!")  # its preview finds nobody signed in
+    await expect(page).to_have_title(re.compile("Sign in"))
+    await sign_in(page, "oleg")
+    await expect(page.locator("#text")).to_have_value(TEXT + "!")
+
+
+async def test_nobody_else_finds_the_text(page: Page, shared_engine: AsyncEngine) -> None:
+    await lose_session(page, shared_engine)
+    await sign_in(page, "olga")
+    await expect(page.locator("#text")).to_have_value("")
+    await expect(page.locator("#brought-back")).to_be_hidden()
+    assert await page.evaluate(KEPT) is None
+
+
+async def test_who_signs_out_or_goes_elsewhere_leaves_no_text_behind(page: Page) -> None:
+    await write(page)
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page).to_have_title(re.compile("Sign in"))
+    assert await page.evaluate(KEPT) is None
+    await page.goto("/mailings/new")
+    await sign_in(page, "oleg")
+    await expect(page.locator("#text")).to_have_value("")
+    await page.locator("#text").fill(TEXT)
+    await page.get_by_role("link", name="Do not save").click()
+    await expect(page).to_have_url(re.compile("/mailings$"))
+    assert await page.evaluate(KEPT) is None
+
+
+async def test_change_of_a_mailing_that_was_changed_meanwhile_is_still_a_conflict(
+    page: Page, watch: Watch, shared_engine: AsyncEngine
+) -> None:
+    await page.goto("/mailings/1/edit")
+    await sign_in(page, "oleg")
+    await page.locator("#text").fill(TEXT)
+    await end_session(shared_engine)
+    await execute(shared_engine, "UPDATE mailing SET text = 'Theirs', updated_at = now()")
+    await page.locator("#save").click()
+    await sign_in(page, "oleg")
+    await expect(page.locator("#text")).to_have_value(TEXT)
+    watch.expect("answer", "409 POST at .*/edit")
+    await page.locator("#save").click()
+    heading = page.get_by_role("alert").get_by_role("heading")
+    await expect(heading).to_have_text(re.compile("Somebody else changed this mailing"))
+    await expect(page.get_by_text("Some fields are wrong")).to_have_count(0)
+
+
+async def test_sign_in_that_is_refused_is_headed_by_the_reason(page: Page, watch: Watch) -> None:
+    await page.goto("/login")
+    await page.locator("[name=name]").fill("nobody")
+    await page.locator("[name=password]").fill("wrong")
+    watch.expect("answer", "400 POST at .*/login")
+    await page.locator("main button").click()
+    heading = page.get_by_role("alert").get_by_role("heading")
+    await expect(heading).to_have_text(re.compile("password"))
+    await expect(page.get_by_text("Some fields are wrong")).to_have_count(0)
+
+
+async def test_action_without_a_connection_says_that_it_was_not_done(
+    page: Page, watch: Watch
+) -> None:
+    watch.expect("failed", "ERR_INTERNET_DISCONNECTED")
+    watch.expect("console", "htmx:")
+    await page.goto("/mailings/1")
+    await sign_in(page, "oleg")
+    said = page.locator("#unanswered")
+    await page.context.set_offline(True)
+    await page.locator("#pause").click()
+    await expect(said).to_have_text(re.compile("no connection"))
+    await expect(said).to_be_in_viewport()
+    await expect(page.locator("#offline")).to_contain_text(re.compile(r"Last news: \d\d:\d\d:\d\d"))
+    await page.context.set_offline(False)
+    await page.locator("#pause").click()
+    await expect(said).to_be_hidden()
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await page.context.set_offline(True)
+    await page.get_by_role("button", name="Pause it").click()
+    await expect(said).to_have_text(re.compile("no connection"))
+    await audit(page)
+    await page.context.set_offline(False)
+    await expect(page.locator("#offline")).to_be_hidden()
+
+
+async def test_question_that_mailer_cannot_answer_says_that_it_was_not_done(
+    page: Page, watch: Watch
+) -> None:
+    async def fail(route: Route) -> None:
+        await route.fulfill(status=503, body="")
+
+    watch.expect("answer", "503 GET at .*/cancel")
+    watch.expect("console", "503")
+    await page.goto("/mailings/1")
+    await sign_in(page, "oleg")
+    await page.route("**/mailings/1/cancel", fail)
+    await page.locator("#cancel").click()
+    await expect(page.locator("#unanswered")).to_have_text(re.compile("Not done"))
+    await expect(page).to_have_url(re.compile("/mailings/1$"))
