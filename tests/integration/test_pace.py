@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 from tests.patience import PATIENCE
-from tests.sample import add_due_messages, ledger
+from tests.sample import add_due_messages, do, ledger
 
+from mailer.db import origin
 from mailer.db.engine import create_engine
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.gateway.breaker import Breaker
@@ -34,6 +35,7 @@ class Answering:
 
 async def test_only_answers_make_the_pace(database_url: str) -> None:
     engine = create_engine(database_url)
+    await do(engine, origin.update)  # as a start does, while there is nothing to send
     gateway = Answering((0.2, Accepted()), (0, Unavailable("http_500")), (0.1, Refused("no")))
     settings = Settings(gateway_concurrency=6, retry_base=0.01, retry_cap=0.02)
     pace = Pace(settings.gateway_concurrency)
