@@ -21,6 +21,11 @@ SLOW = QUICK | {"gateway_concurrency": "2", "gateway_rate": "40"}
 IDS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message WHERE mailing_id = $1"
 
 
+END_SESSIONS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = $1 AND usename = current_user"""
+
+
 @pytest.fixture
 def programs() -> Path:
     return find_binaries()[0].folder
@@ -34,7 +39,10 @@ async def copy_url(server_url: str, database_url: str) -> AsyncIterator[str]:
     connection = await connect(server_url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     yield urlunsplit(parts._replace(path=f"/{name}"))
-    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    # not by force: that may not end an autovacuum worker, where a plain DROP waits for all to go
+    await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await connection.execute(END_SESSIONS, name)
+    await connection.execute(f"DROP DATABASE {name}")
     await connection.close()
 
 
