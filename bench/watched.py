@@ -1,4 +1,4 @@
-"""`mailer serve`, with every block of its event loop told on standard error.
+"""`mailer serve` that prints every block of its event loop on standard error.
 
 A benchmark runs this instead of `mailer serve`: a line of JSON a block, as the log writes it.
 """

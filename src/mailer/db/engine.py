@@ -69,7 +69,7 @@ async def connect(
             )
         except NEXT_HOST as error:
             failures.append(error)
-    # one that may pass before a certificate that is wrong for good
+    # an error that may pass comes before a certificate that stays wrong
     passing = (each for each in failures if not isinstance(each, ssl.SSLCertVerificationError))
     raise next(passing, failures[0])
 

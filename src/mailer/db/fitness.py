@@ -88,7 +88,8 @@ async def ensure_fit(engine: AsyncEngine) -> None:
 def explain(error: Exception) -> WaitReason | str | None:
     """Return what an error while the database is opened means.
 
-    A reason to wait; or a sentence on what is wrong for good; or None, for an error of our own.
+    A reason to wait; or a sentence on a fault that waiting does not change; or None, for an error
+    of our own.
     """
     cause = (cause_of(error) if isinstance(error, DBAPIError) else None) or error
     detail = " ".join(str(cause).split()) or type(cause).__name__

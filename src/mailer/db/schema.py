@@ -427,7 +427,7 @@ report = Table(
     moment("taken_until"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     moment("sent_at", nullable=True),
-    # digests of the recipients that have it, or were refused for good
+    # digests of the recipients that have it, or that the server has refused permanently
     Column("decided", ARRAY(LargeBinary), nullable=False, server_default="{}"),
 )
 
