@@ -14,6 +14,7 @@ from tests.processes import Gateway, MailerProcess, mailers
 from mailer.access import accounts, keys, sessions
 from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
+from mailer.db import facts
 
 LONG = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
 CLIENT = {"phone": "79160000001", "tag": "vip"}
@@ -43,7 +44,8 @@ async def admin(engine: AsyncEngine, page: Page, mailer: MailerProcess) -> None:
         cookie = await sessions.begin(connection, who.id, None, "")
         new = keys.NewKey(name="of the test", scope="admin")
         _, secret = await keys.add(connection, new, COMMAND_LINE)
-    await page.context.add_cookies([{"name": COOKIE, "value": cookie, "url": mailer.address}])
+        name = f"{COOKIE}-{await facts.mark(connection)}"
+    await page.context.add_cookies([{"name": name, "value": cookie, "url": mailer.address}])
     mailer.session.headers["Authorization"] = f"Bearer {secret}"
 
 
