@@ -1,7 +1,11 @@
 """Long work on the event loop, done in slices between which everything else has its turn."""
 
 import asyncio
+from collections.abc import Generator
 from time import monotonic
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 SLICE = 0.001  # seconds
 """After so much work others have a turn."""
@@ -35,3 +39,15 @@ class TimeSlices:
             now = monotonic()
             is_idle = now - before < IDLE
         self._began = now
+
+
+async def run_in_slices(steps: Generator[None, None, Result]) -> Result:
+    """Return what a generator returns; others have their turn between its steps."""
+    slices = TimeSlices()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        await slices.pause()

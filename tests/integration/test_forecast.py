@@ -1,20 +1,29 @@
 """What is to be expected of mailings, from what the database has counted."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from sqlalchemy import QueuePool, event
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.patience import PATIENCE
 from tests.sample import add_clients, add_mailing, add_messages, begin, do, execute
 
 from mailer.access.model import COMMAND_LINE
+from mailer.admin import mailing as mailing_page
+from mailer.admin import mailing_preview, overview
+from mailer.gateway.breaker import Breaker
 from mailer.gateway.pace import Pace
-from mailer.mailing import audience, moving, service
+from mailer.mailing import audience, moving, service, store
 from mailer.mailing.forecast import Shortfall
 from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
-from mailer.report import forecast
+from mailer.report import forecast, statistics
 
 HOUR = timedelta(hours=1)
+STEADY = 20
+"""Looks in a row that find no connection in use, so that the next statement is not just ahead."""
 SOON = timedelta(seconds=30)
 """What may pass between a test's look at its clock and the database's at its own."""
 
@@ -176,3 +185,60 @@ async def test_no_message_and_no_client_is_read(engine: AsyncEngine) -> None:
         assert found is not None
         assert found.clients == 5
         assert (await forecast.of_draft(engine, a_draft(), None)).clients == 5
+
+
+# ---- connections and the event loop ----------------------------------------------------------
+
+
+async def of_draft(engine: AsyncEngine, _: int) -> object:
+    return await forecast.of_draft(engine, a_draft(), Pace(50, 1))
+
+
+async def of_change(engine: AsyncEngine, mailing_id: int) -> object:
+    return await forecast.of_mailing(engine, mailing_id, Pace(50, 1), 1, MailingChange(text="New"))
+
+
+async def of_statistics(engine: AsyncEngine, mailing_id: int) -> object:
+    return await statistics.of_mailing(engine, mailing_id, breaker=Breaker(5, 60), pace=Pace(50, 1))
+
+
+async def of_page(engine: AsyncEngine, mailing_id: int) -> object:
+    return await mailing_page.look(engine, Breaker(5, 60), Pace(50, 1), mailing_id)
+
+
+async def of_overview(engine: AsyncEngine, _: int) -> object:
+    return await overview.look(engine, Breaker(5, 60), Pace(50, 1))
+
+
+async def of_preview(engine: AsyncEngine, mailing_id: int) -> object:
+    async with engine.connect() as connection:
+        before = await store.get(connection, mailing_id)
+    changes = MailingChange(
+        datetime_start=before.datetime_start,
+        datetime_end=before.datetime_end + HOUR,
+        client_filter=None,
+    )
+    return await mailing_preview.look(engine, changes, "Hi", "UTC", Pace(50, 1), before)
+
+
+@pytest.mark.parametrize(
+    "look", [of_draft, of_change, of_statistics, of_page, of_overview, of_preview]
+)
+async def test_no_connection_is_held_while_a_forecast_is_computed(
+    engine: AsyncEngine, look: Callable[[AsyncEngine, int], Awaitable[object]]
+) -> None:
+    clients = await add_clients(engine, 30)
+    now = datetime.now(UTC)
+    mailing_id = await add_mailing(engine, clients=30, start=now - HOUR)
+    await add_messages(engine, mailing_id, clients, "scheduled", at=now)
+    read: list[object] = []
+    event.listen(engine.sync_engine, "checkin", lambda *connection: read.append(connection))
+    async with forecast.turn():  # somebody else's forecast is computed, and this one waits
+        looking = asyncio.ensure_future(look(engine, mailing_id))
+        free = 0
+        async with asyncio.timeout(PATIENCE):
+            while free < STEADY and not looking.done():
+                await asyncio.sleep(0.01)
+                free = free + 1 if read and not cast(QueuePool, engine.pool).checkedout() else 0
+        assert not looking.done()
+    assert await looking is not None

@@ -1,5 +1,6 @@
 """What is to be expected of a mailing: examples by hand, rules, and message by message."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
 
 from mailer.mailing.audience import plan
-from mailer.mailing.forecast import HORIZON, Crowd, Forecast, Shortfall, forecast
+from mailer.mailing.forecast import HORIZON, Crowd, Forecast, Shortfall
+from mailer.mailing.forecast import forecast as steps_of
 from mailer.mailing.window import Window
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -17,6 +19,17 @@ HOUR = timedelta(hours=1)
 QUARTER = timedelta(minutes=15)
 DAY = timedelta(days=1)
 BY_DAY = Window(time(9), time(21))
+
+
+def forecast(crowds: Iterable[Crowd], **given: Any) -> Forecast:
+    """Return what the steps of a forecast lead to."""
+    steps = steps_of(crowds, **given)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Forecast = end.value
+            return found
 
 
 def expect(*crowds: Crowd, lasts: timedelta = 6 * HOUR, **given: Any) -> Forecast:

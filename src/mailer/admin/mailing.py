@@ -50,12 +50,12 @@ async def look(
         stands = await steps.look(connection, mailing_id)
         sharing = await forecast.sharing(connection, pace, mailing)
         usable = forecast.usable_pace(pace, breaker)
-        expected = await forecast.from_now_on(connection, mailing, usable, sharing.processes)
+        basis = await forecast.read(connection, mailing, usable, sharing.processes)
         [made] = await progress.of_mailings(connection, [mailing])
-        counts = await statistics.in_detail(connection, made, expected, most_buckets=BARS)
+        counts = await statistics.in_detail(connection, made, most_buckets=BARS)
     now = database_clock.now()
     return {
-        "forecast": expected,
+        "forecast": await forecast.compute(basis),
         "sharing": sharing,
         "mailing": mailing,
         "wait": made.wait,

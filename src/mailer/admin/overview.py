@@ -30,9 +30,8 @@ async def look(engine: AsyncEngine, breaker: Breaker | None, pace: Pace | None) 
         found = await store.page(connection, Position(RUNNING), "running")
         mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
         at_work = await processes.at_work(connection)
-        ends = await forecast.expected_ends(connection, mailings, usable, len(at_work) or 1)
-        return {
-            "expected_ends": ends,
+        bases = await forecast.read_running(connection, mailings, usable, len(at_work) or 1)
+        facts = {
             "running": await progress.of_mailings(connection, mailings),
             "running_count": found.count,
             "next": await store.next_to_start(connection, NEXT),
@@ -40,6 +39,7 @@ async def look(engine: AsyncEngine, breaker: Breaker | None, pace: Pace | None) 
             "most_due": backlog.MOST_DUE,
             "hours": await lately.outcomes(connection, database_clock.now()),
         }
+    return facts | {"expected_ends": await forecast.expected_ends(bases)}
 
 
 class Overview(Controller):

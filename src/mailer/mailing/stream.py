@@ -4,7 +4,7 @@ An event is that a time begins or ends in which some may be sent, or that a mail
 cost is in events, and not in messages.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -59,13 +59,16 @@ class Stream:
         self._now = 0.0
         self._last = 0.0
 
-    def carry(self, flocks: Sequence[Flock]) -> float:
-        """Let flocks flow through all their turns; return when the last of them ran empty."""
+    def carry(self, flocks: Sequence[Flock]) -> Generator[None, None, float]:
+        """Let flocks flow through all their turns; return when the last of them ran empty.
+
+        Yields after each step.
+        """
         events = [(flock.turn.begins, n) for n, flock in enumerate(flocks) if flock.turn]
         heapify(events)
         while events:
             moment, n = heappop(events)
-            self._flow(moment)
+            yield from self._flow(moment)
             flock = flocks[n]
             if flock.is_open:
                 self._leave(flock)
@@ -84,9 +87,10 @@ class Stream:
                 del self._line[flock.turn.due]
         flock.close()
 
-    def _flow(self, moment: float) -> None:
+    def _flow(self, moment: float) -> Iterator[None]:
         """Let messages flow until `moment`, from one who runs empty to the next."""
         while self._now < moment:
+            yield
             first = self._line[min(self._line)] if self._line else []
             takers = len(self._others) + bool(first)
             if not takers or not self._rate:

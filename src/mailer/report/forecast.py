@@ -1,10 +1,13 @@
-"""What is to be expected of a mailing, by counts alone: no message is read, nor any client."""
+"""What is to be expected of a mailing, by counts alone: no message is read, nor any client.
+
+First what a forecast rests on is read from the database (`read`, `read_draft`, `read_running`),
+then the forecast is computed (`compute`), which may take a while and holds no connection.
+"""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import cache, partial
+from weakref import WeakKeyDictionary
 
 import msgspec
 from msgspec.structs import replace
@@ -22,9 +25,7 @@ from mailer.mailing.service import PLANNED_BY
 from mailer.mailing.window import window_between
 from mailer.message import tally
 from mailer.report.snapshot import snapshot
-
-FEW_ZONES = 20
-"""Time zones of an audience whose forecast takes a few milliseconds: not worth a thread."""
+from mailer.time_slices import run_in_slices
 
 # Of running mailings what they have waiting, and what is still to be taken of their audiences; of
 # those asked for whether they have begun, and whether the audience is being taken: that of one
@@ -63,6 +64,19 @@ class Load(msgspec.Struct, frozen=True):
         return [count for each, count in self.waiting.items() if each != mailing_id]
 
 
+class Basis(msgspec.Struct, frozen=True):
+    """What a forecast is computed from, as it was at one moment."""
+
+    plan: NewMailing | Mailing
+    clients: Mapping[str, int]
+    """Those still to be reached, by time zone."""
+    at: datetime
+    rate: float | None
+    """Messages a second for all mailings together; None while it is not known."""
+    others: Sequence[int]
+    """Messages that each of the other running mailings still has to send."""
+
+
 class Sharing(msgspec.Struct, frozen=True):
     """By whom a mailing's messages are sent, and with how many others it shares them."""
 
@@ -87,15 +101,10 @@ async def sharing(
 async def of_draft(
     engine: AsyncEngine, draft: NewMailing, pace: Pace | None, processes: int = 1
 ) -> Forecast:
-    """Return what is to be expected of a mailing that is not saved, were it now.
-
-    `pace` is one process', of so many that send; None or one that is not known yet: what the
-    windows alone decide.
-    """
+    """Return what is to be expected of a mailing that is not saved, were it now."""
     async with snapshot(engine) as connection:
-        load = await _look(connection, [])
-        clients = await audience.count_by_zone(connection, draft.client_filter)
-    return await _forecast(draft, clients, load, _rate(pace, processes))
+        basis = await read_draft(connection, draft, pace, processes)
+    return await _compute(basis)
 
 
 async def of_mailing(
@@ -105,39 +114,94 @@ async def of_mailing(
     processes: int = 1,
     changes: MailingChange | None = None,
 ) -> Forecast | None:
-    """Return what is to be expected of a mailing; raises `MailingNotFoundError`."""
+    """Return what is to be expected of a mailing, as `read` says.
+
+    Raises `MailingNotFoundError`.
+    """
     async with snapshot(engine) as connection:
         mailing = await mailings.get(connection, mailing_id)
-        return await from_now_on(connection, mailing, pace, processes, changes)
+        basis = await read(connection, mailing, pace, processes, changes)
+    return await compute(basis)
 
 
-async def from_now_on(
+async def read_draft(
+    connection: AsyncConnection, draft: NewMailing, pace: Pace | None, processes: int = 1
+) -> Basis:
+    """Read what the forecast of a mailing rests on that is not saved, were it now.
+
+    `pace` is one process', of so many that send; None or one that is not known yet: what the
+    windows alone decide.
+    """
+    load = await _look(connection, [])
+    clients = await audience.count_by_zone(connection, draft.client_filter)
+    return Basis(draft, clients, load.now, _rate(pace, processes), load.of_others(None))
+
+
+async def read(
     connection: AsyncConnection,
     before: Mailing,
     pace: Pace | None,
     processes: int = 1,
     changes: MailingChange | None = None,
-) -> Forecast | None:
-    """Return what is to be expected of a mailing from now on.
+) -> Basis | None:
+    """Read what the forecast of a mailing from now on rests on.
 
     None when it has ended, and while it is paused or held: nobody knows when it goes on. With
     `changes`, if it were changed so, by the hours alone while it is paused or held. What is given
     up already is not counted, unless a change plans it anew.
     """
     load = await _look(connection, [before.id])
-    return await _from_now_on(connection, before, load, _rate(pace, processes), changes)
+    return await _read(connection, before, load, _rate(pace, processes), changes)
+
+
+async def read_running(
+    connection: AsyncConnection, running: Sequence[Mailing], pace: Pace | None, processes: int = 1
+) -> list[tuple[Mailing, Basis | None]]:
+    """Read what the forecasts of running mailings rest on, each with its mailing: see `read`."""
+    load = await _look(connection, [mailing.id for mailing in running])
+    rate = _rate(pace, processes)
+    return [(mailing, await _read(connection, mailing, load, rate)) for mailing in running]
+
+
+async def compute(basis: Basis | None) -> Forecast | None:
+    """Return what is to be expected; None of None. To be awaited with no connection held.
+
+    Many time zones take a tenth of a second, in slices between which the event loop does other
+    work. Forecasts are computed one at a time: together they would leave it too little.
+    """
+    return None if basis is None else await _compute(basis)
+
+
+async def _compute(basis: Basis) -> Forecast:
+    plan = basis.plan
+    window = window_between(plan.send_interval_time_start, plan.send_interval_time_end)
+    async with turn():
+        return await run_in_slices(
+            forecast(
+                [Crowd(zone, count) for zone, count in basis.clients.items()],
+                start=plan.datetime_start,
+                end=plan.datetime_end,
+                window=window,
+                at=basis.at,
+                rate=basis.rate,
+                others=basis.others,
+            )
+        )
+
+
+_TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+def turn() -> asyncio.Lock:
+    """Return the lock that whoever computes a forecast on the running event loop has."""
+    return _TURNS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 async def expected_ends(
-    connection: AsyncConnection, running: Sequence[Mailing], pace: Pace | None, processes: int = 1
+    bases: Iterable[tuple[Mailing, Basis | None]],
 ) -> dict[int, datetime | None]:
     """Return when nothing will be left to send of each mailing, by its id: see `expected_end`."""
-    load = await _look(connection, [mailing.id for mailing in running])
-    rate = _rate(pace, processes)
-    return {
-        mailing.id: expected_end(mailing, await _from_now_on(connection, mailing, load, rate))
-        for mailing in running
-    }
+    return {mailing.id: expected_end(mailing, await compute(basis)) for mailing, basis in bases}
 
 
 def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None:
@@ -153,13 +217,13 @@ def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None
     return mailing.datetime_end if expected.missed else expected.done_at
 
 
-async def _from_now_on(
+async def _read(
     connection: AsyncConnection,
     before: Mailing,
     load: Load,
     rate: float | None,
     changes: MailingChange | None = None,
-) -> Forecast | None:
+) -> Basis | None:
     mailing = before if changes is None else replace(before, **changes.given())
     if mailing.status in ENDED or mailing.datetime_end <= load.now:
         return None
@@ -173,7 +237,7 @@ async def _from_now_on(
         clients = await _left_anew(connection, mailing)
     else:
         clients = await _left(connection, mailing, is_taking=mailing.id in load.taking)
-    return await _forecast(mailing, clients, load, rate, mailing.id)
+    return Basis(mailing, clients, load.now, rate, load.of_others(mailing.id))
 
 
 async def _look(connection: AsyncConnection, asked: Sequence[int]) -> Load:
@@ -229,31 +293,3 @@ def _rate(pace: Pace | None, processes: int) -> float | None:
     if pace is None or pace.rate is None:
         return None
     return pace.rate * processes
-
-
-async def _forecast(
-    plan: NewMailing | Mailing,
-    clients: Mapping[str, int],
-    load: Load,
-    rate: float | None,
-    mailing_id: int | None = None,
-) -> Forecast:
-    """Simulate in a thread, one forecast at a time: many zones would block the event loop."""
-    work = partial(
-        forecast,
-        [Crowd(zone, count) for zone, count in clients.items()],
-        start=plan.datetime_start,
-        end=plan.datetime_end,
-        window=window_between(plan.send_interval_time_start, plan.send_interval_time_end),
-        at=load.now,
-        rate=rate,
-        others=load.of_others(mailing_id),
-    )
-    if len(clients) <= FEW_ZONES:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(_thread(), work)
-
-
-@cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="forecast")

@@ -16,7 +16,6 @@ from mailer.errors import FieldError, InvalidError
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.pace import Pace
 from mailer.mailing import store as mailings
-from mailer.mailing.forecast import Forecast
 from mailer.mailing.hold import with_hold
 from mailer.mailing.model import Mailing
 from mailer.mailing.store import LIVE, select_mailings
@@ -111,19 +110,23 @@ async def of_mailing(
         [made] = await progress.of_mailings(connection, [mailing])
         at_work = await processes.at_work(connection)
         usable = forecast.usable_pace(pace, breaker)
-        expected = await forecast.from_now_on(connection, mailing, usable, len(at_work) or 1)
-        return await in_detail(connection, made, expected, bucket)
+        basis = await forecast.read(connection, mailing, usable, len(at_work) or 1)
+        counts = await in_detail(connection, made, bucket)
+    end = forecast.expected_end(mailing, await forecast.compute(basis))
+    return msgspec.structs.replace(counts, expected_end=end)
 
 
 async def in_detail(
     connection: AsyncConnection,
     made: Progress,
-    expected: Forecast | None,
     bucket: int | None = None,
     *,
     most_buckets: int = MOST_BUCKETS,
 ) -> MailingStatistics:
-    """Count a mailing that was read in the same snapshot; raises `InvalidError` likewise."""
+    """Count a mailing that was read in the same snapshot; raises `InvalidError` likewise.
+
+    When its end is expected is left out, for whoever computes that once no connection is held.
+    """
     mailing = made.mailing
     tallies = await tally.of_mailing(connection, mailing.id)
     sending = list(await connection.execute(SENDING, {"mailing_id": mailing.id}))
@@ -151,7 +154,7 @@ async def in_detail(
         rate=made.rate,
         first_sent_at=made.first_sent_at,
         last_sent_at=made.last_sent_at,
-        expected_end=forecast.expected_end(mailing, expected),
+        expected_end=None,
     )
 
 
