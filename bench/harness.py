@@ -216,8 +216,11 @@ async def _new_key(database_url: str) -> str:
 
 
 def own_environ() -> dict[str, str]:
-    """Return the environment without settings of mailer's."""
-    return {name: value for name, value in os.environ.items() if "MAILER_" not in name}
+    """Return the environment without settings of mailer's, good in every working directory."""
+    environ = {name: value for name, value in os.environ.items() if "MAILER_" not in name}
+    if path := environ.get("PYTHONPATH"):
+        environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
+    return environ
 
 
 def embedded_url(data_dir: Path) -> str:

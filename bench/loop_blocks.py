@@ -1,19 +1,22 @@
 """The longest block of the event loop under every route, by periodic jobs and hostile headers.
 
 A real process with clients in every time zone, tags by the hundred and mailings in several states
-is called on each route by the worst that a sender may send: long queries and headers, the largest
-bodies, deep and wide JSON, the longest filters and texts. `watched.py` tells each block. Limit on
-the processor time of a block, median of three calls: 50 ms. Takes about three minutes.
+is called on each route with the worst input that a sender may choose: long queries and headers, the
+largest bodies, deep and wide JSON, the longest filters and texts. `watched.py` reports each block.
+The figure is the processor time of a block, median of three calls. Promised for input whose cost
+the sender chooses: 10 ms; a route fails over 50 ms, and when it does not answer. Takes four
+minutes.
 """
 
 import argparse
 import asyncio
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from statistics import median
-from typing import Any
 from urllib.parse import quote_plus
 
 import aiohttp
@@ -23,16 +26,21 @@ from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import harness
-from mailer.access import accounts, service
+from mailer.access import accounts, keys, service
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
 from mailer.client.model import known_zones
 from mailer.db.engine import create_engine
 
-LIMIT = 0.05
+PROMISED, LIMIT = 0.01, 0.05
+"""Seconds of a block: the promise, and where a route fails."""
 TIMES = 3
 SETTLE = 0.03
-"""Seconds after an answer for its blocks to be told."""
+"""Seconds after an answer for its blocks to be reported."""
+END_SESSIONS = frozenset({"/logout", "/account/sessions", "/account/password"})
+"""Routes after which one signs in anew."""
+PATIENCE, GLANCE = 30.0, 1.0
+"""Seconds to wait for an answer, and for the first part of a stream, which may have no news."""
 JOBS = 25.0
 """Seconds to watch what the process does by itself."""
 HOUR = timedelta(hours=1)
@@ -58,7 +66,11 @@ class Call(msgspec.Struct, frozen=True):
     path: str
     body: bytes | None = None
     headers: dict[str, str] = {}
-    is_stream: bool = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer goes on until the page is closed."""
+        return self.method == "GET" and self.route.startswith("/live/")
 
 
 HEADERS = {
@@ -144,13 +156,13 @@ CSV = {"Content-Type": "text/csv"}
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What a path asks for."""
+    """What paths name: nothing that the benchmark itself needs, since calls change and delete."""
 
     mailing_id: int
     message_id: int
+    account_id: int
+    key_id: int
     client_id: int = 1
-    account_id: int = 1
-    key_id: int = 1
     verb: str = "pause"
     file_path: str = "docs.js"
 
@@ -170,23 +182,30 @@ def routes() -> Iterator[tuple[str, str]]:
 
 
 def calls(target: Target) -> Iterator[Call]:
-    """Yield the worst calls of every route."""
+    """Yield the worst calls of every route, deletion last."""
     every = sorted(set(routes()))
     for method, route in every:
         path = target.path(route)
         if method in {"POST", "PATCH"}:
-            is_api = route.startswith("/api/")
-            headers = CSV if "import" in route else JSON if is_api else FORM
-            for what, body in (JSON_BODIES if is_api else FORM_BODIES).items():
-                yield Call(method, route, what, path, body, headers)
+            yield from bodies_of(method, route, path)
         elif method == "GET":
-            is_stream = route.startswith("/live/")
             full = f"{path}?ids={target.mailing_id}" if route == "/live/mailings" else path
-            yield Call(method, route, "plain", full, is_stream=is_stream)
+            yield Call(method, route, "plain", full)
             for what, query in QUERIES.items():
                 yield Call(method, route, what, f"{path}?{query}")
     yield from headers_of(every, target)
     yield from long_calls(target)
+    for method, route in every:
+        if method == "DELETE":
+            yield Call(method, route, "plain", target.path(route))
+
+
+def bodies_of(method: str, route: str, path: str) -> Iterator[Call]:
+    """Yield calls of a route with hostile bodies."""
+    is_api = route.startswith("/api/")
+    headers = CSV if "import" in route else JSON if is_api else FORM
+    for what, body in (JSON_BODIES if is_api else FORM_BODIES).items():
+        yield Call(method, route, what, path, body, headers)
 
 
 def headers_of(every: list[tuple[str, str]], target: Target) -> Iterator[Call]:
@@ -233,26 +252,60 @@ def long_calls(target: Target) -> Iterator[Call]:
     yield Call("POST", "/login", "a long password", "/login", sent, FORM)
 
 
-async def longest(session: aiohttp.ClientSession, mailer: harness.Mailer, call: Call) -> list[Any]:
-    """Make a call some times; return the longest block of each."""
-    found = []
+class Answered(msgspec.Struct, frozen=True):
+    """How a route answered the same call some times."""
+
+    status: int
+    """Of the last answer; 0 when there was none."""
+    seconds: float
+    """Processor time of the longest block, median of the calls."""
+    frames: str
+    """Where the longest of them was."""
+
+
+async def answered(session: aiohttp.ClientSession, mailer: harness.Mailer, call: Call) -> Answered:
+    """Make a call some times."""
+    found, status = [], 0
     for _ in range(TIMES):
         mailer.blocks.clear()
-        async with session.request(
-            call.method,
-            call.path,
-            data=call.body,
-            headers=call.headers,
-            allow_redirects=False,
-            skip_auto_headers=["Accept-Encoding"],
-        ) as answer:
+        status = await status_of(session, call)
+        await asyncio.sleep(SETTLE)
+        if call.route in END_SESSIONS:
+            await sign_in(session)
+        longest = max(mailer.blocks, key=lambda block: block.cpu_seconds, default=None)
+        found.append((longest.cpu_seconds, longest.frames) if longest else (0.0, ""))
+    return Answered(status, median(seconds for seconds, _ in found), max(found)[1])
+
+
+async def status_of(session: aiohttp.ClientSession, call: Call) -> int:
+    """Make a call; return the status of its answer, 0 of none in time. Raises when signed out."""
+    try:
+        async with (
+            asyncio.timeout(PATIENCE),
+            session.request(
+                call.method,
+                call.path,
+                data=call.body,
+                headers=call.headers,
+                allow_redirects=False,
+                skip_auto_headers=["Accept-Encoding"],
+            ) as answer,
+        ):
             if call.is_stream:
-                await answer.content.readany()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(answer.content.readany(), GLANCE)
             else:
                 await answer.read()
-        await asyncio.sleep(SETTLE)
-        found.append(max(mailer.blocks, key=lambda block: block.cpu_seconds, default=None))
-    return found
+    except TimeoutError:
+        return 0
+    leads_to = answer.headers.get("Location", "")
+    is_open = call.route in {"/login", *END_SESSIONS} or {"Authorization", "Cookie"} & {
+        *call.headers
+    }
+    if not is_open and (answer.status == HTTPStatus.UNAUTHORIZED or leads_to.startswith("/login")):
+        message = f"{call.method} {call.route}: {call.what}: not signed in any more"
+        raise RuntimeError(message)
+    return answer.status
 
 
 async def prepare(mailer: harness.Mailer, clients: int) -> Target:
@@ -278,60 +331,99 @@ async def prepare(mailer: harness.Mailer, clients: int) -> Target:
     message_id = await mailer.database.fetchval(
         "SELECT max(id) FROM message WHERE mailing_id = $1", waiting["id"]
     )
-    return Target(waiting["id"], message_id)
+    engine = create_engine(mailer.database_url)
+    new = accounts.NewAccount(name="target", role="viewer", password=PASSWORD)
+    account = await service.add_account(engine, new, COMMAND_LINE)
+    async with engine.begin() as connection:
+        key, _ = await keys.add(connection, keys.NewKey(name="target", scope="read"), COMMAND_LINE)
+    await engine.dispose()
+    return Target(waiting["id"], message_id, account.id, key.id)
 
 
-async def sign_in(mailer: harness.Mailer) -> aiohttp.ClientSession:
-    """Return a session that everything is open to."""
+@asynccontextmanager
+async def signed_in(mailer: harness.Mailer) -> AsyncIterator[aiohttp.ClientSession]:
+    """Give a session that everything is open to."""
     engine = create_engine(mailer.database_url)
     new = accounts.NewAccount(name=NAME, role="admin", password=PASSWORD)
     await service.add_account(engine, new, COMMAND_LINE)
     await engine.dispose()
     headers = {**mailer.headers, "Sec-Fetch-Site": "same-origin"}
     jar = aiohttp.CookieJar(unsafe=True)
-    session = aiohttp.ClientSession(
+    async with aiohttp.ClientSession(
         mailer.address, headers=headers, cookie_jar=jar, max_field_size=2**16, max_line_size=2**16
-    )
+    ) as session:
+        await sign_in(session)
+        yield session
+
+
+async def sign_in(session: aiohttp.ClientSession) -> None:
+    """Begin a session of the pages."""
     given = {"name": NAME, "password": PASSWORD, "back": "/"}
     async with session.post("/login", data=given, allow_redirects=False) as answer:
         answer.raise_for_status()
-    return session
 
 
 async def main(clients: int, only: str) -> int:
     """Call every route, watch the jobs, and judge; return the exit status."""
-    verdict = harness.Verdict()
-    worst: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
+    found: dict[str, dict[str, Answered]] = defaultdict(dict)
     async with (
         harness.sink() as sink,
         harness.serve(sink.url, harness.WATCHED, auth="required", key_rate=0) as mailer,
     ):
         target = await prepare(mailer, clients)
-        session = await sign_in(mailer)
-        async with session:
+        async with signed_in(mailer) as session:
             for call in calls(target):
-                if only not in f"{call.method} {call.route} {call.what}":
-                    continue
-                found = await longest(session, mailer, call)
-                seconds = median(block.cpu_seconds if block else 0.0 for block in found)
-                where = max(found, key=lambda b: b.cpu_seconds if b else 0.0)
-                place = f"{call.what}{' in ' + where.frames if where else ''}"
                 route = f"{call.method} {call.route}"
-                worst[route] = max(worst[route], (seconds, place))
-                if seconds >= LIMIT:
-                    print(f"{seconds * 1e3:6.1f} ms  {route}: {place}", flush=True)
-        mailer.blocks.clear()
-        mailing = await mailer.add_mailing()
-        await mailer.finished(mailing["id"])
-        await asyncio.sleep(JOBS)
-        by_itself = max(mailer.blocks, key=lambda block: block.cpu_seconds, default=None)
-        if by_itself:
-            worst["sending and jobs"] = (by_itself.cpu_seconds, by_itself.frames)
-    for route, (seconds, place) in sorted(worst.items(), key=lambda item: item[1], reverse=True):
-        print(f"{seconds * 1e3:6.1f} ms  {route}: {place.split(' in ')[0]}")
-    seconds, route = max((seconds, route) for route, (seconds, _) in worst.items())
-    figure = f"longest block {seconds * 1e3:.0f} ms of processor time, {route}"
-    verdict.check(figure, limit=f"{LIMIT * 1e3:.0f} ms", holds=seconds < LIMIT)
+                if only in f"{route} {call.what}":
+                    answer = found[route][call.what] = await answered(session, mailer, call)
+                    if is_failed(answer):
+                        print(f"{route}: {call.what}: {described(answer)}", flush=True)
+        if not only:
+            found["sending and jobs"]["by themselves"] = await by_itself(mailer)
+    return judge(found)
+
+
+async def by_itself(mailer: harness.Mailer) -> Answered:
+    """Watch sending and the periodic jobs."""
+    mailer.blocks.clear()
+    mailing = await mailer.add_mailing()
+    await mailer.finished(mailing["id"])
+    await asyncio.sleep(JOBS)
+    longest = max(mailer.blocks, key=lambda block: block.cpu_seconds, default=None)
+    return Answered(200, longest.cpu_seconds, longest.frames) if longest else Answered(200, 0, "")
+
+
+def is_failed(answer: Answered) -> bool:
+    """Whether a call was answered too late, by a failure, or with too long a block."""
+    is_failure = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
+    return not answer.status or is_failure or answer.seconds > LIMIT
+
+
+def described(answer: Answered) -> str:
+    """Return an answer in words."""
+    if not answer.status:
+        return f"no answer within {PATIENCE:.0f} s"
+    return f"{answer.status}, {answer.seconds * 1e3:.1f} ms in {answer.frames}"
+
+
+def judge(found: Mapping[str, Mapping[str, Answered]]) -> int:
+    """Print a table of the longest block of each route; return the exit status."""
+    worst = {
+        route: max(answers.items(), key=lambda item: (is_failed(item[1]), item[1].seconds))
+        for route, answers in found.items()
+    }
+    print(f"\n{'longest':>10}  {'limit':9}  status  route: worst input")
+    for route, (what, answer) in sorted(worst.items(), key=lambda item: -item[1][1].seconds):
+        kept = "FAILED" if is_failed(answer) else "kept" if answer.seconds <= PROMISED else "over"
+        where = f" in {answer.frames}" if kept == "over" else ""  # of a failed one it is said above
+        figure = f"{answer.seconds * 1e3:7.1f} ms"
+        print(f"{figure}  {kept:9}  {answer.status or 'none':6}  {route}: {what}{where}")
+    verdict = harness.Verdict()
+    over = sum(answer.seconds > PROMISED for _, answer in worst.values())
+    failed = sum(is_failed(answer) for _, answer in worst.values())
+    print(f"routes: {len(worst)}, {over} with a block over the promised {PROMISED * 1e3:.0f} ms")
+    figure = f"routes over {LIMIT * 1e3:.0f} ms or without a good answer: {failed}"
+    verdict.check(figure, limit="0", holds=failed == 0)
     return verdict.status
 
 
