@@ -41,6 +41,14 @@ def test_byte_order_mark_is_obeyed(mark: bytes, codec: str) -> None:
     assert decoded(mark + TEXT.encode(codec)) == (TEXT, "UTF-16")
 
 
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("part", [1, 3, 1 << 16])
+def test_utf_16_without_a_byte_order_mark_is_known_by_its_first_letter(
+    codec: str, part: int
+) -> None:
+    assert decoded(TEXT.encode(codec), part) == (TEXT, "UTF-16")
+
+
 def test_letters_that_look_like_utf8_do_not_decide_alone() -> None:
     text = "Лё и ещё\n"
     assert decoded(text.encode("cp1251")) == (text, "windows-1251")

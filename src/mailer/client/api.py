@@ -64,10 +64,9 @@ class ImportOperation(Operation):
             description="A header that names `phone` and, in any order, what else is given of"
             " `operator_code`, `tag` and `time_zone`; then a client a line. A phone may be written"
             " in every usual way, such as `+7 (916) 123-45-67` or `8 916 123 45 67`. What separates"
-            " the header, commas, semicolons or tabs, separates the lines. UTF-8, UTF-16 with a"
-            " byte order mark, or else windows-1251, which the answer then says; at most 1 GiB. An"
-            " apostrophe that keeps a spreadsheet from running a tag as a formula, such as"
-            " `'=1+1`, is taken away.",
+            " the header, commas, semicolons or tabs, separates the lines. UTF-8, UTF-16, or else"
+            " windows-1251, which the answer then says; at most 1 GiB. An apostrophe that keeps a"
+            " spreadsheet from running a tag as a formula, such as `'=1+1`, is taken away.",
         )
         example = "phone,tag,time_zone\n79161234567,vip,Europe/Moscow\n79031234567,,\n"
         media = OpenAPIMediaType(schema=text, example=example)

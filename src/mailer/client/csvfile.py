@@ -5,6 +5,7 @@ that a line which cannot be read costs that line alone. Time is linear in the si
 """
 
 import csv
+import io
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,8 @@ class CsvFile:
 
     The first line that is not empty is the header. Its first comma, semicolon or tab says what
     separates fields; its names may stand in any order, in small or capital letters, with blanks
-    around them. Lines end with LF or CRLF; empty ones are skipped.
+    around them, and with blanks for underscores. Lines end with LF, CRLF or CR; empty ones,
+    and those of blanks alone, are skipped.
 
     A line that ends inside a quoted field goes on with those after it, up to `LIMIT` characters.
     When the field is not closed by then, or not as it should be, that line alone is unreadable, and
@@ -60,6 +62,7 @@ class CsvFile:
         """The names in the file's order; empty until they have come."""
         self._columns = columns
         self._required = required
+        self._line_ends = io.IncrementalNewlineDecoder(None, translate=True)
         self._rest = ""
         self._number = 0
         self._source = _Source()
@@ -71,17 +74,21 @@ class CsvFile:
 
     def feed(self, text: str) -> Iterator[Record]:
         """Give the records that end in `text`; raises `InvalidError` when the header is wrong."""
-        *lines, rest = (self._rest + text).split("\n")
-        self._rest = rest[: LIMIT + 1]  # what is cut off here is beyond the limit
-        return self._read(lines)
+        return self._read_lines(self._line_ends.decode(text))
 
     def end(self) -> Iterator[Record]:
         """Give the records that were waiting for more; raises `InvalidError` likewise."""
+        yield from self._read_lines(self._line_ends.decode("", final=True))
         yield from self._read([self._rest] if self._rest else [])
         while self._open:
             yield from self._give_up(self._number + 1)
         if not self.header:
             raise InvalidError([FieldError(name, "is required") for name in self._required])
+
+    def _read_lines(self, text: str) -> Iterator[Record]:
+        *lines, rest = (self._rest + text).split("\n")
+        self._rest = rest[: LIMIT + 1]  # what is cut off here is beyond the limit
+        return self._read(lines)
 
     def _read(self, lines: Sequence[str]) -> Iterator[Record]:
         for line in lines:
@@ -105,7 +112,7 @@ class CsvFile:
 
     def _alone(self, number: int, line: str) -> Record | Literal["open"] | None:
         """Return what a line is as the begin of a record; None when it is empty."""
-        if not line:
+        if not line.strip():
             return None
         if len(line) > LIMIT:
             return number, Unreadable(TOO_LONG, line[:LIMIT])
@@ -180,13 +187,13 @@ class CsvFile:
 
     def _read_header(self, line: str) -> None:
         """Take the header if it is this line."""
-        if not (text := line.removesuffix("\r")):
+        if not strip_invisible(line[:LIMIT]).strip():
             return
-        if len(text) > LIMIT:
+        if len(line) > LIMIT:
             raise _header_error(TOO_LONG)
-        found = DELIMITERS.search(text)
+        found = DELIMITERS.search(line)
         self._source = _Source(found[0] if found else ",")
-        self.header = self._checked_header(text)
+        self.header = self._checked_header(line)
         places = {name: place for place, name in enumerate(self.header)}
         self._arrange = itemgetter(*(places.get(name, -1) for name in self._columns))
 
@@ -215,12 +222,12 @@ class CsvFile:
 
 def _column(given: str) -> str:
     """Return the name of a column as a model has it."""
-    return strip_invisible(given).strip().lower()
+    return "_".join(strip_invisible(given).lower().split())
 
 
 def _shown(place: int, given: str) -> str:
-    """Return a column's name for an error, which may be kept: in place of a phone its number."""
-    if sum(map(str.isdigit, given)) >= DIGITS:
+    """Return a column's name for an error, which may be kept: its number for a phone or nothing."""
+    if not given.strip() or sum(map(str.isdigit, given)) >= DIGITS:
         return f"column {place}"
     return given.encode(errors="replace").decode()
 

@@ -1,7 +1,7 @@
 """The text of a file whose encoding nobody names, decoded as its bytes arrive.
 
-A byte order mark says what the encoding is. Without one it is UTF-8, or windows-1251, in which
-Excel saves CSV in Russia.
+A byte order mark says what the encoding is. Without one it is UTF-16 when half of the first
+character is NUL, else UTF-8, or windows-1251, in which Excel saves CSV in Russia.
 """
 
 import codecs
@@ -58,12 +58,16 @@ class TextDecoder:
             return text + "\udc80"
 
     def _begin(self) -> None:
-        """Take the byte order mark away, if there is one, and obey it."""
+        """Take the byte order mark away, if there is one, and obey it; else find UTF-16."""
         self._is_begun = True
         for mark, encoding, codec in MARKS:
             if self._held.startswith(mark):
                 self._held = self._held[len(mark) :]
                 self._decode_as(encoding, codec)
+                return
+        half = self._held[:2].find(b"\0")  # a header begins with a letter of ASCII
+        if half >= 0:
+            self._decode_as("UTF-16", "utf-16-be" if half == 0 else "utf-16-le")
 
     def _is_open(self) -> bool:
         """Return whether what is held must decide the encoding."""

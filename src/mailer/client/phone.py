@@ -17,7 +17,7 @@ LONGEST_WRITTEN = 64
 DASHES = "\u058a\u05be\u2010-\u2015\u2043\u2212\u2e3a\u2e3b\u30fc"
 """Beside the hyphen: dashes of every width, the minus sign and hyphen bullets."""
 _WRITTEN = re.compile(
-    rf"(?:(?:tel|тел)[.:]\s*|')?\(?(\+?)([0-9\s().\u00b7\-{DASHES}/]+)", re.IGNORECASE
+    rf"(?:(?:tel|тел)[.:]\s*|['\u2019])?\(?(\+?)([0-9\s().\u00b7\-{DASHES}/]+)", re.IGNORECASE
 )
 _FLOAT = re.compile(r"([0-9]{10,11})[.,]0+")
 """A number that some program took for a fraction, with all its digits."""
