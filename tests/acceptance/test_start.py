@@ -91,6 +91,18 @@ async def test_service_waits_for_a_standby_to_be_promoted(database_url: str) -> 
     await connection.close()
 
 
+async def test_service_waits_for_a_database_that_is_closed_to_sessions(
+    server_url: str, database_url: str
+) -> None:
+    connection = await connect(server_url)
+    name = urlsplit(database_url).path.lstrip("/")
+    await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    async with waiting(database_url) as mailer:
+        await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await mailer.event("started")
+    await connection.close()
+
+
 def test_command_gives_up_after_a_while_and_may_be_tried_again(tmp_path: Path) -> None:
     ended = run("migrate", database_url=f"postgresql://mailer@/mailer?host={tmp_path}")
     assert ended.returncode == 75
@@ -128,6 +140,8 @@ def on(url: str, *, user: str = "mailer", database: str | None = None, extra: st
         ("mailer", "nowhere", "", '"nowhere" does not exist'),
         ("mailer", None, "&options=-csearch_path%3Dnowhere", "no schema has been selected"),
         ("mailer", None, "&options=-cnonsense%3D1", "nonsense"),
+        ("mailer", None, "&options=-cnonsense", "nonsense"),
+        ("mailer", None, "&options=-cmax_connections%3D5", "max_connections"),
     ],
 )
 async def test_url_that_names_what_is_not_there_is_a_wrong_setting(

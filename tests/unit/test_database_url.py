@@ -33,6 +33,7 @@ def places(target: Target) -> list[tuple[object, object]]:
         ("postgresql://db?hostaddr=10.0.0.1&sslmode=require", {"host": "10.0.0.1"}),
         ("postgresql://db?krbsrvname=pg", {"krbsrvname": "pg"}),
         ("postgresql://db?sslmode=disable", {"dsn": "postgresql://?sslmode=disable"}),
+        ("postgresql://db?sslmode=disable&", {"dsn": "postgresql://?sslmode=disable"}),
         ("postgresql://db?ssl=true", {"dsn": "postgresql://?sslmode=require"}),
         ("postgresql://db?target_session_attrs=any", {"target_session_attrs": "any"}),
     ],
@@ -115,6 +116,9 @@ def refusal(url: str) -> str:
         ("sslcert=/etc/passwd", "sslcert"),
         ("passfile=/nonexistent", "passfile"),
         ("service=nowhere", "service"),
+        ("target_session_attrs=master", "target_session_attrs"),
+        ("hostaddr=db.example", "hostaddr"),
+        ("host=@socket", "abstract"),
         ("port=1,2", "port"),
         ("keepalives", "keepalives"),
         ("a%ZZ=1", "parameter"),
@@ -143,6 +147,48 @@ def test_what_cannot_be_done_is_refused_by_name(parameter: str, name: str) -> No
 )
 def test_refusal_tells_nothing_of_a_password(url: str) -> None:
     refusal(url)
+
+
+SERVICES = """
+# ours
+[mailer]
+host=db
+port=5433
+user=me
+password=a%b#c=d
+dbname=x
+connect_timeout=7
+sslmode=disable
+
+[strange]
+host=db
+requirepeer=postgres
+
+[closed]
+sslrootcert=/nonexistent
+"""
+
+
+def test_service_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "services").write_text(SERVICES)
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    target = read_url("postgresql://?service=mailer")
+    [attempt] = target.attempts
+    assert target.timeout == 7
+    assert attempt == {
+        "host": "db",
+        "port": 5433,
+        "user": "me",
+        "password": "a%b#c=d",
+        "database": "x",
+        "dsn": "postgresql://?sslmode=disable",
+    }
+    [attempt] = read_url("postgresql://you@other/?service=mailer&port=1").attempts
+    assert (attempt["user"], attempt["host"], attempt["port"]) == ("you", "other", 1)
+    assert "requirepeer" in refusal("postgresql://?service=strange")
+    assert "sslrootcert" in refusal("postgresql://?service=closed")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path))
+    assert "service" in refusal("postgresql://?service=mailer")
 
 
 def test_files_of_tls_are_read_at_the_start(tmp_path: Path) -> None:

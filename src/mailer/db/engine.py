@@ -178,4 +178,12 @@ def is_away(error: BaseException) -> bool:
         cause = cause_of(error)
         return error.connection_invalidated or (cause is not None and is_away(cause))
     # asyncpg's word for an argument of the wrong type is an InterfaceError too
-    return isinstance(error, PASSING) and not isinstance(error, ValueError)
+    return is_fatal(error) or (isinstance(error, PASSING) and not isinstance(error, ValueError))
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether the server ended the session with `error`, or let none begin.
+
+    The database may be closed to sessions for now, or the password be changed.
+    """
+    return isinstance(error, asyncpg.PostgresError) and error.severity_en in {"FATAL", "PANIC"}

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.engine import cause_of, is_away
+from mailer.db.engine import cause_of, is_away, is_fatal
 from mailer.db.migrate import UnknownSchemaError
 
 MIN_VERSION = 150_000
@@ -30,6 +30,7 @@ WRONG = (
     asyncpg.InsufficientPrivilegeError,
     asyncpg.UndefinedObjectError,  # an option that the server does not know
     asyncpg.InvalidParameterValueError,
+    asyncpg.CantChangeRuntimeParamError,
     asyncpg.ClientConfigurationError,
     ssl.SSLCertVerificationError,
     UnicodeError,  # of a host that can be no name
@@ -95,6 +96,8 @@ def explain(error: Exception) -> WaitReason | str | None:
     detail = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(cause, FOREIGN):
         return f"this database has tables that mailer did not create: {detail}"
+    if isinstance(cause, asyncpg.PostgresSyntaxError) and is_fatal(cause):
+        return detail  # in the options of the URL: no statement has been sent yet
     if isinstance(cause, WRONG) or (isinstance(cause, ConnectionError) and NO_TLS in detail):
         return detail
     for kind, sentence in SENTENCES.items():

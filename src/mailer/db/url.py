@@ -5,6 +5,7 @@ driver cannot do is refused by name where it would weaken the connection, else l
 """
 
 import configparser
+import ipaddress
 import os
 import random
 import re
@@ -33,7 +34,7 @@ PASSED_ON = frozenset(
     {
         *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl"),
         *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs"),
-        *("passfile", "service", "krbsrvname", "gsslib"),
+        *("passfile", "krbsrvname", "gsslib"),
     }
 )
 """Parameters that the driver understands as libpq does."""
@@ -43,6 +44,13 @@ READ_HERE = frozenset(
         *("application_name", "load_balance_hosts", "ssl"),
     }
 )
+CHOICES = {
+    "load_balance_hosts": ("disable", "random"),
+    "target_session_attrs": (
+        *("any", "read-write", "read-only"),
+        *("primary", "standby", "prefer-standby"),
+    ),
+}
 FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile")
 
 LEFT_OUT: dict[str, Callable[[str], bool]] = {
@@ -85,7 +93,6 @@ def read_url(url: str) -> Target:
     parameters = _parameters(url)
     hosts = _hosts(parameters)
     _check_certificate(parameters)
-    _check_service(parameters)
     if parameters.get("load_balance_hosts", "disable") == "random":
         random.shuffle(hosts)
     tls: dict[str, Any] = {"ssl": _trusted_by_system(parameters)} if _is_system(parameters) else {}
@@ -99,7 +106,7 @@ def read_url(url: str) -> Target:
         **({"database": parameters["dbname"]} if parameters.get("dbname") else {}),
         **{
             name: parameters[name]
-            for name in ("passfile", "service", "krbsrvname", "gsslib")
+            for name in ("passfile", "krbsrvname", "gsslib")
             if parameters.get(name)
         },
         # the driver takes these from a URL alone
@@ -145,6 +152,8 @@ def _parameters(url: str) -> dict[str, str]:
         if any(ports):
             parameters["port"] = ",".join(port or "5432" for port in ports)
     parameters |= dict(_query(parts["query"]))
+    if service := parameters.pop("service", None):
+        parameters = _service(service) | parameters
     for name in sorted(parameters):
         _check(name, parameters[name])
     if parameters.pop("ssl", None) == "true":
@@ -162,7 +171,7 @@ def _split_hosts(given: str) -> Iterator[tuple[str, str]]:
 
 
 def _query(query: str) -> Iterator[tuple[str, str]]:
-    for pair in query.split("&") if query else ():
+    for pair in query.removesuffix("&").split("&") if query else ():
         name, equals, value = pair.partition("=")
         name = _decoded(name, "the name of a parameter")
         if not equals or "=" in value:
@@ -186,9 +195,9 @@ def _check(name: str, value: str) -> None:
     elif name == "ssl":
         if value != "true":
             raise ValueError("the parameter ssl can be true alone; use sslmode")
-    elif name == "load_balance_hosts":
-        if value not in {"disable", "random"}:
-            raise ValueError("the parameter load_balance_hosts must be disable or random")
+    elif name in CHOICES:
+        if value not in CHOICES[name]:
+            raise ValueError(f"the parameter {name} must be one of {', '.join(CHOICES[name])}")
     elif name not in PASSED_ON | READ_HERE:
         raise ValueError(
             f"the parameter {_shown(name)} is not supported; settings of the server go into"
@@ -231,19 +240,17 @@ def _check_certificate(parameters: dict[str, str]) -> None:
         ) from None
 
 
-def _check_service(parameters: dict[str, str]) -> None:
-    """Refuse a service that is not defined: the driver would pass it over."""
-    if not parameters.get("service"):
-        return
+def _service(name: str) -> dict[str, str]:
+    """Return the parameters of a service (libpq, section 32.17), which those of a URL override."""
     file = Path(os.environ.get("PGSERVICEFILE") or Path.home() / ".pg_service.conf")
+    services = configparser.RawConfigParser(delimiters=["="], comment_prefixes=["#"], strict=False)
     try:
-        defined = configparser.ConfigParser()
-        defined.read_string(file.read_text())
-        is_defined = bool(dict(defined[parameters["service"]]))
+        services.read_string(file.read_text())
+        return dict(services[name])
     except (OSError, UnicodeError, KeyError, configparser.Error):
-        is_defined = False
-    if not is_defined:
-        raise ValueError(f"the service of the parameter service cannot be read from {file}")
+        raise ValueError(
+            f"the service of the parameter service cannot be read from {file}"
+        ) from None
 
 
 def _hosts(parameters: dict[str, str]) -> list[dict[str, Any]]:
@@ -253,6 +260,8 @@ def _hosts(parameters: dict[str, str]) -> list[dict[str, Any]]:
         if parameters.get("sslmode") == "verify-full" and any(names):
             raise ValueError("the parameter hostaddr cannot go with sslmode=verify-full")
         names = [address.strip() for address in addresses.split(",")]
+        if not all(map(_is_address, names)):
+            raise ValueError("the parameter hostaddr must be an IP address, or several")
     ports = [port.strip() for port in parameters.get("port", "").split(",")]
     if len(ports) not in {1, len(names)}:
         raise ValueError("the parameter port must have one number, or one for each host")
@@ -264,10 +273,20 @@ def _hosts(parameters: dict[str, str]) -> list[dict[str, Any]]:
         return [{"port": int(ports[0])}] if ports[0] else []
     if not all(names):
         raise ValueError("a host in its list is empty")
+    if any(name.startswith("@") for name in names):
+        raise ValueError("a host in it is an abstract socket, which is not supported")
     return [
         {"host": name, **({"port": int(port)} if port else {})}
         for name, port in zip(names, ports, strict=True)
     ]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_port(text: str) -> bool:
