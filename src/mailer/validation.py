@@ -19,6 +19,8 @@ MAX_ID = 2**53 - 1
 
 MOST_ERRORS = 100
 """Errors that are told at once: an answer is not to grow with what was asked."""
+MOST_ENTRIES = 1_000
+"""Of a list that is given; of a longer one no more are looked at."""
 LONGEST_NAME, LONGEST_MESSAGE = 64, 200
 """Characters of a field's name, and of what is wrong with it, that are told: either may hold what
 was given."""
@@ -78,7 +80,10 @@ def check(model: type[Given], given: object, at: datetime, *, strict: bool = Tru
             try:
                 values[name] = _convert(field, given[name], at, strict=strict)
             except InvalidError as error:
-                errors += (FieldError(f"{name}.{e.field}", e.message) for e in error.errors)
+                errors += (
+                    FieldError(f"{name}.{e.field}" if e.field else name, e.message)
+                    for e in error.errors
+                )
             except msgspec.ValidationError as error:
                 errors.append(FieldError(name, field.rule or _first_words(error)))
         elif field.required:
@@ -95,6 +100,9 @@ def _convert(field: Checked, value: object, at: datetime, *, strict: bool) -> ob
         return check(field.inner, value, at, strict=strict)
     if field.normalize is not None and isinstance(value, str):
         value = field.normalize(value)
+    if isinstance(value, list) and len(value) > MOST_ENTRIES:
+        msgspec.convert(value[:MOST_ENTRIES], field.annotation, strict=strict)
+        raise InvalidError([FieldError("", "must have 1,000 entries at most")])
     converted = msgspec.convert(value, field.annotation, strict=strict)
     if isinstance(value, str) and isinstance(converted, int) and str(converted) != value:
         raise msgspec.ValidationError("Expected a whole number")  # msgspec takes 1.0, 1e2 and -0

@@ -86,11 +86,11 @@ async def test_form_tells_the_audience_in_three_ways(
         ({"audience": ""}, {"audience": "is required"}),
         (
             {"audience": "terms", "terms": " , "},
-            {"terms": "must name a code or a tag; to reach all, choose “Everybody”"},
+            {"terms": "must have an entry; to reach all clients, choose “Everybody”"},
         ),
         (
             {"audience": "lists"},
-            {"operator_codes": "must have an entry, unless there is one under tags or time zones"},
+            {"operator_codes": "must have an entry; to reach all clients, choose “Everybody”"},
         ),
         (
             {"audience": "lists", "tags": ",".join(["vip"] * 1_001)},

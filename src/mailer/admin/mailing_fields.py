@@ -50,7 +50,7 @@ WALL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 """A moment as `<input type="datetime-local">` sends it."""
 NO_MOMENT = marked("must be a date and a time")
 NO_SUCH_TIME = marked("does not exist on that day: the clocks go forward and skip this time")
-ALL_EMPTY = marked("must have an entry, unless there is one under tags or time zones")
+ALL_EMPTY = marked("must have an entry; null means everybody")
 
 Values = Mapping[str, str]
 

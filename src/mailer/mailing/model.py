@@ -13,7 +13,7 @@ from mailer.gateway.breaker import Hold
 from mailer.mailing.window import Window
 from mailer.message.model import Message
 from mailer.text import clean_label, compose, is_blank
-from mailer.validation import STORABLE, Input
+from mailer.validation import MOST_ENTRIES, STORABLE, Input
 
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
@@ -77,9 +77,8 @@ Terms = Annotated[
 ]
 
 
-MOST_ENTRIES = 1_000
-"""Of each list of a filter. Nobody may give more; what was given before there was a bound stays."""
-SHORT = {"maxItems": MOST_ENTRIES}
+SHORT = {"minItems": 1, "maxItems": MOST_ENTRIES}
+"""Entries of each list of a filter that is given; one that was kept before may have more."""
 
 
 class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
@@ -89,7 +88,6 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[
             list[OperatorCode],
             Meta(
-                min_length=1,
                 extra_json_schema=SHORT,
                 extra={"rule": "must be a list of operator codes of three digits"},
             ),
@@ -100,7 +98,6 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[
             list[Tag],
             Meta(
-                min_length=1,
                 extra_json_schema=SHORT,
                 extra={"rule": "must be a list of tags of 1 to 64 characters"},
             ),
@@ -111,7 +108,6 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[
             list[TimeZone],
             Meta(
-                min_length=1,
                 extra_json_schema=SHORT,
                 extra={"rule": "must be a list of IANA time zones, such as Europe/Moscow"},
             ),
@@ -121,15 +117,13 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # zones do not depend on the moment
-        """Name lists that are too long, and time zones that nobody knows."""
+        """Name lists without an entry, blank tags, and time zones that nobody knows."""
         for name, entries in values.items():
-            if len(entries) > MOST_ENTRIES:
-                yield FieldError(name, "must have 1,000 entries at most")
-        tags = values.get("tags", ())
-        if len(tags) <= MOST_ENTRIES and not all(map(clean_label, tags)):
+            if not entries:
+                yield FieldError(name, "must have an entry")
+        if not all(map(clean_label, values.get("tags", ()))):
             yield FieldError("tags", "must have something that can be seen in each tag")
-        zones = values.get("time_zones", ())
-        if len(zones) <= MOST_ENTRIES and set(zones) - known_zones():
+        if set(values.get("time_zones", ())) - known_zones():
             yield FieldError("time_zones", UNKNOWN_ZONE)
 
 
@@ -168,7 +162,7 @@ class MailingInput(Input, frozen=True, kw_only=True):
             yield FieldError("send_interval_time_end", "must differ from send_interval_time_start")
         given = values.get("client_filter")
         if given is not None and _is_empty(given):
-            yield FieldError("client_filter", "must name a code or a tag; null means everybody")
+            yield FieldError("client_filter", "must have an entry; null means everybody")
 
 
 def half_window(values: Mapping[str, Any]) -> Iterable[FieldError]:
