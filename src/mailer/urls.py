@@ -33,15 +33,19 @@ def split_url(value: str, schemes: Collection[str]) -> SplitResult:
             "must have no blank, line end, letter outside ASCII or other character that a URL"
             " cannot have; write it as %XX"
         )
+    if not value.lower().startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        raise ValueError(f"must be a URL that starts with {starts}")
     try:
         parts = urlsplit(value)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port, parts = None, None, urlsplit("")
-    if parts.scheme not in schemes or not host:
-        raise ValueError(f"must be a URL that starts with {starts}")
-    if not is_host(host):
+        host = parts.hostname
+    except ValueError:  # of an IPv6 address
+        host = None
+    if not host or not is_host(host):
         raise ValueError("must have the name or the address of a host")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
     if port == 0:
         raise ValueError("must have a port between 1 and 65535")
     return parts
@@ -56,7 +60,17 @@ def is_host(host: str) -> bool:
             return False
         return True
     labels = host.removesuffix(".").split(".")
+    if labels[-1].isdigit():  # no name ends so (RFC 1123, section 2.1)
+        return _is_ipv4(".".join(labels))
     return len(host) <= HOST_LIMIT and all(map(LABEL.fullmatch, labels))
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def read_gateway_url(value: str) -> GatewayUrl:

@@ -162,6 +162,9 @@ async def test_a_wrong_token_is_the_gateways_affair_and_not_the_messages() -> No
         answer(200, OK, "Content-Encoding: br"),
         answer(200, OK, "Content-Encoding: gzip"),
         answer(200, zlib.compress(OK), "Content-Encoding: deflate"),
+        answer(200, zlib.compress(OK)[2:-4], "Content-Encoding: deflate"),
+        answer(200, gzip.compress(OK), "Content-Encoding: GZIP, identity"),
+        answer(200, gzip.compress(OK)[:-4], "Content-Encoding: gzip"),
         answer(200, b'{"code": 0.0}'),
         answer(200, b'{"code": -0}'),
         answer(200, b'{"code": 0e0}'),
@@ -263,7 +266,7 @@ async def test_an_answer_that_cannot_be_unfolded_is_a_bad_response() -> None:
     for encoding in ("gzip", "deflate", "br", "zstd", "nonsense"):
         raw = answer(200, b"\x28\xb5\x2f\xfd not that at all", f"Content-Encoding: {encoding}")
         assert await sent_to(says(raw)) == Unavailable("bad_response")
-    cut = answer(200, gzip.compress(OK)[:-4], "Content-Encoding: gzip")
+    cut = answer(200, gzip.compress(OK)[:-12], "Content-Encoding: gzip")
     assert await sent_to(says(cut)) == Unavailable("bad_response")
 
 
@@ -299,6 +302,38 @@ async def test_a_body_that_breaks_off_its_encoding_later_is_a_bad_response() -> 
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     broken = says(chunked, b"5\r\n" + OK[:5] + b"\r\n", b"zz\r\n", every=0.02)
     assert await sent_to(broken) == Unavailable("bad_response")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+LONGER = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (CHUNKED + b"1c\r\n" + OK + b"\r\n", b"zz\r\n"),
+        (CHUNKED, b"1c\r\n" + OK + b"\r\n", b"0\r\nno colon\r\n\r\n"),
+        (CHUNKED + b"1c\r\n" + OK + b"\r\n",),
+        (CHUNKED, b"1c\r\n" + OK),
+        (LONGER + OK,),
+        (LONGER, OK[:9], OK[9:]),
+    ],
+)
+async def test_a_code_that_has_come_counts_however_the_answer_breaks_off(
+    parts: tuple[bytes, ...],
+) -> None:
+    assert await sent_to(says(*parts, every=0.02)) == Accepted()
+    other = [part.replace(b"0, ", b"1, ") for part in parts]
+    assert await sent_to(says(*other, every=0.02)) != Accepted()
+
+
+async def test_a_code_that_has_come_counts_where_the_answer_does_not_end() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(LONGER + OK)
+        await reader.read()
+
+    assert await sent_to(talk, within=0.5) == Accepted()
 
 
 async def test_interim_answers_are_bounded() -> None:
@@ -404,6 +439,12 @@ async def test_retry_after_may_be_a_date() -> None:
 async def test_a_retry_after_that_makes_no_sense_asks_for_nothing(value: str) -> None:
     raw = answer(503, b"", f"Retry-After: {value}")
     assert await sent_to(says(raw)) == Unavailable("http_503")
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("0000000000017", 17), ("  17  ", 17), ("000", 0)])
+async def test_a_retry_after_is_a_number_however_it_is_written(value: str, seconds: float) -> None:
+    outcome = await sent_to(says(answer(500, b"", f"Retry-After: {value}")))
+    assert outcome == Unavailable("http_500", seconds)
 
 
 async def test_a_retry_after_however_long_is_a_number() -> None:

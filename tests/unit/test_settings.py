@@ -16,7 +16,20 @@ NOWHERE = Path("/nonexistent/.env")
 
 WRONG_ENDS = ("/send/#x", "/a b/", "/send/ ", "/send/\n", "/\tx/", "/я/", "/%zz/", "/<id>", ":0/")
 """What a URL of ours cannot end with; urlsplit takes most of it."""
-WRONG_HOSTS = ("", "a..b", "-x", "x:65536", "x:-1", "[::zz]", "x" * 64, "gate.пример", "a b", "?x")
+WRONG_HOSTS = (
+    "",
+    "a..b",
+    "-x",
+    "1.2.3.4.5",
+    "256.1.1.1",
+    "x:65536",
+    "x:-1",
+    "[::zz]",
+    "x" * 64,
+    "gate.пример",
+    "a b",
+    "?x",
+)
 
 
 def read(**variables: str) -> Settings:
@@ -85,6 +98,19 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 )
 def test_a_variable_is_read(name: str, given: str, value: object) -> None:
     assert getattr(read(**{name: given}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        *((url, "starts with http") for url in ("gate.example", "ftp://x", "http:x", "//x")),
+        *((url, "host") for url in ("http://", "http:///send/", "http://:80/", "http://[::1/")),
+        *((f"http://x:{port}/", "port") for port in ("0", "65536", "99999", "port", "-1")),
+    ],
+)
+def test_wrong_part_of_a_url_is_named(url: str, part: str) -> None:
+    with pytest.raises(StartError, match=f"MAILER_GATEWAY_URL: must .*{part}"):
+        read(gateway_url=url)
 
 
 def test_a_token_that_is_left_empty_stops_the_start_where_none_would_open_something(

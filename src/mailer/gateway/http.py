@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import re
 import zlib
 from datetime import UTC, datetime
@@ -154,7 +155,7 @@ class HttpGateway:
         try:
             response = await self._session.post(url, data=body, allow_redirects=False)
             try:
-                return await self._outcome(response)
+                return await self._outcome(response, body.answer)
             finally:
                 if not response.closed:  # as it is when all of it has come
                     response.release()
@@ -164,17 +165,22 @@ class HttpGateway:
             OSError,
             asyncio.CancelledError,
         ) as error:
-            if (outcome := request.outcome_of_cut()) is not None:
-                return outcome
-            if isinstance(error, asyncio.CancelledError):
+            outcome = request.outcome_of_cut()
+            if outcome is None and isinstance(error, asyncio.CancelledError):
                 raise
+            # a code that has come counts, however the answer breaks off
+            if body.answer and outcome_of_body(bytes(body.answer)) == Accepted():
+                return Accepted()
+            if outcome is not None:
+                return outcome
             if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
                 return outcome_of_unreadable(status_in(body.head))
             return outcome_of_failure(is_written=request.is_written)
 
-    async def _outcome(self, response: aiohttp.ClientResponse) -> Outcome:
+    async def _outcome(self, response: aiohttp.ClientResponse, part: bytearray) -> Outcome:
+        """Return what an answer means; as much of its body as has come is added to `part`."""
         if response.status == 200:  # noqa: PLR2004  # the contract's own number
-            body = await _read(response, ANSWER_LIMIT)
+            body = await _read(response, ANSWER_LIMIT, part)
             encoding = response.headers.get("Content-Encoding")
             return outcome_of_body(body if encoding is None else unfolded(body, encoding))
         headers = response.headers
@@ -192,6 +198,8 @@ class _Body(BytesPayload):
         self.content = content
         self.request = request
         self.answering: _Answering | None = None
+        self.answer = bytearray()
+        """The body of the answer, as far as it has come."""
 
     @property
     def head(self) -> bytes:
@@ -298,32 +306,32 @@ def status_in(head: bytes) -> int | None:
 def unfolded(body: bytes | None, encoding: str) -> bytes | None:
     """Return a body without its encoding, or None when it cannot be read, or is over the limit.
 
-    None was asked for; gzip and deflate come all the same. One that is said to be encoded and is
-    not is read as it is.
+    None was asked for; gzip and deflate come all the same, also without the header of zlib. One
+    that is said to be encoded and is not is read as it is.
     """
-    if body is None or encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
+    if body is None or not re.search(r"gzip|deflate", encoding, re.IGNORECASE):
         return body
-    unfolding = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either of them
-    try:
-        whole = unfolding.decompress(body, ANSWER_LIMIT + 1)
-    except zlib.error:
-        return body
-    return whole if unfolding.eof else None
+    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+        with contextlib.suppress(zlib.error):
+            whole = zlib.decompressobj(window).decompress(body, ANSWER_LIMIT + 1)
+            return whole if len(whole) <= ANSWER_LIMIT else None
+    return body
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    """Return the body, or None when it is longer than `limit`."""
-    if response.content.is_eof():  # it came with the headers, as nearly every one does
-        body = response.content.read_nowait()
+async def _read(response: aiohttp.ClientResponse, limit: int, part: bytearray) -> bytes | None:
+    """Return the body, or None when it is longer than `limit`; what comes of it is in `part`."""
+    content = response.content
+    if content.is_eof():  # it came with the headers, as nearly every one does
+        body = content.read_nowait()
         return body if len(body) <= limit else None
-    parts: list[bytes] = []
-    left = limit
-    async for part in response.content.iter_any():
-        left -= len(part)
-        if left < 0:
-            return None
-        parts.append(part)
-    return b"".join(parts)
+    try:
+        async for piece in content.iter_any():
+            part += piece
+            if len(part) > limit:
+                return None
+    finally:
+        part += b"".join(content._buffer)  # noqa: SLF001  # it gives no more once it breaks off
+    return bytes(part)
 
 
 def retry_after(value: str | None, now: datetime, date: str | None = None) -> float | None:
@@ -334,7 +342,7 @@ def retry_after(value: str | None, now: datetime, date: str | None = None) -> fl
     if value is None:
         return None
     if value.isascii() and value.isdigit():
-        return float(value[:9])
+        return float(value.lstrip("0")[:9] or 0)
     until, since = _moment(value), _moment(date) or now
     return None if until is None else max(0.0, (until - since).total_seconds())
 
