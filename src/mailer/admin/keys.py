@@ -6,9 +6,14 @@ from zoneinfo import ZoneInfo
 
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.params import Parameter
+from litestar.params import Parameter, QueryParameter
 from litestar.response import Redirect
-from litestar.status_codes import HTTP_201_CREATED, HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
+from litestar.status_codes import (
+    HTTP_201_CREATED,
+    HTTP_303_SEE_OTHER,
+    HTTP_400_BAD_REQUEST,
+    HTTP_409_CONFLICT,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import keys
@@ -28,6 +33,7 @@ NOT_A_DAY = marked("must be a date")
 NOT_A_CHOICE = marked("must be one of these")
 
 KeyId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The key's id.")]
+Created = Annotated[int | None, QueryParameter(name="created", ge=1, le=MAX_ID)]
 
 
 class Keys(Controller):
@@ -37,10 +43,13 @@ class Keys(Controller):
 
     @get(needs="admin")
     async def list_keys(
-        self, engine: NamedDependency[AsyncEngine], show: NamedDependency[Show]
+        self,
+        engine: NamedDependency[AsyncEngine],
+        show: NamedDependency[Show],
+        created: Created = None,
     ) -> Response[str]:
-        """List all keys, newest first."""
-        return await _page(engine, show, Form(BLANK))
+        """List all keys, newest first; above them, if asked for, say that one was created."""
+        return await _page(engine, show, Form(BLANK), created=created)
 
     @post(needs="admin")
     async def make_key(
@@ -49,11 +58,13 @@ class Keys(Controller):
         show: NamedDependency[Show],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
-    ) -> Response[str]:
-        """Make a key and show it, this once: nothing keeps the answer.
+    ) -> Response[str] | Redirect:
+        """Create a key and show its secret, this once: nothing keeps the answer.
 
-        Who has the browser send the form again is told that the name is taken.
+        A repeat of the form is led to a page that says that the key is there.
         """
+        if by.effect is not None:  # the answer of the attempt that created it was lost
+            return Redirect(_address(by.effect["id"]), status_code=HTTP_303_SEE_OTHER)
         form = Form(await typed(request, *BLANK))
         try:
             new = read_new(form, show.viewer.time_zone, database_clock.now())
@@ -66,7 +77,7 @@ class Keys(Controller):
             refused = form.refused(InvalidError([FieldError("name", str(error))]))
             return await _page(engine, show, refused, HTTP_409_CONFLICT)
         answer = show.page("keys/made.html", HTTP_201_CREATED, key=key, secret=secret)
-        answer.headers["Cache-Control"] = "no-store"
+        answer.headers |= {"Cache-Control": "no-store", "Location": _address(key.id)}
         return answer
 
     @get("/{key_id:int}/revoke", needs="admin")
@@ -118,10 +129,24 @@ def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
             raise InvalidError([FieldError("expires", NOT_A_CHOICE)])
 
 
-async def _page(engine: AsyncEngine, show: Show, form: Form, status: int = 200) -> Response[str]:
+def _address(key_id: int) -> str:
+    """Return the address of the page that says that a key was created."""
+    return f"{PATH}?created={key_id}"
+
+
+async def _page(
+    engine: AsyncEngine, show: Show, form: Form, status: int = 200, created: int | None = None
+) -> Response[str]:
     async with engine.connect() as connection:
         found, left_out = await keys.recent(connection)
     now = database_clock.now()
     return show.page(
-        "keys/list.html", status, form=form, keys=found, left_out=left_out, now=now, days=DAYS
+        "keys/list.html",
+        status,
+        form=form,
+        keys=found,
+        left_out=left_out,
+        created=next((key for key in found if key.id == created), None),
+        now=now,
+        days=DAYS,
     )

@@ -71,6 +71,8 @@ class People(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Add an account, or show the form again with what is wrong."""
+        if by.effect is not None:  # the answer of the attempt that added it was lost
+            return done("account-made", f"{PATH}/{by.effect['id']}")
         given = await typed(request, *NEW)
         given["name"] = given["name"].strip()
         form = Form(given | PASSWORDS)

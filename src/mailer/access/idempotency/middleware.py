@@ -6,7 +6,9 @@ writes it, is the same key as without them. It belongs to who sends it, and coun
 
 A form of a page that creates something carries such a key in its address, as `once`: sent twice,
 by a double click, a browser's repeat or Back, it makes one. What was typed is a part of its key,
-since what is wrong is mended and sent again; only what was done is kept.
+since what is wrong is mended and sent again; only what was done is kept. Of an answer that shows
+what was created (201, with a Location) the address alone is kept, and a repeat is led there: the
+secret of a key goes out once and is stored nowhere.
 """
 
 import asyncio
@@ -47,6 +49,8 @@ LOCATION = "text/uri-list"
 KEY = re.compile(r'(?!""$)[!-~]{1,255}')
 QUOTED = re.compile(r'"(.+)"')
 REPLAYED = (b"idempotency-replayed", b"true")
+DONE = frozenset({HTTPStatus.SEE_OTHER, HTTPStatus.CREATED})
+"""Answers to a form that did what it asks for."""
 NOT_KEPT = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -206,9 +210,10 @@ class Idempotency(ASGIMiddleware):
             if is_refusal and not await claims.may_keep_refusal(connection, claim):
                 await claims.give_up(connection, claim)
                 return answer
+            status = HTTPStatus.SEE_OTHER if asked.is_form else answer.status
             is_redirect = answer.location is not None
             kept = (LOCATION, answer.location) if is_redirect else (answer.media_type, answer.body)
-            if await claims.answer(connection, claim, answer.status, *kept):
+            if await claims.answer(connection, claim, status, *kept):
                 return answer
         patience = self._patience
         while patience > 0:
@@ -263,7 +268,7 @@ def _key_of_form(scope: Scope) -> str | None:
 def _is_final(answer: Answer, asked: Asked) -> bool:
     """Whether a repeat would be answered likewise, and can be known by its body."""
     if asked.is_form:
-        return answer.status == HTTPStatus.SEE_OTHER
+        return answer.status in DONE and answer.location is not None
     is_ours = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     is_refusal = answer.status >= HTTPStatus.BAD_REQUEST
     if is_refusal and len(answer.body) > LARGEST_REFUSAL:
