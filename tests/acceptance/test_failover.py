@@ -3,11 +3,10 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.acceptance.test_main_job import a_mailing, add_clients
-from tests.processes import Gateways, MailerProcess, mailers, run, until
+from tests.processes import Gateway, Gateways, MailerProcess, mailers, run, until
 from tests.servers import Programs, Server
 
 from mailer.validation import MAX_ID
@@ -63,17 +62,30 @@ async def sent(mailer: MailerProcess) -> set[int]:
     return set(ids)
 
 
+@asynccontextmanager
+async def mailer_that_has_sent(server: Server, gateway: Gateway) -> AsyncIterator[MailerProcess]:
+    """A process on a server's database that has sent a mailing to a hundred clients."""
+    async with mailer_on(server, **gateway.settings) as mailer:
+        await add_clients(mailer, 100)
+        await sent(mailer)
+        yield mailer
+
+
+async def behind(primary: Server, new_server: Servers) -> Server:
+    """Return a standby that has what there is now, and gets nothing more."""
+    standby = new_server("standby")
+    standby.copy(primary, "standby")
+    await standby.start()
+    await standby.stop()
+    return standby
+
+
 async def test_promoted_standby_that_lost_the_end_goes_on_by_itself_under_ids_never_given_before(
     start_gateway: Gateways, primary: Server, new_server: Servers
 ) -> None:
     gateway = await start_gateway()
-    standby = new_server("standby")
-    async with mailer_on(primary, **gateway.settings) as mailer:
-        await add_clients(mailer, 100)
-        await sent(mailer)
-        standby.copy(primary, "standby")
-        await standby.start()
-        await standby.stop()  # what comes now it never gets
+    async with mailer_that_has_sent(primary, gateway) as mailer:
+        standby = await behind(primary, new_server)
         lost = await sent(mailer)
         assert len(lost) == 100
         gave_before = set(gateway.ids)
@@ -95,13 +107,8 @@ async def test_process_that_stays_connected_through_a_promotion_sends_again_by_i
     start_gateway: Gateways, primary: Server, new_server: Servers
 ) -> None:
     gateway = await start_gateway()
-    standby = new_server("standby")
-    async with mailer_on(primary, **gateway.settings) as mailer:
-        await add_clients(mailer, 100)
-        await sent(mailer)
-        standby.copy(primary, "standby")
-        await standby.start()
-        await standby.stop()
+    async with mailer_that_has_sent(primary, gateway) as mailer:
+        standby = await behind(primary, new_server)
         await primary.stop()
         gave_before = set(gateway.ids)
         standby.port = primary.port  # as when an address moves: first read-only, then promoted
@@ -125,9 +132,7 @@ async def test_database_restored_to_a_moment_is_held(
 ) -> None:
     gateway = await start_gateway()
     restored = new_server("restored")
-    async with mailer_on(primary, **gateway.settings) as mailer:
-        await add_clients(mailer, 100)
-        await sent(mailer)
+    async with mailer_that_has_sent(primary, gateway) as mailer:
         restored.copy(primary)
         await sent(mailer)
         gave_before = set(gateway.ids)
@@ -154,10 +159,8 @@ async def test_copy_of_a_stopped_servers_folder_gives_other_ids(
     start_gateway: Gateways, primary: Server, new_server: Servers
 ) -> None:
     gateway = await start_gateway()
-    given: list[Any] = []
-    async with mailer_on(primary, **gateway.settings) as mailer:
-        await add_clients(mailer, 100)
-        given.append(await sent(mailer))
+    async with mailer_that_has_sent(primary, gateway):
+        given = [set(gateway.ids)]
     await primary.stop()
     copy = new_server("copy")
     copy.copy_folder(primary)

@@ -56,6 +56,22 @@ async def half_sent(
     return created
 
 
+async def dump_and_go_on(
+    mailer: MailerProcess, gateway: Gateway, programs: Path, dumped: Path
+) -> dict[str, Any]:
+    """Dump a database in the middle of a mailing, go on, and stop; return that mailing.
+
+    Another mailing is sent after the dump, which does not have it.
+    """
+    created = await half_sent(mailer, gateway)
+    dump(programs, mailer.database_url, dumped)
+    await mailer.finished(created["id"])
+    lost = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await mailer.finished(lost["id"])
+    await mailer.stop()
+    return created
+
+
 async def stands_still(mailer: MailerProcess) -> None:
     """Wait until a process has enqueued a mailing, which it does beside sending, and no more."""
     created = await mailer.call("POST", "/mailings", a_mailing(text="Later."), 201)
@@ -80,12 +96,7 @@ async def test_restored_dump_sends_nothing_until_a_person_agrees_and_then_under_
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings, **SLOW)
-    created = await half_sent(mailer, gateway)
-    dump(programs, mailer.database_url, tmp_path / "dump")
-    await mailer.finished(created["id"])
-    lost = await mailer.call("POST", "/mailings", a_mailing(), 201)  # which the dump knows not
-    await mailer.finished(lost["id"])
-    await mailer.stop()
+    created = await dump_and_go_on(mailer, gateway, programs, tmp_path / "dump")
     taken_before = set(gateway.ids)
     assert len(taken_before) == 240
     requests = len(gateway.ids)
@@ -157,12 +168,7 @@ async def test_dump_restored_over_its_own_database_is_held_too(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings, **SLOW)
-    created = await half_sent(mailer, gateway)
-    dump(programs, mailer.database_url, tmp_path / "dump")
-    await mailer.finished(created["id"])
-    lost = await mailer.call("POST", "/mailings", a_mailing(), 201)
-    await mailer.finished(lost["id"])
-    await mailer.stop()
+    created = await dump_and_go_on(mailer, gateway, programs, tmp_path / "dump")
     taken_before = set(gateway.ids)
     requests = len(gateway.ids)
 

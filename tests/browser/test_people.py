@@ -6,19 +6,16 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser import signing_in
 from tests.browser.audit import audit
 from tests.browser.looks import DESK, PHONE, RUSSIAN, Look, every_look
 from tests.browser.measure import overflows
+from tests.browser.signing_in import PASSWORD, mailer_with_users
 from tests.browser.watch import Watch, watched
-from tests.processes import Gateway, MailerProcess, mailers, until
-from tests.sample import add_clients, add_mailing, execute
+from tests.processes import Gateway, MailerProcess, until
 
-from mailer.access import service
-from mailer.access.accounts import NewAccount
-from mailer.access.model import COMMAND_LINE
 from mailer.settings import Role
 
-PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
 
 
@@ -26,28 +23,16 @@ ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
 async def mailer(
     browser: Browser, shared_database_url: str, gateway: Gateway, shared_engine: AsyncEngine
 ) -> AsyncIterator[MailerProcess]:
-    """A process that asks who comes, and somebody of each role; mailing 1 is for later."""
+    """A process with a user of each role; mailing 1 is for later."""
     del browser  # without one there is no need to start
-    await add_clients(shared_engine, 3)
-    await add_mailing(shared_engine, status="scheduled", clients=3)
-    await execute(
-        shared_engine,
-        "UPDATE mailing SET datetime_start = now() + interval '1 hour',"
-        " datetime_end = now() + interval '2 hours'",
-    )
-    for name, role in ROLES.items():
-        new = NewAccount(name=name, role=role, password=PASSWORD)
-        await service.add_account(shared_engine, new, COMMAND_LINE)
-    async with mailers(shared_database_url) as start:
-        yield await start(**gateway.settings, auth="required")
+    async with mailer_with_users(shared_engine, shared_database_url, gateway, ROLES) as mailer:
+        yield mailer
 
 
 async def sign_in(page: Page, name: str, path: str = "/", password: str = PASSWORD) -> None:
     """Sign in on the way to a page."""
     await page.goto(path)
-    await page.locator("[name=name]").fill(name)
-    await page.locator("[name=password]").fill(password)
-    await page.locator("main button").click()
+    await signing_in.sign_in(page, name, password)
 
 
 async def test_person_signs_in_on_the_way_to_a_page_and_out_again(

@@ -6,16 +6,15 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser import signing_in
 from tests.browser.audit import audit
+from tests.browser.signing_in import mailer_with_users
 from tests.browser.watch import Watch
-from tests.processes import Gateway, MailerProcess, mailers
-from tests.sample import add_clients, add_mailing, execute
+from tests.processes import Gateway, MailerProcess
+from tests.sample import execute
 
-from mailer.access import service
-from mailer.access.accounts import NewAccount
-from mailer.access.model import COMMAND_LINE
+from mailer.settings import Role
 
-PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 TEXT = "A long text that nobody wants to write twice"
 KEPT = "sessionStorage.getItem('kept')"
 
@@ -26,24 +25,14 @@ async def mailer(
 ) -> AsyncIterator[MailerProcess]:
     """A process with two operators; mailing 1 is for later."""
     del browser  # without one there is no need to start
-    await add_clients(shared_engine, 3)
-    await add_mailing(shared_engine, status="scheduled", clients=3)
-    await execute(
-        shared_engine,
-        "UPDATE mailing SET datetime_start = now() + interval '1 hour',"
-        " datetime_end = now() + interval '2 hours'",
-    )
-    for name in ("oleg", "olga"):
-        new = NewAccount(name=name, role="operator", password=PASSWORD)
-        await service.add_account(shared_engine, new, COMMAND_LINE)
-    async with mailers(shared_database_url) as start:
-        yield await start(**gateway.settings, auth="required")
+    users: dict[str, Role] = {"oleg": "operator", "olga": "operator"}
+    async with mailer_with_users(shared_engine, shared_database_url, gateway, users) as mailer:
+        yield mailer
 
 
 async def sign_in(page: Page, name: str) -> None:
-    await page.locator("[name=name]").fill(name)
-    await page.locator("[name=password]").fill(PASSWORD)
-    await page.locator("main button").click()
+    """Sign in, and wait until the page says so."""
+    await signing_in.sign_in(page, name)
     await expect(page.locator("header .person")).to_contain_text(name)
 
 
