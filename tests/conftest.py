@@ -30,18 +30,38 @@ settings.load_profile("patient")
 
 TEMPLATE = "mailer_template"
 EMPTY = (
-    text("ALTER TABLE audit DISABLE TRIGGER audit_never_altered"),
     text("""
-        TRUNCATE client, moved_client, mailing, ledger, message, tally, tally_move, outcome_count,
-            directory, directory_move, report, api_key, account, session, sign_in, throttle, home,
-            audit, idempotency, origin
-        RESTART IDENTITY"""),
-    text("ALTER TABLE audit ENABLE TRIGGER audit_never_altered"),
+        DO $$
+        DECLARE
+            tables CONSTANT text[] := '{message, ledger, mailing, moved_client, client, report,
+                session, sign_in, api_key, account, throttle, home, idempotency, origin, audit,
+                tally, tally_move, outcome_count, directory, directory_move}';
+            one text;
+            has_rows boolean;
+        BEGIN
+            EXECUTE 'LOCK TABLE ' || array_to_string(tables, ', ');
+            FOREACH one IN ARRAY tables LOOP
+                EXECUTE format('SELECT EXISTS (SELECT FROM %I)', one) INTO has_rows;
+                CONTINUE WHEN NOT has_rows;
+                IF one = 'audit' THEN
+                    ALTER TABLE audit DISABLE TRIGGER audit_never_altered;
+                    DELETE FROM audit;
+                    ALTER TABLE audit ENABLE TRIGGER audit_never_altered;
+                ELSIF pg_table_size(one::regclass) > 1000000 THEN
+                    EXECUTE format('TRUNCATE %I CASCADE', one);
+                ELSE
+                    EXECUTE format('DELETE FROM %I', one);
+                END IF;
+            END LOOP;
+            PERFORM setval(seqrelid, seqstart, false)
+            FROM pg_sequence JOIN pg_depend ON objid = seqrelid AND deptype = 'i';
+        END $$"""),
     text("""
         UPDATE settled SET finished = 0, cancelled_mailings = 0, delivered = 0, undelivered = 0,
             "unknown" = 0, cancelled = 0"""),
     text("SELECT update_origin()"),
 )
+"""Makes a database as new. A TRUNCATE of all tables takes up to ten times as long."""
 AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8")
 SEASONED = 5.1
 """Seconds after its start from which on a server counts as one that has not just restarted."""
