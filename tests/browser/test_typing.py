@@ -4,14 +4,14 @@ import re
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Error, Page, Route, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser import signing_in
 from tests.browser.audit import audit
 from tests.browser.signing_in import mailer_with_users
 from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess
-from tests.sample import execute
+from tests.sample import execute, value
 
 from mailer.settings import Role
 
@@ -161,6 +161,46 @@ async def test_action_without_a_connection_says_that_it_was_not_done(
     await audit(page)
     await page.context.set_offline(False)
     await expect(page.locator("#offline")).to_be_hidden()
+
+
+async def lose_answer(route: Route) -> None:
+    """Let a request reach mailer, and its answer no one."""
+    await route.fetch(max_redirects=0)
+    await route.abort("connectionreset")
+
+
+async def test_form_whose_answer_was_lost_is_sent_again_and_makes_one_mailing(
+    page: Page, watch: Watch, shared_engine: AsyncEngine
+) -> None:
+    watch.expect("failed", "ERR_CONNECTION_RESET")
+    await write(page)
+    before = await value(shared_engine, "SELECT count(*) FROM mailing")
+    await page.route("**/mailings/new?*", lose_answer)
+    await page.locator("#save").click()
+    await expect(page).to_have_url(re.compile("chrome-error"))
+    await page.unroute("**/mailings/new?*")
+    await page.go_back()
+    await expect(page.locator("#text")).to_have_value(TEXT)
+    await page.locator("#save").click()
+    await expect(page).to_have_url(re.compile(r"/mailings/\d+"))
+    assert await value(shared_engine, "SELECT count(*) FROM mailing") == before + 1
+
+
+async def test_form_that_was_never_answered_outlives_a_reload(page: Page, watch: Watch) -> None:
+    async def refuse(route: Route) -> None:
+        await route.abort("connectionrefused")
+
+    watch.expect("failed", "ERR_CONNECTION_REFUSED")
+    await write(page)
+    await page.route("**/mailings/new*", refuse)
+    await page.locator("#save").click()
+    await expect(page).to_have_url(re.compile("chrome-error"))
+    with pytest.raises(Error, match="ERR_CONNECTION_REFUSED"):
+        await page.go_back()
+    await page.unroute("**/mailings/new*")
+    await page.reload()
+    await expect(page.locator("#text")).to_have_value(TEXT)
+    await expect(page.locator("#brought-back")).to_be_visible()
 
 
 async def test_question_that_mailer_cannot_answer_says_that_it_was_not_done(

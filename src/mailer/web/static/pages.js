@@ -104,12 +104,15 @@ function keep() {
   const place = forms().findIndex((form) =>
     fields(form).some((field) => field.type !== "hidden" && (sent.has(form) || isRefused || isTouched(field))));
   if (place < 0) return;
-  const values = fields(forms()[place]).map((field) => [field.name, isTicked(field) ? field.checked : field.value]);
-  sessionStorage.setItem(KEPT, JSON.stringify({ account, path: location.pathname, place, values, at: Date.now() }));
+  const form = forms()[place];
+  const values = fields(form).map((field) => [field.name, isTicked(field) ? field.checked : field.value]);
+  const wasSentTo = sent.has(form) ? form.getAttribute("action") : null;
+  sessionStorage.setItem(KEPT, JSON.stringify({ account, path: location.pathname, place, values, wasSentTo, at: Date.now() }));
 }
 
 // It waits on the page where one signs in, and on one that says why nothing was done. The next page
-// of the account brings it back, there or by the browser's Back, or drops it.
+// of the account brings it back, there or by the browser's Back, or drops it. What was sent and never
+// answered is brought back by a reload too, and goes where it went: sent again, it makes no second one.
 function bringBack() {
   const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
   const age = kept ? Date.now() - kept.at : 0;
@@ -118,16 +121,19 @@ function bringBack() {
     return setTimeout(() => sessionStorage.removeItem(KEPT), KEPT_FOR - age);
   }
   const isHere = kept && age < KEPT_FOR && kept.account === account && kept.path === location.pathname;
-  if (isHere && !forms().length) return;
-  sessionStorage.removeItem(KEPT);
   const [visit] = performance.getEntriesByType("navigation");
-  const form = isHere && (kept.isSignedOut || visit?.type === "back_forward") && forms()[kept.place];
+  const isRefusal = !(visit?.responseStatus < 400);
+  if (isHere && isRefusal && !forms().length) return;
+  sessionStorage.removeItem(KEPT);
+  const isBack = visit?.type === "back_forward" || (kept?.wasSentTo && visit?.type === "reload");
+  const form = isHere && (kept.isSignedOut || isBack) && forms()[kept.place];
   const shown = form ? fields(form) : [];
   if (!form || shown.map((field) => field.name).join() !== kept.values.map(([name]) => name).join()) return;
   kept.values.forEach(([, value], place) => {
     if (isTicked(shown[place])) shown[place].checked = value;
     else shown[place].value = value;
   });
+  if (kept.wasSentTo) form.setAttribute("action", kept.wasSentTo);
   document.getElementById("brought-back").hidden = false;
   form.dispatchEvent(new Event("input", { bubbles: true })); // for what is fetched while one types
 }
