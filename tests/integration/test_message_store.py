@@ -18,7 +18,7 @@ from tests.sample import (
     state,
 )
 
-from mailer.db.engine import raw
+from mailer.db.engine import IN_INDEX_ORDER, raw
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, FinishedMessage, Status
 
@@ -102,6 +102,36 @@ async def test_claim_takes_nothing_of_a_mailing_that_is_not_asked_for(
     claims = await store.claim(claimer, {asked: store.START}, 9, OWNER, LEASE)
 
     assert [claim.mailing_id for claim in claims] == [asked]
+
+
+ADD_OTHERS = """
+    WITH added AS (
+        INSERT INTO mailing (datetime_start, datetime_end, text, status, clients_count)
+        SELECT now(), now() + interval '1 hour', 'Hello', 'running', 0
+        FROM generate_series(1, 1000) RETURNING id)
+    INSERT INTO ledger (mailing_id) SELECT id FROM added"""
+LEDGERS_READ = """
+    SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)
+    FROM pg_stat_xact_user_tables WHERE relname = 'ledger'"""
+
+
+@pytest.mark.parametrize("settings", [{}, IN_INDEX_ORDER], ids=["as usual", "in index order"])
+async def test_claims_and_outcomes_read_no_ledgers_of_other_mailings(
+    engine: AsyncEngine, claimer: asyncpg.Connection, settings: dict[str, str]
+) -> None:
+    mailing_id = await add_due_messages(engine, 2)
+    first = {mailing_id: store.START}
+    await store.claim(claimer, first, 1, OWNER, LEASE)  # plans are made while there are few
+    await claimer.execute(ADD_OTHERS)
+
+    async with claimer.transaction():
+        for name, setting in settings.items():
+            await claimer.execute(f"SET LOCAL {name} = {setting}")
+        read_before = await claimer.fetchval(LEDGERS_READ)
+        [claim] = await store.claim(claimer, first, 1, OWNER, LEASE)
+        done = FinishedMessage(claim, "delivered", attempts=1, sent_at=NOON)
+        await store.finish(claimer, OWNER, [done])
+        assert await claimer.fetchval(LEDGERS_READ) == read_before + 2
 
 
 async def test_two_claimers_at_once_never_take_the_same_message(

@@ -9,12 +9,12 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import add_clients, do, execute, take_audience, value
 
+from mailer.client import directory
 from mailer.mailing import audience, moving, store, together
 from mailer.mailing.passing_over import PassedOver
 from mailer.report.verify import differences
 
 HOUR = timedelta(hours=1)
-MANY = 60
 MESSAGES = """
     SELECT coalesce(jsonb_agg(jsonb_build_array(
         text, client_id, operator_code, time_zone, message.status, reason,
@@ -58,10 +58,10 @@ async def take_small(engine: AsyncEngine, **options: Any) -> list[int]:
 async def test_many_mailings_begin_and_are_enqueued_by_as_many_statements_as_a_few(
     engine: AsyncEngine,
 ) -> None:
-    await add_clients(engine, MANY)
+    await add_clients(engine, together.SLICE)
     await execute(engine, "UPDATE client SET tag = 'tag ' || id")
     used = []
-    for several in (3, MANY):
+    for several in (together.NEWEST, together.SLICE):
         for number in range(1, several + 1):
             await add(engine, "Hello", {"tags": [f"Tag {number}"]})
         with counted(engine) as statements:
@@ -70,8 +70,10 @@ async def test_many_mailings_begin_and_are_enqueued_by_as_many_statements_as_a_f
         used.append(len(statements))
 
     assert used[0] == used[1]
-    assert await value(engine, "SELECT count(*) FROM message") == MANY + 3
-    assert await value(engine, "SELECT sum(scheduled) FROM ledger") == MANY + 3
+    assert await value(engine, "SELECT count(*) FROM message") == together.SLICE + together.NEWEST
+    assert (
+        await value(engine, "SELECT sum(scheduled) FROM ledger") == together.SLICE + together.NEWEST
+    )
     assert not (await do(engine, moving.look)).is_any
     assert await differences(engine) == []
 
@@ -103,7 +105,7 @@ async def test_small_audiences_are_the_same_together_as_one_by_one(engine: Async
         await add(engine, f"over {number}", client_filter, datetime_end=datetime.now(UTC))
         cancelled = await add(engine, f"cancelled {number}", client_filter)
         await execute(engine, f"UPDATE mailing SET status = 'cancelled' WHERE id = {cancelled}")  # noqa: S608  # of a test
-    await do(engine, moving.begin_due)
+    await do(engine, lambda db: moving.begin_due(db, 5 * len(filters)))
     await add_clients(engine, 3)  # these have joined too late
     await execute(
         engine, "UPDATE client SET deleted_at = now(), phone = NULL, tag = NULL WHERE id = 7"
@@ -116,7 +118,7 @@ async def test_small_audiences_are_the_same_together_as_one_by_one(engine: Async
         counted_so = (await trial.exec_driver_sql(counts)).scalar_one()
         await trial.rollback()
 
-    assert len(await take_small(engine)) == 5 * len(filters)
+    assert len(await take_small(engine, most=5 * len(filters))) == 5 * len(filters)
 
     assert len(one_by_one) > 100
     assert await value(engine, MESSAGES) == one_by_one
@@ -145,18 +147,43 @@ async def test_those_whom_a_changed_filter_brings_back_are_scheduled_again(
     assert await differences(engine) == []
 
 
-async def test_the_newest_begin_and_are_enqueued_first_when_asked_for(engine: AsyncEngine) -> None:
+async def test_the_newest_come_first_and_then_those_that_wait_longest(engine: AsyncEngine) -> None:
     await add_clients(engine, 1)
     now = datetime.now(UTC)
     ids = [
         await add(engine, "Hello", None, datetime_start=now - HOUR + timedelta(seconds=n))
-        for n in range(4)
+        for n in range(2 * together.NEWEST + 3)
     ]
+    newest, longest = ids[: -together.NEWEST - 1 : -1], ids[:2]
 
-    assert await do(engine, lambda db: moving.begin_due(db, 1, latest=True)) == ids[-1:]
-    await do(engine, moving.begin_due)
-    assert await take_small(engine, most=1, newest=True) == ids[-1:]
-    assert await take_small(engine, most=1) == ids[:1]
+    begun = await do(engine, lambda db: moving.begin_due(db, together.NEWEST + 2))
+    assert begun == newest + longest
+    assert len(await do(engine, moving.begin_due)) == len(ids) - len(begun)
+    assert sorted(await take_small(engine, most=together.NEWEST + 2)) == sorted(newest + longest)
+    assert len(await take_small(engine)) == len(ids) - len(begun)
+
+
+KINDS = 2_000
+KINDS_READ = """
+    SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)
+    FROM pg_stat_xact_user_tables WHERE relname = 'directory'"""
+
+
+async def test_only_the_kinds_of_clients_that_match_are_read(engine: AsyncEngine) -> None:
+    await add_clients(engine, KINDS)
+    await execute(engine, "UPDATE client SET tag = 'tag ' || id")
+    await do(engine, lambda db: directory.fold(db, 2 * KINDS))
+    await execute(engine, "ANALYZE directory")
+    filters = together.Filters()
+    numbers = [filters.add({"tags": tags}) for tags in (["tag 5"], ["tag 6", "tag 7"])]
+
+    async with engine.connect() as connection:
+        read_before = (await connection.exec_driver_sql(KINDS_READ)).scalar_one()
+        counts = await together.count(connection, filters)
+        read = (await connection.exec_driver_sql(KINDS_READ)).scalar_one()
+
+    assert [counts[number] for number in numbers] == [1, 2]
+    assert read - read_before < KINDS / 10
 
 
 async def test_large_audiences_are_not_taken_with_small_ones(engine: AsyncEngine) -> None:

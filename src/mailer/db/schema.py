@@ -414,6 +414,8 @@ directory = Table(
         unique=True,
         postgresql_nulls_not_distinct=True,
     ),
+    Index("directory_tag_idx", "tag"),
+    Index("directory_time_zone_idx", "time_zone"),
 )
 directory_move = Table("directory_move", metadata, *_kinds(), postgresql_with=SHORT_LIVED)
 

@@ -27,8 +27,6 @@ IDLE = 1.0
 """Most seconds between looks at what is to be done: the backstop behind every signal."""
 BREATH = 0.02
 """Least seconds between looks, when what is to be done is in other hands."""
-NEWEST = 5
-"""Mailings that come before all others: one that begins now does not wait for thousands."""
 PASS_OVER = 60.0
 """Seconds for which a mailing that cannot be moved on is passed over."""
 TURNS: tuple[audience.Turn, ...] = ("newest", "begun", "behind")
@@ -103,30 +101,18 @@ class Lifecycle:
         return IDLE if to_do.next_moment is None else min(IDLE, max(BREATH, to_do.next_moment))
 
     async def _begin(self) -> bool:
-        begun = await self._begin_some(NEWEST, latest=True)
-        if len(begun) == NEWEST:
-            begun += await self._begin_some(moving.BEGIN_BATCH, latest=False)
+        step = partial(moving.begin_due, passed_over=self._passed_over)
+        begun = await self._do(step) or []
         for mailing_id in begun:
             log.info("mailing_started", mailing_id=mailing_id)
         return bool(begun)
 
-    async def _begin_some(self, most: int, *, latest: bool) -> list[int]:
-        passed_over = self._passed_over
-        step = partial(moving.begin_due, most=most, passed_over=passed_over, latest=latest)
-        return await self._do(step) or []
-
     async def _take(self) -> bool:
-        """Take small audiences, each whole and the newest first, and a chunk of a large one."""
-        small = await self._take_small(NEWEST, newest=True)
-        has_more = len(small) == NEWEST and await self._take_small(together.MOST, newest=False)
+        """Take a slice of the small audiences, each whole, and a chunk of a large one."""
+        small = await self._do(partial(together.take_small, passed_over=self._passed_over)) or []
+        self._tell(small)
         large = await self._take_large()
-        return bool(small or has_more or large)
-
-    async def _take_small(self, most: int, *, newest: bool) -> list[audience.Taken]:
-        step = partial(together.take_small, passed_over=self._passed_over, most=most, newest=newest)
-        taken = await self._do(step) or []
-        self._tell(taken)
-        return taken
+        return bool(small or large)
 
     async def _take_large(self) -> bool:
         began = elapsed()

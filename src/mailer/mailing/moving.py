@@ -150,20 +150,18 @@ async def look(
     return ToDo(*(await connection.execute(LOOK, given)).one())
 
 
-BEGIN_BATCH = 100
-"""Mailings that one transaction begins."""
 # One that is paused begins too: its audience is taken, and waits.
 DUE = """
     SELECT id, client_filter FROM mailing
     WHERE {live} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
         AND id <> ALL (:passed_over)
-    ORDER BY datetime_start {order}, id {order} LIMIT :count FOR UPDATE SKIP LOCKED"""
-EARLIEST, LATEST = (
+    ORDER BY datetime_start {order}, id {order} LIMIT :most FOR UPDATE SKIP LOCKED"""
+TO_BEGIN = [
     text(DUE.format(live=LIVE, order=order)).bindparams(
         bindparam("passed_over", type_=ARRAY(BigInteger))
     )
-    for order in ("ASC", "DESC")
-)
+    for order in ("DESC", "ASC")
+]
 # Clients that join from now on are not in the snapshot, whenever their ids were given.
 BEGIN = text("""
     UPDATE mailing SET status = CASE status WHEN 'scheduled' THEN 'running' ELSE status END,
@@ -178,19 +176,17 @@ BEGIN = text("""
 
 async def begin_due(
     connection: AsyncConnection,
-    most: int = BEGIN_BATCH,
+    most: int = together.SLICE,
     passed_over: PassedOver | None = None,
-    *,
-    latest: bool = False,
 ) -> list[int]:
-    """Begin up to `most` mailings whose start has come, earliest or latest first; return their ids.
+    """Begin up to `most` mailings whose start has come; return their ids.
 
-    One whose filter cannot be read is passed over from now on.
+    Those that start latest first, then the earliest. One whose filter cannot be read is passed over
+    from now on.
     """
     passed_over = PassedOver() if passed_over is None else passed_over
-    asked = {"count": most, "passed_over": list(passed_over)}
     filters, numbers = together.Filters(), dict[int, int]()
-    for due in await connection.execute(LATEST if latest else EARLIEST, asked):
+    for due in await together.lock_slice(connection, TO_BEGIN, most, passed_over):
         if filters.is_full:
             break
         with passed_over.on_error(due.id):
@@ -238,7 +234,7 @@ FINISH = text(f"""
         SELECT mailing.id FROM mailing JOIN ledger ON ledger.mailing_id = mailing.id
         WHERE (mailing.id IN (SELECT id FROM slice) OR mailing.id = ANY (:asked))
             AND ledger.scheduled = 0 AND ledger.sending = 0 AND {LIVE} AND {IS_THROUGH}
-        ORDER BY mailing.id LIMIT 500 FOR NO KEY UPDATE SKIP LOCKED
+        ORDER BY mailing.id LIMIT {together.SLICE} FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE mailing SET is_settled = true, updated_at = now(),
         status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END
@@ -253,7 +249,7 @@ async def finish(
 ) -> list[tuple[int, Status]]:
     """Settle mailings that are through, among the same as `look`; return their ids and how.
 
-    Some hundreds at a time: each updates the one row of what is settled.
+    One slice at a time: the next mailing to begin waits for it.
     """
     found = await connection.execute(FINISH, {"after": after, "asked": list(asked)})
     return [(row.id, row.status) for row in found]

@@ -4,7 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ARRAY, BigInteger, BindParameter, DateTime, Row, String, bindparam, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    BindParameter,
+    DateTime,
+    Row,
+    String,
+    TextClause,
+    bindparam,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.mailing.audience import (
@@ -72,26 +82,39 @@ def _read(client_filter: ClientFilter) -> tuple[list[tuple[str, str]], Mapping[s
     return [("", "")], {}
 
 
-# Every kind of clients is found by each of its values, and by none of them: one pass over the
-# directory, however many filters there are.
+# Kinds of clients are found by each value of a filter, by an index, and the moves not folded yet
+# by one pass: the cost grows with what matches, and not with the directory. A kind is found once
+# for each of its values that a filter names, and kept once.
 MATCHING = """
-    kind AS MATERIALIZED (
-        SELECT operator_code, tag, time_zone, sum(clients)::bigint AS clients
-        FROM (SELECT * FROM directory UNION ALL SELECT * FROM directory_move) AS every
-        GROUP BY operator_code, tag, time_zone HAVING sum(clients) > 0),
     wanted AS MATERIALIZED (
         SELECT * FROM unnest(:filters, :columns, :values) AS wanted (number, name, value)),
     rest AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset((:rest)::jsonb)
             AS rest (number bigint, operator_code text[], time_zone text[])),
+    found AS (
+        SELECT wanted.*, kind.* FROM wanted CROSS JOIN LATERAL (
+            SELECT * FROM directory
+                WHERE wanted.name = 'operator_code' AND operator_code = wanted.value
+            UNION ALL
+            SELECT * FROM directory WHERE wanted.name = 'tag' AND tag = wanted.value
+            UNION ALL
+            SELECT * FROM directory WHERE wanted.name = 'time_zone' AND time_zone = wanted.value
+            UNION ALL
+            SELECT * FROM directory WHERE wanted.name = '') AS kind
+        UNION ALL
+        SELECT wanted.*, kind.* FROM directory_move AS kind
+            CROSS JOIN LATERAL (VALUES ('operator_code', kind.operator_code), ('tag', kind.tag),
+                ('time_zone', kind.time_zone), ('', '')) AS has (name, value)
+            JOIN wanted ON wanted.name = has.name AND wanted.value = has.value),
     matching AS MATERIALIZED (
-        SELECT DISTINCT wanted.number, kind.*
-        FROM kind CROSS JOIN LATERAL (VALUES ('operator_code', kind.operator_code),
-                ('tag', kind.tag), ('time_zone', kind.time_zone), ('', '')) AS has (name, value)
-            JOIN wanted ON wanted.name = has.name AND wanted.value = has.value
-            JOIN rest ON rest.number = wanted.number
-        WHERE (rest.operator_code IS NULL OR kind.operator_code = ANY (rest.operator_code))
-            AND (rest.time_zone IS NULL OR kind.time_zone = ANY (rest.time_zone)))"""
+        SELECT DISTINCT number, operator_code, tag, time_zone, clients FROM (
+            SELECT number, found.operator_code, tag, found.time_zone,
+                sum(clients)::bigint AS clients
+            FROM found JOIN rest USING (number)
+            WHERE (rest.operator_code IS NULL OR found.operator_code = ANY (rest.operator_code))
+                AND (rest.time_zone IS NULL OR found.time_zone = ANY (rest.time_zone))
+            GROUP BY number, name, value, found.operator_code, tag, found.time_zone
+            HAVING sum(clients) > 0) AS by_value)"""
 PARAMETERS: tuple[BindParameter[Any], ...] = (
     bindparam("filters", type_=ARRAY(BigInteger)),
     bindparam("columns", type_=ARRAY(String)),
@@ -113,12 +136,38 @@ async def count(connection: AsyncConnection, filters: Filters) -> dict[int, int]
     return {row.number: row.clients for row in found}
 
 
+SLICE = 25
+"""Mailings that one transaction begins, enqueues or ends: one that begins now waits for one slice
+of each, however many others there are."""
+NEWEST = 5
+"""Of these the ones that come first because they are the newest."""
+
+
+async def lock_slice(
+    connection: AsyncConnection,
+    statements: Sequence[TextClause],
+    most: int,
+    passed_over: PassedOver,
+) -> list[Row[Any]]:
+    """Lock up to `most` mailings, the newest before those that wait longest; return their rows.
+
+    The two `statements` give them in either order: `most` of them, without those `passed_over`.
+    """
+    rows: list[Row[Any]] = []
+    for statement, number in zip(statements, (NEWEST, most), strict=True):
+        given = [*passed_over, *(row.id for row in rows)]
+        left = min(number, most - len(rows))
+        found = await connection.execute(statement, {"most": left, "passed_over": given})
+        rows += found
+        if len(rows) < NEWEST:
+            break
+    return rows
+
+
 SMALL = FIRST_CHUNK
 """Clients of an audience that is enqueued with others."""
 TOGETHER = 1_000
 """Clients to whom one transaction enqueues messages of small audiences."""
-MOST = 100
-"""Mailings whose audiences one transaction enqueues together."""
 NEXT = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, clients_count, audience_until, audience_snapshot,
@@ -127,12 +176,12 @@ NEXT = """
     WHERE {condition} AND audience_cursor = 0 AND clients_count <= {small}
         AND id <> ALL (:passed_over)
     ORDER BY audience_cursor {order}, id {order} LIMIT :most FOR UPDATE SKIP LOCKED"""
-FIRST, NEWEST = (
+TO_TAKE = [
     text(NEXT.format(condition=IS_TO_TAKE, small=SMALL, order=order)).bindparams(
         bindparam("passed_over", type_=ARRAY(BigInteger))
     )
-    for order in ("ASC", "DESC")
-)
+    for order in ("DESC", "ASC")
+]
 # As in `audience`: who is alive, matches now and was there when the audience was taken. Clients are
 # found by their kinds, each by an index (of a null by `IS NULL` alone): whatever the filter, none
 # is read who does not match. OFFSET keeps it so, however few clients there seem to be. Without a
@@ -194,19 +243,13 @@ MOVE_CURSORS = text("""
 
 
 async def take_small(
-    connection: AsyncConnection,
-    passed_over: PassedOver,
-    most: int = MOST,
-    *,
-    newest: bool = False,
+    connection: AsyncConnection, passed_over: PassedOver, most: int = SLICE
 ) -> list[Taken]:
     """Enqueue the audiences of up to `most` mailings that are small, each of them whole.
 
-    Those that wait longest, or the newest.
+    The newest first, then those that wait longest.
     """
-    found = await connection.execute(
-        NEWEST if newest else FIRST, {"most": most, "passed_over": list(passed_over)}
-    )
+    found = await lock_slice(connection, TO_TAKE, most, passed_over)
     filters, numbers = Filters(), {}
     rows, clients = [], 0
     for mailing in found:
