@@ -41,7 +41,7 @@ from mailer.web.assets import static_router
 from mailer.web.body import BODY_LIMIT, TimedRequest
 from mailer.web.connection import Limits
 from mailer.web.edge import served
-from mailer.web.health import health_router
+from mailer.web.health import WhyNotReady, health_router
 from mailer.web.methods import allow_all
 from mailer.web.openapi import BY_KEY, StructPlugin, openapi_config
 from mailer.web.path_ids import PathIds
@@ -70,10 +70,11 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
     settings: Settings | None = None,
     limits: Limits = LIMITS,
     startup: Startup | None = None,
+    why_not_ready: WhyNotReady = lambda: None,
 ) -> Litestar:
     """Return the web application over `engine`; `breaker` is None where nothing is sent.
 
-    Until `startup` is done most of it answers 503.
+    Until `startup` is done most of it answers 503, and readiness while `why_not_ready` says why.
     """
     settings = settings or Settings()
     startup = startup or Startup()
@@ -87,6 +88,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         "provider": provider,
         "oidc_rate": Rate(OIDC_RATE),
         "startup": startup,
+        "why_not_ready": why_not_ready,
     }
     api = Router(
         "/api/v1",
@@ -211,6 +213,7 @@ async def _serve(
             live=live,
             settings=settings,
             startup=startup,
+            why_not_ready=dispatcher.why_not_ready,
         )
         server = Server(served(app, settings), settings, LIMITS)
         opening = asyncio.create_task(_open(server, app, url, settings, startup, on_open))

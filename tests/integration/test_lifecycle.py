@@ -7,6 +7,7 @@ from tests.patience import PATIENCE
 from tests.sample import add_due_messages, add_mailing, execute, value
 
 from mailer.dispatch.lifecycle import Lifecycle
+from mailer.dispatch.loop_failures import LoopFailures
 
 ENDED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
 
@@ -22,7 +23,9 @@ async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
     )
     done = await add_due_messages(engine, 2)
     await execute(engine, "UPDATE message SET status = 'delivered', sent_at = now()")
-    lifecycle = Lifecycle(engine, on_messages=lambda _: None, is_sending=lambda: False)
+    lifecycle = Lifecycle(
+        engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False
+    )
     running = asyncio.create_task(lifecycle.run())
     try:
         async with asyncio.timeout(PATIENCE):
@@ -34,7 +37,9 @@ async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
 
 
 async def test_it_ends_though_it_is_woken_as_it_is_cancelled(engine: AsyncEngine) -> None:
-    lifecycle = Lifecycle(engine, on_messages=lambda _: None, is_sending=lambda: False)
+    lifecycle = Lifecycle(
+        engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False
+    )
     running = asyncio.create_task(lifecycle.run())
     await asyncio.sleep(0.3)  # it rests now, or is about to
     lifecycle.wake()

@@ -14,6 +14,7 @@ from mailer.db import facts, processes
 from mailer.db.engine import connect
 from mailer.db.migrate import newest
 from mailer.db.processes import Process, at_work, session_name
+from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.requests import Requests
 from mailer.dispatch.watch import MailingWatch
 
@@ -57,7 +58,9 @@ async def test_process_names_itself_while_it_follows_the_mailings(
     engine: AsyncEngine, server_url: str
 ) -> None:
     started_at = datetime.now(UTC)
-    watch = MailingWatch(await url_of(engine, server_url), Requests(), lambda _: None)
+    watch = MailingWatch(
+        await url_of(engine, server_url), Requests(), LoopFailures(), lambda _: None
+    )
     following = asyncio.create_task(watch.run())
     try:
         [process] = await until_at_work(engine, 1)

@@ -10,6 +10,7 @@ from tests.processes import until
 from tests.sample import add_due_messages, behind_all_stops, do, execute, value
 
 from mailer.access.model import COMMAND_LINE
+from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.requests import Requests
 from mailer.dispatch.watch import MailingWatch
 from mailer.mailing import service, stopping
@@ -26,7 +27,7 @@ ADD_MAILINGS = f"""
 @asynccontextmanager
 async def at_work(database_url: str, running: int) -> AsyncIterator[MailingWatch]:
     """Follow the mailings as a worker does, of which so many run."""
-    watch = MailingWatch(database_url, Requests(), lambda _: None)
+    watch = MailingWatch(database_url, Requests(), LoopFailures(), lambda _: None)
     following = asyncio.create_task(watch.run())
 
     async def is_running() -> bool | None:

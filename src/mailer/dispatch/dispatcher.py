@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed
 from mailer.dispatch.lifecycle import Lifecycle
+from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.requests import Requests
 from mailer.dispatch.schedule import jobs, run_jobs
 from mailer.dispatch.sender import Sender
@@ -37,8 +38,9 @@ class Dispatcher:
     ) -> None:
         requests = Requests()
         self._breaker = breaker
-        self._watch = MailingWatch(url, requests, self._look, self._try_now)
-        self._lifecycle = Lifecycle(engine, self._ask, self._is_sending)
+        self._failures = LoopFailures()
+        self._watch = MailingWatch(url, requests, self._failures, self._look, self._try_now)
+        self._lifecycle = Lifecycle(engine, self._failures, self._ask, self._is_sending)
         self._sender = (
             None
             if gateway is None
@@ -57,6 +59,10 @@ class Dispatcher:
         self._jobs = jobs(engine, settings, report)
         self._grace = settings.shutdown_grace + LAST_STATEMENT
         self._stopping = asyncio.Event()
+
+    def why_not_ready(self) -> str | None:
+        """Return what has not worked for a while, as a sentence; None while all does."""
+        return self._failures.reason(elapsed())
 
     def stop(self) -> None:
         """Begin no more, and let `run` end when what has begun is finished."""

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.clock import elapsed
 from mailer.dispatch.failure import log_failure
+from mailer.dispatch.loop_failures import LoopFailures
 from mailer.mailing import audience, moving, replanning, resending, together
 from mailer.mailing.passing_over import PassedOver
 
@@ -40,10 +41,12 @@ class Lifecycle:
     def __init__(
         self,
         engine: AsyncEngine,
+        failures: LoopFailures,
         on_messages: Callable[[list[int]], None],
         is_sending: Callable[[], bool],
     ) -> None:
         self._engine = engine
+        self._failures = failures
         self._on_messages = on_messages
         self._is_sending = is_sending
         self._is_due = asyncio.Event()
@@ -69,6 +72,7 @@ class Lifecycle:
             self._is_due.clear()
             self._has_failed = False
             pause = await self._advance()
+            self._failures.record("lifecycle", has_failed=self._has_failed)
             if self._has_failed:
                 pause = max(pause, AWAY)
             with contextlib.suppress(TimeoutError):

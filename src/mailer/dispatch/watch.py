@@ -12,6 +12,7 @@ from mailer.clock import database_clock, elapsed
 from mailer.db.engine import PATIENCE, connect
 from mailer.db.processes import own_session_name
 from mailer.dispatch.failure import log_failure
+from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.requests import Requests
 from mailer.mailing import moving, stopping
 from mailer.mailing.model import RunningMailing
@@ -41,6 +42,7 @@ class MailingWatch:
         self,
         url: str,
         requests: Requests,
+        failures: LoopFailures,
         on_change: Callable[[Collection[int]], None],
         on_try_now: Callable[[], None] = lambda: None,
     ) -> None:
@@ -49,6 +51,7 @@ class MailingWatch:
         """Held while messages are claimed: no stop counts as applied in between."""
         self._url = url
         self._requests = requests
+        self._failures = failures
         self._on_change = on_change
         self._on_try_now = on_try_now
         self._under_way: dict[int, RunningMailing] = {}
@@ -64,6 +67,7 @@ class MailingWatch:
                 await self._follow()
             except Exception as error:
                 log_failure(error, at="watch")
+                self._failures.record("watch", has_failed=True)
             finally:
                 self._drop_all()
                 self._applied = None
@@ -85,6 +89,7 @@ class MailingWatch:
                 self._told.clear()
                 if changed := await self._refresh(connection):
                     self._on_change(changed)
+                self._failures.record("watch", has_failed=False)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL):
                         await self._told.wait()

@@ -1,5 +1,7 @@
 """Whether this process lives, and whether it can work."""
 
+from collections.abc import Callable
+
 from litestar import Router, get
 from litestar.di import NamedDependency
 from msgspec import Struct
@@ -27,13 +29,27 @@ async def live() -> Health:
     return Health("ok")
 
 
+WhyNotReady = Callable[[], str | None]
+"""What tells why the process cannot send, as a sentence; None while it can."""
+
+
 @get("/ready", needs="monitoring")
-async def ready(engine: NamedDependency[AsyncEngine], startup: NamedDependency[Startup]) -> Health:
-    """Answer 200 when the database can be reached and has the newest schema, else 503."""
+async def ready(
+    engine: NamedDependency[AsyncEngine],
+    startup: NamedDependency[Startup],
+    why_not_ready: NamedDependency[WhyNotReady],
+) -> Health:
+    """Answer 200 when the process can work, else 503 with the reason.
+
+    Then the database can be reached and has the newest schema, and neither reading the running
+    mailings nor starting and ending them has failed again and again.
+    """
     startup.ensure_done()
     async with engine.connect() as connection:
         if not await is_current(connection):
             raise NotMigratedError
+    if reason := why_not_ready():
+        raise UnavailableError(reason)
     return Health("ok")
 
 
