@@ -93,9 +93,11 @@ class Lifecycle:
         has_messages = (has_begun or to_do.takes) and await self._take()
         self._after = to_do.looked_up_to
         if to_do.replans:
-            has_messages |= bool(await self._do(replanning.replan_chunk))
+            replan = partial(replanning.replan_chunk, passed_over=self._passed_over)
+            has_messages |= bool(await self._do(replan))
         if to_do.retries:
-            has_messages |= bool(await self._do(lambda db: resending.resend_chunk(db, CHUNK)))
+            resend = partial(resending.resend_chunk, chunk=CHUNK, passed_over=self._passed_over)
+            has_messages |= bool(await self._do(resend))
         has_cleared = to_do.clears and await self._do(lambda db: moving.clear(db, CHUNK))
         has_finished = to_do.finishes and await self._finish(after, asked)
         if has_begun or has_messages or has_cleared or has_finished:

@@ -116,8 +116,10 @@ LOOK = text(f"""
             AND datetime_start <= (SELECT at FROM clock) AND id <> ALL (:passed_over)) AS begins,
         EXISTS (SELECT FROM mailing WHERE {LIVE} AND audience_cursor < audience_until
             AND NOT replanning AND id <> ALL (:passed_over)) AS takes,
-        EXISTS (SELECT FROM mailing WHERE {LIVE} AND replanning) AS replans,
-        EXISTS (SELECT FROM mailing WHERE {LIVE} AND retry_before IS NOT NULL) AS retries,
+        EXISTS (SELECT FROM mailing WHERE {LIVE} AND replanning
+            AND id <> ALL (:passed_over)) AS replans,
+        EXISTS (SELECT FROM mailing WHERE {LIVE} AND retry_before IS NOT NULL
+            AND id <> ALL (:passed_over)) AS retries,
         EXISTS (SELECT FROM mailing JOIN ledger ON mailing_id = id
             WHERE {LIVE} AND audience_until IS NOT NULL
                 AND {OVER_AT} <= (SELECT at FROM clock) AND scheduled > 0) AS clears,
@@ -144,7 +146,7 @@ async def look(
     """Return what is to be done now.
 
     Whether one is through is asked of `asked`, and of a slice of the mailings whose ids are larger
-    than `after`. Those that are `passed_over` neither begin nor are taken.
+    than `after`. Those that are `passed_over` neither begin nor are taken, planned anew or retried.
     """
     given = {"after": after, "asked": list(asked), "passed_over": list(passed_over)}
     return ToDo(*(await connection.execute(LOOK, given)).one())

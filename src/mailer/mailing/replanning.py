@@ -32,6 +32,7 @@ from mailer.db.schema import FINISHED_IN_WINDOW, LIVE, client, message
 from mailer.mailing import stopping
 from mailer.mailing.audience import Plan, matches, plan, window_of
 from mailer.mailing.model import ClientFilter
+from mailer.mailing.passing_over import PassedOver
 from mailer.mailing.telling import tell
 
 log = structlog.get_logger()
@@ -66,15 +67,26 @@ ADVANCE = text("UPDATE mailing SET replan_cursor = :cursor WHERE id = :id")
 DONE = text("UPDATE mailing SET replanning = false, filter_changed = false WHERE id = :id")
 
 
-async def replan_chunk(connection: AsyncConnection, chunk: int = CHUNK) -> int | None:
+async def replan_chunk(
+    connection: AsyncConnection, chunk: int = CHUNK, passed_over: PassedOver | None = None
+) -> int | None:
     """Plan up to `chunk` messages of a changed mailing anew; return its id.
 
     Nobody sends for it meanwhile: then no message that the change takes out is sent after it. One
-    that is not at rest yet keeps no other waiting. None when there is none to plan anew.
+    that is not at rest yet keeps no other waiting, and one that cannot be planned is passed over
+    from now on. None when none was planned anew.
     """
-    mailing = await _next(connection)
-    if mailing is None:
-        return None
+    passed_over = PassedOver() if passed_over is None else passed_over
+    mailing = await _next(connection, passed_over)
+    if mailing is not None:
+        with passed_over.on_error(mailing.id):
+            async with connection.begin_nested():
+                await _replan_chunk(connection, mailing, chunk)
+            return int(mailing.id)
+    return None
+
+
+async def _replan_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
     looked_at = {"mailing_id": mailing.id, "cursor": mailing.replan_cursor, "chunk": chunk}
     # of one that is cancelled the messages are cancelled by another step
     is_cancelled = mailing.status == "cancelled"
@@ -86,17 +98,16 @@ async def replan_chunk(connection: AsyncConnection, chunk: int = CHUNK) -> int |
     else:
         await connection.execute(DONE, {"id": mailing.id})
         await tell(connection)  # it may be claimed from again
-    return int(mailing.id)
 
 
-async def _next(connection: AsyncConnection) -> Row[Any] | None:
-    passed_over: list[int] = []
+async def _next(connection: AsyncConnection, passed_over: PassedOver) -> Row[Any] | None:
+    others = list(passed_over)
     while True:
-        found = await connection.execute(NEXT, {"passed_over": passed_over})
+        found = await connection.execute(NEXT, {"passed_over": others})
         mailing = found.one_or_none()
         if mailing is None or await _is_at_rest(connection, mailing):
             return mailing
-        passed_over.append(mailing.id)
+        others.append(mailing.id)
 
 
 async def _is_at_rest(connection: AsyncConnection, mailing: Row[Any]) -> bool:

@@ -1,5 +1,7 @@
 """Sending again what was given up, chunk by chunk: how far it is stands in the mailing's row."""
 
+from typing import Any
+
 import msgspec
 from sqlalchemy import (
     ARRAY,
@@ -17,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.schema import client, message
 from mailer.mailing.audience import matches, plan, window_of
 from mailer.mailing.model import ClientFilter
+from mailer.mailing.passing_over import PassedOver
 from mailer.mailing.telling import tell
 
 # The one that is least far first, so that a small one does not wait for a large one.
@@ -25,7 +28,10 @@ NEXT = text("""
         client_filter, retry_before, retry_cursor, clock_timestamp() AS now
     FROM mailing
     WHERE retry_before IS NOT NULL AND NOT is_settled AND deleted_at IS NULL
-    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""")
+        AND id <> ALL (:passed_over)
+    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(
+    bindparam("passed_over", type_=ARRAY(BigInteger))
+)
 # Each status by the index that has its messages in order: a chunk costs the same wherever it is.
 GIVEN_UP = text("""
     (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'undelivered'
@@ -46,14 +52,26 @@ ADVANCE = text("UPDATE mailing SET retry_cursor = :cursor WHERE id = :id")
 DONE = text("UPDATE mailing SET retry_before = NULL WHERE id = :id")
 
 
-async def resend_chunk(connection: AsyncConnection, chunk: int) -> bool:
-    """Schedule up to `chunk` messages of a mailing again; False when there is none to retry.
+async def resend_chunk(
+    connection: AsyncConnection, chunk: int, passed_over: PassedOver | None = None
+) -> bool:
+    """Schedule up to `chunk` messages of a mailing again; False when none was gone through.
 
-    What cannot be sent before the end stays what it is.
+    What cannot be sent before the end stays what it is. A mailing whose messages cannot be
+    scheduled is passed over from now on.
     """
-    mailing = (await connection.execute(NEXT)).one_or_none()
-    if mailing is None:
-        return False
+    passed_over = PassedOver() if passed_over is None else passed_over
+    found = await connection.execute(NEXT, {"passed_over": list(passed_over)})
+    mailing = found.one_or_none()
+    if mailing is not None:
+        with passed_over.on_error(mailing.id):
+            async with connection.begin_nested():
+                await _resend_chunk(connection, mailing, chunk)
+            return True
+    return False
+
+
+async def _resend_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
     looked_at = {"mailing_id": mailing.id, "cursor": mailing.retry_cursor, "chunk": chunk}
     ids = list(await connection.scalars(GIVEN_UP, looked_at))
     given_up = (await connection.execute(_wanted(mailing, ids))).all()
@@ -69,10 +87,9 @@ async def resend_chunk(connection: AsyncConnection, chunk: int) -> bool:
     else:
         await connection.execute(DONE, {"id": mailing.id})
     await tell(connection)
-    return True
 
 
-def _wanted(mailing: Row[tuple[object, ...]], ids: list[int]) -> Executable:
+def _wanted(mailing: Row[Any], ids: list[int]) -> Executable:
     """Return a select of those that were given up before the retry, and their time zones.
 
     Only those of clients who still belong to the audience. They are locked in one order, as by
