@@ -12,6 +12,8 @@ from mailer.access.passwords import SHORTEST, too_easy
         *("000000000000", "abcdefghijkl", "abcabcabcabc", "1qaz2wsx3edc", "1q2w3e4r5t6y"),
         *("dragon123456", "qwertyqwerty", "987654321098", "letmein12345", "12345letmein"),
         *("\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff441234", "monkeymonkey", "aaaaaaaaaaaa"),
+        *("p@ssword12345", "$uperman2024", "йцукенгшщзхъ", "Пароль123456", "привет202020"),  # noqa: RUF001
+        *("password\u200b1234", "qwerty qwerty", "dragon-2024-dragon", "Administrator1"),
     ],
 )
 def test_a_common_password_or_nearly_one_is_refused(password: str) -> None:
@@ -29,6 +31,12 @@ def test_a_common_password_or_nearly_one_is_refused(password: str) -> None:
 )
 def test_a_password_of_ones_own_is_taken(password: str) -> None:
     assert too_easy("ann", password) == []
+
+
+def test_a_name_with_digits_around_it_is_not_a_password() -> None:
+    for password in ("annabelle_smith", "Annabelle_Smith2024", "2024annabelle_smith!"):
+        [error] = too_easy("annabelle_smith", password)
+        assert "name" in error.message
 
 
 def test_a_very_long_password_is_looked_at_quickly_enough_to_answer() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,11 @@ passwords (NIST SP 800-63B, 3.1.1.2)."""
 COMMON = Path(__file__).parent / "common_passwords" / "passwords.txt"
 SIGNS, MOST_SIGNS = f"{digits}{punctuation} ", 6
 """What may stand around a common password, and how many of them make it no other one."""
+OWN_WORDS = ("mailer", "administrator")
+"""What comes to mind here, and is not on the list."""
+RUSSIAN_KEYS = str.maketrans("йцукенгшщзхъфывапролджэячсмитьбю", "qwertyuiop[]asdfghjkl;'zxcvbnm,.")
+"""The Latin keys of a Russian keyboard: the list has what Russian words are on them."""
+LOOKALIKES = str.maketrans("@4310$5", "aaeioss")
 AT_ONCE = 2
 """Passwords that are hashed at the same time: each takes 64 MiB and keeps a core busy."""
 
@@ -94,7 +100,7 @@ def is_outdated(kept: str) -> bool:
 
 def too_easy(name: str, password: str) -> list[FieldError]:
     """Name what is wrong with a password of somebody called so, whatever its length."""
-    if password.casefold() == name.casefold():
+    if name.casefold() in {password.casefold(), password.casefold().strip(SIGNS)}:
         return [FieldError("password", "must not be the name")]
     if _is_common(password):
         return [FieldError("password", "is one of the most used passwords, or nearly so")]
@@ -103,21 +109,40 @@ def too_easy(name: str, password: str) -> list[FieldError]:
 
 @cache
 def _common() -> frozenset[str]:
-    return frozenset(COMMON.read_text().split())
+    return frozenset((*COMMON.read_text().split(), *OWN_WORDS))
 
 
 def _is_common(password: str) -> bool:
     """Whether a password is among the most used ones (NIST SP 800-63B, 3.1.1.2), or nearly so.
 
-    That is one with a few digits or signs around it, one that is repeated, and a run such as
-    `123456789012`: few of the list are as long as ours must be.
+    That is one with a few digits or signs around it, with some in the place of letters that look
+    alike, or typed on Russian keys; one that is repeated, and a run such as `123456789012`: few of
+    the list are as long as ours must be.
     """
-    text = unicodedata.normalize("NFKC", password).casefold()
-    core = text.strip(SIGNS)
-    if text in _common() or (core in _common() and len(text) - len(core) <= MOST_SIGNS):
-        return True
+    text = "".join(each for each in password if unicodedata.category(each) != "Cf")
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return _is_listed(text) or _is_repetitive(text)
+
+
+def _is_listed(text: str) -> bool:
+    """Whether a text is listed as it is or as it is meant, but for a few signs around it."""
+    meant = (
+        text,
+        text.translate(RUSSIAN_KEYS),
+        text.strip(digits).translate(LOOKALIKES),  # a sign at its end may be a letter, too
+    )
+    cores = {each.strip(SIGNS) for each in meant}
+    return text in _common() or any(
+        core in _common() and len(text) - len(core) <= MOST_SIGNS for core in cores
+    )
+
+
+def _is_repetitive(text: str) -> bool:
     steps = {(ord(after) - ord(before)) % 10 for before, after in pairwise(text)}
     if len(steps) == 1 and (text.isdecimal() or text.isalpha()):
+        return True
+    words = {word for word in re.split(r"[\W\d_]+", text) if word}
+    if len(words) == 1 and words <= _common() and text.count(min(words)) > 1:
         return True
     # a text that is a part repeated is found in itself doubled before its end
     part = text[: (text + text).find(text, 1)]
