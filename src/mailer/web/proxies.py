@@ -42,8 +42,8 @@ class TrustedProxies:
         mapped = getattr(parsed, "ipv4_mapped", None)
         return any(each in net for each in (parsed, mapped) if each for net in self._networks)
 
-    def sender(self, forwarded_for: Iterable[bytes]) -> tuple[str, int] | None:
-        """Return the address and the port that X-Forwarded-For names; None where it names none."""
+    def sender(self, forwarded_for: Iterable[bytes]) -> tuple[str, int]:
+        """Return the address and the port that X-Forwarded-For names; "" where it names none."""
         entries = b",".join(forwarded_for).rsplit(b",", MOST_HOPS)[-MOST_HOPS:]
         named = [_address(entry.decode("latin-1").strip()) for entry in entries]
         return next((each for each in reversed(named) if each[0] not in self), named[0])
@@ -86,12 +86,15 @@ def _believe(scope: Scope, proxies: TrustedProxies) -> None:
     if first in SCHEMES:
         scope["scheme"] = first
     forwarded_for = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
-    if forwarded_for and (sender := proxies.sender(forwarded_for)) and sender[0]:
+    if forwarded_for and (sender := proxies.sender(forwarded_for))[0]:
         scope["client"] = sender
 
 
 def _address(entry: str) -> tuple[str, int]:
-    """Return the address and the port of an entry such as `192.0.2.1:80` or `[2001:db8::1]`."""
+    """Return the address and the port of an entry such as `192.0.2.1:80` or `[2001:db8::1]`.
+
+    What is no address, such as `unknown`, is "".
+    """
     if entry.startswith("["):
         host, _, rest = entry[1:].partition("]")
         port = rest.removeprefix(":")
@@ -99,5 +102,9 @@ def _address(entry: str) -> tuple[str, int]:
         host, _, port = entry.partition(":")
     else:
         host, port = entry, ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "", 0
     is_port = port.isascii() and port.isdigit() and len(port) <= len("65535")
     return host, int(port) if is_port else 0
