@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.calls import NEW
 from tests.api.repeats import ANNA, MAILINGS, NEW_CLIENT, is_replay, post
+from tests.api.visits import app_of
 from tests.asked import inside
 from tests.patience import PATIENCE
 from tests.sample import do, execute, value
@@ -22,7 +23,6 @@ from mailer.access import keys
 from mailer.access.gate import address_of
 from mailer.access.model import COMMAND_LINE
 from mailer.access.sessions import begin as begin_session
-from mailer.app import create_app
 from mailer.settings import SCOPES, Scope, Settings
 from mailer.web.observing import observed
 
@@ -37,7 +37,7 @@ LAST_USED = "SELECT last_used_at FROM api_key"
 @asynccontextmanager
 async def served(engine: AsyncEngine, settings: Settings | None = None) -> AsyncIterator[Any]:
     """Give the application as it is served; unless settings are given, as it is by default."""
-    app = observed(create_app(engine, settings=settings))
+    app = observed(app_of(engine, settings or Settings()))
     transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
         yield client

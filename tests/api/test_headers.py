@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from importlib.metadata import version
 
 import httpx
@@ -12,7 +13,7 @@ from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.calls import NEW, create
-from tests.api.visits import BROWSER
+from tests.api.visits import BROWSER, app_of
 from tests.asked import inside
 from tests.sample import OPEN
 
@@ -33,7 +34,9 @@ EVERYWHERE = {
 NOTHING = "default-src 'none'; frame-ancestors 'none'"
 
 
-def app_of(engine: AsyncEngine) -> Litestar:
+@lru_cache(maxsize=1)
+def app_without_streams(engine: AsyncEngine) -> Litestar:
+    """Return an application that the tests share: to make one takes longer than a test."""
     live = Live()
     live.stop()  # streams of events end at once
     return create_app(engine, live=live, settings=OPEN)
@@ -43,7 +46,7 @@ def client_of(
     engine: AsyncEngine, settings: Settings, peer: str = "127.0.0.1", host: str = "mailer"
 ) -> httpx.AsyncClient:
     """A client of the application as it is served, from an address."""
-    transport = inside(served(app_of(engine), settings), client=(peer, 1234))
+    transport = inside(served(app_without_streams(engine), settings), client=(peer, 1234))
     return httpx.AsyncClient(transport=transport, base_url=f"http://{host}")
 
 
@@ -56,7 +59,7 @@ async def web(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
 async def answers(engine: AsyncEngine, web: httpx.AsyncClient) -> AsyncIterator[httpx.Response]:
     """Give an answer of every route by every method, to a person and to a program."""
     created = await create(web_api(web), NEW)
-    for route in app_of(engine).routes:
+    for route in app_without_streams(engine).routes:
         if not isinstance(route, HTTPRoute):
             continue
         path = re.sub(r"{file_path:path}", "pages.css", route.path_format)
@@ -297,7 +300,7 @@ async def test_entries_of_a_header_that_are_read_are_bounded(
     engine: AsyncEngine, name: str, value: str
 ) -> None:
     seen: list[str] = []
-    app = app_of(engine)
+    app = app_without_streams(engine)
 
     async def look(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         seen.extend(Headers.from_scope(scope).getall(name))  # as Litestar sees them
@@ -413,7 +416,7 @@ async def test_host_that_names_nothing_is_refused(
     engine: AsyncEngine, host: bytes, path: str
 ) -> None:
     for settings in (Settings(), OPEN, Settings(trusted_proxies="127.0.0.1")):
-        transport = inside(served(create_app(engine, settings=settings), settings))
+        transport = inside(served(app_of(engine, settings), settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
             answer = await client.get(path, headers=[(b"Host", host), *_encoded(BROWSER)])
             assert answer.status_code == 400, answer.text
@@ -423,7 +426,7 @@ async def test_host_that_names_nothing_is_refused(
 
 
 async def test_query_that_is_no_text_is_refused(engine: AsyncEngine) -> None:
-    inner = served(create_app(engine), Settings())
+    inner = served(app_of(engine, Settings()), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         await inner(scope | {"query_string": b"back=\xff"}, receive, send)
@@ -439,7 +442,7 @@ async def test_two_hosts_are_refused(web: httpx.AsyncClient) -> None:
 
 
 async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
-    inner = served(app_of(engine), Settings())
+    inner = served(app_without_streams(engine), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         await inner(scope | {"headers": []}, receive, send)
@@ -453,7 +456,7 @@ async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
 async def test_without_host_an_old_request_is_for_the_address_that_it_came_to(
     engine: AsyncEngine, server: tuple[str, int | None]
 ) -> None:
-    inner = served(app_of(engine), Settings())
+    inner = served(app_without_streams(engine), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"]

@@ -8,12 +8,11 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.visits import BROWSER, ESCAPED, HOSTILE, SITE, page, signed_in, visitor
+from tests.api.visits import BROWSER, ESCAPED, HOSTILE, SITE, app_of, page, signed_in, visitor
 from tests.asked import inside
 from tests.sample import OPEN, execute, value
 
 from mailer.access import commands
-from mailer.app import create_app
 from mailer.settings import Scope, Settings
 
 MADE = """
@@ -24,7 +23,7 @@ FORM = {"name": "shop", "scope": "write", "expires": "90", "expires_on": ""}
 @pytest.fixture
 async def guarded(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """The API where it asks who comes."""
-    transport = inside(create_app(engine, settings=Settings()))
+    transport = inside(app_of(engine, Settings()))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

@@ -48,7 +48,7 @@ def visitor(
     engine: AsyncEngine, settings: Settings | None = None, secret: str | None = None
 ) -> httpx.AsyncClient:
     """Return a browser at an application that asks who comes; paths are the site's."""
-    app = _app(engine, settings or Settings())
+    app = app_of(engine, settings or Settings())
     browser = httpx.AsyncClient(
         transport=inside(app),
         base_url=SITE,
@@ -59,8 +59,8 @@ def visitor(
     return browser
 
 
-@lru_cache(maxsize=4)
-def _app(engine: AsyncEngine, settings: Settings) -> Litestar:
+@lru_cache(maxsize=8)
+def app_of(engine: AsyncEngine, settings: Settings) -> Litestar:
     """Return an application that tests of a file share: to make one takes longer than a test."""
     return create_app(engine, settings=settings)
 
