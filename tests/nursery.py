@@ -1,10 +1,10 @@
 """Where mailer's processes for tests come from: forked from one that has imported all of it.
 
 A start costs what mailer itself does in it, and not the second that Python takes for imports. Each
-process is one of its own, runs what `mailer serve` runs, and may be killed like any other. Tests
-of the command line and of a wheel start the program itself.
+process is one of its own, runs what a command of mailer runs, and may be killed like any other.
+Tests of a wheel, and with a wall clock of their own, start the program itself.
 
-Run as a script it is the nursery: it takes an order with two files, for each forks a keeper, which
+Run as a script it is the nursery: it takes an order with four files, for each forks a keeper, which
 forks the process, says its number and then its status. Without its tests it ends.
 """
 
@@ -18,7 +18,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -57,20 +59,57 @@ class Nursed:
 
 async def start(environ: Mapping[str, str], path: Path) -> Nursed:
     """Start `mailer serve` under just this environment, on the code at `path`."""
-    ours, theirs = socket.socketpair()
     reading, writing = os.pipe()
-    order = json.dumps(dict(environ)).encode()
-    socket.send_fds(_nursery(path), [order], [theirs.fileno(), writing])
-    theirs.close()
-    os.close(writing)
+    with open(os.devnull, "r+b") as nothing, os.fdopen(writing, "wb") as stderr:  # noqa: PTH123  # at once
+        files = [nothing.fileno(), nothing.fileno(), stderr.fileno()]
+        ours = _order(["serve"], environ, path, files)
     reader, writer = await asyncio.open_connection(sock=ours)
-    stderr = asyncio.StreamReader()
+    stderr_reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(stderr), os.fdopen(reading, "rb")
+        lambda: asyncio.StreamReaderProtocol(stderr_reader), os.fdopen(reading, "rb")
     )
-    process = Nursed(int(await reader.readline()), stderr)
+    process = Nursed(int(await reader.readline()), stderr_reader)
     process.follow(reader, writer)
     return process
+
+
+def run(
+    arguments: Sequence[str], environ: Mapping[str, str], path: Path, given: str, within: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; `given` is its standard input.
+
+    Raises `TimeoutError`, and ends the command, after `within` seconds.
+    """
+    with ExitStack() as stack:
+        stdin, stdout, stderr = (
+            stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3)
+        )
+        stdin.write(given)
+        stdin.seek(0)
+        files = [stdin.fileno(), stdout.fileno(), stderr.fileno()]
+        ours = stack.enter_context(_order(arguments, environ, path, files))
+        ours.settimeout(within)
+        said = stack.enter_context(ours.makefile())
+        pid = int(said.readline())
+        try:
+            status = int(said.readline())
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
+
+
+def _order(
+    arguments: Sequence[str], environ: Mapping[str, str], path: Path, files: Sequence[int]
+) -> socket.socket:
+    """Order a process with these standard files; return what says its number, then its status."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        order = json.dumps({"arguments": list(arguments), "environ": dict(environ)}).encode()
+        socket.send_fds(_nursery(path), [order], [theirs.fileno(), *files])
+    return ours
 
 
 @cache
@@ -101,30 +140,33 @@ def nurse(channel: socket.socket) -> None:
     gc.freeze()  # else each process would copy what it only looks through
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
-        order, files, _, _ = socket.recv_fds(channel, LARGEST_ORDER, 2)
+        order, files, _, _ = socket.recv_fds(channel, LARGEST_ORDER, 4)
         if not order:
             return
         if os.fork() == 0:
             channel.close()
             _keep(*files)
+            wanted = json.loads(order)
             os.environ.clear()
-            os.environ.update(json.loads(order))
-            sys.argv = ["mailer", "serve"]
-            main(["serve"])
+            os.environ.update(wanted["environ"])
+            sys.argv = ["mailer", *wanted["arguments"]]
+            main(wanted["arguments"])  # which exits
         for file in files:
             os.close(file)
 
 
-def _keep(told: int, stderr: int) -> None:
+def _keep(told: int, *standard: int) -> None:
     """Fork the process, in which alone this returns, and tell what becomes of it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+        for number, file in enumerate(standard):
+            os.dup2(file, number)
+            os.close(file)
         os.close(told)
         return
-    os.close(stderr)
+    for file in standard:
+        os.close(file)
     os.write(told, b"%d\n" % pid)
     _, status = os.waitpid(pid, 0)
     os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))

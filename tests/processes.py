@@ -235,12 +235,5 @@ def run(*arguments: str, given: str = "", **settings: str) -> subprocess.Complet
     """Run a command that ends by itself; `given` is its standard input."""
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
-    return subprocess.run(  # noqa: S603  # our own command
-        [sys.executable, "-m", "mailer", *arguments],
-        env=environ,
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    path = Path(mailer.__file__).parents[1]
+    return nursery.run(arguments, environ, path, given, within=PATIENCE)
