@@ -157,6 +157,13 @@ async def test_newer_schema_is_named(database_url: str) -> None:
     assert "has the schema 9999 of a newer mailer" in await refusal(database_url)
 
 
+async def test_two_schemas_at_once_are_named(database_url: str) -> None:
+    connection = await connect(database_url)
+    await connection.execute("INSERT INTO alembic_version VALUES ('0001')")
+    await connection.close()
+    assert "0001" in await refusal(database_url)
+
+
 async def test_tables_of_another_program_are_left_alone(server_url: str) -> None:
     async with new_database(server_url, "foreign_tables") as url:
         connection = await connect(url)

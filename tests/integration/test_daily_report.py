@@ -454,6 +454,19 @@ async def test_mail_without_a_login_is_encrypted_when_the_server_offers_it(
     assert mailbox.was_encrypted == [True]
 
 
+async def test_without_a_login_encryption_that_the_server_cannot_do_is_left_out(
+    engine: AsyncEngine, start_mail_server: StartMailServer
+) -> None:
+    mailbox = Mailbox()
+    without_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    port = await start_mail_server(mailbox, tls_context=without_certificate, authenticator=knows)
+    await refusal(engine, settings_for(port, login=KNOWN))
+    assert not mailbox.envelopes
+
+    await send_report(await sample_report(engine), post_of(settings_for(port)))
+    assert mailbox.was_encrypted == [False]
+
+
 async def test_mail_is_made_of_short_lines_of_ascii(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:

@@ -4,6 +4,7 @@ import ssl
 
 import asyncpg
 import msgspec
+from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,6 +34,7 @@ WRONG = (
     asyncpg.CantChangeRuntimeParamError,
     asyncpg.ClientConfigurationError,
     ssl.SSLCertVerificationError,
+    CommandError,  # of Alembic, whose own table says what cannot be
     UnicodeError,  # of a host that can be no name
     UnfitError,
     UnknownSchemaError,

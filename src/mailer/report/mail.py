@@ -38,6 +38,14 @@ ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za
 SHOWN_ADDRESS = re.compile(r"[^\s<>:;,\"'()]+@[^\s<>:;,\"'()]+")
 
 
+BEFORE_TLS = (
+    aiosmtplib.SMTPConnectError,
+    aiosmtplib.SMTPHeloError,
+    aiosmtplib.SMTPAuthenticationError,
+)
+"""Errors of a connection that have nothing to do with its encryption."""
+
+
 class MailNotSentError(UnavailableError):
     """The mail server did not take the report."""
 
@@ -160,13 +168,23 @@ async def send_report(
 
     With a login the connection is encrypted before it, or the mail is not sent; on this machine
     alone it may go in the clear. smtps is always encrypted. Without a login it is encrypted when
-    the server offers it. Raises `MailNotSentError` when no recipient was decided on.
+    the server offers it and can do it. Raises `MailNotSentError` when no recipient was decided on.
     """
     message = await asyncio.to_thread(_message, report, post, message_id)  # others are being served
-    client = _client(post)
+    client = _client(post, post.starts_tls)
     try:
         async with asyncio.timeout(LONGEST):
-            await client.connect()
+            try:
+                await client.connect()
+            except BEFORE_TLS:
+                raise
+            except (aiosmtplib.SMTPException, OSError) as error:
+                if post.validates:
+                    raise
+                log.warning("mail_not_encrypted", reason=_words(error)[:WORDS_LIMIT])
+                client.close()
+                client = _client(post, starts_tls=False)
+                await client.connect()
             result = await _deliver(client, message, post.sender, recipients or post.recipients)
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
         words = _words(error)[:WORDS_LIMIT]
@@ -184,14 +202,14 @@ async def send_report(
     return result
 
 
-def _client(post: Post) -> aiosmtplib.SMTP:
+def _client(post: Post, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # of three values
     return aiosmtplib.SMTP(
         hostname=post.host,
         port=post.port,
         username=post.user,
         password=post.password,
         use_tls=post.is_tls,
-        start_tls=post.starts_tls,
+        start_tls=starts_tls,
         validate_certs=post.validates,
         timeout=PATIENCE,
     )
