@@ -313,7 +313,7 @@ async def prepare(mailer: harness.Mailer, clients: int) -> Target:
     zones = await mailer.database.fetchval(ZONES, sorted(known_zones()))
     await mailer.database.execute(ADD_CLIENTS, clients, zones)
     await mailer.database.execute("VACUUM ANALYZE client")
-    for _ in range(20):
+    for _ in range(60):  # more than a page shows
         await mailer.add_mailing(starts_in=3600, client_filter=filter_of(300, zones))
     sent = await mailer.add_mailing()
     await mailer.finished(sent["id"])
