@@ -17,7 +17,7 @@ from mailer.access.model import Kind
 from mailer.admin import words
 from mailer.admin.listing import NOTHING, asked, pages
 from mailer.admin.render import Show
-from mailer.mailing.model import AudienceLists
+from mailer.mailing.model import kept_filter
 from mailer.web.query import Limit
 
 PATH = "/audit"
@@ -74,11 +74,7 @@ def _value(name: str, value: Any) -> Any:  # noqa: ANN401  # as JSON holds it
     """Return a value as templates know to write it."""
     if name in MOMENTS and value is not None:
         return datetime.fromisoformat(value)
-    if name == "client_filter" and isinstance(value, dict):
-        return AudienceLists(
-            **value
-        )  # checked when it was given; to check thousands again takes long
-    return value
+    return kept_filter(value) if name == "client_filter" else value
 
 
 def _address(entry: Entry) -> str | None:

@@ -130,6 +130,14 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
 ClientFilter = AudienceLists | Terms | None
 
 
+def kept_filter(value: Any) -> ClientFilter:  # noqa: ANN401  # JSON
+    """Return a filter as the database keeps it, which was checked when it was given.
+
+    To check it again would take a millisecond for each thousand entries.
+    """
+    return AudienceLists(**value) if isinstance(value, dict) else value
+
+
 def terms_of(text: str) -> list[str]:
     """Return the terms of a filter that is a string: split by commas, clean, none empty."""
     return [term for part in text.split(",") if (term := clean_label(part))]

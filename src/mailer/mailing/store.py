@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.paging import Position, Slice, fetch_slice
 from mailer.db.schema import MESSAGE_STATUSES, ledger, mailing, origin, settled
 from mailer.gateway.breaker import Hold
-from mailer.mailing.model import ClientFilter, Mailing, MailingNotFoundError, Status
+from mailer.mailing.model import Mailing, MailingNotFoundError, Status, kept_filter
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
 
@@ -63,7 +63,7 @@ def select_mailings() -> Select[Any]:
 def to_mailing(row: Row[Any]) -> Mailing:
     """Return the mailing that a row of `page` or `get` stands for."""
     values = {name: getattr(row, name) for name in Mailing.__struct_fields__ if name != "held"}
-    values["client_filter"] = msgspec.convert(row.client_filter, ClientFilter)
+    values["client_filter"] = kept_filter(row.client_filter)
     for name in ("send_interval_time_start", "send_interval_time_end"):
         values[name] = _clock(values[name])
     if row.held_since is not None and row.status == "running":
