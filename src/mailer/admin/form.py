@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from litestar import Request
 
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
+from mailer.time_slices import TimeSlices
 from mailer.validation import Given, check
 
 SMALL_LIMIT = 32 * 1024
@@ -21,6 +22,8 @@ LONG_LIMIT = 256 * 1024
 """Bytes of a mailing's form: a character of its text or filter may take twelve."""
 MOST_FIELDS = 100
 """Fields of a form: to take a body of many small ones apart keeps everybody else waiting."""
+PIECE = 4096
+"""Bytes of a form that are unquoted at once: a third of a millisecond, if all are escaped."""
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -51,13 +54,35 @@ async def typed(request: Request[Any, Any, Any], *fields: str) -> dict[str, str]
     A box that is not ticked is not sent, and counts as empty. Raises `InvalidError` when it is not
     a form in UTF-8, or has more than `MOST_FIELDS`.
     """
+    pairs = (await request.body()).split(b"&")
+    slices = TimeSlices()
+    no_form = InvalidError([FieldError("", "is not a form in UTF-8")])
+    if len(pairs) > MOST_FIELDS:
+        raise no_form
+    given = {}
     try:
-        text = (await request.body()).decode()
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise InvalidError([FieldError("", "is not a form in UTF-8")]) from error
-    given = dict(pairs)
+        for name, _, value in (pair.partition(b"=") for pair in pairs):
+            given[await _unquoted(name, slices)] = await _unquoted(value, slices)
+    except UnicodeDecodeError as error:
+        raise no_form from error
     return {field: given.get(field, "").replace("\r\n", "\n") for field in fields}
+
+
+async def _unquoted(text: bytes, slices: TimeSlices) -> str:
+    """Return what a browser has quoted, piece by piece: tens of thousands of escapes take long.
+
+    Raises `UnicodeDecodeError`.
+    """
+    text = text.replace(b"+", b" ")
+    found, start = [], 0
+    while start < len(text):
+        end = start + PIECE
+        is_cut = text.rfind(b"%", end - 2, end)  # no escape is to be cut in two
+        end = end if is_cut < 0 else is_cut
+        found.append(unquote_to_bytes(text[start:end]))
+        await slices.pause()
+        start = end
+    return b"".join(found).decode()
 
 
 def checked(
