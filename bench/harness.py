@@ -169,11 +169,15 @@ WATCHED = (str(Path(__file__).with_name("watched.py")),)
 
 @asynccontextmanager
 async def serve(
-    gateway_url: str, program: Sequence[str] = SERVE, **settings: object
+    gateway_url: str,
+    program: Sequence[str] = SERVE,
+    python: str = sys.executable,
+    **settings: object,
 ) -> AsyncIterator[Mailer]:
     """Run mailer in a process of its own on a new data folder, sending to a gateway.
 
     With a `database_url` among the settings it works on that one, else on a new embedded database.
+    Another `python` runs the version that is installed there.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data_dir = Path(folder)
@@ -188,8 +192,10 @@ async def serve(
             **settings,
         }
         environ = own_environ() | {f"MAILER_{name.upper()}": str(v) for name, v in given.items()}
+        if python != sys.executable:
+            environ.pop("PYTHONPATH", None)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *program),
+            *(python, *program),
             env=environ,
             cwd=folder,  # away from a .env
             stdin=asyncio.subprocess.DEVNULL,
@@ -324,6 +330,11 @@ def cpu_seconds(pid: int) -> float:
     """Return the processor time that a process has used, its children's left out."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def exact_cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process of one thread, to the nanosecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def postmaster_of(pid: int) -> int:

@@ -2,8 +2,9 @@
 
 One mailing is claimed and finished to its end by the statements of the hot loop, without a gateway,
 while another session holds a snapshot from before: nothing that is dead may be removed, and every
-index keeps it. What a batch costs in the last tenth is held against the first. Limit: a ratio of at
-most 1.5, of claims and of both. Takes about half a minute.
+index keeps it. What a batch costs in the last tenth is compared with the first: processor time of
+the session's server process, which a busy machine changes less than the time that passes. Limit: a
+ratio of at most 1.5, of claims and of both. Takes about half a minute.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import asyncio
 import os
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -42,15 +42,16 @@ ADD_MESSAGES = """
 
 
 async def send(url: str, mailing_id: int, batch: int) -> tuple[list[float], list[float]]:
-    """Claim and finish all of a mailing; return what each claim took, and each batch, seconds."""
+    """Claim and finish all of a mailing; return what each claim cost, and each batch, seconds."""
     own = OwnConnection(url)
     connection = await own.get()
+    server = connection.get_server_pid()
     owner, place = uuid4(), store.START
     claiming, all_of_it = [], []
     while True:
-        began = time.perf_counter()
+        began = harness.exact_cpu_seconds(server)
         claims = await store.claim(connection, {mailing_id: place}, batch, owner, LEASE)
-        claimed = time.perf_counter()
+        claimed = harness.exact_cpu_seconds(server)
         if not claims:
             break
         place = max((claim.due_at, claim.id) for claim in claims)
@@ -58,7 +59,7 @@ async def send(url: str, mailing_id: int, batch: int) -> tuple[list[float], list
         done = [FinishedMessage(one, "delivered", one.attempts, sent_at=now) for one in claims]
         await store.finish(connection, owner, done)
         claiming.append(claimed - began)
-        all_of_it.append(time.perf_counter() - began)
+        all_of_it.append(harness.exact_cpu_seconds(server) - began)
     own.close()
     return claiming, all_of_it
 

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.patience import PATIENCE
 from tests.sample import (
@@ -18,11 +19,14 @@ from tests.sample import (
     state,
 )
 
-from mailer.db.engine import IN_INDEX_ORDER, raw
+from mailer.db.engine import IN_INDEX_ORDER, OwnConnection, raw
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, FinishedMessage, Status
 
 HOUR = timedelta(hours=1)
+LEDGER_READS = """
+    SELECT pg_stat_get_blocks_fetched(oid) + pg_stat_get_xact_blocks_fetched(oid)
+    FROM pg_class, pg_stat_force_next_flush() WHERE relname = 'ledger'"""
 
 
 @pytest.fixture
@@ -59,6 +63,33 @@ async def test_claim_takes_the_oldest_due_up_to_the_share_of_each_mailing(
     taken = [claim.id for claim in claims if claim.mailing_id == large]
     query = "SELECT count(*) FROM message WHERE id = ANY($1) AND due_at = $2"
     assert await claimer.fetchval(query, taken, oldest) == 2
+
+
+async def test_claim_reads_no_old_counts_that_a_snapshot_keeps(
+    engine: AsyncEngine, shared_database_url: str
+) -> None:
+    mailing_id = await add_due_messages(engine, 400)
+    own = OwnConnection(shared_database_url)
+    connection = await own.get()
+    place = store.START
+
+    async def claim_some(count: int) -> int:
+        """Claim one after the other, and return how many pages of counts that has read."""
+        nonlocal place
+        before = await connection.fetchval(LEDGER_READS)
+        for _ in range(count):
+            (claimed,) = await store.claim(connection, {mailing_id: place}, 1, OWNER, LEASE)
+            place = (claimed.due_at, claimed.id)
+        reads: int = await connection.fetchval(LEDGER_READS) - before
+        return reads
+
+    async with engine.connect() as backup:
+        await backup.execution_options(isolation_level="REPEATABLE READ")
+        await backup.execute(text("SELECT FROM client"))
+        at_first = await claim_some(20)
+        await claim_some(350)
+        assert await claim_some(20) <= 1.2 * at_first
+    own.close()
 
 
 async def test_claim_takes_nothing_that_is_not_due_or_not_scheduled(
