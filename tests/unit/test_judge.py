@@ -195,11 +195,12 @@ def test_whatever_ends_a_message_that_may_have_been_accepted_ends_it_as_unknown(
     assert end_untried(unknown, "undelivered", "internal_error") == ended
 
 
-def test_a_message_that_may_have_been_accepted_waits_for_the_end_when_its_window_is_over() -> None:
+@pytest.mark.parametrize("field", ["last_failure", "unknown_reason"])
+def test_message_that_was_tried_waits_for_the_end_when_its_window_is_over(field: str) -> None:
     mailing = changed(MAILING, window=Window(time(9), time(12)))
-    unknown = changed(CLAIM, unknown_reason="timeout")
-    assert before_sending(unknown, mailing, NOON, 10) == FinishedMessage(
-        unknown, "scheduled", 1, due_at=NOON + 21 * HOUR
+    tried = changed(CLAIM, **{field: "timeout"})
+    assert before_sending(tried, mailing, NOON, 10) == FinishedMessage(
+        tried, "scheduled", 1, due_at=NOON + 21 * HOUR
     )
 
 
@@ -273,8 +274,9 @@ def case_of(  # noqa: PLR0913  # all that counts
     zone: str,
     on_unknown: OnUnknown,
     unknown: str | None,
+    failure: str | None,
 ) -> Case:
-    claim = ClaimedMessage(7, 3, attempts, now + lease, phone, zone, unknown)
+    claim = ClaimedMessage(7, 3, attempts, now + lease, phone, zone, unknown, last_failure=failure)
     return Case(claim, RunningMailing(3, "Hello", now + end, window, on_unknown), now)
 
 
@@ -300,6 +302,7 @@ cases = st.builds(
     ),
     on_unknown=st.sampled_from(["retry", "hold"]),
     unknown=st.sampled_from([None, None, "lease_expired"]),
+    failure=st.sampled_from([None, None, "http_503"]),
 )
 
 
@@ -340,7 +343,8 @@ def before_plainly(case: Case, timeout: float) -> Send | FinishedMessage:
     if left <= timedelta(0):
         return cancelled_plainly(claim, "expired")
     opening = opening_plainly(case, now, LATER)
-    if opening is None or (opening >= last and not claim.unknown_reason):
+    is_fresh = claim.unknown_reason is None and claim.last_failure is None
+    if opening is None or (opening >= last and is_fresh):
         return FinishedMessage(claim, "cancelled", untried, "no_window")
     if opening != now:
         return FinishedMessage(claim, "scheduled", untried, due_at=opening)

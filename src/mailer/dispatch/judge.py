@@ -59,16 +59,17 @@ def before_sending(
 def _outside_window(
     claim: ClaimedMessage, mailing: RunningMailing, now: datetime
 ) -> FinishedMessage | None:
-    """Return what becomes of a message outside its window, None inside.
+    """Return the result of a message outside its window, None inside.
 
-    One that may have been accepted waits for the end, which alone ends it.
+    A message that was tried stays scheduled until `datetime_end`: a pause that its gateway asked
+    for ends no message, and a later end can still make it due.
     """
     if mailing.window is None:
         return None
     opening = mailing.window.next_opening(claim.time_zone, now)
     if opening <= now:
         return None
-    if mailing.time_left(opening) <= 0 and claim.unknown_reason is None:
+    if mailing.time_left(opening) <= 0 and not claim.was_tried:
         return end_untried(claim, "cancelled", "no_window")
     return FinishedMessage(claim, "scheduled", claim.attempts - 1, due_at=opening)
 
@@ -121,7 +122,8 @@ def _try_again(
 ) -> FinishedMessage:
     """Schedule a message again after a pause in seconds, inside its window.
 
-    That may be past the end: then it waits for the end, which alone ends it and may be moved.
+    That may be past the end: the message stays scheduled until `datetime_end`, and a later end can
+    still make it due.
     """
     retry_at = now + timedelta(seconds=pause)
     window = mailing.window

@@ -92,7 +92,14 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     unknown_reason: str | None = None
     """Why the delivery by an earlier attempt is unknown; None when none is."""
     due_at: datetime = FIRST_DUE
-    """By which, and by its id, it has its place among its mailing's."""
+    """Messages of a mailing are claimed in the order of this and of their ids."""
+    last_failure: str | None = None
+    """Why the last attempt before this one failed; None when none did."""
+
+    @property
+    def was_tried(self) -> bool:
+        """Whether an earlier attempt failed, or its delivery is unknown."""
+        return self.last_failure is not None or self.unknown_reason is not None
 
 
 class FinishedMessage(msgspec.Struct, frozen=True, gc=False):

@@ -121,7 +121,8 @@ CLAIM = """
     FROM due JOIN client ON client.id = due.client_id
     WHERE message.id = due.id
     RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
-        client.phone, client.time_zone, message.unknown_reason, message.due_at"""
+        client.phone, client.time_zone, message.unknown_reason, message.due_at,
+        message.last_failure"""
 
 
 async def claim(
