@@ -236,6 +236,28 @@ async def test_what_stands_about_a_body_is_bounded_too(engine: AsyncEngine, rest
 
 
 @pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\n{zz\r\n",
+        b"Transfer-Encoding: gzip\r\n\r\n{}",
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 200,
+    ],
+    ids=["chunk", "size", "after a chunk", "coding", "trailers"],
+)
+async def test_a_body_that_breaks_off_is_refused_in_words(engine: AsyncEngine, rest: bytes) -> None:
+    app = create_app(engine, settings=OPEN)
+    async with listening(app) as port, talk(port) as client:
+        await client.say(BODY + rest)
+        status, headers, _ = await client.answer()
+        assert status == (431 if b"X: y" in rest else 400)
+        assert headers["content-type"] == "application/problem+json"
+        assert headers["connection"] == "close"
+        await client.ended()
+
+
+@pytest.mark.parametrize(
     "begun",
     [
         BODY + b"Content-Length: 100\r\n\r\n",

@@ -238,13 +238,17 @@ class Connection(HttpToolsProtocol):
         """Answer why, unless another answer is on its way, which is the last then; and close."""
         log.debug("connection_refused", status=refusal.status.value)
         if self._is_answering and self.cycle.more_body:
-            self.transport.abort()  # what is answered will never be whole
+            if self.cycle.response_started:
+                self.transport.abort()  # what is answered will never be whole
+                return
+            self.cycle.disconnected = True  # what it would answer comes too late
+            self.cycle.message_event.set()
         elif self._is_answering:
             self.cycle.keep_alive = False
             self.flow.pause_reading()
-        else:
-            self.transport.write(_answer(refusal))
-            self.transport.close()
+            return
+        self.transport.write(_answer(refusal))
+        self.transport.close()
 
 
 def connection_class(limits: Limits) -> type[Protocol]:
