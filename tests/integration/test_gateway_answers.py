@@ -312,6 +312,13 @@ LONGER = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
     "parts",
     [
         (CHUNKED + b"1c\r\n" + OK + b"\r\n", b"zz\r\n"),
+        (CHUNKED + b"1c\r\n" + OK + b"\r\nzz\r\n",),
+        (CHUNKED + b"1c\r\n" + OK + b"\r\n0\r\nno colon\r\n\r\n",),
+        (CHUNKED + b"1c\r\n" + OK + b"\r\n0\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",),
+        (
+            CHUNKED[:-2],
+            b"\r\n1c\r\n" + OK + b"\r\n",
+        ),
         (CHUNKED, b"1c\r\n" + OK + b"\r\n", b"0\r\nno colon\r\n\r\n"),
         (CHUNKED + b"1c\r\n" + OK + b"\r\n",),
         (CHUNKED, b"1c\r\n" + OK),
