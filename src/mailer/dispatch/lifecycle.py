@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 
 CHUNK = 5_000
 """Messages that one transaction ends."""
-ASKED = 1_000
-"""Mailings that one look asks whether they are through."""
+ASKED = 100
+"""Mailings of which something became that one look asks whether they are through."""
 IDLE = 1.0
 """Most seconds between looks at what is to be done: the backstop behind every signal."""
 BREATH = 0.02
@@ -152,6 +152,8 @@ class Lifecycle:
         finished = await self._do(lambda db: moving.finish(db, after, asked)) or []
         for mailing_id, status in finished:
             log.info("mailing_ended", mailing_id=mailing_id, status=status)
+        if len(finished) == together.SLICE:
+            self._touched.update(asked)  # there may be more of them
         return bool(finished)
 
     async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result | None:

@@ -102,15 +102,32 @@ class ToDo(msgspec.Struct, frozen=True):
 
 
 IS_THROUGH = "audience_cursor = audience_until AND retry_before IS NULL AND NOT replanning"
+ENDED_AT_ONCE = 1_000
+"""Mailings past their end, the first to end first, whose messages are cleared: all, as they end."""
+
+# Subqueries with OFFSET or LIMIT keep the planner to indexes: it takes those that wait for far less
+# or far more than they are, and would walk over all of them.
+MAYBE_THROUGH = f"""
+    slice AS MATERIALIZED (
+        SELECT id FROM mailing WHERE {LIVE} AND id > :after ORDER BY id LIMIT {SLICE}),
+    through AS MATERIALIZED (
+        SELECT one.id FROM (SELECT id FROM slice UNION SELECT unnest(:asked)) AS maybe
+            CROSS JOIN LATERAL (
+                SELECT FROM ledger WHERE mailing_id = maybe.id
+                    AND scheduled = 0 AND sending = 0 OFFSET 0) AS counts
+            CROSS JOIN LATERAL (
+                SELECT id FROM mailing WHERE mailing.id = maybe.id
+                    AND {LIVE} AND {IS_THROUGH} OFFSET 0) AS one
+        LIMIT {4 * together.SLICE})"""  # noqa: S608  # our own words
+OVER = f"""
+    SELECT id, status FROM mailing
+    WHERE {LIVE} AND audience_until IS NOT NULL AND {OVER_AT} <= (SELECT clock_timestamp())
+    ORDER BY {OVER_AT} LIMIT {ENDED_AT_ONCE}"""  # noqa: S608  # likewise
 
 # Each kind of work has an index that holds little else: a look costs the same however many mailings
 # wait. What may be through is no more than a slice of all, and those that something became of.
 LOOK = text(f"""
-    WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at),
-    slice AS MATERIALIZED (
-        SELECT id FROM mailing WHERE {LIVE} AND {IS_THROUGH} AND id > :after
-        ORDER BY id LIMIT {SLICE}),
-    maybe AS (SELECT id FROM slice UNION ALL SELECT unnest(:asked))
+    WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at), {MAYBE_THROUGH}
     SELECT
         EXISTS (SELECT FROM mailing WHERE {LIVE} AND audience_until IS NULL
             AND datetime_start <= (SELECT at FROM clock) AND id <> ALL (:passed_over)) AS begins,
@@ -120,11 +137,10 @@ LOOK = text(f"""
             AND id <> ALL (:passed_over)) AS replans,
         EXISTS (SELECT FROM mailing WHERE {LIVE} AND retry_before IS NOT NULL
             AND id <> ALL (:passed_over)) AS retries,
-        EXISTS (SELECT FROM mailing JOIN ledger ON mailing_id = id
-            WHERE {LIVE} AND audience_until IS NOT NULL
-                AND {OVER_AT} <= (SELECT at FROM clock) AND scheduled > 0) AS clears,
-        EXISTS (SELECT FROM maybe JOIN mailing USING (id) JOIN ledger ON mailing_id = mailing.id
-            WHERE {LIVE} AND {IS_THROUGH} AND scheduled = 0 AND sending = 0) AS finishes,
+        EXISTS (SELECT FROM ({OVER}) AS over CROSS JOIN LATERAL (
+            SELECT FROM ledger WHERE mailing_id = over.id AND scheduled > 0 OFFSET 0) AS counts)
+            AS clears,
+        EXISTS (SELECT FROM through) AS finishes,
         extract(epoch FROM least(
             (SELECT min(datetime_start) FROM mailing WHERE {LIVE} AND audience_until IS NULL
                 AND id <> ALL (:passed_over)),
@@ -204,10 +220,7 @@ async def begin_due(
 WHY_ENDED = "CASE waiting.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END"
 CLEAR = text(f"""
     WITH waiting AS MATERIALIZED (
-        SELECT message.id, over.status
-        FROM (SELECT id, status FROM mailing
-            WHERE {LIVE} AND audience_until IS NOT NULL
-                AND {OVER_AT} <= (SELECT clock_timestamp())) AS over
+        SELECT message.id, over.status FROM ({OVER}) AS over
         CROSS JOIN LATERAL (
             SELECT id FROM message
             WHERE message.mailing_id = over.id AND message.status = 'scheduled'
@@ -229,14 +242,13 @@ async def clear(connection: AsyncConnection, chunk: int) -> bool:
 # Both rows are locked, so that both are as they are now: a ledger read before its mailing was
 # locked might not know of the messages that have been scheduled again meanwhile.
 FINISH = text(f"""
-    WITH slice AS MATERIALIZED (
-        SELECT id FROM mailing WHERE {LIVE} AND {IS_THROUGH} AND id > :after
-        ORDER BY id LIMIT {SLICE}),
+    WITH {MAYBE_THROUGH},
     done AS MATERIALIZED (
-        SELECT mailing.id FROM mailing JOIN ledger ON ledger.mailing_id = mailing.id
-        WHERE (mailing.id IN (SELECT id FROM slice) OR mailing.id = ANY (:asked))
-            AND ledger.scheduled = 0 AND ledger.sending = 0 AND {LIVE} AND {IS_THROUGH}
-        ORDER BY mailing.id LIMIT {together.SLICE} FOR NO KEY UPDATE SKIP LOCKED
+        SELECT mailing.id FROM through JOIN mailing ON mailing.id = through.id
+            JOIN ledger ON ledger.mailing_id = mailing.id
+        WHERE ledger.scheduled = 0 AND ledger.sending = 0 AND {LIVE} AND {IS_THROUGH}
+        ORDER BY mailing.id LIMIT {together.SLICE}
+        FOR NO KEY UPDATE OF mailing, ledger SKIP LOCKED
     )
     UPDATE mailing SET is_settled = true, updated_at = now(),
         status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END

@@ -1,9 +1,10 @@
 """Messages of mailings that flow through a gateway at a rate: between events all flow evenly.
 
 An event is that a time begins or ends in which some may be sent, or that a mailing runs empty: the
-cost is in events, and not in messages.
+cost is in events, and not in messages. Mailings that have as many messages run empty at once.
 """
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
@@ -53,7 +54,9 @@ class Stream:
 
     def __init__(self, rate: float, others: Iterable[int]) -> None:
         self._rate = rate
-        self._others = sorted((waiting for waiting in others if waiting > 0), reverse=True)
+        counts = Counter(waiting for waiting in others if waiting > 0)
+        self._others = sorted(counts.items(), reverse=True)  # messages, and how many have as many
+        self._sharing = counts.total()
         self._given = 0.0  # to each of the others that has not run empty: they share equally
         self._line: dict[float, list[Flock]] = {}  # those whose turn it is, by when they were due
         self._now = 0.0
@@ -92,7 +95,7 @@ class Stream:
         while self._now < moment:
             yield
             first = self._line[min(self._line)] if self._line else []
-            takers = len(self._others) + bool(first)
+            takers = self._sharing + bool(first)
             if not takers or not self._rate:
                 self._now = moment
                 return
@@ -104,7 +107,7 @@ class Stream:
 
     def _least_left(self, first: Iterable[Flock]) -> float:
         """Return how many messages flow to each until one runs empty."""
-        left = [self._others[-1] - self._given] if self._others else []
+        left = [self._others[-1][0] - self._given] if self._others else []
         if first:
             left.append(sum(flock.left for flock in first))
         return min(left)
@@ -112,8 +115,8 @@ class Stream:
     def _give(self, first: Sequence[Flock], messages: float) -> None:
         """Give so many messages to each of the others, and to those who are first in line."""
         self._given += messages
-        while self._others and self._others[-1] - self._given < NOBODY:
-            self._others.pop()
+        while self._others and self._others[-1][0] - self._given < NOBODY:
+            self._sharing -= self._others.pop()[1]
         if not first:
             return
         left = sum(flock.left for flock in first)
