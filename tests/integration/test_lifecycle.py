@@ -2,6 +2,7 @@
 
 import asyncio
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.patience import PATIENCE
 from tests.sample import add_due_messages, add_mailing, execute, value
@@ -47,3 +48,40 @@ async def test_it_ends_though_it_is_woken_as_it_is_cancelled(engine: AsyncEngine
     running.cancel()
     await asyncio.wait([running], timeout=PATIENCE)
     assert running.cancelled()
+
+
+ADD_RUNNING = """
+    WITH added AS (
+        INSERT INTO mailing (datetime_start, datetime_end, text, clients_count, status,
+            audience_until, audience_cursor)
+        SELECT now(), now() + interval '1 hour', 'Hello', 1, 'running', 1, 1
+        FROM generate_series(1, 2000) RETURNING id)
+    INSERT INTO ledger (mailing_id, scheduled) SELECT id, 1 FROM added"""
+
+
+async def test_mailing_that_is_through_ends_at_the_first_look_though_thousands_wait(
+    engine: AsyncEngine,
+) -> None:
+    await execute(engine, ADD_RUNNING)
+    done = await add_due_messages(engine, 1)
+    await execute(engine, "UPDATE message SET status = 'delivered', sent_at = now()")
+    lifecycle = Lifecycle(
+        engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False
+    )
+    lifecycle.touch([done])
+    lifecycle.touch(range(1, done))
+    lifecycle.touch([done])
+    statements: list[str] = []
+    event.listen(
+        engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2])
+    )
+    running = asyncio.create_task(lifecycle.run())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not any("is_settled = true" in each for each in statements):
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+    ends = next(n for n, each in enumerate(statements) if "is_settled = true" in each)
+    assert sum("looked_up_to" in each for each in statements[:ends]) == 1

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 CHUNK = 5_000
 """Messages that one transaction ends."""
-ASKED = 100
+ASKED = 200
 """Mailings of which something became that one look asks whether they are through."""
 IDLE = 1.0
 """Most seconds between looks at what is to be done: the backstop behind every signal."""
@@ -51,7 +51,7 @@ class Lifecycle:
         self._is_sending = is_sending
         self._is_due = asyncio.Event()
         self._has_failed = False
-        self._touched: set[int] = set()
+        self._touched: dict[int, None] = {}
         self._after = 0
         self._turns = itertools.cycle(TURNS)
         self._passed_over = PassedOver()
@@ -60,7 +60,9 @@ class Lifecycle:
 
     def touch(self, mailing_ids: Iterable[int]) -> None:
         """Ask soon whether these mailings are through: something became of their messages."""
-        self._touched.update(mailing_ids)
+        for mailing_id in mailing_ids:
+            self._touched.pop(mailing_id, None)
+            self._touched[mailing_id] = None
 
     def wake(self) -> None:
         """Look at the mailings now."""
@@ -81,7 +83,8 @@ class Lifecycle:
 
     async def _advance(self) -> float:
         """Do some of what is to be done; return the seconds until there may be more."""
-        asked = [self._touched.pop() for _ in range(min(ASKED, len(self._touched)))]
+        # the latest first: all that run are touched when the mailings are read
+        asked = [self._touched.popitem()[0] for _ in range(min(ASKED, len(self._touched)))]
         after, self._after = self._after, 0
         if elapsed() >= self._pass_over_until:
             self._passed_over.clear()
@@ -143,7 +146,7 @@ class Lifecycle:
     def _tell(self, taken: list[audience.Taken]) -> None:
         for one in taken:
             if one.is_last:
-                self._touched.add(one.mailing_id)
+                self.touch([one.mailing_id])
                 log.info("audience_taken", mailing_id=one.mailing_id, clients=one.clients_count)
         if taken:
             self._on_messages([one.mailing_id for one in taken])
@@ -153,7 +156,7 @@ class Lifecycle:
         for mailing_id, status in finished:
             log.info("mailing_ended", mailing_id=mailing_id, status=status)
         if len(finished) == together.SLICE:
-            self._touched.update(asked)  # there may be more of them
+            self.touch(asked)  # there may be more of them
         return bool(finished)
 
     async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result | None:
