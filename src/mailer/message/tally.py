@@ -149,6 +149,7 @@ async def fold(connection: AsyncConnection, chunk: int) -> None:
         await connection.execute(FOLD, {"chunk": chunk})
 
 
+# OFFSET has each span read once, and not again for each comparison.
 RESOLUTION = " ".join(f"WHEN span <= {span} THEN {fine}" for span, fine in RESOLUTIONS)
 COARSEN = text(f"""
     WITH counted AS (
@@ -162,7 +163,7 @@ COARSEN = text(f"""
             SELECT (SELECT key FROM tally WHERE mailing_id = id AND dimension = 'second'
                     ORDER BY key DESC LIMIT 1)::bigint
                 - (SELECT key FROM tally WHERE mailing_id = id AND dimension = 'second'
-                    ORDER BY key LIMIT 1)::bigint AS span) AS outcomes
+                    ORDER BY key LIMIT 1)::bigint AS span OFFSET 0) AS outcomes
     ), gone AS (
         DELETE FROM tally USING fine WHERE mailing_id = id AND resolution > 1
             AND dimension = 'second' AND key < (extract(epoch FROM now())::bigint - {FINE})::text
