@@ -9,7 +9,7 @@ INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-re
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
-	scale many_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
+	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
 	import_beside schema soak
 
 PROGRAMS := promtool chromium faketime
