@@ -1,6 +1,5 @@
 """A real PostgreSQL for every test that needs one, and the application on it."""
 
-import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -60,11 +59,10 @@ EMPTY = (
         UPDATE settled SET finished = 0, cancelled_mailings = 0, delivered = 0, undelivered = 0,
             "unknown" = 0, cancelled = 0"""),
     text("SELECT update_origin()"),
+    text("UPDATE origin SET moved_at = moved_at - interval '1 hour'"),
 )
-"""Makes a database as new. A TRUNCATE of all tables takes up to ten times as long."""
-AGE = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8")
-SEASONED = 5.1
-"""Seconds after its start from which on a server counts as one that has not just restarted."""
+"""Makes a database as new, which did not restart lately. A TRUNCATE of all tables takes up to ten
+times as long."""
 _numbers = count(1)
 
 
@@ -128,14 +126,6 @@ async def shared_engine(shared_database_url: str) -> AsyncIterator[AsyncEngine]:
     engine = create_patient_engine(shared_database_url)
     yield engine
     await engine.dispose()
-
-
-@pytest.fixture(scope="module")
-async def seasoned(shared_engine: AsyncEngine) -> None:
-    """Wait until the server has been up so long that leases may be taken from their owners."""
-    async with shared_engine.connect() as connection:
-        age = (await connection.execute(AGE)).scalar_one()
-    await asyncio.sleep(max(0.0, SEASONED - age))
 
 
 @pytest.fixture(scope="module")

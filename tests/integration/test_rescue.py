@@ -28,8 +28,6 @@ from mailer.mailing import service
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, FinishedMessage
 
-seasoned = pytest.mark.usefixtures("seasoned")
-
 
 async def rescue(engine: AsyncEngine, max_attempts: int = 8, chunk: int = 1_000) -> int:
     return await do(engine, lambda db: store.rescue(db, max_attempts, chunk))
@@ -43,7 +41,6 @@ async def lost(engine: AsyncEngine, on_unknown: str = "retry") -> ClaimedMessage
     return claimed
 
 
-@seasoned
 @pytest.mark.parametrize(
     ("on_unknown", "max_attempts", "becomes"),
     [
@@ -66,7 +63,6 @@ async def test_rescued_message_counts_as_unknown(
     assert await finish(engine, FinishedMessage(claimed, "delivered", 1)) == 0
 
 
-@seasoned
 async def test_rescued_message_that_is_held_was_sent_when_it_was_claimed(
     engine: AsyncEngine,
 ) -> None:
@@ -79,7 +75,6 @@ async def test_rescued_message_that_is_held_was_sent_when_it_was_claimed(
     assert await value(engine, "SELECT updated_at FROM message") > claimed_at
 
 
-@seasoned
 async def test_rescued_message_that_waits_again_was_not_sent(engine: AsyncEngine) -> None:
     await lost(engine, "retry")
 
@@ -88,7 +83,6 @@ async def test_rescued_message_that_waits_again_was_not_sent(engine: AsyncEngine
     assert await value(engine, "SELECT sent_at FROM message") is None
 
 
-@seasoned
 async def test_rescue_leaves_leases_that_hold_alone(engine: AsyncEngine) -> None:
     expired = await lost(engine)
     (held,) = await claim(engine, await add_due_messages(engine, 1))
@@ -98,7 +92,6 @@ async def test_rescue_leaves_leases_that_hold_alone(engine: AsyncEngine) -> None
     assert await state(engine, held.id) == ("sending", None, 1)
 
 
-@seasoned
 async def test_rescue_takes_no_more_than_a_chunk(engine: AsyncEngine) -> None:
     mailing_id = await add_due_messages(engine, 3)
     await claim(engine, mailing_id, 3, lease=-LEASE)
@@ -107,7 +100,6 @@ async def test_rescue_takes_no_more_than_a_chunk(engine: AsyncEngine) -> None:
     assert await ledger(engine, mailing_id) == {"scheduled": 2, "sending": 1}
 
 
-@seasoned
 async def test_finish_of_an_earlier_attempt_changes_nothing(engine: AsyncEngine) -> None:
     claimed = await lost(engine)
     assert await rescue(engine) == 1
@@ -118,7 +110,6 @@ async def test_finish_of_an_earlier_attempt_changes_nothing(engine: AsyncEngine)
     assert await state(engine, claimed.id) == ("sending", None, 2)
 
 
-@seasoned
 async def test_finish_of_a_claim_from_before_a_retry_changes_nothing(engine: AsyncEngine) -> None:
     claimed = await lost(engine, "hold")
     late = FinishedMessage(claimed, "delivered", 1)
@@ -136,6 +127,22 @@ async def test_finish_of_a_claim_from_before_a_retry_changes_nothing(engine: Asy
     assert await finish(engine, late) == 0
     assert await state(engine, claimed.id) == ("sending", None, 1)
     assert await finish(engine, FinishedMessage(again, "delivered", 1)) == 1
+
+
+MOVED = """
+    UPDATE origin SET timeline = timeline + {}, moved_at = now() + interval '{} seconds',
+        written_by = pg_current_xact_id()::xid::text::bigint"""
+
+
+async def test_after_a_promotion_of_the_server_the_owners_come_first(engine: AsyncEngine) -> None:
+    await lost(engine)
+
+    await execute(engine, MOVED.format(1, -3_600))  # a promotion that nobody has noted yet
+    assert await rescue(engine) == 0
+    await execute(engine, MOVED.format(-1, 60))  # noted right now
+    assert await rescue(engine) == 0
+    await execute(engine, MOVED.format(0, -6))
+    assert await rescue(engine) == 1
 
 
 @pytest.fixture

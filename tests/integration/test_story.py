@@ -162,7 +162,6 @@ async def test_failure_that_costs_no_attempt_is_told_and_its_number_comes_again(
     assert told.attempts == 1
 
 
-@pytest.mark.usefixtures("seasoned")
 @pytest.mark.parametrize("on_unknown", ["retry", "hold"])
 async def test_attempt_whose_process_was_lost_has_failed_when_its_lease_expired(
     engine: AsyncEngine, on_unknown: str

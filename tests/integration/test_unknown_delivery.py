@@ -149,7 +149,6 @@ async def test_that_an_attempt_is_unknown_survives_a_release_a_refund_and_a_lost
     assert await state(engine, message_id) == ("unknown", "timeout", 1)
 
 
-@pytest.mark.usefixtures("seasoned")
 @pytest.mark.parametrize("end", [end for end, _ in WAYS])
 async def test_a_message_of_a_dead_worker_ends_as_unknown(engine: AsyncEngine, end: End) -> None:
     mailing_id = await add_due_messages(engine, 1)

@@ -221,15 +221,17 @@ async def give_back(connection: asyncpg.Connection, failed: Sequence[ClaimedMess
     await connection.execute(GIVE_BACK, [claim.id for claim in failed], attempts)
 
 
-# What became of a message whose lease has expired is unknown: where the mailing holds such, and
-# after the last attempt, it ends so. After a restart of the database the owners come first: they
-# may know, and could not say so meanwhile.
+# The delivery of a message whose lease has expired is unknown: where the mailing says `hold`, and
+# after the last attempt, it ends as unknown. After a restart or promotion of the database the
+# owners come first: they may have outcomes that they could not write meanwhile. Either makes the
+# origin out of date, until its row is written anew.
 RESCUE = text("""
     WITH expired AS MATERIALIZED (
         SELECT message.id, on_unknown = 'hold' OR attempts >= :max_attempts AS ended
         FROM message JOIN mailing ON mailing.id = mailing_id
         WHERE message.status = 'sending' AND lease_expires_at <= (SELECT clock_timestamp())
-            AND pg_postmaster_start_time() < clock_timestamp() - interval '5 seconds'
+            AND (SELECT origin_is_current()) AND EXISTS (SELECT FROM origin
+                WHERE moved_at < clock_timestamp() - interval '5 seconds')
         LIMIT :chunk FOR UPDATE OF message SKIP LOCKED
     )
     UPDATE message SET
