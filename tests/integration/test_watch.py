@@ -1,14 +1,19 @@
 """What a worker reads of the mailings: all at first, then what has changed."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import add_due_messages, add_mailing, execute
+from tests.processes import until
+from tests.sample import add_due_messages, add_mailing, execute, value
 
 from mailer.db.engine import raw
+from mailer.dispatch.loop_failures import LoopFailures
+from mailer.dispatch.requests import Requests
+from mailer.dispatch.watch import MailingWatch
 from mailer.mailing import moving
 
 
@@ -84,3 +89,53 @@ async def test_all_are_read_in_slices_in_the_order_of_their_ids(
         read += list(some)
         after = read[-1]
     assert read == mailings
+
+
+SESSION_ASKED = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND query = 'SELECT sending_is_allowed()'
+        AND query_start > '{}'"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "go"),
+    [
+        ("timeline = timeline + 1", "timeline = timeline - 1"),
+        ("held_since = now()", "held_since = NULL"),
+    ],
+    ids=["moved", "held"],
+)
+async def test_all_running_mailings_are_looked_at_once_the_database_may_send_again(
+    engine: AsyncEngine, shared_database_url: str, stop: str, go: str
+) -> None:
+    mailings = {await add_due_messages(engine, 0) for _ in range(2)}
+    told: list[set[int]] = []
+    watch = MailingWatch(
+        shared_database_url, Requests(), LoopFailures(), lambda changed: told.append(set(changed))
+    )
+
+    async def are_all_told() -> bool | None:
+        return mailings in told or None
+
+    async def write_origin(change: str) -> None:
+        await execute(
+            engine,
+            f"UPDATE origin SET {change}, written_by = pg_current_xact_id()::xid::text::bigint",  # noqa: S608  # of a test
+        )
+        moment = await value(engine, "SELECT clock_timestamp()")
+
+        async def has_asked() -> bool | None:
+            return await value(engine, SESSION_ASKED.format(moment)) or None
+
+        await until(has_asked)
+
+    following = asyncio.create_task(watch.run())
+    try:
+        await until(are_all_told)
+        await write_origin(stop)
+        told.clear()
+        await write_origin(go)
+        await until(are_all_told)
+    finally:
+        following.cancel()
+        await asyncio.wait({following})

@@ -5,6 +5,7 @@ The rules stand in the functions of the migration, so that no statement passes b
 
 from datetime import datetime
 
+import asyncpg
 import msgspec
 from sqlalchemy import DateTime, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,6 +28,12 @@ async def update(connection: AsyncConnection) -> bool:
     Another place has other message ids. No savepoint may be open.
     """
     return bool((await connection.execute(UPDATE)).scalar_one())
+
+
+async def is_sending_allowed(connection: asyncpg.Connection) -> bool:
+    """Return whether messages may be claimed: the origin is current, and nothing is held."""
+    is_allowed: bool = await connection.fetchval("SELECT sending_is_allowed()")
+    return is_allowed
 
 
 HOLD = text("SELECT held_since, data_until FROM origin WHERE held_since IS NOT NULL")

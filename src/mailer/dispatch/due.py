@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from itertools import islice
 
 import asyncpg
 
@@ -84,11 +85,11 @@ class DueMailings:
             await self._look(connection, dict(some))
 
     async def _look_at_slice(self, connection: asyncpg.Connection) -> None:
-        some = [mailing for mailing, _ in zip(self._round, range(SLICE), strict=False)]
+        some = list(islice(self._round, SLICE))
         if len(some) < SLICE:
             self._round = iter(list(self._running))
             self._places = {m: place for m, place in self._places.items() if m in self._running}
-            some += [mailing for mailing, _ in zip(self._round, range(SLICE), strict=False)]
+            some += islice(self._round, SLICE - len(some))
         await self._look(connection, dict.fromkeys(some))
 
     async def _look(

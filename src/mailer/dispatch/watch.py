@@ -9,6 +9,7 @@ import asyncpg
 import structlog
 
 from mailer.clock import database_clock, elapsed
+from mailer.db import origin
 from mailer.db.engine import PATIENCE, connect
 from mailer.db.processes import own_session_name
 from mailer.dispatch.failure import log_failure
@@ -57,6 +58,7 @@ class MailingWatch:
         self._under_way: dict[int, RunningMailing] = {}
         self._applied: int | None = None
         self._snapshot: str | None = None
+        self._is_allowed = False
         self._read_all_at = 0.0
         self._told = asyncio.Event()
 
@@ -87,7 +89,10 @@ class MailingWatch:
             self._told.set()
             while not connection.is_closed():
                 self._told.clear()
-                if changed := await self._refresh(connection):
+                changed: Collection[int] = await self._refresh(connection)
+                if await self._is_allowed_again(connection):
+                    changed = self.running.keys() | changed
+                if changed:
                     self._on_change(changed)
                 self._failures.record("watch", has_failed=False)
                 with contextlib.suppress(TimeoutError):
@@ -128,6 +133,14 @@ class MailingWatch:
             async with self.claiming:
                 await self._mark_applied(connection, newest)
         return changed
+
+    async def _is_allowed_again(self, connection: asyncpg.Connection) -> bool:
+        """Return whether this database may send now, and could not when last asked.
+
+        No message was found due meanwhile, so that all running mailings are to be looked at.
+        """
+        before, self._is_allowed = self._is_allowed, await origin.is_sending_allowed(connection)
+        return self._is_allowed and not before
 
     async def _mark_applied(self, connection: asyncpg.Connection, number: int) -> None:
         await stopping.mark_applied(connection, number, self._applied)
