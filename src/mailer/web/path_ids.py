@@ -18,9 +18,9 @@ class PathIds(ASGIMiddleware):
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Let a request through; raises HTTPException 404."""
         given: dict[str, object] = dict(scope["path_params"])
-        ids = [value for value in given.values() if isinstance(value, int)]
-        if ids:
-            parts = set(scope["path"].split("/"))
-            if not all(str(number) in parts for number in ids):
+        places = (filter(None, path.split("/")) for path in (scope["path_template"], scope["path"]))
+        for name, part in zip(*places, strict=False):
+            number = given.get(name[1:-1]) if name.startswith("{") else None
+            if isinstance(number, int) and part != str(number):
                 raise NotFoundException
         await next_app(scope, receive, send)

@@ -1,0 +1,33 @@
+"""Ids in paths have one spelling, wherever they stand."""
+
+import httpx
+import pytest
+from litestar import Litestar, get
+from litestar.params import FromPath
+from tests.asked import inside
+
+from mailer.web.path_ids import PathIds
+
+
+@get("/lists/{list_id:int}/entries/{entry_id:int}")
+async def entry(list_id: FromPath[int], entry_id: FromPath[int]) -> list[int]:
+    return [list_id, entry_id]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/lists/7/entries/8", 200),
+        ("/lists/7/entries/7", 200),
+        ("/lists/7/entries/7/", 200),
+        ("/lists/7/entries/+7", 404),
+        ("/lists/07/entries/7", 404),
+        ("/lists/8/entries/007", 404),
+        ("/lists/7/entries/0_7", 404),
+        ("/lists/\u0667/entries/7", 404),
+    ],
+)
+async def test_each_id_is_found_in_one_spelling_alone(path: str, status: int) -> None:
+    app = Litestar([entry], middleware=[PathIds()], openapi_config=None)
+    async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer") as client:
+        assert (await client.get(path)).status_code == status
