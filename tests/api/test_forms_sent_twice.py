@@ -1,8 +1,10 @@
 """A form that creates something makes it once, however often it is sent."""
 
 import asyncio
+import hashlib
 import html
 import re
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -212,7 +214,62 @@ async def test_a_file_that_is_sent_twice_changes_nothing(
     assert await made(engine, "/clients/new") == 2
 
 
-@pytest.mark.parametrize("path", ["/login", "/logout", "/preferences", "/clients/import"])
-async def test_other_forms_take_no_key(api: httpx.AsyncClient, path: str) -> None:
-    answer = await sent(api, f"{path}?once={'a' * 32}", {"name": "x", "password": "y"})
-    assert answer.status_code < 500
+@pytest.mark.parametrize("path", sorted(CREATE_NOTHING))
+async def test_a_form_that_creates_nothing_stores_no_answer(
+    browser: httpx.AsyncClient, engine: AsyncEngine, path: str
+) -> None:
+    path = re.sub(r"\{(\w+):(int|str)\}", r"{\1}", path)
+    numbers = {"client_id": 1, "mailing_id": 1, "key_id": 1, "account_id": 1}
+    to = path.format(verb="pause", **numbers) + f"?once={'a' * 32}"
+    await sent(browser, to, {"back": "/" + "a" * 1900, "language": "en"})
+    assert await value(engine, "SELECT count(*) FROM idempotency") == 0
+
+
+@pytest.mark.parametrize("path", FORMS)
+async def test_a_form_that_was_refused_stores_no_answer(
+    browser: httpx.AsyncClient, engine: AsyncEngine, path: str
+) -> None:
+    to = action(await page(browser, path))
+    assert (await sent(browser, to, {"back": "/clients"})).status_code == 400
+    assert await value(engine, "SELECT count(*) FROM idempotency") == 0
+
+
+@pytest.mark.parametrize(("length", "leads_to"), [(2000, None), (2001, "/")])
+async def test_an_address_to_go_back_to_is_bounded(
+    browser: httpx.AsyncClient, length: int, leads_to: str | None
+) -> None:
+    back = "/" + "a" * (length - 1)
+    answer = await sent(browser, "/preferences", {"back": back})
+    assert answer.headers["location"] == (leads_to or back)
+
+
+async def test_what_was_typed_cannot_be_guessed_from_what_is_stored(
+    browser: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    to = action(await page(browser, "/people/new"))
+    path, _, query = to.partition("?")
+    await sent(browser, to, FORMS["/people/new"])
+    row = str(await value(engine, "SELECT idempotency::text FROM idempotency"))
+    assert query.removeprefix("once=") not in row
+    kind = "application/x-www-form-urlencoded"
+    for known in ("", "once="):
+        head = f"POST\n{path}\n{known}\n\n{kind}\n"
+        guess = hashlib.sha256((head + urlencode(FORMS["/people/new"])).encode())
+        assert guess.hexdigest() not in row
+
+
+async def test_a_form_whose_answer_was_lost_leads_to_a_mailing_that_has_ended_since(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    path = "/mailings/new"
+    to = action(await page(api, path))
+    first = await sent(api, to, FORMS[path])
+    await execute(
+        engine,
+        LOSE_ANSWER,
+        "UPDATE mailing SET datetime_start = now() - interval '2 h', datetime_end = now()",
+    )
+    form = FORMS[path] | {"start": "2020-01-01T09:00", "end": "2020-01-02T09:00"}
+    assert (await sent(api, to, form)).status_code == 400  # another form: it is checked
+    again = await sent(api, to, FORMS[path])
+    assert again.headers["location"] == first.headers["location"]

@@ -1,6 +1,8 @@
 """The gate of the API: who has no key, a wrong one or too small a one does not come in."""
 
 import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -72,6 +74,28 @@ async def calls(closed: httpx.AsyncClient) -> list[tuple[str, str]]:
         for method in item
         if path.startswith("/api/") and method in {"get", "post", "put", "patch", "delete"}
     ]
+
+
+async def test_a_phone_cannot_be_guessed_from_what_is_stored_of_a_repeatable_request(
+    engine: AsyncEngine, closed: httpx.AsyncClient
+) -> None:
+    closed.headers.update(await make_key(engine) | {"Content-Type": "application/json"})
+    body = json.dumps(ANNA)
+    made = await closed.post(CLIENTS, content=body, headers={"Idempotency-Key": "made"})
+    await closed.post(CLIENTS, content=body, headers={"Idempotency-Key": "refused"})
+    file = {"Content-Type": "text/csv", "Idempotency-Key": "file"}
+    rows = "phone,tag\n79160000001,vip\n"
+    await closed.post(f"{CLIENTS}/import", content=rows, headers=file)
+    await closed.delete(f"{CLIENTS}/{made.json()['id']}")
+    kept = await value(engine, "SELECT string_agg(t::text, '') FROM idempotency AS t")
+    assert "refused" in kept
+    for path, kind, sent in (
+        (CLIENTS, "application/json", body),
+        (f"{CLIENTS}/import", "text/csv", rows),
+    ):
+        for known in ("", "\n"):
+            guess = hashlib.sha256(f"POST\n{path}\n{known}\n{kind}\n{sent}".encode())
+            assert guess.hexdigest() not in kept
 
 
 async def test_without_a_key_nothing_of_the_api_is_open(closed: httpx.AsyncClient) -> None:

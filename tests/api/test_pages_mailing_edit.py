@@ -16,7 +16,7 @@ from tests.api.forms import (
     sent,
     shown,
 )
-from tests.sample import add_clients, begin
+from tests.sample import add_clients, begin, value
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,22 @@ async def test_a_mailing_that_has_ended_cannot_be_changed(api: httpx.AsyncClient
     path = f"/mailings/{mailing['id']}/edit"
     assert "A mailing that has ended cannot be changed." in await shown(api, path, status=409)
     assert (await sent(api, path, form)).status_code == 409
+
+
+@pytest.mark.parametrize(
+    "given", [{"text": "Mine."}, {"audience": "everybody", "start": "2040-01-01T09:30"}]
+)
+async def test_a_change_that_is_sent_twice_is_saved(
+    api: httpx.AsyncClient, engine: AsyncEngine, given: dict[str, str]
+) -> None:
+    mailing = await create(api, NEW | {"client_filter": "912"})
+    path = f"/mailings/{mailing['id']}/edit"
+    form = await edited(api, mailing, "Europe/Berlin") | given
+    after = await saved(api, path, form)
+    again = await saved(api, path, form)
+    assert again == after
+    found = "SELECT count(*) FROM audit WHERE action = 'mailing_changed'"
+    assert await value(engine, found) == 1
 
 
 async def test_what_somebody_else_changed_meanwhile_is_not_lost_unseen(

@@ -42,7 +42,7 @@ class Claim(msgspec.Struct):
     attempt: str
     """A UUID: who works on it, of those that took it one after the other."""
     digest: bytes | None = None
-    """Of the method, the path and the body; None until the body was read."""
+    """Of the method, the address, the credential and the body; None until the body was read."""
     effect: dict[str, Any] | None = None
     """What an attempt before this one did, whose answer was lost."""
 

@@ -12,10 +12,13 @@ OWN_PATH = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\]*")
 """A path of ours: `//host` would lead to another host, and browsers leave out tabs and line ends
 and take a backslash for a slash (https://url.spec.whatwg.org/#concept-basic-url-parser)."""
 
+LONGEST_PATH = 2000
+"""Characters of an address to go back to: the longest of a page, with its filters, is shorter."""
+
 
 def own_path(back: str) -> str:
-    """Return where `back` leads if that is a page of ours, else the overview."""
-    return back if OWN_PATH.fullmatch(back) else "/"
+    """Return `back` if it is the address of a page of ours, else that of the overview."""
+    return back if len(back) <= LONGEST_PATH and OWN_PATH.fullmatch(back) else "/"
 
 
 def leads_back(path: str, request: Request[Any, Any, Any]) -> str:

@@ -76,7 +76,7 @@ class Clients(Controller):
         """Show the form of a new client."""
         return show.page("clients/new.html", form=Form({"time_zone": "UTC"}), taken=None)
 
-    @post("/clients/new", needs="write")
+    @post("/clients/new", needs="write", creates=True)
     async def add_client(
         self,
         engine: NamedDependency[AsyncEngine],

@@ -51,7 +51,7 @@ class Keys(Controller):
         """List all keys, newest first; above them, if asked for, say that one was created."""
         return await _page(engine, show, Form(BLANK), created=created)
 
-    @post(needs="admin")
+    @post(needs="admin", creates=True)
     async def make_key(
         self,
         engine: NamedDependency[AsyncEngine],

@@ -109,7 +109,7 @@ class MailingForm(Controller):
         sheet = msgspec.structs.replace(sheet, copy_of=copied)
         return await sheet.page(Form(values | {SEEN: ""}))
 
-    @post("/new", needs="write")
+    @post("/new", needs="write", creates=True)
     async def create(
         self,
         request: Request[Any, Any, Any],
@@ -117,7 +117,9 @@ class MailingForm(Controller):
         by: NamedDependency[Actor],
         copied: Copied = None,
     ) -> Response[str] | Redirect:
-        """Create a mailing."""
+        """Create a mailing, or show the form again with what is wrong."""
+        if by.effect is not None:  # the answer of the attempt that created it was lost
+            return done("mailing-created", f"/mailings/{by.effect['id']}")
         form = Form(await typed(request, *fields.FIELDS, SEEN))
         try:
             new = fields.read_new(form.values, database_clock.now())
@@ -151,6 +153,8 @@ class MailingForm(Controller):
         values = await typed(request, *fields.FIELDS, SEEN)
         seen, values[SEEN] = values[SEEN], fields.state(mailing)
         form = Form(values)
+        if seen != values[SEEN] and _is_saved(values, mailing):
+            return done("mailing-changed", f"/mailings/{mailing_id}")
         if seen != values[SEEN]:
             refusal = InvalidError([FieldError("", CHANGED_MEANWHILE)])
             return await sheet.page(form.refused(refusal), HTTP_409_CONFLICT)
@@ -179,6 +183,15 @@ class MailingForm(Controller):
             mailing = await _mailing(sheet.engine, changed)
             sheet = msgspec.structs.replace(sheet, mailing=mailing)
         return await sheet.part(await typed(request, *fields.FIELDS))
+
+
+def _is_saved(values: fields.Values, mailing: Mailing) -> bool:
+    """Whether a mailing is as a form would make it, as it is when the form is sent twice."""
+    try:
+        changes = fields.read_change(values, mailing, database_clock.now())
+    except InvalidError:
+        return False
+    return all(getattr(mailing, name) == value for name, value in changes.given().items())
 
 
 async def _mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:

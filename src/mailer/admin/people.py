@@ -62,7 +62,7 @@ class People(Controller):
         form = Form({"name": "", "role": "viewer"} | PASSWORDS)
         return show.page("people/new.html", form=form, roles=ROLES)
 
-    @post("/new", needs="admin")
+    @post("/new", needs="admin", creates=True)
     async def add_account(
         self,
         engine: NamedDependency[AsyncEngine],

@@ -142,7 +142,7 @@ idempotency = Table(
     Column("key", String, nullable=False),
     Column("attempt", Uuid, nullable=False),
     moment("taken_until"),
-    # of the method, the path and the body; null until the body was read
+    # of the method, the address, the credential and the body; null until the body was read
     Column("digest", LargeBinary),
     # what the request has done, written in the transaction that did it
     Column("effect", JSONB(none_as_null=True)),

@@ -33,7 +33,8 @@ class Asked:
         self.is_form = is_form
         self.scope = request.scope
         self.digest: bytes | None = None
-        """Of the method, the path and the body; None until all of it has come."""
+        """SHA-256 of the method, the address, the credential and the body; None until the whole
+        body has come. With the credential nobody who reads the digest can guess the body."""
         self.is_dropped = False
         """Whether the body was drained, and is too large to have been kept."""
         self._limit = request.route_handler.resolve_request_max_body_size() or math.inf
@@ -44,9 +45,8 @@ class Asked:
         self._size = 0
         self._read: list[ReceiveMessage] = []
         head = (request.method, request.url.path, request.url.query)
-        self._hash = hashlib.sha256(
-            "\n".join((*head, request.headers.get("Content-Type", ""), "")).encode()
-        )
+        headers = (request.headers.get(name, "") for name in ("Authorization", "Content-Type"))
+        self._hash = hashlib.sha256("\n".join((*head, *headers, "")).encode())
 
     async def receive(self) -> ReceiveMessage:
         """Return the next part of the body: what was drained, then what comes."""

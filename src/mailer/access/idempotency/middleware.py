@@ -4,15 +4,18 @@ After draft-ietf-httpapi-idempotency-key-header-07, but for what another body ge
 clashes with what stands. A key is 1 to 255 visible ASCII characters; one in quotes, as the draft
 writes it, is the same key as without them. It belongs to who sends it, and counts for 24 hours.
 
-A form of a page that creates something carries such a key in its address, as `once`: sent twice,
-by a double click, a browser's repeat or Back, it makes one. What was typed is a part of its key,
-since what is wrong is mended and sent again; only what was done is kept. Of an answer that shows
-what was created (201, with a Location) the address alone is kept, and a repeat is led there: the
-secret of a key goes out once and is stored nowhere.
+A form of a page that creates something has a random number in its address, `once`: sent twice, by
+a double click, a browser's repeat or Back, it creates one. Its key is the digest of the request,
+with what was typed: a form that is corrected and sent again is a new request, and only successful
+requests are kept. Of an answer that shows what was created (201, with a Location) the address
+alone is kept, and a repeat is redirected there: no secret of a key is stored.
+
+A digest is stored, and so must not allow anybody who reads the database to guess the body, which
+may hold a phone or a password: each digest includes a secret of the request that is not stored,
+the API key or `once`.
 """
 
 import asyncio
-import math
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -42,8 +45,10 @@ from mailer.web.problems import SOON, problem_of
 log = structlog.get_logger()
 
 HEADER = b"idempotency-key"
-ONCE = re.compile(rb"(?:^|&)once=([0-9a-f]{32})(?:&|$)")
-"""The key of a form, in the query of its address."""
+CREATES = "creates"
+"""The name in the `opt` of a page's route of whether its form creates something."""
+ONCE = re.compile(rb"(?:^|&)once=[0-9a-f]{32}(?:&|$)")
+"""The random number of a form, in the query of its address. It is stored nowhere."""
 LOCATION = "text/uri-list"
 """The media type under which the address is kept that a form's answer leads on to."""
 KEY = re.compile(r'(?!""$)[!-~]{1,255}')
@@ -106,9 +111,9 @@ class Idempotency(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Answer a request; raises `InvalidError` for what is no key."""
-        is_form = _is_form(scope, self._at_hand)
-        key = _key_of_form(scope) if is_form else _key_of(scope)
-        if key is None:
+        is_form = _is_form(scope)
+        key = None if is_form else _key_of(scope)
+        if key is None and not is_form:
             await next_app(scope, receive, send)
             return
         request: Request[Any, Any, Any] = Request(scope)
@@ -117,8 +122,7 @@ class Idempotency(ASGIMiddleware):
         try:
             if is_form:
                 await asked.drain()
-                key = f"{key}.{(asked.digest or b'').hex()}"
-            claim = Claim(owner, key, str(uuid4()))
+            claim = Claim(owner, key or (asked.digest or b"").hex(), str(uuid4()))
             answer = await self._answer(claim, asked, next_app)
         except ClientGoneError:
             return
@@ -248,21 +252,11 @@ def _key_of(scope: Scope) -> str | None:
     return quoted[1] if quoted else given[0]
 
 
-def _is_form(scope: Scope, at_hand: int) -> bool:
-    """Whether a request sends the form of a page, and not a file."""
-    handler = scope["route_handler"]
-    if scope.get("method") != "POST" or handler.opt.get(DOOR) != "session":
-        return False
-    request: Request[Any, Any, Any] = Request(scope)
-    return (request.route_handler.resolve_request_max_body_size() or math.inf) <= at_hand
-
-
-def _key_of_form(scope: Scope) -> str | None:
-    """Return the key that somebody sends a form under."""
-    if not isinstance(scope.get("user"), Actor):
-        return None
-    found = ONCE.search(scope["query_string"])
-    return found[1].decode() if found else None
+def _is_form(scope: Scope) -> bool:
+    """Whether a request sends a form that creates something, and that is to be done once."""
+    is_sent = scope.get("method") == "POST" and isinstance(scope.get("user"), Actor)
+    creates = bool(scope["route_handler"].opt.get(CREATES))
+    return is_sent and creates and ONCE.search(scope["query_string"]) is not None
 
 
 def _is_final(answer: Answer, asked: Asked) -> bool:
