@@ -29,6 +29,8 @@ ANSWER_LIMIT = 64 * 1024
 """Bytes of an answer's body that are read; the rest is not worth waiting for."""
 LINE_LIMIT = 64 * 1024
 """Bytes of a reason phrase, and of a header."""
+MAX_CLOSED = 5
+"""Connections of those kept that the gateway may have closed, one after another for one request."""
 HEADERS_LIMIT = 1_000
 """Headers of an answer."""
 INTERIM_LIMIT = 20
@@ -144,16 +146,13 @@ class HttpGateway:
 
     async def send(self, request: Request) -> Outcome:
         """Send one message and return what became of it, also when the request is cut."""
-        if self._session is None:
-            message = "enter the gateway before sending"
-            raise RuntimeError(message)
         request.begin()
         fields = {"id": request.message_id, "phone": int(request.phone), "text": request.text}
         # as it is in the settings: nothing of it is encoded once more
         url = URL(f"{self._url.before}{request.message_id}{self._url.after}", encoded=True)
         body = _Body(self._encoder.encode(fields), request)
         try:
-            response = await self._session.post(url, data=body, allow_redirects=False)
+            response = await self._post(url, body)
             try:
                 return await self._outcome(response, body.answer)
             finally:
@@ -177,6 +176,15 @@ class HttpGateway:
                 return outcome_of_unreadable(status_in(body.head))
             return outcome_of_failure(is_written=request.is_written)
 
+    async def _post(self, url: URL, body: "_Body") -> aiohttp.ClientResponse:
+        """Post over a connection that is kept, or a new one where the gateway has closed that."""
+        if self._session is None:
+            raise RuntimeError("enter the gateway before sending")
+        for _ in range(MAX_CLOSED):
+            with contextlib.suppress(_ClosedError):
+                return await self._session.post(url, data=body, allow_redirects=False)
+        raise aiohttp.ClientConnectionError("the gateway closes every connection")
+
     async def _outcome(self, response: aiohttp.ClientResponse, part: bytearray) -> Outcome:
         """Return what an answer means; as much of its body as has come is added to `part`."""
         if response.status == 200:  # noqa: PLR2004  # the contract's own number
@@ -188,6 +196,10 @@ class HttpGateway:
         if pause is not None:
             pause = min(pause, self._retry_after_cap)
         return outcome_of_status(response.status, pause)
+
+
+class _ClosedError(aiohttp.ClientConnectionError):
+    """A connection was closed, or is of no use, before anything of a request was written."""
 
 
 class _Body(BytesPayload):
@@ -235,16 +247,16 @@ class _Post(aiohttp.ClientRequest):
         )
         await asyncio.sleep(0)  # so that many write one after the other: the network wakes up once
         if protocol.should_close:  # something came that nobody had asked for: no answer to this
-            raise aiohttp.ClientConnectionError("the connection is not in order")
+            raise _ClosedError
         if not body.request.write():
             raise aiohttp.ClientConnectionError("the request is cut")
         body.answering = protocol
         protocol.begin()
         try:
             await writer.write(body.content)
-        except aiohttp.ClientConnectionResetError:
+        except aiohttp.ClientConnectionResetError as error:
             body.request.is_written = False  # the connection was closed already
-            raise
+            raise _ClosedError from error
         return response
 
 
