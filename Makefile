@@ -10,7 +10,7 @@ CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
 	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
-	import_beside schema soak
+	import_beside hostile_headers schema soak
 
 PROGRAMS := promtool chromium faketime
 

@@ -8,16 +8,25 @@ from itertools import chain, groupby
 
 _UNSEEN = (
     *(range(0x01, 0x09), range(0x0E, 0x1C), range(0x7F, 0x85), range(0x86, 0xA0)),
-    *(range(each, each + 1) for each in (0xAD, 0x34F, 0x61C, 0x180E, 0x200B, 0xFEFF)),
+    *(range(each, each + 1) for each in (0xAD, 0x34F, 0x61C, 0x180E, 0x200B, 0xFEFF, 0xE0001)),
     *(range(0x200E, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x2070)),
+    *(range(0x17B4, 0x17B6), range(0xFFF0, 0xFFFC), range(0x1BCA0, 0x1BCA4)),
+    range(0x1D173, 0x1D17B),
+)
+_SHAPING = (
+    *(range(0x200C, 0x200E), range(0x180B, 0x180E), range(0x180F, 0x1810)),
+    *(range(0xFE00, 0xFE10), range(0xE0020, 0xE0080), range(0xE0100, 0xE01F0)),
 )
 INVISIBLE = dict.fromkeys(chain.from_iterable(_UNSEEN))
 """Characters without a look of their own, for `str.translate` to drop: control characters but NUL
 and blanks, soft hyphens, marks of direction, zero-width spaces, joiners of words and byte order
-marks. Joiners of letters are none of them: some scripts are misspelt without."""
+marks. What gives letters and pictures their shape is none of them: some scripts are misspelt
+without."""
+SHAPING = dict.fromkeys(chain.from_iterable(_SHAPING))
+"""Joiners of letters, selectors of variants, and tags of flags: they show nothing alone."""
 JOINERS = "\u200c\u200d"
-BLANK = dict.fromkeys((0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0, *map(ord, JOINERS)))
-"""Joiners, which show nothing alone, and letters and signs that look like blanks."""
+BLANK = SHAPING | dict.fromkeys((0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0))
+"""`SHAPING`, and letters and signs that look like blanks."""
 
 LONGEST = 5_000
 """Characters of the longest text that is normalized: thrice those of a message. One that is longer
@@ -71,5 +80,8 @@ def fold_label(text: str) -> str:
     By the full case folding of Unicode, whatever locale the database has: labels are compared as
     this folds them, and never folded in SQL.
     """
-    folded = clean_label(text).casefold()
-    return folded if folded.isascii() else compose(folded)
+    if text.isascii():
+        return clean_label(text).casefold()
+    if len(text) > LONGEST:
+        return text.casefold()
+    return compose(clean_label(text.translate(SHAPING)).casefold())

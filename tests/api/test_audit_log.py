@@ -173,11 +173,16 @@ async def test_the_page_has_a_filter_and_pages(api: httpx.AsyncClient, engine: A
     assert "must come together with its kind" in wrong
 
 
+def is_audit(function: str) -> bool:
+    """Whether what is called writes an entry; an object's own method writes something else."""
+    return function.endswith("record") and not function.startswith("self.")
+
+
 def test_everything_that_is_written_down_has_words() -> None:
     done = set()
     for file in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("record"):
+            if isinstance(node, ast.Call) and is_audit(ast.unparse(node.func)):
                 texts = (each.value for each in node.args if isinstance(each, ast.Constant))
                 done |= {each for each in texts if isinstance(each, str)}
     assert {"mailing_paused", "clients_exported", "key_made"} <= done

@@ -12,7 +12,7 @@ from mailer.client.model import NewClient, known_zones, tag_columns
 from mailer.client.phone import normalize_phone
 from mailer.client.rows import COLUMNS, LONGEST_VALUE, REPORTED, RowValidator
 from mailer.errors import InvalidError
-from mailer.text import clean_label
+from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
 
@@ -27,7 +27,9 @@ FIELDS = st.tuples(
     st.from_regex("7[0-9]{10}", fullmatch=True) | st.text(max_size=12),
     st.just("") | st.from_regex("[0-9]{3}", fullmatch=True) | st.text(max_size=4),
     st.text(ANY_CHARACTER, max_size=66) | st.text(min_size=60, max_size=70),
-    st.sampled_from(["", "UTC", "Europe/Moscow", "europe/moscow", "Nowhere", " UTC"]),
+    st.sampled_from(
+        ["", "UTC", "Europe/Moscow", "europe/moscow", "Nowhere", " UTC", "\u200bUTC\u00a0"]
+    ),
 )
 
 
@@ -35,7 +37,8 @@ FIELDS = st.tuples(
 def test_line_is_good_exactly_when_the_model_takes_it(fields: tuple[str, str, str, str]) -> None:
     lines = validated(fields)
     phone, code, tag, zone = fields
-    plain = (normalize_phone(phone), code.strip(), clean_label(as_given(tag)), zone.strip())
+    code, zone = (strip_invisible(each).strip() for each in (code, zone))
+    plain = (normalize_phone(phone), code, clean_label(as_given(tag)), zone)
     expected = {
         name: value for name, value in zip(COLUMNS, plain, strict=True) if value or name == "phone"
     }
@@ -52,6 +55,11 @@ def test_line_is_good_exactly_when_the_model_takes_it(fields: tuple[str, str, st
         stored = (columns["tag"], columns["tag_written"])
         assert lines.good == [(2, phone, code or None, *stored, zone or None)]
         assert not lines.rejected
+
+
+def test_what_nobody_sees_is_no_part_of_a_field() -> None:
+    lines = validated(("79160000001", "\ufeff912\u00a0", "\u200bvip", "Europe/Moscow\u200b"))
+    assert lines.good == [(2, "79160000001", "912", "vip", None, "Europe/Moscow")]
 
 
 def test_wrong_value_is_shown_as_far_as_it_can_be() -> None:

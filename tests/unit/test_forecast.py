@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
 
+from mailer.client.model import known_zones
 from mailer.mailing.audience import plan
 from mailer.mailing.forecast import HORIZON, Crowd, Forecast, Shortfall
 from mailer.mailing.forecast import forecast as steps_of
@@ -318,3 +319,10 @@ def test_it_flows_as_messages_go(
     found = by_zone(case.forecast())
     for zone, missed in expected.items():  # a message may go in the last of a window, or begin it
         assert abs(found[zone] - missed) <= 3 * (1 + lasts / DAY), (zone, expected)
+
+
+def test_a_forecast_of_many_zones_takes_many_short_steps() -> None:
+    crowds = [Crowd(zone, 1_000) for zone in sorted(known_zones())]
+    end = NOON + 30 * DAY
+    steps = sum(1 for _ in steps_of(crowds, start=NOON, end=end, window=BY_DAY, at=NOON, rate=0.1))
+    assert steps > 2 * len(crowds)

@@ -15,7 +15,7 @@ from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Ta
 from mailer.client.phone import ROUNDED, is_rounded, normalize_phone
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
-from mailer.text import clean_label
+from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
 COLUMNS = ("phone", "operator_code", "tag", "time_zone")
@@ -112,7 +112,8 @@ class RowValidator:
 def _plain(fields: Sequence[str]) -> tuple[str, str, str, str]:
     """Return the fields of a line in the form in which they are checked and stored."""
     phone, code, tag, zone = fields
-    return normalize_phone(phone), code.strip(), clean_label(as_given(tag)), zone.strip()
+    code, zone = (strip_invisible(each).strip() for each in (code, zone))
+    return normalize_phone(phone), code, clean_label(as_given(tag)), zone
 
 
 def _tag_columns(tag: str) -> tuple[str | None, str | None]:
