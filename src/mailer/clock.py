@@ -41,9 +41,13 @@ class FollowedClock:
 
     def now(self) -> datetime:
         """Return what it shows; raises `RuntimeError` before the first sample."""
+        return self.at(elapsed())
+
+    def at(self, moment: float) -> datetime:
+        """Return what it shows at a moment of `elapsed()`; raises as `now`."""
         if self._origin is None:
             raise RuntimeError(f"the {self._name} clock has no sample yet")
-        return self._origin + timedelta(seconds=elapsed())
+        return self._origin + timedelta(seconds=moment)
 
     def sample(self, asked_at: float, shown: datetime, answered_at: float) -> None:
         """Correct it by what it has shown at some moment between two of `elapsed()`.

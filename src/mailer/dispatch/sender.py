@@ -7,7 +7,7 @@ across a request.
 
 import asyncio
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -182,7 +182,8 @@ class Sender:
         return None
 
     def _judge(self, claim: ClaimedMessage) -> Ready | FinishedMessage:
-        began, now = elapsed(), database_clock.now()
+        began = elapsed()  # read once for all that rests on it: each reading costs
+        now = database_clock.at(began)
         mailing = self._watch.running.get(claim.mailing_id)
         try:
             send = before_sending(claim, mailing, now, self._timeout)
@@ -204,15 +205,15 @@ class Sender:
         deadline = began + ready.send.within
         request = Request(claim.id, ready.send.phone, mailing.text, deadline, self._asks(ready))
         outcome = await self._request(claim.mailing_id, request)
-        took = elapsed() - began
+        ended = elapsed()
+        now, took = database_clock.at(ended), ended - began
         metrics.request_ended(took)
         if isinstance(outcome, Accepted | Refused):
             self._pace.count(took)
         self._claimed.count()
         is_cut_short = request.cut_because is not None and request.deadline < began + self._timeout
         lesson = Stopped() if is_cut_short else outcome  # a mailing's end says nothing of a gateway
-        is_free = self._learn(ready, lesson)
-        now = database_clock.now()
+        is_free = self._learn(ready, lesson, ended, now)
         return after_sending(claim, mailing, outcome, now, self._retry, is_free=is_free)
 
     def _asks(self, ready: Ready) -> Callable[[], bool] | None:
@@ -233,10 +234,13 @@ class Sender:
         finally:
             self._requests.remove(request)
 
-    def _learn(self, ready: Ready, outcome: Outcome) -> bool:
-        """Tell the breaker; return whether a failure is the gateway's and costs no attempt."""
-        state, now = self._breaker.state, elapsed()
-        is_free = self._breaker.record(ready.permit, outcome, now, database_clock.now())
+    def _learn(self, ready: Ready, outcome: Outcome, now: float, at: datetime) -> bool:
+        """Tell the breaker; return whether a failure is the gateway's and costs no attempt.
+
+        `at` is the moment `now`, by the database's clock.
+        """
+        state = self._breaker.state
+        is_free = self._breaker.record(ready.permit, outcome, now, at)
         match outcome:
             case Accepted() | Refused():
                 self._give_back.succeed(ready.began)
