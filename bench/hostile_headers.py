@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import cycle
 from statistics import mean
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -170,7 +171,7 @@ async def judge_rate(
 async def main(only: str) -> int:
     """Ask with every header, at rest and beside a mailing, and judge; return the exit status."""
     verdict = harness.Verdict()
-    settings = {"gateway_rate": RATE, "trusted_proxies": "127.0.0.1"}
+    settings: dict[str, Any] = {"gateway_rate": RATE, "trusted_proxies": "127.0.0.1"}
     names = [name for name in HEADERS if only in name]
     async with (
         harness.sink() as sink,
