@@ -180,6 +180,7 @@ async def test_two_claimers_at_once_never_take_the_same_message(
 
     assert (len(first), len(second)) == (3, 2)
     assert not {claim.id for claim in first} & {claim.id for claim in second}
+    assert await ledger(engine, mailing_id) == {"sending": 5}
 
 
 async def test_what_another_is_claiming_is_passed_over_without_waiting(
