@@ -1,6 +1,7 @@
 """Attempts to give back: a failure costs one, until it turns out to have been the gateway's."""
 
 from collections.abc import Collection
+from datetime import datetime
 
 from mailer.message.model import ClaimedMessage
 
@@ -29,8 +30,9 @@ class GiveBack:
     def forget(self, late: Collection[ClaimedMessage]) -> None:
         """Drop what came too late: another has taken the message over, and its count is theirs."""
         if late:
-            self._failed = [(at, claim) for at, claim in self._failed if claim not in late]
-            self._explained = [claim for claim in self._explained if claim not in late]
+            gone = {_lease(claim) for claim in late}
+            self._failed = [each for each in self._failed if _lease(each[1]) not in gone]
+            self._explained = [claim for claim in self._explained if _lease(claim) not in gone]
 
     def explain(self) -> None:
         """Note that the breaker has opened: all that is noted failed with the gateway."""
@@ -46,3 +48,8 @@ class GiveBack:
         taken = [claim for claim in self._explained if claim.id not in held]
         self._explained = [claim for claim in self._explained if claim.id in held]
         return taken
+
+
+def _lease(claim: ClaimedMessage) -> tuple[int, datetime]:
+    """Return what no two claims share, and is compared at once."""
+    return claim.id, claim.lease_expires_at
