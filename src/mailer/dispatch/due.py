@@ -81,8 +81,12 @@ class DueMailings:
             now = elapsed()
             self._look_at = now + max(EVERY, PART * (now - began))
         if self._unsure:  # the latest first
-            some = [self._unsure.popitem() for _ in range(min(SLICE, len(self._unsure)))]
-            await self._look(connection, dict(some))
+            some = dict(self._unsure.popitem() for _ in range(min(SLICE, len(self._unsure))))
+            try:
+                await self._look(connection, some)
+            except BaseException:
+                self._unsure = some | self._unsure  # those that were added meanwhile stay
+                raise
 
     async def _look_at_slice(self, connection: asyncpg.Connection) -> None:
         some = list(islice(self._round, SLICE))
