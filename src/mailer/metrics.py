@@ -174,13 +174,13 @@ for _clock in ("database", "wall"):
 
 _job_ages = Gauge(
     "mailer_job_last_success_age_seconds",
-    "For how long a periodic job has not succeeded, in this process.",
+    "For how long a periodic job, or a loop of the dispatcher, has not succeeded in this process.",
     ["name"],
     registry=REGISTRY,
 )
 _job_failures = Counter(
     "mailer_job_failures",
-    "Runs of a periodic job that failed.",
+    "Runs of a periodic job, or rounds of a loop of the dispatcher, that failed.",
     ["name"],
     registry=REGISTRY,
 )

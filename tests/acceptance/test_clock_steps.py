@@ -116,7 +116,7 @@ async def test_periodic_jobs_go_on_after_a_step(
         for line in shown.splitlines()
         if line.startswith("mailer_job_last_success_age_seconds{")
     }
-    assert {"rescue", "purge", "fold", "coarsen", "clear"} <= ages.keys()
+    assert {"rescue", "purge", "fold", "coarsen", "clear", "watch", "claim"} <= ages.keys()
     assert all(0 <= age < HOUR / 2 for age in ages.values())
 
 

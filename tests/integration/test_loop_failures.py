@@ -11,16 +11,23 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asked import inside
 from tests.processes import until
-from tests.sample import OPEN
+from tests.sample import LEASE, NOON, OPEN, OWNER
 
 from mailer.app import create_app
 from mailer.clock import elapsed
 from mailer.db.engine import create_engine
+from mailer.dispatch.claimed import ClaimedQueue
+from mailer.dispatch.claimer import Claimer
+from mailer.dispatch.giveback import GiveBack
 from mailer.dispatch.lifecycle import Lifecycle
-from mailer.dispatch.loop_failures import LIMIT, REASONS, Loop, LoopFailures
+from mailer.dispatch.loop_failures import LAPSE, LIMIT, REASONS, Loop, LoopFailures
+from mailer.dispatch.recorder import Recorder
 from mailer.dispatch.requests import Requests
 from mailer.dispatch.watch import MailingWatch
+from mailer.gateway.breaker import Breaker
+from mailer.message.model import ClaimedMessage, FinishedMessage
 
+CLAIM = ClaimedMessage(1, 1, 1, NOON, "79161234567", "UTC")
 Run = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -33,9 +40,18 @@ def failures() -> LoopFailures:
 async def loop_over(loop: Loop, url: str, failures: LoopFailures) -> AsyncIterator[None]:
     """Run a loop on a database."""
     engine = create_engine(url)
+    watch = MailingWatch(url, Requests(), failures, lambda _: None)
+    recorder = Recorder(url, OWNER, failures, lambda _: None, lambda _: None)
+    await recorder.put(FinishedMessage(CLAIM, "delivered", 1))
+    claimer = Claimer(
+        *(url, OWNER, LEASE, Breaker(5, 1), watch, ClaimedQueue(1), {}),
+        *(GiveBack(), failures, lambda: None),
+    )
     run: Run = {
-        "watch": MailingWatch(url, Requests(), failures, lambda _: None).run,
+        "watch": watch.run,
         "lifecycle": Lifecycle(engine, failures, lambda _: None, lambda: False).run,
+        "claim": claimer.run,
+        "record": recorder.run,
     }[loop]
     running = asyncio.create_task(run())
     try:
@@ -43,6 +59,7 @@ async def loop_over(loop: Loop, url: str, failures: LoopFailures) -> AsyncIterat
     finally:
         running.cancel()
         await asyncio.wait({running})
+        claimer.close()
         await engine.dispose()
 
 
@@ -81,3 +98,9 @@ async def test_readiness_says_what_keeps_failing(
         assert (await client.get("/health/live")).status_code == 200
         failures.record("watch", has_failed=False)
         assert (await client.get("/health/ready")).status_code == 200
+
+
+def test_loop_that_has_nothing_to_do_since_it_failed_counts_as_well(failures: LoopFailures) -> None:
+    failures.record("record", has_failed=True)
+    assert failures.reason(elapsed() + LIMIT) == REASONS["record"]
+    assert failures.reason(elapsed() + LAPSE) is None

@@ -14,6 +14,7 @@ from mailer.dispatch.claimed import ClaimedQueue
 from mailer.dispatch.due import DueMailings
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.giveback import GiveBack
+from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.share import FairShare
 from mailer.dispatch.story import tell_claimed
 from mailer.dispatch.watch import MailingWatch
@@ -45,6 +46,7 @@ class Claimer:
         claimed: ClaimedQueue,
         held: dict[int, ClaimedMessage],
         give_back: GiveBack,
+        failures: LoopFailures,
         on_drained: Callable[[], None],
     ) -> None:
         self._connection = OwnConnection(url)
@@ -55,6 +57,7 @@ class Claimer:
         self._claimed = claimed
         self._held = held
         self._give_back = give_back
+        self._failures = failures
         self._on_drained = on_drained
         self._share = FairShare()
         self._due = DueMailings(self._share, watch.running)
@@ -117,19 +120,25 @@ class Claimer:
                 self._give_back.add(claims)
 
     async def _claim_due(self) -> bool:
-        """Claim as much as there is room for; False when nothing is due, or nothing may begin."""
+        """Claim what is due; False when there is nothing more, or none may begin."""
         room = min(await self._claimed.room(), self._breaker.room(elapsed()))
         try:
-            await self._due.refresh(await self._connection.get())
-            asked, share = self._share.turn(self._watch.running, room, elapsed())
-            if not asked or self._is_stopping:
-                return self._due.is_unsure and not self._is_stopping
-            claims = await self._claim(asked, share)
+            has_more = await self._claim_up_to(room)
         except Exception as error:
             log_failure(error, at="claim")
+            self._failures.record("claim", has_failed=True)
             self._is_in_doubt = True
             await asyncio.sleep(AWAY)
             return False
+        self._failures.record("claim", has_failed=False)
+        return has_more
+
+    async def _claim_up_to(self, room: int) -> bool:
+        await self._due.refresh(await self._connection.get())
+        asked, share = self._share.turn(self._watch.running, room, elapsed())
+        if not asked or self._is_stopping:
+            return self._due.is_unsure and not self._is_stopping
+        claims = await self._claim(asked, share)
         metrics.claimed(len(claims))
         for claim in claims:
             tell_claimed(claim)

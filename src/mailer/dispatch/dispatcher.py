@@ -51,6 +51,7 @@ class Dispatcher:
                 pace,
                 requests,
                 self._watch,
+                self._failures,
                 settings,
                 self._lifecycle.wake,
                 self._note_results,

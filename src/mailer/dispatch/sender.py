@@ -20,6 +20,7 @@ from mailer.dispatch.claimer import Claimer
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.giveback import GiveBack
 from mailer.dispatch.judge import Send, after_sending, before_sending, end_untried, hand_back
+from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.rate import Rate
 from mailer.dispatch.recorder import Recorder
 from mailer.dispatch.requests import Requests
@@ -68,6 +69,7 @@ class Sender:
         pace: Pace,
         requests: Requests,
         watch: MailingWatch,
+        failures: LoopFailures,
         settings: Settings,
         on_drained: Callable[[], None],
         on_recorded: Callable[[list[FinishedMessage]], None],
@@ -88,7 +90,7 @@ class Sender:
         self._claimed = ClaimedQueue(self._concurrency)
         owner = uuid4()
         self._on_recorded = on_recorded
-        self._recorder = Recorder(url, owner, self._give_back.forget, self._recorded)
+        self._recorder = Recorder(url, owner, failures, self._give_back.forget, self._recorded)
         self._claimer = Claimer(
             url,
             owner,
@@ -98,6 +100,7 @@ class Sender:
             self._claimed,
             self._recorder.held,
             self._give_back,
+            failures,
             on_drained,
         )
         metrics.breaker(breaker.state)
