@@ -23,7 +23,7 @@ from tests.sample import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.mailing import audience, moving, replanning, service
-from mailer.mailing.model import MailingChange, NewMailing
+from mailer.mailing.model import AudienceLists, MailingChange, NewMailing
 from mailer.message.model import FinishedMessage
 from mailer.report.verify import differences
 
@@ -171,7 +171,7 @@ async def test_client_whose_id_was_given_before_the_beginning_but_committed_afte
     assert await value(engine, MEMBERS) == members
     assert await is_sound(engine, mailing_id)
 
-    await change(engine, mailing_id, client_filter={"tags": ["vip"]})
+    await change(engine, mailing_id, client_filter=AudienceLists(tags=["vip"]))
     await advance(engine)
     assert len(await value(engine, MEMBERS)) == 3
     assert await is_sound(engine, mailing_id)

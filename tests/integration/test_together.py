@@ -9,8 +9,10 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.sample import add_clients, do, execute, take_audience, value
 
+from mailer.access.model import COMMAND_LINE
 from mailer.client import directory
-from mailer.mailing import audience, moving, store, together
+from mailer.mailing import audience, moving, replanning, service, store, together
+from mailer.mailing.model import MailingChange
 from mailer.mailing.passing_over import PassedOver
 from mailer.report.verify import differences
 
@@ -196,6 +198,49 @@ async def test_large_audiences_are_not_taken_with_small_ones(engine: AsyncEngine
     assert await take_small(engine) == [small]
     assert await take_small(engine) == []
     assert (await do(engine, moving.look)).takes
+
+
+async def test_audience_that_has_grown_since_it_was_counted_is_left_to_chunks(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, together.SMALL + 1)
+    grown = await add(engine, "grown", "vip")
+    small = await add(engine, "small", "912")
+    await do(engine, moving.begin_due)
+    assert await value(engine, "SELECT max(clients_count) FROM mailing") == 0
+    await execute(engine, "UPDATE client SET tag = 'vip'")
+
+    assert await take_small(engine) == [small]
+
+    assert await value(engine, "SELECT count(*) FROM message") == 0
+    of_grown = f"SELECT clients_count FROM mailing WHERE id = {grown}"  # noqa: S608  # of a test
+    assert await value(engine, of_grown) == together.SMALL + 1
+    assert await take_small(engine) == []
+    await take_audience(engine)
+    assert await value(engine, "SELECT count(*) FROM message") == together.SMALL + 1
+    assert await differences(engine) == []
+
+
+async def test_changed_filter_of_a_running_mailing_is_counted_before_it_is_enqueued(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, together.SMALL + 1)
+    await execute(engine, "UPDATE client SET tag = 'vip' WHERE id = 1")
+    mailing_id = await add(engine, "grown", "vip")
+    await do(engine, moving.begin_due)
+    assert await take_small(engine) == [mailing_id]
+
+    change = MailingChange(client_filter=None)
+    changed = await service.change(engine, mailing_id, change, COMMAND_LINE)
+    while (await do(engine, moving.look)).replans:
+        await do(engine, replanning.replan_chunk)
+
+    assert changed.clients_count == together.SMALL + 1
+    assert await take_small(engine) == []
+    assert await value(engine, "SELECT count(*) FROM message") == 1
+    await take_audience(engine)
+    assert await value(engine, "SELECT count(*) FROM message") == together.SMALL + 1
+    assert await differences(engine) == []
 
 
 async def test_one_that_cannot_be_enqueued_is_passed_over_and_the_others_are_not(

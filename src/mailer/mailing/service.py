@@ -93,12 +93,14 @@ async def change(
         values = {name: value for name, value in given if value != getattr(mailing, name)}
         _refuse_too_late(mailing, values, has_begun=has_begun)
         _refuse_misfit(mailing, values)
+        if "client_filter" in values:
+            clients_count = await audience.count(connection, values["client_filter"])
+            # messages that exist stay in the audience
+            values["clients_count"] = max(clients_count, mailing.created_messages)
         if has_begun and values.keys() & PLANNED_BY:
             values |= {"replan_cursor": 0, "replanning": True, "replan_stop": None}
             if "client_filter" in values:
                 values |= {"filter_changed": True} | audience.taken_now()
-        elif "client_filter" in values:
-            values["clients_count"] = await audience.count(connection, values["client_filter"])
         await store.change(connection, mailing_id, values)
         await tell(connection)
         if was := {name: getattr(mailing, name) for name, _ in given if name in values}:

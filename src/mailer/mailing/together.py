@@ -124,9 +124,9 @@ COUNT = text(f"""
     WITH {MATCHING}
     SELECT number, sum(clients)::bigint AS clients
     FROM matching GROUP BY number""").bindparams(*PARAMETERS)  # noqa: S608  # our own words
-ZONES = text(f"""
+COUNT_AND_ZONES = text(f"""
     WITH {MATCHING}
-    SELECT number, array_agg(DISTINCT time_zone) AS time_zones
+    SELECT number, sum(clients)::bigint AS clients, array_agg(DISTINCT time_zone) AS time_zones
     FROM matching GROUP BY number""").bindparams(*PARAMETERS)  # noqa: S608  # likewise
 
 
@@ -235,6 +235,12 @@ WRITE = text(f"""
     ),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
 )
+SET_COUNTS = text("""
+    UPDATE mailing SET clients_count = counted.clients
+    FROM unnest(:ids, :counts) AS counted (id, clients)
+    WHERE mailing.id = counted.id""").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger)), bindparam("counts", type_=ARRAY(BigInteger))
+)
 MOVE_CURSORS = text("""
     UPDATE mailing SET audience_cursor = audience_until,
         clients_count = scheduled + sending + delivered + undelivered + "unknown" + cancelled
@@ -247,26 +253,33 @@ async def take_small(
 ) -> list[Taken]:
     """Enqueue the audiences of up to `most` mailings that are small, each of them whole.
 
-    The newest first, then those that wait longest.
+    The newest first, then those that wait longest. Audiences are counted again: since a mailing
+    began, clients may have been imported, and their tags changed.
     """
     found = await lock_slice(connection, TO_TAKE, most, passed_over)
-    filters, numbers = Filters(), {}
-    rows, clients = [], 0
+    filters, numbers = Filters(), dict[int, int]()
     for mailing in found:
         with passed_over.on_error(mailing.id):
             numbers[mailing.id] = filters.add(mailing.client_filter)
-            rows.append(mailing)
-            clients += mailing.clients_count
-        if filters.is_full or clients >= TOGETHER:
+        if filters.is_full:
             break
-    zones: dict[int, list[str]] = {}
-    if any(map(window_of, rows)):
-        of_each = await connection.execute(ZONES, filters.parameters())
-        zones = {row.number: row.time_zones for row in of_each}
+    if not numbers:
+        return []
+    matching = await connection.execute(COUNT_AND_ZONES, filters.parameters())
+    now = {row.number: (row.clients, row.time_zones) for row in matching}
+    counts, zones = {}, {}
+    for mailing_id, number in numbers.items():
+        counts[mailing_id], zones[mailing_id] = now.get(number, (0, ()))
+    await _leave_large(connection, counts)
+    rows, clients = [], 0
+    for mailing in found:
+        if counts.get(mailing.id, SMALL + 1) <= SMALL and clients < TOGETHER:
+            rows.append(mailing)
+            clients += counts[mailing.id]
     plans: dict[int, list[Plan]] = {}
     for mailing in rows:
         with passed_over.on_error(mailing.id):
-            plans[mailing.id] = _plans(mailing, zones.get(numbers[mailing.id], ()))
+            plans[mailing.id] = _plans(mailing, zones[mailing.id])
     if not plans:
         return []
     rows = [mailing for mailing in rows if mailing.id in plans]
@@ -274,6 +287,14 @@ async def take_small(
     moved = await connection.execute(MOVE_CURSORS, {"ids": list(plans)})
     await tell(connection)
     return [Taken(row.id, row.clients_count, is_last=True, is_large=False) for row in moved]
+
+
+async def _leave_large(connection: AsyncConnection, counts: Mapping[int, int]) -> None:
+    """Write down the counts of audiences that are not small any more: `take_chunk` takes those."""
+    large = {mailing_id: clients for mailing_id, clients in counts.items() if clients > SMALL}
+    if large:
+        counted = {"ids": list(large), "counts": list(large.values())}
+        await connection.execute(SET_COUNTS, counted)
 
 
 def _plans(mailing: Row[Any], zones: Iterable[str]) -> list[Plan]:
