@@ -22,7 +22,8 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db import origin
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from mailer.mailing import restore
+from mailer.mailing import audience, moving, restore
+from mailer.mailing.passing_over import PassedOver
 from mailer.mailing.restore import NotHeldError
 from mailer.validation import MAX_ID
 
@@ -90,6 +91,24 @@ async def test_another_timeline_or_start_of_the_server_moves_ids_and_holds_nothi
         last = new
         assert await is_allowed(engine)
     assert len(await claim(engine, mailing_id, 9)) == 5
+
+
+async def test_audience_is_enqueued_in_chunks_before_anybody_has_noted_a_restart(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, 2)
+    await add_mailing(engine, status="scheduled")
+    await do(engine, moving.begin_due)
+    await move(engine, "started_at = started_at - interval '1 hour'")
+    passed_over = PassedOver()
+
+    taken = await do(engine, lambda db: audience.take_chunk(db, "behind", passed_over))
+
+    assert taken is not None
+    assert taken.is_last
+    assert not passed_over
+    assert await value_of(engine, "SELECT count(*) FROM message") == 2
+    assert await is_allowed(engine)
 
 
 @pytest.mark.parametrize("change", ["", ", server = server + 1", ", database = database + 1"])

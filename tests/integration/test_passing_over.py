@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.sample import add_clients, add_due_messages, do, execute, value
 
@@ -39,3 +41,35 @@ async def test_mailing_with_an_unreadable_filter_is_passed_over(
     assert not found.replans
     assert not found.retries
     assert good not in passed_over
+
+
+BAD_CHECK = "UPDATE mailing SET clients_count = -1"
+ABOUT_DATA = {"value": "SELECT 1 / 0", "constraint": BAD_CHECK}
+NOT_ABOUT_DATA = {
+    "statement": "SELECT no_such_function()",
+    "state": "DO $$ BEGIN RAISE EXCEPTION 'not now'; END $$",
+}
+
+
+@pytest.mark.parametrize("statement", ABOUT_DATA.values(), ids=ABOUT_DATA)
+async def test_mailing_whose_data_the_database_refuses_is_passed_over(
+    engine: AsyncEngine, statement: str
+) -> None:
+    mailing_id = await add_due_messages(engine, 1)
+    passed_over = PassedOver()
+    async with engine.connect() as connection:
+        with passed_over.on_error(mailing_id):
+            await connection.execute(text(statement))
+    assert passed_over == {mailing_id}
+
+
+@pytest.mark.parametrize("statement", NOT_ABOUT_DATA.values(), ids=NOT_ABOUT_DATA)
+async def test_error_of_the_database_that_no_data_explains_is_raised(
+    engine: AsyncEngine, statement: str
+) -> None:
+    mailing_id = await add_due_messages(engine, 1)
+    passed_over = PassedOver()
+    async with engine.connect() as connection:
+        with pytest.raises(DBAPIError), passed_over.on_error(mailing_id):
+            await connection.execute(text(statement))
+    assert not passed_over

@@ -183,6 +183,20 @@ def is_away(error: BaseException) -> bool:
     return is_fatal(error) or (isinstance(error, PASSING) and not isinstance(error, ValueError))
 
 
+ABOUT_DATA = (
+    ValueError,  # asyncpg's word for an argument that it cannot encode
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,  # a row or a statement that is too large
+)
+"""Errors that come from the values of a statement: it fails again with the same values."""
+
+
+def is_about_data(error: DBAPIError) -> bool:
+    """Return whether the database refused the values of a statement."""
+    return isinstance(cause_of(error), ABOUT_DATA)
+
+
 def is_fatal(error: BaseException) -> bool:
     """Whether the server ended the session with `error`, or let none begin.
 

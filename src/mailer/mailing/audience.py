@@ -36,6 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import directory
 from mailer.client.model import Client
+from mailer.db import origin
 from mailer.db.schema import LIVE, client, message
 from mailer.mailing.model import AudienceLists, ClientFilter, terms_of
 from mailer.mailing.passing_over import PassedOver
@@ -221,6 +222,7 @@ async def take_chunk(
     mailing = (await connection.execute(statement, asked)).one_or_none()
     taken = None
     if mailing is not None:
+        await origin.update(connection)  # before the savepoint: an INSERT after it could not
         with passed_over.on_error(mailing.id):
             async with connection.begin_nested():
                 taken = await _take_chunk(connection, mailing)
