@@ -22,13 +22,19 @@ from tests.sample import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.mailing import audience, moving, replanning, service
+from mailer.mailing import audience, moving, replanning, service, together
 from mailer.mailing.model import AudienceLists, MailingChange, NewMailing
+from mailer.mailing.passing_over import PassedOver
 from mailer.message.model import FinishedMessage
 from mailer.report.verify import differences
 
 HOUR = timedelta(hours=1)
 DAY = 24 * HOUR
+AHEAD = 1_000
+NEXT_NUMBER = "pg_current_xact_id()::xid::text::bigint"
+BURN = f"""
+    DO $$ BEGIN FOR number IN 1..{AHEAD} + 100 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP;
+    END $$"""
 MEMBERS = "SELECT array_agg(client_id ORDER BY client_id) FROM message WHERE status = 'scheduled'"
 ADD_CLIENT = """
     INSERT INTO client (phone, operator_code, tag) VALUES ('{}', '916', 'vip') RETURNING id"""
@@ -186,6 +192,31 @@ async def test_client_that_comes_from_the_dump_of_another_server_was_there_befor
     await begun(engine)
 
     assert await value(engine, MEMBERS) == members
+
+
+async def test_restored_client_was_there_though_its_number_is_given_here_while_it_is_enqueued(
+    engine: AsyncEngine,
+) -> None:
+    members = await vips(engine, 2)
+    await execute(engine, f"UPDATE client SET created_by = {NEXT_NUMBER} + {AHEAD}")  # noqa: S608  # of a test
+    mailing_id = await create(engine)
+    await do(engine, moving.begin_due)
+    async with engine.connect() as connection:
+        burning = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await burning.exec_driver_sql(BURN)
+    joined_later = await vips(engine, 1)
+    assert await value(engine, f"SELECT {NEXT_NUMBER} > max(created_by) FROM client")  # noqa: S608  # likewise
+
+    async with engine.connect() as trial:
+        await audience.take_chunk(trial)
+        in_chunks = (await trial.exec_driver_sql(MEMBERS)).scalar_one()
+        await trial.rollback()
+    await do(engine, lambda db: together.take_small(db, PassedOver()))
+
+    assert in_chunks == members
+    assert await value(engine, MEMBERS) == members
+    assert joined_later[0] not in members
+    assert await is_sound(engine, mailing_id)
 
 
 # ---- changes one after the other, and beside other steps ------------------------------------

@@ -270,14 +270,15 @@ def _bound(mailing: Row[Any]) -> Executable:
     return select(func.max(chunk.c.id).label("upper"), zones, clients)
 
 
-# The transaction that made a client is in its row. What a snapshot did not show was made by one
-# that was in progress then, or has begun since. A row that is as it came from the dump of another
-# server may bear the number of one that is still to begin here.
+# The transaction that created a client is in its row. A snapshot does not show what was created by
+# a transaction in progress then, or begun since. A row restored from the dump of another server may
+# bear a number that this server gives later: the version of that row (xmin) is older than it.
 WAS_THERE = """NOT (
     created_by = ANY (ARRAY(
         SELECT xid::text::bigint FROM pg_snapshot_xip((:snapshot)::text::pg_snapshot) AS xid))
     OR (created_by >= (SELECT pg_snapshot_xmax((:snapshot)::text::pg_snapshot)::text::bigint)
-        AND created_by < (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)))"""
+        AND created_by < (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+        AND age(client.xmin) <= age((created_by % 4294967296)::text::xid)))"""
 
 
 def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:

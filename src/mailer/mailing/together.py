@@ -206,11 +206,11 @@ WRITE = text(f"""
         planned.reason
     FROM taken JOIN matching USING (number)
         CROSS JOIN LATERAL (
-            SELECT id, created_by FROM client
+            SELECT id, created_by, xmin AS written_by FROM client
             WHERE deleted_at IS NULL AND operator_code = matching.operator_code
                 AND time_zone = matching.time_zone AND tag = matching.tag
             UNION ALL
-            SELECT id, created_by FROM client
+            SELECT id, created_by, xmin FROM client
             WHERE deleted_at IS NULL AND operator_code = matching.operator_code
                 AND time_zone = matching.time_zone AND tag IS NULL AND matching.tag IS NULL
             OFFSET 0) AS one
@@ -219,7 +219,8 @@ WRITE = text(f"""
     WHERE one.id <= taken.until AND (taken.snapshot IS NULL OR NOT (
         one.created_by = ANY (taken.in_progress)
         OR (one.created_by >= taken.next_then
-            AND one.created_by < (SELECT next_now FROM here))))
+            AND one.created_by < (SELECT next_now FROM here)
+            AND age(one.written_by) <= age((one.created_by % 4294967296)::text::xid))))
     ORDER BY taken.id, one.id
     ON CONFLICT (mailing_id, client_id) DO UPDATE SET due_at = excluded.due_at,
         status = excluded.status, reason = excluded.reason, updated_at = now()
