@@ -1,14 +1,16 @@
 """What moves mailings on by itself, while it runs."""
 
 import asyncio
+from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.patience import PATIENCE
 from tests.sample import add_due_messages, add_mailing, execute, value
 
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.loop_failures import LoopFailures
+from mailer.mailing import together
 
 ENDED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
 
@@ -85,3 +87,38 @@ async def test_mailing_that_is_through_ends_at_the_first_look_though_thousands_w
         await asyncio.wait({running})
     ends = next(n for n, each in enumerate(statements) if "is_settled = true" in each)
     assert sum("looked_up_to" in each for each in statements[:ends]) == 1
+
+
+FINISHED = text("SELECT count(*) FROM mailing WHERE status = 'finished'")
+
+
+async def test_those_of_which_something_became_finish_before_all_others_are_looked_at(
+    engine: AsyncEngine,
+) -> None:
+    await execute(engine, ADD_RUNNING, ADD_RUNNING)
+    many = 2 * together.SLICE
+    done = [await add_mailing(engine) for _ in range(many)]
+    lifecycle = Lifecycle(
+        engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False
+    )
+    lifecycle.touch(done)
+    looks = looks_before = 0
+
+    def note(*args: Any) -> None:
+        nonlocal looks
+        looks += "looked_up_to" in args[2]
+
+    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    running = asyncio.create_task(lifecycle.run())
+    try:
+        async with asyncio.timeout(PATIENCE), engine.connect() as connection:
+            while looks_before <= 2:
+                looks_now = looks
+                if (await connection.execute(FINISHED)).scalar_one() == many:
+                    break
+                looks_before = looks_now
+                await asyncio.sleep(0.01)
+    finally:
+        running.cancel()
+        event.remove(engine.sync_engine, "before_cursor_execute", note)
+    assert looks_before <= 2

@@ -91,6 +91,7 @@ class Lifecycle:
             self._pass_over_until = elapsed() + PASS_OVER
         to_do = await self._do(lambda db: moving.look(db, after, asked, self._passed_over))
         if to_do is None:
+            self.touch(asked)
             return AWAY
         has_begun = to_do.begins and await self._begin()
         has_messages = (has_begun or to_do.takes) and await self._take()
@@ -152,11 +153,12 @@ class Lifecycle:
             self._on_messages([one.mailing_id for one in taken])
 
     async def _finish(self, after: int, asked: list[int]) -> bool:
-        finished = await self._do(lambda db: moving.finish(db, after, asked)) or []
+        finished = await self._do(lambda db: moving.finish(db, after, asked))
+        if finished is None or len(finished) == together.SLICE:
+            self.touch(asked)  # there may be more of them
+            finished = finished or []
         for mailing_id, status in finished:
             log.info("mailing_ended", mailing_id=mailing_id, status=status)
-        if len(finished) == together.SLICE:
-            self.touch(asked)  # there may be more of them
         return bool(finished)
 
     async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result | None:
