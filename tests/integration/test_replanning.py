@@ -434,6 +434,23 @@ async def test_many_changed_zones_are_followed_in_bounded_chunks(engine: AsyncEn
     assert await differences(engine) == []
 
 
+async def test_mailing_with_nothing_open_makes_no_chunk_of_changed_zones_smaller(
+    engine: AsyncEngine,
+) -> None:
+    await vips(engine, 4, time_zone="Asia/Tokyo")
+    for _ in range(3):
+        await begun(engine, **hours(-HOUR, HOUR))
+    await execute(engine, "UPDATE message SET status = 'delivered', sent_at = now()")
+    await begun(engine, **hours(-HOUR, HOUR))
+    await set_zone(engine, "UTC")
+
+    taken = [await do(engine, lambda db: replanning.replan_moved(db, 4)) for _ in range(2)]
+
+    assert taken == [4, 0]
+    assert await value(engine, NOW) == 4
+    assert await differences(engine) == []
+
+
 # ---- mailings that were through before their end --------------------------------------------
 
 STATUS = "SELECT status FROM mailing WHERE id = {}"

@@ -216,6 +216,10 @@ UNENDED = f"{FINISHED_IN_WINDOW} AND datetime_end > clock_timestamp()"
 PLANNED = """
     id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
     status, clock_timestamp() AS now"""
+# Each mailing costs a look for each client: one whose messages all are sent is left out.
+HAS_OPEN = """
+    EXISTS (SELECT FROM ledger
+        WHERE mailing_id = mailing.id AND scheduled + sending + cancelled > 0)"""
 # Nothing of these is left to send, and some of it only because of a time zone.
 HAS_NO_WINDOW = f"""
     {UNENDED} AND EXISTS (SELECT FROM message
@@ -228,9 +232,9 @@ AFTER_WRITERS = text(f"""
         AND (audience_cursor < audience_until OR replanning OR retry_before IS NOT NULL)
     ORDER BY id FOR SHARE""")  # noqa: S608  # our own words
 MAILINGS = text(f"""
-    SELECT {PLANNED} FROM mailing WHERE {PLANNED_BY_ZONE}
+    SELECT {PLANNED} FROM mailing WHERE {PLANNED_BY_ZONE} AND {HAS_OPEN}
     UNION ALL
-    SELECT {PLANNED} FROM mailing WHERE {HAS_NO_WINDOW}""")  # noqa: S608  # our own words
+    SELECT {PLANNED} FROM mailing WHERE {HAS_NO_WINDOW} AND {HAS_OPEN}""")  # noqa: S608  # our own words
 # Before its messages are scheduled: what is settled is counted as it is at this moment.
 REVIVE = text(f"""
     UPDATE mailing SET status = 'running', is_settled = false, updated_at = now()
