@@ -9,6 +9,8 @@ from tests.acceptance.test_main_job import a_mailing, add_clients
 from tests.processes import Gateway, Gateways, MailerProcess, mailers, run, until
 from tests.servers import Programs, Server
 
+from mailer.db.engine import connect
+from mailer.dispatch.watch import KEEPALIVES
 from mailer.validation import MAX_ID
 
 QUICK = {"lease": "8", "gateway_timeout": "4"}
@@ -170,3 +172,17 @@ async def test_copy_of_a_stopped_servers_folder_gives_other_ids(
             given.append(await sent(mailer))
 
     assert len(set().union(*given)) == sum(map(len, given)) == 300
+
+
+async def test_server_ends_the_session_of_a_worker_whose_machine_is_gone(
+    primary: Server, server_url: str
+) -> None:
+    """The parameters of the session; a UNIX socket cannot outlive its machine."""
+    for url, is_tcp in ((primary.url, True), (server_url, False)):
+        connection = await connect(url, patience=None, **KEEPALIVES)
+        try:
+            for name, given in KEEPALIVES.items():
+                query = "SELECT setting FROM pg_settings WHERE name = $1"
+                assert await connection.fetchval(query, name) == (given if is_tcp else "0")
+        finally:
+            await connection.close()
