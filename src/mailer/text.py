@@ -3,8 +3,9 @@
 Labels, such as tags and names, are stored as `clean_label` has them, and compared by `fold_label`.
 """
 
+import re
 import unicodedata
-from itertools import chain, groupby
+from collections.abc import Iterable
 
 _UNSEEN = (
     *(range(0x01, 0x09), range(0x0E, 0x1C), range(0x7F, 0x85), range(0x86, 0xA0)),
@@ -17,15 +18,22 @@ _SHAPING = (
     *(range(0x200C, 0x200E), range(0x180B, 0x180E), range(0x180F, 0x1810)),
     *(range(0xFE00, 0xFE10), range(0xE0020, 0xE0080), range(0xE0100, 0xE01F0)),
 )
-INVISIBLE = dict.fromkeys(chain.from_iterable(_UNSEEN))
-"""Characters without a look of their own, for `str.translate` to drop: control characters but NUL
-and blanks, soft hyphens, marks of direction, zero-width spaces, joiners of words and byte order
-marks. What gives letters and pictures their shape is none of them: some scripts are misspelt
-without."""
-SHAPING = dict.fromkeys(chain.from_iterable(_SHAPING))
+_LOOKS_BLANK = [range(each, each + 1) for each in (0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0)]
+
+
+def _any_of(ranges: Iterable[range]) -> re.Pattern[str]:
+    """Compile a pattern: a text without such characters, the usual one, costs one fast search."""
+    return re.compile(f"[{''.join(f'{chr(each[0])}-{chr(each[-1])}' for each in ranges)}]+")
+
+
+INVISIBLE = _any_of(_UNSEEN)
+"""Characters without a look of their own: control characters but NUL and blanks, soft hyphens,
+marks of direction, zero-width spaces, joiners of words and byte order marks. What gives letters and
+pictures their shape is none of them: some scripts are misspelt without."""
+SHAPING = _any_of(_SHAPING)
 """Joiners of letters, selectors of variants, and tags of flags: they show nothing alone."""
 JOINERS = "\u200c\u200d"
-BLANK = SHAPING | dict.fromkeys((0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0))
+BLANK = _any_of([*_SHAPING, *_LOOKS_BLANK])
 """`SHAPING`, and letters and signs that look like blanks."""
 
 LONGEST = 5_000
@@ -33,16 +41,17 @@ LONGEST = 5_000
 stays as it is, to be refused."""
 MOST_MARKS = 30
 """Marks on one letter, beyond all languages (UAX #15, Stream-Safe Text Format)."""
+_TOO_MANY_MARKS = re.compile(rb"[^\0]{%d}" % (MOST_MARKS + 1))
 
 
 def strip_invisible(text: str) -> str:
     """Return a text without its `INVISIBLE` characters."""
-    return text if text.isascii() and text.isprintable() else text.translate(INVISIBLE)
+    return text if text.isascii() and text.isprintable() else INVISIBLE.sub("", text)
 
 
 def is_blank(text: str) -> bool:
     """Return whether nobody can see anything of a text."""
-    return not strip_invisible(text).translate(BLANK).strip()
+    return not BLANK.sub("", strip_invisible(text)).strip()
 
 
 def compose(text: str) -> str:
@@ -59,8 +68,8 @@ def compose(text: str) -> str:
 def _has_too_many_marks(text: str) -> bool:
     if len(text) <= MOST_MARKS:
         return False
-    runs = groupby(text, lambda character: unicodedata.combining(character) > 0)
-    return any(is_marks and sum(1 for _ in run) > MOST_MARKS for is_marks, run in runs)
+    classes = bytes(map(unicodedata.combining, text))  # of each character, 0 for what is no mark
+    return _TOO_MANY_MARKS.search(classes) is not None
 
 
 def clean_label(text: str) -> str:
@@ -84,4 +93,4 @@ def fold_label(text: str) -> str:
         return clean_label(text).casefold()
     if len(text) > LONGEST:
         return text.casefold()
-    return compose(clean_label(text.translate(SHAPING)).casefold())
+    return compose(clean_label(SHAPING.sub("", text)).casefold())
