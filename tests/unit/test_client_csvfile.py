@@ -54,8 +54,29 @@ def test_what_is_well_formed_is_read_as_it_was_written(
     writer.writerows([("a", "b"), *rows])
     content = text.getvalue().encode("utf-8-sig" if bom else "utf-8")
     assert [fields for _, fields in read(content)] == [
-        tuple(re.sub("\r\n?", "\n", field) for field in row) for row in rows
+        tuple(re.sub("\r\n?", "\n", field) for field in row) for row in rows if any(row)
     ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a;b;\n1;2;\n",
+        "a;b;;\n1;2\n",
+        "a;b\n1;2;;;\n",
+        "a;b\n;\n;;;\n1;2\n",
+        "sep=;\na;b\n1;2\n",
+        "\ufeffSEP=\t\r\na\tb\r\n1\t2\r\n",
+        "sep=,\na,b\n1,2\n",
+    ],
+)
+def test_empty_columns_empty_rows_and_the_separator_of_excel_are_no_errors(content: str) -> None:
+    assert [fields for _, fields in read(content.encode())] == [("1", "2")]
+
+
+def test_value_beyond_the_columns_is_an_error() -> None:
+    [(number, record)] = read(b"a;b;\n1;2;3\n")
+    assert (number, record) == (2, Unreadable("has 3 fields, and the header 2", "1;2;3"))
 
 
 @given(garbage=ROUGH_BYTES.map(lambda content: re.sub(rb'[\r\n"]', b"", content)))
@@ -104,10 +125,14 @@ def naive_record(at: int, lines: Sequence[str]) -> tuple[Record | None, int]:
         return (number, Unreadable(MALFORMED, lines[at])), 1
     if not lines[at].strip():
         return None, 1
-    if row and len(row) != 2:
+    if not any(row):
+        return None, reader.line_num
+    if len(row) > 2 and not any(row[2:]):
+        row = row[:2]
+    if len(row) != 2:
         unreadable = Unreadable(f"has {len(row)} fields, and the header 2", lines[at])
         return (number, unreadable), reader.line_num
-    return ((number, tuple(row)) if row else None), reader.line_num
+    return (number, tuple(row)), reader.line_num
 
 
 LINES = st.lists(
@@ -273,7 +298,7 @@ def test_quote_that_is_never_closed_costs_its_own_line_alone() -> None:
     [
         (b"", [("a", "is required")]),
         (b"\n\r\n", [("a", "is required")]),
-        (b"a,b,\n", [("column 3", "is not one of the columns a, b")]),
+        (b"a,,b\n", [("column 2", "is not one of the columns a, b")]),
         (b"b\n", [("a", "is required")]),
         (b"a,c,d\n", [("c", "is not one of the columns a, b"), ("d", "...")]),
         (b"a,b,a\n", [("a", "comes more than once")]),

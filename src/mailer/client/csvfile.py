@@ -21,6 +21,8 @@ LIMIT = 2000
 what is sent."""
 DELIMITERS = re.compile("[,;\t]")
 """What may separate fields: commas by the standard, semicolons and tabs in Excel."""
+SEPARATOR_LINE = re.compile("\ufeff?sep=([,;\t])[,;]*", re.IGNORECASE)
+"""What Excel reads, and some programs write, before the header."""
 
 DIGITS = 7
 """From so many digits on a name in a header may be a phone: the file has no header then."""
@@ -65,6 +67,7 @@ class CsvFile:
         self._line_ends = io.IncrementalNewlineDecoder(None, translate=True)
         self._rest = ""
         self._number = 0
+        self._separator = ""
         self._source = _Source()
         # A line in which a quoted field is open, and those after it that lie wholly inside the
         # field. No line is parsed more than thrice: as the begin of a record, as what follows an
@@ -125,13 +128,15 @@ class CsvFile:
         return self._arranged(number, line, row)
 
     def _arranged(self, number: int, line: str, row: list[str]) -> Record | None:
+        if not any(row):
+            return None
+        if len(row) > len(self.header) and not any(row[len(self.header) :]):
+            del row[len(self.header) :]
         if len(row) == len(self.header):
             row.append("")  # what columns that the file lacks are taken from
             return number, self._arrange(row)
-        if row:
-            message = f"has {len(row)} fields, and the header {len(self.header)}"
-            return number, Unreadable(message, line)
-        return None
+        message = f"has {len(row)} fields, and the header {len(self.header)}"
+        return number, Unreadable(message, line)
 
     def _go_on(self, line: str) -> Iterator[Record]:
         """Give the records that end with a line that comes while a quoted field is open."""
@@ -191,8 +196,11 @@ class CsvFile:
             return
         if len(line) > LIMIT:
             raise _header_error(TOO_LONG)
+        if told := SEPARATOR_LINE.fullmatch(line):
+            self._separator = told[1]
+            return
         found = DELIMITERS.search(line)
-        self._source = _Source(found[0] if found else ",")
+        self._source = _Source(self._separator or (found[0] if found else ","))
         self.header = self._checked_header(line)
         places = {name: place for place, name in enumerate(self.header)}
         self._arrange = itemgetter(*(places.get(name, -1) for name in self._columns))
@@ -202,6 +210,8 @@ class CsvFile:
             row = self._source.parse(text)
         except csv.Error as error:
             raise _header_error(MALFORMED) from error
+        while row and not _column(row[-1]):
+            row.pop()
         header = [_column(name) for name in row]
         known = f"is not one of the columns {', '.join(self._columns)}"
         errors = [

@@ -12,6 +12,8 @@ STORED = re.compile(r"7[0-9]{10}")
 """The form that is stored; to be matched as a whole."""
 NATIONAL, WHOLE = 10, 11
 """Digits of a phone without and with what stands before the operator's code."""
+NATIONAL_STARTS = "34569"
+"""First digits of areas and operators that no eleven digits without their last begin with."""
 LONGEST_WRITTEN = 64
 """Characters of the longest text that is read as a phone: eleven digits with much between them."""
 DASHES = "\u058a\u05be\u2010-\u2015\u2043\u2212\u2e3a\u2e3b\u30fc"
@@ -31,7 +33,8 @@ ROUNDED = (
 def normalize_phone(text: str) -> str:
     """Return the phone that somebody wrote, such as +7 (916) 123-45-67 or 8 916 123 45 67.
 
-    Ten digits are taken as national ones, and eleven must begin with 7 or 8, with 7 after a plus.
+    Eleven digits must begin with 7 or 8, with 7 after a plus. Ten are taken as national ones, but
+    for those that begin with 7 or 8: a digit of them may be missing.
     Digits and signs may have full width; invisible characters count for nothing. A text that is no
     such phone is returned as it is, without blanks around it, to be refused.
     """
@@ -44,7 +47,7 @@ def normalize_phone(text: str) -> str:
         plain = number[1]
     if written := _WRITTEN.fullmatch(plain):
         plus, digits = written[1], re.sub(r"[^0-9]", "", written[2])
-        if len(digits) == NATIONAL and not plus:
+        if len(digits) == NATIONAL and digits[0] in NATIONAL_STARTS and not plus:
             return f"7{digits}"
         if len(digits) == WHOLE and (digits[0] == "7" or (digits[0] == "8" and not plus)):
             return f"7{digits[1:]}"
