@@ -261,13 +261,69 @@ async def test_mailing_that_waits_for_its_hours_says_until_when(
     await add_messages(engine, mailing_id, clients, "scheduled", at=opens)
     for path in (f"/mailings/{mailing_id}", "/"):
         shown = " ".join(re.sub(r"<[^>]*>", "", await page(sending, path)).split())
-        assert f"{opens:%H:%M}: then the hours open in Europe/Moscow." in shown, path
+        assert f"{opens:%H:%M} (Europe/Moscow)." in shown, path
         assert "It is being sent" not in shown
         assert "0 a second" not in shown
-    await execute(engine, "UPDATE message SET attempts = 1, reason = 'http_503'")
-    assert "to try again what failed" in await page(sending, f"/mailings/{mailing_id}")
+        assert "Try now" not in shown
+    tried = "UPDATE message SET attempts = 1, retry_at = due_at - interval '1 h'"
+    await execute(engine, tried)
+    shown = await page(sending, f"/mailings/{mailing_id}")
+    assert "The next sending window opens at" in shown
+    assert "Try now" not in shown
     await execute(engine, "UPDATE message SET due_at = now() - interval '1 s'")
     assert "It is being sent" in await page(sending, f"/mailings/{mailing_id}")
+
+
+async def test_pause_that_a_message_was_asked_for_ends_by_a_button(
+    sending: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 1)
+    now = datetime.now(UTC)
+    mailing_id = await add_mailing(
+        engine, clients=1, start=now - timedelta(hours=1), lasts=timedelta(hours=2)
+    )
+    await add_messages(engine, mailing_id, clients, "scheduled", at=now + timedelta(minutes=15))
+    await execute(
+        engine,
+        """UPDATE message SET attempts = 1, retry_at = due_at, updated_at = now(), failures =
+            '[{"attempt": 1, "claimed_at": "2030-01-15T05:59:00Z",
+            "ended_at": "2030-01-15T06:00:00Z", "reason": "http_500"}]'""",
+    )
+    path = f"/mailings/{mailing_id}"
+    message_id = await value(engine, "SELECT max(id) FROM message")
+    message = f"{path}/messages/{message_id}"
+    assert "Failed messages are retried from" in await page(sending, path)
+    for place in (path, message):
+        shown = await page(sending, place)
+        assert f'action="/gateway/try"><input type="hidden" name="back" value="{place}"' in shown
+    answer = await sending.post(
+        f"{SITE}/gateway/try", data={"back": message}, headers={"Origin": SITE}
+    )
+    assert answer.status_code == 303
+    assert await value(engine, "SELECT due_at <= now() FROM message") is True
+    for place in (path, message):
+        assert "Try now" not in await page(sending, place)
+
+
+async def test_messages_due_past_the_end_expire_unless_the_end_is_moved(
+    sending: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 2)
+    now = datetime.now(UTC)
+    mailing_id = await add_mailing(
+        engine, clients=2, start=now - timedelta(hours=1), lasts=timedelta(hours=2)
+    )
+    await add_messages(engine, mailing_id, clients, "scheduled", at=now + timedelta(hours=3))
+    await execute(engine, "UPDATE message SET attempts = 1, retry_at = due_at")
+    path = f"/mailings/{mailing_id}"
+    for place in (path, "/"):
+        shown = " ".join((await page(sending, place)).split())
+        assert "Nothing is due before the end. The remaining messages expire at <time" in shown
+        assert "It is being sent" not in shown
+        assert "0 a second" not in shown
+    assert "Try now" in await page(sending, path)
+    russian = await sending.get(f"{SITE}{path}", headers={"Accept-Language": "ru"})
+    assert "До окончания ничего не будет отправлено." in russian.text
 
 
 async def test_one_estimate_is_shown_and_what_is_lost_beside_it(

@@ -14,13 +14,15 @@ MINUTE = 60
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """A running mailing has nothing due before a moment."""
+    """A running mailing without a message that is due, until one is."""
 
     until: datetime
     time_zone: str
     """Of the client whose message is due first."""
     is_retry: bool
-    """Whether that message was tried already; else the sending window opens then."""
+    """Whether that message waits for its next attempt; else for its sending window."""
+    is_past_end: bool
+    """Whether it is due only at the mailing's end or later, and so expires."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -38,7 +40,7 @@ class Progress(msgspec.Struct, frozen=True):
 # The keys are seconds of ten digits: they are in the order of time.
 SENT = text("""
     SELECT mailing_id, first_sent_at, last_sent_at, now() AS now,
-        soonest.due_at, soonest.time_zone, soonest.attempts,
+        soonest.due_at, soonest.time_zone, soonest.retry_at,
         (SELECT coalesce(sum(delivered + "unknown"), 0) FROM (
             SELECT * FROM tally WHERE mailing_id = ledger.mailing_id AND dimension = 'second'
                 AND key > trunc(extract(epoch FROM now()) - 60)::text
@@ -46,7 +48,7 @@ SENT = text("""
             WHERE mailing_id = ledger.mailing_id AND dimension = 'second'
                 AND key > trunc(extract(epoch FROM now()) - 60)::text) AS moved)::bigint AS lately
     FROM ledger LEFT JOIN LATERAL (
-        SELECT due_at, time_zone, attempts FROM message
+        SELECT due_at, time_zone, retry_at FROM message
         WHERE mailing_id = ledger.mailing_id AND status = 'scheduled'
         ORDER BY due_at LIMIT 1) AS soonest ON true
     WHERE mailing_id = ANY (:mailings)""").bindparams(
@@ -70,9 +72,14 @@ def _progress(mailing: Mailing, sent: Row[Any]) -> Progress:
 def _wait(mailing: Mailing, sent: Row[Any]) -> Wait | None:
     if mailing.status != "running" or mailing.sending_messages or sent.due_at is None:
         return None
-    if sent.due_at <= sent.now or sent.due_at >= mailing.datetime_end:
+    if sent.due_at <= sent.now:
         return None
-    return Wait(sent.due_at, sent.time_zone, is_retry=sent.attempts > 0)
+    return Wait(
+        sent.due_at,
+        sent.time_zone,
+        is_retry=sent.due_at == sent.retry_at,  # due later, it waits for its window
+        is_past_end=sent.due_at >= mailing.datetime_end,
+    )
 
 
 def _rate(sent: Row[Any]) -> float:
