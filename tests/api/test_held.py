@@ -179,7 +179,7 @@ async def test_gateway_that_takes_nothing_is_shown_open_until_it_is_probed(
 async def test_pause_that_a_gateway_asks_for_is_shown(
     api: httpx.AsyncClient, breaker: Breaker
 ) -> None:
-    send(breaker, Unavailable("http_429", retry_after=90, is_for_all=True))
+    send(breaker, Unavailable("http_429", retry_after=90, affects_all=True))
     shown = await get(api, "/gateway")
     assert (shown["breaker"], shown["held"]["reason"]) == ("open", "http_429")
     assert shown["retry_at"] == "2030-01-15T06:01:30Z"

@@ -117,7 +117,7 @@ async def test_the_sandbox_takes_what_is_sent() -> None:
                 Unavailable("http_500"),
                 Unavailable("http_502"),
                 Unavailable("http_503"),
-                Unavailable("http_503", 1, is_for_all=True),
+                Unavailable("http_503", 1, affects_all=True),
             },
         ),
     ],
@@ -134,7 +134,7 @@ async def test_the_sandboxes_faults_are_told_apart(
 async def test_a_wrong_token_is_the_gateways_affair_and_not_the_messages() -> None:
     sandbox = SandboxGateway(Faults(), token="secret")  # noqa: S106  # no secret of anybody's
     async with sandbox.run() as url, gateway_at(url, "wrong") as gateway:
-        assert await send(gateway) == Unavailable("http_401", is_for_all=True)
+        assert await send(gateway) == Unavailable("http_401", affects_all=True)
 
 
 # ---- 200 ------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ BROKEN_HEADERS = [
     [
         (200, Unavailable("bad_response")),
         (400, Refused("rejected_400")),
-        (401, Unavailable("http_401", is_for_all=True)),
+        (401, Unavailable("http_401", affects_all=True)),
         (503, Unavailable("http_503")),
     ],
 )
@@ -375,9 +375,9 @@ async def test_a_refusal_is_final_and_names_its_status(status: int) -> None:
 
 @pytest.mark.parametrize("status", WRONG_TOKEN)
 async def test_a_wrong_token_is_so_for_all_messages(status: int) -> None:
-    outcome = Unavailable(f"http_{status}", is_for_all=True)
+    outcome = Unavailable(f"http_{status}", affects_all=True)
     assert await sent_to(says(answer(status, OK))) == outcome
-    outcome = Unavailable(f"http_{status}", 17, is_for_all=True)
+    outcome = Unavailable(f"http_{status}", 17, affects_all=True)
     assert await sent_to(says(answer(status, OK, "Retry-After: 17"))) == outcome
 
 
@@ -386,7 +386,7 @@ async def test_a_busy_gateway_speaks_for_all_messages_when_it_says_for_how_long(
     status: int,
 ) -> None:
     assert await sent_to(says(answer(status))) == Unavailable(f"http_{status}")
-    outcome = Unavailable(f"http_{status}", 17, is_for_all=True)
+    outcome = Unavailable(f"http_{status}", 17, affects_all=True)
     assert await sent_to(says(answer(status, b"", "Retry-After: 17"))) == outcome
 
 
@@ -435,7 +435,7 @@ async def test_retry_after_may_be_a_date() -> None:
     raw = answer(503, b"", f"Retry-After: {format_datetime(later, usegmt=True)}")
     outcome = await sent_to(says(raw))
     assert isinstance(outcome, Unavailable)
-    assert outcome.is_for_all
+    assert outcome.affects_all
     assert outcome.retry_after is not None
     assert 97 < outcome.retry_after <= 100  # a date has whole seconds
 
@@ -456,7 +456,7 @@ async def test_a_retry_after_is_a_number_however_it_is_written(value: str, secon
 
 async def test_a_retry_after_however_long_is_a_number() -> None:
     outcome = await sent_to(says(answer(503, b"", f"Retry-After: {'9' * 5000}")))
-    assert outcome == Unavailable("http_503", 900, is_for_all=True)
+    assert outcome == Unavailable("http_503", 900, affects_all=True)
 
 
 @pytest.mark.parametrize("value", ["901", "31536000", "Fri, 31 Dec 9999 23:59:59 GMT"])

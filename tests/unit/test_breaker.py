@@ -16,7 +16,7 @@ from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 RESET = 15.0
 DOWN = Unavailable("http_500")
-WRONG_TOKEN = Unavailable("http_401", is_for_all=True)
+WRONG_TOKEN = Unavailable("http_401", affects_all=True)
 
 
 def at(seconds: float) -> datetime:
@@ -24,7 +24,7 @@ def at(seconds: float) -> datetime:
 
 
 def busy(seconds: float) -> Unavailable:
-    return Unavailable("http_503", seconds, is_for_all=True)
+    return Unavailable("http_503", seconds, affects_all=True)
 
 
 def begun(breaker: Breaker, seconds: float = 0) -> int:
@@ -102,7 +102,7 @@ def test_a_failure_of_the_gateway_as_a_whole_opens_it_at_once() -> None:
     ("failure", "pause"),
     [
         (WRONG_TOKEN, RESET),
-        (Unavailable("http_403", 90, is_for_all=True), 90),
+        (Unavailable("http_403", 90, affects_all=True), 90),
         (busy(2), 2),
         (busy(0.5), 0.5),
         (busy(3600), 3600),
@@ -300,7 +300,7 @@ def second_telling(history: Sequence[Event], most: int, now: float) -> View:
                 era += reason is not None
                 failures, since, reason, until = 0, None, None, None
         else:
-            asks = isinstance(outcome, Unavailable) and outcome.is_for_all
+            asks = isinstance(outcome, Unavailable) and outcome.affects_all
             asked = outcome.retry_after if isinstance(outcome, Unavailable) and asks else None
             again_at = second + (asked or RESET)
             failures += is_own

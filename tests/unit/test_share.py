@@ -33,7 +33,7 @@ def test_who_is_not_to_be_asked_is_not_asked() -> None:
 def test_who_gave_a_full_share_is_asked_again_and_who_had_less_is_told() -> None:
     shares = asking([1, 2])
     asked, share = shares.turn({1, 2}, 10, now=0)
-    assert shares.served(asked, share, {1: share, 2: share - 1}) == [2]
+    assert shares.record_claimed(asked, share, {1: share, 2: share - 1}) == [2]
     assert shares.is_hungry
     assert shares.turn({1, 2}, 10, now=0) == ([1], 10)
 
@@ -56,14 +56,14 @@ def test_a_mailing_that_is_asked_for_again_meanwhile_is_asked_again() -> None:
     shares = asking([1])
     asked, share = shares.turn({1}, 10, now=0)
     shares.ask([1])
-    assert shares.served(asked, share, {}) == []
+    assert shares.record_claimed(asked, share, {}) == []
     assert shares.turn({1}, 10, now=0)[0] == [1]
 
 
 def test_a_mailing_that_no_longer_runs_is_not_asked() -> None:
     shares = asking([1, 2])
     asked, share = shares.turn({1, 2}, 10, now=0)
-    shares.served(asked, share, {1: share, 2: share})
+    shares.record_claimed(asked, share, {1: share, 2: share})
     shares.ask([3])
     assert shares.turn({2}, 10, now=0)[0] == [2]
 
@@ -73,7 +73,7 @@ def test_a_new_mailing_does_not_wait_for_thousands_that_came_before() -> None:
     shares = asking(range(10_000))
     for _ in range(3):
         asked, share = shares.turn(running, 20, now=0)
-        shares.served(asked, share, dict.fromkeys(asked, share))
+        shares.record_claimed(asked, share, dict.fromkeys(asked, share))
     shares.ask([10_000])
     assert 10_000 in shares.turn(running, 20, now=0)[0]
 
@@ -81,7 +81,7 @@ def test_a_new_mailing_does_not_wait_for_thousands_that_came_before() -> None:
 def test_thousands_of_new_mailings_leave_half_to_the_line() -> None:
     shares = asking([1])
     asked, share = shares.turn([1], 20, now=0)
-    shares.served(asked, share, {1: share})
+    shares.record_claimed(asked, share, {1: share})
     shares.ask(range(2, 10_000))
     assert 1 in shares.turn(range(10_000), 20, now=0)[0]
 
@@ -106,7 +106,7 @@ def test_no_turn_asks_for_more_than_the_room(running: set[int], room: int, turns
         assert len(set(asked)) == len(asked)
         assert set(asked) <= running
         assert 1 <= len(asked) * share <= room
-        shares.served(asked, share, dict.fromkeys(asked, share))
+        shares.record_claimed(asked, share, dict.fromkeys(asked, share))
 
 
 @given(
@@ -123,7 +123,7 @@ def test_nobody_starves_however_greedy_the_others(
         asked, share = shares.turn(running, room, now=1)
         served |= set(asked)
         claimed = {mailing: share for mailing in asked if mailing in greedy}
-        shares.served(asked, share, claimed)
+        shares.record_claimed(asked, share, claimed)
     assert served == running
 
 

@@ -53,7 +53,7 @@ class ClaimedQueue:
         self._stock.count()
 
     def close(self) -> None:
-        """Have nothing more claimed: nobody waits for room any longer."""
+        """Stop claiming, and wake the task that waits for capacity."""
         self._is_closed = True
         self._has_room.set()
 

@@ -158,7 +158,9 @@ class Claimer:
             self._due.look(asked)  # it is not known what it took
             raise
         self._held.update((claim.id, claim) for claim in claims)
-        less = self._share.served(asked, share, Counter(claim.mailing_id for claim in claims))
+        less = self._share.record_claimed(
+            asked, share, Counter(claim.mailing_id for claim in claims)
+        )
         self._due.claimed(claims, less, at)
         return claims
 

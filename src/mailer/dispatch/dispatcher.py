@@ -23,7 +23,10 @@ LAST_STATEMENT = 15.0
 
 
 class Dispatcher:
-    """Runs the parts and tells each of what another has done. Without a gateway nothing is sent."""
+    """Start the sender, lifecycle, watch and periodic jobs, and connect their events.
+
+    Without a gateway nothing is sent.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  # all that it runs
         self,

@@ -1,4 +1,4 @@
-"""When the mailings that have nothing due are to be asked again, and where their claims go on."""
+"""Schedule the next claim of each mailing, and remember its claim cursor."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -14,10 +14,11 @@ from mailer.message.store import Place
 
 SLICE = 1_000
 """Mailings that one statement looks at."""
-EVERY = 1.0
-"""Least seconds between looks at a slice of all that run: what other workers put back is there."""
-PART = 20
-"""These looks take one in so many seconds at most: a held snapshot makes them dear."""
+SCAN_INTERVAL = 1.0
+"""Seconds, at least, between scans of a slice of all running mailings, which find the messages that
+other workers put back."""
+MAX_SCAN_SHARE = 1 / 20
+"""Share of the time that scans use at most: old snapshots make them slow."""
 RECHECK = 0.02
 """Least seconds until a mailing is asked again whose due messages are in other hands."""
 MARGIN = timedelta(seconds=0.05)
@@ -79,7 +80,7 @@ class DueMailings:
         if began >= self._look_at:
             await self._look_at_slice(connection)
             now = elapsed()
-            self._look_at = now + max(EVERY, PART * (now - began))
+            self._look_at = now + max(SCAN_INTERVAL, (now - began) / MAX_SCAN_SHARE)
         if self._unsure:  # the latest first
             some = dict(self._unsure.popitem() for _ in range(min(SLICE, len(self._unsure))))
             try:

@@ -1,4 +1,4 @@
-"""What a loop that must go on says of an error."""
+"""Log errors of endless loops; repeat "database unavailable" at most every 10 s."""
 
 import structlog
 

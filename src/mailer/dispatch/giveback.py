@@ -1,4 +1,4 @@
-"""Attempts to give back: a failure costs one, until it turns out to have been the gateway's."""
+"""Attempts to refund: failures that belong to a gateway outage."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -7,11 +7,10 @@ from mailer.message.model import ClaimedMessage
 
 
 class GiveBack:
-    """The failures that an opening breaker explains, and those that it has explained.
+    """Failed attempts to refund when the breaker opens.
 
-    It explains what failed since the last request that succeeded began: then the gateway was still
-    up. An answer to what had begun before a failure says nothing of it. Moments are seconds on a
-    clock that never steps.
+    Failures since the start of the last successful request belong to the outage. A success of an
+    older request proves nothing. Moments are seconds on a clock that never steps.
     """
 
     def __init__(self) -> None:
@@ -28,7 +27,7 @@ class GiveBack:
             self._failed = [(at, claim) for at, claim in self._failed if at > began]
 
     def forget(self, late: Collection[ClaimedMessage]) -> None:
-        """Drop what came too late: another has taken the message over, and its count is theirs."""
+        """Discard results written after the lease was lost; another worker now owns the message."""
         if late:
             gone = {_lease(claim) for claim in late}
             self._failed = [each for each in self._failed if _lease(each[1]) not in gone]

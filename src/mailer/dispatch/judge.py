@@ -1,4 +1,4 @@
-"""What to do with a claimed message, before and after it is sent: pure policy."""
+"""Decide about a claimed message, before and after it is sent: pure policy."""
 
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -41,7 +41,7 @@ def end_untried(claim: ClaimedMessage, status: Status, reason: str) -> FinishedM
 def before_sending(
     claim: ClaimedMessage, mailing: RunningMailing | None, now: datetime, timeout: float
 ) -> Send | FinishedMessage:
-    """Return whether a message may go out at `now`, or what becomes of it instead."""
+    """Return a message cleared for sending at `now`, or its result when it may not be sent."""
     if mailing is None:
         return hand_back(claim)
     if claim.phone is None:
@@ -83,7 +83,7 @@ def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on 
     *,
     is_free: bool = False,
 ) -> FinishedMessage:
-    """Return what becomes of a message after the gateway's answer at `now`.
+    """Return the result of a message after the gateway's answer at `now`.
 
     A failure that `is_free` is the gateway's own: it costs the message no attempt.
     """

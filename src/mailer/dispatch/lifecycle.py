@@ -1,4 +1,4 @@
-"""What becomes of mailings in time: they begin, their audience is taken, they end."""
+"""Start mailings, enqueue their audiences, and finish them when due."""
 
 import asyncio
 import contextlib

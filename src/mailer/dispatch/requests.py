@@ -1,4 +1,4 @@
-"""The requests under way, and what cuts them: their deadline, their mailing, the process's end."""
+"""The requests in flight, which end early with their deadline, their mailing or the process."""
 
 import asyncio
 from collections.abc import Mapping

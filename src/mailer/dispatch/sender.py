@@ -1,4 +1,4 @@
-"""The hot loop: claim what is due, send it with bounded concurrency, record what became of it.
+"""The hot loop: claim due messages, send them with bounded concurrency, record the results.
 
 Claimer, workers and recorder are joined by bounded queues of claimed and of finished messages, so
 that the database works in batches while the gateway works one by one; no connection is held
@@ -50,7 +50,7 @@ STEP = 1.0
 
 
 class Ready(NamedTuple):
-    """A claimed message that may go out at once, and what the breaker calls it."""
+    """A claimed message cleared for sending, with its breaker permit."""
 
     claim: ClaimedMessage
     send: Send
@@ -176,7 +176,7 @@ class Sender:
             return await self._next_ready()
 
     async def _next_ready(self) -> Ready | None:
-        """Pass over what may not go out: it takes nobody's turn."""
+        """Skip messages that may not be sent; they use no rate slot."""
         while (claim := await self._claimed.get()) is not None:
             ready = self._judge(claim)
             if isinstance(ready, Ready):
@@ -220,7 +220,7 @@ class Sender:
         return after_sending(claim, mailing, outcome, now, self._retry, is_free=is_free)
 
     def _asks(self, ready: Ready) -> Callable[[], bool] | None:
-        """Return what tells right before the write whether the client's window still is open."""
+        """Return a check of the sending window, run right before the request is written."""
         window, zone = ready.send.mailing.window, ready.claim.time_zone
         if window is None:
             return None

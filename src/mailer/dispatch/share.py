@@ -11,7 +11,7 @@ class FairShare:
     A mailing that gave a full share goes to the end of the line; one that had less is asked again
     when its next message is due. Half of each turn is of the line, half of those that come to it:
     of these the latest go before the earliest in every other place, so that a new mailing does not
-    wait for thousands that are due together. So many as wait for a moment cost nothing.
+    wait for thousands that are due together. Mailings that wait for a due time cost nothing.
     """
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class FairShare:
                 taken.append(mailing)
         return taken
 
-    def served(self, asked: list[int], share: int, claimed: Mapping[int, int]) -> list[int]:
-        """Learn how much each mailing had, and return those that had less than their share."""
+    def record_claimed(self, asked: list[int], share: int, claimed: Mapping[int, int]) -> list[int]:
+        """Requeue mailings that filled their share; return the others."""
         less = []
         for mailing in asked:
             if claimed.get(mailing, 0) >= share:

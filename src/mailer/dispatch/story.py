@@ -1,4 +1,4 @@
-"""What the log tells of each message, at debug: when it was claimed, and what came of it."""
+"""Debug log of each message: when it was claimed, and its result."""
 
 import structlog
 
@@ -13,7 +13,7 @@ def tell_claimed(claim: ClaimedMessage) -> None:
 
 
 def tell_finished(finished: FinishedMessage) -> None:
-    """Log what came of a claimed message."""
+    """Log the result of a claimed message."""
     log.debug(
         _event(finished),
         message_id=finished.claim.id,

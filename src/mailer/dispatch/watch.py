@@ -1,4 +1,4 @@
-"""The running mailings as this worker knows them, and its word that it sends for no others."""
+"""Track the running mailings, and publish which stop number this worker has applied."""
 
 import asyncio
 import contextlib
@@ -44,10 +44,10 @@ still keeps its session, for its kernel answers. Over a UNIX socket the server i
 class MailingWatch:
     """Follows the running mailings over a connection of its own, which names this process.
 
-    The connection holds the number of the newest stop that this worker has applied: it moves on
-    only when every mailing that was stopped is dropped and every request for it that was not
-    written is taken back. Who stops a mailing waits for that. When the connection is lost so is the
-    number, and nothing counts as running until one is held again.
+    The connection holds the number of the newest stop that this worker has applied. The number is
+    raised only after all stopped mailings are removed and their unwritten requests aborted. Pause,
+    cancel and delete wait for that number. Losing the connection releases it, and nothing counts as
+    running until one is held again.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MailingWatch:
         self._snapshot = None
 
     def _show(self, changed: moving.Known) -> None:
-        """Let it be seen what may be sent, and take back what may not."""
+        """Update `running`, and abort unwritten requests of mailings that may not send."""
         for mailing_id, mailing in changed.items():
             if mailing is None:
                 self._under_way.pop(mailing_id, None)

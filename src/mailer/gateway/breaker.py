@@ -102,11 +102,11 @@ class Breaker:
         return self._permit
 
     def record(self, permit: int, outcome: Outcome, now: float, at: datetime) -> bool:
-        """Learn what became of a message, and return whether the gateway is to blame for it.
+        """Record an outcome. Return True when the failure belongs to the outage.
 
-        It is while the breaker is not closed, and for what began before it last opened. What began
-        under an earlier state changes nothing, but for a longer pause that the gateway asks for.
-        `at` is the moment `now`, for people.
+        It does when the breaker is not closed, or when the request started before it last opened.
+        Requests of an earlier state change nothing, except that the gateway may ask for a longer
+        pause. `at` is the moment `now`, for people.
         """
         match outcome:
             case Stopped():
@@ -122,7 +122,7 @@ class Breaker:
         return self.state != "closed" or permit != self._permit
 
     def _fail(self, permit: int, failure: Unavailable | Unknown, now: float, at: datetime) -> None:
-        asks = failure.is_for_all if isinstance(failure, Unavailable) else False
+        asks = failure.affects_all if isinstance(failure, Unavailable) else False
         pause = self._pause(failure)
         if permit != self._permit:
             if asks and self.state != "closed" and now + pause > self._probe_at:
@@ -141,7 +141,7 @@ class Breaker:
         self.retry_at = at + timedelta(seconds=pause)
 
     def _pause(self, failure: Unavailable | Unknown) -> float:
-        if isinstance(failure, Unavailable) and failure.is_for_all and failure.retry_after:
+        if isinstance(failure, Unavailable) and failure.affects_all and failure.retry_after:
             return failure.retry_after
         return self._reset
 

@@ -1,4 +1,4 @@
-"""What can be asked of the sandbox gateway, and what each fault looks like on the wire."""
+"""Faults of the sandbox gateway, and how each looks on the wire."""
 
 from typing import Literal
 
@@ -69,7 +69,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What goes back for one request, and the kind it is counted as."""
+    """The answer to one request, and the kind that it is counted as."""
 
     kind: Kind
     status: int

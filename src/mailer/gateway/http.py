@@ -65,9 +65,9 @@ def outcome_of_status(status: int, pause: float | None) -> Outcome:
         case 400 | 404 | 405 | 410 | 413 | 415 | 422:
             return Refused(f"rejected_{status}")
         case 401 | 403:  # the token is wrong, not the messages
-            return Unavailable(f"http_{status}", pause, is_for_all=True)
+            return Unavailable(f"http_{status}", pause, affects_all=True)
         case 429 | 503:
-            return Unavailable(f"http_{status}", pause, is_for_all=bool(pause))
+            return Unavailable(f"http_{status}", pause, affects_all=bool(pause))
         case _:
             return Unavailable(f"http_{status}", pause)
 
@@ -145,7 +145,7 @@ class HttpGateway:
             await self._session.close()
 
     async def send(self, request: Request) -> Outcome:
-        """Send one message and return what became of it, also when the request is cut."""
+        """Send one message and return its outcome, also when the request is cut."""
         request.begin()
         fields = {"id": request.message_id, "phone": int(request.phone), "text": request.text}
         # as it is in the settings: nothing of it is encoded once more

@@ -1,4 +1,4 @@
-"""What the dispatcher knows of a gateway: it takes one message and tells an outcome."""
+"""The interface of a gateway: it takes one message and returns an outcome."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,13 +22,12 @@ class Refused(msgspec.Struct, frozen=True):
 class Unavailable(msgspec.Struct, frozen=True):
     """The message did not go out, and may later; `retry_after` is the pause asked for, seconds.
 
-    With `is_for_all` the gateway said it of itself, not of this message: no message would fare
-    better.
+    `affects_all`: the failure concerns the whole gateway, not this message.
     """
 
     reason: str
     retry_after: float | None = None
-    is_for_all: bool = False
+    affects_all: bool = False
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -38,7 +37,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 class Stopped(msgspec.Struct, frozen=True):
-    """The request was taken back before anything of it was written."""
+    """The request was aborted before any of it was written."""
 
 
 Outcome = Accepted | Refused | Unavailable | Unknown | Stopped
@@ -110,7 +109,7 @@ class Request:
                 self._is_cancelled = self._task.cancel()
 
     def outcome_of_cut(self) -> Outcome | None:
-        """Return what became of a request that was cut.
+        """Return the outcome of a request that was cut.
 
         None when it was not, and when its task is cancelled for another reason, too.
         """
@@ -127,5 +126,5 @@ class Gateway(Protocol):
     """Takes messages. Expected failures are outcomes; it raises nothing but a cancellation."""
 
     async def send(self, request: Request) -> Outcome:
-        """Send one message and return what became of it, also when the request is cut."""
+        """Send one message and return its outcome, also when the request is cut."""
         ...

@@ -135,7 +135,7 @@ class SandboxGateway:
 
     @property
     def counts(self) -> Counts:
-        """What became of the requests so far; of one that waits for its answer, nothing yet."""
+        """Counts of answered requests; one that waits for its answer is not counted yet."""
         return Counts(**self._tally)
 
     @asynccontextmanager

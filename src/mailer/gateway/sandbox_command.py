@@ -1,4 +1,4 @@
-"""What `mailer gateway` does: the sandbox gateway alone, saying what it takes as it goes."""
+"""Run the sandbox gateway alone, and print its counts: `mailer gateway`."""
 
 import asyncio
 import time

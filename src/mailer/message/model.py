@@ -103,7 +103,7 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class FinishedMessage(msgspec.Struct, frozen=True, gc=False):
-    """What became of a claimed message: the state it goes to, and why.
+    """The result of a claimed message: the status that it gets, and why.
 
     `attempts` is the count to store: one less than the claim's when nothing was tried.
     """

@@ -48,7 +48,8 @@ async def by_hour(
 
 
 def _count(row: Row[Any], name: str) -> int:
-    # of mailings older than this table the reasons are only told by the day: no hour owes
+    # A correction may land in another bucket than the original, so clamp at zero. (Mailings older
+    # than this table have reasons by the day alone.)
     return max(0, int(getattr(row, name)))
 
 

@@ -192,7 +192,6 @@ async def finish(
     return {row[0] for row in await connection.fetch(FINISH, owner, *columns)}
 
 
-# A claim whose answer was lost with the connection may hold messages that nobody knows of.
 LET_GO = """
     UPDATE message SET status = 'scheduled', reason = last_failure, attempts = attempts - 1,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
@@ -200,7 +199,7 @@ LET_GO = """
 
 
 async def let_go(connection: asyncpg.Connection, owner: UUID, held: Collection[int]) -> int:
-    """Return to where they were the messages that `owner` has but for those that it holds."""
+    """Release messages leased by `owner` that are not in `held` (claims whose answer was lost)."""
     tag = await connection.execute(LET_GO, owner, list(held))
     return int(tag.rpartition(" ")[2])
 

@@ -16,7 +16,7 @@ CHUNKS_LIMIT = 200
 """Transactions; what waits beyond a million messages waits for its pause to end."""
 
 NOTIFY = text("SELECT pg_notify(:channel, ''), now()")
-# What fails from now on waits as long as it is told. The window is looked at before the request.
+# Messages that fail after this moment keep their pause. The window is checked again before sending.
 END_PAUSES = text("""
     UPDATE message SET due_at = now(), retry_at = NULL, updated_at = now()
     WHERE id IN (
