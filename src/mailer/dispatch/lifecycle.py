@@ -14,7 +14,7 @@ from mailer.clock import elapsed
 from mailer.dispatch.failure import log_failure
 from mailer.dispatch.loop_failures import LoopFailures
 from mailer.mailing import audience, moving, replanning, resending, together
-from mailer.mailing.passing_over import PassedOver
+from mailer.mailing.passing_over import SKIP_TIME, PassedOver
 
 log = structlog.get_logger()
 
@@ -28,8 +28,6 @@ IDLE = 1.0
 """Most seconds between looks at what is to be done: the backstop behind every signal."""
 BREATH = 0.02
 """Least seconds between looks, when what is to be done is in other hands."""
-PASS_OVER = 60.0
-"""Seconds for which a mailing that cannot be moved on is passed over."""
 TURNS: tuple[audience.Turn, ...] = ("newest", "begun", "behind")
 AWAY = 0.5
 """Seconds between attempts while the database is away."""
@@ -88,7 +86,7 @@ class Lifecycle:
         after, self._after = self._after, 0
         if elapsed() >= self._pass_over_until:
             self._passed_over.clear()
-            self._pass_over_until = elapsed() + PASS_OVER
+            self._pass_over_until = elapsed() + SKIP_TIME
         to_do = await self._do(lambda db: moving.look(db, after, asked, self._passed_over))
         if to_do is None:
             self.touch(asked)

@@ -177,8 +177,8 @@ BEHIND, NEWEST = (
 )
 LAST_ID = 2**63 - 1
 Turn = Literal["behind", "newest", "begun"]
-"""Whose audience is taken: that of the mailing which is furthest behind, of the newest of which
-nothing is taken, or of the one furthest behind of which something is."""
+"""Which mailing to enqueue next: the lowest cursor, the newest that has not started, or the lowest
+cursor among those that have."""
 MOVE_CURSOR = text("""
     UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
@@ -207,10 +207,10 @@ class Taken(msgspec.Struct, frozen=True):
 async def take_chunk(
     connection: AsyncConnection, turn: Turn = "behind", passed_over: PassedOver | None = None
 ) -> Taken | None:
-    """Take the next chunk of some mailing's audience; None when none is taken.
+    """Enqueue the next chunk of a mailing's audience; None when nothing was enqueued.
 
-    One whose messages are planned anew after a change waits until they are. One that cannot be
-    enqueued is passed over from now on.
+    Changed mailings wait until their messages are replanned. A mailing whose data cannot be read is
+    skipped from now on.
     """
     passed_over = PassedOver() if passed_over is None else passed_over
     asked = {

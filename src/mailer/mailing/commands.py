@@ -35,7 +35,7 @@ def describe(restored: Restored) -> Iterator[str]:
         return
     messages, mailings = restored.messages_count, restored.mailings_count
     yield f"To be sent: {messages:,} messages of {mailings:,} mailings."
-    yield "What was sent already after the copy was made goes out again, under the same id."
+    yield "Messages sent after the backup was made will be sent again, with the same id."
     yield ""
     for mailing in restored.mailings:
         line = " ".join(mailing.text.split())

@@ -326,4 +326,4 @@ class NothingToRetryError(ConflictError):
 
 
 class StillStoppingError(UnavailableError):
-    """It is done, but a process has not said yet that it stopped sending for the mailing; wait."""
+    """Saved. One worker is still stopping; try again in a few seconds."""

@@ -11,6 +11,9 @@ from mailer.log import describe
 
 log = structlog.get_logger()
 
+SKIP_TIME = 60.0
+"""Seconds after which all skipped mailings are tried again."""
+
 
 class PassedOver(set[int]):
     """Ids of mailings that are skipped, so that they do not block the others."""
@@ -27,4 +30,6 @@ class PassedOver(set[int]):
             if is_away(error) or (isinstance(error, DBAPIError) and not is_about_data(error)):
                 raise
             self.add(mailing_id)
-            log.error("mailing_passed_over", mailing_id=mailing_id, **describe(error))  # noqa: TRY400  # its text may hold data
+            log.error(  # noqa: TRY400  # its text may hold data
+                "mailing_skipped", mailing_id=mailing_id, retry_within=SKIP_TIME, **describe(error)
+            )

@@ -70,11 +70,11 @@ DONE = text("UPDATE mailing SET replanning = false, filter_changed = false WHERE
 async def replan_chunk(
     connection: AsyncConnection, chunk: int = CHUNK, passed_over: PassedOver | None = None
 ) -> int | None:
-    """Plan up to `chunk` messages of a changed mailing anew; return its id.
+    """Replan up to `chunk` messages of a changed mailing; return its id.
 
-    Nobody sends for it meanwhile: then no message that the change takes out is sent after it. One
-    that is not at rest yet keeps no other waiting, and one that cannot be planned is passed over
-    from now on. None when none was planned anew.
+    Sending stops during replanning, so that excluded messages are not sent. Mailings with active
+    workers are left for later. A mailing whose data cannot be read is skipped from now on. None
+    when nothing was replanned.
     """
     passed_over = PassedOver() if passed_over is None else passed_over
     mailing = await _next(connection, passed_over)

@@ -254,8 +254,7 @@ PATIENCE = 30.0
 """Seconds to wait for every worker to stop sending."""
 PAUSE = 0.02
 """Seconds between looks whether they have, with no connection held."""
-# Of a mailing that has not begun there is nothing to send. Once somebody has let it run again there
-# is nothing left to wait for.
+# Skip the wait when the mailing has not started, or was resumed meanwhile.
 SENDS_NOTHING = text("""
     SELECT NOT EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND audience_until IS NOT NULL)
         OR EXISTS (

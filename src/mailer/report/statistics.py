@@ -210,7 +210,7 @@ def _series(seconds: Mapping[str, Tally], asked: int | None, most: int) -> Serie
         for name in OUTCOMES:
             counts[name] += getattr(found, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
-    # what is taken back of outcomes that are added up already may lie beside them: no bucket owes
+    # a correction may land in another bucket than the outcome, so clamp at zero
     shown = ({name: max(0, count) for name, count in buckets[at].items()} for at in starts)
     return Series(
         bucket,

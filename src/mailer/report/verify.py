@@ -160,7 +160,7 @@ COMPARE_SETTLED = text("""
     ) AS compared (what, found, expected)
     WHERE compared.found <> compared.expected""")
 
-# Of mailings that are gone the sums are all that is left: those of all days are compared with them.
+# Deleted mailings leave only totals: compare the totals of all days with them.
 COMPARE_OUTCOMES = text(f"""
     SELECT NULL, compared.what || ' on all days', compared.found, compared.expected
     FROM settled, (
