@@ -28,7 +28,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  #
 
 # A mailer, as far as its database is concerned.
 PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
 import uvloop
 from mailer.db.embedded import embedded_postgres
@@ -42,6 +42,7 @@ async def main():
     except MailerError as error:
         print(error, flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 {"asyncio": asyncio.run, "uvloop": uvloop.run}[sys.argv[2]](main())
 """
 
