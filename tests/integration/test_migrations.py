@@ -138,6 +138,33 @@ async def test_what_may_have_been_accepted_is_known_after_the_migration(
     assert await value(engine, paused) == [1, 2]
 
 
+async def test_unknown_outcome_moves_to_the_moment_at_which_it_was_decided(
+    engine: AsyncEngine,
+) -> None:
+    await upgrade(engine, "0022")
+    await execute(
+        engine,
+        "UPDATE message SET status = 'unknown', reason = 'timeout', unknown_reason = 'timeout',"
+        " sent_at = now() - interval '1 day', updated_at = now() WHERE id = 1",
+    )
+    sums = """
+        SELECT coalesce(sum("unknown"), 0) FROM tally_move, message
+        WHERE dimension = 'outcome' AND key LIKE '% timeout' AND message.id = 1
+            AND split_part(key, ' ', 1)::bigint
+                = floor(extract(epoch FROM message.{}) / 900)::bigint * 900"""
+
+    async def counted() -> list[int]:
+        moments = ("sent_at", "updated_at")
+        return [int(await value(engine, sums.format(moment))) for moment in moments]
+
+    assert await counted() == [1, 0]
+    await migrate(engine)
+    assert await counted() == [0, 1]
+    assert await differences(engine) == []
+    await downgrade(engine, "0022")
+    assert await counted() == [1, 0]
+
+
 async def test_tags_are_folded_by_the_migration_and_stay_as_written(engine: AsyncEngine) -> None:
     tags = ["vip", "VIP", " vip\u200b", "ЮГ", "и\u0306", "\u200b", "stra\u00dfe", "\u01f0" * 60]
     added = "FROM client WHERE id > 2 ORDER BY id"

@@ -10,7 +10,17 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tests.sample import add_clients, add_mailing, add_messages, do, execute, resend, value
+from tests.sample import (
+    add_clients,
+    add_due_messages,
+    add_mailing,
+    add_messages,
+    clear,
+    do,
+    execute,
+    resend,
+    value,
+)
 
 from mailer.access.model import COMMAND_LINE
 from mailer.db.schema import OUTCOMES
@@ -140,6 +150,31 @@ async def test_long_mailing_has_its_outcomes_on_their_days_in_zones_of_odd_offse
 
     for day in (date(2030, 1, 14), date(2030, 1, 15)):
         assert (await daily_report(engine, day, zone)).outcomes.delivered == 1
+
+
+async def test_unknown_message_counts_on_the_day_on_which_it_was_ended(
+    engine: AsyncEngine,
+) -> None:
+    """The report of the day of its last attempt may be mailed already."""
+    mailing_id = await add_due_messages(engine, 1)
+    yesterday = await value(engine, "SELECT (now() - interval '1 day') AT TIME ZONE 'UTC'")
+    await execute(
+        engine,
+        "UPDATE message SET unknown_reason = 'timeout', reason = 'timeout', attempts = 1,"
+        " claimed_at = now() - interval '1 day'",
+    )
+    await service.cancel(engine, mailing_id, COMMAND_LINE)
+    await clear(engine)
+
+    assert await value(engine, "SELECT sent_at < now() - interval '23 hours' FROM message")
+    for folds in (False, True):
+        if folds:
+            await do(engine, lambda db: tally.fold(db, 1_000))
+        first = (await daily_report(engine, yesterday.date(), "UTC")).outcomes
+        assert first.unknown == 0
+        last = yesterday.date() + timedelta(days=2)
+        assert await reported(engine, "UTC", yesterday.date(), last) == {"unknown": 1}
+    assert await differences(engine) == []
 
 
 OUTCOMES_AND_WAITING = (

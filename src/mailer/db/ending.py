@@ -1,11 +1,11 @@
-"""How a message ends that is not tried any more: what SQL sets, whichever statement ends it."""
+"""The columns that every statement sets which ends a message that is not tried any more."""
 
 
 def ended(reason: str) -> dict[str, str]:
     """Return by column the SQL that an UPDATE of `message` sets to cancel it for a reason, in SQL.
 
     A message whose delivery is unknown may have been accepted: it ends as unknown instead, with the
-    reason of that attempt, and counts as sent when its last attempt began.
+    reason of that attempt. It was sent when its last attempt began; its outcome counts now.
     """
     return {
         "status": "CASE WHEN message.unknown_reason IS NULL THEN 'cancelled' ELSE 'unknown' END",
