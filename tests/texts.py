@@ -13,6 +13,7 @@ from typing import get_args
 from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po, write_po
+from litestar.exceptions import HTTPException
 
 import mailer.app
 import mailer.client.commands  # noqa: F401  # these import every model and every error
@@ -33,17 +34,18 @@ SOURCE = Path(admin.__file__).parents[1]
 METHODS = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
 OWN = {"_": None, "gettext": None, "marked": None, "ngettext": (1, 2)}
 """What marks a text of the pages."""
-API = {
-    "FieldError": (2,),
-    "_answer": (2,),
-    "HTTPException": (1,),
-    "ClientException": (1,),
-    "ServiceUnavailableException": (1,),
-    "PermissionDeniedException": (1,),
-    "TooManyRequestsException": (1,),
-}
-"""What the API says, and its pages too: of these the argument that people read."""
 OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}
+
+
+def http_errors(family: type[HTTPException] = HTTPException) -> Iterator[type[HTTPException]]:
+    """Yield every error that a page may show as it stands, those of the framework too."""
+    yield family
+    for kind in family.__subclasses__():
+        yield from http_errors(kind)
+
+
+API = {"FieldError": (2,), "_answer": (2,)} | {kind.__name__: (1,) for kind in http_errors()}
+"""What the API says, and its pages too: of these the argument that people read."""
 
 
 def texts() -> Catalog:
@@ -56,7 +58,8 @@ def texts() -> Catalog:
     for file, _, text, _, _ in extract_from_dir(SOURCE, [("**.py", "python")], {}, API):
         if isinstance(text, str):
             found.add(text, None, [(f"src/mailer/{file}", 0)])
-    for text in (*_rules(Input), *_errors(MailerError), *_composed()):
+    own = {kind.detail for kind in http_errors() if kind.__module__.startswith("mailer.")}
+    for text in (*_rules(Input), *_errors(MailerError), *_composed(), *own):
         found.add(text)
     return found
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.repeats import (
+    ANNA,
     CRASH,
     CRASH_EARLY,
     CSV,
@@ -22,6 +23,7 @@ from tests.api.repeats import (
     post,
     until_held,
 )
+from tests.api.visits import BROWSER
 from tests.asked import inside
 from tests.patience import PATIENCE
 from tests.sample import OPEN, execute, value
@@ -96,6 +98,19 @@ async def test_who_has_waited_half_a_lease_is_told_to_ask_again(engine: AsyncEng
         assert not is_replay(answer)
         assert not first.done()
     assert (await first).status_code == 201
+
+
+async def test_a_form_whose_first_request_is_still_in_work_says_so(engine: AsyncEngine) -> None:
+    to = f"http://mailer/clients/new?once={'a' * 32}"
+    async with impatient(engine, lease=1) as api, held(engine, "record"):
+        api.headers.update(BROWSER | {"Accept-Language": "ru"})
+        first = asyncio.create_task(api.post(to, data=ANNA))
+        await until_held(engine)
+        answer = await api.post(to, data=ANNA)
+        assert answer.status_code == 409
+        assert "Эта форма уже отправлена и ещё обрабатывается." in answer.text
+        assert not first.done()
+    assert (await first).status_code == 303
 
 
 async def test_a_lease_is_renewed_while_the_request_is_worked_on(engine: AsyncEngine) -> None:

@@ -1,8 +1,17 @@
 """The texts of the pages are in their catalogues, and said in every language."""
 
+from http import HTTPStatus
+
 import pytest
 from babel.messages.catalog import Catalog
-from tests.texts import brought_up_to_date, catalogue_file, is_translated, written
+from litestar.exceptions import HTTPException
+from tests.texts import (
+    brought_up_to_date,
+    catalogue_file,
+    http_errors,
+    is_translated,
+    written,
+)
 
 from mailer.admin.language import LANGUAGES, choose, gettext, ngettext, say, speaking
 
@@ -53,6 +62,16 @@ def test_what_the_api_says_is_said_in_the_language_of_the_page() -> None:
         assert say("nobody ever {} said 7 of this") == "nobody ever {} said 7 of this"
     with speaking("en"):
         assert say("must be in the future") == "must be in the future"
+
+
+@pytest.mark.parametrize("kind", list(http_errors()), ids=lambda kind: kind.__name__)
+def test_every_error_of_http_is_said_in_the_language_of_the_page(
+    kind: type[HTTPException],
+) -> None:
+    """A detail that a raise does not give is the title, which pages do not show."""
+    detail = getattr(kind, "detail", None)
+    with speaking("ru"):
+        assert detail in {None, HTTPStatus(kind.status_code).phrase} or say(detail) != detail
 
 
 @pytest.mark.parametrize(("count", "form"), [(1, 0), (2, 1), (5, 2), (11, 2), (21, 0)])

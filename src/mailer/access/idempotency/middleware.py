@@ -93,6 +93,16 @@ class StillInWorkError(HTTPException):
         super().__init__(headers=SOON)
 
 
+class FormInWorkError(StillInWorkError):
+    """The form was sent before, and that request has no answer yet."""
+
+    detail = "This form was sent already and is still being processed. Try again in a moment."
+
+
+def _in_work(asked: Asked) -> StillInWorkError:
+    return FormInWorkError() if asked.is_form else StillInWorkError()
+
+
 class Idempotency(ASGIMiddleware):
     """Answers each POST with an Idempotency-Key once, whoever repeats it, and whatever dies."""
 
@@ -165,7 +175,7 @@ class Idempotency(ASGIMiddleware):
                 return taken
             _refuse_another(taken.digest, asked)
             if patience <= 0:
-                raise StillInWorkError
+                raise _in_work(asked)
             await asyncio.sleep(pause)
             patience -= pause
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -229,7 +239,7 @@ class Idempotency(ASGIMiddleware):
                 return _again(standing, asked)
             await asyncio.sleep(LONGEST_PAUSE)
             patience -= LONGEST_PAUSE
-        raise StillInWorkError
+        raise _in_work(asked)
 
     async def _give_up(self, claim: Claim) -> None:
         # where that cannot be written down the lease runs out
@@ -285,7 +295,7 @@ async def _prepare_to_go_on(taken_at: datetime, claim: Claim, asked: Asked) -> N
         _refuse_another(claim.digest, asked)
         asked.scope["state"][ASKED_AT] = taken_at
     elif asked.is_dropped:
-        raise StillInWorkError
+        raise _in_work(asked)
 
 
 def _again(standing: claims.Standing, asked: Asked) -> Answer:
