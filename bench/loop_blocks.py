@@ -104,6 +104,12 @@ JSON_BODIES = {
     "deep JSON": b"[" * MIB,
     "deep and whole JSON": b'{"a":' * 1000 + b"1" + b"}" * 1000,
     "JSON of many fields": b"{" + b",".join(b'"a%d":1' % n for n in range(90_000)) + b"}",
+    "JSON of many lists": b'{"text":[' + b"[]," * 340_000 + b"[]]}",
+    "JSON of many objects": b'{"text":[' + b"{}," * 340_000 + b"{}]}",
+    "JSON of as many values as are read": b'{"text":[' + b"[{}]," * 2_400 + b"1," * 45_000 + b"1]}",
+    "JSON of as many fields as are read": b"{"
+    + b",".join(b'"a%d":1' % n for n in range(50_000))
+    + b"}",
     "JSON of many numbers": b'{"text":[' + b"1," * 500_000 + b"1]}",
     "a long number": b'{"text":' + b"9" * (MIB - 100) + b"}",
     "a long text": b'{"text":"' + b"a" * (MIB - 100) + b'"}',

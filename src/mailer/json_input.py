@@ -10,8 +10,18 @@ import msgspec
 Shape = TypeVar("Shape")
 
 
+MOST_CONTAINERS = 5_000
+"""Lists and objects that are read: a million of them would take 100 ms, and more to be freed."""
+MOST_ENTRIES = 50_000
+"""Entries that are read, of all lists and objects together."""
+
+
 class JsonError(ValueError):
     """The bytes are no JSON of the expected shape."""
+
+
+class TooManyValuesError(JsonError):
+    """The JSON has more than `MOST_CONTAINERS` or `MOST_ENTRIES`."""
 
 
 def read_json(content: bytes, shape: type[Shape], *, limit: int, is_lenient: bool = False) -> Shape:
@@ -19,10 +29,14 @@ def read_json(content: bytes, shape: type[Shape], *, limit: int, is_lenient: boo
 
     A lenient reader also takes what others write wrongly: lone surrogates, bytes that are no
     characters, other Unicode encodings, a byte order mark, control characters, NaN. Raises
-    `JsonError` for anything else, and for what is nested deeper than Python's recursion limit.
+    `JsonError` for anything else, and for what is nested deeper than Python's recursion limit;
+    `TooManyValuesError` before anything is decoded. Its count includes signs inside of texts.
     """
     if len(content) > limit:
         raise JsonError
+    containers, entries = content.count(b"[") + content.count(b"{"), content.count(b",")
+    if containers > MOST_CONTAINERS or entries > MOST_ENTRIES:
+        raise TooManyValuesError
     try:
         shaped: Shape = _decoder(shape).decode(content)  # type: ignore[arg-type]  # a cast costs
         return shaped  # noqa: TRY300  # what else may fail is below

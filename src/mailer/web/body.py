@@ -15,7 +15,7 @@ from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
 from mailer.clock import database_clock
-from mailer.json_input import JsonError, read_json
+from mailer.json_input import JsonError, TooManyValuesError, read_json
 from mailer.validation import Given, Input, check
 
 BODY_LIMIT = 1024 * 1024
@@ -157,6 +157,8 @@ def _read(request: Request[Any, Any, Any], body: bytes, model: type[Given]) -> G
         raise HTTPException("Send JSON, as Content-Type: application/json.", status_code=status)
     try:
         given = read_json(body, object, limit=BODY_LIMIT)
+    except TooManyValuesError as error:
+        raise ClientException("The body has too many values.") from error
     except JsonError as error:
         raise ClientException("The body is not JSON in UTF-8.") from error
     return check(model, given, request.scope["state"].get(ASKED_AT) or database_clock.now())
