@@ -124,9 +124,9 @@ COUNT = text(f"""
     WITH {MATCHING}
     SELECT number, sum(clients)::bigint AS clients
     FROM matching GROUP BY number""").bindparams(*PARAMETERS)  # noqa: S608  # our own words
-COUNT_AND_ZONES = text(f"""
+ZONES = text(f"""
     WITH {MATCHING}
-    SELECT number, sum(clients)::bigint AS clients, array_agg(DISTINCT time_zone) AS time_zones
+    SELECT number, array_agg(DISTINCT time_zone) AS time_zones
     FROM matching GROUP BY number""").bindparams(*PARAMETERS)  # noqa: S608  # likewise
 
 
@@ -182,24 +182,29 @@ TO_TAKE = [
     )
     for order in ("DESC", "ASC")
 ]
+# Audiences that are no longer small are left out, and returned with their size.
 # As in `audience`: who is alive, matches now and was there when the audience was taken. Clients are
 # found by their kinds, each by an index (of a null by `IS NULL` alone): whatever the filter, none
 # is read who does not match. OFFSET keeps it so, however few clients there seem to be. Without a
 # window one plan holds for every time zone.
 WRITE = text(f"""
     WITH {MATCHING},
+    large AS MATERIALIZED (
+        SELECT number, sum(clients)::bigint AS clients
+        FROM matching GROUP BY number HAVING sum(clients) > {SMALL}),
     taken AS MATERIALIZED (
         SELECT taken.*,
             ARRAY(SELECT xid::text::bigint FROM pg_snapshot_xip(snapshot::pg_snapshot) AS xid)
                 AS in_progress,
             pg_snapshot_xmax(snapshot::pg_snapshot)::text::bigint AS next_then
         FROM unnest(:ids, :of_filters, :untils, :snapshots)
-            AS taken (id, number, until, snapshot)),
+            AS taken (id, number, until, snapshot)
+        WHERE number NOT IN (SELECT number FROM large)),
     planned AS MATERIALIZED (
         SELECT * FROM unnest(:planned_ids, :time_zones, :due_ats, :statuses, :reasons)
             AS planned (id, time_zone, due_at, status, reason)),
-    here AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_now)
-    INSERT INTO message
+    here AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_now),
+    written AS (INSERT INTO message
         (mailing_id, client_id, operator_code, time_zone, due_at, status, reason)
     SELECT taken.id, one.id, matching.operator_code, matching.time_zone,
         coalesce(planned.due_at, clock_timestamp()), coalesce(planned.status, 'scheduled'),
@@ -224,7 +229,8 @@ WRITE = text(f"""
     ORDER BY taken.id, one.id
     ON CONFLICT (mailing_id, client_id) DO UPDATE SET due_at = excluded.due_at,
         status = excluded.status, reason = excluded.reason, updated_at = now()
-        WHERE message.status = 'cancelled' AND message.reason = 'filter_changed'""").bindparams(  # noqa: S608  # likewise
+        WHERE message.status = 'cancelled' AND message.reason = 'filter_changed')
+    SELECT number, clients FROM large""").bindparams(  # noqa: S608  # likewise
     *PARAMETERS,
     *(
         bindparam(name, type_=ARRAY(BigInteger))
@@ -254,48 +260,39 @@ async def take_small(
 ) -> list[Taken]:
     """Enqueue the audiences of up to `most` mailings that are small, each of them whole.
 
-    The newest first, then those that wait longest. Audiences are counted again: since a mailing
-    began, clients may have been imported, and their tags changed.
+    The newest first, then those that wait longest. Audiences are counted again: the filter may have
+    been changed since, and clients.
     """
     found = await lock_slice(connection, TO_TAKE, most, passed_over)
     filters, numbers = Filters(), dict[int, int]()
+    rows, clients = [], 0
     for mailing in found:
         with passed_over.on_error(mailing.id):
             numbers[mailing.id] = filters.add(mailing.client_filter)
-        if filters.is_full:
-            break
-    if not numbers:
-        return []
-    matching = await connection.execute(COUNT_AND_ZONES, filters.parameters())
-    now = {row.number: (row.clients, row.time_zones) for row in matching}
-    counts, zones = {}, {}
-    for mailing_id, number in numbers.items():
-        counts[mailing_id], zones[mailing_id] = now.get(number, (0, ()))
-    await _leave_large(connection, counts)
-    rows, clients = [], 0
-    for mailing in found:
-        if counts.get(mailing.id, SMALL + 1) <= SMALL and clients < TOGETHER:
             rows.append(mailing)
-            clients += counts[mailing.id]
+            clients += mailing.clients_count
+        if filters.is_full or clients >= TOGETHER:
+            break
+    zones: dict[int, list[str]] = {}
+    if any(map(window_of, rows)):
+        of_each = await connection.execute(ZONES, filters.parameters())
+        zones = {row.number: row.time_zones for row in of_each}
     plans: dict[int, list[Plan]] = {}
     for mailing in rows:
         with passed_over.on_error(mailing.id):
-            plans[mailing.id] = _plans(mailing, zones[mailing.id])
+            plans[mailing.id] = _plans(mailing, zones.get(numbers[mailing.id], ()))
     if not plans:
         return []
     rows = [mailing for mailing in rows if mailing.id in plans]
-    await connection.execute(WRITE, filters.parameters() | _written(rows, numbers, plans))
-    moved = await connection.execute(MOVE_CURSORS, {"ids": list(plans)})
+    given = filters.parameters() | _written(rows, numbers, plans)
+    large = {row.number: row.clients for row in await connection.execute(WRITE, given)}
+    counts = {one: large[numbers[one]] for one in plans if numbers[one] in large}
+    if counts:  # `take_chunk` enqueues these
+        counted = {"ids": list(counts), "counts": list(counts.values())}
+        await connection.execute(SET_COUNTS, counted)
+    moved = await connection.execute(MOVE_CURSORS, {"ids": list(plans.keys() - counts.keys())})
     await tell(connection)
     return [Taken(row.id, row.clients_count, is_last=True, is_large=False) for row in moved]
-
-
-async def _leave_large(connection: AsyncConnection, counts: Mapping[int, int]) -> None:
-    """Write down the counts of audiences that are not small any more: `take_chunk` takes those."""
-    large = {mailing_id: clients for mailing_id, clients in counts.items() if clients > SMALL}
-    if large:
-        counted = {"ids": list(large), "counts": list(large.values())}
-        await connection.execute(SET_COUNTS, counted)
 
 
 def _plans(mailing: Row[Any], zones: Iterable[str]) -> list[Plan]:
