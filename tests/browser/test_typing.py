@@ -186,6 +186,26 @@ async def test_form_whose_answer_was_lost_is_sent_again_and_makes_one_mailing(
     assert await value(shared_engine, "SELECT count(*) FROM mailing") == before + 1
 
 
+CLICK_AT = """times => {
+    const arePrevented = [];
+    addEventListener("submit", event => {
+        arePrevented.push(event.defaultPrevented);
+        event.preventDefault();
+    });
+    for (const time of times) {
+        performance.now = () => time;
+        document.getElementById("save").click();
+    }
+    return arePrevented;
+}"""
+
+
+async def test_form_that_gets_no_answer_can_be_sent_again_after_a_while(page: Page) -> None:
+    await write(page)
+    soon, later = 1_001, 6_001  # milliseconds
+    assert await page.evaluate(CLICK_AT, [1_000, soon, later]) == [False, True, False]
+
+
 async def test_form_that_was_never_answered_outlives_a_reload(page: Page, watch: Watch) -> None:
     async def refuse(route: Route) -> None:
         await route.abort("connectionrefused")

@@ -63,22 +63,24 @@ document.addEventListener("click", (event) => {
   }
 });
 
-// A second click while a form's answer is awaited does not send it again.
-let sent = new WeakSet();
+// A second click soon after the first does not send a form again. A later one does: the first answer
+// may never come, and to send a form twice is safe.
+const SECOND_CLICK = 5000; // milliseconds
+let sent = new WeakMap(); // forms, and when they were sent
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "post") return;
-  if (sent.has(event.target)) event.preventDefault();
-  else if (!navigator.onLine) {
+  if (performance.now() - sent.get(event.target) < SECOND_CLICK) return event.preventDefault();
+  if (!navigator.onLine) {
     event.preventDefault(); // a browser would show a page of its own, and what was typed would be gone
     document.getElementById("dialog").close();
     return sayUnanswered("lost");
   }
   sayUnanswered(null);
-  sent.add(event.target);
+  sent.set(event.target, performance.now());
 });
 // Back on a page, its filters are those of its address again.
 addEventListener("pageshow", () => {
-  sent = new WeakSet();
+  sent = new WeakMap();
   document.querySelectorAll("form.filters").forEach((form) => form.reset());
 });
 
