@@ -72,7 +72,7 @@ async def test_a_request_whose_leave_ends_while_it_connects_is_never_written() -
     server, request = Takes(), a_request(2)
     asked = 0
 
-    def may_go() -> bool:
+    def may_go(_: float) -> bool:
         nonlocal asked
         asked += 1
         return False

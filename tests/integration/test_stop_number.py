@@ -10,9 +10,10 @@ from tests.processes import until
 from tests.sample import add_due_messages, behind_all_stops, do, execute, value
 
 from mailer.access.model import COMMAND_LINE
+from mailer.clock import elapsed
 from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.requests import Requests
-from mailer.dispatch.watch import MailingWatch
+from mailer.dispatch.watch import STALE, MailingWatch
 from mailer.mailing import service, stopping
 
 MANY = 300
@@ -91,6 +92,21 @@ async def test_every_worker_must_have_applied_a_stop_and_one_that_is_gone_keeps_
             await asyncio.sleep(0)
             assert not await is_applied(engine, number)
         await until_applied(engine, number)
+
+
+async def test_worker_that_was_suspended_sends_nothing_until_the_server_has_answered(
+    engine: AsyncEngine, shared_database_url: str
+) -> None:
+    """Its session may have ended meanwhile, and stops count as applied."""
+    await add_due_messages(engine, 1)
+    async with at_work(shared_database_url, 1) as watch:
+
+        async def is_current() -> bool | None:
+            return watch.is_current(elapsed()) or None
+
+        await until(is_current)
+        assert not watch.is_current(elapsed() + STALE)
+    assert not MailingWatch("", Requests(), LoopFailures(), lambda _: None).is_current(elapsed())
 
 
 async def test_worker_that_comes_after_a_stop_has_applied_it(

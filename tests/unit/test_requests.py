@@ -96,7 +96,7 @@ async def test_a_request_whose_time_is_up_before_the_write_is_never_written() ->
 async def test_a_request_is_asked_for_leave_right_before_the_write() -> None:
     may_go = True
     request = a_request(LATER)
-    request.may_go = lambda: may_go
+    request.may_go = lambda _: may_go
     may_go = False
     assert await sent(Requests(), request, Slow()) == Stopped()
     assert not request.is_written

@@ -219,12 +219,17 @@ class Sender:
         is_free = self._learn(ready, lesson, ended, now)
         return after_sending(claim, mailing, outcome, now, self._retry, is_free=is_free)
 
-    def _asks(self, ready: Ready) -> Callable[[], bool] | None:
-        """Return a check of the sending window, run right before the request is written."""
+    def _asks(self, ready: Ready) -> Callable[[float], bool]:
+        """Return a check of stops and the sending window, run right before the request is written.
+
+        No stop is missed while the watch is current; the window may have closed meanwhile.
+        """
         window, zone = ready.send.mailing.window, ready.claim.time_zone
         if window is None:
-            return None
-        return lambda: window.is_open_in(zone, database_clock.now())
+            return self._watch.is_current
+        return lambda now: (
+            self._watch.is_current(now) and window.is_open_in(zone, database_clock.at(now))
+        )
 
     async def _request(self, mailing_id: int, request: Request) -> Outcome:
         self._requests.add(mailing_id, request)

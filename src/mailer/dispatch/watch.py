@@ -40,6 +40,10 @@ two hours: the session's stop number makes stops wait. A worker that is only cut
 its statements end after `PATIENCE`, at most two of which follow one another. A process that stands
 still keeps its session, for its kernel answers. Over a UNIX socket the server ignores all four."""
 
+STALE = 25.0
+"""Seconds without an answer of the server after which nothing is sent. After 30 s it may have ended
+the session, and stops count as applied: a machine that was suspended may notice much later."""
+
 
 class MailingWatch:
     """Follows the running mailings over a connection of its own, which names this process.
@@ -71,7 +75,12 @@ class MailingWatch:
         self._snapshot: str | None = None
         self._is_allowed = False
         self._read_all_at = 0.0
+        self._answered_at = float("-inf")
         self._told = asyncio.Event()
+
+    def is_current(self, now: float) -> bool:
+        """Return whether stops made before a moment of `elapsed()` wait for this worker."""
+        return now - self._answered_at < STALE
 
     async def run(self) -> None:
         """Follow the mailings until cancelled, through every loss of the connection."""
@@ -138,6 +147,7 @@ class MailingWatch:
     async def _refresh(self, connection: asyncpg.Connection) -> moving.Known:
         """Apply what has changed, and return it."""
         newest = await stopping.newest(connection)
+        self._answered_at = elapsed()
         if self._applied is None:  # before the mailings are read: who stops one must wait for this
             await self._mark_applied(connection, newest)
         changed = await self._read(connection)
@@ -173,6 +183,7 @@ class MailingWatch:
             after: int | None = 0
             while after is not None:
                 some = await moving.under_way(connection, after)
+                self._answered_at = elapsed()
                 found |= some
                 after = max(some) if len(some) == moving.SLICE else None
             changed = {

@@ -48,7 +48,8 @@ class Request:
 
     A gateway calls `begin` first and `write` right before it hands the request to the network.
     `deadline` is a moment of `elapsed()`; whoever made the request cuts it then. `may_go`
-    is asked once more before the write, since a connection can take long to come.
+    is asked once more before the write, at a moment of `elapsed()`, since a connection can take
+    long to come, and a process may stand still.
     """
 
     __slots__ = (
@@ -69,7 +70,7 @@ class Request:
         phone: str,
         text: str,
         deadline: float,
-        may_go: Callable[[], bool] | None = None,
+        may_go: Callable[[float], bool] | None = None,
     ) -> None:
         self.message_id = message_id
         self.phone = phone
@@ -90,8 +91,8 @@ class Request:
 
         A process that stood still may come here before the timer that would have cut the request.
         """
-        is_late = elapsed() >= self.deadline
-        if is_late or (self.may_go is not None and not self.may_go()):
+        now = elapsed()
+        if now >= self.deadline or (self.may_go is not None and not self.may_go(now)):
             self.cut_because = self.cut_because or "stopped"
         self.is_written = self.cut_because is None
         return self.is_written
