@@ -16,16 +16,19 @@ def served(app: ASGIApp, settings: Settings) -> ASGIApp:
     Who a request comes from, and whether by https, is what X-Forwarded-For and X-Forwarded-Proto
     say where a trusted proxy sends them, and the connection's own else.
     """
-    # bounded first: the framework keeps the headers as whoever asks for them first sees them
     proxies = TrustedProxies(settings.proxies)
-    passed_on = bounded(believing(guarded(observed(addressed(app))), proxies))
+
+    def behind(app: ASGIApp) -> ASGIApp:
+        # bounded first: the framework keeps headers as they are when they are first read
+        return bounded(believing(guarded(observed(addressed(app))), proxies))
+
     if settings.auth != "none":
-        return passed_on
-    direct = bounded(believing(guarded(observed(addressed(local_only(app)))), proxies))
+        return behind(app)
+    through_proxy, direct = behind(app), behind(local_only(app))
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        # by whom the connection is: a proxy's word on who asks through it comes later
+        # `believing` replaces the address of the peer by the one that the proxy names
         peer = (scope.get("client") or ("",))[0]
-        await (passed_on if peer in proxies else direct)(scope, receive, send)
+        await (through_proxy if peer in proxies else direct)(scope, receive, send)
 
     return serve

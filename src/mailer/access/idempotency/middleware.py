@@ -224,10 +224,11 @@ class Idempotency(ASGIMiddleware):
             if is_refusal and not await claims.may_keep_refusal(connection, claim):
                 await claims.give_up(connection, claim)
                 return answer
-            status = HTTPStatus.SEE_OTHER if asked.is_form else answer.status
-            is_redirect = answer.location is not None
-            kept = (LOCATION, answer.location) if is_redirect else (answer.media_type, answer.body)
-            if await claims.answer(connection, claim, status, *kept):
+            if asked.is_form and answer.location is not None:
+                kept = Answer(HTTPStatus.SEE_OTHER, LOCATION, answer.location)
+            else:
+                kept = answer
+            if await claims.answer(connection, claim, kept.status, kept.media_type, kept.body):
                 return answer
         patience = self._patience
         while patience > 0:
