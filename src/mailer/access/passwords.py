@@ -2,12 +2,10 @@
 
 import asyncio
 import base64
-import re
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from string import digits, punctuation
 from typing import Annotated, TypeVar
@@ -24,13 +22,12 @@ SHORTEST, LONGEST = 12, 1_024
 """Characters. Length is all that is asked for: rules about kinds of characters lead to worse
 passwords (NIST SP 800-63B, 3.1.1.2)."""
 COMMON = Path(__file__).parent / "common_passwords" / "passwords.txt"
-SIGNS, MOST_SIGNS = f"{digits}{punctuation} ", 6
-"""What may stand around a common password, and how many of them make it no other one."""
-OWN_WORDS = ("mailer", "administrator")
-"""What comes to mind here, and is not on the list."""
+OWN_WORDS = ("mailer", "admin", "administrator")
+"""Obvious here, and not on the list."""
+RUNS = "01234567890123456789 98765432109876543210 abcdefghijklmnopqrstuvwxyz"
+MIN_DISTINCT = 6  # characters
 RUSSIAN_KEYS = str.maketrans("йцукенгшщзхъфывапролджэячсмитьбю", "qwertyuiop[]asdfghjkl;'zxcvbnm,.")
 """The Latin keys of a Russian keyboard: the list has what Russian words are on them."""
-LOOKALIKES = str.maketrans("@4310$5", "aaeioss")
 AT_ONCE = 2
 """Passwords that are hashed at the same time: each takes 64 MiB and keeps a core busy."""
 
@@ -100,10 +97,11 @@ def is_outdated(kept: str) -> bool:
 
 def too_easy(name: str, password: str) -> list[FieldError]:
     """Name what is wrong with a password of somebody called so, whatever its length."""
-    if name.casefold() in {password.casefold(), password.casefold().strip(SIGNS)}:
+    text = _plain(password)
+    if _plain(name) in {text, text.strip(f"{digits}{punctuation} ")}:
         return [FieldError("password", "must not be the name")]
-    if _is_common(password):
-        return [FieldError("password", "is one of the most used passwords, or nearly so")]
+    if _is_common(text):
+        return [FieldError("password", "is too common, or too close to a common password")]
     return []
 
 
@@ -112,41 +110,35 @@ def _common() -> frozenset[str]:
     return frozenset((*COMMON.read_text().split(), *OWN_WORDS))
 
 
-def _is_common(password: str) -> bool:
-    """Whether a password is among the most used ones (NIST SP 800-63B, 3.1.1.2), or nearly so.
+def _is_common(text: str) -> bool:
+    """Whether a password is among the most used ones (NIST SP 800-63B, 3.1.1.2), or close to one.
 
-    That is one with a few digits or signs around it, with some in the place of letters that look
-    alike, or typed on Russian keys; one that is repeated, and a run such as `123456789012`: few of
-    the list are as long as ours must be.
+    It is close when only digits, signs, blanks and repetition are added. A run of digits or of the
+    alphabet, and a text of fewer than `MIN_DISTINCT` different characters, count as common.
     """
+    letters = _letters(text)
+    latin = letters.translate(RUSSIAN_KEYS)
+    candidates = map(_without_repetition, (text, letters, latin, _letters(latin)))
+    return (
+        len(set(text)) < MIN_DISTINCT
+        or text in RUNS
+        or any(each in _common() for each in candidates)
+    )
+
+
+def _plain(password: str) -> str:
+    """Return a password without differences that people do not see, such as of case."""
     text = "".join(each for each in password if unicodedata.category(each) != "Cf")
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return _is_listed(text) or _is_repetitive(text)
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _is_listed(text: str) -> bool:
-    """Whether a text is listed as it is or as it is meant, but for a few signs around it."""
-    meant = (
-        text,
-        text.translate(RUSSIAN_KEYS),
-        text.strip(digits).translate(LOOKALIKES),  # a sign at its end may be a letter, too
-    )
-    cores = {each.strip(SIGNS) for each in meant}
-    return text in _common() or any(
-        core in _common() and len(text) - len(core) <= MOST_SIGNS for core in cores
-    )
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalpha, text))
 
 
-def _is_repetitive(text: str) -> bool:
-    steps = {(ord(after) - ord(before)) % 10 for before, after in pairwise(text)}
-    if len(steps) == 1 and (text.isdecimal() or text.isalpha()):
-        return True
-    words = {word for word in re.split(r"[\W\d_]+", text) if word}
-    if len(words) == 1 and words <= _common() and text.count(min(words)) > 1:
-        return True
-    # a text that is a part repeated is found in itself doubled before its end
-    part = text[: (text + text).find(text, 1)]
-    return len(part) < len(text) and (len(part) < SHORTEST // 2 or part in _common())
+def _without_repetition(text: str) -> str:
+    # a part that is repeated: the doubled text has the whole text again where the part ends
+    return text[: (text + text).find(text, 1)] if text else text
 
 
 def _matches(kept: str | None, password: str) -> bool:
