@@ -289,7 +289,7 @@ async def test_hundreds_of_stuck_bodies_hold_nobody_up(engine: AsyncEngine) -> N
         await served_normally(port)
         await served_normally(port, path="/api/v1/clients")
         assert [await each.problem() for each in stuck] == [
-            (408, "The body did not come in time.")
+            (408, "The request did not arrive in time; try again.")
         ] * 200
 
 

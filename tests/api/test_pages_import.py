@@ -13,7 +13,8 @@ from tests.sample import OPEN
 from mailer.admin.client_import import on_refusal
 from mailer.app import create_app
 from mailer.client.upload import IMPORT_LIMIT
-from mailer.web.body import StalledUploadError
+from mailer.web.body import LongUploadError, StalledUploadError
+from mailer.web.turns import BusyError
 
 PATH = "http://mailer/clients/import"
 CSV = BROWSER | {"Content-Type": "text/csv"}
@@ -75,7 +76,7 @@ async def test_import_says_how_many_wrong_lines_are_not_listed(api: httpx.AsyncC
         (b"<b>,phone\n", 400, {}, "<code>&lt;b&gt;</code> is not one"),
         ("телефон\n".encode("cp1251"), 400, {}, "<code>телефон</code> is not one of the columns"),
         (b"PK\x03\x04" + bytes(9000), 400, {}, "the header is longer than 2000 characters"),
-        (b"phone\n", 415, {"Content-Type": "text/plain"}, "Send CSV in UTF-8"),
+        (b"phone\n", 415, {"Content-Type": "text/plain"}, "Send CSV (UTF-8, UTF-16"),
         (b"phone\n", 413, {"Content-Length": str(IMPORT_LIMIT + 1)}, "larger than 1 GB"),
         (b"phone\n", 403, {"Sec-Fetch-Site": "cross-site"}, "Another site"),
     ],
@@ -93,9 +94,16 @@ async def test_file_that_stalls_or_meets_no_database_is_told_so(engine: AsyncEng
     request: Any = RequestFactory(create_app(engine, settings=OPEN)).post("/clients/import")
     stalled = on_refusal(request, StalledUploadError())
     assert stalled.status_code == 408
-    assert "for a minute" in stalled.content
-    assert "Nothing was stored." in stalled.content
+    assert "within a minute; nothing was stored." in stalled.content
+    assert "Nothing was stored." not in stalled.content  # a second time
+    long = on_refusal(request, LongUploadError())
+    assert "within an hour; nothing was stored." in long.content
+    assert "minute" not in long.content
     away = on_refusal(request, ConnectionRefusedError())
     assert away.status_code == 503
-    assert "The database is away." in away.content
+    assert "The database is away; try again" in away.content
     assert "Nothing was stored." not in away.content  # which nobody knows
+    busy = on_refusal(request, BusyError())
+    assert busy.status_code == 503
+    assert "Too many imports or downloads are under way" in busy.content
+    assert "database" not in busy.content

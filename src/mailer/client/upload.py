@@ -19,7 +19,8 @@ IMPORT_LIMIT = 1024**3
 IMPORTS = 2
 """Imports at once: each keeps a connection of the pool, which serves every other request too.
 Of one key or person there is one."""
-CHARSETS = frozenset(name.lower() for name in get_args(Encoding))
+CHARSETS = frozenset({"utf8", "cp1251", *(name.lower() for name in get_args(Encoding))})
+"""What an import's Content-Type may name, whichever of them the file is in."""
 TURNS = Turns(IMPORTS, each=1, patience=5.0)
 
 
@@ -35,6 +36,9 @@ async def import_upload(
     media_type, options = request.content_type
     if media_type != "text/csv" or options.get("charset", "utf-8").lower() not in CHARSETS:
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-        raise HTTPException("Send CSV in UTF-8, as Content-Type: text/csv.", status_code=status)
+        raise HTTPException(
+            "Send CSV (UTF-8, UTF-16 or windows-1251) as Content-Type: text/csv.",
+            status_code=status,
+        )
     async with TURNS.turn(by.caller), aclosing(never_stalling(request.stream())) as parts:
         return await import_clients(engine, parts, by)

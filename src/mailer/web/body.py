@@ -37,10 +37,10 @@ CLOSE = {"Connection": "close"}
 
 
 class SlowBodyError(ClientException):
-    """The body did not come in time."""
+    """The request's body did not arrive in time."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
-    detail = "The body did not come in time."
+    detail = "The request did not arrive in time; try again."
 
 
 class TimedRequest(Request[Any, Any, Any]):
@@ -59,17 +59,17 @@ class TimedRequest(Request[Any, Any, Any]):
 
 
 class StalledUploadError(ClientException):
-    """Too little of the body came in a minute; nothing was stored."""
+    """Less than `LEAST` of an upload arrived in `STALL`; nothing was stored."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
-    detail = "Too little of the body came in a minute; nothing was stored."
+    detail = "Too little of the file arrived within a minute; nothing was stored."
 
 
 class LongUploadError(ClientException):
-    """The body did not come within an hour; nothing was stored."""
+    """An upload did not arrive within `LONGEST`; nothing was stored."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
-    detail = "The body did not come within an hour; nothing was stored."
+    detail = "The file did not arrive within an hour; nothing was stored."
 
 
 async def never_stalling(

@@ -36,7 +36,7 @@ PROBLEMS = {
     401: "No key, or one that is unknown, revoked or expired.",
     403: "The key's scope is too small for it, or the key was revoked meanwhile.",
     404: "No such thing.",
-    408: "The body did not come in time.",
+    408: "The request did not arrive in time.",
     409: "It clashes with the present state.",
     413: "The body is too large.",
     415: "The body is of another type than the call takes.",
