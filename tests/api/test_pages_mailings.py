@@ -259,7 +259,7 @@ async def test_mailing_that_waits_for_its_hours_says_until_when(
     )
     opens = (now + timedelta(hours=5)).replace(minute=0, second=0, microsecond=0)
     await add_messages(engine, mailing_id, clients, "scheduled", at=opens)
-    for path in (f"/mailings/{mailing_id}", "/"):
+    for path in (f"/mailings/{mailing_id}", "/", "/mailings"):
         shown = " ".join(re.sub(r"<[^>]*>", "", await page(sending, path)).split())
         assert f"{opens:%H:%M} (Europe/Moscow)." in shown, path
         assert "It is being sent" not in shown

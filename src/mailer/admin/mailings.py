@@ -7,7 +7,7 @@ from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 from litestar.response import ServerSentEvent
 from msgspec import UNSET, Meta, UnsetType
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.admin.listing import NOTHING, asked, pages
 from mailer.admin.live import Live, Sections
@@ -19,6 +19,7 @@ from mailer.mailing.hold import with_hold
 from mailer.mailing.model import ENDED, Mailing
 from mailer.mailing.query import MailingQuery
 from mailer.mailing.search import MOST_COUNTED
+from mailer.report import progress
 from mailer.validation import STORABLE, Input
 from mailer.web.query import Limit, read
 
@@ -61,6 +62,17 @@ def moving(mailings: Sequence[Mailing]) -> list[int]:
     ]
 
 
+async def find_waits(
+    connection: AsyncConnection, mailings: Sequence[Mailing]
+) -> dict[int, progress.Wait | None]:
+    """Return what each of the mailings that run waits for, by its id."""
+    running = [mailing for mailing in mailings if mailing.status == "running"]
+    if not running:
+        return {}
+    found = await progress.of_mailings(connection, running)
+    return {made.mailing.id: made.wait for made in found}
+
+
 class MailingList(Controller):
     """Mailings, newest first."""
 
@@ -77,15 +89,17 @@ class MailingList(Controller):
         """List the mailings that are asked for."""
         form, query = asked(request, ListQuery, "search", "status", "limit")
         found = NOTHING
-        if query is not None:
-            async with engine.connect() as connection:
+        async with engine.connect() as connection:
+            if query is not None:
                 found = await store.page(connection, query.position, **query.equal())
-        mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
+            mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
+            waits = await find_waits(connection, mailings)
         return show.page(
             "mailings/list.html",
             200 if query else 400,
             form=form,
             mailings=mailings,
+            waits=waits,
             moving=moving(mailings),
             count=found.count,
             most=MOST_COUNTED,
@@ -108,12 +122,15 @@ class MailingList(Controller):
         async def sections() -> Sections:
             async with engine.connect() as connection:
                 found = await store.of_ids(connection, ids)
+                waits = await find_waits(connection, found)
             gone = {
                 mailing_id: show.part("mailings/gone-row.html", mailing_id=mailing_id)
                 for mailing_id in ids
             }
             rows = {
-                mailing.id: show.part("mailings/row.html", mailing=with_hold(mailing, breaker))
+                mailing.id: show.part(
+                    "mailings/row.html", mailing=with_hold(mailing, breaker), waits=waits
+                )
                 for mailing in found
             }
             return {f"mailing-{mailing_id}": row for mailing_id, row in (gone | rows).items()}
