@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, expect
@@ -17,6 +18,23 @@ from tests.processes import Gateway, MailerProcess, mailers
 from mailer.gateway.sandbox import Faults
 
 STAYS = "window.stays = true"
+DRAW_ANOTHER = """([points, seconds]) => {
+    const known = document.querySelector("[data-chart]");
+    const figure = known.cloneNode(true);
+    const body = figure.querySelector("details tbody");
+    const row = body.rows[0];
+    body.replaceChildren(...Array.from({ length: points }, (_, at) => {
+        const copy = row.cloneNode(true);
+        const moment = new Date(Date.UTC(2030, 0, 15) + at * seconds * 1000);
+        copy.querySelector("time").dateTime = moment.toISOString();
+        return copy;
+    }));
+    figure.dataset.seconds = seconds;
+    figure.querySelector(".canvas").replaceChildren();
+    written.length = 0;
+    known.replaceWith(figure);
+    document.dispatchEvent(new Event("live"));
+}"""
 NARROW = Look(locale="ru-RU", width=390, height=844, phone=True, dark=True)
 """Russian on a phone in the dark: the longest words on the smallest screen."""
 NARROWEST = Look(locale="ru-RU", width=320, height=640, phone=True)
@@ -168,16 +186,39 @@ async def test_chart_has_values_and_its_times_stand_apart(
     cells = page.locator(".chart td:nth-child(2)")
     counts = [int(await cell.get_attribute("data-value") or 0) for cell in await cells.all()]
     assert int(re.sub(r"\D", "", shown)) == sum(counts) > 0
-    written = await page.evaluate("written")
-    lowest = max(each["y"] for each in written)
-    times = sorted((each for each in written if each["y"] == lowest), key=lambda t: t["left"])
-    assert times
+    times = await times_that_stand_apart(page)
     days = list(itertools.accumulate(":" not in each["text"] for each in times))
     moments = list(zip(days, (each["text"] for each in times), strict=True))
     assert len(set(moments)) == len(moments)  # an hour comes again only after its day's label
+
+
+@pytest.mark.parametrize("look", [NARROW, DESK], ids=["russian, phone", "desk"])
+@pytest.mark.parametrize(
+    ("points", "seconds"),
+    [(1, 1), (1, 3600), (1, 86400), (10, 604800), (80, 86400), (100, 86400), (100, 604800)],
+)
+async def test_chart_of_a_moment_or_of_months_has_times(
+    page: Page, points: int, seconds: int
+) -> None:
+    await page.add_init_script(LISTEN_TO_CANVAS)
+    await page.goto("/")
+    await expect(page.locator(".chart canvas")).to_be_visible()
+    await page.evaluate(DRAW_ANOTHER, [points, seconds])
+    await expect(page.locator(".chart canvas")).to_be_visible()
+    assert await times_that_stand_apart(page)
+
+
+async def times_that_stand_apart(page: Page) -> list[dict[str, Any]]:
+    """Return the labels of a chart's axis of time, once each was found to have its place."""
+    written = await page.evaluate("written")
+    times = [each for each in written if re.search(r":|[^\W\d_]", each["text"])]
+    assert times
+    assert len({each["y"] for each in times}) == 1
+    times.sort(key=lambda each: each["left"])
     assert all(one["right"] < other["left"] for one, other in itertools.pairwise(times))
     assert times[0]["left"] >= 0
     assert times[-1]["right"] <= times[-1]["canvas"]
+    return times
 
 
 async def test_every_page_is_light(page: Page, watch: Watch, places: dict[str, int]) -> None:

@@ -4,7 +4,7 @@
 const MINUTE = 60, HOUR = 3600, DAY = 86400;
 // Seconds from one label of time to the next: uPlot's own are too many, and some of them less than a second.
 const STEPS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * MINUTE),
-  ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 28].map((n) => n * DAY)];
+  ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 30, 60, 90, 180, 365].map((n) => n * DAY)]; // 30 is a month to uPlot
 const FONT = "12px system-ui, sans-serif";
 const GAP = 16; // pixels between two labels, at least
 
@@ -71,7 +71,8 @@ function draw(figure) {
       width: canvas.clientWidth || 300,
       height: 200,
       scales: {
-        x: { range: (_, first, last) => [first, last + seconds()] },
+        // of a single point, uPlot gives an end that is years later
+        x: { range: (plot, first) => [first, plot.data[0].at(-1) + seconds()] },
         y: { range: (_, __, most) => [0, Math.max(1, most * 1.05)] },
       },
       axes: [
