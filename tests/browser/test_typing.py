@@ -8,6 +8,7 @@ from playwright.async_api import Browser, Error, Page, Route, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser import signing_in
 from tests.browser.audit import audit
+from tests.browser.looks import PHONE
 from tests.browser.signing_in import mailer_with_users
 from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess
@@ -161,6 +162,23 @@ async def test_action_without_a_connection_says_that_it_was_not_done(
     await audit(page)
     await page.context.set_offline(False)
     await expect(page.locator("#offline")).to_be_hidden()
+
+
+@pytest.mark.parametrize("look", [PHONE])
+async def test_what_was_not_done_is_said_below_the_footer(page: Page) -> None:
+    await page.goto("/clients")
+    await sign_in(page, "oleg")
+    await page.context.set_offline(True)
+    await page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    await page.get_by_role("button", name="Apply").click()
+    said = page.locator("#unanswered")
+    await expect(said).to_have_text(re.compile("no connection"))
+    bar, footer = await said.bounding_box(), await page.locator("footer").bounding_box()
+    assert bar is not None
+    assert footer is not None
+    assert bar["y"] >= footer["y"] + footer["height"] - 1
+    await expect(said).to_be_in_viewport(ratio=1)
+    await page.context.set_offline(False)
 
 
 async def lose_answer(route: Route) -> None:

@@ -27,8 +27,11 @@ document.addEventListener("htmx:afterSettle", (event) => {
 // What could not be done for want of an answer says so, wherever the page is scrolled to.
 function sayUnanswered(why) {
   const said = document.getElementById("unanswered");
+  const page = document.documentElement;
+  const isAtEnd = page.scrollTop + page.clientHeight >= page.scrollHeight - 1;
   said.textContent = why ? said.dataset[why] : "";
   said.hidden = !why;
+  if (isAtEnd) page.scrollTop = page.scrollHeight; // below the footer, not over it
 }
 // What is shown is out of date from a moment on, which the viewer is told.
 let lastNews = new Date();
