@@ -51,7 +51,7 @@ def before_sending(
         return end_untried(claim, "cancelled", "expired")
     if closed := _outside_window(claim, mailing, now):
         return closed
-    if claim.lease_expires_at - now < timedelta(seconds=timeout) + LEASE_MARGIN:
+    if claim.lease_expires_at - now < timedelta(0, timeout) + LEASE_MARGIN:
         return hand_back(claim)  # it waited here so long that its answer may outlive its lease
     return Send(mailing, claim.phone, min(timeout, left))
 

@@ -211,7 +211,7 @@ class Sender:
         ended = elapsed()
         now, took = database_clock.at(ended), ended - began
         metrics.request_ended(took)
-        if isinstance(outcome, Accepted | Refused):
+        if isinstance(outcome, (Accepted, Refused)):
             self._pace.count(took)
         self._claimed.count()
         is_cut_short = request.cut_because is not None and request.deadline < began + self._timeout
