@@ -113,7 +113,7 @@ async def test_pages_lead_to_each_other_and_keep_the_filter(api: httpx.AsyncClie
     [
         ("phone=12", "phone", "must be 7 and ten more digits"),
         ("operator_code=91", "operator_code", "must be three digits"),
-        ("tag=" + "x" * 65, "tag", "must be 1 to 64 characters"),
+        ("tag=" + "x" * 65, "tag", "must have 1 to 64 characters"),
         ("time_zone=Moscow", "time_zone", "must be a time zone such as Europe/Moscow"),
     ],
 )
@@ -156,7 +156,7 @@ async def test_refused_client_is_shown_again_with_every_error(api: httpx.AsyncCl
     given = {"phone": "12", "operator_code": "x", "tag": HOSTILE * 3, "time_zone": HOSTILE}
     page = (await fill(api, "/clients/new", given, 400)).text
     for field in given:
-        assert error_of(page, field).startswith("must be")
+        assert error_of(page, field).startswith("must ")
     assert shown(page)["tag"] == ESCAPED * 3
     assert "<script>" not in page
 

@@ -65,8 +65,8 @@ async def test_preview_tells_who_will_be_missed_and_what_helps(
     assert "2 in Asia/Kamchatka, where the hours open after the end: 1 Jan 2040, 22:00" in told
     assert "A later end or wider hours would reach them." in told
     assert "2 of 5 clients will not be reached. What to expect says why. Save" in told
-    assert "only the hours were looked at" in told
-    assert "The hours open for everybody in time" in await previewed(api, NEW_FORM)
+    assert "only the sending windows were considered" in told
+    assert "The sending windows of all clients open in time" in await previewed(api, NEW_FORM)
 
 
 async def test_preview_tells_at_which_rate_and_who_is_too_many_for_it(engine: AsyncEngine) -> None:
@@ -144,7 +144,7 @@ async def test_preview_of_a_change_counts_anew_who_was_given_up(
     await begin(engine)
     query = f"?mailing={mailing['id']}"
     form = await edited(api, mailing)
-    assert "Nobody is left to be reached." in await previewed(api, form, query)
+    assert "No clients are left to reach." in await previewed(api, form, query)
     later = form | {"end": f"{now + timedelta(days=1):%Y-%m-%dT%H:%M}"}
     assert "For the last of 3 at" in await previewed(api, later, query)
     wide = form | {"opens": "", "closes": ""}

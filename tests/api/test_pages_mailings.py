@@ -56,7 +56,7 @@ async def test_list_keeps_its_filter_and_shows_only_what_is_like_that(
     assert "Apples" not in shown
     assert f"#{paused}<" in await page(api, f"/mailings?search=%23{paused}")
     nothing = await page(api, "/mailings?search=plums")
-    assert "No mailing is like that." in nothing
+    assert "No mailings match." in nothing
     assert "data-live" not in nothing
 
 
@@ -173,7 +173,7 @@ async def test_ledger_adds_up_to_the_audience_and_leads_to_the_messages(
     await mark(engine, clients[2], status="unknown", reason="timeout")
     shown = await page(api, f"/mailings/{mailing_id}")
     assert 'aria-label="1 of 4 delivered"' in shown
-    assert "Together that is the audience: 4 clients." in shown
+    assert "4 clients in the audience." in shown
     for state in ("delivered", "undelivered", "unknown", "scheduled"):
         link = f'<a href="/mailings/{mailing_id}/messages?status={state}">1</a>'
         assert f'{link} <span class="faint">25%</span>' in shown
@@ -196,11 +196,11 @@ async def test_audience_that_is_still_being_taken_is_told(
 ) -> None:
     await add_clients(engine, 3)
     mailing_id = await under_way(api, engine)
-    assert "being taken" not in await page(api, f"/mailings/{mailing_id}")
+    assert "being created" not in await page(api, f"/mailings/{mailing_id}")
     await execute(engine, "UPDATE mailing SET audience_cursor = 1")
-    assert "The audience is still being taken: 3 of 3" in await page(api, f"/mailings/{mailing_id}")
+    assert "being created: 3 of 3 so far." in await page(api, f"/mailings/{mailing_id}")
     await execute(engine, "UPDATE mailing SET replanning = true")
-    assert "The change is being carried out" in await page(api, f"/mailings/{mailing_id}")
+    assert "The change is being applied" in await page(api, f"/mailings/{mailing_id}")
 
 
 @pytest.fixture
@@ -313,8 +313,12 @@ async def test_messages_due_past_the_end_expire_unless_the_end_is_moved(
     mailing_id = await add_mailing(
         engine, clients=2, start=now - timedelta(hours=1), lasts=timedelta(hours=2)
     )
-    await add_messages(engine, mailing_id, clients, "scheduled", at=now + timedelta(hours=3))
-    await execute(engine, "UPDATE message SET attempts = 1, retry_at = due_at")
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=now - timedelta(minutes=30))
+    await add_messages(engine, mailing_id, clients[1:], "scheduled", at=now + timedelta(hours=3))
+    await execute(
+        engine,
+        "UPDATE message SET attempts = 1, retry_at = due_at WHERE status = 'scheduled'",
+    )
     path = f"/mailings/{mailing_id}"
     for place in (path, "/"):
         shown = " ".join((await page(sending, place)).split())
@@ -345,7 +349,7 @@ async def test_one_estimate_is_shown_and_what_is_lost_beside_it(
     assert "done at about" in await page(sending, "/")
     await execute(engine, "UPDATE mailing SET status = 'paused'")
     shown = await page(sending, f"/mailings/{mailing_id}")
-    assert "there is no estimate until then" in shown
+    assert "No estimate while sending is on hold." in shown
     assert "reached by" not in shown
 
 
@@ -453,7 +457,7 @@ async def test_retry_sends_again_what_was_given_up(
     answer = await post(api, f"/mailings/{mailing_id}/retry")
     api.cookies.clear()
     assert answer.status_code == 303
-    assert "is being made ready" in await page(api, f"/mailings/{mailing_id}")
+    assert "are being prepared to be sent again" in await page(api, f"/mailings/{mailing_id}")
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "retry", "cancel"])

@@ -137,7 +137,7 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
         ),
         (
             "status = 'undelivered', reason = 'attempts_exhausted'",
-            ["It was given up: given up after every attempt.", "if you ask for that"],
+            ["It failed permanently: no attempts left.", "if you ask for that"],
         ),
         ("status = 'unknown', reason = 'timeout'", ["It may or may not have gone out: no answer"]),
         (

@@ -204,7 +204,9 @@ async def test_a_mailing_is_changed_before_its_start_and_after(
     await page.goto(f"/mailings/{made['id']}/edit")
     await expect(page.get_by_text("This mailing has begun.")).to_be_visible()
     await expect(page.get_by_label("Start")).not_to_be_editable()
-    await expect(part(page, "What to expect")).to_contain_text("The hours open for everybody")
+    await expect(part(page, "What to expect")).to_contain_text(
+        "The sending windows of all clients open in time"
+    )
     await audit(page)
     await page.get_by_label("Text").fill("Half price.")
     await page.get_by_label("End", exact=True).fill(wall(at(21)))

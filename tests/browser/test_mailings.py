@@ -80,7 +80,7 @@ async def test_mailings_are_found_by_text_number_and_status(
     await expect(page.get_by_text("1 mailing", exact=True)).to_be_visible()
     await page.get_by_label("Status").select_option("Cancelled")
     await page.get_by_role("button", name="Find").click()
-    await expect(page.get_by_text("No mailing is like that.")).to_be_visible()
+    await expect(page.get_by_text("No mailings match.")).to_be_visible()
     await audit(page)
     await page.go_back()
     await expect(page.get_by_label("Status")).to_have_value("scheduled")
@@ -125,9 +125,9 @@ async def test_mailing_is_paused_resumed_and_cancelled_by_hand(
     await audit(page)
 
     await page.get_by_role("button", name="Resume").click()
-    await expect(page.get_by_text("The mailing goes on.")).to_be_visible()
+    await expect(page.get_by_text("The mailing is resumed.")).to_be_visible()
     await page.reload()
-    await expect(page.get_by_text("The mailing goes on.")).to_have_count(0)
+    await expect(page.get_by_text("The mailing is resumed.")).to_have_count(0)
 
     await page.get_by_role("link", name="Cancel").click()
     await expect(dialog).to_contain_text("It will not start: 4 clients get nothing.")

@@ -44,7 +44,7 @@ async def test_reason_leads_to_its_messages_and_to_their_stories(
     await expect(items).to_have_count(3)
     await expect(items.nth(1)).to_contain_text("15 Jan 2030, 09:00:10")
     await expect(items.nth(1)).to_contain_text("Attempt 1 failed: the gateway refused it with 400.")
-    await expect(items.nth(2)).to_contain_text("It was given up")
+    await expect(items.nth(2)).to_contain_text("It failed permanently")
     await expect(page.get_by_role("link", name="79160000000")).to_have_attribute(
         "href", "/clients/1"
     )

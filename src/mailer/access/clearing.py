@@ -1,4 +1,4 @@
-"""What of people's ways in, and of answers kept for repeats, has had its day."""
+"""Delete expired sessions, pending sign-ins, throttle counters and stored idempotent responses."""
 
 from datetime import timedelta
 

@@ -29,7 +29,7 @@ def describe(restored: Restored) -> Iterator[str]:
     until = restored.hold.data_until
     yield f"This database was restored. Nothing is sent since {_moment(restored.hold.since)} UTC."
     if until is not None:
-        yield f"It knows nothing of what was done after {_moment(until)} UTC."
+        yield f"The backup contains changes up to {_moment(until)} UTC."
     if not restored.mailings:
         yield "No mailing has messages to send."
         return

@@ -122,7 +122,7 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
             if not entries:
                 yield FieldError(name, "must have an entry")
         if not all(map(clean_label, values.get("tags", ()))):
-            yield FieldError("tags", "must have something that can be seen in each tag")
+            yield FieldError("tags", "must contain a visible character in every tag")
         if set(values.get("time_zones", ())) - known_zones():
             yield FieldError("time_zones", UNKNOWN_ZONE)
 
@@ -163,7 +163,7 @@ class MailingInput(Input, frozen=True, kw_only=True):
         elif end and end <= at:
             yield FieldError("datetime_end", "must be in the future")
         if "text" in values and is_blank(values["text"]):
-            yield FieldError("text", "must have something that can be seen")
+            yield FieldError("text", "must contain a visible character")
         opens = values.get("send_interval_time_start")
         closes = values.get("send_interval_time_end")
         if opens and closes and time.fromisoformat(opens) == time.fromisoformat(closes):

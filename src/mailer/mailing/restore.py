@@ -21,7 +21,7 @@ SHOWN_MAILINGS = 100
 
 
 class NotHeldError(ConflictError):
-    """Nothing is held by now, or the database was restored once more; look again."""
+    """Sending was already allowed, or the database was restored again. Check its state again."""
 
 
 class PendingMailing(msgspec.Struct, frozen=True):
