@@ -6,7 +6,12 @@ from collections.abc import AsyncGenerator
 import pytest
 from tests.virtual_time import in_virtual_time
 
-from mailer.web.body import LEAST, LongUploadError, StalledUploadError, never_stalling
+from mailer.web.body import (
+    MIN_BYTES_PER_TIMEOUT,
+    LongUploadError,
+    StalledUploadError,
+    never_stalling,
+)
 
 
 async def dripping(part: bytes, times: int, every: float) -> AsyncGenerator[bytes, None]:
@@ -38,7 +43,10 @@ async def test_an_upload_that_drips_is_given_up_too() -> None:
 
 @in_virtual_time
 async def test_an_upload_that_is_slow_but_steady_is_waited_for() -> None:
-    assert await taken(dripping(b"x" * LEAST, 10, every=0.1)) == 10 * LEAST
+    assert (
+        await taken(dripping(b"x" * MIN_BYTES_PER_TIMEOUT, 10, every=0.1))
+        == 10 * MIN_BYTES_PER_TIMEOUT
+    )
 
 
 @in_virtual_time
@@ -50,7 +58,7 @@ async def test_the_time_that_storing_takes_does_not_count() -> None:
 async def test_an_upload_at_a_good_pace_ends_in_time_all_the_same() -> None:
     with pytest.raises(LongUploadError):
         async for _ in never_stalling(
-            dripping(b"x" * LEAST, 1000, every=0.02), patience=0.3, longest=0.5
+            dripping(b"x" * MIN_BYTES_PER_TIMEOUT, 1000, every=0.02), patience=0.3, longest=0.5
         ):
             pass
     assert asyncio.get_running_loop().time() == pytest.approx(0.5)

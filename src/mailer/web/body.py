@@ -20,13 +20,11 @@ from mailer.validation import Given, Input, check
 
 BODY_LIMIT = 1024 * 1024
 """Bytes of a JSON body: ample for the longest text and filter."""
-STALL = 60.0
-"""Seconds after which a long body that does not come on is given up."""
-LEAST = 64 * 1024
-"""Bytes that must come in each `STALL`: who sends one now and then would keep others from their
-turn for ever."""
-LONGEST = 3600.0
-"""Seconds that a whole upload may take: a turn is had so long, at a pace that is never too slow."""
+STALL_TIMEOUT = 60.0  # seconds
+MIN_BYTES_PER_TIMEOUT = 64 * 1024
+"""Minimum progress in `STALL_TIMEOUT`, so that a slow sender cannot hold a slot for ever."""
+UPLOAD_TIMEOUT = 3600.0  # seconds
+"""For a whole upload, whatever its pace: it holds a slot as long."""
 ASKED_AT = "asked_at"
 """The name in a request's state of the moment that it counts as asked at, if that was before now.
 
@@ -59,21 +57,23 @@ class TimedRequest(Request[Any, Any, Any]):
 
 
 class StalledUploadError(ClientException):
-    """Less than `LEAST` of an upload arrived in `STALL`; nothing was stored."""
+    """An upload made less than its minimum progress; nothing was stored."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
     detail = "Too little of the file arrived within a minute; nothing was stored."
 
 
 class LongUploadError(ClientException):
-    """An upload did not arrive within `LONGEST`; nothing was stored."""
+    """An upload did not arrive within `UPLOAD_TIMEOUT`; nothing was stored."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
     detail = "The file did not arrive within an hour; nothing was stored."
 
 
 async def never_stalling(
-    stream: AsyncGenerator[bytes, None], patience: float = STALL, longest: float = LONGEST
+    stream: AsyncGenerator[bytes, None],
+    patience: float = STALL_TIMEOUT,
+    longest: float = UPLOAD_TIMEOUT,
 ) -> AsyncGenerator[bytes, None]:
     """Give the body's parts as they arrive; raises `StalledUploadError` when they come too slowly.
 
@@ -97,7 +97,7 @@ async def never_stalling(
                 raise why(headers=CLOSE) from error
             left -= loop.time() - began
             came += len(part)
-            if came >= LEAST:
+            if came >= MIN_BYTES_PER_TIMEOUT:
                 left, came = patience, 0
             yield part
 
