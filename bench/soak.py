@@ -23,7 +23,7 @@ from pathlib import Path
 import asyncpg
 
 import harness
-from mailer.db.engine import create_engine
+from mailer.db.engine import create_engine, is_away
 from mailer.db.migrate import migrate
 from soaking.evidence import Audit, Evidence
 from soaking.final import check_final, count_unsettled, read_final, tell_figures
@@ -93,7 +93,9 @@ async def tell_progress(database_url: str, journal: Journal) -> None:
             [totals] = await connection.fetch(TOTALS)
             await connection.close()
             figures = ", ".join(f"{name} {count:,}" for name, count in totals.items())
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        except Exception as error:
+            if not is_away(error):
+                raise
             figures = "the database is away"
         elapsed = time.monotonic() - began
         print(f"{elapsed:4.0f} s  {figures}; {journal.counts()}", flush=True)

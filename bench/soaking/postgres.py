@@ -15,6 +15,7 @@ import asyncpg
 import harness
 from mailer.db.binaries import WHEEL, find_binaries
 from mailer.db.child import Account
+from mailer.db.engine import is_away
 
 PAUSE = 0.05
 """Seconds between looks whether it has started."""
@@ -79,7 +80,9 @@ class Postgres:
     async def _is_ready(self) -> bool:
         try:
             connection = await asyncpg.connect(self.url(), timeout=1)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        except Exception as error:
+            if not is_away(error):
+                raise
             return False
         await connection.close()
         return True
