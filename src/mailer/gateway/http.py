@@ -292,14 +292,14 @@ class _Answering(ResponseHandler):
         self._interim = 0
 
     def data_received(self, data: bytes) -> None:
-        if len(self.head) < LINE_LIMIT:
-            self.head += data
-        end = data.find(b"\r\n\r\n") if b"hunked" in data else -1
-        if (
-            end >= 0
-        ):  # of chunks that break off the parser gives nothing, nor of what it read before
-            super().data_received(data[: end + 4])
-            data = data[end + 4 :]
+        if data:  # aiohttp itself calls it once a request with nothing
+            if len(self.head) < LINE_LIMIT:
+                self.head += data
+            # of chunks that break off the parser gives nothing, nor of what it read before; `in`
+            # would raise and drop a TypeError first
+            if data.find(b"hunked") >= 0 and (end := data.find(b"\r\n\r\n")) >= 0:
+                super().data_received(data[: end + 4])
+                data = data[end + 4 :]
         super().data_received(data)
 
     def feed_data(self, data: Any, size: int = 0) -> None:  # noqa: ANN401  # aiohttp's own pair
