@@ -269,11 +269,12 @@ async def finish(
     return [(row.id, row.status) for row in found]
 
 
+# An array: a plan may run what stands in an IN again for each row, and delete more than a chunk.
 PURGE_MESSAGES = text("""
-    DELETE FROM message WHERE id IN (
+    DELETE FROM message WHERE id = ANY (ARRAY(
         SELECT message.id FROM message JOIN mailing ON mailing.id = message.mailing_id
         WHERE mailing.deleted_at IS NOT NULL AND message.status <> 'sending'
-        LIMIT :chunk FOR UPDATE OF message SKIP LOCKED)""")
+        LIMIT :chunk FOR UPDATE OF message SKIP LOCKED))""")
 PURGE_MAILINGS = text("""
     DELETE FROM mailing WHERE deleted_at IS NOT NULL
         AND NOT EXISTS (SELECT FROM message WHERE mailing_id = mailing.id)
@@ -298,8 +299,8 @@ RETIRE = text(f"""
         ORDER BY {KEPT_SINCE} LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING id""")  # noqa: S608  # our own words
 EMPTY = text("""
-    DELETE FROM message WHERE id IN (
-        SELECT id FROM message WHERE mailing_id = :mailing_id ORDER BY client_id LIMIT :chunk)""")
+    DELETE FROM message WHERE id = ANY (ARRAY(
+        SELECT id FROM message WHERE mailing_id = :mailing_id ORDER BY client_id LIMIT :chunk))""")
 MARK_EMPTIED = text("UPDATE mailing SET is_emptied = true WHERE id = :mailing_id")
 
 

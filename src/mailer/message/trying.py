@@ -19,10 +19,10 @@ NOTIFY = text("SELECT pg_notify(:channel, ''), now()")
 # Messages that fail after this moment keep their pause. The window is checked again before sending.
 END_PAUSES = text("""
     UPDATE message SET due_at = now(), retry_at = NULL, updated_at = now()
-    WHERE id IN (
+    WHERE id = ANY (ARRAY(
         SELECT id FROM message
         WHERE status = 'scheduled' AND retry_at > now() AND updated_at <= :since
-        LIMIT :chunk FOR UPDATE SKIP LOCKED)""")
+        LIMIT :chunk FOR UPDATE SKIP LOCKED))""")
 
 
 async def try_now(engine: AsyncEngine, by: Actor) -> None:

@@ -149,10 +149,11 @@ def _mine(claim: Claim) -> dict[str, Any]:
     return {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt}
 
 
+# An array: a plan may run what stands in an IN again for each row, and delete more than a chunk.
 PURGE = text(f"""
-    DELETE FROM idempotency WHERE (owner, key) IN (
-        SELECT owner, key FROM idempotency WHERE {IS_OVER}
-        ORDER BY created_at LIMIT :chunk FOR UPDATE SKIP LOCKED)""")  # noqa: S608  # likewise
+    DELETE FROM idempotency WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM idempotency WHERE {IS_OVER}
+        ORDER BY created_at LIMIT :chunk FOR UPDATE SKIP LOCKED))""")  # noqa: S608  # likewise
 
 
 async def purge(connection: AsyncConnection, chunk: int) -> int:
