@@ -88,12 +88,12 @@ class MailingList(Controller):
     ) -> Response[str]:
         """List the mailings that are asked for."""
         form, query = asked(request, ListQuery, "search", "status", "limit")
-        found = NOTHING
-        async with engine.connect() as connection:
-            if query is not None:
+        found, mailings, waits = NOTHING, list[Mailing](), dict[int, progress.Wait | None]()
+        if query is not None:
+            async with engine.connect() as connection:
                 found = await store.page(connection, query.position, **query.equal())
-            mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
-            waits = await find_waits(connection, mailings)
+                mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
+                waits = await find_waits(connection, mailings)
         return show.page(
             "mailings/list.html",
             200 if query else 400,
