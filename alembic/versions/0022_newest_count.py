@@ -57,7 +57,7 @@ END $$
 def upgrade() -> None:
     tallies = _module("0004")
     _define_ledger(MOVE_LEDGER)
-    op.execute(NOTE_TALLY.format(told_apart=tallies.TOLD_APART, moves=_tally_moves()))
+    op.execute(NOTE_TALLY.format(told_apart=tallies.TOLD_APART, moves=tally_moves("update")))
 
 
 def downgrade() -> None:
@@ -65,7 +65,7 @@ def downgrade() -> None:
         op.execute(f"ALTER FUNCTION {event}_moves_ledger() RESET ALL")
     _define_ledger(_module("0021").MOVE_LEDGER)
     note = _module("0004").NOTE_MOVES.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
-    op.execute(note.format(event="update", what="tally", moves=_tally_moves()))
+    op.execute(note.format(event="update", what="tally", moves=tally_moves("update")))
 
 
 def _define_ledger(function: str) -> None:
@@ -75,12 +75,12 @@ def _define_ledger(function: str) -> None:
         op.execute(function.format(event=event, moves=moves, sums=sums, add=add, sent=sent))
 
 
-def _tally_moves() -> str:
-    """Return the statement of 0012 that tells what an update has moved."""
+def tally_moves(event: str) -> str:
+    """Return the statement of 0012 that tells what an insert or an update has moved."""
     tallies, outcomes = _module("0004"), _module("0012")
     told: str = tallies.TALLY.replace(outcomes.OLD_KEY, outcomes.KEY)
     told = told.replace(outcomes.OLD_DIMENSION, outcomes.DIMENSION)
-    return told.format(moves=tallies.TALLY_MOVES["update"])
+    return told.format(moves=tallies.TALLY_MOVES[event])
 
 
 def _module(revision: str) -> Any:  # noqa: ANN401  # a migration, which is a module

@@ -43,11 +43,11 @@ def downgrade() -> None:
 
 def _define(moment: str) -> None:
     """Define the functions that note moves, as 0012 and 0022 do, with outcomes at a moment."""
-    tallies, outcomes, newest = (_module(name) for name in ("0004", "0012", "0022"))
-    tally = tallies.TALLY.replace(outcomes.OLD_KEY, outcomes.KEY)
-    tally = tally.replace(outcomes.OLD_DIMENSION, outcomes.DIMENSION).replace(OLD_MOMENT, moment)
+    tallies, newest = _module("0004"), _module("0022")
     note = tallies.NOTE_MOVES.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
-    insert, update = (tally.format(moves=tallies.TALLY_MOVES[e]) for e in ("insert", "update"))
+    insert, update = (
+        newest.tally_moves(event).replace(OLD_MOMENT, moment) for event in ("insert", "update")
+    )
     op.execute(note.format(event="insert", what="tally", moves=insert))
     op.execute(newest.NOTE_TALLY.format(told_apart=tallies.TOLD_APART, moves=update))
 
