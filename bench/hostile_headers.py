@@ -122,7 +122,7 @@ async def cost(mailer: harness.Mailer, headers: dict[str, str]) -> float:
     """Return the processor time of an answer, milliseconds."""
     strangers = Strangers(mailer.address, headers)
     async with strangers.asking(1):
-        while not strangers.answers:  # noqa: ASYNC110  # they are counted, not told of
+        while not strangers.answers:  # noqa: ASYNC110  # a count, which nothing signals
             await asyncio.sleep(harness.PAUSE)
         answers, spent = strangers.answers, harness.cpu_seconds(mailer.pid)
         while strangers.answers < answers + ANSWERS:  # noqa: ASYNC110  # likewise

@@ -93,7 +93,7 @@ async def tell_progress(database_url: str, journal: Journal) -> None:
             [totals] = await connection.fetch(TOTALS)
             await connection.close()
             figures = ", ".join(f"{name} {count:,}" for name, count in totals.items())
-        except Exception as error:
+        except Exception as error:  # a connection that is cut early raises many kinds
             if not is_away(error):
                 raise
             figures = "the database is away"

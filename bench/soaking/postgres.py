@@ -80,7 +80,7 @@ class Postgres:
     async def _is_ready(self) -> bool:
         try:
             connection = await asyncpg.connect(self.url(), timeout=1)
-        except Exception as error:
+        except Exception as error:  # a connection that is cut early raises many kinds
             if not is_away(error):
                 raise
             return False

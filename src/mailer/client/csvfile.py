@@ -51,8 +51,9 @@ class CsvFile:
 
     The first line that is not empty is the header. Its first comma, semicolon or tab says what
     separates fields; its names may stand in any order, in small or capital letters, with blanks
-    around them, and with blanks for underscores. Lines end with LF, CRLF or CR; empty ones,
-    and those of blanks alone, are skipped.
+    around them, and with blanks for underscores. Lines end with LF, CRLF or CR; those without a
+    value are skipped. As Excel writes them, columns at the end without a name and a value count for
+    nothing, and a line such as `sep=;` before the header says what separates fields.
 
     A line that ends inside a quoted field goes on with those after it, up to `LIMIT` characters.
     When the field is not closed by then, or not as it should be, that line alone is unreadable, and

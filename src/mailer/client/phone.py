@@ -13,7 +13,7 @@ STORED = re.compile(r"7[0-9]{10}")
 NATIONAL, WHOLE = 10, 11
 """Digits of a phone without and with what stands before the operator's code."""
 NATIONAL_STARTS = "34569"
-"""First digits of areas and operators that no eleven digits without their last begin with."""
+"""First digits of a national number; 7 and 8 begin a whole phone."""
 LONGEST_WRITTEN = 64
 """Characters of the longest text that is read as a phone: eleven digits with much between them."""
 DASHES = "\u058a\u05be\u2010-\u2015\u2043\u2212\u2e3a\u2e3b\u30fc"
@@ -33,10 +33,10 @@ ROUNDED = (
 def normalize_phone(text: str) -> str:
     """Return the phone that somebody wrote, such as +7 (916) 123-45-67 or 8 916 123 45 67.
 
-    Eleven digits must begin with 7 or 8, with 7 after a plus. Ten are taken as national ones, but
-    for those that begin with 7 or 8: a digit of them may be missing.
-    Digits and signs may have full width; invisible characters count for nothing. A text that is no
-    such phone is returned as it is, without blanks around it, to be refused.
+    Eleven digits must begin with 7 or 8, with 7 after a plus. Ten must begin as an area or an
+    operator does (`NATIONAL_STARTS`): with 7 or 8 they lack a digit. Digits and signs may have full
+    width; invisible characters count for nothing. A text that is no such phone is returned as it
+    is, without blanks around it, to be refused.
     """
     if STORED.fullmatch(text):
         return text

@@ -41,8 +41,8 @@ async def ready(
 ) -> Health:
     """Answer 200 when the process can work, else 503 with the reason.
 
-    Then the database can be reached and has the newest schema, and neither reading the running
-    mailings nor starting and ending them has failed again and again.
+    It can when the database can be reached and has the newest schema, and no loop of the dispatcher
+    keeps failing.
     """
     startup.ensure_done()
     async with engine.connect() as connection:
