@@ -11,7 +11,8 @@ from email.utils import format_datetime
 import pytest
 from tests.wire import OK, a_request, answer, gateway_at, request_of, says, send, sent_to, served
 
-from mailer.gateway.http import ANSWER_LIMIT, INTERIM_LIMIT
+from mailer.gateway.answer import ANSWER_LIMIT
+from mailer.gateway.http import INTERIM_LIMIT
 from mailer.gateway.port import Accepted, Outcome, Refused, Unavailable, Unknown
 from mailer.gateway.sandbox import Faults, SandboxGateway
 

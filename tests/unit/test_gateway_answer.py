@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.gateway.http import retry_after
+from mailer.gateway.answer import retry_after
 
 NOW = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
 
