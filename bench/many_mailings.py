@@ -12,6 +12,7 @@ import contextlib
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator
 
 import uvloop
 
@@ -27,6 +28,8 @@ SETTLE = 0.2
 """Seconds between turns for what was on its way."""
 AHEAD = 3
 """Seconds until all the others begin."""
+Arrivals = dict[int | None, float]
+"""When the first request for a message came, seconds of the monotonic clock, by its id."""
 TAG_ALL = "UPDATE client SET tag = 'tag ' || id"
 MESSAGE = "SELECT id FROM message WHERE mailing_id = $1"
 ADD_MAILINGS = """
@@ -42,7 +45,20 @@ HAVE_BEGUN = "SELECT EXISTS (SELECT FROM mailing WHERE text = 'Hello' AND status
 LEFT = "SELECT count(*) FROM mailing WHERE text = 'Hello' AND NOT is_settled"
 
 
-async def seconds_to_first(mailer: harness.Mailer, arrivals: dict[int | None, float]) -> float:
+@contextlib.asynccontextmanager
+async def mailer_and_arrivals() -> AsyncIterator[tuple[harness.Mailer, Arrivals]]:
+    """Run mailer before a gateway that notes when the first request for each message comes."""
+    arrivals: Arrivals = {}
+
+    def take(taken: Taken) -> None:
+        arrivals.setdefault(taken.id, taken.monotonic)
+
+    sandbox = SandboxGateway(Faults(), token=harness.TOKEN, on_taken=take)
+    async with sandbox.run() as url, harness.serve(url) as mailer:
+        yield mailer, arrivals
+
+
+async def seconds_to_first(mailer: harness.Mailer, arrivals: Arrivals) -> float:
     """Post a mailing for now; return the seconds from the answer to its request."""
     mailing = await mailer.add_mailing(client_filter={"tags": ["tag 1"]})
     answered = time.monotonic()
@@ -59,15 +75,7 @@ async def seconds_to_first(mailer: harness.Mailer, arrivals: dict[int | None, fl
 async def main(mailings: int) -> int:
     """Measure beside that many mailings; return the exit status."""
     verdict = harness.Verdict()
-    arrivals: dict[int | None, float] = {}
-
-    def take(taken: Taken) -> None:
-        arrivals.setdefault(taken.id, taken.monotonic)
-
-    sandbox = SandboxGateway(Faults(), token=harness.TOKEN, on_taken=take)
-    async with contextlib.AsyncExitStack() as stack:
-        url = await stack.enter_async_context(sandbox.run())
-        mailer = await stack.enter_async_context(harness.serve(url))
+    async with mailer_and_arrivals() as (mailer, arrivals):
         await mailer.add_clients(mailings + 1)
         await mailer.database.execute(TAG_ALL)
         await mailer.database.execute("VACUUM ANALYZE")

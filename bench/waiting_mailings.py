@@ -10,7 +10,6 @@ Takes about three minutes.
 
 import argparse
 import asyncio
-import contextlib
 import statistics
 import sys
 import time
@@ -20,9 +19,7 @@ import msgspec
 import uvloop
 
 import harness
-from mailer.gateway.faults import Faults
-from mailer.gateway.sandbox import SandboxGateway, Taken
-from many_mailings import TAG_ALL, seconds_to_first
+from many_mailings import TAG_ALL, Arrivals, mailer_and_arrivals, seconds_to_first
 
 LIMIT = 2.0
 TURNS = 20
@@ -62,7 +59,7 @@ class Figures(msgspec.Struct, frozen=True):
     database_cpu: float
 
 
-async def measure(mailer: harness.Mailer, arrivals: dict[int | None, float]) -> Figures:
+async def measure(mailer: harness.Mailer, arrivals: Arrivals) -> Figures:
     """Measure everything once the process has come to rest."""
     await mailer.database.execute("VACUUM ANALYZE")
     await seconds_to_first(mailer, arrivals)
@@ -106,15 +103,7 @@ async def seconds_to_read(mailer: harness.Mailer, path: str) -> float:
 async def main(mailings: int, clients: int) -> int:
     """Measure without and with that many mailings; return the exit status."""
     verdict = harness.Verdict()
-    arrivals: dict[int | None, float] = {}
-
-    def take(taken: Taken) -> None:
-        arrivals.setdefault(taken.id, taken.monotonic)
-
-    sandbox = SandboxGateway(Faults(), token=harness.TOKEN, on_taken=take)
-    async with contextlib.AsyncExitStack() as stack:
-        url = await stack.enter_async_context(sandbox.run())
-        mailer = await stack.enter_async_context(harness.serve(url))
+    async with mailer_and_arrivals() as (mailer, arrivals):
         await mailer.add_clients(clients)
         await mailer.database.execute(TAG_ALL)
         without = await measure(mailer, arrivals)

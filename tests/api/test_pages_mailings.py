@@ -274,14 +274,18 @@ async def test_mailing_that_waits_for_its_hours_says_until_when(
     assert "It is being sent" in await page(sending, f"/mailings/{mailing_id}")
 
 
+async def an_hour_old(engine: AsyncEngine, count: int) -> tuple[datetime, list[int], int]:
+    """Return the moment, so many clients, and a mailing to them in the middle of its two hours."""
+    now = datetime.now(UTC)
+    clients = await add_clients(engine, count)
+    start, lasts = now - timedelta(hours=1), timedelta(hours=2)
+    return now, clients, await add_mailing(engine, clients=count, start=start, lasts=lasts)
+
+
 async def test_pause_that_a_message_was_asked_for_ends_by_a_button(
     sending: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    clients = await add_clients(engine, 1)
-    now = datetime.now(UTC)
-    mailing_id = await add_mailing(
-        engine, clients=1, start=now - timedelta(hours=1), lasts=timedelta(hours=2)
-    )
+    now, clients, mailing_id = await an_hour_old(engine, 1)
     await add_messages(engine, mailing_id, clients, "scheduled", at=now + timedelta(minutes=15))
     await execute(
         engine,
@@ -308,11 +312,7 @@ async def test_pause_that_a_message_was_asked_for_ends_by_a_button(
 async def test_messages_due_past_the_end_expire_unless_the_end_is_moved(
     sending: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    clients = await add_clients(engine, 2)
-    now = datetime.now(UTC)
-    mailing_id = await add_mailing(
-        engine, clients=2, start=now - timedelta(hours=1), lasts=timedelta(hours=2)
-    )
+    now, clients, mailing_id = await an_hour_old(engine, 2)
     await add_messages(engine, mailing_id, clients[:1], "delivered", at=now - timedelta(minutes=30))
     await add_messages(engine, mailing_id, clients[1:], "scheduled", at=now + timedelta(hours=3))
     await execute(
