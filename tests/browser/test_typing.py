@@ -17,6 +17,7 @@ from tests.sample import execute, value
 from mailer.settings import Role
 
 TEXT = "A long text that nobody wants to write twice"
+SAVED = re.compile(r"/mailings/\d+$")
 KEPT = "sessionStorage.getItem('kept')"
 
 
@@ -72,6 +73,7 @@ async def test_text_is_there_again_after_signing_in_again(
     await audit(page)
     assert await page.evaluate(KEPT) is None
     await page.locator("#save").click()
+    await page.wait_for_url(SAVED)  # and until it has loaded: the form's page shows the text too
     await expect(page.get_by_text(TEXT).first).to_be_visible()
     assert await page.evaluate(KEPT) is None
 
@@ -93,6 +95,7 @@ async def test_nobody_else_finds_the_text(page: Page, shared_engine: AsyncEngine
     await sign_in(page, "olga")
     await expect(page.locator("#text")).to_have_value("")
     await expect(page.locator("#brought-back")).to_be_hidden()
+    await page.wait_for_load_state()
     assert await page.evaluate(KEPT) is None
 
 
@@ -107,6 +110,7 @@ async def test_who_signs_out_or_goes_elsewhere_leaves_no_text_behind(page: Page)
     await page.locator("#text").fill(TEXT)
     await page.get_by_role("link", name="Do not save").click()
     await expect(page).to_have_url(re.compile("/mailings$"))
+    await page.wait_for_load_state()
     assert await page.evaluate(KEPT) is None
 
 
