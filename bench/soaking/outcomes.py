@@ -105,7 +105,7 @@ def _untrue(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
             yield _tell(claim)
         elif is_held and request.kind in SILENT and closed.status != "unknown":
             yield f"{_tell(claim)}, though the mailing holds what is unknown"
-        elif _is_held_unasked(evidence, claim):
+        elif _is_held_unasked(evidence, claim) and not _ends_doubt(evidence, claim):
             yield f"{_tell(claim)}, though the mailing retries what is unknown"
 
 
@@ -120,10 +120,16 @@ def _is_held_unasked(evidence: Evidence, claim: Claim) -> bool:
     )
 
 
-def _is_last(claim: Claim) -> bool:
-    """Whether a failure ended a message of which an earlier attempt was unknown."""
-    closed = claim.closed
-    return closed is not None and closed.status == "unknown" and closed.attempts == RETRY_ATTEMPTS
+def _ends_doubt(evidence: Evidence, claim: Claim) -> bool:
+    """Whether an answer ended a message as unknown, since an earlier attempt was unknown."""
+    closed, request = claim.closed, claim.request
+    if closed is None or request is None or closed.status != "unknown":
+        return False
+    is_last = closed.attempts == RETRY_ATTEMPTS and request.kind in NOT_TAKEN
+    earlier = evidence.record.messages[claim.opened.message_id].claims
+    return (is_last or request.kind == "reject") and any(
+        before.outcome in UNKNOWN for before in earlier if before.opened.at < claim.opened.at
+    )
 
 
 def _on_unknown(evidence: Evidence, claim: Claim) -> set[str]:
@@ -136,8 +142,7 @@ def _cut(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         closed, request = claim.closed, claim.request
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
-        is_told = claim.tells(request)
-        is_told = is_told or (request.kind in NOT_TAKEN and _is_last(claim))
+        is_told = claim.tells(request) or _ends_doubt(evidence, claim)
         if (not is_told or request.kind == "gone") and not evidence.why_cut(claim):
             yield _tell(claim)
 

@@ -175,7 +175,9 @@ def test_a_failure_after_an_unknown_attempt_does_not_tell_what_became_of_it() ->
         claim, "unknown", 8, "connection_lost", last_failure="http_503"
     )
     refused = after_sending(claim, MAILING, Refused("rejected_400"), NOON, POLICY)
-    assert (refused.status, refused.reason) == ("undelivered", "rejected_400")
+    assert refused == FinishedMessage(
+        claim, "unknown", 8, "connection_lost", last_failure="rejected_400"
+    )
 
 
 @pytest.mark.parametrize(
@@ -365,7 +367,10 @@ def after_plainly(  # noqa: PLR0911  # a return a rule
         return FinishedMessage(claim, "scheduled", tried - 1)
     why = outcome.reason
     if isinstance(outcome, Refused):
-        return FinishedMessage(claim, "undelivered", tried, why, last_failure=why)
+        status, reason = "undelivered", why
+        if claim.unknown_reason:
+            status, reason = "unknown", claim.unknown_reason
+        return FinishedMessage(claim, status, tried, reason, last_failure=why)
     is_last = tried == 8 and not is_free
     if isinstance(outcome, Unknown) and (mailing.on_unknown == "hold" or is_last):
         return FinishedMessage(

@@ -29,7 +29,7 @@ def hand_back(claim: ClaimedMessage) -> FinishedMessage:
 
 
 def end_untried(claim: ClaimedMessage, status: Status, reason: str) -> FinishedMessage:
-    """End a claimed message that was not sent.
+    """End a claimed message that was not sent; this attempt is not counted.
 
     After an attempt whose delivery is unknown it ends as unknown, for that attempt's reason.
     """
@@ -92,10 +92,9 @@ def after_sending(  # noqa: PLR0911, PLR0913  # a return a row of the table, on 
     match outcome:
         case Accepted():
             return FinishedMessage(claim, "delivered", claim.attempts, sent_at=now)
-        case Refused(reason=reason):
-            return FinishedMessage(
-                claim, "undelivered", claim.attempts, reason, last_failure=reason
-            )
+        case Refused(reason=reason):  # of a repeat it does not tell what the first request did
+            ended = end_untried(claim, "undelivered", reason)
+            return replace(ended, attempts=claim.attempts, last_failure=reason)
         case Stopped():
             return hand_back(claim)
         case Unknown(reason=reason) if is_last or mailing.on_unknown == "hold":
