@@ -193,7 +193,8 @@ class Life:
 
     def _note(self, event: dict[str, Any]) -> None:
         name, level = str(event.get("event")), event.get("level")
-        if name == "event_loop_blocked":
+        # before it works, a loop has nobody to keep waiting
+        if name == "event_loop_blocked" and self.is_serving.is_set():
             self._journal.blocks.append((self.name, msgspec.convert(event, Block)))
         if name == "started":
             self.address = str(event["address"])

@@ -40,6 +40,7 @@ from mailer.settings import Settings
 from mailer.web.assets import static_router
 from mailer.web.body import BODY_LIMIT, TimedRequest
 from mailer.web.connection import Limits
+from mailer.web.cutting import CutRequests
 from mailer.web.edge import served
 from mailer.web.health import WhyNotReady, health_router
 from mailer.web.methods import allow_all
@@ -106,6 +107,7 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         dependencies={name: _always(part) for name, part in given.items()}
         | {"by": Provide(actor_of, sync_to_thread=False)},
         middleware=[
+            CutRequests(),
             StartupGate(startup),
             PathIds(),
             Gate(engine, settings),

@@ -14,12 +14,15 @@ from litestar.types import ASGIApp
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 from mailer.signals import handle_signals
-from mailer.web.connection import Limits, connection_class
+from mailer.web.connection import Connection, Limits, connection_class
 
 log = structlog.get_logger()
 
 MAY_PASS = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
 """An earlier process still listens there, or the machine has not got the address yet."""
+
+LAST_WORDS = 3
+"""Seconds after the grace for requests that are cut to end."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -54,9 +57,10 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(settings.shutdown_grace) or 1,
+                timeout_graceful_shutdown=int(settings.shutdown_grace) + LAST_WORDS,
             )
         )
+        self._grace = settings.shutdown_grace
         self._startup_ended = asyncio.Event()
 
     @contextlib.contextmanager
@@ -70,6 +74,25 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         finally:
             self._startup_ended.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving; requests that outlast the grace are cut.
+
+        uvicorn's own time limit logs an error and a traceback for each of them.
+        """
+        cutting = asyncio.get_running_loop().call_later(self._grace, self._cut_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    def _cut_requests(self) -> None:
+        """Cancel requests; close connections whose answers have begun, for they stay incomplete."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.cut()
+        for task in list(self.server_state.tasks):
+            asyncio.get_running_loop().call_soon(task.cancel)  # after its connection is lost
 
     async def wait_for_address(self) -> str:
         """Return the URL of the address that it listens on; raises `RuntimeError`."""

@@ -367,10 +367,9 @@ def after_plainly(  # noqa: PLR0911  # a return a rule
         return FinishedMessage(claim, "scheduled", tried - 1)
     why = outcome.reason
     if isinstance(outcome, Refused):
-        status, reason = "undelivered", why
         if claim.unknown_reason:
-            status, reason = "unknown", claim.unknown_reason
-        return FinishedMessage(claim, status, tried, reason, last_failure=why)
+            return FinishedMessage(claim, "unknown", tried, claim.unknown_reason, last_failure=why)
+        return FinishedMessage(claim, "undelivered", tried, why, last_failure=why)
     is_last = tried == 8 and not is_free
     if isinstance(outcome, Unknown) and (mailing.on_unknown == "hold" or is_last):
         return FinishedMessage(

@@ -114,6 +114,11 @@ class Connection(HttpToolsProtocol):
             self._wait_for_next_head()
         self._sort_in()
 
+    def cut(self) -> None:
+        """Close it if an answer has begun."""
+        if self._has_begun and self.cycle.response_started:
+            self.transport.abort()
+
     # ---- what the parser finds -------------------------------------------------------------
 
     def on_message_begin(self) -> None:
