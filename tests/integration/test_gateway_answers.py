@@ -39,6 +39,12 @@ async def test_a_request_is_what_the_protocol_says() -> None:
     assert json.loads(body) == {"id": 7, "phone": 79161234567, "text": 'Привет, "мир" 😀\n'}
 
 
+@pytest.mark.parametrize("token", ["a\r\nX: b", "a\n", "a\0", "\u044f"])
+def test_token_that_would_end_its_header_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match="printable ASCII"):
+        gateway_at("http://localhost/", token)
+
+
 async def test_without_a_token_there_is_no_authorization() -> None:
     seen: list[dict[str, str]] = []
 
