@@ -60,6 +60,7 @@ class Postgres:
             "listen_addresses": "",
             "unix_socket_directories": data,
             "fsync": "on",
+            "track_commit_timestamp": "on",
             "log_error_verbosity": "terse",  # details and statements may hold phones
             "log_min_error_statement": "panic",
         }

@@ -26,8 +26,9 @@ CREATE TABLE soak.message_change (
     status text, reason text, attempts int, leased_until timestamptz);
 CREATE TABLE soak.mailing_change (
     n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(),
-    mailing_id bigint, status text, datetime_end timestamptz, opens time, closes time,
-    client_filter jsonb, on_unknown text, is_deleted boolean);
+    xid xid DEFAULT pg_current_xact_id()::xid, mailing_id bigint, status text,
+    datetime_end timestamptz, opens time, closes time, client_filter jsonb, on_unknown text,
+    is_deleted boolean);
 
 CREATE FUNCTION soak.message_added() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO soak.message_change
@@ -71,17 +72,20 @@ CHANGES = """
         reason, attempts, extract(epoch FROM leased_until)::float8
     FROM soak.message_change ORDER BY message_id, n"""
 VERSIONS = """
-    SELECT mailing_id, extract(epoch FROM at)::float8, status,
+    SELECT mailing_id, extract(epoch FROM at)::float8,
+        extract(epoch FROM pg_xact_commit_timestamp(xid))::float8, status,
         extract(epoch FROM datetime_end)::float8, opens, closes, client_filter, on_unknown,
         is_deleted
     FROM soak.mailing_change ORDER BY mailing_id, n"""
 
 
 class Version(msgspec.Struct):
-    """A mailing as it was from `since` until `until`."""
+    """A mailing as it was from `since` until `until`, when the next version was committed."""
 
     mailing_id: int
     since: float
+    """Unix time, shortly before the commit."""
+    committed_at: float
     status: str
     end: float
     opens: time_of_day | None
@@ -122,7 +126,7 @@ async def read_record(connection: asyncpg.Connection, logs: list[Path], journal:
         mailings[version.mailing_id].append(version)
     for versions in mailings.values():
         for version, following in pairwise(versions):
-            version.until = following.since
+            version.until = following.committed_at
     frozen = [trouble for trouble in journal.troubles if trouble.what == "gateway frozen"]
     requests = sorted(read_logs(logs, frozen), key=lambda request: request.arrived)
     by_id: dict[int | None, list[Request]] = defaultdict(list)
