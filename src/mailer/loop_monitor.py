@@ -82,7 +82,7 @@ class LoopMonitor:
 
             def answer(answered: threading.Event = answered, ended: list[float] = ended) -> None:
                 # read here: this thread may come to know of it much later on a busy machine
-                ended[:] = time.monotonic(), time.thread_time()
+                ended[:] = time.monotonic(), time.clock_gettime(clock)
                 answered.set()
 
             asked_at, spent = time.monotonic(), time.clock_gettime(clock)
