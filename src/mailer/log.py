@@ -49,6 +49,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 _recent: deque[Failure] = deque(maxlen=REMEMBERED)
+_threshold = logging.DEBUG
 
 
 def recent_failures() -> list[Failure]:
@@ -57,6 +58,11 @@ def recent_failures() -> list[Failure]:
     What the log's level leaves out is not among them.
     """
     return list(_recent.copy())[::-1]  # a copy is one step, whatever other threads add meanwhile
+
+
+def shows_debug() -> bool:
+    """Return whether the log shows debug: a tenth of the cost of an event that it passes over."""
+    return _threshold <= logging.DEBUG
 
 
 def configure_logging(
@@ -68,7 +74,8 @@ def configure_logging(
     anything else `json`; without `stream` it is standard error.
     """
     output = _LogStream(stream or sys.stderr)
-    threshold = logging.getLevelNamesMapping()[level.upper()]
+    global _threshold  # noqa: PLW0603  # there is one log
+    _threshold = threshold = logging.getLevelNamesMapping()[level.upper()]
     facts: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.StackInfoRenderer(),

@@ -31,6 +31,7 @@ def as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
+    configure_logging("debug", "json", io.StringIO())  # as before anything is configured
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
     root.setLevel(level)

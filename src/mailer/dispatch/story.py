@@ -2,6 +2,7 @@
 
 import structlog
 
+from mailer.log import shows_debug
 from mailer.message.model import ClaimedMessage, FinishedMessage
 
 log = structlog.get_logger()
@@ -9,18 +10,20 @@ log = structlog.get_logger()
 
 def tell_claimed(claim: ClaimedMessage) -> None:
     """Log that a message was claimed."""
-    log.debug("message_claimed", message_id=claim.id, mailing_id=claim.mailing_id)
+    if shows_debug():
+        log.debug("message_claimed", message_id=claim.id, mailing_id=claim.mailing_id)
 
 
 def tell_finished(finished: FinishedMessage) -> None:
     """Log the result of a claimed message."""
-    log.debug(
-        _event(finished),
-        message_id=finished.claim.id,
-        mailing_id=finished.claim.mailing_id,
-        attempts=finished.attempts,
-        reason=finished.reason,
-    )
+    if shows_debug():
+        log.debug(
+            _event(finished),
+            message_id=finished.claim.id,
+            mailing_id=finished.claim.mailing_id,
+            attempts=finished.attempts,
+            reason=finished.reason,
+        )
 
 
 def _event(finished: FinishedMessage) -> str:
