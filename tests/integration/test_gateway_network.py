@@ -123,17 +123,24 @@ async def test_a_connection_is_kept_for_the_next_message() -> None:
 
 @pytest.mark.parametrize("is_reset", [True, False], ids=["reset", "closed"])
 async def test_a_connection_that_is_seen_to_be_gone_is_not_used_again(*, is_reset: bool) -> None:
+    is_gone = asyncio.Event()
+
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(answer(200, OK, "Connection: keep-alive"))
         await asyncio.sleep(0.02)
         if is_reset:
             reset(writer)
+        is_gone.set()
 
     async with served(talk) as url, gateway_at(url) as gateway:
         for number in (1, 2, 3):
             assert await send(gateway, a_request(number)) == Accepted()
-            await asyncio.sleep(0.05)
+            await is_gone.wait()
+            is_gone.clear()
+            await asyncio.sleep(
+                0.05
+            )  # turns of the loop, however busy the machine: it sees the end
 
 
 async def test_a_connection_that_goes_as_the_next_request_comes_leaves_it_unknown() -> None:
