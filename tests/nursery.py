@@ -2,7 +2,7 @@
 
 A start costs what mailer itself does in it, and not the second that Python takes for imports. Each
 process is one of its own, runs what a command of mailer runs, and may be killed like any other.
-Tests of a wheel, and with a wall clock of their own, start the program itself.
+A test of a wheel starts the program itself.
 
 Run as a script it is the nursery: it takes an order with four files, for each forks a keeper, which
 forks the process, says its number and then its status. Without its tests it ends.
@@ -29,6 +29,9 @@ from mailer.__main__ import main
 
 LARGEST_ORDER = 100_000
 """Bytes: the environment of a process."""
+
+Loader = tuple[tuple[str, str], ...]
+"""Variables that only the start of a program reads, such as `LD_PRELOAD`."""
 
 
 class Nursed:
@@ -57,12 +60,15 @@ class Nursed:
         return self.returncode
 
 
-async def start(environ: Mapping[str, str], path: Path) -> Nursed:
-    """Start `mailer serve` under just this environment, on the code at `path`."""
+async def start(environ: Mapping[str, str], path: Path, loader: Loader = ()) -> Nursed:
+    """Start `mailer serve` under just this environment, on the code at `path`.
+
+    `loader` is what has to be set before Python starts: a nursery of its own is started with it.
+    """
     reading, writing = os.pipe()
     with open(os.devnull, "r+b") as nothing, os.fdopen(writing, "wb") as stderr:  # noqa: PTH123  # at once
         files = [nothing.fileno(), nothing.fileno(), stderr.fileno()]
-        ours = _order(["serve"], environ, path, files)
+        ours = _order(["serve"], environ, path, files, loader)
     reader, writer = await asyncio.open_connection(sock=ours)
     stderr_reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -102,22 +108,26 @@ def run(
 
 
 def _order(
-    arguments: Sequence[str], environ: Mapping[str, str], path: Path, files: Sequence[int]
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    path: Path,
+    files: Sequence[int],
+    loader: Loader = (),
 ) -> socket.socket:
     """Order a process with these standard files; return what says its number, then its status."""
     ours, theirs = socket.socketpair()
     with theirs:
         order = json.dumps({"arguments": list(arguments), "environ": dict(environ)}).encode()
-        socket.send_fds(_nursery(path), [order], [theirs.fileno(), *files])
+        socket.send_fds(_nursery(path, loader), [order], [theirs.fileno(), *files])
     return ours
 
 
 @cache
-def _nursery(path: Path) -> socket.socket:
+def _nursery(path: Path, loader: Loader) -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(  # noqa: S603  # this very file
         [sys.executable, "-P", __file__, str(theirs.fileno())],
-        env=os.environ | {"PYTHONPATH": str(path)},
+        env=os.environ | {"PYTHONPATH": str(path)} | dict(loader),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],

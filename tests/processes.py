@@ -19,6 +19,7 @@ from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
 from mailer.report.verify import differences
 from tests import nursery
 from tests.patience import PATIENCE
+from tests.wall_clock import WallClock
 
 Found = TypeVar("Found")
 
@@ -26,9 +27,11 @@ Found = TypeVar("Found")
 class MailerProcess:
     """`mailer serve`, and its API."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, wall_clock: WallClock | None = None, **settings: str) -> None:
+        self.loader = wall_clock.loader if wall_clock else ()
         self.environ = {
             **{name: value for name, value in os.environ.items() if "MAILER" not in name},
+            **(wall_clock.environ if wall_clock else {}),
             "MAILER_AUTH": "none",
             "MAILER_PORT": "0",
             "MAILER_LOG_FORMAT": "json",
@@ -64,7 +67,7 @@ class MailerProcess:
         if prefix and python_path is None:
             python_path = str(Path(mailer.__file__).parents[1])
         self.process = (
-            await nursery.start(self.environ, Path(mailer.__file__).parents[1])
+            await nursery.start(self.environ, Path(mailer.__file__).parents[1], self.loader)
             if python_path is None
             else await asyncio.create_subprocess_exec(
                 *(*prefix, sys.executable, "-m", "mailer", "serve"),
@@ -146,10 +149,15 @@ class MailerProcess:
 
 
 async def until(look: Callable[[], Awaitable[Found | None]], patience: float = PATIENCE) -> Found:
-    """Look again and again until something is found."""
+    """Look again and again until something is found.
+
+    Each look costs processor time that others need, so the longer the wait, the rarer they are.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     async with asyncio.timeout(patience):
         while (found := await look()) is None:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(min(0.02 + (loop.time() - began) / 10, 0.2))
         return found
 
 
@@ -217,8 +225,10 @@ async def mailers(database_url: str) -> AsyncIterator[Mailers]:
     """Give what starts mailer processes on a database, whose ledgers must add up at the end."""
     started: list[MailerProcess] = []
 
-    async def start(prefix: Sequence[str] = (), **settings: str) -> MailerProcess:
-        process = MailerProcess(**{"database_url": database_url} | settings)
+    async def start(
+        wall_clock: WallClock | None = None, prefix: Sequence[str] = (), **settings: str
+    ) -> MailerProcess:
+        process = MailerProcess(wall_clock, **{"database_url": database_url} | settings)
         started.append(process)
         await process.start(prefix=prefix)
         return process

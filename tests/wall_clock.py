@@ -6,7 +6,7 @@ from tests.programs import needed
 
 
 class WallClock:
-    """The wall clock of what is started with `prefix`, hours from the true one as it is set.
+    """The wall clock of a process with its `loader` and `environ`, ahead of the true time as set.
 
     Source: libfaketime's README, "Advanced features". The database and the gateway of a test keep
     the true time.
@@ -15,15 +15,14 @@ class WallClock:
     def __init__(self, folder: Path) -> None:
         program = Path(needed("faketime"))
         library = next(program.parents[1].glob("lib/**/faketime/libfaketime.so.1"))
+        self.loader = (
+            ("LD_PRELOAD", str(library)),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        )
         self._file = folder / "wall-clock"
         self.set(0)
-        self.prefix = (
-            "env",
-            f"LD_PRELOAD={library}",
-            f"FAKETIME_TIMESTAMP_FILE={self._file}",
-            "FAKETIME_NO_CACHE=1",
-            "FAKETIME_DONT_FAKE_MONOTONIC=1",
-        )
+        self.environ = {"FAKETIME_TIMESTAMP_FILE": str(self._file)}
 
     def set(self, seconds: float) -> None:
         """Set it to so many seconds after the true time, or before."""

@@ -38,7 +38,7 @@ async def test_a_step_of_the_wall_clock_expires_no_message_and_is_logged_and_cou
     start_gateway: Gateways, start_mailer: Mailers, wall_clock: WallClock, step: float
 ) -> None:
     gateway = await start_gateway(latency=0.05)
-    mailer = await start_mailer(wall_clock.prefix, **gateway.settings, gateway_concurrency="4")
+    mailer = await start_mailer(wall_clock, **gateway.settings, gateway_concurrency="4")
     await add_clients(mailer, 100)
     created = await mailer.call("POST", "/mailings", a_mailing(lasts=30 * MINUTE), 201)
     await gateway.until_taken(20)
@@ -56,7 +56,7 @@ async def test_no_request_starts_after_an_end_before_which_the_wall_clock_is_set
     start_gateway: Gateways, start_mailer: Mailers, wall_clock: WallClock, lag: LoopLag
 ) -> None:
     gateway = await start_gateway(latency=0.02)
-    mailer = await start_mailer(wall_clock.prefix, **gateway.settings, gateway_concurrency="4")
+    mailer = await start_mailer(wall_clock, **gateway.settings, gateway_concurrency="4")
     await add_clients(mailer, 10_000)
     mailing = a_mailing(lasts=5)
     end = datetime.fromisoformat(mailing["datetime_end"])
@@ -79,7 +79,7 @@ async def test_steps_under_load_change_nothing_of_what_is_sent(
     start_gateway: Gateways, start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
     gateway = await start_gateway(latency=0.02)
-    mailer = await start_mailer(wall_clock.prefix, **gateway.settings, gateway_concurrency="4")
+    mailer = await start_mailer(wall_clock, **gateway.settings, gateway_concurrency="4")
     await add_clients(mailer, 400)
     window = {"send_interval_time_start": "00:00", "send_interval_time_end": "23:59:59"}
     created = await mailer.call("POST", "/mailings", a_mailing(lasts=10 * MINUTE) | window, 201)
@@ -98,7 +98,7 @@ async def test_steps_under_load_change_nothing_of_what_is_sent(
 async def test_periodic_jobs_go_on_after_a_step(
     start_mailer: Mailers, wall_clock: WallClock, step: float
 ) -> None:
-    mailer = await start_mailer(wall_clock.prefix)
+    mailer = await start_mailer(wall_clock)
     created = await mailer.call("POST", "/mailings", a_mailing(starts_in=HOUR), 201)
     wall_clock.set(step)
     await steps_logged(mailer, 1)
@@ -124,7 +124,7 @@ async def test_a_gateway_that_asked_for_a_pause_is_tried_again_after_a_step_back
     start_gateway: Gateways, start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
     gateway = await start_gateway(rate_limit=20)
-    mailer = await start_mailer(wall_clock.prefix, **gateway.settings)
+    mailer = await start_mailer(wall_clock, **gateway.settings)
     await add_clients(mailer, 60)
     created = await mailer.call("POST", "/mailings", a_mailing(), 201)
     await mailer.event("breaker_opened")
@@ -135,7 +135,7 @@ async def test_a_gateway_that_asked_for_a_pause_is_tried_again_after_a_step_back
 async def test_what_the_api_asks_of_time_is_asked_of_the_database(
     start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
-    mailer = await start_mailer(wall_clock.prefix)
+    mailer = await start_mailer(wall_clock)
     await add_clients(mailer, 1)  # to whom nothing is sent, without a gateway
     running = await mailer.call("POST", "/mailings", a_mailing(lasts=30 * MINUTE), 201)
     key = {"Idempotency-Key": "a-key"}
@@ -165,7 +165,7 @@ async def test_sessions_and_throttles_last_as_long_whatever_the_wall_clock_shows
 ) -> None:
     words = ("users", "add", "ann", "--role", "admin")
     assert run(*words, given=f"{PASSWORD}\n", database_url=database_url).returncode == 0
-    mailer = await start_mailer(wall_clock.prefix, auth="required")
+    mailer = await start_mailer(wall_clock, auth="required")
     form = {"name": "ann", "password": PASSWORD}
     posted = mailer.session.post("/login", data=form, headers=HEADERS, allow_redirects=False)
     async with posted as answer:
