@@ -5,16 +5,19 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import cache
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
 from hypothesis import settings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access import passwords
 from mailer.app import create_app
 from mailer.clock import database_clock, elapsed
 from mailer.db.embedded import embedded_postgres
@@ -70,6 +73,16 @@ _numbers = count(1)
 def _database_time() -> None:
     """What a process learns when it opens its database; the tests' is on this machine."""
     database_clock.sample(elapsed(), datetime.now(UTC), elapsed())
+
+
+@pytest.fixture(scope="module")
+def cheap_passwords() -> Iterator[None]:
+    """Hash passwords at the least cost there is; `test_password_cost` tests what one costs."""
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "_hasher", lambda: cheap)
+        patch.setattr(passwords, "_nobodys", cache(passwords._nobodys.__wrapped__))  # noqa: SLF001  # made of the cost
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "100"))
 
 thorough = settings(
     max_examples=EXAMPLES,

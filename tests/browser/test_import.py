@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.audit import audit
-from tests.browser.looks import DARK, PHONE
+from tests.browser.looks import Look
 from tests.browser.measure import overflows
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess
@@ -85,7 +85,9 @@ async def throttled(page: Page, upload: int) -> AsyncIterator[None]:
     await session.detach()
 
 
-@pytest.mark.parametrize("look", [PHONE, DARK], ids=["phone", "dark"])
+@pytest.mark.parametrize(
+    "look", [Look(width=390, height=844, phone=True, dark=True)], ids=["phone in the dark"]
+)
 async def test_report_names_the_lines_that_are_wrong(page: Page) -> None:
     await import_(page, MIXED.encode())
     title = page.get_by_role("heading", name="Imported, but 3 lines are wrong")

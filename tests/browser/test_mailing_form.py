@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.audit import audit
-from tests.browser.looks import PHONE, Look, every_look
+from tests.browser.looks import Look, every_look
 from tests.browser.measure import overflows
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess
@@ -253,7 +253,7 @@ async def test_the_form_fits_and_is_accessible(page: Page, look: Look) -> None:
     form = await page.locator("#on_unknown").bounding_box()
     assert below is not None
     assert form is not None
-    assert (below["y"] > form["y"]) == (look == PHONE)
+    assert (below["y"] > form["y"]) == look.phone
 
 
 def _json(given: dict[str, Any]) -> dict[str, Any]:

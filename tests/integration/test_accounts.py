@@ -1,9 +1,6 @@
 """Accounts: who may sign in, and that each change of one is written down and acts at once."""
 
 import asyncio
-import math
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -24,6 +21,7 @@ from mailer.errors import InvalidError, MailerError
 from mailer.validation import check
 from mailer.web.turns import Turns
 
+pytestmark = pytest.mark.usefixtures("cheap_passwords")
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
 ANOTHER = NewPassword(password="another long one")  # noqa: S106  # of a test
 THIRD = NewPassword(password="the third long one")  # noqa: S106  # of a test
@@ -59,16 +57,6 @@ async def until_waiting(engine: AsyncEngine) -> None:
 async def audited(engine: AsyncEngine) -> list[tuple[Any, ...]]:
     async with engine.connect() as connection:
         return [tuple(row) for row in await connection.execute(AUDIT)]
-
-
-async def test_what_is_kept_of_a_password_is_an_argon2id_hash_that_differs_each_time() -> None:
-    first, second = await passwords.hashed(PASSWORD), await passwords.hashed(PASSWORD)
-    assert first.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
-    assert first != second
-    assert await passwords.matches(first, PASSWORD)
-    assert not await passwords.matches(first, PASSWORD + "!")
-    assert not await passwords.matches(None, "nobody's")
-    assert not await passwords.matches(first, "x" * 1_025)
 
 
 async def test_password_is_the_same_however_its_letters_are_composed() -> None:
@@ -161,21 +149,6 @@ async def test_wrong_password_and_unknown_name_are_refused_with_the_same_words(
     assert await value(engine, "SELECT count(*) FROM session") == 0
 
 
-async def test_unknown_name_costs_the_time_of_a_wrong_password(engine: AsyncEngine) -> None:
-    await add(engine)
-
-    async def seconds(name: str) -> float:
-        fastest = math.inf
-        for _ in range(3):
-            began = time.perf_counter()
-            with pytest.raises(service.NotSignedInError):
-                await enter(engine, name, "wrong")
-            fastest = min(fastest, time.perf_counter() - began)
-        return fastest
-
-    assert 0.4 < await seconds("Bob") / await seconds("Ann") < 2.5
-
-
 async def test_no_more_than_two_passwords_are_hashed_at_once() -> None:
     running = most = 0
     lock = threading.Lock()
@@ -206,32 +179,6 @@ async def test_who_gets_no_turn_is_told_when_to_come_again_and_has_not_failed(
     assert refused.value.retry_after == 5
     assert await value(engine, "SELECT max(failures) FROM throttle") == 0
     assert await enter(engine)
-
-
-def test_what_nobodys_password_is_compared_with_is_not_made_first() -> None:
-    """In a process of its own: the first that nobody has would take twice as long."""
-    program = (
-        "import asyncio, argon2\n"
-        "from mailer.access import passwords\n"
-        "argon2.PasswordHasher.hash = None\n"
-        "assert not asyncio.run(passwords.matches(None, 'wrong'))\n"
-        "assert not passwords.is_outdated(passwords._nobodys())\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603  # our own
-
-
-async def test_password_is_hashed_anew_when_hashes_are_made_otherwise(engine: AsyncEngine) -> None:
-    await add(engine)
-    from argon2 import PasswordHasher  # noqa: PLC0415  # of this test alone
-
-    weak = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
-    async with engine.begin() as connection:
-        await connection.execute(text("UPDATE account SET password = :weak"), {"weak": weak})
-    await enter(engine)
-    kept = await value(engine, "SELECT password FROM account")
-    assert "m=65536" in kept
-    await enter(engine)
-    assert await value(engine, "SELECT password FROM account") == kept
 
 
 async def test_disabled_account_lets_nobody_in_and_its_sessions_end(engine: AsyncEngine) -> None:
