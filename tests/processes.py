@@ -27,7 +27,7 @@ Found = TypeVar("Found")
 class MailerProcess:
     """`mailer serve`, and its API."""
 
-    def __init__(self, wall_clock: WallClock | None = None, **settings: str) -> None:
+    def __init__(self, wall_clock: WallClock | None = None, /, **settings: str) -> None:
         self.loader = wall_clock.loader if wall_clock else ()
         self.environ = {
             **{name: value for name, value in os.environ.items() if "MAILER" not in name},
@@ -226,7 +226,7 @@ async def mailers(database_url: str) -> AsyncIterator[Mailers]:
     started: list[MailerProcess] = []
 
     async def start(
-        wall_clock: WallClock | None = None, prefix: Sequence[str] = (), **settings: str
+        wall_clock: WallClock | None = None, /, prefix: Sequence[str] = (), **settings: str
     ) -> MailerProcess:
         process = MailerProcess(wall_clock, **{"database_url": database_url} | settings)
         started.append(process)
