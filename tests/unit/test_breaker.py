@@ -210,6 +210,18 @@ def test_what_began_before_it_closed_again_changes_nothing(outcome: Outcome) -> 
     assert breaker.status() == GatewayStatus(is_set=True)
 
 
+def test_a_permit_lasts_until_the_breaker_opens_and_counts_again_once_it_is_closed() -> None:
+    breaker = Breaker(1, RESET)
+    before = begun(breaker)
+    assert breaker.still_permits(before)
+    told(breaker, DOWN)
+    assert not breaker.still_permits(before)
+    probe = begun(breaker, RESET)
+    assert (breaker.still_permits(before), breaker.still_permits(probe)) == (False, True)
+    breaker.record(probe, Accepted(), RESET, at(RESET))
+    assert breaker.still_permits(before)
+
+
 def test_a_longer_pause_is_heard_whoever_brings_it() -> None:
     breaker = Breaker(3, RESET)
     before = [begun(breaker) for _ in range(3)]

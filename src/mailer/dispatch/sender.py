@@ -220,16 +220,18 @@ class Sender:
         return after_sending(claim, mailing, outcome, now, self._retry, is_free=is_free)
 
     def _asks(self, ready: Ready) -> Callable[[float], bool]:
-        """Return a check of stops and the sending window, run right before the request is written.
+        """Return a check of breaker, stops and window, run right before the request is written.
 
-        No stop is missed while the watch is current; the window may have closed meanwhile.
+        A connection may have taken long to come. No stop is missed while the watch is current.
         """
-        window, zone = ready.send.mailing.window, ready.claim.time_zone
-        if window is None:
-            return self._watch.is_current
-        return lambda now: (
-            self._watch.is_current(now) and window.is_open_in(zone, database_clock.at(now))
-        )
+        window, zone, permit = ready.send.mailing.window, ready.claim.time_zone, ready.permit
+
+        def may_go(now: float) -> bool:
+            if not self._breaker.still_permits(permit) or not self._watch.is_current(now):
+                return False
+            return window is None or window.is_open_in(zone, database_clock.at(now))
+
+        return may_go
 
     async def _request(self, mailing_id: int, request: Request) -> Outcome:
         self._requests.add(mailing_id, request)

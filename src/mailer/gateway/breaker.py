@@ -101,6 +101,10 @@ class Breaker:
             self._is_probing = True
         return self._permit
 
+    def still_permits(self, permit: int) -> bool:
+        """Whether a message may still go out: not when the breaker has opened since `begin`."""
+        return permit == self._permit or self.state == "closed"
+
     def record(self, permit: int, outcome: Outcome, now: float, at: datetime) -> bool:
         """Record an outcome. Return True when the failure belongs to the outage.
 
