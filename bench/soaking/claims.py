@@ -76,6 +76,9 @@ class Claim(msgspec.Struct):
             return "open"
         if self.request is None and not self.is_counted:
             return "untried"  # whatever reason it keeps from an attempt before
+        is_early = self.closed.at < (self.opened.leased_until or 0)
+        if self.closed.reason == "lease_expired" and is_early:
+            return self.closed.status  # an answer ended it; the reason is of an attempt before
         return self.closed.reason or self.closed.status
 
     def tells(self, request: Request) -> bool:
