@@ -1,8 +1,8 @@
 """Where mailer's processes for tests come from: forked from one that has imported all of it.
 
-A start costs what mailer itself does in it, and not the second that Python takes for imports. Each
-process is one of its own, runs what a command of mailer runs, and may be killed like any other.
-A test of a wheel starts the program itself.
+A start costs what mailer itself does in it, and not the second that Python takes for imports and
+templates. Each process is one of its own, runs what a command of mailer runs, and may be killed
+like any other. A test of a wheel starts the program itself.
 
 Run as a script it is the nursery: it takes an order with four files, for each forks a keeper, which
 forks the process, says its number and then its status. Without its tests it ends.
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from mailer import app  # noqa: F401  # which `serve` imports when it runs
 from mailer.__main__ import main
+from mailer.admin.render import load_templates
 
 LARGEST_ORDER = 100_000
 """Bytes: the environment of a process."""
@@ -147,6 +148,7 @@ def _nursery(path: Path, loader: Loader) -> socket.socket:
 
 def nurse(channel: socket.socket) -> None:
     """Take orders until there is nobody to give any; returns in each process that is ordered."""
+    load_templates()
     gc.freeze()  # else each process would copy what it only looks through
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:

@@ -19,6 +19,7 @@ from mailer.access.gate import DOOR, Gate, actor_of
 from mailer.access.idempotency.middleware import Idempotency
 from mailer.access.oidc.provider import provider_of
 from mailer.admin.live import Live
+from mailer.admin.render import load_templates
 from mailer.admin.site import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.client.model import known_zones
@@ -232,6 +233,7 @@ async def _serve(
         _spare_garbage_collector()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve(sockets=[listening]))
+            tasks.create_task(asyncio.to_thread(load_templates))
             await asyncio.wait({opening})
             if opening.cancelled() or opening.exception():
                 server.should_exit = True
