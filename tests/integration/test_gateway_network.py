@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import ssl
-import sys
 import time
 
 import pytest
@@ -176,8 +175,7 @@ async def test_a_connection_found_gone_at_the_moment_of_writing_is_replaced() ->
         outcome = await sending
     for each in lines:
         each.close()
-    # from Python 3.12 on aiohttp writes in the turn in which it picks, and nobody can know yet
-    assert outcome == (Accepted() if sys.version_info < (3, 12) else LOST)
+    assert outcome == Accepted()
 
 
 # ---- it was written, and then? --------------------------------------------------------------
