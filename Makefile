@@ -23,8 +23,9 @@ help: ## show this
 demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl-C ends it
 	@$(BIN)/mailer demo
 
+# The compiled code is kept: the many processes of the tests would compile all of it, each for itself.
 test: lint $(PROGRAMS) ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
-	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder # long files of few tests first
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder # long files of few tests first
 
 busy: $(READY) ## the tests three times, beside four processes that keep the machine busy
 	@set -e; trap 'kill $$burners' EXIT; for each in 1 2 3 4; do \

@@ -6,6 +6,7 @@ what is said no more goes.
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import get_args
@@ -98,8 +99,9 @@ def catalogue_file(language: str) -> Path:
     return FOLDER / language / "LC_MESSAGES" / "mailer.po"
 
 
+@cache
 def brought_up_to_date(language: str) -> Catalog:
-    """Return a language's catalogue with all texts in it, and no others.
+    """Return a language's catalogue with all texts in it, and no others; it is made once.
 
     English stands in the code: its catalogue has only what a page says otherwise than the API.
     """

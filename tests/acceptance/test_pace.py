@@ -47,8 +47,8 @@ async def test_a_small_mailing_does_not_wait_for_a_large_one(
 ) -> None:
     gateway = await start_gateway(latency=0.05)
     mailer = await start_mailer(**gateway.settings)
-    await add_clients(mailer, 100_000)
-    await mailer.query("UPDATE client SET tag = 'few' WHERE id > 99990 RETURNING id")
+    await add_clients(mailer, 40_000)
+    await mailer.query("UPDATE client SET tag = 'few' WHERE id > 39990 RETURNING id")
     large = await mailer.call("POST", "/mailings", a_mailing(), 201)
     await gateway.until_taken(1_000)
 
@@ -56,4 +56,4 @@ async def test_a_small_mailing_does_not_wait_for_a_large_one(
     assert (await mailer.finished(small["id"]))["delivered_messages"] == 10
     left = await mailer.mailing(large["id"])
     assert left["status"] == "running"
-    assert left["delivered_messages"] < 50_000  # more than half was still to be sent
+    assert left["delivered_messages"] < 20_000  # more than half was still to be sent

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 BENCH = Path(__file__).parents[2] / "bench" / "schema.py"
-CASES = 300
+CASES = 100
 
 
 async def test_no_case_drawn_from_the_schema_breaks_it(database_url: str) -> None:

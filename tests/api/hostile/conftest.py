@@ -6,7 +6,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.hostile.surface import MAILING
-from tests.api.hostile.trace import contents
+from tests.api.hostile.trace import Contents, contents
 
 from mailer.access import accounts, keys
 from mailer.access.model import COMMAND_LINE
@@ -43,10 +43,15 @@ async def one_of_each(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, 
     }
 
 
-@pytest.fixture
-async def stored(engine: AsyncEngine, ids: dict[str, int]) -> AsyncIterator[None]:
-    """Every row of every table is after the test what it was before it."""
+@pytest.fixture(scope="module")
+async def before(engine: AsyncEngine, ids: dict[str, int]) -> Contents:
+    """Every row of every table, before the file's first test."""
     assert ids
-    before = await contents(engine)
+    return await contents(engine)
+
+
+@pytest.fixture
+async def stored(engine: AsyncEngine, before: Contents) -> AsyncIterator[None]:
+    """Every row of every table is after the test what it was before it."""
     yield
     assert await contents(engine) == before

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.hostile.surface import FIELDS, QUERIES, WRITES, Field
-from tests.api.hostile.trace import assert_is_problem, contents, fields
+from tests.api.hostile.trace import Contents, assert_is_problem, contents, fields
 
 from mailer.text import clean_label, compose, fold_label, is_blank
 
@@ -54,6 +54,13 @@ FREE = {("tag",), ("text",), ("client_filter",), ("client_filter", "tags", "*")}
 
 every_field = pytest.mark.parametrize("field", FIELDS, ids=str)
 every_query = pytest.mark.parametrize(("path", "name"), QUERIES)
+
+
+@pytest.fixture
+async def before(engine: AsyncEngine, ids: dict[str, int]) -> Contents:
+    """Every row of every table, before each test: others of this file store what they send."""
+    assert ids
+    return await contents(engine)
 
 
 def test_every_text_of_the_models_is_tried() -> None:

@@ -9,8 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.db.access import audit
 from mailer.db.schema import metadata
 
+Contents = list[list[tuple[Any, ...]]]
+"""The rows of each table."""
 
-async def contents(engine: AsyncEngine) -> list[list[tuple[Any, ...]]]:
+
+async def contents(engine: AsyncEngine) -> Contents:
     """Return every row of every table, but that a download of clients was begun."""
     async with engine.connect() as connection:
         return [
