@@ -99,6 +99,7 @@ async def server_url() -> AsyncIterator[str]:
     folder.chmod(0o755)  # PostgreSQL's user passes through when the tests run as root
     try:
         async with embedded_postgres(folder) as url:
+            await _write_without_waiting(url)
             await _create_database(url, TEMPLATE)
             engine = create_engine(_on(url, TEMPLATE))
             await migrate(engine)
@@ -164,6 +165,15 @@ async def api(engine: AsyncEngine, application: httpx.AsyncClient) -> httpx.Asyn
     """The application's API with nothing in its database."""
     del engine  # emptied, which is all that is wanted of it
     return application
+
+
+async def _write_without_waiting(server_url: str) -> None:
+    """Leave the disk to itself: this server is never killed, and gone after the session."""
+    connection = await connect(server_url.replace("mailer@", "postgres@"))
+    await connection.execute("ALTER SYSTEM SET fsync = off")
+    await connection.execute("ALTER SYSTEM SET full_page_writes = off")
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
 
 
 async def _create_database(server_url: str, name: str, template: str = "template0") -> None:
