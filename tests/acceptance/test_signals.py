@@ -10,7 +10,17 @@ from tests.processes import Gateways, MailerProcess, Mailers, until
 
 SENDING = "SELECT count(*) FROM message WHERE status IN ('sending', 'unknown')"
 IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
+HEEDING_SIGHUP = (
+    sys.executable,
+    "-c",
+    (
+        "import os, signal, sys;"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    ),
+)
+"""Runs a command that does not ignore SIGHUP from its start, even if the tests run under nohup."""
 IN_TERMINAL = (
+    *HEEDING_SIGHUP,
     sys.executable,
     "-c",
     (
@@ -31,7 +41,7 @@ async def test_a_signal_that_asks_for_nothing_mailer_has_is_logged_and_ignored(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.2)
-    mailer = await start_mailer(prefix=("env",), **gateway.settings)
+    mailer = await start_mailer(prefix=HEEDING_SIGHUP, **gateway.settings)
     mailing_id = await a_mailing_under_way(mailer)
     await gateway.until_taken(20)
     for name in IGNORED:

@@ -31,6 +31,12 @@ async def add_mailing(mailer: MailerProcess, starts_in: float = 3600, **given: A
     return int((await mailer.call("POST", "/mailings", new | given, 201))["id"])
 
 
+async def start_now(mailer: MailerProcess, mailing_id: int) -> None:
+    """Have a mailing start at once, after a page was seen before its start."""
+    start = {"datetime_start": datetime.now(UTC).isoformat()}
+    await mailer.call("PATCH", f"/mailings/{mailing_id}", start)
+
+
 async def add_with_failure(mailer: MailerProcess, tag: str, clients: int) -> int:
     """Add a mailing to new clients that is finished, but for the first whom it was refused for."""
     await add_clients(mailer, tag, clients)

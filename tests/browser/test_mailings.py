@@ -4,7 +4,7 @@ import pytest
 from playwright.async_api import Page, expect
 from tests.browser.audit import audit
 from tests.browser.looks import PHONE, every_look
-from tests.browser.making import add_clients, add_mailing, add_with_failure
+from tests.browser.making import add_clients, add_mailing, add_with_failure, start_now
 from tests.browser.measure import overflows
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess
@@ -40,12 +40,13 @@ async def test_list_and_mailing_are_accessible_and_fit(page: Page, mailer: Maile
 
 async def test_mailing_is_watched_until_it_is_finished(page: Page, mailer: MailerProcess) -> None:
     await add_clients(mailer, "watched", 5)
-    mailing_id = await add_mailing(mailer, 2, client_filter="watched")
+    mailing_id = await add_mailing(mailer, client_filter="watched")
     await page.goto(f"/mailings/{mailing_id}")
     await page.evaluate(STAYS)
     await expect(page.locator("#state")).to_contain_text("Scheduled")
     await expect(page.get_by_role("link", name="Pause")).to_be_visible()
     await figure(page, "scheduled", 5)
+    await start_now(mailer, mailing_id)
     await figure(page, "delivered", 5)
     await expect(page.get_by_role("img", name="5 of 5 delivered")).to_be_visible()
     await expect(page.locator("#state")).to_contain_text("Finished")
@@ -57,11 +58,12 @@ async def test_mailing_is_watched_until_it_is_finished(page: Page, mailer: Maile
 
 async def test_list_shows_how_mailings_move(page: Page, mailer: MailerProcess) -> None:
     await add_clients(mailer, "listed", 3)
-    mailing_id = await add_mailing(mailer, 2, client_filter="listed")
+    mailing_id = await add_mailing(mailer, client_filter="listed")
     await page.goto("/mailings?status=scheduled")
     await page.evaluate(STAYS)
     row = page.locator(f"#mailing-{mailing_id}")
     await expect(row).to_contain_text("Scheduled")
+    await start_now(mailer, mailing_id)
     await expect(row).to_contain_text("Finished")
     await expect(row.get_by_role("img", name="3 of 3 delivered")).to_be_visible()
     assert await page.evaluate("window.stays")
