@@ -1,5 +1,6 @@
 """A real PostgreSQL for every test that needs one, and the application on it."""
 
+import gc
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -67,6 +68,14 @@ EMPTY = (
 """Makes a database as new, which did not restart lately. A TRUNCATE of all tables takes up to ten
 times as long."""
 _numbers = count(1)
+
+gc.disable()  # until all is collected, none of which goes before the end
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from going through all that was collected, again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
