@@ -183,12 +183,15 @@ class Life:
             await self._process.wait()
 
     async def _read(self, log: asyncio.StreamReader) -> None:
-        """Learn the address, and what mailer complains of."""
+        """Learn the address, and what mailer complains of; other lines are one complaint."""
+        others: list[str] = []
         async for line in log:
             try:
                 self._note(msgspec.json.decode(line, type=dict[str, Any]))
             except msgspec.DecodeError:
-                self._note({"level": "error", "event": line.decode(errors="replace").rstrip()})
+                others.append(line.decode(errors="replace"))
+        if others:
+            self._journal.complain(f"{self.name} printed {' '.join(others)}")
         self.address = None
 
     def _note(self, event: dict[str, Any]) -> None:

@@ -268,15 +268,17 @@ async def _open(  # noqa: PLR0913, PLR0917  # all that waits for the database
         startup.waits_for = reason.sentence
         notify_systemd("READY=1", f"STATUS={reason.sentence} ({reason.detail})")
 
-    address = await server.wait_for_address()
-    log.info("listening", address=address)
-    engine = create_engine(url)  # without a time limit: a migration takes as long as it takes
-    try:
-        await prepare_database(engine, settings, on_wait=say)
+    async def begin() -> None:
         async with engine.connect() as connection:
             app.state.database_mark = await facts.mark(connection)
         startup.waits_for = None
         await on_open(engine, address)
+
+    address = await server.wait_for_address()
+    log.info("listening", address=address)
+    engine = create_engine(url)  # without a time limit: a migration takes as long as it takes
+    try:
+        await prepare_database(engine, settings, on_wait=say, on_ready=begin)
     finally:
         await engine.dispose()
     notify_systemd("READY=1", f"STATUS=Serves {address}")

@@ -10,11 +10,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import trustme
+from sqlalchemy import text
 from tests.patience import PATIENCE
 from tests.processes import MailerProcess, run
 
 from mailer.db.embedded import embedded_postgres
-from mailer.db.engine import connect
+from mailer.db.engine import connect, create_engine
+from mailer.db.fitness import WaitReason
+from mailer.db.opening import prepare_database
+from mailer.settings import Settings
 
 WAITS = "The database cannot be reached; mailer waits for it."
 
@@ -52,6 +56,22 @@ async def test_service_waits_for_a_database_that_is_away_at_its_start(data_dir: 
             await mailer.call("GET", "/health/ready")
             await mailer.call("POST", "/clients", {"phone": "79160000001"}, 201)
             assert await mailer.stop() == 0
+
+
+async def test_a_database_that_goes_away_while_the_service_reads_it_first_is_waited_for(
+    database_url: str,
+) -> None:
+    engine = create_engine(database_url)
+    reasons: list[WaitReason] = []
+
+    async def read_first() -> None:
+        async with engine.connect() as connection:
+            if not reasons:
+                await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    await prepare_database(engine, Settings(), on_wait=reasons.append, on_ready=read_first)
+    await engine.dispose()
+    assert len(reasons) == 1
 
 
 async def test_service_that_waits_ends_at_once_when_told_to(tmp_path: Path) -> None:

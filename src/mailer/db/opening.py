@@ -94,17 +94,18 @@ async def prepare_database(
     *,
     timeout: float | None = None,  # noqa: ASYNC109  # the time between attempts is ours
     on_wait: Callable[[WaitReason], None] | None = None,
+    on_ready: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Wait for the database, check it, bring it to the newest schema and learn its time.
 
-    `on_wait` is called after each attempt that failed, with the reason. Raises `StartError` for
-    what waiting does not change, and `UnavailableError` after `timeout` seconds; None waits
-    without end.
+    `on_ready` is called at the end; when the database fails in it, all is tried again. `on_wait` is
+    called after each attempt that failed, with the reason. Raises `StartError` for what waiting
+    does not change, and `UnavailableError` after `timeout` seconds; None waits without end.
     """
     setting = "MAILER_DATABASE_URL" if settings.database_url else "MAILER_DATA_DIR"
     now = asyncio.get_running_loop().time
     began_at, logged_at = now(), float("-inf")
-    while (reason := await _try_to_prepare(engine, setting)) is not None:
+    while (reason := await _try_to_prepare(engine, setting, on_ready)) is not None:
         if timeout is not None and now() - began_at >= timeout:
             raise UnavailableError(f"the database did not become ready: {reason.detail}")
         if now() - logged_at >= LOG_REPEAT_INTERVAL:
@@ -117,12 +118,16 @@ async def prepare_database(
     await sample_wall_clock()  # so that its first step is noticed, too
 
 
-async def _try_to_prepare(engine: AsyncEngine, setting: str) -> WaitReason | None:
+async def _try_to_prepare(
+    engine: AsyncEngine, setting: str, on_ready: Callable[[], Awaitable[None]] | None
+) -> WaitReason | None:
     """Return None when the database is ready, else why it may be later; raises `StartError`."""
     try:
         await ensure_fit(engine)
         await migrate(engine)
         await sample_clock(engine)
+        if on_ready is not None:
+            await on_ready()
     except Exception as error:
         verdict = explain(error)
         match verdict:
