@@ -5,7 +5,7 @@ from datetime import datetime
 from statistics import median
 
 from tests.acceptance.test_main_job import a_mailing, add_clients
-from tests.processes import Gateways, Mailers
+from tests.processes import Gateways, LoopLag, Mailers
 
 AUDIENCE = 12_000
 PROMPT = 0.3
@@ -36,7 +36,7 @@ async def test_large_audience_is_sent_to_while_it_is_taken_and_survives_a_kill(
 
 
 async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
-    start_gateway: Gateways, start_mailer: Mailers
+    start_gateway: Gateways, start_mailer: Mailers, lag: LoopLag
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
@@ -58,7 +58,7 @@ async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
         future.append(await first_arrival(created["id"]) - start)
 
     assert min(future) >= 0
-    assert median(due + future) < PROMPT, (due, future)
+    assert median(due + future) < PROMPT + lag.longest, (due, future)
 
 
 async def test_stop_outlasts_neither_the_rate_nor_the_grace(
