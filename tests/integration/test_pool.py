@@ -1,8 +1,12 @@
 """The pool of connections, whose server may be restarted at any moment."""
 
 import asyncio
+import time
+from types import SimpleNamespace
 
+import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from tests.patience import PATIENCE
 
 from mailer.db.engine import connect, create_engine, raw
@@ -28,4 +32,22 @@ async def test_connections_that_the_server_has_ended_cost_no_request(database_ur
     for connection in again:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
         await connection.close()
+    await engine.dispose()
+
+
+async def test_a_wall_clock_that_is_set_back_after_a_loss_has_no_connection_opened_anew(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = SimpleNamespace(time=lambda: time.time() + 3_600)
+    engine = create_engine(database_url, pool_size=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlalchemy.pool.base.time", ahead)
+        with pytest.raises(DBAPIError):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    backends = set()
+    for _ in range(3):
+        async with engine.connect() as connection:
+            backends.add((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+    assert len(backends) == 1
     await engine.dispose()

@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from sqlalchemy import QueuePool, event
+from sqlalchemy import ExceptionContext, QueuePool, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -91,6 +91,7 @@ def create_engine(url: str, *, pool_size: int = 10, patience: float | None = Non
         json_deserializer=msgspec.json.decode,  # filters of thousands of entries: six times as fast
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "handle_error", _keep_other_connections)
     return engine
 
 
@@ -101,6 +102,16 @@ def _refuse_closed(connection: Any, *_: object) -> None:  # noqa: ANN401  # the 
     """
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _keep_other_connections(context: ExceptionContext) -> None:
+    """Have the pool drop only the connection that was lost.
+
+    To drop all that are older SQLAlchemy compares times of the wall clock: once that is set back,
+    every connection counts as older, and each use of the pool opens a new one. Connections that the
+    server has closed are found at their next use.
+    """
+    context.invalidate_pool_on_disconnect = False
 
 
 def pool_usage(engine: AsyncEngine) -> tuple[int, int]:
