@@ -5,6 +5,7 @@ Everything runs on one loop: whatever keeps it keeps sending, the API and the he
 
 import asyncio
 import contextlib
+import inspect
 import sys
 import threading
 import time
@@ -24,19 +25,22 @@ DEBUG_INTERVAL = 0.01
 """Seconds between two looks at log level debug: a block is found unless it is shorter."""
 LIMIT = 0.05
 """Seconds of a block that is reported."""
+LEAST_SAMPLE_INTERVAL = 0.001
+"""Seconds between two samples of what the loop does, at least."""
 MOST_FRAMES = 6
 """Innermost calls that are named of what blocks the loop."""
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A time through which the event loop ran nothing but what it was at."""
+    """A time through which the event loop did not answer."""
 
     seconds: float
     """From when the loop was asked to when it answered: the block began a little earlier."""
     cpu_seconds: float
-    """Processor time of the loop's thread meanwhile: on a busy machine it may just have waited."""
+    """Processor time of the longest step of the loop meanwhile: on a busy machine it may just have
+    waited, and many short steps may have been due together."""
     frames: str
-    """The innermost calls that the loop was in, as `file:line function`, the innermost first."""
+    """The innermost calls of that step, as `file:line function`, the innermost first."""
 
 
 def report_block(block: Block) -> None:
@@ -60,7 +64,10 @@ class LoopMonitor:
     ) -> None:
         self._interval = interval
         self._limit = limit
+        self._sample_interval = max(limit / 10, LEAST_SAMPLE_INTERVAL)
         self._report = report
+        self._depth = 0
+        """How many calls deep the loop runs a callback; 0 until it has run the first."""
         self._stopping = threading.Event()
 
     @contextlib.contextmanager
@@ -83,30 +90,77 @@ class LoopMonitor:
             def answer(answered: threading.Event = answered, ended: list[float] = ended) -> None:
                 # read here: this thread may come to know of it much later on a busy machine
                 ended[:] = time.monotonic(), time.clock_gettime(clock)
+                self._depth = self._depth or len(_stack(inspect.currentframe()))
                 answered.set()
 
-            asked_at, spent = time.monotonic(), time.clock_gettime(clock)
+            asked_at, sampled_at = time.monotonic(), time.clock_gettime(clock)
             try:
                 loop.call_soon_threadsafe(answer)
             except RuntimeError:  # the loop is closed
                 return
-            frames = ""
-            if not answered.wait(self._limit):
-                frames = _innermost(sys._current_frames().get(thread))  # noqa: SLF001  # documented, in spite of its name
-                while not answered.wait(self._limit):
-                    if self._stopping.is_set():
-                        return
-            seconds, cpu_seconds = ended[0] - asked_at, ended[1] - spent
+            steps = Steps(loop, self._depth, sampled_at)
+            while not answered.wait(self._sample_interval):
+                if self._stopping.is_set():
+                    return
+                frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented, in spite of its name
+                steps.sample(frame, time.clock_gettime(clock))
+            steps.end(ended[1])
+            seconds = ended[0] - asked_at
             metrics.loop_answered(seconds)
             if seconds >= self._limit:
-                self._report(Block(round(seconds, 4), round(cpu_seconds, 4), frames))
+                self._report(Block(round(seconds, 4), round(steps.longest, 4), steps.frames))
 
 
-def _innermost(frame: FrameType | None) -> str:
+class Steps:
+    """The steps that a loop takes until it answers, as far as samples tell them apart.
+
+    A step is what runs until it lets the loop go on: a callback, or a task up to its next wait.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, depth: int, began: float) -> None:
+        self._loop = loop
+        self._depth = depth
+        self._step: object = None
+        self._since = self._sampled_at = began
+        self._frames = ""
+        self.longest = 0.0
+        """Processor time of the longest, seconds; up to the time between two samples too much."""
+        self.frames = ""
+        """Where the longest was when it was sampled last."""
+
+    def sample(self, frame: FrameType | None, now: float) -> None:
+        """Note where the loop is at a moment of its thread's processor time."""
+        stack = _stack(frame)
+        step: object = asyncio.current_task(self._loop)
+        if step is None and 0 < self._depth <= len(stack):
+            step = stack[-self._depth]
+        if step is not self._step:
+            self._count(self._sampled_at)
+            self._step, self._since = step, self._sampled_at
+        self._frames, self._sampled_at = _named(stack), now
+
+    def end(self, now: float) -> None:
+        """Note that the loop has answered."""
+        self._count(now)
+
+    def _count(self, until: float) -> None:
+        if until - self._since >= self.longest:
+            self.longest, self.frames = until - self._since, self._frames
+
+
+def _stack(frame: FrameType | None) -> list[FrameType]:
+    """Return the frames of a thread, the innermost first."""
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _named(stack: list[FrameType]) -> str:
     calls: list[str] = []
-    while frame is not None and len(calls) < MOST_FRAMES:
+    for frame in stack[:MOST_FRAMES]:
         code = frame.f_code
         file = "/".join(code.co_filename.rsplit("/", 3)[1:])  # where it is installed says nothing
         calls.append(f"{file}:{frame.f_lineno} {code.co_qualname}")
-        frame = frame.f_back
     return ", ".join(calls)

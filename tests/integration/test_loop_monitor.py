@@ -1,12 +1,13 @@
 """The loop monitor reports what blocks the event loop."""
 
 import asyncio
+import inspect
 import time
 
 import pytest
 
 from mailer import metrics
-from mailer.loop_monitor import Block, LoopMonitor
+from mailer.loop_monitor import Block, LoopMonitor, Steps
 
 PATIENCE = 60
 
@@ -36,6 +37,42 @@ async def test_block_of_the_loop_is_reported_with_its_time_and_its_place() -> No
     assert 0.05 <= block.cpu_seconds < 1
     assert "tests/integration/test_loop_monitor.py" in block.frames
     assert not block.frames.startswith("/")
+
+
+async def test_steps_that_follow_one_another_are_told_apart() -> None:
+    steps = Steps(asyncio.get_running_loop(), depth=0, began=0.0)
+
+    async def first() -> None:
+        steps.sample(inspect.currentframe(), 0.02)
+
+    async def second() -> None:
+        steps.sample(inspect.currentframe(), 0.04)
+        steps.sample(inspect.currentframe(), 0.07)
+
+    async def third() -> None:
+        steps.sample(inspect.currentframe(), 0.08)
+
+    await asyncio.gather(first(), second(), third())
+    steps.end(0.09)
+    assert steps.longest == pytest.approx(0.05)  # from the last sample of the first
+    assert "second" in steps.frames
+
+
+async def test_callbacks_that_follow_one_another_are_told_apart() -> None:
+    loop = asyncio.get_running_loop()
+    depths: list[int] = []
+    loop.call_soon(lambda: depths.append(len(inspect.stack(0))))
+    await asyncio.sleep(0)
+    steps = Steps(loop, depths[0], began=0.0)
+
+    def sample(moment: float) -> None:
+        steps.sample(inspect.currentframe(), moment)
+
+    for moment in (0.01, 0.02, 0.03):
+        loop.call_soon(sample, moment)
+    await asyncio.sleep(0)
+    steps.end(0.03)
+    assert steps.longest == pytest.approx(0.01)
 
 
 async def test_every_answer_of_the_loop_is_counted() -> None:
