@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 import harness
-from mailer.loop_monitor import Block
+from mailer.loop_monitor import LIMIT, Block
 from soaking.journal import (
     GATEWAY_TIMEOUT,
     JITTER,
@@ -147,7 +147,7 @@ class Life:
     async def start(self, folder: Path) -> None:
         """Start it; its address is known as soon as it says so."""
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *harness.WATCHED),
+            *(sys.executable, *harness.WATCHED, str(LIMIT)),
             env=self._environ,
             cwd=folder,  # away from a .env
             stdin=asyncio.subprocess.DEVNULL,

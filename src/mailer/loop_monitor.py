@@ -37,8 +37,9 @@ class Block(msgspec.Struct, frozen=True):
     seconds: float
     """From when the loop was asked to when it answered: the block began a little earlier."""
     cpu_seconds: float
-    """Processor time of the longest step of the loop meanwhile: on a busy machine it may just have
-    waited, and many short steps may have been due together."""
+    """Processor time of the loop's thread meanwhile: on a busy machine it may just have waited."""
+    step_seconds: float
+    """Of it in one step of the loop, at least: many short steps may have been due together."""
     frames: str
     """The innermost calls of that step, as `file:line function`, the innermost first."""
 
@@ -93,22 +94,28 @@ class LoopMonitor:
                 self._depth = self._depth or len(_stack(inspect.currentframe()))
                 answered.set()
 
-            asked_at, sampled_at = time.monotonic(), time.clock_gettime(clock)
+            asked_at, spent = time.monotonic(), time.clock_gettime(clock)
             try:
                 loop.call_soon_threadsafe(answer)
             except RuntimeError:  # the loop is closed
                 return
-            steps = Steps(loop, self._depth, sampled_at)
+            steps = Steps(loop, self._depth)
             while not answered.wait(self._sample_interval):
                 if self._stopping.is_set():
                     return
                 frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented, in spite of its name
                 steps.sample(frame, time.clock_gettime(clock))
-            steps.end(ended[1])
-            seconds = ended[0] - asked_at
+            seconds, cpu_seconds = ended[0] - asked_at, ended[1] - spent
             metrics.loop_answered(seconds)
             if seconds >= self._limit:
-                self._report(Block(round(seconds, 4), round(steps.longest, 4), steps.frames))
+                self._report(
+                    Block(
+                        round(seconds, 4),
+                        round(cpu_seconds, 4),
+                        round(steps.longest, 4),
+                        steps.frames,
+                    )
+                )
 
 
 class Steps:
@@ -117,14 +124,13 @@ class Steps:
     A step is what runs until it lets the loop go on: a callback, or a task up to its next wait.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, depth: int, began: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, depth: int) -> None:
         self._loop = loop
         self._depth = depth
         self._step: object = None
-        self._since = self._sampled_at = began
-        self._frames = ""
+        self._since = 0.0
         self.longest = 0.0
-        """Processor time of the longest, seconds; up to the time between two samples too much."""
+        """Processor time from the first to the last sample of the longest, seconds."""
         self.frames = ""
         """Where the longest was when it was sampled last."""
 
@@ -135,17 +141,9 @@ class Steps:
         if step is None and 0 < self._depth <= len(stack):
             step = stack[-self._depth]
         if step is not self._step:
-            self._count(self._sampled_at)
-            self._step, self._since = step, self._sampled_at
-        self._frames, self._sampled_at = _named(stack), now
-
-    def end(self, now: float) -> None:
-        """Note that the loop has answered."""
-        self._count(now)
-
-    def _count(self, until: float) -> None:
-        if until - self._since >= self.longest:
-            self.longest, self.frames = until - self._since, self._frames
+            self._step, self._since = step, now
+        if step is not None and now - self._since >= self.longest:
+            self.longest, self.frames = now - self._since, _named(stack)
 
 
 def _stack(frame: FrameType | None) -> list[FrameType]:
