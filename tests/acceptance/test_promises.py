@@ -1,15 +1,16 @@
 """What mailer promises when the audience is large, time is short, or the process must go."""
 
 import signal
+import time
 from datetime import datetime
 from statistics import median
 
 from tests.acceptance.test_main_job import a_mailing, add_clients
-from tests.processes import Gateways, LoopLag, Mailers
+from tests.processes import Gateways, Mailers
 
 AUDIENCE = 12_000
-PROMPT = 0.3
-"""Seconds, well under what waiting for the poll takes."""
+PROMPT = 20
+"""Calls of the API that take as long, at most; to wait for the poll takes twice as many."""
 
 
 async def test_large_audience_is_sent_to_while_it_is_taken_and_survives_a_kill(
@@ -36,7 +37,7 @@ async def test_large_audience_is_sent_to_while_it_is_taken_and_survives_a_kill(
 
 
 async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
-    start_gateway: Gateways, start_mailer: Mailers, lag: LoopLag
+    start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
@@ -47,10 +48,12 @@ async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
         ids = {message["id"] for message in mailing["mailing_messages"]}
         return min(taken.arrived for taken in gateway.taken if taken.id in ids) / 1e6
 
-    due, future = [], []
+    due, future, calls = [], [], []
     for _ in range(3):
+        called_at = time.time()
         created = await mailer.call("POST", "/mailings", a_mailing(), 201)
-        answered_at = datetime.now().astimezone().timestamp()
+        answered_at = time.time()
+        calls.append(answered_at - called_at)
         due.append(await first_arrival(created["id"]) - answered_at)
     for _ in range(2):
         created = await mailer.call("POST", "/mailings", a_mailing(starts_in=1), 201)
@@ -58,7 +61,7 @@ async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
         future.append(await first_arrival(created["id"]) - start)
 
     assert min(future) >= 0
-    assert median(due + future) < PROMPT + lag.longest, (due, future)
+    assert median(due + future) < PROMPT * median(calls), (due, future, calls)
 
 
 async def test_stop_outlasts_neither_the_rate_nor_the_grace(
