@@ -307,6 +307,8 @@ async def test_pause_that_a_message_was_asked_for_ends_by_a_button(
     assert await value(engine, "SELECT due_at <= now() FROM message") is True
     for place in (path, message):
         assert "Try now" not in await page(sending, place)
+    await execute(engine, "UPDATE message SET due_at = now() + interval '1 hour', retry_at = now()")
+    assert "Try now" not in await page(sending, message)  # it waits for its sending window
 
 
 async def test_messages_due_past_the_end_expire_unless_the_end_is_moved(

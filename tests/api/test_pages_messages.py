@@ -124,7 +124,11 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
         ("due_at = '2020-01-01Z'", ["It has been due since 1 Jan 2020", "The message was made."]),
         ("due_at = '2039-01-01Z'", ["It is sent at 1 Jan 2039"]),
         (
-            f"due_at = '2039-01-01Z', attempts = 1, failures = {FAILED}",
+            f"due_at = '2039-01-01Z', retry_at = '2030-01-15Z', attempts = 1, failures = {FAILED}",
+            ["Attempt 1 failed: no answer in time.", "06:00:10", "It is sent at 1 Jan 2039"],
+        ),
+        (
+            f"due_at = '2039-01-01Z', retry_at = '2039-01-01Z', attempts = 1, failures = {FAILED}",
             ["Attempt 1 failed: no answer in time.", "06:00:10", "It is tried again at 1 Jan 2039"],
         ),
         (
@@ -145,7 +149,17 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
             ["It was cancelled: no longer in the audience.", "Nothing: this is final."],
         ),
     ],
-    ids=["due", "later", "failed", "sending", "delivered", "undelivered", "unknown", "cancelled"],
+    ids=[
+        "due",
+        "later",
+        "outside",
+        "failed",
+        "sending",
+        "delivered",
+        "undelivered",
+        "unknown",
+        "cancelled",
+    ],
 )
 async def test_message_tells_its_story(engine: AsyncEngine, change: str, told: list[str]) -> None:
     with_gateway = inside(create_app(engine, Breaker(failures=2, reset=15), settings=OPEN))

@@ -53,6 +53,8 @@ class Story(Message, frozen=True):
     """All that is known of a message; unlike the message it tells a phone."""
 
     due_at: datetime
+    retry_at: datetime | None
+    """When the pause after its last attempt ends; `due_at` may be later, in the sending window."""
     sent_at: datetime | None
     claimed_at: datetime | None
     """When the attempt under way was claimed, or else the last one; what was handed back untried
