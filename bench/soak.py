@@ -29,6 +29,7 @@ from soaking.evidence import Audit, Evidence
 from soaking.final import check_final, count_unsettled, read_final, tell_figures
 from soaking.hostile import trouble_heads, trouble_imports
 from soaking.journal import Draw, Journal
+from soaking.noise import measured_noise
 from soaking.operator import Operator, add_clients
 from soaking.outcomes import check_outcomes
 from soaking.postgres import Postgres
@@ -118,6 +119,7 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
     url = database.url()
     await prepare(url)
     async with (
+        measured_noise() as noise,
         Sandbox(folder, seed) as sandbox,
         fleet_on(database, sandbox.url, folder, journal, draw.part("fleet")) as fleet,
     ):
@@ -133,7 +135,7 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
     audit, evidence = Audit(verdict), Evidence(record, journal, final.clients)
     check_requests(audit, evidence)
     check_outcomes(audit, evidence)
-    check_final(audit, evidence, final)
+    check_final(audit, evidence, final, noise.most)
     check_silence(audit, evidence)
     return verdict.status
 
