@@ -80,7 +80,7 @@ def _long_steps(evidence: Evidence, limit: float) -> Iterator[str]:
     """
     for life, block in evidence.journal.blocks:
         if limit < block.step_seconds <= block.seconds + LIMIT:
-            yield f"{life}: {block.step_seconds:.3f} s in {block.frames}"
+            yield f"{life}: {block.step_seconds:.3f} of {block.seconds:.3f} s in {block.frames}"
 
 
 def _wrong_sums(final: Final) -> Iterator[str]:
