@@ -3,8 +3,8 @@
 The request is measured in blocks of a thousand, 50 at once, in turns with a bare aiohttp request to
 the same sink, in one process: so close together that a machine's noise falls on both alike. Limit:
 a median ratio of at most 1. All the rest (claim, rules, breaker, record, ledger) is what a
-dispatcher costs whose gateway accepts at once, in the same process. Limit: a third of the bare
-request.
+dispatcher costs whose gateway accepts at once, in the same process. Limit: at most a third
+of the bare request.
 What the log costs at info, where each message is passed over in silence: at most 3 % of a message.
 Takes about a minute.
 """

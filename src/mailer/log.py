@@ -74,7 +74,7 @@ def configure_logging(
     anything else `json`; without `stream` it is standard error.
     """
     output = _LogStream(stream or sys.stderr)
-    global _threshold  # noqa: PLW0603  # there is one log
+    global _threshold  # noqa: PLW0603  # a process has one log, and sets it up once
     _threshold = threshold = logging.getLevelNamesMapping()[level.upper()]
     facts: list[Processor] = [
         structlog.contextvars.merge_contextvars,

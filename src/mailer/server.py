@@ -21,7 +21,7 @@ log = structlog.get_logger()
 MAY_PASS = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
 """An earlier process still listens there, or the machine has not got the address yet."""
 
-LAST_WORDS = 3
+CUT_MARGIN = 3
 """Seconds after the grace for requests that are cut to end."""
 
 
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(settings.shutdown_grace) + LAST_WORDS,
+                timeout_graceful_shutdown=int(settings.shutdown_grace) + CUT_MARGIN,
             )
         )
         self._grace = settings.shutdown_grace

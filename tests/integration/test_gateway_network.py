@@ -137,9 +137,7 @@ async def test_a_connection_that_is_seen_to_be_gone_is_not_used_again(*, is_rese
             assert await send(gateway, a_request(number)) == Accepted()
             await is_gone.wait()
             is_gone.clear()
-            await asyncio.sleep(
-                0.05
-            )  # turns of the loop, however busy the machine: it sees the end
+            await asyncio.sleep(0.05)  # turns of the loop, in which the gateway sees the end
 
 
 async def test_a_connection_that_goes_as_the_next_request_comes_leaves_it_unknown() -> None:

@@ -49,7 +49,7 @@ def test_what_nobodys_password_is_compared_with_is_not_made_first() -> None:
         "assert not asyncio.run(passwords.matches(None, 'wrong'))\n"
         "assert not passwords.is_outdated(passwords._nobodys())\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603  # our own
+    subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603  # the program above
 
 
 async def test_password_is_hashed_anew_when_hashes_are_made_otherwise(engine: AsyncEngine) -> None:

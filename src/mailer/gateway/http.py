@@ -149,7 +149,7 @@ class HttpGateway:
             raise aiohttp.ClientConnectionError("the request is cut")
         protocol.write(data, answer)
         message, content = await protocol.read()
-        while message.code < 200 and message.code != 101:  # noqa: PLR2004  # HTTP's own
+        while message.code < 200 and message.code != 101:  # noqa: PLR2004  # interim; 101 is final
             message, content = await protocol.read()
         return await self._outcome(message, content, answer.body)
 

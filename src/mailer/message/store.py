@@ -67,8 +67,10 @@ def to_message(row: Row[Any]) -> Message:
 CLAIMED_AT = case((message.c.status == "sending", message.c.updated_at), else_=message.c.claimed_at)
 TOLD = [
     *SHOWN,
-    *(message.c[name] for name in ("due_at", "retry_at", "sent_at")),
-    *(message.c[name] for name in ("lease_expires_at", "failures")),
+    *(
+        message.c[name]
+        for name in ("due_at", "retry_at", "sent_at", "lease_expires_at", "failures")
+    ),
     *(message.c[name] for name in ("operator_code", "time_zone")),
     CLAIMED_AT.label("claimed_at"),
     client.c.phone,
