@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,7 +134,6 @@ class Life:
         inherited = {key: value for key, value in os.environ.items() if "MAILER_" not in key}
         given = {f"MAILER_{key.upper()}": str(value) for key, value in settings.items()}
         self._environ = inherited | given | clock.environ
-        self._clock = clock
         self._journal = journal
         self._process: asyncio.subprocess.Process | None = None
 
@@ -204,9 +202,7 @@ class Life:
             self.is_serving.set()
             self._journal.uptimes[self.name] = [time.time()]
         if name.startswith("breaker_"):
-            at = datetime.fromisoformat(event["timestamp"]).timestamp() - self._clock.ahead
-            if abs(at - time.time()) > 1:  # its clock has stepped since
-                at = time.time()
+            at = time.time() - (time.monotonic() - event["monotonic"])  # its wall clock is set
             self._journal.breaker(self.name, at, event.get("seconds"))
         if level not in {"debug", "info"}:
             self._journal.events[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1

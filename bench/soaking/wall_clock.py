@@ -22,8 +22,6 @@ class WallClock:
         if library is None:
             raise SystemExit("install faketime: the soak sets the clock of its mailers")
         self._file = folder / "wall-clock"
-        self.ahead = 0.0
-        """Seconds from the true time to what it shows."""
         self.environ = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
@@ -37,7 +35,6 @@ class WallClock:
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+}\n")
         new.rename(self._file)
-        self.ahead = seconds
 
 
 async def trouble_clock(clock: WallClock, journal: Journal, draw: Draw) -> None:
