@@ -22,6 +22,8 @@ LONGEST_ANSWER = LATENCY * (1 + JITTER)
 """Seconds after which the gateway has answered whatever it answers at all."""
 LAG = 0.1
 """Seconds that a process of a busy machine may take to read what was written to it."""
+END_MARGIN = 0.1
+"""Seconds before its end in which a mailing sends nothing more."""
 COMPLAINT = 200
 """Characters that are kept of the start and of the end of a complaint."""
 REACTION = 1.0

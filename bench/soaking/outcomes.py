@@ -13,10 +13,8 @@ from soaking.claims import (
     Message,
 )
 from soaking.evidence import Audit, Evidence, is_open, matches, moment
-from soaking.journal import LAG, RETRY_ATTEMPTS
+from soaking.journal import END_MARGIN, LAG, RETRY_ATTEMPTS
 
-END_MARGIN = 0.1
-"""Seconds before its end in which a mailing sends nothing more."""
 TAKEN_BACK = frozenset({"expired", "no_window", "filter_changed"})
 """Why a message was cancelled that a change of its mailing may schedule again."""
 
