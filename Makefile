@@ -1,5 +1,5 @@
-# Everything from a clone: needs make and Python 3.11 or newer with venv. Each target sets up what
-# it needs in .venv; `make PYTHON=python3.12 ...` picks another Python.
+# Everything works from a fresh clone; needs make and Python 3.11 or newer with venv. Targets install what
+# they need into .venv. `make PYTHON=python3.12 ...` selects another Python.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,73 +10,76 @@ CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
 	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
-	import_beside hostile_headers schema soak
+	sending_during_import hostile_headers schema soak
 
 PROGRAMS := promtool chromium faketime
 
-.PHONY: help demo test busy $(PROGRAMS) lint fmt bench properties texts security lock audit clean
+.PHONY: help demo test busy $(PROGRAMS) lint fmt bench properties texts security schema lock audit clean
 .DELETE_ON_ERROR:
 
-help: ## show this
+help: ## show this help
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(READY) ## run mailer with a sandbox gateway and mailings under way; Ctrl-C ends it
+demo: $(READY) ## run mailer with a sandbox gateway and running mailings; Ctrl-C stops it
 	@$(BIN)/mailer demo
 
-# The compiled code is kept: the many processes of the tests would compile all of it, each for itself.
-test: lint $(PROGRAMS) ## all checks, then all tests on a real PostgreSQL (`alembic check` is one of them)
+# Bytecode is written: otherwise each of the many test processes would compile all code again.
+test: lint $(PROGRAMS) ## run all checks, then all tests on a real PostgreSQL (including `alembic check`)
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder # long files of few tests first
 
-busy: $(READY) ## the tests three times, beside four processes that keep the machine busy
-	@set -e; trap 'kill $$burners' EXIT; for each in 1 2 3 4; do \
+busy: $(READY) ## run the tests three times on a busy machine (four busy loops)
+	@set -e; trap 'kill $$burners' EXIT; for n in 1 2 3 4; do \
 		$(BIN)/python -c 'while True: pass' & burners="$$burners $$!"; done; \
 	for run in 1 2 3; do $(MAKE) --no-print-directory test; done
 
 promtool: PACKAGE := prometheus
 chromium: PACKAGE := chromium
 faketime: PACKAGE := faketime
-$(PROGRAMS): # of Debian; where it cannot be installed, the tests that need it are skipped
+$(PROGRAMS): # from Debian; if it cannot be installed, the tests that need it are skipped
 	@command -v $@ >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-		said=$$({ $(INSTALL) $(PACKAGE) || { apt-get update -qq && $(INSTALL) $(PACKAGE); }; } 2>&1) || \
-		echo "$$said"
+		output=$$({ $(INSTALL) $(PACKAGE) || { apt-get update -qq && $(INSTALL) $(PACKAGE); }; } 2>&1) || \
+		echo "$$output"
 
-lint: $(READY) ## ruff, mypy, import-linter
+lint: $(READY) ## run ruff, mypy and import-linter
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet || { echo 'Not formatted: run make fmt'; exit 1; }
-	@$(BIN)/mypy # one process: workers give up on a busy machine
+	@$(BIN)/mypy # one process: its workers time out on a busy machine
 	@$(BIN)/lint-imports --no-logo
 
-fmt: $(READY) ## mend what ruff can, and format
+fmt: $(READY) ## fix what ruff can fix, and format the code
 	@$(BIN)/ruff check --quiet --fix --exit-zero
 	@$(BIN)/ruff format
 
-texts: $(READY) ## bring the catalogues of the pages' texts up to date
+texts: $(READY) ## update the gettext catalogues of the pages
 	@PYTHONPATH=. $(BIN)/python tests/texts.py
 
-security: $(READY) ## write what each route answers to whom into docs/security.md
+security: $(READY) ## write the permissions of all routes into docs/security.md
 	@PYTHONPATH=. $(BIN)/python tests/security_table.py
 
-bench: $(READY) ## every benchmark, one after the other
+schema: $(READY) ## write the schema that the migrations make into docs/schema.sql
+	@PYTHONPATH=. $(BIN)/python -m tests.schema_dump
+
+bench: $(READY) ## run all benchmarks, one after the other
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python bench/$$name.py; done
 
-properties: $(READY) ## the property tests, ten thousand cases each
+properties: $(READY) ## run the property tests, ten thousand examples each
 	@TEST_EXAMPLES=10000 $(BIN)/pytest -q -o timeout=1800 --durations=8 \
 		$$(grep -rl --include='test_*.py' tests.examples tests)
 
-lock: ## pin the dependencies of pyproject.toml again; LOCK=--upgrade takes the newest
+lock: ## pin the dependencies of pyproject.toml; LOCK=--upgrade selects the newest versions
 	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
 	$(PYTHON) -m venv "$$tools"; "$$tools/bin/python" $(PIP) install uv; \
 	"$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
 		--extra embedded --extra dev $(LOCK) pyproject.toml -o requirements.lock
 
-audit: ## ask PyPI's advisories about every pinned package; one that it does not know fails too
+audit: ## check all pinned packages for known vulnerabilities; a package unknown to PyPI fails too
 	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
 	$(PYTHON) -m venv "$$tools"; "$$tools/bin/python" $(PIP) install pip-audit; \
 	"$$tools/bin/pip-audit" --strict --disable-pip --require-hashes --vulnerability-service pypi \
 		--progress-spinner off -r requirements.lock
 
-clean: ## remove all that these targets made
+clean: ## remove everything that these targets created
 	@rm -rf $(VENV) $(CACHES) build dist
 	@find src tests bench alembic -name __pycache__ -prune -exec rm -rf {} +
 

@@ -1,10 +1,12 @@
-"""Whether a message costs more to send than by an earlier version, installed in another Python.
+"""Whether sending a message costs more than in an earlier version of mailer.
 
-Both versions run as real processes, each on an embedded database of its own, and take turns to
-send one mailing through the same sink, 50 at once; the order changes from pair to pair. Compared
-are the processor time a message of mailer and of its PostgreSQL, which a busy machine changes
-little, and the write-ahead log (WAL). Limit: a median ratio of the processor time of both together
-of at most 1.02. Takes about three minutes. The earlier version is made ready by, for example,
+Both versions run as real processes, each with its own embedded database. They take turns to send
+one mailing through the same sink, 50 requests at once; the order changes from pair to pair. The
+benchmark compares the processor time a message of mailer and of its PostgreSQL, which a busy
+machine changes little, and the write-ahead log (WAL) a message. Limit: a median ratio of the
+processor time of mailer and PostgreSQL together of at most 1.02. Takes about three minutes.
+
+The earlier version must be installed in another virtual environment, for example with
 `git worktree add ../before COMMIT`, a virtual environment there and `pip install -e .[embedded]`.
 """
 
@@ -18,13 +20,13 @@ import msgspec
 
 import harness
 
-LIMIT = 1.02
+MAX_RATIO = 1.02
 CONCURRENCY = 50
-WAL = "SELECT (pg_current_wal_lsn() - '0/0')::bigint"
+WAL_BYTES = "SELECT (pg_current_wal_lsn() - '0/0')::bigint"
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What a message costs: µs of processor time of both processes, bytes of WAL; and the rate."""
+    """Cost of a message: processor time in µs, WAL in bytes; and the rate, messages a second."""
 
     mailer: float
     database: float
@@ -33,46 +35,47 @@ class Cost(msgspec.Struct, frozen=True):
 
     @property
     def both(self) -> float:
-        """Processor time of mailer and its PostgreSQL, µs."""
+        """Processor time of mailer and its PostgreSQL together, in µs."""
         return self.mailer + self.database
 
 
 async def send(mailer: harness.Mailer, sink: harness.SinkProcess, messages: int) -> Cost:
-    """Send one mailing to everybody and return what a message of it cost."""
+    """Send one mailing to all clients and return the cost of a message."""
     await mailer.checkpoint()
     postgres = harness.postmaster_of(mailer.pid)
     cpu, server = harness.exact_cpu_seconds(mailer.pid), harness.server_cpu_seconds(postgres)
-    wal = await mailer.database.fetchval(WAL)
-    taken = await harness.send_to_all(mailer, sink, messages)
+    wal = await mailer.database.fetchval(WAL_BYTES)
+    report = await harness.send_to_all(mailer, sink, messages)
     return Cost(
         (harness.exact_cpu_seconds(mailer.pid) - cpu) / messages * 1e6,
         (harness.server_cpu_seconds(postgres) - server) / messages * 1e6,
-        (await mailer.database.fetchval(WAL) - wal) / messages,
-        taken.rate,
+        (await mailer.database.fetchval(WAL_BYTES) - wal) / messages,
+        report.rate,
     )
 
 
-def tell(name: str, cost: Cost) -> None:
-    """Print what a message cost."""
+def print_cost(name: str, cost: Cost) -> None:
+    """Print the cost of a message."""
     print(f"  {name:<6} mailer {cost.mailer:.1f} µs, PostgreSQL {cost.database:.1f} µs,", end=" ")
     print(f"WAL {cost.wal:,.0f} bytes a message, {cost.rate:,.0f} messages a second", flush=True)
 
 
-def judge(before: Sequence[Cost], now: Sequence[Cost]) -> int:
-    """Print the median ratios; return the exit status."""
+def check_limits(before: Sequence[Cost], now: Sequence[Cost]) -> int:
+    """Print the median ratios and the limit; return the exit status."""
+    pairs = list(zip(before, now, strict=True))
     ratios = {
-        name: median(getattr(b, name) / getattr(a, name) for a, b in zip(before, now, strict=True))
+        name: median(getattr(new, name) / getattr(old, name) for old, new in pairs)
         for name in ("both", "mailer", "database", "wal", "rate")
     }
     print("median ratios:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()))
     verdict = harness.Verdict()
     figure = f"processor time {ratios['both']:.3f}"
-    verdict.check(figure, limit=f"at most {LIMIT}", holds=ratios["both"] <= LIMIT)
+    verdict.check(figure, limit=f"at most {MAX_RATIO}", holds=ratios["both"] <= MAX_RATIO)
     return verdict.status
 
 
 async def main(python: str, messages: int, pairs: int) -> int:
-    """Take turns and print what they cost; return the exit status."""
+    """Send with both versions in turns and print the costs; return the exit status."""
     async with (
         harness.sink() as sink,
         harness.serve(sink.url, python=python, gateway_concurrency=CONCURRENCY) as before,
@@ -80,21 +83,21 @@ async def main(python: str, messages: int, pairs: int) -> int:
     ):
         versions = {"before": before, "now": now}
         for mailer in versions.values():
-            await mailer.add_clients(messages)
+            await mailer.create_clients(messages)
             await harness.send_to_all(mailer, sink, messages)  # to warm up
         costs: dict[str, list[Cost]] = {name: [] for name in versions}
         for pair in range(pairs):
             print(f"pair {pair + 1}")
             for name in versions if pair % 2 else reversed(versions):
                 costs[name].append(await send(versions[name], sink, messages))
-                tell(name, costs[name][-1])
-    return judge(costs["before"], costs["now"])
+                print_cost(name, costs[name][-1])
+    return check_limits(costs["before"], costs["now"])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("python", help="of the version to compare with: .../bin/python")
+    parser.add_argument("python", help="interpreter of the earlier version: .../bin/python")
     parser.add_argument("--messages", type=int, default=30_000)
     parser.add_argument("--pairs", type=int, default=5)
-    given = parser.parse_args()
-    sys.exit(asyncio.run(main(given.python, given.messages, given.pairs)))
+    args = parser.parse_args()
+    sys.exit(asyncio.run(main(args.python, args.messages, args.pairs)))

@@ -1,6 +1,7 @@
-"""The least that sending can cost: a bare aiohttp loop that posts the same bodies and forgets them.
+"""The least that sending can cost: a bare aiohttp loop that posts the same bodies.
 
-No database, no rules, no record. It is the peer in `against_bare.py`, in a process of its own.
+It has no database, checks no rules and records no results. `against_bare.py` runs it in its own
+process and compares mailer with it.
 """
 
 import argparse
@@ -13,23 +14,26 @@ import harness
 
 
 def bare_session(concurrency: int) -> aiohttp.ClientSession:
-    """Return a session of so many connections, as anybody would make it."""
+    """Return a session with up to `concurrency` connections and no other tuning."""
     connector = aiohttp.TCPConnector(limit=concurrency)
     headers = {"Authorization": f"Bearer {harness.TOKEN}"}
     return aiohttp.ClientSession(connector=connector, headers=headers)
 
 
 async def post(session: aiohttp.ClientSession, url: str, number: int) -> None:
-    """Post message `number` as anybody would; raises when the sink refuses it."""
+    """Post message `number` as aiohttp's documentation shows.
+
+    Raises `RuntimeError` when the sink does not accept it.
+    """
     body = {"id": number, "phone": 79_000_000_000 + number, "text": harness.TEXT}
-    async with session.post(f"{url}{number}", json=body) as answer:
-        if (await answer.json())["code"] != 0:
-            message = "the sink refused a message"
+    async with session.post(f"{url}{number}", json=body) as response:
+        if (await response.json())["code"] != 0:
+            message = "the sink rejected a message"
             raise RuntimeError(message)
 
 
 async def main(url: str, messages: int, concurrency: int) -> None:
-    """Post that many messages to `url`, so many at once."""
+    """Post `messages` messages to `url`, `concurrency` at once."""
     ids = iter(range(1, messages + 1))
     async with bare_session(concurrency) as session:
 
@@ -47,5 +51,5 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("messages", type=int)
     parser.add_argument("--concurrency", type=int, default=50)
-    given = parser.parse_args()
-    uvloop.run(main(given.url, given.messages, given.concurrency))
+    args = parser.parse_args()
+    uvloop.run(main(args.url, args.messages, args.concurrency))

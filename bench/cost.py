@@ -1,11 +1,14 @@
-"""What of a message's processor time goes where: the request to the gateway, and all the rest.
+"""Where the processor time of a message goes: the gateway request, everything else, and the log.
 
-The request is measured in blocks of a thousand, 50 at once, in turns with a bare aiohttp request to
-the same sink, in one process: so close together that a machine's noise falls on both alike. Limit:
-a median ratio of at most 1. All the rest (claim, rules, breaker, record, ledger) is what a
-dispatcher costs whose gateway accepts at once, in the same process. Limit: at most a third
-of the bare request.
-What the log costs at info, where each message is passed over in silence: at most 3 % of a message.
+The request: mailer's gateway client and a bare aiohttp session send to the same sink from one
+process, in alternating blocks of 1,000 requests, 50 at once. The blocks are so close together that
+the machine's noise affects both alike. Limit: a median ratio of at most 1.
+
+Everything else (claims, rules, breaker, results, counters): a dispatcher sends in this process
+through a gateway that accepts at once. Limit: at most a third of the bare request.
+
+The log at level info, which shows nothing of a single message: at most 3 % of a message.
+
 Takes about a minute.
 """
 
@@ -31,32 +34,32 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
-from mailer.db.opening import sample_clock
-from mailer.dispatch import story
+from mailer.db.startup import sample_clock
+from mailer.dispatch import message_log
 from mailer.dispatch.dispatcher import Dispatcher
-from mailer.gateway.breaker import Breaker
+from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
-from mailer.gateway.pace import Pace
-from mailer.gateway.port import Accepted, Outcome, Request
+from mailer.gateway.protocol import Accepted, Outcome, Request
 from mailer.log import configure_logging
 from mailer.mailing import service
 from mailer.mailing.model import NewMailing
-from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.settings import Settings
 
 CONCURRENCY = 50
-BLOCK = 1000
-"""Requests that are measured at a time."""
-LOG_PART = 0.03
-WITHIN = 60.0
-"""Seconds that a request is given; none needs them."""
+BLOCK_SIZE = 1000
+"""Requests in a block."""
+MAX_LOG_SHARE = 0.03
+"""Of the processor time of a message."""
+REQUEST_TIMEOUT = 60.0
+"""Seconds until the deadline of a request; never reached."""
 
 Send = Callable[[int], Awaitable[object]]
 
 
-async def block(send: Send) -> float:
-    """Return the microseconds of processor time that a request costs."""
-    numbers = iter(range(1, BLOCK + 1))
+async def measure_block(send: Send) -> float:
+    """Send a block of requests; return the microseconds of processor time a request."""
+    numbers = iter(range(1, BLOCK_SIZE + 1))
 
     async def work() -> None:
         for number in numbers:
@@ -66,107 +69,108 @@ async def block(send: Send) -> float:
     async with asyncio.TaskGroup() as tasks:
         for _ in range(CONCURRENCY):
             tasks.create_task(work())
-    return (time.process_time() - before) / BLOCK * 1e6
+    return (time.process_time() - before) / BLOCK_SIZE * 1e6
 
 
-async def requests(blocks: int) -> tuple[float, float, float]:
-    """Return what a bare request costs, what a gateway's does, and the median ratio of both."""
+async def measure_requests(blocks: int) -> tuple[float, float, float]:
+    """Return the median µs of a bare request and of mailer's, and the median of their ratios."""
     async with (
         harness.sink() as sink,
         bare_session(CONCURRENCY) as session,
         HttpGateway(sink.url, harness.TOKEN, concurrency=CONCURRENCY) as gateway,
     ):
 
-        async def bare(number: int) -> None:
+        async def send_bare(number: int) -> None:
             await post(session, sink.url, number)
 
-        async def own(number: int) -> None:
-            deadline = time.monotonic() + WITHIN
+        async def send_by_gateway(number: int) -> None:
+            deadline = time.monotonic() + REQUEST_TIMEOUT
             request = Request(number, str(79_000_000_000 + number), harness.TEXT, deadline)
             if await gateway.send(request) != Accepted():
-                message = "the sink refused a message"
+                message = "the sink rejected a message"
                 raise RuntimeError(message)
 
-        costs: dict[Send, list[float]] = {bare: [], own: []}
-        for turn in range(blocks):
-            for send in (bare, own) if turn % 2 else (own, bare):
-                costs[send].append(await block(send))
-    ratios = [mine / peer for peer, mine in zip(costs[bare], costs[own], strict=True)]
-    return median(costs[bare]), median(costs[own]), median(ratios)
+        bare: list[float] = []
+        own: list[float] = []
+        for index in range(blocks):
+            order = [(send_bare, bare), (send_by_gateway, own)]
+            for send, costs in order if index % 2 else reversed(order):
+                costs.append(await measure_block(send))
+    ratios = [cost / bare_cost for bare_cost, cost in zip(bare, own, strict=True)]
+    return median(bare), median(own), median(ratios)
 
 
-class Instant:
-    """A gateway that accepts at once and costs nothing."""
+class InstantGateway:
+    """A gateway that accepts every message at once, without a request."""
 
     async def send(self, request: Request) -> Outcome:
-        """Take the message."""
+        """Accept the message."""
         request.begin()
-        request.write()
+        request.mark_written()
         return Accepted()
 
 
-async def rest(messages: int, turns: int) -> float:
-    """Return the microseconds of processor time that all but the request costs a message."""
+async def measure_rest(messages: int, rounds: int) -> float:
+    """Return the median microseconds of processor time a message without its request."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's user passes through
+        os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's own user must enter it
         async with embedded_postgres(Path(folder)) as url:
             engine = create_engine(url)
             await migrate(engine)
             await sample_clock(engine)
             database = await asyncpg.connect(url)
-            await database.execute(harness.ADD_CLIENTS, messages)
+            await database.execute(harness.CREATE_CLIENTS, messages)
             await database.execute("VACUUM ANALYZE client")
             settings = Settings(auth="none")
-            breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
-            pace = Pace(settings.gateway_concurrency)
-            dispatcher = Dispatcher(url, engine, Instant(), breaker, pace, settings)
+            channel = Channel(InstantGateway(), ChannelLimits.of(settings))
+            dispatcher = Dispatcher(url, engine, channel, settings)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(dispatcher.run())
-                costs = [await mailing(engine, database, messages) for _ in range(turns)]
+                costs = [await send_mailing(engine, database, messages) for _ in range(rounds)]
                 dispatcher.stop()
             await database.close()
             await engine.dispose()
     return median(costs)
 
 
-async def mailing(engine: AsyncEngine, database: asyncpg.Connection, messages: int) -> float:
-    """Send one mailing to everybody, and return what a message of it cost this process."""
+async def send_mailing(engine: AsyncEngine, database: asyncpg.Connection, messages: int) -> float:
+    """Send one mailing to all clients; return this process's microseconds a message."""
     before = time.process_time()
     start = datetime.now(UTC)
     end = start + timedelta(hours=1)
     new = NewMailing(datetime_start=start, datetime_end=end, text=harness.TEXT)
     created = await service.create(engine, new, COMMAND_LINE)
-    while await database.fetchval(harness.STATUS, created.id) != "finished":  # noqa: ASYNC110  # it happens in another task
-        await asyncio.sleep(harness.PAUSE)
+    while await database.fetchval(harness.SELECT_STATUS, created.id) != "finished":  # noqa: ASYNC110  # another task changes it
+        await asyncio.sleep(harness.POLL_INTERVAL)
     return (time.process_time() - before) / messages * 1e6
 
 
-def log_calls() -> float:
-    """Return the microseconds that a message costs in calls to a log that shows info and above."""
+def measure_log_calls() -> float:
+    """Return the microseconds of a message's log calls when the log shows info and above."""
     claim = ClaimedMessage(1, 1, 1, datetime.now(UTC), "79161234567", "UTC")
-    finished = FinishedMessage(claim, "delivered", 1, sent_at=datetime.now(UTC))
+    result = MessageResult(claim, "delivered", 1, sent_at=datetime.now(UTC))
 
-    def tell() -> None:
-        story.tell_claimed(claim)
-        story.tell_finished(finished)
+    def log_message() -> None:
+        message_log.log_claimed(claim)
+        message_log.log_result(result)
 
     times = 100_000
-    return min(timeit.repeat(tell, number=times, repeat=5)) / times * 1e6
+    return min(timeit.repeat(log_message, number=times, repeat=5)) / times * 1e6
 
 
-async def main(blocks: int, messages: int, turns: int) -> int:
-    """Print the parts and judge them; return the exit status."""
+async def main(blocks: int, messages: int, rounds: int) -> int:
+    """Print the costs and their limits; return the exit status."""
     verdict = harness.Verdict()
-    bare, own, ratio = await requests(blocks)
-    print(f"a bare request costs {bare:.0f} µs of processor time, mailer's {own:.0f}")
+    bare, own, ratio = await measure_requests(blocks)
+    print(f"processor time of a bare request {bare:.0f} µs, of mailer's {own:.0f} µs")
     verdict.check(f"median ratio {ratio:.2f}", limit="at most 1", holds=ratio <= 1)
-    others = await rest(messages, turns)
-    figure = f"all but the request {others:.0f} µs a message"
-    verdict.check(figure, limit=f"at most {bare / 3:.0f}", holds=others <= bare / 3)
-    logging = log_calls()
-    part = logging / (own + others)
-    figure = f"the log at info {logging:.1f} µs a message, {part:.1%}"
-    verdict.check(figure, limit="at most 3 %", holds=part <= LOG_PART)
+    rest = await measure_rest(messages, rounds)
+    figure = f"all but the request {rest:.0f} µs a message"
+    verdict.check(figure, limit=f"at most {bare / 3:.0f}", holds=rest <= bare / 3)
+    log_cost = measure_log_calls()
+    log_share = log_cost / (own + rest)
+    figure = f"the log at info {log_cost:.1f} µs a message, {log_share:.1%}"
+    verdict.check(figure, limit="at most 3 %", holds=log_share <= MAX_LOG_SHARE)
     return verdict.status
 
 
@@ -174,9 +178,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--turns", type=int, default=3)
-    given = parser.parse_args()
-    with Path(os.devnull).open("w") as nowhere:
-        configure_logging("info", "json", nowhere)
-        status = uvloop.run(main(given.blocks, given.messages, given.turns))
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with Path(os.devnull).open("w") as null:
+        configure_logging("info", "json", null)
+        status = uvloop.run(main(args.blocks, args.messages, args.rounds))
     sys.exit(status)

@@ -1,9 +1,11 @@
-"""How soon the first request of a mailing reaches the gateway, and that it never comes early.
+"""How soon the first request of a mailing reaches the gateway, and whether it ever comes too early.
 
-Measured from the answer to `POST /mailings` when the mailing is already due, and from
-`datetime_start` when it starts later, with few and with many clients in the directory. The gateway
-runs in this process, so that all times are by one clock. Limit: 150 ms on the median of 20.
-Takes about two minutes.
+The time is measured from the answer to `POST /mailings` if the mailing is due at once, and from
+`datetime_start` if it starts later; with few and with many clients in the directory. The gateway
+runs in this process, so that one clock measures all times.
+
+Limits: a median of 150 ms over 20 rounds; no request before `datetime_start`. Takes about two
+minutes.
 """
 
 import argparse
@@ -19,85 +21,86 @@ import uvloop
 
 import harness
 from mailer.gateway.faults import Faults
-from mailer.gateway.sandbox import SandboxGateway, Taken
+from mailer.gateway.sandbox import SandboxGateway, SandboxRequest
 
-LIMIT = 0.150
-"""Seconds that the median may take."""
-TURNS = 20
-AHEAD = (2.0, 2.5)
-"""Seconds until a later mailing starts, drawn anew each time: no tick of mailer's fits them all."""
-PATIENCE = 30.0
+MAX_MEDIAN = 0.150
+"""Seconds."""
+ROUNDS = 20
+START_DELAY = (2.0, 2.5)
+"""Seconds until a later mailing starts; drawn anew each round, to fit no interval of mailer's."""
+REQUEST_TIMEOUT = 30.0
+"""Seconds to wait for the first request."""
 SETTLE = 0.2
-"""Seconds between turns for what was on its way."""
+"""Seconds between rounds, for requests still under way."""
 
 
 class FirstRequest:
-    """Catches the first request after each `forget`."""
+    """Records the time of the first request after each `reset`."""
 
     def __init__(self) -> None:
-        self._came = asyncio.Event()
-        self._at = 0.0
+        self._has_arrived = asyncio.Event()
+        self._arrived_at = 0.0
 
-    def take(self, taken: Taken) -> None:
-        """Note a request."""
-        if not self._came.is_set():
-            self._at = taken.arrived / 1e6
-            self._came.set()
+    def record(self, request: SandboxRequest) -> None:
+        """Record a request if it is the first."""
+        if not self._has_arrived.is_set():
+            self._arrived_at = request.arrived / 1e6
+            self._has_arrived.set()
 
-    def forget(self) -> None:
-        """Wait for a new one."""
-        self._came.clear()
+    def reset(self) -> None:
+        """Wait for a new first request."""
+        self._has_arrived.clear()
 
-    async def at(self) -> float:
-        """Return when it came, seconds of Unix time."""
-        await asyncio.wait_for(self._came.wait(), PATIENCE)
-        return self._at
+    async def wait(self) -> float:
+        """Wait for the first request; return when it arrived, in seconds of Unix time."""
+        await asyncio.wait_for(self._has_arrived.wait(), REQUEST_TIMEOUT)
+        return self._arrived_at
 
 
-async def one_turn(
+async def measure_once(
     mailer: harness.Mailer, first: FirstRequest, starts_in: float, client_filter: str | None
 ) -> float:
-    """Return the seconds from when a new mailing should begin to its first request."""
-    first.forget()
-    mailing = await mailer.add_mailing(starts_in=starts_in, client_filter=client_filter)
+    """Return the seconds from the start of a new mailing to its first request."""
+    first.reset()
+    mailing = await mailer.create_mailing(starts_in=starts_in, client_filter=client_filter)
     due_at = time.time()
     if starts_in:
         due_at = datetime.fromisoformat(mailing["datetime_start"]).timestamp()
-    waited = await first.at() - due_at
+    seconds = await first.wait() - due_at
     await mailer.call("DELETE", f"/mailings/{mailing['id']}")
     await asyncio.sleep(SETTLE)
-    return waited
+    return seconds
 
 
-def tell(verdict: harness.Verdict, name: str, waits: list[float], *, is_later: bool) -> None:
-    """Print what the turns took, against the limits."""
+def print_waits(verdict: harness.Verdict, name: str, waits: list[float], *, is_later: bool) -> None:
+    """Print the seconds of all rounds, against the limits."""
     median, worst = statistics.median(waits), max(waits)
     p95 = statistics.quantiles(waits, n=20)[-1]
     times = f"median {median * 1e3:4.0f}  p95 {p95 * 1e3:4.0f}  max {worst * 1e3:4.0f} ms"
-    limit, holds = f"{LIMIT * 1e3:.0f} ms", median <= LIMIT
-    if is_later:  # of one that is due the first request may overtake the answer
-        limit, holds = f"{limit}, never before", holds and min(waits) >= 0
+    limit, holds = f"{MAX_MEDIAN * 1e3:.0f} ms", median <= MAX_MEDIAN
+    if is_later:  # for a mailing that is due, the first request may come before the API's answer
+        limit, holds = f"{limit}, never too early", holds and min(waits) >= 0
     verdict.check(f"{name:<44} {times}", limit=limit, holds=holds)
 
 
 async def measure(verdict: harness.Verdict, clients: int) -> None:
-    """Measure with that many clients in the directory."""
+    """Measure with `clients` clients in the directory."""
     first = FirstRequest()
-    sandbox = SandboxGateway(Faults(), token=harness.TOKEN, on_taken=first.take)
+    sandbox = SandboxGateway(Faults(), token=harness.TOKEN, on_request=first.record)
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(sandbox.run())
         mailer = await stack.enter_async_context(harness.serve(url))
-        await mailer.add_clients(clients)
-        for client_filter, audience in (("last", "the ten newest"), (None, "everybody")):
-            for name, ahead in (("due", (0.0, 0.0)), ("later", AHEAD)):
-                if client_filter and ahead[0]:
-                    continue  # what a filter costs shows in the first
+        await mailer.create_clients(clients)
+        for client_filter, audience in (("last", "the ten newest"), (None, "all")):
+            for name, delay in (("due", (0.0, 0.0)), ("later", START_DELAY)):
+                if client_filter and delay[0]:
+                    continue  # the mailing that is due shows the cost of a filter already
                 waits = [
-                    await one_turn(mailer, first, random.uniform(*ahead), client_filter)  # noqa: S311  # not for secrets
-                    for _ in range(TURNS)
+                    await measure_once(mailer, first, random.uniform(*delay), client_filter)  # noqa: S311  # not for secrets
+                    for _ in range(ROUNDS)
                 ]
                 title = f"{name:<5} to {audience} of {clients:,} clients"
-                tell(verdict, title, waits, is_later=bool(ahead[0]))
+                print_waits(verdict, title, waits, is_later=bool(delay[0]))
 
 
 async def main(sizes: list[int]) -> int:

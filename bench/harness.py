@@ -1,4 +1,4 @@
-"""What the benchmarks share: the real processes, the API they are driven by, and their figures."""
+"""Shared by the benchmarks: real processes, calls of the API, and figures with their limits."""
 
 import asyncio
 import os
@@ -21,19 +21,19 @@ from mailer.access import keys
 from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import create_engine
 from mailer.loop_monitor import Block
-from sink import Taken
+from sink import SinkReport
 
-TOKEN = "bench"  # noqa: S105  # of gateways that live as long as a benchmark
-PATIENCE = 60.0
+TOKEN = "bench"  # noqa: S105  # the gateways exist only as long as a benchmark
+PROCESS_TIMEOUT = 60.0
 """Seconds to wait for a process to start or to stop."""
-PAUSE = 0.05
-"""Seconds between looks at how far a mailing is."""
-STATUS = "SELECT status FROM mailing WHERE id = $1"
+POLL_INTERVAL = 0.05
+"""Seconds between two reads of a mailing's progress."""
+SELECT_STATUS = "SELECT status FROM mailing WHERE id = $1"
 TEXT = "Your order is ready. Come by until nine."
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-TICKS = os.sysconf("SC_CLK_TCK")
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
-ADD_CLIENTS = """
+CREATE_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone)
     SELECT '79' || lpad(n::text, 9, '0'), '9' || lpad((n % 90)::text, 2, '0'),
         CASE WHEN n > $1 - 10 THEN 'last' WHEN n % 10 = 0 THEN 'vip' END,
@@ -42,26 +42,26 @@ ADD_CLIENTS = """
 
 
 class Mailer:
-    """A `mailer serve`, its API and a connection to its database."""
+    """A `mailer serve` process, its API and a connection to its database."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, database_url: str, *, asks: bool
+        self, process: asyncio.subprocess.Process, database_url: str, *, requires_key: bool
     ) -> None:
         self.pid = process.pid
         self.database_url = database_url
         self.key: str | None = None
-        """What every call shows, where mailer asks for a key."""
+        """The API key of every call; None when the API needs none."""
         self.blocks: list[Block] = []
-        """Blocks of its event loop, where it runs as `bench/watched.py`."""
-        self._asks = asks
+        """Blocks of its event loop, if it runs as `bench/serve_monitored.py`."""
+        self._requires_key = requires_key
         self._process = process
 
     async def __aenter__(self) -> Self:
-        self.address = await asyncio.wait_for(self._address(), PATIENCE)
-        self._reading = asyncio.create_task(self._warn())
+        self.address = await asyncio.wait_for(self._wait_for_address(), PROCESS_TIMEOUT)
+        self._log_task = asyncio.create_task(self._follow_log())
         self.database: asyncpg.Connection = await asyncpg.connect(self.database_url)
-        if self._asks:
-            self.key = await _new_key(self.database_url)
+        if self._requires_key:
+            self.key = await _create_admin_key(self.database_url)
         self._session = aiohttp.ClientSession(self.address, headers=self.headers)
         return self
 
@@ -74,24 +74,24 @@ class Mailer:
         await self._session.close()
         await self.database.close()
         await stop(self._process)
-        await self._reading
+        await self._log_task
 
-    async def _address(self) -> str:
-        async for event in self._log():
+    async def _wait_for_address(self) -> str:
+        async for event in self._log_events():
             if event.get("event") == "started":
                 return str(event["address"])
         message = "mailer did not start"
         raise RuntimeError(message)
 
-    async def _warn(self) -> None:
-        """Keep blocks of the loop; show what mailer complains of, so that no figure hides it."""
-        async for event in self._log():
+    async def _follow_log(self) -> None:
+        """Keep blocks of the event loop; print warnings and errors, which may spoil a figure."""
+        async for event in self._log_events():
             if event.get("event") == "event_loop_blocked":
                 self.blocks.append(msgspec.convert(event, Block))
             elif event.get("level") not in {"debug", "info"}:
                 print("mailer:", event, file=sys.stderr)
 
-    async def _log(self) -> AsyncIterator[dict[str, Any]]:
+    async def _log_events(self) -> AsyncIterator[dict[str, Any]]:
         assert self._process.stderr is not None  # noqa: S101  # it is a pipe
         async for line in self._process.stderr:
             try:
@@ -100,49 +100,55 @@ class Mailer:
                 yield {"event": line.decode().rstrip()}
 
     async def call(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  # JSON
-        """Call the API and return the answer's JSON; raises when it refuses."""
-        async with self._session.request(method, f"/api/v1{path}", json=body) as answer:
-            content = await answer.read()
-            if not answer.ok:
-                message = f"{method} {path}: {answer.status} {content.decode()}"
+        """Call the API and return the JSON of the response.
+
+        Raises `RuntimeError` for a status of 400 or above.
+        """
+        async with self._session.request(method, f"/api/v1{path}", json=body) as response:
+            content = await response.read()
+            if not response.ok:
+                message = f"{method} {path}: {response.status} {content.decode()}"
                 raise RuntimeError(message)
             return msgspec.json.decode(content) if content else None
 
     async def upload(self, path: str, content: bytes, media_type: str) -> int:
-        """Send a file to the API and return the answer's status, whatever it is."""
+        """Send a file to the API and return the status of the response, whatever it is."""
         headers = {"Content-Type": media_type}
-        async with self._session.post(f"/api/v1{path}", data=content, headers=headers) as answer:
-            await answer.read()
-            return answer.status
+        async with self._session.post(f"/api/v1{path}", data=content, headers=headers) as response:
+            await response.read()
+            return response.status
 
-    async def read(self, path: str) -> bytes:
-        """Return what a GET of any path answers; raises when it refuses."""
-        async with self._session.get(path) as answer:
-            content = await answer.read()
-            if not answer.ok:
-                message = f"GET {path}: {answer.status} {content.decode()}"
+    async def get(self, path: str) -> bytes:
+        """Return the body of a GET of any path.
+
+        Raises `RuntimeError` for a status of 400 or above.
+        """
+        async with self._session.get(path) as response:
+            content = await response.read()
+            if not response.ok:
+                message = f"GET {path}: {response.status} {content.decode()}"
                 raise RuntimeError(message)
             return content
 
-    async def add_clients(self, count: int) -> None:
-        """Fill the directory: every tenth client is tagged `vip`, the ten newest `last`."""
-        await self.database.execute(ADD_CLIENTS, count)
+    async def create_clients(self, count: int) -> None:
+        """Create clients: every tenth has the tag `vip`, the ten newest have the tag `last`."""
+        await self.database.execute(CREATE_CLIENTS, count)
         await self.database.execute("VACUUM ANALYZE client")
 
     async def checkpoint(self) -> None:
-        """Have the embedded database write what it holds back, as its superuser."""
+        """Run CHECKPOINT in the embedded database, as its superuser."""
         superuser = await asyncpg.connect(self.database_url, user="postgres")
         try:
             await superuser.execute("CHECKPOINT")
         finally:
             await superuser.close()
 
-    async def add_mailing(
+    async def create_mailing(
         self, *, starts_in: float = 0, client_filter: object = None, **fields: object
     ) -> dict[str, Any]:
-        """Create a mailing that starts in that many seconds, and return it.
+        """Create a mailing that starts in `starts_in` seconds, and return it.
 
-        It lasts an hour and has no window, unless `fields` say otherwise.
+        By default the mailing lasts an hour and has no sending window; `fields` override this.
         """
         start = datetime.now(UTC) + timedelta(seconds=starts_in)
         mailing = {
@@ -155,16 +161,19 @@ class Mailer:
         created: dict[str, Any] = await self.call("POST", "/mailings", mailing)
         return created
 
-    async def finished(self, mailing_id: int, patience: float = 600) -> None:
-        """Wait until a mailing is finished; asks the database, not mailer."""
-        async with asyncio.timeout(patience):
-            while await self.database.fetchval(STATUS, mailing_id) != "finished":  # noqa: ASYNC110  # it happens in another process
-                await asyncio.sleep(PAUSE)
+    async def wait_until_finished(self, mailing_id: int, within: float = 600) -> None:
+        """Wait until a mailing is finished; queries the database, to put no load on mailer.
+
+        Raises `TimeoutError` after `within` seconds.
+        """
+        async with asyncio.timeout(within):
+            while await self.database.fetchval(SELECT_STATUS, mailing_id) != "finished":  # noqa: ASYNC110  # it happens in another process
+                await asyncio.sleep(POLL_INTERVAL)
 
 
 SERVE = ("-m", "mailer", "serve")
-WATCHED = (str(Path(__file__).with_name("watched.py")),)
-"""What Python runs: mailer, and mailer that tells of blocks of its event loop."""
+SERVE_MONITORED = (str(Path(__file__).with_name("serve_monitored.py")),)
+"""Arguments of Python: mailer as it is, and mailer that reports blocks of its event loop."""
 
 
 @asynccontextmanager
@@ -174,15 +183,15 @@ async def serve(
     python: str = sys.executable,
     **settings: object,
 ) -> AsyncIterator[Mailer]:
-    """Run mailer in a process of its own on a new data folder, sending to a gateway.
+    """Run mailer in its own process on a new data folder; it sends to `gateway_url`.
 
-    With a `database_url` among the settings it works on that one, else on a new embedded database.
-    Another `python` runs the version that is installed there.
+    mailer uses the setting `database_url` if it is given, else a new embedded database.
+    `python` is the interpreter; another one runs the version of mailer installed there.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data_dir = Path(folder)
-        os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's user passes through
-        given = {
+        os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's own user must enter it
+        own_settings = {
             "auth": "none",
             "port": 0,
             "log_format": "json",
@@ -191,38 +200,41 @@ async def serve(
             "gateway_token": TOKEN,
             **settings,
         }
-        environ = own_environ() | {f"MAILER_{name.upper()}": str(v) for name, v in given.items()}
+        environ = clean_environ() | {
+            f"MAILER_{name.upper()}": str(value) for name, value in own_settings.items()
+        }
         if python != sys.executable:
             environ.pop("PYTHONPATH", None)
         process = await asyncio.create_subprocess_exec(
             *(python, *program),
             env=environ,
-            cwd=folder,  # away from a .env
+            cwd=folder,  # a folder without a .env file
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
         try:
             url = str(settings.get("database_url") or embedded_url(data_dir))
-            async with Mailer(process, url, asks=given["auth"] == "required") as mailer:
+            requires_key = own_settings["auth"] == "required"
+            async with Mailer(process, url, requires_key=requires_key) as mailer:
                 yield mailer
         finally:
             await stop(process)
 
 
-async def _new_key(database_url: str) -> str:
-    """Return a key that opens everything."""
+async def _create_admin_key(database_url: str) -> str:
+    """Create an API key with scope `admin` and return it."""
     engine = create_engine(database_url)
     try:
         async with engine.begin() as connection:
             new = keys.NewKey(name=f"bench {time.time_ns()}", scope="admin")
-            _, secret = await keys.add(connection, new, COMMAND_LINE)
+            _, secret = await keys.create(connection, new, COMMAND_LINE)
     finally:
         await engine.dispose()
     return secret
 
 
-def own_environ() -> dict[str, str]:
-    """Return the environment without settings of mailer's, good in every working directory."""
+def clean_environ() -> dict[str, str]:
+    """Return the environment without mailer's settings; PYTHONPATH becomes absolute."""
     environ = {name: value for name, value in os.environ.items() if "MAILER_" not in name}
     if path := environ.get("PYTHONPATH"):
         environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
@@ -230,47 +242,47 @@ def own_environ() -> dict[str, str]:
 
 
 def embedded_url(data_dir: Path) -> str:
-    """Return where the embedded database lets in the user that started it."""
+    """Return the URL of the embedded database, over its socket."""
     return f"postgresql://mailer@/mailer?host={quote(f'{data_dir}/postgresql/data')}"
 
 
 async def stop(process: asyncio.subprocess.Process) -> None:
-    """Stop a process, politely first."""
+    """Stop a process: SIGTERM first, SIGKILL if it is still running after the timeout."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is not None:
             return
         process.send_signal(number)
         try:
-            await asyncio.wait_for(process.wait(), PATIENCE)
+            await asyncio.wait_for(process.wait(), PROCESS_TIMEOUT)
         except TimeoutError:
             continue
 
 
 class Gateway:
-    """`mailer gateway` in a process of its own; what it took is known once it has stopped."""
+    """`mailer sandbox` in its own process; its log is complete once the process has stopped."""
 
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
         self._log = log
 
-    def taken(self) -> list[dict[str, Any]]:
-        """Return its log: a row a request, with `id`, `arrived` (Unix µs) and `kind`."""
+    def requests(self) -> list[dict[str, Any]]:
+        """Return its log: one row per request, with `id`, `arrived` (Unix µs) and `kind`."""
         with self._log.open("rb") as rows:
             return [msgspec.json.decode(row) for row in rows]
 
 
 @asynccontextmanager
 async def sandbox(log: Path, *options: str) -> AsyncIterator[Gateway]:
-    """Run the sandbox gateway in a process of its own, with options of `mailer gateway`."""
+    """Run the sandbox gateway in its own process, with options of `mailer sandbox`."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mailer", "gateway", "--port", "0", "--token", TOKEN),
+        *(sys.executable, "-m", "mailer", "sandbox", "--port", "0", "--token", TOKEN),
         *("--log", str(log), *options),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None  # noqa: S101  # it is a pipe
     try:
-        url = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        url = await asyncio.wait_for(process.stdout.readline(), PROCESS_TIMEOUT)
         draining = asyncio.create_task(process.stdout.read())
         yield Gateway(url.decode().strip(), log)
     finally:
@@ -279,23 +291,23 @@ async def sandbox(log: Path, *options: str) -> AsyncIterator[Gateway]:
 
 
 class SinkProcess:
-    """`bench/sink.py` in a process of its own: a gateway that costs next to nothing."""
+    """`bench/sink.py` in its own process: a gateway that uses almost no processor time."""
 
     def __init__(self, url: str, process: asyncio.subprocess.Process) -> None:
         self.url = url
         self._process = process
 
-    async def taken(self) -> Taken:
-        """Return what it took since the last time."""
+    async def read_report(self) -> SinkReport:
+        """Return what the sink received since the last report."""
         assert self._process.stdout is not None  # noqa: S101  # it is a pipe
         self._process.send_signal(signal.SIGUSR1)
-        line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE)
-        return msgspec.json.decode(line, type=Taken)
+        line = await asyncio.wait_for(self._process.stdout.readline(), PROCESS_TIMEOUT)
+        return msgspec.json.decode(line, type=SinkReport)
 
 
 @asynccontextmanager
 async def sink(latency: float = 0) -> AsyncIterator[SinkProcess]:
-    """Run a sink that answers after that many seconds."""
+    """Run a sink that answers each request after `latency` seconds."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(Path(__file__).with_name("sink.py")), "--latency", str(latency)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -303,77 +315,80 @@ async def sink(latency: float = 0) -> AsyncIterator[SinkProcess]:
     )
     assert process.stdout is not None  # noqa: S101  # it is a pipe
     try:
-        url = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        url = await asyncio.wait_for(process.stdout.readline(), PROCESS_TIMEOUT)
         yield SinkProcess(url.decode().strip(), process)
     finally:
         await stop(process)
 
 
-async def send_to_all(mailer: Mailer, sink: SinkProcess, clients: int) -> Taken:
-    """Send one mailing to everybody through a sink; raises unless each client got one request."""
-    await mailer.finished((await mailer.add_mailing())["id"])
-    taken = await sink.taken()
-    if taken.requests != clients:
-        message = f"{clients} clients, and {taken.requests} requests"
+async def send_to_all(mailer: Mailer, sink: SinkProcess, clients: int) -> SinkReport:
+    """Send one mailing to all clients through a sink.
+
+    Raises `RuntimeError` when the number of requests is not the number of clients.
+    """
+    await mailer.wait_until_finished((await mailer.create_mailing())["id"])
+    report = await sink.read_report()
+    if report.requests != clients:
+        message = f"{clients} clients, but {report.requests} requests"
         raise RuntimeError(message)
-    return taken
+    return report
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """Return the resident and the proportional set size of a process, bytes."""
+    """Return the resident and the proportional set size of a process, in bytes."""
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_SIZE
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return resident, int(rollup.partition("\nPss:")[2].split()[0]) * 1024
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used, its children's left out."""
+    """Return the processor seconds that a process has used, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 def exact_cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process's threads that live, to the nanosecond."""
+    """Return the processor seconds of a process's live threads, to the nanosecond."""
     threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((each / "schedstat").read_text().split()[0]) for each in threads) / 1e9
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def postmaster_of(pid: int) -> int:
-    """Return the PostgreSQL that mailer `pid` has started."""
+    """Return the process id of the PostgreSQL server that mailer `pid` has started."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def parent_of(pid: int) -> int:
-    """Return the process that has started a process: of a session, its PostgreSQL."""
+    """Return the parent process id; the parent of a session's backend is its PostgreSQL server."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def tree_cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process and the children it has now."""
+    """Return the processor seconds of a process and of its present children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return cpu_seconds(pid) + sum(cpu_seconds(int(child)) for child in children)
 
 
 def server_cpu_seconds(postmaster: int) -> float:
-    """Return the processor time of a PostgreSQL, with that of its children that have ended."""
+    """Return the processor seconds of a PostgreSQL server, with all its children, ended or not."""
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
     seconds = cpu_seconds(postmaster)
     for child in children:
-        with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile: counted below
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended: counted below
             seconds += cpu_seconds(int(child))
     fields = Path(f"/proc/{postmaster}/stat").read_text().rpartition(")")[2].split()
-    return seconds + (int(fields[13]) + int(fields[14])) / TICKS
+    return seconds + (int(fields[13]) + int(fields[14])) / CLOCK_TICKS
 
 
 class Verdict:
-    """Prints figures beside their limits, and remembers whether one was broken."""
+    """Prints figures beside their limits, and keeps the exit status of the benchmark."""
 
     def __init__(self) -> None:
         self.status = 0
-        """Exit status: 1 when a limit was broken."""
+        """Exit status: 1 as soon as one limit is broken."""
 
     def check(self, figure: str, *, limit: str, holds: bool) -> None:
-        """Print a figure with its limit and whether it holds."""
+        """Print a figure with its limit, and whether the limit holds."""
         print(f"{figure}   limit: {limit}   {'ok' if holds else 'BROKEN'}")
         if not holds:
             self.status = 1

@@ -1,11 +1,12 @@
-"""How a mailing is sent beside 120 connections that ask with headers as bad as can be.
+"""How requests with hostile headers, over 120 connections, affect sending.
 
-None of them shows a credential that opens anything. A mailing goes out at a steady rate to a sink,
-through a real process. For each header the connections ask again and again, in turns with an
-ordinary header of its size and with it: a flood slows sending down whatever it says, a hostile
-header is not to slow it down more. Limits: 0.8 of the rate beside the ordinary header; and before
-that, with nothing to send, 1.5 times the processor time of an answer, which other work on the
-machine does not disturb. Takes ten minutes.
+The requests have no valid credentials. Any flood of requests slows down sending; a hostile header
+must not slow it down more than an ordinary header of the same size, so the two take turns.
+
+Limits for each hostile header: with nothing to send, 1.5 times the processor time of a response,
+which other work on the machine does not affect; while a real process sends a mailing at a steady
+rate to a sink, at least 0.8 of the rate with the ordinary header. No message may be sent twice.
+Takes ten minutes.
 """
 
 import argparse
@@ -26,26 +27,27 @@ import harness
 from loop_blocks import HEADERS
 
 CONNECTIONS = 120
-RATE = 100
+SEND_RATE = 100
 """Messages a second."""
-SECONDS, TURNS = 5.0, 2
-"""For which each rate is measured, and how often."""
+MEASURE_SECONDS, ROUNDS = 5.0, 2
+"""Seconds to measure each rate, and how often."""
 SETTLE = 1.0
-"""Seconds for the connections to be under way."""
-LEAST_SHARE, MOST_COST = 0.8, 1.5
-"""Of the rate, and of the processor time of an answer, with an ordinary header."""
-ANSWERS = 200
-"""Of which the processor time is measured in each turn."""
+"""Seconds until all connections are busy."""
+MIN_RATE_RATIO, MAX_COST_RATIO = 0.8, 1.5
+"""Compared with an ordinary header: of the rate, and of the processor time of a response."""
+RESPONSES = 200
+"""Responses whose processor time is measured in each round."""
 PATHS = ("/login", "/api/v1/clients", "/static/pages.css", "/nowhere", "/")
-PATIENCE = 30.0
-"""Seconds to wait for an answer."""
+RESPONSE_TIMEOUT = 30.0
+"""Seconds to wait for a response."""
 
 
-class Strangers:
-    """Connections that send a request, wait for its answer, and send the next."""
+class HostileConnections:
+    """Connections that send a request, wait for the response, and send the next request."""
 
     def __init__(self, address: str, headers: dict[str, str]) -> None:
-        self.answers = 0
+        self.responses = 0
+        """Responses received so far, over all connections."""
         self._address = urlsplit(address)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._heads = [
@@ -54,15 +56,15 @@ class Strangers:
         ]
 
     @asynccontextmanager
-    async def asking(self, connections: int) -> AsyncIterator[None]:
-        """Ask over so many connections until the end of the block."""
+    async def sending(self, connections: int) -> AsyncIterator[None]:
+        """Send requests over `connections` connections during the block."""
         async with asyncio.TaskGroup() as tasks:
-            every = [tasks.create_task(self._ask_again()) for _ in range(connections)]
+            senders = [tasks.create_task(self._send_requests()) for _ in range(connections)]
             yield
-            for each in every:
-                each.cancel()
+            for sender in senders:
+                sender.cancel()
 
-    async def _ask_again(self) -> None:
+    async def _send_requests(self) -> None:
         while True:
             reader, writer = await asyncio.open_connection(
                 self._address.hostname, self._address.port
@@ -70,10 +72,10 @@ class Strangers:
             try:
                 for head in cycle(self._heads):
                     writer.write(head)
-                    async with asyncio.timeout(PATIENCE):
-                        is_kept = await self._read(reader)
-                    self.answers += 1
-                    if not is_kept:
+                    async with asyncio.timeout(RESPONSE_TIMEOUT):
+                        is_kept_alive = await self._read_response(reader)
+                    self.responses += 1
+                    if not is_kept_alive:
                         break
             except (OSError, EOFError, TimeoutError):
                 await asyncio.sleep(SETTLE / 10)
@@ -83,8 +85,8 @@ class Strangers:
                     await writer.wait_closed()
 
     @staticmethod
-    async def _read(reader: asyncio.StreamReader) -> bool:
-        """Read an answer; return whether the connection is kept."""
+    async def _read_response(reader: asyncio.StreamReader) -> bool:
+        """Read a response; return whether the connection stays open."""
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         if b"\r\ncontent-length:" not in head:
             return False
@@ -93,108 +95,114 @@ class Strangers:
         return b"\r\nconnection: close" not in head
 
 
-class Beside(msgspec.Struct, frozen=True):
-    """What there was beside connections that send a header."""
+class Rates(msgspec.Struct, frozen=True):
+    """Rates while connections send a header."""
 
-    rate: float
-    """Messages a second."""
-    answers: float
-    """Answers a second."""
+    messages: float
+    """Messages sent a second."""
+    responses: float
+    """Responses to the connections a second."""
 
 
-async def beside(
+async def measure_rates(
     mailer: harness.Mailer, sink: harness.SinkProcess, headers: dict[str, str]
-) -> Beside:
-    """Return what there is beside connections that send some headers."""
-    strangers = Strangers(mailer.address, headers)
-    async with strangers.asking(CONNECTIONS):
+) -> Rates:
+    """Measure the rates while connections send the headers."""
+    connections = HostileConnections(mailer.address, headers)
+    async with connections.sending(CONNECTIONS):
         await asyncio.sleep(SETTLE)
-        await sink.taken()
-        answers, began = strangers.answers, time.monotonic()
-        await asyncio.sleep(SECONDS)
+        await sink.read_report()
+        responses, began = connections.responses, time.monotonic()
+        await asyncio.sleep(MEASURE_SECONDS)
         seconds = time.monotonic() - began
-        answers = strangers.answers - answers
-        messages = (await sink.taken()).requests
-    return Beside(messages / seconds, answers / seconds)
+        responses = connections.responses - responses
+        messages = (await sink.read_report()).requests
+    return Rates(messages / seconds, responses / seconds)
 
 
-async def cost(mailer: harness.Mailer, headers: dict[str, str]) -> float:
-    """Return the processor time of an answer, milliseconds."""
-    strangers = Strangers(mailer.address, headers)
-    async with strangers.asking(1):
-        while not strangers.answers:  # noqa: ASYNC110  # a count, which nothing signals
-            await asyncio.sleep(harness.PAUSE)
-        answers, spent = strangers.answers, harness.cpu_seconds(mailer.pid)
-        while strangers.answers < answers + ANSWERS:  # noqa: ASYNC110  # likewise
-            await asyncio.sleep(harness.PAUSE)
-        spent = harness.cpu_seconds(mailer.pid) - spent
-        return spent * 1e3 / (strangers.answers - answers)
+async def response_cost(mailer: harness.Mailer, headers: dict[str, str]) -> float:
+    """Return the processor time of a response to the headers, in milliseconds."""
+    connections = HostileConnections(mailer.address, headers)
+    async with connections.sending(1):
+        while not connections.responses:  # noqa: ASYNC110  # a counter has no event
+            await asyncio.sleep(harness.POLL_INTERVAL)
+        responses, cpu = connections.responses, harness.cpu_seconds(mailer.pid)
+        while connections.responses < responses + RESPONSES:  # noqa: ASYNC110  # likewise
+            await asyncio.sleep(harness.POLL_INTERVAL)
+        cpu = harness.cpu_seconds(mailer.pid) - cpu
+        return cpu * 1e3 / (connections.responses - responses)
 
 
-def padding(headers: dict[str, str]) -> dict[str, str]:
-    """Return an ordinary header of the size of some others."""
+def ordinary(headers: dict[str, str]) -> dict[str, str]:
+    """Return an ordinary header as long as the values of `headers`."""
     return {"X-Padding": "a" * sum(map(len, headers.values()))}
 
 
-async def judge_cost(mailer: harness.Mailer, verdict: harness.Verdict, name: str) -> None:
-    """Hold the processor time of an answer to a header against that to an ordinary one."""
+async def check_cost(mailer: harness.Mailer, verdict: harness.Verdict, name: str) -> None:
+    """Compare the processor time of a response to a hostile header and to an ordinary one."""
     headers = HEADERS[name]
-    turns = [
-        (await cost(mailer, padding(headers)), await cost(mailer, headers)) for _ in range(TURNS)
+    measurements = [
+        (await response_cost(mailer, ordinary(headers)), await response_cost(mailer, headers))
+        for _ in range(ROUNDS)
     ]
-    plain, hostile = (mean(each) for each in zip(*turns, strict=True))
-    figure = f"{name}: an answer takes {hostile:.2f} ms, and {plain:.2f} ms with an ordinary header"
-    verdict.check(figure, limit=f"{MOST_COST} times", holds=hostile <= MOST_COST * plain)
+    plain, hostile = (mean(costs) for costs in zip(*measurements, strict=True))
+    figure = f"{name}: a response takes {hostile:.2f} ms, with an ordinary header {plain:.2f} ms"
+    limit = f"at most {MAX_COST_RATIO} times"
+    verdict.check(figure, limit=limit, holds=hostile <= MAX_COST_RATIO * plain)
 
 
-async def judge_rate(
+async def check_rate(
     mailer: harness.Mailer, sink: harness.SinkProcess, verdict: harness.Verdict, name: str
 ) -> None:
-    """Hold the rate beside a header against that beside an ordinary one."""
+    """Compare the rate of sending with a hostile header and with an ordinary one."""
     headers = HEADERS[name]
-    turns = [
-        (await beside(mailer, sink, padding(headers)), await beside(mailer, sink, headers))
-        for _ in range(TURNS)
+    measurements = [
+        (
+            await measure_rates(mailer, sink, ordinary(headers)),
+            await measure_rates(mailer, sink, headers),
+        )
+        for _ in range(ROUNDS)
     ]
     plain, hostile = (
-        Beside(mean(each.rate for each in found), mean(each.answers for each in found))
-        for found in zip(*turns, strict=True)
+        Rates(mean(rate.messages for rate in rates), mean(rate.responses for rate in rates))
+        for rates in zip(*measurements, strict=True)
     )
     figure = (
-        f"{name}: {hostile.rate:.0f} messages and {hostile.answers:.0f} answers a second,"
-        f" {plain.rate:.0f} and {plain.answers:.0f} beside an ordinary header"
+        f"{name}: {hostile.messages:.0f} messages and {hostile.responses:.0f} responses a second,"
+        f" with an ordinary header {plain.messages:.0f} and {plain.responses:.0f}"
     )
-    holds = hostile.rate >= LEAST_SHARE * plain.rate
-    verdict.check(figure, limit=f"{LEAST_SHARE} of the rate", holds=holds)
+    holds = hostile.messages >= MIN_RATE_RATIO * plain.messages
+    verdict.check(figure, limit=f"at least {MIN_RATE_RATIO} of the rate", holds=holds)
 
 
 async def main(only: str) -> int:
-    """Ask with every header, at rest and beside a mailing, and judge; return the exit status."""
+    """Measure every header, idle and while sending; return the exit status."""
     verdict = harness.Verdict()
-    settings: dict[str, Any] = {"gateway_rate": RATE, "trusted_proxies": "127.0.0.1"}
+    settings: dict[str, Any] = {"gateway_rate": SEND_RATE, "trusted_proxies": "127.0.0.1"}
     names = [name for name in HEADERS if only in name]
     async with (
         harness.sink() as sink,
         harness.serve(sink.url, harness.SERVE, auth="required", **settings) as mailer,
     ):
-        await cost(mailer, {})  # once for all that is made at first
+        await response_cost(mailer, {})  # to warm up
         for name in names:
-            await judge_cost(mailer, verdict, name)
-        await mailer.add_clients(200_000)
-        await mailer.add_mailing()
-        await asyncio.sleep(SECONDS)
-        await sink.taken()
-        await asyncio.sleep(SECONDS)
-        print(f"alone: {(await sink.taken()).requests / SECONDS:.0f} messages a second")
+            await check_cost(mailer, verdict, name)
+        await mailer.create_clients(200_000)
+        await mailer.create_mailing()
+        await asyncio.sleep(MEASURE_SECONDS)
+        await sink.read_report()
+        await asyncio.sleep(MEASURE_SECONDS)
+        rate = (await sink.read_report()).requests / MEASURE_SECONDS
+        print(f"without connections: {rate:.0f} messages a second")
         for name in names:
-            await judge_rate(mailer, sink, verdict, name)
-        repeats = (await sink.taken()).repeats
+            await check_rate(mailer, sink, verdict, name)
+        repeats = (await sink.read_report()).repeats
     verdict.check(f"messages sent twice: {repeats}", limit="0", holds=repeats == 0)
     return verdict.status
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="headers whose names hold this")
-    given = parser.parse_args()
-    sys.exit(uvloop.run(main(given.only)))
+    parser.add_argument("--only", default="", help="only headers whose names contain this text")
+    args = parser.parse_args()
+    sys.exit(uvloop.run(main(args.only)))

@@ -1,11 +1,13 @@
-"""The longest block of the event loop under every route, by periodic jobs and hostile headers.
+"""The longest block of the event loop, for every route and for the periodic tasks.
 
-A real process with clients in every time zone, tags by the hundred and mailings in several states
-is called on each route with the worst input that a sender may choose: long queries and headers, the
-largest bodies, deep and wide JSON, the longest filters and texts. `watched.py` reports each block.
-The figure is the processor time of a block, median of three calls. Promised for input whose cost
-the sender chooses: 10 ms; a route fails over 50 ms, and when it does not answer. Takes four
-minutes.
+A real process has clients in every time zone, a thousand tags, and mailings in several states. The
+benchmark calls each route with the worst input that a sender may choose: long queries and headers,
+the largest bodies, deep and wide JSON, the longest filters and texts. `serve_monitored.py` reports
+each block.
+
+The figure is the processor time of the longest block, median of three calls. mailer promises 10 ms
+for input whose cost the sender chooses; the benchmark fails for a route with a block over 50 ms,
+with an answer 500, or without an answer within 30 s. Takes four minutes.
 """
 
 import argparse
@@ -26,34 +28,36 @@ from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import harness
-from mailer.access import accounts, keys, service
+from mailer.access import keys, service, users
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
 from mailer.client.model import known_zones
 from mailer.db.engine import create_engine
 
-PROMISED, LIMIT = 0.01, 0.05
-"""Seconds of a block: the promise, and where a route fails."""
+PROMISED_BLOCK, MAX_BLOCK = 0.01, 0.05
+"""Seconds: the promise, and the limit of this benchmark."""
 TIMES = 3
 SETTLE = 0.03
-"""Seconds after an answer for its blocks to be reported."""
-END_SESSIONS = frozenset({"/logout", "/account/sessions", "/account/password"})
-"""Routes after which one signs in anew."""
-PATIENCE, GLANCE = 30.0, 1.0
-"""Seconds to wait for an answer, and for the first part of a stream, which may have no news."""
-JOBS = 25.0
-"""Seconds to watch what the process does by itself."""
+"""Seconds to wait after a response until its blocks are reported."""
+SESSION_ENDING_ROUTES = frozenset({"/logout", "/account/sessions", "/account/password"})
+"""Routes that end the session; the benchmark signs in again after them."""
+RESPONSE_TIMEOUT, STREAM_TIMEOUT = 30.0, 1.0
+"""Seconds to wait for a response, and for the first event of a stream, which may have none."""
+TASKS_SECONDS = 25.0
+"""Seconds to watch the periodic tasks."""
 HOUR = timedelta(hours=1)
 NAME, PASSWORD = "bench", "a pass phrase of a benchmark"
 KIB, MIB = 1024, 1024 * 1024
 
-ADD_CLIENTS = """
+CREATE_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone)
     SELECT '79' || lpad(n::text, 9, '0'), '9' || lpad((n % 100)::text, 2, '0'),
         'tag ' || n % 1000, ($2::text[])[1 + n % cardinality($2::text[])]
     FROM generate_series(1, $1::bigint) AS n"""
-TAKEN = "SELECT scheduled + sending + delivered + undelivered FROM ledger WHERE mailing_id = $1"
-ZONES = "SELECT array_agg(name) FROM pg_timezone_names WHERE name = ANY($1)"
+COUNT_ENQUEUED = """
+    SELECT scheduled + sending + delivered + undelivered FROM mailing_counts
+    WHERE mailing_id = $1"""
+SELECT_ZONES = "SELECT array_agg(name) FROM pg_timezone_names WHERE name = ANY($1)"
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -61,15 +65,15 @@ class Call(msgspec.Struct, frozen=True):
 
     method: str
     route: str
-    what: str
-    """What is bad about it."""
+    input: str
+    """Name of the hostile input, or `plain`."""
     path: str
     body: bytes | None = None
     headers: dict[str, str] = {}
 
     @property
     def is_stream(self) -> bool:
-        """Whether the answer goes on until the page is closed."""
+        """Whether the response is a stream of events without an end."""
         return self.method == "GET" and self.route.startswith("/live/")
 
 
@@ -77,8 +81,8 @@ HEADERS = {
     "many languages": {"Accept-Language": "," * 31_000},
     "languages of many parts": {"Accept-Language": ",".join(["a-b-c-d-e;q=0.1"] * 2_000)},
     "many encodings": {"Accept-Encoding": ",".join(["gzip;q=0.1"] * 2_800)},
-    "many types": {"Accept": ",".join(["a/b;q=0.1"] * 3_000)},
-    "a type of many parameters": {"Accept": "a/b" + ";a=b" * 7_000},
+    "many media types": {"Accept": ",".join(["a/b;q=0.1"] * 3_000)},
+    "a media type of many parameters": {"Accept": "a/b" + ";a=b" * 7_000},
     "many cookies": {"Cookie": "; ".join(f"a{n}=b" for n in range(3_500))},
     "a cookie of quotes": {"Cookie": 'a="' + '\\"' * 15_000},
     "a cookie of octal escapes": {"Cookie": 'a="' + "\\054" * 5_000 + '"'},
@@ -88,9 +92,9 @@ HEADERS = {
     "many schemes": {"X-Forwarded-Proto": ",".join(["https"] * 5_000)},
     "a content type of many parameters": {"Content-Type": "a/b" + ";a=b" * 7_000},
     "a content type of quotes": {"Content-Type": 'a/b; a="' + '\\"' * 15_000},
-    "a long bearer": {"Authorization": "Bearer " + "a" * 31_000},
+    "a long bearer token": {"Authorization": "Bearer " + "a" * 31_000},
     "many ranges": {"Range": "bytes=" + ",".join(["0-1"] * 7_500)},
-    "many tags": {"If-None-Match": ",".join(['"a"'] * 7_500)},
+    "many entity tags": {"If-None-Match": ",".join(['"a"'] * 7_500)},
     "a long idempotency key": {"Idempotency-Key": "a" * 31_000},
     "many headers": {f"X-{n}": "a" * 300 for n in range(90)},
 }
@@ -102,12 +106,12 @@ QUERIES = {
 }
 JSON_BODIES = {
     "deep JSON": b"[" * MIB,
-    "deep and whole JSON": b'{"a":' * 1000 + b"1" + b"}" * 1000,
+    "deep and complete JSON": b'{"a":' * 1000 + b"1" + b"}" * 1000,
     "JSON of many fields": b"{" + b",".join(b'"a%d":1' % n for n in range(90_000)) + b"}",
     "JSON of many lists": b'{"text":[' + b"[]," * 340_000 + b"[]]}",
     "JSON of many objects": b'{"text":[' + b"{}," * 340_000 + b"{}]}",
-    "JSON of as many values as are read": b'{"text":[' + b"[{}]," * 2_400 + b"1," * 45_000 + b"1]}",
-    "JSON of as many fields as are read": b"{"
+    "JSON of the most values allowed": b'{"text":[' + b"[{}]," * 2_400 + b"1," * 45_000 + b"1]}",
+    "JSON of the most fields allowed": b"{"
     + b",".join(b'"a%d":1' % n for n in range(50_000))
     + b"}",
     "JSON of many numbers": b'{"text":[' + b"1," * 500_000 + b"1]}",
@@ -122,8 +126,8 @@ FORM_BODIES = {
 }
 
 
-def filter_of(entries: int, zones: list[str]) -> dict[str, list[str]]:
-    """Return the longest filter there may be, as far as `entries` go."""
+def make_filter(entries: int, zones: list[str]) -> dict[str, list[str]]:
+    """Return a filter with up to `entries` operator codes, tags and time zones each."""
     return {
         "operator_codes": [f"{n:03}" for n in range(entries)][:1000],
         "tags": [f"tag {n} {'x' * 50}" for n in range(entries)],
@@ -131,8 +135,8 @@ def filter_of(entries: int, zones: list[str]) -> dict[str, list[str]]:
     }
 
 
-def a_mailing(**fields: object) -> dict[str, object]:
-    """Return a mailing that begins tomorrow."""
+def make_mailing(**fields: object) -> dict[str, object]:
+    """Return a mailing that starts tomorrow; `fields` override its fields."""
     start = datetime.now(UTC) + 24 * HOUR
     return {
         "datetime_start": start.isoformat(),
@@ -144,10 +148,10 @@ def a_mailing(**fields: object) -> dict[str, object]:
     } | fields
 
 
-def a_form(**fields: str) -> bytes:
-    """Return the form of such a mailing."""
+def make_form(**fields: str) -> bytes:
+    """Return the encoded form of a mailing that starts tomorrow; `fields` override its fields."""
     start = datetime.now(UTC) + 24 * HOUR
-    given = {
+    values = {
         "text": "Ж" * 1600,
         "start": start.strftime("%Y-%m-%dT%H:%M"),
         "end": (start + 50 * 24 * HOUR).strftime("%Y-%m-%dT%H:%M"),
@@ -156,7 +160,7 @@ def a_form(**fields: str) -> bytes:
         "on_unknown": "retry",
         "time_zone": "UTC",
     } | fields
-    return "&".join(f"{name}={quote_plus(value)}" for name, value in given.items()).encode()
+    return "&".join(f"{name}={quote_plus(value)}" for name, value in values.items()).encode()
 
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -165,25 +169,28 @@ CSV = {"Content-Type": "text/csv"}
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What paths name: nothing that the benchmark itself needs, since calls change and delete."""
+    """Values for the paths of routes.
+
+    The benchmark itself needs none of these objects, because calls change and delete them.
+    """
 
     mailing_id: int
     message_id: int
-    account_id: int
+    user_id: int
     key_id: int
     client_id: int = 1
     verb: str = "pause"
     file_path: str = "docs.js"
 
     def path(self, route: str) -> str:
-        """Return a path of a route."""
-        for kind in ("int", "str", "path"):
-            route = route.replace(f":{kind}}}", "}")
+        """Return the path of a route, with the values of this target."""
+        for type_name in ("int", "str", "path"):
+            route = route.replace(f":{type_name}}}", "}")
         return route.format(**msgspec.structs.asdict(self)).replace("//", "/")
 
 
 def routes() -> Iterator[tuple[str, str]]:
-    """Yield every method and route that mailer answers."""
+    """Yield the method and the path template of every route of mailer."""
     app = create_app(create_async_engine("postgresql+asyncpg://nowhere/none"))
     for route in app.routes:
         if isinstance(route, HTTPRoute):
@@ -191,106 +198,109 @@ def routes() -> Iterator[tuple[str, str]]:
 
 
 def calls(target: Target) -> Iterator[Call]:
-    """Yield the worst calls of every route, deletion last."""
-    every = sorted(set(routes()))
-    for method, route in every:
+    """Yield the worst calls of every route; calls that delete come last."""
+    all_routes = sorted(set(routes()))
+    for method, route in all_routes:
         path = target.path(route)
         if method in {"POST", "PATCH"}:
-            yield from bodies_of(method, route, path)
+            yield from calls_with_bodies(method, route, path)
         elif method == "GET":
             full = f"{path}?ids={target.mailing_id}" if route == "/live/mailings" else path
             yield Call(method, route, "plain", full)
-            for what, query in QUERIES.items():
-                yield Call(method, route, what, f"{path}?{query}")
-    yield from headers_of(every, target)
-    yield from long_calls(target)
-    for method, route in every:
+            for name, query in QUERIES.items():
+                yield Call(method, route, name, f"{path}?{query}")
+    yield from calls_with_headers(target)
+    yield from (
+        Call(method, route, "plain", target.path(route))
+        for method, route in all_routes
+        if method not in {"GET", "POST", "PATCH", "DELETE"}
+    )
+    yield from large_calls(target)
+    for method, route in all_routes:
         if method == "DELETE":
             yield Call(method, route, "plain", target.path(route))
 
 
-def bodies_of(method: str, route: str, path: str) -> Iterator[Call]:
+def calls_with_bodies(method: str, route: str, path: str) -> Iterator[Call]:
     """Yield calls of a route with hostile bodies."""
     is_api = route.startswith("/api/")
     headers = CSV if "import" in route else JSON if is_api else FORM
-    for what, body in (JSON_BODIES if is_api else FORM_BODIES).items():
-        yield Call(method, route, what, path, body, headers)
+    for name, body in (JSON_BODIES if is_api else FORM_BODIES).items():
+        yield Call(method, route, name, path, body, headers)
 
 
-def headers_of(every: list[tuple[str, str]], target: Target) -> Iterator[Call]:
-    """Yield calls with hostile headers, of a route of each kind."""
+def calls_with_headers(target: Target) -> Iterator[Call]:
+    """Yield calls with hostile headers, to one route of each sort."""
     for route in ("/api/v1/clients", "/clients", "/login", "/health/live", "/docs", "/nowhere"):
-        for what, headers in HEADERS.items():
-            yield Call("GET", route, what, target.path(route), headers=headers)
-    yield from (
-        Call(method, route, "plain", target.path(route))
-        for method, route in every
-        if method not in {"GET", "POST", "PATCH", "DELETE"}
-    )
+        for name, headers in HEADERS.items():
+            yield Call("GET", route, name, target.path(route), headers=headers)
 
 
-def long_calls(target: Target) -> Iterator[Call]:
-    """Yield what is right and as large as it may be."""
-    long_filter = filter_of(1000, ["Europe/Moscow", "Asia/Omsk"] * 500)
-    body = msgspec.json.encode(a_mailing(client_filter=long_filter, text="Ж" * 1600))
+def large_calls(target: Target) -> Iterator[Call]:
+    """Yield calls with the largest input and output that mailer accepts, and a little more."""
+    long_filter = make_filter(1000, ["Europe/Moscow", "Asia/Omsk"] * 500)
+    body = msgspec.json.encode(make_mailing(client_filter=long_filter, text="Ж" * 1600))
     yield Call("POST", "/api/v1/mailings", "the longest filter", "/api/v1/mailings", body, JSON)
     terms = ",".join(f"tag {n}" for n in range(1000))
-    body = msgspec.json.encode(a_mailing(client_filter=terms))
+    body = msgspec.json.encode(make_mailing(client_filter=terms))
     yield Call("POST", "/api/v1/mailings", "a filter of terms", "/api/v1/mailings", body, JSON)
     commas = "," * 900_000
-    body = msgspec.json.encode(a_mailing(client_filter=commas))
+    body = msgspec.json.encode(make_mailing(client_filter=commas))
     yield Call("POST", "/api/v1/mailings", "a filter of commas", "/api/v1/mailings", body, JSON)
-    for kind in ("tags", "time_zones", "operator_codes"):
-        body = msgspec.json.encode(a_mailing(client_filter={kind: ["a"] * 200_000}))
-        what = f"200,000 {kind}"
-        yield Call("POST", "/api/v1/mailings", what, "/api/v1/mailings", body, JSON)
+    for field in ("tags", "time_zones", "operator_codes"):
+        body = msgspec.json.encode(make_mailing(client_filter={field: ["a"] * 200_000}))
+        name = f"200,000 {field}"
+        yield Call("POST", "/api/v1/mailings", name, "/api/v1/mailings", body, JSON)
     for route in ("/mailings/preview", "/mailings/new"):
-        yield Call("POST", route, "every time zone", route, a_form(), FORM)
-        filled = a_form(tags=",".join(long_filter["tags"]))
-        yield Call("POST", route, "many tags", route, filled, FORM)
-        yield Call("POST", route, "256 KiB of commas", route, a_form(tags="," * 80_000), FORM)
-        yield Call("POST", route, "a long text", route, a_form(text="Ж" * 40_000), FORM)
-        yield Call("POST", route, "a text of braces", route, a_form(text="{" * 80_000), FORM)
+        yield Call("POST", route, "every time zone", route, make_form(), FORM)
+        form = make_form(tags=",".join(long_filter["tags"]))
+        yield Call("POST", route, "many tags", route, form, FORM)
+        yield Call("POST", route, "256 KiB of commas", route, make_form(tags="," * 80_000), FORM)
+        yield Call("POST", route, "a long text", route, make_form(text="Ж" * 40_000), FORM)
+        yield Call("POST", route, "a text of braces", route, make_form(text="{" * 80_000), FORM)
     for route in ("/api/v1/clients", "/api/v1/mailings", "/api/v1/audit"):
         yield Call("GET", route, "1,000 rows", f"{route}?limit=1000")
     route = "/api/v1/mailings/{mailing_id:int}/messages"
     yield Call("GET", route, "1,000 rows", f"{target.path(route)}?limit=1000")
     for route in ("/api/v1/clients", "/api/v1/mailings/{mailing_id:int}/messages"):
         yield Call("GET", route, "CSV", target.path(route), headers={"Accept": "text/csv"})
-    sent = f"name={NAME}&password={'x' * 1000}&back=%2F".encode()
-    yield Call("POST", "/login", "a long password", "/login", sent, FORM)
+    form = f"name={NAME}&password={'x' * 1000}&back=%2F".encode()
+    yield Call("POST", "/login", "a long password", "/login", form, FORM)
 
 
-class Answered(msgspec.Struct, frozen=True):
-    """How a route answered the same call some times."""
+class CallResult(msgspec.Struct, frozen=True):
+    """Result of making the same call several times."""
 
     status: int
-    """Of the last answer; 0 when there was none."""
+    """Of the last response; 0 when there was none in time."""
     seconds: float
-    """Processor time of the longest block, median of the calls."""
+    """Processor seconds of the longest block, median of the calls."""
     frames: str
-    """Where the longest of them was."""
+    """Stack frames of the longest block of all calls."""
 
 
-async def answered(session: aiohttp.ClientSession, mailer: harness.Mailer, call: Call) -> Answered:
-    """Make a call some times."""
-    found, status = [], 0
+async def measure(session: aiohttp.ClientSession, mailer: harness.Mailer, call: Call) -> CallResult:
+    """Make a call several times and measure the longest block of each time."""
+    blocks, status = [], 0
     for _ in range(TIMES):
         mailer.blocks.clear()
-        status = await status_of(session, call)
+        status = await make_call(session, call)
         await asyncio.sleep(SETTLE)
-        if call.route in END_SESSIONS:
+        if call.route in SESSION_ENDING_ROUTES:
             await sign_in(session)
         longest = max(mailer.blocks, key=lambda block: block.cpu_seconds, default=None)
-        found.append((longest.cpu_seconds, longest.frames) if longest else (0.0, ""))
-    return Answered(status, median(seconds for seconds, _ in found), max(found)[1])
+        blocks.append((longest.cpu_seconds, longest.frames) if longest else (0.0, ""))
+    return CallResult(status, median(seconds for seconds, _ in blocks), max(blocks)[1])
 
 
-async def status_of(session: aiohttp.ClientSession, call: Call) -> int:
-    """Make a call; return the status of its answer, 0 of none in time. Raises when signed out."""
+async def make_call(session: aiohttp.ClientSession, call: Call) -> int:
+    """Make a call; return the status of the response, or 0 when there is none in time.
+
+    Raises `RuntimeError` when the session has ended, so that no route is measured signed out.
+    """
     try:
         async with (
-            asyncio.timeout(PATIENCE),
+            asyncio.timeout(RESPONSE_TIMEOUT),
             session.request(
                 call.method,
                 call.path,
@@ -298,63 +308,67 @@ async def status_of(session: aiohttp.ClientSession, call: Call) -> int:
                 headers=call.headers,
                 allow_redirects=False,
                 skip_auto_headers=["Accept-Encoding"],
-            ) as answer,
+            ) as response,
         ):
             if call.is_stream:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(answer.content.readany(), GLANCE)
+                    await asyncio.wait_for(response.content.readany(), STREAM_TIMEOUT)
             else:
-                await answer.read()
+                await response.read()
     except TimeoutError:
         return 0
-    leads_to = answer.headers.get("Location", "")
-    is_open = call.route in {"/login", *END_SESSIONS} or {"Authorization", "Cookie"} & {
-        *call.headers
-    }
-    if not is_open and (answer.status == HTTPStatus.UNAUTHORIZED or leads_to.startswith("/login")):
-        message = f"{call.method} {call.route}: {call.what}: not signed in any more"
+    location = response.headers.get("Location", "")
+    may_be_signed_out = call.route in {"/login", *SESSION_ENDING_ROUTES} or {
+        "Authorization",
+        "Cookie",
+    } & {*call.headers}
+    is_signed_out = response.status == HTTPStatus.UNAUTHORIZED or location.startswith("/login")
+    if is_signed_out and not may_be_signed_out:
+        message = f"{call.method} {call.route}: {call.input}: the session has ended"
         raise RuntimeError(message)
-    return answer.status
+    return response.status
 
 
 async def prepare(mailer: harness.Mailer, clients: int) -> Target:
-    """Fill the database; return what to ask for."""
-    zones = await mailer.database.fetchval(ZONES, sorted(known_zones()))
-    await mailer.database.execute(ADD_CLIENTS, clients, zones)
+    """Fill the database; return the values for the paths of routes."""
+    zones = await mailer.database.fetchval(SELECT_ZONES, sorted(known_zones()))
+    await mailer.database.execute(CREATE_CLIENTS, clients, zones)
     await mailer.database.execute("VACUUM ANALYZE client")
-    for _ in range(60):  # more than a page shows
-        await mailer.add_mailing(starts_in=3600, client_filter=filter_of(300, zones))
-    sent = await mailer.add_mailing()
-    await mailer.finished(sent["id"])
+    for _ in range(60):  # more than one page of the list
+        await mailer.create_mailing(starts_in=3600, client_filter=make_filter(300, zones))
+    sent = await mailer.create_mailing()
+    await mailer.wait_until_finished(sent["id"])
     now = datetime.now(UTC)
     opens = (now + 12 * HOUR).strftime("%H:%M")
     closes = (now + 22 * HOUR).strftime("%H:%M")
-    waiting = await mailer.add_mailing(
+    waiting = await mailer.create_mailing(
         datetime_end=(now + 500 * HOUR).isoformat(),
         send_interval_time_start=opens,
         send_interval_time_end=closes,
     )
-    async with asyncio.timeout(harness.PATIENCE):
-        while await mailer.database.fetchval(TAKEN, waiting["id"]) < clients:  # noqa: ASYNC110  # it happens in another process
-            await asyncio.sleep(harness.PAUSE)
+    async with asyncio.timeout(harness.PROCESS_TIMEOUT):
+        while await mailer.database.fetchval(COUNT_ENQUEUED, waiting["id"]) < clients:  # noqa: ASYNC110  # another process changes it
+            await asyncio.sleep(harness.POLL_INTERVAL)
     message_id = await mailer.database.fetchval(
         "SELECT max(id) FROM message WHERE mailing_id = $1", waiting["id"]
     )
     engine = create_engine(mailer.database_url)
-    new = accounts.NewAccount(name="target", role="viewer", password=PASSWORD)
-    account = await service.add_account(engine, new, COMMAND_LINE)
+    new = users.NewUser(name="target", role="viewer", password=PASSWORD)
+    user = await service.create_user(engine, new, COMMAND_LINE)
     async with engine.begin() as connection:
-        key, _ = await keys.add(connection, keys.NewKey(name="target", scope="read"), COMMAND_LINE)
+        key, _ = await keys.create(
+            connection, keys.NewKey(name="target", scope="read"), COMMAND_LINE
+        )
     await engine.dispose()
-    return Target(waiting["id"], message_id, account.id, key.id)
+    return Target(waiting["id"], message_id, user.id, key.id)
 
 
 @asynccontextmanager
 async def signed_in(mailer: harness.Mailer) -> AsyncIterator[aiohttp.ClientSession]:
-    """Give a session that everything is open to."""
+    """Yield a session that is signed in as admin and sends an admin API key."""
     engine = create_engine(mailer.database_url)
-    new = accounts.NewAccount(name=NAME, role="admin", password=PASSWORD)
-    await service.add_account(engine, new, COMMAND_LINE)
+    new = users.NewUser(name=NAME, role="admin", password=PASSWORD)
+    await service.create_user(engine, new, COMMAND_LINE)
     await engine.dispose()
     headers = {**mailer.headers, "Sec-Fetch-Site": "same-origin"}
     jar = aiohttp.CookieJar(unsafe=True)
@@ -366,72 +380,76 @@ async def signed_in(mailer: harness.Mailer) -> AsyncIterator[aiohttp.ClientSessi
 
 
 async def sign_in(session: aiohttp.ClientSession) -> None:
-    """Begin a session of the pages."""
-    given = {"name": NAME, "password": PASSWORD, "back": "/"}
-    async with session.post("/login", data=given, allow_redirects=False) as answer:
-        answer.raise_for_status()
+    """Sign in to the admin pages."""
+    form = {"name": NAME, "password": PASSWORD, "back": "/"}
+    async with session.post("/login", data=form, allow_redirects=False) as response:
+        response.raise_for_status()
 
 
 async def main(clients: int, only: str) -> int:
-    """Call every route, watch the jobs, and judge; return the exit status."""
-    found: dict[str, dict[str, Answered]] = defaultdict(dict)
+    """Call every route, watch the periodic tasks, check the limits; return the exit status."""
+    results: dict[str, dict[str, CallResult]] = defaultdict(dict)
     async with (
         harness.sink() as sink,
-        harness.serve(sink.url, harness.WATCHED, auth="required", key_rate=0) as mailer,
+        harness.serve(sink.url, harness.SERVE_MONITORED, auth="required", key_rate=0) as mailer,
     ):
         target = await prepare(mailer, clients)
         async with signed_in(mailer) as session:
             for call in calls(target):
                 route = f"{call.method} {call.route}"
-                if only in f"{route} {call.what}":
-                    answer = found[route][call.what] = await answered(session, mailer, call)
-                    if is_failed(answer):
-                        print(f"{route}: {call.what}: {described(answer)}", flush=True)
+                if only in f"{route} {call.input}":
+                    result = results[route][call.input] = await measure(session, mailer, call)
+                    if is_failed(result):
+                        print(f"{route}: {call.input}: {describe(result)}", flush=True)
         if not only:
-            found["sending and jobs"]["by themselves"] = await by_itself(mailer)
-    return judge(found)
+            results["sending and periodic tasks"]["no call"] = await measure_tasks(mailer)
+    return check_limits(results)
 
 
-async def by_itself(mailer: harness.Mailer) -> Answered:
-    """Watch sending and the periodic jobs."""
+async def measure_tasks(mailer: harness.Mailer) -> CallResult:
+    """Measure the longest block while mailer sends a mailing and runs its periodic tasks."""
     mailer.blocks.clear()
-    mailing = await mailer.add_mailing()
-    await mailer.finished(mailing["id"])
-    await asyncio.sleep(JOBS)
+    mailing = await mailer.create_mailing()
+    await mailer.wait_until_finished(mailing["id"])
+    await asyncio.sleep(TASKS_SECONDS)
     longest = max(mailer.blocks, key=lambda block: block.cpu_seconds, default=None)
-    return Answered(200, longest.cpu_seconds, longest.frames) if longest else Answered(200, 0, "")
+    if longest is None:
+        return CallResult(200, 0, "")
+    return CallResult(200, longest.cpu_seconds, longest.frames)
 
 
-def is_failed(answer: Answered) -> bool:
-    """Whether a call was answered too late, by a failure, or with too long a block."""
-    is_failure = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
-    return not answer.status or is_failure or answer.seconds > LIMIT
+def is_failed(result: CallResult) -> bool:
+    """Whether a call got no response in time or a 500, or caused too long a block."""
+    is_error = result.status == HTTPStatus.INTERNAL_SERVER_ERROR
+    return not result.status or is_error or result.seconds > MAX_BLOCK
 
 
-def described(answer: Answered) -> str:
-    """Return an answer in words."""
-    if not answer.status:
-        return f"no answer within {PATIENCE:.0f} s"
-    return f"{answer.status}, {answer.seconds * 1e3:.1f} ms in {answer.frames}"
+def describe(result: CallResult) -> str:
+    """Return a result in words."""
+    if not result.status:
+        return f"no response within {RESPONSE_TIMEOUT:.0f} s"
+    return f"{result.status}, {result.seconds * 1e3:.1f} ms in {result.frames}"
 
 
-def judge(found: Mapping[str, Mapping[str, Answered]]) -> int:
+def check_limits(results: Mapping[str, Mapping[str, CallResult]]) -> int:
     """Print a table of the longest block of each route; return the exit status."""
     worst = {
-        route: max(answers.items(), key=lambda item: (is_failed(item[1]), item[1].seconds))
-        for route, answers in found.items()
+        route: max(by_input.items(), key=lambda item: (is_failed(item[1]), item[1].seconds))
+        for route, by_input in results.items()
     }
-    print(f"\n{'longest':>10}  {'limit':9}  status  route: worst input")
-    for route, (what, answer) in sorted(worst.items(), key=lambda item: -item[1][1].seconds):
-        kept = "FAILED" if is_failed(answer) else "kept" if answer.seconds <= PROMISED else "over"
-        where = f" in {answer.frames}" if kept == "over" else ""  # of a failed one it is said above
-        figure = f"{answer.seconds * 1e3:7.1f} ms"
-        print(f"{figure}  {kept:9}  {answer.status or 'none':6}  {route}: {what}{where}")
+    print(f"\n{'longest':>10}  {'promise':9}  status  route: worst input")
+    for route, (name, result) in sorted(worst.items(), key=lambda item: -item[1][1].seconds):
+        is_kept = result.seconds <= PROMISED_BLOCK
+        mark = "FAILED" if is_failed(result) else "kept" if is_kept else "broken"
+        frames = f" in {result.frames}" if mark == "broken" else ""  # printed above if it failed
+        figure = f"{result.seconds * 1e3:7.1f} ms"
+        print(f"{figure}  {mark:9}  {result.status or 'none':6}  {route}: {name}{frames}")
     verdict = harness.Verdict()
-    over = sum(answer.seconds > PROMISED for _, answer in worst.values())
-    failed = sum(is_failed(answer) for _, answer in worst.values())
-    print(f"routes: {len(worst)}, {over} with a block over the promised {PROMISED * 1e3:.0f} ms")
-    figure = f"routes over {LIMIT * 1e3:.0f} ms or without a good answer: {failed}"
+    broken = sum(result.seconds > PROMISED_BLOCK for _, result in worst.values())
+    failed = sum(is_failed(result) for _, result in worst.values())
+    promise = f"{PROMISED_BLOCK * 1e3:.0f} ms"
+    print(f"routes: {len(worst)}, {broken} with a block over the promised {promise}")
+    figure = f"routes with a block over {MAX_BLOCK * 1e3:.0f} ms, a 500 or no response: {failed}"
     verdict.check(figure, limit="0", holds=failed == 0)
     return verdict.status
 
@@ -439,6 +457,7 @@ def judge(found: Mapping[str, Mapping[str, Answered]]) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=20_000)
-    parser.add_argument("--only", default="", help="calls whose method, route or kind hold this")
-    given = parser.parse_args()
-    sys.exit(uvloop.run(main(given.clients, given.only)))
+    only_help = "only calls whose method, route or name of the input contains this text"
+    parser.add_argument("--only", default="", help=only_help)
+    args = parser.parse_args()
+    sys.exit(uvloop.run(main(args.clients, args.only)))

@@ -1,9 +1,10 @@
-"""Whether one mailing for a million clients keeps its pace and its memory to the end.
+"""Whether rate and memory stay constant during one mailing for a million clients.
 
-The real process on its embedded database, through the sink, 50 at once. Limits: the last tenth at
-least 0.95 of the first's rate, and the resident size at the end within 20 % of that at a tenth of
-the way. Prints what a message costs too: log of changes (WAL), PostgreSQL's and mailer's processor
-time. Takes about five minutes.
+The real process on its embedded database sends through the sink, 50 requests at once. Limits: the
+rate of the last tenth of the messages is at least 0.95 of that of the first tenth; the resident
+size at the end is within 20 % of that after a tenth of the messages; each client gets exactly one
+request. Also prints the write-ahead log (WAL) and the processor time a message. Takes about five
+minutes.
 """
 
 import argparse
@@ -14,23 +15,26 @@ import time
 import msgspec
 
 import harness
-from sink import Taken
+from sink import SinkReport
 
-LIMIT = 0.95
+MIN_RATE_RATIO = 0.95
 CONCURRENCY = 50
-PAUSE = 0.25
-"""Seconds between looks at how far it is; they go to the database, not to mailer."""
-SLOWEST = 500
-"""Messages a second, below which the wait is given up."""
+POLL_INTERVAL = 0.25
+"""Seconds between two reads of the mailing's progress, from the database, not from mailer."""
+MIN_RATE = 500
+"""Messages a second; the benchmark fails if the mean rate is lower."""
 PROGRESS = """
     SELECT (pg_current_wal_lsn() - '0/0')::bigint, (SELECT wal_fpi FROM pg_stat_wal),
         (SELECT num_timed + num_requested FROM pg_stat_checkpointer), delivered,
         audience_cursor = audience_until, status = 'finished'
-    FROM mailing JOIN ledger ON mailing_id = id WHERE id = $1"""
+    FROM mailing JOIN mailing_counts ON mailing_id = id WHERE id = $1"""
 
 
 class Point(msgspec.Struct, frozen=True):
-    """How far the mailing was at a moment, seconds of Unix time, and what it had used."""
+    """Progress of the mailing at a moment, and what mailer and PostgreSQL have used until then.
+
+    `at` is Unix time in seconds; `resident` and `wal` are bytes, processor times are seconds.
+    """
 
     at: float
     resident: int
@@ -40,21 +44,21 @@ class Point(msgspec.Struct, frozen=True):
     page_images: int
     checkpoints: int
     delivered: int
-    is_taken: bool
+    is_enqueued: bool
     is_finished: bool
 
 
-class Course(msgspec.Struct, frozen=True):
-    """The points of the way that are compared."""
+class Milestones(msgspec.Struct, frozen=True):
+    """The points that are compared: start, audience enqueued, a tenth delivered, end."""
 
     start: Point
-    taken: Point
+    enqueued: Point
     tenth: Point
     end: Point
 
 
-async def look(mailer: harness.Mailer, mailing_id: int) -> Point:
-    """Return how far the mailing is."""
+async def read_point(mailer: harness.Mailer, mailing_id: int) -> Point:
+    """Read the present progress of the mailing."""
     database = harness.postmaster_of(mailer.pid)
     [progress] = await mailer.database.fetch(PROGRESS, mailing_id)
     return Point(
@@ -66,57 +70,66 @@ async def look(mailer: harness.Mailer, mailing_id: int) -> Point:
     )
 
 
-async def watch(mailer: harness.Mailer, clients: int) -> Course:
-    """Create a mailing that is due and watch it until it is finished."""
-    created = await mailer.add_mailing(starts_in=1)
-    start = point = await look(mailer, created["id"])
-    taken = tenth = None
-    async with asyncio.timeout(60 + clients / SLOWEST):
+async def measure(mailer: harness.Mailer, clients: int) -> Milestones:
+    """Create a mailing that starts in a second, and read its progress until it is finished."""
+    created = await mailer.create_mailing(starts_in=1)
+    start = point = await read_point(mailer, created["id"])
+    enqueued = tenth = None
+    async with asyncio.timeout(60 + clients / MIN_RATE):
         while not point.is_finished:
-            await asyncio.sleep(PAUSE)
-            point = await look(mailer, created["id"])
-            taken = taken or (point if point.is_taken else None)
+            await asyncio.sleep(POLL_INTERVAL)
+            point = await read_point(mailer, created["id"])
+            enqueued = enqueued or (point if point.is_enqueued else None)
             tenth = tenth or (point if point.delivered >= clients / 10 else None)
-    return Course(start, taken or point, tenth or point, point)
+    return Milestones(start, enqueued or point, tenth or point, point)
 
 
-def tell_pace(verdict: harness.Verdict, course: Course, sent: Taken) -> None:
-    """Print the rates; `marks` are the moments of each tenth."""
-    taken_at = course.taken.at - sent.marks[0]
-    duration = sent.marks[-1] - sent.marks[0]
-    print(f"{sent.requests:,} messages in {duration:.0f} s, {sent.rate:,.0f} a second", end="; ")
-    print(f"the audience was taken {taken_at:.1f} s after the first, while sending already went on")
-    print("by tenth:", *(f"{rate:,.0f}" for rate in sent.by_tenth))
-    ratio = sent.by_tenth[-1] / sent.by_tenth[0]
-    holds = ratio >= LIMIT
-    verdict.check(f"last tenth to the first {ratio:.2f}", limit=f"at least {LIMIT}", holds=holds)
-    alone = [
+def print_rates(verdict: harness.Verdict, milestones: Milestones, report: SinkReport) -> None:
+    """Print the rates with their limit."""
+    times, rates = report.tenth_times, report.rate_by_tenth
+    print(f"{report.requests:,} messages in {times[-1] - times[0]:.0f} s,", end=" ")
+    print(f"{report.rate:,.0f} a second; the audience was enqueued", end=" ")
+    print(f"{milestones.enqueued.at - times[0]:.1f} s after the first message was sent")
+    print("messages a second by tenth:", *(f"{rate:,.0f}" for rate in rates))
+    ratio = rates[-1] / rates[0]
+    verdict.check(
+        f"ratio of the last tenth to the first {ratio:.2f}",
+        limit=f"at least {MIN_RATE_RATIO}",
+        holds=ratio >= MIN_RATE_RATIO,
+    )
+    after_enqueue = [
         rate
-        for rate, begin in zip(sent.by_tenth, sent.marks[:-1], strict=True)
-        if begin >= course.taken.at
+        for rate, begin in zip(rates, times[:-1], strict=True)
+        if begin >= milestones.enqueued.at
     ]
-    if alone:
-        print(f"last tenth to the first after the audience was taken {alone[-1] / alone[0]:.2f}")
+    if after_enqueue:
+        ratio = after_enqueue[-1] / after_enqueue[0]
+        print(
+            f"ratio of the last tenth to the first one after the audience was enqueued {ratio:.2f}"
+        )
 
 
-def tell_memory(verdict: harness.Verdict, course: Course) -> None:
+def print_memory(verdict: harness.Verdict, milestones: Milestones) -> None:
     """Print the memory figures."""
-    tenth, end = course.tenth.resident, course.end.resident
+    tenth, end = milestones.tenth.resident, milestones.end.resident
     figure = f"resident size {tenth / 2**20:.1f} MiB at a tenth, {end / 2**20:.1f} MiB at the end"
     ratio = end / tenth
     holds = 0.8 <= ratio <= 1.2  # noqa: PLR2004  # the limit
     verdict.check(f"{figure}, ratio {ratio:.2f}", limit="0.80 to 1.20", holds=holds)
 
 
-def tell_cost(course: Course, clients: int) -> None:
-    """Print what a message cost; only after the audience was taken is sending alone to be seen."""
-    start, taken, end = course.start, course.taken, course.end
+def print_cost(milestones: Milestones, clients: int) -> None:
+    """Print the WAL and the processor time a message.
+
+    The WAL of sending alone is that of the messages sent after the audience was enqueued.
+    """
+    start, enqueued, end = milestones.start, milestones.enqueued, milestones.end
     wal = (end.wal - start.wal) / clients
     print(f"WAL {wal:,.0f} bytes a message", end="")
-    if sent := end.delivered - taken.delivered:
-        sending = (end.wal - taken.wal) / sent
-        print(f": {sending:,.0f} to send it, by the {sent:,} sent after the audience was", end=" ")
-        print(f"taken, and so {wal - sending:,.0f} to take it into the audience", end="")
+    if sent := end.delivered - enqueued.delivered:
+        wal_of_sending = (end.wal - enqueued.wal) / sent
+        print(f": {wal - wal_of_sending:,.0f} to enqueue it,", end=" ")
+        print(f"{wal_of_sending:,.0f} to send it (measured on the last {sent:,} messages)", end="")
     images, checkpoints = end.page_images - start.page_images, end.checkpoints - start.checkpoints
     print(f" ({images:,} full-page images, {checkpoints} checkpoints)")
     mailer_cpu, database_cpu = (
@@ -128,21 +141,22 @@ def tell_cost(course: Course, clients: int) -> None:
 
 
 async def main(clients: int) -> int:
-    """Send one mailing and print how it went; return the exit status."""
+    """Send one mailing and print its figures; return the exit status."""
     verdict = harness.Verdict()
     async with (
         harness.sink() as sink,
         harness.serve(sink.url, gateway_concurrency=CONCURRENCY) as mailer,
     ):
-        await mailer.add_clients(clients)
+        await mailer.create_clients(clients)
         await mailer.checkpoint()
-        course = await watch(mailer, clients)
-        sent = await sink.taken()
-    tell_pace(verdict, course, sent)
-    tell_memory(verdict, course)
-    tell_cost(course, clients)
-    holds = sent.requests == course.end.delivered == clients
-    figure = f"{sent.requests:,} requests, {course.end.delivered:,} delivered"
+        milestones = await measure(mailer, clients)
+        report = await sink.read_report()
+    print_rates(verdict, milestones, report)
+    print_memory(verdict, milestones)
+    print_cost(milestones, clients)
+    delivered = milestones.end.delivered
+    figure = f"{report.requests:,} requests, {delivered:,} delivered"
+    holds = report.requests == delivered == clients
     verdict.check(figure, limit=f"{clients:,} each", holds=holds)
     return verdict.status
 

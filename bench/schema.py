@@ -1,11 +1,13 @@
-"""Whether the API keeps the word of its schema, whatever it is sent.
+"""Whether the API conforms to its OpenAPI schema for all inputs.
 
-schemathesis sends cases drawn from `/openapi.json` to a real process over a directory and mailings
-in every state, with a key and without: examples, edges of every rule, random and wrong data, and
-calls that follow each other. All its checks are on (`probing/hooks.py` says how one of them is kept
-from false alarms). Limits: no failure, no answer from 500 on, every ledger adds up, and as many
-cases as asked for, counted by mailer itself. Works on the empty database of `--database-url`, or on
-an embedded one. Takes about four minutes.
+schemathesis sends cases generated from `/openapi.json` to a real process with clients and with
+mailings in every state, with an API key and without: examples, boundary values of every rule,
+random and invalid data, and sequences of calls. All its checks are on; `probing/hooks.py` adapts
+one of them, which would else give false alarms.
+
+Limits: no failed check, no status of 500 or above, every mailing's counts equal its rows, and at
+least the requested number of cases, counted by mailer's own metrics. The benchmark works on the
+empty database of `--database-url`, else on an embedded one. Takes about four minutes.
 """
 
 import argparse
@@ -25,26 +27,27 @@ import uvloop
 
 import harness
 from mailer.db.engine import create_engine
-from mailer.report.verify import differences
+from mailer.report.verify import find_differences
 
-CLIENTS, CODES = 300, 20
-"""Clients of the directory, and operator codes of those that mailings go to beforehand."""
+CLIENTS, AUDIENCE_CODES = 300, 20
+"""Clients in the directory, and operator codes in the filter of the first mailings."""
 SHORT_WINDOW: dict[str, Any] = {
     "send_interval_time_start": "03:00",
     "send_interval_time_end": "03:01",
 }
-"""Of a mailing that is not to be finished."""
+"""The sending window of a mailing that must stay running."""
 NO_WINDOW: dict[str, Any] = {}
-STEPS = {"paused": "pause", "cancelled": "cancel"}
+ACTIONS = {"paused": "pause", "cancelled": "cancel"}
+"""The API action that brings a mailing into a status."""
 FAULTS = ("--reject-rate", "0.2", "--hang-rate", "0.1")
 GATEWAY_TIMEOUT = 0.3
 SETTLE = 1.0
-"""Seconds for mailings to come to their states."""
-EXAMPLES = 100
-"""Random cases of an operation in a round, at most; examples, edges and sequences come on top."""
-PER_EXAMPLE = 30
-"""Cases that one more example an operation brings, roughly."""
-# what schemathesis learns from refusals is wrong: of "required together with" it takes "required"
+"""Seconds until the mailings have reached their statuses."""
+MAX_EXAMPLES = 100
+"""Random cases per operation and round; examples, boundary values and sequences are added."""
+CASES_PER_EXAMPLE = 30
+"""Rough number of cases in a round for each random case per operation."""
+# error-feedback is off: from the error "is required together with" it would learn "is required"
 CONFIG = """
 hooks = "probing.hooks"
 continue-on-failure = true
@@ -57,46 +60,48 @@ database = "none"
 [phases.fuzzing.error-feedback]
 enabled = false
 """
-ANSWERED = re.compile(
+REQUESTS_METRIC = re.compile(
     r'^mailer_http_requests_total\{method="(\w+)",route="([^"]*)",status="(\d+)"\} (\S+)$',
     re.MULTILINE,
 )
-OURS = re.compile("/api/|/health/|none")
-"""Routes that cases are sent to; a path that no route knows counts as none."""
+TESTED_ROUTE = re.compile("/api/|/health/|none")
+"""Routes that get cases; the metrics have the route `none` for unknown paths."""
 
-Answers = Counter[tuple[str, str, int]]
-"""How often an operation, by route and method, was answered with a status."""
+ResponseCounts = Counter[tuple[str, str, int]]
+"""Number of responses by route, method and status."""
 
 
-async def fill(mailer: harness.Mailer) -> None:
-    """Add mailings in every state with messages in every state."""
-    lists = {"operator_codes": [f"9{n:02}" for n in range(CODES)]}
+async def create_mailings(mailer: harness.Mailer) -> None:
+    """Create mailings in every status, with messages in every status."""
+    client_filter = {"operator_codes": [f"9{n:02}" for n in range(AUDIENCE_CODES)]}
     for status in ("finished", "running", "paused", "cancelled"):
-        fields = SHORT_WINDOW if status == "running" else NO_WINDOW
-        made = await mailer.add_mailing(client_filter=lists, on_unknown="hold", **fields)
-        if status in STEPS:
-            await mailer.call("POST", f"/mailings/{made['id']}/{STEPS[status]}")
-    await mailer.add_mailing(starts_in=86_400, client_filter="vip")
+        window = SHORT_WINDOW if status == "running" else NO_WINDOW
+        mailing = await mailer.create_mailing(
+            client_filter=client_filter, on_unknown="hold", **window
+        )
+        if status in ACTIONS:
+            await mailer.call("POST", f"/mailings/{mailing['id']}/{ACTIONS[status]}")
+    await mailer.create_mailing(starts_in=86_400, client_filter="vip")
     await asyncio.sleep(SETTLE)
 
 
-async def answers(mailer: harness.Mailer) -> Answers:
-    """Return what mailer has answered so far, by its own count."""
-    found = ANSWERED.findall((await mailer.read("/metrics")).decode())
+async def read_counts(mailer: harness.Mailer) -> ResponseCounts:
+    """Read the number of mailer's responses so far from its metrics."""
+    samples = REQUESTS_METRIC.findall((await mailer.get("/metrics")).decode())
     return Counter(
-        {(route, method, int(status)): int(float(n)) for method, route, status, n in found}
+        {(route, method, int(status)): int(float(n)) for method, route, status, n in samples}
     )
 
 
-def sent(counted: Answers) -> int:
-    """Return how many of the answers were to cases."""
-    return sum(count for (route, _, _), count in counted.items() if OURS.match(route))
+def count_cases(counts: ResponseCounts) -> int:
+    """Return the number of responses to cases."""
+    return sum(count for (route, _, _), count in counts.items() if TESTED_ROUTE.match(route))
 
 
-async def probe(mailer: harness.Mailer, folder: Path, examples: int, seed: int) -> bool:
-    """Run schemathesis once; return whether all was well.
+async def run_schemathesis(mailer: harness.Mailer, folder: Path, examples: int, seed: int) -> bool:
+    """Run schemathesis once, with `examples` random cases per operation.
 
-    `examples` is how many random cases an operation gets.
+    Return whether all checks passed; else its output is printed.
     """
     config = folder / "schemathesis.toml"
     config.write_text(CONFIG.format(examples=examples, key=mailer.key))
@@ -105,7 +110,7 @@ async def probe(mailer: harness.Mailer, folder: Path, examples: int, seed: int) 
         *("run", f"{mailer.address}/openapi.json", "--seed", str(seed), "--no-color"),
         *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
         cwd=folder,
-        env=harness.own_environ() | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=harness.clean_environ() | {"PYTHONPATH": str(Path(__file__).parent)},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -116,33 +121,35 @@ async def probe(mailer: harness.Mailer, folder: Path, examples: int, seed: int) 
     return process.returncode == 0
 
 
-async def rounds(mailer: harness.Mailer, folder: Path, cases: int, seed: int) -> int:
-    """Send cases until there are enough; return how many rounds failed."""
+async def run_rounds(mailer: harness.Mailer, folder: Path, cases: int, seed: int) -> int:
+    """Run rounds until there are `cases` cases; return the number of failed rounds."""
     failed = 0
-    while (missing := cases - sent(await answers(mailer))) > 0:
-        await fill(mailer)
-        examples = min(EXAMPLES, max(1, missing // PER_EXAMPLE))
+    while (missing := cases - count_cases(await read_counts(mailer))) > 0:
+        await create_mailings(mailer)
+        examples = min(MAX_EXAMPLES, max(1, missing // CASES_PER_EXAMPLE))
         began = time.monotonic()
-        failed += not await probe(mailer, folder, examples, seed)
-        count = sent(await answers(mailer))
-        took = time.monotonic() - began
-        print(f"seed {seed}: {took:.0f} s, {count:,} of {cases:,} cases", flush=True)
+        failed += not await run_schemathesis(mailer, folder, examples, seed)
+        count = count_cases(await read_counts(mailer))
+        seconds = time.monotonic() - began
+        print(f"seed {seed}: {seconds:.0f} s, {count:,} of {cases:,} cases", flush=True)
         seed += 1
     return failed
 
 
-def tell(counted: Answers) -> None:
-    """Print how many cases went to each operation, and their answers."""
-    print("  cases  operation, and its answers")
-    operations = sorted({(route, method) for route, method, _ in counted if OURS.match(route)})
+def print_counts(counts: ResponseCounts) -> None:
+    """Print the number of cases of each operation, by status."""
+    print("  cases  operation, and responses by status")
+    operations = sorted(
+        {(route, method) for route, method, _ in counts if TESTED_ROUTE.match(route)}
+    )
     for route, method in operations:
-        by_status = {s: n for (r, m, s), n in sorted(counted.items()) if (r, m) == (route, method)}
+        by_status = {s: n for (r, m, s), n in sorted(counts.items()) if (r, m) == (route, method)}
         listed = ", ".join(f"{status}: {n:,}" for status, n in by_status.items())
         print(f"{sum(by_status.values()):7,}  {method} {route}   {listed}")
 
 
 async def main(cases: int, seed: int, database_url: str) -> int:
-    """Send so many cases, and judge; return the exit status."""
+    """Send `cases` cases and check the limits; return the exit status."""
     verdict = harness.Verdict()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -157,22 +164,22 @@ async def main(cases: int, seed: int, database_url: str) -> int:
                 **settings,
             )
         )
-        await mailer.add_clients(CLIENTS)
-        failed = await rounds(mailer, folder, cases, seed)
-        counted = await answers(mailer)
-        tell(counted)
+        await mailer.create_clients(CLIENTS)
+        failed_rounds = await run_rounds(mailer, folder, cases, seed)
+        counts = await read_counts(mailer)
+        print_counts(counts)
         engine = create_engine(mailer.database_url)
-        wrong = await differences(engine)
+        wrong_counts = await find_differences(engine)
         await engine.dispose()
-    verdict.check(
-        f"{sent(counted):,} cases", limit=f"at least {cases:,}", holds=sent(counted) >= cases
+    sent = count_cases(counts)
+    verdict.check(f"{sent:,} cases", limit=f"at least {cases:,}", holds=sent >= cases)
+    verdict.check(f"{failed_rounds} rounds with failures", limit="none", holds=not failed_rounds)
+    errors = sum(
+        n for (_, _, status), n in counts.items() if status >= HTTPStatus.INTERNAL_SERVER_ERROR
     )
-    verdict.check(f"{failed} rounds with failures", limit="none", holds=not failed)
-    broken = sum(
-        n for (_, _, status), n in counted.items() if status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    )
-    verdict.check(f"{broken} answers from 500 on", limit="none", holds=not broken)
-    verdict.check(f"{len(wrong)} ledgers that do not add up", limit="none", holds=not wrong)
+    verdict.check(f"{errors} responses of 500 or above", limit="none", holds=not errors)
+    figure = f"{len(wrong_counts)} counts that differ from the rows"
+    verdict.check(figure, limit="none", holds=not wrong_counts)
     return verdict.status
 
 
@@ -180,6 +187,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311  # not for secrets
-    parser.add_argument("--database-url", default="", help="of an empty database")
-    given = parser.parse_args()
-    sys.exit(uvloop.run(main(given.cases, given.seed, given.database_url)))
+    parser.add_argument("--database-url", default="", help="URL of an empty database")
+    args = parser.parse_args()
+    sys.exit(uvloop.run(main(args.cases, args.seed, args.database_url)))

@@ -1,8 +1,7 @@
-"""The fastest gateway there is: it takes every message at once, says so, and counts.
+"""The cheapest possible gateway: accepts every message and counts requests.
 
-A process of its own, so that what sends is measured and nothing else. It prints its URL, and at
-SIGUSR1 what it took since the last time: how many requests, and the moments of each tenth; and how
-many requests in all came under an id that had come before.
+It runs in its own process, so that a benchmark measures the sender alone. It prints its URL at the
+start, and a `SinkReport` as one line of JSON for each SIGUSR1.
 """
 
 import argparse
@@ -20,28 +19,29 @@ OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10\r
 LENGTH = b"content-length:"
 
 
-class Taken(msgspec.Struct):
-    """What the sink took, and when, seconds of Unix time, at each tenth of the way."""
+class SinkReport(msgspec.Struct):
+    """What the sink has received since the last report."""
 
     requests: int
-    marks: list[float]
+    tenth_times: list[float]
+    """Unix times, in seconds: of the first request, and of the last of each tenth of requests."""
     repeats: int
-    """Requests of all its life under an id that had come before."""
+    """Requests with a message id that was seen before, since the sink started."""
 
     @property
     def rate(self) -> float:
-        """Requests a second, from the first to the last."""
-        return (self.requests - 1) / (self.marks[-1] - self.marks[0])
+        """Requests a second, from the first to the last request."""
+        return (self.requests - 1) / (self.tenth_times[-1] - self.tenth_times[0])
 
     @property
-    def by_tenth(self) -> list[float]:
-        """Requests a second in each tenth of them."""
+    def rate_by_tenth(self) -> list[float]:
+        """Requests a second in each tenth of the requests."""
         tenth = (self.requests - 1) / 10
-        return [tenth / (end - start) for start, end in pairwise(self.marks)]
+        return [tenth / (end - start) for start, end in pairwise(self.tenth_times)]
 
 
 class Sink(asyncio.Protocol):
-    """One connection: answers each request that has come in full, after the latency."""
+    """One connection: answers each complete request after the latency."""
 
     def __init__(self, latency: float, arrivals: "array[float]", ids: "array[int]") -> None:
         self._latency = latency
@@ -50,14 +50,14 @@ class Sink(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way back."""
-        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is no subclass
+        """Keep the transport for the answers."""
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
-        """Answer, if that was the rest of a request; a client sends one at a time."""
+        """Answer if the request is complete now; a client sends one request at a time."""
         self._received += data
-        head, found, body = self._received.partition(b"\r\n\r\n")
-        if not found:
+        head, head_end, body = self._received.partition(b"\r\n\r\n")
+        if not head_end:
             return
         head = head.lower()
         start = head.index(LENGTH) + len(LENGTH)
@@ -77,19 +77,19 @@ class Sink(asyncio.Protocol):
 
 
 async def main(latency: float) -> None:
-    """Serve until SIGTERM; tell at SIGUSR1 what came since the last time."""
+    """Serve until SIGTERM; print a report for each SIGUSR1."""
     arrivals, ids = array("d"), array("q")
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
-    def tell() -> None:
+    def print_report() -> None:
         last = len(arrivals) - 1
-        marks = [arrivals[round(tenth * last / 10)] for tenth in range(11)] if arrivals else []
-        taken = Taken(len(arrivals), marks, len(ids) - len(set(ids)))
-        print(msgspec.json.encode(taken).decode(), flush=True)
+        times = [arrivals[round(tenth * last / 10)] for tenth in range(11)] if arrivals else []
+        report = SinkReport(len(arrivals), times, len(ids) - len(set(ids)))
+        print(msgspec.json.encode(report).decode(), flush=True)
         del arrivals[:]
 
-    loop.add_signal_handler(signal.SIGUSR1, tell)
+    loop.add_signal_handler(signal.SIGUSR1, print_report)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     server = await loop.create_server(lambda: Sink(latency, arrivals, ids), "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/send/", flush=True)

@@ -1,6 +1,6 @@
-"""What Compose gives a service of a file: interpolation and variables without a value.
+"""The environment that Compose gives a service: interpolation, and variables without a value.
 
-By https://github.com/compose-spec/compose-spec, interpolation.md and 05-services.md.
+Source: https://github.com/compose-spec/compose-spec, interpolation.md and 05-services.md.
 """
 
 import re
@@ -17,27 +17,27 @@ class RequiredVariableError(Exception):
 
 
 def interpolate(value: str, variables: Mapping[str, str]) -> str:
-    def replace(found: re.Match[str]) -> str:
-        escaped, short, name, operator, word = found.groups()
+    def replace(reference: re.Match[str]) -> str:
+        escaped, short, name, operator, word = reference.groups()
         if escaped:
             return "$"
-        given = variables.get(short or name)
-        is_there = bool(given) if (operator or "").startswith(":") else given is not None
+        value = variables.get(short or name)
+        is_set = bool(value) if (operator or "").startswith(":") else value is not None
         match (operator or "-")[-1]:
-            case "?" if not is_there:
+            case "?" if not is_set:
                 raise RequiredVariableError(name)
             case "+":
-                return word if is_there else ""
-            case "-" if not is_there:
+                return word if is_set else ""
+            case "-" if not is_set:
                 return word or ""
-        return given or ""
+        return value or ""
 
     return REFERENCE.sub(replace, value)
 
 
 def environment_of(file: Path, service: str, variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a service, given the variables of the shell and of `.env`."""
-    # every required variable of the file is asked for, whichever service uses it
+    """Return the environment of a service, from the variables of the shell and of `.env`."""
+    # all variables required in the file must be set, whichever service uses them
     content = yaml.safe_load(interpolate(file.read_text(), variables))
     environment = content["services"][service]["environment"]
     return {

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test that needs one, and the application on it."""
+"""Fixtures: a real PostgreSQL for every test that needs one, and the application on it."""
 
 import gc
 import shutil
@@ -24,11 +24,11 @@ from mailer.clock import database_clock, elapsed
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from tests.asked import inside
+from tests.asgi_client import inside
+from tests.factories import OPEN, create_patient_engine
 from tests.provider import OpenIdProvider, running_provider
-from tests.sample import OPEN, create_patient_engine
 
-settings.register_profile("patient", deadline=None)  # the machine may be busy with other things
+settings.register_profile("patient", deadline=None)  # examples may be slow on a busy machine
 settings.load_profile("patient")
 
 TEMPLATE = "mailer_template"
@@ -36,9 +36,10 @@ EMPTY = (
     text("""
         DO $$
         DECLARE
-            tables CONSTANT text[] := '{message, ledger, mailing, moved_client, client, report,
-                session, sign_in, api_key, account, throttle, home, idempotency, origin, audit,
-                tally, tally_move, outcome_count, directory, directory_move}';
+            tables CONSTANT text[] := '{message, mailing_counts, mailing, client_to_replan, client,
+                daily_report, session, oidc_sign_in, api_key, app_user, login_throttle,
+                known_network, idempotency, origin, audit, message_count, message_count_delta,
+                outcome_count, segment_count, segment_count_delta}';
             one text;
             has_rows boolean;
         BEGIN
@@ -47,9 +48,9 @@ EMPTY = (
                 EXECUTE format('SELECT EXISTS (SELECT FROM %I)', one) INTO has_rows;
                 CONTINUE WHEN NOT has_rows;
                 IF one = 'audit' THEN
-                    ALTER TABLE audit DISABLE TRIGGER audit_never_altered;
+                    ALTER TABLE audit DISABLE TRIGGER refuse_change;
                     DELETE FROM audit;
-                    ALTER TABLE audit ENABLE TRIGGER audit_never_altered;
+                    ALTER TABLE audit ENABLE TRIGGER refuse_change;
                 ELSIF pg_table_size(one::regclass) > 1000000 THEN
                     EXECUTE format('TRUNCATE %I CASCADE', one);
                 ELSE
@@ -60,57 +61,62 @@ EMPTY = (
             FROM pg_sequence JOIN pg_depend ON objid = seqrelid AND deptype = 'i';
         END $$"""),
     text("""
-        UPDATE settled SET finished = 0, cancelled_mailings = 0, delivered = 0, undelivered = 0,
-            "unknown" = 0, cancelled = 0"""),
+        UPDATE settled_totals SET finished = 0, cancelled_mailings = 0, delivered = 0,
+            undelivered = 0, "unknown" = 0, cancelled = 0"""),
     text("SELECT update_origin()"),
     text("UPDATE origin SET moved_at = moved_at - interval '1 hour'"),
 )
-"""Makes a database as new, which did not restart lately. A TRUNCATE of all tables takes up to ten
-times as long."""
+"""Empties a database, and makes it look like one that has not restarted lately.
+
+A TRUNCATE of all tables takes up to ten times as long.
+"""
 _numbers = count(1)
 
-gc.disable()  # until all is collected, none of which goes before the end
+gc.disable()  # during collection, whose objects all live until the end
 
 
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector from going through all that was collected, again and again."""
+    """Exclude the collected tests from garbage collection, to save time."""
     gc.freeze()
     gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _database_time() -> None:
-    """What a process learns when it opens its database; the tests' is on this machine."""
+    """Set the database's clock, as a process does when it opens its database.
+
+    The tests' database has the clock of this machine.
+    """
     database_clock.sample(elapsed(), datetime.now(UTC), elapsed())
 
 
 @pytest.fixture(scope="module")
 def cheap_passwords() -> Iterator[None]:
-    """Hash passwords at the least cost there is; `test_password_cost` tests what one costs."""
+    """Hash passwords at the lowest cost; `test_password_cost` tests the real cost."""
     cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passwords, "_hasher", lambda: cheap)
-        patch.setattr(passwords, "_nobodys", cache(passwords._nobodys.__wrapped__))  # noqa: SLF001  # made of the cost
+        patch.setattr(passwords, "_dummy_hash", cache(passwords._dummy_hash.__wrapped__))  # noqa: SLF001  # its hash depends on the cost
         yield
 
 
 @pytest.fixture(scope="session")
 def openid() -> Iterator[OpenIdProvider]:
-    """An OpenID provider for the session; `tests.provider` says who can sign in, and how."""
+    """An OpenID provider for the session; `tests.provider` has its users and passwords."""
     with running_provider() as provider:
         yield provider
 
 
 @pytest.fixture(scope="session")
 async def server_url() -> AsyncIterator[str]:
-    """A PostgreSQL server for the session, with a migrated database to copy."""
+    """A PostgreSQL server for the session, with a migrated template database."""
     folder = Path(tempfile.mkdtemp(prefix="mailer-tests-"))
-    folder.chmod(0o755)  # PostgreSQL's user passes through when the tests run as root
+    folder.chmod(0o755)  # PostgreSQL's own user must enter it when the tests run as root
     try:
         async with embedded_postgres(folder) as url:
-            await _write_without_waiting(url)
+            await _disable_fsync(url)
             await _create_database(url, TEMPLATE)
-            engine = create_engine(_on(url, TEMPLATE))
+            engine = create_engine(_database_url_on(url, TEMPLATE))
             await migrate(engine)
             await engine.dispose()
             yield url
@@ -122,30 +128,30 @@ async def server_url() -> AsyncIterator[str]:
 async def _database(server_url: str) -> AsyncIterator[str]:
     name = f"mailer_{next(_numbers)}"
     await _create_database(server_url, name, TEMPLATE)
-    yield _on(server_url, name)
+    yield _database_url_on(server_url, name)
     connection = await connect(server_url)
-    # not by force: that may not end an autovacuum worker, where a plain DROP waits for all to go
+    # without FORCE, which may not end an autovacuum worker; a plain DROP waits for the worker
     await connection.execute(f"DROP DATABASE {name}")
     await connection.close()
 
 
 @pytest.fixture
 async def database_url(server_url: str) -> AsyncIterator[str]:
-    """A database of the newest schema with nothing in it, for this test alone."""
+    """The URL of an empty database of the newest schema, for this test alone."""
     async with _database(server_url) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 async def shared_database_url(server_url: str) -> AsyncIterator[str]:
-    """One database for the file: a new one takes as long as ten tests."""
+    """The URL of one database for all tests of a file; creating one takes as long as ten tests."""
     async with _database(server_url) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 async def shared_engine(shared_database_url: str) -> AsyncIterator[AsyncEngine]:
-    """The file's database."""
+    """An engine for the file's database."""
     engine = create_patient_engine(shared_database_url)
     yield engine
     await engine.dispose()
@@ -153,7 +159,7 @@ async def shared_engine(shared_database_url: str) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture(scope="module")
 async def application(shared_engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The application's API in this process, without a dispatcher; an error in it answers 500."""
+    """The API of the application in this process, without a dispatcher; exceptions answer 500."""
     app = create_app(shared_engine, settings=OPEN)
     transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
@@ -162,7 +168,7 @@ async def application(shared_engine: AsyncEngine) -> AsyncIterator[httpx.AsyncCl
 
 @pytest.fixture
 async def engine(shared_engine: AsyncEngine) -> AsyncEngine:
-    """A database with nothing in it."""
+    """An engine for the file's database, emptied for this test."""
     async with shared_engine.begin() as connection:
         for statement in EMPTY:
             await connection.execute(statement)
@@ -171,13 +177,13 @@ async def engine(shared_engine: AsyncEngine) -> AsyncEngine:
 
 @pytest.fixture
 async def api(engine: AsyncEngine, application: httpx.AsyncClient) -> httpx.AsyncClient:
-    """The application's API with nothing in its database."""
-    del engine  # emptied, which is all that is wanted of it
+    """The API of the application, with an empty database."""
+    del engine  # the fixture has emptied the database
     return application
 
 
-async def _write_without_waiting(server_url: str) -> None:
-    """Leave the disk to itself: this server is never killed, and gone after the session."""
+async def _disable_fsync(server_url: str) -> None:
+    """Disable waiting for the disk, because the server's data need not survive a crash."""
     connection = await connect(server_url.replace("mailer@", "postgres@"))
     await connection.execute("ALTER SYSTEM SET fsync = off")
     await connection.execute("ALTER SYSTEM SET full_page_writes = off")
@@ -191,5 +197,5 @@ async def _create_database(server_url: str, name: str, template: str = "template
     await connection.close()
 
 
-def _on(server_url: str, database: str) -> str:
+def _database_url_on(server_url: str, database: str) -> str:
     return urlunsplit(urlsplit(server_url)._replace(path=f"/{database}"))

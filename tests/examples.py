@@ -1,4 +1,4 @@
-"""How many examples each property is tried on: a few in a run, `TEST_EXAMPLES=10000` at will."""
+"""Number of examples for each property test: 100, or the environment variable TEST_EXAMPLES."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A real mail server on loopback that keeps what it takes."""
+"""A real mail server on loopback that keeps the mails it receives."""
 
 import asyncio
 import ssl
@@ -13,15 +13,16 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 
 class Mailbox:
-    """What a mail server took, from whom and for whom, and over which connection."""
+    """The mails that a mail server has received, with sender, recipients and encryption."""
 
     def __init__(self, refusing: str | None = None) -> None:
         self.answers = {refusing: "550 5.1.1 no such user"} if refusing else {}
-        """What recipients are answered, other than that it is well."""
+        """Replies to recipients that are rejected, by address."""
         self.data_answer: str | None = None
-        """What a mail is answered instead of being taken."""
+        """The reply to every mail, which is then rejected; None to accept mails."""
         self.envelopes: list[Envelope] = []
         self.was_encrypted: list[bool] = []
+        """For each envelope, whether its connection was encrypted."""
 
     async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: Any
@@ -40,7 +41,7 @@ class Mailbox:
         return "250 OK"
 
     def mail(self) -> EmailMessage:
-        """The one mail that was taken."""
+        """Return the only mail received."""
         (envelope,) = self.envelopes
         assert isinstance(envelope.content, bytes)
         mail = message_from_bytes(envelope.content, policy=default)
@@ -48,16 +49,17 @@ class Mailbox:
         return mail
 
 
-def knows(_server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: Any) -> Any:
-    is_known = data == LoginPassword(b"ops@example.org", b"p@ss/word")
-    return AuthResult(success=is_known, handled=False)
+def knows(_server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, data: Any) -> Any:
+    """Accept only the login ops@example.org with the password p@ss/word."""
+    is_valid = data == LoginPassword(b"ops@example.org", b"p@ss/word")
+    return AuthResult(success=is_valid, handled=False)
 
 
 @asynccontextmanager
 async def mail_server(
     mailbox: Mailbox, tls: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[int]:
-    """A mail server on loopback; gives its port."""
+    """Run a mail server on loopback; yield its port."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: SMTP(mailbox, hostname="localhost", loop=loop, **options), "127.0.0.1", 0, ssl=tls

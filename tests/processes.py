@@ -1,4 +1,4 @@
-"""The real process and a real gateway on loopback, for tests to start."""
+"""Real mailer processes and sandbox gateways on loopback, started by tests."""
 
 import asyncio
 import contextlib
@@ -15,17 +15,17 @@ import msgspec
 
 import mailer
 from mailer.db.engine import connect, create_engine
-from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
-from mailer.report.verify import differences
-from tests import nursery
-from tests.patience import PATIENCE
+from mailer.gateway.sandbox import Faults, SandboxGateway, SandboxRequest
+from mailer.report.verify import find_differences
+from tests import prefork
+from tests.event_timeout import EVENT_TIMEOUT
 from tests.wall_clock import WallClock
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 class MailerProcess:
-    """`mailer serve`, and its API."""
+    """A `mailer serve` process and its API."""
 
     def __init__(self, wall_clock: WallClock | None = None, /, **settings: str) -> None:
         self.loader = wall_clock.loader if wall_clock else ()
@@ -47,10 +47,10 @@ class MailerProcess:
         prefix: Sequence[str] = (),
         stdin: int = asyncio.subprocess.DEVNULL,
     ) -> None:
-        """Start it and wait until it works."""
+        """Start the process and wait until it is ready."""
         await self.launch(cwd, python_path, prefix, stdin, until="started")
 
-    async def launch(  # how a program can be started
+    async def launch(
         self,
         cwd: str | None = None,
         python_path: str | None = None,
@@ -59,15 +59,16 @@ class MailerProcess:
         *,
         until: str = "listening",
     ) -> None:
-        """Start it and wait until it listens, whether its database is there or not.
+        """Start the process and wait until it listens, whether its database is available or not.
 
-        On the very code that the test imports. With `python_path` it is the program itself on other
-        code; with `prefix`, the command that runs it, such as `nohup`, the program itself on this.
+        By default the process is forked by `tests.prefork`, with the code that the test imports.
+        With `python_path` it is a new Python with the code there. With `prefix`, a command such as
+        `nohup` runs a new Python with the code that the test imports.
         """
         if prefix and python_path is None:
             python_path = str(Path(mailer.__file__).parents[1])
         self.process = (
-            await nursery.start(self.environ, Path(mailer.__file__).parents[1], self.loader)
+            await prefork.start(self.environ, Path(mailer.__file__).parents[1], self.loader)
             if python_path is None
             else await asyncio.create_subprocess_exec(
                 *(*prefix, sys.executable, "-m", "mailer", "serve"),
@@ -75,15 +76,15 @@ class MailerProcess:
                 cwd=cwd,
                 stdin=stdin,
                 stdout=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # without a terminal, as a service has none
+                start_new_session=True,  # without a terminal, like a service
                 stderr=asyncio.subprocess.PIPE,
             )
         )
-        self._reading = asyncio.create_task(self._read_log())
+        self._log_task = asyncio.create_task(self._read_log())
         self.address: str = (await self.event(until))["address"]
-        # a connection that is kept may be closed by the server under the next request
-        fresh = aiohttp.TCPConnector(force_close=True)
-        self.session = aiohttp.ClientSession(self.address, connector=fresh)
+        # the server may close a kept connection while the next request is being sent on it
+        connector = aiohttp.TCPConnector(force_close=True)
+        self.session = aiohttp.ClientSession(self.address, connector=connector)
 
     async def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -94,11 +95,11 @@ class MailerProcess:
                 self.events.append({"event": "line", "line": line.decode()})
 
     async def stop_reading(self) -> None:
-        """Close its log: what it still writes there finds no reader."""
-        self._reading.cancel()
-        await asyncio.wait([self._reading])
+        """Close the reading end of the log, so that further writes of the process fail."""
+        self._log_task.cancel()
+        await asyncio.wait([self._log_task])
         if isinstance(self.process, asyncio.subprocess.Process):
-            self.process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # noqa: SLF001  # its reader cannot be closed otherwise
+            self.process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # noqa: SLF001  # the only way to close the pipe
 
     async def event(self, name: str) -> dict[str, Any]:
         """Wait for an event in the log."""
@@ -113,25 +114,25 @@ class MailerProcess:
         """Send a signal and return the exit status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
-        status = await asyncio.wait_for(self.process.wait(), PATIENCE)
-        await self._reading
+        status = await asyncio.wait_for(self.process.wait(), EVENT_TIMEOUT)
+        await self._log_task
         await self.session.close()
         return status
 
     async def call(self, method: str, path: str, body: object = None, status: int = 200) -> Any:
-        """Call the API, expect a status, and return the answer's JSON."""
+        """Call the API, expect a status, and return the JSON of the response."""
         path = path if path.startswith("/health") else f"/api/v1{path}"
-        async with self.session.request(method, path, json=body) as answer:
-            assert answer.status == status, (answer.status, await answer.text())
-            content = await answer.read()
+        async with self.session.request(method, path, json=body) as response:
+            assert response.status == status, (response.status, await response.text())
+            content = await response.read()
             return msgspec.json.decode(content) if content else None
 
     async def mailing(self, mailing_id: int) -> dict[str, Any]:
-        found: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
-        return found
+        mailing: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
+        return mailing
 
-    async def finished(self, mailing_id: int, patience: float = PATIENCE) -> dict[str, Any]:
-        """Wait until a mailing is finished and return it."""
+    async def finished(self, mailing_id: int, patience: float = EVENT_TIMEOUT) -> dict[str, Any]:
+        """Wait until a mailing is finished, and return it."""
 
         async def find() -> dict[str, Any] | None:
             mailing = await self.mailing(mailing_id)
@@ -140,7 +141,7 @@ class MailerProcess:
         return await until(find, patience)
 
     async def query(self, statement: str, *values: object) -> Any:
-        """Ask the database for one value."""
+        """Return the value of a query with one row and one column."""
         connection = await connect(self.database_url)
         try:
             return await connection.fetchval(statement, *values)
@@ -148,25 +149,27 @@ class MailerProcess:
             await connection.close()
 
 
-async def until(look: Callable[[], Awaitable[Found | None]], patience: float = PATIENCE) -> Found:
-    """Look again and again until something is found.
+async def until(
+    probe: Callable[[], Awaitable[Value | None]], patience: float = EVENT_TIMEOUT
+) -> Value:
+    """Call `probe` until it returns a value other than None, and return the value.
 
-    Each look costs processor time that others need, so the longer the wait, the rarer they are.
+    Calls use processor time, so the pauses between them become longer, up to 0.2 s.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(patience):
-        while (found := await look()) is None:
+        while (value := await probe()) is None:
             await asyncio.sleep(min(0.02 + (loop.time() - began) / 10, 0.2))
-        return found
+        return value
 
 
 class LoopLag:
-    """How late this process may have seen what came: a busy machine keeps its loop waiting."""
+    """Measures how late this event loop runs on a busy machine, and so how late it sees events."""
 
     def __init__(self) -> None:
         self.longest = 0.0
-        """Seconds."""
+        """Seconds; the longest delay so far."""
 
     async def watch(self) -> None:
         """Measure until cancelled."""
@@ -178,25 +181,25 @@ class LoopLag:
 
 
 class Gateway:
-    """A sandbox gateway that keeps what it takes."""
+    """A sandbox gateway that keeps its requests."""
 
     def __init__(self, faults: Faults) -> None:
-        self.taken: list[Taken] = []
-        self.sandbox = SandboxGateway(faults, token="secret", on_taken=self.taken.append)  # noqa: S106  # of a test
+        self.taken: list[SandboxRequest] = []
+        self.sandbox = SandboxGateway(faults, token="secret", on_request=self.taken.append)  # noqa: S106  # of a test
         self.url = ""
 
     async def until_taken(self, count: int) -> None:
-        """Wait until so many requests have come."""
+        """Wait until `count` requests have arrived."""
 
-        async def look() -> bool | None:
+        async def probe() -> bool | None:
             return len(self.taken) >= count or None
 
-        await until(look)
+        await until(probe)
 
     @property
     def ids(self) -> list[int]:
-        """The messages of every request so far, in order."""
-        return [taken.id for taken in self.taken if taken.id is not None]
+        """The message ids of all requests so far, in order."""
+        return [request.id for request in self.taken if request.id is not None]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -209,7 +212,7 @@ Mailers = Callable[..., Awaitable[MailerProcess]]
 
 @contextlib.asynccontextmanager
 async def gateways() -> AsyncIterator[Gateways]:
-    """Give what starts sandbox gateways, and stop them."""
+    """Yield a function that starts sandbox gateways; they are stopped at the end."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**faults: Any) -> Gateway:
@@ -222,7 +225,10 @@ async def gateways() -> AsyncIterator[Gateways]:
 
 @contextlib.asynccontextmanager
 async def mailers(database_url: str) -> AsyncIterator[Mailers]:
-    """Give what starts mailer processes on a database, whose ledgers must add up at the end."""
+    """Yield a function that starts mailer processes on a database.
+
+    At the end the processes are killed, and all counts in the database must equal the rows.
+    """
     started: list[MailerProcess] = []
 
     async def start(
@@ -237,13 +243,13 @@ async def mailers(database_url: str) -> AsyncIterator[Mailers]:
     for process in started:
         await process.stop(signal.SIGKILL)
     engine = create_engine(database_url)
-    assert await differences(engine) == []  # whatever has happened, the numbers add up
+    assert await find_differences(engine) == []
     await engine.dispose()
 
 
 def run(*arguments: str, given: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself; `given` is its standard input."""
+    """Run a command of mailer to its end; `given` is its standard input."""
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
     path = Path(mailer.__file__).parents[1]
-    return nursery.run(arguments, environ, path, given, within=PATIENCE)
+    return prefork.run(arguments, environ, path, given, within=EVENT_TIMEOUT)

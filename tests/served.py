@@ -1,4 +1,4 @@
-"""The application behind a real server in this process, and raw sockets to talk to it."""
+"""The application behind a real server in this process, and raw connections to it."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,14 @@ import msgspec
 import uvicorn
 from litestar.types import ASGIApp
 
-from mailer.web.connection import Limits, connection_class
-from tests.patience import PATIENCE
+from mailer.web.connection import ConnectionLimits, make_protocol_class
+from tests.event_timeout import EVENT_TIMEOUT
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to pytest."""
+    """A uvicorn server that leaves signals to pytest."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -25,12 +25,12 @@ class Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: ASGIApp, limits: Limits | None = None, keep_alive: int = 5
+    app: ASGIApp, limits: ConnectionLimits | None = None, keep_alive: int = 5
 ) -> AsyncIterator[int]:
-    """Serve `app` under these limits; gives the port."""
+    """Serve `app` with these limits; yield the port."""
     config = uvicorn.Config(
         app,
-        http=connection_class(limits or Limits()),
+        http=make_protocol_class(limits or ConnectionLimits()),
         port=0,
         log_config=None,
         lifespan="off",
@@ -52,7 +52,7 @@ async def listening(
 
 
 class Talk:
-    """A connection on which one says what one likes."""
+    """A connection on which a test sends any bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -63,22 +63,22 @@ class Talk:
         await self.writer.drain()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Read an answer that says its length: its status, headers and body."""
+        """Read a response with a Content-Length; return its status, headers and body."""
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:] if line)}
         body = await self.reader.readexactly(int(headers.get("content-length", "0")))
         return int(lines[0].split()[1]), headers, body
 
     async def problem(self) -> tuple[int, str]:
-        """Read a problem: its status and what it says."""
+        """Read a response with a problem; return its status and detail."""
         status, headers, body = await self.answer()
         assert headers["content-type"] == "application/problem+json"
         problem = msgspec.json.decode(body)
         assert problem["status"] == status
         return status, problem["detail"]
 
-    async def ended(self, within: float = PATIENCE) -> float:
-        """Wait until the server ends it; return the seconds that it took."""
+    async def ended(self, within: float = EVENT_TIMEOUT) -> float:
+        """Wait until the server closes the connection; return the seconds waited."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with asyncio.timeout(within):
@@ -96,13 +96,13 @@ class Talk:
 async def talks(
     port: int, count: int = 1, *, takes_little: bool = False
 ) -> AsyncIterator[list[Talk]]:
-    """So many connections to the server, closed at the end; `takes_little` keeps buffers small."""
+    """Open `count` connections to the server; with `takes_little`, their read buffers are small."""
     loop = asyncio.get_running_loop()
     opened = []
     try:
         for _ in range(count):
             connection = socket.socket()
-            connection.setblocking(False)  # noqa: FBT003  # the socket module's own way
+            connection.setblocking(False)  # noqa: FBT003  # the signature of the socket module
             if takes_little:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             await loop.sock_connect(connection, ("127.0.0.1", port))
@@ -122,8 +122,8 @@ async def talk(port: int, *, takes_little: bool = False) -> AsyncIterator[Talk]:
 
 
 async def served_normally(port: int, requests: int = 20, path: str = "/health/live") -> None:
-    """Expect that some requests are answered, each on a connection of its own."""
-    async with asyncio.timeout(PATIENCE):
+    """Assert that requests are answered with 200, each on a new connection."""
+    async with asyncio.timeout(EVENT_TIMEOUT):
         for _ in range(requests):
             async with talk(port) as normal:
                 await normal.say(GET.replace(b"/health/live", path.encode()))

@@ -1,4 +1,4 @@
-"""PostgreSQL servers of a test's own: a primary, its standby, copies of both; and dumps."""
+"""PostgreSQL servers for a test: a primary, its standby, copies of both; and database dumps."""
 
 import asyncio
 import os
@@ -12,67 +12,77 @@ from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
-from mailer.db.child import Account, Child
-from mailer.db.embedded import _unprivileged_account, _usable_binaries
+from mailer.db.child import Child, SystemUser
+from mailer.db.embedded import _choose_usable_binaries, _find_unprivileged_user
 from mailer.db.engine import connect
 
-PATIENCE = 60.0
-"""Seconds after which a program that should have ended long before has not."""
+PROGRAM_TIMEOUT = 60.0
+"""Seconds for a program of PostgreSQL to end, and for a server to start."""
 
 
 class Programs:
-    """The programs of the PostgreSQL that runs here, as the user who may run them."""
+    """The programs of PostgreSQL, and the user who may run them."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.account: Account | None = _unprivileged_account(home)
-        self.folder = _usable_binaries(home, self.account).folder
+        self.system_user: SystemUser | None = _find_unprivileged_user(home)
+        self.folder = _choose_usable_binaries(home, self.system_user).folder
 
     def run(self, name: str, *arguments: str | Path) -> str:
-        """Run a program that ends by itself, as that user."""
-        user = {} if self.account is None else {"user": self.account.uid, "group": self.account.gid}
+        """Run a program to its end as this user, and return its output."""
+        user = (
+            {}
+            if self.system_user is None
+            else {"user": self.system_user.uid, "group": self.system_user.gid}
+        )
         return run(self.folder / name, *arguments, **user)
 
     def own(self, folder: Path) -> None:
-        """Give a folder and all in it to that user."""
-        if self.account is not None:
+        """Make this user the owner of a folder and of everything in it."""
+        if self.system_user is not None:
             for path in (folder, *folder.rglob("*")):
-                os.chown(path, self.account.uid, self.account.gid)
+                os.chown(path, self.system_user.uid, self.system_user.gid)
 
 
 def run(*command: str | Path, **options: int) -> str:
-    """Run a program and return what it says; it must succeed."""
-    done = subprocess.run(  # type: ignore[call-overload]  # noqa: S603  # our own; a user may be given
-        command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd="/", **options
+    """Run a program that must succeed, and return its output."""
+    process = subprocess.run(  # type: ignore[call-overload]  # noqa: S603  # commands of tests; options may set a user
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_TIMEOUT,
+        check=False,
+        cwd="/",
+        **options,
     )
-    assert done.returncode == 0, done.stderr
-    return str(done.stdout)
+    assert process.returncode == 0, process.stderr
+    return str(process.stdout)
 
 
 class Server:
-    """A PostgreSQL server on a folder, which listens on loopback."""
+    """A PostgreSQL server on its own data folder, on loopback."""
 
     def __init__(self, programs: Programs, name: str) -> None:
         self.programs = programs
         self.data = programs.home / name
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            self.port = found.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
         self._child: Child | None = None
 
     @property
     def url(self) -> str:
-        """Where its database is."""
+        """The URL of the server's database."""
         return f"postgresql://mailer@127.0.0.1:{self.port}/mailer"
 
     def make(self) -> None:
-        """Make the folder of a new server."""
+        """Create the data folder of a new server."""
         self.programs.run(
             *("initdb", "-D", self.data, "--username=mailer", "--auth=trust", "--no-sync"),
             *("--encoding=UTF8", "--locale=C"),
         )
 
     def copy(self, source: "Server", name: str = "") -> None:
-        """Make the folder a copy of a server that runs; a standby of it if it has a name."""
+        """Copy the data folder of a running server; with the name `standby`, as its standby."""
         self.programs.run(
             *("pg_basebackup", "-D", self.data, "-h", "127.0.0.1", "-p", str(source.port)),
             *("-U", "mailer", "--checkpoint=fast", "--no-sync", "--wal-method=stream"),
@@ -80,17 +90,17 @@ class Server:
         )
 
     def copy_folder(self, source: "Server") -> None:
-        """Make the folder a copy of a stopped server's."""
+        """Copy the data folder of a stopped server."""
         shutil.copytree(source.data, self.data)
         self.programs.own(self.data)
 
     def set(self, **parameters: str) -> None:
-        """Set parameters for the next start."""
+        """Set configuration parameters for the next start."""
         with (self.data / "postgresql.auto.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in parameters.items())
 
     async def start(self, database: str = "mailer") -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it accepts connections to `database`."""
         options = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
@@ -101,9 +111,9 @@ class Server:
         words = [word for item in options.items() for word in ("-c", "=".join(item))]
         log = os.open(self.programs.home / f"{self.data.name}.log", os.O_CREAT | os.O_WRONLY)
         program: str | Path = self.programs.folder / "postgres"
-        self._child = Child([program, "-D", self.data, *words], self.programs.account, log)
+        self._child = Child([program, "-D", self.data, *words], self.programs.system_user, log)
         os.close(log)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PROGRAM_TIMEOUT):
             while not await self._answers(database):
                 assert not self._child.ended.is_set()
                 await asyncio.sleep(0.05)
@@ -119,16 +129,16 @@ class Server:
         await self.query("CREATE DATABASE mailer", database="postgres")
 
     async def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Stop it; by SIGQUIT it crashes."""
+        """Stop the server; SIGQUIT is a crash."""
         if self._child is not None:
-            await self._child.end((number, PATIENCE), (signal.SIGKILL, PATIENCE))
+            await self._child.stop((number, PROGRAM_TIMEOUT), (signal.SIGKILL, PROGRAM_TIMEOUT))
 
     async def promote(self) -> None:
-        """Make a standby a server that is written to, and wait until it is."""
+        """Promote a standby, and wait until it is writable."""
         assert await self.query("SELECT pg_promote(true, 60)")
 
     async def query(self, statement: str, *values: object, database: str = "mailer") -> object:
-        """Ask for one value."""
+        """Return the value of a query with one row and one column."""
         connection = await connect(self.url.rpartition("/")[0] + f"/{database}")
         try:
             return await connection.fetchval(statement, *values)
@@ -142,10 +152,10 @@ def dump(programs: Path, database_url: str, file: Path, *options: str) -> None:
 
 
 def restore(programs: Path, file: Path, database_url: str, *options: str) -> None:
-    """Restore a dump into a database that is there."""
+    """Restore a dump into an existing database."""
     run(programs / "pg_restore", "--no-owner", *options, "-d", database_url, file)
 
 
 def name_of(database_url: str) -> str:
-    """Return the name of the database that a URL leads to."""
+    """Return the name of the database in a URL."""
     return unquote(urlsplit(database_url).path.lstrip("/"))

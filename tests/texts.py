@@ -1,7 +1,7 @@
-"""Every text that pages say, and the catalogues that translate them: `make texts` keeps them.
+"""Every text that pages show, and the catalogues with their translations.
 
-Run as a script it brings the catalogues up to date: what is new waits for its translation there,
-what is said no more goes.
+Run as a script (`make texts`), this updates the catalogues: new texts are added without a
+translation, and texts that no page shows any more are removed.
 """
 
 import sys
@@ -20,103 +20,107 @@ import mailer.app
 import mailer.client.commands  # noqa: F401  # these import every model and every error
 from mailer import admin
 from mailer.access.oidc import model as oidc_model
-from mailer.admin.language import FOLDER, LANGUAGES
-from mailer.client import csvfile
+from mailer.admin.language import LANGUAGES, LOCALE_FOLDER
+from mailer.client import csv_reader
 from mailer.client.decoding import Encoding
-from mailer.client.phone import ROUNDED
-from mailer.client.rows import COLUMNS
-from mailer.db import fitness
+from mailer.client.phone import ROUNDED_MESSAGE
+from mailer.client.rows import CSV_COLUMNS
+from mailer.db import requirements
 from mailer.errors import InvalidError, MailerError, StartError
-from mailer.mailing.model import half_window
-from mailer.validation import Input, rules_of
-from mailer.web.starting import STARTING
+from mailer.mailing.model import missing_window_bound
+from mailer.validation import Input, rule_texts
+from mailer.web.startup_gate import STARTING_DETAIL
 
 SOURCE = Path(admin.__file__).parents[1]
 METHODS = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
-OWN = {"_": None, "gettext": None, "marked": None, "ngettext": (1, 2)}
-"""What marks a text of the pages."""
+OWN = {"_": None, "gettext": None, "gettext_noop": None, "ngettext": (1, 2)}
+"""Functions that mark texts of the pages, with the positions of the arguments."""
 OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}
 
 
 def http_errors(family: type[HTTPException] = HTTPException) -> Iterator[type[HTTPException]]:
-    """Yield every error that a page may show as it stands, those of the framework too."""
+    """Yield every error class whose text a page may show, including those of the framework."""
     yield family
-    for kind in family.__subclasses__():
-        yield from http_errors(kind)
+    for subclass in family.__subclasses__():
+        yield from http_errors(subclass)
 
 
-API = {"FieldError": (2,), "_answer": (2,)} | {kind.__name__: (1,) for kind in http_errors()}
-"""What the API says, and its pages too: of these the argument that people read."""
+API = {"FieldError": (2,), "_response": (2,)} | {kind.__name__: (1,) for kind in http_errors()}
+"""Calls with texts that API and pages show, with the position of the text argument."""
 
 
 def texts() -> Catalog:
-    """Return every text that a page may say."""
-    found = Catalog(project="mailer", fuzzy=False)
+    """Return a catalogue of every text that a page may show."""
+    catalogue = Catalog(project="mailer", fuzzy=False)
     for file, _, text, comments, context in extract_from_dir(
         SOURCE, METHODS, {"**.html": OPTIONS}, OWN
     ):
-        found.add(text, None, [(f"src/mailer/{file}", 0)], (), comments, context=context)
+        catalogue.add(text, None, [(f"src/mailer/{file}", 0)], (), comments, context=context)
     for file, _, text, _, _ in extract_from_dir(SOURCE, [("**.py", "python")], {}, API):
         if isinstance(text, str):
-            found.add(text, None, [(f"src/mailer/{file}", 0)])
+            catalogue.add(text, None, [(f"src/mailer/{file}", 0)])
     own = {kind.detail for kind in http_errors() if kind.__module__.startswith("mailer.")}
     for text in (*_rules(Input), *_errors(MailerError), *_composed(), *own):
-        found.add(text)
-    return found
+        catalogue.add(text)
+    return catalogue
 
 
 def _rules(model: type[Input]) -> Iterator[str]:
-    for kind in model.__subclasses__():
-        if kind.__module__.startswith("mailer."):  # and no test's
-            yield from rules_of(kind)
-            yield from _rules(kind)
+    """Yield the texts of the validation rules of all input models of mailer."""
+    for subclass in model.__subclasses__():
+        if subclass.__module__.startswith("mailer."):  # not of a test
+            yield from rule_texts(subclass)
+            yield from _rules(subclass)
 
 
 def _errors(family: type[MailerError]) -> Iterator[str]:
-    for kind in family.__subclasses__():
-        if kind not in {StartError, InvalidError} and kind.__module__.startswith("mailer."):
-            yield kind().args[0]
-            yield from _errors(kind)
+    """Yield the default texts of all error classes of mailer that users see."""
+    for subclass in family.__subclasses__():
+        is_shown = subclass not in {StartError, InvalidError}
+        if is_shown and subclass.__module__.startswith("mailer."):
+            yield subclass().args[0]
+            yield from _errors(subclass)
 
 
 def _composed() -> Iterable[str]:
-    """Return what is put together where it is said; a number in it stands as `{}`."""
+    """Return the texts that are composed at run time, with `{}` in place of numbers."""
     for name in ("send_interval_time_start", "send_interval_time_end"):
-        yield from (error.message for error in half_window({name: "09:00"}))
-    yield f"is not one of the columns {', '.join(COLUMNS)}"
-    yield "has {} fields, and the header {}"
-    yield from oidc_model.TEXTS.values()
-    yield ROUNDED
+        yield from (error.message for error in missing_window_bound({name: "09:00"}))
+    yield f"is not one of the columns {', '.join(CSV_COLUMNS)}"
+    yield "has {} fields, but the header has {}"
+    yield from oidc_model.REASON_TEXTS.values()
+    yield ROUNDED_MESSAGE
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
-    yield from {*fitness.SENTENCES.values(), fitness.UNREACHABLE, STARTING}
-    for said in (csvfile.TOO_LONG, csvfile.MALFORMED):
-        yield said
-        yield f"the header {said}"
+    yield from {*requirements.ERROR_SENTENCES.values(), requirements.UNREACHABLE, STARTING_DETAIL}
+    for text in (csv_reader.TOO_LONG, csv_reader.MALFORMED):
+        yield text
+        yield f"the header {text}"
 
 
 def catalogue_file(language: str) -> Path:
-    """Return where the catalogue of a language is."""
-    return FOLDER / language / "LC_MESSAGES" / "mailer.po"
+    """Return the path of a language's catalogue."""
+    return LOCALE_FOLDER / language / "LC_MESSAGES" / "mailer.po"
 
 
 @cache
 def brought_up_to_date(language: str) -> Catalog:
-    """Return a language's catalogue with all texts in it, and no others; it is made once.
+    """Return a language's catalogue with exactly the present texts.
 
-    English stands in the code: its catalogue has only what a page says otherwise than the API.
+    The code contains the English texts, so the English catalogue contains only texts that a page
+    shows with other words than the API.
     """
     with catalogue_file(language).open("rb") as file:
         catalogue = read_po(file, locale=language, ignore_obsolete=True)
     catalogue.update(texts(), no_fuzzy_matching=True)
     catalogue.obsolete.clear()
     if language == "en":
-        for message in [each for each in catalogue if each.id and not is_translated(each)]:
+        for message in [entry for entry in catalogue if entry.id and not is_translated(entry)]:
             catalogue.delete(message.id, message.context)
     return catalogue
 
 
 def is_translated(message: Message) -> bool:
-    """Whether every form of a text is there."""
+    """Return whether every plural form of a text is translated."""
     forms = message.string if isinstance(message.string, tuple | list) else [message.string]
     return all(forms)
 
@@ -132,7 +136,7 @@ msgstr ""
 
 
 def written(catalogue: Catalog) -> bytes:
-    """Return a catalogue as its file has it: in order, without dates that change for nothing."""
+    """Return the file content of a catalogue: sorted, and without dates that always change."""
     file = BytesIO()
     write_po(file, catalogue, width=100, omit_header=True, sort_output=True, include_lineno=False)
     header = HEADER.format(catalogue.locale_identifier, catalogue.plural_forms)
@@ -140,11 +144,11 @@ def written(catalogue: Catalog) -> bytes:
 
 
 def main() -> None:
-    """Write every catalogue anew."""
+    """Update every catalogue."""
     for language in LANGUAGES:
         catalogue = brought_up_to_date(language)
         catalogue_file(language).write_bytes(written(catalogue))
-        missing = sum(not is_translated(each) for each in catalogue if each.id)
+        missing = sum(not is_translated(entry) for entry in catalogue if entry.id)
         sys.stdout.write(f"{language}: {len(catalogue)} texts, {missing} to translate\n")
 
 

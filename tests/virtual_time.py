@@ -1,7 +1,7 @@
-"""An event loop whose time is virtual: it jumps to the next timer instead of waiting for it.
+"""An event loop with virtual time: it jumps to the next timer instead of waiting for it.
 
-For tests of waits and deadlines that touch no socket: they take no time, and no load on the
-machine changes what they find.
+For tests of waits and deadlines that use no sockets: they take no time, and the load of the machine
+does not change their results.
 """
 
 import asyncio
@@ -10,38 +10,38 @@ import selectors
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec
 
-Given = ParamSpec("Given")
+P = ParamSpec("P")
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Finds what is ready; where nothing is, the time passes at once."""
+    """A selector that does not wait: if nothing is ready, it advances the virtual time."""
 
-    passed = 0.0
-    """Seconds of virtual time so far."""
+    now = 0.0
+    """Virtual time in seconds."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        found = super().select(None if timeout is None else 0)
-        if timeout is not None and not found:
-            self.passed += max(0.0, timeout)
-        return found
+        ready = super().select(None if timeout is None else 0)
+        if timeout is not None and not ready:
+            self.now += max(0.0, timeout)
+        return ready
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop in virtual time, which begins at 0."""
+    """An event loop in virtual time, which starts at 0."""
 
     def __init__(self) -> None:
-        self._virtual = _JumpingSelector()
-        super().__init__(self._virtual)
+        self._jumping_selector = _JumpingSelector()
+        super().__init__(self._jumping_selector)
 
     def time(self) -> float:
-        return self._virtual.passed
+        return self._jumping_selector.now
 
 
-def in_virtual_time(test: Callable[Given, Awaitable[None]]) -> Callable[Given, None]:
-    """Run an async test on a loop of its own, in virtual time."""
+def in_virtual_time(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Run an async test in virtual time, on its own event loop."""
 
     @functools.wraps(test)
-    def run(*args: Given.args, **kwargs: Given.kwargs) -> None:
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
         async def body() -> None:
             await test(*args, **kwargs)
 

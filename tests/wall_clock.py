@@ -1,4 +1,4 @@
-"""A wall clock that a test sets while a process runs; monotonic clocks go on, as real ones do."""
+"""A wall clock of a process, set by a test while the process runs; monotonic clocks go on."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from tests.programs import needed
 
 
 class WallClock:
-    """The wall clock of a process with its `loader` and `environ`, ahead of the true time as set.
+    """The wall clock of a process started with `loader` and `environ`.
 
-    Source: libfaketime's README, "Advanced features". The database and the gateway of a test keep
-    the true time.
+    The database and the gateway of a test keep the true time. Source: libfaketime's README,
+    "Advanced features".
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,7 +25,7 @@ class WallClock:
         self.environ = {"FAKETIME_TIMESTAMP_FILE": str(self._file)}
 
     def set(self, seconds: float) -> None:
-        """Set it to so many seconds after the true time, or before."""
+        """Set the clock to `seconds` after the true time, or before it if negative."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+}\n")
-        new.rename(self._file)  # at once, whoever reads it meanwhile
+        new.rename(self._file)  # atomic, for processes that read the file meanwhile

@@ -1,15 +1,15 @@
-"""The work as a Celery user writes it; run as a script, it publishes every message.
+"""Sending with Celery, written as its users do; as a script, it publishes a task per message.
 
-The ways of its documentation ("Optimizing", "Tasks"): a message is acknowledged when its task is
-done and is kept on disk until then, no results, no rate limits, plenty prefetched. A task carries
-all that its request needs; the connections of HTTP and PostgreSQL are pooled, one a greenlet. Of
-the worker's pools gevent is the fastest here, before threads; 50 processes (prefork) are far
-behind. So is requests behind urllib3, on which it is built.
+It follows Celery's documentation ("Optimizing", "Tasks"): a task is acknowledged when it is done,
+and stays on disk until then; no results, no rate limits, a large prefetch. A task carries all data
+of its request. HTTP and PostgreSQL connections are pooled, one for each greenlet. Of the worker's
+pools gevent is the fastest here, then threads; 50 processes (prefork) are much slower. HTTP uses
+urllib3, because requests, which is built on it, is much slower.
 """
 
 import os
 
-import psycopg  # type: ignore[import-not-found]  # in the peers' venv only, like all of these
+import psycopg  # type: ignore[import-not-found]  # only in the peers' venv, like all of these
 import urllib3
 from celery import Celery  # type: ignore[import-not-found]
 from celery.signals import worker_init  # type: ignore[import-not-found]
@@ -42,7 +42,7 @@ database = ConnectionPool(
 
 
 def connect(**_: object) -> None:
-    """Open the connections: a worker needs them, who publishes does not."""
+    """Open the connections when a worker starts; publishing needs none."""
     database.open(wait=True)
 
 
@@ -53,7 +53,7 @@ def send(number: int, phone: int, text: str) -> None:
     """Send one message and mark it as delivered."""
     body = {"id": number, "phone": phone, "text": text}
     if http.request("POST", f"{SINK_URL}{number}", json=body).json()["code"] != 0:
-        raise RuntimeError("the sink refused a message")
+        raise RuntimeError("the sink rejected a message")
     with database.connection() as connection:
         connection.execute(DELIVERED, [number])
 

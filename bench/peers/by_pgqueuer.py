@@ -1,9 +1,9 @@
-"""The work as a PgQueuer user writes it: `enqueue` puts in a job a message, `work` does them.
+"""Sending with PgQueuer, written as its users do: `enqueue` adds the jobs, `work` runs them.
 
-The ways of its documentation ("Performance Tuning", "Shared Resources"): asyncpg, a connection of
-its own for the queue and a pool for the jobs, the recommended autovacuum settings, one HTTP session
-for all, uvloop. A job carries all that its request needs. The queue's tables are durable, as they
-are by default and as mailer's are.
+It follows PgQueuer's documentation ("Performance Tuning", "Shared Resources"): asyncpg, a separate
+connection for the queue and a pool for the jobs, the recommended autovacuum settings, one HTTP
+session for all jobs, uvloop. Each message has one job, which carries all data of its request. The
+queue's tables are durable, which is the default and the same as mailer's.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import asyncpg
-import pgqueuer  # type: ignore[import-not-found]  # it is in the peers' venv only
+import pgqueuer  # type: ignore[import-not-found]  # only in the peers' venv
 import uvloop
 from pgqueuer import PgQueuer, Queries
 from pgqueuer.models import Job  # type: ignore[import-not-found]  # likewise
@@ -25,15 +25,16 @@ SINK_URL = os.environ["PEER_SINK_URL"]
 TOKEN = os.environ["PEER_TOKEN"]
 CONCURRENCY = int(os.environ["PEER_CONCURRENCY"])
 BATCH_SIZE = 50
-MOST_TASKS = 100
-"""Jobs claimed at a time, finished but unrecorded ones among them, so more than the requests.
+MAX_TASKS = 100
+"""Jobs claimed at the same time, including those done but not yet recorded.
 
-Twice the batch is the least that it allows. Without a limit it claims all there are, and slows
-down the more wait; a `concurrency_limit` of the entry point costs more in each claim.
+So this is more than the requests at once. The minimum allowed is twice the batch. Without this
+limit PgQueuer claims all jobs, and the more jobs wait, the slower it is; a `concurrency_limit` of
+the entry point makes each claim more expensive.
 """
 POOL_SIZE = 20
-JOBS = 1000
-"""Jobs that one statement puts in."""
+JOBS_PER_STATEMENT = 1000
+"""Jobs enqueued by one statement."""
 
 MESSAGES = "SELECT id, phone, text FROM message ORDER BY id"
 DELIVERED = "UPDATE message SET status = 'delivered', delivered_at = now() WHERE id = $1"
@@ -41,7 +42,7 @@ DELIVERED = "UPDATE message SET status = 'delivered', delivered_at = now() WHERE
 
 @asynccontextmanager
 async def worker() -> AsyncIterator[PgQueuer]:
-    """Give `pgqueuer run` the queue with its one entry point."""
+    """Yield the queue with its only entry point, for `pgqueuer.run`."""
     connection = await asyncpg.connect(DATABASE_URL)
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     connector = aiohttp.TCPConnector(limit=CONCURRENCY)
@@ -53,9 +54,9 @@ async def worker() -> AsyncIterator[PgQueuer]:
 
         async def send(job: Job) -> None:
             number = json.loads(job.payload)["id"]
-            async with session.post(f"{SINK_URL}{number}", data=job.payload) as answer:
-                if (await answer.json())["code"] != 0:
-                    raise RuntimeError("the sink refused a message")
+            async with session.post(f"{SINK_URL}{number}", data=job.payload) as response:
+                if (await response.json())["code"] != 0:
+                    raise RuntimeError("the sink rejected a message")
             await pool.execute(DELIVERED, number)
 
         queue.entrypoint("send")(send)
@@ -64,7 +65,7 @@ async def worker() -> AsyncIterator[PgQueuer]:
 
 
 async def enqueue() -> None:
-    """Put in a job for each message, into new tables."""
+    """Enqueue a job for each message, in new tables."""
     connection = await asyncpg.connect(DATABASE_URL)
     queries = Queries.from_asyncpg_connection(connection)
     if await queries.schema_is_installed():
@@ -72,15 +73,15 @@ async def enqueue() -> None:
     await queries.install()
     await queries.optimize_autovacuum()
     payloads = [json.dumps(dict(row)).encode() for row in await connection.fetch(MESSAGES)]
-    for start in range(0, len(payloads), JOBS):
-        part = payloads[start : start + JOBS]
-        await queries.enqueue(["send"] * len(part), part, [0] * len(part))
+    for start in range(0, len(payloads), JOBS_PER_STATEMENT):
+        batch = payloads[start : start + JOBS_PER_STATEMENT]
+        await queries.enqueue(["send"] * len(batch), batch, [0] * len(batch))
     await connection.close()
 
 
 def work() -> None:
-    """Do jobs until SIGTERM, as `pgqueuer run` does."""
-    uvloop.run(pgqueuer.run(worker, batch_size=BATCH_SIZE, max_concurrent_tasks=MOST_TASKS))
+    """Run jobs until SIGTERM, as the command `pgqueuer run` does."""
+    uvloop.run(pgqueuer.run(worker, batch_size=BATCH_SIZE, max_concurrent_tasks=MAX_TASKS))
 
 
 if __name__ == "__main__":

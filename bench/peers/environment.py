@@ -1,4 +1,4 @@
-"""The peers' own Python packages, which mailer neither needs nor brings."""
+"""A virtual environment with the peers' Python packages, which mailer does not need."""
 
 import shutil
 import subprocess
@@ -7,17 +7,17 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 FOLDER = Path(__file__).parents[2] / ".venv" / "peers"
-"""In the folder that `make` fills and `make clean` removes."""
+"""Inside `.venv`, which `make` creates and `make clean` removes."""
 
 
 def peers_python() -> Path:
-    """Return the Python that has the packages of `requirements.txt`; installs them when it must."""
+    """Return the Python with the packages of `requirements.txt`; install them when needed."""
     python = FOLDER / "bin" / "python"
     installed = FOLDER / REQUIREMENTS.name
     if installed.exists() and installed.read_bytes() == REQUIREMENTS.read_bytes():
         return python
     print(f"Setting up {FOLDER}, once", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)  # noqa: S603  # of this file
+    subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)  # noqa: S603  # all arguments are constants
     options = ["-qq", "--disable-pip-version-check", "--no-input", "--require-hashes"]
     subprocess.run(  # noqa: S603  # likewise
         [python, "-m", "pip", "install", *options, "-r", REQUIREMENTS], check=True

@@ -1,4 +1,4 @@
-"""A RabbitMQ node of the benchmark's own: new, on the loopback alone, gone when it is left."""
+"""A new RabbitMQ node on loopback for the benchmark, removed at its end."""
 
 import asyncio
 import os
@@ -11,22 +11,22 @@ from pathlib import Path
 import harness
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""Debian's; that on the PATH is a wrapper that keeps its log in /var/log."""
+"""Debian's program itself; the one on the PATH is a wrapper that logs to /var/log."""
 STARTED = b"Server startup complete"
 
 
 def is_installed() -> bool:
-    """Whether Debian's RabbitMQ, and with it Erlang, is here."""
+    """Return whether Debian's RabbitMQ is installed, and Erlang with it."""
     return SERVER.exists() and shutil.which("epmd") is not None
 
 
 @asynccontextmanager
 async def rabbitmq(folder: Path) -> AsyncIterator[str]:
-    """Run a node with its data and its Erlang cookie in `folder`; yields its URL."""
+    """Run a node with its data and its Erlang cookie in `folder`; yield its URL."""
     node_port, distribution_port, epmd_port = free_ports(3)
     erlang = {
         "PATH": os.environ["PATH"],
-        "HOME": str(folder),  # of the cookie
+        "HOME": str(folder),  # where Erlang keeps its cookie
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": str(epmd_port),
     }
@@ -39,7 +39,7 @@ async def rabbitmq(folder: Path) -> AsyncIterator[str]:
         "MNESIA_BASE": str(folder / "mnesia"),
         "LOG_BASE": str(folder / "log"),
         "LOGS": "-",
-        # Nothing of a node that the machine has already: none of these exists.
+        # None of these files exists, so that the node uses no configuration of this machine.
         "CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
         "CONFIG_FILE": str(folder / "rabbitmq.conf"),
         "CONFIG_FILES": str(folder / "conf.d"),
@@ -47,9 +47,9 @@ async def rabbitmq(folder: Path) -> AsyncIterator[str]:
         "ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
     }
     environ = erlang | {f"RABBITMQ_{name}": value for name, value in rabbit.items()}
-    environ["RUNNING_UNDER_SYSTEMD"] = "true"  # no shell in between, which would keep signals
+    environ["RUNNING_UNDER_SYSTEMD"] = "true"  # else a shell runs the node and catches signals
     async with AsyncExitStack() as stack:
-        # As a child: one that the node started would be nobody's, and stay.
+        # started here, because an epmd that the node starts keeps running after it
         epmd = await asyncio.create_subprocess_exec("epmd", env=erlang)
         stack.push_async_callback(harness.stop, epmd)
         server = await asyncio.create_subprocess_exec(
@@ -62,24 +62,27 @@ async def rabbitmq(folder: Path) -> AsyncIterator[str]:
         )
         stack.push_async_callback(harness.stop, server)
         assert server.stdout is not None  # noqa: S101  # it is a pipe
-        await asyncio.wait_for(_started(server.stdout), harness.PATIENCE)
+        await asyncio.wait_for(_wait_until_started(server.stdout), harness.PROCESS_TIMEOUT)
         draining = asyncio.create_task(server.stdout.read())
         yield f"amqp://guest:guest@127.0.0.1:{node_port}//"
         draining.cancel()
 
 
-async def _started(output: asyncio.StreamReader) -> None:
-    """Read until the node is up. Raises `RuntimeError` with what it said when it ends before."""
-    said = b""
+async def _wait_until_started(output: asyncio.StreamReader) -> None:
+    """Read the output until the node has started.
+
+    Raises `RuntimeError` with the output when the node ends before.
+    """
+    text = b""
     async for line in output:
         if STARTED in line:
             return
-        said += line
-    raise RuntimeError(f"RabbitMQ did not start:\n{said.decode()}")
+        text += line
+    raise RuntimeError(f"RabbitMQ did not start:\n{text.decode()}")
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback that nobody listens on."""
+    """Return free ports of loopback."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:

@@ -1,7 +1,7 @@
-"""What schemathesis is told of this API beyond the schema; it loads this file itself.
+"""Hooks of schemathesis for mailer's API; schemathesis loads this file itself.
 
-Its check `positive_data_acceptance` is replaced by `valid_data_is_accepted`, which is that very
-check but for the rules that a JSON schema cannot say. All its other checks are as they are.
+`valid_data_is_accepted` replaces the check `positive_data_acceptance`: it is the same check, but it
+ignores errors of rules that a JSON schema cannot express. All other checks are unchanged.
 """
 
 import itertools
@@ -30,28 +30,30 @@ BEYOND_SCHEMA = (
     ("target_id", "must come together with its kind"),
     ("time_zone", "must be an IANA time zone, such as Europe/Moscow"),
 )
-"""Rules between fields, of the calendar, and of the list of time zones, which changes."""
+"""Field and message of errors that no schema foretells: rules between fields, and rules of the
+calendar, of visible text and of the list of time zones, which changes."""
 HEADER_RULES = (
     "is required",
-    "comes more than once",
+    "appears more than once",
     "is not one of the columns phone, operator_code, tag, time_zone",
     "the header is longer than 2000 characters",
     "the header is not well-formed CSV: a quote or a line's end is out of place",
     "the header is not UTF-8",
 )
-"""Rules of a CSV file's first line: to a schema the whole file is one string."""
+"""Messages of errors in the first line of a CSV file; for a schema the whole file is one string."""
 IMPORT = "/api/v1/clients/import"
 DOWNLOADS = ("/api/v1/clients", "/api/v1/mailings/{mailing_id}/messages")
-"""What also answers in CSV."""
+"""Paths that also answer in CSV."""
 DOWNLOAD_EVERY = 4
-REPEATABLE_EVERY = 4
-"""Of the calls that would have an Idempotency-Key: the others do what they are asked anew."""
+"""One in so many calls of these paths asks for CSV."""
+IDEMPOTENT_EVERY = 4
+"""One in so many calls keeps its Idempotency-Key; the others would only get stored responses."""
 FIRST_PHONE = 79160000000
 
 
 @schemathesis.hook
-def map_body(context: HookContext, body: Any) -> Any:  # noqa: ANN401  # as random as it comes
-    """Let every other file to import have a header, and a line that is nearly right."""
+def map_body(context: HookContext, body: Any) -> Any:  # noqa: ANN401  # a random JSON value
+    """Give every other import file a header and one line that is almost valid."""
     operation = context.operation
     if operation is None or operation.path != IMPORT or not isinstance(body, str) or len(body) % 2:
         return body
@@ -60,30 +62,31 @@ def map_body(context: HookContext, body: Any) -> Any:  # noqa: ANN401  # as rand
 
 @schemathesis.check
 def valid_data_is_accepted(ctx: CheckContext, response: Response, case: Case[Any]) -> bool | None:
-    """Fail where what the schema allows is refused, unless by a rule that it cannot say."""
+    """Fail when data that the schema allows is rejected, unless by a rule it cannot express."""
     try:
         return positive_data_acceptance(ctx, response, case)
     except RejectedPositiveData:
-        if response.status_code == HTTPStatus.BAD_REQUEST and _all_beyond(case, response.json()):
+        is_invalid = response.status_code == HTTPStatus.BAD_REQUEST
+        if is_invalid and _are_all_beyond_schema(case, response.json()):
             return None
         raise
 
 
-def _all_beyond(case: Case[Any], problem: dict[str, Any]) -> bool:
+def _are_all_beyond_schema(case: Case[Any], problem: dict[str, Any]) -> bool:
     errors = problem.get("errors", ())
     if case.operation.path == IMPORT:
         return bool(errors) and all(error["message"] in HEADER_RULES for error in errors)
     return bool(errors) and all((e["field"], e["message"]) in BEYOND_SCHEMA for e in errors)
 
 
-_lists, _repeatable = itertools.count(1), itertools.count(1)
+_downloads, _idempotent_calls = itertools.count(1), itertools.count(1)
 
 
 @schemathesis.hook
-def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:  # noqa: ARG001  # the hook's shape
-    """Ask for CSV now and then where that is to be had, and repeat only now and then."""
-    if "Idempotency-Key" in case.headers and next(_repeatable) % REPEATABLE_EVERY:
+def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:  # noqa: ARG001  # the signature of the hook
+    """Ask for CSV in some of the calls, and remove most Idempotency-Keys."""
+    if "Idempotency-Key" in case.headers and next(_idempotent_calls) % IDEMPOTENT_EVERY:
         del case.headers["Idempotency-Key"]
     is_download = case.operation.path in DOWNLOADS and case.method == "GET"
-    if is_download and next(_lists) % DOWNLOAD_EVERY == 0:
+    if is_download and next(_downloads) % DOWNLOAD_EVERY == 0:
         case.headers["Accept"] = "text/csv"

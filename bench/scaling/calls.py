@@ -1,11 +1,11 @@
-"""Every GET of the API, and what of a data set it asks for."""
+"""Every GET of the API, and the values of a data set that its path and query contain."""
 
 import random
 from urllib.parse import quote
 
 import asyncpg
 
-# What is in braces is the database's, or drawn anew for each call.
+# Names in braces stand for values of the database; ids are drawn anew for each call.
 CLIENTS = (
     "",
     "?before={client}",
@@ -30,13 +30,13 @@ CLIENTS = (
     "?tag={tag}&time_zone={zone}&after={client}",
     "?operator_code={code}&time_zone=UTC",
     "?operator_code={code}&time_zone=UTC&before={client}",
-    "?operator_code={scarce_code}&time_zone={zone_of_code}",
-    "?operator_code={code_of_tag}&tag={tag_of_code}",
-    "?tag={scarce_tag}&time_zone={zone_of_tag}",
+    "?operator_code={code_rare_with_zone}&time_zone={zone_rare_with_code}",
+    "?operator_code={code_rare_with_tag}&tag={tag_rare_with_code}",
+    "?tag={tag_rare_with_zone}&time_zone={zone_rare_with_tag}",
     "?time_zone={zone}&phone={phone}",
     "?limit=1000",
     "?limit=1000&before={client}",
-    "/{living}",
+    "/{existing_client}",
 )
 MAILINGS = (
     "",
@@ -87,69 +87,69 @@ MESSAGES = (
     "?limit=1000&status=delivered",
 )
 CALLS = (
-    *(f"/clients{rest}" for rest in CLIENTS),
-    *(f"/mailings{rest}" for rest in MAILINGS),
-    *(f"/mailings/{{largest}}/messages{rest}" for rest in MESSAGES),
+    *(f"/clients{query}" for query in CLIENTS),
+    *(f"/mailings{query}" for query in MAILINGS),
+    *(f"/mailings/{{largest}}/messages{query}" for query in MESSAGES),
     "/statistics",
     "/gateway",
 )
 PAGES = ("/", "/metrics")
-"""Outside the API."""
+"""Paths outside the API."""
 
-# Of two columns the values of which most clients have one, for each that has both.
-SCARCE = """
+# The pair of values of two columns for which the two values are frequent and the pair is rare.
+RARE_PAIR = """
     SELECT {one}, {other} FROM (
         SELECT {one}, {other}, sum(clients) AS have_both,
             sum(sum(clients)) OVER (PARTITION BY {one}) AS have_one,
             sum(sum(clients)) OVER (PARTITION BY {other}) AS have_other
-        FROM directory GROUP BY {one}, {other}) AS pair
+        FROM segment_count GROUP BY {one}, {other}) AS pair
     WHERE {one} IS NOT NULL AND {other} IS NOT NULL
     ORDER BY have_one * have_other / have_both DESC LIMIT 1"""
-SCARCE_PAIRS = {
-    ("operator_code", "time_zone"): ("scarce_code", "zone_of_code"),
-    ("operator_code", "tag"): ("code_of_tag", "tag_of_code"),
-    ("tag", "time_zone"): ("scarce_tag", "zone_of_tag"),
+RARE_PAIRS = {
+    ("operator_code", "time_zone"): ("code_rare_with_zone", "zone_rare_with_code"),
+    ("operator_code", "tag"): ("code_rare_with_tag", "tag_rare_with_code"),
+    ("tag", "time_zone"): ("tag_rare_with_zone", "zone_rare_with_tag"),
 }
 FREQUENT = {"code": "900", "tag": "tag-00", "zone": "Europe/Moscow"}
-LOOK = """
+SELECT_VALUES = """
     SELECT (SELECT max(id) FROM mailing) AS mailings,
         (SELECT max(id) FROM mailing WHERE audience_until IS NOT NULL) AS largest,
-        (SELECT max(id) FROM mailing WHERE status = 'finished') AS short, id AS living, phone,
-        (SELECT max(id) FROM client) AS clients
+        (SELECT max(id) FROM mailing WHERE status = 'finished') AS short,
+        id AS existing_client, phone, (SELECT max(id) FROM client) AS clients
     FROM client WHERE deleted_at IS NULL ORDER BY id LIMIT 1"""
 MESSAGE_IDS = "SELECT min(id), max(id) FROM message WHERE mailing_id = $1"
 
 
-class Values:
-    """What calls ask for of one database."""
+class CallValues:
+    """The values of one database that replace the names in calls."""
 
-    def __init__(self, own: dict[str, object], ids: dict[str, tuple[int, int]]) -> None:
-        self._own = own
-        self._ids = ids
+    def __init__(self, fixed: dict[str, object], id_ranges: dict[str, tuple[int, int]]) -> None:
+        self._fixed = fixed
+        self._id_ranges = id_ranges
 
     def path(self, call: str, prefix: str = "/api/v1") -> str:
-        """Return the path of a call, below `prefix` where it is not one of `PAGES`.
+        """Return the path of a call; `prefix` goes before it unless it is one of `PAGES`.
 
-        Ids that are drawn come from the middle half.
+        Ids are drawn from the middle half of their range.
         """
-        drawn = {}
-        for name, (first, last) in self._ids.items():
+        ids = {}
+        for name, (first, last) in self._id_ranges.items():
             quarter = (last - first) // 4
-            drawn[name] = random.randint(first + quarter, last - quarter)  # noqa: S311  # not for secrets
-        return ("" if call in PAGES else prefix) + call.format(**self._own, **drawn)
+            ids[name] = random.randint(first + quarter, last - quarter)  # noqa: S311  # not for secrets
+        return ("" if call in PAGES else prefix) + call.format(**self._fixed, **ids)
 
 
-async def look(database: asyncpg.Connection) -> Values:
-    """Return what calls can ask for of a database."""
-    [known] = await database.fetch(LOOK)
-    values = dict(known) | FREQUENT
-    for (one, other), names in SCARCE_PAIRS.items():
-        [pair] = await database.fetch(SCARCE.format(one=one, other=other))
+async def read_values(database: asyncpg.Connection) -> CallValues:
+    """Read the values for calls from a database."""
+    [row] = await database.fetch(SELECT_VALUES)
+    values = dict(row) | FREQUENT
+    for (one, other), names in RARE_PAIRS.items():
+        [pair] = await database.fetch(RARE_PAIR.format(one=one, other=other))
         values |= zip(names, pair, strict=True)
-    [(first, last)] = await database.fetch(MESSAGE_IDS, known["largest"])
+    [(first, last)] = await database.fetch(MESSAGE_IDS, row["largest"])
     ids = {
-        "client": (1, known["clients"]),
-        "mailing": (1, known["mailings"]),
+        "client": (1, row["clients"]),
+        "mailing": (1, row["mailings"]),
         "message": (first, last),
     }
-    return Values({name: quote(str(value), safe="") for name, value in values.items()}, ids)
+    return CallValues({name: quote(str(value), safe="") for name, value in values.items()}, ids)

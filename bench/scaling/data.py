@@ -1,56 +1,59 @@
-"""A data set as a service has it after two years, made by SQL; the triggers count what is in it."""
+"""A data set as a service has it after two years, created by SQL; triggers keep the counters."""
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import harness
-from mailer.client import directory
+from mailer.client import segment_counts
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
-from mailer.message import tally
+from mailer.message import counters
 
 MESSAGES = 10
 """Messages for each client."""
 CLIENTS = 100
-"""Clients for each mailing; a small set has ten mailings all the same."""
-BATCH = 500_000
-"""Messages, and no less than one mailing, that a statement adds."""
-ALL_MOVES = 10**9
+"""Clients for each mailing; there are at least ten mailings."""
+MESSAGES_PER_STATEMENT = 500_000
+"""A statement adds about so many messages, and all messages of at least one mailing."""
+ALL_DELTAS = 10**9
+"""A limit that merges every delta at once."""
 
-# A statement of this size sorts and joins in memory; nothing is kept of it when the power fails.
-LOADING = "SET work_mem = '256MB'; SET synchronous_commit = off; SET jit = off"
+# Enough memory to sort and join so many rows; the data need not survive a power failure.
+LOADING_PARAMETERS = "SET work_mem = '256MB'; SET synchronous_commit = off; SET jit = off"
 
-# Few codes have most clients, and most of a code's are at home in one zone; every other client has
-# a tag, four have a rare one, and one in a hundred is erased.
-ADD_CLIENTS = """
+# A few operator codes have most of the clients, and most clients of a code share one time zone.
+# Every other client has a tag, four have a rare tag, and one in a hundred is erased.
+CREATE_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone, created_at, updated_at, deleted_at)
-    SELECT CASE WHEN NOT is_gone THEN '79' || lpad(n::text, 9, '0') END, (900 + code)::text,
-        CASE WHEN is_gone THEN NULL WHEN n % ($1 / 4) = 1 THEN 'rare'
-            WHEN n % 2 = 0 THEN 'tag-' || lpad(floor(50 * luck ^ 2)::text, 2, '0') END,
-        zones[1 + CASE WHEN at_home < 0.7 THEN code % 12 ELSE floor(12 * at_home ^ 9)::int END],
-        joined, joined, CASE WHEN is_gone THEN joined + interval '1 day' END
-    FROM (SELECT n, n % 100 = 7 AS is_gone, floor(90 * random() ^ 2)::int AS code,
-            random() AS luck, random() AS at_home,
-            now() - interval '730 days' * (1 - n / ($1 + 1.0)) AS joined,
+    SELECT CASE WHEN NOT is_erased THEN '79' || lpad(n::text, 9, '0') END, (900 + code)::text,
+        CASE WHEN is_erased THEN NULL WHEN n % ($1 / 4) = 1 THEN 'rare'
+            WHEN n % 2 = 0 THEN 'tag-' || lpad(floor(50 * tag_draw ^ 2)::text, 2, '0') END,
+        zones[1 + CASE WHEN zone_draw < 0.7 THEN code % 12
+            ELSE floor(12 * zone_draw ^ 9)::int END],
+        created_at, created_at, CASE WHEN is_erased THEN created_at + interval '1 day' END
+    FROM (SELECT n, n % 100 = 7 AS is_erased, floor(90 * random() ^ 2)::int AS code,
+            random() AS tag_draw, random() AS zone_draw,
+            now() - interval '730 days' * (1 - n / ($1 + 1.0)) AS created_at,
             ARRAY['Europe/Moscow', 'Asia/Yekaterinburg', 'Europe/Samara', 'Asia/Omsk',
                 'Asia/Krasnoyarsk', 'Europe/Kaliningrad', 'Asia/Irkutsk', 'Asia/Yakutsk',
                 'Asia/Vladivostok', 'Asia/Magadan', 'Asia/Kamchatka', 'UTC'] AS zones
-        FROM generate_series(1, $1::bigint) AS n) AS each
+        FROM generate_series(1, $1::bigint) AS n) AS drawn
     ORDER BY n"""
-# The newest is for everybody and runs, and some before it run or pause; three in a thousand are for
-# a tenth of all clients. The rest share what is left alike. Those after $4 are yet to begin, or
-# were cancelled before.
-ADD_MAILINGS = """
+# $1 clients, $2 messages in all, $3 mailings without messages, $4 mailings with messages, $5 the
+# text. Mailing number $4 is for all clients and runs; some before it run or are paused. Three in a
+# thousand are for a tenth of all clients. All others have audiences of equal size. The mailings
+# after number $4 have not started yet, or were cancelled before their start.
+CREATE_MAILINGS = """
     WITH sized AS (
         SELECT n, CASE WHEN n = $4 THEN $1 WHEN n % 333 = 0 THEN $1 / 10 END AS size
         FROM generate_series(1, $4::bigint + $3) AS n
     ), shared AS (
         SELECT ($2::bigint - sum(size)) / count(*) FILTER (WHERE size IS NULL) AS share,
-            ($2::bigint - sum(size)) % count(*) FILTER (WHERE size IS NULL) AS rest
+            ($2::bigint - sum(size)) % count(*) FILTER (WHERE size IS NULL) AS remainder
         FROM sized WHERE n <= $4
-    ), each AS (
-        SELECT n, n <= $4 AS has_begun,
-            coalesce(size, least($1, share + (n = $4 - 1)::int * rest))::bigint AS size,
+    ), planned AS (
+        SELECT n, n <= $4 AS has_started,
+            coalesce(size, least($1, share + (n = $4 - 1)::int * remainder))::bigint AS size,
             CASE WHEN n > $4 THEN CASE WHEN n % 4 = 0 THEN 'cancelled' ELSE 'scheduled' END
                 WHEN n = $4 THEN 'running'
                 WHEN n > $4 - least(8, $4 / 5) THEN (ARRAY['running', 'paused'])[1 + n % 2]
@@ -66,14 +69,15 @@ ADD_MAILINGS = """
             ELSE 2000 END,
         CASE WHEN n % 10 = 0 THEN '09:00'::time END, CASE WHEN n % 10 = 0 THEN '21:00'::time END,
         $5, CASE WHEN n % 3 > 0 THEN '{"tags": ["tag-00", "tag-01"]}'::jsonb END, status, size,
-        CASE WHEN has_begun THEN $1 ELSE 0 END, CASE WHEN has_begun THEN $1 END,
+        CASE WHEN has_started THEN $1 ELSE 0 END, CASE WHEN has_started THEN $1 END,
         least(start, now()) - interval '1 day', least(start + interval '1 day', now())
-    FROM each ORDER BY n"""
-ADD_LEDGERS = "INSERT INTO ledger (mailing_id) SELECT id FROM mailing"
+    FROM planned ORDER BY n"""
+CREATE_COUNTS = "INSERT INTO mailing_counts (mailing_id) SELECT id FROM mailing"
 
-# 500 outcomes a second, those after a failure later, and those that wait for their zone's morning
-# by the hour. A tenth of what has not ended waits.
-ADD_MESSAGES = """
+# $1 clients, $2 and $3 the first and the last mailing. 500 outcomes a second; retried messages come
+# later, and messages of a mailing with a sending window come some hours later, by time zone. A
+# tenth of the messages of a mailing that has not ended is still to be sent.
+CREATE_MESSAGES = """
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at,
         lease_owner, lease_expires_at, created_at, updated_at, attempts, status, reason,
         last_failure)
@@ -81,73 +85,75 @@ ADD_MESSAGES = """
         CASE WHEN status IN ('delivered', 'unknown') THEN moment END,
         CASE WHEN status = 'sending' THEN gen_random_uuid() END,
         CASE WHEN status = 'sending' THEN now() + interval '10 days' END,
-        began, CASE WHEN status = 'scheduled' THEN began ELSE moment END, attempts, status,
+        start, CASE WHEN status = 'scheduled' THEN start ELSE moment END, attempts, status,
         CASE status
-            WHEN 'undelivered' THEN CASE WHEN luck < 0.00002 THEN 'rejected_451'
-                WHEN attempts = 4 THEN 'attempts_exhausted' ELSE refusals[pick] END
+            WHEN 'undelivered' THEN CASE WHEN draw < 0.00002 THEN 'rejected_451'
+                WHEN attempts = 4 THEN 'attempts_exhausted' ELSE rejections[pick] END
             WHEN 'unknown' THEN (ARRAY['timeout', 'connection_lost', 'lease_expired'])[1 + pick / 2]
             WHEN 'cancelled' THEN CASE WHEN mailing_status = 'cancelled' THEN 'mailing_cancelled'
                 ELSE (ARRAY['expired', 'no_window', 'client_deleted', 'filter_changed'])
                     [1 + pick * 2 / 3] END
             WHEN 'scheduled' THEN CASE WHEN attempts > 1 THEN 'http_503' END END,
-        CASE WHEN status = 'undelivered' THEN refusals[pick] WHEN attempts > 1 THEN 'http_503' END
+        CASE WHEN status = 'undelivered' THEN rejections[pick]
+            WHEN attempts > 1 THEN 'http_503' END
     FROM (
         SELECT chosen.*, operator_code, time_zone,
-            began + interval '2 ms' * k + interval '5 minutes' * (attempts - 1) * random()
+            start + interval '2 ms' * k + interval '5 minutes' * (attempts - 1) * random()
                 + CASE WHEN has_window THEN (length(time_zone) - 3) * interval '1 hour'
                     ELSE interval '0' END AS moment,
-            CASE WHEN NOT has_ended AND luck > 0.9
-                    THEN CASE WHEN luck > 0.9999 THEN 'sending' ELSE 'scheduled' END
-                WHEN mailing_status = 'cancelled' AND luck > 0.5 THEN 'cancelled'
-                WHEN luck < 0.03 THEN 'undelivered' WHEN luck < 0.04 THEN 'unknown'
-                WHEN luck < 0.05 THEN 'cancelled' ELSE 'delivered' END AS status,
+            CASE WHEN NOT has_ended AND draw > 0.9
+                    THEN CASE WHEN draw > 0.9999 THEN 'sending' ELSE 'scheduled' END
+                WHEN mailing_status = 'cancelled' AND draw > 0.5 THEN 'cancelled'
+                WHEN draw < 0.03 THEN 'undelivered' WHEN draw < 0.04 THEN 'unknown'
+                WHEN draw < 0.05 THEN 'cancelled' ELSE 'delivered' END AS status,
             1 + floor(5 * random() ^ 4)::int AS pick,
             ARRAY['rejected_400', 'rejected_404', 'rejected_422', 'rejected_410', 'rejected_403']
-                AS refusals
+                AS rejections
         FROM (
-            SELECT id AS mailing_id, status AS mailing_status, datetime_start AS began, k,
+            SELECT id AS mailing_id, status AS mailing_status, datetime_start AS start, k,
                 1 + (k * ($1 / clients_count) + id * 7919) % $1 AS client_id,
                 send_interval_time_start IS NOT NULL AS has_window,
                 status IN ('finished', 'cancelled') AS has_ended,
-                random() AS luck, 1 + floor(4 * random() ^ 6)::int AS attempts
+                random() AS draw, 1 + floor(4 * random() ^ 6)::int AS attempts
             FROM mailing CROSS JOIN LATERAL generate_series(0, clients_count - 1) AS k
             WHERE id BETWEEN $2 AND $3 AND audience_until IS NOT NULL
         ) AS chosen JOIN client ON client.id = client_id
-    ) AS judged
+    ) AS with_status
     ORDER BY mailing_id, k"""
-# Which mailings a statement adds messages for.
+# The first and the last mailing of each statement that creates messages.
 BATCHES = """
     SELECT min(id), max(id) FROM (
         SELECT id, sum(clients_count) OVER (ORDER BY id)::bigint / $1 AS batch FROM mailing
     ) AS numbered
     GROUP BY batch ORDER BY batch"""
-# In parts: the trigger changes one row with every mailing, and steps over what that leaves behind.
+# 500 mailings a statement: for each mailing the trigger updates the same row of totals, and so must
+# skip all dead versions of that row which the statement has left.
 SETTLE = """
     UPDATE mailing SET is_settled = true
     WHERE status IN ('finished', 'cancelled') AND id BETWEEN $1 AND $1 + 499"""
 SIZE = "SELECT pg_database_size(current_database())"
 
 
-async def make(url: str, clients: int) -> int:
-    """Make the data set for that many clients in an empty database; return its size in bytes."""
+async def create(url: str, clients: int) -> int:
+    """Create the data set for `clients` clients in an empty database; return its size in bytes."""
     mailings = max(10, clients // CLIENTS)
     messages = clients * MESSAGES
     engine = create_engine(url)
     await migrate(engine)
     database = await asyncpg.connect(url)
     try:
-        await database.execute(LOADING)
+        await database.execute(LOADING_PARAMETERS)
         await database.execute("SELECT setseed(0.5)")
-        await database.execute(ADD_CLIENTS, clients)
+        await database.execute(CREATE_CLIENTS, clients)
         await database.execute("ANALYZE client")
         extra = max(2, mailings // 500)
-        await database.execute(ADD_MAILINGS, clients, messages, extra, mailings, harness.TEXT)
-        await database.execute(ADD_LEDGERS)
-        for first, last in await database.fetch(BATCHES, BATCH):
-            await database.execute(ADD_MESSAGES, clients, first, last)
-            await fold(engine)
+        await database.execute(CREATE_MAILINGS, clients, messages, extra, mailings, harness.TEXT)
+        await database.execute(CREATE_COUNTS)
+        for first, last in await database.fetch(BATCHES, MESSAGES_PER_STATEMENT):
+            await database.execute(CREATE_MESSAGES, clients, first, last)
+            await merge_deltas(engine)
         async with engine.begin() as connection:
-            await tally.coarsen(connection)
+            await counters.downsample(connection)
         for first in range(1, mailings + extra + 1, 500):
             await database.execute(SETTLE, first)
         await database.execute("VACUUM ANALYZE")
@@ -158,8 +164,8 @@ async def make(url: str, clients: int) -> int:
     return size
 
 
-async def fold(engine: AsyncEngine) -> None:
-    """Add up what the triggers noted, as mailer does every second."""
+async def merge_deltas(engine: AsyncEngine) -> None:
+    """Merge the deltas that the triggers wrote, as mailer does every second."""
     async with engine.begin() as connection:
-        await tally.fold(connection, ALL_MOVES)
-        await directory.fold(connection, ALL_MOVES)
+        await counters.merge_deltas(connection, ALL_DELTAS)
+        await segment_counts.merge_deltas(connection, ALL_DELTAS)

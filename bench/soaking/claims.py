@@ -1,4 +1,4 @@
-"""A message's claims, the requests that were made under them, and which belong together."""
+"""The claims of a message, and the matching of gateway requests to claims."""
 
 import msgspec
 
@@ -6,12 +6,13 @@ from soaking.journal import LAG
 
 END_OF_TIME = float("inf")
 
-UNKNOWN = frozenset({"timeout", "connection_lost", "lease_expired"})
-"""Why nobody knows what became of a request."""
-NOT_TAKEN = frozenset({"error", "malformed", "limited"})
-SILENT = frozenset({"hang", "reset", "gone"})
-"""Requests that the gateway gave no answer to."""
-KINDS: dict[str, frozenset[str]] = {
+UNKNOWN_REASONS = frozenset({"timeout", "connection_lost", "lease_expired"})
+"""Reasons of an unknown outcome."""
+NOT_ACCEPTED = frozenset({"error", "malformed", "limited"})
+"""Kinds of requests that the gateway answered with a temporary failure."""
+UNANSWERED = frozenset({"hang", "reset", "gone"})
+"""Kinds of requests that the gateway did not answer."""
+KINDS_BY_REASON: dict[str, frozenset[str]] = {
     "rejected_400": frozenset({"reject"}),
     "http_500": frozenset({"error"}),
     "http_502": frozenset({"error"}),
@@ -20,18 +21,18 @@ KINDS: dict[str, frozenset[str]] = {
     "bad_response": frozenset({"malformed"}),
     "timeout": frozenset({"hang", "gone"}),
     "connection_lost": frozenset({"reset", "gone"}),
-    "attempts_exhausted": NOT_TAKEN,
+    "attempts_exhausted": NOT_ACCEPTED,
 }
-"""What the gateway does to a request by the reason that mailer gives for its outcome."""
+"""For each reason that mailer records, the kinds of requests that may have led to it."""
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A state that a message went to."""
+    """A change of a message's state, with the new state."""
 
     at: float
     """Unix time, shortly before the commit."""
-    life: str
-    """The run of mailer that wrote it."""
+    worker: str
+    """The worker that wrote it."""
     message_id: int
     mailing_id: int
     client_id: int
@@ -42,7 +43,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct):
-    """A request at the gateway; it was written some time from `earliest` to `arrived`."""
+    """A request at the gateway; it was written at some time from `earliest` to `arrived`."""
 
     id: int | None
     arrived: float
@@ -52,7 +53,10 @@ class Request(msgspec.Struct):
 
 
 class Claim(msgspec.Struct):
-    """A time that a process held a message: from the claim to what it or another wrote next."""
+    """A claim of a message by a worker.
+
+    It lasts from the change to `sending` (`opened`) to the next change, by any worker (`closed`).
+    """
 
     opened: Change
     closed: Change | None
@@ -60,88 +64,89 @@ class Claim(msgspec.Struct):
 
     @property
     def until(self) -> float:
-        """When the message was in its hands no longer."""
+        """Unix time at which the claim or its lease ended."""
         closed_at = END_OF_TIME if self.closed is None else self.closed.at
         return min(closed_at, self.opened.leased_until or END_OF_TIME)
 
     @property
     def is_counted(self) -> bool:
-        """Whether it counts as an attempt."""
+        """Whether the claim counts as an attempt."""
         return self.closed is None or self.closed.attempts >= self.opened.attempts
 
     @property
     def outcome(self) -> str:
-        """What became of it, in a word: a reason, a state, or `untried`, or `open`."""
+        """Outcome of the claim in one word: a reason, a status, `untried` or `open`."""
         if self.closed is None:
             return "open"
         if self.request is None and not self.is_counted:
-            return "untried"  # whatever reason it keeps from an attempt before
+            return "untried"  # the message may keep the reason of an earlier attempt
         is_early = self.closed.at < (self.opened.leased_until or 0)
         if self.closed.reason == "lease_expired" and is_early:
-            return self.closed.status  # an answer ended it; the reason is of an attempt before
+            return self.closed.status  # an answer came; the reason is that of an earlier attempt
         return self.closed.reason or self.closed.status
 
-    def tells(self, request: Request) -> bool:
-        """Whether its outcome is what the gateway did to a request."""
+    def agrees_with(self, request: Request) -> bool:
+        """Return whether the recorded outcome is what the gateway did with the request."""
         if self.closed is None:
             return False
         if self.closed.reason is None:
             return self.closed.status == "delivered" and request.kind == "accepted"
-        return request.kind in KINDS.get(self.closed.reason, ())
+        return request.kind in KINDS_BY_REASON.get(self.closed.reason, ())
 
 
 class Message(msgspec.Struct):
-    """Everything that became of one message."""
+    """The changes, claims and unexplained requests of one message."""
 
     changes: list[Change]
     claims: list[Claim]
     unclaimed: list[Request] = []
-    """Requests that no claim accounts for, or that came second under one."""
+    """Requests without a claim, or beyond the first request of a claim."""
 
     @property
     def last(self) -> Change:
-        """The state it ended in."""
+        """The last change, with the final state."""
         return self.changes[-1]
 
 
-def claims_of(changes: list[Change]) -> list[Claim]:
+def build_claims(changes: list[Change]) -> list[Claim]:
     """Return a message's claims, in order."""
-    followed = zip(changes, [*changes[1:], None], strict=True)
-    return [Claim(change, after) for change, after in followed if change.status == "sending"]
+    pairs = zip(changes, [*changes[1:], None], strict=True)
+    return [Claim(change, after) for change, after in pairs if change.status == "sending"]
 
 
-def lay_beside(message: Message, requests: list[Request]) -> None:
-    """Give each request to the claim that it was made under; each claim has one at most.
+def match_requests(message: Message, requests: list[Request]) -> None:
+    """Match each request to the claim under which it was sent; at most one request per claim.
 
-    When those were written that a frozen gateway read at once, nobody knows: they go to the claims
-    that are left, first to those whose outcome is what the gateway did.
+    A gateway that was frozen reads several requests at once, so that the time of their writing is
+    unknown. These are matched last, to the remaining claims, and first to claims whose outcome
+    agrees with the request.
     """
-    plain = [request for request in requests if request.earliest == request.arrived]
-    frozen = [request for request in requests if request.earliest < request.arrived]
-    for request in plain:
-        fitting = [*_fitting(message, request, 0), *_fitting(message, request, LAG)]
-        _give(message, request, fitting[:1])
-    told = [(request, _fitting(message, request, LAG)) for request in frozen]
-    told.sort(key=lambda pair: not any(claim.tells(pair[0]) for claim in pair[1]))
-    for request, _ in told:
-        fitting = _fitting(message, request, LAG)
-        fitting.sort(key=lambda claim: (claim.tells(request), claim.is_counted))
-        _give(message, request, fitting[-1:])
+    timed = [request for request in requests if request.earliest == request.arrived]
+    untimed = [request for request in requests if request.earliest < request.arrived]
+    for request in timed:
+        candidates = [*_candidates(message, request, 0), *_candidates(message, request, LAG)]
+        _assign(message, request, candidates[:1])
+    pairs = [(request, _candidates(message, request, LAG)) for request in untimed]
+    pairs.sort(key=lambda pair: not any(claim.agrees_with(pair[0]) for claim in pair[1]))
+    for request, _ in pairs:
+        candidates = _candidates(message, request, LAG)
+        candidates.sort(key=lambda claim: (claim.agrees_with(request), claim.is_counted))
+        _assign(message, request, candidates[-1:])
 
 
-def _fitting(message: Message, request: Request, late: float) -> list[Claim]:
-    """Return the claims without a request that one may have been made under."""
+def _candidates(message: Message, request: Request, lag: float) -> list[Claim]:
+    """Return the claims without a request under which the request may have been sent."""
     return [
         claim
         for claim in message.claims
         if claim.request is None
         and claim.opened.at <= request.arrived
-        and request.earliest <= claim.until + late
+        and request.earliest <= claim.until + lag
     ]
 
 
-def _give(message: Message, request: Request, fitting: list[Claim]) -> None:
-    for claim in fitting:
+def _assign(message: Message, request: Request, candidates: list[Claim]) -> None:
+    for claim in candidates:
         claim.request = request
-    if not fitting:
+    if not candidates:
         message.unclaimed.append(request)

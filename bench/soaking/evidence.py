@@ -1,4 +1,4 @@
-"""What the soak's checks ask of the record: as it was then, and what was broken at that time."""
+"""Questions of the soak's checks to record and journal: past states, and faults at a time."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from zoneinfo import ZoneInfo
 
 import harness
 from soaking.claims import Claim, Message, Request
-from soaking.journal import END_MARGIN, LAG, REACTION, Call, Journal, Opening, Trouble
+from soaking.journal import END_MARGIN, LAG, REACTION, BreakerOpening, Call, Fault, Journal
 from soaking.record import Record, Version
 
-EXAMPLES = 5
-"""Broken rows that are printed of each check."""
-DATABASE = ("PostgreSQL", "connections")
-"""How the names of the troubles begin that befell the database."""
+MAX_EXAMPLES = 5
+"""Violations printed for each check."""
+DATABASE_FAULTS = ("PostgreSQL", "connections")
+"""First words of the names of database faults."""
 
 
 class Evidence:
-    """The record and the journal, and what can be told from both."""
+    """The record and the journal, with questions answered from both."""
 
     def __init__(
         self, record: Record, journal: Journal, clients: dict[int, dict[str, Any]]
@@ -30,54 +30,57 @@ class Evidence:
         self.calls: dict[int, list[Call]] = defaultdict(list)
         for call in journal.calls:
             self.calls[call.mailing_id].append(call)
-        troubles = journal.troubles
-        self._database = [trouble for trouble in troubles if trouble.what.startswith(DATABASE)]
-        self._gateway = [trouble for trouble in troubles if trouble.what.startswith("gateway")]
-        self._openings: dict[str, list[Opening]] = defaultdict(list)
-        for opening in journal.openings:
-            self._openings[opening.life].append(opening)
-        self._lives: dict[str, list[Trouble]] = defaultdict(list)
-        for trouble in troubles:
-            self._lives[trouble.life or ""].append(trouble)
-        self.thawed = 0
-        """Requests that a frozen process wrote as it went on, after its lease."""
+        faults = journal.faults
+        self._database_faults = [f for f in faults if f.name.startswith(DATABASE_FAULTS)]
+        self._gateway_faults = [f for f in faults if f.name.startswith("gateway")]
+        self._openings: dict[str, list[BreakerOpening]] = defaultdict(list)
+        for opening in journal.breaker_openings:
+            self._openings[opening.worker].append(opening)
+        self._faults_by_worker: dict[str, list[Fault]] = defaultdict(list)
+        for fault in faults:
+            self._faults_by_worker[fault.worker or ""].append(fault)
+        self.late_after_freeze = 0
+        """Requests that a worker wrote after its lease, when its freeze ended."""
         for message in record.messages.values():
-            self._claim_thawed(message)
+            self._match_late_requests(message)
             for claim in message.claims:
                 self._allow_for_freeze(claim)
 
     def _allow_for_freeze(self, claim: Claim) -> None:
-        """Count a request that a process writes as it thaws from when it was frozen.
+        """If a request was written at the end of a freeze, set its earliest time to the start.
 
-        It was to go out when the process was stopped between its last look and the write.
+        The worker may have been frozen between its last check and the write.
         """
         request = claim.request
-        for trouble in self._lives[claim.opened.life] if request else ():
-            if request and trouble.began <= request.arrived <= trouble.ended + LAG:
-                request.earliest = min(request.earliest, trouble.began)
+        for fault in self._faults_by_worker[claim.opened.worker] if request else ():
+            if request and fault.began <= request.arrived <= fault.ended + LAG:
+                request.earliest = min(request.earliest, fault.began)
 
-    def _claim_thawed(self, message: Message) -> None:
-        """Give a request that seems to have no claim to one that a frozen process had lost."""
+    def _match_late_requests(self, message: Message) -> None:
+        """Match a request without a claim to a claim that its worker lost while it was frozen."""
         for request in list(message.unclaimed):
             for claim in message.claims:
                 if claim.request is None and any(
-                    trouble.what == "mailer frozen"
-                    and trouble.touches(claim.opened.at, claim.until)
-                    and trouble.began <= request.arrived <= trouble.ended + LAG
-                    for trouble in self._lives[claim.opened.life]
+                    fault.name == "mailer frozen"
+                    and fault.overlaps(claim.opened.at, claim.until)
+                    and fault.began <= request.arrived <= fault.ended + LAG
+                    for fault in self._faults_by_worker[claim.opened.worker]
                 ):
                     claim.request = request
                     message.unclaimed.remove(request)
-                    self.thawed += 1
+                    self.late_after_freeze += 1
                     break
 
-    def was_frozen(self, life: str, start: float, end: float) -> bool:
-        """Whether a run of mailer was frozen at some moment from `start` to `end`."""
-        freezes = (trouble for trouble in self._lives[life] if trouble.what == "mailer frozen")
-        return any(freeze.touches(start, end) for freeze in freezes)
+    def was_frozen(self, worker: str, start: float, end: float) -> bool:
+        """Return whether a worker was frozen at some moment from `start` to `end`."""
+        freezes = (f for f in self._faults_by_worker[worker] if f.name == "mailer frozen")
+        return any(freeze.overlaps(start, end) for freeze in freezes)
 
     def versions(self, mailing_id: int, start: float, end: float) -> list[Version]:
-        """Return a mailing as it was from `start` to `end`, each version a little longer."""
+        """Return the versions of a mailing from `start` to `end`.
+
+        Each version counts for `REACTION` longer than it lasted.
+        """
         return [
             version
             for version in self.record.mailings[mailing_id]
@@ -85,67 +88,70 @@ class Evidence:
         ]
 
     def versions_for(self, request: Request) -> list[Version]:
-        """Return what a request may have gone by: a change acts within a second."""
+        """Return the versions that may apply to a request; changes take effect within a second."""
         mailing_id = self.record.messages[request.id or 0].last.mailing_id
         return self.versions(mailing_id, request.earliest - LAG, request.arrived)
 
     def zone_of(self, request: Request) -> str:
-        """Return the time zone of the client that a request is for."""
+        """Return the time zone of the request's client."""
         client_id = self.record.messages[request.id or 0].last.client_id
         return str(self.clients[client_id]["time_zone"])
 
     def was_retried(self, mailing_id: int, start: float, end: float) -> bool:
-        """Whether a call of `retry` may have acted on a mailing from `start` to `end`."""
+        """Return whether a `retry` call may have affected a mailing from `start` to `end`."""
         return any(
             call.action == "retry" and call.began <= end and call.ended + REACTION >= start
             for call in self.calls[mailing_id]
         )
 
-    def held_back(self, life: str, start: float, end: float) -> bool:
-        """Whether a run's breaker was not closed at some moment from `start` to `end`."""
-        return any(o.began <= end and o.ended >= start for o in self._openings[life])
+    def was_breaker_open(self, worker: str, start: float, end: float) -> bool:
+        """Return whether a worker's breaker was open or half-open from `start` to `end`."""
+        return any(o.began <= end and o.ended >= start for o in self._openings[worker])
 
-    def why_lost(self, claim: Claim) -> str | None:
-        """Return why the holder of a claim could not write its outcome within the lease."""
+    def why_lease_expired(self, claim: Claim) -> str | None:
+        """Return the fault that kept a worker from recording the result within its lease."""
         since, until = claim.opened.at - LAG, claim.opened.leased_until or claim.opened.at
-        for trouble in self._lives[claim.opened.life]:
-            if trouble.touches(since, until):
-                return trouble.what
-        if any(trouble.touches(since, until) for trouble in self._database):
-            return "database away"
+        for fault in self._faults_by_worker[claim.opened.worker]:
+            if fault.overlaps(since, until):
+                return fault.name
+        if any(fault.overlaps(since, until) for fault in self._database_faults):
+            return "database unavailable"
         return None
 
-    def why_cut(self, claim: Claim) -> str | None:
-        """Return why no answer came under a claim, though the gateway gave or would give one."""
+    def why_unanswered(self, claim: Claim) -> str | None:
+        """Return why a worker got no answer for a claim, though the gateway works."""
         closed_at = claim.opened.at if claim.closed is None else claim.closed.at
-        if any(trouble.touches(claim.opened.at, closed_at + LAG) for trouble in self._gateway):
-            return "gateway away"
-        if self.was_frozen(claim.opened.life, claim.opened.at, closed_at):
+        if any(fault.overlaps(claim.opened.at, closed_at + LAG) for fault in self._gateway_faults):
+            return "gateway unavailable"
+        if self.was_frozen(claim.opened.worker, claim.opened.at, closed_at):
             return "mailer frozen"
         # the worker's estimate of the database's clock may be a little ahead
-        cut_by = closed_at + END_MARGIN + LAG
+        aborted_by = closed_at + END_MARGIN + LAG
         versions = self.versions(claim.opened.mailing_id, claim.opened.at, closed_at)
-        if any(claim.opened.at < version.end <= cut_by for version in versions):
-            return "cut at the end"
+        if any(claim.opened.at < version.end <= aborted_by for version in versions):
+            return "aborted at the mailing's end"
         return None
 
 
-class Audit:
-    """Prints each check with its figure, and the first rows that break it."""
+class CheckReport:
+    """Prints the result of each check, with its first violations."""
 
     def __init__(self, verdict: harness.Verdict) -> None:
         self._verdict = verdict
 
-    def none(self, what: str, broken: Iterable[str], *, of: int) -> None:
-        """Check that no row is broken, of so many that were looked at."""
-        rows = list(broken)
-        self._verdict.check(f"{what}: {len(rows):,} of {of:,}", limit="0", holds=not rows)
-        for row in rows[:EXAMPLES]:
-            print(f"    {row}")
+    def expect_none(self, check: str, violations: Iterable[str], *, of: int) -> None:
+        """Check that there is no violation; `of` is the number of objects checked."""
+        lines = list(violations)
+        self._verdict.check(f"{check}: {len(lines):,} of {of:,}", limit="0", holds=not lines)
+        for line in lines[:MAX_EXAMPLES]:
+            print(f"    {line}")
 
 
 def is_open(version: Version, zone: str, at: float) -> bool:
-    """Whether a version's window is open on a zone's clock; the soak's own reading of it."""
+    """Return whether a version's sending window is open in a time zone at a Unix time.
+
+    The soak implements the contract's rule itself, without mailer's code.
+    """
     if version.opens is None or version.closes is None:
         return True
     local = datetime.fromtimestamp(at, _zone(zone)).time()
@@ -160,7 +166,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def matches(client_filter: Any, client: dict[str, Any]) -> bool:  # noqa: ANN401  # JSON
-    """Whether a filter means a client; the soak's own reading of it."""
+    """Return whether a filter matches a client; implemented without mailer's code."""
     if client_filter is None:
         return True
     if isinstance(client_filter, str):
@@ -171,5 +177,5 @@ def matches(client_filter: Any, client: dict[str, Any]) -> bool:  # noqa: ANN401
 
 
 def moment(at: float) -> str:
-    """Return a moment as it is printed: UTC, to the millisecond."""
+    """Return a Unix time as text: UTC, to the millisecond."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S.%f")[:-3]

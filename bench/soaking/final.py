@@ -1,4 +1,4 @@
-"""The soak's checks of what is left at the end: rows, ledgers, audiences; and its figures."""
+"""The soak's checks of the final state: rows, counters, audiences; and its figures."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -8,29 +8,30 @@ import asyncpg
 import msgspec
 
 from mailer.db.engine import create_engine
-from mailer.loop_monitor import LIMIT
-from mailer.report.verify import differences
-from soaking.evidence import Audit, Evidence, matches
+from mailer.loop_monitor import MIN_REPORTED_BLOCK
+from mailer.report.verify import find_differences
+from soaking.evidence import CheckReport, Evidence, matches
 from soaking.journal import Journal
 from soaking.record import Record
 
-CLIENTS = "SELECT id, operator_code, tag, time_zone FROM client"
-MESSAGES = "SELECT id, mailing_id, client_id, status, reason, attempts FROM message ORDER BY id"
-MAILINGS = """
-    SELECT id, status, clients_count, audience_until IS NOT NULL AS has_begun,
+SELECT_CLIENTS = "SELECT id, operator_code, tag, time_zone FROM client"
+SELECT_MESSAGES = """
+    SELECT id, mailing_id, client_id, status, reason, attempts FROM message ORDER BY id"""
+SELECT_MAILINGS = """
+    SELECT id, status, clients_count, audience_until IS NOT NULL AS has_started,
         deleted_at IS NOT NULL AS is_deleted,
         scheduled + sending + delivered + undelivered + "unknown" + cancelled AS counted
-    FROM mailing JOIN ledger ON mailing_id = id ORDER BY id"""
-UNSETTLED = """
+    FROM mailing JOIN mailing_counts ON mailing_id = id ORDER BY id"""
+COUNT_UNFINISHED = """
     SELECT (SELECT count(*) FROM mailing
             WHERE status NOT IN ('finished', 'cancelled') OR deleted_at IS NOT NULL)
         + (SELECT count(*) FROM message WHERE status IN ('scheduled', 'sending'))"""
 
 
-async def count_unsettled(connection: asyncpg.Connection) -> int:
-    """Return how many mailings and messages have not ended."""
-    left: int = await connection.fetchval(UNSETTLED)
-    return left
+async def count_unfinished(connection: asyncpg.Connection) -> int:
+    """Return the number of mailings and messages that have not ended."""
+    count: int = await connection.fetchval(COUNT_UNFINISHED)
+    return count
 
 
 class Final(msgspec.Struct):
@@ -40,89 +41,101 @@ class Final(msgspec.Struct):
     messages: list[asyncpg.Record]
     mailings: list[asyncpg.Record]
     differences: list[str]
-    """What `mailer verify` has to say."""
+    """The output of `mailer verify`."""
 
 
 async def read_final(connection: asyncpg.Connection, database_url: str) -> Final:
-    """Read the tables, and have mailer compare its ledgers with its messages."""
+    """Read the tables, and let mailer compare its counters with its rows."""
     engine = create_engine(database_url)
-    found = [str(difference) for difference in await differences(engine)]
+    wrong_counts = [str(difference) for difference in await find_differences(engine)]
     await engine.dispose()
-    clients = {row["id"]: dict(row) for row in await connection.fetch(CLIENTS)}
-    messages = await connection.fetch(MESSAGES)
-    return Final(clients, messages, await connection.fetch(MAILINGS), found)
+    clients = {row["id"]: dict(row) for row in await connection.fetch(SELECT_CLIENTS)}
+    messages = await connection.fetch(SELECT_MESSAGES)
+    mailings = await connection.fetch(SELECT_MAILINGS)
+    return Final(clients, messages, mailings, wrong_counts)
 
 
-def check_final(audit: Audit, evidence: Evidence, final: Final, noise: float) -> None:
-    """Check what is left; `noise` is what the machine added to the processor time of a step."""
-    total, mailings = len(final.messages), len(final.mailings)
-    audit.none("ledgers that differ from their messages", final.differences, of=mailings)
-    audit.none("sums that are not the audience", _wrong_sums(final), of=mailings)
-    audit.none("audiences that are not the filter's", _audiences(evidence, final), of=mailings)
-    audit.none("mailings that did not end", _unended(final), of=mailings)
-    audit.none("messages that did not end", _unsettled(final), of=total)
-    audit.none("messages that differ from their history", _rewritten(evidence, final), of=total)
+def check_final(report: CheckReport, evidence: Evidence, final: Final, noise: float) -> None:
+    """Check the final state.
+
+    `noise` is the number of seconds that the machine may add to the processor time of a step.
+    """
+    messages, mailings = len(final.messages), len(final.mailings)
+    report.expect_none("counters that differ from the rows", final.differences, of=mailings)
+    report.expect_none("counts that differ from the audience", _wrong_sums(final), of=mailings)
+    report.expect_none(
+        "audiences that differ from the filter", _wrong_audiences(evidence, final), of=mailings
+    )
+    report.expect_none("mailings that did not end", _unfinished_mailings(final), of=mailings)
+    report.expect_none("messages that did not end", _unfinished_messages(final), of=messages)
+    report.expect_none(
+        "messages that differ from their last recorded change",
+        _changed_unrecorded(evidence, final),
+        of=messages,
+    )
     blocks = evidence.journal.blocks
-    limit = LIMIT + noise
-    what = f"steps of a loop over {LIMIT:g} s and {noise:.3f} s of the machine's noise"
-    audit.none(what, _long_steps(evidence, limit), of=len(blocks))
-    complaints = evidence.journal.complaints
+    limit = MIN_REPORTED_BLOCK + noise
+    check = (
+        f"event loop steps over {MIN_REPORTED_BLOCK:g} s plus {noise:.3f} s of the machine's noise"
+    )
+    report.expect_none(check, _long_steps(evidence, limit), of=len(blocks))
+    violations = evidence.journal.violations
     calls = len(evidence.journal.calls)
-    audit.none("answers, log lines, exits that may not be", complaints, of=calls)
+    report.expect_none("answers, log lines or exits that are not allowed", violations, of=calls)
 
 
 def _long_steps(evidence: Evidence, limit: float) -> Iterator[str]:
-    """Yield the blocks with a step that took more than `limit` seconds of processor time.
+    """Yield the blocks with a single step of more than `limit` seconds of processor time.
 
-    A block may also be a wait for a busy machine, or many short steps that strangers made due
-    together. libfaketime shifts processor time, too: a clock that steps within a block makes it
-    more than the block itself.
+    Other blocks are no fault of mailer: the machine was busy, or hostile requests made many short
+    steps due together. libfaketime changes processor time too: when the clock is set during a
+    block, the step may seem longer than the block. Such blocks are ignored.
     """
-    for life, block in evidence.journal.blocks:
-        if limit < block.step_seconds <= block.seconds + LIMIT:
-            yield f"{life}: {block.step_seconds:.3f} of {block.seconds:.3f} s in {block.frames}"
+    for worker, block in evidence.journal.blocks:
+        if limit < block.step_seconds <= block.seconds + MIN_REPORTED_BLOCK:
+            yield f"{worker}: {block.step_seconds:.3f} of {block.seconds:.3f} s in {block.frames}"
 
 
 def _wrong_sums(final: Final) -> Iterator[str]:
     created = Counter(row["mailing_id"] for row in final.messages)
     for row in final.mailings:
-        has, counts = created[row["id"]], (row["counted"], row["clients_count"])
-        if row["has_begun"] and counts != (has, has):
-            yield f"mailing {row['id']}: {has} messages, ledger and clients_count {counts}"
+        rows, counts = created[row["id"]], (row["counted"], row["clients_count"])
+        if row["has_started"] and counts != (rows, rows):
+            yield f"mailing {row['id']}: {rows} messages, counters and clients_count {counts}"
 
 
-def _audiences(evidence: Evidence, final: Final) -> Iterator[str]:
-    """Yield mailings that lack a client, or would have sent to one that the filter leaves out."""
+def _wrong_audiences(evidence: Evidence, final: Final) -> Iterator[str]:
+    """Yield mailings without a message for a matching client, or with one for another client."""
     messages: dict[int, dict[int, asyncpg.Record]] = defaultdict(dict)
     for row in final.messages:
         messages[row["mailing_id"]][row["client_id"]] = row
     for mailing in final.mailings:
         if mailing["status"] != "finished" or mailing["is_deleted"]:
             continue
-        wanted = evidence.record.mailings[mailing["id"]][-1].client_filter
-        audience = {key for key, client in final.clients.items() if matches(wanted, client)}
+        client_filter = evidence.record.mailings[mailing["id"]][-1].client_filter
+        audience = {key for key, client in final.clients.items() if matches(client_filter, client)}
         rows = messages[mailing["id"]]
         if missing := audience - rows.keys():
-            yield f"mailing {mailing['id']} {mailing['status']}: {len(missing)} clients left out"
+            yield f"mailing {mailing['id']} {mailing['status']}: {len(missing)} clients missing"
         for row in (rows[client] for client in rows.keys() - audience):
             was_sent = row["attempts"] > 0 or row["status"] in {"delivered", "unknown"}
             if not was_sent and row["status"] != "cancelled":
                 yield f"message {row['id']}: {row['status']}/{row['reason']}, not in the audience"
 
 
-def _unended(final: Final) -> Iterator[str]:
+def _unfinished_mailings(final: Final) -> Iterator[str]:
     for row in final.mailings:
         if row["is_deleted"] or row["status"] not in {"finished", "cancelled"}:
             yield f"mailing {row['id']}: {row['status']}{', deleted' * row['is_deleted']}"
 
 
-def _unsettled(final: Final) -> Iterator[str]:
+def _unfinished_messages(final: Final) -> Iterator[str]:
     for row in final.messages:
         if row["status"] in {"scheduled", "sending"}:
             yield f"message {row['id']} of mailing {row['mailing_id']}: {row['status']}"
 
 
-def _rewritten(evidence: Evidence, final: Final) -> Iterator[str]:
+def _changed_unrecorded(evidence: Evidence, final: Final) -> Iterator[str]:
     for row in final.messages:
         last = evidence.record.messages[row["id"]].last
         if (row["status"], row["reason"], row["attempts"]) != (
@@ -130,36 +143,39 @@ def _rewritten(evidence: Evidence, final: Final) -> Iterator[str]:
             last.reason,
             last.attempts,
         ):
-            yield f"message {row['id']}: {row['status']}, last seen {last.status}"
+            yield f"message {row['id']}: {row['status']}, last recorded {last.status}"
 
 
-def tell_figures(journal: Journal, record: Record, made: int, minutes: float) -> None:
-    """Print what was done, and what became of it."""
-    print(f"\n{minutes:g} minutes of trouble: {journal.counts()}")
+def print_figures(journal: Journal, record: Record, created: int, minutes: float) -> None:
+    """Print what was done, and the resulting numbers of mailings, messages and requests.
+
+    `created` is the number of mailings whose creation the API confirmed.
+    """
+    print(f"\n{minutes:g} minutes, faults: {journal.fault_counts()}")
     calls = Counter(f"{call.action} {call.status or 'lost'}" for call in journal.calls)
     print(f"calls {len(journal.calls):,}: {_listed(calls)}")
     deleted = sum(versions[-1].is_deleted for versions in record.mailings.values())
-    unheard = len(record.mailings) - made
-    print(f"mailings {len(record.mailings):,}, {deleted} deleted, {unheard} whose 201 was lost")
-    left = [
+    unconfirmed = len(record.mailings) - created
+    print(f"mailings {len(record.mailings):,}, {deleted} deleted, {unconfirmed} whose 201 was lost")
+    remaining = [
         message.last
         for message in record.messages.values()
         if not record.mailings[message.last.mailing_id][-1].is_deleted
     ]
-    states = Counter(f"{m.status}/{m.reason}" if m.reason else m.status for m in left)
-    gone = len(record.messages) - len(left)
-    print(f"messages {len(left):,}: {_listed(states)}; {gone:,} deleted with their mailings")
+    states = Counter(f"{m.status}/{m.reason}" if m.reason else m.status for m in remaining)
+    removed = len(record.messages) - len(remaining)
+    print(f"messages {len(remaining):,}: {_listed(states)}; {removed:,} of deleted mailings")
     kinds = Counter(request.kind for request in record.requests)
     print(f"requests {len(record.requests):,}: {_listed(kinds)}")
-    ends = Counter(
+    outcomes = Counter(
         claim.closed.reason or claim.closed.status
         for message in record.messages.values()
         for claim in message.claims
         if claim.closed is not None and claim.is_counted
     )
-    print(f"attempts {sum(ends.values()):,}: {_listed(ends)}")
-    print(f"warnings of mailer: {_listed(journal.events)}")
+    print(f"attempts {sum(outcomes.values()):,}: {_listed(outcomes)}")
+    print(f"warnings of mailer: {_listed(journal.warnings)}")
 
 
 def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{what} {count:,}" for what, count in sorted(counts.items())) or "none"
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none"

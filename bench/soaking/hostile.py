@@ -1,12 +1,12 @@
-"""What strangers send to a system under load: files and heads whose cost they choose."""
+"""Hostile input during the soak: files and request headers that are expensive to process."""
 
 import asyncio
 from http import HTTPStatus
 
 import aiohttp
 
-from soaking.journal import Draw, Journal
-from soaking.troubles import Fleet
+from soaking.faults import Fleet
+from soaking.journal import Journal, RandomSource
 
 MEGABYTE = 1_000_000
 FILES = {
@@ -17,8 +17,8 @@ FILES = {
     "one field after another": b"phone\n" + b"," * (2 * MEGABYTE),
     "bytes of no text": b"phone\n" + b"\xff\xfe\x00\n" * MEGABYTE,
 }
-"""None of them has a client in it: the directory stays as it is."""
-HEADS = {
+"""No file contains a valid client, so that the directory does not change."""
+HEADERS = {
     "Accept-Language": "," * 31_000,
     "Accept-Encoding": "gzip;q=0.1," * 2_800,
     "Accept": "a/b;q=0.1," * 3_100,
@@ -27,55 +27,57 @@ HEADS = {
     "If-None-Match": '"a",' * 7_700,
 }
 PATHS = ("/", "/login", "/api/v1/clients")
-STRANGERS = 60
-"""Connections at once that send such a head."""
+CONNECTIONS = 60
+"""Connections at once that send a hostile header."""
 TIMEOUT = aiohttp.ClientTimeout(total=45)
 
 
-async def trouble_imports(fleet: Fleet, journal: Journal, draw: Draw) -> None:
-    """Import a hostile file now and then."""
+async def send_hostile_imports(fleet: Fleet, journal: Journal, rng: RandomSource) -> None:
+    """Import hostile files at random intervals."""
     async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
-        while await journal.rest(draw.uniform(8, 25)):
-            name = draw.choice(list(FILES))
+        while await journal.sleep(rng.uniform(8, 25)):
+            name = rng.choice(list(FILES))
             if fleet.addresses:
-                url = f"{draw.choice(fleet.addresses)}/api/v1/clients/import"
-                with journal.trouble("hostile import"):
+                url = f"{rng.choice(fleet.addresses)}/api/v1/clients/import"
+                with journal.fault("hostile import"):
                     await _send(session, journal, f"import of {name}", url, FILES[name], {})
 
 
-async def trouble_heads(fleet: Fleet, journal: Journal, draw: Draw) -> None:
-    """Send requests with hostile heads over many connections now and then."""
-    connector = aiohttp.TCPConnector(limit=STRANGERS, force_close=True)
+async def send_hostile_headers(fleet: Fleet, journal: Journal, rng: RandomSource) -> None:
+    """Send requests with hostile headers over many connections, at random intervals."""
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS, force_close=True)
     async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector) as session:
-        while await journal.rest(draw.uniform(8, 25)):
-            name = draw.choice(list(HEADS))
+        while await journal.sleep(rng.uniform(8, 25)):
+            name = rng.choice(list(HEADERS))
             if fleet.addresses:
-                url = f"{draw.choice(fleet.addresses)}{draw.choice(PATHS)}"
-                with journal.trouble("hostile heads"):
-                    head = {name: HEADS[name]}
-                    asked = (
-                        _send(session, journal, f"head with {name}", url, None, head)
-                        for _ in range(3 * STRANGERS)
+                url = f"{rng.choice(fleet.addresses)}{rng.choice(PATHS)}"
+                with journal.fault("hostile headers"):
+                    headers = {name: HEADERS[name]}
+                    requests = (
+                        _send(session, journal, f"header {name}", url, None, headers)
+                        for _ in range(3 * CONNECTIONS)
                     )
-                    await asyncio.gather(*asked)
+                    await asyncio.gather(*requests)
 
 
-async def _send(  # noqa: PLR0913, PLR0917  # a request, and what it is called
+async def _send(  # noqa: PLR0913, PLR0917  # a request and its description
     session: aiohttp.ClientSession,
     journal: Journal,
-    what: str,
+    description: str,
     url: str,
     body: bytes | None,
     headers: dict[str, str],
 ) -> None:
-    """Send a request; complain of an answer that says that mailer has failed."""
+    """Send a request; record a violation if the status is 500 or above, but not 503."""
     method = "GET" if body is None else "POST"
-    kind = {} if body is None else {"Content-Type": "text/csv"}
+    content_type = {} if body is None else {"Content-Type": "text/csv"}
     try:
-        async with session.request(method, url, data=body, headers=headers | kind) as answer:
-            await answer.read()
-            status = answer.status
+        async with session.request(
+            method, url, data=body, headers=headers | content_type
+        ) as response:
+            await response.read()
+            status = response.status
     except (aiohttp.ClientError, TimeoutError, OSError):
-        return  # killed, or starting anew
+        return  # the worker was killed, or is starting
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
-        journal.complain(f"{what}: {status}")
+        journal.add_violation(f"{description}: {status}")

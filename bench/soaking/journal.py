@@ -1,4 +1,4 @@
-"""What was done to the system and asked of it, and when: what the soak's checks go by."""
+"""Journal of the soak: injected faults, API calls and what mailer logged, with their times."""
 
 import asyncio
 import contextlib
@@ -18,44 +18,44 @@ LEASE = 6.0
 RETRY_ATTEMPTS = 8
 RETRY_CAP = 3.0
 LATENCY, JITTER = 0.05, 0.9
-LONGEST_ANSWER = LATENCY * (1 + JITTER)
-"""Seconds after which the gateway has answered whatever it answers at all."""
+MAX_ANSWER_SECONDS = LATENCY * (1 + JITTER)
+"""Seconds after which the gateway has answered every request that it will answer."""
 LAG = 0.1
-"""Seconds that a process of a busy machine may take to read what was written to it."""
+"""Seconds that a process on a busy machine may take to read what was written to it."""
+VIOLATION_PART = 200
+"""Characters kept of the start and of the end of a long violation."""
 END_MARGIN = 0.1
-"""Seconds before its end in which a mailing sends nothing more."""
-COMPLAINT = 200
-"""Characters that are kept of the start and of the end of a complaint."""
+"""Seconds before the end of a mailing from which it starts no more requests."""
 REACTION = 1.0
-"""Seconds within which a change has to act on what is not on the wire yet (contract, section 5)."""
+"""Seconds until a change takes effect for requests not yet written (contract, section 5)."""
 
 
-class Trouble(msgspec.Struct):
-    """Something broken on purpose, from `began` to `ended`, seconds of Unix time."""
+class Fault(msgspec.Struct):
+    """An injected fault, from `began` to `ended`, in seconds of Unix time."""
 
-    what: str
+    name: str
     began: float
     ended: float = math.inf
-    life: str | None = None
-    """The run of mailer that it happened to, where it was one alone."""
+    worker: str | None = None
+    """The affected worker, if the fault affects one worker only."""
 
-    def touches(self, start: float, end: float) -> bool:
-        """Whether it was going on at some moment from `start` to `end`."""
+    def overlaps(self, start: float, end: float) -> bool:
+        """Return whether the fault was present at some moment from `start` to `end`."""
         return self.began <= end and self.ended >= start
 
 
-class Opening(msgspec.Struct):
-    """A time that a run of mailer held back, its circuit breaker being open or half-open."""
+class BreakerOpening(msgspec.Struct):
+    """A time during which the circuit breaker of a worker was open or half-open."""
 
-    life: str
+    worker: str
     began: float
     seconds: float
-    """How long it was to send nothing at all."""
+    """Seconds for which the breaker is open; then it is half-open until `ended`."""
     ended: float = math.inf
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One request to the API, sent at `began`, answered (or lost: `status` 0) at `ended`."""
+    """One API request, sent at `began`, answered at `ended`; `status` 0 means no answer came."""
 
     mailing_id: int
     action: str
@@ -65,67 +65,67 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Journal:
-    """Everything that the soak has done, in order."""
+    """Everything that the soak has done and seen, in order."""
 
     def __init__(self) -> None:
-        self.troubles: list[Trouble] = []
+        self.faults: list[Fault] = []
         self.calls: list[Call] = []
-        self.complaints: list[str] = []
-        """What nobody may see: answers that the contract does not know, processes that died."""
-        self.openings: list[Opening] = []
+        self.violations: list[str] = []
+        """Events that the contract does not allow, such as unexpected answers and exits."""
+        self.breaker_openings: list[BreakerOpening] = []
         self.uptimes: dict[str, list[float]] = {}
-        """When each run of mailer began to serve, and when it ceased."""
-        self.events: Counter[str] = Counter()
-        """What mailer logged at level `warning` and above."""
+        """By worker: the time when it began to serve, then the time when it stopped."""
+        self.warnings: Counter[str] = Counter()
+        """Log events of mailer at level `warning` and above."""
         self.blocks: list[tuple[str, Block]] = []
-        """Blocks of the event loop of a run of mailer."""
-        self.over = asyncio.Event()
-        """Set when nothing more is to be broken or asked."""
+        """Blocks of event loops, each with its worker."""
+        self.ending = asyncio.Event()
+        """Set when the soak injects no more faults and makes no more calls."""
 
     @contextlib.contextmanager
-    def trouble(self, what: str, life: str | None = None) -> Iterator[None]:
-        """Note what is broken while the block lasts."""
-        trouble = Trouble(what, time.time(), life=life)
-        self.troubles.append(trouble)
+    def fault(self, name: str, worker: str | None = None) -> Iterator[None]:
+        """Record a fault that lasts as long as the block."""
+        fault = Fault(name, time.time(), worker=worker)
+        self.faults.append(fault)
         try:
             yield
         finally:
-            trouble.ended = time.time()
+            fault.ended = time.time()
 
-    def breaker(self, life: str, at: float, seconds: float | None) -> None:
-        """Note that a run's breaker has opened for that many seconds, or closed (None)."""
-        for opening in self.openings:
-            if opening.life == life:
+    def add_breaker_event(self, worker: str, at: float, seconds: float | None) -> None:
+        """Record that a worker's breaker has opened for `seconds`, or closed (None)."""
+        for opening in self.breaker_openings:
+            if opening.worker == worker:
                 opening.ended = min(opening.ended, at)
         if seconds is not None:
-            self.openings.append(Opening(life, at, seconds))
+            self.breaker_openings.append(BreakerOpening(worker, at, seconds))
 
-    async def rest(self, seconds: float) -> bool:
-        """Wait; False, and at once, when the soak is over."""
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep; return False, without waiting any longer, once the soak is ending."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.over.wait(), seconds)
-        return not self.over.is_set()
+            await asyncio.wait_for(self.ending.wait(), seconds)
+        return not self.ending.is_set()
 
-    def complain(self, of: str) -> None:
-        """Note what nobody may see, on one line."""
+    def add_violation(self, text: str) -> None:
+        """Record an event that the contract does not allow, shortened to one line."""
         at = datetime.now(UTC).strftime("%H:%M:%S.%f")[:-3]
-        line = " ".join(of.split())
-        if len(line) > 2 * COMPLAINT:
-            line = f"{line[:COMPLAINT]} ... {line[-COMPLAINT:]}"
-        self.complaints.append(f"{at} {line}")
+        line = " ".join(text.split())
+        if len(line) > 2 * VIOLATION_PART:
+            line = f"{line[:VIOLATION_PART]} ... {line[-VIOLATION_PART:]}"
+        self.violations.append(f"{at} {line}")
 
-    def counts(self) -> str:
-        """Return how often each thing was broken, for a line of text."""
-        by_kind = Counter(trouble.what for trouble in self.troubles)
-        return ", ".join(f"{what} {count}" for what, count in sorted(by_kind.items()))
+    def fault_counts(self) -> str:
+        """Return the number of faults by name, as text."""
+        by_name = Counter(fault.name for fault in self.faults)
+        return ", ".join(f"{name} {count}" for name, count in sorted(by_name.items()))
 
 
-class Draw(random.Random):
-    """A seeded source of choices; a part of the soak has one of its own, so that it can repeat."""
+class RandomSource(random.Random):
+    """A seeded random generator; each part of the soak has its own, so that a run can repeat."""
 
-    def part(self, name: object) -> "Draw":
-        """Return the source of a part, whatever the other parts have drawn."""
-        return Draw(f"{self.seed_text}/{name}")
+    def substream(self, name: object) -> "RandomSource":
+        """Return the generator of a part; it does not depend on what other parts have drawn."""
+        return RandomSource(f"{self.seed_text}/{name}")
 
     def __init__(self, seed: str) -> None:
         super().__init__(seed)

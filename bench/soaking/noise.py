@@ -1,7 +1,7 @@
-"""How much processor time the machine adds to a piece of work, measured on work that never changes.
+"""Measures the noise of the machine: the processor time that it adds to constant work.
 
-A virtual machine may be stopped in the middle of a step, and neighbours slow its cores down; both
-count as processor time of whatever runs.
+A virtual machine may be stopped in the middle of a step, and its neighbours may slow its cores
+down. Both count as processor time of the running program.
 """
 
 import asyncio
@@ -12,36 +12,36 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from statistics import median
 
-PATIENCE = 30.0
+EXIT_TIMEOUT = 30.0
 """Seconds for the process to end."""
 LOOPS = 60_000
-"""Of the work: about 5 ms."""
-PAUSE = 0.05
-"""Seconds between two pieces of work, so that it takes little of the machine."""
+"""Iterations of the work, which takes about 5 ms."""
+WORK_INTERVAL = 0.05
+"""Seconds between two pieces of work, to use little of the machine."""
 
 
 class Noise:
-    """The result, once the measuring has ended."""
+    """The result, set when the measurement ends."""
 
     def __init__(self) -> None:
-        self.most = 0.0
-        """Seconds of processor time by which one piece of work exceeded the median."""
+        self.max_excess = 0.0
+        """Processor seconds by which the slowest piece of work exceeded the median."""
 
 
 @asynccontextmanager
 async def measured_noise() -> AsyncIterator[Noise]:
-    """Measure in a process of its own while the block lasts."""
+    """Measure in another process during the block."""
     noise = Noise()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", __file__),  # `operator` is also a module of Python
+        *(sys.executable, "-P", __file__),  # else `operator.py` here would hide Python's `operator`
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     try:
         yield noise
-        said, _ = await asyncio.wait_for(process.communicate(b""), PATIENCE)
-        noise.most = float(said)
+        output, _ = await asyncio.wait_for(process.communicate(b""), EXIT_TIMEOUT)
+        noise.max_excess = float(output)
     finally:
         if process.returncode is None:
             process.kill()
@@ -49,18 +49,18 @@ async def measured_noise() -> AsyncIterator[Noise]:
 
 
 def work() -> int:
-    """Do what takes the same time whenever it is done."""
+    """Do work that always takes the same processor time."""
     return sum(number * number for number in range(LOOPS))
 
 
 def measure() -> float:
-    """Work until standard input is closed; return `Noise.most`."""
-    took = []
-    while not select.select([sys.stdin], [], [], PAUSE)[0]:
+    """Work until standard input is closed; return `Noise.max_excess`."""
+    seconds = []
+    while not select.select([sys.stdin], [], [], WORK_INTERVAL)[0]:
         began = time.thread_time()
         work()
-        took.append(time.thread_time() - began)
-    return max(took, default=0.0) - median(took or [0.0])
+        seconds.append(time.thread_time() - began)
+    return max(seconds, default=0.0) - median(seconds or [0.0])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The mailings of the soak: made, changed, paused, cancelled, retried and deleted over the API."""
+"""The mailings of the soak: created, changed, paused, cancelled, retried, deleted by the API."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -9,8 +9,8 @@ import aiohttp
 import asyncpg
 
 from soaking.api import TIMEOUT, Api
-from soaking.journal import Draw, Journal
-from soaking.troubles import Fleet
+from soaking.faults import Fleet
+from soaking.journal import Journal, RandomSource
 
 ZONES = (
     "UTC",
@@ -21,10 +21,10 @@ ZONES = (
     "Asia/Vladivostok",
 )
 CLIENTS = 3_000
-SHORT, WINDOWED, RESUMED = 0.5, 0.5, 0.8
-"""Parts of the mailings that end soon, that have a window, and that go on after a pause."""
-SHORTEST = timedelta(seconds=3)
-ADD_CLIENTS = """
+SHORT_SHARE, WINDOW_SHARE, RESUME_SHARE = 0.5, 0.5, 0.8
+"""Shares of mailings that end soon, have a sending window, and are resumed after a pause."""
+MIN_DURATION = timedelta(seconds=3)
+CREATE_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone)
     SELECT '79' || lpad(n::text, 9, '0'), '9' || lpad((n % 90)::text, 2, '0'),
         CASE WHEN n <= 10 THEN 'ten' WHEN n <= 70 THEN 'sixty' WHEN n <= 370 THEN 'some'
@@ -37,100 +37,102 @@ FILTERS: tuple[object, ...] = (
     {"tags": ["many"], "time_zones": ["Asia/Kolkata", "UTC"]},
     {"operator_codes": ["911", "912", "913"], "time_zones": list(ZONES[:4])},
 )
-ACTIONS = {"change": 6, "pause": 4, "retry": 4, "delete": 2, "cancel": 1, "resume": 1}
-"""What is done to mailings, and how often."""
+ACTION_WEIGHTS = {"change": 6, "pause": 4, "retry": 4, "delete": 2, "cancel": 1, "resume": 1}
+"""Relative frequency of the API actions on a mailing."""
 
 
-async def add_clients(database_url: str) -> None:
-    """Fill the directory."""
+async def create_clients(database_url: str) -> None:
+    """Create the clients."""
     connection = await asyncpg.connect(database_url)
-    await connection.execute(ADD_CLIENTS, CLIENTS, list(ZONES))
+    await connection.execute(CREATE_CLIENTS, CLIENTS, list(ZONES))
     await connection.close()
 
 
 class Operator:
-    """Makes mailings until the soak is over, and does to each what people do."""
+    """Creates mailings until the soak is ending, and acts on each at random as users do."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, draw: Draw, ends_at: datetime) -> None:
+    def __init__(
+        self, fleet: Fleet, journal: Journal, rng: RandomSource, ends_at: datetime
+    ) -> None:
         self._fleet = fleet
         self._journal = journal
-        self._draw = draw
+        self._rng = rng
         self._ends_at = ends_at
-        self.made: set[int] = set()
+        self.created_ids: set[int] = set()
 
     async def run(self) -> None:
-        """Make mailings, one every few seconds; each goes its own way."""
+        """Create a mailing every few seconds; one task handles each of them."""
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session, asyncio.TaskGroup() as tasks:
             number = 0
-            while await self._journal.rest(self._draw.uniform(0.5, 4)):
+            while await self._journal.sleep(self._rng.uniform(0.5, 4)):
                 number += 1
-                tasks.create_task(self._live(session, self._draw.part(number)))
+                tasks.create_task(self._handle_mailing(session, self._rng.substream(number)))
 
-    async def _live(self, session: aiohttp.ClientSession, draw: Draw) -> None:
-        """Make a mailing and do a few things to it."""
-        api = Api(session, self._fleet, self._journal, draw)
-        mailing = await api.call(0, "create", lambda: new_mailing(draw, self._ends_at))
+    async def _handle_mailing(self, session: aiohttp.ClientSession, rng: RandomSource) -> None:
+        """Create a mailing and act on it a few times."""
+        api = Api(session, self._fleet, self._journal, rng)
+        mailing = await api.call(0, "create", lambda: new_mailing(rng, self._ends_at))
         if mailing is None:
             return
-        self.made.add(mailing["id"])
-        for _ in range(draw.choice((0, 1, 1, 2, 3, 4))):
-            if not await self._journal.rest(draw.uniform(0.3, 8)):
+        self.created_ids.add(mailing["id"])
+        for _ in range(rng.choice((0, 1, 1, 2, 3, 4))):
+            if not await self._journal.sleep(rng.uniform(0.3, 8)):
                 return
-            [action] = draw.choices(list(ACTIONS), list(ACTIONS.values()))
-            await self._act(api, mailing, action, draw)
+            [action] = rng.choices(list(ACTION_WEIGHTS), list(ACTION_WEIGHTS.values()))
+            await self._act(api, mailing, action, rng)
             if action == "delete":
                 return
 
-    async def _act(self, api: Api, mailing: dict[str, Any], action: str, draw: Draw) -> None:
+    async def _act(self, api: Api, mailing: dict[str, Any], action: str, rng: RandomSource) -> None:
         if action == "change":
             start = datetime.fromisoformat(mailing["datetime_start"])
-            await api.call(mailing["id"], action, lambda: a_change(draw, start, self._ends_at))
+            await api.call(mailing["id"], action, lambda: random_change(rng, start, self._ends_at))
         else:
             await api.call(mailing["id"], action)
-        if action == "pause" and draw.random() < RESUMED:
-            await self._journal.rest(draw.uniform(0.2, 6))
+        if action == "pause" and rng.random() < RESUME_SHARE:
+            await self._journal.sleep(rng.uniform(0.2, 6))
             await api.call(mailing["id"], "resume")
 
 
-def new_mailing(draw: Draw, ends_at: datetime) -> dict[str, Any]:
-    """Return a mailing of some kind: due or to come, short or until everything ends."""
+def new_mailing(rng: RandomSource, ends_at: datetime) -> dict[str, Any]:
+    """Return a random mailing: due or later, short or until the end of the soak."""
     now = datetime.now(UTC)
-    start = now + timedelta(seconds=draw.choice((-1, 0, 0, draw.uniform(1, 12))))
-    start = min(start, ends_at - SHORTEST)
-    is_short = draw.random() < SHORT
-    end = start + timedelta(seconds=draw.uniform(5, 20))
+    start = now + timedelta(seconds=rng.choice((-1, 0, 0, rng.uniform(1, 12))))
+    start = min(start, ends_at - MIN_DURATION)
+    is_short = rng.random() < SHORT_SHARE
+    end = start + timedelta(seconds=rng.uniform(5, 20))
     return {
         "datetime_start": start.isoformat(),
         "datetime_end": min(end if is_short else ends_at, ends_at).isoformat(),
         "text": "Your order is ready.",
-        "client_filter": draw.choice(FILTERS),
-        "on_unknown": draw.choice(("retry", "hold")),
-        **a_window(draw, now),
+        "client_filter": rng.choice(FILTERS),
+        "on_unknown": rng.choice(("retry", "hold")),
+        **random_window(rng, now),
     }
 
 
-def a_window(draw: Draw, now: datetime) -> dict[str, str | None]:
-    """Return no window, or one that is open in some zones, and opens or closes soon in others."""
+def random_window(rng: RandomSource, now: datetime) -> dict[str, str | None]:
+    """Return no sending window, or one that opens or closes soon in some time zones."""
     opens = closes = None
-    if draw.random() < WINDOWED:
-        local = now.astimezone(ZoneInfo(draw.choice(ZONES)))
-        since = draw.choice((-36_000, -3_600, -60, draw.uniform(2, 14)))
-        until = draw.choice((draw.uniform(15, 30), draw.uniform(15, 30), 3_600, 36_000))
+    if rng.random() < WINDOW_SHARE:
+        local = now.astimezone(ZoneInfo(rng.choice(ZONES)))
+        since = rng.choice((-36_000, -3_600, -60, rng.uniform(2, 14)))
+        until = rng.choice((rng.uniform(15, 30), rng.uniform(15, 30), 3_600, 36_000))
         opens = (local + timedelta(seconds=since)).strftime("%H:%M:%S")
         closes = (local + timedelta(seconds=until)).strftime("%H:%M:%S")
     return {"send_interval_time_start": opens, "send_interval_time_end": closes}
 
 
-def a_change(draw: Draw, start: datetime, ends_at: datetime) -> dict[str, Any]:
-    """Return a change of one thing of a mailing that starts at `start`."""
+def random_change(rng: RandomSource, start: datetime, ends_at: datetime) -> dict[str, Any]:
+    """Return a random change of a mailing that starts at `start`."""
     now = datetime.now(UTC)
-    match draw.choice(("text", "end", "window", "filter")):
+    match rng.choice(("text", "end", "window", "filter")):
         case "text":
-            return {"text": f"Your order is ready, number {draw.randrange(1_000)}."}
+            return {"text": f"Your order is ready, number {rng.randrange(1_000)}."}
         case "end":
-            end = max(now, start) + timedelta(seconds=draw.uniform(2, 25))
+            end = max(now, start) + timedelta(seconds=rng.uniform(2, 25))
             return {"datetime_end": min(end, ends_at).isoformat()}
         case "window":
-            return a_window(draw, now)
+            return random_window(rng, now)
         case _:
-            return {"client_filter": draw.choice(FILTERS)}
+            return {"client_filter": rng.choice(FILTERS)}

@@ -1,114 +1,126 @@
-"""The soak's checks of every claim: whether what mailer believed is what the gateway did."""
+"""The soak's checks of every claim: whether the recorded outcome is what the gateway did."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
 from soaking.claims import (
-    NOT_TAKEN,
-    SILENT,
-    UNKNOWN,
+    NOT_ACCEPTED,
+    UNANSWERED,
+    UNKNOWN_REASONS,
     Change,
     Claim,
     Message,
 )
-from soaking.evidence import Audit, Evidence, is_open, matches, moment
+from soaking.evidence import CheckReport, Evidence, is_open, matches, moment
 from soaking.journal import END_MARGIN, LAG, RETRY_ATTEMPTS
 
-TAKEN_BACK = frozenset({"expired", "no_window", "filter_changed"})
-"""Why a message was cancelled that a change of its mailing may schedule again."""
+RESCHEDULABLE_REASONS = frozenset({"expired", "no_window", "filter_changed"})
+"""Reasons of cancelled messages that a change of the mailing may schedule again."""
 
 
-def check_outcomes(audit: Audit, evidence: Evidence) -> None:
+def check_outcomes(report: CheckReport, evidence: Evidence) -> None:
     """Check every claim and every change of state."""
     messages = evidence.record.messages.values()
     claims = [claim for message in messages for claim in message.claims]
-    made = sum(claim.request is not None for claim in claims)
+    sent = sum(claim.request is not None for claim in claims)
     changes = sum(len(message.changes) for message in messages)
-    audit.none("outcomes that are not what the gateway did", _untrue(evidence, claims), of=made)
-    audit.none("answers lost without a cause", _cut(evidence, claims), of=made)
-    audit.none("leases lost without a cause", _lost(evidence, claims), of=len(claims))
-    audit.none("attempts counted without a request", _phantoms(evidence, claims), of=len(claims))
-    audit.none("requests that cost no attempt", _uncounted(evidence, claims), of=made)
-    audit.none(f"attempts miscounted, or past {RETRY_ATTEMPTS}", _miscounted(evidence), of=changes)
-    audit.none("changes of state that nothing allows", _illegal(evidence), of=changes)
-    audit.none("reasons that are not true", _unfounded(evidence), of=changes)
-    audit.none("held messages sent again unasked", _held(evidence), of=made)
-    _check_accepted(audit, evidence)
+    report.expect_none(
+        "outcomes that differ from what the gateway did", _wrong_outcomes(evidence, claims), of=sent
+    )
+    report.expect_none("answers lost without a cause", _lost_answers(evidence, claims), of=sent)
+    report.expect_none(
+        "leases expired without a cause", _expired_leases(evidence, claims), of=len(claims)
+    )
+    report.expect_none(
+        "attempts counted without a request", _counted_unsent(evidence, claims), of=len(claims)
+    )
+    report.expect_none("requests that cost no attempt", _uncounted_sent(evidence, claims), of=sent)
+    report.expect_none(
+        f"attempts miscounted, or over {RETRY_ATTEMPTS}", _miscounted(evidence), of=changes
+    )
+    report.expect_none("illegal changes of state", _illegal_changes(evidence), of=changes)
+    report.expect_none("reasons that do not hold", _wrong_reasons(evidence), of=changes)
+    check = "messages sent again after an unknown outcome, though on_unknown is hold"
+    report.expect_none(check, _sent_after_unknown(evidence), of=sent)
+    _check_accepted(report, evidence)
 
 
-def _check_accepted(audit: Audit, evidence: Evidence) -> None:
+def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
     """Compare accepted requests with delivered messages, and explain the difference."""
-    delivered, accepted, repeats, in_doubt = 0, 0, 0, 0
-    lost: list[str] = []
-    miscounted: list[str] = []
+    delivered, accepted, repeats, unknown = 0, 0, 0, 0
+    never_accepted: list[str] = []
+    wrong_status: list[str] = []
     unexplained: list[str] = []
-    classes: Counter[str] = Counter()
-    for key, message in evidence.record.messages.items():
-        taken = [c for c in message.claims if c.request and c.request.kind == "accepted"]
+    explained: Counter[str] = Counter()
+    for message_id, message in evidence.record.messages.items():
+        claims = [c for c in message.claims if c.request and c.request.kind == "accepted"]
+        state = _describe_state(message.last)
         is_delivered = message.last.status == "delivered"
         delivered += is_delivered
-        accepted += bool(taken)
-        repeats += max(0, len(taken) - 1)
-        in_doubt += sum(_is_in_doubt(claim) for claim in taken)
-        if is_delivered and not taken:
-            lost.append(f"message {key}: delivered, never accepted")
-        if not all(_is_in_doubt(claim) for claim in (taken[:-1] if is_delivered else taken)):
-            unexplained.append(f"message {key}: {_tell_state(message.last)}, {len(taken)} accepted")
-        elif taken and not is_delivered:
+        accepted += bool(claims)
+        repeats += max(0, len(claims) - 1)
+        unknown += sum(_is_unknown(claim) for claim in claims)
+        if is_delivered and not claims:
+            never_accepted.append(f"message {message_id}: delivered, never accepted")
+        if not all(_is_unknown(claim) for claim in (claims[:-1] if is_delivered else claims)):
+            unexplained.append(f"message {message_id}: {state}, {len(claims)} accepted")
+        elif claims and not is_delivered:
             is_deleted = evidence.record.mailings[message.last.mailing_id][-1].is_deleted
-            became = "deleted" if is_deleted else _tell_state(message.last)
             if not is_deleted and message.last.status in {"cancelled", "undelivered"}:
-                miscounted.append(f"message {key}: {became}, accepted")
-            classes[f"{became}, its answer lost: {taken[-1].outcome}"] += 1
-    audit.none("delivered messages that were never accepted", lost, of=delivered)
-    audit.none("accepted, yet cancelled or undelivered", miscounted, of=accepted)
-    audit.none("accepted, not delivered, never in doubt", unexplained, of=accepted)
-    for what, count in sorted(classes.items()):
-        print(f"    accepted, yet {what}: {count:,}")
-    audit.none(
-        "repeats beyond the accepted requests in doubt",
-        [f"{repeats} repeats"] if repeats > in_doubt else [],
+                wrong_status.append(f"message {message_id}: {state}, accepted")
+            explained[f"{'deleted' if is_deleted else state}: {claims[-1].outcome}"] += 1
+    report.expect_none("delivered messages that were never accepted", never_accepted, of=delivered)
+    report.expect_none("accepted, but cancelled or undelivered", wrong_status, of=accepted)
+    report.expect_none("accepted, not delivered, outcome not unknown", unexplained, of=accepted)
+    for explanation, count in sorted(explained.items()):
+        print(f"    accepted, answer lost, ended as {explanation}: {count:,}")
+    report.expect_none(
+        "repeats beyond the accepted requests with unknown outcome",
+        [f"{repeats} repeats"] if repeats > unknown else [],
         of=repeats,
     )
-    print(f"    {repeats:,} repeats, {in_doubt:,} accepted requests whose answer was lost")
+    print(f"    {repeats:,} repeats, {unknown:,} accepted requests whose answer was lost")
 
 
-def _is_in_doubt(claim: Claim) -> bool:
-    return claim.outcome in UNKNOWN
+def _is_unknown(claim: Claim) -> bool:
+    return claim.outcome in UNKNOWN_REASONS
 
 
-def _tell_state(change: Change) -> str:
+def _describe_state(change: Change) -> str:
     return change.status if change.reason is None else f"{change.status}/{change.reason}"
 
 
-def _tell(claim: Claim) -> str:
+def _describe(claim: Claim) -> str:
     opened, closed, request = claim.opened, claim.closed, claim.request
-    did = "no request" if request is None else f"{request.kind} at {moment(request.arrived)}"
-    became = "open" if closed is None else f"{_tell_state(closed)} at {moment(closed.at)}"
-    what = f"message {opened.message_id} of mailing {opened.mailing_id}"
-    return f"{what}, claimed {moment(opened.at)} by {opened.life}: {did}, {became}"
+    sent = "no request" if request is None else f"{request.kind} at {moment(request.arrived)}"
+    result = "open" if closed is None else f"{_describe_state(closed)} at {moment(closed.at)}"
+    message = f"message {opened.message_id} of mailing {opened.mailing_id}"
+    return f"{message}, claimed {moment(opened.at)} by {opened.worker}: {sent}, {result}"
 
 
-def _untrue(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the claims whose outcome is another than the gateway's, and no answer was lost."""
+def _wrong_outcomes(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
+    """Yield the claims whose outcome differs from the gateway's although no answer was lost.
+
+    Also yields claims that were retried or ended as unknown against the mailing's `on_unknown`.
+    """
     for claim in claims:
         closed, request = claim.closed, claim.request
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
-        is_told = claim.tells(request)
-        is_lost = closed.reason in UNKNOWN
-        is_held = _on_unknown(evidence, claim) == {"hold"}
-        if not is_told and not is_lost:
-            yield _tell(claim)
-        elif is_held and request.kind in SILENT and closed.status != "unknown":
-            yield f"{_tell(claim)}, though the mailing holds what is unknown"
-        elif _is_held_unasked(evidence, claim) and not _ends_doubt(evidence, claim):
-            yield f"{_tell(claim)}, though the mailing retries what is unknown"
+        is_right = claim.agrees_with(request)
+        is_unknown = closed.reason in UNKNOWN_REASONS
+        must_hold = _on_unknown(evidence, claim) == {"hold"}
+        if not is_right and not is_unknown:
+            yield _describe(claim)
+        elif must_hold and request.kind in UNANSWERED and closed.status != "unknown":
+            yield f"{_describe(claim)}, though on_unknown is hold"
+        elif _ended_with_attempts_left(evidence, claim) and not _follows_unknown(evidence, claim):
+            yield f"{_describe(claim)}, though on_unknown is retry"
 
 
-def _is_held_unasked(evidence: Evidence, claim: Claim) -> bool:
-    """Whether a claim ended as unknown with attempts left, in a mailing that retries such."""
+def _ended_with_attempts_left(evidence: Evidence, claim: Claim) -> bool:
+    """Return whether a claim ended as unknown, with attempts left and `on_unknown` retry."""
     closed = claim.closed
     return (
         closed is not None
@@ -118,15 +130,17 @@ def _is_held_unasked(evidence: Evidence, claim: Claim) -> bool:
     )
 
 
-def _ends_doubt(evidence: Evidence, claim: Claim) -> bool:
-    """Whether an answer ended a message as unknown, since an earlier attempt was unknown."""
+def _follows_unknown(evidence: Evidence, claim: Claim) -> bool:
+    """Return whether a final answer ended a message as unknown due to an earlier attempt."""
     closed, request = claim.closed, claim.request
     if closed is None or request is None or closed.status != "unknown":
         return False
-    is_last = closed.attempts == RETRY_ATTEMPTS and request.kind in NOT_TAKEN
+    is_last = closed.attempts == RETRY_ATTEMPTS and request.kind in NOT_ACCEPTED
     earlier = evidence.record.messages[claim.opened.message_id].claims
     return (is_last or request.kind == "reject") and any(
-        before.outcome in UNKNOWN for before in earlier if before.opened.at < claim.opened.at
+        before.outcome in UNKNOWN_REASONS
+        for before in earlier
+        if before.opened.at < claim.opened.at
     )
 
 
@@ -134,110 +148,116 @@ def _on_unknown(evidence: Evidence, claim: Claim) -> set[str]:
     return {version.on_unknown for version in evidence.record.mailings[claim.opened.mailing_id]}
 
 
-def _cut(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the claims under which an answer was given and nothing explains why it got lost."""
+def _lost_answers(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
+    """Yield the claims whose answer got lost without a known cause."""
     for claim in claims:
         closed, request = claim.closed, claim.request
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
-        is_told = claim.tells(request) or _ends_doubt(evidence, claim)
-        if (not is_told or request.kind == "gone") and not evidence.why_cut(claim):
-            yield _tell(claim)
+        is_right = claim.agrees_with(request) or _follows_unknown(evidence, claim)
+        if (not is_right or request.kind == "gone") and not evidence.why_unanswered(claim):
+            yield _describe(claim)
 
 
-def _lost(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
+def _expired_leases(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
+    """Yield the claims whose lease expired without a known cause; print all causes."""
     causes: Counter[str] = Counter()
     for claim in claims:
         if claim.outcome == "lease_expired":
-            why = evidence.why_lost(claim)
-            causes[why or "nothing"] += 1
-            if why is None:
-                yield _tell(claim)
-    told = ", ".join(f"{why} {count:,}" for why, count in sorted(causes.items()))
-    print(f"    leases lost: {told or 'none'}")
+            cause = evidence.why_lease_expired(claim)
+            causes[cause or "unknown cause"] += 1
+            if cause is None:
+                yield _describe(claim)
+    listed = ", ".join(f"{cause} {count:,}" for cause, count in sorted(causes.items()))
+    print(f"    expired leases: {listed or 'none'}")
 
 
-def _phantoms(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield attempts that never reached the gateway though it was there."""
+def _counted_unsent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
+    """Yield counted attempts that never reached the gateway although it worked."""
     for claim in claims:
-        is_lost = claim.outcome in {"open", "lease_expired"}
-        is_phantom = claim.is_counted and claim.request is None and not is_lost
-        if is_phantom and not evidence.why_cut(claim):
-            yield _tell(claim)
+        has_result = claim.outcome not in {"open", "lease_expired"}
+        is_unsent = claim.is_counted and claim.request is None and has_result
+        if is_unsent and not evidence.why_unanswered(claim):
+            yield _describe(claim)
 
 
-def _uncounted(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the free attempts that are no failures while the breaker was not closed."""
-    free = 0
+def _uncounted_sent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
+    """Yield the requests that cost no attempt, but are no failures during an open breaker."""
+    uncounted = 0
     for claim in claims:
         closed, request = claim.closed, claim.request
         if closed is None or request is None or claim.is_counted:
             continue
-        free += 1
-        is_held = evidence.held_back(claim.opened.life, request.earliest, closed.at)
-        if closed.reason is None or not is_held:
-            yield _tell(claim)
-    print(f"    {free:,} attempts were free, failures while the breaker was open")
+        uncounted += 1
+        was_open = evidence.was_breaker_open(claim.opened.worker, request.earliest, closed.at)
+        if closed.reason is None or not was_open:
+            yield _describe(claim)
+    print(f"    {uncounted:,} requests cost no attempt: failures while the breaker was open")
 
 
-def _steps(message: Message) -> Iterator[tuple[Change | None, Change]]:
+def _transitions(message: Message) -> Iterator[tuple[Change | None, Change]]:
     yield from zip([None, *message.changes], message.changes, strict=False)
 
 
 def _miscounted(evidence: Evidence) -> Iterator[str]:
+    """Yield the changes whose number of attempts is not allowed."""
     for message in evidence.record.messages.values():
         failed: dict[str, set[int]] = defaultdict(set)
-        for before, after in _steps(message):
-            had = before.attempts if before else 0
-            allowed = {had}
+        for before, after in _transitions(message):
+            attempts = before.attempts if before else 0
+            allowed = {attempts}
             if before and before.status == "sending":
-                allowed = {had, had - 1}  # handed back untried
+                allowed = {attempts, attempts - 1}  # released untried
             elif after.status == "sending":
-                allowed = {had + 1}
+                allowed = {attempts + 1}
             elif before and before.status in {"undelivered", "unknown"}:
-                allowed = {had, 0}  # tried anew on request
-            elif after.status == "scheduled" and evidence.held_back(after.life, 0, after.at):
-                # the last failures in this process, for an opening breaker explains them
-                allowed = {had}
-                while min(allowed) in failed[after.life]:
+                allowed = {attempts, 0}  # retried by a user
+            elif after.status == "scheduled" and evidence.was_breaker_open(
+                after.worker, 0, after.at
+            ):
+                # refunds of the last failures in this worker, when its breaker opens
+                allowed = {attempts}
+                while min(allowed) in failed[after.worker]:
                     allowed.add(min(allowed) - 1)
             if before and before.status == "sending" and after.status == "scheduled":
-                failed[after.life].add(after.attempts)
+                failed[after.worker].add(after.attempts)
             if after.attempts not in allowed or after.attempts > RETRY_ATTEMPTS:
-                yield f"message {after.message_id}: {had} to {after.attempts}, {after.status}"
+                yield f"message {after.message_id}: {attempts} to {after.attempts}, {after.status}"
 
 
-def _illegal(evidence: Evidence) -> Iterator[str]:
-    """Yield the changes of state that are no step of a message's life."""
+def _illegal_changes(evidence: Evidence) -> Iterator[str]:
+    """Yield the changes of status that the contract does not allow."""
     for message in evidence.record.messages.values():
-        for before, after in _steps(message):
+        for before, after in _transitions(message):
             match before.status if before else None, after.status:
                 case None, "scheduled" | "cancelled":
                     is_legal = True
                 case "scheduled", "scheduled" | "sending" | "cancelled":
                     is_legal = True
-                case "scheduled", "unknown":  # one that may have been accepted ends so
-                    is_legal = after.reason in UNKNOWN
+                case "scheduled", "unknown":  # it may have been accepted, and its mailing ended
+                    is_legal = after.reason in UNKNOWN_REASONS
                 case "sending", status:
                     is_legal = status != "sending"
                 case "cancelled", "scheduled" | "cancelled":
-                    is_legal = before is not None and before.reason in TAKEN_BACK
+                    is_legal = before is not None and before.reason in RESCHEDULABLE_REASONS
                 case "undelivered" | "unknown", "scheduled" | "cancelled":
                     since = before.at if before else after.at
                     is_legal = evidence.was_retried(after.mailing_id, since, after.at)
                 case _:
                     is_legal = False
             if not is_legal:
-                was = _tell_state(before) if before else "nothing"
-                yield f"message {after.message_id}: {was} to {_tell_state(after)}"
+                old_state = _describe_state(before) if before else "new"
+                yield f"message {after.message_id}: {old_state} to {_describe_state(after)}"
 
 
-def _unfounded(evidence: Evidence) -> Iterator[str]:
-    """Yield the states whose reason does not hold for the mailing as it was."""
+def _wrong_reasons(evidence: Evidence) -> Iterator[str]:
+    """Yield the changes whose reason does not hold for the mailing at that time."""
     for message in evidence.record.messages.values():
         for change in message.changes:
-            if change.reason in FOUNDED and not FOUNDED[change.reason](evidence, change):
-                yield f"message {change.message_id}: {_tell_state(change)} at {moment(change.at)}"
+            rule = REASON_RULES.get(change.reason or "")
+            if rule is not None and not rule(evidence, change):
+                state = _describe_state(change)
+                yield f"message {change.message_id}: {state} at {moment(change.at)}"
 
 
 def _is_expired(evidence: Evidence, change: Change) -> bool:
@@ -246,7 +266,7 @@ def _is_expired(evidence: Evidence, change: Change) -> bool:
 
 
 def _has_no_window(evidence: Evidence, change: Change) -> bool:
-    """Whether the window stays closed until the end."""
+    """Return whether the sending window stays closed until the end."""
     zone = evidence.clients[change.client_id]["time_zone"]
     for version in evidence.versions(change.mailing_id, change.at, change.at):
         since = int(change.at + 1)
@@ -255,7 +275,7 @@ def _has_no_window(evidence: Evidence, change: Change) -> bool:
     return False
 
 
-def _is_filtered(evidence: Evidence, change: Change) -> bool:
+def _is_filtered_out(evidence: Evidence, change: Change) -> bool:
     client = evidence.clients[change.client_id]
     versions = evidence.versions(change.mailing_id, change.at, change.at)
     return any(not matches(version.client_filter, client) for version in versions)
@@ -270,26 +290,26 @@ def _is_exhausted(_: Evidence, change: Change) -> bool:
     return change.attempts == RETRY_ATTEMPTS
 
 
-FOUNDED = {
+REASON_RULES = {
     "expired": _is_expired,
     "no_window": _has_no_window,
-    "filter_changed": _is_filtered,
+    "filter_changed": _is_filtered_out,
     "mailing_cancelled": _is_cancelled,
     "attempts_exhausted": _is_exhausted,
 }
-"""What has to hold for each reason that can be checked by itself."""
+"""By reason: whether it holds for a change. Other reasons cannot be checked on their own."""
 
 
-def _held(evidence: Evidence) -> Iterator[str]:
-    """Yield the claims that follow an unknown outcome in a mailing that holds those."""
+def _sent_after_unknown(evidence: Evidence) -> Iterator[str]:
+    """Yield the claims after an unknown outcome in a mailing with `on_unknown` hold."""
     for message in evidence.record.messages.values():
         sent = [claim for claim in message.claims if claim.request]
         for before, after in pairwise(sent):
             if _on_unknown(evidence, before) != {"hold"} or not before.request:
                 continue
-            is_unknown = before.request.kind not in NOT_TAKEN
-            was_asked = evidence.was_retried(
+            is_unknown = before.request.kind not in NOT_ACCEPTED
+            was_retried = evidence.was_retried(
                 before.opened.mailing_id, before.opened.at, after.opened.at
             )
-            if is_unknown and not was_asked:
-                yield _tell(after)
+            if is_unknown and not was_retried:
+                yield _describe(after)

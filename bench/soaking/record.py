@@ -1,8 +1,8 @@
-"""What happened, as the database and the gateway's logs tell it, side by side.
+"""Record of the soak: all state changes from the database and all requests from the gateway's logs.
 
-Triggers of the soak's own write down every state that a message and a mailing pass through, in the
-transaction that moves them. So each request at the gateway can be laid beside the one claim that
-it was made under, and beside what mailer believed became of it.
+Triggers of the soak write every state of every message and mailing into tables, in the transaction
+of the change. So each request at the gateway can be matched to the claim under which it was sent,
+and to the outcome that mailer recorded.
 """
 
 from collections import defaultdict
@@ -15,14 +15,14 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from soaking.claims import END_OF_TIME, Change, Message, Request, claims_of, lay_beside
-from soaking.journal import LAG, Journal, Trouble
+from soaking.claims import END_OF_TIME, Change, Message, Request, build_claims, match_requests
+from soaking.journal import LAG, Fault, Journal
 
-FOLLOW = """
+CREATE_RECORDING = """
 CREATE SCHEMA soak;
 CREATE TABLE soak.message_change (
     n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(),
-    life name DEFAULT session_user, message_id bigint, mailing_id bigint, client_id bigint,
+    worker name DEFAULT session_user, message_id bigint, mailing_id bigint, client_id bigint,
     status text, reason text, attempts int, leased_until timestamptz);
 CREATE TABLE soak.mailing_change (
     n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(),
@@ -30,21 +30,22 @@ CREATE TABLE soak.mailing_change (
     datetime_end timestamptz, opens time, closes time, client_filter jsonb, on_unknown text,
     is_deleted boolean);
 
-CREATE FUNCTION soak.message_added() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION soak.message_created() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO soak.message_change
         (message_id, mailing_id, client_id, status, reason, attempts, leased_until)
-    SELECT id, mailing_id, client_id, status, reason, attempts, lease_expires_at FROM come;
+    SELECT id, mailing_id, client_id, status, reason, attempts, lease_expires_at FROM new_row;
     RETURN NULL;
 END $$;
 CREATE FUNCTION soak.message_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO soak.message_change
         (message_id, mailing_id, client_id, status, reason, attempts, leased_until)
-    SELECT come.id, come.mailing_id, come.client_id, come.status, come.reason, come.attempts,
-        come.lease_expires_at
-    FROM come JOIN gone USING (id)
-    WHERE (come.status, come.reason, come.attempts, come.lease_owner, come.lease_expires_at)
-        IS DISTINCT FROM
-        (gone.status, gone.reason, gone.attempts, gone.lease_owner, gone.lease_expires_at);
+    SELECT new_row.id, new_row.mailing_id, new_row.client_id, new_row.status, new_row.reason,
+        new_row.attempts, new_row.lease_expires_at
+    FROM new_row JOIN old_row USING (id)
+    WHERE (new_row.status, new_row.reason, new_row.attempts, new_row.lease_owner,
+            new_row.lease_expires_at)
+        IS DISTINCT FROM (old_row.status, old_row.reason, old_row.attempts, old_row.lease_owner,
+            old_row.lease_expires_at);
     RETURN NULL;
 END $$;
 CREATE FUNCTION soak.mailing_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -55,11 +56,11 @@ CREATE FUNCTION soak.mailing_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BE
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER soak_added AFTER INSERT ON message REFERENCING NEW TABLE AS come
-FOR EACH STATEMENT EXECUTE FUNCTION soak.message_added();
-CREATE TRIGGER soak_changed AFTER UPDATE ON message REFERENCING OLD TABLE AS gone
-NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION soak.message_changed();
-CREATE TRIGGER soak_made AFTER INSERT ON mailing
+CREATE TRIGGER soak_created AFTER INSERT ON message REFERENCING NEW TABLE AS new_row
+FOR EACH STATEMENT EXECUTE FUNCTION soak.message_created();
+CREATE TRIGGER soak_changed AFTER UPDATE ON message REFERENCING OLD TABLE AS old_row
+NEW TABLE AS new_row FOR EACH STATEMENT EXECUTE FUNCTION soak.message_changed();
+CREATE TRIGGER soak_created AFTER INSERT ON mailing
 FOR EACH ROW EXECUTE FUNCTION soak.mailing_changed();
 CREATE TRIGGER soak_changed AFTER UPDATE ON mailing FOR EACH ROW
 WHEN ((OLD.status, OLD.datetime_end, OLD.send_interval_time_start, OLD.send_interval_time_end,
@@ -68,7 +69,7 @@ WHEN ((OLD.status, OLD.datetime_end, OLD.send_interval_time_start, OLD.send_inte
         NEW.client_filter, NEW.on_unknown, NEW.deleted_at))
 EXECUTE FUNCTION soak.mailing_changed()"""
 CHANGES = """
-    SELECT extract(epoch FROM at)::float8, life::text, message_id, mailing_id, client_id, status,
+    SELECT extract(epoch FROM at)::float8, worker::text, message_id, mailing_id, client_id, status,
         reason, attempts, extract(epoch FROM leased_until)::float8
     FROM soak.message_change ORDER BY message_id, n"""
 VERSIONS = """
@@ -80,7 +81,7 @@ VERSIONS = """
 
 
 class Version(msgspec.Struct):
-    """A mailing as it was from `since` until `until`, when the next version was committed."""
+    """The state of a mailing from `since` until `until`, when the next version was committed."""
 
     mailing_id: int
     since: float
@@ -97,28 +98,28 @@ class Version(msgspec.Struct):
 
 
 class Record(msgspec.Struct):
-    """All that happened."""
+    """All messages, versions of mailings, and requests."""
 
     messages: dict[int, Message]
     mailings: dict[int, list[Version]]
     requests: list[Request]
-    strangers: list[Request]
-    """Requests that name no message that ever was."""
+    unmatched_requests: list[Request]
+    """Requests with an id that no message has had."""
 
 
-async def follow(database_url: str) -> None:
-    """Write down from now on what becomes of messages and mailings."""
+async def start_recording(database_url: str) -> None:
+    """Create the triggers that record every change of messages and mailings."""
     connection = await asyncpg.connect(database_url)
-    await connection.execute(FOLLOW)
+    await connection.execute(CREATE_RECORDING)
     await connection.close()
 
 
 async def read_record(connection: asyncpg.Connection, logs: list[Path], journal: Journal) -> Record:
-    """Read everything, and lay the requests beside the claims."""
+    """Read everything, and match the requests to the claims."""
     by_message: dict[int, list[Change]] = defaultdict(list)
     for row in await connection.fetch(CHANGES):
         by_message[row["message_id"]].append(Change(*row))
-    messages = {key: Message(changes, claims_of(changes)) for key, changes in by_message.items()}
+    messages = {key: Message(changes, build_claims(changes)) for key, changes in by_message.items()}
     mailings: dict[int, list[Version]] = defaultdict(list)
     for row in await connection.fetch(VERSIONS):
         version = Version(*row)
@@ -127,25 +128,29 @@ async def read_record(connection: asyncpg.Connection, logs: list[Path], journal:
     for versions in mailings.values():
         for version, following in pairwise(versions):
             version.until = following.committed_at
-    frozen = [trouble for trouble in journal.troubles if trouble.what == "gateway frozen"]
-    requests = sorted(read_logs(logs, frozen), key=lambda request: request.arrived)
+    freezes = [fault for fault in journal.faults if fault.name == "gateway frozen"]
+    requests = sorted(read_logs(logs, freezes), key=lambda request: request.arrived)
     by_id: dict[int | None, list[Request]] = defaultdict(list)
     for request in requests:
         by_id[request.id].append(request)
     for key, message in messages.items():
-        lay_beside(message, by_id.get(key, []))
-    strangers = [request for request in requests if request.id not in messages]
-    return Record(messages, mailings, requests, strangers)
+        match_requests(message, by_id.get(key, []))
+    unmatched_requests = [request for request in requests if request.id not in messages]
+    return Record(messages, mailings, requests, unmatched_requests)
 
 
-def read_logs(logs: list[Path], frozen: list[Trouble]) -> Iterator[Request]:
-    """Yield every request; one that came right after a freeze may have been written during it."""
+def read_logs(logs: list[Path], freezes: list[Fault]) -> Iterator[Request]:
+    """Yield every request.
+
+    A request that arrives right after a freeze of the gateway may have been written during it, so
+    its `earliest` is the start of the freeze.
+    """
     for log in logs:
         for line in log.read_bytes().splitlines():
             row = msgspec.json.decode(line)
             arrived = row["arrived"] / 1e6
             began = [
-                freeze.began for freeze in frozen if freeze.began <= arrived <= freeze.ended + LAG
+                freeze.began for freeze in freezes if freeze.began <= arrived <= freeze.ended + LAG
             ]
             earliest = min([arrived, *began])
             yield Request(row["id"], arrived, earliest, row["kind"], row.get("overlap", False))

@@ -55,7 +55,7 @@ async def overview(page: Page) -> None:
     await page.goto("/")
     await expect(page.locator("#running article")).not_to_have_count(0)
     await expect(page.locator("#gateway.warning")).to_have_count(0)  # faults come, and go
-    await expect(page.locator("#lately canvas")).to_be_visible()
+    await expect(page.locator("#last-day canvas")).to_be_visible()
 
 
 async def running(page: Page) -> None:
@@ -88,7 +88,7 @@ async def form(page: Page) -> None:
 
 
 async def messages(page: Page) -> None:
-    """List what was given up of a mailing that has ended."""
+    """List the undelivered messages of a mailing that has ended."""
     await page.goto("/mailings/1/messages?status=undelivered")
     await expect(page.locator("tbody tr")).not_to_have_count(0)
 
@@ -157,7 +157,7 @@ async def demo() -> AsyncIterator[str]:
         if process.stdout is None:
             raise RuntimeError
         async for line in process.stdout:
-            if b"look" in line:
+            if b"pages" in line:
                 yield line.decode().split()[-1]
                 return
         raise RuntimeError("the demo did not start")

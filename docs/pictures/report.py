@@ -18,7 +18,7 @@ from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.report.chart import draw
-from mailer.report.daily import bounds, daily_report, render_html
+from mailer.report.daily import daily_report, day_bounds, render_html
 
 ZONE = "Europe/Moscow"
 
@@ -39,7 +39,7 @@ ADD_MAILING = text("""
         audience_cursor, audience_until, is_settled, updated_at)
     VALUES (:start, :end, 'Your order is ready.', :status, :clients, 24000, 24000,
         :is_settled, :end) RETURNING id""")
-ADD_LEDGER = text("INSERT INTO ledger (mailing_id) VALUES (:id)")
+INSERT_COUNTS = text("INSERT INTO mailing_counts (mailing_id) VALUES (:id)")
 # Most soon after the start, fewer and fewer later; what repeats itself is no picture of a day.
 ADD_MESSAGES = text("""
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at,
@@ -66,7 +66,7 @@ ADD_MESSAGES = text("""
 
 
 async def fill(engine: AsyncEngine, midnight: datetime) -> None:
-    """Add the mailings of the day that begins at `midnight`, with what became of their messages."""
+    """Add the mailings of the day that begins at `midnight`, with the results of their messages."""
     async with engine.begin() as connection:
         await connection.execute(ADD_CLIENTS)
         for made_up in MAILINGS:
@@ -79,14 +79,14 @@ async def fill(engine: AsyncEngine, midnight: datetime) -> None:
                 "is_settled": not made_up["waiting"],
             }
             mailing_id = (await connection.execute(ADD_MAILING, values)).scalar_one()
-            await connection.execute(ADD_LEDGER, {"id": mailing_id})
+            await connection.execute(INSERT_COUNTS, {"id": mailing_id})
             await connection.execute(ADD_MESSAGES, values | {"id": mailing_id})
 
 
 async def page(folder: Path) -> str:
     """Return the report with its picture inside, as a browser shows it."""
     day = datetime.now(ZoneInfo(ZONE)).date() - timedelta(days=1)
-    midnight, _ = bounds(day, ZoneInfo(ZONE))
+    midnight, _ = day_bounds(day, ZoneInfo(ZONE))
     async with embedded_postgres(folder) as url:
         engine = create_engine(url)
         await migrate(engine)

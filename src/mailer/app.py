@@ -1,4 +1,4 @@
-"""Wiring: the only file that knows every part, and the order in which they start and stop."""
+"""Assembly of the application: connects all parts, and starts and stops them in order."""
 
 import asyncio
 import contextlib
@@ -13,82 +13,84 @@ from litestar.di import Provide
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import demo, metrics
-from mailer.access import accounts
+from mailer.access import users
 from mailer.access.api import AuditController
-from mailer.access.gate import DOOR, Gate, actor_of
+from mailer.access.auth_middleware import AUTH_METHOD, AuthMiddleware, actor_of
 from mailer.access.idempotency.middleware import Idempotency
-from mailer.access.oidc.provider import provider_of
-from mailer.admin.live import Live
+from mailer.access.oidc.provider import make_provider
+from mailer.admin.live import LiveUpdates
 from mailer.admin.render import load_templates
-from mailer.admin.site import HANDLERS, site_router
+from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.client.model import known_zones
-from mailer.db import facts
-from mailer.db.engine import PATIENCE, create_engine, pool_usage
-from mailer.db.fitness import WaitReason
-from mailer.db.opening import located_database, open_database, prepare_database
+from mailer.db import database_info
+from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
+from mailer.db.requirements import WaitReason
+from mailer.db.startup import open_database, prepare_database, provide_database_url
 from mailer.dispatch.dispatcher import Dispatcher
-from mailer.gateway.breaker import Breaker
+from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
-from mailer.gateway.pace import Pace
-from mailer.loop_monitor import DEBUG_INTERVAL, INTERVAL, LoopMonitor
+from mailer.limits import RateLimiter
+from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.mailing.api import MailingController
 from mailer.report.api import StatisticsController, show_metrics
 from mailer.report.daily_mail import DailyMail
-from mailer.report.mail import Post, post_of
+from mailer.report.mail import SmtpConfig, make_smtp_config
 from mailer.server import Server, listen, notify_systemd, stop_on_signals
 from mailer.settings import Settings
+from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.assets import static_router
-from mailer.web.body import BODY_LIMIT, TimedRequest
-from mailer.web.connection import Limits
-from mailer.web.cutting import CutRequests
-from mailer.web.edge import served
+from mailer.web.body import MAX_BODY_BYTES, TimedRequest
+from mailer.web.connection import ConnectionLimits
 from mailer.web.health import WhyNotReady, health_router
 from mailer.web.methods import allow_all
-from mailer.web.openapi import BY_KEY, StructPlugin, openapi_config
+from mailer.web.openapi import KEY_SECURITY, StructPlugin, openapi_config
 from mailer.web.path_ids import PathIds
-from mailer.web.rate import Rate
-from mailer.web.starting import STARTING, Startup, StartupGate
+from mailer.web.shutdown import AnswerAbortedRequests
+from mailer.web.startup_gate import STARTING_DETAIL, Startup, StartupGate
 
 log = structlog.get_logger()
 
-LIMITS = Limits()
+LIMITS = ConnectionLimits()
 
 OIDC_RATE = 5
-"""Requests a second of a network on the way to the OpenID provider and back: each way that is begun
-is kept for a while, and each that ends may ask the provider."""
+"""Requests a second of one network to start or finish a sign-in through the OpenID provider.
+
+Each start is stored for a while, and each callback may cause a request to the provider.
+"""
 DISPATCHER_CONNECTIONS = 4
-"""Of a pool of its own: slow readers of the API never keep a mailing waiting."""
-CHUNK_PATIENCE = 60.0
-"""Seconds that a statement over a chunk of an audience may take."""
+"""Size of the dispatcher's own connection pool, so that slow API requests never delay sending."""
+CHUNK_STATEMENT_TIMEOUT = 60.0
+"""Statement timeout of the dispatcher's pool, in seconds: a chunk of an audience may take long."""
 
 
-def create_app(  # noqa: PLR0913  # the parts that handlers ask for
+def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     engine: AsyncEngine,
-    breaker: Breaker | None = None,
+    channel: Channel | None = None,
     *,
-    pace: Pace | None = None,
-    live: Live | None = None,
+    live: LiveUpdates | None = None,
     settings: Settings | None = None,
-    limits: Limits = LIMITS,
+    limits: ConnectionLimits = LIMITS,
     startup: Startup | None = None,
     why_not_ready: WhyNotReady = lambda: None,
 ) -> Litestar:
-    """Return the web application over `engine`; `breaker` is None where nothing is sent.
+    """Return the web application on `engine`; `channel` is None if no gateway is configured.
 
-    Until `startup` is done most of it answers 503, and readiness while `why_not_ready` says why.
+    Until `startup` is done, most requests are answered with 503. The readiness check fails as long
+    as `why_not_ready` returns a reason.
     """
     settings = settings or Settings()
     startup = startup or Startup()
-    provider = provider_of(settings)
-    given = {
+    provider = make_provider(settings)
+    breaker = None if channel is None else channel.breaker
+    dependencies = {
         "engine": engine,
         "breaker": breaker,
-        "pace": pace,
-        "live": live or Live(),
+        "pace": None if channel is None else channel.throughput,
+        "live": live or LiveUpdates(),
         "settings": settings,
         "provider": provider,
-        "oidc_rate": Rate(OIDC_RATE),
+        "oidc_rate": RateLimiter(OIDC_RATE),
         "startup": startup,
         "why_not_ready": why_not_ready,
     }
@@ -100,19 +102,19 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
             StatisticsController,
             AuditController,
         ],
-        opt={DOOR: "key"},
-        security=BY_KEY,
+        opt={AUTH_METHOD: "key"},
+        security=KEY_SECURITY,
     )
     return Litestar(
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
-        dependencies={name: _always(part) for name, part in given.items()}
+        dependencies={name: _provide(part) for name, part in dependencies.items()}
         | {"by": Provide(actor_of, sync_to_thread=False)},
         middleware=[
-            CutRequests(),
+            AnswerAbortedRequests(),
             StartupGate(startup),
             PathIds(),
-            Gate(engine, settings),
-            Idempotency(engine, lease=settings.lease, at_hand=BODY_LIMIT),
+            AuthMiddleware(engine, settings),
+            Idempotency(engine, lease=settings.lease, max_buffered_bytes=MAX_BODY_BYTES),
         ],
         before_send=[allow_all],
         on_shutdown=[provider.close] if provider else [],
@@ -123,73 +125,80 @@ def create_app(  # noqa: PLR0913  # the parts that handlers ask for
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(),
         plugins=[StructPlugin()],
-        request_max_body_size=BODY_LIMIT,
+        request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
 
 
-def _always(part: object) -> Provide:
+def _provide(part: object) -> Provide:
+    """Return a dependency that is always the same object."""
     return Provide(lambda: part, sync_to_thread=False)
 
 
 async def serve(settings: Settings) -> None:
     """Serve the API and send messages until SIGTERM or SIGINT.
 
-    Waits for the database without end. Raises `StartError` when a setting is wrong, and
-    `UnavailableError` when something else keeps it from starting now.
+    Waits for the database as long as necessary. Raises `StartError` if a setting is wrong, and
+    `UnavailableError` if starting failed for a reason that may pass.
     """
-    is_mailed = settings.smtp_url is not None or settings.report_recipients is not None
-    post = post_of(settings) if is_mailed else None
-    async with located_database(settings) as url:
-        await _serve(settings, url, on_open=partial(_say_started, settings), post=post)
+    has_reports = settings.smtp_url is not None or settings.report_recipients is not None
+    smtp = make_smtp_config(settings) if has_reports else None
+    async with provide_database_url(settings) as url:
+        await _serve(settings, url, on_open=partial(_log_started, settings), smtp=smtp)
 
 
 async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
-    """Serve with everything that is needed to see mailings go out, until SIGTERM or SIGINT."""
+    """Serve the demo, with its own database, gateway and data, until SIGTERM or SIGINT."""
 
     async def greet(_: AsyncEngine, address: str) -> None:
-        demo.greet(address, echo=echo)
+        demo.print_greeting(address, echo=echo)
 
     async with (
-        demo.surroundings(settings) as demo_settings,
+        demo.demo_environment(settings) as demo_settings,
         open_database(demo_settings) as (url, engine),
     ):
-        await demo.fill(engine)
+        await demo.create_demo_data(engine)
         await _serve(demo_settings, url, on_open=greet)
 
 
-async def _say_started(settings: Settings, engine: AsyncEngine, address: str) -> None:
-    is_known = settings.auth == "none" or settings.oidc_issuer is not None
-    if not is_known:
+async def _log_started(settings: Settings, engine: AsyncEngine, address: str) -> None:
+    """Log that mailer has started, and how to create the first user if nobody can sign in."""
+    can_sign_in = settings.auth == "none" or settings.oidc_issuer is not None
+    if not can_sign_in:
         async with engine.connect() as connection:
-            is_known = await accounts.is_anybody_known(connection)
+            can_sign_in = await users.has_password_users(connection)
     log.info("started", address=address)
-    if not is_known:
-        first = "mailer users add NAME --role admin"
-        log.warning("nobody_can_sign_in", first_run=first, then_open=f"{address}/login")
+    if not can_sign_in:
+        command = "mailer users create NAME --role admin"
+        log.warning("no_login_configured", first_run=command, then_open=f"{address}/login")
 
 
 async def _serve(
     settings: Settings,
     url: str,
     on_open: Callable[[AsyncEngine, str], Awaitable[None]],
-    post: Post | None = None,
+    smtp: SmtpConfig | None = None,
 ) -> None:
-    """Listen, wait for the database, then dispatch; `on_open` gets an engine and the address."""
+    """Listen, wait for the database, then send messages until a signal.
+
+    `on_open` is called with an engine and the URL of the server once the database is open.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        is_debugged = settings.log_level == "debug"
-        monitor = LoopMonitor(interval=DEBUG_INTERVAL if is_debugged else INTERVAL)
+        is_debug = settings.log_level == "debug"
+        monitor = LoopMonitor(interval=DEBUG_PROBE_INTERVAL if is_debug else PROBE_INTERVAL)
         stack.enter_context(monitor.running())
         listening = stack.enter_context(listen(settings.host, settings.port))
-        engine = create_engine(url, patience=PATIENCE)
+        engine = create_engine(url, statement_timeout=STATEMENT_TIMEOUT)
         stack.push_async_callback(engine.dispose)
-        own_engine = create_engine(url, pool_size=DISPATCHER_CONNECTIONS, patience=CHUNK_PATIENCE)
-        stack.push_async_callback(own_engine.dispose)
+        dispatcher_engine = create_engine(
+            url, pool_size=DISPATCHER_CONNECTIONS, statement_timeout=CHUNK_STATEMENT_TIMEOUT
+        )
+        stack.push_async_callback(dispatcher_engine.dispose)
         metrics.watch_pool("api", partial(pool_usage, engine))
-        metrics.watch_pool("dispatcher", partial(pool_usage, own_engine))
-        gateway = None
+        metrics.watch_pool("dispatcher", partial(pool_usage, dispatcher_engine))
+        channel = None
         if settings.gateway_url is None:
-            log.warning("nothing_is_sent", because="MAILER_GATEWAY_URL is not set")
+            log.warning("gateway_not_configured", because="MAILER_GATEWAY_URL is not set")
         else:
             gateway = await stack.enter_async_context(
                 HttpGateway(
@@ -199,27 +208,25 @@ async def _serve(
                     retry_after_cap=settings.retry_after_cap,
                 )
             )
-        breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
-        pace = Pace(settings.gateway_concurrency, settings.gateway_rate)
+            channel = Channel(gateway, ChannelLimits.of(settings))
         report = None
-        if post is not None:
-            mail = DailyMail(own_engine, post, settings)
+        if smtp is not None:
+            mail = DailyMail(dispatcher_engine, smtp, settings)
             stack.push_async_callback(mail.finish, settings.shutdown_grace)
             report = mail.run
-        dispatcher = Dispatcher(url, own_engine, gateway, breaker, pace, settings, report=report)
-        live = Live()
-        startup = Startup(STARTING)
+        dispatcher = Dispatcher(url, dispatcher_engine, channel, settings, report=report)
+        live = LiveUpdates()
+        startup = Startup(STARTING_DETAIL)
         app = create_app(
             engine,
-            None if gateway is None else breaker,
-            pace=None if gateway is None else pace,
+            channel,
             live=live,
             settings=settings,
             startup=startup,
             why_not_ready=dispatcher.why_not_ready,
         )
-        server = Server(served(app, settings), settings, LIMITS)
-        opening = asyncio.create_task(_open(server, app, url, settings, startup, on_open))
+        server = Server(wrap_asgi(app, settings), settings, LIMITS)
+        opening = asyncio.create_task(_open_database(server, app, url, settings, startup, on_open))
         stack.callback(opening.cancel)
 
         def stop() -> None:
@@ -229,8 +236,8 @@ async def _serve(
             dispatcher.stop()
 
         stop_on_signals(stop)
-        known_zones()  # reads some hundreds of folders and files
-        _spare_garbage_collector()
+        known_zones()  # fills its cache: it reads hundreds of folders and files
+        _freeze_garbage_collector()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve(sockets=[listening]))
             tasks.create_task(asyncio.to_thread(load_templates))
@@ -240,21 +247,21 @@ async def _serve(
             else:
                 await dispatcher.run()
     if not opening.cancelled():
-        opening.result()  # outside the group, which would wrap what it raises
+        opening.result()  # raises its error outside the group, which would wrap it
     log.info("stopped")
 
 
-def _spare_garbage_collector() -> None:
-    """Let it pass over all objects that there are: they stay as long as the process.
+def _freeze_garbage_collector() -> None:
+    """Exclude all current objects from garbage collection: they live as long as the worker.
 
-    A full collection goes over every object at once, and would keep the loop for tens of
-    milliseconds, at times that the work on a request decides.
+    A full collection visits every object and blocks the event loop for tens of milliseconds, at
+    unpredictable times.
     """
     gc.collect()
     gc.freeze()
 
 
-async def _open(  # noqa: PLR0913, PLR0917  # all that waits for the database
+async def _open_database(  # noqa: PLR0913, PLR0917  # everything that needs the database
     server: Server,
     app: Litestar,
     url: str,
@@ -262,23 +269,23 @@ async def _open(  # noqa: PLR0913, PLR0917  # all that waits for the database
     startup: Startup,
     on_open: Callable[[AsyncEngine, str], Awaitable[None]],
 ) -> None:
-    """Open the database while `server` answers that it waits for it."""
+    """Open the database. Meanwhile `server` answers that mailer waits for the database."""
 
-    def say(reason: WaitReason) -> None:
+    def on_wait(reason: WaitReason) -> None:
         startup.waits_for = reason.sentence
         notify_systemd("READY=1", f"STATUS={reason.sentence} ({reason.detail})")
 
-    async def begin() -> None:
+    async def on_ready() -> None:
         async with engine.connect() as connection:
-            app.state.database_mark = await facts.mark(connection)
+            app.state.database_mark = await database_info.get_fingerprint(connection)
         startup.waits_for = None
         await on_open(engine, address)
 
     address = await server.wait_for_address()
     log.info("listening", address=address)
-    engine = create_engine(url)  # without a time limit: a migration takes as long as it takes
+    engine = create_engine(url)  # no statement timeout: a migration may take long
     try:
-        await prepare_database(engine, settings, on_wait=say, on_ready=begin)
+        await prepare_database(engine, settings, on_wait=on_wait, on_ready=on_ready)
     finally:
         await engine.dispose()
     notify_systemd("READY=1", f"STATUS=Serves {address}")

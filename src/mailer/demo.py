@@ -1,4 +1,4 @@
-"""Everything on loopback with made-up clients and mailings under way, to look at and play with."""
+"""The demo: mailer on loopback with a sandbox gateway, sample clients and sample mailings."""
 
 import asyncio
 import shutil
@@ -21,15 +21,15 @@ from mailer.mailing import service
 from mailer.mailing.model import NewMailing
 from mailer.settings import Settings
 
-TOKEN = "demo"  # noqa: S105  # of a gateway that lives as long as the demo
-FAULTS = Faults(
+TOKEN = "demo"  # noqa: S105  # the demo's own gateway accepts it
+SANDBOX_FAULTS = Faults(
     latency=0.25, jitter=0.5, error_rate=0.03, malformed_rate=0.01, reject_rate=0.02, seed=1
 )
 CONCURRENCY = 10
-"""Requests at once: at the sandbox's latency forty messages a second, slow enough to see."""
+"""Concurrent requests: forty messages a second at the sandbox's latency, slow enough to watch."""
 
 CLIENTS = 1000
-ADD_CLIENTS = text("""
+INSERT_CLIENTS = text("""
     INSERT INTO client (phone, operator_code, tag, time_zone)
     SELECT '7' || code || lpad(n::text, 7, '0'), code, tag, time_zone
     FROM generate_series(1, :clients) AS n
@@ -40,8 +40,8 @@ ADD_CLIENTS = text("""
             'Asia/Vladivostok', 'Asia/Kamchatka'])[1 + n % 6] AS time_zone) AS made_up""")
 
 DAY = timedelta(days=1)
-# when it started, for how long, to whom, and the part of each hundred that was not delivered
-ENDED: list[dict[str, Any]] = [
+# start relative to now, duration, audience, and undelivered messages in each hundred
+ENDED_MAILINGS: list[dict[str, Any]] = [
     {
         "start": timedelta(hours=-20),
         "length": timedelta(hours=9),
@@ -57,7 +57,7 @@ ENDED: list[dict[str, Any]] = [
         "failing": 8,
     },
 ]
-ADD_ENDED = text("""
+INSERT_ENDED_MAILING = text("""
     INSERT INTO mailing (datetime_start, datetime_end, text, client_filter, status, clients_count,
         audience_cursor, audience_until, created_at, updated_at)
     SELECT :start, :end, :text, to_jsonb(CAST(:tag AS text)), 'finished', count(*),
@@ -66,9 +66,9 @@ ADD_ENDED = text("""
     bindparam("tag", type_=String()),
     *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
 )
-ADD_LEDGER = text("INSERT INTO ledger (mailing_id) VALUES (:id)")
-# most soon after the start, fewer and fewer later
-ADD_MESSAGES = text("""
+INSERT_COUNTS = text("INSERT INTO mailing_counts (mailing_id) VALUES (:id)")
+# most messages are sent soon after the start, and fewer and fewer later
+INSERT_MESSAGES = text("""
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
         sent_at, updated_at, attempts, status, reason)
     SELECT :id, client.id, operator_code, time_zone, :start, :start,
@@ -84,16 +84,16 @@ ADD_MESSAGES = text("""
     *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
 )
 
-SETTLE = text("UPDATE mailing SET is_settled = true WHERE id = :id")  # that counts its outcomes
+SETTLE_MAILING = text("UPDATE mailing SET is_settled = true WHERE id = :id")  # counts its outcomes
 
 
 @asynccontextmanager
-async def surroundings(settings: Settings) -> AsyncIterator[Settings]:
-    """Run the sandbox gateway and lay out a data folder; give the settings that use them."""
+async def demo_environment(settings: Settings) -> AsyncIterator[Settings]:
+    """Run the sandbox gateway and create a data folder; yield the settings that use them."""
     folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="mailer-demo-")
-    await asyncio.to_thread(Path(folder).chmod, 0o755)  # PostgreSQL's user passes through
+    await asyncio.to_thread(Path(folder).chmod, 0o755)  # PostgreSQL's user must enter it
     try:
-        async with SandboxGateway(FAULTS, token=TOKEN).run() as url:
+        async with SandboxGateway(SANDBOX_FAULTS, token=TOKEN).run() as url:
             yield msgspec.structs.replace(
                 settings,
                 auth="none",
@@ -108,37 +108,37 @@ async def surroundings(settings: Settings) -> AsyncIterator[Settings]:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def fill(engine: AsyncEngine) -> None:
-    """Add the clients, and mailings: ended, paused, for later; one is due, one is in a moment."""
+async def create_demo_data(engine: AsyncEngine) -> None:
+    """Create the clients, and mailings that are ended, paused, scheduled, due now and due soon."""
     now = database_clock.now()
     async with engine.begin() as connection:
-        await connection.execute(ADD_CLIENTS, {"clients": CLIENTS})
-        for ended in ENDED:
-            start = now + ended["start"]
-            values = ended | {"start": start, "end": start + ended["length"]}
-            mailing_id = (await connection.execute(ADD_ENDED, values)).scalar_one()
-            await connection.execute(ADD_LEDGER, {"id": mailing_id})
-            await connection.execute(ADD_MESSAGES, values | {"id": mailing_id})
-            await connection.execute(SETTLE, {"id": mailing_id})
-    paused = _mailing(now, "The shop is closed on Monday.", "new, staff", timedelta(days=1))
+        await connection.execute(INSERT_CLIENTS, {"clients": CLIENTS})
+        for sample in ENDED_MAILINGS:
+            start = now + sample["start"]
+            values = sample | {"start": start, "end": start + sample["length"]}
+            mailing_id = (await connection.execute(INSERT_ENDED_MAILING, values)).scalar_one()
+            await connection.execute(INSERT_COUNTS, {"id": mailing_id})
+            await connection.execute(INSERT_MESSAGES, values | {"id": mailing_id})
+            await connection.execute(SETTLE_MAILING, {"id": mailing_id})
+    paused = _new_mailing(now, "The shop is closed on Monday.", "new, staff", timedelta(days=1))
     paused_id = (await service.create(engine, paused, COMMAND_LINE)).id
     await service.pause(engine, paused_id, COMMAND_LINE)
     tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    later = _mailing(tomorrow, "Your bonus points are valid until Sunday.", None, DAY)
+    later = _new_mailing(tomorrow, "Your bonus points are valid until Sunday.", None, DAY)
     later = msgspec.structs.replace(
         later, send_interval_time_start="10:00", send_interval_time_end="20:00"
     )
     await service.create(engine, later, COMMAND_LINE)
     await service.create(
-        engine, _mailing(now, "Your order is ready. Come by until nine.", None), COMMAND_LINE
+        engine, _new_mailing(now, "Your order is ready. Come by until nine.", None), COMMAND_LINE
     )
     soon = now + timedelta(seconds=30)
     await service.create(
-        engine, _mailing(soon, "Tonight only: everything at half price.", "vip"), COMMAND_LINE
+        engine, _new_mailing(soon, "Tonight only: everything at half price.", "vip"), COMMAND_LINE
     )
 
 
-def _mailing(
+def _new_mailing(
     start: datetime, text: str, client_filter: str | None, length: timedelta = timedelta(hours=1)
 ) -> NewMailing:
     return NewMailing(
@@ -149,15 +149,15 @@ def _mailing(
     )
 
 
-def greet(address: str, echo: Callable[[str], None]) -> None:
-    """Say what runs, and where to look."""
+def print_greeting(address: str, echo: Callable[[str], None]) -> None:
+    """Print what runs and where to open it."""
     echo(f"""
-mailer runs with a made-up gateway, {CLIENTS:,} made-up clients and their mailings:
-one is being sent, one starts in half a minute, others have ended, are paused or are for tomorrow.
+mailer runs with a sandbox gateway, {CLIENTS:,} sample clients and sample mailings:
+one is being sent, one starts in half a minute, others have ended, are paused or start tomorrow.
 
-  look          {address}/
-  try the API   {address}/docs
-  read the API  {address}/redoc
-  the mailings  curl {address}/api/v1/mailings
+  pages          {address}/
+  try the API    {address}/docs
+  API reference  {address}/redoc
+  mailings       curl {address}/api/v1/mailings
 
-Ctrl-C ends it and leaves nothing behind.""")
+Ctrl-C stops the demo and deletes its data.""")

@@ -1,4 +1,7 @@
-"""One tree of errors; the web edge turns its families into problems, nothing below knows HTTP."""
+"""The tree of mailer's errors.
+
+The web layer maps each family of errors to an HTTP problem; the layers below do not know HTTP.
+"""
 
 from collections.abc import Sequence
 
@@ -6,16 +9,16 @@ import msgspec
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """What is wrong with one field of what was given."""
+    """A wrong field of an input, and an error message."""
 
     field: str
     message: str
 
 
 class MailerError(Exception):
-    """Whatever mailer refuses or cannot do; its text is one line for a person.
+    """Base of all errors that mailer raises on purpose. The message is one line for users.
 
-    Unless a message is given, the class's own first line is it.
+    Default message: the first line of the class's docstring.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -23,7 +26,7 @@ class MailerError(Exception):
 
 
 class InvalidError(MailerError):
-    """What was given breaks a rule; names every wrong field."""
+    """The input is invalid; `errors` names every wrong field."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
         super().__init__("; ".join(f"{error.field}: {error.message}" for error in errors))
@@ -31,23 +34,26 @@ class InvalidError(MailerError):
 
 
 class ForbiddenError(MailerError):
-    """Who asks may not do this."""
+    """You are not allowed to do this."""
 
 
 class NotFoundError(MailerError):
-    """What was asked for does not exist."""
+    """The requested object does not exist."""
 
 
 class ConflictError(MailerError):
-    """The request clashes with the present state."""
+    """The request conflicts with the current state."""
 
 
 class UnavailableError(MailerError):
-    """It cannot be done now, and may be later."""
+    """Temporarily unavailable; try again later."""
 
     retry_after = 1
-    """Seconds after which to ask again."""
+    """Seconds after which to try again."""
 
 
 class StartError(MailerError):
-    """A setting is wrong, or what it names; says what to change. What may pass is `Unavailable`."""
+    """A setting, or the object that it names, is wrong; the message says what to change.
+
+    An error that may pass is an `UnavailableError` instead.
+    """

@@ -1,4 +1,4 @@
-"""JSON from outside, read in one way: bounded, and with one error for whatever is wrong with it."""
+"""Reading of untrusted JSON: bounded in size, with one error class for everything wrong with it."""
 
 import functools
 import json
@@ -10,49 +10,50 @@ import msgspec
 Shape = TypeVar("Shape")
 
 
-MOST_CONTAINERS = 5_000
-"""Lists and objects that are read: a million of them would take 100 ms, and more to be freed."""
-MOST_ENTRIES = 50_000
-"""Entries that are read, of all lists and objects together."""
+MAX_JSON_CONTAINERS = 5_000
+"""Lists and objects in one document; decoding a million takes 100 ms, and freeing them longer."""
+MAX_JSON_ENTRIES = 50_000
+"""Entries in one document, of all lists and objects together."""
 
 
 class JsonError(ValueError):
-    """The bytes are no JSON of the expected shape."""
+    """The bytes are not JSON of the expected shape."""
 
 
 class TooManyValuesError(JsonError):
-    """The JSON has more than `MOST_CONTAINERS` or `MOST_ENTRIES`."""
+    """The JSON has more than `MAX_JSON_CONTAINERS` or `MAX_JSON_ENTRIES`."""
 
 
 def read_json(content: bytes, shape: type[Shape], *, limit: int, is_lenient: bool = False) -> Shape:
-    """Return `content`, of up to `limit` bytes, as JSON of a shape (RFC 8259, UTF-8).
+    """Decode JSON (RFC 8259, UTF-8) of at most `limit` bytes into the type `shape`.
 
-    A lenient reader also takes what others write wrongly: lone surrogates, bytes that are no
-    characters, other Unicode encodings, a byte order mark, control characters, NaN. Raises
-    `JsonError` for anything else, and for what is nested deeper than Python's recursion limit;
-    `TooManyValuesError` before anything is decoded. Its count includes signs inside of texts.
+    With `is_lenient`, common faults of other programs are accepted: lone surrogates, invalid bytes,
+    other Unicode encodings, a byte order mark, control characters, NaN.
+
+    Raises `JsonError` for any other fault, and for nesting deeper than Python's recursion limit.
+    Raises `TooManyValuesError` before decoding; brackets, braces and commas inside texts count too.
     """
     if len(content) > limit:
         raise JsonError
     containers, entries = content.count(b"[") + content.count(b"{"), content.count(b",")
-    if containers > MOST_CONTAINERS or entries > MOST_ENTRIES:
+    if containers > MAX_JSON_CONTAINERS or entries > MAX_JSON_ENTRIES:
         raise TooManyValuesError
     try:
-        shaped: Shape = _decoder(shape).decode(content)  # type: ignore[arg-type]  # a cast costs
-        return shaped  # noqa: TRY300  # what else may fail is below
+        shaped: Shape = _decoder(shape).decode(content)  # type: ignore[arg-type]  # a cast costs time
+        return shaped  # noqa: TRY300  # the lenient attempt follows the except clause
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         if not is_lenient:
             raise JsonError from error
     try:
         text = content.decode(json.detect_encoding(content), errors="replace")
-        given = json.loads(text, strict=False, object_pairs_hook=_object)
-        return msgspec.convert(given, shape)
+        document = json.loads(text, strict=False, object_pairs_hook=_build_object)
+        return msgspec.convert(document, shape)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors too
         raise JsonError from error
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object whose names msgspec can read; of a name given twice the last counts."""
+def _build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a dict with names that msgspec can read; the last of two equal names counts."""
     return {name.encode(errors="replace").decode(): value for name, value in pairs}
 
 

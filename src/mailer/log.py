@@ -1,4 +1,4 @@
-"""Logging, set up once: one line an event, for a person on a terminal and as JSON elsewhere."""
+"""Logging: one line for each event, readable on a terminal and as JSON elsewhere."""
 
 import json
 import logging
@@ -18,29 +18,33 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-HIDDEN = "***"
-SECRETS = frozenset({"text", "token", "password", "secret", "authorization", "cookie"})
-LONGEST = 8_192  # characters of one value: a log line is bounded, like every other limit
-MOST_ITEMS = 50
-SHORTEST = len("79161234567")  # nothing shorter can hold a phone: most values are not searched
-DEEPEST = 4
-REMEMBERED = 100
-FAILURES = frozenset({"warning", "error", "critical"})
+MASK = "***"
+SECRET_WORDS = frozenset({"text", "token", "password", "secret", "authorization", "cookie"})
+MAX_VALUE_LENGTH = 8_192
+"""Maximum length of one value in an event, in characters."""
+MAX_ITEMS = 50
+"""Maximum items of a list or mapping in an event."""
+MIN_SEARCHED_LENGTH = len("79161234567")
+"""Shorter values cannot contain a phone and are not searched for one."""
+MAX_DEPTH = 4
+"""Maximum depth of nested lists and mappings in an event."""
+MAX_RECENT_FAILURES = 100
+FAILURE_LEVELS = frozenset({"warning", "error", "critical"})
 
-# What may stand in the text of an exception: a phone but for its last two digits, the user and
-# password of a URL, a bearer token.
-PERSONAL = re.compile(
+# Personal data and secrets that the text of an exception may contain: a phone except its last two
+# digits, the user and password of a URL, a bearer token.
+PERSONAL_DATA = re.compile(
     r"(?<![0-9])7[0-9]{8}(?=[0-9]{2}(?![0-9]))|(?<=://)[^/\s@]+(?=@)|(?<=Bearer )\S+"
 )
-# A gateway may want its key in the query.
-QUERY = re.compile(r"""(://[^\s?#'"]{1,2000}\?)[^\s#'"]+""")
+# Some gateways take their key in the query of a URL.
+URL_QUERY = re.compile(r"""(://[^\s?#'"]{1,2000}\?)[^\s#'"]+""")
 
-# Libraries whose chatter tells an operator nothing; SQLAlchemy's would also show rows.
-QUIET = ("aiohttp", "alembic", "asyncio", "sqlalchemy", "uvicorn")
+# Libraries whose messages below warnings do not help; those of SQLAlchemy would also show rows.
+QUIET_LOGGERS = ("aiohttp", "alembic", "asyncio", "sqlalchemy", "uvicorn")
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """An event at warning or above, as the log shows it: without secrets and personal data."""
+class LoggedFailure(msgspec.Struct, frozen=True):
+    """An event at warning or above as in the log: without secrets and personal data."""
 
     at: datetime
     level: str
@@ -48,33 +52,36 @@ class Failure(msgspec.Struct, frozen=True):
     facts: dict[str, object]
 
 
-_recent: deque[Failure] = deque(maxlen=REMEMBERED)
+_recent: deque[LoggedFailure] = deque(maxlen=MAX_RECENT_FAILURES)
 _threshold = logging.DEBUG
 
 
-def recent_failures() -> list[Failure]:
-    """Return this process's last events at warning or above, newest first, at most a hundred.
+def recent_failures() -> list[LoggedFailure]:
+    """Return this worker's last events at warning or above, newest first, at most a hundred.
 
-    What the log's level leaves out is not among them.
+    Events below the log level are not included.
     """
-    return list(_recent.copy())[::-1]  # a copy is one step, whatever other threads add meanwhile
+    return list(_recent.copy())[::-1]  # copying is atomic; other threads may append meanwhile
 
 
 def shows_debug() -> bool:
-    """Return whether the log shows debug: a tenth of the cost of an event that it passes over."""
+    """Return whether debug events are logged.
+
+    Asking costs a tenth of logging an event that the log level leaves out.
+    """
     return _threshold <= logging.DEBUG
 
 
 def configure_logging(
     level: str, log_format: Literal["console", "json"] | None, stream: TextIO | None = None
 ) -> None:
-    """Send structlog's events and the standard library's records to `stream`, rendered alike.
+    """Write the events of structlog and of the standard library to `stream` in one format.
 
-    `level` is debug, info, warning or error. Without `log_format` a terminal gets `console` and
-    anything else `json`; without `stream` it is standard error.
+    `level` is debug, info, warning or error. `log_format` defaults to `console` for a terminal and
+    to `json` otherwise; `stream` defaults to standard error.
     """
     output = _LogStream(stream or sys.stderr)
-    global _threshold  # noqa: PLW0603  # a process has one log, and sets it up once
+    global _threshold  # noqa: PLW0603  # a process configures its log once
     _threshold = threshold = logging.getLevelNamesMapping()[level.upper()]
     facts: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -106,12 +113,12 @@ def configure_logging(
     )
     logging.basicConfig(level=threshold, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    for name in QUIET:
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
 
 
 class _LogStream:
-    """Where log lines go. A reader that is gone or a disk that is full stops nothing else."""
+    """The output of the log. Write errors, such as a full disk, do not stop mailer."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -127,16 +134,19 @@ class _LogStream:
 
 
 def _remember(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keep a failure; what comes here is redacted, and bounded as a line is."""
-    if event["level"] in FAILURES:
+    """Keep an event at warning or above; `redact` has masked and shortened it before."""
+    if event["level"] in FAILURE_LEVELS:
         facts = dict(event)
         at = datetime.fromisoformat(facts.pop("timestamp"))
-        _recent.append(Failure(at, facts.pop("level"), str(facts.pop("event", "")), facts))
+        _recent.append(LoggedFailure(at, facts.pop("level"), str(facts.pop("event", "")), facts))
     return event
 
 
 def describe(error: BaseException) -> dict[str, str]:
-    """Return an error's types and frames for a log line, without texts, which may hold data."""
+    """Return the types and frames of an error for the log, without its texts.
+
+    Texts may contain personal data.
+    """
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
@@ -147,22 +157,22 @@ def describe(error: BaseException) -> dict[str, str]:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Mask phones, texts and secrets that reached an event by mistake, and bound its size."""
+    """Mask phones, texts and secrets that got into an event by mistake, and limit its size."""
     for key, value in event.items():
-        event[key] = _safe(key, value)
+        event[key] = _mask(key, value)
     return event
 
 
-def _safe(key: str, value: object, depth: int = 0) -> object:
-    """Return `value` as a log may show it under `key`."""
+def _mask(key: str, value: object, depth: int = 0) -> object:
+    """Return `value` as it may be logged under `key`."""
     if value is None:
         return None
     name = _last_word(key)
-    if name in SECRETS:
-        return HIDDEN
+    if name in SECRET_WORDS:
+        return MASK
     if name == "phone":
-        return HIDDEN + str(value)[-2:]
-    return _bounded(key, value, depth)
+        return MASK + str(value)[-2:]
+    return _bound(key, value, depth)
 
 
 @lru_cache(maxsize=1024)
@@ -170,32 +180,32 @@ def _last_word(key: str) -> str:
     return key.lower().rpartition("_")[2]
 
 
-def _bounded(key: str, value: object, depth: int) -> object:
+def _bound(key: str, value: object, depth: int) -> object:
     match value:
         case int() | float() | date() | time() | timedelta() | UUID():
             return value
         case str():
-            return _safe_text(value)
+            return _mask_text(value)
         case msgspec.Struct():
-            return _bounded(key, msgspec.structs.asdict(value), depth)
-        case Mapping() if depth < DEEPEST:
-            inner = islice(value.items(), MOST_ITEMS)
-            return {str(k): _safe(str(k), v, depth + 1) for k, v in inner}
-        case list() | tuple() | set() | frozenset() if depth < DEEPEST:
-            return [_safe(key, item, depth + 1) for item in islice(value, MOST_ITEMS)]
+            return _bound(key, msgspec.structs.asdict(value), depth)
+        case Mapping() if depth < MAX_DEPTH:
+            inner = islice(value.items(), MAX_ITEMS)
+            return {str(k): _mask(str(k), v, depth + 1) for k, v in inner}
+        case list() | tuple() | set() | frozenset() if depth < MAX_DEPTH:
+            return [_mask(key, item, depth + 1) for item in islice(value, MAX_ITEMS)]
         case _:
-            return _safe_text(repr(value))
+            return _mask_text(repr(value))
 
 
-def _safe_text(value: str) -> str:
-    if len(value) < SHORTEST:
+def _mask_text(value: str) -> str:
+    if len(value) < MIN_SEARCHED_LENGTH:
         return value
-    if len(value) > LONGEST:  # both ends: what it was, and for a traceback the error itself
-        half = LONGEST // 2
+    if len(value) > MAX_VALUE_LENGTH:  # keep both ends: a traceback ends with the error
+        half = MAX_VALUE_LENGTH // 2
         value = f"{value[:half]} ... {value[-half:]}"
     if "://" in value:
-        value = QUERY.sub(rf"\1{HIDDEN}", value)
-    return PERSONAL.sub(HIDDEN, value)
+        value = URL_QUERY.sub(rf"\1{MASK}", value)
+    return PERSONAL_DATA.sub(MASK, value)
 
 
 def _renderer(log_format: Literal["console", "json"], stream: _LogStream) -> Processor:

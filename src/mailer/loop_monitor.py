@@ -1,6 +1,6 @@
-"""The event loop, watched from a thread: how late it answers, and what blocks it.
+"""Measure the event loop's lag from a thread, and find the code that blocks the loop.
 
-Everything runs on one loop: whatever keeps it keeps sending, the API and the health probes waiting.
+Everything runs on one loop. Code that blocks it delays sending, the API and the health probes.
 """
 
 import asyncio
@@ -19,61 +19,64 @@ from mailer import metrics
 
 log = structlog.get_logger()
 
-INTERVAL = 0.1
-"""Seconds between two looks at the loop."""
-DEBUG_INTERVAL = 0.01
-"""Seconds between two looks at log level debug: a block is found unless it is shorter."""
-LIMIT = 0.05
-"""Seconds of a block that is reported."""
-LEAST_SAMPLE_INTERVAL = 0.001
-"""Seconds between two samples of what the loop does, at least."""
-MOST_FRAMES = 6
-"""Innermost calls that are named of what blocks the loop."""
+PROBE_INTERVAL = 0.1
+"""Seconds between two probes of the loop."""
+DEBUG_PROBE_INTERVAL = 0.01
+"""Seconds between two probes at log level debug. Every block that lasts longer is found."""
+MIN_REPORTED_BLOCK = 0.05
+"""Seconds from which on a block is reported."""
+MIN_SAMPLE_INTERVAL = 0.001
+"""Least seconds between two samples of the stack of the loop's thread."""
+MAX_FRAMES = 6
+"""Most calls in a report, from the innermost outwards."""
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A time through which the event loop did not answer."""
+    """A period in which the event loop did not run a probe."""
 
     seconds: float
-    """From when the loop was asked to when it answered: the block began a little earlier."""
+    """From the request of the probe to its run. The block itself began a little earlier."""
     cpu_seconds: float
-    """Processor time of the loop's thread meanwhile: on a busy machine it may just have waited."""
+    """CPU time of the loop's thread in this period. On a busy machine it may be much less than
+    `seconds`: the thread did not run all the time."""
     step_seconds: float
-    """Of it in one step of the loop, at least: many short steps may have been due together."""
+    """Lower bound of the CPU time of the longest single step. It is much less than `cpu_seconds`
+    when many short steps were due together."""
     frames: str
-    """The innermost calls of that step, as `file:line function`, the innermost first."""
+    """The innermost calls of the longest step, as `file:line function`, innermost first."""
 
 
 def report_block(block: Block) -> None:
-    """Log a block; at log level debug, since a busy or frozen machine makes blocks of its own."""
+    """Log a block at level debug only: a busy or suspended machine causes blocks, too."""
     log.debug("event_loop_blocked", **msgspec.structs.asdict(block))
 
 
 class LoopMonitor:
-    """Asks the running event loop for a sign of life again and again, from a thread of its own.
+    """Probes the running event loop from a thread of its own.
 
-    Each answer's delay is counted in the metric `mailer_event_loop_lag_seconds`; one of `limit`
-    seconds or more is reported. The loop itself only runs one callback each `interval` seconds.
+    A probe is a callback that the loop has to run, one every `interval` seconds. The delay of each
+    probe is recorded in the metric `mailer_event_loop_lag_seconds`. A delay of `limit` seconds or
+    more is reported as a block.
     """
 
     def __init__(
         self,
         *,
-        interval: float = INTERVAL,
-        limit: float = LIMIT,
+        interval: float = PROBE_INTERVAL,
+        limit: float = MIN_REPORTED_BLOCK,
         report: Callable[[Block], None] = report_block,
     ) -> None:
         self._interval = interval
         self._limit = limit
-        self._sample_interval = max(limit / 10, LEAST_SAMPLE_INTERVAL)
+        self._sample_interval = max(limit / 10, MIN_SAMPLE_INTERVAL)
         self._report = report
         self._depth = 0
-        """How many calls deep the loop runs a callback; 0 until it has run the first."""
+        """Stack depth at which the loop runs a callback; 0 until the first probe has run."""
         self._stopping = threading.Event()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Watch the loop that runs in this thread."""
+        """Monitor the loop that runs in the calling thread, inside a `with` block."""
         loop, thread = asyncio.get_running_loop(), threading.get_ident()
         threading.Thread(
             target=self._watch, args=(loop, thread), name="loop-monitor", daemon=True
@@ -81,32 +84,34 @@ class LoopMonitor:
         try:
             yield
         finally:
-            self._stopping.set()  # and nobody waits for the thread: that would block the loop
+            self._stopping.set()  # without a join: it would block the loop
 
     def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
-        clock = time.pthread_getcpuclockid(thread)
+        cpu_clock = time.pthread_getcpuclockid(thread)
         while not self._stopping.wait(self._interval):
-            answered, ended = threading.Event(), [0.0, 0.0]
+            has_run, end_times = threading.Event(), [0.0, 0.0]
 
-            def answer(answered: threading.Event = answered, ended: list[float] = ended) -> None:
-                # read here: this thread may come to know of it much later on a busy machine
-                ended[:] = time.monotonic(), time.clock_gettime(clock)
+            def probe(
+                has_run: threading.Event = has_run, end_times: list[float] = end_times
+            ) -> None:
+                # read the clocks here: on a busy machine the other thread may wake up much later
+                end_times[:] = time.monotonic(), time.clock_gettime(cpu_clock)
                 self._depth = self._depth or len(_stack(inspect.currentframe()))
-                answered.set()
+                has_run.set()
 
-            asked_at, spent = time.monotonic(), time.clock_gettime(clock)
+            start, cpu_start = time.monotonic(), time.clock_gettime(cpu_clock)
             try:
-                loop.call_soon_threadsafe(answer)
+                loop.call_soon_threadsafe(probe)
             except RuntimeError:  # the loop is closed
                 return
             steps = Steps(loop, self._depth)
-            while not answered.wait(self._sample_interval):
+            while not has_run.wait(self._sample_interval):
                 if self._stopping.is_set():
                     return
-                frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented, in spite of its name
-                steps.sample(frame, time.clock_gettime(clock))
-            seconds, cpu_seconds = ended[0] - asked_at, ended[1] - spent
-            metrics.loop_answered(seconds)
+                frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented, although its name begins with an underscore
+                steps.sample(frame, time.clock_gettime(cpu_clock))
+            seconds, cpu_seconds = end_times[0] - start, end_times[1] - cpu_start
+            metrics.loop_lag_measured(seconds)
             if seconds >= self._limit:
                 self._report(
                     Block(
@@ -119,9 +124,10 @@ class LoopMonitor:
 
 
 class Steps:
-    """The steps that a loop takes until it answers, as far as samples tell them apart.
+    """The steps of a loop between two probes, told apart by samples of its stack.
 
-    A step is what runs until it lets the loop go on: a callback, or a task up to its next wait.
+    A step is the code that runs before the loop gets control back: a callback, or a task up to its
+    next `await` that waits.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, depth: int) -> None:
@@ -130,12 +136,12 @@ class Steps:
         self._step: object = None
         self._since = 0.0
         self.longest = 0.0
-        """Processor time from the first to the last sample of the longest, seconds."""
+        """Seconds of CPU time from the first to the last sample of the longest step."""
         self.frames = ""
-        """Where the longest was when it was sampled last."""
+        """The innermost calls of the longest step at its last sample."""
 
     def sample(self, frame: FrameType | None, now: float) -> None:
-        """Note where the loop is at a moment of its thread's processor time."""
+        """Record a sample: the innermost frame of the thread, and its CPU time `now` in seconds."""
         stack = _stack(frame)
         step: object = asyncio.current_task(self._loop)
         if step is None and 0 < self._depth <= len(stack):
@@ -143,7 +149,7 @@ class Steps:
         if step is not self._step:
             self._step, self._since = step, now
         if step is not None and now - self._since >= self.longest:
-            self.longest, self.frames = now - self._since, _named(stack)
+            self.longest, self.frames = now - self._since, _describe(stack)
 
 
 def _stack(frame: FrameType | None) -> list[FrameType]:
@@ -155,10 +161,10 @@ def _stack(frame: FrameType | None) -> list[FrameType]:
     return frames
 
 
-def _named(stack: list[FrameType]) -> str:
+def _describe(stack: list[FrameType]) -> str:
     calls: list[str] = []
-    for frame in stack[:MOST_FRAMES]:
+    for frame in stack[:MAX_FRAMES]:
         code = frame.f_code
-        file = "/".join(code.co_filename.rsplit("/", 3)[1:])  # where it is installed says nothing
+        file = "/".join(code.co_filename.rsplit("/", 3)[1:])  # without the path of the installation
         calls.append(f"{file}:{frame.f_lineno} {code.co_qualname}")
     return ", ".join(calls)

@@ -1,15 +1,14 @@
-"""What this process counts about itself, for Prometheus. No label ever holds an id.
+"""Prometheus metrics of this worker. No label ever holds an id.
 
-Counted where messages pass by the thousand: a message costs two microseconds here, because labels
-are looked up once and outcomes are counted by the batch.
+The metrics are updated for thousands of messages a second. The cost is two microseconds a message:
+labels are looked up once, and results are counted in batches.
 """
 
+import collections
 import math
 from bisect import bisect_left
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import Literal, get_args
 
 import msgspec
 import prometheus_client
@@ -24,56 +23,59 @@ from prometheus_client import (
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # more series, no news
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and tell nothing new
 
 REGISTRY = CollectorRegistry()
-"""Ours alone: what libraries count in the global one is not shown."""
+"""A registry of our own: metrics that libraries add to the global registry are not exported."""
 ProcessCollector(registry=REGISTRY)
 
-BreakerState = Literal["closed", "open", "half_open"]
-
-MOST_SERIES = 100
-"""Pairs of outcome and reason that are told apart; a gateway may answer with anything."""
+MAX_SERIES = 100
+"""Most pairs of outcome and reason that get their own series. A gateway can cause any number of
+reasons."""
 
 
 class BoundedCounter:
-    """A counter by outcome and reason; reasons that come after the first `most` are `other`."""
+    """A counter with the labels `outcome` and `reason`, and a limit on the number of series.
 
-    def __init__(self, counter: Counter, most: int = MOST_SERIES) -> None:
+    The first `max_series` pairs get their own series. Later pairs are counted under the reason
+    `other`.
+    """
+
+    def __init__(self, counter: Counter, max_series: int = MAX_SERIES) -> None:
         self._counter = counter
-        self._most = most
+        self._max_series = max_series
         self._series: dict[tuple[str, str], Counter] = {}
 
     def inc(self, outcome: str, reason: str, amount: int) -> None:
-        """Count `amount` more."""
+        """Add `amount` to the series of `outcome` and `reason`."""
         series = self._series.get((outcome, reason))
         if series is None:
-            is_room = len(self._series) < self._most
-            series = self._counter.labels(outcome, reason if is_room else "other")
-            if is_room:
+            may_add = len(self._series) < self._max_series
+            series = self._counter.labels(outcome, reason if may_add else "other")
+            if may_add:
                 self._series[outcome, reason] = series
         series.inc(amount)
 
 
-_finished = BoundedCounter(
+_results = BoundedCounter(
     Counter(
-        "mailer_messages_finished",
-        "Messages that left a sender's hands, by the state they went to and why.",
+        "mailer_message_results",
+        "Results of claimed messages, by the new status of the message and the reason.",
         ["outcome", "reason"],
         registry=REGISTRY,
     )
 )
-_late = Counter(
-    "mailer_messages_late",
-    "Outcomes that came after the lease was lost, and changed nothing.",
+_discarded_results = Counter(
+    "mailer_results_discarded",
+    "Results that came after the lease was lost; they were not stored.",
     registry=REGISTRY,
 )
 
 
 class PlainHistogram(Collector):
-    """A histogram that one thread alone counts in: without locks it costs a third of the library's.
+    """A histogram without locks, for use by one thread only; a third of the library's cost.
 
-    Source of its form: https://prometheus.io/docs/instrumenting/exposition_formats/
+    Source of the format: https://prometheus.io/docs/instrumenting/exposition_formats/
     """
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
@@ -85,52 +87,52 @@ class PlainHistogram(Collector):
         REGISTRY.register(self)
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count a value, which came that many times."""
+        """Count `value`, observed `times` times."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
     def collect(self) -> Iterable[Metric]:
-        """Give what Prometheus reads: each bucket holds the ones below it too."""
+        """Return the metric for Prometheus. A bucket includes the values of all lower buckets."""
         bounds = ["+Inf" if bound == math.inf else str(bound) for bound in self._bounds]
         buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
         yield HistogramMetricFamily(self._name, self._documentation, buckets, self._sum)
 
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_latency = PlainHistogram(
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_gateway_latency = PlainHistogram(
     "mailer_gateway_request_duration_seconds",
-    "From the start of a request to the gateway to its outcome.",
-    SECONDS,
+    "Seconds from the start of a gateway request to its outcome.",
+    DURATION_BUCKETS,
 )
 _attempts = PlainHistogram(
     "mailer_message_attempts",
-    "Attempts that a message took until its outcome.",
+    "Attempts of a message until its final result.",
     (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20),
 )
 _loop_lag = PlainHistogram(
     "mailer_event_loop_lag_seconds",
-    "How late the event loop answers a sign of life that it is asked for ten times a second.",
-    (0.001, *SECONDS),
+    "Delay of a callback on the event loop, measured ten times a second.",
+    (0.001, *DURATION_BUCKETS),
 )
-_requests = Gauge(
+_gateway_requests = Gauge(
     "mailer_gateway_requests_in_flight",
-    "Requests to the gateway that wait for an answer.",
+    "Gateway requests that wait for an answer.",
     registry=REGISTRY,
 )
-_breaker = Gauge(
+_breaker_state = Gauge(
     "mailer_gateway_breaker_state",
-    "1 for the state that the breaker before the gateway is in.",
+    "1 for the current state of the gateway's circuit breaker, 0 for the other states.",
     ["state"],
     registry=REGISTRY,
 )
-_openings = Counter(
+_breaker_openings = Counter(
     "mailer_gateway_breaker_openings",
-    "How often the breaker opened, also after a probe that failed.",
+    "How often the breaker opened, including after a failed probe.",
     registry=REGISTRY,
 )
-_claims = Histogram(
-    "mailer_claim_messages",
-    "Messages that one claim took.",
+_claim_sizes = Histogram(
+    "mailer_claim_batch_size",
+    "Messages claimed by one statement.",
     buckets=(0, 1, 2, 5, 10, 20, 50, 100, 200, 500),
     registry=REGISTRY,
 )
@@ -138,62 +140,63 @@ _claims = Histogram(
 
 _http_requests = Counter(
     "mailer_http_requests",
-    "Requests that were answered, by route as it is declared.",
+    "HTTP requests that were answered, by the route's path template.",
     ["method", "route", "status"],
     registry=REGISTRY,
 )
 _http_seconds = Histogram(
     "mailer_http_request_duration_seconds",
-    "From a request to the end of its answer.",
+    "Seconds from the start of an HTTP request to the end of its response.",
     ["route"],
-    buckets=SECONDS,
+    buckets=DURATION_BUCKETS,
     registry=REGISTRY,
 )
 _connections = Gauge(
     "mailer_database_connections",
-    "Connections of this process to the database.",
+    "Database connections of this worker.",
     ["pool", "state"],
     registry=REGISTRY,
 )
 _database_up = Gauge(
     "mailer_database_up",
-    "Whether the database answered as this was read; the backlog is missing if not, or if late.",
+    "1 if the database answered during this scrape, else 0. The backlog metrics are missing"
+    " without an answer or with a late one.",
     registry=REGISTRY,
 )
 
 
 _clock_steps = Counter(
     "mailer_clock_steps",
-    "How often a clock was found to have stepped, by a second or more.",
+    "Steps of a clock by a second or more.",
     ["clock"],
     registry=REGISTRY,
 )
-for _clock in ("database", "wall"):
-    _clock_steps.labels(_clock)  # shown from the start, so that the first step is an increase
+for _clock in ("database", "wall"):  # exported as 0 at first, so that one step is an increase
+    _clock_steps.labels(_clock)
 
 
-_job_ages = Gauge(
+_job_success_ages = Gauge(
     "mailer_job_last_success_age_seconds",
-    "For how long a periodic job, or a loop of the dispatcher, has not succeeded in this process.",
+    "Seconds since a periodic job last succeeded, or a dispatcher loop began to fail, here.",
     ["name"],
     registry=REGISTRY,
 )
 _job_failures = Counter(
     "mailer_job_failures",
-    "Runs of a periodic job, or rounds of a loop of the dispatcher, that failed.",
+    "Failed runs of a periodic job, or failed iterations of a dispatcher loop.",
     ["name"],
     registry=REGISTRY,
 )
 
 
 def watch_job(job: str, age: Callable[[], float]) -> None:
-    """Show for how many seconds a job has not succeeded, as `age` tells."""
-    _job_ages.labels(job).set_function(age)
+    """Export the seconds since a job last succeeded, read from `age` at each scrape."""
+    _job_success_ages.labels(job).set_function(age)
     _job_failures.labels(job)
 
 
 def job_failed(job: str) -> None:
-    """Count a run of a job that failed."""
+    """Count a failed run of a job."""
     _job_failures.labels(job).inc()
 
 
@@ -202,115 +205,123 @@ def clock_stepped(clock: str) -> None:
     _clock_steps.labels(clock).inc()
 
 
-def breaker(state: BreakerState) -> None:
-    """Tell the state that the breaker has come to."""
-    for other in get_args(BreakerState):
-        _breaker.labels(other).set(other == state)
+def breaker_changed(state: str, states: Iterable[str]) -> None:
+    """Export the new state of the breaker, one of `states`, and count it when it is `open`."""
+    for other in states:
+        _breaker_state.labels(other).set(other == state)
     if state == "open":
-        _openings.inc()
+        _breaker_openings.inc()
 
 
-def claimed(messages: int) -> None:
-    """Count a claim that took that many messages, or none."""
-    _claims.observe(messages)
+def messages_claimed(messages: int) -> None:
+    """Count a claim statement that claimed `messages` messages, possibly 0."""
+    _claim_sizes.observe(messages)
 
 
-def finished(outcomes: Iterable[tuple[str, str | None, int]], *, late: int) -> None:
-    """Count messages by the state they went to, why, and after how many attempts.
+def results_recorded(results: Iterable[tuple[str, str | None, int]], *, discarded: int) -> None:
+    """Count results, each given as status, reason and number of attempts.
 
-    `late` of them, who are counted too, lost their lease before.
+    `discarded` of them were not stored, because the lease was lost. They are counted as results
+    too.
     """
-    for (outcome, reason, attempts), messages in Tally(outcomes).items():
-        _finished.inc(outcome, reason or "", messages)
-        if outcome != "scheduled":
+    for (status, reason, attempts), messages in collections.Counter(results).items():
+        _results.inc(status, reason or "", messages)
+        if status != "scheduled":
             _attempts.observe(attempts, messages)
-    if late:
-        _late.inc(late)
+    if discarded:
+        _discarded_results.inc(discarded)
 
 
-def request_ended(seconds: float) -> None:
-    """Count a request to the gateway that took so long, whatever came of it."""
-    _latency.observe(seconds)
+def gateway_request_ended(seconds: float) -> None:
+    """Record the duration of a gateway request, whatever its outcome."""
+    _gateway_latency.observe(seconds)
 
 
-def loop_answered(seconds: float) -> None:
-    """Count how long the event loop kept the loop monitor waiting."""
+def loop_lag_measured(seconds: float) -> None:
+    """Record how late the event loop ran the loop monitor's callback."""
     _loop_lag.observe(seconds)
 
 
-def watch_requests(count: Callable[[], int]) -> None:
-    """Show how many requests are under way, as `count` tells."""
-    _requests.set_function(count)
+def watch_gateway_requests(count: Callable[[], int]) -> None:
+    """Export the number of gateway requests in flight, read from `count` at each scrape."""
+    _gateway_requests.set_function(count)
 
 
-def request_answered(method: str, route: str, status: int, seconds: float) -> None:
-    """Count an HTTP request by the route that answered it, and the time it took."""
+def http_request_answered(method: str, route: str, status: int, seconds: float) -> None:
+    """Count an HTTP request by the route that answered it, and record its duration."""
     _http_requests.labels(method, route, str(status)).inc()
     _http_seconds.labels(route).observe(seconds)
 
 
 def watch_pool(name: str, usage: Callable[[], tuple[int, int]]) -> None:
-    """Show how many connections of a pool are in use and how many are idle, as `usage` tells."""
+    """Export a pool's connections. `usage` returns how many are in use and how many are idle."""
     _connections.labels(name, "used").set_function(lambda: usage()[0])
     _connections.labels(name, "idle").set_function(lambda: usage()[1])
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """What waits in the database, for all processes together."""
+    """The work that waits in the database, over all workers."""
 
     waiting: int
+    """Messages of running mailings that are scheduled or being sent."""
     due: int
+    """Scheduled messages of running mailings that are due; counted up to 100,000."""
     lag: float
+    """Seconds for which the oldest due message has been due; 0 when none is due."""
     audience_clients: int
-    audience_taken_clients: int
+    """Clients of the mailings whose audience is being enqueued."""
+    audience_enqueued_clients: int
+    """Those of `audience_clients` for whom a message exists already."""
     is_held: bool = False
+    """Whether the database was restored and sending waits for a user's approval."""
 
 
 _backlog = {
     "waiting": Gauge(
         "mailer_backlog_messages",
-        "Messages of running mailings that have no outcome yet.",
+        "Messages of running mailings that are scheduled or being sent.",
         registry=None,
     ),
     "due": Gauge(
         "mailer_backlog_due_messages",
-        "Those of them that are due and not claimed; counted up to 100,000.",
+        "Messages of running mailings that are due and not claimed; counted up to 100,000.",
         registry=None,
     ),
     "lag": Gauge(
         "mailer_backlog_lag_seconds",
-        "For how long the oldest of these has been due.",
+        "Seconds for which the oldest due message has been due.",
         registry=None,
     ),
     "audience_clients": Gauge(
         "mailer_audience_clients",
-        "Clients of the mailings whose audience is being taken.",
+        "Clients of the mailings whose audience is being enqueued.",
         registry=None,
     ),
-    "audience_taken_clients": Gauge(
-        "mailer_audience_taken_clients",
-        "Those of them who are taken.",
+    "audience_enqueued_clients": Gauge(
+        "mailer_audience_enqueued_clients",
+        "Clients of these mailings for whom a message exists already.",
         registry=None,
     ),
     "is_held": Gauge(
         "mailer_restore_held",
-        "1 while a restored database waits for a person to agree that it sends.",
+        "1 while a restored database sends nothing, until a user approves.",
         registry=None,
     ),
 }
 
 
 def exposition(backlog: Backlog | None, *, is_up: bool) -> bytes:
-    """Return everything in Prometheus' text format, but a backlog that could not be read.
+    """Return all metrics in Prometheus' text format.
 
-    `is_up` is whether the database answered.
+    `backlog` is None when it could not be read; its metrics are then left out. `is_up` is whether
+    the database answered.
     """
     _database_up.set(is_up)
-    shown = generate_latest(REGISTRY)
+    text = generate_latest(REGISTRY)
     if backlog is None:
-        return shown
-    here = CollectorRegistry()
+        return text
+    backlog_registry = CollectorRegistry()
     for name, gauge in _backlog.items():
         gauge.set(getattr(backlog, name))
-        here.register(gauge)
-    return shown + generate_latest(here)
+        backlog_registry.register(gauge)
+    return text + generate_latest(backlog_registry)

@@ -1,4 +1,4 @@
-"""The server under the application: listening socket, uvicorn, signals, and systemd."""
+"""The HTTP server: listening socket, uvicorn, signals and systemd notifications."""
 
 import asyncio
 import contextlib
@@ -14,21 +14,23 @@ from litestar.types import ASGIApp
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 from mailer.signals import handle_signals
-from mailer.web.connection import Connection, Limits, connection_class
+from mailer.web.connection import ConnectionLimits, LimitedHttpProtocol, make_protocol_class
 
 log = structlog.get_logger()
 
-MAY_PASS = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
-"""An earlier process still listens there, or the machine has not got the address yet."""
+TRANSIENT_LISTEN_ERRORS = frozenset(
+    {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE}
+)
+"""Errors that may pass: another process still listens there, or the address is not assigned yet."""
 
-CUT_MARGIN = 3
-"""Seconds after the grace for requests that are cut to end."""
+ABORT_MARGIN = 3
+"""Seconds after the shutdown grace period for aborted requests to end."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
+    """Return a listening socket.
 
-    Raises `StartError` when the setting is wrong, `UnavailableError` when it may work later.
+    Raises `StartError` if the setting is wrong, and `UnavailableError` if it may work later.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -37,27 +39,27 @@ def listen(host: str, port: int) -> socket.socket:
         why = getattr(error, "strerror", None) or str(error)
         message = f"MAILER_HOST, MAILER_PORT: cannot listen on {host}:{port}: {why}"
         is_dns_away = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-        if is_dns_away or getattr(error, "errno", None) in MAY_PASS:
+        if is_dns_away or getattr(error, "errno", None) in TRANSIENT_LISTEN_ERRORS:
             raise UnavailableError(message) from error
         raise StartError(message) from error
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to us, and knows the address that it listens on."""
+    """A uvicorn server that handles no signals, and returns the URL that it listens on."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, limits: ConnectionLimits) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection_class(limits),
+                http=make_protocol_class(limits),
                 ws="none",
-                proxy_headers=False,  # only where a setting says so
+                proxy_headers=False,  # mailer handles them itself, by a setting
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(settings.shutdown_grace) + CUT_MARGIN,
+                timeout_graceful_shutdown=int(settings.shutdown_grace) + ABORT_MARGIN,
             )
         )
         self._grace = settings.shutdown_grace
@@ -65,37 +67,37 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none: see `stop_on_signals`."""
+        """Capture no signals: `stop_on_signals` handles them."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, and wake `wait_for_address`."""
         try:
             await super().startup(sockets)
         finally:
             self._startup_ended.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop serving; requests that outlast the grace are cut.
+        """Stop serving; abort requests that take longer than the shutdown grace period.
 
-        uvicorn's own time limit logs an error and a traceback for each of them.
+        uvicorn's own timeout would log an error with a traceback for each of them.
         """
-        cutting = asyncio.get_running_loop().call_later(self._grace, self._cut_requests)
+        abort_timer = asyncio.get_running_loop().call_later(self._grace, self._abort_requests)
         try:
             await super().shutdown(sockets)
         finally:
-            cutting.cancel()
+            abort_timer.cancel()
 
-    def _cut_requests(self) -> None:
-        """Cancel requests; close connections whose answers have begun, for they stay incomplete."""
+    def _abort_requests(self) -> None:
+        """Cancel requests; close connections whose responses have started and stay incomplete."""
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection):
-                connection.cut()
+            if isinstance(connection, LimitedHttpProtocol):
+                connection.abort()
         for task in list(self.server_state.tasks):
-            asyncio.get_running_loop().call_soon(task.cancel)  # after its connection is lost
+            asyncio.get_running_loop().call_soon(task.cancel)  # after its connection has closed
 
     async def wait_for_address(self) -> str:
-        """Return the URL of the address that it listens on; raises `RuntimeError`."""
+        """Return the URL that the server listens on; raises `RuntimeError` if it did not start."""
         await self._startup_ended.wait()
         if not self.started:
             raise RuntimeError("the application did not start")
@@ -104,7 +106,7 @@ class Server(uvicorn.Server):
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
-    """Have each signal that ends mailer call `stop`, and the others do nothing."""
+    """Call `stop` on each signal that ends mailer; ignore the other signals."""
 
     def on_signal() -> None:
         log.info("stopping")
@@ -115,14 +117,14 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
 
 
 def notify_systemd(*states: str) -> None:
-    """Send systemd the state of this service, if it wants to know (sd_notify(3))."""
+    """Send the state of this service to systemd if it runs under systemd (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
     with (
-        contextlib.suppress(OSError),  # a service that works is worth more than a word about it
+        contextlib.suppress(OSError),  # a failed notification must not stop the service
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier,
     ):
         notifier.sendto("\n".join(states).encode(), address)

@@ -1,4 +1,4 @@
-"""What an operator may set: environment variables with the prefix MAILER_, or a `.env` file."""
+"""Settings, read from environment variables with the prefix MAILER_ or from a `.env` file."""
 
 import ipaddress
 import os
@@ -14,29 +14,32 @@ from msgspec import Meta
 
 from mailer.errors import StartError
 from mailer.urls import read_gateway_url, split_url
-from mailer.variables import PREFIX, find_unreadable, read_variables, shown_name
+from mailer.variables import PREFIX, find_unreadable, printable_name, read_variables
 
 SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret", "monitoring_token"}
 )  # URLs may carry a password
 NEVER_EMPTY = frozenset({"monitoring_token"})
-"""Settings that shut something: one that was to be filled in and was not must not open it. Without
-the gateway's token or the provider's secret nothing is opened: they refuse us."""
+"""Settings that restrict access. An empty value is refused, because it may have been left empty by
+mistake and would lift the restriction. The secrets for the gateway and the OpenID provider are not
+among them: without its secret the other side refuses mailer."""
 HIDDEN = "***"
-KEYS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).*")
-"""The user and the password of a URL, and its query: a gateway may want its key there."""
+URL_SECRETS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).*")
+"""User and password of a URL, and its query, which may hold a gateway's key."""
 
 LEASE_SLACK = 2
-"""Seconds of a lease beyond the gateway's time: to wait for a turn, and to write the outcome."""
+"""Seconds that a lease must exceed the gateway's timeout: to wait for a slot before the request and
+to write the outcome after it."""
 
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
-"""What a person may do here, from the least on."""
+"""Roles of users, from the least powerful on."""
 Scope = Literal["read", "write", "admin"]
-"""What somebody may do: look at clients, mailings and messages; change them too; read the audit log
-too, where a person also sees the system and keeps keys and accounts."""
+"""Scopes of API keys and roles. `read`: see clients, mailings and messages. `write`: also change
+them. `admin`: also read the audit log; users with this scope also see the system's state and manage
+API keys and users."""
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
-"""Each may do what those before it may."""
+"""Each scope includes those before it."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
@@ -44,9 +47,10 @@ TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_
 
 
 def default_data_dir() -> str:
-    """Return the folder for data when none is set: the user's own; root's can be read by others.
+    """Return the default data folder: the user's own data folder, or /var/lib/mailer for root.
 
-    PostgreSQL refuses to run as root, so that the unprivileged user it runs as must reach it.
+    Root's own folder would not do: PostgreSQL refuses to run as root, and the unprivileged user
+    that it runs as instead must be able to reach the folder.
     """
     if os.geteuid() == 0:
         return "/var/lib/mailer"
@@ -54,7 +58,7 @@ def default_data_dir() -> str:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every setting, read once at the start; durations are seconds."""
+    """All settings, read once at the start; durations are in seconds."""
 
     database_url: str | None = None
     data_dir: str = msgspec.field(default_factory=default_data_dir)
@@ -89,41 +93,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oidc_client_secret: str | None = None
     oidc_role_claim: Annotated[str, Meta(max_length=200)] = "roles"
     oidc_roles: Annotated[str, Meta(max_length=10_000)] = ",".join(
-        f"{each}={each}" for each in ROLES
+        f"{role}={role}" for role in ROLES
     )
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
 
-    def shown(self) -> dict[str, object]:
-        """Return every setting by its name, secrets hidden."""
+    def redacted(self) -> dict[str, object]:
+        """Return all settings by name, with the secrets hidden."""
         settings = msgspec.structs.asdict(self) | {
             name: HIDDEN for name in SECRETS if getattr(self, name)
         }
         if self.gateway_url:
-            settings["gateway_url"] = KEYS.sub(HIDDEN, self.gateway_url)
+            settings["gateway_url"] = URL_SECRETS.sub(HIDDEN, self.gateway_url)
         return settings
 
     def __repr__(self) -> str:
-        shown = (
+        fields = (
             f"{name}={value if value == HIDDEN else repr(value)}"
-            for name, value in self.shown().items()
+            for name, value in self.redacted().items()
         )
-        return f"Settings({', '.join(shown)})"
+        return f"Settings({', '.join(fields)})"
 
     __str__ = __repr__
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the API."""
+        """Whether mailer listens on loopback: only this machine can reach the API."""
         return is_loopback(self.host)
 
     @property
     def proxies(self) -> list[str]:
-        """Addresses and networks whose word on who a request comes from counts."""
+        """Addresses and networks of proxies that are trusted to report a request's origin."""
         return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is that of this machine, to itself."""
+    """Return whether a host's name or address is a loopback one."""
     if host == "localhost":
         return True
     try:
@@ -132,118 +136,118 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def role_words(mapping: str) -> dict[str, Role]:
-    """Return the role that each word of an identity provider stands for.
+def parse_role_mapping(mapping: str) -> dict[str, Role]:
+    """Return mailer's role for each role name of an identity provider.
 
-    `mapping` is `role=word` with commas between; a role may have several words. Raises `ValueError`
-    when it is anything else, or when a word stands for two roles.
+    `mapping` is a list of `role=name` separated by commas; several names may map to one role.
+    Raises `ValueError` when the list is malformed or maps one name to two roles.
     """
-    words: dict[str, Role] = {}
+    roles: dict[str, Role] = {}
     for pair in mapping.split(","):
-        name, _, word = (part.strip() for part in pair.partition("="))
-        role = next((each for each in ROLES if each == name), None)
-        if role is None or not word or word in words:
+        own_name, _, provider_name = (part.strip() for part in pair.partition("="))
+        role = next((role for role in ROLES if role == own_name), None)
+        if role is None or not provider_name or provider_name in roles:
             raise ValueError
-        words[word] = role
-    return words
+        roles[provider_name] = role
+    return roles
 
 
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:
     """Read the settings from `env_file`, overridden by `environ`.
 
-    One that is empty counts as not set, but where that would open what it is to shut. Raises
-    `StartError` with one line that names every variable that is unknown or wrong.
+    An empty variable counts as not set; it is refused when it is in `NEVER_EMPTY`. Raises
+    `StartError` with one line that names every unknown or wrong variable.
     """
     variables = read_variables(environ, env_file)
     if unreadable := find_unreadable(variables):
         raise StartError("; ".join(sorted(unreadable)))
-    every = {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
-    given = {name: value for name, value in every.items() if value}
-    known = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-    wrong = [
-        f"{shown_name(PREFIX + name.upper())} is not a setting"
-        for name in given.keys() - known.keys()
+    texts = {name.removeprefix(PREFIX).lower(): text for name, text in variables.items()}
+    non_empty = {name: text for name, text in texts.items() if text}
+    types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    errors = [
+        f"{printable_name(PREFIX + name.upper())} is not a setting"
+        for name in non_empty.keys() - types.keys()
     ]
-    wrong += [
+    errors += [
         f"{PREFIX}{name.upper()}: is empty; set it, or leave it out"
-        for name in NEVER_EMPTY & every.keys() - given.keys()
+        for name in NEVER_EMPTY & texts.keys() - non_empty.keys()
     ]
     values = {}
-    for name in known.keys() & given.keys():
+    for name in types.keys() & non_empty.keys():
         try:
-            values[name] = msgspec.convert(given[name], known[name], strict=False)
+            values[name] = msgspec.convert(non_empty[name], types[name], strict=False)
         except msgspec.ValidationError as error:
-            wrong.append(f"{PREFIX}{name.upper()}: {str(error).lower()}")
+            errors.append(f"{PREFIX}{name.upper()}: {str(error).lower()}")
     settings = Settings(**values)
-    wrong += _broken_rules(settings)
-    if wrong:
-        message = "; ".join(sorted(wrong))
+    errors += _find_errors(settings)
+    if errors:
+        message = "; ".join(sorted(errors))
         raise StartError(message)
     return settings
 
 
-def _broken_rules(settings: Settings) -> list[str]:
-    """Rules that one variable's type cannot say."""
-    wrong = []
+def _find_errors(settings: Settings) -> list[str]:
+    """Return an error message for each broken rule that the type of a single setting cannot say."""
+    errors = []
     if settings.database_url is not None and not _is_database_url(settings.database_url):
-        start = "postgresql:// or postgres://"
-        wrong.append(f"{PREFIX}DATABASE_URL: must be a URL that starts with {start}")
-    wrong += _broken_url_rules(settings)
-    wrong += _broken_oidc_rules(settings)
+        prefixes = "postgresql:// or postgres://"
+        errors.append(f"{PREFIX}DATABASE_URL: must be a URL that starts with {prefixes}")
+    errors += _find_url_errors(settings)
+    errors += _find_oidc_errors(settings)
     if settings.auth == "none" and not settings.is_loopback:
-        wrong.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
-    wrong += [
+        errors.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
+    errors += [
         f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is not an address or a network"
         for proxy in settings.proxies
         if not _is_network(proxy)
     ]
     if settings.report_time_zone not in zoneinfo.available_timezones():
-        wrong.append(f"{PREFIX}REPORT_TIME_ZONE: not an IANA time zone")
+        errors.append(f"{PREFIX}REPORT_TIME_ZONE: not an IANA time zone")
     if settings.lease < settings.gateway_timeout + LEASE_SLACK:
-        wrong.append(f"{PREFIX}LEASE must be {LEASE_SLACK} s longer than {PREFIX}GATEWAY_TIMEOUT")
-    return wrong
+        errors.append(f"{PREFIX}LEASE must be {LEASE_SLACK} s longer than {PREFIX}GATEWAY_TIMEOUT")
+    return errors
 
 
-def _broken_url_rules(settings: Settings) -> list[str]:
-    wrong = []
+def _find_url_errors(settings: Settings) -> list[str]:
+    errors = []
     if settings.gateway_url is not None:
         try:
             user = read_gateway_url(settings.gateway_url).user
         except ValueError as error:
-            wrong.append(f"{PREFIX}GATEWAY_URL: {error}")
+            errors.append(f"{PREFIX}GATEWAY_URL: {error}")
         else:
             if settings.gateway_token and user is not None:
-                alone = f"a user in it cannot go with {PREFIX}GATEWAY_TOKEN"
-                wrong.append(f"{PREFIX}GATEWAY_URL: {alone}")
+                conflict = f"a user in it cannot be combined with {PREFIX}GATEWAY_TOKEN"
+                errors.append(f"{PREFIX}GATEWAY_URL: {conflict}")
     if settings.smtp_url is not None:
         try:
             split_url(settings.smtp_url, ("smtp", "smtps"))
         except ValueError as error:
-            wrong.append(f"{PREFIX}SMTP_URL: {error}")
-    return wrong
+            errors.append(f"{PREFIX}SMTP_URL: {error}")
+    return errors
 
 
-def _broken_oidc_rules(settings: Settings) -> list[str]:
-    wrong = []
+def _find_oidc_errors(settings: Settings) -> list[str]:
+    errors = []
     if settings.oidc_issuer is not None and not _is_issuer(settings.oidc_issuer):
-        wrong.append(
+        errors.append(
             f"{PREFIX}OIDC_ISSUER: must be a URL that starts with https://, or with http:// on"
             " loopback, without user, query and fragment"
         )
     if (settings.oidc_issuer is None) != (settings.oidc_client_id is None):
-        wrong.append(f"{PREFIX}OIDC_ISSUER and {PREFIX}OIDC_CLIENT_ID: both or none")
+        errors.append(f"{PREFIX}OIDC_ISSUER and {PREFIX}OIDC_CLIENT_ID: set both or none")
     try:
-        role_words(settings.oidc_roles)
+        parse_role_mapping(settings.oidc_roles)
     except ValueError:
-        wrong.append(
-            f"{PREFIX}OIDC_ROLES: must be like viewer=staff,operator=marketing,admin=it, each word"
+        errors.append(
+            f"{PREFIX}OIDC_ROLES: must be like viewer=staff,operator=marketing,admin=it, each name"
             " for one role"
         )
-    return wrong
+    return errors
 
 
 def _is_issuer(value: str) -> bool:
-    """Whether `value` may be an issuer (OpenID Connect Discovery 1.0, section 3)."""
+    """Return whether `value` may be an issuer (OpenID Connect Discovery 1.0, section 3)."""
     try:
         parts = split_url(value, ("http", "https"))
     except ValueError:
@@ -254,7 +258,7 @@ def _is_issuer(value: str) -> bool:
 
 
 def _is_database_url(value: str) -> bool:
-    """Whether `value` is a URL of PostgreSQL's; the rest of it is read where it is used."""
+    """Return whether `value` has PostgreSQL's scheme; `mailer.db.url` checks the rest later."""
     return value.startswith(("postgresql://", "postgres://"))
 
 

@@ -1,6 +1,7 @@
-"""What signals do to a running mailer: end it in order, or nothing.
+"""Signal handling: each signal either stops mailer in order or is ignored.
 
-A signal that is not handled ends a process at once, and leaves unknown what is on the wire.
+A signal without a handler would end the process at once, and leave the delivery of messages in
+flight unknown.
 """
 
 import asyncio
@@ -13,9 +14,9 @@ import structlog
 
 log = structlog.get_logger()
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPWR, signal.SIGXCPU)
-"""What service managers, terminals, containers and limits send to end a process."""
-IGNORED = (
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPWR, signal.SIGXCPU)
+"""Signals by which service managers, terminals, containers and resource limits end a process."""
+IGNORED_SIGNALS = (
     signal.SIGUSR1,
     signal.SIGUSR2,
     signal.SIGALRM,
@@ -23,21 +24,21 @@ IGNORED = (
     signal.SIGPROF,
     signal.SIGIO,
 )
-"""What log rotation, scripts and profilers send; mailer has no use for it."""
+"""Signals from log rotation, scripts and profilers, which mailer does not use."""
 
 
 def handle_signals(stop: Callable[[], None]) -> None:
-    """Have `stop` called by each signal that ends mailer, and the others logged and ignored.
+    """Call `stop` on each signal that ends mailer; log and ignore the other signals.
 
-    SIGHUP says that the terminal is gone: what was started from one is not to go on unseen, and
-    stops. Without a terminal somebody means "reload" by it, and nothing is reloaded: it is ignored,
-    as it stays where `nohup` has said so.
+    SIGHUP means that the terminal was closed, so it stops mailer if mailer has a terminal. Without
+    a terminal it usually means "reload": mailer reloads nothing and ignores it. A SIGHUP that
+    `nohup` has set to be ignored stays ignored.
     """
-    stops, ignored = [*STOPS], [*IGNORED]
+    stopping, ignored = [*STOP_SIGNALS], [*IGNORED_SIGNALS]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        (stops if _has_terminal() else ignored).append(signal.SIGHUP)
+        (stopping if _has_terminal() else ignored).append(signal.SIGHUP)
     loop = asyncio.get_running_loop()
-    for number in stops:
+    for number in stopping:
         loop.add_signal_handler(number, stop)
     for number in ignored:
         loop.add_signal_handler(number, partial(_ignore, number))
@@ -48,7 +49,7 @@ def _ignore(number: signal.Signals) -> None:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal (tty(4))."""
+    """Return whether this process has a controlling terminal (tty(4))."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:

@@ -1,4 +1,4 @@
-"""Long work on the event loop, done in slices between which everything else has its turn."""
+"""Run long work on the event loop in short slices, so that other tasks run in between."""
 
 import asyncio
 from collections.abc import Generator
@@ -7,47 +7,48 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-SLICE = 0.001  # seconds
-"""After so much work others have a turn."""
-OTHERS = 2.0
-"""Times as long as the work took that others have in turn, if they have so much to do."""
-IDLE = 0.0002  # seconds
-"""A round of the loop that takes less found nothing to do."""
+MAX_SLICE = 0.001  # seconds
+"""Seconds of work after which other tasks may run."""
+MAX_PAUSE_RATIO = 2.0
+"""Longest pause for other tasks, as a multiple of the work's time before it."""
+IDLE_ITERATION = 0.0002  # seconds
+"""An iteration of the loop that takes fewer seconds than this had nothing to do."""
 
 
 class TimeSlices:
-    """Divides long work into slices.
+    """Divides long work into slices of `MAX_SLICE` seconds.
 
-    Between two of them everything else that is ready runs: so long as there is any, but no longer
-    than `OTHERS` times a slice. An idle loop is not waited for.
+    Between two slices the other tasks that are ready run, for at most `MAX_PAUSE_RATIO` times the
+    slice. The work goes on at once when the loop is idle.
     """
 
     def __init__(self) -> None:
-        self._began = monotonic()
+        self._slice_start = monotonic()
 
     async def pause(self) -> None:
-        """Let others run, if it is time; to be called more often than each `SLICE`."""
+        """Let other tasks run if the slice is over. Call it more often than every `MAX_SLICE`."""
         now = monotonic()
-        worked = now - self._began
-        if worked < SLICE:
+        worked = now - self._slice_start
+        if worked < MAX_SLICE:
             return
-        until = now + OTHERS * min(worked, 2 * SLICE)  # longer ones were waits for something else
+        # a longer slice includes waits for something else
+        until = now + MAX_PAUSE_RATIO * min(worked, 2 * MAX_SLICE)
         is_idle = False
         while not is_idle and now < until:
             before = now
             await asyncio.sleep(0)
             now = monotonic()
-            is_idle = now - before < IDLE
-        self._began = now
+            is_idle = now - before < IDLE_ITERATION
+        self._slice_start = now
 
 
 async def run_in_slices(steps: Generator[None, None, Result]) -> Result:
-    """Return what a generator returns; others have their turn between its steps."""
+    """Run a generator to its end and return its result. Other tasks run between its steps."""
     slices = TimeSlices()
     while True:
         try:
             next(steps)
-        except StopIteration as end:
-            result: Result = end.value
+        except StopIteration as stop:
+            result: Result = stop.value
             return result
         await slices.pause()

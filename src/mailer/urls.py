@@ -1,4 +1,4 @@
-"""What the URLs of the settings may look like, and where a message's id goes in the gateway's."""
+"""Validation of the URLs in settings; the gateway's URL and the place of a message's id in it."""
 
 import ipaddress
 import re
@@ -7,16 +7,17 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
-CHARACTERS = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
-"""What a URL consists of (RFC 3986, section 2)."""
-LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-"""A part of a host's name between two dots (RFC 1123, section 2.1), and `_`, which some have."""
-HOST_LIMIT = 253
-"""Characters of a host's name."""
+URL_CHARACTERS = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
+"""Characters allowed in a URL (RFC 3986, section 2)."""
+HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+"""Part of a host name between two dots (RFC 1123, section 2.1); `_` is also allowed because some
+hosts use it."""
+MAX_HOST_LENGTH = 253
+"""Characters of a host name."""
 
 
 class GatewayUrl(msgspec.Struct, frozen=True):
-    """Where messages are posted to: the id of each stands between `before` and `after`."""
+    """URL to which messages are posted: `before`, then the message's id, then `after`."""
 
     before: str
     after: str
@@ -25,20 +26,23 @@ class GatewayUrl(msgspec.Struct, frozen=True):
 
 
 def split_url(value: str, schemes: Collection[str]) -> SplitResult:
-    """Return the parts of a URL that can be spoken to; raises `ValueError` saying what is wrong."""
-    starts = " or ".join(f"{scheme}://" for scheme in schemes)
-    if not CHARACTERS.fullmatch(value):
-        # urlsplit drops some of these silently
+    """Return the parts of a URL with one of `schemes` and a valid host and port.
+
+    Raises `ValueError` whose message says what is wrong.
+    """
+    prefixes = " or ".join(f"{scheme}://" for scheme in schemes)
+    if not URL_CHARACTERS.fullmatch(value):
+        # checked first, because urlsplit silently drops some characters
         raise ValueError(
             "must have no blank, line end, letter outside ASCII or other character that a URL"
             " cannot have; write it as %XX"
         )
     if not value.lower().startswith(tuple(f"{scheme}://" for scheme in schemes)):
-        raise ValueError(f"must be a URL that starts with {starts}")
+        raise ValueError(f"must be a URL that starts with {prefixes}")
     try:
         parts = urlsplit(value)
         host = parts.hostname
-    except ValueError:  # of an IPv6 address
+    except ValueError:  # a wrong IPv6 address
         host = None
     if not host or not is_host(host):
         raise ValueError("must have the name or the address of a host")
@@ -52,7 +56,7 @@ def split_url(value: str, schemes: Collection[str]) -> SplitResult:
 
 
 def is_host(host: str) -> bool:
-    """Whether this can be the name or the address of a host."""
+    """Return whether a text can be the name or the address of a host."""
     if ":" in host:
         try:
             ipaddress.IPv6Address(host)
@@ -60,9 +64,9 @@ def is_host(host: str) -> bool:
             return False
         return True
     labels = host.removesuffix(".").split(".")
-    if labels[-1].isdigit():  # no name ends so (RFC 1123, section 2.1)
+    if labels[-1].isdigit():  # not a name, whose last label is never a number (RFC 1123, 2.1)
         return _is_ipv4(".".join(labels))
-    return len(host) <= HOST_LIMIT and all(map(LABEL.fullmatch, labels))
+    return len(host) <= MAX_HOST_LENGTH and all(map(HOST_LABEL.fullmatch, labels))
 
 
 def _is_ipv4(host: str) -> bool:
@@ -74,29 +78,29 @@ def _is_ipv4(host: str) -> bool:
 
 
 def read_gateway_url(value: str) -> GatewayUrl:
-    """Return where a message's id goes in the gateway's URL.
+    """Parse the gateway's URL and find the place of a message's id in it.
 
-    To the end of it: of its path, where a query follows, unless the query's last value is left out
-    for the id, as in `?key=abc&id=`. Raises `ValueError` saying what is wrong.
+    The id is appended to the path. When the query ends with an empty value, as in `?key=abc&id=`,
+    the id is that value instead. Raises `ValueError` whose message says what is wrong.
     """
     parts = split_url(value, ("http", "https"))
     if "#" in value:
-        raise ValueError("must have no fragment: what follows # is never sent, the id neither")
+        raise ValueError("must have no fragment: neither # nor a message id after it is ever sent")
     user = password = None
     if "@" in parts.netloc:
-        user, password = _unquoted(parts.username or ""), _unquoted(parts.password or "")
+        user, password = _unquote(parts.username or ""), _unquote(parts.password or "")
         if not user or ":" in user:
             raise ValueError("must have a user before the @, without a colon in its name")
-    path, mark, query = value.partition("?")
-    path = path.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
+    base, question_mark, query = value.partition("?")
+    base = base.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
     if not parts.path:
-        path += "/"
+        base += "/"
     if query and not query.endswith("="):
-        return GatewayUrl(path, mark + query, user, password or "")
-    return GatewayUrl(path + mark + query, "", user, password or "")
+        return GatewayUrl(base, question_mark + query, user, password or "")
+    return GatewayUrl(base + question_mark + query, "", user, password or "")
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
     try:
         return unquote(value, errors="strict")
     except UnicodeDecodeError:

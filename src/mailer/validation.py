@@ -1,6 +1,6 @@
-"""Checks what is given against a model and names every wrong field at once.
+"""Validation of input against a model; names every wrong field at once.
 
-msgspec alone stops at the first wrong field, so that each field is converted on its own.
+msgspec stops at the first wrong field, so here each field is converted on its own.
 """
 
 import functools
@@ -15,137 +15,141 @@ import msgspec
 from mailer.errors import FieldError, InvalidError
 
 MAX_ID = 2**53 - 1
-"""Largest id: PostgreSQL holds more, JSON readers do not."""
+"""Largest id: PostgreSQL could store larger ones, but JSON readers lose their last digits."""
 
-MOST_ERRORS = 100
-"""Errors that are told at once: an answer is not to grow with what was asked."""
-MOST_ENTRIES = 1_000
-"""Of a list that is given; of a longer one no more are looked at."""
-LONGEST_NAME, LONGEST_MESSAGE = 64, 200
-"""Characters of a field's name, and of what is wrong with it, that are told: either may hold what
-was given."""
+MAX_ERRORS = 100
+"""Errors in one response: its size must not grow with the request."""
+MAX_LIST_ENTRIES = 1_000
+"""Entries of a list in the input; the entries beyond are not checked."""
+MAX_FIELD_NAME_LENGTH, MAX_MESSAGE_LENGTH = 64, 200
+"""Characters of a field's name and of an error message in a response: both may quote the input."""
 
 STORABLE = r"^[^\x00\ud800-\udfff]*$"
-"""PostgreSQL stores every character but NUL; lone surrogates are no characters."""
+"""PostgreSQL stores every character except NUL; lone surrogates are not characters."""
 
 
 def is_storable(text: str) -> bool:
-    """Whether the database can hold a text at all."""
+    """Return whether the database can store a text."""
     return re.match(STORABLE, text) is not None
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What somebody gives to mailer. Unknown fields are refused.
+    """Base of the models of user input. Unknown fields are refused.
 
-    A field says its rule to people by `Meta(extra={"rule": ...})`, and by `"normalize"` beside it
-    what makes the form that is checked and kept of a text.
+    `Meta(extra={"rule": ...})` of a field is the error message for a wrong value. `"normalize"`
+    beside it is a function that returns the form in which a text is validated and stored.
     """
 
     @classmethod
-    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # a model without such rules looks at nothing
-        """Name what types cannot say at the moment `at`, from the fields that are right so far."""
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # a model without further rules ignores them
+        """Yield the errors that types cannot express, such as a time before `at`.
+
+        `values` holds the fields that are valid so far.
+        """
         return ()
 
 
-Given = TypeVar("Given", bound=Input)
+Model = TypeVar("Model", bound=Input)
 
 
-class Checked(msgspec.Struct, frozen=True):
-    """How one field of a model is checked."""
+class FieldRule(msgspec.Struct, frozen=True):
+    """How one field of a model is validated."""
 
     annotation: Any
     required: bool
     rule: str | None
     normalize: Callable[[str], str] | None
     inner: type[Input] | None
+    """The model of the field's value, when that is an object."""
 
 
-def check(model: type[Given], given: object, at: datetime, *, strict: bool = True) -> Given:
-    """Return `given` as a `model` at the moment `at`.
+def check(model: type[Model], raw: object, at: datetime, *, strict: bool = True) -> Model:
+    """Validate the input `raw`, received at `at`, and return it as a `model`.
 
-    Raises `InvalidError` naming every wrong field, of too many some.
+    Raises `InvalidError` that names every wrong field, at most `MAX_ERRORS` of them.
 
     `strict=False` also reads numbers from text, as in a query.
     """
-    if not isinstance(given, Mapping):
+    if not isinstance(raw, Mapping):
         raise InvalidError([FieldError("", "expected an object")])
-    fields = _fields(model)
-    unknown = islice((name for name in given if name not in fields), MOST_ERRORS)
+    fields = _field_rules(model)
+    unknown = islice((name for name in raw if name not in fields), MAX_ERRORS)
     errors = [
-        FieldError(_shortened(str(name), LONGEST_NAME), "is not a known field") for name in unknown
+        FieldError(_truncate(str(name), MAX_FIELD_NAME_LENGTH), "is not a known field")
+        for name in unknown
     ]
     values: dict[str, Any] = {}
     for name, field in fields.items():
-        if name in given:
+        if name in raw:
             try:
-                values[name] = _convert(field, given[name], at, strict=strict)
+                values[name] = _convert(field, raw[name], at, strict=strict)
             except InvalidError as error:
                 errors += (
                     FieldError(f"{name}.{e.field}" if e.field else name, e.message)
                     for e in error.errors
                 )
             except msgspec.ValidationError as error:
-                errors.append(FieldError(name, field.rule or _first_words(error)))
+                errors.append(FieldError(name, field.rule or _plain_message(error)))
         elif field.required:
             errors.append(FieldError(name, "is required"))
     wrong = {error.field for error in errors}
     errors += (error for error in model.broken_rules(values, at) if error.field not in wrong)
     if errors:
-        raise InvalidError(errors[-MOST_ERRORS:])  # known fields come last
+        raise InvalidError(errors[-MAX_ERRORS:])  # errors of known fields are at the end
     return model(**values)
 
 
-def _convert(field: Checked, value: object, at: datetime, *, strict: bool) -> object:
+def _convert(field: FieldRule, value: object, at: datetime, *, strict: bool) -> object:
     if field.inner is not None and isinstance(value, Mapping):
         return check(field.inner, value, at, strict=strict)
     if field.normalize is not None and isinstance(value, str):
         value = field.normalize(value)
-    if isinstance(value, list) and len(value) > MOST_ENTRIES:
-        msgspec.convert(value[:MOST_ENTRIES], field.annotation, strict=strict)
+    if isinstance(value, list) and len(value) > MAX_LIST_ENTRIES:
+        msgspec.convert(value[:MAX_LIST_ENTRIES], field.annotation, strict=strict)
         raise InvalidError([FieldError("", "must have 1,000 entries at most")])
     converted = msgspec.convert(value, field.annotation, strict=strict)
     if isinstance(value, str) and isinstance(converted, int) and str(converted) != value:
-        raise msgspec.ValidationError("Expected a whole number")  # msgspec takes 1.0, 1e2 and -0
+        raise msgspec.ValidationError("Expected a whole number")  # msgspec accepts 1.0, 1e2 and -0
     return converted
 
 
-def _first_words(error: msgspec.ValidationError) -> str:
-    """Return what msgspec says, without the path, which the field's name stands for."""
+def _plain_message(error: msgspec.ValidationError) -> str:
+    """Return msgspec's message without the path, which the name of the field replaces."""
     message = str(error).split(" - at ", maxsplit=1)[0].replace("`", "")
-    return _shortened(message[0].lower() + message[1:], LONGEST_MESSAGE)
+    return _truncate(message[0].lower() + message[1:], MAX_MESSAGE_LENGTH)
 
 
-def _shortened(given: str, longest: int) -> str:
-    return given if len(given) <= longest else f"{given[: longest - 1]}…"
+def _truncate(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 @functools.cache
-def _fields(model: type[Input]) -> dict[str, Checked]:
-    return {field.name: _checked(field) for field in msgspec.structs.fields(model)}
+def _field_rules(model: type[Input]) -> dict[str, FieldRule]:
+    return {field.name: _field_rule(field) for field in msgspec.structs.fields(model)}
 
 
-def _checked(field: msgspec.structs.FieldInfo) -> Checked:
-    told = _told(field.type)
-    rule, normalize = told.get("rule"), told.get("normalize")
-    return Checked(field.type, field.required, rule, normalize, _inner(field.type))
+def _field_rule(field: msgspec.structs.FieldInfo) -> FieldRule:
+    extra = _meta_extra(field.type)
+    rule, normalize = extra.get("rule"), extra.get("normalize")
+    return FieldRule(field.type, field.required, rule, normalize, _inner_model(field.type))
 
 
-def rules_of(model: type[Input]) -> Iterable[str]:
-    """Return what the fields of a model say of their rules."""
-    return (field.rule for field in _fields(model).values() if field.rule)
+def rule_texts(model: type[Input]) -> Iterable[str]:
+    """Return the error messages of a model's fields."""
+    return (field.rule for field in _field_rules(model).values() if field.rule)
 
 
-def _told(annotation: Any) -> Mapping[str, Any]:  # noqa: ANN401  # whatever stands as an annotation
-    """Return what an annotation tells beside its type."""
-    told: dict[str, Any] = {}
+def _meta_extra(annotation: Any) -> Mapping[str, Any]:  # noqa: ANN401  # an annotation can be anything
+    """Return the `extra` of an annotation's `Meta`, merged over the members of a union."""
+    extra: dict[str, Any] = {}
     for part in (annotation, *get_args(annotation)):
         for meta in getattr(part, "__metadata__", ()):
             if isinstance(meta, msgspec.Meta):
-                told |= meta.extra or {}
-    return told
+                extra |= meta.extra or {}
+    return extra
 
 
-def _inner(annotation: Any) -> type[Input] | None:  # noqa: ANN401  # whatever stands as an annotation
+def _inner_model(annotation: Any) -> type[Input] | None:  # noqa: ANN401  # an annotation can be anything
     for part in get_args(annotation):
         if isinstance(part, type) and issubclass(part, Input):
             return part

@@ -1,4 +1,4 @@
-"""The variables that settings are read from: the environment and a `.env` file."""
+"""Variables that hold the settings: from the environment and from a `.env` file."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from mailer.errors import StartError
 
 PREFIX = "MAILER_"
 MAX_FILE_SIZE = 1024 * 1024  # bytes
-MAX_SHOWN_NAME = 100  # characters of a name in an error
+MAX_VARIABLE_NAME_LENGTH = 100  # characters of a name in an error message
 
 ADDRESS = r"[0-9A-Fa-f.:\[\]]+"
 PLATFORM_VARIABLE = re.compile(
@@ -35,10 +35,10 @@ SINGLE_QUOTED = re.compile(r"[^=]*=\s*'")
 
 
 def read_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:
-    """Return the variables with the prefix, by full name: those of `environ` before the file's.
+    """Return the variables with the prefix, by full name; `environ` overrides the file.
 
     Variables that the platform adds to `environ` are left out. Raises `StartError` with one line
-    when the file is there and cannot be read.
+    when the file exists but cannot be read.
     """
     return _file_variables(environ, env_file) | {
         name: value
@@ -48,17 +48,20 @@ def read_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str]
 
 
 def find_unreadable(variables: Mapping[str, str]) -> list[str]:
-    """Return one sentence for each variable that is no text: wrong encoding, control characters."""
+    """Return an error message for each variable that is not a text.
+
+    A variable is not a text when it is not UTF-8 or has control characters.
+    """
     return [
-        f"{shown_name(name)}: {fault}"
+        f"{printable_name(name)}: {fault}"
         for name, value in variables.items()
         if (fault := _find_fault(name + value))
     ]
 
 
-def shown_name(name: str) -> str:
-    """Return a variable's name as an error may show it: ASCII, one line, bounded."""
-    return ascii(name)[1:-1][:MAX_SHOWN_NAME]
+def printable_name(name: str) -> str:
+    """Return a variable's name for an error message: in ASCII, on one line, of limited length."""
+    return ascii(name)[1:-1][:MAX_VARIABLE_NAME_LENGTH]
 
 
 def _find_fault(text: str) -> str | None:
@@ -70,15 +73,15 @@ def _find_fault(text: str) -> str | None:
 
 
 def _file_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:
-    """Return the file's variables with the prefix, `${NAME}` in them replaced.
+    """Return the variables of the file that have the prefix.
 
-    A name stands for the environment's value, else for that of an earlier line; single quotes keep
-    it as it is. The last of two lines with one name counts.
+    `${NAME}` in a value is replaced by the environment's value of NAME, else by that of an earlier
+    line; inside single quotes it is not replaced. The last of two lines with the same name counts.
     """
     values: dict[str, str] = {}
     known = ChainMap(dict(environ), values)
     for line in parse_stream(io.StringIO(_read(env_file))):
-        number = line.original.line + _leading_lines(line)
+        number = line.original.line + _count_leading_lines(line)
         if line.error and PREFIX in line.original.string:
             raise StartError(f"{env_file}: line {number} is not NAME=value")
         if line.key is not None:
@@ -86,13 +89,14 @@ def _file_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str
     return {name: value for name, value in values.items() if name.startswith(PREFIX)}
 
 
-def _leading_lines(line: Binding) -> int:
-    """Return how many empty lines the parser counts to the line after them."""
+def _count_leading_lines(line: Binding) -> int:
+    """Return the number of empty lines before a line, which the parser returns as part of it."""
     text = line.original.string
     return text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _resolve(line: Binding, known: Mapping[str, str], env_file: Path, number: int) -> Iterator[str]:
+    """Yield the parts of a line's value, each `${NAME}` replaced by its value in `known`."""
     if SINGLE_QUOTED.match(line.original.string):
         yield line.value or ""
         return
@@ -107,7 +111,7 @@ def _resolve(line: Binding, known: Mapping[str, str], env_file: Path, number: in
 
 
 def _read(env_file: Path) -> str:
-    """Return the text of the file; nothing when there is none."""
+    """Return the text of the file; "" when the file does not exist."""
     try:
         with env_file.open("rb") as file:
             content = file.read(MAX_FILE_SIZE + 1)
@@ -126,6 +130,6 @@ def _read(env_file: Path) -> str:
         raise StartError(
             f"{env_file}: line {number} is not UTF-8; save the file in that encoding"
         ) from None
-    if "\0" in text:  # UTF-16 without its mark
+    if "\0" in text:  # UTF-16 without a byte order mark
         raise StartError(f"{env_file}: holds zero bytes; save the file as UTF-8")
     return text

@@ -1,4 +1,4 @@
-"""Real processes and gateways on loopback."""
+"""Fixtures: real mailer processes and gateways on loopback."""
 
 import asyncio
 import tempfile
@@ -11,30 +11,33 @@ from tests.processes import Gateways, LoopLag, Mailers, gateways, mailers
 
 @pytest.fixture
 async def start_gateway() -> AsyncIterator[Gateways]:
-    """Starts sandbox gateways."""
+    """A function that starts sandbox gateways."""
     async with gateways() as start:
         yield start
 
 
 @pytest.fixture
 async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
-    """Starts mailer processes on the test's database, whose ledgers must add up at the end."""
+    """A function that starts mailer processes on the test's database.
+
+    At the end all counts in the database must equal the rows.
+    """
     async with mailers(database_url) as start:
         yield start
 
 
 @pytest.fixture
 async def lag() -> AsyncIterator[LoopLag]:
-    """How late this process, in which the gateways are, has seen what came."""
+    """The lag of this process's event loop, in which the gateways see requests."""
     lag = LoopLag()
-    watching = asyncio.create_task(lag.watch())
+    task = asyncio.create_task(lag.watch())
     yield lag
-    watching.cancel()
+    task.cancel()
 
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A folder that PostgreSQL's user can reach when the tests run as root."""
+    """A data folder that PostgreSQL's own user may enter when the tests run as root."""
     with tempfile.TemporaryDirectory(prefix="mailer-data-") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The commands that end by themselves, on a database that a running mailer uses."""
+"""Commands other than `mailer serve`, on a database that a running mailer uses."""
 
 import asyncio
 import os
@@ -12,36 +12,38 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, MailerProcess, Mailers, run
 
 from mailer.db.engine import create_engine
 
 
-async def test_clients_go_in_and_out_as_csv(database_url: str, tmp_path: Path) -> None:
-    given, exported = tmp_path / "given.csv", tmp_path / "exported.csv"
-    given.write_text("phone,tag\n79160000001,vip\n79160000002,\n")
-    imported = run("clients", "import", str(given), database_url=database_url)
-    assert imported.returncode == 0
-    assert "2 created" in imported.stderr
+async def test_clients_are_imported_from_and_exported_to_csv(
+    database_url: str, tmp_path: Path
+) -> None:
+    source, exported = tmp_path / "source.csv", tmp_path / "exported.csv"
+    source.write_text("phone,tag\n79160000001,vip\n79160000002,\n")
+    first_import = run("clients", "import", str(source), database_url=database_url)
+    assert first_import.returncode == 0
+    assert "2 created" in first_import.stderr
 
     assert run("clients", "export", str(exported), database_url=database_url).returncode == 0
     assert exported.read_text() == (
         "phone,operator_code,tag,time_zone\n79160000001,916,vip,UTC\n79160000002,916,,UTC\n"
     )
-    again = run("clients", "import", str(exported), database_url=database_url)
-    assert "0 created, 0 updated, 2 unchanged, 0 rejected" in again.stderr
+    second_import = run("clients", "import", str(exported), database_url=database_url)
+    assert "0 created, 0 updated, 2 unchanged, 0 rejected" in second_import.stderr
 
 
-async def test_import_with_a_bad_line_exits_1_and_names_it(
+async def test_import_with_an_invalid_line_exits_1_and_names_the_line(
     database_url: str, tmp_path: Path
 ) -> None:
-    given = tmp_path / "given.csv"
-    given.write_text("phone\n79160000001\n7916\n")
-    imported = run("clients", "import", str(given), database_url=database_url)
-    assert imported.returncode == 1
-    assert "line 3: phone must be 7 and ten more digits" in imported.stderr
-    assert "1 created" in imported.stderr
+    source = tmp_path / "source.csv"
+    source.write_text("phone\n79160000001\n7916\n")
+    process = run("clients", "import", str(source), database_url=database_url)
+    assert process.returncode == 1
+    assert "line 3: phone must be 7 and ten more digits" in process.stderr
+    assert "1 created" in process.stderr
 
 
 async def test_commands_share_the_embedded_database_of_a_running_mailer(
@@ -50,39 +52,41 @@ async def test_commands_share_the_embedded_database_of_a_running_mailer(
     mailer = MailerProcess(data_dir=str(data_dir))
     await mailer.start()
     await mailer.call("POST", "/clients", {"phone": "79160000001"}, 201)
-    exported = run("clients", "export", str(tmp_path / "all.csv"), data_dir=str(data_dir))
-    assert exported.returncode == 0, exported.stderr
+    process = run("clients", "export", str(tmp_path / "all.csv"), data_dir=str(data_dir))
+    assert process.returncode == 0, process.stderr
     assert "79160000001" in (tmp_path / "all.csv").read_text()
     assert await mailer.stop() == 0
 
 
-async def test_a_key_made_at_the_command_line_opens_a_running_mailer_until_it_is_revoked(
+async def test_key_created_at_the_command_line_is_valid_until_it_is_revoked(
     start_mailer: Mailers,
 ) -> None:
     mailer = await start_mailer(auth="required")
 
     async def status(secret: str) -> int:
         headers = {"Authorization": f"Bearer {secret}"}
-        async with mailer.session.get("/api/v1/clients", headers=headers) as answer:
-            return answer.status
+        async with mailer.session.get("/api/v1/clients", headers=headers) as response:
+            return response.status
 
     def keys(*arguments: str) -> subprocess.CompletedProcess[str]:
         return run("keys", *arguments, database_url=mailer.database_url)
 
-    made = keys("make", "shop", "--scope", "read", "--expires", "30")
-    assert (made.returncode, made.stderr) == (0, "Keep it: it is not shown again.\n")
-    assert re.fullmatch(r"mailer_[\w-]{43}\n", made.stdout)
-    secret = made.stdout.strip()
+    created = keys("create", "shop", "--scope", "read", "--expires", "30")
+    assert (created.returncode, created.stderr) == (0, "Store it now: it is not shown again.\n")
+    assert re.fullmatch(r"mailer_[\w-]{43}\n", created.stdout)
+    secret = created.stdout.strip()
     assert await status(secret) == 200
     [head, line] = keys("list").stdout.splitlines()
     assert head.split()[:3] == ["id", "name", "scope"]
-    assert re.fullmatch(r"1   shop  read   (20\d\d-\d\d-\d\d \d\d:\d\d  +){3}good", line)
+    assert re.fullmatch(r"1   shop  read   (20\d\d-\d\d-\d\d \d\d:\d\d  +){3}active", line)
 
-    taken = keys("make", "shop", "--scope", "admin")
-    assert (taken.returncode, taken.stdout) == (1, "")
-    assert taken.stderr == "mailer: Another key that is not revoked has this name.\n"
-    assert keys("make", "a\nb", "--scope", "read").returncode == 1
-    assert keys("make", "none").returncode == keys("make", "x", "--scope", "all").returncode == 2
+    duplicate = keys("create", "shop", "--scope", "admin")
+    assert (duplicate.returncode, duplicate.stdout) == (1, "")
+    assert duplicate.stderr == "mailer: Another key that is not revoked has this name.\n"
+    assert keys("create", "a\nb", "--scope", "read").returncode == 1
+    assert (
+        keys("create", "none").returncode == keys("create", "x", "--scope", "all").returncode == 2
+    )
 
     assert keys("revoke", "shop").returncode == 0
     assert await status(secret) == 401
@@ -90,10 +94,12 @@ async def test_a_key_made_at_the_command_line_opens_a_running_mailer_until_it_is
     assert keys("list").stdout.splitlines()[1].endswith("revoked")
 
 
-async def test_report_tells_of_a_day(start_gateway: Gateways, start_mailer: Mailers) -> None:
+async def test_report_command_prints_the_report_of_a_day(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
     mailer = await start_mailer(**(await start_gateway()).settings)
-    await add_clients(mailer, 3)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 3)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await mailer.finished(created["id"])
 
     today = datetime.now(UTC).date().isoformat()
@@ -106,24 +112,24 @@ async def test_report_tells_of_a_day(start_gateway: Gateways, start_mailer: Mail
     assert "MAILER_SMTP_URL is not set" in unsent.stderr
 
 
-async def test_verify_exits_1_and_names_the_ledger_that_is_off(
+async def test_verify_exits_1_and_names_the_wrong_count(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     mailer = await start_mailer(**(await start_gateway()).settings)
-    await add_clients(mailer, 1)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 1)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await mailer.finished(created["id"])
     assert run("verify", database_url=mailer.database_url).returncode == 0
 
     engine: AsyncEngine = create_engine(mailer.database_url)
     async with engine.begin() as connection:
-        await connection.execute(text("UPDATE ledger SET delivered = 7"))
-    off = run("verify", database_url=mailer.database_url)
+        await connection.execute(text("UPDATE mailing_counts SET delivered = 7"))
+    process = run("verify", database_url=mailer.database_url)
     async with engine.begin() as connection:
-        await connection.execute(text("UPDATE ledger SET delivered = 1"))
+        await connection.execute(text("UPDATE mailing_counts SET delivered = 1"))
     await engine.dispose()
-    assert off.returncode == 1
-    assert off.stdout == "mailing 1: delivered in the ledger: 7, expected 1\n"
+    assert process.returncode == 1
+    assert process.stdout == "mailing 1: count of delivered messages: 7, expected 1\n"
 
 
 async def test_migrate_brings_an_empty_database_to_the_newest_schema(data_dir: Path) -> None:
@@ -132,9 +138,9 @@ async def test_migrate_brings_an_empty_database_to_the_newest_schema(data_dir: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_gateway_says_where_it_is_and_what_it_took(number: signal.Signals) -> None:
+async def test_sandbox_gateway_prints_its_address_and_its_counts(number: signal.Signals) -> None:
     gateway = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mailer", "gateway", "--port", "0", "--latency", "0.01"),
+        *(sys.executable, "-m", "mailer", "sandbox", "--port", "0", "--latency", "0.01"),
         env={name: value for name, value in os.environ.items() if "MAILER" not in name},
         stdout=asyncio.subprocess.PIPE,
     )
@@ -142,6 +148,6 @@ async def test_gateway_says_where_it_is_and_what_it_took(number: signal.Signals)
     address = await gateway.stdout.readline()
     assert address.startswith(b"http://127.0.0.1:")
     gateway.send_signal(number)
-    said, _ = await gateway.communicate()
-    assert b"nothing" in said
+    output, _ = await gateway.communicate()
+    assert b"none" in output
     assert gateway.returncode == 0

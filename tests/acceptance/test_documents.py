@@ -1,4 +1,4 @@
-"""What README shows is what runs."""
+"""README, documents and deployment files agree with the program."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from tests.compose import RequiredVariableError, environment_of
-from tests.patience import PATIENCE
+from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
 from mailer.errors import StartError
@@ -23,38 +23,37 @@ from mailer.settings import Settings, read_settings
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 MAILER_COMMAND = 'mailer() { "$PYTHON" -m mailer "$@"; }'
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+CODE_BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 async def test_every_call_in_readme_works(
     start_gateway: Gateways, start_mailer: Mailers, tmp_path: Path
 ) -> None:
-    gateway = await start_gateway(latency=3)  # README's mailing is not to be through meanwhile
+    gateway = await start_gateway(latency=3)  # README's mailing must not finish during the test
     mailer = await start_mailer(**gateway.settings, auth="required")
     address = (await mailer.event("started"))["address"]
-    calls = [block for block in BLOCKS if "api" in block]
+    calls = [block for block in CODE_BLOCKS if "api" in block]
     assert len(calls) == 4
     script = "".join(calls).replace("http://127.0.0.1:8000", address)
     script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
-    ended = subprocess.run(  # noqa: S603  # what README says, and nothing to wait for
+    process = subprocess.run(  # noqa: S603  # commands of README
         ["/bin/bash", "-euxo", "pipefail", "-c", f"{MAILER_COMMAND}\n{script}"],
         cwd=tmp_path,
         env=os.environ | {"MAILER_DATABASE_URL": mailer.database_url, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=EVENT_TIMEOUT,
         check=False,
     )
-    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    assert process.returncode == 0, (process.stdout, process.stderr)
     assert "id,mailing_id" in (tmp_path / "messages.csv").read_text()
 
 
-def test_pictures_of_the_pages_are_there_and_small() -> None:
-    """And they are those that the script makes."""
-    made = runpy.run_path(str(ROOT / "docs/pictures/pages.py"))["PICTURES"]
+def test_pictures_of_the_pages_exist_are_small_and_come_from_the_script() -> None:
+    names = runpy.run_path(str(ROOT / "docs/pictures/pages.py"))["PICTURES"]
     page = (ROOT / "docs/pages.md").read_text()
     shown = re.findall(r"!\[[^\]]{10,}\]\(pictures/([^)]+\.png)\)", page)
-    assert sorted(shown) == sorted(f"{name}.png" for name in made)
+    assert sorted(shown) == sorted(f"{name}.png" for name in names)
     assert page.count("![") == len(shown)
     for name in shown:
         assert (ROOT / "docs/pictures" / name).stat().st_size < 150_000, name
@@ -62,24 +61,25 @@ def test_pictures_of_the_pages_are_there_and_small() -> None:
 
 
 def test_every_command_in_readme_exists() -> None:
-    told = set(re.findall(r"`mailer ([a-z-]+)", README))
-    shown = subprocess.run(
+    in_readme = set(re.findall(r"`mailer ([a-z-]+)", README))
+    help_text = subprocess.run(
         [sys.executable, "-m", "mailer", "--help"], capture_output=True, text=True, check=True
-    )
-    listed = set(re.findall(r"^  ([a-z][a-z-]*)  ", shown.stdout, re.MULTILINE))
-    assert told == listed
+    ).stdout
+    in_help = set(re.findall(r"^  ([a-z][a-z-]*)  ", help_text, re.MULTILINE))
+    assert in_readme == in_help
 
 
 def test_every_setting_is_in_readme() -> None:
     table = README.partition("## Settings")[2].partition("## Run it")[0]
     rows = "\n".join(re.findall(r"^\|[^|]*\|", table, re.MULTILINE))
-    told = set(re.findall(r"`([A-Z_]+)`", rows))
-    assert told == {name.upper() for name in Settings.__struct_fields__}
+    in_readme = set(re.findall(r"`([A-Z_]+)`", rows))
+    assert in_readme == {name.upper() for name in Settings.__struct_fields__}
 
 
 @pytest.mark.parametrize("name", ["Containerfile", "deploy/mailer.service"])
-def test_deployments_give_settings_that_start(name: str, tmp_path: Path) -> None:
-    """All of them ask who comes."""
+def test_deployment_files_have_valid_settings_with_authentication(
+    name: str, tmp_path: Path
+) -> None:
     settings = read_settings(_settings_in(name), tmp_path / "none.env")
     assert settings.auth == "required"
     assert settings.is_loopback is (name == "deploy/mailer.service")
@@ -89,14 +89,14 @@ def _settings_in(name: str) -> dict[str, str]:
     return dict(re.findall(r"(MAILER_[A-Z_]+)=(\S+)", (ROOT / name).read_text()))
 
 
-def _composed(given: dict[str, str]) -> Settings:
-    """What mailer reads in the container that `docker compose up` starts with these variables."""
+def _composed(variables: dict[str, str]) -> Settings:
+    """Return the settings of mailer in the container that `docker compose up` starts."""
     image = _settings_in("Containerfile")
-    passed = environment_of(ROOT / "deploy/compose.yaml", "mailer", given)
-    return read_settings(image | passed, Path("/nonexistent/.env"))
+    environment = environment_of(ROOT / "deploy/compose.yaml", "mailer", variables)
+    return read_settings(image | environment, Path("/nonexistent/.env"))
 
 
-def test_compose_starts_with_what_the_documents_demand_and_nothing_else() -> None:
+def test_compose_requires_only_the_documented_variable() -> None:
     settings = _composed({"POSTGRES_PASSWORD": "hush"})
     assert settings.database_url == "postgresql://mailer:hush@database:5432/mailer"
     assert settings.monitoring_token is None
@@ -105,31 +105,32 @@ def test_compose_starts_with_what_the_documents_demand_and_nothing_else() -> Non
         _composed({})
 
 
-def test_compose_passes_on_every_setting_under_its_own_name() -> None:
-    """But where the container listens and what it runs on, which are the file's own."""
+def test_compose_passes_every_setting_under_its_own_name() -> None:
+    """Except settings of address, database and authentication, which the file sets itself."""
     own = {"host", "port", "data_dir", "database_url", "auth"}
     names = [f"MAILER_{name.upper()}" for name in Settings.__struct_fields__ if name not in own]
-    given = {name: f"value of {name}" for name in names}
-    passed = environment_of(
-        ROOT / "deploy/compose.yaml", "mailer", given | {"POSTGRES_PASSWORD": "hush"}
+    variables = {name: f"value of {name}" for name in names}
+    environment = environment_of(
+        ROOT / "deploy/compose.yaml", "mailer", variables | {"POSTGRES_PASSWORD": "hush"}
     )
-    del passed["MAILER_DATABASE_URL"]
-    assert passed == given
+    del environment["MAILER_DATABASE_URL"]
+    assert environment == variables
 
 
-def test_compose_does_not_open_what_an_empty_token_was_to_shut() -> None:
+def test_empty_monitoring_token_stops_the_start_with_compose() -> None:
     with pytest.raises(StartError, match="MAILER_MONITORING_TOKEN: is empty"):
         _composed({"POSTGRES_PASSWORD": "hush", "MAILER_MONITORING_TOKEN": ""})
 
 
 @pytest.mark.parametrize("name", ["deploy/mailer.service", "deploy/compose.yaml"])
-def test_a_proxy_that_is_told_of_is_one_that_the_process_sees(name: str) -> None:
-    """A unit's is on its machine; a container's comes from the gateway of its network."""
-    told = re.findall(r"MAILER_TRUSTED_PROXIES=([0-9.]+)", content := (ROOT / name).read_text())
-    assert told == re.findall(r"gateway: (\S+)", content) or told == ["127.0.0.1"]
+def test_example_of_a_trusted_proxy_is_the_address_that_the_process_sees(name: str) -> None:
+    """Loopback for the systemd unit; for a container, the gateway of its network."""
+    content = (ROOT / name).read_text()
+    proxies = re.findall(r"MAILER_TRUSTED_PROXIES=([0-9.]+)", content)
+    assert proxies == re.findall(r"gateway: (\S+)", content) or proxies == ["127.0.0.1"]
 
 
-async def test_demo_delivers_and_leaves_nothing_behind() -> None:
+async def test_demo_delivers_and_removes_its_files() -> None:
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     with tempfile.TemporaryDirectory(prefix="mailer-tmp-") as temporary:
         Path(temporary).chmod(0o755)
@@ -139,15 +140,15 @@ async def test_demo_delivers_and_leaves_nothing_behind() -> None:
             stdout=asyncio.subprocess.PIPE,
         )
         assert demo.stdout is not None
-        address = ""
-        while "look" not in address:
-            address = (await demo.stdout.readline()).decode()
+        line = ""
+        while "pages" not in line:
+            line = (await demo.stdout.readline()).decode()
 
         async def some_delivered() -> bool | None:
-            url = f"{address.split()[-1]}api/v1/mailings?status=running"
-            async with aiohttp.request("GET", url) as answer:
-                running = (await answer.json())["results"]
-                return any(each["delivered_messages"] >= 50 for each in running) or None
+            url = f"{line.split()[-1]}api/v1/mailings?status=running"
+            async with aiohttp.request("GET", url) as response:
+                mailings = (await response.json())["results"]
+                return any(mailing["delivered_messages"] >= 50 for mailing in mailings) or None
 
         await until(some_delivered)
         assert list(Path(temporary).iterdir())
@@ -157,9 +158,9 @@ async def test_demo_delivers_and_leaves_nothing_behind() -> None:
 
 
 async def test_installed_wheel_serves_in_an_empty_folder(tmp_path: Path) -> None:
-    """As after `pip install` of it: nothing of the checkout is on the path."""
+    """As after `pip install` of the wheel: nothing of the checkout is on the path."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)  # noqa: S603  # our own build
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)  # noqa: S603  # it builds this project
     site = tmp_path / "site"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
     with tempfile.TemporaryDirectory(prefix="mailer-empty-") as empty:
@@ -167,6 +168,6 @@ async def test_installed_wheel_serves_in_an_empty_folder(tmp_path: Path) -> None
         mailer = MailerProcess(data_dir=f"{empty}/data")
         await mailer.start(cwd=empty, python_path=str(site))
         await mailer.call("GET", "/health/ready")
-        async with mailer.session.get("/docs") as answer:
-            assert answer.status == 200
+        async with mailer.session.get("/docs") as response:
+            assert response.status == 200
         assert await mailer.stop() == 0

@@ -1,4 +1,4 @@
-"""The real process at its edge: its server has the limits, believes nobody, and says no version."""
+"""The HTTP edge of the real process: limits, proxies, and no version in headers."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ async def page(mailer: MailerProcess) -> tuple[dict[str, Any], dict[str, str]]:
     for n in range(2):
         await mailer.call("POST", "/clients", {"phone": f"7916000000{n}"}, 201)
     url = "/api/v1/clients?limit=1"
-    async with mailer.session.get(url, headers=FORWARDED) as answer:
-        return await answer.json(), dict(answer.headers)
+    async with mailer.session.get(url, headers=FORWARDED) as response:
+        return await response.json(), dict(response.headers)
 
 
-async def test_process_believes_nobody_answers_local_names_and_bounds_heads(
+async def test_by_default_proxies_are_not_trusted_and_hosts_and_heads_are_limited(
     start_mailer: Mailers,
 ) -> None:
     mailer = await start_mailer()
-    found, headers = await page(mailer)
-    assert found["next"].startswith(mailer.address)
+    clients, headers = await page(mailer)
+    assert clients["next"].startswith(mailer.address)
     assert "Strict-Transport-Security" not in headers
     assert "Server" not in headers
     assert headers["X-Frame-Options"] == "DENY"
@@ -40,26 +40,28 @@ async def test_process_believes_nobody_answers_local_names_and_bounds_heads(
     assert await status(b"GET /health/live HTTP/1.0\r\n\r\n") == 200
     assert await status(b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000) == 431
     warnings = [event["event"] for event in mailer.events if event["level"] == "warning"]
-    assert warnings[1:] == ["proxy_not_trusted"]  # the first: nothing is sent; whoever sends
-    # nonsense does not fill the log
+    # the first warning is that no gateway is configured; invalid requests are not logged
+    assert warnings[1:] == ["proxy_not_trusted"]
 
 
-async def test_addresses_are_https_behind_a_trusted_proxy(start_mailer: Mailers) -> None:
+async def test_urls_are_https_behind_a_trusted_proxy(start_mailer: Mailers) -> None:
     mailer = await start_mailer(trusted_proxies="127.0.0.1")
-    found, headers = await page(mailer)
-    assert found["next"].startswith("https://")
+    clients, headers = await page(mailer)
+    assert clients["next"].startswith("https://")
     assert headers["Strict-Transport-Security"] == "max-age=31536000"
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: "], ids=["silent", "half"])
-async def test_six_hundred_who_dawdle_hold_nobody_up(start_mailer: Mailers, begun: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: "], ids=["silent", "half"])
+async def test_six_hundred_slow_connections_do_not_delay_other_requests(
+    start_mailer: Mailers, sent: bytes
+) -> None:
     mailer = await start_mailer()
     async with talks(port_of(mailer), 600) as slow:
-        for each in slow:
-            await each.say(begun)
+        for connection in slow:
+            await connection.say(sent)
         await served_normally(port_of(mailer), path="/api/v1/clients")
         assert sum(map(is_open, slow)) <= 500
 
 
-def is_open(slow: Talk) -> bool:
-    return not slow.is_ended
+def is_open(connection: Talk) -> bool:
+    return not connection.is_ended

@@ -1,4 +1,4 @@
-"""The whole process delivers mailings to a real gateway."""
+"""The main job: the real process delivers mailings through a real gateway."""
 
 import asyncio
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until
 
 
-def a_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: Any) -> dict[str, Any]:
+def make_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: Any) -> dict[str, Any]:
     start = datetime.now(UTC) + timedelta(seconds=starts_in)
     return {
         "datetime_start": start.isoformat(),
@@ -19,34 +19,34 @@ def a_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: Any) -> di
     }
 
 
-ADD_CLIENTS = """
+CREATE_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone)
     SELECT '7916' || lpad(n::text, 7, '0'), '916', $2, $3 FROM generate_series(1, $1::int) AS n
     RETURNING id"""
 
 
-async def add_clients(
+async def create_clients(
     mailer: MailerProcess, count: int, *, tag: str | None = None, time_zone: str = "UTC"
 ) -> None:
-    await mailer.query(ADD_CLIENTS, count, tag, time_zone)
+    await mailer.query(CREATE_CLIENTS, count, tag, time_zone)
 
 
-async def a_short_mailing(
-    mailer: MailerProcess, is_under_way: Callable[[], bool], **fields: Any
+async def send_short_mailing(
+    mailer: MailerProcess, has_sent: Callable[[], bool], **fields: Any
 ) -> tuple[dict[str, Any], float]:
-    """Send a mailing that ends soon; return it as it is then, and its end in seconds.
+    """Send a mailing that ends soon; return the finished mailing, and its end as Unix time.
 
-    While a busy machine does not get it under way before its end, a longer one is sent.
+    If a busy machine has not sent enough by then (`has_sent`), a longer mailing is sent.
     """
     for lasts in (2, 4, 8, 16, 32):
-        given = a_mailing(lasts=lasts, **fields)
-        async with mailer.session.post("/api/v1/mailings", json=given) as answer:
-            if answer.status == 400:  # it has ended already
+        body = make_mailing(lasts=lasts, **fields)
+        async with mailer.session.post("/api/v1/mailings", json=body) as response:
+            if response.status == 400:  # its end has already passed
                 continue
-            created = await answer.json()
+            created = await response.json()
         mailing = await mailer.finished(created["id"])
-        if is_under_way():
-            return mailing, datetime.fromisoformat(given["datetime_end"]).timestamp()
+        if has_sent():
+            return mailing, datetime.fromisoformat(body["datetime_end"]).timestamp()
     raise TimeoutError
 
 
@@ -55,10 +55,10 @@ async def test_due_mailing_is_delivered_to_its_audience(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await add_clients(mailer, 20, tag="vip")
+    await create_clients(mailer, 20, tag="vip")
     await mailer.call("POST", "/clients", {"phone": "79990000000"}, 201)
 
-    created = await mailer.call("POST", "/mailings", a_mailing(client_filter="vip"), 201)
+    created = await mailer.call("POST", "/mailings", make_mailing(client_filter="vip"), 201)
     assert created["clients_count"] == 20
 
     mailing = await mailer.finished(created["id"])
@@ -66,21 +66,21 @@ async def test_due_mailing_is_delivered_to_its_audience(
     assert sorted(gateway.ids) == sorted(m["id"] for m in mailing["mailing_messages"])
 
 
-async def test_future_mailing_begins_by_itself_and_not_earlier(
+async def test_future_mailing_starts_by_itself_at_its_start(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await add_clients(mailer, 3)
+    await create_clients(mailer, 3)
 
-    future = a_mailing(starts_in=1.5)
+    future = make_mailing(starts_in=1.5)
     created = await mailer.call("POST", "/mailings", future, 201)
     assert created["status"] == "scheduled"
     assert (created["scheduled_messages"], created["created_messages"]) == (3, 0)
 
     await mailer.finished(created["id"])
     start = datetime.fromisoformat(future["datetime_start"])
-    assert min(taken.arrived for taken in gateway.taken) >= start.timestamp() * 1e6
+    assert min(request.arrived for request in gateway.taken) >= start.timestamp() * 1e6
 
 
 async def test_nothing_is_sent_after_the_end(
@@ -88,39 +88,39 @@ async def test_nothing_is_sent_after_the_end(
 ) -> None:
     gateway = await start_gateway(latency=0.3)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="2")
-    await add_clients(mailer, 300)
-    mailing, end = await a_short_mailing(mailer, lambda: bool(gateway.taken))
+    await create_clients(mailer, 300)
+    mailing, end = await send_short_mailing(mailer, lambda: bool(gateway.taken))
     assert len(gateway.taken) < 300
-    assert all(taken.arrived <= (end + lag.longest) * 1e6 for taken in gateway.taken)
-    ended = ("delivered", "cancelled", "unknown")
-    assert sum(mailing[f"{status}_messages"] for status in ended) == 300
+    assert all(request.arrived <= (end + lag.longest) * 1e6 for request in gateway.taken)
+    statuses = ("delivered", "cancelled", "unknown")
+    assert sum(mailing[f"{status}_messages"] for status in statuses) == 300
     expired = await mailer.call("GET", f"/mailings/{mailing['id']}/messages?reason=expired")
     assert expired["count"] == mailing["cancelled_messages"]
 
 
-async def test_nothing_is_sent_outside_the_window(
+async def test_nothing_is_sent_outside_the_sending_window(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
     now = datetime.now(UTC)
-    open_now = await mailer.call("POST", "/clients", {"phone": "79160000001"}, 201)
+    in_window = await mailer.call("POST", "/clients", {"phone": "79160000001"}, 201)
     await mailer.call("POST", "/clients", {"phone": "79160000002", "time_zone": "Asia/Tokyo"}, 201)
 
     window: dict[str, Any] = {
         "send_interval_time_start": (now - timedelta(hours=1)).strftime("%H:%M"),
         "send_interval_time_end": (now + timedelta(hours=1)).strftime("%H:%M"),
     }
-    created = await mailer.call("POST", "/mailings", a_mailing(**window), 201)
+    created = await mailer.call("POST", "/mailings", make_mailing(**window), 201)
     mailing = await mailer.finished(created["id"])
 
-    sent, withheld = sorted(mailing["mailing_messages"], key=lambda message: message["client_id"])
-    assert (sent["client_id"], sent["status"]) == (open_now["id"], "delivered")
-    assert (withheld["status"], withheld["reason"]) == ("cancelled", "no_window")
+    sent, cancelled = sorted(mailing["mailing_messages"], key=lambda message: message["client_id"])
+    assert (sent["client_id"], sent["status"]) == (in_window["id"], "delivered")
+    assert (cancelled["status"], cancelled["reason"]) == ("cancelled", "no_window")
     assert gateway.ids == [sent["id"]]
 
 
-async def test_temporary_answers_are_tried_again_and_refusals_are_not(
+async def test_temporary_failures_are_retried_and_rejections_are_not(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(error_rate=0.2, reject_rate=0.2, malformed_rate=0.2, seed=7)
@@ -131,9 +131,9 @@ async def test_temporary_answers_are_tried_again_and_refusals_are_not(
         retry_attempts="50",
         breaker_reset="0.1",
     )
-    await add_clients(mailer, 40)
+    await create_clients(mailer, 40)
 
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     mailing = await mailer.finished(created["id"])
 
     counts = gateway.sandbox.counts
@@ -141,38 +141,38 @@ async def test_temporary_answers_are_tried_again_and_refusals_are_not(
     assert counts.malformed > 0
     assert mailing["delivered_messages"] == counts.accepted
     assert mailing["undelivered_messages"] == counts.reject > 0
-    refused = await mailer.call("GET", f"/mailings/{created['id']}/messages?status=undelivered")
-    assert {message["reason"] for message in refused["results"]} == {"rejected_400"}
+    rejected = await mailer.call("GET", f"/mailings/{created['id']}/messages?status=undelivered")
+    assert {message["reason"] for message in rejected["results"]} == {"rejected_400"}
 
 
-async def test_killed_process_loses_nothing(start_gateway: Gateways, start_mailer: Mailers) -> None:
+async def test_kill_loses_no_message(start_gateway: Gateways, start_mailer: Mailers) -> None:
     gateway = await start_gateway(latency=0.05)
     settings = gateway.settings | {"gateway_concurrency": "5", "lease": "3", "gateway_timeout": "1"}
     mailer = await start_mailer(**settings)
-    await add_clients(mailer, 100)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 100)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
 
     async def some_sent() -> bool | None:
         return len(gateway.taken) >= 20 or None
 
     await until(some_sent)
     await mailer.stop(signal.SIGKILL)
-    held = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
+    claimed = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
     second = await start_mailer(**settings)
     mailing = await second.finished(created["id"])
 
     assert mailing["delivered_messages"] == 100
     assert set(gateway.ids) == {message["id"] for message in mailing["mailing_messages"]}
-    assert gateway.sandbox.counts.repeats <= held  # whose outcome was not recorded yet
+    assert gateway.sandbox.counts.repeats <= claimed  # their results were not recorded
 
 
-async def test_stopped_process_finishes_what_it_sends_and_hands_back_the_rest(
+async def test_stopped_process_finishes_requests_in_flight_and_releases_the_rest(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.2)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await add_clients(mailer, 50)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 50)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
 
     async def some_sent() -> bool | None:
         return len(gateway.taken) >= 5 or None
@@ -180,22 +180,22 @@ async def test_stopped_process_finishes_what_it_sends_and_hands_back_the_rest(
     await until(some_sent)
     assert await mailer.stop() == 0
 
-    second = await start_mailer()  # without a gateway it only tells
+    second = await start_mailer()  # without a gateway, to read the API
     mailing = await second.mailing(created["id"])
     assert mailing["sending_messages"] == 0
     assert mailing["delivered_messages"] == gateway.sandbox.counts.accepted
     assert mailing["scheduled_messages"] == 50 - mailing["delivered_messages"]
 
 
-async def test_processes_on_one_database_share_the_work_and_send_nothing_twice(
+async def test_workers_on_one_database_share_the_work_and_send_nothing_twice(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateways = [await start_gateway(latency=0.02) for _ in range(2)]
     mailers = await asyncio.gather(
         *(start_mailer(**gateway.settings, gateway_concurrency="5") for gateway in gateways)
     )
-    await add_clients(mailers[0], 200)
-    created = await mailers[0].call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailers[0], 200)
+    created = await mailers[0].call("POST", "/mailings", make_mailing(), 201)
     mailing = await mailers[1].finished(created["id"])
 
     assert mailing["delivered_messages"] == 200
@@ -212,8 +212,8 @@ async def test_deleted_mailing_starts_no_request_after_the_answer(
     first, second = await asyncio.gather(
         *(start_mailer(**gateway.settings, gateway_concurrency="5") for _ in range(2))
     )
-    await add_clients(first, 300)
-    created = await first.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(first, 300)
+    created = await first.call("POST", "/mailings", make_mailing(), 201)
 
     async def some_sent() -> bool | None:
         return len(gateway.taken) >= 20 or None
@@ -225,16 +225,16 @@ async def test_deleted_mailing_starts_no_request_after_the_answer(
     async def is_purged() -> bool | None:
         return await first.query("SELECT count(*) FROM message") == 0 or None
 
-    await until(is_purged)  # what was on the wire is answered and recorded
+    await until(is_purged)  # results of the requests in flight are recorded before that
     assert len(gateway.taken) < 300
-    assert all(taken.arrived <= (answered_at + lag.longest) * 1e6 for taken in gateway.taken)
+    assert all(request.arrived <= (answered_at + lag.longest) * 1e6 for request in gateway.taken)
     await first.call("GET", f"/mailings/{created['id']}", status=404)
 
 
 async def test_without_a_gateway_nothing_is_sent(start_mailer: Mailers) -> None:
     mailer = await start_mailer()
-    await add_clients(mailer, 2)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 2)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
 
     async def is_running() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])

@@ -1,23 +1,24 @@
-"""A pause that the gateway asks for delays messages and ends none; an operator can end it."""
+"""A pause requested by the gateway delays messages but ends none; a user can end the pause."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
+from tests.fault_servers import OK, Talk, answer, request_of, served
 from tests.processes import MailerProcess, Mailers, until
-from tests.wire import OK, Talk, answer, request_of, served
 
 YEAR = "Retry-After: 31536000"
 
 
-def refusing_first(status: int, count: int, seen: list[str]) -> Talk:
-    """Ask for a pause of a year `count` times, then take everything."""
+def reject_first(status: int, count: int) -> Talk:
+    """Request a pause of a year for the first `count` requests, then accept all."""
+    requests: list[str] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            seen.append((await request_of(reader))[0])
-            good = answer(200, OK)
-            writer.write(good if len(seen) > count else answer(status, b"", YEAR))
+            requests.append((await request_of(reader))[0])
+            accepted = answer(200, OK)
+            writer.write(accepted if len(requests) > count else answer(status, b"", YEAR))
 
     return talk
 
@@ -25,38 +26,37 @@ def refusing_first(status: int, count: int, seen: list[str]) -> Talk:
 async def until_waiting(mailer: MailerProcess, mailing_id: int, count: int) -> None:
     path = f"/mailings/{mailing_id}/messages?status=scheduled&reason=http_500"
 
-    async def look() -> bool | None:
+    async def are_waiting() -> bool | None:
         return (await mailer.call("GET", path))["count"] == count or None
 
-    await until(look)
+    await until(are_waiting)
 
 
 async def try_now(mailer: MailerProcess) -> None:
-    own = {"Origin": mailer.address}
+    same_origin = {"Origin": mailer.address}
     async with mailer.session.post(
-        "/gateway/try", data={"back": "/system"}, headers=own, allow_redirects=False
-    ) as answered:
-        assert answered.status == 303
-        assert answered.headers["Location"] == "/system"
+        "/gateway/try", data={"back": "/system"}, headers=same_origin, allow_redirects=False
+    ) as response:
+        assert response.status == 303
+        assert response.headers["Location"] == "/system"
 
 
-async def test_a_pause_for_the_whole_gateway_is_shown_and_ended_by_try_now(
+async def test_pause_of_the_whole_gateway_is_shown_and_ended_by_try_now(
     start_mailer: Mailers,
 ) -> None:
-    seen: list[str] = []
-    async with served(refusing_first(503, 1, seen)) as url:
+    async with served(reject_first(503, 1)) as url:
         mailers = [
             await start_mailer(gateway_url=url, gateway_concurrency="1", retry_after_cap="600")
             for _ in range(2)
         ]
         mailer = mailers[0]
-        await add_clients(mailer, 3)
-        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+        await create_clients(mailer, 3)
+        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
 
         async def find_held() -> MailerProcess | None:
-            for each in mailers:
-                if (await each.call("GET", "/gateway"))["held"]:
-                    return each
+            for process in mailers:
+                if (await process.call("GET", "/gateway"))["held"]:
+                    return process
             return None
 
         mailer = await until(find_held)
@@ -68,19 +68,18 @@ async def test_a_pause_for_the_whole_gateway_is_shown_and_ended_by_try_now(
             async with mailer.session.get(path) as page:
                 assert 'action="/gateway/try"' in await page.text()
 
-        await try_now(mailers[0])  # every worker hears of it
+        await try_now(mailers[0])  # which notifies all workers
         assert (await mailer.finished(created["id"]))["delivered_messages"] == 3
 
 
-async def test_what_waits_for_a_pause_lasts_until_the_end_and_goes_out_when_asked(
+async def test_message_with_a_pause_past_the_end_is_sent_after_try_now(
     start_mailer: Mailers,
 ) -> None:
-    seen: list[str] = []
-    async with served(refusing_first(500, 4, seen)) as url:
+    async with served(reject_first(500, 4)) as url:
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="4")
-        await add_clients(mailer, 4)
+        await create_clients(mailer, 4)
         end = datetime.now(UTC) + timedelta(seconds=300)
-        soon = a_mailing() | {"datetime_end": end.isoformat()}
+        soon = make_mailing() | {"datetime_end": end.isoformat()}
         created = await mailer.call("POST", "/mailings", soon, 201)
         await until_waiting(mailer, created["id"], 4)
         mailing = await mailer.mailing(created["id"])

@@ -1,4 +1,4 @@
-"""The process itself: its start, its end, and what it does without its database."""
+"""The process: its start, its end, and its behaviour without the database."""
 
 import signal
 import socket
@@ -6,48 +6,50 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, MailerProcess, Mailers, run, until
 
 from mailer.db.embedded import embedded_postgres
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "expected"),
     [
-        ({"auth": "none", "host": "0.0.0.0"}, "loopback"),  # noqa: S104  # to be refused
+        ({"auth": "none", "host": "0.0.0.0"}, "loopback"),  # noqa: S104  # rejected
         ({"prot": "8000"}, "MAILER_PROT"),
         ({"port": "x"}, "MAILER_PORT"),
         ({"auth": "none", "data_dir": "/proc/nowhere"}, "MAILER_DATA_DIR"),
     ],
 )
-def test_wrong_setting_stops_the_start_with_one_line(settings: dict[str, str], word: str) -> None:
-    ended = run("serve", **settings)
-    assert ended.returncode == 78
-    assert word in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+def test_wrong_setting_stops_the_start_with_one_line(
+    settings: dict[str, str], expected: str
+) -> None:
+    process = run("serve", **settings)
+    assert process.returncode == 78
+    assert expected in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
 def test_wrong_database_url_stops_the_start_with_one_line(server_url: str) -> None:
     wrong = urlunsplit(urlsplit(server_url)._replace(path="/nowhere"))
-    ended = run("serve", auth="none", database_url=wrong)
-    assert ended.returncode == 78
-    [line] = [line for line in ended.stderr.splitlines() if line.startswith("mailer:")]
+    process = run("serve", auth="none", database_url=wrong)
+    assert process.returncode == 78
+    [line] = [line for line in process.stderr.splitlines() if line.startswith("mailer:")]
     assert "MAILER_DATABASE_URL" in line
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in process.stderr
 
 
 async def test_busy_port_stops_the_start_with_one_line(database_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        ended = run("serve", auth="none", database_url=database_url, port=port)
-    assert ended.returncode == 75  # it may be free when asked again
-    [line] = [line for line in ended.stderr.splitlines() if line.startswith("mailer:")]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        process = run("serve", auth="none", database_url=database_url, port=port)
+    assert process.returncode == 75  # a later start may succeed
+    [line] = [line for line in process.stderr.splitlines() if line.startswith("mailer:")]
     assert f"cannot listen on 127.0.0.1:{port}" in line
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in process.stderr
 
 
-async def test_embedded_database_is_found_again_after_a_kill(
+async def test_embedded_database_is_used_again_after_a_kill(
     data_dir: Path, start_gateway: Gateways
 ) -> None:
     gateway = await start_gateway()
@@ -55,18 +57,18 @@ async def test_embedded_database_is_found_again_after_a_kill(
     await first.start()
     await first.call("POST", "/clients", {"phone": "79160000001"}, 201)
     second = run("serve", auth="none", data_dir=str(data_dir))
-    assert second.returncode == 75  # the first may end
+    assert second.returncode == 75  # a later start may succeed, when the first has ended
     assert len(second.stderr.splitlines()) == 1
     await first.stop(signal.SIGKILL)
 
     third = MailerProcess(data_dir=str(data_dir), **gateway.settings)
     await third.start()
-    created = await third.call("POST", "/mailings", a_mailing(), 201)
+    created = await third.call("POST", "/mailings", make_mailing(), 201)
     assert (await third.finished(created["id"]))["delivered_messages"] == 1
     assert await third.stop() == 0
 
 
-async def test_database_away_is_503_and_all_goes_on_when_it_is_back(
+async def test_without_the_database_calls_answer_503_and_work_continues_when_it_is_back(
     data_dir: Path, start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.05)
@@ -78,10 +80,10 @@ async def test_database_away_is_503_and_all_goes_on_when_it_is_back(
             gateway_timeout="2",
             **gateway.settings,
         )
-        await add_clients(mailer, 100)
-        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+        await create_clients(mailer, 100)
+        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
         await mailer.event("mailing_started")
-    # the block's end has stopped the server
+    # the server has stopped at the end of the block
 
     problem = await mailer.call("GET", "/clients", status=503)
     assert problem["status"] == 503
@@ -94,8 +96,8 @@ async def test_database_away_is_503_and_all_goes_on_when_it_is_back(
         assert same_url == url
 
         async def is_ready() -> bool | None:
-            async with mailer.session.get("/health/ready") as answer:
-                return answer.status == 200 or None
+            async with mailer.session.get("/health/ready") as response:
+                return response.status == 200 or None
 
         await until(is_ready)
         mailing = await mailer.finished(created["id"])

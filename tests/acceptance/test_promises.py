@@ -1,29 +1,29 @@
-"""What mailer promises when the audience is large, time is short, or the process must go."""
+"""Promises for large audiences, for the time of the first request, and for shutdown."""
 
 import signal
 import time
 from datetime import datetime
 from statistics import median
 
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, Mailers
 
 AUDIENCE = 12_000
-PROMPT = 20
-"""Calls of the API that take as long, at most; to wait for the poll takes twice as many."""
+MAX_CALLS = 20
+"""Maximum delay, in durations of an API call; waiting for a poll would take twice as long."""
 
 
-async def test_large_audience_is_sent_to_while_it_is_taken_and_survives_a_kill(
+async def test_sending_starts_while_a_large_audience_is_enqueued_and_survives_a_kill(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     settings = gateway.settings | {"gateway_concurrency": "50", "gateway_timeout": "1"}
     mailer = await start_mailer(**settings, lease="3")
-    await add_clients(mailer, AUDIENCE)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, AUDIENCE)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await gateway.until_taken(100)
     await mailer.stop(signal.SIGKILL)
-    held = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
+    claimed = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
 
     second = await start_mailer(**settings, lease="3")
     mailing = await second.finished(created["id"])
@@ -33,7 +33,7 @@ async def test_large_audience_is_sent_to_while_it_is_taken_and_survives_a_kill(
     assert mailing["clients_count"] == mailing["delivered_messages"] == AUDIENCE
     assert await second.query("SELECT count(DISTINCT client_id) FROM message") == AUDIENCE
     assert len(set(gateway.ids)) == AUDIENCE
-    assert gateway.sandbox.counts.repeats <= held  # whose outcome was not recorded yet
+    assert gateway.sandbox.counts.repeats <= claimed  # their results were not recorded
 
 
 async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
@@ -41,36 +41,37 @@ async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await add_clients(mailer, 2)
+    await create_clients(mailer, 2)
 
     async def first_arrival(mailing_id: int) -> float:
         mailing = await mailer.finished(mailing_id)
         ids = {message["id"] for message in mailing["mailing_messages"]}
-        return min(taken.arrived for taken in gateway.taken if taken.id in ids) / 1e6
+        return min(request.arrived for request in gateway.taken if request.id in ids) / 1e6
 
-    due, future, calls = [], [], []
+    due_delays, future_delays, calls = [], [], []
     for _ in range(3):
         called_at = time.time()
-        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
         answered_at = time.time()
         calls.append(answered_at - called_at)
-        due.append(await first_arrival(created["id"]) - answered_at)
+        due_delays.append(await first_arrival(created["id"]) - answered_at)
     for _ in range(2):
-        created = await mailer.call("POST", "/mailings", a_mailing(starts_in=1), 201)
+        created = await mailer.call("POST", "/mailings", make_mailing(starts_in=1), 201)
         start = datetime.fromisoformat(created["datetime_start"]).timestamp()
-        future.append(await first_arrival(created["id"]) - start)
+        future_delays.append(await first_arrival(created["id"]) - start)
 
-    assert min(future) >= 0
-    assert median(due + future) < PROMPT * median(calls), (due, future, calls)
+    assert min(future_delays) >= 0
+    delays = due_delays + future_delays
+    assert median(delays) < MAX_CALLS * median(calls), (due_delays, future_delays, calls)
 
 
-async def test_stop_outlasts_neither_the_rate_nor_the_grace(
+async def test_shutdown_waits_neither_for_the_rate_limit_nor_past_the_grace(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=2)
     mailer = await start_mailer(**gateway.settings, gateway_rate="5", shutdown_grace="1")
-    await add_clients(mailer, 60)
-    await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 60)
+    await mailer.call("POST", "/mailings", make_mailing(), 201)
     await gateway.until_taken(3)
 
     assert await mailer.stop() == 0

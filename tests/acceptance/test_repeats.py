@@ -1,4 +1,4 @@
-"""A request under an Idempotency-Key is done once, whoever repeats it and whatever dies."""
+"""A request with an Idempotency-Key takes effect once, despite repeats, kills and freezes."""
 
 import asyncio
 import signal
@@ -9,108 +9,111 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import MailerProcess, Mailers, until
 
 from mailer.db.engine import connect
 
 QUICK = {"gateway_timeout": "1", "lease": "3"}
 KEY = {"Idempotency-Key": "order-7"}
-MAILINGS = "SELECT count(*) FROM mailing"
+COUNT_MAILINGS = "SELECT count(*) FROM mailing"
 LOCK = 77
-HOLD_UP = """
-    CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE_WAIT = """
+    CREATE FUNCTION wait_for_lock() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         PERFORM pg_advisory_xact_lock_shared(77);
         RETURN NULL;
     END $$"""
-WAITING = "SELECT count(*) > 0 OR NULL FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-BREAK = """
+IS_WAITING = "SELECT count(*) > 0 OR NULL FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+CUT_CONNECTIONS = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 async def post(mailer: MailerProcess, path: str, body: object) -> tuple[int, bytes, bool]:
-    """Ask under the key; return the status, the answer, and whether it is one given again."""
-    async with mailer.session.post(f"/api/v1{path}", json=body, headers=KEY) as answer:
-        is_replay = answer.headers.get("Idempotency-Replayed") == "true"
-        return answer.status, await answer.read(), is_replay
+    """Post with the key; return the status, the body, and whether the response is a replay."""
+    async with mailer.session.post(f"/api/v1{path}", json=body, headers=KEY) as response:
+        is_replay = response.headers.get("Idempotency-Replayed") == "true"
+        return response.status, await response.read(), is_replay
 
 
-async def insist(mailer: MailerProcess, path: str, body: object) -> tuple[int, bytes, bool]:
-    """Ask until the request is not being processed any more."""
+async def post_until_done(
+    mailer: MailerProcess, path: str, body: object
+) -> tuple[int, bytes, bool]:
+    """Post with the key until the request is no longer being processed."""
 
-    async def ask() -> tuple[int, bytes, bool] | None:
-        answer = await post(mailer, path, body)
-        return None if answer[0] == 409 and b"still being processed" in answer[1] else answer
+    async def try_post() -> tuple[int, bytes, bool] | None:
+        status, content, is_replay = await post(mailer, path, body)
+        is_pending = status == 409 and b"still being processed" in content
+        return None if is_pending else (status, content, is_replay)
 
-    return await until(ask)
+    return await until(try_post)
 
 
 @asynccontextmanager
-async def held(mailer: MailerProcess, column: str) -> AsyncIterator[asyncpg.Connection]:
-    """Hold up who writes a column of a request's row; whoever still waits at the end is cut off.
+async def blocked_writes(mailer: MailerProcess, column: str) -> AsyncIterator[asyncpg.Connection]:
+    """Block sessions that write a column of the table `idempotency`, and end them at the end.
 
-    PostgreSQL goes on with the statement of a process that died, when it can: this one cannot.
+    PostgreSQL would finish the statement of a killed process if it could; a blocked one it cannot.
     """
     database = await connect(mailer.database_url, idle_in_transaction_session_timeout="0")
-    await database.execute(HOLD_UP)
+    await database.execute(CREATE_WAIT)
     await database.execute(f"""
-        CREATE TRIGGER held BEFORE UPDATE OF {column} ON idempotency
-        FOR EACH STATEMENT EXECUTE FUNCTION hold_up()""")
+        CREATE TRIGGER wait BEFORE UPDATE OF {column} ON idempotency
+        FOR EACH STATEMENT EXECUTE FUNCTION wait_for_lock()""")
     await database.execute("SELECT pg_advisory_lock($1)", LOCK)
     try:
         yield database
     finally:
-        await database.execute(BREAK)
-        await database.execute("DROP FUNCTION hold_up CASCADE")
+        await database.execute(CUT_CONNECTIONS)
+        await database.execute("DROP FUNCTION wait_for_lock CASCADE")
         await database.close()
 
 
-@pytest.mark.parametrize(("column", "is_done"), [("effect", False), ("body", True)])
-async def test_a_kill_before_or_after_the_commit_leaves_one_mailing_and_one_answer(
+@pytest.mark.parametrize(("column", "is_done"), [("result", False), ("body", True)])
+async def test_kill_before_or_after_the_commit_leaves_one_mailing_and_one_response(
     start_mailer: Mailers, column: str, *, is_done: bool
 ) -> None:
     mailer = await start_mailer(**QUICK)
-    await add_clients(mailer, 3)
-    body = a_mailing(starts_in=3600)
-    async with held(mailer, column):
-        asking = asyncio.create_task(post(mailer, "/mailings", body))
-        await until(lambda: mailer.query(WAITING))
-        assert await mailer.query(MAILINGS) == int(is_done)
+    await create_clients(mailer, 3)
+    body = make_mailing(starts_in=3600)
+    async with blocked_writes(mailer, column):
+        request = asyncio.create_task(post(mailer, "/mailings", body))
+        await until(lambda: mailer.query(IS_WAITING))
+        assert await mailer.query(COUNT_MAILINGS) == int(is_done)
         await mailer.stop(signal.SIGKILL)
         with pytest.raises(aiohttp.ClientError):
-            await asking
-    assert await mailer.query(MAILINGS) == int(is_done)
+            await request
+    assert await mailer.query(COUNT_MAILINGS) == int(is_done)
 
     second = await start_mailer(**QUICK)
-    status, answer, is_replay = await insist(second, "/mailings", body)
+    status, content, is_replay = await post_until_done(second, "/mailings", body)
     assert (status, is_replay) == (201, False)
-    assert await insist(second, "/mailings", body) == (201, answer, True)
-    assert await second.query(MAILINGS) == 1
-    audited = "SELECT count(*) FROM audit WHERE action = 'mailing_created'"
-    assert await second.query(audited) == 1
+    assert await post_until_done(second, "/mailings", body) == (201, content, True)
+    assert await second.query(COUNT_MAILINGS) == 1
+    entries = "SELECT count(*) FROM audit WHERE action = 'mailing_created'"
+    assert await second.query(entries) == 1
 
 
-async def test_a_kill_while_a_file_is_imported_leaves_all_of_it_imported_once(
+async def test_file_is_imported_once_and_completely_despite_a_kill(
     start_mailer: Mailers,
 ) -> None:
     mailer = await start_mailer(**QUICK)
     content = b"phone\n" + b"".join(b"7916%07d\n" % number for number in range(50_000))
 
-    async def send(to: MailerProcess) -> tuple[int, Any] | None:
+    async def send(process: MailerProcess) -> tuple[int, Any] | None:
         headers = KEY | {"Content-Type": "text/csv"}
-        async with to.session.post(
+        async with process.session.post(
             "/api/v1/clients/import", data=content, headers=headers
-        ) as answer:
-            return None if answer.status == 409 else (answer.status, await answer.json())
+        ) as response:
+            return None if response.status == 409 else (response.status, await response.json())
 
-    async with held(mailer, "body"):
-        asking = asyncio.create_task(send(mailer))
-        await until(lambda: mailer.query(WAITING))
+    async with blocked_writes(mailer, "body"):
+        request = asyncio.create_task(send(mailer))
+        await until(lambda: mailer.query(IS_WAITING))
         await mailer.stop(signal.SIGKILL)
         with pytest.raises(aiohttp.ClientError):
-            await asking
+            await request
 
     second = await start_mailer(**QUICK)
     status, report = await until(lambda: send(second))
@@ -119,32 +122,32 @@ async def test_a_kill_while_a_file_is_imported_leaves_all_of_it_imported_once(
     assert await second.query("SELECT count(*) FROM client") == 50_000
 
 
-async def test_two_processes_that_are_asked_at_once_make_one_mailing(
+async def test_simultaneous_requests_to_two_processes_create_one_mailing(
     start_mailer: Mailers,
 ) -> None:
     processes = await asyncio.gather(start_mailer(), start_mailer())
-    body = a_mailing(starts_in=3600)
-    answers = await asyncio.gather(
+    body = make_mailing(starts_in=3600)
+    responses = await asyncio.gather(
         *(post(process, "/mailings", body) for process in processes for _ in range(40))
     )
-    assert len({(status, answer) for status, answer, _ in answers}) == 1
-    assert [is_replay for *_, is_replay in answers].count(False) == 1
-    assert await processes[0].query(MAILINGS) == 1
+    assert len({(status, content) for status, content, _ in responses}) == 1
+    assert [is_replay for *_, is_replay in responses].count(False) == 1
+    assert await processes[0].query(COUNT_MAILINGS) == 1
 
 
-async def test_a_process_that_stood_still_for_longer_than_its_lease_does_nothing_twice(
+async def test_process_frozen_for_longer_than_its_lease_does_nothing_twice(
     start_mailer: Mailers,
 ) -> None:
-    still, other = await asyncio.gather(start_mailer(**QUICK), start_mailer(**QUICK))
-    body = a_mailing(starts_in=3600)
-    async with held(still, "effect") as database:
-        late = asyncio.create_task(post(still, "/mailings", body))
-        await until(lambda: still.query(WAITING))
-        still.process.send_signal(signal.SIGSTOP)
-        await database.execute(BREAK)  # as a firewall, or the server, does after a while
-    answer = await insist(other, "/mailings", body)
-    assert (answer[0], answer[2]) == (201, False)
-    still.process.send_signal(signal.SIGCONT)
+    frozen, other = await asyncio.gather(start_mailer(**QUICK), start_mailer(**QUICK))
+    body = make_mailing(starts_in=3600)
+    async with blocked_writes(frozen, "result") as database:
+        late = asyncio.create_task(post(frozen, "/mailings", body))
+        await until(lambda: frozen.query(IS_WAITING))
+        frozen.process.send_signal(signal.SIGSTOP)
+        await database.execute(CUT_CONNECTIONS)  # as a firewall or a server timeout would do
+    status, content, is_replay = await post_until_done(other, "/mailings", body)
+    assert (status, is_replay) == (201, False)
+    frozen.process.send_signal(signal.SIGCONT)
     assert (await late)[0] in {201, 409, 503}
-    assert await insist(still, "/mailings", body) == (201, answer[1], True)
-    assert await other.query(MAILINGS) == 1
+    assert await post_until_done(frozen, "/mailings", body) == (201, content, True)
+    assert await other.query(COUNT_MAILINGS) == 1

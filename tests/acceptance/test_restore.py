@@ -1,4 +1,4 @@
-"""Dumps and copies: no id is given twice, and nothing goes out again without a person's word."""
+"""Restored dumps and copies: no id is used twice, and nothing is sent without confirmation."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateway, Gateways, MailerProcess, Mailers, run, until
 from tests.servers import dump, restore
 
@@ -16,11 +16,9 @@ from mailer.db.engine import connect
 from mailer.validation import MAX_ID
 
 QUICK = {"lease": "8", "gateway_timeout": "4"}
-"""What a copy brings along as claimed is free again within seconds."""
+"""Claims in a copy of the database expire within seconds."""
 SLOW = QUICK | {"gateway_concurrency": "2", "gateway_rate": "40"}
-IDS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message WHERE mailing_id = $1"
-
-
+SELECT_IDS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message WHERE mailing_id = $1"
 END_SESSIONS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = $1 AND usename = current_user"""
@@ -33,48 +31,48 @@ def programs() -> Path:
 
 @pytest.fixture
 async def copy_url(server_url: str, database_url: str) -> AsyncIterator[str]:
-    """An empty database beside the test's own."""
+    """A second, empty database for the test."""
     parts = urlsplit(database_url)
     name = f"{parts.path.lstrip('/')}_copy"
     connection = await connect(server_url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     yield urlunsplit(parts._replace(path=f"/{name}"))
-    # not by force: that may not end an autovacuum worker, where a plain DROP waits for all to go
+    # without FORCE, which may not end an autovacuum worker; a plain DROP waits for the worker
     await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     await connection.execute(END_SESSIONS, name)
     await connection.execute(f"DROP DATABASE {name}")
     await connection.close()
 
 
-async def half_sent(
+async def start_mailing(
     mailer: MailerProcess, gateway: Gateway, clients: int = 120, sent: int = 30
 ) -> dict[str, Any]:
-    """Return a mailing under way of which some messages have been sent."""
-    await add_clients(mailer, clients)
-    created: dict[str, Any] = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    """Create a mailing and wait until some of its messages have been sent; return it."""
+    await create_clients(mailer, clients)
+    created: dict[str, Any] = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await gateway.until_taken(sent)
     return created
 
 
-async def dump_and_go_on(
-    mailer: MailerProcess, gateway: Gateway, programs: Path, dumped: Path
+async def dump_during_mailing(
+    mailer: MailerProcess, gateway: Gateway, programs: Path, file: Path
 ) -> dict[str, Any]:
-    """Dump a database in the middle of a mailing, go on, and stop; return that mailing.
+    """Dump the database in the middle of a mailing, then finish the mailing; return it.
 
-    Another mailing is sent after the dump, which does not have it.
+    Another mailing is sent after the dump, and so is not in it. Then the process is stopped.
     """
-    created = await half_sent(mailer, gateway)
-    dump(programs, mailer.database_url, dumped)
+    created = await start_mailing(mailer, gateway)
+    dump(programs, mailer.database_url, file)
     await mailer.finished(created["id"])
-    lost = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    lost = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await mailer.finished(lost["id"])
     await mailer.stop()
     return created
 
 
-async def stands_still(mailer: MailerProcess) -> None:
-    """Wait until a process has enqueued a mailing, which it does beside sending, and no more."""
-    created = await mailer.call("POST", "/mailings", a_mailing(text="Later."), 201)
+async def expect_held(mailer: MailerProcess) -> None:
+    """Assert that a process enqueues a mailing, but sends nothing of it."""
+    created = await mailer.call("POST", "/mailings", make_mailing(text="Later."), 201)
 
     async def is_enqueued() -> bool | None:
         mailing = await mailer.mailing(created["id"])
@@ -91,20 +89,20 @@ def resume(database_url: str, *options: str) -> Any:
     return run("resume-after-restore", *options, database_url=database_url)
 
 
-async def test_restored_dump_sends_nothing_until_a_person_agrees_and_then_under_the_same_ids(
+async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_same_ids(
     start_gateway: Gateways, start_mailer: Mailers, programs: Path, copy_url: str, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings, **SLOW)
-    created = await dump_and_go_on(mailer, gateway, programs, tmp_path / "dump")
-    taken_before = set(gateway.ids)
-    assert len(taken_before) == 240
+    created = await dump_during_mailing(mailer, gateway, programs, tmp_path / "dump")
+    ids_before = set(gateway.ids)
+    assert len(ids_before) == 240
     requests = len(gateway.ids)
     restore(programs, tmp_path / "dump", copy_url)
 
     restored = await start_mailer(**gateway.settings, **QUICK, database_url=copy_url)
     assert (await restored.event("sending_held"))["reason"] == "restored"
-    await stands_still(restored)
+    await expect_held(restored)
     assert (await restored.mailing(created["id"]))["held"]["reason"] == "restored"
     assert (await restored.call("GET", "/health/ready"))["status"] == "ok"
     assert run("verify", database_url=copy_url).returncode == 0
@@ -112,40 +110,40 @@ async def test_restored_dump_sends_nothing_until_a_person_agrees_and_then_under_
     waiting = await restored.query(
         "SELECT count(*) FROM message WHERE status IN ('scheduled', 'sending')"
     )
-    asked = resume(copy_url)
-    assert asked.returncode == 1
-    assert f"{waiting} messages of 1 mailings" in asked.stdout
-    assert "--yes" in asked.stderr
-    assert len(gateway.ids) == requests  # nothing has been sent meanwhile
+    unconfirmed = resume(copy_url)
+    assert unconfirmed.returncode == 1
+    assert f"{waiting} messages of 1 mailings" in unconfirmed.stdout
+    assert "--yes" in unconfirmed.stderr
+    assert len(gateway.ids) == requests  # nothing has been sent
 
-    agreed = resume(copy_url, "--yes")
-    assert agreed.returncode == 0, agreed.stderr
+    confirmed = resume(copy_url, "--yes")
+    assert confirmed.returncode == 0, confirmed.stderr
     await restored.event("sending_resumed")
-    again = await restored.finished(created["id"])
-    assert again["delivered_messages"] == 120
-    assert again["held"] is None
+    mailing = await restored.finished(created["id"])
+    assert mailing["delivered_messages"] == 120
+    assert mailing["held"] is None
     repeats = set(gateway.ids[requests:])
-    assert repeats <= set(await restored.query(IDS, created["id"]))
+    assert repeats <= set(await restored.query(SELECT_IDS, created["id"]))
     assert len(repeats) == waiting
 
-    new = await restored.call("POST", "/mailings", a_mailing(), 201)
+    new = await restored.call("POST", "/mailings", make_mailing(), 201)
     await restored.finished(new["id"])
-    ids = set(await restored.query(IDS, new["id"]))
+    ids = set(await restored.query(SELECT_IDS, new["id"]))
     assert len(ids) == 120
-    assert ids.isdisjoint(taken_before)
+    assert ids.isdisjoint(ids_before)
     assert max(ids) <= MAX_ID
-    assert resume(copy_url, "--yes").stdout == "Nothing is held.\n"
-    by = "SELECT actor_kind FROM audit WHERE action = 'sending_resumed'"
-    assert await restored.query(by) == "command"
+    assert resume(copy_url, "--yes").stdout == "Nothing to resume: sending is allowed.\n"
+    actor = "SELECT actor_kind FROM audit WHERE action = 'sending_resumed'"
+    assert await restored.query(actor) == "command"
 
 
-async def test_two_copies_that_both_send_never_give_one_id_twice(
+async def test_two_copies_that_both_send_never_use_the_same_id(
     start_gateway: Gateways, start_mailer: Mailers, programs: Path, copy_url: str, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()
     original = await start_mailer(**gateway.settings)
-    await add_clients(original, 200)
-    first = await original.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(original, 200)
+    first = await original.call("POST", "/mailings", make_mailing(), 201)
     await original.finished(first["id"])
     dump(programs, original.database_url, tmp_path / "dump")
     restore(programs, tmp_path / "dump", copy_url)
@@ -153,7 +151,7 @@ async def test_two_copies_that_both_send_never_give_one_id_twice(
     copy = await start_mailer(**gateway.settings, **QUICK, database_url=copy_url)
 
     async def send(mailer: MailerProcess) -> None:
-        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
         await mailer.finished(created["id"])
 
     for _ in range(2):
@@ -163,34 +161,34 @@ async def test_two_copies_that_both_send_never_give_one_id_twice(
     assert max(gateway.ids) <= MAX_ID
 
 
-async def test_dump_restored_over_its_own_database_is_held_too(
+async def test_dump_restored_over_its_own_database_is_held(
     start_gateway: Gateways, start_mailer: Mailers, programs: Path, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings, **SLOW)
-    created = await dump_and_go_on(mailer, gateway, programs, tmp_path / "dump")
-    taken_before = set(gateway.ids)
+    created = await dump_during_mailing(mailer, gateway, programs, tmp_path / "dump")
+    ids_before = set(gateway.ids)
     requests = len(gateway.ids)
 
     restore(programs, tmp_path / "dump", mailer.database_url, "--clean", "--if-exists")
     mailer = await start_mailer(**gateway.settings, **QUICK)
     await mailer.event("sending_held")
-    await stands_still(mailer)
+    await expect_held(mailer)
     assert len(gateway.ids) == requests
 
     assert resume(mailer.database_url, "--yes").returncode == 0
     await mailer.finished(created["id"])
-    new = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    new = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await mailer.finished(new["id"])
-    assert taken_before.isdisjoint(await mailer.query(IDS, new["id"]))
+    assert ids_before.isdisjoint(await mailer.query(SELECT_IDS, new["id"]))
 
 
-async def test_process_that_lives_through_a_restore_sends_nothing_either(
+async def test_process_that_runs_during_a_restore_sends_nothing(
     start_gateway: Gateways, start_mailer: Mailers, programs: Path, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings, **SLOW)
-    created = await half_sent(mailer, gateway)
+    created = await start_mailing(mailer, gateway)
     await mailer.call("POST", f"/mailings/{created['id']}/pause")
     dump(programs, mailer.database_url, tmp_path / "dump")
     requests = len(gateway.ids)
@@ -198,7 +196,7 @@ async def test_process_that_lives_through_a_restore_sends_nothing_either(
     restore(programs, tmp_path / "dump", mailer.database_url, "--clean", "--if-exists")
     await mailer.call("POST", f"/mailings/{created['id']}/resume")
     await mailer.event("sending_held")
-    await stands_still(mailer)
+    await expect_held(mailer)
     assert len(gateway.ids) == requests
 
     assert resume(mailer.database_url, "--yes").returncode == 0

@@ -1,46 +1,46 @@
-"""What the settings keep secret is in no log line, page, answer or figure of the real process."""
+"""Secrets of the settings are in no log line, page, response or metric of the real process."""
 
 import asyncio
 from datetime import UTC, datetime
 
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
+from tests.fault_servers import answer, request_of, served
 from tests.processes import MailerProcess, Mailers, until
-from tests.wire import answer, request_of, served
 
-SHOWN = (
+PATHS = (
     *("/", "/system", "/mailings", "/mailings/1", "/metrics", "/openapi.json", "/docs"),
     *("/health/ready", "/api/v1/gateway", "/api/v1/mailings/1", "/api/v1/mailings/1/messages"),
     *("/api/v1/mailings/1/statistics", "/nothing"),
 )
 SECRETS = ("hush-user", "hush-password", "hush-key", "hush-mail", "aHVzaC")
-"""The last is how Basic authentication begins to write them."""
+"""The last is the beginning of the credentials as encoded by Basic authentication."""
 
 
-async def told_by(mailer: MailerProcess) -> str:
-    """Return all that the process shows."""
-    told = ""
-    for path in SHOWN:
+async def read_all(mailer: MailerProcess) -> str:
+    """Return the texts and headers of all responses."""
+    text = ""
+    for path in PATHS:
         for accept in ("text/html", "application/json"):
-            async with mailer.session.get(path, headers={"Accept": accept}) as shown:
-                assert shown.status in {200, 404}, path
-                told += await shown.text() + str(shown.headers)
-    return told
+            async with mailer.session.get(path, headers={"Accept": accept}) as response:
+                assert response.status in {200, 404}, path
+                text += await response.text() + str(response.headers)
+    return text
 
 
 async def check(mailer: MailerProcess, reason: str) -> None:
-    """Send messages that fail for a reason, and look at all that is said meanwhile."""
-    await add_clients(mailer, 5)
-    await mailer.call("POST", "/mailings", a_mailing(), 201)
+    """Send messages that fail for `reason`, and assert that no secret is shown or logged."""
+    await create_clients(mailer, 5)
+    await mailer.call("POST", "/mailings", make_mailing(), 201)
 
-    async def failed() -> bool | None:
-        found = await mailer.call("GET", "/mailings/1/messages")
-        return any(each["reason"] == reason for each in found["results"]) or None
+    async def have_failed() -> bool | None:
+        page = await mailer.call("GET", "/mailings/1/messages")
+        return any(message["reason"] == reason for message in page["results"]) or None
 
-    await until(failed)
-    told = await told_by(mailer)
+    await until(have_failed)
+    text = await read_all(mailer)
     assert await mailer.stop() == 0
     for secret in SECRETS:
-        assert secret not in told
+        assert secret not in text
         assert secret not in str(mailer.events)
 
 
@@ -58,19 +58,19 @@ def settings(gateway_url: str) -> dict[str, str]:
     }
 
 
-async def test_a_gateway_that_is_away_brings_no_secret_to_light(start_mailer: Mailers) -> None:
+async def test_no_secret_is_shown_while_the_gateway_is_down(start_mailer: Mailers) -> None:
     await check(
         await start_mailer(**settings("http://127.0.0.1:1/send/")), reason="connection_failed"
     )
 
 
-async def test_a_gateway_that_redirects_brings_no_secret_to_light(start_mailer: Mailers) -> None:
-    asked: list[str] = []
+async def test_no_secret_is_shown_when_the_gateway_redirects(start_mailer: Mailers) -> None:
+    request_lines: list[str] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append((await request_of(reader))[0])
+        request_lines.append((await request_of(reader))[0])
         writer.write(answer(307, b"", "Location: http://127.0.0.1:1/", "Connection: close"))
 
     async with served(talk) as url:
         await check(await start_mailer(**settings(url)), reason="http_307")
-    assert "key=hush-key" in asked[0]
+    assert "key=hush-key" in request_lines[0]

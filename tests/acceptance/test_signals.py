@@ -1,16 +1,16 @@
-"""Signals end a mailer in order or do nothing: none leaves a message unknown."""
+"""Signals stop mailer in order or are ignored; none leaves a message unknown."""
 
 import os
 import signal
 import sys
 
 import pytest
-from tests.acceptance.test_main_job import a_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
 SENDING = "SELECT count(*) FROM message WHERE status IN ('sending', 'unknown')"
 IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
-HEEDING_SIGHUP = (
+WITH_DEFAULT_SIGHUP = (
     sys.executable,
     "-c",
     (
@@ -18,9 +18,9 @@ HEEDING_SIGHUP = (
         "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     ),
 )
-"""Runs a command that does not ignore SIGHUP from its start, even if the tests run under nohup."""
+"""Runs a command with the default action of SIGHUP, even if the tests run under nohup."""
 IN_TERMINAL = (
-    *HEEDING_SIGHUP,
+    *WITH_DEFAULT_SIGHUP,
     sys.executable,
     "-c",
     (
@@ -28,21 +28,21 @@ IN_TERMINAL = (
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
     ),
 )
-"""Runs a command with its standard input as its terminal."""
+"""Runs a command with its standard input as its controlling terminal."""
 
 
-async def a_mailing_under_way(mailer: MailerProcess) -> int:
-    await add_clients(mailer, 200)
-    created = await mailer.call("POST", "/mailings", a_mailing(on_unknown="hold"), 201)
+async def create_mailing(mailer: MailerProcess) -> int:
+    await create_clients(mailer, 200)
+    created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
     return int(created["id"])
 
 
-async def test_a_signal_that_asks_for_nothing_mailer_has_is_logged_and_ignored(
+async def test_signal_without_a_meaning_for_mailer_is_logged_and_ignored(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.2)
-    mailer = await start_mailer(prefix=HEEDING_SIGHUP, **gateway.settings)
-    mailing_id = await a_mailing_under_way(mailer)
+    mailer = await start_mailer(prefix=WITH_DEFAULT_SIGHUP, **gateway.settings)
+    mailing_id = await create_mailing(mailer)
     await gateway.until_taken(20)
     for name in IGNORED:
         mailer.process.send_signal(signal.Signals[name])
@@ -57,54 +57,54 @@ async def test_a_signal_that_asks_for_nothing_mailer_has_is_logged_and_ignored(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT", "SIGPWR", "SIGXCPU"])
-async def test_a_signal_that_ends_mailer_leaves_nothing_unknown(
+async def test_signal_that_stops_mailer_leaves_no_message_unknown(
     start_gateway: Gateways, start_mailer: Mailers, name: str
 ) -> None:
     gateway = await start_gateway(latency=0.2)
     mailer = await start_mailer(**gateway.settings)
-    await a_mailing_under_way(mailer)
+    await create_mailing(mailer)
     await gateway.until_taken(20)
     assert await mailer.stop(signal.Signals[name]) == 0
     assert await mailer.query(SENDING) == 0
     assert await mailer.query("SELECT count(*) FROM message WHERE status = 'scheduled'") > 0
 
 
-async def test_under_nohup_a_lost_terminal_changes_nothing(
+async def test_hangup_under_nohup_is_ignored(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.2)
     mailer = await start_mailer(prefix=("nohup",), **gateway.settings)
-    mailing_id = await a_mailing_under_way(mailer)
+    mailing_id = await create_mailing(mailer)
     await gateway.until_taken(20)
     mailer.process.send_signal(signal.SIGHUP)
     assert (await mailer.finished(mailing_id))["delivered_messages"] == 200
 
 
-async def test_a_mailer_whose_terminal_is_closed_stops_in_order(
+async def test_mailer_stops_in_order_when_its_terminal_is_closed(
     start_gateway: Gateways, database_url: str
 ) -> None:
     gateway = await start_gateway(latency=0.2)
-    ours, theirs = os.openpty()
+    near, far = os.openpty()
     mailer = MailerProcess(database_url=database_url, **gateway.settings)
-    await mailer.start(prefix=IN_TERMINAL, stdin=theirs)
-    os.close(theirs)
-    await a_mailing_under_way(mailer)
+    await mailer.start(prefix=IN_TERMINAL, stdin=far)
+    os.close(far)
+    await create_mailing(mailer)
     await gateway.until_taken(20)
-    os.close(ours)
+    os.close(near)
     assert await mailer.stop(0) == 0
     assert [event["event"] for event in mailer.events if event["event"] == "stopping"]
     assert await mailer.query(SENDING) == 0
 
 
-async def test_a_log_that_nobody_reads_any_more_stops_nothing(
+async def test_mailer_continues_when_its_log_cannot_be_written(
     start_gateway: Gateways, database_url: str
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = MailerProcess(database_url=database_url, log_level="debug", **gateway.settings)
     await mailer.start(prefix=("env",))
     await mailer.stop_reading()
-    await add_clients(mailer, 200)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 200)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     assert (await mailer.finished(created["id"]))["delivered_messages"] == 200
     mailer.process.send_signal(signal.SIGTERM)
     await mailer.process.wait()

@@ -1,4 +1,4 @@
-"""The start: what it waits for, and what ends it in one line."""
+"""The start: what it waits for, and which errors end it with one line."""
 
 import asyncio
 import contextlib
@@ -11,42 +11,44 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import trustme
 from sqlalchemy import text
-from tests.patience import PATIENCE
+from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import MailerProcess, run
 
 from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
-from mailer.db.fitness import WaitReason
-from mailer.db.opening import prepare_database
+from mailer.db.requirements import WaitReason
+from mailer.db.startup import prepare_database
 from mailer.settings import Settings
 
-WAITS = "The database cannot be reached; mailer waits for it."
+WAITING_TEXT = "The database cannot be reached; mailer waits for it."
 
 
 @contextlib.asynccontextmanager
-async def waiting(url: str, **settings: str) -> AsyncIterator[MailerProcess]:
-    """A mailer whose database is away."""
+async def waiting_mailer(url: str, **settings: str) -> AsyncIterator[MailerProcess]:
+    """Start a mailer whose database is unavailable."""
     mailer = MailerProcess(database_url=url, **settings)
     await mailer.launch()
     try:
-        await mailer.event("database_away")
+        await mailer.event("database_unavailable")
         yield mailer
     finally:
         await mailer.stop()
 
 
-async def test_service_waits_for_a_database_that_is_away_at_its_start(data_dir: Path) -> None:
+async def test_service_waits_for_a_database_that_is_unavailable_at_its_start(
+    data_dir: Path,
+) -> None:
     async with embedded_postgres(data_dir) as url:
         pass
-    async with waiting(url) as mailer:
+    async with waiting_mailer(url) as mailer:
         await mailer.call("GET", "/health/live")
         for path in ("/health/ready", "/clients", "/mailings"):
             problem = await mailer.call("GET", path, status=503)
-            assert problem["detail"] == WAITS
+            assert problem["detail"] == WAITING_TEXT
         await mailer.call("POST", "/clients", {"phone": "79160000001"}, 503)
         async with mailer.session.get("/clients") as page:
             assert page.status == 503
-            assert WAITS in await page.text()
+            assert WAITING_TEXT in await page.text()
         async with mailer.session.get("/metrics") as page:
             assert "mailer_database_up 0.0" in await page.text()
         assert not [event for event in mailer.events if event["event"] == "started"]
@@ -58,7 +60,7 @@ async def test_service_waits_for_a_database_that_is_away_at_its_start(data_dir: 
             assert await mailer.stop() == 0
 
 
-async def test_a_database_that_goes_away_while_the_service_reads_it_first_is_waited_for(
+async def test_service_waits_again_when_the_database_is_lost_during_the_start(
     database_url: str,
 ) -> None:
     engine = create_engine(database_url)
@@ -74,14 +76,14 @@ async def test_a_database_that_goes_away_while_the_service_reads_it_first_is_wai
     assert len(reasons) == 1
 
 
-async def test_service_that_waits_ends_at_once_when_told_to(tmp_path: Path) -> None:
-    async with waiting(f"postgresql://mailer@/mailer?host={tmp_path}") as mailer:
-        await mailer.event("database_away")
+async def test_waiting_service_stops_at_once(tmp_path: Path) -> None:
+    async with waiting_mailer(f"postgresql://mailer@/mailer?host={tmp_path}") as mailer:
+        await mailer.event("database_unavailable")
         assert await mailer.stop() == 0
         assert mailer.events[-1]["event"] == "stopped"
 
 
-async def test_systemd_is_told_what_the_service_waits_for(tmp_path: Path) -> None:
+async def test_systemd_is_notified_of_what_the_service_waits_for(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.setblocking(False)  # noqa: FBT003  # its only argument
@@ -89,12 +91,12 @@ async def test_systemd_is_told_what_the_service_waits_for(tmp_path: Path) -> Non
         mailer.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         await mailer.launch()
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(PATIENCE):
-            said = (await loop.sock_recv(systemd, 10_000)).decode()
-        assert said.startswith(f"READY=1\nSTATUS={WAITS} (")
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            message = (await loop.sock_recv(systemd, 10_000)).decode()
+        assert message.startswith(f"READY=1\nSTATUS={WAITING_TEXT} (")
         assert await mailer.stop() == 0
-        while not said.startswith("STOPPING=1"):
-            said = (await loop.sock_recv(systemd, 10_000)).decode()
+        while not message.startswith("STOPPING=1"):
+            message = (await loop.sock_recv(systemd, 10_000)).decode()
 
 
 async def test_service_waits_for_a_standby_to_be_promoted(database_url: str) -> None:
@@ -102,7 +104,7 @@ async def test_service_waits_for_a_standby_to_be_promoted(database_url: str) -> 
     read_only = "ALTER DATABASE {} SET default_transaction_read_only = {}"
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(read_only.format(name, "on"))
-    async with waiting(database_url) as mailer:
+    async with waiting_mailer(database_url) as mailer:
         problem = await mailer.call("GET", "/health/ready", status=503)
         assert problem["detail"].startswith("The database is read-only")
         await connection.execute("SET default_transaction_read_only = off")
@@ -117,44 +119,46 @@ async def test_service_waits_for_a_database_that_is_closed_to_sessions(
     connection = await connect(server_url)
     name = urlsplit(database_url).path.lstrip("/")
     await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-    async with waiting(database_url) as mailer:
+    async with waiting_mailer(database_url) as mailer:
         await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         await mailer.event("started")
     await connection.close()
 
 
-def test_command_gives_up_after_a_while_and_may_be_tried_again(tmp_path: Path) -> None:
-    ended = run("migrate", database_url=f"postgresql://mailer@/mailer?host={tmp_path}")
-    assert ended.returncode == 75
-    assert one_line(ended.stderr).startswith("mailer: the database did not become ready: ")
+def test_command_ends_after_a_timeout_with_a_temporary_status(tmp_path: Path) -> None:
+    process = run("migrate", database_url=f"postgresql://mailer@/mailer?host={tmp_path}")
+    assert process.returncode == 75
+    assert error_line(process.stderr).startswith("mailer: the database did not become ready: ")
 
 
-def one_line(stderr: str) -> str:
-    """The line that says why a command ended; others are log lines in JSON."""
+def error_line(stderr: str) -> str:
+    """Return the only line that is not a log event in JSON."""
     assert "Traceback" not in stderr
     [line] = [line for line in stderr.splitlines() if not line.startswith("{")]
     return line
 
 
-async def refusal(url: str) -> str:
-    """What the service says of a database that it can never use."""
-    ended = await asyncio.to_thread(run, "serve", auth="none", port="0", database_url=url)
-    assert ended.returncode == 78, ended.stderr
-    assert "crashed" not in ended.stderr
-    said = one_line(ended.stderr)
-    assert said.startswith("mailer: MAILER_DATABASE_URL: ")
-    return said
+async def error_of(url: str) -> str:
+    """Return the error of the service for a database that it can never use."""
+    process = await asyncio.to_thread(run, "serve", auth="none", port="0", database_url=url)
+    assert process.returncode == 78, process.stderr
+    assert "crashed" not in process.stderr
+    line = error_line(process.stderr)
+    assert line.startswith("mailer: MAILER_DATABASE_URL: ")
+    return line
 
 
-def on(url: str, *, user: str = "mailer", database: str | None = None, extra: str = "") -> str:
+def change_url(
+    url: str, *, user: str = "mailer", database: str | None = None, query: str = ""
+) -> str:
     parts = urlsplit(url)
     host = f"{user}@{parts.netloc.partition('@')[2]}"
     path = parts.path if database is None else f"/{database}"
-    return urlunsplit(parts._replace(netloc=host, path=path, query=parts.query + extra))
+    return urlunsplit(parts._replace(netloc=host, path=path, query=parts.query + query))
 
 
 @pytest.mark.parametrize(
-    ("user", "database", "extra", "word"),
+    ("user", "database", "query", "expected"),
     [
         ("stranger", None, "", "stranger"),
         ("mailer", "nowhere", "", '"nowhere" does not exist'),
@@ -164,55 +168,56 @@ def on(url: str, *, user: str = "mailer", database: str | None = None, extra: st
         ("mailer", None, "&options=-cmax_connections%3D5", "max_connections"),
     ],
 )
-async def test_url_that_names_what_is_not_there_is_a_wrong_setting(
-    server_url: str, user: str, database: str | None, extra: str, word: str
+async def test_url_with_an_unknown_user_database_or_option_is_a_wrong_setting(
+    server_url: str, user: str, database: str | None, query: str, expected: str
 ) -> None:
-    assert word in await refusal(on(server_url, user=user, database=database, extra=extra))
+    url = change_url(server_url, user=user, database=database, query=query)
+    assert expected in await error_of(url)
 
 
-async def test_newer_schema_is_named(database_url: str) -> None:
+async def test_error_names_a_newer_schema(database_url: str) -> None:
     connection = await connect(database_url)
     await connection.execute("UPDATE alembic_version SET version_num = '9999'")
     await connection.close()
-    assert "has the schema 9999 of a newer mailer" in await refusal(database_url)
+    assert "has the schema 9999 of a newer mailer" in await error_of(database_url)
 
 
-async def test_two_schemas_at_once_are_named(database_url: str) -> None:
+async def test_error_names_a_second_schema_version(database_url: str) -> None:
     connection = await connect(database_url)
-    await connection.execute("INSERT INTO alembic_version VALUES ('0001')")
+    await connection.execute("INSERT INTO alembic_version VALUES ('0000')")
     await connection.close()
-    assert "0001" in await refusal(database_url)
+    assert "0000" in await error_of(database_url)
 
 
-async def test_tables_of_another_program_are_left_alone(server_url: str) -> None:
+async def test_database_with_tables_of_another_program_is_rejected(server_url: str) -> None:
     async with new_database(server_url, "foreign_tables") as url:
         connection = await connect(url)
         await connection.execute("CREATE TABLE client (name text)")
         await connection.close()
-        assert "tables that mailer did not create" in await refusal(url)
+        assert "tables that mailer did not create" in await error_of(url)
 
 
 @contextlib.asynccontextmanager
-async def new_database(server_url: str, name: str, more: str = "") -> AsyncIterator[str]:
+async def new_database(server_url: str, name: str, options: str = "") -> AsyncIterator[str]:
     connection = await connect(server_url)
-    await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {more}")
-    yield on(server_url, database=name)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}")
+    yield change_url(server_url, database=name)
     await connection.execute(f"DROP DATABASE {name}")
     await connection.close()
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1251", "KOI8R"])
-async def test_database_that_cannot_hold_every_text_is_refused(
+async def test_database_with_an_encoding_other_than_utf_8_is_rejected(
     server_url: str, encoding: str
 ) -> None:
-    more = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' LOCALE_PROVIDER libc"
-    async with new_database(server_url, f"in_{encoding.lower()}", more) as url:
-        assert f"has the encoding {encoding}" in await refusal(url)
+    options = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' LOCALE_PROVIDER libc"
+    async with new_database(server_url, f"in_{encoding.lower()}", options) as url:
+        assert f"has the encoding {encoding}" in await error_of(url)
 
 
 @contextlib.asynccontextmanager
 async def server_before_tls(answer: bytes, tls: ssl.SSLContext | None) -> AsyncIterator[int]:
-    """A server that answers the request for TLS as a PostgreSQL does; gives its port."""
+    """Run a server that answers the request for TLS like PostgreSQL; yield its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -234,25 +239,25 @@ async def test_certificate_of_another_ca_is_a_wrong_setting(tmp_path: Path) -> N
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
     async with server_before_tls(b"S", tls) as port:
         url = f"postgresql://mailer@127.0.0.1:{port}/mailer?sslmode=verify-full"
-        said = await refusal(f"{url}&sslrootcert={tmp_path}/ca.pem")
-    assert "CERTIFICATE_VERIFY_FAILED" in said
+        error = await error_of(f"{url}&sslrootcert={tmp_path}/ca.pem")
+    assert "CERTIFICATE_VERIFY_FAILED" in error
 
 
-async def test_server_without_tls_is_a_wrong_setting_where_it_must_have_it() -> None:
+async def test_server_without_required_tls_is_a_wrong_setting() -> None:
     async with server_before_tls(b"N", None) as port:
-        said = await refusal(f"postgresql://mailer@127.0.0.1:{port}/mailer?sslmode=require")
-    assert "rejected SSL" in said
+        error = await error_of(f"postgresql://mailer@127.0.0.1:{port}/mailer?sslmode=require")
+    assert "rejected SSL" in error
 
 
-async def test_host_that_is_no_host_is_a_wrong_setting() -> None:
+async def test_invalid_host_is_a_wrong_setting() -> None:
     for host in ("no such host", "1.2.3.4.5", "a" * 64):
-        ended = await asyncio.to_thread(run, "serve", host=host)
-        assert ended.returncode in {75, 78}  # the resolver may be away
-        assert "MAILER_HOST" in one_line(ended.stderr)
+        process = await asyncio.to_thread(run, "serve", host=host)
+        assert process.returncode in {75, 78}  # the resolver may be unavailable
+        assert "MAILER_HOST" in error_line(process.stderr)
 
 
-async def test_role_may_have_limits_of_its_own(server_url: str) -> None:
-    """None of them reaches mailer's sessions: a migration or an import would end half-way."""
+async def test_limits_of_the_database_do_not_affect_sessions_of_mailer(server_url: str) -> None:
+    """They would end a migration or an import half-way."""
     async with new_database(server_url, "with_limits") as url:
         connection = await connect(url)
         for limit in (
@@ -262,5 +267,5 @@ async def test_role_may_have_limits_of_its_own(server_url: str) -> None:
         ):
             await connection.execute(f"ALTER DATABASE with_limits SET {limit}")
         await connection.close()
-        ended = await asyncio.to_thread(run, "migrate", database_url=url)
-        assert ended.returncode == 0, ended.stderr
+        process = await asyncio.to_thread(run, "migrate", database_url=url)
+        assert process.returncode == 0, process.stderr

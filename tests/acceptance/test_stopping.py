@@ -1,4 +1,4 @@
-"""Pause, cancel, delete and the end act at once on what is not on the wire yet."""
+"""Pause, cancel, delete and the end take effect at once for requests not written yet."""
 
 import asyncio
 import contextlib
@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.acceptance.test_main_job import a_mailing, a_short_mailing, add_clients
+from tests.acceptance.test_main_job import create_clients, make_mailing, send_short_mailing
 from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until
 
 
 class SilentGateway:
-    """Takes every request and never answers; knows when each connection came and went."""
+    """A gateway that never answers; records when requests arrive and connections close."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -41,7 +41,7 @@ async def silent() -> AsyncIterator[SilentGateway]:
 
 
 async def act(mailer: MailerProcess, call: str, mailing_id: int) -> float:
-    """Pause, cancel or delete a mailing; return the moment of the answer."""
+    """Pause, cancel or delete a mailing; return the time of the response."""
     if call == "delete":
         await mailer.call("DELETE", f"/mailings/{mailing_id}", status=204)
     else:
@@ -51,14 +51,14 @@ async def act(mailer: MailerProcess, call: str, mailing_id: int) -> float:
 
 
 @pytest.mark.parametrize("call", ["pause", "cancel", "delete"])
-async def test_no_request_starts_after_the_answer_though_others_still_wait_for_theirs(
+async def test_no_request_starts_after_the_response_although_others_are_in_flight(
     start_mailer: Mailers, silent: SilentGateway, call: str, lag: LoopLag
 ) -> None:
     first, second = await asyncio.gather(
         *(start_mailer(gateway_url=silent.url, gateway_concurrency="5") for _ in range(2))
     )
-    await add_clients(first, 40)
-    created = await first.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(first, 40)
+    created = await first.call("POST", "/mailings", make_mailing(), 201)
 
     async def is_full() -> bool | None:
         return len(silent.opened) == 10 or None
@@ -70,25 +70,25 @@ async def test_no_request_starts_after_the_answer_though_others_still_wait_for_t
     await asyncio.sleep(0.5)
     assert len(silent.opened) == 10
     assert max(silent.opened) <= answered_at + lag.longest
-    assert silent.closed == []  # what is on the wire may still be answered
+    assert silent.closed == []  # requests in flight may still be answered
 
 
 @pytest.mark.parametrize("call", ["pause", "cancel", "delete"])
-async def test_a_request_that_waits_for_its_connection_is_taken_back(
+async def test_request_that_waits_for_its_connection_is_aborted(
     start_mailer: Mailers, call: str
 ) -> None:
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.socket())
         full.bind(("127.0.0.1", 0))
         full.listen(0)
-        for _ in range(3):  # what the kernel keeps before it answers no more
+        for _ in range(3):  # connections that the kernel accepts before the backlog is full
             filler = sockets.enter_context(socket.socket())
-            filler.setblocking(False)  # noqa: FBT003  # the socket module's own way
+            filler.setblocking(False)  # noqa: FBT003  # the signature of the socket module
             filler.connect_ex(full.getsockname())
         url = f"http://127.0.0.1:{full.getsockname()[1]}/send/"
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="3")
-        await add_clients(mailer, 10)
-        created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+        await create_clients(mailer, 10)
+        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
 
         async def is_sending() -> bool | None:
             return (await mailer.mailing(created["id"]))["sending_messages"] >= 3 or None
@@ -97,41 +97,41 @@ async def test_a_request_that_waits_for_its_connection_is_taken_back(
 
         await act(mailer, call, created["id"])
 
-        async def is_back() -> bool | None:
-            status = "SELECT count(*) FROM message WHERE status = 'sending'"
-            return await mailer.query(status) == 0 or None
+        async def are_released() -> bool | None:
+            query = "SELECT count(*) FROM message WHERE status = 'sending'"
+            return await mailer.query(query) == 0 or None
 
-        await until(is_back)
+        await until(are_released)
         assert await mailer.query("SELECT coalesce(max(attempts), 0) FROM message") == 0
         full.settimeout(0.5)
         with contextlib.suppress(TimeoutError):
-            while True:  # whoever comes through now brings no request
+            while True:  # connections accepted now must not carry a request
                 connection = sockets.enter_context(full.accept()[0])
                 connection.settimeout(0.2)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     assert connection.recv(1) == b""
 
 
-async def test_a_paused_mailing_goes_on_where_it_was(
+async def test_resumed_mailing_continues_where_it_was_paused(
     start_gateway: Gateways, start_mailer: Mailers, lag: LoopLag
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await add_clients(mailer, 300)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 300)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await gateway.until_taken(50)
 
     paused_at = await act(mailer, "pause", created["id"])
 
-    async def is_at_rest() -> dict[str, Any] | None:
+    async def without_requests() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])
         return mailing if mailing["sending_messages"] == 0 else None
 
-    paused = await until(is_at_rest)  # what was on the wire is answered and recorded
-    taken = len(gateway.taken)
-    assert taken < 300
-    assert all(one.arrived <= (paused_at + lag.longest) * 1e6 for one in gateway.taken)
-    assert (paused["status"], paused["delivered_messages"]) == ("paused", taken)
+    paused = await until(without_requests)  # results of the requests in flight are recorded
+    sent = len(gateway.taken)
+    assert sent < 300
+    assert all(request.arrived <= (paused_at + lag.longest) * 1e6 for request in gateway.taken)
+    assert (paused["status"], paused["delivered_messages"]) == ("paused", sent)
 
     resumed = await mailer.call("POST", f"/mailings/{created['id']}/resume")
     assert resumed["status"] == "running"
@@ -139,20 +139,20 @@ async def test_a_paused_mailing_goes_on_where_it_was(
     assert len(gateway.taken) == 300
 
 
-async def test_a_cancelled_mailing_delivers_nothing_more_and_adds_up(
+async def test_cancelled_mailing_delivers_nothing_more_and_its_counts_add_up(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await add_clients(mailer, 300)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 300)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     await gateway.until_taken(50)
     await act(mailer, "cancel", created["id"])
 
     async def is_settled() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])
-        waits = mailing["scheduled_messages"] + mailing["sending_messages"]
-        return None if waits else mailing
+        is_open = mailing["scheduled_messages"] + mailing["sending_messages"]
+        return None if is_open else mailing
 
     mailing = await until(is_settled)
     assert mailing["status"] == "cancelled"
@@ -162,57 +162,57 @@ async def test_a_cancelled_mailing_delivers_nothing_more_and_adds_up(
     assert (await mailer.call("GET", reasons))["count"] == mailing["cancelled_messages"]
 
 
-async def test_retry_sends_again_what_was_given_up(
+async def test_retry_sends_undelivered_messages_again(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(reject_rate=0.5, seed=3)
     mailer = await start_mailer(**gateway.settings)
-    await add_clients(mailer, 40)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 40)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
     path = f"/mailings/{created['id']}"
     mailing = await mailer.finished(created["id"])
-    given_up = mailing["undelivered_messages"]
-    assert 0 < given_up < 40
+    undelivered = mailing["undelivered_messages"]
+    assert 0 < undelivered < 40
 
-    again = await mailer.call("POST", f"{path}/retry")
-    assert again["status"] == "running"
+    retried = await mailer.call("POST", f"{path}/retry")
+    assert retried["status"] == "running"
     mailing = await mailer.finished(created["id"])
-    assert len(gateway.taken) == 40 + given_up
-    assert mailing["delivered_messages"] > 40 - given_up
+    assert len(gateway.taken) == 40 + undelivered
+    assert mailing["delivered_messages"] > 40 - undelivered
     assert mailing["delivered_messages"] + mailing["undelivered_messages"] == 40
 
 
 @pytest.mark.parametrize("on_unknown", ["retry", "hold"])
-async def test_nothing_is_on_the_wire_after_the_end_though_the_gateway_is_slow(
+async def test_no_request_is_in_flight_after_the_end_even_if_the_gateway_is_slow(
     start_mailer: Mailers, silent: SilentGateway, on_unknown: str, lag: LoopLag
 ) -> None:
     mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="15")
-    await add_clients(mailer, 20)
+    await create_clients(mailer, 20)
 
-    def all_are_on_the_wire() -> bool:
+    def are_all_in_flight() -> bool:
         if len(silent.opened) == 15:
             return True
         silent.opened.clear()
         silent.closed.clear()
         return False
 
-    mailing, end = await a_short_mailing(mailer, all_are_on_the_wire, on_unknown=on_unknown)
+    mailing, end = await send_short_mailing(mailer, are_all_in_flight, on_unknown=on_unknown)
     assert len(silent.closed) == 15
     assert max(silent.closed) <= end + lag.longest
     assert mailing["unknown_messages"] == 15
     assert mailing["unknown_messages"] + mailing["cancelled_messages"] == 20
-    cut = "SELECT count(*) FROM message WHERE last_failure = 'timeout' AND mailing_id = $1"
-    assert await mailer.query(cut, mailing["id"]) == 15
-    gateway = await mailer.call("GET", "/gateway")  # whose time was not up: no other mailing waits
+    aborted = "SELECT count(*) FROM message WHERE last_failure = 'timeout' AND mailing_id = $1"
+    assert await mailer.query(aborted, mailing["id"]) == 15
+    gateway = await mailer.call("GET", "/gateway")  # the gateway is not at fault
     assert (gateway["breaker"], gateway["failures"]) == ("closed", 0)
 
 
-async def test_an_end_that_is_brought_forward_cuts_what_is_on_the_wire(
+async def test_earlier_end_aborts_requests_in_flight(
     start_mailer: Mailers, silent: SilentGateway, lag: LoopLag
 ) -> None:
     mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="15")
-    await add_clients(mailer, 15)
-    created = await mailer.call("POST", "/mailings", a_mailing(), 201)
+    await create_clients(mailer, 15)
+    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
 
     async def is_full() -> bool | None:
         return len(silent.opened) == 15 or None
@@ -226,46 +226,46 @@ async def test_an_end_that_is_brought_forward_cuts_what_is_on_the_wire(
     assert (await mailer.call("GET", "/gateway"))["breaker"] == "closed"
 
 
-async def test_a_window_that_closes_stops_what_is_not_on_the_wire(
+async def test_no_request_starts_after_the_sending_window_closes(
     start_gateway: Gateways, start_mailer: Mailers, lag: LoopLag
 ) -> None:
     gateway = await start_gateway(latency=0.1)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await add_clients(mailer, 300, time_zone="Asia/Tokyo")
+    await create_clients(mailer, 300, time_zone="Asia/Tokyo")
     tokyo = datetime.now(UTC) + timedelta(hours=9)
     closes = (tokyo + timedelta(seconds=4)).replace(microsecond=0)
     window: dict[str, Any] = {
         "send_interval_time_start": (tokyo - timedelta(hours=1)).strftime("%H:%M:%S"),
         "send_interval_time_end": closes.strftime("%H:%M:%S"),
     }
-    created = await mailer.call("POST", "/mailings", a_mailing(**window), 201)
+    created = await mailer.call("POST", "/mailings", make_mailing(**window), 201)
     mailing = await mailer.finished(created["id"])
 
     closed_at = (closes - timedelta(hours=9)).timestamp() + 0.05
     assert 0 < len(gateway.taken) < 300
-    assert all(taken.arrived <= (closed_at + lag.longest) * 1e6 for taken in gateway.taken)
-    late = await mailer.call("GET", f"/mailings/{created['id']}/messages?reason=no_window")
-    assert late["count"] == mailing["cancelled_messages"] == 300 - len(gateway.taken)
+    assert all(request.arrived <= (closed_at + lag.longest) * 1e6 for request in gateway.taken)
+    unsent = await mailer.call("GET", f"/mailings/{created['id']}/messages?reason=no_window")
+    assert unsent["count"] == mailing["cancelled_messages"] == 300 - len(gateway.taken)
 
 
-async def test_a_message_that_cannot_be_judged_stops_no_other(
+async def test_internal_error_for_one_message_does_not_stop_others(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
-    """Such as one of a client whose time zone this process does not know."""
+    """For example when Python does not know the client's time zone."""
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await add_clients(mailer, 20)
+    await create_clients(mailer, 20)
     window: dict[str, Any] = {
         "send_interval_time_start": "00:00:00",
         "send_interval_time_end": "23:59:59",
     }
-    created = await mailer.call("POST", "/mailings", a_mailing(starts_in=1, **window), 201)
+    created = await mailer.call("POST", "/mailings", make_mailing(starts_in=1, **window), 201)
     await mailer.call("POST", f"/mailings/{created['id']}/pause")
 
-    async def is_taken() -> bool | None:
+    async def is_enqueued() -> bool | None:
         return await mailer.query("SELECT count(*) FROM message") == 20 or None
 
-    await until(is_taken)
+    await until(is_enqueued)
     await mailer.query("UPDATE client SET time_zone = 'XYZ-3' WHERE id = 1 RETURNING id")
     await mailer.call("POST", f"/mailings/{created['id']}/resume")
     mailing = await mailer.finished(created["id"])

@@ -1,4 +1,4 @@
-"""What tests of mailings over HTTP share."""
+"""Payloads and calls that tests of the API for mailings share."""
 
 from typing import Any
 
@@ -13,8 +13,10 @@ NEW = {
     "datetime_end": "2040-01-02T09:00:00Z",
     "text": "Your order is ready.",
 }
+"""A mailing that starts in 2040."""
 DUE = NEW | {"datetime_start": "2020-01-01T09:00:00Z"}
-LEDGER = [
+"""A mailing whose start has passed."""
+COUNTERS = [
     "scheduled_messages",
     "sending_messages",
     "delivered_messages",
@@ -22,13 +24,13 @@ LEDGER = [
     "unknown_messages",
     "cancelled_messages",
 ]
-FIELDS = {
+MAILING_FIELDS = {
     *("id", "datetime_start", "datetime_end", "text", "client_filter", "on_unknown", "status"),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),
-    *LEDGER,
+    *COUNTERS,
     *("created_at", "updated_at", "held"),
 }
-DIRECTORY = {
+CLIENTS = {
     "vip": {"phone": "79160000001", "tag": "vip"},
     "moscow": {"phone": "79120000002", "time_zone": "Europe/Moscow"},
     "tagged 912": {"phone": "79030000003", "tag": "912", "time_zone": "Asia/Kathmandu"},
@@ -36,27 +38,27 @@ DIRECTORY = {
 }
 
 
-async def create(api: httpx.AsyncClient, given: dict[str, Any]) -> dict[str, Any]:
-    answer = await api.post("/mailings", json=given)
+async def create_mailing(api: httpx.AsyncClient, payload: dict[str, Any]) -> dict[str, Any]:
+    answer = await api.post("/mailings", json=payload)
     assert answer.status_code == 201
     created: dict[str, Any] = answer.json()
     return created
 
 
-async def mark(engine: AsyncEngine, client_id: int, **columns: Any) -> None:
-    """Let the messages for a client be in another state, as if sent."""
+async def update_messages(engine: AsyncEngine, client_id: int, **columns: Any) -> None:
+    """Set columns of a client's messages, as if they had been sent."""
     async with engine.begin() as connection:
         await connection.execute(
             update(message).where(message.c.client_id == client_id).values(**columns)
         )
 
 
-async def messages_of(api: httpx.AsyncClient, mailing_id: int) -> dict[int, dict[str, Any]]:
-    """Return the messages of a mailing by client."""
+async def messages_by_client(api: httpx.AsyncClient, mailing_id: int) -> dict[int, dict[str, Any]]:
+    """Return the messages of a mailing by client id."""
     page = (await api.get(f"/mailings/{mailing_id}/messages?limit=1000")).json()
     return {row["client_id"]: row for row in page["results"]}
 
 
-def errors(answer: httpx.Response) -> dict[str, str]:
-    """Return what is wrong with each field."""
+def field_errors(answer: httpx.Response) -> dict[str, str]:
+    """Return the error message of each wrong field."""
     return {error["field"]: error["message"] for error in answer.json()["errors"]}

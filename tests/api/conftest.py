@@ -1,19 +1,19 @@
-"""A directory for tests of mailings."""
+"""Fixtures for tests of the API."""
 
 import httpx
 import pytest
-from tests.api.calls import DIRECTORY
+from tests.api.calls import CLIENTS
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _cheap_passwords(cheap_passwords: None) -> None:
-    """In every test of this folder."""
+    """Hash passwords cheaply in every test of this folder."""
 
 
 @pytest.fixture
 async def clients(api: httpx.AsyncClient) -> dict[str, int]:
-    """The directory's clients: their ids by name."""
+    """Create the clients of `CLIENTS`; return their ids by name."""
     return {
-        name: (await api.post("/clients", json=given)).json()["id"]
-        for name, given in DIRECTORY.items()
+        name: (await api.post("/clients", json=payload)).json()["id"]
+        for name, payload in CLIENTS.items()
     }

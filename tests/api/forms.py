@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import httpx
-from tests.api.visits import BROWSER
+from tests.api.browser_session import BROWSER
 
 SITE = "http://mailer"
 HOSTILE = "<script>alert(1)</script>\"'&amp;"
@@ -22,56 +22,62 @@ NEW_FORM = {
 HTMX = BROWSER | {"HX-Request": "true"}
 
 
-async def shown(api: httpx.AsyncClient, path: str, zone: str = "UTC", status: int = 200) -> str:
+async def get_html(api: httpx.AsyncClient, path: str, zone: str = "UTC", status: int = 200) -> str:
+    """Return the HTML of a page, for a browser with a time zone."""
     answer = await api.get(f"{SITE}{path}", headers=BROWSER | {"Cookie": f"time_zone={zone}"})
     assert answer.status_code == status
     return answer.text
 
 
-async def sent(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> httpx.Response:
+async def post_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> httpx.Response:
+    """Submit a form."""
     return await api.post(f"{SITE}{path}", data=form, headers=BROWSER)
 
 
-async def saved(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> dict[str, Any]:
-    """Send a form that is right and return the mailing as it is then."""
-    answer = await sent(api, path, form)
-    assert answer.status_code == 303, said(answer.text)
+async def save_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> dict[str, Any]:
+    """Submit a valid form and return the mailing after it, as the API returns it."""
+    answer = await post_form(api, path, form)
+    assert answer.status_code == 303, visible_text(answer.text)
     mailing: dict[str, Any] = (await api.get(answer.headers["location"])).json()
     return mailing
 
 
-async def previewed(api: httpx.AsyncClient, form: dict[str, str], query: str = "") -> str:
+async def preview_form(api: httpx.AsyncClient, form: dict[str, str], query: str = "") -> str:
+    """Return the text of the preview of a form."""
     answer = await api.post(f"{SITE}/mailings/preview{query}", data=form, headers=HTMX)
     assert answer.status_code == 200
-    return said(answer.text)
+    return visible_text(answer.text)
 
 
-def said(page: str) -> str:
-    """Return what a page says, without its marks."""
-    page = re.sub(r"</?bdi>", "", page)  # these part no words
+def visible_text(page: str) -> str:
+    """Return the visible text of a page, without its tags."""
+    page = re.sub(r"</?bdi>", "", page)  # does not separate words
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
-def fields(page: str) -> dict[str, str]:
-    """Return what a browser would send of the form as it stands."""
+def form_values(page: str) -> dict[str, str]:
+    """Return the values that a browser would submit if the user changed nothing."""
     form = page[page.index('id="mailing"') :].split("</form>", maxsplit=1)[0]
-    found = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
-    found |= re.findall(r'<input type="radio" name="(\w+)" value="(\w+)" id="\S+" checked', form)
+    values = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
+    values |= re.findall(r'<input type="radio" name="(\w+)" value="(\w+)" id="\S+" checked', form)
     for name, attributes in re.findall(r'<input type="[\w-]+" id="\w+" name="(\w+)"([^>]*)', form):
         value = re.search(r'value="([^"]*)"', attributes)
-        found[name] = value[1] if value else ""
+        values[name] = value[1] if value else ""
     text = re.search(r"<textarea[^>]*>\n(.*?)</textarea>", form, re.DOTALL)
     assert text is not None
-    return {name: html.unescape(value) for name, value in (found | {"text": text[1]}).items()}
+    return {name: html.unescape(value) for name, value in (values | {"text": text[1]}).items()}
 
 
-def errors(page: str) -> dict[str, str]:
-    """Return what stands beside the fields as wrong."""
+def form_errors(page: str) -> dict[str, str]:
+    """Return the error text beside each field."""
     return {
-        name: said(text)
+        name: visible_text(text)
         for name, text in re.findall(r'<p class="error" id="(\w+)-error">(.*?)</p>', page)
     }
 
 
-async def edited(api: httpx.AsyncClient, mailing: dict[str, Any], zone: str = "UTC") -> Any:
-    return fields(await shown(api, f"/mailings/{mailing['id']}/edit", zone))
+async def edit_form_values(
+    api: httpx.AsyncClient, mailing: dict[str, Any], zone: str = "UTC"
+) -> Any:
+    """Return the values in the form that changes a mailing."""
+    return form_values(await get_html(api, f"/mailings/{mailing['id']}/edit", zone))

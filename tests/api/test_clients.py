@@ -1,4 +1,4 @@
-"""The directory over HTTP: every rule of the contract's sections 2 and 6 for clients."""
+"""Clients over the API: every rule of sections 2 and 6 of the contract."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -9,8 +9,8 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import errors
-from tests.sample import add_clients, advance
+from tests.api.calls import field_errors
+from tests.factories import add_clients, advance
 
 from mailer.db.schema import client, message
 
@@ -23,25 +23,25 @@ MAILING = {
 
 
 @pytest.fixture
-async def many(engine: AsyncEngine) -> list[int]:
+async def many_clients(engine: AsyncEngine) -> list[int]:
     """The ids of 1,001 clients, newest first."""
     return (await add_clients(engine, 1001))[::-1]
 
 
-async def add(api: httpx.AsyncClient, **given: Any) -> dict[str, Any]:
-    answer = await api.post("/clients", json={"phone": PHONE} | given)
+async def create_client(api: httpx.AsyncClient, **values: Any) -> dict[str, Any]:
+    answer = await api.post("/clients", json={"phone": PHONE} | values)
     assert answer.status_code == 201
-    added: dict[str, Any] = answer.json()
-    return added
+    created: dict[str, Any] = answer.json()
+    return created
 
 
-# ---- adding ---------------------------------------------------------------------------------
+# ---- creating -------------------------------------------------------------------------------
 
 
 async def test_a_client_has_the_fields_of_the_contract_and_defaults(
     api: httpx.AsyncClient,
 ) -> None:
-    added = await add(api)
+    added = await create_client(api)
     assert added == {
         "id": added["id"],
         "phone": PHONE,
@@ -56,9 +56,9 @@ async def test_a_client_has_the_fields_of_the_contract_and_defaults(
     assert (await api.get(f"/clients/{added['id']}")).json() == added
 
 
-async def test_what_was_given_is_returned(api: httpx.AsyncClient) -> None:
+async def test_given_values_are_returned(api: httpx.AsyncClient) -> None:
     given = {"operator_code": "999", "tag": "vip, новый 😀", "time_zone": "Asia/Kathmandu"}
-    added = await add(api, **given)
+    added = await create_client(api, **given)
     assert {name: added[name] for name in given} == given
 
 
@@ -66,17 +66,17 @@ async def test_what_was_given_is_returned(api: httpx.AsyncClient) -> None:
 async def test_the_operator_code_is_digits_2_to_4_of_the_phone_unless_given(
     api: httpx.AsyncClient, phone: str
 ) -> None:
-    assert (await add(api, phone=phone))["operator_code"] == phone[1:4]
+    assert (await create_client(api, phone=phone))["operator_code"] == phone[1:4]
 
 
 @pytest.mark.parametrize("tag", ["a", "a" * 64, "😀" * 64, "VIP", "a b", None])
 async def test_a_tag_is_1_to_64_characters_or_null(api: httpx.AsyncClient, tag: str | None) -> None:
-    assert (await add(api, tag=tag))["tag"] == tag
+    assert (await create_client(api, tag=tag))["tag"] == tag
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Moscow", "Africa/Casablanca", "EST5EDT", "Zulu"])
 async def test_a_time_zone_is_any_iana_name(api: httpx.AsyncClient, zone: str) -> None:
-    assert (await add(api, time_zone=zone))["time_zone"] == zone
+    assert (await create_client(api, time_zone=zone))["time_zone"] == zone
 
 
 NOT_PHONES: list[Any] = [
@@ -117,52 +117,54 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "wrong", "rule"), WRONG)
-async def test_a_wrong_field_is_refused_by_name(
+async def test_creating_with_an_invalid_field_is_refused_by_its_name(
     api: httpx.AsyncClient, field: str, wrong: Any, rule: str
 ) -> None:
     answer = await api.post("/clients", json={"phone": PHONE} | {field: wrong})
     assert answer.status_code == 400
-    assert errors(answer).keys() == {field}
-    assert rule in errors(answer)[field]
+    assert field_errors(answer).keys() == {field}
+    assert rule in field_errors(answer)[field]
     assert (await api.get("/clients")).json()["count"] == 0
 
 
 @pytest.mark.parametrize(("field", "wrong", "rule"), WRONG)
-async def test_a_wrong_change_is_refused_by_name(
+async def test_changing_to_an_invalid_value_is_refused_by_its_name(
     api: httpx.AsyncClient, field: str, wrong: Any, rule: str
 ) -> None:
-    added = await add(api)
+    added = await create_client(api)
     answer = await api.patch(f"/clients/{added['id']}", json={"tag": "new"} | {field: wrong})
     assert answer.status_code == 400
-    assert errors(answer).keys() == {field}
-    assert rule in errors(answer)[field]
+    assert field_errors(answer).keys() == {field}
+    assert rule in field_errors(answer)[field]
     assert (await api.get(f"/clients/{added['id']}")).json() == added
 
 
 async def test_the_phone_is_required(api: httpx.AsyncClient) -> None:
     answer = await api.post("/clients", json={"tag": "vip"})
     assert answer.status_code == 400
-    assert errors(answer) == {"phone": "is required"}
+    assert field_errors(answer) == {"phone": "is required"}
 
 
-async def test_every_wrong_field_is_named_at_once(api: httpx.AsyncClient) -> None:
+async def test_all_invalid_fields_are_named_in_one_response(api: httpx.AsyncClient) -> None:
     given = {"operator_code": "x", "tag": "", "time_zone": "Mars/Base", "nonsense": 1, "id": 7}
     answer = await api.post("/clients", json=given)
-    assert errors(answer).keys() == given.keys() | {"phone"}
-    added = await add(api)
+    assert field_errors(answer).keys() == given.keys() | {"phone"}
+    added = await create_client(api)
     answer = await api.patch(f"/clients/{added['id']}", json=given | {"phone": "1"})
-    assert errors(answer).keys() == given.keys() | {"phone"}
+    assert field_errors(answer).keys() == given.keys() | {"phone"}
 
 
-async def test_a_phone_that_is_taken_is_409(api: httpx.AsyncClient) -> None:
-    added = await add(api)
+async def test_creating_with_a_used_phone_is_409(api: httpx.AsyncClient) -> None:
+    added = await create_client(api)
     answer = await api.post("/clients", json={"phone": PHONE, "tag": "other"})
     assert answer.status_code == 409
     assert answer.headers["content-type"] == "application/problem+json"
     assert (await api.get("/clients")).json()["results"] == [added]
 
 
-async def test_of_many_who_want_a_phone_at_once_one_gets_it(api: httpx.AsyncClient) -> None:
+async def test_one_of_concurrent_requests_with_the_same_phone_succeeds(
+    api: httpx.AsyncClient,
+) -> None:
     answers = await asyncio.gather(*(api.post("/clients", json={"phone": PHONE}) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
     assert (await api.get("/clients")).json()["count"] == 1
@@ -183,10 +185,10 @@ async def test_of_many_who_want_a_phone_at_once_one_gets_it(api: httpx.AsyncClie
         {"tag": None, "time_zone": "Asia/Tokyo"},
     ],
 )
-async def test_what_is_given_changes_and_what_is_absent_stays(
+async def test_given_fields_change_and_absent_fields_stay(
     api: httpx.AsyncClient, change: dict[str, Any]
 ) -> None:
-    added = await add(api, tag="vip", time_zone="Europe/Moscow")
+    added = await create_client(api, tag="vip", time_zone="Europe/Moscow")
     answer = await api.patch(f"/clients/{added['id']}", json=change)
     assert answer.status_code == 200
     assert answer.json() == added | change | {"updated_at": answer.json()["updated_at"]}
@@ -194,8 +196,10 @@ async def test_what_is_given_changes_and_what_is_absent_stays(
     assert (await api.get(f"/clients/{added['id']}")).json() == answer.json()
 
 
-async def test_a_new_phone_brings_its_code_unless_one_is_given(api: httpx.AsyncClient) -> None:
-    address = f"/clients/{(await add(api, operator_code='999'))['id']}"
+async def test_a_new_phone_sets_the_operator_code_unless_one_is_given(
+    api: httpx.AsyncClient,
+) -> None:
+    address = f"/clients/{(await create_client(api, operator_code='999'))['id']}"
     changed = (await api.patch(address, json={"phone": "79031234567"})).json()
     assert (changed["phone"], changed["operator_code"]) == ("79031234567", "903")
     both = {"phone": "79051234567", "operator_code": "999"}
@@ -203,15 +207,15 @@ async def test_a_new_phone_brings_its_code_unless_one_is_given(api: httpx.AsyncC
     assert (changed["phone"], changed["operator_code"]) == ("79051234567", "999")
 
 
-async def test_the_same_phone_given_again_keeps_the_ported_code(api: httpx.AsyncClient) -> None:
-    address = f"/clients/{(await add(api, operator_code='999'))['id']}"
+async def test_setting_the_same_phone_keeps_the_operator_code(api: httpx.AsyncClient) -> None:
+    address = f"/clients/{(await create_client(api, operator_code='999'))['id']}"
     changed = (await api.patch(address, json={"phone": PHONE, "tag": "vip"})).json()
     assert changed["operator_code"] == "999"
 
 
-async def test_a_change_to_a_phone_that_is_taken_is_409(api: httpx.AsyncClient) -> None:
-    await add(api, phone="79160000001")
-    added = await add(api)
+async def test_changing_to_a_used_phone_is_409(api: httpx.AsyncClient) -> None:
+    await create_client(api, phone="79160000001")
+    added = await create_client(api)
     address = f"/clients/{added['id']}"
     answer = await api.patch(address, json={"phone": "79160000001", "tag": "new"})
     assert answer.status_code == 409
@@ -222,7 +226,7 @@ async def test_a_change_to_a_phone_that_is_taken_is_409(api: httpx.AsyncClient) 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
 async def test_an_unknown_client_is_404(api: httpx.AsyncClient, method: str) -> None:
-    unknown = (await add(api))["id"] + 1
+    unknown = (await create_client(api))["id"] + 1
     answer = await api.request(method, f"/clients/{unknown}", json={"tag": "new"})
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
@@ -232,7 +236,7 @@ async def test_an_unknown_client_is_404(api: httpx.AsyncClient, method: str) -> 
 
 
 async def test_a_deleted_client_is_gone(api: httpx.AsyncClient) -> None:
-    address = f"/clients/{(await add(api))['id']}"
+    address = f"/clients/{(await create_client(api))['id']}"
     answer = await api.delete(address)
     assert (answer.status_code, answer.content) == (204, b"")
     assert (await api.get("/clients")).json()["count"] == 0
@@ -241,10 +245,10 @@ async def test_a_deleted_client_is_gone(api: httpx.AsyncClient) -> None:
         assert (await api.request(method, address, json={"tag": "x"})).status_code == 404
 
 
-async def test_deleting_erases_phone_and_tag_in_the_database_itself(
+async def test_deleting_erases_phone_and_tag_in_the_database(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    added = await add(api, tag="vip")
+    added = await create_client(api, tag="vip")
     await api.delete(f"/clients/{added['id']}")
     async with engine.connect() as connection:
         [row] = await connection.execute(select(client).where(client.c.id == added["id"]))
@@ -253,20 +257,20 @@ async def test_deleting_erases_phone_and_tag_in_the_database_itself(
 
 
 async def test_the_phone_of_a_deleted_client_can_be_used_again(api: httpx.AsyncClient) -> None:
-    deleted = await add(api)
+    deleted = await create_client(api)
     await api.delete(f"/clients/{deleted['id']}")
-    again = await add(api)
-    assert again["id"] > deleted["id"]
-    other = await add(api, phone="79160000001")
-    await api.delete(f"/clients/{again['id']}")
+    recreated = await create_client(api)
+    assert recreated["id"] > deleted["id"]
+    other = await create_client(api, phone="79160000001")
+    await api.delete(f"/clients/{recreated['id']}")
     change = await api.patch(f"/clients/{other['id']}", json={"phone": PHONE})
     assert change.status_code == 200
 
 
-async def test_deleting_cancels_what_was_to_be_sent_and_keeps_what_was(
+async def test_deleting_a_client_cancels_waiting_messages_and_keeps_sent_ones(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    added, other = await add(api), await add(api, phone="79160000001")
+    added, other = await create_client(api), await create_client(api, phone="79160000001")
     sent, waiting = [(await api.post("/mailings", json=MAILING)).json()["id"] for _ in range(2)]
     await advance(engine)
     async with engine.begin() as connection:
@@ -280,15 +284,15 @@ async def test_deleting_cancels_what_was_to_be_sent_and_keeps_what_was(
         (sent, "delivered", None, (0, 2, 0)),
         (waiting, "cancelled", "client_deleted", (1, 0, 1)),
     ):
-        shown = (await api.get(f"/mailings/{mailing_id}")).json()
-        rows = {row["client_id"]: row for row in shown["mailing_messages"]}
+        mailing = (await api.get(f"/mailings/{mailing_id}")).json()
+        rows = {row["client_id"]: row for row in mailing["mailing_messages"]}
         assert rows.keys() == {added["id"], other["id"]}
         assert (rows[added["id"]]["status"], rows[added["id"]]["reason"]) == (status, reason)
-        assert shown["clients_count"] == shown["created_messages"] == 2
+        assert mailing["clients_count"] == mailing["created_messages"] == 2
         assert counts == (
-            shown["scheduled_messages"],
-            shown["delivered_messages"],
-            shown["cancelled_messages"],
+            mailing["scheduled_messages"],
+            mailing["delivered_messages"],
+            mailing["cancelled_messages"],
         )
 
 
@@ -296,7 +300,7 @@ async def test_deleting_cancels_what_was_to_be_sent_and_keeps_what_was(
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "expected"),
     [
         ("", {"a", "b", "c"}),
         ("operator_code=916", {"a", "b"}),
@@ -316,22 +320,22 @@ async def test_deleting_cancels_what_was_to_be_sent_and_keeps_what_was(
         ("tag=vip&time_zone=Asia/Tokyo&limit=1", {"c"}),
     ],
 )
-async def test_the_list_is_of_those_that_equal_what_is_given(
-    api: httpx.AsyncClient, query: str, found: set[str]
+async def test_the_list_contains_the_clients_that_match_every_parameter(
+    api: httpx.AsyncClient, query: str, expected: set[str]
 ) -> None:
     added = {
-        "a": await add(api, phone="79160000001", tag="vip"),
-        "b": await add(api, phone="79160000002", tag="a&b=я+%", time_zone="Asia/Tokyo"),
-        "c": await add(
+        "a": await create_client(api, phone="79160000001", tag="vip"),
+        "b": await create_client(api, phone="79160000002", tag="a&b=я+%", time_zone="Asia/Tokyo"),
+        "c": await create_client(
             api, phone="79160000003", operator_code="999", tag="vip", time_zone="Asia/Tokyo"
         ),
     }
     page = (await api.get(f"/clients?{query}")).json()
     assert page == {
-        "count": len(found),
+        "count": len(expected),
         "next": None,
         "previous": None,
-        "results": [added[name] for name in sorted(found, reverse=True)],
+        "results": [added[name] for name in sorted(expected, reverse=True)],
     }
 
 
@@ -358,36 +362,43 @@ async def test_the_list_is_of_those_that_equal_what_is_given(
         ("q=", "q"),
     ],
 )
-async def test_a_wrong_query_is_refused_by_the_parameters_name(
+async def test_an_invalid_parameter_is_refused_by_its_name(
     api: httpx.AsyncClient, query: str, field: str
 ) -> None:
     answer = await api.get(f"/clients?{query}")
     assert answer.status_code == 400
-    assert errors(answer).keys() == {field}
+    assert field_errors(answer).keys() == {field}
 
 
-async def test_every_wrong_parameter_is_named_at_once(api: httpx.AsyncClient) -> None:
+async def test_all_invalid_parameters_are_named_in_one_response(api: httpx.AsyncClient) -> None:
     answer = await api.get("/clients?phone=1&operator_code=x&tag=&limit=0&page=2&before=x")
-    assert errors(answer).keys() == {"phone", "operator_code", "tag", "limit", "page", "before"}
+    assert field_errors(answer).keys() == {
+        "phone",
+        "operator_code",
+        "tag",
+        "limit",
+        "page",
+        "before",
+    }
 
 
 async def test_a_page_has_100_rows_unless_another_limit_is_given(
-    api: httpx.AsyncClient, many: list[int]
+    api: httpx.AsyncClient, many_clients: list[int]
 ) -> None:
     for query, size in (("", 100), ("?limit=1", 1), ("?limit=1000", 1000)):
         page = (await api.get(f"/clients{query}")).json()
-        assert [row["id"] for row in page["results"]] == many[:size]
+        assert [row["id"] for row in page["results"]] == many_clients[:size]
         assert page["count"] == 1001
 
 
 @pytest.mark.parametrize("limit", [1000, 300, 143])
-async def test_next_leads_to_the_oldest_and_previous_back(
-    api: httpx.AsyncClient, many: list[int], limit: int
+async def test_next_links_lead_to_the_oldest_page_and_previous_links_back(
+    api: httpx.AsyncClient, many_clients: list[int], limit: int
 ) -> None:
     pages = [(await api.get(f"/clients?operator_code=916&limit={limit}")).json()]
     while pages[-1]["next"]:
         pages.append((await api.get(pages[-1]["next"])).json())
-    assert [row["id"] for page in pages for row in page["results"]] == many
+    assert [row["id"] for page in pages for row in page["results"]] == many_clients
     assert {len(page["results"]) for page in pages[:-1]} == {limit}
     assert pages[0]["previous"] is None
     assert {page["count"] for page in pages} == {1001}
@@ -398,12 +409,12 @@ async def test_next_leads_to_the_oldest_and_previous_back(
     assert all(page["next"] for page in back[1:])
 
 
-async def test_rows_added_and_deleted_meanwhile_shift_no_page(
+async def test_rows_created_or_deleted_between_pages_shift_no_page(
     api: httpx.AsyncClient,
 ) -> None:
-    ids = [(await add(api, phone=f"7916000000{n}"))["id"] for n in range(6)]
+    ids = [(await create_client(api, phone=f"7916000000{n}"))["id"] for n in range(6)]
     first = (await api.get("/clients?limit=2")).json()
-    await add(api, phone="79169999999")
+    await create_client(api, phone="79169999999")
     await api.delete(f"/clients/{ids[4]}")  # the last of the first page
     second = (await api.get(first["next"])).json()
     assert [row["id"] for row in second["results"]] == [ids[3], ids[2]]
@@ -418,8 +429,8 @@ async def test_rows_added_and_deleted_meanwhile_shift_no_page(
 
 async def test_links_keep_the_filter(api: httpx.AsyncClient) -> None:
     for number in range(3):
-        await add(api, phone=f"7916000000{number}", tag="a&b=я+%")
-    await add(api, phone="79160000009")
+        await create_client(api, phone=f"7916000000{number}", tag="a&b=я+%")
+    await create_client(api, phone="79160000009")
     page = (await api.get("/clients", params={"tag": "a&b=я+%", "limit": 2})).json()
     assert parse_qs(urlsplit(page["next"]).query)["tag"] == ["a&b=я+%"]
     assert len((await api.get(page["next"])).json()["results"]) == 1

@@ -1,4 +1,4 @@
-"""POST /clients/import: what goes in, what is refused, and what a broken upload leaves."""
+"""POST /clients/import: accepted and refused files, and broken uploads."""
 
 import asyncio
 import contextlib
@@ -10,12 +10,12 @@ import pytest
 import uvicorn
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
-from tests.sample import OPEN, value
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import OPEN, value
 
 from mailer.app import create_app
-from mailer.client.upload import IMPORT_LIMIT, IMPORTS
-from mailer.web.body import BODY_LIMIT
+from mailer.client.upload import MAX_CONCURRENT_IMPORTS, MAX_IMPORT_BYTES
+from mailer.web.body import MAX_BODY_BYTES
 
 PATH = "/clients/import"
 CSV = {"Content-Type": "text/csv"}
@@ -24,12 +24,12 @@ STAGING = text("SELECT count(*) FROM pg_class WHERE relname = 'client_import'")
 CLIENTS = text("SELECT count(*) FROM client")
 
 
-async def number(engine: AsyncEngine, query: Any) -> int:
+async def count_rows(engine: AsyncEngine, query: Any) -> int:
     async with engine.connect() as connection:
         return int((await connection.execute(query)).scalar_one())
 
 
-async def test_report_says_what_became_of_every_line(api: httpx.AsyncClient) -> None:
+async def test_the_response_counts_lines_and_lists_rejected_ones(api: httpx.AsyncClient) -> None:
     content = f"phone,tag\n{ANNA},vip\n79160000002,\n8916,vip\n"
     answer = await api.post(PATH, content=content, headers=CSV)
     assert answer.status_code == 200
@@ -42,24 +42,24 @@ async def test_report_says_what_became_of_every_line(api: httpx.AsyncClient) -> 
         "errors": [{"line": 4, "field": "phone", "value": "8916", "message": rule}],
     }
     assert answer.json() == expected
-    again = await api.post(f"{PATH}/", content=content, headers=CSV)
-    assert again.json() == expected | {"created": 0, "unchanged": 2}
-    assert [found["phone"] for found in (await api.get("/clients")).json()["results"]] == [
+    repeat = await api.post(f"{PATH}/", content=content, headers=CSV)
+    assert repeat.json() == expected | {"created": 0, "unchanged": 2}
+    assert [client["phone"] for client in (await api.get("/clients")).json()["results"]] == [
         "79160000002",
         ANNA,
     ]
 
 
-async def test_file_may_be_larger_than_a_json_body(api: httpx.AsyncClient) -> None:
+async def test_a_file_may_be_larger_than_a_json_body(api: httpx.AsyncClient) -> None:
     lines = [f"7916{n:07}" for n in range(100_000)]
     content = "\n".join(["phone", *lines])
-    assert len(content) > BODY_LIMIT
+    assert len(content) > MAX_BODY_BYTES
     answer = await api.post(PATH, content=content, headers=CSV)
     assert answer.json()["created"] == 100_000
 
 
-async def test_file_beyond_the_limit_is_413(api: httpx.AsyncClient) -> None:
-    headers = CSV | {"Content-Length": str(IMPORT_LIMIT + 1)}
+async def test_a_file_over_the_limit_is_413(api: httpx.AsyncClient) -> None:
+    headers = CSV | {"Content-Length": str(MAX_IMPORT_BYTES + 1)}
     answer = await api.post(PATH, content=b"phone\n", headers=headers)
     assert answer.status_code == 413
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -72,7 +72,7 @@ async def test_file_beyond_the_limit_is_413(api: httpx.AsyncClient) -> None:
         *("text/csv; charset=windows-1251", "text/csv; charset=cp1251", "text/csv; charset=utf8"),
     ],
 )
-async def test_csv_in_a_known_encoding_is_taken(api: httpx.AsyncClient, media_type: str) -> None:
+async def test_csv_in_a_known_encoding_is_accepted(api: httpx.AsyncClient, media_type: str) -> None:
     headers = {"Content-Type": media_type}
     answer = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
     assert answer.status_code == 200
@@ -101,7 +101,7 @@ async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> N
         (b"x" * 100_000, [""]),
     ],
 )
-async def test_wrong_header_is_400_and_names_the_columns(
+async def test_an_invalid_header_is_400_and_names_the_columns(
     api: httpx.AsyncClient, content: bytes, fields: list[str]
 ) -> None:
     answer = await api.post(PATH, content=content, headers=CSV)
@@ -109,35 +109,37 @@ async def test_wrong_header_is_400_and_names_the_columns(
     assert [error["field"] for error in answer.json()["errors"]] == fields
 
 
-async def test_file_in_windows_1251_is_read_and_the_answer_says_so(api: httpx.AsyncClient) -> None:
+async def test_a_file_in_windows_1251_is_read_and_the_response_names_the_encoding(
+    api: httpx.AsyncClient,
+) -> None:
     content = f"phone;tag\n{ANNA};Лёд и пламя\n1;да\n".encode("cp1251")
     answer = await api.post(PATH, content=content, headers=CSV)
     assert answer.json()["encoding"] == "windows-1251"
     assert (answer.json()["created"], answer.json()["rejected"]) == (1, 1)
-    assert [found["tag"] for found in (await api.get("/clients")).json()["results"]] == [
+    assert [client["tag"] for client in (await api.get("/clients")).json()["results"]] == [
         "Лёд и пламя"
     ]
 
 
-async def test_file_in_utf16_with_tabs_is_read(api: httpx.AsyncClient) -> None:
+async def test_a_file_in_utf16_with_tabs_is_read(api: httpx.AsyncClient) -> None:
     content = f"Phone\tTag\r\n{ANNA}\tвип\r\n".encode("utf-16")
     answer = await api.post(PATH, content=content, headers=CSV)
     assert answer.json()["encoding"] == "UTF-16"
     assert answer.json()["created"] == 1
 
 
-async def test_value_of_any_bytes_can_be_shown_and_kept_for_a_repeat(
+async def test_invalid_bytes_in_a_value_can_be_reported_and_stored(
     api: httpx.AsyncClient,
 ) -> None:
     content = b"\xef\xbb\xbfphone\n\0\xff\n" + b"7\n" * 3
-    wrong = {"line": 2, "field": "phone", "value": "\ufffd\ufffd", "message": "is not UTF-8"}
-    shown = await api.post(PATH, content=content, headers=CSV)
-    assert shown.json()["errors"][0] == wrong
+    error = {"line": 2, "field": "phone", "value": "\ufffd\ufffd", "message": "is not UTF-8"}
+    answer = await api.post(PATH, content=content, headers=CSV)
+    assert answer.json()["errors"][0] == error
     headers = CSV | {"Idempotency-Key": "once"}
     first = await api.post(PATH, content=content, headers=headers)
-    assert first.json()["errors"][0] == wrong | {"value": ""}
-    again = await api.post(PATH, content=content, headers=headers)
-    assert again.json() == first.json()
+    assert first.json()["errors"][0] == error | {"value": ""}
+    repeat = await api.post(PATH, content=content, headers=headers)
+    assert repeat.json() == first.json()
 
 
 @pytest.mark.parametrize(
@@ -150,16 +152,16 @@ async def test_value_of_any_bytes_can_be_shown_and_kept_for_a_repeat(
         "+7 (916) 123-45-67\n",
     ],
 )
-async def test_answer_that_is_kept_for_a_repeat_tells_no_phone(
+async def test_the_response_to_an_idempotent_import_contains_no_phone(
     api: httpx.AsyncClient, engine: AsyncEngine, content: str
 ) -> None:
     headers = CSV | {"Idempotency-Key": "once"}
     answer = await api.post(PATH, content=content, headers=headers)
     assert answer.json()["errors"]
-    kept = "SELECT string_agg(concat(effect, convert_from(body, 'UTF8')), '') FROM idempotency"
-    for text_of_answer in (answer.text, str(await value(engine, kept))):
-        assert ANNA not in text_of_answer
-        assert "123-45-67" not in text_of_answer
+    stored = "SELECT string_agg(concat(result, convert_from(body, 'UTF8')), '') FROM idempotency"
+    for text_ in (answer.text, str(await value(engine, stored))):
+        assert ANNA not in text_
+        assert "123-45-67" not in text_
 
 
 async def test_import_is_documented(api: httpx.AsyncClient) -> None:
@@ -174,7 +176,7 @@ async def test_import_is_documented(api: httpx.AsyncClient) -> None:
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to pytest."""
+    """Installs no signal handlers, because pytest has its own."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -183,7 +185,7 @@ class Server(uvicorn.Server):
 
 @pytest.fixture
 async def port(engine: AsyncEngine) -> AsyncIterator[int]:
-    """The application behind a real server, since a broken connection needs one to break."""
+    """Port of a real server for the application: a connection can only be broken on a real one."""
     config = uvicorn.Config(create_app(engine, settings=OPEN), port=0, log_config=None)
     server = Server(config)
     serving = asyncio.create_task(server.serve())
@@ -194,7 +196,7 @@ async def port(engine: AsyncEngine) -> AsyncIterator[int]:
     await serving
 
 
-async def begin_upload(port: int, lines: int) -> asyncio.StreamWriter:
+async def start_upload(port: int, lines: int) -> asyncio.StreamWriter:
     """Send the head of a chunked request and its first lines, but not its end."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     content = "phone\n" + "".join(f"7916{n:07}\n" for n in range(lines))
@@ -206,34 +208,35 @@ async def begin_upload(port: int, lines: int) -> asyncio.StreamWriter:
     return writer
 
 
-async def until(engine: AsyncEngine, staging_tables: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await number(engine, STAGING) != staging_tables:
+async def wait_for_uploads(engine: AsyncEngine, count: int) -> None:
+    """Wait until `count` uploads have a staging table."""
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        while await count_rows(engine, STAGING) != count:
             await asyncio.sleep(0.01)
 
 
-async def test_upload_that_is_cut_off_leaves_nothing_stored(engine: AsyncEngine, port: int) -> None:
-    writer = await begin_upload(port, 50_000)
-    await until(engine, staging_tables=1)
+async def test_an_aborted_upload_stores_nothing(engine: AsyncEngine, port: int) -> None:
+    writer = await start_upload(port, 50_000)
+    await wait_for_uploads(engine, count=1)
     writer.close()
     await writer.wait_closed()
-    await until(engine, staging_tables=0)
-    assert await number(engine, CLIENTS) == 0
+    await wait_for_uploads(engine, count=0)
+    assert await count_rows(engine, CLIENTS) == 0
 
 
-async def test_uploads_that_dawdle_leave_connections_for_others(
+async def test_slow_uploads_leave_database_connections_for_other_requests(
     engine: AsyncEngine, port: int
 ) -> None:
-    writers = [await begin_upload(port, 10) for _ in range(15)]
-    await until(engine, staging_tables=IMPORTS)
-    async with asyncio.timeout(PATIENCE):
-        assert await number(engine, CLIENTS) == 0
+    writers = [await start_upload(port, 10) for _ in range(15)]
+    await wait_for_uploads(engine, count=MAX_CONCURRENT_IMPORTS)
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        assert await count_rows(engine, CLIENTS) == 0
     for writer in writers:
         writer.write(b"0\r\n\r\n")
-    async with asyncio.timeout(PATIENCE):
-        while await number(engine, CLIENTS) != 10:
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        while await count_rows(engine, CLIENTS) != 10:
             await asyncio.sleep(0.01)
     for writer in writers:
         writer.close()
         await writer.wait_closed()
-    await until(engine, staging_tables=0)
+    await wait_for_uploads(engine, count=0)

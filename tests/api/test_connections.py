@@ -1,4 +1,4 @@
-"""Clients that are slow, stuck or many, on real sockets: they do not hold others up."""
+"""Slow, stuck or numerous clients, over real sockets: they do not delay other clients."""
 
 import asyncio
 import contextlib
@@ -10,32 +10,32 @@ import pytest
 from litestar import Litestar, get
 from litestar.response import ServerSentEvent, Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
-from tests.sample import OPEN, add_clients, do, execute
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import OPEN, add_clients, do, execute
 from tests.served import GET, listening, served_normally, talk, talks
 
 from mailer.access import keys
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
 from mailer.client import upload
-from mailer.client.upload import IMPORTS
-from mailer.db.copying import CsvPart
+from mailer.client.upload import MAX_CONCURRENT_IMPORTS
+from mailer.db.csv_export import CsvPart
+from mailer.limits import BusyError, ConcurrencyLimiter
 from mailer.settings import Settings
-from mailer.web.connection import HEAD_LIMIT, MOST_HEADERS, URL_LIMIT, Limits
+from mailer.web.asgi_wrappers import wrap_asgi
+from mailer.web.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES, ConnectionLimits
 from mailer.web.download import csv_answer
-from mailer.web.edge import served
-from mailer.web.headers import COMMON
-from mailer.web.turns import BusyError, Turns
+from mailer.web.headers import COMMON_HEADERS
 
 BODY = b"POST /api/v1/clients HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 LARGE = 64 * 1024 * 1024
 streaming: set[str] = set()
-"""What is being streamed at this moment."""
+"""Names of the responses that are being streamed."""
 
 
 @get("/large")
 async def large() -> Stream:
-    async def parts() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         streaming.add("large")
         try:
             for _ in range(LARGE // 65_536):
@@ -43,7 +43,7 @@ async def large() -> Stream:
         finally:
             streaming.discard("large")
 
-    return Stream(parts())
+    return Stream(chunks())
 
 
 @get("/at-once")
@@ -53,12 +53,12 @@ async def at_once() -> bytes:
 
 @get("/events")
 async def events() -> ServerSentEvent:
-    async def parts() -> AsyncIterator[str]:
+    async def chunks() -> AsyncIterator[str]:
         for number in range(100):
             yield str(number)
             await asyncio.sleep(0.3)
 
-    return ServerSentEvent(parts())
+    return ServerSentEvent(chunks())
 
 
 @get("/health/live")
@@ -66,12 +66,12 @@ async def live() -> str:
     return "ok"
 
 
-def small() -> Litestar:
+def small_app() -> Litestar:
     return Litestar([large, at_once, events, live], logging_config=None, openapi_config=None)
 
 
-async def told_late(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with the names of the headers as they are when all of the body has come."""
+async def answer_header_names(scope: Any, receive: Any, send: Any) -> None:
+    """Read the whole body, then answer with the names of the headers in the scope."""
     while (await receive()).get("more_body"):
         pass
     body = b" ".join(name for name, _ in scope["headers"])
@@ -83,15 +83,15 @@ async def told_late(scope: Any, receive: Any, send: Any) -> None:
 # ---- heads ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("begun", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])
-async def test_a_head_that_is_not_whole_in_time_ends_the_connection(begun: bytes) -> None:
-    async with listening(small(), Limits(head=0.4)) as port, talk(port) as slow:
-        await slow.say(begun)
+@pytest.mark.parametrize("head_start", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+async def test_an_incomplete_head_ends_the_connection_after_the_timeout(head_start: bytes) -> None:
+    async with listening(small_app(), ConnectionLimits(head=0.4)) as port, talk(port) as slow:
+        await slow.say(head_start)
         assert await slow.ended() >= 0.3
 
 
-async def test_a_head_that_drips_gains_no_time() -> None:
-    async with listening(small(), Limits(head=0.5)) as port, talk(port) as slow:
+async def test_a_head_sent_byte_by_byte_does_not_extend_the_timeout() -> None:
+    async with listening(small_app(), ConnectionLimits(head=0.5)) as port, talk(port) as slow:
         ended = asyncio.create_task(slow.ended())
         await slow.say(b"GET / HTTP/1.1\r\nX: ")
         while not ended.done():
@@ -100,69 +100,69 @@ async def test_a_head_that_drips_gains_no_time() -> None:
         assert await ended >= 0.4
 
 
-@pytest.mark.parametrize("dripped", [b"\r\n", b"GET /health/live HTTP/1.1\r\nX: "])
-async def test_what_drips_after_an_answer_gains_no_time(dripped: bytes) -> None:
-    limits = Limits(head=0.5)
-    async with listening(small(), limits, keep_alive=1) as port, talk(port) as slow:
+@pytest.mark.parametrize("content", [b"\r\n", b"GET /health/live HTTP/1.1\r\nX: "])
+async def test_slow_bytes_after_a_response_do_not_extend_the_timeout(content: bytes) -> None:
+    limits = ConnectionLimits(head=0.5)
+    async with listening(small_app(), limits, keep_alive=1) as port, talk(port) as slow:
         await slow.say(GET)
         await slow.answer()
         ended = asyncio.create_task(slow.ended())
-        slow.writer.write(dripped)
+        slow.writer.write(content)
         while not ended.done():
-            slow.writer.write(dripped[-2:])
+            slow.writer.write(content[-2:])
             await asyncio.sleep(0.1)
         assert await ended >= 1.4
 
 
-async def test_hundreds_of_slow_heads_hold_nobody_up_and_end_in_time() -> None:
-    async with listening(small(), Limits(head=30)) as port, talks(port, 300) as slow:
-        for each in slow:
-            await each.say(b"GET / HTTP/1.1\r\nHost: ")
+async def test_hundreds_of_slow_heads_delay_no_other_client_and_end_in_time() -> None:
+    async with listening(small_app(), ConnectionLimits(head=30)) as port, talks(port, 300) as slow:
+        for connection in slow:
+            await connection.say(b"GET / HTTP/1.1\r\nHost: ")
         await served_normally(port)
-        assert not any(each.is_ended for each in slow)
-    async with listening(small(), Limits(head=2)) as port, talks(port, 300) as slow:
-        for each in slow:
-            await each.say(b"GET / HTTP/1.1\r\nHost: ")
-        await asyncio.gather(*(each.ended() for each in slow))
+        assert not any(connection.is_ended for connection in slow)
+    async with listening(small_app(), ConnectionLimits(head=2)) as port, talks(port, 300) as slow:
+        for connection in slow:
+            await connection.say(b"GET / HTTP/1.1\r\nHost: ")
+        await asyncio.gather(*(connection.ended() for connection in slow))
 
 
-async def test_when_there_are_too_many_who_lets_us_wait_longest_makes_room() -> None:
-    limits = Limits(head=60, connections=50)
-    async with listening(small(), limits) as port, talks(port, 30) as first:
-        for each in first:
-            await each.say(b"GET / HTTP/1.1\r\nHost: ")
+async def test_over_the_limit_the_longest_waiting_connection_is_evicted() -> None:
+    limits = ConnectionLimits(head=60, connections=50)
+    async with listening(small_app(), limits) as port, talks(port, 30) as first:
+        for connection in first:
+            await connection.say(b"GET / HTTP/1.1\r\nHost: ")
         async with talks(port, 270) as more:
-            for each in more:
-                await each.say(b"GET / HTTP/1.1\r\nHost: ")
+            for connection in more:
+                await connection.say(b"GET / HTTP/1.1\r\nHost: ")
             await served_normally(port)
-            assert all(each.is_ended for each in first)
-            kept = [each for each in more if not each.is_ended]
+            assert all(connection.is_ended for connection in first)
+            kept = [connection for connection in more if not connection.is_ended]
             assert 25 <= len(kept) <= 50
             assert kept == more[-len(kept) :]
 
 
-async def test_who_is_being_served_is_never_displaced_and_who_is_too_many_is_told() -> None:
-    limits = Limits(connections=3)
-    async with listening(small(), limits) as port, talks(port, 3) as watching:
-        for each in watching:
-            await each.say(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-            await each.reader.readuntil(b"data: 0")
+async def test_connections_being_served_are_never_evicted_and_excess_ones_get_503() -> None:
+    limits = ConnectionLimits(connections=3)
+    async with listening(small_app(), limits) as port, talks(port, 3) as watching:
+        for connection in watching:
+            await connection.say(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            await connection.reader.readuntil(b"data: 0")
         async with talk(port) as late:
             await late.say(GET)
             status, headers, _ = await late.answer()
             assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
-            assert {name.decode() for name, _ in COMMON} <= headers.keys()
+            assert {name.decode() for name, _ in COMMON_HEADERS} <= headers.keys()
             await late.ended()
-        for each in watching:
-            await each.reader.readuntil(b"data: 2")
+        for connection in watching:
+            await connection.reader.readuntil(b"data: 2")
         watching[0].writer.close()
-        async with asyncio.timeout(PATIENCE):
-            while not await has_room(port):
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while not await is_served(port):
                 await asyncio.sleep(0.02)
         await served_normally(port, 3)
 
 
-async def has_room(port: int) -> bool:
+async def is_served(port: int) -> bool:
     async with talk(port) as late:
         await late.say(GET)
         return (await late.answer())[0] == 200
@@ -176,15 +176,15 @@ def head(*headers: bytes, path: bytes = b"/health/live") -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("given", "status"),
+    ("content", "status"),
     [
-        (head(b"X: " + b"x" * (HEAD_LIMIT - 20)), 200),
-        (head(b"X: " + b"x" * HEAD_LIMIT), 431),
-        (head(*(b"X: " + b"x" * 1000 for _ in range(HEAD_LIMIT // 1000 + 1))), 431),
-        (head(*(b"X: y" for _ in range(MOST_HEADERS - 1))), 200),
-        (head(*(b"X: y" for _ in range(MOST_HEADERS))), 431),
-        (head(path=b"/health/live?" + b"x" * (URL_LIMIT - 13)), 200),
-        (head(path=b"/health/live?" + b"x" * URL_LIMIT), 414),
+        (head(b"X: " + b"x" * (MAX_HEAD_BYTES - 20)), 200),
+        (head(b"X: " + b"x" * MAX_HEAD_BYTES), 431),
+        (head(*(b"X: " + b"x" * 1000 for _ in range(MAX_HEAD_BYTES // 1000 + 1))), 431),
+        (head(*(b"X: y" for _ in range(MAX_HEADERS - 1))), 200),
+        (head(*(b"X: y" for _ in range(MAX_HEADERS))), 431),
+        (head(path=b"/health/live?" + b"x" * (MAX_URL_BYTES - 13)), 200),
+        (head(path=b"/health/live?" + b"x" * MAX_URL_BYTES), 414),
         (head(path=b"/" + b"x" * 200_000), 414),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000, 431),
         (b"GET / HTTP/1.1\r\n" + b"x" * 200_000, 431),
@@ -197,32 +197,32 @@ def head(*headers: bytes, path: bytes = b"/health/live") -> bytes:
     ],
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else str(value),
 )
-async def test_what_is_too_large_or_no_http_is_refused(given: bytes, status: int) -> None:
-    async with listening(small()) as port, talk(port) as client:
-        await client.say(given)
+async def test_a_head_that_is_too_large_or_invalid_is_refused(content: bytes, status: int) -> None:
+    async with listening(small_app()) as port, talk(port) as client:
+        await client.say(content)
         if status == 200:
             assert (await client.answer())[0] == 200
             return
-        answered, headers, _ = await client.answer()
-        assert (answered, headers["connection"]) == (status, "close")
+        actual_status, headers, _ = await client.answer()
+        assert (actual_status, headers["connection"]) == (status, "close")
         assert headers["content-type"] == "application/problem+json"
-        assert {name.decode() for name, _ in COMMON} <= headers.keys()
+        assert {name.decode() for name, _ in COMMON_HEADERS} <= headers.keys()
         await client.ended()
 
 
-async def test_a_trailer_is_no_header() -> None:
+async def test_a_trailer_does_not_become_a_header() -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     trailers = b"0\r\nAuthorization: Bearer x\r\nCookie: a=b\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
-    async with listening(told_late) as port, talk(port) as sly:
+    async with listening(answer_header_names) as port, talk(port) as client:
         for _ in range(2):
-            await sly.say(head + b"1\r\nx\r\n" + trailers)
-            assert (await sly.answer())[::2] == (200, b"host transfer-encoding")
+            await client.say(head + b"1\r\nx\r\n" + trailers)
+            assert (await client.answer())[::2] == (200, b"host transfer-encoding")
 
 
 @pytest.mark.parametrize(
     "rest", [b"0\r\nX: ", b"1;", b"0\r\n" + b"X: y\r\n" * 200], ids=["trailer", "extension", "many"]
 )
-async def test_what_stands_about_a_body_is_bounded_too(engine: AsyncEngine, rest: bytes) -> None:
+async def test_chunk_extensions_and_trailers_are_limited(engine: AsyncEngine, rest: bytes) -> None:
     app = create_app(engine, settings=OPEN)
     async with listening(app) as port, talk(port) as client:
         await client.say(BODY + b"Transfer-Encoding: chunked\r\n\r\n" + rest)
@@ -246,7 +246,7 @@ async def test_what_stands_about_a_body_is_bounded_too(engine: AsyncEngine, rest
     ],
     ids=["chunk", "size", "after a chunk", "coding", "trailers"],
 )
-async def test_a_body_that_breaks_off_is_refused_in_words(engine: AsyncEngine, rest: bytes) -> None:
+async def test_a_malformed_body_is_refused_with_a_problem(engine: AsyncEngine, rest: bytes) -> None:
     app = create_app(engine, settings=OPEN)
     async with listening(app) as port, talk(port) as client:
         await client.say(BODY + rest)
@@ -258,7 +258,7 @@ async def test_a_body_that_breaks_off_is_refused_in_words(engine: AsyncEngine, r
 
 
 @pytest.mark.parametrize(
-    "begun",
+    "content",
     [
         BODY + b"Content-Length: 100\r\n\r\n",
         BODY + b'Content-Length: 100\r\n\r\n{"phone": ',
@@ -271,44 +271,48 @@ async def test_a_body_that_breaks_off_is_refused_in_words(engine: AsyncEngine, r
     ],
     ids=["nothing", "a part", "chunked", "none wanted", "a form"],
 )
-async def test_a_body_that_does_not_come_in_time_is_408(engine: AsyncEngine, begun: bytes) -> None:
-    app = create_app(engine, limits=Limits(body=0.3), settings=OPEN)
+async def test_a_body_that_does_not_arrive_in_time_is_408(
+    engine: AsyncEngine, content: bytes
+) -> None:
+    app = create_app(engine, limits=ConnectionLimits(body=0.3), settings=OPEN)
     async with listening(app) as port, talk(port) as slow:
-        await slow.say(begun)
-        async with asyncio.timeout(PATIENCE):
+        await slow.say(content)
+        async with asyncio.timeout(EVENT_TIMEOUT):
             status, headers, _ = await slow.answer()
         assert (status, headers["connection"]) == (408, "close")
         await slow.ended()
 
 
-async def test_hundreds_of_stuck_bodies_hold_nobody_up(engine: AsyncEngine) -> None:
-    app = create_app(engine, limits=Limits(body=5), settings=OPEN)
+async def test_hundreds_of_stuck_bodies_delay_no_other_client(engine: AsyncEngine) -> None:
+    app = create_app(engine, limits=ConnectionLimits(body=5), settings=OPEN)
     async with listening(app) as port, talks(port, 200) as stuck:
-        for each in stuck:
-            await each.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
+        for connection in stuck:
+            await connection.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
         await served_normally(port)
         await served_normally(port, path="/api/v1/clients")
-        assert [await each.problem() for each in stuck] == [
+        assert [await connection.problem() for connection in stuck] == [
             (408, "The request did not arrive in time; try again.")
         ] * 200
 
 
-async def test_a_stuck_body_makes_room_when_there_are_too_many(engine: AsyncEngine) -> None:
+async def test_over_the_limit_a_connection_with_a_stuck_body_is_evicted(
+    engine: AsyncEngine,
+) -> None:
     app = create_app(engine, settings=OPEN)
-    async with listening(app, Limits(connections=20)) as port, talks(port, 20) as stuck:
-        for each in stuck:
-            await each.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
+    async with listening(app, ConnectionLimits(connections=20)) as port, talks(port, 20) as stuck:
+        for connection in stuck:
+            await connection.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
         await served_normally(port)
 
 
-# ---- readers --------------------------------------------------------------------------------
+# ---- clients that read slowly ---------------------------------------------------------------
 
 
-async def test_who_takes_nothing_of_an_answer_is_cut() -> None:
-    limits = Limits(reader=0.5)
-    async with listening(small(), limits) as port, talk(port, takes_little=True) as stuck:
+async def test_a_client_that_reads_nothing_is_disconnected() -> None:
+    limits = ConnectionLimits(reader=0.5)
+    async with listening(small_app(), limits) as port, talk(port, takes_little=True) as stuck:
         await stuck.say(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(EVENT_TIMEOUT):
             while not streaming:
                 await asyncio.sleep(0.01)
             await served_normally(port)
@@ -317,22 +321,22 @@ async def test_who_takes_nothing_of_an_answer_is_cut() -> None:
 
 
 @pytest.mark.parametrize("path", ["/large", "/at-once"])
-async def test_who_takes_an_answer_slowly_gets_all_of_it(path: str) -> None:
-    limits = Limits(head=0.2, reader=5)
-    async with listening(small(), limits, keep_alive=1) as port, talk(port) as slow:
+async def test_a_client_that_reads_slowly_receives_the_whole_response(path: str) -> None:
+    limits = ConnectionLimits(head=0.2, reader=5)
+    async with listening(small_app(), limits, keep_alive=1) as port, talk(port) as slow:
         await slow.say(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        taken, pause = 0, 1
-        while taken < LARGE:
+        received, pause = 0, 1
+        while received < LARGE:
             part = await slow.reader.read(LARGE // 20)
-            assert part, f"cut after {taken}"
-            taken += len(part)
-            if taken > pause * LARGE / 10:
+            assert part, f"cut after {received}"
+            received += len(part)
+            if received > pause * LARGE / 10:
                 pause += 1
                 await asyncio.sleep(0.2)
 
 
-async def test_the_rest_of_a_whole_answer_is_not_kept_for_ever() -> None:
-    """It is too little for the server to wait with, and too much for the sockets."""
+async def test_the_unsent_rest_of_a_complete_response_is_discarded_after_the_timeout() -> None:
+    """The rest is too small for the server to wait for the client, and too large for a socket."""
     sent = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -346,49 +350,51 @@ async def test_the_rest_of_a_whole_answer_is_not_kept_for_ever() -> None:
             await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
         await send({"type": "http.response.body"})
 
-    limits = Limits(head=0.3, reader=0.3)
+    limits = ConnectionLimits(head=0.3, reader=0.3)
     async with listening(app, limits) as port, talk(port, takes_little=True) as stuck:
         await stuck.say(GET)
         await asyncio.sleep(1.5)
-        taken = 0
+        received = 0
         with contextlib.suppress(ConnectionError):
             while part := await stuck.reader.read(1_000_000):
-                taken += part.count(b"x")
-        assert taken < sent
+                received += part.count(b"x")
+        assert received < sent
 
 
-async def test_events_go_on_through_every_limit() -> None:
-    limits = Limits(head=0.2, body=0.2, reader=0.2)
-    async with listening(small(), limits, keep_alive=1) as port, talk(port) as watching:
+async def test_event_streams_outlast_every_timeout() -> None:
+    limits = ConnectionLimits(head=0.2, body=0.2, reader=0.2)
+    async with listening(small_app(), limits, keep_alive=1) as port, talk(port) as watching:
         await watching.say(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
         await watching.reader.readuntil(b"data: 6")
 
 
-async def test_stuck_downloads_hold_neither_connections_nor_others(engine: AsyncEngine) -> None:
+async def test_stuck_downloads_hold_no_database_connection_and_delay_no_other_client(
+    engine: AsyncEngine,
+) -> None:
     await add_clients(engine, 60_000)
     await execute(engine, "UPDATE client SET tag = repeat('x', 64)")
-    app = served(create_app(engine, settings=OPEN), Settings())
-    asked = b"GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAccept: text/csv\r\n\r\n"
+    app = wrap_asgi(create_app(engine, settings=OPEN), Settings())
+    request = b"GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAccept: text/csv\r\n\r\n"
     async with (
-        listening(app, Limits(reader=4)) as port,
+        listening(app, ConnectionLimits(reader=4)) as port,
         talks(port, 40, takes_little=True) as stuck,
     ):
-        for each in stuck:
-            await each.say(asked)
-        async with asyncio.timeout(PATIENCE):
-            for is_used in (True, False):  # they have read something, and hold nothing meanwhile
-                while bool(engine.pool.checkedout()) != is_used:  # type: ignore[attr-defined]  # the pool's own
+        for connection in stuck:
+            await connection.say(request)
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            for is_used in (True, False):  # rows were read, then the connections were released
+                while bool(engine.pool.checkedout()) != is_used:  # type: ignore[attr-defined]  # of the pool's class
                     await asyncio.sleep(0.001)
         await served_normally(port, path="/api/v1/clients?limit=1")
-        async with asyncio.timeout(PATIENCE):
-            while not await is_downloaded(port, asked):
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while not await is_downloaded(port, request):
                 await asyncio.sleep(0.1)
 
 
-async def is_downloaded(port: int, asked: bytes) -> bool:
-    """Download all of it; False when no turn has come: those before it are still to be cut."""
+async def is_downloaded(port: int, request: bytes) -> bool:
+    """Download everything; return False when no slot is free because stuck downloads hold them."""
     async with talk(port) as patient:
-        await patient.say(asked)
+        await patient.say(request)
         status, _, _ = await patient.answer()
         if status == 503:
             return False
@@ -400,12 +406,12 @@ async def is_downloaded(port: int, asked: bytes) -> bool:
         return True
 
 
-async def test_who_waits_too_long_for_a_turn_is_told_when_to_come_again(
+async def test_waiting_too_long_for_an_import_slot_is_503_with_retry_after(
     engine: AsyncEngine,
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(IMPORTS):
-            await stack.enter_async_context(upload.TURNS.turn(None))
+        for _ in range(MAX_CONCURRENT_IMPORTS):
+            await stack.enter_async_context(upload.LIMITER.slot(None))
         async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as late:
             await late.say(
                 b"POST /api/v1/clients/import HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
@@ -415,52 +421,53 @@ async def test_who_waits_too_long_for_a_turn_is_told_when_to_come_again(
     assert (status, headers["retry-after"]) == (503, "30")
 
 
-async def test_a_download_gives_its_turn_back_however_it_ends() -> None:
+async def test_a_download_frees_its_slot_however_it_ends() -> None:
     async def endless() -> AsyncGenerator[CsvPart, None]:
         while True:
             yield CsvPart(b"x", 1)
 
-    turns = Turns(1, each=1, patience=0.1)
-    first = await csv_answer("x.csv", endless(), None, turns)
+    limiter = ConcurrencyLimiter(1, per_owner=1, timeout=0.1)
+    first = await csv_answer("x.csv", endless(), None, limiter)
     with pytest.raises(BusyError):
-        await csv_answer("x.csv", endless(), None, turns)
+        await csv_answer("x.csv", endless(), None, limiter)
 
-    async def gone() -> Any:
+    async def receive_disconnect() -> Any:
         return {"type": "http.disconnect"}
 
-    async def refused(message: Any) -> None:
+    async def fail_to_send(message: Any) -> None:
         raise ConnectionResetError(str(message["type"]))
 
     respond = first.to_asgi_response(None, None)
     with pytest.raises(ConnectionResetError):
-        await respond({"type": "http"}, gone, refused)  # type: ignore[arg-type]  # a part of a scope
-    await csv_answer("x.csv", endless(), None, turns)
+        await respond({"type": "http"}, receive_disconnect, fail_to_send)  # type: ignore[arg-type]  # an incomplete scope
+    await csv_answer("x.csv", endless(), None, limiter)
 
 
-async def test_of_one_owner_no_more_have_a_turn_than_each_may() -> None:
-    turns = Turns(3, each=2, patience=0.1)
+async def test_one_owner_holds_at_most_its_own_number_of_slots() -> None:
+    limiter = ConcurrencyLimiter(3, per_owner=2, timeout=0.1)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
-            await stack.enter_async_context(turns.turn(("key", 1)))
-        waiting = [asyncio.create_task(is_too_busy(turns, ("key", 1))) for _ in range(5)]
+            await stack.enter_async_context(limiter.slot(("key", 1)))
+        waiting = [asyncio.create_task(is_too_busy(limiter, ("key", 1))) for _ in range(5)]
         await asyncio.sleep(0.01)
-        async with turns.turn(("key", 2)):  # those who wait for their own stand in nobody's way
+        # tasks that wait for their owner's slots block no other owner
+        async with limiter.slot(("key", 2)):
             assert all(await asyncio.gather(*waiting))
-            assert await is_too_busy(turns, ("key", 3))  # there is none left
+            assert await is_too_busy(limiter, ("key", 3))  # all three are held
     for _ in range(5):
-        assert not await is_too_busy(turns, ("key", 1))
+        assert not await is_too_busy(limiter, ("key", 1))
 
 
-async def is_too_busy(turns: Turns, owner: tuple[str, int]) -> bool:
-    """Whether no turn comes."""
+async def is_too_busy(limiter: ConcurrencyLimiter, owner: tuple[str, int]) -> bool:
+    """Return whether no slot becomes free."""
     try:
-        async with turns.turn(owner):
+        async with limiter.slot(owner):
             return False
     except BusyError:
         return True
 
 
-async def test_a_key_has_one_import_at_once_and_another_has_its_own(engine: AsyncEngine) -> None:
+async def test_each_api_key_runs_one_import_at_a_time(engine: AsyncEngine) -> None:
     upload_head = (
         "POST /api/v1/clients/import HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
         "Authorization: Bearer {}\r\nContent-Length: {}\r\n\r\nphone\n"
@@ -468,11 +475,11 @@ async def test_a_key_has_one_import_at_once_and_another_has_its_own(engine: Asyn
     secrets = []
     for name in ("a", "b"):
         new = keys.NewKey(name=name, scope="write")
-        secrets.append((await do(engine, partial(keys.add, new=new, by=COMMAND_LINE)))[1])
+        secrets.append((await do(engine, partial(keys.create, new=new, by=COMMAND_LINE)))[1])
     async with listening(create_app(engine)) as port, talks(port, 3) as [slow, same, other]:
         await slow.say(upload_head.format(secrets[0], 100).encode())
-        async with asyncio.timeout(PATIENCE):
-            while not await is_too_busy(upload.TURNS, ("key", 1)):
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while not await is_too_busy(upload.LIMITER, ("key", 1)):
                 await asyncio.sleep(0.01)
         await same.say(upload_head.format(secrets[0], 6).encode())
         await other.say(upload_head.format(secrets[1], 6).encode())

@@ -1,4 +1,4 @@
-"""Pause, resume, cancel and retry over HTTP: what each answers in every state of a mailing."""
+"""Pause, resume, cancel and retry over the API: their response in every state of a mailing."""
 
 import asyncio
 from collections import Counter
@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DUE, FIELDS, NEW, create, messages_of
-from tests.patience import PATIENCE
-from tests.sample import (
+from tests.api.calls import DUE, MAILING_FIELDS, NEW, create_mailing, messages_by_client
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import (
     advance,
     begin,
     behind_all_stops,
@@ -21,11 +21,11 @@ from tests.sample import (
     take_audience,
 )
 
-from mailer.db.engine import raw
-from mailer.mailing import moving
-from mailer.mailing.telling import CHANNEL
-from mailer.message.model import FinishedMessage
-from mailer.report.verify import differences
+from mailer.db.engine import asyncpg_connection
+from mailer.mailing import transitions
+from mailer.mailing.notifications import CHANNEL
+from mailer.message.model import MessageResult
+from mailer.report.verify import find_differences
 
 pytestmark = pytest.mark.usefixtures("clients")
 
@@ -36,50 +36,50 @@ PAUSED = "The mailing is paused already."
 NOT_PAUSED = "Only a mailing that is paused can be resumed."
 NOTHING = "No message of the mailing is undelivered or unknown, so that there is nothing to retry."
 UNKNOWN = "There is no such mailing."
-# How a mailing comes to a state, and what then becomes of it by each call, or why nothing does.
+# A state of a mailing: payload, steps that lead to it, and the new status or error of each call.
 STATES: dict[str, tuple[dict[str, Any], list[str], tuple[str, str, str, str]]] = {
     "scheduled": (NEW, [], ("paused", NOT_PAUSED, "cancelled", NOTHING)),
     "due": (DUE, [], ("paused", NOT_PAUSED, "cancelled", NOTHING)),
     "paused before its start": (NEW, ["pause"], (PAUSED, "scheduled", "cancelled", NOTHING)),
-    "running": (DUE, ["begin"], ("paused", NOT_PAUSED, "cancelled", NOTHING)),
-    "running, one given up": (
-        *(DUE, ["begin", "fail"]),
+    "running": (DUE, ["start"], ("paused", NOT_PAUSED, "cancelled", NOTHING)),
+    "running, one failed": (
+        *(DUE, ["start", "fail"]),
         ("paused", NOT_PAUSED, "cancelled", "running"),
     ),
-    "paused": (DUE, ["begin", "pause"], (PAUSED, "running", "cancelled", NOTHING)),
-    "paused, one given up": (
-        *(DUE, ["begin", "fail", "pause"]),
+    "paused": (DUE, ["start", "pause"], (PAUSED, "running", "cancelled", NOTHING)),
+    "paused, one failed": (
+        *(DUE, ["start", "fail", "pause"]),
         (PAUSED, "running", "cancelled", "paused"),
     ),
     "finished before its end": (
-        *(DUE, ["begin", "fail", "deliver", "advance"]),
+        *(DUE, ["start", "fail", "deliver", "advance"]),
         (ENDED, ENDED, ENDED, "running"),
     ),
     "finished before its end, all delivered": (
-        *(DUE, ["begin", "deliver", "advance"]),
+        *(DUE, ["start", "deliver", "advance"]),
         (ENDED, ENDED, ENDED, NOTHING),
     ),
-    "past its end": (DUE, ["begin", "fail", "end"], (ENDED, ENDED, ENDED, ENDED)),
-    "paused past its end": (DUE, ["begin", "fail", "pause", "end"], (ENDED, ENDED, ENDED, ENDED)),
+    "past its end": (DUE, ["start", "fail", "end"], (ENDED, ENDED, ENDED, ENDED)),
+    "paused past its end": (DUE, ["start", "fail", "pause", "end"], (ENDED, ENDED, ENDED, ENDED)),
     "finished by its end": (
-        *(DUE, ["begin", "fail", "end", "advance"]),
+        *(DUE, ["start", "fail", "end", "advance"]),
         (ENDED, ENDED, ENDED, ENDED),
     ),
     "cancelled before its start": (NEW, ["cancel"], (ENDED, ENDED, ENDED, ENDED)),
-    "cancelled": (DUE, ["begin", "fail", "cancel"], (ENDED, ENDED, ENDED, ENDED)),
-    "cancelled and cleared": (
-        *(DUE, ["begin", "fail", "cancel", "advance"]),
+    "cancelled": (DUE, ["start", "fail", "cancel"], (ENDED, ENDED, ENDED, ENDED)),
+    "cancelled, messages too": (
+        *(DUE, ["start", "fail", "cancel", "advance"]),
         (ENDED, ENDED, ENDED, ENDED),
     ),
-    "deleted": (DUE, ["begin", "fail", "delete"], (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)),
+    "deleted": (DUE, ["start", "fail", "delete"], (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)),
     "deleted and purged": (
-        *(DUE, ["begin", "fail", "delete", "purge"]),
+        *(DUE, ["start", "fail", "delete", "purge"]),
         (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN),
     ),
 }
 ANSWERS = [
-    pytest.param(given, steps, call, answer, id=f"{call} when {state}")
-    for state, (given, steps, answers) in STATES.items()
+    pytest.param(payload, steps, call, answer, id=f"{call} when {state}")
+    for state, (payload, steps, answers) in STATES.items()
     for call, answer in zip(CALLS, answers, strict=True)
 ]
 FAIL = """
@@ -88,10 +88,12 @@ FAIL = """
 DELIVER = "UPDATE message SET status = 'delivered', sent_at = now() WHERE status = 'scheduled'"
 
 
-async def take(api: httpx.AsyncClient, engine: AsyncEngine, mailing_id: int, step: str) -> None:
-    """Lead a mailing one step on."""
+async def take_step(
+    api: httpx.AsyncClient, engine: AsyncEngine, mailing_id: int, step: str
+) -> None:
+    """Bring a mailing one step further."""
     match step:
-        case "begin":
+        case "start":
             await begin(engine)
         case "fail":
             await execute(engine, FAIL)
@@ -104,7 +106,7 @@ async def take(api: httpx.AsyncClient, engine: AsyncEngine, mailing_id: int, ste
         case "delete":
             assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
         case "purge":
-            await do(engine, lambda db: moving.purge(db, 100))
+            await do(engine, lambda db: transitions.purge(db, 100))
         case _:
             assert (await api.post(f"/mailings/{mailing_id}/{step}")).status_code == 200
 
@@ -112,44 +114,44 @@ async def take(api: httpx.AsyncClient, engine: AsyncEngine, mailing_id: int, ste
 # ---- every call in every state --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("given", "steps", "call", "expected"), ANSWERS)
-async def test_call_answers_with_the_mailing_or_says_why_it_makes_no_sense(  # noqa: PLR0913, PLR0917  # given by the table
+@pytest.mark.parametrize(("payload", "steps", "call", "expected"), ANSWERS)
+async def test_a_call_returns_the_mailing_or_the_reason_why_it_is_refused(  # noqa: PLR0913, PLR0917  # parameters of the test
     api: httpx.AsyncClient,
     engine: AsyncEngine,
-    given: dict[str, Any],
+    payload: dict[str, Any],
     steps: list[str],
     call: str,
     expected: str,
 ) -> None:
-    created = await create(api, given)
+    created = await create_mailing(api, payload)
     address = f"/mailings/{created['id']}"
     for step in steps:
-        await take(api, engine, created["id"], step)
+        await take_step(api, engine, created["id"], step)
     before = (await api.get(address)).json()
 
     answer = await api.post(f"{address}/{call}")
 
-    shown = (await api.get(address)).json()
+    mailing = (await api.get(address)).json()
     if expected.endswith("."):
         problem = answer.json()
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.status_code == problem["status"] == (404 if expected == UNKNOWN else 409)
         assert problem["detail"] == expected
-        assert shown == before
+        assert mailing == before
     else:
         assert answer.status_code == 200
-        assert answer.json().keys() == FIELDS
+        assert answer.json().keys() == MAILING_FIELDS
         assert answer.json()["status"] == expected
         assert answer.json()["updated_at"] > before["updated_at"]
-        assert shown | answer.json() == shown
-    assert await differences(engine) == []
+        assert mailing | answer.json() == mailing
+    assert await find_differences(engine) == []
     await advance(engine)
-    assert await differences(engine) == []
+    assert await find_differences(engine) == []
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_call_for_a_mailing_that_never_was_is_404(api: httpx.AsyncClient, call: str) -> None:
-    unknown = (await create(api, NEW))["id"] + 1
+async def test_a_call_for_an_unknown_mailing_is_404(api: httpx.AsyncClient, call: str) -> None:
+    unknown = (await create_mailing(api, NEW))["id"] + 1
     answer = await api.post(f"/mailings/{unknown}/{call}")
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
@@ -157,7 +159,7 @@ async def test_call_for_a_mailing_that_never_was_is_404(api: httpx.AsyncClient, 
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "fields"),
+    ("content", "status", "fields"),
     [
         ({"json": {"until": 1, "status": "finished"}}, 400, {"until", "status"}),
         ({"json": {"datetime_end": "2050-01-01T00:00:00Z"}}, 400, {"datetime_end"}),
@@ -169,19 +171,19 @@ async def test_call_for_a_mailing_that_never_was_is_404(api: httpx.AsyncClient, 
     ],
     ids=["fields", "a field", "list", "null", "no JSON", "file", "form"],
 )
-async def test_what_a_call_does_not_take_is_refused_and_changes_nothing(
-    api: httpx.AsyncClient, sent: dict[str, Any], status: int, fields: set[str]
+async def test_a_call_with_an_unexpected_body_is_refused_and_changes_nothing(
+    api: httpx.AsyncClient, content: dict[str, Any], status: int, fields: set[str]
 ) -> None:
-    created = await create(api, NEW)
+    created = await create_mailing(api, NEW)
     for call in CALLS:
-        answer = await api.post(f"/mailings/{created['id']}/{call}", **sent)
+        answer = await api.post(f"/mailings/{created['id']}/{call}", **content)
         assert answer.status_code == status
         assert {error["field"] for error in answer.json().get("errors", [])} == fields
     assert (await api.get(f"/mailings/{created['id']}")).json()["status"] == "scheduled"
 
 
-async def test_an_empty_object_is_no_more_than_no_body(api: httpx.AsyncClient) -> None:
-    created = await create(api, NEW)
+async def test_an_empty_object_is_the_same_as_no_body(api: httpx.AsyncClient) -> None:
+    created = await create_mailing(api, NEW)
     for call, status in (("pause", "paused"), ("resume", "scheduled"), ("cancel", "cancelled")):
         answer = await api.post(f"/mailings/{created['id']}/{call}", json={})
         assert (answer.status_code, answer.json()["status"]) == (200, status)
@@ -190,7 +192,7 @@ async def test_an_empty_object_is_no_more_than_no_body(api: httpx.AsyncClient) -
 async def test_a_trailing_slash_changes_nothing(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    address = f"/mailings/{(await create(api, DUE))['id']}"
+    address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
     await execute(engine, FAIL)
     for call, status in (
@@ -201,59 +203,59 @@ async def test_a_trailing_slash_changes_nothing(
 
 
 @pytest.mark.parametrize("call", ["pause", "resume", "cancel"])
-async def test_of_many_same_calls_at_once_one_is_done(api: httpx.AsyncClient, call: str) -> None:
-    address = f"/mailings/{(await create(api, NEW))['id']}"
+async def test_one_of_concurrent_equal_calls_succeeds(api: httpx.AsyncClient, call: str) -> None:
+    address = f"/mailings/{(await create_mailing(api, NEW))['id']}"
     if call == "resume":
         await api.post(f"{address}/pause")
     answers = await asyncio.gather(*(api.post(f"{address}/{call}") for _ in range(8)))
     assert Counter(answer.status_code for answer in answers) == {200: 1, 409: 7}
 
 
-async def test_calls_at_once_leave_a_mailing_in_one_state(
+async def test_concurrent_calls_leave_a_consistent_mailing(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    address = f"/mailings/{(await create(api, DUE))['id']}"
+    address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
     await execute(engine, FAIL)
     calls = [*CALLS] * 4
     answers = await asyncio.gather(*(api.post(f"{address}/{call}") for call in calls))
     assert {answer.status_code for answer in answers} <= {200, 409}
     await advance(engine)
-    shown = (await api.get(address)).json()
-    assert (shown["status"], shown["cancelled_messages"]) == ("cancelled", 3)
-    assert shown["cancelled_messages"] + shown["undelivered_messages"] == 4
-    assert await differences(engine) == []
+    mailing = (await api.get(address)).json()
+    assert (mailing["status"], mailing["cancelled_messages"]) == ("cancelled", 3)
+    assert mailing["cancelled_messages"] + mailing["undelivered_messages"] == 4
+    assert await find_differences(engine) == []
 
 
-# ---- what is being sent ---------------------------------------------------------------------
+# ---- messages in flight ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/pause"), ("POST", "/cancel"), ("DELETE", "")]
 )
-async def test_answer_comes_when_no_process_sends_for_the_mailing_any_more(
+async def test_the_response_waits_until_no_worker_sends_for_the_mailing(
     api: httpx.AsyncClient, engine: AsyncEngine, method: str, path: str
 ) -> None:
-    address = f"/mailings/{(await create(api, DUE))['id']}"
+    address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
     async with behind_all_stops(engine):
-        asked = asyncio.create_task(api.request(method, f"{address}{path}"))
-        await asyncio.wait({asked}, timeout=0.3)
-        assert not asked.done()
-        assert await running(engine) == []  # every process can see it at once
-    assert (await asked).status_code in {200, 204}
+        call = asyncio.create_task(api.request(method, f"{address}{path}"))
+        await asyncio.wait({call}, timeout=0.3)
+        assert not call.done()
+        assert await running(engine) == []  # every worker can see it at once
+    assert (await call).status_code in {200, 204}
 
 
-async def test_who_pauses_does_not_wait_any_longer_when_somebody_resumes(
+async def test_a_pause_stops_waiting_when_the_mailing_is_resumed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    address = f"/mailings/{(await create(api, DUE))['id']}"
+    address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
     async with behind_all_stops(engine):
         pausing = asyncio.create_task(api.post(f"{address}/pause"))
         await asyncio.wait({pausing}, timeout=0.3)
         assert (await api.post(f"{address}/resume")).status_code == 200
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(EVENT_TIMEOUT):
             answer = await pausing
     assert (answer.status_code, answer.json()["status"]) == (200, "running")
 
@@ -261,18 +263,23 @@ async def test_who_pauses_does_not_wait_any_longer_when_somebody_resumes(
 # ---- pause and resume -----------------------------------------------------------------------
 
 
-async def test_mailing_paused_through_its_start_takes_its_audience_and_sends_nothing(
+async def test_a_mailing_paused_during_its_start_enqueues_its_audience_and_sends_nothing(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, NEW)
+    created = await create_mailing(api, NEW)
     address = f"/mailings/{created['id']}"
     await api.post(f"{address}/pause")
     await api.patch(address, json={"datetime_start": DUE["datetime_start"]})
     await advance(engine)
 
-    shown = (await api.get(address)).json()
-    assert shown["status"] == "paused"
-    assert shown["created_messages"] == shown["scheduled_messages"] == shown["clients_count"] == 4
+    mailing = (await api.get(address)).json()
+    assert mailing["status"] == "paused"
+    assert (
+        mailing["created_messages"]
+        == mailing["scheduled_messages"]
+        == mailing["clients_count"]
+        == 4
+    )
     assert await running(engine) == []
     assert await claim(engine, created["id"], 9) == []
 
@@ -281,10 +288,10 @@ async def test_mailing_paused_through_its_start_takes_its_audience_and_sends_not
     assert len(await claim(engine, created["id"], 9)) == 4
 
 
-async def test_mailing_paused_and_resumed_before_its_start_is_scheduled_again(
+async def test_a_mailing_paused_and_resumed_before_its_start_is_scheduled_again(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, NEW)
+    created = await create_mailing(api, NEW)
     address = f"/mailings/{created['id']}"
     paused = (await api.post(f"{address}/pause")).json()
     assert (paused["scheduled_messages"], paused["created_messages"]) == (4, 0)
@@ -296,38 +303,38 @@ async def test_mailing_paused_and_resumed_before_its_start_is_scheduled_again(
     assert (await api.get(address)).json()["status"] == "running"
 
 
-async def test_what_was_on_its_way_counts_while_the_mailing_is_paused(
+async def test_results_of_messages_in_flight_are_counted_while_the_mailing_is_paused(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     claimed = await claim(engine, created["id"], 9)
     await api.post(f"/mailings/{created['id']}/pause")
-    await finish(engine, *(FinishedMessage(one, "delivered", 1) for one in claimed[:-1]))
+    await finish(engine, *(MessageResult(message, "delivered", 1) for message in claimed[:-1]))
     await advance(engine)
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert (shown["status"], shown["delivered_messages"]) == ("paused", 3)
+    mailing = (await api.get(f"/mailings/{created['id']}")).json()
+    assert (mailing["status"], mailing["delivered_messages"]) == ("paused", 3)
 
-    await finish(engine, FinishedMessage(claimed[-1], "delivered", 1))
+    await finish(engine, MessageResult(claimed[-1], "delivered", 1))
     await advance(engine)
     assert (await api.get(f"/mailings/{created['id']}")).json()["status"] == "finished"
 
 
-async def test_what_waits_for_a_mailing_that_is_paused_at_its_end_expires(
+async def test_waiting_messages_of_a_mailing_paused_at_its_end_expire(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, DUE)
-    for step in ("begin", "pause", "end", "advance"):
-        await take(api, engine, created["id"], step)
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert (shown["status"], shown["cancelled_messages"]) == ("finished", 4)
-    assert {row["reason"] for row in shown["mailing_messages"]} == {"expired"}
+    created = await create_mailing(api, DUE)
+    for step in ("start", "pause", "end", "advance"):
+        await take_step(api, engine, created["id"], step)
+    mailing = (await api.get(f"/mailings/{created['id']}")).json()
+    assert (mailing["status"], mailing["cancelled_messages"]) == ("finished", 4)
+    assert {row["reason"] for row in mailing["mailing_messages"]} == {"expired"}
 
 
-async def test_change_of_a_paused_mailing_plans_it_anew_and_keeps_it_paused(
+async def test_changing_a_paused_mailing_replans_it_and_keeps_it_paused(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE | {"client_filter": "912"})
+    created = await create_mailing(api, DUE | {"client_filter": "912"})
     address = f"/mailings/{created['id']}"
     await begin(engine)
     await api.post(f"{address}/pause")
@@ -335,8 +342,10 @@ async def test_change_of_a_paused_mailing_plans_it_anew_and_keeps_it_paused(
     assert (await api.patch(address, json=change)).json()["status"] == "paused"
     await take_audience(engine)
 
-    found = await messages_of(api, created["id"])
-    assert {name: (found[n]["status"], found[n]["reason"]) for name, n in clients.items()} == {
+    messages = await messages_by_client(api, created["id"])
+    assert {
+        name: (messages[n]["status"], messages[n]["reason"]) for name, n in clients.items()
+    } == {
         "vip": ("scheduled", None),
         "moscow": ("cancelled", "filter_changed"),
         "tagged 912": ("cancelled", "filter_changed"),
@@ -348,10 +357,10 @@ async def test_change_of_a_paused_mailing_plans_it_anew_and_keeps_it_paused(
     assert len(await claim(engine, created["id"], 9)) == 2
 
 
-async def test_mailing_resumed_while_it_is_planned_anew_sends_when_that_is_done(
+async def test_a_mailing_resumed_while_replanning_sends_after_replanning(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     address = f"/mailings/{created['id']}"
     await begin(engine)
     await api.post(f"{address}/pause")
@@ -362,15 +371,17 @@ async def test_mailing_resumed_while_it_is_planned_anew_sends_when_that_is_done(
     assert len(await running(engine)) == 1
 
 
-async def test_every_process_is_told_of_a_call(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    address = f"/mailings/{(await create(api, DUE))['id']}"
+async def test_every_call_notifies_the_workers(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
     await execute(engine, FAIL)
-    told = asyncio.Queue[object]()
+    notifications = asyncio.Queue[object]()
     async with engine.connect() as pooled:
-        process = await raw(pooled)
-        await process.add_listener(CHANNEL, lambda *notice: told.put_nowait(notice))
+        listener = await asyncpg_connection(pooled)
+        await listener.add_listener(
+            CHANNEL, lambda *notification: notifications.put_nowait(notification)
+        )
         for call in ("pause", "retry", "resume", "cancel"):
             await api.post(f"{address}/{call}")
-            await asyncio.wait_for(told.get(), PATIENCE)
-        await process.reset()
+            await asyncio.wait_for(notifications.get(), EVENT_TIMEOUT)
+        await listener.reset()

@@ -1,3 +1,5 @@
+"""API documentation pages and the OpenAPI schema, on a small application."""
+
 import hashlib
 import re
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ class Address(msgspec.Struct, forbid_unknown_fields=True):
     city: str
 
 
-class NewPerson(msgspec.Struct, forbid_unknown_fields=True):
+class NewUserBase(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     address: Address | None = None
 
@@ -48,12 +50,12 @@ async def index(limit: Annotated[int, QueryParameter(ge=1)] = 100) -> list[Perso
 
 
 @post("/people")
-async def add(data: JSONBody[NewPerson]) -> Person:
+async def add(data: JSONBody[NewUserBase]) -> Person:
     return Person(1, data.name)
 
 
 @patch("/people/{person_id:int}")
-async def change(person_id: FromPath[int], data: JSONBody[NewPerson]) -> Person:
+async def change(person_id: FromPath[int], data: JSONBody[NewUserBase]) -> Person:
     return Person(person_id, data.name)
 
 
@@ -71,12 +73,12 @@ def web() -> Iterator[TestClient[Litestar]]:
 
 @pytest.fixture(scope="module")
 def schema(web: TestClient[Litestar]) -> dict[str, Any]:
-    found: dict[str, Any] = web.get("/openapi.json").json()
-    return found
+    content: dict[str, Any] = web.get("/openapi.json").json()
+    return content
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/", "/redoc"])
-def test_a_page_needs_no_outside_host(web: TestClient[Litestar], path: str) -> None:
+def test_a_page_loads_nothing_from_other_hosts(web: TestClient[Litestar], path: str) -> None:
     page = web.get(path)
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
@@ -97,11 +99,13 @@ def test_a_page_allows_scripts_of_its_own_host_alone(web: TestClient[Litestar], 
     assert "<script>" not in page.text
 
 
-def test_other_paths_are_left_alone(web: TestClient[Litestar]) -> None:
+def test_other_paths_are_unaffected(web: TestClient[Litestar]) -> None:
     assert web.get("/").text == "home"
     unknown = web.get("/unknown")
     assert unknown.status_code == 404
-    assert unknown.headers["content-type"].startswith("application/json")  # the app's own answer
+    assert unknown.headers["content-type"].startswith(
+        "application/json"
+    )  # the application's own response
 
 
 def test_a_static_file_is_served_from_its_folder_alone(web: TestClient[Litestar]) -> None:
@@ -110,8 +114,8 @@ def test_a_static_file_is_served_from_its_folder_alone(web: TestClient[Litestar]
     assert web.get("/static/nothing.js").status_code == 404
 
 
-def test_an_address_changes_with_the_file() -> None:
-    digest = hashlib.sha256((assets.FOLDER / "docs.js").read_bytes()).hexdigest()
+def test_the_url_of_an_asset_changes_with_its_content() -> None:
+    digest = hashlib.sha256((assets.ASSETS / "docs.js").read_bytes()).hexdigest()
     assert asset_url("docs.js") == f"/static/docs.js?v={digest[:12]}"
 
 
@@ -122,9 +126,11 @@ def test_the_schema_is_openapi_3_1(web: TestClient[Litestar], schema: dict[str, 
     assert schema["paths"].keys() == {"/api/v1/people", "/api/v1/people/{person_id}"}
 
 
-def test_a_struct_that_refuses_unknown_fields_says_so(schema: dict[str, Any]) -> None:
+def test_the_schema_of_a_struct_that_forbids_unknown_fields_declares_it(
+    schema: dict[str, Any],
+) -> None:
     models = schema["components"]["schemas"]
-    assert models["NewPerson"]["additionalProperties"] is False
+    assert models["NewUserBase"]["additionalProperties"] is False
     assert models["Address"]["additionalProperties"] is False
     assert "additionalProperties" not in models["Person"]
 
@@ -138,7 +144,7 @@ def test_a_struct_that_refuses_unknown_fields_says_so(schema: dict[str, Any]) ->
         ("/api/v1/people/{person_id}", "patch", {"400", "404", "408", "409", "413", "415", "503"}),
     ],
 )
-def test_each_call_declares_its_problems(
+def test_each_route_declares_its_problems(
     schema: dict[str, Any], path: str, method: str, statuses: set[str]
 ) -> None:
     answers = schema["paths"][path][method]["responses"]
@@ -153,7 +159,7 @@ def test_each_call_declares_its_problems(
         assert answer["content"]["application/problem+json"]["schema"] == PROBLEM
 
 
-def test_a_problem_names_every_wrong_field(schema: dict[str, Any]) -> None:
+def test_a_problem_lists_every_invalid_field(schema: dict[str, Any]) -> None:
     models = schema["components"]["schemas"]
     assert models["Problem"]["required"] == ["type", "title", "status", "detail"]
     assert models["Problem"]["properties"]["errors"]["items"] == {

@@ -1,4 +1,4 @@
-"""Headers of every answer, hosts that are refused, and proxies whose word counts."""
+"""Headers of every response, refused hosts, and trusted proxies."""
 
 import re
 from collections.abc import AsyncIterator
@@ -12,41 +12,41 @@ from litestar.datastructures import Headers
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
-from tests.api.calls import NEW, create
-from tests.api.visits import BROWSER, app_of
-from tests.asked import inside
-from tests.sample import OPEN
+from tests.api.browser_session import BROWSER, shared_app
+from tests.api.calls import NEW, create_mailing
+from tests.asgi_client import inside
+from tests.factories import OPEN
 
-from mailer.admin.live import Live
+from mailer.admin.live import LiveUpdates
 from mailer.app import create_app
 from mailer.settings import Settings
-from mailer.web.edge import served
-from mailer.web.hosts import is_local
-from mailer.web.proxies import TrustedProxies
+from mailer.web.asgi_wrappers import wrap_asgi
+from mailer.web.hosts import is_loopback_host
+from mailer.web.trusted_proxies import TrustedProxies
 
-EVERYWHERE = {
+COMMON = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-NOTHING = "default-src 'none'; frame-ancestors 'none'"
+STRICTEST_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 @lru_cache(maxsize=1)
 def app_without_streams(engine: AsyncEngine) -> Litestar:
-    """Return an application that the tests share: to make one takes longer than a test."""
-    live = Live()
-    live.stop()  # streams of events end at once
+    """Return an application that the tests share: creating one takes longer than a test."""
+    live = LiveUpdates()
+    live.stop()  # event streams end at once
     return create_app(engine, live=live, settings=OPEN)
 
 
 def client_of(
     engine: AsyncEngine, settings: Settings, peer: str = "127.0.0.1", host: str = "mailer"
 ) -> httpx.AsyncClient:
-    """A client of the application as it is served, from an address."""
-    transport = inside(served(app_without_streams(engine), settings), client=(peer, 1234))
+    """Return a client, with an address, of the application behind all ASGI wrappers."""
+    transport = inside(wrap_asgi(app_without_streams(engine), settings), client=(peer, 1234))
     return httpx.AsyncClient(transport=transport, base_url=f"http://{host}")
 
 
@@ -57,8 +57,8 @@ async def web(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def answers(engine: AsyncEngine, web: httpx.AsyncClient) -> AsyncIterator[httpx.Response]:
-    """Give an answer of every route by every method, to a person and to a program."""
-    created = await create(web_api(web), NEW)
+    """Yield a response of every route to every method, to a browser and to programs."""
+    created = await create_mailing(web_api(web), NEW)
     for route in app_without_streams(engine).routes:
         if not isinstance(route, HTTPRoute):
             continue
@@ -74,26 +74,28 @@ def web_api(web: httpx.AsyncClient) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=web._transport, base_url="http://mailer/api/v1")  # noqa: SLF001  # the same application
 
 
-async def test_every_answer_of_every_route_carries_the_headers(
+async def test_every_response_of_every_route_has_the_common_headers(
     engine: AsyncEngine, web: httpx.AsyncClient
 ) -> None:
     seen = set()
     async for answer in answers(engine, web):
-        told = f"{answer.request.method} {answer.request.url} {answer.status_code}"
+        context = f"{answer.request.method} {answer.request.url} {answer.status_code}"
         seen.add(answer.status_code)
-        assert EVERYWHERE.items() <= dict(answer.headers).items(), told
-        assert "camera=()" in answer.headers["permissions-policy"], told
+        assert COMMON.items() <= dict(answer.headers).items(), context
+        assert "camera=()" in answer.headers["permissions-policy"], context
         policy = answer.headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'"), told
-        assert "frame-ancestors 'none'" in policy, told
-        assert answer.headers["cache-control"], told
-        for name in (*EVERYWHERE, "content-security-policy", "cache-control"):
-            assert len(answer.headers.get_list(name)) == 1, (told, name)
-        assert "strict-transport-security" not in answer.headers, told
-        assert "server" not in answer.headers, told
+        assert policy.startswith("default-src 'none'"), context
+        assert "frame-ancestors 'none'" in policy, context
+        assert answer.headers["cache-control"], context
+        for name in (*COMMON, "content-security-policy", "cache-control"):
+            assert len(answer.headers.get_list(name)) == 1, (context, name)
+        assert "strict-transport-security" not in answer.headers, context
+        assert "server" not in answer.headers, context
         is_page = answer.headers.get("content-type", "").startswith("text/html")
         if not is_page and answer.request.url.path.startswith(("/api/", "/health/", "/metrics")):
-            assert (policy, answer.headers["cache-control"]) == (NOTHING, "no-store"), told
+            assert (policy, answer.headers["cache-control"]) == (STRICTEST_POLICY, "no-store"), (
+                context
+            )
     assert seen >= {200, 204, 303, 400, 404, 405}, seen
 
 
@@ -101,19 +103,19 @@ async def test_every_answer_of_every_route_carries_the_headers(
     ("path", "status"),
     [("/nothing", 404), ("/api/v1/nothing", 404), ("/static/none.js", 404), ("/docs/x", 404)],
 )
-async def test_what_no_route_knows_carries_them_too(
+async def test_responses_to_unknown_paths_have_the_common_headers(
     web: httpx.AsyncClient, path: str, status: int
 ) -> None:
     answer = await web.get(path)
     assert answer.status_code == status
-    assert EVERYWHERE.items() <= dict(answer.headers).items()
+    assert COMMON.items() <= dict(answer.headers).items()
     assert (answer.headers["content-security-policy"], answer.headers["cache-control"]) == (
-        NOTHING,
+        STRICTEST_POLICY,
         "no-store",
     )
 
 
-async def test_what_has_a_policy_of_its_own_keeps_it(web: httpx.AsyncClient) -> None:
+async def test_a_response_with_its_own_policy_keeps_it(web: httpx.AsyncClient) -> None:
     page = await web.get("/mailings", headers=BROWSER)
     assert "script-src 'self'" in page.headers["content-security-policy"]
     assert page.headers["cache-control"] == "private, no-store"
@@ -122,16 +124,18 @@ async def test_what_has_a_policy_of_its_own_keeps_it(web: httpx.AsyncClient) -> 
     assert "immutable" in static["cache-control"]
 
 
-async def test_no_version_is_given_away(engine: AsyncEngine, web: httpx.AsyncClient) -> None:
-    own = [version(name) for name in ("mailer", "litestar", "uvicorn", "aiohttp", "sqlalchemy")]
+async def test_no_response_reveals_a_version(engine: AsyncEngine, web: httpx.AsyncClient) -> None:
+    versions = [
+        version(name) for name in ("mailer", "litestar", "uvicorn", "aiohttp", "sqlalchemy")
+    ]
     assert (await web.get("/openapi.json")).json()["info"]["version"] == "1"
     async for answer in answers(engine, web):
         path = answer.request.url.path
-        said = str(dict(answer.headers)) + ("" if path.startswith("/static") else answer.text)
-        for number in own:
-            assert f'"{number}"' not in said, path
-            assert f"/{number}" not in said, path
-            assert f" {number} " not in said, path
+        content = str(dict(answer.headers)) + ("" if path.startswith("/static") else answer.text)
+        for number in versions:
+            assert f'"{number}"' not in content, path
+            assert f"/{number}" not in content, path
+            assert f" {number} " not in content, path
 
 
 # ---- proxies --------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ async def next_page(client: httpx.AsyncClient) -> httpx.URL:
     return httpx.URL(answer.json()["next"])
 
 
-async def test_nobody_is_believed_unless_a_setting_says_so(engine: AsyncEngine) -> None:
+async def test_no_proxy_is_trusted_by_default(engine: AsyncEngine) -> None:
     async with client_of(engine, Settings()) as client:
         assert (await next_page(client)).scheme == "http"
         answer = await client.get("/health/live", headers=FORWARDED)
@@ -154,7 +158,7 @@ async def test_nobody_is_believed_unless_a_setting_says_so(engine: AsyncEngine) 
 
 
 @pytest.mark.parametrize(
-    ("proxies", "peer", "is_believed"),
+    ("proxies", "peer", "is_trusted"),
     [
         ("127.0.0.1", "127.0.0.1", True),
         ("10.0.0.0/8, 127.0.0.1", "10.1.2.3", True),
@@ -165,28 +169,28 @@ async def test_nobody_is_believed_unless_a_setting_says_so(engine: AsyncEngine) 
         ("127.0.0.1", "::1", False),
     ],
 )
-async def test_a_proxy_that_is_trusted_says_who_asks_and_how(
-    engine: AsyncEngine, proxies: str, peer: str, *, is_believed: bool
+async def test_the_scheme_of_a_trusted_proxy_is_used(
+    engine: AsyncEngine, proxies: str, peer: str, *, is_trusted: bool
 ) -> None:
     async with client_of(engine, Settings(trusted_proxies=proxies), peer) as client:
-        found = await next_page(client)
-        assert (found.scheme, found.host) == ("https" if is_believed else "http", "mailer")
+        url = await next_page(client)
+        assert (url.scheme, url.host) == ("https" if is_trusted else "http", "mailer")
         answer = await client.get("/health/live", headers=FORWARDED)
-        assert ("strict-transport-security" in answer.headers) == is_believed
+        assert ("strict-transport-security" in answer.headers) == is_trusted
 
 
 @pytest.mark.parametrize(
-    ("said", "sender"),
+    ("forwarded_for", "sender"),
     [
         ("192.0.2.1, 203.0.113.9, 10.0.0.7", "203.0.113.9"),
         ("10.0.0.7", "10.0.0.7"),
-        *((f"192.0.2.1, {said}", "10.0.0.5") for said in ("unknown", "_hidden", "", "a" * 9_000)),
+        *((f"192.0.2.1, {name}", "10.0.0.5") for name in ("unknown", "_hidden", "", "a" * 9_000)),
         ("[2001:db8::1]:443", "2001:db8::1"),
         ("203.0.113.9:99999999", "203.0.113.9"),
     ],
 )
-async def test_who_asks_is_the_last_address_that_no_trusted_proxy_is(
-    said: str, sender: str
+async def test_the_sender_is_the_last_address_that_is_no_trusted_proxy(
+    forwarded_for: str, sender: str
 ) -> None:
     seen = []
 
@@ -196,14 +200,14 @@ async def test_who_asks_is_the_last_address_that_no_trusted_proxy_is(
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    async def ask(peer: str) -> None:
-        wrapped = served(app, Settings(trusted_proxies="10.0.0.0/8"))
+    async def send_request(peer: str) -> None:
+        wrapped = wrap_asgi(app, Settings(trusted_proxies="10.0.0.0/8"))
         transport = inside(wrapped, client=(peer, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
-            await client.get("/", headers={"x-forwarded-for": said})
+            await client.get("/", headers={"x-forwarded-for": forwarded_for})
 
-    await ask("10.0.0.5")
-    await ask("198.51.100.1")
+    await send_request("10.0.0.5")
+    await send_request("198.51.100.1")
     assert seen == [sender, "198.51.100.1"]
 
 
@@ -216,7 +220,7 @@ async def test_who_asks_is_the_last_address_that_no_trusted_proxy_is(
         *(("httpss", False), ("wss", False), ("https;q=1", False)),
     ],
 )
-async def test_the_first_scheme_of_several_is_how_the_sender_came(
+async def test_the_first_of_several_forwarded_schemes_is_used(
     engine: AsyncEngine, proto: str, *, is_https: bool
 ) -> None:
     async with client_of(engine, Settings(trusted_proxies="127.0.0.1")) as client:
@@ -232,7 +236,7 @@ async def test_schemes_in_several_headers_are_read_in_their_order(engine: AsyncE
 
 
 @pytest.mark.parametrize(
-    ("given", "sender"),
+    ("value", "expected"),
     [
         ("192.0.2.1:4711", "192.0.2.1"),
         ("[2001:db8::1]:4711, 10.0.0.1", "2001:db8::1"),
@@ -242,15 +246,15 @@ async def test_schemes_in_several_headers_are_read_in_their_order(engine: AsyncE
         ("", "10.0.0.5"),
     ],
 )
-async def test_every_way_of_writing_an_address_is_read(given: str, sender: str) -> None:
+async def test_every_notation_of_a_forwarded_address_is_read(value: str, expected: str) -> None:
     proxies = TrustedProxies(["10.0.0.0/8"])
-    found = proxies.sender([given.encode()])
-    assert found is not None
-    assert (found[0] or "10.0.0.5") == sender
+    sender = proxies.sender([value.encode()])
+    assert sender is not None
+    assert (sender[0] or "10.0.0.5") == expected
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-Proto", "X-Forwarded-For", "Forwarded"])
-async def test_a_proxy_that_is_not_trusted_is_warned_of_once(
+async def test_an_untrusted_proxy_is_logged_once_as_a_warning(
     engine: AsyncEngine, header: str
 ) -> None:
     settings = Settings(trusted_proxies="10.0.0.1")
@@ -259,14 +263,14 @@ async def test_a_proxy_that_is_not_trusted_is_warned_of_once(
             for _ in range(3):
                 await client.get("/health/live", headers={header: "https"})
             await client.get("/health/live")
-    warnings = [each for each in logs if each["log_level"] == "warning"]
-    assert [(each["event"], each["setting"]) for each in warnings] == [
+    warnings = [event for event in logs if event["log_level"] == "warning"]
+    assert [(event["event"], event["setting"]) for event in warnings] == [
         ("proxy_not_trusted", "MAILER_TRUSTED_PROXIES")
     ]
     assert "Secure" in warnings[0]["because"]
 
 
-async def test_a_trusted_proxy_and_who_comes_without_one_are_not_warned_of(
+async def test_trusted_proxies_and_direct_clients_cause_no_warning(
     engine: AsyncEngine,
 ) -> None:
     with capture_logs() as logs:
@@ -274,10 +278,10 @@ async def test_a_trusted_proxy_and_who_comes_without_one_are_not_warned_of(
             await client.get("/health/live", headers=FORWARDED)
         async with client_of(engine, Settings()) as client:
             await client.get("/health/live")
-    assert not [each for each in logs if each["log_level"] == "warning"]
+    assert not [event for event in logs if event["log_level"] == "warning"]
 
 
-# ---- how much of a header is read -----------------------------------------------------------
+# ---- limits of header values ----------------------------------------------------------------
 
 HOSTILE = {
     "Accept-Language": ["," * 31_000, ",".join(["ru;q=0.1"] * 3_000), "ru-" * 10_000],
@@ -296,17 +300,17 @@ HOSTILE = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values]
 )
-async def test_entries_of_a_header_that_are_read_are_bounded(
+async def test_the_number_of_entries_read_from_a_header_is_limited(
     engine: AsyncEngine, name: str, value: str
 ) -> None:
     seen: list[str] = []
     app = app_without_streams(engine)
 
-    async def look(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        seen.extend(Headers.from_scope(scope).getall(name))  # as Litestar sees them
+    async def record_header(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        seen.extend(Headers.from_scope(scope).getall(name))  # the values that Litestar reads
         await app(scope, receive, send)
 
-    transport = inside(served(look, OPEN))
+    transport = inside(wrap_asgi(record_header, OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get("/clients", headers=BROWSER | {name: value})
     assert answer.status_code == 200
@@ -316,7 +320,7 @@ async def test_entries_of_a_header_that_are_read_are_bounded(
     assert name == "Cookie" or len(read) <= 1_000
 
 
-async def test_cookies_and_lists_as_browsers_send_them_are_read_whole(engine: AsyncEngine) -> None:
+async def test_cookies_and_lists_of_real_browsers_are_read_completely(engine: AsyncEngine) -> None:
     cookies = "; ".join(f"other{n}={'x' * 50}" for n in range(60))
     headers = BROWSER | {
         "Cookie": f"{cookies}; language=ru",
@@ -327,12 +331,12 @@ async def test_cookies_and_lists_as_browsers_send_them_are_read_whole(engine: As
     assert '<html lang="ru"' in answer.text
 
 
-async def test_of_languages_the_wanted_are_taken_among_the_first_only(engine: AsyncEngine) -> None:
+async def test_only_the_first_accepted_languages_are_read(engine: AsyncEngine) -> None:
     many = ",".join(["xx"] * 20)
     async with client_of(engine, OPEN, host="localhost") as client:
-        for given, spoken in ((f"ru,{many}", "ru"), (f"{many},ru", "en")):
-            answer = await client.get("/clients", headers=BROWSER | {"Accept-Language": given})
-            assert f'<html lang="{spoken}"' in answer.text
+        for accepted, language in ((f"ru,{many}", "ru"), (f"{many},ru", "en")):
+            answer = await client.get("/clients", headers=BROWSER | {"Accept-Language": accepted})
+            assert f'<html lang="{language}"' in answer.text
 
 
 # ---- hosts ----------------------------------------------------------------------------------
@@ -346,7 +350,7 @@ async def test_of_languages_the_wanted_are_taken_among_the_first_only(engine: As
     ],
 )
 def test_loopback_names_are_local(host: str) -> None:
-    assert is_local(host)
+    assert is_loopback_host(host)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +359,7 @@ def test_loopback_names_are_local(host: str) -> None:
         *("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evillocalhost", ""),
         *(
             "10.0.0.1",
-            "0.0.0.0",  # noqa: S104  # what is refused
+            "0.0.0.0",  # noqa: S104  # a name to refuse
             "128.0.0.1",
             "[::2]",
             "::1",
@@ -366,11 +370,11 @@ def test_loopback_names_are_local(host: str) -> None:
         *("localhost:x", "localhost:", "localhost@evil", "localhost/evil", "a b.localhost:1:2"),
     ],
 )
-def test_other_names_are_not(host: str) -> None:
-    assert not is_local(host)
+def test_other_names_are_not_local(host: str) -> None:
+    assert not is_loopback_host(host)
 
 
-async def test_without_auth_only_loopback_names_are_answered(engine: AsyncEngine) -> None:
+async def test_without_auth_only_loopback_names_are_served(engine: AsyncEngine) -> None:
     open_to_all = Settings(auth="none")
     async with client_of(engine, open_to_all, host="127.0.0.1:8000") as client:
         assert (await client.get("/api/v1/clients")).status_code == 200
@@ -380,25 +384,25 @@ async def test_without_auth_only_loopback_names_are_answered(engine: AsyncEngine
             assert answer.status_code == 421
             assert answer.headers["content-type"] == "application/problem+json"
             assert "MAILER_TRUSTED_PROXIES" in answer.json()["detail"]
-            assert EVERYWHERE.items() <= dict(answer.headers).items()
+            assert COMMON.items() <= dict(answer.headers).items()
 
 
-async def test_without_auth_a_request_past_the_trusted_proxy_needs_a_loopback_name(
+async def test_without_auth_a_request_around_the_trusted_proxy_needs_a_loopback_name(
     engine: AsyncEngine,
 ) -> None:
     settings = Settings(auth="none", trusted_proxies="10.0.0.1")
     for peer, status in (("127.0.0.1", 421), ("10.0.0.1", 200)):
         async with client_of(engine, settings, peer, host="evil.example") as client:
-            for said in ("10.0.0.1", "192.0.2.7"):
-                headers = {"x-forwarded-for": said}
+            for forwarded_for in ("10.0.0.1", "192.0.2.7"):
+                headers = {"x-forwarded-for": forwarded_for}
                 answer = await client.get("/api/v1/clients", headers=headers)
                 assert answer.status_code == status
-                assert EVERYWHERE.items() <= dict(answer.headers).items()
+                assert COMMON.items() <= dict(answer.headers).items()
     async with client_of(engine, settings, host="localhost") as client:
         assert (await client.get("/api/v1/clients")).status_code == 200
 
 
-async def test_with_keys_or_behind_a_trusted_proxy_any_name_will_do(engine: AsyncEngine) -> None:
+async def test_with_keys_or_behind_a_trusted_proxy_any_name_is_served(engine: AsyncEngine) -> None:
     for settings in (Settings(), Settings(auth="none", trusted_proxies="127.0.0.1")):
         async with client_of(engine, settings, host="mailer.example") as client:
             assert (await client.get("/health/live")).status_code == 200
@@ -412,21 +416,19 @@ async def test_with_keys_or_behind_a_trusted_proxy_any_name_will_do(engine: Asyn
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/login", "/api/v1/clients?limit=1", "/nothing"])
-async def test_host_that_names_nothing_is_refused(
-    engine: AsyncEngine, host: bytes, path: str
-) -> None:
+async def test_an_invalid_host_is_refused(engine: AsyncEngine, host: bytes, path: str) -> None:
     for settings in (Settings(), OPEN, Settings(trusted_proxies="127.0.0.1")):
-        transport = inside(served(app_of(engine, settings), settings))
+        transport = inside(wrap_asgi(shared_app(engine, settings), settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
             answer = await client.get(path, headers=[(b"Host", host), *_encoded(BROWSER)])
             assert answer.status_code == 400, answer.text
             assert answer.json()["detail"].startswith("Host must be one name")
-            assert EVERYWHERE.items() <= dict(answer.headers).items()
+            assert COMMON.items() <= dict(answer.headers).items()
             assert answer.headers["x-request-id"]
 
 
-async def test_query_that_is_no_text_is_refused(engine: AsyncEngine) -> None:
-    inner = served(app_of(engine, Settings()), Settings())
+async def test_a_query_that_is_not_utf_8_is_refused(engine: AsyncEngine) -> None:
+    inner = wrap_asgi(shared_app(engine, Settings()), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         await inner(scope | {"query_string": b"back=\xff"}, receive, send)
@@ -442,7 +444,7 @@ async def test_two_hosts_are_refused(web: httpx.AsyncClient) -> None:
 
 
 async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
-    inner = served(app_without_streams(engine), Settings())
+    inner = wrap_asgi(app_without_streams(engine), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         await inner(scope | {"headers": []}, receive, send)
@@ -453,10 +455,10 @@ async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize("server", [("127.0.0.1", 8000), ("::1", 8000), ("/run/mailer", None)])
-async def test_without_host_an_old_request_is_for_the_address_that_it_came_to(
+async def test_http_1_0_without_host_is_served_under_the_servers_address(
     engine: AsyncEngine, server: tuple[str, int | None]
 ) -> None:
-    inner = served(app_without_streams(engine), Settings())
+    inner = wrap_asgi(app_without_streams(engine), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"]
@@ -465,12 +467,12 @@ async def test_without_host_an_old_request_is_for_the_address_that_it_came_to(
 
     async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer") as client:
         assert (await client.get("/login", headers=BROWSER)).status_code in {200, 303}
-        found = await next_page(client)
-        assert found.port == (8000 if server[1] else None)
+        url = await next_page(client)
+        assert url.port == (8000 if server[1] else None)
 
 
 @pytest.mark.parametrize("origin", ["http://[", "http://[x]", "null", "//", "", "http://a:b:c"])
-async def test_origin_that_names_no_host_is_another_site(
+async def test_an_origin_without_a_valid_host_is_cross_site(
     web: httpx.AsyncClient, origin: str
 ) -> None:
     for path in ("/login", "/api/v1/clients"):

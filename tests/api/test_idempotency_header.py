@@ -1,4 +1,4 @@
-"""What is an Idempotency-Key, and what is none."""
+"""Valid and invalid values of the Idempotency-Key header."""
 
 import re
 from typing import Any
@@ -6,55 +6,53 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import NEW, errors
+from tests.api.calls import NEW, field_errors
 from tests.api.repeats import MAILINGS, NEW_MAILING, is_same, post
-from tests.sample import value
+from tests.factories import value
 
 from mailer.web.openapi import IDEMPOTENCY_KEY
 
 
-def is_described(key: str) -> bool:
-    """Whether a key is one by the schema."""
+def matches_schema(key: str) -> bool:
+    """Return whether a key is valid by the OpenAPI schema."""
     schema: Any = IDEMPOTENCY_KEY["schema"]
     is_long_enough = schema["minLength"] <= len(key) <= schema["maxLength"]
     return is_long_enough and re.search(schema["pattern"], key) is not None
 
 
-@pytest.mark.parametrize("given", ['"a"', "a"])
-async def test_quotes_around_a_key_do_not_count(api: httpx.AsyncClient, given: str) -> None:
+@pytest.mark.parametrize("key", ['"a"', "a"])
+async def test_quotes_around_a_key_are_ignored(api: httpx.AsyncClient, key: str) -> None:
     first = await post(api, NEW_MAILING, "a")
-    assert is_same(first, await post(api, NEW_MAILING, given))
+    assert is_same(first, await post(api, NEW_MAILING, key))
 
 
 @pytest.mark.parametrize(
-    "given", ["", '""', "a b", "x" * 256, f'"{"x" * 254}"', "ключ", "a\x7f", "a\tb", '"a b"']
+    "key", ["", '""', "a b", "x" * 256, f'"{"x" * 254}"', "ключ", "a\x7f", "a\tb", '"a b"']
 )
-async def test_what_is_no_key_is_400(
-    engine: AsyncEngine, api: httpx.AsyncClient, given: str
-) -> None:
-    headers = {b"Idempotency-Key": given.encode()}
+async def test_an_invalid_key_is_400(engine: AsyncEngine, api: httpx.AsyncClient, key: str) -> None:
+    headers = {b"Idempotency-Key": key.encode()}
     answer = await api.post("/mailings", json=NEW, headers=headers)
     assert answer.status_code == 400
-    assert errors(answer) == {
+    assert field_errors(answer) == {
         "Idempotency-Key": "must come once, as 1 to 255 visible ASCII characters"
     }
     assert await value(engine, MAILINGS) == 0
-    assert not is_described(given)
+    assert not matches_schema(key)
 
 
-async def test_two_keys_in_a_request_are_400(api: httpx.AsyncClient) -> None:
+async def test_two_keys_in_one_request_are_400(api: httpx.AsyncClient) -> None:
     twice = [(b"Idempotency-Key", b"a"), (b"Idempotency-Key", b"b")]
     answer = await api.post("/mailings", json=NEW, headers=twice)
     assert answer.status_code == 400
-    assert errors(answer).keys() == {"Idempotency-Key"}
+    assert field_errors(answer).keys() == {"Idempotency-Key"}
 
 
 @pytest.mark.parametrize(
-    "given",
+    "key",
     ["x" * 255, "!~", '"', '"a', f'"{"x" * 253}"', "8e03978e-40d5-43dd-bc93-6894a57f9324", 'a"b'],
 )
-async def test_any_visible_ascii_is_a_key(api: httpx.AsyncClient, given: str) -> None:
-    first = await post(api, NEW_MAILING, given)
-    assert is_described(given)
+async def test_any_visible_ascii_is_a_key(api: httpx.AsyncClient, key: str) -> None:
+    first = await post(api, NEW_MAILING, key)
+    assert matches_schema(key)
     assert first.status_code == 201
-    assert is_same(first, await post(api, NEW_MAILING, given))
+    assert is_same(first, await post(api, NEW_MAILING, key))

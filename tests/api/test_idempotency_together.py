@@ -1,4 +1,4 @@
-"""Idempotency-Key when several ask at once, when one is late, and when much is sent."""
+"""Idempotency-Key with concurrent requests, expired leases and large bodies."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,45 +7,45 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.browser_session import BROWSER
 from tests.api.repeats import (
     ANNA,
-    CRASH,
-    CRASH_EARLY,
+    CRASHED,
+    CRASHED_EARLY,
     CSV,
     MAILINGS,
     NEW_CLIENT,
     NEW_MAILING,
     Call,
-    held,
-    impatient,
+    api_with_lease,
+    blocked_at,
     is_replay,
     is_same,
     post,
-    until_held,
+    wait_until_blocked,
 )
-from tests.api.visits import BROWSER
-from tests.asked import inside
-from tests.patience import PATIENCE
-from tests.sample import OPEN, execute, value
+from tests.asgi_client import inside
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import OPEN, execute, value
 
 from mailer.app import create_app
-from mailer.client.upload import IMPORT_LIMIT
+from mailer.client.upload import MAX_IMPORT_BYTES
 from mailer.db.engine import create_engine
-from mailer.web.body import BODY_LIMIT
-from mailer.web.connection import Limits
+from mailer.web.body import MAX_BODY_BYTES
+from mailer.web.connection import ConnectionLimits
 
 FILE = b"phone\n79160000005\n79160000006\n"
 IMPORT: Call = ("/clients/import", {"content": FILE, "headers": CSV})
 CLIENTS = "SELECT count(*) FROM client"
 AUDITED = "SELECT count(*) FROM audit"
-TAKE_OVER = "UPDATE idempotency SET attempt = gen_random_uuid()"
-"""As if another process took over the claim, because this one stood still for so long."""
+REPLACE_ATTEMPT = "UPDATE idempotency SET attempt = gen_random_uuid()"
+"""The state after another worker took over the claim because its lease expired."""
 MANY = b"phone\n" + b"".join(b"7916%07d\n" % number for number in range(100_000))
-BUSY = "The request with this Idempotency-Key is still being processed; ask again."
+BUSY = "The request with this Idempotency-Key is still being processed; send it again."
 
 
-async def in_parts(content: bytes) -> AsyncIterator[bytes]:
-    """Give a body whose length is not told."""
+async def chunks(content: bytes) -> AsyncIterator[bytes]:
+    """Yield a body without a known length."""
     for start in range(0, len(content), 65_536):
         yield content[start : start + 65_536]
 
@@ -53,7 +53,7 @@ async def in_parts(content: bytes) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     "call", [NEW_MAILING, NEW_CLIENT, IMPORT], ids=["mailing", "client", "import"]
 )
-async def test_of_many_at_once_one_is_done_and_all_get_its_answer(
+async def test_one_of_concurrent_repeats_is_executed_and_all_get_its_response(
     engine: AsyncEngine, api: httpx.AsyncClient, call: Call
 ) -> None:
     answers = await asyncio.gather(*(post(api, call) for _ in range(30)))
@@ -66,20 +66,20 @@ async def test_of_many_at_once_one_is_done_and_all_get_its_answer(
 async def test_different_keys_do_not_wait_for_each_other(
     engine: AsyncEngine, api: httpx.AsyncClient
 ) -> None:
-    async with held(engine, "create"):
-        asking = asyncio.create_task(post(api, NEW_MAILING))
-        await until_held(engine)
+    async with blocked_at(engine, "create"):
+        first = asyncio.create_task(post(api, NEW_MAILING))
+        await wait_until_blocked(engine)
         assert (await post(api, NEW_CLIENT, "b")).status_code == 201
-        assert not asking.done()
-    assert (await asking).status_code == 201
+        assert not first.done()
+    assert (await first).status_code == 201
 
 
-async def test_a_repeat_waits_for_the_first_answer_and_holds_no_connection(
+async def test_a_repeat_waits_for_the_first_response_without_a_database_connection(
     engine: AsyncEngine, api: httpx.AsyncClient
 ) -> None:
-    async with held(engine, "record"):
+    async with blocked_at(engine, "record"):
         first = asyncio.create_task(post(api, NEW_MAILING))
-        await until_held(engine)
+        await wait_until_blocked(engine)
         repeats = [asyncio.create_task(post(api, NEW_MAILING)) for _ in range(30)]
         await asyncio.sleep(0.3)
         assert (await api.get("/mailings")).status_code == 200
@@ -88,10 +88,12 @@ async def test_a_repeat_waits_for_the_first_answer_and_holds_no_connection(
     assert all([is_same(answer, await repeat) for repeat in repeats])
 
 
-async def test_who_has_waited_half_a_lease_is_told_to_ask_again(engine: AsyncEngine) -> None:
-    async with impatient(engine, lease=1) as api, held(engine, "record"):
+async def test_a_repeat_that_waited_half_a_lease_is_409_with_retry_after(
+    engine: AsyncEngine,
+) -> None:
+    async with api_with_lease(engine, lease=1) as api, blocked_at(engine, "record"):
         first = asyncio.create_task(post(api, NEW_MAILING))
-        await until_held(engine)
+        await wait_until_blocked(engine)
         answer = await post(api, NEW_MAILING)
         assert (answer.status_code, answer.json()["detail"]) == (409, BUSY)
         assert answer.headers["Retry-After"] == "1"
@@ -100,24 +102,26 @@ async def test_who_has_waited_half_a_lease_is_told_to_ask_again(engine: AsyncEng
     assert (await first).status_code == 201
 
 
-async def test_a_form_whose_first_request_is_still_in_work_says_so(engine: AsyncEngine) -> None:
-    to = f"http://mailer/clients/new?once={'a' * 32}"
-    async with impatient(engine, lease=1) as api, held(engine, "record"):
+async def test_a_repeated_form_shows_that_the_first_is_still_in_progress(
+    engine: AsyncEngine,
+) -> None:
+    url = f"http://mailer/clients/new?once={'a' * 32}"
+    async with api_with_lease(engine, lease=1) as api, blocked_at(engine, "record"):
         api.headers.update(BROWSER | {"Accept-Language": "ru"})
-        first = asyncio.create_task(api.post(to, data=ANNA))
-        await until_held(engine)
-        answer = await api.post(to, data=ANNA)
+        first = asyncio.create_task(api.post(url, data=ANNA))
+        await wait_until_blocked(engine)
+        answer = await api.post(url, data=ANNA)
         assert answer.status_code == 409
         assert "Эта форма уже отправлена и ещё обрабатывается." in answer.text
         assert not first.done()
     assert (await first).status_code == 303
 
 
-async def test_a_lease_is_renewed_while_the_request_is_worked_on(engine: AsyncEngine) -> None:
-    async with impatient(engine, lease=0.6) as api:
-        async with held(engine, "create"):
+async def test_a_lease_is_renewed_while_the_request_is_in_progress(engine: AsyncEngine) -> None:
+    async with api_with_lease(engine, lease=0.6) as api:
+        async with blocked_at(engine, "create"):
             first = asyncio.create_task(post(api, NEW_MAILING))
-            await until_held(engine)
+            await wait_until_blocked(engine)
             await asyncio.sleep(1.5)
             assert (await post(api, NEW_MAILING)).json()["detail"] == BUSY
         answer = await first
@@ -131,18 +135,18 @@ async def test_a_lease_is_renewed_while_the_request_is_worked_on(engine: AsyncEn
     [(NEW_MAILING, "create"), (NEW_CLIENT, "import"), (IMPORT, "import")],
     ids=["mailing", "client", "import"],
 )
-async def test_who_is_late_does_nothing_and_gives_the_answer_of_who_took_over(
+async def test_a_request_that_lost_its_claim_changes_nothing_and_returns_the_new_owners_response(
     engine: AsyncEngine, api: httpx.AsyncClient, call: Call, step: str
 ) -> None:
-    async with held(engine, step):
+    async with blocked_at(engine, step):
         late = asyncio.create_task(post(api, call))
-        await until_held(engine)
-        await execute(engine, TAKE_OVER)
+        await wait_until_blocked(engine)
+        await execute(engine, REPLACE_ATTEMPT)
     await asyncio.sleep(0.3)
     assert not late.done()
     done = await value(engine, MAILINGS), await value(engine, CLIENTS), await value(engine, AUDITED)
     assert done == (0, 0, 0)
-    # the answer of the other
+    # the response of the new owner
     await execute(
         engine,
         "UPDATE idempotency SET status = 201, media_type = 'application/json', body = '{}'",
@@ -151,59 +155,61 @@ async def test_who_is_late_does_nothing_and_gives_the_answer_of_who_took_over(
     assert (answer.status_code, answer.content, is_replay(answer)) == (201, b"{}", True)
 
 
-async def test_who_is_late_and_whose_successor_died_asks_for_another_try(
+async def test_a_request_that_lost_its_claim_to_a_dead_worker_is_409(
     engine: AsyncEngine, api: httpx.AsyncClient
 ) -> None:
-    async with held(engine, "create"):
+    async with blocked_at(engine, "create"):
         late = asyncio.create_task(post(api, NEW_MAILING))
-        await until_held(engine)
-        await execute(engine, TAKE_OVER, "UPDATE idempotency SET taken_until = now()")
+        await wait_until_blocked(engine)
+        await execute(engine, REPLACE_ATTEMPT, "UPDATE idempotency SET leased_until = now()")
     assert ((await late).status_code, (await late).json()["detail"]) == (409, BUSY)
     assert await value(engine, MAILINGS) == 0
     assert (await post(api, NEW_MAILING)).status_code == 201
 
 
-async def test_who_takes_over_from_one_about_to_commit_learns_what_it_did(
+async def test_a_takeover_during_the_commit_finds_the_committed_effect(
     engine: AsyncEngine, api: httpx.AsyncClient
 ) -> None:
-    async with held(engine, "answer"):
+    async with blocked_at(engine, "answer"):
         first = asyncio.create_task(post(api, NEW_MAILING))
-        await until_held(engine)
-        await execute(engine, "UPDATE idempotency SET taken_until = now()")
+        await wait_until_blocked(engine)
+        await execute(engine, "UPDATE idempotency SET leased_until = now()")
         second = asyncio.create_task(post(api, NEW_MAILING))
-        await until_held(engine, 2)
+        await wait_until_blocked(engine, 2)
     answers = await asyncio.gather(first, second)
     assert {answer.status_code for answer in answers} == {201}
     assert answers[0].content == answers[1].content
     assert await value(engine, MAILINGS) == 1
 
 
-# ---- much is sent ---------------------------------------------------------------------------
+# ---- large bodies ---------------------------------------------------------------------------
 
 
-async def test_a_large_file_is_known_again(engine: AsyncEngine, api: httpx.AsyncClient) -> None:
-    assert len(MANY) > BODY_LIMIT
-    first = await post(api, ("/clients/import", {"content": in_parts(MANY), "headers": CSV}))
+async def test_a_repeated_large_file_is_recognized(
+    engine: AsyncEngine, api: httpx.AsyncClient
+) -> None:
+    assert len(MANY) > MAX_BODY_BYTES
+    first = await post(api, ("/clients/import", {"content": chunks(MANY), "headers": CSV}))
     assert first.json()["created"] == 100_000
-    again = await post(api, ("/clients/import", {"content": in_parts(MANY), "headers": CSV}))
-    assert is_same(first, again)
-    other = MANY[:-2] + b"0\n"
-    answer = await post(api, ("/clients/import", {"content": in_parts(other), "headers": CSV}))
+    repeat = await post(api, ("/clients/import", {"content": chunks(MANY), "headers": CSV}))
+    assert is_same(first, repeat)
+    other_file = MANY[:-2] + b"0\n"
+    answer = await post(api, ("/clients/import", {"content": chunks(other_file), "headers": CSV}))
     assert answer.status_code == 409
     assert await value(engine, CLIENTS) == 100_000
 
 
 @pytest.mark.parametrize("has_effect", [True, False])
-async def test_a_large_file_whose_process_died_is_imported_once(
+async def test_a_large_file_is_imported_once_although_its_worker_died(
     engine: AsyncEngine, api: httpx.AsyncClient, *, has_effect: bool
 ) -> None:
     def call() -> Call:
-        return "/clients/import", {"content": in_parts(MANY), "headers": CSV}
+        return "/clients/import", {"content": chunks(MANY), "headers": CSV}
 
     first = await post(api, call())
-    await execute(engine, CRASH)
+    await execute(engine, CRASHED)
     if not has_effect:
-        await execute(engine, CRASH_EARLY, "DELETE FROM client")
+        await execute(engine, CRASHED_EARLY, "DELETE FROM client")
     answer = await post(api, call())
     assert (answer.status_code, answer.json(), is_replay(answer)) == (200, first.json(), False)
     assert await value(engine, CLIENTS) == 100_000
@@ -211,17 +217,17 @@ async def test_a_large_file_whose_process_died_is_imported_once(
 
 async def test_a_repeat_beyond_the_limit_is_413(api: httpx.AsyncClient) -> None:
     await post(api, NEW_MAILING)
-    too_much = b" " * (BODY_LIMIT + 1)
-    for content in (too_much, in_parts(too_much)):
+    too_much = b" " * (MAX_BODY_BYTES + 1)
+    for content in (too_much, chunks(too_much)):
         answer = await post(api, ("/mailings", {"content": content}))
         assert answer.status_code == 413
-    headers = CSV | {"Content-Length": str(IMPORT_LIMIT + 1)}
+    headers = CSV | {"Content-Length": str(MAX_IMPORT_BYTES + 1)}
     await post(api, IMPORT, "b")
     answer = await post(api, ("/clients/import", {"content": b"", "headers": headers}), "b")
     assert answer.status_code == 413
 
 
-async def test_a_database_that_is_away_is_503() -> None:
+async def test_an_unavailable_database_is_503() -> None:
     engine = create_engine("postgresql://127.0.0.1:1/")
     app = create_app(engine, settings=OPEN)
     transport = inside(app)
@@ -246,20 +252,20 @@ HEAD = {
 }
 
 
-async def sent_to(engine: AsyncEngine, path: str, receive: Any) -> list[int]:
-    """Return the statuses of what is sent to a client whose body is what `receive` gives."""
+async def statuses_of(engine: AsyncEngine, path: str, receive: Any) -> list[int]:
+    """Return the statuses of the responses to a client whose body comes from `receive`."""
     statuses = []
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    app = create_app(engine, settings=OPEN, limits=Limits(body=0.3))
-    await app(HEAD | {"path": f"/api/v1{path}"}, receive, send)  # type: ignore[arg-type]  # as a server would
+    app = create_app(engine, settings=OPEN, limits=ConnectionLimits(body=0.3))
+    await app(HEAD | {"path": f"/api/v1{path}"}, receive, send)  # type: ignore[arg-type]  # an incomplete scope
     return statuses
 
 
-async def test_a_repeat_that_is_broken_off_gets_no_answer(
+async def test_an_aborted_repeat_gets_no_response(
     engine: AsyncEngine, api: httpx.AsyncClient
 ) -> None:
     await post(api, NEW_MAILING)
@@ -267,15 +273,17 @@ async def test_a_repeat_that_is_broken_off_gets_no_answer(
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
-    assert await sent_to(engine, "/mailings", receive) == []
+    assert await statuses_of(engine, "/mailings", receive) == []
 
 
-async def test_a_repeat_that_drips_is_given_up(engine: AsyncEngine, api: httpx.AsyncClient) -> None:
+async def test_a_repeat_sent_byte_by_byte_times_out(
+    engine: AsyncEngine, api: httpx.AsyncClient
+) -> None:
     await post(api, NEW_MAILING)
 
     async def receive() -> Any:
         await asyncio.sleep(0.02)
         return {"type": "http.request", "body": b" ", "more_body": True}
 
-    async with asyncio.timeout(PATIENCE):
-        assert await sent_to(engine, "/mailings", receive) == [408]
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        assert await statuses_of(engine, "/mailings", receive) == [408]

@@ -1,17 +1,17 @@
-"""Who is away is signed out, whatever page they have left open."""
+"""An idle user is signed out, whatever page is open in the browser."""
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.visits import signed_in
-from tests.asked import inside
-from tests.sample import add_mailing, execute, value
+from tests.api.browser_session import signed_in_browser
+from tests.asgi_client import inside
+from tests.factories import add_mailing, execute, value
 
-from mailer.access.gate import BY_ITSELF
-from mailer.admin.live import Live
+from mailer.access.auth_middleware import IS_POLLED
+from mailer.admin.live import LiveUpdates
 from mailer.app import create_app
 
-AWAY = "UPDATE session SET seen_at = now() - interval '1 hour 59 minutes'"
-LATELY = "SELECT seen_at > now() - interval '1 minute' FROM session"
+IDLE = "UPDATE session SET seen_at = now() - interval '1 hour 59 minutes'"
+IS_SEEN_RECENTLY = "SELECT seen_at > now() - interval '1 minute' FROM session"
 
 
 @pytest.mark.parametrize(
@@ -25,27 +25,27 @@ LATELY = "SELECT seen_at > now() - interval '1 minute' FROM session"
         ("/live/system", False),
     ],
 )
-async def test_only_what_a_person_asks_for_keeps_them_signed_in(
+async def test_only_requests_of_the_user_keep_the_session_alive(
     engine: AsyncEngine, path: str, *, is_seen: bool
 ) -> None:
     await add_mailing(engine)
-    live = Live()
+    live = LiveUpdates()
     live.stop()
     app = create_app(engine, live=live)
-    async with await signed_in(engine, "admin") as browser:
-        browser._transport = inside(app)  # noqa: SLF001  # one whose streams end at once
-        await execute(engine, AWAY)
+    async with await signed_in_browser(engine, "admin") as browser:
+        browser._transport = inside(app)  # noqa: SLF001  # an application whose streams end at once
+        await execute(engine, IDLE)
         assert (await browser.get(path)).status_code == 200
-        assert await value(engine, LATELY) is is_seen
+        assert await value(engine, IS_SEEN_RECENTLY) is is_seen
 
 
-def test_every_live_page_asks_by_itself(engine: AsyncEngine) -> None:
+def test_every_route_of_live_updates_is_marked_as_polled(engine: AsyncEngine) -> None:
     live = {
-        (route.path, handler.opt.get(BY_ITSELF))
+        (route.path, handler.opt.get(IS_POLLED))
         for route in create_app(engine).routes
         if route.path.startswith("/live/")
         for handler in getattr(route, "route_handlers", ())
         if "GET" in handler.http_methods
     }
     assert len(live) == 4
-    assert {is_by_itself for _, is_by_itself in live} == {True}
+    assert {is_polled for _, is_polled in live} == {True}

@@ -1,4 +1,4 @@
-"""Mailings over HTTP: their filter, their audience and their ledger."""
+"""Mailings over the API: filter, audience and counters."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import httpx
 import pytest
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DUE, LEDGER, NEW, create, mark, messages_of
-from tests.sample import begin, do
+from tests.api.calls import COUNTERS, DUE, NEW, create_mailing, messages_by_client, update_messages
+from tests.factories import begin, do
 
-from mailer.mailing import moving
+from mailer.mailing import transitions
 
 # ---- the filter -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("given", "matched"),
+    ("client_filter", "matched"),
     [
         (None, {"vip", "moscow", "tagged 912", "blank"}),
         ("912", {"moscow", "tagged 912"}),
@@ -43,68 +43,70 @@ from mailer.mailing import moving
         ({"operator_codes": ["916"], "tags": ["vip"], "time_zones": ["Asia/Tokyo"]}, set()),
     ],
 )
-async def test_a_filter_is_returned_as_given_and_finds_its_audience(
+async def test_a_filter_is_returned_as_given_and_matches_its_audience(
     api: httpx.AsyncClient,
     engine: AsyncEngine,
     clients: dict[str, int],
-    given: Any,
+    client_filter: Any,
     matched: set[str],
 ) -> None:
-    created = await create(api, DUE | {"client_filter": given})
-    assert created["client_filter"] == given
+    created = await create_mailing(api, DUE | {"client_filter": client_filter})
+    assert created["client_filter"] == client_filter
     assert created["clients_count"] == len(matched)
     await begin(engine)
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert shown["client_filter"] == given
-    assert shown["clients_count"] == len(matched)
-    assert (await messages_of(api, created["id"])).keys() == {clients[name] for name in matched}
+    mailing = (await api.get(f"/mailings/{created['id']}")).json()
+    assert mailing["client_filter"] == client_filter
+    assert mailing["clients_count"] == len(matched)
+    assert (await messages_by_client(api, created["id"])).keys() == {
+        clients[name] for name in matched
+    }
 
 
 async def test_a_deleted_client_is_in_no_audience(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await api.delete(f"/clients/{clients['vip']}")
-    assert (await create(api, NEW))["clients_count"] == 3
+    assert (await create_mailing(api, NEW))["clients_count"] == 3
     await begin(engine)
-    assert clients["vip"] not in await messages_of(api, created["id"])
+    assert clients["vip"] not in await messages_by_client(api, created["id"])
 
 
 # ---- counts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("clients")
-async def test_before_the_start_all_are_scheduled_and_no_message_exists(
+async def test_before_the_start_the_audience_counts_as_scheduled_without_messages(
     api: httpx.AsyncClient,
 ) -> None:
-    created = await create(api, NEW | {"client_filter": "912"})
+    created = await create_mailing(api, NEW | {"client_filter": "912"})
     assert created["clients_count"] == created["scheduled_messages"] == 2
     assert created["created_messages"] == 0
-    assert [created[name] for name in LEDGER[1:]] == [0] * 5
+    assert [created[name] for name in COUNTERS[1:]] == [0] * 5
     assert (await api.get(f"/mailings/{created['id']}/messages")).json()["results"] == []
 
 
-async def test_from_the_start_on_the_ledger_adds_up(
+async def test_from_the_start_on_the_counters_add_up(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE)
-    joined_before_the_start = await api.post("/clients", json={"phone": "79160000009"})
+    created = await create_mailing(api, DUE)
+    created_before_the_start = await api.post("/clients", json={"phone": "79160000009"})
     await begin(engine)
     await api.post("/clients", json={"phone": "79160000010"})
-    await mark(engine, clients["vip"], status="delivered", sent_at=func.now())
-    await mark(engine, clients["moscow"], status="undelivered", reason="rejected_400")
-    await mark(engine, clients["tagged 912"], status="unknown", reason="timeout")
-    await mark(engine, clients["blank"], status="cancelled", reason="expired")
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert shown["status"] == "running"
-    assert shown["clients_count"] == shown["created_messages"] == 5
-    assert [shown[name] for name in LEDGER] == [1, 0, 1, 1, 1, 1]
-    assert joined_before_the_start.json()["id"] in await messages_of(api, created["id"])
+    await update_messages(engine, clients["vip"], status="delivered", sent_at=func.now())
+    await update_messages(engine, clients["moscow"], status="undelivered", reason="rejected_400")
+    await update_messages(engine, clients["tagged 912"], status="unknown", reason="timeout")
+    await update_messages(engine, clients["blank"], status="cancelled", reason="expired")
+    mailing = (await api.get(f"/mailings/{created['id']}")).json()
+    assert mailing["status"] == "running"
+    assert mailing["clients_count"] == mailing["created_messages"] == 5
+    assert [mailing[name] for name in COUNTERS] == [1, 0, 1, 1, 1, 1]
+    assert created_before_the_start.json()["id"] in await messages_by_client(api, created["id"])
 
 
 async def test_an_audience_may_be_empty(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert shown["clients_count"] == shown["created_messages"] == 0
-    assert await do(engine, moving.finish) == [(created["id"], "finished")]
+    mailing = (await api.get(f"/mailings/{created['id']}")).json()
+    assert mailing["clients_count"] == mailing["created_messages"] == 0
+    assert await do(engine, transitions.finish) == [(created["id"], "finished")]

@@ -1,4 +1,4 @@
-"""Mailings over HTTP: what may change, and when."""
+"""Mailings over the API: which fields can change, and when."""
 
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -8,11 +8,20 @@ import httpx
 import pytest
 from sqlalchemy import func, update
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DIRECTORY, DUE, LEDGER, NEW, create, errors, mark, messages_of
-from tests.sample import begin, do, running, take_audience
+from tests.api.calls import (
+    CLIENTS,
+    COUNTERS,
+    DUE,
+    NEW,
+    create_mailing,
+    field_errors,
+    messages_by_client,
+    update_messages,
+)
+from tests.factories import begin, do, running, take_audience
 
 from mailer.db.schema import mailing
-from mailer.mailing.audience import take_chunk
+from mailer.mailing.audience import enqueue_chunk
 
 # ---- changing before the start --------------------------------------------------------------
 
@@ -33,30 +42,32 @@ from mailer.mailing.audience import take_chunk
     ],
 )
 @pytest.mark.usefixtures("clients")
-async def test_before_the_start_everything_can_change_and_the_rest_stays(
+async def test_before_the_start_every_field_can_change_and_absent_fields_stay(
     api: httpx.AsyncClient, change: dict[str, Any]
 ) -> None:
-    created = await create(api, NEW)
+    created = await create_mailing(api, NEW)
     answer = await api.patch(f"/mailings/{created['id']}", json=change)
     assert answer.status_code == 200
-    moved = {"updated_at", "clients_count", "scheduled_messages"}
-    kept = created.keys() - change.keys() - moved
-    assert {name: answer.json()[name] for name in kept} == {name: created[name] for name in kept}
+    derived = {"updated_at", "clients_count", "scheduled_messages"}
+    unchanged = created.keys() - change.keys() - derived
+    assert {name: answer.json()[name] for name in unchanged} == {
+        name: created[name] for name in unchanged
+    }
     assert {name: answer.json()[name] for name in change} == change
     assert (await api.get("/mailings")).json()["results"] == [answer.json()]
 
 
 @pytest.mark.usefixtures("clients")
-async def test_a_new_filter_before_the_start_is_counted_anew(api: httpx.AsyncClient) -> None:
-    created = await create(api, NEW | {"client_filter": "vip"})
+async def test_a_new_filter_before_the_start_counts_its_audience(api: httpx.AsyncClient) -> None:
+    created = await create_mailing(api, NEW | {"client_filter": "vip"})
     changed = await api.patch(f"/mailings/{created['id']}", json={"client_filter": "912"})
     assert changed.json()["clients_count"] == changed.json()["scheduled_messages"] == 2
     assert changed.json()["created_messages"] == 0
 
 
-async def test_null_takes_the_filter_and_the_window_away(api: httpx.AsyncClient) -> None:
+async def test_null_removes_the_filter_and_the_sending_window(api: httpx.AsyncClient) -> None:
     window = {"send_interval_time_start": "09:00", "send_interval_time_end": "18:00"}
-    created = await create(api, NEW | window | {"client_filter": "vip"})
+    created = await create_mailing(api, NEW | window | {"client_filter": "vip"})
     nothing = dict.fromkeys([*window, "client_filter"])
     changed = (await api.patch(f"/mailings/{created['id']}", json=nothing)).json()
     assert {name: changed[name] for name in nothing} == nothing
@@ -81,15 +92,15 @@ async def test_null_takes_the_filter_and_the_window_away(api: httpx.AsyncClient)
         ),
     ],
 )
-async def test_a_change_that_does_not_fit_what_stays_is_refused_by_name(
+async def test_a_change_in_conflict_with_stored_fields_is_refused_by_name(
     api: httpx.AsyncClient, stored: Any, change: dict[str, Any], field: str
 ) -> None:
     if stored == "window":
         stored = {"send_interval_time_start": "09:00", "send_interval_time_end": "18:00"}
-    created = await create(api, NEW | stored)
+    created = await create_mailing(api, NEW | stored)
     answer = await api.patch(f"/mailings/{created['id']}", json=change)
     assert answer.status_code == 400
-    assert errors(answer).keys() == {field}
+    assert field_errors(answer).keys() == {field}
     assert (await api.get("/mailings")).json()["results"] == [created]
 
 
@@ -98,183 +109,193 @@ async def test_a_change_that_does_not_fit_what_stays_is_refused_by_name(
 
 @pytest.mark.parametrize("change", [{"text": "Changed"}, {"on_unknown": "hold"}, {}])
 @pytest.mark.usefixtures("clients")
-async def test_while_it_runs_the_text_and_on_unknown_change_at_once(
+async def test_a_running_mailing_changes_its_text_and_on_unknown_at_once(
     api: httpx.AsyncClient, engine: AsyncEngine, change: dict[str, Any]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
-    before = await messages_of(api, created["id"])
+    before = await messages_by_client(api, created["id"])
     answer = await api.patch(f"/mailings/{created['id']}", json=change)
     assert answer.status_code == 200
     assert {name: answer.json()[name] for name in change} == change
-    [sent] = await running(engine)
-    assert sent.text == answer.json()["text"]
-    assert sent.on_unknown == answer.json()["on_unknown"]
+    [running_mailing] = await running(engine)
+    assert running_mailing.text == answer.json()["text"]
+    assert running_mailing.on_unknown == answer.json()["on_unknown"]
     await take_audience(engine)
-    assert await messages_of(api, created["id"]) == before
+    assert await messages_by_client(api, created["id"]) == before
 
 
 @pytest.mark.usefixtures("clients")
-async def test_while_it_runs_the_end_can_change(
+async def test_a_running_mailing_can_change_its_end(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     end = {"datetime_end": "2050-01-01T00:00:00Z"}
     assert (await api.patch(f"/mailings/{created['id']}", json=end)).status_code == 200
     await take_audience(engine)
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert shown["datetime_end"] == end["datetime_end"]
-    assert shown["scheduled_messages"] == shown["clients_count"] == 4
+    changed = (await api.get(f"/mailings/{created['id']}")).json()
+    assert changed["datetime_end"] == end["datetime_end"]
+    assert changed["scheduled_messages"] == changed["clients_count"] == 4
 
 
-async def test_after_the_start_another_start_is_409(
+async def test_changing_the_start_after_the_start_is_409(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     address = f"/mailings/{created['id']}"
-    late = await api.patch(address, json={"datetime_start": "2021-01-01T00:00:00Z", "text": "x"})
-    assert late.status_code == 409
-    assert late.headers["content-type"] == "application/problem+json"
+    refused = await api.patch(address, json={"datetime_start": "2021-01-01T00:00:00Z", "text": "x"})
+    assert refused.status_code == 409
+    assert refused.headers["content-type"] == "application/problem+json"
     assert (await api.get(address)).json()["text"] == created["text"]
     same = await api.patch(address, json={"datetime_start": "2020-01-01T12:00:00+03:00"})
     assert same.status_code == 200
 
 
-async def test_a_new_filter_cancels_adds_and_leaves_what_was_sent(
+async def test_a_new_filter_cancels_and_creates_messages_and_keeps_sent_ones(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE | {"client_filter": "916, 912"})
+    created = await create_mailing(api, DUE | {"client_filter": "916, 912"})
     await begin(engine)
-    await mark(engine, clients["vip"], status="delivered", sent_at=func.now())
+    await update_messages(engine, clients["vip"], status="delivered", sent_at=func.now())
     change = {"client_filter": {"operator_codes": ["903", "999"]}}
     changed = await api.patch(f"/mailings/{created['id']}", json=change)
     assert changed.json()["client_filter"] == change["client_filter"]
     await take_audience(engine)
-    found = await messages_of(api, created["id"])
-    assert {name: (found[n]["status"], found[n]["reason"]) for name, n in clients.items()} == {
+    messages = await messages_by_client(api, created["id"])
+    assert {
+        name: (messages[n]["status"], messages[n]["reason"]) for name, n in clients.items()
+    } == {
         "vip": ("delivered", None),
         "moscow": ("cancelled", "filter_changed"),
         "tagged 912": ("scheduled", None),
         "blank": ("scheduled", None),
     }
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert shown["clients_count"] == shown["created_messages"] == 4
-    assert [shown[name] for name in LEDGER] == [2, 0, 1, 0, 0, 1]
+    after = (await api.get(f"/mailings/{created['id']}")).json()
+    assert after["clients_count"] == after["created_messages"] == 4
+    assert [after[name] for name in COUNTERS] == [2, 0, 1, 0, 0, 1]
 
 
-async def test_who_matches_again_is_taken_back_with_the_same_message(
+async def test_a_client_that_matches_again_is_rescheduled_with_the_same_message(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE | {"client_filter": "912"})
+    created = await create_mailing(api, DUE | {"client_filter": "912"})
     address = f"/mailings/{created['id']}"
     await begin(engine)
-    before = await messages_of(api, created["id"])
+    before = await messages_by_client(api, created["id"])
     await api.patch(address, json={"client_filter": "vip"})
     await take_audience(engine)
     await api.patch(address, json={"client_filter": "912"})
     await take_audience(engine)
-    after = await messages_of(api, created["id"])
+    after = await messages_by_client(api, created["id"])
     for name in ("moscow", "tagged 912"):
-        again = after[clients[name]]
-        assert again["id"] == before[clients[name]]["id"]
-        assert (again["status"], again["reason"]) == ("scheduled", None)
+        message = after[clients[name]]
+        assert message["id"] == before[clients[name]]["id"]
+        assert (message["status"], message["reason"]) == ("scheduled", None)
     assert after[clients["vip"]]["reason"] == "filter_changed"
 
 
-async def test_a_client_that_joined_after_the_start_is_added_by_a_change_of_the_filter_alone(
+async def test_a_client_created_after_the_start_is_enqueued_only_by_a_change_of_the_filter(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE | {"client_filter": "vip"})
+    created = await create_mailing(api, DUE | {"client_filter": "vip"})
     await begin(engine)
-    late = (await api.post("/clients", json={"phone": "79160000009", "tag": "vip"})).json()["id"]
+    created_before_change = (
+        await api.post("/clients", json={"phone": "79160000009", "tag": "vip"})
+    ).json()["id"]
     end = (datetime.now(UTC) + timedelta(days=2)).isoformat()
     await api.patch(f"/mailings/{created['id']}", json={"datetime_end": end})
     await take_audience(engine)
-    assert late not in await messages_of(api, created["id"])
+    assert created_before_change not in await messages_by_client(api, created["id"])
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": None})
-    later = (await api.post("/clients", json={"phone": "79160000008", "tag": "vip"})).json()["id"]
+    created_after_change = (
+        await api.post("/clients", json={"phone": "79160000008", "tag": "vip"})
+    ).json()["id"]
     await take_audience(engine)
-    found = await messages_of(api, created["id"])
-    assert later not in found
-    assert found.keys() == {*clients.values(), late}
+    messages = await messages_by_client(api, created["id"])
+    assert created_after_change not in messages
+    assert messages.keys() == {*clients.values(), created_before_change}
 
 
-async def test_a_deleted_client_is_not_taken_back(
+async def test_messages_of_a_deleted_client_are_not_rescheduled(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     await api.delete(f"/clients/{clients['vip']}")
     for client_filter in ("912", None):
         await api.patch(f"/mailings/{created['id']}", json={"client_filter": client_filter})
         await take_audience(engine)
-    erased = (await messages_of(api, created["id"]))[clients["vip"]]
+    erased = (await messages_by_client(api, created["id"]))[clients["vip"]]
     assert (erased["status"], erased["reason"]) == ("cancelled", "client_deleted")
 
 
-async def test_nothing_may_be_claimed_until_a_new_filter_is_taken(
+async def test_no_message_is_claimed_until_a_new_filter_is_applied(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     lease = {"lease_owner": func.gen_random_uuid(), "lease_expires_at": func.now()}
-    await mark(engine, clients["vip"], status="sending", **lease)
+    await update_messages(engine, clients["vip"], status="sending", **lease)
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": "912"})
     assert await running(engine) == []
-    assert await do(engine, take_chunk) is None  # one is on its way
-    await mark(engine, clients["vip"], status="delivered", lease_owner=None, lease_expires_at=None)
+    assert await do(engine, enqueue_chunk) is None  # a message is in flight
+    await update_messages(
+        engine, clients["vip"], status="delivered", lease_owner=None, lease_expires_at=None
+    )
     await take_audience(engine)
     assert len(await running(engine)) == 1
 
 
-async def test_a_change_does_not_cut_short_a_pause_after_a_failed_attempt(
+async def test_a_change_does_not_shorten_the_pause_after_a_failed_attempt(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     in_an_hour = datetime.now(UTC) + timedelta(hours=1)
     pause = {"due_at": in_an_hour, "retry_at": in_an_hour}
-    await mark(engine, clients["vip"], attempts=1, reason="http_503", **pause)
-    waits = (await messages_of(api, created["id"]))[clients["vip"]]
+    await update_messages(engine, clients["vip"], attempts=1, reason="http_503", **pause)
+    before = (await messages_by_client(api, created["id"]))[clients["vip"]]
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": "vip"})
     await take_audience(engine)
-    still = (await messages_of(api, created["id"]))[clients["vip"]]
-    assert (still["datetime_send"], still["reason"]) == (waits["datetime_send"], "http_503")
+    after = (await messages_by_client(api, created["id"]))[clients["vip"]]
+    assert (after["datetime_send"], after["reason"]) == (before["datetime_send"], "http_503")
 
 
-async def test_a_new_window_plans_what_waits_anew(
+async def test_a_new_sending_window_replans_waiting_messages(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
-    await mark(engine, clients["blank"], status="delivered", sent_at=func.now())
-    sent = (await messages_of(api, created["id"]))[clients["blank"]]
+    await update_messages(engine, clients["blank"], status="delivered", sent_at=func.now())
+    sent = (await messages_by_client(api, created["id"]))[clients["blank"]]
     window = {"send_interval_time_start": "09:00", "send_interval_time_end": "09:01"}
     await api.patch(f"/mailings/{created['id']}", json=window)
     await take_audience(engine)
-    found = await messages_of(api, created["id"])
+    messages = await messages_by_client(api, created["id"])
     for name in ("vip", "moscow", "tagged 912"):
-        zone = ZoneInfo(DIRECTORY[name].get("time_zone", "UTC"))
-        due_at = datetime.fromisoformat(found[clients[name]]["datetime_send"])
+        zone = ZoneInfo(CLIENTS[name].get("time_zone", "UTC"))
+        due_at = datetime.fromisoformat(messages[clients[name]]["datetime_send"])
         assert time(9, 0) <= due_at.astimezone(zone).time() < time(9, 1)
         assert timedelta(minutes=-1) < due_at - datetime.now(UTC) < timedelta(days=1)
-    assert found[clients["blank"]] == sent
+    assert messages[clients["blank"]] == sent
     await api.patch(f"/mailings/{created['id']}", json=dict.fromkeys(window))
     await take_audience(engine)
-    found = await messages_of(api, created["id"])
+    messages = await messages_by_client(api, created["id"])
     for name in ("vip", "moscow", "tagged 912"):
-        due_at = datetime.fromisoformat(found[clients[name]]["datetime_send"])
+        due_at = datetime.fromisoformat(messages[clients[name]]["datetime_send"])
         assert due_at <= datetime.now(UTC)
 
 
-async def test_what_a_window_kept_from_being_sent_is_taken_back_by_another(
+async def test_messages_cancelled_by_a_sending_window_are_rescheduled_when_it_can_open(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await api.post("/clients", json={"phone": "79160000001"})
     now = datetime.now(UTC)
-    created = await create(api, DUE | {"datetime_end": (now + timedelta(hours=1)).isoformat()})
+    created = await create_mailing(
+        api, DUE | {"datetime_end": (now + timedelta(hours=1)).isoformat()}
+    )
     address = f"/mailings/{created['id']}"
     await begin(engine)
     window = {
@@ -283,13 +304,13 @@ async def test_what_a_window_kept_from_being_sent_is_taken_back_by_another(
     }
     await api.patch(address, json=window)
     await take_audience(engine)
-    [shut] = (await api.get(address)).json()["mailing_messages"]
-    assert (shut["status"], shut["reason"]) == ("cancelled", "no_window")
+    [cancelled] = (await api.get(address)).json()["mailing_messages"]
+    assert (cancelled["status"], cancelled["reason"]) == ("cancelled", "no_window")
     later = {"datetime_end": (now + timedelta(hours=5)).isoformat()}
     await api.patch(address, json=later)
     await take_audience(engine)
-    [opened] = (await api.get(address)).json()["mailing_messages"]
-    assert (opened["status"], opened["reason"]) == ("scheduled", None)
+    [rescheduled] = (await api.get(address)).json()["mailing_messages"]
+    assert (rescheduled["status"], rescheduled["reason"]) == ("scheduled", None)
 
 
 # ---- after the end --------------------------------------------------------------------------
@@ -310,7 +331,7 @@ async def test_what_a_window_kept_from_being_sent_is_taken_back_by_another(
 async def test_after_the_end_any_change_is_409(
     api: httpx.AsyncClient, engine: AsyncEngine, ended: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     async with engine.begin() as connection:
         await connection.execute(update(mailing).values(**ended))
     before = (await api.get(f"/mailings/{created['id']}")).json()

@@ -1,4 +1,4 @@
-"""Mailings over HTTP: how they are given."""
+"""Mailings over the API: creating them, and the rules of their fields."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import FIELDS, LEDGER, NEW, create, errors
-from tests.sample import execute
+from tests.api.calls import COUNTERS, MAILING_FIELDS, NEW, create_mailing, field_errors
+from tests.factories import execute
 
 
 async def test_a_mailing_has_the_fields_of_the_contract(api: httpx.AsyncClient) -> None:
-    created = await create(api, NEW)
-    assert created.keys() == FIELDS
+    created = await create_mailing(api, NEW)
+    assert created.keys() == MAILING_FIELDS
     assert created["created_at"].endswith("Z")
     assert created["updated_at"] == created["created_at"]
     assert abs(datetime.fromisoformat(created["created_at"]) - datetime.now(UTC)).seconds < 60
 
 
 async def test_defaults_are_everybody_all_day_and_retry(api: httpx.AsyncClient) -> None:
-    created = await create(api, NEW)
+    created = await create_mailing(api, NEW)
     assert created["client_filter"] is None
     assert created["send_interval_time_start"] is None
     assert created["send_interval_time_end"] is None
@@ -27,17 +27,17 @@ async def test_defaults_are_everybody_all_day_and_retry(api: httpx.AsyncClient) 
     assert created["status"] == "scheduled"
 
 
-async def test_what_was_given_is_returned_by_every_call(api: httpx.AsyncClient) -> None:
-    given = NEW | {
+async def test_given_values_are_returned_by_every_call(api: httpx.AsyncClient) -> None:
+    payload = NEW | {
         "send_interval_time_start": "22:30",
         "send_interval_time_end": "06:00:30",
         "client_filter": "912, vip",
         "on_unknown": "hold",
     }
-    created = await create(api, given)
-    assert {name: created[name] for name in given} == given
-    shown = (await api.get(f"/mailings/{created['id']}")).json()
-    assert shown == created | {"mailing_messages": []}
+    created = await create_mailing(api, payload)
+    assert {name: created[name] for name in payload} == payload
+    mailing = (await api.get(f"/mailings/{created['id']}")).json()
+    assert mailing == created | {"mailing_messages": []}
     assert (await api.get("/mailings")).json()["results"] == [created]
 
 
@@ -47,30 +47,30 @@ async def test_a_required_field_that_is_missing_is_named(
 ) -> None:
     answer = await api.post("/mailings", json={k: v for k, v in NEW.items() if k != missing})
     assert answer.status_code == 400
-    assert errors(answer) == {missing: "is required"}
+    assert field_errors(answer) == {missing: "is required"}
 
 
-MOMENT = "must be a date and time with an offset"
-CLOCK = "must be a time of day"
-TEXT = "must be 1 to 1,600 characters"
-FILTER = "must be a string of up to 10,000 characters, an object, or null"
-EMPTY = "must have an entry; null means everybody"
-CODES = "must be a list of operator codes"
-TAGS = "must be a list of tags"
-ZONE = "IANA time zone"
-NOT_MOMENTS: list[Any] = [
+TIMESTAMP_RULE = "must be a date and time with an offset"
+TIME_OF_DAY_RULE = "must be a time of day"
+TEXT_RULE = "must be 1 to 1,600 characters"
+FILTER_RULE = "must be a string of up to 10,000 characters, an object, or null"
+EMPTY_RULE = "must have an entry; null means everybody"
+CODES_RULE = "must be a list of operator codes"
+TAGS_RULE = "must be a list of tags"
+ZONE_RULE = "IANA time zone"
+NOT_TIMESTAMPS: list[Any] = [
     *(None, "", 0, 1893456000, True, [], {}, "tomorrow", "2040-01-01", "2040-01-01T09:00"),
     *("2040-01-01T09:00:00", "2040-13-01T09:00:00Z", "2040-02-30T09:00:00Z"),
     *("2040-01-01T24:00:00Z", "2040-01-01T09:00:60Z", "2040-01-01T09:00:00+24:00"),
     "2040-01-01T09:00:00Z\n",
 ]
-NOT_CLOCKS: list[Any] = [
+NOT_TIMES_OF_DAY: list[Any] = [
     *("", "9:00", "09", "0900", "24:00", "09:60", "09:00:60", "09:00:00.5", "09:00Z", "09:00\n"),
     *("09:00:00\n", " 09:00", "\u0660\u0669:\u0660\u0660", "nine", 900, False, [], {}),
 ]
 NOT_TEXTS: list[Any] = ["", "a" * 1601, "😀" * 1601, "a\0", None, 5, []]
 NOT_FILTERS: list[Any] = [0, 912, True, 1.5, [], ["912"], "9" * 10_001, "vip\0"]
-MANY = {"operator_codes": "912", "tags": "vip", "time_zones": "UTC"}
+LIST_ENTRIES = {"operator_codes": "912", "tags": "vip", "time_zones": "UTC"}
 NOT_CODES: list[Any] = [
     *(None, "912", 912, [912], ["91"], ["9123"], ["91a"], ["912\n"], [None], {}),
 ]
@@ -79,8 +79,8 @@ NOT_ZONES: list[Any] = [
     *(None, "UTC", ["Mars/Base"], ["utc"], [""], ["UTC", "UTC+3"], [3], [None], {}),
 ]
 WRONG: list[tuple[dict[str, Any], str, str]] = [
-    *(({"datetime_start": wrong}, "datetime_start", MOMENT) for wrong in NOT_MOMENTS),
-    *(({"datetime_end": wrong}, "datetime_end", MOMENT) for wrong in NOT_MOMENTS),
+    *(({"datetime_start": wrong}, "datetime_start", TIMESTAMP_RULE) for wrong in NOT_TIMESTAMPS),
+    *(({"datetime_end": wrong}, "datetime_end", TIMESTAMP_RULE) for wrong in NOT_TIMESTAMPS),
     ({"datetime_start": "1969-12-31T23:59:59Z"}, "datetime_start", "1970"),
     ({"datetime_start": "0001-01-01T00:00:00+12:00"}, "datetime_start", "1970"),
     ({"datetime_end": "9000-01-01T00:00:00Z"}, "datetime_end", "9000"),
@@ -94,8 +94,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "in the future",
     ),
     *(
-        ({"send_interval_time_start": wrong, "send_interval_time_end": wrong}, name, CLOCK)
-        for wrong in NOT_CLOCKS
+        (
+            {"send_interval_time_start": wrong, "send_interval_time_end": wrong},
+            name,
+            TIME_OF_DAY_RULE,
+        )
+        for wrong in NOT_TIMES_OF_DAY
         for name in ("send_interval_time_start", "send_interval_time_end")
     ),
     ({"send_interval_time_start": "09:00"}, "send_interval_time_end", "together with"),
@@ -110,33 +114,36 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "send_interval_time_end",
         "must differ",
     ),
-    *(({"text": wrong}, "text", TEXT) for wrong in NOT_TEXTS),
-    *(({"client_filter": wrong}, "client_filter", FILTER) for wrong in NOT_FILTERS),
-    *(({"client_filter": wrong}, "client_filter", EMPTY) for wrong in ("", " ", ",", " , ,, ")),
-    ({"client_filter": {}}, "client_filter", EMPTY),
+    *(({"text": wrong}, "text", TEXT_RULE) for wrong in NOT_TEXTS),
+    *(({"client_filter": wrong}, "client_filter", FILTER_RULE) for wrong in NOT_FILTERS),
     *(
-        ({"client_filter": {"operator_codes": wrong}}, "client_filter.operator_codes", CODES)
+        ({"client_filter": wrong}, "client_filter", EMPTY_RULE)
+        for wrong in ("", " ", ",", " , ,, ")
+    ),
+    ({"client_filter": {}}, "client_filter", EMPTY_RULE),
+    *(
+        ({"client_filter": {"operator_codes": wrong}}, "client_filter.operator_codes", CODES_RULE)
         for wrong in NOT_CODES
     ),
-    *(({"client_filter": {"tags": wrong}}, "client_filter.tags", TAGS) for wrong in NOT_TAGS),
+    *(({"client_filter": {"tags": wrong}}, "client_filter.tags", TAGS_RULE) for wrong in NOT_TAGS),
     *(
-        ({"client_filter": {"time_zones": wrong}}, "client_filter.time_zones", ZONE)
+        ({"client_filter": {"time_zones": wrong}}, "client_filter.time_zones", ZONE_RULE)
         for wrong in NOT_ZONES
     ),
     *(
         ({"client_filter": {name: []}}, f"client_filter.{name}", "must have an entry")
-        for name in MANY
+        for name in LIST_ENTRIES
     ),
     *(
         ({"client_filter": {name: [entry] * 1_001}}, f"client_filter.{name}", "1,000 entries")
-        for name, entry in MANY.items()
+        for name, entry in LIST_ENTRIES.items()
     ),
-    ({"text": ["a"] * 1_001}, "text", TEXT),
+    ({"text": ["a"] * 1_001}, "text", TEXT_RULE),
     ({"client_filter": {"phones": ["79160000001"]}}, "client_filter.phones", "not a known field"),
     *(({"on_unknown": wrong}, "on_unknown", "retry or hold") for wrong in (None, "", "drop", 1)),
     *(
         ({name: 1}, name, "is not a known field")
-        for name in ("id", "status", "clients_count", "created_messages", *LEDGER)
+        for name in ("id", "status", "clients_count", "created_messages", *COUNTERS)
     ),
     *(
         ({name: 1}, name, "is not a known field")
@@ -145,48 +152,50 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "field", "rule"), WRONG)
-async def test_a_wrong_field_is_refused_by_name(
-    api: httpx.AsyncClient, given: dict[str, Any], field: str, rule: str
+@pytest.mark.parametrize(("change", "field", "rule"), WRONG)
+async def test_creating_with_an_invalid_field_is_refused_by_its_name(
+    api: httpx.AsyncClient, change: dict[str, Any], field: str, rule: str
 ) -> None:
-    answer = await api.post("/mailings", json=NEW | given)
+    answer = await api.post("/mailings", json=NEW | change)
     assert answer.status_code == 400
-    assert rule in errors(answer)[field]
+    assert rule in field_errors(answer)[field]
     assert (await api.get("/mailings")).json()["count"] == 0
 
 
-@pytest.mark.parametrize(("given", "field", "rule"), WRONG)
-async def test_a_wrong_change_is_refused_by_name(
-    api: httpx.AsyncClient, given: dict[str, Any], field: str, rule: str
+@pytest.mark.parametrize(("change", "field", "rule"), WRONG)
+async def test_changing_to_an_invalid_value_is_refused_by_its_name(
+    api: httpx.AsyncClient, change: dict[str, Any], field: str, rule: str
 ) -> None:
-    created = await create(api, NEW)
-    answer = await api.patch(f"/mailings/{created['id']}", json=given)
+    created = await create_mailing(api, NEW)
+    answer = await api.patch(f"/mailings/{created['id']}", json=change)
     assert answer.status_code == 400
-    assert rule in errors(answer)[field]
+    assert rule in field_errors(answer)[field]
     assert (await api.get("/mailings")).json()["results"] == [created]
 
 
-@pytest.mark.parametrize("name", MANY)
-async def test_a_list_of_a_thousand_entries_is_taken(api: httpx.AsyncClient, name: str) -> None:
-    given = {name: [MANY[name]] * 1_000}
-    assert (await create(api, NEW | {"client_filter": given}))["client_filter"] == given
+@pytest.mark.parametrize("name", LIST_ENTRIES)
+async def test_a_list_of_a_thousand_entries_is_accepted(api: httpx.AsyncClient, name: str) -> None:
+    client_filter = {name: [LIST_ENTRIES[name]] * 1_000}
+    assert (await create_mailing(api, NEW | {"client_filter": client_filter}))[
+        "client_filter"
+    ] == client_filter
 
 
-async def test_a_longer_list_that_stands_already_is_read(
+async def test_a_longer_list_in_the_database_is_returned(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    created = await create(api, NEW | {"client_filter": {"tags": ["vip"]}})
+    created = await create_mailing(api, NEW | {"client_filter": {"tags": ["vip"]}})
     await execute(
         engine,
         "UPDATE mailing SET client_filter ="
         " jsonb_build_object('tags', array_fill('vip'::text, ARRAY[1001]))",
     )
-    found = (await api.get(f"/mailings/{created['id']}")).json()
-    assert found["client_filter"] == {"tags": ["vip"] * 1_001}
+    mailing = (await api.get(f"/mailings/{created['id']}")).json()
+    assert mailing["client_filter"] == {"tags": ["vip"] * 1_001}
 
 
-async def test_every_wrong_field_is_named_at_once(api: httpx.AsyncClient) -> None:
-    given = {
+async def test_all_invalid_fields_are_named_in_one_response(api: httpx.AsyncClient) -> None:
+    payload = {
         "datetime_start": "soon",
         "datetime_end": None,
         "send_interval_time_start": "25:00",
@@ -196,9 +205,9 @@ async def test_every_wrong_field_is_named_at_once(api: httpx.AsyncClient) -> Non
         "status": "running",
         "nonsense": 1,
     }
-    answer = await api.post("/mailings", json=given)
+    answer = await api.post("/mailings", json=payload)
     assert answer.status_code == 400
-    assert errors(answer).keys() == given.keys() - {"client_filter"} | {
+    assert field_errors(answer).keys() == payload.keys() - {"client_filter"} | {
         "text",
         "client_filter.operator_codes",
         "client_filter.tags",
@@ -207,7 +216,7 @@ async def test_every_wrong_field_is_named_at_once(api: httpx.AsyncClient) -> Non
 
 
 @pytest.mark.parametrize("wrong", ["send_interval_time_start", "send_interval_time_end"])
-async def test_a_wrong_bound_of_the_window_is_not_called_missing(
+async def test_an_invalid_window_bound_is_not_reported_as_missing(
     api: httpx.AsyncClient, wrong: str
 ) -> None:
     window = {"send_interval_time_start": "09:00", "send_interval_time_end": "18:00"}
@@ -216,7 +225,7 @@ async def test_a_wrong_bound_of_the_window_is_not_called_missing(
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("given", "stored"),
     [
         ("2040-01-01T09:00:00Z", "2040-01-01T09:00:00Z"),
         ("2040-01-01T09:00:00+03:00", "2040-01-01T06:00:00Z"),
@@ -226,12 +235,14 @@ async def test_a_wrong_bound_of_the_window_is_not_called_missing(
         ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z"),
     ],
 )
-async def test_a_moment_is_kept_in_utc(api: httpx.AsyncClient, given: str, kept: str) -> None:
-    assert (await create(api, NEW | {"datetime_start": given}))["datetime_start"] == kept
+async def test_a_timestamp_is_returned_in_utc(
+    api: httpx.AsyncClient, given: str, stored: str
+) -> None:
+    assert (await create_mailing(api, NEW | {"datetime_start": given}))["datetime_start"] == stored
 
 
 async def test_the_end_may_follow_the_start_by_a_microsecond(api: httpx.AsyncClient) -> None:
-    created = await create(api, NEW | {"datetime_end": "2040-01-01T09:00:00.000001Z"})
+    created = await create_mailing(api, NEW | {"datetime_end": "2040-01-01T09:00:00.000001Z"})
     assert created["datetime_end"] == "2040-01-01T09:00:00.000001Z"
 
 
@@ -239,23 +250,23 @@ async def test_the_end_may_follow_the_start_by_a_microsecond(api: httpx.AsyncCli
     ("opens", "closes"),
     [("09:00", "18:00"), ("22:00", "06:00"), ("00:00", "23:59:59"), ("09:00:01", "09:00:02")],
 )
-async def test_a_window_is_kept_as_given(api: httpx.AsyncClient, opens: str, closes: str) -> None:
+async def test_a_sending_window_is_returned_as_given(
+    api: httpx.AsyncClient, opens: str, closes: str
+) -> None:
     window = {"send_interval_time_start": opens, "send_interval_time_end": closes}
-    created = await create(api, NEW | window)
+    created = await create_mailing(api, NEW | window)
     assert {name: created[name] for name in window} == window
 
 
 @pytest.mark.parametrize(
     "given", ["a", "a" * 1600, "😀" * 1600, " a ", "two\nlines", "\u202e\ufeffa"]
 )
-async def test_a_text_is_kept_as_given(api: httpx.AsyncClient, given: str) -> None:
-    assert (await create(api, NEW | {"text": given}))["text"] == given
+async def test_a_text_is_returned_as_given(api: httpx.AsyncClient, given: str) -> None:
+    assert (await create_mailing(api, NEW | {"text": given}))["text"] == given
 
 
 @pytest.mark.parametrize("blank", [" ", "\n\t\u00a0", "\u200b", "\u202e\ufeff", "\u200d \u3164"])
-async def test_text_or_tag_without_anything_to_see_is_refused(
-    api: httpx.AsyncClient, blank: str
-) -> None:
+async def test_an_invisible_text_or_tag_is_refused(api: httpx.AsyncClient, blank: str) -> None:
     answer = await api.post("/mailings", json=NEW | {"text": blank})
     assert answer.status_code == 400
     assert [error["field"] for error in answer.json()["errors"]] == ["text"]
@@ -264,12 +275,12 @@ async def test_text_or_tag_without_anything_to_see_is_refused(
         assert answer.status_code == 400
 
 
-async def test_letters_of_a_text_are_composed(api: httpx.AsyncClient) -> None:
-    created = await create(api, NEW | {"text": "и\u0306"})
+async def test_a_text_is_normalized_to_composed_characters(api: httpx.AsyncClient) -> None:
+    created = await create_mailing(api, NEW | {"text": "и\u0306"})
     assert created["text"] == "й"
 
 
-async def test_filter_compares_tags_without_case_and_is_returned_as_given(
+async def test_a_filter_compares_tags_without_case_and_is_returned_as_given(
     api: httpx.AsyncClient,
 ) -> None:
     for n, tag in enumerate(("VIP", "vip", "Юг", "other")):
@@ -280,8 +291,8 @@ async def test_filter_compares_tags_without_case_and_is_returned_as_given(
         ({"tags": ["Vip", "юг"]}, 3),
         ({"tags": [" OTHER "]}, 1),
     ):
-        created = await create(api, NEW | {"client_filter": client_filter})
+        created = await create_mailing(api, NEW | {"client_filter": client_filter})
         assert created["client_filter"] == client_filter
         assert created["clients_count"] == count
-    shown = [found["tag"] for found in (await api.get("/clients")).json()["results"]]
-    assert shown == ["other", "Юг", "vip", "VIP"]
+    tags = [client["tag"] for client in (await api.get("/clients")).json()["results"]]
+    assert tags == ["other", "Юг", "vip", "VIP"]

@@ -1,23 +1,23 @@
-"""Mailings over HTTP: gone, or never there."""
+"""Mailings over the API: deleted and unknown ones."""
 
 import httpx
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DUE, NEW, create, messages_of
-from tests.sample import begin, do, running
+from tests.api.calls import DUE, NEW, create_mailing, messages_by_client
+from tests.factories import begin, do, running
 
-from mailer.db.schema import ledger, mailing, message
-from mailer.mailing import moving
+from mailer.db.schema import mailing, mailing_counts, message
+from mailer.mailing import transitions
 
 
 @pytest.mark.usefixtures("clients")
-async def test_a_deleted_mailing_is_gone_at_once_and_its_messages_soon(
+async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    kept = await create(api, DUE)
+    other = await create_mailing(api, DUE)
     await begin(engine)
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     address = f"/mailings/{created['id']}"
     answer = await api.delete(address)
@@ -28,26 +28,26 @@ async def test_a_deleted_mailing_is_gone_at_once_and_its_messages_soon(
         ("PATCH", address),
         ("GET", f"{address}/messages"),
     ):
-        again = await api.request(method, path, json={})
-        assert again.status_code == 404
-        assert again.headers["content-type"] == "application/problem+json"
+        answer_after = await api.request(method, path, json={})
+        assert answer_after.status_code == 404
+        assert answer_after.headers["content-type"] == "application/problem+json"
     listed = (await api.get("/mailings")).json()
-    assert [row["id"] for row in listed["results"]] == [kept["id"]]
-    assert [mailing.id for mailing in await running(engine)] == [kept["id"]]
-    assert await do(engine, lambda db: moving.purge(db, 100)) == 4
+    assert [row["id"] for row in listed["results"]] == [other["id"]]
+    assert [mailing.id for mailing in await running(engine)] == [other["id"]]
+    assert await do(engine, lambda db: transitions.purge(db, 100)) == 4
     async with engine.begin() as connection:
         rows = select(func.count()).where(message.c.mailing_id == created["id"])
         assert await connection.scalar(rows) == 0
-        for table in (mailing, ledger):
+        for table in (mailing, mailing_counts):
             assert await connection.scalar(select(func.count()).select_from(table)) == 1
-    assert len(await messages_of(api, kept["id"])) == 4
+    assert len(await messages_by_client(api, other["id"])) == 4
 
 
 @pytest.mark.parametrize("status", ["scheduled", "running", "paused", "finished", "cancelled"])
 async def test_a_mailing_can_be_deleted_in_every_state(
     api: httpx.AsyncClient, engine: AsyncEngine, status: str
 ) -> None:
-    created = await create(api, NEW)
+    created = await create_mailing(api, NEW)
     async with engine.begin() as connection:
         await connection.execute(update(mailing).values(status=status))
     assert (await api.delete(f"/mailings/{created['id']}")).status_code == 204
@@ -63,7 +63,7 @@ async def test_a_mailing_can_be_deleted_in_every_state(
     ],
 )
 async def test_an_unknown_mailing_is_404(api: httpx.AsyncClient, method: str, path: str) -> None:
-    created = await create(api, NEW)
+    created = await create_mailing(api, NEW)
     answer = await api.request(method, path.format(created["id"] + 1), json={"text": "x"})
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"

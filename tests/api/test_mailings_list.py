@@ -1,4 +1,4 @@
-"""Mailings over HTTP: their pages and those of their messages."""
+"""Mailings over the API: pages of mailings and of their messages."""
 
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -7,8 +7,15 @@ import httpx
 import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DUE, NEW, create, errors, mark, messages_of
-from tests.sample import add_clients, begin
+from tests.api.calls import (
+    DUE,
+    NEW,
+    create_mailing,
+    field_errors,
+    messages_by_client,
+    update_messages,
+)
+from tests.factories import add_clients, begin
 
 from mailer.db.schema import mailing
 
@@ -16,13 +23,13 @@ from mailer.db.schema import mailing
 
 
 @pytest.mark.parametrize("status", ["scheduled", "running", "paused", "finished", "cancelled"])
-async def test_the_list_can_be_of_one_status(
+async def test_the_list_is_filtered_by_status(
     api: httpx.AsyncClient, engine: AsyncEngine, status: str
 ) -> None:
-    wanted, other = await create(api, NEW), await create(api, NEW)
-    elsewhere = "running" if status == "scheduled" else "scheduled"
+    wanted, other = await create_mailing(api, NEW), await create_mailing(api, NEW)
+    other_status = "running" if status == "scheduled" else "scheduled"
     async with engine.begin() as connection:
-        for row, value in ((wanted, status), (other, elsewhere)):
+        for row, value in ((wanted, status), (other, other_status)):
             await connection.execute(
                 update(mailing).where(mailing.c.id == row["id"]).values(status=value)
             )
@@ -60,25 +67,25 @@ async def test_the_list_can_be_of_one_status(
         ),
     ],
 )
-async def test_a_wrong_query_is_refused_by_the_parameters_name(
+async def test_an_invalid_parameter_is_refused_by_its_name(
     api: httpx.AsyncClient, path: str, query: str, field: str
 ) -> None:
     if path:
-        path = f"/{(await create(api, NEW))['id']}{path}"
+        path = f"/{(await create_mailing(api, NEW))['id']}{path}"
     answer = await api.get(f"/mailings{path}?{query}")
     assert answer.status_code == 400
-    assert errors(answer).keys() == {field}
+    assert field_errors(answer).keys() == {field}
 
 
-async def test_every_wrong_parameter_is_named_at_once(api: httpx.AsyncClient) -> None:
+async def test_all_invalid_parameters_are_named_in_one_response(api: httpx.AsyncClient) -> None:
     answer = await api.get("/mailings?status=x&limit=0&offset=1")
-    assert errors(answer).keys() == {"status", "limit", "offset"}
+    assert field_errors(answer).keys() == {"status", "limit", "offset"}
 
 
-async def test_pages_of_mailings_lead_through_all_of_them_and_back(
+async def test_links_between_pages_lead_through_all_mailings_and_back(
     api: httpx.AsyncClient,
 ) -> None:
-    created = [(await create(api, NEW))["id"] for _ in range(5)]
+    created = [(await create_mailing(api, NEW))["id"] for _ in range(5)]
     first = (await api.get("/mailings?status=scheduled&limit=2")).json()
     second = (await api.get(first["next"])).json()
     third = (await api.get(second["next"])).json()
@@ -104,7 +111,7 @@ async def test_pages_of_mailings_lead_through_all_of_them_and_back(
 async def test_a_message_has_the_fields_of_the_contract_and_no_personal_data(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE | {"client_filter": "vip"})
+    created = await create_mailing(api, DUE | {"client_filter": "vip"})
     await begin(engine)
     [row] = (await api.get(f"/mailings/{created['id']}")).json()["mailing_messages"]
     assert row == {
@@ -123,22 +130,22 @@ async def test_a_message_has_the_fields_of_the_contract_and_no_personal_data(
     assert listed == row
 
 
-async def test_datetime_send_is_when_a_message_was_sent(
+async def test_datetime_send_of_a_sent_message_is_when_it_was_sent(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     sent_at = datetime(2025, 6, 7, 8, 9, tzinfo=UTC)
-    await mark(engine, clients["vip"], status="delivered", sent_at=sent_at)
-    found = await messages_of(api, created["id"])
-    assert found[clients["vip"]]["datetime_send"] == "2025-06-07T08:09:00Z"
+    await update_messages(engine, clients["vip"], status="delivered", sent_at=sent_at)
+    messages = await messages_by_client(api, created["id"])
+    assert messages[clients["vip"]]["datetime_send"] == "2025-06-07T08:09:00Z"
 
 
 async def test_a_mailing_shows_its_newest_hundred_messages_and_pages_show_all(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await add_clients(engine, 101)
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
     address = f"/mailings/{created['id']}"
     everything = (await api.get(f"{address}/messages?limit=1000")).json()
@@ -146,24 +153,26 @@ async def test_a_mailing_shows_its_newest_hundred_messages_and_pages_show_all(
     assert all(newer["id"] > older["id"] for newer, older in pairwise(everything["results"]))
     newest = (await api.get(address)).json()["mailing_messages"]
     assert newest == everything["results"][:100]
-    walked, page = [], (await api.get(f"{address}/messages?limit=40")).json()
-    walked += page["results"]
+    paged, page = [], (await api.get(f"{address}/messages?limit=40")).json()
+    paged += page["results"]
     while page["next"]:
         page = (await api.get(page["next"])).json()
-        walked += page["results"]
-    assert walked == everything["results"]
+        paged += page["results"]
+    assert paged == everything["results"]
 
 
-async def test_messages_can_be_of_one_status_one_reason_and_one_client(
+async def test_messages_are_filtered_by_status_reason_and_client(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    await create(api, DUE)
+    await create_mailing(api, DUE)
     await begin(engine)
-    created = await create(api, DUE)
+    created = await create_mailing(api, DUE)
     await begin(engine)
-    await mark(engine, clients["vip"], status="undelivered", reason="rejected_400")
-    await mark(engine, clients["moscow"], status="undelivered", reason="attempts_exhausted")
-    await mark(engine, clients["blank"], status="cancelled", reason="expired")
+    await update_messages(engine, clients["vip"], status="undelivered", reason="rejected_400")
+    await update_messages(
+        engine, clients["moscow"], status="undelivered", reason="attempts_exhausted"
+    )
+    await update_messages(engine, clients["blank"], status="cancelled", reason="expired")
     for query, expected in {
         "status=scheduled": {"tagged 912"},
         "status=undelivered": {"vip", "moscow"},

@@ -1,4 +1,4 @@
-"""The schema at /openapi.json says what the contract's section 6 promises."""
+"""The schema at /openapi.json declares everything that section 6 of the contract promises."""
 
 import json
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ import httpx
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
-from tests.asked import inside
+from tests.asgi_client import inside
 
 from mailer.app import create_app
 from mailer.client.model import ClientChange, NewClient
@@ -17,7 +17,7 @@ from mailer.validation import Input, check
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 METHODS = {"get", "post", "patch", "put", "delete"}
-CONTROLS = ("pause", "resume", "cancel", "retry")
+ACTIONS = ("pause", "resume", "cancel", "retry")
 CALLS = {
     ("post", "/api/v1/clients"): "201",
     ("get", "/api/v1/clients"): "200",
@@ -31,7 +31,7 @@ CALLS = {
     ("delete", "/api/v1/mailings/{mailing_id}"): "204",
     ("get", "/api/v1/mailings/{mailing_id}/messages"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
-    **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in CONTROLS},
+    **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
     ("post", "/api/v1/clients/import"): "200",
     ("get", "/api/v1/statistics"): "200",
     ("get", "/api/v1/gateway"): "200",
@@ -58,12 +58,12 @@ BODIES: dict[tuple[str, str], type[Input]] = {
 
 @pytest.fixture(scope="module")
 async def schema() -> dict[str, Any]:
-    """The schema as a client reads it; it takes no database."""
+    """The schema as clients of the API read it; no database is needed."""
     app = create_app(create_async_engine("postgresql+asyncpg://"))
     transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
-        found: dict[str, Any] = (await api.get("/openapi.json")).json()
-    return found
+        content: dict[str, Any] = (await api.get("/openapi.json")).json()
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +76,18 @@ def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def resolved(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
-    """Return what a reference within the schema stands for."""
-    found = schema
+def resolve(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of the schema to which a reference points."""
+    target = schema
     if "$ref" not in value:
         return value
     for part in value["$ref"].removeprefix("#/").split("/"):
-        found = found[part]
-    return found
+        target = target[part]
+    return target
 
 
 def references(value: Any) -> set[str]:
-    """Return every reference anywhere in a part of the schema."""
+    """Return every reference in a part of the schema."""
     if isinstance(value, list):
         return set().union(*map(references, value))
     if not isinstance(value, dict):
@@ -96,14 +96,14 @@ def references(value: Any) -> set[str]:
     return own.union(*map(references, value.values()))
 
 
-def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
+def test_every_reference_has_a_target(schema: dict[str, Any]) -> None:
     assert schema["openapi"].startswith("3.1")
     for reference in references(schema):
-        assert resolved(schema, {"$ref": reference})
+        assert resolve(schema, {"$ref": reference})
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
-def test_every_call_of_the_contract_is_described(
+def test_every_route_of_the_contract_is_described(
     operations: dict[tuple[str, str], dict[str, Any]], call: tuple[str, str]
 ) -> None:
     operation = operations[call]
@@ -112,13 +112,13 @@ def test_every_call_of_the_contract_is_described(
     assert [status for status in operation["responses"] if status < "400"] == [CALLS[call]]
 
 
-def test_no_call_is_described_that_the_contract_does_not_know(
+def test_only_routes_of_the_contract_are_described(
     operations: dict[tuple[str, str], dict[str, Any]],
 ) -> None:
     assert {call for call in operations if call[1].startswith("/api/")} == CALLS.keys()
 
 
-def test_every_operation_has_an_id_of_its_own(
+def test_operation_ids_are_unique(
     operations: dict[tuple[str, str], dict[str, Any]],
 ) -> None:
     names = [operation["operationId"] for operation in operations.values()]
@@ -136,7 +136,7 @@ def test_every_query_parameter_is_described(
     assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 1000, 100)
 
 
-def test_every_call_declares_its_problems(
+def test_every_route_declares_its_problems(
     schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     for (method, path), operation in operations.items():
@@ -147,7 +147,7 @@ def test_every_call_declares_its_problems(
         assert expected <= operation["responses"].keys(), (method, path)
         for status, answer in operation["responses"].items():
             if status >= "400":
-                media = resolved(schema, answer)["content"]
+                media = resolve(schema, answer)["content"]
                 assert media.keys() == {"application/problem+json"}, (method, path, status)
 
 
@@ -157,17 +157,17 @@ def test_every_call_declares_its_problems(
         ("post", "/api/v1/clients"),
         ("patch", "/api/v1/clients/{client_id}"),
         ("patch", "/api/v1/mailings/{mailing_id}"),
-        *(("post", f"/api/v1/mailings/{{mailing_id}}/{call}") for call in CONTROLS),
+        *(("post", f"/api/v1/mailings/{{mailing_id}}/{call}") for call in ACTIONS),
     ],
     ids=" ".join,
 )
-def test_a_call_that_may_clash_declares_409(
+def test_a_route_that_can_conflict_declares_409(
     operations: dict[tuple[str, str], dict[str, Any]], call: tuple[str, str]
 ) -> None:
     assert "409" in operations[call]["responses"]
 
 
-def test_the_api_asks_for_a_key_and_probes_for_a_token_where_one_is_set(
+def test_the_api_declares_keys_and_monitoring_declares_an_optional_token(
     schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     schemes = schema["components"]["securitySchemes"]
@@ -176,26 +176,26 @@ def test_the_api_asks_for_a_key_and_probes_for_a_token_where_one_is_set(
         "monitoring": ("http", "bearer"),
     }
     for (_, path), operation in operations.items():
-        wanted: list[dict[str, Any]] = (
+        expected: list[dict[str, Any]] = (
             [{"key": []}] if path.startswith("/api/") else [{"monitoring": []}, {}]
         )
-        assert operation["security"] == wanted, path
+        assert operation["security"] == expected, path
 
 
-def test_who_is_refused_is_told_how_to_go_on(schema: dict[str, Any]) -> None:
+def test_refusals_declare_the_headers_of_the_next_step(schema: dict[str, Any]) -> None:
     answers = schema["components"]["responses"]
     assert "WWW-Authenticate" in answers["Problem401"]["headers"]
     for status in (429, 503):
         assert answers[f"Problem{status}"]["headers"]["Retry-After"]["schema"]["minimum"] == 1
 
 
-def test_each_post_and_nothing_else_takes_an_idempotency_key(
+def test_only_post_requests_take_an_idempotency_key(
     operations: dict[tuple[str, str], dict[str, Any]],
 ) -> None:
     for (method, path), operation in operations.items():
-        given = [p for p in operation.get("parameters", []) if p["in"] == "header"]
-        assert [p["name"] for p in given] == ["Idempotency-Key"] * (method == "post"), path
-        for parameter in given:
+        headers = [p for p in operation.get("parameters", []) if p["in"] == "header"]
+        assert [p["name"] for p in headers] == ["Idempotency-Key"] * (method == "post"), path
+        for parameter in headers:
             assert parameter["required"] is False
             assert {"408", "409", "413", "415"} <= operation["responses"].keys()
 
@@ -207,11 +207,11 @@ def test_a_problem_has_the_members_of_rfc_9457(schema: dict[str, Any]) -> None:
 
 
 def examples_of(schema: dict[str, Any], media: dict[str, Any]) -> list[Any]:
-    """Return the examples of a body, given with the call or with its model."""
-    with_call = [example["value"] for example in media.get("examples", {}).values()]
-    with_call += [media["example"]] if "example" in media else []
-    with_model: list[Any] = resolved(schema, media["schema"]).get("examples", [])
-    return with_call + with_model
+    """Return the examples of a body, from its route or its model."""
+    of_route = [example["value"] for example in media.get("examples", {}).values()]
+    of_route += [media["example"]] if "example" in media else []
+    of_model: list[Any] = resolve(schema, media["schema"]).get("examples", [])
+    return of_route + of_model
 
 
 def test_every_body_has_an_example(
@@ -223,7 +223,7 @@ def test_every_body_has_an_example(
 
 
 @pytest.mark.parametrize("call", BODIES, ids=" ".join)
-def test_an_example_is_right(
+def test_an_example_is_valid(
     schema: dict[str, Any],
     operations: dict[tuple[str, str], dict[str, Any]],
     call: tuple[str, str],
@@ -234,22 +234,22 @@ def test_an_example_is_right(
 
 
 @pytest.mark.parametrize("call", BODIES, ids=" ".join)
-def test_a_body_is_closed_and_named_in_full(
+def test_a_body_declares_all_fields_and_forbids_others(
     schema: dict[str, Any],
     operations: dict[tuple[str, str], dict[str, Any]],
     call: tuple[str, str],
 ) -> None:
     body = operations[call]["requestBody"]
     assert body["required"] is True
-    model = resolved(schema, body["content"]["application/json"]["schema"])
+    model = resolve(schema, body["content"]["application/json"]["schema"])
     assert model["additionalProperties"] is False
     assert model["properties"].keys() == set(BODIES[call].__struct_fields__)
     required = {f.name for f in msgspec.structs.fields(BODIES[call]) if f.required}
     assert set(model.get("required", ())) == required
 
 
-@pytest.mark.parametrize("call", CONTROLS)
-def test_a_control_call_takes_nothing_and_answers_with_the_mailing(
+@pytest.mark.parametrize("call", ACTIONS)
+def test_an_action_takes_no_body_and_returns_the_mailing(
     operations: dict[tuple[str, str], dict[str, Any]], call: str
 ) -> None:
     operation = operations["post", f"/api/v1/mailings/{{mailing_id}}/{call}"]
@@ -260,20 +260,22 @@ def test_a_control_call_takes_nothing_and_answers_with_the_mailing(
     assert media["schema"] == {"$ref": "#/components/schemas/Mailing"}
 
 
-def test_since_when_and_why_a_mailing_is_held_is_described(schema: dict[str, Any]) -> None:
+def test_the_schema_describes_since_when_and_why_a_mailing_is_held(schema: dict[str, Any]) -> None:
     models = schema["components"]["schemas"]
-    assert models["Hold"]["properties"].keys() == {"since", "reason"}
+    assert models["Outage"]["properties"].keys() == {"since", "reason"}
     for name in ("Mailing", "MailingDetail"):
-        assert {"$ref": "#/components/schemas/Hold"} in models[name]["properties"]["held"]["oneOf"]
+        assert {"$ref": "#/components/schemas/Outage"} in models[name]["properties"]["held"][
+            "oneOf"
+        ]
     assert models["GatewayStatus"]["properties"].keys() == {
         *("is_set", "breaker", "held", "retry_at", "failures"),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["Client", "Mailing", "MailingDetail", "Message", "GatewayStatus", "Entry"]
+    "name", ["Client", "Mailing", "MailingDetail", "Message", "GatewayStatus", "AuditEntry"]
 )
-def test_an_answers_example_has_the_fields_that_an_answer_has(
+def test_the_example_of_a_response_has_the_fields_of_a_response(
     schema: dict[str, Any], name: str
 ) -> None:
     model = schema["components"]["schemas"][name]
@@ -283,13 +285,13 @@ def test_an_answers_example_has_the_fields_that_an_answer_has(
     assert all("null" in str(model["properties"][field]) for field in left_out)
 
 
-def test_the_filters_lists_are_closed(schema: dict[str, Any]) -> None:
+def test_a_filter_object_forbids_other_fields(schema: dict[str, Any]) -> None:
     lists = schema["components"]["schemas"]["AudienceLists"]
     assert lists["additionalProperties"] is False
     assert lists["properties"].keys() == {"operator_codes", "tags", "time_zones"}
 
 
-def test_what_stands_in_a_list_says_its_rule(schema: dict[str, Any]) -> None:
+def test_entries_of_filter_lists_declare_their_rules(schema: dict[str, Any]) -> None:
     lists = schema["components"]["schemas"]["AudienceLists"]["properties"]
     assert lists["operator_codes"]["items"]["pattern"] == "^[0-9]{3}$"
     assert lists["tags"]["items"]["maxLength"] == 64
@@ -298,25 +300,25 @@ def test_what_stands_in_a_list_says_its_rule(schema: dict[str, Any]) -> None:
     assert {part["maxLength"] for part in terms if part.get("type") == "string"} == {10_000}
 
 
-def test_patterns_are_such_as_json_schema_knows(schema: dict[str, Any]) -> None:
+def test_patterns_are_valid_in_json_schema(schema: dict[str, Any]) -> None:
     text = json.dumps(schema)
     assert r"\\ud800" not in text
     assert text.count(json.dumps(r"^[^\x00]*$")) > 10
 
 
-def test_the_examples_of_a_bodys_fields_make_a_body(schema: dict[str, Any]) -> None:
+def test_examples_of_the_fields_make_a_valid_body(schema: dict[str, Any]) -> None:
     for model in (NewClient, NewMailing):
         fields = schema["components"]["schemas"][model.__name__]["properties"]
-        given = {
+        body = {
             name: part["examples"][0]
             for name, field in fields.items()
             for part in [field, *field.get("anyOf", ())]
             if "examples" in part
         }
-        check(model, given, LONG_AGO)
+        check(model, body, LONG_AGO)
 
 
-def test_a_field_says_its_rule(schema: dict[str, Any]) -> None:
+def test_fields_declare_their_rules(schema: dict[str, Any]) -> None:
     models = schema["components"]["schemas"]
     assert models["NewClient"]["properties"]["phone"]["pattern"] == "^7[0-9]{10}$"
     assert models["NewMailing"]["properties"]["text"]["maxLength"] == 1600

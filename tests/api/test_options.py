@@ -1,4 +1,4 @@
-"""What OPTIONS tells of a path."""
+"""OPTIONS requests."""
 
 import httpx
 import pytest
@@ -15,7 +15,7 @@ import pytest
         ("/statistics", {"GET"}),
     ],
 )
-async def test_options_names_every_method_of_a_path(
+async def test_options_returns_every_method_of_a_path(
     api: httpx.AsyncClient, path: str, allowed: set[str]
 ) -> None:
     answer = await api.options(path)

@@ -1,4 +1,4 @@
-"""What holds for every page: policy, languages, clocks, errors, and whose requests are taken."""
+"""Rules for all pages: policy, language, time zone, errors, cross-site requests, live updates."""
 
 import asyncio
 import re
@@ -11,33 +11,36 @@ import httpx
 import pytest
 from litestar.exceptions import ServiceUnavailableException
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DUE, NEW, create
-from tests.api.visits import BROWSER
-from tests.asked import inside
-from tests.patience import PATIENCE
-from tests.sample import OPEN, add_clients, begin
+from tests.api.browser_session import BROWSER
+from tests.api.calls import DUE, NEW, create_mailing
+from tests.asgi_client import inside
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import OPEN, add_clients, begin
 from tests.virtual_time import in_virtual_time
 
-from mailer.admin.live import EACH, MOST, Live, Look
+from mailer.admin.live import MAX_STREAMS, MAX_STREAMS_PER_OWNER, LiveUpdates, RenderSections
 from mailer.app import create_app
-from mailer.report import lately
+from mailer.report import last_24_hours
 
 SITE = "http://mailer"
 
 
-async def page(
+async def get_page(
     api: httpx.AsyncClient,
     path: str = "/",
     status: int = 200,
     headers: dict[str, str] | None = None,
 ) -> str:
+    """Return the HTML of a page, with every run of blanks as one space."""
     answer = await api.get(f"{SITE}{path}", headers=BROWSER | (headers or {}))
     assert answer.status_code == status
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     return " ".join(answer.text.split())
 
 
-async def test_pages_run_no_inline_script_and_ask_no_other_host(api: httpx.AsyncClient) -> None:
+async def test_pages_have_no_inline_scripts_and_load_nothing_from_other_hosts(
+    api: httpx.AsyncClient,
+) -> None:
     answer = await api.get(f"{SITE}/")
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
@@ -45,36 +48,36 @@ async def test_pages_run_no_inline_script_and_ask_no_other_host(api: httpx.Async
     assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|https?://", answer.text)
 
 
-async def test_pages_that_say_what_is_wrong_have_the_same_policy(api: httpx.AsyncClient) -> None:
+async def test_error_pages_have_the_same_content_security_policy(api: httpx.AsyncClient) -> None:
     answer = await api.get(f"{SITE}/nothing", headers=BROWSER)
     assert answer.status_code == 404
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src")
 
 
-async def test_pages_are_kept_by_nobody_but_the_browser(api: httpx.AsyncClient) -> None:
+async def test_pages_are_cached_by_the_browser_alone(api: httpx.AsyncClient) -> None:
     answer = await api.get(f"{SITE}/")
     assert answer.headers["cache-control"] == "private, no-store"
     assert answer.headers["vary"] == "Cookie, Accept-Language, HX-Request"
 
 
-async def test_overview_shows_what_runs_and_what_comes_next_and_escapes_it(
+async def test_the_overview_shows_running_and_next_mailings_escaped(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await add_clients(engine, 3)
-    due = await create(api, DUE | {"text": "<script>alert(1)</script>"})
+    due = await create_mailing(api, DUE | {"text": "<script>alert(1)</script>"})
     await begin(engine)
-    await create(api, NEW | {"text": "Later & better"})
-    shown = await page(api)
-    assert f'<a href="/mailings/{due["id"]}">&lt;script&gt;alert(1)&lt;/script&gt;</a>' in shown
-    assert "3 clients" in shown
-    assert "Later &amp; better" in shown
-    assert "alert(1)</script>" not in shown.replace("&lt;", "<").split("<main")[0]
+    await create_mailing(api, NEW | {"text": "Later & better"})
+    html = await get_page(api)
+    assert f'<a href="/mailings/{due["id"]}">&lt;script&gt;alert(1)&lt;/script&gt;</a>' in html
+    assert "3 clients" in html
+    assert "Later &amp; better" in html
+    assert "alert(1)</script>" not in html.replace("&lt;", "<").split("<main")[0]
 
 
-async def test_overview_with_nothing_in_it_leads_on(api: httpx.AsyncClient) -> None:
-    shown = await page(api)
-    assert "Nothing is being sent." in shown
-    assert "No mailing waits for its start." in shown
+async def test_an_empty_overview_says_so(api: httpx.AsyncClient) -> None:
+    html = await get_page(api)
+    assert "Nothing is being sent." in html
+    assert "No mailings are scheduled." in html
 
 
 @pytest.mark.parametrize(
@@ -92,11 +95,11 @@ async def test_overview_with_nothing_in_it_leads_on(api: httpx.AsyncClient) -> N
         ("ru;q=x, \x7f;;,", "", "en"),
     ],
 )
-async def test_language_is_what_was_chosen_or_what_the_browser_prefers(
+async def test_the_language_is_the_chosen_one_or_the_browsers_preference(
     api: httpx.AsyncClient, accepted: str, cookie: str, language: str
 ) -> None:
     headers = {"Accept-Language": accepted, "Cookie": f"language={cookie}"}
-    assert f'<html lang="{language}"' in await page(api, headers=headers)
+    assert f'<html lang="{language}"' in await get_page(api, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -108,24 +111,24 @@ async def test_language_is_what_was_chosen_or_what_the_browser_prefers(
         ("", "UTC"),
     ],
 )
-async def test_moments_are_on_the_clock_that_a_cookie_names(
+async def test_times_are_in_the_time_zone_of_the_cookie(
     api: httpx.AsyncClient, cookie: str, zone: str
 ) -> None:
-    assert f'data-zone="{zone}"' in await page(api, headers={"Cookie": f"time_zone={cookie}"})
+    assert f'data-zone="{zone}"' in await get_page(api, headers={"Cookie": f"time_zone={cookie}"})
 
 
-async def test_preferences_are_kept_and_lead_back(api: httpx.AsyncClient) -> None:
+async def test_preferences_are_stored_and_redirect_back(api: httpx.AsyncClient) -> None:
     form = {"language": "ru", "time_zone": "Asia/Tokyo", "back": "/mailings?status=running"}
     answer = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
     assert answer.status_code == 303
     assert answer.headers["location"] == "/mailings?status=running"
-    kept = answer.headers.get_list("set-cookie")
-    assert [each.split(";")[0] for each in kept] == ["language=ru", 'time_zone="Asia/Tokyo"']
-    api.cookies.clear()  # the file's other tests have the same client
+    cookies = answer.headers.get_list("set-cookie")
+    assert [cookie.split(";")[0] for cookie in cookies] == ["language=ru", 'time_zone="Asia/Tokyo"']
+    api.cookies.clear()  # other tests of this file use the same client
 
 
 @pytest.mark.parametrize("back", ["", "//evil.example/", "/\\evil.example", "https://evil.example"])
-async def test_preferences_lead_to_no_other_site_and_keep_nothing_unknown(
+async def test_preferences_redirect_to_no_other_site_and_store_no_unknown_value(
     api: httpx.AsyncClient, back: str
 ) -> None:
     form = {"language": "xx", "time_zone": "Mars/Base\r\nX: y", "back": back}
@@ -134,8 +137,10 @@ async def test_preferences_lead_to_no_other_site_and_keep_nothing_unknown(
     assert "set-cookie" not in answer.headers
 
 
-async def test_unknown_pages_say_so_to_people_and_to_programs(api: httpx.AsyncClient) -> None:
-    assert "There is no such page" in await page(api, "/nothing", 404)
+async def test_an_unknown_path_is_an_error_page_for_browsers_and_a_problem_for_programs(
+    api: httpx.AsyncClient,
+) -> None:
+    assert "Page not found" in await get_page(api, "/nothing", 404)
     answer = await api.get(f"{SITE}/nothing")
     assert answer.headers["content-type"] == "application/problem+json"
     answer = await api.get(f"{SITE}/api/v1/mailings/1", headers=BROWSER)
@@ -156,150 +161,161 @@ async def test_unknown_pages_say_so_to_people_and_to_programs(api: httpx.AsyncCl
         ({}, 403),
     ],
 )
-async def test_what_another_site_has_a_browser_send_is_refused(
+async def test_cross_site_forms_are_refused(
     api: httpx.AsyncClient, headers: dict[str, str], status: int
 ) -> None:
     answer = await api.post(f"{SITE}/preferences", headers=headers)
     assert answer.status_code == status
 
 
-async def test_api_too_refuses_what_another_site_has_a_browser_send(
+async def test_the_api_refuses_cross_site_writes(
     api: httpx.AsyncClient,
 ) -> None:
-    mailing = await create(api, NEW)
+    mailing = await create_mailing(api, NEW)
     headers = {"Sec-Fetch-Site": "cross-site"}
     assert (await api.post(f"/mailings/{mailing['id']}/cancel", headers=headers)).status_code == 403
     assert (await api.get(f"/mailings/{mailing['id']}", headers=headers)).status_code == 200
 
 
-async def follow(live: Live, key: Hashable, look: Look, told: list[str]) -> None:
-    """Add to `told` each event as it comes."""
-    events = live.stream(key, look, None).iterator
+async def follow(
+    live: LiveUpdates, key: Hashable, query_sections: RenderSections, received: list[str]
+) -> None:
+    """Append each event of a stream to `received`."""
+    events = live.stream(key, query_sections, None).iterator
     assert isinstance(events, AsyncIterable)
     async for event in events:
-        told.append(str(event))  # noqa: PERF401  # looked at before it ends
+        received.append(str(event))  # noqa: PERF401  # read before the stream ends
 
 
 @in_virtual_time
-async def test_live_page_gets_its_sections_at_once_and_again_only_when_they_change() -> None:
-    live = Live()
-    told: list[str] = []
-    shown = {"a": "<p id=a>1</p>", "b": "<p id=b>1</p>"}
+async def test_a_live_page_receives_its_sections_at_once_and_later_only_changed_ones() -> None:
+    live = LiveUpdates()
+    received: list[str] = []
+    sections = {"a": "<p id=a>1</p>", "b": "<p id=b>1</p>"}
 
-    async def look() -> dict[str, str]:
-        return dict(shown)
+    async def query_sections() -> dict[str, str]:
+        return dict(sections)
 
-    following = asyncio.create_task(follow(live, "page", look, told))
+    following = asyncio.create_task(follow(live, "page", query_sections, received))
     await asyncio.sleep(0.1)
-    assert len(told) == 1
-    assert all(html in told[0] for html in shown.values())
-    shown["b"] = "<p id=b>2</p>"
+    assert len(received) == 1
+    assert all(html in received[0] for html in sections.values())
+    sections["b"] = "<p id=b>2</p>"
     await asyncio.sleep(4.2)
-    assert len(told) == 2
-    assert "id=b>2" in told[1]
-    assert "id=a" not in told[1]
+    assert len(received) == 2
+    assert "id=b>2" in received[1]
+    assert "id=a" not in received[1]
     live.stop()
     await following
 
 
-async def test_one_person_keeps_no_more_pages_up_to_date_than_each_may() -> None:
-    live = Live()
+async def test_the_number_of_live_pages_is_limited_for_each_user_and_in_all() -> None:
+    live = LiveUpdates()
 
-    async def look() -> dict[str, str]:
+    async def query_sections() -> dict[str, str]:
         return {}
 
-    async def gone(*_: object) -> Any:
+    async def disconnect(*_: object) -> Any:
         raise ConnectionResetError
 
-    opened = [live.stream("page", look, "ann") for _ in range(EACH)]
+    opened = [live.stream("page", query_sections, "ann") for _ in range(MAX_STREAMS_PER_OWNER)]
     with pytest.raises(ServiceUnavailableException):
-        live.stream("page", look, "ann")
-    others = [live.stream("page", look, None) for _ in range(MOST - EACH)]
+        live.stream("page", query_sections, "ann")
+    others = [
+        live.stream("page", query_sections, None)
+        for _ in range(MAX_STREAMS - MAX_STREAMS_PER_OWNER)
+    ]
     with pytest.raises(ServiceUnavailableException):
-        live.stream("page", look, "bob")
-    for each in (opened[0], others[0]):  # of those who go before it begins, too
-        respond = each.to_asgi_response(None, None)  # type: ignore[arg-type]  # asks for nothing of it
+        live.stream("page", query_sections, "bob")
+    for stream in (
+        opened[0],
+        others[0],
+    ):  # a client that disconnects before the start frees its place, too
+        respond = stream.to_asgi_response(None, None)  # type: ignore[arg-type]  # uses none of them
         with pytest.raises((ConnectionResetError, BaseExceptionGroup)):
-            await respond({"type": "http"}, gone, gone)  # type: ignore[arg-type]  # a part of a scope
-    live.stream("page", look, "ann")
-    live.stream("page", look, "bob")
+            await respond({"type": "http"}, disconnect, disconnect)  # type: ignore[arg-type]  # an incomplete scope
+    live.stream("page", query_sections, "ann")
+    live.stream("page", query_sections, "bob")
 
 
 @in_virtual_time
-async def test_live_page_says_that_it_is_out_of_date_while_nothing_can_be_looked_up() -> None:
-    live = Live()
-    told: list[str] = []
+async def test_a_live_page_is_marked_as_stale_while_queries_fail() -> None:
+    live = LiveUpdates()
+    received: list[str] = []
     failing = True
 
-    async def look() -> dict[str, str]:
+    async def query_sections() -> dict[str, str]:
         if failing:
             raise ConnectionRefusedError
         return {"a": "<p id=a>1</p>"}
 
-    following = asyncio.create_task(follow(live, "page", look, told))
+    following = asyncio.create_task(follow(live, "page", query_sections, received))
     await asyncio.sleep(0.1)
-    assert len(told) == 1
-    assert "event: stale" in told[0]
+    assert len(received) == 1
+    assert "event: stale" in received[0]
     failing = False
     await asyncio.sleep(2.1)
-    assert "event: fresh" in told[1]
-    assert "id=a" in told[2]
+    assert "event: fresh" in received[1]
+    assert "id=a" in received[2]
     live.stop()
     await following
 
 
 @in_virtual_time
-async def test_live_page_is_told_to_ask_again_so_that_who_is_signed_out_is_told() -> None:
-    live = Live(lasts=0.1)
-    told: list[str] = []
+async def test_a_stream_ends_with_a_request_to_reconnect_so_that_sessions_are_checked() -> None:
+    live = LiveUpdates(lifetime=0.1)
+    received: list[str] = []
 
-    async def look() -> dict[str, str]:
+    async def query_sections() -> dict[str, str]:
         return {"a": "<p id=a>1</p>"}
 
-    await follow(live, "page", look, told)
-    assert len(told) == 2
-    assert "id=a" in told[0]
-    assert "event: again" in told[1]
-    assert Live()._lasts <= 60  # noqa: SLF001  # no test waits for a minute
+    await follow(live, "page", query_sections, received)
+    assert len(received) == 2
+    assert "id=a" in received[0]
+    assert "event: reconnect" in received[1]
+    assert LiveUpdates()._lifetime <= 60  # noqa: SLF001  # no test can wait for a minute
 
 
-async def test_many_live_pages_are_looked_at_less_often_and_one_at_a_time() -> None:
-    live = Live()
-    looking = most_looking = 0
+async def test_many_live_pages_are_queried_less_often_and_one_at_a_time() -> None:
+    live = LiveUpdates()
+    running = max_running = 0
 
-    async def look() -> dict[str, str]:
-        nonlocal looking, most_looking
-        looking += 1
-        most_looking = max(most_looking, looking)
+    async def query_sections() -> dict[str, str]:
+        nonlocal running, max_running
+        running += 1
+        max_running = max(max_running, running)
         await asyncio.sleep(0.02)
-        looking -= 1
+        running -= 1
         return {}
 
-    assert live.period == 2.0
-    following = [asyncio.create_task(follow(live, key, look, [])) for key in range(4)]
-    async with asyncio.timeout(PATIENCE):
-        while live.period < 8:  # a look takes 0.02 s or more, and all together a hundredth
+    assert live.refresh_interval == 2.0
+    following = [asyncio.create_task(follow(live, key, query_sections, [])) for key in range(4)]
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        while (
+            live.refresh_interval < 8
+        ):  # one query takes at least 0.02 s, all together a hundredth of the time
             await asyncio.sleep(0.01)
-    assert most_looking == 1
+    assert max_running == 1
     live.stop()
-    await asyncio.wait_for(asyncio.gather(*following), PATIENCE)
-    assert live.period == 2.0
+    await asyncio.wait_for(asyncio.gather(*following), EVENT_TIMEOUT)
+    assert live.refresh_interval == 2.0
 
 
-async def test_overview_answers_its_live_sections(engine: AsyncEngine) -> None:
-    app = create_app(engine, live=Live(lasts=0), settings=OPEN)  # it ends after the first look
+async def test_the_overview_streams_its_live_sections(engine: AsyncEngine) -> None:
+    live = LiveUpdates(lifetime=0)  # the stream ends after the first query
+    app = create_app(engine, live=live, settings=OPEN)
     transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url=SITE) as client:
         answer = await client.get("/live/overview")
     assert answer.headers["content-type"].startswith("text/event-stream")
-    for section in ("gateway", "backlog", "running", "next", "lately"):
+    for section in ("gateway", "backlog", "running", "upcoming", "last-day"):
         assert f'id="{section}"' in answer.text
 
 
-async def test_outcomes_of_the_last_day_are_counted_by_the_hour(engine: AsyncEngine) -> None:
+async def test_outcomes_of_the_last_day_are_counted_by_hour(engine: AsyncEngine) -> None:
     now = datetime(2030, 1, 15, 12, 30, tzinfo=UTC)
     async with engine.connect() as connection:
-        hours = await lately.outcomes(connection, now)
+        hours = await last_24_hours.get_outcomes(connection, now)
     assert len(hours) == 25
     assert hours[0].start == datetime(2030, 1, 14, 12, tzinfo=UTC)
     assert hours[-1].start == datetime(2030, 1, 15, 12, tzinfo=UTC)

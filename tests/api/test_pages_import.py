@@ -1,4 +1,4 @@
-"""What the import's page answers to a file, which a script of it shows."""
+"""Responses to an uploaded file, which a script shows on the import page."""
 
 import re
 from typing import Any
@@ -7,14 +7,14 @@ import httpx
 import pytest
 from litestar.testing import RequestFactory
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.visits import BROWSER
-from tests.sample import OPEN
+from tests.api.browser_session import BROWSER
+from tests.factories import OPEN
 
-from mailer.admin.client_import import on_refusal
+from mailer.admin.client_import import render_refusal
 from mailer.app import create_app
-from mailer.client.upload import IMPORT_LIMIT
+from mailer.client.upload import MAX_IMPORT_BYTES
+from mailer.limits import BusyError
 from mailer.web.body import LongUploadError, StalledUploadError
-from mailer.web.turns import BusyError
 
 PATH = "http://mailer/clients/import"
 CSV = BROWSER | {"Content-Type": "text/csv"}
@@ -22,6 +22,7 @@ ANNA, BORIS = "79160000001", "79030000002"
 
 
 async def send(api: httpx.AsyncClient, content: bytes, status: int = 200, **headers: str) -> str:
+    """Upload a file; return the HTML fragment of the response."""
     answer = await api.post(PATH, content=content, headers=CSV | headers)
     assert answer.status_code == status
     assert answer.headers["Content-Type"].startswith("text/html")
@@ -29,31 +30,31 @@ async def send(api: httpx.AsyncClient, content: bytes, status: int = 200, **head
     return answer.text
 
 
-async def test_import_tells_what_became_of_every_line(api: httpx.AsyncClient) -> None:
+async def test_the_report_counts_lines_and_lists_wrong_ones(api: httpx.AsyncClient) -> None:
     page = await send(api, f"phone,tag\n{ANNA},vip\n8916,vip\n{BORIS},{'x' * 65}\n".encode())
-    assert "2 lines are wrong" in page
+    assert "2 lines have errors" in page
     assert re.findall(r"<dd>(\d+)</dd>", page) == ["1", "0", "0", "2"]
     assert re.findall(r'<th scope="row"[^>]*>(\d+)</th>', page) == ["3", "4"]
     assert "must be 7 and ten more digits" in page
-    assert [found["phone"] for found in (await api.get("/clients")).json()["results"]] == [ANNA]
+    assert [client["phone"] for client in (await api.get("/clients")).json()["results"]] == [ANNA]
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("phone\n1\n2\n", "Nothing was imported: 2 lines are wrong"),
+        ("phone\n1\n2\n", "Nothing was imported: 2 lines have errors"),
         ("phone\n", "Nothing was imported: the file has no clients"),
         (f"phone\n{ANNA}\n", ">Imported<"),
-        (f"phone\n{ANNA}\n1\n", "Imported, but 1 line is wrong"),
+        (f"phone\n{ANNA}\n1\n", "Imported, but 1 line has errors"),
     ],
 )
-async def test_title_says_whether_anything_was_imported(
+async def test_the_title_says_whether_anything_was_imported(
     api: httpx.AsyncClient, content: str, words: str
 ) -> None:
     assert words in await send(api, content.encode())
 
 
-async def test_wrong_values_are_shown(api: httpx.AsyncClient) -> None:
+async def test_wrong_values_are_shown_escaped(api: httpx.AsyncClient) -> None:
     page = await send(api, "phone;tag\n7,91612E+10;да\n<b>;\n".encode("cp1251"))
     assert "<bdi>7,91612E+10</bdi>" in page
     assert "was rounded by a spreadsheet" in page
@@ -61,14 +62,14 @@ async def test_wrong_values_are_shown(api: httpx.AsyncClient) -> None:
     assert "read as windows-1251" in page
 
 
-async def test_import_says_how_many_wrong_lines_are_not_listed(api: httpx.AsyncClient) -> None:
+async def test_the_number_of_listed_wrong_lines_is_limited(api: httpx.AsyncClient) -> None:
     page = await send(api, b"phone\n" + b"1\n" * 1200)
-    assert "And 1,100 more lines that are not listed." in page
+    assert "1,100 more lines with errors are not listed." in page
     assert page.count('<th scope="row"') == 100
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "headers", "words"),
+    ("content", "status", "headers", "message"),
     [
         (b"", 400, {}, "<code>phone</code> is required"),
         (b"name\n", 400, {}, "<code>name</code> is not one of the columns"),
@@ -77,33 +78,33 @@ async def test_import_says_how_many_wrong_lines_are_not_listed(api: httpx.AsyncC
         ("телефон\n".encode("cp1251"), 400, {}, "<code>телефон</code> is not one of the columns"),
         (b"PK\x03\x04" + bytes(9000), 400, {}, "the header is longer than 2000 characters"),
         (b"phone\n", 415, {"Content-Type": "text/plain"}, "Send CSV (UTF-8, UTF-16"),
-        (b"phone\n", 413, {"Content-Length": str(IMPORT_LIMIT + 1)}, "larger than 1 GB"),
-        (b"phone\n", 403, {"Sec-Fetch-Site": "cross-site"}, "Another site"),
+        (b"phone\n", 413, {"Content-Length": str(MAX_IMPORT_BYTES + 1)}, "larger than 1 GB"),
+        (b"phone\n", 403, {"Sec-Fetch-Site": "cross-site"}, "another website"),
     ],
     ids=["empty", "column", "quote", "hostile", "encoding", "zip", "type", "size", "site"],
 )
-async def test_file_that_is_wrong_as_a_whole_is_told_so(
-    api: httpx.AsyncClient, content: bytes, status: int, headers: dict[str, str], words: str
+async def test_an_unusable_file_is_refused_with_the_reason(
+    api: httpx.AsyncClient, content: bytes, status: int, headers: dict[str, str], message: str
 ) -> None:
     page = await send(api, content, status, **headers)
-    assert words in page
+    assert message in page
     assert "Nothing was stored." in page
 
 
-async def test_file_that_stalls_or_meets_no_database_is_told_so(engine: AsyncEngine) -> None:
+async def test_every_failure_of_an_upload_has_its_own_message(engine: AsyncEngine) -> None:
     request: Any = RequestFactory(create_app(engine, settings=OPEN)).post("/clients/import")
-    stalled = on_refusal(request, StalledUploadError())
+    stalled = render_refusal(request, StalledUploadError())
     assert stalled.status_code == 408
     assert "within a minute; nothing was stored." in stalled.content
-    assert "Nothing was stored." not in stalled.content  # a second time
-    long = on_refusal(request, LongUploadError())
-    assert "within an hour; nothing was stored." in long.content
-    assert "minute" not in long.content
-    away = on_refusal(request, ConnectionRefusedError())
-    assert away.status_code == 503
-    assert "The database is away; try again" in away.content
-    assert "Nothing was stored." not in away.content  # which nobody knows
-    busy = on_refusal(request, BusyError())
+    assert "Nothing was stored." not in stalled.content  # not stated twice
+    too_long = render_refusal(request, LongUploadError())
+    assert "within an hour; nothing was stored." in too_long.content
+    assert "minute" not in too_long.content
+    unavailable = render_refusal(request, ConnectionRefusedError())
+    assert unavailable.status_code == 503
+    assert "The database is unavailable; try again" in unavailable.content
+    assert "Nothing was stored." not in unavailable.content  # unknown after a lost connection
+    busy = render_refusal(request, BusyError())
     assert busy.status_code == 503
-    assert "Too many imports or downloads are under way" in busy.content
+    assert "Too many imports or downloads are running" in busy.content
     assert "database" not in busy.content

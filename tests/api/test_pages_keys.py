@@ -1,4 +1,4 @@
-"""Keys: what they open, from when and until when; the pages on which they are made and revoked."""
+"""API keys: scopes, expiry and revocation, and the pages that create and revoke them."""
 
 import html
 import re
@@ -8,22 +8,31 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.visits import BROWSER, ESCAPED, HOSTILE, SITE, app_of, page, signed_in, visitor
-from tests.asked import inside
-from tests.sample import OPEN, execute, value
+from tests.api.browser_session import (
+    BROWSER,
+    ESCAPED,
+    HOSTILE,
+    SITE,
+    create_browser,
+    get_page,
+    shared_app,
+    signed_in_browser,
+)
+from tests.asgi_client import inside
+from tests.factories import OPEN, execute, value
 
 from mailer.access import commands
 from mailer.settings import Scope, Settings
 
-MADE = """
+CREATED = """
     SELECT (SELECT count(*) FROM api_key) + count(*) FROM audit WHERE target_kind = 'key'"""
 FORM = {"name": "shop", "scope": "write", "expires": "90", "expires_on": ""}
 
 
 @pytest.fixture
-async def guarded(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The API where it asks who comes."""
-    transport = inside(app_of(engine, Settings()))
+async def protected_api(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """The API of an application with authentication."""
+    transport = inside(shared_app(engine, Settings()))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 
@@ -31,10 +40,10 @@ async def guarded(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def api(engine: AsyncEngine) -> httpx.AsyncClient:
     """A browser in which an admin is signed in."""
-    return await signed_in(engine, "admin")
+    return await signed_in_browser(engine, "admin")
 
 
-async def call(
+async def status_of(
     api: httpx.AsyncClient, secret: str | None, method: str = "GET", path: str = "/clients"
 ) -> int:
     headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
@@ -42,159 +51,166 @@ async def call(
     return (await api.request(method, path, headers=headers, json=body)).status_code
 
 
-async def make(engine: AsyncEngine, scope: Scope = "read", name: str | None = None) -> str:
-    return await commands.make_key(engine, name or scope, scope, None)
+async def create_key(engine: AsyncEngine, scope: Scope = "read", name: str | None = None) -> str:
+    return await commands.create_key(engine, name or scope, scope, None)
 
 
-async def fill(api: httpx.AsyncClient, **given: str) -> httpx.Response:
-    return await api.post(f"{SITE}/keys", data=FORM | given, headers=BROWSER)
+async def submit_form(api: httpx.AsyncClient, **fields: str) -> httpx.Response:
+    return await api.post(f"{SITE}/keys", data=FORM | fields, headers=BROWSER)
 
 
 def secret_of(answer: httpx.Response) -> str:
-    found = re.search(r'<code class="secret">([^<]+)</code>', answer.text)
-    assert found is not None
-    return found[1]
+    match = re.search(r'<code class="secret">([^<]+)</code>', answer.text)
+    assert match is not None
+    return match[1]
 
 
 def error_of(answer: httpx.Response, field: str) -> str:
-    found = re.search(rf'<p class="error" id="{field}-error">([^<]*)</p>', answer.text)
-    assert found is not None, answer.text
-    return html.unescape(found[1])
+    match = re.search(rf'<p class="error" id="{field}-error">([^<]*)</p>', answer.text)
+    assert match is not None, answer.text
+    return html.unescape(match[1])
 
 
-# ---- what a key opens -----------------------------------------------------------------------
+# ---- what a key allows ----------------------------------------------------------------------
 
 
-async def test_a_key_opens_the_api_as_far_as_its_scope(
-    engine: AsyncEngine, guarded: httpx.AsyncClient
+async def test_a_key_allows_what_its_scope_allows(
+    engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
-    read, write, admin = [await make(engine, scope) for scope in ("read", "write", "admin")]
-    assert [await call(guarded, key) for key in (None, "mailer_x", read)] == [401, 401, 200]
-    assert [await call(guarded, key, "POST") for key in (read, write)] == [403, 201]
-    assert [await call(guarded, key, path="/audit") for key in (read, write)] == [403, 403]
-    assert await call(guarded, admin, path="/audit") == 200
+    read, write, admin = [await create_key(engine, scope) for scope in ("read", "write", "admin")]
+    assert [await status_of(protected_api, key) for key in (None, "mailer_x", read)] == [
+        401,
+        401,
+        200,
+    ]
+    assert [await status_of(protected_api, key, "POST") for key in (read, write)] == [403, 201]
+    assert [await status_of(protected_api, key, path="/audit") for key in (read, write)] == [
+        403,
+        403,
+    ]
+    assert await status_of(protected_api, admin, path="/audit") == 200
 
 
-async def test_a_revoked_key_opens_nothing_from_the_next_request_on(
-    engine: AsyncEngine, guarded: httpx.AsyncClient
+async def test_a_revoked_key_is_refused_from_the_next_request_on(
+    engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
-    key, other = await make(engine), await make(engine, "write")
-    assert await call(guarded, key) == 200
+    key, other = await create_key(engine), await create_key(engine, "write")
+    assert await status_of(protected_api, key) == 200
     await commands.revoke_key(engine, "read")
-    assert [await call(guarded, each) for each in (key, other)] == [401, 200]
+    assert [await status_of(protected_api, each) for each in (key, other)] == [401, 200]
 
 
-async def test_an_expired_key_opens_nothing(
-    engine: AsyncEngine, guarded: httpx.AsyncClient
+async def test_an_expired_key_is_refused(
+    engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
-    key = await commands.make_key(engine, "short", "read", 1)
-    assert await call(guarded, key) == 200
+    key = await commands.create_key(engine, "short", "read", 1)
+    assert await status_of(protected_api, key) == 200
     await execute(engine, "UPDATE api_key SET expires_at = now() - interval '1 millisecond'")
-    assert await call(guarded, key) == 401
+    assert await status_of(protected_api, key) == 401
     assert "expired" in (await commands.list_keys(engine))[1]
 
 
-async def test_last_use_is_written_and_not_at_every_request(
-    engine: AsyncEngine, guarded: httpx.AsyncClient
+async def test_the_last_use_is_written_but_not_at_every_request(
+    engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
-    key = await make(engine)
+    key = await create_key(engine)
     assert await value(engine, "SELECT last_used_at FROM api_key") is None
-    await call(guarded, key)
+    await status_of(protected_api, key)
     first = await value(engine, "SELECT last_used_at FROM api_key")
-    await call(guarded, key)
+    await status_of(protected_api, key)
     assert await value(engine, "SELECT last_used_at FROM api_key") == first
     await execute(engine, "UPDATE api_key SET last_used_at = now() - interval '61 seconds'")
-    await call(guarded, key)
+    await status_of(protected_api, key)
     assert await value(engine, "SELECT last_used_at FROM api_key") > first
 
 
-async def test_what_a_key_shows_is_nowhere_in_the_database(engine: AsyncEngine) -> None:
-    secret = await make(engine)
+async def test_the_secret_of_a_key_is_not_in_the_database(engine: AsyncEngine) -> None:
+    secret = await create_key(engine)
     for table in ("api_key", "audit"):
-        rows = await value(engine, f"SELECT string_agg(t::text, '') FROM {table} AS t")  # noqa: S608  # ours
+        rows = await value(engine, f"SELECT string_agg(t::text, '') FROM {table} AS t")  # noqa: S608  # a name above
         assert secret.removeprefix("mailer_") not in rows
         assert secret.encode().hex() not in rows
 
 
-async def test_the_page_speaks_russian(api: httpx.AsyncClient) -> None:
-    await page(api, "/keys")  # in English first: nothing of it may stay
+async def test_the_page_is_translated_to_russian(api: httpx.AsyncClient) -> None:
+    await get_page(api, "/keys")  # in English first: nothing of it may be cached
     answer = await api.get(f"{SITE}/keys", headers={"Accept-Language": "ru"})
     main = re.search("<main.*</main>", answer.text, re.DOTALL)
     assert main is not None
-    said = re.sub(r"<[^>]*>", " ", main[0]).replace("MAILER_GATEWAY_URL", "")
-    assert set(re.findall("[A-Za-z]{4,}", said)) == {"mailer"}
+    visible_text = re.sub(r"<[^>]*>", " ", main[0]).replace("MAILER_GATEWAY_URL", "")
+    assert set(re.findall("[A-Za-z]{4,}", visible_text)) == {"mailer"}
 
 
 # ---- the pages ------------------------------------------------------------------------------
 
 
 async def test_a_key_is_shown_once_and_works(
-    api: httpx.AsyncClient, guarded: httpx.AsyncClient
+    api: httpx.AsyncClient, protected_api: httpx.AsyncClient
 ) -> None:
-    made = await fill(api)
-    assert made.status_code == 201
-    secret = secret_of(made)
-    assert made.headers["cache-control"] == "no-store"
-    assert "set-cookie" not in made.headers
-    assert await call(guarded, secret) == 200
-    shown = await page(api, "/keys")
-    assert secret not in shown
-    assert "shop" in shown
-    assert "Change clients and mailings" in shown
+    created = await submit_form(api)
+    assert created.status_code == 201
+    secret = secret_of(created)
+    assert created.headers["cache-control"] == "no-store"
+    assert "set-cookie" not in created.headers
+    assert await status_of(protected_api, secret) == 200
+    page = await get_page(api, "/keys")
+    assert secret not in page
+    assert "shop" in page
+    assert "Read and change clients and mailings" in page
 
 
-async def test_a_form_that_is_sent_again_makes_no_second_key_and_says_the_name_is_taken(
+async def test_a_key_with_a_used_name_is_409_and_not_created(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    secret = secret_of(await fill(api))
-    again = await fill(api)
-    assert again.status_code == 409
-    assert secret not in again.text
-    assert error_of(again, "name") == "Another key that is not revoked has this name."
+    secret = secret_of(await submit_form(api))
+    repeat = await submit_form(api)
+    assert repeat.status_code == 409
+    assert secret not in repeat.text
+    assert error_of(repeat, "name") == "Another key that is not revoked has this name."
     assert await value(engine, "SELECT count(*) FROM api_key") == 1
 
 
-async def test_a_name_is_free_again_when_its_key_is_revoked(
+async def test_the_name_of_a_revoked_key_can_be_used_again(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    await fill(api)
+    await submit_form(api)
     await commands.revoke_key(engine, "shop")
-    assert (await fill(api)).status_code == 201
+    assert (await submit_form(api)).status_code == 201
 
 
-async def test_a_field_that_the_form_lacks_is_nothing_to_it(api: httpx.AsyncClient) -> None:
-    assert (await fill(api, newest="9" * 5_000)).status_code == 201
+async def test_unknown_fields_of_the_form_are_ignored(api: httpx.AsyncClient) -> None:
+    assert (await submit_form(api, newest="9" * 5_000)).status_code == 201
 
 
-async def test_where_nobody_is_asked_no_key_is_made_that_would_outlast_it(
+async def test_without_auth_keys_can_neither_be_created_nor_revoked(
     engine: AsyncEngine,
 ) -> None:
-    await make(engine)
-    browser = visitor(engine, OPEN)
+    await create_key(engine)
+    browser = create_browser(engine, OPEN)
     for path in ("/keys", "/keys/1/revoke"):
-        assert "There is no such page" in await page(browser, path, 404)
-    assert (await fill(browser)).status_code == 404
+        assert "Page not found" in await get_page(browser, path, 404)
+    assert (await submit_form(browser)).status_code == 404
     assert (await browser.post("/keys/1/revoke")).status_code == 404
     assert await value(engine, "SELECT count(*) FROM api_key WHERE revoked_at IS NULL") == 1
-    assert "/keys" not in await page(browser, "/")
+    assert "/keys" not in await get_page(browser, "/")
 
 
-async def test_of_the_revoked_only_the_newest_are_shown_and_the_page_says_so(
+async def test_only_the_newest_revoked_keys_are_listed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    await make(engine, name="of old")
+    await create_key(engine, name="of old")
     await execute(
         engine,
         "INSERT INTO api_key (name, digest, scope, revoked_at)"
         " SELECT 'gone ' || n, n::text::bytea, 'read', now() FROM generate_series(1, 102) AS n",
     )
-    shown = await page(api, "/keys")
-    assert [name for name in ("gone 102", "gone 3 ", "of old") if name not in shown] == []
-    assert "gone 2 " not in shown
-    assert "2 keys that were revoked before are not shown." in shown
+    page = await get_page(api, "/keys")
+    assert [name for name in ("gone 102", "gone 3 ", "of old") if name not in page] == []
+    assert "gone 2 " not in page
+    assert "2 keys that were revoked earlier are not shown." in page
 
 
-async def test_a_key_is_good_for_what_was_chosen(
+async def test_a_key_expires_as_chosen_in_the_form(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     day = (datetime.now(UTC) + timedelta(days=10)).date()
@@ -207,17 +223,17 @@ async def test_a_key_is_good_for_what_was_chosen(
             headers=BROWSER,
         )
         assert answer.status_code == 201
-    lasts = "SELECT expires_at - created_at FROM api_key WHERE name = '{}'"
+    lifetime_query = "SELECT expires_at - created_at FROM api_key WHERE name = '{}'"
     for name, days in (("month", 30), ("year", 365)):
-        lasting = await value(engine, lasts.format(name))
-        assert abs(lasting - timedelta(days=days)) < timedelta(seconds=10)
-    ends = await value(engine, "SELECT expires_at FROM api_key WHERE name = 'until'")
-    assert ends.astimezone(UTC).isoformat() == f"{day}T18:15:00+00:00"  # midnight at +05:45
+        lifetime = await value(engine, lifetime_query.format(name))
+        assert abs(lifetime - timedelta(days=days)) < timedelta(seconds=10)
+    expires_at = await value(engine, "SELECT expires_at FROM api_key WHERE name = 'until'")
+    assert expires_at.astimezone(UTC).isoformat() == f"{day}T18:15:00+00:00"  # midnight at +05:45
     assert await value(engine, "SELECT expires_at FROM api_key WHERE name = 'ever'") is None
 
 
 @pytest.mark.parametrize(
-    ("given", "field", "said"),
+    ("change", "field", "message"),
     [
         ({"name": "a\u200fb"}, "name", "must be 1 to 64 characters on one line"),
         ({"name": " "}, "name", "must be 1 to 64 characters on one line"),
@@ -226,46 +242,46 @@ async def test_a_key_is_good_for_what_was_chosen(
         ({"name": "a\u202eb"}, "name", "must be 1 to 64 characters on one line"),
         ({"name": "a\nb"}, "name", "must be 1 to 64 characters on one line"),
         ({"scope": "all"}, "scope", "must be read, write or admin"),
-        ({"expires": "0"}, "expires", "must be one of these"),
+        ({"expires": "0"}, "expires", "must be one of the listed values"),
         ({"expires": "day"}, "expires_on", "must be a date"),
         ({"expires": "day", "expires_on": "9999-12-31"}, "expires_on", "must be a date"),
         ({"expires": "day", "expires_on": "2020-01-01"}, "expires_on", "must be in the future"),
     ],
 )
-async def test_a_wrong_field_is_named_and_no_key_is_made(
-    api: httpx.AsyncClient, engine: AsyncEngine, given: dict[str, str], field: str, said: str
+async def test_an_invalid_field_is_named_and_no_key_is_created(
+    api: httpx.AsyncClient, engine: AsyncEngine, change: dict[str, str], field: str, message: str
 ) -> None:
-    answer = await fill(api, **given)
+    answer = await submit_form(api, **change)
     assert answer.status_code == 400
-    assert error_of(answer, field).startswith(said)
-    assert await value(engine, MADE) == 0
+    assert error_of(answer, field).startswith(message)
+    assert await value(engine, CREATED) == 0
 
 
-async def test_a_key_is_revoked_on_a_page_that_asks_first(
-    api: httpx.AsyncClient, engine: AsyncEngine, guarded: httpx.AsyncClient
+async def test_a_key_is_revoked_after_a_confirmation(
+    api: httpx.AsyncClient, engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
-    secret = secret_of(await fill(api, name=HOSTILE))
-    asked = await page(api, "/keys/1/revoke")
-    assert ESCAPED in asked
-    assert HOSTILE not in asked
+    secret = secret_of(await submit_form(api, name=HOSTILE))
+    confirmation = await get_page(api, "/keys/1/revoke")
+    assert ESCAPED in confirmation
+    assert HOSTILE not in confirmation
     revoked = await api.post(f"{SITE}/keys/1/revoke", headers=BROWSER)
     assert (revoked.status_code, revoked.headers["location"]) == (303, "/keys")
-    assert await call(guarded, secret) == 401
-    assert "revoked" in await page(api, "/keys")
-    await page(api, "/keys/1/revoke", 404)
+    assert await status_of(protected_api, secret) == 401
+    assert "revoked" in await get_page(api, "/keys")
+    await get_page(api, "/keys/1/revoke", 404)
     assert (await api.post(f"{SITE}/keys/1/revoke", headers=BROWSER)).status_code == 404
     actions = await value(
         engine, "SELECT array_agg(action ORDER BY id) FROM audit WHERE target_kind = 'key'"
     )
-    assert actions == ["key_made", "key_revoked"]
+    assert actions == ["key_created", "key_revoked"]
 
 
-async def test_keys_are_listed_newest_first_with_their_state(engine: AsyncEngine) -> None:
-    await make(engine, name="Лавка 1")
-    await make(engine, "admin", name="of old")
+async def test_the_command_lists_keys_newest_first_with_their_state(engine: AsyncEngine) -> None:
+    await create_key(engine, name="Лавка 1")
+    await create_key(engine, "admin", name="of old")
     await commands.revoke_key(engine, "of old")
     head, *listed = await commands.list_keys(engine)
     assert [line.split("  ")[0].strip() for line in (head, *listed)] == ["id", "2", "1"]
     assert listed[0].endswith("  never      never    revoked")
     assert "Лавка 1" in listed[1]
-    assert listed[1].endswith("good")
+    assert listed[1].endswith("active")

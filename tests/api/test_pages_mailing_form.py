@@ -1,30 +1,30 @@
-"""The form of a mailing makes mailings and copies of them, and keeps what was typed."""
+"""The form that creates and copies mailings, and keeps what the user typed."""
 
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from tests.api.calls import DUE, NEW, create
+from tests.api.browser_session import BROWSER
+from tests.api.calls import DUE, NEW, create_mailing
 from tests.api.forms import (
     HOSTILE,
     HTMX,
     NEW_FORM,
     SITE,
-    errors,
-    fields,
-    previewed,
-    saved,
-    sent,
-    shown,
+    form_errors,
+    form_values,
+    get_html,
+    post_form,
+    preview_form,
+    save_form,
 )
-from tests.api.visits import BROWSER
 
-# ---- a new one -------------------------------------------------------------------------------
+# ---- a new mailing ---------------------------------------------------------------------------
 
 
-async def test_new_form_proposes_a_day_by_daylight(api: httpx.AsyncClient) -> None:
+async def test_a_new_form_proposes_a_day_and_a_sending_window(api: httpx.AsyncClient) -> None:
     now = datetime.now(UTC)
-    form = fields(await shown(api, "/mailings/new", "Asia/Tokyo"))
+    form = form_values(await get_html(api, "/mailings/new", "Asia/Tokyo"))
     start = datetime.fromisoformat(f"{form['start']}+09:00")
     assert timedelta() <= start - now <= timedelta(minutes=6)
     assert datetime.fromisoformat(f"{form['end']}+09:00") - start == timedelta(days=1)
@@ -36,8 +36,8 @@ async def test_new_form_proposes_a_day_by_daylight(api: httpx.AsyncClient) -> No
     )
 
 
-async def test_form_makes_a_mailing_on_the_clock_that_it_carries(api: httpx.AsyncClient) -> None:
-    mailing = await saved(api, "/mailings/new", NEW_FORM)
+async def test_the_form_creates_a_mailing_in_its_time_zone(api: httpx.AsyncClient) -> None:
+    mailing = await save_form(api, "/mailings/new", NEW_FORM)
     assert mailing["datetime_start"] == "2040-01-01T08:00:00Z"
     assert mailing["datetime_end"] == "2040-01-02T08:00:00Z"
     assert (mailing["text"], mailing["on_unknown"]) == ("Half price.", "hold")
@@ -57,15 +57,15 @@ async def test_form_makes_a_mailing_on_the_clock_that_it_carries(api: httpx.Asyn
         ({"audience": "everybody", "terms": "912", "tags": "vip"}, None),
     ],
 )
-async def test_form_tells_the_audience_in_three_ways(
+async def test_the_form_has_three_ways_to_choose_the_audience(
     api: httpx.AsyncClient, typed: dict[str, str], client_filter: object
 ) -> None:
-    mailing = await saved(api, "/mailings/new", NEW_FORM | typed)
+    mailing = await save_form(api, "/mailings/new", NEW_FORM | typed)
     assert mailing["client_filter"] == client_filter
 
 
 @pytest.mark.parametrize(
-    ("typed", "wrong"),
+    ("typed", "expected"),
     [
         ({"text": ""}, {"text": "must have 1 to 1,600 characters"}),
         ({"text": "x" * 1601}, {"text": "must have 1 to 1,600 characters"}),
@@ -81,16 +81,16 @@ async def test_form_tells_the_audience_in_three_ways(
         ),
         ({"opens": ""}, {"opens": "is needed too, or leave both empty"}),
         ({"closes": ""}, {"closes": "is needed too, or leave both empty"}),
-        ({"opens": "21:00"}, {"closes": "must differ from when it opens"}),
+        ({"opens": "21:00"}, {"closes": "must differ from the time when the window opens"}),
         ({"opens": "9"}, {"opens": "must be a time of day, such as 09:00, or empty"}),
         ({"audience": ""}, {"audience": "is required"}),
         (
             {"audience": "terms", "terms": " , "},
-            {"terms": "must have an entry; to reach all clients, choose “Everybody”"},
+            {"terms": "must have an entry; to reach all clients, choose “All clients”"},
         ),
         (
             {"audience": "lists"},
-            {"operator_codes": "must have an entry; to reach all clients, choose “Everybody”"},
+            {"operator_codes": "must have an entry; to reach all clients, choose “All clients”"},
         ),
         (
             {"audience": "lists", "tags": ",".join(["vip"] * 1_001)},
@@ -99,7 +99,7 @@ async def test_form_tells_the_audience_in_three_ways(
         (
             {"audience": "lists", "operator_codes": "91", "time_zones": "Mars/Base"},
             {
-                "operator_codes": "must be codes of three digits, split by commas",
+                "operator_codes": "must be codes of three digits, separated by commas",
                 "time_zones": "must be a time zone such as Europe/Moscow",
             },
         ),
@@ -116,68 +116,70 @@ async def test_form_tells_the_audience_in_three_ways(
         ),
     ],
 )
-async def test_what_is_wrong_stands_beside_its_field_and_what_was_typed_stays(
-    api: httpx.AsyncClient, typed: dict[str, str], wrong: dict[str, str]
+async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
+    api: httpx.AsyncClient, typed: dict[str, str], expected: dict[str, str]
 ) -> None:
     form = NEW_FORM | typed
-    answer = await sent(api, "/mailings/new", form)
+    answer = await post_form(api, "/mailings/new", form)
     assert answer.status_code == 400
-    found = errors(answer.text)
-    assert found.keys() == wrong.keys()
-    assert all(found[name].startswith(message) for name, message in wrong.items()), found
-    again = fields(answer.text)
-    assert {name: again.get(name, "") for name in form} == form
+    shown_errors = form_errors(answer.text)
+    assert shown_errors.keys() == expected.keys()
+    assert all(shown_errors[name].startswith(message) for name, message in expected.items()), (
+        shown_errors
+    )
+    form_after = form_values(answer.text)
+    assert {name: form_after.get(name, "") for name in form} == form
     assert (await api.get("/mailings")).json()["count"] == 0
 
 
-async def test_a_time_that_the_clock_skips_is_refused_and_one_shown_twice_is_the_first(
+async def test_a_skipped_local_time_is_refused_and_an_ambiguous_one_is_the_first(
     api: httpx.AsyncClient,
 ) -> None:
     skipped = NEW_FORM | {"start": "2040-03-25T02:30", "end": "2040-03-26T09:00"}
-    answer = await sent(api, "/mailings/new", skipped)
+    answer = await post_form(api, "/mailings/new", skipped)
     message = "does not exist on that day: the clocks go forward and skip this time"
-    assert errors(answer.text) == {"start": message}
-    twice = NEW_FORM | {"start": "2040-10-28T02:30", "end": "2040-10-29T09:00"}
-    assert "28 Oct 2040, 02:30 28 Oct 2040, 00:30 UTC" in await previewed(api, twice)
-    mailing = await saved(api, "/mailings/new", twice)
+    assert form_errors(answer.text) == {"start": message}
+    ambiguous = NEW_FORM | {"start": "2040-10-28T02:30", "end": "2040-10-29T09:00"}
+    assert "28 Oct 2040, 02:30 28 Oct 2040, 00:30 UTC" in await preview_form(api, ambiguous)
+    mailing = await save_form(api, "/mailings/new", ambiguous)
     assert mailing["datetime_start"] == "2040-10-28T00:30:00Z"
 
 
-async def test_a_zone_that_nobody_knows_is_utc(api: httpx.AsyncClient) -> None:
-    mailing = await saved(api, "/mailings/new", NEW_FORM | {"zone": "Mars/Base"})
+async def test_an_unknown_time_zone_is_read_as_utc(api: httpx.AsyncClient) -> None:
+    mailing = await save_form(api, "/mailings/new", NEW_FORM | {"zone": "Mars/Base"})
     assert mailing["datetime_start"] == "2040-01-01T09:00:00Z"
 
 
-async def test_hostile_text_is_shown_as_text(api: httpx.AsyncClient) -> None:
+async def test_hostile_text_is_escaped(api: httpx.AsyncClient) -> None:
     await api.post("/clients", json={"phone": "79160000001", "tag": "<b>bold</b>"})
     form = NEW_FORM | {"audience": "terms", "opens": HOSTILE, "text": f"\n{HOSTILE}\n"}
     form |= dict.fromkeys(("terms", "operator_codes", "tags", "time_zones"), HOSTILE)
-    answer = await sent(api, "/mailings/new", form | {"seen": HOSTILE, "zone": HOSTILE})
+    answer = await post_form(api, "/mailings/new", form | {"seen": HOSTILE, "zone": HOSTILE})
     assert answer.status_code == 400
     assert "<script>" not in answer.text
-    again = fields(answer.text)
-    assert {name: again[name] for name in ("terms", "tags", "opens")} == {
+    form_after = form_values(answer.text)
+    assert {name: form_after[name] for name in ("terms", "tags", "opens")} == {
         name: form[name] for name in ("terms", "tags", "opens")
     }
-    assert again["text"] == f"\n{HOSTILE}\n"
-    part = (await api.post(f"{SITE}/mailings/preview", data=NEW_FORM, headers=HTMX)).text
-    assert "&lt;b&gt;bold&lt;/b&gt;" in part
-    created = await create(api, NEW | {"text": HOSTILE, "client_filter": HOSTILE})
+    assert form_after["text"] == f"\n{HOSTILE}\n"
+    preview = (await api.post(f"{SITE}/mailings/preview", data=NEW_FORM, headers=HTMX)).text
+    assert "&lt;b&gt;bold&lt;/b&gt;" in preview
+    created = await create_mailing(api, NEW | {"text": HOSTILE, "client_filter": HOSTILE})
     for path in (f"/mailings/{created['id']}/edit", f"/mailings/new?from={created['id']}"):
-        assert "<script>" not in await shown(api, path)
+        assert "<script>" not in await get_html(api, path)
 
 
-async def test_what_is_no_form_is_refused(api: httpx.AsyncClient) -> None:
+async def test_a_malformed_form_is_refused(api: httpx.AsyncClient) -> None:
     answer = await api.post(f"{SITE}/mailings/new", content=b"text=%ff", headers=BROWSER)
     assert answer.status_code == 400
-    assert (await sent(api, "/mailings/new", {})).status_code == 400
+    assert (await post_form(api, "/mailings/new", {})).status_code == 400
 
 
 # ---- a copy ----------------------------------------------------------------------------------
 
 
-async def test_copy_has_everything_and_a_period_as_long(api: httpx.AsyncClient) -> None:
-    given = {
+async def test_a_copy_has_all_fields_and_the_same_duration(api: httpx.AsyncClient) -> None:
+    payload = {
         **DUE,
         "datetime_end": "2040-01-01T09:00:00Z",
         "text": "Zeile\r\nzwei",
@@ -186,25 +188,25 @@ async def test_copy_has_everything_and_a_period_as_long(api: httpx.AsyncClient) 
         "client_filter": {"tags": ["a,b", "vip"]},
         "on_unknown": "hold",
     }
-    first = await create(api, given)
-    page = await shown(api, f"/mailings/new?from={first['id']}", "Europe/Berlin")
+    first = await create_mailing(api, payload)
+    page = await get_html(api, f"/mailings/new?from={first['id']}", "Europe/Berlin")
     assert f"Copy of mailing #{first['id']}" in page
-    assert "nothing is saved yet" in page
-    copy = await saved(api, f"/mailings/new?from={first['id']}", fields(page))
+    assert "Nothing is saved yet" in page
+    copy = await save_form(api, f"/mailings/new?from={first['id']}", form_values(page))
     same = ("send_interval_time_start", "send_interval_time_end", "client_filter", "on_unknown")
     assert {name: copy[name] for name in same} == {name: first[name] for name in same}
     assert copy["text"] == "Zeile\nzwei"
     start, end = (datetime.fromisoformat(copy[f"datetime_{name}"]) for name in ("start", "end"))
     assert start > datetime.now(UTC)
-    lasts = datetime(2040, 1, 1, 9, tzinfo=UTC) - datetime(2020, 1, 1, 9, tzinfo=UTC)
-    assert abs(end - start - lasts) <= timedelta(hours=1)  # walls of two seasons
+    duration = datetime(2040, 1, 1, 9, tzinfo=UTC) - datetime(2020, 1, 1, 9, tzinfo=UTC)
+    assert abs(end - start - duration) <= timedelta(hours=1)  # daylight saving time may differ
 
 
-async def test_copy_keeps_a_start_that_is_to_come(api: httpx.AsyncClient) -> None:
-    first = await create(api, NEW)
-    form = fields(await shown(api, f"/mailings/new?from={first['id']}"))
+async def test_a_copy_keeps_a_start_in_the_future(api: httpx.AsyncClient) -> None:
+    first = await create_mailing(api, NEW)
+    form = form_values(await get_html(api, f"/mailings/new?from={first['id']}"))
     assert (form["start"], form["end"]) == ("2040-01-01T09:00", "2040-01-02T09:00")
-    answer = await sent(api, f"/mailings/new?from={first['id']}", form | {"text": ""})
+    answer = await post_form(api, f"/mailings/new?from={first['id']}", form | {"text": ""})
     assert f"Copy of mailing #{first['id']}" in answer.text
 
 
@@ -219,5 +221,7 @@ async def test_copy_keeps_a_start_that_is_to_come(api: httpx.AsyncClient) -> Non
         (f"/mailings/{10**30}/edit", 400),
     ],
 )
-async def test_wrong_ids_are_told_on_a_page(api: httpx.AsyncClient, path: str, status: int) -> None:
-    assert "<h1>" in await shown(api, path, status=status)
+async def test_an_unknown_or_invalid_id_is_an_error_page(
+    api: httpx.AsyncClient, path: str, status: int
+) -> None:
+    assert "<h1>" in await get_html(api, path, status=status)

@@ -1,109 +1,112 @@
-"""What the form of a mailing tells beside itself while it is being filled in."""
+"""The preview beside the form of a mailing."""
 
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DIRECTORY, DUE, create
-from tests.api.forms import NEW_FORM, edited, previewed
-from tests.asked import inside
-from tests.sample import OPEN, add_clients, add_due_messages, begin, execute
+from tests.api.calls import CLIENTS, DUE, create_mailing
+from tests.api.forms import NEW_FORM, edit_form_values, preview_form
+from tests.asgi_client import inside
+from tests.factories import OPEN, add_clients, add_due_messages, begin, execute, make_channel
 
 from mailer.app import create_app
-from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
 
 
-async def test_preview_tells_how_many_parts_a_text_takes_and_why(api: httpx.AsyncClient) -> None:
-    await add_some(api)
-    told = await previewed(api, NEW_FORM | {"text": "a" * 161})
-    assert "characters 161 parts 2 left in the last part 145 parts in all 8" in told
-    assert "Plain letters (GSM 03.38): 153 characters a part." in told
-    told = await previewed(api, NEW_FORM | {"text": "Half pri\u0441e."})
-    assert "“\u0441” (U+0441 CYRILLIC SMALL LETTER ES) at character 9 makes this Unicode" in told
-    assert "(UCS-2): 70 characters" in told
-    assert "a part instead of 160." in told
+async def test_the_preview_shows_the_number_of_parts_and_the_reason(api: httpx.AsyncClient) -> None:
+    await create_clients(api)
+    preview = await preview_form(api, NEW_FORM | {"text": "a" * 161})
+    assert "characters 161 parts 2 left in the last part 145 parts in total 8" in preview
+    assert "Standard SMS alphabet (GSM 03.38): 153 characters a part." in preview
+    preview = await preview_form(api, NEW_FORM | {"text": "Half pri\u0441e."})
+    assert "“\u0441” (U+0441 CYRILLIC SMALL LETTER ES) at position 9 requires Unicode" in preview
+    assert "(UCS-2): 70 characters" in preview
+    assert "a part instead of 160." in preview
 
 
-async def add_some(api: httpx.AsyncClient) -> None:
-    for given in DIRECTORY.values():
-        await api.post("/clients", json=given)
+async def create_clients(api: httpx.AsyncClient) -> None:
+    for payload in CLIENTS.values():
+        await api.post("/clients", json=payload)
 
 
-async def test_preview_tells_who_gets_it(api: httpx.AsyncClient) -> None:
-    await add_some(api)
-    told = await previewed(api, NEW_FORM | {"audience": "terms", "terms": "912"})
-    assert "2 clients All of them:" in told
-    assert "79120000002 912, Europe/Moscow" in told
-    assert "79030000003 903, 912, Asia/Kathmandu" in told
-    assert "Asia/Kathmandu UTC+5:45, 1 client 04:15\u201316:15" in told
-    assert "Europe/Moscow UTC+3, 1 client 07:00\u201319:00" in told
-    told = await previewed(api, NEW_FORM | {"audience": "terms", "terms": "nobody"})
-    assert "this mailing reaches nobody" in told
+async def test_the_preview_shows_the_audience_and_its_local_times(api: httpx.AsyncClient) -> None:
+    await create_clients(api)
+    preview = await preview_form(api, NEW_FORM | {"audience": "terms", "terms": "912"})
+    assert "2 clients All of them:" in preview
+    assert "79120000002 912, Europe/Moscow" in preview
+    assert "79030000003 903, 912, Asia/Kathmandu" in preview
+    assert "Asia/Kathmandu UTC+5:45, 1 client 04:15\u201316:15" in preview
+    assert "Europe/Moscow UTC+3, 1 client 07:00\u201319:00" in preview
+    preview = await preview_form(api, NEW_FORM | {"audience": "terms", "terms": "nobody"})
+    assert "nobody will get this mailing" in preview
 
 
-async def test_preview_shows_the_largest_zones_and_counts_the_rest(
+async def test_the_preview_lists_the_largest_time_zones_and_counts_the_rest(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     for number, zone in enumerate(["UTC", *(f"Etc/GMT+{n}" for n in range(1, 11))]):
         await add_clients(engine, 20 - number, time_zone=zone)
-    told = await previewed(api, NEW_FORM)
-    assert "165 clients Some of them:" in told
-    assert "Etc/GMT+7" in told
-    assert "3 more time zones, with 33 clients, are not shown." in told
+    preview = await preview_form(api, NEW_FORM)
+    assert "165 clients Some of them:" in preview
+    assert "Etc/GMT+7" in preview
+    assert "3 more time zones, with 33 clients, are not shown." in preview
 
 
-async def test_preview_tells_who_will_be_missed_and_what_helps(
+async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await add_clients(engine, 3)
     await add_clients(engine, 2, time_zone="Asia/Kamchatka")
     short = NEW_FORM | {"start": "2040-01-01T11:00", "end": "2040-01-01T20:00"}
-    told = await previewed(api, short)
-    assert "2 of 5 will not be reached" in told
-    assert "2 in Asia/Kamchatka, where the hours open after the end: 1 Jan 2040, 22:00" in told
-    assert "A later end or wider hours would reach them." in told
-    assert "2 of 5 clients will not be reached. What to expect says why. Save" in told
-    assert "only the sending windows were considered" in told
-    assert "The sending windows of all clients open in time" in await previewed(api, NEW_FORM)
+    preview = await preview_form(api, short)
+    assert "2 of 5 clients will not get it" in preview
+    assert (
+        "2 in Asia/Kamchatka: the mailing ends before the sending window opens at 1 Jan 2040, 22:00"
+        in preview
+    )
+    assert "Set a later end or a wider sending window to reach them." in preview
+    assert "2 of 5 clients will not get it. See the reasons under Forecast. Save" in preview
+    assert "only the sending windows were considered" in preview
+    assert "The sending windows of all clients open in time" in await preview_form(api, NEW_FORM)
 
 
-async def test_preview_tells_at_which_rate_and_who_is_too_many_for_it(engine: AsyncEngine) -> None:
+async def test_the_preview_shows_the_rate_and_clients_beyond_the_capacity(
+    engine: AsyncEngine,
+) -> None:
     await add_clients(engine, 500)
     await add_due_messages(engine, 7)
-    app = create_app(engine, Breaker(10, 15), pace=Pace(50, 0.5), settings=OPEN)
+    app = create_app(engine, make_channel(gateway_rate=0.5), settings=OPEN)
     transport = inside(app)
     short = NEW_FORM | {"start": "2040-01-01T12:00", "end": "2040-01-01T12:10"}
     async with httpx.AsyncClient(transport=transport) as client:
-        told = await previewed(client, short)
-    assert "207 of 507 will not be reached" in told
-    assert "207 in UTC, for whom the time is too short" in told
-    assert "At 0.5 messages a second, the limit that is set." in told
-    assert "It is shared with 1 other mailing that is running." in told
+        preview = await preview_form(client, short)
+    assert "207 of 507 clients will not get it" in preview
+    assert "207 in UTC: not enough time before the end" in preview
+    assert "At 0.5 messages a second, the configured limit." in preview
+    assert "It is shared with 1 other running mailing." in preview
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "expected"),
     [
         ({"end": "2040-01-01T09:00"}, "End: must be after the start"),
-        ({"opens": "21:00"}, "Not after: must differ from when it opens"),
+        ({"opens": "21:00"}, "Window closes: must differ from the time when the window opens"),
         ({"text": "x" * 1601}, "Text: must have 1 to 1,600 characters"),
         ({"start": "2040-03-25T02:30"}, "Start: does not exist on that day"),
         ({"audience": "lists", "tags": "x", "time_zones": "Mars"}, "Time zones: must be a time"),
     ],
 )
-async def test_preview_says_gently_what_is_wrong_with_what_was_typed(
-    api: httpx.AsyncClient, typed: dict[str, str], told: str
+async def test_the_preview_shows_invalid_values(
+    api: httpx.AsyncClient, typed: dict[str, str], expected: str
 ) -> None:
-    assert told in await previewed(api, NEW_FORM | typed)
+    assert expected in await preview_form(api, NEW_FORM | typed)
 
 
-async def test_preview_minds_nothing_that_is_still_empty(api: httpx.AsyncClient) -> None:
+async def test_the_preview_does_not_complain_about_empty_fields(api: httpx.AsyncClient) -> None:
     empty = {"text": "", "start": "", "closes": "", "audience": "lists", "on_unknown": ""}
-    told = await previewed(api, NEW_FORM | empty)
-    assert "must" not in told
-    assert "is needed" not in told
+    preview = await preview_form(api, NEW_FORM | empty)
+    assert "must" not in preview
+    assert "is needed" not in preview
 
 
 @pytest.mark.parametrize(
@@ -123,31 +126,33 @@ async def test_preview_minds_nothing_that_is_still_empty(api: httpx.AsyncClient)
         {"zone": "x"},
     ],
 )
-async def test_preview_says_what_it_can_of_a_form_half_filled_in(
+async def test_the_preview_works_with_an_incomplete_form(
     api: httpx.AsyncClient, typed: dict[str, str]
 ) -> None:
-    await add_some(api)
-    assert "As SMS" in await previewed(api, NEW_FORM | typed)
-    assert "As SMS" in await previewed(api, typed)
+    await create_clients(api)
+    assert "As SMS" in await preview_form(api, NEW_FORM | typed)
+    assert "As SMS" in await preview_form(api, typed)
 
 
-async def test_preview_of_a_change_counts_anew_who_was_given_up(
+async def test_the_preview_of_a_change_counts_cancelled_clients_again(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await add_clients(engine, 3)
     now = datetime.now(UTC)
-    shut = {
+    closed_window = {
         "send_interval_time_start": f"{now + timedelta(hours=3):%H:%M}",
         "send_interval_time_end": f"{now + timedelta(hours=4):%H:%M}",
     }
-    mailing = await create(api, DUE | shut | {"datetime_end": f"{now + timedelta(hours=1)}"})
+    mailing = await create_mailing(
+        api, DUE | closed_window | {"datetime_end": f"{now + timedelta(hours=1)}"}
+    )
     await begin(engine)
     query = f"?mailing={mailing['id']}"
-    form = await edited(api, mailing)
-    assert "No clients are left to reach." in await previewed(api, form, query)
+    form = await edit_form_values(api, mailing)
+    assert "No clients are left to reach." in await preview_form(api, form, query)
     later = form | {"end": f"{now + timedelta(days=1):%Y-%m-%dT%H:%M}"}
-    assert "For the last of 3 at" in await previewed(api, later, query)
+    assert "The last of 3 opens at" in await preview_form(api, later, query)
     wide = form | {"opens": "", "closes": ""}
-    assert "For the last of 3 at" in await previewed(api, wide, query)
+    assert "The last of 3 opens at" in await preview_form(api, wide, query)
     await execute(engine, "UPDATE message SET status = 'delivered', reason = NULL WHERE id = 1")
-    assert "For the last of 2 at" in await previewed(api, wide, query)
+    assert "The last of 2 opens at" in await preview_form(api, wide, query)

@@ -1,4 +1,4 @@
-"""What a page offers is what its viewer may do, its live sections too."""
+"""Pages and their live sections offer exactly what the role of the user allows."""
 
 import asyncio
 import re
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.visits import SITE, signed_in
-from tests.asked import inside
-from tests.sample import OPEN, add_clients, add_mailing, add_messages, execute
+from tests.api.browser_session import SITE, signed_in_browser
+from tests.asgi_client import inside
+from tests.factories import OPEN, add_clients, add_mailing, add_messages, execute
 
-from mailer.admin.live import Live
+from mailer.admin.live import LiveUpdates
 from mailer.app import create_app
 from mailer.settings import Role
 
@@ -33,7 +33,7 @@ OFFERED = {
     "/people/new": {"admin"},
     "/system": {"admin"},
 }
-"""Addresses that pages lead to, with those whom they are shown to."""
+"""Links on pages, and the roles that see them."""
 PAGES = (
     "/",
     "/mailings",
@@ -49,8 +49,8 @@ PAGES = (
 
 
 @pytest.fixture
-async def filled(engine: AsyncEngine) -> AsyncEngine:
-    """A mailing under way, of which one message was given up."""
+async def engine_with_mailing(engine: AsyncEngine) -> AsyncEngine:
+    """A database with a running mailing that has one undelivered message."""
     clients = await add_clients(engine, 2)
     mailing_id = await add_mailing(engine, clients=2)
     await execute(
@@ -63,18 +63,18 @@ async def filled(engine: AsyncEngine) -> AsyncEngine:
     return engine
 
 
-async def seen(browser: httpx.AsyncClient, paths: Iterable[str]) -> dict[str, str]:
-    """Return the pages that somebody may see."""
+async def visible_pages(browser: httpx.AsyncClient, paths: Iterable[str]) -> dict[str, str]:
+    """Return the HTML of those pages that the user may see."""
     answers = {path: await browser.get(path) for path in paths}
     return {path: answer.text for path, answer in answers.items() if answer.status_code == 200}
 
 
 @pytest.mark.parametrize("role", sorted(ALL))
-async def test_pages_lead_to_what_their_viewer_may_do_and_to_nothing_else(
-    filled: AsyncEngine, role: Role
+async def test_pages_link_exactly_to_what_the_role_allows(
+    engine_with_mailing: AsyncEngine, role: Role
 ) -> None:
-    browser = await signed_in(filled, role)
-    pages = await seen(browser, PAGES)
+    browser = await signed_in_browser(engine_with_mailing, role)
+    pages = await visible_pages(browser, PAGES)
     assert len(pages) == len(PAGES) - (0 if role == "admin" else 2)
     links = {link for page in pages.values() for link in re.findall('href="([^"]+)"', page)}
     assert links & OFFERED.keys() == {link for link, roles in OFFERED.items() if role in roles}
@@ -84,10 +84,10 @@ async def test_pages_lead_to_what_their_viewer_may_do_and_to_nothing_else(
             assert answer.status_code == 200, link
 
 
-async def test_viewer_is_shown_no_form_but_those_of_finding_and_of_their_own(
-    filled: AsyncEngine,
+async def test_a_viewer_sees_only_filters_and_forms_for_themselves(
+    engine_with_mailing: AsyncEngine,
 ) -> None:
-    pages = await seen(await signed_in(filled, "viewer"), PAGES)
+    pages = await visible_pages(await signed_in_browser(engine_with_mailing, "viewer"), PAGES)
     forms = {
         action
         for page in pages.values()
@@ -96,35 +96,39 @@ async def test_viewer_is_shown_no_form_but_those_of_finding_and_of_their_own(
     assert forms == {"/logout", "/preferences", "/account/sessions", "/account/password"}
     assert "79160000001" in pages["/clients/1"]
     assert 'id="client"' not in pages["/clients/1"]
-    assert "if an operator asks for that" in pages["/mailings/1/messages/1"]
+    assert "Nothing happens by itself. An operator can" in pages["/mailings/1/messages/1"]
 
 
-async def test_empty_site_leads_a_viewer_to_nothing_they_may_not_do(engine: AsyncEngine) -> None:
-    pages = await seen(await signed_in(engine, "viewer"), ("/", "/mailings", "/clients"))
+async def test_without_data_a_viewer_sees_no_links_to_forms(engine: AsyncEngine) -> None:
+    pages = await visible_pages(
+        await signed_in_browser(engine, "viewer"), ("/", "/mailings", "/clients")
+    )
     assert not re.search("/new|/import", " ".join(pages.values()))
 
 
-async def test_live_sections_offer_to_each_what_they_may_do(filled: AsyncEngine) -> None:
-    """Also when those of two roles watch the same page at once."""
-    live = Live()
-    app = create_app(filled, live=live)
+async def test_live_sections_offer_what_the_role_allows(engine_with_mailing: AsyncEngine) -> None:
+    """Also when users of two roles watch the same page at once."""
+    live = LiveUpdates()
+    app = create_app(engine_with_mailing, live=live)
     asyncio.get_running_loop().call_later(1, live.stop)
 
-    async def watched(role: Role) -> str:
-        browser = await signed_in(filled, role)
+    async def live_section(role: Role) -> str:
+        browser = await signed_in_browser(engine_with_mailing, role)
         browser._transport = inside(app)  # noqa: SLF001  # one application for both
         return (await browser.get(f"{SITE}/live/mailings/1")).text
 
-    viewer, operator = await asyncio.gather(watched("viewer"), watched("operator"))
+    viewer, operator = await asyncio.gather(live_section("viewer"), live_section("operator"))
     assert 'id="controls"' in viewer
     assert 'id="controls"' in operator
     assert "/mailings/1/pause" not in viewer
     assert "/mailings/1/pause" in operator
 
 
-async def test_where_nobody_is_asked_everything_is_offered(filled: AsyncEngine) -> None:
-    browser = await signed_in(filled, "viewer", settings=OPEN)
-    pages = await seen(browser, PAGES)
+async def test_without_auth_everything_is_offered_but_users_and_keys(
+    engine_with_mailing: AsyncEngine,
+) -> None:
+    browser = await signed_in_browser(engine_with_mailing, "viewer", settings=OPEN)
+    pages = await visible_pages(browser, PAGES)
     links = {link for page in pages.values() for link in re.findall('href="([^"]+)"', page)}
-    of_accounts = {"/people", "/people/new", "/keys"}
-    assert links & OFFERED.keys() == OFFERED.keys() - of_accounts
+    of_users = {"/people", "/people/new", "/keys"}
+    assert links & OFFERED.keys() == OFFERED.keys() - of_users

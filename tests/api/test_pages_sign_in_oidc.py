@@ -1,4 +1,4 @@
-"""People sign in at the OpenID provider, and come back once, in the browser that went there."""
+"""Users sign in at the OpenID provider and return once, in the same browser."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
-from tests.api.visits import BROWSER
-from tests.asked import inside
-from tests.middle import DISCOVERY, TOKEN, Middle, between
+from tests.api.browser_session import BROWSER
+from tests.asgi_client import inside
+from tests.factories import execute, value
+from tests.oidc_mitm import DISCOVERY, TOKEN, Middle, between
 from tests.provider import OpenIdProvider, sign_in
-from tests.sample import execute, value
 
 from mailer.app import create_app
 from mailer.settings import Settings
@@ -22,20 +22,22 @@ from mailer.settings import Settings
 SITE = "http://127.0.0.1"
 CALLBACK = f"{SITE}/login/oidc/callback"
 AT_THE_PROVIDER = BROWSER | {"Sec-Fetch-Site": "cross-site"}
-"""What a browser says that another site has sent here."""
+"""Headers of a browser that another site redirects here."""
 
 
 @asynccontextmanager
-async def visitor(engine: AsyncEngine, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A browser at an application of its own."""
+async def create_browser(
+    engine: AsyncEngine, settings: Settings
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a browser of an application of its own."""
     app = create_app(engine, settings=settings)
     transport = inside(app)
     async with httpx.AsyncClient(
         transport=transport, base_url=SITE, headers=AT_THE_PROVIDER
     ) as browser:
         yield browser
-    for close in app.on_shutdown:  # its lifespan would have to begin and end in one task
-        await close()  # type: ignore[call-arg]  # the provider's
+    for close in app.on_shutdown:  # a lifespan must start and end in one task, a fixture does not
+        await close()  # type: ignore[call-arg]  # closes the provider
 
 
 @pytest.fixture
@@ -45,8 +47,8 @@ async def middle(openid: OpenIdProvider) -> AsyncIterator[Middle]:
 
 
 @pytest.fixture
-def known(middle: Middle) -> Settings:
-    """Settings under which the provider signs people in."""
+def oidc_settings(middle: Middle) -> Settings:
+    """Settings for signing in at the provider."""
     client = middle.openid.register(CALLBACK)
     return Settings(
         oidc_issuer=middle.issuer,
@@ -56,20 +58,20 @@ def known(middle: Middle) -> Settings:
 
 
 @pytest.fixture
-async def browser(engine: AsyncEngine, known: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    async with visitor(engine, known) as browser:
+async def browser(engine: AsyncEngine, oidc_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with create_browser(engine, oidc_settings) as browser:
         yield browser
 
 
-async def leave(browser: httpx.AsyncClient, login: str, back: str = "/") -> str:
-    """Go to the provider and sign in there; return the address that leads back."""
+async def sign_in_at_provider(browser: httpx.AsyncClient, login: str, back: str = "/") -> str:
+    """Follow the link to the provider and sign in there; return the callback address."""
     answer = await browser.get("/login/oidc", params={"back": back})
     assert answer.status_code == 303, answer.text
     return await sign_in(answer.headers["location"], login)
 
 
-async def refused(browser: httpx.AsyncClient, address: str) -> str:
-    """Return the page that one who comes back and is not let in sees."""
+async def get_refusal(browser: httpx.AsyncClient, address: str) -> str:
+    """Return the page shown to a user who returns and is refused."""
     answer = await browser.get(address)
     assert answer.status_code == 403, answer.text
     assert "You are not signed in" in answer.text
@@ -77,163 +79,167 @@ async def refused(browser: httpx.AsyncClient, address: str) -> str:
     return answer.text
 
 
-async def test_who_the_provider_knows_comes_in_to_where_they_wanted(
+async def test_a_user_of_the_provider_is_signed_in_and_redirected_to_the_wanted_page(
     engine: AsyncEngine, browser: httpx.AsyncClient, middle: Middle
 ) -> None:
     assert urlsplit(middle.issuer).hostname or "" in (await browser.get("/login")).text
-    address = await leave(browser, "oleg", back="/mailings?status=running")
+    address = await sign_in_at_provider(browser, "oleg", back="/mailings?status=running")
     answer = await browser.get(address)
     assert (answer.status_code, answer.headers["location"]) == (303, "/mailings?status=running")
     page = (await browser.get("/mailings")).text
     assert "Oleg Operator" in page
-    assert "/mailings/new" in page  # which an operator may
+    assert "/mailings/new" in page  # allowed for operators
     assert (await browser.get("/system")).status_code == 403
-    told = await value(engine, "SELECT string_agg(action, ' ' ORDER BY id) FROM audit")
-    assert told == "account_made signed_in"
+    actions = await value(engine, "SELECT string_agg(action, ' ' ORDER BY id) FROM audit")
+    assert actions == "user_created signed_in"
 
 
-async def test_a_role_is_what_the_provider_says_at_each_sign_in(
+async def test_the_role_is_updated_from_the_provider_at_each_sign_in(
     engine: AsyncEngine, browser: httpx.AsyncClient
 ) -> None:
-    await browser.get(await leave(browser, "anna"))
-    assert await value(engine, "SELECT role FROM account") == "admin"
-    await execute(engine, "UPDATE account SET role = 'viewer'")
-    await browser.get(await leave(browser, "anna"))
-    assert await value(engine, "SELECT role FROM account") == "admin"
-    assert await value(engine, "SELECT count(*) FROM account") == 1
+    await browser.get(await sign_in_at_provider(browser, "anna"))
+    assert await value(engine, "SELECT role FROM app_user") == "admin"
+    await execute(engine, "UPDATE app_user SET role = 'viewer'")
+    await browser.get(await sign_in_at_provider(browser, "anna"))
+    assert await value(engine, "SELECT role FROM app_user") == "admin"
+    assert await value(engine, "SELECT count(*) FROM app_user") == 1
     assert await value(engine, "SELECT count(*) FROM session") == 1
-    changed = "SELECT before || after FROM audit WHERE action = 'account_role_changed'"
+    changed = "SELECT before || after FROM audit WHERE action = 'user_role_changed'"
     assert await value(engine, changed) == {"role": "admin"}
 
 
-async def test_who_is_disabled_or_has_no_role_stays_out(
+async def test_a_user_without_a_role_or_disabled_is_refused(
     engine: AsyncEngine, browser: httpx.AsyncClient
 ) -> None:
-    assert "no role here" in await refused(browser, await leave(browser, "nora"))
-    assert await value(engine, "SELECT count(*) FROM account") == 0
-    await browser.get(await leave(browser, "vera"))
-    await execute(engine, "UPDATE account SET disabled_at = now()")
+    assert "no role in mailer" in await get_refusal(
+        browser, await sign_in_at_provider(browser, "nora")
+    )
+    assert await value(engine, "SELECT count(*) FROM app_user") == 0
+    await browser.get(await sign_in_at_provider(browser, "vera"))
+    await execute(engine, "UPDATE app_user SET disabled_at = now()")
     browser.cookies.clear()
-    assert "disabled" in await refused(browser, await leave(browser, "vera"))
+    assert "disabled" in await get_refusal(browser, await sign_in_at_provider(browser, "vera"))
     failed = "SELECT json_agg(target_id ORDER BY id) FROM audit WHERE action = 'sign_in_failed'"
-    known_id = await value(engine, "SELECT id FROM account")
+    known_id = await value(engine, "SELECT id FROM app_user")
     assert await value(engine, failed) == [None, known_id]
 
 
-async def test_who_has_no_role_any_more_is_signed_out_everywhere(
-    engine: AsyncEngine, browser: httpx.AsyncClient, known: Settings, middle: Middle
+async def test_a_user_who_lost_the_role_is_signed_out_everywhere(
+    engine: AsyncEngine, browser: httpx.AsyncClient, oidc_settings: Settings, middle: Middle
 ) -> None:
-    await browser.get(await leave(browser, "vera"))
+    await browser.get(await sign_in_at_provider(browser, "vera"))
     assert (await browser.get("/mailings")).status_code == 200
     middle.change_token(lambda claims: claims.update(roles=[]))
-    async with visitor(engine, known) as other:
+    async with create_browser(engine, oidc_settings) as other:
         with capture_logs() as logs:
-            told = await refused(other, await leave(other, "vera"))
+            page = await get_refusal(other, await sign_in_at_provider(other, "vera"))
     assert (await browser.get("/mailings")).headers["location"].startswith("/login")
-    last = "SELECT json_agg(action ORDER BY id) FROM audit WHERE target_id IS NOT NULL"
-    expected = ["account_made", "signed_in", "sessions_ended", "sign_in_failed"]
-    assert await value(engine, last) == expected
-    subject = await value(engine, "SELECT subject FROM account")
-    assert subject not in told + str(logs)
+    actions = "SELECT json_agg(action ORDER BY id) FROM audit WHERE target_id IS NOT NULL"
+    expected = ["user_created", "signed_in", "sessions_ended", "sign_in_failed"]
+    assert await value(engine, actions) == expected
+    subject = await value(engine, "SELECT subject FROM app_user")
+    assert subject not in page + str(logs)
 
 
-async def test_a_name_that_the_provider_changes_is_written_down(
+async def test_a_name_changed_at_the_provider_is_recorded(
     engine: AsyncEngine, browser: httpx.AsyncClient
 ) -> None:
-    await browser.get(await leave(browser, "vera"))
-    await execute(engine, "UPDATE account SET name = 'Vera Before'")
-    await browser.get(await leave(browser, "vera"))
-    told = "SELECT before || jsonb_build_object('to', after->'name') FROM audit WHERE action = '{}'"
+    await browser.get(await sign_in_at_provider(browser, "vera"))
+    await execute(engine, "UPDATE app_user SET name = 'Vera Before'")
+    await browser.get(await sign_in_at_provider(browser, "vera"))
+    changes = (
+        "SELECT before || jsonb_build_object('to', after->'name') FROM audit WHERE action = '{}'"
+    )
     expected = {"name": "Vera Before", "to": "Vera Viewer"}
-    assert await value(engine, told.format("account_name_changed")) == expected
+    assert await value(engine, changes.format("user_name_changed")) == expected
 
 
-async def test_coming_in_ends_the_session_that_the_browser_had(
+async def test_signing_in_ends_the_previous_session_of_the_browser(
     engine: AsyncEngine, browser: httpx.AsyncClient
 ) -> None:
-    await browser.get(await leave(browser, "vera"))
+    await browser.get(await sign_in_at_provider(browser, "vera"))
     before = await value(engine, "SELECT digest FROM session")
-    await browser.get(await leave(browser, "anna"))
+    await browser.get(await sign_in_at_provider(browser, "anna"))
     assert await value(engine, "SELECT count(*) FROM session") == 1
     assert await value(engine, "SELECT digest FROM session") != before
-    told = "SELECT actor FROM audit WHERE action = 'signed_out'"
-    assert await value(engine, told) == "Vera Viewer"
+    actor = "SELECT actor FROM audit WHERE action = 'signed_out'"
+    assert await value(engine, actor) == "Vera Viewer"
 
 
-async def test_an_address_that_was_used_leads_in_no_second_time(
+async def test_a_callback_address_works_once(
     browser: httpx.AsyncClient,
 ) -> None:
-    address = await leave(browser, "vera")
-    kept = dict(browser.cookies)
+    address = await sign_in_at_provider(browser, "vera")
+    cookies = dict(browser.cookies)
     assert (await browser.get(address)).status_code == 303
     browser.cookies.clear()
-    for name, cookie in kept.items():
+    for name, cookie in cookies.items():
         browser.cookies.set(name, cookie)
-    await refused(browser, address)
+    await get_refusal(browser, address)
 
 
-async def test_a_code_that_was_used_leads_in_no_second_time(
-    engine: AsyncEngine, browser: httpx.AsyncClient, known: Settings
+async def test_a_code_works_once(
+    engine: AsyncEngine, browser: httpx.AsyncClient, oidc_settings: Settings
 ) -> None:
-    """The state is new, the code is not: the provider refuses it."""
-    first = await leave(browser, "vera")
+    """The state is new but the code is not; the provider refuses it."""
+    first = await sign_in_at_provider(browser, "vera")
     assert (await browser.get(first)).status_code == 303
     code = parse_qs(urlsplit(first).query)["code"][0]
-    async with visitor(engine, known) as other:
-        second = await leave(other, "vera")
+    async with create_browser(engine, oidc_settings) as other:
+        second = await sign_in_at_provider(other, "vera")
         state = parse_qs(urlsplit(second).query)["state"][0]
-        await refused(other, f"{CALLBACK}?code={code}&state={state}")
+        await get_refusal(other, f"{CALLBACK}?code={code}&state={state}")
 
 
-async def test_another_browser_cannot_be_led_in_by_somebody_elses_address(
-    engine: AsyncEngine, browser: httpx.AsyncClient, known: Settings
+async def test_a_callback_address_does_not_work_in_another_browser(
+    engine: AsyncEngine, browser: httpx.AsyncClient, oidc_settings: Settings
 ) -> None:
-    address = await leave(browser, "anna")
-    async with visitor(engine, known) as other:
-        await refused(other, address)
-        await leave(other, "vera")  # has a state of its own
-        await refused(other, address)
+    address = await sign_in_at_provider(browser, "anna")
+    async with create_browser(engine, oidc_settings) as other:
+        await get_refusal(other, address)
+        await sign_in_at_provider(other, "vera")  # now with a state of its own
+        await get_refusal(other, address)
 
 
 @pytest.mark.parametrize(
     "query",
     ["", "state=", "code=x", "state=x&code=x", "state=%ED%A0%80&code=x", "error=access_denied"],
 )
-async def test_who_comes_back_with_nothing_of_use_is_told_so(
-    browser: httpx.AsyncClient, query: str
+async def test_an_invalid_callback_is_refused(browser: httpx.AsyncClient, query: str) -> None:
+    await sign_in_at_provider(browser, "vera")
+    await get_refusal(browser, f"{CALLBACK}?{query}")
+
+
+async def test_a_user_who_denies_access_at_the_provider_is_refused(
+    browser: httpx.AsyncClient,
 ) -> None:
-    await leave(browser, "vera")
-    await refused(browser, f"{CALLBACK}?{query}")
+    state = parse_qs(urlsplit(await sign_in_at_provider(browser, "vera")).query)["state"][0]
+    await get_refusal(browser, f"{CALLBACK}?error=access_denied&state={state}")
 
 
-async def test_who_says_no_at_the_provider_is_told_so(browser: httpx.AsyncClient) -> None:
-    state = parse_qs(urlsplit(await leave(browser, "vera")).query)["state"][0]
-    await refused(browser, f"{CALLBACK}?error=access_denied&state={state}")
-
-
-async def test_who_stays_too_long_at_the_provider_starts_again(
+async def test_a_sign_in_expires_after_ten_minutes(
     engine: AsyncEngine, browser: httpx.AsyncClient
 ) -> None:
-    address = await leave(browser, "vera")
-    await execute(engine, "UPDATE sign_in SET created_at = now() - interval '601 seconds'")
-    await refused(browser, address)
+    address = await sign_in_at_provider(browser, "vera")
+    await execute(engine, "UPDATE oidc_sign_in SET created_at = now() - interval '601 seconds'")
+    await get_refusal(browser, address)
 
 
 @pytest.mark.parametrize("claim", ["iss", "aud", "nonce", "exp"])
-async def test_a_token_that_is_not_for_us_leads_nobody_in(
+async def test_a_token_with_a_wrong_claim_is_refused(
     browser: httpx.AsyncClient, middle: Middle, claim: str
 ) -> None:
     wrong: dict[str, Any] = {"iss": "http://other", "aud": "other", "nonce": "other", "exp": 1}
     middle.change_token(lambda claims: claims.update({claim: wrong[claim]}))
-    await refused(browser, await leave(browser, "anna"))
+    await get_refusal(browser, await sign_in_at_provider(browser, "anna"))
 
 
-async def test_a_provider_that_is_away_is_told_so_and_asked_again(
+async def test_an_unavailable_provider_is_503_before_and_after_the_sign_in(
     browser: httpx.AsyncClient, middle: Middle
 ) -> None:
-    """On the way back too one starts again, for the address is good for once."""
+    """After the sign-in the user has to start again, because a callback address works once."""
 
-    async def away(address: str) -> None:
+    async def assert_is_unavailable(address: str) -> None:
         with capture_logs() as logs:
             answer = await browser.get(address)
         assert answer.status_code == 503
@@ -241,16 +247,16 @@ async def test_a_provider_that_is_away_is_told_so_and_asked_again(
         assert "does not answer" in answer.text
         assert 'href="/login"' in answer.text
         assert f'href="{address}' not in answer.text
-        assert [each["reason"] for each in logs if each["event"] == "provider_away"] == [
+        assert [event["reason"] for event in logs if event["event"] == "provider_away"] == [
             "bad_answer"
         ]
 
     middle.changes[DISCOVERY] = lambda _: "nonsense"
-    await away("/login/oidc")
+    await assert_is_unavailable("/login/oidc")
     del middle.changes[DISCOVERY]
-    address = await leave(browser, "vera")
+    address = await sign_in_at_provider(browser, "vera")
     middle.changes[TOKEN] = lambda _: "nonsense"
-    await away(address)
+    await assert_is_unavailable(address)
 
 
 @pytest.mark.parametrize(
@@ -260,104 +266,104 @@ async def test_a_provider_that_is_away_is_told_so_and_asked_again(
         ("token_endpoint", "http://id.example/token", "unsafe_endpoint"),
     ],
 )
-async def test_a_provider_that_is_not_what_is_set_leads_nobody_away(
+async def test_a_provider_with_a_wrong_discovery_document_is_503(
     browser: httpx.AsyncClient, middle: Middle, name: str, value: str, reason: str
 ) -> None:
-    middle.changes[DISCOVERY] = lambda said: said | {name: value}
+    middle.changes[DISCOVERY] = lambda document: document | {name: value}
     with capture_logs() as logs:
         answer = await browser.get("/login/oidc")
     assert answer.status_code == 503
-    assert "not the one that is set" in answer.text
-    told = [each for each in logs if each["log_level"] in {"warning", "error"}]
-    assert [(each["event"], each["reason"]) for each in told] == [("sign_in_refused", reason)]
+    assert "does not match the configuration" in answer.text
+    events = [event for event in logs if event["log_level"] in {"warning", "error"}]
+    assert [(event["event"], event["reason"]) for event in events] == [("sign_in_refused", reason)]
 
 
-async def test_what_anybody_can_bring_about_is_logged_and_not_kept_for_ever(
+async def test_refusals_that_anyone_can_cause_are_logged_but_not_audited(
     engine: AsyncEngine, browser: httpx.AsyncClient
 ) -> None:
-    address = await leave(browser, "vera")
+    address = await sign_in_at_provider(browser, "vera")
     state = parse_qs(urlsplit(address).query)["state"][0]
-    told = []
+    reasons = []
     for query in ("state=x", f"state={state}", f"state={state}&code=x"):
         with capture_logs() as logs:
             answer = await browser.get(f"{CALLBACK}?{query}")
         assert answer.status_code == 403
         browser.cookies.set("sign_in", state, domain="127.0.0.1", path="/login/oidc")
-        told += [each["reason"] for each in logs if each["event"] == "sign_in_refused"]
-    assert told == ["wrong_state", "no_code", "state_used"]
-    state = parse_qs(urlsplit(await leave(browser, "vera")).query)["state"][0]
-    await refused(browser, f"{CALLBACK}?state={state}&code=made-up")
+        reasons += [event["reason"] for event in logs if event["event"] == "sign_in_refused"]
+    assert reasons == ["wrong_state", "no_code", "state_used"]
+    state = parse_qs(urlsplit(await sign_in_at_provider(browser, "vera")).query)["state"][0]
+    await get_refusal(browser, f"{CALLBACK}?state={state}&code=made-up")
     assert await value(engine, "SELECT count(*) FROM audit") == 0
 
 
-async def test_behind_tls_what_binds_the_way_back_says_so(
-    engine: AsyncEngine, known: Settings
+async def test_the_sign_in_cookie_is_secure_behind_tls(
+    engine: AsyncEngine, oidc_settings: Settings
 ) -> None:
-    async with visitor(engine, known) as browser:
+    async with create_browser(engine, oidc_settings) as browser:
         answer = await browser.get(f"{SITE.replace('http', 'https')}/login/oidc")
-        [shown] = answer.headers.get_list("set-cookie")
-        assert shown.startswith("__Secure-sign_in=")
-        assert "; secure" in shown.lower()
+        [cookie] = answer.headers.get_list("set-cookie")
+        assert cookie.startswith("__Secure-sign_in=")
+        assert "; secure" in cookie.lower()
         state = parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
         back = f"{CALLBACK.replace('http', 'https', 1)}?state={state}&error=access_denied"
         with capture_logs() as logs:
             answer = await browser.get(back)
-        assert "refused_there" in [each.get("reason") for each in logs]
-        [gone] = answer.headers.get_list("set-cookie")
-        assert gone.startswith('__Secure-sign_in="";')
+        assert "refused_there" in [event.get("reason") for event in logs]
+        [removed] = answer.headers.get_list("set-cookie")
+        assert removed.startswith('__Secure-sign_in="";')
 
 
-async def test_the_way_there_leads_back_to_our_own_pages_alone(
+async def test_a_sign_in_redirects_to_own_pages_alone(
     browser: httpx.AsyncClient,
 ) -> None:
     for back in ("//evil.example", "https://evil.example/", "/\\evil.example"):
-        answer = await browser.get(await leave(browser, "vera", back))
+        answer = await browser.get(await sign_in_at_provider(browser, "vera", back))
         assert answer.headers["location"] == "/"
 
 
-async def test_what_binds_the_way_back_is_for_this_way_alone(browser: httpx.AsyncClient) -> None:
+async def test_the_sign_in_cookie_is_limited_to_the_sign_in(browser: httpx.AsyncClient) -> None:
     answer = await browser.get("/login/oidc")
     [cookie] = answer.headers.get_list("set-cookie")
-    parts = {part.strip().lower() for part in cookie.split(";")[1:]}
-    assert {"httponly", "samesite=lax", "path=/login/oidc", "max-age=600"} <= parts
+    attributes = {attribute.strip().lower() for attribute in cookie.split(";")[1:]}
+    assert {"httponly", "samesite=lax", "path=/login/oidc", "max-age=600"} <= attributes
     state = parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
     assert cookie.startswith(f"sign_in={state};")
 
 
-async def test_ways_there_are_begun_no_faster_than_people_do(browser: httpx.AsyncClient) -> None:
+async def test_the_rate_of_sign_ins_is_limited(browser: httpx.AsyncClient) -> None:
     answers = [await browser.get("/login/oidc") for _ in range(30)]
     statuses = [answer.status_code for answer in answers]
     assert 303 in statuses
     assert 429 in statuses
-    slow = next(a for a in answers if a.status_code == 429)
-    assert slow.headers["retry-after"] == "1"
-    said = " ".join(slow.text.split())
-    assert "Too much at once" in said
-    assert "Too many sign-ins at once from your network." in said
-    assert "Try again in 1 second." in said
+    limited = next(a for a in answers if a.status_code == 429)
+    assert limited.headers["retry-after"] == "1"
+    text = " ".join(limited.text.split())
+    assert "Too many requests" in text
+    assert "Too many sign-ins from your network." in text
+    assert "Try again in 1 second." in text
     assert (await browser.get(CALLBACK)).status_code == 429
 
 
-async def test_ways_are_counted_by_network_and_back_too(
-    engine: AsyncEngine, known: Settings
+async def test_sign_ins_and_callbacks_are_limited_by_network(
+    engine: AsyncEngine, oidc_settings: Settings
 ) -> None:
-    app = create_app(engine, settings=known)
+    app = create_app(engine, settings=oidc_settings)
 
     async def status(address: str) -> int:
         transport = inside(app, client=(address, 1))
         async with httpx.AsyncClient(transport=transport, headers=AT_THE_PROVIDER) as browser:
             return (await browser.get(CALLBACK)).status_code
 
-    found = [await status(f"2001:db8::{n:x}") for n in range(30)]
-    assert set(found) == {403, 429}
+    statuses = [await status(f"2001:db8::{n:x}") for n in range(30)]
+    assert set(statuses) == {403, 429}
     assert await status("2001:db8:0:1::1") == 403
 
 
-async def test_there_is_no_way_there_unless_a_provider_is_set(
-    engine: AsyncEngine, known: Settings
+async def test_without_a_provider_its_routes_are_404(
+    engine: AsyncEngine, oidc_settings: Settings
 ) -> None:
-    for settings in (Settings(), msgspec.structs.replace(known, auth="none")):
-        async with visitor(engine, settings) as browser:
+    for settings in (Settings(), msgspec.structs.replace(oidc_settings, auth="none")):
+        async with create_browser(engine, settings) as browser:
             assert (await browser.get("/login/oidc")).status_code == 404
             assert (await browser.get("/login/oidc/callback?state=x&code=x")).status_code == 404
             assert "/login/oidc" not in (await browser.get("/login")).text

@@ -1,12 +1,12 @@
-"""Sending again what was given up: which messages, from when on, and until what stops it."""
+"""Retrying failed messages: which messages, when they are sent, and what ends a retry."""
 
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import DUE, LEDGER, NEW, create, mark, messages_of
-from tests.sample import (
+from tests.api.calls import COUNTERS, DUE, NEW, create_mailing, messages_by_client, update_messages
+from tests.factories import (
     add_clients,
     advance,
     begin,
@@ -19,206 +19,205 @@ from tests.sample import (
     value,
 )
 
-from mailer.mailing import moving
-from mailer.message.model import FinishedMessage
-from mailer.report.verify import differences
+from mailer.mailing import transitions
+from mailer.message.model import MessageResult
+from mailer.report.verify import find_differences
 
 HOUR = timedelta(hours=1)
-GIVE_UP = """
+FAIL_PERMANENTLY = """
     UPDATE message SET status = 'undelivered', reason = 'attempts_exhausted', attempts = 8,
         last_failure = 'http_503', updated_at = now()"""
 WAITING = {"status": "scheduled", "reason": None, "last_failure": None, "attempts": 0}
 
 
-async def given_up(api: httpx.AsyncClient, engine: AsyncEngine, count: int) -> int:
-    """A mailing that is finished before its end, of which no message was delivered."""
+async def create_failed_mailing(api: httpx.AsyncClient, engine: AsyncEngine, count: int) -> int:
+    """Return a mailing finished before its end, all of whose messages failed permanently."""
     await add_clients(engine, count)
-    mailing_id: int = (await create(api, DUE))["id"]
+    mailing_id: int = (await create_mailing(api, DUE))["id"]
     await begin(engine)
-    await execute(engine, GIVE_UP)
+    await execute(engine, FAIL_PERMANENTLY)
     await advance(engine)
-    assert await status(api, mailing_id) == "finished"
+    assert await get_status(api, mailing_id) == "finished"
     return mailing_id
 
 
-async def status(api: httpx.AsyncClient, mailing_id: int) -> str:
+async def get_status(api: httpx.AsyncClient, mailing_id: int) -> str:
     return str((await api.get(f"/mailings/{mailing_id}")).json()["status"])
 
 
-async def counts(api: httpx.AsyncClient, mailing_id: int) -> dict[str, int]:
-    """Return a mailing's ledger without its zeros."""
-    shown = (await api.get(f"/mailings/{mailing_id}")).json()
-    assert sum(shown[name] for name in LEDGER) == shown["clients_count"]
-    return {name.removesuffix("_messages"): shown[name] for name in LEDGER if shown[name]}
+async def get_counters(api: httpx.AsyncClient, mailing_id: int) -> dict[str, int]:
+    """Return the counters of a mailing that are not zero."""
+    mailing = (await api.get(f"/mailings/{mailing_id}")).json()
+    assert sum(mailing[name] for name in COUNTERS) == mailing["clients_count"]
+    return {name.removesuffix("_messages"): mailing[name] for name in COUNTERS if mailing[name]}
 
 
-async def retry(api: httpx.AsyncClient, mailing_id: int) -> dict[str, Any]:
+async def retry_mailing(api: httpx.AsyncClient, mailing_id: int) -> dict[str, Any]:
     answer = await api.post(f"/mailings/{mailing_id}/retry")
     assert answer.status_code == 200
     retried: dict[str, Any] = answer.json()
     return retried
 
 
-# ---- which ----------------------------------------------------------------------------------
+# ---- which messages -------------------------------------------------------------------------
 
 
-async def test_undelivered_and_unknown_messages_start_afresh_and_the_others_stay(
+async def test_undelivered_and_unknown_messages_are_reset_and_the_others_stay(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    mailing_id = (await create(api, DUE))["id"]
-    joined = (await api.post("/clients", json={"phone": "79160000009"})).json()["id"]
+    mailing_id = (await create_mailing(api, DUE))["id"]
+    created_later = (await api.post("/clients", json={"phone": "79160000009"})).json()["id"]
     await begin(engine)
     sent_at = datetime(2025, 6, 7, 8, 9, tzinfo=UTC)
     failed: dict[str, Any] = {"attempts": 8, "last_failure": "timeout"}
-    again = {
+    to_retry = {
         clients["vip"]: {"status": "undelivered", "reason": "attempts_exhausted"} | failed,
         clients["moscow"]: {"status": "unknown", "reason": "timeout", "sent_at": sent_at} | failed,
     }
     others = {
         clients["tagged 912"]: {"status": "delivered", "sent_at": sent_at} | failed,
         clients["blank"]: {"status": "cancelled", "reason": "expired"} | failed,
-        joined: {"reason": "timeout"} | failed,
+        created_later: {"reason": "timeout"} | failed,
     }
-    for client_id, columns in (again | others).items():
-        await mark(engine, client_id, **columns)
-    before = await messages_of(api, mailing_id)
+    for client_id, columns in (to_retry | others).items():
+        await update_messages(engine, client_id, **columns)
+    before = await messages_by_client(api, mailing_id)
 
-    retried = await retry(api, mailing_id)
+    retried = await retry_mailing(api, mailing_id)
 
     assert retried["status"] == "running"
     await advance(engine)
-    found = await messages_of(api, mailing_id)
-    for client_id in again:
-        row = found[client_id]
+    after = await messages_by_client(api, mailing_id)
+    for client_id in to_retry:
+        row = after[client_id]
         assert row == before[client_id] | WAITING | {
-            "datetime_send": DUE["datetime_start"],  # it is due, and was not sent
+            "datetime_send": DUE["datetime_start"],  # due, not sent
             "updated_at": row["updated_at"],
         }
         assert row["updated_at"] > before[client_id]["updated_at"]
-    assert {client_id: found[client_id] for client_id in others} == {
+    assert {client_id: after[client_id] for client_id in others} == {
         client_id: before[client_id] for client_id in others
     }
-    assert await differences(engine) == []
+    assert await find_differences(engine) == []
 
 
-async def test_messages_of_deleted_clients_are_not_sent_again(
+async def test_messages_of_deleted_clients_are_not_retried(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await given_up(api, engine, 3)
+    mailing_id = await create_failed_mailing(api, engine, 3)
     erased = (await api.get("/clients")).json()["results"][0]["id"]
     await api.delete(f"/clients/{erased}")
-    before = (await messages_of(api, mailing_id))[erased]
+    before = (await messages_by_client(api, mailing_id))[erased]
 
-    await retry(api, mailing_id)
+    await retry_mailing(api, mailing_id)
     await advance(engine)
 
-    assert await counts(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
-    assert (await messages_of(api, mailing_id))[erased] == before
+    assert await get_counters(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
+    assert (await messages_by_client(api, mailing_id))[erased] == before
     await execute(engine, "UPDATE message SET status = 'delivered' WHERE status = 'scheduled'")
     await advance(engine)
-    assert await status(api, mailing_id) == "finished"
+    assert await get_status(api, mailing_id) == "finished"
 
 
-async def test_what_is_given_up_after_the_call_is_not_touched_by_it(
+async def test_messages_that_fail_after_the_call_are_not_retried_by_it(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await given_up(api, engine, 3)
-    await retry(api, mailing_id)
+    mailing_id = await create_failed_mailing(api, engine, 3)
+    await retry_mailing(api, mailing_id)
     assert await resend(engine, 2)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, FinishedMessage(claimed, "undelivered", 1, "rejected_400"))
+    await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
 
     await advance(engine)
 
-    assert await counts(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
-    found = {row["id"]: row for row in (await messages_of(api, mailing_id)).values()}
-    assert found[claimed.id]["reason"] == "rejected_400"
-    await retry(api, mailing_id)
+    assert await get_counters(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
+    messages = {row["id"]: row for row in (await messages_by_client(api, mailing_id)).values()}
+    assert messages[claimed.id]["reason"] == "rejected_400"
+    await retry_mailing(api, mailing_id)
     await advance(engine)
-    assert await counts(api, mailing_id) == {"scheduled": 3}
+    assert await get_counters(api, mailing_id) == {"scheduled": 3}
 
 
-async def test_retry_of_one_mailing_touches_no_other(
+async def test_retrying_one_mailing_changes_no_other(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    other = await given_up(api, engine, 2)
-    mailing_id = (await create(api, DUE))["id"]
+    other = await create_failed_mailing(api, engine, 2)
+    mailing_id = (await create_mailing(api, DUE))["id"]
     await begin(engine)
-    await execute(engine, GIVE_UP)
-    await retry(api, mailing_id)
+    await execute(engine, FAIL_PERMANENTLY)
+    await retry_mailing(api, mailing_id)
     await advance(engine)
-    assert await counts(api, mailing_id) == {"scheduled": 2}
-    assert await counts(api, other) == {"undelivered": 2}
-    assert await status(api, other) == "finished"
+    assert await get_counters(api, mailing_id) == {"scheduled": 2}
+    assert await get_counters(api, other) == {"undelivered": 2}
+    assert await get_status(api, other) == "finished"
 
 
 # ---- when -----------------------------------------------------------------------------------
 
 
-async def test_finished_mailing_runs_again_and_finishes_again(
+async def test_a_retried_mailing_runs_again_and_finishes_again(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await given_up(api, engine, 3)
+    mailing_id = await create_failed_mailing(api, engine, 3)
     assert await running(engine) == []
 
-    assert (await retry(api, mailing_id))["status"] == "running"
+    assert (await retry_mailing(api, mailing_id))["status"] == "running"
 
-    assert await do(engine, moving.finish) == []  # nothing waits yet, and yet it is not through
+    # no message is scheduled yet, but the retry is not complete
+    assert await do(engine, transitions.finish) == []
     assert [mailing.id for mailing in await running(engine)] == [mailing_id]
     await advance(engine)
     claimed = await claim(engine, mailing_id, 9)
-    assert [one.attempts for one in claimed] == [1, 1, 1]
+    assert [message.attempts for message in claimed] == [1, 1, 1]
     sent_at = datetime.now(UTC)
-    await finish(engine, *(FinishedMessage(c, "delivered", 1, sent_at=sent_at) for c in claimed))
+    await finish(engine, *(MessageResult(c, "delivered", 1, sent_at=sent_at) for c in claimed))
     await advance(engine)
-    assert await status(api, mailing_id) == "finished"
-    assert await counts(api, mailing_id) == {"delivered": 3}
-    assert await differences(engine) == []
+    assert await get_status(api, mailing_id) == "finished"
+    assert await get_counters(api, mailing_id) == {"delivered": 3}
+    assert await find_differences(engine) == []
 
 
-async def test_more_than_a_chunk_is_sent_again_chunk_by_chunk(
-    api: httpx.AsyncClient, engine: AsyncEngine
-) -> None:
-    mailing_id = await given_up(api, engine, 10)
-    await retry(api, mailing_id)
+async def test_messages_are_retried_in_chunks(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    mailing_id = await create_failed_mailing(api, engine, 10)
+    await retry_mailing(api, mailing_id)
     for waiting in (5, 10):
         assert await resend(engine, 5)
-        assert (await counts(api, mailing_id))["scheduled"] == waiting
-        assert await do(engine, moving.finish) == []
+        assert (await get_counters(api, mailing_id))["scheduled"] == waiting
+        assert await do(engine, transitions.finish) == []
     await execute(engine, "UPDATE message SET status = 'delivered'")
-    assert await do(engine, moving.finish) == []  # nobody knows yet that there is no more
+    assert await do(engine, transitions.finish) == []  # it is not known yet that none is left
     assert await resend(engine, 5)
     assert not await resend(engine, 5)
-    assert await do(engine, moving.finish) == [(mailing_id, "finished")]
+    assert await do(engine, transitions.finish) == [(mailing_id, "finished")]
 
 
-async def test_retry_under_way_takes_up_what_is_given_up_before_another_call(
+async def test_a_second_call_extends_a_running_retry_to_messages_failed_since(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await given_up(api, engine, 3)
-    await retry(api, mailing_id)
+    mailing_id = await create_failed_mailing(api, engine, 3)
+    await retry_mailing(api, mailing_id)
     await resend(engine, 2)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, FinishedMessage(claimed, "undelivered", 1, "rejected_400"))
-    await retry(api, mailing_id)
+    await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
+    await retry_mailing(api, mailing_id)
     await advance(engine)
-    assert await counts(api, mailing_id) == {"scheduled": 3}
+    assert await get_counters(api, mailing_id) == {"scheduled": 3}
 
 
-async def test_paused_mailing_stays_paused_with_what_is_to_be_sent_again(
+async def test_a_retried_paused_mailing_stays_paused(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    mailing_id = (await create(api, DUE))["id"]
+    mailing_id = (await create_mailing(api, DUE))["id"]
     await begin(engine)
-    await mark(engine, clients["vip"], status="undelivered", reason="rejected_400")
+    await update_messages(engine, clients["vip"], status="undelivered", reason="rejected_400")
     await api.post(f"/mailings/{mailing_id}/pause")
-    assert (await retry(api, mailing_id))["status"] == "paused"
+    assert (await retry_mailing(api, mailing_id))["status"] == "paused"
     await advance(engine)
-    assert await counts(api, mailing_id) == {"scheduled": 4}
+    assert await get_counters(api, mailing_id) == {"scheduled": 4}
     assert await claim(engine, mailing_id, 9) == []
 
 
-async def test_outside_the_window_what_is_sent_again_waits_for_the_opening(
+async def test_retried_messages_wait_for_the_sending_window(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await add_clients(engine, 1)
@@ -230,15 +229,15 @@ async def test_outside_the_window_what_is_sent_again_waits_for_the_opening(
         "send_interval_time_start": f"{opens:%H:%M}",
         "send_interval_time_end": f"{closes:%H:%M}",
     }
-    mailing_id = (await create(api, DUE | window))["id"]
+    mailing_id = (await create_mailing(api, DUE | window))["id"]
     await begin(engine)
-    await execute(engine, GIVE_UP)
+    await execute(engine, FAIL_PERMANENTLY)
 
-    await retry(api, mailing_id)
+    await retry_mailing(api, mailing_id)
     await advance(engine)
 
-    found = await messages_of(api, mailing_id)
-    for client_id, row in found.items():
+    messages = await messages_by_client(api, mailing_id)
+    for client_id, row in messages.items():
         due_at = datetime.fromisoformat(row["datetime_send"])
         offset = 9 * HOUR if client_id == tokyo else 0 * HOUR
         assert (due_at + offset).time() == time(opens.hour, opens.minute)
@@ -247,7 +246,7 @@ async def test_outside_the_window_what_is_sent_again_waits_for_the_opening(
     assert await claim(engine, mailing_id, 9) == []
 
 
-async def test_what_has_no_opening_before_the_end_stays_given_up(
+async def test_messages_without_a_sending_window_before_the_end_are_not_retried(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await add_clients(engine, 1)
@@ -258,107 +257,110 @@ async def test_what_has_no_opening_before_the_end_stays_given_up(
         "send_interval_time_end": f"{closes:%H:%M}",
     }
     end = (now + HOUR).isoformat()
-    mailing_id = (await create(api, DUE | window | {"datetime_end": end}))["id"]
+    mailing_id = (await create_mailing(api, DUE | window | {"datetime_end": end}))["id"]
     await begin(engine)
-    await execute(engine, GIVE_UP)
-    await retry(api, mailing_id)
+    await execute(engine, FAIL_PERMANENTLY)
+    await retry_mailing(api, mailing_id)
     await advance(engine)
-    [row] = (await messages_of(api, mailing_id)).values()
+    [row] = (await messages_by_client(api, mailing_id)).values()
     assert (row["status"], row["reason"]) == ("undelivered", "attempts_exhausted")
-    assert await status(api, mailing_id) == "finished"
+    assert await get_status(api, mailing_id) == "finished"
 
 
-async def test_retry_of_one_does_not_wait_for_another_that_is_far(
+async def test_a_small_retry_does_not_wait_for_a_large_one(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    large, small = await given_up(api, engine, 5), await given_up(api, engine, 0)
-    await retry(api, large)
+    large, small = (
+        await create_failed_mailing(api, engine, 5),
+        await create_failed_mailing(api, engine, 0),
+    )
+    await retry_mailing(api, large)
     assert await resend(engine, 2)
-    await retry(api, small)
+    await retry_mailing(api, small)
     assert await resend(engine, 2)
-    assert await counts(api, large) == {"scheduled": 2, "undelivered": 3}
-    assert await counts(api, small) == {"scheduled": 2, "undelivered": 3}
+    assert await get_counters(api, large) == {"scheduled": 2, "undelivered": 3}
+    assert await get_counters(api, small) == {"scheduled": 2, "undelivered": 3}
     while await resend(engine, 2):
         pass
-    assert await counts(api, large) == await counts(api, small) == {"scheduled": 5}
+    assert await get_counters(api, large) == await get_counters(api, small) == {"scheduled": 5}
 
 
-# ---- what stops it --------------------------------------------------------------------------
+# ---- what ends a retry ----------------------------------------------------------------------
 
 
-async def half_retried(api: httpx.AsyncClient, engine: AsyncEngine) -> int:
-    """A mailing of five messages to be sent again, of which two wait already."""
-    mailing_id = await given_up(api, engine, 5)
-    await retry(api, mailing_id)
+async def create_half_retried_mailing(api: httpx.AsyncClient, engine: AsyncEngine) -> int:
+    """Return a mailing with five messages to retry, two of which are scheduled already."""
+    mailing_id = await create_failed_mailing(api, engine, 5)
+    await retry_mailing(api, mailing_id)
     assert await resend(engine, 2)
-    assert await counts(api, mailing_id) == {"scheduled": 2, "undelivered": 3}
+    assert await get_counters(api, mailing_id) == {"scheduled": 2, "undelivered": 3}
     return mailing_id
 
 
-async def test_retry_under_way_goes_no_further_when_the_mailing_is_cancelled(
+async def test_cancelling_the_mailing_ends_a_running_retry(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await half_retried(api, engine)
+    mailing_id = await create_half_retried_mailing(api, engine)
     await api.post(f"/mailings/{mailing_id}/cancel")
     assert not await resend(engine, 2)
     await advance(engine)
-    assert await counts(api, mailing_id) == {"cancelled": 2, "undelivered": 3}
+    assert await get_counters(api, mailing_id) == {"cancelled": 2, "undelivered": 3}
     reasons = "SELECT array_agg(DISTINCT reason ORDER BY reason) FROM message"
     assert await value(engine, reasons) == ["attempts_exhausted", "mailing_cancelled"]
-    assert await status(api, mailing_id) == "cancelled"
-    assert await differences(engine) == []
+    assert await get_status(api, mailing_id) == "cancelled"
+    assert await find_differences(engine) == []
 
 
-async def test_retry_under_way_goes_no_further_when_the_mailing_is_deleted(
+async def test_deleting_the_mailing_ends_a_running_retry(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await half_retried(api, engine)
+    mailing_id = await create_half_retried_mailing(api, engine)
     await api.delete(f"/mailings/{mailing_id}")
     assert not await resend(engine, 2)
-    assert await do(engine, lambda db: moving.purge(db, 100)) == 5
+    assert await do(engine, lambda db: transitions.purge(db, 100)) == 5
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 
-async def test_retry_under_way_leaves_nothing_waiting_when_the_mailing_ends(
+async def test_a_running_retry_leaves_no_message_scheduled_at_the_mailings_end(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await half_retried(api, engine)
+    mailing_id = await create_half_retried_mailing(api, engine)
     await execute(engine, "UPDATE mailing SET datetime_end = now()")
     await advance(engine, chunk=2)
-    assert (await counts(api, mailing_id)).keys() <= {"cancelled", "undelivered"}
-    assert await status(api, mailing_id) == "finished"
+    assert (await get_counters(api, mailing_id)).keys() <= {"cancelled", "undelivered"}
+    assert await get_status(api, mailing_id) == "finished"
     assert await value(engine, "SELECT retry_before FROM mailing") is None
-    assert await differences(engine) == []
+    assert await find_differences(engine) == []
 
 
-async def test_retry_under_way_goes_on_while_the_mailing_is_paused_and_planned_anew(
+async def test_a_running_retry_continues_while_the_mailing_is_paused_and_replanned(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    mailing_id = await half_retried(api, engine)
+    mailing_id = await create_half_retried_mailing(api, engine)
     await api.post(f"/mailings/{mailing_id}/pause")
     later = {"datetime_end": "2050-01-01T00:00:00Z"}
     await api.patch(f"/mailings/{mailing_id}", json=later)
     await advance(engine, chunk=2)
-    assert await counts(api, mailing_id) == {"scheduled": 5}
-    assert await status(api, mailing_id) == "paused"
+    assert await get_counters(api, mailing_id) == {"scheduled": 5}
+    assert await get_status(api, mailing_id) == "paused"
 
 
-async def test_who_matches_no_more_since_the_filter_changed_is_not_sent_to_again(
+async def test_messages_of_clients_that_no_longer_match_the_filter_are_not_retried(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    mailing_id = (await create(api, DUE))["id"]
+    mailing_id = (await create_mailing(api, DUE))["id"]
     await begin(engine)
-    await mark(engine, clients["moscow"], status="undelivered", reason="rejected_400")
-    await mark(engine, clients["vip"], status="undelivered", reason="rejected_400")
+    await update_messages(engine, clients["moscow"], status="undelivered", reason="rejected_400")
+    await update_messages(engine, clients["vip"], status="undelivered", reason="rejected_400")
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "vip"})
     await advance(engine)
-    await retry(api, mailing_id)
+    await retry_mailing(api, mailing_id)
     await advance(engine)
-    found = await messages_of(api, mailing_id)
-    assert found[clients["vip"]]["status"] == "scheduled"
-    assert found[clients["moscow"]]["status"] != "scheduled"
+    messages = await messages_by_client(api, mailing_id)
+    assert messages[clients["vip"]]["status"] == "scheduled"
+    assert messages[clients["moscow"]]["status"] != "scheduled"
 
 
-async def test_retry_before_the_start_has_nothing_to_do(api: httpx.AsyncClient) -> None:
-    mailing_id = (await create(api, NEW))["id"]
+async def test_retrying_before_the_start_is_409(api: httpx.AsyncClient) -> None:
+    mailing_id = (await create_mailing(api, NEW))["id"]
     assert (await api.post(f"/mailings/{mailing_id}/retry")).status_code == 409

@@ -1,4 +1,4 @@
-"""Every route and method lets in whom `docs/security.md` says, and nobody else."""
+"""Every route and method admits exactly the credentials that `docs/security.md` lists."""
 
 import asyncio
 import re
@@ -9,7 +9,7 @@ import pytest
 from litestar import Litestar
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
+from tests.event_timeout import EVENT_TIMEOUT
 from tests.security_table import (
     CREDENTIALS,
     DOCUMENT,
@@ -24,49 +24,52 @@ from tests.security_table import (
 )
 
 from mailer.access import commands, sessions
+from mailer.access.auth_middleware import MONITORING, NOTHING
 from mailer.access.cookie import COOKIE
-from mailer.access.gate import MONITORING, NOTHING
 from mailer.app import create_app
 from mailer.settings import SCOPES, Settings
 from mailer.validation import MAX_ID
-from mailer.web.origin import SAFE
+from mailer.web.origin import SAFE_METHODS
 
 RULES = rules()
-UNSAFE = [rule for rule in RULES if rule.method not in SAFE]
+UNSAFE = [rule for rule in RULES if rule.method not in SAFE_METHODS]
 VALUES = {"verb": "pause", "file_path": "pages.css"}
-"""What stands in paths; a number is that of nothing there is."""
+"""Values of path parameters; ids are those of no object."""
 ENDS_SESSIONS = {"/logout", "/account/sessions"}
-"""What is done there leads to where one signs in, too."""
+"""Routes that redirect to the sign-in form after success, too."""
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
-ADD_ACCOUNT = text("""
-    INSERT INTO account (name, role, password) VALUES (:role, :role, 'none fits') RETURNING id""")
+INSERT_USER = text("""
+    INSERT INTO app_user (name, role, password_hash) VALUES (:role, :role, 'none fits')
+    RETURNING id""")
 
 
-class Answer:
-    """How an application begins to answer."""
+class ResponseStart:
+    """Status and headers of a response."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         self.status: int = start["status"]
         self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
 
     @property
-    def leads_to_sign_in(self) -> bool:
+    def redirects_to_sign_in(self) -> bool:
         return self.status == 303 and self.headers["location"].startswith("/login")
 
 
-async def ask(app: Litestar, method: str, path: str, headers: Mapping[str, str]) -> Answer:
-    """Send a request without a body, and leave when its answer begins: some have no end."""
+async def send_request(
+    app: Litestar, method: str, path: str, headers: Mapping[str, str]
+) -> ResponseStart:
+    """Send a request without a body; return when the response starts, because some never end."""
     starts: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-    parts = iter([{"type": "http.request", "body": b"", "more_body": False}])
+    messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive() -> Any:
-        return next(parts, None) or await asyncio.Event().wait()
+        return next(messages, None) or await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
             starts.put_nowait(message)
 
-    given = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     scope: Any = {
         "type": "http",
         "http_version": "1.1",
@@ -76,16 +79,16 @@ async def ask(app: Litestar, method: str, path: str, headers: Mapping[str, str])
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"host", b"mailer"), *given],
+        "headers": [(b"host", b"mailer"), *raw_headers],
         "client": ("127.0.0.1", 1),
     }
-    asked = asyncio.create_task(app(scope, receive, send))
+    request = asyncio.create_task(app(scope, receive, send))
     try:
-        async with asyncio.timeout(PATIENCE):
-            return Answer(await starts.get())
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            return ResponseStart(await starts.get())
     finally:
-        asked.cancel()
-        await asyncio.wait([asked])
+        request.cancel()
+        await asyncio.wait([request])
 
 
 def path_of(rule: Rule) -> str:
@@ -99,132 +102,136 @@ async def app(shared_engine: AsyncEngine) -> Litestar:
 
 @pytest.fixture(scope="module")
 async def keys(shared_engine: AsyncEngine) -> dict[str, str]:
-    return {scope: await commands.make_key(shared_engine, scope, scope, None) for scope in SCOPES}
+    return {scope: await commands.create_key(shared_engine, scope, scope, None) for scope in SCOPES}
 
 
 @pytest.fixture(scope="module")
-async def accounts(shared_engine: AsyncEngine) -> dict[str, int]:
+async def user_ids(shared_engine: AsyncEngine) -> dict[str, int]:
     async with shared_engine.begin() as connection:
-        made = {
-            credential: await connection.execute(ADD_ACCOUNT, {"role": credential.split()[-1]})
+        rows = {
+            credential: await connection.execute(INSERT_USER, {"role": credential.split()[-1]})
             for credential in ROLES
         }
-    return {credential: row.scalar_one() for credential, row in made.items()}
+    return {credential: row.scalar_one() for credential, row in rows.items()}
 
 
-class Visitors:
-    """Requests that show one credential or another; a session is begun for each."""
+class Credentials:
+    """Request headers for every credential; a session is created for each request."""
 
     def __init__(
-        self, engine: AsyncEngine, keys: Mapping[str, str], accounts: Mapping[str, int]
+        self, engine: AsyncEngine, keys: Mapping[str, str], user_ids: Mapping[str, int]
     ) -> None:
-        self._engine, self._keys, self._accounts = engine, keys, accounts
+        self._engine, self._keys, self._user_ids = engine, keys, user_ids
 
     async def headers(self, credential: Credential) -> dict[str, str]:
         if credential in self._keys:
             return {"Authorization": f"Bearer {self._keys[credential]}"}
-        if credential in self._accounts:
+        if credential in self._user_ids:
             async with self._engine.begin() as connection:
-                secret = await sessions.begin(connection, self._accounts[credential], None, "")
+                secret = await sessions.create(connection, self._user_ids[credential], None, "")
             return {"Cookie": f"{COOKIE}={secret}"}
         return {}
 
 
 @pytest.fixture(scope="module")
-def visitors(
-    shared_engine: AsyncEngine, keys: dict[str, str], accounts: dict[str, int]
-) -> Visitors:
-    return Visitors(shared_engine, keys, accounts)
+def credentials(
+    shared_engine: AsyncEngine, keys: dict[str, str], user_ids: dict[str, int]
+) -> Credentials:
+    return Credentials(shared_engine, keys, user_ids)
 
 
-def told(each: object) -> str:
-    return f"{each.method} {each.path}" if isinstance(each, Rule) else str(each) or "none"
+def label(parameter: object) -> str:
+    return (
+        f"{parameter.method} {parameter.path}"
+        if isinstance(parameter, Rule)
+        else str(parameter) or "none"
+    )
 
 
-@pytest.mark.parametrize("credential", CREDENTIALS, ids=told)
-@pytest.mark.parametrize("rule", RULES, ids=told)
-async def test_a_route_lets_in_whom_the_table_says(
-    app: Litestar, visitors: Visitors, rule: Rule, credential: Credential
+@pytest.mark.parametrize("credential", CREDENTIALS, ids=label)
+@pytest.mark.parametrize("rule", RULES, ids=label)
+async def test_a_route_admits_the_credentials_in_the_table(
+    app: Litestar, credentials: Credentials, rule: Rule, credential: Credential
 ) -> None:
-    shown = await visitors.headers(credential)
-    answer = await ask(app, rule.method, path_of(rule), BROWSER | shown)
+    headers = await credentials.headers(credential)
+    answer = await send_request(app, rule.method, path_of(rule), BROWSER | headers)
     match expected(rule, credential):
         case "in":
             assert answer.status not in {401, 403}
             assert answer.status < 500
-            assert rule.path in ENDS_SESSIONS or not answer.leads_to_sign_in
+            assert rule.path in ENDS_SESSIONS or not answer.redirects_to_sign_in
         case "sign in":
-            assert answer.leads_to_sign_in
+            assert answer.redirects_to_sign_in
         case refused:
             assert str(answer.status) == refused
 
 
-def test_the_document_is_what_the_router_says() -> None:
+def test_the_document_matches_the_routes() -> None:
     document = DOCUMENT.read_text()
     assert document == brought_up_to_date(document), "run make security"
 
 
-def test_every_route_says_what_it_needs() -> None:
+def test_every_route_declares_its_authorization() -> None:
     known = {*SCOPES, NOTHING, MONITORING}
     assert [rule for rule in RULES if rule.needs not in known] == []
     assert [rule for rule in RULES if rule.needs in SCOPES and rule.door is None] == []
     assert len(RULES) > 50
 
 
-def test_what_changes_something_and_needs_little_is_known_by_name() -> None:
-    found = {(rule.method, rule.path) for rule in slight(RULES)}
-    assert found == REASONS.keys()
+def test_unsafe_routes_with_weak_authorization_are_listed_with_reasons() -> None:
+    routes = {(rule.method, rule.path) for rule in slight(RULES)}
+    assert routes == REASONS.keys()
 
 
-def test_a_route_without_a_rule_is_shut_and_would_be_seen() -> None:
+def test_a_route_without_a_rule_is_closed_and_detected() -> None:
     forgotten = Rule("POST", "/forgotten", None, "session")
     assert {expected(forgotten, each) for each in CREDENTIALS} == {"403", "sign in"}
     assert slight([forgotten]) == [forgotten]
 
 
-@pytest.mark.parametrize("rule", UNSAFE, ids=told)
+@pytest.mark.parametrize("rule", UNSAFE, ids=label)
 @pytest.mark.parametrize("site", ["cross-site", "same-site", None])
-async def test_what_another_site_sends_changes_nothing(
-    app: Litestar, visitors: Visitors, rule: Rule, site: str | None
+async def test_cross_site_requests_are_refused(
+    app: Litestar, credentials: Credentials, rule: Rule, site: str | None
 ) -> None:
-    shown = await visitors.headers("an admin" if rule.door == "session" else "admin")
+    headers = await credentials.headers("an admin" if rule.door == "session" else "admin")
     if site:
-        shown |= {"Sec-Fetch-Site": site}
-    answer = await ask(app, rule.method, path_of(rule), shown)
+        headers |= {"Sec-Fetch-Site": site}
+    answer = await send_request(app, rule.method, path_of(rule), headers)
     is_a_program = site is None and rule.door == "key"
     assert (answer.status == 403) is not is_a_program
 
 
 @pytest.mark.parametrize("path", sorted({path_of(rule) for rule in RULES}))
-async def test_other_methods_tell_nothing_and_do_nothing(app: Litestar, path: str) -> None:
+async def test_other_methods_are_405(app: Litestar, path: str) -> None:
     known = {rule.method for rule in RULES if path_of(rule) == path}
     for method in {"HEAD", "PUT", "DELETE", "PATCH", "TRACE", "QUERY"} - known:
-        assert (await ask(app, method, path, BROWSER)).status == 405
-    options = await ask(app, "OPTIONS", path, {})
+        assert (await send_request(app, method, path, BROWSER)).status == 405
+    options = await send_request(app, "OPTIONS", path, {})
     assert options.status == 204
     assert {"OPTIONS"} < set(options.headers["allow"].split(", ")) <= known | {"OPTIONS"}
 
 
-@pytest.mark.parametrize("credential", CREDENTIALS, ids=told)
+@pytest.mark.parametrize("credential", CREDENTIALS, ids=label)
 @pytest.mark.parametrize("path", ["/nothing", "/api/v1/nothing", "/api/v2/clients", "/keys/x"])
-async def test_what_is_not_there_is_not_there_for_anybody(
-    app: Litestar, visitors: Visitors, path: str, credential: Credential
+async def test_unknown_paths_are_404_for_every_credential(
+    app: Litestar, credentials: Credentials, path: str, credential: Credential
 ) -> None:
-    shown = await visitors.headers(credential)
-    assert (await ask(app, "GET", path, BROWSER | shown)).status == 404
+    headers = await credentials.headers(credential)
+    assert (await send_request(app, "GET", path, BROWSER | headers)).status == 404
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if r.needs == MONITORING], ids=told)
-async def test_monitoring_asks_for_its_token_once_it_is_set(
-    shared_engine: AsyncEngine, visitors: Visitors, rule: Rule
+@pytest.mark.parametrize("rule", [r for r in RULES if r.needs == MONITORING], ids=label)
+async def test_monitoring_needs_its_token_if_one_is_configured(
+    shared_engine: AsyncEngine, credentials: Credentials, rule: Rule
 ) -> None:
-    app = create_app(shared_engine, settings=Settings(monitoring_token="let me look"))  # noqa: S106  # of a test
+    app = create_app(shared_engine, settings=Settings(monitoring_token="let me look"))  # noqa: S106  # used in tests alone
     right = {"Authorization": "Bearer let me look"}
     wrong: tuple[dict[str, str], ...] = (
         {},
         {"Authorization": "Bearer else"},
-        await visitors.headers("admin"),
+        await credentials.headers("admin"),
     )
-    for shown in wrong:
-        assert (await ask(app, rule.method, rule.path, shown)).status == 401
-    assert (await ask(app, rule.method, rule.path, right)).status == 200
+    for headers in wrong:
+        assert (await send_request(app, rule.method, rule.path, headers)).status == 401
+    assert (await send_request(app, rule.method, rule.path, right)).status == 200

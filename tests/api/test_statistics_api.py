@@ -1,3 +1,5 @@
+"""The statistics of all mailings and of one, through the API."""
+
 from datetime import timedelta
 from typing import Any
 
@@ -5,7 +7,7 @@ import httpx
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import NOON, add_clients, add_mailing, add_messages
+from tests.factories import NOON, add_clients, add_mailing, add_messages
 
 from mailer.report.model import GeneralStatistics, MailingStatistics
 
@@ -36,7 +38,7 @@ async def test_general_statistics_name_every_status(
     }
 
 
-async def test_statistics_of_a_mailing_are_shown(
+async def test_the_statistics_of_a_mailing_have_every_breakdown(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     clients = await add_clients(engine, 2, "912", "Asia/Tokyo")
@@ -86,19 +88,21 @@ async def test_statistics_of_a_mailing_are_shown(
 
 
 @pytest.mark.parametrize("mailing_id", ["1", "9" * 15])
-async def test_unknown_mailing_has_no_statistics(api: httpx.AsyncClient, mailing_id: str) -> None:
+async def test_statistics_of_an_unknown_mailing_are_404(
+    api: httpx.AsyncClient, mailing_id: str
+) -> None:
     problem = await get(api, f"/mailings/{mailing_id}/statistics", 404)
     assert problem["detail"] == "There is no such mailing."
 
 
-async def test_id_that_no_mailing_can_have_is_refused(api: httpx.AsyncClient) -> None:
+async def test_an_id_out_of_range_is_refused(api: httpx.AsyncClient) -> None:
     await get(api, f"/mailings/{10**30}/statistics", 400)
 
 
 @pytest.mark.parametrize(
     "query", ["bucket=0", "bucket=-1", "bucket=a", "bucket=1.5", "bucket=31536001", "bucket=1e30"]
 )
-async def test_bucket_that_is_no_number_of_seconds_is_refused(
+async def test_a_bucket_out_of_range_is_refused(
     api: httpx.AsyncClient, engine: AsyncEngine, query: str
 ) -> None:
     mailing_id = await add_mailing(engine)
@@ -108,7 +112,7 @@ async def test_bucket_that_is_no_number_of_seconds_is_refused(
     ]
 
 
-async def test_bucket_that_makes_too_many_is_refused(
+async def test_a_bucket_that_results_in_too_many_buckets_is_refused(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     clients = await add_clients(engine, 2)
@@ -120,19 +124,19 @@ async def test_bucket_that_makes_too_many_is_refused(
     assert problem["errors"] == [
         {
             "field": "bucket",
-            "message": "must be at least 8: there are at most 500 buckets;"
-            " and a multiple of 10: outcomes over so long are counted by 10 s",
+            "message": "must be at least 8 (at most 500 buckets)"
+            " and a multiple of 10 (the resolution of these counts)",
         }
     ]
 
 
-async def test_unknown_parameter_is_refused(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_an_unknown_parameter_is_refused(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine)
     problem = await get(api, f"/mailings/{mailing_id}/statistics?limit=5", 400)
     assert problem["errors"] == [{"field": "limit", "message": "is not a known field"}]
 
 
-async def test_statistics_are_described(api: httpx.AsyncClient) -> None:
+async def test_the_schema_describes_statistics(api: httpx.AsyncClient) -> None:
     schema = (await api.get("http://mailer/openapi.json")).json()
     operation = schema["paths"]["/api/v1/mailings/{mailing_id}/statistics"]["get"]
     assert {parameter["name"] for parameter in operation["parameters"]} == {"mailing_id", "bucket"}

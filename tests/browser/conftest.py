@@ -1,30 +1,30 @@
-"""The pages of a real process in a real browser.
+"""Pages of a real mailer process in a real browser.
 
-The browser is Debian's package `chromium`. A test takes `page`, and `watch` too if it makes
-something go wrong on purpose; `look` is what `looks.every_look` and its like set.
+The browser is Debian's package `chromium`. A test uses `page`, and also `watch` if it causes
+errors intentionally; `page_state` is set by `page_states.every_page_state` and similar parameters.
 """
 
 from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
-from tests.browser.looks import DESK, Look
+from tests.browser.page_states import DESK, PageState
 from tests.browser.watch import Watch, watched
-from tests.patience import PATIENCE
+from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateway, MailerProcess, gateways, mailers
 from tests.programs import needed
 
 ARGUMENTS = [
-    "--no-sandbox",  # which root cannot have
+    "--no-sandbox",  # not available for root
     "--disable-dev-shm-usage",  # /dev/shm is small in containers
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing leaves this machine
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no requests to other machines
 ]
 
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     program = needed("chromium")
-    expect.set_options(timeout=PATIENCE * 1_000)
+    expect.set_options(timeout=EVENT_TIMEOUT * 1_000)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
@@ -33,7 +33,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="module")
 async def gateway() -> AsyncIterator[Gateway]:
-    """The file's sandbox gateway, without faults."""
+    """The sandbox gateway of the test file, without faults."""
     async with gateways() as start:
         yield await start()
 
@@ -42,25 +42,27 @@ async def gateway() -> AsyncIterator[Gateway]:
 async def mailer(
     browser: Browser, shared_database_url: str, gateway: Gateway
 ) -> AsyncIterator[MailerProcess]:
-    """The file's mailer process; its database is `shared_engine`'s too."""
-    del browser  # without one there is no need to start
+    """The mailer process of the test file; its database is also that of `shared_engine`."""
+    del browser  # without a browser nothing needs to be started
     async with mailers(shared_database_url) as start:
         yield await start(**gateway.settings)
 
 
 @pytest.fixture
-def look() -> Look:
+def page_state() -> PageState:
     return DESK
 
 
 @pytest.fixture
-async def watch(browser: Browser, mailer: MailerProcess, look: Look) -> AsyncIterator[Watch]:
-    """What goes wrong on the test's page; what is not expected fails the test at its end."""
-    async with watched(browser, mailer.address, look) as watch:
+async def watch(
+    browser: Browser, mailer: MailerProcess, page_state: PageState
+) -> AsyncIterator[Watch]:
+    """Watches the test's page; unexpected errors fail the test at its end."""
+    async with watched(browser, mailer.address, page_state) as watch:
         yield watch
 
 
 @pytest.fixture
 def page(watch: Watch) -> Page:
-    """A page of a browser that has never been here, where paths are mailer's."""
+    """A page of a new browser context; paths are relative to mailer."""
     return watch.page

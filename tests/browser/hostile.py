@@ -1,14 +1,14 @@
-"""What nobody should be able to put into a page, and how it shows that somebody did."""
+"""Hostile texts, and a check for their effects in a page."""
 
 from playwright.async_api import Page
 
 OVERRIDE = "\u202e"
-"""Turns round what follows it (U+202E); nothing here ends it."""
+"""Reverses the direction of the following text (U+202E); it is never terminated here."""
 MARKUP = OVERRIDE + "\"'><img src=x onerror=alert(1)><script>alert(1)</script>{{7*7}}${7*7}"
 SHORT = OVERRIDE + '"><img src=x onerror=alert(1)>{{7*7}}'
-"""As much of it as a tag has room for; stored, it has lost the override, which nobody sees."""
+"""Short enough for a tag. The stored tag does not have the invisible override."""
 
-LOOK = """override => {
+FIND_EFFECTS = """override => {
     const found = [];
     for (const element of document.querySelectorAll("*")) {
         for (const {name, value} of element.attributes)
@@ -31,10 +31,10 @@ LOOK = """override => {
     }
     return found;
 }"""
-"""Returns what of a page would run, and where an override reaches beyond the text it is in."""
+"""Returns active content, and texts whose direction is reversed by an override elsewhere."""
 
 
-async def harm(page: Page) -> list[str]:
-    """Return what hostile text has done to a page as it stands: nothing, if all is well."""
-    found: list[str] = await page.evaluate(LOOK, OVERRIDE)
-    return [f"{page.url}: {each}" for each in found]
+async def find_effects(page: Page) -> list[str]:
+    """Return the effects of hostile texts on a page; empty if there are none."""
+    effects: list[str] = await page.evaluate(FIND_EFFECTS, OVERRIDE)
+    return [f"{page.url}: {effect}" for effect in effects]

@@ -1,4 +1,4 @@
-"""What a page takes: of the screen, and of the wire."""
+"""Measurements of pages: layout and transferred bytes."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ OVERFLOW = """screen => {
             ...wide.map(element => element.cloneNode(false).outerHTML)];
 }"""
 
-# Each line of each text that is seen, as its scrolling or clipping ancestors leave it. A text that
-# is cut off, sticks out of the screen or shares more than a hair's breadth with another is wrong.
+# The lines of all visible texts, clipped by their scrolling or clipping ancestors. A text must not
+# be cut off, extend beyond the screen, or overlap another text by more than a few pixels.
 COLLISIONS = r"""screen => {
     const width = Math.min(document.scrollingElement.clientWidth, screen), wrong = [];
     const ancestors = element => {
@@ -67,13 +67,13 @@ COLLISIONS = r"""screen => {
 
 
 async def collisions(page: Page) -> list[str]:
-    """Return which texts lie over one another, are cut off, or stick out of the screen."""
+    """Return texts that overlap, are cut off, or extend beyond the screen."""
     assert page.viewport_size is not None
-    found: list[str] = await page.evaluate(COLLISIONS, page.viewport_size["width"])
-    return found
+    texts: list[str] = await page.evaluate(COLLISIONS, page.viewport_size["width"])
+    return texts
 
 
-# What a chart writes on its canvas when it is drawn last: where each text stands there.
+# Records the position of each text of the last drawing of a chart in `window.written`.
 LISTEN_TO_CANVAS = """
     window.written = [];
     const { fillText, clearRect } = CanvasRenderingContext2D.prototype;
@@ -91,23 +91,23 @@ LISTEN_TO_CANVAS = """
 
 
 async def overflows(page: Page) -> list[str]:
-    """Return nothing if the page is no wider than the screen, else what sticks out of it."""
+    """Return the elements that are wider than the screen; empty if there are none."""
     assert page.viewport_size is not None
-    found: list[str] = await page.evaluate(OVERFLOW, page.viewport_size["width"])
-    return found
+    elements: list[str] = await page.evaluate(OVERFLOW, page.viewport_size["width"])
+    return elements
 
 
 async def wire_bytes(page: Page, url: str) -> int:
-    """Load a page with an empty cache and return how many bytes came, headers and all."""
+    """Load a page with an empty cache; return the number of received bytes, headers included."""
     sizes: list[float] = []
 
-    def see(event: dict[str, Any]) -> None:
+    def record_size(event: dict[str, Any]) -> None:
         sizes.append(event["encodedDataLength"])
 
     session = await page.context.new_cdp_session(page)
     await session.send("Network.enable")
     await session.send("Network.clearBrowserCache")
-    session.on("Network.loadingFinished", see)
+    session.on("Network.loadingFinished", record_size)
     await page.goto(url, wait_until="load")
     await session.detach()
     return round(sum(sizes))

@@ -1,26 +1,26 @@
-"""A process that asks users to sign in, and how a browser does so."""
+"""A mailer process with authentication, and signing in with a browser."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from playwright.async_api import Page
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.factories import add_clients, add_mailing, execute
 from tests.processes import Gateway, MailerProcess, mailers
-from tests.sample import add_clients, add_mailing, execute
 
 from mailer.access import service
-from mailer.access.accounts import NewAccount
 from mailer.access.model import COMMAND_LINE
+from mailer.access.users import NewUser
 from mailer.settings import Role
 
-PASSWORD = "correct horse battery"  # noqa: S105  # of a test
+PASSWORD = "correct horse battery"  # noqa: S105  # used in tests alone
 
 
 @asynccontextmanager
 async def mailer_with_users(
     engine: AsyncEngine, database_url: str, gateway: Gateway, users: Mapping[str, Role]
 ) -> AsyncIterator[MailerProcess]:
-    """A process in which these users may sign in; mailing 1 is scheduled for three clients."""
+    """Start a process where these users can sign in; mailing 1 is scheduled for three clients."""
     await add_clients(engine, 3)
     await add_mailing(engine, status="scheduled", clients=3)
     await execute(
@@ -29,14 +29,14 @@ async def mailer_with_users(
         " datetime_end = now() + interval '2 hours'",
     )
     for name, role in users.items():
-        new = NewAccount(name=name, role=role, password=PASSWORD)
-        await service.add_account(engine, new, COMMAND_LINE)
+        new = NewUser(name=name, role=role, password=PASSWORD)
+        await service.create_user(engine, new, COMMAND_LINE)
     async with mailers(database_url) as start:
         yield await start(**gateway.settings, auth="required")
 
 
 async def sign_in(page: Page, name: str, password: str = PASSWORD) -> None:
-    """Fill in the form of the sign-in page, and send it."""
+    """Fill in and send the sign-in form."""
     await page.locator("[name=name]").fill(name)
     await page.locator("[name=password]").fill(password)
     await page.locator("main button").click()

@@ -1,13 +1,13 @@
-"""The pages of clients, used by hand."""
+"""The pages of clients in a browser."""
 
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.browser.audit import audit
-from tests.browser.looks import PHONE, every_look
+from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_states import PHONE, every_page_state
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
@@ -16,12 +16,12 @@ HOSTILE = """"><img src=x onerror="alert('x')">"""
 
 
 @pytest.fixture(autouse=True)
-async def people(engine: AsyncEngine, mailer: MailerProcess) -> dict[str, int]:
-    """Anna and Boris, the only clients: their ids by phone."""
-    del engine  # emptied
-    given = [{"phone": ANNA, "tag": "vip", "time_zone": "Europe/Moscow"}, {"phone": BORIS}]
-    added = [await mailer.call("POST", "/clients", client, 201) for client in given]
-    return {client["phone"]: client["id"] for client in added}
+async def client_ids(engine: AsyncEngine, mailer: MailerProcess) -> dict[str, int]:
+    """Create Anna and Boris as the only clients; return their ids by phone."""
+    del engine  # requested to empty the database
+    payloads = [{"phone": ANNA, "tag": "vip", "time_zone": "Europe/Moscow"}, {"phone": BORIS}]
+    clients = [await mailer.call("POST", "/clients", client, 201) for client in payloads]
+    return {client["phone"]: client["id"] for client in clients}
 
 
 async def press(page: Page, *keys: str) -> None:
@@ -30,7 +30,7 @@ async def press(page: Page, *keys: str) -> None:
 
 
 async def tab_to(page: Page, words: str) -> None:
-    """Go on by Tab to what has these words."""
+    """Press Tab until the element with this text has the focus."""
     for _ in range(40):
         await page.keyboard.press("Tab")
         focused = page.locator(":focus")
@@ -39,16 +39,16 @@ async def tab_to(page: Page, words: str) -> None:
     pytest.fail(f"{words} cannot be reached by Tab")
 
 
-@every_look
-async def test_every_page_is_accessible_and_fits(page: Page, people: dict[str, int]) -> None:
-    anna = people[ANNA]
+@every_page_state
+async def test_every_page_is_accessible_and_fits(page: Page, client_ids: dict[str, int]) -> None:
+    anna = client_ids[ANNA]
     for path in ("", "/new", f"/{anna}", f"/{anna}/delete", "/import", "?tag=nobody"):
         await page.goto(f"/clients{path}")
-        await audit(page)
+        await check_accessibility(page)
         assert await overflows(page) == []
 
 
-async def test_client_is_added_found_and_changed(page: Page, mailer: MailerProcess) -> None:
+async def test_a_client_is_created_found_and_changed(page: Page, mailer: MailerProcess) -> None:
     await page.goto("/clients")
     await page.get_by_role("link", name="New client").click()
     await page.get_by_label("Phone").fill("8 (999) 000-00-03")
@@ -57,8 +57,8 @@ async def test_client_is_added_found_and_changed(page: Page, mailer: MailerProce
     await expect(time_zone).to_have_value("UTC")
     await time_zone.fill("Asia/Omsk")
     assert await page.locator("#zones option").count() > 300
-    await page.get_by_role("button", name="Add the client").click()
-    await expect(page.get_by_role("status")).to_have_text("The client is added.")
+    await page.get_by_role("button", name="Create the client").click()
+    await expect(page.get_by_role("status")).to_have_text("The client is created.")
     await expect(page.get_by_role("heading", level=1)).to_have_text("Client 79990000003")
     await expect(page.get_by_label("Operator code")).to_have_value("999")
 
@@ -72,15 +72,15 @@ async def test_client_is_added_found_and_changed(page: Page, mailer: MailerProce
     await page.get_by_role("button", name="Save").click()
     await expect(page.get_by_role("status")).to_have_text("The client is changed.")
     await expect(page.get_by_label("Tag")).to_have_value("")
-    [found] = (await mailer.call("GET", "/clients?time_zone=Asia/Omsk"))["results"]
-    assert found["tag"] is None
+    [changed] = (await mailer.call("GET", "/clients?time_zone=Asia/Omsk"))["results"]
+    assert changed["tag"] is None
 
     await page.get_by_role("button", name="Save").click()
     await expect(page.get_by_role("status")).to_have_text("Nothing was changed.")
     await page.go_back()
 
 
-async def test_filter_is_in_the_address_and_the_way_back(page: Page) -> None:
+async def test_the_filter_is_in_the_url_and_in_the_history(page: Page) -> None:
     await page.goto("/clients")
     await page.get_by_label("Tag").fill("vip")
     await page.get_by_role("button", name="Find").click()
@@ -88,7 +88,7 @@ async def test_filter_is_in_the_address_and_the_way_back(page: Page) -> None:
     assert "tag=vip" in page.url
     await page.get_by_label("Operator code").fill("903")
     await page.get_by_role("button", name="Find").click()
-    await expect(page.get_by_text("No client is like this.")).to_be_visible()
+    await expect(page.get_by_text("No clients match.")).to_be_visible()
     await page.go_back()
     await expect(page.get_by_role("link", name=ANNA)).to_be_visible()
     await page.go_forward()
@@ -96,7 +96,7 @@ async def test_filter_is_in_the_address_and_the_way_back(page: Page) -> None:
     await expect(page.get_by_role("row")).to_have_count(3)
 
 
-async def test_wrong_filter_is_told_beside_its_field(page: Page, watch: Watch) -> None:
+async def test_an_invalid_filter_is_an_error_beside_its_field(page: Page, watch: Watch) -> None:
     watch.expect("answer", "400 GET at .*/clients")
     await page.goto("/clients")
     await page.get_by_label("Phone").fill("916")
@@ -107,49 +107,49 @@ async def test_wrong_filter_is_told_beside_its_field(page: Page, watch: Watch) -
     await expect(phone).to_have_accessible_description(
         "must be 7 and ten more digits, such as 79161234567"
     )
-    await audit(page)
+    await check_accessibility(page)
     await page.get_by_role("alert").get_by_role("link", name="Phone").click()
     await expect(phone).to_be_focused()
 
 
-@pytest.mark.parametrize("look", [PHONE], ids=["phone"])
-async def test_wrong_fields_keep_what_was_typed(page: Page, watch: Watch) -> None:
+@pytest.mark.parametrize("page_state", [PHONE], ids=["phone"])
+async def test_typed_values_are_kept_when_fields_are_invalid(page: Page, watch: Watch) -> None:
     watch.expect("answer", "400 POST at .*/clients/new")
     await page.goto("/clients/new")
     await page.get_by_label("Phone").fill("12")
     await page.get_by_label("Tag").fill(HOSTILE)
     await page.locator("#client").get_by_label("Time zone").fill("Omsk")
-    await page.get_by_role("button", name="Add the client").click()
+    await page.get_by_role("button", name="Create the client").click()
     await expect(page.get_by_role("alert")).to_be_focused()
     await expect(page.get_by_role("alert").get_by_role("listitem")).to_have_count(2)
     await expect(page.get_by_label("Tag")).to_have_value(HOSTILE)
-    await audit(page)
+    await check_accessibility(page)
     assert await overflows(page) == []
 
 
-async def test_taken_phone_leads_to_who_has_it(page: Page, watch: Watch) -> None:
+async def test_a_used_phone_links_to_its_client(page: Page, watch: Watch) -> None:
     watch.expect("answer", "409 POST at .*/clients/new")
     await page.goto("/clients/new")
     await page.get_by_label("Phone").fill("+7 916 000-00-01")
-    await page.get_by_role("button", name="Add the client").click()
+    await page.get_by_role("button", name="Create the client").click()
     phone = page.get_by_label("Phone")
     await expect(phone).to_have_value("+7 916 000-00-01")
     await expect(page.locator("#phone-error")).to_have_text("Another client has this phone.")
-    await audit(page)
-    await page.get_by_role("link", name="Show the client who has this phone").click()
+    await check_accessibility(page)
+    await page.get_by_role("link", name="Show the client with this phone").click()
     await expect(page.get_by_role("link", name=ANNA)).to_be_visible()
 
 
-async def test_client_is_deleted_by_keyboard_alone(
-    page: Page, people: dict[str, int], mailer: MailerProcess
+async def test_a_client_is_deleted_with_the_keyboard_alone(
+    page: Page, client_ids: dict[str, int], mailer: MailerProcess
 ) -> None:
-    await page.goto(f"/clients/{people[ANNA]}")
+    await page.goto(f"/clients/{client_ids[ANNA]}")
     dialog = page.get_by_role("dialog", name=f"Delete client {ANNA}?")
     await tab_to(page, "Delete")
     await press(page, "Enter")
     await expect(dialog).to_be_visible()
-    await expect(dialog).to_contain_text("erased for good")
-    await audit(page)
+    await expect(dialog).to_contain_text("erased permanently")
+    await check_accessibility(page)
     await press(page, "Escape")
     await expect(dialog).to_be_hidden()
     await expect(page.get_by_role("link", name="Delete")).to_be_focused()
@@ -164,34 +164,36 @@ async def test_client_is_deleted_by_keyboard_alone(
     await press(page, "Enter")
     await expect(page.get_by_role("status")).to_have_text("The client is deleted.")
     await expect(page.get_by_role("row")).to_have_count(2)
-    await mailer.call("GET", f"/clients/{people[ANNA]}", status=404)
+    await mailer.call("GET", f"/clients/{client_ids[ANNA]}", status=404)
 
 
-async def test_list_without_clients_leads_on(page: Page, engine: AsyncEngine) -> None:
+async def test_the_list_without_clients_links_to_form_and_import(
+    page: Page, engine: AsyncEngine
+) -> None:
     del engine
     await page.goto("/clients")
     for phone in (ANNA, BORIS):
         await page.get_by_role("link", name=phone).click()
         await page.get_by_role("link", name="Delete").click()
         await page.get_by_role("button", name="Delete the client").click()
-    await audit(page)
-    await page.get_by_role("link", name="Add one by hand").click()
+    await check_accessibility(page)
+    await page.get_by_role("link", name="Create one manually").click()
     await page.go_back()
     await page.get_by_role("link", name="Import a file").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Import clients")
 
 
-async def test_hostile_tag_is_text(
-    page: Page, people: dict[str, int], mailer: MailerProcess
+async def test_a_hostile_tag_is_escaped(
+    page: Page, client_ids: dict[str, int], mailer: MailerProcess
 ) -> None:
-    await mailer.call("PATCH", f"/clients/{people[BORIS]}", {"tag": HOSTILE})
+    await mailer.call("PATCH", f"/clients/{client_ids[BORIS]}", {"tag": HOSTILE})
     await page.goto("/clients")
     await expect(page.get_by_role("cell", name=HOSTILE)).to_be_visible()
     await page.get_by_role("link", name=BORIS).click()
     await expect(page.get_by_label("Tag")).to_have_value(HOSTILE)
 
 
-async def test_download_has_what_the_filter_shows(page: Page) -> None:
+async def test_the_download_contains_the_filtered_clients(page: Page) -> None:
     await page.goto("/clients?tag=vip")
     async with page.expect_download() as downloading:
         await page.get_by_role("link", name="Download as CSV").click()
@@ -201,11 +203,11 @@ async def test_download_has_what_the_filter_shows(page: Page) -> None:
     assert lines == ["phone,operator_code,tag,time_zone", f"{ANNA},916,vip,Europe/Moscow"]
 
 
-async def test_pages_lead_to_older_and_newer(page: Page, mailer: MailerProcess) -> None:
+async def test_pages_link_to_older_and_newer_ones(page: Page, mailer: MailerProcess) -> None:
     await mailer.call("POST", "/clients", {"phone": "79990000003"}, 201)
     await page.goto("/clients?limit=2")
     await page.get_by_role("link", name="Older").click()
     await expect(page.get_by_role("row")).to_have_count(2)
-    await audit(page)
+    await check_accessibility(page)
     await page.get_by_role("link", name="Newer").click()
     await expect(page.get_by_role("link", name="79990000003")).to_be_visible()

@@ -1,4 +1,4 @@
-"""What the browser tests stand on sees what it is there to see."""
+"""The helpers of the browser tests detect what they should."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Page
-from tests.browser.audit import audit
-from tests.browser.looks import DARK, DESK, PHONE, RUSSIAN, Look
+from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows, wire_bytes
+from tests.browser.page_states import DARK, DESK, PHONE, RUSSIAN, PageState
 from tests.browser.watch import Watch, watched
 
 STRICT = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:"
@@ -58,7 +58,7 @@ async def style(_: web.Request) -> web.Response:
 
 @pytest.fixture
 async def visit(browser: Browser) -> AsyncIterator[Visit]:
-    """Opens a page of a throwaway site with a given body, and watches it."""
+    """Opens a page with a given body on a temporary server, and watches it."""
     async with contextlib.AsyncExitStack() as stack:
 
         @contextlib.asynccontextmanager
@@ -113,23 +113,25 @@ async def visit(browser: Browser) -> AsyncIterator[Visit]:
         "404",
     ],
 )
-async def test_watch_fails_the_test(visit: Visit, body: str, policy: str, complaint: str) -> None:
+async def test_errors_in_the_browser_fail_the_test(
+    visit: Visit, body: str, policy: str, complaint: str
+) -> None:
     with pytest.raises(AssertionError, match=complaint):
         async with visit(body, policy):
             pass
 
 
-async def test_watch_tells_each_thing_once(visit: Visit) -> None:
+async def test_each_error_is_reported_once(visit: Visit) -> None:
     with pytest.raises(AssertionError) as failed:
         async with visit(
             '<img src="/answer/500"><img src="/cut"><script src="/script/throw"></script>'
         ):
             pass
-    told = [line.split(":")[0] for line in str(failed.value).splitlines()[1:]]
-    assert sorted(told) == ["answer", "exception", "failed"]
+    kinds = [line.split(":")[0] for line in str(failed.value).splitlines()[1:]]
+    assert sorted(kinds) == ["answer", "exception", "failed"]
 
 
-async def test_watch_allows_what_is_expected_and_no_more(visit: Visit) -> None:
+async def test_expected_errors_are_allowed_and_no_others(visit: Visit) -> None:
     body = '<img src="/answer/422"><script src="/script/error"></script>'
     async with visit(body) as watch:
         watch.expect("answer", "422 GET at http.*/answer/422$")
@@ -139,20 +141,20 @@ async def test_watch_allows_what_is_expected_and_no_more(visit: Visit) -> None:
             watch.expect("answer", "422")
 
 
-async def test_watch_misses_what_was_expected_and_did_not_come(visit: Visit) -> None:
+async def test_an_expected_error_that_does_not_occur_fails_the_test(visit: Visit) -> None:
     with pytest.raises(AssertionError, match="did not come: answer: 422"):
         async with visit("fine") as watch:
             watch.expect("answer", "422")
 
 
-async def test_watch_minds_neither_an_audit_nor_leaving_a_page(visit: Visit) -> None:
+async def test_accessibility_checks_and_navigation_cause_no_errors(visit: Visit) -> None:
     async with visit('<main><h1>x</h1><img alt="" src="data:,"></main>', STRICT) as watch:
-        await audit(watch.page)
+        await check_accessibility(watch.page)
         await watch.page.goto("/?again")
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "defect"),
     [
         ('<main><h1>x</h1><img src="data:,"></main>', r"image-alt .*\n  at img: <img src"),
         ('<main><h1 style="color: #aaa">Mailings</h1></main>', "color-contrast"),
@@ -161,29 +163,29 @@ async def test_watch_minds_neither_an_audit_nor_leaving_a_page(visit: Visit) -> 
     ],
     ids=["2.0 A", "2.0 AA", "2.2 AA", "good practice"],
 )
-async def test_audit_finds_a_defect(visit: Visit, body: str, told: str) -> None:
+async def test_the_accessibility_check_finds_a_defect(visit: Visit, body: str, defect: str) -> None:
     async with visit(body) as watch:
-        with pytest.raises(AssertionError, match=told):
-            await audit(watch.page)
+        with pytest.raises(AssertionError, match=defect):
+            await check_accessibility(watch.page)
 
 
-async def test_audit_leaves_out_what_is_known_while_it_is_so(visit: Visit) -> None:
+async def test_known_defects_are_ignored_while_they_exist(visit: Visit) -> None:
     async with visit("<main><h1>x</h1></main>", lang="") as watch:
-        await audit(watch.page, known=["html-has-lang"])
-        with pytest.raises(AssertionError, match="image-alt: known, but broken no more"):
-            await audit(watch.page, known=["html-has-lang", "image-alt"])
+        await check_accessibility(watch.page, known=["html-has-lang"])
+        with pytest.raises(AssertionError, match="image-alt: known, but not violated any more"):
+            await check_accessibility(watch.page, known=["html-has-lang", "image-alt"])
 
 
 async def test_a_wide_page_overflows(visit: Visit) -> None:
     async with visit("<p>narrow") as watch:
         assert await overflows(watch.page) == []
     async with visit('<p><b style="display: block; width: 2000px">x</b>') as watch:
-        told, *wide = await overflows(watch.page)
-        assert told.endswith("on 1280")
+        summary, *wide = await overflows(watch.page)
+        assert summary.endswith("on 1280")
         assert [element[:3] for element in wide] == ["<b "]
 
 
-async def test_bytes_on_the_wire_are_of_all_that_a_page_loads_each_time(visit: Visit) -> None:
+async def test_transferred_bytes_include_all_resources_at_each_load(visit: Visit) -> None:
     async with visit('<link rel="stylesheet" href="/large.css">') as watch:
         first = await wire_bytes(watch.page, "/")
         assert SIZE < first < SIZE + 2000
@@ -191,21 +193,23 @@ async def test_bytes_on_the_wire_are_of_all_that_a_page_loads_each_time(visit: V
 
 
 @pytest.mark.parametrize(
-    ("look", "agent"),
+    ("page_state", "properties"),
     [
         (DESK, ["en-US", "Europe/Moscow", 1280, False, False]),
         (RUSSIAN, ["ru-RU", "Europe/Moscow", 1280, False, False]),
         (PHONE, ["en-US", "Europe/Moscow", 390, True, False]),
         (DARK, ["en-US", "Europe/Moscow", 1280, False, True]),
     ],
-    ids=["desk", "russian", "phone", "dark"],
+    ids=["desktop", "russian", "phone", "dark"],
 )
-async def test_a_page_is_looked_at_so(page: Page, look: Look, agent: list[object]) -> None:
-    del look  # the page's, and given here
+async def test_a_page_has_the_given_state(
+    page: Page, page_state: PageState, properties: list[object]
+) -> None:
+    del page_state  # used by the fixture `page`
     await page.goto("/")
-    assert await page.evaluate(AGENT) == agent
+    assert await page.evaluate(AGENT) == properties
 
 
-async def test_overview_is_accessible(page: Page) -> None:
+async def test_the_overview_is_accessible(page: Page) -> None:
     await page.goto("/")
-    await audit(page)
+    await check_accessibility(page)

@@ -1,12 +1,12 @@
-"""Scripts and markup in every field that a page shows are shown as the text they are."""
+"""Scripts and markup in every displayed field are shown as text."""
 
 from urllib.parse import quote
 
 import pytest
 from playwright.async_api import FilePayload, Page, expect
-from tests.browser.hostile import MARKUP, OVERRIDE, SHORT, harm
-from tests.browser.looks import DESK, RUSSIAN
-from tests.browser.making import add_mailing
+from tests.browser.api_data import add_mailing
+from tests.browser.hostile import MARKUP, OVERRIDE, SHORT, find_effects
+from tests.browser.page_states import DESK, RUSSIAN
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess, until
 
@@ -28,101 +28,103 @@ PAGES = (
     "/mailings/{listed}",
     "/mailings/{listed}/edit",
     "/mailings/new?from={listed}",
-    "/mailings/{under_way}",
-    "/mailings/{under_way}/messages",
-    f"/mailings/{{under_way}}/messages?reason={quote(SHORT)}",
-    "/mailings/{under_way}/messages/{message}",
+    "/mailings/{running}",
+    "/mailings/{running}/messages",
+    f"/mailings/{{running}}/messages?reason={quote(SHORT)}",
+    "/mailings/{running}/messages/{message}",
     "/clients",
     f"/clients?tag={quote(SHORT)}",
     "/clients/{client}",
     "/clients/{client}/delete",
     "/system",
 )
-WRONG = (
+INVALID = (
     f"/{quote(MARKUP)}",
     f"/mailings/{quote(MARKUP)}",
     f"/mailings?{quote(MARKUP)}=1",
     f"/mailings?status={quote(MARKUP)}",
-    f"/mailings/{{under_way}}/messages?phone={quote(MARKUP)}",
+    f"/mailings/{{running}}/messages?phone={quote(MARKUP)}",
     f"/clients?phone={quote(MARKUP)}&time_zone={quote(MARKUP)}&tag={quote(2 * MARKUP)}",
     f"/clients?{quote(MARKUP)}=1",
 )
-"""What is answered as wrong, and says what."""
+"""Invalid requests whose error page names the invalid value."""
 
-both_languages = pytest.mark.parametrize("look", [DESK, RUSSIAN], ids=["english", "russian"])
+both_languages = pytest.mark.parametrize("page_state", [DESK, RUSSIAN], ids=["english", "russian"])
 
 
 @pytest.fixture(scope="module")
-async def places(mailer: MailerProcess) -> dict[str, int]:
-    """Clients, mailings and a message in whose every text somebody tries something."""
+async def object_ids(mailer: MailerProcess) -> dict[str, int]:
+    """Create clients, mailings and a message with hostile texts; return ids for `PAGES`."""
     client = await mailer.call("POST", "/clients", {"phone": PHONE, "tag": SHORT}, 201)
     lists = {"tags": [SHORT, "vip"], "operator_codes": ["916"]}
     terms = f"{SHORT}, 916"
-    under_way = await add_mailing(mailer, 0.5, client_filter=terms, text=MARKUP)
-    await mailer.call("POST", f"/mailings/{under_way}/pause")
+    running = await add_mailing(mailer, 0.5, client_filter=terms, text=MARKUP)
+    await mailer.call("POST", f"/mailings/{running}/pause")
 
-    async def message() -> int | None:
-        found: int | None = await mailer.query(FAIL, under_way, SHORT.removeprefix(OVERRIDE))
-        return found
+    async def fail_message() -> int | None:
+        message_id: int | None = await mailer.query(FAIL, running, SHORT.removeprefix(OVERRIDE))
+        return message_id
 
     return {
         "client": client["id"],
         "coming": await add_mailing(mailer, client_filter=terms, text=MARKUP),
         "listed": await add_mailing(mailer, client_filter=lists, text=MARKUP),
-        "under_way": under_way,
-        "message": await until(message),
+        "running": running,
+        "message": await until(fail_message),
     }
 
 
 @both_languages
-async def test_every_page_shows_it_as_text(page: Page, places: dict[str, int]) -> None:
-    harmed, silent = [], []
+async def test_every_page_shows_hostile_texts_escaped(
+    page: Page, object_ids: dict[str, int]
+) -> None:
+    effects, without_text = [], []
     for pattern in PAGES:
-        await page.goto(pattern.format(**places))
-        harmed += await harm(page)
-        shown = await page.content() + await values(page)
-        silent += [pattern] if OVERRIDE not in shown else []
-    assert harmed == []
-    # the others show nothing of it, or a tag alone
-    assert silent == ["/clients", "/clients/{client}", "/clients/{client}/delete", "/system"]
+        await page.goto(pattern.format(**object_ids))
+        effects += await find_effects(page)
+        html = await page.content() + await field_values(page)
+        without_text += [pattern] if OVERRIDE not in html else []
+    assert effects == []
+    # these pages show a tag at most
+    assert without_text == ["/clients", "/clients/{client}", "/clients/{client}/delete", "/system"]
 
 
-async def values(page: Page) -> str:
-    """Return what stands in the fields of a page's forms."""
-    found: list[str] = await page.evaluate(
+async def field_values(page: Page) -> str:
+    """Return the values of all form fields."""
+    values: list[str] = await page.evaluate(
         "[...document.querySelectorAll('input, textarea')].map(field => field.value)"
     )
-    return "\n".join(found)
+    return "\n".join(values)
 
 
 @both_languages
-async def test_what_is_refused_is_told_as_text(
-    page: Page, watch: Watch, places: dict[str, int]
+async def test_error_pages_show_hostile_values_escaped(
+    page: Page, watch: Watch, object_ids: dict[str, int]
 ) -> None:
     watch.expect("answer", "40[04] GET")
-    harmed = []
-    for pattern in WRONG:
-        answer = await page.goto(pattern.format(**places))
+    effects = []
+    for pattern in INVALID:
+        answer = await page.goto(pattern.format(**object_ids))
         assert answer is not None
         assert answer.status in {400, 404}, pattern
-        harmed += await harm(page)
-    assert harmed == []
+        effects += await find_effects(page)
+    assert effects == []
 
 
 @both_languages
-async def test_a_dialog_asks_about_it_as_text(page: Page, places: dict[str, int]) -> None:
-    await page.goto(f"/mailings/{places['coming']}")
-    await page.locator(f"a[hx-get='/mailings/{places['coming']}/cancel']").click()
+async def test_a_dialog_shows_hostile_texts_escaped(page: Page, object_ids: dict[str, int]) -> None:
+    await page.goto(f"/mailings/{object_ids['coming']}")
+    await page.locator(f"a[hx-get='/mailings/{object_ids['coming']}/cancel']").click()
     await expect(page.locator("#dialog")).to_contain_text("{{7*7}}")
-    assert await harm(page) == []
+    assert await find_effects(page) == []
 
 
 @pytest.mark.parametrize("path", ["/clients/new", "/clients/{client}"])
-async def test_fields_of_a_client_come_back_as_they_were_typed(
-    page: Page, watch: Watch, places: dict[str, int], path: str
+async def test_invalid_fields_of_a_client_keep_their_typed_values(
+    page: Page, watch: Watch, object_ids: dict[str, int], path: str
 ) -> None:
     watch.expect("answer", "400 POST")
-    await page.goto(path.format(**places))
+    await page.goto(path.format(**object_ids))
     fields = page.locator("#client input:not([type=hidden]):not([hidden])")
     count = await fields.count()
     for n in range(count):
@@ -132,10 +134,12 @@ async def test_fields_of_a_client_come_back_as_they_were_typed(
     assert count >= 4
     for n in range(count):
         await expect(fields.nth(n)).to_have_value(MARKUP)
-    assert await harm(page) == []
+    assert await find_effects(page) == []
 
 
-async def test_fields_of_a_mailing_come_back_as_they_were_typed(page: Page, watch: Watch) -> None:
+async def test_invalid_fields_of_a_mailing_keep_their_typed_values(
+    page: Page, watch: Watch
+) -> None:
     watch.expect("answer", "400 POST")
     await page.goto("/mailings/new")
     form = page.locator("#mailing")
@@ -146,40 +150,38 @@ async def test_fields_of_a_mailing_come_back_as_they_were_typed(page: Page, watc
             await fields.nth(n).fill(MARKUP)
     await expect(page.locator("#preview-text")).to_be_visible()
     await page.wait_for_load_state("networkidle")
-    assert await harm(page) == []
+    assert await find_effects(page) == []
     await form.locator("button.primary").click()
     await expect(page.get_by_role("alert")).to_be_focused()
     await expect(form.locator("textarea[name=text]")).to_have_value(MARKUP)
-    assert await harm(page) == []
+    assert await find_effects(page) == []
 
 
 @both_languages
-async def test_a_preview_shows_tags_as_text(page: Page, places: dict[str, int]) -> None:
-    await page.goto(f"/mailings/new?from={places['listed']}")
+async def test_a_preview_shows_tags_escaped(page: Page, object_ids: dict[str, int]) -> None:
+    await page.goto(f"/mailings/new?from={object_ids['listed']}")
     await expect(page.locator("#preview-audience .sample")).to_contain_text("<img")
-    assert await harm(page) == []
+    assert await find_effects(page) == []
 
 
-async def test_what_comes_while_one_looks_is_shown_as_text(
-    page: Page, mailer: MailerProcess
-) -> None:
+async def test_live_updates_show_hostile_texts_escaped(page: Page, mailer: MailerProcess) -> None:
     await page.goto("/")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
     coming = await add_mailing(mailer, 1800, client_filter=SHORT, text=MARKUP)
-    link = page.locator(f"#next a[href='/mailings/{coming}']")
+    link = page.locator(f"#upcoming a[href='/mailings/{coming}']")
     await expect(link).to_contain_text("<script>alert")
-    assert await harm(page) == []
+    assert await find_effects(page) == []
     await page.goto(f"/mailings/{coming}")
     change = {"text": f"Changed {MARKUP}", "client_filter": {"tags": [f"x{SHORT}"]}}
     await mailer.call("PATCH", f"/mailings/{coming}", change)
-    await expect(page.locator("#what .text")).to_have_text(f"Changed {MARKUP}")
-    await expect(page.locator("#what dd").first).to_contain_text(f"x{SHORT}")
-    assert await harm(page) == []
+    await expect(page.locator("#details .text")).to_have_text(f"Changed {MARKUP}")
+    await expect(page.locator("#details dd").first).to_contain_text(f"x{SHORT}")
+    assert await find_effects(page) == []
     await mailer.call("DELETE", f"/mailings/{coming}", status=204)
 
 
 @both_languages
-async def test_an_import_names_what_is_wrong_as_text(page: Page, watch: Watch) -> None:
+async def test_the_report_of_an_import_shows_wrong_values_escaped(page: Page, watch: Watch) -> None:
     watch.expect("answer", "400 POST at .*/clients/import")
     cell = '"' + SHORT.replace('"', '""') + '"'
     for content in (f"phone,{cell}\n1,2\n", f"phone,tag,time_zone\n{cell},{cell},{cell}\n"):
@@ -188,4 +190,4 @@ async def test_an_import_names_what_is_wrong_as_text(page: Page, watch: Watch) -
         await page.locator("#file").set_input_files(file)
         await page.locator("#import button").click()
         await expect(page.locator("#report-title")).to_be_focused()
-        assert await harm(page) == []
+        assert await find_effects(page) == []

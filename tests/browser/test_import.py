@@ -1,4 +1,4 @@
-"""The import of a file of clients, used by hand."""
+"""Importing a file of clients in a browser."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.browser.audit import audit
-from tests.browser.looks import Look
+from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_states import PageState
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
@@ -48,33 +48,33 @@ OBSERVE = """() => {
     };
     look();
 }"""
-"""Keeps what the bar and the status show, and the longest time between two frames."""
+"""Records the progress bar, the status texts, and the longest time between two frames."""
 
 
 @pytest.fixture(autouse=True)
-async def importing(page: Page, engine: AsyncEngine) -> None:
-    """The page, with nothing in the directory."""
-    del engine  # emptied
+async def import_page(page: Page, engine: AsyncEngine) -> None:
+    """Open the import page, without any clients in the database."""
+    del engine  # requested to empty the database
     await page.goto("/clients/import")
 
 
-async def choose(page: Page, content: bytes, name: str = "clients.csv") -> None:
+async def choose_file(page: Page, content: bytes, name: str = "clients.csv") -> None:
     file: Any = {"name": name, "mimeType": "text/csv", "buffer": content}
     await page.get_by_label("CSV file").set_input_files(file)
 
 
-async def import_(page: Page, content: bytes) -> None:
-    await choose(page, content)
+async def import_file(page: Page, content: bytes) -> None:
+    await choose_file(page, content)
     await page.get_by_role("button", name="Import").click()
 
 
-async def figures(page: Page) -> list[str]:
+async def report_figures(page: Page) -> list[str]:
     return await page.locator("#report dd").all_inner_texts()
 
 
 @contextlib.asynccontextmanager
 async def throttled(page: Page, upload: int) -> AsyncIterator[None]:
-    """Let the browser send no more than so many bytes a second."""
+    """Limit the upload of the browser to `upload` bytes a second."""
     session = await page.context.new_cdp_session(page)
     await session.send("Network.enable")
     limits = {"downloadThroughput": -1, "uploadThroughput": upload}
@@ -86,14 +86,14 @@ async def throttled(page: Page, upload: int) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize(
-    "look", [Look(width=390, height=844, phone=True, dark=True)], ids=["phone in the dark"]
+    "page_state", [PageState(width=390, height=844, phone=True, dark=True)], ids=["phone, dark"]
 )
-async def test_report_names_the_lines_that_are_wrong(page: Page) -> None:
-    await import_(page, MIXED.encode())
-    title = page.get_by_role("heading", name="Imported, but 3 lines are wrong")
+async def test_the_report_lists_wrong_lines(page: Page) -> None:
+    await import_file(page, MIXED.encode())
+    title = page.get_by_role("heading", name="Imported, but 3 lines have errors")
     await expect(title).to_be_focused()
-    await expect(page.get_by_role("status").last).to_have_text("The import has ended.")
-    assert await figures(page) == ["1", "0", "0", "3"]
+    await expect(page.get_by_role("status").last).to_have_text("The import is finished.")
+    assert await report_figures(page) == ["1", "0", "0", "3"]
     rows = [
         " ".join(row.split()) for row in await page.locator("#report tbody tr").all_inner_texts()
     ]
@@ -101,41 +101,41 @@ async def test_report_names_the_lines_that_are_wrong(page: Page) -> None:
         "3 phone +7 916 must be 7 and ten more digits, such as 79161234567",
         "4 operator_code x must be three digits, such as 916",
         "4 time_zone Moscow must be a time zone such as Europe/Moscow",
-        "5 the whole line 79160000003 has 1 fields, and the header 4",
+        "5 the whole line 79160000003 has 1 fields, but the header has 4",
     ]
-    await audit(page)
+    await check_accessibility(page)
     assert await overflows(page) == []
-    await page.get_by_role("link", name="To the clients").click()
+    await page.get_by_role("link", name="Go to clients").click()
     await expect(page.get_by_role("link", name="79160000001")).to_be_visible()
 
 
-async def test_second_import_counts_what_is_known(page: Page) -> None:
-    await import_(page, b"phone,tag\n79160000001,vip\n79160000002,\n")
+async def test_a_second_import_counts_unchanged_clients(page: Page) -> None:
+    await import_file(page, b"phone,tag\n79160000001,vip\n79160000002,\n")
     await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
-    assert await figures(page) == ["2", "0", "0", "0"]
-    await import_(page, b"phone,tag\n79160000001,new\n79160000002,\n")
+    assert await report_figures(page) == ["2", "0", "0", "0"]
+    await import_file(page, b"phone,tag\n79160000001,new\n79160000002,\n")
     await expect(page.locator("#report dd").nth(1)).to_have_text("1")
-    assert await figures(page) == ["0", "1", "1", "0"]
+    assert await report_figures(page) == ["0", "1", "1", "0"]
 
 
-async def test_file_that_is_wrong_as_a_whole_says_why(page: Page, watch: Watch) -> None:
+async def test_an_unusable_file_is_refused_with_the_reason(page: Page, watch: Watch) -> None:
     watch.expect("answer", "400 POST at .*/clients/import")
     for content, words in REFUSED:
-        await import_(page, content)
+        await import_file(page, content)
         title = page.get_by_role("heading", name="The file was not imported")
         await expect(title).to_be_focused()
         await expect(page.locator("#report")).to_contain_text(words)
         await expect(page.locator("#report")).to_contain_text("Nothing was stored.")
-        await audit(page)
+        await check_accessibility(page)
         assert await overflows(page) == []
         await page.reload()
 
 
-async def test_large_file_shows_how_far_it_is_and_the_page_stays_awake(
+async def test_a_large_file_shows_progress_and_the_page_stays_responsive(
     page: Page, mailer: MailerProcess
 ) -> None:
     content = b"phone,tag\n" + b"".join(b"7916%07d,vip\n" % n for n in range(LINES))
-    await choose(page, content)
+    await choose_file(page, content)
     await page.evaluate(OBSERVE)
     async with throttled(page, 1_500_000):
         await page.get_by_role("button", name="Import").click()
@@ -144,37 +144,37 @@ async def test_large_file_shows_how_far_it_is_and_the_page_stays_awake(
         await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
         title = page.get_by_role("heading", name="Imported", exact=True)
         await expect(title).to_be_focused()
-    assert await figures(page) == [f"{LINES:,}", "0", "0", "0"]
+    assert await report_figures(page) == [f"{LINES:,}", "0", "0", "0"]
     seen = await page.evaluate("seen")
     assert any(0 < share < 1 for share in seen)
-    assert seen[-1] == -1  # storing: nobody knows how long
+    assert seen[-1] == -1  # storing has no known duration
     assert await page.evaluate("words") == [
-        "Sending the file",
-        "The file is sent. Its clients are being stored.",
-        "The import has ended.",
+        "Uploading the file",
+        "The file is uploaded. Its clients are being stored.",
+        "The import is finished.",
     ]
     assert await page.evaluate("longest") < 500, "milliseconds without a frame"
     assert (await mailer.call("GET", "/clients?limit=1"))["count"] == LINES
 
 
-async def test_import_that_is_cancelled_stores_nothing(page: Page, mailer: MailerProcess) -> None:
-    await choose(page, b"phone\n" + b"".join(b"7916%07d\n" % n for n in range(LINES)))
+async def test_a_cancelled_import_stores_nothing(page: Page, mailer: MailerProcess) -> None:
+    await choose_file(page, b"phone\n" + b"".join(b"7916%07d\n" % n for n in range(LINES)))
     async with throttled(page, 100_000):
         await page.get_by_role("button", name="Import").click()
         await expect(page.get_by_role("progressbar")).to_be_visible()
-        await audit(page)
+        await check_accessibility(page)
         await page.get_by_role("button", name="Cancel").click()
         status = page.get_by_role("status").last
         await expect(status).to_have_text("Cancelled. Nothing was stored.")
     await expect(page.get_by_label("CSV file")).to_be_focused()
-    await audit(page)
+    await check_accessibility(page)
     assert (await mailer.call("GET", "/clients"))["count"] == 0
     await page.get_by_role("button", name="Import").click()
     title = page.get_by_role("heading", name="Imported", exact=True)
     await expect(title).to_be_focused()
 
 
-async def test_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) -> None:
+async def test_a_too_large_file_is_not_uploaded(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "large.csv"
     with path.open("wb") as file:
         file.truncate(1024**3 + 1)
@@ -183,7 +183,7 @@ async def test_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) ->
     await expect(page.get_by_role("status").last).to_contain_text("larger than 1 GB")
 
 
-async def test_file_that_changed_since_is_to_be_chosen_again(
+async def test_a_file_that_changed_after_it_was_chosen_must_be_chosen_again(
     page: Page, watch: Watch, tmp_path: Path
 ) -> None:
     watch.expect("failed", "POST net::ERR_UPLOAD_FILE_CHANGED at .*/clients/import")
@@ -191,7 +191,9 @@ async def test_file_that_changed_since_is_to_be_chosen_again(
     path.write_text("phone\n7916\n")
     field = page.get_by_label("CSV file")
     await field.set_input_files(path)
-    assert await field.evaluate("field => field.files[0].lastModified") > 0  # it has been looked at
+    assert (
+        await field.evaluate("field => field.files[0].lastModified") > 0
+    )  # the browser has read it
     path.write_text("phone\n79160000001\n")
     os.utime(path, (0, 0))
     await page.get_by_role("button", name="Import").click()
@@ -201,27 +203,27 @@ async def test_file_that_changed_since_is_to_be_chosen_again(
     await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
 
 
-async def test_lost_connection_is_told(page: Page, watch: Watch) -> None:
+async def test_a_lost_connection_is_shown(page: Page, watch: Watch) -> None:
     watch.expect("failed", "POST net::ERR_CONNECTION_FAILED at .*/clients/import")
     await page.route("**/clients/import", lambda route: route.abort("connectionfailed"))
-    await import_(page, b"phone\n79160000001\n")
+    await import_file(page, b"phone\n79160000001\n")
     await expect(page.get_by_role("status").last).to_contain_text("The connection was lost.")
 
 
-async def test_without_scripts_the_page_says_what_else_there_is(
+async def test_without_scripts_the_page_shows_the_command(
     page: Page, mailer: MailerProcess
 ) -> None:
     assert page.context.browser is not None
     context = await page.context.browser.new_context(java_script_enabled=False)
-    plain = await context.new_page()
-    await plain.goto(f"{mailer.address}/clients/import")
-    await expect(plain.get_by_text("mailer clients import FILE")).to_be_visible()
-    await expect(plain.get_by_label("CSV file")).to_be_hidden()
+    page_without_scripts = await context.new_page()
+    await page_without_scripts.goto(f"{mailer.address}/clients/import")
+    await expect(page_without_scripts.get_by_text("mailer clients import FILE")).to_be_visible()
+    await expect(page_without_scripts.get_by_label("CSV file")).to_be_hidden()
     await context.close()
 
 
-async def test_file_may_be_dropped(page: Page) -> None:
-    # browsers put what is dropped on such a field into it by themselves
+async def test_a_file_can_be_dropped_on_the_field(page: Page) -> None:
+    # browsers themselves put a dropped file into the field
     data = await page.evaluate_handle("""() => {
         const data = new DataTransfer();
         data.items.add(new File(["phone\\n79160000001\\n"], "dropped.csv", {type: "text/csv"}));

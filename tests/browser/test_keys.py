@@ -1,20 +1,20 @@
-"""The pages of keys and of the audit log, used by hand."""
+"""The pages of API keys and of the audit log in a browser."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.browser.audit import audit
-from tests.browser.looks import every_look
+from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_states import every_page_state
 from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess, mailers
 
-from mailer.access import accounts, keys, sessions
+from mailer.access import keys, sessions, users
 from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
-from mailer.db import facts
+from mailer.db import database_info
 
 LONG = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
 CLIENT = {"phone": "79160000001", "tag": "vip"}
@@ -30,27 +30,27 @@ HOSTILE = '<img src=x onerror="alert(1)">'
 async def mailer(
     browser: Browser, shared_database_url: str, gateway: Gateway
 ) -> AsyncIterator[MailerProcess]:
-    """A process that asks who comes."""
-    del browser  # without one there is no need to start
+    """A process with authentication."""
+    del browser  # without a browser nothing needs to be started
     async with mailers(shared_database_url) as start:
         yield await start(**gateway.settings, auth="required")
 
 
 @pytest.fixture(autouse=True)
 async def admin(engine: AsyncEngine, page: Page, mailer: MailerProcess) -> None:
-    """The page is an admin's, and calls of the API show a key of theirs."""
+    """Sign in as an admin in the browser, and authenticate API calls with a key."""
     async with engine.begin() as connection:
-        who = await accounts.add(connection, "anna", "admin", "none fits", COMMAND_LINE)
-        cookie = await sessions.begin(connection, who.id, None, "")
+        user = await users.create(connection, "anna", "admin", "none fits", COMMAND_LINE)
+        cookie = await sessions.create(connection, user.id, None, "")
         new = keys.NewKey(name="of the test", scope="admin")
-        _, secret = await keys.add(connection, new, COMMAND_LINE)
-        name = f"{COOKIE}-{await facts.mark(connection)}"
+        _, secret = await keys.create(connection, new, COMMAND_LINE)
+        name = f"{COOKIE}-{await database_info.get_fingerprint(connection)}"
     await page.context.add_cookies([{"name": name, "value": cookie, "url": mailer.address}])
     mailer.session.headers["Authorization"] = f"Bearer {secret}"
 
 
-async def do_things(mailer: MailerProcess) -> None:
-    """Have something in the log: long texts, filters, moments, and what is hostile."""
+async def create_entries(mailer: MailerProcess) -> None:
+    """Create audit entries with long texts, filters, times and hostile texts."""
     client = await mailer.call("POST", "/clients", CLIENT, 201)
     await mailer.call("PATCH", f"/clients/{client['id']}", {"tag": None, "time_zone": "Asia/Omsk"})
     mailing = await mailer.call("POST", "/mailings", MAILING, 201)
@@ -65,96 +65,100 @@ async def do_things(mailer: MailerProcess) -> None:
     await mailer.call("DELETE", f"/clients/{client['id']}", status=204)
 
 
-@every_look
+@every_page_state
 async def test_every_page_is_accessible_and_fits(page: Page, mailer: MailerProcess) -> None:
-    async def look_at(path: str) -> None:
+    async def open_and_check(path: str) -> None:
         await page.goto(path)
-        await looks_well()
+        await check_page()
 
-    async def looks_well() -> None:
-        await audit(page)
+    async def check_page() -> None:
+        await check_accessibility(page)
         assert await overflows(page) == []
 
-    await look_at("/keys")
-    await look_at("/audit")
+    await open_and_check("/keys")
+    await open_and_check("/audit")
     await page.goto("/keys")
     await page.locator("#name").fill(LONG)
     await page.locator("form[action^='/keys?once='] button").click()
     await expect(page.locator(".secret")).to_be_visible()
-    await looks_well()
-    await do_things(mailer)
+    await check_page()
+    await create_entries(mailer)
     for path in ("/keys", "/keys/1/revoke", "/audit", "/audit?action=mailing_changed"):
-        await look_at(path)
-    await look_at("/audit?action=none")
+        await open_and_check(path)
+    await open_and_check("/audit?action=none")
 
 
-async def test_wrong_forms_are_accessible_and_fit(page: Page, watch: Watch) -> None:
+async def test_invalid_forms_are_accessible(page: Page, watch: Watch) -> None:
     watch.expect("answer", "400 POST at .*/keys")
     watch.expect("answer", "400 GET at .*/audit")
     await page.goto("/keys")
     await page.get_by_label("Name").fill(" x ")
     await page.locator("#expires-day").check()
     await page.get_by_label("Last day").fill("2020-01-01")
-    await page.get_by_role("button", name="Make the key").click()
+    await page.get_by_role("button", name="Create the key").click()
     await expect(page.get_by_role("alert")).to_be_focused()
     await expect(page.locator("#expires_on-error")).to_have_text("must be in the future")
-    await audit(page)
+    await check_accessibility(page)
     await page.goto("/audit?actor_id=7")
     await expect(page.locator("#actor_id-error")).to_be_visible()
-    await audit(page)
+    await check_accessibility(page)
 
 
-async def test_a_key_is_shown_once_whatever_one_presses(page: Page, mailer: MailerProcess) -> None:
+async def test_a_secret_is_shown_once_even_after_reloading_or_going_back(
+    page: Page, mailer: MailerProcess
+) -> None:
     await page.goto("/keys")
     await page.get_by_label("Name").fill("shop")
-    await page.get_by_role("button", name="Make the key").click()
+    await page.get_by_role("button", name="Create the key").click()
     secret = await page.locator(".secret").inner_text()
     assert secret.startswith("mailer_")
     assert secret not in page.url
     assert all(secret not in str(cookie) for cookie in await page.context.cookies())
     await page.locator(".secret").click()
-    assert await page.evaluate("String(getSelection())") == secret  # one click takes it whole
-    await page.reload()  # which sends the form again
+    assert await page.evaluate("String(getSelection())") == secret  # one click selects all of it
+    await page.reload()  # sends the form again
     await expect(page.get_by_role("status").first).to_contain_text("its secret was shown then")
     assert secret not in await page.content()
-    await page.get_by_role("link", name="Keys").click()
+    await page.get_by_role("link", name="API keys", exact=True).click()
     await expect(page.get_by_role("row", name="shop")).to_be_visible()
     await page.go_back()
     assert secret not in await page.content()
     assert await mailer.query("SELECT count(*) FROM api_key WHERE name = 'shop'") == 1
 
 
-async def test_a_key_is_revoked_once_one_has_said_yes(page: Page, mailer: MailerProcess) -> None:
+async def test_a_key_is_revoked_after_confirmation(page: Page, mailer: MailerProcess) -> None:
     await page.goto("/keys")
     await page.get_by_label("Name").fill("shop")
-    await page.get_by_role("button", name="Make the key").click()
-    await page.get_by_role("link", name="To the keys").click()
+    await page.get_by_role("button", name="Create the key").click()
+    await page.get_by_role("link", name="Go to API keys").click()
     await page.get_by_role("link", name="Revoke shop").click()
     dialog = page.get_by_role("dialog", name="Revoke the key shop?")
     await expect(dialog).to_be_visible()
-    await audit(page)
-    await dialog.get_by_role("link", name="Leave it as it is").click()
+    await check_accessibility(page)
+    await dialog.get_by_role("link", name="Keep it as it is").click()
     await expect(dialog).to_be_hidden()
     assert await mailer.query("SELECT max(revoked_at) FROM api_key") is None
     await page.get_by_role("link", name="Revoke shop").click()
-    await dialog.get_by_role("button", name="Revoke it").click()
+    await dialog.get_by_role("button", name="Revoke the key").click()
     await expect(page.get_by_role("status").first).to_have_text("The key is revoked.")
     await expect(page.get_by_role("row", name="shop")).to_contain_text("revoked")
 
 
-async def test_the_log_tells_and_is_filtered(page: Page, mailer: MailerProcess) -> None:
-    await do_things(mailer)
+async def test_the_audit_log_shows_entries_and_is_filtered(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await create_entries(mailer)
     await page.goto("/audit")
     rows = page.locator(".audit tbody tr")
-    await expect(rows).to_have_count(8)  # an account and a key were made before
+    await expect(rows).to_have_count(8)  # with those of the user and the key of the fixture
     await expect(rows.nth(1)).to_contain_text("Paused")
     await expect(rows.nth(2)).to_contain_text(HOSTILE)
     await rows.nth(2).locator("details").click()
     await expect(rows.nth(2).locator("details .text")).to_be_visible()
-    await page.get_by_label("What", exact=True).select_option("Mailing paused")
+    await page.get_by_label("Action", exact=True).select_option("Mailing paused")
     await page.get_by_role("button", name="Find").click()
     await expect(rows).to_have_count(1)
     await rows.get_by_role("link", name="Mailing 1").click()
-    await page.get_by_role("link", name="Who changed it, and when").click()
+    await page.get_by_role("link", name="History of changes").click()
     await expect(rows).to_have_count(3)
-    await expect(page.get_by_label("Its number")).to_have_value("1")
+    await expect(page.get_by_label("Target ID")).to_have_value("1")

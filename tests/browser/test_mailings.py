@@ -1,25 +1,27 @@
-"""The list of mailings and the page of one, used by hand."""
+"""The list of mailings and the page of a mailing in a browser."""
 
 import pytest
 from playwright.async_api import Page, expect
-from tests.browser.audit import audit
-from tests.browser.looks import PHONE, every_look
-from tests.browser.making import add_clients, add_mailing, add_with_failure, start_now
+from tests.browser.accessibility import check_accessibility
+from tests.browser.api_data import add_clients, add_mailing, add_with_failure, start_now
 from tests.browser.measure import overflows
+from tests.browser.page_states import PHONE, every_page_state
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
-STAYS = "window.stays = true"
+MARK_DOCUMENT = "window.isMarked = true"
 
 
-async def figure(page: Page, name: str, count: int) -> None:
-    """Wait until the ledger shows a count."""
-    shown = page.locator(f"#ledger .ledger-figures > .{name} > dd")
-    await expect(shown).to_contain_text(f"{count}")
+async def expect_count(page: Page, name: str, count: int) -> None:
+    """Wait until a counter has the value `count`."""
+    counter = page.locator(f"#counts .count-figures > .{name} > dd")
+    await expect(counter).to_contain_text(f"{count}")
 
 
-@every_look
-async def test_list_and_mailing_are_accessible_and_fit(page: Page, mailer: MailerProcess) -> None:
+@every_page_state
+async def test_the_list_and_the_page_of_a_mailing_are_accessible_and_fit(
+    page: Page, mailer: MailerProcess
+) -> None:
     await add_clients(mailer, "looked at", 2)
     mailing_id = await add_mailing(
         mailer,
@@ -30,51 +32,51 @@ async def test_list_and_mailing_are_accessible_and_fit(page: Page, mailer: Maile
     await mailer.finished(mailing_id)
     await page.goto("/mailings")
     assert await overflows(page) == []
-    await audit(page)
+    await check_accessibility(page)
     await page.goto(f"/mailings/{mailing_id}")
     for name in ("#time-zones", "#operator-codes"):
         await page.locator(f"{name} > summary").click()
     assert await overflows(page) == []
-    await audit(page)
+    await check_accessibility(page)
 
 
-async def test_mailing_is_watched_until_it_is_finished(page: Page, mailer: MailerProcess) -> None:
+async def test_the_page_of_a_mailing_is_updated_until_it_is_finished(
+    page: Page, mailer: MailerProcess
+) -> None:
     await add_clients(mailer, "watched", 5)
     mailing_id = await add_mailing(mailer, client_filter="watched")
     await page.goto(f"/mailings/{mailing_id}")
-    await page.evaluate(STAYS)
+    await page.evaluate(MARK_DOCUMENT)
     await expect(page.locator("#state")).to_contain_text("Scheduled")
     await expect(page.get_by_role("link", name="Pause")).to_be_visible()
-    await figure(page, "scheduled", 5)
+    await expect_count(page, "scheduled", 5)
     await start_now(mailer, mailing_id)
-    await figure(page, "delivered", 5)
+    await expect_count(page, "delivered", 5)
     await expect(page.get_by_role("img", name="5 of 5 delivered")).to_be_visible()
     await expect(page.locator("#state")).to_contain_text("Finished")
     await expect(page.get_by_role("link", name="Pause")).to_have_count(0)
     await expect(page.get_by_role("link", name="Duplicate")).to_be_visible()
     await expect(page.locator("#over-time canvas")).to_be_visible()
-    assert await page.evaluate("window.stays")
+    assert await page.evaluate("window.isMarked")
 
 
-async def test_list_shows_how_mailings_move(page: Page, mailer: MailerProcess) -> None:
+async def test_the_list_is_updated_live(page: Page, mailer: MailerProcess) -> None:
     await add_clients(mailer, "listed", 3)
     mailing_id = await add_mailing(mailer, client_filter="listed")
     await page.goto("/mailings?status=scheduled")
-    await page.evaluate(STAYS)
+    await page.evaluate(MARK_DOCUMENT)
     row = page.locator(f"#mailing-{mailing_id}")
     await expect(row).to_contain_text("Scheduled")
     await start_now(mailer, mailing_id)
     await expect(row).to_contain_text("Finished")
     await expect(row.get_by_role("img", name="3 of 3 delivered")).to_be_visible()
-    assert await page.evaluate("window.stays")
+    assert await page.evaluate("window.isMarked")
 
 
-async def test_mailings_are_found_by_text_number_and_status(
-    page: Page, mailer: MailerProcess
-) -> None:
+async def test_mailings_are_found_by_text_id_and_status(page: Page, mailer: MailerProcess) -> None:
     mailing_id = await add_mailing(mailer, text="Strawberries are here")
     await page.goto("/mailings")
-    await page.get_by_label("Text or number").fill("strawb")
+    await page.get_by_label("Text or ID").fill("strawb")
     await page.get_by_label("Status").select_option("Scheduled")
     await page.get_by_role("button", name="Find").click()
     await expect(page).to_have_url(f"{mailer.address}/mailings?search=strawb&status=scheduled")
@@ -83,11 +85,11 @@ async def test_mailings_are_found_by_text_number_and_status(
     await page.get_by_label("Status").select_option("Cancelled")
     await page.get_by_role("button", name="Find").click()
     await expect(page.get_by_text("No mailings match.")).to_be_visible()
-    await audit(page)
+    await check_accessibility(page)
     await page.go_back()
     await expect(page.get_by_label("Status")).to_have_value("scheduled")
     await page.get_by_role("link", name="Show all").click()
-    await page.get_by_label("Text or number").fill(f"#{mailing_id}")
+    await page.get_by_label("Text or ID").fill(f"#{mailing_id}")
     await page.keyboard.press("Enter")
     await page.get_by_role("link", name="Strawberries are here").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text(f"Mailing {mailing_id}")
@@ -95,7 +97,7 @@ async def test_mailings_are_found_by_text_number_and_status(
     await expect(page.get_by_role("heading", level=1)).to_have_text("Mailings")
 
 
-async def test_wrong_filter_is_told_at_its_field(
+async def test_an_invalid_filter_is_an_error_at_its_field(
     page: Page, watch: Watch, mailer: MailerProcess
 ) -> None:
     del mailer
@@ -103,10 +105,10 @@ async def test_wrong_filter_is_told_at_its_field(
     await page.goto("/mailings?status=odd")
     await expect(page.get_by_role("alert")).to_be_focused()
     await expect(page.get_by_label("Status")).to_have_attribute("aria-invalid", "true")
-    await audit(page)
+    await check_accessibility(page)
 
 
-async def test_mailing_is_paused_resumed_and_cancelled_by_hand(
+async def test_a_mailing_is_paused_resumed_cancelled_and_deleted(
     page: Page, mailer: MailerProcess
 ) -> None:
     await add_clients(mailer, "steered", 4)
@@ -116,7 +118,7 @@ async def test_mailing_is_paused_resumed_and_cancelled_by_hand(
 
     await pause.click()
     await expect(dialog).to_have_accessible_name("Pause this mailing?")
-    await audit(page)
+    await check_accessibility(page)
     await page.keyboard.press("Escape")
     await expect(dialog).to_be_hidden()
     await expect(pause).to_be_focused()
@@ -124,7 +126,7 @@ async def test_mailing_is_paused_resumed_and_cancelled_by_hand(
     await dialog.get_by_role("button", name="Pause it").dblclick()
     await expect(page.get_by_text("The mailing is paused.")).to_be_visible()
     await expect(page.locator("#state")).to_contain_text("Paused")
-    await audit(page)
+    await check_accessibility(page)
 
     await page.get_by_role("button", name="Resume").click()
     await expect(page.get_by_text("The mailing is resumed.")).to_be_visible()
@@ -132,13 +134,13 @@ async def test_mailing_is_paused_resumed_and_cancelled_by_hand(
     await expect(page.get_by_text("The mailing is resumed.")).to_have_count(0)
 
     await page.get_by_role("link", name="Cancel").click()
-    await expect(dialog).to_contain_text("It will not start: 4 clients get nothing.")
-    await dialog.get_by_role("link", name="Leave it as it is").click()
+    await expect(dialog).to_contain_text("The mailing will not start: 4 clients will not get it.")
+    await dialog.get_by_role("link", name="Keep it as it is").click()
     await expect(dialog).to_be_hidden()
     await page.get_by_role("link", name="Cancel").click()
     await dialog.get_by_role("button", name="Cancel the mailing").click()
     await expect(page.get_by_text("The mailing is cancelled.")).to_be_visible()
-    await expect(page.locator("#state")).to_contain_text("Nothing more is sent.")
+    await expect(page.locator("#state")).to_contain_text("Nothing more will be sent.")
     await expect(page.get_by_role("link", name="Edit")).to_have_count(0)
     duplicate = page.get_by_role("link", name="Duplicate")
     await expect(duplicate).to_have_attribute("href", f"/mailings/new?from={mailing_id}")
@@ -149,21 +151,21 @@ async def test_mailing_is_paused_resumed_and_cancelled_by_hand(
     await expect(page).to_have_url(f"{mailer.address}/mailings")
 
 
-async def test_what_was_given_up_is_sent_again(page: Page, mailer: MailerProcess) -> None:
+async def test_failed_messages_are_retried(page: Page, mailer: MailerProcess) -> None:
     mailing_id = await add_with_failure(mailer, "retried", 2)
     await page.goto(f"/mailings/{mailing_id}")
-    await expect(page.locator("#reasons")).to_contain_text("the gateway refused it with 400")
+    await expect(page.locator("#reasons")).to_contain_text("the gateway rejected it with 400")
     await page.get_by_role("link", name="Send again").click()
     dialog = page.get_by_role("dialog")
-    await expect(dialog).to_contain_text("1 undelivered message is sent again.")
-    await audit(page)
+    await expect(dialog).to_contain_text("1 undelivered message will be sent again.")
+    await check_accessibility(page)
     await dialog.get_by_role("button", name="Send again").click()
-    await expect(page.get_by_text("What was not delivered is sent again.")).to_be_visible()
-    await figure(page, "delivered", 2)
+    await expect(page.get_by_text("Undelivered messages will be sent again.")).to_be_visible()
+    await expect_count(page, "delivered", 2)
     await expect(page.locator("#state")).to_contain_text("Finished")
 
 
-async def test_mailing_that_ended_meanwhile_says_so_and_leads_back(
+async def test_an_action_on_a_mailing_that_has_ended_links_back(
     page: Page, watch: Watch, mailer: MailerProcess
 ) -> None:
     mailing_id = await add_mailing(mailer)
@@ -172,12 +174,14 @@ async def test_mailing_that_ended_meanwhile_says_so_and_leads_back(
     watch.expect("answer", "409 POST at .*/pause")
     await page.get_by_role("button", name="Pause it").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("This cannot be done now")
-    await audit(page)
+    await check_accessibility(page)
     await page.get_by_role("link", name="Back").click()
     await expect(page.locator("#state")).to_contain_text("Cancelled")
 
 
-async def test_mailing_deleted_meanwhile_says_so(page: Page, mailer: MailerProcess) -> None:
+async def test_an_open_page_shows_that_its_mailing_was_deleted(
+    page: Page, mailer: MailerProcess
+) -> None:
     mailing_id = await add_mailing(mailer)
     await page.goto(f"/mailings/{mailing_id}")
     await expect(page.get_by_role("link", name="Edit")).to_be_visible()
@@ -186,14 +190,14 @@ async def test_mailing_deleted_meanwhile_says_so(page: Page, mailer: MailerProce
     await expect(page.get_by_role("link", name="Edit")).to_have_count(0)
 
 
-@pytest.mark.parametrize("look", [PHONE], ids=["phone"])
-async def test_question_fits_a_phone(page: Page, mailer: MailerProcess) -> None:
+@pytest.mark.parametrize("page_state", [PHONE], ids=["phone"])
+async def test_confirmations_fit_a_phone(page: Page, mailer: MailerProcess) -> None:
     mailing_id = await add_mailing(mailer)
     await page.goto(f"/mailings/{mailing_id}/delete")
     assert await overflows(page) == []
-    await audit(page)
+    await check_accessibility(page)
     await page.goto(f"/mailings/{mailing_id}")
     await page.get_by_role("link", name="Cancel").tap()
     await expect(page.get_by_role("dialog")).to_be_visible()
     assert await overflows(page) == []
-    await audit(page)
+    await check_accessibility(page)

@@ -1,11 +1,11 @@
-"""A mailing's messages and the story of one, used by hand."""
+"""The messages of a mailing and the history of a message in a browser."""
 
 import pytest
 from playwright.async_api import Page, expect
-from tests.browser.audit import audit
-from tests.browser.looks import every_look
-from tests.browser.making import add_with_failure
+from tests.browser.accessibility import check_accessibility
+from tests.browser.api_data import add_with_failure
 from tests.browser.measure import overflows
+from tests.browser.page_states import every_page_state
 from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
@@ -14,23 +14,23 @@ CLIENTS = 4
 
 @pytest.fixture(scope="module")
 async def mailing_id(mailer: MailerProcess) -> int:
-    """A mailing that is finished, and whose first message the gateway has refused."""
+    """A finished mailing whose first message was rejected."""
     return await add_with_failure(mailer, "of messages", CLIENTS)
 
 
-@every_look
-async def test_messages_and_a_story_are_accessible_and_fit(page: Page, mailing_id: int) -> None:
+@every_page_state
+async def test_messages_and_a_history_are_accessible_and_fit(page: Page, mailing_id: int) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages")
     assert await overflows(page) == []
-    await audit(page)
+    await check_accessibility(page)
     await page.goto(f"/mailings/{mailing_id}/messages?status=undelivered")
     await page.locator("tbody th a").click()
     await page.wait_for_url("**/messages/*")
     assert await overflows(page) == []
-    await audit(page)
+    await check_accessibility(page)
 
 
-async def test_reason_leads_to_its_messages_and_to_their_stories(
+async def test_a_reason_links_to_its_messages_and_their_history(
     page: Page, mailing_id: int
 ) -> None:
     await page.goto(f"/mailings/{mailing_id}")
@@ -39,11 +39,13 @@ async def test_reason_leads_to_its_messages_and_to_their_stories(
     await expect(page.get_by_label("Reason")).to_have_value("rejected_400")
     await expect(page.get_by_text("1 message", exact=True)).to_be_visible()
     await page.locator("tbody th").get_by_role("link").click()
-    story = page.get_by_role("region", name="What became of it")
-    items = story.get_by_role("listitem")
+    history = page.get_by_role("region", name="History")
+    items = history.get_by_role("listitem")
     await expect(items).to_have_count(3)
     await expect(items.nth(1)).to_contain_text("15 Jan 2030, 09:00:10")
-    await expect(items.nth(1)).to_contain_text("Attempt 1 failed: the gateway refused it with 400.")
+    await expect(items.nth(1)).to_contain_text(
+        "Attempt 1 failed: the gateway rejected it with 400."
+    )
     await expect(items.nth(2)).to_contain_text("It failed permanently")
     await expect(page.get_by_role("link", name="79160000000")).to_have_attribute(
         "href", "/clients/1"
@@ -52,9 +54,7 @@ async def test_reason_leads_to_its_messages_and_to_their_stories(
     await expect(page.locator("tbody tr")).to_have_count(CLIENTS)
 
 
-async def test_messages_are_found_by_phone_and_gone_through_page_by_page(
-    page: Page, mailing_id: int
-) -> None:
+async def test_messages_are_paginated_and_found_by_phone(page: Page, mailing_id: int) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages?limit=3")
     rows = page.locator("tbody tr")
     await expect(rows).to_have_count(3)
@@ -68,13 +68,15 @@ async def test_messages_are_found_by_phone_and_gone_through_page_by_page(
     await expect(rows).to_contain_text("79160000002")
     await page.get_by_label("Status").select_option("cancelled (0)")
     await page.get_by_role("button", name="Find").click()
-    await expect(page.get_by_text("No message is like that.")).to_be_visible()
-    await audit(page)
+    await expect(page.get_by_text("No messages match.")).to_be_visible()
+    await check_accessibility(page)
     await page.get_by_role("link", name="Show all", exact=True).click()
     await expect(rows).to_have_count(CLIENTS)
 
 
-async def test_wrong_phone_stays_in_its_field(page: Page, watch: Watch, mailing_id: int) -> None:
+async def test_an_invalid_phone_stays_in_its_field(
+    page: Page, watch: Watch, mailing_id: int
+) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages")
     watch.expect("answer", "400 GET at .*/messages")
     await page.get_by_label("Phone").fill("12345")
@@ -82,10 +84,10 @@ async def test_wrong_phone_stays_in_its_field(page: Page, watch: Watch, mailing_
     await expect(page.get_by_role("alert")).to_be_focused()
     await expect(page.get_by_label("Phone")).to_have_value("12345")
     await expect(page.get_by_label("Phone")).to_have_attribute("aria-invalid", "true")
-    await audit(page)
+    await check_accessibility(page)
 
 
-async def test_messages_are_downloaded_as_they_are_filtered(page: Page, mailing_id: int) -> None:
+async def test_the_download_contains_the_filtered_messages(page: Page, mailing_id: int) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages?status=undelivered")
     async with page.expect_download() as downloading:
         await page.get_by_role("link", name="Download as CSV").click()

@@ -1,4 +1,4 @@
-"""What holds for every page, and the pages that are of no room: the overview and the system."""
+"""Rules for every page, and the pages overview and system."""
 
 import contextlib
 import itertools
@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, expect
-from tests.browser.audit import audit
-from tests.browser.looks import DESK, NARROW, PHONE, Look
-from tests.browser.making import add_clients, add_mailing, add_with_failure
+from tests.browser.accessibility import check_accessibility
+from tests.browser.api_data import add_clients, add_mailing, add_with_failure
 from tests.browser.measure import LISTEN_TO_CANVAS, collisions, overflows, wire_bytes
+from tests.browser.page_states import DESK, NARROW, PHONE, PageState
 from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess, mailers
 
 from mailer.gateway.sandbox import Faults
 
-STAYS = "window.stays = true"
-DRAW_ANOTHER = """([points, seconds]) => {
+MARK_DOCUMENT = "window.isMarked = true"
+REDRAW_CHART = """([points, seconds]) => {
     const known = document.querySelector("[data-chart]");
     const figure = known.cloneNode(true);
     const body = figure.querySelector("details tbody");
@@ -35,11 +35,19 @@ DRAW_ANOTHER = """([points, seconds]) => {
     known.replaceWith(figure);
     document.dispatchEvent(new Event("live"));
 }"""
-DRAWN = ((1, 1), (1, 3600), (1, 86400), (10, 604800), (80, 86400), (100, 86400), (100, 604800))
-"""Points of a chart, and seconds between two of them."""
-NARROWEST = Look(locale="ru-RU", width=320, height=640, phone=True)
-TABLET = Look(locale="ru-RU", width=768, height=1024)
-MOST_BYTES = 200_000
+CHART_RANGES = (
+    (1, 1),
+    (1, 3600),
+    (1, 86400),
+    (10, 604800),
+    (80, 86400),
+    (100, 86400),
+    (100, 604800),
+)
+"""Number of points of a chart, and seconds between two points."""
+NARROWEST = PageState(locale="ru-RU", width=320, height=640, phone=True)
+TABLET = PageState(locale="ru-RU", width=768, height=1024)
+MAX_PAGE_BYTES = 200_000
 PAGES = (
     "/",
     "/mailings",
@@ -64,10 +72,10 @@ PAGES = (
 )
 
 NOT_IN_OTHER_FILES = ("/", "/mailings/{coming}/pause", "/system", "/nothing")
-"""Pages whose plain look no other file audits."""
+"""Pages whose default state is not checked in other files."""
 
 
-class Power:
+class SwitchableGateway:
     """A gateway that can be switched off and on again at the same address."""
 
     def __init__(self) -> None:
@@ -84,27 +92,27 @@ class Power:
 
 
 @pytest.fixture(scope="module")
-async def power() -> AsyncIterator[Power]:
-    power = Power()
-    await power.on()
-    yield power
-    await power.off()
+async def switchable_gateway() -> AsyncIterator[SwitchableGateway]:
+    switchable_gateway = SwitchableGateway()
+    await switchable_gateway.on()
+    yield switchable_gateway
+    await switchable_gateway.off()
 
 
 @pytest.fixture(scope="module")
 async def mailer(
-    browser: Browser, shared_database_url: str, power: Power
+    browser: Browser, shared_database_url: str, switchable_gateway: SwitchableGateway
 ) -> AsyncIterator[MailerProcess]:
-    """A process that sends so slowly that one can watch it, and minds every failure."""
-    del browser  # without one there is no need to start
+    """A process that sends slowly and whose breaker opens at the first failure."""
+    del browser  # without a browser nothing needs to be started
     pace = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
     async with mailers(shared_database_url) as start:
-        yield await start(**power.gateway.settings, **pace)
+        yield await start(**switchable_gateway.gateway.settings, **pace)
 
 
 @pytest.fixture(scope="module")
-async def places(mailer: MailerProcess) -> dict[str, int]:
-    """What the addresses of `PAGES` lead to."""
+async def object_ids(mailer: MailerProcess) -> dict[str, int]:
+    """Create the objects of `PAGES`; return their ids."""
     ended = await add_with_failure(mailer, "of pages", 2)
     first = "SELECT min(id) FROM message WHERE mailing_id = $1"
     return {
@@ -115,123 +123,131 @@ async def places(mailer: MailerProcess) -> dict[str, int]:
     }
 
 
-def expect_answers(watch: Watch) -> None:
+def expect_not_found(watch: Watch) -> None:
     watch.expect("answer", "404 GET at .*/nothing")
 
 
-async def look_around(page: Page, places: dict[str, int], patterns: tuple[str, ...]) -> list[str]:
-    """Go through pages and return what is wrong with them."""
-    wrong = []
+async def find_problems(
+    page: Page, object_ids: dict[str, int], patterns: tuple[str, ...]
+) -> list[str]:
+    """Open pages and return their problems."""
+    problems = []
     for pattern in patterns:
-        await page.goto(pattern.format(**places))
+        await page.goto(pattern.format(**object_ids))
         heads = await page.locator("h1:visible").count()
-        wrong += [] if heads == 1 else [f"{pattern}: {heads} h1"]
-        wrong += [f"{pattern}: {wide}" for wide in await overflows(page)]
+        problems += [] if heads == 1 else [f"{pattern}: {heads} h1"]
+        problems += [f"{pattern}: {wide}" for wide in await overflows(page)]
         try:
-            await audit(page)
+            await check_accessibility(page)
         except AssertionError as error:
-            wrong.append(str(error))
-        wrong += [f"{pattern}: {each}" for each in await misplaced(page)]
-    return wrong
+            problems.append(str(error))
+        problems += [f"{pattern}: {text}" for text in await find_misplaced_texts(page)]
+    return problems
 
 
-async def misplaced(page: Page) -> list[str]:
-    """Open all that can be opened on a page, and return which texts have no place of their own."""
+async def find_misplaced_texts(page: Page) -> list[str]:
+    """Expand all collapsed elements of a page; return texts that overlap or overflow."""
     for summary in await page.locator("main summary:visible").all():
         await summary.click()
     return await overflows(page) + await collisions(page)
 
 
 @pytest.mark.parametrize(
-    ("look", "patterns"),
+    ("page_state", "patterns"),
     [(DESK, NOT_IN_OTHER_FILES), (NARROW, PAGES)],
-    ids=["desk", "russian on a phone in the dark"],
+    ids=["desktop", "russian on a phone, dark"],
 )
 async def test_every_page_is_accessible_and_fits(
-    page: Page, watch: Watch, look: Look, patterns: tuple[str, ...], places: dict[str, int]
+    page: Page,
+    watch: Watch,
+    page_state: PageState,
+    patterns: tuple[str, ...],
+    object_ids: dict[str, int],
 ) -> None:
-    expect_answers(watch)
+    expect_not_found(watch)
     await page.goto("/system")
-    await expect(page.locator("html")).to_have_attribute("lang", look.locale[:2])
-    assert not await look_around(page, places, patterns)
+    await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
+    assert not await find_problems(page, object_ids, patterns)
 
 
 @pytest.mark.parametrize(
-    "look",
+    "page_state",
     [NARROWEST, TABLET, PHONE, DESK],
-    ids=["russian, smallest phone", "russian, tablet", "phone", "desk"],
+    ids=["russian, smallest phone", "russian, tablet", "phone", "desktop"],
 )
-async def test_no_text_lies_over_another_or_leaves_the_screen(
-    page: Page, watch: Watch, look: Look, places: dict[str, int]
+async def test_texts_neither_overlap_nor_leave_the_screen(
+    page: Page, watch: Watch, page_state: PageState, object_ids: dict[str, int]
 ) -> None:
-    expect_answers(watch)
+    expect_not_found(watch)
     await page.goto("/system")
-    await expect(page.locator("html")).to_have_attribute("lang", look.locale[:2])
-    wrong = []
+    await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
+    problems = []
     for pattern in PAGES:
-        await page.goto(pattern.format(**places))
-        wrong += [f"{pattern}: {each}" for each in await misplaced(page)]
-    assert wrong == []
+        await page.goto(pattern.format(**object_ids))
+        problems += [f"{pattern}: {text}" for text in await find_misplaced_texts(page)]
+    assert problems == []
 
 
-@pytest.mark.parametrize("look", [NARROWEST, DESK], ids=["russian, smallest phone", "desk"])
+@pytest.mark.parametrize(
+    "page_state", [NARROWEST, DESK], ids=["russian, smallest phone", "desktop"]
+)
 @pytest.mark.parametrize("path", ["/", "/mailings/{ended}"])
-async def test_chart_has_values_and_its_times_stand_apart(
-    page: Page, path: str, places: dict[str, int]
+async def test_a_chart_has_values_and_its_time_labels_do_not_overlap(
+    page: Page, path: str, object_ids: dict[str, int]
 ) -> None:
     await page.add_init_script(LISTEN_TO_CANVAS)
-    await page.goto(path.format(**places))
+    await page.goto(path.format(**object_ids))
     await expect(page.locator(".chart canvas")).to_be_visible()
     legend = page.locator(".u-legend .u-value")
     await expect(legend).to_have_count(5)
     for value in await legend.all():
         await expect(value).to_have_text(re.compile(r"\S"))
     delivered = page.locator(".u-series", has_text=re.compile("delivered|доставлено")).last
-    shown = await delivered.locator(".u-value").inner_text()
+    sum_in_legend = await delivered.locator(".u-value").inner_text()
     cells = page.locator(".chart td:nth-child(2)")
     counts = [int(await cell.get_attribute("data-value") or 0) for cell in await cells.all()]
-    assert int(re.sub(r"\D", "", shown)) == sum(counts) > 0
-    times = await times_that_stand_apart(page)
-    days = list(itertools.accumulate(":" not in each["text"] for each in times))
-    moments = list(zip(days, (each["text"] for each in times), strict=True))
-    assert len(set(moments)) == len(moments)  # an hour comes again only after its day's label
+    assert int(re.sub(r"\D", "", sum_in_legend)) == sum(counts) > 0
+    times = await get_time_labels(page)
+    days = list(itertools.accumulate(":" not in text["text"] for text in times))
+    labels = list(zip(days, (text["text"] for text in times), strict=True))
+    assert len(set(labels)) == len(labels)  # the same hour only after the label of its day
 
 
-@pytest.mark.parametrize("look", [NARROW, DESK], ids=["russian, phone", "desk"])
-async def test_chart_of_a_moment_or_of_months_has_times(page: Page) -> None:
+@pytest.mark.parametrize("page_state", [NARROW, DESK], ids=["russian, phone", "desktop"])
+async def test_charts_of_every_time_span_have_time_labels(page: Page) -> None:
     await page.add_init_script(LISTEN_TO_CANVAS)
     await page.goto("/")
     await expect(page.locator(".chart canvas")).to_be_visible()
-    for points, seconds in DRAWN:
-        await page.evaluate(DRAW_ANOTHER, [points, seconds])
+    for points, seconds in CHART_RANGES:
+        await page.evaluate(REDRAW_CHART, [points, seconds])
         await expect(page.locator(".chart canvas")).to_be_visible()
-        assert await times_that_stand_apart(page), (points, seconds)
+        assert await get_time_labels(page), (points, seconds)
 
 
-async def times_that_stand_apart(page: Page) -> list[dict[str, Any]]:
-    """Return the labels of a chart's axis of time, once each was found to have its place."""
+async def get_time_labels(page: Page) -> list[dict[str, Any]]:
+    """Return the time labels of a chart; assert that they neither overlap nor overflow."""
     written = await page.evaluate("written")
-    times = [each for each in written if re.search(r":|[^\W\d_]", each["text"])]
+    times = [text for text in written if re.search(r":|[^\W\d_]", text["text"])]
     assert times
-    assert len({each["y"] for each in times}) == 1
-    times.sort(key=lambda each: each["left"])
+    assert len({text["y"] for text in times}) == 1
+    times.sort(key=lambda text: text["left"])
     assert all(one["right"] < other["left"] for one, other in itertools.pairwise(times))
     assert times[0]["left"] >= 0
     assert times[-1]["right"] <= times[-1]["canvas"]
     return times
 
 
-async def test_every_page_is_light(page: Page, watch: Watch, places: dict[str, int]) -> None:
-    expect_answers(watch)
+async def test_every_page_is_small(page: Page, watch: Watch, object_ids: dict[str, int]) -> None:
+    expect_not_found(watch)
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
-    sizes = {path: await wire_bytes(page, path.format(**places)) for path in PAGES}
-    assert {path: size for path, size in sizes.items() if size >= MOST_BYTES} == {}
-    assert min(sizes.values()) > 1_000  # it is measured
+    sizes = {path: await wire_bytes(page, path.format(**object_ids)) for path in PAGES}
+    assert {path: size for path, size in sizes.items() if size >= MAX_PAGE_BYTES} == {}
+    assert min(sizes.values()) > 1_000  # the measurement works
 
 
-async def test_overview_is_watched_while_a_mailing_goes_out(
-    page: Page, mailer: MailerProcess, power: Power
+async def test_the_overview_is_updated_while_a_mailing_is_sent(
+    page: Page, mailer: MailerProcess, switchable_gateway: SwitchableGateway
 ) -> None:
     coming = await add_mailing(mailer, 1800, client_filter="watched", text="The next one")
     await add_clients(mailer, "watched", 400)
@@ -240,8 +256,8 @@ async def test_overview_is_watched_while_a_mailing_goes_out(
     card = page.locator(f"#running-{running}")
     html = page.locator("html")
     await expect(html).to_have_attribute("data-zone", DESK.time_zone)
-    await page.evaluate(STAYS)
-    await expect(page.locator("#next").get_by_role("link", name="The next one")).to_be_visible()
+    await page.evaluate(MARK_DOCUMENT)
+    await expect(page.locator("#upcoming").get_by_role("link", name="The next one")).to_be_visible()
     await expect(page.locator(".chart canvas")).to_be_visible()
     await page.get_by_text("As a table").click()
     table = page.get_by_role("table")
@@ -251,24 +267,24 @@ async def test_overview_is_watched_while_a_mailing_goes_out(
     bar = await card.get_by_role("img").get_attribute("aria-label")
     assert bar is not None
     await expect(card.get_by_role("img")).not_to_have_attribute("aria-label", bar)
-    await audit(page)
+    await check_accessibility(page)
 
-    await power.off()
+    await switchable_gateway.off()
     try:
         gateway = page.locator("#gateway")
-        await expect(gateway).to_contain_text("not taking messages")
-        await expect(gateway).to_contain_text("are held and lose nothing")
-        await audit(page)
+        await expect(gateway).to_contain_text("not accepting messages")
+        await expect(gateway).to_contain_text("no messages are lost")
+        await check_accessibility(page)
     finally:
-        await power.on()
-    await expect(gateway.get_by_text("taking messages", exact=True)).to_be_visible()
+        await switchable_gateway.on()
+    await expect(gateway.get_by_text("accepting messages", exact=True)).to_be_visible()
 
     await expect(table).to_be_visible()
     await expect(page.locator(".chart canvas")).to_have_count(1)
     delivered = table.locator("tbody tr").last.locator("td").first
     assert int(await delivered.get_attribute("data-value") or 0) > 0
     await expect(card).to_be_visible()
-    assert await page.evaluate("window.stays")
+    assert await page.evaluate("window.isMarked")
 
     await card.get_by_role("link").click()
     await expect(page).to_have_url(f"{mailer.address}/mailings/{running}")
@@ -281,39 +297,41 @@ async def test_overview_is_watched_while_a_mailing_goes_out(
     await expect(page).to_have_url(f"{mailer.address}/mailings/new")
 
     await page.get_by_role("link", name="System").click()
-    failures = page.get_by_role("region", name="Last failures of this process")
+    failures = page.get_by_role("region", name="Recent failures of this worker")
     await expect(failures.get_by_role("row").nth(1)).to_be_visible()
-    await audit(page)
+    await check_accessibility(page)
     assert await overflows(page) == []
 
 
-async def test_system_tells_what_runs_and_keeps_secrets(page: Page, mailer: MailerProcess) -> None:
+async def test_the_system_page_shows_the_process_but_no_secrets(
+    page: Page, mailer: MailerProcess
+) -> None:
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
-    settings = page.get_by_role("region", name="Settings in force")
+    settings = page.get_by_role("region", name="Current settings")
     rate = settings.get_by_role("row").filter(has_text="MAILER_GATEWAY_RATE")
     await expect(rate.get_by_role("cell")).to_have_text(["4.0", "set"])
     for name in ("MAILER_GATEWAY_TOKEN", "MAILER_DATABASE_URL"):
         row = settings.get_by_role("row").filter(has_text=name)
         await expect(row.get_by_role("cell")).to_have_text(["***", "set"])
     content = await page.content()
-    assert "secret" not in content  # the token
+    assert "secret" not in content  # the token's value
     assert mailer.database_url not in content
 
     database = page.get_by_role("region", name="Database")
     await expect(database).to_contain_text("This is the newest migration.")
     await expect(database).to_contain_text(re.compile(r"PostgreSQL\s*\d\d"))
-    processes = page.get_by_role("region", name="Processes at work").get_by_role("row")
-    own = processes.filter(has_text=str(mailer.process.pid))
-    await expect(own).to_have_count(1)
-    await expect(page.get_by_role("heading", name="Last failures of this process")).to_be_visible()
+    processes = page.get_by_role("region", name="Active workers").get_by_role("row")
+    own_row = processes.filter(has_text=str(mailer.process.pid))
+    await expect(own_row).to_have_count(1)
+    await expect(page.get_by_role("heading", name="Recent failures of this worker")).to_be_visible()
     links = page.get_by_role("region", name="More").get_by_role("link")
     for path in [await link.get_attribute("href") for link in await links.all()]:
         answer = await page.request.get(f"{path}")
         assert answer.status == 200, path
 
 
-async def test_language_and_clock_are_chosen_by_hand_and_kept(
+async def test_the_chosen_language_and_time_zone_are_kept(
     page: Page, mailer: MailerProcess
 ) -> None:
     address = f"{mailer.address}/mailings?status=scheduled"
@@ -335,7 +353,7 @@ async def test_language_and_clock_are_chosen_by_hand_and_kept(
     await expect(html).to_have_attribute("data-zone", "Asia/Omsk")
 
 
-async def test_clock_of_the_browser_is_taken_on_the_first_visit(page: Page) -> None:
+async def test_the_time_zone_of_the_browser_is_used_on_the_first_visit(page: Page) -> None:
     loads: list[str] = []
     page.on("domcontentloaded", lambda there: loads.append(there.url))
     await page.goto("/clients")
@@ -347,7 +365,7 @@ async def test_clock_of_the_browser_is_taken_on_the_first_visit(page: Page) -> N
     assert len(loads) <= 3
 
 
-async def test_time_zone_that_is_unknown_changes_nothing(page: Page) -> None:
+async def test_an_unknown_time_zone_changes_nothing(page: Page) -> None:
     await page.goto("/clients")
     html = page.locator("html")
     await expect(html).to_have_attribute("data-zone", DESK.time_zone)
@@ -358,11 +376,11 @@ async def test_time_zone_that_is_unknown_changes_nothing(page: Page) -> None:
     await expect(html).to_have_attribute("data-zone", DESK.time_zone)
 
 
-async def test_keyboard_reaches_the_content_at_once(page: Page) -> None:
+async def test_the_first_tab_stop_leads_to_the_content(page: Page) -> None:
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
     await page.keyboard.press("Tab")
-    skip = page.get_by_role("link", name="To the content")
+    skip = page.get_by_role("link", name="Skip to content")
     await expect(skip).to_be_focused()
     await expect(skip).to_be_in_viewport()
     await expect(skip).to_have_css("outline-style", "solid")

@@ -1,4 +1,4 @@
-"""What goes wrong in a browser while a test looks at a page: nothing, or the test fails."""
+"""Watching a page for errors in the browser; unexpected errors fail the test."""
 
 import contextlib
 import re
@@ -17,22 +17,22 @@ from playwright.async_api import (
     Response,
     WebError,
 )
-from tests.browser.looks import Look
-from tests.patience import PATIENCE
+from tests.browser.page_states import PageState
+from tests.event_timeout import EVENT_TIMEOUT
 
 Kind = Literal["console", "exception", "policy", "foreign", "failed", "answer"]
-"""A message of console.error or console.warn; an exception that nobody caught; a violation of the
-Content-Security-Policy; a request to another host; one without an answer; an answer from 400 on."""
+"""A message of console.error or console.warn; an uncaught exception; a violation of the
+Content-Security-Policy; a request to another host; one without a response; a status from 400 on."""
 
-GONE_ON_PURPOSE = ("net::ERR_ABORTED", "csp")
-"""Failures of requests that are none: the page was left meanwhile or a file is downloaded instead;
-the policy forbade it, which is told on its own."""
+EXPECTED_FAILURES = ("net::ERR_ABORTED", "csp")
+"""Failures of requests that are no errors: a request of a page that was left, or a file download;
+a request that the policy forbids, which is reported separately."""
 ABORTED = re.compile("htmx:(sendAbort|afterRequest),")
-"""What htmx says of a request that a newer one has replaced, as on a slow machine."""
+"""Messages of htmx about a request replaced by a newer one, as on a slow machine."""
 RESOURCE = "Failed to load resource:"
-"""So the console repeats a failed request or an answer from 400 on."""
-LISTEN = """
-    addEventListener("securitypolicyviolation", event => tellOfViolation(
+"""Start of console messages that repeat a failed request or a status from 400 on."""
+REPORT_VIOLATIONS = """
+    addEventListener("securitypolicyviolation", event => reportViolation(
         `${event.effectiveDirective} forbids ${event.blockedURI} ${event.sample}`.trim()))"""
 SETTLE = "() => new Promise(done => setTimeout(done))"
 
@@ -47,7 +47,7 @@ class Complaint(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """Collects complaints about all pages of a context, until `verdict` judges them."""
+    """Collects errors of all pages of a browser context until `verdict`."""
 
     def __init__(self, page: Page, origin: str) -> None:
         self.page = page
@@ -55,98 +55,102 @@ class Watch:
         self._complaints: list[Complaint] = []
         self._expected: list[tuple[Kind, str]] = []
 
-    async def begin(self) -> None:
-        """Listen, before the first page is loaded."""
+    async def start(self) -> None:
+        """Start listening, before the first page is loaded."""
         context = self.page.context
-        context.on("console", self._see_console)
-        context.on("weberror", self._see_exception)
-        context.on("request", self._see_request)
-        context.on("requestfailed", self._see_failure)
-        context.on("response", self._see_answer)
+        context.on("console", self._on_console)
+        context.on("weberror", self._on_exception)
+        context.on("request", self._on_request)
+        context.on("requestfailed", self._on_failure)
+        context.on("response", self._on_response)
         await context.expose_binding(
-            "tellOfViolation",
+            "reportViolation",
             lambda source, text: self._complain("policy", text, source["page"].url),
         )
-        await context.add_init_script(LISTEN)
+        await context.add_init_script(REPORT_VIOLATIONS)
 
     def expect(self, kind: Kind, pattern: str) -> None:
-        """Allow complaints of a kind in which `pattern` is found, of which one must come.
+        """Allow errors of a kind that match `pattern`; at least one must occur.
 
-        They read as in a failure: `422 POST at http://127.0.0.1:8000/mailings`.
+        They are formatted as in a failure: `422 POST at http://127.0.0.1:8000/mailings`.
         """
         self._expected.append((kind, pattern))
 
     async def verdict(self) -> None:
-        """Fail unless there were just the complaints that were expected."""
+        """Fail if an unexpected error occurred, or an expected one did not."""
         for page in self.page.context.pages:
-            with contextlib.suppress(Error):  # it may be on its way to another page
-                await page.evaluate(SETTLE)  # what happened before has been told after this
+            with contextlib.suppress(Error):  # the page may be navigating
+                await page.evaluate(SETTLE)  # earlier events are received after this
         complaints = self._without_repeats()
         missed = list(self._expected)
-        wrong = []
+        failures = []
         for complaint in complaints:
-            met = [expected for expected in self._expected if _meets(complaint, *expected)]
-            missed = [expected for expected in missed if expected not in met]
-            if not met:
-                wrong.append(str(complaint))
-        wrong += [f"expected, but did not come: {kind}: {pattern}" for kind, pattern in missed]
-        assert not wrong, "\n".join(["in the browser:", *wrong])
+            matching = [expected for expected in self._expected if _matches(complaint, *expected)]
+            missed = [expected for expected in missed if expected not in matching]
+            if not matching:
+                failures.append(str(complaint))
+        failures += [f"expected, but did not come: {kind}: {pattern}" for kind, pattern in missed]
+        assert not failures, "\n".join(["in the browser:", *failures])
 
     def _without_repeats(self) -> list[Complaint]:
-        told = {found.url for found in self._complaints if found.kind in {"failed", "answer"}}
+        reported = {
+            complaint.url
+            for complaint in self._complaints
+            if complaint.kind in {"failed", "answer"}
+        }
         return [
-            found
-            for found in dict.fromkeys(self._complaints)
-            if not (found.text.startswith(RESOURCE) and found.url in told)
+            complaint
+            for complaint in dict.fromkeys(self._complaints)
+            if not (complaint.text.startswith(RESOURCE) and complaint.url in reported)
         ]
 
     def _complain(self, kind: Kind, text: str, url: str) -> None:
         self._complaints.append(Complaint(kind, text, url))
 
-    def _see_console(self, message: ConsoleMessage) -> None:
+    def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not ABORTED.match(message.text):
             policy = "Content Security Policy" in message.text
             kind: Kind = "policy" if policy else "console"
             self._complain(kind, message.text, message.location["url"])
 
-    def _see_exception(self, error: WebError) -> None:
+    def _on_exception(self, error: WebError) -> None:
         page = error.page
         self._complain("exception", str(error.error), page.url if page else "")
 
-    def _see_request(self, request: Request) -> None:
+    def _on_request(self, request: Request) -> None:
         parts = urlsplit(request.url)
         if parts.scheme not in {"data", "blob"} and parts.netloc != self._host:
             self._complain("foreign", request.method, request.url)
 
-    def _see_failure(self, request: Request) -> None:
-        if request.failure not in GONE_ON_PURPOSE:
+    def _on_failure(self, request: Request) -> None:
+        if request.failure not in EXPECTED_FAILURES:
             self._complain("failed", f"{request.method} {request.failure}", request.url)
 
-    def _see_answer(self, answer: Response) -> None:
+    def _on_response(self, answer: Response) -> None:
         if answer.status >= 400:
             self._complain("answer", f"{answer.status} {answer.request.method}", answer.url)
 
 
-def _meets(complaint: Complaint, kind: Kind, pattern: str) -> bool:
+def _matches(complaint: Complaint, kind: Kind, pattern: str) -> bool:
     return complaint.kind == kind and re.search(pattern, str(complaint)) is not None
 
 
 @contextlib.asynccontextmanager
-async def watched(browser: Browser, origin: str, look: Look) -> AsyncIterator[Watch]:
-    """Watch a page of a new context, where paths are of `origin`; at the end comes the verdict."""
+async def watched(browser: Browser, origin: str, page_state: PageState) -> AsyncIterator[Watch]:
+    """Yield the watch of a page in a new context with paths relative to `origin`; then judge it."""
     context: BrowserContext = await browser.new_context(
         base_url=origin,
-        locale=look.locale,
-        timezone_id=look.time_zone,
-        viewport={"width": look.width, "height": look.height},
-        has_touch=look.phone,
-        is_mobile=look.phone,
-        color_scheme="dark" if look.dark else "light",
+        locale=page_state.locale,
+        timezone_id=page_state.time_zone,
+        viewport={"width": page_state.width, "height": page_state.height},
+        has_touch=page_state.phone,
+        is_mobile=page_state.phone,
+        color_scheme="dark" if page_state.dark else "light",
     )
-    context.set_default_timeout(PATIENCE * 1_000)
+    context.set_default_timeout(EVENT_TIMEOUT * 1_000)
     try:
         watch = Watch(await context.new_page(), origin)
-        await watch.begin()
+        await watch.start()
         yield watch
         await watch.verdict()
     finally:

@@ -1,9 +1,9 @@
-"""An identity provider with somebody in the middle."""
+"""Fixtures: an identity provider behind a proxy that can change its responses."""
 
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.middle import Middle, between
+from tests.oidc_mitm import Middle, between
 from tests.provider import OpenIdProvider
 
 from mailer.access.oidc.provider import Provider

@@ -1,11 +1,13 @@
+"""Enqueueing audiences in chunks, and replanning after a change of the filter."""
+
 import asyncio
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
-from tests.sample import (
-    HOLD_LOCK,
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import (
+    HOLD_STOP_LOCK,
     add_clients,
     add_mailing,
     add_messages,
@@ -16,28 +18,28 @@ from tests.sample import (
     value,
 )
 
-from mailer.db.engine import raw
-from mailer.mailing import audience, moving, replanning
-from mailer.mailing.audience import CHUNK, FIRST_CHUNK
+from mailer.db.engine import asyncpg_connection
+from mailer.mailing import audience, replanning, transitions
+from mailer.mailing.audience import BATCH, FIRST_BATCH
 from mailer.message import store as messages
-from mailer.message.model import FinishedMessage
+from mailer.message.model import MessageResult
 
 MANY = 6_000
 LEASE = timedelta(seconds=60)
 ADD_MANY = f"""
     INSERT INTO client (phone, operator_code, time_zone)
     SELECT '7916' || lpad(n::text, 7, '0'), '916', (ARRAY['UTC', 'Asia/Tokyo'])[1 + n % 2]
-    FROM generate_series(1, {MANY}) AS n"""  # noqa: S608  # of a test
+    FROM generate_series(1, {MANY}) AS n"""  # noqa: S608  # a number
 
 
-async def begun_mailing(engine: AsyncEngine) -> None:
-    """A mailing to everybody, begun, of whose audience nothing is taken yet."""
+async def start_mailing(engine: AsyncEngine) -> None:
+    """Start a mailing to all clients without enqueueing its audience."""
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
-    assert await do(engine, moving.begin_due)
+    assert await do(engine, transitions.start_due)
 
 
-async def replanned_mailing(engine: AsyncEngine) -> int:
-    """A mailing whose filter was changed while it runs, so that its one message must not go out."""
+async def add_mailing_with_message(engine: AsyncEngine) -> int:
+    """Return a running mailing with one message, which a change of the filter can cancel."""
     mailing_id = await add_mailing(engine, clients=1, start=datetime.now(UTC))
     await add_messages(engine, mailing_id, await add_clients(engine, 1), "scheduled")
     await execute(engine, "UPDATE mailing SET audience_until = 1, audience_cursor = 1")
@@ -45,73 +47,73 @@ async def replanned_mailing(engine: AsyncEngine) -> int:
 
 
 async def change_filter(engine: AsyncEngine) -> None:
-    """Change the filter as the service does, to one that nobody matches."""
+    """Change the filter as the service does, to one that matches no client."""
     await execute(
         engine,
-        "UPDATE mailing SET client_filter = '\"999\"', audience_cursor = 0, replanning = true,"
+        "UPDATE mailing SET client_filter = '\"999\"', audience_cursor = 0, is_replanning = true,"
         " filter_changed = true, replan_cursor = 0, replan_stop = NULL",
     )
 
 
-async def one_message(engine: AsyncEngine) -> str:
+async def message_state(engine: AsyncEngine) -> str:
     query = "SELECT concat_ws(' ', status, reason) FROM message"
     return str(await value(engine, query))
 
 
 async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> None:
-    assert FIRST_CHUNK + CHUNK < MANY
+    assert FIRST_BATCH + BATCH < MANY
     await execute(engine, ADD_MANY)
-    await begun_mailing(engine)
+    await start_mailing(engine)
 
     await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message WHERE status = 'scheduled'") == MANY
     assert await value(engine, "SELECT count(DISTINCT client_id) FROM message") == MANY
     assert await value(engine, "SELECT clients_count FROM mailing") == MANY
-    assert await value(engine, "SELECT scheduled FROM ledger") == MANY
+    assert await value(engine, "SELECT scheduled FROM mailing_counts") == MANY
 
 
-async def test_first_chunk_is_small_so_that_sending_begins_at_once(engine: AsyncEngine) -> None:
+async def test_the_first_chunk_is_small_so_that_sending_starts_early(engine: AsyncEngine) -> None:
     await execute(engine, ADD_MANY)
-    await begun_mailing(engine)
+    await start_mailing(engine)
 
-    await do(engine, audience.take_chunk)
+    await do(engine, audience.enqueue_chunk)
 
-    assert await value(engine, "SELECT count(*) FROM message") == FIRST_CHUNK
+    assert await value(engine, "SELECT count(*) FROM message") == FIRST_BATCH
 
 
-async def test_chunk_that_was_rolled_back_is_taken_again(engine: AsyncEngine) -> None:
+async def test_a_rolled_back_chunk_is_enqueued_again(engine: AsyncEngine) -> None:
     await execute(engine, ADD_MANY)
-    await begun_mailing(engine)
-    await do(engine, audience.take_chunk)
+    await start_mailing(engine)
+    await do(engine, audience.enqueue_chunk)
     async with engine.connect() as connection:
-        assert await audience.take_chunk(connection)
+        assert await audience.enqueue_chunk(connection)
         await connection.rollback()
-    assert await value(engine, "SELECT audience_cursor FROM mailing") == FIRST_CHUNK
-    assert await value(engine, "SELECT count(*) FROM message") == FIRST_CHUNK
+    assert await value(engine, "SELECT audience_cursor FROM mailing") == FIRST_BATCH
+    assert await value(engine, "SELECT count(*) FROM message") == FIRST_BATCH
 
     await take_audience(engine)
 
     assert await value(engine, "SELECT count(DISTINCT client_id) FROM message") == MANY
 
 
-async def test_client_who_joins_after_the_beginning_is_not_added(engine: AsyncEngine) -> None:
+async def test_a_client_created_after_the_start_is_not_enqueued(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 3)
-    await begun_mailing(engine)
+    await start_mailing(engine)
     await add_clients(engine, 2)
 
     await take_audience(engine)
 
-    taken = "SELECT array_agg(client_id ORDER BY client_id) FROM message"
-    assert await value(engine, taken) == clients
+    enqueued = "SELECT array_agg(client_id ORDER BY client_id) FROM message"
+    assert await value(engine, enqueued) == clients
     assert await value(engine, "SELECT clients_count FROM mailing") == 3
 
 
-async def test_clients_count_is_exact_when_clients_go_before_they_are_taken(
+async def test_clients_count_is_exact_when_clients_are_erased_before_they_are_enqueued(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 5)
-    await begun_mailing(engine)
+    await start_mailing(engine)
     erase = "UPDATE client SET deleted_at = now(), phone = NULL, tag = NULL WHERE id > 3"
     await execute(engine, erase)
     assert await value(engine, "SELECT clients_count FROM mailing") == 5
@@ -122,9 +124,9 @@ async def test_clients_count_is_exact_when_clients_go_before_they_are_taken(
     assert await value(engine, "SELECT count(*) FROM message") == 3
 
 
-async def test_two_processes_never_take_the_same_chunk(engine: AsyncEngine) -> None:
+async def test_two_workers_never_enqueue_the_same_chunk(engine: AsyncEngine) -> None:
     await execute(engine, ADD_MANY)
-    await begun_mailing(engine)
+    await start_mailing(engine)
 
     await asyncio.gather(take_audience(engine), take_audience(engine))
     await take_audience(engine)
@@ -133,88 +135,101 @@ async def test_two_processes_never_take_the_same_chunk(engine: AsyncEngine) -> N
     assert await value(engine, "SELECT clients_count FROM mailing") == MANY
 
 
-async def test_replan_waits_until_no_process_may_send(engine: AsyncEngine) -> None:
-    await replanned_mailing(engine)
+async def test_replanning_waits_until_every_worker_has_applied_the_stop(
+    engine: AsyncEngine,
+) -> None:
+    await add_mailing_with_message(engine)
     await change_filter(engine)
     async with behind_all_stops(engine):
         replan = asyncio.create_task(do(engine, replanning.replan_chunk))
         await asyncio.wait({replan}, timeout=0.3)
-        assert await one_message(engine) == "scheduled"
-        assert await value(engine, "SELECT replanning FROM mailing")
+        assert await message_state(engine) == "scheduled"
+        assert await value(engine, "SELECT is_replanning FROM mailing")
     await replan
     await take_audience(engine)
 
-    assert await one_message(engine) == "cancelled filter_changed"
-    assert not await value(engine, "SELECT replanning FROM mailing")
+    assert await message_state(engine) == "cancelled filter_changed"
+    assert not await value(engine, "SELECT is_replanning FROM mailing")
 
 
-async def test_audience_is_taken_while_processes_send(engine: AsyncEngine) -> None:
+async def test_an_audience_is_enqueued_while_workers_send(engine: AsyncEngine) -> None:
     await add_clients(engine, 2)
-    await begun_mailing(engine)
-    async with behind_all_stops(engine), asyncio.timeout(PATIENCE):
+    await start_mailing(engine)
+    async with behind_all_stops(engine), asyncio.timeout(EVENT_TIMEOUT):
         await take_audience(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == 2
 
 
-async def test_replan_waits_until_what_is_being_sent_is_back(engine: AsyncEngine) -> None:
-    mailing_id, owner = await replanned_mailing(engine), uuid4()
+async def test_replanning_waits_for_messages_in_flight(engine: AsyncEngine) -> None:
+    mailing_id, owner = await add_mailing_with_message(engine), uuid4()
     async with engine.connect() as pooled:
-        sender = await raw(pooled)
-        (claim,) = await messages.claim(sender, {mailing_id: messages.START}, 1, owner, LEASE)
+        sender = await asyncpg_connection(pooled)
+        (claim,) = await messages.claim(
+            sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
+        )
         await change_filter(engine)
         await take_audience(engine)
-        assert await one_message(engine) == "sending"
-        assert await value(engine, "SELECT replanning FROM mailing")
+        assert await message_state(engine) == "sending"
+        assert await value(engine, "SELECT is_replanning FROM mailing")
 
-        await messages.finish(sender, owner, [FinishedMessage(claim, "scheduled", 0)])
+        await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
     await take_audience(engine)
 
-    assert await one_message(engine) == "cancelled filter_changed"
+    assert await message_state(engine) == "cancelled filter_changed"
 
 
-async def test_replan_waits_for_a_claim_that_it_could_not_see_yet(engine: AsyncEngine) -> None:
-    mailing_id, owner = await replanned_mailing(engine), uuid4()
+async def test_replanning_waits_for_a_claim_that_is_not_committed_yet(engine: AsyncEngine) -> None:
+    mailing_id, owner = await add_mailing_with_message(engine), uuid4()
     async with engine.connect() as pooled:
-        sender = await raw(pooled)
+        sender = await asyncpg_connection(pooled)
         async with sender.transaction():
-            await sender.execute(HOLD_LOCK.text)
-            (claim,) = await messages.claim(sender, {mailing_id: messages.START}, 1, owner, LEASE)
+            await sender.execute(HOLD_STOP_LOCK.text)
+            (claim,) = await messages.claim(
+                sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
+            )
             await change_filter(engine)
             replan = asyncio.create_task(take_audience(engine))
             await asyncio.wait({replan}, timeout=0.3)
         await replan
-        assert await one_message(engine) == "sending"
+        assert await message_state(engine) == "sending"
 
-        await messages.finish(sender, owner, [FinishedMessage(claim, "scheduled", 0)])
+        await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
     await take_audience(engine)
 
-    assert await one_message(engine) == "cancelled filter_changed"
+    assert await message_state(engine) == "cancelled filter_changed"
 
 
-async def test_nothing_is_claimed_of_a_mailing_that_is_being_replanned(
+async def test_messages_of_a_mailing_being_replanned_are_not_claimed(
     engine: AsyncEngine,
 ) -> None:
-    mailing_id, owner = await replanned_mailing(engine), uuid4()
+    mailing_id, owner = await add_mailing_with_message(engine), uuid4()
     await change_filter(engine)
     async with engine.connect() as pooled, engine.connect() as other:
-        sender = await raw(pooled)
-        assert await messages.claim(sender, {mailing_id: messages.START}, 1, owner, LEASE) == []
+        sender = await asyncpg_connection(pooled)
+        assert (
+            await messages.claim(sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE) == []
+        )
 
         assert await replanning.replan_chunk(other)  # not committed yet
-        async with asyncio.timeout(PATIENCE):
-            assert await messages.claim(sender, {mailing_id: messages.START}, 1, owner, LEASE) == []
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            assert (
+                await messages.claim(sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE)
+                == []
+            )
         await other.commit()
-        assert await messages.claim(sender, {mailing_id: messages.START}, 1, owner, LEASE) == []
+        assert (
+            await messages.claim(sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE) == []
+        )
 
 
-async def test_replan_that_waits_keeps_no_other_mailing_waiting(engine: AsyncEngine) -> None:
-    await replanned_mailing(engine)
+async def test_a_waiting_replan_delays_no_other_mailing(engine: AsyncEngine) -> None:
+    await add_mailing_with_message(engine)
     await change_filter(engine)
-    await begun_mailing(engine)
+    await start_mailing(engine)
     async with engine.connect() as pooled:
-        sender = await raw(pooled)
-        async with sender.transaction(), asyncio.timeout(PATIENCE):
-            await sender.execute(HOLD_LOCK.text)
+        sender = await asyncpg_connection(pooled)
+        async with sender.transaction(), asyncio.timeout(EVENT_TIMEOUT):
+            await sender.execute(HOLD_STOP_LOCK.text)
             await take_audience(engine)
             assert await value(engine, "SELECT count(*) FROM message") == 2

@@ -1,58 +1,59 @@
-"""A breaker that opens holds what has its permit and is not written yet."""
+"""When the breaker opens, requests that acquired it but are not written yet are not sent."""
 
 import asyncio
 
-from tests.patience import PATIENCE
-from tests.sample import add_due_messages, do, ledger, value
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import add_due_messages, do, mailing_counts, value
 
 from mailer.db import origin
 from mailer.db.engine import create_engine
 from mailer.dispatch.dispatcher import Dispatcher
-from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
-from mailer.gateway.port import Outcome, Request, Unavailable, Unknown
+from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.protocol import Outcome, Request, TemporaryFailure, Unknown
 from mailer.settings import Settings
 
-BUSY = Unavailable("http_429", 600, affects_all=True)
+BUSY = TemporaryFailure("http_429", 600, affects_all=True)
 
 
 class SlowToConnect:
-    """A gateway that is busy for the first request, while the others still wait to connect."""
+    """A gateway that answers 429 to the first request while two others still wait to connect."""
 
-    def __init__(self, breaker: Breaker) -> None:
-        self._breaker = breaker
+    def __init__(self) -> None:
+        self.channel: Channel | None = None
         self._connecting = asyncio.Barrier(3)
         self.is_written: list[bool] = []
 
     async def send(self, request: Request) -> Outcome:
         request.begin()
         if await self._connecting.wait() == 0:
-            request.write()
+            request.mark_written()
             return BUSY
-        while self._breaker.state == "closed":
+        while self.channel is None or self.channel.breaker.state == "closed":
             await asyncio.sleep(0)
-        self.is_written.append(request.write())
-        return request.outcome_of_cut() or Unknown("timeout")
+        self.is_written.append(request.mark_written())
+        return request.outcome_of_abort() or Unknown("timeout")
 
 
-async def test_a_request_that_waits_for_its_connection_is_not_written_once_the_breaker_opens(
+async def test_requests_waiting_for_a_connection_are_not_written_after_the_breaker_opens(
     database_url: str,
 ) -> None:
     engine = create_engine(database_url)
-    await do(engine, origin.update)  # as a start does, while there is nothing to send
+    await do(engine, origin.update)  # as at startup, while no message exists
     settings = Settings(gateway_concurrency=3)
-    breaker = Breaker(settings.breaker_failures, settings.breaker_reset)
-    gateway = SlowToConnect(breaker)
+    gateway = SlowToConnect()
+    channel = gateway.channel = Channel(gateway, ChannelLimits.of(settings))
     mailing_id = await add_due_messages(engine, 3)
-    dispatcher = Dispatcher(database_url, engine, gateway, breaker, Pace(3), settings)
+    dispatcher = Dispatcher(database_url, engine, channel, settings)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
-        async with asyncio.timeout(PATIENCE):
-            while len(gateway.is_written) < 2 or "sending" in await ledger(engine, mailing_id):
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while len(gateway.is_written) < 2 or "sending" in await mailing_counts(
+                engine, mailing_id
+            ):
                 await asyncio.sleep(0.02)
         dispatcher.stop()
 
     assert gateway.is_written == [False, False]
-    assert await ledger(engine, mailing_id) == {"scheduled": 3}
+    assert await mailing_counts(engine, mailing_id) == {"scheduled": 3}
     assert await value(engine, "SELECT sum(attempts) FROM message") == 0
     await engine.dispose()

@@ -1,4 +1,4 @@
-"""What `mailer clients import` and `mailer clients export` do with files."""
+"""The commands `mailer clients import` and `mailer clients export`."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client.commands import FileError, export_file, import_file
-from mailer.client.importing import BATCH
+from mailer.client.importing import STAGE_BATCH
 from mailer.errors import InvalidError
 
 ANNA = "79160000001"
@@ -23,7 +23,7 @@ def a_console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
     return Console(file=output, force_terminal=terminal, width=80), output
 
 
-async def put(engine: AsyncEngine, path: Path, content: str) -> str:
+async def import_text(engine: AsyncEngine, path: Path, content: str) -> str:
     path.write_text(content)
     console, output = a_console()
     await import_file(engine, str(path), console)
@@ -34,10 +34,10 @@ async def test_import_prints_the_rejected_lines_and_the_counts(
     engine: AsyncEngine, tmp_path: Path
 ) -> None:
     lines = ["phone,tag", f"{ANNA},[red]", "1,x", "79160000002", *["2,"] * 100]
-    printed = await put(engine, tmp_path / "clients.csv", "\n".join(lines))
+    printed = await import_text(engine, tmp_path / "clients.csv", "\n".join(lines))
     assert printed.splitlines()[:2] == [
         "line 3: phone must be 7 and ten more digits, such as 79161234567 (it has '1')",
-        "line 4: has 1 fields, and the header 2 (it has '79160000002')",
+        "line 4: has 1 fields, but the header has 2 (it has '79160000002')",
     ]
     assert printed.splitlines()[-3:] == [
         "and 2 more rejected lines",
@@ -47,21 +47,21 @@ async def test_import_prints_the_rejected_lines_and_the_counts(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("phone\n1\n", "nothing was imported: every line was rejected"),
         ("phone\n", "nothing was imported: the file has no line after its header"),
         (f"phone\n{ANNA}\n", "all lines are imported"),
     ],
 )
-async def test_import_says_whether_anything_was_imported(
-    engine: AsyncEngine, tmp_path: Path, content: str, said: str
+async def test_import_prints_whether_anything_was_imported(
+    engine: AsyncEngine, tmp_path: Path, content: str, expected: str
 ) -> None:
-    printed = await put(engine, tmp_path / "clients.csv", content)
-    assert printed.splitlines()[-2] == said
+    printed = await import_text(engine, tmp_path / "clients.csv", content)
+    assert printed.splitlines()[-2] == expected
 
 
-async def test_import_says_how_it_read_the_file(engine: AsyncEngine, tmp_path: Path) -> None:
+async def test_import_prints_the_detected_encoding(engine: AsyncEngine, tmp_path: Path) -> None:
     path = tmp_path / "clients.csv"
     path.write_bytes(f"phone,tag\n{ANNA},Лёд и пламя\n".encode("cp1251"))
     console, output = a_console()
@@ -69,20 +69,22 @@ async def test_import_says_how_it_read_the_file(engine: AsyncEngine, tmp_path: P
     assert output.getvalue().splitlines()[0] == "the file was read as windows-1251"
 
 
-async def test_terminal_shows_how_far_it_is(engine: AsyncEngine, tmp_path: Path) -> None:
+async def test_a_terminal_shows_progress(engine: AsyncEngine, tmp_path: Path) -> None:
     path = tmp_path / "clients.csv"
-    path.write_text("phone\n" + "".join(f"7916{n:07}\n" for n in range(2 * BATCH)))
+    path.write_text("phone\n" + "".join(f"7916{n:07}\n" for n in range(2 * STAGE_BATCH)))
     console, output = a_console(terminal=True)
     report = await import_file(engine, str(path), console)
-    assert report.created == 2 * BATCH
+    assert report.created == 2 * STAGE_BATCH
     assert "reading" in output.getvalue()
     console, output = a_console(terminal=True)
-    assert await export_file(engine, str(tmp_path / "out.csv"), console) == 2 * BATCH
+    assert await export_file(engine, str(tmp_path / "out.csv"), console) == 2 * STAGE_BATCH
     assert "writing" in output.getvalue()
 
 
-async def test_export_replaces_a_file_once_it_is_whole(engine: AsyncEngine, tmp_path: Path) -> None:
-    await put(engine, tmp_path / "in.csv", f"phone,tag\n{ANNA},vip\n")
+async def test_export_replaces_a_file_only_when_complete(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    await import_text(engine, tmp_path / "in.csv", f"phone,tag\n{ANNA},vip\n")
     target = tmp_path / "out.csv"
     target.write_text("old")
     console, output = a_console()
@@ -110,7 +112,7 @@ async def test_pipes_are_read_and_written(
     assert output.getvalue() == EXPORTED.encode()
 
 
-async def test_file_that_cannot_be_used_is_named(engine: AsyncEngine, tmp_path: Path) -> None:
+async def test_errors_name_the_unusable_file(engine: AsyncEngine, tmp_path: Path) -> None:
     console, _ = a_console()
     missing = tmp_path / "missing" / "clients.csv"
     with pytest.raises(FileError, match=f"{missing}: No such file or directory"):
@@ -123,6 +125,6 @@ async def test_file_that_cannot_be_used_is_named(engine: AsyncEngine, tmp_path: 
         await export_file(engine, "/dev/full", console)
 
 
-async def test_wrong_header_is_refused(engine: AsyncEngine, tmp_path: Path) -> None:
+async def test_an_invalid_header_is_refused(engine: AsyncEngine, tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="name: is not one of the columns"):
-        await put(engine, tmp_path / "clients.csv", "phone,name\n")
+        await import_text(engine, tmp_path / "clients.csv", "phone,name\n")

@@ -1,4 +1,4 @@
-"""A conflict is said only where its own constraint was violated."""
+"""Only a violation of the unique constraint is reported as a conflict."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import accounts, keys
+from mailer.access import keys, users
 from mailer.access.model import COMMAND_LINE
 from mailer.client import store
 from mailer.client.model import ClientChange, NewClient
 
 
 async def add_client(connection: Any, phone: str, tag: str | None = None) -> None:
-    await store.add(connection, NewClient(phone=phone, tag=tag))
+    await store.create(connection, NewClient(phone=phone, tag=tag))
 
 
-async def test_phone_that_is_taken_is_a_conflict_and_a_tag_too_long_is_none(
+async def test_a_used_phone_is_a_conflict_but_other_violations_are_not(
     engine: AsyncEngine,
 ) -> None:
     async with engine.begin() as connection:
@@ -35,17 +35,17 @@ async def test_phone_that_is_taken_is_a_conflict_and_a_tag_too_long_is_none(
             await store.change(connection, 2, ClientChange(tag="x" * 1_000))
 
 
-async def test_name_that_is_taken_is_a_conflict_and_one_too_long_is_none(
+async def test_a_used_name_is_a_conflict_but_a_too_long_one_is_not(
     engine: AsyncEngine,
 ) -> None:
     async with engine.begin() as connection:
-        await accounts.add(connection, "ann", "viewer", "hash", COMMAND_LINE)
-        await keys.add(connection, keys.NewKey(name="shop", scope="read"), COMMAND_LINE)
-    for name, expected in (("Ann", accounts.AccountNameTakenError), ("x" * 256, IntegrityError)):
+        await users.create(connection, "ann", "viewer", "hash", COMMAND_LINE)
+        await keys.create(connection, keys.NewKey(name="shop", scope="read"), COMMAND_LINE)
+    for name, expected in (("Ann", users.UserNameTakenError), ("x" * 256, IntegrityError)):
         async with engine.connect() as connection:
             with pytest.raises(expected):
-                await accounts.add(connection, name, "viewer", "hash", COMMAND_LINE)
-    for name, refused in (("shop", keys.KeyNameTakenError), ("x" * 65, IntegrityError)):
+                await users.create(connection, name, "viewer", "hash", COMMAND_LINE)
+    for name, expected_error in (("shop", keys.KeyNameTakenError), ("x" * 65, IntegrityError)):
         async with engine.connect() as connection:
-            with pytest.raises(refused):
-                await keys.add(connection, keys.NewKey(name=name, scope="read"), COMMAND_LINE)
+            with pytest.raises(expected_error):
+                await keys.create(connection, keys.NewKey(name=name, scope="read"), COMMAND_LINE)

@@ -1,4 +1,4 @@
-"""The daily report that goes out by itself, to a real mail server."""
+"""The daily report by mail, with a real mail server."""
 
 import asyncio
 import sys
@@ -13,21 +13,21 @@ import pytest
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
+from tests.factories import add_clients, add_mailing, add_messages, execute, value
 from tests.mailserver import Mailbox, mail_server
-from tests.sample import add_clients, add_mailing, add_messages, execute, value
 
 from mailer.app import serve
-from mailer.dispatch.schedule import jobs
+from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.errors import StartError
-from mailer.report.daily_mail import LEASE, LONGEST_PAUSE, DailyMail
-from mailer.report.mail import post_of
+from mailer.report.daily_mail import MAX_RETRY_DELAY, SEND_LEASE, DailyMail
+from mailer.report.mail import make_smtp_config
 from mailer.settings import Settings
 
 DAY = date(2020, 1, 15)
 MORNING = datetime(2020, 1, 16, 8, tzinfo=UTC)
-"""When the day's report is due."""
+"""When the report of `DAY` is due."""
 SECOND, MINUTE, A_DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
-SENT = "SELECT array_agg(day ORDER BY day) FROM report WHERE sent_at IS NOT NULL"
+SENT = "SELECT array_agg(day ORDER BY day) FROM daily_report WHERE sent_at IS NOT NULL"
 
 
 @pytest.fixture
@@ -45,15 +45,17 @@ def daily_mail(engine: AsyncEngine, port: int) -> DailyMail:
     settings = Settings(
         smtp_url=f"smtp://127.0.0.1:{port}", report_recipients="boss@example.org, ops@example.org"
     )
-    return DailyMail(engine, post_of(settings), settings)
+    return DailyMail(engine, make_smtp_config(settings), settings)
 
 
-async def test_report_of_the_day_before_is_sent_when_it_is_due(
+async def test_the_report_of_the_previous_day_is_sent_when_due(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
     mailing_id = await add_mailing(engine, clients=1)
     await add_messages(engine, mailing_id, await add_clients(engine, 1), "delivered")
-    await execute(engine, "INSERT INTO report VALUES ('2020-01-14', DEFAULT, now(), 1, now())")
+    await execute(
+        engine, "INSERT INTO daily_report VALUES ('2020-01-14', DEFAULT, now(), 1, now())"
+    )
     mail = daily_mail(engine, port)
 
     await mail.send_due(MORNING - SECOND)
@@ -66,7 +68,7 @@ async def test_report_of_the_day_before_is_sent_when_it_is_due(
     assert logs == [{"event": "report_sent", "log_level": "info", "day": DAY, "recipients": 2}]
 
 
-async def test_report_is_sent_once_by_many_processes_at_once_and_by_those_that_start_later(
+async def test_a_report_is_sent_once_by_concurrent_and_later_workers(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
     async with asyncio.TaskGroup() as tasks:
@@ -78,46 +80,46 @@ async def test_report_is_sent_once_by_many_processes_at_once_and_by_those_that_s
     assert len(mailbox.envelopes) == 1
 
 
-async def test_report_is_sent_later_when_the_mail_server_was_away(
+async def test_a_report_is_sent_when_the_mail_server_is_back(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
-    away = daily_mail(engine, 1)
+    unavailable = daily_mail(engine, 1)
     tries, now = 0, MORNING
     while now < MORNING + timedelta(hours=2):
         with capture_logs() as logs:
-            await away.send_due(now)
+            await unavailable.send_due(now)
         for event in logs:
             assert (event["event"], event["day"]) == ("report_failed", DAY)
-            assert event["reason"].startswith("the mail server 127.0.0.1:1 did not take")
+            assert event["reason"].startswith("the mail server 127.0.0.1:1 did not accept")
             assert "example.org" not in str(event)
             tries += 1
         now += 20 * SECOND
     assert 8 <= tries <= 15
 
-    await daily_mail(engine, port).send_due(now + LONGEST_PAUSE)
+    await daily_mail(engine, port).send_due(now + MAX_RETRY_DELAY)
 
     assert mailbox.mail()["Subject"].startswith("mailer, 2020-01-15")
     assert await value(engine, SENT) == [DAY]
 
 
-async def test_days_that_were_missed_are_sent_oldest_first_for_a_week(
+async def test_failed_reports_are_sent_oldest_first_for_a_week(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
     for days in range(10):
         await daily_mail(engine, 1).send_due(MORNING + days * A_DAY)
-        # the oldest is tried first, and those that wait leave room for the newest
-        for again in range(days):
-            await daily_mail(engine, 1).send_due(MORNING + days * A_DAY + again * SECOND)
+        # the oldest is tried first; reports that wait for a retry do not block newer ones
+        for attempt in range(days):
+            await daily_mail(engine, 1).send_due(MORNING + days * A_DAY + attempt * SECOND)
 
     mail = daily_mail(engine, port)
     for _ in range(10):
-        await mail.send_due(MORNING + 9 * A_DAY + LONGEST_PAUSE)
+        await mail.send_due(MORNING + 9 * A_DAY + MAX_RETRY_DELAY)
 
     assert await value(engine, SENT) == [DAY + days * A_DAY for days in range(3, 10)]
     assert len(mailbox.envelopes) == 7
 
 
-async def test_days_on_which_no_process_ran_get_their_report_too(
+async def test_days_on_which_no_worker_ran_get_a_report(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
     mail = daily_mail(engine, port)
@@ -133,36 +135,40 @@ async def test_days_on_which_no_process_ran_get_their_report_too(
     assert len(mailbox.envelopes) == 12
 
 
-async def test_report_that_another_process_sends_is_left_to_it_until_its_lease_ends(
+async def test_a_report_leased_by_another_worker_is_sent_after_the_lease_expires(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
-    taken = "INSERT INTO report (day, taken_until) VALUES ('2020-01-15', '2020-01-16 08:10Z')"
-    await execute(engine, taken)
+    leased = (
+        "INSERT INTO daily_report (day, leased_until) VALUES ('2020-01-15', '2020-01-16 08:10Z')"
+    )
+    await execute(engine, leased)
     mail = daily_mail(engine, port)
     await mail.send_due(MORNING)
-    await mail.send_due(MORNING + LEASE - SECOND)
+    await mail.send_due(MORNING + SEND_LEASE - SECOND)
     assert not mailbox.envelopes
 
-    await mail.send_due(MORNING + LEASE)
+    await mail.send_due(MORNING + SEND_LEASE)
     assert len(mailbox.envelopes) == 1
 
 
-async def test_report_that_comes_twice_has_one_message_id(
+async def test_a_report_sent_twice_has_the_same_message_id(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
     mail = daily_mail(engine, port)
     await mail.send_due(MORNING)
     first = mailbox.mail()["Message-ID"]
-    await execute(engine, "UPDATE report SET sent_at = NULL")  # crashed before it was written
+    await execute(
+        engine, "UPDATE daily_report SET sent_at = NULL"
+    )  # as after a crash before the record
     mailbox.envelopes.clear()
-    await mail.send_due(MORNING + LEASE)
+    await mail.send_due(MORNING + SEND_LEASE)
     assert mailbox.mail()["Message-ID"] == first
     mailbox.envelopes.clear()
     await mail.send_due(MORNING + A_DAY)
     assert mailbox.mail()["Message-ID"] != first
 
 
-async def test_recipient_refused_for_now_is_tried_again_and_the_others_get_it_once(
+async def test_a_temporarily_refused_recipient_is_retried_alone(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
     mailbox.answers = {"boss@example.org": "450 4.2.0 greylisted"}
@@ -177,10 +183,12 @@ async def test_recipient_refused_for_now_is_tried_again_and_the_others_get_it_on
     ]
     assert "example.org" not in str(logs)
 
-    await mail.send_due(MORNING + LONGEST_PAUSE)  # still refused
+    await mail.send_due(MORNING + MAX_RETRY_DELAY)  # still refused
     assert len(mailbox.envelopes) == 1
     mailbox.answers.clear()
-    await daily_mail(engine, port).send_due(MORNING + 2 * LONGEST_PAUSE)  # any process goes on
+    await daily_mail(engine, port).send_due(
+        MORNING + 2 * MAX_RETRY_DELAY
+    )  # any worker can continue
 
     first, second = mailbox.envelopes
     assert second.rcpt_tos == ["boss@example.org"]
@@ -193,7 +201,7 @@ def message_id(envelope: Envelope) -> str:
     return str(message_from_bytes(envelope.content)["Message-ID"])
 
 
-async def test_recipient_refused_for_good_is_given_up(
+async def test_a_permanently_refused_recipient_is_not_retried(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
     mailbox.answers = {
@@ -209,13 +217,13 @@ async def test_recipient_refused_for_good_is_given_up(
     }
     assert "example.org" not in str(logs)
     mailbox.answers = {}
-    await mail.send_due(MORNING + LONGEST_PAUSE)
+    await mail.send_due(MORNING + MAX_RETRY_DELAY)
     assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["ops@example.org"]]
     assert await value(engine, SENT) == [DAY]
 
 
 @pytest.mark.parametrize("answer", ["421 4.3.2 shutting down", "451 4.3.0 try later"])
-async def test_server_that_breaks_off_is_tried_again_for_all(
+async def test_after_a_temporary_failure_of_the_server_all_recipients_are_retried(
     engine: AsyncEngine, mailbox: Mailbox, port: int, answer: str
 ) -> None:
     mailbox.data_answer = answer
@@ -223,51 +231,51 @@ async def test_server_that_breaks_off_is_tried_again_for_all(
     await mail.send_due(MORNING)
     assert not mailbox.envelopes
     mailbox.data_answer = None
-    await mail.send_due(MORNING + LONGEST_PAUSE)
+    await mail.send_due(MORNING + MAX_RETRY_DELAY)
     assert len(mailbox.envelopes[0].rcpt_tos) == 2
 
 
 class SlowMailbox(Mailbox):
-    """Takes a mail when it is told to."""
+    """A mailbox that accepts a mail only when `may_answer` is set."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_asked = asyncio.Event()
+        self.has_mail = asyncio.Event()
         self.may_answer = asyncio.Event()
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # aiosmtpd's name
-        self.is_asked.set()
+        self.has_mail.set()
         await self.may_answer.wait()
         return await super().handle_DATA(server, session, envelope)
 
 
-async def test_no_connection_is_held_while_the_mail_goes_out(engine: AsyncEngine) -> None:
+async def test_no_database_connection_is_held_while_the_mail_is_sent(engine: AsyncEngine) -> None:
     mailbox = SlowMailbox()
     async with mail_server(mailbox) as port, asyncio.TaskGroup() as tasks:
         tasks.create_task(daily_mail(engine, port).send_due(MORNING))
-        await mailbox.is_asked.wait()
+        await mailbox.has_mail.wait()
         pool: Any = engine.pool
         assert pool.checkedout() == 0
         mailbox.may_answer.set()
 
 
-async def test_mail_on_its_way_is_finished_when_the_process_stops(engine: AsyncEngine) -> None:
+async def test_a_mail_being_sent_is_finished_when_the_worker_stops(engine: AsyncEngine) -> None:
     mailbox = SlowMailbox()
     async with mail_server(mailbox) as port:
         mail = daily_mail(engine, port)
         job = asyncio.create_task(mail.run())
-        await mailbox.is_asked.wait()
-        job.cancel()  # as the scheduler does
+        await mailbox.has_mail.wait()
+        job.cancel()  # as the scheduler does at shutdown
         await asyncio.wait([job])
         finishing = asyncio.create_task(mail.finish(30))
         mailbox.may_answer.set()
         await finishing
 
     assert len(mailbox.envelopes) == 1
-    assert await value(engine, "SELECT count(*) FROM report WHERE sent_at IS NOT NULL") == 1
+    assert await value(engine, "SELECT count(*) FROM daily_report WHERE sent_at IS NOT NULL") == 1
 
 
-async def test_example_page_shows_its_picture(tmp_path: Path) -> None:
+async def test_the_example_report_contains_its_chart(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "docs/pictures/report.py"
     page = tmp_path / "report.html"
     process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(page))
@@ -276,23 +284,24 @@ async def test_example_page_shows_its_picture(tmp_path: Path) -> None:
     assert "attempts_exhausted" in page.read_text()
 
 
-async def test_report_is_a_job_where_mail_is_set_and_none_where_not(
+async def test_the_report_is_a_job_only_if_mail_is_configured(
     engine: AsyncEngine,
 ) -> None:
     mail = daily_mail(engine, 1)
-    assert [job.run for job in jobs(engine, Settings(), mail.run) if job.name == "report"] == [
-        mail.run
-    ]
-    assert not [job for job in jobs(engine, Settings(), None) if job.name == "report"]
+    limits = JobLimits.of(Settings())
+    assert [job.run for job in jobs(engine, limits, mail.run) if job.name == "report"] == [mail.run]
+    assert not [job for job in jobs(engine, limits, None) if job.name == "report"]
 
 
 @pytest.mark.parametrize(
-    ("given", "missing"),
+    ("incomplete", "missing"),
     [
         ({"smtp_url": "smtp://mail"}, "MAILER_REPORT_RECIPIENTS is not set"),
         ({"report_recipients": "a@b.org"}, "MAILER_SMTP_URL is not set"),
     ],
 )
-async def test_half_of_what_mail_needs_stops_the_start(given: dict[str, str], missing: str) -> None:
+async def test_incomplete_mail_settings_are_a_start_error(
+    incomplete: dict[str, str], missing: str
+) -> None:
     with pytest.raises(StartError, match=missing):
-        await serve(msgspec.structs.replace(Settings(auth="none"), **given))
+        await serve(msgspec.structs.replace(Settings(auth="none"), **incomplete))

@@ -1,3 +1,5 @@
+"""The daily report: its figures, its texts, and sending it by mail."""
+
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,46 +14,53 @@ import pytest
 import trustme
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.factories import NOON, add_clients, add_mailing, add_messages, do, execute
 from tests.mailserver import Mailbox, knows, mail_server
-from tests.sample import NOON, add_clients, add_mailing, add_messages, do, execute
 
 from mailer.errors import InvalidError, StartError
-from mailer.message import tally
+from mailer.message import counters
 from mailer.report.chart import draw
 from mailer.report.daily import (
-    LISTED,
+    MAX_LISTED,
     DailyReport,
-    bounds,
     daily_report,
+    day_bounds,
     render_html,
     render_text,
 )
-from mailer.report.mail import MailNotSentError, MailResult, post_of, send_report
+from mailer.report.mail import MailNotSentError, MailResult, make_smtp_config, send_report
 from mailer.report.model import MessageCounts, OutcomeCounts, ReasonCount
 from mailer.settings import Settings
 
 DAY = date(2020, 1, 15)
 HOUR = timedelta(hours=1)
 
-# ---- what it says ----------------------------------------------------------------------------
+# ---- content ---------------------------------------------------------------------------------
 
 
-async def test_report_counts_what_happened_on_the_local_day(engine: AsyncEngine) -> None:
+async def test_the_report_counts_outcomes_of_the_local_day(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 9)
     start = datetime(2020, 1, 14, tzinfo=UTC)
     mailing_id = await add_mailing(engine, clients=9, start=start, lasts=72 * HOUR)
-    begins = datetime(2020, 1, 14, 21, tzinfo=UTC)  # midnight in Moscow
+    day_start = datetime(2020, 1, 14, 21, tzinfo=UTC)  # midnight in Moscow
     second = timedelta(seconds=1)
-    await add_messages(engine, mailing_id, clients[:1], "delivered", at=begins - second)
-    await add_messages(engine, mailing_id, clients[1:3], "delivered", at=begins)
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=day_start - second)
+    await add_messages(engine, mailing_id, clients[1:3], "delivered", at=day_start)
     await add_messages(
-        engine, mailing_id, clients[3:4], "undelivered", "rejected_400", begins + 24 * HOUR - second
+        engine,
+        mailing_id,
+        clients[3:4],
+        "undelivered",
+        "rejected_400",
+        day_start + 24 * HOUR - second,
     )
     await add_messages(
-        engine, mailing_id, clients[4:6], "undelivered", "attempts_exhausted", begins + HOUR
+        engine, mailing_id, clients[4:6], "undelivered", "attempts_exhausted", day_start + HOUR
     )
-    await add_messages(engine, mailing_id, clients[6:7], "cancelled", "expired", begins + 24 * HOUR)
-    await add_messages(engine, mailing_id, clients[7:], "scheduled", "timeout", begins + HOUR)
+    await add_messages(
+        engine, mailing_id, clients[6:7], "cancelled", "expired", day_start + 24 * HOUR
+    )
+    await add_messages(engine, mailing_id, clients[7:], "scheduled", "timeout", day_start + HOUR)
 
     report = await daily_report(engine, DAY, "Europe/Moscow")
 
@@ -66,23 +75,25 @@ async def test_report_counts_what_happened_on_the_local_day(engine: AsyncEngine)
     assert mailing.datetime_start.isoformat() == "2020-01-14T03:00:00+03:00"
 
 
-async def test_report_names_the_mailings_that_were_under_way(engine: AsyncEngine) -> None:
-    begins, ends = bounds(DAY, ZoneInfo("UTC"))
+async def test_the_report_lists_the_mailings_that_ran_on_the_day(engine: AsyncEngine) -> None:
+    day_start, day_end = day_bounds(DAY, ZoneInfo("UTC"))
     await set_updated(
         engine,
-        await add_mailing(engine, status="finished", start=begins - 2 * HOUR, lasts=2 * HOUR),
-        begins - HOUR / 60,
+        await add_mailing(engine, status="finished", start=day_start - 2 * HOUR, lasts=2 * HOUR),
+        day_start - HOUR / 60,
     )
-    at_midnight = await add_mailing(engine, start=begins - 2 * HOUR, lasts=2 * HOUR)
-    within = await add_mailing(engine, start=begins - 2 * HOUR, lasts=3 * HOUR)
-    await add_mailing(engine, start=ends)
-    around = await add_mailing(engine, start=begins - HOUR, lasts=99 * HOUR)
-    to_come = await add_mailing(engine, status="scheduled", start=ends - HOUR)
+    ended_at_midnight = await add_mailing(engine, start=day_start - 2 * HOUR, lasts=2 * HOUR)
+    ended_on_the_day = await add_mailing(engine, start=day_start - 2 * HOUR, lasts=3 * HOUR)
+    await add_mailing(engine, start=day_end)
+    running_all_day = await add_mailing(engine, start=day_start - HOUR, lasts=99 * HOUR)
+    starting_on_the_day = await add_mailing(engine, status="scheduled", start=day_end - HOUR)
     await set_updated(
-        engine, await add_mailing(engine, status="finished", start=begins - HOUR), begins - HOUR / 2
+        engine,
+        await add_mailing(engine, status="finished", start=day_start - HOUR),
+        day_start - HOUR / 2,
     )
-    finished = await add_mailing(engine, status="finished", start=begins - HOUR)
-    await set_updated(engine, finished, begins + HOUR)
+    finished = await add_mailing(engine, status="finished", start=day_start - HOUR)
+    await set_updated(engine, finished, day_start + HOUR)
     deleted = await add_mailing(engine)
     async with engine.begin() as connection:
         await connection.execute(
@@ -92,7 +103,7 @@ async def test_report_names_the_mailings_that_were_under_way(engine: AsyncEngine
     report = await daily_report(engine, DAY, "UTC")
 
     assert [mailing.id for mailing in report.mailings] == [
-        *(finished, to_come, around, within, at_midnight)
+        *(finished, starting_on_the_day, running_all_day, ended_on_the_day, ended_at_midnight)
     ]
     assert report.mailings_count == 5
 
@@ -105,24 +116,24 @@ async def set_updated(engine: AsyncEngine, mailing_id: int, at: datetime) -> Non
         )
 
 
-async def test_long_report_is_cut_but_its_sums_are_not(engine: AsyncEngine) -> None:
-    for _ in range(LISTED + 2):
+async def test_a_long_list_of_mailings_is_truncated_but_totals_are_not(engine: AsyncEngine) -> None:
+    for _ in range(MAX_LISTED + 2):
         await add_mailing(engine, status="scheduled", clients=10)
 
     report = await daily_report(engine, DAY, "UTC")
 
-    assert len(report.mailings) == LISTED
-    assert report.mailings_count == LISTED + 2
-    assert report.clients_count == report.messages.scheduled == 10 * (LISTED + 2)
+    assert len(report.mailings) == MAX_LISTED
+    assert report.mailings_count == MAX_LISTED + 2
+    assert report.clients_count == report.messages.scheduled == 10 * (MAX_LISTED + 2)
     assert "and 2 older ones" in render_text(report)
     assert "and 2 older ones" in render_html(report, "cid:chart")
 
 
-async def test_day_without_mailings_says_so(engine: AsyncEngine) -> None:
+async def test_the_report_of_a_day_without_mailings_says_so(engine: AsyncEngine) -> None:
     report = await daily_report(engine, DAY, "UTC")
 
     assert report.messages == MessageCounts.of()
-    assert "No mailing was under way" in render_text(report)
+    assert "No mailing was active" in render_text(report)
     assert "None." in render_html(report, "cid:chart")
 
 
@@ -132,22 +143,22 @@ async def test_day_without_mailings_says_so(engine: AsyncEngine) -> None:
         (date(2020, 1, 15), "UTC", 24),
         (date(2030, 3, 31), "Europe/Berlin", 23),
         (date(2030, 10, 27), "Europe/Berlin", 25),
-        (date(2018, 11, 4), "America/Sao_Paulo", 23),  # has no midnight
-        (date(2011, 12, 30), "Pacific/Apia", 0),  # was left out
+        (date(2018, 11, 4), "America/Sao_Paulo", 23),  # midnight is skipped
+        (date(2011, 12, 30), "Pacific/Apia", 0),  # the day is skipped
     ],
 )
-def test_day_is_as_long_as_its_zone_has_it(day: date, zone: str, hours: int) -> None:
-    begins, ends = bounds(day, ZoneInfo(zone))
-    assert (ends - begins) / HOUR == hours
+def test_the_length_of_a_day_depends_on_the_time_zone(day: date, zone: str, hours: int) -> None:
+    day_start, day_end = day_bounds(day, ZoneInfo(zone))
+    assert (day_end - day_start) / HOUR == hours
 
 
 @pytest.mark.parametrize("day", [date.min, date.max])
-def test_day_out_of_the_calendar_is_refused(day: date) -> None:
+def test_a_day_out_of_range_is_refused(day: date) -> None:
     with pytest.raises(InvalidError, match="date"):
-        bounds(day, ZoneInfo("Asia/Tokyo"))
+        day_bounds(day, ZoneInfo("Asia/Tokyo"))
 
 
-async def test_text_holds_every_figure(engine: AsyncEngine) -> None:
+async def test_the_text_contains_every_figure(engine: AsyncEngine) -> None:
     assert render_text(await sample_report(engine)).splitlines()[3:10] == [
         "On that day",
         "  delivered                1",
@@ -155,22 +166,24 @@ async def test_text_holds_every_figure(engine: AsyncEngine) -> None:
         "  unknown                  0",
         "  cancelled                0",
         "",
-        "Not delivered on that day, and why",
+        "Not delivered on that day, by reason",
     ]
 
 
-async def test_outcomes_are_counted_by_the_local_hour(engine: AsyncEngine) -> None:
+async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 5)
     start = datetime(2030, 10, 26, tzinfo=UTC)
     mailing_id = await add_mailing(engine, clients=5, start=start, lasts=72 * HOUR)
-    begins = datetime(2030, 10, 26, 22, tzinfo=UTC)  # midnight in Berlin, when clocks are set back
+    day_start = datetime(2030, 10, 26, 22, tzinfo=UTC)  # midnight in Berlin; clocks are set back
     second = timedelta(seconds=1)
-    await add_messages(engine, mailing_id, clients[:1], "delivered", at=begins - second)
-    await add_messages(engine, mailing_id, clients[1:2], "delivered", at=begins + 3 * HOUR - second)
-    await add_messages(engine, mailing_id, clients[2:3], "unknown", "x", at=begins + 3 * HOUR)
-    await do(engine, lambda db: tally.fold(db, 5))  # half of it folded, half of it not
-    await add_messages(engine, mailing_id, clients[3:4], "cancelled", "x", begins + 25 * HOUR)
-    await add_messages(engine, mailing_id, clients[4:], "delivered", at=begins + 3 * HOUR)
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=day_start - second)
+    await add_messages(
+        engine, mailing_id, clients[1:2], "delivered", at=day_start + 3 * HOUR - second
+    )
+    await add_messages(engine, mailing_id, clients[2:3], "unknown", "x", at=day_start + 3 * HOUR)
+    await do(engine, lambda db: counters.merge_deltas(db, 5))  # merges a part of the deltas
+    await add_messages(engine, mailing_id, clients[3:4], "cancelled", "x", day_start + 25 * HOUR)
+    await add_messages(engine, mailing_id, clients[4:], "delivered", at=day_start + 3 * HOUR)
 
     report = await daily_report(engine, date(2030, 10, 27), "Europe/Berlin")
 
@@ -180,7 +193,7 @@ async def test_outcomes_are_counted_by_the_local_hour(engine: AsyncEngine) -> No
         ("02 +0100", OutcomeCounts.of(delivered=1, unknown=1)),
     ]
     lines = render_text(report).splitlines()
-    at = lines.index("By the hour")
+    at = lines.index("By hour")
     assert [line.split() for line in lines[at + 1 : at + 5]] == [
         ["from", "delivered", "undelivered", "unknown", "cancelled"],
         ["02:00", "1", "0", "0", "0"],
@@ -189,14 +202,14 @@ async def test_outcomes_are_counted_by_the_local_hour(engine: AsyncEngine) -> No
     ]
 
 
-async def test_report_reads_no_message_and_so_outlives_them(engine: AsyncEngine) -> None:
+async def test_the_report_needs_no_message_rows(engine: AsyncEngine) -> None:
     report = await sample_report(engine)
     await execute(engine, "DELETE FROM message")
 
-    again = await daily_report(engine, DAY, "UTC")
+    repeated = await daily_report(engine, DAY, "UTC")
 
-    assert msgspec.structs.replace(again, made_at=report.made_at) == report
-    assert again.busy_hours[0].messages == OutcomeCounts.of(delivered=1, undelivered=2)
+    assert msgspec.structs.replace(repeated, as_of=report.as_of) == report
+    assert repeated.busy_hours[0].messages == OutcomeCounts.of(delivered=1, undelivered=2)
 
 
 @pytest.mark.parametrize(
@@ -209,36 +222,36 @@ async def test_report_reads_no_message_and_so_outlives_them(engine: AsyncEngine)
         (date(1999, 12, 31), "UTC", 24),
     ],
 )
-async def test_report_has_every_hour_of_its_day(
+async def test_the_report_has_every_hour_of_its_day(
     engine: AsyncEngine, day: date, zone: str, hours: int
 ) -> None:
     assert len((await daily_report(engine, day, zone)).hours) == hours
 
 
-async def test_longest_report_is_not_cut_by_mail_programs(engine: AsyncEngine) -> None:
+async def test_the_longest_report_is_not_clipped_by_mail_programs(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 6)
-    for _ in range(LISTED + 1):
+    for _ in range(MAX_LISTED + 1):
         mailing_id = await add_mailing(engine, clients=1_000_000)
-        for place, status in enumerate(MessageCounts.__struct_fields__):
+        for index, status in enumerate(MessageCounts.__struct_fields__):
             if status != "sending":
-                await add_messages(engine, mailing_id, clients[place : place + 1], status, "x")
+                await add_messages(engine, mailing_id, clients[index : index + 1], status, "x")
 
     assert len(render_html(await daily_report(engine, DAY, "UTC"), "cid:chart")) < 100_000
 
 
-async def test_report_tells_nothing_of_texts_and_phones(engine: AsyncEngine) -> None:
+async def test_the_report_contains_no_texts_or_phones(engine: AsyncEngine) -> None:
     report = await sample_report(engine)
     for rendered in (render_text(report), render_html(report, "cid:chart")):
         assert "price" not in rendered
         assert "7916" not in rendered
 
 
-async def test_reason_is_escaped_in_html(engine: AsyncEngine) -> None:
+async def test_reasons_are_escaped_in_html(engine: AsyncEngine) -> None:
     assert "<b>&" in render_text(await sample_report(engine))
     assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine), "cid:chart")
 
 
-ELSEWHERE = "smtp://report%40example.org:secret@mail.example.org"
+REMOTE_SMTP_URL = "smtp://report%40example.org:secret@mail.example.org"
 
 
 async def sample_report(engine: AsyncEngine) -> DailyReport:
@@ -249,7 +262,7 @@ async def sample_report(engine: AsyncEngine) -> DailyReport:
     return await daily_report(engine, DAY, "UTC")
 
 
-# ---- how it is sent --------------------------------------------------------------------------
+# ---- sending ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -264,7 +277,7 @@ async def start_mail_server() -> AsyncIterator[Callable[..., Awaitable[int]]]:
 
 @pytest.fixture
 def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLContext:
-    """A mail server's certificate that this process trusts."""
+    """TLS context of a mail server whose certificate this process trusts."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
@@ -280,16 +293,16 @@ def settings_for(port: int, *, scheme: str = "smtp", login: str = "") -> Setting
     )
 
 
-KNOWN = "ops%40example.org:p%40ss%2Fword@"
+VALID_LOGIN = "ops%40example.org:p%40ss%2Fword@"
 StartMailServer = Callable[..., Awaitable[int]]
 
 
-async def test_mail_is_received_with_both_parts(
+async def test_the_mail_has_text_html_and_chart(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
     report = await sample_report(engine)
-    await send_report(report, post_of(settings_for(await start_mail_server(mailbox))))
+    await send_report(report, make_smtp_config(settings_for(await start_mail_server(mailbox))))
 
     assert mailbox.envelopes[0].rcpt_tos == ["boss@example.org", "ops@example.org"]
     mail = mailbox.mail()
@@ -297,11 +310,11 @@ async def test_mail_is_received_with_both_parts(
     assert mail["From"] == "mailer <mailer@127.0.0.1>"
     assert mail["To"] == "boss@example.org, ops@example.org"
     assert mail["Message-ID"]
-    assert mail["Date"].datetime == report.made_at.replace(microsecond=0)
+    assert mail["Date"].datetime == report.as_of.replace(microsecond=0)
     assert mail.get_content_type() == "multipart/alternative"
-    plain, related = mail.iter_parts()
-    assert plain.get_content_type() == "text/plain"
-    assert plain.get_content().splitlines() == render_text(report).splitlines()
+    text_part, related = mail.iter_parts()
+    assert text_part.get_content_type() == "text/plain"
+    assert text_part.get_content().splitlines() == render_text(report).splitlines()
     assert related.get_content_type() == "multipart/related"
     assert isinstance(related, EmailMessage)
     html, picture = related.iter_parts()
@@ -314,41 +327,47 @@ async def test_mail_is_received_with_both_parts(
     assert picture.get_content() == draw(report.hours, "UTC")
 
 
-async def test_mail_of_a_day_on_which_nothing_happened_has_no_picture(
+async def test_the_mail_of_a_day_without_outcomes_has_no_chart(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
     report = await daily_report(engine, DAY, "UTC")
-    await send_report(report, post_of(settings_for(await start_mail_server(mailbox))))
+    await send_report(report, make_smtp_config(settings_for(await start_mail_server(mailbox))))
 
     _, html = mailbox.mail().iter_parts()
     assert html.get_content_type() == "text/html"
     assert "<img" not in html.get_content()
 
 
-async def test_login_is_encrypted_when_the_server_can(
+async def test_a_login_is_encrypted_if_the_server_supports_it(
     engine: AsyncEngine, start_mail_server: StartMailServer, certificate: ssl.SSLContext
 ) -> None:
     mailbox = Mailbox()
     port = await start_mail_server(
         mailbox, tls_context=certificate, authenticator=knows, auth_required=True
     )
-    await send_report(await sample_report(engine), post_of(settings_for(port, login=KNOWN)))
+    await send_report(
+        await sample_report(engine), make_smtp_config(settings_for(port, login=VALID_LOGIN))
+    )
 
     assert mailbox.was_encrypted == [True]
     assert mailbox.mail()["From"] == "mailer <ops@example.org>"
 
 
-async def test_login_goes_on_without_encryption_on_this_machine_alone(
+async def test_a_login_without_encryption_is_allowed_for_loopback_alone(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
     port = await start_mail_server(mailbox, authenticator=knows, auth_require_tls=False)
-    await send_report(await sample_report(engine), post_of(settings_for(port, login=KNOWN)))
+    await send_report(
+        await sample_report(engine), make_smtp_config(settings_for(port, login=VALID_LOGIN))
+    )
 
     assert mailbox.was_encrypted == [False]
-    elsewhere = msgspec.structs.replace(settings_for(port, login=KNOWN), smtp_url=ELSEWHERE)
-    assert post_of(elsewhere).starts_tls is True
+    remote = msgspec.structs.replace(
+        settings_for(port, login=VALID_LOGIN), smtp_url=REMOTE_SMTP_URL
+    )
+    assert make_smtp_config(remote).starts_tls is True
 
 
 async def test_smtps_is_encrypted_from_the_start(
@@ -358,33 +377,33 @@ async def test_smtps_is_encrypted_from_the_start(
     port = await start_mail_server(
         mailbox, tls=certificate, authenticator=knows, auth_require_tls=False
     )
-    settings = settings_for(port, scheme="smtps", login=KNOWN)
-    await send_report(await sample_report(engine), post_of(settings))
+    settings = settings_for(port, scheme="smtps", login=VALID_LOGIN)
+    await send_report(await sample_report(engine), make_smtp_config(settings))
 
     assert len(mailbox.envelopes) == 1
 
 
-async def refusal(engine: AsyncEngine, settings: Settings) -> str:
-    """What is said when the report cannot be sent."""
+async def get_failure(engine: AsyncEngine, settings: Settings) -> str:
+    """Return the error message when the report cannot be sent."""
     with pytest.raises(MailNotSentError) as error:
-        await send_report(await sample_report(engine), post_of(settings))
+        await send_report(await sample_report(engine), make_smtp_config(settings))
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-async def test_wrong_password_is_said_in_one_line(
+async def test_a_wrong_password_is_reported_in_one_line(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
     port = await start_mail_server(mailbox, authenticator=knows, auth_require_tls=False)
-    said = await refusal(engine, settings_for(port, login="ops%40example.org:secret@"))
+    failure = await get_failure(engine, settings_for(port, login="ops%40example.org:secret@"))
 
-    assert said.startswith(f"the mail server 127.0.0.1:{port} did not take the report: 535")
-    assert "secret" not in said
+    assert failure.startswith(f"the mail server 127.0.0.1:{port} did not accept the report: 535")
+    assert "secret" not in failure
     assert not mailbox.envelopes
 
 
-async def test_certificate_that_nobody_knows_is_refused(
+async def test_an_untrusted_certificate_is_refused(
     engine: AsyncEngine,
     start_mail_server: StartMailServer,
     certificate: ssl.SSLContext,
@@ -397,82 +416,84 @@ async def test_certificate_that_nobody_knows_is_refused(
         ("smtps", {"tls": certificate}),
     ):
         port = await start_mail_server(mailbox, **options)
-        settings = settings_for(port, scheme=scheme, login=KNOWN)
-        assert "CERTIFICATE_VERIFY_FAILED" in await refusal(engine, settings)
+        settings = settings_for(port, scheme=scheme, login=VALID_LOGIN)
+        assert "CERTIFICATE_VERIFY_FAILED" in await get_failure(engine, settings)
     assert not mailbox.envelopes
 
 
-async def test_server_that_is_away_is_said_in_one_line(engine: AsyncEngine) -> None:
-    assert "127.0.0.1:1 did not take the report" in await refusal(engine, settings_for(1))
+async def test_an_unreachable_server_is_reported_in_one_line(engine: AsyncEngine) -> None:
+    assert "127.0.0.1:1 did not accept the report" in await get_failure(engine, settings_for(1))
 
 
-async def test_one_refused_recipient_does_not_keep_the_report_from_others(
+async def test_a_refused_recipient_does_not_stop_the_others(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox(refusing="boss@example.org")
     await send_report(
-        await sample_report(engine), post_of(settings_for(await start_mail_server(mailbox)))
+        await sample_report(engine),
+        make_smtp_config(settings_for(await start_mail_server(mailbox))),
     )
     assert mailbox.envelopes[0].rcpt_tos == ["ops@example.org"]
 
 
-async def test_recipients_are_told_apart_by_what_the_server_answers(
+async def test_the_result_of_each_recipient_is_returned(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox(refusing="boss@example.org")
     port = await start_mail_server(mailbox)
-    report, post = await sample_report(engine), post_of(settings_for(port))
-    assert await send_report(report, post) == MailResult(
+    report, smtp_config = await sample_report(engine), make_smtp_config(settings_for(port))
+    assert await send_report(report, smtp_config) == MailResult(
         accepted=["ops@example.org"], deferred={}, refused={"boss@example.org": 550}
     )
     mailbox.answers |= {"ops@example.org": "450 4.2.0 greylisted"}
-    assert await send_report(report, post) == MailResult(
+    assert await send_report(report, smtp_config) == MailResult(
         accepted=[], deferred={"ops@example.org": 450}, refused={"boss@example.org": 550}
     )
 
 
-async def test_log_names_no_recipient_that_the_server_names(
+async def test_recipients_in_server_errors_are_masked(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
     mailbox.data_answer = "554 5.7.1 <boss@example.org>: not for boss@example.org, sorry"
-    said = await refusal(engine, settings_for(await start_mail_server(mailbox)))
-    assert said.endswith("554 5.7.1 <***>: not for ***, sorry")
+    failure = await get_failure(engine, settings_for(await start_mail_server(mailbox)))
+    assert failure.endswith("554 5.7.1 <***>: not for ***, sorry")
 
 
-async def test_mail_without_a_login_is_encrypted_when_the_server_offers_it(
+async def test_without_a_login_mail_is_encrypted_whatever_the_certificate(
     engine: AsyncEngine,
     start_mail_server: StartMailServer,
     certificate: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever signed the certificate: the other way would be clear text."""
+    """An untrusted certificate is better than clear text."""
     monkeypatch.delenv("SSL_CERT_FILE")
     mailbox = Mailbox()
     port = await start_mail_server(mailbox, tls_context=certificate)
-    await send_report(await sample_report(engine), post_of(settings_for(port)))
+    await send_report(await sample_report(engine), make_smtp_config(settings_for(port)))
     assert mailbox.was_encrypted == [True]
 
 
-async def test_without_a_login_encryption_that_the_server_cannot_do_is_left_out(
+async def test_without_a_login_mail_is_sent_unencrypted_if_tls_fails(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
     without_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     port = await start_mail_server(mailbox, tls_context=without_certificate, authenticator=knows)
-    await refusal(engine, settings_for(port, login=KNOWN))
+    await get_failure(engine, settings_for(port, login=VALID_LOGIN))
     assert not mailbox.envelopes
 
-    await send_report(await sample_report(engine), post_of(settings_for(port)))
+    await send_report(await sample_report(engine), make_smtp_config(settings_for(port)))
     assert mailbox.was_encrypted == [False]
 
 
-async def test_mail_is_made_of_short_lines_of_ascii(
+async def test_the_mail_consists_of_short_ascii_lines(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
     await send_report(
-        await sample_report(engine), post_of(settings_for(await start_mail_server(mailbox)))
+        await sample_report(engine),
+        make_smtp_config(settings_for(await start_mail_server(mailbox))),
     )
     content = mailbox.envelopes[0].content
     assert isinstance(content, bytes)
@@ -492,21 +513,23 @@ async def test_mail_is_made_of_short_lines_of_ascii(
         ("smtp://[::1]", None, "mailer@localhost"),
     ],
 )
-def test_sender_is_as_set_else_the_login_else_mailer(
+def test_the_sender_is_the_setting_or_the_login_or_mailer(
     smtp_url: str, smtp_from: str | None, sender: str
 ) -> None:
     settings = Settings(smtp_url=smtp_url, smtp_from=smtp_from, report_recipients="a@b.org")
-    assert post_of(settings).sender == sender
+    assert make_smtp_config(settings).sender == sender
 
 
 @pytest.mark.parametrize("wrong", ["boss", "a@b.org, c@d.org", "a@", "x <a@b.org>", "a@b..org"])
-def test_sender_that_is_no_address_is_refused(wrong: str) -> None:
+def test_an_invalid_sender_is_a_start_error(wrong: str) -> None:
     with pytest.raises(StartError, match="MAILER_SMTP_FROM"):
-        post_of(Settings(smtp_url="smtp://h", smtp_from=wrong, report_recipients="a@b.org"))
+        make_smtp_config(
+            Settings(smtp_url="smtp://h", smtp_from=wrong, report_recipients="a@b.org")
+        )
 
 
 @pytest.mark.parametrize(
-    ("url", "recipients", "said"),
+    ("url", "recipients", "message"),
     [
         (None, "a@b.org", "MAILER_SMTP_URL is not set"),
         ("smtp://h", None, "MAILER_REPORT_RECIPIENTS is not set"),
@@ -519,11 +542,11 @@ def test_sender_that_is_no_address_is_refused(wrong: str) -> None:
         ("smtp://h/path", "a@b.org", "MAILER_SMTP_URL: must be"),
     ],
 )
-def test_wrong_setting_is_said_in_one_line(
-    url: str | None, recipients: str | None, said: str
+def test_an_invalid_setting_is_a_start_error_in_one_line(
+    url: str | None, recipients: str | None, message: str
 ) -> None:
-    with pytest.raises(StartError, match=said) as error:
-        post_of(Settings(smtp_url=url, report_recipients=recipients))
+    with pytest.raises(StartError, match=message) as error:
+        make_smtp_config(Settings(smtp_url=url, report_recipients=recipients))
     assert "\n" not in str(error.value)
     assert "cret" not in str(error.value)
 
@@ -537,7 +560,7 @@ def test_wrong_setting_is_said_in_one_line(
         ("smtp://mail.example.org:2525", 2525),
     ],
 )
-def test_port_follows_from_how_mail_is_sent(url: str, port: int) -> None:
-    post = post_of(Settings(smtp_url=url, report_recipients="a@b.org"))
-    assert post.port == port
-    assert "secret" not in repr(post)
+def test_the_default_port_depends_on_scheme_and_login(url: str, port: int) -> None:
+    smtp_config = make_smtp_config(Settings(smtp_url=url, report_recipients="a@b.org"))
+    assert smtp_config.port == port
+    assert "secret" not in repr(smtp_config)

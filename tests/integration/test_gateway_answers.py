@@ -1,4 +1,4 @@
-"""What each answer of a gateway means, on real sockets: the contract's section 5, line by line."""
+"""Outcomes of gateway responses, over real sockets: section 5 of the contract, line by line."""
 
 import asyncio
 import base64
@@ -9,11 +9,21 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from tests.wire import OK, a_request, answer, gateway_at, request_of, says, send, sent_to, served
+from tests.fault_servers import (
+    OK,
+    a_request,
+    answer,
+    gateway_at,
+    request_of,
+    says,
+    send,
+    sent_to,
+    served,
+)
 
-from mailer.gateway.answer import ANSWER_LIMIT
-from mailer.gateway.http import INTERIM_LIMIT
-from mailer.gateway.port import Accepted, Outcome, Refused, Unavailable, Unknown
+from mailer.gateway.answer import MAX_ANSWER_BYTES
+from mailer.gateway.http import MAX_INTERIM_ANSWERS
+from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.gateway.sandbox import Faults, SandboxGateway
 
 REFUSALS = (400, 404, 405, 410, 413, 415, 422)
@@ -23,16 +33,16 @@ BUSY = (429, 503)
 # ---- the request ----------------------------------------------------------------------------
 
 
-async def test_a_request_is_what_the_protocol_says() -> None:
-    seen: list[tuple[str, dict[str, str], bytes]] = []
+async def test_a_request_follows_the_protocol() -> None:
+    requests: list[tuple[str, dict[str, str], bytes]] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append(await request_of(reader))
+        requests.append(await request_of(reader))
         writer.write(answer(200, OK))
 
     async with served(talk) as url, gateway_at(url, "secret") as gateway:
         assert await send(gateway, a_request(7, 'Привет, "мир" 😀\n')) == Accepted()
-    [(line, headers, body)] = seen
+    [(line, headers, body)] = requests
     assert line == "POST /send/7 HTTP/1.1"
     assert headers["authorization"] == "Bearer secret"
     assert headers["content-type"] == "application/json"
@@ -40,20 +50,20 @@ async def test_a_request_is_what_the_protocol_says() -> None:
 
 
 @pytest.mark.parametrize("token", ["a\r\nX: b", "a\n", "a\0", "\u044f"])
-def test_token_that_would_end_its_header_is_refused(token: str) -> None:
+def test_a_token_invalid_in_a_header_is_refused(token: str) -> None:
     with pytest.raises(ValueError, match="printable ASCII"):
         gateway_at("http://localhost/", token)
 
 
 async def test_without_a_token_there_is_no_authorization() -> None:
-    seen: list[dict[str, str]] = []
+    requests: list[dict[str, str]] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append((await request_of(reader))[1])
+        requests.append((await request_of(reader))[1])
         writer.write(answer(200, OK))
 
     assert await sent_to(talk) == Accepted()
-    assert "authorization" not in seen[0]
+    assert "authorization" not in requests[0]
 
 
 @pytest.mark.parametrize(
@@ -69,23 +79,23 @@ async def test_without_a_token_there_is_no_authorization() -> None:
         ("?key=secret", "/7?key=secret"),
     ],
 )
-async def test_the_id_stands_where_the_url_ends_or_its_path(path: str, line: str) -> None:
-    seen: list[str] = []
+async def test_the_id_is_at_the_end_of_the_path_or_query(path: str, line: str) -> None:
+    requests: list[str] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append((await request_of(reader))[0])
+        requests.append((await request_of(reader))[0])
         writer.write(answer(200, OK))
 
     async with served(talk) as url, gateway_at(url.removesuffix("/send/") + path) as gateway:
         assert await send(gateway) == Accepted()
-    assert seen == [f"POST {line} HTTP/1.1"]
+    assert requests == [f"POST {line} HTTP/1.1"]
 
 
 async def test_a_user_in_the_url_is_basic_authorization() -> None:
-    seen: list[dict[str, str]] = []
+    requests: list[dict[str, str]] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append((await request_of(reader))[1])
+        requests.append((await request_of(reader))[1])
         writer.write(answer(200, OK))
 
     async with served(talk) as url:
@@ -93,15 +103,15 @@ async def test_a_user_in_the_url_is_basic_authorization() -> None:
         async with gateway_at(with_user) as gateway:
             assert await send(gateway) == Accepted()
     basic = base64.b64encode("ann@x:p:/я".encode()).decode()
-    assert seen[0]["authorization"] == f"Basic {basic}"
-    assert "@" not in seen[0]["host"]
+    assert requests[0]["authorization"] == f"Basic {basic}"
+    assert "@" not in requests[0]["host"]
 
 
 # ---- with the sandbox -----------------------------------------------------------------------
 
 
-async def test_the_sandbox_takes_what_is_sent() -> None:
-    sandbox = SandboxGateway(Faults(), token="secret")  # noqa: S106  # no secret of anybody's
+async def test_the_sandbox_accepts_requests() -> None:
+    sandbox = SandboxGateway(Faults(), token="secret")  # noqa: S106  # used in tests alone
     async with sandbox.run() as url, gateway_at(url, "secret") as gateway:
         outcomes = await asyncio.gather(
             *(send(gateway, a_request(n, "x" * 1600)) for n in range(1, 101))
@@ -113,35 +123,37 @@ async def test_the_sandbox_takes_what_is_sent() -> None:
 @pytest.mark.parametrize(
     ("faults", "outcomes"),
     [
-        ({"reject_rate": 1.0}, {Refused("rejected_400")}),
-        ({"malformed_rate": 1.0}, {Unavailable("bad_response")}),
+        ({"reject_rate": 1.0}, {Rejected("rejected_400")}),
+        ({"malformed_rate": 1.0}, {TemporaryFailure("bad_response")}),
         ({"reset_rate": 1.0}, {Unknown("connection_lost")}),
-        # who still waits for a connection of the pool was not sent
-        ({"hang_rate": 1.0}, {Unknown("timeout"), Unavailable("connection_failed")}),
+        # a request that still waits for a pooled connection was not sent
+        ({"hang_rate": 1.0}, {Unknown("timeout"), TemporaryFailure("connection_failed")}),
         (
             {"error_rate": 1.0, "seed": 1},
             {
-                Unavailable("http_500"),
-                Unavailable("http_502"),
-                Unavailable("http_503"),
-                Unavailable("http_503", 1, affects_all=True),
+                TemporaryFailure("http_500"),
+                TemporaryFailure("http_502"),
+                TemporaryFailure("http_503"),
+                TemporaryFailure("http_503", 1, affects_all=True),
             },
         ),
     ],
 )
-async def test_the_sandboxes_faults_are_told_apart(
+async def test_faults_of_the_sandbox_have_different_outcomes(
     faults: dict[str, float], outcomes: set[Outcome]
 ) -> None:
     sandbox = SandboxGateway(Faults(**faults))  # type: ignore[arg-type]  # the seed is a whole number
     async with sandbox.run() as url, gateway_at(url) as gateway:
-        found = await asyncio.gather(*(send(gateway, a_request(n, within=3)) for n in range(1, 31)))
-    assert set(found) == outcomes
+        results = await asyncio.gather(
+            *(send(gateway, a_request(n, within=3)) for n in range(1, 31))
+        )
+    assert set(results) == outcomes
 
 
-async def test_a_wrong_token_is_the_gateways_affair_and_not_the_messages() -> None:
-    sandbox = SandboxGateway(Faults(), token="secret")  # noqa: S106  # no secret of anybody's
+async def test_a_wrong_token_is_a_failure_of_the_gateway() -> None:
+    sandbox = SandboxGateway(Faults(), token="secret")  # noqa: S106  # used in tests alone
     async with sandbox.run() as url, gateway_at(url, "wrong") as gateway:
-        assert await send(gateway) == Unavailable("http_401", affects_all=True)
+        assert await send(gateway) == TemporaryFailure("http_401", affects_all=True)
 
 
 # ---- 200 ------------------------------------------------------------------------------------
@@ -155,12 +167,12 @@ async def test_a_wrong_token_is_the_gateways_affair_and_not_the_messages() -> No
         answer(200, b' \n{"x": [1, {}], "code" : 0, "id": 7}\n'),
         answer(200, OK, "Content-Type: text/html"),
         answer(200, gzip.compress(OK), "Content-Encoding: gzip"),
-        answer(200, b'{"code":0,"x":"' + b"x" * (ANSWER_LIMIT - 17) + b'"}'),
+        answer(200, b'{"code":0,"x":"' + b"x" * (MAX_ANSWER_BYTES - 17) + b'"}'),
         b"HTTP/1.0 200 OK\r\n\r\n" + OK,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n" + OK[:5] + b"\r\n"
         b"17\r\n" + OK[5:] + b"\r\n0\r\n\r\n",
         b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + answer(200, OK),
-        b"HTTP/1.1 102 Processing\r\n\r\n" * INTERIM_LIMIT + answer(200, OK),
+        b"HTTP/1.1 102 Processing\r\n\r\n" * MAX_INTERIM_ANSWERS + answer(200, OK),
         answer(200, OK, "X: " + "x" * 9_000),
         answer(200, OK).replace(b"Whatever", b"w" * 9_000),
         answer(200, OK, *(f"X-{n}: {n}" for n in range(500))),
@@ -186,7 +198,7 @@ async def test_a_wrong_token_is_the_gateways_affair_and_not_the_messages() -> No
     ],
     ids=lambda raw: raw[:60].decode(errors="replace"),
 )
-async def test_200_with_code_0_is_delivered(raw: bytes) -> None:
+async def test_200_with_code_0_is_accepted(raw: bytes) -> None:
     assert await sent_to(says(raw)) == Accepted()
 
 
@@ -226,23 +238,23 @@ async def test_200_with_code_0_is_delivered(raw: bytes) -> None:
     ids=lambda body: body[:24].decode(errors="replace") or "empty",
 )
 async def test_200_with_anything_else_is_a_bad_response(body: bytes) -> None:
-    assert await sent_to(says(answer(200, body))) == Unavailable("bad_response")
+    assert await sent_to(says(answer(200, body))) == TemporaryFailure("bad_response")
 
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"code":0,"x":"' + b"x" * (ANSWER_LIMIT - 16) + b'"}', b'{"code":0}' + b" " * 1_000_000],
+    [b'{"code":0,"x":"' + b"x" * (MAX_ANSWER_BYTES - 16) + b'"}', b'{"code":0}' + b" " * 1_000_000],
     ids=["a byte more", "much more"],
 )
 async def test_200_over_64_kib_is_a_bad_response(body: bytes) -> None:
-    assert len(body) > ANSWER_LIMIT == 65_536
+    assert len(body) > MAX_ANSWER_BYTES == 65_536
     raw = answer(200, body)
-    assert await sent_to(says(raw)) == Unavailable("bad_response")
+    assert await sent_to(says(raw)) == TemporaryFailure("bad_response")
     in_two = says(raw[:-1], raw[-1:], every=0.02)
-    assert await sent_to(in_two) == Unavailable("bad_response")
+    assert await sent_to(in_two) == TemporaryFailure("bad_response")
 
 
-async def test_an_answer_that_never_ends_is_read_to_the_limit_alone() -> None:
+async def test_an_endless_response_is_read_up_to_the_limit() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -250,10 +262,10 @@ async def test_an_answer_that_never_ends_is_read_to_the_limit_alone() -> None:
             writer.write(b" " * 10_000)
             await writer.drain()
 
-    assert await sent_to(talk) == Unavailable("bad_response")
+    assert await sent_to(talk) == TemporaryFailure("bad_response")
 
 
-async def test_headers_that_never_end_are_not_read_for_ever() -> None:
+async def test_endless_headers_are_read_up_to_a_limit() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n")
@@ -261,20 +273,20 @@ async def test_headers_that_never_end_are_not_read_for_ever() -> None:
             writer.write(b"X: " + b"x" * 1000 + b"\r\n")
             await writer.drain()
 
-    assert await sent_to(talk) == Unavailable("bad_response")
+    assert await sent_to(talk) == TemporaryFailure("bad_response")
 
 
-async def test_a_compressed_answer_is_limited_as_it_unfolds() -> None:
+async def test_the_limit_applies_to_the_decompressed_body() -> None:
     raw = answer(200, gzip.compress(b" " * 20_000_000), "Content-Encoding: gzip")
-    assert await sent_to(says(raw)) == Unavailable("bad_response")
+    assert await sent_to(says(raw)) == TemporaryFailure("bad_response")
 
 
-async def test_an_answer_that_cannot_be_unfolded_is_a_bad_response() -> None:
+async def test_a_body_that_cannot_be_decompressed_is_a_bad_response() -> None:
     for encoding in ("gzip", "deflate", "br", "zstd", "nonsense"):
         raw = answer(200, b"\x28\xb5\x2f\xfd not that at all", f"Content-Encoding: {encoding}")
-        assert await sent_to(says(raw)) == Unavailable("bad_response")
+        assert await sent_to(says(raw)) == TemporaryFailure("bad_response")
     cut = answer(200, gzip.compress(OK)[:-12], "Content-Encoding: gzip")
-    assert await sent_to(says(cut)) == Unavailable("bad_response")
+    assert await sent_to(says(cut)) == TemporaryFailure("bad_response")
 
 
 BROKEN_HEADERS = [
@@ -291,13 +303,13 @@ BROKEN_HEADERS = [
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [
-        (200, Unavailable("bad_response")),
-        (400, Refused("rejected_400")),
-        (401, Unavailable("http_401", affects_all=True)),
-        (503, Unavailable("http_503")),
+        (200, TemporaryFailure("bad_response")),
+        (400, Rejected("rejected_400")),
+        (401, TemporaryFailure("http_401", affects_all=True)),
+        (503, TemporaryFailure("http_503")),
     ],
 )
-async def test_an_answer_whose_headers_cannot_be_read_is_judged_by_its_status(
+async def test_a_response_with_unreadable_headers_is_classified_by_its_status(
     status: int, outcome: Outcome, header: str
 ) -> None:
     assert await sent_to(says(answer(status, OK, header))) == outcome
@@ -305,10 +317,10 @@ async def test_an_answer_whose_headers_cannot_be_read_is_judged_by_its_status(
     assert await sent_to(says(hints, answer(status, OK, header), every=0.02)) == outcome
 
 
-async def test_a_body_that_breaks_off_its_encoding_later_is_a_bad_response() -> None:
+async def test_an_invalid_chunk_before_the_code_is_a_bad_response() -> None:
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     broken = says(chunked, b"5\r\n" + OK[:5] + b"\r\n", b"zz\r\n", every=0.02)
-    assert await sent_to(broken) == Unavailable("bad_response")
+    assert await sent_to(broken) == TemporaryFailure("bad_response")
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -333,7 +345,7 @@ LONGER = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
         (LONGER, OK[:9], OK[9:]),
     ],
 )
-async def test_a_code_that_has_come_counts_however_the_answer_breaks_off(
+async def test_a_received_code_counts_although_the_response_is_aborted(
     parts: tuple[bytes, ...],
 ) -> None:
     assert await sent_to(says(*parts, every=0.02)) == Accepted()
@@ -341,7 +353,7 @@ async def test_a_code_that_has_come_counts_however_the_answer_breaks_off(
     assert await sent_to(says(*other, every=0.02)) != Accepted()
 
 
-async def test_a_code_that_has_come_counts_where_the_answer_does_not_end() -> None:
+async def test_a_received_code_counts_although_the_response_never_ends() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(LONGER + OK)
@@ -350,11 +362,11 @@ async def test_a_code_that_has_come_counts_where_the_answer_does_not_end() -> No
     assert await sent_to(talk, within=0.5) == Accepted()
 
 
-async def test_interim_answers_are_bounded() -> None:
+async def test_the_number_of_interim_responses_is_limited() -> None:
     endless = says(*[b"HTTP/1.1 102 Processing\r\n\r\n" * 1_000] * 3, every=0.01)
-    assert await sent_to(endless) == Unavailable("bad_response")
+    assert await sent_to(endless) == TemporaryFailure("bad_response")
     upgrade = says(answer(101, b"", "Upgrade: nonsense", "Connection: upgrade"))
-    assert await sent_to(upgrade) == Unavailable("http_101")
+    assert await sent_to(upgrade) == TemporaryFailure("http_101")
 
 
 @pytest.mark.parametrize(
@@ -367,40 +379,40 @@ async def test_interim_answers_are_bounded() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-async def test_what_is_no_http_is_an_outcome_too(raw: bytes) -> None:
-    assert await sent_to(says(raw)) == Unavailable("bad_response")
+async def test_a_response_that_is_not_http_is_a_bad_response(raw: bytes) -> None:
+    assert await sent_to(says(raw)) == TemporaryFailure("bad_response")
 
 
 # ---- any other status -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-async def test_a_refusal_is_final_and_names_its_status(status: int) -> None:
+async def test_a_permanent_refusal_names_its_status(status: int) -> None:
     raw = answer(status, OK, "Retry-After: 5")
-    assert await sent_to(says(raw)) == Refused(f"rejected_{status}")
+    assert await sent_to(says(raw)) == Rejected(f"rejected_{status}")
 
 
 @pytest.mark.parametrize("status", WRONG_TOKEN)
-async def test_a_wrong_token_is_so_for_all_messages(status: int) -> None:
-    outcome = Unavailable(f"http_{status}", affects_all=True)
+async def test_a_wrong_token_affects_all_messages(status: int) -> None:
+    outcome = TemporaryFailure(f"http_{status}", affects_all=True)
     assert await sent_to(says(answer(status, OK))) == outcome
-    outcome = Unavailable(f"http_{status}", 17, affects_all=True)
+    outcome = TemporaryFailure(f"http_{status}", 17, affects_all=True)
     assert await sent_to(says(answer(status, OK, "Retry-After: 17"))) == outcome
 
 
 @pytest.mark.parametrize("status", BUSY)
-async def test_a_busy_gateway_speaks_for_all_messages_when_it_says_for_how_long(
+async def test_a_busy_gateway_with_retry_after_affects_all_messages(
     status: int,
 ) -> None:
-    assert await sent_to(says(answer(status))) == Unavailable(f"http_{status}")
-    outcome = Unavailable(f"http_{status}", 17, affects_all=True)
+    assert await sent_to(says(answer(status))) == TemporaryFailure(f"http_{status}")
+    outcome = TemporaryFailure(f"http_{status}", 17, affects_all=True)
     assert await sent_to(says(answer(status, b"", "Retry-After: 17"))) == outcome
 
 
 @pytest.mark.parametrize("status", [408, 425, 500, 502, 504, 599, 301, 307, 202, 418])
-async def test_retry_after_of_another_status_is_for_the_message_alone(status: int) -> None:
+async def test_retry_after_of_another_status_affects_the_message_alone(status: int) -> None:
     raw = answer(status, b"", "Retry-After: 17")
-    assert await sent_to(says(raw)) == Unavailable(f"http_{status}", 17)
+    assert await sent_to(says(raw)) == TemporaryFailure(f"http_{status}", 17)
 
 
 async def test_every_other_status_is_temporary() -> None:
@@ -409,29 +421,29 @@ async def test_every_other_status_is_temporary() -> None:
             status = int((await request_of(reader))[0].split()[1].rpartition("/")[2])
             writer.write(answer(status, OK if status not in {204, 304} else b""))
 
-    others = set(range(201, 600)) - {*REFUSALS, *WRONG_TOKEN}
+    statuses = set(range(201, 600)) - {*REFUSALS, *WRONG_TOKEN}
     async with served(talk) as url, gateway_at(url) as gateway:
-        found = {status: await send(gateway, a_request(status)) for status in others}
-    assert found == {status: Unavailable(f"http_{status}") for status in others}
+        results = {status: await send(gateway, a_request(status)) for status in statuses}
+    assert results == {status: TemporaryFailure(f"http_{status}") for status in statuses}
 
 
-async def test_a_status_alone_is_an_answer_however_little_comes_after_it() -> None:
-    assert await sent_to(says(answer(400, OK)[:-5])) == Refused("rejected_400")
-    assert await sent_to(says(answer(503, OK)[:-5])) == Unavailable("http_503")
+async def test_a_status_counts_although_the_body_is_incomplete() -> None:
+    assert await sent_to(says(answer(400, OK)[:-5])) == Rejected("rejected_400")
+    assert await sent_to(says(answer(503, OK)[:-5])) == TemporaryFailure("http_503")
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    seen: list[str] = []
+    requests: list[str] = []
 
-    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append((await request_of(reader))[0])
+    async def redirect_target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append((await request_of(reader))[0])
         writer.write(answer(200, OK))
 
-    async with served(elsewhere) as target:
+    async with served(redirect_target) as target:
         for status in (301, 302, 303, 307, 308):
             raw = answer(status, b"", f"Location: {target}7")
-            assert await sent_to(says(raw)) == Unavailable(f"http_{status}")
-    assert seen == []
+            assert await sent_to(says(raw)) == TemporaryFailure(f"http_{status}")
+    assert requests == []
 
 
 # ---- Retry-After ----------------------------------------------------------------------------
@@ -441,7 +453,7 @@ async def test_retry_after_may_be_a_date() -> None:
     later = datetime.now(UTC) + timedelta(seconds=100)
     raw = answer(503, b"", f"Retry-After: {format_datetime(later, usegmt=True)}")
     outcome = await sent_to(says(raw))
-    assert isinstance(outcome, Unavailable)
+    assert isinstance(outcome, TemporaryFailure)
     assert outcome.affects_all
     assert outcome.retry_after is not None
     assert 97 < outcome.retry_after <= 100  # a date has whole seconds
@@ -450,34 +462,36 @@ async def test_retry_after_may_be_a_date() -> None:
 @pytest.mark.parametrize(
     "value", ["soon", "-1", "Wed, 21 Oct 2015 07:28:00 +99999999999999", ""], ids=repr
 )
-async def test_a_retry_after_that_makes_no_sense_asks_for_nothing(value: str) -> None:
+async def test_an_invalid_retry_after_is_ignored(value: str) -> None:
     raw = answer(503, b"", f"Retry-After: {value}")
-    assert await sent_to(says(raw)) == Unavailable("http_503")
+    assert await sent_to(says(raw)) == TemporaryFailure("http_503")
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("0000000000017", 17), ("  17  ", 17), ("000", 0)])
-async def test_a_retry_after_is_a_number_however_it_is_written(value: str, seconds: float) -> None:
+async def test_every_notation_of_a_number_in_retry_after_is_read(
+    value: str, seconds: float
+) -> None:
     outcome = await sent_to(says(answer(500, b"", f"Retry-After: {value}")))
-    assert outcome == Unavailable("http_500", seconds)
+    assert outcome == TemporaryFailure("http_500", seconds)
 
 
-async def test_a_retry_after_however_long_is_a_number() -> None:
+async def test_a_retry_after_with_many_digits_is_read() -> None:
     outcome = await sent_to(says(answer(503, b"", f"Retry-After: {'9' * 5000}")))
-    assert outcome == Unavailable("http_503", 900, affects_all=True)
+    assert outcome == TemporaryFailure("http_503", 900, affects_all=True)
 
 
 @pytest.mark.parametrize("value", ["901", "31536000", "Fri, 31 Dec 9999 23:59:59 GMT"])
 @pytest.mark.parametrize("status", [500, 503, 429, 401, 301])
-async def test_a_pause_that_is_asked_for_is_capped(status: int, value: str) -> None:
+async def test_a_requested_pause_is_capped(status: int, value: str) -> None:
     outcome = await sent_to(says(answer(status, b"", f"Retry-After: {value}")))
-    assert isinstance(outcome, Unavailable)
+    assert isinstance(outcome, TemporaryFailure)
     assert outcome.retry_after == 900
 
 
-async def test_a_date_counts_from_the_answers_own_clock() -> None:
+async def test_a_date_in_retry_after_is_relative_to_the_date_header() -> None:
     headers = (
         "Date: Wed, 21 Oct 2015 07:28:00 GMT",
         "Retry-After: Wed, 21 Oct 2015 07:28:30 GMT",
     )
     outcome = await sent_to(says(answer(500, b"", *headers)))
-    assert outcome == Unavailable("http_500", 30)
+    assert outcome == TemporaryFailure("http_500", 30)

@@ -1,4 +1,4 @@
-"""What a gateway's failures on the way mean, on real sockets: was the request written, or not?"""
+"""Outcomes of network failures, over real sockets; they depend on what was written before."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ import time
 
 import pytest
 import trustme
-from tests.wire import (
+from tests.fault_servers import (
     OK,
     Silent,
     Talk,
@@ -24,51 +24,51 @@ from tests.wire import (
     served,
 )
 
-from mailer.gateway.port import Accepted, Outcome, Unavailable, Unknown
+from mailer.gateway.protocol import Accepted, Outcome, TemporaryFailure, Unknown
 
-NOT_SENT = Unavailable("connection_failed")
+NOT_SENT = TemporaryFailure("connection_failed")
 LOST = Unknown("connection_lost")
 LATE = Unknown("timeout")
-BEGUN = [b"", b"HTTP/1.1 200 OK\r\nContent-", answer(200, OK)[:-5]]
-"""Of an answer: nothing, a part of the headers, and the headers with a part of the body."""
-BEGUN_IDS = ["nothing", "part of the headers", "part of the body"]
+PARTIAL_RESPONSES = [b"", b"HTTP/1.1 200 OK\r\nContent-", answer(200, OK)[:-5]]
+"""Nothing, a part of the headers, and the headers with a part of the body."""
+PARTIAL_RESPONSE_IDS = ["nothing", "part of the headers", "part of the body"]
 
-# ---- nothing was written --------------------------------------------------------------------
+# ---- before the request is written ----------------------------------------------------------
 
 
-async def sent_at(url: str, within: float = 30.0) -> Outcome:
+async def send_to_url(url: str, within: float = 30.0) -> Outcome:
     async with gateway_at(url) as gateway:
         return await send(gateway, a_request(within=within))
 
 
 async def test_a_refused_connection_is_temporary() -> None:
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unheard.getsockname()[1]}/send/"
-        assert await sent_at(url) == NOT_SENT
+    with socket.socket() as not_listening:
+        not_listening.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{not_listening.getsockname()[1]}/send/"
+        assert await send_to_url(url) == NOT_SENT
 
 
-async def test_a_name_that_nobody_knows_is_temporary() -> None:
-    assert await sent_at("http://gateway.invalid/send/") == NOT_SENT
+async def test_an_unknown_host_name_is_temporary() -> None:
+    assert await send_to_url("http://gateway.invalid/send/") == NOT_SENT
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_temporary() -> None:
+async def test_an_untrusted_certificate_is_temporary() -> None:
     server = Silent()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     async with served(server.talk, tls) as url:
-        assert await sent_at(url) == NOT_SENT
+        assert await send_to_url(url) == NOT_SENT
     assert server.received == b""
 
 
-async def test_a_server_that_speaks_no_tls_is_temporary() -> None:
+async def test_a_server_without_tls_is_temporary() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
         writer.write(answer(400))
         await writer.drain()
 
     async with served(talk) as url:
-        assert await sent_at(url.replace("http:", "https:")) == NOT_SENT
+        assert await send_to_url(url.replace("http:", "https:")) == NOT_SENT
 
 
 async def test_a_connection_reset_before_the_request_is_temporary() -> None:
@@ -77,31 +77,31 @@ async def test_a_connection_reset_before_the_request_is_temporary() -> None:
         reset(writer)
 
     async with served(talk) as url:
-        assert await sent_at(url.replace("http:", "https:")) == NOT_SENT
+        assert await send_to_url(url.replace("http:", "https:")) == NOT_SENT
 
 
-async def test_time_that_runs_out_during_tls_is_temporary() -> None:
+async def test_a_timeout_during_tls_is_temporary() -> None:
     async with served(Silent().talk) as url:
-        assert await sent_at(url.replace("http:", "https:"), within=0.2) == NOT_SENT
+        assert await send_to_url(url.replace("http:", "https:"), within=0.2) == NOT_SENT
 
 
-async def test_time_that_runs_out_before_the_connection_stands_is_temporary() -> None:
+async def test_a_timeout_while_connecting_is_temporary() -> None:
     with crowded() as url:
-        assert await sent_at(url, within=0.2) == NOT_SENT
+        assert await send_to_url(url, within=0.2) == NOT_SENT
 
 
-async def test_time_that_runs_out_in_line_for_a_connection_is_temporary() -> None:
+async def test_a_timeout_while_waiting_for_a_connection_is_temporary() -> None:
     server, first = Silent(), a_request(1)
     async with served(server.talk) as url, gateway_at(url, concurrency=1) as gateway:
         sending = asyncio.create_task(send(gateway, first))
         await server.has_request.wait()
         assert await send(gateway, a_request(2, within=0.2)) == NOT_SENT
-        first.cut("timeout")
+        first.abort("timeout")
         assert await sending == LATE
     assert server.received.count(b"POST") == 1
 
 
-# ---- a connection is kept, and goes between two messages ------------------------------------
+# ---- kept connections that end between two messages -----------------------------------------
 
 
 async def test_a_connection_is_kept_for_the_next_message() -> None:
@@ -121,8 +121,8 @@ async def test_a_connection_is_kept_for_the_next_message() -> None:
 
 
 @pytest.mark.parametrize("is_reset", [True, False], ids=["reset", "closed"])
-async def test_a_connection_that_is_seen_to_be_gone_is_not_used_again(*, is_reset: bool) -> None:
-    is_gone = asyncio.Event()
+async def test_a_connection_detected_as_closed_is_not_used_again(*, is_reset: bool) -> None:
+    is_closed = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
@@ -130,17 +130,17 @@ async def test_a_connection_that_is_seen_to_be_gone_is_not_used_again(*, is_rese
         await asyncio.sleep(0.02)
         if is_reset:
             reset(writer)
-        is_gone.set()
+        is_closed.set()
 
     async with served(talk) as url, gateway_at(url) as gateway:
         for number in (1, 2, 3):
             assert await send(gateway, a_request(number)) == Accepted()
-            await is_gone.wait()
-            is_gone.clear()
-            await asyncio.sleep(0.05)  # turns of the loop, in which the gateway sees the end
+            await is_closed.wait()
+            is_closed.clear()
+            await asyncio.sleep(0.05)  # time for the gateway to detect the end
 
 
-async def test_a_connection_that_goes_as_the_next_request_comes_leaves_it_unknown() -> None:
+async def test_a_request_on_a_connection_closed_by_the_gateway_at_that_time_is_unknown() -> None:
     numbers: list[int] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -153,42 +153,42 @@ async def test_a_connection_that_goes_as_the_next_request_comes_leaves_it_unknow
         assert await send(gateway, a_request(1)) == Accepted()
         assert await send(gateway, a_request(2)) == LOST
         assert await send(gateway, a_request(3)) == Accepted()
-    assert numbers == [2]  # once: it was not sent again by itself
+    assert numbers == [2]  # not sent again automatically
 
 
-async def test_a_connection_found_gone_at_the_moment_of_writing_is_replaced() -> None:
-    lines: list[socket.socket] = []
+async def test_a_connection_found_closed_when_writing_is_replaced() -> None:
+    sockets: list[socket.socket] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
-        lines.append(socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())))
+        sockets.append(socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())))
         writer.write(answer(200, OK))
         await reader.read()
 
     async with served(talk) as url, gateway_at(url) as gateway:
         assert await send(gateway, a_request(1)) == Accepted()
         sending = asyncio.create_task(send(gateway, a_request(2)))
-        [line] = lines
-        line.shutdown(socket.SHUT_RDWR)  # the loop sees it after the connection was picked
+        [socket_] = sockets
+        socket_.shutdown(socket.SHUT_RDWR)  # the loop detects it after the connection was chosen
         outcome = await sending
-    for each in lines:
-        each.close()
+    for socket_ in sockets:
+        socket_.close()
     assert outcome == Accepted()
 
 
-# ---- it was written, and then? --------------------------------------------------------------
+# ---- after the request was written ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("begun", BEGUN, ids=BEGUN_IDS)
-async def test_a_connection_closed_after_the_request_leaves_it_unknown(begun: bytes) -> None:
-    assert await sent_to(says(begun)) == LOST
+@pytest.mark.parametrize("partial", PARTIAL_RESPONSES, ids=PARTIAL_RESPONSE_IDS)
+async def test_a_connection_closed_after_the_request_leaves_it_unknown(partial: bytes) -> None:
+    assert await sent_to(says(partial)) == LOST
 
 
-@pytest.mark.parametrize("begun", BEGUN, ids=BEGUN_IDS)
-async def test_a_connection_reset_after_the_request_leaves_it_unknown(begun: bytes) -> None:
+@pytest.mark.parametrize("partial", PARTIAL_RESPONSES, ids=PARTIAL_RESPONSE_IDS)
+async def test_a_connection_reset_after_the_request_leaves_it_unknown(partial: bytes) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
-        writer.write(begun)
+        writer.write(partial)
         await writer.drain()
         await asyncio.sleep(0.02)
         reset(writer)
@@ -196,34 +196,34 @@ async def test_a_connection_reset_after_the_request_leaves_it_unknown(begun: byt
     assert await sent_to(talk) == LOST
 
 
-@pytest.mark.parametrize("begun", BEGUN, ids=BEGUN_IDS)
-async def test_time_that_runs_out_after_the_request_leaves_it_unknown(begun: bytes) -> None:
+@pytest.mark.parametrize("partial", PARTIAL_RESPONSES, ids=PARTIAL_RESPONSE_IDS)
+async def test_a_timeout_after_the_request_leaves_it_unknown(partial: bytes) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
-        writer.write(begun)
+        writer.write(partial)
         await reader.read()
 
     assert await sent_to(talk, within=0.6) == LATE
 
 
-def drips(count: int, every: float) -> Talk:
-    """Answer with `count` bytes of a body and a little pause after each, the last one good."""
+def slow_response(count: int, every: float) -> Talk:
+    """Respond with a body of `count` bytes, one every `every` seconds, ending in valid JSON."""
     body = OK.rjust(count)
     head = answer(200, body)[: -len(body)]
     return says(head, *(body[n : n + 1] for n in range(count)), every=every)
 
 
-async def test_a_body_that_drips_on_past_the_deadline_is_cut_on_time() -> None:
+async def test_a_slow_body_is_aborted_at_the_deadline() -> None:
     start = time.monotonic()
-    assert await sent_to(drips(100_000, every=0.01), within=0.6) == LATE
+    assert await sent_to(slow_response(100_000, every=0.01), within=0.6) == LATE
     assert time.monotonic() - start >= 0.6
 
 
-async def test_a_body_that_drips_and_ends_in_time_is_an_answer() -> None:
-    assert await sent_to(drips(50, every=0.005)) == Accepted()
+async def test_a_slow_body_that_ends_in_time_is_accepted() -> None:
+    assert await sent_to(slow_response(50, every=0.005)) == Accepted()
 
 
-async def test_a_connection_with_something_left_unread_is_not_used_again() -> None:
+async def test_a_connection_with_unread_data_is_not_used_again() -> None:
     raws = [answer(200, b" " * 5_000_000), answer(503, OK)[:-5]]
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -233,11 +233,11 @@ async def test_a_connection_with_something_left_unread_is_not_used_again() -> No
 
     async with served(talk) as url, gateway_at(url, concurrency=1) as gateway:
         outcomes = [await send(gateway, a_request(number)) for number in (1, 2, 3)]
-    assert outcomes == [Unavailable("http_503"), Unavailable("bad_response"), Accepted()]
+    assert outcomes == [TemporaryFailure("http_503"), TemporaryFailure("bad_response"), Accepted()]
 
 
-async def test_an_answer_that_nobody_asked_for_is_no_answer_to_the_next_message() -> None:
-    """A gateway that says good-bye to a connection at rest, or answers twice."""
+async def test_an_unrequested_response_is_not_taken_for_the_next_message() -> None:
+    """Some gateways send data on an idle connection before they close it, or respond twice."""
     requests = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -255,16 +255,16 @@ async def test_an_answer_that_nobody_asked_for_is_no_answer_to_the_next_message(
         assert await send(gateway, a_request(1)) == Accepted()
         await asyncio.sleep(0.2)
         assert await send(gateway, a_request(2)) == Accepted()
-        assert requests == 2  # it went out over another connection
+        assert requests == 2  # sent over another connection
 
 
-async def test_connection_that_the_gateway_closes_after_each_answer_costs_no_attempt() -> None:
+async def test_a_gateway_that_closes_after_each_response_costs_no_attempt() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(answer(200, OK))
 
     async with served(talk) as url, gateway_at(url, concurrency=1) as gateway:
         outcomes = [await send(gateway, a_request(n)) for n in range(1, 31)]
-    # the last may have been written before it was known that the gateway closes
+    # a request may have been written before the close was detected
     assert set(outcomes) <= {Accepted(), Unknown("connection_lost")}
     assert outcomes[0] == Accepted()

@@ -1,27 +1,27 @@
-"""What moves mailings on by itself, while it runs."""
+"""Lifecycle, which starts, enqueues and finishes mailings in the background."""
 
 import asyncio
 from typing import Any
 
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
-from tests.sample import add_due_messages, add_mailing, execute, value
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import add_due_messages, add_mailing, execute, value
 
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.loop_failures import LoopFailures
-from mailer.mailing import together
+from mailer.mailing import small_audiences
 
 ENDED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
 
 
-async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
+async def test_a_failure_for_one_mailing_does_not_stop_the_others(
     engine: AsyncEngine,
 ) -> None:
     broken = await add_mailing(engine, clients=2)
     await execute(
         engine,
-        f"UPDATE mailing SET client_filter = '{{\"no\": 1}}', audience_cursor = 0"  # noqa: S608  # of a test
+        f"UPDATE mailing SET client_filter = '{{\"no\": 1}}', audience_cursor = 0"  # noqa: S608  # a number
         f" WHERE id = {broken}",
     )
     done = await add_due_messages(engine, 2)
@@ -31,24 +31,24 @@ async def test_a_step_that_fails_for_one_mailing_does_not_stop_the_others(
     )
     running = asyncio.create_task(lifecycle.run())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(EVENT_TIMEOUT):
             while await value(engine, ENDED) == 0:
                 await asyncio.sleep(0.05)
     finally:
         running.cancel()
-    assert await value(engine, f"SELECT status FROM mailing WHERE id = {done}") == "finished"  # noqa: S608  # likewise
+    assert await value(engine, f"SELECT status FROM mailing WHERE id = {done}") == "finished"  # noqa: S608  # a number
 
 
-async def test_it_ends_though_it_is_woken_as_it_is_cancelled(engine: AsyncEngine) -> None:
+async def test_a_wake_during_the_cancellation_does_not_prevent_it(engine: AsyncEngine) -> None:
     lifecycle = Lifecycle(
         engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False
     )
     running = asyncio.create_task(lifecycle.run())
-    await asyncio.sleep(0.3)  # it rests now, or is about to
+    await asyncio.sleep(0.3)  # it waits for work now, or is about to
     lifecycle.wake()
     await asyncio.sleep(0)
     running.cancel()
-    await asyncio.wait([running], timeout=PATIENCE)
+    await asyncio.wait([running], timeout=EVENT_TIMEOUT)
     assert running.cancelled()
 
 
@@ -58,10 +58,10 @@ ADD_RUNNING = """
             audience_until, audience_cursor)
         SELECT now(), now() + interval '1 hour', 'Hello', 1, 'running', 1, 1
         FROM generate_series(1, 2000) RETURNING id)
-    INSERT INTO ledger (mailing_id, scheduled) SELECT id, 1 FROM added"""
+    INSERT INTO mailing_counts (mailing_id, scheduled) SELECT id, 1 FROM added"""
 
 
-async def test_mailing_that_is_through_ends_at_the_first_look_though_thousands_wait(
+async def test_a_mailing_without_open_messages_finishes_before_thousands_of_others_are_checked(
     engine: AsyncEngine,
 ) -> None:
     await execute(engine, ADD_RUNNING)
@@ -70,55 +70,57 @@ async def test_mailing_that_is_through_ends_at_the_first_look_though_thousands_w
     lifecycle = Lifecycle(
         engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False
     )
-    lifecycle.touch([done])
-    lifecycle.touch(range(1, done))
-    lifecycle.touch([done])
+    lifecycle.check_finished([done])
+    lifecycle.check_finished(range(1, done))
+    lifecycle.check_finished([done])
     statements: list[str] = []
     event.listen(
         engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2])
     )
     running = asyncio.create_task(lifecycle.run())
     try:
-        async with asyncio.timeout(PATIENCE):
-            while not any("is_settled = true" in each for each in statements):
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while not any("is_settled = true" in statement for statement in statements):
                 await asyncio.sleep(0.05)
     finally:
         running.cancel()
         await asyncio.wait({running})
-    ends = next(n for n, each in enumerate(statements) if "is_settled = true" in each)
-    assert sum("looked_up_to" in each for each in statements[:ends]) == 1
+    finishes_at = next(
+        n for n, statement in enumerate(statements) if "is_settled = true" in statement
+    )
+    assert sum("last_checked_id" in statement for statement in statements[:finishes_at]) == 1
 
 
 FINISHED = text("SELECT count(*) FROM mailing WHERE status = 'finished'")
 
 
-async def test_those_of_which_something_became_finish_before_all_others_are_looked_at(
+async def test_mailings_with_results_finish_before_all_others_are_checked(
     engine: AsyncEngine,
 ) -> None:
     await execute(engine, ADD_RUNNING, ADD_RUNNING)
-    many = 2 * together.SLICE
-    done = [await add_mailing(engine) for _ in range(many)]
+    count = 2 * small_audiences.MAILINGS_PER_BATCH
+    done = [await add_mailing(engine) for _ in range(count)]
     lifecycle = Lifecycle(
         engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False
     )
-    lifecycle.touch(done)
-    looks = looks_before = 0
+    lifecycle.check_finished(done)
+    checks = checks_before = 0
 
-    def note(*args: Any) -> None:
-        nonlocal looks
-        looks += "looked_up_to" in args[2]
+    def count_check(*args: Any) -> None:
+        nonlocal checks
+        checks += "last_checked_id" in args[2]
 
-    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    event.listen(engine.sync_engine, "before_cursor_execute", count_check)
     running = asyncio.create_task(lifecycle.run())
     try:
-        async with asyncio.timeout(PATIENCE), engine.connect() as connection:
-            while looks_before <= 2:
-                looks_now = looks
-                if (await connection.execute(FINISHED)).scalar_one() == many:
+        async with asyncio.timeout(EVENT_TIMEOUT), engine.connect() as connection:
+            while checks_before <= 2:
+                checks_now = checks
+                if (await connection.execute(FINISHED)).scalar_one() == count:
                     break
-                looks_before = looks_now
+                checks_before = checks_now
                 await asyncio.sleep(0.01)
     finally:
         running.cancel()
-        event.remove(engine.sync_engine, "before_cursor_execute", note)
-    assert looks_before <= 2
+        event.remove(engine.sync_engine, "before_cursor_execute", count_check)
+    assert checks_before <= 2

@@ -1,4 +1,4 @@
-"""Readiness says when the loops that everything rests on fail again and again."""
+"""Readiness reports when a background loop keeps failing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -9,23 +9,20 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.asked import inside
+from tests.asgi_client import inside
+from tests.factories import LEASE, NOON, OPEN, make_channel
 from tests.processes import until
-from tests.sample import LEASE, NOON, OPEN, OWNER
 
 from mailer.app import create_app
 from mailer.clock import elapsed
 from mailer.db.engine import create_engine
-from mailer.dispatch.claimed import ClaimedQueue
 from mailer.dispatch.claimer import Claimer
-from mailer.dispatch.giveback import GiveBack
+from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.lifecycle import Lifecycle
-from mailer.dispatch.loop_failures import LAPSE, LIMIT, REASONS, Loop, LoopFailures
+from mailer.dispatch.loop_failures import FAILING_AFTER, IDLE_AFTER, REASONS, Loop, LoopFailures
 from mailer.dispatch.recorder import Recorder
-from mailer.dispatch.requests import Requests
-from mailer.dispatch.watch import MailingWatch
-from mailer.gateway.breaker import Breaker
-from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.dispatch.running_mailings import RunningMailings
+from mailer.message.model import ClaimedMessage, MessageResult
 
 CLAIM = ClaimedMessage(1, 1, 1, NOON, "79161234567", "UTC")
 Run = Callable[[], Coroutine[Any, Any, None]]
@@ -37,20 +34,18 @@ def failures() -> LoopFailures:
 
 
 @asynccontextmanager
-async def loop_over(loop: Loop, url: str, failures: LoopFailures) -> AsyncIterator[None]:
+async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIterator[None]:
     """Run a loop on a database."""
     engine = create_engine(url)
-    watch = MailingWatch(url, Requests(), failures, lambda _: None)
-    recorder = Recorder(url, OWNER, failures, lambda _: None, lambda _: None)
-    await recorder.put(FinishedMessage(CLAIM, "delivered", 1))
-    claimer = Claimer(
-        *(url, OWNER, LEASE, Breaker(5, 1), watch, ClaimedQueue(1), {}),
-        *(GiveBack(), failures, lambda: None),
-    )
+    claims = WorkerClaims(LEASE, prefetch_size=1)
+    mailings = RunningMailings(url, claims.in_flight, failures, lambda _: None)
+    recorder = Recorder(url, claims, failures, lambda _: None)
+    await recorder.put(MessageResult(CLAIM, "delivered", 1))
+    claimer = Claimer(url, make_channel(), claims, mailings, failures)
     run: Run = {
-        "watch": watch.run,
+        "watch": mailings.run,
         "lifecycle": Lifecycle(engine, failures, lambda _: None, lambda: False).run,
-        "claim": claimer.run,
+        "claim": lambda: claimer.run(lambda: None),
         "record": recorder.run,
     }[loop]
     running = asyncio.create_task(run())
@@ -65,29 +60,31 @@ async def loop_over(loop: Loop, url: str, failures: LoopFailures) -> AsyncIterat
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("loop", REASONS)
-async def test_loop_that_keeps_failing_is_told_until_it_succeeds(
+async def test_a_failing_loop_is_reported_until_it_succeeds(
     shared_database_url: str, failures: LoopFailures, loop: Loop
 ) -> None:
-    async def is_told() -> bool | None:
-        return failures.reason(elapsed() + LIMIT) == REASONS[loop] or None
+    async def is_reported() -> bool | None:
+        return failures.reason(elapsed() + FAILING_AFTER) == REASONS[loop] or None
 
-    async def is_well() -> bool | None:
-        return failures.reason(elapsed() + LIMIT) is None or None
+    async def is_not_reported() -> bool | None:
+        return failures.reason(elapsed() + FAILING_AFTER) is None or None
 
-    assert await is_well()
+    assert await is_not_reported()
     nowhere = urlunsplit(urlsplit(shared_database_url)._replace(path="/nowhere"))
-    async with loop_over(loop, nowhere, failures):
-        await until(is_told)
-        assert failures.reason(elapsed() - LIMIT) is None  # one failure is not told
-    async with loop_over(loop, shared_database_url, failures):
-        await until(is_well)
+    async with running_loop(loop, nowhere, failures):
+        await until(is_reported)
+        assert (
+            failures.reason(elapsed() - FAILING_AFTER) is None
+        )  # a single failure is not reported
+    async with running_loop(loop, shared_database_url, failures):
+        await until(is_not_reported)
 
 
-async def test_readiness_says_what_keeps_failing(
+async def test_readiness_names_the_failing_loop(
     engine: AsyncEngine, failures: LoopFailures
 ) -> None:
     app = create_app(
-        engine, settings=OPEN, why_not_ready=lambda: failures.reason(elapsed() + LIMIT)
+        engine, settings=OPEN, why_not_ready=lambda: failures.reason(elapsed() + FAILING_AFTER)
     )
     async with httpx.AsyncClient(transport=inside(app), base_url="http://127.0.0.1") as client:
         assert (await client.get("/health/ready")).status_code == 200
@@ -100,7 +97,7 @@ async def test_readiness_says_what_keeps_failing(
         assert (await client.get("/health/ready")).status_code == 200
 
 
-def test_loop_that_has_nothing_to_do_since_it_failed_counts_as_well(failures: LoopFailures) -> None:
+def test_an_idle_loop_does_not_count_as_failing(failures: LoopFailures) -> None:
     failures.record("record", has_failed=True)
-    assert failures.reason(elapsed() + LIMIT) == REASONS["record"]
-    assert failures.reason(elapsed() + LAPSE) is None
+    assert failures.reason(elapsed() + FAILING_AFTER) == REASONS["record"]
+    assert failures.reason(elapsed() + IDLE_AFTER) is None

@@ -1,4 +1,4 @@
-"""The loop monitor reports what blocks the event loop."""
+"""The loop monitor reports code that blocks the event loop."""
 
 import asyncio
 import inspect
@@ -9,37 +9,37 @@ import pytest
 from mailer import metrics
 from mailer.loop_monitor import Block, LoopMonitor, Steps
 
-PATIENCE = 60
+TIMEOUT = 60  # seconds
 
 
-def observed() -> float:
-    """How many answers of the loop were counted."""
+def count_observations() -> float:
+    """Return how many measurements of the loop's lag were counted."""
     return metrics.REGISTRY.get_sample_value("mailer_event_loop_lag_seconds_count") or 0
 
 
-def keep_the_loop_busy() -> None:
-    """Spend half a second of processor time without a turn of the loop."""
+def block_the_loop() -> None:
+    """Use half a second of processor time without returning to the loop."""
     until = time.thread_time() + 0.5
     while time.thread_time() < until:
         pass
 
 
-async def test_block_of_the_loop_is_reported_with_its_time_and_its_place() -> None:
+async def test_a_block_of_the_loop_is_reported_with_its_duration_and_stack() -> None:
     blocks: list[Block] = []
     monitor = LoopMonitor(interval=0.01, limit=0.05, report=blocks.append)
     with monitor.running():
-        keep_the_loop_busy()
-        async with asyncio.timeout(PATIENCE):
-            while not any("keep_the_loop_busy" in block.frames for block in blocks):
+        block_the_loop()
+        async with asyncio.timeout(TIMEOUT):
+            while not any("block_the_loop" in block.frames for block in blocks):
                 await asyncio.sleep(0.01)
-    [block] = [block for block in blocks if "keep_the_loop_busy" in block.frames]
+    [block] = [block for block in blocks if "block_the_loop" in block.frames]
     assert block.seconds >= 0.05
     assert 0.05 <= block.step_seconds <= block.cpu_seconds < 1
     assert "tests/integration/test_loop_monitor.py" in block.frames
     assert not block.frames.startswith("/")
 
 
-async def test_steps_that_follow_one_another_are_told_apart() -> None:
+async def test_consecutive_tasks_are_separate_steps() -> None:
     steps = Steps(asyncio.get_running_loop(), depth=0)
 
     async def first() -> None:
@@ -57,36 +57,36 @@ async def test_steps_that_follow_one_another_are_told_apart() -> None:
     assert "second" in steps.frames
 
 
-async def test_callbacks_that_follow_one_another_are_told_apart() -> None:
+async def test_consecutive_callbacks_are_separate_steps() -> None:
     loop = asyncio.get_running_loop()
     depths: list[int] = []
     loop.call_soon(lambda: depths.append(len(inspect.stack(0))))
     await asyncio.sleep(0)
     steps = Steps(loop, depths[0])
 
-    def sample(moment: float) -> None:
-        steps.sample(inspect.currentframe(), moment)
+    def sample(time_: float) -> None:
+        steps.sample(inspect.currentframe(), time_)
 
-    for moment in (0.01, 0.02, 0.03):
-        loop.call_soon(sample, moment)
+    for time_ in (0.01, 0.02, 0.03):
+        loop.call_soon(sample, time_)
     await asyncio.sleep(0)
     assert steps.longest == 0
 
 
-async def test_every_answer_of_the_loop_is_counted() -> None:
-    before = observed()
+async def test_every_measurement_of_the_loop_is_counted() -> None:
+    before = count_observations()
     with LoopMonitor(interval=0.01).running():
-        async with asyncio.timeout(PATIENCE):
-            while observed() < before + 3:
+        async with asyncio.timeout(TIMEOUT):
+            while count_observations() < before + 3:
                 await asyncio.sleep(0.01)
 
 
-async def test_monitor_of_a_closed_loop_ends(recwarn: pytest.WarningsRecorder) -> None:
+async def test_the_monitor_of_a_closed_loop_ends(recwarn: pytest.WarningsRecorder) -> None:
     def watch_and_close() -> None:
-        async def leave() -> None:
+        async def start_monitor() -> None:
             LoopMonitor(interval=0.01).running().__enter__()
 
-        asyncio.run(leave())
+        asyncio.run(start_monitor())
 
     await asyncio.to_thread(watch_and_close)
     assert not recwarn.list

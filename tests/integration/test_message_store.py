@@ -1,3 +1,5 @@
+"""Claiming messages, recording results, refunding attempts and releasing orphaned claims."""
+
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -7,92 +9,94 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
-from tests.sample import (
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import (
     LEASE,
     NOON,
     OWNER,
     add_clients,
     add_due_messages,
     add_messages,
-    ledger,
+    mailing_counts,
     state,
 )
 
-from mailer.db.engine import IN_INDEX_ORDER, OwnConnection, raw
+from mailer.db.engine import INDEX_ORDER_PLANS, DedicatedConnection, asyncpg_connection
 from mailer.message import store
-from mailer.message.model import ClaimedMessage, FinishedMessage, Status
+from mailer.message.model import ClaimedMessage, MessageResult, Status
 
 HOUR = timedelta(hours=1)
-LEDGER_READS = """
+COUNTER_PAGE_READS = """
     SELECT pg_stat_get_blocks_fetched(oid) + pg_stat_get_xact_blocks_fetched(oid)
-    FROM pg_class, pg_stat_force_next_flush() WHERE relname = 'ledger'"""
+    FROM pg_class, pg_stat_force_next_flush() WHERE relname = 'mailing_counts'"""
 
 
 @pytest.fixture
 async def claimer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     async with engine.connect() as pooled:
-        yield await raw(pooled)
+        yield await asyncpg_connection(pooled)
 
 
 @pytest.fixture
 async def other(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     async with engine.connect() as pooled:
-        yield await raw(pooled)
+        yield await asyncpg_connection(pooled)
 
 
 async def claim_one(
     engine: AsyncEngine, claimer: asyncpg.Connection, lease: timedelta = LEASE
 ) -> ClaimedMessage:
     mailing_id = await add_due_messages(engine, 1)
-    (claim,) = await store.claim(claimer, {mailing_id: store.START}, 1, OWNER, lease)
+    (claim,) = await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 1, OWNER, lease)
     return claim
 
 
-async def test_claim_takes_the_oldest_due_up_to_the_share_of_each_mailing(
+async def test_a_claim_takes_the_oldest_due_messages_of_each_mailing(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     large, small = await add_due_messages(engine, 5), await add_due_messages(engine, 1)
     oldest = datetime.now(UTC) - 100_000 * HOUR
     await add_messages(engine, large, await add_clients(engine, 2), "scheduled", at=oldest)
 
-    claims = await store.claim(claimer, {large: store.START, small: store.START}, 2, OWNER, LEASE)
+    claims = await store.claim(
+        claimer, {large: store.FIRST_CURSOR, small: store.FIRST_CURSOR}, 2, OWNER, LEASE
+    )
 
     assert sorted(claim.mailing_id for claim in claims) == [large, large, small]
     assert all(claim.attempts == 1 for claim in claims)
-    taken = [claim.id for claim in claims if claim.mailing_id == large]
+    claimed_ids = [claim.id for claim in claims if claim.mailing_id == large]
     query = "SELECT count(*) FROM message WHERE id = ANY($1) AND due_at = $2"
-    assert await claimer.fetchval(query, taken, oldest) == 2
+    assert await claimer.fetchval(query, claimed_ids, oldest) == 2
 
 
-async def test_claim_reads_no_old_counts_that_a_snapshot_keeps(
+async def test_claims_read_no_dead_counter_rows_kept_for_an_old_snapshot(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     mailing_id = await add_due_messages(engine, 400)
-    own = OwnConnection(shared_database_url)
-    connection = await own.get()
-    place = store.START
+    dedicated = DedicatedConnection(shared_database_url)
+    connection = await dedicated.get()
+    cursor = store.FIRST_CURSOR
 
     async def claim_some(count: int) -> int:
-        """Claim one after the other, and return how many pages of counts that has read."""
-        nonlocal place
-        before = await connection.fetchval(LEDGER_READS)
+        """Claim messages one by one; return how many pages of counters were read."""
+        nonlocal cursor
+        before = await connection.fetchval(COUNTER_PAGE_READS)
         for _ in range(count):
-            (claimed,) = await store.claim(connection, {mailing_id: place}, 1, OWNER, LEASE)
-            place = (claimed.due_at, claimed.id)
-        reads: int = await connection.fetchval(LEDGER_READS) - before
+            (claimed,) = await store.claim(connection, {mailing_id: cursor}, 1, OWNER, LEASE)
+            cursor = (claimed.due_at, claimed.id)
+        reads: int = await connection.fetchval(COUNTER_PAGE_READS) - before
         return reads
 
     async with engine.connect() as backup:
         await backup.execution_options(isolation_level="REPEATABLE READ")
         await backup.execute(text("SELECT FROM client"))
-        at_first = await claim_some(20)
+        first_reads = await claim_some(20)
         await claim_some(350)
-        assert await claim_some(20) <= 1.2 * at_first
-    own.close()
+        assert await claim_some(20) <= 1.2 * first_reads
+    dedicated.close()
 
 
-async def test_claim_takes_nothing_that_is_not_due_or_not_scheduled(
+async def test_only_due_scheduled_messages_are_claimed(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 0)
@@ -102,7 +106,7 @@ async def test_claim_takes_nothing_that_is_not_due_or_not_scheduled(
     await add_messages(engine, mailing_id, clients[1:2], "delivered")
     await add_messages(engine, mailing_id, clients[2:], "cancelled", "expired")
 
-    assert await store.claim(claimer, {mailing_id: store.START}, 9, OWNER, LEASE) == []
+    assert await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 9, OWNER, LEASE) == []
 
 
 @pytest.mark.parametrize(
@@ -111,28 +115,28 @@ async def test_claim_takes_nothing_that_is_not_due_or_not_scheduled(
         "status = 'paused'",
         "status = 'cancelled'",
         "status = 'finished'",
-        "replanning = true",
+        "is_replanning = true",
         "deleted_at = now()",
         "datetime_end = now()",
     ],
 )
-async def test_claim_takes_nothing_of_a_mailing_that_must_not_send(
+async def test_messages_of_a_mailing_that_must_not_send_are_not_claimed(
     engine: AsyncEngine, claimer: asyncpg.Connection, change: str
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
-    await claimer.execute(f"UPDATE mailing SET {change}")  # noqa: S608  # of a test
+    await claimer.execute(f"UPDATE mailing SET {change}")  # noqa: S608  # a change above
 
-    assert await store.claim(claimer, {mailing_id: store.START}, 9, OWNER, LEASE) == []
+    assert await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 9, OWNER, LEASE) == []
 
 
-async def test_claim_takes_nothing_of_a_mailing_that_is_not_asked_for(
+async def test_only_messages_of_the_given_mailings_are_claimed(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    asked, _ = await add_due_messages(engine, 1), await add_due_messages(engine, 1)
+    mailing_id, _ = await add_due_messages(engine, 1), await add_due_messages(engine, 1)
 
-    claims = await store.claim(claimer, {asked: store.START}, 9, OWNER, LEASE)
+    claims = await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 9, OWNER, LEASE)
 
-    assert [claim.mailing_id for claim in claims] == [asked]
+    assert [claim.mailing_id for claim in claims] == [mailing_id]
 
 
 ADD_OTHERS = """
@@ -140,138 +144,164 @@ ADD_OTHERS = """
         INSERT INTO mailing (datetime_start, datetime_end, text, status, clients_count)
         SELECT now(), now() + interval '1 hour', 'Hello', 'running', 0
         FROM generate_series(1, 1000) RETURNING id)
-    INSERT INTO ledger (mailing_id) SELECT id FROM added"""
-LEDGERS_READ = """
+    INSERT INTO mailing_counts (mailing_id) SELECT id FROM added"""
+COUNTER_ROW_READS = """
     SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)
-    FROM pg_stat_xact_user_tables WHERE relname = 'ledger'"""
+    FROM pg_stat_xact_user_tables WHERE relname = 'mailing_counts'"""
 
 
-@pytest.mark.parametrize("settings", [{}, IN_INDEX_ORDER], ids=["as usual", "in index order"])
-async def test_claims_and_outcomes_read_no_ledgers_of_other_mailings(
+@pytest.mark.parametrize(
+    "settings", [{}, INDEX_ORDER_PLANS], ids=["default plans", "index order plans"]
+)
+async def test_claims_and_results_read_no_counters_of_other_mailings(
     engine: AsyncEngine, claimer: asyncpg.Connection, settings: dict[str, str]
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
-    first = {mailing_id: store.START}
-    await store.claim(claimer, first, 1, OWNER, LEASE)  # plans are made while there are few
+    first = {mailing_id: store.FIRST_CURSOR}
+    await store.claim(
+        claimer, first, 1, OWNER, LEASE
+    )  # statements are planned while the tables are small
     await claimer.execute(ADD_OTHERS)
 
     async with claimer.transaction():
         for name, setting in settings.items():
             await claimer.execute(f"SET LOCAL {name} = {setting}")
-        read_before = await claimer.fetchval(LEDGERS_READ)
+        read_before = await claimer.fetchval(COUNTER_ROW_READS)
         [claim] = await store.claim(claimer, first, 1, OWNER, LEASE)
-        done = FinishedMessage(claim, "delivered", attempts=1, sent_at=NOON)
-        await store.finish(claimer, OWNER, [done])
-        assert await claimer.fetchval(LEDGERS_READ) == read_before + 2
+        done = MessageResult(claim, "delivered", attempts=1, sent_at=NOON)
+        await store.record_results(claimer, OWNER, [done])
+        assert await claimer.fetchval(COUNTER_ROW_READS) == read_before + 2
 
 
-async def test_two_claimers_at_once_never_take_the_same_message(
+async def test_concurrent_claims_never_take_the_same_message(
     engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     async with claimer.transaction():
-        first = await store.claim(claimer, {mailing_id: store.START}, 3, OWNER, LEASE)
-        # it passes over the three and waits with the other two, for the ledger's row
+        first = await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 3, OWNER, LEASE)
+        # skips the three locked ones, claims two, and waits for the row of the counters
         claiming = asyncio.create_task(
-            store.claim(other, {mailing_id: store.START}, 3, uuid4(), LEASE)
+            store.claim(other, {mailing_id: store.FIRST_CURSOR}, 3, uuid4(), LEASE)
         )
         await asyncio.wait({claiming}, timeout=0.2)
     second = await claiming
 
     assert (len(first), len(second)) == (3, 2)
     assert not {claim.id for claim in first} & {claim.id for claim in second}
-    assert await ledger(engine, mailing_id) == {"sending": 5}
+    assert await mailing_counts(engine, mailing_id) == {"sending": 5}
 
 
-async def test_what_another_is_claiming_is_passed_over_without_waiting(
+async def test_messages_being_claimed_are_skipped_without_waiting(
     engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
     async with claimer.transaction():
-        await store.claim(claimer, {mailing_id: store.START}, 2, OWNER, LEASE)
-        async with asyncio.timeout(PATIENCE):
-            assert await store.claim(other, {mailing_id: store.START}, 2, uuid4(), LEASE) == []
+        await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 2, OWNER, LEASE)
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            assert (
+                await store.claim(other, {mailing_id: store.FIRST_CURSOR}, 2, uuid4(), LEASE) == []
+            )
 
 
-async def test_ledger_moves_with_claim_and_finish(
+async def test_claims_and_results_change_the_counters(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    first, second = await store.claim(claimer, {mailing_id: store.START}, 2, OWNER, LEASE)
-    assert await ledger(engine, mailing_id) == {"scheduled": 1, "sending": 2}
+    first, second = await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 2, OWNER, LEASE)
+    assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "sending": 2}
 
     finished = [
-        FinishedMessage(first, "delivered", 1, sent_at=datetime.now(UTC)),
-        FinishedMessage(second, "undelivered", 1, "rejected_400"),
+        MessageResult(first, "delivered", 1, sent_at=datetime.now(UTC)),
+        MessageResult(second, "undelivered", 1, "rejected_400"),
     ]
-    assert len(await store.finish(claimer, OWNER, finished)) == 2
-    assert await ledger(engine, mailing_id) == {"scheduled": 1, "delivered": 1, "undelivered": 1}
+    assert len(await store.record_results(claimer, OWNER, finished)) == 2
+    assert await mailing_counts(engine, mailing_id) == {
+        "scheduled": 1,
+        "delivered": 1,
+        "undelivered": 1,
+    }
     assert await state(engine, second.id) == ("undelivered", "rejected_400", 1)
 
 
-async def test_finish_twice_writes_once(engine: AsyncEngine, claimer: asyncpg.Connection) -> None:
+async def test_recording_a_result_twice_changes_nothing(
+    engine: AsyncEngine, claimer: asyncpg.Connection
+) -> None:
     claim = await claim_one(engine, claimer)
-    delivered = FinishedMessage(claim, "delivered", 1, sent_at=datetime.now(UTC))
-    assert len(await store.finish(claimer, OWNER, [delivered])) == 1
+    delivered = MessageResult(claim, "delivered", 1, sent_at=datetime.now(UTC))
+    assert len(await store.record_results(claimer, OWNER, [delivered])) == 1
 
-    refused = FinishedMessage(claim, "undelivered", 1, "rejected_400")
-    assert len(await store.finish(claimer, OWNER, [delivered, refused])) == 0
+    refused = MessageResult(claim, "undelivered", 1, "rejected_400")
+    assert len(await store.record_results(claimer, OWNER, [delivered, refused])) == 0
     assert await state(engine, claim.id) == ("delivered", None, 1)
 
 
-async def test_finish_by_another_owner_changes_nothing(
+async def test_a_result_of_another_owner_changes_nothing(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claim = await claim_one(engine, claimer)
 
-    assert len(await store.finish(claimer, uuid4(), [FinishedMessage(claim, "delivered", 1)])) == 0
+    assert (
+        len(await store.record_results(claimer, uuid4(), [MessageResult(claim, "delivered", 1)]))
+        == 0
+    )
     assert await state(engine, claim.id) == ("sending", None, 1)
 
 
-async def test_finish_of_a_claim_handed_back_and_made_anew_changes_nothing(
+async def test_a_result_of_an_earlier_claim_changes_nothing(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claim = await claim_one(engine, claimer)
-    handed_back = FinishedMessage(claim, "scheduled", 0)
-    assert len(await store.finish(claimer, OWNER, [handed_back])) == 1
-    (again,) = await store.claim(claimer, {claim.mailing_id: store.START}, 1, OWNER, LEASE)
-    assert (again.id, again.attempts) == (claim.id, claim.attempts)
+    released = MessageResult(claim, "scheduled", 0)
+    assert len(await store.record_results(claimer, OWNER, [released])) == 1
+    (claimed_again,) = await store.claim(
+        claimer, {claim.mailing_id: store.FIRST_CURSOR}, 1, OWNER, LEASE
+    )
+    assert (claimed_again.id, claimed_again.attempts) == (claim.id, claim.attempts)
 
-    # as the recorder writes once more when the connection was lost before the answer
-    assert len(await store.finish(claimer, OWNER, [handed_back])) == 0
+    # the recorder writes again when the connection was lost before the response
+    assert len(await store.record_results(claimer, OWNER, [released])) == 0
     assert await state(engine, claim.id) == ("sending", None, 1)
-    assert len(await store.finish(claimer, OWNER, [FinishedMessage(again, "delivered", 1)])) == 1
+    assert (
+        len(
+            await store.record_results(
+                claimer, OWNER, [MessageResult(claimed_again, "delivered", 1)]
+            )
+        )
+        == 1
+    )
 
 
-async def failed(claimer: asyncpg.Connection, claim: ClaimedMessage, reason: str) -> None:
-    """Write that an attempt failed, and that the message waits for the next."""
-    again = FinishedMessage(claim, "scheduled", claim.attempts, reason, last_failure=reason)
-    assert len(await store.finish(claimer, OWNER, [again])) == 1
+async def record_failure(claimer: asyncpg.Connection, claim: ClaimedMessage, reason: str) -> None:
+    """Record a failed attempt; the message waits for the next one."""
+    result = MessageResult(claim, "scheduled", claim.attempts, reason, last_failure=reason)
+    assert len(await store.record_results(claimer, OWNER, [result])) == 1
 
 
 async def claim_again(claimer: asyncpg.Connection, claim: ClaimedMessage) -> ClaimedMessage:
-    (again,) = await store.claim(claimer, {claim.mailing_id: store.START}, 1, OWNER, LEASE)
-    assert again.id == claim.id
-    return again
+    (claimed_again,) = await store.claim(
+        claimer, {claim.mailing_id: store.FIRST_CURSOR}, 1, OWNER, LEASE
+    )
+    assert claimed_again.id == claim.id
+    return claimed_again
 
 
 async def last_failure(connection: asyncpg.Connection, claim: ClaimedMessage) -> str | None:
     query = "SELECT last_failure FROM message WHERE id = $1"
-    found: str | None = await connection.fetchval(query, claim.id)
-    return found
+    failure: str | None = await connection.fetchval(query, claim.id)
+    return failure
 
 
-async def test_message_handed_back_waits_again_for_the_reason_it_waited_for(
+async def test_releasing_a_message_restores_its_reason(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claim = await claim_one(engine, claimer)
-    await store.finish(claimer, OWNER, [FinishedMessage(claim, "scheduled", 0)])
+    await store.record_results(claimer, OWNER, [MessageResult(claim, "scheduled", 0)])
     assert await state(engine, claim.id) == ("scheduled", None, 0)
 
-    await failed(claimer, await claim_again(claimer, claim), "http_503")
-    again = await claim_again(claimer, claim)
+    await record_failure(claimer, await claim_again(claimer, claim), "http_503")
+    claimed_again = await claim_again(claimer, claim)
     assert await state(engine, claim.id) == ("sending", None, 2)
-    await store.finish(claimer, OWNER, [FinishedMessage(again, "scheduled", 1)])
+    await store.record_results(claimer, OWNER, [MessageResult(claimed_again, "scheduled", 1)])
 
     assert await state(engine, claim.id) == ("scheduled", "http_503", 1)
 
@@ -285,166 +315,181 @@ async def test_message_handed_back_waits_again_for_the_reason_it_waited_for(
         ("cancelled", "client_deleted"),
     ],
 )
-async def test_why_the_last_attempt_failed_is_kept_whatever_becomes_of_the_message(
+async def test_the_last_failure_is_kept_with_every_final_status(
     engine: AsyncEngine, claimer: asyncpg.Connection, status: Status, reason: str | None
 ) -> None:
     claim = await claim_one(engine, claimer)
-    await failed(claimer, claim, "http_503")
-    again = await claim_again(claimer, claim)
+    await record_failure(claimer, claim, "http_503")
+    claimed_again = await claim_again(claimer, claim)
 
-    assert len(await store.finish(claimer, OWNER, [FinishedMessage(again, status, 2, reason)])) == 1
+    assert (
+        len(
+            await store.record_results(
+                claimer, OWNER, [MessageResult(claimed_again, status, 2, reason)]
+            )
+        )
+        == 1
+    )
 
     assert await state(engine, claim.id) == (status, reason, 2)
     assert await last_failure(claimer, claim) == "http_503"
 
 
-async def test_newest_failure_takes_the_place_of_the_one_before(
+async def test_a_new_failure_replaces_the_previous_one(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claim = await claim_one(engine, claimer)
     assert await last_failure(claimer, claim) is None
-    await failed(claimer, claim, "http_503")
-    again = await claim_again(claimer, claim)
-    given_up = FinishedMessage(
-        again, "undelivered", 2, "attempts_exhausted", last_failure="timeout"
+    await record_failure(claimer, claim, "http_503")
+    claimed_again = await claim_again(claimer, claim)
+    failed_permanently = MessageResult(
+        claimed_again, "undelivered", 2, "attempts_exhausted", last_failure="timeout"
     )
-    await store.finish(claimer, OWNER, [given_up])
+    await store.record_results(claimer, OWNER, [failed_permanently])
 
     assert await state(engine, claim.id) == ("undelivered", "attempts_exhausted", 2)
     assert await last_failure(claimer, claim) == "timeout"
 
 
-async def test_claims_that_nobody_knows_of_go_back_to_where_they_were(
+async def test_releasing_orphaned_claims_restores_their_state(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     tried = await claim_one(engine, claimer)
-    await failed(claimer, tried, "http_503")
+    await record_failure(claimer, tried, "http_503")
     await claim_again(claimer, tried)
     mailing_id = await add_due_messages(engine, 3)
-    held, untried = await store.claim(claimer, {mailing_id: store.START}, 2, OWNER, LEASE)
-    (of_another,) = await store.claim(claimer, {mailing_id: store.START}, 1, uuid4(), LEASE)
+    in_flight, untried = await store.claim(
+        claimer, {mailing_id: store.FIRST_CURSOR}, 2, OWNER, LEASE
+    )
+    (of_other_owner,) = await store.claim(
+        claimer, {mailing_id: store.FIRST_CURSOR}, 1, uuid4(), LEASE
+    )
 
-    assert await store.let_go(claimer, OWNER, {held.id}) == 2
+    assert await store.release_orphaned(claimer, OWNER, {in_flight.id}) == 2
 
     assert await state(engine, tried.id) == ("scheduled", "http_503", 1)
     assert await state(engine, untried.id) == ("scheduled", None, 0)
-    assert await state(engine, held.id) == await state(engine, of_another.id)
-    assert await ledger(engine, mailing_id) == {"scheduled": 1, "sending": 2}
-    assert await store.let_go(claimer, OWNER, {held.id}) == 0
-    late, known = FinishedMessage(untried, "delivered", 1), FinishedMessage(held, "delivered", 1)
-    assert len(await store.finish(claimer, OWNER, [late, known])) == 1
+    assert await state(engine, in_flight.id) == await state(engine, of_other_owner.id)
+    assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "sending": 2}
+    assert await store.release_orphaned(claimer, OWNER, {in_flight.id}) == 0
+    late, known = MessageResult(untried, "delivered", 1), MessageResult(in_flight, "delivered", 1)
+    assert len(await store.record_results(claimer, OWNER, [late, known])) == 1
     assert await state(engine, untried.id) == ("scheduled", None, 0)
 
 
-async def test_failure_that_was_the_gateways_costs_no_attempt(
+async def test_refunding_restores_the_attempt_once(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    *blamed, other = await store.claim(claimer, {mailing_id: store.START}, 3, OWNER, LEASE)
-    for claim in (*blamed, other):
-        await failed(claimer, claim, "http_503")
+    *to_refund, other = await store.claim(
+        claimer, {mailing_id: store.FIRST_CURSOR}, 3, OWNER, LEASE
+    )
+    for claim in (*to_refund, other):
+        await record_failure(claimer, claim, "http_503")
 
-    await store.give_back(claimer, blamed)
+    await store.refund_attempts(claimer, to_refund)
 
-    for claim in blamed:
+    for claim in to_refund:
         assert await state(engine, claim.id) == ("scheduled", "http_503", 0)
     assert await state(engine, other.id) == ("scheduled", "http_503", 1)
-    assert await ledger(engine, mailing_id) == {"scheduled": 3}
-    await store.give_back(claimer, [*blamed, *blamed])
-    assert {await state(engine, claim.id) for claim in blamed} == {("scheduled", "http_503", 0)}
+    assert await mailing_counts(engine, mailing_id) == {"scheduled": 3}
+    await store.refund_attempts(claimer, [*to_refund, *to_refund])
+    assert {await state(engine, claim.id) for claim in to_refund} == {("scheduled", "http_503", 0)}
 
 
-async def test_each_attempt_of_a_message_that_failed_more_than_once_is_given_back(
+async def test_each_failed_attempt_of_a_message_is_refunded(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     first = await claim_one(engine, claimer)
-    await failed(claimer, first, "http_503")
+    await record_failure(claimer, first, "http_503")
     second = await claim_again(claimer, first)
-    await failed(claimer, second, "http_500")
+    await record_failure(claimer, second, "http_500")
 
-    await store.give_back(claimer, [second, first, second])  # one of them before a `/retry`
+    await store.refund_attempts(
+        claimer, [second, first, second]
+    )  # twice, as if one failed before a `/retry`
 
     assert await state(engine, first.id) == ("scheduled", "http_500", 0)
 
 
-async def test_attempt_is_not_given_back_to_a_message_claimed_since(
+async def test_an_attempt_of_a_message_claimed_again_is_not_refunded(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claim = await claim_one(engine, claimer)
-    await store.give_back(claimer, [claim])
+    await store.refund_attempts(claimer, [claim])
     assert await state(engine, claim.id) == ("sending", None, 1)
 
-    await failed(claimer, claim, "http_503")
-    again = await claim_again(claimer, claim)
-    await store.give_back(claimer, [claim])
+    await record_failure(claimer, claim, "http_503")
+    claimed_again = await claim_again(claimer, claim)
+    await store.refund_attempts(claimer, [claim])
     assert await state(engine, claim.id) == ("sending", None, 2)
 
-    await failed(claimer, again, "http_500")
-    await store.give_back(claimer, [claim])
+    await record_failure(claimer, claimed_again, "http_500")
+    await store.refund_attempts(claimer, [claim])
     assert await state(engine, claim.id) == ("scheduled", "http_500", 2)
 
 
 @pytest.mark.parametrize("status", ["delivered", "undelivered", "unknown", "cancelled"])
-async def test_attempt_is_not_given_back_to_a_message_that_does_not_wait(
+async def test_an_attempt_of_a_message_that_does_not_wait_is_not_refunded(
     engine: AsyncEngine, claimer: asyncpg.Connection, status: Status
 ) -> None:
     claim = await claim_one(engine, claimer)
-    await store.finish(claimer, OWNER, [FinishedMessage(claim, status, 1)])
+    await store.record_results(claimer, OWNER, [MessageResult(claim, status, 1)])
 
-    await store.give_back(claimer, [claim])
+    await store.refund_attempts(claimer, [claim])
 
     assert await state(engine, claim.id) == (status, None, 1)
 
 
-async def test_first_that_waits_is_told_with_its_place_and_the_seconds_until_it_is_due(
+async def test_the_first_waiting_message_is_returned_with_cursor_and_seconds_until_due(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
-    asked, other = await add_due_messages(engine, 0), await add_due_messages(engine, 0)
+    mailing_id, other = await add_due_messages(engine, 0), await add_due_messages(engine, 0)
     clients = await add_clients(engine, 2)
     now = datetime.now(UTC)
-    everything = {asked: None, other: None}
-    assert await store.first_waiting(claimer, everything) == []
+    cursors = {mailing_id: None, other: None}
+    assert await store.first_waiting(claimer, cursors) == []
 
-    await add_messages(engine, asked, clients[:1], "delivered", at=now)
-    await add_messages(engine, asked, clients[1:], "scheduled", at=now + HOUR)
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=now)
+    await add_messages(engine, mailing_id, clients[1:], "scheduled", at=now + HOUR)
     await add_messages(engine, other, clients, "scheduled", at=now - HOUR)
     await add_messages(engine, other, [100], "scheduled", at=now + HOUR / 2)
 
-    found = {
+    waiting = {
         mailing: (due_at, seconds)
-        for mailing, (due_at, _), seconds in await store.first_waiting(claimer, everything)
+        for mailing, (due_at, _), seconds in await store.first_waiting(claimer, cursors)
     }
-    assert (found[asked][0], found[other][0]) == (now + HOUR, now - HOUR)
-    assert found[asked][1] == pytest.approx(3600, abs=60)
-    assert found[other][1] == pytest.approx(-3600, abs=60)
-    [(_, place, _)] = await store.first_waiting(claimer, {other: now})
-    assert place[0] == now + HOUR / 2
+    assert (waiting[mailing_id][0], waiting[other][0]) == (now + HOUR, now - HOUR)
+    assert waiting[mailing_id][1] == pytest.approx(3600, abs=60)
+    assert waiting[other][1] == pytest.approx(-3600, abs=60)
+    [(_, cursor, _)] = await store.first_waiting(claimer, {other: now})
+    assert cursor[0] == now + HOUR / 2
 
 
-async def test_claims_go_on_from_a_place_and_reach_every_message_once(
+async def test_claims_continue_from_a_cursor_and_reach_every_message_once(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     clients = await add_clients(engine, 4)
     await add_messages(engine, mailing_id, clients, "scheduled", at=NOON)
-    place, claimed = store.START, []
-    while claims := await store.claim(claimer, {mailing_id: place}, 2, OWNER, LEASE):
-        places = [(claim.due_at, claim.id) for claim in claims]
-        assert min(places) > place
-        place = max(places)
+    cursor, claimed = store.FIRST_CURSOR, []
+    while claims := await store.claim(claimer, {mailing_id: cursor}, 2, OWNER, LEASE):
+        cursors = [(claim.due_at, claim.id) for claim in claims]
+        assert min(cursors) > cursor
+        cursor = max(cursors)
         claimed += [claim.id for claim in claims]
     assert len(claimed) == len(set(claimed)) == 9
 
 
-async def test_a_claim_behind_a_place_leaves_what_is_before_it(
+async def test_a_claim_after_a_cursor_leaves_earlier_messages(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
-    (first,) = await store.claim(claimer, {mailing_id: store.START}, 1, OWNER, LEASE)
-    await store.finish(claimer, OWNER, [FinishedMessage(first, "scheduled", 0)])
+    (first,) = await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 1, OWNER, LEASE)
+    await store.record_results(claimer, OWNER, [MessageResult(first, "scheduled", 0)])
 
-    behind = (first.due_at, first.id)
-    (second,) = await store.claim(claimer, {mailing_id: behind}, 9, OWNER, LEASE)
+    cursor_after_first = (first.due_at, first.id)
+    (second,) = await store.claim(claimer, {mailing_id: cursor_after_first}, 9, OWNER, LEASE)
     assert second.id > first.id
-    (again,) = await store.claim(claimer, {mailing_id: store.START}, 9, OWNER, LEASE)
-    assert again.id == first.id
+    (claimed_again,) = await store.claim(claimer, {mailing_id: store.FIRST_CURSOR}, 9, OWNER, LEASE)
+    assert claimed_again.id == first.id

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard in deploy/, against what the application shows.
+"""Alerts and dashboard in deploy/, compared with the metrics of the application.
 
 promtool is in Debian's package `prometheus`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.patience import PATIENCE
+from tests.event_timeout import EVENT_TIMEOUT
 from tests.programs import needed
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -22,46 +22,46 @@ DASHBOARD = DEPLOY / "grafana" / "mailer.json"
 NAME = re.compile(r"\b(?:mailer|process)_[a-z_]+\b")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
-"""What Grafana puts into an expression."""
+"""Grafana's variables in expressions, with sample values."""
 
 
-def promtool(*arguments: str | Path, given: str = "") -> str:
-    """Run promtool and return what it says; it must find nothing wrong."""
+def promtool(*arguments: str | Path, stdin: str = "") -> str:
+    """Run promtool and return its output; it must find no errors."""
     program = needed("promtool")
-    done = subprocess.run(  # noqa: S603  # a program that was found
+    result = subprocess.run(  # noqa: S603  # a program found by `needed`
         [program, *arguments],
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=EVENT_TIMEOUT,
         check=False,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    return output
 
 
-async def exposed(api: httpx.AsyncClient) -> str:
+async def get_metrics(api: httpx.AsyncClient) -> str:
     answer = await api.get("http://mailer/metrics")
     assert answer.status_code == 200
     return answer.text
 
 
 def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
-    return found
+    content: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return content
 
 
-def test_alerts_and_the_example_that_reads_them_are_well_formed() -> None:
+def test_the_alerts_and_the_example_configuration_are_valid() -> None:
     assert "SUCCESS" in promtool("check", "rules", ALERTS)
     promtool("check", "config", ALERTS.with_name("prometheus.yaml"))
 
 
-def test_alerts_fire_and_stay_silent_when_they_should() -> None:
+def test_the_unit_tests_of_the_alerts_pass() -> None:
     assert "SUCCESS" in promtool("test", "rules", ALERTS.with_name("alerts_test.yaml"))
 
 
-def test_every_alert_is_seen_to_fire() -> None:
+def test_every_alert_has_a_unit_test_in_which_it_fires() -> None:
     alerts = re.findall(r"- alert: (\w+)", ALERTS.read_text())
     fired = re.findall(
         r'labels: ALERTS\{alertname="(\w+)"', ALERTS.with_name("alerts_test.yaml").read_text()
@@ -70,25 +70,25 @@ def test_every_alert_is_seen_to_fire() -> None:
     assert len(set(alerts)) == len(alerts)
 
 
-async def test_metrics_are_named_as_prometheus_advises(api: httpx.AsyncClient) -> None:
-    assert promtool("check", "metrics", given=await exposed(api)) == ""
+async def test_metric_names_follow_the_advice_of_prometheus(api: httpx.AsyncClient) -> None:
+    assert promtool("check", "metrics", stdin=await get_metrics(api)) == ""
 
 
 @pytest.mark.parametrize("file", [ALERTS, DASHBOARD], ids=lambda file: file.name)
-async def test_only_metrics_that_are_shown_are_asked_for(
+async def test_alerts_and_dashboard_use_only_existing_metrics(
     api: httpx.AsyncClient, file: Path
 ) -> None:
-    shown = {
+    existing = {
         family.name + suffix
-        for family in text_string_to_metric_families(await exposed(api))
+        for family in text_string_to_metric_families(await get_metrics(api))
         for suffix in SUFFIXES.get(family.type, ())
     }
-    asked = set(NAME.findall(file.read_text()))
-    assert asked
-    assert asked - shown == set()
+    used = set(NAME.findall(file.read_text()))
+    assert used
+    assert used - existing == set()
 
 
-def test_dashboard_asks_in_promql(tmp_path: Path) -> None:
+def test_the_expressions_of_the_dashboard_are_valid_promql(tmp_path: Path) -> None:
     expressions = [target["expr"] for panel in panels() for target in panel.get("targets", [])]
     assert expressions
     for variable, value in VARIABLES.items():
@@ -99,7 +99,7 @@ def test_dashboard_asks_in_promql(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in promtool("check", "rules", file)
 
 
-def test_dashboard_belongs_to_no_installation() -> None:
+def test_the_dashboard_names_no_installation() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     assert dashboard["id"] is None
     sources = {
@@ -111,15 +111,15 @@ def test_dashboard_belongs_to_no_installation() -> None:
     assert sources == {"${datasource}"}
 
 
-def test_panels_of_the_dashboard_have_ids_and_places_of_their_own() -> None:
+def test_panels_of_the_dashboard_have_unique_ids_and_do_not_overlap() -> None:
     ids = [panel["id"] for panel in panels()]
     assert len(set(ids)) == len(ids)
-    places = [
+    cells = [
         (x, y)
         for panel in panels()
-        for at in [panel["gridPos"]]
-        for x in range(at["x"], at["x"] + at["w"])
-        for y in range(at["y"], at["y"] + at["h"])
+        for position in [panel["gridPos"]]
+        for x in range(position["x"], position["x"] + position["w"])
+        for y in range(position["y"], position["y"] + position["h"])
     ]
-    assert len(set(places)) == len(places)
-    assert all(x < 24 for x, _ in places)
+    assert len(set(cells)) == len(cells)
+    assert all(x < 24 for x, _ in cells)

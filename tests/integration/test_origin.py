@@ -1,4 +1,4 @@
-"""Where the database is: what counts as another place, and what follows from it."""
+"""The origin of a database: restored and moved databases, and their effects on sending and ids."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import (
+from tests.factories import (
     add_clients,
     add_due_messages,
     add_mailing,
@@ -16,15 +16,15 @@ from tests.sample import (
     do,
     execute,
 )
-from tests.sample import value as value_of
+from tests.factories import value as value_of
 
 from mailer.access.model import COMMAND_LINE
 from mailer.db import origin
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from mailer.mailing import audience, moving, restore
-from mailer.mailing.passing_over import PassedOver
+from mailer.mailing import audience, restore, transitions
 from mailer.mailing.restore import NotHeldError
+from mailer.mailing.skipped import SkippedMailings
 from mailer.validation import MAX_ID
 
 LAST = "SELECT max(id) FROM message"
@@ -37,19 +37,19 @@ async def is_allowed(engine: AsyncEngine) -> bool:
 
 
 async def rewrite(engine: AsyncEngine, change: str = "") -> None:
-    """Write the row as a dump would: whole, by another transaction than it says."""
-    await execute(engine, f"UPDATE origin SET moved_at = moved_at{change}")  # noqa: S608  # our own
+    """Write the row as the restore of a dump does: by another transaction than the one it names."""
+    await execute(engine, f"UPDATE origin SET moved_at = moved_at{change}")  # noqa: S608  # a change of the test
 
 
 async def move(engine: AsyncEngine, change: str = "timeline = timeline + 1") -> None:
-    """Have the row tell of another place, and not of a dump."""
+    """Change the row so that the database was moved, but not restored from a dump."""
     own = "written_by = pg_current_xact_id()::xid::text::bigint"
-    await execute(engine, f"UPDATE origin SET {own}, {change}")  # noqa: S608  # our own
+    await execute(engine, f"UPDATE origin SET {own}, {change}")  # noqa: S608  # a change of the test
 
 
 @pytest.fixture
 async def template_copy(server_url: str, engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
-    """A copy of the database with a mailing under way, made by `CREATE DATABASE ... TEMPLATE`."""
+    """A copy of the database, with a running mailing, by `CREATE DATABASE ... TEMPLATE`."""
     await add_due_messages(engine, 3)
     name = str(await value_of(engine, "SELECT current_database()"))
     await engine.dispose()
@@ -62,19 +62,21 @@ async def template_copy(server_url: str, engine: AsyncEngine) -> AsyncIterator[A
     await connection.close()
 
 
-async def test_first_ids_are_small_and_stay_so_while_nothing_moves(engine: AsyncEngine) -> None:
+async def test_ids_start_at_1_and_do_not_jump_while_the_origin_is_the_same(
+    engine: AsyncEngine,
+) -> None:
     await add_due_messages(engine, 3)
     assert await value_of(engine, LAST) == 3
     assert not await do(engine, origin.update)
     assert await is_allowed(engine)
 
 
-async def test_another_timeline_or_start_of_the_server_moves_ids_and_holds_nothing(
+async def test_a_new_timeline_or_server_start_makes_ids_jump_without_a_hold(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
     clients = await add_clients(engine, 3)
-    last = 3
+    last_id = 3
     for change, client in zip(
         ("timeline = timeline + 1", "started_at = started_at - interval '1 hour'"),
         clients,
@@ -82,37 +84,37 @@ async def test_another_timeline_or_start_of_the_server_moves_ids_and_holds_nothi
     ):
         await move(engine, change)
         assert not await is_allowed(engine)
-        assert await claim(engine, mailing_id) == []  # nobody has noted the move yet
+        assert await claim(engine, mailing_id) == []  # the move is not recorded yet
 
-        await add_messages(engine, mailing_id, [client], "scheduled")  # who inserts does
+        await add_messages(engine, mailing_id, [client], "scheduled")  # an insert records it
 
-        new = int(await value_of(engine, LAST))
-        assert last + GAP < new <= MAX_ID
-        last = new
+        new_id = int(await value_of(engine, LAST))
+        assert last_id + GAP < new_id <= MAX_ID
+        last_id = new_id
         assert await is_allowed(engine)
     assert len(await claim(engine, mailing_id, 9)) == 5
 
 
-async def test_audience_is_enqueued_in_chunks_before_anybody_has_noted_a_restart(
+async def test_an_audience_is_enqueued_before_a_server_restart_is_recorded(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 2)
     await add_mailing(engine, status="scheduled")
-    await do(engine, moving.begin_due)
+    await do(engine, transitions.start_due)
     await move(engine, "started_at = started_at - interval '1 hour'")
-    passed_over = PassedOver()
+    skipped = SkippedMailings()
 
-    taken = await do(engine, lambda db: audience.take_chunk(db, "behind", passed_over))
+    chunk = await do(engine, lambda db: audience.enqueue_chunk(db, "lowest_cursor", skipped))
 
-    assert taken is not None
-    assert taken.is_last
-    assert not passed_over
+    assert chunk is not None
+    assert chunk.is_last
+    assert not skipped
     assert await value_of(engine, "SELECT count(*) FROM message") == 2
     assert await is_allowed(engine)
 
 
 @pytest.mark.parametrize("change", ["", ", server = server + 1", ", database = database + 1"])
-async def test_restored_database_is_held_until_a_person_agrees(
+async def test_a_restored_database_is_held_until_a_user_agrees(
     engine: AsyncEngine, change: str
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
@@ -122,64 +124,64 @@ async def test_restored_database_is_held_until_a_person_agrees(
 
     assert not await is_allowed(engine)
     assert await claim(engine, mailing_id, 9) == []
-    hold = await do(engine, origin.hold)
+    hold = await do(engine, origin.get_hold)
     assert hold is not None
-    with pytest.raises(NotHeldError):  # what was shown was of another restore
+    with pytest.raises(NotHeldError):  # the user agreed to another hold
         await restore.resume(engine, datetime.now(UTC), COMMAND_LINE)
     await restore.resume(engine, hold.since, COMMAND_LINE)
-    assert await do(engine, origin.hold) is None
+    assert await do(engine, origin.get_hold) is None
     assert not await do(engine, origin.update)
     assert len(await claim(engine, mailing_id, 9)) == 3
     with pytest.raises(NotHeldError):
         await restore.resume(engine, hold.since, COMMAND_LINE)
 
 
-async def test_rows_beside_its_own_mean_that_data_was_restored(engine: AsyncEngine) -> None:
+async def test_a_second_row_means_that_data_was_restored(engine: AsyncEngine) -> None:
     await add_due_messages(engine, 1)
     await execute(engine, "INSERT INTO origin SELECT * FROM origin")
     assert await do(engine, origin.update)
-    assert await do(engine, origin.hold) is not None
+    assert await do(engine, origin.get_hold) is not None
     assert await value_of(engine, "SELECT count(*) FROM origin") == 1
 
 
-async def test_vacuum_and_its_full_form_move_nothing(engine: AsyncEngine) -> None:
+async def test_vacuum_does_not_move_the_database(engine: AsyncEngine) -> None:
     await add_due_messages(engine, 1)
     async with engine.connect() as connection:
-        plain = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
         for statement in ("VACUUM (FREEZE) origin", "VACUUM (FULL) origin"):
-            await plain.exec_driver_sql(statement)
+            await autocommit.exec_driver_sql(statement)
     assert await is_allowed(engine)
 
 
-async def test_database_without_a_mailing_or_a_report_is_never_held(engine: AsyncEngine) -> None:
+async def test_a_database_without_mailings_and_reports_is_never_held(engine: AsyncEngine) -> None:
     await rewrite(engine)
     assert await do(engine, origin.update)
     assert await is_allowed(engine)
 
 
-async def test_copy_by_template_is_held_and_the_original_is_not(
+async def test_a_copy_by_template_is_held_and_the_original_is_not(
     engine: AsyncEngine, template_copy: AsyncEngine
 ) -> None:
-    # several processes start on it at once: one notes the move
+    # several workers start at once; one of them records the move
     await asyncio.gather(*(migrate(template_copy) for _ in range(4)))
-    assert await do(template_copy, origin.hold) is not None
+    assert await do(template_copy, origin.get_hold) is not None
     assert await value_of(template_copy, "SELECT count(*) FROM origin") == 1
     assert int(await value_of(template_copy, "SELECT last_value FROM message_id_seq")) > GAP
     assert await is_allowed(engine)
     assert await value_of(engine, "SELECT last_value FROM message_id_seq") == 3
 
 
-async def test_held_database_that_moves_stays_held(engine: AsyncEngine) -> None:
+async def test_a_held_database_that_moves_stays_held(engine: AsyncEngine) -> None:
     await add_due_messages(engine, 1)
     await rewrite(engine)
     await do(engine, origin.update)
-    before = await do(engine, origin.hold)
+    before = await do(engine, origin.get_hold)
     await move(engine)
     assert await do(engine, origin.update)
-    assert await do(engine, origin.hold) == before
+    assert await do(engine, origin.get_hold) == before
 
 
-async def test_ids_stay_within_what_readers_of_json_hold_however_often_they_jump(
+async def test_ids_stay_within_2_to_the_53_however_often_they_jump(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_mailing(engine)
@@ -193,9 +195,9 @@ async def test_ids_stay_within_what_readers_of_json_hold_however_often_they_jump
     assert ids[-1] <= MAX_ID
 
 
-async def test_what_would_be_sent_is_counted_by_mailing(engine: AsyncEngine) -> None:
+async def test_messages_that_would_be_sent_are_counted_by_mailing(engine: AsyncEngine) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    await claim(engine, mailing_id)  # the copy was made while one was being sent
+    await claim(engine, mailing_id)  # one message was being sent at the time of the copy
     ended = await add_mailing(engine)
     await add_messages(engine, ended, await add_clients(engine, 1), "scheduled")
     await rewrite(engine)

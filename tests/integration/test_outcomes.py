@@ -1,4 +1,4 @@
-"""Outcomes belong to the day on which they happened: all days add up to the counts."""
+"""Outcomes are counted on the day of their event; the sum over all days equals the counters."""
 
 import contextlib
 import random
@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tests.sample import (
+from tests.factories import (
     add_clients,
     add_due_messages,
     add_mailing,
@@ -25,11 +25,11 @@ from tests.sample import (
 from mailer.access.model import COMMAND_LINE
 from mailer.db.schema import OUTCOMES
 from mailer.errors import ConflictError
-from mailer.mailing import moving, service
-from mailer.message import tally
-from mailer.report import lately, statistics
+from mailer.mailing import service, transitions
+from mailer.message import counters
+from mailer.report import last_24_hours, statistics
 from mailer.report.daily import daily_report
-from mailer.report.verify import differences
+from mailer.report.verify import find_differences
 
 HOUR = timedelta(hours=1)
 ODD_ZONES = (
@@ -41,34 +41,34 @@ ODD_ZONES = (
 )
 
 
-async def counts(engine: AsyncEngine) -> Counter[str]:
-    """The outcomes of all mailings, as the statistics count them."""
+async def get_outcomes(engine: AsyncEngine) -> Counter[str]:
+    """Return the outcomes of all mailings in the statistics."""
     messages = msgspec.structs.asdict((await statistics.general(engine)).messages)
     return +Counter({name: messages[name] for name in OUTCOMES})
 
 
-async def reported(engine: AsyncEngine, zone: str, first: date, last: date) -> Counter[str]:
-    """The outcomes in the reports of all days from the first to the last."""
-    found: Counter[str] = Counter()
+async def sum_of_reports(engine: AsyncEngine, zone: str, first: date, last: date) -> Counter[str]:
+    """Return the sum of outcomes in the daily reports from `first` to `last`."""
+    total: Counter[str] = Counter()
     for days in range((last - first).days + 1):
         report = await daily_report(engine, first + timedelta(days=days), zone)
-        found.update(msgspec.structs.asdict(report.outcomes))
+        total.update(msgspec.structs.asdict(report.outcomes))
         failed: Counter[str] = Counter()
         for failure in report.failures:
             failed[failure.status] += failure.messages
         assert failed == +Counter(
             {name: getattr(report.outcomes, name) for name in OUTCOMES if name != "delivered"}
         )
-    return +found
+    return +total
 
 
 async def purge(engine: AsyncEngine) -> None:
     for _ in range(3):
-        await do(engine, lambda db: moving.purge(db, 1_000))
+        await do(engine, lambda db: transitions.purge(db, 1_000))
 
 
 @pytest.mark.parametrize("ends_at", [timedelta(), timedelta(seconds=-6), timedelta(seconds=6)])
-async def test_what_is_cancelled_at_an_end_around_midnight_is_in_the_report_of_its_day(
+async def test_messages_that_expire_around_midnight_are_in_the_report_of_their_day(
     engine: AsyncEngine, ends_at: timedelta
 ) -> None:
     midnight = datetime(2030, 1, 15, tzinfo=ZoneInfo("Asia/Bangkok"))
@@ -79,15 +79,15 @@ async def test_what_is_cancelled_at_an_end_around_midnight_is_in_the_report_of_i
     second = timedelta(seconds=0.4)
     await add_messages(engine, mailing_id, clients[38:], "cancelled", "expired", at=end + second)
     settled = f"is_settled = true, status = 'finished', updated_at = '{end + 2 * second}'"
-    await execute(engine, f"UPDATE mailing SET {settled}")  # noqa: S608  # of a test
+    await execute(engine, f"UPDATE mailing SET {settled}")  # noqa: S608  # values of the test
 
     days = [await daily_report(engine, date(2030, 1, day), "Asia/Bangkok") for day in (14, 15)]
 
     assert sum(day.outcomes.delivered for day in days) == 38
     assert sum(day.outcomes.cancelled for day in days) == 37
-    on_its_day = days[(end + second).date().day - 14]
-    assert on_its_day.outcomes.cancelled == 37
-    assert [mailing.id for mailing in on_its_day.mailings] == [mailing_id]
+    report_of_the_day = days[(end + second).date().day - 14]
+    assert report_of_the_day.outcomes.cancelled == 37
+    assert [mailing.id for mailing in report_of_the_day.mailings] == [mailing_id]
 
 
 async def test_deleted_mailings_stay_in_reports_and_statistics(engine: AsyncEngine) -> None:
@@ -100,22 +100,22 @@ async def test_deleted_mailings_stay_in_reports_and_statistics(engine: AsyncEngi
     before = await daily_report(engine, now.date(), "UTC")
 
     await service.delete(engine, mailing_id, COMMAND_LINE)
-    for folds in (False, True, True):
-        assert await counts(engine) == {"delivered": 3, "undelivered": 1}
+    for merges in (False, True, True):
+        assert await get_outcomes(engine) == {"delivered": 3, "undelivered": 1}
         assert (await statistics.general(engine)).messages.scheduled == 0
         report = await daily_report(engine, now.date(), "UTC")
         assert (report.outcomes, report.failures) == (before.outcomes, before.failures)
         assert report.mailings == []
-        hours = await do(engine, lambda db: lately.outcomes(db, now))
+        hours = await do(engine, lambda db: last_24_hours.get_outcomes(db, now))
         assert sum(hour.messages.delivered for hour in hours) == 3
-        assert await differences(engine) == []
+        assert await find_differences(engine) == []
         await purge(engine)
-        if folds:
-            await do(engine, lambda db: tally.fold(db, 1_000))
+        if merges:
+            await do(engine, lambda db: counters.merge_deltas(db, 1_000))
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 
-async def test_mailing_that_is_cancelled_before_it_begins_is_in_the_report_of_that_day(
+async def test_a_mailing_cancelled_before_its_start_is_in_the_report_of_that_day(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_mailing(
@@ -124,16 +124,16 @@ async def test_mailing_that_is_cancelled_before_it_begins_is_in_the_report_of_th
     await service.cancel(engine, mailing_id, COMMAND_LINE)
     today = await value(engine, "SELECT (now() AT TIME ZONE 'UTC')::date")
 
-    assert await counts(engine) == {"cancelled": 5}
-    assert await reported(engine, "UTC", today - timedelta(days=1), today) == {"cancelled": 5}
+    assert await get_outcomes(engine) == {"cancelled": 5}
+    assert await sum_of_reports(engine, "UTC", today - timedelta(days=1), today) == {"cancelled": 5}
     await service.delete(engine, mailing_id, COMMAND_LINE)
     await purge(engine)
-    assert await counts(engine) == {"cancelled": 5}
-    assert await differences(engine) == []
+    assert await get_outcomes(engine) == {"cancelled": 5}
+    assert await find_differences(engine) == []
 
 
 @pytest.mark.parametrize("zone", ODD_ZONES)
-async def test_long_mailing_has_its_outcomes_on_their_days_in_zones_of_odd_offsets(
+async def test_outcomes_of_a_long_mailing_are_on_their_days_in_zones_with_odd_offsets(
     engine: AsyncEngine, zone: str
 ) -> None:
     midnight = datetime(2030, 1, 15, tzinfo=ZoneInfo(zone)).astimezone(UTC)
@@ -145,17 +145,17 @@ async def test_long_mailing_has_its_outcomes_on_their_days_in_zones_of_odd_offse
         clients, (start, midnight - second, midnight, midnight + 15 * 24 * HOUR), strict=True
     ):
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
-    await do(engine, lambda db: tally.fold(db, 1_000))
-    await do(engine, tally.coarsen)
+    await do(engine, lambda db: counters.merge_deltas(db, 1_000))
+    await do(engine, counters.downsample)
 
     for day in (date(2030, 1, 14), date(2030, 1, 15)):
         assert (await daily_report(engine, day, zone)).outcomes.delivered == 1
 
 
-async def test_unknown_message_counts_on_the_day_on_which_it_was_ended(
+async def test_an_unknown_message_counts_on_the_day_of_its_decision(
     engine: AsyncEngine,
 ) -> None:
-    """The report of the day of its last attempt may be mailed already."""
+    """The report of the day of its last attempt may have been mailed already."""
     mailing_id = await add_due_messages(engine, 1)
     yesterday = await value(engine, "SELECT (now() - interval '1 day') AT TIME ZONE 'UTC'")
     await execute(
@@ -167,14 +167,14 @@ async def test_unknown_message_counts_on_the_day_on_which_it_was_ended(
     await clear(engine)
 
     assert await value(engine, "SELECT sent_at < now() - interval '23 hours' FROM message")
-    for folds in (False, True):
-        if folds:
-            await do(engine, lambda db: tally.fold(db, 1_000))
+    for merges in (False, True):
+        if merges:
+            await do(engine, lambda db: counters.merge_deltas(db, 1_000))
         first = (await daily_report(engine, yesterday.date(), "UTC")).outcomes
         assert first.unknown == 0
         last = yesterday.date() + timedelta(days=2)
-        assert await reported(engine, "UTC", yesterday.date(), last) == {"unknown": 1}
-    assert await differences(engine) == []
+        assert await sum_of_reports(engine, "UTC", yesterday.date(), last) == {"unknown": 1}
+    assert await find_differences(engine) == []
 
 
 OUTCOMES_AND_WAITING = (
@@ -188,62 +188,62 @@ OUTCOMES_AND_WAITING = (
 
 
 class Operator:
-    """Does one thing after the other with mailings, by chance."""
+    """Performs random actions on mailings."""
 
     def __init__(self, engine: AsyncEngine, seed: int) -> None:
         self._engine = engine
-        self._chance = random.Random(seed)  # noqa: S311  # no secret
+        self._random = random.Random(seed)  # noqa: S311  # not for security
         self._mailings: list[int] = []
 
     async def act(self) -> None:
-        """Take a step."""
+        """Perform one action."""
         while len(self._mailings) < 2:
-            await self._add()
+            await self._add_mailing()
         with contextlib.suppress(ConflictError):
-            await self._chance.choice(
-                (self._retry, self._delete, self._cancel, self._keep_house, self._keep_house)
+            await self._random.choice(
+                (self._retry, self._delete, self._cancel, self._run_job, self._run_job)
             )()
 
-    async def _add(self) -> None:
+    async def _add_mailing(self) -> None:
         now, clients = datetime.now(UTC), await add_clients(self._engine, 8)
-        lasts = self._chance.choice([HOUR, 30 * HOUR, 400 * HOUR])
-        start = now - timedelta(minutes=15 * self._chance.randrange(4 * 24 * 8))
-        added = await add_mailing(self._engine, clients=8, start=start, lasts=2 * lasts)
-        self._mailings.append(added)
+        lasts = self._random.choice([HOUR, 30 * HOUR, 400 * HOUR])
+        start = now - timedelta(minutes=15 * self._random.randrange(4 * 24 * 8))
+        mailing_id = await add_mailing(self._engine, clients=8, start=start, lasts=2 * lasts)
+        self._mailings.append(mailing_id)
         for client in clients:
-            at = min(now, start + lasts * self._chance.random())
-            status, reason = self._chance.choice(OUTCOMES_AND_WAITING)
-            await add_messages(self._engine, added, [client], status, reason, at=at)
+            at = min(now, start + lasts * self._random.random())
+            status, reason = self._random.choice(OUTCOMES_AND_WAITING)
+            await add_messages(self._engine, mailing_id, [client], status, reason, at=at)
 
     async def _retry(self) -> None:
-        mailing_id = self._chance.choice(self._mailings)
+        mailing_id = self._random.choice(self._mailings)
         open_end = "datetime_end = now() + interval '1 hour'"
-        await execute(self._engine, f"UPDATE mailing SET {open_end} WHERE id = {mailing_id}")  # noqa: S608  # of a test
+        await execute(self._engine, f"UPDATE mailing SET {open_end} WHERE id = {mailing_id}")  # noqa: S608  # values of the test
         await service.retry(self._engine, mailing_id, COMMAND_LINE)
         await resend(self._engine, chunk=3)
 
     async def _delete(self) -> None:
-        mailing_id = self._mailings.pop(self._chance.randrange(len(self._mailings)))
+        mailing_id = self._mailings.pop(self._random.randrange(len(self._mailings)))
         await service.delete(self._engine, mailing_id, COMMAND_LINE)
 
     async def _cancel(self) -> None:
-        await service.cancel(self._engine, self._chance.choice(self._mailings), COMMAND_LINE)
+        await service.cancel(self._engine, self._random.choice(self._mailings), COMMAND_LINE)
 
-    async def _keep_house(self) -> None:
-        some = self._chance.randrange(1, 40)
+    async def _run_job(self) -> None:
+        chunk = self._random.randrange(1, 40)
         steps: tuple[Callable[[AsyncConnection], Awaitable[object]], ...] = (
-            lambda db: tally.fold(db, some),
-            lambda db: moving.purge(db, 3),
-            lambda db: moving.retire(db, 1, 3),
-            lambda db: moving.clear(db, 5),
-            moving.finish,
-            tally.coarsen,
+            lambda db: counters.merge_deltas(db, chunk),
+            lambda db: transitions.purge(db, 3),
+            lambda db: transitions.delete_expired_messages(db, 1, 3),
+            lambda db: transitions.end_scheduled_messages(db, 5),
+            transitions.finish,
+            counters.downsample,
         )
-        await do(self._engine, self._chance.choice(steps))
+        await do(self._engine, self._random.choice(steps))
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_all_days_add_up_to_the_counts_whatever_happens(
+async def test_the_sum_over_all_days_equals_the_counters_after_random_actions(
     engine: AsyncEngine, seed: int
 ) -> None:
     operator = Operator(engine, seed)
@@ -253,5 +253,5 @@ async def test_all_days_add_up_to_the_counts_whatever_happens(
     today = datetime.now(ZoneInfo(zone)).date()
     days = (today - timedelta(days=30), today + timedelta(days=1))
 
-    assert await reported(engine, zone, *days) == await counts(engine)
-    assert await differences(engine) == []
+    assert await sum_of_reports(engine, zone, *days) == await get_outcomes(engine)
+    assert await find_differences(engine) == []

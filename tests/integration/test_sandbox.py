@@ -1,3 +1,5 @@
+"""The sandbox gateway: its protocol, its faults, and its command."""
+
 import asyncio
 import io
 import json
@@ -21,11 +23,11 @@ from aiohttp import (
     ServerDisconnectedError,
     TCPConnector,
 )
-from tests.patience import PATIENCE
+from tests.event_timeout import EVENT_TIMEOUT
 
 from mailer.errors import InvalidError, UnavailableError
-from mailer.gateway.idset import IdSet
-from mailer.gateway.sandbox import Faults, SandboxGateway, Taken
+from mailer.gateway.recent_ids import RecentIds
+from mailer.gateway.sandbox import Faults, SandboxGateway, SandboxRequest
 from mailer.gateway.sandbox_command import run_sandbox
 
 PHONE = 79_001_234_567
@@ -33,7 +35,7 @@ TEXT = "Hello from the test"
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What came back for one request, read to its end."""
+    """A complete response."""
 
     status: int
     headers: dict[str, str]
@@ -41,13 +43,13 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """Follows the gateway protocol unless told otherwise."""
+    """A client of the gateway protocol."""
 
     def __init__(self, session: ClientSession, url: str) -> None:
         self.session = session
         self.url = url
 
-    async def send(self, message_id: int, token: str = "any") -> Reply:  # noqa: S107  # no secret
+    async def send(self, message_id: int, token: str = "any") -> Reply:  # noqa: S107  # used in tests alone
         body = {"id": message_id, "phone": PHONE, "text": TEXT}
         return await self.request("POST", f"{message_id}", json.dumps(body).encode(), token=token)
 
@@ -61,21 +63,21 @@ class Client:
             return Reply(answer.status, dict(answer.headers), await answer.read())
 
     async def send_all(self, count: int) -> None:
-        """Send messages 1 to `count`, 20 at a time, whatever comes of each."""
+        """Send messages 1 to `count`, 20 at a time, whatever their outcomes."""
         ids = iter(range(1, count + 1))
 
-        async def work() -> None:
+        async def send_next() -> None:
             for message_id in ids:
                 try:
                     await self.send(message_id)
                 except (ClientConnectionError, TimeoutError):
                     continue
 
-        await asyncio.gather(*(work() for _ in range(20)))
+        await asyncio.gather(*(send_next() for _ in range(20)))
 
 
 @asynccontextmanager
-async def client_of(url: str, *, patience: float = PATIENCE) -> AsyncIterator[Client]:
+async def client_of(url: str, *, patience: float = EVENT_TIMEOUT) -> AsyncIterator[Client]:
     limits = ClientTimeout(total=patience)
     connector = TCPConnector(limit=0)
     async with ClientSession(connector=connector, timeout=limits) as session:
@@ -83,18 +85,20 @@ async def client_of(url: str, *, patience: float = PATIENCE) -> AsyncIterator[Cl
 
 
 @asynccontextmanager
-async def serving(sandbox: SandboxGateway, *, patience: float = PATIENCE) -> AsyncIterator[Client]:
+async def serving(
+    sandbox: SandboxGateway, *, patience: float = EVENT_TIMEOUT
+) -> AsyncIterator[Client]:
     async with sandbox.run() as url, client_of(url, patience=patience) as client:
         yield client
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(EVENT_TIMEOUT):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-# What is asked of it
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -102,18 +106,18 @@ async def until(condition: Callable[[], bool]) -> None:
     ["jitter", "error_rate", "reject_rate", "malformed_rate", "hang_rate", "reset_rate"],
 )
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])
-def test_fractions_lie_between_0_and_1(field: str, value: float) -> None:
+def test_fractions_must_be_from_0_to_1(field: str, value: float) -> None:
     with pytest.raises(InvalidError, match=f"{field}: must be from 0 to 1$"):
         Faults(**{field: value})  # type: ignore[arg-type]  # the field is a parameter here
 
 
-def test_every_wrong_field_is_named() -> None:
+def test_all_invalid_fields_are_named() -> None:
     with pytest.raises(InvalidError) as raised:
         Faults(latency=3_601.0, rate_limit=-1.0, hang_rate=2.0)
     assert [error.field for error in raised.value.errors] == ["latency", "hang_rate", "rate_limit"]
 
 
-def test_rates_add_up_to_1_at_most() -> None:
+def test_rates_must_not_add_up_to_more_than_1() -> None:
     Faults(error_rate=0.7, reject_rate=0.1, malformed_rate=0.1, hang_rate=0.1)
     with pytest.raises(InvalidError, match="must not add up to more than 1"):
         Faults(error_rate=0.6, reset_rate=0.6)
@@ -122,10 +126,10 @@ def test_rates_add_up_to_1_at_most() -> None:
 # The protocol
 
 
-async def test_good_request_is_accepted() -> None:
-    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # no secret
+async def test_a_valid_request_is_accepted() -> None:
+    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # used in tests alone
     async with serving(sandbox) as client:
-        reply = await client.send(7, token="right")  # noqa: S106  # no secret
+        reply = await client.send(7, token="right")  # noqa: S106  # used in tests alone
     assert client.url.startswith("http://127.0.0.1:")
     assert client.url.endswith("/send/")
     assert (reply.status, json.loads(reply.body)["code"]) == (200, 0)
@@ -134,8 +138,8 @@ async def test_good_request_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", "RIGHT", "right2"])
-async def test_wrong_or_missing_token_is_401(token: str | None) -> None:
-    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # no secret
+async def test_a_wrong_or_missing_token_is_401(token: str | None) -> None:
+    sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # used in tests alone
     async with serving(sandbox) as client:
         reply = await client.request("POST", "1", b"{}", token=token)
     assert reply.status == 401
@@ -172,7 +176,7 @@ async def test_other_methods_are_405(method: str) -> None:
         ("1", b"", 400),
     ],
 )
-async def test_what_breaks_the_protocol_is_refused(path: str, body: bytes, status: int) -> None:
+async def test_an_invalid_request_is_refused(path: str, body: bytes, status: int) -> None:
     sandbox = SandboxGateway(Faults())
     async with serving(sandbox) as client:
         reply = await client.request("POST", path, body)
@@ -180,26 +184,26 @@ async def test_what_breaks_the_protocol_is_refused(path: str, body: bytes, statu
     assert (sandbox.counts.invalid, sandbox.counts.total) == (1, 1)
 
 
-async def test_body_over_a_mebibyte_is_refused() -> None:
+async def test_a_body_over_a_mebibyte_is_refused() -> None:
     sandbox = SandboxGateway(Faults())
     async with serving(sandbox) as client:
         reply = await client.request("POST", "1", io.BytesIO(b"a" * 2_000_000))
     assert (reply.status, sandbox.counts.invalid) == (413, 1)
 
 
-async def test_repeat_of_an_accepted_message_is_accepted_and_counted() -> None:
-    taken: list[Taken] = []
-    sandbox = SandboxGateway(Faults(error_rate=0.5, seed=1), on_taken=taken.append)
+async def test_a_repeat_of_an_accepted_message_is_accepted_and_counted() -> None:
+    received: list[SandboxRequest] = []
+    sandbox = SandboxGateway(Faults(error_rate=0.5, seed=1), on_request=received.append)
     async with serving(sandbox) as client:
         while sandbox.counts.accepted == 0:
             await client.send(7)
         replies = [await client.send(7) for _ in range(20)]
     assert {reply.status for reply in replies} == {200}
     assert (sandbox.counts.accepted, sandbox.counts.repeats) == (21, 20)
-    assert [row.repeat for row in taken if row.kind == "accepted"] == [False] + [True] * 20
+    assert [row.repeat for row in received if row.kind == "accepted"] == [False] + [True] * 20
 
 
-async def test_message_sent_while_its_request_is_open_is_an_overlap() -> None:
+async def test_a_repeat_during_an_open_request_is_counted_as_an_overlap() -> None:
     sandbox = SandboxGateway(Faults(latency=0.1))
     async with serving(sandbox) as client:
         await asyncio.gather(client.send(7), client.send(7), client.send(8))
@@ -207,21 +211,21 @@ async def test_message_sent_while_its_request_is_open_is_an_overlap() -> None:
     assert (sandbox.counts.overlaps, sandbox.counts.repeats) == (1, 2)
 
 
-async def test_each_request_taken_is_described() -> None:
-    taken: list[Taken] = []
-    sandbox = SandboxGateway(Faults(), on_taken=taken.append)
+async def test_each_request_is_reported() -> None:
+    received: list[SandboxRequest] = []
+    sandbox = SandboxGateway(Faults(), on_request=received.append)
     before = time.time_ns() // 1_000, time.monotonic()
     async with serving(sandbox) as client:
         await client.send(7)
         await client.request("POST", "8", b"{}")
     after = time.time_ns() // 1_000, time.monotonic()
-    assert [(row.id, row.kind) for row in taken] == [(7, "accepted"), (None, "invalid")]
-    assert before[0] <= taken[0].arrived <= taken[1].arrived <= after[0]
-    assert before[1] <= taken[0].monotonic <= taken[1].monotonic <= after[1]
+    assert [(row.id, row.kind) for row in received] == [(7, "accepted"), (None, "invalid")]
+    assert before[0] <= received[0].arrived <= received[1].arrived <= after[0]
+    assert before[1] <= received[0].monotonic <= received[1].monotonic <= after[1]
 
 
-def test_memory_of_ids_is_bounded_and_keeps_the_newest() -> None:
-    ids = IdSet()
+def test_recent_ids_keep_a_limited_number_of_the_newest() -> None:
+    ids = RecentIds()
     for number in range(1, 30_000, 2):
         ids.add(number)
     assert [number for number in range(1, 30_000) if number in ids] == list(range(1, 30_000, 2))
@@ -234,15 +238,15 @@ def test_memory_of_ids_is_bounded_and_keeps_the_newest() -> None:
     assert 10 * 8_192 not in ids
 
 
-# Faults on the wire
+# Faults
 
 
-async def test_errors_are_500_502_503_and_some_say_when_to_come_back() -> None:
+async def test_errors_are_500_502_503_some_with_retry_after() -> None:
     sandbox = SandboxGateway(Faults(error_rate=1.0, seed=1))
     async with serving(sandbox) as client:
         replies = [await client.send(number) for number in range(1, 61)]
-    seen = {(reply.status, reply.headers.get("Retry-After")) for reply in replies}
-    assert seen == {(500, None), (502, None), (503, None), (503, "1")}
+    responses = {(reply.status, reply.headers.get("Retry-After")) for reply in replies}
+    assert responses == {(500, None), (502, None), (503, None), (503, "1")}
     assert (sandbox.counts.error, sandbox.counts.total) == (60, 60)
 
 
@@ -253,8 +257,8 @@ async def test_rejects_are_400() -> None:
     assert (sandbox.counts.reject, sandbox.counts.total) == (1, 1)
 
 
-def flaw(reply: Reply) -> str:
-    """What is wrong with an answer by the contract's section 5."""
+def flaw_of(reply: Reply) -> str:
+    """Return how a response violates section 5 of the contract."""
     if len(reply.body) > 65_536:
         return "over 64 KiB"
     try:
@@ -266,17 +270,17 @@ def flaw(reply: Reply) -> str:
     return "code not 0" if answer["code"] != 0 else "none"
 
 
-async def test_malformed_answers_are_200_with_every_flaw() -> None:
+async def test_malformed_responses_are_200_with_every_flaw() -> None:
     sandbox = SandboxGateway(Faults(malformed_rate=1.0, seed=1))
     async with serving(sandbox) as client:
         replies = [await client.send(number) for number in range(1, 61)]
     assert {reply.status for reply in replies} == {200}
-    flaws = {flaw(reply) for reply in replies}
+    flaws = {flaw_of(reply) for reply in replies}
     assert flaws == {"not JSON", "wrong shape", "code not 0", "over 64 KiB"}
     assert (sandbox.counts.malformed, sandbox.counts.total) == (60, 60)
 
 
-async def test_latency_varies_by_the_jitter_around_its_mean() -> None:
+async def test_latency_varies_by_the_jitter() -> None:
     sandbox = SandboxGateway(Faults(latency=0.2, jitter=0.5, seed=1))
 
     async def timed(message_id: int) -> float:
@@ -290,19 +294,19 @@ async def test_latency_varies_by_the_jitter_around_its_mean() -> None:
     assert max(times) - min(times) > 0.1
 
 
-async def test_hanging_request_never_answers_and_ends_with_its_client() -> None:
+async def test_a_hanging_request_ends_when_its_client_disconnects() -> None:
     sandbox = SandboxGateway(Faults(hang_rate=1.0))
     async with serving(sandbox, patience=0.2) as client:
         with pytest.raises(TimeoutError):
             await client.send(7)
-        await until(lambda: not sandbox._open)  # noqa: SLF001  # nobody else sees what is open
+        await wait_until(lambda: not sandbox._open_ids)  # noqa: SLF001  # open requests are not public
         with pytest.raises(TimeoutError):
             await client.send(7)
     assert sandbox.counts.hang == 2
-    assert sandbox.counts.overlaps == 0  # the first was over when the second came
+    assert sandbox.counts.overlaps == 0  # the first had ended before the second
 
 
-async def test_reset_is_rst_on_the_wire() -> None:
+async def test_a_reset_is_a_tcp_rst() -> None:
     sandbox = SandboxGateway(Faults(reset_rate=1.0))
     body = b'{"id":1,"phone":%d,"text":"a"}' % PHONE
     head = b"POST /send/1 HTTP/1.1\r\nHost: sandbox\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -317,23 +321,23 @@ async def test_reset_is_rst_on_the_wire() -> None:
     assert (sandbox.counts.reset, sandbox.counts.total) == (1, 1)
 
 
-async def test_reset_reaches_an_http_client_as_a_lost_connection() -> None:
+async def test_a_reset_is_a_lost_connection_for_an_http_client() -> None:
     sandbox = SandboxGateway(Faults(reset_rate=1.0))
     async with serving(sandbox) as client:
         with pytest.raises((ClientOSError, ServerDisconnectedError)):
             await client.send(1)
 
 
-async def test_request_whose_client_goes_before_the_answer_is_gone() -> None:
+async def test_a_client_that_disconnects_before_the_response_is_counted_as_gone() -> None:
     sandbox = SandboxGateway(Faults(latency=5.0))
     async with serving(sandbox, patience=0.1) as client:
         with pytest.raises(TimeoutError):
             await client.send(7)
-        await until(lambda: sandbox.counts.gone == 1)
+        await wait_until(lambda: sandbox.counts.gone == 1)
     assert (sandbox.counts.accepted, sandbox.counts.total) == (0, 1)
 
 
-async def test_fractions_come_out_as_asked_for() -> None:
+async def test_faults_occur_at_the_configured_rates() -> None:
     faults = Faults(
         error_rate=0.2, reject_rate=0.1, malformed_rate=0.1, hang_rate=0.01, reset_rate=0.1, seed=3
     )
@@ -347,21 +351,21 @@ async def test_fractions_come_out_as_asked_for() -> None:
         assert getattr(counts, fault) == pytest.approx(2_000 * rate, abs=spread)
 
 
-async def test_seed_repeats_a_run() -> None:
+async def test_the_same_seed_repeats_a_run() -> None:
     async def kinds(seed: int) -> list[str]:
-        taken: list[Taken] = []
+        received: list[SandboxRequest] = []
         faults = Faults(error_rate=0.3, reject_rate=0.3, malformed_rate=0.2, seed=seed)
-        async with serving(SandboxGateway(faults, on_taken=taken.append)) as client:
+        async with serving(SandboxGateway(faults, on_request=received.append)) as client:
             for number in range(1, 101):
                 await client.send(number)
-        return [row.kind for row in taken]
+        return [row.kind for row in received]
 
     first = await kinds(1)
     assert await kinds(1) == first
     assert await kinds(2) != first
 
 
-async def test_rate_limit_holds_and_says_when_to_come_back() -> None:
+async def test_the_rate_limit_holds_and_sends_retry_after() -> None:
     sandbox = SandboxGateway(Faults(rate_limit=5.0))
     async with serving(sandbox) as client:
         started = time.monotonic()
@@ -373,7 +377,7 @@ async def test_rate_limit_holds_and_says_when_to_come_back() -> None:
     assert {r.headers["Retry-After"] for r in replies if r.status == 429} == {"1"}
 
 
-async def test_slow_rate_limit_asks_for_a_longer_pause() -> None:
+async def test_a_low_rate_limit_asks_for_a_longer_pause() -> None:
     async with serving(SandboxGateway(Faults(rate_limit=0.25))) as client:
         assert (await client.send(1)).status == 200
         limited = await client.send(2)
@@ -386,18 +390,18 @@ async def test_slow_rate_limit_asks_for_a_longer_pause() -> None:
 @pytest.mark.parametrize(
     ("faults", "kind"), [(Faults(hang_rate=1.0), "hang"), (Faults(latency=60.0), "gone")]
 )
-async def test_stops_at_once_while_requests_wait(faults: Faults, kind: str) -> None:
+async def test_the_sandbox_stops_at_once_while_requests_wait(faults: Faults, kind: str) -> None:
     sandbox = SandboxGateway(faults)
     async with client_of("set below") as client:
         async with sandbox.run() as client.url:
             requests = [asyncio.create_task(client.send(number)) for number in range(1, 51)]
-            await until(lambda: len(sandbox._open) == 50)  # noqa: SLF001  # as above
+            await wait_until(lambda: len(sandbox._open_ids) == 50)  # noqa: SLF001  # open requests are not public
         ends = await asyncio.gather(*requests, return_exceptions=True)
     assert {type(end) for end in ends} <= {ServerDisconnectedError, ClientOSError}
     assert (getattr(sandbox.counts, kind), sandbox.counts.total) == (50, 50)
 
 
-async def test_stops_at_once_with_idle_connections() -> None:
+async def test_the_sandbox_stops_at_once_with_idle_connections() -> None:
     async with client_of("set below") as client:
         async with SandboxGateway(Faults()).run() as client.url:
             await client.send_all(40)
@@ -405,7 +409,7 @@ async def test_stops_at_once_with_idle_connections() -> None:
             await client.send(41)
 
 
-async def test_taken_port_is_said_in_one_line() -> None:
+async def test_a_used_port_is_an_error_in_one_line() -> None:
     async with SandboxGateway(Faults()).run() as url:
         port = urlsplit(url).port
         assert port is not None
@@ -414,7 +418,7 @@ async def test_taken_port_is_said_in_one_line() -> None:
                 pass
 
 
-async def test_log_never_quotes_what_could_not_be_read(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_does_not_quote_unreadable_requests(caplog: pytest.LogCaptureFixture) -> None:
     head = "POST /send/1 HTTP/1.1\r\nHost: sandbox\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with SandboxGateway(Faults()).run() as url:
         reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
@@ -432,7 +436,7 @@ async def test_log_never_quotes_what_could_not_be_read(caplog: pytest.LogCapture
 
 
 class Command:
-    """`run_sandbox` under way: what it echoed and logged so far."""
+    """A running `run_sandbox`, with its printed lines and its log."""
 
     def __init__(self, faults: Faults) -> None:
         self.lines: list[str] = []
@@ -449,10 +453,10 @@ class Command:
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
 
-async def test_log_has_a_row_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_has_a_row_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     command = Command(Faults(error_rate=0.2, hang_rate=0.02, reset_rate=0.1, seed=1))
-    await until(lambda: bool(command.lines))
+    await wait_until(lambda: bool(command.lines))
     before = time.time_ns() // 1_000
     async with client_of(command.lines[0], patience=2) as client:
         await client.send_all(300)
@@ -467,14 +471,14 @@ async def test_log_has_a_row_for_every_request(caplog: pytest.LogCaptureFixture)
     summary = command.lines[-1]
     for kind, count in Counter(row["kind"] for row in rows).items():
         assert f"{kind} {count}" in summary
-    written = command.log.getvalue() + caplog.text + "".join(command.lines)
-    assert str(PHONE) not in written
-    assert TEXT not in written
+    output = command.log.getvalue() + caplog.text + "".join(command.lines)
+    assert str(PHONE) not in output
+    assert TEXT not in output
 
 
-async def test_log_marks_repeats() -> None:
+async def test_the_log_marks_repeats() -> None:
     command = Command(Faults())
-    await until(lambda: bool(command.lines))
+    await wait_until(lambda: bool(command.lines))
     async with client_of(command.lines[0]) as client:
         await client.send(7)
         await client.send(7)
@@ -482,17 +486,17 @@ async def test_log_marks_repeats() -> None:
     assert [row.get("repeat", False) for row in command.rows()] == [False, True]
 
 
-async def test_command_tells_once_a_second_and_only_when_something_came() -> None:
+async def test_the_command_prints_a_summary_each_second_with_requests() -> None:
     command = Command(Faults())
-    await until(lambda: bool(command.lines))
+    await wait_until(lambda: bool(command.lines))
     async with client_of(command.lines[0]) as client:
         await client.send_all(30)
-        await until(lambda: command.lines[-1].endswith("/s): accepted 30"))
-        told = len(command.lines)
+        await wait_until(lambda: command.lines[-1].endswith("/s): accepted 30"))
+        line_count = len(command.lines)
         await asyncio.sleep(1.2)
     await command.stop()
-    assert len(command.lines) == told + 1
+    assert len(command.lines) == line_count + 1
     assert command.lines[0].startswith("http://127.0.0.1:")
-    assert command.lines[-2].startswith("30 taken (")
+    assert command.lines[-2].startswith("30 requests (")
     assert command.lines[-1].startswith("stopped after ")
     assert command.lines[-1].endswith("accepted 30")

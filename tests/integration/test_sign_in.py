@@ -1,10 +1,10 @@
-"""Who comes in by the identity provider, and with which role."""
+"""Signing in at an OpenID provider: identities, names and roles."""
 
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tests.middle import (
+from tests.oidc_mitm import (
     DISCOVERY,
     REDIRECT,
     ROLE_WORDS,
@@ -28,17 +28,17 @@ from mailer.access.oidc.provider import Provider
         ("ulla", "Ulla Userinfo", "operator"),
     ],
 )
-async def test_who_has_a_role_comes_in_with_the_highest(
+async def test_a_user_gets_the_highest_of_their_roles(
     openid: OpenIdProvider, login: str, name: str, role: Any
 ) -> None:
     client = openid.register(REDIRECT)
-    known = (openid.issuer, client.client_id, client.client_secret)
-    async with Provider(*known, "roles", ROLE_WORDS) as provider:
+    credentials = (openid.issuer, client.client_id, client.client_secret)
+    async with Provider(*credentials, "roles", ROLE_WORDS) as provider:
         assert await who_signs_in(provider, login) == Identity(openid.issuer, login, name, role)
 
 
 @pytest.mark.parametrize("login", ["nora", "nils"])
-async def test_who_has_no_role_stays_out(provider: Provider, login: str) -> None:
+async def test_a_user_without_a_role_is_refused(provider: Provider, login: str) -> None:
     assert await refusal(provider, login) == "no_role"
 
 
@@ -46,9 +46,7 @@ async def test_who_has_no_role_stays_out(provider: Provider, login: str) -> None
     ("claim", "login"),
     [("realm_access.roles", "kira"), ("https://example.com/roles", "zoya")],
 )
-async def test_roles_are_found_by_the_name_of_their_claim_or_the_path_to_it(
-    middle: Middle, claim: str, login: str
-) -> None:
+async def test_the_role_claim_is_a_name_or_a_path(middle: Middle, claim: str, login: str) -> None:
     async with middle.provider(role_claim=claim, roles={"admin": "operator"}) as provider:
         assert (await who_signs_in(provider, login)).role == "operator"
         assert await refusal(provider, "vera") == "no_role"
@@ -57,7 +55,7 @@ async def test_roles_are_found_by_the_name_of_their_claim_or_the_path_to_it(
 
 
 @pytest.mark.parametrize("roles", [7, {"admin": True}, [["admin"]], "admin viewer", [], None])
-async def test_a_claim_of_another_shape_gives_no_role(
+async def test_a_role_claim_of_another_type_is_no_role(
     middle: Middle, provider: Provider, roles: object
 ) -> None:
     middle.change_token(lambda claims: {**claims, "roles": roles})
@@ -65,7 +63,7 @@ async def test_a_claim_of_another_shape_gives_no_role(
 
 
 @pytest.mark.parametrize("alg", ["RS256", "ES256", "EdDSA"])
-async def test_a_provider_may_sign_with_any_key_pair(middle: Middle, alg: str) -> None:
+async def test_tokens_may_be_signed_with_any_supported_algorithm(middle: Middle, alg: str) -> None:
     client = middle.openid.register(REDIRECT, id_token_signed_response_alg=alg)
     async with middle.provider(
         client_id=client.client_id, client_secret=client.client_secret
@@ -74,11 +72,11 @@ async def test_a_provider_may_sign_with_any_key_pair(middle: Middle, alg: str) -
 
 
 @pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post", "none"])
-async def test_mailer_says_who_it_is_in_the_way_that_the_provider_knows(
+async def test_mailer_authenticates_by_the_method_that_the_provider_supports(
     middle: Middle, method: str
 ) -> None:
-    middle.changes[DISCOVERY] = lambda said: {
-        **said,
+    middle.changes[DISCOVERY] = lambda document: {
+        **document,
         "token_endpoint_auth_methods_supported": [method],
     }
     client = middle.openid.register(REDIRECT, token_endpoint_auth_method=method)
@@ -87,21 +85,19 @@ async def test_mailer_says_who_it_is_in_the_way_that_the_provider_knows(
         client_id=client.client_id, client_secret=client.client_secret
     ) as provider:
         assert (await who_signs_in(provider)).subject == "vera"
-    _, headers, body = next(each for each in middle.sent if each[0] == TOKEN)
+    _, headers, body = next(request for request in middle.sent if request[0] == TOKEN)
     assert ("Authorization" in headers) == (method == "client_secret_basic")
     assert ("client_secret" in body) == (method == "client_secret_post")
 
 
-async def test_a_name_is_one_short_line_that_shows_as_it_is(
-    middle: Middle, provider: Provider
-) -> None:
+async def test_a_name_is_cleaned_and_truncated(middle: Middle, provider: Provider) -> None:
     middle.change_token(lambda claims: {**claims, "name": "V\0e\u202er\na " + "x" * 300})
     assert (await who_signs_in(provider)).name == "Vera " + "x" * 195
     middle.change_token(lambda claims: {**claims, "name": ["Vera"], "email": " \n"})
     assert (await who_signs_in(provider)).name == "vera"
 
 
-async def test_every_sign_in_has_secrets_of_its_own(provider: Provider) -> None:
+async def test_every_sign_in_has_new_secrets(provider: Provider) -> None:
     first, second = await provider.start(REDIRECT), await provider.start(REDIRECT)
     query = parse_qs(urlsplit(first.url).query)
     assert query["state"] == [first.state]
@@ -110,4 +106,4 @@ async def test_every_sign_in_has_secrets_of_its_own(provider: Provider) -> None:
     assert first.verifier not in first.url
     secrets = {*(first.state, first.nonce, first.verifier), second.state, second.nonce}
     assert len(secrets | {second.verifier}) == 6
-    assert min(map(len, secrets)) >= 43  # the least that PKCE takes
+    assert min(map(len, secrets)) >= 43  # the minimum of PKCE

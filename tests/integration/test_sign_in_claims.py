@@ -1,4 +1,4 @@
-"""Whose word counts: what a provider, its token and its answers must say."""
+"""Validation of provider metadata, ID tokens and userinfo."""
 
 import base64
 import hashlib
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tests.middle import (
+from tests.oidc_mitm import (
     DISCOVERY,
     REDIRECT,
     TOKEN,
@@ -22,12 +22,12 @@ from tests.provider import sign_in
 from mailer.access.oidc.model import SignInError
 from mailer.access.oidc.provider import Provider
 
-WRONG = "not the client's"
+WRONG_SECRET = "not the client's"  # noqa: S105  # used in tests alone
 
 
-@pytest.mark.parametrize("add", ["/", "?x", ".example"])
-async def test_a_configuration_of_another_issuer_is_refused(middle: Middle, add: str) -> None:
-    middle.changes[DISCOVERY] = lambda said: {**said, "issuer": said["issuer"] + add}
+@pytest.mark.parametrize("suffix", ["/", "?x", ".example"])
+async def test_metadata_of_another_issuer_is_refused(middle: Middle, suffix: str) -> None:
+    middle.changes[DISCOVERY] = lambda document: {**document, "issuer": document["issuer"] + suffix}
     async with middle.provider() as provider:
         assert await refusal(provider) == "wrong_issuer"
 
@@ -36,10 +36,8 @@ async def test_a_configuration_of_another_issuer_is_refused(middle: Middle, add:
 @pytest.mark.parametrize(
     "url", ["http://id.example/x", "ftp://127.0.0.1/x", "https://", "x", "//["]
 )
-async def test_an_endpoint_speaks_tls_or_is_on_this_machine(
-    middle: Middle, name: str, url: str
-) -> None:
-    middle.changes[DISCOVERY] = lambda said: {**said, name: url}
+async def test_an_endpoint_must_use_tls_or_loopback(middle: Middle, name: str, url: str) -> None:
+    middle.changes[DISCOVERY] = lambda document: {**document, name: url}
     async with middle.provider() as provider:
         assert await refusal(provider) == "unsafe_endpoint"
 
@@ -93,7 +91,7 @@ def later(**seconds: float) -> Any:
         (setting(at_hash=7), "wrong_at_hash"),
     ],
 )
-async def test_a_token_that_says_something_wrong_is_refused(
+async def test_a_token_with_a_wrong_claim_is_refused(
     middle: Middle, provider: Provider, change: Any, reason: str
 ) -> None:
     middle.change_token(change)
@@ -111,10 +109,10 @@ async def test_a_token_that_says_something_wrong_is_refused(
         lambda claims: claims.update(aud=["another", claims["aud"]], azp=claims["aud"]),
     ],
 )
-async def test_a_token_signed_again_is_believed_when_it_says_nothing_wrong(
+async def test_a_resigned_token_with_valid_claims_is_accepted(
     middle: Middle, provider: Provider, change: Any
 ) -> None:
-    """So that it was not the signing that the test before this one saw refused."""
+    """Shows that the refusals of the previous test are not caused by the signature."""
     middle.change_token(change)
     assert (await who_signs_in(provider)).role == "viewer"
 
@@ -122,39 +120,39 @@ async def test_a_token_signed_again_is_believed_when_it_says_nothing_wrong(
 @pytest.mark.parametrize(
     ("alg", "digest"), [("RS256", "sha256"), ("ES256", "sha256"), ("EdDSA", "sha512")]
 )
-async def test_an_access_token_that_the_provider_did_not_give_is_refused(
+async def test_an_access_token_with_a_wrong_hash_is_refused(
     middle: Middle, alg: str, digest: str
 ) -> None:
-    """When its hash is in the ID token, where this provider puts none for a code."""
-    instead: Claims = {}
+    """If its hash is in the ID token; this provider itself does not put it there."""
+    replacement: Claims = {}
 
-    def hashed(answer: Claims) -> None:
+    def add_hash(answer: Claims) -> None:
         full = hashlib.new(digest, answer["access_token"].encode()).digest()
         half = base64.urlsafe_b64encode(full[: len(full) // 2]).rstrip(b"=").decode()
         middle.sign_again(answer, setting(at_hash=half))
-        answer.update(instead)
+        answer.update(replacement)
 
-    middle.changes[TOKEN] = hashed
+    middle.changes[TOKEN] = add_hash
     client = middle.openid.register(REDIRECT, id_token_signed_response_alg=alg)
-    known = {"client_id": client.client_id, "client_secret": client.client_secret}
-    async with middle.provider(**known) as provider:
+    credentials = {"client_id": client.client_id, "client_secret": client.client_secret}
+    async with middle.provider(**credentials) as provider:
         assert (await who_signs_in(provider)).role == "viewer"
         for another in ("another", None):
-            instead["access_token"] = another
+            replacement["access_token"] = another
             assert await refusal(provider) == "wrong_at_hash"
 
 
-async def test_another_issuer_beside_the_code_is_refused(provider: Provider) -> None:
+async def test_a_callback_with_another_issuer_is_refused(provider: Provider) -> None:
     assert await refusal(provider, iss="https://id.example") == "wrong_issuer"
 
 
-async def test_an_issuer_beside_the_code_must_be_there_when_the_provider_says_so(
+async def test_a_callback_without_an_issuer_is_refused_if_the_provider_declares_it(
     middle: Middle,
 ) -> None:
-    for is_told, outcome in ((True, "wrong_issuer"), (False, "code_refused")):
-        middle.changes[DISCOVERY] = lambda said, is_told=is_told: {  # type: ignore[misc]  # a lambda has no types
-            **said,
-            "authorization_response_iss_parameter_supported": is_told,
+    for is_declared, outcome in ((True, "wrong_issuer"), (False, "code_refused")):
+        middle.changes[DISCOVERY] = lambda document, is_declared=is_declared: {  # type: ignore[misc]  # a lambda has no types
+            **document,
+            "authorization_response_iss_parameter_supported": is_declared,
         }
         async with middle.provider() as provider:
             with pytest.raises(SignInError) as error:
@@ -162,31 +160,31 @@ async def test_an_issuer_beside_the_code_must_be_there_when_the_provider_says_so
             assert error.value.reason == outcome
 
 
-async def test_another_nonce_than_that_of_the_start_is_refused(provider: Provider) -> None:
+async def test_another_nonce_is_refused(provider: Provider) -> None:
     assert await refusal(provider, nonce="another") == "wrong_nonce"
 
 
-async def test_another_verifier_than_that_of_the_start_is_refused(provider: Provider) -> None:
+async def test_another_verifier_is_refused(provider: Provider) -> None:
     assert await refusal(provider, verifier="v" * 43) == "code_refused"
 
 
-async def test_a_code_counts_once(provider: Provider) -> None:
+async def test_a_code_works_once(provider: Provider) -> None:
     start = await provider.start(REDIRECT)
-    back = parse_qs(urlsplit(await sign_in(start.url, "vera")).query)
-    given = (back["code"][0], REDIRECT, start.nonce, start.verifier, back["iss"][0])
-    assert (await provider.finish(*given)).subject == "vera"
+    callback = parse_qs(urlsplit(await sign_in(start.url, "vera")).query)
+    arguments = (callback["code"][0], REDIRECT, start.nonce, start.verifier, callback["iss"][0])
+    assert (await provider.finish(*arguments)).subject == "vera"
     with pytest.raises(SignInError) as error:
-        await provider.finish(*given)
+        await provider.finish(*arguments)
     assert error.value.reason == "code_refused"
 
 
-async def test_a_wrong_secret_is_told_apart_in_the_log(middle: Middle) -> None:
+async def test_a_wrong_client_secret_has_its_own_reason(middle: Middle) -> None:
     client = middle.openid.register(REDIRECT)
-    async with middle.provider(client_id=client.client_id, client_secret=WRONG) as provider:
+    async with middle.provider(client_id=client.client_id, client_secret=WRONG_SECRET) as provider:
         assert await refusal(provider) == "client_refused"
 
 
-async def test_what_is_told_of_somebody_else_is_refused(middle: Middle, provider: Provider) -> None:
+async def test_userinfo_of_another_user_is_refused(middle: Middle, provider: Provider) -> None:
     assert (await who_signs_in(provider, "ulla")).role == "operator"
-    middle.changes[USERINFO] = lambda said: {**said, "sub": "vera"}
+    middle.changes[USERINFO] = lambda document: {**document, "sub": "vera"}
     assert await refusal(provider, "ulla") == "wrong_subject"

@@ -1,8 +1,8 @@
-"""Which signatures count, and by which keys."""
+"""Signatures of ID tokens, and the keys that verify them."""
 
 import pytest
 from joserfc.jwk import RSAKey
-from tests.middle import (
+from tests.oidc_mitm import (
     DISCOVERY,
     KEYS,
     REDIRECT,
@@ -19,7 +19,7 @@ from tests.middle import (
 from mailer.access.oidc.provider import Provider
 
 
-async def test_a_token_that_nobody_signed_is_refused(middle: Middle, provider: Provider) -> None:
+async def test_an_unsigned_token_is_refused(middle: Middle, provider: Provider) -> None:
     for alg in ("none", "None", "NONE"):
         middle.sign_anew(
             lambda header, claims, alg=alg: unsigned({**header, "alg": alg}, claims)  # type: ignore[misc]  # a lambda has no types
@@ -29,10 +29,10 @@ async def test_a_token_that_nobody_signed_is_refused(middle: Middle, provider: P
     assert await refusal(provider) == "bad_signature"
 
 
-async def test_a_token_signed_with_what_others_know_is_refused(
+async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
     middle: Middle, provider: Provider
 ) -> None:
-    """As if the provider's public key were a shared secret."""
+    """Algorithm confusion: the provider's public key used as an HMAC secret."""
     key = middle.openid.keys["RS256"]
     assert isinstance(key, RSAKey)
     public = key.as_pem(private=False)
@@ -45,7 +45,7 @@ async def test_a_token_signed_with_what_others_know_is_refused(
 
 
 async def test_a_token_signed_with_the_clients_secret_is_refused(middle: Middle) -> None:
-    """As the provider itself does it for a client that asks for it, and says that it can."""
+    """The provider itself signs so for a client that asks for HS256, and declares HS256."""
     client = middle.openid.register(REDIRECT, id_token_signed_response_alg="HS256")  # noqa: S106  # no password
     async with middle.provider(
         client_id=client.client_id, client_secret=client.client_secret
@@ -53,68 +53,64 @@ async def test_a_token_signed_with_the_clients_secret_is_refused(middle: Middle)
         assert await refusal(provider) == "wrong_algorithm"
 
 
-async def test_an_algorithm_that_the_provider_does_not_claim_to_use_is_refused(
+async def test_an_algorithm_that_the_provider_does_not_declare_is_refused(
     middle: Middle,
 ) -> None:
     name = "id_token_signing_alg_values_supported"
-    middle.changes[DISCOVERY] = lambda said: {**said, name: ["ES256", "PS256"]}
+    middle.changes[DISCOVERY] = lambda document: {**document, name: ["ES256", "PS256"]}
     async with middle.provider() as provider:
         assert await refusal(provider) == "wrong_algorithm"
 
 
-async def test_another_key_under_the_same_name_is_refused(
-    middle: Middle, provider: Provider
-) -> None:
+async def test_another_key_with_the_same_id_is_refused(middle: Middle, provider: Provider) -> None:
     other = RSAKey.generate_key(2048)
     middle.sign_anew(lambda header, claims: signed(header, claims, other))
     assert await refusal(provider) == "bad_signature"
 
 
-async def test_a_token_changed_after_it_was_signed_is_refused(
-    middle: Middle, provider: Provider
-) -> None:
+async def test_a_token_changed_after_signing_is_refused(middle: Middle, provider: Provider) -> None:
     key = middle.openid.keys["RS256"]
 
-    def tampered(header: Claims, claims: Claims) -> str:
+    def tamper(header: Claims, claims: Claims) -> str:
         good = signed(header, claims, key).split(".")
         bad = unsigned(header, {**claims, "roles": ["admin"]}).split(".")
         return f"{bad[0]}.{bad[1]}.{good[2]}"
 
-    middle.sign_anew(tampered)
+    middle.sign_anew(tamper)
     assert await refusal(provider) == "bad_signature"
 
 
 @pytest.mark.parametrize("kid", ["another", 7, ["x"], {}])
-async def test_a_key_that_the_provider_does_not_have_is_refused(
+async def test_an_unknown_key_id_is_refused(
     middle: Middle, provider: Provider, kid: object
 ) -> None:
     key = middle.openid.keys["RS256"]
-    part = unsigned({"alg": "RS256", "kid": kid}, {})
+    unsigned_parts = unsigned({"alg": "RS256", "kid": kid}, {})
     middle.sign_anew(
         lambda header, claims: (
-            signed({**header, "kid": kid}, claims, key) if isinstance(kid, str) else part + "AA"
+            signed({**header, "kid": kid}, claims, key)
+            if isinstance(kid, str)
+            else unsigned_parts + "AA"
         )
     )
     assert await refusal(provider) in {"unknown_key", "bad_token"}
 
 
-async def test_a_token_without_a_keys_name_is_believed_when_one_key_fits(
+async def test_a_token_without_a_key_id_is_accepted_if_exactly_one_key_fits(
     middle: Middle, provider: Provider
 ) -> None:
     key = middle.openid.keys["RS256"]
     middle.sign_anew(lambda _, claims: signed({"alg": "RS256"}, claims, key))
     assert (await who_signs_in(provider)).role == "viewer"
-    middle.changes[KEYS] = lambda said: {
-        "keys": [*said["keys"], RSAKey.generate_key(2048).as_dict(private=False, kid="more")]
+    middle.changes[KEYS] = lambda document: {
+        "keys": [*document["keys"], RSAKey.generate_key(2048).as_dict(private=False, kid="more")]
     }
-    async with middle.provider() as another:
-        assert await refusal(another) == "unknown_key"
+    async with middle.provider() as other_provider:
+        assert await refusal(other_provider) == "unknown_key"
 
 
-async def test_keys_that_are_none_do_not_spoil_the_others(
-    middle: Middle, provider: Provider
-) -> None:
-    useless: list[Claims] = [
+async def test_invalid_keys_are_skipped(middle: Middle, provider: Provider) -> None:
+    invalid_keys: list[Claims] = [
         {"kty": "oct", "k": "c2VjcmV0"},
         {"kty": "AKP", "alg": "ML-DSA-44"},
         {"kty": ["RSA"]},
@@ -123,7 +119,7 @@ async def test_keys_that_are_none_do_not_spoil_the_others(
         {"kty": "OKP", "crv": "X25519", "x": "AA"},
         {},
     ]
-    middle.changes[KEYS] = lambda said: {"keys": useless + said["keys"]}
+    middle.changes[KEYS] = lambda document: {"keys": invalid_keys + document["keys"]}
     assert (await who_signs_in(provider)).role == "viewer"
 
 
@@ -132,10 +128,10 @@ async def test_a_token_for_another_purpose_is_refused(
     middle: Middle, provider: Provider, typ: object
 ) -> None:
     key = middle.openid.keys["RS256"]
-    part = unsigned({"alg": "RS256", "kid": key.kid, "typ": typ}, {}) + "AA"
+    unsigned_parts = unsigned({"alg": "RS256", "kid": key.kid, "typ": typ}, {}) + "AA"
     middle.sign_anew(
         lambda header, claims: (
-            signed({**header, "typ": typ}, claims, key) if isinstance(typ, str) else part
+            signed({**header, "typ": typ}, claims, key) if isinstance(typ, str) else unsigned_parts
         )
     )
     assert await refusal(provider) in {"wrong_type", "bad_token"}
@@ -155,20 +151,20 @@ async def test_a_token_for_another_purpose_is_refused(
         "a.b.c.d.e",
     ],
 )
-async def test_what_is_no_token_is_refused(middle: Middle, provider: Provider, token: str) -> None:
+async def test_a_malformed_token_is_refused(middle: Middle, provider: Provider, token: str) -> None:
     middle.sign_anew(lambda _, __: token)
     assert await refusal(provider) in {"bad_token", "wrong_algorithm"}
 
 
-async def test_a_signed_text_that_is_no_claims_is_refused(
+async def test_a_signed_payload_that_is_not_an_object_is_refused(
     middle: Middle, provider: Provider
 ) -> None:
     key = middle.openid.keys["RS256"]
-    middle.sign_anew(lambda header, _: signed(header, [], key))  # type: ignore[arg-type]  # which is the point
+    middle.sign_anew(lambda header, _: signed(header, [], key))  # type: ignore[arg-type]  # no claims, intentionally
     assert await refusal(provider) == "bad_token"
 
 
-async def test_new_keys_are_picked_up_and_asked_for_once_a_minute(middle: Middle) -> None:
+async def test_new_keys_are_requested_at_most_once_a_minute(middle: Middle) -> None:
     clock = Clock()
     async with middle.provider(clock=clock) as provider:
         await who_signs_in(provider)

@@ -1,4 +1,4 @@
-"""A process that stands still in the middle of a transaction, and those who want its rows."""
+"""A stalled worker with an open transaction does not block other workers for long."""
 
 import asyncio
 
@@ -6,23 +6,25 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
-from tests.sample import add_due_messages, claim
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import add_due_messages, claim
 
-from mailer.db.engine import create_engine, is_away
+from mailer.db.engine import create_engine, is_unavailable
 
-HOLD_LEDGER = text("SELECT FROM ledger FOR UPDATE")
+LOCK_COUNTERS = text("SELECT FROM mailing_counts FOR UPDATE")
 
 
-async def test_others_send_on_within_seconds(engine: AsyncEngine, shared_database_url: str) -> None:
+async def test_other_workers_continue_within_seconds(
+    engine: AsyncEngine, shared_database_url: str
+) -> None:
     mailing_id = await add_due_messages(engine, 1)
-    its_own = create_engine(shared_database_url)
-    async with its_own.connect() as standing_still:
-        await standing_still.execute(HOLD_LEDGER)
-        async with asyncio.timeout(PATIENCE):
+    stalled_engine = create_engine(shared_database_url)
+    async with stalled_engine.connect() as stalled:
+        await stalled.execute(LOCK_COUNTERS)
+        async with asyncio.timeout(EVENT_TIMEOUT):
             (claimed,) = await claim(engine, mailing_id)
         assert claimed.mailing_id == mailing_id
-        with pytest.raises(DBAPIError) as gone:
-            await standing_still.execute(HOLD_LEDGER)
-        assert is_away(gone.value)
-    await its_own.dispose()
+        with pytest.raises(DBAPIError) as error:
+            await stalled.execute(LOCK_COUNTERS)
+        assert is_unavailable(error.value)
+    await stalled_engine.dispose()

@@ -1,20 +1,20 @@
-"""How it is known that no worker sends for a mailing any more."""
+"""Stop numbers: detecting that no worker sends for a mailing any more."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.patience import PATIENCE
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import add_due_messages, behind_all_stops, do, execute, value
 from tests.processes import until
-from tests.sample import add_due_messages, behind_all_stops, do, execute, value
 
 from mailer.access.model import COMMAND_LINE
 from mailer.clock import elapsed
+from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures
-from mailer.dispatch.requests import Requests
-from mailer.dispatch.watch import STALE, MailingWatch
-from mailer.mailing import service, stopping
+from mailer.dispatch.running_mailings import STALE_AFTER, RunningMailings
+from mailer.mailing import service, stop_number
 
 MANY = 300
 LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
@@ -22,107 +22,109 @@ ADD_MAILINGS = f"""
     INSERT INTO mailing (datetime_start, datetime_end, text, clients_count, status, audience_until,
         audience_cursor)
     SELECT now(), now() + interval '1 hour', 'Hello', 0, 'running', 0, 0
-    FROM generate_series(1, {MANY})"""  # noqa: S608  # of a test
+    FROM generate_series(1, {MANY})"""  # noqa: S608  # a number
 
 
 @asynccontextmanager
-async def at_work(database_url: str, running: int) -> AsyncIterator[MailingWatch]:
-    """Follow the mailings as a worker does, of which so many run."""
-    watch = MailingWatch(database_url, Requests(), LoopFailures(), lambda _: None)
-    following = asyncio.create_task(watch.run())
+async def running_worker(database_url: str, running: int) -> AsyncIterator[RunningMailings]:
+    """Follow the mailings as a worker does; yield when it has read `running` running mailings."""
+    mailings = RunningMailings(database_url, InFlightRequests(), LoopFailures(), lambda _: None)
+    task = asyncio.create_task(mailings.run())
 
     async def is_running() -> bool | None:
-        return len(watch.running) == running or None
+        return len(mailings.running) == running or None
 
     await until(is_running)
     try:
-        yield watch
+        yield mailings
     finally:
-        following.cancel()
-        await asyncio.wait({following})
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def is_applied(engine: AsyncEngine, number: int) -> bool:
-    return await do(engine, lambda db: stopping.is_applied(db, number))
+    return await do(engine, lambda db: stop_number.is_applied(db, number))
 
 
-async def until_applied(engine: AsyncEngine, number: int) -> None:
-    async def look() -> bool | None:
+async def wait_until_applied(engine: AsyncEngine, number: int) -> None:
+    async def check() -> bool | None:
         return await is_applied(engine, number) or None
 
-    await until(look)
+    await until(check)
 
 
-async def test_worker_holds_one_lock_however_many_mailings_run(
+async def test_a_worker_holds_one_lock_for_any_number_of_mailings(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     await execute(engine, ADD_MAILINGS)
-    async with at_work(shared_database_url, MANY), at_work(shared_database_url, MANY):
+    async with running_worker(shared_database_url, MANY), running_worker(shared_database_url, MANY):
         assert await value(engine, LOCKS) == 2
-        number = await do(engine, stopping.draw)
-        await until_applied(engine, number)
+        number = await do(engine, stop_number.next_number)
+        await wait_until_applied(engine, number)
         assert await value(engine, LOCKS) == 2
 
 
-async def test_stop_is_applied_when_the_mailing_is_dropped_and_no_claim_is_under_way(
+async def test_a_stop_is_applied_when_the_mailing_is_removed_and_no_claim_is_running(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     mailing_id = await add_due_messages(engine, 1)
-    async with at_work(shared_database_url, 1) as watch:
-        async with watch.claiming:
+    async with running_worker(shared_database_url, 1) as mailings:
+        async with mailings.claiming:
             pausing = asyncio.create_task(service.pause(engine, mailing_id, COMMAND_LINE))
 
-            async def is_dropped() -> bool | None:
-                return not watch.running or None
+            async def is_removed() -> bool | None:
+                return not mailings.running or None
 
-            await until(is_dropped)
-            number = await do(engine, stopping.draw)
+            await until(is_removed)
+            number = await do(engine, stop_number.next_number)
             assert not await is_applied(engine, number)
             assert not pausing.done()
-        await until_applied(engine, number)
+        await wait_until_applied(engine, number)
         assert (await pausing).status == "paused"
 
 
-async def test_every_worker_must_have_applied_a_stop_and_one_that_is_gone_keeps_nobody_waiting(
+async def test_a_stop_waits_for_every_worker_but_not_for_dead_ones(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
-    async with at_work(shared_database_url, 0):
+    async with running_worker(shared_database_url, 0):
         async with behind_all_stops(engine):
-            number = await do(engine, stopping.draw)
+            number = await do(engine, stop_number.next_number)
             await asyncio.sleep(0)
             assert not await is_applied(engine, number)
-        await until_applied(engine, number)
+        await wait_until_applied(engine, number)
 
 
-async def test_worker_that_was_suspended_sends_nothing_until_the_server_has_answered(
+async def test_a_suspended_worker_sends_nothing_until_the_server_has_answered(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
-    """Its session may have ended meanwhile, and stops count as applied."""
+    """Its session may have ended during the suspension, so that stops count as applied."""
     await add_due_messages(engine, 1)
-    async with at_work(shared_database_url, 1) as watch:
+    async with running_worker(shared_database_url, 1) as mailings:
 
         async def is_current() -> bool | None:
-            return watch.is_current(elapsed()) or None
+            return mailings.is_current(elapsed()) or None
 
         await until(is_current)
-        assert not watch.is_current(elapsed() + STALE)
-    assert not MailingWatch("", Requests(), LoopFailures(), lambda _: None).is_current(elapsed())
+        assert not mailings.is_current(elapsed() + STALE_AFTER)
+    assert not RunningMailings("", InFlightRequests(), LoopFailures(), lambda _: None).is_current(
+        elapsed()
+    )
 
 
-async def test_worker_that_comes_after_a_stop_has_applied_it(
+async def test_a_worker_that_starts_after_a_stop_has_applied_it(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
-    number = await do(engine, stopping.draw)
-    async with at_work(shared_database_url, 0):
+    number = await do(engine, stop_number.next_number)
+    async with running_worker(shared_database_url, 0):
 
-        async def is_there() -> bool | None:
+        async def is_connected() -> bool | None:
             return await value(engine, LOCKS) == 1 or None
 
-        await until(is_there)
+        await until(is_connected)
         assert await is_applied(engine, number)
 
 
-async def test_mailing_that_has_not_begun_is_paused_though_a_worker_stands_still(
+async def test_pausing_a_scheduled_mailing_does_not_wait_for_workers(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_due_messages(engine, 1, status="running")
@@ -131,6 +133,6 @@ async def test_mailing_that_has_not_begun_is_paused_though_a_worker_stands_still
         "UPDATE mailing SET status = 'scheduled', audience_until = NULL, audience_cursor = 0,"
         " datetime_start = now() + interval '30 minutes'",
     )
-    async with behind_all_stops(engine), asyncio.timeout(PATIENCE):
+    async with behind_all_stops(engine), asyncio.timeout(EVENT_TIMEOUT):
         paused = await service.pause(engine, mailing_id, COMMAND_LINE)
     assert paused.status == "paused"

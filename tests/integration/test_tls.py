@@ -1,4 +1,4 @@
-"""TLS of the gateway and of the mail server is verified: who cannot show who it is gets nothing."""
+"""TLS certificates of the gateway and the mail server are verified before anything is sent."""
 
 import asyncio
 import contextlib
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import trustme
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.fault_servers import OK, Talk, answer, request_of, served
 from tests.mailserver import Mailbox, knows, mail_server
-from tests.wire import OK, Talk, answer, request_of, served
 
 import mailer
 from mailer.report.daily import daily_report
-from mailer.report.mail import MailNotSentError, post_of, send_report
+from mailer.report.mail import MailNotSentError, make_smtp_config, send_report
 from mailer.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ SEND = """
 import asyncio, sys
 from datetime import UTC, datetime
 from mailer.clock import database_clock, elapsed
-from tests.wire import a_request, gateway_at, send
+from tests.fault_servers import a_request, gateway_at, send
 
 async def main():
     database_clock.sample(elapsed(), datetime.now(UTC), elapsed())
@@ -35,22 +35,22 @@ async def main():
 
 asyncio.run(main())
 """
-"""In a process of its own: the authorities that are trusted are read once."""
+"""Needs a new process, because trusted certificate authorities are read once."""
 
 
 class Certificates:
-    """What servers on loopback may show."""
+    """Valid and invalid certificates of servers on loopback."""
 
     def __init__(self, trusted: trustme.CA) -> None:
         self.good = _context(trusted.issue_cert("127.0.0.1", "localhost"))
         self.bad = {
             "of another host": _context(trusted.issue_cert("gateway.example", "127.0.0.2")),
-            "out of date": _context(
+            "expired": _context(
                 trusted.issue_cert(
                     "127.0.0.1", not_before=YESTERDAY - timedelta(days=9), not_after=YESTERDAY
                 )
             ),
-            "of nobody": _context(trustme.CA().issue_cert("127.0.0.1")),
+            "of an unknown authority": _context(trustme.CA().issue_cert("127.0.0.1")),
         }
 
 
@@ -60,12 +60,12 @@ def _context(certificate: trustme.LeafCert) -> ssl.SSLContext:
     return context
 
 
-BAD = ["of another host", "out of date", "of nobody"]
+BAD = ["of another host", "expired", "of an unknown authority"]
 
 
 @pytest.fixture
 def certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Certificates:
-    """Certificates of an authority that is trusted here, and of others."""
+    """Certificates of a trusted authority, and invalid ones."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
@@ -75,103 +75,105 @@ def certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Certificate
 # ---- the gateway ----------------------------------------------------------------------------
 
 
-class Taking:
-    """A gateway that takes what comes, and keeps it."""
+class RecordingServer:
+    """A gateway that accepts and records every request."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[str, dict[str, str], bytes]] = []
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.taken.append(await request_of(reader))
+        self.requests.append(await request_of(reader))
         writer.write(answer(200, OK))
 
 
-async def outcome_at(url: str) -> str:
-    """Return the outcome of a message that another process sends."""
+async def send_in_new_process(url: str) -> str:
+    """Send a message to a URL in a new process; return the outcome."""
     path = os.pathsep.join([str(Path(mailer.__file__).parents[1]), str(ROOT)])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SEND, url),
         env=os.environ | {"PYTHONPATH": path},
         stdout=asyncio.subprocess.PIPE,
     )
-    told, _ = await process.communicate()
-    return told.decode().strip()
+    output, _ = await process.communicate()
+    return output.decode().strip()
 
 
-async def test_gateway_that_shows_who_it_is_gets_the_message(certificates: Certificates) -> None:
-    server = Taking()
+async def test_a_gateway_with_a_valid_certificate_receives_the_message(
+    certificates: Certificates,
+) -> None:
+    server = RecordingServer()
     async with served(server.talk, certificates.good) as url:
-        assert await outcome_at(url) == "Accepted()"
-    assert len(server.taken) == 1
+        assert await send_in_new_process(url) == "Accepted()"
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("certificate", BAD)
-async def test_gateway_with_a_wrong_certificate_gets_nothing(
+async def test_a_gateway_with_an_invalid_certificate_receives_nothing(
     certificates: Certificates, certificate: str
 ) -> None:
-    server = Taking()
+    server = RecordingServer()
     async with served(server.talk, certificates.bad[certificate]) as url:
-        assert "connection_failed" in await outcome_at(url)
-    assert server.taken == []
+        assert "connection_failed" in await send_in_new_process(url)
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_token_and_text_go_nowhere_else_by_a_redirect(status: int) -> None:
-    elsewhere = Taking()
+async def test_a_redirect_does_not_forward_token_and_text(status: int) -> None:
+    target_server = RecordingServer()
 
-    def redirects(target: str) -> Talk:
+    def redirect_to(target: str) -> Talk:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await request_of(reader)
             writer.write(answer(status, b"", f"Location: {target}7", "Connection: close"))
 
         return talk
 
-    async with served(elsewhere.talk) as target, served(redirects(target)) as url:
-        assert f"http_{status}" in await outcome_at(url)
-    assert elsewhere.taken == []
+    async with served(target_server.talk) as target, served(redirect_to(target)) as url:
+        assert f"http_{status}" in await send_in_new_process(url)
+    assert target_server.requests == []
 
 
 # ---- mail -----------------------------------------------------------------------------------
 
-WAYS = ["smtps", "smtp"]
-"""Encrypted from the start, and by STARTTLS."""
+SCHEMES = ["smtps", "smtp"]
+"""Encryption from the start, and by STARTTLS."""
 
 
 @contextlib.asynccontextmanager
-async def post_office(way: str, tls: ssl.SSLContext, mailbox: Mailbox) -> Any:
-    options = {"tls": tls} if way == "smtps" else {"tls_context": tls}
-    login: dict[str, Any] = {"authenticator": knows, "auth_require_tls": way == "smtp"}
+async def smtp_config_with(scheme: str, tls: ssl.SSLContext, mailbox: Mailbox) -> Any:
+    options = {"tls": tls} if scheme == "smtps" else {"tls_context": tls}
+    login: dict[str, Any] = {"authenticator": knows, "auth_require_tls": scheme == "smtp"}
     async with mail_server(mailbox, **options, **login) as port:
-        yield post_of(
+        yield make_smtp_config(
             Settings(
-                smtp_url=f"{way}://ops%40example.org:p%40ss%2Fword@127.0.0.1:{port}",
+                smtp_url=f"{scheme}://ops%40example.org:p%40ss%2Fword@127.0.0.1:{port}",
                 report_recipients="boss@example.org",
             )
         )
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_mail_server_that_shows_who_it_is_gets_the_mail(
-    engine: AsyncEngine, certificates: Certificates, way: str
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_mail_server_with_a_valid_certificate_receives_the_mail(
+    engine: AsyncEngine, certificates: Certificates, scheme: str
 ) -> None:
     mailbox = Mailbox()
     report = await daily_report(engine, date(2020, 1, 15), "UTC")
-    async with post_office(way, certificates.good, mailbox) as post:
-        await send_report(report, post)
+    async with smtp_config_with(scheme, certificates.good, mailbox) as smtp_config:
+        await send_report(report, smtp_config)
     assert len(mailbox.envelopes) == 1
-    assert mailbox.was_encrypted == [way == "smtp"]  # where it is from the start, nobody notes it
+    assert mailbox.was_encrypted == [scheme == "smtp"]  # only STARTTLS is recorded
 
 
 @pytest.mark.parametrize("certificate", BAD)
-@pytest.mark.parametrize("way", WAYS)
-async def test_mail_server_with_a_wrong_certificate_gets_nothing_of_the_report(
-    engine: AsyncEngine, certificates: Certificates, way: str, certificate: str
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_mail_server_with_an_invalid_certificate_receives_nothing(
+    engine: AsyncEngine, certificates: Certificates, scheme: str, certificate: str
 ) -> None:
     mailbox = Mailbox()
     report = await daily_report(engine, date(2020, 1, 15), "UTC")
-    async with post_office(way, certificates.bad[certificate], mailbox) as post:
+    async with smtp_config_with(scheme, certificates.bad[certificate], mailbox) as smtp_config:
         with pytest.raises(MailNotSentError, match="CERTIFICATE_VERIFY_FAILED") as error:
-            await send_report(report, post)
+            await send_report(report, smtp_config)
     assert "p@ss" not in str(error.value)
     assert "p%40ss" not in str(error.value)
     assert not mailbox.envelopes

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.sample import (
+from tests.factories import (
     LEASE,
     OWNER,
     add_due_messages,
@@ -16,19 +16,19 @@ from tests.sample import (
     do,
     execute,
     finish,
-    ledger,
+    mailing_counts,
     state,
     value,
 )
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import service as clients
-from mailer.db.engine import raw
+from mailer.db.engine import asyncpg_connection
 from mailer.mailing import service
 from mailer.mailing.model import AudienceLists, MailingChange, MailingEndedError
 from mailer.message import store
-from mailer.message.model import FinishedMessage
-from mailer.report.verify import differences
+from mailer.message.model import MessageResult
+from mailer.report.verify import find_differences
 
 HOUR = timedelta(hours=1)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -37,136 +37,139 @@ BY_LIST = AudienceLists(operator_codes=["916"])
 End = Callable[[AsyncEngine, int], Awaitable[None]]
 
 
-async def waiting(engine: AsyncEngine, reason: str = "timeout") -> tuple[int, int]:
-    """A mailing with two messages that wait: one after an unknown attempt, one after a failure."""
+async def add_waiting_messages(engine: AsyncEngine, reason: str = "timeout") -> tuple[int, int]:
+    """Add a mailing with two waiting messages: one after an unknown attempt, one after a failure.
+
+    Return the ids of the mailing and of the message with the unknown attempt.
+    """
     mailing_id = await add_due_messages(engine, 2)
     unknown, failed = await claim(engine, mailing_id, 2)
-    again = FinishedMessage(unknown, "scheduled", 1, reason, LATER, None, reason, reason, LATER)
-    later = FinishedMessage(
+    retry = MessageResult(unknown, "scheduled", 1, reason, LATER, None, reason, reason, LATER)
+    retry_of_failed = MessageResult(
         failed, "scheduled", 1, "http_503", LATER, None, "http_503", None, LATER
     )
-    await finish(engine, again, later)
+    await finish(engine, retry, retry_of_failed)
     return mailing_id, unknown.id
 
 
-async def cancelled(engine: AsyncEngine, mailing_id: int) -> None:
+async def cancel(engine: AsyncEngine, mailing_id: int) -> None:
     await service.cancel(engine, mailing_id, COMMAND_LINE)
     await advance(engine)
 
 
-async def ended(engine: AsyncEngine, mailing_id: int) -> None:
+async def end_mailing(engine: AsyncEngine, mailing_id: int) -> None:
     del mailing_id
     await execute(engine, "UPDATE mailing SET datetime_end = now()")
     await advance(engine)
 
 
-async def filtered_out(engine: AsyncEngine, mailing_id: int) -> None:
+async def change_filter(engine: AsyncEngine, mailing_id: int) -> None:
     change = MailingChange(client_filter=AudienceLists(operator_codes=["999"]))
     await service.change(engine, mailing_id, change, COMMAND_LINE)
     await advance(engine)
 
 
-async def client_deleted(engine: AsyncEngine, mailing_id: int) -> None:
+async def delete_clients(engine: AsyncEngine, mailing_id: int) -> None:
     del mailing_id
     for client_id in (1, 2):
         await clients.erase(engine, client_id, COMMAND_LINE)
 
 
-async def cancelled_while_planned_anew(engine: AsyncEngine, mailing_id: int) -> None:
+async def cancel_while_replanning(engine: AsyncEngine, mailing_id: int) -> None:
     change = MailingChange(client_filter=BY_LIST)
     await service.change(engine, mailing_id, change, COMMAND_LINE)
-    await cancelled(engine, mailing_id)
+    await cancel(engine, mailing_id)
 
 
-WAYS: list[tuple[End, str]] = [
-    (cancelled, "mailing_cancelled"),
-    (ended, "expired"),
-    (filtered_out, "filter_changed"),
-    (client_deleted, "client_deleted"),
-    (cancelled_while_planned_anew, "mailing_cancelled"),
+ENDS: list[tuple[End, str]] = [
+    (cancel, "mailing_cancelled"),
+    (end_mailing, "expired"),
+    (change_filter, "filter_changed"),
+    (delete_clients, "client_deleted"),
+    (cancel_while_replanning, "mailing_cancelled"),
 ]
 
 
-@pytest.mark.parametrize(("end", "reason"), WAYS)
-async def test_whatever_ends_a_message_one_that_may_have_been_accepted_is_unknown(
+@pytest.mark.parametrize(("end", "reason"), ENDS)
+async def test_a_message_that_may_have_been_accepted_ends_as_unknown(
     engine: AsyncEngine, end: End, reason: str
 ) -> None:
-    mailing_id, message_id = await waiting(engine)
+    mailing_id, message_id = await add_waiting_messages(engine)
     await end(engine, mailing_id)
 
-    assert await ledger(engine, mailing_id) == {"unknown": 1, "cancelled": 1}
+    assert await mailing_counts(engine, mailing_id) == {"unknown": 1, "cancelled": 1}
     assert await state(engine, message_id) == ("unknown", "timeout", 1)
-    of_the_other = f"SELECT reason FROM message WHERE id <> {message_id}"  # noqa: S608  # of a test
-    assert await value(engine, of_the_other) == reason
+    reason_of_other = f"SELECT reason FROM message WHERE id <> {message_id}"  # noqa: S608  # values of the test
+    assert await value(engine, reason_of_other) == reason
     sent = await value(engine, "SELECT sent_at = claimed_at FROM message WHERE status = 'unknown'")
     assert sent is True
-    assert await differences(engine) == []
+    assert await find_differences(engine) == []
 
 
 @pytest.mark.parametrize("reason", ["connection_lost", "lease_expired", "internal_error"])
 async def test_the_reason_is_that_of_the_unknown_attempt(engine: AsyncEngine, reason: str) -> None:
-    mailing_id, message_id = await waiting(engine, reason)
-    await cancelled(engine, mailing_id)
+    mailing_id, message_id = await add_waiting_messages(engine, reason)
+    await cancel(engine, mailing_id)
     assert await state(engine, message_id) == ("unknown", reason, 1)
 
 
-@pytest.mark.parametrize(("end", "_"), WAYS)
-async def test_a_failure_after_it_does_not_make_an_unknown_attempt_known(
+@pytest.mark.parametrize(("end", "_"), ENDS)
+async def test_a_later_failure_does_not_reset_the_unknown_reason(
     engine: AsyncEngine, end: End, _: str
 ) -> None:
-    mailing_id, message_id = await waiting(engine)
-    await execute(engine, f"UPDATE message SET due_at = now() WHERE id = {message_id}")  # noqa: S608  # of a test
-    (again,) = await claim(engine, mailing_id)
-    assert again.unknown_reason == "timeout"
-    later = FinishedMessage(again, "scheduled", 2, "http_503", LATER, last_failure="http_503")
+    mailing_id, message_id = await add_waiting_messages(engine)
+    await execute(engine, f"UPDATE message SET due_at = now() WHERE id = {message_id}")  # noqa: S608  # values of the test
+    (claimed_again,) = await claim(engine, mailing_id)
+    assert claimed_again.unknown_reason == "timeout"
+    later = MessageResult(claimed_again, "scheduled", 2, "http_503", LATER, last_failure="http_503")
     await finish(engine, later)
     await end(engine, mailing_id)
     assert await state(engine, message_id) == ("unknown", "timeout", 2)
 
 
-async def test_that_an_attempt_is_unknown_survives_a_release_a_refund_and_a_lost_claim(
+async def test_the_unknown_reason_survives_a_release_a_refund_and_an_orphaned_claim(
     engine: AsyncEngine,
 ) -> None:
-    mailing_id, message_id = await waiting(engine)
-    due = f"UPDATE message SET due_at = now() WHERE id = {message_id}"  # noqa: S608  # of a test
+    mailing_id, message_id = await add_waiting_messages(engine)
+    due = f"UPDATE message SET due_at = now() WHERE id = {message_id}"  # noqa: S608  # values of the test
     await execute(engine, due)
-    (again,) = await claim(engine, mailing_id)
-    await finish(engine, FinishedMessage(again, "scheduled", again.attempts - 1))
-    (again,) = await claim(engine, mailing_id)
-    assert again.unknown_reason == "timeout"
+    (claimed_again,) = await claim(engine, mailing_id)
+    await finish(engine, MessageResult(claimed_again, "scheduled", claimed_again.attempts - 1))
+    (claimed_again,) = await claim(engine, mailing_id)
+    assert claimed_again.unknown_reason == "timeout"
     async with engine.connect() as pooled:
-        connection: asyncpg.Connection = await raw(pooled)
-        assert await store.let_go(connection, OWNER, []) == 1
-        (again,) = await claim(engine, mailing_id)
-        failed = FinishedMessage(
-            again, "scheduled", again.attempts, "http_503", last_failure="http_503"
+        connection: asyncpg.Connection = await asyncpg_connection(pooled)
+        assert await store.release_orphaned(connection, OWNER, []) == 1
+        (claimed_again,) = await claim(engine, mailing_id)
+        failed = MessageResult(
+            claimed_again, "scheduled", claimed_again.attempts, "http_503", last_failure="http_503"
         )
         await finish(engine, failed)
-        await store.give_back(connection, [again])
+        await store.refund_attempts(connection, [claimed_again])
     assert await state(engine, message_id) == ("scheduled", "http_503", 1)
 
-    await cancelled(engine, mailing_id)
+    await cancel(engine, mailing_id)
     assert await state(engine, message_id) == ("unknown", "timeout", 1)
 
 
-@pytest.mark.parametrize("end", [end for end, _ in WAYS])
+@pytest.mark.parametrize("end", [end for end, _ in ENDS])
 async def test_a_message_of_a_dead_worker_ends_as_unknown(engine: AsyncEngine, end: End) -> None:
     mailing_id = await add_due_messages(engine, 1)
     (lost,) = await claim(engine, mailing_id, lease=-LEASE)
     await do(engine, lambda db: store.rescue(db, 8, 100))
     assert await state(engine, lost.id) == ("scheduled", "lease_expired", 1)
-    if end is client_deleted:
+    if end is delete_clients:
         await clients.erase(engine, 1, COMMAND_LINE)
     else:
         await end(engine, mailing_id)
     assert await state(engine, lost.id) == ("unknown", "lease_expired", 1)
 
 
-async def test_a_change_of_the_window_that_leaves_no_opening_ends_nothing_that_was_tried(
+async def test_a_sending_window_that_never_opens_does_not_cancel_tried_messages(
     engine: AsyncEngine,
 ) -> None:
-    """It waits for the end, and goes out when a later change opens its window again."""
-    mailing_id, message_id = await waiting(engine)
+    """They wait for the end, and are sent if a later change opens the sending window."""
+    mailing_id, message_id = await add_waiting_messages(engine)
     now = datetime.now(UTC)
     closed = MailingChange(
         datetime_end=now + HOUR,
@@ -175,7 +178,7 @@ async def test_a_change_of_the_window_that_leaves_no_opening_ends_nothing_that_w
     )
     await service.change(engine, mailing_id, closed, COMMAND_LINE)
     await advance(engine)
-    assert await ledger(engine, mailing_id) == {"scheduled": 2}
+    assert await mailing_counts(engine, mailing_id) == {"scheduled": 2}
     assert await state(engine, message_id) == ("scheduled", "timeout", 1)
 
     await execute(engine, "UPDATE message SET retry_at = now()")
@@ -185,56 +188,60 @@ async def test_a_change_of_the_window_that_leaves_no_opening_ends_nothing_that_w
     assert len(await claim(engine, mailing_id, 2)) == 2
 
 
-async def test_a_pause_past_the_end_goes_on_when_the_end_is_moved(engine: AsyncEngine) -> None:
-    mailing_id, _ = await waiting(engine)
+async def test_a_pause_beyond_the_end_continues_when_the_end_is_moved(engine: AsyncEngine) -> None:
+    mailing_id, _ = await add_waiting_messages(engine)
     await advance(engine)
     assert await value(engine, "SELECT status FROM mailing") == "running"
     await service.change(engine, mailing_id, MailingChange(datetime_end=LATER + HOUR), COMMAND_LINE)
     await advance(engine)
-    assert await ledger(engine, mailing_id) == {"scheduled": 2}
+    assert await mailing_counts(engine, mailing_id) == {"scheduled": 2}
     assert await value(engine, "SELECT min(due_at) FROM message") == LATER
 
 
-async def test_what_is_unknown_is_sent_again_when_asked_and_stays_so_until_it_is_known(
+async def test_a_retried_unknown_message_stays_unknown_until_the_gateway_answers(
     engine: AsyncEngine,
 ) -> None:
-    mailing_id, message_id = await waiting(engine)
-    await filtered_out(engine, mailing_id)
+    mailing_id, message_id = await add_waiting_messages(engine)
+    await change_filter(engine, mailing_id)
     await service.retry(engine, mailing_id, COMMAND_LINE)
     await advance(engine)
-    # not in the audience any more
+    # not retried: no longer in the audience
     assert await state(engine, message_id) == ("unknown", "timeout", 1)
 
-    # the mailing has finished before its end, so that its filter stays: the client changed
+    # a finished mailing keeps its filter, so the clients change instead
     await execute(engine, "UPDATE client SET operator_code = '999'")
     await service.retry(engine, mailing_id, COMMAND_LINE)
     await advance(engine)
     assert await state(engine, message_id) == ("scheduled", None, 0)
 
-    await ended(engine, mailing_id)
+    await end_mailing(engine, mailing_id)
     assert await state(engine, message_id) == ("unknown", "timeout", 0)
-    assert await differences(engine) == []
+    assert await find_differences(engine) == []
 
 
-async def test_what_is_unknown_is_not_sent_again_after_a_cancel(engine: AsyncEngine) -> None:
-    mailing_id, _ = await waiting(engine)
-    await cancelled(engine, mailing_id)
+async def test_unknown_messages_cannot_be_retried_after_a_cancellation(engine: AsyncEngine) -> None:
+    mailing_id, _ = await add_waiting_messages(engine)
+    await cancel(engine, mailing_id)
     with pytest.raises(MailingEndedError):
         await service.retry(engine, mailing_id, COMMAND_LINE)
 
 
 @pytest.mark.parametrize("status", ["delivered", "undelivered"])
-async def test_the_gateways_word_makes_it_known(engine: AsyncEngine, status: str) -> None:
-    mailing_id, message_id = await waiting(engine)
+async def test_a_later_response_of_the_gateway_resets_the_unknown_reason(
+    engine: AsyncEngine, status: str
+) -> None:
+    mailing_id, message_id = await add_waiting_messages(engine)
     await execute(engine, "UPDATE message SET due_at = now()")
-    for again in await claim(engine, mailing_id, 2):
-        await finish(engine, FinishedMessage(again, status, 2))  # type: ignore[arg-type]  # a status
+    for claimed_again in await claim(engine, mailing_id, 2):
+        await finish(engine, MessageResult(claimed_again, status, 2))  # type: ignore[arg-type]  # a status
     assert await state(engine, message_id) == (status, None, 2)
     assert await value(engine, "SELECT count(unknown_reason) FROM message") == 0
 
 
 @pytest.mark.parametrize("status", ["cancelled", "delivered", "undelivered"])
-async def test_the_database_refuses_to_forget_it(engine: AsyncEngine, status: str) -> None:
-    await waiting(engine)
+async def test_the_database_refuses_other_statuses_for_an_unknown_attempt(
+    engine: AsyncEngine, status: str
+) -> None:
+    await add_waiting_messages(engine)
     with pytest.raises(DBAPIError):
-        await execute(engine, f"UPDATE message SET status = '{status}'")  # noqa: S608  # of a test
+        await execute(engine, f"UPDATE message SET status = '{status}'")  # noqa: S608  # values of the test

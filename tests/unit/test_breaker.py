@@ -1,4 +1,4 @@
-"""When the breaker lets messages through: each rule, and any history against a second telling."""
+"""The circuit breaker: each rule, and random histories against a reference implementation."""
 
 import math
 from collections.abc import Sequence
@@ -10,37 +10,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.gateway.breaker import NO_LIMIT, Breaker, GatewayStatus, Hold
-from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable, Unknown
+from mailer.gateway.breaker import UNLIMITED, Breaker, GatewayStatus, Outage
+from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 RESET = 15.0
-DOWN = Unavailable("http_500")
-WRONG_TOKEN = Unavailable("http_401", affects_all=True)
+DOWN = TemporaryFailure("http_500")
+WRONG_TOKEN = TemporaryFailure("http_401", affects_all=True)
 
 
 def at(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
-def busy(seconds: float) -> Unavailable:
-    return Unavailable("http_503", seconds, affects_all=True)
+def busy(seconds: float) -> TemporaryFailure:
+    return TemporaryFailure("http_503", seconds, affects_all=True)
 
 
-def begun(breaker: Breaker, seconds: float = 0) -> int:
-    permit = breaker.begin(seconds)
-    assert permit is not None
-    return permit
+def acquire(breaker: Breaker, seconds: float = 0) -> int:
+    """Start a message at a time when the breaker allows it; return the breaker's generation."""
+    generation = breaker.acquire(seconds)
+    assert generation is not None
+    return generation
 
 
-def told(breaker: Breaker, outcome: Outcome, seconds: float = 0) -> bool:
-    """Send one message and have its outcome at once; whether the failure is free."""
-    return breaker.record(begun(breaker, seconds), outcome, seconds, at(seconds))
+def record(breaker: Breaker, outcome: Outcome, seconds: float = 0) -> bool:
+    """Start a message and record its outcome at once; return whether it costs no attempt."""
+    return breaker.record(acquire(breaker, seconds), outcome, seconds, at(seconds))
 
 
-def opened(outcome: Unavailable = WRONG_TOKEN) -> Breaker:
+def open_breaker(outcome: TemporaryFailure = WRONG_TOKEN) -> Breaker:
+    """Return a breaker that opened at noon."""
     breaker = Breaker(3, RESET)
-    told(breaker, outcome)
+    record(breaker, outcome)
     assert breaker.state == "open"
     return breaker
 
@@ -48,50 +50,52 @@ def opened(outcome: Unavailable = WRONG_TOKEN) -> Breaker:
 # ---- closed ---------------------------------------------------------------------------------
 
 
-def test_closed_it_lets_all_through() -> None:
+def test_closed_breaker_allows_any_number_of_messages() -> None:
     breaker = Breaker(3, RESET)
-    assert breaker.room(0) == NO_LIMIT
+    assert breaker.capacity(0) == UNLIMITED
     assert breaker.seconds_to_probe(0) == 0
     assert breaker.status() == GatewayStatus(is_set=True)
-    assert all(breaker.begin(0) is not None for _ in range(1000))
+    assert all(breaker.acquire(0) is not None for _ in range(1000))
 
 
-@pytest.mark.parametrize("failure", [DOWN, Unavailable("connection_failed"), Unknown("timeout")])
-def test_so_many_failures_in_a_row_open_it(failure: Outcome) -> None:
+@pytest.mark.parametrize(
+    "failure", [DOWN, TemporaryFailure("connection_failed"), Unknown("timeout")]
+)
+def test_configured_number_of_consecutive_failures_opens_the_breaker(failure: Outcome) -> None:
     breaker = Breaker(3, RESET)
-    told(breaker, failure, 1)
-    told(breaker, failure, 2)
+    record(breaker, failure, 1)
+    record(breaker, failure, 2)
     assert breaker.status() == GatewayStatus(is_set=True, failures=2)
-    told(breaker, failure, 3)
+    record(breaker, failure, 3)
     assert breaker.status() == GatewayStatus(
         is_set=True,
         breaker="open",
-        held=Hold(at(3), failure.reason),  # type: ignore[union-attr]  # a failure has one
+        held=Outage(at(3), failure.reason),  # type: ignore[union-attr]  # a failure has one
         retry_at=at(3 + RESET),
         failures=3,
     )
 
 
-@pytest.mark.parametrize("success", [Accepted(), Refused("rejected_400")])
-def test_a_success_in_between_starts_the_count_again(success: Outcome) -> None:
+@pytest.mark.parametrize("success", [Accepted(), Rejected("rejected_400")])
+def test_success_resets_the_count_of_failures(success: Outcome) -> None:
     breaker = Breaker(3, RESET)
     for outcome in (DOWN, DOWN, success, DOWN, DOWN):
-        told(breaker, outcome)
+        record(breaker, outcome)
     assert (breaker.state, breaker.failures) == ("closed", 2)
 
 
-def test_what_was_stopped_says_nothing() -> None:
+def test_aborted_request_does_not_change_the_count() -> None:
     breaker = Breaker(3, RESET)
-    for outcome in (DOWN, Stopped(), DOWN, Stopped(), DOWN):
-        told(breaker, outcome)
+    for outcome in (DOWN, Aborted(), DOWN, Aborted(), DOWN):
+        record(breaker, outcome)
     assert breaker.state == "open"
 
 
-def test_a_failure_of_the_gateway_as_a_whole_opens_it_at_once() -> None:
+def test_failure_that_affects_all_messages_opens_the_breaker_at_once() -> None:
     breaker = Breaker(1000, RESET)
-    told(breaker, WRONG_TOKEN, 7)
+    record(breaker, WRONG_TOKEN, 7)
     assert breaker.state == "open"
-    assert breaker.hold == Hold(at(7), "http_401")
+    assert breaker.outage == Outage(at(7), "http_401")
     assert breaker.retry_at == at(7 + RESET)
 
 
@@ -102,278 +106,284 @@ def test_a_failure_of_the_gateway_as_a_whole_opens_it_at_once() -> None:
     ("failure", "pause"),
     [
         (WRONG_TOKEN, RESET),
-        (Unavailable("http_403", 90, affects_all=True), 90),
+        (TemporaryFailure("http_403", 90, affects_all=True), 90),
         (busy(2), 2),
         (busy(0.5), 0.5),
         (busy(3600), 3600),
     ],
 )
-def test_the_gateway_says_how_long(failure: Unavailable, pause: float) -> None:
-    breaker = opened(failure)
+def test_gateway_determines_how_long_the_breaker_is_open(
+    failure: TemporaryFailure, pause: float
+) -> None:
+    breaker = open_breaker(failure)
     assert breaker.retry_at == at(pause)
-    assert breaker.room(pause - 0.001) == 0
+    assert breaker.capacity(pause - 0.001) == 0
     assert breaker.seconds_to_probe(pause - 0.25) == 0.25
-    assert breaker.room(pause) == 1
+    assert breaker.capacity(pause) == 1
     assert breaker.seconds_to_probe(pause) == 0
 
 
-def test_a_pause_for_one_message_is_not_one_for_all() -> None:
+def test_retry_after_for_one_message_does_not_affect_the_breaker() -> None:
     breaker = Breaker(1, RESET)
-    told(breaker, Unavailable("http_500", 3600))
+    record(breaker, TemporaryFailure("http_500", 3600))
     assert breaker.retry_at == at(RESET)
 
 
-def test_open_it_lets_nothing_through() -> None:
-    breaker = opened()
+def test_open_breaker_allows_no_message() -> None:
+    breaker = open_breaker()
     for seconds in (0, 1, RESET - 0.001):
-        assert breaker.begin(seconds) is None
+        assert breaker.acquire(seconds) is None
         assert breaker.state == "open"
 
 
 # ---- the probe ------------------------------------------------------------------------------
 
 
-def test_half_open_it_lets_one_message_through_at_a_time() -> None:
-    breaker = opened()
-    begun(breaker, RESET)
+def test_half_open_breaker_allows_one_message_at_a_time() -> None:
+    breaker = open_breaker()
+    acquire(breaker, RESET)
     assert breaker.state == "half_open"
     for seconds in (RESET, RESET + 3600):
-        assert breaker.room(seconds) == 0
-        assert breaker.begin(seconds) is None
+        assert breaker.capacity(seconds) == 0
+        assert breaker.acquire(seconds) is None
         assert breaker.seconds_to_probe(seconds) == math.inf
 
 
-@pytest.mark.parametrize("success", [Accepted(), Refused("rejected_400")])
-def test_a_probe_that_succeeds_closes_it(success: Outcome) -> None:
-    breaker = opened()
-    told(breaker, success, RESET)
+@pytest.mark.parametrize("success", [Accepted(), Rejected("rejected_400")])
+def test_successful_probe_closes_the_breaker(success: Outcome) -> None:
+    breaker = open_breaker()
+    record(breaker, success, RESET)
     assert breaker.status() == GatewayStatus(is_set=True)
-    assert breaker.room(RESET) == NO_LIMIT
+    assert breaker.capacity(RESET) == UNLIMITED
 
 
-def test_a_probe_that_fails_opens_it_again_and_it_is_held_since_the_same_moment() -> None:
-    breaker = opened()
-    probe = begun(breaker, 20)
+def test_failed_probe_reopens_the_breaker_and_the_outage_continues() -> None:
+    breaker = open_breaker()
+    probe = acquire(breaker, 20)
     breaker.record(probe, Unknown("timeout"), 30, at(30))
     assert breaker.state == "open"
-    assert breaker.hold == Hold(NOON, "timeout")
+    assert breaker.outage == Outage(NOON, "timeout")
     assert breaker.retry_at == at(30 + RESET)
-    told(breaker, busy(100), 50)
-    assert breaker.hold == Hold(NOON, "http_503")
+    record(breaker, busy(100), 50)
+    assert breaker.outage == Outage(NOON, "http_503")
     assert breaker.retry_at == at(150)
     assert breaker.failures == 3
 
 
-def test_a_probe_that_was_stopped_makes_way_for_the_next() -> None:
-    breaker = opened()
-    told(breaker, Stopped(), RESET)
+def test_aborted_probe_allows_the_next_probe() -> None:
+    breaker = open_breaker()
+    record(breaker, Aborted(), RESET)
     assert breaker.state == "half_open"
-    assert breaker.hold == Hold(NOON, "http_401")
-    assert breaker.room(RESET) == 1
-    told(breaker, Accepted(), RESET)
+    assert breaker.outage == Outage(NOON, "http_401")
+    assert breaker.capacity(RESET) == 1
+    record(breaker, Accepted(), RESET)
     assert breaker.status() == GatewayStatus(is_set=True)
 
 
-def test_it_is_held_anew_after_it_was_closed() -> None:
-    breaker = opened()
-    told(breaker, Accepted(), RESET)
-    told(breaker, WRONG_TOKEN, 60)
-    assert breaker.hold == Hold(at(60), "http_401")
+def test_new_outage_begins_after_the_breaker_was_closed() -> None:
+    breaker = open_breaker()
+    record(breaker, Accepted(), RESET)
+    record(breaker, WRONG_TOKEN, 60)
+    assert breaker.outage == Outage(at(60), "http_401")
 
 
-# ---- what began before ----------------------------------------------------------------------
+# ---- messages of earlier generations --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "outcome", [Accepted(), Refused("rejected_400"), Stopped(), DOWN, Unknown("timeout"), busy(5)]
+    "outcome", [Accepted(), Rejected("rejected_400"), Aborted(), DOWN, Unknown("timeout"), busy(5)]
 )
-def test_what_began_before_it_opened_changes_nothing(outcome: Outcome) -> None:
+def test_message_started_before_the_breaker_opened_does_not_change_it(outcome: Outcome) -> None:
     breaker = Breaker(3, RESET)
-    before = begun(breaker)
-    told(breaker, WRONG_TOKEN)
+    before = acquire(breaker)
+    record(breaker, WRONG_TOKEN)
     status = breaker.status()
     breaker.record(before, outcome, 1, at(1))
     assert breaker.status() == status
-    begun(breaker, RESET)
+    acquire(breaker, RESET)
     breaker.record(before, outcome, 5, at(5))
     assert breaker.state == "half_open"
-    assert breaker.begin(RESET) is None
+    assert breaker.acquire(RESET) is None
 
 
-@pytest.mark.parametrize("outcome", [Accepted(), Stopped(), DOWN, Unknown("timeout"), busy(5)])
-def test_what_began_before_it_closed_again_changes_nothing(outcome: Outcome) -> None:
+@pytest.mark.parametrize("outcome", [Accepted(), Aborted(), DOWN, Unknown("timeout"), busy(5)])
+def test_message_started_before_the_outage_does_not_change_the_closed_breaker(
+    outcome: Outcome,
+) -> None:
     breaker = Breaker(1, RESET)
-    before = begun(breaker)
-    told(breaker, DOWN)
-    told(breaker, Accepted(), RESET)
+    before = acquire(breaker)
+    record(breaker, DOWN)
+    record(breaker, Accepted(), RESET)
     breaker.record(before, outcome, RESET + 1, at(RESET + 1))
     assert breaker.status() == GatewayStatus(is_set=True)
 
 
-def test_a_permit_lasts_until_the_breaker_opens_and_counts_again_once_it_is_closed() -> None:
+def test_generation_is_current_except_while_the_breaker_is_open() -> None:
     breaker = Breaker(1, RESET)
-    before = begun(breaker)
-    assert breaker.still_permits(before)
-    told(breaker, DOWN)
-    assert not breaker.still_permits(before)
-    probe = begun(breaker, RESET)
-    assert (breaker.still_permits(before), breaker.still_permits(probe)) == (False, True)
+    before = acquire(breaker)
+    assert breaker.is_current(before)
+    record(breaker, DOWN)
+    assert not breaker.is_current(before)
+    probe = acquire(breaker, RESET)
+    assert (breaker.is_current(before), breaker.is_current(probe)) == (False, True)
     breaker.record(probe, Accepted(), RESET, at(RESET))
-    assert breaker.still_permits(before)
+    assert breaker.is_current(before)
 
 
-def test_a_longer_pause_is_heard_whoever_brings_it() -> None:
+def test_longer_pause_from_an_earlier_message_is_applied() -> None:
     breaker = Breaker(3, RESET)
-    before = [begun(breaker) for _ in range(3)]
-    told(breaker, WRONG_TOKEN)
+    before = [acquire(breaker) for _ in range(3)]
+    record(breaker, WRONG_TOKEN)
     breaker.record(before[0], busy(100), 1, at(1))
     assert breaker.retry_at == at(101)
     breaker.record(before[1], busy(50), 2, at(2))
     assert breaker.retry_at == at(101)
     breaker.record(before[2], busy(900), 3, at(3))
     assert breaker.retry_at == at(3 + 900)
-    assert breaker.hold == Hold(NOON, "http_401")
+    assert breaker.outage == Outage(NOON, "http_401")
     assert breaker.failures == 1
 
 
-# ---- whom it blames -------------------------------------------------------------------------
+# ---- failures of the gateway ----------------------------------------------------------------
 
 
-def test_failures_are_free_while_it_is_not_closed_or_was_not_since_they_began() -> None:
+def test_failure_during_or_from_before_an_outage_costs_no_attempt() -> None:
     breaker = Breaker(2, RESET)
-    before = [begun(breaker) for _ in range(4)]
-    assert not told(breaker, DOWN)
-    assert told(breaker, DOWN)  # it opens it
+    before = [acquire(breaker) for _ in range(4)]
+    assert not record(breaker, DOWN)
+    assert record(breaker, DOWN)  # this failure opens the breaker
     assert breaker.record(before[0], DOWN, 0, NOON)
-    assert told(breaker, Unknown("timeout"), RESET)  # the probe
+    assert record(breaker, Unknown("timeout"), RESET)  # the probe
     assert not breaker.record(before[1], Accepted(), RESET, at(RESET))
-    assert not breaker.record(before[2], Stopped(), RESET, at(RESET))
-    assert not told(breaker, Refused("rejected_400"), 2 * RESET)
+    assert not breaker.record(before[2], Aborted(), RESET, at(RESET))
+    assert not record(breaker, Rejected("rejected_400"), 2 * RESET)
     assert breaker.state == "closed"
-    assert breaker.record(before[3], DOWN, 2 * RESET, at(2 * RESET))  # it began before the outage
-    assert not told(breaker, DOWN, 2 * RESET)
+    assert breaker.record(before[3], DOWN, 2 * RESET, at(2 * RESET))  # started before the outage
+    assert not record(breaker, DOWN, 2 * RESET)
 
 
-def test_try_now_lets_the_next_message_probe_at_once() -> None:
-    breaker = opened(busy(600))
-    assert breaker.room(1) == 0
+def test_after_try_now_the_next_message_is_a_probe() -> None:
+    breaker = open_breaker(busy(600))
+    assert breaker.capacity(1) == 0
     breaker.try_now(1, at(1))
     assert breaker.retry_at == at(1)
-    assert breaker.room(1) == 1
-    begun(breaker, 1)
-    breaker.try_now(1, at(1))  # a probe is under way
-    assert breaker.room(1) == 0
+    assert breaker.capacity(1) == 1
+    acquire(breaker, 1)
+    breaker.try_now(1, at(1))  # a probe is already in flight
+    assert breaker.capacity(1) == 0
 
 
-# ---- any history ----------------------------------------------------------------------------
+# ---- random histories -----------------------------------------------------------------------
 
 
 class Event(NamedTuple):
-    """A message began, or what became of it is known."""
+    """A message started, or its outcome was recorded."""
 
     second: float
     message: int
     outcome: Outcome | None = None
 
 
-class View(NamedTuple):
-    """How it stands after a history."""
+class ExpectedState(NamedTuple):
+    """The state of a breaker after a history."""
 
     state: str
-    held: Hold | None
+    held: Outage | None
     retry_at: datetime | None
     failures: int
-    room: int
+    capacity: int
     is_free: bool
-    """Whether the history ends with a failure that costs no attempt."""
+    """Whether the last event is a failure that costs no attempt."""
 
 
-def second_telling(history: Sequence[Event], most: int, now: float) -> View:
-    """Tell how a breaker stands at `now`, from the first event of its history on.
+def reference_state(history: Sequence[Event], threshold: int, now: float) -> ExpectedState:
+    """Compute the state of a breaker at `now` from its whole history.
 
-    The history falls into eras; only messages that began in an era have a say in it, and one of
-    them ends it. In an era that is held, `tries` are the messages that began in it.
+    A history consists of generations. Only messages that started in a generation can change its
+    state, and one of them ends it. During an outage, `probes` are the messages that started in the
+    present generation.
     """
-    born: dict[int, int] = {}
-    era, failures, is_free = 0, 0, False
+    started_in: dict[int, int] = {}
+    generation, failures, is_free = 0, 0, False
     since = reason = until = None
-    tries: dict[int, str] = {}
+    probes: dict[int, str] = {}
     for second, message, outcome in history:
         is_free = False
         if outcome is None:
-            born[message] = era
-            tries[message] = "under way"
+            started_in[message] = generation
+            probes[message] = "in flight"
             continue
-        is_own = born[message] == era
-        if isinstance(outcome, Stopped):
-            tries[message] = "stopped"
-        elif isinstance(outcome, Accepted | Refused):
-            if is_own:
-                era += reason is not None
+        is_current = started_in[message] == generation
+        if isinstance(outcome, Aborted):
+            probes[message] = "aborted"
+        elif isinstance(outcome, Accepted | Rejected):
+            if is_current:
+                generation += reason is not None
                 failures, since, reason, until = 0, None, None, None
         else:
-            asks = isinstance(outcome, Unavailable) and outcome.affects_all
-            asked = outcome.retry_after if isinstance(outcome, Unavailable) and asks else None
-            again_at = second + (asked or RESET)
-            failures += is_own
-            if is_own and (asks or reason is not None or failures >= most):
+            affects_all, retry_after = False, None
+            if isinstance(outcome, TemporaryFailure) and outcome.affects_all:
+                affects_all, retry_after = True, outcome.retry_after
+            retry_at = second + (retry_after or RESET)
+            failures += is_current
+            if is_current and (affects_all or reason is not None or failures >= threshold):
                 since = second if since is None else since
-                era, reason, until, tries = era + 1, outcome.reason, again_at, {}
-            elif asks and not is_own and until is not None:
-                until = max(until, again_at)
-            is_free = reason is not None or not is_own
+                generation, reason, until, probes = generation + 1, outcome.reason, retry_at, {}
+            elif affects_all and not is_current and until is not None:
+                until = max(until, retry_at)
+            is_free = reason is not None or not is_current
     if since is None or reason is None or until is None:
-        return View("closed", None, None, failures, NO_LIMIT, is_free)
-    tried = [fate for message, fate in tries.items() if born[message] == era]
-    state = "half_open" if tried else "open"
-    room = int(now >= until and "under way" not in tried)
-    return View(state, Hold(at(since), reason), at(until), failures, room, is_free)
+        return ExpectedState("closed", None, None, failures, UNLIMITED, is_free)
+    current = [state for message, state in probes.items() if started_in[message] == generation]
+    state = "half_open" if current else "open"
+    capacity = int(now >= until and "in flight" not in current)
+    return ExpectedState(state, Outage(at(since), reason), at(until), failures, capacity, is_free)
 
 
 outcomes = st.one_of(
     st.just(DOWN),
-    st.sampled_from([Accepted(), Refused("rejected_400"), Stopped()]),
-    st.sampled_from([Unavailable("http_500", 30.0), Unknown("timeout"), WRONG_TOKEN]),
+    st.sampled_from([Accepted(), Rejected("rejected_400"), Aborted()]),
+    st.sampled_from([TemporaryFailure("http_500", 30.0), Unknown("timeout"), WRONG_TOKEN]),
     st.sampled_from([0.0, 1.0, 20.0, 900.0]).map(busy),
 )
-passed = st.sampled_from([0.0, 1.0, 14.0, 15.0, 60.0, 86_400.0])
-beginnings = st.none()
-endings = st.tuples(st.integers(0, 100), outcomes)
+pauses = st.sampled_from([0.0, 1.0, 14.0, 15.0, 60.0, 86_400.0])
+starts = st.none()
+ends = st.tuples(st.integers(0, 100), outcomes)
 
 
 @thorough
 @given(
-    most=st.integers(1, 4),
-    steps=st.lists(st.tuples(passed, beginnings | endings), max_size=40),
+    threshold=st.integers(1, 4),
+    steps=st.lists(st.tuples(pauses, starts | ends), max_size=40),
 )
-def test_after_any_history_it_stands_as_a_second_telling_says(
-    most: int, steps: list[tuple[float, tuple[int, Outcome] | None]]
+def test_state_after_any_history_equals_that_of_the_reference(
+    threshold: int, steps: list[tuple[float, tuple[int, Outcome] | None]]
 ) -> None:
-    breaker = Breaker(most, RESET)
+    breaker = Breaker(threshold, RESET)
     history: list[Event] = []
-    permits: dict[int, int] = {}
+    generations: dict[int, int] = {}
     now = 0.0
-    for seconds, ending in steps:
+    for seconds, end in steps:
         now += seconds
-        if ending is None:
-            room = second_telling(history, most, now).room
-            assert breaker.room(now) == room
-            permit = breaker.begin(now)
-            assert (permit is not None) is (room > 0)
-            if permit is not None:
-                permits[len(history)] = permit
+        if end is None:
+            capacity = reference_state(history, threshold, now).capacity
+            assert breaker.capacity(now) == capacity
+            generation = breaker.acquire(now)
+            assert (generation is not None) is (capacity > 0)
+            if generation is not None:
+                generations[len(history)] = generation
                 history.append(Event(now, len(history)))
-        elif permits:
-            message = sorted(permits)[ending[0] % len(permits)]
-            is_free = breaker.record(permits.pop(message), ending[1], now, at(now))
-            history.append(Event(now, message, ending[1]))
-            assert is_free is second_telling(history, most, now).is_free
-        stands = second_telling(history, most, now)
+        elif generations:
+            message = sorted(generations)[end[0] % len(generations)]
+            is_free = breaker.record(generations.pop(message), end[1], now, at(now))
+            history.append(Event(now, message, end[1]))
+            assert is_free is reference_state(history, threshold, now).is_free
+        expected = reference_state(history, threshold, now)
         assert breaker.status() == GatewayStatus(
             is_set=True,
-            breaker=stands.state,  # type: ignore[arg-type]  # one of three words
-            held=stands.held,
-            retry_at=stands.retry_at,
-            failures=stands.failures,
+            breaker=expected.state,  # type: ignore[arg-type]  # one of three words
+            held=expected.held,
+            retry_at=expected.retry_at,
+            failures=expected.failures,
         )
-        assert (breaker.seconds_to_probe(now) == 0) is (breaker.room(now) > 0)
+        assert (breaker.seconds_to_probe(now) == 0) is (breaker.capacity(now) > 0)

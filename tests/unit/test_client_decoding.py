@@ -1,4 +1,4 @@
-"""Which encoding a file is in, without its saying so."""
+"""Detecting the encoding of a file."""
 
 import codecs
 
@@ -6,20 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.client.decoding import SAMPLE, TextDecoder, is_decoded
+from mailer.client.decoding import SAMPLE_SIZE, TextDecoder, is_decoded
 
 TEXT = "phone,tag\n79160000001,Чётные\n79160000002,Лёд — №5\n"
 MARKS = st.sampled_from([b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
-HEAD = "phone,tag\n" + "79160000001,vip\n" * SAMPLE
+HEAD = "phone,tag\n" + "79160000001,vip\n" * SAMPLE_SIZE
 
 
-def decoded(content: bytes, part: int = 1 << 16) -> tuple[str, str]:
+def decode(content: bytes, chunk_size: int = 1 << 16) -> tuple[str, str]:
     decoder = TextDecoder()
-    texts = [decoder.feed(content[at : at + part]) for at in range(0, len(content), part)]
+    texts = [
+        decoder.feed(content[at : at + chunk_size]) for at in range(0, len(content), chunk_size)
+    ]
     return "".join([*texts, decoder.end()]), decoder.encoding
 
 
-@pytest.mark.parametrize("part", [1, 2, 3, 512, 1 << 16])
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 512, 1 << 16])
 @pytest.mark.parametrize(
     ("codec", "encoding"),
     [
@@ -30,42 +32,44 @@ def decoded(content: bytes, part: int = 1 << 16) -> tuple[str, str]:
     ],
 )
 @pytest.mark.parametrize("text", [TEXT, HEAD + TEXT], ids=["short", "long"])
-def test_encoding_is_found(text: str, codec: str, encoding: str, part: int) -> None:
-    assert decoded(text.encode(codec), part) == (text, encoding)
+def test_encoding_is_detected(text: str, codec: str, encoding: str, chunk_size: int) -> None:
+    assert decode(text.encode(codec), chunk_size) == (text, encoding)
 
 
 @pytest.mark.parametrize(
     ("mark", "codec"), [(codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")]
 )
 def test_byte_order_mark_is_obeyed(mark: bytes, codec: str) -> None:
-    assert decoded(mark + TEXT.encode(codec)) == (TEXT, "UTF-16")
+    assert decode(mark + TEXT.encode(codec)) == (TEXT, "UTF-16")
 
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("part", [1, 3, 1 << 16])
-def test_utf_16_without_a_byte_order_mark_is_known_by_its_first_letter(
-    codec: str, part: int
+@pytest.mark.parametrize("chunk_size", [1, 3, 1 << 16])
+def test_utf_16_without_a_byte_order_mark_is_detected_by_its_first_letter(
+    codec: str, chunk_size: int
 ) -> None:
-    assert decoded(TEXT.encode(codec), part) == (TEXT, "UTF-16")
+    assert decode(TEXT.encode(codec), chunk_size) == (TEXT, "UTF-16")
 
 
-def test_letters_that_look_like_utf8_do_not_decide_alone() -> None:
+def test_a_few_letters_similar_to_utf_8_do_not_decide() -> None:
     text = "Лё и ещё\n"
-    assert decoded(text.encode("cp1251")) == (text, "windows-1251")
+    assert decode(text.encode("cp1251")) == (text, "windows-1251")
 
 
 @pytest.mark.parametrize("broken", [1, 2])
-def test_broken_bytes_in_utf8_cost_their_place_alone(broken: int) -> None:
+def test_only_invalid_bytes_in_utf_8_are_replaced(broken: int) -> None:
     content = "я ".encode() * 3 + b"\xff" * broken
-    assert decoded(content) == ("я " * 3 + "\udcff" * broken, "UTF-8")
+    assert decode(content) == ("я " * 3 + "\udcff" * broken, "UTF-8")
 
 
-def test_after_utf8_has_been_seen_windows_1251_is_not_believed() -> None:
-    text, encoding = decoded("я".encode() * SAMPLE + "ж".encode("cp1251") * SAMPLE)
+def test_encoding_stays_utf_8_after_a_sample_of_utf_8() -> None:
+    text, encoding = decode("я".encode() * SAMPLE_SIZE + "ж".encode("cp1251") * SAMPLE_SIZE)
     assert encoding == "UTF-8"
     assert not is_decoded(text)
 
 
 @given(st.binary(max_size=64), st.integers(1, 5), MARKS)
-def test_any_bytes_are_decoded_in_parts_as_in_one(content: bytes, part: int, mark: bytes) -> None:
-    assert decoded(mark + content, part) == decoded(mark + content)
+def test_size_of_chunks_does_not_change_the_result(
+    content: bytes, chunk_size: int, mark: bytes
+) -> None:
+    assert decode(mark + content, chunk_size) == decode(mark + content)

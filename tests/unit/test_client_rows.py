@@ -1,25 +1,25 @@
-"""Telling good lines of a file of clients from bad ones."""
+"""Validation of the lines of a client file."""
 
 from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.client.csvfile import Unreadable
+from mailer.client.csv_reader import UnreadableRecord
 from mailer.client.decoding import TextDecoder
-from mailer.client.formulas import as_given
+from mailer.client.formulas import unescape_formula
 from mailer.client.model import NewClient, known_zones, tag_columns
 from mailer.client.phone import normalize_phone
-from mailer.client.rows import COLUMNS, LONGEST_VALUE, REPORTED, RowValidator
+from mailer.client.rows import CSV_COLUMNS, MAX_REPORTED_LINES, MAX_VALUE_LENGTH, RowValidator
 from mailer.errors import InvalidError
 from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
 
-def validated(*fields: tuple[str, str, str, str] | Unreadable) -> RowValidator:
-    lines = RowValidator(known_zones(), TextDecoder())
-    lines.validate(enumerate(fields, 2))
-    return lines
+def validate(*fields: tuple[str, str, str, str] | UnreadableRecord) -> RowValidator:
+    validator = RowValidator(known_zones(), TextDecoder())
+    validator.validate(enumerate(fields, 2))
+    return validator
 
 
 ANY_CHARACTER = st.characters() | st.sampled_from("\0\udcff\ud800")
@@ -34,51 +34,55 @@ FIELDS = st.tuples(
 
 
 @given(FIELDS)
-def test_line_is_good_exactly_when_the_model_takes_it(fields: tuple[str, str, str, str]) -> None:
-    lines = validated(fields)
+def test_line_is_valid_exactly_when_the_model_accepts_it(fields: tuple[str, str, str, str]) -> None:
+    validator = validate(fields)
     phone, code, tag, zone = fields
-    code, zone = (strip_invisible(each).strip() for each in (code, zone))
-    plain = (normalize_phone(phone), code, clean_label(as_given(tag)), zone)
+    code, zone = (strip_invisible(value).strip() for value in (code, zone))
+    plain = (normalize_phone(phone), code, clean_label(unescape_formula(tag)), zone)
     expected = {
-        name: value for name, value in zip(COLUMNS, plain, strict=True) if value or name == "phone"
+        name: value
+        for name, value in zip(CSV_COLUMNS, plain, strict=True)
+        if value or name == "phone"
     }
     try:
         check(NewClient, expected, datetime.now(UTC))
         "".join(fields).encode()
     except (InvalidError, UnicodeEncodeError):
-        assert not lines.good
-        assert lines.rejected == 1
-        assert lines.errors
+        assert not validator.valid_rows
+        assert validator.rejected == 1
+        assert validator.errors
     else:
         phone, code, tag, zone = plain
         columns = tag_columns(tag or None)
         stored = (columns["tag"], columns["tag_written"])
-        assert lines.good == [(2, phone, code or None, *stored, zone or None)]
-        assert not lines.rejected
+        assert validator.valid_rows == [(2, phone, code or None, *stored, zone or None)]
+        assert not validator.rejected
 
 
-def test_what_nobody_sees_is_no_part_of_a_field() -> None:
-    lines = validated(("79160000001", "\ufeff912\u00a0", "\u200bvip", "Europe/Moscow\u200b"))
-    assert lines.good == [(2, "79160000001", "912", "vip", None, "Europe/Moscow")]
+def test_invisible_characters_around_a_field_are_ignored() -> None:
+    validator = validate(("79160000001", "\ufeff912\u00a0", "\u200bvip", "Europe/Moscow\u200b"))
+    assert validator.valid_rows == [(2, "79160000001", "912", "vip", None, "Europe/Moscow")]
 
 
-def test_wrong_value_is_shown_as_far_as_it_can_be() -> None:
-    lines = validated(
+def test_invalid_value_is_reported_shortened_and_printable() -> None:
+    validator = validate(
         ("7,91612E+10", "91", "x" * 65, "Nowhere"),
         ("\0\udcff\n\u200b", "", "", ""),
-        Unreadable("is odd", "y" * 2000),
+        UnreadableRecord("is odd", "y" * 2000),
     )
-    assert [(each.line, each.field, each.value) for each in lines.errors] == [
+    assert [(error.line, error.field, error.value) for error in validator.errors] == [
         (2, "phone", "7,91612E+10"),
         (2, "operator_code", "91"),
-        (2, "tag", "x" * (LONGEST_VALUE - 1) + "…"),
+        (2, "tag", "x" * (MAX_VALUE_LENGTH - 1) + "…"),
         (2, "time_zone", "Nowhere"),
         (3, "phone", "\ufffd\ufffd \ufffd"),
-        (4, "", "y" * (LONGEST_VALUE - 1) + "…"),
+        (4, "", "y" * (MAX_VALUE_LENGTH - 1) + "…"),
     ]
 
 
-def test_lines_past_those_that_are_reported_are_only_counted() -> None:
-    lines = validated(*[("1", "", "", "")] * (REPORTED + 5), Unreadable("is odd", "y"))
-    assert lines.rejected == REPORTED + 6
-    assert [each.line for each in lines.errors] == list(range(2, REPORTED + 2))
+def test_lines_beyond_the_report_limit_are_only_counted() -> None:
+    validator = validate(
+        *[("1", "", "", "")] * (MAX_REPORTED_LINES + 5), UnreadableRecord("is odd", "y")
+    )
+    assert validator.rejected == MAX_REPORTED_LINES + 6
+    assert [error.line for error in validator.errors] == list(range(2, MAX_REPORTED_LINES + 2))

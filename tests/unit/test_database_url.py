@@ -1,4 +1,4 @@
-"""Database URLs, as psql takes them (libpq, section 32.1)."""
+"""Database URLs are read as psql reads them (libpq, section 32.1)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.db.url import Target, read_url
+from mailer.db.url import ConnectionTarget, read_url
 
 
-def places(target: Target) -> list[tuple[object, object]]:
-    return [(each.get("host"), each.get("port")) for each in target.attempts]
+def hosts(target: ConnectionTarget) -> list[tuple[object, object]]:
+    return [(attempt.get("host"), attempt.get("port")) for attempt in target.attempts]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def places(target: Target) -> list[tuple[object, object]]:
         ("postgresql://db?target_session_attrs=any", {"target_session_attrs": "any"}),
     ],
 )
-def test_each_part_is_read_as_psql_reads_it(url: str, expected: dict[str, Any]) -> None:
+def test_every_component_of_a_url_is_read_as_by_psql(url: str, expected: dict[str, Any]) -> None:
     [attempt] = read_url(url).attempts
     assert {name: attempt.get(name) for name in expected} == expected
 
@@ -52,17 +52,17 @@ def test_each_part_is_read_as_psql_reads_it(url: str, expected: dict[str, Any]) 
         *("fallback_application_name=x", "sslcompression=0", "load_balance_hosts=random"),
     ],
 )
-def test_what_changes_nothing_here_is_taken(parameter: str) -> None:
+def test_parameter_without_effect_is_accepted(parameter: str) -> None:
     assert read_url(f"postgresql://db?{parameter}").attempts == read_url("postgresql://db").attempts
 
 
-def test_connect_timeout_counts_for_each_host() -> None:
+def test_connect_timeout_applies_to_each_host() -> None:
     assert read_url("postgresql://a,b?connect_timeout=10").timeout == 10
     assert read_url("postgresql://a?connect_timeout=0").timeout == 5
     assert read_url("postgresql://a").timeout == 5
 
 
-def test_options_and_application_name_go_to_the_server() -> None:
+def test_options_and_application_name_are_sent_to_the_server() -> None:
     url = "postgresql://db?options=-c%20search_path%3Dmailer&application_name=ours"
     assert read_url(url).server_settings == {
         "options": "-c search_path=mailer",
@@ -70,24 +70,24 @@ def test_options_and_application_name_go_to_the_server() -> None:
     }
 
 
-def test_several_hosts_are_tried_in_their_order() -> None:
-    assert places(read_url("postgresql://h1:5432,h2:5433/x")) == [("h1", 5432), ("h2", 5433)]
-    assert places(read_url("postgresql://h1,[::1]:6/x")) == [("h1", 5432), ("::1", 6)]
-    assert places(read_url("postgresql:///x?host=a,b&port=1,2")) == [("a", 1), ("b", 2)]
-    assert places(read_url("postgresql:///x?host=a,b&port=7")) == [("a", 7), ("b", 7)]
+def test_several_hosts_are_tried_in_order() -> None:
+    assert hosts(read_url("postgresql://h1:5432,h2:5433/x")) == [("h1", 5432), ("h2", 5433)]
+    assert hosts(read_url("postgresql://h1,[::1]:6/x")) == [("h1", 5432), ("::1", 6)]
+    assert hosts(read_url("postgresql:///x?host=a,b&port=1,2")) == [("a", 1), ("b", 2)]
+    assert hosts(read_url("postgresql:///x?host=a,b&port=7")) == [("a", 7), ("b", 7)]
     shuffled = read_url("postgresql://a,b,c?load_balance_hosts=random")
-    assert sorted(places(shuffled)) == sorted(places(read_url("postgresql://a,b,c")))
+    assert sorted(hosts(shuffled)) == sorted(hosts(read_url("postgresql://a,b,c")))
 
 
-def test_of_several_hosts_the_one_that_can_be_written_to_is_wanted() -> None:
-    for more in ("", "?target_session_attrs=any"):
-        attempts = read_url(f"postgresql://a,b{more}").attempts
-        assert [each["target_session_attrs"] for each in attempts] == ["read-write"] * 2
+def test_with_several_hosts_the_writable_one_is_required() -> None:
+    for query in ("", "?target_session_attrs=any"):
+        attempts = read_url(f"postgresql://a,b{query}").attempts
+        assert [attempt["target_session_attrs"] for attempt in attempts] == ["read-write"] * 2
     [first, _] = read_url("postgresql://a,b?target_session_attrs=primary").attempts
     assert first["target_session_attrs"] == "primary"
 
 
-def refusal(url: str) -> str:
+def error_of(url: str) -> str:
     with pytest.raises(ValueError, match=r"[a-z]") as error:
         read_url(url)
     assert "hush" not in str(error.value)
@@ -124,8 +124,8 @@ def refusal(url: str) -> str:
         ("a%ZZ=1", "parameter"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(parameter: str, name: str) -> None:
-    assert name in refusal(f"postgresql://me:hush@db/x?{parameter}")
+def test_unsupported_parameter_is_rejected_with_its_name(parameter: str, name: str) -> None:
+    assert name in error_of(f"postgresql://me:hush@db/x?{parameter}")
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_what_cannot_be_done_is_refused_by_name(parameter: str, name: str) -> No
         "postgresql://me@db/y?password=hush=hush",
     ],
 )
-def test_refusal_tells_nothing_of_a_password(url: str) -> None:
-    refusal(url)
+def test_error_contains_no_password(url: str) -> None:
+    error_of(url)
 
 
 SERVICES = """
@@ -169,7 +169,9 @@ sslrootcert=/nonexistent
 """
 
 
-def test_service_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_is_read_from_the_service_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "services").write_text(SERVICES)
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     target = read_url("postgresql://?service=mailer")
@@ -185,13 +187,13 @@ def test_service_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.Monke
     }
     [attempt] = read_url("postgresql://you@other/?service=mailer&port=1").attempts
     assert (attempt["user"], attempt["host"], attempt["port"]) == ("you", "other", 1)
-    assert "requirepeer" in refusal("postgresql://?service=strange")
-    assert "sslrootcert" in refusal("postgresql://?service=closed")
+    assert "requirepeer" in error_of("postgresql://?service=strange")
+    assert "sslrootcert" in error_of("postgresql://?service=closed")
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path))
-    assert "service" in refusal("postgresql://?service=mailer")
+    assert "service" in error_of("postgresql://?service=mailer")
 
 
-def test_files_of_tls_are_read_at_the_start(tmp_path: Path) -> None:
+def test_tls_files_are_read_at_startup(tmp_path: Path) -> None:
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     certificate = ca.issue_cert("mailer")
@@ -200,19 +202,19 @@ def test_files_of_tls_are_read_at_the_start(tmp_path: Path) -> None:
     url = f"postgresql://db?sslmode=verify-full&sslrootcert={tmp_path}/ca.pem&{own}"
     [attempt] = read_url(url).attempts
     assert "sslrootcert" in attempt["dsn"]
-    assert "sslkey" in refusal(f"{url}&sslkey=/etc/passwd")
+    assert "sslkey" in error_of(f"{url}&sslkey=/etc/passwd")
 
 
-def test_system_as_ca_is_that_of_the_machine() -> None:
+def test_root_certificate_system_means_that_of_the_machine() -> None:
     [attempt] = read_url("postgresql://db?sslrootcert=system").attempts
     assert attempt["ssl"].check_hostname
-    assert "sslrootcert" in refusal("postgresql://db?sslrootcert=system&sslmode=require")
+    assert "sslrootcert" in error_of("postgresql://db?sslrootcert=system&sslmode=require")
 
 
 @thorough
 @given(st.text().map("postgresql://{}".format) | st.text())
-def test_whatever_is_given_is_read_or_refused_in_one_line(url: str) -> None:
+def test_any_text_is_either_read_or_rejected_in_one_line(url: str) -> None:
     try:
         read_url(url)
     except ValueError as error:
-        assert "\n" not in str(error)  # noqa: PT017  # either way is right
+        assert "\n" not in str(error)  # noqa: PT017  # both outcomes are right

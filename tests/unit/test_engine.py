@@ -1,16 +1,18 @@
+"""Which database errors mean that the database is unavailable."""
+
 import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from mailer.db.engine import is_away
+from mailer.db.engine import is_unavailable
 
 WRONG_ARGUMENT = type("DataError", (asyncpg.InterfaceError, ValueError), {})("expected an int")
-"""As asyncpg makes it: an InterfaceError that no other server would help."""
+"""An InterfaceError as asyncpg raises it for wrong arguments; a retry would not help."""
 
 
 def wrapped(error: Exception) -> DBAPIError:
-    """As SQLAlchemy's dialect does it."""
+    """Wrap an error as SQLAlchemy's asyncpg dialect does."""
     translated = Exception("translated")
     translated.__cause__ = error
     return DBAPIError("SELECT", None, translated)
@@ -20,7 +22,7 @@ def wrapped(error: Exception) -> DBAPIError:
     "error",
     [
         ConnectionRefusedError(),
-        FileNotFoundError(),  # the socket of a server that is down
+        FileNotFoundError(),  # the Unix socket of a server that is down
         TimeoutError(),
         PoolTimeoutError(),
         asyncpg.AdminShutdownError(),
@@ -37,9 +39,9 @@ def wrapped(error: Exception) -> DBAPIError:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_may_work_when_asked_again_is_the_database_being_away(error: Exception) -> None:
-    assert is_away(error)
-    assert is_away(wrapped(error))
+def test_error_that_a_retry_may_solve_means_unavailable(error: Exception) -> None:
+    assert is_unavailable(error)
+    assert is_unavailable(wrapped(error))
 
 
 @pytest.mark.parametrize(
@@ -53,5 +55,5 @@ def test_what_may_work_when_asked_again_is_the_database_being_away(error: Except
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_refusal_is_not(error: Exception) -> None:
-    assert not is_away(error)
+def test_other_error_does_not_mean_unavailable(error: Exception) -> None:
+    assert not is_unavailable(error)

@@ -1,4 +1,4 @@
-"""What a Retry-After header asks for."""
+"""Parsing of the Retry-After header."""
 
 import math
 from datetime import UTC, datetime
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.gateway.answer import retry_after
+from mailer.gateway.answer import parse_retry_after
 
 NOW = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
 
@@ -28,8 +28,8 @@ NOW = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
     ],
 )
-def test_seconds_and_the_three_forms_of_a_date_are_read(value: str, seconds: float) -> None:
-    assert retry_after(value, NOW) == seconds
+def test_seconds_and_all_date_formats_are_parsed(value: str, seconds: float) -> None:
+    assert parse_retry_after(value, NOW) == seconds
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_seconds_and_the_three_forms_of_a_date_are_read(value: str, seconds: flo
         "Wed, 21 Oct",
     ],
 )
-def test_anything_else_asks_for_nothing(value: str | None) -> None:
-    assert retry_after(value, NOW) is None
+def test_invalid_value_is_ignored(value: str | None) -> None:
+    assert parse_retry_after(value, NOW) is None
 
 
 @pytest.mark.parametrize("value", ["9" * 10, "9" * 400, "9" * 10_000])
-def test_a_pause_however_long_is_a_number(value: str) -> None:
-    pause = retry_after(value, NOW)
+def test_very_long_pause_is_a_finite_number(value: str) -> None:
+    pause = parse_retry_after(value, NOW)
     assert pause is not None
     assert 999_999_999 <= pause < math.inf
 
@@ -68,6 +68,6 @@ def test_a_pause_however_long_is_a_number(value: str) -> None:
     | st.integers().map(str)
     | st.from_regex(r"[A-Z][a-z]{2}, \d{1,3} [A-Z][a-z]{2} \d{1,6} \d\d:\d\d:\d\d [-+]?\w{1,20}")
 )
-def test_whatever_is_sent_is_a_pause_or_nothing(value: str) -> None:
-    pause = retry_after(value, NOW)
+def test_any_value_is_either_parsed_or_ignored(value: str) -> None:
+    pause = parse_retry_after(value, NOW)
     assert pause is None or 0 <= pause < math.inf

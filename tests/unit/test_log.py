@@ -1,3 +1,5 @@
+"""Log lines: format, level, masking of personal data, limits, and remembered failures."""
+
 import io
 import json
 import logging
@@ -11,7 +13,7 @@ import msgspec
 import pytest
 import structlog
 
-from mailer.log import REMEMBERED, configure_logging, describe, recent_failures
+from mailer.log import MAX_RECENT_FAILURES, configure_logging, describe, recent_failures
 
 NUMBER_BEYOND_64_BITS = 10**30
 
@@ -27,11 +29,11 @@ class Person(msgspec.Struct):
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
+def restore_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
-    configure_logging("debug", "json", io.StringIO())  # as before anything is configured
+    configure_logging("debug", "json", io.StringIO())  # the state before any configuration
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -53,7 +55,7 @@ def only_line(stream: io.StringIO) -> dict[str, Any]:
     return line
 
 
-def test_an_event_is_one_line_of_json_away_from_a_terminal(stream: io.StringIO) -> None:
+def test_event_is_one_line_of_json_without_a_terminal(stream: io.StringIO) -> None:
     configure_logging("info", None, stream)
     structlog.get_logger().info("message_delivered", message_id=7)
     line = only_line(stream)
@@ -62,7 +64,7 @@ def test_an_event_is_one_line_of_json_away_from_a_terminal(stream: io.StringIO) 
     assert re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{6}Z", timestamp)
 
 
-def test_a_terminal_gets_text_for_a_person() -> None:
+def test_event_on_a_terminal_is_readable_text() -> None:
     terminal = Terminal()
     configure_logging("info", None, terminal)
     structlog.get_logger().info("message_delivered", message_id=7)
@@ -70,7 +72,7 @@ def test_a_terminal_gets_text_for_a_person() -> None:
     assert not terminal.getvalue().startswith("{")
 
 
-def test_the_format_can_be_given() -> None:
+def test_format_can_be_configured() -> None:
     terminal = Terminal()
     configure_logging("info", "json", terminal)
     structlog.get_logger().info("message_delivered")
@@ -85,7 +87,7 @@ def test_events_below_the_level_are_dropped(stream: io.StringIO) -> None:
     assert only_line(stream)["event"] == "gateway_held"
 
 
-def test_libraries_are_rendered_alike(stream: io.StringIO) -> None:
+def test_log_records_of_libraries_have_the_same_format(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     structlog.contextvars.bind_contextvars(request_id="r1")
     logging.getLogger("some.library").info("listening on %s", "127.0.0.1")
@@ -100,13 +102,13 @@ def test_libraries_are_rendered_alike(stream: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("name", ["sqlalchemy.engine.Engine", "asyncio"])
-def test_a_library_that_would_show_rows_or_ticks_is_quiet(stream: io.StringIO, name: str) -> None:
+def test_debug_records_of_noisy_libraries_are_dropped(stream: io.StringIO, name: str) -> None:
     configure_logging("debug", "json", stream)
     logging.getLogger(name).info("SELECT phone, text")
     assert lines(stream) == []
 
 
-def test_a_warning_is_a_line_too(stream: io.StringIO) -> None:
+def test_python_warning_is_logged(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -115,7 +117,7 @@ def test_a_warning_is_a_line_too(stream: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "shown"),
+    ("key", "value", "expected"),
     [
         ("phone", "79161234567", "***67"),
         ("client_phone", 79161234567, "***67"),
@@ -140,40 +142,40 @@ def test_a_warning_is_a_line_too(stream: io.StringIO) -> None:
     ],
 )
 def test_personal_data_is_masked(
-    stream: io.StringIO, key: str, value: object, shown: object
+    stream: io.StringIO, key: str, value: object, expected: object
 ) -> None:
     configure_logging("info", "json", stream)
     structlog.get_logger().info("oops", **{key: value})
-    assert only_line(stream)[key] == shown
+    assert only_line(stream)[key] == expected
 
 
-def test_a_message_of_a_library_is_masked(stream: io.StringIO) -> None:
+def test_log_record_of_a_library_is_masked(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     logging.getLogger("some.library").info("GET /clients?phone=%s", "79161234567")
     assert only_line(stream)["event"] == "GET /clients?phone=***67"
 
 
-def look_up(phone: int) -> None:
+def fail_with_phone(phone: int) -> None:
     token = "t0" + "ken"
     raise LookupError(phone, len(token))
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_an_exception_is_shown_without_locals(
+def test_exception_is_logged_without_local_variables(
     stream: io.StringIO, log_format: Literal["console", "json"]
 ) -> None:
     configure_logging("info", log_format, stream)
     try:
-        look_up(79161234567)
+        fail_with_phone(79161234567)
     except LookupError:
         structlog.get_logger().exception("failed")
         logging.getLogger("some.library").exception("failed too")
-    written = stream.getvalue()
-    assert written.count("LookupError: (***67, 5)") == 2
-    assert "t0ken" not in written
+    log = stream.getvalue()
+    assert log.count("LookupError: (***67, 5)") == 2
+    assert "t0ken" not in log
 
 
-def test_a_line_is_bounded(stream: io.StringIO) -> None:
+def test_length_of_a_line_is_limited(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     circle: list[object] = []
     circle.append(circle)
@@ -184,49 +186,53 @@ def test_a_line_is_bounded(stream: io.StringIO) -> None:
 @pytest.mark.parametrize(
     "value", ["\ud800", "\x00", NUMBER_BEYOND_64_BITS, float("nan"), {1: object}, b"\xff"]
 )
-def test_no_value_breaks_a_line(stream: io.StringIO, value: object) -> None:
+def test_any_value_can_be_logged(stream: io.StringIO, value: object) -> None:
     configure_logging("info", "json", stream)
     structlog.get_logger().info("odd", value=value)
     assert only_line(stream)["event"] == "odd"
 
 
-def test_an_error_is_described_without_what_it_says() -> None:
+def test_description_of_an_error_contains_no_message() -> None:
     try:
         try:
             int("phone 79161234567")
         except ValueError as cause:
             raise RuntimeError("Your order is ready.") from cause
     except RuntimeError as error:
-        described = describe(error)
-    assert described["error"] == "builtins.RuntimeError from builtins.ValueError"
-    assert "test_log.py" in described["frames"]
+        description = describe(error)
+    assert description["error"] == "builtins.RuntimeError from builtins.ValueError"
+    assert "test_log.py" in description["frames"]
 
 
-def test_failures_are_remembered_newest_first_with_their_facts(stream: io.StringIO) -> None:
+def test_recent_failures_come_newest_first_with_their_facts(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     structlog.get_logger().info("started")
-    structlog.get_logger().warning("database_away", at="claim")
+    structlog.get_logger().warning("database_unavailable", at="claim")
     logging.getLogger("some.library").error("no answer from %s", "mail.example.org")
     newest, older = recent_failures()[:2]
     assert (newest.event, newest.level) == ("no answer from mail.example.org", "error")
     assert newest.facts == {"logger": "some.library"}
-    assert (older.event, older.level, older.facts) == ("database_away", "warning", {"at": "claim"})
+    assert (older.event, older.level, older.facts) == (
+        "database_unavailable",
+        "warning",
+        {"at": "claim"},
+    )
     assert older.at <= newest.at <= datetime.now(UTC)
     assert all(failure.event != "started" for failure in recent_failures())
 
 
-def test_no_more_than_the_last_hundred_failures_are_remembered(stream: io.StringIO) -> None:
+def test_only_the_last_hundred_failures_are_remembered(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
-    for number in range(REMEMBERED + 5):
-        structlog.get_logger().error("step_failed", number=number)
+    for number in range(MAX_RECENT_FAILURES + 5):
+        structlog.get_logger().error("task_failed", number=number)
     numbers = [failure.facts["number"] for failure in recent_failures()]
-    assert numbers == list(range(5, REMEMBERED + 5))[::-1]
+    assert numbers == list(range(5, MAX_RECENT_FAILURES + 5))[::-1]
 
 
-def test_what_is_remembered_holds_no_personal_data_and_is_bounded(stream: io.StringIO) -> None:
+def test_remembered_failure_is_masked_and_limited_in_size(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     try:
-        look_up(79161234567)
+        fail_with_phone(79161234567)
     except LookupError:
         structlog.get_logger().exception("failed", phone="79161234567", body="x" * 10**6)
     failure = recent_failures()[0]
@@ -237,7 +243,7 @@ def test_what_is_remembered_holds_no_personal_data_and_is_bounded(stream: io.Str
     assert len(str(failure.facts["body"])) < 10_000
 
 
-def test_what_the_level_leaves_out_is_not_remembered(stream: io.StringIO) -> None:
+def test_event_below_the_level_is_not_remembered(stream: io.StringIO) -> None:
     configure_logging("error", "json", stream)
     structlog.get_logger().warning("left_out")
     assert all(failure.event != "left_out" for failure in recent_failures())

@@ -1,10 +1,10 @@
-"""Ids in paths have one spelling, wherever they stand."""
+"""Ids in paths have only one valid spelling."""
 
 import httpx
 import pytest
 from litestar import Litestar, get
 from litestar.params import FromPath
-from tests.asked import inside
+from tests.asgi_client import inside
 
 from mailer.web.path_ids import PathIds
 
@@ -27,7 +27,7 @@ async def entry(list_id: FromPath[int], entry_id: FromPath[int]) -> list[int]:
         ("/lists/\u0667/entries/7", 404),
     ],
 )
-async def test_each_id_is_found_in_one_spelling_alone(path: str, status: int) -> None:
+async def test_id_in_another_spelling_is_not_found(path: str, status: int) -> None:
     app = Litestar([entry], middleware=[PathIds()], openapi_config=None)
     async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer") as client:
         assert (await client.get(path)).status_code == status

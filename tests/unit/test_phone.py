@@ -1,4 +1,4 @@
-"""Phones as people write them."""
+"""Normalizing phone numbers in all usual formats."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ ANNA = "79161234567"
 
 
 @pytest.mark.parametrize(
-    "written",
+    "text",
     [
         ANNA,
         "+79161234567",
@@ -38,12 +38,12 @@ ANNA = "79161234567"
         "7·916·123·45·67",
     ],
 )
-def test_phone_may_be_written_in_many_ways(written: str) -> None:
-    assert normalize_phone(written) == ANNA
+def test_all_usual_phone_formats_are_normalized(text: str) -> None:
+    assert normalize_phone(text) == ANNA
 
 
 @pytest.mark.parametrize(
-    "written",
+    "text",
     [
         *("", "7916", "phone", "7916123456x", "79161234567 ext. 1", "791612345678", "+"),
         *("+89161234567", "+9161234567", "+447911123456", "19161234567", "()", "7+9161234567"),
@@ -52,22 +52,22 @@ def test_phone_may_be_written_in_many_ways(written: str) -> None:
         *("tel:", "tel:tel:79161234567", "7" + "-" * 70 + "9161234567"),
     ],
 )
-def test_what_is_no_phone_of_ours_is_left_as_it_is(written: str) -> None:
-    assert normalize_phone(f" {written} ") == written
+def test_text_that_is_no_russian_phone_is_only_stripped(text: str) -> None:
+    assert normalize_phone(f" {text} ") == text
 
 
 @thorough
 @given(st.from_regex(r"\+?7[0-9 ()-]{10,20}", fullmatch=True) | st.text())
-def test_what_is_written_so_stays_so(written: str) -> None:
-    once = normalize_phone(written)
-    assert normalize_phone(once) == once
+def test_normalizing_twice_changes_nothing(text: str) -> None:
+    normalized = normalize_phone(text)
+    assert normalize_phone(normalized) == normalized
 
 
-@pytest.mark.parametrize("written", ["7,91612E+10", "7.9161234567e10", " 8E+10 "])
-def test_phone_that_a_spreadsheet_rounded_is_known_as_such(written: str) -> None:
-    assert is_rounded(written)
+@pytest.mark.parametrize("text", ["7,91612E+10", "7.9161234567e10", " 8E+10 "])
+def test_phone_rounded_by_a_spreadsheet_is_detected(text: str) -> None:
+    assert is_rounded(text)
 
 
-@pytest.mark.parametrize("written", [ANNA, "7,91612", "E+10", "phone", ""])
-def test_no_other_text_counts_as_rounded(written: str) -> None:
-    assert not is_rounded(written)
+@pytest.mark.parametrize("text", [ANNA, "7,91612", "E+10", "phone", ""])
+def test_other_text_does_not_count_as_rounded(text: str) -> None:
+    assert not is_rounded(text)

@@ -1,17 +1,17 @@
-"""Which answer an error becomes."""
+"""The HTTP responses for errors."""
 
 from litestar.testing import RequestFactory
 
 from mailer.access.oidc.model import SignInError
-from mailer.mailing.model import StillStoppingError
+from mailer.mailing.model import StopTimeoutError
 from mailer.web.problems import on_mailer_error
 
 
-def test_what_cannot_be_done_now_says_when_to_ask_again() -> None:
-    answer = on_mailer_error(RequestFactory().get(), StillStoppingError())
-    assert answer.status_code == 503
-    assert answer.headers["Retry-After"] == "1"
+def test_temporary_error_has_a_retry_after_header() -> None:
+    response = on_mailer_error(RequestFactory().get(), StopTimeoutError())
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
 
 
-def test_who_is_not_let_in_is_no_failure_of_ours() -> None:
+def test_failed_sign_in_is_a_403() -> None:
     assert on_mailer_error(RequestFactory().get(), SignInError()).status_code == 403

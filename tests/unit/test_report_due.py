@@ -1,4 +1,4 @@
-"""When a day's report is due."""
+"""When the daily report of a day is due."""
 
 from datetime import date, datetime, time, timedelta
 from itertools import pairwise
@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from mailer.report.daily_mail import FIRST_PAUSE, LONGEST_PAUSE, newest_due, pause_after
+from mailer.report.daily_mail import MAX_RETRY_DELAY, MIN_RETRY_DELAY, newest_due, retry_delay
 
 SECOND = timedelta(seconds=1)
 
@@ -18,27 +18,27 @@ SECOND = timedelta(seconds=1)
         ("Europe/Moscow", "08:00", "2030-01-14", "2030-01-15T05:00:00Z"),
         ("Asia/Vladivostok", "00:00", "2030-01-14", "2030-01-14T14:00:00Z"),
         ("Pacific/Honolulu", "23:59", "2030-01-14", "2030-01-16T09:59:00Z"),
-        # set forward from 02:00 to 03:00: there is no 02:30
+        # clocks go forward from 02:00 to 03:00, so there is no 02:30
         ("Europe/Berlin", "02:30", "2030-03-30", "2030-03-31T01:00:00Z"),
         ("Europe/Berlin", "03:00", "2030-03-30", "2030-03-31T01:00:00Z"),
         ("Europe/Berlin", "01:59", "2030-03-30", "2030-03-31T00:59:00Z"),
-        # set back from 03:00 to 02:00: 02:30 comes twice
+        # clocks go back from 03:00 to 02:00, so 02:30 comes twice
         ("Europe/Berlin", "02:30", "2030-10-26", "2030-10-27T00:30:00Z"),
         ("Europe/Berlin", "03:00", "2030-10-26", "2030-10-27T02:00:00Z"),
-        # has no midnight
+        # this day has no midnight
         ("America/Sao_Paulo", "00:00", "2018-11-03", "2018-11-04T03:00:00Z"),
-        # 30 December was left out: what was due on it is when the 31st begins
+        # there was no 30 December: a report due on it is due at the start of the 31st
         ("Pacific/Apia", "08:00", "2011-12-29", "2011-12-30T10:00:00Z"),
         ("Pacific/Apia", "08:00", "2011-12-30", "2011-12-30T18:00:00Z"),
     ],
 )
-def test_report_is_due_at_the_first_moment_not_before_its_time(
+def test_report_is_due_at_the_first_moment_at_or_after_its_local_time(
     zone: str, at: str, day: str, due: str
 ) -> None:
     moment = datetime.fromisoformat(due)
-    clock, place = time.fromisoformat(at), ZoneInfo(zone)
-    assert newest_due(moment, clock, place) == date.fromisoformat(day)
-    assert newest_due(moment - SECOND, clock, place) < date.fromisoformat(day)
+    clock, zone_info = time.fromisoformat(at), ZoneInfo(zone)
+    assert newest_due(moment, clock, zone_info) == date.fromisoformat(day)
+    assert newest_due(moment - SECOND, clock, zone_info) < date.fromisoformat(day)
 
 
 @pytest.mark.parametrize("at", [f"{hour:02}:{minute}" for hour in range(24) for minute in (10, 40)])
@@ -52,15 +52,15 @@ def test_report_is_due_at_the_first_moment_not_before_its_time(
         ("Pacific/Apia", "2011-12-29T00:00:00Z"),
     ],
 )
-def test_days_become_due_one_after_the_other(zone: str, begins: str, at: str) -> None:
-    start, clock, place = datetime.fromisoformat(begins), time.fromisoformat(at), ZoneInfo(zone)
-    days = [newest_due(start + timedelta(minutes=10 * n), clock, place) for n in range(72 * 6)]
+def test_reports_become_due_one_day_after_the_other(zone: str, begins: str, at: str) -> None:
+    start, clock, zone_info = datetime.fromisoformat(begins), time.fromisoformat(at), ZoneInfo(zone)
+    days = [newest_due(start + timedelta(minutes=10 * n), clock, zone_info) for n in range(72 * 6)]
     steps = {later - earlier for earlier, later in pairwise(days)}
     assert steps == {timedelta(0), timedelta(days=1)}
 
 
-def test_pause_grows_to_a_quarter_of_an_hour() -> None:
-    pauses = [pause_after(attempts) for attempts in range(1, 200)]
-    assert pauses[0] == FIRST_PAUSE
-    assert pauses == sorted(pauses)
-    assert pauses[5] == pauses[-1] == LONGEST_PAUSE
+def test_retry_delay_grows_to_a_quarter_of_an_hour() -> None:
+    delays = [retry_delay(attempts) for attempts in range(1, 200)]
+    assert delays[0] == MIN_RETRY_DELAY
+    assert delays == sorted(delays)
+    assert delays[5] == delays[-1] == MAX_RETRY_DELAY

@@ -1,4 +1,4 @@
-"""What an operator may set, and what stops the start."""
+"""Reading settings, and errors in settings that stop the start."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tests.examples import thorough
 
 from mailer.errors import StartError
-from mailer.settings import SECRETS, Settings, read_settings, role_words
+from mailer.settings import SECRETS, Settings, parse_role_mapping, read_settings
 
-NOWHERE = Path("/nonexistent/.env")
+NO_FILE = Path("/nonexistent/.env")
 
 
 WRONG_ENDS = ("/send/#x", "/a b/", "/send/ ", "/send/\n", "/\tx/", "/я/", "/%zz/", "/<id>", ":0/")
-"""What a URL of ours cannot end with; urlsplit takes most of it."""
+"""Invalid ends of a URL, most of which urlsplit accepts."""
 WRONG_HOSTS = (
     "",
     "a..b",
@@ -33,11 +33,11 @@ WRONG_HOSTS = (
 
 
 def read(**variables: str) -> Settings:
-    return read_settings({f"MAILER_{k.upper()}": v for k, v in variables.items()}, NOWHERE)
+    return read_settings({f"MAILER_{k.upper()}": v for k, v in variables.items()}, NO_FILE)
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
-    settings = msgspec.structs.asdict(read_settings({}, NOWHERE))
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = msgspec.structs.asdict(read_settings({}, NO_FILE))
     assert settings.pop("data_dir")
     assert settings == {
         **dict.fromkeys(("database_url", "gateway_url", "gateway_token", "log_format")),
@@ -69,7 +69,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "value"),
+    ("name", "text", "value"),
     [
         ("database_url", "postgresql://me@db/x", "postgresql://me@db/x"),
         ("database_url", "postgres:///x?host=/run", "postgres:///x?host=/run"),
@@ -96,8 +96,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("retention_days", "30", 30),
     ],
 )
-def test_a_variable_is_read(name: str, given: str, value: object) -> None:
-    assert getattr(read(**{name: given}), name) == value
+def test_variable_is_read(name: str, text: str, value: object) -> None:
+    assert getattr(read(**{name: text}), name) == value
 
 
 @pytest.mark.parametrize(
@@ -108,21 +108,20 @@ def test_a_variable_is_read(name: str, given: str, value: object) -> None:
         *((f"http://x:{port}/", "port") for port in ("0", "65536", "99999", "port", "-1")),
     ],
 )
-def test_wrong_part_of_a_url_is_named(url: str, part: str) -> None:
+def test_error_names_the_wrong_part_of_a_url(url: str, part: str) -> None:
     with pytest.raises(StartError, match=f"MAILER_GATEWAY_URL: must .*{part}"):
         read(gateway_url=url)
 
 
-def test_a_token_that_is_left_empty_stops_the_start_where_none_would_open_something(
-    tmp_path: Path,
-) -> None:
-    refusal = "^MAILER_MONITORING_TOKEN: is empty; set it, or leave it out$"
-    with pytest.raises(StartError, match=refusal):
+def test_empty_monitoring_token_stops_the_start(tmp_path: Path) -> None:
+    """Without a token the metrics would be open to all."""
+    expected = "^MAILER_MONITORING_TOKEN: is empty; set it, or leave it out$"
+    with pytest.raises(StartError, match=expected):
         read(monitoring_token="")
     for line in ("MAILER_MONITORING_TOKEN=", "MAILER_MONITORING_TOKEN"):
         file = tmp_path / ".env"
         file.write_text(line)
-        with pytest.raises(StartError, match=refusal):
+        with pytest.raises(StartError, match=expected):
             read_settings({}, file)
         assert read_settings({"MAILER_MONITORING_TOKEN": "x"}, file).monitoring_token
     for name in ("gateway_token", "oidc_client_secret", "auth"):
@@ -130,7 +129,7 @@ def test_a_token_that_is_left_empty_stops_the_start_where_none_would_open_someth
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "text"),
     [
         *(("port", wrong) for wrong in ("-1", "65536", "x", "80.5", "8000\n")),
         *(("gateway_timeout", wrong) for wrong in ("0", "-1", "86401", "x", "nan", "inf")),
@@ -171,16 +170,14 @@ def test_a_token_that_is_left_empty_stops_the_start_where_none_would_open_someth
         *(("retention_days", wrong) for wrong in ("-1", "36501", "x", "0.5")),
     ],
 )
-def test_a_wrong_variable_stops_the_start_with_one_line_that_names_it(
-    name: str, given: str
-) -> None:
+def test_wrong_variable_stops_the_start_with_one_line_that_names_it(name: str, text: str) -> None:
     with pytest.raises(StartError) as error:
-        read(**{name: given})
+        read(**{name: text})
     assert f"MAILER_{name.upper()}" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_gateway_takes_a_user_or_a_token_and_not_both() -> None:
+def test_gateway_cannot_have_both_a_user_and_a_token() -> None:
     with_user = "https://user:secret@gate.example/send/"
     assert read(gateway_url=with_user).gateway_url == with_user
     with pytest.raises(StartError, match="MAILER_GATEWAY_URL") as error:
@@ -189,19 +186,19 @@ def test_a_gateway_takes_a_user_or_a_token_and_not_both() -> None:
 
 
 @pytest.mark.parametrize("issuer", ["https://id.example/a/", "http://127.0.0.1:9", "http://[::1]"])
-def test_an_issuer_speaks_tls_or_is_on_this_machine(issuer: str) -> None:
+def test_issuer_uses_https_or_is_on_loopback(issuer: str) -> None:
     assert read(oidc_issuer=issuer, oidc_client_id="mailer").oidc_issuer == issuer
 
 
 @pytest.mark.parametrize("name", ["oidc_issuer", "oidc_client_id"])
-def test_an_issuer_knows_mailer_by_an_id(name: str) -> None:
+def test_issuer_and_client_id_are_required_together(name: str) -> None:
     with pytest.raises(StartError, match="MAILER_OIDC_ISSUER and MAILER_OIDC_CLIENT_ID"):
         read(**{name: "https://id.example"})
 
 
-def test_roles_have_the_words_of_the_identity_provider() -> None:
+def test_roles_of_the_identity_provider_are_mapped_to_roles() -> None:
     mapping = "viewer=all staff, operator=marketing,admin=it,admin=a=b"
-    assert role_words(mapping) == {
+    assert parse_role_mapping(mapping) == {
         "all staff": "viewer",
         "marketing": "operator",
         "it": "admin",
@@ -209,75 +206,75 @@ def test_roles_have_the_words_of_the_identity_provider() -> None:
     }
 
 
-def test_an_unknown_variable_stops_the_start() -> None:
+def test_unknown_variable_stops_the_start() -> None:
     with pytest.raises(StartError, match="MAILER_GATEWAY_URI is not a setting"):
         read(gateway_uri="http://x")
 
 
-def test_every_wrong_variable_is_named_at_once() -> None:
+def test_all_wrong_variables_are_named_together() -> None:
     with pytest.raises(StartError) as error:
         read(port="x", lease="0", nonsense="1", database_url="mysql://x")
     for name in ("PORT", "LEASE", "NONSENSE", "DATABASE_URL"):
         assert f"MAILER_{name}" in str(error.value)
 
 
-def test_other_variables_are_nobodys_business() -> None:
-    assert read_settings({"PORT": "x", "MAILERPORT": "x"}, NOWHERE).port == 8000
+def test_variables_without_the_prefix_are_ignored() -> None:
+    assert read_settings({"PORT": "x", "MAILERPORT": "x"}, NO_FILE).port == 8000
 
 
-def test_an_empty_variable_is_not_set() -> None:
+def test_empty_variable_counts_as_not_set() -> None:
     assert read(port="", gateway_url="").port == 8000
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_no_auth_is_allowed_on_a_loopback_host(host: str) -> None:
+def test_auth_none_is_accepted_on_a_loopback_host(host: str) -> None:
     assert read(host=host, auth="none").is_loopback
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.evil"])  # noqa: S104  # what is refused
-def test_no_auth_is_refused_on_any_other_host(host: str) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.evil"])  # noqa: S104  # rejected
+def test_auth_none_is_rejected_on_any_other_host(host: str) -> None:
     with pytest.raises(StartError, match="MAILER_AUTH"):
         read(host=host, auth="none")
     assert not read(host=host, auth="required").is_loopback
 
 
 @pytest.mark.parametrize(("lease", "timeout"), [("10", "10"), ("5", "10"), ("10.5", "10")])
-def test_a_lease_must_hold_a_request(lease: str, timeout: str) -> None:
+def test_lease_must_be_longer_than_the_gateway_timeout(lease: str, timeout: str) -> None:
     with pytest.raises(StartError, match="MAILER_LEASE"):
         read(lease=lease, gateway_timeout=timeout)
 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
-def test_a_secret_is_in_no_picture_of_the_settings(name: str) -> None:
-    value = {"database_url": "postgresql://me:hush@db/x", "smtp_url": "smtp://me:hush@mail"}
-    settings = read(**{name: value.get(name, "hush")})
-    for picture in (repr(settings), str(settings), f"{settings}", f"{settings!r}"):
-        assert "hush" not in picture
-        assert f"{name}=***" in picture
+def test_settings_as_text_contain_no_secret(name: str) -> None:
+    values = {"database_url": "postgresql://me:hush@db/x", "smtp_url": "smtp://me:hush@mail"}
+    settings = read(**{name: values.get(name, "hush")})
+    for text in (repr(settings), str(settings), f"{settings}", f"{settings!r}"):
+        assert "hush" not in text
+        assert f"{name}=***" in text
 
 
 @pytest.mark.parametrize("user", ["user:hush", "user:hush@2", "hush"])
-def test_the_gateways_user_is_in_no_picture_of_the_settings(user: str) -> None:
+def test_settings_as_text_do_not_contain_the_gateways_user(user: str) -> None:
     settings = read(gateway_url=f"https://{user}@gate.example/send/")
     assert "hush" not in repr(settings)
-    assert settings.shown()["gateway_url"] == "https://***@gate.example/send/"
+    assert settings.redacted()["gateway_url"] == "https://***@gate.example/send/"
 
 
 @pytest.mark.parametrize("name", ["database_url", "smtp_url"])
-def test_a_secret_is_in_no_refusal(name: str) -> None:
+def test_error_contains_no_secret(name: str) -> None:
     with pytest.raises(StartError) as error:
         read(**{name: "mysql://me:hush@db/x"})
     assert "hush" not in str(error.value)
 
 
-def test_the_environment_overrides_the_env_file(tmp_path: Path) -> None:
+def test_environment_overrides_the_env_file(tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     env_file.write_text("MAILER_PORT=1\nMAILER_HOST='localhost'\nOTHER=x\n# MAILER_X=1\n")
     settings = read_settings({"MAILER_PORT": "2"}, env_file)
     assert (settings.port, settings.host) == (2, "localhost")
 
 
-def test_the_env_file_is_read_as_strictly(tmp_path: Path) -> None:
+def test_unknown_variable_in_the_env_file_stops_the_start(tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     env_file.write_text("MAILER_PROT=1\n")
     with pytest.raises(StartError, match="MAILER_PROT"):
@@ -292,8 +289,8 @@ def test_the_env_file_is_read_as_strictly(tmp_path: Path) -> None:
         max_size=4,
     )
 )
-def test_whatever_is_set_is_read_or_refused(variables: dict[str, str]) -> None:
+def test_any_values_are_either_read_or_rejected(variables: dict[str, str]) -> None:
     try:
         read(**variables)
     except StartError as error:
-        assert "MAILER_" in str(error)  # noqa: PT017  # either way is right
+        assert "MAILER_" in str(error)  # noqa: PT017  # both outcomes are right

@@ -1,4 +1,4 @@
-"""Labels: what counts of them, and when two are the same."""
+"""Cleaning labels, and comparing them."""
 
 import pytest
 from hypothesis import given
@@ -7,12 +7,12 @@ from tests.examples import thorough
 
 from mailer.text import clean_label, compose, fold_label, is_blank
 
-UNSEEN = ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\xad", "\u3164", "\u2800", "\u202e"]
-UNSEEN += ["\ufe0f", "\U000e0001", "\u180b", "\u17b4", "\U000e0100", "\U0001d173", "\ufff9"]
+INVISIBLE = ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\xad", "\u3164", "\u2800", "\u202e"]
+INVISIBLE += ["\ufe0f", "\U000e0001", "\u180b", "\u17b4", "\U000e0100", "\U0001d173", "\ufff9"]
 
 
 @pytest.mark.parametrize(
-    ("given", "clean"),
+    ("label", "clean"),
     [
         (" vip", "vip"),
         ("vip\u00a0", "vip"),
@@ -27,15 +27,15 @@ UNSEEN += ["\ufe0f", "\U000e0001", "\u180b", "\u17b4", "\U000e0100", "\U0001d173
         ("VIP", "VIP"),
         ("a\0b", "a\0b"),
         (" \t\u3000\u2003", ""),
-        *((each * 2, "") for each in UNSEEN),
+        *((character * 2, "") for character in INVISIBLE),
     ],
 )
-def test_label_loses_what_nobody_sees(given: str, clean: str) -> None:
-    assert clean_label(given) == clean
+def test_invisible_characters_of_a_label_are_removed(label: str, clean: str) -> None:
+    assert clean_label(label) == clean
 
 
 @pytest.mark.parametrize(
-    "alike",
+    "labels",
     [
         ("VIP", "vip", " Vip "),
         ("ЮГ", "юг"),
@@ -46,17 +46,17 @@ def test_label_loses_what_nobody_sees(given: str, clean: str) -> None:
         ("vip", "vi\u200dp", "vip\ufe0f", "v\U000e0100ip", "V\u17b4IP"),
     ],
 )
-def test_labels_that_differ_in_case_alone_are_the_same(alike: tuple[str, ...]) -> None:
-    assert len({fold_label(each) for each in alike}) == 1
+def test_labels_are_compared_without_case(labels: tuple[str, ...]) -> None:
+    assert len({fold_label(label) for label in labels}) == 1
 
 
-@pytest.mark.parametrize("text", ["", " \n\t\u00a0", *UNSEEN, " ".join(UNSEEN)])
-def test_text_without_anything_to_see_is_blank(text: str) -> None:
+@pytest.mark.parametrize("text", ["", " \n\t\u00a0", *INVISIBLE, " ".join(INVISIBLE)])
+def test_text_of_invisible_characters_is_blank(text: str) -> None:
     assert is_blank(text)
 
 
 @pytest.mark.parametrize("text", [".", "\u200bя", "👨\u200d👩", "\0"])
-def test_text_with_anything_to_see_is_not_blank(text: str) -> None:
+def test_text_with_a_visible_character_is_not_blank(text: str) -> None:
     assert not is_blank(text)
 
 
@@ -64,29 +64,27 @@ def test_text_with_anything_to_see_is_not_blank(text: str) -> None:
     "hostile",
     ["a" + "\u0301\u0327" * 2_000, "\u200c " * 500_000, "e\u0301" * 500_000, "\u200b" * 1_000_000],
 )
-def test_text_that_nobody_writes_is_not_worked_on(
-    hostile: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worked_on = 0
+def test_hostile_text_is_not_normalized(hostile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    normalized = 0
 
     def normalize(_form: str, text: str) -> str:
-        nonlocal worked_on
-        worked_on += len(text)
+        nonlocal normalized
+        normalized += len(text)
         return text
 
     monkeypatch.setattr("mailer.text.unicodedata.normalize", normalize)
     assert clean_label(hostile) == hostile
     assert compose(hostile) == hostile
-    assert worked_on == 0
+    assert normalized == 0
 
 
-def test_letters_with_as_many_marks_as_any_language_has_are_composed() -> None:
+def test_letters_with_up_to_thirty_marks_are_composed() -> None:
     assert compose("e\u0301" * 2_000) == "é" * 2_000
     assert compose("a" + "\u0316" * 29 + "\u0301") == "á" + "\u0316" * 29
 
 
 @thorough
-@given(st.text(st.characters() | st.sampled_from(["\0", "\ud800", *UNSEEN])))
+@given(st.text(st.characters() | st.sampled_from(["\0", "\ud800", *INVISIBLE])))
 def test_cleaning_and_folding_twice_changes_nothing(text: str) -> None:
     assert clean_label(clean_label(text)) == clean_label(text)
     assert fold_label(clean_label(text)) == fold_label(fold_label(text)) == fold_label(text)

@@ -1,4 +1,4 @@
-"""The texts of the pages are in their catalogues, and said in every language."""
+"""The texts of the pages are in the catalogues, and translated into every language."""
 
 from http import HTTPStatus
 
@@ -13,11 +13,18 @@ from tests.texts import (
     written,
 )
 
-from mailer.admin.language import LANGUAGES, choose, gettext, ngettext, say, speaking
+from mailer.admin.language import (
+    LANGUAGES,
+    choose_language,
+    gettext,
+    ngettext,
+    translate_message,
+    use_language,
+)
 
-NO_IT = "a button needs no word for what its question is about"
-SAME = {"Отозвать": NO_IT, "Продолжить": NO_IT, "Приостановить": NO_IT, "Отправить повторно": NO_IT}
-"""What stands for two texts, and why: else one of them is wrong."""
+WITHOUT_OBJECT = "the button's label leaves out the object that its question names"
+SAME = dict.fromkeys(["Продолжить", "Приостановить", "Отправить повторно"], WITHOUT_OBJECT)
+"""Translations of more than one text, with the reason; any other such translation is wrong."""
 
 
 @pytest.fixture(params=LANGUAGES)
@@ -35,53 +42,54 @@ def test_catalogue_has_every_text_and_no_other(language: str, catalogue: Catalog
 
 
 def test_every_text_is_translated(catalogue: Catalog) -> None:
-    missing = [each.id for each in catalogue if each.id and not is_translated(each)]
+    missing = [entry.id for entry in catalogue if entry.id and not is_translated(entry)]
     assert missing == []
 
 
-def test_translations_have_the_same_values_in_them(catalogue: Catalog) -> None:
-    wrong = {each.id: list(each.check(catalogue)) for each in catalogue if each.id}
-    assert {text: errors for text, errors in wrong.items() if errors} == {}
+def test_translations_have_the_same_placeholders(catalogue: Catalog) -> None:
+    errors = {entry.id: list(entry.check(catalogue)) for entry in catalogue if entry.id}
+    assert {text: found for text, found in errors.items() if found} == {}
 
 
-def test_no_two_texts_are_translated_alike_without_a_reason() -> None:
-    found: dict[object, list[object]] = {}
-    for each in brought_up_to_date("ru"):
-        if each.id:
-            found.setdefault(each.string, []).append(each.id)
-    assert {said for said, ids in found.items() if len(ids) > 1} == SAME.keys()
+def test_no_two_texts_have_the_same_translation_without_a_reason() -> None:
+    ids_by_translation: dict[object, list[object]] = {}
+    for entry in brought_up_to_date("ru"):
+        if entry.id:
+            ids_by_translation.setdefault(entry.string, []).append(entry.id)
+    assert {text for text, ids in ids_by_translation.items() if len(ids) > 1} == SAME.keys()
 
 
-def test_what_the_api_says_is_said_in_the_language_of_the_page() -> None:
-    with speaking("ru"):
-        assert say("is required") == gettext("is required") != "is required"
-        said = say("has 3 fields, and the header 2")
-        assert "3" in said
-        assert "2" in said
-        assert said != "has 3 fields, and the header 2"
-        assert say("nobody ever {} said 7 of this") == "nobody ever {} said 7 of this"
-    with speaking("en"):
-        assert say("must be in the future") == "must be in the future"
+def test_error_of_the_api_is_shown_in_the_language_of_the_page() -> None:
+    with use_language("ru"):
+        assert translate_message("is required") == gettext("is required") != "is required"
+        translated = translate_message("has 3 fields, but the header has 2")
+        assert "3" in translated
+        assert "2" in translated
+        assert translated != "has 3 fields, but the header has 2"
+        assert translate_message("an unknown {} text with 7") == "an unknown {} text with 7"
+    with use_language("en"):
+        assert translate_message("must be in the future") == "must be in the future"
 
 
-@pytest.mark.parametrize("kind", list(http_errors()), ids=lambda kind: kind.__name__)
-def test_every_error_of_http_is_said_in_the_language_of_the_page(
-    kind: type[HTTPException],
-) -> None:
-    """A detail that a raise does not give is the title, which pages do not show."""
-    detail = getattr(kind, "detail", None)
-    with speaking("ru"):
-        assert detail in {None, HTTPStatus(kind.status_code).phrase} or say(detail) != detail
+@pytest.mark.parametrize(
+    "error_class", list(http_errors()), ids=lambda error_class: error_class.__name__
+)
+def test_detail_of_every_http_error_is_translated(error_class: type[HTTPException]) -> None:
+    """An error without its own detail has the status phrase, which pages do not show."""
+    detail = getattr(error_class, "detail", None)
+    phrase = HTTPStatus(error_class.status_code).phrase
+    with use_language("ru"):
+        assert detail in {None, phrase} or translate_message(detail) != detail
 
 
 @pytest.mark.parametrize(("count", "form"), [(1, 0), (2, 1), (5, 2), (11, 2), (21, 0)])
-def test_counts_take_the_form_that_goes_with_them(count: int, form: int) -> None:
+def test_plural_form_depends_on_the_number(count: int, form: int) -> None:
     catalogue = brought_up_to_date("ru")
     forms = catalogue["%(n)s client"].string
     assert isinstance(forms, tuple | list)
-    with speaking("ru"):
+    with use_language("ru"):
         assert ngettext("%(n)s client", "%(n)s clients", count) == forms[form]
 
 
-def test_language_that_nobody_asked_for_is_english() -> None:
-    assert choose(None, []) == "en"
+def test_default_language_is_english() -> None:
+    assert choose_language(None, []) == "en"

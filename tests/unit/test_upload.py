@@ -1,4 +1,4 @@
-"""How long an upload is waited for."""
+"""Timeouts of uploads."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -10,55 +10,58 @@ from mailer.web.body import (
     MIN_BYTES_PER_TIMEOUT,
     LongUploadError,
     StalledUploadError,
-    never_stalling,
+    read_with_stall_timeout,
 )
 
 
-async def dripping(part: bytes, times: int, every: float) -> AsyncGenerator[bytes, None]:
+async def send_chunks(chunk: bytes, times: int, every: float) -> AsyncGenerator[bytes, None]:
     for _ in range(times):
         await asyncio.sleep(every)
-        yield part
+        yield chunk
 
 
-async def taken(stream: AsyncGenerator[bytes, None], slowly: float = 0.0) -> int:
+async def read_all(stream: AsyncGenerator[bytes, None], pause: float = 0.0) -> int:
+    """Read a stream, with a pause after each chunk; return the number of bytes."""
     size = 0
-    async for part in never_stalling(stream, patience=0.3):
-        size += len(part)
-        await asyncio.sleep(slowly)
+    async for chunk in read_with_stall_timeout(stream, stall_timeout=0.3):
+        size += len(chunk)
+        await asyncio.sleep(pause)
     return size
 
 
 @in_virtual_time
-async def test_an_upload_that_stops_is_given_up() -> None:
+async def test_stalled_upload_times_out() -> None:
     with pytest.raises(StalledUploadError):
-        await taken(dripping(b"x", 1, every=5))
+        await read_all(send_chunks(b"x", 1, every=5))
 
 
 @in_virtual_time
-async def test_an_upload_that_drips_is_given_up_too() -> None:
+async def test_upload_of_single_bytes_times_out() -> None:
     with pytest.raises(StalledUploadError):
-        await taken(dripping(b"x", 1000, every=0.05))
+        await read_all(send_chunks(b"x", 1000, every=0.05))
     assert asyncio.get_running_loop().time() == pytest.approx(0.3)
 
 
 @in_virtual_time
-async def test_an_upload_that_is_slow_but_steady_is_waited_for() -> None:
+async def test_slow_but_steady_upload_is_read() -> None:
     assert (
-        await taken(dripping(b"x" * MIN_BYTES_PER_TIMEOUT, 10, every=0.1))
+        await read_all(send_chunks(b"x" * MIN_BYTES_PER_TIMEOUT, 10, every=0.1))
         == 10 * MIN_BYTES_PER_TIMEOUT
     )
 
 
 @in_virtual_time
-async def test_the_time_that_storing_takes_does_not_count() -> None:
-    assert await taken(dripping(b"x", 5, every=0.01), slowly=0.1) == 5
+async def test_time_of_processing_does_not_count() -> None:
+    assert await read_all(send_chunks(b"x", 5, every=0.01), pause=0.1) == 5
 
 
 @in_virtual_time
-async def test_an_upload_at_a_good_pace_ends_in_time_all_the_same() -> None:
+async def test_fast_upload_is_limited_by_the_total_timeout() -> None:
     with pytest.raises(LongUploadError):
-        async for _ in never_stalling(
-            dripping(b"x" * MIN_BYTES_PER_TIMEOUT, 1000, every=0.02), patience=0.3, longest=0.5
+        async for _ in read_with_stall_timeout(
+            send_chunks(b"x" * MIN_BYTES_PER_TIMEOUT, 1000, every=0.02),
+            stall_timeout=0.3,
+            total_timeout=0.5,
         ):
             pass
     assert asyncio.get_running_loop().time() == pytest.approx(0.5)

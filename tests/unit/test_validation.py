@@ -1,4 +1,4 @@
-"""What is given is checked field by field, and every wrong one is named."""
+"""Input is validated field by field, and every wrong field is named."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -35,94 +35,96 @@ class Person(Input, frozen=True, kw_only=True):
             yield FieldError("born", "must not be in the future")
 
 
-def errors_of(given: object, *, strict: bool = True) -> dict[str, str]:
+def errors_of(value: object, *, strict: bool = True) -> dict[str, str]:
     with pytest.raises(InvalidError) as caught:
-        check(Person, given, NOW, strict=strict)
+        check(Person, value, NOW, strict=strict)
     return {error.field: error.message for error in caught.value.errors}
 
 
-def test_what_is_right_is_returned_as_the_model() -> None:
+def test_valid_input_is_returned_as_the_model() -> None:
     person = check(Person, {"name": "Ann", "address": {"street": "Main"}}, NOW)
     assert person == Person(name="Ann", address=Address(street="Main"))
     assert person.email is UNSET
 
 
-@pytest.mark.parametrize("given", [None, [], "text", 1, True, 1.5, [{}], {1, 2}])
-def test_only_an_object_has_fields(given: object) -> None:
-    assert errors_of(given) == {"": "expected an object"}
+@pytest.mark.parametrize("value", [None, [], "text", 1, True, 1.5, [{}], {1, 2}])
+def test_input_that_is_no_object_is_rejected(value: object) -> None:
+    assert errors_of(value) == {"": "expected an object"}
 
 
-def test_a_missing_field_is_required() -> None:
+def test_missing_field_is_reported_as_required() -> None:
     assert errors_of({}) == {"name": "is required"}
 
 
-def test_an_unknown_field_is_refused() -> None:
+def test_unknown_field_is_rejected() -> None:
     assert errors_of({"name": "Ann", "nmae": 1, "": 2}) == {
         "nmae": "is not a known field",
         "": "is not a known field",
     }
 
 
-def test_errors_do_not_grow_with_what_was_given() -> None:
-    given = {"name": "", "kind": "x" * 10_000} | {f"{n:07}" + "x" * 993: 1 for n in range(1000)}
-    errors = errors_of(given)
+def test_size_of_errors_is_limited_for_any_input() -> None:
+    value = {"name": "", "kind": "x" * 10_000} | {f"{n:07}" + "x" * 993: 1 for n in range(1000)}
+    errors = errors_of(value)
     assert len(errors) == 100
     assert all(len(name) <= 64 for name in errors)
     assert errors["name"] == "must have a name"
     assert len(errors["kind"]) == 200
-    within = errors_of({"name": "Ann", "address": given | {"street": ""}})
-    assert len(within) == 100
-    assert within["address.street"] == "must have a name"
+    nested_errors = errors_of({"name": "Ann", "address": value | {"street": ""}})
+    assert len(nested_errors) == 100
+    assert nested_errors["address.street"] == "must have a name"
 
 
-def test_a_field_says_its_own_rule_where_it_has_one() -> None:
+def test_error_of_a_field_with_a_rule_is_the_text_of_the_rule() -> None:
     assert errors_of({"name": ""})["name"] == "must have a name"
     assert errors_of({"name": "Ann", "email": 5})["email"] == "must have a name"
 
 
-def test_a_field_without_a_rule_says_what_was_expected() -> None:
+def test_error_of_a_field_without_a_rule_names_the_expected_value() -> None:
     message = errors_of({"name": "Ann", "age": 151})["age"]
     assert message == "expected int <= 150"
 
 
-def test_null_is_a_value_where_the_model_says_so_alone() -> None:
+def test_null_is_valid_only_if_the_model_allows_it() -> None:
     assert check(Person, {"name": "Ann", "email": None}, NOW).email is None
     assert errors_of({"name": None}).keys() == {"name"}
     assert errors_of({"name": "Ann", "age": None}).keys() == {"age"}
 
 
-def test_every_wrong_field_is_named_at_once() -> None:
-    given = {"age": -1, "email": "", "address": 5, "born": "2030-01-01T00:00:00Z", "x": 1}
-    assert errors_of(given).keys() == given.keys() | {"name"}
+def test_all_wrong_fields_are_reported_together() -> None:
+    value = {"age": -1, "email": "", "address": 5, "born": "2030-01-01T00:00:00Z", "x": 1}
+    assert errors_of(value).keys() == value.keys() | {"name"}
 
 
-def test_a_wrong_field_of_an_object_within_is_named_with_its_path() -> None:
-    given = {"name": "Ann", "address": {"number": "x", "town": 1}}
-    assert errors_of(given).keys() == {"address.street", "address.number", "address.town"}
+def test_wrong_field_of_a_nested_object_is_reported_with_its_path() -> None:
+    value = {"name": "Ann", "address": {"number": "x", "town": 1}}
+    assert errors_of(value).keys() == {"address.street", "address.number", "address.town"}
 
 
-def test_rules_between_fields_see_the_moment_and_what_is_right_so_far() -> None:
-    born = {"born": "2026-03-04T00:00:01Z"}
-    assert errors_of(born) == {"name": "is required", "born": "must not be in the future"}
+def test_rules_between_fields_get_the_time_and_the_valid_fields() -> None:
+    future = {"born": "2026-03-04T00:00:01Z"}
+    assert errors_of(future) == {"name": "is required", "born": "must not be in the future"}
     assert check(Person, {"name": "Ann", "born": "2026-03-04T00:00:00Z"}, NOW).born == NOW
 
 
 @pytest.mark.parametrize("age", ["5", 5.5, True, "x"])
-def test_strictly_a_number_is_not_read_from_anything_else(age: object) -> None:
+def test_strict_validation_accepts_only_numbers_as_numbers(age: object) -> None:
     assert errors_of({"name": "Ann", "age": age}).keys() == {"age"}
 
 
-def test_a_query_gives_numbers_as_text() -> None:
+def test_lax_validation_reads_numbers_from_text() -> None:
+    """As in a query string."""
     assert check(Person, {"name": "Ann", "age": "5"}, NOW, strict=False).age == 5
     assert errors_of({"name": "Ann", "age": "x"}, strict=False).keys() == {"age"}
 
 
-def test_the_error_reads_as_one_line() -> None:
+def test_error_as_text_is_one_line() -> None:
     with pytest.raises(InvalidError, match=r"^name: is required; age: expected int, got str$"):
         check(Person, {"age": ""}, NOW)
 
 
-def test_the_largest_id_is_exact_for_every_reader_of_json() -> None:
+def test_largest_id_is_exact_as_a_floating_point_number() -> None:
+    """Many JSON readers decode integers as floating-point numbers."""
     assert int(float(MAX_ID)) == MAX_ID
     assert int(float(MAX_ID + 2)) != MAX_ID + 2
 
@@ -134,15 +136,15 @@ anything = st.recursive(
 
 
 @given(
-    given=anything
+    value=anything
     | st.dictionaries(st.sampled_from([*Person.__struct_fields__, "x"]), anything)
     | st.fixed_dictionaries({"name": st.text()}, optional={"address": anything, "age": anything})
 )
-def test_whatever_is_given_is_taken_or_refused(given: object) -> None:
+def test_any_input_is_either_accepted_or_rejected_with_errors(value: object) -> None:
     try:
-        person = check(Person, given, NOW)
+        person = check(Person, value, NOW)
     except InvalidError as error:
-        assert error.errors  # noqa: PT017  # either way is right
+        assert error.errors  # noqa: PT017  # both outcomes are right
     else:
-        assert isinstance(given, Mapping)
-        assert person.name == given["name"]
+        assert isinstance(value, Mapping)
+        assert person.name == value["name"]

@@ -1,4 +1,4 @@
-"""Where settings are read from: the environment, and a file that a person wrote somehow."""
+"""Reading settings from the environment and from a `.env` file."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from mailer.errors import StartError
 from mailer.settings import Settings, read_settings
 
-NOWHERE = Path("/nonexistent/.env")
+NO_FILE = Path("/nonexistent/.env")
 
 KUBERNETES = {
     "MAILER_SERVICE_HOST": "10.96.0.17",
@@ -30,14 +30,14 @@ KUBERNETES = {
     "MAILER_API_V2_PORT": "udp://10.96.0.18:80",
     "MAILER_API_V2_PORT_80_TCP_ADDR": "10.96.0.18",
 }
-"""As they stand in a pod beside the Services `mailer` and `mailer-api-v2`."""
+"""Variables that Kubernetes sets in a pod for the Services `mailer` and `mailer-api-v2`."""
 
 
-def read(environ: dict[str, str], file: Path = NOWHERE) -> Settings:
+def read(environ: dict[str, str], file: Path = NO_FILE) -> Settings:
     return read_settings(environ, file)
 
 
-def refusal(file: Path, environ: dict[str, str] | None = None) -> str:
+def error_of(file: Path, environ: dict[str, str] | None = None) -> str:
     with pytest.raises(StartError) as error:
         read(environ or {}, file)
     assert "\n" not in str(error.value)
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / ".env"
 
 
-def test_what_kubernetes_says_of_a_service_named_mailer_is_passed_over(file: Path) -> None:
+def test_variables_of_kubernetes_for_a_service_named_mailer_are_ignored(file: Path) -> None:
     file.write_text("MAILER_PORT=8001\n")
     assert read(KUBERNETES) == Settings()
     assert read(KUBERNETES, file).port == 8001
@@ -71,25 +71,27 @@ def test_what_kubernetes_says_of_a_service_named_mailer_is_passed_over(file: Pat
         ("MAILER_GATEWAY_URL", "tcp://10.96.0.17:8000"),
     ],
 )
-def test_what_only_resembles_it_is_refused(name: str, value: str) -> None:
-    assert name in refusal(NOWHERE, {name: value})
+def test_variables_similar_to_those_of_kubernetes_are_rejected(name: str, value: str) -> None:
+    assert name in error_of(NO_FILE, {name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), KUBERNETES.items())
-def test_no_platform_writes_a_file_of_settings(file: Path, name: str, value: str) -> None:
+def test_variables_of_kubernetes_in_the_file_are_rejected(
+    file: Path, name: str, value: str
+) -> None:
     file.write_text(f"{name}={value}\n")
-    assert name in refusal(file)
+    assert name in error_of(file)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
-def test_a_file_in_another_encoding_is_refused_in_one_line(file: Path, encoding: str) -> None:
+def test_file_in_another_encoding_is_rejected_in_one_line(file: Path, encoding: str) -> None:
     file.write_text("# café\nMAILER_PORT=8001\n", encoding=encoding)
-    assert "UTF-8" in refusal(file)
+    assert "UTF-8" in error_of(file)
 
 
-def test_the_line_that_is_not_utf_8_is_named(file: Path) -> None:
+def test_error_names_the_line_that_is_not_utf_8(file: Path) -> None:
     file.write_bytes("MAILER_PORT=1\r\n\r\nMAILER_HOST=почта\n".encode("cp1251"))
-    assert "line 3 is not UTF-8" in refusal(file)
+    assert "line 3 is not UTF-8" in error_of(file)
 
 
 @pytest.mark.parametrize(
@@ -98,28 +100,28 @@ def test_the_line_that_is_not_utf_8_is_named(file: Path) -> None:
         b"\xef\xbb\xbfMAILER_PORT=8001\n",
         b"MAILER_PORT=8001\r\n",
         b"MAILER_PORT=8001\rMAILER_LEASE=90",
-        b"  export MAILER_PORT=8001   # where it listens",
+        b"  export MAILER_PORT=8001   # the port",
         b"MAILER_PORT = '8001'",
         b'MAILER_PORT="8001"',
         b"MAILER_PORT=1\nMAILER_PORT=8001\n",
         b"MAILER_PORT=${PORT_OF_MAILER:-8001}\n",
         b"BASE=80\nMAILER_PORT=${BASE}01\n",
-        b"these words are nobody's business\nMAILER_PORT=8001\n",
+        b"this line is not a variable\nMAILER_PORT=8001\n",
     ],
 )
-def test_a_file_may_be_written_in_many_ways(file: Path, content: bytes) -> None:
+def test_all_usual_formats_of_the_file_are_read(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert read({}, file).port == 8001
 
 
-def test_single_quotes_keep_a_value_as_it_is(file: Path) -> None:
+def test_value_in_single_quotes_is_not_interpolated(file: Path) -> None:
     file.write_text("MAILER_GATEWAY_TOKEN='pa${ss}w$rd'\n")
     assert read({}, file).gateway_token == "pa${ss}w$rd"  # noqa: S105  # of a test
     assert read({"ss": "x"}, file).gateway_token == "pa${ss}w$rd"  # noqa: S105  # likewise
 
 
 @pytest.mark.parametrize(
-    ("content", "word"),
+    ("content", "expected"),
     [
         (b"MAILER_PORT=80\0\n", "UTF-8"),
         (b"\n# comment\n\nMAILER_GATEWAY_TOKEN=pa${ss}word\n", "line 4 uses"),
@@ -130,31 +132,29 @@ def test_single_quotes_keep_a_value_as_it_is(file: Path) -> None:
         (b"MAILER_PORT=8001\n" + b"#" * 1024 * 1024, "larger than"),
     ],
 )
-def test_a_file_that_cannot_be_meant_so_is_refused_in_one_line(
-    file: Path, content: bytes, word: str
-) -> None:
+def test_malformed_file_is_rejected_in_one_line(file: Path, content: bytes, expected: str) -> None:
     file.write_bytes(content)
-    assert word in refusal(file)
+    assert expected in error_of(file)
 
 
-def test_a_file_that_cannot_be_read_is_refused_in_one_line(file: Path) -> None:
+def test_unreadable_file_is_rejected_in_one_line(file: Path) -> None:
     file.mkdir()
-    assert "Is a directory" in refusal(file)
+    assert "Is a directory" in error_of(file)
     file.rmdir()
     file.symlink_to("elsewhere")
-    assert "does not exist" in refusal(file)
+    assert "does not exist" in error_of(file)
     file.unlink()
     file.symlink_to("/dev/zero")
-    assert "larger than" in refusal(file)
+    assert "larger than" in error_of(file)
     file.unlink()
     file.symlink_to(file)
-    assert refusal(file)
+    assert error_of(file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_of_another_user_is_refused_in_one_line(file: Path) -> None:
+def test_file_of_another_user_is_rejected_in_one_line(file: Path) -> None:
     file.touch(mode=0o000)
-    assert "Permission denied" in refusal(file)
+    assert "Permission denied" in error_of(file)
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_a_file_of_another_user_is_refused_in_one_line(file: Path) -> None:
         ("MAILER_ПОРТ".encode(), b"8000"),
     ],
 )
-def test_bytes_that_are_no_setting_are_refused_in_one_line(name: bytes, value: bytes) -> None:
-    said = refusal(NOWHERE, {os.fsdecode(name): os.fsdecode(value)})
-    assert "MAILER_" in said
-    assert "secret" not in said
-    assert len(said) < 200
+def test_invalid_bytes_in_a_variable_are_rejected_in_one_line(name: bytes, value: bytes) -> None:
+    error = error_of(NO_FILE, {os.fsdecode(name): os.fsdecode(value)})
+    assert "MAILER_" in error
+    assert "secret" not in error
+    assert len(error) < 200
 
 
-def test_other_variables_may_hold_any_bytes() -> None:
+def test_other_variables_may_contain_any_bytes() -> None:
     assert read({"OTHER": "\udcff", "PS1": "\x1b[0m"}) == Settings()

@@ -1,4 +1,4 @@
-"""When a window is open: examples of clocks that jump, and every zone against plain arithmetic."""
+"""Sending windows: examples with changes of the clocks, and all time zones against a reference."""
 
 import random
 from datetime import UTC, date, datetime, time, timedelta
@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
 
-from mailer.mailing.window import Window, _jumps_of_month, offsets_of
+from mailer.mailing.window import SendingWindow, _offset_changes_of_month, offsets_of
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -43,10 +43,10 @@ def moment(text: str) -> datetime:
         ("09:00:01", "09:00", "08:59:59", True),
     ],
 )
-def test_the_start_is_in_the_window_and_the_end_is_not(
+def test_window_includes_its_start_and_excludes_its_end(
     opens: str, closes: str, local: str, *, is_open: bool
 ) -> None:
-    window = Window(time.fromisoformat(opens), time.fromisoformat(closes))
+    window = SendingWindow(time.fromisoformat(opens), time.fromisoformat(closes))
     assert window.is_open(time.fromisoformat(local)) is is_open
 
 
@@ -61,7 +61,7 @@ def test_the_start_is_in_the_window_and_the_end_is_not(
         ("UTC", "22:00", "06:00", "2026-03-04T03:00Z", "2026-03-04T03:00Z"),
         ("Asia/Kathmandu", "09:00", "18:00", "2026-03-04T00:00Z", "2026-03-04T03:15Z"),
         ("Europe/Moscow", "09:00", "18:00", "2026-03-04T20:00-05:00", "2026-03-05T06:00Z"),
-        # the clocks skip 02:00-03:00: what would open within opens with the jump, or next day
+        # the clocks skip 02:00-03:00: a window that opens then opens at the jump, or the next day
         ("Europe/Berlin", "02:30", "04:00", "2026-03-29T00:00Z", "2026-03-29T01:00Z"),
         ("Europe/Berlin", "02:30", "02:45", "2026-03-29T00:00Z", "2026-03-30T00:30Z"),
         ("Europe/Berlin", "02:00", "03:00", "2026-03-29T00:00Z", "2026-03-30T00:00Z"),
@@ -69,13 +69,13 @@ def test_the_start_is_in_the_window_and_the_end_is_not(
         ("America/New_York", "23:00", "02:30", "2026-03-08T07:00Z", "2026-03-09T03:00Z"),
         ("Australia/Lord_Howe", "02:15", "02:45", "2026-10-03T15:00Z", "2026-10-03T15:30Z"),
         ("Australia/Lord_Howe", "02:00", "02:30", "2026-10-03T15:00Z", "2026-10-04T15:00Z"),
-        # the clocks show 02:00-03:00 twice: open twice
+        # the clocks show 02:00-03:00 twice, so the window opens twice
         ("Europe/Berlin", "02:30", "02:45", "2026-10-25T00:00Z", "2026-10-25T00:30Z"),
         ("Europe/Berlin", "02:30", "02:45", "2026-10-25T00:50Z", "2026-10-25T01:30Z"),
         ("America/New_York", "01:15", "01:30", "2026-11-01T05:30Z", "2026-11-01T06:15Z"),
         ("Australia/Lord_Howe", "01:40", "01:50", "2026-04-04T14:50Z", "2026-04-04T15:10Z"),
         ("Australia/Lord_Howe", "01:45", "02:10", "2026-04-04T14:59Z", "2026-04-04T14:59Z"),
-        # Ramadan: Casablanca falls back and springs forward within weeks
+        # Ramadan: the clocks of Casablanca go back, and forward again within weeks
         ("Africa/Casablanca", "02:30", "02:40", "2026-02-15T01:45Z", "2026-02-15T02:30Z"),
         ("Africa/Casablanca", "02:30", "02:40", "2026-03-22T01:00Z", "2026-03-23T01:30Z"),
         ("Africa/Casablanca", "22:00", "02:30", "2026-02-15T01:45Z", "2026-02-15T02:00Z"),
@@ -84,17 +84,17 @@ def test_the_start_is_in_the_window_and_the_end_is_not(
         ("Pacific/Apia", "23:00", "22:00", "2011-12-30T08:30Z", "2011-12-30T09:00Z"),
     ],
 )
-def test_the_zones_clock_alone_decides(
+def test_next_opening_depends_only_on_the_local_clock(
     zone: str, opens: str, closes: str, at: str, opening: str
 ) -> None:
-    window = Window(time.fromisoformat(opens), time.fromisoformat(closes))
-    found = window.next_opening(zone, moment(at))
-    assert found == moment(opening)
-    assert found.tzinfo is UTC
+    window = SendingWindow(time.fromisoformat(opens), time.fromisoformat(closes))
+    next_opening = window.next_opening(zone, moment(at))
+    assert next_opening == moment(opening)
+    assert next_opening.tzinfo is UTC
 
 
-def next_opening_plainly(window: Window, zone: ZoneInfo, at: datetime) -> datetime:
-    """Walk in hours, and by the second through an hour in which the clock jumps."""
+def reference_opening(window: SendingWindow, zone: ZoneInfo, at: datetime) -> datetime:
+    """Find the next opening in steps of an hour, or of a second in an hour with a clock change."""
     while True:
         here, there = at.astimezone(zone), (at + HOUR).astimezone(zone)
         if window.is_open(here.time()):
@@ -109,56 +109,70 @@ def next_opening_plainly(window: Window, zone: ZoneInfo, at: datetime) -> dateti
             at = at.replace(microsecond=0) + SECOND
 
 
-def jumps(zone: ZoneInfo, year: int) -> list[datetime]:
-    """Return the quarter days of a year at which the zone's clock has just jumped."""
-    quarters = [datetime(year, 1, 1, tzinfo=UTC) + 6 * HOUR * n for n in range(4 * 366)]
-    offsets = [quarter.astimezone(zone).utcoffset() for quarter in quarters]
-    return [quarters[n] for n in range(1, len(quarters)) if offsets[n] != offsets[n - 1]]
+def clock_changes(zone: ZoneInfo, year: int) -> list[datetime]:
+    """Return the moments at most six hours after each clock change of a zone in a year."""
+    moments = [datetime(year, 1, 1, tzinfo=UTC) + 6 * HOUR * n for n in range(4 * 366)]
+    offsets = [moment.astimezone(zone).utcoffset() for moment in moments]
+    return [moments[n] for n in range(1, len(moments)) if offsets[n] != offsets[n - 1]]
 
 
 clocks = st.times().map(lambda clock: clock.replace(microsecond=0)) | st.builds(
     time, st.integers(0, 23), st.sampled_from([0, 15, 30])
 )
-windows = st.builds(Window, clocks, clocks).filter(lambda window: window.opens != window.closes)
+windows = st.builds(SendingWindow, clocks, clocks).filter(
+    lambda window: window.opens != window.closes
+)
 zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
-moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # the bounds of `timezones`
+moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # `timezones` needs naive limits
 
 
 @thorough
 @given(window=windows, zone=zones, at=moments)
 @example(
-    Window(time(9), time(10)), ZoneInfo("Pacific/Apia"), datetime(2011, 12, 29, 20, tzinfo=UTC)
+    SendingWindow(time(9), time(10)),
+    ZoneInfo("Pacific/Apia"),
+    datetime(2011, 12, 29, 20, tzinfo=UTC),
 )
 @example(
-    Window(time(0, 30), time(1)), ZoneInfo("Pacific/Kwajalein"), datetime(1993, 8, 20, tzinfo=UTC)
+    SendingWindow(time(0, 30), time(1)),
+    ZoneInfo("Pacific/Kwajalein"),
+    datetime(1993, 8, 20, tzinfo=UTC),
 )
 @example(
-    Window(time(0), time(0, 0, 1)), ZoneInfo("Africa/Cairo"), datetime(2026, 4, 23, tzinfo=UTC)
+    SendingWindow(time(0), time(0, 0, 1)),
+    ZoneInfo("Africa/Cairo"),
+    datetime(2026, 4, 23, tzinfo=UTC),
 )
-@example(Window(time(0), time(0, 1)), ZoneInfo("Africa/Monrovia"), datetime(1972, 1, 6, tzinfo=UTC))
-def test_the_next_opening_is_what_plain_arithmetic_says(
-    window: Window, zone: ZoneInfo, at: datetime
+@example(
+    SendingWindow(time(0), time(0, 1)),
+    ZoneInfo("Africa/Monrovia"),
+    datetime(1972, 1, 6, tzinfo=UTC),
+)
+def test_next_opening_equals_the_reference(
+    window: SendingWindow, zone: ZoneInfo, at: datetime
 ) -> None:
-    assert window.next_opening(zone.key, at) == next_opening_plainly(window, zone, at)
+    assert window.next_opening(zone.key, at) == reference_opening(window, zone, at)
 
 
 @thorough
 @given(window=windows, zone=zones, year=st.integers(1970, 2100), data=st.data())
-def test_the_next_opening_is_right_around_a_jump_of_the_clocks(
-    window: Window, zone: ZoneInfo, year: int, data: st.DataObject
+def test_next_opening_around_a_clock_change_equals_the_reference(
+    window: SendingWindow, zone: ZoneInfo, year: int, data: st.DataObject
 ) -> None:
-    near = data.draw(st.sampled_from(jumps(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)]))
+    near = data.draw(
+        st.sampled_from(clock_changes(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)])
+    )
     at = near + data.draw(st.timedeltas(-2 * DAY, DAY))
-    assert window.next_opening(zone.key, at) == next_opening_plainly(window, zone, at)
+    assert window.next_opening(zone.key, at) == reference_opening(window, zone, at)
 
 
-def changes(zone: ZoneInfo) -> list[datetime]:
-    """Return moments at most half a day after each change of a zone's offset, 1970 to 2037.
+def all_clock_changes(zone: ZoneInfo) -> list[datetime]:
+    """Return the moments at most half a day after each clock change of a zone, 1970 to 2037.
 
-    A change that is taken back within the month is not found.
+    A change that is reversed within 30 days is not found.
     """
     months = [datetime(1970, 1, 1, tzinfo=UTC) + 30 * DAY * n for n in range(68 * 12)]
-    found = []
+    changes = []
     for before, after in pairwise(months):
         offset, step = after.astimezone(zone).utcoffset(), 30 * DAY
         if before.astimezone(zone).utcoffset() != offset:
@@ -166,23 +180,23 @@ def changes(zone: ZoneInfo) -> list[datetime]:
             while (step := step / 2) >= 6 * HOUR:
                 if (at - step).astimezone(zone).utcoffset() == offset:
                     at -= step
-            found.append(at)
-    return found
+            changes.append(at)
+    return changes
 
 
-def test_around_the_jumps_of_every_zone_the_next_opening_is_what_plain_arithmetic_says() -> None:
-    dice = random.Random(2026)  # noqa: S311  # no secret
+def test_next_opening_around_the_clock_changes_of_every_zone_equals_the_reference() -> None:
+    rng = random.Random(2026)  # noqa: S311  # no secret
     rounds = max(1, EXAMPLES // 300)
     for name in sorted(available_timezones()):
         zone = ZoneInfo(name)
-        jumped = changes(zone) or [datetime(2026, 3, 4, 12, tzinfo=UTC)]
-        latest = jumped[-2:]  # there and back, where a zone still does so
-        for near in [*latest, *dice.choices(jumped, k=rounds - 1)]:
-            quarters = dice.choice([range(96), range(16)])  # clocks jump in the small hours
-            opens, closes = (time(n // 4, n % 4 * 15) for n in dice.sample(quarters, 2))
-            window = Window(opens, closes)
-            at = near - DAY * dice.uniform(0, 1.5)
-            assert window.next_opening(name, at) == next_opening_plainly(window, zone, at), (
+        changes = all_clock_changes(zone) or [datetime(2026, 3, 4, 12, tzinfo=UTC)]
+        latest = changes[-2:]  # to summer time and back, in zones that still have it
+        for near in [*latest, *rng.choices(changes, k=rounds - 1)]:
+            quarters = rng.choice([range(96), range(16)])  # clocks change shortly after midnight
+            opens, closes = (time(n // 4, n % 4 * 15) for n in rng.sample(quarters, 2))
+            window = SendingWindow(opens, closes)
+            at = near - DAY * rng.uniform(0, 1.5)
+            assert window.next_opening(name, at) == reference_opening(window, zone, at), (
                 name,
                 window,
                 at,
@@ -191,8 +205,8 @@ def test_around_the_jumps_of_every_zone_the_next_opening_is_what_plain_arithmeti
 
 @thorough
 @given(window=windows, zone=zones, at=moments)
-def test_an_opening_is_open_never_before_and_stays_itself(
-    window: Window, zone: ZoneInfo, at: datetime
+def test_next_opening_is_open_and_is_its_own_next_opening(
+    window: SendingWindow, zone: ZoneInfo, at: datetime
 ) -> None:
     opening = window.next_opening(zone.key, at)
     assert opening >= at
@@ -202,14 +216,16 @@ def test_an_opening_is_open_never_before_and_stays_itself(
 
 @thorough
 @given(window=windows, local=st.times())
-def test_a_window_and_its_complement_share_the_day(window: Window, local: time) -> None:
-    complement = Window(window.closes, window.opens)
+def test_either_a_window_or_its_complement_is_open(window: SendingWindow, local: time) -> None:
+    complement = SendingWindow(window.closes, window.opens)
     assert window.is_open(local) != complement.is_open(local)
 
 
-def spells(window: Window, zone: str, start: datetime, end: datetime) -> list[tuple[str, str]]:
-    found = window.spells(offsets_of(zone, start, end), end)
-    return [(f"{spell.opens:%d %H:%M}", f"{spell.closes:%d %H:%M}") for spell in found]
+def open_intervals(
+    window: SendingWindow, zone: str, start: datetime, end: datetime
+) -> list[tuple[str, str]]:
+    intervals = window.open_intervals(offsets_of(zone, start, end), end)
+    return [(f"{interval.opens:%d %H:%M}", f"{interval.closes:%d %H:%M}") for interval in intervals]
 
 
 @pytest.mark.parametrize(
@@ -219,12 +235,13 @@ def spells(window: Window, zone: str, start: datetime, end: datetime) -> list[tu
         ("UTC", "22:00", "06:00", "2026-03-04T12:00Z", ["04 22:00-05 06:00"]),
         ("UTC", "12:00", "11:59", "2026-03-04T12:00Z", ["04 12:00-05 11:00"]),
         ("Asia/Kathmandu", "09:00", "18:00", "2026-03-04T00:00Z", ["04 03:15-04 12:15"]),
-        # the clocks skip 02:00-03:00: shorter, open from the jump on, closed by it, or not at all
+        # the clocks skip 02:00-03:00: the window is shorter, opens or closes at the jump, or
+        # does not open
         ("Europe/Berlin", "01:30", "04:00", "2026-03-29T00:00Z", ["29 00:30-29 02:00"]),
         ("Europe/Berlin", "02:30", "04:00", "2026-03-29T00:00Z", ["29 01:00-29 02:00"]),
         ("Europe/Berlin", "01:30", "02:30", "2026-03-29T00:00Z", ["29 00:30-29 01:00"]),
         ("Europe/Berlin", "02:15", "02:45", "2026-03-29T00:00Z", []),
-        # the clocks show 02:00-03:00 twice: longer, or open twice
+        # the clocks show 02:00-03:00 twice: the window is longer, or opens twice
         ("Europe/Berlin", "01:30", "04:00", "2026-10-24T23:00Z", ["24 23:30-25 03:00"]),
         (
             *("Europe/Berlin", "02:15", "02:45", "2026-10-25T00:00Z"),
@@ -238,38 +255,41 @@ def spells(window: Window, zone: str, start: datetime, end: datetime) -> list[tu
         ("Pacific/Apia", "22:00", "02:00", "2011-12-30T00:00Z", ["30 08:00-30 12:00"]),
     ],
 )
-def test_spells_are_what_the_zones_clock_shows(
+def test_open_intervals_follow_the_local_clock(
     zone: str, opens: str, closes: str, start: str, expected: list[str]
 ) -> None:
-    window = Window(time.fromisoformat(opens), time.fromisoformat(closes))
+    window = SendingWindow(time.fromisoformat(opens), time.fromisoformat(closes))
     begin = moment(start)
-    assert [f"{a}-{b}" for a, b in spells(window, zone, begin, begin + 23 * HOUR)] == expected
+    intervals = open_intervals(window, zone, begin, begin + 23 * HOUR)
+    assert [f"{opens}-{closes}" for opens, closes in intervals] == expected
 
 
 @thorough
 @given(window=windows, zone=zones, year=st.integers(1970, 2100), data=st.data())
-def test_spells_are_from_each_next_opening_to_the_next_of_the_complement(
-    window: Window, zone: ZoneInfo, year: int, data: st.DataObject
+def test_open_interval_lasts_from_an_opening_to_the_next_opening_of_the_complement(
+    window: SendingWindow, zone: ZoneInfo, year: int, data: st.DataObject
 ) -> None:
-    near = data.draw(st.sampled_from(jumps(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)]))
+    near = data.draw(
+        st.sampled_from(clock_changes(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)])
+    )
     start = near + data.draw(st.timedeltas(-2 * DAY, DAY))
     end = start + data.draw(st.timedeltas(SECOND, 5 * DAY))
-    complement = Window(window.closes, window.opens)
+    complement = SendingWindow(window.closes, window.opens)
     expected = []
     opens = window.next_opening(zone.key, start)
     while opens < end:
         closes = complement.next_opening(zone.key, opens)
         expected.append((opens, min(closes, end)))
         opens = window.next_opening(zone.key, closes)
-    assert list(window.spells(offsets_of(zone.key, start, end), end)) == expected
+    assert list(window.open_intervals(offsets_of(zone.key, start, end), end)) == expected
 
 
-def test_clocks_of_a_zone_are_worked_out_once_for_each_month() -> None:
+def test_clock_changes_of_a_zone_are_computed_once_for_each_month() -> None:
     start = datetime(2031, 3, 3, 10, 7, tzinfo=UTC)
     offsets_of("Europe/Berlin", start, start + timedelta(days=50))
-    known = _jumps_of_month.cache_info().misses
+    misses = _offset_changes_of_month.cache_info().misses
     for minutes in range(100):
-        moved = start + timedelta(minutes=minutes)
-        found = offsets_of("Europe/Berlin", moved, moved + timedelta(days=50))
-        assert [at for at, _ in found][1:] == [datetime(2031, 3, 30, 1, tzinfo=UTC)]
-    assert _jumps_of_month.cache_info().misses == known
+        later = start + timedelta(minutes=minutes)
+        offsets = offsets_of("Europe/Berlin", later, later + timedelta(days=50))
+        assert [at for at, _ in offsets][1:] == [datetime(2031, 3, 30, 1, tzinfo=UTC)]
+    assert _offset_changes_of_month.cache_info().misses == misses

@@ -11,21 +11,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import audit_log
 from mailer.access.audit import TargetKind
-from mailer.access.audit_log import Entry
-from mailer.access.model import Kind
+from mailer.access.audit_log import AuditEntry
+from mailer.access.model import ActorKind
 from mailer.errors import FieldError
 from mailer.validation import STORABLE
 from mailer.web.paging import Page, page_of
-from mailer.web.query import Id, PageQuery, takes
+from mailer.web.query import Id, PageQuery, accepts_query
 
-KINDS_OF = {"actor_id": "actor_kind", "target_id": "target_kind"}
-"""Numbers that tell something together with a kind alone."""
+KIND_BY_ID = {"actor_id": "actor_kind", "target_id": "target_kind"}
+"""Parameters with an id, and the parameter with the kind that each id needs."""
 
 
 class AuditQuery(PageQuery, frozen=True, kw_only=True):
-    """Which entries of the audit log."""
+    """Filters of the audit log, and a page."""
 
-    actor_kind: Kind | UnsetType = UNSET
+    actor_kind: ActorKind | UnsetType = UNSET
     actor_id: Id | UnsetType = UNSET
     action: (
         Annotated[
@@ -45,30 +45,31 @@ class AuditQuery(PageQuery, frozen=True, kw_only=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Refuse a number of who knows what."""
+        """Reject an id without its kind, besides two positions."""
         yield from super().broken_rules(values, at)
-        for number, kind in KINDS_OF.items():
-            if number in values and kind not in values:
-                yield FieldError(number, "must come together with its kind")
+        for id_name, kind_name in KIND_BY_ID.items():
+            if id_name in values and kind_name not in values:
+                yield FieldError(id_name, "must come together with its kind")
 
 
 class AuditController(Controller):
-    """Who did what."""
+    """The audit log."""
 
     path = "/audit"
     tags = ("audit",)
 
-    @get(needs="admin", **takes(AuditQuery))
+    @get(required_scope="admin", **accepts_query(AuditQuery))
     async def list_audit(
         self,
         engine: NamedDependency[AsyncEngine],
         request: Request[Any, Any, Any],
-        asked: NamedDependency[AuditQuery],
-    ) -> Page[Entry]:
-        """List who did what to which thing, newest first, those that equal what is given.
+        query_params: NamedDependency[AuditQuery],
+    ) -> Page[AuditEntry]:
+        """List the entries of the audit log, newest first.
 
-        No more than 10,001 are counted: that `count` stands for more than 10,000.
+        Only entries that match all given parameters are listed. `count` is at most 10,001, which
+        means more than 10,000.
         """
         async with engine.connect() as connection:
-            found = await audit_log.page(connection, asked.position, **asked.equal())
-        return page_of(found, request, audit_log.to_entry)
+            rows = await audit_log.page(connection, query_params.position, **query_params.equal())
+        return page_of(rows, request, audit_log.to_entry)

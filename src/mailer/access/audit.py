@@ -1,6 +1,6 @@
-"""Who did what to which thing, when and from where: written with the change, and never altered.
+"""Write the audit log: the actor, action and target of every change, its time and IP address.
 
-A trigger refuses every change of what stands there, whoever asks for it.
+An entry is written in the transaction of its change. A database trigger refuses changes of entries.
 """
 
 from collections.abc import Mapping
@@ -13,71 +13,72 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.access.model import Actor
 from mailer.errors import ConflictError
 
-Facts = Mapping[str, Any]
-"""Fields of a thing, as JSON can hold them: never a phone, a tag or a secret."""
+AuditedFields = Mapping[str, Any]
+"""Fields of the target as JSON; never a phone, a tag or a secret."""
 
 
-TargetKind = Literal["mailing", "client", "directory", "key", "account", "database", "gateway"]
+TargetKind = Literal["mailing", "client", "directory", "key", "user", "database", "gateway"]
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What something was done to."""
+    """The object that an action changed."""
 
     kind: TargetKind
     id: int | None = None
 
 
 class ClaimLostError(ConflictError):
-    """Another attempt of this request has taken over; ask again."""
+    """Another attempt of this request is being processed; send it again."""
 
 
-RECORD = """
+INSERT_ENTRY = """
     INSERT INTO audit
         (actor_kind, actor_id, actor, address, action, target_kind, target_id, before, after)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
-# What a request under an Idempotency-Key has done is known from the moment it is done, and is done
-# by one attempt alone.
-FULFIL = """
-    UPDATE idempotency SET effect = $1, client_id = $2, digest = $3
-    WHERE owner = $4 AND key = $5 AND attempt = $6 AND effect IS NULL"""
+# Written in the transaction of the change. `attempt` and `result IS NULL` make sure that only one
+# attempt of a request does its work.
+COMPLETE_IDEMPOTENCY = """
+    UPDATE idempotency SET result = $1, client_id = $2, digest = $3
+    WHERE owner = $4 AND key = $5 AND attempt = $6 AND result IS NULL"""
 
 
-async def record(  # noqa: PLR0913  # what an audit log tells
+async def record(  # noqa: PLR0913  # the fields of an entry
     connection: AsyncConnection | asyncpg.Connection,
     by: Actor,
     action: str,
     target: Target,
     *,
-    before: Facts | None = None,
-    after: Facts | None = None,
-    effect: Facts | None = None,
+    before: AuditedFields | None = None,
+    after: AuditedFields | None = None,
+    result: AuditedFields | None = None,
 ) -> None:
-    """Write down what was done, in the transaction that does it.
+    """Record an action in the audit log, in the transaction of its change.
 
-    `effect` is what a repeat of the request needs to know of it, the target's id unless given.
-    Raises `ClaimLostError` when the request is done by another attempt: the transaction must end.
+    `result` is stored for a repeat of a request with an Idempotency-Key. Default: the target's id.
+    Raises `ClaimLostError` if another attempt of the request has done the work; the transaction
+    must then be rolled back.
     """
-    who = (by.kind, by.id, by.name, by.address)
-    what = (action, target.kind, target.id, _json(before), _json(after))
-    await _execute(connection, RECORD, (*who, *what))
+    actor_values = (by.kind, by.id, by.name, by.address)
+    action_values = (action, target.kind, target.id, _json(before), _json(after))
+    await _execute(connection, INSERT_ENTRY, (*actor_values, *action_values))
     if by.claim is None:
         return
     claim = by.claim
     client_id = target.id if target.kind == "client" else None
-    effect = {"id": target.id} if effect is None else effect
-    values = (_json(effect), client_id, claim.digest, claim.owner, claim.key, claim.attempt)
-    if await _execute(connection, FULFIL, values) == 0:
+    result = {"id": target.id} if result is None else result
+    values = (_json(result), client_id, claim.digest, claim.owner, claim.key, claim.attempt)
+    if await _execute(connection, COMPLETE_IDEMPOTENCY, values) == 0:
         raise ClaimLostError
 
 
 async def _execute(
     connection: AsyncConnection | asyncpg.Connection, sql: str, values: tuple[Any, ...]
 ) -> int:
-    """Return how many rows a statement wrote."""
+    """Execute a statement and return the number of rows that it wrote."""
     if isinstance(connection, AsyncConnection):
         return (await connection.exec_driver_sql(sql, values)).rowcount
     return int((await connection.execute(sql, *values)).rpartition(" ")[2])
 
 
-def _json(facts: Facts | None) -> str | None:
-    return None if facts is None else msgspec.json.encode(facts).decode()
+def _json(fields: AuditedFields | None) -> str | None:
+    return None if fields is None else msgspec.json.encode(fields).decode()

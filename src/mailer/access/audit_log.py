@@ -1,4 +1,4 @@
-"""SQL that reads the audit log, newest first. The caller owns the transaction."""
+"""SQL that reads the audit log. The caller owns the transaction."""
 
 from datetime import datetime
 from typing import Any, ClassVar
@@ -8,27 +8,31 @@ from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.audit import Target
-from mailer.access.model import Kind
+from mailer.access.model import ActorKind
 from mailer.db.access import audit
-from mailer.db.paging import Position, Slice, fetch_slice
+from mailer.db.paging import Cursor, RowPage, fetch_page
 
-MOST_COUNTED = 10_000
-"""Entries that are counted; one more stands for "more than that"."""
+MAX_COUNTED = 10_000
+"""Entries that are counted at most; a count of one more means "more than this"."""
 
 
-class Who(msgspec.Struct, frozen=True):
-    """Who did something: a key, an account, the command line, or anybody where nobody is asked."""
+class AuditedActor(msgspec.Struct, frozen=True):
+    """The author of an action.
 
-    kind: Kind
+    An API key, a user, the command line, or "anybody": a request without
+    authentication, such as a failed sign-in.
+    """
+
+    kind: ActorKind
     id: int | None
     name: str
-    """What the key or account was called then."""
+    """The name of the key or the user at that time."""
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """Something that was done, and how the thing was before and is after it.
+class AuditEntry(msgspec.Struct, frozen=True):
+    """An action, and fields of its target before and after it.
 
-    Of a change only the fields that changed are told; never a phone, a tag or a secret.
+    For a change only the changed fields are included. Phones, tags and secrets never are.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -44,21 +48,21 @@ class Entry(msgspec.Struct, frozen=True):
 
     id: int
     at: datetime
-    actor: Who
+    actor: AuditedActor
     address: str | None
-    """The IP address that it came from; null at the command line."""
+    """The IP address of the request; null for the command line."""
     action: str
     target: Target
     before: dict[str, Any] | None
     after: dict[str, Any] | None
 
 
-def to_entry(row: Row[Any]) -> Entry:
-    """Return the entry that a row of `page` stands for."""
-    return Entry(
+def to_entry(row: Row[Any]) -> AuditEntry:
+    """Convert a row of `page` to an entry."""
+    return AuditEntry(
         row.id,
         row.at,
-        Who(row.actor_kind, row.actor_id, row.actor),
+        AuditedActor(row.actor_kind, row.actor_id, row.actor),
         row.address,
         row.action,
         Target(row.target_kind, row.target_id),
@@ -67,12 +71,12 @@ def to_entry(row: Row[Any]) -> Entry:
     )
 
 
-async def page(connection: AsyncConnection, position: Position, **equal: str | int) -> Slice:
-    """Return a page of the entries whose columns equal what is given.
+async def page(connection: AsyncConnection, position: Cursor, **equal: str | int) -> RowPage:
+    """Return a page of the entries whose columns equal the given values, newest first.
 
-    The log only grows: no more than `MOST_COUNTED` + 1 are counted.
+    At most `MAX_COUNTED` + 1 entries are counted, because the log only grows.
     """
     rows = select(audit).filter_by(**equal)
-    counted = rows.with_only_columns(audit.c.id).limit(MOST_COUNTED + 1).subquery()
+    counted = rows.with_only_columns(audit.c.id).limit(MAX_COUNTED + 1).subquery()
     count = (await connection.execute(select(func.count()).select_from(counted))).scalar_one()
-    return await fetch_slice(connection, rows, audit.c.id, position, count=count)
+    return await fetch_page(connection, rows, audit.c.id, position, count=count)

@@ -1,4 +1,4 @@
-"""What `mailer keys` and `mailer users` do, on the database that a running mailer uses."""
+"""The work of `mailer keys` and `mailer users`, on the database that a running mailer uses."""
 
 import getpass
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -7,27 +7,29 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.access import accounts, keys, service
-from mailer.access.accounts import Account, NewAccount, NewPassword, NewPerson, NewRole
+from mailer.access import keys, service, users
 from mailer.access.model import COMMAND_LINE, Actor
+from mailer.access.users import NewPassword, NewRole, NewUser, NewUserBase, User
 from mailer.clock import database_clock
 from mailer.errors import ConflictError
 from mailer.validation import check
 
-KEY_HEADS = ("id", "name", "scope", "made (UTC)", "last used", "expires", "state")
-USER_HEADS = ("id", "name", "role", "last sign-in (UTC)", "sessions", "state")
+KEY_COLUMNS = ("id", "name", "scope", "created (UTC)", "last used", "expires", "state")
+USER_COLUMNS = ("id", "name", "role", "last sign-in (UTC)", "sessions", "state")
 
 
-class SeveralAccountsError(ConflictError):
-    """Several accounts have this name."""
+class AmbiguousUserError(ConflictError):
+    """Several users have this name."""
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
-        which = ", ".join(map(str, ids))
-        super().__init__(which and f"Several accounts have this name; say --id and one of {which}.")
+        choices = ", ".join(map(str, ids))
+        super().__init__(
+            choices and f"Several users have this name; give --id with one of {choices}."
+        )
 
 
-def at_the_command_line() -> Actor:
-    """Return who runs a command, by the name that the system has for them if it has one."""
+def command_line_actor() -> Actor:
+    """Return the actor of a command, with the operating system's user name if there is one."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -35,8 +37,8 @@ def at_the_command_line() -> Actor:
     return msgspec.structs.replace(COMMAND_LINE, name=f"{user} at the {COMMAND_LINE.name}")
 
 
-async def make_key(engine: AsyncEngine, name: str, scope: str, days: int | None) -> str:
-    """Make a key that is good for so many days, or for ever; return what it shows.
+async def create_key(engine: AsyncEngine, name: str, scope: str, days: int | None) -> str:
+    """Create a key that expires after `days`, or never if None; return its secret.
 
     Raises `InvalidError` and `KeyNameTakenError`.
     """
@@ -44,133 +46,133 @@ async def make_key(engine: AsyncEngine, name: str, scope: str, days: int | None)
     expires_at = None if days is None else now + timedelta(days=days)
     new = check(keys.NewKey, {"name": name, "scope": scope, "expires_at": expires_at}, now)
     async with engine.begin() as connection:
-        _, secret = await keys.add(connection, new, at_the_command_line())
+        _, secret = await keys.create(connection, new, command_line_actor())
     return secret
 
 
 async def list_keys(engine: AsyncEngine) -> list[str]:
-    """Return a table of all keys, the newest first, line by line."""
+    """Return the lines of a table of all keys, newest first."""
     async with engine.connect() as connection:
-        found = await keys.every(connection)
+        all_keys = await keys.list_all(connection)
     now = database_clock.now()
-    return list(_table([KEY_HEADS, *(_row(key, now) for key in found)]))
+    return list(_table([KEY_COLUMNS, *(_row(key, now) for key in all_keys)]))
 
 
 async def revoke_key(engine: AsyncEngine, name: str) -> None:
-    """End the key of this name at once and for good; raises `KeyNotFoundError`."""
+    """Revoke the key with this name, at once and for good; raises `KeyNotFoundError`."""
     async with engine.begin() as connection:
-        key = await keys.of_name(connection, name)
-        await keys.revoke(connection, key.id, at_the_command_line())
+        key = await keys.find_by_name(connection, name)
+        await keys.revoke(connection, key.id, command_line_actor())
 
 
-async def expect_new_user(engine: AsyncEngine, name: str, role: str) -> None:
-    """Refuse early, before anybody types a password for it, an account that cannot be made.
+async def ensure_user_can_be_created(engine: AsyncEngine, name: str, role: str) -> None:
+    """Check name and role of a new user before its password is asked for.
 
-    Raises `InvalidError` and `AccountNameTakenError`.
+    Raises `InvalidError` and `UserNameTakenError`.
     """
-    new = check(NewPerson, {"name": name.strip(), "role": role}, database_clock.now())
+    new = check(NewUserBase, {"name": name.strip(), "role": role}, database_clock.now())
     async with engine.connect() as connection:
-        if await accounts.kept_password(connection, new.name) is not None:
-            raise accounts.AccountNameTakenError
+        if await users.find_password_hash(connection, new.name) is not None:
+            raise users.UserNameTakenError
 
 
-async def add_user(engine: AsyncEngine, name: str, role: str, password: str) -> None:
-    """Make an account; raises `InvalidError` and `AccountNameTakenError`."""
-    given = {"name": name.strip(), "role": role, "password": password}
-    new = check(NewAccount, given, database_clock.now())
-    await service.add_account(engine, new, at_the_command_line())
+async def create_user(engine: AsyncEngine, name: str, role: str, password: str) -> None:
+    """Create a user; raises `InvalidError` and `UserNameTakenError`."""
+    values = {"name": name.strip(), "role": role, "password": password}
+    new = check(NewUser, values, database_clock.now())
+    await service.create_user(engine, new, command_line_actor())
 
 
-async def expect_user(engine: AsyncEngine, name: str) -> None:
-    """Raise `AccountNotFoundError` early, before anybody types a password for it."""
+async def ensure_user_exists(engine: AsyncEngine, name: str) -> None:
+    """Raise `UserNotFoundError` before a password for the user is asked for."""
     async with engine.connect() as connection:
-        await _called(connection, name)
+        await _find_users(connection, name)
 
 
 async def set_user_password(engine: AsyncEngine, name: str, password: str) -> None:
-    """Give an account another password.
+    """Set the password of a user and end all sessions of the user.
 
-    Raises `InvalidError`, `AccountNotFoundError` and `NoPasswordHereError`.
+    Raises `InvalidError`, `UserNotFoundError` and `NoLocalPasswordError`.
     """
     new = check(NewPassword, {"password": password}, database_clock.now())
     async with engine.connect() as connection:
-        known, *_ = await _called(connection, name)  # only the first can have a password
-    await service.set_password(engine, known.id, new, at_the_command_line())
+        user, *_ = await _find_users(connection, name)  # only the first can have a local password
+    await service.set_password(engine, user.id, new, command_line_actor())
 
 
 async def set_user_role(engine: AsyncEngine, name: str, role: str) -> None:
-    """Give an account another role.
+    """Change the role of a user.
 
-    Raises `InvalidError`, `AccountNotFoundError` and `RoleElsewhereError`.
+    Raises `InvalidError`, `UserNotFoundError` and `ExternalRoleError`.
     """
     new = check(NewRole, {"role": role}, database_clock.now())
     async with engine.begin() as connection:
-        known, *_ = await _called(connection, name)  # only of the first is a role kept here
-        await accounts.set_role(connection, known.id, new.role, at_the_command_line())
+        user, *_ = await _find_users(connection, name)  # only the first can have a local role
+        await users.set_role(connection, user.id, new.role, command_line_actor())
 
 
-async def disable_user(engine: AsyncEngine, name: str, account_id: int | None) -> None:
-    """Keep somebody out; raises `AccountNotFoundError` and `SeveralAccountsError`."""
-    await _change(engine, name, account_id, accounts.disable)
+async def disable_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
+    """Disable a user; raises `UserNotFoundError` and `AmbiguousUserError`."""
+    await _change(engine, name, user_id, users.disable)
 
 
-async def enable_user(engine: AsyncEngine, name: str, account_id: int | None) -> None:
-    """Let somebody in again; raises `AccountNotFoundError` and `SeveralAccountsError`."""
-    await _change(engine, name, account_id, accounts.enable)
+async def enable_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
+    """Enable a user; raises `UserNotFoundError` and `AmbiguousUserError`."""
+    await _change(engine, name, user_id, users.enable)
 
 
-async def sign_out_user(engine: AsyncEngine, name: str, account_id: int | None) -> None:
-    """End all sessions; raises `AccountNotFoundError` and `SeveralAccountsError`."""
-    await _change(engine, name, account_id, accounts.end_sessions)
+async def sign_out_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
+    """End all sessions of a user; raises `UserNotFoundError` and `AmbiguousUserError`."""
+    await _change(engine, name, user_id, users.end_sessions)
 
 
 async def list_users(engine: AsyncEngine) -> list[str]:
-    """Return a table of all accounts, line by line."""
+    """Return the lines of a table of all users."""
     async with engine.connect() as connection:
-        found = await accounts.every(connection)
+        all_users = await users.list_all(connection)
     rows = [
         (
-            str(each.id),
-            each.name,
-            each.role,
-            _moment(each.signed_in_at),
-            str(each.sessions),
-            " ".join(filter(None, ("disabled" if each.disabled_at else "", each.issuer))),
+            str(user.id),
+            user.name,
+            user.role,
+            _moment(user.signed_in_at),
+            str(user.sessions),
+            " ".join(filter(None, ("disabled" if user.disabled_at else "", user.issuer))),
         )
-        for each in found
+        for user in all_users
     ]
-    return list(_table([USER_HEADS, *rows]))
+    return list(_table([USER_COLUMNS, *rows]))
 
 
 async def _change(
     engine: AsyncEngine,
     name: str,
-    account_id: int | None,
-    step: Callable[[AsyncConnection, int, Actor], Awaitable[object]],
+    user_id: int | None,
+    action: Callable[[AsyncConnection, int, Actor], Awaitable[object]],
 ) -> None:
     async with engine.begin() as connection:
-        found = [
-            each.id
-            for each in await _called(connection, name)
-            if account_id is None or each.id == account_id
+        ids = [
+            user.id
+            for user in await _find_users(connection, name)
+            if user_id is None or user.id == user_id
         ]
-        if not found:
-            raise accounts.AccountNotFoundError
-        if len(found) > 1:
-            raise SeveralAccountsError(found)
-        await step(connection, found[0], at_the_command_line())
+        if not ids:
+            raise users.UserNotFoundError
+        if len(ids) > 1:
+            raise AmbiguousUserError(ids)
+        await action(connection, ids[0], command_line_actor())
 
 
-async def _called(connection: AsyncConnection, name: str) -> list[Account]:
-    """Return the accounts of a name, one at least; raises `AccountNotFoundError`."""
-    found = await accounts.called(connection, name)
+async def _find_users(connection: AsyncConnection, name: str) -> list[User]:
+    """Return the users with a name, at least one; raises `UserNotFoundError`."""
+    found = await users.find_by_name(connection, name)
     if not found:
-        raise accounts.AccountNotFoundError
+        raise users.UserNotFoundError
     return found
 
 
 def _row(key: keys.Key, now: datetime) -> tuple[str, ...]:
-    moments = (_moment(each) for each in (key.created_at, key.last_used_at, key.expires_at))
+    moments = (_moment(at) for at in (key.created_at, key.last_used_at, key.expires_at))
     return (str(key.id), key.name, key.scope, *moments, key.state(now))
 
 

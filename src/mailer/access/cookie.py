@@ -1,4 +1,4 @@
-"""Cookies by which a browser shows who it is, here alone and to no script."""
+"""Cookies for sessions and pending sign-ins: HttpOnly, SameSite=Lax, and Secure behind TLS."""
 
 from typing import Any
 
@@ -7,56 +7,55 @@ from litestar import Request
 from litestar.datastructures import Cookie
 
 COOKIE = "session"
+"""The name of the session cookie, before `_name` adds to it."""
 
 
-class Purpose(msgspec.Struct, frozen=True):
-    """What a cookie is for: its name, the path it is sent to, and its seconds of life.
-
-    Without them it ends with the browser.
-    """
+class CookieKind(msgspec.Struct, frozen=True):
+    """The attributes that differ between our cookies."""
 
     name: str
     path: str = "/"
-    age: int | None = None
+    max_age: int | None = None
+    """Seconds; None: until the browser is closed."""
 
 
-SESSION = Purpose(COOKIE)
+SESSION = CookieKind(COOKIE)
 
 
-def shown_by(request: Request[Any, Any, Any], purpose: Purpose = SESSION) -> str | None:
-    """Return what a cookie of a request shows."""
-    return request.cookies.get(_name(request, purpose))
+def read_cookie(request: Request[Any, Any, Any], kind: CookieKind = SESSION) -> str | None:
+    """Return the secret in a cookie of a request; None without the cookie."""
+    return request.cookies.get(_name(request, kind))
 
 
-def cookie(
-    request: Request[Any, Any, Any], secret: str | None, purpose: Purpose = SESSION
+def make_cookie(
+    request: Request[Any, Any, Any], secret: str | None, kind: CookieKind = SESSION
 ) -> Cookie:
-    """Return the cookie that shows a secret, or takes it away."""
+    """Return a cookie that holds a secret, or one that deletes the cookie if `secret` is None."""
     return Cookie(
-        _name(request, purpose),
+        _name(request, kind),
         value=secret or "",
-        path=purpose.path,
-        max_age=purpose.age if secret else 0,
+        path=kind.path,
+        max_age=kind.max_age if secret else 0,
         httponly=True,
         samesite="lax",
         secure=_is_secure(request),
     )
 
 
-def _name(request: Request[Any, Any, Any], purpose: Purpose) -> str:
-    """Return the name of a cookie, which behind TLS says that it came by TLS.
+def _name(request: Request[Any, Any, Any], kind: CookieKind) -> str:
+    """Return the full name of a cookie.
 
-    Of one for all paths it says also that it is from this host alone (RFC 6265bis, 4.1.3). It ends
-    with the mark of the database that knows the secret: browsers send the cookies of a host to all
-    its ports, and two instances there would overwrite each other's.
+    Behind TLS it has the prefix `__Host-`, or `__Secure-` if the cookie is for one path only
+    (RFC 6265bis, 4.1.3). It ends with the fingerprint of the database: browsers send cookies to
+    all ports of a host, so that two instances on one host would overwrite each other's cookies.
     """
-    mark = request.app.state.database_mark
-    name = f"{purpose.name}-{mark}" if mark else purpose.name
+    fingerprint = request.app.state.database_mark
+    name = f"{kind.name}-{fingerprint}" if fingerprint else kind.name
     if not _is_secure(request):
         return name
-    return f"{'__Host-' if purpose.path == '/' else '__Secure-'}{name}"
+    return f"{'__Host-' if kind.path == '/' else '__Secure-'}{name}"
 
 
 def _is_secure(request: Request[Any, Any, Any]) -> bool:
-    """Whether a request came by TLS, to us or to a trusted proxy."""
+    """Return whether a request came over TLS, to mailer or to a trusted proxy."""
     return request.url.scheme == "https"

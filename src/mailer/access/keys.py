@@ -1,4 +1,4 @@
-"""SQL of the keys that programs come in by. The caller owns the transaction."""
+"""SQL of API keys. The caller owns the transaction."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -19,29 +19,30 @@ from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.settings import Scope
 from mailer.validation import Input
 
-PREFIX = "mailer_"
-State = Literal["good", "expired", "revoked"]
-REVOKED = 100
-"""Keys that are revoked and shown all the same."""
+KEY_PREFIX = "mailer_"
+"""The start of every API key."""
+KeyState = Literal["active", "expired", "revoked"]
+MAX_LISTED_REVOKED = 100
+"""Revoked keys that `list_recent` returns at most."""
 
 
 class NewKey(Input, frozen=True, kw_only=True):
-    """A key to be made."""
+    """An API key to create."""
 
     name: Name
     scope: Annotated[Scope, Meta(extra={"rule": "must be read, write or admin"})]
     expires_at: Annotated[datetime, Meta(tz=True)] | None = None
-    """From then on it opens nothing; None: never."""
+    """None: never."""
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Refuse a key that would be good for nothing from the beginning."""
+        """Reject a key that would expire at once."""
         if (expires_at := values.get("expires_at")) is not None and expires_at <= at:
             yield FieldError("expires_at", "must be in the future")
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A key, but for what it shows."""
+    """An API key, without its secret."""
 
     id: int
     name: str
@@ -51,12 +52,12 @@ class Key(msgspec.Struct, frozen=True):
     last_used_at: datetime | None
     revoked_at: datetime | None
 
-    def state(self, at: datetime) -> State:
-        """Return whether it opens anything at a moment, and why not."""
+    def state(self, at: datetime) -> KeyState:
+        """Return whether the key can be used at a moment, or why not."""
         if self.revoked_at is not None:
             return "revoked"
-        is_over = self.expires_at is not None and self.expires_at <= at
-        return "expired" if is_over else "good"
+        is_expired = self.expires_at is not None and self.expires_at <= at
+        return "expired" if is_expired else "active"
 
 
 class KeyNotFoundError(NotFoundError):
@@ -67,87 +68,95 @@ class KeyNameTakenError(ConflictError):
     """Another key that is not revoked has this name."""
 
 
-SHOWN = [api_key.c[name] for name in Key.__struct_fields__]
+COLUMNS = [api_key.c[name] for name in Key.__struct_fields__]
 
 
-async def add(connection: AsyncConnection, new: NewKey, by: Actor) -> tuple[Key, str]:
-    """Make a key; return it, and what it shows, which nobody can be told again.
+async def create(connection: AsyncConnection, new: NewKey, by: Actor) -> tuple[Key, str]:
+    """Create a key; return it and its secret, which is not stored and cannot be shown again.
 
     Raises `KeyNameTakenError`.
     """
-    secret = new_secret(PREFIX)
+    secret = new_secret(KEY_PREFIX)
     values = msgspec.structs.asdict(new)
-    statement = insert(api_key).values(**values, digest=digest(secret)).returning(*SHOWN)
+    statement = insert(api_key).values(**values, digest=digest(secret)).returning(*COLUMNS)
     try:
         key = Key(**(await connection.execute(statement)).mappings().one())
     except IntegrityError as error:
         if violates(error, "api_key_name_key"):
             raise KeyNameTakenError from error
         raise
-    await audit.record(connection, by, "key_made", audit.Target("key", key.id), after=values)
+    await audit.record(connection, by, "key_created", audit.Target("key", key.id), after=values)
     return key, secret
 
 
 async def revoke(connection: AsyncConnection, key_id: int, by: Actor) -> Key:
-    """End a key at once and for good; raises `KeyNotFoundError`."""
+    """Revoke a key, at once and for good; raises `KeyNotFoundError`."""
     statement = (
         update(api_key)
         .where(api_key.c.id == key_id, api_key.c.revoked_at.is_(None))
         .values(revoked_at=func.now())
-        .returning(*SHOWN)
+        .returning(*COLUMNS)
     )
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         raise KeyNotFoundError
     key = Key(**row)
-    was = {"name": key.name, "scope": key.scope}
-    await audit.record(connection, by, "key_revoked", audit.Target("key", key_id), before=was)
+    before = {"name": key.name, "scope": key.scope}
+    await audit.record(connection, by, "key_revoked", audit.Target("key", key_id), before=before)
     return key
 
 
 async def get(connection: AsyncConnection, key_id: int) -> Key:
     """Return a key that is not revoked; raises `KeyNotFoundError`."""
-    return await _living(connection, api_key.c.id == key_id)
+    return await _get_active(connection, api_key.c.id == key_id)
 
 
-async def of_name(connection: AsyncConnection, name: str) -> Key:
-    """Return the key of this name that is not revoked; raises `KeyNotFoundError`."""
+async def find_by_name(connection: AsyncConnection, name: str) -> Key:
+    """Return the key with a name, as given or normalized, that is not revoked.
+
+    Raises `KeyNotFoundError`.
+    """
     try:
-        return await _living(connection, api_key.c.name == name)
+        return await _get_active(connection, api_key.c.name == name)
     except KeyNotFoundError:
-        return await _living(connection, api_key.c.name == clean_name(name))
+        return await _get_active(connection, api_key.c.name == clean_name(name))
 
 
-async def _living(connection: AsyncConnection, condition: ColumnElement[bool]) -> Key:
-    statement = select(*SHOWN).where(condition, api_key.c.revoked_at.is_(None))
+async def _get_active(connection: AsyncConnection, condition: ColumnElement[bool]) -> Key:
+    statement = select(*COLUMNS).where(condition, api_key.c.revoked_at.is_(None))
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         raise KeyNotFoundError
     return Key(**row)
 
 
-async def every(connection: AsyncConnection) -> list[Key]:
-    """Return all keys, the newest first."""
-    found = await connection.execute(select(*SHOWN).order_by(api_key.c.id.desc()))
-    return [Key(**row) for row in found.mappings()]
+async def list_all(connection: AsyncConnection) -> list[Key]:
+    """Return all keys, newest first."""
+    rows = await connection.execute(select(*COLUMNS).order_by(api_key.c.id.desc()))
+    return [Key(**row) for row in rows.mappings()]
 
 
-async def recent(connection: AsyncConnection) -> tuple[list[Key], int]:
-    """Return the keys that are not revoked and the newest `REVOKED` others, the newest first.
+async def list_recent(connection: AsyncConnection) -> tuple[list[Key], int]:
+    """Return all keys that are not revoked and the newest `MAX_LISTED_REVOKED` revoked keys.
 
-    And how many are left out.
+    Newest first. The second value is the number of revoked keys that are left out.
     """
     is_revoked = api_key.c.revoked_at.is_not(None)
-    last = select(api_key.c.id).where(is_revoked).order_by(api_key.c.id.desc()).limit(REVOKED)
-    statement = select(*SHOWN).where(~is_revoked | api_key.c.id.in_(last))
-    found = await connection.execute(statement.order_by(api_key.c.id.desc()))
+    newest_revoked = (
+        select(api_key.c.id)
+        .where(is_revoked)
+        .order_by(api_key.c.id.desc())
+        .limit(MAX_LISTED_REVOKED)
+    )
+    statement = select(*COLUMNS).where(~is_revoked | api_key.c.id.in_(newest_revoked))
+    rows = await connection.execute(statement.order_by(api_key.c.id.desc()))
     count = select(func.count()).select_from(api_key).where(is_revoked)
     revoked = (await connection.execute(count)).scalar_one()
-    return [Key(**row) for row in found.mappings()], max(0, revoked - REVOKED)
+    return [Key(**row) for row in rows.mappings()], max(0, revoked - MAX_LISTED_REVOKED)
 
 
-# When it was last used is written once a minute: a key may be used a thousand times a second.
-USE = text("""
+# last_used_at is written once a minute at most: a key may be used a thousand times a second.
+AUTHENTICATE_KEY = text("""
     WITH found AS (
         SELECT id, name, scope, last_used_at FROM api_key
         WHERE digest = :digest AND revoked_at IS NULL
@@ -160,16 +169,18 @@ USE = text("""
     SELECT id, name, scope FROM found""")
 
 
-STILL = """
+CURRENT_SCOPE_SQL = """
     SELECT scope FROM api_key
     WHERE id = $1 AND revoked_at IS NULL
         AND (expires_at IS NULL OR expires_at > clock_timestamp())"""
-"""What a key opens at this moment, whatever it opened when its request began."""
+"""The scope that a key has at this moment."""
 
 
-async def use(connection: AsyncConnection, secret: str, address: str | None) -> Actor | None:
-    """Return who comes in by a key; None when it opens nothing."""
-    row = (await connection.execute(USE, {"digest": digest(secret)})).one_or_none()
+async def authenticate(
+    connection: AsyncConnection, secret: str, address: str | None
+) -> Actor | None:
+    """Return the key's actor; None if the key is unknown, revoked or expired."""
+    row = (await connection.execute(AUTHENTICATE_KEY, {"digest": digest(secret)})).one_or_none()
     if row is None:
         return None
     return Actor("key", row.name, row.id, row.scope, address)

@@ -1,4 +1,4 @@
-"""Who asks, and what they may do."""
+"""Actors (API keys, users, the command line) and the scopes that they have."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -9,81 +9,86 @@ from msgspec import Meta
 from mailer.settings import SCOPES, Role, Scope
 from mailer.text import clean_label
 
-# A name is told at terminals too, where control characters do things, and none may turn round what
-# stands beside it (Unicode's Bidi_Control).
-REFUSED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# Names are also printed on terminals, which execute control characters. Unicode's Bidi_Control
+# characters would reverse the text beside a name.
+FORBIDDEN_CHARACTERS = (
+    r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+)
 
 
 def clean_name(text: str) -> str:
-    """Return a name as `clean_label` has it; one with characters to refuse stays as it is."""
-    return text if re.search(f"[{REFUSED}]", text) else clean_label(text)
+    """Normalize a name with `clean_label`; return it unchanged if it has forbidden characters."""
+    return text if re.search(f"[{FORBIDDEN_CHARACTERS}]", text) else clean_label(text)
 
 
 Name = Annotated[
     str,
     Meta(
         max_length=64,
-        pattern=rf"^(?!\s)[^{REFUSED}]+(?<!\s)(?!\n)$",
+        pattern=rf"^(?!\s)[^{FORBIDDEN_CHARACTERS}]+(?<!\s)(?!\n)$",
         extra={"rule": "must be 1 to 64 characters on one line", "normalize": clean_name},
     ),
 ]
-"""What a key or an account is called."""
-Kind = Literal["key", "account", "command", "anybody"]
+"""The name of an API key or a user."""
+ActorKind = Literal["key", "user", "command", "anybody"]
 
-SCOPE_OF: dict[Role, Scope] = {"viewer": "read", "operator": "write", "admin": "admin"}
-"""What a person may do, by role."""
+SCOPE_BY_ROLE: dict[Role, Scope] = {"viewer": "read", "operator": "write", "admin": "admin"}
 
 
-class Claim(msgspec.Struct):
-    """A request under an Idempotency-Key that this process works on."""
+class IdempotencyClaim(msgspec.Struct):
+    """A worker's claim on a request that has an Idempotency-Key."""
 
     owner: str
     key: str
     attempt: str
-    """A UUID: who works on it, of those that took it one after the other."""
+    """A UUID of this attempt; each worker that continues the request has another one."""
     digest: bytes | None = None
-    """Of the method, the address, the credential and the body; None until the body was read."""
-    effect: dict[str, Any] | None = None
-    """What an attempt before this one did, whose answer was lost."""
+    """SHA-256 of the method, URL, credential and body; None until the body has been read."""
+    result: dict[str, Any] | None = None
+    """What an earlier attempt did before its response was lost; None if it did nothing."""
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who does something: a key, a person, the command line, or anybody where nobody is asked."""
+    """The author of an action.
 
-    kind: Kind
+    An API key, a signed-in user, the command line, or "anybody": a request without
+    authentication, such as a failed sign-in or any request under `MAILER_AUTH=none`.
+    """
+
+    kind: ActorKind
     name: str
     id: int | None = None
     scope: Scope = "read"
     address: str | None = None
-    """The IP address that it came from; None at the command line."""
-    claim: Claim | None = None
+    """The IP address of the request; None for the command line."""
+    claim: IdempotencyClaim | None = None
     session: bytes | None = None
-    """The digest of the session that a person is signed in by."""
+    """The digest of a user's session."""
 
     @property
     def role(self) -> Role:
-        """The role of a person who may do what it may do."""
-        return next(role for role, scope in SCOPE_OF.items() if scope == self.scope)
+        """The role that has this actor's scope."""
+        return next(role for role, scope in SCOPE_BY_ROLE.items() if scope == self.scope)
 
     @property
-    def account_id(self) -> int:
-        """The account of a person; raises `TypeError` for who has none."""
-        if self.kind != "account" or self.id is None:
-            raise TypeError("only people have accounts")
+    def user_id(self) -> int:
+        """The id of the user; raises `TypeError` for any other kind of actor."""
+        if self.kind != "user" or self.id is None:
+            raise TypeError("the actor is not a user")
         return self.id
 
     @property
-    def caller(self) -> tuple[Kind, int] | None:
-        """What counts as one where something is shared out; None where nobody is asked."""
+    def quota_key(self) -> tuple[ActorKind, int] | None:
+        """The key under which limiters count this actor; None for an actor without an id."""
         return None if self.id is None else (self.kind, self.id)
 
     @property
-    def effect(self) -> dict[str, Any] | None:
-        """What this very request has done already, or None."""
-        return self.claim.effect if self.claim else None
+    def stored_result(self) -> dict[str, Any] | None:
+        """What an earlier attempt of this request did; None if it did nothing."""
+        return self.claim.result if self.claim else None
 
     def may(self, needed: Scope) -> bool:
-        """Whether it may do what needs a scope."""
+        """Return whether the actor's scope includes `needed`."""
         return SCOPES.index(self.scope) >= SCOPES.index(needed)
 
 

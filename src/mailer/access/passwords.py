@@ -1,4 +1,4 @@
-"""Passwords: what one may be, and what is kept of it (argon2id, RFC 9106)."""
+"""Passwords: rules, hashing and verification (argon2id, RFC 9106)."""
 
 import asyncio
 import base64
@@ -15,36 +15,37 @@ from argon2.exceptions import VerifyMismatchError
 from msgspec import Meta
 
 from mailer.errors import FieldError, UnavailableError
+from mailer.limits import ConcurrencyLimiter
 from mailer.validation import STORABLE
-from mailer.web.turns import Turns
 
-SHORTEST, LONGEST = 12, 1_024
-"""Characters. Length is all that is asked for: rules about kinds of characters lead to worse
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 12, 1_024
+"""Characters. There are no rules about kinds of characters, because such rules lead to worse
 passwords (NIST SP 800-63B, 3.1.1.2)."""
-COMMON = Path(__file__).parent / "common_passwords" / "passwords.txt"
-OWN_WORDS = ("mailer", "admin", "administrator")
-"""Obvious here, and not on the list."""
-RUNS = "01234567890123456789 98765432109876543210 abcdefghijklmnopqrstuvwxyz"
+COMMON_PASSWORDS_FILE = Path(__file__).parent / "common_passwords" / "passwords.txt"
+OWN_COMMON_PASSWORDS = ("mailer", "admin", "administrator")
+"""Easy to guess for mailer, and not in the file."""
+CHARACTER_RUNS = "01234567890123456789 98765432109876543210 abcdefghijklmnopqrstuvwxyz"
 MIN_DISTINCT = 6  # characters
 RUSSIAN_KEYS = str.maketrans("йцукенгшщзхъфывапролджэячсмитьбю", "qwertyuiop[]asdfghjkl;'zxcvbnm,.")
-"""The Latin keys of a Russian keyboard: the list has what Russian words are on them."""
-AT_ONCE = 2
-"""Passwords that are hashed at the same time: each takes 64 MiB and keeps a core busy."""
+"""The Latin letters on the keys of a Russian keyboard. The file of common passwords has Russian
+words typed on these keys."""
+MAX_CONCURRENT_HASHES = 2
+"""Passwords hashed at the same time. Each takes 64 MiB of memory and one CPU core."""
 
 
 class HashingBusyError(UnavailableError):
-    """Too many passwords are looked at; try again in a few seconds."""
+    """Too many passwords are being checked; try again in a few seconds."""
 
     retry_after = 5
 
 
-TURNS = Turns(AT_ONCE, patience=5.0, busy=HashingBusyError)
+HASH_LIMITER = ConcurrencyLimiter(MAX_CONCURRENT_HASHES, timeout=5.0, busy=HashingBusyError)
 
 Password = Annotated[
     str,
     Meta(
-        min_length=SHORTEST,
-        max_length=LONGEST,
+        min_length=MIN_PASSWORD_LENGTH,
+        max_length=MAX_PASSWORD_LENGTH,
         pattern=STORABLE,
         extra={"rule": "must be 12 to 1024 characters"},
     ),
@@ -59,46 +60,46 @@ def _hasher() -> PasswordHasher:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(AT_ONCE, thread_name_prefix="password")
+    return ThreadPoolExecutor(MAX_CONCURRENT_HASHES, thread_name_prefix="password")
 
 
 @cache
-def _nobodys() -> str:
-    """Return what is compared where nothing is kept, so that it takes as long.
+def _dummy_hash() -> str:
+    """Return a hash to verify against when the user is unknown, so that this takes as long.
 
-    It is the hash of no password, and so need not be made when the first of these comes.
+    It is composed of zero bytes with the usual cost parameters, so that no hashing is needed.
     """
-    made = _hasher()
-    cost = f"m={made.memory_cost},t={made.time_cost},p={made.parallelism}"
+    hasher = _hasher()
+    cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
     salt, digest = (
         base64.b64encode(bytes(length)).rstrip(b"=").decode()
-        for length in (made.salt_len, made.hash_len)
+        for length in (hasher.salt_len, hasher.hash_len)
     )
     return f"$argon2id$v=19${cost}${salt}${digest}"
 
 
-async def hashed(password: str) -> str:
-    """Return what is kept of a password; raises `HashingBusyError`."""
-    return await _in_thread(lambda: _hasher().hash(_normal(password)))
+async def hash_password(password: str) -> str:
+    """Return the hash of a password; raises `HashingBusyError`."""
+    return await _in_thread(lambda: _hasher().hash(_to_bytes(password)))
 
 
-async def matches(kept: str | None, password: str) -> bool:
-    """Whether a password is the one of which `kept` is kept; with None it takes as long.
+async def verify_password(stored_hash: str | None, password: str) -> bool:
+    """Return whether a password has this hash; None never matches, but takes as long.
 
     Raises `HashingBusyError`.
     """
-    return await _in_thread(lambda: _matches(kept, password))
+    return await _in_thread(lambda: _matches(stored_hash, password))
 
 
-def is_outdated(kept: str) -> bool:
-    """Whether a password would be hashed otherwise today."""
-    return _hasher().check_needs_rehash(kept)
+def needs_rehash(stored_hash: str) -> bool:
+    """Return whether a hash was made with other parameters than those used now."""
+    return _hasher().check_needs_rehash(stored_hash)
 
 
-def too_easy(name: str, password: str) -> list[FieldError]:
-    """Name what is wrong with a password of somebody called so, whatever its length."""
-    text = _plain(password)
-    if _plain(name) in {text, text.strip(f"{digits}{punctuation} ")}:
+def find_weakness(name: str, password: str) -> list[FieldError]:
+    """Return the errors of a password for a user with this name; length is not checked."""
+    text = _fold(password)
+    if _fold(name) in {text, text.strip(f"{digits}{punctuation} ")}:
         return [FieldError("password", "must not be the name")]
     if _is_common(text):
         return [FieldError("password", "is too common, or too close to a common password")]
@@ -106,29 +107,29 @@ def too_easy(name: str, password: str) -> list[FieldError]:
 
 
 @cache
-def _common() -> frozenset[str]:
-    return frozenset((*COMMON.read_text().split(), *OWN_WORDS))
+def _common_passwords() -> frozenset[str]:
+    return frozenset((*COMMON_PASSWORDS_FILE.read_text().split(), *OWN_COMMON_PASSWORDS))
 
 
 def _is_common(text: str) -> bool:
-    """Whether a password is among the most used ones (NIST SP 800-63B, 3.1.1.2), or close to one.
+    """Return whether a password is common, or close to a common one (NIST SP 800-63B, 3.1.1.2).
 
-    It is close when only digits, signs, blanks and repetition are added. A run of digits or of the
-    alphabet, and a text of fewer than `MIN_DISTINCT` different characters, count as common.
+    It is close if it differs only by added digits, punctuation, blanks or repetition. Runs of
+    digits or of the alphabet, and fewer than `MIN_DISTINCT` different characters, are common too.
     """
     letters = _letters(text)
     latin = letters.translate(RUSSIAN_KEYS)
     candidates = map(_without_repetition, (text, letters, latin, _letters(latin)))
     return (
         len(set(text)) < MIN_DISTINCT
-        or text in RUNS
-        or any(each in _common() for each in candidates)
+        or text in CHARACTER_RUNS
+        or any(candidate in _common_passwords() for candidate in candidates)
     )
 
 
-def _plain(password: str) -> str:
-    """Return a password without differences that people do not see, such as of case."""
-    text = "".join(each for each in password if unicodedata.category(each) != "Cf")
+def _fold(password: str) -> str:
+    """Return a password without case, compatibility forms and invisible format characters."""
+    text = "".join(char for char in password if unicodedata.category(char) != "Cf")
     return unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -137,25 +138,25 @@ def _letters(text: str) -> str:
 
 
 def _without_repetition(text: str) -> str:
-    # a part that is repeated: the doubled text has the whole text again where the part ends
+    # "abcabc" -> "abc": in the doubled text, the text occurs again where its first unit ends
     return text[: (text + text).find(text, 1)] if text else text
 
 
-def _matches(kept: str | None, password: str) -> bool:
-    if len(password) > LONGEST:
+def _matches(stored_hash: str | None, password: str) -> bool:
+    if len(password) > MAX_PASSWORD_LENGTH:
         return False
     try:
-        _hasher().verify(kept or _nobodys(), _normal(password))
+        _hasher().verify(stored_hash or _dummy_hash(), _to_bytes(password))
     except VerifyMismatchError:
         return False
-    return kept is not None
+    return stored_hash is not None
 
 
-def _normal(password: str) -> bytes:
-    """Return the same bytes for what looks the same, whatever typed it (NIST SP 800-63B)."""
+def _to_bytes(password: str) -> bytes:
+    """Return the bytes to hash: the same for every way to type a character (NIST SP 800-63B)."""
     return unicodedata.normalize("NFKC", password).encode(errors="surrogatepass")
 
 
 async def _in_thread(work: Callable[[], Result]) -> Result:
-    async with TURNS.turn():
+    async with HASH_LIMITER.slot():
         return await asyncio.get_running_loop().run_in_executor(_threads(), work)

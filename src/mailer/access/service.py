@@ -1,11 +1,11 @@
-"""How people come in and leave, and what admins do with the accounts of others."""
+"""Sign-in, sign-out and passwords: use cases of users and of admins who manage users."""
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.access import accounts, audit, passwords, sessions, throttle
-from mailer.access.accounts import Account, NewAccount, NewPassword
+from mailer.access import audit, login_throttle, passwords, sessions, users
 from mailer.access.model import Actor
 from mailer.access.oidc.model import Identity, SignInError
+from mailer.access.users import NewPassword, NewUser, User
 from mailer.errors import FieldError, InvalidError, MailerError
 from mailer.validation import is_storable
 
@@ -15,141 +15,149 @@ class NotSignedInError(MailerError):
 
 
 async def sign_in(
-    engine: AsyncEngine, name: str, password: str, address: str | None, browser: str
+    engine: AsyncEngine, name: str, password: str, address: str | None, user_agent: str
 ) -> str:
-    """Begin a session of who shows a name and its password; return what its cookie shows.
+    """Sign a user in by name and password; return the secret for the session cookie.
 
-    Raises `NotSignedInError`, whatever is wrong, `ThrottledError` and `HashingBusyError`.
+    Raises `NotSignedInError` for a wrong name, a wrong password and a disabled user alike,
+    `ThrottledError` and `HashingBusyError`.
     """
     name = name.strip()
     async with engine.begin() as connection:
-        attempt = await throttle.count(connection, name, address)
+        attempt = await login_throttle.count_attempt(connection, name, address)
     async with engine.connect() as connection:
-        found = await accounts.kept_password(connection, name) if is_storable(name) else None
-    known, kept = found or (None, None)
-    is_right = await _matches(engine, attempt, kept, password)
-    rehashed = None
-    if is_right and kept is not None and passwords.is_outdated(kept):
-        rehashed = await passwords.hashed(password)
+        found = await users.find_password_hash(connection, name) if is_storable(name) else None
+    user, stored_hash = found or (None, None)
+    is_right = await _verify_password(engine, attempt, stored_hash, password)
+    new_hash = None
+    if is_right and stored_hash is not None and passwords.needs_rehash(stored_hash):
+        new_hash = await passwords.hash_password(password)
     async with engine.begin() as connection:
         if (
             is_right
-            and known is not None
-            and kept is not None
-            and await accounts.signed_in(connection, known.id, kept, rehashed)
+            and user is not None
+            and stored_hash is not None
+            and await users.record_sign_in(connection, user.id, stored_hash, new_hash)
         ):
-            await throttle.clear(connection, attempt)
-            return await begin(connection, known, address, browser)
-        await _refused(connection, known.id if known else None, address)
+            await login_throttle.forget_attempts(connection, attempt)
+            return await begin_session(connection, user, address, user_agent)
+        await _record_refused(connection, user.id if user else None, address)
     raise NotSignedInError
 
 
 async def sign_in_oidc(
-    engine: AsyncEngine, who: Identity, address: str | None, browser: str
+    engine: AsyncEngine, identity: Identity, address: str | None, user_agent: str
 ) -> str:
-    """Begin a session of whom the OpenID provider names; return what its cookie shows.
+    """Sign a user in by an OpenID identity; return the secret for the session cookie.
 
-    Raises `SignInError` when the account is disabled.
+    Raises `SignInError` for a disabled user.
     """
     async with engine.begin() as connection:
-        known = await accounts.of_identity(connection, who, address)
-        return await begin(connection, known, address, browser)
+        user = await users.upsert_from_oidc(connection, identity, address)
+        return await begin_session(connection, user, address, user_agent)
 
 
-async def refused_oidc(engine: AsyncEngine, error: SignInError, address: str | None) -> None:
-    """Write down that somebody came back from the OpenID provider and was not let in.
+async def record_refused_oidc(engine: AsyncEngine, error: SignInError, address: str | None) -> None:
+    """Record a failed sign-in with the OpenID provider in the audit log.
 
-    Who has no role there any more is signed out everywhere.
+    A user who has no role at the provider any more is signed out everywhere.
     """
+    subject = error.issuer_and_subject
     async with engine.begin() as connection:
-        known = await accounts.of_person(connection, *error.person) if error.person else None
-        if known is not None and error.reason == "no_role":
-            await accounts.end_sessions(connection, known.id, known.actor(address))
-        await _refused(connection, known.id if known else None, address)
+        user = await users.find_by_subject(connection, *subject) if subject else None
+        if user is not None and error.reason == "no_role":
+            await users.end_sessions(connection, user.id, user.actor(address))
+        await _record_refused(connection, user.id if user else None, address)
 
 
-async def _refused(
-    connection: AsyncConnection, account_id: int | None, address: str | None
+async def _record_refused(
+    connection: AsyncConnection, user_id: int | None, address: str | None
 ) -> None:
-    nobody = Actor("anybody", "anybody", address=address)
-    target = audit.Target("account", account_id)
-    await audit.record(connection, nobody, "sign_in_failed", target)
+    unauthenticated = Actor("anybody", "anybody", address=address)
+    target = audit.Target("user", user_id)
+    await audit.record(connection, unauthenticated, "sign_in_failed", target)
 
 
-async def begin(
-    connection: AsyncConnection, who: Account, address: str | None, browser: str
+async def begin_session(
+    connection: AsyncConnection, user: User, address: str | None, user_agent: str
 ) -> str:
-    """Begin a session of an account, however it was proved; return what its cookie shows."""
-    target = audit.Target("account", who.id)
-    await audit.record(connection, who.actor(address), "signed_in", target)
-    return await sessions.begin(connection, who.id, address, browser)
+    """Create a session of an authenticated user; return the secret for its cookie."""
+    target = audit.Target("user", user.id)
+    await audit.record(connection, user.actor(address), "signed_in", target)
+    return await sessions.create(connection, user.id, address, user_agent)
 
 
 async def sign_out(engine: AsyncEngine, by: Actor) -> None:
-    """End the session that somebody is signed in by."""
+    """End the actor's session; do nothing for an actor without a session."""
     if by.session is None or by.id is None:
         return
     async with engine.begin() as connection:
         if await sessions.end(connection, by.id, by.session):
-            await audit.record(connection, by, "signed_out", audit.Target("account", by.id))
+            await audit.record(connection, by, "signed_out", audit.Target("user", by.id))
 
 
 async def change_own_password(
     engine: AsyncEngine, by: Actor, present: str, new: NewPassword
 ) -> None:
-    """Give who is signed in another password, once they have shown the present one.
+    """Change the actor's own password after a check of the present one; end all other sessions.
 
-    All their other sessions end. Raises `InvalidError`, `NoPasswordHereError`, `ThrottledError`
-    and `HashingBusyError`.
+    Raises `InvalidError`, `NoLocalPasswordError`, `ThrottledError` and `HashingBusyError`.
     """
     async with engine.connect() as connection:
-        own = await accounts.get(connection, by.account_id)
+        own = await users.get(connection, by.user_id)
     if own.issuer is not None:
-        raise accounts.NoPasswordHereError
-    if wrong := passwords.too_easy(own.name, new.password):
-        raise InvalidError(wrong)
+        raise users.NoLocalPasswordError
+    if errors := passwords.find_weakness(own.name, new.password):
+        raise InvalidError(errors)
     async with engine.begin() as connection:
-        attempt = await throttle.count(connection, own.name, by.address)
-        found = await accounts.kept_password(connection, own.name)
-    if not await _matches(engine, attempt, found and found[1], present):
+        attempt = await login_throttle.count_attempt(connection, own.name, by.address)
+        found = await users.find_password_hash(connection, own.name)
+    if not await _verify_password(engine, attempt, found and found[1], present):
         raise InvalidError([FieldError("present", "is not your password")])
-    kept = await passwords.hashed(new.password)
+    new_hash = await passwords.hash_password(new.password)
     async with engine.begin() as connection:
-        await throttle.clear(connection, attempt)
-        await accounts.set_password(connection, own.id, kept, by)
+        await login_throttle.forget_attempts(connection, attempt)
+        await users.set_password(connection, own.id, new_hash, by)
 
 
-async def add_account(engine: AsyncEngine, new: NewAccount, by: Actor) -> Account:
-    """Make an account; raises `AccountNameTakenError`."""
-    kept = await passwords.hashed(new.password)
+async def create_user(engine: AsyncEngine, new: NewUser, by: Actor) -> User:
+    """Create a user with a password; raises `UserNameTakenError` and `HashingBusyError`."""
+    password_hash = await passwords.hash_password(new.password)
     async with engine.begin() as connection:
-        return await accounts.add(connection, new.name, new.role, kept, by)
+        return await users.create(connection, new.name, new.role, password_hash, by)
 
 
-async def set_password(engine: AsyncEngine, account_id: int, new: NewPassword, by: Actor) -> None:
-    """Give somebody else's account another password and end its sessions.
+async def set_password(engine: AsyncEngine, user_id: int, new: NewPassword, by: Actor) -> None:
+    """Set the password of another user and end all sessions of that user.
 
-    One's own is changed by who knows the present one. Raises `InvalidError`,
-    `AccountNotFoundError`, `OwnAccountError` and `NoPasswordHereError`.
+    For one's own password use `change_own_password`, which checks the present one. Raises
+    `InvalidError`, `UserNotFoundError`, `OwnUserError`, `NoLocalPasswordError` and
+    `HashingBusyError`.
     """
-    if by.kind == "account" and by.id == account_id:
-        raise accounts.OwnAccountError
+    if by.kind == "user" and by.id == user_id:
+        raise users.OwnUserError
     async with engine.connect() as connection:
-        known = await accounts.get(connection, account_id)
-    if wrong := passwords.too_easy(known.name, new.password):
-        raise InvalidError(wrong)
-    kept = await passwords.hashed(new.password)
+        user = await users.get(connection, user_id)
+    if errors := passwords.find_weakness(user.name, new.password):
+        raise InvalidError(errors)
+    new_hash = await passwords.hash_password(new.password)
     async with engine.begin() as connection:
-        await accounts.set_password(connection, account_id, kept, by)
+        await users.set_password(connection, user_id, new_hash, by)
 
 
-async def _matches(
-    engine: AsyncEngine, attempt: throttle.Attempt, kept: str | None, password: str
+async def _verify_password(
+    engine: AsyncEngine,
+    attempt: login_throttle.LoginAttempt,
+    stored_hash: str | None,
+    password: str,
 ) -> bool:
-    """Look at a password that was counted; what nobody has had time to look at is no failure."""
+    """Return whether the password of a counted attempt is right.
+
+    An attempt that could not be checked for lack of capacity does not count as a failure.
+    """
     try:
-        return await passwords.matches(kept, password)
+        return await passwords.verify_password(stored_hash, password)
     except passwords.HashingBusyError:
         async with engine.begin() as connection:
-            await throttle.take_back(connection, attempt)
+            await login_throttle.uncount_attempt(connection, attempt)
         raise

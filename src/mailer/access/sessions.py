@@ -1,4 +1,4 @@
-"""SQL of sessions: how people stay signed in. The caller owns the transaction."""
+"""SQL of the browser sessions of users. The caller owns the transaction."""
 
 from datetime import datetime, timedelta
 
@@ -6,106 +6,119 @@ import msgspec
 from sqlalchemy import ColumnElement, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access.model import SCOPE_OF, Actor
+from mailer.access.model import SCOPE_BY_ROLE, Actor
 from mailer.access.secret import digest, new_secret
 from mailer.db.access import session
 
-IDLE = timedelta(hours=2)
-"""After so long without a request, but for those that open pages send by themselves, it ends."""
-LONGEST = timedelta(hours=12)
-"""After so long every session ends."""
-BROWSER = 200
-"""Characters kept of what a browser says it is."""
+IDLE_TIMEOUT = timedelta(hours=2)
+"""A session ends after this time without requests. Polling by an open page does not count."""
+MAX_LIFETIME = timedelta(hours=12)
+"""Every session ends after this time."""
+MAX_USER_AGENT_LENGTH = 200
+"""Characters of the User-Agent header that are stored."""
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A browser that somebody is signed in with."""
+    """A browser in which a user is signed in."""
 
     digest: bytes
     address: str | None
-    browser: str | None
+    user_agent: str | None
     created_at: datetime
     seen_at: datetime
 
 
-SHOWN = [session.c[name] for name in Session.__struct_fields__]
-# How long ago it was seen is written once a minute at most: a page asks many times.
-USE = text("""
+COLUMNS = [session.c[name] for name in Session.__struct_fields__]
+# seen_at is written once a minute at most, because a page sends many requests.
+AUTHENTICATE_SESSION = text("""
     WITH found AS (
-        SELECT digest, account_id, name, role, seen_at FROM session
-        JOIN account ON account.id = account_id
+        SELECT digest, user_id, name, role, seen_at FROM session
+        JOIN app_user ON app_user.id = user_id
         WHERE digest = :digest AND disabled_at IS NULL
-            AND seen_at > now() - CAST(:idle AS interval)
-            AND session.created_at > now() - CAST(:longest AS interval)
+            AND seen_at > now() - CAST(:idle_timeout AS interval)
+            AND session.created_at > now() - CAST(:max_lifetime AS interval)
     ), seen AS (
         UPDATE session SET seen_at = now() FROM found
         WHERE session.digest = found.digest AND CAST(:renew AS boolean)
             AND found.seen_at < now() - interval '1 minute'
     )
-    SELECT account_id, name, role FROM found""")
+    SELECT user_id, name, role FROM found""")
 
 
-STILL = """
-    SELECT role FROM session JOIN account ON account.id = account_id
-    WHERE account_id = $1 AND digest = $2 AND disabled_at IS NULL
+CURRENT_ROLE_SQL = """
+    SELECT role FROM session JOIN app_user ON app_user.id = user_id
+    WHERE user_id = $1 AND digest = $2 AND disabled_at IS NULL
         AND session.created_at > clock_timestamp() - $3::interval"""
-"""What a session opens at this moment; while its own request goes on it is not idle."""
+"""The role that a session has at this moment.
+
+The idle timeout is not checked: the session is in use while one of its requests is running.
+"""
 
 
-async def begin(
-    connection: AsyncConnection, account_id: int, address: str | None, browser: str
+async def create(
+    connection: AsyncConnection, user_id: int, address: str | None, user_agent: str
 ) -> str:
-    """Begin a session of an account; return what its cookie shows."""
+    """Create a session of a user; return the secret for its cookie."""
     secret = new_secret()
     await connection.execute(
         insert(session).values(
             digest=digest(secret),
-            account_id=account_id,
+            user_id=user_id,
             address=address,
-            browser=browser[:BROWSER],
+            user_agent=user_agent[:MAX_USER_AGENT_LENGTH],
         )
     )
     return secret
 
 
-async def use(
+async def authenticate(
     connection: AsyncConnection, secret: str, address: str | None, *, renew: bool = True
 ) -> Actor | None:
-    """Return who is signed in; None when it opens nothing, or nothing any more.
+    """Return the user of an open session; None if the secret is unknown or the session has ended.
 
-    `renew` is whether it counts as a sign of life, which puts off the end of an idle session.
+    `renew` restarts the idle timeout.
     """
-    known = digest(secret)
-    given = {"digest": known, "idle": IDLE, "longest": LONGEST, "renew": renew}
-    row = (await connection.execute(USE, given)).one_or_none()
+    session_digest = digest(secret)
+    parameters = {
+        "digest": session_digest,
+        "idle_timeout": IDLE_TIMEOUT,
+        "max_lifetime": MAX_LIFETIME,
+        "renew": renew,
+    }
+    row = (await connection.execute(AUTHENTICATE_SESSION, parameters)).one_or_none()
     if row is None:
         return None
-    scope = SCOPE_OF[row.role]
-    return Actor("account", row.name, row.account_id, scope, address, session=known)
+    scope = SCOPE_BY_ROLE[row.role]
+    return Actor("user", row.name, row.user_id, scope, address, session=session_digest)
 
 
-async def of_account(connection: AsyncConnection, account_id: int) -> list[Session]:
-    """Return the open sessions of an account, the newest first."""
-    statement = select(*SHOWN).where(session.c.account_id == account_id, is_open())
-    found = await connection.execute(statement.order_by(session.c.created_at.desc()))
-    return [Session(**row) for row in found.mappings()]
+async def list_of_user(connection: AsyncConnection, user_id: int) -> list[Session]:
+    """Return the open sessions of a user, newest first."""
+    statement = select(*COLUMNS).where(session.c.user_id == user_id, is_open())
+    rows = await connection.execute(statement.order_by(session.c.created_at.desc()))
+    return [Session(**row) for row in rows.mappings()]
 
 
 def is_open() -> ColumnElement[bool]:
-    """Whether a session has not run out."""
-    return (session.c.seen_at > func.now() - IDLE) & (session.c.created_at > func.now() - LONGEST)
+    """Return the SQL condition that a session has not expired."""
+    return (session.c.seen_at > func.now() - IDLE_TIMEOUT) & (
+        session.c.created_at > func.now() - MAX_LIFETIME
+    )
 
 
 async def end(
     connection: AsyncConnection,
-    account_id: int,
-    known: bytes | None = None,
-    but: bytes | None = None,
+    user_id: int,
+    only_digest: bytes | None = None,
+    except_digest: bytes | None = None,
 ) -> int:
-    """End one session of an account, or all of them `but` one; return how many they were."""
-    statement = delete(session).where(session.c.account_id == account_id)
-    if known is not None:
-        statement = statement.where(session.c.digest == known)
-    if but is not None:
-        statement = statement.where(session.c.digest != but)
+    """End sessions of a user and return how many ended.
+
+    With `only_digest` end that session alone; with `except_digest` end all but that one.
+    """
+    statement = delete(session).where(session.c.user_id == user_id)
+    if only_digest is not None:
+        statement = statement.where(session.c.digest == only_digest)
+    if except_digest is not None:
+        statement = statement.where(session.c.digest != except_digest)
     return (await connection.execute(statement)).rowcount

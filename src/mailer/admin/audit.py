@@ -1,4 +1,4 @@
-"""The audit log: who did what to which thing, when and from where, before and after."""
+"""The audit log page: actor, action, target, time, address, and the changes of each action."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,108 +12,113 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit_log
 from mailer.access.api import AuditQuery
 from mailer.access.audit import TargetKind
-from mailer.access.audit_log import MOST_COUNTED, Entry
-from mailer.access.model import Kind
-from mailer.admin import words
-from mailer.admin.listing import NOTHING, asked, pages
-from mailer.admin.render import Show
-from mailer.mailing.model import kept_filter
+from mailer.access.audit_log import MAX_COUNTED, AuditEntry
+from mailer.access.model import ActorKind
+from mailer.admin import labels
+from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
+from mailer.admin.render import PageContext
+from mailer.mailing.model import stored_filter
 from mailer.web.query import Limit
 
 PATH = "/audit"
-FIELDS = ("actor_kind", "actor_id", "action", "target_kind", "target_id", "limit")
-MOMENTS = frozenset({"datetime_start", "datetime_end", "expires_at", "held_since"})
-LASTING = {"mailing": "/mailings/{}", "client": "/clients/{}"}
-"""Addresses of things, until what removes them is done to them."""
-ROOMS = {"directory": "/clients", "key": "/keys", "account": "/people"}
-REMOVES = frozenset({"mailing_deleted", "client_erased"})
+AUDIT_FILTER_FIELDS = ("actor_kind", "actor_id", "action", "target_kind", "target_id", "limit")
+DATETIME_FIELDS = frozenset({"datetime_start", "datetime_end", "expires_at", "held_since"})
+TARGET_PAGES = {"mailing": "/mailings/{}", "client": "/clients/{}"}
+"""URLs of single targets; a deleted target has none."""
+TARGET_LISTS = {"directory": "/clients", "key": "/keys", "user": "/people"}
+DELETING_ACTIONS = frozenset({"mailing_deleted", "client_erased"})
 
 
-class ListQuery(AuditQuery, frozen=True, kw_only=True):
-    """Which entries to list."""
+class AuditListQuery(AuditQuery, frozen=True, kw_only=True):
+    """Filters of the audit log."""
 
     limit: Limit = 50
 
 
-class Change(msgspec.Struct, frozen=True):
-    """A field of a thing before and after; what was not told is left out."""
+class AuditChange(msgspec.Struct, frozen=True):
+    """The values of one field before and after an action."""
 
     name: str
     sides: dict[str, Any]
-    """Under "before", "after", or both."""
+    """Keys: "before", "after", or both, as far as the entry has them."""
 
 
-class Line(msgspec.Struct, frozen=True):
-    """An entry as the page shows it."""
+class AuditLine(msgspec.Struct, frozen=True):
+    """An audit entry as the page shows it."""
 
-    entry: Entry
-    changes: list[Change]
-    address: str | None
-    """Of the thing that it was done to."""
+    entry: AuditEntry
+    changes: list[AuditChange]
+    target_url: str | None
+    """URL of the target of the action, or of the list it belongs to."""
 
 
-def line_of(entry: Entry) -> Line:
-    """Return what the page shows of an entry."""
-    told = {"before": entry.before or {}, "after": entry.after or {}}
-    names = sorted({*told["before"], *told["after"]}, key=_place)
+def to_line(entry: AuditEntry) -> AuditLine:
+    """Return an entry as the page shows it."""
+    sides = {"before": entry.before or {}, "after": entry.after or {}}
+    names = sorted({*sides["before"], *sides["after"]}, key=_field_order)
     changes = [
-        Change(
-            name, {side: _value(name, facts[name]) for side, facts in told.items() if name in facts}
+        AuditChange(
+            name,
+            {
+                side: _template_value(name, values[name])
+                for side, values in sides.items()
+                if name in values
+            },
         )
         for name in names
     ]
-    return Line(entry, changes, _address(entry))
+    return AuditLine(entry, changes, _target_url(entry))
 
 
-def _place(name: str) -> tuple[int, str]:
-    known = list(words.FACTS)
+def _field_order(name: str) -> tuple[int, str]:
+    known = list(labels.FIELD_NAMES)
     return known.index(name) if name in known else len(known), name
 
 
-def _value(name: str, value: Any) -> Any:  # noqa: ANN401  # as JSON holds it
-    """Return a value as templates know to write it."""
-    if name in MOMENTS and value is not None:
+def _template_value(name: str, value: Any) -> Any:  # noqa: ANN401  # any JSON value
+    """Return a value of the log in the type that the template formats."""
+    if name in DATETIME_FIELDS and value is not None:
         return datetime.fromisoformat(value)
-    return kept_filter(value) if name == "client_filter" else value
+    return stored_filter(value) if name == "client_filter" else value
 
 
-def _address(entry: Entry) -> str | None:
+def _target_url(entry: AuditEntry) -> str | None:
     kind, target_id = entry.target.kind, entry.target.id
-    if kind in LASTING:
-        return None if entry.action in REMOVES else LASTING[kind].format(target_id)
-    return ROOMS.get(kind)
+    if kind in TARGET_PAGES:
+        return None if entry.action in DELETING_ACTIONS else TARGET_PAGES[kind].format(target_id)
+    return TARGET_LISTS.get(kind)
 
 
 class Audit(Controller):
-    """The audit log."""
+    """The audit log page, for admins."""
 
     path = PATH
 
-    @get(needs="admin")
+    @get(required_scope="admin")
     async def list_audit(
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
     ) -> Response[str]:
-        """List the entries that are asked for."""
-        form, query = asked(request, ListQuery, *FIELDS)
-        found = NOTHING
+        """List the entries that match the filters."""
+        form, query = read_list_query(request, AuditListQuery, *AUDIT_FILTER_FIELDS)
+        page = EMPTY_PAGE
         if query is not None:
             async with engine.connect() as connection:
-                found = await audit_log.page(connection, query.position, **query.equal())
+                page = await audit_log.page(connection, query.position, **query.equal())
         choices: Mapping[str, Any] = {
-            "actor_kinds": get_args(Kind),
-            "target_kinds": [kind for kind in get_args(TargetKind) if kind in words.THINGS],
-            "actions": words.ACTIONS,
+            "actor_kinds": get_args(ActorKind),
+            "target_kinds": [kind for kind in get_args(TargetKind) if kind in labels.TARGETS],
+            "actions": labels.ACTIONS,
         }
-        return show.page(
+        return await context.render_page(
             "audit/list.html",
             200 if query else 400,
             form=form,
-            lines=[line_of(audit_log.to_entry(row)) for row in found.rows],
-            count=found.count,
-            most=MOST_COUNTED,
-            pages=pages(found, PATH, form),
+            lines=[to_line(audit_log.to_entry(row)) for row in page.rows],
+            count=page.count,
+            max_counted=MAX_COUNTED,
+            pages=page_links(page, PATH, form),
             **choices,
         )

@@ -1,6 +1,6 @@
-"""What is typed into the forms of clients, as the API's models take it.
+"""Values of the client forms, converted to the models of the API.
 
-People write phones as they like, leave blank what has a default, and leave blanks around.
+Users write phones in any format, leave fields with a default blank, and add spaces around values.
 """
 
 from collections.abc import Mapping
@@ -13,53 +13,54 @@ from mailer.clock import database_clock
 from mailer.text import clean_label
 from mailer.validation import check
 
-FIELDS = ("phone", "operator_code", "tag", "time_zone")
-WAS = {field: f"was_{field}" for field in FIELDS}
-"""Fields that nobody sees: what stood in each when the form was made, for it may differ by now."""
+CLIENT_FIELDS = ("phone", "operator_code", "tag", "time_zone")
+ORIGINAL_FIELDS = {field: f"was_{field}" for field in CLIENT_FIELDS}
+"""Hidden fields with the values at the time of rendering: the client may have changed since."""
 
 
-def as_filter(given: Mapping[str, str | list[str]]) -> ClientQuery:
-    """Return which clients are asked for; raises `InvalidError` naming all that is wrong."""
-    tidy = dict(given)
-    for field in FIELDS:
-        if isinstance(each := given.get(field), str):
-            tidy[field] = _tidy(field, each)
-    return check(ClientQuery, tidy, database_clock.now(), strict=False)
+def read_filter(parameters: Mapping[str, str | list[str]]) -> ClientQuery:
+    """Return the query of a filter form; raises `InvalidError` with every wrong field."""
+    normalized = dict(parameters)
+    for field in CLIENT_FIELDS:
+        if isinstance(text := parameters.get(field), str):
+            normalized[field] = _normalize(field, text)
+    return check(ClientQuery, normalized, database_clock.now(), strict=False)
 
 
-def as_new(typed: Mapping[str, str]) -> NewClient:
-    """Return the client to add; raises `InvalidError` naming every wrong field."""
-    tidy = {field: _tidy(field, typed[field]) for field in FIELDS}
-    given = {field: each for field, each in tidy.items() if each or field == "phone"}
-    return check(NewClient, given, database_clock.now())
+def read_new(form: Mapping[str, str]) -> NewClient:
+    """Return the client to create; raises `InvalidError` with every wrong field."""
+    normalized = {field: _normalize(field, form[field]) for field in CLIENT_FIELDS}
+    values = {field: text for field, text in normalized.items() if text or field == "phone"}
+    return check(NewClient, values, database_clock.now())
 
 
-def as_shown(client: Client) -> dict[str, str]:
-    """Return what the form of a client holds at first."""
-    shown = {field: getattr(client, field) or "" for field in FIELDS}
-    return shown | {was: shown[field] for field, was in WAS.items()}
+def form_values(client: Client) -> dict[str, str]:
+    """Return the initial values of the form of a client."""
+    values = {field: getattr(client, field) or "" for field in CLIENT_FIELDS}
+    return values | {original: values[field] for field, original in ORIGINAL_FIELDS.items()}
 
 
-def as_change(typed: Mapping[str, str]) -> ClientChange:
-    """Return what differs from what the form showed; raises `InvalidError` likewise.
+def read_change(form: Mapping[str, str]) -> ClientChange:
+    """Return the fields that differ from those that the form was rendered with.
 
-    What others have changed meanwhile in other fields stays as they have it.
+    Other fields keep their stored values, which may have changed since. Raises `InvalidError` with
+    every wrong field.
     """
-    given: dict[str, Any] = {}
-    for field, was in WAS.items():
-        tidy = _tidy(field, typed[field])
-        if typed[was] not in (typed[field], tidy):
-            given[field] = tidy
-    if given.get("operator_code") == "":
-        del given["operator_code"]  # which a new phone brings
-        if "phone" not in given:
-            given["operator_code"] = operator_code(typed["was_phone"])
-    if given.get("tag") == "":
-        given["tag"] = None
-    if given.get("time_zone") == "":
-        given["time_zone"] = "UTC"
-    return check(ClientChange, given, database_clock.now())
+    values: dict[str, Any] = {}
+    for field, original in ORIGINAL_FIELDS.items():
+        normalized = _normalize(field, form[field])
+        if form[original] not in (form[field], normalized):
+            values[field] = normalized
+    if values.get("operator_code") == "":
+        del values["operator_code"]  # a new phone sets it
+        if "phone" not in values:
+            values["operator_code"] = operator_code(form["was_phone"])
+    if values.get("tag") == "":
+        values["tag"] = None
+    if values.get("time_zone") == "":
+        values["time_zone"] = "UTC"
+    return check(ClientChange, values, database_clock.now())
 
 
-def _tidy(field: str, text: str) -> str:
+def _normalize(field: str, text: str) -> str:
     return normalize_phone(text) if field == "phone" else clean_label(text)

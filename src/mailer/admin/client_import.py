@@ -1,4 +1,4 @@
-"""Import of a file of clients: the page, and the answer that its script puts there."""
+"""Import of clients from a CSV file: the page, and the results that its script shows there."""
 
 from typing import Any
 
@@ -9,43 +9,45 @@ from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.render import Show, show_of
-from mailer.client.rows import COLUMNS
-from mailer.client.upload import IMPORT_LIMIT, import_upload
+from mailer.admin.render import PageContext, make_page_context
+from mailer.client.rows import CSV_COLUMNS
+from mailer.client.upload import MAX_IMPORT_BYTES, import_upload
 from mailer.errors import MailerError
 from mailer.web.problems import problem_of
 
 
-def on_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
-    """Answer why a file as a whole was not imported."""
-    answer = problem_of(request, error)
-    show = show_of(request, request.app.state.breaker)
-    return show.problem("clients/import_refused.html", answer)
+def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
+    """Return the page section that says why a whole file was not imported."""
+    response = problem_of(request, error)
+    context = make_page_context(request, request.app.state.breaker)
+    return context.render_problem("clients/import_refused.html", response)
 
 
 class ClientImport(Controller):
-    """Clients from a CSV file."""
+    """The import page."""
 
     path = "/clients/import"
 
-    @get(needs="write")
-    async def show_import(self, show: NamedDependency[Show]) -> Response[str]:
-        """Show what a file looks like, and take one."""
-        return show.page("clients/import.html", limit=IMPORT_LIMIT, columns=COLUMNS)
+    @get(required_scope="write")
+    async def show_import(self, context: NamedDependency[PageContext]) -> Response[str]:
+        """Show the form and the file format."""
+        return await context.render_page(
+            "clients/import.html", limit=MAX_IMPORT_BYTES, columns=CSV_COLUMNS
+        )
 
     @post(
-        needs="write",
+        required_scope="write",
         status_code=HTTP_200_OK,
-        request_max_body_size=IMPORT_LIMIT,
-        exception_handlers=dict.fromkeys((MailerError, HTTPException, Exception), on_refusal),
+        request_max_body_size=MAX_IMPORT_BYTES,
+        exception_handlers=dict.fromkeys((MailerError, HTTPException, Exception), render_refusal),
     )
     async def import_file(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[str]:
-        """Import a file as the API does, and tell what became of it."""
+        """Import a file in the same way as the API, and show the result."""
         report = await import_upload(engine, request, by)
-        return show.page("clients/import_report.html", report=report)
+        return await context.render_page("clients/import_report.html", report=report)

@@ -1,4 +1,4 @@
-"""The directory: finding clients, adding, changing and erasing them."""
+"""Pages of clients: list, create, change, delete and export."""
 
 from typing import Any
 
@@ -9,10 +9,17 @@ from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.client_form import FIELDS, WAS, as_change, as_filter, as_new, as_shown
-from mailer.admin.form import Form, typed
-from mailer.admin.listing import Pages, address, pages
-from mailer.admin.render import Show, done
+from mailer.admin.client_form import (
+    CLIENT_FIELDS,
+    ORIGINAL_FIELDS,
+    form_values,
+    read_change,
+    read_filter,
+    read_new,
+)
+from mailer.admin.form import Form, read_form
+from mailer.admin.listing import PageLinks, list_url, page_links
+from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client import service, store
 from mailer.client.api import ClientId, ClientQuery
 from mailer.client.exporting import export_clients
@@ -26,128 +33,136 @@ from mailer.web.query import parameters
 PATH = "/clients"
 
 
-class Found(msgspec.Struct, frozen=True):
-    """A page of the clients that a filter matches, and where to go from it."""
+class ClientPage(msgspec.Struct, frozen=True):
+    """One page of the clients that match a filter, with its links."""
 
     count: int
     clients: list[Client]
-    pages: Pages
+    pages: PageLinks
     export: str
+    """URL of the CSV export with the same filter."""
     is_filtered: bool
 
 
 class Clients(Controller):
-    """The directory of clients."""
+    """The list of clients, and the forms of one client."""
 
-    @get(PATH, needs="read")
+    @get(PATH, required_scope="read")
     async def list_clients(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[str]:
-        """List those that the filter in the address matches, newest first."""
-        form = _filter(request)
+        """List the clients that match the filter in the URL, newest first."""
+        form = _filter_form(request)
         try:
-            asked = as_filter(parameters(request, blank_is_absent=True))
+            query = read_filter(parameters(request, blank_is_absent=True))
         except InvalidError as error:
-            return _wrong_filter(show, form, error)
-        return show.page("clients/list.html", form=form, found=await _find(engine, asked))
+            return await _wrong_filter(context, form, error)
+        page = await _find_clients(engine, query)
+        return await context.render_page("clients/list.html", form=form, page=page)
 
-    @get("/clients.csv", needs="read")
+    @get("/clients.csv", required_scope="read")
     async def export(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Give all that the filter matches, oldest first, as a file that an import takes back."""
+        """Download all clients that match the filter, oldest first, as CSV that can be imported."""
         try:
-            asked = as_filter(parameters(request, blank_is_absent=True))
+            query = read_filter(parameters(request, blank_is_absent=True))
         except InvalidError as error:
-            return _wrong_filter(show, _filter(request), error)
+            return await _wrong_filter(context, _filter_form(request), error)
         return await csv_answer(
-            "clients.csv", export_clients(engine, by, **asked.equal()), by.caller
+            "clients.csv", export_clients(engine, by, **query.equal()), by.quota_key
         )
 
-    @get("/clients/new", needs="write")
-    async def show_empty(self, show: NamedDependency[Show]) -> Response[str]:
+    @get("/clients/new", required_scope="write")
+    async def show_empty(self, context: NamedDependency[PageContext]) -> Response[str]:
         """Show the form of a new client."""
-        return show.page("clients/new.html", form=Form({"time_zone": "UTC"}), taken=None)
+        return await context.render_page(
+            "clients/new.html", form=Form({"time_zone": "UTC"}), taken_phone=None
+        )
 
-    @post("/clients/new", needs="write", creates=True)
-    async def add_client(
+    @post("/clients/new", required_scope="write", creates=True)
+    async def create_client(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Add a client, or show the form again with what is wrong."""
-        form = Form(await typed(request, *FIELDS))
+        """Create a client, or show the form again with its errors."""
+        form = Form(await read_form(request, *CLIENT_FIELDS))
         try:
-            new = as_new(form.values)
-            added = await service.add(engine, new, by)
+            new = read_new(form.values)
+            created = await service.create(engine, new, by)
         except (InvalidError, PhoneTakenError) as error:
-            status, facts = _refused(form, error)
-            return show.page("clients/new.html", status, **facts)
-        return done("client-created", f"{PATH}/{added.id}")
+            status, variables = _form_with_error(form, error)
+            return await context.render_page("clients/new.html", status, **variables)
+        return redirect_with_flash("client-created", f"{PATH}/{created.id}")
 
-    @get("/clients/{client_id:int}", needs="read")
+    @get("/clients/{client_id:int}", required_scope="read")
     async def show_client(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         client_id: ClientId,
     ) -> Response[str]:
-        """Show a client, in a form that changes it."""
+        """Show a client in a form that changes the client."""
         client = await _get(engine, client_id)
-        form = Form(as_shown(client))
-        return show.page("clients/client.html", client=client, form=form, taken=None)
+        form = Form(form_values(client))
+        return await context.render_page(
+            "clients/client.html", client=client, form=form, taken_phone=None
+        )
 
-    @post("/clients/{client_id:int}", needs="write")
+    @post("/clients/{client_id:int}", required_scope="write")
     async def change_client(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
         client_id: ClientId,
     ) -> Response[Any]:
-        """Change what was changed in the form, or show it again with what is wrong."""
-        form = Form(await typed(request, *FIELDS, *WAS.values()))
+        """Save the fields changed in the form, or show the form again with its errors."""
+        form = Form(await read_form(request, *CLIENT_FIELDS, *ORIGINAL_FIELDS.values()))
         try:
-            change = as_change(form.values)
+            change = read_change(form.values)
             if not change.values():
-                return done("client-unchanged", f"{PATH}/{client_id}")
+                return redirect_with_flash("client-unchanged", f"{PATH}/{client_id}")
             await service.change(engine, client_id, change, by)
         except (InvalidError, PhoneTakenError) as error:
-            status, facts = _refused(form, error)
+            status, variables = _form_with_error(form, error)
             client = await _get(engine, client_id)
-            return show.page("clients/client.html", status, client=client, **facts)
-        return done("client-changed", f"{PATH}/{client_id}")
+            return await context.render_page(
+                "clients/client.html", status, client=client, **variables
+            )
+        return redirect_with_flash("client-changed", f"{PATH}/{client_id}")
 
-    @get("/clients/{client_id:int}/delete", needs="write")
+    @get("/clients/{client_id:int}/delete", required_scope="write")
     async def ask_to_delete(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         client_id: ClientId,
     ) -> Response[str]:
-        """Ask whether to delete a client, and tell what that does."""
+        """Ask for confirmation before a client is deleted, and describe the effects."""
         async with engine.connect() as connection:
             client = await store.get(connection, client_id)
-            waiting = await store.still_to_send(connection, client_id)
-        return show.page("clients/delete.html", client=client, waiting=waiting)
+            waiting = await store.count_pending_messages(connection, client_id)
+        return await context.render_page("clients/delete.html", client=client, waiting=waiting)
 
-    @post("/clients/{client_id:int}/delete", needs="write")
+    @post("/clients/{client_id:int}/delete", required_scope="write")
     async def delete_client(
         self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
     ) -> Response[Any]:
-        """Erase a client's personal data for good and cancel what was to be sent."""
+        """Erase the personal data of a client for good, and cancel messages not sent yet."""
         await service.erase(engine, client_id, by)
-        return done("client-deleted", PATH)
+        return redirect_with_flash("client-deleted", PATH)
 
 
 async def _get(engine: AsyncEngine, client_id: int) -> Client:
@@ -155,38 +170,43 @@ async def _get(engine: AsyncEngine, client_id: int) -> Client:
         return await store.get(connection, client_id)
 
 
-async def _find(engine: AsyncEngine, asked: ClientQuery) -> Found:
+async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
+    filters = query.equal()
     async with engine.connect() as connection:
-        found = await store.page(connection, asked.position, **asked.equal())
-    kept = asked.equal()
-    shown = kept if asked.limit == ClientQuery().limit else kept | {"limit": str(asked.limit)}
-    return Found(
-        found.count,
-        [Client(**row._asdict()) for row in found.rows],
-        pages(found, PATH, Form(shown)),
-        export=address("/clients.csv", Form(kept)),
-        is_filtered=bool(kept),
+        page = await store.page(connection, query.position, **filters)
+    is_default = query.limit == ClientQuery().limit
+    link_values = filters if is_default else filters | {"limit": str(query.limit)}
+    return ClientPage(
+        page.count,
+        [Client(**row._asdict()) for row in page.rows],
+        page_links(page, PATH, Form(link_values)),
+        export=list_url("/clients.csv", Form(filters)),
+        is_filtered=bool(filters),
     )
 
 
-def _filter(request: Request[Any, Any, Any]) -> Form:
-    """Return the filter as it was typed."""
-    given = parameters(request, blank_is_absent=True)
-    values = {field: given.get(field, "") for field in FIELDS}
-    return Form({field: each if isinstance(each, str) else "" for field, each in values.items()})
+def _filter_form(request: Request[Any, Any, Any]) -> Form:
+    """Return the filter as a form, as the user entered it."""
+    query = parameters(request, blank_is_absent=True)
+    values = {field: query.get(field, "") for field in CLIENT_FIELDS}
+    return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
 
 
-def _wrong_filter(show: Show, form: Form, error: InvalidError) -> Response[str]:
-    refused = form.refused(error)
-    return show.page("clients/list.html", HTTP_400_BAD_REQUEST, form=refused, found=None)
+async def _wrong_filter(context: PageContext, form: Form, error: InvalidError) -> Response[str]:
+    form = form.with_errors(error)
+    return await context.render_page(
+        "clients/list.html", HTTP_400_BAD_REQUEST, form=form, page=None
+    )
 
 
-def _refused(form: Form, error: InvalidError | PhoneTakenError) -> tuple[int, dict[str, Any]]:
-    """Return the status and what a form shows when what it holds cannot be stored."""
+def _form_with_error(
+    form: Form, error: InvalidError | PhoneTakenError
+) -> tuple[int, dict[str, Any]]:
+    """Return the response status and the template variables of a form that cannot be saved."""
     match error:
         case InvalidError():
-            return HTTP_400_BAD_REQUEST, {"form": form.refused(error), "taken": None}
+            return HTTP_400_BAD_REQUEST, {"form": form.with_errors(error), "taken_phone": None}
         case PhoneTakenError():
-            told = InvalidError([FieldError("phone", str(error))])
-            facts = {"form": form.refused(told), "taken": normalize_phone(form["phone"])}
-            return HTTP_409_CONFLICT, facts
+            form = form.with_errors(InvalidError([FieldError("phone", str(error))]))
+            taken_phone = normalize_phone(form["phone"])
+            return HTTP_409_CONFLICT, {"form": form, "taken_phone": taken_phone}

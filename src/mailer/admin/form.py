@@ -1,4 +1,4 @@
-"""Forms: what was typed, and what is wrong with it, beside each field."""
+"""HTML forms: their values, and the errors shown beside each field."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,100 +12,101 @@ from litestar import Request
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.time_slices import TimeSlices
-from mailer.validation import Given, check
+from mailer.validation import Model, check
 
-SMALL_LIMIT = 32 * 1024
-"""Bytes of a form that anybody may send: a name, a password, and where to go back to."""
-FORM_LIMIT = 64 * 1024
-"""Bytes of any other form."""
-LONG_LIMIT = 256 * 1024
-"""Bytes of a mailing's form: a character of its text or filter may take twelve."""
-MOST_FIELDS = 100
-"""Fields of a form: to take a body of many small ones apart keeps everybody else waiting."""
-PIECE = 4096
-"""Bytes of a form that are unquoted at once: a third of a millisecond, if all are escaped."""
+MAX_SMALL_FORM_BYTES = 32 * 1024
+"""Maximum bytes of a form that needs no sign-in: a name, a password, and a path to redirect to."""
+MAX_FORM_BYTES = 64 * 1024
+"""Maximum bytes of other forms, except those of mailings."""
+MAX_LONG_FORM_BYTES = 256 * 1024
+"""Maximum bytes of a mailing's form: one character of its text or filter may take twelve bytes."""
+MAX_FIELDS = 100
+"""Maximum fields of a form: parsing very many small ones would block the event loop."""
+UNQUOTE_CHUNK_BYTES = 4096
+"""Bytes to unquote without a pause: a third of a millisecond if all of them are escaped."""
 
 
 class Form(msgspec.Struct, frozen=True):
-    """A form as it is shown: the text of each field, and what is wrong with it."""
+    """A form as the page shows it: the text of each field, and its errors."""
 
     values: Mapping[str, str]
     errors: Mapping[str, Sequence[str]] = msgspec.field(default_factory=dict)
 
     def __getitem__(self, field: str) -> str:
-        """Return what stands in a field."""
+        """Return the text of a field."""
         return self.values.get(field, "")
 
-    def refused(self, error: InvalidError, names: Mapping[str, str] | None = None) -> "Form":
-        """Return the form with what is wrong with it; `names` has fields that are called otherwise.
+    def with_errors(self, error: InvalidError, names: Mapping[str, str] | None = None) -> "Form":
+        """Return the form with the errors of `error`.
 
-        What is wrong with a field that the form lacks is said under "", above all fields.
+        `names` maps fields of the API to fields of the form where their names differ. Errors of a
+        field that the form does not have are filed under "", and shown above the form.
         """
         errors: dict[str, list[str]] = defaultdict(list)
-        for each in error.errors:
-            field = (names or {}).get(each.field, each.field)
-            errors[field if field in self.values else ""].append(each.message)
+        for field_error in error.errors:
+            field = (names or {}).get(field_error.field, field_error.field)
+            errors[field if field in self.values else ""].append(field_error.message)
         return Form(self.values, errors)
 
 
-async def typed(request: Request[Any, Any, Any], *fields: str) -> dict[str, str]:
-    """Return what was typed into `fields` of a form, with line ends as text has them.
+async def read_form(request: Request[Any, Any, Any], *fields: str) -> dict[str, str]:
+    """Return the values of `fields` in a submitted form, with a line feed as line end.
 
-    A box that is not ticked is not sent, and counts as empty. Raises `InvalidError` when it is not
-    a form in UTF-8, or has more than `MOST_FIELDS`.
+    A field that was not sent, such as a box that is not ticked, is empty. Raises `InvalidError` if
+    the body is not a form in UTF-8 or has more than `MAX_FIELDS` fields.
     """
     body = await request.body()
     slices = TimeSlices()
-    if body.count(b"&") >= MOST_FIELDS:
+    if body.count(b"&") >= MAX_FIELDS:
         raise InvalidError([FieldError("", "has too many fields")])
-    given = {}
+    values = {}
     try:
         for name, _, value in (pair.partition(b"=") for pair in body.split(b"&")):
-            given[await _unquoted(name, slices)] = await _unquoted(value, slices)
+            values[await _unquote(name, slices)] = await _unquote(value, slices)
     except UnicodeDecodeError as error:
         raise InvalidError([FieldError("", "is not a form in UTF-8")]) from error
-    return {field: given.get(field, "").replace("\r\n", "\n") for field in fields}
+    return {field: values.get(field, "").replace("\r\n", "\n") for field in fields}
 
 
-async def _unquoted(text: bytes, slices: TimeSlices) -> str:
-    """Return what a browser has quoted, piece by piece: tens of thousands of escapes take long.
+async def _unquote(text: bytes, slices: TimeSlices) -> str:
+    """Return URL-encoded text decoded, with pauses: tens of thousands of escapes take long.
 
-    Raises `UnicodeDecodeError`.
+    Raises `UnicodeDecodeError` if it is not UTF-8.
     """
     text = text.replace(b"+", b" ")
-    found, start = [], 0
+    chunks, start = [], 0
     while start < len(text):
-        end = start + PIECE
-        is_cut = text.rfind(b"%", end - 2, end)  # no escape is to be cut in two
-        end = end if is_cut < 0 else is_cut
-        found.append(unquote_to_bytes(text[start:end]))
+        end = start + UNQUOTE_CHUNK_BYTES
+        escape = text.rfind(b"%", end - 2, end)  # an escape must not be cut in two
+        end = end if escape < 0 else escape
+        chunks.append(unquote_to_bytes(text[start:end]))
         await slices.pause()
         start = end
-    return b"".join(found).decode()
+    return b"".join(chunks).decode()
 
 
-def checked(
-    model: type[Given], given: Mapping[str, Any], errors: Sequence[FieldError], at: datetime
-) -> Given:
-    """Return what was typed as a `model`.
+def validate(
+    model: type[Model], values: Mapping[str, Any], errors: Sequence[FieldError], at: datetime
+) -> Model:
+    """Return the values of a form as a `model`.
 
-    Raises `InvalidError` naming every wrong field, also those of `errors`, which were found before.
+    Raises `InvalidError` with every wrong field, including `errors`, which the caller has found.
     """
     try:
-        new = check(model, given, at)
+        valid = check(model, values, at)
     except InvalidError as error:
         raise InvalidError([*error.errors, *errors]) from error
     if errors:
         raise InvalidError(errors)
-    return new
+    return valid
 
 
-def checked_twice(model: type[Given], given: Mapping[str, str]) -> Given:
-    """Return what was typed as a `model` whose `password` must stand in `again`, too.
+def validate_password_form(model: type[Model], values: Mapping[str, str]) -> Model:
+    """Return the values of a form as a `model`; `password` and `again` must be equal.
 
-    Raises `InvalidError` naming every wrong field.
+    Raises `InvalidError` with every wrong field.
     """
-    rest = {field: text for field, text in given.items() if field != "again"}
-    is_same = given["again"] == given["password"]
+    rest = {field: text for field, text in values.items() if field != "again"}
+    is_same = values["again"] == values["password"]
     errors = [] if is_same else [FieldError("again", "differs from the password above")]
-    return checked(model, rest, errors, database_clock.now())
+    return validate(model, rest, errors, database_clock.now())

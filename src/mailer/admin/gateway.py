@@ -1,4 +1,4 @@
-"""The gateway: what an operator may do when it asks for a pause."""
+"""The action that retries the gateway before the end of its pause."""
 
 from typing import Any
 
@@ -8,25 +8,25 @@ from litestar.response import Redirect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.back import own_path
-from mailer.admin.form import SMALL_LIMIT, typed
-from mailer.admin.render import done
+from mailer.admin.form import MAX_SMALL_FORM_BYTES, read_form
+from mailer.admin.redirects import own_path
+from mailer.admin.render import redirect_with_flash
 from mailer.message.trying import try_now
 
 
 class GatewayPage(Controller):
-    """What is done with the gateway; how it stands is shown on other pages."""
+    """Actions on the gateway; other pages show its state."""
 
     path = "/gateway"
 
-    @post("/try", needs="write", request_max_body_size=SMALL_LIMIT)
+    @post("/try", required_scope="write", request_max_body_size=MAX_SMALL_FORM_BYTES)
     async def try_gateway(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> Redirect:
-        """Try it now instead of after the pause, and lead back to the page with the button."""
-        back = own_path((await typed(request, "back"))["back"])
+        """Retry the gateway now, and redirect back to the page with the button."""
+        back = own_path((await read_form(request, "back"))["back"])
         await try_now(engine, by)
-        return done("gateway-tried", back)
+        return redirect_with_flash("gateway-tried", back)

@@ -1,4 +1,4 @@
-"""Keys for programs: listed, made, revoked."""
+"""Pages of API keys: list, create and revoke."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any
@@ -18,99 +18,107 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import keys
 from mailer.access.model import Actor
-from mailer.admin.form import Form, checked, typed
-from mailer.admin.language import marked
-from mailer.admin.render import Show, done
+from mailer.admin.form import Form, read_form, validate
+from mailer.admin.language import gettext_noop
+from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.validation import MAX_ID
 
 PATH = "/keys"
-DAYS = {"30": 30, "90": 90, "365": 365}
-"""For how many days a key may be good, to choose from."""
-BLANK = {"name": "", "scope": "read", "expires": "90", "expires_on": ""}
-NOT_A_DAY = marked("must be a date")
-NOT_A_CHOICE = marked("must be one of these")
+VALIDITY_DAYS = {"30": 30, "90": 90, "365": 365}
+"""Choices for how many days a key is valid."""
+BLANK_FORM = {"name": "", "scope": "read", "expires": "90", "expires_on": ""}
+NOT_A_DATE = gettext_noop("must be a date")
+NOT_LISTED = gettext_noop("must be one of the listed values")
 
 KeyId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The key's id.")]
 Created = Annotated[int | None, QueryParameter(name="created", ge=1, le=MAX_ID)]
 
 
 class Keys(Controller):
-    """Keys, and the form of a new one."""
+    """The list of keys, and the form of a new key."""
 
     path = PATH
 
-    @get(needs="admin")
+    @get(required_scope="admin")
     async def list_keys(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         created: Created = None,
     ) -> Response[str]:
-        """List all keys, newest first; above them, if asked for, say that one was created."""
-        return await _page(engine, show, Form(BLANK), created=created)
+        """List all keys, the newest first.
 
-    @post(needs="admin", creates=True)
-    async def make_key(
+        `created` is the id of a key that a repeated form has created before.
+        """
+        return await _keys_page(engine, context, Form(BLANK_FORM), created=created)
+
+    @post(required_scope="admin", creates=True)
+    async def create_key(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> Response[str] | Redirect:
-        """Create a key and show its secret, this once: nothing keeps the answer.
+        """Create a key and show its secret once: the response is not stored.
 
-        A repeat of the form is led to a page that says that the key is there.
+        A repeat of the form is redirected to a page that says that the key was created before.
         """
-        if by.effect is not None:  # the answer of the attempt that created it was lost
-            return Redirect(_address(by.effect["id"]), status_code=HTTP_303_SEE_OTHER)
-        form = Form(await typed(request, *BLANK))
+        if by.stored_result is not None:  # a repeat: the first response was lost
+            return Redirect(_created_url(by.stored_result["id"]), status_code=HTTP_303_SEE_OTHER)
+        form = Form(await read_form(request, *BLANK_FORM))
         try:
-            new = read_new(form, show.viewer.time_zone, database_clock.now())
+            new = read_new(form, context.viewer.time_zone, database_clock.now())
             async with engine.begin() as connection:
-                key, secret = await keys.add(connection, new, by)
+                key, secret = await keys.create(connection, new, by)
         except InvalidError as error:
-            refused = form.refused(error, {"expires_at": "expires_on"})
-            return await _page(engine, show, refused, HTTP_400_BAD_REQUEST)
+            form = form.with_errors(error, {"expires_at": "expires_on"})
+            return await _keys_page(engine, context, form, HTTP_400_BAD_REQUEST)
         except keys.KeyNameTakenError as error:
-            refused = form.refused(InvalidError([FieldError("name", str(error))]))
-            return await _page(engine, show, refused, HTTP_409_CONFLICT)
-        answer = show.page("keys/made.html", HTTP_201_CREATED, key=key, secret=secret)
-        answer.headers |= {"Cache-Control": "no-store", "Location": _address(key.id)}
-        return answer
+            form = form.with_errors(InvalidError([FieldError("name", str(error))]))
+            return await _keys_page(engine, context, form, HTTP_409_CONFLICT)
+        response = await context.render_page(
+            "keys/created.html", HTTP_201_CREATED, key=key, secret=secret
+        )
+        response.headers |= {"Cache-Control": "no-store", "Location": _created_url(key.id)}
+        return response
 
-    @get("/{key_id:int}/revoke", needs="admin")
+    @get("/{key_id:int}/revoke", required_scope="admin")
     async def ask_to_revoke(
-        self, engine: NamedDependency[AsyncEngine], show: NamedDependency[Show], key_id: KeyId
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        key_id: KeyId,
     ) -> Response[str]:
-        """Ask whether to revoke a key."""
+        """Ask for confirmation before a key is revoked."""
         async with engine.connect() as connection:
             key = await keys.get(connection, key_id)
-        return show.page("keys/revoke.html", key=key)
+        return await context.render_page("keys/revoke.html", key=key)
 
-    @post("/{key_id:int}/revoke", needs="admin")
+    @post("/{key_id:int}/revoke", required_scope="admin")
     async def revoke_key(
         self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], key_id: KeyId
     ) -> Redirect:
-        """Revoke a key: it opens nothing from now on."""
+        """Revoke a key: requests with it are refused from now on."""
         async with engine.begin() as connection:
             await keys.revoke(connection, key_id, by)
-        return done("key-revoked", PATH)
+        return redirect_with_flash("key-revoked", PATH)
 
 
 def read_new(form: Form, zone: str, now: datetime) -> keys.NewKey:
-    """Return the key that a form asks for; raises `InvalidError` naming every wrong field.
+    """Return the new key that a form describes; raises `InvalidError` with every wrong field.
 
-    One that expires on a day is good until that day ends on the clocks of `zone`.
+    A key with a last day is valid until the end of that day in the time zone `zone`.
     """
-    given: dict[str, Any] = {"name": form["name"].strip(), "scope": form["scope"]}
+    values: dict[str, Any] = {"name": form["name"].strip(), "scope": form["scope"]}
     errors: list[FieldError] = []
     try:
-        given["expires_at"] = _expiry(form, zone, now)
+        values["expires_at"] = _expiry(form, zone, now)
     except InvalidError as error:
         errors += error.errors
-    return checked(keys.NewKey, given, errors, now)
+    return validate(keys.NewKey, values, errors, now)
 
 
 def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
@@ -119,34 +127,38 @@ def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
             return None
         case "day":
             try:
-                after = date.fromisoformat(form["expires_on"]) + timedelta(days=1)
-                return datetime.combine(after, time(), ZoneInfo(zone)).astimezone(UTC)
+                next_day = date.fromisoformat(form["expires_on"]) + timedelta(days=1)
+                return datetime.combine(next_day, time(), ZoneInfo(zone)).astimezone(UTC)
             except (ValueError, OverflowError) as error:
-                raise InvalidError([FieldError("expires_on", NOT_A_DAY)]) from error
-        case days if days in DAYS:
-            return now + timedelta(days=DAYS[days])
+                raise InvalidError([FieldError("expires_on", NOT_A_DATE)]) from error
+        case days if days in VALIDITY_DAYS:
+            return now + timedelta(days=VALIDITY_DAYS[days])
         case _:
-            raise InvalidError([FieldError("expires", NOT_A_CHOICE)])
+            raise InvalidError([FieldError("expires", NOT_LISTED)])
 
 
-def _address(key_id: int) -> str:
-    """Return the address of the page that says that a key was created."""
+def _created_url(key_id: int) -> str:
+    """Return the URL of the list with a notice that the key was created before."""
     return f"{PATH}?created={key_id}"
 
 
-async def _page(
-    engine: AsyncEngine, show: Show, form: Form, status: int = 200, created: int | None = None
+async def _keys_page(
+    engine: AsyncEngine,
+    context: PageContext,
+    form: Form,
+    status: int = 200,
+    created: int | None = None,
 ) -> Response[str]:
     async with engine.connect() as connection:
-        found, left_out = await keys.recent(connection)
+        recent_keys, hidden_count = await keys.list_recent(connection)
     now = database_clock.now()
-    return show.page(
+    return await context.render_page(
         "keys/list.html",
         status,
         form=form,
-        keys=found,
-        left_out=left_out,
-        created=next((key for key in found if key.id == created), None),
+        keys=recent_keys,
+        hidden_count=hidden_count,
+        created=next((key for key in recent_keys if key.id == created), None),
         now=now,
-        days=DAYS,
+        days=VALIDITY_DAYS,
     )

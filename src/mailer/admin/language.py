@@ -1,7 +1,7 @@
-"""Languages of the pages: texts stand in the code in English, and translated in catalogues.
+"""Languages of the pages: English texts in the code, translations in gettext catalogues.
 
-The catalogues are gettext's (`locale/`), kept by `make texts`; they are read as they are, so that
-there is nothing to compile.
+`make texts` keeps the catalogues (`locale/`) up to date. They are read at run time without being
+compiled first.
 """
 
 import re
@@ -17,41 +17,41 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.support import Translations
 
-FOLDER = Path(__file__).parent / "locale"
+LOCALE_FOLDER = Path(__file__).parent / "locale"
 LANGUAGES = {"en": "English", "ru": "Русский"}
-"""Those that pages come in, by their codes, as they call themselves."""
+"""Languages of the pages: code, and name in the language itself."""
 _NUMBER = re.compile(r"\d+")
 
-_spoken: ContextVar[str] = ContextVar("spoken", default="en")
+_language: ContextVar[str] = ContextVar("language", default="en")
 
 
-def marked(text: str) -> str:
-    """Return a text as it is: where it stands it is found for the catalogues, and said later."""
+def gettext_noop(text: str) -> str:
+    """Return `text` unchanged; marks it for the catalogues, to be translated when it is shown."""
     return text
 
 
-def choose(wanted: str | None, accepted: list[str]) -> str:
-    """Return the language to use: the one `wanted` if there is one, else by what is accepted."""
-    if wanted in LANGUAGES:
-        return str(wanted)
+def choose_language(chosen: str | None, accepted: list[str]) -> str:
+    """Return `chosen` if it is a known language, else the best of `accepted`, else English."""
+    if chosen in LANGUAGES:
+        return str(chosen)
     return negotiate_locale(accepted, LANGUAGES, sep="-") or "en"
 
 
 @contextmanager
-def speaking(language: str) -> Iterator[None]:
-    """Say everything in a language."""
-    token = _spoken.set(language)
+def use_language(language: str) -> Iterator[None]:
+    """Translate into `language` inside the `with` block."""
+    token = _language.set(language)
     try:
         yield
     finally:
-        _spoken.reset(token)
+        _language.reset(token)
 
 
 @cache
 def catalogue(language: str) -> Translations:
-    """Return the texts of a language."""
+    """Return the translations of a language."""
     compiled = BytesIO()
-    with (FOLDER / language / "LC_MESSAGES" / "mailer.po").open("rb") as file:
+    with (LOCALE_FOLDER / language / "LC_MESSAGES" / "mailer.po").open("rb") as file:
         write_mo(compiled, read_po(file, locale=language))
     compiled.seek(0)
     return Translations(compiled)
@@ -59,34 +59,34 @@ def catalogue(language: str) -> Translations:
 
 @cache
 def locale(language: str) -> Locale:
-    """Return how a language writes numbers and dates."""
+    """Return the rules by which a language writes numbers and dates."""
     return Locale.parse(language)
 
 
-def spoken() -> str:
-    """Return the language that is spoken now."""
-    return _spoken.get()
+def current_language() -> str:
+    """Return the language of the current `use_language` block."""
+    return _language.get()
 
 
 def gettext(text: str) -> str:
-    """Return a text in the language that is spoken."""
-    return catalogue(spoken()).gettext(text)
+    """Return `text` in the current language."""
+    return catalogue(current_language()).gettext(text)
 
 
 def ngettext(one: str, many: str, count: int) -> str:
-    """Return the form of a text that goes with `count`, in the language that is spoken."""
-    return catalogue(spoken()).ngettext(one, many, count)
+    """Return the singular or plural form of a text for `count`, in the current language."""
+    return catalogue(current_language()).ngettext(one, many, count)
 
 
-def say(message: str) -> str:
-    """Return what the API says as a page says it.
+def translate_message(message: str) -> str:
+    """Return a message of the API in the words of the pages, in the current language.
 
-    Messages with numbers in them stand in the catalogues with `{}` in their places.
+    The catalogues hold messages that contain numbers with `{}` in place of each number.
     """
-    if (whole := gettext(message)) != message:
-        return whole
+    if (translated := gettext(message)) != message:
+        return translated
     numbers = _NUMBER.findall(message)
     pattern = _NUMBER.sub("{}", message)
-    if not numbers or "{" in message or (said := gettext(pattern)) == pattern:
+    if not numbers or "{" in message or (translated := gettext(pattern)) == pattern:
         return message
-    return said.format(*numbers)
+    return translated.format(*numbers)

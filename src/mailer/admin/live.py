@@ -1,7 +1,7 @@
-"""Open pages kept up to date: server-sent events, and one look for all who watch the same.
+"""Live updates of open pages by server-sent events; equal pages are rendered once for all viewers.
 
-Protocol: https://html.spec.whatwg.org/multipage/server-sent-events.html. An event carries the HTML
-of those sections of a page that have changed; `live.js` puts each in the place of its id.
+Protocol: https://html.spec.whatwg.org/multipage/server-sent-events.html. An event contains the HTML
+of the sections of a page that have changed; `pages.js` replaces the sections with the same ids.
 """
 
 import asyncio
@@ -17,38 +17,39 @@ from litestar.response.base import ASGIResponse
 from litestar.response.sse import ServerSentEventMessage
 from litestar.types import Receive, Scope, Send
 
-from mailer.db.engine import is_away
+from mailer.db.engine import is_unavailable
 from mailer.log import describe
 
 log = structlog.get_logger()
 
-PERIOD, LONGEST = 2.0, 15.0
-"""Seconds between looks, at least and at most."""
-BUDGET = 0.01
-"""The part of the time that looks may take together: with many different pages open, each is
-looked at less often, and sending goes on undisturbed."""
-FRESH = 0.75
-"""The part of a period for which what was found is good for others, too."""
-QUIET = 20.0
-"""Seconds without news after which a line without meaning is sent: proxies cut what is silent."""
-MOST, EACH = 200, 20
-"""Pages that one process keeps up to date, and of one person; more are told to ask again later."""
+MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL = 2.0, 15.0
+"""Seconds between two refreshes of a page, at least and at most."""
+MAX_TIME_SHARE = 0.01
+"""Maximum share of the time that refreshes of all pages take together. With many different pages
+open, each is refreshed less often, so that sending is not slowed down."""
+SHARED_RESULT_FRACTION = 0.75
+"""The share of the refresh interval for which a result is reused for other viewers of the page."""
+KEEPALIVE_INTERVAL = 20.0
+"""Seconds without an event before an empty comment is sent: proxies close silent connections."""
+MAX_STREAMS, MAX_STREAMS_PER_OWNER = 200, 20
+"""Maximum number of open streams of a worker, and of one user. Further requests are refused, to be
+repeated later."""
 
 Sections = Mapping[str, str]
 """The HTML of each live section of a page, by its id."""
-STALE = ServerSentEventMessage("-", event="stale")
-FRESH_AGAIN = ServerSentEventMessage("-", event="fresh")
-"""What tells a page that it is out of date for now, and that it is not any more."""
-LASTS = 60.0
-"""Seconds that a stream lasts: then the page asks again, and who has been signed out meanwhile, or
-has another role, is told."""
-AGAIN = ServerSentEventMessage("-", event="again")
-"""What tells a page to ask again."""
-Look = Callable[[], Awaitable[Sections]]
+STALE_EVENT = ServerSentEventMessage("-", event="stale")
+FRESH_EVENT = ServerSentEventMessage("-", event="fresh")
+"""These two tell a page that it is out of date, and that it is up to date again."""
+STREAM_LIFETIME = 60.0
+"""Seconds that a stream lasts. Then the page reconnects, and the request is authorized again: the
+user may have been signed out or may have another role."""
+RECONNECT_EVENT = ServerSentEventMessage("-", event="reconnect")
+"""Tells a page to reconnect."""
+RenderSections = Callable[[], Awaitable[Sections]]
 
 
-class Events(ServerSentEvent):
-    """A stream of events that tells its end, however it ends, and if it never began."""
+class LiveStream(ServerSentEvent):
+    """A stream of events that calls `on_end` when it has ended, even if it never started."""
 
     def __init__(
         self, events: AsyncGenerator[ServerSentEventMessage, None], on_end: Callable[[], None]
@@ -57,7 +58,7 @@ class Events(ServerSentEvent):
         self._on_end = on_end
 
     def to_asgi_response(self, *args: Any, **options: Any) -> ASGIResponse:  # noqa: ANN401  # ServerSentEvent's
-        """As any stream."""
+        """Return the ASGI response, which calls `on_end` at its end."""
         response = super().to_asgi_response(*args, **options)
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,125 +67,143 @@ class Events(ServerSentEvent):
             finally:
                 self._on_end()
 
-        return respond  # type: ignore[return-value]  # all that is done with it is to call it
+        return respond  # type: ignore[return-value]  # Litestar only calls it
 
 
-class Live:
-    """Keeps open pages up to date until the process stops."""
+class LiveUpdates:
+    """Keeps open pages up to date until the worker stops."""
 
-    def __init__(self, lasts: float = LASTS) -> None:
-        self._lasts = lasts
+    def __init__(self, lifetime: float = STREAM_LIFETIME) -> None:
+        self._lifetime = lifetime
         self._stopping = asyncio.Event()
-        self._open: Counter[Hashable] = Counter()
-        """Streams that are answered, by whom they are for; those that are about to begin, too."""
-        self._watching: Counter[Hashable] = Counter()
-        self._looks: dict[
+        self._open_streams: Counter[Hashable] = Counter()
+        """Streams by owner, including those whose response has not started yet."""
+        self._viewers: Counter[Hashable] = Counter()
+        """Streams by key, while they send events."""
+        self._refreshes: dict[
             Hashable, tuple[asyncio.Future[float], asyncio.Task[Sections | None]]
         ] = {}
+        """The newest refresh by key: its start on the loop's clock, and its result."""
         self._costs: dict[Hashable, float] = {}
-        self._turn = asyncio.Lock()
+        """Seconds that a refresh takes, by key."""
+        self._refresh_lock = asyncio.Lock()
 
     def stop(self) -> None:
-        """End every stream: a server waits for what is open."""
+        """End every stream, because the server waits for open responses when it stops."""
         self._stopping.set()
 
-    def stream(self, key: Hashable, look: Look, owner: Hashable | None) -> ServerSentEvent:
-        """Answer with what `look` finds, now and whenever it differs.
+    def stream(
+        self, key: Hashable, render: RenderSections, owner: Hashable | None
+    ) -> ServerSentEvent:
+        """Return a stream of the sections that `render` returns, now and whenever they change.
 
-        Those with the same key see the same: for all of them there is one look. Of those for one
-        owner there are at most `EACH`, unless it is None.
+        Streams with the same key show the same content and share its rendering. One owner may have
+        `MAX_STREAMS_PER_OWNER` open streams; None is not limited. Raises
+        `ServiceUnavailableException` when too many streams are open.
         """
-        if self._open.total() >= MOST or (owner is not None and self._open[owner] >= EACH):
+        is_owner_full = owner is not None and self._open_streams[owner] >= MAX_STREAMS_PER_OWNER
+        if self._open_streams.total() >= MAX_STREAMS or is_owner_full:
             raise ServiceUnavailableException("Too many pages are open.")
-        self._open[owner] += 1
-        return Events(self._events(key, look), lambda: self._close(owner))
+        self._open_streams[owner] += 1
+        return LiveStream(self._events(key, render), lambda: self._release_stream(owner))
 
-    def _close(self, owner: Hashable | None) -> None:
-        self._open[owner] -= 1
-        if not self._open[owner]:
-            del self._open[owner]
+    def _release_stream(self, owner: Hashable | None) -> None:
+        self._open_streams[owner] -= 1
+        if not self._open_streams[owner]:
+            del self._open_streams[owner]
 
     async def _events(
-        self, key: Hashable, look: Look
+        self, key: Hashable, render: RenderSections
     ) -> AsyncGenerator[ServerSentEventMessage, None]:
-        told: dict[str, int] = {}
-        began = asyncio.get_running_loop().time()
+        sent_hashes: dict[str, int] = {}
+        started_at = asyncio.get_running_loop().time()
         silence = 0.0
         is_stale = False
-        self._watching[key] += 1
+        self._viewers[key] += 1
         try:
             while not self._stopping.is_set():
-                # one that began before the page was asked for knows less than the page
-                sections = await self._look(key, look, began)
+                # a refresh that started before the page was requested may be older than the page
+                sections = await self._get_sections(key, render, started_at)
                 if is_stale != (sections is None):
                     is_stale = not is_stale
-                    yield STALE if is_stale else FRESH_AGAIN
+                    yield STALE_EVENT if is_stale else FRESH_EVENT
                 sections = sections or {}
-                news = {name: hash(html) for name, html in sections.items()}.items() - told.items()
-                told |= dict(news)
-                if news:
-                    yield ServerSentEventMessage("\n".join(sections[name] for name, _ in news))
-                elif silence >= QUIET:
+                hashes = {name: hash(html) for name, html in sections.items()}
+                changed = hashes.items() - sent_hashes.items()
+                sent_hashes |= dict(changed)
+                if changed:
+                    yield ServerSentEventMessage("\n".join(sections[name] for name, _ in changed))
+                elif silence >= KEEPALIVE_INTERVAL:
                     yield ServerSentEventMessage(data=None, comment="")
-                silence = 0.0 if news or silence >= QUIET else silence + self.period
-                await self._rest()
-                if asyncio.get_running_loop().time() >= began + self._lasts:
-                    yield AGAIN
+                is_silent = not changed and silence < KEEPALIVE_INTERVAL
+                silence = silence + self.refresh_interval if is_silent else 0.0
+                await self._wait()
+                if asyncio.get_running_loop().time() >= started_at + self._lifetime:
+                    yield RECONNECT_EVENT
                     return
         finally:
-            self._watching[key] -= 1
-            if not self._watching[key]:
-                del self._watching[key]
+            self._viewers[key] -= 1
+            if not self._viewers[key]:
+                del self._viewers[key]
                 self._costs.pop(key, None)
 
     @property
-    def period(self) -> float:
-        """Seconds between looks: they keep to the budget, whatever is open."""
-        return min(LONGEST, max(PERIOD, sum(self._costs.values()) / BUDGET))
+    def refresh_interval(self) -> float:
+        """Seconds between two refreshes of a page; keeps all pages below `MAX_TIME_SHARE`."""
+        needed = sum(self._costs.values()) / MAX_TIME_SHARE
+        return min(MAX_REFRESH_INTERVAL, max(MIN_REFRESH_INTERVAL, needed))
 
-    async def _rest(self) -> None:
+    async def _wait(self) -> None:
+        """Wait for one refresh interval, or until `stop` is called."""
         try:
-            async with asyncio.timeout(self.period):
+            async with asyncio.timeout(self.refresh_interval):
                 await self._stopping.wait()
         except TimeoutError:
             return
 
-    async def _look(self, key: Hashable, look: Look, since: float) -> Sections | None:
-        """Return what somebody found a moment ago, but after `since`, or look."""
-        since = max(since, asyncio.get_running_loop().time() - self.period * FRESH)
-        self._looks = {
-            known: (began, task)
-            for known, (began, task) in self._looks.items()
-            if not (began.done() and began.result() < since and (task.done() or known == key))
-        }
-        if key not in self._looks:
-            began = asyncio.get_running_loop().create_future()
-            self._looks[key] = began, asyncio.create_task(self._found(key, look, began))
-        return await asyncio.shield(self._looks[key][1])  # who leaves does not end it for others
-
-    async def _found(
-        self, key: Hashable, look: Look, started: asyncio.Future[float]
+    async def _get_sections(
+        self, key: Hashable, render: RenderSections, since: float
     ) -> Sections | None:
-        """Return what is found, one look at a time; None when it fails.
+        """Return a recent result for `key` that was started after `since`, else a new one.
 
-        Then pages stay as they are, and say so, until it does not.
+        `since` is a time of the loop's clock. None means that rendering failed.
         """
-        async with self._turn:
-            started.set_result(asyncio.get_running_loop().time())
-            began = time.perf_counter()
+        shared_since = self.refresh_interval * SHARED_RESULT_FRACTION
+        since = max(since, asyncio.get_running_loop().time() - shared_since)
+        self._refreshes = {
+            known: (start, task)
+            for known, (start, task) in self._refreshes.items()
+            if not (start.done() and start.result() < since and (task.done() or known == key))
+        }
+        if key not in self._refreshes:
+            start = asyncio.get_running_loop().create_future()
+            self._refreshes[key] = start, asyncio.create_task(self._refresh(key, render, start))
+        # shielded: a viewer that leaves must not cancel the refresh for the others
+        return await asyncio.shield(self._refreshes[key][1])
+
+    async def _refresh(
+        self, key: Hashable, render: RenderSections, start: asyncio.Future[float]
+    ) -> Sections | None:
+        """Return the rendered sections, one refresh at a time; None if it failed.
+
+        After a failure the pages stay as they are and say so, until a refresh succeeds.
+        """
+        async with self._refresh_lock:
+            start.set_result(asyncio.get_running_loop().time())
+            started_at = time.perf_counter()
             try:
-                async with asyncio.timeout(LONGEST):
-                    return await look()
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is logged
-                if is_away(error):
-                    log.warning("database_away", at="live")
+                async with asyncio.timeout(MAX_REFRESH_INTERVAL):
+                    return await render()
+            except Exception as error:  # noqa: BLE001  # any error is logged
+                if is_unavailable(error):
+                    log.warning("database_unavailable", at="live")
                 else:
                     log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
                 return None
             finally:
-                self._spent(key, time.perf_counter() - began)
+                self._record_cost(key, time.perf_counter() - started_at)
 
-    def _spent(self, key: Hashable, seconds: float) -> None:
-        """Note what a look took; one that was slow for once counts for little."""
-        if key in self._watching:
+    def _record_cost(self, key: Hashable, seconds: float) -> None:
+        """Record the duration of a refresh; a single slow one counts at most twice the last."""
+        if key in self._viewers:
             self._costs[key] = min(seconds, 2 * self._costs.get(key, seconds))

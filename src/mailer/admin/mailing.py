@@ -1,4 +1,4 @@
-"""One mailing: what became of it so far, and what may be done with it."""
+"""The page of one mailing: its progress, and the actions on it."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -12,146 +12,164 @@ from litestar.status_codes import HTTP_409_CONFLICT, HTTP_503_SERVICE_UNAVAILABL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.language import marked
-from mailer.admin.live import Live, Sections
-from mailer.admin.render import Show, done
+from mailer.admin.language import gettext_noop
+from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import ConflictError
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
-from mailer.mailing import service, steps, store
-from mailer.mailing.controls import controls, waiting
-from mailer.mailing.hold import with_hold
-from mailer.mailing.model import MailingNotFoundError, StillStoppingError
+from mailer.gateway.throughput import ThroughputEstimate
+from mailer.mailing import background_work, service, store
+from mailer.mailing.actions import allowed_actions, count_unsent
+from mailer.mailing.model import MailingNotFoundError, StopTimeoutError
 from mailer.mailing.query import MailingId
+from mailer.mailing.waiting_reason import with_outage
 from mailer.report import forecast, progress, statistics
-from mailer.report.largest import largest
 from mailer.report.snapshot import snapshot
+from mailer.report.top_n import top_n
 
-VERBS: Mapping[str, tuple[Callable[[AsyncEngine, int, Actor], Awaitable[Any]], str]] = {
+ACTION_CALLS: Mapping[str, tuple[Callable[[AsyncEngine, int, Actor], Awaitable[Any]], str]] = {
     "pause": (service.pause, "mailing-paused"),
     "resume": (service.resume, "mailing-resumed"),
     "retry": (service.retry, "mailing-retried"),
     "cancel": (service.cancel, "mailing-cancelled"),
     "delete": (service.delete, "mailing-deleted"),
 }
-"""What may be done with a mailing, and what is said when it is."""
-BARS, ROWS = 100, 20
-"""How many bars a chart and how many rows a table may have: they are sent again and again."""
-SECTIONS = ("state", "controls", "what", "ledger", "forecast", "over-time", "reasons", "spread")
+"""Actions on a mailing: the function to call, and the confirmation (a key of `flash.html`)."""
+MAX_CHART_BARS, MAX_TABLE_ROWS = 100, 20
+"""Maximum bars of a chart and rows of a table: live updates send them again and again."""
+SECTIONS = (
+    "state",
+    "controls",
+    "details",
+    "counts",
+    "forecast",
+    "over-time",
+    "reasons",
+    "breakdown",
+)
 
 
-async def look(
-    engine: AsyncEngine, breaker: Breaker | None, pace: Pace | None, mailing_id: int
+async def read_mailing_page(
+    engine: AsyncEngine, breaker: Breaker | None, pace: ThroughputEstimate | None, mailing_id: int
 ) -> dict[str, Any]:
-    """Return what is shown of a mailing, by name, its counts as they are at one moment."""
+    """Return the template variables of a mailing's page; all counts are of the same moment."""
     async with snapshot(engine) as connection:
-        mailing = with_hold(await store.get(connection, mailing_id), breaker)
-        stands = await steps.look(connection, mailing_id)
-        sharing = await forecast.sharing(connection, pace, mailing)
+        mailing = with_outage(await store.get(connection, mailing_id), breaker)
+        work = await background_work.get_background_work(connection, mailing_id)
+        capacity = await forecast.read_capacity(connection, pace, mailing)
         usable = forecast.usable_pace(pace, breaker)
-        basis = await forecast.read(connection, mailing, usable, sharing.processes)
-        [made] = await progress.of_mailings(connection, [mailing])
-        counts = await statistics.in_detail(connection, made, most_buckets=BARS)
+        basis = await forecast.read(connection, mailing, usable, capacity.workers)
+        [mailing_progress] = await progress.get_progress(connection, [mailing])
+        counts = await statistics.count_in_detail(
+            connection, mailing_progress, max_buckets=MAX_CHART_BARS
+        )
     now = database_clock.now()
     return {
         "forecast": await forecast.compute(basis),
-        "sharing": sharing,
+        "capacity": capacity,
         "mailing": mailing,
-        "wait": made.wait,
-        "steps": stands,
+        "wait": mailing_progress.wait,
+        "background_work": work,
         "counts": counts,
-        "controls": controls(mailing, now),
+        "actions": allowed_actions(mailing, now),
         "is_over": mailing.datetime_end <= now,
-        "time_zones": largest(((c.time_zone, c.messages) for c in counts.time_zones), ROWS),
-        "operator_codes": largest(
-            ((c.operator_code, c.messages) for c in counts.operator_codes), ROWS
+        "time_zones": top_n(((c.time_zone, c.messages) for c in counts.time_zones), MAX_TABLE_ROWS),
+        "operator_codes": top_n(
+            ((c.operator_code, c.messages) for c in counts.operator_codes), MAX_TABLE_ROWS
         ),
     }
 
 
 class MailingPage(Controller):
-    """A mailing, and the questions before something is done with it."""
+    """The page of a mailing, and the confirmation pages of its actions."""
 
     path = "/"
 
-    @get("/mailings/{mailing_id:int}", needs="read")
+    @get("/mailings/{mailing_id:int}", required_scope="read")
     async def show_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[Pace | None],
-        show: NamedDependency[Show],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
         mailing_id: MailingId,
     ) -> Response[str]:
         """Show a mailing."""
-        return show.page("mailings/mailing.html", **await look(engine, breaker, pace, mailing_id))
+        return await context.render_page(
+            "mailings/mailing.html", **await read_mailing_page(engine, breaker, pace, mailing_id)
+        )
 
-    @get("/live/mailings/{mailing_id:int}", needs="read", by_itself=True)
-    async def watch_mailing(  # noqa: PLR0913, PLR0917  # what Litestar gives
+    @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
+    async def watch_mailing(  # noqa: PLR0913, PLR0917  # injected by Litestar
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[Pace | None],
-        show: NamedDependency[Show],
-        live: NamedDependency[Live],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
+        live: NamedDependency[LiveUpdates],
         mailing_id: MailingId,
     ) -> ServerSentEvent:
         """Keep a mailing's page up to date."""
 
         async def sections() -> Sections:
             try:
-                facts = await look(engine, breaker, pace, mailing_id)
+                variables = await read_mailing_page(engine, breaker, pace, mailing_id)
             except MailingNotFoundError:
-                gone = ("state", "controls")
-                return {name: show.part(f"mailings/gone-{name}.html") for name in gone}
-            return show.sections("mailings", SECTIONS, **facts)
+                names = ("state", "controls")
+                return {name: context.render(f"mailings/deleted-{name}.html") for name in names}
+            return await context.render_sections("mailings", SECTIONS, **variables)
 
-        return live.stream(("mailing", show.viewer, mailing_id), sections, show.caller)
+        return live.stream(("mailing", context.viewer, mailing_id), sections, context.quota_key)
 
-    @get("/mailings/{mailing_id:int}/{verb:str}", needs="write")
+    @get("/mailings/{mailing_id:int}/{verb:str}", required_scope="write")
     async def ask(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         mailing_id: MailingId,
         verb: FromPath[str],
     ) -> Response[str]:
-        """Ask before something is done, with the numbers of this moment."""
-        if verb not in VERBS:
+        """Ask for confirmation before an action, with the current counts."""
+        if verb not in ACTION_CALLS:
             raise NotFoundException
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
-            stands = await steps.look(connection, mailing_id)
-        if verb not in controls(mailing, database_clock.now()):
-            error = marked("The mailing is in a state in which this makes no sense.")
-            return _refused(show, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}")
-        return show.page(
-            f"mailings/{verb}.html", mailing=mailing, steps=stands, waiting=waiting(mailing)
+            work = await background_work.get_background_work(connection, mailing_id)
+        if verb not in allowed_actions(mailing, database_clock.now()):
+            error = gettext_noop("The mailing's current status does not allow this.")
+            return await _refused(context, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}")
+        return await context.render_page(
+            f"mailings/{verb}.html",
+            mailing=mailing,
+            background_work=work,
+            waiting=count_unsent(mailing),
         )
 
-    @post("/mailings/{mailing_id:int}/{verb:str}", needs="write")
+    @post("/mailings/{mailing_id:int}/{verb:str}", required_scope="write")
     async def act(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
         mailing_id: MailingId,
         verb: FromPath[str],
     ) -> Response[str] | Redirect:
-        """Do it; what cannot be done, or is not done yet, is said on a page that leads back."""
-        if verb not in VERBS:
+        """Carry out an action. If it is refused or not finished yet, show why."""
+        if verb not in ACTION_CALLS:
             raise NotFoundException
-        act, said = VERBS[verb]
+        call, flash = ACTION_CALLS[verb]
         back = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
         try:
-            await act(engine, mailing_id, by)
+            await call(engine, mailing_id, by)
         except ConflictError as error:
-            return _refused(show, HTTP_409_CONFLICT, str(error), back)
-        except StillStoppingError as error:
-            return _refused(show, HTTP_503_SERVICE_UNAVAILABLE, str(error), back)
-        return done(said, back)
+            return await _refused(context, HTTP_409_CONFLICT, str(error), back)
+        except StopTimeoutError as error:
+            return await _refused(context, HTTP_503_SERVICE_UNAVAILABLE, str(error), back)
+        return redirect_with_flash(flash, back)
 
 
-def _refused(show: Show, status: int, error: str, back: str) -> Response[str]:
-    return show.page("mailings/refused.html", status, code=status, error=error, back=back)
+async def _refused(context: PageContext, status: int, error: str, back: str) -> Response[str]:
+    return await context.render_page(
+        "mailings/refused.html", status, status_code=status, error=error, back=back
+    )

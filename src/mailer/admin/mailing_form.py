@@ -1,4 +1,4 @@
-"""The form of a mailing: written anew, copied or changed, with what it would do beside it."""
+"""The form that creates, copies or changes a mailing, with a preview beside it."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,192 +15,209 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.model import Actor
 from mailer.admin import mailing_fields as fields
 from mailer.admin import mailing_preview as preview
-from mailer.admin.form import LONG_LIMIT, Form, typed
-from mailer.admin.language import marked
-from mailer.admin.render import Show, done
+from mailer.admin.form import MAX_LONG_FORM_BYTES, Form, read_form
+from mailer.admin.language import gettext_noop
+from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
+from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import service, store
-from mailer.mailing.model import ENDED, Mailing, MailingEndedError, MailingStartedError
+from mailer.mailing.actions import ensure_allowed
+from mailer.mailing.model import Mailing, MailingStartedError
 from mailer.mailing.query import MailingId
 from mailer.report.forecast import usable_pace
 from mailer.validation import MAX_ID
 
-SEEN = "seen"
-"""The field that tells which state of a mailing the form was made from."""
-CHANGED_MEANWHILE = marked(
-    "Somebody else changed this mailing meanwhile. What you typed is still here: save again, and"
-    " it takes the place of theirs."
+FINGERPRINT_FIELD = "seen"
+"""Hidden field with the fingerprint of the mailing that the form was rendered from."""
+CHANGED_MEANWHILE = gettext_noop(
+    "Another user changed this mailing in the meantime. Your input is still here: save again to"
+    " replace their changes."
 )
-STARTED_MEANWHILE = marked("The mailing has started meanwhile.")
-HAS_STARTED = marked("cannot be changed any more: the mailing has started")
+STARTED_MEANWHILE = gettext_noop("The mailing has started in the meantime.")
+HAS_STARTED = gettext_noop("cannot be changed: the mailing has started")
 
-Copied = Annotated[int | None, QueryParameter(name="from", ge=1, le=MAX_ID)]
-Changed = Annotated[int | None, QueryParameter(name="mailing", ge=1, le=MAX_ID)]
+CopiedId = Annotated[int | None, QueryParameter(name="from", ge=1, le=MAX_ID)]
+ChangedId = Annotated[int | None, QueryParameter(name="mailing", ge=1, le=MAX_ID)]
 
 
-class Sheet(msgspec.Struct, frozen=True, kw_only=True):
-    """A form for a mailing, and what it stands on."""
+class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The page of the mailing form, with what it needs to be rendered."""
 
     engine: AsyncEngine
-    pace: Pace | None
-    show: Show
+    pace: ThroughputEstimate | None
+    context: PageContext
     copy_of: int | None = None
+    """Id of the mailing that the form copies."""
     mailing: Mailing | None = None
-    """The one that it changes."""
+    """The mailing that the form changes; None if it creates one."""
 
-    async def page(self, form: Form, status: int = HTTP_200_OK) -> Response[str]:
-        """Answer with the form."""
-        facts = await self._facts(form.values)
-        return self.show.page("mailings/form.html", status, form=form, **facts)
+    async def render(self, form: Form, status: int = HTTP_200_OK) -> Response[str]:
+        """Return a response with the whole page."""
+        variables = await self._variables(form.values)
+        return await self.context.render_page("mailings/form.html", status, form=form, **variables)
 
-    async def part(self, values: dict[str, str]) -> Response[str]:
-        """Answer with the preview alone."""
-        return self.show.page("mailings/preview.html", **await self._facts(values))
+    async def render_preview(self, values: dict[str, str]) -> Response[str]:
+        """Return a response with the preview only."""
+        return await self.context.render_page(
+            "mailings/preview.html", **await self._variables(values)
+        )
 
-    async def _facts(self, values: fields.Values) -> dict[str, Any]:
+    async def _variables(self, values: fields.FormValues) -> dict[str, Any]:
         now, zone = database_clock.now(), fields.zone_of(values)
-        draft, wrong = fields.read_draft(values, self.mailing, now)
-        seen = await preview.look(self.engine, draft, values["text"], zone, self.pace, self.mailing)
-        is_begun = self.mailing is not None and self.mailing.datetime_start <= now
+        draft, draft_errors = fields.read_draft(values, self.mailing, now)
+        built = await preview.build_preview(
+            self.engine, draft, values["text"], zone, self.pace, self.mailing
+        )
+        has_started = self.mailing is not None and self.mailing.datetime_start <= now
         return {
-            "preview": seen,
-            "wrong": wrong,
-            "forecast": seen.forecast,
-            "sharing": seen.sharing,
-            "here": msgspec.structs.replace(self.show.viewer, time_zone=zone),
-            "offset": preview.utc_offset(_offset(seen.day.start, zone)),
+            "preview": built,
+            "draft_errors": draft_errors,
+            "forecast": built.forecast,
+            "capacity": built.capacity,
+            "form_viewer": msgspec.structs.replace(self.context.viewer, time_zone=zone),
+            "offset": preview.utc_offset(_offset(built.day.start, zone)),
             "mailing": self.mailing,
-            "is_begun": is_begun,
+            "has_started": has_started,
             "copy_of": self.copy_of,
         }
 
 
-def _offset(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta: every zone has one
+def _offset(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta, never None
     return moment.astimezone(ZoneInfo(zone)).utcoffset()
 
 
-def sheet_of(
+def provide_form_page(
     engine: NamedDependency[AsyncEngine],
     breaker: NamedDependency[Breaker | None],
-    pace: NamedDependency[Pace | None],
-    show: NamedDependency[Show],
-) -> Sheet:
-    """Return the form as it is before it is known for which mailing."""
-    return Sheet(engine=engine, pace=usable_pace(pace, breaker), show=show)
+    pace: NamedDependency[ThroughputEstimate | None],
+    context: NamedDependency[PageContext],
+) -> MailingFormPage:
+    """Return the page of the form, for no mailing yet."""
+    return MailingFormPage(engine=engine, pace=usable_pace(pace, breaker), context=context)
 
 
 class MailingForm(Controller):
-    """Where mailings are written."""
+    """The form of a new or existing mailing, and its preview."""
 
     path = "/mailings"
-    request_max_body_size = LONG_LIMIT
-    dependencies = {"sheet": Provide(sheet_of, sync_to_thread=False)}  # noqa: RUF012  # Litestar's way
+    request_max_body_size = MAX_LONG_FORM_BYTES
+    dependencies = {"form_page": Provide(provide_form_page, sync_to_thread=False)}  # noqa: RUF012  # Litestar's way
 
-    @get("/new", needs="write")
-    async def show_new(self, sheet: NamedDependency[Sheet], copied: Copied = None) -> Response[str]:
+    @get("/new", required_scope="write")
+    async def show_new(
+        self, form_page: NamedDependency[MailingFormPage], copied: CopiedId = None
+    ) -> Response[str]:
         """Show the form of a new mailing, or of a copy of one."""
-        now, zone = database_clock.now(), sheet.show.viewer.time_zone
+        now, zone = database_clock.now(), form_page.context.viewer.time_zone
         if copied is None:
-            return await sheet.page(Form(fields.blank(now, zone) | {SEEN: ""}))
-        values = fields.copied(await _mailing(sheet.engine, copied), now, zone)
-        sheet = msgspec.structs.replace(sheet, copy_of=copied)
-        return await sheet.page(Form(values | {SEEN: ""}))
+            return await form_page.render(
+                Form(fields.blank_values(now, zone) | {FINGERPRINT_FIELD: ""})
+            )
+        values = fields.copied_values(await _get_mailing(form_page.engine, copied), now, zone)
+        form_page = msgspec.structs.replace(form_page, copy_of=copied)
+        return await form_page.render(Form(values | {FINGERPRINT_FIELD: ""}))
 
-    @post("/new", needs="write", creates=True)
+    @post("/new", required_scope="write", creates=True)
     async def create(
         self,
         request: Request[Any, Any, Any],
-        sheet: NamedDependency[Sheet],
+        form_page: NamedDependency[MailingFormPage],
         by: NamedDependency[Actor],
-        copied: Copied = None,
+        copied: CopiedId = None,
     ) -> Response[str] | Redirect:
-        """Create a mailing, or show the form again with what is wrong."""
-        if by.effect is not None:  # the answer of the attempt that created it was lost
-            return done("mailing-created", f"/mailings/{by.effect['id']}")
-        form = Form(await typed(request, *fields.FIELDS, SEEN))
+        """Create a mailing, or show the form again with its errors."""
+        if by.stored_result is not None:  # a repeat: the first response was lost
+            return redirect_with_flash("mailing-created", f"/mailings/{by.stored_result['id']}")
+        form = Form(await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD))
         try:
             new = fields.read_new(form.values, database_clock.now())
-            mailing = await service.create(sheet.engine, new, by)
+            mailing = await service.create(form_page.engine, new, by)
         except InvalidError as error:
-            sheet = msgspec.structs.replace(sheet, copy_of=copied)
-            return await sheet.page(form.refused(error, fields.NAMES), HTTP_400_BAD_REQUEST)
-        return done("mailing-created", f"/mailings/{mailing.id}")
+            form_page = msgspec.structs.replace(form_page, copy_of=copied)
+            return await form_page.render(
+                form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
+            )
+        return redirect_with_flash("mailing-created", f"/mailings/{mailing.id}")
 
-    @get("/{mailing_id:int}/edit", needs="write")
+    @get("/{mailing_id:int}/edit", required_scope="write")
     async def show_edit(
-        self, sheet: NamedDependency[Sheet], mailing_id: MailingId
+        self, form_page: NamedDependency[MailingFormPage], mailing_id: MailingId
     ) -> Response[str]:
         """Show the form of a mailing that has not ended."""
-        mailing = await _changeable(sheet.engine, mailing_id)
-        values = fields.written(mailing, sheet.show.viewer.time_zone)
-        sheet = msgspec.structs.replace(sheet, mailing=mailing)
-        return await sheet.page(Form(values | {SEEN: fields.state(mailing)}))
+        mailing = await _get_changeable(form_page.engine, mailing_id)
+        values = fields.values_of(mailing, form_page.context.viewer.time_zone)
+        form_page = msgspec.structs.replace(form_page, mailing=mailing)
+        return await form_page.render(
+            Form(values | {FINGERPRINT_FIELD: fields.fingerprint(mailing)})
+        )
 
-    @post("/{mailing_id:int}/edit", needs="write")
+    @post("/{mailing_id:int}/edit", required_scope="write")
     async def change(
         self,
         request: Request[Any, Any, Any],
-        sheet: NamedDependency[Sheet],
+        form_page: NamedDependency[MailingFormPage],
         by: NamedDependency[Actor],
         mailing_id: MailingId,
     ) -> Response[str] | Redirect:
-        """Change what is different in the form, unless somebody else changed the mailing."""
-        mailing = await _changeable(sheet.engine, mailing_id)
-        sheet = msgspec.structs.replace(sheet, mailing=mailing)
-        values = await typed(request, *fields.FIELDS, SEEN)
-        seen, values[SEEN] = values[SEEN], fields.state(mailing)
+        """Save the changes in the form, unless another user has changed the mailing meanwhile."""
+        mailing = await _get_changeable(form_page.engine, mailing_id)
+        form_page = msgspec.structs.replace(form_page, mailing=mailing)
+        values = await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD)
+        current = fields.fingerprint(mailing)
+        is_outdated = values[FINGERPRINT_FIELD] != current
+        values[FINGERPRINT_FIELD] = current
         form = Form(values)
-        if seen != values[SEEN] and _is_saved(values, mailing):
-            return done("mailing-changed", f"/mailings/{mailing_id}")
-        if seen != values[SEEN]:
+        if is_outdated and _is_saved(values, mailing):
+            return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
+        if is_outdated:
             refusal = InvalidError([FieldError("", CHANGED_MEANWHILE)])
-            return await sheet.page(form.refused(refusal), HTTP_409_CONFLICT)
+            return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
         try:
             changes = fields.read_change(values, mailing, database_clock.now())
-            await service.change(sheet.engine, mailing_id, changes, by)
+            await service.change(form_page.engine, mailing_id, changes, by)
         except InvalidError as error:
-            return await sheet.page(form.refused(error, fields.NAMES), HTTP_400_BAD_REQUEST)
+            return await form_page.render(
+                form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
+            )
         except MailingStartedError:
-            values["start"] = fields.written(mailing, fields.zone_of(values))["start"]
+            values["start"] = fields.values_of(mailing, fields.zone_of(values))["start"]
             refusal = InvalidError(
                 [FieldError("", STARTED_MEANWHILE), FieldError("start", HAS_STARTED)]
             )
-            return await sheet.page(form.refused(refusal), HTTP_409_CONFLICT)
-        return done("mailing-changed", f"/mailings/{mailing_id}")
+            return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
+        return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
 
-    @post("/preview", status_code=HTTP_200_OK, needs="write")
+    @post("/preview", status_code=HTTP_200_OK, required_scope="write")
     async def show_preview(
         self,
         request: Request[Any, Any, Any],
-        sheet: NamedDependency[Sheet],
-        changed: Changed = None,
+        form_page: NamedDependency[MailingFormPage],
+        changed: ChangedId = None,
     ) -> Response[str]:
-        """Show what a form would do while it is being filled in."""
+        """Show the preview of a form that is being filled in."""
         if changed is not None:
-            mailing = await _mailing(sheet.engine, changed)
-            sheet = msgspec.structs.replace(sheet, mailing=mailing)
-        return await sheet.part(await typed(request, *fields.FIELDS))
+            mailing = await _get_mailing(form_page.engine, changed)
+            form_page = msgspec.structs.replace(form_page, mailing=mailing)
+        return await form_page.render_preview(await read_form(request, *fields.MAILING_FIELDS))
 
 
-def _is_saved(values: fields.Values, mailing: Mailing) -> bool:
-    """Whether a mailing is as a form would make it, as it is when the form is sent twice."""
+def _is_saved(values: fields.FormValues, mailing: Mailing) -> bool:
+    """Return whether the mailing already equals the form, as when the form was sent twice."""
     try:
         changes = fields.read_change(values, mailing, database_clock.now())
     except InvalidError:
         return False
-    return all(getattr(mailing, name) == value for name, value in changes.given().items())
+    return all(getattr(mailing, name) == value for name, value in changes.provided_values().items())
 
 
-async def _mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:
+async def _get_mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:
     async with engine.connect() as connection:
         return await store.get(connection, mailing_id)
 
 
-async def _changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:
-    mailing = await _mailing(engine, mailing_id)
-    if mailing.status in ENDED or mailing.datetime_end <= database_clock.now():
-        raise MailingEndedError
+async def _get_changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    mailing = await _get_mailing(engine, mailing_id)
+    ensure_allowed("change", mailing, database_clock.now())
     return mailing

@@ -1,4 +1,4 @@
-"""The list of mailings: found, filtered, and those that move kept up to date."""
+"""The list of mailings, with search, filters and live updates."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,23 +9,23 @@ from litestar.response import ServerSentEvent
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.admin.listing import NOTHING, asked, pages
-from mailer.admin.live import Live, Sections
-from mailer.admin.render import Show
+from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
+from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.render import PageContext
 from mailer.db.schema import MAILING_STATUSES
 from mailer.gateway.breaker import Breaker
 from mailer.mailing import store
-from mailer.mailing.hold import with_hold
 from mailer.mailing.model import ENDED, Mailing
 from mailer.mailing.query import MailingQuery
-from mailer.mailing.search import MOST_COUNTED
+from mailer.mailing.search import MAX_COUNTED
+from mailer.mailing.waiting_reason import with_outage
 from mailer.report import progress
 from mailer.validation import STORABLE, Input
 from mailer.web.query import Limit, read
 
 
-class ListQuery(MailingQuery, frozen=True, kw_only=True):
-    """Which mailings to list."""
+class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
+    """Filters of the list of mailings."""
 
     limit: Limit = 50
     search: (
@@ -42,19 +42,19 @@ class ListQuery(MailingQuery, frozen=True, kw_only=True):
 
 
 class RowsQuery(Input, frozen=True, kw_only=True):
-    """Which rows of the list to keep up to date."""
+    """The rows of the list to keep up to date."""
 
     ids: Annotated[
         str,
         Meta(
             pattern=r"^[1-9][0-9]{0,14}(,[1-9][0-9]{0,14}){0,999}(?!\n)$",
-            extra={"rule": "must be ids of mailings, split by commas"},
+            extra={"rule": "must be ids of mailings, separated by commas"},
         ),
     ]
 
 
-def moving(mailings: Sequence[Mailing]) -> list[int]:
-    """Return the ids of those that may still change by themselves."""
+def ids_of_changing(mailings: Sequence[Mailing]) -> list[int]:
+    """Return the ids of the mailings whose counts or status may still change without a user."""
     return [
         mailing.id
         for mailing in mailings
@@ -65,74 +65,74 @@ def moving(mailings: Sequence[Mailing]) -> list[int]:
 async def find_waits(
     connection: AsyncConnection, mailings: Sequence[Mailing]
 ) -> dict[int, progress.Wait | None]:
-    """Return what each of the mailings that run waits for, by its id."""
+    """Return why each running mailing waits, by its id; None for a mailing that does not wait."""
     running = [mailing for mailing in mailings if mailing.status == "running"]
     if not running:
         return {}
-    found = await progress.of_mailings(connection, running)
-    return {made.mailing.id: made.wait for made in found}
+    all_progress = await progress.get_progress(connection, running)
+    return {each.mailing.id: each.wait for each in all_progress}
 
 
 class MailingList(Controller):
-    """Mailings, newest first."""
+    """The list of mailings, newest first."""
 
     path = "/"
 
-    @get("/mailings", needs="read")
+    @get("/mailings", required_scope="read")
     async def list_mailings(
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
     ) -> Response[str]:
-        """List the mailings that are asked for."""
-        form, query = asked(request, ListQuery, "search", "status", "limit")
-        found, mailings, waits = NOTHING, list[Mailing](), dict[int, progress.Wait | None]()
+        """List the mailings that match the filters."""
+        form, query = read_list_query(request, MailingListQuery, "search", "status", "limit")
+        page, mailings, waits = EMPTY_PAGE, list[Mailing](), dict[int, progress.Wait | None]()
         if query is not None:
             async with engine.connect() as connection:
-                found = await store.page(connection, query.position, **query.equal())
-                mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
+                page = await store.page(connection, query.position, **query.equal())
+                mailings = [with_outage(store.to_mailing(row), breaker) for row in page.rows]
                 waits = await find_waits(connection, mailings)
-        return show.page(
+        return await context.render_page(
             "mailings/list.html",
             200 if query else 400,
             form=form,
             mailings=mailings,
             waits=waits,
-            moving=moving(mailings),
-            count=found.count,
-            most=MOST_COUNTED,
-            pages=pages(found, "/mailings", form),
+            live_ids=ids_of_changing(mailings),
+            count=page.count,
+            max_counted=MAX_COUNTED,
+            pages=page_links(page, "/mailings", form),
             statuses=MAILING_STATUSES,
         )
 
-    @get("/live/mailings", needs="read", by_itself=True)
+    @get("/live/mailings", required_scope="read", is_polled=True)
     async def watch_mailings(
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
-        show: NamedDependency[Show],
-        live: NamedDependency[Live],
+        context: NamedDependency[PageContext],
+        live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
         """Keep rows of the list up to date."""
-        ids = [int(each) for each in read(request, RowsQuery).ids.split(",")]
+        ids = [int(mailing_id) for mailing_id in read(request, RowsQuery).ids.split(",")]
 
         async def sections() -> Sections:
             async with engine.connect() as connection:
-                found = await store.of_ids(connection, ids)
-                waits = await find_waits(connection, found)
-            gone = {
-                mailing_id: show.part("mailings/gone-row.html", mailing_id=mailing_id)
+                mailings = await store.get_many(connection, ids)
+                waits = await find_waits(connection, mailings)
+            deleted = {
+                mailing_id: context.render("mailings/deleted-row.html", mailing_id=mailing_id)
                 for mailing_id in ids
             }
             rows = {
-                mailing.id: show.part(
-                    "mailings/row.html", mailing=with_hold(mailing, breaker), waits=waits
+                mailing.id: context.render(
+                    "mailings/row.html", mailing=with_outage(mailing, breaker), waits=waits
                 )
-                for mailing in found
+                for mailing in mailings
             }
-            return {f"mailing-{mailing_id}": row for mailing_id, row in (gone | rows).items()}
+            return {f"mailing-{mailing_id}": row for mailing_id, row in (deleted | rows).items()}
 
-        return live.stream(("mailings", show.viewer, *ids), sections, show.caller)
+        return live.stream(("mailings", context.viewer, *ids), sections, context.quota_key)

@@ -1,4 +1,4 @@
-"""The overview: what runs, what comes next, how it goes with the gateway, what became of a day."""
+"""The overview: gateway, backlog, running and upcoming mailings, outcomes of the last 24 hours."""
 
 from typing import Any
 
@@ -7,69 +7,74 @@ from litestar.di import NamedDependency
 from litestar.response import ServerSentEvent
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.admin.live import Live, Sections
-from mailer.admin.render import Show
+from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.render import PageContext
 from mailer.clock import database_clock
-from mailer.db import processes
-from mailer.db.paging import Position
+from mailer.db import workers
+from mailer.db.paging import Cursor
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
+from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import store
-from mailer.mailing.hold import with_hold
-from mailer.report import backlog, forecast, lately, progress
+from mailer.mailing.waiting_reason import with_outage
+from mailer.report import backlog, forecast, last_24_hours, progress
 
-RUNNING, NEXT = 20, 5
-"""Mailings shown: the newest that run, and the first to start."""
-SECTIONS = ("gateway", "backlog", "running", "next", "lately")
+MAX_RUNNING, MAX_UPCOMING = 20, 5
+"""Maximum mailings to show: the newest running ones, and the next ones to start."""
+SECTIONS = ("gateway", "backlog", "running", "upcoming", "last-day")
 
 
-async def look(engine: AsyncEngine, breaker: Breaker | None, pace: Pace | None) -> dict[str, Any]:
-    """Return what the overview shows, by name."""
+async def read_overview(
+    engine: AsyncEngine, breaker: Breaker | None, pace: ThroughputEstimate | None
+) -> dict[str, Any]:
+    """Return the template variables of the overview."""
     usable = forecast.usable_pace(pace, breaker)
     async with engine.connect() as connection:
-        found = await store.page(connection, Position(RUNNING), "running")
-        mailings = [with_hold(store.to_mailing(row), breaker) for row in found.rows]
-        at_work = await processes.at_work(connection)
-        bases = await forecast.read_running(connection, mailings, usable, len(at_work) or 1)
-        facts = {
-            "running": await progress.of_mailings(connection, mailings),
-            "running_count": found.count,
-            "next": await store.next_to_start(connection, NEXT),
-            "backlog": await backlog.look(connection),
-            "most_due": backlog.MOST_DUE,
-            "hours": await lately.outcomes(connection, database_clock.now()),
+        page = await store.page(connection, Cursor(MAX_RUNNING), "running")
+        mailings = [with_outage(store.to_mailing(row), breaker) for row in page.rows]
+        active = await workers.active_workers(connection)
+        bases = await forecast.read_running(connection, mailings, usable, len(active) or 1)
+        variables = {
+            "running": await progress.get_progress(connection, mailings),
+            "running_count": page.count,
+            "upcoming": await store.list_upcoming(connection, MAX_UPCOMING),
+            "backlog": await backlog.get_backlog(connection),
+            "max_counted_due": backlog.MAX_COUNTED_DUE,
+            "hours": await last_24_hours.get_outcomes(connection, database_clock.now()),
         }
-    return facts | {"expected_ends": await forecast.expected_ends(bases)}
+    return variables | {"expected_ends": await forecast.expected_ends(bases)}
 
 
 class Overview(Controller):
-    """What an operator looks at first."""
+    """The overview page."""
 
     path = "/"
 
-    @get(needs="read")
+    @get(required_scope="read")
     async def show_overview(
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[Pace | None],
-        show: NamedDependency[Show],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
     ) -> Response[str]:
-        """Show what goes on."""
-        return show.page("overview.html", **await look(engine, breaker, pace))
+        """Show the overview."""
+        return await context.render_page(
+            "overview.html", **await read_overview(engine, breaker, pace)
+        )
 
-    @get("/live/overview", needs="read", by_itself=True)
+    @get("/live/overview", required_scope="read", is_polled=True)
     async def watch_overview(
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[Pace | None],
-        show: NamedDependency[Show],
-        live: NamedDependency[Live],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
+        live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
         """Keep the overview up to date."""
 
         async def sections() -> Sections:
-            return show.sections("overview", SECTIONS, **await look(engine, breaker, pace))
+            variables = await read_overview(engine, breaker, pace)
+            return await context.render_sections("overview", SECTIONS, **variables)
 
-        return live.stream(("overview", show.viewer), sections, show.caller)
+        return live.stream(("overview", context.viewer), sections, context.quota_key)

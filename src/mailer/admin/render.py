@@ -1,6 +1,6 @@
-"""Pages from their templates: what every page shows, and how moments and numbers are written."""
+"""Rendering of pages: the context of every page, and the formats of numbers and moments."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any
@@ -20,150 +20,186 @@ from markupsafe import Markup
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin import words
-from mailer.admin.language import LANGUAGES, gettext, locale, ngettext, say, speaking, spoken
+from mailer.admin import labels
+from mailer.admin.language import (
+    LANGUAGES,
+    current_language,
+    gettext,
+    locale,
+    ngettext,
+    translate_message,
+    use_language,
+)
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
 from mailer.gateway.breaker import Breaker, GatewayStatus
-from mailer.mailing.model import terms_of
+from mailer.mailing.model import split_terms
 from mailer.settings import Scope
+from mailer.time_slices import run_in_slices
 from mailer.web.assets import asset_url
-from mailer.web.origin import SAFE
+from mailer.web.origin import SAFE_METHODS
 from mailer.web.problems import Problem
 
-TEN, KIBI = 10, 1024
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-DONE = "done"
-"""The cookie that tells the next page what was done: a name that `said.html` knows."""
-DAY, MINUTE = "d MMM y, HH:mm", "HH:mm"
-POLICY = (
+ONE_DECIMAL_BELOW, BYTES_PER_KIB = 10, 1024
+BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+FLASH_COOKIE = "done"
+"""Cookie with the confirmation that the next page shows: a key of `flash.html`."""
+DATETIME_FORMAT = "d MMM y, HH:mm"
+PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "Cache-Control": "private, no-store",  # Back shows nobody's phones to who sits there next
+PAGE_HEADERS = {
+    "Content-Security-Policy": PAGE_CSP,
+    "Cache-Control": "private, no-store",  # after sign-out, Back must not show phones
     "Vary": "Cookie, Accept-Language, HX-Request",
 }
 
 
-class Show(msgspec.Struct, frozen=True):
-    """What a page is made with, whatever it shows."""
+class PageContext(msgspec.Struct, frozen=True):
+    """What every template gets, as `context`."""
 
     viewer: Viewer
     path: str
-    """The address of the page, with its query: where one is after choosing a language."""
+    """Path and query of the page: where to redirect to after the language was changed."""
     breaker: Breaker | None
     actor: Actor | None = None
-    """Who is signed in, or anybody where nobody is asked."""
+    """The signed-in user, or the anonymous actor if authentication is off."""
     has_metrics: bool = False
-    """Whether metrics and health are shown to who has no token for them."""
-    done: str | None = None
+    """Whether metrics and health checks are open without a token."""
+    flash: str | None = None
+    """The confirmation of the last action: a key of `flash.html`."""
     is_held: bool = False
-    """Whether nothing is sent since the database was restored; known to operators and admins."""
-    is_part: bool = False
-    """Whether a script asks, for a part of the page that is there."""
+    """Whether nothing is sent since the database was restored. Read only if the user may write."""
+    is_fragment: bool = False
+    """Whether a script requested only the content, to show it on the current page."""
 
     @property
     def gateway(self) -> GatewayStatus:
-        """How it goes with the gateway at this moment."""
+        """The current state of the gateway."""
         return GatewayStatus(is_set=False) if self.breaker is None else self.breaker.status()
 
     @property
-    def person(self) -> Actor | None:
-        """Who is signed in; None also where nobody is asked."""
-        return self.actor if self.actor is not None and self.actor.kind == "account" else None
+    def user(self) -> Actor | None:
+        """The signed-in user; None also if authentication is off."""
+        return self.actor if self.actor is not None and self.actor.kind == "user" else None
 
     @property
-    def caller(self) -> tuple[str, int] | None:
-        """What counts as one where something is shared out; None where nobody is asked."""
-        return self.actor.caller if self.actor is not None else None
+    def quota_key(self) -> tuple[str, int] | None:
+        """The key for limits per user; None for a request without an actor."""
+        return self.actor.quota_key if self.actor is not None else None
 
-    def may(self, needed: Scope) -> bool:
-        """Whether who looks may do what needs a scope."""
-        return self.actor is not None and self.actor.may(needed)
+    def may(self, scope: Scope) -> bool:
+        """Return whether the viewer has the permissions of `scope`."""
+        return self.actor is not None and self.actor.may(scope)
 
     @property
-    def once(self) -> str:
-        """The address of the page for a form that creates something: sent twice, it makes one."""
+    def creation_url(self) -> str:
+        """URL of a form that creates one object, even if the form is sent twice."""
         if "once=" in self.path:
             return self.path
         return f"{self.path}{'&' if '?' in self.path else '?'}once={uuid4().hex}"
 
-    def is_under(self, address: str) -> bool:
-        """Whether the page belongs to the part of the site at an address."""
+    def is_under(self, section: str) -> bool:
+        """Return whether the page belongs to the section of the site at the path `section`."""
         path = self.path.partition("?")[0]
-        return path == address or (address != "/" and path.startswith(f"{address}/"))
+        return path == section or (section != "/" and path.startswith(f"{section}/"))
 
-    def page(self, template: str, status: int = 200, **facts: object) -> Response[str]:
-        """Answer with a page."""
-        content = self.part(template, **facts)
-        cookies = [Cookie(DONE, path="/", max_age=0)] if self.done else []
+    async def render_page(
+        self, template: str, status: int = 200, **variables: object
+    ) -> Response[str]:
+        """Return a response with the page from `template`."""
+        return self._respond(await self._render_in_slices(template, **variables), status)
+
+    def _respond(self, content: str, status: int) -> Response[str]:
+        cookies = [Cookie(FLASH_COOKIE, path="/", max_age=0)] if self.flash else []
         return Response(
             content,
             status_code=status,
             media_type=MediaType.HTML,
-            headers=HEADERS,
+            headers=PAGE_HEADERS,
             cookies=cookies,
         )
 
-    def problem(self, template: str, answer: Response[Problem]) -> Response[str]:
-        """Answer with a page what would be answered with a problem."""
-        problem = answer.content
-        wait = int(answer.headers.get("Retry-After", 0))
-        page = self.page(template, problem.status, problem=problem, wait=wait)
-        page.headers.update(answer.headers)
+    def render_problem(self, template: str, response: Response[Problem]) -> Response[str]:
+        """Return a page in place of a problem response."""
+        problem = response.content
+        retry_after = int(response.headers.get("Retry-After", 0))
+        content = self.render(template, problem=problem, retry_after=retry_after)
+        page = self._respond(content, problem.status)
+        page.headers.update(response.headers)
         return page
 
-    def sections(self, room: str, names: Iterable[str], **facts: object) -> dict[str, str]:
-        """Return the HTML of the live sections of a room, by their names."""
-        return {name: self.part(f"{room}/{name}.html", **facts) for name in names}
+    async def render_sections(
+        self, folder: str, names: Iterable[str], **variables: object
+    ) -> dict[str, str]:
+        """Return the HTML of live sections by name, from the templates in `folder`."""
+        return {
+            name: await self._render_in_slices(f"{folder}/{name}.html", **variables)
+            for name in names
+        }
 
-    def part(self, template: str, **facts: object) -> str:
-        """Return the HTML of a template."""
-        with speaking(self.viewer.language):
-            made = _environment().get_template(template)
-            return made.render(show=self, viewer=self.viewer, **facts)
+    def render(self, template: str, **variables: object) -> str:
+        """Return the HTML of a template in the viewer's language."""
+        with use_language(self.viewer.language):
+            compiled = _environment().get_template(template)
+            return compiled.render(context=self, viewer=self.viewer, **variables)
+
+    async def _render_in_slices(self, template: str, **variables: object) -> str:
+        """Return the HTML of a template; other tasks run while it is rendered."""
+        with use_language(self.viewer.language):
+            compiled = _environment().get_template(template)
+            parts = compiled.generate(context=self, viewer=self.viewer, **variables)
+            return await run_in_slices(_join(parts))
 
 
-async def show_page(
+def _join(parts: Iterable[str]) -> Generator[None, None, str]:
+    """Return the parts as one text; yield after each."""
+    taken = []
+    for part in parts:
+        taken.append(part)
+        yield
+    return "".join(taken)
+
+
+async def provide_page_context(
     request: Request[Any, Any, Any],
     breaker: NamedDependency[Breaker | None],
     engine: NamedDependency[AsyncEngine],
-) -> Show:
-    """Return what a page for this request is made with."""
-    show = show_of(request, breaker)
-    if not show.may("write") or show.is_part or request.method not in SAFE:
-        return show
+) -> PageContext:
+    """Return the context of a page for this request."""
+    context = make_page_context(request, breaker)
+    if not context.may("write") or context.is_fragment or request.method not in SAFE_METHODS:
+        return context
     async with engine.connect() as connection:
-        hold = await origin.hold(connection)
-    return msgspec.structs.replace(show, is_held=hold is not None)
+        hold = await origin.get_hold(connection)
+    return msgspec.structs.replace(context, is_held=hold is not None)
 
 
-def show_of(request: Request[Any, Any, Any], breaker: Breaker | None) -> Show:
-    """Return what a page is made with that looks at no database."""
+def make_page_context(request: Request[Any, Any, Any], breaker: Breaker | None) -> PageContext:
+    """Return the context of a page without what is read from the database."""
     query = request.url.query
-    return Show(
+    return PageContext(
         viewer=viewer_of(request),
         path=f"{request.url.path}?{query}" if query else request.url.path,
         breaker=breaker,
         actor=request.scope.get("user"),
         has_metrics=request.app.state.settings.monitoring_token is None,
-        done=request.cookies.get(DONE),
-        is_part="HX-Request" in request.headers,
+        flash=request.cookies.get(FLASH_COOKIE),
+        is_fragment="HX-Request" in request.headers,
     )
 
 
-def done(what: str, path: str) -> Redirect:
-    """Go on to a page, which then says what was done."""
-    said = Cookie(DONE, value=what, path="/", httponly=True, samesite="lax")
-    return Redirect(path, status_code=HTTP_303_SEE_OTHER, cookies=[said])
+def redirect_with_flash(flash: str, path: str) -> Redirect:
+    """Return a redirect to a page that confirms what was done; `flash` is a key of `flash.html`."""
+    cookie = Cookie(FLASH_COOKIE, value=flash, path="/", httponly=True, samesite="lax")
+    return Redirect(path, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
 
 def load_templates() -> None:
-    """Compile all templates, and read how each language writes dates and numbers.
+    """Compile all templates, and load the date and number formats of each language.
 
-    At a first page this would keep the event loop 0.1 to 0.3 s.
+    Done for the first page instead, this would block the event loop for 0.1 to 0.3 s.
     """
     environment = _environment()
     for name in environment.list_templates():
@@ -189,85 +225,91 @@ def _environment() -> Environment:
     return environment
 
 
-# A live page says the same numbers and moments again and again: what is written is kept.
-KEPT = 8192
+FORMAT_CACHE_SIZE = 8192
+"""Formatted numbers and moments to cache: live pages format the same ones again and again."""
 
 
-def number(value: float) -> str:
-    """Return a number as the reader writes it; a fraction below ten with one decimal."""
-    return _number(value, "#,##0.#" if value < TEN else "#,##0", spoken())
+def format_number(value: float) -> str:
+    """Return a number in the format of the current language; below ten with up to one decimal."""
+    return _format_number(
+        value, "#,##0.#" if value < ONE_DECIMAL_BELOW else "#,##0", current_language()
+    )
 
 
-@lru_cache(maxsize=KEPT)
-def _number(value: float, form: str, language: str) -> str:
+@lru_cache(maxsize=FORMAT_CACHE_SIZE)
+def _format_number(value: float, form: str, language: str) -> str:
     return str(format_decimal(value, form, locale(language)))
 
 
-def percent(part: int, whole: int) -> str:
-    """Return a share; 100 % only of all, 0 % only of nothing."""
+def format_share(part: int, whole: int) -> str:
+    """Return a share in percent: 100 % only for all, 0 % only for none."""
     share = part / whole if whole else 0.0
     if 0 < share < 1:
         share = min(0.999, max(0.001, share))
-    return str(format_percent(share, "#,##0.#%" if 0 < share < 1 else "#,##0%", locale(spoken())))
+    return str(
+        format_percent(share, "#,##0.#%" if 0 < share < 1 else "#,##0%", locale(current_language()))
+    )
 
 
-def clock(moment: datetime, zone: str, form: str = DAY) -> str:
-    """Return what the clocks of a zone show at a moment."""
-    return str(format_datetime(moment, form, tzinfo=ZoneInfo(zone), locale=locale(spoken())))
+def format_local_time(moment: datetime, zone: str, form: str = DATETIME_FORMAT) -> str:
+    """Return a moment as local time in a time zone."""
+    return str(
+        format_datetime(moment, form, tzinfo=ZoneInfo(zone), locale=locale(current_language()))
+    )
 
 
-def moment(at: datetime, viewer: Viewer, form: str = DAY) -> Markup:
-    """Return a moment on the viewer's clock, which tells UTC too."""
-    return _moment(at, viewer.time_zone, form, spoken())
+def format_moment(at: datetime, viewer: Viewer, form: str = DATETIME_FORMAT) -> Markup:
+    """Return a moment in the viewer's time zone, as a `<time>` element with UTC in its title."""
+    return _format_moment(at, viewer.time_zone, form, current_language())
 
 
-@lru_cache(maxsize=KEPT)
-def _moment(at: datetime, zone: str, form: str, _language: str) -> Markup:
+@lru_cache(maxsize=FORMAT_CACHE_SIZE)
+def _format_moment(at: datetime, zone: str, form: str, _language: str) -> Markup:
     exact = at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    title = f"{clock(at, 'UTC')} UTC"
-    text = clock(at, zone, form)
+    title = f"{format_local_time(at, 'UTC')} UTC"
+    text = format_local_time(at, zone, form)
     return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, title, text)
 
 
-def duration(seconds: float) -> str:
-    """Return how long something takes, roughly."""
+def format_duration(seconds: float) -> str:
+    """Return a rounded duration in words."""
     exact = timedelta(seconds=round(seconds))
-    return str(format_timedelta(exact, threshold=1.2, locale=locale(spoken())))
+    return str(format_timedelta(exact, threshold=1.2, locale=locale(current_language())))
 
 
-def size(count: int) -> str:
-    """Return a number of bytes in the largest unit that leaves something before the point."""
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in the largest unit in which it is at least 1."""
     value, unit = float(count), 0
-    while value >= KIBI and unit < len(UNITS) - 1:
-        value, unit = value / KIBI, unit + 1
-    return f"{number(value)} {UNITS[unit]}"
+    while value >= BYTES_PER_KIB and unit < len(BYTE_UNITS) - 1:
+        value, unit = value / BYTES_PER_KIB, unit + 1
+    return f"{format_number(value)} {BYTE_UNITS[unit]}"
 
 
-def excerpt(text: str, longest: int = 80) -> str:
-    """Return the beginning of a text, on one line."""
+def excerpt(text: str, max_length: int = 80) -> str:
+    """Return the beginning of a text on one line, of at most `max_length` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[: longest - 1].rstrip()}…"
+    return line if len(line) <= max_length else f"{line[: max_length - 1].rstrip()}…"
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
-    "number": number,
-    "percent": percent,
-    "clock": clock,
-    "moment": moment,
-    "duration": duration,
-    "bytes": size,
+    "number": format_number,
+    "percent": format_share,
+    "clock": format_local_time,
+    "moment": format_moment,
+    "duration": format_duration,
+    "bytes": format_bytes,
     "excerpt": excerpt,
-    "say": say,
-    "terms": terms_of,
-    "reason": words.reason,
-    "scope": words.known(words.SCOPES),
-    "actor": words.known(words.ACTORS),
-    "thing": words.known(words.THINGS),
-    "action": words.known(words.ACTIONS),
-    "fact": words.known(words.FACTS),
-    "on_unknown": words.known(words.ON_UNKNOWN),
-    "role": words.known(words.ROLES),
-    "browser": words.browser,
-    "mailing_status": lambda status: gettext(words.MAILING_STATUSES[status]),
-    "message_status": lambda status: gettext(words.MESSAGE_STATUSES[status]),
+    "translate": translate_message,
+    "terms": split_terms,
+    "reason": labels.reason_label,
+    "scope": labels.label_lookup(labels.SCOPES),
+    "actor": labels.label_lookup(labels.ACTORS),
+    "target": labels.label_lookup(labels.TARGETS),
+    "action": labels.label_lookup(labels.ACTIONS),
+    "field_name": labels.label_lookup(labels.FIELD_NAMES),
+    "on_unknown": labels.label_lookup(labels.ON_UNKNOWN),
+    "role": labels.label_lookup(labels.ROLES),
+    "browser": labels.browser_name,
+    "mailing_status": lambda status: gettext(labels.MAILING_STATUSES[status]),
+    "message_status": lambda status: gettext(labels.MESSAGE_STATUSES[status]),
 }

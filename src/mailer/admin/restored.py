@@ -1,4 +1,4 @@
-"""A restored database: what it would send, and the question whether it may."""
+"""The page of a restored database: what it would send, and the permission to send it."""
 
 from datetime import datetime
 from typing import Any
@@ -9,8 +9,8 @@ from litestar.response import Redirect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.form import typed
-from mailer.admin.render import Show, done
+from mailer.admin.form import read_form
+from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing import restore
 
@@ -22,30 +22,30 @@ class RestoredDatabase(Controller):
 
     path = PATH
 
-    @get(needs="write")
+    @get(required_scope="write")
     async def show_restored(
-        self, engine: NamedDependency[AsyncEngine], show: NamedDependency[Show]
+        self, engine: NamedDependency[AsyncEngine], context: NamedDependency[PageContext]
     ) -> Response[str]:
-        """Show what would be sent, and ask."""
+        """Show the messages that would be sent, and ask for permission."""
         async with engine.connect() as connection:
             restored = await restore.find_restored(connection)
-        return show.page("restored.html", restored=restored)
+        return await context.render_page("restored.html", restored=restored)
 
-    @post(needs="admin")
+    @post(required_scope="admin")
     async def resume(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> Redirect:
-        """Let it send; the form names the restore that it was shown for."""
-        given = (await typed(request, "held_since"))["held_since"]
+        """Allow sending after the restore that the form was shown for (`held_since`)."""
+        text = (await read_form(request, "held_since"))["held_since"]
         try:
-            held_since = datetime.fromisoformat(given)
+            held_since = datetime.fromisoformat(text)
             held_since.astimezone()  # OverflowError at the ends of the calendar
         except (ValueError, OverflowError) as error:
             raise InvalidError([FieldError("held_since", "is not known")]) from error
         if held_since.tzinfo is None:
             raise InvalidError([FieldError("held_since", "is not known")])
         await restore.resume(engine, held_since, by)
-        return done("sending-resumed", PATH)
+        return redirect_with_flash("sending-resumed", PATH)

@@ -1,4 +1,4 @@
-"""Where people sign in and out."""
+"""Signing in with a password, and signing out."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,60 +14,60 @@ from litestar.status_codes import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import service
-from mailer.access.cookie import cookie
-from mailer.access.gate import address_of
-from mailer.access.throttle import ThrottledError
-from mailer.admin.back import own_path
-from mailer.admin.form import SMALL_LIMIT, Form, typed
-from mailer.admin.render import Show, done
+from mailer.access.auth_middleware import address_of
+from mailer.access.cookie import make_cookie
+from mailer.access.login_throttle import ThrottledError
+from mailer.admin.form import MAX_SMALL_FORM_BYTES, Form, read_form
+from mailer.admin.redirects import own_path
+from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.errors import FieldError, InvalidError
 from mailer.settings import Settings
 
 
-def welcome(request: Request[Any, Any, Any], secret: str, back: str) -> Redirect:
-    """Go on to a page of ours, signed in by what `secret` shows."""
+def redirect_signed_in(request: Request[Any, Any, Any], secret: str, back: str) -> Redirect:
+    """Return a redirect to a page of this site, with the cookie of the session `secret`."""
     return Redirect(
-        own_path(back), status_code=HTTP_303_SEE_OTHER, cookies=[cookie(request, secret)]
+        own_path(back), status_code=HTTP_303_SEE_OTHER, cookies=[make_cookie(request, secret)]
     )
 
 
-def farewell(request: Request[Any, Any, Any]) -> Redirect:
-    """Go on to where one signs in, with a cookie that shows nothing."""
-    answer = done("signed-out-here", "/login")
-    answer.set_cookie(cookie(request, None))
-    return answer
+def redirect_signed_out(request: Request[Any, Any, Any]) -> Redirect:
+    """Return a redirect to the sign-in page that also deletes the session cookie."""
+    response = redirect_with_flash("signed-out", "/login")
+    response.set_cookie(make_cookie(request, None))
+    return response
 
 
 class SignIn(Controller):
-    """The way in and the way out."""
+    """The sign-in form, and the actions to sign in and out."""
 
     path = "/"
 
-    @get("/login", needs="nothing")
+    @get("/login", required_scope="nothing")
     async def show_form(
         self,
         settings: NamedDependency[Settings],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Show the form, or go on if there is nothing to show it for."""
+        """Show the form, or redirect if the user is already signed in or authentication is off."""
         back = own_path(request.query_params.get("back", "/"))
-        if show.actor is not None:
+        if context.actor is not None:
             return Redirect(back, status_code=HTTP_303_SEE_OTHER)
-        return _form(settings, show, Form({"name": "", "back": back}))
+        return await _form_page(settings, context, Form({"name": "", "back": back}))
 
-    @post("/login", needs="nothing", request_max_body_size=SMALL_LIMIT)
+    @post("/login", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
     async def sign_in(
         self,
         engine: NamedDependency[AsyncEngine],
         settings: NamedDependency[Settings],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Begin a session, or show the form again with what is wrong."""
-        given = await typed(request, "name", "password", "back")
-        password = given.pop("password")
-        form = Form(given)
+        """Start a session, or show the form again with its errors."""
+        values = await read_form(request, "name", "password", "back")
+        password = values.pop("password")
+        form = Form(values)
         if settings.auth == "none":
             return Redirect(own_path(form["back"]), status_code=HTTP_303_SEE_OTHER)
         browser = request.headers.get("User-Agent", "")
@@ -76,31 +76,34 @@ class SignIn(Controller):
                 engine, form["name"], password, address_of(request), browser
             )
         except service.NotSignedInError as error:
-            refused = form.refused(InvalidError([FieldError("", str(error))]))
-            return _form(settings, show, refused, HTTP_400_BAD_REQUEST)
+            form = form.with_errors(InvalidError([FieldError("", str(error))]))
+            return await _form_page(settings, context, form, HTTP_400_BAD_REQUEST)
         except ThrottledError as error:
-            answer = _form(settings, show, form, HTTP_429_TOO_MANY_REQUESTS, wait=error.seconds)
-            answer.headers["Retry-After"] = str(error.seconds)
-            return answer
-        if show.person is not None:
-            await service.sign_out(engine, show.person)
-        return welcome(request, secret, form["back"])
+            status = HTTP_429_TOO_MANY_REQUESTS
+            response = await _form_page(settings, context, form, status, retry_after=error.seconds)
+            response.headers["Retry-After"] = str(error.seconds)
+            return response
+        if context.user is not None:
+            await service.sign_out(engine, context.user)
+        return redirect_signed_in(request, secret, form["back"])
 
-    @post("/logout", needs="nothing", request_max_body_size=SMALL_LIMIT)
+    @post("/logout", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
     async def sign_out(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Redirect:
-        """End the session."""
-        if show.person is not None:
-            await service.sign_out(engine, show.person)
-        return farewell(request)
+        """End the session of this browser."""
+        if context.user is not None:
+            await service.sign_out(engine, context.user)
+        return redirect_signed_out(request)
 
 
-def _form(
-    settings: Settings, show: Show, form: Form, status: int = 200, wait: int = 0
+async def _form_page(
+    settings: Settings, context: PageContext, form: Form, status: int = 200, retry_after: int = 0
 ) -> Response[str]:
     provider = urlsplit(settings.oidc_issuer).hostname if settings.oidc_issuer else None
-    return show.page("sign_in.html", status, form=form, provider=provider, wait=wait)
+    return await context.render_page(
+        "sign_in.html", status, form=form, provider=provider, retry_after=retry_after
+    )

@@ -1,4 +1,4 @@
-"""Signing in at the OpenID provider: the way there, and the way back."""
+"""Signing in through the OpenID provider: the redirect to it, and its callback."""
 
 from hmac import compare_digest
 from typing import Any
@@ -16,137 +16,162 @@ from litestar.status_codes import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import service
-from mailer.access.cookie import Purpose, cookie, shown_by
-from mailer.access.gate import address_of
+from mailer.access.auth_middleware import address_of
+from mailer.access.cookie import CookieKind, make_cookie, read_cookie
+from mailer.access.login_throttle import network_of
 from mailer.access.oidc import store as pending
-from mailer.access.oidc.model import BEFORE_ANYBODY, Identity, ProviderAwayError, SignInError
+from mailer.access.oidc.model import (
+    REASONS_WITHOUT_IDENTITY,
+    Identity,
+    ProviderUnavailableError,
+    SignInError,
+)
 from mailer.access.oidc.provider import Provider
-from mailer.access.oidc.store import LONGEST, Pending
+from mailer.access.oidc.store import SIGN_IN_TIMEOUT, PendingSignIn
 from mailer.access.secret import digest
-from mailer.access.throttle import network
-from mailer.admin.back import own_path
-from mailer.admin.language import marked
-from mailer.admin.render import Show
-from mailer.admin.sign_in import welcome
-from mailer.web.rate import Rate
+from mailer.admin.language import gettext_noop
+from mailer.admin.redirects import own_path
+from mailer.admin.render import PageContext
+from mailer.admin.sign_in import redirect_signed_in
+from mailer.clock import elapsed
+from mailer.limits import RateLimiter
 
 log = structlog.get_logger()
 
 PATH = "/login/oidc"
 CALLBACK = f"{PATH}/callback"
-STATE = Purpose("sign_in", PATH, int(LONGEST.total_seconds()))
-"""The cookie that binds the way back to the browser that began it (RFC 6749, section 10.12)."""
-LONGEST_ANSWER = 4096
-"""Characters that a provider may send back in a parameter."""
-NOT_AS_SET = marked("The identity provider is not the one that is set. Ask whoever runs mailer.")
+STATE_COOKIE = CookieKind("sign_in", PATH, int(SIGN_IN_TIMEOUT.total_seconds()))
+"""Cookie that binds the callback to the browser of the sign-in (RFC 6749, section 10.12)."""
+MAX_CALLBACK_QUERY = 4096
+"""Maximum length of the code that the provider sends to the callback, in characters."""
+WRONG_PROVIDER = gettext_noop(
+    "The identity provider does not match the configuration. Ask an admin."
+)
 
 
 class SignInOidc(Controller):
-    """The way in of those whom the provider knows."""
+    """The start of a sign-in, and the callback of the provider."""
 
     path = PATH
 
-    @get(needs="nothing")
-    async def leave(
+    @get(required_scope="nothing")
+    async def start(
         self,
         engine: NamedDependency[AsyncEngine],
         provider: NamedDependency[Provider | None],
-        oidc_rate: NamedDependency[Rate],
-        show: NamedDependency[Show],
+        oidc_rate: NamedDependency[RateLimiter],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Lead to the provider, or say why not."""
-        provider = _asked(provider, oidc_rate, request)
+        """Redirect to the provider, or show why that is not possible."""
+        provider = _checked_provider(provider, oidc_rate, request)
         try:
-            start = await provider.start(_callback(request))
-        except ProviderAwayError as error:
-            return _away(show, error)
+            started = await provider.start(_callback_url(request))
+        except ProviderUnavailableError as error:
+            return await _provider_unavailable(context, error)
         except SignInError as error:
-            return _refused(show, error, NOT_AS_SET, HTTP_503_SERVICE_UNAVAILABLE)
+            return await _refused(context, error, WRONG_PROVIDER, HTTP_503_SERVICE_UNAVAILABLE)
         async with engine.begin() as connection:
             back = own_path(request.query_params.get("back", "/"))
-            await pending.keep(connection, start, back)
-        shown = cookie(request, start.state, STATE)
-        return Redirect(start.url, status_code=HTTP_303_SEE_OTHER, cookies=[shown])
+            await pending.store_pending(connection, started, back)
+        cookie = make_cookie(request, started.state, STATE_COOKIE)
+        return Redirect(started.url, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
-    @get("/callback", needs="nothing")
-    async def come_back(
+    @get("/callback", required_scope="nothing")
+    async def finish(
         self,
         engine: NamedDependency[AsyncEngine],
         provider: NamedDependency[Provider | None],
-        oidc_rate: NamedDependency[Rate],
-        show: NamedDependency[Show],
+        oidc_rate: NamedDependency[RateLimiter],
+        context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Begin a session of whom the provider names, or say why not."""
-        provider = _asked(provider, oidc_rate, request)
+        """Start a session for the user that the provider names, or show why it is refused."""
+        provider = _checked_provider(provider, oidc_rate, request)
         try:
-            kept = await _kept(engine, request)
-            identity = await _identity(provider, kept, request)
+            sign_in = await _take_pending(engine, request)
+            identity = await _read_identity(provider, sign_in, request)
             secret = await service.sign_in_oidc(
                 engine, identity, address_of(request), request.headers.get("User-Agent", "")
             )
-        except ProviderAwayError as error:
-            answer = _away(show, error)
+        except ProviderUnavailableError as error:
+            response = await _provider_unavailable(context, error)
         except SignInError as error:
-            if error.reason not in BEFORE_ANYBODY:  # the log of what was done is kept for ever
-                await service.refused_oidc(engine, error, address_of(request))
-            answer = _refused(show, error, str(error), HTTP_403_FORBIDDEN)
+            # the audit log is kept for ever, so refusals without an identity are left out
+            if error.reason not in REASONS_WITHOUT_IDENTITY:
+                await service.record_refused_oidc(engine, error, address_of(request))
+            response = await _refused(context, error, str(error), HTTP_403_FORBIDDEN)
         else:
-            if show.person is not None:
-                await service.sign_out(engine, show.person)
-            answer = welcome(request, secret, kept.back)
-        answer.set_cookie(cookie(request, None, STATE))
-        return answer
+            if context.user is not None:
+                await service.sign_out(engine, context.user)
+            response = redirect_signed_in(request, secret, sign_in.return_path)
+        response.set_cookie(make_cookie(request, None, STATE_COOKIE))
+        return response
 
 
-def _asked(provider: Provider | None, rate: Rate, request: Request[Any, Any, Any]) -> Provider:
-    """Return the provider; raises HTTPException 404 if there is none, and 429."""
+def _checked_provider(
+    provider: Provider | None, rate: RateLimiter, request: Request[Any, Any, Any]
+) -> Provider:
+    """Return the provider.
+
+    Raises `NotFoundException` if none is configured, and `TooManyRequestsException`.
+    """
     if provider is None:
         raise NotFoundException
-    if seconds := rate.wait(network(address_of(request))):
+    if seconds := rate.retry_after(network_of(address_of(request)), elapsed()):
         raise TooManyRequestsException(
-            "Too many sign-ins at once from your network.", headers={"Retry-After": str(seconds)}
+            "Too many sign-ins from your network.", headers={"Retry-After": str(seconds)}
         )
     return provider
 
 
-def _away(show: Show, error: ProviderAwayError) -> Response[Any]:
-    """Say that the provider does not answer: from here one starts again, with a state anew."""
+async def _provider_unavailable(
+    context: PageContext, error: ProviderUnavailableError
+) -> Response[Any]:
+    """Return the page that says that the provider does not answer, and to start again."""
     log.warning("provider_away", reason=error.reason)
     status = HTTP_503_SERVICE_UNAVAILABLE
-    answer = show.page("sign_in_refused.html", status, error=str(error))
-    answer.headers["Retry-After"] = str(error.retry_after)
-    return answer
+    response = await context.render_page("sign_in_refused.html", status, error=str(error))
+    response.headers["Retry-After"] = str(error.retry_after)
+    return response
 
 
-def _refused(show: Show, error: SignInError, said: str, status: int) -> Response[Any]:
+async def _refused(
+    context: PageContext, error: SignInError, message: str, status: int
+) -> Response[Any]:
     log.warning("sign_in_refused", reason=error.reason)
-    return show.page("sign_in_refused.html", status, error=said)
+    return await context.render_page("sign_in_refused.html", status, error=message)
 
 
-async def _kept(engine: AsyncEngine, request: Request[Any, Any, Any]) -> Pending:
-    """Return what was kept for this browser's way back, which is good for once."""
+async def _take_pending(engine: AsyncEngine, request: Request[Any, Any, Any]) -> PendingSignIn:
+    """Return the pending sign-in of this browser and delete it: a callback is valid once.
+
+    Raises `SignInError`.
+    """
     state = request.query_params.get("state", "")
-    shown = shown_by(request, STATE) or ""
-    if not state or not compare_digest(digest(state), digest(shown)):
+    cookie = read_cookie(request, STATE_COOKIE) or ""
+    if not state or not compare_digest(digest(state), digest(cookie)):
         raise SignInError("wrong_state")
     async with engine.begin() as connection:
-        kept = await pending.take(connection, state)
-    if kept is None:
+        sign_in = await pending.take_pending(connection, state)
+    if sign_in is None:
         raise SignInError("state_used")
-    return kept
+    return sign_in
 
 
-async def _identity(provider: Provider, kept: Pending, request: Request[Any, Any, Any]) -> Identity:
+async def _read_identity(
+    provider: Provider, sign_in: PendingSignIn, request: Request[Any, Any, Any]
+) -> Identity:
     if "error" in request.query_params:
         raise SignInError("refused_there")
     code = request.query_params.get("code", "")
-    if not code or len(code) > LONGEST_ANSWER:
+    if not code or len(code) > MAX_CALLBACK_QUERY:
         raise SignInError("no_code")
     issuer = request.query_params.get("iss")
-    return await provider.finish(code, _callback(request), kept.nonce, kept.verifier, issuer)
+    return await provider.finish(
+        code, _callback_url(request), sign_in.nonce, sign_in.verifier, issuer
+    )
 
 
-def _callback(request: Request[Any, Any, Any]) -> str:
+def _callback_url(request: Request[Any, Any, Any]) -> str:
     return str(request.url.with_replacements(path=CALLBACK, query="", fragment=""))

@@ -1,4 +1,4 @@
-"""The system: settings in force, the database, processes at work, the last failures."""
+"""The system page: gateway, database, active workers, recent failures, settings."""
 
 from typing import Any
 
@@ -7,57 +7,59 @@ from litestar.di import NamedDependency
 from litestar.response import ServerSentEvent
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.admin.live import Live, Sections
-from mailer.admin.render import Show
-from mailer.db import facts, processes
+from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.render import PageContext
+from mailer.db import database_info, workers
 from mailer.log import recent_failures
 from mailer.settings import Settings
 from mailer.variables import PREFIX
 
-SECTIONS = ("gateway", "processes", "failures")
+SECTIONS = ("gateway", "workers", "failures")
 
 
-async def look(engine: AsyncEngine) -> dict[str, Any]:
-    """Return what may change while one looks, by name."""
+async def read_system(engine: AsyncEngine) -> dict[str, Any]:
+    """Return the template variables that change while the page is open."""
     async with engine.connect() as connection:
         return {
-            "processes": await processes.at_work(connection),
+            "workers": await workers.active_workers(connection),
             "failures": recent_failures(),
         }
 
 
 class System(Controller):
-    """What runs here, and how."""
+    """The system page, for admins."""
 
     path = "/"
 
-    @get("/system", needs="admin")
+    @get("/system", required_scope="admin")
     async def show_system(
         self,
         engine: NamedDependency[AsyncEngine],
         settings: NamedDependency[Settings],
-        show: NamedDependency[Show],
+        context: NamedDependency[PageContext],
     ) -> Response[str]:
-        """Show what runs here, and how."""
-        unless_set = Settings().shown()
+        """Show the system page."""
+        defaults = Settings().redacted()
         rows = [
-            (f"{PREFIX}{name.upper()}", value, value != unless_set[name])
-            for name, value in settings.shown().items()
+            (f"{PREFIX}{name.upper()}", value, value != defaults[name])
+            for name, value in settings.redacted().items()
         ]
         async with engine.connect() as connection:
-            database = await facts.look(connection)
-        return show.page("system.html", settings=rows, database=database, **await look(engine))
+            database = await database_info.get_database_info(connection)
+        return await context.render_page(
+            "system.html", settings=rows, database=database, **await read_system(engine)
+        )
 
-    @get("/live/system", needs="admin", by_itself=True)
+    @get("/live/system", required_scope="admin", is_polled=True)
     async def watch_system(
         self,
         engine: NamedDependency[AsyncEngine],
-        show: NamedDependency[Show],
-        live: NamedDependency[Live],
+        context: NamedDependency[PageContext],
+        live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
-        """Keep up to date what may change."""
+        """Keep the changing sections up to date."""
 
         async def sections() -> Sections:
-            return show.sections("system", SECTIONS, **await look(engine))
+            return await context.render_sections("system", SECTIONS, **await read_system(engine))
 
-        return live.stream(("system", show.viewer), sections, show.caller)
+        return live.stream(("system", context.viewer), sections, context.quota_key)

@@ -1,4 +1,4 @@
-"""Who looks at a page: in which language, on which clock, and with what rights."""
+"""The viewer of a page: language, time zone and permissions."""
 
 from typing import Any
 
@@ -6,47 +6,46 @@ import msgspec
 from litestar import Request
 
 from mailer.access.model import Actor
-from mailer.admin.language import choose
+from mailer.admin.language import choose_language
 from mailer.client.model import known_zones
 from mailer.settings import Scope
 
-LANGUAGE, TIME_ZONE = "language", "time_zone"
-"""The cookies that keep what was chosen; the second one a script sets on the first visit."""
+LANGUAGE_COOKIE, TIME_ZONE_COOKIE = "language", "time_zone"
+"""Cookies with the viewer's choices. A script sets the time zone on the first visit."""
 
-
-MOST_LANGUAGES = 20
-"""Languages of a browser that are looked at."""
+MAX_ACCEPTED_LANGUAGES = 20
+"""Maximum number of languages read from Accept-Language."""
 
 
 class Viewer(msgspec.Struct, frozen=True):
-    """What pages are made for: viewers who are equal see the same."""
+    """The settings that a page is rendered for. Pages for equal viewers are equal."""
 
     language: str
     time_zone: str
     """An IANA name."""
     scope: Scope | None = None
-    """What they may do; None of who is not signed in."""
+    """What the viewer may do; None if not signed in."""
 
 
 def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
-    """Return who asks: by cookies, else by the browser's languages and in UTC."""
-    zone = request.cookies.get(TIME_ZONE, "")
+    """Return the viewer: by cookies, else by the browser's languages and in UTC."""
+    zone = request.cookies.get(TIME_ZONE_COOKIE, "")
     actor: Actor | None = request.scope.get("user")
     return Viewer(
-        choose(request.cookies.get(LANGUAGE), _languages(request)),
+        choose_language(request.cookies.get(LANGUAGE_COOKIE), _languages(request)),
         zone if zone in known_zones() else "UTC",
         actor.scope if actor else None,
     )
 
 
 def _languages(request: Request[Any, Any, Any]) -> list[str]:
-    """Return the languages of Accept-Language, the most wanted first (RFC 9110, 12.5.4)."""
-    weighed = []
-    given = request.headers.get("Accept-Language", "")
-    for part in given.split(",", MOST_LANGUAGES)[:MOST_LANGUAGES]:
+    """Return the languages of Accept-Language, the most preferred first (RFC 9110, 12.5.4)."""
+    weighted = []
+    header = request.headers.get("Accept-Language", "")
+    for part in header.split(",", MAX_ACCEPTED_LANGUAGES)[:MAX_ACCEPTED_LANGUAGES]:
         name, _, weight = part.partition(";q=")
         try:
-            weighed.append((-float(weight or 1), name.strip()))
+            weighted.append((-float(weight or 1), name.strip()))
         except ValueError:
             continue
-    return [name for weight, name in sorted(weighed, key=lambda each: each[0]) if weight]
+    return [name for weight, name in sorted(weighted, key=lambda item: item[0]) if weight]

@@ -1,151 +1,161 @@
-"""The commands that say who may come in: `mailer keys` and `mailer users`."""
+"""The commands `mailer keys` and `mailer users`: API keys, and users of the pages."""
 
 import sys
 from functools import partial
 
 import click
 
-from mailer.cli.running import on_database, settings_given
+from mailer.cli.runner import load_settings, run_on_database
 from mailer.settings import ROLES, SCOPES
 
 ROLE = click.Choice(ROLES)
-WHICH = click.option(
-    "--id", "which", type=int, help="Which, when several are called NAME: see list."
+ID_OPTION = click.option(
+    "--id", "user_id", type=int, help="ID of the user, if several have this name: see list."
 )
 
 
 @click.group()
 def keys() -> None:
-    """Make and revoke the keys that programs use the API by."""
+    """Create, list and revoke API keys."""
 
 
-@keys.command()
+@keys.command("create")
 @click.argument("name")
 @click.option(
     "--scope",
     type=click.Choice(SCOPES),
     required=True,
-    help="read looks; write also changes clients and mailings; admin also reads the audit log.",
+    help="read: read only; write: also change clients and mailings; admin: also the audit log.",
 )
-@click.option("--expires", "days", type=click.IntRange(1, 36_500), metavar="DAYS")
-def make(name: str, scope: str, days: int | None) -> None:
-    """Make a key called NAME and print it, once; without --expires it is good for ever."""
-    settings = settings_given()
+@click.option(
+    "--expires",
+    "days",
+    type=click.IntRange(1, 36_500),
+    metavar="DAYS",
+    help="Days until the key expires. Default: never.",
+)
+def create_key(name: str, scope: str, days: int | None) -> None:
+    """Create an API key with the name NAME and print it once."""
+    settings = load_settings()
     from mailer.access import commands
 
-    work = partial(commands.make_key, name=name, scope=scope, days=days)
-    click.echo(on_database(settings, work))
-    click.echo("Keep it: it is not shown again.", err=True)
+    work = partial(commands.create_key, name=name, scope=scope, days=days)
+    click.echo(run_on_database(settings, work))
+    click.echo("Store it now: it is not shown again.", err=True)
 
 
 @keys.command("list")
 def list_keys() -> None:
-    """List all keys, the newest first."""
-    settings = settings_given()
+    """List all API keys, the newest first."""
+    settings = load_settings()
     from mailer.access import commands
 
-    for line in on_database(settings, commands.list_keys):
+    for line in run_on_database(settings, commands.list_keys):
         click.echo(line)
 
 
-@keys.command()
+@keys.command("revoke")
 @click.argument("name")
-def revoke(name: str) -> None:
-    """Revoke the key called NAME: it opens nothing from now on."""
-    settings = settings_given()
+def revoke_key(name: str) -> None:
+    """Revoke the API key with the name NAME at once."""
+    settings = load_settings()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.revoke_key, name=name))
+    run_on_database(settings, partial(commands.revoke_key, name=name))
 
 
 @click.group()
 def users() -> None:
-    """Keep the accounts of people who sign in to the pages."""
+    """Manage the users who sign in to the pages."""
 
 
-def _new_password() -> str:
-    """Ask for a password twice on a terminal, else read a line; arguments are seen by all."""
+def _read_password() -> str:
+    """Prompt twice for a password on a terminal, else read one line from standard input.
+
+    Passwords are not command arguments, because other users of the machine can see those.
+    """
     if sys.stdin.isatty():
-        asked = "Password (at least 12 characters)"
-        return str(click.prompt(asked, hide_input=True, confirmation_prompt=True))
+        prompt = "Password (at least 12 characters)"
+        return str(click.prompt(prompt, hide_input=True, confirmation_prompt=True))
     return sys.stdin.readline().rstrip("\r\n")
 
 
-@users.command()
+@users.command("create")
 @click.argument("name")
-@click.option("--role", type=ROLE, required=True, help="What they may do.")
-def add(name: str, role: str) -> None:
-    """Make an account; its password is asked for, or read from standard input."""
-    settings = settings_given()
+@click.option("--role", type=ROLE, required=True, help="What the user may do.")
+def create_user(name: str, role: str) -> None:
+    """Create a user; prompt for the password, or read it from standard input."""
+    settings = load_settings()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.expect_new_user, name=name, role=role))
-    given = _new_password()
-    on_database(settings, partial(commands.add_user, name=name, role=role, password=given))
+    run_on_database(settings, partial(commands.ensure_user_can_be_created, name=name, role=role))
+    password = _read_password()
+    work = partial(commands.create_user, name=name, role=role, password=password)
+    run_on_database(settings, work)
     click.echo(f"{name.strip()} can sign in now, at /login.", err=True)
 
 
 @users.command("list")
 def list_users() -> None:
-    """List all accounts."""
-    settings = settings_given()
+    """List all users."""
+    settings = load_settings()
     from mailer.access import commands
 
-    for line in on_database(settings, commands.list_users):
+    for line in run_on_database(settings, commands.list_users):
         click.echo(line)
 
 
-@users.command()
+@users.command("set-role")
 @click.argument("name")
 @click.argument("role", type=ROLE)
-def role(name: str, role: str) -> None:
-    """Give an account another role, which holds at once."""
-    settings = settings_given()
+def set_role(name: str, role: str) -> None:
+    """Change the role of a user at once."""
+    settings = load_settings()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.set_user_role, name=name, role=role))
+    run_on_database(settings, partial(commands.set_user_role, name=name, role=role))
 
 
-@users.command()
+@users.command("set-password")
 @click.argument("name")
-def password(name: str) -> None:
-    """Give an account another password, read as add reads it; its sessions end."""
-    settings = settings_given()
+def set_password(name: str) -> None:
+    """Change the password of a user, read as by `create`, and end all sessions of the user."""
+    settings = load_settings()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.expect_user, name=name))
-    given = _new_password()
-    on_database(settings, partial(commands.set_user_password, name=name, password=given))
+    run_on_database(settings, partial(commands.ensure_user_exists, name=name))
+    password = _read_password()
+    run_on_database(settings, partial(commands.set_user_password, name=name, password=password))
 
 
-@users.command()
+@users.command("disable")
 @click.argument("name")
-@WHICH
-def disable(name: str, which: int | None) -> None:
-    """Keep somebody out, at once, until enabled again."""
-    settings = settings_given()
+@ID_OPTION
+def disable_user(name: str, user_id: int | None) -> None:
+    """Disable a user at once, until enabled again."""
+    settings = load_settings()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.disable_user, name=name, account_id=which))
+    run_on_database(settings, partial(commands.disable_user, name=name, user_id=user_id))
 
 
-@users.command()
+@users.command("enable")
 @click.argument("name")
-@WHICH
-def enable(name: str, which: int | None) -> None:
-    """Let somebody in again."""
-    settings = settings_given()
+@ID_OPTION
+def enable_user(name: str, user_id: int | None) -> None:
+    """Enable a disabled user."""
+    settings = load_settings()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.enable_user, name=name, account_id=which))
+    run_on_database(settings, partial(commands.enable_user, name=name, user_id=user_id))
 
 
-@users.command()
+@users.command("sign-out")
 @click.argument("name")
-@WHICH
-def sign_out(name: str, which: int | None) -> None:
-    """End all sessions of an account."""
-    settings = settings_given()
+@ID_OPTION
+def sign_out_user(name: str, user_id: int | None) -> None:
+    """End all sessions of a user."""
+    settings = load_settings()
     from mailer.access import commands
 
-    on_database(settings, partial(commands.sign_out_user, name=name, account_id=which))
+    run_on_database(settings, partial(commands.sign_out_user, name=name, user_id=user_id))

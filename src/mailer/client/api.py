@@ -1,4 +1,4 @@
-"""Routes of the directory."""
+"""API routes for the clients of the directory."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,21 +25,21 @@ from mailer.client.model import (
     Phone,
     Tag,
     TimeZone,
-    unknown_zone,
+    unknown_zone_errors,
 )
-from mailer.client.upload import IMPORT_LIMIT, import_upload
+from mailer.client.upload import MAX_IMPORT_BYTES, import_upload
 from mailer.errors import FieldError
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody, StalledUploadError
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import PageQuery, takes
+from mailer.web.query import PageQuery, accepts_query
 
 ClientId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The client's id.")]
 
 
 class ClientQuery(PageQuery, frozen=True, kw_only=True):
-    """Which clients."""
+    """Filters and paging of the list of clients. Several filters must all match."""
 
     operator_code: OperatorCode | UnsetType = UNSET
     tag: Tag | UnsetType = UNSET
@@ -50,23 +50,24 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
         """Refuse a time zone that no client can have."""
         yield from super().broken_rules(values, at)
-        yield from unknown_zone(values)
+        yield from unknown_zone_errors(values)
 
 
-@dataclass  # as its base is
+@dataclass  # the base class is one too
 class ImportOperation(Operation):
-    """Describes the body of an import, which the handler reads itself."""
+    """OpenAPI operation of the import. It describes the body, which the handler reads itself."""
 
     def __post_init__(self) -> None:
-        """Name the type of the body, with an example."""
+        """Set the media type, the description and an example of the body."""
         text = Schema(
             type=OpenAPIType.STRING,
-            description="A header that names `phone` and, in any order, what else is given of"
-            " `operator_code`, `tag` and `time_zone`; then a client a line. A phone may be written"
-            " in every usual way, such as `+7 (916) 123-45-67` or `8 916 123 45 67`. What separates"
-            " the header, commas, semicolons or tabs, separates the lines. UTF-8, UTF-16, or else"
-            " windows-1251, which the answer then says; at most 1 GiB. An apostrophe that keeps a"
-            " spreadsheet from running a tag as a formula, such as `'=1+1`, is taken away.",
+            description="A header, then one client per line. The header must name `phone` and may"
+            " name `operator_code`, `tag` and `time_zone`, in any order. A phone may be written in"
+            " any usual way, such as `+7 (916) 123-45-67` or `8 916 123 45 67`. The delimiter"
+            " (comma, semicolon or tab) is detected in the header and applies to all lines. The"
+            " encoding is UTF-8, UTF-16 or windows-1251; the response names it unless it is UTF-8."
+            " At most 1 GiB. An apostrophe that keeps a spreadsheet from running a tag as a"
+            " formula, as in `'=1+1`, is removed.",
         )
         example = "phone,tag,time_zone\n79161234567,vip,Europe/Moscow\n79031234567,,\n"
         media = OpenAPIMediaType(schema=text, example=example)
@@ -81,22 +82,22 @@ class ClientController(Controller):
     dto = JsonBody
     return_dto = None
 
-    @post(needs="write")
+    @post(required_scope="write")
     async def add_client(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         data: JSONBody[NewClient],
     ) -> Client:
-        """Add a client. 409 when the phone is taken."""
-        return await service.add(engine, data, by)
+        """Create a client. 409 when another client has this phone."""
+        return await service.create(engine, data, by)
 
     @post(
         "/import",
-        needs="write",
+        required_scope="write",
         dto=None,
         status_code=HTTPStatus.OK,
-        request_max_body_size=IMPORT_LIMIT,
+        request_max_body_size=MAX_IMPORT_BYTES,
         operation_class=ImportOperation,
         raises=[StalledUploadError],
     )
@@ -106,41 +107,43 @@ class ClientController(Controller):
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> ImportReport:
-        """Add the clients of a CSV file and update those whose phones are known.
+        """Import a CSV file: create new clients and update the clients whose phones are stored.
 
-        Good lines go in, all at once; bad ones are reported, the first 100 in full. Columns that
-        the file lacks are left as they are. A phone that comes again counts by its last line.
+        All valid lines are stored in one transaction. Invalid lines are rejected and reported, the
+        first 100 with every wrong field. Columns that the file lacks stay as they are. When a phone
+        is in several lines, the last one counts.
         """
         return await import_upload(engine, request, by)
 
-    @get(needs="read", **takes(ClientQuery, or_csv=True))
+    @get(required_scope="read", **accepts_query(ClientQuery, or_csv=True))
     async def list_clients(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
-        asked: NamedDependency[ClientQuery],
+        query_params: NamedDependency[ClientQuery],
     ) -> Page[Client]:
-        """List clients, newest first, those that equal what is given.
+        """List the clients that match all given filters, newest first.
 
-        With `Accept: text/csv` all of them, oldest first, as a file that an import takes back; a
-        tag that a spreadsheet would run as a formula has an apostrophe before it there.
+        With `Accept: text/csv` the response is a file of all of them, oldest first, which can be
+        imported again. In this file a tag that a spreadsheet would run as a formula begins with an
+        apostrophe.
         """
         if wants_csv(request):
-            return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
-                "clients.csv", export_clients(engine, by, **asked.equal()), by.caller
+            return await csv_answer(  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
+                "clients.csv", export_clients(engine, by, **query_params.equal()), by.quota_key
             )
         async with engine.connect() as connection:
-            found = await store.page(connection, asked.position, **asked.equal())
-        return page_of(found, request, lambda row: Client(**row._asdict()))
+            page = await store.page(connection, query_params.position, **query_params.equal())
+        return page_of(page, request, lambda row: Client(**row._asdict()))
 
-    @get("/{client_id:int}", needs="read")
+    @get("/{client_id:int}", required_scope="read")
     async def get_client(self, engine: NamedDependency[AsyncEngine], client_id: ClientId) -> Client:
         """Return a client."""
         async with engine.connect() as connection:
             return await store.get(connection, client_id)
 
-    @patch("/{client_id:int}", needs="write")
+    @patch("/{client_id:int}", required_scope="write")
     async def change_client(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -148,12 +151,18 @@ class ClientController(Controller):
         client_id: ClientId,
         data: JSONBody[ClientChange],
     ) -> Client:
-        """Change a client: the fields given; a new phone brings its own operator code."""
+        """Change the given fields of a client.
+
+        A new phone also sets the operator code to digits 2-4 of that phone, unless one is given.
+        """
         return await service.change(engine, client_id, data, by)
 
-    @delete("/{client_id:int}", needs="write")
+    @delete("/{client_id:int}", required_scope="write")
     async def delete_client(
         self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], client_id: ClientId
     ) -> None:
-        """Erase a client's personal data for good and cancel what was to be sent."""
+        """Delete a client: erase the personal data for good and cancel the client's open messages.
+
+        A message that may already have been accepted becomes `unknown` instead of `cancelled`.
+        """
         await service.erase(engine, client_id, by)

@@ -1,4 +1,4 @@
-"""Import and export of clients at the command line: files, progress and the report."""
+"""Commands that import and export clients: files, progress bar and report."""
 
 import asyncio
 import os
@@ -21,16 +21,16 @@ from rich.progress import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access.commands import at_the_command_line
-from mailer.client import directory
+from mailer.access.commands import command_line_actor
+from mailer.client import segment_counts
 from mailer.client.exporting import export_clients
-from mailer.client.importing import ImportReport, Outcome, import_clients
+from mailer.client.importing import ImportOutcome, ImportReport, import_clients
 from mailer.errors import MailerError
 
-STANDARD = "-"
-"""Path that stands for standard input or output."""
-PART = 256 * 1024
-"""Bytes read at once."""
+STANDARD_STREAM = "-"
+"""Path that means standard input or standard output."""
+READ_SIZE = 256 * 1024
+"""Bytes read from the file at once."""
 
 
 class FileError(MailerError):
@@ -38,45 +38,47 @@ class FileError(MailerError):
 
 
 async def import_file(engine: AsyncEngine, path: str, console: Console) -> ImportReport:
-    """Import the CSV file at `path`, and print to `console` how it goes and what became of it.
+    """Import the CSV file at `path`; print the progress and the report to `console`.
 
     Raises `FileError` when the file cannot be read and `InvalidError` when its header is wrong;
-    nothing is stored then.
+    in both cases nothing is stored.
     """
-    with _opened_to_read(path) as file, _progress(console, DownloadColumn()) as progress:
-        report = await import_clients(engine, _parts(file, path, progress), at_the_command_line())
+    with _open_input(path) as file, _progress(console, DownloadColumn()) as progress:
+        parts = _read_parts(file, path, progress)
+        report = await import_clients(engine, parts, command_line_actor())
     _print_report(report, console)
     return report
 
 
 async def export_file(engine: AsyncEngine, path: str, console: Console) -> int:
-    """Export the clients to a CSV file at `path`, and print to `console` how it goes.
+    """Export all clients to a CSV file at `path`; print the progress to `console`.
 
-    A file that was there is replaced once the new one is whole. Returns the number of clients;
+    An existing file is replaced only when the new one is complete. Returns the number of clients;
     raises `FileError` when the file cannot be written.
     """
-    with _opened_to_write(path) as file, _progress(console, MofNCompleteColumn()) as progress:
+    with _open_output(path) as file, _progress(console, MofNCompleteColumn()) as progress:
         async with engine.connect() as connection:
-            task = progress.add_task("writing", total=await directory.count(connection))
+            task = progress.add_task("writing", total=await segment_counts.count(connection))
         count = 0
-        async with aclosing(export_clients(engine, at_the_command_line())) as parts:
+        async with aclosing(export_clients(engine, command_line_actor())) as parts:
             async for part in parts:
-                with _explained(path):
+                with _named_errors(path):
                     await asyncio.to_thread(file.write, part.content)
                 progress.advance(task, part.rows)
                 count += part.rows
-        with _explained(path):
+        with _named_errors(path):
             await asyncio.to_thread(file.flush)
     console.print(f"{count:,} clients exported", highlight=False)
     return count
 
 
-async def _parts(file: BinaryIO, path: str, progress: Progress) -> AsyncIterator[bytes]:
-    size = os.fstat(file.fileno()).st_size or None  # of a pipe nobody knows
+async def _read_parts(file: BinaryIO, path: str, progress: Progress) -> AsyncIterator[bytes]:
+    """Yield the file in parts, and show the progress of reading, then of storing."""
+    size = os.fstat(file.fileno()).st_size or None  # 0 for a pipe, whose size is unknown
     reading = progress.add_task("reading", total=size)
     while True:
-        with _explained(path):
-            part = await asyncio.to_thread(file.read, PART)
+        with _named_errors(path):
+            part = await asyncio.to_thread(file.read, READ_SIZE)
         if not part:
             break
         yield part
@@ -86,7 +88,7 @@ async def _parts(file: BinaryIO, path: str, progress: Progress) -> AsyncIterator
 
 
 def _progress(console: Console, amount: ProgressColumn) -> Progress:
-    """Return a bar that is gone when it is done, and never comes where nobody looks."""
+    """Return a progress bar that disappears at the end; it is off when `console` is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -98,7 +100,7 @@ def _progress(console: Console, amount: ProgressColumn) -> Progress:
     )
 
 
-OUTCOMES: dict[Outcome, str] = {
+OUTCOME_TEXTS: dict[ImportOutcome, str] = {
     "all": "all lines are imported",
     "some": "imported, except for the rejected lines",
     "nothing": "nothing was imported: every line was rejected",
@@ -115,9 +117,9 @@ def _print_report(report: ImportReport, console: Console) -> None:
     for error in report.errors:
         value = f" (it has {error.value!r})" if error.value else ""
         say(f"line {error.line}: {error.field} {error.message}{value}".replace(":  ", ": "))
-    if report.unnamed:
-        say(f"and {report.unnamed:,} more rejected lines")
-    say(OUTCOMES[report.outcome])
+    if report.unlisted:
+        say(f"and {report.unlisted:,} more rejected lines")
+    say(OUTCOME_TEXTS[report.outcome])
     say(
         f"{report.created:,} created, {report.updated:,} updated,"
         f" {report.unchanged:,} unchanged, {report.rejected:,} rejected"
@@ -125,18 +127,21 @@ def _print_report(report: ImportReport, console: Console) -> None:
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Name the file when it is at fault; the database raises such errors too."""
+def _named_errors(path: str) -> Iterator[None]:
+    """Turn an OSError into a `FileError` that names the file.
+
+    Wraps only the accesses to the file: the database raises OSErrors too.
+    """
     try:
         yield
     except OSError as error:
-        name = "standard input or output" if path == STANDARD else path
+        name = "standard input or output" if path == STANDARD_STREAM else path
         raise FileError(f"{name}: {error.strerror or error}") from error
 
 
 @contextmanager
-def _opened_to_read(path: str) -> Iterator[BinaryIO]:
-    if path == STANDARD:
+def _open_input(path: str) -> Iterator[BinaryIO]:
+    if path == STANDARD_STREAM:
         yield sys.stdin.buffer
     else:
         with _open(path, "rb") as file:
@@ -144,12 +149,12 @@ def _opened_to_read(path: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _opened_to_write(path: str) -> Iterator[BinaryIO]:
+def _open_output(path: str) -> Iterator[BinaryIO]:
     target = Path(path).resolve()
-    if path == STANDARD:
+    if path == STANDARD_STREAM:
         yield sys.stdout.buffer
     elif target.exists() and not target.is_file():  # a pipe or a device
-        with _explained(path), _open(path, "wb") as file:  # closing writes what is left
+        with _named_errors(path), _open(path, "wb") as file:  # closing the file flushes it
             yield file
     else:
         with _replacing(path, target) as file:
@@ -157,21 +162,21 @@ def _opened_to_write(path: str) -> Iterator[BinaryIO]:
 
 
 def _open(path: str, mode: Literal["rb", "wb"]) -> BinaryIO:
-    with _explained(path):
+    with _named_errors(path):
         return Path(path).open(mode)
 
 
 @contextmanager
 def _replacing(path: str, target: Path) -> Iterator[BinaryIO]:
-    """Give a new file that takes the place of `target` when the block succeeds."""
-    with _explained(path):
-        # in nobody else's reach, as phones should be
+    """Yield a new file that replaces `target` when the block succeeds."""
+    with _named_errors(path):
+        # mkstemp makes it readable for this user alone: the file holds phones
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
     new = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-        with _explained(path):
+        with _named_errors(path):
             new.replace(target)
     finally:
         new.unlink(missing_ok=True)

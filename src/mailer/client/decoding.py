@@ -1,20 +1,20 @@
-"""The text of a file whose encoding nobody names, decoded as its bytes arrive.
+"""Incremental decoding of a file whose encoding is detected from its bytes.
 
-A byte order mark says what the encoding is. Without one it is UTF-16 when half of the first
-character is NUL, else UTF-8, or windows-1251, in which Excel saves CSV in Russia.
+A byte order mark (BOM) names the encoding. Without one the encoding is UTF-16 when one of the first
+two bytes is NUL, else UTF-8 or windows-1251, in which Excel saves CSV in Russia.
 """
 
 import codecs
 from typing import Literal, TypeAlias
 
 Encoding: TypeAlias = Literal["UTF-8", "UTF-16", "windows-1251"]
-"""By the names that IANA has for them."""
+"""The supported encodings, by their IANA names."""
 
-SAMPLE = 16 * 1024
-"""Bytes, from about the first that is not ASCII, by which UTF-8 and windows-1251 are told apart."""
-LONGEST_MARK = 3
+SAMPLE_SIZE = 16 * 1024
+"""Bytes that decide between UTF-8 and windows-1251, counted from about the first non-ASCII byte."""
+MAX_BOM_LENGTH = 3
 """Bytes of the longest byte order mark."""
-MARKS: tuple[tuple[bytes, Encoding, str], ...] = (
+BYTE_ORDER_MARKS: tuple[tuple[bytes, Encoding, str], ...] = (
     (codecs.BOM_UTF8, "UTF-8", "utf-8"),
     (codecs.BOM_UTF16_LE, "UTF-16", "utf-16-le"),
     (codecs.BOM_UTF16_BE, "UTF-16", "utf-16-be"),
@@ -22,77 +22,77 @@ MARKS: tuple[tuple[bytes, Encoding, str], ...] = (
 
 
 class TextDecoder:
-    """Decodes a file that is fed to it in parts of any size.
+    """Decodes a file that arrives in parts of any size.
 
-    What the encoding does not allow becomes lone surrogates, so that only its line is lost.
+    Bytes that are invalid in the encoding become lone surrogates, so only their line is rejected.
     """
 
     def __init__(self) -> None:
         self.encoding: Encoding = "UTF-8"
-        self._held = b""
-        """What has come but could not be decoded yet."""
-        self._is_begun = False
+        self._pending = b""
+        """Bytes that are not decoded yet."""
+        self._is_start_checked = False
         self._decoder: codecs.IncrementalDecoder | None = None
 
     def feed(self, part: bytes) -> str:
-        """Return the text that is known by now."""
+        """Add a part of the file; return the text that can be decoded so far."""
         if self._decoder is not None:
             return self._decoder.decode(part)
-        self._held += part
-        if not self._is_begun:
-            if len(self._held) < LONGEST_MARK:
+        self._pending += part
+        if not self._is_start_checked:
+            if len(self._pending) < MAX_BOM_LENGTH:
                 return ""
-            self._begin()
-        if self._is_open() and len(self._held) < SAMPLE:
+            self._check_start()
+        if self._needs_detection() and len(self._pending) < SAMPLE_SIZE:
             return ""
-        return self._take()
+        return self._decode_pending()
 
     def end(self) -> str:
         """Return the rest of the text."""
-        if not self._is_begun:
-            self._begin()
-        text = self._take()
+        if not self._is_start_checked:
+            self._check_start()
+        text = self._decode_pending()
         try:
             return text + (self._decoder.decode(b"", final=True) if self._decoder else "")
-        except UnicodeDecodeError:  # half a character of UTF-16
+        except UnicodeDecodeError:  # the file ends with half a character of UTF-16
             return text + "\udc80"
 
-    def _begin(self) -> None:
-        """Take the byte order mark away, if there is one, and obey it; else find UTF-16."""
-        self._is_begun = True
-        for mark, encoding, codec in MARKS:
-            if self._held.startswith(mark):
-                self._held = self._held[len(mark) :]
-                self._decode_as(encoding, codec)
+    def _check_start(self) -> None:
+        """Remove the byte order mark and use its encoding; without one, detect UTF-16."""
+        self._is_start_checked = True
+        for mark, encoding, codec in BYTE_ORDER_MARKS:
+            if self._pending.startswith(mark):
+                self._pending = self._pending[len(mark) :]
+                self._use_encoding(encoding, codec)
                 return
-        half = self._held[:2].find(b"\0")  # a header begins with a letter of ASCII
-        if half >= 0:
-            self._decode_as("UTF-16", "utf-16-be" if half == 0 else "utf-16-le")
+        nul_index = self._pending[:2].find(b"\0")  # a header begins with an ASCII letter
+        if nul_index >= 0:
+            self._use_encoding("UTF-16", "utf-16-be" if nul_index == 0 else "utf-16-le")
 
-    def _is_open(self) -> bool:
-        """Return whether what is held must decide the encoding."""
-        return self._decoder is None and not self._held.isascii()
+    def _needs_detection(self) -> bool:
+        """Return whether the encoding is still unknown and the pending bytes depend on it."""
+        return self._decoder is None and not self._pending.isascii()
 
-    def _choose(self) -> None:
-        if is_mostly_utf8(self._held):
-            self._decode_as("UTF-8", "utf-8")
+    def _detect_encoding(self) -> None:
+        if is_mostly_utf8(self._pending):
+            self._use_encoding("UTF-8", "utf-8")
         else:
-            self._decode_as("windows-1251", "cp1251")
+            self._use_encoding("windows-1251", "cp1251")
 
-    def _decode_as(self, encoding: Encoding, codec: str) -> None:
+    def _use_encoding(self, encoding: Encoding, codec: str) -> None:
         self.encoding = encoding
         errors = "surrogatepass" if encoding == "UTF-16" else "surrogateescape"
         self._decoder = codecs.getincrementaldecoder(codec)(errors)
 
-    def _take(self) -> str:
-        if self._is_open():
-            self._choose()
-        held, self._held = self._held, b""
-        return self._decoder.decode(held) if self._decoder else held.decode("ascii")
+    def _decode_pending(self) -> str:
+        if self._needs_detection():
+            self._detect_encoding()
+        pending, self._pending = self._pending, b""
+        return self._decoder.decode(pending) if self._decoder else pending.decode("ascii")
 
 
 def is_decoded(text: str) -> bool:
-    """Return whether all of a text was as its encoding allows."""
+    """Return whether every byte of a text was valid in its encoding (no lone surrogates)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -101,12 +101,13 @@ def is_decoded(text: str) -> bool:
 
 
 def is_mostly_utf8(sample: bytes) -> bool:
-    """Return whether no more bytes are out of place in UTF-8 than characters are in theirs.
+    """Return whether at most half of the non-ASCII units of a sample are invalid as UTF-8.
 
-    A few pairs of letters in windows-1251 look like UTF-8, and a few bytes of a file in UTF-8 may
-    be broken: so all of them have a say. A character that the sample cuts off has none.
+    A unit is a decoded character or an invalid byte. The majority decides, because some pairs of
+    letters in windows-1251 are valid UTF-8, and a file in UTF-8 may have a few broken bytes. A
+    character that is cut off at the end of the sample does not count.
     """
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
-    others = len(text) - len(text.encode("ascii", "ignore"))
-    wrong = len(text) - len(text.encode("utf-8", "ignore").decode())
-    return 2 * wrong <= others
+    non_ascii_count = len(text) - len(text.encode("ascii", "ignore"))
+    invalid_count = len(text) - len(text.encode("utf-8", "ignore").decode())
+    return 2 * invalid_count <= non_ascii_count

@@ -1,4 +1,7 @@
-"""Clients from a CSV file: checked line by line, staged, and then stored all at once."""
+"""Import of clients from a CSV file.
+
+Lines are validated one by one, staged in a temporary table, then stored in one transaction.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, AnyStr, ClassVar, Literal
@@ -8,38 +11,38 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import audit, still
+from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
-from mailer.client.csvfile import CsvFile
+from mailer.client.csv_reader import CsvReader
 from mailer.client.decoding import Encoding, TextDecoder
 from mailer.client.model import known_zones
-from mailer.client.rows import COLUMNS, RejectedField, RowValidator, without_value
+from mailer.client.rows import CSV_COLUMNS, RejectedField, RowValidator, without_value
 from mailer.db import locks
-from mailer.db.engine import raw
+from mailer.db.engine import asyncpg_connection
 from mailer.errors import ConflictError
 from mailer.time_slices import TimeSlices
 
-UNIT = 256
-"""Bytes or characters that are read at once: half a millisecond, whatever they are."""
-BATCH = 2_000
-"""Lines that are staged at once."""
-ROWS = 100
-"""Rows that are handed to the database at once, in as little time."""
-TRIES = 5
-"""Times that the staged lines are stored while others add clients of the same phones."""
-LONGEST = 3600.0
-"""Seconds that one statement over a file may take, or wait for other imports."""
+UNIT_SIZE = 256
+"""Bytes or characters processed between two pauses: at most half a millisecond of work."""
+STAGE_BATCH = 2_000
+"""Lines staged at once."""
+COPY_BATCH = 100
+"""Rows passed to the database between two pauses; takes about as long as a unit."""
+MAX_STORE_ATTEMPTS = 5
+"""Attempts to store the staged lines while other requests create clients with the same phones."""
+IMPORT_STATEMENT_TIMEOUT = 3600.0
+"""Seconds that a statement over all staged lines may take, including the wait for other imports."""
 
 
-Outcome = Literal["all", "some", "nothing", "empty"]
-"""Whether good lines were in a file, and bad ones; `empty` when there was no line at all."""
+ImportOutcome = Literal["all", "some", "nothing", "empty"]
+"""Which lines were stored: all, some, or none; `empty` when the file had no line at all."""
 
 
 class ImportReport(msgspec.Struct, frozen=True):
-    """What became of every line of a file, the header and empty lines apart.
+    """Result of an import: counts of lines, without the header and empty lines.
 
-    `errors` names every wrong field of the first 100 rejected lines. `encoding` is what the file
-    was read as; absent when that is UTF-8.
+    `errors` lists every wrong field of the first 100 rejected lines. `encoding` is the detected
+    encoding of the file; it is absent for UTF-8.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -65,176 +68,202 @@ class ImportReport(msgspec.Struct, frozen=True):
     encoding: Encoding | UnsetType = UNSET
 
     @property
-    def outcome(self) -> Outcome:
-        """Return what became of the lines on the whole."""
+    def outcome(self) -> ImportOutcome:
+        """Which lines were stored."""
         stored = self.created + self.updated + self.unchanged
         if not stored:
             return "nothing" if self.rejected else "empty"
         return "some" if self.rejected else "all"
 
     @property
-    def unnamed(self) -> int:
-        """Return how many rejected lines `errors` does not name."""
+    def unlisted(self) -> int:
+        """Number of rejected lines that `errors` does not list."""
         return self.rejected - len({error.line for error in self.errors})
 
 
 class PhonesTakenError(ConflictError):
-    """Others keep adding clients of the same phones; nothing was stored, try again."""
+    """Other requests keep creating clients with the same phones. Nothing was stored; try again."""
 
 
 async def import_clients(
-    engine: AsyncEngine, parts: AsyncIterator[bytes], by: Actor
+    engine: AsyncEngine, parts: AsyncIterator[bytes], actor: Actor
 ) -> ImportReport:
-    """Store the clients of a CSV file that comes in `parts` of any size.
+    """Import the clients of a CSV file that arrives in `parts` of any size.
 
-    A phone that is in the directory names a client to update: columns that the file lacks stay,
-    an empty tag becomes null, an empty operator code or time zone stays too; a tag that an export
-    marked as no formula loses the mark. A new client gets the phone's operator code and UTC for
-    these. When a phone comes again the last line wins, and those before it count as unchanged: they
-    change nothing.
+    A phone that is already stored means an update of that client. Columns that the file lacks stay
+    as they are, as do an empty operator code and an empty time zone; an empty tag becomes null. The
+    escape that an export added to a tag is removed. A new client without an operator code or time
+    zone gets the operator code of the phone and UTC. When a phone is in several lines, the last
+    one wins; the earlier ones change nothing and count as unchanged.
 
-    All good lines are stored in one transaction, or none when `parts` raises or the file's header
-    is wrong (`InvalidError`) or `by` may not write any more by then (`TakenAwayError`); bad lines
-    are reported. Under an Idempotency-Key the report has no values: it is kept for a day, and what
-    a value tells of a client would outlive the client. Needs the right to make temporary tables.
+    All valid lines are stored in one transaction; invalid lines are reported. Nothing is stored
+    when `parts` raises, when the header is wrong (`InvalidError`), or when `actor` has lost the
+    right to write by the end of the upload (`AccessRevokedError`).
+
+    Under an Idempotency-Key the report has no rejected values: the response is stored for a day,
+    and could otherwise keep personal data of a client who is erased meanwhile.
+
+    The database role must be allowed to create temporary tables.
     """
-    if by.effect is not None:
-        return msgspec.convert(by.effect, ImportReport)
+    if actor.stored_result is not None:
+        return msgspec.convert(actor.stored_result, ImportReport)
     async with engine.connect() as connection:
         try:
-            return await _import(await raw(connection), parts, by)
+            return await _import(await asyncpg_connection(connection), parts, actor)
         except BaseException:
-            await connection.invalidate()  # the staged lines end with their connection
+            await connection.invalidate()  # closing the session drops the temporary table
             raise
 
 
 KNOWN_TIME_ZONES = "SELECT name FROM pg_timezone_names"
 
-# Lines are staged each batch for itself, and not in the transaction that stores them: one that is
-# open while a client uploads would keep vacuum from every table for as long.
+# Each batch is staged in a transaction of its own, not in the one that stores the lines: a
+# transaction that is open during a whole upload would keep vacuum from cleaning every table.
 STAGE = """
     CREATE TEMPORARY TABLE client_import (
         line bigint, phone text, operator_code text, tag text, tag_written text, time_zone text)"""
 
 
 async def _import(
-    database: asyncpg.Connection, parts: AsyncIterator[bytes], by: Actor
+    database: asyncpg.Connection, parts: AsyncIterator[bytes], actor: Actor
 ) -> ImportReport:
     zones = known_zones() & {row["name"] for row in await database.fetch(KNOWN_TIME_ZONES)}
-    decoder, file, slices = TextDecoder(), CsvFile(COLUMNS, required=["phone"]), TimeSlices()
-    lines = RowValidator(zones, decoder)
-    staged = 0
+    decoder, slices = TextDecoder(), TimeSlices()
+    reader = CsvReader(CSV_COLUMNS, required=["phone"])
+    validator = RowValidator(zones, decoder)
+    staged_count = 0
     await database.execute(STAGE)
-    async for text in _decoded(parts, decoder):
-        lines.validate(file.feed(text))
+    async for text in _decode(parts, decoder):
+        validator.validate(reader.feed(text))
         await slices.pause()
-        if len(lines.good) >= BATCH:
-            staged += await _stage(database, lines, slices)
-    lines.validate(file.end())
-    staged += await _stage(database, lines, slices)
+        if len(validator.valid_rows) >= STAGE_BATCH:
+            staged_count += await _stage(database, validator, slices)
+    validator.validate(reader.end())
+    staged_count += await _stage(database, validator, slices)
     encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
-    errors = lines.errors if by.claim is None else [without_value(each) for each in lines.errors]
-    report = ImportReport(0, 0, 0, lines.rejected, errors, encoding)
-    return await _store(database, report, staged, by, sets_tag="tag" in file.header)
+    errors = validator.errors
+    if actor.claim is not None:
+        errors = [without_value(error) for error in errors]
+    report = ImportReport(0, 0, 0, validator.rejected, errors, encoding)
+    return await _store(database, report, staged_count, actor, sets_tag="tag" in reader.header)
 
 
-async def _decoded(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
-    """Give the text of a file in units that take little time."""
+async def _decode(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
+    """Yield the text of a file in units of `UNIT_SIZE`."""
     async for part in parts:
-        for unit in _units(part):
-            for text in _units(decoder.feed(unit)):
+        for unit in _split(part):
+            for text in _split(decoder.feed(unit)):
                 yield text
-    for text in _units(decoder.end()):
+    for text in _split(decoder.end()):
         yield text
 
 
-def _units(whole: AnyStr) -> Iterator[AnyStr]:
-    return (whole[start : start + UNIT] for start in range(0, len(whole), UNIT))
+def _split(whole: AnyStr) -> Iterator[AnyStr]:
+    return (whole[start : start + UNIT_SIZE] for start in range(0, len(whole), UNIT_SIZE))
 
 
-async def _stage(database: asyncpg.Connection, lines: RowValidator, slices: TimeSlices) -> int:
-    """Move the good lines to the staging table and return how many there were."""
-    rows, lines.good = lines.good, []
+async def _stage(database: asyncpg.Connection, validator: RowValidator, slices: TimeSlices) -> int:
+    """Move the validated rows to the staging table; return their number."""
+    rows, validator.valid_rows = validator.valid_rows, []
 
-    async def paused() -> AsyncIterator[tuple[object, ...]]:
-        for start in range(0, len(rows), ROWS):
+    async def rows_with_pauses() -> AsyncIterator[tuple[object, ...]]:
+        for start in range(0, len(rows), COPY_BATCH):
             await slices.pause()
-            for row in rows[start : start + ROWS]:
+            for row in rows[start : start + COPY_BATCH]:
                 yield row
 
-    await database.copy_records_to_table("client_import", records=paused(), timeout=LONGEST)
+    await database.copy_records_to_table(
+        "client_import", records=rows_with_pauses(), timeout=IMPORT_STATEMENT_TIMEOUT
+    )
     return len(rows)
 
 
-# One import at a time, since two that update the same clients in different orders would wait for
-# each other. Others who write a client meanwhile are waited for: one that they change or erase no
-# longer matches; a phone that they add breaks off the INSERT, and all is tried again. ON CONFLICT
-# would spare that, and cost every import a sixth of its time.
-TAKE_TURNS = "SELECT pg_advisory_xact_lock($1)"
+# One import at a time: two imports that update the same clients in different orders would deadlock.
+# A statement waits for single requests that write one of its clients. A client that such a request
+# changed or erased no longer matches. A phone that it created makes the INSERT fail, and the whole
+# transaction is tried again; ON CONFLICT would avoid the retry, but make every import a sixth
+# slower.
+LOCK_IMPORT = "SELECT pg_advisory_xact_lock($1)"
 PREPARE = "ANALYZE client_import; SET LOCAL work_mem = '64MB'"
-LEAVE_LAST = """
+DELETE_REPEATED = """
     DELETE FROM client_import USING (
         SELECT phone, max(line) AS last FROM client_import GROUP BY phone HAVING count(*) > 1
     ) AS repeated
     WHERE client_import.phone = repeated.phone AND client_import.line < repeated.last"""
-INSERT = """
+INSERT_NEW = """
     INSERT INTO client (phone, operator_code, tag, tag_written, time_zone)
     SELECT phone, coalesce(operator_code, substr(phone, 2, 3)), tag, tag_written,
         coalesce(time_zone, 'UTC')
-    FROM client_import AS given
-    WHERE NOT EXISTS (SELECT FROM client WHERE client.phone = given.phone)
+    FROM client_import AS staged
+    WHERE NOT EXISTS (SELECT FROM client WHERE client.phone = staged.phone)
     ORDER BY line"""
-UPDATE = """
-    UPDATE client SET operator_code = coalesce(given.operator_code, client.operator_code),
-        tag = CASE WHEN $1 THEN given.tag ELSE client.tag END,
-        tag_written = CASE WHEN $1 THEN given.tag_written ELSE client.tag_written END,
-        time_zone = coalesce(given.time_zone, client.time_zone),
+UPDATE_KNOWN = """
+    UPDATE client SET operator_code = coalesce(staged.operator_code, client.operator_code),
+        tag = CASE WHEN $1 THEN staged.tag ELSE client.tag END,
+        tag_written = CASE WHEN $1 THEN staged.tag_written ELSE client.tag_written END,
+        time_zone = coalesce(staged.time_zone, client.time_zone),
         updated_at = now()
-    FROM client_import AS given
-    WHERE client.phone = given.phone
-        AND (client.operator_code <> given.operator_code
-            OR client.time_zone <> given.time_zone
-            OR ($1 AND (client.tag IS DISTINCT FROM given.tag
-                OR client.tag_written IS DISTINCT FROM given.tag_written)))"""
-DROP = "DROP TABLE client_import"
+    FROM client_import AS staged
+    WHERE client.phone = staged.phone
+        AND (client.operator_code <> staged.operator_code
+            OR client.time_zone <> staged.time_zone
+            OR ($1 AND (client.tag IS DISTINCT FROM staged.tag
+                OR client.tag_written IS DISTINCT FROM staged.tag_written)))"""
+DROP_STAGE = "DROP TABLE client_import"
 
 
 async def _store(
-    database: asyncpg.Connection, read: ImportReport, staged: int, by: Actor, *, sets_tag: bool
+    database: asyncpg.Connection,
+    validation_report: ImportReport,
+    staged_count: int,
+    actor: Actor,
+    *,
+    sets_tag: bool,
 ) -> ImportReport:
-    """Move the staged lines to the directory, and complete the report of what was read."""
-    for _ in range(TRIES):
+    """Store the staged lines as clients; return the report with the counts of stored lines.
+
+    `sets_tag` says whether the file has a column of tags. Raises `PhonesTakenError` and
+    `AccessRevokedError`.
+    """
+    for _ in range(MAX_STORE_ATTEMPTS):
         try:
             async with database.transaction():
-                await database.execute(TAKE_TURNS, locks.IMPORT, timeout=LONGEST)
-                await database.execute(PREPARE, timeout=LONGEST)
-                await database.execute(LEAVE_LAST, timeout=LONGEST)
-                created = _count(await database.execute(INSERT, timeout=LONGEST))
-                updated = 0
-                if created < staged:
-                    updated = _count(await database.execute(UPDATE, sets_tag, timeout=LONGEST))
-                await database.execute(DROP)
-                unchanged = staged - created - updated
-                report = msgspec.structs.replace(
-                    read, created=created, updated=updated, unchanged=unchanged
+                await database.execute(LOCK_IMPORT, locks.IMPORT, timeout=IMPORT_STATEMENT_TIMEOUT)
+                await database.execute(PREPARE, timeout=IMPORT_STATEMENT_TIMEOUT)
+                await database.execute(DELETE_REPEATED, timeout=IMPORT_STATEMENT_TIMEOUT)
+                created = _row_count(
+                    await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT)
                 )
-                await still.ensure(database, by, "write")  # an upload takes its time
-                await _record(database, by, report)
+                updated = 0
+                if created < staged_count:
+                    updated = _row_count(
+                        await database.execute(
+                            UPDATE_KNOWN, sets_tag, timeout=IMPORT_STATEMENT_TIMEOUT
+                        )
+                    )
+                await database.execute(DROP_STAGE)
+                unchanged = staged_count - created - updated
+                report = msgspec.structs.replace(
+                    validation_report, created=created, updated=updated, unchanged=unchanged
+                )
+                # the right may have been revoked during a long upload
+                await reauthorize.ensure_authorized(database, actor, "write")
+                await _write_audit(database, actor, report)
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "client_phone_key":
                 raise
-            continue  # now that client can be seen, and is updated
+            continue  # the other client is visible now: the next attempt updates it
         return report
     raise PhonesTakenError
 
 
-async def _record(database: asyncpg.Connection, by: Actor, report: ImportReport) -> None:
-    effect = msgspec.to_builtins(report)
-    counts = {name: effect[name] for name in ("created", "updated", "unchanged", "rejected")}
+async def _write_audit(database: asyncpg.Connection, actor: Actor, report: ImportReport) -> None:
+    result = msgspec.to_builtins(report)
+    counts = {name: result[name] for name in ("created", "updated", "unchanged", "rejected")}
     target = audit.Target("directory")
-    await audit.record(database, by, "clients_imported", target, after=counts, effect=effect)
+    await audit.record(database, actor, "clients_imported", target, after=counts, result=result)
 
 
-def _count(status: str) -> int:
-    """Return the rows of a command tag, such as INSERT 0 5 or UPDATE 5."""
-    return int(status.rpartition(" ")[2])
+def _row_count(command_tag: str) -> int:
+    """Return the number of rows in PostgreSQL's command tag, such as INSERT 0 5 or UPDATE 5."""
+    return int(command_tag.rpartition(" ")[2])

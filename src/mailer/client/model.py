@@ -1,4 +1,4 @@
-"""A client: a person in the directory."""
+"""The client: a person in the directory who receives messages. Inputs, rules and columns."""
 
 import functools
 import zoneinfo
@@ -13,14 +13,14 @@ from mailer.errors import FieldError
 from mailer.text import clean_label, fold_label
 from mailer.validation import STORABLE, Input
 
-UNKNOWN_ZONE = "must be an IANA time zone, such as Europe/Moscow"
+UNKNOWN_ZONE_MESSAGE = "must be an IANA time zone, such as Europe/Moscow"
 
 Phone = Annotated[
     str,
     Meta(
         pattern=r"^7[0-9]{10}$",
-        max_length=11,  # `$` also matches before a line's end
-        description="`7XXXXXXXXXX`, X a digit; unique.",
+        max_length=11,  # `$` also matches before a line feed at the end
+        description="`7XXXXXXXXXX`, where X is a digit; unique.",
         examples=["79161234567"],
         extra={"rule": "must be 7 and ten more digits, such as 79161234567"},
     ),
@@ -30,7 +30,8 @@ OperatorCode = Annotated[
     Meta(
         pattern=r"^[0-9]{3}$",
         max_length=3,
-        description="Three digits; digits 2-4 of the phone unless given, since numbers are ported.",
+        description="Three digits. Default: digits 2-4 of the phone. They differ when the number"
+        " was ported to another operator.",
         examples=["916"],
         extra={"rule": "must be three digits, such as 916"},
     ),
@@ -41,11 +42,11 @@ Tag = Annotated[
         min_length=1,
         max_length=64,
         pattern=STORABLE,
-        description="A free label; filters compare it without case. Blanks around it and characters"
-        " that cannot be seen are taken away.",
+        description="A label of your own; filters compare it without regard to case. Blanks around"
+        " it and invisible characters are removed. It cannot hold the character U+0000.",
         examples=["vip"],
         extra={
-            "rule": "must be 1 to 64 characters without NUL, or null",
+            "rule": "must be 1 to 64 characters, or null",
             "normalize": clean_label,
         },
     ),
@@ -55,36 +56,39 @@ TimeZone = Annotated[
     Meta(
         max_length=64,
         pattern=STORABLE,
-        description="An IANA time zone's name.",
+        description="Name of an IANA time zone.",
         examples=["Europe/Moscow"],
-        extra={"rule": UNKNOWN_ZONE},
+        extra={"rule": UNKNOWN_ZONE_MESSAGE},
     ),
 ]
 
 
 @functools.cache
 def known_zones() -> frozenset[str]:
-    """Return every IANA name that Python knows; the database's constraint adds its own word."""
+    """Return the names of all IANA time zones that Python knows.
+
+    PostgreSQL may know others: a constraint of the table checks them too.
+    """
     return frozenset(zoneinfo.available_timezones())
 
 
-def unknown_zone(values: Mapping[str, Any]) -> Iterable[FieldError]:
-    """Name a time zone that is given and that nobody knows."""
+def unknown_zone_errors(values: Mapping[str, Any]) -> Iterable[FieldError]:
+    """Yield an error when `values` have an unknown time zone."""
     if values.get("time_zone", "UTC") not in known_zones():
-        yield FieldError("time_zone", UNKNOWN_ZONE)
+        yield FieldError("time_zone", UNKNOWN_ZONE_MESSAGE)
 
 
 class ClientInput(Input, frozen=True, kw_only=True):
-    """A client as it is given."""
+    """Base of the inputs that describe a client."""
 
     @classmethod
-    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # zones do not depend on the moment
-        """Name a time zone that nobody knows."""
-        return unknown_zone(values)
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # the rule does not depend on the time
+        """Refuse an unknown time zone."""
+        return unknown_zone_errors(values)
 
 
 class NewClient(ClientInput, frozen=True, kw_only=True):
-    """A client to be added to the directory."""
+    """A client to create."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "phone": "79161234567",
@@ -104,7 +108,10 @@ class NewClient(ClientInput, frozen=True, kw_only=True):
 
 
 class ClientChange(ClientInput, frozen=True, kw_only=True):
-    """What is to change in a client; absent fields stay. A new phone brings its own code."""
+    """Changes to a client; absent fields stay as they are.
+
+    A new phone also sets the operator code to digits 2-4 of that phone, unless one is given.
+    """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"tag": None, "time_zone": "Asia/Vladivostok"}
 
@@ -115,16 +122,16 @@ class ClientChange(ClientInput, frozen=True, kw_only=True):
 
     def values(self) -> dict[str, Any]:
         """Return the columns to change."""
-        given = {
+        changed = {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
             if value is not UNSET
         }
-        return given | ({} if self.tag is UNSET else tag_columns(self.tag))
+        return changed | ({} if self.tag is UNSET else tag_columns(self.tag))
 
 
 class Client(msgspec.Struct, frozen=True):
-    """A client of the directory."""
+    """A client: a person in the directory who receives messages."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "id": 1,
@@ -146,11 +153,11 @@ class Client(msgspec.Struct, frozen=True):
 
 
 def tag_columns(tag: str | None) -> dict[str, str | None]:
-    """Return how a clean tag is stored: as it is compared, and as written if that differs."""
+    """Return the columns of a clean tag: its compared form, and its written form if different."""
     folded = None if tag is None else fold_label(tag)
     return {"tag": folded, "tag_written": None if folded == tag else tag}
 
 
 def operator_code(phone: str) -> str:
-    """Return the operator's code that a phone has before it is ported."""
+    """Return digits 2-4 of a phone: its operator code, unless the number was ported."""
     return phone[1:4]

@@ -1,4 +1,4 @@
-"""The lines of a file of clients: which are good, and what is wrong with the others."""
+"""Validation of the lines of an imported file: valid lines become rows, others are reported."""
 
 import functools
 import re
@@ -8,28 +8,35 @@ from typing import get_args
 
 import msgspec
 
-from mailer.client.csvfile import Record, Unreadable
+from mailer.client.csv_reader import Record, UnreadableRecord
 from mailer.client.decoding import TextDecoder, is_decoded
-from mailer.client.formulas import as_given
-from mailer.client.model import UNKNOWN_ZONE, NewClient, OperatorCode, Phone, Tag, tag_columns
-from mailer.client.phone import ROUNDED, is_rounded, normalize_phone
+from mailer.client.formulas import unescape_formula
+from mailer.client.model import (
+    UNKNOWN_ZONE_MESSAGE,
+    NewClient,
+    OperatorCode,
+    Phone,
+    Tag,
+    tag_columns,
+)
+from mailer.client.phone import ROUNDED_MESSAGE, is_rounded, normalize_phone
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
-COLUMNS = ("phone", "operator_code", "tag", "time_zone")
-REPORTED = 100
-"""Rejected lines that a report names."""
-LONGEST_VALUE = 64
-"""Characters of a wrong value that a report shows."""
+CSV_COLUMNS = ("phone", "operator_code", "tag", "time_zone")
+MAX_REPORTED_LINES = 100
+"""Rejected lines listed in a report; further ones are only counted."""
+MAX_VALUE_LENGTH = 64
+"""Characters of a wrong value shown in a report."""
 
 
 class RejectedField(msgspec.Struct, frozen=True):
-    """What is wrong with one field of a line, and the begin of what stands there.
+    """A wrong field of a rejected line, with the start of its value and an error message.
 
-    `field` is empty when it is the line as a whole. `value` is empty too under an Idempotency-Key,
-    since the answer is kept.
+    `field` is empty when the line as a whole is wrong. `value` is empty under an Idempotency-Key,
+    because the response is stored.
     """
 
     line: int
@@ -38,82 +45,87 @@ class RejectedField(msgspec.Struct, frozen=True):
     message: str
 
 
-def without_value(wrong: RejectedField) -> RejectedField:
-    """Return what may be kept of what is wrong: nothing that a client could be known by."""
-    return msgspec.structs.replace(wrong, value="")
+def without_value(rejected: RejectedField) -> RejectedField:
+    """Return a copy that may be stored: without the value, which may identify a client."""
+    return msgspec.structs.replace(rejected, value="")
 
 
 class RowValidator:
-    """Tells good lines, as rows to stage, from bad ones, as what to report."""
+    """Validates records: valid ones become `valid_rows` to stage, others are reported in `errors`.
+
+    A row is the line's number, then the values of the columns of the staging table.
+    """
 
     def __init__(self, zones: frozenset[str], decoder: TextDecoder) -> None:
-        self.good: list[tuple[int, str, str | None, str | None, str | None, str | None]] = []
+        self.valid_rows: list[tuple[int, str, str | None, str | None, str | None, str | None]] = []
         self.rejected = 0
         self.errors: list[RejectedField] = []
         self._zones = zones
         self._decoder = decoder
-        self._is_phone = _rule_of(Phone)
-        self._is_code = functools.lru_cache(4096)(_rule_of(OperatorCode))
-        self._is_tag = functools.lru_cache(4096)(_rule_of(Tag))
+        self._is_phone = _compile_rule(Phone)
+        self._is_code = functools.lru_cache(4096)(_compile_rule(OperatorCode))
+        self._is_tag = functools.lru_cache(4096)(_compile_rule(Tag))
         self._tag_columns = functools.lru_cache(4096)(_tag_columns)
 
     def validate(self, records: Iterable[Record]) -> None:
-        """Validate some more. Past those that are reported, bad lines are only counted."""
-        take, zones = self.good.append, self._zones
+        """Validate more records. Beyond `MAX_REPORTED_LINES` rejected lines are only counted."""
+        add_row, zones = self.valid_rows.append, self._zones
         is_phone, is_code, is_tag = self._is_phone, self._is_code, self._is_tag
-        as_columns = self._tag_columns
+        to_columns = self._tag_columns
         for line, fields in records:
-            if isinstance(fields, Unreadable):
+            if isinstance(fields, UnreadableRecord):
                 self._reject(line, fields)
                 continue
-            phone, code, tag, zone = _plain(fields)
+            phone, code, tag, zone = _normalize(fields)
             if (
                 is_phone(phone)
                 and (not code or is_code(code))
                 and (not tag or is_tag(tag))
                 and (not zone or zone in zones)
             ):
-                folded, written = as_columns(tag)
-                take((line, phone, code or None, folded, written, zone or None))
+                folded, written = to_columns(tag)
+                add_row((line, phone, code or None, folded, written, zone or None))
             else:
                 self._reject(line, fields)
 
-    def _reject(self, line: int, fields: Sequence[str] | Unreadable) -> None:
+    def _reject(self, line: int, fields: Sequence[str] | UnreadableRecord) -> None:
         self.rejected += 1
-        if self.rejected > REPORTED:
+        if self.rejected > MAX_REPORTED_LINES:
             return
-        if isinstance(fields, Unreadable):
-            self.errors.append(RejectedField(line, "", _shown(fields.line), fields.message))
+        if isinstance(fields, UnreadableRecord):
+            self.errors.append(RejectedField(line, "", _excerpt(fields.line), fields.message))
             return
-        wrong = self._wrong(fields)
+        messages = self._find_errors(fields)
         self.errors += (
-            RejectedField(line, name, _shown(value), wrong[name])
-            for name, value in zip(COLUMNS, fields, strict=True)
-            if name in wrong
+            RejectedField(line, name, _excerpt(value), messages[name])
+            for name, value in zip(CSV_COLUMNS, fields, strict=True)
+            if name in messages
         )
 
-    def _wrong(self, fields: Sequence[str]) -> dict[str, str]:
-        """Return what is wrong with each wrong field of a line, in the model's own words."""
-        plain = zip(COLUMNS, _plain(fields), strict=True)
-        given = {name: value for name, value in plain if value or name == "phone"}
-        found = {}
+    def _find_errors(self, fields: Sequence[str]) -> dict[str, str]:
+        """Return the error message of each wrong field; most messages are the model's."""
+        named = zip(CSV_COLUMNS, _normalize(fields), strict=True)
+        values = {name: value for name, value in named if value or name == "phone"}
+        messages = {}
         try:
-            check(NewClient, given, database_clock.now())
+            check(NewClient, values, database_clock.now())
         except InvalidError as error:
-            found = {error.field: error.message for error in error.errors}
-        if given.get("time_zone", "UTC") not in self._zones:
-            found["time_zone"] = UNKNOWN_ZONE
-        if is_rounded(given["phone"]):
-            found["phone"] = ROUNDED
+            messages = {error.field: error.message for error in error.errors}
+        if values.get("time_zone", "UTC") not in self._zones:
+            messages["time_zone"] = UNKNOWN_ZONE_MESSAGE
+        if is_rounded(values["phone"]):
+            messages["phone"] = ROUNDED_MESSAGE
         undecodable = f"is not {self._decoder.encoding}"
-        return found | {name: undecodable for name, value in given.items() if not is_decoded(value)}
+        return messages | {
+            name: undecodable for name, value in values.items() if not is_decoded(value)
+        }
 
 
-def _plain(fields: Sequence[str]) -> tuple[str, str, str, str]:
-    """Return the fields of a line in the form in which they are checked and stored."""
+def _normalize(fields: Sequence[str]) -> tuple[str, str, str, str]:
+    """Return the fields of a line in the form in which they are validated and stored."""
     phone, code, tag, zone = fields
-    code, zone = (strip_invisible(each).strip() for each in (code, zone))
-    return normalize_phone(phone), code, clean_label(as_given(tag)), zone
+    code, zone = (strip_invisible(field).strip() for field in (code, zone))
+    return normalize_phone(phone), code, clean_label(unescape_formula(tag)), zone
 
 
 def _tag_columns(tag: str) -> tuple[str | None, str | None]:
@@ -121,20 +133,20 @@ def _tag_columns(tag: str) -> tuple[str | None, str | None]:
     return columns["tag"], columns["tag_written"]
 
 
-def _shown(value: str) -> str:
-    """Return the begin of a value on one line; what has no look of its own stands as U+FFFD."""
-    begin = value[: LONGEST_VALUE + 1]
-    begin = "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in begin)
-    return begin if len(begin) <= LONGEST_VALUE else f"{begin[:-2]}…"
+def _excerpt(value: str) -> str:
+    """Return the start of a value on one line; non-printable characters become U+FFFD."""
+    start = value[: MAX_VALUE_LENGTH + 1]
+    start = "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in start)
+    return start if len(start) <= MAX_VALUE_LENGTH else f"{start[:-2]}…"
 
 
-def _rule_of(annotation: object) -> Callable[[str], bool]:
-    """Return what tells whether a text from a file keeps the model's rule for it."""
+def _compile_rule(annotation: object) -> Callable[[str], bool]:
+    """Return a function that checks a text against the length and pattern of a model's field."""
     meta = next(part for part in get_args(annotation) if isinstance(part, msgspec.Meta))
-    shortest, longest = meta.min_length or 0, meta.max_length or sys.maxsize
-    matches = re.compile(meta.pattern or "").search
+    min_length, max_length = meta.min_length or 0, meta.max_length or sys.maxsize
+    search = re.compile(meta.pattern or "").search
 
-    def keeps_rule(value: str) -> bool:
-        return shortest <= len(value) <= longest and matches(value) is not None
+    def is_valid(value: str) -> bool:
+        return min_length <= len(value) <= max_length and search(value) is not None
 
-    return keeps_rule
+    return is_valid

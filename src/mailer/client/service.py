@@ -1,7 +1,7 @@
-"""What people do with clients: add, change, erase; each is written into the audit log.
+"""Use cases on clients: create, change, erase. Each is written to the audit log.
 
-The log stays when a client is erased, so that it tells neither phone nor tag: only that they
-changed, and a phone's last two digits.
+The audit log outlives an erased client. So it holds no personal data: of a phone only the last two
+digits, of a tag only whether it is set and whether it changed.
 """
 
 from typing import Any
@@ -13,50 +13,52 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client import store
 from mailer.client.model import Client, ClientChange, NewClient
-from mailer.log import HIDDEN
+from mailer.log import MASK
 
 
-async def add(engine: AsyncEngine, new: NewClient, by: Actor) -> Client:
-    """Add a client; raises `PhoneTakenError`."""
+async def create(engine: AsyncEngine, new: NewClient, actor: Actor) -> Client:
+    """Create a client; raises `PhoneTakenError`."""
     async with engine.begin() as connection:
-        if by.effect is not None:
-            return await store.get(connection, by.effect["id"])
-        client = await store.add(connection, new)
+        if actor.stored_result is not None:
+            return await store.get(connection, actor.stored_result["id"])
+        client = await store.create(connection, new)
         target = audit.Target("client", client.id)
-        await audit.record(connection, by, "client_added", target, after=_facts(client))
+        await audit.record(connection, actor, "client_created", target, after=_audited(client))
     return client
 
 
-async def change(engine: AsyncEngine, client_id: int, changes: ClientChange, by: Actor) -> Client:
+async def change(
+    engine: AsyncEngine, client_id: int, changes: ClientChange, actor: Actor
+) -> Client:
     """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`."""
     async with engine.begin() as connection:
-        was = await store.get(connection, client_id, lock=True)
+        old = await store.get(connection, client_id, lock=True)
         client = await store.change(connection, client_id, changes)
-        before, after = _facts(was), _facts(client)
-        if differ := [name for name in after if getattr(was, name) != getattr(client, name)]:
+        before, after = _audited(old), _audited(client)
+        if changed := [name for name in after if getattr(old, name) != getattr(client, name)]:
             await audit.record(
                 connection,
-                by,
+                actor,
                 "client_changed",
                 audit.Target("client", client_id),
-                before={name: before[name] for name in differ},
-                after={name: after[name] for name in differ},
+                before={name: before[name] for name in changed},
+                after={name: after[name] for name in changed},
             )
     return client
 
 
-async def erase(engine: AsyncEngine, client_id: int, by: Actor) -> None:
-    """Erase a client's personal data for good and cancel what was to be sent.
+async def erase(engine: AsyncEngine, client_id: int, actor: Actor) -> None:
+    """Erase a client's personal data for good and cancel the client's open messages.
 
     Raises `ClientNotFoundError`.
     """
     async with engine.begin() as connection:
         await store.erase(connection, client_id)
-        await audit.record(connection, by, "client_erased", audit.Target("client", client_id))
+        await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
 
 
-def _facts(client: Client) -> dict[str, Any]:
-    """Return what the audit log may tell of a client."""
-    facts = {name: getattr(client, name) for name in NewClient.__struct_fields__}
-    tag = client.tag and HIDDEN
-    return msgspec.to_builtins(facts | {"phone": HIDDEN + client.phone[-2:], "tag": tag})  # type: ignore[no-any-return]  # a dict stays one
+def _audited(client: Client) -> dict[str, Any]:
+    """Return the fields of a client for the audit log, personal data hidden."""
+    fields = {name: getattr(client, name) for name in NewClient.__struct_fields__}
+    tag = client.tag and MASK
+    return msgspec.to_builtins(fields | {"phone": MASK + client.phone[-2:], "tag": tag})  # type: ignore[no-any-return]  # of a dict it returns a dict

@@ -1,4 +1,4 @@
-"""SQL of the directory. The caller owns the transaction."""
+"""SQL for clients. The caller owns the transaction."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,18 +19,18 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client import directory
-from mailer.client.model import UNKNOWN_ZONE, Client, ClientChange, NewClient, operator_code
-from mailer.db.ending import set_ended
+from mailer.client import segment_counts
+from mailer.client.model import UNKNOWN_ZONE_MESSAGE, Client, ClientChange, NewClient, operator_code
+from mailer.db.end_message import end_set_clause
 from mailer.db.engine import cause_of, violates
-from mailer.db.paging import Position, Slice, fetch_slice
+from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.schema import client
 from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from mailer.text import fold_label
 
-AS_SHOWN = {"tag": func.coalesce(client.c.tag_written, client.c.tag).label("tag")}
-SHOWN = [AS_SHOWN.get(name, client.c[name]) for name in Client.__struct_fields__]
-ALIVE = client.c.deleted_at.is_(None)
+COMPUTED_COLUMNS = {"tag": func.coalesce(client.c.tag_written, client.c.tag).label("tag")}
+COLUMNS = [COMPUTED_COLUMNS.get(name, client.c[name]) for name in Client.__struct_fields__]
+NOT_DELETED = client.c.deleted_at.is_(None)
 
 
 class ClientNotFoundError(NotFoundError):
@@ -41,32 +41,37 @@ class PhoneTakenError(ConflictError):
     """Another client has this phone."""
 
 
-async def add(connection: AsyncConnection, new: NewClient) -> Client:
-    """Add a client; raises `PhoneTakenError`."""
-    statement = insert(client).values(new.values()).returning(*SHOWN)
-    return Client(**await _written(connection, statement))
+async def create(connection: AsyncConnection, new: NewClient) -> Client:
+    """Create a client; raises `PhoneTakenError`."""
+    statement = insert(client).values(new.values()).returning(*COLUMNS)
+    return Client(**await _execute_write(connection, statement))
 
 
 async def change(connection: AsyncConnection, client_id: int, changes: ClientChange) -> Client:
     """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`.
 
-    A new phone brings its own operator code, unless one is given with it.
+    A new phone also sets the operator code to that of the phone, unless `changes` have one.
     """
     values = changes.values()
     if "phone" in values and "operator_code" not in values:
-        is_same = client.c.phone == values["phone"]
+        is_same_phone = client.c.phone == values["phone"]
         code = operator_code(values["phone"])
-        values["operator_code"] = case((is_same, client.c.operator_code), else_=code)
+        values["operator_code"] = case((is_same_phone, client.c.operator_code), else_=code)
     statement = (
         update(client)
-        .where(client.c.id == client_id, ALIVE)
+        .where(client.c.id == client_id, NOT_DELETED)
         .values(**values, updated_at=func.now())
-        .returning(*SHOWN)
+        .returning(*COLUMNS)
     )
-    return Client(**await _written(connection, statement))
+    return Client(**await _execute_write(connection, statement))
 
 
-async def _written(connection: AsyncConnection, statement: Any) -> dict[str, Any]:  # noqa: ANN401  # an insert or an update, which share no type
+async def _execute_write(connection: AsyncConnection, statement: Any) -> dict[str, Any]:  # noqa: ANN401  # an insert or an update, which have no common type
+    """Execute an INSERT or UPDATE of one client and return its row.
+
+    Raises `PhoneTakenError`, `ClientNotFoundError`, and `InvalidError` for a time zone that
+    PostgreSQL does not know.
+    """
     try:
         row = (await connection.execute(statement)).mappings().one_or_none()
     except IntegrityError as error:
@@ -75,7 +80,7 @@ async def _written(connection: AsyncConnection, statement: Any) -> dict[str, Any
         raise
     except DBAPIError as error:
         if isinstance(cause_of(error), asyncpg.InvalidParameterValueError):
-            raise InvalidError([FieldError("time_zone", UNKNOWN_ZONE)]) from error
+            raise InvalidError([FieldError("time_zone", UNKNOWN_ZONE_MESSAGE)]) from error
         raise
     if row is None:
         raise ClientNotFoundError
@@ -83,8 +88,11 @@ async def _written(connection: AsyncConnection, statement: Any) -> dict[str, Any
 
 
 async def get(connection: AsyncConnection, client_id: int, *, lock: bool = False) -> Client:
-    """Return a client; raises `ClientNotFoundError`. `lock` keeps it so until the commit."""
-    statement = select(*SHOWN).where(client.c.id == client_id, ALIVE)
+    """Return a client; raises `ClientNotFoundError`.
+
+    `lock` keeps other transactions from changing the client until this one ends.
+    """
+    statement = select(*COLUMNS).where(client.c.id == client_id, NOT_DELETED)
     if lock:
         statement = statement.with_for_update()
     row = (await connection.execute(statement)).mappings().one_or_none()
@@ -93,70 +101,76 @@ async def get(connection: AsyncConnection, client_id: int, *, lock: bool = False
     return Client(**row)
 
 
-async def id_of_phone(connection: AsyncConnection, phone: str) -> int | None:
-    """Return the id of the client who has this phone; None when nobody has."""
-    statement = select(client.c.id).where(client.c.phone == phone, ALIVE)
+async def find_id_by_phone(connection: AsyncConnection, phone: str) -> int | None:
+    """Return the id of the client with this phone; None when there is none."""
+    statement = select(client.c.id).where(client.c.phone == phone, NOT_DELETED)
     return (await connection.execute(statement)).scalar_one_or_none()
 
 
-async def phones(connection: AsyncConnection, client_ids: Sequence[int]) -> dict[int, str | None]:
-    """Return the phones of clients by their ids; None of a client who is erased."""
-    is_asked = client.c.id == any_(literal(list(client_ids), ARRAY(BigInteger)))
-    found = await connection.execute(select(client.c.id, client.c.phone).where(is_asked))
-    return {row.id: row.phone for row in found}
+async def get_phones(
+    connection: AsyncConnection, client_ids: Sequence[int]
+) -> dict[int, str | None]:
+    """Return the phones of clients by their ids; None for an erased client."""
+    has_id = client.c.id == any_(literal(list(client_ids), ARRAY(BigInteger)))
+    rows = await connection.execute(select(client.c.id, client.c.phone).where(has_id))
+    return {row.id: row.phone for row in rows}
 
 
-def as_stored(equal: Mapping[str, str]) -> dict[str, str]:
-    """Return what columns hold of the clients whose fields equal what is given."""
-    return {name: fold_label(v) if name == "tag" else v for name, v in equal.items()}
+def normalize_filter(filters: Mapping[str, str]) -> dict[str, str]:
+    """Return the values that the filtered columns hold: a tag is folded."""
+    return {name: fold_label(v) if name == "tag" else v for name, v in filters.items()}
 
 
-async def page(connection: AsyncConnection, position: Position, **equal: str) -> Slice:
-    """Return a page of the clients whose fields equal what is given."""
-    equal = as_stored(equal)
+async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> RowPage:
+    """Return a page of the clients whose fields equal `filters`."""
+    filters = normalize_filter(filters)
     count = None
-    if "phone" not in equal:
-        alike = (directory.CLIENTS.c[name] == value for name, value in equal.items())
-        count = await directory.count(connection, *alike)
-    # of two things that many have, few may have both: their index alone is gone through for those
-    is_narrow = len(equal) > 1
-    rows = select(*([client.c.id] if is_narrow else SHOWN)).where(
-        ALIVE, *(client.c[name] == value for name, value in equal.items())
+    if "phone" not in filters:
+        in_segment = (segment_counts.SEGMENTS.c[name] == value for name, value in filters.items())
+        count = await segment_counts.count(connection, *in_segment)
+    # Each of two filters may match many clients, and both together only a few. So the ids of the
+    # page are found in the index alone, and the other columns read for those ids only.
+    has_several_filters = len(filters) > 1
+    rows = select(*([client.c.id] if has_several_filters else COLUMNS)).where(
+        NOT_DELETED, *(client.c[name] == value for name, value in filters.items())
     )
-    shown = SHOWN if is_narrow else ()
-    return await fetch_slice(connection, rows, client.c.id, position, count=count, shown=shown)
+    page_columns = COLUMNS if has_several_filters else ()
+    return await fetch_page(
+        connection, rows, client.c.id, cursor, count=count, page_columns=page_columns
+    )
 
 
-# The row stays, without personal data, as what sent messages count for. A message that is being
-# claimed at this moment is not seen here: its claim finds no phone, and cancels it then.
+# The row stays, without personal data, because sent messages refer to it. A message that is being
+# claimed at this moment is not cancelled here: its claim finds no phone and cancels it.
 ERASE = text("""
     UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL,
         deleted_at = now(), updated_at = now()
     WHERE id = :client_id AND deleted_at IS NULL""")
-# The first answer to the request that made the client is kept for who repeats it, and tells all.
-# So does the digest of its body, by trying every phone: random bytes take its place.
-FORGET = text("""
+# The stored response to the request that created the client holds personal data, so it is replaced
+# by a 409. The digest of the request's body could be reversed by trying every phone, so random
+# bytes replace it.
+ERASE_STORED_RESPONSES = text("""
     UPDATE idempotency SET status = 409, media_type = NULL, body = NULL,
         digest = uuid_send(gen_random_uuid())
     WHERE client_id = :client_id""")
-TO_BE_SENT = """
+PENDING_MESSAGES = """
     client_id = :client_id AND status = 'scheduled'
         AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))"""
-CANCEL = text(f"""
-    UPDATE message SET {set_ended("'client_deleted'")}
-    WHERE {TO_BE_SENT}""")  # noqa: S608  # our own condition
-COUNT_TO_BE_SENT = text(f"SELECT count(*) FROM message WHERE {TO_BE_SENT}")  # noqa: S608  # likewise
+CANCEL_PENDING = text(f"""
+    UPDATE message SET {end_set_clause("'client_deleted'")}
+    WHERE {PENDING_MESSAGES}""")  # noqa: S608  # the condition is a constant above
+COUNT_PENDING = text(f"SELECT count(*) FROM message WHERE {PENDING_MESSAGES}")  # noqa: S608  # as above
 
 
 async def erase(connection: AsyncConnection, client_id: int) -> None:
-    """Erase a client and cancel what was to be sent; raises `ClientNotFoundError`."""
+    """Erase a client and cancel the client's open messages; raises `ClientNotFoundError`."""
     erased = await connection.execute(ERASE, {"client_id": client_id})
     if erased.rowcount == 0:
         raise ClientNotFoundError
-    await connection.execute(FORGET, {"client_id": client_id})
-    await connection.execute(CANCEL, {"client_id": client_id})
+    await connection.execute(ERASE_STORED_RESPONSES, {"client_id": client_id})
+    await connection.execute(CANCEL_PENDING, {"client_id": client_id})
 
 
-async def still_to_send(connection: AsyncConnection, client_id: int) -> int:
-    """Return how many messages an erasure of the client would cancel."""
-    return int((await connection.execute(COUNT_TO_BE_SENT, {"client_id": client_id})).scalar_one())
+async def count_pending_messages(connection: AsyncConnection, client_id: int) -> int:
+    """Return the number of messages that erasing the client would cancel."""
+    return int((await connection.execute(COUNT_PENDING, {"client_id": client_id})).scalar_one())

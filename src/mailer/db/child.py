@@ -1,4 +1,4 @@
-"""A child process that cannot outlive mailer, run as another user when mailer is root."""
+"""A child process that ends with mailer, and runs as another user when mailer is root."""
 
 import asyncio
 import os
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-LIBRARIES = "LD_LIBRARY_PATH"  # a Python or PostgreSQL outside the usual folders may need it
+LIBRARY_PATH = "LD_LIBRARY_PATH"  # Python or PostgreSQL outside the usual folders may need it
 
-# Becomes the command. Giving up root clears the wish to be signalled, so that comes second; and
-# a parent that died before it was heard would never be noticed. A preexec_fn would do the same,
-# but between fork and exec of a process with threads, which Python 3.12 warns of.
-SHIM = """
+# A Python program that replaces itself with the command. It asks the kernel for SIGINT at the
+# parent's death (prctl). Changing the user clears that request, so it comes after it. The check of
+# getppid() catches a parent that died before the request. A preexec_fn could do the same, but would
+# run Python between fork and exec in a process with threads, which is unsafe (Python 3.12 warns).
+LAUNCH_SCRIPT = """
 import ctypes, os, signal, sys
 parent, uid, gid, *command = sys.argv[1:]
 if uid:
@@ -31,22 +32,23 @@ if os.getppid() == int(parent):
 """
 
 
-class Account(msgspec.Struct, frozen=True):
-    """An unprivileged user to run as."""
+class SystemUser(msgspec.Struct, frozen=True):
+    """An unprivileged user of the operating system, as which a child process runs."""
 
     uid: int
     gid: int
 
-    def closed_folder(self, target: Path) -> Path | None:
-        """Return the outermost folder on the way to `target` that keeps this user out.
+    def find_inaccessible_folder(self, target: Path) -> Path | None:
+        """Return the outermost folder in the path of `target` that this user cannot enter.
 
-        Blocks for some 5 ms: a process of that user tries, so that access lists count too.
+        `target` itself counts too. Returns None when the user can enter all of them. Blocks for
+        about 5 ms: a process of that user tests the folders, so that access control lists count.
         """
-        answer = subprocess.run(  # noqa: S603  # names are arguments, not part of the script
+        result = subprocess.run(  # noqa: S603  # paths are arguments, not part of the script
             [
                 "/bin/sh",
                 "-c",
-                'for way; do [ -x "$way" ] || { printf %s "$way"; break; }; done',
+                'for folder; do [ -x "$folder" ] || { printf %s "$folder"; break; }; done',
                 "sh",
                 *reversed(target.parents),
                 target,
@@ -59,55 +61,57 @@ class Account(msgspec.Struct, frozen=True):
             group=self.gid,
             extra_groups=[self.gid],
         )
-        return Path(os.fsdecode(answer.stdout)) if answer.stdout else None
+        return Path(os.fsdecode(result.stdout)) if result.stdout else None
 
 
 def _environment() -> dict[str, str]:
-    """Return what a child needs and nothing of mailer's own, which holds secrets."""
-    inherited = {LIBRARIES: os.environ[LIBRARIES]} if LIBRARIES in os.environ else {}
-    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"} | inherited  # C: messages are read
+    """Return the environment of a child: without mailer's own variables, which hold secrets."""
+    inherited = {LIBRARY_PATH: os.environ[LIBRARY_PATH]} if LIBRARY_PATH in os.environ else {}
+    # LC_ALL: mailer reads PostgreSQL's messages, so they must be in English
+    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"} | inherited
 
 
 class Child:
-    """A process that gets SIGINT when the thread that started it ends, however it ends.
+    """A process that the kernel sends SIGINT when the thread that started it ends.
 
-    `ended` is set as soon as it is gone. Works alike on every event loop.
+    This also works when mailer is killed. `ended` is set as soon as the process has ended. Works on
+    every event loop.
     """
 
     def __init__(
         self,
         command: Sequence[str | Path],
-        account: Account | None,
+        user: SystemUser | None,
         output: int,
         environment: dict[str, str] | None = None,
     ) -> None:
-        user = ("", "") if account is None else (str(account.uid), str(account.gid))
+        ids = ("", "") if user is None else (str(user.uid), str(user.gid))
         self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
-            [sys.executable, "-I", "-S", "-c", SHIM, str(os.getpid()), *user, *command],
+            [sys.executable, "-I", "-S", "-c", LAUNCH_SCRIPT, str(os.getpid()), *ids, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd="/",
             env=_environment() | (environment or {}),
-            start_new_session=True,  # Ctrl-C is for mailer, which still needs its database
+            start_new_session=True,  # Ctrl-C must not stop the database before mailer
         )
         self.ended = asyncio.Event()
         self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @property
-    def code(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+    def exit_code(self) -> int | None:
+        """The exit code, negative for a signal; None while the process runs."""
         return self._process.returncode
 
-    async def end(self, *stops: tuple[signal.Signals, float]) -> None:
-        """Send each signal in turn, until the process has ended within its seconds."""
-        for number, patience in stops:
+    async def stop(self, *stops: tuple[signal.Signals, float]) -> None:
+        """Stop the process: send each signal, and wait so many seconds, until it has ended."""
+        for number, seconds in stops:
             if self.ended.is_set():
                 return
             self._process.send_signal(number)
             with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(seconds):
                     await self.ended.wait()
 
     def _reap(self) -> None:

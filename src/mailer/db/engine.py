@@ -1,4 +1,4 @@
-"""The way to PostgreSQL: one engine a process, and the errors that mean it is away."""
+"""Connections to PostgreSQL: the engine, dedicated connections, and classification of errors."""
 
 import asyncio
 import ssl
@@ -14,47 +14,48 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from mailer.db.url import read_url
 
 POOL_TIMEOUT = 5.0
-"""Seconds to wait for a connection of a pool."""
-PATIENCE = 10.0
+"""Seconds to wait for a free connection of a pool."""
+STATEMENT_TIMEOUT = 10.0
 """Seconds that a statement of a request, or of the hot loop, may take."""
-IDLE_IN_TRANSACTION = "2s"
-"""How long a transaction may wait for its next statement. A process that stands still within one
-holds its rows, and with a mailing's ledger all who send for it: the server then ends it."""
+IDLE_IN_TRANSACTION_TIMEOUT = "2s"
+"""Longest time between two statements of a transaction; then the server ends the session. A worker
+that hangs inside a transaction keeps its rows locked. With the row of a mailing in
+`mailing_counts` it would stop all workers that send for the mailing."""
 
 
-NO_LIMITS_OF_THE_ROLE = {
+ROLE_OVERRIDES = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "default_transaction_isolation": "read committed",
 }
-"""What a role or a database may be set to elsewhere: it would end a migration half-way, or refuse
-what the statements here rest on."""
+"""Settings that a role or a database may have with other values. Those would abort a migration
+midway, or break statements that rely on READ COMMITTED."""
 
 
-NEXT_HOST = (
+NEXT_HOST_ERRORS = (
     OSError,
     TimeoutError,
     asyncpg.CannotConnectNowError,
     asyncpg.TargetServerAttributeNotMatched,
 )
-"""What makes libpq try the next host of a URL; a wrong password does not."""
+"""Errors after which the next host of a URL is tried, as in libpq; a wrong password is not one."""
 
 
 async def connect(
-    url: str, *, patience: float | None = None, **server_settings: str
+    url: str, *, statement_timeout: float | None = None, **server_settings: str
 ) -> asyncpg.Connection:
     """Open a connection to the first host of `url` that works, outside the pool.
 
-    A statement may take `patience` seconds, then it counts as the database being away; None is
-    for work that takes as long as it takes.
+    A statement that takes longer than `statement_timeout` seconds fails with TimeoutError, which
+    counts as an unavailable database; None sets no limit.
     """
     target = read_url(url)
     settings = {
         "application_name": "mailer",
         **target.server_settings,
         "timezone": "UTC",
-        **NO_LIMITS_OF_THE_ROLE,
-        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+        **ROLE_OVERRIDES,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
         "jit": "off",
         "plan_cache_mode": "force_custom_plan",
         **server_settings,
@@ -65,63 +66,69 @@ async def connect(
             return await asyncpg.connect(
                 **attempt,
                 timeout=target.timeout,
-                command_timeout=patience,
+                command_timeout=statement_timeout,
                 server_settings=settings,
             )
-        except NEXT_HOST as error:
+        except NEXT_HOST_ERRORS as error:
             failures.append(error)
-    # an error that may pass comes before a certificate that stays wrong
-    passing = (each for each in failures if not isinstance(each, ssl.SSLCertVerificationError))
-    raise next(passing, failures[0])
+    # raise an error that may pass rather than that of a wrong certificate, which is permanent
+    transient = (error for error in failures if not isinstance(error, ssl.SSLCertVerificationError))
+    raise next(transient, failures[0])
 
 
-def create_engine(url: str, *, pool_size: int = 10, patience: float | None = None) -> AsyncEngine:
-    """Return an engine for `url`, in any form that libpq takes: see `mailer.db.url`.
+def create_engine(
+    url: str, *, pool_size: int = 10, statement_timeout: float | None = None
+) -> AsyncEngine:
+    """Return an engine for `url`, in any form that libpq accepts; see `mailer.db.url`.
 
-    A statement may take `patience` seconds, as with `connect`. Connections that the server has
-    closed are opened anew before use, so that one that was restarted costs no request.
+    `statement_timeout` is that of `connect`. A pooled connection that the server has closed is
+    replaced before use, so a restart of the server makes no later request fail.
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(url, patience=patience),
+        async_creator=lambda: connect(url, statement_timeout=statement_timeout),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
-        hide_parameters=True,  # they hold phones and texts
-        json_deserializer=msgspec.json.decode,  # filters of thousands of entries: six times as fast
+        hide_parameters=True,  # errors must not show phones and texts
+        json_deserializer=msgspec.json.decode,  # six times as fast for filters of thousands entries
     )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    event.listen(engine.sync_engine, "handle_error", _keep_other_connections)
+    event.listen(engine.sync_engine, "checkout", _replace_closed_connection)
+    event.listen(engine.sync_engine, "handle_error", _keep_pool_on_disconnect)
     return engine
 
 
-def _refuse_closed(connection: Any, *_: object) -> None:  # noqa: ANN401  # the dialect's, over asyncpg's
-    """Have the pool open a new connection in the place of one that the server has closed.
+def _replace_closed_connection(connection: Any, *_: object) -> None:  # noqa: ANN401  # the dialect's adapter of asyncpg's
+    """Make the pool replace a connection that the server has closed.
 
-    That is known here, without asking the server, which would cost three more round trips.
+    The driver knows that the connection is closed. SQLAlchemy's pre-ping would ask the server,
+    which costs three more round trips.
     """
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
-def _keep_other_connections(context: ExceptionContext) -> None:
-    """Have the pool drop only the connection that was lost.
+def _keep_pool_on_disconnect(context: ExceptionContext) -> None:
+    """Make the pool drop only the connection that was lost.
 
-    To drop all that are older SQLAlchemy compares times of the wall clock: once that is set back,
-    every connection counts as older, and each use of the pool opens a new one. Connections that the
-    server has closed are found at their next use.
+    By default SQLAlchemy drops all older connections and compares their ages by the wall clock.
+    When that clock is set back every connection counts as older, and each use of the pool opens a
+    new one. Other closed connections are detected at their next use.
     """
     context.invalidate_pool_on_disconnect = False
 
 
 def pool_usage(engine: AsyncEngine) -> tuple[int, int]:
-    """Return how many connections of an engine are in use, and how many are idle."""
+    """Return the numbers of an engine's connections that are in use and idle."""
     pool = engine.pool
     return (pool.checkedout(), pool.checkedin()) if isinstance(pool, QueuePool) else (0, 0)
 
 
-async def raw(connection: AsyncConnection) -> asyncpg.Connection:
-    """Return the asyncpg connection under `connection`, outside any transaction: for COPY."""
+async def asyncpg_connection(connection: AsyncConnection) -> asyncpg.Connection:
+    """Return the asyncpg connection under `connection`, which must be outside a transaction.
+
+    asyncpg is needed for COPY.
+    """
     pooled = await connection.get_raw_connection()
     driver = pooled.driver_connection
     if not isinstance(driver, asyncpg.Connection):
@@ -129,14 +136,15 @@ async def raw(connection: AsyncConnection) -> asyncpg.Connection:
     return driver
 
 
-IN_INDEX_ORDER = {"enable_bitmapscan": "off", "enable_seqscan": "off", "enable_sort": "off"}
+INDEX_ORDER_PLANS = {"enable_bitmapscan": "off", "enable_seqscan": "off", "enable_sort": "off"}
 
 
-class OwnConnection:
-    """A connection that one task of the hot loop keeps, opened anew when it was lost.
+class DedicatedConnection:
+    """A connection that one task of the hot loop keeps for itself; it is reopened after a loss.
 
-    Its plans read an index in its order, whatever the statistics say: they are always late for a
-    table that fills and empties within seconds, and a bitmap walks over all that was done before.
+    Its query plans always read an index in order, whatever PostgreSQL's statistics suggest: for a
+    table that fills and empties within seconds these are always outdated, and a bitmap scan would
+    read all finished rows.
     """
 
     def __init__(self, url: str) -> None:
@@ -146,22 +154,24 @@ class OwnConnection:
     async def get(self) -> asyncpg.Connection:
         """Return the connection, open and outside any transaction."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._url, patience=PATIENCE, **IN_INDEX_ORDER)
+            self._connection = await connect(
+                self._url, statement_timeout=STATEMENT_TIMEOUT, **INDEX_ORDER_PLANS
+            )
         return self._connection
 
     def close(self) -> None:
-        """Let go of it, at once."""
+        """Close the connection at once, without waiting for the server."""
         if self._connection is not None:
             self._connection.terminate()
 
 
 def cause_of(error: DBAPIError) -> BaseException | None:
-    """Return what asyncpg raised, under the dialect's wrapping."""
+    """Return the exception of asyncpg that SQLAlchemy has wrapped."""
     return error.orig and (error.orig.__cause__ or error.orig)
 
 
 def violates(error: IntegrityError, constraint: str) -> bool:
-    """Whether it is this constraint, or unique index, that `error` comes from."""
+    """Return whether `error` comes from this constraint or unique index."""
     cause = cause_of(error)
     return (
         isinstance(cause, asyncpg.IntegrityConstraintViolationError)
@@ -169,48 +179,50 @@ def violates(error: IntegrityError, constraint: str) -> bool:
     )
 
 
-PASSING = (
+TRANSIENT_ERRORS = (
     OSError,
     asyncio.TimeoutError,
     PoolTimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # what a connection that is cut early may raise
+    asyncpg.InternalClientError,  # may be raised when a connection is cut while it is opened
     asyncpg.PostgresConnectionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.OperatorInterventionError,  # shut down, crashed, starting, or told to cancel
+    asyncpg.OperatorInterventionError,  # shutdown, crash, start, or a cancelled statement
     asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
-    asyncpg.TransactionRollbackError,  # deadlock, serialization
-    asyncpg.ReadOnlySQLTransactionError,  # a standby, until the failover is through
+    asyncpg.TransactionRollbackError,  # deadlock, serialization failure
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, until the failover is complete
 )
-"""What says that the database cannot do it now, and may do it when asked again."""
+"""Errors that may pass: the database cannot do the work now, but may when it is tried again."""
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether `error` means that the database cannot do its work now, and not that it refused."""
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether `error` means that the database cannot work now, not that it refused."""
     if isinstance(error, DBAPIError):
         cause = cause_of(error)
-        return error.connection_invalidated or (cause is not None and is_away(cause))
-    # asyncpg's word for an argument of the wrong type is an InterfaceError too
-    return is_fatal(error) or (isinstance(error, PASSING) and not isinstance(error, ValueError))
+        return error.connection_invalidated or (cause is not None and is_unavailable(cause))
+    # for an argument of the wrong type asyncpg raises an InterfaceError that is a ValueError too
+    return is_fatal(error) or (
+        isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, ValueError)
+    )
 
 
-ABOUT_DATA = (
-    ValueError,  # asyncpg's word for an argument that it cannot encode
+DATA_ERRORS = (
+    ValueError,  # an argument that asyncpg cannot encode
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,  # a row or a statement that is too large
 )
-"""Errors that come from the values of a statement: it fails again with the same values."""
+"""Errors caused by the values of a statement, which fails again with the same values."""
 
 
-def is_about_data(error: DBAPIError) -> bool:
+def is_data_error(error: DBAPIError) -> bool:
     """Return whether the database refused the values of a statement."""
-    return isinstance(cause_of(error), ABOUT_DATA)
+    return isinstance(cause_of(error), DATA_ERRORS)
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether the server ended the session with `error`, or let none begin.
+    """Return whether the server ended the session with `error` or refused to open one.
 
-    The database may be closed to sessions for now, or the password be changed.
+    For example the database does not accept sessions for now, or the password was changed.
     """
     return isinstance(error, asyncpg.PostgresError) and error.severity_en in {"FATAL", "PANIC"}

@@ -1,4 +1,4 @@
-"""Brings a database to the newest schema, and tells whether it is there."""
+"""Migration of the database to the newest schema, and the check whether it is current."""
 
 from functools import cache
 from pathlib import Path
@@ -13,22 +13,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import locks, origin
 
-INSTALLED = Path(__file__).parent / "migrations"
-"""Where a wheel carries them; a checkout has them at its top."""
-CHECKOUT = Path(__file__).parents[3] / "alembic"
+PACKAGED_MIGRATIONS = Path(__file__).parent / "migrations"
+"""Folder of the migrations in an installed wheel; a checkout has `CHECKOUT_MIGRATIONS`."""
+CHECKOUT_MIGRATIONS = Path(__file__).parents[3] / "alembic"
 
 
 class UnknownSchemaError(Exception):
-    """The database has a schema of a newer mailer, or of another program."""
+    """The database has the schema of a newer mailer or of another program."""
 
 
 async def migrate(engine: AsyncEngine) -> None:
-    """Bring the database to the newest schema, and note where it is.
+    """Bring the database to the newest schema, and record its origin.
 
-    Processes that start together take turns. Raises `UnknownSchemaError`.
+    A lock lets one process at a time migrate. Raises `UnknownSchemaError`.
     """
     async with engine.begin() as connection:
-        # on a busy machine seconds may lie between two statements, and nobody waits for its rows
+        # No limit: on a busy machine seconds may pass between two statements of a migration, and
+        # no worker waits for rows that it has locked.
         await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await connection.execute(
             text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATION}
@@ -38,43 +39,43 @@ async def migrate(engine: AsyncEngine) -> None:
 
 
 async def is_current(connection: AsyncConnection) -> bool:
-    """Whether the database has the newest schema."""
-    return await applied(connection) == newest()
+    """Return whether the database has the newest schema."""
+    return await get_applied(connection) == get_newest()
 
 
-async def applied(connection: AsyncConnection) -> str | None:
-    """Return the revision that the database has; None when it has none."""
-    return await connection.run_sync(_revision)
+async def get_applied(connection: AsyncConnection) -> str | None:
+    """Return the revision that is applied to the database; None when there is none."""
+    return await connection.run_sync(_get_revision)
 
 
 @cache
-def newest() -> str | None:
-    """Return the newest revision that this program carries."""
+def get_newest() -> str | None:
+    """Return the newest revision that this version of mailer has."""
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
-def _revision(connection: Connection) -> str | None:
+def _get_revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def _upgrade(connection: Connection) -> None:
     config = _config()
     config.attributes["connection"] = connection
-    found = MigrationContext.configure(connection).get_current_heads()
-    known = ScriptDirectory.from_config(config)
-    for revision in found:
+    applied_heads = MigrationContext.configure(connection).get_current_heads()
+    scripts = ScriptDirectory.from_config(config)
+    for revision in applied_heads:
         try:
-            known.get_revision(revision)
+            scripts.get_revision(revision)
         except CommandError as error:
             raise UnknownSchemaError(
                 f"this database has the schema {revision} of a newer mailer, or of another program;"
-                f" this mailer knows {newest()}: run the newer one, or use another database"
+                f" this mailer knows {get_newest()}: run the newer one, or use another database"
             ) from error
     command.upgrade(config, "head")
 
 
 def _config() -> Config:
     config = Config()
-    folder = INSTALLED if INSTALLED.exists() else CHECKOUT
+    folder = PACKAGED_MIGRATIONS if PACKAGED_MIGRATIONS.exists() else CHECKOUT_MIGRATIONS
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     return config

@@ -1,4 +1,4 @@
-"""Pages by key: the cost of a page does not depend on how deep it lies."""
+"""Keyset pagination: the cost of a page does not depend on its position in the list."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.operators import desc_op
 
 
-class Position(msgspec.Struct, frozen=True):
-    """Which page: the newest, or the one just before or just after an id.
+class Cursor(msgspec.Struct, frozen=True):
+    """Position of a page: the newest rows, or the rows just older or just newer than an id.
 
-    `limit` is the number of rows, 1 to 1,000.
+    `before` selects ids smaller than it, `after` ids greater than it. `limit` is the number of
+    rows, 1 to 1,000.
     """
 
     limit: int
@@ -20,8 +21,8 @@ class Position(msgspec.Struct, frozen=True):
     after: int | None = None
 
 
-class Slice(msgspec.Struct, frozen=True):
-    """The rows of a page, newest first, and whether there are older and newer ones."""
+class RowPage(msgspec.Struct, frozen=True):
+    """Rows of a page, newest first. `count` is the number of rows on all pages."""
 
     rows: list[Row[Any]]
     count: int
@@ -29,57 +30,60 @@ class Slice(msgspec.Struct, frozen=True):
     has_newer: bool
 
 
-async def fetch_slice(  # noqa: PLR0913  # what a page is made of
+async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
     connection: AsyncConnection,
     rows: Select[Any],
     key: ColumnElement[int],
-    position: Position,
+    cursor: Cursor,
     *,
     count: int | None = None,
     branches: Sequence[ColumnElement[bool]] = (),
-    shown: Sequence[ColumnElement[Any]] = (),
-) -> Slice:
-    """Return the page of `rows` at `position`, `key` being their id.
+    page_columns: Sequence[ColumnElement[Any]] = (),
+) -> RowPage:
+    """Return the page of `rows` at `cursor`; `key` is the column of their ids.
 
-    All rows are counted unless their `count` is known. With `branches`, conditions of which every
-    row meets exactly one, each branch is read by its own index and the page merged from them. With
-    `shown`, columns of the key's table, `rows` are keys alone, which an index may tell, and those
-    columns are read of the page's rows only.
+    `count` is the number of all rows; when it is None they are counted here.
+
+    `branches` are conditions of which every row meets exactly one. Each branch is read by its own
+    index, and the page is merged from them.
+
+    `page_columns` are columns of the table of `key`. With them `rows` must select the keys alone,
+    so that an index is enough to find them; the columns are read for the rows of the page only.
     """
 
-    def first(rows: Select[Any], order: UnaryExpression[int]) -> Select[Any]:
-        firsts = _merged(rows, order, position.limit + 1, branches)
-        if not shown:
-            return firsts
-        return select(*shown).where(key.in_(firsts.correlate(None))).order_by(order)
+    def first_rows(rows: Select[Any], order: UnaryExpression[int]) -> Select[Any]:
+        selected = _select_first(rows, order, cursor.limit + 1, branches)
+        if not page_columns:
+            return selected
+        return select(*page_columns).where(key.in_(selected.correlate(None))).order_by(order)
 
     if count is None:
         counted = select(func.count()).select_from(rows.subquery())
         count = (await connection.execute(counted)).scalar_one()
-    if count == 0:  # to find nothing may take a walk over everything
-        return Slice([], 0, has_older=False, has_newer=False)
-    if position.after is not None:
-        newer = rows.where(key > position.after)
-        found = list(await connection.execute(first(newer, key.asc())))
-        page = found[: position.limit][::-1]
-        return Slice(page, count, has_older=bool(page), has_newer=len(found) > len(page))
-    older = rows if position.before is None else rows.where(key < position.before)
-    found = list(await connection.execute(first(older, key.desc())))
-    page = found[: position.limit]
-    has_newer = position.before is not None and bool(page)
-    return Slice(page, count, has_older=len(found) > len(page), has_newer=has_newer)
+    if count == 0:  # skips the query, which may scan a whole index to find nothing
+        return RowPage([], 0, has_older=False, has_newer=False)
+    if cursor.after is not None:
+        newer = rows.where(key > cursor.after)
+        fetched = list(await connection.execute(first_rows(newer, key.asc())))
+        page = fetched[: cursor.limit][::-1]
+        return RowPage(page, count, has_older=bool(page), has_newer=len(fetched) > len(page))
+    older = rows if cursor.before is None else rows.where(key < cursor.before)
+    fetched = list(await connection.execute(first_rows(older, key.desc())))
+    page = fetched[: cursor.limit]
+    has_newer = cursor.before is not None and bool(page)
+    return RowPage(page, count, has_older=len(fetched) > len(page), has_newer=has_newer)
 
 
-def _merged(
+def _select_first(
     rows: Select[Any],
     order: UnaryExpression[int],
     limit: int,
     branches: Sequence[ColumnElement[bool]],
 ) -> Select[Any]:
-    """Return the first `limit` of `rows`, taken from the firsts of each branch."""
+    """Return a query for the first `limit` rows, merged from the first rows of each branch."""
     if not branches:
         return rows.order_by(order).limit(limit)
-    firsts = (rows.where(branch).order_by(order).limit(limit).subquery() for branch in branches)
-    merged = union_all(*(select(first) for first in firsts)).subquery()
+    parts = (rows.where(branch).order_by(order).limit(limit).subquery() for branch in branches)
+    merged = union_all(*(select(part) for part in parts)).subquery()
     by_id = merged.c.id.desc() if order.modifier is desc_op else merged.c.id.asc()
     return select(merged).order_by(by_id).limit(limit)

@@ -1,6 +1,6 @@
-"""Every table but those of `access.py`; constraints hold what the contract says, whoever writes.
+"""All tables but those in `access.py`. Constraints enforce the rules for every writer.
 
-Rows of `message` name their client and mailing without a foreign key: see docs/decisions/0003.
+Rows of `message` refer to their client and mailing without foreign keys: see docs/decisions/0003.
 """
 
 from typing import Any
@@ -40,12 +40,12 @@ MESSAGE_STATUSES = (
     "cancelled",
 )
 
-LIVE = "NOT is_settled AND deleted_at IS NULL"
-"""A mailing of which something may still move, in the words of the indexes."""
+UNSETTLED_MAILING = "NOT is_settled AND deleted_at IS NULL"
+"""Condition in indexes: a mailing whose messages or counts may still change."""
 FINISHED_IN_WINDOW = (
     "status = 'finished' AND deleted_at IS NULL AND send_interval_time_start IS NOT NULL"
 )
-"""A mailing that was through, perhaps before its end, and that had a sending window."""
+"""Condition in an index: a finished mailing (perhaps before its end) that had a sending window."""
 
 metadata = MetaData(
     naming_convention={
@@ -59,21 +59,21 @@ metadata = MetaData(
 
 
 def one_of(column: str, values: tuple[str, ...]) -> str:
-    """Return the rule that a column holds one of some words."""
+    """Return the SQL condition that a column has one of `values`."""
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
-def moment(name: str, *, nullable: bool = False) -> Column[object]:
-    """Return a column for a moment."""
+def timestamp(name: str, *, nullable: bool = False) -> Column[object]:
+    """Return a column for a timestamp with time zone."""
     return Column(name, DateTime(timezone=True), nullable=nullable)
 
 
-def now(name: str) -> Column[object]:
-    """Return a column for the moment at which its row came to be."""
+def timestamp_now(name: str) -> Column[object]:
+    """Return a timestamp column whose default is the time of the transaction."""
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
 
 
-# what `mailer.mailing.stopping` draws
+# numbers of stops; see `mailer.mailing.stop_number`
 Sequence("stop_number", metadata=metadata)
 
 client = Table(
@@ -82,30 +82,31 @@ client = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("phone", String, unique=True),
     Column("operator_code", String, nullable=False),
-    # as it is compared: folded by `mailer.text.fold_label`
+    # in the form in which tags are compared: folded by `mailer.text.fold_label`
     Column("tag", String),
-    # as it was written, where that differs
+    # as written by the user; null when it equals `tag`
     Column("tag_written", String),
     Column("time_zone", String, nullable=False, server_default="UTC"),
-    now("created_at"),
-    # the transaction that made the row: who was in the directory when an audience was taken
+    timestamp_now("created_at"),
+    # the transaction that created the row: shows whether the client existed at the moment of
+    # `mailing.audience_snapshot`
     Column(
         "created_by",
         BigInteger,
         nullable=False,
         server_default=text("(pg_current_xact_id()::text)::bigint"),
     ),
-    now("updated_at"),
-    moment("deleted_at", nullable=True),
+    timestamp_now("updated_at"),
+    timestamp("deleted_at", nullable=True),
     CheckConstraint("phone ~ '^7[0-9]{10}$'", name="phone"),
     CheckConstraint("operator_code ~ '^[0-9]{3}$'", name="operator_code"),
-    # folding makes three characters of one at most
+    # folding turns one character into at most three
     CheckConstraint("char_length(tag) BETWEEN 1 AND 192", name="tag"),
     CheckConstraint(
         "tag_written IS NULL OR (tag IS NOT NULL AND char_length(tag_written) BETWEEN 1 AND 64)",
         name="tag_written",
     ),
-    # PostgreSQL raises "time zone not recognized" for a name that only Python knows
+    # PostgreSQL raises "time zone not recognized" for a name that it does not know
     CheckConstraint(
         "(timestamptz '2000-01-01 00:00Z' AT TIME ZONE time_zone) IS NOT NULL", name="time_zone"
     ),
@@ -114,7 +115,8 @@ client = Table(
         " ELSE phone IS NULL AND tag IS NULL END",
         name="erased",
     ),
-    # pages, newest first; what else may be asked for is in the index, and what differs is not read
+    # For pages, newest first. The index includes the columns of the other filters, so that clients
+    # that do not match are skipped without reading the table.
     Index(
         *(None, "operator_code", "id"),
         postgresql_include=["tag", "time_zone"],
@@ -130,35 +132,37 @@ client = Table(
         postgresql_include=["operator_code", "tag"],
         postgresql_where=text("deleted_at IS NULL"),
     ),
-    # some clients of each kind: a sample of an audience
+    # for reading a few clients of each segment, as a sample of an audience
     Index(
-        "client_kind_idx",
+        "client_segment_idx",
         *("operator_code", "time_zone", "tag"),
         postgresql_where=text("deleted_at IS NULL"),
     ),
 )
 
-# From when on the retention of a settled mailing counts: its last change of counts, or its end when
-# that is later. One that was cancelled has ended before that change. Written as PostgreSQL writes
-# it, line ends and all: by that `alembic check` knows the index.
-OVER_AT = """LEAST(datetime_end,
+# The two expressions below are spelled exactly as PostgreSQL prints them, line breaks included, so
+# that `alembic check` recognizes their indexes.
+ENDED_AT = """LEAST(datetime_end,
 CASE
     WHEN status::text = 'cancelled'::text THEN '-infinity'::timestamp with time zone
     ELSE NULL::timestamp with time zone
 END)"""
-"""From when on nothing more of a mailing is sent, in the words of an index."""
-KEPT_SINCE = """GREATEST(updated_at,
+"""Expression in an index: when a mailing stops sending; `-infinity` for a cancelled one."""
+RETENTION_START = """GREATEST(updated_at,
 CASE
     WHEN status::text = 'finished'::text THEN datetime_end
     ELSE NULL::timestamp with time zone
 END)"""
+"""Expression in an index: when the retention period of a settled mailing begins. That is its last
+change of counts, or its end when that is later. For a cancelled mailing it is always the last
+change of counts."""
 
 mailing = Table(
     "mailing",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    moment("datetime_start"),
-    moment("datetime_end"),
+    timestamp("datetime_start"),
+    timestamp("datetime_end"),
     Column("send_interval_time_start", Time),
     Column("send_interval_time_end", Time),
     Column("text", String, nullable=False),
@@ -166,34 +170,36 @@ mailing = Table(
     Column("on_unknown", String, nullable=False, server_default="retry"),
     Column("status", String, nullable=False, server_default="scheduled"),
     Column("clients_count", BigInteger, nullable=False),
-    # The audience is every matching client with audience_cursor < id <= audience_until that is
-    # still to be taken; audience_until is null until the mailing starts.
+    # Clients with audience_cursor < id <= audience_until are still to be enqueued, if they match.
+    # audience_until is null until the mailing starts.
     Column("audience_cursor", BigInteger, nullable=False, server_default="0"),
     Column("audience_until", BigInteger),
-    # what of the directory there was when the audience was taken, as PostgreSQL writes a snapshot
+    # which transactions had committed when the mailing started or its filter was last changed, as
+    # PostgreSQL prints a snapshot; clients created by other transactions are not in the audience
     Column("audience_snapshot", String),
-    # after a change while it runs its messages are planned anew, so far up to this id; nothing is
-    # claimed meanwhile. With a new filter those that it does not match are cancelled.
-    Column("replanning", Boolean, nullable=False, server_default="false"),
+    # After a change of a running mailing its messages are replanned; replan_cursor is the id up to
+    # which this is done. Nothing is claimed meanwhile. With filter_changed, messages to clients
+    # that no longer match the filter are cancelled.
+    Column("is_replanning", Boolean, nullable=False, server_default="false"),
     Column("replan_cursor", BigInteger, nullable=False, server_default="0"),
     Column("filter_changed", Boolean, nullable=False, server_default="false"),
-    # the number of the stop that every worker must have applied before; null until it is drawn
+    # the stop number that every worker must have applied before replanning; null until it is drawn
     Column("replan_stop", BigInteger),
-    # the transaction that changed the row last, set by a trigger: workers read what has changed
+    # the last transaction that changed the row, set by a trigger; workers read changed rows by it
     Column("changed_by", BigInteger, nullable=False, server_default="0"),
-    # what was given up before this moment is to be sent again; null when all of it is scheduled
-    moment("retry_before", nullable=True),
-    # the messages up to this id are gone through for that
+    # messages that failed before this time are being retried; null when no retry is under way
+    timestamp("retry_before", nullable=True),
+    # messages up to this id are scheduled for that retry
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),
-    # whether it has ended and nothing of it moves any more
+    # whether the mailing has ended and its messages and counts cannot change any more
     Column("is_settled", Boolean, nullable=False, server_default="false"),
-    # since when its messages are deleted, being past their retention, and whether none is left;
-    # its counts stay
-    moment("retired_at", nullable=True),
-    Column("is_emptied", Boolean, nullable=False, server_default="false"),
-    now("created_at"),
-    now("updated_at"),
-    moment("deleted_at", nullable=True),
+    # when the purge of messages past their retention began, and whether all are deleted; the counts
+    # stay
+    timestamp("purge_started_at", nullable=True),
+    Column("is_purged", Boolean, nullable=False, server_default="false"),
+    timestamp_now("created_at"),
+    timestamp_now("updated_at"),
+    timestamp("deleted_at", nullable=True),
     CheckConstraint("datetime_end > datetime_start", name="end_after_start"),
     CheckConstraint("char_length(text) BETWEEN 1 AND 1600", name="text"),
     CheckConstraint(one_of("on_unknown", ("retry", "hold")), name="on_unknown"),
@@ -208,49 +214,51 @@ mailing = Table(
         "NOT is_settled OR status IN ('finished', 'cancelled')", name="settled_has_ended"
     ),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
-    # what the dispatcher looks through, and nothing that has ended
-    Index("mailing_live_idx", "id", postgresql_where=text(LIVE)),
+    # for the dispatcher: only mailings that are not settled
+    Index("mailing_live_idx", "id", postgresql_where=text(UNSETTLED_MAILING)),
     Index(
         "mailing_start_idx",
         "datetime_start",
-        postgresql_where=text(f"{LIVE} AND audience_until IS NULL"),
+        postgresql_where=text(f"{UNSETTLED_MAILING} AND audience_until IS NULL"),
     ),
     Index(
-        "mailing_over_idx",
-        text(OVER_AT),
-        postgresql_where=text(f"{LIVE} AND audience_until IS NOT NULL"),
+        "mailing_ended_idx",
+        text(ENDED_AT),
+        postgresql_where=text(f"{UNSETTLED_MAILING} AND audience_until IS NOT NULL"),
     ),
     Index(
-        "mailing_take_idx",
+        "mailing_enqueue_idx",
         *("audience_cursor", "id"),
-        postgresql_where=text(f"{LIVE} AND audience_cursor < audience_until AND NOT replanning"),
+        postgresql_where=text(
+            f"{UNSETTLED_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
+        ),
     ),
     Index(
         "mailing_retry_idx",
         *("retry_cursor", "retry_before"),
-        postgresql_where=text(f"{LIVE} AND retry_before IS NOT NULL"),
+        postgresql_where=text(f"{UNSETTLED_MAILING} AND retry_before IS NOT NULL"),
     ),
     Index(
         "mailing_replan_idx",
         *("replan_cursor", "id"),
-        postgresql_where=text(f"{LIVE} AND replanning"),
+        postgresql_where=text(f"{UNSETTLED_MAILING} AND is_replanning"),
     ),
     Index(
         "mailing_settled_idx",
         "updated_at",
-        postgresql_where=text("is_settled AND NOT is_emptied AND deleted_at IS NULL"),
+        postgresql_where=text("is_settled AND NOT is_purged AND deleted_at IS NULL"),
     ),
     Index("mailing_changed_idx", "changed_by"),
     Index(
         "mailing_retention_idx",
-        text(KEPT_SINCE),
-        postgresql_where=text("is_settled AND NOT is_emptied AND deleted_at IS NULL"),
+        text(RETENTION_START),
+        postgresql_where=text("is_settled AND NOT is_purged AND deleted_at IS NULL"),
     ),
-    # those of them whose end has not come
+    # for finished mailings whose end has not come
     Index("mailing_finished_idx", "datetime_end", postgresql_where=text(FINISHED_IN_WINDOW)),
     Index("mailing_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index(None, "status", "id", postgresql_where=text("deleted_at IS NULL")),
-    # what a search looks through; the function is in the migration that makes the index
+    # for the search; the migration that creates the index also creates the function
     Index(
         "mailing_words_idx",
         text("mailing_words(id, text::text, status::text)"),
@@ -259,9 +267,10 @@ mailing = Table(
     ),
 )
 
-# One row a mailing, moved by triggers on `message` in the transaction that moves the messages.
-ledger = Table(
-    "ledger",
+# Counts of a mailing's messages by status: one row per mailing, updated by triggers on `message` in
+# the transaction that changes the messages.
+mailing_counts = Table(
+    "mailing_counts",
     metadata,
     Column(
         "mailing_id",
@@ -272,41 +281,42 @@ ledger = Table(
     ),
     *(Column(name, BigInteger, nullable=False, server_default="0") for name in MESSAGE_STATUSES),
     *(CheckConstraint(f"{name} >= 0", name=name) for name in MESSAGE_STATUSES),
-    moment("first_sent_at", nullable=True),
-    moment("last_sent_at", nullable=True),
-    # room for updates in place: every batch of messages rewrites this row
+    timestamp("first_sent_at", nullable=True),
+    timestamp("last_sent_at", nullable=True),
+    # free space for updates within the page (HOT): every batch of messages updates this row
     postgresql_with={"fillfactor": "20"},
 )
 
 message = Table(
     "message",
     metadata,
-    # what gateways drop repeats by; `origin` keeps two copies of the database from giving one twice
+    # Gateways detect repeats by this id. The table `origin` prevents two copies of the database
+    # from using the same id.
     Column("id", BigInteger, Identity(always=True, maxvalue=2**53 - 1), primary_key=True),
     Column("mailing_id", BigInteger, nullable=False),
     Column("client_id", BigInteger, nullable=False),
-    # the client's, as they were when the message was made: what it counts under for good
+    # of the client when the message was created; statistics always use these values
     Column("operator_code", String, nullable=False),
     Column("time_zone", String, nullable=False),
-    moment("due_at"),
-    moment("sent_at", nullable=True),
+    timestamp("due_at"),
+    timestamp("sent_at", nullable=True),
     Column("lease_expires_at", DateTime(timezone=True)),
     Column("lease_owner", Uuid),
-    now("created_at"),
-    now("updated_at"),
+    timestamp_now("created_at"),
+    timestamp_now("updated_at"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("status", String, nullable=False, server_default="scheduled"),
     Column("reason", String),
-    # why the last attempt that failed did
+    # reason of the last failed attempt
     Column("last_failure", String),
-    # why the delivery by an attempt is unknown, the newest such one; null when none is, and once
-    # the gateway has said what became of the message
+    # reason of the newest attempt whose delivery is unknown; null when there is none, and when the
+    # gateway has reported an outcome since
     Column("unknown_reason", String),
-    # when the pause after the last failed attempt ends; due_at is inside the window as well
-    moment("retry_at", nullable=True),
-    # when the last attempt began that has ended; that of one under way is `updated_at`
-    moment("claimed_at", nullable=True),
-    # the newest attempts that failed, an array of objects, oldest first; null when none did
+    # when the pause after the last failed attempt ends; `due_at` is also inside the sending window
+    timestamp("retry_at", nullable=True),
+    # start of the last attempt that has ended; a running attempt began at `updated_at`
+    timestamp("claimed_at", nullable=True),
+    # the newest failed attempts, an array of objects, oldest first; null when there are none
     Column("failures", JSONB(none_as_null=True)),
     CheckConstraint(one_of("status", MESSAGE_STATUSES), name="status"),
     CheckConstraint(
@@ -315,146 +325,164 @@ message = Table(
         name="lease",
     ),
     CheckConstraint("attempts >= 0", name="attempts"),
-    # what may have been accepted never counts as what was not sent
+    # a message that may have been accepted must not end in a status that says it was not sent
     CheckConstraint(
         "unknown_reason IS NULL OR status IN ('scheduled', 'sending', 'unknown')", name="unknown"
     ),
-    # one message a client and mailing
+    # one message per client and mailing
     Index("message_mailing_id_client_id_key", "mailing_id", "client_id", unique=True),
-    # claiming reads what is due, and never walks over what is done
+    # claiming reads due messages only and never scans finished ones
     Index(
         "message_due_idx",
         *("mailing_id", "due_at", "id"),
         postgresql_where=text("status = 'scheduled'"),
     ),
     Index("message_lease_idx", "lease_expires_at", postgresql_where=text("status = 'sending'")),
-    # what waits after a failed attempt
+    # messages that wait after a failed attempt
     Index(
         "message_retry_idx",
         "retry_at",
         postgresql_where=text("status = 'scheduled' AND retry_at IS NOT NULL"),
     ),
-    # pages of one mailing's messages, newest first, with and without a status
+    # for pages of a mailing's messages, newest first, filtered by status or not
     Index(None, "mailing_id", "status", "id"),
-    # and with a reason, with and without a status
+    # the same, filtered by reason
     Index(
         None, "mailing_id", "reason", "status", "id", postgresql_where=text("reason IS NOT NULL")
     ),
 )
 
-# of a table whose rows go as they came: it is vacuumed by what has gone, not by what is there
-SHORT_LIVED = {"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "10000"}
+# Queue-like table: vacuum by the number of dead rows, not by a fraction of the table's size.
+QUEUE_TABLE_OPTIONS = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "10000",
+}
 
-# Clients whose time zone has changed, so that their open messages are to be planned anew.
-moved_client = Table(
-    "moved_client",
+# Clients whose time zone has changed: their open messages are to be replanned.
+client_to_replan = Table(
+    "client_to_replan",
     metadata,
     Column("client_id", BigInteger, nullable=False),
-    postgresql_with=SHORT_LIVED,
+    postgresql_with=QUEUE_TABLE_OPTIONS,
 )
 
 OUTCOMES = ("delivered", "undelivered", "unknown", "cancelled")
-TALLY = ("messages", *OUTCOMES)
+COUNTERS = ("messages", *OUTCOMES)
 
 
-def _counts(*names: str) -> list[Column[int]]:
+def _counter_columns(*names: str) -> list[Column[int]]:
     return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
 
 
-def _tallied() -> list[Column[Any]]:
+def _message_count_columns() -> list[Column[Any]]:
     return [
         Column("mailing_id", BigInteger, nullable=False, autoincrement=False),
         Column("dimension", String, nullable=False),
-        Column("key", String, nullable=False),
-        *_counts(*TALLY),
+        Column("key", String, nullable=False, server_default=""),
+        timestamp("bucket_start", nullable=True),
+        *_counter_columns(*COUNTERS),
     ]
 
 
-def _kinds() -> list[Column[Any]]:
+def _segment_count_columns() -> list[Column[Any]]:
     return [
         Column("operator_code", String, nullable=False),
         Column("tag", String),
         Column("time_zone", String, nullable=False),
-        *_counts("clients"),
+        *_counter_columns("clients"),
     ]
 
 
-# A mailing's messages by operator code, time zone, reason, attempts and second of their outcome:
-# how many they are and what became of them. `tally_move` holds what is not folded yet, into it or
-# into `outcome_count`.
-tally = Table(
-    "tally", metadata, *_tallied(), PrimaryKeyConstraint("mailing_id", "dimension", "key")
-)
-tally_move = Table("tally_move", metadata, *_tallied(), postgresql_with=SHORT_LIVED)
-
-# Outcomes of all mailings, also of those that are deleted, by the quarter of an hour in which they
-# happened and their reason: what the daily reports add up.
-outcome_count = Table(
-    "outcome_count",
+# Counters of a mailing's messages and their outcomes, by dimension: operator code, time zone,
+# reason, number of attempts, or second of the outcome, which is in `bucket_start` instead of `key`.
+# `message_count_delta` holds deltas that are not yet merged into `message_count` and
+# `outcome_count`.
+message_count = Table(
+    "message_count",
     metadata,
-    moment("quarter_start"),
-    Column("reason", String),
-    *_counts(*OUTCOMES),
+    *_message_count_columns(),
     Index(
-        "outcome_count_quarter_start_reason_key",
-        *("quarter_start", "reason"),
+        "message_count_key",
+        *("mailing_id", "dimension", "key", "bucket_start"),
         unique=True,
         postgresql_nulls_not_distinct=True,
     ),
 )
+message_count_delta = Table(
+    "message_count_delta", metadata, *_message_count_columns(), postgresql_with=QUEUE_TABLE_OPTIONS
+)
 
-# How many living clients are alike in all that a filter asks for; and the moves not folded yet.
-directory = Table(
-    "directory",
+# Counts of outcomes by quarter of an hour and reason, over all mailings including deleted ones. The
+# daily reports are sums of these.
+outcome_count = Table(
+    "outcome_count",
     metadata,
-    *_kinds(),
+    timestamp("bucket_start"),
+    # empty: no reason
+    Column("reason", String, nullable=False),
+    *_counter_columns(*OUTCOMES),
+    PrimaryKeyConstraint("bucket_start", "reason"),
+)
+
+# Numbers of clients by segment, deleted clients excluded. `segment_count_delta` holds deltas that
+# are not merged yet.
+segment_count = Table(
+    "segment_count",
+    metadata,
+    *_segment_count_columns(),
     Index(
-        "directory_operator_code_tag_time_zone_key",
+        "segment_count_operator_code_tag_time_zone_key",
         *("operator_code", "tag", "time_zone"),
         unique=True,
         postgresql_nulls_not_distinct=True,
     ),
-    Index("directory_tag_idx", "tag"),
-    Index("directory_time_zone_idx", "time_zone"),
+    Index("segment_count_tag_idx", "tag"),
+    Index("segment_count_time_zone_idx", "time_zone"),
 )
-directory_move = Table("directory_move", metadata, *_kinds(), postgresql_with=SHORT_LIVED)
+segment_count_delta = Table(
+    "segment_count_delta", metadata, *_segment_count_columns(), postgresql_with=QUEUE_TABLE_OPTIONS
+)
 
-# One row a day whose report was due: which process sends it until when, or is to wait until then.
-report = Table(
-    "report",
+# Daily reports by mail: one row per day whose report was due. Until `leased_until` a worker is
+# sending it, or the next attempt is delayed.
+daily_report = Table(
+    "daily_report",
     metadata,
     Column("day", Date, primary_key=True),
-    # what its mail is known by, however often it is sent
+    # identifies the mail; the same for every attempt to send it
     Column("id", Uuid, nullable=False, server_default=func.gen_random_uuid()),
-    moment("taken_until"),
+    timestamp("leased_until"),
     Column("attempts", Integer, nullable=False, server_default="0"),
-    moment("sent_at", nullable=True),
-    # digests of the recipients that have it, or that the server has refused permanently
-    Column("decided", ARRAY(LargeBinary), nullable=False, server_default="{}"),
+    timestamp("sent_at", nullable=True),
+    # digests of recipients that got the mail or that the mail server has permanently refused
+    Column("settled_recipients", ARRAY(LargeBinary), nullable=False, server_default="{}"),
 )
 
-# One row: the mailings that are settled and not deleted, and the outcomes of all that are settled
-# or gone.
-settled = Table("settled", metadata, *_counts("finished", "cancelled_mailings", *OUTCOMES))
+# Totals in one row: the numbers of settled mailings that are not deleted, and the outcomes of all
+# settled or deleted mailings.
+settled_totals = Table(
+    "settled_totals", metadata, *_counter_columns("finished", "cancelled_mailings", *OUTCOMES)
+)
 
-# One row: where the database was when it was last looked at, by the function `update_origin()` of
-# the migration. Ids go on elsewhere when it is another place, and where it is a restored one,
-# nothing is sent until a person agrees. A statement that writes the row anew also says so in
-# `written_by`, or it counts as restored.
+# Origin of the database in one row, recorded by the function `update_origin()` of the migration.
+# When the origin has changed, message ids continue in another range. When the database was
+# restored, nothing is sent until an admin confirms. A statement that updates the row must also set
+# `written_by` to its transaction, or the database counts as restored.
 origin = Table(
     "origin",
     metadata,
-    # the system identifier, the oid of the database and the timeline; null where they are not told
+    # system identifier of the server, oid of the database, and timeline; null when the server does
+    # not reveal it
     Column("server", BigInteger),
     Column("database", BigInteger, nullable=False),
     Column("timeline", BigInteger),
-    # since when the server runs: a copy of its disk is a server that was started anew
-    moment("started_at"),
-    # the transaction that wrote this row, which a dump cannot bring along
+    # when the server was started: a server on a copy of the disk has another time
+    timestamp("started_at"),
+    # the transaction that wrote this row; wrong in a database restored from a dump
     Column("written_by", BigInteger, nullable=False),
-    moment("moved_at"),
-    # since when a person is to agree; null when it may send
-    moment("held_since", nullable=True),
-    # the newest trace of work in a database that was restored
-    moment("data_until", nullable=True),
+    timestamp("moved_at"),
+    # when the restore was detected and sending stopped; null when the database may send
+    timestamp("held_since", nullable=True),
+    # time of the newest work recorded in a restored database
+    timestamp("data_until", nullable=True),
 )

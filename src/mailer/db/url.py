@@ -1,7 +1,8 @@
-"""Database URLs, in the form that libpq and so psql take.
+"""Parser of database URLs in the form of libpq and psql.
 
-https://www.postgresql.org/docs/current/libpq-connect.html, sections 32.1.1.2 and 32.1.2. What the
-driver cannot do is refused by name where it would weaken the connection, else left out.
+See https://www.postgresql.org/docs/current/libpq-connect.html, sections 32.1.1.2 and 32.1.2. A
+parameter that the driver does not support is refused by name if leaving it out would make the
+connection less secure; otherwise it is ignored.
 """
 
 import configparser
@@ -21,7 +22,7 @@ SCHEMES = ("postgresql://", "postgres://")
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
 MAX_CONNECT_TIMEOUT = 300.0  # seconds
 MAX_PORT = 65_535
-FEWEST_HOSTS = 2  # in a list
+MIN_LISTED_HOSTS = 2  # a URL with so many hosts has a list of servers
 
 AUTHORITY = re.compile(
     r"(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/?]*)"
@@ -30,15 +31,15 @@ AUTHORITY = re.compile(
 )
 HOST = re.compile(r"(?:\[(?P<address>[^\]]+)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[0-9]*))?")
 
-PASSED_ON = frozenset(
+FORWARDED_PARAMETERS = frozenset(
     {
         *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl"),
         *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs"),
         *("passfile", "krbsrvname", "gsslib"),
     }
 )
-"""Parameters that the driver understands as libpq does."""
-READ_HERE = frozenset(
+"""Parameters that the driver interprets like libpq."""
+OWN_PARAMETERS = frozenset(
     {
         *("host", "hostaddr", "port", "dbname", "user", "password", "connect_timeout", "options"),
         *("application_name", "load_balance_hosts", "ssl"),
@@ -53,7 +54,7 @@ CHOICES = {
 }
 FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile")
 
-LEFT_OUT: dict[str, Callable[[str], bool]] = {
+IGNORED_PARAMETERS: dict[str, Callable[[str], bool]] = {
     "fallback_application_name": lambda _: True,
     **dict.fromkeys(
         ("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"), str.isdecimal
@@ -70,36 +71,40 @@ LEFT_OUT: dict[str, Callable[[str], bool]] = {
     "min_protocol_version": {"3.0"}.__contains__,
     "max_protocol_version": {"3.0", "3.2", "latest"}.__contains__,
 }
-"""Parameters that change nothing here with these values: sessions are watched by their own time
-limits, and the rest says what the driver does anyway. With other values they are refused."""
+"""Parameters that are ignored, with a check of the values that may be ignored: other values are
+refused. Keepalives are not needed because statements have timeouts; the other parameters are
+allowed only with the values that describe what the driver does anyway."""
 
 
-class Target(msgspec.Struct, frozen=True):
-    """Where and how to connect; `attempts` are the hosts in the order to try them."""
+class ConnectionTarget(msgspec.Struct, frozen=True):
+    """Where and how to connect."""
 
     attempts: list[dict[str, Any]]
-    """Arguments for asyncpg.connect, without those of the session."""
+    """Arguments of asyncpg.connect for each host, in the order to try them; without settings of the
+    session."""
     timeout: float
-    """Seconds for each host."""
+    """Seconds to connect to each host."""
     server_settings: dict[str, str]
 
 
-def read_url(url: str) -> Target:
-    """Return what `url` means.
+def read_url(url: str) -> ConnectionTarget:
+    """Parse a database URL.
 
-    Raises `ValueError` with a sentence that names the part or parameter that is wrong, and holds
-    nothing of the URL's values, of which one is a password.
+    Raises `ValueError` with a message that names the wrong part or parameter but holds no value
+    from the URL, because a value may be a password.
     """
-    parameters = _parameters(url)
-    hosts = _hosts(parameters)
+    parameters = _read_parameters(url)
+    hosts = _read_hosts(parameters)
     _check_certificate(parameters)
     if parameters.get("load_balance_hosts", "disable") == "random":
         random.shuffle(hosts)
-    tls: dict[str, Any] = {"ssl": _trusted_by_system(parameters)} if _is_system(parameters) else {}
-    passed = {
+    tls: dict[str, Any] = {}
+    if parameters.get("sslrootcert") == "system":
+        tls = {"ssl": _system_tls_context(parameters)}
+    dsn_parameters = {
         name: value
         for name, value in parameters.items()
-        if name in PASSED_ON and name.startswith("ssl") and value
+        if name in FORWARDED_PARAMETERS and name.startswith("ssl") and value
     }
     common = {
         **{name: parameters[name] for name in ("user", "password") if parameters.get(name)},
@@ -109,24 +114,25 @@ def read_url(url: str) -> Target:
             for name in ("passfile", "krbsrvname", "gsslib")
             if parameters.get(name)
         },
-        # the driver takes these from a URL alone
-        "dsn": "postgresql://?" + urlencode(passed, quote_via=quote)
-        if passed and not tls
+        # the driver accepts these only in a URL
+        "dsn": "postgresql://?" + urlencode(dsn_parameters, quote_via=quote)
+        if dsn_parameters and not tls
         else None,
         **tls,
     }
-    wanted = parameters.get("target_session_attrs")
-    if len(hosts) >= FEWEST_HOSTS and wanted in {None, "any"}:
-        wanted = "read-write"  # no other can be worked with
-    # one after another, as libpq does: the driver has one time limit for all
-    passes = ["standby", "any"] if wanted == "prefer-standby" else [wanted]
-    return Target(
+    session_attrs = parameters.get("target_session_attrs")
+    if len(hosts) >= MIN_LISTED_HOSTS and session_attrs in {None, "any"}:
+        session_attrs = "read-write"  # of several hosts only a writable one is useful
+    # One host after another, each with its own timeout, as libpq does: the driver would apply one
+    # timeout to all hosts together.
+    rounds = ["standby", "any"] if session_attrs == "prefer-standby" else [session_attrs]
+    return ConnectionTarget(
         attempts=[
-            {**common, **place, **({"target_session_attrs": each} if each else {})}
-            for each in passes
-            for place in hosts or [{}]
+            {**common, **host, **({"target_session_attrs": attrs} if attrs else {})}
+            for attrs in rounds
+            for host in hosts or [{}]
         ],
-        timeout=_timeout(parameters.get("connect_timeout")),
+        timeout=_read_timeout(parameters.get("connect_timeout")),
         server_settings={
             name: parameters[name]
             for name in ("application_name", "options")
@@ -135,80 +141,88 @@ def read_url(url: str) -> Target:
     )
 
 
-def _parameters(url: str) -> dict[str, str]:
-    scheme = next((each for each in SCHEMES if url.startswith(each)), None)
-    found = AUTHORITY.fullmatch(url.removeprefix(scheme)) if scheme else None
-    if found is None:
+def _read_parameters(url: str) -> dict[str, str]:
+    """Return all parameters by libpq's names, from every part of the URL and from its service."""
+    scheme = next((scheme for scheme in SCHEMES if url.startswith(scheme)), None)
+    match = AUTHORITY.fullmatch(url.removeprefix(scheme)) if scheme else None
+    if match is None:
         raise ValueError("must be a URL that starts with postgresql:// or postgres://")
-    parts = found.groupdict(default="")
+    parts = match.groupdict(default="")
     parameters = {
-        name: _decoded(parts[key], name)
+        name: _decode(parts[key], name)
         for name, key in (("user", "user"), ("password", "password"), ("dbname", "database"))
         if parts[key]
     }
     if parts["hosts"]:
         hosts, ports = zip(*_split_hosts(parts["hosts"]), strict=True)
-        parameters["host"] = ",".join(_decoded(host, "host") for host in hosts)
+        parameters["host"] = ",".join(_decode(host, "host") for host in hosts)
         if any(ports):
             parameters["port"] = ",".join(port or "5432" for port in ports)
-    parameters |= dict(_query(parts["query"]))
+    parameters |= dict(_read_query(parts["query"]))
     if service := parameters.pop("service", None):
-        parameters = _service(service) | parameters
+        parameters = _read_service(service) | parameters
     for name in sorted(parameters):
-        _check(name, parameters[name])
+        _check_parameter(name, parameters[name])
     if parameters.pop("ssl", None) == "true":
         parameters["sslmode"] = "require"
     return parameters
 
 
-def _split_hosts(given: str) -> Iterator[tuple[str, str]]:
-    for part in given.split(","):
-        found = HOST.fullmatch(part)
-        if found is None:
-            raise ValueError("a host in it is not a name, an address or [an IPv6 address], or its"
-                " port is not a number")  # fmt: skip
-        yield found["address"] or found["name"], found["port"] or ""
+def _split_hosts(hosts: str) -> Iterator[tuple[str, str]]:
+    """Yield host and port of each entry of a list; the port is "" when it is not given."""
+    for entry in hosts.split(","):
+        match = HOST.fullmatch(entry)
+        if match is None:
+            raise ValueError(
+                "a host in it is not a name, an address or [an IPv6 address], or its port is not a"
+                " number"
+            )
+        yield match["address"] or match["name"], match["port"] or ""
 
 
-def _query(query: str) -> Iterator[tuple[str, str]]:
+def _read_query(query: str) -> Iterator[tuple[str, str]]:
     for pair in query.removesuffix("&").split("&") if query else ():
         name, equals, value = pair.partition("=")
-        name = _decoded(name, "the name of a parameter")
+        name = _decode(name, "the name of a parameter")
         if not equals or "=" in value:
-            raise ValueError(f"the parameter {_shown(name)} must be name=value, with = as %3D")
-        yield ("dbname" if name == "database" else name), _decoded(value, _shown(name))
+            raise ValueError(f"the parameter {_safe_name(name)} must be name=value, with = as %3D")
+        yield ("dbname" if name == "database" else name), _decode(value, _safe_name(name))
 
 
-def _decoded(text: str, what: str) -> str:
+def _decode(text: str, label: str) -> str:
+    """Return percent-encoded text decoded; `label` names it in the error message."""
     if re.search(r"%(?![0-9A-Fa-f]{2})", text) or "%00" in text:
-        raise ValueError(f"{what} has a % that is not followed by two digits; write it as %25")
+        raise ValueError(f"{label} has a % that is not followed by two digits; write it as %25")
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
-        raise ValueError(f"{what} is not UTF-8") from None
+        raise ValueError(f"{label} is not UTF-8") from None
 
 
-def _check(name: str, value: str) -> None:
-    if name in LEFT_OUT:
-        if not LEFT_OUT[name](value):
+def _check_parameter(name: str, value: str) -> None:
+    if name in IGNORED_PARAMETERS:
+        if not IGNORED_PARAMETERS[name](value):
             raise ValueError(f"the parameter {name} cannot have this value here")
     elif name == "ssl":
         if value != "true":
-            raise ValueError("the parameter ssl can be true alone; use sslmode")
+            raise ValueError("the parameter ssl can only be true; use sslmode")
     elif name in CHOICES:
         if value not in CHOICES[name]:
             raise ValueError(f"the parameter {name} must be one of {', '.join(CHOICES[name])}")
-    elif name not in PASSED_ON | READ_HERE:
+    elif name not in FORWARDED_PARAMETERS | OWN_PARAMETERS:
         raise ValueError(
-            f"the parameter {_shown(name)} is not supported; settings of the server go into"
+            f"the parameter {_safe_name(name)} is not supported; write settings of the server as"
             " options=-cNAME%3DVALUE"
         )
     if name in FILES and value and not (name == "sslrootcert" and value == "system"):
         _check_readable(name, value)
 
 
-def _shown(name: str) -> str:
-    """Return a parameter's name as an error may show it; a wrong one may be part of a password."""
+def _safe_name(name: str) -> str:
+    """Return a parameter's name for an error message.
+
+    A strange name is replaced: it may be part of a password with unescaped characters.
+    """
     return name if re.fullmatch(r"[A-Za-z_]{1,40}", name) else "in its query"
 
 
@@ -232,16 +246,16 @@ def _check_certificate(parameters: dict[str, str]) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
             parameters["sslcert"],
             parameters.get("sslkey") or None,
-            parameters.get("sslpassword", ""),  # or OpenSSL asks the terminal
+            parameters.get("sslpassword", ""),  # without a password OpenSSL prompts on the terminal
         )
     except ssl.SSLError:
         raise ValueError(
-            "the parameters sslcert, sslkey and sslpassword give no certificate with its key"
+            "the parameters sslcert, sslkey and sslpassword do not give a certificate and its key"
         ) from None
 
 
-def _service(name: str) -> dict[str, str]:
-    """Return the parameters of a service (libpq, section 32.17), which those of a URL override."""
+def _read_service(name: str) -> dict[str, str]:
+    """Return the parameters of a service (libpq, section 32.17); those of the URL override them."""
     file = Path(os.environ.get("PGSERVICEFILE") or Path.home() / ".pg_service.conf")
     services = configparser.RawConfigParser(delimiters=["="], comment_prefixes=["#"], strict=False)
     try:
@@ -253,12 +267,12 @@ def _service(name: str) -> dict[str, str]:
         ) from None
 
 
-def _hosts(parameters: dict[str, str]) -> list[dict[str, Any]]:
-    """Return host and port of each place to try; none when the driver's defaults hold."""
+def _read_hosts(parameters: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the host and port of each server to try; [] when the driver's defaults apply."""
     names = [name.strip() for name in parameters.get("host", "").split(",")]
     if addresses := parameters.get("hostaddr"):
         if parameters.get("sslmode") == "verify-full" and any(names):
-            raise ValueError("the parameter hostaddr cannot go with sslmode=verify-full")
+            raise ValueError("the parameter hostaddr cannot be used with sslmode=verify-full")
         names = [address.strip() for address in addresses.split(",")]
         if not all(map(_is_address, names)):
             raise ValueError("the parameter hostaddr must be an IP address, or several")
@@ -293,23 +307,22 @@ def _is_port(text: str) -> bool:
     return bool(re.fullmatch(r"[0-9]{1,5}", text)) and 1 <= int(text) <= MAX_PORT
 
 
-def _timeout(given: str | None) -> float:
-    """Return seconds; libpq's 0 waits for ever, which nothing here does."""
-    if not given:
+def _read_timeout(value: str | None) -> float:
+    """Return the connect timeout in seconds; 0, in libpq no limit, means the default here."""
+    if not value:
         return DEFAULT_CONNECT_TIMEOUT
-    if not re.fullmatch(r"-?[0-9]{1,9}", given):
+    if not re.fullmatch(r"-?[0-9]{1,9}", value):
         raise ValueError("the parameter connect_timeout must be a whole number of seconds")
-    return min(float(given), MAX_CONNECT_TIMEOUT) if int(given) > 0 else DEFAULT_CONNECT_TIMEOUT
+    return min(float(value), MAX_CONNECT_TIMEOUT) if int(value) > 0 else DEFAULT_CONNECT_TIMEOUT
 
 
-def _is_system(parameters: dict[str, str]) -> bool:
-    return parameters.get("sslrootcert") == "system"
+def _system_tls_context(parameters: dict[str, str]) -> ssl.SSLContext:
+    """Return a TLS context for sslrootcert=system, as in libpq.
 
-
-def _trusted_by_system(parameters: dict[str, str]) -> ssl.SSLContext:
-    """Return what libpq does for sslrootcert=system: the machine's CAs, and the host's name."""
+    It trusts the CAs of this machine and verifies the host name.
+    """
     if parameters.get("sslmode", "verify-full") != "verify-full":
-        raise ValueError("the parameter sslrootcert=system goes with sslmode=verify-full alone")
+        raise ValueError("the parameter sslrootcert=system works only with sslmode=verify-full")
     context = ssl.create_default_context()
     if certificate := parameters.get("sslcert"):
         context.load_cert_chain(

@@ -1,182 +1,166 @@
-"""Claims what is due: as much as the gateway takes, shared fairly between the mailings."""
+"""Claim due messages: as many as the gateway can take, shared fairly between the mailings."""
 
 import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import timedelta
-from uuid import UUID
 
 from mailer import metrics
 from mailer.clock import database_clock, elapsed
-from mailer.db.engine import OwnConnection, is_away
-from mailer.dispatch.claimed import ClaimedQueue
+from mailer.db.engine import DedicatedConnection, is_unavailable
+from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.due import DueMailings
-from mailer.dispatch.failure import log_failure
-from mailer.dispatch.giveback import GiveBack
-from mailer.dispatch.loop_failures import LoopFailures
-from mailer.dispatch.share import FairShare
-from mailer.dispatch.story import tell_claimed
-from mailer.dispatch.watch import MailingWatch
-from mailer.gateway.breaker import Breaker
+from mailer.dispatch.fair_scheduler import FairScheduler
+from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
+from mailer.dispatch.message_log import log_claimed
+from mailer.dispatch.running_mailings import RunningMailings
+from mailer.gateway.channel import Channel
 from mailer.message import store
-from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.message.model import ClaimedMessage, MessageResult
 
-IDLE = 1.0
-"""Most seconds between looks at what is due: the backstop behind every signal."""
-BREATH = 0.01
-"""Least seconds between looks, when what is due is in other hands."""
-AWAY = 0.5
-"""Seconds between attempts while the database is away."""
+MAX_POLL_INTERVAL = 1.0
+"""Most seconds to wait for work, in case a signal is missed."""
+MIN_POLL_INTERVAL = 0.01
+"""Least seconds to wait for work: other workers may be claiming all due messages now."""
 
 
 class Claimer:
-    """Keeps `claimed` filled from the running mailings while the breaker lets any through.
+    """Keeps the prefetch queue filled with due messages, while the breaker permits requests."""
 
-    What is claimed stands in `held` until its outcome is written.
-    """
-
-    def __init__(  # noqa: PLR0913, PLR0917  # the parts that it looks at
+    def __init__(
         self,
         url: str,
-        owner: UUID,
-        lease: timedelta,
-        breaker: Breaker,
-        watch: MailingWatch,
-        claimed: ClaimedQueue,
-        held: dict[int, ClaimedMessage],
-        give_back: GiveBack,
+        channel: Channel,
+        claims: WorkerClaims,
+        running_mailings: RunningMailings,
         failures: LoopFailures,
-        on_drained: Callable[[], None],
     ) -> None:
-        self._connection = OwnConnection(url)
-        self._owner = owner
-        self._lease = lease
-        self._breaker = breaker
-        self._watch = watch
-        self._claimed = claimed
-        self._held = held
-        self._give_back = give_back
+        self._connection = DedicatedConnection(url)
+        self._breaker = channel.breaker
+        self._claims = claims
+        self._running_mailings = running_mailings
         self._failures = failures
-        self._on_drained = on_drained
-        self._share = FairShare()
-        self._due = DueMailings(self._share, watch.running)
-        self._is_due = asyncio.Event()
-        self._is_in_doubt = False
+        self._scheduler = FairScheduler()
+        self._due = DueMailings(self._scheduler, running_mailings.running)
+        self._has_work = asyncio.Event()
+        self._may_have_orphans = False
         self._is_stopping = False
+        channel.add_breaker_listener(self._has_work.set)
 
-    def wake(self) -> None:
-        """Go on claiming: more may begin."""
-        self._is_due.set()
+    def recheck(self, mailing_ids: Iterable[int]) -> None:
+        """Find out again when messages of these mailings are due, because the mailings changed."""
+        self._due.recheck(mailing_ids)
+        self._has_work.set()
 
-    def look(self, mailings: Iterable[int]) -> None:
-        """Look when these have something due: they have changed."""
-        self._due.look(mailings)
-        self._is_due.set()
+    def add_mailings(self, mailing_ids: Iterable[int]) -> None:
+        """Claim from these mailings soon, because they have new messages."""
+        self._scheduler.add(mailing_ids)
+        self._has_work.set()
 
-    def ask(self, mailings: Iterable[int]) -> None:
-        """Claim from these: they have new messages."""
-        self._share.ask(mailings)
-        self._is_due.set()
-
-    def recorded(self, finished: list[FinishedMessage]) -> None:
-        """Note when messages are due again that this worker has put back."""
-        self._due.recorded(finished)
-        self._is_due.set()
+    def record_results(self, results: list[MessageResult]) -> None:
+        """Record when messages are due again that this worker has released or requeued."""
+        if scheduled := [result for result in results if result.status == "scheduled"]:
+            self._due.record_results(scheduled)
+            self._has_work.set()
 
     def stop(self) -> None:
-        """Claim no more."""
+        """Stop claiming, and close the prefetch queue."""
         self._is_stopping = True
-        self._is_due.set()
-        self._claimed.close()
+        self._has_work.set()
+        self._claims.prefetch.close()
 
-    async def run(self) -> None:
-        """Claim until told to stop."""
+    async def run(self, on_idle: Callable[[], None]) -> None:
+        """Claim until `stop` is called. `on_idle` is called when no message is due."""
         while not self._is_stopping:
-            await self._write_give_back()
+            await self._refund_attempts()
             if not await self._claim_due():
-                await self._rest()
+                await self._wait_for_work(on_idle)
 
-    async def settle(self) -> None:
-        """Put in order what is left when all outcomes are written."""
-        await self._write_give_back()
-        if self._is_in_doubt:
-            await self._let_go()
+    async def flush(self) -> None:
+        """Refund attempts and release orphaned claims. Call it when all results are stored."""
+        await self._refund_attempts()
+        if self._may_have_orphans:
+            await self._release_orphans()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._connection.close()
 
-    async def _write_give_back(self) -> None:
-        """Between two claims, so that none of the messages is claimed meanwhile."""
-        claims = self._give_back.take(self._held)
+    async def _refund_attempts(self) -> None:
+        """Refund attempts, between two claims: so none of the messages is claimed meanwhile."""
+        claims = self._claims.take_refundable()
         if not claims:
             return
         try:
-            await store.give_back(await self._connection.get(), claims)
+            await store.refund_attempts(await self._connection.get(), claims)
         except Exception as error:
-            log_failure(error, at="give_back")
-            if is_away(error):
-                self._give_back.add(claims)
+            log_task_error(error, at="refund")
+            if is_unavailable(error):
+                self._claims.refunds.add(claims)
 
     async def _claim_due(self) -> bool:
-        """Claim what is due; False when there is nothing more, or none may begin."""
-        room = min(await self._claimed.room(), self._breaker.room(elapsed()))
+        """Claim due messages. Return whether there may be more to claim now."""
+        prefetch_capacity = await self._claims.prefetch.wait_for_capacity()
+        capacity = min(prefetch_capacity, self._breaker.capacity(elapsed()))
         try:
-            has_more = await self._claim_up_to(room)
+            has_more = await self._claim_up_to(capacity)
         except Exception as error:
-            log_failure(error, at="claim")
+            log_task_error(error, at="claim")
             self._failures.record("claim", has_failed=True)
-            self._is_in_doubt = True
-            await asyncio.sleep(AWAY)
+            self._may_have_orphans = True
+            await asyncio.sleep(DB_RETRY_DELAY)
             return False
         self._failures.record("claim", has_failed=False)
         return has_more
 
-    async def _claim_up_to(self, room: int) -> bool:
+    async def _claim_up_to(self, capacity: int) -> bool:
         await self._due.refresh(await self._connection.get())
-        asked, share = self._share.turn(self._watch.running, room, elapsed())
-        if not asked or self._is_stopping:
-            return self._due.is_unsure and not self._is_stopping
-        claims = await self._claim(asked, share)
-        metrics.claimed(len(claims))
+        mailing_ids, share = self._scheduler.next_batch(
+            self._running_mailings.running, capacity, elapsed()
+        )
+        if not mailing_ids or self._is_stopping:
+            return self._due.has_unchecked and not self._is_stopping
+        claims = await self._claim(mailing_ids, share)
+        metrics.messages_claimed(len(claims))
         for claim in claims:
-            tell_claimed(claim)
-        self._claimed.put(claims)
-        return bool(claims) or self._share.is_hungry or self._due.is_unsure
+            log_claimed(claim)
+        return bool(claims) or self._scheduler.has_backlog or self._due.has_unchecked
 
-    async def _claim(self, asked: list[int], share: int) -> list[ClaimedMessage]:
+    async def _claim(self, mailing_ids: list[int], share: int) -> list[ClaimedMessage]:
         try:
             connection = await self._connection.get()
-            if self._is_in_doubt:
-                await self._let_go()
+            if self._may_have_orphans:
+                await self._release_orphans()
             at = database_clock.now()
-            after = {mailing: self._due.place(mailing) for mailing in asked}
-            async with self._watch.claiming:
-                claims = await store.claim(connection, after, share, self._owner, self._lease)
+            after = {mailing_id: self._due.cursor(mailing_id) for mailing_id in mailing_ids}
+            async with self._running_mailings.claiming:
+                claims = await store.claim(
+                    connection, after, share, self._claims.owner, self._claims.lease
+                )
         except BaseException:
-            self._due.look(asked)  # it is not known what it took
+            self._due.recheck(mailing_ids)  # the statement may have claimed messages
             raise
-        self._held.update((claim.id, claim) for claim in claims)
-        less = self._share.record_claimed(
-            asked, share, Counter(claim.mailing_id for claim in claims)
+        self._claims.add(claims)
+        below_share = self._scheduler.record_claimed(
+            mailing_ids, share, Counter(claim.mailing_id for claim in claims)
         )
-        self._due.claimed(claims, less, at)
+        self._due.record_claimed(claims, below_share, at)
         return claims
 
-    async def _let_go(self) -> None:
-        """Return what the last claim took, if it was made before its connection was lost."""
-        await store.let_go(await self._connection.get(), self._owner, self._held)
-        self._is_in_doubt = False
+    async def _release_orphans(self) -> None:
+        """Release messages of a claim that was made although its connection was lost."""
+        connection = await self._connection.get()
+        await store.release_orphaned(connection, self._claims.owner, self._claims.unrecorded)
+        self._may_have_orphans = False
 
-    async def _rest(self) -> None:
-        """Wait for a message to be due or the breaker to let one through, or for a signal."""
-        held = self._breaker.seconds_to_probe(elapsed())
-        if not held:
-            self._on_drained()
-        due_at = self._share.next_moment()
-        pause = held or (IDLE if due_at is None else due_at - elapsed())
+    async def _wait_for_work(self, on_idle: Callable[[], None]) -> None:
+        """Wait until a message is due, the breaker permits a request, or a signal comes."""
+        probe_pause = self._breaker.seconds_to_probe(elapsed())
+        if not probe_pause:
+            on_idle()
+        due_at = self._scheduler.next_due()
+        pause = probe_pause or (MAX_POLL_INTERVAL if due_at is None else due_at - elapsed())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(IDLE, max(BREATH, pause))):
-                await self._is_due.wait()
-        self._is_due.clear()
+            async with asyncio.timeout(min(MAX_POLL_INTERVAL, max(MIN_POLL_INTERVAL, pause))):
+                await self._has_work.wait()
+        self._has_work.clear()

@@ -1,112 +1,122 @@
-"""The dispatcher: what moves mailings on and sends their messages, in this process."""
+"""The dispatcher: starts and finishes mailings and sends their messages, in this worker."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed
+from mailer.dispatch.claimer import Claimer
+from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.loop_failures import LoopFailures
-from mailer.dispatch.requests import Requests
-from mailer.dispatch.schedule import jobs, run_jobs
+from mailer.dispatch.pipeline import SendingPipeline
+from mailer.dispatch.recorder import Recorder
+from mailer.dispatch.running_mailings import RunningMailings
+from mailer.dispatch.schedule import JobLimits, jobs, run_jobs
+from mailer.dispatch.send_policy import RetryPolicy
 from mailer.dispatch.sender import Sender
-from mailer.dispatch.watch import MailingWatch
-from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
-from mailer.gateway.port import Gateway
-from mailer.message.model import FinishedMessage
+from mailer.gateway.channel import Channel
+from mailer.message.model import MessageResult
 from mailer.settings import Settings
 
-LAST_STATEMENT = 15.0
-"""Seconds beyond the grace for the last statements to end."""
+DRAIN_TIMEOUT = 15.0
+"""Seconds after the shutdown grace in which the last statements may end."""
 
 
 class Dispatcher:
-    """Start the sender, lifecycle, watch and periodic jobs, and connect their events.
+    """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without a gateway nothing is sent.
+    Without a channel nothing is sent.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917  # all that it runs
+    def __init__(
         self,
         url: str,
         engine: AsyncEngine,
-        gateway: Gateway | None,
-        breaker: Breaker,
-        pace: Pace,
+        channel: Channel | None,
         settings: Settings,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        requests = Requests()
-        self._breaker = breaker
+        self._channel = channel
         self._failures = LoopFailures()
-        self._watch = MailingWatch(url, requests, self._failures, self._look, self._try_now)
-        self._lifecycle = Lifecycle(engine, self._failures, self._ask, self._is_sending)
-        self._sender = (
-            None
-            if gateway is None
-            else Sender(
-                url,
-                gateway,
-                breaker,
-                pace,
-                requests,
-                self._watch,
-                self._failures,
-                settings,
-                self._lifecycle.wake,
-                self._note_results,
-            )
+        self._claims = WorkerClaims(timedelta(seconds=settings.lease), settings.gateway_concurrency)
+        self._running_mailings = RunningMailings(
+            url,
+            self._claims.in_flight,
+            self._failures,
+            self._on_mailings_changed,
+            self._try_now,
         )
-        self._jobs = jobs(engine, settings, report)
-        self._grace = settings.shutdown_grace + LAST_STATEMENT
+        self._lifecycle = Lifecycle(
+            engine, self._failures, self._on_messages_enqueued, self._is_sending
+        )
+        self._pipeline = None if channel is None else self._create_pipeline(url, channel, settings)
+        self._jobs = jobs(engine, JobLimits.of(settings), report)
+        self._grace = settings.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
+    def _create_pipeline(self, url: str, channel: Channel, settings: Settings) -> SendingPipeline:
+        claims, running_mailings, failures = self._claims, self._running_mailings, self._failures
+        retry = RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap)
+        claimer = Claimer(url, channel, claims, running_mailings, failures)
+        recorder = Recorder(url, claims, failures, self._on_results)
+        sender = Sender(channel, claims, running_mailings, recorder, retry)
+        return SendingPipeline(claims, claimer, sender, recorder, settings.shutdown_grace)
+
     def why_not_ready(self) -> str | None:
-        """Return what has not worked for a while, as a sentence; None while all does."""
+        """Return which loop keeps failing, as a sentence for users; None when all loops work."""
         return self._failures.reason(elapsed())
 
     def stop(self) -> None:
-        """Begin no more, and let `run` end when what has begun is finished."""
+        """Start no more requests. `run` ends when the requests in flight have ended."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Dispatch until told to stop."""
+        """Dispatch until `stop` is called."""
         async with asyncio.TaskGroup() as tasks:
-            followers = [
-                tasks.create_task(self._watch.run()),
+            background = [
+                tasks.create_task(self._running_mailings.run()),
                 tasks.create_task(self._lifecycle.run()),
             ]
-            sending = tasks.create_task(self._sender.run()) if self._sender else None
-            repeating = tasks.create_task(run_jobs(self._jobs))
+            sending = (
+                tasks.create_task(self._pipeline.run(on_idle=self._lifecycle.wake))
+                if self._pipeline
+                else None
+            )
+            periodic = tasks.create_task(run_jobs(self._jobs))
             await self._stopping.wait()
-            repeating.cancel()
-            if self._sender is not None and sending is not None:
-                self._sender.stop()
+            periodic.cancel()
+            if self._pipeline is not None and sending is not None:
+                self._pipeline.stop()
                 await asyncio.wait([sending], timeout=self._grace)
-                sending.cancel()  # in vain if it has ended
-            for follower in followers:
-                follower.cancel()
+                sending.cancel()  # no effect if it has ended
+            for task in background:
+                task.cancel()
 
     def _is_sending(self) -> bool:
-        return self._sender is not None and self._sender.is_busy
+        """Return whether more messages are claimed than can be sent at once."""
+        return not self._claims.prefetch.is_empty
 
     def _try_now(self) -> None:
-        self._breaker.try_now(elapsed(), database_clock.now())
-        if self._sender is not None:
-            self._sender.look(self._watch.running)
+        if self._channel is not None:
+            self._channel.breaker.try_now(elapsed(), database_clock.now())
+        if self._pipeline is not None:
+            self._pipeline.claimer.recheck(self._running_mailings.running)
 
-    def _note_results(self, finished: list[FinishedMessage]) -> None:
-        self._lifecycle.touch({one.claim.mailing_id for one in finished})
+    def _on_results(self, results: list[MessageResult]) -> None:
+        if self._pipeline is not None:
+            self._pipeline.claimer.record_results(results)
+        self._lifecycle.check_finished({result.claim.mailing_id for result in results})
 
-    def _look(self, changed: Collection[int]) -> None:
-        self._lifecycle.touch(changed)
+    def _on_mailings_changed(self, mailing_ids: Collection[int]) -> None:
+        self._lifecycle.check_finished(mailing_ids)
         self._lifecycle.wake()
-        if self._sender is not None:
-            self._sender.look(changed)
+        if self._pipeline is not None:
+            self._pipeline.claimer.recheck(mailing_ids)
 
-    def _ask(self, mailings: Collection[int]) -> None:
-        if self._sender is not None:
-            self._sender.ask(mailings)
+    def _on_messages_enqueued(self, mailing_ids: Collection[int]) -> None:
+        if self._pipeline is not None:
+            self._pipeline.claimer.add_mailings(mailing_ids)

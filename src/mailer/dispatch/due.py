@@ -1,4 +1,4 @@
-"""Schedule the next claim of each mailing, and remember its claim cursor."""
+"""Schedule the next claim of each mailing, and keep its claim cursor."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -7,104 +7,124 @@ from itertools import islice
 import asyncpg
 
 from mailer.clock import database_clock, elapsed
-from mailer.dispatch.share import FairShare
+from mailer.dispatch.fair_scheduler import FairScheduler
 from mailer.message import store
-from mailer.message.model import ClaimedMessage, FinishedMessage
-from mailer.message.store import Place
+from mailer.message.model import ClaimedMessage, MessageResult
+from mailer.message.store import ClaimCursor
 
-SLICE = 1_000
-"""Mailings that one statement looks at."""
+SCAN_BATCH = 1_000
+"""Most mailings that one statement looks at."""
 SCAN_INTERVAL = 1.0
-"""Seconds, at least, between scans of a slice of all running mailings, which find the messages that
-other workers put back."""
+"""Least seconds between scans. A scan looks at some of the running mailings, and finds messages
+that other workers have released or requeued."""
 MAX_SCAN_SHARE = 1 / 20
-"""Share of the time that scans use at most: old snapshots make them slow."""
-RECHECK = 0.02
-"""Least seconds until a mailing is asked again whose due messages are in other hands."""
-MARGIN = timedelta(seconds=0.05)
-"""By how much the clock of the database may be ahead of what this worker takes for it."""
+"""Largest share of the time that scans may use: they are slow while an old snapshot exists."""
+RECHECK_INTERVAL = 0.02
+"""Least seconds until the next claim from a mailing, while other workers claim its due messages."""
+CLOCK_TOLERANCE = timedelta(seconds=0.05)
+"""Largest time by which the database's clock may be ahead of this worker's estimate of it."""
 
 
 class DueMailings:
-    """Tells `share` when to ask the mailings that run, by looking at their first messages.
+    """Tells the scheduler when to claim from each running mailing.
 
-    A claim goes on from the place where the last one of its mailing ended, so that it never walks
-    over what was claimed before. What comes to be due before that place (released, planned anew)
-    is found by the look at a slice of all: then the mailing's claims begin at the start again.
+    It finds the first scheduled message of a mailing by SQL. A claim starts at the mailing's
+    cursor, the last message of its previous claim, so that it does not scan claimed messages again.
+    A released or replanned message may become due before the cursor. A scan finds it, and the
+    mailing's cursor is reset.
     """
 
-    def __init__(self, share: FairShare, running: Mapping[int, object]) -> None:
-        self._share = share
+    def __init__(self, scheduler: FairScheduler, running: Mapping[int, object]) -> None:
+        self._scheduler = scheduler
         self._running = running
-        self._unsure: dict[int, datetime | None] = {}
-        self._places: dict[int, Place] = {}
-        self._round: Iterator[int] = iter(())
-        self._look_at = 0.0
+        self._unchecked: dict[int, datetime | None] = {}
+        self._cursors: dict[int, ClaimCursor] = {}
+        self._scan: Iterator[int] = iter(())
+        self._scan_at = 0.0
 
     @property
-    def is_unsure(self) -> bool:
-        """Whether there are more to look at."""
-        return bool(self._unsure)
+    def has_unchecked(self) -> bool:
+        """Whether there are mailings whose first message must still be found."""
+        return bool(self._unchecked)
 
-    def look(self, mailings: Iterable[int]) -> None:
-        """Find out when these have something due: they have changed."""
-        self._unsure.update(dict.fromkeys(mailings))
+    def recheck(self, mailing_ids: Iterable[int]) -> None:
+        """Find out again when messages of these mailings are due, because the mailings changed."""
+        self._unchecked.update(dict.fromkeys(mailing_ids))
 
-    def place(self, mailing: int) -> Place:
-        """Return after which message the next claim of a mailing goes on."""
-        return self._places.get(mailing, store.START)
+    def cursor(self, mailing_id: int) -> ClaimCursor:
+        """Return the cursor after which the next claim of a mailing starts."""
+        return self._cursors.get(mailing_id, store.FIRST_CURSOR)
 
-    def claimed(self, claims: Iterable[ClaimedMessage], less: list[int], at: datetime) -> None:
-        """Note a claim at a moment, and the mailings that had less than their share."""
+    def record_claimed(
+        self, claims: Iterable[ClaimedMessage], below_share: list[int], at: datetime
+    ) -> None:
+        """Record a claim at a moment of the database's clock.
+
+        `below_share` are the mailings of which fewer messages were claimed than their share. Only
+        their messages that are due since that moment are looked at.
+        """
         for claim in claims:
-            place = (claim.due_at, claim.id)
-            if place > self._places.get(claim.mailing_id, store.START):
-                self._places[claim.mailing_id] = place
-        for mailing in less:
-            self._unsure.setdefault(mailing, at - MARGIN)
+            position = (claim.due_at, claim.id)
+            if position > self._cursors.get(claim.mailing_id, store.FIRST_CURSOR):
+                self._cursors[claim.mailing_id] = position
+        for mailing_id in below_share:
+            self._unchecked.setdefault(mailing_id, at - CLOCK_TOLERANCE)
 
-    def recorded(self, finished: Iterable[FinishedMessage]) -> None:
-        """Note when messages are due again that this worker has put back."""
+    def record_results(self, results: Iterable[MessageResult]) -> None:
+        """Record when messages are due again that this worker has released or requeued."""
         now, database_now = elapsed(), database_clock.now()
-        for done in finished:
-            mailing = done.claim.mailing_id
-            if done.due_at is None:  # untried, and due as it was
-                self._places.pop(mailing, None)
-                self._share.wait(mailing, now)
+        for result in results:
+            mailing_id = result.claim.mailing_id
+            if result.due_at is None:  # released: its due time is as before
+                self._cursors.pop(mailing_id, None)
+                self._scheduler.add_at(mailing_id, now)
             else:
-                self._share.wait(mailing, now + (done.due_at - database_now).total_seconds())
+                self._scheduler.add_at(
+                    mailing_id, now + (result.due_at - database_now).total_seconds()
+                )
 
     async def refresh(self, connection: asyncpg.Connection) -> None:
-        """Look at those of which it is not known when they are due, and at a slice of all."""
-        began = elapsed()
-        if began >= self._look_at:
-            await self._look_at_slice(connection)
+        """Find the first messages of unchecked mailings, and run a scan if it is time."""
+        started = elapsed()
+        if started >= self._scan_at:
+            await self._scan_slice(connection)
             now = elapsed()
-            self._look_at = now + max(SCAN_INTERVAL, (now - began) / MAX_SCAN_SHARE)
-        if self._unsure:  # the latest first
-            some = dict(self._unsure.popitem() for _ in range(min(SLICE, len(self._unsure))))
+            self._scan_at = now + max(SCAN_INTERVAL, (now - started) / MAX_SCAN_SHARE)
+        if self._unchecked:  # the latest first
+            batch = dict(
+                self._unchecked.popitem() for _ in range(min(SCAN_BATCH, len(self._unchecked)))
+            )
             try:
-                await self._look(connection, some)
+                await self._find_first_waiting(connection, batch)
             except BaseException:
-                self._unsure = some | self._unsure  # those that were added meanwhile stay
+                self._unchecked = batch | self._unchecked  # newer entries override those of `batch`
                 raise
 
-    async def _look_at_slice(self, connection: asyncpg.Connection) -> None:
-        some = list(islice(self._round, SLICE))
-        if len(some) < SLICE:
-            self._round = iter(list(self._running))
-            self._places = {m: place for m, place in self._places.items() if m in self._running}
-            some += islice(self._round, SLICE - len(some))
-        await self._look(connection, dict.fromkeys(some))
+    async def _scan_slice(self, connection: asyncpg.Connection) -> None:
+        """Find the first messages of the next `SCAN_BATCH` running mailings."""
+        batch = list(islice(self._scan, SCAN_BATCH))
+        if len(batch) < SCAN_BATCH:
+            self._scan = iter(list(self._running))
+            self._cursors = {
+                mailing_id: cursor
+                for mailing_id, cursor in self._cursors.items()
+                if mailing_id in self._running
+            }
+            batch += islice(self._scan, SCAN_BATCH - len(batch))
+        await self._find_first_waiting(connection, dict.fromkeys(batch))
 
-    async def _look(
+    async def _find_first_waiting(
         self, connection: asyncpg.Connection, since: Mapping[int, datetime | None]
     ) -> None:
-        """Find the first message of each that waits, if a moment is given of those due since."""
-        for mailing, place, seconds in await store.first_waiting(connection, since):
-            if place <= self._places.get(mailing, store.START):
-                del self._places[mailing]
-            if seconds > 0 or since[mailing] is not None:
-                self._share.wait(mailing, elapsed() + max(RECHECK, seconds))
+        """Find the first scheduled message of each mailing, and schedule the next claim.
+
+        `since` maps a mailing to a moment, to look only at messages that are due since then, or to
+        None.
+        """
+        for mailing_id, position, seconds in await store.first_waiting(connection, since):
+            if position <= self._cursors.get(mailing_id, store.FIRST_CURSOR):
+                del self._cursors[mailing_id]
+            if seconds > 0 or since[mailing_id] is not None:
+                self._scheduler.add_at(mailing_id, elapsed() + max(RECHECK_INTERVAL, seconds))
             else:
-                self._share.ask([mailing])
+                self._scheduler.add([mailing_id])

@@ -11,30 +11,28 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.clock import elapsed
-from mailer.dispatch.failure import log_failure
-from mailer.dispatch.loop_failures import LoopFailures
-from mailer.mailing import audience, moving, replanning, resending, together
-from mailer.mailing.passing_over import SKIP_TIME, PassedOver
+from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
+from mailer.mailing import audience, replanning, retrying, small_audiences, transitions
+from mailer.mailing.skipped import SKIP_SECONDS, SkippedMailings
 
 log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
-CHUNK = 5_000
-"""Messages that one transaction ends."""
-ASKED = 200
-"""Mailings of which something became that one look asks whether they are through."""
-IDLE = 1.0
-"""Most seconds between looks at what is to be done: the backstop behind every signal."""
-BREATH = 0.02
-"""Least seconds between looks, when what is to be done is in other hands."""
-TURNS: tuple[audience.Turn, ...] = ("newest", "begun", "behind")
-AWAY = 0.5
-"""Seconds between attempts while the database is away."""
+BATCH = 5_000
+"""Most messages that one transaction ends or retries."""
+MAX_FINISH_CHECKS = 200
+"""Most changed mailings that one iteration checks for being finished."""
+MAX_POLL_INTERVAL = 1.0
+"""Most seconds to wait for work, in case a signal is missed."""
+MIN_POLL_INTERVAL = 0.02
+"""Least seconds to wait for work: other workers may be doing all of it now."""
+ENQUEUE_ORDERS: tuple[audience.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
+"""Orders in which chunks of large audiences are enqueued, one after the other."""
 
 
 class Lifecycle:
-    """Moves every mailing on when its time has come. Several processes share the work."""
+    """Starts, enqueues, replans and finishes mailings when due. Several workers share the work."""
 
     def __init__(
         self,
@@ -47,124 +45,145 @@ class Lifecycle:
         self._failures = failures
         self._on_messages = on_messages
         self._is_sending = is_sending
-        self._is_due = asyncio.Event()
+        self._has_work = asyncio.Event()
         self._has_failed = False
-        self._touched: dict[int, None] = {}
-        self._after = 0
-        self._turns = itertools.cycle(TURNS)
-        self._passed_over = PassedOver()
-        self._pass_over_until = 0.0
-        self._large_at = 0.0
+        self._finish_candidates: dict[int, None] = {}
+        self._checked_up_to = 0
+        self._orders = itertools.cycle(ENQUEUE_ORDERS)
+        self._skipped = SkippedMailings()
+        self._skip_until = 0.0
+        self._next_large_at = 0.0
 
-    def touch(self, mailing_ids: Iterable[int]) -> None:
-        """Ask soon whether these mailings are through: something became of their messages."""
+    def check_finished(self, mailing_ids: Iterable[int]) -> None:
+        """Check soon whether these mailings are finished: they or their messages have changed."""
         for mailing_id in mailing_ids:
-            self._touched.pop(mailing_id, None)
-            self._touched[mailing_id] = None
+            self._finish_candidates.pop(mailing_id, None)
+            self._finish_candidates[mailing_id] = None
 
     def wake(self) -> None:
-        """Look at the mailings now."""
-        self._is_due.set()
+        """Start the next iteration now."""
+        self._has_work.set()
 
     async def run(self) -> None:
-        """Move mailings on until cancelled."""
+        """Run until cancelled."""
         while True:
-            self._is_due.clear()
+            self._has_work.clear()
             self._has_failed = False
             pause = await self._advance()
             self._failures.record("lifecycle", has_failed=self._has_failed)
             if self._has_failed:
-                pause = max(pause, AWAY)
+                pause = max(pause, DB_RETRY_DELAY)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # wait_for can miss that it is cancelled
-                    await self._is_due.wait()
+                async with asyncio.timeout(pause):  # asyncio.wait_for can miss a cancellation
+                    await self._has_work.wait()
 
     async def _advance(self) -> float:
-        """Do some of what is to be done; return the seconds until there may be more."""
-        # the latest first: all that run are touched when the mailings are read
-        asked = [self._touched.popitem()[0] for _ in range(min(ASKED, len(self._touched)))]
-        after, self._after = self._after, 0
-        if elapsed() >= self._pass_over_until:
-            self._passed_over.clear()
-            self._pass_over_until = elapsed() + SKIP_TIME
-        to_do = await self._do(lambda db: moving.look(db, after, asked, self._passed_over))
+        """Do some of the pending work. Return the seconds until there may be more."""
+        # the latest first: a full read of the mailings makes all running mailings candidates
+        candidates = [
+            self._finish_candidates.popitem()[0]
+            for _ in range(min(MAX_FINISH_CHECKS, len(self._finish_candidates)))
+        ]
+        after, self._checked_up_to = self._checked_up_to, 0
+        if elapsed() >= self._skip_until:
+            self._skipped.clear()
+            self._skip_until = elapsed() + SKIP_SECONDS
+        to_do = await self._run_step(
+            lambda db: transitions.find_pending_work(db, after, candidates, self._skipped)
+        )
         if to_do is None:
-            self.touch(asked)
-            return AWAY
-        has_begun = to_do.begins and await self._begin()
-        has_messages = (has_begun or to_do.takes) and await self._take()
-        self._after = to_do.looked_up_to
-        if to_do.replans:
-            replan = partial(replanning.replan_chunk, passed_over=self._passed_over)
-            has_messages |= bool(await self._do(replan))
-        if to_do.retries:
-            resend = partial(resending.resend_chunk, chunk=CHUNK, passed_over=self._passed_over)
-            has_messages |= bool(await self._do(resend))
-        has_cleared = to_do.clears and await self._do(lambda db: moving.clear(db, CHUNK))
-        has_finished = to_do.finishes and await self._finish(after, asked)
-        if has_begun or has_messages or has_cleared or has_finished:
+            self.check_finished(candidates)
+            return DB_RETRY_DELAY
+        has_started = to_do.must_start and await self._start_due()
+        has_messages = (has_started or to_do.must_enqueue) and await self._enqueue()
+        self._checked_up_to = to_do.last_checked_id
+        if to_do.must_replan:
+            replan = partial(replanning.replan_chunk, skipped=self._skipped)
+            has_messages |= bool(await self._run_step(replan))
+        if to_do.must_retry:
+            retry = partial(retrying.retry_chunk, chunk=BATCH, skipped=self._skipped)
+            has_messages |= bool(await self._run_step(retry))
+        has_ended_messages = to_do.must_end_messages and await self._run_step(
+            lambda db: transitions.end_scheduled_messages(db, BATCH)
+        )
+        has_finished = to_do.must_finish and await self._finish(after, candidates)
+        if has_started or has_messages or has_ended_messages or has_finished:
             return 0
-        if to_do.is_any:
-            return max(BREATH, min(IDLE, self._large_at - elapsed()))
-        return IDLE if to_do.next_moment is None else min(IDLE, max(BREATH, to_do.next_moment))
-
-    async def _begin(self) -> bool:
-        step = partial(moving.begin_due, passed_over=self._passed_over)
-        begun = await self._do(step) or []
-        for mailing_id in begun:
-            log.info("mailing_started", mailing_id=mailing_id)
-        return bool(begun)
-
-    async def _take(self) -> bool:
-        """Take a slice of the small audiences, each whole, and a chunk of a large one."""
-        small = await self._do(partial(together.take_small, passed_over=self._passed_over)) or []
-        self._tell(small)
-        large = await self._take_large()
-        return bool(small or large)
-
-    async def _take_large(self) -> bool:
-        began = elapsed()
-        turn = "newest" if began < self._large_at else next(self._turns)
-        one = await self._take_chunk(turn)
-        if one is None and turn != "behind" and began >= self._large_at:
-            one = await self._take_chunk("behind")
-        if one is None:
-            return False
-        if one.is_large and self._is_sending():
-            # it keeps the database busy: who sends meanwhile gets half of it
-            now = elapsed()
-            self._large_at = now + (now - began)
-        self._tell([one])
-        return True
-
-    async def _take_chunk(self, turn: audience.Turn) -> audience.Taken | None:
-        return await self._do(
-            partial(audience.take_chunk, turn=turn, passed_over=self._passed_over)
+        if to_do.has_work:
+            return max(MIN_POLL_INTERVAL, min(MAX_POLL_INTERVAL, self._next_large_at - elapsed()))
+        return (
+            MAX_POLL_INTERVAL
+            if to_do.seconds_until_next is None
+            else min(MAX_POLL_INTERVAL, max(MIN_POLL_INTERVAL, to_do.seconds_until_next))
         )
 
-    def _tell(self, taken: list[audience.Taken]) -> None:
-        for one in taken:
-            if one.is_last:
-                self.touch([one.mailing_id])
-                log.info("audience_taken", mailing_id=one.mailing_id, clients=one.clients_count)
-        if taken:
-            self._on_messages([one.mailing_id for one in taken])
+    async def _start_due(self) -> bool:
+        step = partial(transitions.start_due, skipped=self._skipped)
+        started = await self._run_step(step) or []
+        for mailing_id in started:
+            log.info("mailing_started", mailing_id=mailing_id)
+        return bool(started)
 
-    async def _finish(self, after: int, asked: list[int]) -> bool:
-        finished = await self._do(lambda db: moving.finish(db, after, asked))
-        if finished is None or len(finished) == together.SLICE:
-            self.touch(asked)  # there may be more of them
+    async def _enqueue(self) -> bool:
+        """Enqueue some small audiences, each of them whole, and one chunk of a large audience."""
+        small = (
+            await self._run_step(partial(small_audiences.enqueue_small, skipped=self._skipped))
+            or []
+        )
+        self._announce(small)
+        large = await self._enqueue_large()
+        return bool(small or large)
+
+    async def _enqueue_large(self) -> bool:
+        started = elapsed()
+        order = "newest" if started < self._next_large_at else next(self._orders)
+        chunk = await self._enqueue_chunk(order)
+        if chunk is None and order != "lowest_cursor" and started >= self._next_large_at:
+            chunk = await self._enqueue_chunk("lowest_cursor")
+        if chunk is None:
+            return False
+        if chunk.is_large and self._is_sending():
+            # it keeps the database busy, so leave half of the time to the sending of messages
+            now = elapsed()
+            self._next_large_at = now + (now - started)
+        self._announce([chunk])
+        return True
+
+    async def _enqueue_chunk(self, order: audience.EnqueueOrder) -> audience.EnqueuedChunk | None:
+        return await self._run_step(
+            partial(audience.enqueue_chunk, order=order, skipped=self._skipped)
+        )
+
+    def _announce(self, chunks: list[audience.EnqueuedChunk]) -> None:
+        for chunk in chunks:
+            if chunk.is_last:
+                self.check_finished([chunk.mailing_id])
+                log.info(
+                    "audience_enqueued", mailing_id=chunk.mailing_id, clients=chunk.clients_count
+                )
+        if chunks:
+            self._on_messages([chunk.mailing_id for chunk in chunks])
+
+    async def _finish(self, after: int, candidates: list[int]) -> bool:
+        finished = await self._run_step(lambda db: transitions.finish(db, after, candidates))
+        if finished is None or len(finished) == small_audiences.MAILINGS_PER_BATCH:
+            self.check_finished(candidates)  # more of them may be finished
             finished = finished or []
         for mailing_id, status in finished:
             log.info("mailing_ended", mailing_id=mailing_id, status=status)
         return bool(finished)
 
-    async def _do(self, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result | None:
-        """Return what a step returns; None when it fails, which stops no other step."""
+    async def _run_step(
+        self, step: Callable[[AsyncConnection], Awaitable[Result]]
+    ) -> Result | None:
+        """Run a step in a transaction and return its result; None when it fails.
+
+        A failure is logged and does not keep other steps from running.
+        """
         try:
             async with self._engine.begin() as connection:
                 return await step(connection)
         except Exception as error:
-            log_failure(error, at="lifecycle")
+            log_task_error(error, at="lifecycle")
             self._has_failed = True
             return None

@@ -1,17 +1,27 @@
-"""Loops of the dispatcher that keep failing: then this process is not ready."""
+"""Log failures of the dispatcher's loops. While a loop keeps failing, this worker is not ready."""
 
 from functools import partial
 from typing import Literal
 
+import structlog
+
 from mailer import metrics
 from mailer.clock import elapsed
+from mailer.db.engine import is_unavailable
+from mailer.log import describe
+
+log = structlog.get_logger()
 
 Loop = Literal["watch", "lifecycle", "claim", "record"]
 
-LIMIT = 10.0
-"""Seconds from a loop's first failure, without a success since, until it counts as failing."""
-LAPSE = 300.0
-"""Seconds after a loop's last failure from which it counts as idle: it has nothing to do."""
+DB_RETRY_DELAY = 0.5
+"""Seconds between attempts while the database is unavailable."""
+LOG_REPEAT_INTERVAL = 10.0
+"""Least seconds between two log lines of one task while the database is unavailable."""
+FAILING_AFTER = 10.0
+"""Seconds after a loop's first failure, without a success since, when it counts as failing."""
+IDLE_AFTER = 300.0
+"""Seconds after a loop's last failure when it counts as idle: it has had nothing to do since."""
 REASONS: dict[Loop, str] = {
     "watch": "The running mailings cannot be read, and nothing is sent; see the log.",
     "lifecycle": "Starting, planning or finishing mailings keeps failing; see the log.",
@@ -21,15 +31,15 @@ REASONS: dict[Loop, str] = {
 
 
 class LoopFailures:
-    """The loops that have failed at every attempt of late, and since when."""
+    """Tracks the loops whose latest attempts have all failed, and since when."""
 
     def __init__(self) -> None:
-        self._failures: dict[Loop, tuple[float, float]] = {}  # the first and the last
+        self._failures: dict[Loop, tuple[float, float]] = {}  # first and last failure
         for loop in REASONS:
             metrics.watch_job(loop, partial(self._age, loop))
 
     def record(self, loop: Loop, *, has_failed: bool) -> None:
-        """Note how an attempt of a loop has ended."""
+        """Record whether an attempt of a loop has failed."""
         if has_failed:
             metrics.job_failed(loop)
             now = elapsed()
@@ -38,11 +48,31 @@ class LoopFailures:
             self._failures.pop(loop, None)
 
     def reason(self, now: float) -> str | None:
-        """Return what does not work at a moment of `elapsed()`, as a sentence; None if all does."""
-        return next((REASONS[loop] for loop in REASONS if self._age(loop, now) >= LIMIT), None)
+        """Return why this worker is not ready at a moment of `elapsed()`, as a sentence for users.
+
+        Returns None when it is ready.
+        """
+        return next(
+            (REASONS[loop] for loop in REASONS if self._age(loop, now) >= FAILING_AFTER), None
+        )
 
     def _age(self, loop: Loop, now: float | None = None) -> float:
-        """Return for how many seconds a loop has failed at every attempt; 0 when it works."""
+        """Return the seconds since which every attempt of a loop has failed; 0 when it works."""
         now = elapsed() if now is None else now
         first, last = self._failures.get(loop, (now, now))
-        return now - first if now - last < LAPSE else 0.0
+        return now - first if now - last < IDLE_AFTER else 0.0
+
+
+_logged_at: dict[str, float] = {}
+
+
+def log_task_error(error: Exception, *, at: str) -> None:
+    """Log that the database is unavailable, or else an unexpected error, in the task `at`.
+
+    The caller then pauses and goes on. So an unexpected error ends one step, and not the worker.
+    """
+    if not is_unavailable(error):
+        log.error("task_failed", at=at, **describe(error))
+    elif elapsed() - _logged_at.get(at, -LOG_REPEAT_INTERVAL) >= LOG_REPEAT_INTERVAL:
+        _logged_at[at] = elapsed()
+        log.warning("database_unavailable", at=at)

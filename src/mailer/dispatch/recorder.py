@@ -1,67 +1,60 @@
-"""Write the results of claimed messages in batches, through every outage of the database."""
+"""Write results of claimed messages in batches; keep them while the database is unavailable."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from uuid import UUID
+from collections.abc import Callable
 
 import structlog
 
 from mailer import metrics
 from mailer.clock import database_clock
-from mailer.db.engine import OwnConnection, is_away
-from mailer.dispatch.failure import log_failure
-from mailer.dispatch.loop_failures import LoopFailures
-from mailer.dispatch.story import tell_finished
+from mailer.db.engine import DedicatedConnection, is_unavailable
+from mailer.dispatch.claims import WorkerClaims
+from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
+from mailer.dispatch.message_log import log_result
 from mailer.message import store
-from mailer.message.model import ClaimedMessage, FinishedMessage
+from mailer.message.model import MessageResult
 
 log = structlog.get_logger()
 
-BATCH = 500
-"""Most messages in one statement: larger ones gain nothing and hold locks longer."""
-GATHER = 0.02
-"""Seconds that outcomes are gathered before they are written."""
-AWAY = 0.5
-"""Seconds between attempts while the database is away."""
-UNTIL_RESCUED = 60.0
-"""Seconds after the end of its lease by which a message has been rescued."""
+MAX_BATCH = 500
+"""Most results in one statement. More would gain nothing and hold locks longer."""
+FLUSH_INTERVAL = 0.02
+"""Seconds to collect results before they are written."""
+RESCUE_TIMEOUT = 60.0
+"""Most seconds from the end of a lease until the message is rescued."""
 
 
 class Recorder:
-    """A bounded queue of finished messages and the task that writes them.
+    """A bounded queue of results, and the task that writes them.
 
-    While the database is away results are kept; when the queue is full, senders wait.
+    Results are kept while the database is unavailable. When the queue is full, senders wait.
     """
 
     def __init__(
         self,
         url: str,
-        owner: UUID,
+        claims: WorkerClaims,
         failures: LoopFailures,
-        on_late: Callable[[list[ClaimedMessage]], None],
-        on_recorded: Callable[[list[FinishedMessage]], None],
+        on_recorded: Callable[[list[MessageResult]], None],
     ) -> None:
-        self.held: dict[int, ClaimedMessage] = {}
-        """Claims by message id whose result is not written yet."""
-        self._connection = OwnConnection(url)
-        self._owner = owner
+        self._connection = DedicatedConnection(url)
+        self._claims = claims
         self._failures = failures
-        self._on_late = on_late
         self._on_recorded = on_recorded
-        self._finished: asyncio.Queue[FinishedMessage | None] = asyncio.Queue(maxsize=4 * BATCH)
+        self._results: asyncio.Queue[MessageResult | None] = asyncio.Queue(maxsize=4 * MAX_BATCH)
 
-    async def put(self, finished: FinishedMessage) -> None:
-        """Have a result written; wait while too many are waiting."""
-        tell_finished(finished)
-        await self._finished.put(finished)
+    async def put(self, result: MessageResult) -> None:
+        """Queue a result to be written; wait while the queue is full."""
+        log_result(result)
+        await self._results.put(result)
 
     async def close(self) -> None:
-        """Let `run` end when all that was put is written."""
-        await self._finished.put(None)
+        """Make `run` end when all queued results are written."""
+        await self._results.put(None)
 
     async def run(self) -> None:
-        """Write what is put, until closed."""
+        """Write queued results until `close` is called."""
         try:
             await self._run()
         finally:
@@ -70,70 +63,68 @@ class Recorder:
     async def _run(self) -> None:
         is_open = True
         while is_open:
-            batch = [await self._finished.get()]
-            if self._finished.qsize() < BATCH:
-                await asyncio.sleep(GATHER)
-            while len(batch) < BATCH and not self._finished.empty():
-                batch.append(self._finished.get_nowait())
+            batch = [await self._results.get()]
+            if self._results.qsize() < MAX_BATCH:
+                await asyncio.sleep(FLUSH_INTERVAL)
+            while len(batch) < MAX_BATCH and not self._results.empty():
+                batch.append(self._results.get_nowait())
             is_open = None not in batch
-            if outcomes := [finished for finished in batch if finished is not None]:
-                await self._write(outcomes)
+            if results := [result for result in batch if result is not None]:
+                await self._write_all(results)
 
-    async def _write(self, results: list[FinishedMessage]) -> None:
-        """Write results; drop those of the mailings that the database refuses.
+    async def _write_all(self, results: list[MessageResult]) -> None:
+        """Write results. When the database refuses them, write them mailing by mailing.
 
-        So the spoilt row of one mailing costs no other mailing a result. Dropped messages are
-        rescued when their leases expire.
+        So invalid data of one mailing affects no other mailing. The results that are still refused
+        are dropped, and their messages are rescued when the leases expire.
         """
-        if await self._is_written(results):
+        if await self._write(results):
             return
-        of_mailings: dict[int, list[FinishedMessage]] = defaultdict(list)
-        for done in results:
-            of_mailings[done.claim.mailing_id].append(done)
-        for part in of_mailings.values():
-            if len(of_mailings) == 1 or not await self._is_written(part):
-                self._drop(part)
+        by_mailing: dict[int, list[MessageResult]] = defaultdict(list)
+        for result in results:
+            by_mailing[result.claim.mailing_id].append(result)
+        for mailing_results in by_mailing.values():
+            if len(by_mailing) == 1 or not await self._write(mailing_results):
+                self._drop(mailing_results)
 
-    async def _is_written(self, results: list[FinishedMessage]) -> bool:
-        """Write results, again and again while the database is away; False when it refuses them.
+    async def _write(self, results: list[MessageResult]) -> bool:
+        """Write results; retry while the database is unavailable.
 
-        To write them twice does no harm: a message that is written is no longer under the lease.
+        Return False when the database refuses the results.
+
+        Writing twice does no harm: the first write ends the lease, so the second one has no effect.
         """
         while True:
             try:
-                written = await store.finish(await self._connection.get(), self._owner, results)
+                stored_ids = await store.record_results(
+                    await self._connection.get(), self._claims.owner, results
+                )
             except Exception as error:
-                log_failure(error, at="record")
+                log_task_error(error, at="record")
                 self._failures.record("record", has_failed=True)
-                if not is_away(error):
+                if not is_unavailable(error):
                     return False
-                await asyncio.sleep(AWAY)
+                await asyncio.sleep(DB_RETRY_DELAY)
             else:
                 self._failures.record("record", has_failed=False)
-                self._forget(results)
-                late = [done.claim for done in results if done.claim.id not in written]
-                self._on_late(late)
+                lost = self._claims.record_written(results, stored_ids)
                 self._on_recorded(results)
-                metrics.finished(
-                    ((done.status, done.reason, done.attempts) for done in results), late=len(late)
+                metrics.results_recorded(
+                    ((result.status, result.reason, result.attempts) for result in results),
+                    discarded=len(lost),
                 )
-                log.debug("messages_recorded", outcomes=len(results), late=len(late))
+                log.debug("messages_recorded", outcomes=len(results), late=len(lost))
                 return True
 
-    def _drop(self, results: list[FinishedMessage]) -> None:
+    def _drop(self, results: list[MessageResult]) -> None:
         """Drop results that cannot be written.
 
-        The messages stay held until they are rescued: those that are not held may be released as
-        if nothing had been sent.
+        The messages stay unrecorded until they are rescued. Otherwise they could be released as
+        orphans, as if they had not been sent.
         """
-        claims = [done.claim for done in results]
+        claims = [result.claim for result in results]
         log.error("results_dropped", mailing_id=claims[0].mailing_id, messages=len(claims))
-        self._on_late(claims)
-        leases = max(claim.lease_expires_at for claim in claims) - database_clock.now()
-        pause = max(0.0, leases.total_seconds()) + UNTIL_RESCUED
-        asyncio.get_running_loop().call_later(pause, self._forget, results)
-
-    def _forget(self, results: Iterable[FinishedMessage]) -> None:
-        for done in results:
-            if self.held.get(done.claim.id) is done.claim:  # and not claimed once more
-                del self.held[done.claim.id]
+        self._claims.record_dropped(claims)
+        lease_left = max(claim.lease_expires_at for claim in claims) - database_clock.now()
+        pause = max(0.0, lease_left.total_seconds()) + RESCUE_TIMEOUT
+        asyncio.get_running_loop().call_later(pause, self._claims.forget, results)

@@ -1,117 +1,152 @@
-"""Every periodic job in one table. Each may run in several processes at once."""
+"""The table of all periodic jobs. A job may run in several workers at the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Self
 
 import msgspec
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer import metrics
-from mailer.access import clearing
-from mailer.client import directory
+from mailer.access import expiry
+from mailer.client import segment_counts
 from mailer.clock import elapsed, sample_wall_clock
-from mailer.dispatch.failure import log_failure
-from mailer.mailing import moving, replanning
+from mailer.dispatch.loop_failures import log_task_error
+from mailer.mailing import replanning, transitions
 from mailer.mailing.restore import OriginCheck
+from mailer.message import counters
 from mailer.message import store as messages
-from mailer.message import tally
 from mailer.settings import Settings
 
 log = structlog.get_logger()
 
-CHUNK = 5_000
-"""Rows that one run of a job works on."""
-RETIRED = 1_000
-"""Messages past their retention that one run deletes: few, since nothing is in a hurry."""
-MOVES = 50_000
-"""Moves of counts that one run folds: more than a process makes between two."""
+BATCH = 5_000
+"""Most rows that one run of a job changes or deletes."""
+RETENTION_BATCH = 1_000
+"""Most messages past their retention that one run deletes: few, because it is not urgent."""
+DELTA_BATCH = 50_000
+"""Most deltas of counters that one run merges: more than a worker writes between two runs."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Work that is repeated `every` seconds."""
+    """Work that is repeated every `every` seconds."""
 
     name: str
     every: float
     run: Callable[[], Awaitable[object]]
 
 
+class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits that the periodic jobs enforce."""
+
+    lease: float
+    """Seconds of a lease."""
+    max_attempts: int
+    """Most attempts of a message."""
+    retention_days: int
+    """Days for which the messages of ended mailings are kept; 0 for no limit."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits that the settings define."""
+        return cls(
+            lease=settings.lease,
+            max_attempts=settings.retry_attempts,
+            retention_days=settings.retention_days,
+        )
+
+
 def jobs(
-    engine: AsyncEngine, settings: Settings, report: Callable[[], Awaitable[object]] | None
+    engine: AsyncEngine, limits: JobLimits, report: Callable[[], Awaitable[object]] | None
 ) -> list[Job]:
-    """Return every periodic job; `report` sends the report that is due, None where none is sent."""
+    """Return the table of periodic jobs.
 
-    async def rescue() -> None:
-        async with engine.begin() as connection:
-            rescued = await messages.rescue(connection, settings.retry_attempts, CHUNK)
-        if rescued:
-            log.warning("leases_expired", messages=rescued)
-
-    async def fold() -> None:
-        async with engine.begin() as connection:
-            await tally.fold(connection, MOVES)
-            await directory.fold(connection, MOVES)
-
-    async def retire() -> None:
-        async with engine.begin() as connection:
-            retired = await moving.retire(connection, settings.retention_days, RETIRED)
-        if retired:
-            log.info("messages_retired", messages=retired)
-
+    `report` sends the daily report if it is due; None when no report is sent.
+    """
     table = [
         Job("clock", 1, sample_wall_clock),
         Job("origin", 1, OriginCheck(engine).run),
-        Job("rescue", min(5, settings.lease / 4), rescue),
+        Job("rescue", min(5, limits.lease / 4), partial(_rescue, engine, limits.max_attempts)),
         Job("replan", 1, lambda: replanning.replan_all_moved(engine)),
-        Job("purge", 2, _step(engine, lambda database: moving.purge(database, CHUNK))),
-        Job("fold", 2, fold),
-        Job("coarsen", 60, _step(engine, tally.coarsen)),
-        Job("clear", 5, _step(engine, lambda database: clearing.clear(database, CHUNK))),
+        Job(
+            "purge", 2, _in_transaction(engine, lambda database: transitions.purge(database, BATCH))
+        ),
+        Job("fold", 2, _in_transaction(engine, _merge_deltas)),
+        Job("coarsen", 60, _in_transaction(engine, counters.downsample)),
+        Job(
+            "clear",
+            5,
+            _in_transaction(engine, lambda database: expiry.delete_expired(database, BATCH)),
+        ),
     ]
-    if settings.retention_days:
-        table.append(Job("retire", 1, retire))
+    if limits.retention_days:
+        delete = partial(_delete_expired_messages, engine, limits.retention_days)
+        table.append(Job("retire", 1, delete))
     if report is not None:
         table.append(Job("report", 20, report))
     return table
 
 
-def _step(
-    engine: AsyncEngine, take: Callable[[AsyncConnection], Awaitable[object]]
+async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:
+    async with engine.begin() as connection:
+        rescued = await messages.rescue(connection, max_attempts, BATCH)
+    if rescued:
+        log.warning("leases_expired", messages=rescued)
+
+
+async def _merge_deltas(connection: AsyncConnection) -> None:
+    await counters.merge_deltas(connection, DELTA_BATCH)
+    await segment_counts.merge_deltas(connection, DELTA_BATCH)
+
+
+async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:
+    async with engine.begin() as connection:
+        deleted = await transitions.delete_expired_messages(
+            connection, retention_days, RETENTION_BATCH
+        )
+    if deleted:
+        log.info("expired_messages_deleted", messages=deleted)
+
+
+def _in_transaction(
+    engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[object]]
 ) -> Callable[[], Awaitable[object]]:
-    """Return what takes one step in a transaction of its own."""
+    """Return a function that runs `step` in a transaction of its own."""
 
     async def run() -> None:
         async with engine.begin() as connection:
-            await take(connection)
+            await step(connection)
 
     return run
 
 
 async def run_jobs(table: list[Job]) -> None:
-    """Run each job of `table` again and again until cancelled, one run of it at a time.
+    """Run each job of `table` periodically until cancelled, one run of a job at a time.
 
-    They begin one after the other, so that they do not all want a connection at the same moment.
+    The first runs are spread over time, so that the jobs do not all need a connection at once.
     """
     async with asyncio.TaskGroup() as tasks:
-        for place, job in enumerate(table, 1):
-            tasks.create_task(_repeat(job, job.every * place / len(table)))
+        for number, job in enumerate(table, 1):
+            tasks.create_task(_repeat(job, job.every * number / len(table)))
 
 
 async def _repeat(job: Job, pause: float) -> None:
-    """Run a job after `pause` seconds and then at its interval; an error only costs its run.
+    """Run a job after `pause` seconds, and then at its interval. An error ends only that run.
 
-    The event loop waits by a clock that nobody sets: a step of the wall clock delays no run.
+    The event loop waits by a monotonic clock, so a step of the wall clock delays no run.
     """
     succeeded_at = elapsed()
     metrics.watch_job(job.name, lambda: elapsed() - succeeded_at)
     while True:
         await asyncio.sleep(pause)
-        began = elapsed()
+        started = elapsed()
         try:
             await job.run()
         except Exception as error:
             metrics.job_failed(job.name)
-            log_failure(error, at=job.name)
+            log_task_error(error, at=job.name)
         else:
             succeeded_at = elapsed()
-        pause = job.every - (elapsed() - began) % job.every
+        pause = job.every - (elapsed() - started) % job.every

@@ -1,31 +1,33 @@
-"""The circuit breaker before a gateway: a gateway that is down is left alone, and then probed.
+"""The circuit breaker of a gateway: requests stop while the gateway is down, and then probe it.
 
-Pure: the time is an argument, `now` in seconds on a clock that never steps. Source of the states:
-M. Nygard, "Release It!", 2007, chapter 5.
+It does no I/O, and the time is an argument: `now`, in seconds on a clock that never steps. Source
+of the states: M. Nygard, "Release It!", 2007, chapter 5.
 """
 
 import math
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
-from mailer.gateway.port import Accepted, Outcome, Refused, Stopped, Unavailable, Unknown
-from mailer.metrics import BreakerState
+from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 
-NO_LIMIT = 1_000_000
-"""More messages than anybody claims at once."""
+BreakerState = Literal["closed", "open", "half_open"]
+BREAKER_STATES: tuple[BreakerState, ...] = get_args(BreakerState)
+
+UNLIMITED = 1_000_000
+"""Capacity of a closed breaker: more messages than a worker ever claims at once."""
 
 
-class Hold(msgspec.Struct, frozen=True):
-    """Since when, and why, nothing is sent: the gateway's last failure."""
+class Outage(msgspec.Struct, frozen=True):
+    """Since when and why nothing is sent. `reason` is the gateway's last failure."""
 
     since: datetime
     reason: str
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):
-    """How this process gets on with the gateway."""
+    """The state of the gateway, as the worker that answers sees it."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "is_set": True,
@@ -36,121 +38,131 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     }
 
     is_set: bool
-    """Whether there is a gateway; without one nothing is sent."""
+    """Whether a gateway is configured; without one nothing is sent."""
     breaker: BreakerState = "closed"
-    held: Hold | None = None
+    held: Outage | None = None
     retry_at: datetime | None = None
     failures: int = 0
-    """Failures in a row."""
+    """Consecutive failures."""
 
 
 class Breaker:
-    """Opens after `failures` in a row, or at once when the gateway says that it takes nothing.
+    """Opens after `failures` consecutive failures, or at once if a failure affects all messages.
 
-    Open, it permits nothing for `reset` seconds, or as long as the gateway asks. Then it is
-    half-open and permits one probe at a time: one success closes it, one failure opens it again.
+    While open, it permits no request for `reset` seconds, or for as long as the gateway asks. Then
+    it is half-open and permits one probe at a time. One success closes it, one failure opens it
+    again.
     """
 
     def __init__(self, failures: int, reset: float) -> None:
         self.state: BreakerState = "closed"
-        self.hold: Hold | None = None
-        """Why it is not closed."""
+        self.outage: Outage | None = None
+        """Since when and why the breaker is not closed; None while it is closed."""
         self.retry_at: datetime | None = None
-        """When it lets the next probe through, for people; None while closed."""
+        """When the next probe is permitted, to show to users; None while closed."""
         self.failures = 0
-        """Failures in a row."""
-        self._most_failures = failures
+        """Consecutive failures."""
+        self._max_failures = failures
         self._reset = reset
         self._probe_at = 0.0
-        self._permit = 1
+        self._generation = 1
         self._is_probing = False
 
     def status(self) -> GatewayStatus:
-        """Return how it stands, for people."""
+        """Return the state of the breaker, to show to users."""
         return GatewayStatus(
             is_set=True,
             breaker=self.state,
-            held=self.hold,
+            held=self.outage,
             retry_at=self.retry_at,
             failures=self.failures,
         )
 
-    def room(self, now: float) -> int:
-        """Return how many messages may begin."""
+    def capacity(self, now: float) -> int:
+        """Return how many requests may start now."""
         if self.state == "closed":
-            return NO_LIMIT
+            return UNLIMITED
         return int(now >= self._probe_at and not self._is_probing)
 
     def seconds_to_probe(self, now: float) -> float:
-        """Return the seconds until a message may begin; infinite while a probe is under way."""
-        if self.room(now):
+        """Return the seconds until a request may start; infinite while a probe is in flight."""
+        if self.capacity(now):
             return 0.0
         return math.inf if self._is_probing else self._probe_at - now
 
     def try_now(self, now: float, at: datetime) -> None:
-        """Let the next message probe at once instead of after the pause."""
+        """Permit the next probe now, not after the pause. `at` is the moment `now`, for users."""
         if self.state == "open":
-            self._wait(0.0, now, at)
+            self._set_probe_time(0.0, now, at)
 
-    def begin(self, now: float) -> int | None:
-        """Return a permit to send one message, or None; with its outcome it goes to `record`."""
-        if not self.room(now):
+    def acquire(self, now: float) -> int | None:
+        """Return a permit for one request, or None. Pass it to `record` with the request's outcome.
+
+        The permit is the current generation, a number that changes when the breaker opens or
+        closes.
+        """
+        if not self.capacity(now):
             return None
         if self.state != "closed":
             self.state = "half_open"
             self._is_probing = True
-        return self._permit
+        return self._generation
 
-    def still_permits(self, permit: int) -> bool:
-        """Whether a message may still go out: not when the breaker has opened since `begin`."""
-        return permit == self._permit or self.state == "closed"
+    def is_current(self, generation: int) -> bool:
+        """Return whether a permit is still valid.
 
-    def record(self, permit: int, outcome: Outcome, now: float, at: datetime) -> bool:
-        """Record an outcome. Return True when the failure belongs to the outage.
+        It is not if the breaker has opened since `acquire` and is not closed again.
+        """
+        return generation == self._generation or self.state == "closed"
 
-        It does when the breaker is not closed, or when the request started before it last opened.
-        Requests of an earlier state change nothing, except that the gateway may ask for a longer
-        pause. `at` is the moment `now`, for people.
+    def record(self, generation: int, outcome: Outcome, now: float, at: datetime) -> bool:
+        """Record an outcome. Return True if it is a failure that belongs to an outage.
+
+        A failure does when the breaker is not closed, or has opened or closed since the request
+        started. Requests of an earlier generation change nothing, except that the gateway may ask
+        for a longer pause. `at` is the moment `now`, for users.
         """
         match outcome:
-            case Stopped():
-                if permit == self._permit:
-                    self._is_probing = False  # the next message may be the probe
+            case Aborted():
+                if generation == self._generation:
+                    self._is_probing = False  # the next request may be the probe
                 return False
-            case Accepted() | Refused():
-                if permit == self._permit:
+            case Accepted() | Rejected():
+                if generation == self._generation:
                     self._close()
                 return False
-            case Unavailable() | Unknown():
-                self._fail(permit, outcome, now, at)
-        return self.state != "closed" or permit != self._permit
+            case TemporaryFailure() | Unknown():
+                self._record_failure(generation, outcome, now, at)
+        return self.state != "closed" or generation != self._generation
 
-    def _fail(self, permit: int, failure: Unavailable | Unknown, now: float, at: datetime) -> None:
-        asks = failure.affects_all if isinstance(failure, Unavailable) else False
+    def _record_failure(
+        self, generation: int, failure: TemporaryFailure | Unknown, now: float, at: datetime
+    ) -> None:
+        affects_all = failure.affects_all if isinstance(failure, TemporaryFailure) else False
         pause = self._pause(failure)
-        if permit != self._permit:
-            if asks and self.state != "closed" and now + pause > self._probe_at:
-                self._wait(pause, now, at)
+        if generation != self._generation:
+            if affects_all and self.state != "closed" and now + pause > self._probe_at:
+                self._set_probe_time(pause, now, at)
             return
         self.failures += 1
-        if asks or self.state != "closed" or self.failures >= self._most_failures:
+        if affects_all or self.state != "closed" or self.failures >= self._max_failures:
             self.state = "open"
-            self.hold = Hold(at if self.hold is None else self.hold.since, failure.reason)
-            self._wait(pause, now, at)
-            self._permit += 1
+            self.outage = Outage(at if self.outage is None else self.outage.since, failure.reason)
+            self._set_probe_time(pause, now, at)
+            self._generation += 1
             self._is_probing = False
 
-    def _wait(self, pause: float, now: float, at: datetime) -> None:
+    def _set_probe_time(self, pause: float, now: float, at: datetime) -> None:
         self._probe_at = now + pause
         self.retry_at = at + timedelta(seconds=pause)
 
-    def _pause(self, failure: Unavailable | Unknown) -> float:
-        if isinstance(failure, Unavailable) and failure.affects_all and failure.retry_after:
+    def _pause(self, failure: TemporaryFailure | Unknown) -> float:
+        if isinstance(failure, TemporaryFailure) and failure.affects_all and failure.retry_after:
             return failure.retry_after
         return self._reset
 
     def _close(self) -> None:
         if self.state != "closed":
-            self._permit += 1
-        self.state, self.hold, self.retry_at = "closed", None, None
+            self._generation += 1
+        self.state, self.outage, self.retry_at = "closed", None, None
         self.failures, self._is_probing = 0, False

@@ -1,4 +1,4 @@
-"""Faults of the sandbox gateway, and how each looks on the wire."""
+"""Faults of the sandbox gateway, and the answers that it sends for them."""
 
 from typing import Literal
 
@@ -9,56 +9,59 @@ from mailer.errors import FieldError, InvalidError
 Fault = Literal["error", "reject", "malformed", "hang", "reset"]
 Kind = Literal[Fault, "accepted", "limited", "unauthorized", "invalid", "gone"]
 
-_HIGHEST = {"latency": 3_600.0, "rate_limit": 1_000_000.0}  # all others are fractions
+_MAX_VALUES = {"latency": 3_600.0, "rate_limit": 1_000_000.0}  # all others are fractions
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
-    """How slow and how wrong the sandbox is; each rate is a fraction of the requests it takes.
+    """Latency and faults of the sandbox gateway. Each rate is a fraction of the valid requests.
 
-    Only requests that keep to the protocol meet faults and latency, the others are refused at once.
-    Each meets one fault at most, so the rates add up to 1 at most. Raises InvalidError naming every
-    field out of range.
+    Requests that break the protocol are refused at once, without latency or faults. A request gets
+    at most one fault, so the sum of all rates is at most 1. Raises InvalidError naming every field
+    that is out of range.
     """
 
     latency: float = 0.0
-    """Mean seconds before an answer or a reset, 0 to 3,600."""
+    """Mean seconds until an answer or a reset, 0 to 3,600."""
     jitter: float = 0.0
-    """The latency varies uniformly by plus or minus this fraction of itself, 0 to 1."""
+    """The latency varies uniformly by plus or minus this fraction of the mean, 0 to 1."""
     error_rate: float = 0.0
     """Answers 500, 502 or 503, half of the 503 with `Retry-After: 1`; 0 to 1."""
     reject_rate: float = 0.0
-    """Answers 400, a refusal that is final; 0 to 1."""
+    """Answers 400, a permanent refusal; 0 to 1."""
     malformed_rate: float = 0.0
     """Answers 200 with one of: not JSON, wrong shape, code not 0, over 64 KiB; 0 to 1."""
     hang_rate: float = 0.0
-    """Takes the request and never answers, until the client goes or the sandbox stops; 0 to 1."""
-    reset_rate: float = 0.0
-    """Takes the request, then resets the connection (RST) without an answer; 0 to 1."""
-    rate_limit: float = 0.0
-    """Messages a second taken, 0 (no limit) to 1,000,000; over it 429 with `Retry-After`.
+    """Reads the request and never answers; 0 to 1.
 
-    A bucket of one second's messages, one at least, that starts full: in `t` seconds at most
-    `max(1, rate_limit) + rate_limit * t` pass.
+    The request ends when the client disconnects or the sandbox stops.
+    """
+    reset_rate: float = 0.0
+    """Reads the request, then resets the connection (RST) without an answer; 0 to 1."""
+    rate_limit: float = 0.0
+    """Most messages a second, 0 (no limit) to 1,000,000; above it answers 429 with `Retry-After`.
+
+    A token bucket that holds the messages of one second, at least one, and starts full: in `t`
+    seconds at most `max(1, rate_limit) + rate_limit * t` messages pass.
     """
     seed: int | None = None
-    """With a seed, requests that come in the same order meet the same faults."""
+    """With a seed, requests in the same order get the same faults."""
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        wrong = [
-            FieldError(field, f"must be from 0 to {_HIGHEST.get(field, 1.0):,g}")
+        """Refuse values that are out of range."""
+        errors = [
+            FieldError(field, f"must be from 0 to {_MAX_VALUES.get(field, 1.0):,g}")
             for field in self.__struct_fields__
             if field != "seed"
-            and not 0.0 <= getattr(self, field) <= _HIGHEST.get(field, 1.0)  # refuses NaN too
+            and not 0.0 <= getattr(self, field) <= _MAX_VALUES.get(field, 1.0)  # refuses NaN too
         ]
-        # Ten times 0.1 is a little over 1 in floating point.
-        if not wrong and sum(rate for _, rate in self.rates()) > 1.0 + 1e-9:
-            wrong = [FieldError("rates", "must not add up to more than 1")]
-        if wrong:
-            raise InvalidError(wrong)
+        # In floating point, ten times 0.1 can be a little over 1.
+        if not errors and sum(rate for _, rate in self.rates()) > 1.0 + 1e-9:
+            errors = [FieldError("rates", "must not add up to more than 1")]
+        if errors:
+            raise InvalidError(errors)
 
     def rates(self) -> tuple[tuple[Fault, float], ...]:
-        """Every fault with the fraction of requests that meet it."""
+        """Return every fault with the fraction of requests that get it."""
         return (
             ("error", self.error_rate),
             ("reject", self.reject_rate),
@@ -68,8 +71,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """The answer to one request, and the kind that it is counted as."""
+class SandboxAnswer(msgspec.Struct, frozen=True):
+    """The answer to one request, and the kind under which it is counted."""
 
     kind: Kind
     status: int
@@ -77,34 +80,38 @@ class Answer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-def answer(kind: Kind, status: int, body: bytes, **headers: str) -> Answer:
-    """Make an answer of JSON unless a `content_type` is given; `retry_after` is `Retry-After`."""
-    given = {name.replace("_", "-").title(): value for name, value in headers.items()}
-    return Answer(kind, status, body, {"Content-Type": "application/json", **given})
+def make_answer(kind: Kind, status: int, body: bytes, **headers: str) -> SandboxAnswer:
+    """Create an answer. `headers` are names with underscores, such as `retry_after`.
+
+    The content type is JSON unless `content_type` is given.
+    """
+    named = {name.replace("_", "-").title(): value for name, value in headers.items()}
+    return SandboxAnswer(kind, status, body, {"Content-Type": "application/json", **named})
 
 
-def refusal(kind: Kind, status: int, reason: str, **headers: str) -> Answer:
-    """Make an answer that says that the message was not taken, and why."""
+def make_refusal(kind: Kind, status: int, reason: str, **headers: str) -> SandboxAnswer:
+    """Create an answer that refuses the message, with a reason."""
     body = msgspec.json.encode({"code": status, "message": reason})
-    return answer(kind, status, body, **headers)
+    return make_answer(kind, status, body, **headers)
 
 
-# One of them is drawn for each request that meets the fault. To hang and to reset send nothing.
-ANSWERS: dict[Fault, tuple[Answer, ...]] = {
+# For each request with a fault, one of the fault's answers is chosen at random. `hang` and `reset`
+# send no answer.
+ANSWERS: dict[Fault, tuple[SandboxAnswer, ...]] = {
     "error": (
-        refusal("error", 500, "internal error"),
-        refusal("error", 502, "bad gateway"),
-        refusal("error", 503, "unavailable"),
-        refusal("error", 503, "unavailable", retry_after="1"),
+        make_refusal("error", 500, "internal error"),
+        make_refusal("error", 502, "bad gateway"),
+        make_refusal("error", 503, "unavailable"),
+        make_refusal("error", 503, "unavailable", retry_after="1"),
     ),
-    "reject": (refusal("reject", 400, "this number cannot be reached"),),
+    "reject": (make_refusal("reject", 400, "this number cannot be reached"),),
     "malformed": (
-        answer("malformed", 200, b"<html>It works!</html>", content_type="text/html"),
-        answer("malformed", 200, b'["code",0]'),
-        answer("malformed", 200, b'{"code":7,"message":"not taken"}'),
-        # Its code is 0, so only a client that stops reading at the limit gets it right.
-        answer("malformed", 200, b'{"code":0,"message":"%s"}' % (b"x" * 65_536)),
+        make_answer("malformed", 200, b"<html>It works!</html>", content_type="text/html"),
+        make_answer("malformed", 200, b'["code",0]'),
+        make_answer("malformed", 200, b'{"code":7,"message":"not taken"}'),
+        # Its code is 0: a client must stop reading at the limit and not accept it.
+        make_answer("malformed", 200, b'{"code":0,"message":"%s"}' % (b"x" * 65_536)),
     ),
-    "hang": (answer("hang", 0, b""),),
-    "reset": (answer("reset", 0, b""),),
+    "hang": (make_answer("hang", 0, b""),),
+    "reset": (make_answer("reset", 0, b""),),
 }

@@ -1,8 +1,7 @@
-"""The sandbox gateway: the contract's gateway protocol, with latency and faults by option."""
+"""The sandbox gateway: the contract's protocol `json`, with optional latency and faults."""
 
 import asyncio
 import logging
-import math
 import random
 import socket
 import struct
@@ -16,46 +15,50 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from mailer.errors import UnavailableError
-from mailer.gateway.faults import ANSWERS, Answer, Faults, Kind, answer, refusal
-from mailer.gateway.idset import IdSet
+from mailer.gateway.faults import ANSWERS, Faults, Kind, SandboxAnswer, make_answer, make_refusal
+from mailer.gateway.recent_ids import RecentIds
 from mailer.json_input import JsonError, read_json
+from mailer.limits import RateLimiter
 
-__all__ = ["Counts", "Faults", "Kind", "SandboxGateway", "Taken"]
+__all__ = ["Faults", "Kind", "SandboxCounts", "SandboxGateway", "SandboxRequest"]
 
 _PATH = "/send/"
 
-_ACCEPTED = answer("accepted", 200, b'{"code":0,"message":"OK"}')
-_UNAUTHORIZED = refusal("unauthorized", 401, "wrong token", www_authenticate="Bearer")
-_INVALID = refusal("invalid", 400, "wrong shape, or not the id in the path")
-_NOT_FOUND = refusal("invalid", 404, "no such path")
-_NOT_POST = refusal("invalid", 405, "POST only", allow="POST")
-_TOO_LARGE = refusal("invalid", 413, "body too large")
+_ACCEPTED = make_answer("accepted", 200, b'{"code":0,"message":"OK"}')
+_UNAUTHORIZED = make_refusal("unauthorized", 401, "wrong token", www_authenticate="Bearer")
+_INVALID = make_refusal("invalid", 400, "wrong shape, or another id than in the path")
+_NOT_FOUND = make_refusal("invalid", 404, "no such path")
+_NOT_POST = make_refusal("invalid", 405, "POST only", allow="POST")
+_TOO_LARGE = make_refusal("invalid", 413, "body too large")
 
-# With this SO_LINGER a socket is closed by RST instead of FIN.
+# With this value of SO_LINGER, closing a socket sends RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Taken(msgspec.Struct, frozen=True):
-    """One request and what became of it; neither the phone nor the text is kept."""
+class SandboxRequest(msgspec.Struct, frozen=True):
+    """A record of one request and its result, without phone and text."""
 
     id: int | None
-    """The message; None when the request was refused before it named one properly."""
+    """The message's id; None when the request was invalid."""
     arrived: int
-    """When it had been read, microseconds of Unix time."""
+    """When the request had been read, in microseconds of Unix time."""
     monotonic: float
-    """The same moment on `time.monotonic()`, seconds: for distances and rates."""
+    """The same moment by `time.monotonic()`, in seconds, to compute intervals and rates."""
     kind: Kind
     repeat: bool = False
-    """Accepted though this message had been accepted before."""
+    """Whether the message was accepted and had been accepted before."""
     overlap: bool = False
-    """It came while another request for the same message was open."""
+    """Whether another request for the same message was open when this one came."""
 
 
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests by kind, each in one kind alone; and how many were repeats and overlaps."""
+class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of requests by kind, and of repeats and overlaps among them.
+
+    Every request has exactly one kind.
+    """
 
     accepted: int = 0
-    """Answered 200 with code 0; `accepted - repeats` different messages."""
+    """Answered 200 with code 0. `accepted - repeats` is the number of different messages."""
     error: int = 0
     reject: int = 0
     malformed: int = 0
@@ -68,51 +71,32 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     invalid: int = 0
     """Answered 400, 404, 405 or 413: the request breaks the protocol."""
     gone: int = 0
-    """The client went, or the sandbox stopped, before the answer was due."""
+    """The client disconnected, or the sandbox stopped, before the answer was due."""
     repeats: int = 0
     overlaps: int = 0
 
     @property
     def total(self) -> int:
-        """All requests taken."""
+        """The number of all requests."""
         counts: tuple[int, ...] = msgspec.structs.astuple(self)
         return sum(counts) - self.repeats - self.overlaps
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True):
-    """The body that the contract's section 5 asks for."""
+    """The body of a request, as section 5 of the contract defines it."""
 
     id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     phone: Annotated[int, msgspec.Meta(ge=70_000_000_000, le=79_999_999_999)]
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=1_600)]
 
 
-class _Bucket:
-    """A token bucket that holds one second's messages, one at least."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._size = max(1.0, rate)
-        self._tokens = self._size
-        self._filled = 0.0
-
-    def take(self, now: float) -> float:
-        """Take a token and return 0, or return the seconds until there is one."""
-        self._tokens = min(self._size, self._tokens + (now - self._filled) * self._rate)
-        self._filled = now
-        if self._tokens < 1.0:
-            return (1.0 - self._tokens) / self._rate
-        self._tokens -= 1.0
-        return 0.0
-
-
 class SandboxGateway:
-    """An SMS gateway that sends nothing: it takes, checks, answers and counts.
+    """An SMS gateway that sends nothing: it checks, answers and counts requests.
 
-    `token` is the bearer token it asks for, None for none. `on_taken` is called in the event loop
-    once a request, when it is known what becomes of it. A message that was accepted before is
-    accepted again whatever the faults, as by a gateway that drops repeats; the rate limit and the
-    latency hold for it too. Memory is bounded, however many requests it takes.
+    `token` is the bearer token that it requires; None for no authentication. `on_request` is called
+    in the event loop once for each request, when its kind is final. A message that was accepted
+    before is accepted again without faults, as by a gateway that drops repeats. The rate limit and
+    the latency apply to it as well. Memory is bounded for any number of requests.
     """
 
     def __init__(
@@ -120,41 +104,41 @@ class SandboxGateway:
         faults: Faults,
         *,
         token: str | None = None,
-        on_taken: Callable[[Taken], None] | None = None,
+        on_request: Callable[[SandboxRequest], None] | None = None,
     ) -> None:
         self._faults = faults
         self._rates = [(fault, rate) for fault, rate in faults.rates() if rate]
         self._random = random.Random(faults.seed)  # noqa: S311  # to be repeatable, not secret
-        self._bucket = _Bucket(faults.rate_limit) if faults.rate_limit else None
+        self._limiter = RateLimiter(faults.rate_limit, burst=1.0) if faults.rate_limit else None
         self._authorization = None if token is None else f"Bearer {token}"
-        self._on_taken = on_taken
-        self._accepted = IdSet()
-        self._open: set[int] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
-        self._tally = dict.fromkeys(Counts.__struct_fields__, 0)
+        self._on_request = on_request
+        self._accepted = RecentIds()
+        self._open_ids: set[int] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._counts = dict.fromkeys(SandboxCounts.__struct_fields__, 0)
 
     @property
-    def counts(self) -> Counts:
-        """Counts of answered requests; one that waits for its answer is not counted yet."""
-        return Counts(**self._tally)
+    def counts(self) -> SandboxCounts:
+        """Counts of answered requests. A request is counted when its answer is sent."""
+        return SandboxCounts(**self._counts)
 
     @asynccontextmanager
     async def run(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-        """Serve on `host` and `port` (0: a free one), yielding the URL for MAILER_GATEWAY_URL.
+        """Serve on `host` and `port`, and yield the URL for MAILER_GATEWAY_URL.
 
-        At the end requests that wait or hang are cut within 0.2 s. Raises UnavailableError when it
-        cannot listen there.
+        Port 0 selects a free port. At the end, open requests are aborted within 0.2 s. Raises
+        UnavailableError when it cannot listen there.
         """
         logger = logging.getLogger(__name__)
-        logger.addFilter(_without_quotes)
+        logger.addFilter(_drop_parse_error)
         server = web.Server(
-            self._take,
-            handler_cancellation=True,  # or a request that hangs would outlive its connection
+            self._handle,
+            handler_cancellation=True,  # else a request that hangs would outlive its connection
             access_log=None,
-            auto_decompress=False,  # the protocol knows no encodings: 400, not an error here
+            auto_decompress=False,  # the protocol has no encodings: answer 400, raise nothing here
             logger=logger,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=0.05)  # 0 would wait without end
+        runner = web.ServerRunner(server, shutdown_timeout=0.05)  # 0 would wait forever
         await runner.setup()
         site = web.TCPSite(runner, host, port, backlog=1_024)
         try:
@@ -162,31 +146,31 @@ class SandboxGateway:
             yield f"{site.name}{_PATH}"
         finally:
             await runner.cleanup()
-            if self._waiting:  # cut by now, and counted in a moment
-                await asyncio.wait(self._waiting)
+            if self._handlers:  # cancelled already; wait until they are counted
+                await asyncio.wait(self._handlers)
 
-    async def _take(self, request: web.BaseRequest) -> web.Response:
+    async def _handle(self, request: web.BaseRequest) -> web.Response:
         try:
             checked = self._check(request, await request.read())
         except web.HTTPRequestEntityTooLarge:
             checked = _TOO_LARGE
         arrived, monotonic = time.time_ns() // 1_000, time.monotonic()
-        if isinstance(checked, Answer):
-            self._note(Taken(None, arrived, monotonic, checked.kind))
+        if isinstance(checked, SandboxAnswer):
+            self._record(SandboxRequest(None, arrived, monotonic, checked.kind))
             return _response(checked)
-        task = request.task
-        overlap = checked in self._open
-        self._open.add(checked)
-        self._waiting.add(task)
+        task, message_id = request.task, checked
+        overlap = message_id in self._open_ids
+        self._open_ids.add(message_id)
+        self._handlers.add(task)
         try:
-            reply = self._draw(checked, monotonic)
-            taken = Taken(checked, arrived, monotonic, reply.kind, overlap=overlap)
-            return await self._finish(request, taken, reply)
+            answer = self._choose_answer(message_id, monotonic)
+            record = SandboxRequest(message_id, arrived, monotonic, answer.kind, overlap=overlap)
+            return await self._finish(request, record, answer)
         finally:
-            self._open.discard(checked)
-            self._waiting.discard(task)
+            self._open_ids.discard(message_id)
+            self._handlers.discard(task)
 
-    def _check(self, request: web.BaseRequest, body: bytes) -> int | Answer:
+    def _check(self, request: web.BaseRequest, body: bytes) -> int | SandboxAnswer:
         """Return the message's id, or the answer to a request that breaks the protocol."""
         if request.method != "POST":
             return _NOT_POST
@@ -200,49 +184,52 @@ class SandboxGateway:
             return _INVALID
         return message.id if request.raw_path == f"{_PATH}{message.id}" else _INVALID
 
-    def _draw(self, message_id: int, now: float) -> Answer:
-        if self._bucket is not None and (pause := self._bucket.take(now)):
-            return refusal("limited", 429, "too many", retry_after=str(math.ceil(pause)))
+    def _choose_answer(self, message_id: int, now: float) -> SandboxAnswer:
+        if self._limiter is not None and (seconds := self._limiter.retry_after("all", now)):
+            return make_refusal("limited", 429, "too many", retry_after=str(seconds))
         if message_id in self._accepted or not self._rates:
             return _ACCEPTED
-        drawn = self._random.random()
+        draw = self._random.random()
         for fault, rate in self._rates:
-            if drawn < rate:
+            if draw < rate:
                 return self._random.choice(ANSWERS[fault])
-            drawn -= rate
+            draw -= rate
         return _ACCEPTED
 
-    async def _finish(self, request: web.BaseRequest, taken: Taken, reply: Answer) -> web.Response:
-        if taken.kind == "hang":
-            self._note(taken)
-            await _until_cut()
+    async def _finish(
+        self, request: web.BaseRequest, record: SandboxRequest, answer: SandboxAnswer
+    ) -> web.Response:
+        """Wait for the latency, record the request, and answer it."""
+        if record.kind == "hang":
+            self._record(record)
+            await _wait_for_cancellation()
         try:
             await self._delay()
         except asyncio.CancelledError:
-            self._note(msgspec.structs.replace(taken, kind="gone"))
+            self._record(msgspec.structs.replace(record, kind="gone"))
             raise
-        if taken.kind == "accepted" and taken.id is not None:
-            known = taken.id in self._accepted
-            self._accepted.add(taken.id)
-            if known:
-                taken = msgspec.structs.replace(taken, repeat=True)
-        self._note(taken)
-        if taken.kind == "reset":
+        if record.kind == "accepted" and record.id is not None:
+            is_repeat = record.id in self._accepted
+            self._accepted.add(record.id)
+            if is_repeat:
+                record = msgspec.structs.replace(record, repeat=True)
+        self._record(record)
+        if record.kind == "reset":
             _reset(request.transport)
-            await _until_cut()
-        return _response(reply)
+            await _wait_for_cancellation()
+        return _response(answer)
 
     async def _delay(self) -> None:
         if self._faults.latency:
-            spread = self._random.uniform(-1.0, 1.0) * self._faults.jitter
-            await asyncio.sleep(self._faults.latency * (1.0 + spread))
+            deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
+            await asyncio.sleep(self._faults.latency * (1.0 + deviation))
 
-    def _note(self, taken: Taken) -> None:
-        self._tally[taken.kind] += 1
-        self._tally["repeats"] += taken.repeat
-        self._tally["overlaps"] += taken.overlap
-        if self._on_taken is not None:
-            self._on_taken(taken)
+    def _record(self, record: SandboxRequest) -> None:
+        self._counts[record.kind] += 1
+        self._counts["repeats"] += record.repeat
+        self._counts["overlaps"] += record.overlap
+        if self._on_request is not None:
+            self._on_request(record)
 
 
 async def _listen(site: web.TCPSite, host: str, port: int) -> None:
@@ -253,8 +240,8 @@ async def _listen(site: web.TCPSite, host: str, port: int) -> None:
         raise UnavailableError(message) from error
 
 
-def _response(reply: Answer) -> web.Response:
-    return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+def _response(answer: SandboxAnswer) -> web.Response:
+    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 
 def _reset(transport: asyncio.Transport | None) -> None:
@@ -264,14 +251,14 @@ def _reset(transport: asyncio.Transport | None) -> None:
         transport.abort()
 
 
-async def _until_cut() -> NoReturn:
-    """Wait to be cancelled, as the server does once the connection is lost."""
+async def _wait_for_cancellation() -> NoReturn:
+    """Wait until the server cancels the task, which it does when the connection is lost."""
     while True:
         await asyncio.get_running_loop().create_future()
 
 
-def _without_quotes(record: logging.LogRecord) -> bool:
-    """Keep what aiohttp could not parse out of the log, since it may hold a phone."""
+def _drop_parse_error(record: logging.LogRecord) -> bool:
+    """Remove aiohttp's parse errors from a log record: their text may contain a phone."""
     if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
         record.exc_info = None
     return True

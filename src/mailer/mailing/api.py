@@ -1,4 +1,4 @@
-"""Routes of mailings and of their messages."""
+"""API routes of mailings and their messages."""
 
 from typing import Any
 
@@ -10,40 +10,40 @@ from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.db.paging import Position
+from mailer.db.paging import Cursor
 from mailer.gateway.breaker import Breaker
 from mailer.mailing import service, store
-from mailer.mailing.hold import with_hold
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing
-from mailer.mailing.query import MailingId, MailingQuery, MessageQuery, counted
+from mailer.mailing.query import MailingId, MailingQuery, MessageQuery, get_known_count
+from mailer.mailing.waiting_reason import with_outage
 from mailer.message import store as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
 from mailer.message.store import to_message
-from mailer.web.body import JsonBody, takes_nothing
+from mailer.web.body import JsonBody, reject_body
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import takes
+from mailer.web.query import accepts_query
 
-NEWEST = 100
-"""Messages shown with a mailing."""
-CONTROL: dict[str, Any] = {
-    "needs": "write",
+MAX_NEWEST_MESSAGES = 100
+"""Messages in the answer for a single mailing."""
+ACTION_OPTIONS: dict[str, Any] = {
+    "required_scope": "write",
     "status_code": HTTP_200_OK,
-    "before_request": takes_nothing,
+    "before_request": reject_body,
 }
-"""Of a call that says all there is to say by its address."""
+"""Options of routes without a request body, such as `/pause`."""
 
 
 class MailingController(Controller):
-    """Mailings: created, watched, changed, steered, deleted."""
+    """Create, read, change, control and delete mailings."""
 
     path = "/mailings"
     tags = ("mailings",)
     dto = JsonBody
     return_dto = None
 
-    @post(needs="write")
+    @post(required_scope="write")
     async def create_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -51,64 +51,71 @@ class MailingController(Controller):
         breaker: NamedDependency[Breaker | None],
         data: JSONBody[NewMailing],
     ) -> Mailing:
-        """Create a mailing. It goes out by itself; one that is already due, at once."""
-        return with_hold(await service.create(engine, data, by), breaker)
+        """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
+        return with_outage(await service.create(engine, data, by), breaker)
 
-    @get(needs="read", **takes(MailingQuery))
+    @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
         request: Request[Any, Any, Any],
-        asked: NamedDependency[MailingQuery],
+        query_params: NamedDependency[MailingQuery],
     ) -> Page[Mailing]:
-        """List mailings with their ledgers, newest first: the general statistics."""
+        """List mailings with their counts of messages by status, newest first."""
         async with engine.connect() as connection:
-            found = await store.page(connection, asked.position, **asked.equal())
-        return page_of(found, request, lambda row: with_hold(store.to_mailing(row), breaker))
+            page = await store.page(connection, query_params.position, **query_params.equal())
+        return page_of(page, request, lambda row: with_outage(store.to_mailing(row), breaker))
 
-    @get("/{mailing_id:int}", needs="read")
+    @get("/{mailing_id:int}", required_scope="read")
     async def get_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         breaker: NamedDependency[Breaker | None],
         mailing_id: MailingId,
     ) -> MailingDetail:
-        """Return a mailing with its ledger and its newest 100 messages."""
+        """Return a mailing with its counts of messages by status and its newest 100 messages."""
         async with engine.connect() as connection:
-            mailing = with_hold(await store.get(connection, mailing_id), breaker)
-            known = mailing.created_messages
-            newest = await messages.page(connection, mailing_id, Position(NEWEST), known)
-        shown = [to_message(row) for row in newest.rows]
-        return MailingDetail(**msgspec.structs.asdict(mailing), mailing_messages=shown)
+            mailing = with_outage(await store.get(connection, mailing_id), breaker)
+            newest = await messages.page(
+                connection, mailing_id, Cursor(MAX_NEWEST_MESSAGES), mailing.created_messages
+            )
+        mailing_messages = [to_message(row) for row in newest.rows]
+        return MailingDetail(**msgspec.structs.asdict(mailing), mailing_messages=mailing_messages)
 
-    @get("/{mailing_id:int}/messages", needs="read", **takes(MessageQuery, or_csv=True))
+    @get(
+        "/{mailing_id:int}/messages",
+        required_scope="read",
+        **accepts_query(MessageQuery, or_csv=True),
+    )
     async def list_messages(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
         mailing_id: MailingId,
-        asked: NamedDependency[MessageQuery],
+        query_params: NamedDependency[MessageQuery],
     ) -> Page[Message]:
-        """List all messages of a mailing, newest first, those that equal what is given.
+        """List the messages of a mailing that match all given parameters, newest first.
 
-        With `Accept: text/csv` all of them, by their clients, as a file.
+        With `Accept: text/csv`, return all matching messages as one file, ordered by client.
         """
-        equal = asked.equal()
+        equal = query_params.equal()
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
             if not wants_csv(request):
-                known = await counted(connection, mailing, asked)
-                found = await messages.page(connection, mailing_id, asked.position, known, **equal)
-                return page_of(found, request, to_message)
-        return await csv_answer(  # type: ignore[return-value]  # the schema shows the usual form
+                count = await get_known_count(connection, mailing, query_params)
+                page = await messages.page(
+                    connection, mailing_id, query_params.position, count, **equal
+                )
+                return page_of(page, request, to_message)
+        return await csv_answer(  # type: ignore[return-value]  # the OpenAPI schema shows the JSON answer
             f"mailing-{mailing_id}.csv",
             export_messages(engine, mailing_id, by, **equal),
-            by.caller,
+            by.quota_key,
         )
 
-    @patch("/{mailing_id:int}", needs="write")
+    @patch("/{mailing_id:int}", required_scope="write")
     async def change_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -117,20 +124,20 @@ class MailingController(Controller):
         mailing_id: MailingId,
         data: JSONBody[MailingChange],
     ) -> Mailing:
-        """Change a mailing: before its start all of it, while it runs what was not sent yet."""
-        return with_hold(await service.change(engine, mailing_id, data, by), breaker)
+        """Change a mailing. After its start, changes apply to messages that were not sent yet."""
+        return with_outage(await service.change(engine, mailing_id, data, by), breaker)
 
-    @post("/{mailing_id:int}/pause", **CONTROL)
+    @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         mailing_id: MailingId,
     ) -> Mailing:
-        """Pause a mailing: no request for it starts after the answer, until it is resumed."""
+        """Pause a mailing. After the answer, no gateway request for it starts until it resumes."""
         return await service.pause(engine, mailing_id, by)
 
-    @post("/{mailing_id:int}/resume", **CONTROL)
+    @post("/{mailing_id:int}/resume", **ACTION_OPTIONS)
     async def resume_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -138,20 +145,20 @@ class MailingController(Controller):
         breaker: NamedDependency[Breaker | None],
         mailing_id: MailingId,
     ) -> Mailing:
-        """Let a paused mailing go on."""
-        return with_hold(await service.resume(engine, mailing_id, by), breaker)
+        """Resume a paused mailing."""
+        return with_outage(await service.resume(engine, mailing_id, by), breaker)
 
-    @post("/{mailing_id:int}/cancel", **CONTROL)
+    @post("/{mailing_id:int}/cancel", **ACTION_OPTIONS)
     async def cancel_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         mailing_id: MailingId,
     ) -> Mailing:
-        """Cancel a mailing for good: no request for it starts after the answer."""
+        """Cancel a mailing permanently. After the answer, no gateway request for it starts."""
         return await service.cancel(engine, mailing_id, by)
 
-    @post("/{mailing_id:int}/retry", **CONTROL)
+    @post("/{mailing_id:int}/retry", **ACTION_OPTIONS)
     async def retry_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -159,15 +166,15 @@ class MailingController(Controller):
         breaker: NamedDependency[Breaker | None],
         mailing_id: MailingId,
     ) -> Mailing:
-        """Send again what is undelivered or unknown, before the mailing's end."""
-        return with_hold(await service.retry(engine, mailing_id, by), breaker)
+        """Send the undelivered and unknown messages of a mailing again, before its end."""
+        return with_outage(await service.retry(engine, mailing_id, by), breaker)
 
-    @delete("/{mailing_id:int}", needs="write")
+    @delete("/{mailing_id:int}", required_scope="write")
     async def delete_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         mailing_id: MailingId,
     ) -> None:
-        """Delete a mailing: no request for it starts after the answer."""
+        """Delete a mailing. After the answer, no gateway request for it starts."""
         await service.delete(engine, mailing_id, by)

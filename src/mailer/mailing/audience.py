@@ -1,7 +1,8 @@
-"""Enqueuing a mailing's audience: one set-based statement a chunk, the cursor in the mailing's row.
+"""Enqueue a mailing's audience in chunks, each by one set-based statement.
 
-A change of the filter while a mailing runs takes the audience anew as of that moment, by the same
-statement, when the messages that it has are planned anew: it adds who is missing.
+The progress is stored in the mailing's row as `audience_cursor`. When the filter of a started
+mailing changes, its audience is enqueued again as of that moment, after its existing messages are
+replanned. The same statement then adds only the clients who have no message yet.
 """
 
 from datetime import datetime
@@ -34,24 +35,26 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client import directory
+from mailer.client import segment_counts
 from mailer.client.model import Client
 from mailer.db import origin
-from mailer.db.schema import LIVE, client, message
-from mailer.mailing.model import AudienceLists, ClientFilter, terms_of
-from mailer.mailing.passing_over import PassedOver
-from mailer.mailing.telling import tell
-from mailer.mailing.window import Window
+from mailer.db.schema import UNSETTLED_MAILING, client, message
+from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
+from mailer.mailing.notifications import notify_mailings_changed
+from mailer.mailing.skipped import SkippedMailings
+from mailer.mailing.window import SendingWindow
 from mailer.text import fold_label
 
-CHUNK = 5_000
-"""Clients taken by one transaction: long enough to be quick, short enough to let others in."""
-FIRST_CHUNK = 500
-"""Clients taken first, so that sending begins at once."""
+BATCH = 5_000
+"""Clients enqueued by one transaction: many for speed, but few enough not to delay others."""
+FIRST_BATCH = 500
+"""Clients in the first chunk of a mailing, so that sending starts at once."""
 
 
-def matches(client_filter: ClientFilter, clients: FromClause = client) -> ColumnElement[bool]:
-    """Return the condition on clients, or on their kinds, that a filter means."""
+def filter_condition(
+    client_filter: ClientFilter, clients: FromClause = client
+) -> ColumnElement[bool]:
+    """Return a filter as an SQL condition on clients, or on client segments."""
 
     def equals_any(name: str, values: list[str]) -> ColumnElement[bool]:
         return clients.c[name] == any_(literal(values, ARRAY(String)))
@@ -59,17 +62,17 @@ def matches(client_filter: ClientFilter, clients: FromClause = client) -> Column
     if isinstance(client_filter, str):
         terms = folded_terms(client_filter)
         return or_(equals_any("operator_code", terms), equals_any("tag", terms))
-    given = lists_of(client_filter)
-    return and_(true(), *(equals_any(name, values) for name, values in given.items()))
+    lists = filter_lists(client_filter)
+    return and_(true(), *(equals_any(name, values) for name, values in lists.items()))
 
 
 def folded_terms(client_filter: str) -> list[str]:
-    """Return the terms of a filter that is a string, as tags are compared."""
-    return [fold_label(term) for term in terms_of(client_filter)]
+    """Return the terms of a string filter, folded as tags are for comparison."""
+    return [fold_label(term) for term in split_terms(client_filter)]
 
 
-def lists_of(client_filter: AudienceLists | None) -> dict[str, list[str]]:
-    """Return what a filter by lists asks for, by column of clients; nothing for everybody."""
+def filter_lists(client_filter: AudienceLists | None) -> dict[str, list[str]]:
+    """Return the lists of a filter by column of `client`; empty when all clients match."""
     if client_filter is None:
         return {}
     lists = {
@@ -77,76 +80,96 @@ def lists_of(client_filter: AudienceLists | None) -> dict[str, list[str]]:
         "tag": client_filter.tags,
         "time_zone": client_filter.time_zones,
     }
-    given = {name: list(v) for name, v in lists.items() if v is not msgspec.UNSET}
-    if "tag" in given:
-        given["tag"] = [fold_label(tag) for tag in given["tag"]]
-    return given
+    present = {name: list(values) for name, values in lists.items() if values is not msgspec.UNSET}
+    if "tag" in present:
+        present["tag"] = [fold_label(tag) for tag in present["tag"]]
+    return present
 
 
 async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
     """Return how many clients a filter matches now."""
-    return await directory.count(connection, matches(client_filter, directory.CLIENTS))
+    return await segment_counts.count(
+        connection, filter_condition(client_filter, segment_counts.SEGMENTS)
+    )
 
 
 async def count_by_zone(connection: AsyncConnection, client_filter: ClientFilter) -> dict[str, int]:
     """Return how many clients a filter matches now, by time zone."""
-    return await directory.count_by_zone(connection, matches(client_filter, directory.CLIENTS))
+    return await segment_counts.count_by_zone(
+        connection, filter_condition(client_filter, segment_counts.SEGMENTS)
+    )
 
 
-KINDS = select(
-    directory.CLIENTS.c.operator_code, directory.CLIENTS.c.tag, directory.CLIENTS.c.time_zone
-).where(directory.CLIENTS.c.clients > 0)
+SEGMENTS = select(
+    segment_counts.SEGMENTS.c.operator_code,
+    segment_counts.SEGMENTS.c.tag,
+    segment_counts.SEGMENTS.c.time_zone,
+).where(segment_counts.SEGMENTS.c.clients > 0)
 
 
 async def sample(
     connection: AsyncConnection, client_filter: ClientFilter, size: int
 ) -> list[Client]:
-    """Return up to `size` clients whom a filter matches, of as many kinds as there are at hand.
+    """Return up to `size` clients whom a filter matches, from as many segments as possible.
 
-    The directory tells kinds that match, and an index up to `size` clients of each: whatever the
-    filter, no client is read who does not match. No more than `size` kinds are looked at: where the
-    clients of some were deleted a moment ago, fewer may be returned than there are.
+    Matching segments come from the segment counts, and up to `size` clients of each segment from an
+    index. Clients who do not match are never read, whatever the filter. At most `size` segments are
+    read. Therefore fewer clients may be returned than match, when the clients of some segments were
+    deleted a moment ago.
     """
-    kinds = KINDS.where(matches(client_filter, directory.CLIENTS)).limit(size).cte("kind")
-    kind = select(kinds).distinct().subquery("kind")
-    of_kind = and_(
-        client.c.deleted_at.is_(None),
-        client.c.operator_code == kind.c.operator_code,
-        client.c.time_zone == kind.c.time_zone,
+    segments = (
+        SEGMENTS.where(filter_condition(client_filter, segment_counts.SEGMENTS))
+        .limit(size)
+        .cte("segment")
     )
-    # an index is searched for a null by `IS NULL` alone
-    some = union_all(
+    segment = select(segments).distinct().subquery("segment")
+    in_segment = and_(
+        client.c.deleted_at.is_(None),
+        client.c.operator_code == segment.c.operator_code,
+        client.c.time_zone == segment.c.time_zone,
+    )
+    # only `IS NULL` finds nulls by an index
+    members = union_all(
         *(
-            select(client).where(of_kind, same_tag).limit(size).correlate(kind).subquery().select()
+            select(client)
+            .where(in_segment, same_tag)
+            .limit(size)
+            .correlate(segment)
+            .subquery()
+            .select()
             for same_tag in (
-                client.c.tag == kind.c.tag,
-                and_(client.c.tag.is_(None), kind.c.tag.is_(None)),
+                client.c.tag == segment.c.tag,
+                and_(client.c.tag.is_(None), segment.c.tag.is_(None)),
             )
         )
-    ).lateral("some")
-    place = func.row_number().over(partition_by=list(kind.c), order_by=some.c.id)
-    as_shown = {"tag": func.coalesce(some.c.tag_written, some.c.tag).label("tag")}
-    shown = [as_shown.get(name, some.c[name]) for name in Client.__struct_fields__]
-    found = select(*shown).select_from(kind).join(some, true()).order_by(place).limit(size)
-    return [Client(**row) for row in (await connection.execute(found)).mappings()]
+    ).lateral("member")
+    rank = func.row_number().over(partition_by=list(segment.c), order_by=members.c.id)
+    replaced = {"tag": func.coalesce(members.c.tag_written, members.c.tag).label("tag")}
+    columns = [replaced.get(name, members.c[name]) for name in Client.__struct_fields__]
+    query = select(*columns).select_from(segment).join(members, true()).order_by(rank).limit(size)
+    return [Client(**row) for row in (await connection.execute(query)).mappings()]
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What becomes of the messages for one time zone."""
+    """When the messages of a mailing for one time zone are due, or why they are cancelled."""
 
     time_zone: str | None
-    """None for all of them."""
+    """None for all time zones."""
     due_at: datetime
     status: str
     reason: str | None
 
 
 def plan(
-    time_zone: str | None, window: Window | None, start: datetime, end: datetime, at: datetime
+    time_zone: str | None,
+    window: SendingWindow | None,
+    start: datetime,
+    end: datetime,
+    at: datetime,
 ) -> Plan:
-    """Return when, from `at` on, a message for a zone is due, or why it will not be sent.
+    """Return when, from `at` on, a message for a time zone is due, or why it will not be sent.
 
-    Without a window the zone does not matter, and may be None.
+    Without a window the time zone does not matter and may be None.
     """
     since = max(start, at)
     if since >= end:
@@ -159,100 +182,106 @@ def plan(
     return Plan(time_zone, due_at, "scheduled", None)
 
 
-# Those furthest behind come first, so that a small mailing does not wait for a large one. Another
-# process that is at a mailing holds its row. An index holds them in this order, and no others.
-IS_TO_TAKE = f"{LIVE} AND audience_cursor < audience_until AND NOT replanning"
-NEXT = """
+# Mailings with the lowest cursor come first, so that a small mailing does not wait for a large one.
+# A mailing whose row another worker has locked is skipped. A partial index has exactly these
+# mailings in this order.
+HAS_AUDIENCE_TO_ENQUEUE = (
+    f"{UNSETTLED_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
+)
+NEXT_MAILING = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, audience_cursor, audience_until, audience_snapshot,
         clock_timestamp() AS now
     FROM mailing
-    WHERE {condition} AND audience_cursor BETWEEN :least AND :most AND id <> ALL (:passed_over)
+    WHERE {condition} AND audience_cursor BETWEEN :min_cursor AND :max_cursor
+        AND id <> ALL (:skipped)
     ORDER BY audience_cursor {order}, id {order} LIMIT 1 FOR UPDATE SKIP LOCKED"""
-BEHIND, NEWEST = (
-    text(NEXT.format(condition=IS_TO_TAKE, order=order)).bindparams(
-        bindparam("passed_over", type_=ARRAY(BigInteger))
+LOWEST_CURSOR, NEWEST_MAILING = (
+    text(NEXT_MAILING.format(condition=HAS_AUDIENCE_TO_ENQUEUE, order=order)).bindparams(
+        bindparam("skipped", type_=ARRAY(BigInteger))
     )
     for order in ("ASC", "DESC")
 )
-LAST_ID = 2**63 - 1
-Turn = Literal["behind", "newest", "begun"]
-"""Which mailing to enqueue next: the lowest cursor, the newest that has not started, or the lowest
-cursor among those that have."""
+MAX_BIGINT = 2**63 - 1
+EnqueueOrder = Literal["lowest_cursor", "newest", "partly_enqueued"]
+"""Which mailing to enqueue next: the one with the lowest cursor, the newest of which nothing is
+enqueued yet, or the one with the lowest cursor of those that are partly enqueued."""
 MOVE_CURSOR = text("""
     UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
             SELECT scheduled + sending + delivered + undelivered + "unknown" + cancelled
-            FROM ledger WHERE mailing_id = :id) ELSE clients_count END
+            FROM mailing_counts WHERE mailing_id = :id) ELSE clients_count END
     WHERE id = :id RETURNING clients_count""")
 
 
-def taken_now() -> dict[str, Any]:
-    """Return the columns of a mailing whose audience is to be taken anew as of this moment."""
+def audience_as_of_now() -> dict[str, Any]:
+    """Return the column values that make a mailing's audience be enqueued again as of now."""
     newest = func.coalesce(select(func.max(client.c.id)).scalar_subquery(), 0)
     snapshot = cast(func.pg_current_snapshot(), String)
     return {"audience_cursor": 0, "audience_until": newest, "audience_snapshot": snapshot}
 
 
-class Taken(msgspec.Struct, frozen=True):
-    """A chunk of a mailing's audience that was taken."""
+class EnqueuedChunk(msgspec.Struct, frozen=True):
+    """The result of enqueuing a chunk of a mailing's audience."""
 
     mailing_id: int
     clients_count: int
     is_last: bool
     is_large: bool
-    """Whether it took as long as one chunk does."""
+    """Whether the chunk had at least `FIRST_BATCH` clients, so that it took some time."""
 
 
-async def take_chunk(
-    connection: AsyncConnection, turn: Turn = "behind", passed_over: PassedOver | None = None
-) -> Taken | None:
+async def enqueue_chunk(
+    connection: AsyncConnection,
+    order: EnqueueOrder = "lowest_cursor",
+    skipped: SkippedMailings | None = None,
+) -> EnqueuedChunk | None:
     """Enqueue the next chunk of a mailing's audience; None when nothing was enqueued.
 
-    Changed mailings wait until their messages are replanned. A mailing whose data cannot be read is
-    skipped from now on.
+    A changed mailing is left out until its messages are replanned. A mailing whose data cannot be
+    read is skipped from now on.
     """
-    passed_over = PassedOver() if passed_over is None else passed_over
-    asked = {
-        "least": 1 if turn == "begun" else 0,
-        "most": 0 if turn == "newest" else LAST_ID,
-        "passed_over": list(passed_over),
+    skipped = SkippedMailings() if skipped is None else skipped
+    values = {
+        "min_cursor": 1 if order == "partly_enqueued" else 0,
+        "max_cursor": 0 if order == "newest" else MAX_BIGINT,
+        "skipped": list(skipped),
     }
-    statement = NEWEST if turn == "newest" else BEHIND
-    mailing = (await connection.execute(statement, asked)).one_or_none()
-    taken = None
+    statement = NEWEST_MAILING if order == "newest" else LOWEST_CURSOR
+    mailing = (await connection.execute(statement, values)).one_or_none()
+    enqueued = None
     if mailing is not None:
-        await origin.update(connection)  # before the savepoint: an INSERT after it could not
-        with passed_over.on_error(mailing.id):
+        await origin.update(connection)  # must run before a savepoint is opened
+        with skipped.on_error(mailing.id):
             async with connection.begin_nested():
-                taken = await _take_chunk(connection, mailing)
-            await tell(connection)
-    return taken
+                enqueued = await _enqueue_chunk(connection, mailing)
+            await notify_mailings_changed(connection)
+    return enqueued
 
 
-async def _take_chunk(connection: AsyncConnection, mailing: Row[Any]) -> Taken:
-    """Take the next chunk of a mailing's audience."""
-    bound = (await connection.execute(_bound(mailing))).one()
-    upper = mailing.audience_until if bound.upper is None else bound.upper
-    if bound.upper is not None:
-        await _write_chunk(connection, mailing, upper, bound.time_zones)
-    if bound.clients < _chunk_size(mailing):
+async def _enqueue_chunk(connection: AsyncConnection, mailing: Row[Any]) -> EnqueuedChunk:
+    """Enqueue the next chunk of a mailing's audience, and move its cursor."""
+    chunk = (await connection.execute(_find_chunk_end(mailing))).one()
+    upper = mailing.audience_until if chunk.upper is None else chunk.upper
+    if chunk.upper is not None:
+        await _write_chunk(connection, mailing, upper, chunk.time_zones)
+    if chunk.clients < _batch_size(mailing):
         upper = mailing.audience_until
     is_last = upper == mailing.audience_until
-    moved = {"id": mailing.id, "upper": upper, "is_last": is_last}
-    clients_count = (await connection.execute(MOVE_CURSOR, moved)).scalar_one()
-    return Taken(mailing.id, clients_count, is_last, bound.clients >= FIRST_CHUNK)
+    values = {"id": mailing.id, "upper": upper, "is_last": is_last}
+    clients_count = (await connection.execute(MOVE_CURSOR, values)).scalar_one()
+    return EnqueuedChunk(mailing.id, clients_count, is_last, chunk.clients >= FIRST_BATCH)
 
 
-def _chunk_size(mailing: Row[Any]) -> int:
-    return CHUNK if mailing.audience_cursor else FIRST_CHUNK
+def _batch_size(mailing: Row[Any]) -> int:
+    return BATCH if mailing.audience_cursor else FIRST_BATCH
 
 
-def _bound(mailing: Row[Any]) -> Executable:
-    """Return a select of the last client of the next chunk, and the time zones in it.
+def _find_chunk_end(mailing: Row[Any]) -> Executable:
+    """Return a select of the last client id, the time zones and the size of the next chunk.
 
-    A chunk is a number of clients that match, not of ids: so an index finds a small audience in a
-    large directory.
+    A chunk is a number of matching clients, not a range of ids, so that an index finds a small
+    audience in a large directory.
     """
     candidates = (
         select(client.c.id, client.c.time_zone)
@@ -262,7 +291,7 @@ def _bound(mailing: Row[Any]) -> Executable:
             _is_in_audience(mailing),
         )
         .order_by(client.c.id)
-        .limit(_chunk_size(mailing))
+        .limit(_batch_size(mailing))
     )
     chunk = candidates.subquery("chunk")
     zones = func.array_agg(chunk.c.time_zone.distinct()).label("time_zones")
@@ -270,10 +299,11 @@ def _bound(mailing: Row[Any]) -> Executable:
     return select(func.max(chunk.c.id).label("upper"), zones, clients)
 
 
-# The transaction that created a client is in its row. A snapshot does not show what was created by
-# a transaction in progress then, or begun since. A row restored from the dump of another server may
-# bear a number that this server gives later: the version of that row (xmin) is older than it.
-WAS_THERE = """NOT (
+# `created_by` is the transaction that created a client. A snapshot excludes rows of transactions
+# that were in progress then or have started since. A row restored from another server's dump may
+# hold the id of a transaction that has not started on this server yet, or that started after the
+# restore; the version of that row (`xmin`) is then older than that transaction.
+EXISTED_IN_SNAPSHOT = """NOT (
     created_by = ANY (ARRAY(
         SELECT xid::text::bigint FROM pg_snapshot_xip((:snapshot)::text::pg_snapshot) AS xid))
     OR (created_by >= (SELECT pg_snapshot_xmax((:snapshot)::text::pg_snapshot)::text::bigint)
@@ -282,25 +312,25 @@ WAS_THERE = """NOT (
 
 
 def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
-    """Return the condition that a client up to the audience's end belongs to it.
+    """Return the condition that a client belongs to a mailing's audience.
 
-    That is who matches now and was in the directory when the audience was taken: an id may be given
-    long before the client that has it is committed.
+    Such a client matches the filter now and was in the directory at the audience's snapshot. Ids
+    alone do not tell that: an id may be assigned long before its client is committed.
     """
     conditions: list[ColumnElement[bool] | TextClause] = [
         client.c.deleted_at.is_(None),
-        matches(msgspec.convert(mailing.client_filter, ClientFilter)),
+        filter_condition(msgspec.convert(mailing.client_filter, ClientFilter)),
     ]
-    if mailing.audience_snapshot is not None:  # one that began before there were any
-        was_there = text(WAS_THERE).bindparams(snapshot=mailing.audience_snapshot)
-        conditions.append(was_there)
+    if mailing.audience_snapshot is not None:  # null for mailings of older versions
+        existed = text(EXISTED_IN_SNAPSHOT).bindparams(snapshot=mailing.audience_snapshot)
+        conditions.append(existed)
     return and_(*conditions)
 
 
 async def _write_chunk(
     connection: AsyncConnection, mailing: Row[Any], upper: int, time_zones: list[str]
 ) -> None:
-    """Write the messages for the clients after the cursor, up to `upper`."""
+    """Write the messages for clients with ids above the cursor, up to `upper`."""
     in_chunk = and_(client.c.id > mailing.audience_cursor, client.c.id <= upper)
     window = window_of(mailing)
     plans = [
@@ -316,7 +346,8 @@ async def _write_chunk(
             client.c.id.label("client_id"),
             client.c.operator_code,
             client.c.time_zone,
-            # a client who changes zones at this moment is due now; the window is checked again
+            # No plan exists for a client who changes time zone at this moment. The message is due
+            # now, and the window is checked again before it is sent.
             func.coalesce(planned.c.due_at, mailing.now),
             func.coalesce(planned.c.status, "scheduled"),
             planned.c.reason,
@@ -325,14 +356,14 @@ async def _write_chunk(
         .where(in_chunk, _is_in_audience(mailing))
         .order_by(client.c.id)
     )
-    written = insert(message).from_select(
+    statement = insert(message).from_select(
         ["mailing_id", "client_id", "operator_code", "time_zone", "due_at", "status", "reason"],
         rows,
     )
-    new = written.excluded
-    # a change of the filter may bring back those whom an earlier one took out
+    new = statement.excluded
+    # a new filter may match clients again whom an earlier filter excluded
     await connection.execute(
-        written.on_conflict_do_update(
+        statement.on_conflict_do_update(
             index_elements=["mailing_id", "client_id"],
             set_={
                 **{name: new[name] for name in ("due_at", "status", "reason")},
@@ -344,20 +375,21 @@ async def _write_chunk(
 
 
 def _as_table(plans: list[Plan]) -> Any:  # noqa: ANN401  # SQLAlchemy names no type for it
+    """Return plans as a table that a statement can join."""
     columns = [
         (name, ARRAY(DateTime(timezone=True) if name == "due_at" else String))
         for name in Plan.__struct_fields__
     ]
-    arrays = (literal([getattr(p, name) for p in plans], kind) for name, kind in columns)
+    arrays = (literal([getattr(plan, name) for plan in plans], array) for name, array in columns)
     return (
         func.unnest(*arrays)
-        .table_valued(*(column(name, kind.item_type) for name, kind in columns))
+        .table_valued(*(column(name, array.item_type) for name, array in columns))
         .render_derived()
     )
 
 
-def window_of(mailing: Row[Any]) -> Window | None:
-    """Return the window that a row of `mailing` has."""
+def window_of(mailing: Row[Any]) -> SendingWindow | None:
+    """Return the sending window of a row of `mailing`, or None."""
     if mailing.send_interval_time_start is None:
         return None
-    return Window(mailing.send_interval_time_start, mailing.send_interval_time_end)
+    return SendingWindow(mailing.send_interval_time_start, mailing.send_interval_time_end)

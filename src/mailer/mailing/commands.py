@@ -1,33 +1,34 @@
-"""What `mailer resume-after-restore` does."""
+"""The command `mailer resume-after-restore`."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access.commands import at_the_command_line
+from mailer.access.commands import command_line_actor
 from mailer.mailing import restore
 from mailer.mailing.restore import Restored
 
-LONGEST_TEXT = 40
-"""Characters of a mailing's text that are shown."""
+MAX_TEXT_LENGTH = 40
+"""Characters of a mailing's text to show."""
 
 
 async def find_restored(engine: AsyncEngine) -> Restored | None:
-    """Return what a restored database would send; None when nothing is held."""
+    """Return what a restored database would send; None when sending is allowed."""
     async with engine.connect() as connection:
         return await restore.find_restored(connection)
 
 
 async def resume(engine: AsyncEngine, held_since: datetime) -> None:
-    """Let a restored database send; raises `NotHeldError`."""
-    await restore.resume(engine, held_since, at_the_command_line())
+    """Allow a restored database to send; raises `NotHeldError`."""
+    await restore.resume(engine, held_since, command_line_actor())
 
 
 def describe(restored: Restored) -> Iterator[str]:
-    """Return what a restored database would send, line by line."""
+    """Yield lines of text that describe what a restored database would send."""
     until = restored.hold.data_until
-    yield f"This database was restored. Nothing is sent since {_moment(restored.hold.since)} UTC."
+    since = _moment(restored.hold.since)
+    yield f"This database was restored. Nothing has been sent since {since} UTC."
     if until is not None:
         yield f"The backup contains changes up to {_moment(until)} UTC."
     if not restored.mailings:
@@ -39,7 +40,7 @@ def describe(restored: Restored) -> Iterator[str]:
     yield ""
     for mailing in restored.mailings:
         line = " ".join(mailing.text.split())
-        shown = line if len(line) <= LONGEST_TEXT else f"{line[: LONGEST_TEXT - 1]}…"
+        shown = line if len(line) <= MAX_TEXT_LENGTH else f"{line[: MAX_TEXT_LENGTH - 1]}…"
         yield (
             f"  mailing {mailing.id}, {mailing.status}, {_moment(mailing.datetime_start)} to"
             f" {_moment(mailing.datetime_end)}: {mailing.messages:,} messages: {shown}"
@@ -47,7 +48,7 @@ def describe(restored: Restored) -> Iterator[str]:
     if left_out := restored.mailings_count - len(restored.mailings):
         yield f"  and {left_out:,} more"
     yield ""
-    yield "Cancel first, on the pages or by the API, what must not go out."
+    yield "First cancel the mailings that must not be sent, on the admin pages or by the API."
 
 
 def _moment(at: datetime) -> str:

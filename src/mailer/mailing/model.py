@@ -7,20 +7,20 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mailer.client.model import UNKNOWN_ZONE, OperatorCode, Tag, TimeZone, known_zones
+from mailer.client.model import UNKNOWN_ZONE_MESSAGE, OperatorCode, Tag, TimeZone, known_zones
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
-from mailer.gateway.breaker import Hold
-from mailer.mailing.window import Window
+from mailer.gateway.breaker import Outage
+from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.text import clean_label, compose, is_blank
-from mailer.validation import MOST_ENTRIES, STORABLE, Input
+from mailer.validation import MAX_LIST_ENTRIES, STORABLE, Input
 
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
-"""Far enough for everybody, and clear of the ends of the calendar in every zone."""
+"""Exclusive upper bound of a date: time zone conversions never leave Python's calendar."""
 
 END_MARGIN = timedelta(seconds=0.1)
-"""The last request ends that much before its mailing: clocks and networks are never exact."""
+"""Requests end this long before their mailing does, because clocks and networks are inexact."""
 
 Status = Literal["scheduled", "running", "paused", "finished", "cancelled"]
 ENDED: frozenset[Status] = frozenset({"finished", "cancelled"})
@@ -34,7 +34,7 @@ Moment = Annotated[
         extra={"rule": "must be a date and time with an offset, such as 2030-01-15T09:00:00Z"},
     ),
 ]
-End = Annotated[Moment, Meta(examples=["2030-01-15T21:00:00+03:00"])]
+EndMoment = Annotated[Moment, Meta(examples=["2030-01-15T21:00:00+03:00"])]
 TimeOfDay = Annotated[
     str,
     Meta(
@@ -44,15 +44,15 @@ TimeOfDay = Annotated[
         extra={"rule": "must be a time of day, HH:MM or HH:MM:SS, or null"},
     ),
 ]
-Closing = Annotated[TimeOfDay, Meta(examples=["21:00"])]
+WindowEnd = Annotated[TimeOfDay, Meta(examples=["21:00"])]
 Text = Annotated[
     str,
     Meta(
         min_length=1,
         max_length=1600,
         pattern=STORABLE,
-        description="What the message says, of which something must be seen; letters are composed"
-        " (NFC).",
+        description="The text of the message, with at least one visible character; stored in"
+        " Unicode normalization form C (NFC).",
         examples=["Your order is ready."],
         extra={"rule": "must be 1 to 1,600 characters without NUL", "normalize": compose},
     ),
@@ -60,8 +60,8 @@ Text = Annotated[
 OnUnknown = Annotated[
     Literal["retry", "hold"],
     Meta(
-        description="What to do when a message may or may not have gone out: send it again under"
-        " the same id, or stop it.",
+        description="What to do when delivery is unknown: `retry` sends the message again under"
+        " the same id, `hold` does not.",
         extra={"rule": "must be retry or hold"},
     ),
 ]
@@ -70,25 +70,26 @@ Terms = Annotated[
     Meta(
         max_length=10_000,
         pattern=STORABLE,
-        description="Operator codes and tags split by commas; any of them matches.",
+        description="Operator codes and tags separated by commas. A client matches if its operator"
+        " code or its tag equals any of them.",
         examples=["912, vip"],
         extra={"rule": "must be a string of up to 10,000 characters, an object, or null"},
     ),
 ]
 
 
-SHORT = {"minItems": 1, "maxItems": MOST_ENTRIES}
-"""Entries of each list of a filter that is given; one that was kept before may have more."""
+LIST_SIZE = {"minItems": 1, "maxItems": MAX_LIST_ENTRIES}
+"""Limits of each list in a new filter; filters stored by older versions may have more entries."""
 
 
 class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
-    """A filter by lists: any entry of a list matches, and every list given must match."""
+    """A filter by lists. A client must match one entry of every list that is present."""
 
     operator_codes: (
         Annotated[
             list[OperatorCode],
             Meta(
-                extra_json_schema=SHORT,
+                extra_json_schema=LIST_SIZE,
                 extra={"rule": "must be a list of operator codes of three digits"},
             ),
         ]
@@ -98,7 +99,7 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[
             list[Tag],
             Meta(
-                extra_json_schema=SHORT,
+                extra_json_schema=LIST_SIZE,
                 extra={"rule": "must be a list of tags of 1 to 64 characters"},
             ),
         ]
@@ -108,7 +109,7 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[
             list[TimeZone],
             Meta(
-                extra_json_schema=SHORT,
+                extra_json_schema=LIST_SIZE,
                 extra={"rule": "must be a list of IANA time zones, such as Europe/Moscow"},
             ),
         ]
@@ -116,44 +117,48 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
     ) = UNSET
 
     @classmethod
-    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # zones do not depend on the moment
-        """Name lists without an entry, blank tags, and time zones that nobody knows."""
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # no rule here depends on the time
+        """Report empty lists, blank tags and unknown time zones."""
         for name, entries in values.items():
             if not entries:
                 yield FieldError(name, "must have an entry")
         if not all(map(clean_label, values.get("tags", ()))):
             yield FieldError("tags", "must contain a visible character in every tag")
         if set(values.get("time_zones", ())) - known_zones():
-            yield FieldError("time_zones", UNKNOWN_ZONE)
+            yield FieldError("time_zones", UNKNOWN_ZONE_MESSAGE)
 
 
 ClientFilter = AudienceLists | Terms | None
 
 
-def kept_filter(value: Any) -> ClientFilter:  # noqa: ANN401  # JSON
-    """Return a filter as the database keeps it, which was checked when it was given.
+def stored_filter(value: Any) -> ClientFilter:  # noqa: ANN401  # JSON
+    """Return a filter read from the database, without validation.
 
-    To check it again would take a millisecond for each thousand entries.
+    It was validated before it was stored. Validation takes 1 ms for each 1,000 entries.
     """
     return AudienceLists(**value) if isinstance(value, dict) else value
 
 
-def terms_of(text: str) -> list[str]:
-    """Return the terms of a filter that is a string: split by commas, clean, none empty."""
+def split_terms(text: str) -> list[str]:
+    """Return the terms of a string filter: separated by commas, cleaned, without empty ones."""
     return [term for part in text.split(",") if (term := clean_label(part))]
 
 
-def _is_empty(given: AudienceLists | str) -> bool:
-    """Whether a filter that is given asks for nothing: a slip must not reach everybody."""
-    return not (terms_of(given) if isinstance(given, str) else msgspec.to_builtins(given))
+def _is_empty(client_filter: AudienceLists | str) -> bool:
+    """Return whether a filter has no entry: refused, so that a slip does not reach all clients."""
+    return not (
+        split_terms(client_filter)
+        if isinstance(client_filter, str)
+        else msgspec.to_builtins(client_filter)
+    )
 
 
 class MailingInput(Input, frozen=True, kw_only=True):
-    """A mailing as it is given."""
+    """The rules that new and changed mailings share."""
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Name what is wrong between fields, and between them and the calendar."""
+        """Report errors between fields, and dates outside the allowed range."""
         start, end = values.get("datetime_start"), values.get("datetime_end")
         for name in ("datetime_start", "datetime_end"):
             if name in values and not FIRST_MOMENT <= values[name] < LAST_MOMENT:
@@ -168,13 +173,13 @@ class MailingInput(Input, frozen=True, kw_only=True):
         closes = values.get("send_interval_time_end")
         if opens and closes and time.fromisoformat(opens) == time.fromisoformat(closes):
             yield FieldError("send_interval_time_end", "must differ from send_interval_time_start")
-        given = values.get("client_filter")
-        if given is not None and _is_empty(given):
+        client_filter = values.get("client_filter")
+        if client_filter is not None and _is_empty(client_filter):
             yield FieldError("client_filter", "must have an entry; null means everybody")
 
 
-def half_window(values: Mapping[str, Any]) -> Iterable[FieldError]:
-    """Name the bound of the window that is missing when the other is given."""
+def missing_window_bound(values: Mapping[str, Any]) -> Iterable[FieldError]:
+    """Report the missing bound of a sending window of which only one bound is set."""
     names = ("send_interval_time_start", "send_interval_time_end")
     for missing, present in (names, reversed(names)):
         if values.get(missing) is None and values.get(present) is not None:
@@ -182,7 +187,7 @@ def half_window(values: Mapping[str, Any]) -> Iterable[FieldError]:
 
 
 class NewMailing(MailingInput, frozen=True, kw_only=True):
-    """A mailing to be sent."""
+    """A mailing to create."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "datetime_start": "2030-01-15T09:00:00+03:00",
@@ -195,35 +200,35 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     }
 
     datetime_start: Moment
-    datetime_end: End
+    datetime_end: EndMoment
     send_interval_time_start: TimeOfDay | None = None
-    send_interval_time_end: Closing | None = None
+    send_interval_time_end: WindowEnd | None = None
     text: Text
     client_filter: ClientFilter = None
     on_unknown: OnUnknown = "retry"
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Name what is wrong between fields."""
+        """Report errors between fields."""
         yield from super().broken_rules(values, at)
-        yield from half_window(values)
+        yield from missing_window_bound(values)
 
 
 class MailingChange(MailingInput, frozen=True, kw_only=True):
-    """What is to change in a mailing; absent fields stay."""
+    """Changes to a mailing. Absent fields keep their values."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "client_filter": None}
 
     datetime_start: Moment | UnsetType = UNSET
-    datetime_end: End | UnsetType = UNSET
+    datetime_end: EndMoment | UnsetType = UNSET
     send_interval_time_start: TimeOfDay | UnsetType | None = UNSET
-    send_interval_time_end: Closing | UnsetType | None = UNSET
+    send_interval_time_end: WindowEnd | UnsetType | None = UNSET
     text: Text | UnsetType = UNSET
     client_filter: ClientFilter | UnsetType = UNSET
     on_unknown: OnUnknown | UnsetType = UNSET
 
-    def given(self) -> dict[str, Any]:
-        """Return the fields that are to change."""
+    def provided_values(self) -> dict[str, Any]:
+        """Return the fields that are present, by name."""
         return {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
@@ -232,7 +237,7 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
 
 
 class Mailing(msgspec.Struct, frozen=True, kw_only=True):
-    """A mailing with its ledger."""
+    """A mailing with its counts of messages by status."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         **NewMailing.EXAMPLE,
@@ -272,9 +277,11 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_messages: int
     created_at: datetime
     updated_at: datetime
-    held: Hold | None = None
-    """Since when and why a running mailing waits; null while it does not. `restored`: the database
-    was restored, and nobody has agreed yet that it sends. `no_gateway`: none is configured."""
+    held: Outage | None = None
+    """Since when and why a running mailing does not send; null while it sends.
+
+    Reasons: `restored` (the database was restored and an admin has not allowed sending yet),
+    `no_gateway` (no gateway is configured), or the gateway's last failure."""
 
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):
@@ -286,18 +293,18 @@ class MailingDetail(Mailing, frozen=True, kw_only=True):
 
 
 class RunningMailing(msgspec.Struct, frozen=True):
-    """What the dispatcher needs to know of a mailing to send its messages."""
+    """The part of a mailing that the dispatcher needs to send its messages."""
 
     id: int
     text: str
     datetime_end: datetime
-    window: Window | None
+    window: SendingWindow | None
     on_unknown: OnUnknown
     may_send: bool = True
-    """Whether requests for it may begin; not while it is paused or planned anew, nor at its end."""
+    """Whether new requests may start; false while paused, while replanned, and after the end."""
 
     def time_left(self, now: datetime) -> float:
-        """Return the seconds from `now` on in which a request may be open."""
+        """Return the seconds from `now` until all requests must have ended."""
         return (self.datetime_end - END_MARGIN - now).total_seconds()
 
 
@@ -325,5 +332,5 @@ class NothingToRetryError(ConflictError):
     """No message of the mailing is undelivered or unknown, so that there is nothing to retry."""
 
 
-class StillStoppingError(UnavailableError):
+class StopTimeoutError(UnavailableError):
     """Saved. One worker is still stopping; try again in a few seconds."""

@@ -1,4 +1,4 @@
-"""What may be asked of lists of mailings and of their messages."""
+"""Query parameters of lists of mailings and of their messages."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.mailing.model import Mailing, Status
-from mailer.message import tally
+from mailer.message import counters
 from mailer.message.model import Status as MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.query import Id, PageQuery
@@ -16,13 +16,13 @@ MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's
 
 
 class MailingQuery(PageQuery, frozen=True, kw_only=True):
-    """Which mailings."""
+    """Filter and page of a list of mailings."""
 
     status: Status | UnsetType = UNSET
 
 
 class MessageQuery(PageQuery, frozen=True, kw_only=True):
-    """Which messages of a mailing."""
+    """Filter and page of a list of a mailing's messages."""
 
     status: MessageStatus | UnsetType = UNSET
     reason: (
@@ -32,15 +32,17 @@ class MessageQuery(PageQuery, frozen=True, kw_only=True):
     client_id: Id | UnsetType = UNSET
 
 
-async def counted(connection: AsyncConnection, mailing: Mailing, asked: MessageQuery) -> int | None:
-    """Return how many messages are asked for, if the ledger or a tally tells."""
-    equal = asked.equal()
+async def get_known_count(
+    connection: AsyncConnection, mailing: Mailing, query: MessageQuery
+) -> int | None:
+    """Return how many messages a query matches, from counters; None when no counter covers it."""
+    equal = query.equal()
     if not equal or mailing.created_messages == 0:
         return mailing.created_messages
     if equal.keys() == {"status"}:
-        count: int = getattr(mailing, f"{asked.status}_messages")
+        count: int = getattr(mailing, f"{query.status}_messages")
         return count
-    if "client_id" in equal or asked.reason is UNSET:
+    if "client_id" in equal or query.reason is UNSET:
         return None
-    alike = await tally.of_reason(connection, mailing.id, asked.reason)
-    return alike.messages if asked.status is UNSET else alike.of(asked.status)
+    counts = await counters.get_of_reason(connection, mailing.id, query.reason)
+    return counts.messages if query.status is UNSET else counts.count_of(query.status)

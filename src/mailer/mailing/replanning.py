@@ -1,8 +1,8 @@
-"""Planning messages anew: after a change of their mailing, or of their client's time zone.
+"""Replan messages after a change of their mailing or of their client's time zone.
 
-A change of a mailing goes over the messages that it has, chunk by chunk: the cursor is in the
-mailing's row. It adds nobody. Those whom a new filter matches beside them are enqueued afterwards,
-as when a mailing begins.
+After a change of a mailing, its existing messages are replanned in chunks. The progress is stored
+in the mailing's row as `replan_cursor`. Replanning adds no clients: clients whom a new filter also
+matches are enqueued afterwards, as at the start of a mailing.
 """
 
 from collections.abc import Sequence
@@ -27,33 +27,33 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.ending import ended
-from mailer.db.schema import FINISHED_IN_WINDOW, LIVE, client, message
-from mailer.mailing import stopping
-from mailer.mailing.audience import Plan, matches, plan, window_of
+from mailer.db.end_message import end_columns
+from mailer.db.schema import FINISHED_IN_WINDOW, UNSETTLED_MAILING, client, message
+from mailer.mailing import stop_number
+from mailer.mailing.audience import Plan, filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
-from mailer.mailing.passing_over import PassedOver
-from mailer.mailing.telling import tell
+from mailer.mailing.notifications import notify_mailings_changed
+from mailer.mailing.skipped import SkippedMailings
 
 log = structlog.get_logger()
 
-CHUNK = 2_000
-"""Messages that one transaction plans anew."""
+BATCH = 2_000
+"""Messages that one transaction replans."""
 
 # ---- after a change of the mailing ----------------------------------------------------------
 
-# Another process that is at a mailing holds its row.
-NEXT = text(f"""
+# A mailing whose row another worker has locked is skipped.
+NEXT_MAILING = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, filter_changed, replan_cursor, replan_stop, clock_timestamp() AS now
-    FROM mailing WHERE {LIVE} AND replanning AND id <> ALL (:passed_over)
-    ORDER BY replan_cursor, id LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # our own words
-    bindparam("passed_over", type_=ARRAY(BigInteger))
+    FROM mailing WHERE {UNSETTLED_MAILING} AND is_replanning AND id <> ALL (:skipped)
+    ORDER BY replan_cursor, id LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
+    bindparam("skipped", type_=ARRAY(BigInteger))
 )
 SET_STOP = text("UPDATE mailing SET replan_stop = :number WHERE id = :id")
-IS_SENDING = text("SELECT sending > 0 FROM ledger WHERE mailing_id = :id")
-# Each kind by an index that has its messages in order: a chunk costs the same wherever it is.
-OPEN = text("""
+IS_SENDING = text("SELECT sending > 0 FROM mailing_counts WHERE mailing_id = :id")
+# One index scan per status and reason returns messages in order, so that all chunks cost the same.
+REPLANNABLE = text("""
     (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'scheduled'
         AND id > :cursor ORDER BY id LIMIT :chunk)
     UNION ALL
@@ -63,23 +63,25 @@ OPEN = text("""
     (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'cancelled'
         AND reason = 'no_window' AND id > :cursor ORDER BY id LIMIT :chunk)
     ORDER BY id LIMIT :chunk""")
-ADVANCE = text("UPDATE mailing SET replan_cursor = :cursor WHERE id = :id")
-DONE = text("UPDATE mailing SET replanning = false, filter_changed = false WHERE id = :id")
+MOVE_CURSOR = text("UPDATE mailing SET replan_cursor = :cursor WHERE id = :id")
+FINISH_REPLAN = text(
+    "UPDATE mailing SET is_replanning = false, filter_changed = false WHERE id = :id"
+)
 
 
 async def replan_chunk(
-    connection: AsyncConnection, chunk: int = CHUNK, passed_over: PassedOver | None = None
+    connection: AsyncConnection, chunk: int = BATCH, skipped: SkippedMailings | None = None
 ) -> int | None:
     """Replan up to `chunk` messages of a changed mailing; return its id.
 
-    Sending stops during replanning, so that excluded messages are not sent. Mailings with active
-    workers are left for later. A mailing whose data cannot be read is skipped from now on. None
-    when nothing was replanned.
+    Sending stops during replanning, so that excluded messages are not sent. Mailings for which a
+    worker still sends are left for later. A mailing whose data cannot be read is skipped from now
+    on. Return None when nothing was replanned.
     """
-    passed_over = PassedOver() if passed_over is None else passed_over
-    mailing = await _next(connection, passed_over)
+    skipped = SkippedMailings() if skipped is None else skipped
+    mailing = await _lock_next_mailing(connection, skipped)
     if mailing is not None:
-        with passed_over.on_error(mailing.id):
+        with skipped.on_error(mailing.id):
             async with connection.begin_nested():
                 await _replan_chunk(connection, mailing, chunk)
             return int(mailing.id)
@@ -87,91 +89,96 @@ async def replan_chunk(
 
 
 async def _replan_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
-    looked_at = {"mailing_id": mailing.id, "cursor": mailing.replan_cursor, "chunk": chunk}
-    # of one that is cancelled the messages are cancelled by another step
+    values = {"mailing_id": mailing.id, "cursor": mailing.replan_cursor, "chunk": chunk}
+    # messages of a cancelled mailing are ended by `transitions.end_scheduled_messages`
     is_cancelled = mailing.status == "cancelled"
-    ids = [] if is_cancelled else list(await connection.scalars(OPEN, looked_at))
+    ids = [] if is_cancelled else list(await connection.scalars(REPLANNABLE, values))
     if ids:
         await _replan(connection, mailing, ids)
     if len(ids) == chunk:
-        await connection.execute(ADVANCE, {"id": mailing.id, "cursor": ids[-1]})
+        await connection.execute(MOVE_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
     else:
-        await connection.execute(DONE, {"id": mailing.id})
-        await tell(connection)  # it may be claimed from again
+        await connection.execute(FINISH_REPLAN, {"id": mailing.id})
+        await notify_mailings_changed(connection)  # its messages may be claimed again
 
 
-async def _next(connection: AsyncConnection, passed_over: PassedOver) -> Row[Any] | None:
-    others = list(passed_over)
+async def _lock_next_mailing(
+    connection: AsyncConnection, skipped: SkippedMailings
+) -> Row[Any] | None:
+    """Return the next mailing to replan for which no worker sends."""
+    excluded = list(skipped)
     while True:
-        found = await connection.execute(NEXT, {"passed_over": others})
-        mailing = found.one_or_none()
-        if mailing is None or await _is_at_rest(connection, mailing):
+        rows = await connection.execute(NEXT_MAILING, {"skipped": excluded})
+        mailing = rows.one_or_none()
+        if mailing is None or await _is_stopped(connection, mailing):
             return mailing
-        others.append(mailing.id)
+        excluded.append(mailing.id)
 
 
-async def _is_at_rest(connection: AsyncConnection, mailing: Row[Any]) -> bool:
-    """Whether no worker sends for a mailing, nor can until it is planned anew.
+async def _is_stopped(connection: AsyncConnection, mailing: Row[Any]) -> bool:
+    """Return whether no worker sends for a mailing, or can before it is replanned.
 
-    The change is committed, so that the number of its stop may be drawn; it stays in the row until
-    the next change.
+    The change of the mailing is committed, so its stop number may be drawn. The number stays in the
+    row until the next change.
     """
     number = mailing.replan_stop
     if number is None:
-        number = await stopping.draw(connection)
+        number = await stop_number.next_number(connection)
         await connection.execute(SET_STOP, {"id": mailing.id, "number": number})
-    if not await stopping.is_applied(connection, number):
+    if not await stop_number.is_applied(connection, number):
         return False
-    # asked after every worker has stopped: a claim before that is seen
+    # read after all workers have stopped, so that earlier claims are included
     return not (await connection.execute(IS_SENDING, {"id": mailing.id})).scalar_one()
 
 
 async def _replan(connection: AsyncConnection, mailing: Row[Any], ids: list[int]) -> None:
-    """Plan messages of a mailing anew; with a new filter those that it does not match end."""
-    among = message.c.id == any_(bindparam("ids", ids, type_=ARRAY(BigInteger)))
+    """Replan messages of a mailing; end those whose clients a new filter does not match."""
+    is_in_chunk = message.c.id == any_(bindparam("ids", ids, type_=ARRAY(BigInteger)))
     is_member = client.c.deleted_at.is_(None)
     if mailing.filter_changed:
         client_filter = msgspec.convert(mailing.client_filter, ClientFilter)
-        is_member = and_(is_member, matches(client_filter)).is_(True)  # SQL's
-    found = await connection.execute(
+        is_member = and_(is_member, filter_condition(client_filter)).is_(True)  # null is false
+    messages = await connection.execute(
         select(message.c.id, client.c.time_zone, is_member.label("is_member"))
         .join_from(message, client, client.c.id == message.c.client_id)
-        .where(among)
+        .where(is_in_chunk)
         .order_by(message.c.id)
-        .with_for_update(of=message)  # in one order, as by everybody who changes many
+        .with_for_update(of=message)  # ordered as in other bulk changes, against deadlocks
     )
-    rows = found.all()
-    await _plan_anew(connection, mailing, [row for row in rows if row.is_member])
-    strangers = [row.id for row in rows if not row.is_member]
-    if mailing.filter_changed and strangers:
-        of_them = message.c.id == any_(bindparam("ids", strangers, type_=ARRAY(BigInteger)))
-        why: dict[str, ColumnElement[Any]] = {
-            name: literal_column(sql) for name, sql in ended("'filter_changed'").items()
+    rows = messages.all()
+    await _replan_messages(connection, mailing, [row for row in rows if row.is_member])
+    excluded = [row.id for row in rows if not row.is_member]
+    if mailing.filter_changed and excluded:
+        is_excluded = message.c.id == any_(bindparam("ids", excluded, type_=ARRAY(BigInteger)))
+        values: dict[str, ColumnElement[Any]] = {
+            name: literal_column(sql) for name, sql in end_columns("'filter_changed'").items()
         }
         await connection.execute(
-            update(message).where(of_them, message.c.status == "scheduled").values(why)
+            update(message).where(is_excluded, message.c.status == "scheduled").values(values)
         )
 
 
-# A message that was tried waits until the end at least, for only the end itself expires it, and a
-# pause after a failed attempt is not cut short. What stays cancelled stays as it was: its outcome
-# belongs to the day on which it happened.
-PLAN_ANEW = text("""
+# A message that was tried stays scheduled, because only the mailing's end itself expires it. Its
+# pause after a failed attempt is not shortened. A message that stays cancelled is not written,
+# because its outcome belongs to the day on which it happened.
+REPLAN = text("""
     UPDATE message SET updated_at = now(),
-        due_at = anew.due_at, status = anew.status, reason = anew.reason
+        due_at = replanned.due_at, status = replanned.status, reason = replanned.reason
     FROM unnest(:ids, :due_ats, :statuses, :reasons) AS planned (id, due_at, status, reason)
-        JOIN message AS held ON held.id = planned.id
-        CROSS JOIN LATERAL (SELECT held.status = 'scheduled'
-            AND (held.reason IS NOT NULL OR held.unknown_reason IS NOT NULL)) AS known (is_tried)
+        JOIN message AS existing ON existing.id = planned.id
+        CROSS JOIN LATERAL (SELECT existing.status = 'scheduled'
+            AND (existing.reason IS NOT NULL OR existing.unknown_reason IS NOT NULL)
+            ) AS tried (is_tried)
         CROSS JOIN LATERAL (SELECT
-            CASE WHEN is_tried THEN greatest(held.retry_at, planned.due_at)
+            CASE WHEN is_tried THEN greatest(existing.retry_at, planned.due_at)
                  ELSE planned.due_at END,
             CASE WHEN is_tried THEN 'scheduled' ELSE planned.status END,
-            CASE WHEN is_tried THEN held.reason ELSE planned.reason END
-        ) AS anew (due_at, status, reason)
+            CASE WHEN is_tried THEN existing.reason ELSE planned.reason END
+        ) AS replanned (due_at, status, reason)
     WHERE message.id = planned.id AND CASE message.status
-        WHEN 'scheduled' THEN message.due_at <> anew.due_at OR anew.status <> 'scheduled'
-        WHEN 'cancelled' THEN anew.status = 'scheduled'
+        WHEN 'scheduled' THEN message.due_at <> replanned.due_at
+            OR replanned.status <> 'scheduled'
+        WHEN 'cancelled' THEN replanned.status = 'scheduled'
             AND message.reason IN ('expired', 'no_window') END""").bindparams(
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
@@ -179,26 +186,26 @@ PLAN_ANEW = text("""
 )
 
 
-async def _plan_anew(
+async def _replan_messages(
     connection: AsyncConnection, mailing: Row[Any], rows: Sequence[Row[Any]]
 ) -> None:
-    """Plan messages, which are locked, by the time zones in their rows."""
+    """Replan locked messages by the time zones in their rows."""
     plans = _plans(mailing, rows)
     planned = [plans[row.time_zone] for row in rows]
     if planned:
         await connection.execute(
-            PLAN_ANEW,
+            REPLAN,
             {
                 "ids": [row.id for row in rows],
-                "due_ats": [each.due_at for each in planned],
-                "statuses": [each.status for each in planned],
-                "reasons": [each.reason for each in planned],
+                "due_ats": [plan.due_at for plan in planned],
+                "statuses": [plan.status for plan in planned],
+                "reasons": [plan.reason for plan in planned],
             },
         )
 
 
 def _plans(mailing: Row[Any], rows: Sequence[Row[Any]]) -> dict[str, Plan]:
-    """Return the plan for each time zone of some rows."""
+    """Return a plan for each time zone in `rows`."""
     window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
     zones = {row.time_zone for row in rows}
     return {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
@@ -206,47 +213,48 @@ def _plans(mailing: Row[Any], rows: Sequence[Row[Any]]) -> dict[str, Plan]:
 
 # ---- after a change of a client's time zone -------------------------------------------------
 
-MOST_LOOKS = 20_000
-"""Messages that one transaction looks for: one for each client and mailing."""
+MAX_LOOKUPS = 20_000
+"""Messages that one transaction searches for: one for each pair of client and mailing."""
 # Without a window the time zone does not matter.
-PLANNED_BY_ZONE = f"""
-    {LIVE} AND audience_until IS NOT NULL AND status IN ('running', 'paused')
+HAS_WINDOW = f"""
+    {UNSETTLED_MAILING} AND audience_until IS NOT NULL AND status IN ('running', 'paused')
     AND send_interval_time_start IS NOT NULL AND datetime_end > clock_timestamp()"""
-UNENDED = f"{FINISHED_IN_WINDOW} AND datetime_end > clock_timestamp()"
-PLANNED = """
+FINISHED_BEFORE_END = f"{FINISHED_IN_WINDOW} AND datetime_end > clock_timestamp()"
+PLAN_COLUMNS = """
     id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
     status, clock_timestamp() AS now"""
-# Each mailing costs a look for each client: one whose messages all are sent is left out.
+# Each mailing costs one lookup per client, so mailings whose messages are all sent are left out.
 HAS_OPEN = """
-    EXISTS (SELECT FROM ledger
+    EXISTS (SELECT FROM mailing_counts
         WHERE mailing_id = mailing.id AND scheduled + sending + cancelled > 0)"""
-# Nothing of these is left to send, and some of it only because of a time zone.
+# Finished mailings of which some messages were cancelled only because of a time zone.
 HAS_NO_WINDOW = f"""
-    {UNENDED} AND EXISTS (SELECT FROM message
+    {FINISHED_BEFORE_END} AND EXISTS (SELECT FROM message
         WHERE mailing_id = mailing.id AND status = 'cancelled' AND reason = 'no_window')"""
-IS_ANY_MOVED = text("SELECT EXISTS (SELECT FROM moved_client)")
-# Who writes messages by the time zones of clients holds the row of the mailing: what was planned by
-# a zone that has changed meanwhile is there when that is committed.
-AFTER_WRITERS = text(f"""
-    SELECT id FROM mailing WHERE {PLANNED_BY_ZONE}
-        AND (audience_cursor < audience_until OR replanning OR retry_before IS NOT NULL)
-    ORDER BY id FOR SHARE""")  # noqa: S608  # our own words
+HAS_MOVED_CLIENTS = text("SELECT EXISTS (SELECT FROM client_to_replan)")
+# Transactions that write messages by the time zones of clients lock the row of the mailing. Waiting
+# for that lock makes messages visible that were planned by an old time zone.
+WAIT_FOR_WRITERS = text(f"""
+    SELECT id FROM mailing WHERE {HAS_WINDOW}
+        AND (audience_cursor < audience_until OR is_replanning OR retry_before IS NOT NULL)
+    ORDER BY id FOR SHARE""")  # noqa: S608  # no user input
 MAILINGS = text(f"""
-    SELECT {PLANNED} FROM mailing WHERE {PLANNED_BY_ZONE} AND {HAS_OPEN}
+    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_WINDOW} AND {HAS_OPEN}
     UNION ALL
-    SELECT {PLANNED} FROM mailing WHERE {HAS_NO_WINDOW} AND {HAS_OPEN}""")  # noqa: S608  # our own words
-# Before its messages are scheduled: what is settled is counted as it is at this moment.
-REVIVE = text(f"""
+    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_NO_WINDOW} AND {HAS_OPEN}""")  # noqa: S608  # no user input
+# Runs before messages are scheduled, because it subtracts the mailing's current counts from the
+# totals of settled mailings.
+REOPEN_MAILING = text(f"""
     UPDATE mailing SET status = 'running', is_settled = false, updated_at = now()
-    WHERE id = :id AND {UNENDED} RETURNING id""")  # noqa: S608  # our own words
-TAKE = text("""
-    DELETE FROM moved_client WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM moved_client LIMIT :most FOR UPDATE SKIP LOCKED))
+    WHERE id = :id AND {FINISHED_BEFORE_END} RETURNING id""")  # noqa: S608  # no user input
+TAKE_MOVED_CLIENTS = text("""
+    DELETE FROM client_to_replan WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM client_to_replan LIMIT :limit FOR UPDATE SKIP LOCKED))
     RETURNING client_id""")
-PUT_BACK = text("INSERT INTO moved_client SELECT DISTINCT unnest(:clients)").bindparams(
-    bindparam("clients", type_=ARRAY(BigInteger))
-)
-FIND = text("""
+RESTORE_MOVED_CLIENTS = text(
+    "INSERT INTO client_to_replan SELECT DISTINCT unnest(:clients)"
+).bindparams(bindparam("clients", type_=ARRAY(BigInteger)))
+FIND_MESSAGES = text("""
     SELECT message.id, message.mailing_id, message.client_id, message.status, client.time_zone
     FROM unnest(:clients) AS moved (id) JOIN client ON client.id = moved.id
         CROSS JOIN unnest(:mailings) AS mailing (id)
@@ -258,59 +266,60 @@ FIND = text("""
 )
 
 
-async def replan_moved(connection: AsyncConnection, most_looks: int = MOST_LOOKS) -> int:
-    """Plan the open messages of some clients anew whose time zone has changed.
+async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKUPS) -> int:
+    """Replan the open messages of some clients whose time zone has changed.
 
-    A mailing that has finished runs again when a message of it can be sent after all. Return how
-    many clients were taken; 0 when none is left, or those that are left have messages
-    on their way, which are planned anew when they are back.
+    A finished mailing runs again when a message of it can be sent after all. Return how many
+    clients are done; 0 when none is left, or when the rest have messages in flight, which are
+    replanned after their attempts end.
     """
-    if not (await connection.execute(IS_ANY_MOVED)).scalar_one():
+    if not (await connection.execute(HAS_MOVED_CLIENTS)).scalar_one():
         return 0
     mailings = {row.id: row for row in await connection.execute(MAILINGS)}
-    most = max(1, min(CHUNK, most_looks // max(1, len(mailings))))
-    clients = list(await connection.scalars(TAKE, {"most": most}))
-    await connection.execute(AFTER_WRITERS)
+    limit = max(1, min(BATCH, max_lookups // max(1, len(mailings))))
+    clients = list(await connection.scalars(TAKE_MOVED_CLIENTS, {"limit": limit}))
+    await connection.execute(WAIT_FOR_WRITERS)
     mailings = {row.id: row for row in await connection.execute(MAILINGS)}
-    asked = {"clients": sorted(set(clients)), "mailings": list(mailings)}
-    found = (await connection.execute(FIND, asked)).all()
-    # those on their way may come back as the zone was when they were claimed
-    put_back = {row.client_id for row in found if row.status == "sending"}
-    # finished ones last: to revive one takes the row of what is settled, for which others wait
+    values = {"clients": sorted(set(clients)), "mailings": list(mailings)}
+    messages = (await connection.execute(FIND_MESSAGES, values)).all()
+    # messages in flight may be scheduled again by the time zone that they were claimed with
+    clients_to_repeat = {row.client_id for row in messages if row.status == "sending"}
+    # finished mailings last: reopening one locks the row of settled totals, which delays others
     is_finished = {row.id: row.status == "finished" for row in mailings.values()}
-    for mailing_id in sorted({row.mailing_id for row in found}, key=lambda i: (is_finished[i], i)):
-        rows = [r for r in found if r.mailing_id == mailing_id and r.status != "sending"]
+    mailing_ids = {row.mailing_id for row in messages}
+    for mailing_id in sorted(mailing_ids, key=lambda id_: (is_finished[id_], id_)):
+        rows = [r for r in messages if r.mailing_id == mailing_id and r.status != "sending"]
         if is_finished[mailing_id]:
-            put_back |= await _revive(connection, mailings[mailing_id], rows)
+            clients_to_repeat |= await _reopen(connection, mailings[mailing_id], rows)
         else:
-            await _plan_anew(connection, mailings[mailing_id], rows)
-    if put_back:
-        await connection.execute(PUT_BACK, {"clients": sorted(put_back)})
-    if found:
-        await tell(connection)
-    return len(clients) - len(put_back)
+            await _replan_messages(connection, mailings[mailing_id], rows)
+    if clients_to_repeat:
+        await connection.execute(RESTORE_MOVED_CLIENTS, {"clients": sorted(clients_to_repeat)})
+    if messages:
+        await notify_mailings_changed(connection)
+    return len(clients) - len(clients_to_repeat)
 
 
-async def _revive(
+async def _reopen(
     connection: AsyncConnection, mailing: Row[Any], rows: Sequence[Row[Any]]
 ) -> set[int]:
-    """Let a finished mailing run again if some of its messages can be sent after all.
+    """Reopen a finished mailing if some of its messages can be sent after all.
 
-    Return the clients to look at again, when it is no longer finished: retried, or deleted.
+    Return the clients to repeat, when the mailing was retried or deleted meanwhile.
     """
     plans = _plans(mailing, rows)
     due = [row for row in rows if plans[row.time_zone].status == "scheduled"]
     if not due:
         return set()
-    if (await connection.execute(REVIVE, {"id": mailing.id})).one_or_none() is None:
+    if (await connection.execute(REOPEN_MAILING, {"id": mailing.id})).one_or_none() is None:
         return {row.client_id for row in due}
-    await _plan_anew(connection, mailing, due)
+    await _replan_messages(connection, mailing, due)
     log.info("mailing_revived", mailing_id=mailing.id, messages=len(due))
     return set()
 
 
 async def replan_all_moved(engine: AsyncEngine) -> None:
-    """Plan the open messages of every client anew whose time zone has changed, chunk by chunk."""
+    """Replan the open messages of all clients whose time zone has changed, in chunks."""
     has_more = True
     while has_more:
         async with engine.begin() as connection:

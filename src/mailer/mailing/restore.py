@@ -1,4 +1,4 @@
-"""A database that was restored from a copy: what it would send, and a person's word that it may."""
+"""A database that was restored from a backup sends nothing until an admin allows it."""
 
 from datetime import datetime
 
@@ -12,12 +12,12 @@ from mailer.access.model import Actor
 from mailer.db import origin
 from mailer.errors import ConflictError
 from mailer.mailing.model import Status
-from mailer.mailing.telling import tell
+from mailer.mailing.notifications import notify_mailings_changed
 
 log = structlog.get_logger()
 
 COMMAND = "mailer resume-after-restore"
-SHOWN_MAILINGS = 100
+MAX_LISTED_MAILINGS = 100
 
 
 class NotHeldError(ConflictError):
@@ -36,17 +36,17 @@ class PendingMailing(msgspec.Struct, frozen=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a restored database would send, once it may."""
+    """What a restored database would send if sending were allowed."""
 
-    hold: origin.Hold
+    hold: origin.RestoreHold
     mailings: list[PendingMailing]
-    """The largest ones, at most `SHOWN_MAILINGS`."""
+    """The mailings with the most messages, at most `MAX_LISTED_MAILINGS`."""
     mailings_count: int
     messages_count: int
 
 
-# A claim that the copy brought along counts too: it is rescued, and goes out again. So does what
-# was to be sent again on request.
+# Includes messages that were claimed when the backup was made, because they are rescued and sent
+# again, and messages of retries in progress.
 PENDING = text("""
     SELECT id, text, status, datetime_start, datetime_end, messages,
         count(*) OVER () AS mailings_count, sum(messages) OVER ()::bigint AS messages_count
@@ -56,19 +56,19 @@ PENDING = text("""
                     scheduled + sending)
                 + CASE WHEN retry_before IS NULL THEN 0 ELSE undelivered + "unknown" END
             END AS messages
-        FROM mailing JOIN ledger ON mailing_id = id
+        FROM mailing JOIN mailing_counts ON mailing_id = id
         WHERE NOT is_settled AND deleted_at IS NULL AND status <> 'cancelled'
             AND datetime_end > clock_timestamp()
     ) AS pending
-    WHERE messages > 0 ORDER BY messages DESC, id LIMIT :shown""")
+    WHERE messages > 0 ORDER BY messages DESC, id LIMIT :limit""")
 
 
 async def find_restored(connection: AsyncConnection) -> Restored | None:
-    """Return what a restored database would send; None when nothing is held."""
-    hold = await origin.hold(connection)
+    """Return what a restored database would send; None when sending is allowed."""
+    hold = await origin.get_hold(connection)
     if hold is None:
         return None
-    rows = (await connection.execute(PENDING, {"shown": SHOWN_MAILINGS})).all()
+    rows = (await connection.execute(PENDING, {"limit": MAX_LISTED_MAILINGS})).all()
     mailings = [
         PendingMailing(*(getattr(row, name) for name in PendingMailing.__struct_fields__))
         for row in rows
@@ -77,31 +77,31 @@ async def find_restored(connection: AsyncConnection) -> Restored | None:
     return Restored(hold, mailings, *counts)
 
 
-async def resume(engine: AsyncEngine, held_since: datetime, by: Actor) -> None:
-    """Let a database send that is held since that moment; raises `NotHeldError`."""
+async def resume(engine: AsyncEngine, held_since: datetime, actor: Actor) -> None:
+    """Allow sending from a database that is held since `held_since`; raises `NotHeldError`."""
     async with engine.begin() as connection:
-        if not await origin.release(connection, held_since):
+        if not await origin.allow_sending(connection, held_since):
             raise NotHeldError
-        was = {"held_since": held_since}
+        before = {"held_since": held_since}
         target = audit.Target("database")
-        await audit.record(connection, by, "sending_resumed", target, before=was)
-        await tell(connection)
+        await audit.record(connection, actor, "sending_resumed", target, before=before)
+        await notify_mailings_changed(connection)
 
 
 class OriginCheck:
-    """Notes where the database is, again and again, and logs that it is held or may send again."""
+    """Records where the database runs, and logs when its sending is held or resumed."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._held_since: datetime | None = None
 
     async def run(self) -> None:
-        """Look once."""
+        """Check once; called at intervals."""
         async with self._engine.begin() as connection:
             if await origin.update(connection):
                 log.info("database_moved")
-                await tell(connection)
-            hold = await origin.hold(connection)
+                await notify_mailings_changed(connection)
+            hold = await origin.get_hold(connection)
         held_since = None if hold is None else hold.since
         if held_since == self._held_since:
             return

@@ -1,9 +1,9 @@
 """SQL that finds mailings by the words in their texts, newest first.
 
-`mailing_words`, which the index holds, names each word with the thousand of ids that its mailing is
-of: a page reads the newest thousands until it is full, and what few mailings have costs one look
-into the index for every thousand mailings there are. What is a letter, and its lower case, says the
-database's locale: with `C` the letters of ASCII alone are known.
+The indexed function `mailing_words` prefixes each word with its mailing's id divided by 1,000. A
+page searches blocks of 1,000 ids, newest first, until it is full. A rare word therefore costs one
+index lookup per 1,000 mailings. The database's locale defines which characters are letters, and
+their lower case. With the locale `C`, only ASCII letters are recognized.
 """
 
 import re
@@ -11,36 +11,36 @@ import re
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.paging import Position
+from mailer.db.paging import Cursor
 from mailer.mailing.model import Status
 from mailer.text import clean_label
 
-MOST_COUNTED = 1_000
-"""Mailings that are counted; one more stands for "more than that"."""
-LONGEST = 200
-"""Characters of a search that are looked at."""
-BEYOND = 2**63 - 1
-"""No id is as large."""
-NUMBER = re.compile(r"\s*#?([0-9]{1,18})\s*", re.ASCII)
+MAX_COUNTED = 1_000
+"""Mailings that are counted. A count of one more means "more than that"."""
+MAX_SEARCH_LENGTH = 200
+"""Characters of a search text that are used."""
+MAX_BIGINT = 2**63 - 1
+"""Largest bigint of PostgreSQL; above any id."""
+ID_PATTERN = re.compile(r"\s*#?([0-9]{1,18})\s*", re.ASCII)
 
-# A word has nothing but letters and digits, and so nothing that means anything to a tsquery; where
-# there is none, the query is null and finds nothing. The words are named as `mailing_words` does.
-# What else is asked stands behind OFFSET 0, so that no other index looks like the way to find it.
-FOUND = text("""
-    WITH typed AS MATERIALIZED (
+# Words have only letters and digits, so they contain no operators of a tsquery. Without words the
+# query is null and finds nothing. The words are prefixed as in `mailing_words`. Other conditions
+# come after OFFSET 0, so that the planner cannot choose another index.
+FIND = text("""
+    WITH search_word AS MATERIALIZED (
         SELECT word FROM unnest(words_of(:search)) AS word LIMIT 50
-    ), thousand AS (
+    ), block AS (
         SELECT generate_series(
             CASE WHEN :step < 0 THEN least(:before, newest) ELSE least(:after, newest) END / 1000,
             CASE WHEN :step < 0 THEN greatest(:after, oldest) ELSE newest END / 1000, :step) AS n
         FROM (SELECT min(id) AS oldest, max(id) AS newest FROM mailing) AS ends
         WHERE newest IS NOT NULL
-    ), worded AS (
-        SELECT mailing.id FROM thousand CROSS JOIN LATERAL (
+    ), by_words AS (
+        SELECT mailing.id FROM block CROSS JOIN LATERAL (
             SELECT (string_agg('''' || n || ' ' || word || ''':*', ' & ')
                 || coalesce(' & ''' || n || ' =' || (:status)::text || '''', ''))::tsquery AS words
-            FROM typed
-        ) AS wanted CROSS JOIN LATERAL (
+            FROM search_word
+        ) AS query CROSS JOIN LATERAL (
             SELECT id FROM (
                 SELECT id, deleted_at FROM mailing
                 WHERE mailing_words(id, text::text, status::text) @@ words OFFSET 0) AS any_state
@@ -49,7 +49,7 @@ FOUND = text("""
         ) AS mailing
         LIMIT :limit
     )
-    SELECT id FROM worded
+    SELECT id FROM by_words
     UNION
     SELECT id FROM mailing WHERE id = :number AND deleted_at IS NULL
         AND id > :after AND id < :before AND status = coalesce(:status, status)
@@ -57,29 +57,28 @@ FOUND = text("""
 
 
 async def find(
-    connection: AsyncConnection, search: str, status: Status | None, position: Position
+    connection: AsyncConnection, search: str, status: Status | None, position: Cursor
 ) -> list[int]:
-    """Return the mailings of a page, and one more if there is more, in ascending order.
+    """Return the ids of the mailings of a page, ascending, and one more id if there are more.
 
-    A mailing is found when its text has a word for each that was typed, which begins with it;
-    upper and lower case are alike. A number, with or without `#`, finds the mailing of that id too.
+    A mailing matches when for each word of the search, its text has a word that starts with it,
+    regardless of case. A number, with or without `#`, also finds the mailing with that id.
     """
     search = clean_label(search)
-    number = NUMBER.fullmatch(search)
+    number = ID_PATTERN.fullmatch(search)
     values = {
-        "search": search[:LONGEST],
+        "search": search[:MAX_SEARCH_LENGTH],
         "status": status,
         "number": int(number[1]) if number else None,
         "after": position.after or 0,
-        "before": position.before or BEYOND,
+        "before": position.before or MAX_BIGINT,
         "step": -1 if position.after is None else 1,
         "limit": position.limit + 1,
     }
-    found = (await connection.scalars(FOUND, values)).all()
-    return list(found)
+    return list((await connection.scalars(FIND, values)).all())
 
 
 async def count(connection: AsyncConnection, search: str, status: Status | None) -> int:
-    """Return how many mailings are found, `MOST_COUNTED` + 1 when they are more than that."""
-    found = await find(connection, search, status, Position(MOST_COUNTED))
-    return min(len(found), MOST_COUNTED + 1)
+    """Return how many mailings match, or `MAX_COUNTED` + 1 when there are more."""
+    ids = await find(connection, search, status, Cursor(MAX_COUNTED))
+    return min(len(ids), MAX_COUNTED + 1)

@@ -1,7 +1,8 @@
-"""What people do with mailings: create, change, pause, resume, cancel, retry, delete.
+"""Use cases of mailings: create, change, pause, resume, cancel, retry, delete.
 
-Each is written into the audit log by who did it, in the transaction that does it. A request under
-an Idempotency-Key that has done it already, and whose answer was lost, goes on from there.
+Each one writes its audit log entry in the transaction that makes the change. A repeated request
+with the same Idempotency-Key does not make the change again. It only does what was left to do, such
+as waiting until workers have stopped.
 """
 
 import asyncio
@@ -17,244 +18,241 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
-from mailer.mailing import audience, stopping, store
+from mailer.mailing import audience, stop_number, store
+from mailer.mailing.actions import Action, ensure_allowed
 from mailer.mailing.model import (
-    ENDED,
     Mailing,
     MailingChange,
-    MailingEndedError,
     MailingNotFoundError,
-    MailingNotPausedError,
-    MailingPausedError,
     MailingStartedError,
     NewMailing,
-    NothingToRetryError,
-    StillStoppingError,
-    half_window,
+    StopTimeoutError,
+    missing_window_bound,
 )
-from mailer.mailing.telling import tell
+from mailer.mailing.notifications import notify_mailings_changed
 
 log = structlog.get_logger()
 
-PLANNED_BY = frozenset(
+REPLAN_FIELDS = frozenset(
     {"client_filter", "datetime_end", "send_interval_time_start", "send_interval_time_end"}
 )
-"""A change of these while a mailing runs plans its messages anew."""
-RECORDED = frozenset({*NewMailing.__struct_fields__, "status"})
-"""What the audit log tells of a mailing."""
+"""Fields of which a change replans the messages of a started mailing."""
+AUDITED_FIELDS = frozenset({*NewMailing.__struct_fields__, "status"})
+"""Fields of a mailing that the audit log records."""
 
 
-async def create(engine: AsyncEngine, new: NewMailing, by: Actor) -> Mailing:
-    """Create a mailing; one that is already due is under way at once."""
+async def create(engine: AsyncEngine, new: NewMailing, actor: Actor) -> Mailing:
+    """Create a mailing. Workers start it at once when it is already due."""
     async with engine.begin() as connection:
-        if by.effect is not None:
-            return await store.get(connection, by.effect["id"])
+        if actor.stored_result is not None:
+            return await store.get(connection, actor.stored_result["id"])
         clients_count = await audience.count(connection, new.client_filter)
         values = msgspec.structs.asdict(new)
-        mailing_id = await store.add(connection, values, clients_count)
-        await tell(connection)
-        await _record(connection, by, "mailing_created", mailing_id, after=values)
+        mailing_id = await store.create(connection, values, clients_count)
+        await notify_mailings_changed(connection)
+        await _write_audit(connection, actor, "mailing_created", mailing_id, after=values)
         created = await store.get(connection, mailing_id)
     log.info("mailing_created", mailing_id=mailing_id, clients=clients_count)
     return created
 
 
-async def _record(  # noqa: PLR0913  # what an audit log tells
+async def _write_audit(  # noqa: PLR0913  # the fields of an audit log entry
     connection: AsyncConnection,
-    by: Actor,
+    actor: Actor,
     action: str,
     mailing_id: int,
     *,
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write into the audit log what was done."""
+    """Write an audit log entry with the audited fields that changed."""
     target = audit.Target("mailing", mailing_id)
-    was, is_now = _told(before or {}), _told(after or {})
-    await audit.record(connection, by, action, target, before=was or None, after=is_now or None)
+    old, new = _audited(before or {}), _audited(after or {})
+    await audit.record(connection, actor, action, target, before=old or None, after=new or None)
 
 
-def _told(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: values[name] for name in values.keys() & RECORDED}
+def _audited(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in values.keys() & AUDITED_FIELDS}
 
 
 async def change(
-    engine: AsyncEngine, mailing_id: int, changes: MailingChange, by: Actor
+    engine: AsyncEngine, mailing_id: int, changes: MailingChange, actor: Actor
 ) -> Mailing:
-    """Change a mailing: before its start all of it, while it runs what was not sent yet.
+    """Change a mailing. After its start, changes apply to messages that were not sent yet.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, and `InvalidError`
     when the change does not fit the rest of the mailing.
     """
     async with engine.begin() as connection:
         mailing = await store.get(connection, mailing_id, lock=True)
-        has_begun = await store.has_begun(connection, mailing_id)
-        given = changes.given().items()
-        values = {name: value for name, value in given if value != getattr(mailing, name)}
-        _refuse_too_late(mailing, values, has_begun=has_begun)
-        _refuse_misfit(mailing, values)
+        is_started = await store.is_started(connection, mailing_id)
+        provided = changes.provided_values().items()
+        values = {name: value for name, value in provided if value != getattr(mailing, name)}
+        _ensure_changeable(mailing, values, is_started=is_started)
+        _ensure_consistent(mailing, values)
         if "client_filter" in values:
             clients_count = await audience.count(connection, values["client_filter"])
-            # messages that exist stay in the audience
+            # clients who have a message already stay in the audience
             values["clients_count"] = max(clients_count, mailing.created_messages)
-        if has_begun and values.keys() & PLANNED_BY:
-            values |= {"replan_cursor": 0, "replanning": True, "replan_stop": None}
+        if is_started and values.keys() & REPLAN_FIELDS:
+            values |= {"replan_cursor": 0, "is_replanning": True, "replan_stop": None}
             if "client_filter" in values:
-                values |= {"filter_changed": True} | audience.taken_now()
+                values |= {"filter_changed": True} | audience.audience_as_of_now()
         await store.change(connection, mailing_id, values)
-        await tell(connection)
-        if was := {name: getattr(mailing, name) for name, _ in given if name in values}:
-            await _record(connection, by, "mailing_changed", mailing_id, before=was, after=values)
+        await notify_mailings_changed(connection)
+        if old := {name: getattr(mailing, name) for name, _ in provided if name in values}:
+            await _write_audit(
+                connection, actor, "mailing_changed", mailing_id, before=old, after=values
+            )
         changed = await store.get(connection, mailing_id)
     fields = sorted(values.keys() & NewMailing.__struct_fields__)
     log.info("mailing_changed", mailing_id=mailing_id, fields=fields)
     return changed
 
 
-def _refuse_too_late(mailing: Mailing, values: dict[str, Any], *, has_begun: bool) -> None:
-    if mailing.status in ENDED or mailing.datetime_end <= database_clock.now():
-        raise MailingEndedError
-    has_started = has_begun or mailing.datetime_start <= database_clock.now()
+def _ensure_changeable(mailing: Mailing, values: dict[str, Any], *, is_started: bool) -> None:
+    """Raise an error when the mailing has ended, or the change moves a start that has passed."""
+    ensure_allowed("change", mailing, database_clock.now())
+    is_start_passed = is_started or mailing.datetime_start <= database_clock.now()
     start = values.get("datetime_start", mailing.datetime_start)
-    if has_started and start != mailing.datetime_start:
+    if is_start_passed and start != mailing.datetime_start:
         raise MailingStartedError
 
 
-def _refuse_misfit(mailing: Mailing, values: dict[str, Any]) -> None:
-    """Refuse a change that is right in itself but not together with what stays."""
-    whole = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | values
+def _ensure_consistent(mailing: Mailing, values: dict[str, Any]) -> None:
+    """Raise `InvalidError` when changed and unchanged fields together break a rule."""
+    merged = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | values
     errors = [
-        *MailingChange.broken_rules(whole, database_clock.now()),
-        *half_window(whole),
+        *MailingChange.broken_rules(merged, database_clock.now()),
+        *missing_window_bound(merged),
     ]
     if errors:
         raise InvalidError(errors)
 
 
-async def delete(engine: AsyncEngine, mailing_id: int, by: Actor) -> None:
-    """Delete a mailing; returns when no worker sends for it any more.
+async def delete(engine: AsyncEngine, mailing_id: int, actor: Actor) -> None:
+    """Delete a mailing, and wait until no worker sends for it any more.
 
-    Raises `MailingNotFoundError`, and `StillStoppingError` when a worker does not stop; who asks
-    again waits again.
+    Raises `MailingNotFoundError`, and `StopTimeoutError` when a worker does not stop in time. A
+    repeated call waits again.
     """
     try:
         async with engine.begin() as connection:
             mailing = await store.get(connection, mailing_id, lock=True)
             await store.mark_deleted(connection, mailing_id)
-            await tell(connection)
-            was = msgspec.structs.asdict(mailing)
-            await _record(connection, by, "mailing_deleted", mailing_id, before=was)
+            await notify_mailings_changed(connection)
+            old = msgspec.structs.asdict(mailing)
+            await _write_audit(connection, actor, "mailing_deleted", mailing_id, before=old)
         log.info("mailing_deleted", mailing_id=mailing_id)
     except MailingNotFoundError:
-        await _until_stopped(engine, mailing_id)
+        await _wait_until_stopped(engine, mailing_id)
         raise
-    await _until_stopped(engine, mailing_id)
+    await _wait_until_stopped(engine, mailing_id)
 
 
-async def pause(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
-    """Pause a mailing; returns when no worker begins to send for it any more.
+async def pause(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+    """Pause a mailing, and wait until no worker starts a request for it any more.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingPausedError`, and
-    `StillStoppingError` when a worker does not stop.
+    `StopTimeoutError` when a worker does not stop in time.
     """
-    if by.effect is None:
+    if actor.stored_result is None:
         async with engine.begin() as connection:
-            mailing = await _get_live(connection, mailing_id)
-            if mailing.status == "paused":
-                raise MailingPausedError
+            mailing = await _lock_for(connection, "pause", mailing_id)
             values = {"status": "paused"}
             await store.change(connection, mailing_id, values)
-            await tell(connection)
-            was = {"status": mailing.status}
-            await _record(connection, by, "mailing_paused", mailing_id, before=was, after=values)
+            await notify_mailings_changed(connection)
+            old = {"status": mailing.status}
+            await _write_audit(
+                connection, actor, "mailing_paused", mailing_id, before=old, after=values
+            )
         log.info("mailing_paused", mailing_id=mailing_id)
-    return await _stopped(engine, mailing_id)
+    return await _get_stopped(engine, mailing_id)
 
 
-async def resume(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
-    """Let a paused mailing go on, or wait for its start.
+async def resume(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+    """Resume a paused mailing: it is `running`, or `scheduled` before its start.
 
     Raises `MailingNotFoundError`, `MailingEndedError` and `MailingNotPausedError`.
     """
     async with engine.begin() as connection:
-        if by.effect is not None:
+        if actor.stored_result is not None:
             return await store.get(connection, mailing_id)
-        mailing = await _get_live(connection, mailing_id)
-        if mailing.status != "paused":
-            raise MailingNotPausedError
-        has_begun = await store.has_begun(connection, mailing_id)
-        status = "running" if has_begun else "scheduled"
+        mailing = await _lock_for(connection, "resume", mailing_id)
+        is_started = await store.is_started(connection, mailing_id)
+        status = "running" if is_started else "scheduled"
         await store.change(connection, mailing_id, {"status": status})
-        await tell(connection)
-        was, values = {"status": mailing.status}, {"status": status}
-        await _record(connection, by, "mailing_resumed", mailing_id, before=was, after=values)
+        await notify_mailings_changed(connection)
+        old, values = {"status": mailing.status}, {"status": status}
+        await _write_audit(
+            connection, actor, "mailing_resumed", mailing_id, before=old, after=values
+        )
         resumed = await store.get(connection, mailing_id)
     log.info("mailing_resumed", mailing_id=mailing_id)
     return resumed
 
 
-async def cancel(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
-    """Cancel a mailing for good: what has not been sent will not be.
+async def cancel(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+    """Cancel a mailing permanently, and wait until no worker sends for it any more.
 
-    Its messages become cancelled in chunks, soon after. Raises `MailingNotFoundError`,
-    `MailingEndedError`, and `StillStoppingError` when a worker does not stop.
+    Workers then cancel its unsent messages in chunks. Raises `MailingNotFoundError`,
+    `MailingEndedError`, and `StopTimeoutError` when a worker does not stop in time.
     """
-    if by.effect is None:
+    if actor.stored_result is None:
         async with engine.begin() as connection:
-            mailing = await _get_live(connection, mailing_id)
-            has_begun = await store.has_begun(connection, mailing_id)
-            values = {"status": "cancelled", "retry_before": None, "is_settled": not has_begun}
+            mailing = await _lock_for(connection, "cancel", mailing_id)
+            is_started = await store.is_started(connection, mailing_id)
+            values = {"status": "cancelled", "retry_before": None, "is_settled": not is_started}
             await store.change(connection, mailing_id, values)
-            await tell(connection)
-            was = {"status": mailing.status}
-            await _record(connection, by, "mailing_cancelled", mailing_id, before=was, after=values)
+            await notify_mailings_changed(connection)
+            old = {"status": mailing.status}
+            await _write_audit(
+                connection, actor, "mailing_cancelled", mailing_id, before=old, after=values
+            )
         log.info("mailing_cancelled", mailing_id=mailing_id)
-    return await _stopped(engine, mailing_id)
+    return await _get_stopped(engine, mailing_id)
 
 
-async def retry(engine: AsyncEngine, mailing_id: int, by: Actor) -> Mailing:
-    """Send again what is undelivered or unknown, also of a mailing that is through with all.
+async def retry(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+    """Send undelivered and unknown messages again; a finished mailing runs again.
 
-    The messages are scheduled in chunks, soon after. Raises `MailingNotFoundError`,
+    Workers then schedule the messages in chunks. Raises `MailingNotFoundError`,
     `MailingEndedError` and `NothingToRetryError`.
     """
     async with engine.begin() as connection:
-        if by.effect is not None:
+        if actor.stored_result is not None:
             return await store.get(connection, mailing_id)
-        mailing = await store.get(connection, mailing_id, lock=True)
-        if mailing.status == "cancelled" or mailing.datetime_end <= database_clock.now():
-            raise MailingEndedError
-        if mailing.undelivered_messages + mailing.unknown_messages == 0:
-            raise NothingToRetryError
+        mailing = await _lock_for(connection, "retry", mailing_id)
         values = {
             "retry_before": func.clock_timestamp(),
             "retry_cursor": 0,
             "is_settled": False,
         }
-        was = {}
+        old = {}
         if mailing.status == "finished":
-            was, values["status"] = {"status": mailing.status}, "running"
+            old, values["status"] = {"status": mailing.status}, "running"
         await store.change(connection, mailing_id, values)
-        await tell(connection)
-        await _record(connection, by, "mailing_retried", mailing_id, before=was, after=values)
+        await notify_mailings_changed(connection)
+        await _write_audit(
+            connection, actor, "mailing_retried", mailing_id, before=old, after=values
+        )
         retried = await store.get(connection, mailing_id)
     log.info("mailing_retried", mailing_id=mailing_id)
     return retried
 
 
-async def _get_live(connection: AsyncConnection, mailing_id: int) -> Mailing:
-    """Return a mailing that has not ended, locked."""
+async def _lock_for(connection: AsyncConnection, action: Action, mailing_id: int) -> Mailing:
+    """Lock and return a mailing that allows an action; raises the errors of `ensure_allowed`."""
     mailing = await store.get(connection, mailing_id, lock=True)
-    if mailing.status in ENDED or mailing.datetime_end <= database_clock.now():
-        raise MailingEndedError
+    ensure_allowed(action, mailing, database_clock.now())
     return mailing
 
 
-PATIENCE = 30.0
-"""Seconds to wait for every worker to stop sending."""
-PAUSE = 0.02
-"""Seconds between looks whether they have, with no connection held."""
-# Skip the wait when the mailing has not started, or was resumed meanwhile.
+STOP_TIMEOUT = 30.0
+"""Seconds to wait until every worker has stopped sending for a mailing."""
+STOP_POLL_INTERVAL = 0.02
+"""Seconds between checks whether workers have stopped; no connection is held in between."""
+# No need to wait when the mailing has not started, or was resumed meanwhile.
 SENDS_NOTHING = text("""
     SELECT NOT EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND audience_until IS NOT NULL)
         OR EXISTS (
@@ -262,33 +260,34 @@ SENDS_NOTHING = text("""
             WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
 
 
-async def _stopped(engine: AsyncEngine, mailing_id: int) -> Mailing:
-    """Wait until no worker sends for a mailing, and return it."""
-    await _until_stopped(engine, mailing_id)
+async def _get_stopped(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    """Wait until no worker sends for a mailing, and return the mailing."""
+    await _wait_until_stopped(engine, mailing_id)
     async with engine.connect() as connection:
         return await store.get(connection, mailing_id)
 
 
-async def _until_stopped(engine: AsyncEngine, mailing_id: int) -> None:
-    """Wait until every worker has read the change that stops a mailing; it is committed."""
+async def _wait_until_stopped(engine: AsyncEngine, mailing_id: int) -> None:
+    """Wait until every worker has read the committed change that stops a mailing."""
     async with engine.begin() as connection:
         if await _sends_nothing(connection, mailing_id):
             return
-        number = await stopping.draw(connection)
+        number = await stop_number.next_number(connection)
     try:
-        async with asyncio.timeout(PATIENCE):
-            while not await _is_stopped(engine, mailing_id, number):  # noqa: ASYNC110  # others end, elsewhere
-                await asyncio.sleep(PAUSE)
+        async with asyncio.timeout(STOP_TIMEOUT):
+            while not await _is_stopped(engine, mailing_id, number):  # noqa: ASYNC110  # other processes cannot set an event
+                await asyncio.sleep(STOP_POLL_INTERVAL)
     except TimeoutError as error:
-        raise StillStoppingError from error
+        raise StopTimeoutError from error
 
 
 async def _is_stopped(engine: AsyncEngine, mailing_id: int, number: int) -> bool:
     async with engine.connect() as connection:
-        return await stopping.is_applied(connection, number) or await _sends_nothing(
+        return await stop_number.is_applied(connection, number) or await _sends_nothing(
             connection, mailing_id
         )
 
 
 async def _sends_nothing(connection: AsyncConnection, mailing_id: int) -> bool:
+    """Return whether no wait is needed: the mailing has not started, or it runs again."""
     return bool((await connection.execute(SENDS_NOTHING, {"mailing_id": mailing_id})).scalar_one())

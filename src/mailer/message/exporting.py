@@ -1,33 +1,34 @@
-"""A mailing's messages as a CSV file."""
+"""Export a mailing's messages as a CSV file."""
 
 from collections.abc import AsyncGenerator
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.access.still import while_allowed
-from mailer.db.copying import CsvPart, Source, copy_in_chunks
+from mailer.access.reauthorize import stream_while_authorized
+from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
-MOMENT = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+UTC_TIMESTAMP = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 COLUMNS = ", ".join(
     (
         *("id", "mailing_id", "client_id", "status", "reason", "last_failure", "attempts"),
-        f"{MOMENT.format('coalesce(sent_at, due_at)')} AS datetime_send",
-        f"{MOMENT.format('created_at')} AS created_at",
-        f"{MOMENT.format('updated_at')} AS updated_at",
+        f"{UTC_TIMESTAMP.format('coalesce(sent_at, due_at)')} AS datetime_send",
+        f"{UTC_TIMESTAMP.format('created_at')} AS created_at",
+        f"{UTC_TIMESTAMP.format('updated_at')} AS updated_at",
     )
 )
-# by clients, since an index has a mailing's messages in this order
-MESSAGES = Source("message", "client_id", COLUMNS, "true")
+# ordered by client, because an index holds a mailing's messages in this order
+MESSAGES = CsvSource("message", "client_id", COLUMNS, "true")
 
 
 def export_messages(
-    engine: AsyncEngine, mailing_id: int, by: Actor, **equal: str | int
+    engine: AsyncEngine, mailing_id: int, actor: Actor, **filters: str | int
 ) -> AsyncGenerator[CsvPart, None]:
-    """Give a mailing's messages whose columns equal what is given, as CSV, by their clients.
+    """Yield a mailing's messages as CSV, ordered by client.
 
-    All is numbers, moments and words of our own, which no spreadsheet takes for a formula.
-    It breaks off with `TakenAwayError` when `by` may not read any more.
+    `filters` maps columns to the values that they must equal. All values are numbers, times and
+    fixed words, which no spreadsheet interprets as a formula. Raises `AccessRevokedError` in the
+    middle of the file when `actor` may no longer read.
     """
-    chunks = copy_in_chunks(engine, MESSAGES, {"mailing_id": mailing_id, **equal})
-    return while_allowed(engine, by, "read", chunks)
+    chunks = copy_in_chunks(engine, MESSAGES, {"mailing_id": mailing_id, **filters})
+    return stream_while_authorized(engine, actor, "read", chunks)

@@ -1,4 +1,4 @@
-"""A message: one mailing's text for one client, the row in the job table."""
+"""A message: one mailing's text for one client, and a row of the job table."""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
@@ -11,7 +11,7 @@ Status = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", 
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message as it is shown; it carries no personal data."""
+    """A message of a mailing. It contains no personal data."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "id": 7,
@@ -38,51 +38,54 @@ class Message(msgspec.Struct, frozen=True):
     updated_at: datetime
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """An attempt that failed: from the claim until it was written down, and why."""
+class FailedAttempt(msgspec.Struct, frozen=True):
+    """A failed attempt: its number, the times of its claim and of its result, and the reason."""
 
     attempt: int
-    """The first is 1. One whose attempt was given back keeps its number, and the next has it too;
-    after a retry of the mailing they begin anew."""
+    """Number of the attempt, from 1. A refunded attempt keeps its number, and the next attempt gets
+    the same number. After a retry of the mailing the numbers start again at 1."""
     claimed_at: datetime
     ended_at: datetime
     reason: str
 
 
-class Story(Message, frozen=True):
-    """All that is known of a message; unlike the message it tells a phone."""
+class MessageHistory(Message, frozen=True):
+    """A message with its failed attempts, its times and the client's phone."""
 
     due_at: datetime
     retry_at: datetime | None
-    """When the pause after its last attempt ends; `due_at` may be later, in the sending window."""
+    """When the pause after the last attempt ends. `due_at` may be later: it is inside the sending
+    window as well."""
     sent_at: datetime | None
     claimed_at: datetime | None
-    """When the attempt under way was claimed, or else the last one; what was handed back untried
-    does not count. None when nothing was tried, or before this was recorded."""
+    """When the current attempt was claimed, or else the last attempt. A claim that was released
+    without an attempt does not count. None when there was no attempt, or only attempts older than
+    this column."""
     lease_expires_at: datetime | None
-    """While it is being sent: when another process may take it over."""
-    failures: tuple[Failure, ...]
-    """The newest attempts that failed, at most 20, oldest first."""
+    """When another worker may rescue the message; None unless it is being sent."""
+    failures: tuple[FailedAttempt, ...]
+    """The newest failed attempts, at most 20, oldest first."""
     operator_code: str
     time_zone: str
-    """These two as they were when the message was made."""
+    """The client's time zone, like `operator_code`, as it was when the message was created."""
     phone: str | None
-    """The client's now; None once the client is deleted."""
+    """The client's current phone; None once the client is deleted."""
 
 
 class MessageNotFoundError(NotFoundError):
     """There is no such message."""
 
 
-FIRST_DUE = datetime(1970, 1, 1, tzinfo=UTC)
-"""Before which nothing is due."""
+EARLIEST_DUE = datetime(1970, 1, 1, tzinfo=UTC)
+"""A moment before every `due_at`."""
 
 
 class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
-    """A message that this process holds under a lease until `lease_expires_at`.
+    """A message that this worker has claimed, under a lease until `lease_expires_at`.
 
-    `attempts` counts this one; together with the lease's owner it fences what is written back.
-    Made by the thousand and never part of a cycle: the garbage collector need not look at them.
+    `attempts` includes the current attempt. The result is fenced: it is stored only if the
+    message's attempts, lease owner and end of lease are still those of the claim. `gc=False`
+    because a worker creates thousands of claims, and they are never part of a reference cycle.
     """
 
     id: int
@@ -92,22 +95,23 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     phone: str | None
     time_zone: str
     unknown_reason: str | None = None
-    """Why the delivery by an earlier attempt is unknown; None when none is."""
-    due_at: datetime = FIRST_DUE
-    """Messages of a mailing are claimed in the order of this and of their ids."""
+    """Why delivery by an earlier attempt is unknown; None when it is not."""
+    due_at: datetime = EARLIEST_DUE
+    """Messages of a mailing are claimed in the order of `due_at` and `id`."""
     last_failure: str | None = None
-    """Why the last attempt before this one failed; None when none did."""
+    """Why the attempt before this one failed; None when no attempt has failed."""
 
     @property
     def was_tried(self) -> bool:
-        """Whether an earlier attempt failed, or its delivery is unknown."""
+        """Whether an earlier attempt failed or ended with delivery unknown."""
         return self.last_failure is not None or self.unknown_reason is not None
 
 
-class FinishedMessage(msgspec.Struct, frozen=True, gc=False):
-    """The result of a claimed message: the status that it gets, and why.
+class MessageResult(msgspec.Struct, frozen=True, gc=False):
+    """The result to store for a claimed message: its new status, and why.
 
-    `attempts` is the count to store: one less than the claim's when nothing was tried.
+    `attempts` is the number to store. It is one less than the claim's when the attempt does not
+    count, for example because the message was not sent.
     """
 
     claim: ClaimedMessage
@@ -117,9 +121,9 @@ class FinishedMessage(msgspec.Struct, frozen=True, gc=False):
     due_at: datetime | None = None
     sent_at: datetime | None = None
     last_failure: str | None = None
-    """Why the last attempt failed; None when it did not."""
+    """Why this attempt failed; None when it did not."""
     unknown_reason: str | None = None
-    """Why the delivery by this attempt is unknown; None leaves what is known of those before."""
+    """Why delivery by this attempt is unknown. None keeps the stored reason of earlier attempts."""
     retry_at: datetime | None = None
-    """When the pause after this attempt ends, where it is to be tried again; `due_at` is inside the
-    window as well."""
+    """When the pause after this attempt ends; None when the message is not requeued. `due_at` is
+    inside the sending window as well."""

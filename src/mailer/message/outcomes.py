@@ -1,7 +1,7 @@
-"""Outcomes of all messages by the time at which they happened; they outlive their mailings.
+"""Counts of the final results of all messages, by time; they outlive their mailings.
 
-Days begin at a quarter of an hour in every time zone, so that outcomes are counted by that. What is
-not merged yet stands among the moves of the tallies.
+The counts are kept for every quarter of an hour, because in every time zone a day begins at one.
+The view `all_outcome_counts` has the counts and their deltas that are not merged yet.
 """
 
 from collections.abc import Mapping
@@ -17,48 +17,43 @@ from mailer.message.model import Status
 HOUR = 3_600
 NAMES = ", ".join(f'"{name}"' for name in OUTCOMES)
 SUMS = ", ".join(f'sum("{name}")::bigint AS "{name}"' for name in OUTCOMES)
-# Only a move of an outcome has a quarter of an hour in its key, and then a reason or nothing.
-QUARTER = """
-    CASE WHEN dimension = 'outcome' THEN to_timestamp(split_part(key, ' ', 1)::bigint) END"""
-REASON = "nullif(substr(key, strpos(key, ' ') + 1), '')"
-COUNTED = f"""(
-    SELECT quarter_start, reason, {NAMES} FROM outcome_count
-    UNION ALL
-    SELECT {QUARTER}, {REASON}, {NAMES} FROM tally_move WHERE dimension = 'outcome') AS counted"""  # noqa: S608  # our own columns
 
 BY_HOUR = text(f"""
-    SELECT (extract(epoch FROM quarter_start - :start)::bigint / {HOUR})::int AS place, {SUMS}
-    FROM {COUNTED} WHERE quarter_start >= :start AND quarter_start < :end GROUP BY place""")  # noqa: S608  # likewise
-FAILURES = text(f"""
-    SELECT failed.status, reason, sum(failed.messages)::bigint AS messages
-    FROM {COUNTED} CROSS JOIN LATERAL (VALUES
+    SELECT (extract(epoch FROM bucket_start - :start)::bigint / {HOUR})::int AS hour_number, {SUMS}
+    FROM all_outcome_counts WHERE bucket_start >= :start AND bucket_start < :end
+    GROUP BY hour_number""")  # noqa: S608  # inserts our own column names only
+FAILURES = text("""
+    SELECT failed.status, nullif(reason, '') AS reason, sum(failed.messages)::bigint AS messages
+    FROM all_outcome_counts CROSS JOIN LATERAL (VALUES
         ('undelivered', undelivered), ('unknown', "unknown"), ('cancelled', cancelled)
     ) AS failed (status, messages)
-    WHERE quarter_start >= :start AND quarter_start < :end
+    WHERE bucket_start >= :start AND bucket_start < :end
     GROUP BY failed.status, reason HAVING sum(failed.messages) > 0
-    ORDER BY messages DESC, status, reason""")  # noqa: S608  # likewise
+    ORDER BY messages DESC, status, reason""")
 
 
-async def by_hour(
+async def count_by_hour(
     connection: AsyncConnection, start: datetime, end: datetime
 ) -> Mapping[int, dict[str, int]]:
-    """Return the outcomes from `start` to `end` by status, for each hour since `start` with any."""
-    found = await connection.execute(BY_HOUR, {"start": start, "end": end})
-    return {row.place: {name: _count(row, name) for name in OUTCOMES} for row in found}
+    """Return the counts from `start` to `end` by status, for each hour that has any.
+
+    The key is the number of the hour since `start`, from 0.
+    """
+    rows = await connection.execute(BY_HOUR, {"start": start, "end": end})
+    return {row.hour_number: {name: _clamp(row, name) for name in OUTCOMES} for row in rows}
 
 
-def _count(row: Row[Any], name: str) -> int:
-    # A correction may land in another bucket than the original, so clamp at zero. (Mailings older
-    # than this table have reasons by the day alone.)
+def _clamp(row: Row[Any], name: str) -> int:
+    # A correction may land in another bucket than the original, so clamp at zero.
     return max(0, int(getattr(row, name)))
 
 
-async def failures(
+async def count_failures(
     connection: AsyncConnection, start: datetime, end: datetime
 ) -> list[tuple[Status, str | None, int]]:
-    """Return what was not delivered from `start` to `end`, the most frequent first.
+    """Return how many messages were not delivered from `start` to `end`, and why.
 
-    Each is a status, a reason and how many messages have both.
+    Each entry is a status, a reason and the number of messages with both; most frequent first.
     """
-    found = await connection.execute(FAILURES, {"start": start, "end": end})
-    return [(row.status, row.reason, row.messages) for row in found]
+    rows = await connection.execute(FAILURES, {"start": start, "end": end})
+    return [(row.status, row.reason, row.messages) for row in rows]

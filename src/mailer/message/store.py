@@ -1,7 +1,7 @@
-"""SQL of the job table: claim, finish, rescue; and its pages.
+"""SQL of the job table: claim, release and rescue messages, record results, read pages.
 
-The three statements of the hot loop go to asyncpg directly, each a transaction of its own. The
-ledger moves with them, by trigger.
+The statements of the sending loop use asyncpg directly, and each is a transaction of its own.
+Triggers update the table `mailing_counts` in the same transactions.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,19 +14,19 @@ import msgspec
 from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.paging import Position, Slice, fetch_slice
+from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.schema import MESSAGE_STATUSES, client, message
 from mailer.message.model import (
-    FIRST_DUE,
+    EARLIEST_DUE,
     ClaimedMessage,
-    Failure,
-    FinishedMessage,
+    FailedAttempt,
     Message,
+    MessageHistory,
     MessageNotFoundError,
-    Story,
+    MessageResult,
 )
 
-SHOWN = [
+COLUMNS = [
     func.coalesce(message.c.sent_at, message.c.due_at).label(name)
     if name == "datetime_send"
     else message.c[name]
@@ -37,36 +37,38 @@ SHOWN = [
 async def page(
     connection: AsyncConnection,
     mailing_id: int,
-    position: Position,
+    position: Cursor,
     count: int | None = None,
-    **equal: str | int,
-) -> Slice:
-    """Return a page of a mailing's messages whose columns equal what is given.
+    **filters: str | int,
+) -> RowPage:
+    """Return a page of a mailing's messages.
 
-    They are counted unless their `count` is known.
+    `filters` maps columns to the values that they must equal. The matching messages are counted
+    unless their number is passed as `count`.
     """
-    rows = select(*SHOWN).where(
+    rows = select(*COLUMNS).where(
         message.c.mailing_id == mailing_id,
-        *(message.c[name] == value for name, value in equal.items()),
+        *(message.c[name] == value for name, value in filters.items()),
     )
-    # the indexes with the status before the id give each status in order; of a client there is one
-    is_told_apart = equal.keys().isdisjoint(("status", "client_id"))
-    branches = [message.c.status == each for each in MESSAGE_STATUSES if is_told_apart]
-    return await fetch_slice(
+    # The indexes have the status before the id, so each status is read in order by a query of its
+    # own. A filter by status needs no such split, nor one by client: a client has one message.
+    has_branches = filters.keys().isdisjoint(("status", "client_id"))
+    branches = [message.c.status == status for status in MESSAGE_STATUSES if has_branches]
+    return await fetch_page(
         connection, rows, message.c.id, position, count=count, branches=branches
     )
 
 
 def to_message(row: Row[Any]) -> Message:
-    """Return the message that a row of `page` stands for."""
+    """Convert a row of `page` to a message."""
     return Message(**row._asdict())
 
 
-# What is being sent was last changed by its claim; only then does it have a lease. The row of a
-# client who is deleted stays, without a phone.
+# The last change of a message with the status `sending` is its claim. The row of a deleted client
+# stays, without a phone.
 CLAIMED_AT = case((message.c.status == "sending", message.c.updated_at), else_=message.c.claimed_at)
-TOLD = [
-    *SHOWN,
+HISTORY_COLUMNS = [
+    *COLUMNS,
     *(
         message.c[name]
         for name in ("due_at", "retry_at", "sent_at", "lease_expires_at", "failures")
@@ -77,31 +79,34 @@ TOLD = [
 ]
 
 
-async def story(connection: AsyncConnection, mailing_id: int, message_id: int) -> Story:
-    """Return all that is known of a message of a mailing; raises `MessageNotFoundError`."""
-    found = await connection.execute(
-        select(*TOLD)
+async def get_history(
+    connection: AsyncConnection, mailing_id: int, message_id: int
+) -> MessageHistory:
+    """Return a message of a mailing with its history. Raises `MessageNotFoundError`."""
+    rows = await connection.execute(
+        select(*HISTORY_COLUMNS)
         .join_from(message, client, client.c.id == message.c.client_id, isouter=True)
         .where(message.c.mailing_id == mailing_id, message.c.id == message_id)
     )
-    row = found.mappings().one_or_none()
+    row = rows.mappings().one_or_none()
     if row is None:
         raise MessageNotFoundError
-    failures = msgspec.convert(row["failures"] or (), tuple[Failure, ...])
-    return Story(**{**row, "failures": failures})
+    failures = msgspec.convert(row["failures"] or (), tuple[FailedAttempt, ...])
+    return MessageHistory(**{**row, "failures": failures})
 
 
-Place = tuple[datetime, int]
-"""Where a message stands among those of its mailing that wait: when it is due, and its id."""
-START: Place = (FIRST_DUE, 0)
+ClaimCursor = tuple[datetime, int]
+"""Position of a message in its mailing's order of claims: `due_at` and `id`."""
+FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
+"""The position before all messages."""
 
-# Every mailing gives up to a share of what is due, oldest first, so that a large one cannot keep
-# a small one waiting. The index holds only what is scheduled, and each claim goes on behind the
-# last one's place: the cost does not grow with what is done, also while a snapshot that somebody
-# holds keeps what was claimed in the index. Rows that another process is claiming are passed over.
-# The time is asked once, as a select: an index is not searched for what a volatile function
-# returns, and would be walked to its end.
-# Once too it is asked whether this database may send at all: a restored one may not.
+# At most `share` due messages of each mailing are claimed, oldest first, so that a large mailing
+# does not delay a small one. The index holds scheduled messages only, and a claim starts after the
+# mailing's cursor. So the cost does not grow with the number of messages done, even while an old
+# snapshot keeps claimed rows in the index. Rows that another worker is claiming are skipped.
+# The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
+# would not use it as an index condition and would scan the index to its end. A restored database
+# may not send: then nothing is claimed.
 CLAIM = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id
@@ -116,7 +121,7 @@ CLAIM = """
             ORDER BY message.due_at, message.id LIMIT $2 FOR UPDATE SKIP LOCKED
         ) AS message
         WHERE mailing.status = 'running'
-            AND NOT mailing.replanning AND mailing.deleted_at IS NULL
+            AND NOT mailing.is_replanning AND mailing.deleted_at IS NULL
             AND mailing.datetime_end > clock_timestamp() AND (SELECT sending_is_allowed())
     )
     UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
@@ -130,105 +135,117 @@ CLAIM = """
 
 async def claim(
     connection: asyncpg.Connection,
-    after: Mapping[int, Place],
+    after: Mapping[int, ClaimCursor],
     share: int,
     owner: UUID,
     lease: timedelta,
 ) -> list[ClaimedMessage]:
     """Claim up to `share` due messages of each mailing for `owner`, under a lease.
 
-    Of each mailing those after a place: `START`, or where the last claim has ended.
+    `after` maps each mailing to a cursor; only messages after it are claimed. It is `FIRST_CURSOR`
+    or the position of the last message of an earlier claim.
     """
-    due_ats, ids = [place[0] for place in after.values()], [place[1] for place in after.values()]
+    due_ats, ids = [last[0] for last in after.values()], [last[1] for last in after.values()]
     rows = await connection.fetch(CLAIM, list(after), share, owner, lease, due_ats, ids)
     return [ClaimedMessage(*row) for row in rows]
 
 
-# Fenced: only who holds the very lease that the claim was made under may write its outcome; a
-# message handed back and claimed again has the same owner and attempt, but another lease. A lease
-# means that the message is being sent; to ask for the state too would invite a plan that walks
-# over all that were. An attempt that was made, unlike a message handed back, counts or has failed;
-# the claim was the last change before. Of the failures those before the newest twenty go.
-FINISH = """
-    UPDATE message SET status = done.status, attempts = done.attempts,
-        reason = CASE WHEN done.status = 'scheduled' THEN coalesce(done.reason, last_failure)
-                      ELSE done.reason END,
-        last_failure = coalesce(done.failure, last_failure),
-        unknown_reason = CASE WHEN done.status IN ('scheduled', 'unknown')
-                              THEN coalesce(done.unknown_reason, message.unknown_reason) END,
-        claimed_at = CASE WHEN done.attempts = done.claimed OR done.failure IS NOT NULL
+# Fenced: a result is stored only while the message has the very lease of its claim. The owner and
+# the attempt are not enough: a message that was released and claimed again can have both as before.
+# A lease implies the status `sending`. The status is not in the condition, because it could make
+# the planner scan all messages that were ever in that status.
+# `claimed_at` is set only when the attempt was made: then it counts, or it has a failure. The last
+# change before this one was the claim, so `updated_at` is the time of the claim. The newest 20
+# failures are kept.
+RECORD_RESULTS = """
+    UPDATE message SET status = result.status, attempts = result.attempts,
+        reason = CASE WHEN result.status = 'scheduled' THEN coalesce(result.reason, last_failure)
+                      ELSE result.reason END,
+        last_failure = coalesce(result.failure, last_failure),
+        unknown_reason = CASE WHEN result.status IN ('scheduled', 'unknown')
+                              THEN coalesce(result.unknown_reason, message.unknown_reason) END,
+        claimed_at = CASE WHEN result.attempts = result.claimed OR result.failure IS NOT NULL
                           THEN message.updated_at ELSE message.claimed_at END,
-        failures = CASE WHEN done.failure IS NULL THEN failures ELSE
+        failures = CASE WHEN result.failure IS NULL THEN failures ELSE
             CASE WHEN jsonb_array_length(failures) >= 20 THEN failures - 0
                  ELSE coalesce(failures, '[]') END
             || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
-                'ended_at', now(), 'reason', done.failure) END,
-        due_at = coalesce(done.due_at, message.due_at), retry_at = done.retry_at,
-        sent_at = CASE WHEN done.status = 'unknown' THEN coalesce(done.sent_at, claimed_at,
-                       message.updated_at) ELSE done.sent_at END,
+                'ended_at', now(), 'reason', result.failure) END,
+        due_at = coalesce(result.due_at, message.due_at), retry_at = result.retry_at,
+        sent_at = CASE WHEN result.status = 'unknown' THEN coalesce(result.sent_at, claimed_at,
+                       message.updated_at) ELSE result.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
         $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[])
-        AS done (id, claimed, leased_until, status, reason, attempts, due_at, sent_at, failure,
+        AS result (id, claimed, leased_until, status, reason, attempts, due_at, sent_at, failure,
             unknown_reason, retry_at)
-    WHERE message.id = done.id AND message.lease_owner = $1
-        AND message.attempts = done.claimed AND message.lease_expires_at = done.leased_until
+    WHERE message.id = result.id AND message.lease_owner = $1
+        AND message.attempts = result.claimed AND message.lease_expires_at = result.leased_until
     RETURNING message.id"""
 
 
-async def finish(
-    connection: asyncpg.Connection, owner: UUID, finished: Sequence[FinishedMessage]
+async def record_results(
+    connection: asyncpg.Connection, owner: UUID, results: Sequence[MessageResult]
 ) -> set[int]:
-    """Write what became of claimed messages; return those that still were under the lease."""
-    in_order = sorted(finished, key=lambda done: done.claim.id)  # as all lock who change many
+    """Store results of claimed messages. Return the ids whose lease was still valid.
+
+    The other results are not stored.
+    """
+    ordered = sorted(results, key=lambda result: result.claim.id)  # one lock order for all writers
     columns = zip(
         *(
             (
-                *(done.claim.id, done.claim.attempts, done.claim.lease_expires_at),
-                *(done.status, done.reason, done.attempts, done.due_at, done.sent_at),
-                *(done.last_failure, done.unknown_reason, done.retry_at),
+                *(result.claim.id, result.claim.attempts, result.claim.lease_expires_at),
+                *(result.status, result.reason, result.attempts, result.due_at, result.sent_at),
+                *(result.last_failure, result.unknown_reason, result.retry_at),
             )
-            for done in in_order
+            for result in ordered
         ),
         strict=True,
     )
-    # what nobody has goes empty: each value costs, and unnest() fills up with nulls
-    given = [() if column.count(None) == len(column) else column for column in columns]
-    return {row[0] for row in await connection.fetch(FINISH, owner, *given)}
+    # a column of nulls only is sent empty: each value costs, and unnest() adds the nulls again
+    arrays = [() if column.count(None) == len(column) else column for column in columns]
+    return {row[0] for row in await connection.fetch(RECORD_RESULTS, owner, *arrays)}
 
 
-LET_GO = """
+RELEASE_ORPHANED = """
     UPDATE message SET status = 'scheduled', reason = last_failure, attempts = attempts - 1,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""
 
 
-async def let_go(connection: asyncpg.Connection, owner: UUID, held: Collection[int]) -> int:
-    """Release messages leased by `owner` that are not in `held` (claims whose answer was lost)."""
-    tag = await connection.execute(LET_GO, owner, list(held))
-    return int(tag.rpartition(" ")[2])
+async def release_orphaned(
+    connection: asyncpg.Connection, owner: UUID, unrecorded: Collection[int]
+) -> int:
+    """Release messages that are leased by `owner` and not in `unrecorded`; return their number.
+
+    They were claimed by a statement whose answer was lost with the connection.
+    """
+    command_tag = await connection.execute(RELEASE_ORPHANED, owner, list(unrecorded))
+    return int(command_tag.rpartition(" ")[2])
 
 
-# The failures before the breaker opened were the gateway's: what they cost is given back, to those
-# that nobody has claimed since. A message may be among them more than once.
-GIVE_BACK = """
+# The failures before the breaker opened belong to the outage. Their attempts are refunded, unless
+# the message was claimed again since. A message may have failed more than once.
+REFUND_ATTEMPTS = """
     UPDATE message SET attempts = message.attempts - failed.times, updated_at = now()
     FROM (SELECT id, max(attempts) AS attempts, count(DISTINCT attempts) AS times
-          FROM unnest($1::bigint[], $2::int[]) AS each (id, attempts) GROUP BY id) AS failed
+          FROM unnest($1::bigint[], $2::int[]) AS claim (id, attempts) GROUP BY id) AS failed
     WHERE message.id = failed.id AND message.attempts = failed.attempts
         AND message.status = 'scheduled'"""
 
 
-async def give_back(connection: asyncpg.Connection, failed: Sequence[ClaimedMessage]) -> None:
-    """Give back the attempts of these claims to messages that wait again after the last of them."""
+async def refund_attempts(connection: asyncpg.Connection, failed: Sequence[ClaimedMessage]) -> None:
+    """Refund the attempts of failed claims to messages that were not claimed again since."""
     attempts = [claim.attempts for claim in failed]
-    await connection.execute(GIVE_BACK, [claim.id for claim in failed], attempts)
+    await connection.execute(REFUND_ATTEMPTS, [claim.id for claim in failed], attempts)
 
 
-# The delivery of a message whose lease has expired is unknown: where the mailing says `hold`, and
-# after the last attempt, it ends as unknown. After a restart or promotion of the database the
-# owners come first: they may have outcomes that they could not write meanwhile. Either makes the
-# origin out of date, until its row is written anew.
+# The delivery of a message whose lease has expired is unknown. It ends as unknown if the mailing
+# says `hold` or the attempt was the last one; else it is scheduled again. After a restart or
+# promotion of the database nothing is rescued for five seconds: the owners may have results that
+# they could not write before. A restart or promotion makes the row of `origin` out of date, until
+# it is written again.
 RESCUE = text("""
     WITH expired AS MATERIALIZED (
         SELECT message.id, on_unknown = 'hold' OR attempts >= :max_attempts AS ended
@@ -253,29 +270,31 @@ RESCUE = text("""
 
 
 async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> int:
-    """Take up to `chunk` messages from owners whose lease has expired; return how many."""
+    """Rescue up to `chunk` messages whose lease has expired; return how many."""
     rescued = await connection.execute(RESCUE, {"max_attempts": max_attempts, "chunk": chunk})
     return rescued.rowcount
 
 
 FIRST_WAITING = """
-    SELECT asked.id, first.due_at, first.id,
+    SELECT mailing.id, first.due_at, first.id,
         extract(epoch FROM first.due_at - clock_timestamp())::float8
-    FROM unnest($1::bigint[], $2::timestamptz[]) AS asked (id, since) CROSS JOIN LATERAL (
+    FROM unnest($1::bigint[], $2::timestamptz[]) AS mailing (id, since) CROSS JOIN LATERAL (
         SELECT due_at, id FROM message
-        WHERE mailing_id = asked.id AND status = 'scheduled' AND due_at >= asked.since
+        WHERE mailing_id = mailing.id AND status = 'scheduled' AND due_at >= mailing.since
         ORDER BY due_at, id LIMIT 1) AS first
     WHERE (SELECT sending_is_allowed())"""
 
 
 async def first_waiting(
     connection: asyncpg.Connection, since: Mapping[int, datetime | None]
-) -> list[tuple[int, Place, float]]:
-    """Return the first message of each mailing that waits: its place, and seconds until it is due.
+) -> list[tuple[int, ClaimCursor, float]]:
+    """Return the first scheduled message of each mailing, in the order of claims.
 
-    Of each those that are due since a moment, or all; mailings of which none waits, or may be
-    sent, are left out.
+    `since` maps each mailing to the earliest `due_at` to look at, or to None for all messages. An
+    entry of the result is the mailing's id, the message's position, and the seconds until it is due
+    (negative when it is due already). Mailings without a scheduled message are left out. Nothing is
+    returned while this database may not send.
     """
-    moments = [moment or FIRST_DUE for moment in since.values()]
+    moments = [moment or EARLIEST_DUE for moment in since.values()]
     rows = await connection.fetch(FIRST_WAITING, list(since), moments)
-    return [(mailing, (due_at, id_), seconds) for mailing, due_at, id_, seconds in rows]
+    return [(mailing_id, (due_at, id_), seconds) for mailing_id, due_at, id_, seconds in rows]

@@ -1,4 +1,4 @@
-"""*Try now*: end the pauses of the gateway and of what failed, at every worker."""
+"""*Try now*: end the pauses of the gateway and of failed messages, at every worker."""
 
 from datetime import datetime
 
@@ -8,15 +8,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import audit
 from mailer.access.model import Actor
 
-CHANNEL = "gateway"
-"""Where PostgreSQL's NOTIFY tells every worker that the gateway is to be tried."""
-CHUNK = 5_000
+TRY_NOW_CHANNEL = "gateway"
+"""PostgreSQL notification channel that makes every worker try the gateway now."""
+BATCH = 5_000
 """Messages that one transaction makes due."""
-CHUNKS_LIMIT = 200
-"""Transactions; what waits beyond a million messages waits for its pause to end."""
+MAX_BATCHES = 200
+"""Most transactions of one request. Of more than a million messages, the rest stay paused."""
 
 NOTIFY = text("SELECT pg_notify(:channel, ''), now()")
-# Messages that fail after this moment keep their pause. The window is checked again before sending.
+# Messages that fail after `since` keep their pause. The sending window is checked again before a
+# message is sent.
 END_PAUSES = text("""
     UPDATE message SET due_at = now(), retry_at = NULL, updated_at = now()
     WHERE id = ANY (ARRAY(
@@ -25,21 +26,21 @@ END_PAUSES = text("""
         LIMIT :chunk FOR UPDATE SKIP LOCKED))""")
 
 
-async def try_now(engine: AsyncEngine, by: Actor) -> None:
-    """Have the next message probe the gateway now, and what waits after a failure be due."""
+async def try_now(engine: AsyncEngine, actor: Actor) -> None:
+    """Allow a probe of the gateway now, and make messages due that wait after a failure."""
     async with engine.begin() as connection:
         since = await _notify(connection)
-        await audit.record(connection, by, "gateway_tried", audit.Target("gateway"))
-    for _ in range(CHUNKS_LIMIT):
+        await audit.record(connection, actor, "gateway_tried", audit.Target("gateway"))
+    for _ in range(MAX_BATCHES):
         async with engine.begin() as connection:
-            ended = await connection.execute(END_PAUSES, {"since": since, "chunk": CHUNK})
+            ended = await connection.execute(END_PAUSES, {"since": since, "chunk": BATCH})
             await _notify(connection)
-        if ended.rowcount < CHUNK:
+        if ended.rowcount < BATCH:
             break
 
 
 async def _notify(connection: AsyncConnection) -> datetime:
-    """Tell every worker, once this transaction is committed; return its moment."""
-    row = (await connection.execute(NOTIFY, {"channel": CHANNEL})).one()
-    moment: datetime = row[1]
-    return moment
+    """Notify every worker when this transaction commits; return the transaction's time."""
+    row = (await connection.execute(NOTIFY, {"channel": TRY_NOW_CHANNEL})).one()
+    transaction_time: datetime = row[1]
+    return transaction_time

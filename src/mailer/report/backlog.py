@@ -1,26 +1,26 @@
-"""What waits to be sent, for all processes together, as the database has it."""
+"""The backlog of messages to send, of all workers together, counted in the database."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.metrics import Backlog
 
-MOST_DUE = 100_000
-"""Due messages that are counted; there may be more."""
-# What is due is counted up to a bound: a mailing of millions must not make the question dear.
-LOOK = text("""
+MAX_COUNTED_DUE = 100_000
+"""Due messages that are counted at most; there may be more."""
+# Due messages are counted up to a limit, so that the cost does not grow with large mailings.
+SELECT_BACKLOG = text("""
     WITH live AS MATERIALIZED (
         SELECT id, status, clients_count, scheduled + sending AS waiting,
             scheduled + sending + delivered + undelivered + "unknown" + cancelled AS created,
-            audience_cursor < audience_until AS is_taking
-        FROM mailing JOIN ledger ON mailing_id = id
+            audience_cursor < audience_until AS is_enqueuing
+        FROM mailing JOIN mailing_counts ON mailing_id = id
         WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NOT NULL
     ), due AS MATERIALIZED (
         SELECT message.due_at FROM live CROSS JOIN LATERAL (
             SELECT due_at FROM message
             WHERE mailing_id = live.id AND message.status = 'scheduled'
                 AND due_at <= (SELECT clock_timestamp())) AS message
-        WHERE live.status = 'running' LIMIT :most
+        WHERE live.status = 'running' LIMIT :limit
     ), oldest AS (
         SELECT min(message.due_at) AS due_at FROM live CROSS JOIN LATERAL (
             SELECT due_at FROM message
@@ -32,11 +32,11 @@ LOOK = text("""
         (SELECT count(*) FROM due),
         coalesce(greatest(0, extract(epoch FROM clock_timestamp() - (SELECT due_at FROM oldest))),
             0)::float8,
-        coalesce((SELECT sum(clients_count) FROM live WHERE is_taking), 0)::bigint,
-        coalesce((SELECT sum(created) FROM live WHERE is_taking), 0)::bigint,
+        coalesce((SELECT sum(clients_count) FROM live WHERE is_enqueuing), 0)::bigint,
+        coalesce((SELECT sum(created) FROM live WHERE is_enqueuing), 0)::bigint,
         EXISTS (SELECT FROM origin WHERE held_since IS NOT NULL)""")
 
 
-async def look(connection: AsyncConnection) -> Backlog:
-    """Return what waits now."""
-    return Backlog(*(await connection.execute(LOOK, {"most": MOST_DUE})).one())
+async def get_backlog(connection: AsyncConnection) -> Backlog:
+    """Return the current backlog."""
+    return Backlog(*(await connection.execute(SELECT_BACKLOG, {"limit": MAX_COUNTED_DUE})).one())

@@ -1,4 +1,4 @@
-"""The daily report: what became of messages on one day, and where the day's mailings stand."""
+"""The daily report: outcomes of messages on one day, and counts of mailings active that day."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
@@ -13,21 +13,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db.schema import OUTCOMES, mailing
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Status
-from mailer.mailing.store import ALIVE, select_mailings, to_mailing
-from mailer.message.outcomes import by_hour, failures
+from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
+from mailer.message.outcomes import count_by_hour, count_failures
 from mailer.report.chart import COLOURS, HEIGHT, WIDTH
 from mailer.report.model import Bucket, MessageCounts, OutcomeCounts, ReasonCount
 from mailer.report.snapshot import snapshot
-from mailer.report.statistics import ledger_of, message_counts, sums
+from mailer.report.statistics import counts_from_mailing, counts_from_row, sum_columns
 
-LISTED = 50
-"""Mailings that a report names; all of them are in its sums. Mail programs cut what is longer than
-about 100 kB."""
-HOUR = 3_600
+MAX_LISTED = 50
+"""Mailings that a report lists; sums include all mailings.
+
+Mail programs cut off mails that are longer than about 100 kB."""
+HOUR = 3_600  # seconds
 
 
 class ReportedMailing(msgspec.Struct, frozen=True):
-    """A mailing as a report shows it: by its id, without what it says."""
+    """A mailing as listed in a report: by its id, without its text."""
 
     id: int
     status: Status
@@ -38,31 +39,33 @@ class ReportedMailing(msgspec.Struct, frozen=True):
 
 
 class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A day's report as of `made_at`; every moment in it is on the clock of `time_zone`."""
+    """The report of a day, with all times in `time_zone`."""
 
     day: date
     time_zone: str
-    made_at: datetime
+    as_of: datetime
+    """When the counts were read."""
     mailings_count: int
     clients_count: int
     messages: MessageCounts
-    """The sum of the ledgers of all mailings under way that day, as they stand."""
+    """The current counts of all mailings that were active on that day, added up."""
     mailings: list[ReportedMailing]
-    """The newest of them."""
+    """The newest of those mailings, at most `MAX_LISTED`."""
     failures: list[ReasonCount]
-    """What was not delivered on that day, and why, the most frequent first: of every mailing."""
+    """Messages of all mailings that failed on that day, by status and reason, largest first."""
     hours: list[Bucket]
-    """What became of messages on that day, by the hour: 23 or 25 when the clocks change. Of every
-    mailing, also of one that is deleted: the days add up to all outcomes that there were."""
+    """Outcomes of messages by hour; 23 or 25 hours when the clocks change.
+
+    Includes deleted mailings, so that the reports of all days add up to all outcomes."""
 
     @property
     def busy_hours(self) -> list[Bucket]:
-        """The hours in which anything became of a message."""
+        """Return the hours that have an outcome."""
         return [hour for hour in self.hours if any(msgspec.structs.astuple(hour.messages))]
 
     @property
     def outcomes(self) -> OutcomeCounts:
-        """What became of messages on that day."""
+        """Return the outcomes of the whole day."""
         hours = [hour.messages for hour in self.hours]
         return OutcomeCounts(
             **{name: sum(getattr(counts, name) for counts in hours) for name in OUTCOMES}
@@ -70,92 +73,96 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyReport:
-    """Report on a day in an IANA time zone.
+    """Return the report of a day in an IANA time zone.
 
-    Raises `InvalidError` for a day that no mailing can have.
+    Raises `InvalidError` for a day outside the range of mailings' dates.
     """
     zone = ZoneInfo(time_zone)
-    start, end = bounds(day, zone)
+    start, end = day_bounds(day, zone)
     active = _active(start, end)
     async with snapshot(engine) as connection:
         total = await _total(connection, active)
         return DailyReport(
             day=day,
             time_zone=time_zone,
-            made_at=total.made_at.astimezone(zone),
+            as_of=total.as_of.astimezone(zone),
             mailings_count=total.mailings,
             clients_count=int(total.clients),
-            messages=message_counts(total),
+            messages=counts_from_row(total),
             mailings=await _mailings(connection, active, zone),
-            failures=[ReasonCount(*row) for row in await failures(connection, start, end)],
+            failures=[ReasonCount(*row) for row in await count_failures(connection, start, end)],
             hours=await _hours(connection, start, end, zone),
         )
 
 
-def bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """Return the moments in UTC at which a local day begins and at which the next one does.
+def day_bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """Return the start of a local day and of the next day, in UTC.
 
-    With a change of the clocks it is longer or shorter than 24 hours.
+    When the clocks change, they are more or less than 24 hours apart. Raises `InvalidError` for a
+    day outside the range of mailings' dates.
     """
     if not FIRST_MOMENT.date() < day < LAST_MOMENT.date():
         raise InvalidError([FieldError("date", "must lie between the years 1970 and 9000")])
-    first, last = (
+    start, end = (
         datetime.combine(midnight, time(), zone).astimezone(UTC)
         for midnight in (day, day + timedelta(days=1))
     )
-    return first, last
+    return start, end
 
 
 def _active(start: datetime, end: datetime) -> ColumnElement[bool]:
-    """Return the condition that a mailing was under way between two moments.
+    """Return the condition that a mailing was active between two moments.
 
-    That is until it is through, which may be some time after its end: what it had still to send is
-    cancelled then. What is through was last written at that moment.
+    A mailing is active from its start until it is settled. That may be some time after its end,
+    because its unsent messages are cancelled then. `updated_at` of a settled mailing is the time
+    at which it was settled.
     """
     return and_(
-        ALIVE,
+        NOT_DELETED,
         mailing.c.datetime_start < end,
         or_(not_(mailing.c.is_settled), mailing.c.updated_at >= start),
     )
 
 
 async def _total(connection: AsyncConnection, active: ColumnElement[bool]) -> Row[Any]:
-    shown = select_mailings().where(active).subquery()
+    active_mailings = select_mailings().where(active).subquery()
     statement = select(
-        func.now().label("made_at"),
+        func.now().label("as_of"),
         func.count().label("mailings"),
-        func.coalesce(func.sum(shown.c.clients_count), 0).label("clients"),
-        *sums(shown),
-    ).select_from(shown)
+        func.coalesce(func.sum(active_mailings.c.clients_count), 0).label("clients"),
+        *sum_columns(active_mailings),
+    ).select_from(active_mailings)
     return (await connection.execute(statement)).one()
 
 
 async def _mailings(
     connection: AsyncConnection, active: ColumnElement[bool], zone: ZoneInfo
 ) -> list[ReportedMailing]:
-    statement = select_mailings().where(active).order_by(mailing.c.id.desc()).limit(LISTED)
+    statement = select_mailings().where(active).order_by(mailing.c.id.desc()).limit(MAX_LISTED)
     return [
         ReportedMailing(
-            found.id,
-            found.status,
-            found.datetime_start.astimezone(zone),
-            found.datetime_end.astimezone(zone),
-            found.clients_count,
-            ledger_of(found),
+            listed.id,
+            listed.status,
+            listed.datetime_start.astimezone(zone),
+            listed.datetime_end.astimezone(zone),
+            listed.clients_count,
+            counts_from_mailing(listed),
         )
-        for found in map(to_mailing, await connection.execute(statement))
+        for listed in map(to_mailing, await connection.execute(statement))
     ]
 
 
 async def _hours(
     connection: AsyncConnection, start: datetime, end: datetime, zone: ZoneInfo
 ) -> list[Bucket]:
-    """Return what became of messages in each hour between two moments."""
-    found = await by_hour(connection, start, end)
+    """Return the outcomes of messages in each hour between two moments."""
+    outcomes_by_hour = await count_by_hour(connection, start, end)
     moments = range(int(start.timestamp()), int(end.timestamp()), HOUR)
     return [
-        Bucket(datetime.fromtimestamp(at, zone), OutcomeCounts.of(**found.get(place, {})))
-        for place, at in enumerate(moments)
+        Bucket(
+            datetime.fromtimestamp(at, zone), OutcomeCounts.of(**outcomes_by_hour.get(index, {}))
+        )
+        for index, at in enumerate(moments)
     ]
 
 
@@ -179,25 +186,28 @@ def _templates() -> Environment:
 
 
 def render_text(report: DailyReport) -> str:
-    """Return the report as plain text, to be printed or mailed."""
+    """Return the report as plain text, for the terminal and for mail."""
     return _templates().get_template("daily.txt").render(report=report)
 
 
 def render_html(report: DailyReport, chart_url: str) -> str:
-    """Return the report as a page that mail programs show: tables, and no outside host.
+    """Return the report as HTML for mail programs, without resources from other hosts.
 
-    `chart_url` is where the picture of the day is, as it comes with the page.
+    `chart_url` is the URL of the chart, which is attached to the mail.
     """
     return _templates().get_template("daily.html").render(report=report, chart_url=chart_url)
 
 
 def _hour(start: datetime) -> str:
-    """Return when an hour begins; one that the clocks are set back to comes again."""
+    """Return the start of an hour as text, with "again" for the second of two equal hours.
+
+    An hour occurs twice when the clocks are set back.
+    """
     return f"{start:%H:%M}{' again' if start.fold else ''}"
 
 
 def _percent(part: int, whole: int) -> str:
-    """Return a share with one decimal, and 100 only of all, 0 only of nothing."""
+    """Return a share with one decimal; 100% only for the whole and 0% only for zero."""
     if part in (0, whole):
         return f"{100 * part // max(whole, 1)}%"
     return f"{min(99.9, max(0.1, 100 * part / whole)):.1f}%"

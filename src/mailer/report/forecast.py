@@ -1,7 +1,7 @@
-"""What is to be expected of a mailing, by counts alone: no message is read, nor any client.
+"""Forecasts of mailings, from counts only: neither messages nor clients are read.
 
-First what a forecast rests on is read from the database (`read`, `read_draft`, `read_running`),
-then the forecast is computed (`compute`), which may take a while and holds no connection.
+First the basis of a forecast is read from the database (`read`, `read_draft`, `read_running`). Then
+`compute` computes the forecast, which may take some time and holds no connection.
 """
 
 import asyncio
@@ -14,171 +14,180 @@ from msgspec.structs import replace
 from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db import processes as processes_of
+from mailer.db import workers as database_workers
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
+from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience
 from mailer.mailing import store as mailings
-from mailer.mailing.forecast import Crowd, Forecast, forecast
+from mailer.mailing.forecast import Forecast, RecipientGroup, forecast
 from mailer.mailing.model import ENDED, Mailing, MailingChange, NewMailing
-from mailer.mailing.service import PLANNED_BY
+from mailer.mailing.service import REPLAN_FIELDS
 from mailer.mailing.window import window_between
-from mailer.message import tally
+from mailer.message import counters
 from mailer.report.snapshot import snapshot
 from mailer.time_slices import run_in_slices
 
-# Of running mailings what they have waiting, and what is still to be taken of their audiences; of
-# those asked for whether they have begun, and whether the audience is being taken: that of one
-# planned anew is, once more.
-LOOK = text("""
+# Of running mailings: how many messages wait, and how many clients are not enqueued yet. Of the
+# mailings with the given ids: whether they are started, and whether their audience is being
+# enqueued. After a change of the filter, it is enqueued again.
+SELECT_LOAD = text("""
     WITH live AS (
-        SELECT id, status, scheduled + sending AS waiting, id = ANY (:asked) AS is_asked,
-            CASE WHEN audience_cursor < audience_until AND NOT replanning THEN greatest(0,
+        SELECT id, status, scheduled + sending AS waiting, id = ANY (:ids) AS is_requested,
+            CASE WHEN audience_cursor < audience_until AND NOT is_replanning THEN greatest(0,
                 clients_count - scheduled - sending - delivered - undelivered - "unknown"
-                    - cancelled) ELSE 0 END AS untaken,
-            audience_until IS NOT NULL AS has_begun, audience_cursor < audience_until AS is_taking
-        FROM mailing JOIN ledger ON mailing_id = id
+                    - cancelled) ELSE 0 END AS not_enqueued,
+            audience_until IS NOT NULL AS is_started,
+            audience_cursor < audience_until AS is_enqueuing
+        FROM mailing JOIN mailing_counts ON mailing_id = id
         WHERE NOT is_settled AND deleted_at IS NULL
     )
     SELECT clock_timestamp() AS now,
         coalesce(array_agg(id) FILTER (WHERE status = 'running'), '{}') AS running,
-        coalesce(array_agg(waiting + untaken) FILTER (WHERE status = 'running'), '{}') AS waiting,
-        coalesce(array_agg(id) FILTER (WHERE is_asked AND has_begun), '{}') AS begun,
-        coalesce(array_agg(id) FILTER (WHERE is_asked AND is_taking), '{}') AS taking
-    FROM live""").bindparams(bindparam("asked", type_=ARRAY(BigInteger)))
+        coalesce(array_agg(waiting + not_enqueued) FILTER (WHERE status = 'running'), '{}')
+            AS waiting,
+        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_started), '{}') AS started,
+        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_enqueuing), '{}') AS enqueuing
+    FROM live""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
 
 
-class Load(msgspec.Struct, frozen=True):
-    """What mailer has to send at one moment."""
+class GatewayLoad(msgspec.Struct, frozen=True):
+    """The messages that all mailings still have to send, at one moment."""
 
     now: datetime
     waiting: Mapping[int, int]
-    """Messages that each running mailing still has to send."""
-    begun: frozenset[int]
-    """Of the mailings asked for those that have begun."""
-    taking: frozenset[int]
-    """Of those the ones whose audience is being taken."""
+    """Messages that each running mailing still has to send, by its id."""
+    started: frozenset[int]
+    """Ids of the requested mailings that are started."""
+    enqueuing: frozenset[int]
+    """Ids of the requested mailings whose audience is being enqueued."""
 
     def of_others(self, mailing_id: int | None) -> list[int]:
-        """Return what each of the other running mailings has to send."""
-        return [count for each, count in self.waiting.items() if each != mailing_id]
+        """Return how many messages each of the other running mailings has to send."""
+        return [count for other_id, count in self.waiting.items() if other_id != mailing_id]
 
 
-class Basis(msgspec.Struct, frozen=True):
-    """What a forecast is computed from, as it was at one moment."""
+class ForecastBasis(msgspec.Struct, frozen=True):
+    """The data that a forecast is computed from, at the moment `at`."""
 
     plan: NewMailing | Mailing
     clients: Mapping[str, int]
-    """Those still to be reached, by time zone."""
+    """Clients still to be reached, by time zone."""
     at: datetime
     rate: float | None
-    """Messages a second for all mailings together; None while it is not known."""
+    """Messages a second for all mailings together; None when it is not known."""
     others: Sequence[int]
     """Messages that each of the other running mailings still has to send."""
 
 
-class Sharing(msgspec.Struct, frozen=True):
-    """By whom a mailing's messages are sent, and with how many others it shares them."""
+class SendingCapacity(msgspec.Struct, frozen=True):
+    """The workers that send a mailing's messages, and the mailings that share them."""
 
-    processes: int
-    """At least one, also where none sends: it is as if one did."""
+    workers: int
+    """Number of active workers; 1 when there are none, because forecasts assume one."""
     others: int
-    """Other mailings that are running."""
-    is_set: bool
-    """Whether the rate is a limit that is set, rather than what was seen."""
+    """Number of other running mailings."""
+    has_rate_limit: bool
+    """Whether the rate is a limit from the settings rather than a measured rate."""
 
 
-async def sharing(
-    connection: AsyncConnection, pace: Pace | None, mailing: Mailing | None = None
-) -> Sharing:
-    """Return by whom a mailing is sent, or would be one that is not saved."""
-    at_work = await processes_of.at_work(connection)
+async def read_capacity(
+    connection: AsyncConnection, pace: ThroughputEstimate | None, mailing: Mailing | None = None
+) -> SendingCapacity:
+    """Return the sending capacity for a mailing, or for one that is not saved yet."""
+    active = await database_workers.active_workers(connection)
     running = await mailings.count(connection, "running")
     is_running = mailing is not None and mailing.status == "running"
-    return Sharing(len(at_work) or 1, running - is_running, pace is not None and pace.is_set)
+    return SendingCapacity(
+        len(active) or 1, running - is_running, pace is not None and pace.is_limited
+    )
 
 
 async def of_draft(
-    engine: AsyncEngine, draft: NewMailing, pace: Pace | None, processes: int = 1
+    engine: AsyncEngine, draft: NewMailing, pace: ThroughputEstimate | None, workers: int = 1
 ) -> Forecast:
-    """Return what is to be expected of a mailing that is not saved, were it now."""
+    """Return the forecast of a mailing that is not saved yet."""
     async with snapshot(engine) as connection:
-        basis = await read_draft(connection, draft, pace, processes)
+        basis = await read_draft(connection, draft, pace, workers)
     return await _compute(basis)
 
 
 async def of_mailing(
     engine: AsyncEngine,
     mailing_id: int,
-    pace: Pace | None,
-    processes: int = 1,
+    pace: ThroughputEstimate | None,
+    workers: int = 1,
     changes: MailingChange | None = None,
 ) -> Forecast | None:
-    """Return what is to be expected of a mailing, as `read` says.
-
-    Raises `MailingNotFoundError`.
-    """
+    """Return the forecast of a mailing; see `read`. Raises `MailingNotFoundError`."""
     async with snapshot(engine) as connection:
         mailing = await mailings.get(connection, mailing_id)
-        basis = await read(connection, mailing, pace, processes, changes)
+        basis = await read(connection, mailing, pace, workers, changes)
     return await compute(basis)
 
 
 async def read_draft(
-    connection: AsyncConnection, draft: NewMailing, pace: Pace | None, processes: int = 1
-) -> Basis:
-    """Read what the forecast of a mailing rests on that is not saved, were it now.
+    connection: AsyncConnection,
+    draft: NewMailing,
+    pace: ThroughputEstimate | None,
+    workers: int = 1,
+) -> ForecastBasis:
+    """Read the basis of the forecast of a mailing that is not saved yet.
 
-    `pace` is one process', of so many that send; None or one that is not known yet: what the
-    windows alone decide.
+    `pace` is the throughput of one worker, of `workers` in all. When it is None or not measured
+    yet, the forecast considers windows only.
     """
-    load = await _look(connection, [])
+    load = await _read_load(connection, [])
     clients = await audience.count_by_zone(connection, draft.client_filter)
-    return Basis(draft, clients, load.now, _rate(pace, processes), load.of_others(None))
+    return ForecastBasis(draft, clients, load.now, _rate(pace, workers), load.of_others(None))
 
 
 async def read(
     connection: AsyncConnection,
     before: Mailing,
-    pace: Pace | None,
-    processes: int = 1,
+    pace: ThroughputEstimate | None,
+    workers: int = 1,
     changes: MailingChange | None = None,
-) -> Basis | None:
-    """Read what the forecast of a mailing from now on rests on.
+) -> ForecastBasis | None:
+    """Read the basis of the forecast of a mailing from now on.
 
-    None when it has ended, and while it is paused or held: nobody knows when it goes on. With
-    `changes`, if it were changed so, by the hours alone while it is paused or held. What is given
-    up already is not counted, unless a change plans it anew.
+    Return None when the mailing has ended, and when it is paused or held, because it is unknown
+    when it continues. With `changes`, read the basis for the changed mailing. While that is paused
+    or held, its forecast considers windows only. Messages that failed permanently or are cancelled
+    are not counted, unless the change replans them.
     """
-    load = await _look(connection, [before.id])
-    return await _read(connection, before, load, _rate(pace, processes), changes)
+    load = await _read_load(connection, [before.id])
+    return await _read(connection, before, load, _rate(pace, workers), changes)
 
 
 async def read_running(
-    connection: AsyncConnection, running: Sequence[Mailing], pace: Pace | None, processes: int = 1
-) -> list[tuple[Mailing, Basis | None]]:
-    """Read what the forecasts of running mailings rest on, each with its mailing: see `read`."""
-    load = await _look(connection, [mailing.id for mailing in running])
-    rate = _rate(pace, processes)
+    connection: AsyncConnection,
+    running: Sequence[Mailing],
+    pace: ThroughputEstimate | None,
+    workers: int = 1,
+) -> list[tuple[Mailing, ForecastBasis | None]]:
+    """Read the bases of the forecasts of running mailings, each with its mailing; see `read`."""
+    load = await _read_load(connection, [mailing.id for mailing in running])
+    rate = _rate(pace, workers)
     return [(mailing, await _read(connection, mailing, load, rate)) for mailing in running]
 
 
-async def compute(basis: Basis | None) -> Forecast | None:
-    """Return what is to be expected; None of None. To be awaited with no connection held.
+async def compute(basis: ForecastBasis | None) -> Forecast | None:
+    """Return the forecast for a basis, or None for None. The caller must hold no connection.
 
-    Many time zones take a tenth of a second, in slices between which the event loop does other
-    work. Forecasts are computed one at a time: together they would leave it too little.
+    A forecast for many time zones takes about 100 ms. It is computed in slices, between which the
+    event loop does other work. Only one forecast is computed at a time, to leave enough time for
+    that work.
     """
     return None if basis is None else await _compute(basis)
 
 
-async def _compute(basis: Basis) -> Forecast:
+async def _compute(basis: ForecastBasis) -> Forecast:
     plan = basis.plan
     window = window_between(plan.send_interval_time_start, plan.send_interval_time_end)
-    async with turn():
+    async with computation_lock():
         return await run_in_slices(
             forecast(
-                [Crowd(zone, count) for zone, count in basis.clients.items()],
+                [RecipientGroup(zone, count) for zone, count in basis.clients.items()],
                 start=plan.datetime_start,
                 end=plan.datetime_end,
                 window=window,
@@ -189,26 +198,27 @@ async def _compute(basis: Basis) -> Forecast:
         )
 
 
-_TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+_LOCKS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
-def turn() -> asyncio.Lock:
-    """Return the lock that whoever computes a forecast on the running event loop has."""
-    return _TURNS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+def computation_lock() -> asyncio.Lock:
+    """Return the lock of the running event loop that is held while a forecast is computed."""
+    return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 async def expected_ends(
-    bases: Iterable[tuple[Mailing, Basis | None]],
+    bases: Iterable[tuple[Mailing, ForecastBasis | None]],
 ) -> dict[int, datetime | None]:
-    """Return when nothing will be left to send of each mailing, by its id: see `expected_end`."""
+    """Return the expected end of each mailing, by its id; see `expected_end`."""
     return {mailing.id: expected_end(mailing, await compute(basis)) for mailing, basis in bases}
 
 
 def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None:
-    """Return when nothing will be left to send of a running mailing, by its forecast.
+    """Return when a running mailing will have no messages left to send, by its forecast.
 
-    At the latest its end, when the rest expires. None while that is not known: before the start,
-    while it is paused or held, while no rate is known, and when it is too far ahead.
+    That is at the latest the mailing's end, when the rest expires. Return None when it is not
+    known: before the start, while the mailing is paused or held, while no rate is known, and when
+    it is beyond the horizon of the forecast.
     """
     if mailing.status != "running" or expected is None or expected.rate is None:
         return None
@@ -220,76 +230,82 @@ def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None
 async def _read(
     connection: AsyncConnection,
     before: Mailing,
-    load: Load,
+    load: GatewayLoad,
     rate: float | None,
     changes: MailingChange | None = None,
-) -> Basis | None:
-    mailing = before if changes is None else replace(before, **changes.given())
+) -> ForecastBasis | None:
+    mailing = before if changes is None else replace(before, **changes.provided_values())
     if mailing.status in ENDED or mailing.datetime_end <= load.now:
         return None
     if mailing.status == "paused" or mailing.held:
         if changes is None:
             return None
-        rate = None  # a change is judged by the hours alone
-    if mailing.id not in load.begun:
+        rate = None  # consider windows only
+    if mailing.id not in load.started:
         clients = await audience.count_by_zone(connection, mailing.client_filter)
-    elif any(getattr(mailing, name) != getattr(before, name) for name in PLANNED_BY):
-        clients = await _left_anew(connection, mailing)
+    elif any(getattr(mailing, name) != getattr(before, name) for name in REPLAN_FIELDS):
+        clients = await count_remaining_after_replan(connection, mailing)
     else:
-        clients = await _left(connection, mailing, is_taking=mailing.id in load.taking)
-    return Basis(mailing, clients, load.now, rate, load.of_others(mailing.id))
+        clients = await _count_remaining(
+            connection, mailing, is_enqueuing=mailing.id in load.enqueuing
+        )
+    return ForecastBasis(mailing, clients, load.now, rate, load.of_others(mailing.id))
 
 
-async def _look(connection: AsyncConnection, asked: Sequence[int]) -> Load:
-    row = (await connection.execute(LOOK, {"asked": list(asked)})).one()
-    return Load(
+async def _read_load(connection: AsyncConnection, mailing_ids: Sequence[int]) -> GatewayLoad:
+    row = (await connection.execute(SELECT_LOAD, {"ids": list(mailing_ids)})).one()
+    return GatewayLoad(
         row.now,
         dict(zip(row.running, row.waiting, strict=True)),
-        frozenset(row.begun),
-        frozenset(row.taking),
+        frozenset(row.started),
+        frozenset(row.enqueuing),
     )
 
 
-async def _left(
-    connection: AsyncConnection, mailing: Mailing, *, is_taking: bool
+async def _count_remaining(
+    connection: AsyncConnection, mailing: Mailing, *, is_enqueuing: bool
 ) -> dict[str, int]:
-    """Return those who are still to be reached, by time zone.
+    """Return how many clients are still to be reached, by time zone.
 
-    While the audience is taken: all who match and have no outcome yet. Who joins meanwhile is
-    counted too, for want of a count that tells them apart.
+    While the audience is being enqueued, these are all matching clients without an outcome. That
+    includes clients who join the directory meanwhile, because no count excludes them.
     """
-    tallies = await tally.of_zones(connection, mailing.id)
-    left = {zone: found.waiting for zone, found in tallies.items()}
-    if not is_taking:
-        return left
+    counts_by_zone = await counters.get_by_zone(connection, mailing.id)
+    remaining = {zone: counts.waiting for zone, counts in counts_by_zone.items()}
+    if not is_enqueuing:
+        return remaining
     matching = await audience.count_by_zone(connection, mailing.client_filter)
     for zone, clients in matching.items():
-        found = tallies.get(zone, tally.Tally())
-        left[zone] = max(found.waiting, clients - (found.messages - found.waiting))
-    return left
+        counts = counts_by_zone.get(zone, counters.Counters())
+        remaining[zone] = max(counts.waiting, clients - (counts.messages - counts.waiting))
+    return remaining
 
 
-async def _left_anew(connection: AsyncConnection, mailing: Mailing) -> dict[str, int]:
-    """Return those who are still to be reached once all are planned anew, by time zone.
+async def count_remaining_after_replan(
+    connection: AsyncConnection, mailing: Mailing
+) -> dict[str, int]:
+    """Return how many clients are still to be reached after a replan, by time zone.
 
-    They are all who match and were not sent to. Who joined the directory since, or was sent to and
-    matches no more, is not told apart for want of a count that does.
+    These are all matching clients minus all messages that were sent. No count excludes clients who
+    joined the directory since the start, or sent messages whose clients match no more.
     """
-    tallies = await tally.of_zones(connection, mailing.id)
-    left = await audience.count_by_zone(connection, mailing.client_filter)
-    for zone, found in tallies.items():
-        sent = found.delivered + found.undelivered + found.unknown
-        left[zone] = max(0, left.get(zone, 0) - sent)
-    return left
+    counts_by_zone = await counters.get_by_zone(connection, mailing.id)
+    remaining = await audience.count_by_zone(connection, mailing.client_filter)
+    for zone, counts in counts_by_zone.items():
+        sent = counts.delivered + counts.undelivered + counts.unknown
+        remaining[zone] = max(0, remaining.get(zone, 0) - sent)
+    return remaining
 
 
-def usable_pace(pace: Pace | None, breaker: Breaker | None) -> Pace | None:
-    """Return the pace to reckon with; None while the gateway takes nothing: then none is true."""
-    return None if breaker is None or breaker.hold is not None else pace
+def usable_pace(
+    pace: ThroughputEstimate | None, breaker: Breaker | None
+) -> ThroughputEstimate | None:
+    """Return `pace` for forecasts; None during a gateway outage, when it does not apply."""
+    return None if breaker is None or breaker.outage is not None else pace
 
 
-def _rate(pace: Pace | None, processes: int) -> float | None:
-    """Return the messages a second of all processes together."""
+def _rate(pace: ThroughputEstimate | None, workers: int) -> float | None:
+    """Return the messages a second of all workers together; None when it is not known."""
     if pace is None or pace.rate is None:
         return None
-    return pace.rate * processes
+    return pace.rate * workers

@@ -1,4 +1,4 @@
-"""Sending the daily report by mail."""
+"""Send the daily report by mail."""
 
 import asyncio
 import contextlib
@@ -19,39 +19,38 @@ from mailer.settings import Settings
 
 log = structlog.get_logger()
 
-PATIENCE = 30.0
+COMMAND_TIMEOUT = 30.0
 """Seconds to wait for each answer of the mail server."""
-LONGEST = 120.0
-"""Seconds for the whole of it."""
-WORDS_LIMIT = 500
-"""Characters of what a mail server says that are passed on."""
-FAREWELL_TIMEOUT = 5.0  # seconds
-PERMANENT = 500
-"""From this reply code on a refusal is for good (RFC 5321, section 4.2.1)."""
+SEND_TIMEOUT = 120.0
+"""Seconds for the whole delivery of a mail."""
+MAX_REPLY_LENGTH = 500
+"""Characters of a mail server's answer that errors and logs include."""
+QUIT_TIMEOUT = 5.0  # seconds
+FIRST_PERMANENT_CODE = 500
+"""Reply codes from this one on are permanent failures (RFC 5321, section 4.2.1)."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LINE_SAFE = "quoted-printable"
-"""Short lines of ASCII, whatever the server can take."""
-ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253})")
-"""What HTML takes for a mail address: all that are in use, and nothing that breaks a header."""
-
-
-SHOWN_ADDRESS = re.compile(r"[^\s<>:;,\"'()]+@[^\s<>:;,\"'()]+")
-
-
+TRANSFER_ENCODING = "quoted-printable"
+"""Short ASCII lines, which every mail server accepts."""
+ADDRESS_PATTERN = re.compile(
+    r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253})"
+)
+"""Mail addresses as in HTML input fields. It excludes characters that could break a header."""
+REDACTED_ADDRESS = re.compile(r"[^\s<>:;,\"'()]+@[^\s<>:;,\"'()]+")
+"""Anything like a mail address in an answer of a mail server, which is replaced by ***."""
 BEFORE_TLS = (
     aiosmtplib.SMTPConnectError,
     aiosmtplib.SMTPHeloError,
     aiosmtplib.SMTPAuthenticationError,
 )
-"""Errors of a connection that have nothing to do with its encryption."""
+"""Connection errors that are not caused by encryption."""
 
 
 class MailNotSentError(UnavailableError):
-    """The mail server did not take the report."""
+    """The mail server did not accept the report."""
 
 
-class Post(msgspec.Struct, frozen=True, kw_only=True):
-    """By which server a mail goes, and to whom."""
+class SmtpConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The mail server to use, the sender and the recipients."""
 
     host: str
     port: int
@@ -62,46 +61,46 @@ class Post(msgspec.Struct, frozen=True, kw_only=True):
     recipients: list[str]
 
     def __repr__(self) -> str:
-        return f"Post({self.host}:{self.port})"
+        return f"SmtpConfig({self.host}:{self.port})"
 
     @property
     def starts_tls(self) -> bool | None:
-        """Whether the connection is to be encrypted once it is open; None where it may be.
+        """Return whether STARTTLS is required (True), not used (False), or optional (None).
 
-        With a login it must be: who strips the server's offer would get the password. On this
-        machine nobody is between.
+        With a login it is required: otherwise an attacker who removes the server's offer of
+        STARTTLS would get the password. Connections to this machine do not need it.
         """
         if self.is_tls:
             return False
         return None if self.user is None or self.host in LOOPBACK else True
 
     @property
-    def validates(self) -> bool:
-        """Whether the server's certificate must be known and its own.
+    def validates_certificate(self) -> bool:
+        """Return whether the server's certificate must be trusted and match its name.
 
-        Without a login encryption is only opportunistic (RFC 7435): refusing a certificate would
-        leave clear text, which is worse.
+        Without a login, encryption is opportunistic (RFC 7435): after refusing a certificate the
+        mail would be sent in clear text, which is worse.
         """
         return self.is_tls or self.user is not None
 
 
 class MailResult(msgspec.Struct, frozen=True):
-    """Which recipients the mail server took the report for."""
+    """For which recipients the mail server accepted the report."""
 
     accepted: list[str]
     deferred: dict[str, int]
-    """Refused for now (4xx), with the reply code."""
+    """Temporarily refused recipients (4xx), with the reply code."""
     refused: dict[str, int]
-    """Refused for good, with the reply code."""
+    """Permanently refused recipients, with the reply code."""
 
 
-def post_of(settings: Settings) -> Post:
-    """Return how the settings have mail sent; raises `StartError` naming what is wrong.
+def make_smtp_config(settings: Settings) -> SmtpConfig:
+    """Return the mail configuration of the settings; raises `StartError` for a wrong setting.
 
-    Ports unless given: 465 for smtps, 587 for smtp with a login, else 25.
+    Default ports: 465 for smtps, 587 for smtp with a login, 25 otherwise.
     """
     if settings.smtp_url is None:
-        raise StartError("MAILER_SMTP_URL is not set: there is no server to send mail by")
+        raise StartError("MAILER_SMTP_URL is not set: sending mail needs a mail server")
     parts = urlsplit(settings.smtp_url)
     is_tls = parts.scheme == "smtps"
     try:
@@ -114,7 +113,7 @@ def post_of(settings: Settings) -> Post:
             " of user and password that is not a letter or a digit written as %XX"
         )
     user = unquote(parts.username) if parts.username else None
-    return Post(
+    return SmtpConfig(
         host=host,
         port=port or (465 if is_tls else 587 if parts.username else 25),
         is_tls=is_tls,
@@ -125,71 +124,74 @@ def post_of(settings: Settings) -> Post:
     )
 
 
-def _sender(given: str | None, user: str | None, host: str) -> str:
-    """Return the address to send from: as given, else the login, else mailer at the server."""
-    if given is not None:
-        if (address := _address(given)) is None:
+def _sender(smtp_from: str | None, user: str | None, host: str) -> str:
+    """Return the sender's address: from the setting, else the login, else mailer@host."""
+    if smtp_from is not None:
+        if (address := _normalize_address(smtp_from)) is None:
             raise StartError("MAILER_SMTP_FROM: is not a mail address")
         return address
-    if user is not None and ADDRESS.fullmatch(user):
+    if user is not None and ADDRESS_PATTERN.fullmatch(user):
         return user
-    return _address(f"mailer@{host}") or "mailer@localhost"
+    return _normalize_address(f"mailer@{host}") or "mailer@localhost"
 
 
-def _address(given: str) -> str | None:
-    """Return a mail address with its domain in ASCII (RFC 5890); None when it is none."""
-    local, _, domain = given.strip().rpartition("@")
+def _normalize_address(text: str) -> str | None:
+    """Return a mail address with its domain in ASCII (RFC 5890); None when it is not valid."""
+    local, _, domain = text.strip().rpartition("@")
     try:
         address = f"{local}@{domain.encode('idna').decode()}"
     except UnicodeError:
         return None
-    return address if ADDRESS.fullmatch(address) else None
+    return address if ADDRESS_PATTERN.fullmatch(address) else None
 
 
-def _recipients(given: str | None) -> list[str]:
-    written = [address for part in (given or "").split(",") if (address := part.strip())]
-    if not written:
-        raise StartError("MAILER_REPORT_RECIPIENTS is not set: nobody is to get the report")
-    addresses = {each: _address(each) for each in written}
-    if wrong := [each for each, address in addresses.items() if address is None]:
-        raise StartError(f"MAILER_REPORT_RECIPIENTS: {wrong[0]!r} is not a mail address")
+def _recipients(setting: str | None) -> list[str]:
+    entries = [entry for part in (setting or "").split(",") if (entry := part.strip())]
+    if not entries:
+        raise StartError("MAILER_REPORT_RECIPIENTS is not set: the report has no recipients")
+    addresses = {entry: _normalize_address(entry) for entry in entries}
+    if invalid := [entry for entry, address in addresses.items() if address is None]:
+        raise StartError(f"MAILER_REPORT_RECIPIENTS: {invalid[0]!r} is not a mail address")
     return list(dict.fromkeys(address for address in addresses.values() if address))
 
 
 async def send_report(
     report: DailyReport,
-    post: Post,
+    smtp: SmtpConfig,
     message_id: str | None = None,
     recipients: list[str] | None = None,
 ) -> MailResult:
-    """Send the report to `recipients`, unless given to everybody who is to get it.
+    """Send the report to `recipients`. Default: all recipients of the settings.
 
-    `message_id` is the part before the @ of what the mail is known by, anew each time unless given.
+    `message_id` is the part of the Message-ID before the @. Default: a new one for each mail.
 
-    With a login the connection is encrypted before it, or the mail is not sent; on this machine
-    alone it may go in the clear. smtps is always encrypted. Without a login it is encrypted when
-    the server offers it and can do it. Raises `MailNotSentError` when no recipient was decided on.
+    smtps is always encrypted. With a login, the connection is encrypted before the login, or the
+    mail is not sent; connections to this machine are the exception. Without a login, the connection
+    is encrypted if the server offers that and it works. Raises `MailNotSentError` when the server
+    neither accepted nor refused any recipient.
     """
-    message = await asyncio.to_thread(_message, report, post, message_id)  # others are being served
-    client = _client(post, post.starts_tls)
+    # in a thread, so that drawing the chart does not block the event loop
+    message = await asyncio.to_thread(_make_message, report, smtp, message_id)
+    client = _make_client(smtp, smtp.starts_tls)
     try:
-        async with asyncio.timeout(LONGEST):
+        async with asyncio.timeout(SEND_TIMEOUT):
             try:
                 await client.connect()
             except BEFORE_TLS:
                 raise
             except (aiosmtplib.SMTPException, OSError) as error:
-                if post.validates:
+                if smtp.validates_certificate:
                     raise
-                log.warning("mail_not_encrypted", reason=_words(error)[:WORDS_LIMIT])
+                log.warning("mail_not_encrypted", reason=_describe(error)[:MAX_REPLY_LENGTH])
                 client.close()
-                client = _client(post, starts_tls=False)
+                client = _make_client(smtp, starts_tls=False)
                 await client.connect()
-            result = await _deliver(client, message, post.sender, recipients or post.recipients)
+            result = await _deliver(client, message, smtp.sender, recipients or smtp.recipients)
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
-        words = _words(error)[:WORDS_LIMIT]
-        said = f"the mail server {post.host}:{post.port} did not take the report: {words}"
-        raise MailNotSentError(said) from error
+        reason = _describe(error)[:MAX_REPLY_LENGTH]
+        raise MailNotSentError(
+            f"the mail server {smtp.host}:{smtp.port} did not accept the report: {reason}"
+        ) from error
     finally:
         await _close(client)
     for event, codes in (("report_deferred", result.deferred), ("report_refused", result.refused)):
@@ -202,24 +204,24 @@ async def send_report(
     return result
 
 
-def _client(post: Post, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # of three values
+def _make_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # it has three values
     return aiosmtplib.SMTP(
-        hostname=post.host,
-        port=post.port,
-        username=post.user,
-        password=post.password,
-        use_tls=post.is_tls,
+        hostname=smtp.host,
+        port=smtp.port,
+        username=smtp.user,
+        password=smtp.password,
+        use_tls=smtp.is_tls,
         start_tls=starts_tls,
-        validate_certs=post.validates,
-        timeout=PATIENCE,
+        validate_certs=smtp.validates_certificate,
+        timeout=COMMAND_TIMEOUT,
     )
 
 
 async def _close(client: aiosmtplib.SMTP) -> None:
-    """Say goodbye; what comes of it changes nothing any more."""
+    """Close the connection with QUIT; errors no longer matter."""
     with contextlib.suppress(aiosmtplib.SMTPException, OSError):
         if client.is_connected:
-            await client.quit(timeout=FAREWELL_TIMEOUT)
+            await client.quit(timeout=QUIT_TIMEOUT)
     client.close()
 
 
@@ -227,47 +229,49 @@ async def _deliver(
     client: aiosmtplib.SMTP, message: EmailMessage, sender: str, recipients: list[str]
 ) -> MailResult:
     try:
-        answers, _ = await client.send_message(message, sender=sender, recipients=recipients)
-        codes = {recipient: answer.code for recipient, answer in answers.items()}
+        refusals, _ = await client.send_message(message, sender=sender, recipients=recipients)
+        codes = {recipient: refusal.code for recipient, refusal in refusals.items()}
     except aiosmtplib.SMTPRecipientsRefused as error:
         codes = {refused.recipient: refused.code for refused in error.recipients}
     return MailResult(
-        accepted=[each for each in recipients if each not in codes],
-        deferred={each: code for each, code in codes.items() if code < PERMANENT},
-        refused={each: code for each, code in codes.items() if code >= PERMANENT},
+        accepted=[recipient for recipient in recipients if recipient not in codes],
+        deferred={name: code for name, code in codes.items() if code < FIRST_PERMANENT_CODE},
+        refused={name: code for name, code in codes.items() if code >= FIRST_PERMANENT_CODE},
     )
 
 
-def _message(report: DailyReport, post: Post, message_id: str | None) -> EmailMessage:
+def _make_message(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
     message = EmailMessage()
     outcomes = report.outcomes
     failed = outcomes.undelivered + outcomes.unknown + outcomes.cancelled
     message["Subject"] = f"mailer, {report.day}: {outcomes.delivered:,} delivered, {failed:,} not"
-    message["From"] = Address("mailer", addr_spec=post.sender)
-    message["To"] = ", ".join(post.recipients)
-    message["Date"] = format_datetime(report.made_at)
-    domain = post.sender.rpartition("@")[2]
-    known_by = f"<{message_id}@{domain}>" if message_id else make_msgid(domain=domain)
-    message["Message-ID"] = known_by
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies
-    message.set_content(render_text(report), cte=LINE_SAFE)
-    chart = f"chart.{known_by.strip('<>')}"
-    message.add_alternative(render_html(report, f"cid:{chart}"), subtype="html", cte=LINE_SAFE)
+    message["From"] = Address("mailer", addr_spec=smtp.sender)
+    message["To"] = ", ".join(smtp.recipients)
+    message["Date"] = format_datetime(report.as_of)
+    domain = smtp.sender.rpartition("@")[2]
+    full_id = f"<{message_id}@{domain}>" if message_id else make_msgid(domain=domain)
+    message["Message-ID"] = full_id
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: asks for no automatic replies
+    message.set_content(render_text(report), cte=TRANSFER_ENCODING)
+    chart_id = f"chart.{full_id.strip('<>')}"
+    message.add_alternative(
+        render_html(report, f"cid:{chart_id}"), subtype="html", cte=TRANSFER_ENCODING
+    )
     if report.busy_hours:
         *_, html = message.iter_parts()
         png = draw(report.hours, report.time_zone)
         html.add_related(
-            png, "image", "png", cid=f"<{chart}>", disposition="inline", filename="chart.png"
+            png, "image", "png", cid=f"<{chart_id}>", disposition="inline", filename="chart.png"
         )
     return message
 
 
-def _words(error: BaseException) -> str:
-    """Return what a server said, or what kept us from it, in one line without addresses."""
+def _describe(error: BaseException) -> str:
+    """Return a server's answer, or the connection error, in one line without mail addresses."""
     if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
-        return "; ".join(sorted({_words(refused) for refused in error.recipients}))
+        return "; ".join(sorted({_describe(refused) for refused in error.recipients}))
     if isinstance(error, aiosmtplib.SMTPResponseException):
-        said = f"{error.code} {error.message}"
+        text = f"{error.code} {error.message}"
     else:
-        said = str(error) or type(error).__name__
-    return SHOWN_ADDRESS.sub("***", " ".join(said.split()))
+        text = str(error) or type(error).__name__
+    return REDACTED_ADDRESS.sub("***", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""What statistics and reports say: counts, and what they are counted by."""
+"""Counts in statistics and reports."""
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Self
@@ -11,7 +11,7 @@ from mailer.message.model import Status
 Total = Annotated[int, Meta(ge=0)]
 
 
-MESSAGES = {
+EXAMPLE_COUNTS = {
     "scheduled": 900,
     "sending": 50,
     "delivered": 240,
@@ -19,16 +19,16 @@ MESSAGES = {
     "unknown": 0,
     "cancelled": 0,
 }
-"""The counts of an example."""
+"""Counts of messages in the examples of the OpenAPI document."""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """A count for every status that there is."""
+    """A count for every status."""
 
     @classmethod
-    def of(cls, **known: int) -> Self:
-        """Return these counts, and zero of every other status."""
-        return cls(**(dict.fromkeys(cls.__struct_fields__, 0) | known))
+    def of(cls, **counts: int) -> Self:
+        """Return the given counts, and 0 for every other status."""
+        return cls(**(dict.fromkeys(cls.__struct_fields__, 0) | counts))
 
 
 class MailingCounts(Counts, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class MessageCounts(Counts, frozen=True, kw_only=True):
 
 
 class OutcomeCounts(Counts, frozen=True, kw_only=True):
-    """Messages by what became of them."""
+    """Messages by outcome."""
 
     delivered: Total
     undelivered: Total
@@ -62,11 +62,11 @@ class OutcomeCounts(Counts, frozen=True, kw_only=True):
 
 
 class GeneralStatistics(msgspec.Struct, frozen=True):
-    """All mailings, and all their messages, by status."""
+    """All mailings by status, and all their messages by status."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "mailings": {"scheduled": 1, "running": 1, "paused": 0, "finished": 7, "cancelled": 0},
-        "messages": MESSAGES,
+        "messages": EXAMPLE_COUNTS,
     }
 
     mailings: MailingCounts
@@ -74,7 +74,7 @@ class GeneralStatistics(msgspec.Struct, frozen=True):
 
 
 class ReasonCount(msgspec.Struct, frozen=True):
-    """Messages of one status that have one reason, or none."""
+    """Messages with one status and one reason, or without a reason."""
 
     status: Status
     reason: str | None
@@ -82,51 +82,55 @@ class ReasonCount(msgspec.Struct, frozen=True):
 
 
 class OperatorCodeCounts(msgspec.Struct, frozen=True):
-    """Messages to clients of one operator, by status."""
+    """Messages to clients with one operator code, by status."""
 
-    operator_code: Annotated[str, Meta(description="As the clients had it when they were taken.")]
+    operator_code: Annotated[
+        str, Meta(description="The clients' operator code when their messages were created.")
+    ]
     messages: MessageCounts
 
 
 class TimeZoneCounts(msgspec.Struct, frozen=True):
     """Messages to clients in one time zone, by status."""
 
-    time_zone: Annotated[str, Meta(description="As the clients had it when they were taken.")]
+    time_zone: Annotated[
+        str, Meta(description="The clients' time zone when their messages were created.")
+    ]
     messages: MessageCounts
 
 
 class AttemptsCounts(msgspec.Struct, frozen=True):
-    """Messages that took so many attempts, by what became of them."""
+    """Messages with one number of attempts, by outcome."""
 
     attempts: Total
     messages: OutcomeCounts
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """What became of messages from `start` on, until the next bucket starts."""
+    """Outcomes of messages from `start` until the start of the next bucket."""
 
     start: datetime
     messages: OutcomeCounts
 
 
 class Series(msgspec.Struct, frozen=True):
-    """Outcomes over time, oldest first, from the first to the last without a gap."""
+    """Outcomes over time: all buckets from the first to the last outcome, oldest first."""
 
-    bucket: Annotated[int, Meta(ge=1, description="Seconds that a bucket is long.")]
+    bucket: Annotated[int, Meta(ge=1, description="Length of a bucket in seconds.")]
     buckets: Annotated[list[Bucket], Meta(description="At most 500.")]
 
 
 class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """One mailing in detail.
+    """Detailed statistics of one mailing.
 
-    `messages` is the ledger. Reasons, operator codes and time zones add up to it, once the mailing
-    has begun; attempts and buckets to what of it has an outcome.
+    Once the mailing has started, reasons, operator codes and time zones each add up to `messages`.
+    Attempts and buckets each add up to the messages that have an outcome.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "mailing_id": 1,
         "clients_count": 1200,
-        "messages": MESSAGES,
+        "messages": EXAMPLE_COUNTS,
         "reasons": [
             {"status": "scheduled", "reason": None, "messages": 880},
             {"status": "delivered", "reason": None, "messages": 240},
@@ -134,8 +138,8 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
             {"status": "scheduled", "reason": "http_503", "messages": 20},
             {"status": "undelivered", "reason": "rejected_400", "messages": 10},
         ],
-        "operator_codes": [{"operator_code": "916", "messages": MESSAGES}],
-        "time_zones": [{"time_zone": "Europe/Moscow", "messages": MESSAGES}],
+        "operator_codes": [{"operator_code": "916", "messages": EXAMPLE_COUNTS}],
+        "time_zones": [{"time_zone": "Europe/Moscow", "messages": EXAMPLE_COUNTS}],
         "attempts": [
             {
                 "attempts": 1,
@@ -168,14 +172,14 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[ReasonCount]
     operator_codes: list[OperatorCodeCounts]
     time_zones: list[TimeZoneCounts]
-    attempts: Annotated[list[AttemptsCounts], Meta(description="Of what has an outcome.")]
+    attempts: Annotated[list[AttemptsCounts], Meta(description="Of messages that have an outcome.")]
     over_time: Series
     rate: Annotated[
         float,
         Meta(
             ge=0,
-            description="Messages sent a second, over the last minute, or since the first was sent"
-            " if that is less.",
+            description="Messages sent a second, over the last minute, or since the first message"
+            " was sent if that is less.",
         ),
     ]
     first_sent_at: datetime | None
@@ -183,8 +187,7 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     expected_end: Annotated[
         datetime | None,
         Meta(
-            description="When nothing will be left to send, by the forecast that the pages show; at"
-            " the latest the mailing's end. Null while it is not known, and while the mailing is"
-            " paused or held."
+            description="Forecast of when no message will be left to send; at the latest the"
+            " mailing's end. Null when it is not known, and when the mailing is paused or held."
         ),
     ]

@@ -1,4 +1,4 @@
-"""How far mailings under way are: at which rate they go out, and what they wait for."""
+"""Progress of started mailings: the rate of sending, and what a mailing waits for."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,80 +10,79 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.mailing.model import Mailing
 
-MINUTE = 60
+MINUTE = 60  # seconds
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """A running mailing without a message that is due, until one is."""
+    """A wait of a running mailing until its next message is due."""
 
     until: datetime
     time_zone: str
-    """Of the client whose message is due first."""
+    """Time zone of the client whose message is due first."""
     is_retry: bool
-    """Whether that message waits for its next attempt; else for its sending window."""
+    """Whether that message waits for its next attempt; otherwise it waits for its window."""
     is_past_end: bool
-    """Whether it is due only at the mailing's end or later, and so expires."""
+    """Whether that message is due only at the mailing's end or later, and therefore expires."""
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """A mailing and how it goes on."""
+class MailingProgress(msgspec.Struct, frozen=True):
+    """A mailing and its progress."""
 
     mailing: Mailing
     rate: float
-    """Messages sent a second over the last minute, or since the first was sent."""
+    """Messages sent a second, over the last minute, or since the first was sent if that is less."""
     first_sent_at: datetime | None
     last_sent_at: datetime | None
     wait: Wait | None
-    """What it waits for; None when something is due or being sent, or nothing is left."""
+    """None when messages are due or being sent, or none are left."""
 
 
-# The keys are seconds of ten digits: they are in the order of time.
-SENT = text("""
+SELECT_SENT = text("""
     SELECT mailing_id, first_sent_at, last_sent_at, now() AS now,
-        soonest.due_at, soonest.time_zone, soonest.retry_at,
-        (SELECT coalesce(sum(delivered + "unknown"), 0) FROM (
-            SELECT * FROM tally WHERE mailing_id = ledger.mailing_id AND dimension = 'second'
-                AND key > trunc(extract(epoch FROM now()) - 60)::text
-            UNION ALL SELECT * FROM tally_move
-            WHERE mailing_id = ledger.mailing_id AND dimension = 'second'
-                AND key > trunc(extract(epoch FROM now()) - 60)::text) AS moved)::bigint AS lately
-    FROM ledger LEFT JOIN LATERAL (
+        next_message.due_at, next_message.time_zone, next_message.retry_at,
+        (SELECT coalesce(sum(delivered + "unknown"), 0)::bigint FROM all_message_counts
+            WHERE mailing_id = mailing_counts.mailing_id AND dimension = 'second' AND key = ''
+                AND bucket_start > date_trunc('second', now() - interval '1 minute'))
+            AS sent_last_minute
+    FROM mailing_counts LEFT JOIN LATERAL (
         SELECT due_at, time_zone, retry_at FROM message
-        WHERE mailing_id = ledger.mailing_id AND status = 'scheduled'
-        ORDER BY due_at LIMIT 1) AS soonest ON true
+        WHERE mailing_id = mailing_counts.mailing_id AND status = 'scheduled'
+        ORDER BY due_at LIMIT 1) AS next_message ON true
     WHERE mailing_id = ANY (:mailings)""").bindparams(
     bindparam("mailings", type_=ARRAY(BigInteger))
 )
 
 
-async def of_mailings(connection: AsyncConnection, mailings: Sequence[Mailing]) -> list[Progress]:
-    """Return the progress of mailings, in their order."""
-    found = await connection.execute(SENT, {"mailings": [mailing.id for mailing in mailings]})
-    sent = {row.mailing_id: row for row in found}
-    return [_progress(mailing, sent[mailing.id]) for mailing in mailings if mailing.id in sent]
+async def get_progress(
+    connection: AsyncConnection, mailings: Sequence[Mailing]
+) -> list[MailingProgress]:
+    """Return the progress of mailings, in the same order."""
+    rows = await connection.execute(SELECT_SENT, {"mailings": [mailing.id for mailing in mailings]})
+    by_id = {row.mailing_id: row for row in rows}
+    return [_progress(mailing, by_id[mailing.id]) for mailing in mailings if mailing.id in by_id]
 
 
-def _progress(mailing: Mailing, sent: Row[Any]) -> Progress:
-    return Progress(
-        mailing, _rate(sent), sent.first_sent_at, sent.last_sent_at, _wait(mailing, sent)
+def _progress(mailing: Mailing, row: Row[Any]) -> MailingProgress:
+    return MailingProgress(
+        mailing, _rate(row), row.first_sent_at, row.last_sent_at, _wait(mailing, row)
     )
 
 
-def _wait(mailing: Mailing, sent: Row[Any]) -> Wait | None:
-    if mailing.status != "running" or mailing.sending_messages or sent.due_at is None:
+def _wait(mailing: Mailing, row: Row[Any]) -> Wait | None:
+    if mailing.status != "running" or mailing.sending_messages or row.due_at is None:
         return None
-    if sent.due_at <= sent.now:
+    if row.due_at <= row.now:
         return None
     return Wait(
-        sent.due_at,
-        sent.time_zone,
-        is_retry=sent.due_at == sent.retry_at,  # due later, it waits for its window
-        is_past_end=sent.due_at >= mailing.datetime_end,
+        row.due_at,
+        row.time_zone,
+        is_retry=row.due_at == row.retry_at,  # a later due_at means that it waits for its window
+        is_past_end=row.due_at >= mailing.datetime_end,
     )
 
 
-def _rate(sent: Row[Any]) -> float:
-    if sent.first_sent_at is None:
+def _rate(row: Row[Any]) -> float:
+    if row.first_sent_at is None:
         return 0.0
-    passed = max(1.0, min(MINUTE, (sent.now - sent.first_sent_at).total_seconds()))
-    return float(sent.lately / passed)
+    seconds = max(1.0, min(MINUTE, (row.now - row.first_sent_at).total_seconds()))
+    return float(row.sent_last_minute / seconds)

@@ -1,4 +1,4 @@
-"""Reading several things as they are at one moment."""
+"""Read-only database connections that see one moment."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 @asynccontextmanager
 async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Give a connection that cannot write and on which every statement sees the same moment.
+    """Open a read-only connection on which all statements see the same moment.
 
-    Messages and their ledgers move in one transaction: in a snapshot their counts are equal.
+    Messages and their counts change in one transaction, so that in a snapshot they are consistent.
     """
     async with engine.connect() as connection:
         await connection.execution_options(

@@ -1,4 +1,4 @@
-"""Counts of mailings and messages: all mailings by their ledgers, one in detail by its tallies."""
+"""Statistics of all mailings, and detailed statistics of one mailing, from stored counters."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,18 +10,18 @@ import msgspec
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db import processes
-from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled
+from mailer.db import workers
+from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled_totals
 from mailer.errors import FieldError, InvalidError
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.pace import Pace
+from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import store as mailings
-from mailer.mailing.hold import with_hold
 from mailer.mailing.model import Mailing
-from mailer.mailing.store import LIVE, select_mailings
-from mailer.message import tally
+from mailer.mailing.store import UNSETTLED, select_mailings
+from mailer.mailing.waiting_reason import with_outage
+from mailer.message import counters
+from mailer.message.counters import Counters
 from mailer.message.model import Status
-from mailer.message.tally import Tally
 from mailer.report import forecast, progress
 from mailer.report.model import (
     AttemptsCounts,
@@ -36,58 +36,80 @@ from mailer.report.model import (
     Series,
     TimeZoneCounts,
 )
-from mailer.report.progress import Progress
+from mailer.report.progress import MailingProgress
 from mailer.report.snapshot import snapshot
 
 STATUSES: tuple[Status, ...] = get_args(Status)
-MOST_BUCKETS = 500
-DAY = 86_400
-STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
-"""Seconds of a bucket that people read easily; longer ones are whole days."""
+MAX_BUCKETS = 500
+DAY = 86_400  # seconds
+BUCKET_SIZES = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    10_800,
+    21_600,
+    43_200,
+)
+"""Lengths of a bucket in seconds that are easy to read. Longer buckets are whole days."""
 
 
-def sums(shown: Any) -> list[Any]:  # noqa: ANN401  # SQLAlchemy names no type for a subquery's row
-    """Return the sum of each count of the mailings in `shown`, under the name of its status."""
+def sum_columns(subquery: Any) -> list[Any]:  # noqa: ANN401  # SQLAlchemy has no type for its columns
+    """Return columns with the sums of a subquery's counts of messages, named by status."""
     return [
-        func.coalesce(func.sum(shown.c[f"{name}_messages"]), 0).label(name)
+        func.coalesce(func.sum(subquery.c[f"{name}_messages"]), 0).label(name)
         for name in MESSAGE_STATUSES
     ]
 
 
-def message_counts(row: Row[Any]) -> MessageCounts:
-    """Return the `sums` in a row."""
+def counts_from_row(row: Row[Any]) -> MessageCounts:
+    """Return the counts in a row that has `sum_columns`."""
     return MessageCounts(**{name: int(getattr(row, name)) for name in MESSAGE_STATUSES})
 
 
 async def general(engine: AsyncEngine) -> GeneralStatistics:
-    """Count all mailings and their messages, from the ledgers alone.
+    """Return counts of all mailings and their messages, from counters.
 
-    What is settled is counted in one row: only the ledgers of live mailings are read. What was sent
-    of a mailing stays when it is deleted; what it had still to send goes with it.
+    Settled mailings are counted in one row of totals, so that only the counts of unsettled mailings
+    are read. When a mailing is deleted, its outcomes still count, and its unsent messages do not.
     """
-    shown = select_mailings().where(LIVE).subquery()
-    live = select(shown.c.status, func.count().label("mailings"), *sums(shown)).group_by(
-        shown.c.status
-    )
-    async with snapshot(engine) as connection:  # what settles meanwhile is in one of them alone
-        rows = list(await connection.execute(live))
-        deleted = (await connection.execute(DELETED)).one()
-        done = (await connection.execute(select(settled))).one()
-    mailings_by = Counter({row.status: row.mailings for row in rows})
-    mailings_by.update(finished=done.finished, cancelled=done.cancelled_mailings)
-    messages_by = Counter({name: getattr(done, name) for name in OUTCOMES})
+    unsettled = select_mailings().where(UNSETTLED).subquery()
+    counts_by_status = select(
+        unsettled.c.status, func.count().label("mailings"), *sum_columns(unsettled)
+    ).group_by(unsettled.c.status)
+    # in a snapshot, so that a mailing that settles meanwhile is counted once
+    async with snapshot(engine) as connection:
+        rows = list(await connection.execute(counts_by_status))
+        deleted = (await connection.execute(COUNT_DELETED)).one()
+        totals = (await connection.execute(select(settled_totals))).one()
+    mailings_by_status = Counter({row.status: row.mailings for row in rows})
+    mailings_by_status.update(finished=totals.finished, cancelled=totals.cancelled_mailings)
+    messages_by_status = Counter({name: getattr(totals, name) for name in OUTCOMES})
     for row in rows:
-        messages_by.update(msgspec.structs.asdict(message_counts(row)))
-    messages_by.update(deleted._asdict())
-    return GeneralStatistics(MailingCounts.of(**mailings_by), MessageCounts.of(**messages_by))
+        messages_by_status.update(msgspec.structs.asdict(counts_from_row(row)))
+    messages_by_status.update(deleted._asdict())
+    return GeneralStatistics(
+        MailingCounts.of(**mailings_by_status), MessageCounts.of(**messages_by_status)
+    )
 
 
-# Of those whose messages are not deleted yet: with the last of them they count as settled.
-DELETED = text(f"""
+# Mailings that are marked as deleted. When the row of such a mailing is deleted, after its last
+# message, a trigger adds its counts to the totals of settled mailings.
+COUNT_DELETED = text(f"""
     SELECT {", ".join(f'coalesce(sum("{n}"), 0)::bigint AS "{n}"' for n in ("sending", *OUTCOMES))}
-    FROM mailing JOIN ledger ON mailing_id = id
-    WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # our own columns
-SENDING = text("""
+    FROM mailing JOIN mailing_counts ON mailing_id = id
+    WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # no user input
+COUNT_SENDING = text("""
     SELECT operator_code, time_zone, count(*) AS messages FROM message
     WHERE mailing_id = :mailing_id AND status = 'sending' GROUP BY operator_code, time_zone""")
 
@@ -98,142 +120,161 @@ async def of_mailing(
     bucket: int | None = None,
     *,
     breaker: Breaker | None = None,
-    pace: Pace | None = None,
+    pace: ThroughputEstimate | None = None,
 ) -> MailingStatistics:
-    """Count one mailing in detail, over time in buckets of that many seconds.
+    """Return detailed statistics of a mailing, over time in buckets of `bucket` seconds.
 
-    It reads counts, and no message but those that are being sent. Raises `MailingNotFoundError`,
-    and `InvalidError` when that bucket is too short, or not one that the outcomes divide into.
+    Reads counters, and of the messages only those being sent. Raises `MailingNotFoundError`, and
+    `InvalidError` when `bucket` is too short or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
-        mailing = with_hold(await mailings.get(connection, mailing_id), breaker)
-        [made] = await progress.of_mailings(connection, [mailing])
-        at_work = await processes.at_work(connection)
+        mailing = with_outage(await mailings.get(connection, mailing_id), breaker)
+        [mailing_progress] = await progress.get_progress(connection, [mailing])
+        active = await workers.active_workers(connection)
         usable = forecast.usable_pace(pace, breaker)
-        basis = await forecast.read(connection, mailing, usable, len(at_work) or 1)
-        counts = await in_detail(connection, made, bucket)
+        basis = await forecast.read(connection, mailing, usable, len(active) or 1)
+        counts = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
     return msgspec.structs.replace(counts, expected_end=end)
 
 
-async def in_detail(
+async def count_in_detail(
     connection: AsyncConnection,
-    made: Progress,
+    mailing_progress: MailingProgress,
     bucket: int | None = None,
     *,
-    most_buckets: int = MOST_BUCKETS,
+    max_buckets: int = MAX_BUCKETS,
 ) -> MailingStatistics:
-    """Count a mailing that was read in the same snapshot; raises `InvalidError` likewise.
+    """Return statistics of a mailing that was read in the same snapshot.
 
-    When its end is expected is left out, for whoever computes that once no connection is held.
+    `expected_end` is left None. The caller computes it when it holds no connection any more. Raises
+    `InvalidError` for a wrong `bucket`.
     """
-    mailing = made.mailing
-    tallies = await tally.of_mailing(connection, mailing.id)
-    sending = list(await connection.execute(SENDING, {"mailing_id": mailing.id}))
-    messages = ledger_of(mailing)
+    mailing = mailing_progress.mailing
+    counts = await counters.get_all(connection, mailing.id)
+    by_value = counts.by_value
+    sending = list(await connection.execute(COUNT_SENDING, {"mailing_id": mailing.id}))
+    messages = counts_from_mailing(mailing)
     return MailingStatistics(
         mailing_id=mailing.id,
         clients_count=mailing.clients_count,
         messages=messages,
-        reasons=_reasons(messages, tallies["reason"]),
+        reasons=_count_by_reason(messages, by_value["reason"]),
         operator_codes=[
-            OperatorCodeCounts(code, counts)
-            for code, counts in _by(tallies["operator_code"], sending, "operator_code")
-        ],
-        time_zones=[
-            TimeZoneCounts(zone, counts)
-            for zone, counts in _by(tallies["time_zone"], sending, "time_zone")
-        ],
-        attempts=[
-            AttemptsCounts(int(attempts), outcomes_of(found))
-            for attempts, found in sorted(
-                tallies["attempts"].items(), key=lambda item: int(item[0])
+            OperatorCodeCounts(code, code_counts)
+            for code, code_counts in _count_by_value(
+                by_value["operator_code"], sending, "operator_code"
             )
         ],
-        over_time=_series(tallies["second"], bucket, most_buckets),
-        rate=made.rate,
-        first_sent_at=made.first_sent_at,
-        last_sent_at=made.last_sent_at,
+        time_zones=[
+            TimeZoneCounts(zone, zone_counts)
+            for zone, zone_counts in _count_by_value(by_value["time_zone"], sending, "time_zone")
+        ],
+        attempts=[
+            AttemptsCounts(int(attempts), outcomes_from_counters(attempts_counts))
+            for attempts, attempts_counts in sorted(
+                by_value["attempts"].items(), key=lambda item: int(item[0])
+            )
+        ],
+        over_time=_outcomes_over_time(counts.by_second, bucket, max_buckets),
+        rate=mailing_progress.rate,
+        first_sent_at=mailing_progress.first_sent_at,
+        last_sent_at=mailing_progress.last_sent_at,
         expected_end=None,
     )
 
 
-def ledger_of(mailing: Mailing) -> MessageCounts:
-    """Return the ledger that a mailing is shown with."""
+def counts_from_mailing(mailing: Mailing) -> MessageCounts:
+    """Return the counts of messages by status of a mailing."""
     return MessageCounts(
         **{name: getattr(mailing, f"{name}_messages") for name in MESSAGE_STATUSES}
     )
 
 
-def outcomes_of(found: Tally) -> OutcomeCounts:
-    """Return what became of the messages of a tally."""
-    return OutcomeCounts(**{name: getattr(found, name) for name in OUTCOMES})
+def outcomes_from_counters(counts: Counters) -> OutcomeCounts:
+    """Return the outcomes in counters of messages."""
+    return OutcomeCounts(**{name: getattr(counts, name) for name in OUTCOMES})
 
 
-def _reasons(messages: MessageCounts, tallies: Mapping[str, Tally]) -> list[ReasonCount]:
-    """Return the ledger's counts by reason; what has none is what the reasons leave of it."""
-    counts = []
+def _count_by_reason(
+    messages: MessageCounts, counts_by_reason: Mapping[str, Counters]
+) -> list[ReasonCount]:
+    """Return counts by status and reason.
+
+    The messages without a reason are those of `messages` that `counts_by_reason` does not include.
+    """
+    result = []
     for status in STATUSES:
-        by_reason = {reason: found.of(status) for reason, found in tallies.items()}
-        without = getattr(messages, status) - sum(by_reason.values())
-        counts += [ReasonCount(status, reason, count) for reason, count in by_reason.items()]
-        counts.append(ReasonCount(status, None, without))
-    return sorted((count for count in counts if count.messages), key=_most_first)
+        by_reason = {reason: counts.count_of(status) for reason, counts in counts_by_reason.items()}
+        without_reason = getattr(messages, status) - sum(by_reason.values())
+        result += [ReasonCount(status, reason, count) for reason, count in by_reason.items()]
+        result.append(ReasonCount(status, None, without_reason))
+    return sorted((count for count in result if count.messages), key=_largest_first)
 
 
-def _most_first(count: ReasonCount) -> tuple[int, str, bool, str]:
+def _largest_first(count: ReasonCount) -> tuple[int, str, bool, str]:
     return -count.messages, count.status, count.reason is None, count.reason or ""
 
 
-def _by(
-    tallies: Mapping[str, Tally], sending: Iterable[Row[Any]], name: str
+def _count_by_value(
+    counts_by_value: Mapping[str, Counters], sending_rows: Iterable[Row[Any]], name: str
 ) -> Iterator[tuple[str, MessageCounts]]:
-    """Yield the counts by status of each value of a column; what is being sent waits in tallies."""
-    being_sent: Counter[str] = Counter()
-    for row in sending:
-        being_sent[getattr(row, name)] += row.messages
-    for value, found in tallies.items():
-        now = being_sent[value]
-        outcomes = msgspec.structs.asdict(outcomes_of(found))
-        yield value, MessageCounts(scheduled=found.waiting - now, sending=now, **outcomes)
+    """Yield the counts by status for each value of the column `name`.
+
+    Counters do not tell scheduled messages from those being sent; `sending_rows` do.
+    """
+    sending_by_value: Counter[str] = Counter()
+    for row in sending_rows:
+        sending_by_value[getattr(row, name)] += row.messages
+    for value, counts in counts_by_value.items():
+        sending = sending_by_value[value]
+        outcomes = msgspec.structs.asdict(outcomes_from_counters(counts))
+        yield (
+            value,
+            MessageCounts(scheduled=counts.waiting - sending, sending=sending, **outcomes),
+        )
 
 
-def _series(seconds: Mapping[str, Tally], asked: int | None, most: int) -> Series:
-    """Return what became of messages over time, each second added to the bucket it lies in."""
-    if not seconds:
-        return Series(asked or STEPS[0], [])
-    first, last = int(min(seconds)), int(max(seconds))
-    bucket = bucket_seconds(last - first, asked, most)
+def _outcomes_over_time(
+    counts_by_second: Mapping[datetime, Counters], requested: int | None, max_buckets: int
+) -> Series:
+    """Return outcomes over time; `requested` is the length of a bucket in seconds, if any."""
+    if not counts_by_second:
+        return Series(requested or BUCKET_SIZES[0], [])
+    by_epoch = {int(start.timestamp()): counts for start, counts in counts_by_second.items()}
+    first, last = min(by_epoch), max(by_epoch)
+    bucket = bucket_seconds(last - first, requested, max_buckets)
     buckets: dict[int, Counter[str]] = defaultdict(Counter)
-    for second, found in seconds.items():
-        counts = buckets[int(second) // bucket * bucket]
+    for second, outcomes in by_epoch.items():
+        totals = buckets[second // bucket * bucket]
         for name in OUTCOMES:
-            counts[name] += getattr(found, name)
+            totals[name] += getattr(outcomes, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
     # a correction may land in another bucket than the outcome, so clamp at zero
-    shown = ({name: max(0, count) for name, count in buckets[at].items()} for at in starts)
+    clamped = ({name: max(0, count) for name, count in buckets[at].items()} for at in starts)
     return Series(
         bucket,
         [
             Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**counts))
-            for at, counts in zip(starts, shown, strict=True)
+            for at, counts in zip(starts, clamped, strict=True)
         ],
     )
 
 
-def bucket_seconds(span: float, asked: int | None, most: int = MOST_BUCKETS) -> int:
-    """Return how long a bucket is when outcomes span that many seconds, in at most so many.
+def bucket_seconds(span: float, requested: int | None, max_buckets: int = MAX_BUCKETS) -> int:
+    """Return the length of a bucket in seconds, for outcomes that span `span` seconds.
 
-    Raises `InvalidError` when what was asked for makes too many of them, or cuts through what is
-    counted together.
+    Raises `InvalidError` when `requested` results in more than `max_buckets` buckets, or is not a
+    multiple of the resolution of the counters.
     """
-    least = max(1, ceil(span / (most - 1)))  # a span touches one bucket more than it fills
-    step = tally.resolution(span)
-    if asked is None:
-        fits = (s for s in STEPS if s >= least and s % step == 0)
-        return next(fits, ceil(least / DAY) * DAY)
-    if asked < least or asked % step:
-        many = f"at least {least}: there are at most {most} buckets"
-        whole = f"; and a multiple of {step}: outcomes over so long are counted by {step} s"
-        raise InvalidError([FieldError("bucket", f"must be {many}{whole if step > 1 else ''}")])
-    return asked
+    shortest = max(1, ceil(span / (max_buckets - 1)))  # a span may touch one more bucket
+    step = counters.resolution(span)
+    if requested is None:
+        suitable = (size for size in BUCKET_SIZES if size >= shortest and size % step == 0)
+        return next(suitable, ceil(shortest / DAY) * DAY)
+    if requested < shortest or requested % step:
+        message = f"must be at least {shortest} (at most {max_buckets} buckets)"
+        if step > 1:
+            message += f" and a multiple of {step} (the resolution of these counts)"
+        raise InvalidError([FieldError("bucket", message)])
+    return requested

@@ -1,30 +1,32 @@
-"""Compares what is recorded with what is there: ledgers with messages, messages with their kin."""
+"""Compare stored counts with the rows that they count, and find orphaned messages."""
 
 import msgspec
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.schema import OUTCOMES
-from mailer.message.outcomes import COUNTED
 from mailer.report.snapshot import snapshot
 
 COALESCED = ", ".join(f'coalesce(sum("{name}"), 0)::bigint AS "{name}"' for name in OUTCOMES)
-CHUNK = 100
-"""Mailings that one statement counts."""
+MAILINGS_BATCH = 100
+"""Mailings whose messages one statement counts."""
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Something of a mailing that does not add up; its text is one line for a person."""
+    """A difference between a stored and an actual count; `str()` is one line for users."""
 
     mailing_id: int | None
-    """None for what is counted over all."""
-    what: str
+    """None for counts over all mailings."""
+    quantity: str
+    """What was counted, in words."""
     found: int
+    """The stored count."""
     expected: int
+    """The actual count."""
 
     def __str__(self) -> str:
-        of = "all" if self.mailing_id is None else f"mailing {self.mailing_id}"
-        return f"{of}: {self.what}: {self.found}, expected {self.expected}"
+        scope = "all" if self.mailing_id is None else f"mailing {self.mailing_id}"
+        return f"{scope}: {self.quantity}: {self.found}, expected {self.expected}"
 
 
 # The end of the next chunk of mailings; null when there is none.
@@ -33,10 +35,10 @@ CHUNK_END = text("""
         SELECT id FROM mailing WHERE id > :after ORDER BY id LIMIT :chunk) AS chunk""")
 
 
-async def differences(engine: AsyncEngine, chunk: int = CHUNK) -> list[Difference]:
-    """Compare every mailing with its messages, all as they are at one moment.
+async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> list[Difference]:
+    """Compare all stored counts with the rows, in one snapshot, `chunk` mailings a statement.
 
-    It keeps nobody waiting, and holds nothing but what it finds.
+    Takes no locks that delay others. Keeps only the differences in memory.
     """
     found: list[Difference] = []
     async with snapshot(engine) as connection:
@@ -47,12 +49,12 @@ async def differences(engine: AsyncEngine, chunk: int = CHUNK) -> list[Differenc
             if upper is None:
                 break
             found += await _fetch(connection, COMPARE, after=after, upper=upper)
-            found += await _fetch(connection, COMPARE_TALLIES, after=after, upper=upper)
+            found += await _fetch(connection, COMPARE_COUNTERS, after=after, upper=upper)
             after = upper
         found += await _fetch(connection, ORPHANS)
         found += await _fetch(connection, COMPARE_SETTLED)
         found += await _fetch(connection, COMPARE_OUTCOMES)
-        found += await _fetch(connection, COMPARE_DIRECTORY)
+        found += await _fetch(connection, COMPARE_SEGMENTS)
     return found
 
 
@@ -62,12 +64,13 @@ async def _fetch(
     return [Difference(*row) for row in await connection.execute(statement, bounds)]
 
 
-# Not mailings that are deleted, or whose messages are: nobody counts what goes. What has no value
-# to compare, such as a ledger that is missing, is null and drops out.
+# Excludes deleted mailings and those past their retention, because their messages are deleted in
+# chunks. A missing value, as of a mailing without a row of counts, is null and is not compared.
 COMPARE = text("""
     WITH counted AS (
-        SELECT mailing.id, mailing.clients_count, mailing.audience_until IS NOT NULL AS has_begun,
-            mailing.audience_cursor = mailing.audience_until AND NOT mailing.replanning AS is_taken,
+        SELECT mailing.id, mailing.clients_count, mailing.audience_until IS NOT NULL AS is_started,
+            mailing.audience_cursor = mailing.audience_until AND NOT mailing.is_replanning
+                AS is_enqueued,
             count(message.id) AS created,
             count(*) FILTER (WHERE message.status = 'scheduled') AS scheduled,
             count(*) FILTER (WHERE message.status = 'sending') AS sending,
@@ -77,30 +80,31 @@ COMPARE = text("""
             count(*) FILTER (WHERE message.status = 'cancelled') AS cancelled
         FROM mailing LEFT JOIN message ON message.mailing_id = mailing.id
         WHERE mailing.id > :after AND mailing.id <= :upper
-            AND mailing.deleted_at IS NULL AND mailing.retired_at IS NULL
+            AND mailing.deleted_at IS NULL AND mailing.purge_started_at IS NULL
         GROUP BY mailing.id
     )
-    SELECT counted.id, compared.what, compared.found, compared.expected
-    FROM counted LEFT JOIN ledger ON ledger.mailing_id = counted.id CROSS JOIN LATERAL (VALUES
-        ('ledgers', (ledger.mailing_id IS NOT NULL)::int, 1),
-        ('scheduled in the ledger', ledger.scheduled, counted.scheduled),
-        ('sending in the ledger', ledger.sending, counted.sending),
-        ('delivered in the ledger', ledger.delivered, counted.delivered),
-        ('undelivered in the ledger', ledger.undelivered, counted.undelivered),
-        ('unknown in the ledger', ledger."unknown", counted."unknown"),
-        ('cancelled in the ledger', ledger.cancelled, counted.cancelled),
-        ('messages before the start', CASE WHEN NOT has_begun THEN created END, 0),
-        ('clients_count', CASE WHEN is_taken THEN clients_count END, created)
-    ) AS compared (what, found, expected)
+    SELECT counted.id, compared.quantity, compared.found, compared.expected
+    FROM counted LEFT JOIN mailing_counts ON mailing_counts.mailing_id = counted.id
+    CROSS JOIN LATERAL (VALUES
+        ('rows of counts', (mailing_counts.mailing_id IS NOT NULL)::int, 1),
+        ('count of scheduled messages', mailing_counts.scheduled, counted.scheduled),
+        ('count of sending messages', mailing_counts.sending, counted.sending),
+        ('count of delivered messages', mailing_counts.delivered, counted.delivered),
+        ('count of undelivered messages', mailing_counts.undelivered, counted.undelivered),
+        ('count of unknown messages', mailing_counts."unknown", counted."unknown"),
+        ('count of cancelled messages', mailing_counts.cancelled, counted.cancelled),
+        ('messages before the start', CASE WHEN NOT is_started THEN created END, 0),
+        ('clients_count', CASE WHEN is_enqueued THEN clients_count END, created)
+    ) AS compared (quantity, found, expected)
     WHERE compared.found <> compared.expected
     ORDER BY counted.id""")
 
-# When outcomes were is counted more coarsely the longer ago they were: those are compared in all.
-COMPARE_TALLIES = text("""
+# Outcomes by second are merged into coarser steps over time, so only their sum is compared.
+COMPARE_COUNTERS = text("""
     WITH compared AS (
         SELECT id FROM mailing WHERE id > :after AND id <= :upper
-            AND deleted_at IS NULL AND retired_at IS NULL
-    ), each AS (
+            AND deleted_at IS NULL AND purge_started_at IS NULL
+    ), counted_message AS (
         SELECT mailing_id, operator_code, time_zone, reason, attempts, status,
             CASE WHEN status NOT IN ('scheduled', 'sending')
                 THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint END AS second
@@ -111,81 +115,83 @@ COMPARE_TALLIES = text("""
             count(*) FILTER (WHERE status = 'undelivered') AS undelivered,
             count(*) FILTER (WHERE status = 'unknown') AS "unknown",
             count(*) FILTER (WHERE status = 'cancelled') AS cancelled
-        FROM each CROSS JOIN LATERAL (VALUES
+        FROM counted_message CROSS JOIN LATERAL (VALUES
             ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
             ('attempts', CASE WHEN second IS NOT NULL THEN attempts::text END),
-            ('second', CASE WHEN second IS NOT NULL THEN 'any' END)) AS told (dimension, key)
+            ('second', CASE WHEN second IS NOT NULL THEN 'any' END)) AS keys (dimension, key)
         WHERE key IS NOT NULL
         GROUP BY mailing_id, dimension, key
-    ), tallied AS (
+    ), stored AS (
         SELECT mailing_id, dimension, CASE dimension WHEN 'second' THEN 'any' ELSE key END AS key,
             sum(messages) AS messages, sum(delivered) AS delivered,
             sum(undelivered) AS undelivered, sum("unknown") AS "unknown",
             sum(cancelled) AS cancelled
-        FROM (SELECT * FROM tally UNION ALL SELECT * FROM tally_move) AS moved
-            JOIN compared ON compared.id = mailing_id
-        WHERE dimension <> 'outcome'
+        FROM all_message_counts JOIN compared ON compared.id = mailing_id
         GROUP BY 1, 2, 3
     )
-    SELECT mailing_id, format('%s of %s %s in the tally', what, dimension, key), found, expected
-    FROM tallied FULL JOIN counted USING (mailing_id, dimension, key) CROSS JOIN LATERAL (VALUES
-        ('messages', tallied.messages, counted.messages),
-        ('delivered', tallied.delivered, counted.delivered),
-        ('undelivered', tallied.undelivered, counted.undelivered),
-        ('unknown', tallied."unknown", counted."unknown"),
-        ('cancelled', tallied.cancelled, counted.cancelled)
-    ) AS pair (what, told, held), LATERAL (
-        SELECT coalesce(told, 0)::bigint AS found, coalesce(held, 0) AS expected) AS compared
-    WHERE found <> expected ORDER BY mailing_id, dimension, key, what""")
+    SELECT mailing_id, format('count of %s messages with %s %s', quantity, dimension, key), found,
+        expected
+    FROM stored FULL JOIN counted USING (mailing_id, dimension, key) CROSS JOIN LATERAL (VALUES
+        ('all', stored.messages, counted.messages),
+        ('delivered', stored.delivered, counted.delivered),
+        ('undelivered', stored.undelivered, counted.undelivered),
+        ('unknown', stored."unknown", counted."unknown"),
+        ('cancelled', stored.cancelled, counted.cancelled)
+    ) AS pair (quantity, stored_count, actual_count), LATERAL (
+        SELECT coalesce(stored_count, 0)::bigint AS found, coalesce(actual_count, 0) AS expected
+    ) AS compared
+    WHERE found <> expected ORDER BY mailing_id, dimension, key, quantity""")
 
 ORPHANS = text("""
-    SELECT mailing_id, 'messages without their mailing' AS what, count(*) AS found, 0 AS expected
+    SELECT mailing_id, 'messages without their mailing' AS quantity,
+        count(*) AS found, 0 AS expected
     FROM message WHERE NOT EXISTS (SELECT FROM mailing WHERE mailing.id = mailing_id)
     GROUP BY mailing_id
     UNION ALL
     SELECT mailing_id, 'messages without their client', count(*), 0
     FROM message WHERE NOT EXISTS (SELECT FROM client WHERE client.id = client_id)
     GROUP BY mailing_id
-    ORDER BY mailing_id, what""")
+    ORDER BY mailing_id, quantity""")
 
 COMPARE_SETTLED = text("""
-    SELECT NULL, compared.what || ' in what is settled', compared.found, compared.expected
-    FROM settled, (
+    SELECT NULL, 'count of ' || compared.quantity, compared.found, compared.expected
+    FROM settled_totals, (
         SELECT count(*) FILTER (WHERE status = 'finished') AS finished,
             count(*) FILTER (WHERE status = 'cancelled') AS cancelled_mailings
         FROM mailing WHERE is_settled AND deleted_at IS NULL
     ) AS counted, LATERAL (VALUES
-        ('finished mailings', settled.finished, counted.finished),
-        ('cancelled mailings', settled.cancelled_mailings, counted.cancelled_mailings)
-    ) AS compared (what, found, expected)
+        ('finished mailings', settled_totals.finished, counted.finished),
+        ('cancelled mailings', settled_totals.cancelled_mailings, counted.cancelled_mailings)
+    ) AS compared (quantity, found, expected)
     WHERE compared.found <> compared.expected""")
 
-# Deleted mailings leave only totals: compare the totals of all days with them.
+# Of deleted mailings only totals are kept: compare these with the outcomes of all days.
 COMPARE_OUTCOMES = text(f"""
-    SELECT NULL, compared.what || ' on all days', compared.found, compared.expected
-    FROM settled, (
-        SELECT {COALESCED} FROM {COUNTED}
-    ) AS told, (
-        SELECT {COALESCED} FROM mailing JOIN ledger ON mailing_id = id WHERE NOT is_settled
-    ) AS live, LATERAL (VALUES
-        ('delivered', told.delivered, settled.delivered + live.delivered),
-        ('undelivered', told.undelivered, settled.undelivered + live.undelivered),
-        ('unknown', told."unknown", settled."unknown" + live."unknown"),
-        ('cancelled', told.cancelled, settled.cancelled + live.cancelled)
-    ) AS compared (what, found, expected)
-    WHERE compared.found <> compared.expected""")  # noqa: S608  # our own columns
+    SELECT NULL, format('sum of %s messages over all days', compared.quantity), compared.found,
+        compared.expected
+    FROM settled_totals, (
+        SELECT {COALESCED} FROM all_outcome_counts
+    ) AS all_days, (
+        SELECT {COALESCED} FROM mailing JOIN mailing_counts ON mailing_id = id WHERE NOT is_settled
+    ) AS unsettled, LATERAL (VALUES
+        ('delivered', all_days.delivered, settled_totals.delivered + unsettled.delivered),
+        ('undelivered', all_days.undelivered, settled_totals.undelivered + unsettled.undelivered),
+        ('unknown', all_days."unknown", settled_totals."unknown" + unsettled."unknown"),
+        ('cancelled', all_days.cancelled, settled_totals.cancelled + unsettled.cancelled)
+    ) AS compared (quantity, found, expected)
+    WHERE compared.found <> compared.expected""")  # noqa: S608  # no user input
 
-# Without saying of which kind: a tag is the owner's own word.
-COMPARE_DIRECTORY = text("""
-    SELECT NULL, 'kinds of clients that are miscounted', count(*), 0
+# Does not name the segments, because tags may be confidential.
+COMPARE_SEGMENTS = text("""
+    SELECT NULL, 'client segments with a wrong count', count(*), 0
     FROM (
         SELECT operator_code, tag, time_zone, sum(clients) AS clients
-        FROM (SELECT * FROM directory UNION ALL SELECT * FROM directory_move) AS moved
+        FROM all_segment_counts
         GROUP BY operator_code, tag, time_zone
-    ) AS told FULL JOIN (
+    ) AS stored FULL JOIN (
         SELECT operator_code, tag, time_zone, count(*) AS clients
         FROM client WHERE deleted_at IS NULL GROUP BY operator_code, tag, time_zone
-    ) AS counted ON told.operator_code = counted.operator_code
-        AND told.time_zone = counted.time_zone
-        AND coalesce(told.tag, '') = coalesce(counted.tag, '')
-    WHERE coalesce(told.clients, 0) <> coalesce(counted.clients, 0) HAVING count(*) > 0""")
+    ) AS counted ON stored.operator_code = counted.operator_code
+        AND stored.time_zone = counted.time_zone
+        AND coalesce(stored.tag, '') = coalesce(counted.tag, '')
+    WHERE coalesce(stored.clients, 0) <> coalesce(counted.clients, 0) HAVING count(*) > 0""")

@@ -1,4 +1,4 @@
-"""JSON bodies, read strictly: every wrong field is named, and nothing is guessed."""
+"""Request bodies: strict validation of JSON, and timeouts for bodies and uploads."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
@@ -16,35 +16,37 @@ from litestar.typing import FieldDefinition
 
 from mailer.clock import database_clock
 from mailer.json_input import JsonError, TooManyValuesError, read_json
-from mailer.validation import Given, Input, check
+from mailer.validation import Input, Model, check
 
-BODY_LIMIT = 1024 * 1024
-"""Bytes of a JSON body: ample for the longest text and filter."""
+MAX_BODY_BYTES = 1024 * 1024
+"""Bytes of a JSON body, enough for the longest text and filter."""
 STALL_TIMEOUT = 60.0  # seconds
 MIN_BYTES_PER_TIMEOUT = 64 * 1024
-"""Minimum progress in `STALL_TIMEOUT`, so that a slow sender cannot hold a slot for ever."""
+"""Bytes that must arrive in each `STALL_TIMEOUT`, so that a slow client cannot hold a slot for
+ever."""
 UPLOAD_TIMEOUT = 3600.0  # seconds
-"""For a whole upload, whatever its pace: it holds a slot as long."""
-ASKED_AT = "asked_at"
-"""The name in a request's state of the moment that it counts as asked at, if that was before now.
+"""For a whole upload at any speed, because it holds a slot all the time."""
+VALIDATED_AS_OF = "validated_as_of"
+"""The name in a request's state of the moment to validate its body for. Default: now.
 
-What was right when it was done stays so for who asks again what became of it.
+A repeat of a request that has already done its work is validated as of the first attempt. Otherwise
+a date that was in the future then could be rejected as past.
 """
-CLOSE = {"Connection": "close"}
-"""The header of an answer to a body of which the rest is not waited for."""
+CLOSE_CONNECTION = {"Connection": "close"}
+"""The header of a response that is sent before the whole body has arrived."""
 
 
 class SlowBodyError(ClientException):
-    """The request's body did not arrive in time."""
+    """The body of the request did not arrive in time."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
     detail = "The request did not arrive in time; try again."
 
 
 class TimedRequest(Request[Any, Any, Any]):
-    """A request whose body as a whole is waited for as long as the application's limits say.
+    """A request whose whole body must arrive within the application's timeout for bodies.
 
-    What reads the body as a stream, as an import does, has a limit of its own.
+    Handlers that read the body as a stream, such as imports, have a timeout of their own.
     """
 
     async def body(self) -> bytes:
@@ -53,11 +55,11 @@ class TimedRequest(Request[Any, Any, Any]):
             async with asyncio.timeout(self.app.state.limits.body):
                 return await super().body()
         except TimeoutError:
-            raise SlowBodyError(headers=CLOSE) from None
+            raise SlowBodyError(headers=CLOSE_CONNECTION) from None
 
 
 class StalledUploadError(ClientException):
-    """An upload made less than its minimum progress; nothing was stored."""
+    """An upload was slower than `MIN_BYTES_PER_TIMEOUT`; nothing was stored."""
 
     status_code = HTTPStatus.REQUEST_TIMEOUT
     detail = "Too little of the file arrived within a minute; nothing was stored."
@@ -70,61 +72,63 @@ class LongUploadError(ClientException):
     detail = "The file did not arrive within an hour; nothing was stored."
 
 
-async def never_stalling(
+async def read_with_stall_timeout(
     stream: AsyncGenerator[bytes, None],
-    patience: float = STALL_TIMEOUT,
-    longest: float = UPLOAD_TIMEOUT,
+    stall_timeout: float = STALL_TIMEOUT,
+    total_timeout: float = UPLOAD_TIMEOUT,
 ) -> AsyncGenerator[bytes, None]:
-    """Give the body's parts as they arrive; raises `StalledUploadError` when they come too slowly.
+    """Yield the parts of a body as they arrive.
 
-    The time that whoever takes the parts needs for them does not count there, but does for the
-    whole, which raises `LongUploadError` after `longest` seconds.
+    Raises `StalledUploadError` if fewer than `MIN_BYTES_PER_TIMEOUT` arrive in `stall_timeout`
+    seconds, not counting the time that the consumer needs for the parts. Raises `LongUploadError`
+    after `total_timeout` seconds, which include that time.
     """
-    left, came = patience, 0
+    remaining, received = stall_timeout, 0
     loop = asyncio.get_running_loop()
-    until = loop.time() + longest
+    deadline = loop.time() + total_timeout
     async with aclosing(stream):
         while True:
-            began = loop.time()
+            started = loop.time()
             try:
-                async with asyncio.timeout_at(min(began + left, until)):
+                async with asyncio.timeout_at(min(started + remaining, deadline)):
                     part = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
-                is_long = began + left > until
-                why = LongUploadError if is_long else StalledUploadError
-                raise why(headers=CLOSE) from error
-            left -= loop.time() - began
-            came += len(part)
-            if came >= MIN_BYTES_PER_TIMEOUT:
-                left, came = patience, 0
+                is_long = started + remaining > deadline
+                error_class = LongUploadError if is_long else StalledUploadError
+                raise error_class(headers=CLOSE_CONNECTION) from error
+            remaining -= loop.time() - started
+            received += len(part)
+            if received >= MIN_BYTES_PER_TIMEOUT:
+                remaining, received = stall_timeout, 0
             yield part
 
 
-class JsonBody(AbstractDTO[Given], Generic[Given]):
-    """Reads a request's body as the model that the handler's `data` is annotated with.
+class JsonBody(AbstractDTO[Model], Generic[Model]):
+    """Decodes a request's body to the model in the annotation of the handler's `data`.
 
-    Litestar's own way reads "null" as null and numbers as dates, and stops at the first error.
+    Litestar's own decoding accepts "null" as null and numbers as dates, and stops at the first
+    error.
     """
 
     @classmethod
     def create_for_field_definition(cls, *_: object, **__: object) -> None:
-        """Need no preparation: the model is the handler's annotation."""
+        """Do nothing: the handler's annotation is the model."""
 
     def decode_bytes(self, value: bytes) -> Any:  # noqa: ANN401  # the model differs by handler
         """Return the body as the model; raises `InvalidError` naming every wrong field."""
         request: Request[Any, Any, Any] = Request(self.asgi_connection.scope)
         model = request.route_handler.parsed_data_field
         if model is None:
-            raise TypeError("this handler takes no body")
+            raise TypeError("the handler takes no body")
         return _read(request, value, model.annotation)
 
     @classmethod
     def create_openapi_schema(
         cls, field_definition: FieldDefinition, handler_id: str, schema_creator: SchemaCreator
     ) -> Reference | Schema:
-        """Return the schema of the model, whichever handler takes it."""
+        """Return the schema of the model, the same for every handler."""
         del handler_id
         return schema_creator.for_field_definition(field_definition)
 
@@ -132,33 +136,34 @@ class JsonBody(AbstractDTO[Given], Generic[Given]):
     def generate_field_definitions(
         cls, model_type: type[Any]
     ) -> Generator[DTOFieldDefinition, None, None]:
-        """Need no definitions: the model is used as it is."""
+        """Raise, because Litestar never needs it: the model is used as it is."""
         raise NotImplementedError(model_type)
 
     @classmethod
     def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
-        """Need no nesting: the model is used as it is."""
+        """Raise, because Litestar never needs it: the model is used as it is."""
         raise NotImplementedError(field_definition)
 
 
-class _Nothing(Input, frozen=True):
+class _NoFields(Input, frozen=True):
     pass
 
 
-async def takes_nothing(request: Request[Any, Any, Any]) -> None:
-    """Refuse a body with fields: a wish that is not heard must not look as if it were."""
+async def reject_body(request: Request[Any, Any, Any]) -> None:
+    """Reject a body with fields on a route that takes none, instead of silently ignoring it."""
     if body := await request.body():
-        _read(request, body, _Nothing)
+        _read(request, body, _NoFields)
 
 
-def _read(request: Request[Any, Any, Any], body: bytes, model: type[Given]) -> Given:
+def _read(request: Request[Any, Any, Any], body: bytes, model: type[Model]) -> Model:
     if request.content_type[0] != "application/json":
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         raise HTTPException("Send JSON, as Content-Type: application/json.", status_code=status)
     try:
-        given = read_json(body, object, limit=BODY_LIMIT)
+        values = read_json(body, object, limit=MAX_BODY_BYTES)
     except TooManyValuesError as error:
         raise ClientException("The body has too many values.") from error
     except JsonError as error:
         raise ClientException("The body is not JSON in UTF-8.") from error
-    return check(model, given, request.scope["state"].get(ASKED_AT) or database_clock.now())
+    as_of = request.scope["state"].get(VALIDATED_AS_OF) or database_clock.now()
+    return check(model, values, as_of)

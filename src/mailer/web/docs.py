@@ -1,4 +1,4 @@
-"""The pages on the API at /docs and /redoc, and its schema at /openapi.json; no outside host."""
+"""Documentation of the API: /docs, /redoc and /openapi.json, without any external host."""
 
 from html import escape
 from string import Template
@@ -11,14 +11,14 @@ from litestar.types import ControllerRouterHandler
 
 from mailer.web.assets import asset_url
 
-# Styles may stand in the page, since both viewers write some; scripts may not. ReDoc searches in
-# a worker that it makes itself.
-POLICY = (
+# Inline styles are allowed because both viewers write some; inline scripts are not. ReDoc runs its
+# search in a web worker that it creates from a blob.
+DOCS_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data:; connect-src 'self'; worker-src blob:;"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PAGE = Template("""\
+VIEWER_PAGE = Template("""\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -29,18 +29,20 @@ PAGE = Template("""\
 $assets
 </head>
 <body style="margin: 0">
-<div id="$place" data-schema="$schema"></div>
+<div id="$element_id" data-schema="$schema"></div>
 </body>
 </html>
 """)
 
 
 class ViewerPlugin(OpenAPIRenderPlugin):
-    """A page that shows the schema with scripts and styles of our own `static/` alone."""
+    """A page that shows the OpenAPI schema, with scripts and styles from `static/` only."""
 
-    def __init__(self, path: str, *, place: str, styles: list[str], scripts: list[str]) -> None:
+    def __init__(
+        self, path: str, *, element_id: str, styles: list[str], scripts: list[str]
+    ) -> None:
         super().__init__(path=path)
-        self.place = place
+        self.element_id = element_id
         self.assets = [
             *(f'<link rel="stylesheet" href="{asset_url(name)}">' for name in styles),
             *(f'<script src="{asset_url(name)}" defer></script>' for name in scripts),
@@ -48,33 +50,33 @@ class ViewerPlugin(OpenAPIRenderPlugin):
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """Return the page; the viewer fetches the schema itself."""
-        return PAGE.substitute(
+        return VIEWER_PAGE.substitute(
             title=escape(openapi_schema["info"]["title"]),
             icon=asset_url("favicon.svg"),
             assets="\n".join(self.assets),
-            place=self.place,
+            element_id=self.element_id,
             schema=self.get_openapi_json_route(request),
         ).encode()
 
 
 class DocsRouter(Router):
-    """Holds the pages alone: Litestar would also answer `/` and every unknown path in its place."""
+    """A router for these pages only: Litestar would also answer `/` and every unknown path."""
 
     def register(self, value: ControllerRouterHandler) -> list[Any]:
-        """Register a page, and leave out what Litestar puts at `/` and `/{path}`."""
+        """Register a page, but not Litestar's own handlers for `/` and `/{path}`."""
         if getattr(value, "paths", set()) & {"/", "/{path:str}"}:
             return []
         return super().register(value)
 
 
 def docs_router() -> DocsRouter:
-    """Return the router for the pages, to be given to `OpenAPIConfig`."""
+    """Return the router of the pages for `OpenAPIConfig`."""
     return DocsRouter(
         path="/",
         route_handlers=[],
         include_in_schema=False,
-        opt={"needs": "nothing"},
-        response_headers=[ResponseHeader(name="Content-Security-Policy", value=POLICY)],
+        opt={"required_scope": "nothing"},
+        response_headers=[ResponseHeader(name="Content-Security-Policy", value=DOCS_CSP)],
     )
 
 
@@ -84,13 +86,13 @@ def docs_plugins() -> list[OpenAPIRenderPlugin]:
         JsonRenderPlugin(path="/openapi.json", media_type=MediaType.JSON),
         ViewerPlugin(
             "/docs",
-            place="swagger-ui",
+            element_id="swagger-ui",
             styles=["swagger-ui/swagger-ui.css"],
             scripts=["swagger-ui/swagger-ui-bundle.js", "docs.js"],
         ),
         ViewerPlugin(
             "/redoc",
-            place="redoc",
+            element_id="redoc",
             styles=[],
             scripts=["redoc/redoc.standalone.js", "redoc.js"],
         ),

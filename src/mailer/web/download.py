@@ -1,4 +1,4 @@
-"""Answers in CSV, sent in parts as they are read."""
+"""CSV responses, streamed while they are read from the database."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Hashable
@@ -10,47 +10,47 @@ from litestar.response import Stream
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-from mailer.db.copying import CsvPart
-from mailer.web.turns import Turns
+from mailer.db.csv_export import CsvPart
+from mailer.limits import ConcurrencyLimiter
 
 JSON, CSV = "application/json", "text/csv"
-DOWNLOADS = Turns(32, each=4, patience=5.0)
-"""Downloads at once, and of one owner: each keeps a megabyte until its reader has taken it."""
-READS = asyncio.Semaphore(3)
-"""Parts that are read at once, each on a connection of the pool, which serves all others too."""
+DOWNLOAD_LIMITER = ConcurrencyLimiter(32, per_owner=4, timeout=5.0)
+"""Each download holds about a megabyte in memory until its client has received it."""
+DATABASE_READS = asyncio.Semaphore(3)
+"""Parts that are read at once. Each read takes a connection of the pool that all requests share."""
 
 
 class Download(Stream):
-    """A stream of CSV, also from a route that answers in JSON: Stream's own would say JSON."""
+    """A stream of CSV, also from a route for JSON, where a plain `Stream` would be sent as JSON."""
 
     def __init__(self, name: str, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
-        async def whole() -> AsyncGenerator[bytes, None]:
+        async def all_parts() -> AsyncGenerator[bytes, None]:
             yield first
             async for part in rest:
                 yield part
 
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        super().__init__(whole(), media_type=f"{CSV}; header=present", headers=headers)
+        super().__init__(all_parts(), media_type=f"{CSV}; header=present", headers=headers)
         self._rest = rest
 
     def to_asgi_response(
         self,
-        *args: Any,  # noqa: ANN401  # Stream's
-        media_type: MediaType | str | None = None,  # noqa: ARG002  # the route's
-        **options: Any,  # noqa: ANN401  # Stream's
+        *args: Any,  # noqa: ANN401  # as in Stream
+        media_type: MediaType | str | None = None,  # noqa: ARG002  # the route's, which is ignored
+        **options: Any,  # noqa: ANN401  # as in Stream
     ) -> ASGIResponse:
-        """As any stream, under its own media type; its turn ends with it, however it ends."""
+        """Return the response as CSV; it frees its slot in every case."""
         response = super().to_asgi_response(*args, media_type=self.media_type, **options)
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             async with aclosing(self._rest):
                 await response(scope, receive, send)
 
-        return respond  # type: ignore[return-value]  # all that is done with it is to call it
+        return respond  # type: ignore[return-value]  # Litestar only calls it
 
 
 def wants_csv(request: Request[Any, Any, Any]) -> bool:
-    """Whether a request would rather have CSV than JSON, by its Accept header."""
+    """Return whether the Accept header of a request prefers CSV to JSON."""
     return request.accept.best_match([JSON, CSV]) == CSV
 
 
@@ -58,24 +58,24 @@ async def csv_answer(
     name: str,
     parts: AsyncGenerator[CsvPart, None],
     owner: Hashable | None,
-    turns: Turns = DOWNLOADS,
+    limiter: ConcurrencyLimiter = DOWNLOAD_LIMITER,
 ) -> Download:
-    """Return an answer of these parts, to be saved by `owner` as a file of that name.
+    """Return a response that downloads `parts` as a file with this name.
 
-    The first part is there before the answer begins: what fails at once gets its own status. A
-    download that fails later is broken off, so that nobody takes it for the whole. Raises
-    `BusyError` when no turn comes.
+    The first part is read before the response starts, so that an error there gets its own status.
+    After an error in a later part the connection is aborted, so that the client notices the file
+    is incomplete. Raises `BusyError` if there is no slot for `owner`.
     """
-    contents = _in_turn(parts, owner, turns)
+    contents = _with_slot(parts, owner, limiter)
     return Download(name, await anext(contents), contents)
 
 
-async def _in_turn(
-    parts: AsyncGenerator[CsvPart, None], owner: Hashable | None, turns: Turns
+async def _with_slot(
+    parts: AsyncGenerator[CsvPart, None], owner: Hashable | None, limiter: ConcurrencyLimiter
 ) -> AsyncGenerator[bytes, None]:
-    async with turns.turn(owner), aclosing(parts):
+    async with limiter.slot(owner), aclosing(parts):
         while True:
-            async with READS:
+            async with DATABASE_READS:
                 part = await anext(parts, None)
             if part is None:
                 return

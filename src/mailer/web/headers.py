@@ -1,22 +1,22 @@
-"""Headers of every answer: what a browser may do with it, and that nobody keeps a copy."""
+"""Security headers of every response, and `no-store`."""
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-UNUSED = (
+DISABLED_FEATURES = (
     *("accelerometer", "autoplay", "camera", "display-capture", "encrypted-media"),
     *("fullscreen", "geolocation", "gyroscope", "hid", "idle-detection", "local-fonts"),
     *("magnetometer", "microphone", "midi", "payment", "picture-in-picture"),
     *("publickey-credentials-get", "screen-wake-lock", "serial", "usb"),
     "xr-spatial-tracking",
 )
-"""Powers of a browser that no page of ours uses; of others Chromium would complain on each page."""
-YEAR = 365 * 24 * 3600
-HSTS = (b"strict-transport-security", f"max-age={YEAR}".encode())
-"""Only where the request came by https: over http a browser would not heed it."""
+"""Browser features that our pages do not use. Chromium warns of names that it does not know."""
+SECONDS_PER_YEAR = 365 * 24 * 3600
+HSTS = (b"strict-transport-security", f"max-age={SECONDS_PER_YEAR}".encode())
+"""Sent only over https; browsers ignore it over http."""
 
-# Referrer: without one browsers would send `Origin: null` with our own forms.
-COMMON = tuple(
+# Not `no-referrer`: browsers would send `Origin: null` with our own forms.
+COMMON_HEADERS = tuple(
     (name.encode(), value.encode())
     for name, value in {
         "x-content-type-options": "nosniff",
@@ -24,33 +24,34 @@ COMMON = tuple(
         "referrer-policy": "same-origin",
         "cross-origin-opener-policy": "same-origin",
         "cross-origin-resource-policy": "same-origin",
-        "permissions-policy": ", ".join(f"{power}=()" for power in UNUSED),
+        "permissions-policy": ", ".join(f"{feature}=()" for feature in DISABLED_FEATURES),
         "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
         "cache-control": "no-store",
     }.items()
 )
-"""For whoever has no word of its own on it: pages have a policy, and static files are kept.
+"""Defaults: a response may set its own value, as pages do for the policy and static files for
+`cache-control`.
 
 Source: https://cheatsheetseries.owasp.org/cheatsheets/HTTP_Headers_Cheat_Sheet.html
 """
 
 
-def guarded(app: ASGIApp) -> ASGIApp:
-    """Wrap an application: each of its answers carries these headers."""
+def add_security_headers(app: ASGIApp) -> ASGIApp:
+    """Wrap an application to add `COMMON_HEADERS`, and HSTS over https, to every response."""
 
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+    async def add_headers(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
-        wanted = (*COMMON, HSTS) if scope.get("scheme") == "https" else COMMON
+        defaults = (*COMMON_HEADERS, HSTS) if scope.get("scheme") == "https" else COMMON_HEADERS
 
-        async def send_on(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = list(message["headers"])
-                known = {name.lower() for name, _ in given}
-                message["headers"] = given + [pair for pair in wanted if pair[0] not in known]
+                headers = list(message["headers"])
+                names = {name.lower() for name, _ in headers}
+                message["headers"] = headers + [pair for pair in defaults if pair[0] not in names]
             await send(message)
 
-        await app(scope, receive, send_on)
+        await app(scope, receive, send_with_headers)
 
-    return guard
+    return add_headers

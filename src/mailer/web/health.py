@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether it can work."""
+"""Health probes: whether this worker is alive, and whether it is ready."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.migrate import is_current
 from mailer.errors import UnavailableError
-from mailer.web.openapi import IF_SET
-from mailer.web.starting import Startup
+from mailer.web.openapi import MONITORING_SECURITY
+from mailer.web.startup_gate import Startup
 
 
 class Health(Struct, frozen=True):
-    """A word on how it goes."""
+    """The result of a probe: `status` is always "ok", since failures are problems."""
 
     status: str
 
@@ -23,26 +23,26 @@ class NotMigratedError(UnavailableError):
     """The database has another schema than this program; run `mailer migrate`."""
 
 
-@get("/live", needs="monitoring")
+@get("/live", required_scope="monitoring")
 async def live() -> Health:
-    """Answer as long as the process does."""
+    """Answer 200 while the worker is running."""
     return Health("ok")
 
 
 WhyNotReady = Callable[[], str | None]
-"""What tells why the process cannot send, as a sentence; None while it can."""
+"""Returns a sentence on why the worker cannot send; None while it can."""
 
 
-@get("/ready", needs="monitoring")
+@get("/ready", required_scope="monitoring")
 async def ready(
     engine: NamedDependency[AsyncEngine],
     startup: NamedDependency[Startup],
     why_not_ready: NamedDependency[WhyNotReady],
 ) -> Health:
-    """Answer 200 when the process can work, else 503 with the reason.
+    """Answer 200 if the worker is ready, and 503 with the reason otherwise.
 
-    It can when the database can be reached and has the newest schema, and no loop of the dispatcher
-    keeps failing.
+    A worker is ready if it can reach the database, the schema is up to date, and no loop of the
+    dispatcher keeps failing.
     """
     startup.ensure_done()
     async with engine.connect() as connection:
@@ -55,4 +55,6 @@ async def ready(
 
 def health_router() -> Router:
     """Return the routes under /health."""
-    return Router("/health", route_handlers=[live, ready], tags=["operation"], security=IF_SET)
+    return Router(
+        "/health", route_handlers=[live, ready], tags=["operation"], security=MONITORING_SECURITY
+    )

@@ -1,8 +1,8 @@
-"""What a request names as its host: it must be a name, and this machine where nobody is asked.
+"""Validation of the Host header; without authentication it must be a loopback name.
 
-A page of another site may have its own name point at 127.0.0.1 after it is loaded. Then the browser
-takes what listens here for the same site, and only the name it asks for tells:
-https://owasp.org/www-community/attacks/DNS_Rebinding
+This protects against DNS rebinding. A malicious website can make its own name resolve to 127.0.0.1
+after its page has loaded. The browser then treats mailer as part of that website, and only the
+Host header shows the difference: https://owasp.org/www-community/attacks/DNS_Rebinding
 """
 
 import re
@@ -12,72 +12,72 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from mailer.settings import is_loopback
-from mailer.web.problems import Problem, plain, problem
+from mailer.web.problems import Problem, problem, to_response
 
-HOST = re.compile(
+HOST_PATTERN = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
 )
-"""As much of RFC 3986, section 3.2, as names and addresses of the network are made of."""
-HIGHEST_PORT = 65_535
-UNNAMED = problem(
-    HTTPStatus.BAD_REQUEST, "Host must be one name or address, and a port if need be."
+"""The part of RFC 3986, section 3.2, that host names and IP addresses use."""
+MAX_PORT = 65_535
+MISSING_HOST = problem(
+    HTTPStatus.BAD_REQUEST, "Host must be one name or address, with an optional port."
 )
-UNREADABLE = problem(HTTPStatus.BAD_REQUEST, "The query must be UTF-8.")
+INVALID_QUERY = problem(HTTPStatus.BAD_REQUEST, "The query must be UTF-8.")
 MISDIRECTED = problem(
     HTTPStatus.MISDIRECTED_REQUEST,
-    "Without keys and accounts mailer answers to loopback names alone, such as localhost. A proxy"
-    " that passes on another name must stand in MAILER_TRUSTED_PROXIES.",
+    "With MAILER_AUTH=none mailer accepts only loopback names as Host, such as localhost. A proxy"
+    " that passes on another name must be listed in MAILER_TRUSTED_PROXIES.",
 )
 
 
-def addressed(app: ASGIApp) -> ASGIApp:
-    """Wrap an application: a request is refused whose address nobody could read.
+def validate_host(app: ASGIApp) -> ASGIApp:
+    """Wrap an application to reject requests with an invalid Host or a query that is not UTF-8.
 
-    That is one whose Host names nothing, or several, or is missing from HTTP/1.1 (RFC 9112, section
-    3.2), or whose query is no text. HTTP/1.0 without Host is for the address that it came to.
+    Host must be present once and be valid (RFC 9112, section 3.2). A request by HTTP/1.0 without
+    Host gets the server's own address as its Host.
     """
 
-    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+    async def validate(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
             hosts = _hosts(scope)
             if not hosts and scope["http_version"] == "1.0":
-                scope["headers"] = [*scope["headers"], (b"host", _reached(scope))]
-            elif len(hosts) != 1 or _parsed(hosts[0]) is None:
-                await _refuse(send, UNNAMED)
+                scope["headers"] = [*scope["headers"], (b"host", _server_address(scope))]
+            elif len(hosts) != 1 or _parse(hosts[0]) is None:
+                await _refuse(send, MISSING_HOST)
                 return
-            if not _is_text(scope["query_string"]):
-                await _refuse(send, UNREADABLE)
+            if not _is_utf8(scope["query_string"]):
+                await _refuse(send, INVALID_QUERY)
                 return
         await app(scope, receive, send)
 
-    return look
+    return validate
 
 
-def local_only(app: ASGIApp) -> ASGIApp:
-    """Wrap an application: a request whose Host is no loopback name or address is refused."""
+def require_loopback_host(app: ASGIApp) -> ASGIApp:
+    """Wrap an application to reject requests whose Host is not a loopback name or address."""
 
-    async def look(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.HTTP and not all(map(is_local, _hosts(scope))):
+    async def require(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == ScopeType.HTTP and not all(map(is_loopback_host, _hosts(scope))):
             await _refuse(send, MISDIRECTED)
             return
         await app(scope, receive, send)
 
-    return look
+    return require
 
 
 def _hosts(scope: Scope) -> list[str]:
     return [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
 
 
-def _reached(scope: Scope) -> bytes:
-    """Return the address that a request came to, as a Host names it."""
+def _server_address(scope: Scope) -> bytes:
+    """Return the server's address and port in the form of a Host header."""
     address, port = scope.get("server") or ("", None)
-    if port is None:  # no address of a network
+    if port is None:  # not a network address, such as a Unix socket
         return b"localhost"
     return (f"[{address}]:{port}" if ":" in address else f"{address}:{port}").encode()
 
 
-def _is_text(query: bytes) -> bool:
+def _is_utf8(query: bytes) -> bool:
     try:
         query.decode()
     except UnicodeDecodeError:
@@ -86,21 +86,21 @@ def _is_text(query: bytes) -> bool:
 
 
 async def _refuse(send: Send, refusal: Problem) -> None:
-    headers, body = plain(refusal)
+    headers, body = to_response(refusal)
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _parsed(host: str) -> re.Match[str] | None:
-    """Return the name and the port in a Host header; None if it does not have this form."""
-    found = HOST.fullmatch(host)
-    return None if found is None or int(found["port"] or 0) > HIGHEST_PORT else found
+def _parse(host: str) -> re.Match[str] | None:
+    """Match the name and the port in a Host header; None if the header is invalid."""
+    match = HOST_PATTERN.fullmatch(host)
+    return None if match is None or int(match["port"] or 0) > MAX_PORT else match
 
 
-def is_local(host: str) -> bool:
-    """Whether a Host header names this machine: localhost, a name under it, a loopback address."""
-    found = _parsed(host)
-    if found is None:
+def is_loopback_host(host: str) -> bool:
+    """Return whether a Host header is localhost, a name under it, or a loopback address."""
+    match = _parse(host)
+    if match is None:
         return False
-    name = found["name"].lower()
+    name = match["name"].lower()
     return name.endswith(".localhost") or is_loopback(name.strip("[]"))  # RFC 6761, section 6.3

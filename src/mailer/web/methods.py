@@ -1,18 +1,18 @@
-"""What OPTIONS says of a path."""
+"""Responses to OPTIONS."""
 
 from litestar.datastructures import MutableScopeHeaders
 from litestar.types import Message, Scope
 
 
 async def allow_all(message: Message, scope: Scope) -> None:
-    """Let an answer to OPTIONS name every method of its path (RFC 9110, 9.3.7).
+    """Set the Allow header of a response to OPTIONS to all methods of the path (RFC 9110, 9.3.7).
 
-    Litestar's names one alone where several handlers share a path.
+    Litestar lists the methods of one handler only, even if several handlers share the path.
     """
     if scope.get("method") != "OPTIONS" or message["type"] != "http.response.start":
         return
     path, headers = scope.get("path_template"), MutableScopeHeaders.from_message(message)
-    if message["status"] >= 400:  # noqa: PLR2004  # a refusal has said already what is allowed
+    if message["status"] >= 400:  # noqa: PLR2004  # errors set Allow themselves
         return
     methods = {
         str(method)

@@ -1,4 +1,4 @@
-"""What the OpenAPI schema says beyond what Litestar sees: refused fields and problem answers."""
+"""Additions to Litestar's OpenAPI schema: rules of fields, problems, Idempotency-Key, security."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any, get_origin
 
 import msgspec
 
-# Litestar has no public base for this: its own plugin for structs, asked before Litestar's.
+# Litestar has no public base class for these. Our plugin is consulted before Litestar's own.
 from litestar._openapi.schema_generation import SchemaCreator
 from litestar._openapi.schema_generation.plugins.struct import StructSchemaPlugin
 from litestar.openapi import OpenAPIConfig
@@ -26,22 +26,21 @@ from mailer.validation import STORABLE, Input
 from mailer.web.docs import docs_plugins, docs_router
 from mailer.web.problems import MEDIA_TYPE, Problem
 
-REFERENCE = "#/components/schemas/{name}"
+SCHEMA_REFERENCE = "#/components/schemas/{name}"
 STORABLE_IN_JSON = r"^[^\x00]*$"
-"""STORABLE, as far as JSON in UTF-8 can break it: it has no surrogates, and few readers of schemas
-know patterns of them."""
-METHODS = ("get", "post", "put", "patch", "delete")
-PROBLEMS = {
-    400: "Malformed, or against a rule: `errors` names every wrong field.",
-    401: "No key, or one that is unknown, revoked or expired.",
-    403: "The key's scope is too small for it, or the key was revoked meanwhile.",
-    404: "No such thing.",
+"""`STORABLE` without surrogates: JSON in UTF-8 has none, and few tools support such patterns."""
+OPERATION_METHODS = ("get", "post", "put", "patch", "delete")
+COMMON_PROBLEMS = {
+    400: "The request is malformed or invalid; `errors` lists every wrong field.",
+    401: "The API key is missing, unknown, revoked or expired.",
+    403: "The scope of the key is too small, or the key was revoked during the request.",
+    404: "The object does not exist.",
     408: "The request did not arrive in time.",
-    409: "It clashes with the present state.",
+    409: "The request conflicts with the present state.",
     413: "The body is too large.",
-    415: "The body is of another type than the call takes.",
-    429: "The key asks too often.",
-    503: "Not now, ask again: the database is away, or a process has yet to stop sending.",
+    415: "The body has the wrong media type.",
+    429: "The key sends too many requests.",
+    503: "Try again later: the database is unavailable, or a worker has not stopped sending yet.",
 }
 RETRY_AFTER = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
@@ -51,33 +50,34 @@ HEADERS = {
     429: RETRY_AFTER,
     503: RETRY_AFTER,
 }
-"""Of problems, beside the one that says their type."""
+"""Headers of problems by status, besides Content-Type."""
 KEY, MONITORING = "key", "monitoring"
-BY_KEY: list[SecurityRequirement] = [{KEY: []}]
-"""Of what a key opens."""
-IF_SET: list[SecurityRequirement] = [{MONITORING: []}, {}]
-"""Of what the monitoring token opens where one is set, and anybody else."""
-SCHEMES = {
+KEY_SECURITY: list[SecurityRequirement] = [{KEY: []}]
+"""The security of routes that need an API key."""
+MONITORING_SECURITY: list[SecurityRequirement] = [{MONITORING: []}, {}]
+"""The security of routes that need the monitoring token if one is set, and nothing otherwise."""
+SECURITY_SCHEMES = {
     KEY: SecurityScheme(
         type="http",
         scheme="bearer",
-        description="An API key. To read it needs the scope `read`, to change anything `write`,"
-        " for the audit log `admin`.",
+        description="An API key. It needs the scope `read` to read, `write` to change anything, and"
+        " `admin` for the audit log.",
     ),
     MONITORING: SecurityScheme(
         type="http",
         scheme="bearer",
-        description="The setting `MAILER_MONITORING_TOKEN`; where it is not set anybody may look.",
+        description="The setting `MAILER_MONITORING_TOKEN`. Not needed if that is not set.",
     ),
 }
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Names the request, so that it can be repeated when its answer is lost: with the"
-    " same path, type and body it is done once and gets the first answer again for 24 hours, then"
-    " with `Idempotency-Replayed: true`; another request is 409. Quotes around it do not count."
-    " Not kept are 401, 403, 408, 429, 5xx and what is refused before the body is read.",
+    "description": "A unique value for this request, so that the request can be repeated safely if"
+    " its response is lost. For 24 hours a repeat with the same path, media type and body is not"
+    " executed again, but gets the first response with `Idempotency-Replayed: true`. Another"
+    " request with the same value gets 409. Quotes around the value are ignored. Responses 401,"
+    " 403, 408, 429 and 5xx, and those sent before the body was read, are not stored.",
     "schema": {
         "type": "string",
         "minLength": 1,
@@ -89,17 +89,17 @@ IDEMPOTENCY_KEY = {
 
 
 API_VERSION = "1"
-"""The API's, as its addresses have it: which mailer answers is nobody's business."""
+"""The version of the API, as in its URLs. The version of mailer is not shown publicly."""
 
 
 def openapi_config() -> OpenAPIConfig:
-    """Return what Litestar needs to describe the API and to show its pages."""
+    """Return Litestar's configuration of the schema and its pages."""
     config = _Config(
         title="mailer",
         version=API_VERSION,
-        description="Mailings to clients by an SMS gateway, and what became of every message.",
+        description="Send mailings to clients by SMS, and follow the status of every message.",
         license=License(name="MIT", identifier="MIT"),
-        components=Components(security_schemes=dict(SCHEMES)),
+        components=Components(security_schemes=dict(SECURITY_SCHEMES)),
         use_handler_docstrings=True,
         render_plugins=docs_plugins(),
         openapi_router=docs_router(),
@@ -109,12 +109,12 @@ def openapi_config() -> OpenAPIConfig:
 
 
 class StructPlugin(StructSchemaPlugin):
-    """Says of a struct that it forbids unknown fields, and shows its `EXAMPLE`."""
+    """Adds to the schema of a struct that it forbids unknown fields, and its `EXAMPLE`."""
 
     def to_openapi_schema(
         self, field_definition: FieldDefinition, schema_creator: SchemaCreator
     ) -> Schema:
-        """Return Litestar's schema of the struct with what Litestar leaves out."""
+        """Return Litestar's schema of the struct with these additions."""
         schema = super().to_openapi_schema(field_definition, schema_creator)
         struct = get_origin(field_definition.annotation) or field_definition.annotation
         if struct.__struct_config__.forbid_unknown_fields:
@@ -126,31 +126,31 @@ class StructPlugin(StructSchemaPlugin):
 
 class _Config(OpenAPIConfig):
     def to_openapi_schema(self) -> OpenAPI:
-        plain = super().to_openapi_schema()
-        return _OpenAPI(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+        document = super().to_openapi_schema()
+        return _OpenAPI(**{field.name: getattr(document, field.name) for field in fields(document)})
 
 
 class _OpenAPI(OpenAPI):
     def to_schema(self) -> dict[str, Any]:
         schema = super().to_schema()
-        _declare_inputs(schema["components"]["schemas"])
+        _replace_input_properties(schema["components"]["schemas"])
         _declare_problems(schema)
         _simplify_patterns(schema)
         return schema
 
 
-def _declare_inputs(components: dict[str, Any]) -> None:
-    """Let the models of what is given say their rules in full: Litestar drops those in lists."""
-    models = [model for model in _below(Input) if model.__name__ in components]
-    _refs, schemas = msgspec.json.schema_components(models, ref_template=REFERENCE)
+def _replace_input_properties(components: dict[str, Any]) -> None:
+    """Replace the properties of input models by msgspec's: Litestar drops rules inside lists."""
+    models = [model for model in _subclasses(Input) if model.__name__ in components]
+    _refs, schemas = msgspec.json.schema_components(models, ref_template=SCHEMA_REFERENCE)
     for model in models:
         components[model.__name__]["properties"] = schemas[model.__name__]["properties"]
 
 
-def _below(model: type[Input]) -> Iterable[type[Input]]:
+def _subclasses(model: type[Input]) -> Iterable[type[Input]]:
     for child in model.__subclasses__():
         yield child
-        yield from _below(child)
+        yield from _subclasses(child)
 
 
 def _simplify_patterns(part: object) -> None:
@@ -168,39 +168,40 @@ def _simplify_patterns(part: object) -> None:
 
 
 def _declare_problems(schema: dict[str, Any]) -> None:
-    """Give each operation of `schema` the problems that it may answer with."""
-    _refs, models = msgspec.json.schema_components([Problem], ref_template=REFERENCE)
+    """Add to each operation of `schema` the problems that it may respond with."""
+    _refs, models = msgspec.json.schema_components([Problem], ref_template=SCHEMA_REFERENCE)
     components = schema.setdefault("components", {})
     components["schemas"] = models | components.get("schemas", {})
     components["responses"] = {
-        _name(status): _answer(status, text) for status, text in PROBLEMS.items()
+        _component_name(status): _problem_response(status, text)
+        for status, text in COMMON_PROBLEMS.items()
     }
     for item in schema["paths"].values():
-        for method in METHODS:
+        for method in OPERATION_METHODS:
             if operation := item.get(method):
                 _declare_problems_of(method, operation)
                 if method == "post" and _is_by_key(operation):
                     operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
-                operation["summary"] = _spaced(operation["summary"])
+                operation["summary"] = _split_words(operation["summary"])
 
 
 def _declare_problems_of(method: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
-    for status in responses.keys() - {str(known) for known in PROBLEMS}:
-        if status >= "400":  # a handler's own: its words, our shape
+    for status in responses.keys() - {str(known) for known in COMMON_PROBLEMS}:
+        if status >= "400":  # declared by the handler: keep its description, set our media type
             responses[status]["content"] = _content()
     for status in _statuses(method, operation):
-        responses[str(status)] = {"$ref": f"#/components/responses/{_name(status)}"}
+        responses[str(status)] = {"$ref": f"#/components/responses/{_component_name(status)}"}
 
 
 def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
-    """Return the problems that such a call can meet."""
+    """Return the statuses of the problems that an operation can respond with."""
     statuses = {400, 503} | {
-        int(status) for status in operation["responses"] if int(status) in PROBLEMS
+        int(status) for status in operation["responses"] if int(status) in COMMON_PROBLEMS
     }
     if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])):
         statuses.add(404)
-    if method in {"post", "put", "patch"}:  # one without a body reads it to refuse it
+    if method in {"post", "put", "patch"}:  # even a route without a body reads it, to reject it
         statuses |= {408, 413, 415}
     if method != "get":
         statuses.add(409)
@@ -212,10 +213,10 @@ def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
 
 
 def _is_by_key(operation: dict[str, Any]) -> bool:
-    return operation.get("security") == BY_KEY
+    return operation.get("security") == KEY_SECURITY
 
 
-def _answer(status: int, text: str) -> dict[str, Any]:
+def _problem_response(status: int, text: str) -> dict[str, Any]:
     example = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -233,10 +234,10 @@ def _content(example: dict[str, Any] | None = None) -> dict[str, Any]:
     return {MEDIA_TYPE: media | ({"example": example} if example else {})}
 
 
-def _spaced(summary: str) -> str:
-    """Return the name of a handler, which Litestar writes as ListClients, as people do."""
+def _split_words(summary: str) -> str:
+    """Convert Litestar's summary, such as ListClients, to words: List clients."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", summary).capitalize()
 
 
-def _name(status: int) -> str:
+def _component_name(status: int) -> str:
     return f"Problem{status}"

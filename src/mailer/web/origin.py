@@ -1,4 +1,4 @@
-"""Refuses what another site has a browser send here on behalf of whoever sits before it."""
+"""Protection against cross-site request forgery (CSRF)."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -6,34 +6,34 @@ from urllib.parse import urlsplit
 from litestar import Request
 from litestar.exceptions import PermissionDeniedException
 
-SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-OURS = frozenset({"same-origin", "none"})
-"""What Sec-Fetch-Site says of a page of ours, and of a person who typed the address."""
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+ALLOWED_FETCH_SITES = frozenset({"same-origin", "none"})
+"""Values of Sec-Fetch-Site for our own pages, and for a URL that the user typed."""
 
 
-def refuse_other_sites(request: Request[Any, Any, Any], *, is_form: bool) -> None:
-    """Let through what changes nothing, and what our own pages send.
+def check_same_origin(request: Request[Any, Any, Any], *, is_form: bool) -> None:
+    """Reject a request that changes something and was triggered by another website.
 
-    Browsers tell where a request comes from by Sec-Fetch-Site, and older ones by Origin: what says
-    neither is sent by a program, to which the API is open but no form of a page (`is_form`).
+    Browsers send the origin of a request in Sec-Fetch-Site, older ones in Origin. A request without
+    both comes from a program, which may use the API but not the forms of pages (`is_form`). See
     https://cheatsheetseries.owasp.org/cheatsheets/Cross-Site_Request_Forgery_Prevention_Cheat_Sheet.html,
     "Fetch Metadata headers". Raises HTTPException 403.
     """
-    if request.method in SAFE:
+    if request.method in SAFE_METHODS:
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
-        is_ours = site in OURS
+        is_allowed = site in ALLOWED_FETCH_SITES
     elif origin is not None:
-        is_ours = _host_of(origin) == request.headers.get("Host", "")
+        is_allowed = _host_of(origin) == request.headers.get("Host", "")
     else:
-        is_ours = not is_form
-    if not is_ours:
-        raise PermissionDeniedException("Another site asked for this.")
+        is_allowed = not is_form
+    if not is_allowed:
+        raise PermissionDeniedException("Blocked: the request came from another website.")
 
 
 def _host_of(origin: str) -> str | None:
-    """Return the host that an origin names; None of what names none."""
+    """Return the host of an origin, with its port; None if it has none."""
     try:
         return urlsplit(origin).netloc or None
     except ValueError:

@@ -1,4 +1,4 @@
-"""A page of a list as the API shows it."""
+"""Pages of lists in API responses."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -8,13 +8,13 @@ import msgspec
 from litestar import Request
 from sqlalchemy import Row
 
-from mailer.db.paging import Slice
+from mailer.db.paging import RowPage
 
 Item = TypeVar("Item")
 
 
 class Page(msgspec.Struct, Generic[Item], frozen=True):
-    """A page, newest first; `next` leads to older ones, `previous` to newer ones."""
+    """A page of a list, newest first. `next` is the URL of older rows, `previous` of newer rows."""
 
     count: int
     next: str | None
@@ -23,17 +23,17 @@ class Page(msgspec.Struct, Generic[Item], frozen=True):
 
 
 def page_of(
-    found: Slice, request: Request[Any, Any, Any], show: Callable[[Row[Any]], Item]
+    page: RowPage, request: Request[Any, Any, Any], convert: Callable[[Row[Any]], Item]
 ) -> Page[Item]:
-    """Return `found` as a page, with the addresses of its neighbours."""
+    """Convert a page of rows to a response, with the URLs of the next and the previous page."""
 
-    def address(**cursor: int) -> str:
-        kept = {k: v for k, v in request.query_params.items() if k not in ("before", "after")}
-        return str(request.url.with_replacements(query=urlencode(kept | cursor)))
+    def url(**cursor: int) -> str:
+        filters = {k: v for k, v in request.query_params.items() if k not in ("before", "after")}
+        return str(request.url.with_replacements(query=urlencode(filters | cursor)))
 
     return Page(
-        found.count,
-        address(before=found.rows[-1].id) if found.has_older else None,
-        address(after=found.rows[0].id) if found.has_newer else None,
-        [show(row) for row in found.rows],
+        page.count,
+        url(before=page.rows[-1].id) if page.has_older else None,
+        url(after=page.rows[0].id) if page.has_newer else None,
+        [convert(row) for row in page.rows],
     )

@@ -1,4 +1,4 @@
-"""Turns errors into problems (RFC 9457): here alone a family of errors gets a status."""
+"""Convert errors to problem responses (RFC 9457). Only here does an error get an HTTP status."""
 
 from http import HTTPStatus
 from typing import Any
@@ -9,7 +9,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from msgspec import UNSET, UnsetType
 
-from mailer.db.engine import is_away
+from mailer.db.engine import is_unavailable
 from mailer.errors import (
     ConflictError,
     FieldError,
@@ -25,19 +25,19 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 
-STATUSES: dict[type[MailerError], HTTPStatus] = {
+STATUS_BY_ERROR: dict[type[MailerError], HTTPStatus] = {
     InvalidError: HTTPStatus.BAD_REQUEST,
     ForbiddenError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
-SOON = {"Retry-After": "1"}
-"""The header of what may be asked again after a second."""
+RETRY_SOON = {"Retry-After": "1"}
+"""The header that asks for a repeat of the request after a second."""
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What went wrong; `errors` names every wrong field when the input is bad."""
+    """An error; for invalid input `errors` lists every wrong field."""
 
     type: str
     title: str
@@ -47,61 +47,62 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def problem(status: HTTPStatus, detail: str, errors: list[FieldError] | None = None) -> Problem:
-    """Return a problem whose status says what kind it is (RFC 9457, section 4.2.1)."""
+    """Return a problem of type about:blank, which its status describes (RFC 9457, 4.2.1)."""
     return Problem("about:blank", status.phrase, status.value, detail, errors or UNSET)
 
 
-def plain(said: Problem) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body of a problem, for who answers without the framework."""
-    body = msgspec.json.encode(said)
+def to_response(content: Problem) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of a problem, for responses that bypass the framework."""
+    body = msgspec.json.encode(content)
     length = str(len(body)).encode()
     return [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", length)], body
 
 
 def on_mailer_error(_: Request[Any, Any, Any], error: MailerError) -> Response[Problem]:
-    """Answer what mailer refuses."""
+    """Respond to an error of mailer."""
     status = next(
-        (status for family, status in STATUSES.items() if isinstance(error, family)),
+        (status for family, status in STATUS_BY_ERROR.items() if isinstance(error, family)),
         HTTPStatus.INTERNAL_SERVER_ERROR,
     )
     if isinstance(error, InvalidError):
-        return _answer(status, "Some fields are wrong.", errors=list(error.errors))
+        return _response(status, "Some fields are wrong.", errors=list(error.errors))
     headers = None
     if isinstance(error, UnavailableError):
         headers = {"Retry-After": str(error.retry_after)}
-    return _answer(status, str(error), headers=headers)
+    return _response(status, str(error), headers=headers)
 
 
 def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
-    """Answer what the framework refuses: routes, methods, parameters, media types, sizes."""
+    """Respond to an HTTPException: unknown routes, methods, media types, body sizes, 401, 403."""
     errors = [
         FieldError(str(extra.get("key", "")), str(extra.get("message", "")))
         for extra in (error.extra if isinstance(error.extra, list) else ())
         if isinstance(extra, dict)
     ]
+    # Litestar reports an empty body as a missing parameter `data`
     if isinstance(error, ValidationException) and [e.field for e in errors] == ["data"]:
-        return _answer(HTTPStatus.BAD_REQUEST, "The body is empty; send JSON.")
+        return _response(HTTPStatus.BAD_REQUEST, "The body is empty; send JSON.")
     if isinstance(error, ValidationException):
-        return _answer(HTTPStatus.BAD_REQUEST, "Some fields are wrong.", errors=errors)
+        return _response(HTTPStatus.BAD_REQUEST, "Some fields are wrong.", errors=errors)
     headers = dict(error.headers or {})
-    return _answer(HTTPStatus(error.status_code), error.detail, headers=headers)
+    return _response(HTTPStatus(error.status_code), error.detail, headers=headers)
 
 
 def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    """Answer 503 while the database is away, and 500 for what should not happen."""
-    if is_away(error):
-        log.warning("database_away", at="api")
-        return _answer(
+    """Respond with 503 if the database is unavailable, and with 500 for any other error."""
+    if is_unavailable(error):
+        log.warning("database_unavailable", at="api")
+        return _response(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            "The database is away; try again in a moment.",
-            headers=SOON,
+            "The database is unavailable; try again in a moment.",
+            headers=RETRY_SOON,
         )
     log.error("request_failed", path=request.scope["path"], **describe(error))
-    return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
+    return _response(HTTPStatus.INTERNAL_SERVER_ERROR, "An internal error occurred.")
 
 
 def problem_of(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    """Answer whatever went wrong."""
+    """Respond to any error."""
     match error:
         case MailerError():
             return on_mailer_error(request, error)
@@ -111,18 +112,18 @@ def problem_of(request: Request[Any, Any, Any], error: Exception) -> Response[Pr
             return on_other_error(request, error)
 
 
-def _answer(
+def _response(
     status: HTTPStatus,
     detail: str,
     *,
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response[Problem]:
-    said = problem(status, detail, errors)
-    return Response(said, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    body = problem(status, detail, errors)
+    return Response(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
-HANDLERS: dict[Any, Any] = {
+EXCEPTION_HANDLERS: dict[Any, Any] = {
     MailerError: on_mailer_error,
     HTTPException: on_http_error,
     Exception: on_other_error,

@@ -1,4 +1,4 @@
-"""Queries, read like bodies: a model of their own, every wrong parameter named."""
+"""Query parameters, validated like bodies: each route has a model, and every error is reported."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -22,14 +22,14 @@ from litestar.openapi.spec import (
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.clock import database_clock
-from mailer.db.paging import Position
+from mailer.db.paging import Cursor
 from mailer.errors import FieldError, InvalidError
-from mailer.validation import MAX_ID, Given, Input, check
+from mailer.validation import MAX_ID, Input, Model, check
 
 _CAPITAL = re.compile("[A-Z]")
 
-MOST_PARAMETERS = 100
-"""Parameters of a query: each takes a microsecond, whoever sends them."""
+MAX_PARAMETERS = 100
+"""Parameters of a query; more are rejected, because each takes time to read."""
 
 ID_RULE = {"rule": f"must be a number from 1 to {MAX_ID}"}
 Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra=ID_RULE)]
@@ -46,78 +46,82 @@ Limit = Annotated[
 
 
 class PageQuery(Input, frozen=True, kw_only=True):
-    """Which page: `before` and `after` are ids that the answer's `next` and `previous` carry."""
+    """A page of a list: `before` and `after` are ids from the response's `next` and `previous`."""
 
     limit: Limit = 100
-    before: Annotated[Id, Meta(description="Older than this id, as `next` has it.")] | UnsetType = (
-        UNSET
-    )
+    before: (
+        Annotated[Id, Meta(description="Only rows older than this id; taken from `next`.")]
+        | UnsetType
+    ) = UNSET
     after: (
-        Annotated[Id, Meta(description="Newer than this id, as `previous` has it.")] | UnsetType
+        Annotated[Id, Meta(description="Only rows newer than this id; taken from `previous`.")]
+        | UnsetType
     ) = UNSET
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # pages do not depend on the moment
-        """Refuse two positions at once."""
+        """Reject `before` together with `after`."""
         if {"before", "after"} <= values.keys():
             yield FieldError("after", "cannot be given together with before")
 
     @property
-    def position(self) -> Position:
-        """Return what the store needs to know."""
-        return Position(
+    def position(self) -> Cursor:
+        """The position of the page, for the SQL of lists."""
+        return Cursor(
             self.limit,
             None if self.before is UNSET else self.before,
             None if self.after is UNSET else self.after,
         )
 
     def equal(self) -> dict[str, Any]:
-        """Return the filters that are given."""
-        paging = PageQuery.__struct_fields__
+        """Return the given filters: values that columns must equal, without the paging fields."""
+        paging_fields = PageQuery.__struct_fields__
         return {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
-            if name not in paging and value is not UNSET
+            if name not in paging_fields and value is not UNSET
         }
 
 
-def takes(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]:
-    """Return what a route needs to be `asked` for `model`, and to document it.
+def accepts_query(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]:
+    """Return options for a route with query parameters.
 
-    With `or_csv` it also answers in CSV.
+    The handler receives them as its parameter `query_params`, and OpenAPI documents them. With
+    `or_csv` OpenAPI also documents a response in CSV.
     """
     return {
-        "dependencies": {"asked": Provide(_reader(model))},
+        "dependencies": {"query_params": Provide(_query_reader(model))},
         "operation_class": _operation(model, or_csv=or_csv),
         "response_headers": [ResponseHeader("Vary", value="Accept")] if or_csv else [],
     }
 
 
-def _reader(model: type[Input]) -> Callable[..., Any]:
-    async def read_asked(request: Request[Any, Any, Any]) -> Input:
+def _query_reader(model: type[Input]) -> Callable[..., Any]:
+    async def read_query(request: Request[Any, Any, Any]) -> Input:
         return read(request, model)
 
-    return read_asked
+    return read_query
 
 
 def read(
-    request: Request[Any, Any, Any], model: type[Given], *, blank_is_absent: bool = False
-) -> Given:
-    """Return the query of a request as a `model`; raises `InvalidError` naming all that is wrong.
+    request: Request[Any, Any, Any], model: type[Model], *, blank_is_absent: bool = False
+) -> Model:
+    """Return the query of a request as a `model`; raises `InvalidError` naming every error.
 
-    With `blank_is_absent` it may be a form's, which sends its empty fields too.
+    Use `blank_is_absent` for forms, whose empty fields browsers send too.
     """
-    given = parameters(request, blank_is_absent=blank_is_absent)
-    return check(model, given, database_clock.now(), strict=False)
+    values = parameters(request, blank_is_absent=blank_is_absent)
+    return check(model, values, database_clock.now(), strict=False)
 
 
 def parameters(
     request: Request[Any, Any, Any], *, blank_is_absent: bool = False
 ) -> dict[str, str | list[str]]:
-    """Return the query of a request unchecked; a list is what no rule allows.
+    """Return the query of a request without validation.
 
-    With `blank_is_absent` what has nothing but blanks is left out. Raises `InvalidError` for more
-    than `MOST_PARAMETERS`.
+    The value of a parameter that is repeated or is not UTF-8 is a list, which no model accepts.
+    With `blank_is_absent`, blank parameters are left out. Raises `InvalidError` for more than
+    `MAX_PARAMETERS`.
     """
     query = request.scope["query_string"].decode("ascii", "surrogateescape")
     try:
@@ -125,25 +129,25 @@ def parameters(
             query,
             keep_blank_values=not blank_is_absent,
             errors="surrogateescape",
-            max_num_fields=MOST_PARAMETERS,
+            max_num_fields=MAX_PARAMETERS,
         )
     except ValueError as error:
         raise InvalidError([FieldError("", "has too many parameters")]) from error
     return {
-        _text(name): _only(parameter)
+        _without_surrogates(name): _single(parameter)
         for name, parameter in values.items()
         if not blank_is_absent or any(map(str.strip, parameter))
     }
 
 
-def _text(name: str) -> str:
-    return name.encode(errors="replace").decode()
+def _without_surrogates(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
-def _only(parameter: list[str]) -> str | list[str]:
-    """Return the value of a parameter; as a list, which no rule allows, unless it has just one."""
-    is_one = len(parameter) == 1 and _text(parameter[0]) == parameter[0]
-    return parameter[0] if is_one else parameter
+def _single(parameter: list[str]) -> str | list[str]:
+    """Return the only value of a parameter, or the list if there are several or it is not UTF-8."""
+    is_single = len(parameter) == 1 and _without_surrogates(parameter[0]) == parameter[0]
+    return parameter[0] if is_single else parameter
 
 
 def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
@@ -151,19 +155,19 @@ def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
     _, components = msgspec.json.schema_components([model])
     properties = components[model.__name__]["properties"]
 
-    @dataclass  # as its base is
-    class Queried(Operation):
+    @dataclass  # like its base class
+    class QueryOperation(Operation):
         def __post_init__(self) -> None:
             self.parameters = [
                 *(self.parameters or ()),
                 *(_parameter(name, dict(schema)) for name, schema in properties.items()),
             ]
-            answers = (self.responses or {}).get("200")
-            if or_csv and isinstance(answers, OpenAPIResponse) and answers.content is not None:
+            response = (self.responses or {}).get("200")
+            if or_csv and isinstance(response, OpenAPIResponse) and response.content is not None:
                 text = Schema(type=OpenAPIType.STRING)
-                answers.content["text/csv"] = OpenAPIMediaType(schema=text)
+                response.content["text/csv"] = OpenAPIMediaType(schema=text)
 
-    return Queried
+    return QueryOperation
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> Parameter:

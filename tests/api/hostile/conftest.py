@@ -1,4 +1,4 @@
-"""One database for a file, never emptied: what is refused may leave no trace in it."""
+"""One database for a file, never emptied: refused requests must leave no trace in it."""
 
 from collections.abc import AsyncIterator
 
@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.hostile.surface import MAILING
 from tests.api.hostile.trace import Contents, contents
 
-from mailer.access import accounts, keys
+from mailer.access import keys, users
 from mailer.access.model import COMMAND_LINE
 
 CLIENT = {"phone": "79161234567", "tag": "vip"}
@@ -26,18 +26,18 @@ def api(application: httpx.AsyncClient) -> httpx.AsyncClient:
 
 @pytest.fixture(scope="module")
 async def ids(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, int]:
-    """One of each to aim at."""
-    return await one_of_each(engine, api)
+    """The ids of one object of each type."""
+    return await create_objects(engine, api)
 
 
-async def one_of_each(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, int]:
-    """Make one of each thing and return their ids, by what they are called in paths."""
+async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, int]:
+    """Create one object of each type; return their ids by the name of the path parameter."""
     async with engine.begin() as connection:
-        key, _ = await keys.add(connection, keys.NewKey(name="k", scope="read"), COMMAND_LINE)
-        account = await accounts.add(connection, "ann", "viewer", "no hash", COMMAND_LINE)
+        key, _ = await keys.create(connection, keys.NewKey(name="k", scope="read"), COMMAND_LINE)
+        user = await users.create(connection, "ann", "viewer", "no hash", COMMAND_LINE)
     return {
         "key_id": key.id,
-        "account_id": account.id,
+        "user_id": user.id,
         "client_id": (await api.post("/clients", json=CLIENT)).json()["id"],
         "mailing_id": (await api.post("/mailings", json=MAILING)).json()["id"],
     }
@@ -45,13 +45,13 @@ async def one_of_each(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, 
 
 @pytest.fixture(scope="module")
 async def before(engine: AsyncEngine, ids: dict[str, int]) -> Contents:
-    """Every row of every table, before the file's first test."""
+    """Every row of every table before the first test of the file."""
     assert ids
     return await contents(engine)
 
 
 @pytest.fixture
-async def stored(engine: AsyncEngine, before: Contents) -> AsyncIterator[None]:
-    """Every row of every table is after the test what it was before it."""
+async def unchanged(engine: AsyncEngine, before: Contents) -> AsyncIterator[None]:
+    """Assert that every row of every table is the same after the test."""
     yield
     assert await contents(engine) == before

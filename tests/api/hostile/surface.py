@@ -1,4 +1,4 @@
-"""All that a client can fill in, as the application's schema has it: a new field is among it."""
+"""All inputs of the API, read from the application's schema so that new fields are included."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,13 +17,13 @@ MAILING = {
     "datetime_end": "2031-01-01T00:00:00Z",
     "text": "Hello",
 }
-NEEDED = {"/clients": CLIENT, "/mailings": MAILING}
-"""What a call needs beside the field that is tried."""
+REQUIRED = {"/clients": CLIENT, "/mailings": MAILING}
+"""Required fields of a body beside the tested one."""
 JSON = "application/json"
 
 
 class Field(msgspec.Struct, frozen=True):
-    """A place for text in the body of a call; `*` stands for an entry of a list."""
+    """A string field in a request body; `*` in `place` stands for an entry of a list."""
 
     method: str
     path: str
@@ -34,24 +34,24 @@ class Field(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The field as an error names it."""
+        """The name of the field in error responses."""
         return ".".join(part for part in self.place if part != "*")
 
     def body(self, value: Any) -> dict[str, Any]:
-        """Return a body with `value` in that place, and all else as it should be."""
+        """Return a body with `value` in the field, valid in all other fields."""
         for part in reversed(self.place[1:]):
             value = [value] if part == "*" else {part: value}
-        needed = NEEDED.get(self.path, {}) if self.method == "POST" else {}
-        return {**needed, self.place[0]: value}
+        required = REQUIRED.get(self.path, {}) if self.method == "POST" else {}
+        return {**required, self.place[0]: value}
 
 
-def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+def _resolve(schema: dict[str, Any]) -> dict[str, Any]:
     name = schema.get("$ref", "").rpartition("/")[2]
     return SCHEMA["components"]["schemas"][name] if name else schema
 
 
 def _places(schema: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    schema = _resolved(schema)
+    schema = _resolve(schema)
     for choice in schema.get("anyOf", ()):
         yield from _places(choice, place)
     for name, field in schema.get("properties", {}).items():
@@ -94,7 +94,7 @@ CONTROLS = [
     for method, path, operation in _operations()
     if method == "POST" and "requestBody" not in operation
 ]
-"""Calls that take no body, or an empty one."""
+"""Routes that take no body, or an empty object."""
 QUERIES = [(path, name) for _, path, name in _parameters("query")]
 LISTS = list(dict.fromkeys(path for path, _ in QUERIES))
 WITH_ID = [(method, path) for method, path, _ in _parameters("path")]
@@ -103,4 +103,4 @@ METHODS_OF = {
     for path, item in SCHEMA["paths"].items()
     if path.startswith(BASE)
 }
-"""The methods of each path."""
+"""Allowed methods by path."""

@@ -1,4 +1,4 @@
-"""No body breaks anything, whatever is in it."""
+"""Random bodies cause no error of the server."""
 
 import json
 from typing import Any
@@ -27,9 +27,9 @@ anything = st.recursive(
     ),
     max_leaves=8,
 )
-nearly_right: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+nearly_valid: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "clients": {
-        "phone": st.from_regex(r"7[0-9]{10}$"),  # with a line's end now and then
+        "phone": st.from_regex(r"7[0-9]{10}$"),  # sometimes with a line feed at the end
         "operator_code": st.from_regex(r"[0-9]{3}$"),
         "tag": st.text(min_size=1, max_size=64) | st.none(),
         "time_zone": st.timezone_keys(),
@@ -49,18 +49,18 @@ nearly_right: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 random_calls = settings(
     max_examples=100,
     deadline=None,  # CI's machines pause
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # none of them keeps a state
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the fixtures have no state
 )
 
 
 @st.composite
-def bodies(draw: st.DrawFn, kind: str) -> Any:
-    """Draw a body: anything at all, or known fields of which some are wrong."""
+def bodies(draw: st.DrawFn, resource: str) -> Any:
+    """Draw a body: any JSON, or known fields of which some are invalid."""
     if draw(st.integers(0, 4)) == 0:
         return draw(anything)
-    known = nearly_right[kind]
-    body = draw(st.fixed_dictionaries({}, optional=known) | st.fixed_dictionaries(known))
-    for name in draw(st.lists(st.sampled_from([*known, "x"]), max_size=2)):
+    fields = nearly_valid[resource]
+    body = draw(st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields))
+    for name in draw(st.lists(st.sampled_from([*fields, "x"]), max_size=2)):
         body[name] = draw(anything)
     return body
 
@@ -68,7 +68,7 @@ def bodies(draw: st.DrawFn, kind: str) -> Any:
 @pytest.mark.parametrize(("method", "path"), WRITES)
 @random_calls
 @given(data=st.data())
-async def test_no_body_breaks_anything_and_a_refused_one_leaves_no_trace(  # noqa: PLR0913, PLR0917  # what a call needs
+async def test_random_bodies_cause_no_server_error_and_refused_ones_leave_no_trace(  # noqa: PLR0913, PLR0917  # fixtures and parameters
     api: httpx.AsyncClient,
     engine: AsyncEngine,
     ids: dict[str, int],
@@ -78,8 +78,8 @@ async def test_no_body_breaks_anything_and_a_refused_one_leaves_no_trace(  # noq
 ) -> None:
     body = data.draw(bodies(path.split("/")[1]))
     before = await contents(engine)
-    content = json.dumps(body).encode()  # surrogates as \uXXXX, and NaN as only Python has it
-    with capture_logs() as logs:  # a traceback printed a hundred times would take minutes
+    content = json.dumps(body).encode()  # surrogates as \uXXXX, NaN as Python writes it
+    with capture_logs() as logs:  # printing a hundred tracebacks takes minutes
         answer = await api.request(method, path.format(**ids), content=content, headers=JSON)
     assert all(line["log_level"] == "info" for line in logs)
     if answer.status_code not in {200, 201}:

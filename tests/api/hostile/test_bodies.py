@@ -1,4 +1,4 @@
-"""Bodies that no call takes are refused, and leave no trace."""
+"""Invalid bodies are refused and leave no trace."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -43,8 +43,8 @@ WITH_A_BODY = [*WRITES, *CONTROLS]
     ],
 )
 @pytest.mark.parametrize(("method", "path"), WRITES)
-@pytest.mark.usefixtures("stored")
-async def test_a_body_that_is_no_json_object_of_known_fields_is_refused(
+@pytest.mark.usefixtures("unchanged")
+async def test_a_body_that_is_not_a_valid_json_object_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str, body: bytes
 ) -> None:
     answer = await api.request(method, path.format(**ids), content=body, headers=JSON)
@@ -52,8 +52,8 @@ async def test_a_body_that_is_no_json_object_of_known_fields_is_refused(
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
-@pytest.mark.usefixtures("stored")
-async def test_an_empty_body_is_named_as_such_and_not_as_a_field(
+@pytest.mark.usefixtures("unchanged")
+async def test_the_error_for_an_empty_body_names_no_field(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str
 ) -> None:
     answer = await api.request(method, path.format(**ids), headers=JSON)
@@ -77,7 +77,7 @@ async def test_an_empty_body_is_named_as_such_and_not_as_a_field(
     ],
 )
 @pytest.mark.parametrize(("method", "path"), WITH_A_BODY)
-@pytest.mark.usefixtures("stored")
+@pytest.mark.usefixtures("unchanged")
 async def test_a_body_of_another_type_is_415(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str, content_type: str | None
 ) -> None:
@@ -89,8 +89,8 @@ async def test_a_body_of_another_type_is_415(
 
 
 @pytest.mark.parametrize("content_type", ["APPLICATION/JSON", "application/json; charset=utf-8"])
-@pytest.mark.usefixtures("stored")
-async def test_a_content_type_is_read_without_case_and_parameters(
+@pytest.mark.usefixtures("unchanged")
+async def test_case_and_parameters_of_a_content_type_are_ignored(
     api: httpx.AsyncClient, content_type: str
 ) -> None:
     headers = {"Content-Type": content_type}
@@ -105,28 +105,28 @@ async def ten_megabytes() -> AsyncIterator[bytes]:
     yield b'"}'
 
 
-@pytest.mark.parametrize("is_announced", [True, False])
+@pytest.mark.parametrize("has_content_length", [True, False])
 @pytest.mark.parametrize(("method", "path"), WITH_A_BODY)
-@pytest.mark.usefixtures("stored")
+@pytest.mark.usefixtures("unchanged")
 async def test_a_body_of_ten_megabytes_is_413(
     api: httpx.AsyncClient,
     ids: dict[str, int],
     method: str,
     path: str,
-    is_announced: bool,  # noqa: FBT001  # given by the table
+    has_content_length: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
-    content: Any = b"".join([part async for part in ten_megabytes()])
+    content: Any = b"".join([chunk async for chunk in ten_megabytes()])
     answer = await api.request(
         method,
         path.format(**ids),
-        content=content if is_announced else ten_megabytes(),
+        content=content if has_content_length else ten_megabytes(),
         headers=JSON,
     )
     assert_is_problem(answer, 413)
 
 
 @pytest.mark.parametrize("path", ["/clients", "/mailings"])
-@pytest.mark.usefixtures("stored")
-async def test_a_body_where_none_belongs_changes_nothing(api: httpx.AsyncClient, path: str) -> None:
+@pytest.mark.usefixtures("unchanged")
+async def test_the_body_of_a_get_request_is_ignored(api: httpx.AsyncClient, path: str) -> None:
     answer = await api.request("GET", path, content=b'{"phone": "\xff"}', headers=JSON)
     assert answer.status_code == 200

@@ -1,6 +1,6 @@
-"""Forms of pages take what they are sent as text, or refuse it, and show it as text again.
+"""Forms accept hostile values as text or refuse them, and show them escaped.
 
-Pages are found in the router, and their forms in the pages: a new one is among them.
+Pages are found in the router and forms in the pages, so that new ones are included.
 """
 
 import itertools
@@ -12,11 +12,11 @@ import pytest
 from litestar.routes import HTTPRoute
 from markupsafe import escape
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.hostile.conftest import one_of_each
-from tests.api.hostile.forms import Found, forms_of
+from tests.api.browser_session import BROWSER, signed_in_browser
+from tests.api.hostile.conftest import create_objects
+from tests.api.hostile.forms import Form, forms_of
 from tests.api.hostile.surface import APP
-from tests.api.visits import BROWSER, signed_in
-from tests.sample import execute
+from tests.factories import execute
 
 SITE = "http://mailer"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -34,20 +34,20 @@ HOSTILE = {
     "number": "9" * 5_000,
 }
 BROKEN = ("%ED%A0%80", "%ff", "%C0%80")
-OTHERS = ("/api", "/live", "/static", "/docs", "/redoc", "/openapi.json", "/metrics", "/health")
+NOT_PAGES = ("/api", "/live", "/static", "/docs", "/redoc", "/openapi.json", "/metrics", "/health")
 VERBS = ("pause", "cancel", "resume", "retry", "delete")
 NAMES = ("before", "after", "limit", "from", "status", "seen", "ids")
-"""Parameters that pages take."""
-UNDO = "UPDATE mailing SET status = 'scheduled', is_settled = false"
+"""Query parameters of pages."""
+RESET_MAILING = "UPDATE mailing SET status = 'scheduled', is_settled = false"
 
 
 def pages() -> Iterator[str]:
-    """Give the path of every page, with places for ids."""
+    """Yield the path of every page, with placeholders for ids."""
     for route in APP.routes:
         if not isinstance(route, HTTPRoute) or "GET" not in route.methods:
             continue
         path = route.path_format
-        if path.startswith(OTHERS) or path.endswith(".csv") or "{message_id}" in path:
+        if path.startswith(NOT_PAGES) or path.endswith(".csv") or "{message_id}" in path:
             continue
         yield from [path.replace("{verb}", verb) for verb in VERBS] if "{verb}" in path else [path]
 
@@ -57,39 +57,39 @@ PAGES = sorted(pages())
 
 @pytest.fixture(scope="module")
 async def api(engine: AsyncEngine) -> httpx.AsyncClient:
-    """A browser in which an admin is signed in, who sees every page."""
-    return await signed_in(engine, "admin")
+    """A browser in which an admin is signed in, who can open every page."""
+    return await signed_in_browser(engine, "admin")
 
 
 @pytest.fixture(scope="module")
 async def ids(engine: AsyncEngine, application: httpx.AsyncClient) -> dict[str, int]:
-    """One of each to aim at."""
-    return await one_of_each(engine, application)
+    """The ids of one object of each type."""
+    return await create_objects(engine, application)
 
 
 @pytest.fixture(scope="module")
-async def forms(api: httpx.AsyncClient, ids: dict[str, int]) -> dict[tuple[str, str], Found]:
-    """Every form that has fields, by its method and action; parts of filled pages among them."""
-    found: dict[tuple[str, str], Found] = {}
+async def forms(api: httpx.AsyncClient, ids: dict[str, int]) -> dict[tuple[str, str], Form]:
+    """Every form with fields by method and URL, including forms that need existing objects."""
+    forms_by_target: dict[tuple[str, str], Form] = {}
     for path in PAGES:
         answer = await api.get(SITE + path.format(**ids), headers=BROWSER)
         for form in forms_of(path.format(**ids), answer.text):
-            found.setdefault((form.method, form.action), form)
-    return found
+            forms_by_target.setdefault((form.method, form.action), form)
+    return forms_by_target
 
 
-def test_pages_are_found() -> None:
+def test_the_pages_are_found() -> None:
     assert {"/", "/clients", "/clients/new", "/mailings/new", "/system"} <= set(PAGES)
     assert len(PAGES) > 15
 
 
-def test_forms_and_their_fields_are_found(
-    forms: dict[tuple[str, str], Found], ids: dict[str, int]
+def test_the_forms_and_their_fields_are_found(
+    forms: dict[tuple[str, str], Form], ids: dict[str, int]
 ) -> None:
     assert forms["POST", "/preferences"].values.keys() == {"back", "language", "time_zone"}
     assert forms["POST", "/clients/new"].values.keys() >= {"phone", "tag", "time_zone"}
-    changed = forms["POST", f"/mailings/{ids['mailing_id']}/edit"]
-    assert changed.values["text"] == "Hello"
+    edit_form = forms["POST", f"/mailings/{ids['mailing_id']}/edit"]
+    assert edit_form.values["text"] == "Hello"
     assert {("POST", "/keys"), ("POST", "/people/new"), ("POST", "/account/password")} <= set(forms)
     assert {method for method, _ in forms} == {"GET", "POST"}
     assert len(forms) >= 8
@@ -106,30 +106,32 @@ def assert_harmless(answer: httpx.Response) -> None:
     assert len(answer.text) < 5_000_000
 
 
-async def test_no_field_of_a_form_breaks_anything(
-    api: httpx.AsyncClient, forms: dict[tuple[str, str], Found], engine: AsyncEngine
+async def test_hostile_values_in_every_field_of_every_form_are_harmless(
+    api: httpx.AsyncClient, forms: dict[tuple[str, str], Form], engine: AsyncEngine
 ) -> None:
     for (method, action), form in forms.items():
         for field in form.values:
             for name, value in HOSTILE.items():
                 if method == "GET" and len(value) > 60_000:
-                    continue  # servers take no such address
-                answer = await fill(api, form, {field: value})
+                    continue  # too long for a URL
+                answer = await submit_form(api, form, {field: value})
                 assert_harmless(answer)
                 if answer.status_code == 400 and name == "markup" and field in form.typed:
                     assert str(escape(value)) in answer.text, (action, field)
-    await execute(engine, UNDO)
+    await execute(engine, RESET_MAILING)
 
 
-async def fill(api: httpx.AsyncClient, form: Found, given: dict[str, str]) -> httpx.Response:
-    values: Any = form.values | given
+async def submit_form(
+    api: httpx.AsyncClient, form: Form, changes: dict[str, str]
+) -> httpx.Response:
+    values: Any = form.values | changes
     if form.method == "GET":
         return await api.get(SITE + form.action, params=values, headers=BROWSER)
     return await api.post(SITE + form.action, data=values, headers=BROWSER)
 
 
 async def test_broken_utf8_in_a_form_is_refused(
-    api: httpx.AsyncClient, forms: dict[tuple[str, str], Found]
+    api: httpx.AsyncClient, forms: dict[tuple[str, str], Form]
 ) -> None:
     for (method, action), form in forms.items():
         for field in form.values:
@@ -143,7 +145,7 @@ async def test_broken_utf8_in_a_form_is_refused(
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_a_page_with_a_query_of_anything_stays_whole(
+async def test_hostile_query_parameters_of_every_page_are_harmless(
     api: httpx.AsyncClient, ids: dict[str, int], path: str
 ) -> None:
     queries = [(MARKUP, MARKUP), *itertools.product(NAMES, HOSTILE.values())]

@@ -1,4 +1,4 @@
-"""Ids, queries, methods and paths that cannot be are refused, and leave no trace."""
+"""Invalid ids, queries, methods and paths are refused and leave no trace."""
 
 import httpx
 import pytest
@@ -7,36 +7,38 @@ from tests.api.hostile.trace import assert_is_problem
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "invalid",
     [
         *("0", "-1", 10**30, 2**63, 2**53, "9" * 5000, "x", "1.5", "1e3"),
         *("%00", "1%00", "%ff", "%20", "+1", "%2B1", "001", "1_0", "%201", "1%20", "-0"),
         *("\u0661", "\u0967", "\uff11", "\U0001d7cf", "1%09"),
     ],
-    ids=lambda bad: str(bad)[:10],
+    ids=lambda invalid: str(invalid)[:10],
 )
 @pytest.mark.parametrize(("method", "path"), WITH_ID)
-@pytest.mark.usefixtures("stored")
-async def test_an_id_that_cannot_be_is_refused(
-    api: httpx.AsyncClient, method: str, path: str, bad: object
+@pytest.mark.usefixtures("unchanged")
+async def test_an_invalid_id_is_refused(
+    api: httpx.AsyncClient, method: str, path: str, invalid: object
 ) -> None:
     answer = await api.request(
-        method, path.format(client_id=bad, mailing_id=bad), json={} if method == "PATCH" else None
+        method,
+        path.format(client_id=invalid, mailing_id=invalid),
+        json={} if method == "PATCH" else None,
     )
     assert_is_problem(answer, 400, 404)
 
 
 @pytest.mark.parametrize("name", ["%00", "%ff", "%ed%a0%80", "", "limit%00", "LIMIT", "a" * 10_000])
 @pytest.mark.parametrize("path", LISTS)
-@pytest.mark.usefixtures("stored")
-async def test_a_query_parameter_that_cannot_be_is_refused(
+@pytest.mark.usefixtures("unchanged")
+async def test_an_invalid_query_parameter_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
     assert_is_problem(await api.get(f"{path.format(**ids)}?{name}=1"), 400)
 
 
-@pytest.mark.usefixtures("stored")
-async def test_a_header_may_be_long_and_strange(api: httpx.AsyncClient) -> None:
+@pytest.mark.usefixtures("unchanged")
+async def test_long_and_unusual_headers_are_accepted(api: httpx.AsyncClient) -> None:
     answer = await api.get(
         "/clients", headers=[(b"Accept", b"x" * 100_000), (b"X-A", b"\x7f\xff\t")]
     )
@@ -54,8 +56,8 @@ METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "NOSUCH"
         for method in sorted(METHODS - allowed)
     ],
 )
-@pytest.mark.usefixtures("stored")
-async def test_another_method_is_405_and_told_which_are_allowed(
+@pytest.mark.usefixtures("unchanged")
+async def test_another_method_is_405_with_the_allowed_methods(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, allowed: set[str], method: str
 ) -> None:
     answer = await api.request(method, path.format(**ids))
@@ -64,8 +66,8 @@ async def test_another_method_is_405_and_told_which_are_allowed(
 
 
 @pytest.mark.parametrize("path", [path for path, methods in METHODS_OF.items() if "GET" in methods])
-@pytest.mark.usefixtures("stored")
-async def test_head_has_no_body_and_does_no_harm(
+@pytest.mark.usefixtures("unchanged")
+async def test_head_has_no_body_and_changes_nothing(
     api: httpx.AsyncClient, ids: dict[str, int], path: str
 ) -> None:
     answer = await api.head(path.format(**ids))
@@ -101,23 +103,24 @@ async def test_head_has_no_body_and_does_no_harm(
     ids=lambda path: path[:40],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-@pytest.mark.usefixtures("stored")
+@pytest.mark.usefixtures("unchanged")
 async def test_an_unknown_path_is_404(api: httpx.AsyncClient, method: str, path: str) -> None:
     assert_is_problem(await api.request(method, f"http://mailer{path}"), 404, 405)
 
 
 @pytest.mark.parametrize(
-    "bad", ["%2B1", "001", "1_0", "1.0", "1e2", "-0", "%201", "\u0661", "\uff11", "0x1", "1%00", ""]
+    "invalid",
+    ["%2B1", "001", "1_0", "1.0", "1e2", "-0", "%201", "\u0661", "\uff11", "0x1", "1%00", ""],
 )
 @pytest.mark.parametrize("name", ["limit", "before", "after"])
-@pytest.mark.usefixtures("stored")
-async def test_a_number_in_a_query_has_one_way_of_being_written(
-    api: httpx.AsyncClient, name: str, bad: str
+@pytest.mark.usefixtures("unchanged")
+async def test_a_number_in_a_query_has_one_notation(
+    api: httpx.AsyncClient, name: str, invalid: str
 ) -> None:
-    assert_is_problem(await api.get(f"/clients?{name}={bad}"), 400)
+    assert_is_problem(await api.get(f"/clients?{name}={invalid}"), 400)
 
 
-@pytest.mark.usefixtures("stored")
+@pytest.mark.usefixtures("unchanged")
 async def test_a_query_of_many_parameters_is_refused(api: httpx.AsyncClient) -> None:
     assert_is_problem(await api.get("/clients?" + "&".join(["tag=a"] * 2_000)), 400)
 
@@ -132,8 +135,8 @@ async def test_a_query_of_many_parameters_is_refused(api: httpx.AsyncClient) -> 
     ids=lambda path: path[:30],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.usefixtures("stored")
-async def test_a_static_file_that_is_not_there_is_404_without_paths_of_this_machine(
+@pytest.mark.usefixtures("unchanged")
+async def test_an_unknown_static_file_is_404_and_reveals_no_path(
     api: httpx.AsyncClient, method: str, path: str
 ) -> None:
     answer = await api.request(method, f"http://mailer/static/{path}")
@@ -144,7 +147,7 @@ async def test_a_static_file_that_is_not_there_is_404_without_paths_of_this_mach
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.usefixtures("stored")
+@pytest.mark.usefixtures("unchanged")
 async def test_a_static_file_is_served(api: httpx.AsyncClient, method: str) -> None:
     for name in ("pages.css", "swagger-ui/swagger-ui.css"):
         answer = await api.request(method, f"http://mailer/static/{name}")

@@ -1,4 +1,4 @@
-"""Text that is meant to do harm is stored exactly or refused by its field's name."""
+"""Hostile text is stored exactly or refused by the name of its field."""
 
 import json
 from typing import Any
@@ -37,7 +37,7 @@ STORABLE = {
     "escaped": "\\u0000\\x00%00",
     "word": "NaN",
 }
-"""Text that may be where any text may be."""
+"""Text for fields that accept any text."""
 REFUSED = {
     "nul": "a\0b",
     "only nul": "\0",
@@ -47,10 +47,10 @@ REFUSED = {
     "megabyte": "x" * 1_000_000,
     "megabyte of others": "я" * 500_000,
 }
-"""Text that no field takes."""
+"""Text that no field accepts."""
 BROKEN = [b'"\xed\xa0\x80"', b'"\xff"', b'"\xc0\x80"', b'"\xf0\x9f"', b'"\xf5\x80\x80\x80"']
-FREE = {("tag",), ("text",), ("client_filter",), ("client_filter", "tags", "*")}
-"""The fields in which any text may be."""
+FREE_TEXT = {("tag",), ("text",), ("client_filter",), ("client_filter", "tags", "*")}
+"""Fields that accept any text."""
 
 every_field = pytest.mark.parametrize("field", FIELDS, ids=str)
 every_query = pytest.mark.parametrize(("path", "name"), QUERIES)
@@ -58,13 +58,13 @@ every_query = pytest.mark.parametrize(("path", "name"), QUERIES)
 
 @pytest.fixture
 async def before(engine: AsyncEngine, ids: dict[str, int]) -> Contents:
-    """Every row of every table, before each test: others of this file store what they send."""
+    """Every row of every table before each test, because other tests of this file store values."""
     assert ids
     return await contents(engine)
 
 
-def test_every_text_of_the_models_is_tried() -> None:
-    """The fields are found in the schema, so that one that is not found would go unnoticed."""
+def test_every_string_field_is_tested() -> None:
+    """Fields are read from the schema; this test detects a field that was not found."""
     assert {field.name for field in FIELDS} == {
         *("phone", "operator_code", "tag", "time_zone"),
         *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
@@ -74,7 +74,7 @@ def test_every_text_of_the_models_is_tried() -> None:
     assert len(FIELDS) == 28
 
 
-async def sent(
+async def send_value(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field, value: object
 ) -> httpx.Response:
     content = json.dumps(field.body(value)).encode()  # surrogates as \uXXXX
@@ -83,54 +83,55 @@ async def sent(
 
 
 @every_field
-async def test_text_is_stored_as_it_is_seen_or_refused_by_its_fields_name(
+async def test_text_is_stored_as_displayed_or_refused_by_its_fields_name(
     api: httpx.AsyncClient, engine: AsyncEngine, ids: dict[str, int], field: Field
 ) -> None:
     before = await contents(engine)
-    is_free = field.place in FREE
+    is_free_text = field.place in FREE_TEXT
     for name, value in STORABLE.items():
-        answer = await sent(api, ids, field, value)
+        answer = await send_value(api, ids, field, value)
         assert "set-cookie" not in answer.headers
-        if is_free and not is_blank(value):
+        if is_free_text and not is_blank(value):
             assert answer.status_code in {200, 201}, name
-            await assert_kept(api, field, value, answer.json())
+            await assert_is_stored(api, field, value, answer.json())
         else:
             assert_is_problem(answer, 400)
             assert fields(answer) == {field.name}, name
-    assert is_free or await contents(engine) == before
+    assert is_free_text or await contents(engine) == before
 
 
-async def assert_kept(
-    api: httpx.AsyncClient, field: Field, value: str, made: dict[str, Any]
+async def assert_is_stored(
+    api: httpx.AsyncClient, field: Field, value: str, created: dict[str, Any]
 ) -> None:
-    """Check that it is as it was given, in the answer and later; what was added goes.
+    """Assert that a value is in the response and in the database; delete a created object.
 
-    A tag loses what nobody sees, and letters are composed; a filter is returned as it was given.
+    Invisible characters of a tag are removed, and characters of a text composed. A filter is
+    returned as given.
     """
     place = field.place[0]
-    address = f"/{field.path.split('/')[1]}/{made['id']}"
-    kept = (await api.get(address)).json()
-    seen = {"tag": clean_label, "text": compose}.get(place, str)(value)
-    assert made[place] == kept[place] == field.body(seen)[place]
+    address = f"/{field.path.split('/')[1]}/{created['id']}"
+    stored = (await api.get(address)).json()
+    displayed = {"tag": clean_label, "text": compose}.get(place, str)(value)
+    assert created[place] == stored[place] == field.body(displayed)[place]
     if field.method == "POST":
         assert (await api.delete(address)).status_code == 204
 
 
 @every_field
-@pytest.mark.usefixtures("stored")
-async def test_what_no_text_is_is_refused(
+@pytest.mark.usefixtures("unchanged")
+async def test_invalid_unicode_and_too_long_text_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field
 ) -> None:
     for name, value in REFUSED.items():
-        answer = await sent(api, ids, field, value)
+        answer = await send_value(api, ids, field, value)
         assert_is_problem(answer, 400, 413)
         if "surrogate" not in name and answer.status_code == 400:
             assert fields(answer) == {field.name}, name
-        assert len(answer.content) < 1_000  # it is not said again
+        assert len(answer.content) < 1_000  # does not repeat the value
 
 
 @every_field
-@pytest.mark.usefixtures("stored")
+@pytest.mark.usefixtures("unchanged")
 async def test_broken_utf8_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field
 ) -> None:
@@ -146,8 +147,8 @@ async def test_broken_utf8_is_refused(
 
 
 @every_field
-@pytest.mark.usefixtures("stored")
-async def test_what_is_no_text_is_refused_by_its_fields_name(
+@pytest.mark.usefixtures("unchanged")
+async def test_a_value_that_is_not_a_string_is_refused_by_its_fields_name(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field
 ) -> None:
     values: list[Any] = [
@@ -162,15 +163,15 @@ async def test_what_is_no_text_is_refused_by_its_fields_name(
         {"x": "x"},
     ]
     for value in values:
-        answer = await sent(api, ids, field, value)
+        answer = await send_value(api, ids, field, value)
         assert_is_problem(answer, 400)
-        if value == value and value != float("inf"):  # noqa: PLR0124  # JSON has neither
+        if value == value and value != float("inf"):  # noqa: PLR0124  # NaN and infinity are not JSON
             assert any(name.startswith(field.place[0]) for name in fields(answer)), value
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
-@pytest.mark.usefixtures("stored")
-async def test_a_field_that_is_not_there_is_refused_by_its_name(
+@pytest.mark.usefixtures("unchanged")
+async def test_an_unknown_field_is_refused_by_its_name(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str
 ) -> None:
     for name in ("a\0b", "<script>", "__proto__", "__class__", "", "x" * 100_000):
@@ -179,7 +180,7 @@ async def test_a_field_that_is_not_there_is_refused_by_its_name(
         assert (name if len(name) <= 64 else f"{name[:63]}…") in fields(answer)
 
 
-async def test_the_last_of_keys_that_come_twice_counts_and_is_checked(
+async def test_the_last_of_duplicate_keys_is_used_and_validated(
     api: httpx.AsyncClient, ids: dict[str, int]
 ) -> None:
     path = f"/clients/{ids['client_id']}"
@@ -194,8 +195,8 @@ async def test_the_last_of_keys_that_come_twice_counts_and_is_checked(
 
 
 @every_query
-@pytest.mark.usefixtures("stored")
-async def test_a_query_finds_nothing_or_is_refused_by_the_parameters_name(
+@pytest.mark.usefixtures("unchanged")
+async def test_a_hostile_query_matches_nothing_or_is_refused_by_its_parameters_name(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
     tag = (await api.get(f"/clients/{ids['client_id']}")).json()["tag"] or ""
@@ -214,7 +215,7 @@ async def test_a_query_finds_nothing_or_is_refused_by_the_parameters_name(
 
 
 @every_query
-@pytest.mark.usefixtures("stored")
+@pytest.mark.usefixtures("unchanged")
 async def test_nul_and_broken_utf8_in_a_query_are_refused_by_the_parameters_name(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
@@ -225,8 +226,8 @@ async def test_nul_and_broken_utf8_in_a_query_are_refused_by_the_parameters_name
 
 
 @every_query
-@pytest.mark.usefixtures("stored")
-async def test_a_query_as_long_as_a_url_can_be_and_one_given_twice_are_refused(
+@pytest.mark.usefixtures("unchanged")
+async def test_too_long_and_duplicate_query_parameters_are_refused(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
     for query in (f"{name}={'9' * 60_000}", f"{name}=1&{name}=2"):

@@ -1,4 +1,4 @@
-"""What is in the database, and what a refusal looks like."""
+"""The contents of the database, and the form of a refusal."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Contents = list[list[tuple[Any, ...]]]
 
 
 async def contents(engine: AsyncEngine) -> Contents:
-    """Return every row of every table, but that a download of clients was begun."""
+    """Return every row of every table, except audit entries about exports of clients."""
     async with engine.connect() as connection:
         return [
             sorted(map(tuple, await connection.execute(_rows(table))), key=str)

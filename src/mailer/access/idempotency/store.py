@@ -1,8 +1,7 @@
-"""SQL of requests under an Idempotency-Key: who works on one, what it did, its first answer.
+"""SQL of requests with an Idempotency-Key: claims, effects and first responses.
 
-A claim is a lease, as with messages: who holds it renews it while the request is worked on, and
-everything that is written is fenced by the attempt. The caller owns the transaction; none is needed
-around a single statement.
+A claim is a lease, as with messages: a worker renews its claim while it processes the request, and
+every write is fenced by the attempt. The caller owns the transaction; single statements need none.
 """
 
 from datetime import datetime, timedelta
@@ -12,150 +11,167 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access.model import Actor, Claim
+from mailer.access.model import Actor, IdempotencyClaim
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """What stands under a key that another request has taken."""
+class IdempotencyRecord(msgspec.Struct, frozen=True):
+    """The row of a key that another request has used."""
 
     attempt: object
     digest: bytes | None
     status: int | None
-    """Of the first answer; None while there is none."""
+    """The status of the first response; None if there is no response yet."""
     media_type: str | None
     body: bytes | None
-    """None of an answer that was erased."""
+    """The body of the first response; None if it was erased."""
     is_free: bool
-    """Whether nobody works on it any more, and nobody has answered it."""
+    """Whether the request has no response and the lease of its claim has expired."""
     is_over: bool
-    """Whether it is so old that it does not count."""
+    """Whether the row is older than 24 hours and no longer counts."""
 
 
 def owner_of(actor: Actor) -> str:
-    """Return whose keys they are: nobody meets the key or the answer of another."""
+    """Return the owner of an actor's keys; keys of different owners never collide."""
     return actor.kind if actor.id is None else f"{actor.kind}:{actor.id}"
 
 
-# An answer counts for a day. What is still worked on then is left to who works on it.
-IS_OVER = "created_at < now() - interval '24 hours' AND taken_until < now()"
-MINE = "owner = :owner AND key = :key AND attempt = :attempt"
-# Waits for no row's lock, which the transaction of the request's own work may hold; nor for the
-# disk: what the request does is written after it, and is not kept by a server that lost it.
-BEGIN = text("""
-    INSERT INTO idempotency (owner, key, attempt, taken_until)
+# A request that is still being processed after 24 hours does not expire.
+HAS_EXPIRED = "created_at < now() - interval '24 hours' AND leased_until < now()"
+OWN_CLAIM = "owner = :owner AND key = :key AND attempt = :attempt"
+# ON CONFLICT DO NOTHING waits for no row lock, which the transaction of the first request may hold.
+# synchronous_commit is off to save a disk flush: the work of the request commits after the claim,
+# so that a server crash which loses the claim loses the work too.
+INSERT_CLAIM = text("""
+    INSERT INTO idempotency (owner, key, attempt, leased_until)
     SELECT :owner, :key, CAST(:attempt AS uuid), now() + :lease
     FROM set_config('synchronous_commit', 'off', true)
     ON CONFLICT DO NOTHING""")
-LOOK = text(f"""
+SELECT_RECORD = text(f"""
     SELECT attempt, digest, status, media_type, body,
-        status IS NULL AND taken_until < now() AS is_free, {IS_OVER} AS is_over
+        status IS NULL AND leased_until < now() AS is_free, {HAS_EXPIRED} AS is_over
     FROM idempotency WHERE owner = :owner AND key = :key""")  # noqa: S608  # our own condition
-CLEAR = text(f"""
+DELETE_EXPIRED_RECORD = text(f"""
     DELETE FROM idempotency
-    WHERE owner = :owner AND key = :key AND {IS_OVER}""")  # noqa: S608  # likewise
-# A late attempt may be about to commit: this waits for it, and then finds what it did. The day
-# counts from when that was.
-TAKE_OVER = text("""
-    UPDATE idempotency SET attempt = :attempt, taken_until = now() + :lease,
-        created_at = CASE WHEN effect IS NULL THEN now() ELSE created_at END
-    WHERE owner = :owner AND key = :key AND attempt = :before
-        AND status IS NULL AND taken_until < now()
-    RETURNING digest, effect, created_at""")
+    WHERE owner = :owner AND key = :key AND {HAS_EXPIRED}""")  # noqa: S608  # our own condition
+# A late attempt may be about to commit. This statement waits for its row lock, and then returns the
+# result. The 24 hours count from the first claim if there is an result, and else from now.
+RECLAIM = text("""
+    UPDATE idempotency SET attempt = :attempt, leased_until = now() + :lease,
+        created_at = CASE WHEN result IS NULL THEN now() ELSE created_at END
+    WHERE owner = :owner AND key = :key AND attempt = :previous_attempt
+        AND status IS NULL AND leased_until < now()
+    RETURNING digest, result, created_at""")
 
 
-async def take(
-    connection: AsyncConnection, claim: Claim, lease: timedelta
-) -> Standing | datetime | None:
-    """Take a claim for `lease`: return None when it is new, and what stands there when it is not.
+async def acquire(
+    connection: AsyncConnection, claim: IdempotencyClaim, lease: timedelta
+) -> IdempotencyRecord | datetime | None:
+    """Acquire a claim for `lease`.
 
-    A claim that was taken over, from who died or gave it up, is told by the moment when it was
-    first taken; it then has the digest and the effect that were written down.
+    Returns None if the key is new, the record if the key was used before and is not free, and the
+    record's `created_at` if the record was free. In the last case the claim receives the digest and
+    the result of the earlier attempt.
     """
-    given = {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt, "lease": lease}
-    while (await connection.execute(BEGIN, given)).rowcount == 0:
-        standing = await look(connection, claim)
-        if standing is None:
+    parameters = {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt, "lease": lease}
+    while (await connection.execute(INSERT_CLAIM, parameters)).rowcount == 0:
+        record = await get_record(connection, claim)
+        if record is None:
             continue
-        if standing.is_over:
-            await connection.execute(CLEAR, given)
+        if record.is_over:
+            await connection.execute(DELETE_EXPIRED_RECORD, parameters)
             continue
-        if not standing.is_free:
-            return standing
-        before = {"before": standing.attempt}
-        row = (await connection.execute(TAKE_OVER, given | before)).one_or_none()
+        if not record.is_free:
+            return record
+        fence = {"previous_attempt": record.attempt}
+        row = (await connection.execute(RECLAIM, parameters | fence)).one_or_none()
         if row is not None:
-            claim.digest, claim.effect = row.digest, row.effect
-            taken_at: datetime = row.created_at
-            return taken_at
+            claim.digest, claim.result = row.digest, row.result
+            claimed_at: datetime = row.created_at
+            return claimed_at
     return None
 
 
-async def look(connection: AsyncConnection, claim: Claim) -> Standing | None:
-    """Return what stands under a claim's key."""
-    given = {"owner": claim.owner, "key": claim.key}
-    row = (await connection.execute(LOOK, given)).mappings().one_or_none()
-    return None if row is None else Standing(**row)
+async def get_record(
+    connection: AsyncConnection, claim: IdempotencyClaim
+) -> IdempotencyRecord | None:
+    """Return the record of a claim's key; None if there is none."""
+    parameters = {"owner": claim.owner, "key": claim.key}
+    row = (await connection.execute(SELECT_RECORD, parameters)).mappings().one_or_none()
+    return None if row is None else IdempotencyRecord(**row)
 
 
-RENEW = text(f"""
-    UPDATE idempotency SET taken_until = now() + :lease
-    WHERE {MINE} AND status IS NULL""")  # noqa: S608  # our own condition
-GIVE_UP = text(f"""
-    UPDATE idempotency SET taken_until = now()
-    WHERE {MINE} AND status IS NULL""")  # noqa: S608  # likewise
-# What did nothing leaves no row: its next repeat begins anew.
-DROP = text(f"""
+RENEW_CLAIM = text(f"""
+    UPDATE idempotency SET leased_until = now() + :lease
+    WHERE {OWN_CLAIM} AND status IS NULL""")  # noqa: S608  # our own condition
+RELEASE_CLAIM = text(f"""
+    UPDATE idempotency SET leased_until = now()
+    WHERE {OWN_CLAIM} AND status IS NULL""")  # noqa: S608  # our own condition
+# A request without an result leaves no row, so that its repeat starts from the beginning.
+DELETE_CLAIM = text(f"""
     DELETE FROM idempotency
-    WHERE {MINE} AND status IS NULL AND effect IS NULL""")  # noqa: S608  # likewise
-ANSWER = text(f"""
-    UPDATE idempotency SET taken_until = now(), digest = :digest, status = :status,
+    WHERE {OWN_CLAIM} AND status IS NULL AND result IS NULL""")  # noqa: S608  # our own condition
+STORE_RESPONSE = text(f"""
+    UPDATE idempotency SET leased_until = now(), digest = :digest, status = :status,
         media_type = :media_type, body = :body
-    WHERE {MINE} AND status IS NULL""")  # noqa: S608  # likewise
+    WHERE {OWN_CLAIM} AND status IS NULL""")  # noqa: S608  # our own condition
 
 
-async def renew(connection: AsyncConnection, claim: Claim, lease: timedelta) -> bool:
-    """Keep a claim for another `lease`; False when it is lost."""
-    return (await connection.execute(RENEW, _mine(claim) | {"lease": lease})).rowcount == 1
+async def renew(connection: AsyncConnection, claim: IdempotencyClaim, lease: timedelta) -> bool:
+    """Renew a claim for another `lease`; return False if the claim is lost."""
+    return (
+        await connection.execute(RENEW_CLAIM, _claim_parameters(claim) | {"lease": lease})
+    ).rowcount == 1
 
 
-async def give_up(connection: AsyncConnection, claim: Claim) -> None:
-    """Let the next who repeats the request work on it, from where it stands."""
-    if (await connection.execute(DROP, _mine(claim))).rowcount == 0:
-        await connection.execute(GIVE_UP, _mine(claim))
+async def release(connection: AsyncConnection, claim: IdempotencyClaim) -> None:
+    """End a claim, so that the next repeat can continue the request with its result."""
+    if (await connection.execute(DELETE_CLAIM, _claim_parameters(claim))).rowcount == 0:
+        await connection.execute(RELEASE_CLAIM, _claim_parameters(claim))
 
 
-MOST_REFUSALS = 1000
-"""Refusals of one owner that are kept at a time."""
+MAX_STORED_REFUSALS = 1000
+"""Refusals (4xx) that are stored for one owner at a time."""
 COUNT_REFUSALS = text("""
     SELECT count(*) FROM (
-        SELECT FROM idempotency WHERE owner = :owner AND status >= 400 LIMIT :most) AS kept""")
+        SELECT FROM idempotency WHERE owner = :owner AND status >= 400 LIMIT :limit) AS refusals""")
 
 
-async def may_keep_refusal(connection: AsyncConnection, claim: Claim) -> bool:
-    """Return whether the owner of a claim has fewer refusals kept than `MOST_REFUSALS`."""
-    given = {"owner": claim.owner, "most": MOST_REFUSALS}
-    return bool((await connection.execute(COUNT_REFUSALS, given)).scalar_one() < MOST_REFUSALS)
+async def can_store_refusal(connection: AsyncConnection, claim: IdempotencyClaim) -> bool:
+    """Return whether the owner of a claim has fewer than `MAX_STORED_REFUSALS` stored refusals."""
+    parameters = {"owner": claim.owner, "limit": MAX_STORED_REFUSALS}
+    return bool(
+        (await connection.execute(COUNT_REFUSALS, parameters)).scalar_one() < MAX_STORED_REFUSALS
+    )
 
 
-async def answer(
-    connection: AsyncConnection, claim: Claim, status: int, media_type: str | None, body: bytes
+async def store_response(
+    connection: AsyncConnection,
+    claim: IdempotencyClaim,
+    status: int,
+    media_type: str | None,
+    body: bytes,
 ) -> bool:
-    """Keep the first answer; False when the claim is lost, or what it made is erased already."""
-    given = {"digest": claim.digest, "status": status, "media_type": media_type, "body": body}
-    return (await connection.execute(ANSWER, _mine(claim) | given)).rowcount == 1
+    """Store the first response.
+
+    Return False, and store nothing, if the claim is lost or the created object was erased already.
+    """
+    values = {"digest": claim.digest, "status": status, "media_type": media_type, "body": body}
+    return (
+        await connection.execute(STORE_RESPONSE, _claim_parameters(claim) | values)
+    ).rowcount == 1
 
 
-def _mine(claim: Claim) -> dict[str, Any]:
+def _claim_parameters(claim: IdempotencyClaim) -> dict[str, Any]:
     return {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt}
 
 
-# An array: a plan may run what stands in an IN again for each row, and delete more than a chunk.
+# ARRAY, not IN: a plan may run the subquery of IN again for each row and delete more than a chunk.
 PURGE = text(f"""
     DELETE FROM idempotency WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM idempotency WHERE {IS_OVER}
-        ORDER BY created_at LIMIT :chunk FOR UPDATE SKIP LOCKED))""")  # noqa: S608  # likewise
+        SELECT ctid FROM idempotency WHERE {HAS_EXPIRED}
+        ORDER BY created_at LIMIT :chunk FOR UPDATE SKIP LOCKED))""")  # noqa: S608  # our own condition
 
 
 async def purge(connection: AsyncConnection, chunk: int) -> int:
-    """Delete up to `chunk` answers that count no more; return how many."""
+    """Delete up to `chunk` expired rows; return how many were deleted."""
     return (await connection.execute(PURGE, {"chunk": chunk})).rowcount

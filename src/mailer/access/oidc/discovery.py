@@ -1,4 +1,4 @@
-"""What an identity provider says of itself, its keys, and how it is asked."""
+"""Metadata and signing keys of an OpenID provider, cached, and the HTTP requests to it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,27 +10,27 @@ import msgspec
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OKPKey, RSAKey
 
-from mailer.access.oidc.model import ProviderAwayError, SignInError
+from mailer.access.oidc.model import ProviderUnavailableError, SignInError
 from mailer.clock import elapsed
 from mailer.json_input import JsonError, read_json
 from mailer.settings import is_loopback
 
-TIME_LIMIT = 10.0
-"""Seconds for an answer, from the first byte sent to the last one read."""
-ANSWER_LIMIT = 256 * 1024
-KEYS_LIMIT = 100
-"""Keys of a provider that are looked at."""
-KEPT = 3600.0
-"""Seconds for which what a provider says of itself holds, and its keys."""
-ASK_KEYS_EVERY = 60.0
-"""Seconds between two requests for keys because of one that nobody knows."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds for a whole request, from connecting to the last byte of the response."""
+MAX_RESPONSE_BYTES = 256 * 1024
+MAX_KEYS = 100
+"""Keys of a provider that are read; more are ignored."""
+CACHE_TTL = 3600.0
+"""Seconds for which a provider's metadata and keys are cached."""
+MIN_KEY_REFRESH_INTERVAL = 60.0
+"""Seconds between two refreshes of the keys because of an unknown key."""
 
-Clock = Callable[[], float]
+SecondsClock = Callable[[], float]
 Shape = TypeVar("Shape")
 
 
-class Metadata(msgspec.Struct, frozen=True):
-    """The part of a provider's configuration that signing in needs (Discovery 1.0, section 3)."""
+class ProviderDocument(msgspec.Struct, frozen=True):
+    """The part of a provider's metadata that signing in needs (Discovery 1.0, section 3)."""
 
     issuer: str
     authorization_endpoint: str
@@ -42,7 +42,7 @@ class Metadata(msgspec.Struct, frozen=True):
     authorization_response_iss_parameter_supported: bool = False
 
     def check(self, issuer: str) -> None:
-        """Raise `SignInError` unless this is `issuer`, and can be spoken to safely."""
+        """Raise `SignInError` if the metadata belong to another issuer or an endpoint is unsafe."""
         if self.issuer != issuer:
             raise SignInError("wrong_issuer")
         endpoints = (self.authorization_endpoint, self.token_endpoint, self.jwks_uri)
@@ -51,42 +51,46 @@ class Metadata(msgspec.Struct, frozen=True):
                 raise SignInError("unsafe_endpoint")
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What came back: any status but a redirect and a failure of the server."""
+class ProviderResponse(msgspec.Struct, frozen=True):
+    """A response with status 200, or with a 4xx status other than 408 and 429."""
 
     status: int
     body: bytes
 
     def read(self, shape: type[Shape]) -> Shape:
-        """Return the body as JSON; raises `ProviderAwayError` when it is something else."""
+        """Decode the body, JSON of type `shape`; raises `ProviderUnavailableError` otherwise."""
         try:
-            return read_json(self.body, shape, limit=ANSWER_LIMIT)
+            return read_json(self.body, shape, limit=MAX_RESPONSE_BYTES)
         except JsonError:
-            raise ProviderAwayError("bad_answer") from None
+            raise ProviderUnavailableError("bad_answer") from None
 
 
-class Wire:
-    """The requests to a provider: bounded, never redirected, never through a proxy."""
+class ProviderHttp:
+    """HTTP client for a provider: time and size are limited, redirects and proxies are not used."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def ask(
+    async def request(
         self, url: str, form: Mapping[str, str] | None = None, authorization: str | None = None
-    ) -> Answer:
-        """GET `url`, or POST it a form; raises `ProviderAwayError` when no sound answer comes."""
+    ) -> ProviderResponse:
+        """Send a GET, or a POST if `form` is given.
+
+        Raises `ProviderUnavailableError` for a timeout, a failed connection, a redirect, 408, 429,
+        5xx, or a response over `MAX_RESPONSE_BYTES`.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                auto_decompress=False,  # a few bytes that unpack to many are no answer
+                auto_decompress=False,  # a small response could decompress to a huge one
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=TIME_LIMIT),
+                timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
                 trust_env=False,
             )
         headers = {} if authorization is None else {"Authorization": authorization}
@@ -95,104 +99,106 @@ class Wire:
             async with self._session.request(
                 method, url, data=form, headers=headers, allow_redirects=False
             ) as response:
-                return Answer(_sound(response.status), await _read(response))
+                return ProviderResponse(_checked_status(response.status), await _read(response))
         except TimeoutError:
-            raise ProviderAwayError("timeout") from None
-        except (aiohttp.ClientError, OSError, ValueError):  # the last: no URL that can be asked
-            raise ProviderAwayError("connection_failed") from None
+            raise ProviderUnavailableError("timeout") from None
+        except (aiohttp.ClientError, OSError, ValueError):  # ValueError: an invalid URL
+            raise ProviderUnavailableError("connection_failed") from None
 
 
-class Kept(Generic[Shape]):
-    """What a provider answered, for an hour; it is asked once for all who wait at the time."""
+class TtlCache(Generic[Shape]):
+    """A value cached for `CACHE_TTL`, except failures; concurrent callers share one fetch."""
 
-    def __init__(self, ask: Callable[[], Awaitable[Shape]], clock: Clock) -> None:
-        self._ask = ask
+    def __init__(self, fetch: Callable[[], Awaitable[Shape]], clock: SecondsClock) -> None:
+        self._fetch = fetch
         self._clock = clock
-        self._asking: asyncio.Task[Shape] | None = None
-        self._until = float("-inf")
+        self._task: asyncio.Task[Shape] | None = None
+        """The latest fetch; once done it holds the value."""
+        self._expires_at = float("-inf")
 
     @property
-    def is_asking(self) -> bool:
-        """Whether an answer is under way."""
-        return self._asking is not None and not self._asking.done()
+    def is_fetching(self) -> bool:
+        """Whether a fetch is running."""
+        return self._task is not None and not self._task.done()
 
     async def get(self) -> Shape:
-        """Return what was answered, and ask when that is an hour ago."""
-        if self._asking is None or self.is_asking or self._clock() >= self._until:
-            return await self.renew()
-        return self._asking.result()
+        """Return the cached value, or fetch it if there is none or it has expired."""
+        if self._task is None or self.is_fetching or self._clock() >= self._expires_at:
+            return await self.refresh()
+        return self._task.result()
 
-    async def renew(self) -> Shape:
-        """Ask anew, or wait for the answer that is under way; who leaves does not end it."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._answer())
-        return await asyncio.shield(self._asking)
+    async def refresh(self) -> Shape:
+        """Fetch the value, or join the running fetch. A cancelled caller does not cancel it."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._fetch_value())
+        return await asyncio.shield(self._task)
 
     async def close(self) -> None:
-        """End the request that is under way; who waits for it is cancelled."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait([self._asking])
+        """Cancel the running fetch, and with it the callers that wait for it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
-    async def _answer(self) -> Shape:
-        self._until = float("-inf")  # a failure is not kept
-        answer = await self._ask()
-        self._until = self._clock() + KEPT
-        return answer
+    async def _fetch_value(self) -> Shape:
+        self._expires_at = float("-inf")  # if this fetch fails, the next `get` fetches again
+        value = await self._fetch()
+        self._expires_at = self._clock() + CACHE_TTL
+        return value
 
 
-class Provided:
-    """What a provider says of itself, and its keys."""
+class ProviderMetadata:
+    """The metadata and the signing keys of a provider, cached."""
 
-    def __init__(self, issuer: str, wire: Wire, clock: Clock = elapsed) -> None:
+    def __init__(self, issuer: str, http: ProviderHttp, clock: SecondsClock = elapsed) -> None:
         self._issuer = issuer
-        self._wire = wire
+        self._http = http
         self._clock = clock
-        self._metadata = Kept(self._fetch_metadata, clock)
-        self._keys = Kept(self._fetch_keys, clock)
-        self._ask_again_from = float("-inf")
+        self._metadata = TtlCache(self._fetch_metadata, clock)
+        self._keys = TtlCache(self._fetch_keys, clock)
+        self._next_refresh_at = float("-inf")
 
     async def close(self) -> None:
-        """End the requests that are under way."""
+        """Cancel the running requests."""
         await self._keys.close()
         await self._metadata.close()
 
-    async def metadata(self) -> Metadata:
-        """Return what the provider says of itself.
+    async def document(self) -> ProviderDocument:
+        """Return the provider's metadata.
 
-        Raises `ProviderAwayError`, and `SignInError` when it is not the issuer that it should be.
+        Raises `ProviderUnavailableError`, and `SignInError` if the metadata fail their check.
         """
         return await self._metadata.get()
 
     async def key(self, kid: object, alg: str) -> Key:
-        """Return the key for a signature; raises `SignInError` when the provider has no such key.
+        """Return the key for a signature; raises `SignInError` if the provider has no such key.
 
-        A key that nobody knows may be new: then they are asked for again, if not just done.
+        An unknown key may be new, so the keys are fetched again, at most once every
+        `MIN_KEY_REFRESH_INTERVAL`.
         """
-        found = _find(await self._keys.get(), kid, alg)
-        if found is None and (self._keys.is_asking or self._clock() >= self._ask_again_from):
-            self._ask_again_from = self._clock() + ASK_KEYS_EVERY
-            found = _find(await self._keys.renew(), kid, alg)
-        if found is None:
+        key = _find(await self._keys.get(), kid, alg)
+        if key is None and (self._keys.is_fetching or self._clock() >= self._next_refresh_at):
+            self._next_refresh_at = self._clock() + MIN_KEY_REFRESH_INTERVAL
+            key = _find(await self._keys.refresh(), kid, alg)
+        if key is None:
             raise SignInError("unknown_key")
-        return found
+        return key
 
-    async def _fetch_metadata(self) -> Metadata:
+    async def _fetch_metadata(self) -> ProviderDocument:
         url = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
-        metadata = (await self._get(url)).read(Metadata)
+        metadata = (await self._get(url)).read(ProviderDocument)
         metadata.check(self._issuer)
         return metadata
 
     async def _fetch_keys(self) -> list[Key]:
-        metadata = await self.metadata()
-        found = (await self._get(metadata.jwks_uri)).read(KeySet).keys
-        return [key for each in found[:KEYS_LIMIT] if (key := _public_key(each)) is not None]
+        metadata = await self.document()
+        jwks = (await self._get(metadata.jwks_uri)).read(KeySet).keys
+        return [key for jwk in jwks[:MAX_KEYS] if (key := _public_key(jwk)) is not None]
 
-    async def _get(self, url: str) -> Answer:
-        answer = await self._wire.ask(url)
-        if answer.status != 200:  # noqa: PLR2004  # nothing else is an answer to these
-            raise ProviderAwayError(f"http_{answer.status}")
-        return answer
+    async def _get(self, url: str) -> ProviderResponse:
+        response = await self._http.request(url)
+        if response.status != 200:  # noqa: PLR2004  # HTTP's number
+            raise ProviderUnavailableError(f"http_{response.status}")
+        return response
 
 
 class KeySet(msgspec.Struct, frozen=True):
@@ -205,30 +211,30 @@ _KEY_TYPES: dict[str, type[Key]] = {"RS": RSAKey, "PS": RSAKey, "ES": ECKey, "Ed
 
 
 def _find(keys: list[Key], kid: object, alg: str) -> Key | None:
-    """Without a key id there must be only one that fits (Core 1.0, section 10.1)."""
-    fitting = [key for key in keys if _fits(key, alg)]
+    """Return the key with id `kid`, or without an id the only fitting key (Core 1.0, 10.1)."""
+    fitting = [key for key in keys if _matches_algorithm(key, alg)]
     if kid is None:
         return fitting[0] if len(fitting) == 1 else None
     return next((key for key in fitting if key.kid == kid), None)
 
 
-def _fits(key: Key, alg: str) -> bool:
+def _matches_algorithm(key: Key, alg: str) -> bool:
     stated = key.get("alg")
     return isinstance(key, _KEY_TYPES[alg[:2]]) and (stated is None or stated == alg)
 
 
-def _public_key(given: dict[str, Any]) -> Key | None:
-    """Return a key for signatures; None for any other, which does not spoil the rest."""
-    if str(given.get("kty")) not in {"RSA", "EC", "OKP"} or given.get("use", "sig") != "sig":
+def _public_key(jwk: dict[str, Any]) -> Key | None:
+    """Parse a key for signatures; None for any other key, so that it does not spoil the set."""
+    if str(jwk.get("kty")) not in {"RSA", "EC", "OKP"} or jwk.get("use", "sig") != "sig":
         return None
     try:
-        return JWKRegistry.import_key(given)
+        return JWKRegistry.import_key(jwk)
     except (JoseError, ValueError, TypeError, KeyError):
         return None
 
 
 def _is_safe(endpoint: str, issuer: str) -> bool:
-    """Whether an endpoint speaks TLS, or is on this machine like its issuer."""
+    """Return whether an endpoint uses https, or http on loopback when the issuer uses http."""
     try:
         parts = urlsplit(endpoint)
         host = parts.hostname or ""
@@ -239,18 +245,18 @@ def _is_safe(endpoint: str, issuer: str) -> bool:
     return parts.scheme == "http" and issuer.startswith("http://") and is_loopback(host)
 
 
-def _sound(status: int) -> int:
-    """Return a status that says something; a redirect is never followed."""
-    is_refusal = 400 <= status < 500 and status not in {408, 429}  # noqa: PLR2004  # HTTP's own
-    if status == 200 or is_refusal:  # noqa: PLR2004  # likewise
+def _checked_status(status: int) -> int:
+    """Return a definite status; raises `ProviderUnavailableError` for any other."""
+    is_refusal = 400 <= status < 500 and status not in {408, 429}  # noqa: PLR2004  # HTTP's numbers
+    if status == 200 or is_refusal:  # noqa: PLR2004  # HTTP's number
         return status
-    raise ProviderAwayError(f"http_{status}")
+    raise ProviderUnavailableError(f"http_{status}")
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     body = b""
     async for part in response.content.iter_any():
         body += part
-        if len(body) > ANSWER_LIMIT:
-            raise ProviderAwayError("too_large")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise ProviderUnavailableError("too_large")
     return body

@@ -1,4 +1,4 @@
-"""What makes an ID token believable (OpenID Connect Core 1.0, section 3.1.3.7)."""
+"""Validation of ID tokens (OpenID Connect Core 1.0, section 3.1.3.7)."""
 
 import base64
 import hashlib
@@ -20,14 +20,14 @@ ALGORITHMS = {
     "EdDSA": "sha512",
     "Ed25519": "sha512",
 }
-"""Signatures that only the provider can make, each with the hash that `at_hash` has of it."""
-LEEWAY = 60
-"""Seconds by which two clocks may differ."""
-CLAIMS_LIMIT = 256 * 1024
-"""Bytes of what a token says."""
-LONGEST_SUBJECT = 255
-"""Core 1.0, section 2."""
-REASONS = {
+"""Accepted signature algorithms, each with the hash that `at_hash` uses. All are asymmetric, so
+that only the provider can sign."""
+CLOCK_LEEWAY = 60
+"""Seconds by which the provider's clock may differ from the database's."""
+MAX_CLAIMS_BYTES = 256 * 1024
+MAX_SUBJECT_LENGTH = 255
+"""Characters (Core 1.0, section 2)."""
+CLAIM_ERRORS = {
     "iss": "wrong_issuer",
     "aud": "wrong_audience",
     "exp": "expired",
@@ -37,8 +37,8 @@ REASONS = {
 }
 
 
-class Expected(msgspec.Struct, frozen=True):
-    """What a token must be: by whom, for whom, and for which sign-in."""
+class ExpectedClaims(msgspec.Struct, frozen=True):
+    """The issuer, the audience and the nonce that a token must have."""
 
     issuer: str
     client_id: str
@@ -49,7 +49,10 @@ _REGISTRY = jws.JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=Fal
 
 
 class Token:
-    """An ID token that nobody has vouched for yet; raises `SignInError` when it is none."""
+    """An ID token that is parsed but not verified yet; raises `SignInError` if it is malformed.
+
+    `advertised` are the algorithms that the provider claims to use.
+    """
 
     def __init__(self, text: str, advertised: tuple[str, ...]) -> None:
         try:
@@ -61,17 +64,20 @@ class Token:
         self.kid = header.get("kid")
         if self.alg not in ALGORITHMS or self.alg not in advertised:
             raise SignInError("wrong_algorithm")
-        if str(header.get("typ", "JWT")).upper() != "JWT":  # such as an access token's, a log-out's
+        if str(header.get("typ", "JWT")).upper() != "JWT":  # an access token or a logout token
             raise SignInError("wrong_type")
 
     def claims(
-        self, key: Key, expected: Expected, access_token: str | None, now: float
+        self, key: Key, expected: ExpectedClaims, access_token: str | None, now: float
     ) -> dict[str, Any]:
-        """Return what the token says, if `key` signed it and it is what it must be."""
+        """Verify the signature and the claims, and return the claims.
+
+        `now` is seconds since 1970. Raises `SignInError`.
+        """
         if not self._is_signed(key):
             raise SignInError("bad_signature")
         try:
-            claims = read_json(self._token.payload or b"", dict[str, Any], limit=CLAIMS_LIMIT)
+            claims = read_json(self._token.payload or b"", dict[str, Any], limit=MAX_CLAIMS_BYTES)
         except JsonError:
             raise SignInError("bad_token") from None
         _check(claims, expected, now)
@@ -80,7 +86,7 @@ class Token:
         return claims
 
     def _is_signed(self, key: Key) -> bool:
-        # it warns of EdDSA's name, by which providers still go
+        # joserfc warns that the name EdDSA is deprecated, but providers still use it
         with warnings.catch_warnings(action="ignore", category=SecurityWarning):
             try:
                 return jws.validate_compact(self._token, key, registry=_REGISTRY)
@@ -88,10 +94,10 @@ class Token:
                 return False
 
 
-def _check(claims: dict[str, Any], expected: Expected, now: float) -> None:
+def _check(claims: dict[str, Any], expected: ExpectedClaims, now: float) -> None:
     rules = JWTClaimsRegistry(
         now=int(now),
-        leeway=LEEWAY,
+        leeway=CLOCK_LEEWAY,
         iss={"essential": True, "value": expected.issuer},
         aud={"essential": True, "value": expected.client_id},
         exp={"essential": True},
@@ -101,24 +107,24 @@ def _check(claims: dict[str, Any], expected: Expected, now: float) -> None:
     try:
         rules.validate(claims)
     except ClaimError as error:
-        raise SignInError(REASONS.get(error.claim.partition(",")[0], "bad_token")) from None
-    several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
-    if (several or "azp" in claims) and claims.get("azp") != expected.client_id:
+        raise SignInError(CLAIM_ERRORS.get(error.claim.partition(",")[0], "bad_token")) from None
+    has_several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+    if (has_several or "azp" in claims) and claims.get("azp") != expected.client_id:
         raise SignInError("wrong_audience")
     if not _is_same(claims.get("nonce"), expected.nonce):
         raise SignInError("wrong_nonce")
     subject = claims["sub"]
-    if len(subject) > LONGEST_SUBJECT or not (subject.isascii() and subject.isprintable()):
+    if len(subject) > MAX_SUBJECT_LENGTH or not (subject.isascii() and subject.isprintable()):
         raise SignInError("no_subject")
 
 
-def _is_hash(given: object, alg: str, access_token: str | None) -> bool:
-    """Whether `given` is the left half of the access token's hash (section 3.1.3.6)."""
+def _is_hash(at_hash: object, alg: str, access_token: str | None) -> bool:
+    """Return whether `at_hash` is the left half of the access token's hash (section 3.1.3.6)."""
     digest = hashlib.new(ALGORITHMS[alg], (access_token or "").encode()).digest()
     half = base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()
-    return access_token is not None and _is_same(given, half)
+    return access_token is not None and _is_same(at_hash, half)
 
 
-def _is_same(given: object, expected: str) -> bool:
-    """Compare in a time that tells nothing."""
-    return isinstance(given, str) and hmac.compare_digest(given.encode(), expected.encode())
+def _is_same(value: object, expected: str) -> bool:
+    """Compare in constant time."""
+    return isinstance(value, str) and hmac.compare_digest(value.encode(), expected.encode())

@@ -1,30 +1,31 @@
-"""What signing in by an identity provider gives, and how it fails."""
+"""Results and errors of signing in with an OpenID provider."""
 
 import msgspec
 
 from mailer.errors import ForbiddenError, UnavailableError
 from mailer.settings import Role
 
-TEXTS = {
-    "disabled": "Your account is disabled. Ask whoever runs mailer.",
-    "no_role": "Your account has no role here. Ask whoever runs mailer for one.",
+REASON_TEXTS = {
+    "disabled": "You have been disabled and cannot sign in. Ask your administrator.",
+    "no_role": "You have no role in mailer. Ask your administrator for one.",
 }
-"""What a person is told, where it is not to start again."""
-BEFORE_ANYBODY = frozenset(
+"""Texts for the reasons that starting again does not solve; other reasons have a general text."""
+REASONS_WITHOUT_IDENTITY = frozenset(
     {
         *("wrong_state", "state_used", "no_code", "refused_there"),
         *("code_refused", "client_refused", "refused"),
         *("wrong_issuer", "unsafe_endpoint"),
     }
 )
-"""Reasons that come up before the provider has said of anybody who they are, so that anybody at
-all can bring them about."""
+"""Reasons for which a sign-in fails before the provider identifies a user. Anybody can cause them,
+with no user at the provider."""
 
 
-class Start(msgspec.Struct, frozen=True):
-    """Where to send a browser, and what must be kept for its way back, out of everybody's sight.
+class SignInStart(msgspec.Struct, frozen=True):
+    """A sign-in that was started: the URL to redirect to, and secrets to store until the callback.
 
-    `state` comes back with the browser and must be compared; `nonce` and `verifier` go to `finish`.
+    The caller compares `state` with the one in the callback, and passes `nonce` and `verifier` to
+    `Provider.finish`.
     """
 
     url: str
@@ -34,7 +35,10 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who signed in: `issuer` and `subject` together are one person for ever, `name` is to show."""
+    """A user as identified by the provider.
+
+    `issuer` and `subject` together identify the user for ever; `name` is for display only.
+    """
 
     issuer: str
     subject: str
@@ -45,18 +49,20 @@ class Identity(msgspec.Struct, frozen=True):
 class SignInError(ForbiddenError):
     """The sign-in could not be completed. Start it again.
 
-    `reason` is a fixed word for the log. `person` is who it is by issuer and subject, where a token
-    that was checked has told: for finding the account, never to be shown or logged.
+    `reason` is a fixed word for the log. `issuer_and_subject` identify the user if a verified token
+    names one; they serve to find the user and are never shown or logged.
     """
 
-    def __init__(self, reason: str = "unknown", person: tuple[str, str] | None = None) -> None:
-        super().__init__(TEXTS.get(reason, ""))
+    def __init__(
+        self, reason: str = "unknown", issuer_and_subject: tuple[str, str] | None = None
+    ) -> None:
+        super().__init__(REASON_TEXTS.get(reason, ""))
         self.reason = reason
-        self.person = person
+        self.issuer_and_subject = issuer_and_subject
 
 
-class ProviderAwayError(UnavailableError):
-    """The identity provider does not answer as it should. Try again later.
+class ProviderUnavailableError(UnavailableError):
+    """The OpenID provider does not answer correctly. Try again later.
 
     `reason` is a fixed word for the log: `timeout`, `http_503`, ...
     """

@@ -1,4 +1,4 @@
-"""SQL of ways to the OpenID provider that have begun. The caller owns the transaction."""
+"""SQL of pending sign-ins with the OpenID provider. The caller owns the transaction."""
 
 from datetime import timedelta
 
@@ -6,37 +6,44 @@ import msgspec
 from sqlalchemy import delete, func, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access.oidc.model import Start
+from mailer.access.oidc.model import SignInStart
 from mailer.access.secret import digest
-from mailer.db.access import sign_in
+from mailer.db.access import oidc_sign_in
 
-LONGEST = timedelta(minutes=10)
-"""How long somebody may be at the provider."""
+SIGN_IN_TIMEOUT = timedelta(minutes=10)
+"""The time that a user has to sign in at the provider."""
 
 
-class Pending(msgspec.Struct, frozen=True):
-    """What was kept for somebody's way back."""
+class PendingSignIn(msgspec.Struct, frozen=True):
+    """What is stored while a user signs in at the provider."""
 
     nonce: str
     verifier: str
-    back: str
+    return_path: str
+    """The path to redirect to after the sign-in."""
 
 
-async def keep(connection: AsyncConnection, start: Start, back: str) -> None:
-    """Keep what is needed when the browser comes back, then to be led on to `back`."""
+async def store_pending(connection: AsyncConnection, start: SignInStart, return_path: str) -> None:
+    """Store a pending sign-in until the callback; it then redirects to `return_path`."""
     await connection.execute(
-        insert(sign_in).values(
-            digest=digest(start.state), nonce=start.nonce, verifier=start.verifier, back=back
+        insert(oidc_sign_in).values(
+            digest=digest(start.state),
+            nonce=start.nonce,
+            verifier=start.verifier,
+            return_path=return_path,
         )
     )
 
 
-async def take(connection: AsyncConnection, state: str) -> Pending | None:
-    """Return what was kept under a state, once: None of one that is unknown, used or too old."""
+async def take_pending(connection: AsyncConnection, state: str) -> PendingSignIn | None:
+    """Delete and return the pending sign-in with a state; None if unknown, used or expired."""
     statement = (
-        delete(sign_in)
-        .where(sign_in.c.digest == digest(state), sign_in.c.created_at > func.now() - LONGEST)
-        .returning(sign_in.c.nonce, sign_in.c.verifier, sign_in.c.back)
+        delete(oidc_sign_in)
+        .where(
+            oidc_sign_in.c.digest == digest(state),
+            oidc_sign_in.c.created_at > func.now() - SIGN_IN_TIMEOUT,
+        )
+        .returning(oidc_sign_in.c.nonce, oidc_sign_in.c.verifier, oidc_sign_in.c.return_path)
     )
     row = (await connection.execute(statement)).mappings().one_or_none()
-    return None if row is None else Pending(**row)
+    return None if row is None else PendingSignIn(**row)

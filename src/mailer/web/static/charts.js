@@ -1,18 +1,19 @@
-// Draws tables of outcomes over time as stacked bars. The table stays, for whoever reads it.
+// Draws tables of outcomes over time as stacked bars. The tables stay on the page.
 "use strict";
 
 const MINUTE = 60, HOUR = 3600, DAY = 86400;
-// Seconds from one label of time to the next: uPlot's own are too many, and some of them less than a second.
+// Seconds between two time labels: uPlot's own list is too long and has fractions of a second.
 const STEPS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * MINUTE),
-  ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 30, 60, 90, 180, 365].map((n) => n * DAY)]; // 30 is a month to uPlot
+  ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 30, 60, 90, 180, 365].map((n) => n * DAY)]; // uPlot takes 30 days as a month
 const FONT = "12px system-ui, sans-serif";
-const GAP = 16; // pixels between two labels, at least
+const MIN_LABEL_GAP = 16; // pixels between two labels
 
 const language = document.documentElement.lang;
 const zone = document.documentElement.dataset.zone;
 const charts = new Map();
 
-// Columns: the moments, and for each name the sum of it and of those before it.
+// Returns the series, their counts, and the data for uPlot: moments, and for each series the sum of
+// its counts and those of the series below it. The highest sums come first.
 function read(figure) {
   const table = document.getElementById(figure.dataset.chart);
   const series = [...table.querySelectorAll("th[data-series]")].map((head) => ({
@@ -35,14 +36,14 @@ const sum = (column) => column.reduce((all, count) => all + count, 0);
 function draw(figure) {
   const canvas = figure.querySelector(".canvas");
   const { series, counts, data } = read(figure);
-  const known = charts.get(figure);
-  if (known) {
-    known.counts.splice(0, known.counts.length, ...counts);
-    known.plot.setData(data);
+  const drawn = charts.get(figure);
+  if (drawn) {
+    drawn.counts.splice(0, drawn.counts.length, ...counts);
+    drawn.plot.setData(data);
     return;
   }
   const colour = (name) => {
-    canvas.style.color = `var(--${name})`; // as the style sheet has it, light or dark
+    canvas.style.color = `var(--${name})`; // the style sheet chooses by light or dark theme
     const { color } = getComputedStyle(canvas);
     canvas.style.color = "";
     return color;
@@ -52,26 +53,26 @@ function draw(figure) {
     const format = new Intl.DateTimeFormat(language, { timeZone: zone, hourCycle: "h23", ...options });
     return (at) => format.format(at * 1000);
   };
-  const seconds = () => Number(figure.dataset.seconds); // which grow while a mailing goes on
+  const seconds = () => Number(figure.dataset.seconds); // the length of a bucket, which grows during a mailing
   const hour = timeOf({ hour: "2-digit", minute: "2-digit" });
   const day = timeOf({ day: "numeric", month: "short" });
   const second = timeOf({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
   const bucket = (at) => `${day(at)}, ${seconds() < MINUTE ? second(at) : hour(at)}`;
   const isMidnight = (at) => /^00\D00\D00$/.test(second(at));
-  // A label of hours says at midnight which day begins.
+  // At midnight, a label of hours is the day.
   const labelOf = (step) => (at) =>
     step >= DAY || (step >= MINUTE && isMidnight(at)) ? day(at) : step < MINUTE ? second(at) : hour(at);
-  const pen = document.createElement("canvas").getContext("2d");
-  pen.font = FONT;
+  const measuring = document.createElement("canvas").getContext("2d");
+  measuring.font = FONT;
   const widest = (from, until) => Math.max(...[until - from > 2 * DAY ? day : hour, until - from < HOUR ? second : hour, day]
-    .map((label) => pen.measureText(label(until)).width));
+    .map((label) => measuring.measureText(label(until)).width));
   const axis = { font: FONT, stroke: () => colour("faint"), grid: { stroke: () => colour("line"), width: 1 } };
   const plot = new uPlot(
     {
       width: canvas.clientWidth || 300,
       height: 200,
       scales: {
-        // of a single point, uPlot gives an end that is years later
+        // for a single point, uPlot itself would choose an end years later
         x: { range: (plot, first) => [first, plot.data[0].at(-1) + seconds()] },
         y: { range: (_, __, most) => [0, Math.max(1, most * 1.05)] },
       },
@@ -79,26 +80,26 @@ function draw(figure) {
         {
           ...axis,
           incrs: () => STEPS.filter((step) => step >= seconds()),
-          space: (_, __, from, until) => widest(from, until) + GAP,
+          space: (_, __, from, until) => widest(from, until) + MIN_LABEL_GAP,
           values: (_, splits, __, ___, step) => splits.map(labelOf(step)),
         },
         { ...axis, size: 64, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? number.format(value) : "")) },
       ],
       series: [
-        { label: figure.dataset.shown, value: (_, at) => (at == null ? figure.dataset.all : bucket(at)) },
-        // the highest sums first: what is drawn later stands before it
-        ...series.map((each, at) => ({
-          label: each.label,
-          fill: () => colour(each.name),
-          stroke: () => colour(each.name),
+        { label: figure.dataset.period, value: (_, at) => (at == null ? figure.dataset.total : bucket(at)) },
+        // the highest sums first: later series are drawn over earlier ones
+        ...series.map(({ label, name }, at) => ({
+          label,
+          fill: () => colour(name),
+          stroke: () => colour(name),
           width: 0,
           points: { show: false },
           paths: uPlot.paths.bars({ size: [0.85, 60], align: 1 }),
-          // of the bar that is pointed at, else of all
+          // the count of the bar under the pointer, else the total
           value: (_, __, ___, row) => number.format(row == null ? sum(counts[at]) : counts[at][row] ?? 0),
         })).reverse(),
       ],
-      padding: [GAP / 2, 32, 0, 0], // half a label
+      padding: [MIN_LABEL_GAP / 2, 32, 0, 0], // half a label
       tzDate: (at) => uPlot.tzDate(new Date(at * 1000), zone),
       cursor: { drag: { x: false, y: false } },
     },

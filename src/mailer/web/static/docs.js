@@ -1,8 +1,8 @@
-// Swagger UI at /docs. No validator: it would send the schema to an outside host.
-const place = document.getElementById("swagger-ui");
+// Swagger UI at /docs. Without its validator, which would send the schema to another host.
+const container = document.getElementById("swagger-ui");
 SwaggerUIBundle({
-  url: place.dataset.schema,
-  domNode: place,
+  url: container.dataset.schema,
+  domNode: container,
   deepLinking: true,
   displayRequestDuration: true,
   validatorUrl: null,

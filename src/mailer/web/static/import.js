@@ -1,4 +1,4 @@
-// Sends a file of clients, tells how far it is, and shows what became of it.
+// Uploads a file of clients, and shows the progress and the result.
 "use strict";
 
 (() => {
@@ -11,7 +11,7 @@
   const amount = find("going-amount");
   const status = find("import-status");
   const report = find("report");
-  const say = form.dataset;
+  const texts = form.dataset;
   const UNITS = ["byte", "kilobyte", "megabyte", "gigabyte"];
 
   const size = (bytes) => {
@@ -22,30 +22,30 @@
   const showAmount = (sent, total) => {
     progress.max = total || 1;
     progress.value = sent;
-    amount.textContent = say.amount.replace("{sent}", size(sent)).replace("{total}", size(total));
+    amount.textContent = texts.amount.replace("{sent}", size(sent)).replace("{total}", size(total));
   };
-  const warn = (event) => event.preventDefault();
+  const confirmLeaving = (event) => event.preventDefault();
 
-  function begin(chosen) {
+  function showProgress(chosen) {
     report.replaceChildren();
     status.classList.remove("visually-hidden");
-    status.textContent = say.sending;
+    status.textContent = texts.sending;
     find("going-name").textContent = chosen.name;
     showAmount(0, chosen.size);
     form.hidden = true;
     going.hidden = false;
     cancel.hidden = false;
     cancel.focus();
-    addEventListener("beforeunload", warn);
+    addEventListener("beforeunload", confirmLeaving);
   }
 
-  function end(words) {
-    removeEventListener("beforeunload", warn);
+  function showResult(text) {
+    removeEventListener("beforeunload", confirmLeaving);
     form.hidden = false;
     going.hidden = true;
-    status.textContent = words;
+    status.textContent = text;
     const title = find("report-title");
-    status.classList.toggle("visually-hidden", title !== null); // which says more
+    status.classList.toggle("visually-hidden", title !== null); // the report says more
     (title || file).focus();
   }
 
@@ -56,36 +56,36 @@
     request.setRequestHeader("Accept", "text/html");
     request.upload.onprogress = (event) => showAmount(event.loaded, event.total);
     request.upload.onload = () => {
-      cancel.hidden = true; // what has been sent whole is stored, whoever waits for it
+      cancel.hidden = true; // a complete file is stored, even if the page is closed
       progress.removeAttribute("value");
       amount.textContent = size(chosen.size);
-      status.textContent = say.storing;
+      status.textContent = texts.storing;
     };
     request.onload = () => {
       if (request.status === 401) {
-        removeEventListener("beforeunload", warn);
-        return location.reload(); // which leads to where one signs in
+        removeEventListener("beforeunload", confirmLeaving);
+        return location.reload(); // redirects to the sign-in page
       }
       report.innerHTML = request.response;
       form.reset(); // browsers do not send a file that has changed since it was chosen
-      end(say.done);
+      showResult(texts.done);
     };
     request.onerror = () => {
-      const isThere = chosen.slice(0, 1).arrayBuffer();
-      isThere.then(() => end(say.lost), () => end(say.changed));
+      const firstByte = chosen.slice(0, 1).arrayBuffer(); // fails if the file has changed
+      firstByte.then(() => showResult(texts.lost), () => showResult(texts.changed));
     };
-    request.onabort = () => end(say.cancelled);
+    request.onabort = () => showResult(texts.cancelled);
     cancel.onclick = () => request.abort();
-    begin(chosen);
+    showProgress(chosen);
     request.send(chosen);
   }
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const [chosen] = file.files;
-    if (chosen.size > Number(say.limit)) {
+    if (chosen.size > Number(texts.limit)) {
       report.replaceChildren();
-      end(say.large);
+      showResult(texts.large);
     } else send(chosen);
   });
   find("needs-script").hidden = true;

@@ -1,17 +1,18 @@
-// What pages do beyond the server's HTML: questions in a dialog, live sections, the viewer's clock.
+// Scripts of all pages: the viewer's time zone, dialogs, unsaved input, and live sections.
 "use strict";
 
-// The clock that moments are shown on: the browser's, until another one is chosen.
+// Moments are shown in the browser's time zone until the viewer chooses another one.
 (() => {
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
-  const isChosen = document.cookie.split("; ").some((each) => each.startsWith("time_zone="));
+  const isChosen = document.cookie.split("; ").some((cookie) => cookie.startsWith("time_zone="));
   if (zone && !isChosen) {
     document.cookie = `time_zone=${zone}; path=/; max-age=31536000; samesite=lax`;
-    const isKept = document.cookie.includes(`time_zone=${zone}`);
-    if (isKept && zone !== document.documentElement.dataset.zone) location.reload();
+    const isStored = document.cookie.includes(`time_zone=${zone}`);
+    if (isStored && zone !== document.documentElement.dataset.zone) location.reload();
   }
 })();
 
+// The list of time zones is filled when its field gets the focus for the first time.
 document.addEventListener("focusin", (event) => {
   const list = document.getElementById(event.target.getAttribute("list"));
   if (list && list.id === "zones" && !list.options.length && Intl.supportedValuesOf) {
@@ -19,46 +20,46 @@ document.addEventListener("focusin", (event) => {
   }
 });
 
-// A question that htmx has fetched opens as a dialog; without scripts it is a page of its own.
+// A confirmation that htmx has fetched opens as a dialog; without scripts it is a separate page.
 document.addEventListener("htmx:afterSettle", (event) => {
   const dialog = document.getElementById("dialog");
   if (event.detail.target === dialog && !dialog.open) dialog.showModal();
 });
-// What could not be done for want of an answer says so, wherever the page is scrolled to.
-function sayUnanswered(why) {
-  const said = document.getElementById("unanswered");
+// Shows that a request failed, wherever the page is scrolled to; null hides the notice.
+function showRequestError(why) {
+  const notice = document.getElementById("request-error");
   const page = document.documentElement;
   const isAtEnd = page.scrollTop + page.clientHeight >= page.scrollHeight - 1;
-  said.textContent = why ? said.dataset[why] : "";
-  said.hidden = !why;
-  if (isAtEnd) page.scrollTop = page.scrollHeight; // below the footer, not over it
+  notice.textContent = why ? notice.dataset[why] : "";
+  notice.hidden = !why;
+  if (isAtEnd) page.scrollTop = page.scrollHeight; // so that the notice does not cover the footer
 }
-// What is shown is out of date from a moment on, which the viewer is told.
-let lastNews = new Date();
-function sayOffline(isLost) {
+// Shows or hides the notice that the page is out of date, with the time of the last update.
+let lastUpdate = new Date();
+function showOffline(isLost) {
   const offline = document.getElementById("offline");
-  if (!isLost) lastNews = new Date();
+  if (!isLost) lastUpdate = new Date();
   else if (offline.hidden) {
     const { lang, dataset } = document.documentElement;
     const options = { timeZone: dataset.zone, hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: "2-digit" };
-    const shown = offline.querySelector("time");
-    shown.dateTime = lastNews.toISOString();
-    shown.textContent = new Intl.DateTimeFormat(lang, options).format(lastNews);
+    const time = offline.querySelector("time");
+    time.dateTime = lastUpdate.toISOString();
+    time.textContent = new Intl.DateTimeFormat(lang, options).format(lastUpdate);
   }
   offline.hidden = !isLost;
 }
-// A question that cannot be asked any more is a page that says why. A part that is fetched while
-// one types, and cannot be, leaves what is shown out of date.
+// If a confirmation is refused, its own page says why. If a preview cannot be fetched while the user
+// types, the page is out of date.
 const FAILURES = { sendError: "lost", timeout: "lost", responseError: "failed" };
 for (const [name, why] of Object.entries(FAILURES)) {
   document.addEventListener(`htmx:${name}`, ({ detail }) => {
-    if (detail.target?.id !== "dialog") return why === "lost" ? sayOffline(true) : sayUnanswered(why);
+    if (detail.target?.id !== "dialog") return why === "lost" ? showOffline(true) : showRequestError(why);
     if (name === "responseError" && detail.xhr.status < 500) return location.assign(detail.pathInfo.requestPath);
-    sayUnanswered(why);
+    showRequestError(why);
   });
 }
-document.addEventListener("htmx:beforeRequest", () => sayUnanswered(null));
-document.addEventListener("htmx:afterSwap", ({ detail }) => detail.target?.id !== "dialog" && sayOffline(false));
+document.addEventListener("htmx:beforeRequest", () => showRequestError(null));
+document.addEventListener("htmx:afterSwap", ({ detail }) => detail.target?.id !== "dialog" && showOffline(false));
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) {
     event.preventDefault();
@@ -66,22 +67,22 @@ document.addEventListener("click", (event) => {
   }
 });
 
-// A second click soon after the first does not send a form again. A later one does: the first answer
-// may never come, and to send a form twice is safe.
-const SECOND_CLICK = 5000; // milliseconds
-let sent = new WeakMap(); // forms, and when they were sent
+// A second click soon after the first does not send a form again. A later one does: the first
+// response may never come, and sending a form twice is safe.
+const DOUBLE_CLICK_TIME = 5000; // milliseconds
+let sent = new WeakMap(); // the time when each form was sent
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "post") return;
-  if (performance.now() - sent.get(event.target) < SECOND_CLICK) return event.preventDefault();
+  if (performance.now() - sent.get(event.target) < DOUBLE_CLICK_TIME) return event.preventDefault();
   if (!navigator.onLine) {
-    event.preventDefault(); // a browser would show a page of its own, and what was typed would be gone
+    event.preventDefault(); // the browser would show its own error page and lose the input
     document.getElementById("dialog").close();
-    return sayUnanswered("lost");
+    return showRequestError("lost");
   }
-  sayUnanswered(null);
+  showRequestError(null);
   sent.set(event.target, performance.now());
 });
-// Back on a page, its filters are those of its address again.
+// After going back to a page, its filters match its URL again.
 addEventListener("pageshow", () => {
   sent = new WeakMap();
   document.querySelectorAll("form.filters").forEach((form) => form.reset());
@@ -89,73 +90,74 @@ addEventListener("pageshow", () => {
 
 document.addEventListener("DOMContentLoaded", () => document.querySelector("[autofocus]")?.focus());
 
-// What was typed is kept while one signs in again: in this tab alone, for the same account and page,
-// and for half an hour. Passwords and files are not; who signs out takes everything along.
-const KEPT = "kept", KEPT_FOR = 1_800_000; // milliseconds
+// Unsaved input is stored while the user signs in again: in this tab only, for the same user and page,
+// and for half an hour. Passwords and files are not stored. Signing out deletes the input.
+const INPUT_KEY = "unsaved-input", INPUT_LIFETIME = 1_800_000; // milliseconds
 const forms = () => [...document.querySelectorAll("main form[method=post]")];
 const fields = (form) =>
   [...form.elements].filter((field) => field.name && !["password", "file", "submit", "button", "fieldset"].includes(field.type));
 const isTicked = (field) => ["checkbox", "radio"].includes(field.type);
 const isTouched = (field) =>
-  field.options ? [...field.options].some((each) => each.selected !== each.defaultSelected)
+  field.options ? [...field.options].some((option) => option.selected !== option.defaultSelected)
     : isTicked(field) ? field.checked !== field.defaultChecked
       : field.type !== "hidden" && field.value !== field.defaultValue;
-const { account } = document.body.dataset;
-let isLeaving = false;
+const { userId } = document.body.dataset;
+let isSigningOut = false;
 
-function keep() {
-  if (!account || isLeaving) return;
+function saveInput() {
+  if (!userId || isSigningOut) return;
   const isRefused = document.querySelector("main .error-summary");
-  const place = forms().findIndex((form) =>
+  const index = forms().findIndex((form) =>
     fields(form).some((field) => field.type !== "hidden" && (sent.has(form) || isRefused || isTouched(field))));
-  if (place < 0) return;
-  const form = forms()[place];
+  if (index < 0) return;
+  const form = forms()[index];
   const values = fields(form).map((field) => [field.name, isTicked(field) ? field.checked : field.value]);
   const wasSentTo = sent.has(form) ? form.getAttribute("action") : null;
-  sessionStorage.setItem(KEPT, JSON.stringify({ account, path: location.pathname, place, values, wasSentTo, at: Date.now() }));
+  const input = { userId, path: location.pathname, index, values, wasSentTo, at: Date.now() };
+  sessionStorage.setItem(INPUT_KEY, JSON.stringify(input));
 }
 
-// It waits on the page where one signs in, and on one that says why nothing was done. The next page
-// of the account brings it back, there or by the browser's Back, or drops it. What was sent and never
-// answered is brought back by a reload too, and goes where it went: sent again, it makes no second one.
-function bringBack() {
-  const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
-  const age = kept ? Date.now() - kept.at : 0;
-  if (kept && !account && age < KEPT_FOR) {
-    sessionStorage.setItem(KEPT, JSON.stringify({ ...kept, isSignedOut: true }));
-    return setTimeout(() => sessionStorage.removeItem(KEPT), KEPT_FOR - age);
+// The input stays stored on the sign-in page and on error pages. The next page of the user restores it
+// (after sign-in, or by the browser's Back) or deletes it. A form that was sent without a response is
+// restored by a reload, too, with the URL that it was sent to, so that it creates only one object.
+function restoreInput() {
+  const input = JSON.parse(sessionStorage.getItem(INPUT_KEY) ?? "null");
+  const age = input ? Date.now() - input.at : 0;
+  if (input && !userId && age < INPUT_LIFETIME) {
+    sessionStorage.setItem(INPUT_KEY, JSON.stringify({ ...input, isSignedOut: true }));
+    return setTimeout(() => sessionStorage.removeItem(INPUT_KEY), INPUT_LIFETIME - age);
   }
-  const isHere = kept && age < KEPT_FOR && kept.account === account && kept.path === location.pathname;
+  const isOfPage = input && age < INPUT_LIFETIME && input.userId === userId && input.path === location.pathname;
   const [visit] = performance.getEntriesByType("navigation");
-  const isRefusal = !(visit?.responseStatus < 400);
-  if (isHere && isRefusal && !forms().length) return;
-  sessionStorage.removeItem(KEPT);
-  const isBack = visit?.type === "back_forward" || (kept?.wasSentTo && visit?.type === "reload");
-  const form = isHere && (kept.isSignedOut || isBack) && forms()[kept.place];
+  const isErrorPage = !(visit?.responseStatus < 400);
+  if (isOfPage && isErrorPage && !forms().length) return;
+  sessionStorage.removeItem(INPUT_KEY);
+  const isBack = visit?.type === "back_forward" || (input?.wasSentTo && visit?.type === "reload");
+  const form = isOfPage && (input.isSignedOut || isBack) && forms()[input.index];
   const shown = form ? fields(form) : [];
-  if (!form || shown.map((field) => field.name).join() !== kept.values.map(([name]) => name).join()) return;
-  kept.values.forEach(([, value], place) => {
-    if (isTicked(shown[place])) shown[place].checked = value;
-    else shown[place].value = value;
+  if (!form || shown.map((field) => field.name).join() !== input.values.map(([name]) => name).join()) return;
+  input.values.forEach(([, value], index) => {
+    if (isTicked(shown[index])) shown[index].checked = value;
+    else shown[index].value = value;
   });
-  if (kept.wasSentTo) form.setAttribute("action", kept.wasSentTo);
-  document.getElementById("brought-back").hidden = false;
-  form.dispatchEvent(new Event("input", { bubbles: true })); // for what is fetched while one types
+  if (input.wasSentTo) form.setAttribute("action", input.wasSentTo);
+  document.getElementById("restored-input").hidden = false;
+  form.dispatchEvent(new Event("input", { bubbles: true })); // updates the preview
 }
-addEventListener("pagehide", keep);
-document.addEventListener("DOMContentLoaded", bringBack);
+addEventListener("pagehide", saveInput);
+document.addEventListener("DOMContentLoaded", restoreInput);
 document.addEventListener("submit", (event) => {
-  if (event.target.getAttribute("action") === "/logout") isLeaving = true;
+  if (event.target.getAttribute("action") === "/logout") isSigningOut = true;
 });
 
-// Live sections: each event brings those that changed. A page that nobody sees asks for nothing:
-// browsers open only a few connections to one host.
-const SILENCE = 90_000; // milliseconds: a stream that lasts longer than its minute is lost
+// Live sections: each event contains the sections that changed. A hidden page closes its stream,
+// because browsers open only a few connections to one host.
+const STREAM_TIMEOUT = 90_000; // milliseconds: the server ends each stream after a minute
 const address = document.body?.dataset.live;
 if (address) {
   let source = null;
   let retry = 0;
-  // what scripts have drawn, and what was opened by hand, stays
+  // keep what scripts have drawn, and details that the user opened
   const callbacks = {
     beforeNodeMorphed: (shown) => !shown.classList?.contains("canvas"),
     beforeAttributeUpdated: (name) => name !== "open",
@@ -165,22 +167,23 @@ if (address) {
     source?.close();
     source = null;
   };
-  // Why a stream is refused no browser tells: who is signed out is led to where one signs in.
-  const refused = async () => {
-    const asking = new AbortController();
-    const answer = await fetch(address, { signal: asking.signal }).catch(() => null);
-    asking.abort();
-    if (answer?.status === 401) return location.reload();
-    sayOffline(true);
+  // EventSource does not say why a stream was refused, so fetch its URL to find out. If the user is
+  // signed out, a reload redirects to the sign-in page.
+  const checkRefusal = async () => {
+    const check = new AbortController();
+    const response = await fetch(address, { signal: check.signal }).catch(() => null);
+    check.abort();
+    if (response?.status === 401) return location.reload();
+    showOffline(true);
     clearTimeout(retry);
     if (source) retry = setTimeout(open, 5000);
   };
   const open = () => {
     close();
     source = new EventSource(address);
-    source.onopen = () => sayOffline(false);
+    source.onopen = () => showOffline(false);
     source.onmessage = (event) => {
-      lastNews = new Date();
+      lastUpdate = new Date();
       const template = document.createElement("template");
       template.innerHTML = event.data;
       for (const section of [...template.content.children]) {
@@ -191,22 +194,22 @@ if (address) {
         document.dispatchEvent(new CustomEvent("live", { detail: section.id }));
       }
     };
-    // what is shown is out of date while the server cannot look
-    source.addEventListener("stale", () => sayOffline(true));
-    source.addEventListener("fresh", () => sayOffline(false));
-    // a stream lasts a minute, so that who is signed out meanwhile is told
-    source.addEventListener("again", open);
+    // the server could not refresh the page, or can again
+    source.addEventListener("stale", () => showOffline(true));
+    source.addEventListener("fresh", () => showOffline(false));
+    // each minute, so that the request is authorized again
+    source.addEventListener("reconnect", open);
     source.onerror = () => {
-      if (source.readyState !== EventSource.CLOSED) sayOffline(true);
-      else refused();
+      if (source.readyState !== EventSource.CLOSED) showOffline(true);
+      else checkRefusal();
     };
-    // one that was cut without a word brings no error, and never ends
+    // a connection that was cut silently causes no error event
     retry = setTimeout(() => {
-      sayOffline(true);
+      showOffline(true);
       open();
-    }, SILENCE);
+    }, STREAM_TIMEOUT);
   };
-  addEventListener("offline", () => sayOffline(true));
+  addEventListener("offline", () => showOffline(true));
   addEventListener("online", () => document.hidden || open());
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   addEventListener("pagehide", close);

@@ -1,5 +1,5 @@
-// ReDoc at /redoc, in the fonts that the reader has: its own would come from an outside host.
-const place = document.getElementById("redoc");
+// ReDoc at /redoc, with system fonts: its own fonts would come from another host.
+const container = document.getElementById("redoc");
 const font = "system-ui, sans-serif";
 const theme = { typography: { fontFamily: font, headings: { fontFamily: font } } };
-Redoc.init(place.dataset.schema, { theme, expandResponses: "200,201" }, place);
+Redoc.init(container.dataset.schema, { theme, expandResponses: "200,201" }, container);

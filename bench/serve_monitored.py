@@ -1,0 +1,50 @@
+"""`mailer serve` that reports every block of its event loop on standard error.
+
+Benchmarks run this instead of `mailer serve`. Each block is an event `event_loop_blocked`, one line
+of JSON like the log's other lines. Every line of the log also has the machine's monotonic time. The
+argument is the shortest block to report, in seconds; the shorter it is, the more often the monitor
+interrupts the loop.
+"""
+
+import os
+import sys
+import time
+
+import msgspec
+import structlog
+import uvloop
+from structlog.typing import EventDict, WrappedLogger
+
+from mailer import app
+from mailer.log import configure_logging
+from mailer.loop_monitor import Block, LoopMonitor
+from mailer.settings import read_settings
+
+DEFAULT_MIN_BLOCK = 0.004
+"""Seconds."""
+
+
+def write_block(block: Block) -> None:
+    """Write a block as an event of the log."""
+    event = {"event": "event_loop_blocked", "level": "debug", **msgspec.structs.asdict(block)}
+    sys.stderr.write(msgspec.json.encode(event).decode() + "\n")
+    sys.stderr.flush()
+
+
+def add_monotonic(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the monotonic time in seconds, which stays right when the wall clock is set."""
+    event["monotonic"] = time.monotonic()
+    return event
+
+
+async def main(min_block: float) -> None:
+    """Serve with the settings of the environment; report blocks of `min_block` seconds or more."""
+    settings = read_settings(os.environ)
+    configure_logging(settings.log_level, settings.log_format)
+    structlog.configure(processors=[add_monotonic, *structlog.get_config()["processors"]])
+    with LoopMonitor(interval=min_block / 2, limit=min_block, report=write_block).running():
+        await app.serve(settings)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(float(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_MIN_BLOCK))

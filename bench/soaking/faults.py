@@ -1,0 +1,192 @@
+"""Random faults of PostgreSQL, of the gateway and of mailer's workers."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+import harness
+from soaking.journal import Journal, RandomSource
+from soaking.postgres import Postgres
+from soaking.processes import Sandbox, Worker
+from soaking.wall_clock import WallClock
+
+MAX_WORKERS = 2_000
+"""Workers, each with its own database role; enough for more than a day."""
+STOP_SHARE, EARLY_SHARE, FREEZE_SHARE = 0.25, 0.1, 0.4
+"""Shares of the workers that end by SIGTERM, that may end before they serve, that are frozen."""
+DOWN_SHARE = 0.5
+"""Share of the gateway's faults in which it is down; it is frozen in the others."""
+CREATE_ROLE = "CREATE ROLE worker_{} SUPERUSER LOGIN"
+CUT_CONNECTIONS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+
+
+class Fleet:
+    """Workers on one database, each killed and replaced by a new one again and again."""
+
+    def __init__(
+        self,
+        database: Postgres,
+        gateway_url: str,
+        folder: Path,
+        journal: Journal,
+        rng: RandomSource,
+    ) -> None:
+        self._database = database
+        self._gateway_url = gateway_url
+        self._folder = folder
+        self._journal = journal
+        self._rng = rng
+        self.clock = WallClock(folder)
+        self._numbers = count(1)
+        self._may_run = asyncio.Event()
+        self._may_run.set()
+        self._blackout = asyncio.Event()
+        self.alive: list[Worker] = []
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses where the API is served at this moment."""
+        return [worker.address for worker in self.alive if worker.address is not None]
+
+    async def keep_restarting(self, name: str) -> None:
+        """Start a worker, end it, and start the next, until the soak is ending.
+
+        The last worker is left running.
+        """
+        rng = self._rng.substream(name)
+        while not self._journal.ending.is_set():
+            await self._may_run.wait()
+            worker = await self._start()
+            if rng.random() > EARLY_SHARE:
+                await self._wait(worker, worker.is_serving.wait())
+            if rng.random() < FREEZE_SHARE:
+                await self._wait(worker, asyncio.sleep(rng.uniform(1, 8)))
+                await self._freeze(worker, rng.choice((rng.uniform(2, 5), rng.uniform(8, 12))))
+            await self._wait(worker, asyncio.sleep(rng.uniform(2, 25)))
+            if worker.status is not None:
+                self._journal.add_violation(f"{worker.name} ended unexpectedly: {worker.status}")
+            elif self._journal.ending.is_set():
+                return
+            await self._end(worker, signal.SIGTERM if rng.random() < STOP_SHARE else signal.SIGKILL)
+            await self._journal.sleep(rng.choice((0, 0, 1, 3)))
+        await self._start()
+
+    async def black_out(self, seconds: float) -> None:
+        """Kill all workers at once, and start none for `seconds`."""
+        with self._journal.fault("no worker"):
+            self._may_run.clear()
+            self._blackout.set()
+            await self._journal.sleep(seconds)
+            self._blackout.clear()
+            self._may_run.set()
+
+    async def close(self, number: signal.Signals) -> None:
+        """End all workers with a signal."""
+        for worker in list(self.alive):
+            await self._end(worker, number)
+
+    async def _start(self) -> Worker:
+        name = f"worker_{next(self._numbers)}"
+        worker = Worker(
+            name, self._database.url(name), self._gateway_url, self._journal, self.clock
+        )
+        self.alive.append(worker)
+        await worker.start(self._folder)
+        return worker
+
+    async def _end(self, worker: Worker, number: signal.Signals) -> None:
+        if self._blackout.is_set():
+            number = signal.SIGKILL
+        how = "killed" if number == signal.SIGKILL else "stopped"
+        with self._journal.fault(f"mailer {how}", worker.name):
+            await worker.end(number)
+        self.alive.remove(worker)
+
+    async def _freeze(self, worker: Worker, seconds: float) -> None:
+        """Freeze a worker by SIGSTOP, long enough to lose its leases without noticing."""
+        if worker.status is None:
+            with self._journal.fault("mailer frozen", worker.name):
+                worker.signal(signal.SIGSTOP)
+                await self._wait(worker, asyncio.sleep(seconds))
+                worker.signal(signal.SIGCONT)
+
+    async def _wait(self, worker: Worker, event: Coroutine[Any, Any, object]) -> None:
+        """Wait for an event, or for a blackout, the end of the soak, or the end of the worker."""
+        events = (event, self._blackout.wait(), self._journal.ending.wait(), worker.ended())
+        tasks = [asyncio.create_task(each) for each in events]
+        timeout = harness.PROCESS_TIMEOUT
+        try:
+            await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+@asynccontextmanager
+async def fleet_on(
+    database: Postgres, gateway_url: str, folder: Path, journal: Journal, rng: RandomSource
+) -> AsyncIterator[Fleet]:
+    """Yield a fleet; workers that still run at the end are killed."""
+    connection = await asyncpg.connect(database.url())
+    await connection.execute(";".join(CREATE_ROLE.format(n) for n in range(1, MAX_WORKERS)))
+    await connection.close()
+    fleet = Fleet(database, gateway_url, folder, journal, rng)
+    try:
+        yield fleet
+    finally:
+        await fleet.close(signal.SIGKILL)
+
+
+async def inject_database_faults(database: Postgres, journal: Journal, rng: RandomSource) -> None:
+    """Restart PostgreSQL, crash it, keep it down, or cut all its connections, at random."""
+    while await journal.sleep(rng.uniform(6, 20)):
+        stop = rng.choice((signal.SIGINT, signal.SIGQUIT))
+        how = "crashed" if stop == signal.SIGQUIT else "restarted"
+        match rng.choices(("cut", "restart", "outage"), (3, 4, 1))[0]:
+            case "cut":
+                with journal.fault("connections cut"):
+                    await _cut(database)
+            case "restart":
+                with journal.fault(f"PostgreSQL {how}"):
+                    await database.stop(stop)
+                    await database.start()
+            case _:
+                with journal.fault(f"PostgreSQL down, {how}"):
+                    await database.stop(stop)
+                    await journal.sleep(rng.uniform(5, 20))
+                    await database.start()
+
+
+async def _cut(database: Postgres) -> None:
+    connection = await asyncpg.connect(database.url())
+    await connection.execute(CUT_CONNECTIONS)
+    await connection.close()
+
+
+async def inject_gateway_faults(sandbox: Sandbox, journal: Journal, rng: RandomSource) -> None:
+    """Stop the gateway, so that it refuses connections, or freeze it, so that requests wait."""
+    while await journal.sleep(rng.uniform(10, 30)):
+        if rng.random() < DOWN_SHARE:
+            with journal.fault("gateway down"):
+                await sandbox.stop()
+                await journal.sleep(rng.uniform(0, 6))
+                await sandbox.start()
+        else:
+            with journal.fault("gateway frozen"):
+                sandbox.signal(signal.SIGSTOP)
+                await journal.sleep(rng.uniform(0.5, 5))
+                sandbox.signal(signal.SIGCONT)
+
+
+async def inject_blackouts(fleet: Fleet, journal: Journal, rng: RandomSource) -> None:
+    """Leave no worker running for some seconds, at random intervals."""
+    while await journal.sleep(rng.uniform(20, 50)):
+        await fleet.black_out(rng.uniform(2, 8))

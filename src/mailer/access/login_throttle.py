@@ -1,0 +1,209 @@
+"""Limits of failed sign-ins by password. The caller owns the transaction.
+
+The counters are in the database, so that all workers share them. An attempt counts as a failure
+before its password is checked, so that many attempts at once cannot pass the limit. A right
+password undoes this.
+"""
+
+import hashlib
+import ipaddress
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+import structlog
+from sqlalchemy import delete, exists, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.access.model import clean_name
+from mailer.db.access import known_network, login_throttle
+from mailer.errors import MailerError
+from mailer.validation import is_storable
+
+log = structlog.get_logger()
+
+IPV6_PREFIX = 64
+"""Bits of an IPv6 address that identify a network; its owner can choose the rest freely."""
+
+
+class ThrottleLimit(msgspec.Struct, frozen=True):
+    """The first wait, 1 s, follows `free_failures` in a row; each further failure doubles it."""
+
+    free_failures: int
+    max_wait: int
+    """Seconds; the wait grows no further."""
+
+
+NAME_AND_ADDRESS_LIMIT = ThrottleLimit(5, 900)
+ADDRESS_LIMIT = ThrottleLimit(30, 900)
+NAME_LIMIT = ThrottleLimit(50, 60)
+"""For a name from all unknown networks together. An attacker with many addresses thus cannot lock
+out a user who signs in from a known network."""
+KNOWN_NETWORK_LIFETIME = timedelta(days=30)
+"""A network is known for a name this long after the last sign-in from it."""
+
+
+class ThrottleCounter(msgspec.Struct, frozen=True):
+    """A counter of failures. Its key is a digest, because a typed name may be a password."""
+
+    digest: bytes
+    limit: ThrottleLimit
+    by: str
+    """What is counted, for the log: "name", "address" or "both"."""
+
+
+class LoginAttempt(msgspec.Struct, frozen=True):
+    """A counted attempt to sign in, with its three counters."""
+
+    name: ThrottleCounter
+    name_and_address: ThrottleCounter
+    address: ThrottleCounter
+    network_digest: bytes
+    """The digest of the name and the network."""
+    blocked_until: Mapping[bytes, datetime]
+    """The end of the wait that this attempt has set, by counter digest; needed to undo it."""
+
+
+class ThrottledError(MailerError):
+    """Too many wrong passwords."""
+
+    def __init__(self, seconds: int = 0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        """Seconds to wait, at least 1."""
+
+
+INCREMENT = text("""
+    INSERT INTO login_throttle (digest, failures, blocked_until, updated_at)
+    VALUES (:digest, 1, clock_timestamp(), clock_timestamp())
+    ON CONFLICT (digest) DO UPDATE SET
+        failures = login_throttle.failures + 1,
+        blocked_until = clock_timestamp() + CASE
+            WHEN login_throttle.failures + 1 < :free_failures THEN interval '0'
+            ELSE least(:max_wait, 2 ^ least(login_throttle.failures + 1 - :free_failures, 20))
+                * interval '1 second'
+        END,
+        updated_at = clock_timestamp()
+    WHERE login_throttle.blocked_until <= clock_timestamp()
+    RETURNING blocked_until, failures""")
+DECREMENT = text("""
+    UPDATE login_throttle SET
+        failures = greatest(failures - 1, 0),
+        blocked_until = CASE
+            WHEN blocked_until = :set_by_attempt THEN clock_timestamp() ELSE blocked_until
+        END
+    WHERE digest = :digest""")
+REMEMBER_NETWORK = text("""
+    INSERT INTO known_network (digest, seen_at) VALUES (:digest, clock_timestamp())
+    ON CONFLICT (digest) DO UPDATE SET seen_at = excluded.seen_at""")
+
+
+async def count_attempt(
+    connection: AsyncConnection, name: str, address: str | None
+) -> LoginAttempt:
+    """Count an attempt to sign in as a failure, before its password is checked.
+
+    Raises `ThrottledError` while attempts are blocked. The caller must then roll the transaction
+    back, so that the attempt is not counted.
+    """
+    network, folded_name = network_of(address), await _fold_name(connection, name.strip())
+    by_name = _counter(NAME_LIMIT, "name", folded_name)
+    by_both = _counter(NAME_AND_ADDRESS_LIMIT, "both", folded_name, network)
+    by_address = _counter(ADDRESS_LIMIT, "address", network)
+    network_digest = _digest("home", folded_name, network)
+    counters = sorted((by_name, by_both, by_address), key=lambda counter: counter.digest)
+    if await _is_known_network(connection, network_digest):
+        counters.remove(by_name)
+    blocked_until: dict[bytes, datetime] = {}
+    for counter in counters:  # always in this order, so that no deadlock is possible
+        parameters = {"digest": counter.digest} | msgspec.structs.asdict(counter.limit)
+        row = (await connection.execute(INCREMENT, parameters)).one_or_none()
+        if row is None:
+            raise ThrottledError(await _seconds_blocked(connection, counters))
+        if row.failures == counter.limit.free_failures:  # once in a run of failures
+            log.warning("login_throttled", by=counter.by)
+        blocked_until[counter.digest] = row.blocked_until
+    return LoginAttempt(by_name, by_both, by_address, network_digest, blocked_until)
+
+
+async def forget_attempts(connection: AsyncConnection, attempt: LoginAttempt) -> None:
+    """Reset the counters of the name after the right password, and remember the network.
+
+    The counter of the address loses only this attempt: otherwise an attacker could reset it with a
+    user of their own.
+    """
+    of_name = [attempt.name.digest, attempt.name_and_address.digest]
+    rows = select(login_throttle.c.digest).where(
+        login_throttle.c.digest.in_([*of_name, attempt.address.digest])
+    )
+    # lock in the same order as `count_attempt`
+    await connection.execute(rows.order_by(login_throttle.c.digest).with_for_update())
+    await connection.execute(delete(login_throttle).where(login_throttle.c.digest.in_(of_name)))
+    await _decrement(connection, attempt, [attempt.address.digest])
+    await connection.execute(REMEMBER_NETWORK, {"digest": attempt.network_digest})
+
+
+async def uncount_attempt(connection: AsyncConnection, attempt: LoginAttempt) -> None:
+    """Undo the counting of an attempt whose password could not be checked."""
+    await _decrement(connection, attempt, sorted(attempt.blocked_until))
+
+
+async def _decrement(
+    connection: AsyncConnection, attempt: LoginAttempt, digests: Iterable[bytes]
+) -> None:
+    for digest in digests:
+        parameters = {"digest": digest, "set_by_attempt": attempt.blocked_until[digest]}
+        await connection.execute(DECREMENT, parameters)
+
+
+async def _is_known_network(connection: AsyncConnection, digest: bytes) -> bool:
+    is_known = exists().where(
+        known_network.c.digest == digest,
+        known_network.c.seen_at > func.now() - KNOWN_NETWORK_LIFETIME,
+    )
+    return bool((await connection.execute(select(is_known))).scalar_one())
+
+
+async def _seconds_blocked(connection: AsyncConnection, counters: Sequence[ThrottleCounter]) -> int:
+    """Return the seconds until none of the counters blocks, at least 1."""
+    remaining = func.extract(
+        "epoch", func.max(login_throttle.c.blocked_until) - func.clock_timestamp()
+    )
+    digests = [counter.digest for counter in counters]
+    statement = select(remaining).where(login_throttle.c.digest.in_(digests))
+    return max(1, math.ceil((await connection.execute(statement)).scalar_one() or 0))
+
+
+async def _fold_name(connection: AsyncConnection, name: str) -> str:
+    """Return a form that is equal for all spellings of a user's name.
+
+    The database folds the case, as it does when it looks up a user.
+    """
+    if not is_storable(name):
+        return name
+    folded: str = (await connection.execute(select(func.lower(clean_name(name))))).scalar_one()
+    return folded
+
+
+def _counter(limit: ThrottleLimit, by: str, *parts: str) -> ThrottleCounter:
+    return ThrottleCounter(_digest(by, *parts), limit, by)
+
+
+def _digest(*parts: str) -> bytes:
+    joined = "\0".join(parts).encode(errors="surrogatepass")
+    return hashlib.sha256(joined).digest()
+
+
+def network_of(address: str | None) -> str:
+    """Return an IPv4 address, or the /64 network of an IPv6 address.
+
+    The owner of an IPv6 network can choose any address in it.
+    """
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return address or ""
+    if parsed.version == 4:  # noqa: PLR2004  # IPv4
+        return str(parsed)
+    return str(ipaddress.ip_network((int(parsed), IPV6_PREFIX), strict=False))

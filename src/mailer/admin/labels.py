@@ -1,0 +1,163 @@
+"""Labels that the pages show for the short names in the code and the database."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from mailer.admin.language import gettext, gettext_noop
+
+MAILING_STATUSES = {
+    "scheduled": gettext_noop("Scheduled"),
+    "running": gettext_noop("Running"),
+    "paused": gettext_noop("Paused"),
+    "finished": gettext_noop("Finished"),
+    "cancelled": gettext_noop("Cancelled"),
+}
+MESSAGE_STATUSES = {
+    "scheduled": gettext_noop("waiting"),
+    "sending": gettext_noop("being sent"),
+    "delivered": gettext_noop("delivered"),
+    "undelivered": gettext_noop("undelivered"),
+    "unknown": gettext_noop("delivery unknown"),
+    "cancelled": gettext_noop("cancelled"),
+}
+REASONS = {
+    "timeout": gettext_noop("no answer in time"),
+    "connection_lost": gettext_noop("the connection was lost before the answer"),
+    "connection_failed": gettext_noop("the gateway could not be reached"),
+    "bad_response": gettext_noop("the gateway's answer was not valid"),
+    "lease_expired": gettext_noop("the worker that was sending it stopped"),
+    "internal_error": gettext_noop("an error in mailer: see its log"),
+    "attempts_exhausted": gettext_noop("no attempts left"),
+    "expired": gettext_noop("the mailing ended first"),
+    "no_window": gettext_noop("the mailing ends before the sending window opens"),
+    "mailing_cancelled": gettext_noop("the mailing was cancelled"),
+    "client_deleted": gettext_noop("the client was deleted"),
+    "filter_changed": gettext_noop("no longer in the audience"),
+    "restored": gettext_noop("the database was restored"),
+    "no_gateway": gettext_noop("no gateway is configured"),
+}
+SCOPES = {
+    "read": gettext_noop("Read clients, mailings and messages"),
+    "write": gettext_noop("Read and change clients and mailings"),
+    "admin": gettext_noop("Full access to the API"),
+}
+ACTORS = {
+    "key": gettext_noop("API key"),
+    "user": gettext_noop("User"),
+    "command": gettext_noop("Command line"),
+    "anybody": gettext_noop("Anonymous"),
+}
+TARGETS = {
+    "mailing": gettext_noop("Mailing"),
+    "client": gettext_noop("Client"),
+    "directory": gettext_noop("Clients"),
+    "key": gettext_noop("API key"),
+    "user": gettext_noop("User"),
+    "database": gettext_noop("Database"),
+    "gateway": gettext_noop("Gateway"),
+}
+ACTIONS = {
+    "mailing_created": gettext_noop("Mailing created"),
+    "mailing_changed": gettext_noop("Mailing changed"),
+    "mailing_paused": gettext_noop("Mailing paused"),
+    "mailing_resumed": gettext_noop("Mailing resumed"),
+    "mailing_cancelled": gettext_noop("Mailing cancelled"),
+    "mailing_retried": gettext_noop("Mailing retried"),
+    "mailing_deleted": gettext_noop("Mailing deleted"),
+    "client_created": gettext_noop("Client created"),
+    "client_changed": gettext_noop("Client changed"),
+    "client_erased": gettext_noop("Client deleted"),
+    "clients_imported": gettext_noop("Clients imported"),
+    "clients_exported": gettext_noop("Clients exported"),
+    "key_created": gettext_noop("API key created"),
+    "key_revoked": gettext_noop("API key revoked"),
+    "user_created": gettext_noop("User created"),
+    "user_role_changed": gettext_noop("Role changed"),
+    "user_name_changed": gettext_noop("Name changed"),
+    "user_password_changed": gettext_noop("Password changed"),
+    "user_disabled": gettext_noop("User disabled"),
+    "user_enabled": gettext_noop("User enabled"),
+    "gateway_tried": gettext_noop("Gateway retry requested"),
+    "signed_in": gettext_noop("Signed in"),
+    "sign_in_failed": gettext_noop("Sign-in failed"),
+    "signed_out": gettext_noop("Signed out"),
+    "sessions_ended": gettext_noop("Sessions ended"),
+    "sending_resumed": gettext_noop("Sending resumed after a restore"),
+}
+"""Actions in the audit log."""
+FIELD_NAMES = {
+    "name": gettext_noop("Name"),
+    "scope": gettext_noop("Scope"),
+    "role": gettext_noop("Role"),
+    "expires_at": gettext_noop("Expires"),
+    "status": gettext_noop("Status"),
+    "text": gettext_noop("Text"),
+    "client_filter": gettext_noop("Audience"),
+    "datetime_start": gettext_noop("Start"),
+    "datetime_end": gettext_noop("End"),
+    "send_interval_time_start": gettext_noop("Window opens"),
+    "send_interval_time_end": gettext_noop("Window closes"),
+    "on_unknown": gettext_noop("If the gateway does not confirm"),
+    "phone": gettext_noop("Phone"),
+    "operator_code": gettext_noop("Operator code"),
+    "tag": gettext_noop("Tag"),
+    "time_zone": gettext_noop("Time zone"),
+    "filter": gettext_noop("Filtered by"),
+    "created": gettext_noop("created"),
+    "updated": gettext_noop("updated"),
+    "unchanged": gettext_noop("unchanged"),
+    "rejected": gettext_noop("rejected"),
+    "sessions": gettext_noop("Sessions"),
+    "held_since": gettext_noop("Held since"),
+}
+"""Fields in the audit log, in the order in which the page shows them."""
+ON_UNKNOWN = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
+GATEWAY_ANSWERS = {
+    "http": gettext_noop("the gateway answered {}"),
+    "rejected": gettext_noop("the gateway rejected it with {}"),
+}
+ROLES = {
+    "viewer": gettext_noop("Viewer"),
+    "operator": gettext_noop("Operator"),
+    "admin": gettext_noop("Admin"),
+}
+BROWSERS = {
+    "Edg": "Edge",
+    "OPR/": "Opera",
+    "YaBrowser/": "Yandex",
+    "Firefox/": "Firefox",
+    "Chrome/": "Chrome",
+    "Safari/": "Safari",
+}
+"""Browsers by a mark in the User-Agent. Most browsers also have marks of those below them."""
+OPERATING_SYSTEMS = {
+    "iPhone": "iPhone",
+    "iPad": "iPad",
+    "Android": "Android",
+    "Windows": "Windows",
+    "Mac OS": "macOS",
+    "CrOS": "ChromeOS",
+    "Linux": "Linux",
+}
+_GATEWAY_ANSWER = re.compile(r"(http|rejected)_(\d{3})")
+
+
+def reason_label(name: str) -> str:
+    """Return the label of a reason; a reason without a label is returned unchanged."""
+    if answer := _GATEWAY_ANSWER.fullmatch(name):
+        return gettext(GATEWAY_ANSWERS[answer[1]]).format(answer[2])
+    return gettext(REASONS[name]) if name in REASONS else name
+
+
+def label_lookup(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function from a name to its label; a name without a label is returned unchanged."""
+    return lambda name: gettext(names[name]) if name in names else name
+
+
+def browser_name(agent: str) -> str:
+    """Return the browser and the operating system in a User-Agent, as users know them."""
+    found = [
+        next((name for mark, name in names.items() if mark in agent), None)
+        for names in (BROWSERS, OPERATING_SYSTEMS)
+    ]
+    return ", ".join(name for name in found if name) or agent

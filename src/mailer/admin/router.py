@@ -1,0 +1,113 @@
+"""The router of all pages, the page shown on an error, and the viewer's preferences."""
+
+from typing import Any
+
+from litestar import Request, Response, Router, post
+from litestar.datastructures import Cookie
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.response import Redirect
+from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED
+
+from mailer.access.auth_middleware import AUTH_METHOD, REQUIRES_AUTH_ENABLED, anonymous
+from mailer.admin.audit import Audit
+from mailer.admin.client_import import ClientImport
+from mailer.admin.clients import Clients
+from mailer.admin.form import MAX_FORM_BYTES, MAX_SMALL_FORM_BYTES, read_form
+from mailer.admin.gateway import GatewayPage
+from mailer.admin.keys import Keys
+from mailer.admin.language import LANGUAGES
+from mailer.admin.mailing import MailingPage
+from mailer.admin.mailing_form import MailingForm
+from mailer.admin.mailings import MailingList
+from mailer.admin.messages import MessageList
+from mailer.admin.overview import Overview
+from mailer.admin.profile import Profile
+from mailer.admin.redirects import own_path, redirect_back_url
+from mailer.admin.render import make_page_context, provide_page_context
+from mailer.admin.restored import RestoredDatabase
+from mailer.admin.sign_in import SignIn
+from mailer.admin.sign_in_oidc import SignInOidc
+from mailer.admin.system import System
+from mailer.admin.users import Users
+from mailer.admin.viewer import LANGUAGE_COOKIE, TIME_ZONE_COOKIE
+from mailer.client.model import known_zones
+from mailer.errors import MailerError
+from mailer.web.problems import problem_of
+
+COOKIE_MAX_AGE = 365 * 24 * 3600
+API, JSON, HTML = "/api/", "application/json", "text/html"
+
+
+@post("/preferences", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
+async def save_preferences(request: Request[Any, Any, Any]) -> Redirect:
+    """Save the chosen language and time zone in cookies, and redirect back."""
+    values = await read_form(request, LANGUAGE_COOKIE, TIME_ZONE_COOKIE, "back")
+    chosen = {
+        name: values[name]
+        for name, allowed in ((LANGUAGE_COOKIE, LANGUAGES), (TIME_ZONE_COOKIE, known_zones()))
+        if values[name] in allowed
+    }
+    cookies = [
+        Cookie(name, value=value, path="/", max_age=COOKIE_MAX_AGE, samesite="lax")
+        for name, value in chosen.items()
+    ]
+    back = own_path(values["back"])
+    return Redirect(back, status_code=HTTP_303_SEE_OTHER, cookies=cookies)
+
+
+def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Return the response to an error: a page for browsers, a problem (RFC 9457) for programs.
+
+    A browser that is not signed in is redirected to the sign-in page, and from there back.
+    """
+    response = problem_of(request, error)
+    accepts_html = request.accept.best_match([JSON, HTML]) == HTML
+    if response.status_code == HTTP_401_UNAUTHORIZED and _is_page(request):
+        sign_in_url = redirect_back_url("/login", request)
+        if "HX-Request" in request.headers:
+            response.headers["HX-Redirect"] = sign_in_url
+            return response
+        if accepts_html:
+            return Redirect(sign_in_url, status_code=HTTP_303_SEE_OTHER)
+    if not accepts_html or request.url.path.startswith(API):
+        return response
+    if request.app.state.settings.auth == "none":  # the auth middleware skips unknown paths
+        request.scope["user"] = anonymous(request)
+    context = make_page_context(request, request.app.state.breaker)
+    return context.render_problem("error.html", response)
+
+
+def _is_page(request: Request[Any, Any, Any]) -> bool:
+    return bool(request.route_handler.opt.get(AUTH_METHOD) == "session")
+
+
+HANDLERS: dict[Any, Any] = dict.fromkeys((MailerError, HTTPException, Exception), render_error)
+
+
+def site_router() -> Router:
+    """Return the router of all pages."""
+    return Router(
+        "/",
+        route_handlers=[
+            Overview,
+            MailingList,
+            MailingForm,
+            MailingPage,
+            MessageList,
+            Clients,
+            ClientImport,
+            Audit,
+            System,
+            GatewayPage,
+            RestoredDatabase,
+            SignIn,
+            SignInOidc,
+            save_preferences,
+            Router("/", route_handlers=[Profile, Users, Keys], opt={REQUIRES_AUTH_ENABLED: True}),
+        ],
+        opt={AUTH_METHOD: "session"},
+        request_max_body_size=MAX_FORM_BYTES,
+        dependencies={"context": Provide(provide_page_context)},
+        include_in_schema=False,
+    )

@@ -1,0 +1,60 @@
+"""Counts of clients by segment, to count pages and audiences without reading the clients.
+
+A segment is all clients with the same operator code, tag and time zone: all that a filter can ask
+for. As with the counters of messages, triggers write deltas, which are merged into one row per
+segment from time to time.
+"""
+
+from sqlalchemy import ColumnElement, column, func, select, table, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db import locks
+
+SEGMENTS = table(
+    "all_segment_counts", *map(column, ("operator_code", "tag", "time_zone", "clients"))
+)
+"""A view of counts and deltas: a segment may have several rows; sum `clients` to count it."""
+
+
+async def count(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> int:
+    """Return the number of clients that meet all conditions on `SEGMENTS`."""
+    statement = select(func.coalesce(func.sum(SEGMENTS.c.clients), 0)).where(*conditions)
+    return int((await connection.execute(statement)).scalar_one())
+
+
+async def count_by_zone(
+    connection: AsyncConnection, *conditions: ColumnElement[bool]
+) -> dict[str, int]:
+    """Return the number of clients that meet all conditions on `SEGMENTS`, by time zone."""
+    clients = func.sum(SEGMENTS.c.clients)
+    time_zone = SEGMENTS.c.time_zone
+    statement = (
+        select(time_zone, clients).where(*conditions).group_by(time_zone).having(clients > 0)
+    )
+    return {zone: int(count) for zone, count in await connection.execute(statement)}
+
+
+# One worker merges at a time; deltas written meanwhile wait for the next merge.
+LOCK = {"lock": locks.SEGMENT_MERGE}
+TRY_LOCK = text("""
+    SELECT EXISTS (SELECT FROM segment_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
+MERGE_DELTAS = text("""
+    WITH deltas AS (
+        DELETE FROM segment_count_delta
+        WHERE ctid = ANY (ARRAY(SELECT ctid FROM segment_count_delta LIMIT :chunk))
+        RETURNING *)
+    INSERT INTO segment_count (operator_code, tag, time_zone, clients)
+    SELECT operator_code, tag, time_zone, sum(clients) FROM deltas
+    GROUP BY operator_code, tag, time_zone
+    ON CONFLICT (operator_code, tag, time_zone)
+        DO UPDATE SET clients = segment_count.clients + excluded.clients
+    RETURNING clients""")
+DELETE_EMPTY = text("DELETE FROM segment_count WHERE clients = 0")
+
+
+async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
+    """Merge up to `chunk` deltas into the counts, unless another worker is merging."""
+    if not (await connection.execute(TRY_LOCK, LOCK)).scalar_one():
+        return
+    if 0 in (await connection.scalars(MERGE_DELTAS, {"chunk": chunk})).all():
+        await connection.execute(DELETE_EMPTY)

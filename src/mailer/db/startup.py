@@ -1,0 +1,145 @@
+"""Opening of the database that the settings name, for the service and for commands."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.clock import database_clock, elapsed, sample_wall_clock
+from mailer.db.embedded import embedded_postgres
+from mailer.db.engine import create_engine
+from mailer.db.migrate import migrate
+from mailer.db.requirements import WaitReason, classify_error, ensure_suitable
+from mailer.db.url import read_url
+from mailer.errors import StartError, UnavailableError
+from mailer.settings import Settings
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
+COMMAND_TIMEOUT = 30.0
+"""Seconds that a command waits for the database; the service waits without limit."""
+RETRY_INTERVAL = 1.0  # seconds
+LOG_REPEAT_INTERVAL = 30.0
+"""Seconds between two log lines while the database stays unavailable."""
+
+
+@contextlib.asynccontextmanager
+async def provide_database_url(settings: Settings, *, share: bool = False) -> AsyncIterator[str]:
+    """Yield the URL of the database; start the embedded one when the settings have no URL.
+
+    The database at a configured URL need not be reachable yet. With `share`, an embedded database
+    that another mailer runs is used. Raises `StartError`, and `UnavailableError` when the embedded
+    database cannot start now.
+    """
+    if settings.database_url is not None:
+        try:
+            read_url(settings.database_url)
+        except ValueError as error:
+            raise StartError(f"MAILER_DATABASE_URL: {error}") from None
+        yield settings.database_url
+        return
+    async with embedded_postgres(Path(settings.data_dir), share=share) as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def open_database(
+    settings: Settings, *, share: bool = False
+) -> AsyncIterator[tuple[str, AsyncEngine]]:
+    """Yield the URL of the migrated database and an engine for it. For commands.
+
+    `share` is that of `provide_database_url`. Raises `StartError`, and `UnavailableError` when the
+    database does not become ready within `COMMAND_TIMEOUT`.
+    """
+    async with provide_database_url(settings, share=share) as url:
+        engine = create_engine(url)
+        try:
+            await prepare_database(engine, settings, timeout=COMMAND_TIMEOUT)
+            yield url, engine
+        finally:
+            await engine.dispose()
+
+
+async def run_on_database(
+    settings: Settings, work: Callable[[AsyncEngine], Awaitable[Result]]
+) -> Result:
+    """Return the result of `work` on the database; a running mailer may use it at the same time."""
+    async with open_database(settings, share=True) as (_, engine):
+        return await work(engine)
+
+
+async def migrate_only(settings: Settings) -> None:
+    """Bring the database to the newest schema; raises `StartError` and `UnavailableError`."""
+    async with open_database(settings, share=True):
+        log.info("migrated")
+
+
+async def sample_clock(engine: AsyncEngine) -> None:
+    """Set `database_clock` by the clock of the database.
+
+    All scheduling rests on that clock, not on the clock of this machine.
+    """
+    async with engine.connect() as connection:
+        sent_at = elapsed()
+        database_time = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+        database_clock.sample(sent_at, database_time, elapsed())
+
+
+async def prepare_database(
+    engine: AsyncEngine,
+    settings: Settings,
+    *,
+    timeout: float | None = None,  # noqa: ASYNC109  # no attempt is cancelled: the limit is checked between attempts
+    on_wait: Callable[[WaitReason], None] | None = None,
+    on_ready: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Wait for the database, check it, migrate it, and sample its clock.
+
+    `on_ready` is called at the end; when the database fails during it, everything is tried again.
+    `on_wait` is called with the reason after each failed attempt. Raises `StartError` for an error
+    that waiting does not help, and `UnavailableError` after `timeout` seconds; None waits without
+    limit.
+    """
+    setting = "MAILER_DATABASE_URL" if settings.database_url else "MAILER_DATA_DIR"
+    now = asyncio.get_running_loop().time
+    started_at, logged_at = now(), float("-inf")
+    while (reason := await _try_to_prepare(engine, setting, on_ready)) is not None:
+        if timeout is not None and now() - started_at >= timeout:
+            raise UnavailableError(f"the database did not become ready: {reason.detail}")
+        if now() - logged_at >= LOG_REPEAT_INTERVAL:
+            logged_at = now()
+            log.warning("database_unavailable", at="start", reason=reason.detail)
+        if on_wait is not None:
+            on_wait(reason)
+        await engine.dispose()  # a pooled session may be on a standby, or have outdated settings
+        await asyncio.sleep(RETRY_INTERVAL)
+    await sample_wall_clock()  # the reference by which the first step of the clock is detected
+
+
+async def _try_to_prepare(
+    engine: AsyncEngine, setting: str, on_ready: Callable[[], Awaitable[None]] | None
+) -> WaitReason | None:
+    """Return None when the database is ready, else why to wait; raises `StartError`."""
+    try:
+        await ensure_suitable(engine)
+        await migrate(engine)
+        await sample_clock(engine)
+        if on_ready is not None:
+            await on_ready()
+    except Exception as error:
+        cause = classify_error(error)
+        match cause:
+            case WaitReason():
+                return cause
+            case str():
+                raise StartError(f"{setting}: {cause}") from error
+            case None:
+                raise
+    return None

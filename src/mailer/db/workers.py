@@ -1,0 +1,72 @@
+"""List of the active workers, read from PostgreSQL's view of its sessions.
+
+Each worker that dispatches keeps one session open under a name of its own, and runs a query in it
+every second. So workers need no table, and a worker that has ended leaves nothing behind.
+"""
+
+import os
+import socket
+from datetime import datetime, timedelta
+
+import msgspec
+from sqlalchemy import Interval, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.clock import database_clock
+
+MAX_SESSION_NAME_BYTES = 63
+"""Length to which PostgreSQL cuts a session's name; it replaces characters that are not ASCII."""
+WORKER_TIMEOUT = timedelta(seconds=15)
+"""Time without a query in its session after which a worker does not count as active: it is cut off,
+hangs or has ended."""
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A mailer process that dispatches messages of this database."""
+
+    host: str
+    """Name of its machine, cut when it is very long."""
+    pid: int
+    since: datetime
+    """When the worker started, by the database's clock, to the second."""
+
+
+def session_name(host: str, pid: int, since: datetime) -> str:
+    """Return the name of a worker's session.
+
+    It includes the time of the start, because workers in containers may all have the same host name
+    and pid.
+    """
+    suffix = f":{pid}@{int(since.timestamp())}"
+    ascii_host = host.encode("ascii", "replace").decode()
+    return f"mailer {ascii_host[: MAX_SESSION_NAME_BYTES - len('mailer ') - len(suffix)]}{suffix}"
+
+
+def own_session_name() -> str:
+    """Return the name for the session of this process. Call it once, at the start."""
+    return session_name(socket.gethostname(), os.getpid(), database_clock.now())
+
+
+# The time of the last query matters, because a session whose machine or network has failed stays
+# open for hours. DISTINCT, because a session that was lost and reopened may appear twice for a
+# while, under one name.
+SELECT_ACTIVE = text(r"""
+    SELECT DISTINCT parts[1], parts[2]::int, to_timestamp(parts[3]::bigint) AS since
+    FROM pg_stat_activity
+        CROSS JOIN regexp_match(application_name, '^mailer (.*):([0-9]{1,9})@([0-9]{1,11})$')
+            AS parts
+    WHERE parts IS NOT NULL AND datname = current_database() AND usename = current_user
+        AND greatest(query_start, state_change) > clock_timestamp() - :worker_timeout
+    ORDER BY since DESC, 1, 2""").bindparams(bindparam("worker_timeout", type_=Interval))
+
+
+async def active_workers(
+    connection: AsyncConnection, worker_timeout: timedelta = WORKER_TIMEOUT
+) -> list[Worker]:
+    """Return the workers of this database, the newest first.
+
+    A worker that is stopping is included until its last result is written. A worker whose session
+    had no query within `worker_timeout` is not.
+    """
+    rows = await connection.execute(SELECT_ACTIVE, {"worker_timeout": worker_timeout})
+    return [Worker(*row) for row in rows]

@@ -1,0 +1,42 @@
+"""Log each message's claim and result, at level debug."""
+
+import structlog
+
+from mailer.log import shows_debug
+from mailer.message.model import ClaimedMessage, MessageResult
+
+log = structlog.get_logger()
+
+
+def log_claimed(claim: ClaimedMessage) -> None:
+    """Log that a message was claimed."""
+    if shows_debug():
+        log.debug("message_claimed", message_id=claim.id, mailing_id=claim.mailing_id)
+
+
+def log_result(result: MessageResult) -> None:
+    """Log the result of a claimed message."""
+    if shows_debug():
+        log.debug(
+            _event(result),
+            message_id=result.claim.id,
+            mailing_id=result.claim.mailing_id,
+            attempts=result.attempts,
+            reason=result.reason,
+        )
+
+
+def _event(result: MessageResult) -> str:
+    match result.status:
+        case "delivered":
+            return "message_sent"
+        case "undelivered" if result.reason == result.last_failure:
+            return "message_refused"
+        case "undelivered":
+            return "message_failed"
+        case "scheduled" if result.last_failure is not None:
+            return "message_retry_scheduled"
+        case "scheduled":
+            return "message_released"
+        case status:
+            return f"message_{status}"

@@ -1,0 +1,206 @@
+"""Track the running mailings, and publish the newest stop number that this worker has applied."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection
+from functools import cached_property
+
+import asyncpg
+import structlog
+
+from mailer.clock import database_clock, elapsed
+from mailer.db import origin
+from mailer.db.engine import STATEMENT_TIMEOUT, connect
+from mailer.db.workers import own_session_name
+from mailer.dispatch.in_flight import InFlightRequests
+from mailer.dispatch.loop_failures import LoopFailures, log_task_error
+from mailer.mailing import stop_number, transitions
+from mailer.mailing.model import RunningMailing
+from mailer.mailing.notifications import CHANNEL
+from mailer.message import trying
+
+log = structlog.get_logger()
+
+MAX_POLL_INTERVAL = 1.0
+"""Most seconds between two reads of the mailings, in case a notification is missed."""
+FULL_READ_INTERVAL = 60.0
+"""Seconds after which all mailings are read again: a deleted row leaves no trace of its change."""
+RECONNECT_DELAY = 0.5
+"""Seconds between attempts to connect to the database again."""
+
+KEEPALIVES = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""Settings that make the server end the session 30 s after the last sign of this machine, instead
+of after about two hours: until then, stops of mailings wait for the session's stop number. A worker
+that only lost its network notices earlier: its statements time out after `STATEMENT_TIMEOUT`, and
+at most two statements follow each other. A process that does not run keeps its session, because
+its kernel still answers. Over a UNIX socket the server ignores all four settings."""
+
+STALE_AFTER = 25.0
+"""Seconds without an answer of the server after which nothing is sent. After 30 s the server may
+have ended the session, and then stops do not wait for this worker. A machine that was suspended may
+notice the lost session much later."""
+
+
+class RunningMailings:
+    """Tracks the running mailings over a connection of its own, whose name identifies this worker.
+
+    The connection holds a lock on the number of the newest stop that this worker has applied. The
+    number is raised only after all stopped mailings are removed and their unwritten requests are
+    aborted. Pause, cancel and delete wait for that number. When the connection is lost, the lock is
+    released, and no mailing counts as running until a new connection holds a number.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        in_flight: InFlightRequests,
+        failures: LoopFailures,
+        on_change: Callable[[Collection[int]], None],
+        on_try_now: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.running: dict[int, RunningMailing] = {}
+        self.claiming = asyncio.Lock()
+        """Locked while messages are claimed: a stop does not become applied during a claim."""
+        self._url = url
+        self._in_flight = in_flight
+        self._failures = failures
+        self._on_change = on_change
+        self._on_try_now = on_try_now
+        self._active: dict[int, RunningMailing] = {}
+        """Running and paused mailings: these may have requests in flight."""
+        self._applied: int | None = None
+        self._snapshot: str | None = None
+        self._is_sending_allowed = False
+        self._read_all_at = 0.0
+        self._answered_at = float("-inf")
+        self._notified = asyncio.Event()
+
+    def is_current(self, now: float) -> bool:
+        """Return whether stops made before `now`, a moment of `elapsed()`, wait for this worker."""
+        return now - self._answered_at < STALE_AFTER
+
+    async def run(self) -> None:
+        """Track the mailings until cancelled; reconnect when the connection is lost."""
+        while True:
+            try:
+                await self._follow()
+            except Exception as error:
+                log_task_error(error, at="watch")
+                self._failures.record("watch", has_failed=True)
+            finally:
+                self._drop_all()
+                self._applied = None
+            await asyncio.sleep(RECONNECT_DELAY)
+
+    @cached_property
+    def _session(self) -> str:
+        """Name of this worker's database sessions; it contains the worker's start time."""
+        return own_session_name()
+
+    async def _follow(self) -> None:
+        connection = await connect(
+            self._url,
+            statement_timeout=STATEMENT_TIMEOUT,
+            application_name=self._session,
+            **KEEPALIVES,
+        )
+        try:
+            connection.add_termination_listener(lambda _: self._on_connection_lost())
+            await connection.add_listener(CHANNEL, lambda *_: self._notified.set())
+            await connection.add_listener(trying.TRY_NOW_CHANNEL, lambda *_: self._on_try_now())
+            self._notified.set()
+            while not connection.is_closed():
+                self._notified.clear()
+                changed_ids: Collection[int] = await self._refresh(connection)
+                if await self._sending_became_allowed(connection):
+                    changed_ids = self.running.keys() | changed_ids
+                if changed_ids:
+                    self._on_change(changed_ids)
+                self._failures.record("watch", has_failed=False)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(MAX_POLL_INTERVAL):
+                        await self._notified.wait()
+        finally:
+            connection.terminate()
+
+    def _on_connection_lost(self) -> None:
+        self._drop_all()
+        self._notified.set()
+
+    def _drop_all(self) -> None:
+        self._apply(dict.fromkeys(self._active))
+        self._snapshot = None
+
+    def _apply(self, changed: transitions.MailingsById) -> None:
+        """Update `running`, and abort unwritten requests of mailings that may not send."""
+        for mailing_id, mailing in changed.items():
+            if mailing is None:
+                self._active.pop(mailing_id, None)
+            else:
+                self._active[mailing_id] = mailing
+            if mailing is not None and mailing.may_send:
+                self.running[mailing_id] = mailing
+            else:
+                self.running.pop(mailing_id, None)
+        self._in_flight.apply_mailing_changes(self._active, database_clock.now())
+
+    async def _refresh(self, connection: asyncpg.Connection) -> transitions.MailingsById:
+        """Read and apply the changed mailings, and return them."""
+        newest = await stop_number.get_newest(connection)
+        self._answered_at = elapsed()
+        if self._applied is None:  # first, so that stops during the read wait for this worker
+            await self._mark_applied(connection, newest)
+        changed = await self._read(connection)
+        self._apply(changed)
+        if newest != self._applied:
+            async with self.claiming:
+                await self._mark_applied(connection, newest)
+        return changed
+
+    async def _sending_became_allowed(self, connection: asyncpg.Connection) -> bool:
+        """Return whether sending is allowed now and was not at the last call.
+
+        Until now no message was found due, so the caller must check all running mailings.
+        """
+        was_allowed, self._is_sending_allowed = (
+            self._is_sending_allowed,
+            await origin.is_sending_allowed(connection),
+        )
+        return self._is_sending_allowed and not was_allowed
+
+    async def _mark_applied(self, connection: asyncpg.Connection, number: int) -> None:
+        await stop_number.mark_applied(connection, number, self._applied)
+        self._applied = number
+
+    async def _read(self, connection: asyncpg.Connection) -> transitions.MailingsById:
+        """Return the changed mailings; None stands for one that is not running or paused any more.
+
+        Every `FULL_READ_INTERVAL` all mailings are read and compared, which finds deleted rows,
+        too. A mailing that changes during a read is read again by the next one.
+        """
+        requested_at = elapsed()
+        database_now, snapshot = await transitions.database_now(connection)
+        database_clock.sample(requested_at, database_now, elapsed())
+        if self._snapshot is None or requested_at >= self._read_all_at:
+            self._read_all_at = requested_at + FULL_READ_INTERVAL
+            mailings: transitions.MailingsById = dict.fromkeys(self._active)
+            after: int | None = 0
+            while after is not None:
+                batch = await transitions.read_under_way(connection, after)
+                self._answered_at = elapsed()
+                mailings |= batch
+                after = max(batch) if len(batch) == transitions.BATCH else None
+            changed = {
+                mailing_id: mailing
+                for mailing_id, mailing in mailings.items()
+                if mailing != self._active.get(mailing_id)
+            }
+        else:
+            changed = await transitions.read_changed(connection, self._snapshot)
+        self._snapshot = snapshot
+        return changed

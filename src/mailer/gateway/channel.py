@@ -1,0 +1,78 @@
+"""A channel: one gateway at work, and what this worker knows of its state and speed."""
+
+from collections.abc import Callable
+from typing import Self
+
+import msgspec
+import structlog
+
+from mailer import metrics
+from mailer.gateway.breaker import BREAKER_STATES, Breaker
+from mailer.gateway.protocol import Gateway
+from mailer.gateway.throughput import ThroughputEstimate
+from mailer.limits import Pacer
+from mailer.settings import Settings
+
+log = structlog.get_logger()
+
+
+class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How many messages a gateway gets, and when its breaker opens."""
+
+    concurrency: int
+    """Most requests at the same time."""
+    timeout: float
+    """Most seconds of a request."""
+    rate: float
+    """Most messages a second; 0 for no limit."""
+    breaker_failures: int
+    """Consecutive failures that open the breaker."""
+    breaker_reset: float
+    """Seconds until the next probe, unless the gateway asks for another pause."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits that the settings define."""
+        return cls(
+            concurrency=settings.gateway_concurrency,
+            timeout=settings.gateway_timeout,
+            rate=settings.gateway_rate,
+            breaker_failures=settings.breaker_failures,
+            breaker_reset=settings.breaker_reset,
+        )
+
+
+class Channel:
+    """A gateway with its limits, its breaker, its pacer and the estimate of its throughput.
+
+    It keeps nothing about single messages or requests: those belong to `dispatch.claims`.
+    """
+
+    def __init__(self, gateway: Gateway, limits: ChannelLimits) -> None:
+        self.gateway = gateway
+        self.limits = limits
+        self.breaker = Breaker(limits.breaker_failures, limits.breaker_reset)
+        self.throughput = ThroughputEstimate(limits.concurrency, limits.rate)
+        self.pacer = Pacer(limits.rate) if limits.rate else None
+        self._listeners: list[Callable[[], None]] = []
+        metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
+
+    def add_breaker_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` each time after the breaker has opened or closed."""
+        self._listeners.append(listener)
+
+    def report_probe(self) -> None:
+        """Log and export that the breaker is half-open: a probe starts."""
+        metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
+        log.info("breaker_half_open")
+
+    def report_breaker(self, now: float) -> None:
+        """Log and export that the breaker has opened or closed, and call the listeners."""
+        metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
+        if self.breaker.outage is not None:
+            seconds = round(self.breaker.seconds_to_probe(now), 3)
+            log.warning("breaker_opened", reason=self.breaker.outage.reason, seconds=seconds)
+        else:
+            log.info("breaker_closed")
+        for listener in self._listeners:
+            listener()

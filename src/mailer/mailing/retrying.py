@@ -1,0 +1,113 @@
+"""Schedule undelivered and unknown messages again, in chunks, at a user's request.
+
+The progress is stored in the mailing's row as `retry_cursor`.
+"""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Executable,
+    Row,
+    any_,
+    bindparam,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.schema import client, message
+from mailer.mailing.audience import filter_condition, plan, window_of
+from mailer.mailing.model import ClientFilter
+from mailer.mailing.notifications import notify_mailings_changed
+from mailer.mailing.skipped import SkippedMailings
+
+# The mailing with the lowest cursor comes first, so that a small one does not wait for a large one.
+NEXT_MAILING = text("""
+    SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
+        client_filter, retry_before, retry_cursor, clock_timestamp() AS now
+    FROM mailing
+    WHERE retry_before IS NOT NULL AND NOT is_settled AND deleted_at IS NULL
+        AND id <> ALL (:skipped)
+    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(
+    bindparam("skipped", type_=ARRAY(BigInteger))
+)
+# One index scan per status returns messages in order, so that all chunks cost the same.
+RETRYABLE = text("""
+    (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'undelivered'
+        AND id > :cursor ORDER BY id LIMIT :chunk)
+    UNION ALL
+    (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'unknown'
+        AND id > :cursor ORDER BY id LIMIT :chunk)
+    ORDER BY id LIMIT :chunk""")
+SCHEDULE = text("""
+    UPDATE message SET status = 'scheduled', reason = NULL, due_at = planned.due_at,
+        attempts = 0, last_failure = NULL, retry_at = NULL, sent_at = NULL, updated_at = now()
+    FROM unnest(:ids, :due_ats) AS planned (id, due_at)
+    WHERE message.id = planned.id AND message.status IN ('undelivered', 'unknown')""").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger)),
+    bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
+)
+MOVE_CURSOR = text("UPDATE mailing SET retry_cursor = :cursor WHERE id = :id")
+FINISH_RETRY = text("UPDATE mailing SET retry_before = NULL WHERE id = :id")
+
+
+async def retry_chunk(
+    connection: AsyncConnection, chunk: int, skipped: SkippedMailings | None = None
+) -> bool:
+    """Schedule up to `chunk` messages of one mailing again; return False when no mailing needs it.
+
+    Messages that cannot be sent before the mailing's end keep their status. A mailing whose data
+    cannot be read is skipped from now on.
+    """
+    skipped = SkippedMailings() if skipped is None else skipped
+    rows = await connection.execute(NEXT_MAILING, {"skipped": list(skipped)})
+    mailing = rows.one_or_none()
+    if mailing is not None:
+        with skipped.on_error(mailing.id):
+            async with connection.begin_nested():
+                await _retry_chunk(connection, mailing, chunk)
+            return True
+    return False
+
+
+async def _retry_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
+    values = {"mailing_id": mailing.id, "cursor": mailing.retry_cursor, "chunk": chunk}
+    ids = list(await connection.scalars(RETRYABLE, values))
+    retryable = (await connection.execute(_select_retryable(mailing, ids))).all()
+    window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
+    zones = {row.time_zone for row in retryable}
+    plans = {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
+    due = [row for row in retryable if plans[row.time_zone].status == "scheduled"]
+    if due:
+        due_ats = [plans[row.time_zone].due_at for row in due]
+        await connection.execute(SCHEDULE, {"ids": [row.id for row in due], "due_ats": due_ats})
+    if len(ids) == chunk:
+        await connection.execute(MOVE_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
+    else:
+        await connection.execute(FINISH_RETRY, {"id": mailing.id})
+    await notify_mailings_changed(connection)
+
+
+def _select_retryable(mailing: Row[Any], ids: list[int]) -> Executable:
+    """Return a select of the ids and time zones of messages to retry, which it locks.
+
+    Selects messages that ended before the retry was requested and whose clients still belong to the
+    audience. Locks them in the order of their ids, as other bulk changes do, to avoid deadlocks.
+    """
+    return (
+        select(message.c.id, client.c.time_zone)
+        .join_from(message, client, client.c.id == message.c.client_id)
+        .where(
+            message.c.id == any_(bindparam("ids", ids, type_=ARRAY(BigInteger))),
+            message.c.status.in_(("undelivered", "unknown")),
+            message.c.updated_at <= mailing.retry_before,
+            client.c.deleted_at.is_(None),
+            filter_condition(msgspec.convert(mailing.client_filter, ClientFilter)),
+        )
+        .order_by(message.c.id)
+        .with_for_update(of=message)
+    )

@@ -1,0 +1,71 @@
+"""Count the SMS parts of a text. Source of the rules: 3GPP TS 23.038, sections 6.1.2 and 6.2.
+
+One SMS holds 140 octets. A longer text is sent in several parts, each of which uses 6 octets to
+identify itself (3GPP TS 23.040, section 9.2.3.24.1).
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+GSM7_BASIC = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
+    "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+"""Characters of the default alphabet, of one septet each."""
+GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")
+"""Characters of the extension table, of two septets each: an escape and the character."""
+MAX_SINGLE_UNIT = "\uffff"
+"""Characters above it take two UTF-16 code units: a surrogate pair."""
+
+Encoding = Literal["GSM 03.38", "UCS-2"]
+PART_CAPACITY: dict[Encoding, tuple[int, int]] = {"GSM 03.38": (160, 153), "UCS-2": (70, 67)}
+"""Capacity in units by encoding: of a text in a single part, and of each of several parts."""
+
+
+class TextSize(msgspec.Struct, frozen=True):
+    """The length of a text as phone networks count it."""
+
+    characters: int
+    """Unicode code points."""
+    encoding: Encoding
+    units: int
+    """Septets in GSM 03.38, UTF-16 code units in UCS-2."""
+    parts: int
+    """0 for an empty text."""
+    left: int
+    """Units still free in the last part; the capacity of a whole part for an empty text."""
+    forced_by: str | None
+    """The first character that requires UCS-2; None when there is none."""
+
+
+def count_parts(text: str) -> TextSize:
+    """Return the size of a text in characters, units and parts."""
+    forced_by = next((c for c in text if c not in GSM7_BASIC and c not in GSM7_EXTENSION), None)
+    if forced_by is None:
+        encoding: Encoding = "GSM 03.38"
+        costs = [2 if c in GSM7_EXTENSION else 1 for c in text]
+    else:
+        encoding = "UCS-2"
+        costs = [2 if c > MAX_SINGLE_UNIT else 1 for c in text]
+    units = sum(costs)
+    single, joined = PART_CAPACITY[encoding]
+    if units <= single:
+        parts, left = min(1, units), single - units
+    else:
+        parts, left = _fill_parts(costs, joined)
+    return TextSize(len(text), encoding, units, parts, left, forced_by)
+
+
+def _fill_parts(costs: Iterable[int], capacity: int) -> tuple[int, int]:
+    """Return the number of parts, and the units left in the last part.
+
+    A character of two units is never split: if it does not fit, it starts the next part.
+    """
+    parts, left = 1, capacity
+    for cost in costs:
+        if cost > left:
+            parts, left = parts + 1, capacity
+        left -= cost
+    return parts, left

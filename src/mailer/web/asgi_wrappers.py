@@ -1,0 +1,36 @@
+"""ASGI wrappers around the whole application, for headers, hosts, proxies and the request log."""
+
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from mailer.settings import Settings
+from mailer.web.header_limits import limit_headers
+from mailer.web.headers import add_security_headers
+from mailer.web.hosts import require_loopback_host, validate_host
+from mailer.web.request_log import log_requests
+from mailer.web.trusted_proxies import TrustedProxies, trust_proxies
+
+
+def wrap_asgi(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Wrap an application for a server.
+
+    The client address and the scheme of a request come from X-Forwarded-For and X-Forwarded-Proto
+    if a trusted proxy sent it, and else from the connection.
+    """
+    proxies = TrustedProxies(settings.proxies)
+
+    def wrap(app: ASGIApp) -> ASGIApp:
+        # limit_headers comes first: the framework caches headers when they are first read
+        return limit_headers(
+            trust_proxies(add_security_headers(log_requests(validate_host(app))), proxies)
+        )
+
+    if settings.auth != "none":
+        return wrap(app)
+    through_proxy, direct = wrap(app), wrap(require_loopback_host(app))
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        # decided here because `trust_proxies` replaces the address of the peer
+        peer = (scope.get("client") or ("",))[0]
+        await (through_proxy if peer in proxies else direct)(scope, receive, send)
+
+    return serve

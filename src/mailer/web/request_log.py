@@ -1,0 +1,84 @@
+"""Request ids, log lines and metrics of all HTTP requests."""
+
+import re
+import time
+from http import HTTPStatus
+from uuid import uuid4
+
+import structlog
+from litestar.datastructures import Headers, MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
+
+from mailer import metrics
+
+log = structlog.get_logger()
+
+REQUEST_ID_HEADER = "X-Request-ID"
+REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""The form of an id that a client may choose. Any other is replaced, because ids are logged."""
+KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+API_PREFIX = "/api/"
+CLIENT_GONE = 499
+"""The logged status if the client closed the connection before its request was complete. No client
+receives this status."""
+
+
+def log_requests(app: ASGIApp) -> ASGIApp:
+    """Wrap an application to give each request an id, log it and count it.
+
+    The id is in the response and in all log lines of the request. Requests to the API are logged at
+    info, all others at debug. A path is logged only if it matches a route, because it then consists
+    of fixed words and ids. Queries and other paths may contain anything, and are not logged.
+    """
+
+    async def observe(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        method = str(scope.get("method"))
+        started = time.perf_counter()
+        request_id = _chosen_id(scope) or uuid4().hex
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR
+        is_gone = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                MutableScopeHeaders.from_message(message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        async def receive_observed() -> ReceiveMessage:
+            nonlocal is_gone
+            message = await receive()
+            is_gone = message["type"] == "http.disconnect"
+            return message
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            known_method = method if method in KNOWN_METHODS else "other"
+            log.debug("request_received", method=known_method)
+            try:
+                await app(scope, receive_observed, send_with_id)
+            finally:
+                seconds = time.perf_counter() - started
+                if is_gone and status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                    status = CLIENT_GONE
+                route = scope.get("path_template")
+                metrics.http_request_answered(known_method, str(route or "none"), status, seconds)
+                level = "info" if scope["path"].startswith(API_PREFIX) else "debug"
+                getattr(log, level)(
+                    "request_answered",
+                    method=known_method,
+                    path=scope["path"] if route else None,
+                    status=status,
+                    seconds=round(seconds, 6),
+                )
+
+    return observe
+
+
+def _chosen_id(scope: Scope) -> str | None:
+    """Return the request id that the client chose, if it has the right form."""
+    header = Headers.from_scope(scope).get(REQUEST_ID_HEADER, "")
+    return header if REQUEST_ID_PATTERN.fullmatch(header) else None

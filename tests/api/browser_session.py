@@ -1,0 +1,84 @@
+"""An HTTP client that sends the headers of a browser, for tests of pages."""
+
+from functools import lru_cache
+from typing import Any
+
+import httpx
+from litestar import Litestar
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.calls import DUE, create_mailing
+from tests.asgi_client import inside
+from tests.factories import begin
+
+from mailer.access import service, users
+from mailer.access.cookie import COOKIE
+from mailer.access.model import COMMAND_LINE
+from mailer.app import create_app
+from mailer.settings import Role, Settings
+
+BROWSER = {
+    "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+    "Sec-Fetch-Site": "same-origin",
+}
+SITE = "http://mailer"
+HOSTILE = "\"'><script>alert(1)</script>"
+ESCAPED = "&#34;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
+
+
+async def get_page(api: httpx.AsyncClient, path: str, status: int = 200) -> str:
+    """Return the HTML of a page, with every run of blanks as one space."""
+    answer = await api.get(f"{SITE}{path}", headers=BROWSER)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    text = answer.text.replace("<bdi>", "").replace("</bdi>", "")  # invisible
+    return " ".join(text.split())
+
+
+async def post(api: httpx.AsyncClient, path: str) -> httpx.Response:
+    return await api.post(f"{SITE}{path}", headers=BROWSER)
+
+
+async def create_running_mailing(api: httpx.AsyncClient, engine: AsyncEngine, **values: Any) -> int:
+    """Create a mailing, start it, and return its id."""
+    mailing_id = int((await create_mailing(api, DUE | values))["id"])
+    await begin(engine)
+    return mailing_id
+
+
+def create_browser(
+    engine: AsyncEngine, settings: Settings | None = None, secret: str | None = None
+) -> httpx.AsyncClient:
+    """Return a browser for an application with authentication; paths begin at the site's root.
+
+    `settings` default to the application's own; `secret` is that of a session.
+    """
+    app = shared_app(engine, settings or Settings())
+    browser = httpx.AsyncClient(
+        transport=inside(app),
+        base_url=SITE,
+        headers=BROWSER,
+    )
+    if secret is not None:
+        browser.cookies.set(
+            COOKIE, secret, domain="mailer.local"
+        )  # the cookie jar's name of the host
+    return browser
+
+
+@lru_cache(maxsize=8)
+def shared_app(engine: AsyncEngine, settings: Settings) -> Litestar:
+    """Return an application shared by the tests of a file: creating one is slower than a test."""
+    return create_app(engine, settings=settings)
+
+
+async def signed_in_browser(
+    engine: AsyncEngine, role: Role, name: str | None = None, settings: Settings | None = None
+) -> httpx.AsyncClient:
+    """Return a browser in which a new user with a role is signed in.
+
+    The user's name is the role unless a name is given. No password fits.
+    """
+    async with engine.begin() as connection:
+        user = await users.create(connection, name or role, role, "no hash", COMMAND_LINE)
+        secret = await service.begin_session(connection, user, "127.0.0.1", "a browser")
+    return create_browser(engine, settings, secret)

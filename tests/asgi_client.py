@@ -1,0 +1,10 @@
+"""Calls of an ASGI application without a server."""
+
+from typing import Any
+
+import httpx
+
+
+def inside(app: Any, **options: Any) -> httpx.ASGITransport:
+    """Return a transport that calls `app` in this process; an exception in `app` answers 500."""
+    return httpx.ASGITransport(app, raise_app_exceptions=False, **options)

@@ -1,0 +1,176 @@
+"""Signing in and out, and pages by role, in a browser."""
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser import signing_in
+from tests.browser.accessibility import check_accessibility
+from tests.browser.measure import overflows
+from tests.browser.page_states import DESK, NARROW, PageState, every_page_state
+from tests.browser.signing_in import PASSWORD, mailer_with_users
+from tests.browser.watch import Watch, watched
+from tests.processes import Gateway, MailerProcess, until
+
+from mailer.settings import Role
+
+ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
+
+
+@pytest.fixture(scope="module")
+async def mailer(
+    browser: Browser, shared_database_url: str, gateway: Gateway, shared_engine: AsyncEngine
+) -> AsyncIterator[MailerProcess]:
+    """A process with a user of each role; mailing 1 is scheduled."""
+    del browser  # without a browser nothing needs to be started
+    async with mailer_with_users(shared_engine, shared_database_url, gateway, ROLES) as mailer:
+        yield mailer
+
+
+async def sign_in(page: Page, name: str, path: str = "/", password: str = PASSWORD) -> None:
+    """Open a page and sign in on the way to it."""
+    await page.goto(path)
+    await signing_in.sign_in(page, name, password)
+
+
+async def test_a_user_signs_in_on_the_way_to_a_page_and_signs_out(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await page.goto("/mailings?status=scheduled")
+    await expect(page).to_have_title("Sign in - mailer")
+    await expect(page.get_by_label("Name")).to_have_attribute("autocomplete", "username")
+    password = page.get_by_label("Password")
+    await expect(password).to_have_attribute("autocomplete", "current-password")
+    await page.get_by_label("Name").fill("Anna")
+    await password.fill(PASSWORD)
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(f"{mailer.address}/mailings?status=scheduled")
+    await expect(page.get_by_role("link", name="anna")).to_be_visible()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_text("You are signed out.")).to_be_visible()
+    await page.goto("/mailings")
+    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings")
+
+
+async def test_a_wrong_password_is_an_error_and_not_shown_again(page: Page, watch: Watch) -> None:
+    watch.expect("answer", "400 POST at .*/login")
+    await sign_in(page, "vera", password="nothing like it")  # noqa: S106  # used in tests alone
+    await expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong.")
+    await expect(page.get_by_label("Name", exact=True)).to_have_value("vera")
+    await expect(page.get_by_label("Password", exact=True)).to_have_value("")
+    await check_accessibility(page)
+
+
+async def test_a_viewer_can_only_read(page: Page, watch: Watch) -> None:
+    await sign_in(page, "vera", "/mailings/1")
+    await expect(page.get_by_text("It starts automatically")).to_be_visible()
+    await page.wait_for_timeout(2_500)  # live sections were received at least once
+    await expect(page.locator("#controls > *")).to_have_count(0)
+    await page.goto("/clients")
+    await expect(page.get_by_role("link", name="Import")).to_have_count(0)
+    await page.get_by_role("link", name="79160000001").click()
+    await expect(page.get_by_role("term").first).to_be_visible()
+    await expect(page.get_by_role("button", name="Save")).to_have_count(0)
+    await check_accessibility(page)
+    await expect(page.get_by_role("link", name="System")).to_have_count(0)
+    watch.expect("answer", "403 GET at .*/mailings/new")
+    await page.goto("/mailings/new")
+    await expect(page.get_by_role("heading", name="You are not allowed to do this")).to_be_visible()
+    await check_accessibility(page)
+
+
+@every_page_state
+async def test_pages_of_users_are_accessible_and_fit(page: Page, page_state: PageState) -> None:
+    await page.goto("/")
+    await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
+    problems = [*await overflows(page)]
+    await check_accessibility(page)
+    await sign_in(page, "anna", "/account")
+    await expect(page.locator("html")).to_have_attribute("data-zone", page_state.time_zone)
+    for path in ("/account", "/people", "/people/new", "/people/1", "/people/3"):
+        await page.goto(path)
+        problems += [f"{path}: {wide}" for wide in await overflows(page)]
+        assert await page.locator("h1:visible").count() == 1
+        await check_accessibility(page)
+    assert problems == []
+
+
+async def test_an_open_page_whose_session_ended_elsewhere_shows_the_sign_in_form(
+    page: Page, browser: Browser, watch: Watch, mailer: MailerProcess
+) -> None:
+    await sign_in(page, "oleg", "/mailings/1")
+    await expect(page.locator("#pause")).to_be_visible()
+    async with watched(browser, mailer.address, DESK) as other:
+        await sign_in(other.page, "oleg", "/account")
+        end_button = other.page.get_by_role("button", name="End session")
+        await expect(end_button).to_have_count(1)
+        await end_button.click()
+        await expect(other.page.get_by_text("The session has ended.")).to_be_visible()
+        await expect(end_button).to_have_count(0)
+    # as after a minute, when the page reconnects
+    watch.expect("answer", "401 GET at .*/live/mailings/1")
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1")
+
+
+async def test_a_confirmation_without_a_session_leads_to_the_sign_in_form(
+    page: Page, watch: Watch, mailer: MailerProcess
+) -> None:
+    await sign_in(page, "oleg", "/mailings/1")
+    await expect(page.locator("#pause")).to_be_visible()
+    await page.context.clear_cookies(name=re.compile("session"))
+    watch.expect("answer", "401 GET at .*/mailings/1/pause")
+    await page.locator("#pause").click()
+    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1")
+
+
+async def test_reconnecting_a_stream_shows_no_notice(page: Page) -> None:
+    await sign_in(page, "vera", "/mailings/1")
+    await page.evaluate("""() => {
+        window.shown = 0;
+        new MutationObserver(() => { window.shown += !offline.hidden; })
+            .observe(document.getElementById("offline"), {attributes: true});
+        const Source = EventSource;
+        window.opened = [];
+        window.EventSource = function (address) {
+            const source = new Source(address);
+            window.opened.push(source);
+            return source;
+        };
+        window.EventSource.CLOSED = Source.CLOSED;
+        dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}));
+    }""")
+
+    async def are_open(count: int) -> bool | None:
+        states = await page.evaluate("opened.map(source => source.readyState)")
+        return [len(states), *states[-1:]] == [count, 1] or None
+
+    await until(lambda: are_open(1))
+    await page.evaluate("opened[0].dispatchEvent(new MessageEvent('again', {data: '-'}))")
+    await until(lambda: are_open(2))
+    assert await page.evaluate("opened[0].readyState") == 2
+    assert await page.evaluate("window.shown") == 0
+
+
+@pytest.mark.parametrize("page_state", [NARROW], ids=["russian on a phone, dark"])
+async def test_an_admin_creates_a_user_who_then_signs_in(
+    page: Page, browser: Browser, page_state: PageState, mailer: MailerProcess
+) -> None:
+    name = f"new {page_state.locale} {page_state.width}"
+    await sign_in(page, "anna", "/people/new")
+    await page.locator("[name=name]").fill(name)
+    await page.locator("#role-operator").check()
+    await page.locator("[name=password]").fill(PASSWORD)
+    await page.locator("[name=again]").fill(PASSWORD)
+    await page.locator("main button.primary").click()
+    await expect(page.get_by_role("heading", name=name)).to_be_visible()
+    await check_accessibility(page)
+    async with watched(browser, mailer.address, DESK) as other:
+        await sign_in(other.page, name, "/mailings/new")
+        await expect(other.page.get_by_role("heading", name="New mailing")).to_be_visible()
+    await page.reload()
+    await page.locator("button.danger").click()
+    await expect(page.locator(".notice.done")).to_be_visible()
+    await check_accessibility(page)

@@ -1,0 +1,266 @@
+"""Clients, mailings and messages, written straight into the database for tests.
+
+Also the steps of the dispatcher, for tests in which no mailer process runs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import RowMapping, TextClause, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.db import locks
+from mailer.db.engine import asyncpg_connection, create_engine
+from mailer.db.schema import MESSAGE_STATUSES
+from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.protocol import Outcome, Request
+from mailer.mailing import audience, replanning, retrying, small_audiences, store, transitions
+from mailer.mailing.model import ENDED, RunningMailing
+from mailer.mailing.skipped import SkippedMailings
+from mailer.message import store as messages
+from mailer.message.model import ClaimedMessage, MessageResult
+from mailer.settings import Settings
+from tests.event_timeout import EVENT_TIMEOUT
+
+Result = TypeVar("Result")
+
+OPEN = Settings(auth="none")
+"""Settings without authentication."""
+NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
+OWNER = UUID(int=1)
+LEASE = timedelta(seconds=60)
+CHUNK = 5_000
+CREATE_CLIENTS = text("""
+    INSERT INTO client (phone, operator_code, time_zone)
+    SELECT '7916' || lpad((existing + n)::text, 7, '0'), :operator_code, :time_zone
+    FROM (SELECT count(*) AS existing FROM client) AS directory, generate_series(1, :count) AS n
+    RETURNING id""")
+CREATE_MESSAGES = text("""
+    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, status, reason,
+        sent_at, updated_at)
+    SELECT :mailing_id, wanted.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'),
+        :at, :status, :reason, :sent_at, :at
+    FROM unnest((:clients)::bigint[]) WITH ORDINALITY AS wanted (id, position)
+        LEFT JOIN client ON client.id = wanted.id
+    ORDER BY position""")
+SET_STARTED = text("""
+    UPDATE mailing SET status = :status, audience_until = :until, audience_cursor = :until,
+        is_settled = :is_settled
+    WHERE id = :id""")
+
+HOLD_STOP_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({locks.STOP})")
+SELECT_STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
+SELECT_COUNTS = text("SELECT * FROM mailing_counts WHERE mailing_id = :id")
+
+
+async def add_clients(
+    engine: AsyncEngine, count: int, operator_code: str = "916", time_zone: str = "UTC"
+) -> list[int]:
+    """Create clients and return their ids."""
+    values = {"operator_code": operator_code, "time_zone": time_zone, "count": count}
+    async with engine.begin() as connection:
+        return sorted((await connection.execute(CREATE_CLIENTS, values)).scalars())
+
+
+async def add_mailing(
+    engine: AsyncEngine,
+    *,
+    clients: int = 0,
+    start: datetime = NOON,
+    status: str = "running",
+    lasts: timedelta = timedelta(hours=6),
+) -> int:
+    """Create a mailing and return its id; unless it is scheduled, its audience is enqueued."""
+    values: dict[str, Any] = {
+        "datetime_start": start,
+        "datetime_end": start + lasts,
+        "text": "Tonight only, at half price.",
+    }
+    async with engine.begin() as connection:
+        mailing_id = await store.create(connection, values, clients)
+        if status != "scheduled":
+            parameters = {"id": mailing_id, "status": status, "until": 1_000_000}
+            await connection.execute(SET_STARTED, parameters | {"is_settled": status in ENDED})
+    return mailing_id
+
+
+async def add_messages(  # noqa: PLR0913, PLR0917  # so that a test needs one line for messages
+    engine: AsyncEngine,
+    mailing_id: int,
+    clients: Sequence[int],
+    status: str,
+    reason: str | None = None,
+    at: datetime = NOON,
+) -> None:
+    """Create messages that reached `status` at the time `at`; triggers update the counts."""
+    values = {
+        "mailing_id": mailing_id,
+        "clients": list(clients),
+        "at": at,
+        "status": status,
+        "reason": reason,
+        "sent_at": at if status == "delivered" else None,
+    }
+    async with engine.begin() as connection:
+        await connection.execute(CREATE_MESSAGES, values)
+
+
+async def add_due_messages(engine: AsyncEngine, count: int, status: str = "running") -> int:
+    """Create a mailing that started an hour ago, with due messages, and return its id."""
+    start = datetime.now(UTC) - timedelta(hours=1)
+    mailing_id = await add_mailing(engine, clients=count, start=start, status=status)
+    await add_messages(engine, mailing_id, await add_clients(engine, count), "scheduled")
+    return mailing_id
+
+
+async def state(engine: AsyncEngine, message_id: int) -> tuple[str, str | None, int]:
+    """Return the status, reason and attempts of a message."""
+    row = await _row(engine, SELECT_STATE, message_id)
+    return row["status"], row["reason"], row["attempts"]
+
+
+async def mailing_counts(engine: AsyncEngine, mailing_id: int) -> dict[str, int]:
+    """Return the counts of a mailing by status, without zeros."""
+    row = await _row(engine, SELECT_COUNTS, mailing_id)
+    return {name: row[name] for name in MESSAGE_STATUSES if row[name]}
+
+
+async def _row(engine: AsyncEngine, query: TextClause, id_: int) -> RowMapping:
+    async with engine.connect() as connection:
+        return (await connection.execute(query, {"id": id_})).mappings().one()
+
+
+async def execute(engine: AsyncEngine, *statements: str) -> None:
+    """Execute SQL statements, without mailer's code."""
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+
+async def value(engine: AsyncEngine, query: str) -> Any:
+    """Return the value of a query with one row and one column."""
+    async with engine.connect() as connection:
+        return (await connection.execute(text(query))).scalar_one()
+
+
+@asynccontextmanager
+async def behind_all_stops(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Act as a worker that has not applied any stop yet, and so may send for any mailing."""
+    async with engine.begin() as connection:
+        await connection.execute(HOLD_STOP_LOCK)
+        yield
+
+
+def create_patient_engine(url: str) -> AsyncEngine:
+    """Return an engine whose transactions may be idle for any time, since tests may be slow."""
+    engine = create_engine(url)
+    event.listen(engine.sync_engine, "connect", _may_idle_in_transaction)
+    return engine
+
+
+def _may_idle_in_transaction(connection: DBAPIConnection, _: object) -> None:
+    connection.cursor().execute("SET idle_in_transaction_session_timeout = 0")
+    connection.commit()
+
+
+# ---- steps of the dispatcher ----------------------------------------------------------------
+
+
+async def do(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+    """Run one step in its own transaction."""
+    async with engine.begin() as connection:
+        return await step(connection)
+
+
+async def take_audience(engine: AsyncEngine) -> None:
+    """Enqueue the audiences of all started mailings, and replan all messages to be replanned."""
+    has_more = True
+    while has_more:
+        replanned = await do(engine, replanning.replan_chunk)
+        enqueued = await do(engine, audience.enqueue_chunk)
+        has_more = replanned is not None or enqueued is not None
+
+
+async def begin(engine: AsyncEngine) -> int:
+    """Start the mailing that is due, enqueue its audience and return its id."""
+    [mailing_id] = await do(engine, transitions.start_due)
+    await take_audience(engine)
+    return mailing_id
+
+
+async def resend(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
+    """Schedule a chunk of the messages that a user has retried."""
+    return await do(engine, lambda db: retrying.retry_chunk(db, chunk))
+
+
+async def clear(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
+    """Cancel a chunk of the scheduled messages of mailings that have ended or are cancelled."""
+    return await do(engine, lambda db: transitions.end_scheduled_messages(db, chunk))
+
+
+async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
+    """Do all pending work, as the dispatcher does."""
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        while (work := await do(engine, transitions.find_pending_work)).has_work:
+            if work.must_start:
+                await do(engine, transitions.start_due)
+            if work.must_enqueue:
+                await do(engine, lambda db: small_audiences.enqueue_small(db, SkippedMailings()))
+                await do(engine, audience.enqueue_chunk)
+            if work.must_replan:
+                await do(engine, lambda db: replanning.replan_chunk(db, chunk))
+            if work.must_retry:
+                await resend(engine, chunk)
+            if work.must_end_messages:
+                await clear(engine, chunk)
+            if work.must_finish:
+                await do(engine, transitions.finish)
+
+
+async def under_way(engine: AsyncEngine) -> list[RunningMailing]:
+    """Return the mailings that a worker reads: they have requests, or may have them now."""
+    async with engine.connect() as pooled:
+        mailings = await transitions.read_under_way(await asyncpg_connection(pooled))
+    return [mailing for mailing in mailings.values() if mailing is not None]
+
+
+async def running(engine: AsyncEngine) -> list[RunningMailing]:
+    """Return the mailings for which a worker may send."""
+    return [mailing for mailing in await under_way(engine) if mailing.may_send]
+
+
+async def claim(
+    engine: AsyncEngine, mailing_id: int, count: int = 1, lease: timedelta = LEASE
+) -> list[ClaimedMessage]:
+    """Claim due messages of a mailing."""
+    async with engine.connect() as pooled:
+        return await messages.claim(
+            await asyncpg_connection(pooled),
+            {mailing_id: messages.FIRST_CURSOR},
+            count,
+            OWNER,
+            lease,
+        )
+
+
+async def finish(engine: AsyncEngine, *finished: MessageResult) -> int:
+    """Record results of claimed messages; return how many of them still had their lease."""
+    async with engine.connect() as pooled:
+        return len(await messages.record_results(await asyncpg_connection(pooled), OWNER, finished))
+
+
+class UnusedGateway:
+    """A gateway for tests in which nothing is sent."""
+
+    async def send(self, request: Request) -> Outcome:
+        raise NotImplementedError
+
+
+def make_channel(**settings: Any) -> Channel:
+    """Return a channel with the limits of these settings. Its gateway cannot send."""
+    return Channel(UnusedGateway(), ChannelLimits.of(Settings(**settings)))

@@ -1,0 +1,284 @@
+"""Starting many mailings and enqueueing their small audiences in few statements."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.factories import add_clients, do, execute, take_audience, value
+
+from mailer.access.model import COMMAND_LINE
+from mailer.client import segment_counts
+from mailer.mailing import audience, replanning, service, small_audiences, store, transitions
+from mailer.mailing.model import MailingChange
+from mailer.mailing.skipped import SkippedMailings
+from mailer.report.verify import find_differences
+
+HOUR = timedelta(hours=1)
+MESSAGES = """
+    SELECT coalesce(jsonb_agg(jsonb_build_array(
+        text, client_id, operator_code, time_zone, message.status, reason,
+        CASE WHEN due_at = datetime_start THEN 'start'
+            WHEN due_at > now() + interval '1 hour' THEN 'later' END)
+        ORDER BY text, client_id), '[]')
+    FROM message JOIN mailing ON mailing.id = mailing_id"""
+SET_TAGS = "UPDATE client SET tag = 'tag ' || id WHERE id % 3 <> 0"
+
+
+async def add_mailing(engine: AsyncEngine, words: str, client_filter: Any, **fields: Any) -> int:
+    values = {
+        "datetime_start": datetime.now(UTC) - HOUR,
+        "datetime_end": datetime.now(UTC) + HOUR,
+        "text": words,
+        "client_filter": client_filter,
+    } | fields
+    return await do(engine, lambda db: store.create(db, values, 0))
+
+
+@contextmanager
+def recorded_statements(engine: AsyncEngine) -> Iterator[list[str]]:
+    """Yield the list of executed statements."""
+    statements: list[str] = []
+
+    def record(*args: Any) -> None:
+        statements.append(args[2])
+
+    event.listen(engine.sync_engine, "before_cursor_execute", record)
+    try:
+        yield statements
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", record)
+
+
+async def enqueue_small(engine: AsyncEngine, **options: Any) -> list[int]:
+    chunks = await do(
+        engine, lambda db: small_audiences.enqueue_small(db, SkippedMailings(), **options)
+    )
+    return [chunk.mailing_id for chunk in chunks]
+
+
+async def test_starting_and_enqueueing_many_mailings_needs_no_more_statements_than_a_few(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, small_audiences.MAILINGS_PER_BATCH)
+    await execute(engine, "UPDATE client SET tag = 'tag ' || id")
+    statement_counts = []
+    for count in (small_audiences.NEWEST_FIRST, small_audiences.MAILINGS_PER_BATCH):
+        for number in range(1, count + 1):
+            await add_mailing(engine, "Hello", {"tags": [f"Tag {number}"]})
+        with recorded_statements(engine) as statements:
+            assert len(await do(engine, transitions.start_due)) == count
+            assert len(await enqueue_small(engine)) == count
+        statement_counts.append(len(statements))
+
+    assert statement_counts[0] == statement_counts[1]
+    assert (
+        await value(engine, "SELECT count(*) FROM message")
+        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_FIRST
+    )
+    assert (
+        await value(engine, "SELECT sum(scheduled) FROM mailing_counts")
+        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_FIRST
+    )
+    assert not (await do(engine, transitions.find_pending_work)).has_work
+    assert await find_differences(engine) == []
+
+
+async def test_small_audiences_enqueued_together_equal_those_enqueued_one_by_one(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, 20)
+    await add_clients(engine, 10, operator_code="912", time_zone="Asia/Tokyo")
+    await add_clients(engine, 5, operator_code="912", time_zone="Europe/Moscow")
+    await execute(engine, SET_TAGS, "UPDATE client SET tag = 'vip' WHERE id % 5 = 0")
+    filters: list[Any] = [
+        None,
+        "912, tag 4, tag 4, nobody",
+        ",,",
+        "999",
+        {"operator_codes": ["912"], "time_zones": ["Asia/Tokyo"]},
+        {"tags": ["vip"], "operator_codes": ["916"]},
+        {"time_zones": ["UTC", "Europe/Moscow"]},
+    ]
+    hour = datetime.now(UTC).hour + 12
+    window = {
+        "send_interval_time_start": f"{hour % 24:02}:30",
+        "send_interval_time_end": f"{(hour + 1) % 24:02}:00",
+    }
+    later_end = {"datetime_end": datetime.now(UTC) + 72 * HOUR}
+    for number, client_filter in enumerate(filters):
+        await add_mailing(engine, f"plain {number}", client_filter)
+        await add_mailing(engine, f"window {number}", client_filter, **window)
+        await add_mailing(engine, f"long window {number}", client_filter, **window, **later_end)
+        await add_mailing(engine, f"over {number}", client_filter, datetime_end=datetime.now(UTC))
+        cancelled = await add_mailing(engine, f"cancelled {number}", client_filter)
+        await execute(engine, f"UPDATE mailing SET status = 'cancelled' WHERE id = {cancelled}")  # noqa: S608  # a number
+    await do(engine, lambda db: transitions.start_due(db, 5 * len(filters)))
+    await add_clients(engine, 3)  # created after the start
+    await execute(
+        engine, "UPDATE client SET deleted_at = now(), phone = NULL, tag = NULL WHERE id = 7"
+    )
+    async with engine.connect() as trial:
+        while await audience.enqueue_chunk(trial):
+            pass
+        one_by_one = (await trial.exec_driver_sql(MESSAGES)).scalar_one()
+        counts = "SELECT array_agg(clients_count ORDER BY id) FROM mailing"
+        counts_one_by_one = (await trial.exec_driver_sql(counts)).scalar_one()
+        await trial.rollback()
+
+    assert len(await enqueue_small(engine, limit=5 * len(filters))) == 5 * len(filters)
+
+    assert len(one_by_one) > 100
+    assert await value(engine, MESSAGES) == one_by_one
+    assert await value(engine, counts) == counts_one_by_one
+    assert await find_differences(engine) == []
+
+
+async def test_clients_that_match_again_after_a_filter_change_are_rescheduled(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, 4)
+    await add_mailing(engine, "Hello", None)
+    await do(engine, transitions.start_due)
+    await take_audience(engine)
+    await execute(
+        engine,
+        "UPDATE message SET status = 'cancelled', reason = 'filter_changed' WHERE client_id > 2",
+        "UPDATE message SET status = 'delivered', sent_at = now() WHERE client_id = 1",
+        "UPDATE mailing SET audience_cursor = 0",
+    )
+
+    await enqueue_small(engine)
+
+    assert await value(engine, "SELECT scheduled FROM mailing_counts") == 3
+    assert await value(engine, "SELECT delivered FROM mailing_counts") == 1
+    assert await find_differences(engine) == []
+
+
+async def test_the_newest_mailings_come_first_then_the_longest_waiting_ones(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, 1)
+    now = datetime.now(UTC)
+    ids = [
+        await add_mailing(engine, "Hello", None, datetime_start=now - HOUR + timedelta(seconds=n))
+        for n in range(2 * small_audiences.NEWEST_FIRST + 3)
+    ]
+    newest, longest = ids[: -small_audiences.NEWEST_FIRST - 1 : -1], ids[:2]
+
+    started = await do(
+        engine, lambda db: transitions.start_due(db, small_audiences.NEWEST_FIRST + 2)
+    )
+    assert started == newest + longest
+    assert len(await do(engine, transitions.start_due)) == len(ids) - len(started)
+    assert sorted(await enqueue_small(engine, limit=small_audiences.NEWEST_FIRST + 2)) == sorted(
+        newest + longest
+    )
+    assert len(await enqueue_small(engine)) == len(ids) - len(started)
+
+
+SEGMENTS = 2_000
+SEGMENT_ROW_READS = """
+    SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)
+    FROM pg_stat_xact_user_tables WHERE relname = 'directory'"""
+
+
+async def test_only_matching_segments_are_read(engine: AsyncEngine) -> None:
+    await add_clients(engine, SEGMENTS)
+    await execute(engine, "UPDATE client SET tag = 'tag ' || id")
+    await do(engine, lambda db: segment_counts.merge_deltas(db, 2 * SEGMENTS))
+    await execute(engine, "ANALYZE segment_count")
+    filters = small_audiences.Filters()
+    numbers = [filters.add({"tags": tags}) for tags in (["tag 5"], ["tag 6", "tag 7"])]
+
+    async with engine.connect() as connection:
+        reads_before = (await connection.exec_driver_sql(SEGMENT_ROW_READS)).scalar_one()
+        counts = await small_audiences.count(connection, filters)
+        reads_after = (await connection.exec_driver_sql(SEGMENT_ROW_READS)).scalar_one()
+
+    assert [counts[number] for number in numbers] == [1, 2]
+    assert reads_after - reads_before < SEGMENTS / 10
+
+
+async def test_large_audiences_are_not_enqueued_with_small_ones(engine: AsyncEngine) -> None:
+    await add_clients(engine, small_audiences.MAX_SMALL_AUDIENCE + 1)
+    await add_clients(engine, 2, operator_code="912")
+    await add_mailing(engine, "large", None)
+    small = await add_mailing(engine, "small", "912")
+    await do(engine, transitions.start_due)
+
+    assert await enqueue_small(engine) == [small]
+    assert await enqueue_small(engine) == []
+    assert (await do(engine, transitions.find_pending_work)).must_enqueue
+
+
+async def test_an_audience_that_has_grown_since_it_was_counted_is_enqueued_in_chunks(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, small_audiences.MAX_SMALL_AUDIENCE + 1)
+    grown = await add_mailing(engine, "grown", "vip")
+    small = await add_mailing(engine, "small", "912")
+    await do(engine, transitions.start_due)
+    assert await value(engine, "SELECT max(clients_count) FROM mailing") == 0
+    await execute(engine, "UPDATE client SET tag = 'vip'")
+
+    assert await enqueue_small(engine) == [small]
+
+    assert await value(engine, "SELECT count(*) FROM message") == 0
+    of_grown = f"SELECT clients_count FROM mailing WHERE id = {grown}"  # noqa: S608  # a number
+    assert await value(engine, of_grown) == small_audiences.MAX_SMALL_AUDIENCE + 1
+    assert await enqueue_small(engine) == []
+    await take_audience(engine)
+    assert (
+        await value(engine, "SELECT count(*) FROM message")
+        == small_audiences.MAX_SMALL_AUDIENCE + 1
+    )
+    assert await find_differences(engine) == []
+
+
+async def test_the_audience_of_a_changed_filter_is_counted_before_it_is_enqueued(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, small_audiences.MAX_SMALL_AUDIENCE + 1)
+    await execute(engine, "UPDATE client SET tag = 'vip' WHERE id = 1")
+    mailing_id = await add_mailing(engine, "grown", "vip")
+    await do(engine, transitions.start_due)
+    assert await enqueue_small(engine) == [mailing_id]
+
+    change = MailingChange(client_filter=None)
+    changed = await service.change(engine, mailing_id, change, COMMAND_LINE)
+    while (await do(engine, transitions.find_pending_work)).must_replan:
+        await do(engine, replanning.replan_chunk)
+
+    assert changed.clients_count == small_audiences.MAX_SMALL_AUDIENCE + 1
+    assert await enqueue_small(engine) == []
+    assert await value(engine, "SELECT count(*) FROM message") == 1
+    await take_audience(engine)
+    assert (
+        await value(engine, "SELECT count(*) FROM message")
+        == small_audiences.MAX_SMALL_AUDIENCE + 1
+    )
+    assert await find_differences(engine) == []
+
+
+async def test_only_mailings_that_cannot_be_enqueued_are_skipped(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, 2)
+    skipped = SkippedMailings()
+    unreadable = [await add_mailing(engine, "Hello", broken) for broken in ({"no": 1}, ["916"], 5)]
+    readable = await add_mailing(engine, "Hello", None)
+    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [readable]
+    assert skipped == set(unreadable)
+
+    broken_later = await add_mailing(engine, "Hello", "916")
+    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [broken_later]
+    await execute(engine, f"UPDATE mailing SET client_filter = '7' WHERE id = {broken_later}")  # noqa: S608  # a number
+    chunks = await do(engine, lambda db: small_audiences.enqueue_small(db, skipped))
+    assert [chunk.mailing_id for chunk in chunks] == [readable]
+    assert skipped == {*unreadable, broken_later}
+    pending_work = await do(engine, lambda db: transitions.find_pending_work(db, skipped=skipped))
+    assert not pending_work.has_work
+    assert (await do(engine, transitions.find_pending_work)).must_start

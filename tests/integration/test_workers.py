@@ -1,0 +1,99 @@
+"""The list of active workers, and properties of the database."""
+
+import asyncio
+import os
+import socket
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit, urlunsplit
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.event_timeout import EVENT_TIMEOUT
+from tests.factories import do, value
+
+from mailer.db import database_info, workers
+from mailer.db.engine import connect
+from mailer.db.migrate import get_newest
+from mailer.db.workers import Worker, active_workers, session_name
+from mailer.dispatch.in_flight import InFlightRequests
+from mailer.dispatch.loop_failures import LoopFailures
+from mailer.dispatch.running_mailings import RunningMailings
+
+SINCE = datetime(2026, 3, 4, 12, tzinfo=UTC)
+
+
+async def url_of(engine: AsyncEngine, server_url: str) -> str:
+    """Return the URL of the engine's database."""
+    name = await value(engine, "SELECT current_database()")
+    return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+
+
+async def wait_for_workers(engine: AsyncEngine, count: int) -> list[Worker]:
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        while len(active := await do(engine, active_workers)) != count:
+            await asyncio.sleep(0.05)
+    return active
+
+
+async def test_a_worker_is_listed_once_for_any_number_of_sessions(
+    engine: AsyncEngine, server_url: str
+) -> None:
+    url = await url_of(engine, server_url)
+    first, second = session_name("one", 7, SINCE), session_name("two", 7, SINCE)
+    sessions = [await connect(url, application_name=name) for name in (first, first, second)]
+    other_sessions = [await connect(url), await connect(url, application_name="mailer-of-mine:7@1")]
+    elsewhere = await connect(server_url, application_name=first)
+    for session in (*sessions, *other_sessions, elsewhere):
+        await session.execute("SELECT 1")
+
+    assert await do(engine, active_workers) == [Worker("one", 7, SINCE), Worker("two", 7, SINCE)]
+
+    for session in sessions[:2]:
+        await session.close()
+    assert await wait_for_workers(engine, 1) == [Worker("two", 7, SINCE)]
+    for session in (*sessions[2:], *other_sessions, elsewhere):
+        await session.close()
+
+
+async def test_a_worker_is_listed_while_it_follows_the_mailings(
+    engine: AsyncEngine, server_url: str
+) -> None:
+    started_at = datetime.now(UTC)
+    mailings = RunningMailings(
+        await url_of(engine, server_url), InFlightRequests(), LoopFailures(), lambda _: None
+    )
+    task = asyncio.create_task(mailings.run())
+    try:
+        [worker] = await wait_for_workers(engine, 1)
+    finally:
+        task.cancel()
+    assert (worker.host, worker.pid) == (socket.gethostname(), os.getpid())
+    assert started_at - timedelta(seconds=1) <= worker.since <= datetime.now(UTC)
+
+    await wait_for_workers(engine, 0)
+
+
+async def test_a_session_without_recent_queries_is_not_an_active_worker(
+    engine: AsyncEngine, server_url: str
+) -> None:
+    session = await connect(
+        await url_of(engine, server_url), application_name=session_name("one", 7, SINCE)
+    )
+    await session.execute("SELECT 1")
+    await asyncio.sleep(0.3)
+    assert await do(engine, lambda db: active_workers(db, timedelta(seconds=0.2))) == []
+    assert len(await do(engine, lambda db: active_workers(db, timedelta(hours=1)))) == 1
+    await session.close()
+
+
+def test_a_session_name_fits_for_any_host_name() -> None:
+    name = session_name("ö" * 300, 4_194_304, SINCE)
+    assert len(name.encode()) == workers.MAX_SESSION_NAME_BYTES
+    assert name.endswith(":4194304@1772625600")
+
+
+async def test_database_info_has_schema_version_and_size(engine: AsyncEngine) -> None:
+    info = await do(engine, database_info.get_database_info)
+
+    assert info.applied == info.newest == get_newest()
+    assert info.version == await value(engine, "SHOW server_version")
+    assert 2**20 < info.size < 2**30

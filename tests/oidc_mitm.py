@@ -1,0 +1,210 @@
+"""A man in the middle between mailer and its OpenID provider, which can change responses.
+
+The provider uses the address of the man in the middle as its own, so for mailer this address is the
+issuer.
+"""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import warnings
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+from joserfc import jws
+from joserfc.errors import SecurityWarning
+from joserfc.jwk import Key
+
+from mailer.access.oidc.model import Identity, ProviderUnavailableError, SignInError
+from mailer.access.oidc.provider import Provider
+from mailer.settings import ROLES, Role
+from tests.provider import OpenIdProvider, sign_in
+
+REDIRECT = "http://127.0.0.1:1/callback"
+"""No server listens here; tests read the parameters from the redirect's URL."""
+ROLE_WORDS: dict[str, Role] = {role: role for role in ROLES}
+
+DISCOVERY = "/.well-known/openid-configuration"
+TOKEN = "/token"  # noqa: S105  # a path
+KEYS = "/jwks"
+USERINFO = "/me"
+
+Claims = dict[str, Any]
+Change = Callable[[Claims], Any]
+"""Changes the JSON of a response, in place or by returning a new value."""
+Sign = Callable[[Claims, Claims], str]
+"""Makes a token from a header and claims."""
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+"""Answers a request instead of the provider."""
+
+
+class Middle:
+    """The man in the middle; `changes` and `answers` apply to requests by path."""
+
+    def __init__(self, openid: OpenIdProvider, session: aiohttp.ClientSession) -> None:
+        self.openid = openid
+        self._session = session
+        self.issuer = ""
+        self.changes: dict[str, Change] = {}
+        self.answers: dict[str, Answer] = {}
+        self.asked: Counter[str] = Counter()
+        self.sent: list[tuple[str, dict[str, str], str]] = []
+        """Path, headers and body of every request received."""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked[request.path] += 1
+        body = await request.read()
+        self.sent.append((request.path, dict(request.headers), body.decode()))
+        if request.path in self.answers:
+            return await self.answers[request.path](request)
+        async with self._session.request(
+            request.method,
+            self.openid.issuer + request.path_qs,
+            headers=request.headers,  # including the Host of the request
+            data=body,
+            allow_redirects=False,
+        ) as original:
+            content = await original.read()
+            headers = {
+                name: value
+                for name, value in original.headers.items()
+                if name in {"Location", "Content-Type"}
+            }
+            response = web.Response(status=original.status, body=content, headers=headers)
+            response.headers.extend(
+                ("Set-Cookie", cookie) for cookie in original.headers.getall("Set-Cookie", [])
+            )
+        if request.path in self.changes and response.status == 200:
+            value = msgspec.json.decode(content)
+            changed = self.changes[request.path](value)
+            response.body = msgspec.json.encode(value if changed is None else changed)
+        return response
+
+    def provider(self, **options: Any) -> Provider:
+        """Return mailer's client of the provider, registered there; the caller must close it."""
+        if "client_id" not in options:
+            client = self.openid.register(REDIRECT)
+            options |= {"client_id": client.client_id, "client_secret": client.client_secret}
+        options = {"role_claim": "roles", "roles": ROLE_WORDS, **options}
+        return Provider(self.issuer, **options)
+
+    def change_token(self, change: Change) -> None:
+        """Change the claims of every ID token."""
+        self.changes[TOKEN] = lambda response: self.sign_again(response, change)
+
+    def sign_again(self, response: Claims, change: Change) -> None:
+        """Change the claims of a response's ID token, and sign it with its original key."""
+        _replace(
+            response, lambda header, old: signed(header, _changed(change, old), self._key(header))
+        )
+
+    def sign_anew(self, sign: Sign) -> None:
+        """Replace every ID token by the result of `sign`, called with its header and claims."""
+        self.changes[TOKEN] = lambda response: _replace(response, sign)
+
+    def _key(self, header: Claims) -> Key:
+        return next(key for key in self.openid.keys.values() if key.kid == header["kid"])
+
+
+class Clock:
+    """A clock that is set by a test."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@contextlib.asynccontextmanager
+async def between(openid: OpenIdProvider) -> AsyncIterator[Middle]:
+    """Run a man in the middle between a provider and its clients."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+        middle = Middle(openid, session)
+        runner = web.AppRunner(_application(middle), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        middle.issuer = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield middle
+        await runner.cleanup()
+
+
+async def who_signs_in(provider: Provider, login: str = "vera", **overrides: str) -> Identity:
+    """Sign in and return the identity; `overrides` replace arguments of the last step."""
+    start = await provider.start(REDIRECT)
+    redirect = parse_qs(urlsplit(await sign_in(start.url, login)).query)
+    assert redirect["state"] == [start.state]
+    arguments = {"nonce": start.nonce, "verifier": start.verifier, "redirect_uri": REDIRECT}
+    arguments |= {"code": redirect["code"][0], "iss": redirect["iss"][0]}
+    return await provider.finish(**{**arguments, **overrides})
+
+
+async def refusal(provider: Provider, login: str = "vera", **overrides: str) -> str:
+    """Return the logged reason why a sign-in fails.
+
+    The text for the user must be general, so that it cannot contain a secret.
+    """
+    with pytest.raises(SignInError) as error:
+        await who_signs_in(provider, login, **overrides)
+    assert str(error.value).endswith((" Start it again.", " for one."))
+    assert error.value.__cause__ is None
+    return error.value.reason
+
+
+async def absence(provider: Provider) -> str:
+    """Return the logged reason why the provider counts as unavailable."""
+    with pytest.raises(ProviderUnavailableError) as error:
+        await who_signs_in(provider)
+    assert str(error.value).endswith(" Try again later.")
+    return error.value.reason
+
+
+def nobodys(url: str) -> Provider:
+    """Return mailer's client of a provider at which it is not registered."""
+    return Provider(url.removesuffix("/send/"), "mailer", None, "roles", {})
+
+
+def signed(header: Claims, claims: Claims, key: Key) -> str:
+    """Return a token with this header and these claims, signed with `key`."""
+    registry = jws.JWSRegistry(algorithms=[header["alg"]], strict_check_header=False)
+    # joserfc warns that the algorithm's name EdDSA is deprecated
+    with warnings.catch_warnings(action="ignore", category=SecurityWarning):
+        return jws.serialize_compact(header, msgspec.json.encode(claims), key, registry=registry)
+
+
+def signed_by_hmac(header: Claims, claims: Claims, secret: bytes) -> str:
+    """Return a token signed by HMAC with any `secret`; joserfc would refuse some secrets."""
+    parts = f"{_base64url(msgspec.json.encode(header))}.{_base64url(msgspec.json.encode(claims))}"
+    return f"{parts}.{_base64url(hmac.digest(secret, parts.encode(), hashlib.sha256))}"
+
+
+def unsigned(header: Claims, claims: Claims) -> str:
+    """Return a token without a signature."""
+    return f"{_base64url(msgspec.json.encode(header))}.{_base64url(msgspec.json.encode(claims))}."
+
+
+def _base64url(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def _replace(response: Claims, sign: Sign) -> None:
+    token = jws.extract_compact(response["id_token"].encode())
+    response["id_token"] = sign(token.headers(), msgspec.json.decode(token.payload or b""))
+
+
+def _changed(change: Change, claims: Claims) -> Claims:
+    changed = change(claims)
+    return claims if changed is None else changed
+
+
+def _application(middle: Middle) -> web.Application:
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", middle.answer)
+    return application

@@ -1,0 +1,88 @@
+"""The claims of a worker, from the claim until the result is recorded."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mailer.dispatch.claims import WorkerClaims
+from mailer.message.model import ClaimedMessage, MessageResult
+
+NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def claims() -> WorkerClaims:
+    return WorkerClaims(timedelta(seconds=60), prefetch_size=10)
+
+
+def make_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
+    lease_expires_at = NOON + timedelta(minutes=attempts)
+    return ClaimedMessage(message_id, 1, attempts, lease_expires_at, "79161234567", "UTC")
+
+
+def delivered(*claims: ClaimedMessage) -> list[MessageResult]:
+    return [MessageResult(claim, "delivered", claim.attempts) for claim in claims]
+
+
+async def test_message_is_sent_once_and_is_unrecorded_until_its_result_is_written(
+    claims: WorkerClaims,
+) -> None:
+    first, second = make_claim(1), make_claim(2)
+    claims.add([first, second])
+    assert [await claims.prefetch.get(), await claims.prefetch.get()] == [first, second]
+    assert claims.prefetch.is_empty
+    assert claims.unrecorded == {1, 2}
+    assert claims.record_written(delivered(first), {1}) == []
+    assert claims.unrecorded == {2}
+
+
+def test_discarded_result_leaves_a_newer_claim_of_the_message_unrecorded(
+    claims: WorkerClaims,
+) -> None:
+    discarded, newer = make_claim(1), make_claim(1, attempts=2)
+    claims.add([discarded])
+    claims.add([newer])
+    assert claims.record_written(delivered(discarded), set()) == [discarded]
+    assert claims.unrecorded == {1}
+    claims.record_written(delivered(newer), {1})
+    assert claims.unrecorded == set()
+
+
+def test_attempt_is_refunded_once_its_result_is_written(claims: WorkerClaims) -> None:
+    failed = make_claim(1)
+    claims.add([failed])
+    claims.refunds.record_failure("gateway", failed, at=1)
+    claims.refunds.confirm_outage("gateway")
+    assert claims.take_refundable() == []
+    claims.record_written(delivered(failed), {1})
+    assert claims.take_refundable() == [failed]
+    assert claims.take_refundable() == []
+
+
+@pytest.mark.parametrize("is_confirmed_before", [True, False])
+def test_attempt_is_not_refunded_after_the_lease_was_lost(
+    claims: WorkerClaims, *, is_confirmed_before: bool
+) -> None:
+    kept, lost = make_claim(1), make_claim(2)
+    claims.add([kept, lost])
+    for claim in (kept, lost):
+        claims.refunds.record_failure("gateway", claim, at=1)
+    if is_confirmed_before:
+        claims.refunds.confirm_outage("gateway")
+    assert claims.record_written(delivered(kept, lost), {kept.id}) == [lost]
+    claims.refunds.confirm_outage("gateway")
+    assert claims.take_refundable() == [kept]
+
+
+def test_message_whose_result_was_dropped_stays_unrecorded_and_is_not_refunded(
+    claims: WorkerClaims,
+) -> None:
+    dropped = make_claim(1)
+    claims.add([dropped])
+    claims.refunds.record_failure("gateway", dropped, at=1)
+    claims.record_dropped([dropped])
+    assert claims.unrecorded == {1}
+    claims.forget(delivered(dropped))
+    claims.refunds.confirm_outage("gateway")
+    assert claims.unrecorded == set()
+    assert claims.take_refundable() == []
