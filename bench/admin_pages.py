@@ -55,8 +55,8 @@ PAGES = (
     "/clients?phone={phone}",
     "/clients?before={client}",
     "/clients/new",
-    "/clients/{living}",
-    "/clients/{living}/delete",
+    "/clients/{existing_client}",
+    "/clients/{existing_client}/delete",
     "/clients/import",
     "/system",
 )
