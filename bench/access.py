@@ -24,7 +24,7 @@ import aiohttp
 import uvloop
 
 import harness
-from mailer.db.embedded import embedded_postgres
+from mailer.embedded_postgres.cluster import embedded_postgres
 
 BLOCK_SIZE, ROUNDS, WARM_UP_ROUNDS = 200, 14, 2
 """Calls in a block; rounds, each of one block per case; first rounds that are not counted."""

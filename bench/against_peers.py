@@ -29,7 +29,7 @@ import msgspec
 
 import harness
 from against_bare import CONCURRENCY
-from mailer.db.embedded import embedded_postgres
+from mailer.embedded_postgres.cluster import embedded_postgres
 from peers.environment import peers_python
 from peers.rabbitmq import is_installed, rabbitmq
 

@@ -31,12 +31,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 import harness
 from bare_loop import bare_session, post
 from mailer.access.model import COMMAND_LINE
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.db.startup import sample_clock
 from mailer.dispatch import message_log
 from mailer.dispatch.dispatcher import Dispatcher
+from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.protocol import Accepted, Outcome, Request

@@ -20,9 +20,9 @@ from uuid import uuid4
 import asyncpg
 
 import harness
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import DedicatedConnection, create_engine
 from mailer.db.migrate import migrate
+from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.message import store
 from mailer.message.model import MessageResult
 

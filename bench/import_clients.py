@@ -33,10 +33,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 import harness
 from mailer.access.model import COMMAND_LINE
 from mailer.client.importing import ImportReport, import_clients
-from mailer.db.binaries import find_binaries
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
+from mailer.embedded_postgres.binaries import find_binaries
+from mailer.embedded_postgres.cluster import embedded_postgres
 
 DATABASE = "mailer_bench_import"
 MIN_SPEED_RATIO = 0.5

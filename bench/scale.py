@@ -26,9 +26,9 @@ import asyncpg
 import uvloop
 
 import harness
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
-from mailer.report.verify import find_differences
+from mailer.embedded_postgres.cluster import embedded_postgres
+from mailer.statistics.verify import find_differences
 from scaling import data
 from scaling.calls import CALLS, PAGES, CallValues, read_values
 

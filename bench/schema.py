@@ -27,7 +27,7 @@ import uvloop
 
 import harness
 from mailer.db.engine import create_engine
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 
 CLIENTS, AUDIENCE_CODES = 300, 20
 """Clients in the directory, and operator codes in the filter of the first mailings."""

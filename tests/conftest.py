@@ -18,12 +18,12 @@ from hypothesis import settings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import passwords
+from mailer.access import credentials
 from mailer.app import create_app
 from mailer.clock import database_clock, elapsed
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
+from mailer.embedded_postgres.cluster import embedded_postgres
 from tests.asgi_client import inside
 from tests.factories import OPEN, create_patient_engine
 from tests.provider import OpenIdProvider, running_provider
@@ -95,8 +95,8 @@ def cheap_passwords() -> Iterator[None]:
     """Hash passwords at the lowest cost; `test_password_cost` tests the real cost."""
     cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passwords, "_hasher", lambda: cheap)
-        patch.setattr(passwords, "_dummy_hash", cache(passwords._dummy_hash.__wrapped__))  # noqa: SLF001  # its hash depends on the cost
+        patch.setattr(credentials, "_hasher", lambda: cheap)
+        patch.setattr(credentials, "_dummy_hash", cache(credentials._dummy_hash.__wrapped__))  # noqa: SLF001  # its hash depends on the cost
         yield
 
 

@@ -14,8 +14,7 @@ from sqlalchemy import RowMapping, TextClause, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db import locks
-from mailer.db.engine import asyncpg_connection, create_engine
+from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.db.schema import MESSAGE_STATUSES
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request
@@ -53,7 +52,7 @@ SET_STARTED = text("""
         is_settled = :is_settled
     WHERE id = :id""")
 
-HOLD_STOP_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({locks.STOP})")
+HOLD_STOP_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({FIRST_STOP_LOCK})")
 SELECT_STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
 SELECT_COUNTS = text("SELECT * FROM mailing_counts WHERE mailing_id = :id")
 

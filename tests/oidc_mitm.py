@@ -22,9 +22,9 @@ from joserfc import jws
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import Key
 
-from mailer.access.oidc.model import Identity, ProviderUnavailableError, SignInError
-from mailer.access.oidc.provider import Provider
-from mailer.settings import ROLES, Role
+from mailer.oidc.model import Identity, ProviderUnavailableError, SignInError
+from mailer.oidc.provider import Provider
+from mailer.roles import ROLES, Role
 from tests.provider import OpenIdProvider, sign_in
 
 REDIRECT = "http://127.0.0.1:1/callback"

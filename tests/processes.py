@@ -16,7 +16,7 @@ import msgspec
 import mailer
 from mailer.db.engine import connect, create_engine
 from mailer.gateway.sandbox import Faults, SandboxGateway, SandboxRequest
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 from tests import prefork
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.wall_clock import WallClock

@@ -9,10 +9,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from mailer.db.binaries import find_binaries
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
+from mailer.embedded_postgres.binaries import find_binaries
+from mailer.embedded_postgres.cluster import embedded_postgres
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "schema.sql"
 HEAD = """\

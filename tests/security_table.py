@@ -9,10 +9,9 @@ from typing import Literal, NamedTuple
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from mailer.access.auth_middleware import AUTH_METHOD, MONITORING, NOTHING, REQUIRED_SCOPE
-from mailer.access.model import SCOPE_BY_ROLE
+from mailer.access.middleware import AUTH_METHOD, MONITORING, NOTHING, REQUIRED_SCOPE
 from mailer.app import create_app
-from mailer.settings import SCOPES
+from mailer.roles import SCOPE_BY_ROLE, SCOPES
 from mailer.web.origin import SAFE_METHODS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "security.md"

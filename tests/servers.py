@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
-from mailer.db.child import Child, SystemUser
-from mailer.db.embedded import _choose_usable_binaries, _find_unprivileged_user
 from mailer.db.engine import connect
+from mailer.embedded_postgres.child import Child, SystemUser
+from mailer.embedded_postgres.cluster import _choose_usable_binaries, _find_unprivileged_user
 
 PROGRAM_TIMEOUT = 60.0
 """Seconds for a program of PostgreSQL to end, and for a server to start."""

@@ -19,7 +19,6 @@ from litestar.exceptions import HTTPException
 import mailer.app
 import mailer.client.commands  # noqa: F401  # these import every model and every error
 from mailer import admin
-from mailer.access.oidc import model as oidc_model
 from mailer.admin.language import LANGUAGES, LOCALE_FOLDER
 from mailer.client import csv_reader
 from mailer.client.decoding import Encoding
@@ -28,6 +27,7 @@ from mailer.client.rows import CSV_COLUMNS
 from mailer.db import requirements
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import missing_window_bound
+from mailer.oidc import model as oidc_model
 from mailer.validation import Input, rule_texts
 from mailer.web.startup_gate import STARTING_DETAIL
 

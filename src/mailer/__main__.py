@@ -94,9 +94,9 @@ def export(file: str) -> None:
 def report(day: datetime, *, send: bool) -> None:
     """Print the daily report of day D, such as 2030-01-15, or send it by mail."""
     settings = load_settings()
-    from mailer.report import commands
+    from mailer.daily_report.mail import report_command
 
-    text = run(commands.report(settings, day.date(), send=send))
+    text = run(report_command(settings, day.date(), send=send))
     if not send:
         click.echo(text)
 
@@ -105,7 +105,7 @@ def report(day: datetime, *, send: bool) -> None:
 def verify() -> None:
     """Compare all counts with the messages; print the differences and exit 1 if there are any."""
     settings = load_settings()
-    from mailer.report.verify import find_differences
+    from mailer.statistics.verify import find_differences
 
     lines = run_on_database(settings, find_differences)
     for line in lines:

@@ -15,14 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer import demo, metrics
 from mailer.access import users
 from mailer.access.api import AuditController
-from mailer.access.auth_middleware import AUTH_METHOD, AuthMiddleware, actor_of
-from mailer.access.idempotency.middleware import Idempotency
-from mailer.access.oidc.provider import make_provider
+from mailer.access.middleware import AUTH_METHOD, AuthMiddleware, actor_of
 from mailer.admin.live import LiveUpdates
 from mailer.admin.render import load_templates
 from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.client.model import known_zones
+from mailer.daily_report.mail import SmtpConfig, make_smtp_config
+from mailer.daily_report.schedule import DailyMail
 from mailer.db import database_info
 from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
 from mailer.db.requirements import WaitReason
@@ -30,22 +30,21 @@ from mailer.db.startup import open_database, prepare_database, provide_database_
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
+from mailer.idempotency.middleware import Idempotency
 from mailer.limits import RateLimiter
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.mailing.api import MailingController
-from mailer.report.api import StatisticsController, show_metrics
-from mailer.report.daily_mail import DailyMail
-from mailer.report.mail import SmtpConfig, make_smtp_config
+from mailer.oidc.provider import make_provider
 from mailer.server import Server, listen, notify_systemd, stop_on_signals
 from mailer.settings import Settings
+from mailer.statistics.api import StatisticsController, show_metrics
 from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.assets import static_router
 from mailer.web.body import MAX_BODY_BYTES, TimedRequest
-from mailer.web.connection import ConnectionLimits
 from mailer.web.health import WhyNotReady, health_router
-from mailer.web.methods import allow_all
 from mailer.web.openapi import KEY_SECURITY, StructPlugin, openapi_config
-from mailer.web.path_ids import PathIds
+from mailer.web.routing import PathIds, allow_all
+from mailer.web.server.connection import ConnectionLimits
 from mailer.web.shutdown import AnswerAbortedRequests
 from mailer.web.startup_gate import STARTING_DETAIL, Startup, StartupGate
 

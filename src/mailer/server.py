@@ -14,7 +14,7 @@ from litestar.types import ASGIApp
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 from mailer.signals import handle_signals
-from mailer.web.connection import ConnectionLimits, LimitedHttpProtocol, make_protocol_class
+from mailer.web.server.connection import ConnectionLimits, LimitedHttpProtocol, make_protocol_class
 
 log = structlog.get_logger()
 

@@ -13,7 +13,8 @@ import platformdirs
 from msgspec import Meta
 
 from mailer.errors import StartError
-from mailer.urls import read_gateway_url, split_url
+from mailer.roles import ROLES, parse_role_mapping
+from mailer.urls import is_loopback, read_gateway_url, split_url
 from mailer.variables import PREFIX, find_unreadable, printable_name, read_variables
 
 SECRETS = frozenset(
@@ -31,15 +32,6 @@ LEASE_SLACK = 2
 """Seconds that a lease must exceed the gateway's timeout: to wait for a slot before the request and
 to write the outcome after it."""
 
-Role = Literal["viewer", "operator", "admin"]
-ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
-"""Roles of users, from the least powerful on."""
-Scope = Literal["read", "write", "admin"]
-"""Scopes of API keys and roles. `read`: see clients, mailings and messages. `write`: also change
-them. `admin`: also read the audit log; users with this scope also see the system's state and manage
-API keys and users."""
-SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
-"""Each scope includes those before it."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
@@ -124,32 +116,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def proxies(self) -> list[str]:
         """Addresses and networks of proxies that are trusted to report a request's origin."""
         return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address is a loopback one."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def parse_role_mapping(mapping: str) -> dict[str, Role]:
-    """Return mailer's role for each role name of an identity provider.
-
-    `mapping` is a list of `role=name` separated by commas; several names may map to one role.
-    Raises `ValueError` when the list is malformed or maps one name to two roles.
-    """
-    roles: dict[str, Role] = {}
-    for pair in mapping.split(","):
-        own_name, _, provider_name = (part.strip() for part in pair.partition("="))
-        role = next((role for role in ROLES if role == own_name), None)
-        if role is None or not provider_name or provider_name in roles:
-            raise ValueError
-        roles[provider_name] = role
-    return roles
 
 
 def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> Settings:

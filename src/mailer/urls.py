@@ -105,3 +105,13 @@ def _unquote(value: str) -> str:
         return unquote(value, errors="strict")
     except UnicodeDecodeError:
         raise ValueError("must have user and password in UTF-8") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is a loopback one."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -10,7 +10,7 @@ from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
-from mailer.db.embedded import embedded_postgres
+from mailer.embedded_postgres.cluster import embedded_postgres
 
 OUTAGE = float(os.environ.get("TEST_OUTAGE", "4"))
 """Seconds without the database; by default short, `TEST_OUTAGE=60` tests the whole promise."""

@@ -9,7 +9,7 @@ import pytest
 from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, MailerProcess, Mailers, run, until
 
-from mailer.db.embedded import embedded_postgres
+from mailer.embedded_postgres.cluster import embedded_postgres
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateway, Gateways, MailerProcess, Mailers, run, until
 from tests.servers import dump, restore
 
-from mailer.db.binaries import find_binaries
 from mailer.db.engine import connect
+from mailer.embedded_postgres.binaries import find_binaries
 from mailer.validation import MAX_ID
 
 QUICK = {"lease": "8", "gateway_timeout": "4"}

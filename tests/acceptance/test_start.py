@@ -14,10 +14,10 @@ from sqlalchemy import text
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import MailerProcess, run
 
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import connect, create_engine
 from mailer.db.requirements import WaitReason
 from mailer.db.startup import prepare_database
+from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.settings import Settings
 
 WAITING_TEXT = "The database cannot be reached; mailer waits for it."

@@ -11,10 +11,11 @@ from tests.asgi_client import inside
 from tests.factories import begin
 
 from mailer.access import service, users
-from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
-from mailer.settings import Role, Settings
+from mailer.roles import Role
+from mailer.settings import Settings
+from mailer.web.cookie import COOKIE
 
 BROWSER = {
     "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",

@@ -22,10 +22,11 @@ from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import do, execute, value
 
 from mailer.access import keys
-from mailer.access.auth_middleware import address_of
+from mailer.access.middleware import address_of
 from mailer.access.model import COMMAND_LINE
 from mailer.access.sessions import create as begin_session
-from mailer.settings import SCOPES, Scope, Settings
+from mailer.roles import SCOPES, Scope
+from mailer.settings import Settings
 from mailer.web.request_log import log_requests
 
 CLIENTS = "/api/v1/clients"

@@ -12,12 +12,12 @@ from tests.factories import OPEN, add_clients, add_mailing
 from tests.served import Talk, listening, talk
 
 from mailer.access import keys, service, users
-from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
 from mailer.admin.form import MAX_FIELDS, MAX_FORM_BYTES, MAX_LONG_FORM_BYTES, MAX_SMALL_FORM_BYTES
 from mailer.app import create_app
 from mailer.settings import Settings
 from mailer.web.body import MAX_BODY_BYTES
+from mailer.web.cookie import COOKIE
 
 BODYLESS = {
     *("/account/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),

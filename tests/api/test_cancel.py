@@ -25,7 +25,7 @@ from tests.factories import (
 from mailer.mailing import audience, transitions
 from mailer.mailing.audience import FIRST_BATCH
 from mailer.message.model import MessageResult
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 
 MANY = 1_200
 assert FIRST_BATCH < MANY

@@ -14,7 +14,7 @@ from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import OPEN, value
 
 from mailer.app import create_app
-from mailer.client.upload import MAX_CONCURRENT_IMPORTS, MAX_IMPORT_BYTES
+from mailer.client.api import MAX_CONCURRENT_IMPORTS, MAX_IMPORT_BYTES
 from mailer.web.body import MAX_BODY_BYTES
 
 PATH = "/clients/import"

@@ -17,15 +17,20 @@ from tests.served import GET, listening, served_normally, talk, talks
 from mailer.access import keys
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
-from mailer.client import upload
-from mailer.client.upload import MAX_CONCURRENT_IMPORTS
+from mailer.client import api as client_api
+from mailer.client.api import MAX_CONCURRENT_IMPORTS
 from mailer.db.csv_export import CsvPart
 from mailer.limits import BusyError, ConcurrencyLimiter
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
-from mailer.web.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_URL_BYTES, ConnectionLimits
 from mailer.web.download import csv_answer
 from mailer.web.headers import COMMON_HEADERS
+from mailer.web.server.connection import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_URL_BYTES,
+    ConnectionLimits,
+)
 
 BODY = b"POST /api/v1/clients HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 LARGE = 64 * 1024 * 1024
@@ -411,7 +416,7 @@ async def test_waiting_too_long_for_an_import_slot_is_503_with_retry_after(
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(MAX_CONCURRENT_IMPORTS):
-            await stack.enter_async_context(upload.LIMITER.slot(None))
+            await stack.enter_async_context(client_api.IMPORT_LIMITER.slot(None))
         async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as late:
             await late.say(
                 b"POST /api/v1/clients/import HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
@@ -479,7 +484,7 @@ async def test_each_api_key_runs_one_import_at_a_time(engine: AsyncEngine) -> No
     async with listening(create_app(engine)) as port, talks(port, 3) as [slow, same, other]:
         await slow.say(upload_head.format(secrets[0], 100).encode())
         async with asyncio.timeout(EVENT_TIMEOUT):
-            while not await is_too_busy(upload.LIMITER, ("key", 1)):
+            while not await is_too_busy(client_api.IMPORT_LIMITER, ("key", 1)):
                 await asyncio.sleep(0.01)
         await same.say(upload_head.format(secrets[0], 6).encode())
         await other.say(upload_head.format(secrets[1], 6).encode())

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import BROWSER, SITE, get_page, signed_in_browser
 from tests.factories import execute, value
 
-from mailer.access.auth_middleware import AUTH_METHOD
+from mailer.access.middleware import AUTH_METHOD
 from mailer.app import create_app
 from mailer.settings import Settings
 

@@ -33,9 +33,9 @@ from tests.factories import (
     value,
 )
 
-from mailer.access.idempotency import middleware
-from mailer.access.idempotency import store as claims
 from mailer.dispatch.schedule import JobLimits, jobs
+from mailer.idempotency import middleware
+from mailer.idempotency import store as claims
 from mailer.settings import Settings
 
 FILE = b"phone\n79160000005\n79160000006\n8916\n"

@@ -29,10 +29,10 @@ from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import OPEN, execute, value
 
 from mailer.app import create_app
-from mailer.client.upload import MAX_IMPORT_BYTES
+from mailer.client.api import MAX_IMPORT_BYTES
 from mailer.db.engine import create_engine
 from mailer.web.body import MAX_BODY_BYTES
-from mailer.web.connection import ConnectionLimits
+from mailer.web.server.connection import ConnectionLimits
 
 FILE = b"phone\n79160000005\n79160000006\n"
 IMPORT: Call = ("/clients/import", {"content": FILE, "headers": CSV})

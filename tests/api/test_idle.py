@@ -6,7 +6,7 @@ from tests.api.browser_session import signed_in_browser
 from tests.asgi_client import inside
 from tests.factories import add_mailing, execute, value
 
-from mailer.access.auth_middleware import IS_POLLED
+from mailer.access.middleware import IS_POLLED
 from mailer.admin.live import LiveUpdates
 from mailer.app import create_app
 

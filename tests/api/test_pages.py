@@ -20,7 +20,7 @@ from tests.virtual_time import in_virtual_time
 
 from mailer.admin.live import MAX_STREAMS, MAX_STREAMS_PER_OWNER, LiveUpdates, RenderSections
 from mailer.app import create_app
-from mailer.report import last_24_hours
+from mailer.statistics import service as statistics
 
 SITE = "http://mailer"
 
@@ -315,7 +315,7 @@ async def test_the_overview_streams_its_live_sections(engine: AsyncEngine) -> No
 async def test_outcomes_of_the_last_day_are_counted_by_hour(engine: AsyncEngine) -> None:
     now = datetime(2030, 1, 15, 12, 30, tzinfo=UTC)
     async with engine.connect() as connection:
-        hours = await last_24_hours.get_outcomes(connection, now)
+        hours = await statistics.get_outcomes_last_24_hours(connection, now)
     assert len(hours) == 25
     assert hours[0].start == datetime(2030, 1, 14, 12, tzinfo=UTC)
     assert hours[-1].start == datetime(2030, 1, 15, 12, tzinfo=UTC)

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import BROWSER
 from tests.factories import OPEN
 
-from mailer.admin.client_import import render_refusal
+from mailer.admin.clients.importing import render_refusal
 from mailer.app import create_app
-from mailer.client.upload import MAX_IMPORT_BYTES
+from mailer.client.api import MAX_IMPORT_BYTES
 from mailer.limits import BusyError
 from mailer.web.body import LongUploadError, StalledUploadError
 

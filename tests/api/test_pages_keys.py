@@ -22,7 +22,8 @@ from tests.asgi_client import inside
 from tests.factories import OPEN, execute, value
 
 from mailer.access import commands
-from mailer.settings import Scope, Settings
+from mailer.roles import Scope
+from mailer.settings import Settings
 
 CREATED = """
     SELECT (SELECT count(*) FROM api_key) + count(*) FROM audit WHERE target_kind = 'key'"""

@@ -5,7 +5,7 @@ from tests.api.browser_session import signed_in_browser
 from tests.factories import add_due_messages, do, execute, value
 
 from mailer.db import origin
-from mailer.settings import Role
+from mailer.roles import Role
 
 
 async def restore(engine: AsyncEngine) -> str:

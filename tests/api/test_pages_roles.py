@@ -13,7 +13,7 @@ from tests.factories import OPEN, add_clients, add_mailing, add_messages, execut
 
 from mailer.admin.live import LiveUpdates
 from mailer.app import create_app
-from mailer.settings import Role
+from mailer.roles import Role
 
 ALL = {"viewer", "operator", "admin"}
 OFFERED = {

@@ -15,7 +15,8 @@ from mailer.access.model import COMMAND_LINE
 from mailer.access.users import NewUser
 from mailer.app import create_app
 from mailer.db.database_info import get_fingerprint
-from mailer.settings import Role, Settings
+from mailer.roles import Role
+from mailer.settings import Settings
 
 PASSWORD = "correct horse battery"  # noqa: S105  # used in tests alone
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")

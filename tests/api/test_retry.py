@@ -21,7 +21,7 @@ from tests.factories import (
 
 from mailer.mailing import transitions
 from mailer.message.model import MessageResult
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 FAIL_PERMANENTLY = """

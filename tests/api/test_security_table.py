@@ -24,11 +24,12 @@ from tests.security_table import (
 )
 
 from mailer.access import commands, sessions
-from mailer.access.auth_middleware import MONITORING, NOTHING
-from mailer.access.cookie import COOKIE
+from mailer.access.middleware import MONITORING, NOTHING
 from mailer.app import create_app
-from mailer.settings import SCOPES, Settings
+from mailer.roles import SCOPES
+from mailer.settings import Settings
 from mailer.validation import MAX_ID
+from mailer.web.cookie import COOKIE
 from mailer.web.origin import SAFE_METHODS
 
 RULES = rules()

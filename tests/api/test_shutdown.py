@@ -15,8 +15,8 @@ from tests.served import talk
 from mailer.errors import MailerError
 from mailer.server import Server, listen
 from mailer.settings import Settings
-from mailer.web.connection import ConnectionLimits
 from mailer.web.problems import on_mailer_error
+from mailer.web.server.connection import ConnectionLimits
 from mailer.web.shutdown import AnswerAbortedRequests
 
 UPLOAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nphone"

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import NOON, add_clients, add_mailing, add_messages
 
-from mailer.report.model import GeneralStatistics, MailingStatistics
+from mailer.statistics.model import GeneralStatistics, MailingStatistics
 
 
 async def get(api: httpx.AsyncClient, path: str, status: int = 200) -> Any:

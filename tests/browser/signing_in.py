@@ -11,7 +11,7 @@ from tests.processes import Gateway, MailerProcess, mailers
 from mailer.access import service
 from mailer.access.model import COMMAND_LINE
 from mailer.access.users import NewUser
-from mailer.settings import Role
+from mailer.roles import Role
 
 PASSWORD = "correct horse battery"  # noqa: S105  # used in tests alone
 

@@ -12,9 +12,9 @@ from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess, mailers
 
 from mailer.access import keys, sessions, users
-from mailer.access.cookie import COOKIE
 from mailer.access.model import COMMAND_LINE
 from mailer.db import database_info
+from mailer.web.cookie import COOKIE
 
 LONG = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
 CLIENT = {"phone": "79160000001", "tag": "vip"}

@@ -14,7 +14,7 @@ from tests.browser.watch import Watch
 from tests.factories import execute, value
 from tests.processes import Gateway, MailerProcess
 
-from mailer.settings import Role
+from mailer.roles import Role
 
 TEXT = "A long text that nobody wants to write twice"
 SAVED = re.compile(r"/mailings/\d+$")

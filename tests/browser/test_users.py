@@ -14,7 +14,7 @@ from tests.browser.signing_in import PASSWORD, mailer_with_users
 from tests.browser.watch import Watch, watched
 from tests.processes import Gateway, MailerProcess, until
 
-from mailer.settings import Role
+from mailer.roles import Role
 
 ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
 

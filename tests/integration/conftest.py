@@ -6,7 +6,7 @@ import pytest
 from tests.oidc_mitm import Middle, between
 from tests.provider import OpenIdProvider
 
-from mailer.access.oidc.provider import Provider
+from mailer.oidc.provider import Provider
 
 
 @pytest.fixture

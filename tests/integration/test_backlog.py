@@ -10,7 +10,7 @@ from tests.factories import OPEN, add_clients, add_mailing, add_messages, execut
 
 from mailer.app import create_app
 from mailer.metrics import Backlog
-from mailer.report import backlog
+from mailer.statistics import backlog
 
 MINUTE = timedelta(minutes=1)
 

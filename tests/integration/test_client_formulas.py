@@ -19,7 +19,7 @@ from tests.integration.test_client_csv import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.client.formulas import unescape_formula
+from mailer.client.exporting import unescape_formula
 from mailer.client.importing import import_clients
 from mailer.client.model import tag_columns
 from mailer.text import clean_label

@@ -13,8 +13,8 @@ from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
 from mailer.mailing import audience, service, transitions
 from mailer.message import counters
-from mailer.report import statistics
-from mailer.report.verify import find_differences
+from mailer.statistics import service as statistics
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 DELTAS = "SELECT count(*) FROM message_count_delta"

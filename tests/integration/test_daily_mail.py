@@ -17,10 +17,10 @@ from tests.factories import add_clients, add_mailing, add_messages, execute, val
 from tests.mailserver import Mailbox, mail_server
 
 from mailer.app import serve
+from mailer.daily_report.mail import make_smtp_config
+from mailer.daily_report.schedule import MAX_RETRY_DELAY, SEND_LEASE, DailyMail
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.errors import StartError
-from mailer.report.daily_mail import MAX_RETRY_DELAY, SEND_LEASE, DailyMail
-from mailer.report.mail import make_smtp_config
 from mailer.settings import Settings
 
 DAY = date(2020, 1, 15)

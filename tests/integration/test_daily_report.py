@@ -17,10 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import NOON, add_clients, add_mailing, add_messages, do, execute
 from tests.mailserver import Mailbox, knows, mail_server
 
-from mailer.errors import InvalidError, StartError
-from mailer.message import counters
-from mailer.report.chart import draw
-from mailer.report.daily import (
+from mailer.daily_report.chart import draw
+from mailer.daily_report.mail import MailNotSentError, MailResult, make_smtp_config, send_report
+from mailer.daily_report.report import (
     MAX_LISTED,
     DailyReport,
     daily_report,
@@ -28,9 +27,10 @@ from mailer.report.daily import (
     render_html,
     render_text,
 )
-from mailer.report.mail import MailNotSentError, MailResult, make_smtp_config, send_report
-from mailer.report.model import MessageCounts, OutcomeCounts, ReasonCount
+from mailer.errors import InvalidError, StartError
+from mailer.message import counters
 from mailer.settings import Settings
+from mailer.statistics.model import MessageCounts, OutcomeCounts, ReasonCount
 
 DAY = date(2020, 1, 15)
 HOUR = timedelta(hours=1)

@@ -18,8 +18,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from mailer.db.binaries import choose_binaries, find_binaries
-from mailer.db.embedded import embedded_postgres
+from mailer.embedded_postgres.binaries import choose_binaries, find_binaries
+from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.errors import StartError, UnavailableError
 
 AS_ROOT = os.geteuid() == 0

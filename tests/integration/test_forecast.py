@@ -12,14 +12,16 @@ from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import add_clients, add_mailing, add_messages, begin, do, execute
 
 from mailer.access.model import COMMAND_LINE
-from mailer.admin import mailing as mailing_page
-from mailer.admin import mailing_preview, overview
+from mailer.admin.mailings import detail as mailing_page
+from mailer.admin.mailings import preview as mailing_preview
+from mailer.admin.system import overview
+from mailer.forecast import service as forecast
+from mailer.forecast.model import Shortfall
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience, service, store, transitions
-from mailer.mailing.forecast import Shortfall
 from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
-from mailer.report import forecast, statistics
+from mailer.statistics import service as statistics
 
 HOUR = timedelta(hours=1)
 IDLE_CHECKS = 20

@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.factories import execute, value
 
-from mailer.access import expiry, login_throttle
+from mailer.access import login_throttle
 from mailer.access.login_throttle import LoginAttempt, ThrottledError
+from mailer.dispatch import expiry
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.settings import Settings
 

@@ -23,13 +23,13 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
+from mailer.daily_report.report import daily_report
 from mailer.db.schema import OUTCOMES
 from mailer.errors import ConflictError
 from mailer.mailing import service, transitions
 from mailer.message import counters
-from mailer.report import last_24_hours, statistics
-from mailer.report.daily import daily_report
-from mailer.report.verify import find_differences
+from mailer.statistics import service as statistics
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 ODD_ZONES = (
@@ -106,7 +106,7 @@ async def test_deleted_mailings_stay_in_reports_and_statistics(engine: AsyncEngi
         report = await daily_report(engine, now.date(), "UTC")
         assert (report.outcomes, report.failures) == (before.outcomes, before.failures)
         assert report.mailings == []
-        hours = await do(engine, lambda db: last_24_hours.get_outcomes(db, now))
+        hours = await do(engine, lambda db: statistics.get_outcomes_last_24_hours(db, now))
         assert sum(hour.messages.delivered for hour in hours) == 3
         assert await find_differences(engine) == []
         await purge(engine)

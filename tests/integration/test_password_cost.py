@@ -12,17 +12,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import value
 from tests.integration.test_users import PASSWORD, create_user, sign_in
 
-from mailer.access import passwords, service
+from mailer.access import credentials, service
 
 
 async def test_a_password_is_stored_as_a_salted_argon2id_hash() -> None:
-    first, second = await passwords.hash_password(PASSWORD), await passwords.hash_password(PASSWORD)
+    first, second = (
+        await credentials.hash_password(PASSWORD),
+        await credentials.hash_password(PASSWORD),
+    )
     assert first.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
     assert first != second
-    assert await passwords.verify_password(first, PASSWORD)
-    assert not await passwords.verify_password(first, PASSWORD + "!")
-    assert not await passwords.verify_password(None, "nobody's")
-    assert not await passwords.verify_password(first, "x" * 1_025)
+    assert await credentials.verify_password(first, PASSWORD)
+    assert not await credentials.verify_password(first, PASSWORD + "!")
+    assert not await credentials.verify_password(None, "nobody's")
+    assert not await credentials.verify_password(first, "x" * 1_025)
 
 
 async def test_an_unknown_name_takes_as_long_as_a_wrong_password(engine: AsyncEngine) -> None:
@@ -44,10 +47,10 @@ def test_the_hash_for_unknown_names_needs_no_hashing() -> None:
     """Otherwise the first sign-in with an unknown name took twice as long. Needs a new process."""
     program = (
         "import asyncio, argon2\n"
-        "from mailer.access import passwords\n"
+        "from mailer.access import credentials\n"
         "argon2.PasswordHasher.hash = None\n"
-        "assert not asyncio.run(passwords.verify_password(None, 'wrong'))\n"
-        "assert not passwords.needs_rehash(passwords._dummy_hash())\n"
+        "assert not asyncio.run(credentials.verify_password(None, 'wrong'))\n"
+        "assert not credentials.needs_rehash(credentials._dummy_hash())\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603  # the program above
 

@@ -26,7 +26,7 @@ from mailer.mailing import audience, replanning, service, small_audiences, trans
 from mailer.mailing.model import AudienceLists, MailingChange, NewMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.message.model import MessageResult
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 DAY = 24 * HOUR

@@ -21,9 +21,9 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
+from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.mailing import service
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, MessageResult

@@ -10,9 +10,9 @@ from tests.factories import add_clients, add_mailing, add_messages, do, execute,
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.mailing import store, transitions
 from mailer.mailing.model import Mailing
-from mailer.report import statistics
-from mailer.report.verify import find_differences
 from mailer.settings import Settings
+from mailer.statistics import service as statistics
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 DAY = 24 * HOUR

@@ -15,8 +15,8 @@ from tests.oidc_mitm import (
 )
 from tests.provider import OpenIdProvider
 
-from mailer.access.oidc.model import Identity
-from mailer.access.oidc.provider import Provider
+from mailer.oidc.model import Identity
+from mailer.oidc.provider import Provider
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from tests.oidc_mitm import (
     who_signs_in,
 )
 
-from mailer.access.oidc import discovery
-from mailer.access.oidc.model import ProviderUnavailableError
+from mailer.oidc import discovery
+from mailer.oidc.model import ProviderUnavailableError
 
 HOUR = 3600
 

@@ -19,8 +19,8 @@ from tests.oidc_mitm import (
 )
 from tests.provider import sign_in
 
-from mailer.access.oidc.model import SignInError
-from mailer.access.oidc.provider import Provider
+from mailer.oidc.model import SignInError
+from mailer.oidc.provider import Provider
 
 WRONG_SECRET = "not the client's"  # noqa: S105  # used in tests alone
 

@@ -16,7 +16,7 @@ from tests.oidc_mitm import (
     who_signs_in,
 )
 
-from mailer.access.oidc.provider import Provider
+from mailer.oidc.provider import Provider
 
 
 async def test_an_unsigned_token_is_refused(middle: Middle, provider: Provider) -> None:

@@ -14,7 +14,7 @@ from mailer.client import segment_counts
 from mailer.mailing import audience, replanning, service, small_audiences, store, transitions
 from mailer.mailing.model import MailingChange
 from mailer.mailing.skipped import SkippedMailings
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 MESSAGES = """

@@ -13,13 +13,14 @@ from tests.factories import NOON, add_clients, add_mailing, add_messages, execut
 from mailer.access.model import COMMAND_LINE
 from mailer.db.schema import MAILING_STATUSES, MESSAGE_STATUSES
 from mailer.errors import InvalidError
+from mailer.forecast import service as forecast
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import service, store
 from mailer.mailing.model import MailingNotFoundError
-from mailer.report import forecast, statistics
-from mailer.report.model import (
+from mailer.statistics import service as statistics
+from mailer.statistics.model import (
     AttemptsCounts,
     GeneralStatistics,
     MailingCounts,

@@ -16,8 +16,8 @@ from tests.fault_servers import OK, Talk, answer, request_of, served
 from tests.mailserver import Mailbox, knows, mail_server
 
 import mailer
-from mailer.report.daily import daily_report
-from mailer.report.mail import MailNotSentError, make_smtp_config, send_report
+from mailer.daily_report.mail import MailNotSentError, make_smtp_config, send_report
+from mailer.daily_report.report import daily_report
 from mailer.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,7 @@ from tests.factories import (
 from mailer.access.model import COMMAND_LINE
 from mailer.mailing import retrying, service, transitions
 from mailer.mailing.transitions import PendingWork
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 NO_WORK = {

@@ -28,7 +28,7 @@ from mailer.mailing import service
 from mailer.mailing.model import AudienceLists, MailingChange, MailingEndedError
 from mailer.message import store
 from mailer.message.model import MessageResult
-from mailer.report.verify import find_differences
+from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)

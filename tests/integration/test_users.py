@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import do, execute, value
 
-from mailer.access import commands, keys, passwords, service, sessions, users
+from mailer.access import commands, credentials, keys, service, sessions, users
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.access.reauthorize import AccessRevokedError
 from mailer.access.users import NewPassword, NewUser, User
@@ -60,8 +60,8 @@ async def read_audit_log(engine: AsyncEngine) -> list[tuple[Any, ...]]:
 
 
 async def test_composed_and_decomposed_characters_are_the_same_password() -> None:
-    stored_hash = await passwords.hash_password("Zo\u00eb's long secret")
-    assert await passwords.verify_password(stored_hash, "Zoe\u0308's long secret")
+    stored_hash = await credentials.hash_password("Zo\u00eb's long secret")
+    assert await credentials.verify_password(stored_hash, "Zoe\u0308's long secret")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ async def test_at_most_two_passwords_are_hashed_at_the_same_time() -> None:
         with lock:
             running -= 1
 
-    await asyncio.gather(*(passwords._in_thread(work) for _ in range(10)))  # noqa: SLF001  # the concurrency is not public
+    await asyncio.gather(*(credentials._in_thread(work) for _ in range(10)))  # noqa: SLF001  # the concurrency is not public
     assert max_running == 2
 
 
@@ -170,11 +170,11 @@ async def test_waiting_too_long_for_hashing_is_no_failed_attempt(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create_user(engine)
-    limiter = ConcurrencyLimiter(1, timeout=0.05, busy=passwords.HashingBusyError)
-    monkeypatch.setattr(passwords, "HASH_LIMITER", limiter)
+    limiter = ConcurrencyLimiter(1, timeout=0.05, busy=credentials.HashingBusyError)
+    monkeypatch.setattr(credentials, "HASH_LIMITER", limiter)
     async with limiter.slot():
         for _ in range(6):
-            with pytest.raises(passwords.HashingBusyError) as refused:
+            with pytest.raises(credentials.HashingBusyError) as refused:
                 await sign_in(engine)
     assert refused.value.retry_after == 5
     assert await value(engine, "SELECT max(failures) FROM login_throttle") == 0

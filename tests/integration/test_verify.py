@@ -8,7 +8,7 @@ from tests.factories import add_clients, add_mailing, add_messages, execute
 
 from mailer.access.model import COMMAND_LINE
 from mailer.mailing import service
-from mailer.report.verify import Difference, find_differences
+from mailer.statistics.verify import Difference, find_differences
 
 
 async def add_consistent_mailing(engine: AsyncEngine, clients: Sequence[int]) -> int:

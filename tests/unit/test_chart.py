@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from mailer.report.chart import (
+from mailer.daily_report.chart import (
     COLOURS,
     HEIGHT,
     MAX_GRID_LINES,
@@ -19,7 +19,7 @@ from mailer.report.chart import (
     format_count,
     line_step,
 )
-from mailer.report.model import Bucket, OutcomeCounts
+from mailer.statistics.model import Bucket, OutcomeCounts
 
 MIDNIGHT = datetime(2030, 1, 15, tzinfo=UTC)
 # Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mailer.client.csv_reader import UnreadableRecord
 from mailer.client.decoding import TextDecoder
-from mailer.client.formulas import unescape_formula
+from mailer.client.exporting import unescape_formula
 from mailer.client.model import NewClient, known_zones, tag_columns
 from mailer.client.phone import normalize_phone
 from mailer.client.rows import CSV_COLUMNS, MAX_REPORTED_LINES, MAX_VALUE_LENGTH, RowValidator

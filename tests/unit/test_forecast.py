@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
 
 from mailer.client.model import known_zones
+from mailer.forecast.model import MAX_HORIZON, Forecast, RecipientGroup, Shortfall
+from mailer.forecast.model import forecast as forecast_steps
 from mailer.mailing.audience import plan
-from mailer.mailing.forecast import MAX_HORIZON, Forecast, RecipientGroup, Shortfall
-from mailer.mailing.forecast import forecast as forecast_steps
 from mailer.mailing.window import SendingWindow
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailer.access.passwords import MIN_PASSWORD_LENGTH, find_weakness
+from mailer.access.credentials import MIN_PASSWORD_LENGTH, find_weakness
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from litestar import Litestar, get
 from litestar.params import FromPath
 from tests.asgi_client import inside
 
-from mailer.web.path_ids import PathIds
+from mailer.web.routing import PathIds
 
 
 @get("/lists/{list_id:int}/entries/{entry_id:int}")

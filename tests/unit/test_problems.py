@@ -2,8 +2,8 @@
 
 from litestar.testing import RequestFactory
 
-from mailer.access.oidc.model import SignInError
 from mailer.mailing.model import StopTimeoutError
+from mailer.oidc.model import SignInError
 from mailer.web.problems import on_mailer_error
 
 

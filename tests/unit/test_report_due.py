@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from mailer.report.daily_mail import MAX_RETRY_DELAY, MIN_RETRY_DELAY, newest_due, retry_delay
+from mailer.daily_report.schedule import MAX_RETRY_DELAY, MIN_RETRY_DELAY, newest_due, retry_delay
 
 SECOND = timedelta(seconds=1)
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.examples import thorough
 
 from mailer.errors import StartError
-from mailer.settings import SECRETS, Settings, parse_role_mapping, read_settings
+from mailer.roles import parse_role_mapping
+from mailer.settings import SECRETS, Settings, read_settings
 
 NO_FILE = Path("/nonexistent/.env")
 

@@ -11,12 +11,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit
+from mailer.access.credentials import digest, new_secret
 from mailer.access.model import Actor, Name, clean_name
-from mailer.access.secret import digest, new_secret
 from mailer.db.access import api_key
 from mailer.db.engine import violates
 from mailer.errors import ConflictError, FieldError, NotFoundError
-from mailer.settings import Scope
+from mailer.roles import Scope
 from mailer.validation import Input
 
 KEY_PREFIX = "mailer_"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from mailer.settings import SCOPES, Role, Scope
+from mailer.roles import SCOPE_BY_ROLE, SCOPES, Role, Scope
 from mailer.text import clean_label
 
 # Names are also printed on terminals, which execute control characters. Unicode's Bidi_Control
@@ -31,8 +31,6 @@ Name = Annotated[
 ]
 """The name of an API key or a user."""
 ActorKind = Literal["key", "user", "command", "anybody"]
-
-SCOPE_BY_ROLE: dict[Role, Scope] = {"viewer": "read", "operator": "write", "admin": "admin"}
 
 
 class IdempotencyClaim(msgspec.Struct):

@@ -9,11 +9,11 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.keys import CURRENT_SCOPE_SQL
-from mailer.access.model import SCOPE_BY_ROLE, Actor
+from mailer.access.model import Actor
 from mailer.access.sessions import CURRENT_ROLE_SQL, MAX_LIFETIME
 from mailer.db.engine import asyncpg_connection
 from mailer.errors import ForbiddenError
-from mailer.settings import Scope
+from mailer.roles import SCOPE_BY_ROLE, Scope
 
 Part = TypeVar("Part")
 

@@ -2,11 +2,11 @@
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.access import audit, login_throttle, passwords, sessions, users
+from mailer.access import audit, credentials, login_throttle, sessions, users
 from mailer.access.model import Actor
-from mailer.access.oidc.model import Identity, SignInError
 from mailer.access.users import NewPassword, NewUser, User
 from mailer.errors import FieldError, InvalidError, MailerError
+from mailer.oidc.model import Identity, SignInError
 from mailer.validation import is_storable
 
 
@@ -30,8 +30,8 @@ async def sign_in(
     user, stored_hash = found or (None, None)
     is_right = await _verify_password(engine, attempt, stored_hash, password)
     new_hash = None
-    if is_right and stored_hash is not None and passwords.needs_rehash(stored_hash):
-        new_hash = await passwords.hash_password(password)
+    if is_right and stored_hash is not None and credentials.needs_rehash(stored_hash):
+        new_hash = await credentials.hash_password(password)
     async with engine.begin() as connection:
         if (
             is_right
@@ -107,14 +107,14 @@ async def change_own_password(
         own = await users.get(connection, by.user_id)
     if own.issuer is not None:
         raise users.NoLocalPasswordError
-    if errors := passwords.find_weakness(own.name, new.password):
+    if errors := credentials.find_weakness(own.name, new.password):
         raise InvalidError(errors)
     async with engine.begin() as connection:
         attempt = await login_throttle.count_attempt(connection, own.name, by.address)
         found = await users.find_password_hash(connection, own.name)
     if not await _verify_password(engine, attempt, found and found[1], present):
         raise InvalidError([FieldError("present", "is not your password")])
-    new_hash = await passwords.hash_password(new.password)
+    new_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
         await login_throttle.forget_attempts(connection, attempt)
         await users.set_password(connection, own.id, new_hash, by)
@@ -122,7 +122,7 @@ async def change_own_password(
 
 async def create_user(engine: AsyncEngine, new: NewUser, by: Actor) -> User:
     """Create a user with a password; raises `UserNameTakenError` and `HashingBusyError`."""
-    password_hash = await passwords.hash_password(new.password)
+    password_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
         return await users.create(connection, new.name, new.role, password_hash, by)
 
@@ -138,9 +138,9 @@ async def set_password(engine: AsyncEngine, user_id: int, new: NewPassword, by: 
         raise users.OwnUserError
     async with engine.connect() as connection:
         user = await users.get(connection, user_id)
-    if errors := passwords.find_weakness(user.name, new.password):
+    if errors := credentials.find_weakness(user.name, new.password):
         raise InvalidError(errors)
-    new_hash = await passwords.hash_password(new.password)
+    new_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
         await users.set_password(connection, user_id, new_hash, by)
 
@@ -156,8 +156,8 @@ async def _verify_password(
     An attempt that could not be checked for lack of capacity does not count as a failure.
     """
     try:
-        return await passwords.verify_password(stored_hash, password)
-    except passwords.HashingBusyError:
+        return await credentials.verify_password(stored_hash, password)
+    except credentials.HashingBusyError:
         async with engine.begin() as connection:
             await login_throttle.uncount_attempt(connection, attempt)
         raise

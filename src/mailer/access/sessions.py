@@ -6,9 +6,10 @@ import msgspec
 from sqlalchemy import ColumnElement, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access.model import SCOPE_BY_ROLE, Actor
-from mailer.access.secret import digest, new_secret
+from mailer.access.credentials import digest, new_secret
+from mailer.access.model import Actor
 from mailer.db.access import session
+from mailer.roles import SCOPE_BY_ROLE
 
 IDLE_TIMEOUT = timedelta(hours=2)
 """A session ends after this time without requests. Polling by an open page does not count."""

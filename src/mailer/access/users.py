@@ -12,15 +12,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit, sessions
-from mailer.access.model import SCOPE_BY_ROLE, Actor, Name, clean_name
-from mailer.access.oidc.model import Identity, SignInError
-from mailer.access.passwords import Password, find_weakness
+from mailer.access.credentials import Password, find_weakness
+from mailer.access.model import Actor, Name, clean_name
 from mailer.access.reauthorize import AccessRevokedError
 from mailer.db.access import app_user, session
 from mailer.db.engine import violates
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.errors import ConflictError, FieldError, NotFoundError
-from mailer.settings import Role
+from mailer.oidc.model import Identity, SignInError
+from mailer.roles import SCOPE_BY_ROLE, Role
 from mailer.validation import Input
 
 RoleInput = Annotated[Role, Meta(extra={"rule": "must be viewer, operator or admin"})]

@@ -34,7 +34,7 @@ from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
 from mailer.gateway.breaker import Breaker, GatewayStatus
 from mailer.mailing.model import split_terms
-from mailer.settings import Scope
+from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
 from mailer.web.assets import asset_url
 from mailer.web.origin import SAFE_METHODS

@@ -9,27 +9,27 @@ from litestar.exceptions import HTTPException
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED
 
-from mailer.access.auth_middleware import AUTH_METHOD, REQUIRES_AUTH_ENABLED, anonymous
-from mailer.admin.audit import Audit
-from mailer.admin.client_import import ClientImport
-from mailer.admin.clients import Clients
+from mailer.access.middleware import AUTH_METHOD, REQUIRES_AUTH_ENABLED, anonymous
+from mailer.admin.clients.importing import ClientImport
+from mailer.admin.clients.index import Clients
 from mailer.admin.form import MAX_FORM_BYTES, MAX_SMALL_FORM_BYTES, read_form
-from mailer.admin.gateway import GatewayPage
-from mailer.admin.keys import Keys
 from mailer.admin.language import LANGUAGES
-from mailer.admin.mailing import MailingPage
-from mailer.admin.mailing_form import MailingForm
-from mailer.admin.mailings import MailingList
-from mailer.admin.messages import MessageList
-from mailer.admin.overview import Overview
-from mailer.admin.profile import Profile
+from mailer.admin.mailings.detail import MailingPage
+from mailer.admin.mailings.form import MailingForm
+from mailer.admin.mailings.index import MailingList
+from mailer.admin.mailings.messages import MessageList
 from mailer.admin.redirects import own_path, redirect_back_url
 from mailer.admin.render import make_page_context, provide_page_context
-from mailer.admin.restored import RestoredDatabase
-from mailer.admin.sign_in import SignIn
-from mailer.admin.sign_in_oidc import SignInOidc
-from mailer.admin.system import System
-from mailer.admin.users import Users
+from mailer.admin.system.audit import Audit
+from mailer.admin.system.gateway import GatewayPage
+from mailer.admin.system.index import System
+from mailer.admin.system.overview import Overview
+from mailer.admin.system.restored import RestoredDatabase
+from mailer.admin.users.index import Users
+from mailer.admin.users.keys import Keys
+from mailer.admin.users.profile import Profile
+from mailer.admin.users.sign_in import SignIn
+from mailer.admin.users.sign_in_oidc import SignInOidc
 from mailer.admin.viewer import LANGUAGE_COOKIE, TIME_ZONE_COOKIE
 from mailer.client.model import known_zones
 from mailer.errors import MailerError

@@ -8,7 +8,7 @@ from litestar import Request
 from mailer.access.model import Actor
 from mailer.admin.language import choose_language
 from mailer.client.model import known_zones
-from mailer.settings import Scope
+from mailer.roles import Scope
 
 LANGUAGE_COOKIE, TIME_ZONE_COOKIE = "language", "time_zone"
 """Cookies with the viewer's choices. A script sets the time zone on the first visit."""

@@ -6,7 +6,7 @@ from functools import partial
 import click
 
 from mailer.cli.runner import load_settings, run_on_database
-from mailer.settings import ROLES, SCOPES
+from mailer.roles import ROLES, SCOPES
 
 ROLE = click.Choice(ROLES)
 ID_OPTION = click.option(

@@ -1,13 +1,15 @@
 """API routes for the clients of the directory."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from litestar import Controller, Request, delete, get, patch, post
 from litestar.di import NamedDependency
+from litestar.exceptions import HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, UnsetType
@@ -15,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.client import service, store
+from mailer.client.decoding import Encoding
 from mailer.client.exporting import export_clients
-from mailer.client.importing import ImportReport
+from mailer.client.importing import ImportReport, import_clients
 from mailer.client.model import (
     Client,
     ClientChange,
@@ -27,13 +30,45 @@ from mailer.client.model import (
     TimeZone,
     unknown_zone_errors,
 )
-from mailer.client.upload import MAX_IMPORT_BYTES, import_upload
 from mailer.errors import FieldError
+from mailer.limits import ConcurrencyLimiter
 from mailer.validation import MAX_ID
-from mailer.web.body import JsonBody, StalledUploadError
+from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeout
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, accepts_query
+
+MAX_IMPORT_BYTES = 1024**3
+"""Bytes of a file: about thirty million clients, whose staged lines PostgreSQL can hold."""
+MAX_CONCURRENT_IMPORTS = 2
+"""Imports at once, and one per API key or user. Each occupies a connection of the pool that all
+requests share."""
+CHARSETS = frozenset({"utf8", "cp1251", *(name.lower() for name in get_args(Encoding))})
+"""Charsets accepted in Content-Type. The encoding itself is detected from the file."""
+IMPORT_LIMITER = ConcurrencyLimiter(MAX_CONCURRENT_IMPORTS, per_owner=1, timeout=5.0)
+
+
+async def import_upload(
+    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor
+) -> ImportReport:
+    """Import the CSV file in the body of a request.
+
+    Raises `InvalidError` when the header of the file is wrong; `StalledUploadError` and
+    `LongUploadError` when the upload takes too long; `BusyError` when no slot becomes free;
+    HTTPException 415 when the Content-Type is not text/csv or names a charset not in `CHARSETS`.
+    """
+    media_type, options = request.content_type
+    if media_type != "text/csv" or options.get("charset", "utf-8").lower() not in CHARSETS:
+        raise HTTPException(
+            "Send CSV (UTF-8, UTF-16 or windows-1251) as Content-Type: text/csv.",
+            status_code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        )
+    async with (
+        IMPORT_LIMITER.slot(actor.quota_key),
+        aclosing(read_with_stall_timeout(request.stream())) as parts,
+    ):
+        return await import_clients(engine, parts, actor)
+
 
 ClientId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The client's id.")]
 

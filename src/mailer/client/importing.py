@@ -17,8 +17,7 @@ from mailer.client.csv_reader import CsvReader
 from mailer.client.decoding import Encoding, TextDecoder
 from mailer.client.model import known_zones
 from mailer.client.rows import CSV_COLUMNS, RejectedField, RowValidator, without_value
-from mailer.db import locks
-from mailer.db.engine import asyncpg_connection
+from mailer.db.engine import IMPORT_LOCK, asyncpg_connection
 from mailer.errors import ConflictError
 from mailer.time_slices import TimeSlices
 
@@ -228,7 +227,7 @@ async def _store(
     for _ in range(MAX_STORE_ATTEMPTS):
         try:
             async with database.transaction():
-                await database.execute(LOCK_IMPORT, locks.IMPORT, timeout=IMPORT_STATEMENT_TIMEOUT)
+                await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=IMPORT_STATEMENT_TIMEOUT)
                 await database.execute(PREPARE, timeout=IMPORT_STATEMENT_TIMEOUT)
                 await database.execute(DELETE_REPEATED, timeout=IMPORT_STATEMENT_TIMEOUT)
                 created = _row_count(

@@ -10,7 +10,7 @@ import msgspec
 
 from mailer.client.csv_reader import Record, UnreadableRecord
 from mailer.client.decoding import TextDecoder, is_decoded
-from mailer.client.formulas import unescape_formula
+from mailer.client.exporting import unescape_formula
 from mailer.client.model import (
     UNKNOWN_ZONE_MESSAGE,
     NewClient,

@@ -8,7 +8,7 @@ segment from time to time.
 from sqlalchemy import ColumnElement, column, func, select, table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db import locks
+from mailer.db.engine import SEGMENT_MERGE_LOCK
 
 SEGMENTS = table(
     "all_segment_counts", *map(column, ("operator_code", "tag", "time_zone", "clients"))
@@ -35,7 +35,7 @@ async def count_by_zone(
 
 
 # One worker merges at a time; deltas written meanwhile wait for the next merge.
-LOCK = {"lock": locks.SEGMENT_MERGE}
+LOCK = {"lock": SEGMENT_MERGE_LOCK}
 TRY_LOCK = text("""
     SELECT EXISTS (SELECT FROM segment_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
 MERGE_DELTAS = text("""

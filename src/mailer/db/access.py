@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from mailer.db.schema import metadata, one_of, timestamp, timestamp_now
-from mailer.settings import ROLES, SCOPES
+from mailer.roles import ROLES, SCOPES
 
 # API keys: credentials of programs. Only the digest of a key is stored. A key has 256 random bits,
 # so it cannot be found by brute force.

@@ -2,6 +2,8 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -12,6 +14,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mailer.db.url import read_url
+
+# Keys of the advisory locks that workers share.
+MIGRATION_LOCK = -1
+IMPORT_LOCK = -2
+"""Held by the one import that is storing its lines."""
+COUNTER_MERGE_LOCK = -3
+SEGMENT_MERGE_LOCK = -4
+FIRST_STOP_LOCK = 1 << 62
+"""First key of the locks for stop numbers: the key is FIRST_STOP_LOCK + number. Each worker holds
+the lock of the newest stop that it has applied; see `mailer.mailing.stop_number`."""
 
 POOL_TIMEOUT = 5.0
 """Seconds to wait for a free connection of a pool."""
@@ -226,3 +238,16 @@ def is_fatal(error: BaseException) -> bool:
     For example the database does not accept sessions for now, or the password was changed.
     """
     return isinstance(error, asyncpg.PostgresError) and error.severity_en in {"FATAL", "PANIC"}
+
+
+@asynccontextmanager
+async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Open a read-only connection on which all statements see the same moment.
+
+    Messages and their counts change in one transaction, so that in a snapshot they are consistent.
+    """
+    async with engine.connect() as connection:
+        await connection.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        yield connection

@@ -11,7 +11,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db import locks, origin
+from mailer.db import origin
+from mailer.db.engine import MIGRATION_LOCK
 
 PACKAGED_MIGRATIONS = Path(__file__).parent / "migrations"
 """Folder of the migrations in an installed wheel; a checkout has `CHECKOUT_MIGRATIONS`."""
@@ -32,7 +33,7 @@ async def migrate(engine: AsyncEngine) -> None:
         # no worker waits for rows that it has locked.
         await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await connection.execute(
-            text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATION}
+            text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
         )
         await connection.run_sync(_upgrade)
         await origin.update(connection)

@@ -11,11 +11,11 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed, sample_wall_clock
-from mailer.db.embedded import embedded_postgres
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.db.requirements import WaitReason, classify_error, ensure_suitable
 from mailer.db.url import read_url
+from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 

@@ -10,9 +10,9 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer import metrics
-from mailer.access import expiry
 from mailer.client import segment_counts
 from mailer.clock import elapsed, sample_wall_clock
+from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
 from mailer.mailing import replanning, transitions
 from mailer.mailing.restore import OriginCheck

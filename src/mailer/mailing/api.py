@@ -1,29 +1,68 @@
 """API routes of mailings and their messages."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, Request, delete, get, patch, post
 from litestar.di import NamedDependency
-from litestar.params import JSONBody
+from litestar.params import JSONBody, Parameter
 from litestar.status_codes import HTTP_200_OK
-from sqlalchemy.ext.asyncio import AsyncEngine
+from msgspec import UNSET, Meta, UnsetType
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.db.paging import Cursor
 from mailer.gateway.breaker import Breaker
 from mailer.mailing import service, store
-from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing
-from mailer.mailing.query import MailingId, MailingQuery, MessageQuery, get_known_count
-from mailer.mailing.waiting_reason import with_outage
+from mailer.mailing.activity import with_outage
+from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
+from mailer.message import counters
 from mailer.message import store as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
+from mailer.message.model import Status as MessageStatus
 from mailer.message.store import to_message
+from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import accepts_query
+from mailer.web.query import Id, PageQuery, accepts_query
+
+MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's id.")]
+
+
+class MailingQuery(PageQuery, frozen=True, kw_only=True):
+    """Filter and page of a list of mailings."""
+
+    status: Status | UnsetType = UNSET
+
+
+class MessageQuery(PageQuery, frozen=True, kw_only=True):
+    """Filter and page of a list of a mailing's messages."""
+
+    status: MessageStatus | UnsetType = UNSET
+    reason: (
+        Annotated[str, Meta(min_length=1, max_length=64, pattern=STORABLE, examples=["timeout"])]
+        | UnsetType
+    ) = UNSET
+    client_id: Id | UnsetType = UNSET
+
+
+async def get_known_count(
+    connection: AsyncConnection, mailing: Mailing, query: MessageQuery
+) -> int | None:
+    """Return how many messages a query matches, from counters; None when no counter covers it."""
+    equal = query.equal()
+    if not equal or mailing.created_messages == 0:
+        return mailing.created_messages
+    if equal.keys() == {"status"}:
+        count: int = getattr(mailing, f"{query.status}_messages")
+        return count
+    if "client_id" in equal or query.reason is UNSET:
+        return None
+    counts = await counters.get_of_reason(connection, mailing.id, query.reason)
+    return counts.messages if query.status is UNSET else counts.count_of(query.status)
+
 
 MAX_NEWEST_MESSAGES = 100
 """Messages in the answer for a single mailing."""

@@ -40,8 +40,8 @@ from mailer.client.model import Client
 from mailer.db import origin
 from mailer.db.schema import UNSETTLED_MAILING, client, message
 from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
-from mailer.mailing.notifications import notify_mailings_changed
 from mailer.mailing.skipped import SkippedMailings
+from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.text import fold_label
 

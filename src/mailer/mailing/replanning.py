@@ -32,8 +32,8 @@ from mailer.db.schema import FINISHED_IN_WINDOW, UNSETTLED_MAILING, client, mess
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
-from mailer.mailing.notifications import notify_mailings_changed
 from mailer.mailing.skipped import SkippedMailings
+from mailer.mailing.store import notify_mailings_changed
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from mailer.access.model import Actor
 from mailer.db import origin
 from mailer.errors import ConflictError
 from mailer.mailing.model import Status
-from mailer.mailing.notifications import notify_mailings_changed
+from mailer.mailing.store import notify_mailings_changed
 
 log = structlog.get_logger()
 

@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.schema import client, message
 from mailer.mailing.audience import filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
-from mailer.mailing.notifications import notify_mailings_changed
 from mailer.mailing.skipped import SkippedMailings
+from mailer.mailing.store import notify_mailings_changed
 
 # The mailing with the lowest cursor comes first, so that a small one does not wait for a large one.
 NEXT_MAILING = text("""

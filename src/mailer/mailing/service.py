@@ -29,7 +29,7 @@ from mailer.mailing.model import (
     StopTimeoutError,
     missing_window_bound,
 )
-from mailer.mailing.notifications import notify_mailings_changed
+from mailer.mailing.store import notify_mailings_changed
 
 log = structlog.get_logger()
 

@@ -28,8 +28,8 @@ from mailer.mailing.audience import (
     window_of,
 )
 from mailer.mailing.model import ClientFilter
-from mailer.mailing.notifications import notify_mailings_changed
 from mailer.mailing.skipped import SkippedMailings
+from mailer.mailing.store import notify_mailings_changed
 
 MAX_FILTER_VALUES = 5_000
 """Filter values that one statement searches by. A single filter may exceed this limit."""

@@ -9,8 +9,8 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db import locks
-from mailer.mailing.notifications import notify_mailings_changed
+from mailer.db.engine import FIRST_STOP_LOCK
+from mailer.mailing.store import notify_mailings_changed
 
 NEXT_NUMBER = text("SELECT nextval('stop_number')")
 
@@ -33,7 +33,7 @@ IS_APPLIED = text("""
 
 async def is_applied(connection: AsyncConnection, number: int) -> bool:
     """Return whether every worker has applied the stop with this number."""
-    values = {"first": locks.STOP, "number": number}
+    values = {"first": FIRST_STOP_LOCK, "number": number}
     return bool((await connection.execute(IS_APPLIED, values)).scalar_one())
 
 
@@ -56,6 +56,6 @@ async def mark_applied(connection: asyncpg.Connection, number: int, previous: in
     `previous` is the number that the same connection published last; None on a new connection.
     """
     if previous is None:
-        await connection.execute(LOCK, locks.STOP + number)
+        await connection.execute(LOCK, FIRST_STOP_LOCK + number)
     elif number != previous:
-        await connection.execute(MOVE_LOCK, locks.STOP + number, locks.STOP + previous)
+        await connection.execute(MOVE_LOCK, FIRST_STOP_LOCK + number, FIRST_STOP_LOCK + previous)

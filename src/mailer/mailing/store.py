@@ -18,6 +18,7 @@ from sqlalchemy import (
     literal,
     not_,
     select,
+    text,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -192,3 +193,12 @@ async def mark_deleted(connection: AsyncConnection, mailing_id: int) -> None:
     marked = await connection.execute(statement.values(deleted_at=func.now()))
     if marked.rowcount == 0:
         raise MailingNotFoundError
+
+
+MAILING_CHANNEL = "mailing"
+"""Name of the PostgreSQL notification channel."""
+
+
+async def notify_mailings_changed(connection: AsyncConnection) -> None:
+    """Notify all workers that a mailing has changed; PostgreSQL delivers it after the commit."""
+    await connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": MAILING_CHANNEL})

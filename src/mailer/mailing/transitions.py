@@ -16,8 +16,8 @@ from mailer.db.end_message import end_set_clause
 from mailer.db.schema import ENDED_AT, RETENTION_START, UNSETTLED_MAILING
 from mailer.mailing import small_audiences
 from mailer.mailing.model import RunningMailing, Status
-from mailer.mailing.notifications import notify_mailings_changed
 from mailer.mailing.skipped import SkippedMailings
+from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.message import counters
 

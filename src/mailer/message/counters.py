@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db import locks
+from mailer.db.engine import COUNTER_MERGE_LOCK
 from mailer.db.schema import COUNTERS, OUTCOMES
 from mailer.message import outcomes
 from mailer.message.model import Status
@@ -127,7 +127,7 @@ async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[st
 
 
 # One worker merges at a time. Deltas that others add meanwhile wait for the next merge.
-LOCK = {"lock": locks.COUNTER_MERGE}
+LOCK = {"lock": COUNTER_MERGE_LOCK}
 LOCK_COUNTERS = text("SELECT pg_advisory_xact_lock(:lock)")
 TRY_LOCK_COUNTERS = text("""
     SELECT EXISTS (SELECT FROM message_count_delta) AND pg_try_advisory_xact_lock(:lock)""")

@@ -3,10 +3,10 @@
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from mailer.settings import Settings
-from mailer.web.header_limits import limit_headers
 from mailer.web.headers import add_security_headers
 from mailer.web.hosts import require_loopback_host, validate_host
 from mailer.web.request_log import log_requests
+from mailer.web.server.header_limits import limit_headers
 from mailer.web.trusted_proxies import TrustedProxies, trust_proxies
 
 

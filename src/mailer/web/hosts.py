@@ -11,7 +11,7 @@ from http import HTTPStatus
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from mailer.settings import is_loopback
+from mailer.urls import is_loopback
 from mailer.web.problems import Problem, problem, to_response
 
 HOST_PATTERN = re.compile(

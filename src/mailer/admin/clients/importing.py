@@ -1,0 +1,53 @@
+"""Import of clients from a CSV file: the page, and the results that its script shows there."""
+
+from typing import Any
+
+from litestar import Controller, Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.exceptions import HTTPException
+from litestar.status_codes import HTTP_200_OK
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access.model import Actor
+from mailer.admin.render import PageContext, make_page_context
+from mailer.client.api import MAX_IMPORT_BYTES, import_upload
+from mailer.client.rows import CSV_COLUMNS
+from mailer.errors import MailerError
+from mailer.web.problems import problem_of
+
+
+def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
+    """Return the page section that says why a whole file was not imported."""
+    response = problem_of(request, error)
+    context = make_page_context(request, request.app.state.breaker)
+    return context.render_problem("clients/import_refused.html", response)
+
+
+class ClientImport(Controller):
+    """The import page."""
+
+    path = "/clients/import"
+
+    @get(required_scope="write")
+    async def show_import(self, context: NamedDependency[PageContext]) -> Response[str]:
+        """Show the form and the file format."""
+        return await context.render_page(
+            "clients/import.html", limit=MAX_IMPORT_BYTES, columns=CSV_COLUMNS
+        )
+
+    @post(
+        required_scope="write",
+        status_code=HTTP_200_OK,
+        request_max_body_size=MAX_IMPORT_BYTES,
+        exception_handlers=dict.fromkeys((MailerError, HTTPException, Exception), render_refusal),
+    )
+    async def import_file(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[str]:
+        """Import a file in the same way as the API, and show the result."""
+        report = await import_upload(engine, request, by)
+        return await context.render_page("clients/import_report.html", report=report)

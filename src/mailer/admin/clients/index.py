@@ -1,0 +1,212 @@
+"""Pages of clients: list, create, change, delete and export."""
+
+from typing import Any
+
+import msgspec
+from litestar import Controller, Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access.model import Actor
+from mailer.admin.clients.form import (
+    CLIENT_FIELDS,
+    ORIGINAL_FIELDS,
+    form_values,
+    read_change,
+    read_filter,
+    read_new,
+)
+from mailer.admin.form import Form, read_form
+from mailer.admin.listing import PageLinks, list_url, page_links
+from mailer.admin.render import PageContext, redirect_with_flash
+from mailer.client import service, store
+from mailer.client.api import ClientId, ClientQuery
+from mailer.client.exporting import export_clients
+from mailer.client.model import Client
+from mailer.client.phone import normalize_phone
+from mailer.client.store import PhoneTakenError
+from mailer.errors import FieldError, InvalidError
+from mailer.web.download import csv_answer
+from mailer.web.query import parameters
+
+PATH = "/clients"
+
+
+class ClientPage(msgspec.Struct, frozen=True):
+    """One page of the clients that match a filter, with its links."""
+
+    count: int
+    clients: list[Client]
+    pages: PageLinks
+    export: str
+    """URL of the CSV export with the same filter."""
+    is_filtered: bool
+
+
+class Clients(Controller):
+    """The list of clients, and the forms of one client."""
+
+    @get(PATH, required_scope="read")
+    async def list_clients(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[str]:
+        """List the clients that match the filter in the URL, newest first."""
+        form = _filter_form(request)
+        try:
+            query = read_filter(parameters(request, blank_is_absent=True))
+        except InvalidError as error:
+            return await _wrong_filter(context, form, error)
+        page = await _find_clients(engine, query)
+        return await context.render_page("clients/list.html", form=form, page=page)
+
+    @get("/clients.csv", required_scope="read")
+    async def export(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Download all clients that match the filter, oldest first, as CSV that can be imported."""
+        try:
+            query = read_filter(parameters(request, blank_is_absent=True))
+        except InvalidError as error:
+            return await _wrong_filter(context, _filter_form(request), error)
+        return await csv_answer(
+            "clients.csv", export_clients(engine, by, **query.equal()), by.quota_key
+        )
+
+    @get("/clients/new", required_scope="write")
+    async def show_empty(self, context: NamedDependency[PageContext]) -> Response[str]:
+        """Show the form of a new client."""
+        return await context.render_page(
+            "clients/new.html", form=Form({"time_zone": "UTC"}), taken_phone=None
+        )
+
+    @post("/clients/new", required_scope="write", creates=True)
+    async def create_client(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        by: NamedDependency[Actor],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Create a client, or show the form again with its errors."""
+        form = Form(await read_form(request, *CLIENT_FIELDS))
+        try:
+            new = read_new(form.values)
+            created = await service.create(engine, new, by)
+        except (InvalidError, PhoneTakenError) as error:
+            status, variables = _form_with_error(form, error)
+            return await context.render_page("clients/new.html", status, **variables)
+        return redirect_with_flash("client-created", f"{PATH}/{created.id}")
+
+    @get("/clients/{client_id:int}", required_scope="read")
+    async def show_client(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        client_id: ClientId,
+    ) -> Response[str]:
+        """Show a client in a form that changes the client."""
+        client = await _get(engine, client_id)
+        form = Form(form_values(client))
+        return await context.render_page(
+            "clients/client.html", client=client, form=form, taken_phone=None
+        )
+
+    @post("/clients/{client_id:int}", required_scope="write")
+    async def change_client(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        by: NamedDependency[Actor],
+        request: Request[Any, Any, Any],
+        client_id: ClientId,
+    ) -> Response[Any]:
+        """Save the fields changed in the form, or show the form again with its errors."""
+        form = Form(await read_form(request, *CLIENT_FIELDS, *ORIGINAL_FIELDS.values()))
+        try:
+            change = read_change(form.values)
+            if not change.values():
+                return redirect_with_flash("client-unchanged", f"{PATH}/{client_id}")
+            await service.change(engine, client_id, change, by)
+        except (InvalidError, PhoneTakenError) as error:
+            status, variables = _form_with_error(form, error)
+            client = await _get(engine, client_id)
+            return await context.render_page(
+                "clients/client.html", status, client=client, **variables
+            )
+        return redirect_with_flash("client-changed", f"{PATH}/{client_id}")
+
+    @get("/clients/{client_id:int}/delete", required_scope="write")
+    async def ask_to_delete(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        client_id: ClientId,
+    ) -> Response[str]:
+        """Ask for confirmation before a client is deleted, and describe the effects."""
+        async with engine.connect() as connection:
+            client = await store.get(connection, client_id)
+            waiting = await store.count_pending_messages(connection, client_id)
+        return await context.render_page("clients/delete.html", client=client, waiting=waiting)
+
+    @post("/clients/{client_id:int}/delete", required_scope="write")
+    async def delete_client(
+        self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
+    ) -> Response[Any]:
+        """Erase the personal data of a client for good, and cancel messages not sent yet."""
+        await service.erase(engine, client_id, by)
+        return redirect_with_flash("client-deleted", PATH)
+
+
+async def _get(engine: AsyncEngine, client_id: int) -> Client:
+    async with engine.connect() as connection:
+        return await store.get(connection, client_id)
+
+
+async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
+    filters = query.equal()
+    async with engine.connect() as connection:
+        page = await store.page(connection, query.position, **filters)
+    is_default = query.limit == ClientQuery().limit
+    link_values = filters if is_default else filters | {"limit": str(query.limit)}
+    return ClientPage(
+        page.count,
+        [Client(**row._asdict()) for row in page.rows],
+        page_links(page, PATH, Form(link_values)),
+        export=list_url("/clients.csv", Form(filters)),
+        is_filtered=bool(filters),
+    )
+
+
+def _filter_form(request: Request[Any, Any, Any]) -> Form:
+    """Return the filter as a form, as the user entered it."""
+    query = parameters(request, blank_is_absent=True)
+    values = {field: query.get(field, "") for field in CLIENT_FIELDS}
+    return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
+
+
+async def _wrong_filter(context: PageContext, form: Form, error: InvalidError) -> Response[str]:
+    form = form.with_errors(error)
+    return await context.render_page(
+        "clients/list.html", HTTP_400_BAD_REQUEST, form=form, page=None
+    )
+
+
+def _form_with_error(
+    form: Form, error: InvalidError | PhoneTakenError
+) -> tuple[int, dict[str, Any]]:
+    """Return the response status and the template variables of a form that cannot be saved."""
+    match error:
+        case InvalidError():
+            return HTTP_400_BAD_REQUEST, {"form": form.with_errors(error), "taken_phone": None}
+        case PhoneTakenError():
+            form = form.with_errors(InvalidError([FieldError("phone", str(error))]))
+            taken_phone = normalize_phone(form["phone"])
+            return HTTP_409_CONFLICT, {"form": form, "taken_phone": taken_phone}

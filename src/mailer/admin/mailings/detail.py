@@ -1,0 +1,177 @@
+"""The page of one mailing: its progress, and the actions on it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from litestar import Controller, Response, get, post
+from litestar.di import NamedDependency
+from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
+from litestar.response import Redirect, ServerSentEvent
+from litestar.status_codes import HTTP_409_CONFLICT, HTTP_503_SERVICE_UNAVAILABLE
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access.model import Actor
+from mailer.admin.language import gettext_noop
+from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.render import PageContext, redirect_with_flash
+from mailer.clock import database_clock
+from mailer.db.engine import snapshot
+from mailer.errors import ConflictError
+from mailer.forecast import service as forecast
+from mailer.gateway.breaker import Breaker
+from mailer.gateway.throughput import ThroughputEstimate
+from mailer.mailing import activity, service, store
+from mailer.mailing.actions import allowed_actions, count_unsent
+from mailer.mailing.activity import with_outage
+from mailer.mailing.api import MailingId
+from mailer.mailing.model import MailingNotFoundError, StopTimeoutError
+from mailer.statistics import progress
+from mailer.statistics import service as statistics
+from mailer.statistics.top_n import top_n
+
+ACTION_CALLS: Mapping[str, tuple[Callable[[AsyncEngine, int, Actor], Awaitable[Any]], str]] = {
+    "pause": (service.pause, "mailing-paused"),
+    "resume": (service.resume, "mailing-resumed"),
+    "retry": (service.retry, "mailing-retried"),
+    "cancel": (service.cancel, "mailing-cancelled"),
+    "delete": (service.delete, "mailing-deleted"),
+}
+"""Actions on a mailing: the function to call, and the confirmation (a key of `flash.html`)."""
+MAX_CHART_BARS, MAX_TABLE_ROWS = 100, 20
+"""Maximum bars of a chart and rows of a table: live updates send them again and again."""
+SECTIONS = (
+    "state",
+    "controls",
+    "details",
+    "counts",
+    "forecast",
+    "over-time",
+    "reasons",
+    "breakdown",
+)
+
+
+async def read_mailing_page(
+    engine: AsyncEngine, breaker: Breaker | None, pace: ThroughputEstimate | None, mailing_id: int
+) -> dict[str, Any]:
+    """Return the template variables of a mailing's page; all counts are of the same moment."""
+    async with snapshot(engine) as connection:
+        mailing = with_outage(await store.get(connection, mailing_id), breaker)
+        work = await activity.get_background_work(connection, mailing_id)
+        capacity = await forecast.read_capacity(connection, pace, mailing)
+        usable = forecast.usable_pace(pace, breaker)
+        basis = await forecast.read(connection, mailing, usable, capacity.workers)
+        [mailing_progress] = await progress.get_progress(connection, [mailing])
+        counts = await statistics.count_in_detail(
+            connection, mailing_progress, max_buckets=MAX_CHART_BARS
+        )
+    now = database_clock.now()
+    return {
+        "forecast": await forecast.compute(basis),
+        "capacity": capacity,
+        "mailing": mailing,
+        "wait": mailing_progress.wait,
+        "background_work": work,
+        "counts": counts,
+        "actions": allowed_actions(mailing, now),
+        "is_over": mailing.datetime_end <= now,
+        "time_zones": top_n(((c.time_zone, c.messages) for c in counts.time_zones), MAX_TABLE_ROWS),
+        "operator_codes": top_n(
+            ((c.operator_code, c.messages) for c in counts.operator_codes), MAX_TABLE_ROWS
+        ),
+    }
+
+
+class MailingPage(Controller):
+    """The page of a mailing, and the confirmation pages of its actions."""
+
+    path = "/"
+
+    @get("/mailings/{mailing_id:int}", required_scope="read")
+    async def show_mailing(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
+        mailing_id: MailingId,
+    ) -> Response[str]:
+        """Show a mailing."""
+        return await context.render_page(
+            "mailings/mailing.html", **await read_mailing_page(engine, breaker, pace, mailing_id)
+        )
+
+    @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
+    async def watch_mailing(  # noqa: PLR0913, PLR0917  # injected by Litestar
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
+        live: NamedDependency[LiveUpdates],
+        mailing_id: MailingId,
+    ) -> ServerSentEvent:
+        """Keep a mailing's page up to date."""
+
+        async def sections() -> Sections:
+            try:
+                variables = await read_mailing_page(engine, breaker, pace, mailing_id)
+            except MailingNotFoundError:
+                names = ("state", "controls")
+                return {name: context.render(f"mailings/deleted-{name}.html") for name in names}
+            return await context.render_sections("mailings", SECTIONS, **variables)
+
+        return live.stream(("mailing", context.viewer, mailing_id), sections, context.quota_key)
+
+    @get("/mailings/{mailing_id:int}/{verb:str}", required_scope="write")
+    async def ask(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        mailing_id: MailingId,
+        verb: FromPath[str],
+    ) -> Response[str]:
+        """Ask for confirmation before an action, with the current counts."""
+        if verb not in ACTION_CALLS:
+            raise NotFoundException
+        async with engine.connect() as connection:
+            mailing = await store.get(connection, mailing_id)
+            work = await activity.get_background_work(connection, mailing_id)
+        if verb not in allowed_actions(mailing, database_clock.now()):
+            error = gettext_noop("The mailing's current status does not allow this.")
+            return await _refused(context, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}")
+        return await context.render_page(
+            f"mailings/{verb}.html",
+            mailing=mailing,
+            background_work=work,
+            waiting=count_unsent(mailing),
+        )
+
+    @post("/mailings/{mailing_id:int}/{verb:str}", required_scope="write")
+    async def act(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        by: NamedDependency[Actor],
+        mailing_id: MailingId,
+        verb: FromPath[str],
+    ) -> Response[str] | Redirect:
+        """Carry out an action. If it is refused or not finished yet, show why."""
+        if verb not in ACTION_CALLS:
+            raise NotFoundException
+        call, flash = ACTION_CALLS[verb]
+        back = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
+        try:
+            await call(engine, mailing_id, by)
+        except ConflictError as error:
+            return await _refused(context, HTTP_409_CONFLICT, str(error), back)
+        except StopTimeoutError as error:
+            return await _refused(context, HTTP_503_SERVICE_UNAVAILABLE, str(error), back)
+        return redirect_with_flash(flash, back)
+
+
+async def _refused(context: PageContext, status: int, error: str, back: str) -> Response[str]:
+    return await context.render_page(
+        "mailings/refused.html", status, status_code=status, error=error, back=back
+    )

@@ -1,0 +1,222 @@
+"""The form that creates, copies or changes a mailing, with a preview beside it."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+from litestar import Controller, Request, Response, get, post
+from litestar.di import NamedDependency, Provide
+from litestar.params import QueryParameter
+from litestar.response import Redirect
+from litestar.status_codes import HTTP_200_OK, HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access.model import Actor
+from mailer.admin.form import MAX_LONG_FORM_BYTES, Form, read_form
+from mailer.admin.language import gettext_noop
+from mailer.admin.mailings import fields, preview
+from mailer.admin.render import PageContext, redirect_with_flash
+from mailer.clock import database_clock
+from mailer.errors import FieldError, InvalidError
+from mailer.forecast.service import usable_pace
+from mailer.gateway.breaker import Breaker
+from mailer.gateway.throughput import ThroughputEstimate
+from mailer.mailing import service, store
+from mailer.mailing.actions import ensure_allowed
+from mailer.mailing.api import MailingId
+from mailer.mailing.model import Mailing, MailingStartedError
+from mailer.validation import MAX_ID
+
+FINGERPRINT_FIELD = "seen"
+"""Hidden field with the fingerprint of the mailing that the form was rendered from."""
+CHANGED_MEANWHILE = gettext_noop(
+    "Another user changed this mailing in the meantime. Your input is still here: save again to"
+    " replace their changes."
+)
+STARTED_MEANWHILE = gettext_noop("The mailing has started in the meantime.")
+HAS_STARTED = gettext_noop("cannot be changed: the mailing has started")
+
+CopiedId = Annotated[int | None, QueryParameter(name="from", ge=1, le=MAX_ID)]
+ChangedId = Annotated[int | None, QueryParameter(name="mailing", ge=1, le=MAX_ID)]
+
+
+class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The page of the mailing form, with what it needs to be rendered."""
+
+    engine: AsyncEngine
+    pace: ThroughputEstimate | None
+    context: PageContext
+    copy_of: int | None = None
+    """Id of the mailing that the form copies."""
+    mailing: Mailing | None = None
+    """The mailing that the form changes; None if it creates one."""
+
+    async def render(self, form: Form, status: int = HTTP_200_OK) -> Response[str]:
+        """Return a response with the whole page."""
+        variables = await self._variables(form.values)
+        return await self.context.render_page("mailings/form.html", status, form=form, **variables)
+
+    async def render_preview(self, values: dict[str, str]) -> Response[str]:
+        """Return a response with the preview only."""
+        return await self.context.render_page(
+            "mailings/preview.html", **await self._variables(values)
+        )
+
+    async def _variables(self, values: fields.FormValues) -> dict[str, Any]:
+        now, zone = database_clock.now(), fields.zone_of(values)
+        draft, draft_errors = fields.read_draft(values, self.mailing, now)
+        built = await preview.build_preview(
+            self.engine, draft, values["text"], zone, self.pace, self.mailing
+        )
+        has_started = self.mailing is not None and self.mailing.datetime_start <= now
+        return {
+            "preview": built,
+            "draft_errors": draft_errors,
+            "forecast": built.forecast,
+            "capacity": built.capacity,
+            "form_viewer": msgspec.structs.replace(self.context.viewer, time_zone=zone),
+            "offset": preview.utc_offset(_offset(built.day.start, zone)),
+            "mailing": self.mailing,
+            "has_started": has_started,
+            "copy_of": self.copy_of,
+        }
+
+
+def _offset(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta, never None
+    return moment.astimezone(ZoneInfo(zone)).utcoffset()
+
+
+def provide_form_page(
+    engine: NamedDependency[AsyncEngine],
+    breaker: NamedDependency[Breaker | None],
+    pace: NamedDependency[ThroughputEstimate | None],
+    context: NamedDependency[PageContext],
+) -> MailingFormPage:
+    """Return the page of the form, for no mailing yet."""
+    return MailingFormPage(engine=engine, pace=usable_pace(pace, breaker), context=context)
+
+
+class MailingForm(Controller):
+    """The form of a new or existing mailing, and its preview."""
+
+    path = "/mailings"
+    request_max_body_size = MAX_LONG_FORM_BYTES
+    dependencies = {"form_page": Provide(provide_form_page, sync_to_thread=False)}  # noqa: RUF012  # Litestar's way
+
+    @get("/new", required_scope="write")
+    async def show_new(
+        self, form_page: NamedDependency[MailingFormPage], copied: CopiedId = None
+    ) -> Response[str]:
+        """Show the form of a new mailing, or of a copy of one."""
+        now, zone = database_clock.now(), form_page.context.viewer.time_zone
+        if copied is None:
+            return await form_page.render(
+                Form(fields.blank_values(now, zone) | {FINGERPRINT_FIELD: ""})
+            )
+        values = fields.copied_values(await _get_mailing(form_page.engine, copied), now, zone)
+        form_page = msgspec.structs.replace(form_page, copy_of=copied)
+        return await form_page.render(Form(values | {FINGERPRINT_FIELD: ""}))
+
+    @post("/new", required_scope="write", creates=True)
+    async def create(
+        self,
+        request: Request[Any, Any, Any],
+        form_page: NamedDependency[MailingFormPage],
+        by: NamedDependency[Actor],
+        copied: CopiedId = None,
+    ) -> Response[str] | Redirect:
+        """Create a mailing, or show the form again with its errors."""
+        if by.stored_result is not None:  # a repeat: the first response was lost
+            return redirect_with_flash("mailing-created", f"/mailings/{by.stored_result['id']}")
+        form = Form(await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD))
+        try:
+            new = fields.read_new(form.values, database_clock.now())
+            mailing = await service.create(form_page.engine, new, by)
+        except InvalidError as error:
+            form_page = msgspec.structs.replace(form_page, copy_of=copied)
+            return await form_page.render(
+                form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
+            )
+        return redirect_with_flash("mailing-created", f"/mailings/{mailing.id}")
+
+    @get("/{mailing_id:int}/edit", required_scope="write")
+    async def show_edit(
+        self, form_page: NamedDependency[MailingFormPage], mailing_id: MailingId
+    ) -> Response[str]:
+        """Show the form of a mailing that has not ended."""
+        mailing = await _get_changeable(form_page.engine, mailing_id)
+        values = fields.values_of(mailing, form_page.context.viewer.time_zone)
+        form_page = msgspec.structs.replace(form_page, mailing=mailing)
+        return await form_page.render(
+            Form(values | {FINGERPRINT_FIELD: fields.fingerprint(mailing)})
+        )
+
+    @post("/{mailing_id:int}/edit", required_scope="write")
+    async def change(
+        self,
+        request: Request[Any, Any, Any],
+        form_page: NamedDependency[MailingFormPage],
+        by: NamedDependency[Actor],
+        mailing_id: MailingId,
+    ) -> Response[str] | Redirect:
+        """Save the changes in the form, unless another user has changed the mailing meanwhile."""
+        mailing = await _get_changeable(form_page.engine, mailing_id)
+        form_page = msgspec.structs.replace(form_page, mailing=mailing)
+        values = await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD)
+        current = fields.fingerprint(mailing)
+        is_outdated = values[FINGERPRINT_FIELD] != current
+        values[FINGERPRINT_FIELD] = current
+        form = Form(values)
+        if is_outdated and _is_saved(values, mailing):
+            return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
+        if is_outdated:
+            refusal = InvalidError([FieldError("", CHANGED_MEANWHILE)])
+            return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
+        try:
+            changes = fields.read_change(values, mailing, database_clock.now())
+            await service.change(form_page.engine, mailing_id, changes, by)
+        except InvalidError as error:
+            return await form_page.render(
+                form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
+            )
+        except MailingStartedError:
+            values["start"] = fields.values_of(mailing, fields.zone_of(values))["start"]
+            refusal = InvalidError(
+                [FieldError("", STARTED_MEANWHILE), FieldError("start", HAS_STARTED)]
+            )
+            return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
+        return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
+
+    @post("/preview", status_code=HTTP_200_OK, required_scope="write")
+    async def show_preview(
+        self,
+        request: Request[Any, Any, Any],
+        form_page: NamedDependency[MailingFormPage],
+        changed: ChangedId = None,
+    ) -> Response[str]:
+        """Show the preview of a form that is being filled in."""
+        if changed is not None:
+            mailing = await _get_mailing(form_page.engine, changed)
+            form_page = msgspec.structs.replace(form_page, mailing=mailing)
+        return await form_page.render_preview(await read_form(request, *fields.MAILING_FIELDS))
+
+
+def _is_saved(values: fields.FormValues, mailing: Mailing) -> bool:
+    """Return whether the mailing already equals the form, as when the form was sent twice."""
+    try:
+        changes = fields.read_change(values, mailing, database_clock.now())
+    except InvalidError:
+        return False
+    return all(getattr(mailing, name) == value for name, value in changes.provided_values().items())
+
+
+async def _get_mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    async with engine.connect() as connection:
+        return await store.get(connection, mailing_id)
+
+
+async def _get_changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    mailing = await _get_mailing(engine, mailing_id)
+    ensure_allowed("change", mailing, database_clock.now())
+    return mailing

@@ -1,0 +1,138 @@
+"""The list of mailings, with search, filters and live updates."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from litestar import Controller, Request, Response, get
+from litestar.di import NamedDependency
+from litestar.response import ServerSentEvent
+from msgspec import UNSET, Meta, UnsetType
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
+from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.render import PageContext
+from mailer.db.schema import MAILING_STATUSES
+from mailer.gateway.breaker import Breaker
+from mailer.mailing import store
+from mailer.mailing.activity import with_outage
+from mailer.mailing.api import MailingQuery
+from mailer.mailing.model import ENDED, Mailing
+from mailer.mailing.search import MAX_COUNTED
+from mailer.statistics import progress
+from mailer.validation import STORABLE, Input
+from mailer.web.query import Limit, read
+
+
+class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
+    """Filters of the list of mailings."""
+
+    limit: Limit = 50
+    search: (
+        Annotated[
+            str,
+            Meta(
+                max_length=200,
+                pattern=STORABLE,
+                extra={"rule": "must be at most 200 characters without NUL"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class RowsQuery(Input, frozen=True, kw_only=True):
+    """The rows of the list to keep up to date."""
+
+    ids: Annotated[
+        str,
+        Meta(
+            pattern=r"^[1-9][0-9]{0,14}(,[1-9][0-9]{0,14}){0,999}(?!\n)$",
+            extra={"rule": "must be ids of mailings, separated by commas"},
+        ),
+    ]
+
+
+def ids_of_changing(mailings: Sequence[Mailing]) -> list[int]:
+    """Return the ids of the mailings whose counts or status may still change without a user."""
+    return [
+        mailing.id
+        for mailing in mailings
+        if mailing.status not in ENDED or mailing.scheduled_messages + mailing.sending_messages
+    ]
+
+
+async def find_waits(
+    connection: AsyncConnection, mailings: Sequence[Mailing]
+) -> dict[int, progress.Wait | None]:
+    """Return why each running mailing waits, by its id; None for a mailing that does not wait."""
+    running = [mailing for mailing in mailings if mailing.status == "running"]
+    if not running:
+        return {}
+    all_progress = await progress.get_progress(connection, running)
+    return {each.mailing.id: each.wait for each in all_progress}
+
+
+class MailingList(Controller):
+    """The list of mailings, newest first."""
+
+    path = "/"
+
+    @get("/mailings", required_scope="read")
+    async def list_mailings(
+        self,
+        request: Request[Any, Any, Any],
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        context: NamedDependency[PageContext],
+    ) -> Response[str]:
+        """List the mailings that match the filters."""
+        form, query = read_list_query(request, MailingListQuery, "search", "status", "limit")
+        page, mailings, waits = EMPTY_PAGE, list[Mailing](), dict[int, progress.Wait | None]()
+        if query is not None:
+            async with engine.connect() as connection:
+                page = await store.page(connection, query.position, **query.equal())
+                mailings = [with_outage(store.to_mailing(row), breaker) for row in page.rows]
+                waits = await find_waits(connection, mailings)
+        return await context.render_page(
+            "mailings/list.html",
+            200 if query else 400,
+            form=form,
+            mailings=mailings,
+            waits=waits,
+            live_ids=ids_of_changing(mailings),
+            count=page.count,
+            max_counted=MAX_COUNTED,
+            pages=page_links(page, "/mailings", form),
+            statuses=MAILING_STATUSES,
+        )
+
+    @get("/live/mailings", required_scope="read", is_polled=True)
+    async def watch_mailings(
+        self,
+        request: Request[Any, Any, Any],
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        context: NamedDependency[PageContext],
+        live: NamedDependency[LiveUpdates],
+    ) -> ServerSentEvent:
+        """Keep rows of the list up to date."""
+        ids = [int(mailing_id) for mailing_id in read(request, RowsQuery).ids.split(",")]
+
+        async def sections() -> Sections:
+            async with engine.connect() as connection:
+                mailings = await store.get_many(connection, ids)
+                waits = await find_waits(connection, mailings)
+            deleted = {
+                mailing_id: context.render("mailings/deleted-row.html", mailing_id=mailing_id)
+                for mailing_id in ids
+            }
+            rows = {
+                mailing.id: context.render(
+                    "mailings/row.html", mailing=with_outage(mailing, breaker), waits=waits
+                )
+                for mailing in mailings
+            }
+            return {f"mailing-{mailing_id}": row for mailing_id, row in (deleted | rows).items()}
+
+        return live.stream(("mailings", context.viewer, *ids), sections, context.quota_key)

@@ -1,0 +1,81 @@
+"""The overview: gateway, backlog, running and upcoming mailings, outcomes of the last 24 hours."""
+
+from typing import Any
+
+from litestar import Controller, Response, get
+from litestar.di import NamedDependency
+from litestar.response import ServerSentEvent
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.render import PageContext
+from mailer.clock import database_clock
+from mailer.db import workers
+from mailer.db.paging import Cursor
+from mailer.forecast import service as forecast
+from mailer.gateway.breaker import Breaker
+from mailer.gateway.throughput import ThroughputEstimate
+from mailer.mailing import store
+from mailer.mailing.activity import with_outage
+from mailer.statistics import backlog, progress, service
+
+MAX_RUNNING, MAX_UPCOMING = 20, 5
+"""Maximum mailings to show: the newest running ones, and the next ones to start."""
+SECTIONS = ("gateway", "backlog", "running", "upcoming", "last-day")
+
+
+async def read_overview(
+    engine: AsyncEngine, breaker: Breaker | None, pace: ThroughputEstimate | None
+) -> dict[str, Any]:
+    """Return the template variables of the overview."""
+    usable = forecast.usable_pace(pace, breaker)
+    async with engine.connect() as connection:
+        page = await store.page(connection, Cursor(MAX_RUNNING), "running")
+        mailings = [with_outage(store.to_mailing(row), breaker) for row in page.rows]
+        active = await workers.active_workers(connection)
+        bases = await forecast.read_running(connection, mailings, usable, len(active) or 1)
+        variables = {
+            "running": await progress.get_progress(connection, mailings),
+            "running_count": page.count,
+            "upcoming": await store.list_upcoming(connection, MAX_UPCOMING),
+            "backlog": await backlog.get_backlog(connection),
+            "max_counted_due": backlog.MAX_COUNTED_DUE,
+            "hours": await service.get_outcomes_last_24_hours(connection, database_clock.now()),
+        }
+    return variables | {"expected_ends": await forecast.expected_ends(bases)}
+
+
+class Overview(Controller):
+    """The overview page."""
+
+    path = "/"
+
+    @get(required_scope="read")
+    async def show_overview(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
+    ) -> Response[str]:
+        """Show the overview."""
+        return await context.render_page(
+            "overview.html", **await read_overview(engine, breaker, pace)
+        )
+
+    @get("/live/overview", required_scope="read", is_polled=True)
+    async def watch_overview(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        breaker: NamedDependency[Breaker | None],
+        pace: NamedDependency[ThroughputEstimate | None],
+        context: NamedDependency[PageContext],
+        live: NamedDependency[LiveUpdates],
+    ) -> ServerSentEvent:
+        """Keep the overview up to date."""
+
+        async def sections() -> Sections:
+            variables = await read_overview(engine, breaker, pace)
+            return await context.render_sections("overview", SECTIONS, **variables)
+
+        return live.stream(("overview", context.viewer), sections, context.quota_key)

@@ -1,0 +1,109 @@
+"""Signing in with a password, and signing out."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from litestar import Controller, Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.response import Redirect
+from litestar.status_codes import (
+    HTTP_303_SEE_OTHER,
+    HTTP_400_BAD_REQUEST,
+    HTTP_429_TOO_MANY_REQUESTS,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access import service
+from mailer.access.login_throttle import ThrottledError
+from mailer.access.middleware import address_of
+from mailer.admin.form import MAX_SMALL_FORM_BYTES, Form, read_form
+from mailer.admin.redirects import own_path
+from mailer.admin.render import PageContext, redirect_with_flash
+from mailer.errors import FieldError, InvalidError
+from mailer.settings import Settings
+from mailer.web.cookie import make_cookie
+
+
+def redirect_signed_in(request: Request[Any, Any, Any], secret: str, back: str) -> Redirect:
+    """Return a redirect to a page of this site, with the cookie of the session `secret`."""
+    return Redirect(
+        own_path(back), status_code=HTTP_303_SEE_OTHER, cookies=[make_cookie(request, secret)]
+    )
+
+
+def redirect_signed_out(request: Request[Any, Any, Any]) -> Redirect:
+    """Return a redirect to the sign-in page that also deletes the session cookie."""
+    response = redirect_with_flash("signed-out", "/login")
+    response.set_cookie(make_cookie(request, None))
+    return response
+
+
+class SignIn(Controller):
+    """The sign-in form, and the actions to sign in and out."""
+
+    path = "/"
+
+    @get("/login", required_scope="nothing")
+    async def show_form(
+        self,
+        settings: NamedDependency[Settings],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Show the form, or redirect if the user is already signed in or authentication is off."""
+        back = own_path(request.query_params.get("back", "/"))
+        if context.actor is not None:
+            return Redirect(back, status_code=HTTP_303_SEE_OTHER)
+        return await _form_page(settings, context, Form({"name": "", "back": back}))
+
+    @post("/login", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
+    async def sign_in(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        settings: NamedDependency[Settings],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Start a session, or show the form again with its errors."""
+        values = await read_form(request, "name", "password", "back")
+        password = values.pop("password")
+        form = Form(values)
+        if settings.auth == "none":
+            return Redirect(own_path(form["back"]), status_code=HTTP_303_SEE_OTHER)
+        browser = request.headers.get("User-Agent", "")
+        try:
+            secret = await service.sign_in(
+                engine, form["name"], password, address_of(request), browser
+            )
+        except service.NotSignedInError as error:
+            form = form.with_errors(InvalidError([FieldError("", str(error))]))
+            return await _form_page(settings, context, form, HTTP_400_BAD_REQUEST)
+        except ThrottledError as error:
+            status = HTTP_429_TOO_MANY_REQUESTS
+            response = await _form_page(settings, context, form, status, retry_after=error.seconds)
+            response.headers["Retry-After"] = str(error.seconds)
+            return response
+        if context.user is not None:
+            await service.sign_out(engine, context.user)
+        return redirect_signed_in(request, secret, form["back"])
+
+    @post("/logout", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
+    async def sign_out(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Redirect:
+        """End the session of this browser."""
+        if context.user is not None:
+            await service.sign_out(engine, context.user)
+        return redirect_signed_out(request)
+
+
+async def _form_page(
+    settings: Settings, context: PageContext, form: Form, status: int = 200, retry_after: int = 0
+) -> Response[str]:
+    provider = urlsplit(settings.oidc_issuer).hostname if settings.oidc_issuer else None
+    return await context.render_page(
+        "sign_in.html", status, form=form, provider=provider, retry_after=retry_after
+    )

@@ -1,0 +1,177 @@
+"""Signing in through the OpenID provider: the redirect to it, and its callback."""
+
+from hmac import compare_digest
+from typing import Any
+
+import structlog
+from litestar import Controller, Request, Response, get
+from litestar.di import NamedDependency
+from litestar.exceptions import NotFoundException, TooManyRequestsException
+from litestar.response import Redirect
+from litestar.status_codes import (
+    HTTP_303_SEE_OTHER,
+    HTTP_403_FORBIDDEN,
+    HTTP_503_SERVICE_UNAVAILABLE,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access import service
+from mailer.access.credentials import digest
+from mailer.access.login_throttle import network_of
+from mailer.access.middleware import address_of
+from mailer.admin.language import gettext_noop
+from mailer.admin.redirects import own_path
+from mailer.admin.render import PageContext
+from mailer.admin.users.sign_in import redirect_signed_in
+from mailer.clock import elapsed
+from mailer.limits import RateLimiter
+from mailer.oidc import store as pending
+from mailer.oidc.model import (
+    REASONS_WITHOUT_IDENTITY,
+    Identity,
+    ProviderUnavailableError,
+    SignInError,
+)
+from mailer.oidc.provider import Provider
+from mailer.oidc.store import SIGN_IN_TIMEOUT, PendingSignIn
+from mailer.web.cookie import CookieKind, make_cookie, read_cookie
+
+log = structlog.get_logger()
+
+PATH = "/login/oidc"
+CALLBACK = f"{PATH}/callback"
+STATE_COOKIE = CookieKind("sign_in", PATH, int(SIGN_IN_TIMEOUT.total_seconds()))
+"""Cookie that binds the callback to the browser of the sign-in (RFC 6749, section 10.12)."""
+MAX_CALLBACK_QUERY = 4096
+"""Maximum length of the code that the provider sends to the callback, in characters."""
+WRONG_PROVIDER = gettext_noop(
+    "The identity provider does not match the configuration. Ask an admin."
+)
+
+
+class SignInOidc(Controller):
+    """The start of a sign-in, and the callback of the provider."""
+
+    path = PATH
+
+    @get(required_scope="nothing")
+    async def start(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        provider: NamedDependency[Provider | None],
+        oidc_rate: NamedDependency[RateLimiter],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Redirect to the provider, or show why that is not possible."""
+        provider = _checked_provider(provider, oidc_rate, request)
+        try:
+            started = await provider.start(_callback_url(request))
+        except ProviderUnavailableError as error:
+            return await _provider_unavailable(context, error)
+        except SignInError as error:
+            return await _refused(context, error, WRONG_PROVIDER, HTTP_503_SERVICE_UNAVAILABLE)
+        async with engine.begin() as connection:
+            back = own_path(request.query_params.get("back", "/"))
+            await pending.store_pending(connection, started, back)
+        cookie = make_cookie(request, started.state, STATE_COOKIE)
+        return Redirect(started.url, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
+
+    @get("/callback", required_scope="nothing")
+    async def finish(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        provider: NamedDependency[Provider | None],
+        oidc_rate: NamedDependency[RateLimiter],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Start a session for the user that the provider names, or show why it is refused."""
+        provider = _checked_provider(provider, oidc_rate, request)
+        try:
+            sign_in = await _take_pending(engine, request)
+            identity = await _read_identity(provider, sign_in, request)
+            secret = await service.sign_in_oidc(
+                engine, identity, address_of(request), request.headers.get("User-Agent", "")
+            )
+        except ProviderUnavailableError as error:
+            response = await _provider_unavailable(context, error)
+        except SignInError as error:
+            # the audit log is kept for ever, so refusals without an identity are left out
+            if error.reason not in REASONS_WITHOUT_IDENTITY:
+                await service.record_refused_oidc(engine, error, address_of(request))
+            response = await _refused(context, error, str(error), HTTP_403_FORBIDDEN)
+        else:
+            if context.user is not None:
+                await service.sign_out(engine, context.user)
+            response = redirect_signed_in(request, secret, sign_in.return_path)
+        response.set_cookie(make_cookie(request, None, STATE_COOKIE))
+        return response
+
+
+def _checked_provider(
+    provider: Provider | None, rate: RateLimiter, request: Request[Any, Any, Any]
+) -> Provider:
+    """Return the provider.
+
+    Raises `NotFoundException` if none is configured, and `TooManyRequestsException`.
+    """
+    if provider is None:
+        raise NotFoundException
+    if seconds := rate.retry_after(network_of(address_of(request)), elapsed()):
+        raise TooManyRequestsException(
+            "Too many sign-ins from your network.", headers={"Retry-After": str(seconds)}
+        )
+    return provider
+
+
+async def _provider_unavailable(
+    context: PageContext, error: ProviderUnavailableError
+) -> Response[Any]:
+    """Return the page that says that the provider does not answer, and to start again."""
+    log.warning("provider_away", reason=error.reason)
+    status = HTTP_503_SERVICE_UNAVAILABLE
+    response = await context.render_page("sign_in_refused.html", status, error=str(error))
+    response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+async def _refused(
+    context: PageContext, error: SignInError, message: str, status: int
+) -> Response[Any]:
+    log.warning("sign_in_refused", reason=error.reason)
+    return await context.render_page("sign_in_refused.html", status, error=message)
+
+
+async def _take_pending(engine: AsyncEngine, request: Request[Any, Any, Any]) -> PendingSignIn:
+    """Return the pending sign-in of this browser and delete it: a callback is valid once.
+
+    Raises `SignInError`.
+    """
+    state = request.query_params.get("state", "")
+    cookie = read_cookie(request, STATE_COOKIE) or ""
+    if not state or not compare_digest(digest(state), digest(cookie)):
+        raise SignInError("wrong_state")
+    async with engine.begin() as connection:
+        sign_in = await pending.take_pending(connection, state)
+    if sign_in is None:
+        raise SignInError("state_used")
+    return sign_in
+
+
+async def _read_identity(
+    provider: Provider, sign_in: PendingSignIn, request: Request[Any, Any, Any]
+) -> Identity:
+    if "error" in request.query_params:
+        raise SignInError("refused_there")
+    code = request.query_params.get("code", "")
+    if not code or len(code) > MAX_CALLBACK_QUERY:
+        raise SignInError("no_code")
+    issuer = request.query_params.get("iss")
+    return await provider.finish(
+        code, _callback_url(request), sign_in.nonce, sign_in.verifier, issuer
+    )
+
+
+def _callback_url(request: Request[Any, Any, Any]) -> str:
+    return str(request.url.with_replacements(path=CALLBACK, query="", fragment=""))

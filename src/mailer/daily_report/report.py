@@ -1,0 +1,213 @@
+"""The daily report: outcomes of messages on one day, and counts of mailings active that day."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.daily_report.chart import COLOURS, HEIGHT, WIDTH
+from mailer.db.engine import snapshot
+from mailer.db.schema import OUTCOMES, mailing
+from mailer.errors import FieldError, InvalidError
+from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Status
+from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
+from mailer.message.outcomes import count_by_hour, count_failures
+from mailer.statistics.model import Bucket, MessageCounts, OutcomeCounts, ReasonCount
+from mailer.statistics.service import counts_from_mailing, counts_from_row, sum_columns
+
+MAX_LISTED = 50
+"""Mailings that a report lists; sums include all mailings.
+
+Mail programs cut off mails that are longer than about 100 kB."""
+HOUR = 3_600  # seconds
+
+
+class ReportedMailing(msgspec.Struct, frozen=True):
+    """A mailing as listed in a report: by its id, without its text."""
+
+    id: int
+    status: Status
+    datetime_start: datetime
+    datetime_end: datetime
+    clients_count: int
+    messages: MessageCounts
+
+
+class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The report of a day, with all times in `time_zone`."""
+
+    day: date
+    time_zone: str
+    as_of: datetime
+    """When the counts were read."""
+    mailings_count: int
+    clients_count: int
+    messages: MessageCounts
+    """The current counts of all mailings that were active on that day, added up."""
+    mailings: list[ReportedMailing]
+    """The newest of those mailings, at most `MAX_LISTED`."""
+    failures: list[ReasonCount]
+    """Messages of all mailings that failed on that day, by status and reason, largest first."""
+    hours: list[Bucket]
+    """Outcomes of messages by hour; 23 or 25 hours when the clocks change.
+
+    Includes deleted mailings, so that the reports of all days add up to all outcomes."""
+
+    @property
+    def busy_hours(self) -> list[Bucket]:
+        """Return the hours that have an outcome."""
+        return [hour for hour in self.hours if any(msgspec.structs.astuple(hour.messages))]
+
+    @property
+    def outcomes(self) -> OutcomeCounts:
+        """Return the outcomes of the whole day."""
+        hours = [hour.messages for hour in self.hours]
+        return OutcomeCounts(
+            **{name: sum(getattr(counts, name) for counts in hours) for name in OUTCOMES}
+        )
+
+
+async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyReport:
+    """Return the report of a day in an IANA time zone.
+
+    Raises `InvalidError` for a day outside the range of mailings' dates.
+    """
+    zone = ZoneInfo(time_zone)
+    start, end = day_bounds(day, zone)
+    active = _active(start, end)
+    async with snapshot(engine) as connection:
+        total = await _total(connection, active)
+        return DailyReport(
+            day=day,
+            time_zone=time_zone,
+            as_of=total.as_of.astimezone(zone),
+            mailings_count=total.mailings,
+            clients_count=int(total.clients),
+            messages=counts_from_row(total),
+            mailings=await _mailings(connection, active, zone),
+            failures=[ReasonCount(*row) for row in await count_failures(connection, start, end)],
+            hours=await _hours(connection, start, end, zone),
+        )
+
+
+def day_bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """Return the start of a local day and of the next day, in UTC.
+
+    When the clocks change, they are more or less than 24 hours apart. Raises `InvalidError` for a
+    day outside the range of mailings' dates.
+    """
+    if not FIRST_MOMENT.date() < day < LAST_MOMENT.date():
+        raise InvalidError([FieldError("date", "must lie between the years 1970 and 9000")])
+    start, end = (
+        datetime.combine(midnight, time(), zone).astimezone(UTC)
+        for midnight in (day, day + timedelta(days=1))
+    )
+    return start, end
+
+
+def _active(start: datetime, end: datetime) -> ColumnElement[bool]:
+    """Return the condition that a mailing was active between two moments.
+
+    A mailing is active from its start until it is settled. That may be some time after its end,
+    because its unsent messages are cancelled then. `updated_at` of a settled mailing is the time
+    at which it was settled.
+    """
+    return and_(
+        NOT_DELETED,
+        mailing.c.datetime_start < end,
+        or_(not_(mailing.c.is_settled), mailing.c.updated_at >= start),
+    )
+
+
+async def _total(connection: AsyncConnection, active: ColumnElement[bool]) -> Row[Any]:
+    active_mailings = select_mailings().where(active).subquery()
+    statement = select(
+        func.now().label("as_of"),
+        func.count().label("mailings"),
+        func.coalesce(func.sum(active_mailings.c.clients_count), 0).label("clients"),
+        *sum_columns(active_mailings),
+    ).select_from(active_mailings)
+    return (await connection.execute(statement)).one()
+
+
+async def _mailings(
+    connection: AsyncConnection, active: ColumnElement[bool], zone: ZoneInfo
+) -> list[ReportedMailing]:
+    statement = select_mailings().where(active).order_by(mailing.c.id.desc()).limit(MAX_LISTED)
+    return [
+        ReportedMailing(
+            listed.id,
+            listed.status,
+            listed.datetime_start.astimezone(zone),
+            listed.datetime_end.astimezone(zone),
+            listed.clients_count,
+            counts_from_mailing(listed),
+        )
+        for listed in map(to_mailing, await connection.execute(statement))
+    ]
+
+
+async def _hours(
+    connection: AsyncConnection, start: datetime, end: datetime, zone: ZoneInfo
+) -> list[Bucket]:
+    """Return the outcomes of messages in each hour between two moments."""
+    outcomes_by_hour = await count_by_hour(connection, start, end)
+    moments = range(int(start.timestamp()), int(end.timestamp()), HOUR)
+    return [
+        Bucket(
+            datetime.fromtimestamp(at, zone), OutcomeCounts.of(**outcomes_by_hour.get(index, {}))
+        )
+        for index, at in enumerate(moments)
+    ]
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("mailer.daily_report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["number"] = "{:,}".format
+    templates.filters["moment"] = "{:%Y-%m-%d %H:%M}".format
+    templates.filters["hour"] = _hour
+    templates.filters["percent"] = _percent
+    templates.globals["statuses"] = MessageCounts.__struct_fields__
+    templates.globals["colours"] = COLOURS
+    templates.globals["chart_size"] = (WIDTH, HEIGHT)
+    return templates
+
+
+def render_text(report: DailyReport) -> str:
+    """Return the report as plain text, for the terminal and for mail."""
+    return _templates().get_template("daily.txt").render(report=report)
+
+
+def render_html(report: DailyReport, chart_url: str) -> str:
+    """Return the report as HTML for mail programs, without resources from other hosts.
+
+    `chart_url` is the URL of the chart, which is attached to the mail.
+    """
+    return _templates().get_template("daily.html").render(report=report, chart_url=chart_url)
+
+
+def _hour(start: datetime) -> str:
+    """Return the start of an hour as text, with "again" for the second of two equal hours.
+
+    An hour occurs twice when the clocks are set back.
+    """
+    return f"{start:%H:%M}{' again' if start.fold else ''}"
+
+
+def _percent(part: int, whole: int) -> str:
+    """Return a share with one decimal; 100% only for the whole and 0% only for zero."""
+    if part in (0, whole):
+        return f"{100 * part // max(whole, 1)}%"
+    return f"{min(99.9, max(0.1, 100 * part / whole)):.1f}%"

@@ -1,0 +1,172 @@
+"""Send the daily report when it is due, once for all workers together."""
+
+import asyncio
+from datetime import date, datetime, time, timedelta
+from hashlib import sha256
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import structlog
+from sqlalchemy import ARRAY, Date, LargeBinary, Row, TextClause, bindparam, func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.daily_report.mail import MailNotSentError, SmtpConfig, send_report
+from mailer.daily_report.report import daily_report
+from mailer.settings import Settings
+
+log = structlog.get_logger()
+
+SEND_LEASE = timedelta(minutes=10)
+"""How long a worker may take to send a report; longer than all its timeouts together."""
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=15)
+"""Delay before the next attempt after one failed attempt, and the longest delay."""
+MAX_REPORT_AGE = timedelta(days=7)
+"""How old the day of a report may be. Older reports that could not be sent are dropped."""
+
+
+def newest_due(now: datetime, at: time, zone: ZoneInfo) -> date:
+    """Return the last day whose report is due at `now`. It is due at `at` on the next day.
+
+    When the clocks skip `at`, the report is due at the clock change. When `at` occurs twice, it is
+    due the first time.
+    """
+    local = now.astimezone(zone)
+    is_due = datetime.combine(local.date(), at, zone).timestamp() <= now.timestamp()
+    is_due = is_due or local.time() >= at  # Python takes a skipped time as later
+    return local.date() - timedelta(days=1 if is_due else 2)
+
+
+def retry_delay(attempts: int) -> timedelta:
+    """Return the delay before the next attempt; it doubles with each failed attempt."""
+    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempts - 1, 10)))
+
+
+def _digest(recipient: str) -> bytes:
+    """Return the hash that stands for a recipient's address, which the database does not store."""
+    return sha256(recipient.lower().encode()).digest()
+
+
+# Includes reports of past days on which no worker ran, but none before the first report.
+INSERT_DUE = text("""
+    INSERT INTO daily_report (day, leased_until)
+    SELECT due_day::date, :now FROM generate_series(
+        greatest(:oldest + 1,
+            (SELECT coalesce(max(day) + 1, :newest) FROM daily_report))::timestamp,
+        (:newest)::timestamp, interval '1 day') AS due_day
+    ON CONFLICT DO NOTHING""").bindparams(
+    bindparam("newest", type_=Date), bindparam("oldest", type_=Date)
+)
+# Skips a row that another worker has locked or acquired. A restored database may not know which
+# reports were sent, so that it sends none before sending is allowed.
+ACQUIRE = text("""
+    UPDATE daily_report SET attempts = attempts + 1, leased_until = :until
+    WHERE day = (SELECT day FROM daily_report
+                 WHERE sent_at IS NULL AND leased_until <= :now AND day > :oldest
+                    AND (SELECT sending_is_allowed())
+                 ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING day, id, attempts, settled_recipients""")
+MARK_SENT = text("UPDATE daily_report SET sent_at = now() WHERE day = :day")
+RESCHEDULE = text("""
+    UPDATE daily_report SET leased_until = :until, settled_recipients = :settled_recipients
+    WHERE day = :day AND attempts = :attempts AND sent_at IS NULL""").bindparams(
+    bindparam("settled_recipients", type_=ARRAY(LargeBinary))
+)
+
+
+class DailyMail:
+    """Sends each day's report when it is due, at the time and in the time zone of the settings.
+
+    Only one worker sends each report; a row of the table `report` is its lease. If a worker ends or
+    loses the database after the mail server has accepted a mail and before that is recorded, the
+    mail is sent again. Both mails have the same Message-ID, so that mail programs can recognize the
+    duplicate.
+    """
+
+    def __init__(self, engine: AsyncEngine, smtp: SmtpConfig, settings: Settings) -> None:
+        self._engine = engine
+        self._smtp = smtp
+        self._at = time.fromisoformat(settings.report_at)
+        self._time_zone = settings.report_time_zone
+        self._sending: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Send the oldest due report. Cancellation does not stop the sending; see `finish`."""
+        self._sending = asyncio.create_task(self._send_due())
+        await asyncio.shield(self._sending)
+
+    async def finish(self, max_wait: float) -> None:
+        """Wait up to `max_wait` seconds for a mail that is being sent, then cancel it.
+
+        A mail that is cancelled half-way may be sent twice.
+        """
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=max_wait)
+            self._sending.cancel()  # no effect if it has ended
+
+    async def _send_due(self) -> None:
+        async with self._engine.connect() as connection:
+            now = (await connection.execute(select(func.now()))).scalar_one()
+        await self.send_due(now)
+
+    async def send_due(self, now: datetime) -> None:
+        """Send the oldest report that is due at `now`, unless another worker sends it.
+
+        No database connection is held while the mail is sent. If the mail server does not accept
+        the report for some recipients, the report is scheduled again, with a growing delay. The
+        next attempt leaves out recipients who were accepted or permanently refused.
+        """
+        lease = await self._acquire(now)
+        if lease is None:
+            return
+        pending = [
+            recipient
+            for recipient in self._smtp.recipients
+            if _digest(recipient) not in lease.settled_recipients
+        ]
+        settled_recipients, is_complete = list(lease.settled_recipients), True
+        if pending:
+            settled_recipients, is_complete = await self._send(lease, pending)
+        if is_complete:
+            await self._write(MARK_SENT, day=lease.day)
+        else:
+            until = now + retry_delay(lease.attempts)
+            key = {"day": lease.day, "attempts": lease.attempts}
+            await self._write(RESCHEDULE, **key, until=until, settled_recipients=settled_recipients)
+
+    async def _send(
+        self, lease: Row[tuple[date, UUID, int, list[bytes]]], pending: list[str]
+    ) -> tuple[list[bytes], bool]:
+        """Send a report to `pending`; return the hashes of all decided recipients.
+
+        A recipient is decided when accepted or permanently refused. The second value tells whether
+        all recipients are decided.
+        """
+        report = await daily_report(self._engine, lease.day, self._time_zone)
+        try:
+            result = await send_report(
+                report, self._smtp, f"report.{lease.day}.{lease.id}", pending
+            )
+        except MailNotSentError as error:
+            log.warning(
+                "report_failed",
+                day=lease.day,
+                attempts=lease.attempts,
+                reason=str(error),
+                again_in=retry_delay(lease.attempts).total_seconds(),
+            )
+            return lease.settled_recipients, False
+        settled_recipients = (*result.accepted, *result.refused)
+        return [*lease.settled_recipients, *map(_digest, settled_recipients)], not result.deferred
+
+    async def _acquire(self, now: datetime) -> Row[tuple[date, UUID, int, list[bytes]]] | None:
+        """Create due reports, and return one that this worker now holds a lease for, if any."""
+        newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
+        lease = {"now": now, "until": now + SEND_LEASE, "oldest": newest - MAX_REPORT_AGE}
+        async with self._engine.begin() as connection:
+            days = {"newest": newest, "oldest": newest - MAX_REPORT_AGE}
+            await connection.execute(INSERT_DUE, {**days, "now": now})
+            return (await connection.execute(ACQUIRE, lease)).one_or_none()
+
+    async def _write(self, statement: TextClause, **values: object) -> None:
+        async with self._engine.begin() as connection:
+            await connection.execute(statement, values)

@@ -1,0 +1,225 @@
+"""Forecast when a mailing will be done and which clients it will not reach, by simulation.
+
+The simulation follows the dispatcher's rules. Mailings share the rate equally. Within a mailing,
+messages that were due first are sent first. A message that is not sent before its window closes is
+due when the window opens again.
+"""
+
+from collections import defaultdict
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from math import ceil, floor
+from typing import Literal, TypeVar
+
+import msgspec
+
+from mailer.forecast.throughput_simulation import (
+    EPSILON,
+    Cohort,
+    SendSlot,
+    SharedCapacity,
+    send_at_once,
+)
+from mailer.mailing.window import DAY, Offsets, SendingWindow, offsets_of
+
+MAX_HORIZON = timedelta(days=60)
+"""How far ahead a forecast simulates; longer times are not useful."""
+
+Reason = Literal["no_window", "no_time"]
+Key = TypeVar("Key", bound=Hashable)
+
+
+class RecipientGroup(msgspec.Struct, frozen=True):
+    """Clients of one time zone whose messages are still to be sent."""
+
+    time_zone: str
+    clients: int
+    due_at: datetime | None = None
+    """Earliest time to send; None when only the start and the window matter."""
+
+
+class Shortfall(msgspec.Struct, frozen=True):
+    """Clients of one time zone who will not be reached."""
+
+    time_zone: str
+    clients: int
+    reason: Reason
+    """`no_window`: the window opens at the end or later; `no_time`: the rate is too low."""
+    opens_at: datetime | None = None
+    """When the window opens, for `no_window`."""
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """The expected course of a mailing: clients = reached + missed + waiting."""
+
+    clients: int
+    """Clients still to be reached now."""
+    rate: float | None
+    """Messages a second for all mailings together that the forecast assumes; None: unlimited."""
+    done_at: datetime | None
+    """When the last client is reached; None when clients are missed, or beyond `MAX_HORIZON`."""
+    missed: int
+    """Clients who will not be reached before the end."""
+    shortfalls: tuple[Shortfall, ...]
+    """The missed clients by time zone and reason, largest number first."""
+    until: datetime | None = None
+    """When the simulation stopped, if clients are waiting then; None otherwise."""
+    waiting: int = 0
+    """Clients who are not reached by `until`."""
+
+    @property
+    def reached(self) -> int:
+        """Return the number of clients who are reached within the simulated time."""
+        return self.clients - self.missed - self.waiting
+
+
+def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
+    groups: Iterable[RecipientGroup],
+    *,
+    start: datetime,
+    end: datetime,
+    window: SendingWindow | None,
+    at: datetime,
+    rate: float | None = None,
+    others: Iterable[int] = (),
+) -> Generator[None, None, Forecast]:
+    """Return a forecast, from `at` on, of a mailing to `groups`.
+
+    Yields after each step of about 1 ms at most. A forecast for hundreds of time zones takes about
+    100 ms in all.
+
+    `rate` is in messages a second for all mailings together. If it is None, the rate is not known
+    and only windows matter. `others` are the numbers of messages that each of the other running
+    mailings has left to send. They take their share of the rate until they are done, as if all of
+    their messages were due.
+    """
+    plan = MailingPlan(start.astimezone(UTC), end.astimezone(UTC), window, at.astimezone(UTC))
+    groups = [group for group in groups if group.clients > 0]
+    cohorts = yield from _cohorts(groups, plan)
+    if rate is None:
+        last = send_at_once(cohorts)
+    else:
+        last = yield from SharedCapacity(rate, others).simulate(list(cohorts))
+    shortfalls, waiting = yield from _remainder(cohorts, plan)
+    missed = sum(shortfall.clients for shortfall in shortfalls)
+    done_at = None
+    if not missed and not waiting:
+        done_at = min(max(plan.since, plan.at + timedelta(seconds=last)), plan.end)
+    return Forecast(
+        clients=sum(group.clients for group in groups),
+        rate=rate,
+        done_at=done_at,
+        missed=missed,
+        shortfalls=shortfalls,
+        until=plan.until if waiting else None,
+        waiting=waiting,
+    )
+
+
+# ---- when messages may be sent ----------------------------------------------------------------
+
+
+class MailingPlan(msgspec.Struct, frozen=True):
+    """When a mailing may be sent, and the moment `at` of the forecast, all in UTC."""
+
+    start: datetime
+    end: datetime
+    window: SendingWindow | None
+    at: datetime
+
+    @property
+    def since(self) -> datetime:
+        """Return the earliest moment to send from now on."""
+        return max(self.start, self.at)
+
+    @property
+    def until(self) -> datetime:
+        """Return the end of the simulated time."""
+        return min(self.end, self.since + MAX_HORIZON)
+
+    def offsets(self, time_zone: str) -> Offsets:
+        """Return the UTC offsets of a time zone; equal offsets mean equal windows.
+
+        They start a day before `at`, because a window that is open now may have opened then.
+        Without a window, all time zones have the same result.
+        """
+        earliest = max(self.start, self.at - DAY)
+        if self.window is None:
+            return ((earliest, timedelta()),)
+        return offsets_of(time_zone, earliest, self.until)
+
+    def slots(self, offsets: Offsets, due_at: datetime | None) -> Iterator[SendSlot]:
+        """Yield, in order, when messages may be sent to clients with these UTC offsets."""
+        intervals: Iterable[tuple[datetime, datetime]] = [(self.start, self.until)]
+        if self.window is not None:
+            intervals = self.window.open_intervals(offsets, self.until)
+        earliest = max(self.since, due_at or self.since)
+        for opens, closes in intervals:
+            if closes > earliest:
+                due = max(opens, due_at or opens)
+                moments = (due, max(opens, earliest), closes)
+                yield SendSlot(*((moment - self.at).total_seconds() for moment in moments))
+
+    def opens_too_late(self, group: RecipientGroup) -> datetime | None:
+        """Return when the window opens for a group if that is at the end or later, else None."""
+        if self.window is None or self.since >= self.end:
+            return None
+        earliest = max(self.since, group.due_at or self.since)
+        opens_at = self.window.next_opening(group.time_zone, earliest)
+        return opens_at if opens_at >= self.end else None
+
+
+def _cohorts(
+    groups: Iterable[RecipientGroup], plan: MailingPlan
+) -> Generator[None, None, dict[Cohort, list[RecipientGroup]]]:
+    """Return cohorts of groups that may be sent to at the same times, each with its groups."""
+    groups_by_times = defaultdict(list)
+    for group in groups:
+        groups_by_times[plan.offsets(group.time_zone), group.due_at].append(group)
+        yield
+    cohorts = {}
+    for times, members in groups_by_times.items():
+        cohorts[Cohort(plan.slots(*times), sum(group.clients for group in members))] = members
+        yield
+    return cohorts
+
+
+# ---- clients not reached ---------------------------------------------------------------------
+
+
+def _remainder(
+    cohorts: Mapping[Cohort, list[RecipientGroup]], plan: MailingPlan
+) -> Generator[None, None, tuple[tuple[Shortfall, ...], int]]:
+    """Return the shortfalls, largest first, and the number of clients waiting at the horizon."""
+    unreached: dict[tuple[str, datetime | None], float] = defaultdict(float)
+    for cohort, groups in cohorts.items():
+        for group in groups if cohort.left else ():
+            opens_at = None if cohort.had_slot else plan.opens_too_late(group)
+            unreached[group.time_zone, opens_at] += group.clients * (cohort.left / cohort.clients)
+            yield
+    shortfalls, waiting = [], 0
+    for (time_zone, opens_at), clients in _round(unreached).items():
+        if opens_at is not None:
+            shortfalls.append(Shortfall(time_zone, clients, "no_window", opens_at))
+        elif plan.until < plan.end:
+            waiting += clients
+        elif clients:
+            shortfalls.append(Shortfall(time_zone, clients, "no_time"))
+    return tuple(sorted(shortfalls, key=_by_size)), waiting
+
+
+def _by_size(shortfall: Shortfall) -> tuple[int, str, str]:
+    return -shortfall.clients, shortfall.time_zone, shortfall.reason
+
+
+def _round(unreached: Mapping[Key, float]) -> dict[Key, int]:
+    """Return unreached clients as whole numbers, by the largest remainder method.
+
+    Their sum is the original sum, rounded up: a client who is reached in part is not reached.
+    """
+    whole = {key: floor(clients) for key, clients in unreached.items()}
+    missing = ceil(sum(unreached.values()) - EPSILON) - sum(whole.values())
+    by_remainder = sorted(unreached, key=lambda key: whole[key] - unreached[key])
+    for key in by_remainder[: max(0, missing)]:
+        whole[key] += 1
+    return whole

@@ -1,0 +1,341 @@
+"""Idempotency-Key on POST: a repeat gets the first response again, and nothing is done twice.
+
+Follows draft-ietf-httpapi-idempotency-key-header-07, except that the same key with another body is
+409 rather than 422, because it conflicts with the stored request. A key is 1 to 255 visible ASCII
+characters; quotes around it, as in the draft, do not count. A key belongs to the actor that sends
+it, and is valid for 24 hours.
+
+Page forms that create something are idempotent too. Their URL has a random number, `once`, so that
+a form sent twice (double click, reload, Back) creates one object. The key of a form request is its
+digest, which includes the fields: a form that is corrected and sent again is a new request. Only
+successful form requests are stored. For a response that shows the created object (201 with a
+Location) only the Location is stored, and a repeat is redirected there, so that the secret of a new
+API key is never stored.
+
+Digests are stored. A body may hold a phone or a password, which a reader of the database must not
+be able to guess from the digest. So each digest includes a secret of the request that is not
+stored: the API key or `once`.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import structlog
+from litestar import Request
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, Receive, Scope, Send
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access.middleware import AUTH_METHOD, actor_of
+from mailer.access.model import Actor, IdempotencyClaim
+from mailer.db.engine import is_unavailable
+from mailer.errors import ConflictError, FieldError, InvalidError
+from mailer.idempotency import store as claims
+from mailer.idempotency.buffering import BufferedRequest, CapturedResponse, ClientGoneError
+from mailer.web.body import VALIDATED_AS_OF
+from mailer.web.problems import RETRY_SOON, problem_of
+
+log = structlog.get_logger()
+
+KEY_HEADER = b"idempotency-key"
+CREATES = "creates"
+"""Route option of a page: its form creates something."""
+FORM_KEY = re.compile(rb"(?:^|&)once=[0-9a-f]{32}(?:&|$)")
+"""The random number of a form, in the query of its URL. It is never stored."""
+LOCATION_MEDIA_TYPE = "text/uri-list"
+"""The media type that marks a stored body as the Location of a response to a form."""
+KEY_PATTERN = re.compile(r'(?!""$)[!-~]{1,255}')
+QUOTED_KEY = re.compile(r'"(.+)"')
+REPLAYED_HEADER = (b"idempotency-replayed", b"true")
+FORM_SUCCESS_STATUSES = frozenset({HTTPStatus.SEE_OTHER, HTTPStatus.CREATED})
+"""Statuses of a successful form request."""
+NOT_STORED_STATUSES = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    }
+)
+"""Statuses that are not stored, besides 5xx: a repeat may get another response."""
+MAX_REFUSAL_BYTES = 16 * 1024
+"""Bytes of a stored refusal. Anybody can cause refusals at no cost, so that a larger one is not
+stored but computed again, as is one past `MAX_STORED_REFUSALS` of its owner. Successful responses
+are always stored; their models limit their size."""
+WAIT_TIMEOUT = 30.0
+"""Seconds that a repeat waits for the first response, or half a lease if that is shorter."""
+MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.02, 0.5
+"""Seconds between two checks for the first response; no connection is held in between."""
+
+
+class KeyReusedError(ConflictError):
+    """The Idempotency-Key was used for another request before; each request needs its own."""
+
+
+class StoredResponseErasedError(ConflictError):
+    """The object that was created with this Idempotency-Key has been deleted since."""
+
+
+class RequestInProgressError(HTTPException):
+    """The first request with this key has no response yet."""
+
+    status_code = HTTPStatus.CONFLICT
+    detail = "The request with this Idempotency-Key is still being processed; send it again."
+
+    def __init__(self) -> None:
+        super().__init__(headers=RETRY_SOON)
+
+
+class FormInProgressError(RequestInProgressError):
+    """The form was sent before, and that request has no response yet."""
+
+    detail = "This form was sent already and is still being processed. Try again in a moment."
+
+
+def _in_progress_error(buffered: BufferedRequest) -> RequestInProgressError:
+    return FormInProgressError() if buffered.is_form else RequestInProgressError()
+
+
+class Idempotency(ASGIMiddleware):
+    """Executes each POST with an Idempotency-Key once, despite repeats and crashes of workers."""
+
+    scopes = (ScopeType.HTTP,)
+
+    def __init__(self, engine: AsyncEngine, *, lease: float, max_buffered_bytes: int) -> None:
+        """Create the middleware.
+
+        Claims last `lease` seconds and are renewed while a request is processed. The body of a
+        repeat is kept up to `max_buffered_bytes`, in case the repeat must continue the request.
+        """
+        # each statement is independent, and needs no transaction
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lease = timedelta(seconds=lease)
+        self._timeout = min(WAIT_TIMEOUT, lease / 2)
+        self._max_buffered_bytes = max_buffered_bytes
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Respond to a request; raises `InvalidError` for an invalid key."""
+        is_form = _is_form(scope)
+        key = None if is_form else _key_of(scope)
+        if key is None and not is_form:
+            await next_app(scope, receive, send)
+            return
+        request: Request[Any, Any, Any] = Request(scope)
+        owner = claims.owner_of(actor_of(request))
+        buffered = BufferedRequest(request, receive, self._max_buffered_bytes, is_form=is_form)
+        try:
+            if is_form:
+                await buffered.drain()
+            claim = IdempotencyClaim(owner, key or (buffered.digest or b"").hex(), str(uuid4()))
+            response = await self._respond(claim, buffered, next_app)
+        except ClientGoneError:
+            return
+        except Exception as error:  # noqa: BLE001  # the handler's response is captured, so the framework cannot answer errors
+            answer_error = request.app.exception_handlers[Exception] if is_form else problem_of
+            problem = answer_error(request, error).to_asgi_response(app=None, request=request)
+            await problem(scope, receive, send)
+        else:
+            await response.send(send)
+
+    async def _respond(
+        self, claim: IdempotencyClaim, buffered: BufferedRequest, next_app: ASGIApp
+    ) -> CapturedResponse:
+        """Execute the request, or return the first response if it was executed before."""
+        acquired = await self._acquire(claim)
+        if isinstance(acquired, claims.IdempotencyRecord):
+            acquired = await self._wait(claim, buffered)
+        if isinstance(acquired, claims.IdempotencyRecord):
+            return _replay(acquired, buffered)
+        try:
+            if acquired is not None:
+                await _prepare_to_continue(acquired, claim, buffered)
+            response = CapturedResponse()
+            async with self._renewed(claim):
+                await self._run_handler(claim, buffered, response, next_app)
+            return await self._store_response(claim, buffered, response)
+        except BaseException:
+            await self._release(claim)
+            raise
+
+    async def _acquire(self, claim: IdempotencyClaim) -> claims.IdempotencyRecord | datetime | None:
+        async with self._engine.connect() as connection:
+            return await claims.acquire(connection, claim, self._lease)
+
+    async def _wait(
+        self, claim: IdempotencyClaim, buffered: BufferedRequest
+    ) -> claims.IdempotencyRecord | datetime | None:
+        """Wait for the first response, or until the claim is free; return as `claims.acquire`.
+
+        Raises `RequestInProgressError` after the timeout, and `KeyReusedError`.
+        """
+        await buffered.drain()
+        pause, remaining = MIN_POLL_INTERVAL, self._timeout
+        while True:
+            acquired = await self._acquire(claim)
+            if not isinstance(acquired, claims.IdempotencyRecord) or acquired.status is not None:
+                return acquired
+            _ensure_same_body(acquired.digest, buffered)
+            if remaining <= 0:
+                raise _in_progress_error(buffered)
+            await asyncio.sleep(pause)
+            remaining -= pause
+            pause = min(2 * pause, MAX_POLL_INTERVAL)
+
+    @asynccontextmanager
+    async def _renewed(self, claim: IdempotencyClaim) -> AsyncIterator[None]:
+        """Renew a claim until the end of the block."""
+        async with asyncio.TaskGroup() as tasks:
+            renewal = tasks.create_task(self._renew_until_cancelled(claim))
+            try:
+                yield
+            finally:
+                renewal.cancel()
+
+    async def _renew_until_cancelled(self, claim: IdempotencyClaim) -> None:
+        is_held = True
+        while is_held:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            try:
+                async with self._engine.connect() as connection:
+                    is_held = await claims.renew(connection, claim, self._lease)
+            except Exception as error:
+                if not is_unavailable(error):
+                    raise
+                log.warning("database_unavailable", at="idempotency")
+
+    @staticmethod
+    async def _run_handler(
+        claim: IdempotencyClaim,
+        buffered: BufferedRequest,
+        response: CapturedResponse,
+        next_app: ASGIApp,
+    ) -> None:
+        async def receive() -> Any:  # noqa: ANN401  # any ASGI message
+            message = await buffered.receive()
+            claim.digest = buffered.digest
+            return message
+
+        actor = actor_of(Request(buffered.scope))
+        buffered.scope["user"] = msgspec.structs.replace(actor, claim=claim)
+        await next_app(buffered.scope, receive, response.capture)
+
+    async def _store_response(
+        self, claim: IdempotencyClaim, buffered: BufferedRequest, response: CapturedResponse
+    ) -> CapturedResponse:
+        """Store the response before it is sent, and return it.
+
+        If another attempt has the claim now, return the response of that attempt.
+        """
+        if not _is_final(response, buffered):
+            await self._release(claim)
+            return response
+        claim.digest = buffered.digest
+        is_refusal = response.status >= HTTPStatus.BAD_REQUEST
+        async with self._engine.connect() as connection:
+            if is_refusal and not await claims.can_store_refusal(connection, claim):
+                await claims.release(connection, claim)
+                return response
+            location = response.location
+            if buffered.is_form and location is not None:
+                stored = CapturedResponse(HTTPStatus.SEE_OTHER, LOCATION_MEDIA_TYPE, location)
+            else:
+                stored = response
+            if await claims.store_response(
+                connection, claim, stored.status, stored.media_type, stored.body
+            ):
+                return response
+        remaining = self._timeout
+        while remaining > 0:
+            async with self._engine.connect() as connection:
+                record = await claims.get_record(connection, claim)
+            if record is None or record.is_free:
+                break
+            if record.status is not None:
+                return _replay(record, buffered)
+            await asyncio.sleep(MAX_POLL_INTERVAL)
+            remaining -= MAX_POLL_INTERVAL
+        raise _in_progress_error(buffered)
+
+    async def _release(self, claim: IdempotencyClaim) -> None:
+        # if the database cannot be reached, the lease expires instead
+        with suppress(Exception):
+            async with self._engine.connect() as connection:
+                await claims.release(connection, claim)
+
+
+def _key_of(scope: Scope) -> str | None:
+    """Return the Idempotency-Key of an API request, or None; raises `InvalidError`."""
+    if scope.get("method") != "POST" or scope["route_handler"].opt.get(AUTH_METHOD) != "key":
+        return None
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == KEY_HEADER]
+    if not values:
+        return None
+    if len(values) > 1 or not KEY_PATTERN.fullmatch(values[0]):
+        rule = "must come once, as 1 to 255 visible ASCII characters"
+        raise InvalidError([FieldError("Idempotency-Key", rule)])
+    quoted = QUOTED_KEY.fullmatch(values[0])
+    return quoted[1] if quoted else values[0]
+
+
+def _is_form(scope: Scope) -> bool:
+    """Return whether a request sends a form that creates something and has `once` in its URL."""
+    is_sent = scope.get("method") == "POST" and isinstance(scope.get("user"), Actor)
+    creates = bool(scope["route_handler"].opt.get(CREATES))
+    return is_sent and creates and FORM_KEY.search(scope["query_string"]) is not None
+
+
+def _is_final(response: CapturedResponse, buffered: BufferedRequest) -> bool:
+    """Return whether a repeat should get this response, and can be recognized by its digest."""
+    if buffered.is_form:
+        return response.status in FORM_SUCCESS_STATUSES and response.location is not None
+    is_server_error = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    is_refusal = response.status >= HTTPStatus.BAD_REQUEST
+    if is_refusal and len(response.body) > MAX_REFUSAL_BYTES:
+        return False
+    return (
+        not is_server_error
+        and response.status not in NOT_STORED_STATUSES
+        and buffered.digest is not None
+    )
+
+
+def _ensure_same_body(digest: bytes | None, buffered: BufferedRequest) -> None:
+    if digest is not None and digest != buffered.digest:
+        raise KeyReusedError
+
+
+async def _prepare_to_continue(
+    claimed_at: datetime, claim: IdempotencyClaim, buffered: BufferedRequest
+) -> None:
+    """Prepare to continue a request whose earlier attempt, claimed at `claimed_at`, did not end.
+
+    If that attempt has done its work, the body is validated as of `claimed_at`. Raises
+    `KeyReusedError`, and `RequestInProgressError` if the body is needed but was not kept.
+    """
+    if claim.result is not None:
+        await buffered.drain()
+        _ensure_same_body(claim.digest, buffered)
+        buffered.scope["state"][VALIDATED_AS_OF] = claimed_at
+    elif buffered.is_dropped:
+        raise _in_progress_error(buffered)
+
+
+def _replay(record: claims.IdempotencyRecord, buffered: BufferedRequest) -> CapturedResponse:
+    """Return the stored response; raises `KeyReusedError` and `StoredResponseErasedError`."""
+    if record.status is None or record.body is None:
+        raise StoredResponseErasedError  # for any body, because the digest is erased too
+    _ensure_same_body(record.digest, buffered)
+    if record.media_type == LOCATION_MEDIA_TYPE:
+        return CapturedResponse(
+            record.status, None, b"", (b"location", record.body), REPLAYED_HEADER
+        )
+    return CapturedResponse(record.status, record.media_type, record.body, REPLAYED_HEADER)

@@ -1,0 +1,72 @@
+"""Results and errors of signing in with an OpenID provider."""
+
+import msgspec
+
+from mailer.errors import ForbiddenError, UnavailableError
+from mailer.roles import Role
+
+REASON_TEXTS = {
+    "disabled": "You have been disabled and cannot sign in. Ask your administrator.",
+    "no_role": "You have no role in mailer. Ask your administrator for one.",
+}
+"""Texts for the reasons that starting again does not solve; other reasons have a general text."""
+REASONS_WITHOUT_IDENTITY = frozenset(
+    {
+        *("wrong_state", "state_used", "no_code", "refused_there"),
+        *("code_refused", "client_refused", "refused"),
+        *("wrong_issuer", "unsafe_endpoint"),
+    }
+)
+"""Reasons for which a sign-in fails before the provider identifies a user. Anybody can cause them,
+with no user at the provider."""
+
+
+class SignInStart(msgspec.Struct, frozen=True):
+    """A sign-in that was started: the URL to redirect to, and secrets to store until the callback.
+
+    The caller compares `state` with the one in the callback, and passes `nonce` and `verifier` to
+    `Provider.finish`.
+    """
+
+    url: str
+    state: str
+    nonce: str
+    verifier: str
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """A user as identified by the provider.
+
+    `issuer` and `subject` together identify the user for ever; `name` is for display only.
+    """
+
+    issuer: str
+    subject: str
+    name: str
+    role: Role
+
+
+class SignInError(ForbiddenError):
+    """The sign-in could not be completed. Start it again.
+
+    `reason` is a fixed word for the log. `issuer_and_subject` identify the user if a verified token
+    names one; they serve to find the user and are never shown or logged.
+    """
+
+    def __init__(
+        self, reason: str = "unknown", issuer_and_subject: tuple[str, str] | None = None
+    ) -> None:
+        super().__init__(REASON_TEXTS.get(reason, ""))
+        self.reason = reason
+        self.issuer_and_subject = issuer_and_subject
+
+
+class ProviderUnavailableError(UnavailableError):
+    """The OpenID provider does not answer correctly. Try again later.
+
+    `reason` is a fixed word for the log: `timeout`, `http_503`, ...
+    """
+
+    def __init__(self, reason: str = "unknown") -> None:
+        super().__init__()
+        self.reason = reason

@@ -1,0 +1,242 @@
+"""Sign-in with OpenID Connect: authorization code flow with PKCE."""
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Any, Self
+from urllib.parse import quote_plus, urlencode, urlsplit, urlunsplit
+
+import msgspec
+
+from mailer.clock import database_clock, elapsed
+from mailer.oidc.discovery import (
+    ProviderDocument,
+    ProviderHttp,
+    ProviderMetadata,
+    ProviderResponse,
+    SecondsClock,
+)
+from mailer.oidc.id_token import ExpectedClaims, Token
+from mailer.oidc.model import Identity, ProviderUnavailableError, SignInError, SignInStart
+from mailer.roles import ROLES, Role, parse_role_mapping
+from mailer.settings import Settings
+
+OIDC_SCOPES = "openid profile email"
+MAX_NAME_LENGTH = 200
+NAME_CLAIMS = ("name", "preferred_username", "email", "sub")
+"""The claims used as a user's name, in order of preference."""
+
+PROVIDER_ERRORS = {
+    "invalid_grant": "code_refused",
+    "invalid_client": "client_refused",
+    "unauthorized_client": "client_refused",
+}
+"""Reasons for the log by the token endpoint's error code (RFC 6749, section 5.2); any other error
+code is `refused`."""
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """A successful response of the token endpoint."""
+
+    id_token: str
+    access_token: str | None = None
+
+
+class ProviderRefusal(msgspec.Struct, frozen=True):
+    """An error response of the token endpoint."""
+
+    error: str
+
+
+def _now() -> float:
+    return database_clock.now().timestamp()
+
+
+class Provider:
+    """An OpenID provider where mailer is registered as a client; must be closed.
+
+    `client_secret` is None for a public client. `role_claim` is the name of the claim with a user's
+    roles, or the path to it, separated by dots. `roles` maps the values of that claim to roles.
+    Both clocks return seconds: `now` since 1970, `clock` from an arbitrary start, monotonic.
+    """
+
+    def __init__(  # noqa: PLR0913  # five settings and two clocks
+        self,
+        issuer: str,
+        client_id: str,
+        client_secret: str | None,
+        role_claim: str,
+        roles: Mapping[str, Role],
+        *,
+        now: SecondsClock = _now,
+        clock: SecondsClock = elapsed,
+    ) -> None:
+        self._issuer = issuer
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._role_claim = role_claim
+        self._roles = dict(roles)
+        self._now = now
+        self._http = ProviderHttp()
+        self._metadata = ProviderMetadata(issuer, self._http, clock)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel running requests and close all connections."""
+        await self._metadata.close()
+        await self._http.close()
+
+    async def start(self, redirect_uri: str) -> SignInStart:
+        """Start a sign-in; the provider will redirect the browser to `redirect_uri`.
+
+        Raises `ProviderUnavailableError`, and `SignInError` if the provider's metadata do not match
+        the configured issuer.
+        """
+        metadata = await self._metadata.document()
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        parameters = {
+            "response_type": "code",
+            "client_id": self._client_id,
+            "redirect_uri": redirect_uri,
+            "scope": OIDC_SCOPES,
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": _challenge(verifier),
+            "code_challenge_method": "S256",
+        }
+        parts = urlsplit(metadata.authorization_endpoint)
+        query = "&".join(filter(None, (parts.query, urlencode(parameters))))
+        url = urlunsplit(parts._replace(query=query, fragment=""))
+        return SignInStart(url, state, nonce, verifier)
+
+    async def finish(
+        self, code: str, redirect_uri: str, nonce: str, verifier: str, iss: str | None = None
+    ) -> Identity:
+        """Exchange `code` for tokens, verify them, and return the user's identity.
+
+        A code can be used once. `iss` is the issuer in the callback (RFC 9207). The caller must
+        have compared the state. Raises `SignInError` if any check fails, and
+        `ProviderUnavailableError`.
+        """
+        metadata = await self._metadata.document()
+        if iss != self._issuer and (
+            iss is not None or metadata.authorization_response_iss_parameter_supported
+        ):
+            raise SignInError("wrong_issuer")
+        tokens = await self._tokens(metadata, code, redirect_uri, verifier)
+        token = Token(tokens.id_token, metadata.id_token_signing_alg_values_supported)
+        key = await self._metadata.key(token.kid, token.alg)
+        expected = ExpectedClaims(self._issuer, self._client_id, nonce)
+        claims = token.claims(key, expected, tokens.access_token, self._now())
+        subject, role_values = claims["sub"], _claim(claims, self._role_claim)
+        if role_values is None:
+            userinfo = await self._userinfo(metadata, tokens.access_token, subject)
+            role_values = _claim(userinfo, self._role_claim)
+            claims = userinfo | claims
+        role = self._role(role_values)
+        if role is None:
+            raise SignInError("no_role", (self._issuer, subject))
+        return Identity(self._issuer, subject, _name(claims), role)
+
+    async def _tokens(
+        self, metadata: ProviderDocument, code: str, redirect_uri: str, verifier: str
+    ) -> Tokens:
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": redirect_uri,
+            "code_verifier": verifier,
+        }
+        authorization = None
+        if self._client_secret is None:
+            form["client_id"] = self._client_id
+        elif "client_secret_basic" in metadata.token_endpoint_auth_methods_supported:
+            authorization = _basic(self._client_id, self._client_secret)
+        else:
+            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
+        response = await self._http.request(metadata.token_endpoint, form, authorization)
+        if response.status != 200:  # noqa: PLR2004  # HTTP's number
+            raise _refusal(response)
+        return response.read(Tokens)
+
+    async def _userinfo(
+        self, metadata: ProviderDocument, access_token: str | None, subject: str
+    ) -> dict[str, Any]:
+        """Return the claims of the userinfo endpoint, if there is one (Core 1.0, section 5.3)."""
+        if metadata.userinfo_endpoint is None or access_token is None:
+            return {}
+        response = await self._http.request(
+            metadata.userinfo_endpoint, authorization=f"Bearer {access_token}"
+        )
+        if response.status != 200:  # noqa: PLR2004  # HTTP's number
+            raise ProviderUnavailableError(f"http_{response.status}")
+        claims = response.read(dict[str, Any])
+        if claims.get("sub") != subject:
+            raise SignInError("wrong_subject")
+        return claims
+
+    def _role(self, claim: object) -> Role | None:
+        """Return the highest of the roles in the role claim; None if it has none."""
+        values = claim if isinstance(claim, list) else [claim]
+        roles = {
+            self._roles[value]
+            for value in values
+            if isinstance(value, str) and value in self._roles
+        }
+        return max(roles, key=ROLES.index, default=None)
+
+
+def _claim(claims: dict[str, Any], name: str) -> Any:  # noqa: ANN401  # a claim is any JSON
+    """Return the claim named `name`, or else the value at the path `name`, split at dots."""
+    if name in claims:
+        return claims[name]
+    value: Any = claims
+    for step in name.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def _name(claims: dict[str, Any]) -> str:
+    """Return the user's name: one line of at most `MAX_NAME_LENGTH` printable characters."""
+    for claim in NAME_CLAIMS:
+        value = claims.get(claim)
+        if isinstance(value, str):
+            name = "".join(filter(str.isprintable, value)).strip()[:MAX_NAME_LENGTH]
+            if name:
+                return name
+    return str(claims["sub"])
+
+
+def _challenge(verifier: str) -> str:
+    """Return the PKCE code challenge of a verifier, method S256 (RFC 7636, section 4.2)."""
+    digest = hashlib.sha256(verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _basic(client_id: str, secret: str) -> str:
+    """Return the Authorization header of a confidential client (RFC 6749, section 2.3.1)."""
+    pair = f"{quote_plus(client_id)}:{quote_plus(secret)}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+
+def _refusal(response: ProviderResponse) -> SignInError:
+    return SignInError(PROVIDER_ERRORS.get(response.read(ProviderRefusal).error, "refused"))
+
+
+def make_provider(settings: Settings) -> Provider | None:
+    """Return the provider in the settings; None if there is none or authentication is off."""
+    if settings.auth == "none" or settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return None
+    return Provider(
+        settings.oidc_issuer,
+        settings.oidc_client_id,
+        settings.oidc_client_secret,
+        settings.oidc_role_claim,
+        parse_role_mapping(settings.oidc_roles),
+    )

@@ -1,0 +1,197 @@
+"""Compare stored counts with the rows that they count, and find orphaned messages."""
+
+import msgspec
+from sqlalchemy import TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.db.engine import snapshot
+from mailer.db.schema import OUTCOMES
+
+COALESCED = ", ".join(f'coalesce(sum("{name}"), 0)::bigint AS "{name}"' for name in OUTCOMES)
+MAILINGS_BATCH = 100
+"""Mailings whose messages one statement counts."""
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A difference between a stored and an actual count; `str()` is one line for users."""
+
+    mailing_id: int | None
+    """None for counts over all mailings."""
+    quantity: str
+    """What was counted, in words."""
+    found: int
+    """The stored count."""
+    expected: int
+    """The actual count."""
+
+    def __str__(self) -> str:
+        scope = "all" if self.mailing_id is None else f"mailing {self.mailing_id}"
+        return f"{scope}: {self.quantity}: {self.found}, expected {self.expected}"
+
+
+# The end of the next chunk of mailings; null when there is none.
+CHUNK_END = text("""
+    SELECT max(id) FROM (
+        SELECT id FROM mailing WHERE id > :after ORDER BY id LIMIT :chunk) AS chunk""")
+
+
+async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> list[Difference]:
+    """Compare all stored counts with the rows, in one snapshot, `chunk` mailings a statement.
+
+    Takes no locks that delay others. Keeps only the differences in memory.
+    """
+    found: list[Difference] = []
+    async with snapshot(engine) as connection:
+        after = 0
+        while True:
+            bounds = {"after": after, "chunk": chunk}
+            upper = (await connection.execute(CHUNK_END, bounds)).scalar_one()
+            if upper is None:
+                break
+            found += await _fetch(connection, COMPARE, after=after, upper=upper)
+            found += await _fetch(connection, COMPARE_COUNTERS, after=after, upper=upper)
+            after = upper
+        found += await _fetch(connection, ORPHANS)
+        found += await _fetch(connection, COMPARE_SETTLED)
+        found += await _fetch(connection, COMPARE_OUTCOMES)
+        found += await _fetch(connection, COMPARE_SEGMENTS)
+    return found
+
+
+async def _fetch(
+    connection: AsyncConnection, statement: TextClause, **bounds: int
+) -> list[Difference]:
+    return [Difference(*row) for row in await connection.execute(statement, bounds)]
+
+
+# Excludes deleted mailings and those past their retention, because their messages are deleted in
+# chunks. A missing value, as of a mailing without a row of counts, is null and is not compared.
+COMPARE = text("""
+    WITH counted AS (
+        SELECT mailing.id, mailing.clients_count, mailing.audience_until IS NOT NULL AS is_started,
+            mailing.audience_cursor = mailing.audience_until AND NOT mailing.is_replanning
+                AS is_enqueued,
+            count(message.id) AS created,
+            count(*) FILTER (WHERE message.status = 'scheduled') AS scheduled,
+            count(*) FILTER (WHERE message.status = 'sending') AS sending,
+            count(*) FILTER (WHERE message.status = 'delivered') AS delivered,
+            count(*) FILTER (WHERE message.status = 'undelivered') AS undelivered,
+            count(*) FILTER (WHERE message.status = 'unknown') AS "unknown",
+            count(*) FILTER (WHERE message.status = 'cancelled') AS cancelled
+        FROM mailing LEFT JOIN message ON message.mailing_id = mailing.id
+        WHERE mailing.id > :after AND mailing.id <= :upper
+            AND mailing.deleted_at IS NULL AND mailing.purge_started_at IS NULL
+        GROUP BY mailing.id
+    )
+    SELECT counted.id, compared.quantity, compared.found, compared.expected
+    FROM counted LEFT JOIN mailing_counts ON mailing_counts.mailing_id = counted.id
+    CROSS JOIN LATERAL (VALUES
+        ('rows of counts', (mailing_counts.mailing_id IS NOT NULL)::int, 1),
+        ('count of scheduled messages', mailing_counts.scheduled, counted.scheduled),
+        ('count of sending messages', mailing_counts.sending, counted.sending),
+        ('count of delivered messages', mailing_counts.delivered, counted.delivered),
+        ('count of undelivered messages', mailing_counts.undelivered, counted.undelivered),
+        ('count of unknown messages', mailing_counts."unknown", counted."unknown"),
+        ('count of cancelled messages', mailing_counts.cancelled, counted.cancelled),
+        ('messages before the start', CASE WHEN NOT is_started THEN created END, 0),
+        ('clients_count', CASE WHEN is_enqueued THEN clients_count END, created)
+    ) AS compared (quantity, found, expected)
+    WHERE compared.found <> compared.expected
+    ORDER BY counted.id""")
+
+# Outcomes by second are merged into coarser steps over time, so only their sum is compared.
+COMPARE_COUNTERS = text("""
+    WITH compared AS (
+        SELECT id FROM mailing WHERE id > :after AND id <= :upper
+            AND deleted_at IS NULL AND purge_started_at IS NULL
+    ), counted_message AS (
+        SELECT mailing_id, operator_code, time_zone, reason, attempts, status,
+            CASE WHEN status NOT IN ('scheduled', 'sending')
+                THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint END AS second
+        FROM message JOIN compared ON compared.id = mailing_id
+    ), counted AS (
+        SELECT mailing_id, dimension, key, count(*) AS messages,
+            count(*) FILTER (WHERE status = 'delivered') AS delivered,
+            count(*) FILTER (WHERE status = 'undelivered') AS undelivered,
+            count(*) FILTER (WHERE status = 'unknown') AS "unknown",
+            count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+        FROM counted_message CROSS JOIN LATERAL (VALUES
+            ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
+            ('attempts', CASE WHEN second IS NOT NULL THEN attempts::text END),
+            ('second', CASE WHEN second IS NOT NULL THEN 'any' END)) AS keys (dimension, key)
+        WHERE key IS NOT NULL
+        GROUP BY mailing_id, dimension, key
+    ), stored AS (
+        SELECT mailing_id, dimension, CASE dimension WHEN 'second' THEN 'any' ELSE key END AS key,
+            sum(messages) AS messages, sum(delivered) AS delivered,
+            sum(undelivered) AS undelivered, sum("unknown") AS "unknown",
+            sum(cancelled) AS cancelled
+        FROM all_message_counts JOIN compared ON compared.id = mailing_id
+        GROUP BY 1, 2, 3
+    )
+    SELECT mailing_id, format('count of %s messages with %s %s', quantity, dimension, key), found,
+        expected
+    FROM stored FULL JOIN counted USING (mailing_id, dimension, key) CROSS JOIN LATERAL (VALUES
+        ('all', stored.messages, counted.messages),
+        ('delivered', stored.delivered, counted.delivered),
+        ('undelivered', stored.undelivered, counted.undelivered),
+        ('unknown', stored."unknown", counted."unknown"),
+        ('cancelled', stored.cancelled, counted.cancelled)
+    ) AS pair (quantity, stored_count, actual_count), LATERAL (
+        SELECT coalesce(stored_count, 0)::bigint AS found, coalesce(actual_count, 0) AS expected
+    ) AS compared
+    WHERE found <> expected ORDER BY mailing_id, dimension, key, quantity""")
+
+ORPHANS = text("""
+    SELECT mailing_id, 'messages without their mailing' AS quantity,
+        count(*) AS found, 0 AS expected
+    FROM message WHERE NOT EXISTS (SELECT FROM mailing WHERE mailing.id = mailing_id)
+    GROUP BY mailing_id
+    UNION ALL
+    SELECT mailing_id, 'messages without their client', count(*), 0
+    FROM message WHERE NOT EXISTS (SELECT FROM client WHERE client.id = client_id)
+    GROUP BY mailing_id
+    ORDER BY mailing_id, quantity""")
+
+COMPARE_SETTLED = text("""
+    SELECT NULL, 'count of ' || compared.quantity, compared.found, compared.expected
+    FROM settled_totals, (
+        SELECT count(*) FILTER (WHERE status = 'finished') AS finished,
+            count(*) FILTER (WHERE status = 'cancelled') AS cancelled_mailings
+        FROM mailing WHERE is_settled AND deleted_at IS NULL
+    ) AS counted, LATERAL (VALUES
+        ('finished mailings', settled_totals.finished, counted.finished),
+        ('cancelled mailings', settled_totals.cancelled_mailings, counted.cancelled_mailings)
+    ) AS compared (quantity, found, expected)
+    WHERE compared.found <> compared.expected""")
+
+# Of deleted mailings only totals are kept: compare these with the outcomes of all days.
+COMPARE_OUTCOMES = text(f"""
+    SELECT NULL, format('sum of %s messages over all days', compared.quantity), compared.found,
+        compared.expected
+    FROM settled_totals, (
+        SELECT {COALESCED} FROM all_outcome_counts
+    ) AS all_days, (
+        SELECT {COALESCED} FROM mailing JOIN mailing_counts ON mailing_id = id WHERE NOT is_settled
+    ) AS unsettled, LATERAL (VALUES
+        ('delivered', all_days.delivered, settled_totals.delivered + unsettled.delivered),
+        ('undelivered', all_days.undelivered, settled_totals.undelivered + unsettled.undelivered),
+        ('unknown', all_days."unknown", settled_totals."unknown" + unsettled."unknown"),
+        ('cancelled', all_days.cancelled, settled_totals.cancelled + unsettled.cancelled)
+    ) AS compared (quantity, found, expected)
+    WHERE compared.found <> compared.expected""")  # noqa: S608  # no user input
+
+# Does not name the segments, because tags may be confidential.
+COMPARE_SEGMENTS = text("""
+    SELECT NULL, 'client segments with a wrong count', count(*), 0
+    FROM (
+        SELECT operator_code, tag, time_zone, sum(clients) AS clients
+        FROM all_segment_counts
+        GROUP BY operator_code, tag, time_zone
+    ) AS stored FULL JOIN (
+        SELECT operator_code, tag, time_zone, count(*) AS clients
+        FROM client WHERE deleted_at IS NULL GROUP BY operator_code, tag, time_zone
+    ) AS counted ON stored.operator_code = counted.operator_code
+        AND stored.time_zone = counted.time_zone
+        AND coalesce(stored.tag, '') = coalesce(counted.tag, '')
+    WHERE coalesce(stored.clients, 0) <> coalesce(counted.clients, 0) HAVING count(*) > 0""")

@@ -1,0 +1,47 @@
+"""Rules of paths and methods that Litestar lacks: canonical ids, and the Allow header."""
+
+from litestar.datastructures import MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.exceptions import NotFoundException
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class PathIds(ASGIMiddleware):
+    """Answers 404 to ids such as `+1`, `001`, `1_0` and digits of other scripts.
+
+    Litestar parses ids with Python's `int`, which accepts all of these, so that one object would
+    have many URLs in logs and proxies.
+    """
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Pass a request on; raises HTTPException 404."""
+        values: dict[str, object] = dict(scope["path_params"])
+        parts = (filter(None, path.split("/")) for path in (scope["path_template"], scope["path"]))
+        for name, part in zip(*parts, strict=False):
+            number = values.get(name[1:-1]) if name.startswith("{") else None
+            if isinstance(number, int) and part != str(number):
+                raise NotFoundException
+        await next_app(scope, receive, send)
+
+
+async def allow_all(message: Message, scope: Scope) -> None:
+    """Set the Allow header of a response to OPTIONS to all methods of the path (RFC 9110, 9.3.7).
+
+    Litestar lists the methods of one handler only, even if several handlers share the path.
+    """
+    if scope.get("method") != "OPTIONS" or message["type"] != "http.response.start":
+        return
+    path, headers = scope.get("path_template"), MutableScopeHeaders.from_message(message)
+    if message["status"] >= 400:  # noqa: PLR2004  # errors set Allow themselves
+        return
+    methods = {
+        str(method)
+        for route in scope["litestar_app"].routes
+        if route.path_format == path
+        for method in getattr(route, "methods", ())
+    }
+    if methods:
+        headers["Allow"] = ", ".join(sorted(methods))
