@@ -13,12 +13,10 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from PIL import Image
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 ZONE = "Asia/Yekaterinburg"
@@ -31,7 +29,6 @@ PHONE: dict[str, Any] = DESK | {
     "has_touch": True,
     "is_mobile": True,
 }
-COLOURS = 128
 
 # Neither is it told on which machine a picture was made.
 HIDE_PHONES = r"""host => {
@@ -177,10 +174,8 @@ async def save(browser: Browser, address: str, folder: Path, name: str) -> None:
     await page.evaluate("document.fonts.ready")
     if await page.evaluate(HIDE_PHONES, socket.gethostname()) >= 0:
         raise RuntimeError(f"a phone is seen on {page.url}")
-    picture = Image.open(BytesIO(await page.screenshot())).convert("RGB")
+    await page.screenshot(path=folder / f"{name}.png")
     await context.close()
-    small = picture.quantize(COLOURS, dither=Image.Dither.NONE)
-    small.save(folder / f"{name}.png", optimize=True)
 
 
 async def save_all(folder: Path) -> None:

@@ -4,7 +4,6 @@ The day is yesterday in Moscow, in a throw-away database.
 """
 
 import asyncio
-import base64
 import sys
 import tempfile
 from datetime import datetime, timedelta
@@ -14,8 +13,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import DateTime, Integer, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.daily_report.chart import draw
-from mailer.daily_report.report import daily_report, day_bounds, render_html
+from mailer.daily_report.render import render_html
+from mailer.daily_report.report import daily_report, day_bounds
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.embedded_postgres.cluster import embedded_postgres
@@ -84,7 +83,7 @@ async def fill(engine: AsyncEngine, midnight: datetime) -> None:
 
 
 async def page(folder: Path) -> str:
-    """Return the report with its picture inside, as a browser shows it."""
+    """Return the report as HTML."""
     day = datetime.now(ZoneInfo(ZONE)).date() - timedelta(days=1)
     midnight, _ = day_bounds(day, ZoneInfo(ZONE))
     async with embedded_postgres(folder) as url:
@@ -93,8 +92,7 @@ async def page(folder: Path) -> str:
         await fill(engine, midnight)
         report = await daily_report(engine, day, ZONE)
         await engine.dispose()
-    picture = base64.b64encode(draw(report.hours, ZONE)).decode()
-    return render_html(report, f"data:image/png;base64,{picture}")
+    return render_html(report)
 
 
 def main() -> None:

@@ -275,12 +275,11 @@ async def test_a_mail_being_sent_is_finished_when_the_worker_stops(engine: Async
     assert await value(engine, "SELECT count(*) FROM daily_report WHERE sent_at IS NOT NULL") == 1
 
 
-async def test_the_example_report_contains_its_chart(tmp_path: Path) -> None:
+async def test_the_example_report_is_written(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "docs/pictures/report.py"
     page = tmp_path / "report.html"
     process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(page))
     assert await process.wait() == 0
-    assert 'src="data:image/png;base64,iVBORw0KGgo' in page.read_text()
     assert "attempts_exhausted" in page.read_text()
 
 

@@ -1,10 +1,10 @@
 """The daily report: its figures, its texts, and sending it by mail."""
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,16 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import NOON, add_clients, add_mailing, add_messages, do, execute
 from tests.mailserver import Mailbox, knows, mail_server
 
-from mailer.daily_report.chart import draw
 from mailer.daily_report.mail import MailNotSentError, MailResult, make_smtp_config, send_report
-from mailer.daily_report.report import (
-    MAX_LISTED,
-    DailyReport,
-    daily_report,
-    day_bounds,
-    render_html,
-    render_text,
-)
+from mailer.daily_report.render import COLOURS, render_html, render_text
+from mailer.daily_report.report import MAX_LISTED, DailyReport, daily_report, day_bounds
 from mailer.errors import InvalidError, StartError
 from mailer.message import counters
 from mailer.settings import Settings
@@ -126,7 +119,7 @@ async def test_a_long_list_of_mailings_is_truncated_but_totals_are_not(engine: A
     assert report.mailings_count == MAX_LISTED + 2
     assert report.clients_count == report.messages.scheduled == 10 * (MAX_LISTED + 2)
     assert "and 2 older ones" in render_text(report)
-    assert "and 2 older ones" in render_html(report, "cid:chart")
+    assert "and 2 older ones" in render_html(report)
 
 
 async def test_the_report_of_a_day_without_mailings_says_so(engine: AsyncEngine) -> None:
@@ -134,7 +127,7 @@ async def test_the_report_of_a_day_without_mailings_says_so(engine: AsyncEngine)
 
     assert report.messages == MessageCounts.of()
     assert "No mailing was active" in render_text(report)
-    assert "None." in render_html(report, "cid:chart")
+    assert "None." in render_html(report)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +195,42 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
     ]
 
 
+async def test_the_html_shows_every_hour_with_bars_and_numbers(engine: AsyncEngine) -> None:
+    html = render_html(await sample_report(engine))
+    hours = html[html.index("By hour, UTC") : html.index("Not delivered on that day")]
+
+    assert [text for text in visible_text(hours) if text.endswith(":00")] == [
+        f"{hour:02}:00" for hour in range(24)
+    ]
+    at = visible_text(hours).index("13:00")
+    assert visible_text(hours)[at : at + 4] == ["13:00", "1", "2", "14:00"]
+    assert visible_text(hours)[:4] == ["By hour, UTC", "from", "delivered", "undelivered"]
+    widths = {name: width_of(hours, name) for name in ("delivered", "undelivered")}
+    assert widths["undelivered"] == pytest.approx(2 * widths["delivered"], rel=0.05)
+    assert sum(widths.values()) == pytest.approx(100)
+
+
+def visible_text(html: str) -> list[str]:
+    """Return the texts between tags."""
+    return [text for part in re.split("<[^>]*>", html) if (text := part.strip())]
+
+
+def width_of(html: str, outcome: str) -> float:
+    """Return the width of the only cell of a bar that has an outcome's colour, in percent."""
+    [width] = re.findall(rf'<td width="([\d.]+)%" [^>]*bgcolor="{COLOURS[outcome]}">', html)
+    return float(width)
+
+
+async def test_the_html_refers_to_nothing_outside_the_mail(engine: AsyncEngine) -> None:
+    assert not re.search(
+        r"<(?:img|link|script)|src=|href=|url\(", render_html(await sample_report(engine))
+    )
+
+
+async def test_the_html_of_a_day_without_outcomes_has_no_hours(engine: AsyncEngine) -> None:
+    assert "By hour" not in render_html(await daily_report(engine, DAY, "UTC"))
+
+
 async def test_the_report_needs_no_message_rows(engine: AsyncEngine) -> None:
     report = await sample_report(engine)
     await execute(engine, "DELETE FROM message")
@@ -235,20 +264,23 @@ async def test_the_longest_report_is_not_clipped_by_mail_programs(engine: AsyncE
         for index, status in enumerate(MessageCounts.__struct_fields__):
             if status != "sending":
                 await add_messages(engine, mailing_id, clients[index : index + 1], status, "x")
+    report = await daily_report(engine, DAY, "UTC")
+    [busiest] = report.busy_hours
+    hours = [msgspec.structs.replace(busiest, start=hour.start) for hour in report.hours]
 
-    assert len(render_html(await daily_report(engine, DAY, "UTC"), "cid:chart")) < 100_000
+    assert len(render_html(msgspec.structs.replace(report, hours=hours))) < 100_000
 
 
 async def test_the_report_contains_no_texts_or_phones(engine: AsyncEngine) -> None:
     report = await sample_report(engine)
-    for rendered in (render_text(report), render_html(report, "cid:chart")):
+    for rendered in (render_text(report), render_html(report)):
         assert "price" not in rendered
         assert "7916" not in rendered
 
 
 async def test_reasons_are_escaped_in_html(engine: AsyncEngine) -> None:
     assert "<b>&" in render_text(await sample_report(engine))
-    assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine), "cid:chart")
+    assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine))
 
 
 REMOTE_SMTP_URL = "smtp://report%40example.org:secret@mail.example.org"
@@ -297,7 +329,7 @@ VALID_LOGIN = "ops%40example.org:p%40ss%2Fword@"
 StartMailServer = Callable[..., Awaitable[int]]
 
 
-async def test_the_mail_has_text_html_and_chart(
+async def test_the_mail_has_text_and_html(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
@@ -312,31 +344,11 @@ async def test_the_mail_has_text_html_and_chart(
     assert mail["Message-ID"]
     assert mail["Date"].datetime == report.as_of.replace(microsecond=0)
     assert mail.get_content_type() == "multipart/alternative"
-    text_part, related = mail.iter_parts()
+    text_part, html = mail.iter_parts()
     assert text_part.get_content_type() == "text/plain"
     assert text_part.get_content().splitlines() == render_text(report).splitlines()
-    assert related.get_content_type() == "multipart/related"
-    assert isinstance(related, EmailMessage)
-    html, picture = related.iter_parts()
     assert html.get_content_type() == "text/html"
-    chart = picture["Content-ID"].strip("<>")
-    assert html.get_content().splitlines() == render_html(report, f"cid:{chart}").splitlines()
-    assert f'src="cid:{chart}"' in html.get_content()
-    assert picture.get_content_type() == "image/png"
-    assert picture.get_content_disposition() == "inline"
-    assert picture.get_content() == draw(report.hours, "UTC")
-
-
-async def test_the_mail_of_a_day_without_outcomes_has_no_chart(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox()
-    report = await daily_report(engine, DAY, "UTC")
-    await send_report(report, make_smtp_config(settings_for(await start_mail_server(mailbox))))
-
-    _, html = mailbox.mail().iter_parts()
-    assert html.get_content_type() == "text/html"
-    assert "<img" not in html.get_content()
+    assert html.get_content().splitlines() == render_html(report).splitlines()
 
 
 async def test_a_login_is_encrypted_if_the_server_supports_it(

@@ -14,8 +14,8 @@ import aiosmtplib
 import msgspec
 import structlog
 
-from mailer.daily_report.chart import draw
-from mailer.daily_report.report import DailyReport, daily_report, render_html, render_text
+from mailer.daily_report.render import render_html, render_text
+from mailer.daily_report.report import DailyReport, daily_report
 from mailer.db.startup import run_on_database
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
@@ -173,8 +173,7 @@ async def send_report(
     is encrypted if the server offers that and it works. Raises `MailNotSentError` when the server
     neither accepted nor refused any recipient.
     """
-    # in a thread, so that drawing the chart does not block the event loop
-    message = await asyncio.to_thread(_make_message, report, smtp, message_id)
+    message = _make_message(report, smtp, message_id)
     client = _make_client(smtp, smtp.starts_tls)
     try:
         async with asyncio.timeout(SEND_TIMEOUT):
@@ -252,20 +251,10 @@ def _make_message(report: DailyReport, smtp: SmtpConfig, message_id: str | None)
     message["To"] = ", ".join(smtp.recipients)
     message["Date"] = format_datetime(report.as_of)
     domain = smtp.sender.rpartition("@")[2]
-    full_id = f"<{message_id}@{domain}>" if message_id else make_msgid(domain=domain)
-    message["Message-ID"] = full_id
+    message["Message-ID"] = f"<{message_id}@{domain}>" if message_id else make_msgid(domain=domain)
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: asks for no automatic replies
     message.set_content(render_text(report), cte=TRANSFER_ENCODING)
-    chart_id = f"chart.{full_id.strip('<>')}"
-    message.add_alternative(
-        render_html(report, f"cid:{chart_id}"), subtype="html", cte=TRANSFER_ENCODING
-    )
-    if report.busy_hours:
-        *_, html = message.iter_parts()
-        png = draw(report.hours, report.time_zone)
-        html.add_related(
-            png, "image", "png", cid=f"<{chart_id}>", disposition="inline", filename="chart.png"
-        )
+    message.add_alternative(render_html(report), subtype="html", cte=TRANSFER_ENCODING)
     return message
 
 

@@ -1,16 +1,13 @@
 """The daily report: outcomes of messages on one day, and counts of mailings active that day."""
 
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.daily_report.chart import COLOURS, HEIGHT, WIDTH
 from mailer.db.engine import snapshot
 from mailer.db.schema import OUTCOMES, mailing
 from mailer.errors import FieldError, InvalidError
@@ -164,50 +161,3 @@ async def _hours(
         )
         for index, at in enumerate(moments)
     ]
-
-
-@cache
-def _templates() -> Environment:
-    templates = Environment(
-        loader=PackageLoader("mailer.daily_report"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["number"] = "{:,}".format
-    templates.filters["moment"] = "{:%Y-%m-%d %H:%M}".format
-    templates.filters["hour"] = _hour
-    templates.filters["percent"] = _percent
-    templates.globals["statuses"] = MessageCounts.__struct_fields__
-    templates.globals["colours"] = COLOURS
-    templates.globals["chart_size"] = (WIDTH, HEIGHT)
-    return templates
-
-
-def render_text(report: DailyReport) -> str:
-    """Return the report as plain text, for the terminal and for mail."""
-    return _templates().get_template("daily.txt").render(report=report)
-
-
-def render_html(report: DailyReport, chart_url: str) -> str:
-    """Return the report as HTML for mail programs, without resources from other hosts.
-
-    `chart_url` is the URL of the chart, which is attached to the mail.
-    """
-    return _templates().get_template("daily.html").render(report=report, chart_url=chart_url)
-
-
-def _hour(start: datetime) -> str:
-    """Return the start of an hour as text, with "again" for the second of two equal hours.
-
-    An hour occurs twice when the clocks are set back.
-    """
-    return f"{start:%H:%M}{' again' if start.fold else ''}"
-
-
-def _percent(part: int, whole: int) -> str:
-    """Return a share with one decimal; 100% only for the whole and 0% only for zero."""
-    if part in (0, whole):
-        return f"{100 * part // max(whole, 1)}%"
-    return f"{min(99.9, max(0.1, 100 * part / whole)):.1f}%"

@@ -1,0 +1,93 @@
+"""The daily report as text and as HTML for mail."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from functools import cache
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from mailer.daily_report.report import DailyReport
+from mailer.statistics.model import MessageCounts, OutcomeCounts
+
+COLOURS = {
+    "delivered": "#12806a",
+    "undelivered": "#c2371f",
+    "unknown": "#f0b429",
+    "cancelled": "#b4bcc6",
+}
+"""Colours of outcomes, from the left end of a bar to its right end.
+
+They differ in hue and lightness, so that colour-blind users can tell them apart."""
+MIN_WIDTH = 1.0
+"""Percent of a whole bar, so that a few messages among many are visible."""
+
+
+def render_text(report: DailyReport) -> str:
+    """Return the report as plain text, for the terminal and for mail."""
+    return _templates().get_template("daily.txt").render(report=report)
+
+
+def render_html(report: DailyReport) -> str:
+    """Return the report as HTML for mail programs.
+
+    It has no images: its bars are table cells, which every common mail program shows at once.
+    """
+    return (
+        _templates()
+        .get_template("daily.html")
+        .render(
+            report=report,
+            max_per_hour=max((_total(hour.messages) for hour in report.hours), default=0),
+        )
+    )
+
+
+def bar_widths(counts: OutcomeCounts | MessageCounts, whole: int) -> Iterator[tuple[str, float]]:
+    """Yield the outcomes that occur, each with the width of its part of a bar, in percent.
+
+    `whole` is the number of messages of a bar of full width. Each part is at least `MIN_WIDTH`
+    wide; what these widths leave is divided in proportion. All parts together fit into the bar.
+    """
+    occurring = {name: count for name in COLOURS if (count := getattr(counts, name))}
+    proportional = 100 - MIN_WIDTH * len(occurring)
+    for name, count in occurring.items():
+        yield name, MIN_WIDTH + proportional * count / whole
+
+
+def _total(counts: OutcomeCounts) -> int:
+    return sum(msgspec.structs.astuple(counts))
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("mailer.daily_report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["number"] = "{:,}".format
+    templates.filters["moment"] = "{:%Y-%m-%d %H:%M}".format
+    templates.filters["hour"] = _hour
+    templates.filters["percent"] = _percent
+    templates.globals["statuses"] = MessageCounts.__struct_fields__
+    templates.globals["colours"] = COLOURS
+    templates.globals["bar_widths"] = bar_widths
+    return templates
+
+
+def _hour(start: datetime) -> str:
+    """Return the start of an hour as text, with "again" for the second of two equal hours.
+
+    An hour occurs twice when the clocks are set back.
+    """
+    return f"{start:%H:%M}{' again' if start.fold else ''}"
+
+
+def _percent(part: int, whole: int) -> str:
+    """Return a share with one decimal; 100% only for the whole and 0% only for zero."""
+    if part in (0, whole):
+        return f"{100 * part // max(whole, 1)}%"
+    return f"{min(99.9, max(0.1, 100 * part / whole)):.1f}%"
