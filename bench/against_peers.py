@@ -30,6 +30,7 @@ import msgspec
 import harness
 from against_bare import CONCURRENCY
 from mailer.embedded_postgres.cluster import embedded_postgres
+from mailer.sample_data import TEXT
 from peers.environment import peers_python
 from peers.rabbitmq import is_installed, rabbitmq
 
@@ -92,7 +93,7 @@ class PeerRunner(msgspec.Struct, frozen=True):
         Raises `RuntimeError` when the number of requests is not the number of messages.
         """
         await self.database.execute(CREATE_TABLE)
-        await self.database.execute(CREATE_MESSAGES, peer.messages, harness.TEXT)
+        await self.database.execute(CREATE_MESSAGES, peer.messages, TEXT)
         async with asyncio.timeout(PEER_TIMEOUT):
             async with self._run_python(peer.enqueue) as process:
                 if await process.wait() != 0:

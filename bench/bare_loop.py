@@ -11,6 +11,7 @@ import aiohttp
 import uvloop
 
 import harness
+from mailer.sample_data import TEXT
 
 
 def bare_session(concurrency: int) -> aiohttp.ClientSession:
@@ -25,7 +26,7 @@ async def post(session: aiohttp.ClientSession, url: str, number: int) -> None:
 
     Raises `RuntimeError` when the sink does not accept it.
     """
-    body = {"id": number, "phone": 79_000_000_000 + number, "text": harness.TEXT}
+    body = {"id": number, "phone": 79_000_000_000 + number, "text": TEXT}
     async with session.post(f"{url}{number}", json=body) as response:
         if (await response.json())["code"] != 0:
             message = "the sink rejected a message"

@@ -44,6 +44,7 @@ from mailer.log import configure_logging
 from mailer.mailing import service
 from mailer.mailing.model import NewMailing
 from mailer.message.model import ClaimedMessage, MessageResult
+from mailer.sample_data import TEXT
 from mailer.settings import Settings
 
 CONCURRENCY = 50
@@ -85,7 +86,7 @@ async def measure_requests(blocks: int) -> tuple[float, float, float]:
 
         async def send_by_gateway(number: int) -> None:
             deadline = time.monotonic() + REQUEST_TIMEOUT
-            request = Request(number, str(79_000_000_000 + number), harness.TEXT, deadline)
+            request = Request(number, str(79_000_000_000 + number), TEXT, deadline)
             if await gateway.send(request) != Accepted():
                 message = "the sink rejected a message"
                 raise RuntimeError(message)
@@ -119,8 +120,7 @@ async def measure_rest(messages: int, rounds: int) -> float:
             await migrate(engine)
             await sample_clock(engine)
             database = await asyncpg.connect(url)
-            await database.execute(harness.CREATE_CLIENTS, messages)
-            await database.execute("VACUUM ANALYZE client")
+            await harness.create_clients(database, messages)
             settings = Settings(auth="none")
             channel = Channel(InstantGateway(), ChannelLimits.of(settings))
             dispatcher = Dispatcher(url, engine, channel, settings)
@@ -138,7 +138,7 @@ async def send_mailing(engine: AsyncEngine, database: asyncpg.Connection, messag
     before = time.process_time()
     start = datetime.now(UTC)
     end = start + timedelta(hours=1)
-    new = NewMailing(datetime_start=start, datetime_end=end, text=harness.TEXT)
+    new = NewMailing(datetime_start=start, datetime_end=end, text=TEXT)
     created = await service.create(engine, new, COMMAND_LINE)
     while await database.fetchval(harness.SELECT_STATUS, created.id) != "finished":  # noqa: ASYNC110  # another task changes it
         await asyncio.sleep(harness.POLL_INTERVAL)

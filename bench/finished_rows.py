@@ -13,9 +13,11 @@ import shutil
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from statistics import median
 
 import harness
+from mailer.sample_data import Result, SampleMailing, create_mailings, create_messages
 
 MIN_RATIO = 0.95
 CONCURRENCY = 50
@@ -24,39 +26,28 @@ ROW_BYTES = 350
 SPARE_BYTES = 5 * 2**30
 """Disk space for the write-ahead logs of two databases, and for other programs."""
 
-CREATE_MAILING = """
-    WITH added AS (
-        INSERT INTO mailing (datetime_start, datetime_end, text, status,
-            clients_count, audience_cursor, audience_until)
-        SELECT now() - interval '2 days', now() - interval '1 day', $1, 'finished',
-            $2, max(id), max(id)
-        FROM client RETURNING id
-    )
-    INSERT INTO mailing_counts (mailing_id) SELECT id FROM added RETURNING mailing_id"""
-# Outcomes as on an ordinary day. Triggers update the counters once per statement, so that they
-# agree with the rows here too, as `mailer verify` requires.
-CREATE_MESSAGES = """
-    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at, attempts,
-        status, reason, last_failure)
-    SELECT $1, id, operator_code, time_zone, now() - interval '2 days',
-        CASE WHEN id % 100 > 0 THEN now() - interval '2 days' END, sign(id % 100)::int,
-        CASE id % 100 WHEN 0 THEN 'cancelled' WHEN 1 THEN 'undelivered' ELSE 'delivered' END,
-        CASE id % 100 WHEN 0 THEN 'expired' WHEN 1 THEN 'rejected_400' END,
-        CASE id % 100 WHEN 1 THEN 'rejected_400' END
-    FROM client ORDER BY id LIMIT $2"""
+RESULTS: list[Result] = [
+    ("cancelled", "expired"),
+    ("undelivered", "rejected_400"),
+    *[("delivered", None)] * 98,
+]
+"""Results of each hundred messages, as on an ordinary day."""
+DAY = timedelta(days=1)
 SIZE = "SELECT pg_total_relation_size('message')"
 # Keeps the empty database empty: removes the finished messages of a round before the next one.
 EMPTY = "TRUNCATE message, mailing_counts, mailing, message_count, message_count_delta"
 
 
-async def fill(mailer: harness.Mailer, messages: int, clients: int) -> None:
+async def fill(mailer: harness.Mailer, messages: int, clients: list[int]) -> None:
     """Create finished mailings for all clients, until there are `messages` finished messages."""
     began = time.monotonic()
-    for start in range(0, messages, clients):
-        count = min(clients, messages - start)
+    for first in range(0, messages, len(clients)):
+        audience = clients[: messages - first]
+        start = datetime.now(UTC) - 2 * DAY
+        mailing = SampleMailing(start=start, lasts=DAY, status="finished", clients=len(audience))
         async with mailer.database.transaction():  # mailer settles the mailing afterwards
-            mailing_id = await mailer.database.fetchval(CREATE_MAILING, harness.TEXT, count)
-            await mailer.database.execute(CREATE_MESSAGES, mailing_id, count)
+            [mailing_id] = await create_mailings(mailer.database, mailing)
+            await create_messages(mailer.database, mailing_id, audience, *RESULTS, at=start)
     await mailer.database.execute("VACUUM ANALYZE")
     size = await mailer.database.fetchval(SIZE)
     seconds = time.monotonic() - began
@@ -78,9 +69,8 @@ async def main(messages: int, clients: int, rounds: int) -> int:
         harness.serve(sink.url, gateway_concurrency=CONCURRENCY) as full,
         harness.serve(sink.url, gateway_concurrency=CONCURRENCY) as empty,
     ):
-        for mailer in (full, empty):
-            await mailer.create_clients(clients)
-        await fill(full, messages, clients)
+        await empty.create_clients(clients)
+        await fill(full, messages, await full.create_clients(clients))
         for index in range(rounds + 1):  # the first warms up
             rates = {}
             for mailer in (full, empty) if index % 2 else (empty, full):

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -17,6 +16,7 @@ import aiohttp
 import asyncpg
 import msgspec
 
+from mailer import sample_data
 from mailer.access import keys
 from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import create_engine
@@ -29,16 +29,11 @@ PROCESS_TIMEOUT = 60.0
 POLL_INTERVAL = 0.05
 """Seconds between two reads of a mailing's progress."""
 SELECT_STATUS = "SELECT status FROM mailing WHERE id = $1"
-TEXT = "Your order is ready. Come by until nine."
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
-CREATE_CLIENTS = """
-    INSERT INTO client (phone, operator_code, tag, time_zone)
-    SELECT '79' || lpad(n::text, 9, '0'), '9' || lpad((n % 90)::text, 2, '0'),
-        CASE WHEN n > $1 - 10 THEN 'last' WHEN n % 10 = 0 THEN 'vip' END,
-        (ARRAY['Europe/Moscow', 'Asia/Yekaterinburg', 'Asia/Vladivostok'])[1 + n % 3]
-    FROM generate_series(1, $1::bigint) AS n ORDER BY n"""
+OPERATOR_CODES = sample_data.ALL_OPERATOR_CODES[:90]
+TIME_ZONES = ("Europe/Moscow", "Asia/Yekaterinburg", "Asia/Vladivostok")
 
 
 class Mailer:
@@ -130,10 +125,9 @@ class Mailer:
                 raise RuntimeError(message)
             return content
 
-    async def create_clients(self, count: int) -> None:
-        """Create clients: every tenth has the tag `vip`, the ten newest have the tag `last`."""
-        await self.database.execute(CREATE_CLIENTS, count)
-        await self.database.execute("VACUUM ANALYZE client")
+    async def create_clients(self, count: int) -> list[int]:
+        """Create clients, and return their ids; see `create_clients` below."""
+        return await create_clients(self.database, count)
 
     async def checkpoint(self) -> None:
         """Run CHECKPOINT in the embedded database, as its superuser."""
@@ -143,22 +137,14 @@ class Mailer:
         finally:
             await superuser.close()
 
-    async def create_mailing(
-        self, *, starts_in: float = 0, client_filter: object = None, **fields: object
-    ) -> dict[str, Any]:
+    async def create_mailing(self, *, starts_in: float = 0, **fields: object) -> dict[str, Any]:
         """Create a mailing that starts in `starts_in` seconds, and return it.
 
-        By default the mailing lasts an hour and has no sending window; `fields` override this.
+        By default it lasts an hour and is for all clients; `fields` override this.
         """
-        start = datetime.now(UTC) + timedelta(seconds=starts_in)
-        mailing = {
-            "datetime_start": start.isoformat(),
-            "datetime_end": (start + timedelta(hours=1)).isoformat(),
-            "text": TEXT,
-            "client_filter": client_filter,
-            **fields,
-        }
-        created: dict[str, Any] = await self.call("POST", "/mailings", mailing)
+        created: dict[str, Any] = await self.call(
+            "POST", "/mailings", sample_data.new_mailing(starts_in=starts_in) | fields
+        )
         return created
 
     async def wait_until_finished(self, mailing_id: int, within: float = 600) -> None:
@@ -169,6 +155,20 @@ class Mailer:
         async with asyncio.timeout(within):
             while await self.database.fetchval(SELECT_STATUS, mailing_id) != "finished":  # noqa: ASYNC110  # it happens in another process
                 await asyncio.sleep(POLL_INTERVAL)
+
+
+async def create_clients(database: asyncpg.Connection, count: int) -> list[int]:
+    """Create clients, vacuum the table, and return their ids.
+
+    Every tenth has the tag `vip`, the ten newest have the tag `last`.
+    """
+    ids: list[int] = []
+    for part, tags in ((count - 10, ("vip", *[None] * 9)), (10, ("last",))):
+        ids += await sample_data.create_clients(
+            database, part, operator_codes=OPERATOR_CODES, tags=tags, time_zones=TIME_ZONES
+        )
+    await database.execute("VACUUM ANALYZE client")
+    return ids
 
 
 SERVE = ("-m", "mailer", "serve")

@@ -25,20 +25,11 @@ from mailer.db.migrate import migrate
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.message import store
 from mailer.message.model import MessageResult
+from mailer.sample_data import SCHEDULED, SampleMailing, create_mailings, create_messages
 
 MAX_RATIO = 1.5
 LEASE = timedelta(seconds=60)
-CREATE_MAILING = """
-    WITH added AS (
-        INSERT INTO mailing (datetime_start, datetime_end, text, status,
-            clients_count, audience_cursor, audience_until)
-        SELECT now() - interval '1 minute', now() + interval '1 day', 'Hello', 'running', $1, $1, $1
-        RETURNING id
-    )
-    INSERT INTO mailing_counts (mailing_id) SELECT id FROM added RETURNING mailing_id"""
-CREATE_MESSAGES = """
-    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at)
-    SELECT $1, id, operator_code, time_zone, now() - interval '1 minute' FROM client ORDER BY id"""
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 
 
 async def send(url: str, mailing_id: int, batch: int) -> tuple[list[float], list[float]]:
@@ -86,9 +77,11 @@ async def main(messages: int, batch: int) -> int:
             await migrate(engine)
             await engine.dispose()
             database = await asyncpg.connect(url)
-            await database.execute(harness.CREATE_CLIENTS, messages)
-            mailing_id = await database.fetchval(CREATE_MAILING, messages)
-            await database.execute(CREATE_MESSAGES, mailing_id)
+            clients = await harness.create_clients(database, messages)
+            start = datetime.now(UTC) - MINUTE
+            mailing = SampleMailing(start=start, lasts=24 * HOUR, clients=messages)
+            [mailing_id] = await create_mailings(database, mailing)
+            await create_messages(database, mailing_id, clients, SCHEDULED, at=start)
             await database.execute("VACUUM ANALYZE")
             holder = await asyncpg.connect(url)
             async with holder.transaction(isolation="repeatable_read", readonly=True):

@@ -33,6 +33,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
 from mailer.client.model import known_zones
 from mailer.db.engine import create_engine
+from mailer.sample_data import ALL_OPERATOR_CODES, create_clients, new_mailing
 
 PROMISED_BLOCK, MAX_BLOCK = 0.01, 0.05
 """Seconds: the promise, and the limit of this benchmark."""
@@ -49,11 +50,7 @@ HOUR = timedelta(hours=1)
 NAME, PASSWORD = "bench", "a pass phrase of a benchmark"
 KIB, MIB = 1024, 1024 * 1024
 
-CREATE_CLIENTS = """
-    INSERT INTO client (phone, operator_code, tag, time_zone)
-    SELECT '79' || lpad(n::text, 9, '0'), '9' || lpad((n % 100)::text, 2, '0'),
-        'tag ' || n % 1000, ($2::text[])[1 + n % cardinality($2::text[])]
-    FROM generate_series(1, $1::bigint) AS n"""
+TAGS = tuple(f"tag {number}" for number in range(1000))
 COUNT_ENQUEUED = """
     SELECT scheduled + sending + delivered + undelivered FROM mailing_counts
     WHERE mailing_id = $1"""
@@ -137,15 +134,9 @@ def make_filter(entries: int, zones: list[str]) -> dict[str, list[str]]:
 
 def make_mailing(**fields: object) -> dict[str, object]:
     """Return a mailing that starts tomorrow; `fields` override its fields."""
-    start = datetime.now(UTC) + 24 * HOUR
-    return {
-        "datetime_start": start.isoformat(),
-        "datetime_end": (start + 50 * 24 * HOUR).isoformat(),
-        "send_interval_time_start": "09:00",
-        "send_interval_time_end": "21:00",
-        "text": "Hello",
-        "client_filter": None,
-    } | fields
+    window = {"send_interval_time_start": "09:00", "send_interval_time_end": "21:00"}
+    day = 24 * HOUR.total_seconds()
+    return new_mailing(starts_in=day, lasts=50 * day) | window | fields
 
 
 def make_form(**fields: str) -> bytes:
@@ -332,7 +323,9 @@ async def make_call(session: aiohttp.ClientSession, call: Call) -> int:
 async def prepare(mailer: harness.Mailer, clients: int) -> Target:
     """Fill the database; return the values for the paths of routes."""
     zones = await mailer.database.fetchval(SELECT_ZONES, sorted(known_zones()))
-    await mailer.database.execute(CREATE_CLIENTS, clients, zones)
+    await create_clients(
+        mailer.database, clients, operator_codes=ALL_OPERATOR_CODES, tags=TAGS, time_zones=zones
+    )
     await mailer.database.execute("VACUUM ANALYZE client")
     for _ in range(60):  # more than one page of the list
         await mailer.create_mailing(starts_in=3600, client_filter=make_filter(300, zones))

@@ -14,12 +14,14 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import uvloop
 
 import harness
 from mailer.gateway.faults import Faults
 from mailer.gateway.sandbox import SandboxGateway, SandboxRequest
+from mailer.sample_data import SampleMailing, create_mailings
 
 MAX_RATIO = 5.0
 ROUNDS = 10
@@ -35,15 +37,6 @@ Arrivals = dict[int | None, float]
 """Time of the first request for each message id, in seconds of the monotonic clock."""
 TAG_CLIENTS_BY_ID = "UPDATE client SET tag = 'tag ' || id"
 SELECT_MESSAGE = "SELECT id FROM message WHERE mailing_id = $1"
-CREATE_MAILINGS = """
-    WITH added AS (
-        INSERT INTO mailing (datetime_start, datetime_end, text, client_filter, clients_count)
-        SELECT now() + make_interval(secs => $2), now() + interval '1 day', 'Hello',
-            jsonb_build_object('tags', jsonb_build_array('tag ' || n)), 1
-        FROM generate_series(2, $1::bigint + 1) AS n
-        RETURNING id
-    )
-    INSERT INTO mailing_counts (mailing_id) SELECT id FROM added"""
 HAS_ONE_STARTED = (
     "SELECT EXISTS (SELECT FROM mailing WHERE text = 'Hello' AND status <> 'scheduled')"
 )
@@ -85,7 +78,18 @@ async def main(mailings: int) -> int:
         await mailer.database.execute(TAG_CLIENTS_BY_ID)
         await mailer.database.execute("VACUUM ANALYZE")
         alone = [await seconds_to_first(mailer, arrivals) for _ in range(ROUNDS)]
-        await mailer.database.execute(CREATE_MAILINGS, mailings, START_DELAY)
+        start = datetime.now(UTC) + timedelta(seconds=START_DELAY)
+        others = (
+            SampleMailing(
+                start=start,
+                status="scheduled",
+                clients=1,
+                text="Hello",
+                client_filter={"tags": [f"tag {number}"]},
+            )
+            for number in range(2, mailings + 2)
+        )
+        await create_mailings(mailer.database, *others)
         while not await mailer.database.fetchval(HAS_ONE_STARTED):  # noqa: ASYNC110  # another process changes it
             await asyncio.sleep(harness.POLL_INTERVAL)
         began = time.perf_counter()

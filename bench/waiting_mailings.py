@@ -21,6 +21,7 @@ import msgspec
 import uvloop
 
 import harness
+from mailer.sample_data import SampleMailing, create_mailings
 from many_mailings import TAG_CLIENTS_BY_ID, Arrivals, mailer_and_arrivals, seconds_to_first
 
 MAX_RATIO = 2.0
@@ -28,24 +29,12 @@ ROUNDS = 20
 IDLE_SECONDS = 15.0
 """Seconds to wait until mailer is idle, and then to measure processor time while it is."""
 HOUR = timedelta(hours=1)
-# The clients' clocks are 3, 5 and 10 hours ahead of UTC; the sending window opens where it is 15.
-CREATE_MAILINGS = """
-    INSERT INTO mailing (datetime_start, datetime_end, text, clients_count, status,
-        send_interval_time_start, send_interval_time_end, audience_until, audience_cursor)
-    SELECT now() + CASE WHEN n % 2 = 0 THEN interval '-1 hour' ELSE interval '1 day' END,
-        now() + interval '3 days', repeat('Your order is ready. ', 10), 1,
-        CASE WHEN n % 2 = 0 THEN 'running' ELSE 'scheduled' END, $2, $3,
-        CASE WHEN n % 2 = 0 THEN (SELECT max(id) FROM client) END,
-        CASE WHEN n % 2 = 0 THEN (SELECT max(id) FROM client) ELSE 0 END
-    FROM generate_series(1, $1::bigint) AS n"""
-CREATE_COUNTS = """
-    INSERT INTO mailing_counts (mailing_id) SELECT id FROM mailing
-    WHERE NOT EXISTS (SELECT FROM mailing_counts WHERE mailing_id = mailing.id)"""
+# One message for each mailing, in one statement: one statement a mailing would take minutes.
 CREATE_MESSAGES = """
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at)
-    SELECT mailing.id, client.id, operator_code, time_zone, now() + interval '10 hours'
-    FROM mailing CROSS JOIN (SELECT * FROM client ORDER BY id LIMIT 1) AS client
-    WHERE mailing.status = 'running' AND mailing.send_interval_time_start IS NOT NULL"""
+    SELECT mailing_id, client.id, operator_code, time_zone, $3
+    FROM client CROSS JOIN unnest($1::bigint[]) AS mailing_id
+    WHERE client.id = $2"""
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -86,6 +75,29 @@ async def measure(mailer: harness.Mailer, arrivals: Arrivals) -> Figures:
     )
 
 
+async def create_waiting(mailer: harness.Mailer, count: int, client: int) -> None:
+    """Create mailings outside their sending window, with one message each, and later mailings.
+
+    The clients' clocks are 3, 5 and 10 hours ahead of UTC; the window opens where it is 15.
+    """
+    now = datetime.now(UTC)
+    running = SampleMailing(
+        start=now - HOUR,
+        lasts=73 * HOUR,
+        clients=1,
+        text="Your order is ready. " * 10,
+        opens=(now + 15 * HOUR).time(),
+        closes=(now + 16 * HOUR).time(),
+    )
+    later = msgspec.structs.replace(
+        running, start=now + 24 * HOUR, lasts=48 * HOUR, status="scheduled"
+    )
+    async with mailer.database.transaction():
+        await create_mailings(mailer.database, *[later] * (count - count // 2))
+        ids = await create_mailings(mailer.database, *[running] * (count // 2))
+        await mailer.database.execute(CREATE_MESSAGES, ids, client, now + 10 * HOUR)
+
+
 def cpu_seconds(mailer: harness.Mailer) -> tuple[float, float]:
     """Return the processor seconds that mailer and its PostgreSQL have used."""
     database = harness.postmaster_of(mailer.pid)
@@ -106,14 +118,10 @@ async def main(mailings: int, clients: int) -> int:
     """Measure without and with `mailings` waiting mailings; return the exit status."""
     verdict = harness.Verdict()
     async with mailer_and_arrivals() as (mailer, arrivals):
-        await mailer.create_clients(clients)
+        client, *_ = await mailer.create_clients(clients)
         await mailer.database.execute(TAG_CLIENTS_BY_ID)
         without = await measure(mailer, arrivals)
-        now = datetime.now(UTC)
-        window = (now + 15 * HOUR).time(), (now + 16 * HOUR).time()
-        await mailer.database.execute(CREATE_MAILINGS, mailings, *window)
-        await mailer.database.execute(CREATE_COUNTS)
-        await mailer.database.execute(CREATE_MESSAGES)
+        await create_waiting(mailer, mailings, client)
         with_waiting = await measure(mailer, arrivals)
     print(f"with and without {mailings:,} waiting mailings:")
     for name in ("new_mailing_cpu", "mailing"):

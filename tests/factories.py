@@ -1,4 +1,4 @@
-"""Clients, mailings and messages, written straight into the database for tests.
+"""Sample data for tests with an engine, and what a test reads of it.
 
 Also the steps of the dispatcher, for tests in which no mailer process runs.
 """
@@ -18,11 +18,18 @@ from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.db.schema import MESSAGE_STATUSES
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request
-from mailer.mailing import audience, replanning, retrying, small_audiences, store, transitions
+from mailer.mailing import audience, replanning, retrying, small_audiences, transitions
 from mailer.mailing.model import ENDED, RunningMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.message import store as messages
 from mailer.message.model import ClaimedMessage, MessageResult
+from mailer.sample_data import (
+    SampleMailing,
+    create_clients,
+    create_mailings,
+    create_messages,
+    settle_mailings,
+)
 from mailer.settings import Settings
 from tests.event_timeout import EVENT_TIMEOUT
 
@@ -34,23 +41,6 @@ NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
 OWNER = UUID(int=1)
 LEASE = timedelta(seconds=60)
 CHUNK = 5_000
-CREATE_CLIENTS = text("""
-    INSERT INTO client (phone, operator_code, time_zone)
-    SELECT '7916' || lpad((existing + n)::text, 7, '0'), :operator_code, :time_zone
-    FROM (SELECT count(*) AS existing FROM client) AS directory, generate_series(1, :count) AS n
-    RETURNING id""")
-CREATE_MESSAGES = text("""
-    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, status, reason,
-        sent_at, updated_at)
-    SELECT :mailing_id, wanted.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'),
-        :at, :status, :reason, :sent_at, :at
-    FROM unnest((:clients)::bigint[]) WITH ORDINALITY AS wanted (id, position)
-        LEFT JOIN client ON client.id = wanted.id
-    ORDER BY position""")
-SET_STARTED = text("""
-    UPDATE mailing SET status = :status, audience_until = :until, audience_cursor = :until,
-        is_settled = :is_settled
-    WHERE id = :id""")
 
 HOLD_STOP_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({FIRST_STOP_LOCK})")
 SELECT_STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
@@ -61,9 +51,13 @@ async def add_clients(
     engine: AsyncEngine, count: int, operator_code: str = "916", time_zone: str = "UTC"
 ) -> list[int]:
     """Create clients and return their ids."""
-    values = {"operator_code": operator_code, "time_zone": time_zone, "count": count}
-    async with engine.begin() as connection:
-        return sorted((await connection.execute(CREATE_CLIENTS, values)).scalars())
+    async with engine.connect() as pooled:
+        return await create_clients(
+            await asyncpg_connection(pooled),
+            count,
+            operator_codes=(operator_code,),
+            time_zones=(time_zone,),
+        )
 
 
 async def add_mailing(
@@ -75,17 +69,19 @@ async def add_mailing(
     lasts: timedelta = timedelta(hours=6),
 ) -> int:
     """Create a mailing and return its id; unless it is scheduled, its audience is enqueued."""
-    values: dict[str, Any] = {
-        "datetime_start": start,
-        "datetime_end": start + lasts,
-        "text": "Tonight only, at half price.",
-    }
-    async with engine.begin() as connection:
-        mailing_id = await store.create(connection, values, clients)
-        if status != "scheduled":
-            parameters = {"id": mailing_id, "status": status, "until": 1_000_000}
-            await connection.execute(SET_STARTED, parameters | {"is_settled": status in ENDED})
+    mailing = SampleMailing(start=start, lasts=lasts, status=status, clients=clients)
+    [mailing_id] = await add_mailings(engine, mailing)
     return mailing_id
+
+
+async def add_mailings(engine: AsyncEngine, *mailings: SampleMailing) -> list[int]:
+    """Create mailings and return their ids."""
+    async with engine.connect() as pooled:
+        database = await asyncpg_connection(pooled)
+        ids = await create_mailings(database, *mailings)
+        ended = [n for n, mailing in zip(ids, mailings, strict=True) if mailing.status in ENDED]
+        await settle_mailings(database, ended)
+    return ids
 
 
 async def add_messages(  # noqa: PLR0913, PLR0917  # so that a test needs one line for messages
@@ -97,16 +93,9 @@ async def add_messages(  # noqa: PLR0913, PLR0917  # so that a test needs one li
     at: datetime = NOON,
 ) -> None:
     """Create messages that reached `status` at the time `at`; triggers update the counts."""
-    values = {
-        "mailing_id": mailing_id,
-        "clients": list(clients),
-        "at": at,
-        "status": status,
-        "reason": reason,
-        "sent_at": at if status == "delivered" else None,
-    }
-    async with engine.begin() as connection:
-        await connection.execute(CREATE_MESSAGES, values)
+    async with engine.connect() as pooled:
+        database = await asyncpg_connection(pooled)
+        await create_messages(database, mailing_id, clients, (status, reason), at=at)
 
 
 async def add_due_messages(engine: AsyncEngine, count: int, status: str = "running") -> int:

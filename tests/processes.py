@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 import mailer
+from mailer import sample_data
 from mailer.db.engine import connect, create_engine
 from mailer.gateway.sandbox import Faults, SandboxGateway, SandboxRequest
 from mailer.statistics.verify import find_differences
@@ -139,6 +140,14 @@ class MailerProcess:
             return mailing if mailing["status"] == "finished" else None
 
         return await until(find, patience)
+
+    async def create_clients(self, count: int, **attributes: Sequence[str]) -> list[int]:
+        """Create clients in its database; `attributes` as of `sample_data.create_clients`."""
+        connection = await connect(self.database_url)
+        try:
+            return await sample_data.create_clients(connection, count, **attributes)
+        finally:
+            await connection.close()
 
     async def query(self, statement: str, *values: object) -> Any:
         """Return the value of a query with one row and one column."""

@@ -3,11 +3,11 @@
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-import harness
 from mailer.client import segment_counts
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.message import counters
+from mailer.sample_data import TEXT
 
 MESSAGES = 10
 """Messages for each client."""
@@ -147,7 +147,7 @@ async def create(url: str, clients: int) -> int:
         await database.execute(CREATE_CLIENTS, clients)
         await database.execute("ANALYZE client")
         extra = max(2, mailings // 500)
-        await database.execute(CREATE_MAILINGS, clients, messages, extra, mailings, harness.TEXT)
+        await database.execute(CREATE_MAILINGS, clients, messages, extra, mailings, TEXT)
         await database.execute(CREATE_COUNTS)
         for first, last in await database.fetch(BATCHES, MESSAGES_PER_STATEMENT):
             await database.execute(CREATE_MESSAGES, clients, first, last)

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import aiohttp
 import asyncpg
 
+from mailer import sample_data
 from soaking.api import TIMEOUT, Api
 from soaking.faults import Fleet
 from soaking.journal import Journal, RandomSource
@@ -20,16 +21,11 @@ ZONES = (
     "America/New_York",
     "Asia/Vladivostok",
 )
-CLIENTS = 3_000
 SHORT_SHARE, WINDOW_SHARE, RESUME_SHARE = 0.5, 0.5, 0.8
 """Shares of mailings that end soon, have a sending window, and are resumed after a pause."""
 MIN_DURATION = timedelta(seconds=3)
-CREATE_CLIENTS = """
-    INSERT INTO client (phone, operator_code, tag, time_zone)
-    SELECT '79' || lpad(n::text, 9, '0'), '9' || lpad((n % 90)::text, 2, '0'),
-        CASE WHEN n <= 10 THEN 'ten' WHEN n <= 70 THEN 'sixty' WHEN n <= 370 THEN 'some'
-            WHEN n <= 1370 THEN 'many' END, ($2::text[])[1 + n % cardinality($2::text[])]
-    FROM generate_series(1, $1::bigint) AS n ORDER BY n"""
+CLIENTS = {"ten": 10, "sixty": 60, "some": 300, "many": 1_000, None: 1_630}
+"""Clients by tag."""
 FILTERS: tuple[object, ...] = (
     *("ten", "ten", "sixty", "sixty", "sixty", "some", "some", "some", "many", None),
     "ten, sixty",
@@ -44,7 +40,11 @@ ACTION_WEIGHTS = {"change": 6, "pause": 4, "retry": 4, "delete": 2, "cancel": 1,
 async def create_clients(database_url: str) -> None:
     """Create the clients."""
     connection = await asyncpg.connect(database_url)
-    await connection.execute(CREATE_CLIENTS, CLIENTS, list(ZONES))
+    codes = sample_data.ALL_OPERATOR_CODES[:90]
+    for tag, count in CLIENTS.items():
+        await sample_data.create_clients(
+            connection, count, operator_codes=codes, tags=(tag,), time_zones=ZONES
+        )
     await connection.close()
 
 

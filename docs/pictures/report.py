@@ -10,76 +10,75 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import DateTime, Integer, bindparam, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+import asyncpg
+import msgspec
 
 from mailer.daily_report.render import render_html
 from mailer.daily_report.report import daily_report, day_bounds
-from mailer.db.engine import create_engine
+from mailer.db.engine import asyncpg_connection, create_engine
 from mailer.db.migrate import migrate
 from mailer.embedded_postgres.cluster import embedded_postgres
+from mailer.sample_data import (
+    SCHEDULED,
+    Result,
+    SampleMailing,
+    create_clients,
+    create_mailings,
+    create_messages,
+    settle_mailings,
+)
 
 ZONE = "Europe/Moscow"
+HOUR = timedelta(hours=1)
 
-# when it starts, for how many hours, to how many clients, how many more than have an outcome, and
-# the part of each hundred messages that the gateway did not deliver
-MAILINGS = [
-    {"start": 9, "hours": 10, "clients": 24_000, "waiting": 0, "failing": 2},
-    {"start": 11, "hours": 3, "clients": 6_500, "waiting": 0, "failing": 9},
-    {"start": 14, "hours": 4, "clients": 3_200, "waiting": 0, "failing": 1},
-    {"start": 18, "hours": 12, "clients": 16_000, "waiting": 4_100, "failing": 3},
-]
-ADD_CLIENTS = text("""
-    INSERT INTO client (phone, operator_code, time_zone)
-    SELECT '7916' || lpad(n::text, 7, '0'), '916', 'Europe/Moscow'
-    FROM generate_series(1, 24000) AS n""")
-ADD_MAILING = text("""
-    INSERT INTO mailing (datetime_start, datetime_end, text, status, clients_count,
-        audience_cursor, audience_until, is_settled, updated_at)
-    VALUES (:start, :end, 'Your order is ready.', :status, :clients, 24000, 24000,
-        :is_settled, :end) RETURNING id""")
-INSERT_COUNTS = text("INSERT INTO mailing_counts (mailing_id) VALUES (:id)")
-# Most soon after the start, fewer and fewer later; what repeats itself is no picture of a day.
-ADD_MESSAGES = text("""
-    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at,
-        updated_at, attempts, status, reason)
-    SELECT :id, n, '916', 'Europe/Moscow', :start,
-        CASE WHEN status IN ('delivered', 'unknown') THEN at END, at, 1, status, reason
-    FROM generate_series(1, :clients) AS n
-    CROSS JOIN LATERAL (SELECT
-        :start + power(n::float8 / :clients, 1.6) * 0.9
-            * (:end - :start) AS at,
-        n * 7919 % 1000 AS lot) AS drawn
-    CROSS JOIN LATERAL (SELECT
-        CASE WHEN n > :clients - :waiting THEN 'scheduled'
-            WHEN lot < :failing * 8 THEN 'undelivered' WHEN lot < :failing * 9 THEN 'unknown'
-            WHEN lot < :failing * 10 THEN 'cancelled' ELSE 'delivered' END AS status,
-        CASE WHEN n > :clients - :waiting THEN NULL
-            WHEN lot < :failing * 5 THEN 'rejected_400'
-            WHEN lot < :failing * 8 THEN 'attempts_exhausted'
-            WHEN lot < :failing * 9 THEN 'timeout' WHEN lot < :failing * 10 THEN 'expired'
-            END AS reason) AS judged""").bindparams(
-    *(bindparam(name, type_=Integer()) for name in ("clients", "waiting", "failing")),
-    *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
+
+class Example(msgspec.Struct, frozen=True):
+    """A mailing of the day."""
+
+    starts_at: int
+    """Hour of the day."""
+    hours: int
+    clients: int
+    undelivered: int
+    """Messages in each hundred that the gateway did not deliver."""
+    waiting: int = 0
+    """Messages that are still to be sent."""
+
+
+EXAMPLES = (
+    Example(9, 10, 24_000, 2),
+    Example(11, 3, 6_500, 9),
+    Example(14, 4, 3_200, 1),
+    Example(18, 12, 16_000, 3, waiting=4_100),
 )
 
 
-async def fill(engine: AsyncEngine, midnight: datetime) -> None:
+async def fill(database: asyncpg.Connection, midnight: datetime) -> None:
     """Add the mailings of the day that begins at `midnight`, with the results of their messages."""
-    async with engine.begin() as connection:
-        await connection.execute(ADD_CLIENTS)
-        for made_up in MAILINGS:
-            start = midnight + timedelta(hours=made_up["start"])
-            values = {
-                **made_up,
-                "start": start,
-                "end": start + timedelta(hours=made_up["hours"]),
-                "status": "running" if made_up["waiting"] else "finished",
-                "is_settled": not made_up["waiting"],
-            }
-            mailing_id = (await connection.execute(ADD_MAILING, values)).scalar_one()
-            await connection.execute(INSERT_COUNTS, {"id": mailing_id})
-            await connection.execute(ADD_MESSAGES, values | {"id": mailing_id})
+    clients = await create_clients(database, 24_000, time_zones=(ZONE,))
+    for example in EXAMPLES:
+        start, lasts = midnight + example.starts_at * HOUR, example.hours * HOUR
+        status = "running" if example.waiting else "finished"
+        [mailing_id] = await create_mailings(
+            database,
+            SampleMailing(start=start, lasts=lasts, status=status, clients=example.clients),
+        )
+        failures: dict[Result, int] = {
+            ("undelivered", "rejected_400"): 5 * example.undelivered,
+            ("undelivered", "attempts_exhausted"): 3 * example.undelivered,
+            ("unknown", "timeout"): example.undelivered,
+            ("cancelled", "expired"): example.undelivered,
+        }
+        results = [result for result, share in failures.items() for _ in range(share)]
+        results += [("delivered", None)] * (1_000 - len(results))
+        done, waiting = example.clients - example.waiting, clients[: example.waiting]
+        spread = 0.9 * lasts * (done / example.clients) ** 1.6
+        await create_messages(
+            database, mailing_id, clients[-done:], *results, at=start, spread=spread
+        )
+        await create_messages(database, mailing_id, waiting, SCHEDULED, at=start)
+        if status == "finished":
+            await settle_mailings(database, [mailing_id])
 
 
 async def page(folder: Path) -> str:
@@ -89,7 +88,8 @@ async def page(folder: Path) -> str:
     async with embedded_postgres(folder) as url:
         engine = create_engine(url)
         await migrate(engine)
-        await fill(engine, midnight)
+        async with engine.connect() as pooled:
+            await fill(await asyncpg_connection(pooled), midnight)
         report = await daily_report(engine, day, ZONE)
         await engine.dispose()
     return render_html(report)

@@ -7,18 +7,27 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
+import asyncpg
 import msgspec
-from sqlalchemy import DateTime, Integer, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import COMMAND_LINE
 from mailer.clock import database_clock
+from mailer.db.engine import asyncpg_connection
 from mailer.gateway.faults import Faults
 from mailer.gateway.sandbox import SandboxGateway
 from mailer.mailing import service
 from mailer.mailing.model import NewMailing
+from mailer.sample_data import (
+    TEXT,
+    Result,
+    SampleMailing,
+    create_clients,
+    create_mailings,
+    create_messages,
+    settle_mailings,
+)
 from mailer.settings import Settings
 
 TOKEN = "demo"  # noqa: S105  # the demo's own gateway accepts it
@@ -29,62 +38,39 @@ CONCURRENCY = 10
 """Concurrent requests: forty messages a second at the sandbox's latency, slow enough to watch."""
 
 CLIENTS = 1000
-INSERT_CLIENTS = text("""
-    INSERT INTO client (phone, operator_code, tag, time_zone)
-    SELECT '7' || code || lpad(n::text, 7, '0'), code, tag, time_zone
-    FROM generate_series(1, :clients) AS n
-    CROSS JOIN LATERAL (SELECT
-        (ARRAY['903', '912', '916', '921', '999'])[1 + n % 5] AS code,
-        (ARRAY['vip', 'new', 'staff', NULL])[1 + n % 4] AS tag,
-        (ARRAY['Europe/Kaliningrad', 'Europe/Moscow', 'Asia/Yekaterinburg', 'Asia/Novosibirsk',
-            'Asia/Vladivostok', 'Asia/Kamchatka'])[1 + n % 6] AS time_zone) AS made_up""")
+OPERATOR_CODES = ("903", "912", "916", "921", "999")
+TAGS = ("vip", "new", "staff", None)
+TIME_ZONES = (
+    "Europe/Kaliningrad",
+    "Europe/Moscow",
+    "Asia/Yekaterinburg",
+    "Asia/Novosibirsk",
+    "Asia/Vladivostok",
+    "Asia/Kamchatka",
+)
 
 DAY = timedelta(days=1)
-# start relative to now, duration, audience, and undelivered messages in each hundred
-ENDED_MAILINGS: list[dict[str, Any]] = [
-    {
-        "start": timedelta(hours=-20),
-        "length": timedelta(hours=9),
-        "text": "Our new shop opens on Friday at ten.",
-        "tag": None,
-        "failing": 3,
-    },
-    {
-        "start": timedelta(hours=-6),
-        "length": timedelta(hours=4),
-        "text": "A gift waits for you at the counter.",
-        "tag": "vip",
-        "failing": 8,
-    },
-]
-INSERT_ENDED_MAILING = text("""
-    INSERT INTO mailing (datetime_start, datetime_end, text, client_filter, status, clients_count,
-        audience_cursor, audience_until, created_at, updated_at)
-    SELECT :start, :end, :text, to_jsonb(CAST(:tag AS text)), 'finished', count(*),
-        max(id), max(id), :start, :end
-    FROM client WHERE tag = :tag OR CAST(:tag AS text) IS NULL RETURNING id""").bindparams(
-    bindparam("tag", type_=String()),
-    *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
-)
-INSERT_COUNTS = text("INSERT INTO mailing_counts (mailing_id) VALUES (:id)")
-# most messages are sent soon after the start, and fewer and fewer later
-INSERT_MESSAGES = text("""
-    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
-        sent_at, updated_at, attempts, status, reason)
-    SELECT :id, client.id, operator_code, time_zone, :start, :start,
-        CASE WHEN lot >= :failing THEN at END, at, 1,
-        CASE WHEN lot < :failing THEN 'undelivered' ELSE 'delivered' END,
-        CASE WHEN lot < :failing THEN 'rejected_400' END
-    FROM client CROSS JOIN LATERAL (SELECT client.id * 7919 % 100 AS lot,
-        :start + power(client.id::float8 / :clients, 1.6) * 0.9 * (:end - :start) AS at) AS drawn
-    WHERE tag = :tag OR CAST(:tag AS text) IS NULL""").bindparams(
-    bindparam("tag", type_=String()),
-    bindparam("failing", type_=Integer()),
-    bindparam("clients", CLIENTS, type_=Integer()),
-    *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
-)
+HOUR = timedelta(hours=1)
 
-SETTLE_MAILING = text("UPDATE mailing SET is_settled = true WHERE id = :id")  # counts its outcomes
+
+class EndedMailing(msgspec.Struct, frozen=True):
+    """A mailing that has ended before the demo starts."""
+
+    started: timedelta
+    """How long ago."""
+    lasts: timedelta
+    text: str
+    tag: str | None
+    """The clients with this tag are its audience; None: all clients."""
+    undelivered: int
+    """Messages in each hundred that were rejected."""
+
+
+ENDED_MAILINGS = (
+    EndedMailing(20 * HOUR, 9 * HOUR, "Our new shop opens on Friday at ten.", None, 3),
+    EndedMailing(6 * HOUR, 4 * HOUR, "A gift waits for you at the counter.", "vip", 8),
+)
+SELECT_AUDIENCE = "SELECT id FROM client WHERE tag = $1 OR $1 IS NULL ORDER BY id"
 
 
 @asynccontextmanager
@@ -111,15 +97,13 @@ async def demo_environment(settings: Settings) -> AsyncIterator[Settings]:
 async def create_demo_data(engine: AsyncEngine) -> None:
     """Create the clients, and mailings that are ended, paused, scheduled, due now and due soon."""
     now = database_clock.now()
-    async with engine.begin() as connection:
-        await connection.execute(INSERT_CLIENTS, {"clients": CLIENTS})
-        for sample in ENDED_MAILINGS:
-            start = now + sample["start"]
-            values = sample | {"start": start, "end": start + sample["length"]}
-            mailing_id = (await connection.execute(INSERT_ENDED_MAILING, values)).scalar_one()
-            await connection.execute(INSERT_COUNTS, {"id": mailing_id})
-            await connection.execute(INSERT_MESSAGES, values | {"id": mailing_id})
-            await connection.execute(SETTLE_MAILING, {"id": mailing_id})
+    async with engine.connect() as pooled:
+        database = await asyncpg_connection(pooled)
+        await create_clients(
+            database, CLIENTS, operator_codes=OPERATOR_CODES, tags=TAGS, time_zones=TIME_ZONES
+        )
+        for ended in ENDED_MAILINGS:
+            await _create_ended_mailing(database, ended, now - ended.started)
     paused = _new_mailing(now, "The shop is closed on Monday.", "new, staff", timedelta(days=1))
     paused_id = (await service.create(engine, paused, COMMAND_LINE)).id
     await service.pause(engine, paused_id, COMMAND_LINE)
@@ -129,13 +113,31 @@ async def create_demo_data(engine: AsyncEngine) -> None:
         later, send_interval_time_start="10:00", send_interval_time_end="20:00"
     )
     await service.create(engine, later, COMMAND_LINE)
-    await service.create(
-        engine, _new_mailing(now, "Your order is ready. Come by until nine.", None), COMMAND_LINE
-    )
+    await service.create(engine, _new_mailing(now, TEXT, None), COMMAND_LINE)
     soon = now + timedelta(seconds=30)
     await service.create(
         engine, _new_mailing(soon, "Tonight only: everything at half price.", "vip"), COMMAND_LINE
     )
+
+
+async def _create_ended_mailing(
+    database: asyncpg.Connection, ended: EndedMailing, start: datetime
+) -> None:
+    audience = [row["id"] for row in await database.fetch(SELECT_AUDIENCE, ended.tag)]
+    mailing = SampleMailing(
+        start=start,
+        lasts=ended.lasts,
+        status="finished",
+        clients=len(audience),
+        text=ended.text,
+        client_filter=ended.tag,
+    )
+    [mailing_id] = await create_mailings(database, mailing)
+    results: list[Result] = [("undelivered", "rejected_400")] * ended.undelivered
+    results += [("delivered", None)] * (100 - ended.undelivered)
+    spread = 0.9 * ended.lasts
+    await create_messages(database, mailing_id, audience, *results, at=start, spread=spread)
+    await settle_mailings(database, [mailing_id])
 
 
 def _new_mailing(

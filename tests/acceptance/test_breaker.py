@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.fault_servers import OK, answer, request_of, served
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
 from mailer.gateway.sandbox import Faults, SandboxGateway, SandboxRequest
+from mailer.sample_data import new_mailing
 
 OUTAGE = float(os.environ.get("TEST_OUTAGE", "3"))
 """Seconds without the gateway; by default short, `TEST_OUTAGE=120` tests the whole promise."""
@@ -37,8 +37,8 @@ async def test_outage_costs_no_message_an_attempt(start_mailer: Mailers) -> None
     sandbox = SandboxGateway(Faults(latency=0.02), on_request=requests.append)
     async with sandbox.run() as url:
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="5", **QUICK)
-        await create_clients(mailer, 300)
-        created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
+        await mailer.create_clients(300)
+        created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
 
         async def some_sent() -> bool | None:
             return len(requests) >= 50 or None
@@ -99,8 +99,8 @@ async def test_late_success_at_the_start_of_an_outage_costs_no_message_an_attemp
         mailer = await start_mailer(
             gateway_url=url, gateway_concurrency="4", **QUICK | {"retry_base": "0.05"}
         )
-        await create_clients(mailer, 12)
-        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+        await mailer.create_clients(12)
+        created = await mailer.call("POST", "/mailings", new_mailing(), 201)
         assert (await mailer.finished(created["id"]))["delivered_messages"] == 12
     assert len([event for event in mailer.events if event["event"] == "breaker_opened"]) == 1
     assert await mailer.query(COUNT_WRONG_ATTEMPTS) == 0
@@ -112,8 +112,8 @@ async def test_wrong_token_holds_all_mailings_at_once_and_fails_no_message(
     gateway = await start_gateway()
     settings = gateway.settings | {"gateway_token": "wrong", "gateway_concurrency": "5"}
     mailer = await start_mailer(**settings, **QUICK)
-    await create_clients(mailer, 50)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(50)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     held = await until_held(mailer, created["id"])
     assert held["held"]["reason"] == "http_401"
@@ -134,8 +134,8 @@ async def test_retry_after_is_obeyed_for_the_whole_gateway(
     mailer = await start_mailer(
         **gateway.settings, gateway_concurrency="10", retry_attempts="2", retry_base="0.1"
     )
-    await create_clients(mailer, 60)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(60)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     mailing = await mailer.finished(created["id"])
 
     assert mailing["delivered_messages"] == 60
@@ -153,8 +153,8 @@ async def test_no_request_starts_during_a_slow_probe(
     mailer = await start_mailer(
         **gateway.settings | QUICK, gateway_concurrency="5", gateway_timeout="0.5", lease="3"
     )
-    await create_clients(mailer, 30)
-    await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(30)
+    await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(13)
 
     probes = [
@@ -172,10 +172,10 @@ async def test_held_mailing_shows_since_when_and_why(
 ) -> None:
     gateway = await start_gateway(error_rate=1.0, seed=1)
     mailer = await start_mailer(**gateway.settings | QUICK | {"breaker_reset": "30"})
-    await create_clients(mailer, 20)
+    await mailer.create_clients(20)
     created_at = datetime.now().astimezone()
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
-    later = await mailer.call("POST", "/mailings", make_mailing(starts_in=600), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
+    later = await mailer.call("POST", "/mailings", new_mailing(starts_in=600), 201)
 
     held = (await until_held(mailer, created["id"]))["held"]
     assert created_at <= datetime.fromisoformat(held["since"]) <= datetime.now().astimezone()

@@ -7,11 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.acceptance.test_users import HEADERS, PASSWORD, sign_in_status
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, run, until
 from tests.wall_clock import WallClock
+
+from mailer.sample_data import new_mailing
 
 HOUR = 3600.0
 MINUTE = 60.0
@@ -40,10 +41,10 @@ async def test_step_of_the_wall_clock_expires_no_message_and_is_logged_and_count
 ) -> None:
     gateway = await start_gateway(latency=0.05)
     mailer = await start_mailer(wall_clock, **gateway.settings, gateway_concurrency="4")
-    await create_clients(mailer, 100)
+    await mailer.create_clients(100)
     steps: list[float] = []
     for after in (HOUR, 0, 400 * 24 * HOUR, -HOUR):
-        created = await mailer.call("POST", "/mailings", make_mailing(lasts=30 * MINUTE), 201)
+        created = await mailer.call("POST", "/mailings", new_mailing(lasts=30 * MINUTE), 201)
         await gateway.until_taken(len(steps) * 100 + 20)
         steps.append(after - sum(steps))
         wall_clock.set(after)
@@ -61,8 +62,8 @@ async def test_no_request_starts_after_the_end_although_the_wall_clock_was_set_b
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = await start_mailer(wall_clock, **gateway.settings, gateway_concurrency="4")
-    await create_clients(mailer, 10_000)
-    mailing = make_mailing(lasts=5)
+    await mailer.create_clients(10_000)
+    mailing = new_mailing(lasts=5)
     end = datetime.fromisoformat(mailing["datetime_end"])
     created = await mailer.call("POST", "/mailings", mailing, 201)
     await gateway.until_taken(20)
@@ -85,9 +86,9 @@ async def test_many_steps_lose_and_repeat_no_message(
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = await start_mailer(wall_clock, **gateway.settings, gateway_concurrency="4")
-    await create_clients(mailer, 400)
+    await mailer.create_clients(400)
     window = {"send_interval_time_start": "00:00", "send_interval_time_end": "23:59:59"}
-    created = await mailer.call("POST", "/mailings", make_mailing(lasts=10 * MINUTE) | window, 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(lasts=10 * MINUTE) | window, 201)
     rng = random.Random(14)  # noqa: S311  # no secret
 
     async with asyncio.timeout(EVENT_TIMEOUT):
@@ -108,7 +109,7 @@ async def test_periodic_tasks_continue_after_a_step(
         return not await mailer.query("SELECT count(*) FROM mailing") or None
 
     for number, after in enumerate((HOUR, -HOUR), 1):
-        created = await mailer.call("POST", "/mailings", make_mailing(starts_in=HOUR), 201)
+        created = await mailer.call("POST", "/mailings", new_mailing(starts_in=HOUR), 201)
         wall_clock.set(after)
         await steps_logged(mailer, number)
         await mailer.call("DELETE", f"/mailings/{created['id']}", status=204)
@@ -135,8 +136,8 @@ async def test_pause_of_the_gateway_ends_although_the_clock_was_set_back(
 ) -> None:
     gateway = await start_gateway(rate_limit=20)
     mailer = await start_mailer(wall_clock, **gateway.settings)
-    await create_clients(mailer, 60)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(60)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await mailer.event("breaker_opened")
     wall_clock.set(-HOUR)
     assert (await mailer.finished(created["id"]))["delivered_messages"] == 60
@@ -146,8 +147,8 @@ async def test_api_uses_the_clock_of_the_database(
     start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
     mailer = await start_mailer(wall_clock)
-    await create_clients(mailer, 1)  # without a gateway nothing is sent
-    running = await mailer.call("POST", "/mailings", make_mailing(lasts=30 * MINUTE), 201)
+    await mailer.create_clients(1)  # without a gateway nothing is sent
+    running = await mailer.call("POST", "/mailings", new_mailing(lasts=30 * MINUTE), 201)
     key = {"Idempotency-Key": "a-key"}
 
     async def repeat() -> str | None:
@@ -165,8 +166,8 @@ async def test_api_uses_the_clock_of_the_database(
         await mailer.call("PATCH", path, {"datetime_end": end.isoformat()})
         await mailer.call("POST", f"{path}/pause")
         await mailer.call("POST", f"{path}/resume")
-        await mailer.call("POST", "/mailings", make_mailing(lasts=MINUTE), 201)
-        ended = make_mailing(starts_in=-2 * HOUR, lasts=HOUR)
+        await mailer.call("POST", "/mailings", new_mailing(lasts=MINUTE), 201)
+        ended = new_mailing(starts_in=-2 * HOUR, lasts=HOUR)
         await mailer.call("POST", "/mailings", ended, 400)
 
 

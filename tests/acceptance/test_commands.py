@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, MailerProcess, Mailers, run
 
 from mailer.db.engine import create_engine
+from mailer.sample_data import new_mailing
 
 
 async def test_clients_are_imported_from_and_exported_to_csv(
@@ -98,8 +98,8 @@ async def test_report_command_prints_the_report_of_a_day(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     mailer = await start_mailer(**(await start_gateway()).settings)
-    await create_clients(mailer, 3)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(3)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await mailer.finished(created["id"])
 
     today = datetime.now(UTC).date().isoformat()
@@ -116,8 +116,8 @@ async def test_verify_exits_1_and_names_the_wrong_count(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     mailer = await start_mailer(**(await start_gateway()).settings)
-    await create_clients(mailer, 1)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(1)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await mailer.finished(created["id"])
     assert run("verify", database_url=mailer.database_url).returncode == 0
 

@@ -6,11 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
 from mailer.embedded_postgres.cluster import embedded_postgres
+from mailer.sample_data import new_mailing
 
 OUTAGE = float(os.environ.get("TEST_OUTAGE", "4"))
 """Seconds without the database; by default short, `TEST_OUTAGE=60` tests the whole promise."""
@@ -27,8 +27,8 @@ async def test_five_kills_lose_no_message_and_repeat_only_requests_in_flight(
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = await start_mailer(**gateway.settings, **QUICK)
-    await create_clients(mailer, 2_000)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(2_000)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     in_flight = 0
     for kill in range(1, 6):
@@ -50,8 +50,8 @@ async def test_messages_in_flight_at_a_kill_end_as_unknown_if_on_unknown_is_hold
 ) -> None:
     gateway = await start_gateway(latency=0.1)
     mailer = await start_mailer(**gateway.settings, **QUICK)
-    await create_clients(mailer, 500)
-    created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
+    await mailer.create_clients(500)
+    created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
     await gateway.until_taken(100)
     await mailer.stop(signal.SIGKILL)
     claimed = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
@@ -71,8 +71,8 @@ async def test_cut_database_connections_lose_and_repeat_no_message(
 ) -> None:
     gateway = await start_gateway(latency=0.01)
     mailer = await start_mailer(**gateway.settings, **QUICK | {"lease": "10"})
-    await create_clients(mailer, 2_000)
-    created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
+    await mailer.create_clients(2_000)
+    created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
     for count in range(250, 1_750, 250):
         await gateway.until_taken(count)
         await mailer.query(CUT_CONNECTIONS)
@@ -91,8 +91,8 @@ async def test_database_outage_while_sending_loses_and_repeats_no_message(
     settings = gateway.settings | QUICK | {"lease": lease}
     async with embedded_postgres(data_dir) as url:
         mailer = await start_mailer(**settings, database_url=url)
-        await create_clients(mailer, 1_500)
-        created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
+        await mailer.create_clients(1_500)
+        created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
         await gateway.until_taken(500)
     # the server has stopped at the end of the block
     await asyncio.sleep(OUTAGE)
@@ -119,8 +119,8 @@ async def test_remaining_workers_send_the_messages_of_killed_ones(
     first, second, third = await asyncio.gather(
         *(start_mailer(**gateway.settings, **QUICK) for _ in range(3))
     )
-    await create_clients(first, 1_000)
-    created = await first.call("POST", "/mailings", make_mailing(), 201)
+    await first.create_clients(1_000)
+    created = await first.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(300)
     await first.stop(signal.SIGKILL)
     await gateway.until_taken(600)

@@ -5,12 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateway, Gateways, MailerProcess, mailers, run, until
 from tests.servers import Programs, Server
 
 from mailer.db.engine import connect
 from mailer.dispatch.running_mailings import KEEPALIVES
+from mailer.sample_data import new_mailing
 from mailer.validation import MAX_ID
 
 QUICK = {"lease": "8", "gateway_timeout": "4"}
@@ -57,7 +57,7 @@ async def mailer_on(server: Server, **settings: str) -> AsyncIterator[MailerProc
 
 async def send_mailing(mailer: MailerProcess) -> set[int]:
     """Send a mailing to all clients and return the ids of its messages."""
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     mailing = await mailer.finished(created["id"])
     assert mailing["delivered_messages"] == mailing["clients_count"] > 0
     ids: list[int] = await mailer.query(SELECT_IDS, created["id"])
@@ -68,7 +68,7 @@ async def send_mailing(mailer: MailerProcess) -> set[int]:
 async def mailer_that_has_sent(server: Server, gateway: Gateway) -> AsyncIterator[MailerProcess]:
     """Run a process on a server's database, and send a mailing to a hundred clients."""
     async with mailer_on(server, **gateway.settings) as mailer:
-        await create_clients(mailer, 100)
+        await mailer.create_clients(100)
         await send_mailing(mailer)
         yield mailer
 

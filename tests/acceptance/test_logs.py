@@ -2,8 +2,9 @@
 
 import re
 
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, Mailers
+
+from mailer.sample_data import new_mailing
 
 EVENTS = {
     *("started", "request_received", "request_answered"),
@@ -23,10 +24,10 @@ async def test_every_step_is_logged_and_no_line_contains_a_phone_text_or_token(
 ) -> None:
     gateway = await start_gateway(malformed_rate=0.3, reject_rate=0.2)
     mailer = await start_mailer(**gateway.settings, log_level="debug", retry_base="0.1")
-    await create_clients(mailer, 40)
-    later = await mailer.call("POST", "/mailings", make_mailing(starts_in=60), 201)
+    await mailer.create_clients(40)
+    later = await mailer.call("POST", "/mailings", new_mailing(starts_in=60), 201)
     await mailer.call("PATCH", f"/mailings/{later['id']}", {"text": "Another secret"})
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await mailer.finished(created["id"])
 
     assert await mailer.stop() == 0
@@ -43,8 +44,8 @@ async def test_at_level_info_messages_are_not_logged(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await create_clients(mailer, 40)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(40)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await mailer.finished(created["id"])
 
     events = [event for event in mailer.events if event["event"].startswith("message_")]

@@ -8,27 +8,7 @@ from typing import Any
 
 from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until
 
-
-def make_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: Any) -> dict[str, Any]:
-    start = datetime.now(UTC) + timedelta(seconds=starts_in)
-    return {
-        "datetime_start": start.isoformat(),
-        "datetime_end": (start + timedelta(seconds=lasts)).isoformat(),
-        "text": "Your order is ready.",
-        **fields,
-    }
-
-
-CREATE_CLIENTS = """
-    INSERT INTO client (phone, operator_code, tag, time_zone)
-    SELECT '7916' || lpad(n::text, 7, '0'), '916', $2, $3 FROM generate_series(1, $1::int) AS n
-    RETURNING id"""
-
-
-async def create_clients(
-    mailer: MailerProcess, count: int, *, tag: str | None = None, time_zone: str = "UTC"
-) -> None:
-    await mailer.query(CREATE_CLIENTS, count, tag, time_zone)
+from mailer.sample_data import new_mailing
 
 
 async def send_short_mailing(
@@ -39,14 +19,14 @@ async def send_short_mailing(
     If a busy machine has not sent enough by then (`has_sent`), a longer mailing is sent.
     """
     for lasts in (2, 4, 8, 16, 32):
-        body = make_mailing(lasts=lasts, **fields)
+        body = new_mailing(lasts=lasts, **fields)
         async with mailer.session.post("/api/v1/mailings", json=body) as response:
             if response.status == 400:  # its end has already passed
                 continue
             created = await response.json()
         mailing = await mailer.finished(created["id"])
         if has_sent():
-            return mailing, datetime.fromisoformat(body["datetime_end"]).timestamp()
+            return mailing, datetime.fromisoformat(str(body["datetime_end"])).timestamp()
     raise TimeoutError
 
 
@@ -55,10 +35,10 @@ async def test_due_mailing_is_delivered_to_its_audience(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await create_clients(mailer, 20, tag="vip")
+    await mailer.create_clients(20, tags=("vip",))
     await mailer.call("POST", "/clients", {"phone": "79990000000"}, 201)
 
-    created = await mailer.call("POST", "/mailings", make_mailing(client_filter="vip"), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(client_filter="vip"), 201)
     assert created["clients_count"] == 20
 
     mailing = await mailer.finished(created["id"])
@@ -71,9 +51,9 @@ async def test_future_mailing_starts_by_itself_at_its_start(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await create_clients(mailer, 3)
+    await mailer.create_clients(3)
 
-    future = make_mailing(starts_in=1.5)
+    future = new_mailing(starts_in=1.5)
     created = await mailer.call("POST", "/mailings", future, 201)
     assert created["status"] == "scheduled"
     assert (created["scheduled_messages"], created["created_messages"]) == (3, 0)
@@ -88,7 +68,7 @@ async def test_nothing_is_sent_after_the_end(
 ) -> None:
     gateway = await start_gateway(latency=0.3)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="2")
-    await create_clients(mailer, 300)
+    await mailer.create_clients(300)
     mailing, end = await send_short_mailing(mailer, lambda: bool(gateway.taken))
     assert len(gateway.taken) < 300
     assert all(request.arrived <= (end + lag.longest) * 1e6 for request in gateway.taken)
@@ -111,7 +91,7 @@ async def test_nothing_is_sent_outside_the_sending_window(
         "send_interval_time_start": (now - timedelta(hours=1)).strftime("%H:%M"),
         "send_interval_time_end": (now + timedelta(hours=1)).strftime("%H:%M"),
     }
-    created = await mailer.call("POST", "/mailings", make_mailing(**window), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(**window), 201)
     mailing = await mailer.finished(created["id"])
 
     sent, cancelled = sorted(mailing["mailing_messages"], key=lambda message: message["client_id"])
@@ -131,9 +111,9 @@ async def test_temporary_failures_are_retried_and_rejections_are_not(
         retry_attempts="50",
         breaker_reset="0.1",
     )
-    await create_clients(mailer, 40)
+    await mailer.create_clients(40)
 
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     mailing = await mailer.finished(created["id"])
 
     counts = gateway.sandbox.counts
@@ -149,8 +129,8 @@ async def test_kill_loses_no_message(start_gateway: Gateways, start_mailer: Mail
     gateway = await start_gateway(latency=0.05)
     settings = gateway.settings | {"gateway_concurrency": "5", "lease": "3", "gateway_timeout": "1"}
     mailer = await start_mailer(**settings)
-    await create_clients(mailer, 100)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(100)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     async def some_sent() -> bool | None:
         return len(gateway.taken) >= 20 or None
@@ -171,8 +151,8 @@ async def test_stopped_process_finishes_requests_in_flight_and_releases_the_rest
 ) -> None:
     gateway = await start_gateway(latency=0.2)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await create_clients(mailer, 50)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(50)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     async def some_sent() -> bool | None:
         return len(gateway.taken) >= 5 or None
@@ -194,8 +174,8 @@ async def test_workers_on_one_database_share_the_work_and_send_nothing_twice(
     mailers = await asyncio.gather(
         *(start_mailer(**gateway.settings, gateway_concurrency="5") for gateway in gateways)
     )
-    await create_clients(mailers[0], 200)
-    created = await mailers[0].call("POST", "/mailings", make_mailing(), 201)
+    await mailers[0].create_clients(200)
+    created = await mailers[0].call("POST", "/mailings", new_mailing(), 201)
     mailing = await mailers[1].finished(created["id"])
 
     assert mailing["delivered_messages"] == 200
@@ -212,8 +192,8 @@ async def test_deleted_mailing_starts_no_request_after_the_answer(
     first, second = await asyncio.gather(
         *(start_mailer(**gateway.settings, gateway_concurrency="5") for _ in range(2))
     )
-    await create_clients(first, 300)
-    created = await first.call("POST", "/mailings", make_mailing(), 201)
+    await first.create_clients(300)
+    created = await first.call("POST", "/mailings", new_mailing(), 201)
 
     async def some_sent() -> bool | None:
         return len(gateway.taken) >= 20 or None
@@ -233,8 +213,8 @@ async def test_deleted_mailing_starts_no_request_after_the_answer(
 
 async def test_without_a_gateway_nothing_is_sent(start_mailer: Mailers) -> None:
     mailer = await start_mailer()
-    await create_clients(mailer, 2)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(2)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     async def is_running() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])

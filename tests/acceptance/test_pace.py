@@ -2,8 +2,9 @@
 
 import time
 
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, Mailers
+
+from mailer.sample_data import new_mailing
 
 RATE = 150
 SLACK = 0.02
@@ -14,9 +15,9 @@ async def test_rate_limit_is_never_exceeded(start_gateway: Gateways, start_maile
     """Requests are seen after they were sent, so this also holds on a slow machine."""
     gateway = await start_gateway(latency=0.05)
     mailer = await start_mailer(**gateway.settings, gateway_rate=str(RATE))
-    await create_clients(mailer, 5_000)
+    await mailer.create_clients(5_000)
     began = time.monotonic()
-    await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(5 * RATE)
 
     for number, request in enumerate(gateway.taken):
@@ -28,10 +29,10 @@ async def test_unsent_messages_use_nothing_of_the_rate_limit(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings, gateway_rate="0.5")
-    await create_clients(mailer, 100)
-    first = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(100)
+    first = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(1)
-    await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     # ten messages of the first mailing are claimed and wait
     await mailer.call("POST", f"/mailings/{first['id']}/pause")
@@ -47,12 +48,12 @@ async def test_small_mailing_does_not_wait_for_a_large_one(
 ) -> None:
     gateway = await start_gateway(latency=0.05)
     mailer = await start_mailer(**gateway.settings)
-    await create_clients(mailer, 40_000)
+    await mailer.create_clients(40_000)
     await mailer.query("UPDATE client SET tag = 'few' WHERE id > 39990 RETURNING id")
-    large = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    large = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(1_000)
 
-    small = await mailer.call("POST", "/mailings", make_mailing(client_filter="few"), 201)
+    small = await mailer.call("POST", "/mailings", new_mailing(client_filter="few"), 201)
     assert (await mailer.finished(small["id"]))["delivered_messages"] == 10
     mailing = await mailer.mailing(large["id"])
     assert mailing["status"] == "running"

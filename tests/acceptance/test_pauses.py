@@ -3,9 +3,10 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.fault_servers import OK, Talk, answer, request_of, served
 from tests.processes import MailerProcess, Mailers, until
+
+from mailer.sample_data import new_mailing
 
 YEAR = "Retry-After: 31536000"
 
@@ -50,8 +51,8 @@ async def test_pause_of_the_whole_gateway_is_shown_and_ended_by_try_now(
             for _ in range(2)
         ]
         mailer = mailers[0]
-        await create_clients(mailer, 3)
-        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+        await mailer.create_clients(3)
+        created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
         async def find_held() -> MailerProcess | None:
             for process in mailers:
@@ -77,9 +78,9 @@ async def test_message_with_a_pause_past_the_end_is_sent_after_try_now(
 ) -> None:
     async with served(reject_first(500, 4)) as url:
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="4")
-        await create_clients(mailer, 4)
+        await mailer.create_clients(4)
         end = datetime.now(UTC) + timedelta(seconds=300)
-        soon = make_mailing() | {"datetime_end": end.isoformat()}
+        soon = new_mailing() | {"datetime_end": end.isoformat()}
         created = await mailer.call("POST", "/mailings", soon, 201)
         await until_waiting(mailer, created["id"], 4)
         mailing = await mailer.mailing(created["id"])

@@ -6,10 +6,10 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, MailerProcess, Mailers, run, until
 
 from mailer.embedded_postgres.cluster import embedded_postgres
+from mailer.sample_data import new_mailing
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ async def test_embedded_database_is_used_again_after_a_kill(
 
     third = MailerProcess(data_dir=str(data_dir), **gateway.settings)
     await third.start()
-    created = await third.call("POST", "/mailings", make_mailing(), 201)
+    created = await third.call("POST", "/mailings", new_mailing(), 201)
     assert (await third.finished(created["id"]))["delivered_messages"] == 1
     assert await third.stop() == 0
 
@@ -80,8 +80,8 @@ async def test_without_the_database_calls_answer_503_and_work_continues_when_it_
             gateway_timeout="2",
             **gateway.settings,
         )
-        await create_clients(mailer, 100)
-        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+        await mailer.create_clients(100)
+        created = await mailer.call("POST", "/mailings", new_mailing(), 201)
         await mailer.event("mailing_started")
     # the server has stopped at the end of the block
 

@@ -5,8 +5,9 @@ import time
 from datetime import datetime
 from statistics import median
 
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, Mailers
+
+from mailer.sample_data import new_mailing
 
 AUDIENCE = 12_000
 MAX_CALLS = 20
@@ -19,8 +20,8 @@ async def test_sending_starts_while_a_large_audience_is_enqueued_and_survives_a_
     gateway = await start_gateway(latency=0.02)
     settings = gateway.settings | {"gateway_concurrency": "50", "gateway_timeout": "1"}
     mailer = await start_mailer(**settings, lease="3")
-    await create_clients(mailer, AUDIENCE)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(AUDIENCE)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(100)
     await mailer.stop(signal.SIGKILL)
     claimed = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
@@ -41,7 +42,7 @@ async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await create_clients(mailer, 2)
+    await mailer.create_clients(2)
 
     async def first_arrival(mailing_id: int) -> float:
         mailing = await mailer.finished(mailing_id)
@@ -51,12 +52,12 @@ async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
     due_delays, future_delays, calls = [], [], []
     for _ in range(3):
         called_at = time.time()
-        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+        created = await mailer.call("POST", "/mailings", new_mailing(), 201)
         answered_at = time.time()
         calls.append(answered_at - called_at)
         due_delays.append(await first_arrival(created["id"]) - answered_at)
     for _ in range(2):
-        created = await mailer.call("POST", "/mailings", make_mailing(starts_in=1), 201)
+        created = await mailer.call("POST", "/mailings", new_mailing(starts_in=1), 201)
         start = datetime.fromisoformat(created["datetime_start"]).timestamp()
         future_delays.append(await first_arrival(created["id"]) - start)
 
@@ -70,8 +71,8 @@ async def test_shutdown_waits_neither_for_the_rate_limit_nor_past_the_grace(
 ) -> None:
     gateway = await start_gateway(latency=2)
     mailer = await start_mailer(**gateway.settings, gateway_rate="5", shutdown_grace="1")
-    await create_clients(mailer, 60)
-    await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(60)
+    await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(3)
 
     assert await mailer.stop() == 0

@@ -9,10 +9,10 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import MailerProcess, Mailers, until
 
 from mailer.db.engine import connect
+from mailer.sample_data import new_mailing
 
 QUICK = {"gateway_timeout": "1", "lease": "3"}
 KEY = {"Idempotency-Key": "order-7"}
@@ -75,8 +75,8 @@ async def test_kill_before_or_after_the_commit_leaves_one_mailing_and_one_respon
     start_mailer: Mailers, column: str, *, is_done: bool
 ) -> None:
     mailer = await start_mailer(**QUICK)
-    await create_clients(mailer, 3)
-    body = make_mailing(starts_in=3600)
+    await mailer.create_clients(3)
+    body = new_mailing(starts_in=3600)
     async with blocked_writes(mailer, column):
         request = asyncio.create_task(post(mailer, "/mailings", body))
         await until(lambda: mailer.query(IS_WAITING))
@@ -126,7 +126,7 @@ async def test_simultaneous_requests_to_two_processes_create_one_mailing(
     start_mailer: Mailers,
 ) -> None:
     processes = await asyncio.gather(start_mailer(), start_mailer())
-    body = make_mailing(starts_in=3600)
+    body = new_mailing(starts_in=3600)
     responses = await asyncio.gather(
         *(post(process, "/mailings", body) for process in processes for _ in range(40))
     )
@@ -139,7 +139,7 @@ async def test_process_frozen_for_longer_than_its_lease_does_nothing_twice(
     start_mailer: Mailers,
 ) -> None:
     frozen, other = await asyncio.gather(start_mailer(**QUICK), start_mailer(**QUICK))
-    body = make_mailing(starts_in=3600)
+    body = new_mailing(starts_in=3600)
     async with blocked_writes(frozen, "result") as database:
         late = asyncio.create_task(post(frozen, "/mailings", body))
         await until(lambda: frozen.query(IS_WAITING))

@@ -7,12 +7,12 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateway, Gateways, MailerProcess, Mailers, run, until
 from tests.servers import dump, restore
 
 from mailer.db.engine import connect
 from mailer.embedded_postgres.binaries import find_binaries
+from mailer.sample_data import new_mailing
 from mailer.validation import MAX_ID
 
 QUICK = {"lease": "8", "gateway_timeout": "4"}
@@ -48,8 +48,8 @@ async def start_mailing(
     mailer: MailerProcess, gateway: Gateway, clients: int = 120, sent: int = 30
 ) -> dict[str, Any]:
     """Create a mailing and wait until some of its messages have been sent; return it."""
-    await create_clients(mailer, clients)
-    created: dict[str, Any] = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(clients)
+    created: dict[str, Any] = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(sent)
     return created
 
@@ -64,7 +64,7 @@ async def dump_during_mailing(
     created = await start_mailing(mailer, gateway)
     dump(programs, mailer.database_url, file)
     await mailer.finished(created["id"])
-    lost = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    lost = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await mailer.finished(lost["id"])
     await mailer.stop()
     return created
@@ -72,7 +72,7 @@ async def dump_during_mailing(
 
 async def expect_held(mailer: MailerProcess) -> None:
     """Assert that a process enqueues a mailing, but sends nothing of it."""
-    created = await mailer.call("POST", "/mailings", make_mailing(text="Later."), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(text="Later."), 201)
 
     async def is_enqueued() -> bool | None:
         mailing = await mailer.mailing(created["id"])
@@ -126,7 +126,7 @@ async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_sa
     assert repeats <= set(await restored.query(SELECT_IDS, created["id"]))
     assert len(repeats) == waiting
 
-    new = await restored.call("POST", "/mailings", make_mailing(), 201)
+    new = await restored.call("POST", "/mailings", new_mailing(), 201)
     await restored.finished(new["id"])
     ids = set(await restored.query(SELECT_IDS, new["id"]))
     assert len(ids) == 120
@@ -142,8 +142,8 @@ async def test_two_copies_that_both_send_never_use_the_same_id(
 ) -> None:
     gateway = await start_gateway()
     original = await start_mailer(**gateway.settings)
-    await create_clients(original, 200)
-    first = await original.call("POST", "/mailings", make_mailing(), 201)
+    await original.create_clients(200)
+    first = await original.call("POST", "/mailings", new_mailing(), 201)
     await original.finished(first["id"])
     dump(programs, original.database_url, tmp_path / "dump")
     restore(programs, tmp_path / "dump", copy_url)
@@ -151,7 +151,7 @@ async def test_two_copies_that_both_send_never_use_the_same_id(
     copy = await start_mailer(**gateway.settings, **QUICK, database_url=copy_url)
 
     async def send(mailer: MailerProcess) -> None:
-        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+        created = await mailer.call("POST", "/mailings", new_mailing(), 201)
         await mailer.finished(created["id"])
 
     for _ in range(2):
@@ -178,7 +178,7 @@ async def test_dump_restored_over_its_own_database_is_held(
 
     assert resume(mailer.database_url, "--yes").returncode == 0
     await mailer.finished(created["id"])
-    new = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    new = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await mailer.finished(new["id"])
     assert ids_before.isdisjoint(await mailer.query(SELECT_IDS, new["id"]))
 

@@ -3,9 +3,10 @@
 import asyncio
 from datetime import UTC, datetime
 
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.fault_servers import answer, request_of, served
 from tests.processes import MailerProcess, Mailers, until
+
+from mailer.sample_data import new_mailing
 
 PATHS = (
     *("/", "/system", "/mailings", "/mailings/1", "/metrics", "/openapi.json", "/docs"),
@@ -29,8 +30,8 @@ async def read_all(mailer: MailerProcess) -> str:
 
 async def check(mailer: MailerProcess, reason: str) -> None:
     """Send messages that fail for `reason`, and assert that no secret is shown or logged."""
-    await create_clients(mailer, 5)
-    await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(5)
+    await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     async def have_failed() -> bool | None:
         page = await mailer.call("GET", "/mailings/1/messages")

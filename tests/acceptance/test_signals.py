@@ -5,8 +5,9 @@ import signal
 import sys
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing
 from tests.processes import Gateways, MailerProcess, Mailers, until
+
+from mailer.sample_data import new_mailing
 
 SENDING = "SELECT count(*) FROM message WHERE status IN ('sending', 'unknown')"
 IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
@@ -32,8 +33,8 @@ IN_TERMINAL = (
 
 
 async def create_mailing(mailer: MailerProcess) -> int:
-    await create_clients(mailer, 200)
-    created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
+    await mailer.create_clients(200)
+    created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
     return int(created["id"])
 
 
@@ -103,8 +104,8 @@ async def test_mailer_continues_when_its_log_cannot_be_written(
     mailer = MailerProcess(database_url=database_url, log_level="debug", **gateway.settings)
     await mailer.start(prefix=("env",))
     await mailer.stop_reading()
-    await create_clients(mailer, 200)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(200)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     assert (await mailer.finished(created["id"]))["delivered_messages"] == 200
     mailer.process.send_signal(signal.SIGTERM)
     await mailer.process.wait()

@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.acceptance.test_main_job import create_clients, make_mailing, send_short_mailing
+from tests.acceptance.test_main_job import send_short_mailing
 from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until
+
+from mailer.sample_data import new_mailing
 
 
 class SilentGateway:
@@ -57,8 +59,8 @@ async def test_no_request_starts_after_the_response_although_others_are_in_fligh
     first, second = await asyncio.gather(
         *(start_mailer(gateway_url=silent.url, gateway_concurrency="5") for _ in range(2))
     )
-    await create_clients(first, 40)
-    created = await first.call("POST", "/mailings", make_mailing(), 201)
+    await first.create_clients(40)
+    created = await first.call("POST", "/mailings", new_mailing(), 201)
 
     async def is_full() -> bool | None:
         return len(silent.opened) == 10 or None
@@ -87,8 +89,8 @@ async def test_request_that_waits_for_its_connection_is_aborted(
             filler.connect_ex(full.getsockname())
         url = f"http://127.0.0.1:{full.getsockname()[1]}/send/"
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="3")
-        await create_clients(mailer, 10)
-        created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+        await mailer.create_clients(10)
+        created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
         async def is_sending() -> bool | None:
             return (await mailer.mailing(created["id"]))["sending_messages"] >= 3 or None
@@ -117,8 +119,8 @@ async def test_resumed_mailing_continues_where_it_was_paused(
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await create_clients(mailer, 300)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(300)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(50)
 
     paused_at = await act(mailer, "pause", created["id"])
@@ -144,8 +146,8 @@ async def test_cancelled_mailing_delivers_nothing_more_and_its_counts_add_up(
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await create_clients(mailer, 300)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(300)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_taken(50)
     await act(mailer, "cancel", created["id"])
 
@@ -167,8 +169,8 @@ async def test_retry_sends_undelivered_messages_again(
 ) -> None:
     gateway = await start_gateway(reject_rate=0.5, seed=3)
     mailer = await start_mailer(**gateway.settings)
-    await create_clients(mailer, 40)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(40)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     path = f"/mailings/{created['id']}"
     mailing = await mailer.finished(created["id"])
     undelivered = mailing["undelivered_messages"]
@@ -187,7 +189,7 @@ async def test_no_request_is_in_flight_after_the_end_even_if_the_gateway_is_slow
     start_mailer: Mailers, silent: SilentGateway, on_unknown: str, lag: LoopLag
 ) -> None:
     mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="15")
-    await create_clients(mailer, 20)
+    await mailer.create_clients(20)
 
     def are_all_in_flight() -> bool:
         if len(silent.opened) == 15:
@@ -211,8 +213,8 @@ async def test_earlier_end_aborts_requests_in_flight(
     start_mailer: Mailers, silent: SilentGateway, lag: LoopLag
 ) -> None:
     mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="15")
-    await create_clients(mailer, 15)
-    created = await mailer.call("POST", "/mailings", make_mailing(), 201)
+    await mailer.create_clients(15)
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     async def is_full() -> bool | None:
         return len(silent.opened) == 15 or None
@@ -231,14 +233,14 @@ async def test_no_request_starts_after_the_sending_window_closes(
 ) -> None:
     gateway = await start_gateway(latency=0.1)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
-    await create_clients(mailer, 300, time_zone="Asia/Tokyo")
+    await mailer.create_clients(300, time_zones=("Asia/Tokyo",))
     tokyo = datetime.now(UTC) + timedelta(hours=9)
     closes = (tokyo + timedelta(seconds=4)).replace(microsecond=0)
     window: dict[str, Any] = {
         "send_interval_time_start": (tokyo - timedelta(hours=1)).strftime("%H:%M:%S"),
         "send_interval_time_end": closes.strftime("%H:%M:%S"),
     }
-    created = await mailer.call("POST", "/mailings", make_mailing(**window), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(**window), 201)
     mailing = await mailer.finished(created["id"])
 
     closed_at = (closes - timedelta(hours=9)).timestamp() + 0.05
@@ -254,12 +256,12 @@ async def test_internal_error_for_one_message_does_not_stop_others(
     """For example when Python does not know the client's time zone."""
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
-    await create_clients(mailer, 20)
+    await mailer.create_clients(20)
     window: dict[str, Any] = {
         "send_interval_time_start": "00:00:00",
         "send_interval_time_end": "23:59:59",
     }
-    created = await mailer.call("POST", "/mailings", make_mailing(starts_in=1, **window), 201)
+    created = await mailer.call("POST", "/mailings", new_mailing(starts_in=1, **window), 201)
     await mailer.call("POST", f"/mailings/{created['id']}/pause")
 
     async def is_enqueued() -> bool | None:

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Page, expect
 from tests.browser.accessibility import check_accessibility
-from tests.browser.api_data import add_clients, add_mailing, add_with_failure, start_now
+from tests.browser.api_data import add_mailing, add_with_failure, start_now
 from tests.browser.measure import overflows
 from tests.browser.page_states import PHONE, every_page_state
 from tests.browser.watch import Watch
@@ -22,7 +22,7 @@ async def expect_count(page: Page, name: str, count: int) -> None:
 async def test_the_list_and_the_page_of_a_mailing_are_accessible_and_fit(
     page: Page, mailer: MailerProcess
 ) -> None:
-    await add_clients(mailer, "looked at", 2)
+    await mailer.create_clients(2, tags=("looked at",))
     mailing_id = await add_mailing(
         mailer,
         -1,
@@ -43,7 +43,7 @@ async def test_the_list_and_the_page_of_a_mailing_are_accessible_and_fit(
 async def test_the_page_of_a_mailing_is_updated_until_it_is_finished(
     page: Page, mailer: MailerProcess
 ) -> None:
-    await add_clients(mailer, "watched", 5)
+    await mailer.create_clients(5, tags=("watched",))
     mailing_id = await add_mailing(mailer, client_filter="watched")
     await page.goto(f"/mailings/{mailing_id}")
     await page.evaluate(MARK_DOCUMENT)
@@ -61,7 +61,7 @@ async def test_the_page_of_a_mailing_is_updated_until_it_is_finished(
 
 
 async def test_the_list_is_updated_live(page: Page, mailer: MailerProcess) -> None:
-    await add_clients(mailer, "listed", 3)
+    await mailer.create_clients(3, tags=("listed",))
     mailing_id = await add_mailing(mailer, client_filter="listed")
     await page.goto("/mailings?status=scheduled")
     await page.evaluate(MARK_DOCUMENT)
@@ -111,7 +111,7 @@ async def test_an_invalid_filter_is_an_error_at_its_field(
 async def test_a_mailing_is_paused_resumed_cancelled_and_deleted(
     page: Page, mailer: MailerProcess
 ) -> None:
-    await add_clients(mailer, "steered", 4)
+    await mailer.create_clients(4, tags=("steered",))
     mailing_id = await add_mailing(mailer, client_filter="steered")
     await page.goto(f"/mailings/{mailing_id}")
     pause, dialog = page.get_by_role("link", name="Pause"), page.get_by_role("dialog")

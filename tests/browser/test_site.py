@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 from tests.browser.accessibility import check_accessibility
-from tests.browser.api_data import add_clients, add_mailing, add_with_failure
+from tests.browser.api_data import add_mailing, add_with_failure
 from tests.browser.measure import LISTEN_TO_CANVAS, collisions, overflows, wire_bytes
 from tests.browser.page_states import DESK, NARROW, PHONE, PageState
 from tests.browser.watch import Watch
@@ -250,7 +250,7 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
     page: Page, mailer: MailerProcess, switchable_gateway: SwitchableGateway
 ) -> None:
     coming = await add_mailing(mailer, 1800, client_filter="watched", text="The next one")
-    await add_clients(mailer, "watched", 400)
+    await mailer.create_clients(400, tags=("watched",))
     running = await add_mailing(mailer, -1, client_filter="watched", text="It goes out")
     await page.goto("/")
     card = page.locator(f"#running-{running}")

@@ -31,7 +31,7 @@ PARENT = """
 import asyncio, signal, sys
 from pathlib import Path
 import uvloop
-from mailer.db.embedded import embedded_postgres
+from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.errors import MailerError
 
 async def main():

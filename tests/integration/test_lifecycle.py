@@ -1,16 +1,18 @@
 """Lifecycle, which starts, enqueues and finishes mailings in the background."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_due_messages, add_mailing, execute, value
+from tests.factories import add_due_messages, add_mailing, add_mailings, execute, value
 
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.loop_failures import LoopFailures
 from mailer.mailing import small_audiences
+from mailer.sample_data import SampleMailing
 
 ENDED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
 
@@ -52,19 +54,17 @@ async def test_a_wake_during_the_cancellation_does_not_prevent_it(engine: AsyncE
     assert running.cancelled()
 
 
-ADD_RUNNING = """
-    WITH added AS (
-        INSERT INTO mailing (datetime_start, datetime_end, text, clients_count, status,
-            audience_until, audience_cursor)
-        SELECT now(), now() + interval '1 hour', 'Hello', 1, 'running', 1, 1
-        FROM generate_series(1, 2000) RETURNING id)
-    INSERT INTO mailing_counts (mailing_id, scheduled) SELECT id, 1 FROM added"""
+async def add_running(engine: AsyncEngine, count: int) -> None:
+    """Create mailings that have an open message by their counts."""
+    running = SampleMailing(start=datetime.now(UTC), clients=1)
+    await add_mailings(engine, *[running] * count)
+    await execute(engine, "UPDATE mailing_counts SET scheduled = 1")
 
 
 async def test_a_mailing_without_open_messages_finishes_before_thousands_of_others_are_checked(
     engine: AsyncEngine,
 ) -> None:
-    await execute(engine, ADD_RUNNING)
+    await add_running(engine, 2_000)
     done = await add_due_messages(engine, 1)
     await execute(engine, "UPDATE message SET status = 'delivered', sent_at = now()")
     lifecycle = Lifecycle(
@@ -97,7 +97,7 @@ FINISHED = text("SELECT count(*) FROM mailing WHERE status = 'finished'")
 async def test_mailings_with_results_finish_before_all_others_are_checked(
     engine: AsyncEngine,
 ) -> None:
-    await execute(engine, ADD_RUNNING, ADD_RUNNING)
+    await add_running(engine, 4_000)
     count = 2 * small_audiences.MAILINGS_PER_BATCH
     done = [await add_mailing(engine) for _ in range(count)]
     lifecycle = Lifecycle(

@@ -16,6 +16,7 @@ from tests.factories import (
     OWNER,
     add_clients,
     add_due_messages,
+    add_mailings,
     add_messages,
     mailing_counts,
     state,
@@ -24,6 +25,7 @@ from tests.factories import (
 from mailer.db.engine import INDEX_ORDER_PLANS, DedicatedConnection, asyncpg_connection
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, MessageResult, Status
+from mailer.sample_data import SampleMailing
 
 HOUR = timedelta(hours=1)
 COUNTER_PAGE_READS = """
@@ -139,12 +141,6 @@ async def test_only_messages_of_the_given_mailings_are_claimed(
     assert [claim.mailing_id for claim in claims] == [mailing_id]
 
 
-ADD_OTHERS = """
-    WITH added AS (
-        INSERT INTO mailing (datetime_start, datetime_end, text, status, clients_count)
-        SELECT now(), now() + interval '1 hour', 'Hello', 'running', 0
-        FROM generate_series(1, 1000) RETURNING id)
-    INSERT INTO mailing_counts (mailing_id) SELECT id FROM added"""
 COUNTER_ROW_READS = """
     SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)
     FROM pg_stat_xact_user_tables WHERE relname = 'mailing_counts'"""
@@ -161,7 +157,7 @@ async def test_claims_and_results_read_no_counters_of_other_mailings(
     await store.claim(
         claimer, first, 1, OWNER, LEASE
     )  # statements are planned while the tables are small
-    await claimer.execute(ADD_OTHERS)
+    await add_mailings(engine, *[SampleMailing(start=datetime.now(UTC))] * 1_000)
 
     async with claimer.transaction():
         for name, setting in settings.items():

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_due_messages, behind_all_stops, do, execute, value
+from tests.factories import add_due_messages, add_mailings, behind_all_stops, do, execute, value
 from tests.processes import until
 
 from mailer.access.model import COMMAND_LINE
@@ -15,14 +16,10 @@ from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.running_mailings import STALE_AFTER, RunningMailings
 from mailer.mailing import service, stop_number
+from mailer.sample_data import SampleMailing
 
 MANY = 300
 LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
-ADD_MAILINGS = f"""
-    INSERT INTO mailing (datetime_start, datetime_end, text, clients_count, status, audience_until,
-        audience_cursor)
-    SELECT now(), now() + interval '1 hour', 'Hello', 0, 'running', 0, 0
-    FROM generate_series(1, {MANY})"""  # noqa: S608  # a number
 
 
 @asynccontextmanager
@@ -56,7 +53,8 @@ async def wait_until_applied(engine: AsyncEngine, number: int) -> None:
 async def test_a_worker_holds_one_lock_for_any_number_of_mailings(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
-    await execute(engine, ADD_MAILINGS)
+    running = SampleMailing(start=datetime.now(UTC))
+    await add_mailings(engine, *[running] * MANY)
     async with running_worker(shared_database_url, MANY), running_worker(shared_database_url, MANY):
         assert await value(engine, LOCKS) == 2
         number = await do(engine, stop_number.next_number)

@@ -1,0 +1,144 @@
+"""Sample clients, mailings and messages, for the demo, the tests and the benchmarks.
+
+They are written straight into the database; triggers keep the counts.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+import asyncpg
+import msgspec
+
+TEXT = "Your order is ready. Come by until nine."
+ALL_OPERATOR_CODES = tuple(f"9{number:02}" for number in range(100))
+Result = tuple[str, str | None]
+"""Status and reason of a message."""
+SCHEDULED: Result = "scheduled", None
+
+INSERT_CLIENTS = """
+    INSERT INTO client (phone, operator_code, tag, time_zone)
+    SELECT '7' || code || lpad(n::text, 7, '0'), code, ($3::text[])[1 + n % cardinality($3)],
+        ($4::text[])[1 + n % cardinality($4)]
+    FROM (SELECT count(*) AS existing FROM client) AS directory
+    CROSS JOIN LATERAL generate_series(existing + 1, existing + $1::bigint) AS n
+    CROSS JOIN LATERAL (SELECT ($2::text[])[1 + n % cardinality($2)] AS code) AS drawn
+    ORDER BY n RETURNING id"""
+# Higher than the ids of all sample clients: nobody is still to be enqueued.
+ENQUEUED_UNTIL = 10_000_000
+INSERT_MAILINGS = """
+    WITH created AS (
+        INSERT INTO mailing (datetime_start, datetime_end, status, clients_count, text,
+            client_filter, send_interval_time_start, send_interval_time_end,
+            audience_until, audience_cursor)
+        SELECT starts, ends, status, clients, text, client_filter::jsonb, opens, closes,
+            CASE WHEN status <> 'scheduled' THEN $9::bigint END,
+            CASE WHEN status <> 'scheduled' THEN $9::bigint ELSE 0 END
+        FROM unnest($1::timestamptz[], $2::timestamptz[], $3::text[], $4::bigint[], $5::text[],
+            $6::text[], $7::time[], $8::time[]) WITH ORDINALITY
+            AS given (starts, ends, status, clients, text, client_filter, opens, closes, position)
+        ORDER BY position RETURNING id
+    )
+    INSERT INTO mailing_counts (mailing_id) SELECT id FROM created RETURNING mailing_id AS id"""
+SETTLE_MAILINGS = """
+    UPDATE mailing SET is_settled = true, created_at = datetime_start, updated_at = datetime_end
+    WHERE id = ANY($1)"""
+# 7919 is prime: results are dealt out evenly, but in no order that shows.
+INSERT_MESSAGES = """
+    INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
+        sent_at, updated_at, attempts, status, reason)
+    SELECT $1, given.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'), $5,
+        least($5, now()), CASE WHEN status IN ('delivered', 'unknown') THEN at END, at,
+        CASE WHEN status IN ('scheduled', 'cancelled') THEN 0 ELSE 1 END, status, reason
+    FROM unnest($2::bigint[]) WITH ORDINALITY AS given (id, position)
+    LEFT JOIN client ON client.id = given.id
+    CROSS JOIN LATERAL (
+        SELECT 1 + position * 7919 % cardinality($3::text[]) AS lot,
+            $5::timestamptz + $6::interval * power(position::float8 / cardinality($2), 1.6) AS at
+    ) AS drawn
+    CROSS JOIN LATERAL (
+        SELECT ($3::text[])[lot] AS status, ($4::text[])[lot] AS reason) AS result
+    ORDER BY position"""
+
+
+class SampleMailing(msgspec.Struct, frozen=True, kw_only=True):
+    """A mailing to create. Unless it is scheduled, its audience is enqueued."""
+
+    start: datetime
+    lasts: timedelta = timedelta(hours=6)
+    status: str = "running"
+    clients: int = 0
+    """Size of the audience."""
+    text: str = TEXT
+    client_filter: object = None
+    """As stored: a string or an object of lists."""
+    opens: time | None = None
+    closes: time | None = None
+    """The sending window, in the local time of each client."""
+
+
+async def create_clients(
+    database: asyncpg.Connection,
+    count: int,
+    *,
+    operator_codes: Sequence[str] = ("916",),
+    tags: Sequence[str | None] = (None,),
+    time_zones: Sequence[str] = ("UTC",),
+) -> list[int]:
+    """Create clients and return their ids; they get the codes, tags and time zones in turn."""
+    rows = await database.fetch(INSERT_CLIENTS, count, operator_codes, tags, time_zones)
+    return [row["id"] for row in rows]
+
+
+async def create_mailings(database: asyncpg.Connection, *mailings: SampleMailing) -> list[int]:
+    """Create mailings without messages, and return their ids."""
+    columns = [
+        (
+            mailing.start,
+            mailing.start + mailing.lasts,
+            mailing.status,
+            mailing.clients,
+            mailing.text,
+            msgspec.json.encode(mailing.client_filter).decode() if mailing.client_filter else None,
+            mailing.opens,
+            mailing.closes,
+        )
+        for mailing in mailings
+    ]
+    rows = await database.fetch(INSERT_MAILINGS, *zip(*columns, strict=True), ENQUEUED_UNTIL)
+    return sorted(row["id"] for row in rows)
+
+
+async def settle_mailings(database: asyncpg.Connection, ids: Sequence[int]) -> None:
+    """Mark ended mailings as settled at their end, once their messages exist."""
+    await database.execute(SETTLE_MAILINGS, ids)
+
+
+async def create_messages(  # so that a test needs one line for messages
+    database: asyncpg.Connection,
+    mailing_id: int,
+    clients: Sequence[int],
+    *results: Result,
+    at: datetime,
+    spread: timedelta = timedelta(),
+) -> None:
+    """Create messages of a mailing; they get the results in turn.
+
+    They are due at `at` and end from then on within `spread`: most of them soon, and fewer and
+    fewer later.
+    """
+    statuses, reasons = zip(*results, strict=True)
+    await database.execute(INSERT_MESSAGES, mailing_id, clients, statuses, reasons, at, spread)
+
+
+def new_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: object) -> dict[str, Any]:
+    """Return the JSON of a mailing that starts in `starts_in` seconds and lasts `lasts` seconds.
+
+    `fields` replace its fields, or add some.
+    """
+    start = datetime.now(UTC) + timedelta(seconds=starts_in)  # noqa: TID251  # the API's caller has its own clock
+    return {
+        "datetime_start": start.isoformat(),
+        "datetime_end": (start + timedelta(seconds=lasts)).isoformat(),
+        "text": TEXT,
+    } | fields
