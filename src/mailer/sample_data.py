@@ -114,7 +114,7 @@ async def settle_mailings(database: asyncpg.Connection, ids: Sequence[int]) -> N
     await database.execute(SETTLE_MAILINGS, ids)
 
 
-async def create_messages(  # so that a test needs one line for messages
+async def create_messages(
     database: asyncpg.Connection,
     mailing_id: int,
     clients: Sequence[int],
@@ -124,8 +124,8 @@ async def create_messages(  # so that a test needs one line for messages
 ) -> None:
     """Create messages of a mailing; they get the results in turn.
 
-    They are due at `at` and end from then on within `spread`: most of them soon, and fewer and
-    fewer later.
+    They are due at `at` and get their results from then on within `spread`: most of them soon, and
+    fewer and fewer later. Messages to clients that do not exist get operator code 916 and UTC.
     """
     statuses, reasons = zip(*results, strict=True)
     await database.execute(INSERT_MESSAGES, mailing_id, clients, statuses, reasons, at, spread)

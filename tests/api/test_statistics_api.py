@@ -79,7 +79,7 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
         "last_sent_at": "2020-01-15T12:00:00Z",
         "attempts": [
             {
-                "attempts": 0,
+                "attempts": 1,
                 "messages": {"delivered": 1, "undelivered": 1, "unknown": 0, "cancelled": 0},
             }
         ],

@@ -47,7 +47,7 @@ async def test_a_reason_links_to_its_messages_and_their_history(
         "Attempt 1 failed: the gateway rejected it with 400."
     )
     await expect(items.nth(2)).to_contain_text("It failed permanently")
-    await expect(page.get_by_role("link", name="79160000000")).to_have_attribute(
+    await expect(page.get_by_role("link", name="79160000001")).to_have_attribute(
         "href", "/clients/1"
     )
     await page.get_by_role("link", name=f"← Messages of mailing {mailing_id}").click()
