@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.api.hostile.surface import CONTROLS, WRITES
-from tests.api.hostile.trace import assert_is_problem, fields
+from tests.hostile.surface import CONTROLS, WRITES
+from tests.hostile.trace import assert_is_problem, fields
 
 JSON = {"Content-Type": "application/json"}
 WITH_A_BODY = [*WRITES, *CONTROLS]

@@ -13,10 +13,10 @@ from litestar.routes import HTTPRoute
 from markupsafe import escape
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import BROWSER, signed_in_browser
-from tests.api.hostile.conftest import create_objects
-from tests.api.hostile.forms import Form, forms_of
-from tests.api.hostile.surface import APP
 from tests.factories import execute
+from tests.hostile.conftest import create_objects
+from tests.hostile.forms import Form, forms_of
+from tests.hostile.surface import APP
 
 SITE = "http://mailer"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

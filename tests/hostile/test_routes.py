@@ -2,8 +2,8 @@
 
 import httpx
 import pytest
-from tests.api.hostile.surface import LISTS, METHODS_OF, WITH_ID
-from tests.api.hostile.trace import assert_is_problem
+from tests.hostile.surface import LISTS, METHODS_OF, WITH_ID
+from tests.hostile.trace import assert_is_problem
 
 
 @pytest.mark.parametrize(

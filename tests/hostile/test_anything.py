@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
-from tests.api.hostile.surface import WRITES
-from tests.api.hostile.trace import assert_is_problem, contents
+from tests.hostile.surface import WRITES
+from tests.hostile.trace import assert_is_problem, contents
 
 JSON = {"Content-Type": "application/json"}
 anything = st.recursive(

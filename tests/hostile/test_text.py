@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.hostile.surface import FIELDS, QUERIES, WRITES, Field
-from tests.api.hostile.trace import Contents, assert_is_problem, contents, fields
+from tests.hostile.surface import FIELDS, QUERIES, WRITES, Field
+from tests.hostile.trace import Contents, assert_is_problem, contents, fields
 
 from mailer.text import clean_label, compose, fold_label, is_blank
 

@@ -5,13 +5,18 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.hostile.surface import MAILING
-from tests.api.hostile.trace import Contents, contents
+from tests.hostile.surface import MAILING
+from tests.hostile.trace import Contents, contents
 
 from mailer.access import keys, users
 from mailer.access.model import COMMAND_LINE
 
 CLIENT = {"phone": "79161234567", "tag": "vip"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_passwords(cheap_passwords: None) -> None:
+    """Hash passwords cheaply in every test of this folder."""
 
 
 @pytest.fixture(scope="module")
