@@ -1,16 +1,19 @@
-"""Programs of the system that some tests need; `make test` installs them if it can."""
+"""Programs outside the Python packages that some tests need; `make` installs them if it can."""
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
 
 def needed(name: str) -> str:
     """Return the path of a program; if it is missing, skip the test, or fail it in CI."""
-    program = shutil.which(name)
-    if program is None:
-        if "CI" in os.environ:
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
-    return program
+    return shutil.which(name) or missing(name)
+
+
+def missing(name: str) -> NoReturn:
+    """Skip the test because a program is not installed, or fail it in CI."""
+    if "CI" in os.environ:
+        pytest.fail(f"{name} is not installed")
+    pytest.skip(f"{name} is not installed")

