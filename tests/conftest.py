@@ -3,7 +3,7 @@
 import gc
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -24,6 +24,7 @@ from mailer.clock import database_clock, elapsed
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
 from mailer.embedded_postgres.cluster import embedded_postgres
+from tests import programs
 from tests.asgi_client import inside
 from tests.factories import OPEN, create_patient_engine
 from tests.provider import OpenIdProvider, running_provider
@@ -79,6 +80,15 @@ def pytest_collection_finish() -> None:
     """Exclude the collected tests from garbage collection, to save time."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give all tests that need a missing program one location: then they share one line."""
+    report = yield
+    if isinstance(report.longrepr, tuple) and report.longrepr[2].endswith(programs.NOT_INSTALLED):
+        report.longrepr = (programs.__file__, 1, report.longrepr[2])
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 import pytest
 
+NOT_INSTALLED = "is not installed"
+
 
 def needed(name: str) -> str:
     """Return the path of a program; if it is missing, skip the test, or fail it in CI."""
@@ -15,5 +17,5 @@ def needed(name: str) -> str:
 def missing(name: str) -> NoReturn:
     """Skip the test because a program is not installed, or fail it in CI."""
     if "CI" in os.environ:
-        pytest.fail(f"{name} is not installed")
-    pytest.skip(f"{name} is not installed")
+        pytest.fail(f"{name} {NOT_INSTALLED}")
+    pytest.skip(f"{name} {NOT_INSTALLED}")
