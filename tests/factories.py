@@ -15,7 +15,6 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
-from mailer.db.schema import MESSAGE_STATUSES
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request
 from mailer.mailing import audience, replanning, retrying, small_audiences, store, transitions
@@ -24,6 +23,7 @@ from mailer.mailing.skipped import SkippedMailings
 from mailer.message import store as messages
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.settings import Settings
+from mailer.statuses import MESSAGE_STATUSES
 from tests.event_timeout import EVENT_TIMEOUT
 
 Result = TypeVar("Result")

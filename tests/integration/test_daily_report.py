@@ -30,7 +30,8 @@ from mailer.daily_report.report import (
 from mailer.errors import InvalidError, StartError
 from mailer.message import counters
 from mailer.settings import Settings
-from mailer.statistics.model import MessageCounts, OutcomeCounts, ReasonCount
+from mailer.statistics.model import ReasonCount
+from mailer.statuses import MessageCounts, OutcomeCounts
 
 DAY = date(2020, 1, 15)
 HOUR = timedelta(hours=1)

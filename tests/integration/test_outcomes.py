@@ -24,12 +24,12 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.daily_report.report import daily_report
-from mailer.db.schema import OUTCOMES
 from mailer.errors import ConflictError
 from mailer.mailing import service, transitions
 from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
+from mailer.statuses import OUTCOMES
 
 HOUR = timedelta(hours=1)
 ODD_ZONES = (
@@ -44,7 +44,7 @@ ODD_ZONES = (
 async def get_outcomes(engine: AsyncEngine) -> Counter[str]:
     """Return the outcomes of all mailings in the statistics."""
     messages = msgspec.structs.asdict((await statistics.general(engine)).messages)
-    return +Counter({name: messages[name] for name in OUTCOMES})
+    return +Counter[str]({name: messages[name] for name in OUTCOMES})
 
 
 async def sum_of_reports(engine: AsyncEngine, zone: str, first: date, last: date) -> Counter[str]:

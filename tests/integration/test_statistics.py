@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import NOON, add_clients, add_mailing, add_messages, execute
 
 from mailer.access.model import COMMAND_LINE
-from mailer.db.schema import MAILING_STATUSES, MESSAGE_STATUSES
+from mailer.db.schema import MAILING_STATUSES
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.breaker import Breaker
@@ -25,18 +25,16 @@ from mailer.statistics.model import (
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
-    MessageCounts,
-    OutcomeCounts,
     ReasonCount,
 )
+from mailer.statuses import MessageCounts, OutcomeCounts
 
 MINUTE = timedelta(minutes=1)
 EMPTY = GeneralStatistics(MailingCounts.of(), MessageCounts.of())
 
 
-def test_counts_have_every_status() -> None:
+def test_counts_have_every_status_of_mailings() -> None:
     assert MailingCounts.__struct_fields__ == MAILING_STATUSES
-    assert MessageCounts.__struct_fields__ == MESSAGE_STATUSES
 
 
 async def test_statistics_of_an_empty_database_are_zero(engine: AsyncEngine) -> None:

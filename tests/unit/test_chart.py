@@ -19,7 +19,8 @@ from mailer.daily_report.chart import (
     format_count,
     line_step,
 )
-from mailer.statistics.model import Bucket, OutcomeCounts
+from mailer.statistics.model import Bucket
+from mailer.statuses import OutcomeCounts
 
 MIDNIGHT = datetime(2030, 1, 15, tzinfo=UTC)
 # Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision

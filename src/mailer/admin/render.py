@@ -19,6 +19,7 @@ from litestar.status_codes import HTTP_303_SEE_OTHER
 from markupsafe import Markup
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import statuses
 from mailer.access.model import Actor
 from mailer.admin import labels
 from mailer.admin.language import (
@@ -220,7 +221,11 @@ def _environment() -> Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]  # the extension's
-    environment.globals.update(asset_url=asset_url, languages=LANGUAGES)
+    environment.globals.update(
+        asset_url=asset_url,
+        languages=LANGUAGES,
+        statuses=statuses,
+    )
     environment.filters.update(FILTERS)
     return environment
 
@@ -311,5 +316,5 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "role": labels.label_lookup(labels.ROLES),
     "browser": labels.browser_name,
     "mailing_status": lambda status: gettext(labels.MAILING_STATUSES[status]),
-    "message_status": lambda status: gettext(labels.MESSAGE_STATUSES[status]),
+    "message_status": lambda status: gettext(statuses.STATUSES[status].label),
 }

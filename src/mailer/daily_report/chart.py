@@ -11,16 +11,10 @@ import msgspec
 from PIL import Image, ImageDraw, ImageFont
 
 from mailer.statistics.model import Bucket
+from mailer.statuses import STATUSES
 
-COLOURS = {
-    "delivered": "#12806a",
-    "undelivered": "#c2371f",
-    "unknown": "#f0b429",
-    "cancelled": "#b4bcc6",
-}
-"""Colours of outcomes, from the bottom of a bar to its top.
-
-They differ in hue and lightness, so that colour-blind users can tell them apart."""
+COLOURS: dict[str, str] = {name: rules.colour for name, rules in STATUSES.items() if rules.colour}
+"""Colours of outcomes, from the bottom of a bar to its top."""
 WIDTH, HEIGHT = 592, 320
 """Size of the chart as shown, in CSS pixels."""
 

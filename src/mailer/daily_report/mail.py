@@ -19,6 +19,7 @@ from mailer.daily_report.report import DailyReport, daily_report, render_html, r
 from mailer.db.startup import run_on_database
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
+from mailer.statuses import FAILURES
 
 log = structlog.get_logger()
 
@@ -246,7 +247,7 @@ async def _deliver(
 def _make_message(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
     message = EmailMessage()
     outcomes = report.outcomes
-    failed = outcomes.undelivered + outcomes.unknown + outcomes.cancelled
+    failed = sum(getattr(outcomes, name) for name in FAILURES)
     message["Subject"] = f"mailer, {report.day}: {outcomes.delivered:,} delivered, {failed:,} not"
     message["From"] = Address("mailer", addr_spec=smtp.sender)
     message["To"] = ", ".join(smtp.recipients)

@@ -30,15 +30,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
+
 MAILING_STATUSES = ("scheduled", "running", "paused", "finished", "cancelled")
-MESSAGE_STATUSES = (
-    "scheduled",
-    "sending",
-    "delivered",
-    "undelivered",
-    "unknown",
-    "cancelled",
-)
 
 UNSETTLED_MAILING = "NOT is_settled AND deleted_at IS NULL"
 """Condition in indexes: a mailing whose messages or counts may still change."""
@@ -327,7 +321,7 @@ message = Table(
     CheckConstraint("attempts >= 0", name="attempts"),
     # a message that may have been accepted must not end in a status that says it was not sent
     CheckConstraint(
-        "unknown_reason IS NULL OR status IN ('scheduled', 'sending', 'unknown')", name="unknown"
+        f"unknown_reason IS NULL OR {one_of('status', (*OPEN, 'unknown'))}", name="unknown"
     ),
     # one message per client and mailing
     Index("message_mailing_id_client_id_key", "mailing_id", "client_id", unique=True),
@@ -366,7 +360,6 @@ client_to_replan = Table(
     postgresql_with=QUEUE_TABLE_OPTIONS,
 )
 
-OUTCOMES = ("delivered", "undelivered", "unknown", "cancelled")
 COUNTERS = ("messages", *OUTCOMES)
 
 

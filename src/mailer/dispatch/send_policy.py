@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.mailing.model import RunningMailing
-from mailer.message.model import ClaimedMessage, MessageResult, Status
+from mailer.message.model import ClaimedMessage, MessageResult
+from mailer.statuses import MessageStatus
 
 LEASE_MARGIN = timedelta(seconds=1)
 """Least time of a lease that must be left after the request's timeout, to store the result."""
@@ -53,7 +54,7 @@ def release_untried(claim: ClaimedMessage) -> MessageResult:
     return MessageResult(claim, "scheduled", claim.attempts - 1)
 
 
-def end_untried(claim: ClaimedMessage, status: Status, reason: str) -> MessageResult:
+def end_untried(claim: ClaimedMessage, status: MessageStatus, reason: str) -> MessageResult:
     """Return the result that ends a message without counting this attempt.
 
     If delivery by an earlier attempt is unknown, the message ends as unknown, with the reason of

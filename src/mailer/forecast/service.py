@@ -15,6 +15,7 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers as database_workers
+from mailer.db.counts import add_up
 from mailer.db.engine import snapshot
 from mailer.forecast.model import Forecast, RecipientGroup, forecast
 from mailer.gateway.breaker import Breaker
@@ -25,29 +26,31 @@ from mailer.mailing.model import ENDED, Mailing, MailingChange, NewMailing
 from mailer.mailing.service import REPLAN_FIELDS
 from mailer.mailing.window import window_between
 from mailer.message import counters
+from mailer.statuses import MESSAGE_STATUSES, OPEN
 from mailer.time_slices import run_in_slices
 
 # Of running mailings: how many messages wait, and how many clients are not enqueued yet. Of the
 # mailings with the given ids: whether they are started, and whether their audience is being
 # enqueued. After a change of the filter, it is enqueued again.
-SELECT_LOAD = text("""
+SELECT_LOAD = text(f"""
     WITH live AS (
-        SELECT id, status, scheduled + sending AS waiting, id = ANY (:ids) AS is_requested,
+        SELECT id, status, {add_up(OPEN)} AS waiting, id = ANY (:ids) AS is_requested,
             CASE WHEN audience_cursor < audience_until AND NOT is_replanning THEN greatest(0,
-                clients_count - scheduled - sending - delivered - undelivered - "unknown"
-                    - cancelled) ELSE 0 END AS not_enqueued,
+                clients_count - ({add_up(MESSAGE_STATUSES)})) ELSE 0 END AS not_enqueued,
             audience_until IS NOT NULL AS is_started,
             audience_cursor < audience_until AS is_enqueuing
         FROM mailing JOIN mailing_counts ON mailing_id = id
         WHERE NOT is_settled AND deleted_at IS NULL
     )
     SELECT clock_timestamp() AS now,
-        coalesce(array_agg(id) FILTER (WHERE status = 'running'), '{}') AS running,
-        coalesce(array_agg(waiting + not_enqueued) FILTER (WHERE status = 'running'), '{}')
+        coalesce(array_agg(id) FILTER (WHERE status = 'running'), '{{}}') AS running,
+        coalesce(array_agg(waiting + not_enqueued) FILTER (WHERE status = 'running'), '{{}}')
             AS waiting,
-        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_started), '{}') AS started,
-        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_enqueuing), '{}') AS enqueuing
-    FROM live""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
+        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_started), '{{}}') AS started,
+        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_enqueuing), '{{}}') AS enqueuing
+    FROM live""").bindparams(  # noqa: S608  # no user input
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
 
 
 class GatewayLoad(msgspec.Struct, frozen=True):
@@ -292,7 +295,7 @@ async def count_remaining_after_replan(
     counts_by_zone = await counters.get_by_zone(connection, mailing.id)
     remaining = await audience.count_by_zone(connection, mailing.client_filter)
     for zone, counts in counts_by_zone.items():
-        sent = counts.delivered + counts.undelivered + counts.unknown
+        sent = counts.outcomes.total - counts.outcomes.cancelled
         remaining[zone] = max(0, remaining.get(zone, 0) - sent)
     return remaining
 

@@ -20,8 +20,8 @@ from mailer.message import counters
 from mailer.message import store as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
-from mailer.message.model import Status as MessageStatus
 from mailer.message.store import to_message
+from mailer.statuses import MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body
 from mailer.web.download import csv_answer, wants_csv

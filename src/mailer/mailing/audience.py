@@ -38,11 +38,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.client import segment_counts
 from mailer.client.model import Client
 from mailer.db import origin
+from mailer.db.counts import add_up
 from mailer.db.schema import UNSETTLED_MAILING, client, message
 from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
+from mailer.statuses import MESSAGE_STATUSES
 from mailer.text import fold_label
 
 BATCH = 5_000
@@ -206,12 +208,12 @@ MAX_BIGINT = 2**63 - 1
 EnqueueOrder = Literal["lowest_cursor", "newest", "partly_enqueued"]
 """Which mailing to enqueue next: the one with the lowest cursor, the newest of which nothing is
 enqueued yet, or the one with the lowest cursor of those that are partly enqueued."""
-MOVE_CURSOR = text("""
+MOVE_CURSOR = text(f"""
     UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
-            SELECT scheduled + sending + delivered + undelivered + "unknown" + cancelled
+            SELECT {add_up(MESSAGE_STATUSES)}
             FROM mailing_counts WHERE mailing_id = :id) ELSE clients_count END
-    WHERE id = :id RETURNING clients_count""")
+    WHERE id = :id RETURNING clients_count""")  # noqa: S608  # no user input
 
 
 def audience_as_of_now() -> dict[str, Any]:

@@ -24,11 +24,12 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.schema import MESSAGE_STATUSES, mailing, mailing_counts, origin, settled_totals
+from mailer.db.schema import mailing, mailing_counts, origin, settled_totals
 from mailer.gateway.breaker import Outage
 from mailer.mailing.model import Mailing, MailingNotFoundError, Status, stored_filter
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
+from mailer.statuses import MESSAGE_STATUSES
 
 MESSAGES_TOTAL = sum(
     (mailing_counts.c[name] for name in MESSAGE_STATUSES[1:]), mailing_counts.c[MESSAGE_STATUSES[0]]

@@ -15,7 +15,7 @@ from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.schema import MESSAGE_STATUSES, client, message
+from mailer.db.schema import client, message
 from mailer.message.model import (
     EARLIEST_DUE,
     ClaimedMessage,
@@ -25,6 +25,7 @@ from mailer.message.model import (
     MessageNotFoundError,
     MessageResult,
 )
+from mailer.statuses import MESSAGE_STATUSES
 
 COLUMNS = [
     func.coalesce(message.c.sent_at, message.c.due_at).label(name)

@@ -4,15 +4,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers
+from mailer.db.counts import sums
 from mailer.db.engine import snapshot
-from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled_totals
+from mailer.db.schema import settled_totals
 from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.breaker import Breaker
@@ -23,7 +24,6 @@ from mailer.mailing.model import Mailing
 from mailer.mailing.store import UNSETTLED, select_mailings
 from mailer.message import counters
 from mailer.message.counters import Counters
-from mailer.message.model import Status
 from mailer.message.outcomes import count_by_hour
 from mailer.statistics import progress
 from mailer.statistics.model import (
@@ -32,16 +32,14 @@ from mailer.statistics.model import (
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
-    MessageCounts,
     OperatorCodeCounts,
-    OutcomeCounts,
     ReasonCount,
     Series,
     TimeZoneCounts,
 )
 from mailer.statistics.progress import MailingProgress
+from mailer.statuses import MESSAGE_STATUSES, OUTCOMES, MessageCounts, OutcomeCounts
 
-STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_BUCKETS = 500
 DAY = 86_400  # seconds
 BUCKET_SIZES = (
@@ -96,7 +94,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
         totals = (await connection.execute(select(settled_totals))).one()
     mailings_by_status = Counter({row.status: row.mailings for row in rows})
     mailings_by_status.update(finished=totals.finished, cancelled=totals.cancelled_mailings)
-    messages_by_status = Counter({name: getattr(totals, name) for name in OUTCOMES})
+    messages_by_status = Counter[str]({name: getattr(totals, name) for name in OUTCOMES})
     for row in rows:
         messages_by_status.update(msgspec.structs.asdict(counts_from_row(row)))
     messages_by_status.update(deleted._asdict())
@@ -108,7 +106,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
 # Mailings that are marked as deleted. When the row of such a mailing is deleted, after its last
 # message, a trigger adds its counts to the totals of settled mailings.
 COUNT_DELETED = text(f"""
-    SELECT {", ".join(f'coalesce(sum("{n}"), 0)::bigint AS "{n}"' for n in ("sending", *OUTCOMES))}
+    SELECT {sums(("sending", *OUTCOMES))}
     FROM mailing JOIN mailing_counts ON mailing_id = id
     WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # no user input
 COUNT_SENDING = text("""
@@ -173,7 +171,7 @@ async def count_in_detail(
             for zone, zone_counts in _count_by_value(by_value["time_zone"], sending, "time_zone")
         ],
         attempts=[
-            AttemptsCounts(int(attempts), outcomes_from_counters(attempts_counts))
+            AttemptsCounts(int(attempts), attempts_counts.outcomes)
             for attempts, attempts_counts in sorted(
                 by_value["attempts"].items(), key=lambda item: int(item[0])
             )
@@ -188,14 +186,7 @@ async def count_in_detail(
 
 def counts_from_mailing(mailing: Mailing) -> MessageCounts:
     """Return the counts of messages by status of a mailing."""
-    return MessageCounts(
-        **{name: getattr(mailing, f"{name}_messages") for name in MESSAGE_STATUSES}
-    )
-
-
-def outcomes_from_counters(counts: Counters) -> OutcomeCounts:
-    """Return the outcomes in counters of messages."""
-    return OutcomeCounts(**{name: getattr(counts, name) for name in OUTCOMES})
+    return MessageCounts(**{name: mailing.count_of(name) for name in MESSAGE_STATUSES})
 
 
 def _count_by_reason(
@@ -206,7 +197,7 @@ def _count_by_reason(
     The messages without a reason are those of `messages` that `counts_by_reason` does not include.
     """
     result = []
-    for status in STATUSES:
+    for status in MESSAGE_STATUSES:
         by_reason = {reason: counts.count_of(status) for reason, counts in counts_by_reason.items()}
         without_reason = getattr(messages, status) - sum(by_reason.values())
         result += [ReasonCount(status, reason, count) for reason, count in by_reason.items()]
@@ -230,7 +221,7 @@ def _count_by_value(
         sending_by_value[getattr(row, name)] += row.messages
     for value, counts in counts_by_value.items():
         sending = sending_by_value[value]
-        outcomes = msgspec.structs.asdict(outcomes_from_counters(counts))
+        outcomes = msgspec.structs.asdict(counts.outcomes)
         yield (
             value,
             MessageCounts(scheduled=counts.waiting - sending, sending=sending, **outcomes),
@@ -247,18 +238,18 @@ def _outcomes_over_time(
     first, last = min(by_epoch), max(by_epoch)
     bucket = bucket_seconds(last - first, requested, max_buckets)
     buckets: dict[int, Counter[str]] = defaultdict(Counter)
-    for second, outcomes in by_epoch.items():
+    for second, counts in by_epoch.items():
         totals = buckets[second // bucket * bucket]
         for name in OUTCOMES:
-            totals[name] += getattr(outcomes, name)
+            totals[name] += getattr(counts.outcomes, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
     # a correction may land in another bucket than the outcome, so clamp at zero
     clamped = ({name: max(0, count) for name, count in buckets[at].items()} for at in starts)
     return Series(
         bucket,
         [
-            Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**counts))
-            for at, counts in zip(starts, clamped, strict=True)
+            Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**outcomes))
+            for at, outcomes in zip(starts, clamped, strict=True)
         ],
     )
 

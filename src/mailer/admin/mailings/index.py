@@ -17,7 +17,7 @@ from mailer.gateway.breaker import Breaker
 from mailer.mailing import store
 from mailer.mailing.activity import with_outage
 from mailer.mailing.api import MailingQuery
-from mailer.mailing.model import ENDED, Mailing
+from mailer.mailing.model import Mailing
 from mailer.mailing.search import MAX_COUNTED
 from mailer.statistics import progress
 from mailer.validation import STORABLE, Input
@@ -55,11 +55,7 @@ class RowsQuery(Input, frozen=True, kw_only=True):
 
 def ids_of_changing(mailings: Sequence[Mailing]) -> list[int]:
     """Return the ids of the mailings whose counts or status may still change without a user."""
-    return [
-        mailing.id
-        for mailing in mailings
-        if mailing.status not in ENDED or mailing.scheduled_messages + mailing.sending_messages
-    ]
+    return [mailing.id for mailing in mailings if not mailing.is_settled]
 
 
 async def find_waits(
@@ -104,7 +100,7 @@ class MailingList(Controller):
             count=page.count,
             max_counted=MAX_COUNTED,
             pages=page_links(page, "/mailings", form),
-            statuses=MAILING_STATUSES,
+            mailing_statuses=MAILING_STATUSES,
         )
 
     @get("/live/mailings", required_scope="read", is_polled=True)

@@ -17,7 +17,6 @@ from mailer.client.model import Phone
 from mailer.client.phone import normalize_phone
 from mailer.clock import database_clock
 from mailer.db.paging import RowPage
-from mailer.db.schema import MESSAGE_STATUSES
 from mailer.gateway.breaker import Breaker
 from mailer.mailing import store
 from mailer.mailing.actions import allowed_actions
@@ -93,7 +92,6 @@ class MessageList(Controller):
             count=page.count,
             phones=phones,
             reasons=reasons,
-            statuses=MESSAGE_STATUSES,
             pages=page_links(page, path, form),
             download=list_url(f"{path}.csv", form),
         )
