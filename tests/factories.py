@@ -49,8 +49,12 @@ CREATE_MESSAGES = text("""
     ORDER BY position""")
 SET_STARTED = text("""
     UPDATE mailing SET status = :status, audience_until = :until, audience_cursor = :until,
-        is_settled = :is_settled
+        is_closed = :is_closed, is_settled = :is_closed
     WHERE id = :id""")
+SETTLED = "status = 'finished', is_closed = true, is_settled = true"
+"""Columns of a mailing that has finished and whose messages are all final."""
+REOPENED = "status = 'running', is_closed = false, is_settled = false"
+"""Columns of a mailing that runs again after it had finished."""
 
 HOLD_STOP_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({FIRST_STOP_LOCK})")
 SELECT_STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
@@ -84,7 +88,7 @@ async def add_mailing(
         mailing_id = await store.create(connection, values, clients)
         if status != "scheduled":
             parameters = {"id": mailing_id, "status": status, "until": 1_000_000}
-            await connection.execute(SET_STARTED, parameters | {"is_settled": status in ENDED})
+            await connection.execute(SET_STARTED, parameters | {"is_closed": status in ENDED})
     return mailing_id
 
 

@@ -36,9 +36,9 @@ ADD_CLIENTS = text("""
     FROM generate_series(1, 24000) AS n""")
 ADD_MAILING = text("""
     INSERT INTO mailing (datetime_start, datetime_end, text, status, clients_count,
-        audience_cursor, audience_until, is_settled, updated_at)
+        audience_cursor, audience_until, is_closed, is_settled, updated_at)
     VALUES (:start, :end, 'Your order is ready.', :status, :clients, 24000, 24000,
-        :is_settled, :end) RETURNING id""")
+        :is_closed, :is_settled, :end) RETURNING id""")
 INSERT_COUNTS = text("INSERT INTO mailing_counts (mailing_id) VALUES (:id)")
 # Most soon after the start, fewer and fewer later; what repeats itself is no picture of a day.
 ADD_MESSAGES = text("""
@@ -76,6 +76,7 @@ async def fill(engine: AsyncEngine, midnight: datetime) -> None:
                 "start": start,
                 "end": start + timedelta(hours=made_up["hours"]),
                 "status": "running" if made_up["waiting"] else "finished",
+                "is_closed": not made_up["waiting"],
                 "is_settled": not made_up["waiting"],
             }
             mailing_id = (await connection.execute(ADD_MAILING, values)).scalar_one()

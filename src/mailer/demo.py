@@ -84,7 +84,9 @@ INSERT_MESSAGES = text("""
     *(bindparam(name, type_=DateTime(timezone=True)) for name in ("start", "end")),
 )
 
-SETTLE_MAILING = text("UPDATE mailing SET is_settled = true WHERE id = :id")  # counts its outcomes
+SETTLE_MAILING = text(
+    "UPDATE mailing SET is_closed = true, is_settled = true WHERE id = :id"
+)  # counts its outcomes
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import (
+    REOPENED,
     add_clients,
     advance,
     claim,
@@ -567,8 +568,7 @@ async def test_a_mailing_retried_at_the_same_time_is_replanned_in_the_next_run(
     mailing_id = await create_finished_mailing(engine, 1)
     await set_zone(engine, "UTC")
     async with engine.connect() as retrying:
-        retry = "UPDATE mailing SET status = 'running', is_settled = false"
-        await retrying.execute(text(retry))
+        await retrying.execute(text(f"UPDATE mailing SET {REOPENED}"))  # noqa: S608  # a constant
         replanning_task = asyncio.create_task(replanning.replan_all_moved(engine))
         await asyncio.wait({replanning_task}, timeout=0.3)
         assert not replanning_task.done()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, add_clients, add_mailing, add_messages, execute
+from tests.factories import NOON, SETTLED, add_clients, add_mailing, add_messages, execute
 
 from mailer.access.model import COMMAND_LINE
 from mailer.db.schema import MAILING_STATUSES
@@ -27,6 +27,7 @@ from mailer.statistics.model import (
     MailingStatistics,
     ReasonCount,
 )
+from mailer.statistics.verify import find_differences
 from mailer.statuses import MessageCounts, OutcomeCounts
 
 MINUTE = timedelta(minutes=1)
@@ -76,6 +77,23 @@ async def test_general_statistics_read_no_message(engine: AsyncEngine) -> None:
         assert (await statistics.general(engine)).mailings.running == 1
 
 
+async def test_messages_of_a_closed_mailing_may_change_until_it_is_settled(
+    engine: AsyncEngine,
+) -> None:
+    clients = await add_clients(engine, 2)
+    mailing_id = await add_mailing(engine, clients=2)
+    await add_messages(engine, mailing_id, clients, "unknown")
+    await execute(engine, "UPDATE mailing SET status = 'finished', is_closed = true")
+    await execute(engine, "UPDATE message SET status = 'delivered'")
+    changed = GeneralStatistics(MailingCounts.of(finished=1), MessageCounts.of(delivered=2))
+    assert await statistics.general(engine) == changed
+
+    await execute(engine, f"UPDATE mailing SET {SETTLED}")  # noqa: S608  # a constant
+
+    assert await statistics.general(engine) == changed
+    assert await find_differences(engine) == []
+
+
 async def test_a_mailing_that_ends_during_the_query_counts_once(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 3)
     ids = [await add_mailing(engine, clients=3) for _ in range(40)]
@@ -84,8 +102,7 @@ async def test_a_mailing_that_ends_during_the_query_counts_once(engine: AsyncEng
 
     async def end_all() -> None:
         for mailing_id in ids:
-            finish = "status = 'finished', is_settled = true"
-            await execute(engine, f"UPDATE mailing SET {finish} WHERE id = {mailing_id}")  # noqa: S608  # a number
+            await execute(engine, f"UPDATE mailing SET {SETTLED} WHERE id = {mailing_id}")  # noqa: S608  # a number
 
     ending = asyncio.create_task(end_all())
     while not ending.done():

@@ -17,12 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db import workers as database_workers
 from mailer.db.counts import add_up
 from mailer.db.engine import snapshot
+from mailer.db.schema import OPEN_MAILING
 from mailer.forecast.model import Forecast, RecipientGroup, forecast
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience
 from mailer.mailing import store as mailings
-from mailer.mailing.model import ENDED, Mailing, MailingChange, NewMailing
+from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.service import REPLAN_FIELDS
 from mailer.mailing.window import window_between
 from mailer.message import counters
@@ -40,7 +41,7 @@ SELECT_LOAD = text(f"""
             audience_until IS NOT NULL AS is_started,
             audience_cursor < audience_until AS is_enqueuing
         FROM mailing JOIN mailing_counts ON mailing_id = id
-        WHERE NOT is_settled AND deleted_at IS NULL
+        WHERE {OPEN_MAILING}
     )
     SELECT clock_timestamp() AS now,
         coalesce(array_agg(id) FILTER (WHERE status = 'running'), '{{}}') AS running,
@@ -238,7 +239,7 @@ async def _read(
     changes: MailingChange | None = None,
 ) -> ForecastBasis | None:
     mailing = before if changes is None else replace(before, **changes.provided_values())
-    if mailing.status in ENDED or mailing.datetime_end <= load.now:
+    if mailing.has_ended or mailing.datetime_end <= load.now:
         return None
     if mailing.status == "paused" or mailing.held:
         if changes is None:

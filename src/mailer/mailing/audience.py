@@ -39,7 +39,7 @@ from mailer.client import segment_counts
 from mailer.client.model import Client
 from mailer.db import origin
 from mailer.db.counts import add_up
-from mailer.db.schema import UNSETTLED_MAILING, client, message
+from mailer.db.schema import OPEN_MAILING, client, message
 from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
@@ -188,7 +188,7 @@ def plan(
 # A mailing whose row another worker has locked is skipped. A partial index has exactly these
 # mailings in this order.
 HAS_AUDIENCE_TO_ENQUEUE = (
-    f"{UNSETTLED_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
+    f"{OPEN_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
 )
 NEXT_MAILING = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,

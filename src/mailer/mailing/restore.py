@@ -11,6 +11,7 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.db import origin
 from mailer.db.counts import add_up
+from mailer.db.schema import OPEN_MAILING
 from mailer.errors import ConflictError
 from mailer.mailing.model import Status
 from mailer.mailing.store import notify_mailings_changed
@@ -58,7 +59,7 @@ PENDING = text(f"""
                 + CASE WHEN retry_before IS NULL THEN 0 ELSE {add_up(RETRYABLE)} END
             END AS messages
         FROM mailing JOIN mailing_counts ON mailing_id = id
-        WHERE NOT is_settled AND deleted_at IS NULL AND status <> 'cancelled'
+        WHERE {OPEN_MAILING} AND status <> 'cancelled'
             AND datetime_end > clock_timestamp()
     ) AS pending
     WHERE messages > 0 ORDER BY messages DESC, id LIMIT :limit""")  # noqa: S608  # no user input

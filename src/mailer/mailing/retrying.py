@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import client, message, one_of
+from mailer.db.schema import OPEN_MAILING, client, message, one_of
 from mailer.mailing.audience import filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
@@ -27,13 +27,12 @@ from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import RETRYABLE
 
 # The mailing with the lowest cursor comes first, so that a small one does not wait for a large one.
-NEXT_MAILING = text("""
+NEXT_MAILING = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         client_filter, retry_before, retry_cursor, clock_timestamp() AS now
     FROM mailing
-    WHERE retry_before IS NOT NULL AND NOT is_settled AND deleted_at IS NULL
-        AND id <> ALL (:skipped)
-    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(
+    WHERE retry_before IS NOT NULL AND {OPEN_MAILING} AND id <> ALL (:skipped)
+    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
     bindparam("skipped", type_=ARRAY(BigInteger))
 )
 # One index scan per status returns messages in order, so that all chunks cost the same.

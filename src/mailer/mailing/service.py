@@ -202,7 +202,12 @@ async def cancel(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
         async with engine.begin() as connection:
             mailing = await _lock_for(connection, "cancel", mailing_id)
             is_started = await store.is_started(connection, mailing_id)
-            values = {"status": "cancelled", "retry_before": None, "is_settled": not is_started}
+            values = {
+                "status": "cancelled",
+                "retry_before": None,
+                "is_closed": not is_started,
+                "is_settled": not is_started,
+            }
             await store.change(connection, mailing_id, values)
             await notify_mailings_changed(connection)
             old = {"status": mailing.status}
@@ -226,6 +231,7 @@ async def retry(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
         values = {
             "retry_before": func.clock_timestamp(),
             "retry_cursor": 0,
+            "is_closed": False,
             "is_settled": False,
         }
         old = {}

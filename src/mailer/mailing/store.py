@@ -38,8 +38,9 @@ CREATED_MESSAGES = case((mailing.c.purge_started_at.is_(None), MESSAGES_TOTAL), 
 """Messages that exist; 0 once retention has begun, when only counts are kept."""
 IS_STARTED = mailing.c.audience_until.is_not(None)
 NOT_DELETED = mailing.c.deleted_at.is_(None)
+IS_OPEN = and_(not_(mailing.c.is_closed), NOT_DELETED)
 UNSETTLED = and_(not_(mailing.c.is_settled), NOT_DELETED)
-"""The condition of partial indexes, spelled as there: with `IS false` PostgreSQL scans all rows."""
+"""Conditions of partial indexes, spelled as there: with `IS false` PostgreSQL scans all rows."""
 SETTLED = {"finished": settled_totals.c.finished, "cancelled": settled_totals.c.cancelled_mailings}
 
 
@@ -178,9 +179,7 @@ async def count(
 
 async def list_upcoming(connection: AsyncConnection, limit: int) -> list[Mailing]:
     """Return up to `limit` mailings that have not started, the earliest start first."""
-    statement = select_mailings().where(
-        UNSETTLED, not_(IS_STARTED), mailing.c.status == "scheduled"
-    )
+    statement = select_mailings().where(IS_OPEN, not_(IS_STARTED), mailing.c.status == "scheduled")
     ordered = statement.order_by(mailing.c.datetime_start, mailing.c.id).limit(limit)
     return [to_mailing(row) for row in await connection.execute(ordered)]
 

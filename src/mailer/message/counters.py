@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.counts import sums
 from mailer.db.engine import COUNTER_MERGE_LOCK
-from mailer.db.schema import COUNTERS
+from mailer.db.schema import COUNTERS, UNSETTLED_MAILING
 from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 FULL_RESOLUTION_SECONDS = 120
@@ -169,7 +169,7 @@ OUTER_SECOND = """
     ORDER BY bucket_start {order} LIMIT 1"""
 DOWNSAMPLE = text(f"""
     WITH active AS (
-        SELECT id FROM mailing WHERE NOT is_settled AND deleted_at IS NULL
+        SELECT id FROM mailing WHERE {UNSETTLED_MAILING}
         UNION ALL
         SELECT id FROM mailing WHERE is_settled AND NOT is_purged AND deleted_at IS NULL
             AND updated_at > now() - interval '{DOWNSAMPLE_PERIOD} seconds'

@@ -4,6 +4,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.counts import add_up
+from mailer.db.schema import OPEN_MAILING
 from mailer.metrics import Backlog
 from mailer.statuses import MESSAGE_STATUSES, OPEN
 
@@ -16,7 +17,7 @@ SELECT_BACKLOG = text(f"""
             {add_up(MESSAGE_STATUSES)} AS created,
             audience_cursor < audience_until AS is_enqueuing
         FROM mailing JOIN mailing_counts ON mailing_id = id
-        WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NOT NULL
+        WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
     ), due AS MATERIALIZED (
         SELECT message.due_at FROM live CROSS JOIN LATERAL (
             SELECT due_at FROM message

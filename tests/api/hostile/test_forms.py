@@ -38,7 +38,7 @@ NOT_PAGES = ("/api", "/live", "/static", "/docs", "/redoc", "/openapi.json", "/m
 VERBS = ("pause", "cancel", "resume", "retry", "delete")
 NAMES = ("before", "after", "limit", "from", "status", "seen", "ids")
 """Query parameters of pages."""
-RESET_MAILING = "UPDATE mailing SET status = 'scheduled', is_settled = false"
+RESET_MAILING = "UPDATE mailing SET status = 'scheduled', is_closed = false, is_settled = false"
 
 
 def pages() -> Iterator[str]:
