@@ -39,7 +39,7 @@ PROMISED_BLOCK, MAX_BLOCK = 0.01, 0.05
 TIMES = 3
 SETTLE = 0.03
 """Seconds to wait after a response until its blocks are reported."""
-SESSION_ENDING_ROUTES = frozenset({"/logout", "/account/sessions", "/account/password"})
+SESSION_ENDING_ROUTES = frozenset({"/logout", "/profile/sessions", "/profile/password"})
 """Routes that end the session; the benchmark signs in again after them."""
 RESPONSE_TIMEOUT, STREAM_TIMEOUT = 30.0, 1.0
 """Seconds to wait for a response, and for the first event of a stream, which may have none."""

@@ -34,8 +34,8 @@ REASONS = {
     ("POST", "/preferences"): "stores the user's language and time zone in cookies",
     ("POST", "/login"): "signs the user in; wrong passwords are counted",
     ("POST", "/logout"): "ends the user's current session, if there is one",
-    ("POST", "/account/password"): "changes the user's own password, and requires the current one",
-    ("POST", "/account/sessions"): "ends the user's own sessions",
+    ("POST", "/profile/password"): "changes the user's own password, and requires the current one",
+    ("POST", "/profile/sessions"): "ends the user's own sessions",
 }
 """What routes do that change something but require less than `write`."""
 

@@ -28,20 +28,20 @@ FORMS = {
         "on_unknown": "retry",
         "time_zone": "UTC",
     },
-    "/people/new": {"name": "oleg", "role": "viewer", "password": SECRET, "again": SECRET},
+    "/users/new": {"name": "oleg", "role": "viewer", "password": SECRET, "again": SECRET},
     "/keys": {"name": "shop", "scope": "write", "expires": "90"},
 }
 """Forms that create an object, with the fields to send."""
 COUNTS = {
     "/clients/new": "SELECT count(*) FROM client",
     "/mailings/new": "SELECT count(*) FROM mailing",
-    "/people/new": "SELECT count(*) FROM app_user WHERE name = 'oleg'",
+    "/users/new": "SELECT count(*) FROM app_user WHERE name = 'oleg'",
     "/keys": "SELECT count(*) FROM api_key",
 }
 CREATE_NOTHING = frozenset(
     {
-        "/account/password",
-        "/account/sessions",
+        "/profile/password",
+        "/profile/sessions",
         "/clients/import",  # importing a file twice changes nothing
         "/clients/{client_id:int}",
         "/clients/{client_id:int}/delete",
@@ -52,11 +52,11 @@ CREATE_NOTHING = frozenset(
         "/mailings/preview",
         "/mailings/{mailing_id:int}/edit",
         "/mailings/{mailing_id:int}/{verb:str}",
-        "/people/{user_id:int}/disable",
-        "/people/{user_id:int}/enable",
-        "/people/{user_id:int}/password",
-        "/people/{user_id:int}/role",
-        "/people/{user_id:int}/sign-out",
+        "/users/{user_id:int}/disable",
+        "/users/{user_id:int}/enable",
+        "/users/{user_id:int}/password",
+        "/users/{user_id:int}/role",
+        "/users/{user_id:int}/sign-out",
         "/preferences",
         "/restored",
     }
@@ -248,15 +248,15 @@ async def test_the_length_of_a_redirect_target_is_limited(
 async def test_stored_form_requests_do_not_reveal_their_fields(
     browser: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    action = form_action(await get_page(browser, "/people/new"))
+    action = form_action(await get_page(browser, "/users/new"))
     path, _, query = action.partition("?")
-    await post_form(browser, action, FORMS["/people/new"])
+    await post_form(browser, action, FORMS["/users/new"])
     row = str(await value(engine, "SELECT idempotency::text FROM idempotency"))
     assert query.removeprefix("once=") not in row
     media_type = "application/x-www-form-urlencoded"
     for prefix in ("", "once="):
         head = f"POST\n{path}\n{prefix}\n\n{media_type}\n"
-        guess = hashlib.sha256((head + urlencode(FORMS["/people/new"])).encode())
+        guess = hashlib.sha256((head + urlencode(FORMS["/users/new"])).encode())
         assert guess.hexdigest() not in row
 
 

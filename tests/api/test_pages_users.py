@@ -235,7 +235,7 @@ async def test_pages_link_to_metrics_only_when_no_token_is_needed(engine: AsyncE
     [
         ("viewer", "/mailings/new", "Only an operator or an admin may do this."),
         ("operator", "/system", "Only an admin may do this."),
-        ("operator", "/people", "Only an admin may do this."),
+        ("operator", "/users", "Only an admin may do this."),
     ],
 )
 async def test_a_refused_page_names_the_required_role(
@@ -253,15 +253,15 @@ async def test_the_header_shows_the_user_and_links_that_the_role_allows(
 ) -> None:
     page = await get_html(await signed_in_browser(engine, role, "somebody"), "/")
     header = page[page.index("<header>") : page.index("</header>")]
-    assert '<a href="/account">somebody</a> <button>Sign out</button>' in header
-    assert ('href="/system"' in header) == ('href="/people"' in header) == (role == "admin")
+    assert '<a href="/profile">somebody</a> <button>Sign out</button>' in header
+    assert ('href="/system"' in header) == ('href="/users"' in header) == (role == "admin")
 
 
 async def test_without_auth_there_are_no_pages_of_users(engine: AsyncEngine) -> None:
     browser = create_browser(engine, OPEN)
     page = await get_html(browser, "/")
-    assert not re.search("Sign out|/account|/people|/login", page)
-    for path in ("/account", "/people", "/people/new", "/people/1", "/nothing"):
+    assert not re.search("Sign out|/profile|/users|/login", page)
+    for path in ("/profile", "/users", "/users/new", "/users/1", "/nothing"):
         answer = await browser.get(path)
         assert answer.status_code == 404
         assert '<a href="/mailings">Mailings</a>' in answer.text
@@ -284,22 +284,22 @@ async def test_a_user_sees_their_own_sessions_and_ends_one(engine: AsyncEngine) 
     here.headers["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0"
     await sign_in(here)
     await sign_in(there)
-    page = await get_html(here, "/account")
+    page = await get_html(here, "/profile")
     assert "Firefox, Linux" in page
     assert "127.0.0.1" in page
     assert page.count("this browser") == 1
     (other,) = re.findall('name="session" value="([0-9a-f]{64})"', page)
-    answer = await here.post("/account/sessions", data={"session": other})
-    assert answer.headers["location"] == "/account"
+    answer = await here.post("/profile/sessions", data={"session": other})
+    assert answer.headers["location"] == "/profile"
     assert (await there.get("/")).status_code == 303
     assert (await here.get("/")).status_code == 200
 
 
 async def test_ending_an_ended_session_is_refused(engine: AsyncEngine) -> None:
     browser = await signed_in_browser(engine, "viewer")
-    answer = await browser.post("/account/sessions", data={"session": "00" * 32})
-    assert answer.headers["location"] == "/account"
-    assert "This session had already ended." in await get_html(browser, "/account")
+    answer = await browser.post("/profile/sessions", data={"session": "00" * 32})
+    assert answer.headers["location"] == "/profile"
+    assert "This session had already ended." in await get_html(browser, "/profile")
 
 
 async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
@@ -309,7 +309,7 @@ async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
         "INSERT INTO app_user (name, role, password_hash) SELECT 'p' || n, 'viewer', 'none fits'"
         " FROM generate_series(1, 101) AS n",
     )
-    first = await get_html(admin, "/people")
+    first = await get_html(admin, "/users")
     assert ">p101<" in first
     assert ">p1<" not in first
     assert "102 users" in first
@@ -321,7 +321,7 @@ async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
 
 async def test_the_error_of_the_role_links_to_the_field(engine: AsyncEngine) -> None:
     admin = await signed_in_browser(engine, "admin")
-    answer = await admin.post("/people/new", data={"name": "bob", "role": "root"})
+    answer = await admin.post("/users/new", data={"name": "bob", "role": "root"})
     assert 'href="#role"' in answer.text
     assert 'id="role"' in answer.text
 
@@ -336,9 +336,9 @@ async def test_a_user_cannot_end_the_session_of_another_user(engine: AsyncEngine
         "SELECT encode(digest, 'hex') FROM session JOIN app_user ON id = user_id"
         " WHERE name = 'bob'",
     )
-    assert (await ann.post("/account/sessions", data={"session": digest})).status_code == 303
+    assert (await ann.post("/profile/sessions", data={"session": digest})).status_code == 303
     assert (await bob.get("/")).status_code == 200
-    assert (await ann.post("/account/sessions", data={"session": "no"})).status_code == 400
+    assert (await ann.post("/profile/sessions", data={"session": "no"})).status_code == 400
 
 
 async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
@@ -348,7 +348,7 @@ async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
     here, there = create_browser(engine), create_browser(engine)
     await sign_in(here)
     await sign_in(there)
-    assert (await here.post("/account/sessions")).headers["location"] == "/login"
+    assert (await here.post("/profile/sessions")).headers["location"] == "/login"
     for browser in (here, there):
         assert (await browser.get("/")).status_code == 303
 
@@ -368,7 +368,7 @@ async def test_an_invalid_change_of_the_own_password_is_an_error_beside_the_fiel
     browser = create_browser(engine)
     await sign_in(browser)
     whole = {"present": PASSWORD, "password": "another long one", "again": "another long one"}
-    answer = await browser.post("/account/password", data=whole | form)
+    answer = await browser.post("/profile/password", data=whole | form)
     assert answer.status_code == 400
     assert f'id="{field}-error"' in answer.text
     assert "another long one" not in answer.text
@@ -381,7 +381,7 @@ async def test_changing_the_own_password_ends_the_other_sessions(engine: AsyncEn
     await sign_in(here)
     await sign_in(there)
     form = {"present": PASSWORD, "password": "another long one", "again": "another long one"}
-    assert (await here.post("/account/password", data=form)).status_code == 303
+    assert (await here.post("/profile/password", data=form)).status_code == 303
     assert (await here.get("/")).status_code == 200
     assert (await there.get("/")).status_code == 303
     assert (await sign_in(there)).status_code == 400
@@ -395,7 +395,7 @@ async def test_guesses_of_the_present_password_in_a_session_are_limited(
     browser = create_browser(engine)
     await sign_in(browser)
     form = {"present": "wrong", "password": "another long one", "again": "another long one"}
-    answers = [await browser.post("/account/password", data=form) for _ in range(6)]
+    answers = [await browser.post("/profile/password", data=form) for _ in range(6)]
     assert [answer.status_code for answer in answers] == [400] * 5 + [429]
     assert answers[-1].headers["retry-after"] == "1"
     assert "Too many wrong passwords" in answers[-1].text
@@ -404,14 +404,14 @@ async def test_guesses_of_the_present_password_in_a_session_are_limited(
 async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> None:
     admin = await signed_in_browser(engine, "admin")
     form = {"name": " Bob ", "role": "operator", "password": PASSWORD, "again": PASSWORD}
-    answer = await admin.post("/people/new", data=form)
+    answer = await admin.post("/users/new", data=form)
     assert answer.status_code == 303, visible_text(answer.text)
     page = visible_text(await get_html(admin, answer.headers["location"]))
     assert "The user is created." in page
     assert "Role: Operator." in page
     assert "Has never signed in." in page
     assert (await sign_in(create_browser(engine), "bob")).status_code == 303
-    assert "Bob Operator" in visible_text(await get_html(admin, "/people"))
+    assert "Bob Operator" in visible_text(await get_html(admin, "/users"))
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ async def test_an_invalid_new_user_is_an_error_beside_the_field(
 ) -> None:
     admin = await signed_in_browser(engine, "admin")
     whole = {"name": "Annabel Lee 1", "role": "viewer", "password": PASSWORD, "again": PASSWORD}
-    answer = await admin.post("/people/new", data=whole | form)
+    answer = await admin.post("/users/new", data=whole | form)
     assert answer.status_code == status
     assert f'id="{field}-error"' in answer.text
     assert PASSWORD not in answer.text
@@ -442,7 +442,7 @@ async def test_an_invalid_new_user_is_an_error_beside_the_field(
 async def test_hostile_user_names_are_escaped(engine: AsyncEngine) -> None:
     user_id = await create_user(engine, HOSTILE)
     admin = await signed_in_browser(engine, "admin", "<b>admin</b>")
-    for path in ("/people", f"/people/{user_id}"):
+    for path in ("/users", f"/users/{user_id}"):
         page = await get_html(admin, path)
         assert "<script>alert" not in page
         assert "<b>admin" not in page
@@ -453,7 +453,7 @@ async def test_changes_by_an_admin_apply_at_once(engine: AsyncEngine) -> None:
     user_id = await create_user(engine)
     browser = create_browser(engine)
     await sign_in(browser)
-    path = f"/people/{user_id}"
+    path = f"/users/{user_id}"
     assert (await admin.post(f"{path}/role", data={"role": "operator"})).status_code == 303
     assert (await browser.get("/mailings/new")).status_code == 200
     assert (await admin.post(f"{path}/sign-out")).status_code == 303
@@ -476,12 +476,12 @@ async def test_admins_can_change_neither_their_own_role_nor_password_as_admins(
 ) -> None:
     admin = await signed_in_browser(engine, "admin")
     own = await value(engine, "SELECT id FROM app_user")
-    page = await get_html(admin, f"/people/{own}")
+    page = await get_html(admin, f"/users/{own}")
     assert "This is you." in page
     assert not re.search("/role|/disable|/password", page)
     form = {"password": PASSWORD, "again": PASSWORD, "role": "viewer"}
     for verb in ("role", "disable", "password"):
-        answer = await admin.post(f"/people/{own}/{verb}", data=form)
+        answer = await admin.post(f"/users/{own}/{verb}", data=form)
         assert answer.status_code == 409
         assert "another admin" in answer.text
 
@@ -490,4 +490,4 @@ async def test_admins_can_change_neither_their_own_role_nor_password_as_admins(
 async def test_an_unknown_user_is_404(engine: AsyncEngine, verb: str) -> None:
     admin = await signed_in_browser(engine, "admin")
     form = {"role": "viewer", "password": PASSWORD, "again": PASSWORD}
-    assert (await admin.post(f"/people/999/{verb}", data=form)).status_code == 404
+    assert (await admin.post(f"/users/999/{verb}", data=form)).status_code == 404

@@ -36,7 +36,7 @@ RULES = rules()
 UNSAFE = [rule for rule in RULES if rule.method not in SAFE_METHODS]
 VALUES = {"verb": "pause", "file_path": "pages.css"}
 """Values of path parameters; ids are those of no object."""
-ENDS_SESSIONS = {"/logout", "/account/sessions"}
+ENDS_SESSIONS = {"/logout", "/profile/sessions"}
 """Routes that redirect to the sign-in form after success, too."""
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 INSERT_USER = text("""

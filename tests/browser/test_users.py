@@ -87,9 +87,9 @@ async def test_pages_of_users_are_accessible_and_fit(page: Page, page_state: Pag
     await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
     problems = [*await overflows(page)]
     await check_accessibility(page)
-    await sign_in(page, "anna", "/account")
+    await sign_in(page, "anna", "/profile")
     await expect(page.locator("html")).to_have_attribute("data-zone", page_state.time_zone)
-    for path in ("/account", "/people", "/people/new", "/people/1", "/people/3"):
+    for path in ("/profile", "/users", "/users/new", "/users/1", "/users/3"):
         await page.goto(path)
         problems += [f"{path}: {wide}" for wide in await overflows(page)]
         assert await page.locator("h1:visible").count() == 1
@@ -103,7 +103,7 @@ async def test_an_open_page_whose_session_ended_elsewhere_shows_the_sign_in_form
     await sign_in(page, "oleg", "/mailings/1")
     await expect(page.locator("#pause")).to_be_visible()
     async with watched(browser, mailer.address, DESK) as other:
-        await sign_in(other.page, "oleg", "/account")
+        await sign_in(other.page, "oleg", "/profile")
         end_button = other.page.get_by_role("button", name="End session")
         await expect(end_button).to_have_count(1)
         await end_button.click()
@@ -159,7 +159,7 @@ async def test_an_admin_creates_a_user_who_then_signs_in(
     page: Page, browser: Browser, page_state: PageState, mailer: MailerProcess
 ) -> None:
     name = f"new {page_state.locale} {page_state.width}"
-    await sign_in(page, "anna", "/people/new")
+    await sign_in(page, "anna", "/users/new")
     await page.locator("[name=name]").fill(name)
     await page.locator("#role-operator").check()
     await page.locator("[name=password]").fill(PASSWORD)

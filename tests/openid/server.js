@@ -1,7 +1,7 @@
 // A certified OpenID provider on loopback, for tests: under every name that it is asked by it is an
 // issuer of its own, so that it can stand behind whatever passes requests on to it.
 //
-// The first line of its input is what it knows, {"keys": [...], "people": {...}}; a later one takes
+// The first line of its input is what it knows, {"keys": [...], "users": {...}}; a later one takes
 // its place. To each it answers with a line: the port. It ends with its input.
 
 import { createServer } from 'node:http';
@@ -23,8 +23,8 @@ let known = {};
 const issuers = new Map();
 
 function account(_, id) {
-  const { name, password, claims, elsewhere = {} } = known.people[id];
-  const own = { sub: id, name, email: `${id}@people.example`, ...claims };
+  const { name, password, claims, elsewhere = {} } = known.users[id];
+  const own = { sub: id, name, email: `${id}@users.example`, ...claims };
   // what stands elsewhere than in the ID token is told by the userinfo endpoint alone
   return { accountId: id, claims: (use) => (use === 'userinfo' ? { ...own, ...elsewhere } : own) };
 }
@@ -59,8 +59,8 @@ async function signIn(provider, request, response) {
   let body = '';
   for await (const part of request) body += part;
   const given = new URLSearchParams(body);
-  const person = known.people[given.get('login')];
-  if (person && person.password === given.get('password')) {
+  const user = known.users[given.get('login')];
+  if (user && user.password === given.get('password')) {
     const result = { login: { accountId: given.get('login') }, consent: {} };
     await provider.interactionFinished(request, response, result);
   } else {

@@ -21,7 +21,7 @@ from mailer.roles import SCOPE_BY_ROLE
 from mailer.validation import MAX_ID, check
 from mailer.web.query import PageQuery
 
-PATH = "/people"
+PATH = "/users"
 ROLES = tuple(SCOPE_BY_ROLE)
 NEW_USER_FIELDS = ("name", "role", "password", "again")
 BLANK_PASSWORDS = {"password": "", "again": ""}

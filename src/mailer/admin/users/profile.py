@@ -16,7 +16,7 @@ from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.admin.users.sign_in import redirect_signed_out
 from mailer.errors import FieldError, InvalidError
 
-PATH = "/account"
+PATH = "/profile"
 BLANK_FORM = Form({"present": "", "password": "", "again": ""})
 """Passwords are never shown again in a form."""
 
