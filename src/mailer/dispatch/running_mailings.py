@@ -90,8 +90,8 @@ class RunningMailings:
             try:
                 await self._follow()
             except Exception as error:
-                log_task_error(error, at="watch")
-                self._failures.record("watch", has_failed=True)
+                log_task_error(error, at="watch_running_mailings")
+                self._failures.record("watch_running_mailings", has_failed=True)
             finally:
                 self._drop_all()
                 self._applied = None
@@ -121,7 +121,7 @@ class RunningMailings:
                     changed_ids = self.running.keys() | changed_ids
                 if changed_ids:
                     self._on_change(changed_ids)
-                self._failures.record("watch", has_failed=False)
+                self._failures.record("watch_running_mailings", has_failed=False)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(MAX_POLL_INTERVAL):
                         await self._notified.wait()
