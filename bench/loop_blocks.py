@@ -264,7 +264,7 @@ def large_calls(target: Target) -> Iterator[Call]:
     yield Call("GET", route, "1,000 rows", f"{target.path(route)}?limit=1000")
     for route in ("/api/v1/clients", "/api/v1/mailings/{mailing_id:int}/messages"):
         yield Call("GET", route, "CSV", target.path(route), headers={"Accept": "text/csv"})
-    form = f"name={NAME}&password={'x' * 1000}&back=%2F".encode()
+    form = f"name={NAME}&password={'x' * 1000}&return_path=%2F".encode()
     yield Call("POST", "/login", "a long password", "/login", form, FORM)
 
 
@@ -381,7 +381,7 @@ async def signed_in(mailer: harness.Mailer) -> AsyncIterator[aiohttp.ClientSessi
 
 async def sign_in(session: aiohttp.ClientSession) -> None:
     """Sign in to the admin pages."""
-    form = {"name": NAME, "password": PASSWORD, "back": "/"}
+    form = {"name": NAME, "password": PASSWORD, "return_path": "/"}
     async with session.post("/login", data=form, allow_redirects=False) as response:
         response.raise_for_status()
 

@@ -28,7 +28,12 @@ FORMS = {
         "on_unknown": "retry",
         "time_zone": "UTC",
     },
-    "/users/new": {"name": "oleg", "role": "viewer", "password": SECRET, "again": SECRET},
+    "/users/new": {
+        "name": "oleg",
+        "role": "viewer",
+        "password": SECRET,
+        "repeated_password": SECRET,
+    },
     "/keys": {"name": "shop", "scope": "write", "expires": "90"},
 }
 """Forms that create an object, with the fields to send."""
@@ -223,7 +228,7 @@ async def test_a_form_that_creates_nothing_stores_no_response(
     path = re.sub(r"\{(\w+):(int|str)\}", r"{\1}", path)
     numbers = {"client_id": 1, "mailing_id": 1, "key_id": 1, "user_id": 1}
     action = path.format(verb="pause", **numbers) + f"?once={'a' * 32}"
-    await post_form(browser, action, {"back": "/" + "a" * 1900, "language": "en"})
+    await post_form(browser, action, {"return_path": "/" + "a" * 1900, "language": "en"})
     assert await value(engine, "SELECT count(*) FROM idempotency") == 0
 
 
@@ -232,7 +237,7 @@ async def test_a_refused_form_stores_no_response(
     browser: httpx.AsyncClient, engine: AsyncEngine, path: str
 ) -> None:
     action = form_action(await get_page(browser, path))
-    assert (await post_form(browser, action, {"back": "/clients"})).status_code == 400
+    assert (await post_form(browser, action, {"return_path": "/clients"})).status_code == 400
     assert await value(engine, "SELECT count(*) FROM idempotency") == 0
 
 
@@ -240,9 +245,9 @@ async def test_a_refused_form_stores_no_response(
 async def test_the_length_of_a_redirect_target_is_limited(
     browser: httpx.AsyncClient, length: int, fallback: str | None
 ) -> None:
-    back = "/" + "a" * (length - 1)
-    answer = await post_form(browser, "/preferences", {"back": back})
-    assert answer.headers["location"] == (fallback or back)
+    return_path = "/" + "a" * (length - 1)
+    answer = await post_form(browser, "/preferences", {"return_path": return_path})
+    assert answer.headers["location"] == (fallback or return_path)
 
 
 async def test_stored_form_requests_do_not_reveal_their_fields(

@@ -51,7 +51,7 @@ async def test_a_user_signs_in_on_the_way_to_a_page_and_signs_out(
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_text("You are signed out.")).to_be_visible()
     await page.goto("/mailings")
-    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings")
+    await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings")
 
 
 async def test_a_wrong_password_is_an_error_and_not_shown_again(page: Page, watch: Watch) -> None:
@@ -112,7 +112,7 @@ async def test_an_open_page_whose_session_ended_elsewhere_shows_the_sign_in_form
     # as after a minute, when the page reconnects
     watch.expect("answer", "401 GET at .*/live/mailings/1")
     await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
-    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1")
+    await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
 
 
 async def test_a_confirmation_without_a_session_leads_to_the_sign_in_form(
@@ -123,7 +123,7 @@ async def test_a_confirmation_without_a_session_leads_to_the_sign_in_form(
     await page.context.clear_cookies(name=re.compile("session"))
     watch.expect("answer", "401 GET at .*/mailings/1/pause")
     await page.locator("#pause").click()
-    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1")
+    await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
 
 
 async def test_reconnecting_a_stream_shows_no_notice(page: Page) -> None:

@@ -227,7 +227,7 @@ async def test_changing_the_own_password_needs_the_present_one(engine: AsyncEngi
     await create_user(engine)
     actor = await get_actor(engine, await sign_in(engine))
     assert actor is not None
-    with pytest.raises(InvalidError, match="present"):
+    with pytest.raises(InvalidError, match="current_password"):
         await service.change_own_password(engine, actor, "not this at all", ANOTHER)
     assert await sign_in(engine)
 

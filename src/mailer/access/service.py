@@ -97,9 +97,9 @@ async def sign_out(engine: AsyncEngine, by: Actor) -> None:
 
 
 async def change_own_password(
-    engine: AsyncEngine, by: Actor, present: str, new: NewPassword
+    engine: AsyncEngine, by: Actor, current: str, new: NewPassword
 ) -> None:
-    """Change the actor's own password after a check of the present one; end all other sessions.
+    """Change the actor's own password after a check of the current one; end all other sessions.
 
     Raises `InvalidError`, `NoLocalPasswordError`, `ThrottledError` and `HashingBusyError`.
     """
@@ -112,8 +112,8 @@ async def change_own_password(
     async with engine.begin() as connection:
         attempt = await login_throttle.count_attempt(connection, own.name, by.address)
         found = await users.find_password_hash(connection, own.name)
-    if not await _verify_password(engine, attempt, found and found[1], present):
-        raise InvalidError([FieldError("present", "is not your password")])
+    if not await _verify_password(engine, attempt, found and found[1], current):
+        raise InvalidError([FieldError("current_password", "is not your password")])
     new_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
         await login_throttle.forget_attempts(connection, attempt)
@@ -130,7 +130,7 @@ async def create_user(engine: AsyncEngine, new: NewUser, by: Actor) -> User:
 async def set_password(engine: AsyncEngine, user_id: int, new: NewPassword, by: Actor) -> None:
     """Set the password of another user and end all sessions of that user.
 
-    For one's own password use `change_own_password`, which checks the present one. Raises
+    For one's own password use `change_own_password`, which checks the current one. Raises
     `InvalidError`, `UserNotFoundError`, `OwnUserError`, `NoLocalPasswordError` and
     `HashingBusyError`.
     """

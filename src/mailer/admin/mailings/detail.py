@@ -161,17 +161,19 @@ class MailingPage(Controller):
         if verb not in ACTION_CALLS:
             raise NotFoundException
         call, flash = ACTION_CALLS[verb]
-        back = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
+        return_path = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
         try:
             await call(engine, mailing_id, by)
         except ConflictError as error:
-            return await _refused(context, HTTP_409_CONFLICT, str(error), back)
+            return await _refused(context, HTTP_409_CONFLICT, str(error), return_path)
         except StopTimeoutError as error:
-            return await _refused(context, HTTP_503_SERVICE_UNAVAILABLE, str(error), back)
-        return redirect_with_flash(flash, back)
+            return await _refused(context, HTTP_503_SERVICE_UNAVAILABLE, str(error), return_path)
+        return redirect_with_flash(flash, return_path)
 
 
-async def _refused(context: PageContext, status: int, error: str, back: str) -> Response[str]:
+async def _refused(
+    context: PageContext, status: int, error: str, return_path: str
+) -> Response[str]:
     return await context.render_page(
-        "mailings/refused.html", status, status_code=status, error=error, back=back
+        "mailings/refused.html", status, status_code=status, error=error, return_path=return_path
     )

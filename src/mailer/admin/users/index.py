@@ -23,8 +23,8 @@ from mailer.web.query import PageQuery
 
 PATH = "/users"
 ROLES = tuple(SCOPE_BY_ROLE)
-NEW_USER_FIELDS = ("name", "role", "password", "again")
-BLANK_PASSWORDS = {"password": "", "again": ""}
+NEW_USER_FIELDS = ("name", "role", "password", "repeated_password")
+BLANK_PASSWORDS = {"password": "", "repeated_password": ""}
 """Passwords are never shown again in a form."""
 
 UserId = Annotated[int, Parameter(ge=1, le=MAX_ID)]

@@ -17,7 +17,7 @@ from mailer.admin.users.sign_in import redirect_signed_out
 from mailer.errors import FieldError, InvalidError
 
 PATH = "/profile"
-BLANK_FORM = Form({"present": "", "password": "", "again": ""})
+BLANK_FORM = Form({"current_password": "", "password": "", "repeated_password": ""})
 """Passwords are never shown again in a form."""
 
 
@@ -46,7 +46,7 @@ class Profile(Controller):
     ) -> Response[Any]:
         """Change the user's own password, and end all their other sessions."""
         values = await read_form(request, *BLANK_FORM.values)
-        current_password = values.pop("present")
+        current_password = values.pop("current_password")
         try:
             new = validate_password_form(NewPassword, values)
             await service.change_own_password(engine, by, current_password, new)

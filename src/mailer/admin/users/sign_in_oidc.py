@@ -72,8 +72,8 @@ class SignInOidc(Controller):
         except SignInError as error:
             return await _refused(context, error, WRONG_PROVIDER, HTTP_503_SERVICE_UNAVAILABLE)
         async with engine.begin() as connection:
-            back = own_path(request.query_params.get("back", "/"))
-            await pending.store_pending(connection, started, back)
+            return_path = own_path(request.query_params.get("return_path", "/"))
+            await pending.store_pending(connection, started, return_path)
         cookie = make_cookie(request, started.state, STATE_COOKIE)
         return Redirect(started.url, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
