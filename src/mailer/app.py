@@ -81,11 +81,9 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     settings = settings or Settings()
     startup = startup or Startup()
     provider = make_provider(settings)
-    breaker = None if channel is None else channel.breaker
     dependencies = {
         "engine": engine,
-        "breaker": breaker,
-        "pace": None if channel is None else channel.throughput,
+        "channel": channel,
         "live": live or LiveUpdates(),
         "settings": settings,
         "provider": provider,
@@ -118,7 +116,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         before_send=[allow_all],
         on_shutdown=[provider.close] if provider else [],
         state=State(
-            {"breaker": breaker, "limits": limits, "settings": settings, "database_mark": ""}
+            {"channel": channel, "limits": limits, "settings": settings, "database_mark": ""}
         ),
         request_class=TimedRequest,
         exception_handlers=HANDLERS,

@@ -105,9 +105,9 @@ async def mailer(
 ) -> AsyncIterator[MailerProcess]:
     """A process that sends slowly and whose breaker opens at the first failure."""
     del browser  # without a browser nothing needs to be started
-    pace = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
+    limits = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
     async with mailers(shared_database_url) as start:
-        yield await start(**switchable_gateway.gateway.settings, **pace)
+        yield await start(**switchable_gateway.gateway.settings, **limits)
 
 
 @pytest.fixture(scope="module")

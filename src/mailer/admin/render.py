@@ -32,7 +32,8 @@ from mailer.admin.language import (
 )
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
-from mailer.gateway.breaker import Breaker, GatewayStatus
+from mailer.gateway.breaker import GatewayStatus
+from mailer.gateway.channel import Channel
 from mailer.mailing.model import split_terms
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
@@ -62,7 +63,7 @@ class PageContext(msgspec.Struct, frozen=True):
     viewer: Viewer
     path: str
     """Path and query of the page: where to redirect to after the language was changed."""
-    breaker: Breaker | None
+    channel: Channel | None
     actor: Actor | None = None
     """The signed-in user, or the anonymous actor if authentication is off."""
     has_metrics: bool = False
@@ -77,7 +78,9 @@ class PageContext(msgspec.Struct, frozen=True):
     @property
     def gateway(self) -> GatewayStatus:
         """The current state of the gateway."""
-        return GatewayStatus(is_set=False) if self.breaker is None else self.breaker.status()
+        return (
+            GatewayStatus(is_set=False) if self.channel is None else self.channel.breaker.status()
+        )
 
     @property
     def user(self) -> Actor | None:
@@ -164,11 +167,11 @@ def _join(parts: Iterable[str]) -> Generator[None, None, str]:
 
 async def provide_page_context(
     request: Request[Any, Any, Any],
-    breaker: NamedDependency[Breaker | None],
+    channel: NamedDependency[Channel | None],
     engine: NamedDependency[AsyncEngine],
 ) -> PageContext:
     """Return the context of a page for this request."""
-    context = make_page_context(request, breaker)
+    context = make_page_context(request, channel)
     if not context.may("write") or context.is_fragment or request.method not in SAFE_METHODS:
         return context
     async with engine.connect() as connection:
@@ -176,13 +179,13 @@ async def provide_page_context(
     return msgspec.structs.replace(context, is_held=hold is not None)
 
 
-def make_page_context(request: Request[Any, Any, Any], breaker: Breaker | None) -> PageContext:
+def make_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
     """Return the context of a page without what is read from the database."""
     query = request.url.query
     return PageContext(
         viewer=viewer_of(request),
         path=f"{request.url.path}?{query}" if query else request.url.path,
-        breaker=breaker,
+        channel=channel,
         actor=request.scope.get("user"),
         has_metrics=request.app.state.settings.monitoring_token is None,
         flash=request.cookies.get(FLASH_COOKIE),

@@ -74,7 +74,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         return response
     if request.app.state.settings.auth == "none":  # the auth middleware skips unknown paths
         request.scope["user"] = anonymous(request)
-    context = make_page_context(request, request.app.state.breaker)
+    context = make_page_context(request, request.app.state.channel)
     return context.render_problem("error.html", response)
 
 

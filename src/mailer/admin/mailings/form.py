@@ -19,8 +19,8 @@ from mailer.admin.mailings import fields, preview
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
-from mailer.forecast.service import usable_pace
-from mailer.gateway.breaker import Breaker
+from mailer.forecast.service import usable_throughput
+from mailer.gateway.channel import Channel
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import service, store
 from mailer.mailing.actions import ensure_allowed
@@ -45,7 +45,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     """The page of the mailing form, with what it needs to be rendered."""
 
     engine: AsyncEngine
-    pace: ThroughputEstimate | None
+    throughput: ThroughputEstimate | None
     context: PageContext
     copy_of: int | None = None
     """Id of the mailing that the form copies."""
@@ -67,7 +67,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         now, zone = database_clock.now(), fields.zone_of(values)
         draft, draft_errors = fields.read_draft(values, self.mailing, now)
         built = await preview.build_preview(
-            self.engine, draft, values["text"], zone, self.pace, self.mailing
+            self.engine, draft, values["text"], zone, self.throughput, self.mailing
         )
         has_started = self.mailing is not None and self.mailing.datetime_start <= now
         return {
@@ -89,12 +89,11 @@ def _offset(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta,
 
 def provide_form_page(
     engine: NamedDependency[AsyncEngine],
-    breaker: NamedDependency[Breaker | None],
-    pace: NamedDependency[ThroughputEstimate | None],
+    channel: NamedDependency[Channel | None],
     context: NamedDependency[PageContext],
 ) -> MailingFormPage:
     """Return the page of the form, for no mailing yet."""
-    return MailingFormPage(engine=engine, pace=usable_pace(pace, breaker), context=context)
+    return MailingFormPage(engine=engine, throughput=usable_throughput(channel), context=context)
 
 
 class MailingForm(Controller):
