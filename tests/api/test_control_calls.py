@@ -23,7 +23,7 @@ from tests.factories import (
 
 from mailer.db.engine import asyncpg_connection
 from mailer.mailing import transitions
-from mailer.mailing.store import MAILING_CHANNEL
+from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
@@ -379,7 +379,7 @@ async def test_every_call_notifies_the_workers(api: httpx.AsyncClient, engine: A
     async with engine.connect() as pooled:
         listener = await asyncpg_connection(pooled)
         await listener.add_listener(
-            MAILING_CHANNEL, lambda *notification: notifications.put_nowait(notification)
+            MAILINGS_CHANGED, lambda *notification: notifications.put_nowait(notification)
         )
         for call in ("pause", "retry", "resume", "cancel"):
             await api.post(f"{address}/{call}")

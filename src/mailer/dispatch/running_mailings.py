@@ -16,7 +16,7 @@ from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures, log_task_error
 from mailer.mailing import stop_number, transitions
 from mailer.mailing.model import RunningMailing
-from mailer.mailing.store import MAILING_CHANNEL
+from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message import trying
 
 log = structlog.get_logger()
@@ -111,8 +111,8 @@ class RunningMailings:
         )
         try:
             connection.add_termination_listener(lambda _: self._on_connection_lost())
-            await connection.add_listener(MAILING_CHANNEL, lambda *_: self._notified.set())
-            await connection.add_listener(trying.TRY_NOW_CHANNEL, lambda *_: self._on_try_now())
+            await connection.add_listener(MAILINGS_CHANGED, lambda *_: self._notified.set())
+            await connection.add_listener(trying.TRY_NOW, lambda *_: self._on_try_now())
             self._notified.set()
             while not connection.is_closed():
                 self._notified.clear()
