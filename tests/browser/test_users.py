@@ -163,7 +163,7 @@ async def test_an_admin_creates_a_user_who_then_signs_in(
     await page.locator("[name=name]").fill(name)
     await page.locator("#role-operator").check()
     await page.locator("[name=password]").fill(PASSWORD)
-    await page.locator("[name=again]").fill(PASSWORD)
+    await page.locator("[name=repeated_password]").fill(PASSWORD)
     await page.locator("main button.primary").click()
     await expect(page.get_by_role("heading", name=name)).to_be_visible()
     await check_accessibility(page)
