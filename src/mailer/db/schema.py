@@ -243,11 +243,6 @@ mailing = Table(
         *("replan_cursor", "id"),
         postgresql_where=text(f"{UNSETTLED_MAILING} AND is_replanning"),
     ),
-    Index(
-        "mailing_settled_idx",
-        "updated_at",
-        postgresql_where=text("is_settled AND NOT is_purged AND deleted_at IS NULL"),
-    ),
     Index("mailing_changed_idx", "changed_by"),
     Index(
         "mailing_retention_idx",
