@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Self
 
 import aiohttp
@@ -154,7 +155,7 @@ class HttpGateway:
             raise aiohttp.ClientConnectionError("the request is aborted")
         protocol.write(data, answer)
         message, content = await protocol.read()
-        while message.code < 200 and message.code != 101:  # noqa: PLR2004  # interim statuses of HTTP; 101 is final
+        while message.code < HTTPStatus.OK and message.code != HTTPStatus.SWITCHING_PROTOCOLS:
             message, content = await protocol.read()
         return await self._outcome(message, content, answer.body)
 
@@ -163,7 +164,7 @@ class HttpGateway:
     ) -> Outcome:
         """Return the outcome of an answer. The received part of its body is added to `received`."""
         headers = message.headers
-        if message.code == 200:  # noqa: PLR2004  # a status of HTTP
+        if message.code == HTTPStatus.OK:
             body = await _read(content, MAX_ANSWER_BYTES, received)
             encoding = headers.get("Content-Encoding")
             return outcome_of_body(body if encoding is None else decompress(body, encoding))
@@ -229,7 +230,7 @@ class _Protocol(ResponseHandler):
 
     def feed_data(self, data: Any, size: int = 0) -> None:  # noqa: ANN401  # the type that aiohttp declares
         """Receive a parsed answer. Too many answers with a status 1xx count as no answer."""
-        if data[0].code < 200:  # noqa: PLR2004  # interim statuses of HTTP
+        if data[0].code < HTTPStatus.OK:
             self._answer.interims += 1
             if self._answer.interims > MAX_INTERIM_ANSWERS and self.transport is not None:
                 self.transport.close()
