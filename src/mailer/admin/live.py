@@ -194,7 +194,7 @@ class LiveUpdates:
             try:
                 async with asyncio.timeout(MAX_REFRESH_INTERVAL):
                     return await render()
-            except Exception as error:  # noqa: BLE001  # any error is logged
+            except Exception as error:  # noqa: BLE001  # a failed refresh must not end the stream
                 if is_unavailable(error):
                     log.warning("database_unavailable", at="live")
                 else:

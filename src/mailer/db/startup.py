@@ -133,7 +133,7 @@ async def _try_to_prepare(
         await sample_clock(engine)
         if on_ready is not None:
             await on_ready()
-    except Exception as error:
+    except Exception as error:  # an unavailable database raises many kinds of errors
         cause = classify_error(error)
         match cause:
             case WaitReason():

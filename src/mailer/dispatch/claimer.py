@@ -93,7 +93,7 @@ class Claimer:
             return
         try:
             await store.refund_attempts(await self._connection.get(), claims)
-        except Exception as error:
+        except Exception as error:  # any error ends this step only
             log_task_error(error, at="refund")
             if is_unavailable(error):
                 self._claims.refunds.add(claims)
@@ -104,7 +104,7 @@ class Claimer:
         capacity = min(prefetch_capacity, self._breaker.capacity(elapsed()))
         try:
             has_more = await self._claim_up_to(capacity)
-        except Exception as error:
+        except Exception as error:  # any error ends this claim only
             log_task_error(error, at="claim")
             self._failures.record("claim", has_failed=True)
             self._may_have_orphans = True

@@ -89,7 +89,7 @@ class RunningMailings:
         while True:
             try:
                 await self._follow()
-            except Exception as error:
+            except Exception as error:  # reconnect after any error
                 log_task_error(error, at="watch_running_mailings")
                 self._failures.record("watch_running_mailings", has_failed=True)
             finally:

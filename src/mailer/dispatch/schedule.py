@@ -150,7 +150,7 @@ async def _repeat(job: Job, pause: float) -> None:
         started = elapsed()
         try:
             await job.run()
-        except Exception as error:
+        except Exception as error:  # the next run must follow any error
             metrics.job_failed(job.name)
             log_task_error(error, at=job.name)
         else:

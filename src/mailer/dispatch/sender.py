@@ -110,7 +110,7 @@ class Sender:
         mailing = self._running_mailings.running.get(claim.mailing_id)
         try:
             send = decide_before_send(claim, mailing, now, self._timeout)
-        except Exception as error:  # end it, so that it neither loops forever nor stops the others
+        except Exception as error:  # else its message would be claimed for ever, and stop others
             log_task_error(error, at="decide")
             return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, MessageResult):
@@ -170,7 +170,7 @@ class Sender:
         self._claims.in_flight.add(mailing_id, request)
         try:
             return await self._channel.gateway.send(request)
-        except Exception as error:
+        except Exception as error:  # a defect of a gateway must not end the worker
             log_task_error(error, at="send")
             reason = "internal_error"
             return Unknown(reason) if request.is_written else TemporaryFailure(reason)

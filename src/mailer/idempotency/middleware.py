@@ -207,7 +207,7 @@ class Idempotency(ASGIMiddleware):
             try:
                 async with self._engine.connect() as connection:
                     is_held = await claims.renew(connection, claim, self._lease)
-            except Exception as error:
+            except Exception as error:  # a lost connection raises many kinds of errors
                 if not is_unavailable(error):
                     raise
                 log.warning("database_unavailable", at="idempotency")

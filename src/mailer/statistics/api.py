@@ -62,7 +62,7 @@ async def show_metrics(
         async with asyncio.timeout(SNAPSHOT_TIMEOUT), engine.connect() as connection:
             is_database_up = True  # the pool returned an open connection
             current_backlog = await backlog.get_backlog(connection)
-    except Exception as error:
+    except Exception as error:  # an unavailable database raises many kinds of errors
         if not is_unavailable(error) and not isinstance(error, UnavailableError):
             raise
     return Response(
