@@ -35,7 +35,7 @@ class AuditQuery(PageQuery, frozen=True, kw_only=True):
                 max_length=64,
                 pattern=STORABLE,
                 examples=["mailing_paused"],
-                extra={"rule": "must be 1 to 64 characters without NUL"},
+                extra={"rule": "must be 1 to 64 characters, without null characters"},
             ),
         ]
         | UnsetType

@@ -196,7 +196,7 @@ class ClientController(Controller):
     async def delete_client(
         self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], client_id: ClientId
     ) -> None:
-        """Delete a client: erase the personal data for good and cancel the client's open messages.
+        """Delete a client: erase the personal data permanently, and cancel the open messages.
 
         A message that may already have been accepted becomes `unknown` instead of `cancelled`.
         """

@@ -48,7 +48,7 @@ async def change(
 
 
 async def erase(engine: AsyncEngine, client_id: int, actor: Actor) -> None:
-    """Erase a client's personal data for good and cancel the client's open messages.
+    """Erase a client's personal data permanently and cancel the client's open messages.
 
     Raises `ClientNotFoundError`.
     """

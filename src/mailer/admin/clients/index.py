@@ -160,7 +160,7 @@ class Clients(Controller):
     async def delete_client(
         self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
     ) -> Response[Any]:
-        """Erase the personal data of a client for good, and cancel messages not sent yet."""
+        """Erase the personal data of a client permanently, and cancel messages not sent yet."""
         await service.erase(engine, client_id, by)
         return redirect_with_flash("client-deleted", PATH)
 

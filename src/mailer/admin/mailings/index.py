@@ -34,7 +34,7 @@ class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
             Meta(
                 max_length=200,
                 pattern=STORABLE,
-                extra={"rule": "must be at most 200 characters without NUL"},
+                extra={"rule": "must be at most 200 characters, without null characters"},
             ),
         ]
         | UnsetType
