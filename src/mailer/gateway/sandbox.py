@@ -70,7 +70,7 @@ class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Answered 401: the token is missing or wrong."""
     invalid: int = 0
     """Answered 400, 404, 405 or 413: the request breaks the protocol."""
-    gone: int = 0
+    disconnected: int = 0
     """The client disconnected, or the sandbox stopped, before the answer was due."""
     repeats: int = 0
     overlaps: int = 0
@@ -206,7 +206,7 @@ class SandboxGateway:
         try:
             await self._delay()
         except asyncio.CancelledError:
-            self._record(msgspec.structs.replace(record, kind="gone"))
+            self._record(msgspec.structs.replace(record, kind="disconnected"))
             raise
         if record.kind == "accepted" and record.id is not None:
             is_repeat = record.id in self._accepted
