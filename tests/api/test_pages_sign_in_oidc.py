@@ -249,7 +249,7 @@ async def test_an_unavailable_provider_is_503_before_and_after_the_sign_in(
         assert "does not answer" in answer.text
         assert 'href="/login"' in answer.text
         assert f'href="{address}' not in answer.text
-        assert [event["reason"] for event in logs if event["event"] == "provider_away"] == [
+        assert [event["reason"] for event in logs if event["event"] == "provider_unavailable"] == [
             "bad_answer"
         ]
 

@@ -191,7 +191,7 @@ class RunningMailings:
             mailings: transitions.MailingsById = dict.fromkeys(self._active)
             after: int | None = 0
             while after is not None:
-                batch = await transitions.read_under_way(connection, after)
+                batch = await transitions.read_active(connection, after)
                 self._answered_at = elapsed()
                 mailings |= batch
                 after = max(batch) if len(batch) == transitions.BATCH else None

@@ -314,7 +314,7 @@ async def _reopen(
     if (await connection.execute(REOPEN_MAILING, {"id": mailing.id})).one_or_none() is None:
         return {row.client_id for row in due}
     await _replan_messages(connection, mailing, due)
-    log.info("mailing_revived", mailing_id=mailing.id, messages=len(due))
+    log.info("mailing_reopened", mailing_id=mailing.id, messages=len(due))
     return set()
 
 

@@ -97,7 +97,7 @@ class SignInOidc(Controller):
         except ProviderUnavailableError as error:
             response = await _provider_unavailable(context, error)
         except SignInError as error:
-            # the audit log is kept for ever, so refusals without an identity are left out
+            # the audit log is never deleted, so refusals without an identity are left out
             if error.reason not in REASONS_WITHOUT_IDENTITY:
                 await service.record_refused_oidc(engine, error, address_of(request))
             response = await _refused(context, error, str(error), HTTP_403_FORBIDDEN)
@@ -129,7 +129,7 @@ async def _provider_unavailable(
     context: PageContext, error: ProviderUnavailableError
 ) -> Response[Any]:
     """Return the page that says that the provider does not answer, and to start again."""
-    log.warning("provider_away", reason=error.reason)
+    log.warning("provider_unavailable", reason=error.reason)
     status = HTTP_503_SERVICE_UNAVAILABLE
     response = await context.render_page("sign_in_refused.html", status, error=str(error))
     response.headers["Retry-After"] = str(error.retry_after)
