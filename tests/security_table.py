@@ -37,7 +37,7 @@ REASONS = {
     ("POST", "/profile/password"): "changes the user's own password, and requires the current one",
     ("POST", "/profile/sessions"): "ends the user's own sessions",
 }
-"""What routes do that change something but require less than `write`."""
+"""Effects of the routes that change something but require less than `write`."""
 
 
 class Rule(NamedTuple):

@@ -80,7 +80,7 @@ async def test_no_request_starts_after_the_end_although_the_wall_clock_was_set_b
     assert sum(finished[f"{status}_messages"] for status in statuses) == 10_000
 
 
-async def test_many_steps_lose_and_repeat_no_message(
+async def test_many_clock_steps_lose_and_repeat_no_message(
     start_gateway: Gateways, start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
     gateway = await start_gateway(latency=0.02)
@@ -99,7 +99,7 @@ async def test_many_steps_lose_and_repeat_no_message(
     assert gateway.sandbox.counts.repeats == gateway.sandbox.counts.overlaps == 0
 
 
-async def test_periodic_tasks_continue_after_a_step(
+async def test_periodic_jobs_continue_after_a_clock_step(
     start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
     mailer = await start_mailer(wall_clock)

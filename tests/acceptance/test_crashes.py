@@ -1,4 +1,4 @@
-"""Whatever crashes, no message is lost, and only requests in flight are repeated."""
+"""No crash loses a message, and only requests in flight are repeated."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ OUTAGE = float(os.environ.get("TEST_OUTAGE", "4"))
 
 QUICK = {"gateway_concurrency": "10", "gateway_timeout": "1", "lease": "3"}
 CLAIMED_IDS = "SELECT coalesce(array_agg(id), '{}') FROM message WHERE status = 'sending'"
-CUT_CONNECTIONS = """
+CLOSE_CONNECTIONS = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
@@ -66,7 +66,7 @@ async def test_messages_in_flight_at_a_kill_end_as_unknown_if_on_unknown_is_hold
     assert (await second.finished(created["id"]))["delivered_messages"] == 500
 
 
-async def test_cut_database_connections_lose_and_repeat_no_message(
+async def test_closed_database_connections_lose_and_repeat_no_message(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.01)
@@ -75,7 +75,7 @@ async def test_cut_database_connections_lose_and_repeat_no_message(
     created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
     for count in range(250, 1_750, 250):
         await gateway.until_taken(count)
-        await mailer.query(CUT_CONNECTIONS)
+        await mailer.query(CLOSE_CONNECTIONS)
     mailing = await mailer.finished(created["id"])
 
     assert mailing["delivered_messages"] == 2_000  # so none is unknown

@@ -23,7 +23,7 @@ async def test_rate_limit_is_never_exceeded(start_gateway: Gateways, start_maile
         assert number <= RATE * (request.monotonic - began + SLACK) + 1
 
 
-async def test_unsent_messages_use_nothing_of_the_rate_limit(
+async def test_unsent_messages_do_not_count_towards_the_rate_limit(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway()

@@ -397,7 +397,7 @@ async def test_changing_the_own_password_ends_the_other_sessions(engine: AsyncEn
     assert (await sign_in(there, password="another long one")).status_code == 303  # noqa: S106  # used in tests alone
 
 
-async def test_guesses_of_the_present_password_in_a_session_are_limited(
+async def test_guesses_of_the_current_password_in_a_session_are_limited(
     engine: AsyncEngine,
 ) -> None:
     await create_user(engine)
