@@ -1,4 +1,4 @@
-"""The longest block of the event loop, for every route and for the periodic tasks.
+"""The longest block of the event loop, for every route and for the periodic jobs.
 
 A real process has clients in every time zone, a thousand tags, and mailings in several states. The
 benchmark calls each route with the worst input that a sender may choose: long queries and headers,
@@ -44,7 +44,7 @@ SESSION_ENDING_ROUTES = frozenset({"/logout", "/profile/sessions", "/profile/pas
 RESPONSE_TIMEOUT, STREAM_TIMEOUT = 30.0, 1.0
 """Seconds to wait for a response, and for the first event of a stream, which may have none."""
 TASKS_SECONDS = 25.0
-"""Seconds to watch the periodic tasks."""
+"""Seconds to watch the periodic jobs."""
 HOUR = timedelta(hours=1)
 NAME, PASSWORD = "bench", "a pass phrase of a benchmark"
 KIB, MIB = 1024, 1024 * 1024
@@ -387,7 +387,7 @@ async def sign_in(session: aiohttp.ClientSession) -> None:
 
 
 async def main(clients: int, only: str) -> int:
-    """Call every route, watch the periodic tasks, check the limits; return the exit status."""
+    """Call every route, watch the periodic jobs, check the limits; return the exit status."""
     results: dict[str, dict[str, CallResult]] = defaultdict(dict)
     async with (
         harness.sink() as sink,
@@ -402,12 +402,12 @@ async def main(clients: int, only: str) -> int:
                     if is_failed(result):
                         print(f"{route}: {call.input}: {describe(result)}", flush=True)
         if not only:
-            results["sending and periodic tasks"]["no call"] = await measure_tasks(mailer)
+            results["sending and periodic jobs"]["no call"] = await measure_tasks(mailer)
     return check_limits(results)
 
 
 async def measure_tasks(mailer: harness.Mailer) -> CallResult:
-    """Measure the longest block while mailer sends a mailing and runs its periodic tasks."""
+    """Measure the longest block while mailer sends a mailing and runs its periodic jobs."""
     mailer.blocks.clear()
     mailing = await mailer.create_mailing()
     await mailer.wait_until_finished(mailing["id"])

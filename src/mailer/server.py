@@ -38,8 +38,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         message = f"MAILER_HOST, MAILER_PORT: cannot listen on {host}:{port}: {why}"
-        is_dns_away = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-        if is_dns_away or getattr(error, "errno", None) in TRANSIENT_LISTEN_ERRORS:
+        is_dns_unavailable = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        if is_dns_unavailable or getattr(error, "errno", None) in TRANSIENT_LISTEN_ERRORS:
             raise UnavailableError(message) from error
         raise StartError(message) from error
 

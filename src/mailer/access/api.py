@@ -49,7 +49,7 @@ class AuditQuery(PageQuery, frozen=True, kw_only=True):
         yield from super().broken_rules(values, at)
         for id_name, kind_name in KIND_BY_ID.items():
             if id_name in values and kind_name not in values:
-                yield FieldError(id_name, "must come together with its kind")
+                yield FieldError(id_name, "requires the parameter of its kind")
 
 
 class AuditController(Controller):

@@ -43,7 +43,7 @@ class IdempotencyClaim(msgspec.Struct):
     digest: bytes | None = None
     """SHA-256 of the method, URL, credential and body; None until the body has been read."""
     result: dict[str, Any] | None = None
-    """What an earlier attempt did before its response was lost; None if it did nothing."""
+    """The effect of an earlier attempt whose response was lost; None if it had none."""
 
 
 class Actor(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class Actor(msgspec.Struct, frozen=True):
 
     @property
     def stored_result(self) -> dict[str, Any] | None:
-        """What an earlier attempt of this request did; None if it did nothing."""
+        """The effect of an earlier attempt of this request; None if it had none."""
         return self.claim.result if self.claim else None
 
     def may(self, needed: Scope) -> bool:

@@ -58,7 +58,7 @@ PAGE_HEADERS = {
 
 
 class PageContext(msgspec.Struct, frozen=True):
-    """What every template gets, as `context`."""
+    """The variable `context` of every template."""
 
     viewer: Viewer
     path: str

@@ -34,7 +34,7 @@ IMPORT_STATEMENT_TIMEOUT = 3600.0
 
 
 ImportOutcome = Literal["all", "some", "nothing", "empty"]
-"""Which lines were stored: all, some, or none; `empty` when the file had no line at all."""
+"""The lines that were stored: all, some, or none; `empty` when the file had no lines."""
 
 
 class ImportReport(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class ImportReport(msgspec.Struct, frozen=True):
 
     @property
     def outcome(self) -> ImportOutcome:
-        """Which lines were stored."""
+        """The lines that were stored."""
         stored = self.created + self.updated + self.unchanged
         if not stored:
             return "nothing" if self.rejected else "empty"

@@ -196,7 +196,7 @@ TRANSIENT_ERRORS = (
     asyncio.TimeoutError,
     PoolTimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # may be raised when a connection is cut while it is opened
+    asyncpg.InternalClientError,  # may be raised when a connection is lost while it is opened
     asyncpg.PostgresConnectionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.OperatorInterventionError,  # shutdown, crash, start, or a cancelled statement

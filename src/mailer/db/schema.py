@@ -187,7 +187,7 @@ mailing = Table(
     Column("replan_stop", BigInteger),
     # the last transaction that changed the row, set by a trigger; workers read changed rows by it
     Column("changed_by", BigInteger, nullable=False, server_default="0"),
-    # messages that failed before this time are being retried; null when no retry is under way
+    # messages that failed before this time are being retried; null when no retry is in progress
     timestamp("retry_before", nullable=True),
     # messages up to this id are scheduled for that retry
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),

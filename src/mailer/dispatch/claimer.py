@@ -48,7 +48,7 @@ class Claimer:
         channel.add_breaker_listener(self._has_work.set)
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
-        """Find out again when messages of these mailings are due, because the mailings changed."""
+        """Check again when messages of these mailings are due: the mailings have changed."""
         self._due.recheck(mailing_ids)
         self._has_work.set()
 
@@ -87,7 +87,7 @@ class Claimer:
         self._connection.close()
 
     async def _refund_attempts(self) -> None:
-        """Refund attempts, between two claims: so none of the messages is claimed meanwhile."""
+        """Refund attempts. It runs between two claims, so none of the messages is being claimed."""
         claims = self._claims.take_refundable()
         if not claims:
             return

@@ -73,7 +73,7 @@ class Sender:
         metrics.watch_gateway_requests(claims.in_flight.__len__)
 
     def stop(self) -> None:
-        """Wait for the rate limit no longer."""
+        """Stop waiting for the rate limit."""
         self._is_stopping = True
 
     async def run(self) -> None:
@@ -136,10 +136,10 @@ class Sender:
             self._channel.throughput.record(duration)
         self._claims.prefetch.record_sent()
         # a request that was aborted at its mailing's end says nothing about the gateway
-        is_cut_short = (
+        is_shortened = (
             request.abort_reason is not None and request.deadline < started + self._timeout
         )
-        breaker_outcome = Aborted() if is_cut_short else outcome
+        breaker_outcome = Aborted() if is_shortened else outcome
         is_gateway_failure = self._record_outcome(ready, breaker_outcome, ended, now)
         return decide_after_send(
             claim, mailing, outcome, now, self._retry, is_gateway_failure=is_gateway_failure

@@ -289,7 +289,7 @@ async def count_remaining_after_replan(
     """Return how many clients are still to be reached after a replan, by time zone.
 
     These are all matching clients minus all messages that were sent. No count excludes clients who
-    joined the directory since the start, or sent messages whose clients match no more.
+    joined the directory since the start, or sent messages whose clients do not match any more.
     """
     counts_by_zone = await counters.get_by_zone(connection, mailing.id)
     remaining = await audience.count_by_zone(connection, mailing.client_filter)

@@ -1,4 +1,4 @@
-"""What a running mailing does and waits for: work on its messages, an outage, no gateway."""
+"""The background work of a mailing, and why it waits: an outage, or no gateway."""
 
 import msgspec
 from sqlalchemy import text
@@ -10,7 +10,7 @@ from mailer.mailing.model import Mailing, MailingNotFoundError
 
 
 class BackgroundWork(msgspec.Struct, frozen=True):
-    """Which background work is in progress for a mailing."""
+    """The background work in progress for a mailing."""
 
     is_started: bool
     """Whether workers have started the mailing: its audience is being or has been enqueued."""

@@ -150,8 +150,8 @@ async def claim(
     return [ClaimedMessage(*row) for row in rows]
 
 
-# Fenced: a result is stored only while the message has the very lease of its claim. The owner and
-# the attempt are not enough: a message that was released and claimed again can have both as before.
+# Fenced: a result is stored only while the message has exactly the lease of its claim. Owner and
+# attempt are not enough: a message that was released and claimed again can have both as before.
 # A lease implies the status `sending`. The status is not in the condition, because it could make
 # the planner scan all messages that were ever in that status.
 # `claimed_at` is set only when the attempt was made: then it counts, or it has a failure. The last

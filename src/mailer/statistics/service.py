@@ -221,7 +221,7 @@ def _count_by_value(
 ) -> Iterator[tuple[str, MessageCounts]]:
     """Yield the counts by status for each value of the column `name`.
 
-    Counters do not tell scheduled messages from those being sent; `sending_rows` do.
+    Counters do not distinguish scheduled messages from those being sent; `sending_rows` do.
     """
     sending_by_value: Counter[str] = Counter()
     for row in sending_rows:

@@ -25,7 +25,7 @@ PATH = "/users"
 ROLES = tuple(SCOPE_BY_ROLE)
 NEW_USER_FIELDS = ("name", "role", "password", "repeated_password")
 BLANK_PASSWORDS = {"password": "", "repeated_password": ""}
-"""Passwords are never shown again in a form."""
+"""A form never shows a password that was entered."""
 
 UserId = Annotated[int, Parameter(ge=1, le=MAX_ID)]
 

@@ -18,7 +18,7 @@ from mailer.errors import FieldError, InvalidError
 
 PATH = "/profile"
 BLANK_FORM = Form({"current_password": "", "password": "", "repeated_password": ""})
-"""Passwords are never shown again in a form."""
+"""A form never shows a password that was entered."""
 
 
 class Profile(Controller):
