@@ -23,7 +23,7 @@ from prometheus_client import (
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and tell nothing new
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and add no information
 
 REGISTRY = CollectorRegistry()
 """A registry of our own: metrics that libraries add to the global registry are not exported."""

@@ -20,7 +20,7 @@ COLOURS = {
 }
 """Colours of outcomes, from the bottom of a bar to its top.
 
-They differ in hue and lightness, so that colour-blind users can tell them apart."""
+They differ in hue and lightness, so that colour-blind users can distinguish them."""
 WIDTH, HEIGHT = 592, 320
 """Size of the chart as shown, in CSS pixels."""
 
