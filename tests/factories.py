@@ -176,7 +176,7 @@ async def do(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[Re
         return await step(connection)
 
 
-async def take_audience(engine: AsyncEngine) -> None:
+async def enqueue_and_replan(engine: AsyncEngine) -> None:
     """Enqueue the audiences of all started mailings, and replan all messages to be replanned."""
     has_more = True
     while has_more:
@@ -188,7 +188,7 @@ async def take_audience(engine: AsyncEngine) -> None:
 async def begin(engine: AsyncEngine) -> int:
     """Start the mailing that is due, enqueue its audience and return its id."""
     [mailing_id] = await do(engine, transitions.start_due)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     return mailing_id
 
 

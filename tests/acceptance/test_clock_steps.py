@@ -44,7 +44,7 @@ async def test_step_of_the_wall_clock_expires_no_message_and_is_logged_and_count
     steps: list[float] = []
     for after in (HOUR, 0, 400 * 24 * HOUR, -HOUR):
         created = await mailer.call("POST", "/mailings", make_mailing(lasts=30 * MINUTE), 201)
-        await gateway.until_taken(len(steps) * 100 + 20)
+        await gateway.until_received(len(steps) * 100 + 20)
         steps.append(after - sum(steps))
         wall_clock.set(after)
         logged = await steps_logged(mailer, len(steps))
@@ -65,13 +65,13 @@ async def test_no_request_starts_after_the_end_although_the_wall_clock_was_set_b
     mailing = make_mailing(lasts=5)
     end = datetime.fromisoformat(mailing["datetime_end"])
     created = await mailer.call("POST", "/mailings", mailing, 201)
-    await gateway.until_taken(20)
+    await gateway.until_received(20)
     await asyncio.sleep((end - datetime.now(UTC)).total_seconds() - 0.5)
-    before = len(gateway.taken)
+    before = len(gateway.received)
 
     wall_clock.set(-HOUR)
     finished = await mailer.finished(created["id"])
-    last = max(request.arrived for request in gateway.taken)
+    last = max(request.arrived for request in gateway.received)
     assert last < (end.timestamp() + lag.longest) * 1e6
     assert 0 < before < 10_000
     assert finished["cancelled_messages"] > 0

@@ -32,7 +32,7 @@ async def test_five_kills_lose_no_message_and_repeat_only_requests_in_flight(
 
     in_flight = 0
     for kill in range(1, 6):
-        await gateway.until_taken(300 * kill)
+        await gateway.until_received(300 * kill)
         await mailer.stop(signal.SIGKILL)
         # requests in flight, requests whose result is not recorded yet, and new claims
         in_flight += len(set(await mailer.query(CLAIMED_IDS)))
@@ -52,7 +52,7 @@ async def test_messages_in_flight_at_a_kill_end_as_unknown_if_on_unknown_is_hold
     mailer = await start_mailer(**gateway.settings, **QUICK)
     await create_clients(mailer, 500)
     created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
-    await gateway.until_taken(100)
+    await gateway.until_received(100)
     await mailer.stop(signal.SIGKILL)
     claimed = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
 
@@ -74,7 +74,7 @@ async def test_closed_database_connections_lose_and_repeat_no_message(
     await create_clients(mailer, 2_000)
     created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
     for count in range(250, 1_750, 250):
-        await gateway.until_taken(count)
+        await gateway.until_received(count)
         await mailer.query(CLOSE_CONNECTIONS)
     mailing = await mailer.finished(created["id"])
 
@@ -93,11 +93,11 @@ async def test_database_outage_while_sending_loses_and_repeats_no_message(
         mailer = await start_mailer(**settings, database_url=url)
         await create_clients(mailer, 1_500)
         created = await mailer.call("POST", "/mailings", make_mailing(on_unknown="hold"), 201)
-        await gateway.until_taken(500)
+        await gateway.until_received(500)
     # the server has stopped at the end of the block
     await asyncio.sleep(OUTAGE)
     assert mailer.process.returncode is None
-    assert len(gateway.taken) < 1_500
+    assert len(gateway.received) < 1_500
 
     async with embedded_postgres(data_dir):
 
@@ -121,9 +121,9 @@ async def test_remaining_workers_send_the_messages_of_killed_ones(
     )
     await create_clients(first, 1_000)
     created = await first.call("POST", "/mailings", make_mailing(), 201)
-    await gateway.until_taken(300)
+    await gateway.until_received(300)
     await first.stop(signal.SIGKILL)
-    await gateway.until_taken(600)
+    await gateway.until_received(600)
     await second.stop(signal.SIGKILL)
     remaining: MailerProcess = third
     mailing = await remaining.finished(created["id"])

@@ -50,7 +50,7 @@ async def start_mailing(
     """Create a mailing and wait until some of its messages have been sent; return it."""
     await create_clients(mailer, clients)
     created: dict[str, Any] = await mailer.call("POST", "/mailings", make_mailing(), 201)
-    await gateway.until_taken(sent)
+    await gateway.until_received(sent)
     return created
 
 

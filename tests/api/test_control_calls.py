@@ -15,10 +15,10 @@ from tests.factories import (
     behind_all_stops,
     claim,
     do,
+    enqueue_and_replan,
     execute,
     finish,
     running,
-    take_audience,
 )
 
 from mailer.db.engine import asyncpg_connection
@@ -340,7 +340,7 @@ async def test_changing_a_paused_mailing_replans_it_and_keeps_it_paused(
     await api.post(f"{address}/pause")
     change = {"client_filter": "vip, two words", "text": "Changed"}
     assert (await api.patch(address, json=change)).json()["status"] == "paused"
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     messages = await messages_by_client(api, created["id"])
     assert {
@@ -367,7 +367,7 @@ async def test_a_mailing_resumed_while_replanning_sends_after_replanning(
     await api.patch(address, json={"client_filter": "vip"})
     assert (await api.post(f"{address}/resume")).json()["status"] == "running"
     assert await running(engine) == []
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert len(await running(engine)) == 1
 
 
