@@ -30,7 +30,7 @@ from mailer.db.startup import open_database, prepare_database, provide_database_
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
-from mailer.idempotency.middleware import Idempotency
+from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.mailing.api import MailingController
@@ -107,7 +107,10 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     return Litestar(
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
         dependencies={name: _provide(part) for name, part in dependencies.items()}
-        | {"by": Provide(actor_of, sync_to_thread=False)},
+        | {
+            "by": Provide(actor_of, sync_to_thread=False),
+            "claim": Provide(claim_of, sync_to_thread=False),
+        },
         middleware=[
             AnswerAbortedRequests(),
             StartupGate(startup),

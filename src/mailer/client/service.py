@@ -7,24 +7,33 @@ digits, of a tag only whether it is set and whether it changed.
 from typing import Any
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client import store
 from mailer.client.model import Client, ClientChange, NewClient
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.idempotency.once import once
 from mailer.log import MASK
 
 
-async def create(engine: AsyncEngine, new: NewClient, actor: Actor) -> Client:
+async def create(
+    engine: AsyncEngine, new: NewClient, actor: Actor, claim: IdempotencyClaim | None = None
+) -> Client:
     """Create a client; raises `PhoneTakenError`."""
     async with engine.begin() as connection:
-        if actor.stored_result is not None:
-            return await store.get(connection, actor.stored_result["id"])
-        client = await store.create(connection, new)
-        target = audit.Target("client", client.id)
-        await audit.record(connection, actor, "client_created", target, after=_audited(client))
-    return client
+        client_id = await once(
+            connection, claim, lambda: _create(connection, new, actor), creates_client=True
+        )
+        return await store.get(connection, client_id)
+
+
+async def _create(connection: AsyncConnection, new: NewClient, actor: Actor) -> int:
+    client = await store.create(connection, new)
+    target = audit.Target("client", client.id)
+    await audit.record(connection, actor, "client_created", target, after=_audited(client))
+    return client.id
 
 
 async def change(

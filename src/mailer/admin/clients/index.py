@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.response import Redirect
 from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -27,6 +28,7 @@ from mailer.client.model import Client
 from mailer.client.phone import normalize_phone
 from mailer.client.store import PhoneTakenError
 from mailer.errors import FieldError, InvalidError
+from mailer.idempotency.model import IdempotencyClaim
 from mailer.web.download import csv_answer
 from mailer.web.query import parameters
 
@@ -42,6 +44,11 @@ class ClientPage(msgspec.Struct, frozen=True):
     export: str
     """URL of the CSV export with the same filter."""
     is_filtered: bool
+
+
+def redirect_to_created(client_id: int) -> Redirect:
+    """Return the redirect to a client that the form has created."""
+    return redirect_with_flash("client-created", f"{PATH}/{client_id}")
 
 
 class Clients(Controller):
@@ -87,23 +94,24 @@ class Clients(Controller):
             "clients/new.html", form=Form({"time_zone": "UTC"}), taken_phone=None
         )
 
-    @post("/clients/new", required_scope="write", creates=True)
+    @post("/clients/new", required_scope="write", creates=redirect_to_created)
     async def create_client(
         self,
         engine: NamedDependency[AsyncEngine],
         context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Create a client, or show the form again with its errors."""
         form = Form(await read_form(request, *CLIENT_FIELDS))
         try:
             new = read_new(form.values)
-            created = await service.create(engine, new, by)
+            created = await service.create(engine, new, by, claim)
         except (InvalidError, PhoneTakenError) as error:
             status, variables = _form_with_error(form, error)
             return await context.render_page("clients/new.html", status, **variables)
-        return redirect_with_flash("client-created", f"{PATH}/{created.id}")
+        return redirect_to_created(created.id)
 
     @get("/clients/{client_id:int}", required_scope="read")
     async def show_client(
