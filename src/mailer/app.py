@@ -28,6 +28,7 @@ from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
 from mailer.db.requirements import WaitReason
 from mailer.db.startup import open_database, prepare_database, provide_database_url
 from mailer.dispatch.dispatcher import Dispatcher
+from mailer.erasure.api import ErasureController
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
 from mailer.idempotency.middleware import Idempotency, claim_of
@@ -97,6 +98,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         "/api/v1",
         route_handlers=[
             ClientController,
+            ErasureController,
             MailingController,
             StatisticsController,
             AuditController,

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, get_args
 
 import msgspec
-from litestar import Controller, Request, delete, get, patch, post
+from litestar import Controller, Request, get, patch, post
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
@@ -200,13 +200,3 @@ class ClientController(Controller):
         A new phone also sets the operator code to digits 2-4 of that phone, unless one is given.
         """
         return await service.change(engine, client_id, data, by)
-
-    @delete("/{client_id:int}", required_scope="write")
-    async def delete_client(
-        self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], client_id: ClientId
-    ) -> None:
-        """Delete a client: erase the personal data for good and cancel the client's open messages.
-
-        A message that may already have been accepted becomes `unknown` instead of `cancelled`.
-        """
-        await service.erase(engine, client_id, by)

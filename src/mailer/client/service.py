@@ -1,4 +1,4 @@
-"""Use cases on clients: create, change, erase. Each is written to the audit log.
+"""Use cases on clients: create and change. Each is written to the audit log.
 
 The audit log outlives an erased client. So it holds no personal data: of a phone only the last two
 digits, of a tag only whether it is set and whether it changed.
@@ -54,16 +54,6 @@ async def change(
                 after={name: after[name] for name in changed},
             )
     return client
-
-
-async def erase(engine: AsyncEngine, client_id: int, actor: Actor) -> None:
-    """Erase a client's personal data for good and cancel the client's open messages.
-
-    Raises `ClientNotFoundError`.
-    """
-    async with engine.begin() as connection:
-        await store.erase(connection, client_id)
-        await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
 
 
 def _audited(client: Client) -> dict[str, Any]:

@@ -177,6 +177,20 @@ async def store_response(
     ).rowcount == 1
 
 
+# The stored response to the request that created the client holds personal data, so it is replaced
+# by a 409. The digest of the request's body could be reversed by trying every phone, so random
+# bytes replace it.
+ERASE_OF_CLIENT = text("""
+    UPDATE idempotency SET status = 409, media_type = NULL, body = NULL,
+        digest = uuid_send(gen_random_uuid())
+    WHERE client_id = :client_id""")
+
+
+async def erase_of_client(connection: AsyncConnection, client_id: int) -> None:
+    """Erase the stored response to the request that created a client."""
+    await connection.execute(ERASE_OF_CLIENT, {"client_id": client_id})
+
+
 def _claim_parameters(claim: IdempotencyClaim) -> dict[str, Any]:
     return {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt}
 

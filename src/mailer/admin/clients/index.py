@@ -27,8 +27,10 @@ from mailer.client.exporting import export_clients
 from mailer.client.model import Client
 from mailer.client.phone import normalize_phone
 from mailer.client.store import PhoneTakenError
+from mailer.erasure.service import erase_client
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
+from mailer.message.ending import count_open_of_client
 from mailer.web.download import csv_answer
 from mailer.web.query import parameters
 
@@ -161,7 +163,7 @@ class Clients(Controller):
         """Ask for confirmation before a client is deleted, and describe the effects."""
         async with engine.connect() as connection:
             client = await store.get(connection, client_id)
-            waiting = await store.count_pending_messages(connection, client_id)
+            waiting = await count_open_of_client(connection, client_id)
         return await context.render_page("clients/delete.html", client=client, waiting=waiting)
 
     @post("/clients/{client_id:int}/delete", required_scope="write")
@@ -169,7 +171,7 @@ class Clients(Controller):
         self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
     ) -> Response[Any]:
         """Erase the personal data of a client for good, and cancel messages not sent yet."""
-        await service.erase(engine, client_id, by)
+        await erase_client(engine, client_id, by)
         return redirect_with_flash("client-deleted", PATH)
 
 
