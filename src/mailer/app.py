@@ -26,7 +26,12 @@ from mailer.daily_report.schedule import DailyMail
 from mailer.db import database_info
 from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
 from mailer.db.requirements import WaitReason
-from mailer.db.startup import open_database, prepare_database, provide_database_url
+from mailer.db.startup import (
+    DatabaseSource,
+    open_database,
+    prepare_database,
+    provide_database_url,
+)
 from mailer.dispatch.dispatcher import Dispatcher
 from mailer.erasure.api import ErasureController
 from mailer.gateway.channel import Channel, ChannelLimits
@@ -117,7 +122,12 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             AnswerAbortedRequests(),
             StartupGate(startup),
             PathIds(),
-            AuthMiddleware(engine, settings),
+            AuthMiddleware(
+                engine,
+                is_enabled=settings.auth != "none",
+                key_rate=settings.key_rate,
+                monitoring_token=settings.monitoring_token,
+            ),
             Idempotency(engine, lease=settings.lease, max_buffered_bytes=MAX_BODY_BYTES),
         ],
         before_send=[allow_all],
@@ -147,7 +157,7 @@ async def serve(settings: Settings) -> None:
     """
     has_reports = settings.smtp_url is not None or settings.report_recipients is not None
     smtp = make_smtp_config(settings) if has_reports else None
-    async with provide_database_url(settings) as url:
+    async with provide_database_url(DatabaseSource.of(settings)) as url:
         await _serve(settings, url, on_open=partial(_log_started, settings), smtp=smtp)
 
 
@@ -159,7 +169,7 @@ async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
 
     async with (
         demo.demo_environment(settings) as demo_settings,
-        open_database(demo_settings) as (url, engine),
+        open_database(DatabaseSource.of(demo_settings)) as (url, engine),
     ):
         await demo.create_demo_data(engine)
         await _serve(demo_settings, url, on_open=greet)
@@ -230,7 +240,8 @@ async def _serve(
             why_not_ready=dispatcher.why_not_ready,
         )
         server = Server(wrap_asgi(app, settings), settings, LIMITS)
-        opening = asyncio.create_task(_open_database(server, app, url, settings, startup, on_open))
+        source = DatabaseSource.of(settings)
+        opening = asyncio.create_task(_open_database(server, app, url, source, startup, on_open))
         stack.callback(opening.cancel)
 
         def stop() -> None:
@@ -269,7 +280,7 @@ async def _open_database(  # noqa: PLR0913, PLR0917  # everything that needs the
     server: Server,
     app: Litestar,
     url: str,
-    settings: Settings,
+    source: DatabaseSource,
     startup: Startup,
     on_open: Callable[[AsyncEngine, str], Awaitable[None]],
 ) -> None:
@@ -289,7 +300,7 @@ async def _open_database(  # noqa: PLR0913, PLR0917  # everything that needs the
     log.info("listening", address=address)
     engine = create_engine(url)  # no statement timeout: a migration may take long
     try:
-        await prepare_database(engine, settings, on_wait=on_wait, on_ready=on_ready)
+        await prepare_database(engine, source, on_wait=on_wait, on_ready=on_ready)
     finally:
         await engine.dispose()
     notify_systemd("READY=1", f"STATUS=Serves {address}")
