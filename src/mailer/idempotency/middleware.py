@@ -228,6 +228,7 @@ class Idempotency(ASGIMiddleware):
             return message
 
         if buffered.is_form and claim.result is not None:
+            # the fields are not read again: an end that was in the future may have passed
             redirect = buffered.scope["route_handler"].opt[CREATES](claim.result["id"])
             answer = redirect.to_asgi_response(app=None, request=Request(buffered.scope))
             await answer(buffered.scope, receive, response.capture)
