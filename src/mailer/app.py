@@ -33,7 +33,7 @@ from mailer.db.startup import (
     provide_database_url,
 )
 from mailer.dispatch.dispatcher import Dispatcher
-from mailer.erasure.api import ErasureController
+from mailer.erasure import ErasureController
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
 from mailer.idempotency.middleware import Idempotency, claim_of

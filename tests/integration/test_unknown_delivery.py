@@ -23,7 +23,7 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import asyncpg_connection
-from mailer.erasure.service import erase_client
+from mailer.erasure import erase_client
 from mailer.mailing import service
 from mailer.mailing.model import AudienceLists, MailingChange, MailingEndedError
 from mailer.message import store

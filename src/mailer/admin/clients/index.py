@@ -27,7 +27,7 @@ from mailer.client.exporting import export_clients
 from mailer.client.model import Client
 from mailer.client.phone import normalize_phone
 from mailer.client.store import PhoneTakenError
-from mailer.erasure.service import erase_client
+from mailer.erasure import erase_client
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.message.ending import count_open_of_client
