@@ -41,7 +41,7 @@ from mailer.limits import RateLimiter
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.mailing.api import MailingController
 from mailer.oidc.provider import make_provider
-from mailer.server import Server, listen, notify_systemd, stop_on_signals
+from mailer.server import listen, notify_systemd, stop_on_signals, url_of
 from mailer.settings import Settings
 from mailer.statistics.api import StatisticsController, show_metrics
 from mailer.web.asgi_wrappers import wrap_asgi
@@ -51,6 +51,7 @@ from mailer.web.health import WhyNotReady, health_router
 from mailer.web.openapi import KEY_SECURITY, StructPlugin, openapi_config
 from mailer.web.routing import PathIds, allow_all
 from mailer.web.server.connection import ConnectionLimits
+from mailer.web.server.uvicorn_server import Server
 from mailer.web.shutdown import AnswerAbortedRequests
 from mailer.web.startup_gate import STARTING_DETAIL, Startup, StartupGate
 
@@ -241,12 +242,14 @@ async def _serve(
         )
         server = Server(wrap_asgi(app, settings), settings, LIMITS)
         source = DatabaseSource.of(settings)
-        opening = asyncio.create_task(_open_database(server, app, url, source, startup, on_open))
+        opening = asyncio.create_task(
+            _open_database(url_of(listening), app, url, source, startup, on_open)
+        )
         stack.callback(opening.cancel)
 
         def stop() -> None:
             live.stop()
-            server.should_exit = True
+            server.stop()
             opening.cancel()
             dispatcher.stop()
 
@@ -258,7 +261,7 @@ async def _serve(
             tasks.create_task(asyncio.to_thread(load_templates))
             await asyncio.wait({opening})
             if opening.cancelled() or opening.exception():
-                server.should_exit = True
+                server.stop()
             else:
                 await dispatcher.run()
     if not opening.cancelled():
@@ -277,14 +280,14 @@ def _freeze_garbage_collector() -> None:
 
 
 async def _open_database(  # noqa: PLR0913, PLR0917  # everything that needs the database
-    server: Server,
+    address: str,
     app: Litestar,
     url: str,
     source: DatabaseSource,
     startup: Startup,
     on_open: Callable[[AsyncEngine, str], Awaitable[None]],
 ) -> None:
-    """Open the database. Meanwhile `server` answers that mailer waits for the database."""
+    """Open the database. Meanwhile requests to `address` are told that mailer waits for it."""
 
     def on_wait(reason: WaitReason) -> None:
         startup.waits_for = reason.sentence
@@ -296,7 +299,6 @@ async def _open_database(  # noqa: PLR0913, PLR0917  # everything that needs the
         startup.waits_for = None
         await on_open(engine, address)
 
-    address = await server.wait_for_address()
     log.info("listening", address=address)
     engine = create_engine(url)  # no statement timeout: a migration may take long
     try:
