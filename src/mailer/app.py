@@ -48,7 +48,7 @@ from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.assets import static_router
 from mailer.web.body import MAX_BODY_BYTES, TimedRequest
 from mailer.web.health import WhyNotReady, health_router
-from mailer.web.openapi import KEY_SECURITY, StructPlugin, openapi_config
+from mailer.web.openapi import KEY_SECURITY, openapi_config
 from mailer.web.routing import PathIds, allow_all
 from mailer.web.server.connection import ConnectionLimits
 from mailer.web.server.uvicorn_server import Server
@@ -139,7 +139,6 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         request_class=TimedRequest,
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(),
-        plugins=[StructPlugin()],
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
