@@ -88,7 +88,7 @@ API_VERSION = "1"
 
 def openapi_config() -> OpenAPIConfig:
     """Return Litestar's configuration of the schema and its pages."""
-    config = _Config(
+    return _Config(
         title="mailer",
         version=API_VERSION,
         description="Send mailings to clients by SMS, and follow the status of every message.",
@@ -98,8 +98,6 @@ def openapi_config() -> OpenAPIConfig:
         render_plugins=docs_plugins(),
         openapi_router=docs_router(),
     )
-    config.default_plugin = None  # `/` is the admin pages'
-    return config
 
 
 class _Config(OpenAPIConfig):
