@@ -44,6 +44,7 @@ from mailer.web.body import JsonBody
 from mailer.web.docs import docs_plugins, docs_router
 from mailer.web.litestar_internals import CATCH_ALL_PATHS, close_after
 from mailer.web.openapi import openapi_config
+from mailer.web.server.uvicorn_server import LimitedHttpProtocol, Server
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "mailer"
@@ -224,6 +225,20 @@ def test_a_part_has_the_expected_parameters(part: Callable[..., Any], expected: 
 
 def _default(value: object) -> str:
     return repr(value) if value is None or isinstance(value, int) else "<sentinel>"
+
+
+async def test_what_our_subclasses_add_is_no_part_of_the_library() -> None:
+    served, connection = Served(), GatewayConnection(asyncio.get_running_loop())
+    parts = {
+        LimitedHttpProtocol: {*dir(HttpToolsProtocol), *vars(served.connection)},
+        Server: {*dir(uvicorn.Server), *vars(uvicorn.Server(served.connection.config))},
+        GatewayConnection: {*dir(ResponseHandler), *vars(connection)} - {"_answer"},
+        GatewayConnector: {*dir(aiohttp.TCPConnector)},
+    }
+    overridden = {part.__name__ for part, _ in SIGNATURES}
+    for ours, names in parts.items():
+        added = {name for name in vars(ours) if not name.endswith("__")} - overridden
+        assert not added & names, f"{ours.__name__} hides a part of its base class"
 
 
 # ---- uvicorn --------------------------------------------------------------------------------
