@@ -14,7 +14,7 @@ from litestar.testing import TestClient
 
 from mailer.web import assets
 from mailer.web.assets import asset_url, static_router
-from mailer.web.openapi import StructPlugin, openapi_config
+from mailer.web.openapi import openapi_config
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
@@ -64,7 +64,6 @@ def web() -> Iterator[TestClient[Litestar]]:
     app = Litestar(
         [home, Router("/api/v1", route_handlers=[show, index, add, change]), static_router()],
         openapi_config=openapi_config(),
-        plugins=[StructPlugin()],
         logging_config=None,
     )
     with TestClient(app) as client:

@@ -21,8 +21,8 @@ from tests.fault_servers import (
     served,
 )
 
+from mailer.gateway.aiohttp_connection import MAX_INTERIM_ANSWERS
 from mailer.gateway.answer import MAX_ANSWER_BYTES
-from mailer.gateway.http import MAX_INTERIM_ANSWERS
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.gateway.sandbox import Faults, SandboxGateway
 

@@ -6,7 +6,6 @@ from mailer.access import audit, credentials, login_throttle, sessions, users
 from mailer.access.model import Actor
 from mailer.access.users import NewPassword, NewUser, User
 from mailer.errors import FieldError, InvalidError, MailerError
-from mailer.oidc.model import Identity, SignInError
 from mailer.validation import is_storable
 
 
@@ -41,38 +40,14 @@ async def sign_in(
         ):
             await login_throttle.forget_attempts(connection, attempt)
             return await begin_session(connection, user, address, user_agent)
-        await _record_refused(connection, user.id if user else None, address)
+        await record_refused(connection, user.id if user else None, address)
     raise NotSignedInError
 
 
-async def sign_in_oidc(
-    engine: AsyncEngine, identity: Identity, address: str | None, user_agent: str
-) -> str:
-    """Sign a user in by an OpenID identity; return the secret for the session cookie.
-
-    Raises `SignInError` for a disabled user.
-    """
-    async with engine.begin() as connection:
-        user = await users.upsert_from_oidc(connection, identity, address)
-        return await begin_session(connection, user, address, user_agent)
-
-
-async def record_refused_oidc(engine: AsyncEngine, error: SignInError, address: str | None) -> None:
-    """Record a failed sign-in with the OpenID provider in the audit log.
-
-    A user who has no role at the provider any more is signed out everywhere.
-    """
-    subject = error.issuer_and_subject
-    async with engine.begin() as connection:
-        user = await users.find_by_subject(connection, *subject) if subject else None
-        if user is not None and error.reason == "no_role":
-            await users.end_sessions(connection, user.id, user.actor(address))
-        await _record_refused(connection, user.id if user else None, address)
-
-
-async def _record_refused(
+async def record_refused(
     connection: AsyncConnection, user_id: int | None, address: str | None
 ) -> None:
+    """Record a failed sign-in in the audit log; `user_id` is None for an unknown user."""
     unauthenticated = Actor("anybody", "anybody", address=address)
     target = audit.Target("user", user_id)
     await audit.record(connection, unauthenticated, "sign_in_failed", target)

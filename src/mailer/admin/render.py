@@ -1,6 +1,6 @@
 """Rendering of pages: the context of every page, and the formats of numbers and moments."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any
@@ -76,13 +76,6 @@ class PageContext(msgspec.Struct, frozen=True):
     """Whether a script requested only the content, to show it on the current page."""
 
     @property
-    def gateway(self) -> GatewayStatus:
-        """The current state of the gateway."""
-        return (
-            GatewayStatus(is_set=False) if self.channel is None else self.channel.breaker.status()
-        )
-
-    @property
     def user(self) -> Actor | None:
         """The signed-in user; None also if authentication is off."""
         return self.actor if self.actor is not None and self.actor.kind == "user" else None
@@ -145,15 +138,23 @@ class PageContext(msgspec.Struct, frozen=True):
     def render(self, template: str, **variables: object) -> str:
         """Return the HTML of a template in the viewer's language."""
         with use_language(self.viewer.language):
-            compiled = _environment().get_template(template)
-            return compiled.render(context=self, viewer=self.viewer, **variables)
+            return "".join(self._generate(template, variables))
 
     async def _render_in_slices(self, template: str, **variables: object) -> str:
         """Return the HTML of a template; other tasks run while it is rendered."""
         with use_language(self.viewer.language):
-            compiled = _environment().get_template(template)
-            parts = compiled.generate(context=self, viewer=self.viewer, **variables)
-            return await run_in_slices(_join(parts))
+            return await run_in_slices(_join(self._generate(template, variables)))
+
+    def _generate(self, template: str, variables: Mapping[str, object]) -> Iterator[str]:
+        """Return the parts of a template's HTML, each rendered when it is read.
+
+        The state of the gateway is read once, so that all parts show the same.
+        """
+        gateway = (
+            GatewayStatus(is_set=False) if self.channel is None else self.channel.breaker.status()
+        )
+        compiled = _environment().get_template(template)
+        return compiled.generate(context=self, viewer=self.viewer, gateway=gateway, **variables)
 
 
 def _join(parts: Iterable[str]) -> Generator[None, None, str]:

@@ -72,4 +72,4 @@ def run_on_database(
     """Run `work` on the database, which a running mailer may use at the same time."""
     from mailer.db import startup
 
-    return run(startup.run_on_database(settings, work))
+    return run(startup.run_on_database(startup.DatabaseSource.of(settings), work))

@@ -12,9 +12,9 @@ from typing import Annotated, NoReturn
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from mailer.errors import UnavailableError
+from mailer.gateway.aiohttp_connection import is_parse_error
 from mailer.gateway.faults import ANSWERS, Faults, Kind, SandboxAnswer, make_answer, make_refusal
 from mailer.gateway.recent_ids import RecentIds
 from mailer.json_input import JsonError, read_json
@@ -259,6 +259,6 @@ async def _wait_for_cancellation() -> NoReturn:
 
 def _drop_parse_error(record: logging.LogRecord) -> bool:
     """Remove aiohttp's parse errors from a log record: their text may contain a phone."""
-    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+    if record.exc_info and is_parse_error(record.exc_info[1]):
         record.exc_info = None
     return True

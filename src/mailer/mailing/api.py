@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access.model import Actor
 from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channel
+from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.activity import with_outage
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
@@ -87,11 +88,12 @@ class MailingController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         channel: NamedDependency[Channel | None],
         data: JSONBody[NewMailing],
     ) -> Mailing:
         """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
-        return with_outage(await service.create(engine, data, by), channel)
+        return with_outage(await service.create(engine, data, by, claim), channel)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
@@ -171,42 +173,46 @@ class MailingController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Pause a mailing. After the answer, no gateway request for it starts until it resumes."""
-        return await service.pause(engine, mailing_id, by)
+        return await service.pause(engine, mailing_id, by, claim)
 
     @post("/{mailing_id:int}/resume", **ACTION_OPTIONS)
     async def resume_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         channel: NamedDependency[Channel | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Resume a paused mailing."""
-        return with_outage(await service.resume(engine, mailing_id, by), channel)
+        return with_outage(await service.resume(engine, mailing_id, by, claim), channel)
 
     @post("/{mailing_id:int}/cancel", **ACTION_OPTIONS)
     async def cancel_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Cancel a mailing permanently. After the answer, no gateway request for it starts."""
-        return await service.cancel(engine, mailing_id, by)
+        return await service.cancel(engine, mailing_id, by, claim)
 
     @post("/{mailing_id:int}/retry", **ACTION_OPTIONS)
     async def retry_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         channel: NamedDependency[Channel | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Send the undelivered and unknown messages of a mailing again, before its end."""
-        return with_outage(await service.retry(engine, mailing_id, by), channel)
+        return with_outage(await service.retry(engine, mailing_id, by, claim), channel)
 
     @delete("/{mailing_id:int}", required_scope="write")
     async def delete_mailing(

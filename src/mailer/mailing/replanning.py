@@ -27,13 +27,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.end_message import end_columns
 from mailer.db.schema import FINISHED_IN_WINDOW, UNSETTLED_MAILING, client, message
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
+from mailer.message.ending import end_columns
 
 log = structlog.get_logger()
 

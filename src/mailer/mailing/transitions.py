@@ -12,7 +12,6 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.end_message import end_set_clause
 from mailer.db.schema import ENDED_AT, RETENTION_START, UNSETTLED_MAILING
 from mailer.mailing import small_audiences
 from mailer.mailing.model import RunningMailing, Status
@@ -20,6 +19,7 @@ from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.message import counters
+from mailer.message.ending import end_set_clause
 
 BATCH = 1_000
 """Unsettled mailings that one statement reads. The next call reads the following ones."""

@@ -14,6 +14,7 @@ import msgspec
 from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.engine import affected_rows
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.schema import MESSAGE_STATUSES, client, message
 from mailer.message.model import (
@@ -221,8 +222,7 @@ async def release_orphaned(
 
     They were claimed by a statement whose answer was lost with the connection.
     """
-    command_tag = await connection.execute(RELEASE_ORPHANED, owner, list(unrecorded))
-    return int(command_tag.rpartition(" ")[2])
+    return affected_rows(await connection.execute(RELEASE_ORPHANED, owner, list(unrecorded)))
 
 
 # The failures before the breaker opened belong to the outage. Their attempts are refunded, unless

@@ -22,6 +22,7 @@ from mailer.errors import FieldError, InvalidError
 from mailer.forecast.service import usable_throughput
 from mailer.gateway.channel import Channel
 from mailer.gateway.throughput import ThroughputEstimate
+from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.api import MailingId
@@ -96,6 +97,11 @@ def provide_form_page(
     return MailingFormPage(engine=engine, throughput=usable_throughput(channel), context=context)
 
 
+def redirect_to_created(mailing_id: int) -> Redirect:
+    """Return the redirect to a mailing that the form has created."""
+    return redirect_with_flash("mailing-created", f"/mailings/{mailing_id}")
+
+
 class MailingForm(Controller):
     """The form of a new or existing mailing, and its preview."""
 
@@ -117,27 +123,26 @@ class MailingForm(Controller):
         form_page = msgspec.structs.replace(form_page, copy_of=copied)
         return await form_page.render(Form(values | {FINGERPRINT_FIELD: ""}))
 
-    @post("/new", required_scope="write", creates=True)
+    @post("/new", required_scope="write", creates=redirect_to_created)
     async def create(
         self,
         request: Request[Any, Any, Any],
         form_page: NamedDependency[MailingFormPage],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         copied: CopiedId = None,
     ) -> Response[str] | Redirect:
         """Create a mailing, or show the form again with its errors."""
-        if by.stored_result is not None:  # a repeat: the first response was lost
-            return redirect_with_flash("mailing-created", f"/mailings/{by.stored_result['id']}")
         form = Form(await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD))
         try:
             new = fields.read_new(form.values, database_clock.now())
-            mailing = await service.create(form_page.engine, new, by)
+            mailing = await service.create(form_page.engine, new, by, claim)
         except InvalidError as error:
             form_page = msgspec.structs.replace(form_page, copy_of=copied)
             return await form_page.render(
                 form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
             )
-        return redirect_with_flash("mailing-created", f"/mailings/{mailing.id}")
+        return redirect_to_created(mailing.id)
 
     @get("/{mailing_id:int}/edit", required_scope="write")
     async def show_edit(

@@ -56,7 +56,9 @@ class SignIn(Controller):
         return_path = own_path(request.query_params.get("return_path", "/"))
         if context.actor is not None:
             return Redirect(return_path, status_code=HTTP_303_SEE_OTHER)
-        return await _form_page(settings, context, Form({"name": "", "return_path": return_path}))
+        return await _form_page(
+            settings.oidc_issuer, context, Form({"name": "", "return_path": return_path})
+        )
 
     @post("/login", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
     async def sign_in(
@@ -79,10 +81,12 @@ class SignIn(Controller):
             )
         except service.NotSignedInError as error:
             form = form.with_errors(InvalidError([FieldError("", str(error))]))
-            return await _form_page(settings, context, form, HTTP_400_BAD_REQUEST)
+            return await _form_page(settings.oidc_issuer, context, form, HTTP_400_BAD_REQUEST)
         except ThrottledError as error:
             status = HTTP_429_TOO_MANY_REQUESTS
-            response = await _form_page(settings, context, form, status, retry_after=error.seconds)
+            response = await _form_page(
+                settings.oidc_issuer, context, form, status, retry_after=error.seconds
+            )
             response.headers["Retry-After"] = str(error.seconds)
             return response
         if context.user is not None:
@@ -103,9 +107,9 @@ class SignIn(Controller):
 
 
 async def _form_page(
-    settings: Settings, context: PageContext, form: Form, status: int = 200, retry_after: int = 0
+    issuer: str | None, context: PageContext, form: Form, status: int = 200, retry_after: int = 0
 ) -> Response[str]:
-    provider = urlsplit(settings.oidc_issuer).hostname if settings.oidc_issuer else None
+    provider = urlsplit(issuer).hostname if issuer else None
     return await context.render_page(
         "sign_in.html", status, form=form, provider=provider, retry_after=retry_after
     )
