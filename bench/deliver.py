@@ -1,4 +1,4 @@
-"""How fast one mailing is delivered to 100,000 clients, and whether memory stays constant.
+"""Measure how fast one mailing is delivered to 100,000 clients, and whether memory stays constant.
 
 The real process runs on its embedded database; the sandbox gateway runs in its own process.
 Limits: every message is accepted and delivered exactly once; the resident size at the end is within

@@ -882,8 +882,6 @@ END)) WHERE (is_settled AND (NOT is_purged) AND (deleted_at IS NULL));
 
 CREATE INDEX mailing_retry_idx ON mailing USING btree (retry_cursor, retry_before) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (retry_before IS NOT NULL));
 
-CREATE INDEX mailing_settled_idx ON mailing USING btree (updated_at) WHERE (is_settled AND (NOT is_purged) AND (deleted_at IS NULL));
-
 CREATE INDEX mailing_start_idx ON mailing USING btree (datetime_start) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (audience_until IS NULL));
 
 CREATE INDEX mailing_status_id_idx ON mailing USING btree (status, id) WHERE (deleted_at IS NULL);

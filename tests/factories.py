@@ -180,7 +180,7 @@ async def do(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[Re
         return await step(connection)
 
 
-async def take_audience(engine: AsyncEngine) -> None:
+async def enqueue_and_replan(engine: AsyncEngine) -> None:
     """Enqueue the audiences of all started mailings, and replan all messages to be replanned."""
     has_more = True
     while has_more:
@@ -192,7 +192,7 @@ async def take_audience(engine: AsyncEngine) -> None:
 async def begin(engine: AsyncEngine) -> int:
     """Start the mailing that is due, enqueue its audience and return its id."""
     [mailing_id] = await do(engine, transitions.start_due)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     return mailing_id
 
 
@@ -225,16 +225,16 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
                 await do(engine, transitions.finish)
 
 
-async def under_way(engine: AsyncEngine) -> list[RunningMailing]:
+async def active_mailings(engine: AsyncEngine) -> list[RunningMailing]:
     """Return the mailings that a worker reads: they have requests, or may have them now."""
     async with engine.connect() as pooled:
-        mailings = await transitions.read_under_way(await asyncpg_connection(pooled))
+        mailings = await transitions.read_active(await asyncpg_connection(pooled))
     return [mailing for mailing in mailings.values() if mailing is not None]
 
 
 async def running(engine: AsyncEngine) -> list[RunningMailing]:
     """Return the mailings for which a worker may send."""
-    return [mailing for mailing in await under_way(engine) if mailing.may_send]
+    return [mailing for mailing in await active_mailings(engine) if mailing.may_send]
 
 
 async def claim(

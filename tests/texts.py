@@ -105,7 +105,7 @@ def catalogue_file(language: str) -> Path:
 
 
 @cache
-def brought_up_to_date(language: str) -> Catalog:
+def updated_catalogue(language: str) -> Catalog:
     """Return a language's catalogue with exactly the present texts.
 
     The code contains the English texts, so the English catalogue contains only texts that a page
@@ -148,7 +148,7 @@ def written(catalogue: Catalog) -> bytes:
 def main() -> None:
     """Update every catalogue."""
     for language in LANGUAGES:
-        catalogue = brought_up_to_date(language)
+        catalogue = updated_catalogue(language)
         catalogue_file(language).write_bytes(written(catalogue))
         missing = sum(not is_translated(entry) for entry in catalogue if entry.id)
         sys.stdout.write(f"{language}: {len(catalogue)} texts, {missing} to translate\n")

@@ -191,9 +191,6 @@ CREATE INDEX mailing_retry_idx ON mailing (retry_cursor, retry_before)
 CREATE INDEX mailing_replan_idx ON mailing (replan_cursor, id)
     WHERE NOT is_closed AND deleted_at IS NULL AND is_replanning;
 
-CREATE INDEX mailing_settled_idx ON mailing (updated_at)
-    WHERE is_settled AND NOT is_purged AND deleted_at IS NULL;
-
 CREATE INDEX mailing_changed_idx ON mailing (changed_by);
 
 CREATE INDEX mailing_retention_idx ON mailing (

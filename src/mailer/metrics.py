@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from mailer.statuses import OUTCOMES
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and tell nothing new
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and add no information
 
 REGISTRY = CollectorRegistry()
 """A registry of our own: metrics that libraries add to the global registry are not exported."""

@@ -122,4 +122,4 @@ def test_without_the_setting_nothing_is_deleted(engine: AsyncEngine) -> None:
         settings = Settings(data_dir="/nowhere", **values)  # type: ignore[arg-type]  # values of one type
         return {job.name for job in jobs(engine, JobLimits.of(settings), None)}
 
-    assert job_names(retention_days=30) - job_names() == {"retire"}
+    assert job_names(retention_days=30) - job_names() == {"purge_messages"}

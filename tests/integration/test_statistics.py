@@ -8,13 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, SETTLED, add_clients, add_mailing, add_messages, execute
+from tests.factories import (
+    NOON,
+    SETTLED,
+    add_clients,
+    add_mailing,
+    add_messages,
+    execute,
+    make_channel,
+)
 
 from mailer.access.model import COMMAND_LINE
 from mailer.db.schema import MAILING_STATUSES
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
-from mailer.gateway.breaker import Breaker
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import service, store
@@ -208,9 +215,7 @@ async def get_statistics(
     engine: AsyncEngine, mailing_id: int, rate: float = 1
 ) -> MailingStatistics:
     """Return the statistics for a worker with a working gateway and `rate` messages a second."""
-    return await statistics.of_mailing(
-        engine, mailing_id, breaker=Breaker(10, 15), pace=ThroughputEstimate(50, rate)
-    )
+    return await statistics.of_mailing(engine, mailing_id, channel=make_channel(gateway_rate=rate))
 
 
 async def test_a_recently_started_mailing_has_a_rate_and_an_expected_end(
@@ -252,15 +257,13 @@ async def test_without_a_working_gateway_there_is_no_expected_end(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_sending_mailing(engine)
-    open_breaker = Breaker(1, 15)
-    permit = open_breaker.acquire(0.0)
+    failing = make_channel(gateway_rate=1, breaker_failures=1)
+    permit = failing.breaker.acquire(0.0)
     assert permit is not None
-    open_breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))
-    assert open_breaker.outage is not None
-    for breaker in (open_breaker, None):
-        result = await statistics.of_mailing(
-            engine, mailing_id, breaker=breaker, pace=ThroughputEstimate(50, 1)
-        )
+    failing.breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))
+    assert failing.breaker.outage is not None
+    for channel in (failing, None):
+        result = await statistics.of_mailing(engine, mailing_id, channel=channel)
         assert result.expected_end is None
 
 

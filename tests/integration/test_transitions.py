@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
+    active_mailings,
     add_clients,
     add_due_messages,
     add_mailing,
@@ -22,7 +23,6 @@ from tests.factories import (
     resend,
     running,
     state,
-    under_way,
     value,
 )
 
@@ -202,7 +202,7 @@ async def test_running_mailings_are_read_with_their_permission_to_send(
         f"UPDATE mailing SET deleted_at = now() WHERE id = {deleted}",  # noqa: S608  # values of the test
     )
 
-    mailings = await under_way(engine)
+    mailings = await active_mailings(engine)
 
     assert {mailing.id: mailing.may_send for mailing in mailings} == {
         ended: False,

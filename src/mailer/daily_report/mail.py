@@ -16,7 +16,7 @@ import structlog
 
 from mailer.daily_report.chart import draw
 from mailer.daily_report.report import DailyReport, daily_report, render_html, render_text
-from mailer.db.startup import run_on_database
+from mailer.db.startup import DatabaseSource, run_on_database
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 from mailer.statuses import FAILURES
@@ -288,7 +288,8 @@ async def report_command(settings: Settings, day: date, *, send: bool) -> str:
     """
     smtp = make_smtp_config(settings) if send else None
     zone = settings.report_time_zone
-    daily = await run_on_database(settings, partial(daily_report, day=day, time_zone=zone))
+    source = DatabaseSource.of(settings)
+    daily = await run_on_database(source, partial(daily_report, day=day, time_zone=zone))
     if smtp is not None:
         result = await send_report(daily, smtp)
         if failed := {**result.deferred, **result.refused}:

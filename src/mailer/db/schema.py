@@ -183,7 +183,7 @@ mailing = Table(
     Column("replan_stop", BigInteger),
     # the last transaction that changed the row, set by a trigger; workers read changed rows by it
     Column("changed_by", BigInteger, nullable=False, server_default="0"),
-    # messages that failed before this time are being retried; null when no retry is under way
+    # messages that failed before this time are being retried; null when no retry is in progress
     timestamp("retry_before", nullable=True),
     # messages up to this id are scheduled for that retry
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),
@@ -244,11 +244,6 @@ mailing = Table(
         "mailing_replan_idx",
         *("replan_cursor", "id"),
         postgresql_where=text(f"{OPEN_MAILING} AND is_replanning"),
-    ),
-    Index(
-        "mailing_settled_idx",
-        "updated_at",
-        postgresql_where=text("is_settled AND NOT is_purged AND deleted_at IS NULL"),
     ),
     Index("mailing_changed_idx", "changed_by"),
     Index(

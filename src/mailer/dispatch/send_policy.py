@@ -16,7 +16,7 @@ from mailer.statuses import MessageStatus
 LEASE_MARGIN = timedelta(seconds=1)
 """Least time of a lease that must be left after the request's timeout, to store the result."""
 MAX_DOUBLINGS = 64
-"""Most doublings of the base: by then any base has reached any cap."""
+"""Most doublings of the base: enough for every base to reach every cap."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
@@ -123,7 +123,7 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each row of t
     match outcome:
         case Accepted():
             return MessageResult(claim, "delivered", claim.attempts, sent_at=now)
-        case Rejected(reason=reason):  # says nothing about an earlier request with unknown delivery
+        case Rejected(reason=reason):  # it does not answer an earlier request with unknown delivery
             result = end_untried(claim, "undelivered", reason)
             return replace(result, attempts=claim.attempts, last_failure=reason)
         case Aborted():

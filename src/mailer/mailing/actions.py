@@ -1,4 +1,4 @@
-"""Which action a mailing allows in which status: one table for the service and the pages."""
+"""The actions that a mailing allows in each status: one table for the service and the pages."""
 
 from datetime import datetime
 from typing import Literal, get_args
@@ -24,7 +24,7 @@ NOT_ENDED = ALL - ENDED
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """When an action is allowed."""
+    """The statuses and times in which an action is allowed."""
 
     statuses: frozenset[Status]
     is_allowed_after_end: bool = False
@@ -46,7 +46,7 @@ ERRORS: dict[tuple[Action, Status], type[ConflictError]] = {
     ("resume", "scheduled"): MailingNotPausedError,
     ("resume", "running"): MailingNotPausedError,
 }
-"""Why an action is refused in a status; `MailingEndedError` where nothing else is said."""
+"""The errors of actions that a status does not allow; `MailingEndedError` for other statuses."""
 
 
 def ensure_allowed(action: Action, mailing: Mailing, at: datetime) -> None:

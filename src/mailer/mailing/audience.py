@@ -206,7 +206,7 @@ LOWEST_CURSOR, NEWEST_MAILING = (
 )
 MAX_BIGINT = 2**63 - 1
 EnqueueOrder = Literal["lowest_cursor", "newest", "partly_enqueued"]
-"""Which mailing to enqueue next: the one with the lowest cursor, the newest of which nothing is
+"""The mailing to enqueue next: the one with the lowest cursor, the newest of which nothing is
 enqueued yet, or the one with the lowest cursor of those that are partly enqueued."""
 MOVE_CURSOR = text(f"""
     UPDATE mailing SET audience_cursor = :upper,
@@ -317,7 +317,7 @@ def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
     """Return the condition that a client belongs to a mailing's audience.
 
     Such a client matches the filter now and was in the directory at the audience's snapshot. Ids
-    alone do not tell that: an id may be assigned long before its client is committed.
+    alone do not show that: an id may be assigned long before its client is committed.
     """
     conditions: list[ColumnElement[bool] | TextClause] = [
         client.c.deleted_at.is_(None),

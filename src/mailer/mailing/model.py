@@ -55,7 +55,10 @@ Text = Annotated[
         description="The text of the message, with at least one visible character; stored in"
         " Unicode normalization form C (NFC).",
         examples=["Your order is ready."],
-        extra={"rule": "must be 1 to 1,600 characters without NUL", "normalize": compose},
+        extra={
+            "rule": "must be 1 to 1,600 characters, without null characters",
+            "normalize": compose,
+        },
     ),
 ]
 OnUnknown = Annotated[

@@ -27,13 +27,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.end_message import end_columns
 from mailer.db.schema import FINISHED_IN_WINDOW, OPEN_MAILING, client, message
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
+from mailer.message.ending import end_columns
 
 log = structlog.get_logger()
 
@@ -314,7 +314,7 @@ async def _reopen(
     if (await connection.execute(REOPEN_MAILING, {"id": mailing.id})).one_or_none() is None:
         return {row.client_id for row in due}
     await _replan_messages(connection, mailing, due)
-    log.info("mailing_revived", mailing_id=mailing.id, messages=len(due))
+    log.info("mailing_reopened", mailing_id=mailing.id, messages=len(due))
     return set()
 
 

@@ -39,7 +39,7 @@ class PendingMailing(msgspec.Struct, frozen=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a restored database would send if sending were allowed."""
+    """The messages that a restored database would send if sending were allowed."""
 
     hold: origin.RestoreHold
     mailings: list[PendingMailing]

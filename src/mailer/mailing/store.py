@@ -195,10 +195,10 @@ async def mark_deleted(connection: AsyncConnection, mailing_id: int) -> None:
         raise MailingNotFoundError
 
 
-MAILING_CHANNEL = "mailing"
-"""Name of the PostgreSQL notification channel."""
+MAILINGS_CHANGED = "mailings_changed"
+"""Name of the PostgreSQL notification that a mailing has changed."""
 
 
 async def notify_mailings_changed(connection: AsyncConnection) -> None:
     """Notify all workers that a mailing has changed; PostgreSQL delivers it after the commit."""
-    await connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": MAILING_CHANNEL})
+    await connection.execute(text("SELECT pg_notify(:name, '')"), {"name": MAILINGS_CHANGED})

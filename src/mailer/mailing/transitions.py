@@ -13,7 +13,6 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.counts import add_up
-from mailer.db.end_message import end_set_clause
 from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START
 from mailer.mailing import small_audiences
 from mailer.mailing.model import RunningMailing, Status
@@ -21,6 +20,7 @@ from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.message import counters
+from mailer.message.ending import end_set_clause
 from mailer.statuses import NOT_FINAL, OPEN
 
 BATCH = 1_000
@@ -30,7 +30,7 @@ RUNNING_COLUMNS = f"""
     id, text, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
     status = 'running' AND NOT is_replanning AND datetime_end > clock_timestamp(),
     status IN ('running', 'paused') AND {OPEN_MAILING}"""
-UNDER_WAY_MAILINGS = f"""
+ACTIVE_MAILINGS = f"""
     SELECT {RUNNING_COLUMNS} FROM mailing
     WHERE {OPEN_MAILING} AND status IN ('running', 'paused') AND id > $1
     ORDER BY id LIMIT $2"""  # noqa: S608  # no user input
@@ -56,11 +56,11 @@ async def database_now(connection: asyncpg.Connection) -> tuple[datetime, str]:
     return moment, snapshot
 
 
-async def read_under_way(
+async def read_active(
     connection: asyncpg.Connection, after: int = 0, limit: int = BATCH
 ) -> MailingsById:
     """Return up to `limit` running or paused mailings with ids above `after`, by ascending id."""
-    return _by_id(await connection.fetch(UNDER_WAY_MAILINGS, after, limit))
+    return _by_id(await connection.fetch(ACTIVE_MAILINGS, after, limit))
 
 
 async def read_changed(connection: asyncpg.Connection, since: str) -> MailingsById:
@@ -78,7 +78,7 @@ def _by_id(rows: list[asyncpg.Record]) -> MailingsById:
             on_unknown,
             may_send,
         )
-        if is_under_way
+        if is_active
         else None
         for (
             mailing_id,
@@ -88,13 +88,13 @@ def _by_id(rows: list[asyncpg.Record]) -> MailingsById:
             opens,
             closes,
             may_send,
-            is_under_way,
+            is_active,
         ) in rows
     }
 
 
 class PendingWork(msgspec.Struct, frozen=True):
-    """Which kinds of work mailings need now."""
+    """The kinds of work that mailings need now."""
 
     must_start: bool
     """The start of a mailing has come."""

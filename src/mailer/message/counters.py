@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.counts import sums
 from mailer.db.engine import COUNTER_MERGE_LOCK
-from mailer.db.schema import COUNTERS, UNSETTLED_MAILING
+from mailer.db.schema import COUNTERS, RETENTION_START, UNSETTLED_MAILING
 from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 FULL_RESOLUTION_SECONDS = 120
@@ -162,6 +162,8 @@ async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
 
 
 # OFFSET makes PostgreSQL compute each span once, instead of once for each comparison.
+# RETENTION_START is never before `updated_at`. Its condition only lets PostgreSQL use
+# mailing_retention_idx.
 RESOLUTION = " ".join(f"WHEN span <= {span} THEN {seconds}" for span, seconds in RESOLUTIONS)
 OUTER_SECOND = """
     SELECT bucket_start FROM message_count
@@ -172,6 +174,7 @@ DOWNSAMPLE = text(f"""
         SELECT id FROM mailing WHERE {UNSETTLED_MAILING}
         UNION ALL
         SELECT id FROM mailing WHERE is_settled AND NOT is_purged AND deleted_at IS NULL
+            AND {RETENTION_START} > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
             AND updated_at > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
     ), target AS MATERIALIZED (
         SELECT id, make_interval(secs => CASE {RESOLUTION} ELSE {HOUR} END) AS resolution

@@ -16,8 +16,7 @@ from mailer.db.engine import snapshot
 from mailer.db.schema import settled_totals
 from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
-from mailer.gateway.breaker import Breaker
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.gateway.channel import Channel
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_outage
 from mailer.mailing.model import Mailing
@@ -119,8 +118,7 @@ async def of_mailing(
     mailing_id: int,
     bucket: int | None = None,
     *,
-    breaker: Breaker | None = None,
-    pace: ThroughputEstimate | None = None,
+    channel: Channel | None = None,
 ) -> MailingStatistics:
     """Return detailed statistics of a mailing, over time in buckets of `bucket` seconds.
 
@@ -128,11 +126,11 @@ async def of_mailing(
     `InvalidError` when `bucket` is too short or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
-        mailing = with_outage(await mailings.get(connection, mailing_id), breaker)
+        mailing = with_outage(await mailings.get(connection, mailing_id), channel)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
-        usable = forecast.usable_pace(pace, breaker)
-        basis = await forecast.read(connection, mailing, usable, len(active) or 1)
+        throughput = forecast.usable_throughput(channel)
+        basis = await forecast.read(connection, mailing, throughput, len(active) or 1)
         counts = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
     return msgspec.structs.replace(counts, expected_end=end)
@@ -214,7 +212,7 @@ def _count_by_value(
 ) -> Iterator[tuple[str, MessageCounts]]:
     """Yield the counts by status for each value of the column `name`.
 
-    Counters do not tell scheduled messages from those being sent; `sending_rows` do.
+    Counters do not distinguish scheduled messages from those being sent; `sending_rows` do.
     """
     sending_by_value: Counter[str] = Counter()
     for row in sending_rows:

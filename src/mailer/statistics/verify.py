@@ -19,7 +19,7 @@ class Difference(msgspec.Struct, frozen=True):
     mailing_id: int | None
     """None for counts over all mailings."""
     quantity: str
-    """What was counted, in words."""
+    """The name of the count."""
     found: int
     """The stored count."""
     expected: int

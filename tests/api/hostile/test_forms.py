@@ -86,11 +86,11 @@ def test_the_pages_are_found() -> None:
 def test_the_forms_and_their_fields_are_found(
     forms: dict[tuple[str, str], Form], ids: dict[str, int]
 ) -> None:
-    assert forms["POST", "/preferences"].values.keys() == {"back", "language", "time_zone"}
+    assert forms["POST", "/preferences"].values.keys() == {"return_path", "language", "time_zone"}
     assert forms["POST", "/clients/new"].values.keys() >= {"phone", "tag", "time_zone"}
     edit_form = forms["POST", f"/mailings/{ids['mailing_id']}/edit"]
     assert edit_form.values["text"] == "Hello"
-    assert {("POST", "/keys"), ("POST", "/people/new"), ("POST", "/account/password")} <= set(forms)
+    assert {("POST", "/keys"), ("POST", "/users/new"), ("POST", "/profile/password")} <= set(forms)
     assert {method for method, _ in forms} == {"GET", "POST"}
     assert len(forms) >= 8
 

@@ -13,7 +13,7 @@ from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
 from mailer.db.schema import MAILING_STATUSES
-from mailer.gateway.breaker import Breaker
+from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.activity import with_outage
 from mailer.mailing.api import MailingQuery
@@ -34,7 +34,7 @@ class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
             Meta(
                 max_length=200,
                 pattern=STORABLE,
-                extra={"rule": "must be at most 200 characters without NUL"},
+                extra={"rule": "must be at most 200 characters, without null characters"},
             ),
         ]
         | UnsetType
@@ -79,7 +79,7 @@ class MailingList(Controller):
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
     ) -> Response[str]:
         """List the mailings that match the filters."""
@@ -88,7 +88,7 @@ class MailingList(Controller):
         if query is not None:
             async with engine.connect() as connection:
                 page = await store.page(connection, query.position, **query.equal())
-                mailings = [with_outage(store.to_mailing(row), breaker) for row in page.rows]
+                mailings = [with_outage(store.to_mailing(row), channel) for row in page.rows]
                 waits = await find_waits(connection, mailings)
         return await context.render_page(
             "mailings/list.html",
@@ -108,7 +108,7 @@ class MailingList(Controller):
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
@@ -125,7 +125,7 @@ class MailingList(Controller):
             }
             rows = {
                 mailing.id: context.render(
-                    "mailings/row.html", mailing=with_outage(mailing, breaker), waits=waits
+                    "mailings/row.html", mailing=with_outage(mailing, channel), waits=waits
                 )
                 for mailing in mailings
             }
