@@ -14,14 +14,14 @@ from mailer.settings import read_settings
 
 
 def run(connection: Connection) -> None:
-    """Run what the command asks for, all in the caller's transaction."""
+    """Run the migrations of the command, all in the caller's transaction."""
     context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
     with context.begin_transaction():
         context.run_migrations()
 
 
 async def run_alone() -> None:
-    """Connect as the settings say, for the `alembic` command."""
+    """Connect to the database of the settings, for the command `alembic`."""
     url = read_settings(os.environ).database_url
     if url is None:
         message = "set MAILER_DATABASE_URL to the database to work on"

@@ -1,4 +1,4 @@
-"""How much an API key slows down a request, and an Idempotency-Key a POST.
+"""Measure how much an API key slows down a request, and an Idempotency-Key a POST.
 
 Two processes use one database; one of them requires API keys. Both get the same calls, in
 alternating blocks, so that the machine's noise affects both alike; one call at a time, and twenty

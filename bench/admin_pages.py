@@ -1,4 +1,4 @@
-"""Whether the admin pages are fast and small with a million clients, and what open pages cost.
+"""Measure speed and size of the admin pages with a million clients, and the cost of open pages.
 
 The real process works on the data set of `bench/scale.py`. Limits: the first response of every page
 in a new process within 150 ms; a page with all its assets under 200 kB; ten open pages that receive

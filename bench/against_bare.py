@@ -1,4 +1,4 @@
-"""How fast mailer sends (claims, rules, requests, results), compared with a bare aiohttp loop.
+"""Measure how fast mailer sends (claim, decide, send, record), compared with a bare aiohttp loop.
 
 The bare loop (`bare_loop.py`, on uvloop) and the real process with its embedded database take
 turns. Both send the same text to equally many clients through the same sink, 50 requests at once.

@@ -1,4 +1,4 @@
-"""Whether sending a message costs more than in an earlier version of mailer.
+"""Measure whether sending a message costs more than in an earlier version of mailer.
 
 Both versions run as real processes, each with its own embedded database. They take turns to send
 one mailing through the same sink, 50 requests at once; the order changes from pair to pair. The

@@ -1,4 +1,4 @@
-"""How many times faster mailer sends than two general job queues.
+"""Measure how many times faster mailer sends than two general job queues.
 
 PgQueuer, Celery with RabbitMQ, and mailer take turns on one machine. Each takes messages with phone
 and text from PostgreSQL, posts each to the same sink, 50 at once, and marks its row as delivered.

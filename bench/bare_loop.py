@@ -1,4 +1,4 @@
-"""The least that sending can cost: a bare aiohttp loop that posts the same bodies.
+"""The lower bound of the cost of sending: a bare aiohttp loop that posts the same bodies.
 
 It has no database, checks no rules and records no results. `against_bare.py` runs it in its own
 process and compares mailer with it.

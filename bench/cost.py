@@ -1,4 +1,4 @@
-"""Where the processor time of a message goes: the gateway request, everything else, and the log.
+"""Measure the processor time of a message: the gateway request, everything else, and the log.
 
 The request: mailer's gateway client and a bare aiohttp session send to the same sink from one
 process, in alternating blocks of 1,000 requests, 50 at once. The blocks are so close together that

@@ -1,4 +1,4 @@
-"""How fast one mailing is delivered to 100,000 clients, and whether memory stays constant.
+"""Measure how fast one mailing is delivered to 100,000 clients, and whether memory stays constant.
 
 The real process runs on its embedded database; the sandbox gateway runs in its own process.
 Limits: every message is accepted and delivered exactly once; the resident size at the end is within
@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 import harness
+from mailer.statuses import MESSAGE_STATUSES
 
 POLL_INTERVAL = 0.05
 """Seconds between two reads of the mailing's progress, from the database, not from mailer."""
-STATUSES = ("scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled")
 PROGRESS = """
     SELECT audience_cursor = audience_until AS is_enqueued, status = 'finished' AS is_finished,
         delivered FROM mailing JOIN mailing_counts ON mailing_id = id WHERE id = $1"""
@@ -96,7 +96,7 @@ def print_counts(
 ) -> None:
     """Print the counts of the mailing and those of the gateway."""
     clients = mailing["clients_count"]
-    counts = {name: mailing[f"{name}_messages"] for name in STATUSES}
+    counts = {name: mailing[f"{name}_messages"] for name in MESSAGE_STATUSES}
     verdict.check(
         f"mailing: {', '.join(f'{name} {count:,}' for name, count in counts.items())}",
         limit=f"{clients:,} delivered",

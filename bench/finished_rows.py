@@ -1,4 +1,4 @@
-"""Whether ten million finished messages in the database slow down sending.
+"""Measure whether ten million finished messages in the database slow down sending.
 
 Two real processes, each with its own embedded database, take turns to send to equally many clients
 through one sink, 50 requests at once. One database holds ten million finished messages, the other

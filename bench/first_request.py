@@ -1,4 +1,4 @@
-"""How soon the first request of a mailing reaches the gateway, and whether it ever comes too early.
+"""Measure how soon the first request of a mailing reaches the gateway, never before its start.
 
 The time is measured from the answer to `POST /mailings` if the mailing is due at once, and from
 `datetime_start` if it starts later; with few and with many clients in the directory. The gateway
@@ -31,7 +31,7 @@ START_DELAY = (2.0, 2.5)
 REQUEST_TIMEOUT = 30.0
 """Seconds to wait for the first request."""
 SETTLE = 0.2
-"""Seconds between rounds, for requests still under way."""
+"""Seconds between rounds, for requests still in flight."""
 
 
 class FirstRequest:

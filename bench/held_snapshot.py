@@ -1,4 +1,4 @@
-"""Whether sending becomes more expensive while another session holds a snapshot, as a backup does.
+"""Measure whether sending costs more while another session holds a snapshot, as a backup does.
 
 The snapshot keeps PostgreSQL from removing dead rows and their index entries. Without a gateway,
 the benchmark claims all messages of one mailing and records their results, by the statements of the

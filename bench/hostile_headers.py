@@ -1,4 +1,4 @@
-"""How requests with hostile headers, over 120 connections, affect sending.
+"""Measure how requests with hostile headers, over 120 connections, affect sending.
 
 The requests have no valid credentials. Any flood of requests slows down sending; a hostile header
 must not slow it down more than an ordinary header of the same size, so the two take turns.

@@ -1,4 +1,4 @@
-r"""How fast a million clients are imported, compared with `psql \copy`.
+r"""Measure how fast a million clients are imported, compared with `psql \copy`.
 
 The import and psql take turns on the same server with the same file. psql copies into a table with
 the columns, constraints and indexes of `client`. Limits: a median of half the speed of psql, and

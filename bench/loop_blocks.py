@@ -1,4 +1,4 @@
-"""The longest block of the event loop, for every route and for the periodic tasks.
+"""The longest block of the event loop, for every route and for the periodic jobs.
 
 A real process has clients in every time zone, a thousand tags, and mailings in several states. The
 benchmark calls each route with the worst input that a sender may choose: long queries and headers,
@@ -40,12 +40,12 @@ PROMISED_BLOCK, MAX_BLOCK = 0.01, 0.05
 TIMES = 3
 SETTLE = 0.03
 """Seconds to wait after a response until its blocks are reported."""
-SESSION_ENDING_ROUTES = frozenset({"/logout", "/account/sessions", "/account/password"})
+SESSION_ENDING_ROUTES = frozenset({"/logout", "/profile/sessions", "/profile/password"})
 """Routes that end the session; the benchmark signs in again after them."""
 RESPONSE_TIMEOUT, STREAM_TIMEOUT = 30.0, 1.0
 """Seconds to wait for a response, and for the first event of a stream, which may have none."""
 TASKS_SECONDS = 25.0
-"""Seconds to watch the periodic tasks."""
+"""Seconds to watch the periodic jobs."""
 HOUR = timedelta(hours=1)
 NAME, PASSWORD = "bench", "a pass phrase of a benchmark"
 KIB, MIB = 1024, 1024 * 1024
@@ -255,7 +255,7 @@ def large_calls(target: Target) -> Iterator[Call]:
     yield Call("GET", route, "1,000 rows", f"{target.path(route)}?limit=1000")
     for route in ("/api/v1/clients", "/api/v1/mailings/{mailing_id:int}/messages"):
         yield Call("GET", route, "CSV", target.path(route), headers={"Accept": "text/csv"})
-    form = f"name={NAME}&password={'x' * 1000}&back=%2F".encode()
+    form = f"name={NAME}&password={'x' * 1000}&return_path=%2F".encode()
     yield Call("POST", "/login", "a long password", "/login", form, FORM)
 
 
@@ -374,13 +374,13 @@ async def signed_in(mailer: harness.Mailer) -> AsyncIterator[aiohttp.ClientSessi
 
 async def sign_in(session: aiohttp.ClientSession) -> None:
     """Sign in to the admin pages."""
-    form = {"name": NAME, "password": PASSWORD, "back": "/"}
+    form = {"name": NAME, "password": PASSWORD, "return_path": "/"}
     async with session.post("/login", data=form, allow_redirects=False) as response:
         response.raise_for_status()
 
 
 async def main(clients: int, only: str) -> int:
-    """Call every route, watch the periodic tasks, check the limits; return the exit status."""
+    """Call every route, watch the periodic jobs, check the limits; return the exit status."""
     results: dict[str, dict[str, CallResult]] = defaultdict(dict)
     async with (
         harness.sink() as sink,
@@ -395,12 +395,12 @@ async def main(clients: int, only: str) -> int:
                     if is_failed(result):
                         print(f"{route}: {call.input}: {describe(result)}", flush=True)
         if not only:
-            results["sending and periodic tasks"]["no call"] = await measure_tasks(mailer)
+            results["sending and periodic jobs"]["no call"] = await measure_tasks(mailer)
     return check_limits(results)
 
 
 async def measure_tasks(mailer: harness.Mailer) -> CallResult:
-    """Measure the longest block while mailer sends a mailing and runs its periodic tasks."""
+    """Measure the longest block while mailer sends a mailing and runs its periodic jobs."""
     mailer.blocks.clear()
     mailing = await mailer.create_mailing()
     await mailer.wait_until_finished(mailing["id"])

@@ -1,4 +1,4 @@
-"""How soon a mailing's first request is sent while thousands of other mailings start together.
+"""Measure how soon a mailing's first request is sent while thousands of others start together.
 
 Each of the other mailings has its own filter and its own client, and all start at the same moment.
 The benchmark creates a mailing for one client that is due at once: ten times alone, then ten times
@@ -30,7 +30,7 @@ REQUEST_TIMEOUT = 120.0
 POLL_INTERVAL = 0.01
 """Seconds between two checks for the first request."""
 SETTLE = 0.2
-"""Seconds between rounds, for requests still under way."""
+"""Seconds between rounds, for requests still in flight."""
 START_DELAY = 3
 """Seconds until all the other mailings start."""
 Arrivals = dict[int | None, float]

@@ -1,4 +1,4 @@
-"""Whether rate and memory stay constant during one mailing for a million clients.
+"""Measure whether rate and memory stay constant during one mailing for a million clients.
 
 The real process on its embedded database sends through the sink, 50 requests at once. Limits: the
 rate of the last tenth of the messages is at least 0.95 of that of the first tenth; the resident

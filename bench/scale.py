@@ -1,4 +1,4 @@
-"""Whether reading the API is as fast with a million clients as with a thousand.
+"""Measure whether reading the API is as fast with a million clients as with a thousand.
 
 `bench/scaling/data.py` fills two databases on one server: one with a million clients, ten million
 messages and ten thousand mailings, the other with a thousandth of that. One real process on each

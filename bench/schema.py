@@ -1,4 +1,4 @@
-"""Whether the API conforms to its OpenAPI schema for all inputs.
+"""Check whether the API conforms to its OpenAPI schema for all inputs.
 
 schemathesis sends cases generated from `/openapi.json` to a real process with clients and with
 mailings in every state, with an API key and without: examples, boundary values of every rule,

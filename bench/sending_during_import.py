@@ -1,4 +1,4 @@
-"""How importing files of 10 MB, valid or hostile, affects sending and response times.
+"""Measure how importing files of 10 MB, valid or hostile, affects sending and response times.
 
 A real process that reports blocks of its event loop (`serve_monitored.py`) sends a mailing to a
 sink at a steady rate. For each file the benchmark measures the rate for five seconds without an

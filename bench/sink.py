@@ -20,7 +20,7 @@ LENGTH = b"content-length:"
 
 
 class SinkReport(msgspec.Struct):
-    """What the sink has received since the last report."""
+    """The requests that the sink has received since the last report."""
 
     requests: int
     tenth_times: list[float]

@@ -1,4 +1,4 @@
-"""Whether the state of every message can be explained while everything fails again and again.
+"""Check that the state of every message can be explained while everything fails repeatedly.
 
 Random mailings are created, changed, paused, cancelled, retried and deleted. Meanwhile PostgreSQL
 is restarted, crashed and kept down; the gateway is slow, wrong, frozen and down; two workers are
@@ -107,7 +107,7 @@ async def print_progress(database_url: str, journal: Journal) -> None:
             [totals] = await connection.fetch(SELECT_TOTALS)
             await connection.close()
             figures = ", ".join(f"{name} {count:,}" for name, count in totals.items())
-        except Exception as error:  # a connection that is cut early raises many kinds of errors
+        except Exception as error:  # a connection that is lost early raises many kinds of errors
             if not is_unavailable(error):
                 raise
             figures = "the database is unavailable"

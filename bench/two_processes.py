@@ -1,4 +1,4 @@
-"""Whether a second worker on the same database doubles the rate.
+"""Measure whether a second worker on the same database doubles the rate.
 
 The gateway answers after 100 ms, so that the limit of 50 requests at once per worker decides the
 rate. One worker sends alone, then together with a second one, in turns, to equally many clients.

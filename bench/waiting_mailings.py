@@ -1,4 +1,4 @@
-"""How much 50,000 waiting mailings slow down other mailings and mailer itself.
+"""Measure how much 50,000 waiting mailings slow down other mailings and mailer itself.
 
 Half of the waiting mailings run, outside their sending window and with one message each; the other
 half starts tomorrow. One run measures without and with them: the time to the first request of a new

@@ -649,6 +649,7 @@ CREATE TABLE mailing (
     changed_by bigint DEFAULT 0 NOT NULL,
     retry_before timestamp with time zone,
     retry_cursor bigint DEFAULT 0 NOT NULL,
+    is_closed boolean DEFAULT false NOT NULL,
     is_settled boolean DEFAULT false NOT NULL,
     purge_started_at timestamp with time zone,
     is_purged boolean DEFAULT false NOT NULL,
@@ -657,9 +658,10 @@ CREATE TABLE mailing (
     deleted_at timestamp with time zone,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
+    CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['finished'::character varying, 'cancelled'::character varying])::text[])))),
     CONSTRAINT mailing_end_after_start_check CHECK ((datetime_end > datetime_start)),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
-    CONSTRAINT mailing_settled_has_ended_check CHECK (((NOT is_settled) OR ((status)::text = ANY ((ARRAY['finished'::character varying, 'cancelled'::character varying])::text[])))),
+    CONSTRAINT mailing_settled_is_closed_check CHECK (((NOT is_settled) OR is_closed)),
     CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
     CONSTRAINT mailing_text_check CHECK (((char_length((text)::text) >= 1) AND (char_length((text)::text) <= 1600))),
     CONSTRAINT mailing_window_check CHECK (((num_nulls(send_interval_time_start, send_interval_time_end) = ANY (ARRAY[0, 2])) AND (send_interval_time_start <> send_interval_time_end)))
@@ -862,15 +864,15 @@ CREATE INDEX mailing_ended_idx ON mailing USING btree (LEAST(datetime_end,
 CASE
     WHEN ((status)::text = 'cancelled'::text) THEN '-infinity'::timestamp with time zone
     ELSE NULL::timestamp with time zone
-END)) WHERE ((NOT is_settled) AND (deleted_at IS NULL) AND (audience_until IS NOT NULL));
+END)) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (audience_until IS NOT NULL));
 
-CREATE INDEX mailing_enqueue_idx ON mailing USING btree (audience_cursor, id) WHERE ((NOT is_settled) AND (deleted_at IS NULL) AND (audience_cursor < audience_until) AND (NOT is_replanning));
+CREATE INDEX mailing_enqueue_idx ON mailing USING btree (audience_cursor, id) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (audience_cursor < audience_until) AND (NOT is_replanning));
 
 CREATE INDEX mailing_finished_idx ON mailing USING btree (datetime_end) WHERE (((status)::text = 'finished'::text) AND (deleted_at IS NULL) AND (send_interval_time_start IS NOT NULL));
 
-CREATE INDEX mailing_live_idx ON mailing USING btree (id) WHERE ((NOT is_settled) AND (deleted_at IS NULL));
+CREATE INDEX mailing_open_idx ON mailing USING btree (id) WHERE ((NOT is_closed) AND (deleted_at IS NULL));
 
-CREATE INDEX mailing_replan_idx ON mailing USING btree (replan_cursor, id) WHERE ((NOT is_settled) AND (deleted_at IS NULL) AND is_replanning);
+CREATE INDEX mailing_replan_idx ON mailing USING btree (replan_cursor, id) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND is_replanning);
 
 CREATE INDEX mailing_retention_idx ON mailing USING btree (GREATEST(updated_at,
 CASE
@@ -878,13 +880,13 @@ CASE
     ELSE NULL::timestamp with time zone
 END)) WHERE (is_settled AND (NOT is_purged) AND (deleted_at IS NULL));
 
-CREATE INDEX mailing_retry_idx ON mailing USING btree (retry_cursor, retry_before) WHERE ((NOT is_settled) AND (deleted_at IS NULL) AND (retry_before IS NOT NULL));
+CREATE INDEX mailing_retry_idx ON mailing USING btree (retry_cursor, retry_before) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (retry_before IS NOT NULL));
 
-CREATE INDEX mailing_settled_idx ON mailing USING btree (updated_at) WHERE (is_settled AND (NOT is_purged) AND (deleted_at IS NULL));
-
-CREATE INDEX mailing_start_idx ON mailing USING btree (datetime_start) WHERE ((NOT is_settled) AND (deleted_at IS NULL) AND (audience_until IS NULL));
+CREATE INDEX mailing_start_idx ON mailing USING btree (datetime_start) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (audience_until IS NULL));
 
 CREATE INDEX mailing_status_id_idx ON mailing USING btree (status, id) WHERE (deleted_at IS NULL);
+
+CREATE INDEX mailing_unsettled_idx ON mailing USING btree (id) WHERE ((NOT is_settled) AND (deleted_at IS NULL));
 
 CREATE INDEX mailing_words_idx ON mailing USING gin (mailing_words(id, (text)::text, (status)::text)) WITH (fastupdate=off);
 

@@ -15,7 +15,6 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
-from mailer.db.schema import MESSAGE_STATUSES
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request
 from mailer.mailing import audience, replanning, retrying, small_audiences, transitions
@@ -31,6 +30,7 @@ from mailer.sample_data import (
     settle_mailings,
 )
 from mailer.settings import Settings
+from mailer.statuses import MESSAGE_STATUSES
 from tests.event_timeout import EVENT_TIMEOUT
 
 Result = TypeVar("Result")
@@ -41,6 +41,10 @@ NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
 OWNER = UUID(int=1)
 LEASE = timedelta(seconds=60)
 CHUNK = 5_000
+SETTLED = "status = 'finished', is_closed = true, is_settled = true"
+"""Columns of a mailing that has finished and whose messages are all final."""
+REOPENED = "status = 'running', is_closed = false, is_settled = false"
+"""Columns of a mailing that runs again after it had finished."""
 
 HOLD_STOP_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({FIRST_STOP_LOCK})")
 SELECT_STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
@@ -165,7 +169,7 @@ async def do(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[Re
         return await step(connection)
 
 
-async def take_audience(engine: AsyncEngine) -> None:
+async def enqueue_and_replan(engine: AsyncEngine) -> None:
     """Enqueue the audiences of all started mailings, and replan all messages to be replanned."""
     has_more = True
     while has_more:
@@ -177,7 +181,7 @@ async def take_audience(engine: AsyncEngine) -> None:
 async def begin(engine: AsyncEngine) -> int:
     """Start the mailing that is due, enqueue its audience and return its id."""
     [mailing_id] = await do(engine, transitions.start_due)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     return mailing_id
 
 
@@ -210,16 +214,16 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
                 await do(engine, transitions.finish)
 
 
-async def under_way(engine: AsyncEngine) -> list[RunningMailing]:
+async def active_mailings(engine: AsyncEngine) -> list[RunningMailing]:
     """Return the mailings that a worker reads: they have requests, or may have them now."""
     async with engine.connect() as pooled:
-        mailings = await transitions.read_under_way(await asyncpg_connection(pooled))
+        mailings = await transitions.read_active(await asyncpg_connection(pooled))
     return [mailing for mailing in mailings.values() if mailing is not None]
 
 
 async def running(engine: AsyncEngine) -> list[RunningMailing]:
     """Return the mailings for which a worker may send."""
-    return [mailing for mailing in await under_way(engine) if mailing.may_send]
+    return [mailing for mailing in await active_mailings(engine) if mailing.may_send]
 
 
 async def claim(

@@ -97,15 +97,15 @@ class Middle:
 
     def change_token(self, change: Change) -> None:
         """Change the claims of every ID token."""
-        self.changes[TOKEN] = lambda response: self.sign_again(response, change)
+        self.changes[TOKEN] = lambda response: self.change_claims(response, change)
 
-    def sign_again(self, response: Claims, change: Change) -> None:
+    def change_claims(self, response: Claims, change: Change) -> None:
         """Change the claims of a response's ID token, and sign it with its original key."""
         _replace(
             response, lambda header, old: signed(header, _changed(change, old), self._key(header))
         )
 
-    def sign_anew(self, sign: Sign) -> None:
+    def replace_tokens(self, sign: Sign) -> None:
         """Replace every ID token by the result of `sign`, called with its header and claims."""
         self.changes[TOKEN] = lambda response: _replace(response, sign)
 
@@ -136,7 +136,7 @@ async def between(openid: OpenIdProvider) -> AsyncIterator[Middle]:
         await runner.cleanup()
 
 
-async def who_signs_in(provider: Provider, login: str = "vera", **overrides: str) -> Identity:
+async def sign_in_identity(provider: Provider, login: str = "vera", **overrides: str) -> Identity:
     """Sign in and return the identity; `overrides` replace arguments of the last step."""
     start = await provider.start(REDIRECT)
     redirect = parse_qs(urlsplit(await sign_in(start.url, login)).query)
@@ -152,7 +152,7 @@ async def refusal(provider: Provider, login: str = "vera", **overrides: str) -> 
     The text for the user must be general, so that it cannot contain a secret.
     """
     with pytest.raises(SignInError) as error:
-        await who_signs_in(provider, login, **overrides)
+        await sign_in_identity(provider, login, **overrides)
     assert str(error.value).endswith((" Start it again.", " for one."))
     assert error.value.__cause__ is None
     return error.value.reason
@@ -161,12 +161,12 @@ async def refusal(provider: Provider, login: str = "vera", **overrides: str) -> 
 async def absence(provider: Provider) -> str:
     """Return the logged reason why the provider counts as unavailable."""
     with pytest.raises(ProviderUnavailableError) as error:
-        await who_signs_in(provider)
+        await sign_in_identity(provider)
     assert str(error.value).endswith(" Try again later.")
     return error.value.reason
 
 
-def nobodys(url: str) -> Provider:
+def unregistered_provider(url: str) -> Provider:
     """Return mailer's client of a provider at which it is not registered."""
     return Provider(url.removesuffix("/send/"), "mailer", None, "roles", {})
 

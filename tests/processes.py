@@ -193,22 +193,22 @@ class Gateway:
     """A sandbox gateway that keeps its requests."""
 
     def __init__(self, faults: Faults) -> None:
-        self.taken: list[SandboxRequest] = []
-        self.sandbox = SandboxGateway(faults, token="secret", on_request=self.taken.append)  # noqa: S106  # of a test
+        self.received: list[SandboxRequest] = []
+        self.sandbox = SandboxGateway(faults, token="secret", on_request=self.received.append)  # noqa: S106  # of a test
         self.url = ""
 
-    async def until_taken(self, count: int) -> None:
+    async def until_received(self, count: int) -> None:
         """Wait until `count` requests have arrived."""
 
         async def probe() -> bool | None:
-            return len(self.taken) >= count or None
+            return len(self.received) >= count or None
 
         await until(probe)
 
     @property
     def ids(self) -> list[int]:
         """The message ids of all requests so far, in order."""
-        return [request.id for request in self.taken if request.id is not None]
+        return [request.id for request in self.received if request.id is not None]
 
     @property
     def settings(self) -> dict[str, str]:

@@ -33,7 +33,7 @@ MAX_RESPONSES = 10
 """Responses after which a sign-in counts as an endless loop."""
 
 
-class Person(msgspec.Struct, frozen=True, kw_only=True):
+class ProviderUser(msgspec.Struct, frozen=True, kw_only=True):
     """A user of the provider; only the userinfo endpoint returns the claims `elsewhere`."""
 
     name: str
@@ -43,14 +43,14 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
 
 USERS = {
-    "vera": Person(name="Vera Viewer", claims={"roles": ["viewer"]}),
-    "oleg": Person(name="Oleg Operator", claims={"roles": "operator"}),
-    "anna": Person(name="Anna Admin", claims={"roles": ["staff", "viewer", "admin", 7]}),
-    "nora": Person(name="Nora Nobody", claims={"roles": ["staff"]}),
-    "nils": Person(name="Nils Nothing"),
-    "ulla": Person(name="Ulla Userinfo", elsewhere={"roles": ["operator"]}),
-    "kira": Person(name="Kira Keycloak", claims={"realm_access": {"roles": ["admin"]}}),
-    "zoya": Person(name="Zoya Zero", claims={"https://example.com/roles": ["admin"]}),
+    "vera": ProviderUser(name="Vera Viewer", claims={"roles": ["viewer"]}),
+    "oleg": ProviderUser(name="Oleg Operator", claims={"roles": "operator"}),
+    "anna": ProviderUser(name="Anna Admin", claims={"roles": ["staff", "viewer", "admin", 7]}),
+    "nora": ProviderUser(name="Nora Nobody", claims={"roles": ["staff"]}),
+    "nils": ProviderUser(name="Nils Nothing"),
+    "ulla": ProviderUser(name="Ulla Userinfo", elsewhere={"roles": ["operator"]}),
+    "kira": ProviderUser(name="Kira Keycloak", claims={"realm_access": {"roles": ["admin"]}}),
+    "zoya": ProviderUser(name="Zoya Zero", claims={"https://example.com/roles": ["admin"]}),
 }
 """All users of the provider by login; all have the password `PASSWORD`."""
 CLAIMS = ["roles", "realm_access", "https://example.com/roles"]
@@ -88,7 +88,7 @@ class OpenIdProvider:
         """Let the provider sign with these keys."""
         state = {
             "keys": [key.as_dict(private=True) for key in keys],
-            "people": USERS,
+            "users": USERS,
             "claims": CLAIMS,
         }
         assert self._process.stdin is not None

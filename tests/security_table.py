@@ -34,10 +34,10 @@ REASONS = {
     ("POST", "/preferences"): "stores the user's language and time zone in cookies",
     ("POST", "/login"): "signs the user in; wrong passwords are counted",
     ("POST", "/logout"): "ends the user's current session, if there is one",
-    ("POST", "/account/password"): "changes the user's own password, and requires the current one",
-    ("POST", "/account/sessions"): "ends the user's own sessions",
+    ("POST", "/profile/password"): "changes the user's own password, and requires the current one",
+    ("POST", "/profile/sessions"): "ends the user's own sessions",
 }
-"""What routes do that change something but require less than `write`."""
+"""Effects of the routes that change something but require less than `write`."""
 
 
 class Rule(NamedTuple):
@@ -79,7 +79,7 @@ def expected(rule: Rule, credential: Credential) -> Outcome:
     return "in" if is_enough else "403"
 
 
-def slight(rules: list[Rule]) -> list[Rule]:
+def weakly_authorized(rules: list[Rule]) -> list[Rule]:
     """Return the rules of routes that change something and require less than `write`."""
     return [r for r in rules if r.method not in SAFE_METHODS and r.needs not in SCOPES[1:]]
 
@@ -96,16 +96,16 @@ def written(rules: list[Rule]) -> str:
     lines += ["", "Routes that change something and require less than `write`:", ""]
     lines += [
         f"- `{rule.method} {rule.path}` {REASONS.get((rule.method, rule.path), '?')}."
-        for rule in slight(rules)
+        for rule in weakly_authorized(rules)
     ]
     return "\n".join(lines) + "\n"
 
 
-def brought_up_to_date(document: str) -> str:
+def updated_document(document: str) -> str:
     """Return the document with the table of the present router."""
     before, _, rest = document.partition(BEGIN)
     return f"{before}{BEGIN}\n{written(rules())}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(brought_up_to_date(DOCUMENT.read_text()))
+    DOCUMENT.write_text(updated_document(DOCUMENT.read_text()))

@@ -9,7 +9,8 @@ import msgspec
 import uvicorn
 from litestar.types import ASGIApp
 
-from mailer.web.server.connection import ConnectionLimits, make_protocol_class
+from mailer.web.server.connection import ConnectionLimits
+from mailer.web.server.uvicorn_server import make_protocol_class
 from tests.event_timeout import EVENT_TIMEOUT
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"

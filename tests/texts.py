@@ -28,6 +28,7 @@ from mailer.db import requirements
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import missing_window_bound
 from mailer.oidc import model as oidc_model
+from mailer.statuses import STATUSES
 from mailer.validation import Input, rule_texts
 from mailer.web.startup_gate import STARTING_DETAIL
 
@@ -83,12 +84,13 @@ def _errors(family: type[MailerError]) -> Iterator[str]:
 
 
 def _composed() -> Iterable[str]:
-    """Return the texts that are composed at run time, with `{}` in place of numbers."""
+    """Return the texts that no call marks; composed ones have `{}` in place of numbers."""
     for name in ("send_interval_time_start", "send_interval_time_end"):
         yield from (error.message for error in missing_window_bound({name: "09:00"}))
     yield f"is not one of the columns {', '.join(CSV_COLUMNS)}"
     yield "has {} fields, but the header has {}"
     yield from oidc_model.REASON_TEXTS.values()
+    yield from (rules.label for rules in STATUSES.values())
     yield ROUNDED_MESSAGE
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
     yield from {*requirements.ERROR_SENTENCES.values(), requirements.UNREACHABLE, STARTING_DETAIL}
@@ -103,7 +105,7 @@ def catalogue_file(language: str) -> Path:
 
 
 @cache
-def brought_up_to_date(language: str) -> Catalog:
+def updated_catalogue(language: str) -> Catalog:
     """Return a language's catalogue with exactly the present texts.
 
     The code contains the English texts, so the English catalogue contains only texts that a page
@@ -146,7 +148,7 @@ def written(catalogue: Catalog) -> bytes:
 def main() -> None:
     """Update every catalogue."""
     for language in LANGUAGES:
-        catalogue = brought_up_to_date(language)
+        catalogue = updated_catalogue(language)
         catalogue_file(language).write_bytes(written(catalogue))
         missing = sum(not is_translated(entry) for entry in catalogue if entry.id)
         sys.stdout.write(f"{language}: {len(catalogue)} texts, {missing} to translate\n")

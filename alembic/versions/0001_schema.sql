@@ -147,6 +147,7 @@ CREATE TABLE mailing (
     changed_by bigint DEFAULT 0 NOT NULL,
     retry_before timestamptz,
     retry_cursor bigint DEFAULT 0 NOT NULL,
+    is_closed boolean DEFAULT false NOT NULL,
     is_settled boolean DEFAULT false NOT NULL,
     purge_started_at timestamptz,
     is_purged boolean DEFAULT false NOT NULL,
@@ -163,32 +164,32 @@ CREATE TABLE mailing (
         num_nulls(send_interval_time_start, send_interval_time_end) IN (0, 2)
         AND send_interval_time_start <> send_interval_time_end),
     CONSTRAINT mailing_clients_count_check CHECK (clients_count >= 0),
-    CONSTRAINT mailing_settled_has_ended_check CHECK (
-        NOT is_settled OR status IN ('finished', 'cancelled')),
+    CONSTRAINT mailing_closed_has_ended_check CHECK (
+        NOT is_closed OR status IN ('finished', 'cancelled')),
+    CONSTRAINT mailing_settled_is_closed_check CHECK (NOT is_settled OR is_closed),
     CONSTRAINT mailing_audience_check CHECK (audience_cursor <= coalesce(audience_until, 0))
 );
 
-CREATE INDEX mailing_live_idx ON mailing (id) WHERE NOT is_settled AND deleted_at IS NULL;
+CREATE INDEX mailing_open_idx ON mailing (id) WHERE NOT is_closed AND deleted_at IS NULL;
+
+CREATE INDEX mailing_unsettled_idx ON mailing (id) WHERE NOT is_settled AND deleted_at IS NULL;
 
 CREATE INDEX mailing_start_idx ON mailing (datetime_start)
-    WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NULL;
+    WHERE NOT is_closed AND deleted_at IS NULL AND audience_until IS NULL;
 
 CREATE INDEX mailing_ended_idx ON mailing (
     (least(datetime_end, CASE WHEN status = 'cancelled' THEN timestamptz '-infinity' END)))
-    WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NOT NULL;
+    WHERE NOT is_closed AND deleted_at IS NULL AND audience_until IS NOT NULL;
 
 CREATE INDEX mailing_enqueue_idx ON mailing (audience_cursor, id)
-    WHERE NOT is_settled AND deleted_at IS NULL AND audience_cursor < audience_until
+    WHERE NOT is_closed AND deleted_at IS NULL AND audience_cursor < audience_until
         AND NOT is_replanning;
 
 CREATE INDEX mailing_retry_idx ON mailing (retry_cursor, retry_before)
-    WHERE NOT is_settled AND deleted_at IS NULL AND retry_before IS NOT NULL;
+    WHERE NOT is_closed AND deleted_at IS NULL AND retry_before IS NOT NULL;
 
 CREATE INDEX mailing_replan_idx ON mailing (replan_cursor, id)
-    WHERE NOT is_settled AND deleted_at IS NULL AND is_replanning;
-
-CREATE INDEX mailing_settled_idx ON mailing (updated_at)
-    WHERE is_settled AND NOT is_purged AND deleted_at IS NULL;
+    WHERE NOT is_closed AND deleted_at IS NULL AND is_replanning;
 
 CREATE INDEX mailing_changed_idx ON mailing (changed_by);
 

@@ -26,8 +26,8 @@ BEYOND_SCHEMA = (
     ("client_filter.tags", "must contain a visible character in every tag"),
     ("text", "must contain a visible character"),
     ("client_filter.time_zones", "must be an IANA time zone, such as Europe/Moscow"),
-    ("actor_id", "must come together with its kind"),
-    ("target_id", "must come together with its kind"),
+    ("actor_id", "requires the parameter of its kind"),
+    ("target_id", "requires the parameter of its kind"),
     ("time_zone", "must be an IANA time zone, such as Europe/Moscow"),
 )
 """Field and message of errors that no schema foretells: rules between fields, and rules of the

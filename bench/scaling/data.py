@@ -129,7 +129,7 @@ BATCHES = """
 # 500 mailings a statement: for each mailing the trigger updates the same row of totals, and so must
 # skip all dead versions of that row which the statement has left.
 SETTLE = """
-    UPDATE mailing SET is_settled = true
+    UPDATE mailing SET is_closed = true, is_settled = true
     WHERE status IN ('finished', 'cancelled') AND id BETWEEN $1 AND $1 + 499"""
 SIZE = "SELECT pg_database_size(current_database())"
 

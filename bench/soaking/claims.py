@@ -10,7 +10,7 @@ UNKNOWN_REASONS = frozenset({"timeout", "connection_lost", "lease_expired"})
 """Reasons of an unknown outcome."""
 NOT_ACCEPTED = frozenset({"error", "malformed", "limited"})
 """Kinds of requests that the gateway answered with a temporary failure."""
-UNANSWERED = frozenset({"hang", "reset", "gone"})
+UNANSWERED = frozenset({"hang", "reset", "disconnected"})
 """Kinds of requests that the gateway did not answer."""
 KINDS_BY_REASON: dict[str, frozenset[str]] = {
     "rejected_400": frozenset({"reject"}),
@@ -19,8 +19,8 @@ KINDS_BY_REASON: dict[str, frozenset[str]] = {
     "http_503": frozenset({"error"}),
     "http_429": frozenset({"limited"}),
     "bad_response": frozenset({"malformed"}),
-    "timeout": frozenset({"hang", "gone"}),
-    "connection_lost": frozenset({"reset", "gone"}),
+    "timeout": frozenset({"hang", "disconnected"}),
+    "connection_lost": frozenset({"reset", "disconnected"}),
     "attempts_exhausted": NOT_ACCEPTED,
 }
 """For each reason that mailer records, the kinds of requests that may have led to it."""

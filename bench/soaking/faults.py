@@ -23,7 +23,7 @@ STOP_SHARE, EARLY_SHARE, FREEZE_SHARE = 0.25, 0.1, 0.4
 DOWN_SHARE = 0.5
 """Share of the gateway's faults in which it is down; it is frozen in the others."""
 CREATE_ROLE = "CREATE ROLE worker_{} SUPERUSER LOGIN"
-CUT_CONNECTIONS = """
+CLOSE_CONNECTIONS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"""
 
@@ -146,14 +146,14 @@ async def fleet_on(
 
 
 async def inject_database_faults(database: Postgres, journal: Journal, rng: RandomSource) -> None:
-    """Restart PostgreSQL, crash it, keep it down, or cut all its connections, at random."""
+    """Restart PostgreSQL, crash it, keep it down, or close all its connections, at random."""
     while await journal.sleep(rng.uniform(6, 20)):
         stop = rng.choice((signal.SIGINT, signal.SIGQUIT))
         how = "crashed" if stop == signal.SIGQUIT else "restarted"
-        match rng.choices(("cut", "restart", "outage"), (3, 4, 1))[0]:
-            case "cut":
-                with journal.fault("connections cut"):
-                    await _cut(database)
+        match rng.choices(("close", "restart", "outage"), (3, 4, 1))[0]:
+            case "close":
+                with journal.fault("connections closed"):
+                    await _close_connections(database)
             case "restart":
                 with journal.fault(f"PostgreSQL {how}"):
                     await database.stop(stop)
@@ -165,9 +165,9 @@ async def inject_database_faults(database: Postgres, journal: Journal, rng: Rand
                     await database.start()
 
 
-async def _cut(database: Postgres) -> None:
+async def _close_connections(database: Postgres) -> None:
     connection = await asyncpg.connect(database.url())
-    await connection.execute(CUT_CONNECTIONS)
+    await connection.execute(CLOSE_CONNECTIONS)
     await connection.close()
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from mailer.db.counts import add_up
 from mailer.db.engine import create_engine
 from mailer.loop_monitor import MIN_REPORTED_BLOCK
 from mailer.statistics.verify import find_differences
+from mailer.statuses import MESSAGE_STATUSES
 from soaking.evidence import CheckReport, Evidence, matches
 from soaking.journal import Journal
 from soaking.record import Record
@@ -17,11 +19,11 @@ from soaking.record import Record
 SELECT_CLIENTS = "SELECT id, operator_code, tag, time_zone FROM client"
 SELECT_MESSAGES = """
     SELECT id, mailing_id, client_id, status, reason, attempts FROM message ORDER BY id"""
-SELECT_MAILINGS = """
+SELECT_MAILINGS = f"""
     SELECT id, status, clients_count, audience_until IS NOT NULL AS has_started,
         deleted_at IS NOT NULL AS is_deleted,
-        scheduled + sending + delivered + undelivered + "unknown" + cancelled AS counted
-    FROM mailing JOIN mailing_counts ON mailing_id = id ORDER BY id"""
+        {add_up(MESSAGE_STATUSES)} AS counted
+    FROM mailing JOIN mailing_counts ON mailing_id = id ORDER BY id"""  # noqa: S608  # names of statuses
 COUNT_UNFINISHED = """
     SELECT (SELECT count(*) FROM mailing
             WHERE status NOT IN ('finished', 'cancelled') OR deleted_at IS NOT NULL)

@@ -155,7 +155,7 @@ def _lost_answers(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
         is_right = claim.agrees_with(request) or _follows_unknown(evidence, claim)
-        if (not is_right or request.kind == "gone") and not evidence.why_unanswered(claim):
+        if (not is_right or request.kind == "disconnected") and not evidence.why_unanswered(claim):
             yield _describe(claim)
 
 

@@ -73,7 +73,7 @@ class Postgres:
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def stop(self, number: signal.Signals) -> None:
-        """Stop the server: SIGINT cuts all connections, SIGQUIT is a crash with recovery."""
+        """Stop the server: SIGINT closes all connections, SIGQUIT is a crash with recovery."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
             await self._process.wait()
@@ -81,7 +81,7 @@ class Postgres:
     async def _is_ready(self) -> bool:
         try:
             connection = await asyncpg.connect(self.url(), timeout=1)
-        except Exception as error:  # a connection that is cut early raises many kinds of errors
+        except Exception as error:  # a connection that is lost early raises many kinds of errors
             if not is_unavailable(error):
                 raise
             return False

@@ -96,7 +96,7 @@ class Sandbox:
         self._draining = asyncio.create_task(self._process.stdout.read())
 
     async def stop(self) -> None:
-        """Stop the gateway, which cuts open requests and completes its log."""
+        """Stop the gateway, which aborts open requests and completes its log."""
         if self._process is not None and self._process.returncode is None:
             self.signal(signal.SIGCONT)
             await harness.stop(self._process)

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
+from http import HTTPStatus
 
 from soaking.claims import Request
 from soaking.evidence import CheckReport, Evidence, is_open, moment
@@ -151,9 +152,9 @@ def _stops(evidence: Evidence) -> Iterator[tuple[int, float, float]]:
     """Yield a mailing and the times from which and until which no request may be sent for it."""
     for mailing_id, calls in evidence.calls.items():
         for number, call in enumerate(calls):
-            if call.action == "delete" and call.status == 204:  # noqa: PLR2004  # deleted
+            if call.action == "delete" and call.status == HTTPStatus.NO_CONTENT:
                 yield mailing_id, call.ended, math.inf
-            elif call.action in {"pause", "cancel"} and call.status == 200:  # noqa: PLR2004  # done
+            elif call.action in {"pause", "cancel"} and call.status == HTTPStatus.OK:
                 resumed_at = (later.began for later in calls[number:] if later.action == "resume")
                 yield mailing_id, call.ended + REACTION, next(resumed_at, math.inf)
 

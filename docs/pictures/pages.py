@@ -30,7 +30,7 @@ PHONE: dict[str, Any] = DESK | {
     "is_mobile": True,
 }
 
-# Neither is it told on which machine a picture was made.
+# Hides phones, and the name of the machine.
 HIDE_PHONES = r"""host => {
     const hide = text => (text === host ? "server" : text).replace(/\S+\/mailer-demo-\w+/,
         "/var/lib/mailer").replace(/\+?\b7[\s(-]*\d{3}[\s)-]*\d{3}[\s-]?\d{2}[\s-]?\d{2}\b/g,
@@ -165,15 +165,15 @@ async def demo() -> AsyncIterator[str]:
 
 
 async def save(browser: Browser, address: str, folder: Path, name: str) -> None:
-    """Save a picture of a page on which no phone is seen."""
+    """Save a picture of a page, with phones hidden."""
     settings, steps = PICTURES[name]
     context = await browser.new_context(base_url=address, timezone_id=ZONE, **settings)
     page = await context.new_page()
-    await page.goto("/")  # a first visit tells the page whose clock to use
+    await page.goto("/")  # the first visit sets the time zone
     await steps(page)
     await page.evaluate("document.fonts.ready")
     if await page.evaluate(HIDE_PHONES, socket.gethostname()) >= 0:
-        raise RuntimeError(f"a phone is seen on {page.url}")
+        raise RuntimeError(f"a phone is visible on {page.url}")
     await page.screenshot(path=folder / f"{name}.png")
     await context.close()
 

@@ -47,7 +47,7 @@ def migrate() -> None:
     settings = load_settings()
     from mailer.db import startup
 
-    run(startup.migrate_only(settings))
+    run(startup.migrate_only(startup.DatabaseSource.of(settings)))
 
 
 @main.command()

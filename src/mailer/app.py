@@ -26,25 +26,32 @@ from mailer.daily_report.schedule import DailyMail
 from mailer.db import database_info
 from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
 from mailer.db.requirements import WaitReason
-from mailer.db.startup import open_database, prepare_database, provide_database_url
+from mailer.db.startup import (
+    DatabaseSource,
+    open_database,
+    prepare_database,
+    provide_database_url,
+)
 from mailer.dispatch.dispatcher import Dispatcher
+from mailer.erasure import ErasureController
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
-from mailer.idempotency.middleware import Idempotency
+from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.mailing.api import MailingController
 from mailer.oidc.provider import make_provider
-from mailer.server import Server, listen, notify_systemd, stop_on_signals
+from mailer.server import listen, notify_systemd, stop_on_signals, url_of
 from mailer.settings import Settings
 from mailer.statistics.api import StatisticsController, show_metrics
 from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.assets import static_router
 from mailer.web.body import MAX_BODY_BYTES, TimedRequest
 from mailer.web.health import WhyNotReady, health_router
-from mailer.web.openapi import KEY_SECURITY, StructPlugin, openapi_config
+from mailer.web.openapi import KEY_SECURITY, openapi_config
 from mailer.web.routing import PathIds, allow_all
 from mailer.web.server.connection import ConnectionLimits
+from mailer.web.server.uvicorn_server import Server
 from mailer.web.shutdown import AnswerAbortedRequests
 from mailer.web.startup_gate import STARTING_DETAIL, Startup, StartupGate
 
@@ -81,11 +88,9 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     settings = settings or Settings()
     startup = startup or Startup()
     provider = make_provider(settings)
-    breaker = None if channel is None else channel.breaker
     dependencies = {
         "engine": engine,
-        "breaker": breaker,
-        "pace": None if channel is None else channel.throughput,
+        "channel": channel,
         "live": live or LiveUpdates(),
         "settings": settings,
         "provider": provider,
@@ -97,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         "/api/v1",
         route_handlers=[
             ClientController,
+            ErasureController,
             MailingController,
             StatisticsController,
             AuditController,
@@ -107,23 +113,30 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     return Litestar(
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
         dependencies={name: _provide(part) for name, part in dependencies.items()}
-        | {"by": Provide(actor_of, sync_to_thread=False)},
+        | {
+            "by": Provide(actor_of, sync_to_thread=False),
+            "claim": Provide(claim_of, sync_to_thread=False),
+        },
         middleware=[
             AnswerAbortedRequests(),
             StartupGate(startup),
             PathIds(),
-            AuthMiddleware(engine, settings),
+            AuthMiddleware(
+                engine,
+                is_enabled=settings.auth != "none",
+                key_rate=settings.key_rate,
+                monitoring_token=settings.monitoring_token,
+            ),
             Idempotency(engine, lease=settings.lease, max_buffered_bytes=MAX_BODY_BYTES),
         ],
         before_send=[allow_all],
         on_shutdown=[provider.close] if provider else [],
         state=State(
-            {"breaker": breaker, "limits": limits, "settings": settings, "database_mark": ""}
+            {"channel": channel, "limits": limits, "settings": settings, "database_mark": ""}
         ),
         request_class=TimedRequest,
         exception_handlers=HANDLERS,
         openapi_config=openapi_config(),
-        plugins=[StructPlugin()],
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
@@ -142,7 +155,7 @@ async def serve(settings: Settings) -> None:
     """
     has_reports = settings.smtp_url is not None or settings.report_recipients is not None
     smtp = make_smtp_config(settings) if has_reports else None
-    async with provide_database_url(settings) as url:
+    async with provide_database_url(DatabaseSource.of(settings)) as url:
         await _serve(settings, url, on_open=partial(_log_started, settings), smtp=smtp)
 
 
@@ -154,7 +167,7 @@ async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
 
     async with (
         demo.demo_environment(settings) as demo_settings,
-        open_database(demo_settings) as (url, engine),
+        open_database(DatabaseSource.of(demo_settings)) as (url, engine),
     ):
         await demo.create_demo_data(engine)
         await _serve(demo_settings, url, on_open=greet)
@@ -225,12 +238,15 @@ async def _serve(
             why_not_ready=dispatcher.why_not_ready,
         )
         server = Server(wrap_asgi(app, settings), settings, LIMITS)
-        opening = asyncio.create_task(_open_database(server, app, url, settings, startup, on_open))
+        source = DatabaseSource.of(settings)
+        opening = asyncio.create_task(
+            _open_database(url_of(listening), app, url, source, startup, on_open)
+        )
         stack.callback(opening.cancel)
 
         def stop() -> None:
             live.stop()
-            server.should_exit = True
+            server.stop()
             opening.cancel()
             dispatcher.stop()
 
@@ -242,7 +258,7 @@ async def _serve(
             tasks.create_task(asyncio.to_thread(load_templates))
             await asyncio.wait({opening})
             if opening.cancelled() or opening.exception():
-                server.should_exit = True
+                server.stop()
             else:
                 await dispatcher.run()
     if not opening.cancelled():
@@ -261,14 +277,14 @@ def _freeze_garbage_collector() -> None:
 
 
 async def _open_database(  # noqa: PLR0913, PLR0917  # everything that needs the database
-    server: Server,
+    address: str,
     app: Litestar,
     url: str,
-    settings: Settings,
+    source: DatabaseSource,
     startup: Startup,
     on_open: Callable[[AsyncEngine, str], Awaitable[None]],
 ) -> None:
-    """Open the database. Meanwhile `server` answers that mailer waits for the database."""
+    """Open the database. Meanwhile requests to `address` are told that mailer waits for it."""
 
     def on_wait(reason: WaitReason) -> None:
         startup.waits_for = reason.sentence
@@ -280,11 +296,10 @@ async def _open_database(  # noqa: PLR0913, PLR0917  # everything that needs the
         startup.waits_for = None
         await on_open(engine, address)
 
-    address = await server.wait_for_address()
     log.info("listening", address=address)
     engine = create_engine(url)  # no statement timeout: a migration may take long
     try:
-        await prepare_database(engine, settings, on_wait=on_wait, on_ready=on_ready)
+        await prepare_database(engine, source, on_wait=on_wait, on_ready=on_ready)
     finally:
         await engine.dispose()
     notify_systemd("READY=1", f"STATUS=Serves {address}")

@@ -1,4 +1,4 @@
-"""Reading of untrusted JSON: bounded in size, with one error class for everything wrong with it."""
+"""Reading of untrusted JSON: bounded in size, with one error class for all faults."""
 
 import functools
 import json

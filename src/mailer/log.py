@@ -67,7 +67,7 @@ def recent_failures() -> list[LoggedFailure]:
 def shows_debug() -> bool:
     """Return whether debug events are logged.
 
-    Asking costs a tenth of logging an event that the log level leaves out.
+    The check costs a tenth of logging an event that the log level leaves out.
     """
     return _threshold <= logging.DEBUG
 

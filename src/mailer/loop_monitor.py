@@ -124,7 +124,7 @@ class LoopMonitor:
 
 
 class Steps:
-    """The steps of a loop between two probes, told apart by samples of its stack.
+    """The steps of a loop between two probes, distinguished by samples of its stack.
 
     A step is the code that runs before the loop gets control back: a callback, or a task up to its
     next `await` that waits.

@@ -23,7 +23,9 @@ from prometheus_client import (
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and tell nothing new
+from mailer.statuses import OUTCOMES
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and add no information
 
 REGISTRY = CollectorRegistry()
 """A registry of our own: metrics that libraries add to the global registry are not exported."""
@@ -226,7 +228,7 @@ def results_recorded(results: Iterable[tuple[str, str | None, int]], *, discarde
     """
     for (status, reason, attempts), messages in collections.Counter(results).items():
         _results.inc(status, reason or "", messages)
-        if status != "scheduled":
+        if status in OUTCOMES:
             _attempts.observe(attempts, messages)
     if discarded:
         _discarded_results.inc(discarded)

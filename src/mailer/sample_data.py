@@ -41,8 +41,8 @@ INSERT_MAILINGS = """
     )
     INSERT INTO mailing_counts (mailing_id) SELECT id FROM created RETURNING mailing_id AS id"""
 SETTLE_MAILINGS = """
-    UPDATE mailing SET is_settled = true, created_at = datetime_start, updated_at = datetime_end
-    WHERE id = ANY($1)"""
+    UPDATE mailing SET is_closed = true, is_settled = true, created_at = datetime_start,
+        updated_at = datetime_end WHERE id = ANY($1)"""
 # 7919 is prime: results are dealt out evenly, but in no order that shows.
 INSERT_MESSAGES = """
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,

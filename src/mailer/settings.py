@@ -41,7 +41,7 @@ TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_
 def default_data_dir() -> str:
     """Return the default data folder: the user's own data folder, or /var/lib/mailer for root.
 
-    Root's own folder would not do: PostgreSQL refuses to run as root, and the unprivileged user
+    Root's own folder is unsuitable: PostgreSQL refuses to run as root, and the unprivileged user
     that it runs as instead must be able to reach the folder.
     """
     if os.geteuid() == 0:

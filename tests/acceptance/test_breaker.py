@@ -117,10 +117,10 @@ async def test_wrong_token_holds_all_mailings_at_once_and_fails_no_message(
 
     held = await until_held(mailer, created["id"])
     assert held["held"]["reason"] == "http_401"
-    await gateway.until_taken(5 + 2)  # the first requests together, and two probes
+    await gateway.until_received(5 + 2)  # the first requests together, and two probes
     await mailer.stop()
-    first, last = gateway.taken[0].monotonic, gateway.taken[-1].monotonic
-    assert len(gateway.taken) <= 5 + 1 + (last - first) / 0.3  # a probe each 0.3 s
+    first, last = gateway.received[0].monotonic, gateway.received[-1].monotonic
+    assert len(gateway.received) <= 5 + 1 + (last - first) / 0.3  # a probe each 0.3 s
     assert await mailer.query("SELECT max(attempts) FROM message") == 0
 
     second = await start_mailer(**gateway.settings)
@@ -139,10 +139,10 @@ async def test_retry_after_is_obeyed_for_the_whole_gateway(
     mailing = await mailer.finished(created["id"])
 
     assert mailing["delivered_messages"] == 60
-    limited = [request.monotonic for request in gateway.taken if request.kind == "limited"]
+    limited = [request.monotonic for request in gateway.received if request.kind == "limited"]
     assert limited
     for at in limited:  # within the second, only requests already in flight arrive
-        early = [request for request in gateway.taken if at < request.monotonic < at + 0.9]
+        early = [request for request in gateway.received if at < request.monotonic < at + 0.9]
         assert len(early) < 10
 
 
@@ -155,7 +155,7 @@ async def test_no_request_starts_during_a_slow_probe(
     )
     await mailer.create_clients(30)
     await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(13)
+    await gateway.until_received(13)
 
     probes = [
         datetime.fromisoformat(event["timestamp"])
@@ -164,7 +164,7 @@ async def test_no_request_starts_during_a_slow_probe(
     ]
     assert len(probes) >= 2
     assert all((later - earlier).total_seconds() >= 0.5 for earlier, later in pairwise(probes))
-    assert len(gateway.taken) <= 10 + len(probes)  # ten started before the breaker opened
+    assert len(gateway.received) <= 10 + len(probes)  # ten started before the breaker opened
 
 
 async def test_held_mailing_shows_since_when_and_why(

@@ -45,7 +45,7 @@ async def test_step_of_the_wall_clock_expires_no_message_and_is_logged_and_count
     steps: list[float] = []
     for after in (HOUR, 0, 400 * 24 * HOUR, -HOUR):
         created = await mailer.call("POST", "/mailings", new_mailing(lasts=30 * MINUTE), 201)
-        await gateway.until_taken(len(steps) * 100 + 20)
+        await gateway.until_received(len(steps) * 100 + 20)
         steps.append(after - sum(steps))
         wall_clock.set(after)
         logged = await steps_logged(mailer, len(steps))
@@ -66,13 +66,13 @@ async def test_no_request_starts_after_the_end_although_the_wall_clock_was_set_b
     mailing = new_mailing(lasts=5)
     end = datetime.fromisoformat(mailing["datetime_end"])
     created = await mailer.call("POST", "/mailings", mailing, 201)
-    await gateway.until_taken(20)
+    await gateway.until_received(20)
     await asyncio.sleep((end - datetime.now(UTC)).total_seconds() - 0.5)
-    before = len(gateway.taken)
+    before = len(gateway.received)
 
     wall_clock.set(-HOUR)
     finished = await mailer.finished(created["id"])
-    last = max(request.arrived for request in gateway.taken)
+    last = max(request.arrived for request in gateway.received)
     assert last < (end.timestamp() + lag.longest) * 1e6
     assert 0 < before < 10_000
     assert finished["cancelled_messages"] > 0
@@ -81,7 +81,7 @@ async def test_no_request_starts_after_the_end_although_the_wall_clock_was_set_b
     assert sum(finished[f"{status}_messages"] for status in statuses) == 10_000
 
 
-async def test_many_steps_lose_and_repeat_no_message(
+async def test_many_clock_steps_lose_and_repeat_no_message(
     start_gateway: Gateways, start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
     gateway = await start_gateway(latency=0.02)
@@ -100,7 +100,7 @@ async def test_many_steps_lose_and_repeat_no_message(
     assert gateway.sandbox.counts.repeats == gateway.sandbox.counts.overlaps == 0
 
 
-async def test_periodic_tasks_continue_after_a_step(
+async def test_periodic_jobs_continue_after_a_clock_step(
     start_mailer: Mailers, wall_clock: WallClock
 ) -> None:
     mailer = await start_mailer(wall_clock)
@@ -115,7 +115,9 @@ async def test_periodic_tasks_continue_after_a_step(
         await mailer.call("DELETE", f"/mailings/{created['id']}", status=204)
         await until(is_purged)
         ages = await task_ages(mailer)
-        assert {"rescue", "purge", "fold", "coarsen", "clear", "watch", "claim"} <= ages.keys()
+        assert {"rescue_messages", "purge_mailings", "merge_counters"} <= ages.keys()
+        assert {"downsample_counters", "delete_expired"} <= ages.keys()
+        assert {"watch_running_mailings", "claim"} <= ages.keys()
         assert all(0 <= age < HOUR / 2 for age in ages.values())
 
 
@@ -123,7 +125,7 @@ async def task_ages(mailer: MailerProcess) -> dict[str, float]:
     """Return the seconds since the last success of each periodic task."""
     async with mailer.session.get("/metrics") as response:
         metrics = await response.text()
-    assert 'mailer_job_failures_total{name="rescue"} 0.0' in metrics
+    assert 'mailer_job_failures_total{name="rescue_messages"} 0.0' in metrics
     return {
         line.split('"')[1]: float(line.split()[1])
         for line in metrics.splitlines()
@@ -185,7 +187,7 @@ async def test_sessions_and_throttles_do_not_depend_on_the_wall_clock(
 
     async def is_signed_in() -> bool:
         own_page = mailer.session.get(
-            "/account", headers=HEADERS | {"Cookie": cookie}, allow_redirects=False
+            "/profile", headers=HEADERS | {"Cookie": cookie}, allow_redirects=False
         )
         async with own_page as response:
             return response.status == 200

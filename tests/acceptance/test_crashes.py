@@ -1,4 +1,4 @@
-"""Whatever crashes, no message is lost, and only requests in flight are repeated."""
+"""No crash loses a message, and only requests in flight are repeated."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ OUTAGE = float(os.environ.get("TEST_OUTAGE", "4"))
 
 QUICK = {"gateway_concurrency": "10", "gateway_timeout": "1", "lease": "3"}
 CLAIMED_IDS = "SELECT coalesce(array_agg(id), '{}') FROM message WHERE status = 'sending'"
-CUT_CONNECTIONS = """
+CLOSE_CONNECTIONS = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
@@ -32,7 +32,7 @@ async def test_five_kills_lose_no_message_and_repeat_only_requests_in_flight(
 
     in_flight = 0
     for kill in range(1, 6):
-        await gateway.until_taken(300 * kill)
+        await gateway.until_received(300 * kill)
         await mailer.stop(signal.SIGKILL)
         # requests in flight, requests whose result is not recorded yet, and new claims
         in_flight += len(set(await mailer.query(CLAIMED_IDS)))
@@ -52,7 +52,7 @@ async def test_messages_in_flight_at_a_kill_end_as_unknown_if_on_unknown_is_hold
     mailer = await start_mailer(**gateway.settings, **QUICK)
     await mailer.create_clients(500)
     created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
-    await gateway.until_taken(100)
+    await gateway.until_received(100)
     await mailer.stop(signal.SIGKILL)
     claimed = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
 
@@ -66,7 +66,7 @@ async def test_messages_in_flight_at_a_kill_end_as_unknown_if_on_unknown_is_hold
     assert (await second.finished(created["id"]))["delivered_messages"] == 500
 
 
-async def test_cut_database_connections_lose_and_repeat_no_message(
+async def test_closed_database_connections_lose_and_repeat_no_message(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.01)
@@ -74,8 +74,8 @@ async def test_cut_database_connections_lose_and_repeat_no_message(
     await mailer.create_clients(2_000)
     created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
     for count in range(250, 1_750, 250):
-        await gateway.until_taken(count)
-        await mailer.query(CUT_CONNECTIONS)
+        await gateway.until_received(count)
+        await mailer.query(CLOSE_CONNECTIONS)
     mailing = await mailer.finished(created["id"])
 
     assert mailing["delivered_messages"] == 2_000  # so none is unknown
@@ -93,11 +93,11 @@ async def test_database_outage_while_sending_loses_and_repeats_no_message(
         mailer = await start_mailer(**settings, database_url=url)
         await mailer.create_clients(1_500)
         created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
-        await gateway.until_taken(500)
+        await gateway.until_received(500)
     # the server has stopped at the end of the block
     await asyncio.sleep(OUTAGE)
     assert mailer.process.returncode is None
-    assert len(gateway.taken) < 1_500
+    assert len(gateway.received) < 1_500
 
     async with embedded_postgres(data_dir):
 
@@ -121,9 +121,9 @@ async def test_remaining_workers_send_the_messages_of_killed_ones(
     )
     await first.create_clients(1_000)
     created = await first.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(300)
+    await gateway.until_received(300)
     await first.stop(signal.SIGKILL)
-    await gateway.until_taken(600)
+    await gateway.until_received(600)
     await second.stop(signal.SIGKILL)
     remaining: MailerProcess = third
     mailing = await remaining.finished(created["id"])

@@ -60,7 +60,7 @@ async def test_future_mailing_starts_by_itself_at_its_start(
 
     await mailer.finished(created["id"])
     start = datetime.fromisoformat(future["datetime_start"])
-    assert min(request.arrived for request in gateway.taken) >= start.timestamp() * 1e6
+    assert min(request.arrived for request in gateway.received) >= start.timestamp() * 1e6
 
 
 async def test_nothing_is_sent_after_the_end(
@@ -69,9 +69,9 @@ async def test_nothing_is_sent_after_the_end(
     gateway = await start_gateway(latency=0.3)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="2")
     await mailer.create_clients(300)
-    mailing, end = await send_short_mailing(mailer, lambda: bool(gateway.taken))
-    assert len(gateway.taken) < 300
-    assert all(request.arrived <= (end + lag.longest) * 1e6 for request in gateway.taken)
+    mailing, end = await send_short_mailing(mailer, lambda: bool(gateway.received))
+    assert len(gateway.received) < 300
+    assert all(request.arrived <= (end + lag.longest) * 1e6 for request in gateway.received)
     statuses = ("delivered", "cancelled", "unknown")
     assert sum(mailing[f"{status}_messages"] for status in statuses) == 300
     expired = await mailer.call("GET", f"/mailings/{mailing['id']}/messages?reason=expired")
@@ -133,7 +133,7 @@ async def test_kill_loses_no_message(start_gateway: Gateways, start_mailer: Mail
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     async def some_sent() -> bool | None:
-        return len(gateway.taken) >= 20 or None
+        return len(gateway.received) >= 20 or None
 
     await until(some_sent)
     await mailer.stop(signal.SIGKILL)
@@ -155,7 +155,7 @@ async def test_stopped_process_finishes_requests_in_flight_and_releases_the_rest
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     async def some_sent() -> bool | None:
-        return len(gateway.taken) >= 5 or None
+        return len(gateway.received) >= 5 or None
 
     await until(some_sent)
     assert await mailer.stop() == 0
@@ -182,7 +182,7 @@ async def test_workers_on_one_database_share_the_work_and_send_nothing_twice(
     sent = [set(gateway.ids) for gateway in gateways]
     assert all(sent)
     assert not sent[0] & sent[1]
-    assert sum(len(gateway.taken) for gateway in gateways) == 200
+    assert sum(len(gateway.received) for gateway in gateways) == 200
 
 
 async def test_deleted_mailing_starts_no_request_after_the_answer(
@@ -196,7 +196,7 @@ async def test_deleted_mailing_starts_no_request_after_the_answer(
     created = await first.call("POST", "/mailings", new_mailing(), 201)
 
     async def some_sent() -> bool | None:
-        return len(gateway.taken) >= 20 or None
+        return len(gateway.received) >= 20 or None
 
     await until(some_sent)
     await second.call("DELETE", f"/mailings/{created['id']}", status=204)
@@ -206,8 +206,8 @@ async def test_deleted_mailing_starts_no_request_after_the_answer(
         return await first.query("SELECT count(*) FROM message") == 0 or None
 
     await until(is_purged)  # results of the requests in flight are recorded before that
-    assert len(gateway.taken) < 300
-    assert all(request.arrived <= (answered_at + lag.longest) * 1e6 for request in gateway.taken)
+    assert len(gateway.received) < 300
+    assert all(request.arrived <= (answered_at + lag.longest) * 1e6 for request in gateway.received)
     await first.call("GET", f"/mailings/{created['id']}", status=404)
 
 

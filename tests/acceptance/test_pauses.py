@@ -36,7 +36,7 @@ async def until_waiting(mailer: MailerProcess, mailing_id: int, count: int) -> N
 async def try_now(mailer: MailerProcess) -> None:
     same_origin = {"Origin": mailer.address}
     async with mailer.session.post(
-        "/gateway/try", data={"back": "/system"}, headers=same_origin, allow_redirects=False
+        "/gateway/try", data={"return_path": "/system"}, headers=same_origin, allow_redirects=False
     ) as response:
         assert response.status == 303
         assert response.headers["Location"] == "/system"

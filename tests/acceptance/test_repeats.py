@@ -25,7 +25,7 @@ CREATE_WAIT = """
         RETURN NULL;
     END $$"""
 IS_WAITING = "SELECT count(*) > 0 OR NULL FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-CUT_CONNECTIONS = """
+CLOSE_CONNECTIONS = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
@@ -65,7 +65,7 @@ async def blocked_writes(mailer: MailerProcess, column: str) -> AsyncIterator[as
     try:
         yield database
     finally:
-        await database.execute(CUT_CONNECTIONS)
+        await database.execute(CLOSE_CONNECTIONS)
         await database.execute("DROP FUNCTION wait_for_lock CASCADE")
         await database.close()
 
@@ -144,7 +144,7 @@ async def test_process_frozen_for_longer_than_its_lease_does_nothing_twice(
         late = asyncio.create_task(post(frozen, "/mailings", body))
         await until(lambda: frozen.query(IS_WAITING))
         frozen.process.send_signal(signal.SIGSTOP)
-        await database.execute(CUT_CONNECTIONS)  # as a firewall or a server timeout would do
+        await database.execute(CLOSE_CONNECTIONS)  # as a firewall or a server timeout would do
     status, content, is_replay = await post_until_done(other, "/mailings", body)
     assert (status, is_replay) == (201, False)
     frozen.process.send_signal(signal.SIGCONT)

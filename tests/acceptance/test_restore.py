@@ -50,7 +50,7 @@ async def start_mailing(
     """Create a mailing and wait until some of its messages have been sent; return it."""
     await mailer.create_clients(clients)
     created: dict[str, Any] = await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(sent)
+    await gateway.until_received(sent)
     return created
 
 
@@ -137,7 +137,7 @@ async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_sa
     assert await restored.query(actor) == "command"
 
 
-async def test_two_copies_that_both_send_never_use_the_same_id(
+async def test_two_copies_of_a_database_that_both_send_never_use_the_same_id(
     start_gateway: Gateways, start_mailer: Mailers, programs: Path, copy_url: str, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()

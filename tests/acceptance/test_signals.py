@@ -44,7 +44,7 @@ async def test_signal_without_a_meaning_for_mailer_is_logged_and_ignored(
     gateway = await start_gateway(latency=0.2)
     mailer = await start_mailer(prefix=WITH_DEFAULT_SIGHUP, **gateway.settings)
     mailing_id = await create_mailing(mailer)
-    await gateway.until_taken(20)
+    await gateway.until_received(20)
     for name in IGNORED:
         mailer.process.send_signal(signal.Signals[name])
 
@@ -64,7 +64,7 @@ async def test_signal_that_stops_mailer_leaves_no_message_unknown(
     gateway = await start_gateway(latency=0.2)
     mailer = await start_mailer(**gateway.settings)
     await create_mailing(mailer)
-    await gateway.until_taken(20)
+    await gateway.until_received(20)
     assert await mailer.stop(signal.Signals[name]) == 0
     assert await mailer.query(SENDING) == 0
     assert await mailer.query("SELECT count(*) FROM message WHERE status = 'scheduled'") > 0
@@ -76,7 +76,7 @@ async def test_hangup_under_nohup_is_ignored(
     gateway = await start_gateway(latency=0.2)
     mailer = await start_mailer(prefix=("nohup",), **gateway.settings)
     mailing_id = await create_mailing(mailer)
-    await gateway.until_taken(20)
+    await gateway.until_received(20)
     mailer.process.send_signal(signal.SIGHUP)
     assert (await mailer.finished(mailing_id))["delivered_messages"] == 200
 
@@ -90,7 +90,7 @@ async def test_mailer_stops_in_order_when_its_terminal_is_closed(
     await mailer.start(prefix=IN_TERMINAL, stdin=far)
     os.close(far)
     await create_mailing(mailer)
-    await gateway.until_taken(20)
+    await gateway.until_received(20)
     os.close(near)
     assert await mailer.stop(0) == 0
     assert [event["event"] for event in mailer.events if event["event"] == "stopping"]

@@ -16,7 +16,7 @@ from tests.processes import MailerProcess, run
 
 from mailer.db.engine import connect, create_engine
 from mailer.db.requirements import WaitReason
-from mailer.db.startup import prepare_database
+from mailer.db.startup import DatabaseSource, prepare_database
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.settings import Settings
 
@@ -71,7 +71,8 @@ async def test_service_waits_again_when_the_database_is_lost_during_the_start(
             if not reasons:
                 await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
-    await prepare_database(engine, Settings(), on_wait=reasons.append, on_ready=read_first)
+    source = DatabaseSource.of(Settings())
+    await prepare_database(engine, source, on_wait=reasons.append, on_ready=read_first)
     await engine.dispose()
     assert len(reasons) == 1
 

@@ -121,7 +121,7 @@ async def test_resumed_mailing_continues_where_it_was_paused(
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
     await mailer.create_clients(300)
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(50)
+    await gateway.until_received(50)
 
     paused_at = await act(mailer, "pause", created["id"])
 
@@ -130,15 +130,15 @@ async def test_resumed_mailing_continues_where_it_was_paused(
         return mailing if mailing["sending_messages"] == 0 else None
 
     paused = await until(without_requests)  # results of the requests in flight are recorded
-    sent = len(gateway.taken)
+    sent = len(gateway.received)
     assert sent < 300
-    assert all(request.arrived <= (paused_at + lag.longest) * 1e6 for request in gateway.taken)
+    assert all(request.arrived <= (paused_at + lag.longest) * 1e6 for request in gateway.received)
     assert (paused["status"], paused["delivered_messages"]) == ("paused", sent)
 
     resumed = await mailer.call("POST", f"/mailings/{created['id']}/resume")
     assert resumed["status"] == "running"
     assert (await mailer.finished(created["id"]))["delivered_messages"] == 300
-    assert len(gateway.taken) == 300
+    assert len(gateway.received) == 300
 
 
 async def test_cancelled_mailing_delivers_nothing_more_and_its_counts_add_up(
@@ -148,7 +148,7 @@ async def test_cancelled_mailing_delivers_nothing_more_and_its_counts_add_up(
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
     await mailer.create_clients(300)
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(50)
+    await gateway.until_received(50)
     await act(mailer, "cancel", created["id"])
 
     async def is_settled() -> dict[str, Any] | None:
@@ -158,8 +158,8 @@ async def test_cancelled_mailing_delivers_nothing_more_and_its_counts_add_up(
 
     mailing = await until(is_settled)
     assert mailing["status"] == "cancelled"
-    assert mailing["delivered_messages"] == len(gateway.taken) < 300
-    assert mailing["cancelled_messages"] == 300 - len(gateway.taken)
+    assert mailing["delivered_messages"] == len(gateway.received) < 300
+    assert mailing["cancelled_messages"] == 300 - len(gateway.received)
     reasons = f"/mailings/{created['id']}/messages?reason=mailing_cancelled"
     assert (await mailer.call("GET", reasons))["count"] == mailing["cancelled_messages"]
 
@@ -179,7 +179,7 @@ async def test_retry_sends_undelivered_messages_again(
     retried = await mailer.call("POST", f"{path}/retry")
     assert retried["status"] == "running"
     mailing = await mailer.finished(created["id"])
-    assert len(gateway.taken) == 40 + undelivered
+    assert len(gateway.received) == 40 + undelivered
     assert mailing["delivered_messages"] > 40 - undelivered
     assert mailing["delivered_messages"] + mailing["undelivered_messages"] == 40
 
@@ -244,10 +244,10 @@ async def test_no_request_starts_after_the_sending_window_closes(
     mailing = await mailer.finished(created["id"])
 
     closed_at = (closes - timedelta(hours=9)).timestamp() + 0.05
-    assert 0 < len(gateway.taken) < 300
-    assert all(request.arrived <= (closed_at + lag.longest) * 1e6 for request in gateway.taken)
+    assert 0 < len(gateway.received) < 300
+    assert all(request.arrived <= (closed_at + lag.longest) * 1e6 for request in gateway.received)
     unsent = await mailer.call("GET", f"/mailings/{created['id']}/messages?reason=no_window")
-    assert unsent["count"] == mailing["cancelled_messages"] == 300 - len(gateway.taken)
+    assert unsent["count"] == mailing["cancelled_messages"] == 300 - len(gateway.received)
 
 
 async def test_internal_error_for_one_message_does_not_stop_others(

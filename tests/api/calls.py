@@ -7,6 +7,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.schema import message
+from mailer.statuses import MESSAGE_STATUSES
 
 NEW = {
     "datetime_start": "2040-01-01T09:00:00Z",
@@ -16,14 +17,7 @@ NEW = {
 """A mailing that starts in 2040."""
 DUE = NEW | {"datetime_start": "2020-01-01T09:00:00Z"}
 """A mailing whose start has passed."""
-COUNTERS = [
-    "scheduled_messages",
-    "sending_messages",
-    "delivered_messages",
-    "undelivered_messages",
-    "unknown_messages",
-    "cancelled_messages",
-]
+COUNTERS = [f"{status}_messages" for status in MESSAGE_STATUSES]
 MAILING_FIELDS = {
     *("id", "datetime_start", "datetime_end", "text", "client_filter", "on_unknown", "status"),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),

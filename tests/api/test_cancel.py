@@ -15,10 +15,10 @@ from tests.factories import (
     claim,
     clear,
     do,
+    enqueue_and_replan,
     execute,
     finish,
     running,
-    take_audience,
     value,
 )
 
@@ -125,7 +125,7 @@ async def test_a_mailing_cancelled_while_enqueueing_still_counts_its_whole_audie
 
     assert cancelled["created_messages"] == FIRST_BATCH
     assert cancelled["clients_count"] == MANY
-    steps = [lambda: take_audience(engine), lambda: clear(engine)]
+    steps = [lambda: enqueue_and_replan(engine), lambda: clear(engine)]
     for step in steps if first == "enqueue" else reversed(steps):
         assert await do(engine, transitions.finish) == []
         await step()
@@ -143,7 +143,7 @@ async def test_messages_enqueued_after_the_cancellation_count_as_cancelled_at_on
     mailing_id = (await create_mailing(api, DUE))["id"]
     await do(engine, transitions.start_due)
     await cancel(api, mailing_id)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     mailing = (await api.get(f"/mailings/{mailing_id}")).json()
     assert (mailing["scheduled_messages"], mailing["cancelled_messages"]) == (0, MANY)
 
@@ -163,7 +163,7 @@ async def test_a_mailing_cancelled_while_replanning_keeps_sent_messages_and_canc
     await cancel(api, mailing_id)
 
     if steps == "enqueue first":
-        await take_audience(engine)
+        await enqueue_and_replan(engine)
     if steps == "cancel first":
         await clear(engine)
     await advance(engine)

@@ -15,15 +15,15 @@ from tests.factories import (
     behind_all_stops,
     claim,
     do,
+    enqueue_and_replan,
     execute,
     finish,
     running,
-    take_audience,
 )
 
 from mailer.db.engine import asyncpg_connection
 from mailer.mailing import transitions
-from mailer.mailing.store import MAILING_CHANNEL
+from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
@@ -340,7 +340,7 @@ async def test_changing_a_paused_mailing_replans_it_and_keeps_it_paused(
     await api.post(f"{address}/pause")
     change = {"client_filter": "vip, two words", "text": "Changed"}
     assert (await api.patch(address, json=change)).json()["status"] == "paused"
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     messages = await messages_by_client(api, created["id"])
     assert {
@@ -367,7 +367,7 @@ async def test_a_mailing_resumed_while_replanning_sends_after_replanning(
     await api.patch(address, json={"client_filter": "vip"})
     assert (await api.post(f"{address}/resume")).json()["status"] == "running"
     assert await running(engine) == []
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert len(await running(engine)) == 1
 
 
@@ -379,7 +379,7 @@ async def test_every_call_notifies_the_workers(api: httpx.AsyncClient, engine: A
     async with engine.connect() as pooled:
         listener = await asyncpg_connection(pooled)
         await listener.add_listener(
-            MAILING_CHANNEL, lambda *notification: notifications.put_nowait(notification)
+            MAILINGS_CHANGED, lambda *notification: notifications.put_nowait(notification)
         )
         for call in ("pause", "retry", "resume", "cancel"):
             await api.post(f"{address}/{call}")

@@ -14,7 +14,7 @@ from litestar.testing import TestClient
 
 from mailer.web import assets
 from mailer.web.assets import asset_url, static_router
-from mailer.web.openapi import StructPlugin, openapi_config
+from mailer.web.openapi import openapi_config
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
@@ -28,7 +28,7 @@ class NewUserBase(msgspec.Struct, forbid_unknown_fields=True):
     address: Address | None = None
 
 
-class Person(msgspec.Struct):
+class ExampleUser(msgspec.Struct):
     id: int
     name: str
 
@@ -38,25 +38,25 @@ async def home() -> str:
     return "home"
 
 
-@get("/people/{person_id:int}")
-async def show(person_id: FromPath[int]) -> Person:
-    """Return one person."""
-    return Person(person_id, "x")
+@get("/users/{user_id:int}")
+async def show(user_id: FromPath[int]) -> ExampleUser:
+    """Return one user."""
+    return ExampleUser(user_id, "x")
 
 
-@get("/people", raises=[TooManyRequestsException])
-async def index(limit: Annotated[int, QueryParameter(ge=1)] = 100) -> list[Person]:
-    return [Person(limit, "x")]
+@get("/users", raises=[TooManyRequestsException])
+async def index(limit: Annotated[int, QueryParameter(ge=1)] = 100) -> list[ExampleUser]:
+    return [ExampleUser(limit, "x")]
 
 
-@post("/people")
-async def add(data: JSONBody[NewUserBase]) -> Person:
-    return Person(1, data.name)
+@post("/users")
+async def add(data: JSONBody[NewUserBase]) -> ExampleUser:
+    return ExampleUser(1, data.name)
 
 
-@patch("/people/{person_id:int}")
-async def change(person_id: FromPath[int], data: JSONBody[NewUserBase]) -> Person:
-    return Person(person_id, data.name)
+@patch("/users/{user_id:int}")
+async def change(user_id: FromPath[int], data: JSONBody[NewUserBase]) -> ExampleUser:
+    return ExampleUser(user_id, data.name)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,6 @@ def web() -> Iterator[TestClient[Litestar]]:
     app = Litestar(
         [home, Router("/api/v1", route_handlers=[show, index, add, change]), static_router()],
         openapi_config=openapi_config(),
-        plugins=[StructPlugin()],
         logging_config=None,
     )
     with TestClient(app) as client:
@@ -123,7 +122,7 @@ def test_the_schema_is_openapi_3_1(web: TestClient[Litestar], schema: dict[str, 
     assert web.get("/openapi.json").headers["content-type"] == "application/json"
     assert schema["openapi"].startswith("3.1.")
     assert schema["info"]["version"] == "1"
-    assert schema["paths"].keys() == {"/api/v1/people", "/api/v1/people/{person_id}"}
+    assert schema["paths"].keys() == {"/api/v1/users", "/api/v1/users/{user_id}"}
 
 
 def test_the_schema_of_a_struct_that_forbids_unknown_fields_declares_it(
@@ -132,16 +131,16 @@ def test_the_schema_of_a_struct_that_forbids_unknown_fields_declares_it(
     models = schema["components"]["schemas"]
     assert models["NewUserBase"]["additionalProperties"] is False
     assert models["Address"]["additionalProperties"] is False
-    assert "additionalProperties" not in models["Person"]
+    assert "additionalProperties" not in models["ExampleUser"]
 
 
 @pytest.mark.parametrize(
     ("path", "method", "statuses"),
     [
-        ("/api/v1/people", "get", {"400", "429", "503"}),
-        ("/api/v1/people", "post", {"400", "408", "409", "413", "415", "503"}),
-        ("/api/v1/people/{person_id}", "get", {"400", "404", "503"}),
-        ("/api/v1/people/{person_id}", "patch", {"400", "404", "408", "409", "413", "415", "503"}),
+        ("/api/v1/users", "get", {"400", "429", "503"}),
+        ("/api/v1/users", "post", {"400", "408", "409", "413", "415", "503"}),
+        ("/api/v1/users/{user_id}", "get", {"400", "404", "503"}),
+        ("/api/v1/users/{user_id}", "patch", {"400", "404", "408", "409", "413", "415", "503"}),
     ],
 )
 def test_each_route_declares_its_problems(

@@ -28,20 +28,25 @@ FORMS = {
         "on_unknown": "retry",
         "time_zone": "UTC",
     },
-    "/people/new": {"name": "oleg", "role": "viewer", "password": SECRET, "again": SECRET},
+    "/users/new": {
+        "name": "oleg",
+        "role": "viewer",
+        "password": SECRET,
+        "repeated_password": SECRET,
+    },
     "/keys": {"name": "shop", "scope": "write", "expires": "90"},
 }
 """Forms that create an object, with the fields to send."""
 COUNTS = {
     "/clients/new": "SELECT count(*) FROM client",
     "/mailings/new": "SELECT count(*) FROM mailing",
-    "/people/new": "SELECT count(*) FROM app_user WHERE name = 'oleg'",
+    "/users/new": "SELECT count(*) FROM app_user WHERE name = 'oleg'",
     "/keys": "SELECT count(*) FROM api_key",
 }
 CREATE_NOTHING = frozenset(
     {
-        "/account/password",
-        "/account/sessions",
+        "/profile/password",
+        "/profile/sessions",
         "/clients/import",  # importing a file twice changes nothing
         "/clients/{client_id:int}",
         "/clients/{client_id:int}/delete",
@@ -52,11 +57,11 @@ CREATE_NOTHING = frozenset(
         "/mailings/preview",
         "/mailings/{mailing_id:int}/edit",
         "/mailings/{mailing_id:int}/{verb:str}",
-        "/people/{user_id:int}/disable",
-        "/people/{user_id:int}/enable",
-        "/people/{user_id:int}/password",
-        "/people/{user_id:int}/role",
-        "/people/{user_id:int}/sign-out",
+        "/users/{user_id:int}/disable",
+        "/users/{user_id:int}/enable",
+        "/users/{user_id:int}/password",
+        "/users/{user_id:int}/role",
+        "/users/{user_id:int}/sign-out",
         "/preferences",
         "/restored",
     }
@@ -223,7 +228,7 @@ async def test_a_form_that_creates_nothing_stores_no_response(
     path = re.sub(r"\{(\w+):(int|str)\}", r"{\1}", path)
     numbers = {"client_id": 1, "mailing_id": 1, "key_id": 1, "user_id": 1}
     action = path.format(verb="pause", **numbers) + f"?once={'a' * 32}"
-    await post_form(browser, action, {"back": "/" + "a" * 1900, "language": "en"})
+    await post_form(browser, action, {"return_path": "/" + "a" * 1900, "language": "en"})
     assert await value(engine, "SELECT count(*) FROM idempotency") == 0
 
 
@@ -232,7 +237,7 @@ async def test_a_refused_form_stores_no_response(
     browser: httpx.AsyncClient, engine: AsyncEngine, path: str
 ) -> None:
     action = form_action(await get_page(browser, path))
-    assert (await post_form(browser, action, {"back": "/clients"})).status_code == 400
+    assert (await post_form(browser, action, {"return_path": "/clients"})).status_code == 400
     assert await value(engine, "SELECT count(*) FROM idempotency") == 0
 
 
@@ -240,23 +245,23 @@ async def test_a_refused_form_stores_no_response(
 async def test_the_length_of_a_redirect_target_is_limited(
     browser: httpx.AsyncClient, length: int, fallback: str | None
 ) -> None:
-    back = "/" + "a" * (length - 1)
-    answer = await post_form(browser, "/preferences", {"back": back})
-    assert answer.headers["location"] == (fallback or back)
+    return_path = "/" + "a" * (length - 1)
+    answer = await post_form(browser, "/preferences", {"return_path": return_path})
+    assert answer.headers["location"] == (fallback or return_path)
 
 
 async def test_stored_form_requests_do_not_reveal_their_fields(
     browser: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    action = form_action(await get_page(browser, "/people/new"))
+    action = form_action(await get_page(browser, "/users/new"))
     path, _, query = action.partition("?")
-    await post_form(browser, action, FORMS["/people/new"])
+    await post_form(browser, action, FORMS["/users/new"])
     row = str(await value(engine, "SELECT idempotency::text FROM idempotency"))
     assert query.removeprefix("once=") not in row
     media_type = "application/x-www-form-urlencoded"
     for prefix in ("", "once="):
         head = f"POST\n{path}\n{prefix}\n\n{media_type}\n"
-        guess = hashlib.sha256((head + urlencode(FORMS["/people/new"])).encode())
+        guess = hashlib.sha256((head + urlencode(FORMS["/users/new"])).encode())
         assert guess.hexdigest() not in row
 
 

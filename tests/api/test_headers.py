@@ -431,7 +431,7 @@ async def test_a_query_that_is_not_utf_8_is_refused(engine: AsyncEngine) -> None
     inner = wrap_asgi(shared_app(engine, Settings()), Settings())
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        await inner(scope | {"query_string": b"back=\xff"}, receive, send)
+        await inner(scope | {"query_string": b"return_path=\xff"}, receive, send)
 
     transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:

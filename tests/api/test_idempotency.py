@@ -331,7 +331,7 @@ async def test_the_periodic_job_deletes_old_responses(
     await post(api, ("/mailings/77/pause", {}))
     await execute(engine, AGE)
     limits = JobLimits.of(Settings())
-    job = next(each for each in jobs(engine, limits, None) if each.name == "clear")
+    job = next(each for each in jobs(engine, limits, None) if each.name == "delete_expired")
     await job.run()
     assert await value(engine, KEYS) == 0
 

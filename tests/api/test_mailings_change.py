@@ -18,7 +18,7 @@ from tests.api.calls import (
     messages_by_client,
     update_messages,
 )
-from tests.factories import begin, do, running, take_audience
+from tests.factories import begin, do, enqueue_and_replan, running
 
 from mailer.db.schema import mailing
 from mailer.mailing.audience import enqueue_chunk
@@ -121,7 +121,7 @@ async def test_a_running_mailing_changes_its_text_and_on_unknown_at_once(
     [running_mailing] = await running(engine)
     assert running_mailing.text == answer.json()["text"]
     assert running_mailing.on_unknown == answer.json()["on_unknown"]
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert await messages_by_client(api, created["id"]) == before
 
 
@@ -133,7 +133,7 @@ async def test_a_running_mailing_can_change_its_end(
     await begin(engine)
     end = {"datetime_end": "2050-01-01T00:00:00Z"}
     assert (await api.patch(f"/mailings/{created['id']}", json=end)).status_code == 200
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     changed = (await api.get(f"/mailings/{created['id']}")).json()
     assert changed["datetime_end"] == end["datetime_end"]
     assert changed["scheduled_messages"] == changed["clients_count"] == 4
@@ -162,7 +162,7 @@ async def test_a_new_filter_cancels_and_creates_messages_and_keeps_sent_ones(
     change = {"client_filter": {"operator_codes": ["903", "999"]}}
     changed = await api.patch(f"/mailings/{created['id']}", json=change)
     assert changed.json()["client_filter"] == change["client_filter"]
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     messages = await messages_by_client(api, created["id"])
     assert {
         name: (messages[n]["status"], messages[n]["reason"]) for name, n in clients.items()
@@ -185,9 +185,9 @@ async def test_a_client_that_matches_again_is_rescheduled_with_the_same_message(
     await begin(engine)
     before = await messages_by_client(api, created["id"])
     await api.patch(address, json={"client_filter": "vip"})
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     await api.patch(address, json={"client_filter": "912"})
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     after = await messages_by_client(api, created["id"])
     for name in ("moscow", "tagged 912"):
         message = after[clients[name]]
@@ -206,13 +206,13 @@ async def test_a_client_created_after_the_start_is_enqueued_only_by_a_change_of_
     ).json()["id"]
     end = (datetime.now(UTC) + timedelta(days=2)).isoformat()
     await api.patch(f"/mailings/{created['id']}", json={"datetime_end": end})
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert created_before_change not in await messages_by_client(api, created["id"])
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": None})
     created_after_change = (
         await api.post("/clients", json={"phone": "79160000008", "tag": "vip"})
     ).json()["id"]
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     messages = await messages_by_client(api, created["id"])
     assert created_after_change not in messages
     assert messages.keys() == {*clients.values(), created_before_change}
@@ -226,7 +226,7 @@ async def test_messages_of_a_deleted_client_are_not_rescheduled(
     await api.delete(f"/clients/{clients['vip']}")
     for client_filter in ("912", None):
         await api.patch(f"/mailings/{created['id']}", json={"client_filter": client_filter})
-        await take_audience(engine)
+        await enqueue_and_replan(engine)
     erased = (await messages_by_client(api, created["id"]))[clients["vip"]]
     assert (erased["status"], erased["reason"]) == ("cancelled", "client_deleted")
 
@@ -244,7 +244,7 @@ async def test_no_message_is_claimed_until_a_new_filter_is_applied(
     await update_messages(
         engine, clients["vip"], status="delivered", lease_owner=None, lease_expires_at=None
     )
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert len(await running(engine)) == 1
 
 
@@ -258,7 +258,7 @@ async def test_a_change_does_not_shorten_the_pause_after_a_failed_attempt(
     await update_messages(engine, clients["vip"], attempts=1, reason="http_503", **pause)
     before = (await messages_by_client(api, created["id"]))[clients["vip"]]
     await api.patch(f"/mailings/{created['id']}", json={"client_filter": "vip"})
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     after = (await messages_by_client(api, created["id"]))[clients["vip"]]
     assert (after["datetime_send"], after["reason"]) == (before["datetime_send"], "http_503")
 
@@ -272,7 +272,7 @@ async def test_a_new_sending_window_replans_waiting_messages(
     sent = (await messages_by_client(api, created["id"]))[clients["blank"]]
     window = {"send_interval_time_start": "09:00", "send_interval_time_end": "09:01"}
     await api.patch(f"/mailings/{created['id']}", json=window)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     messages = await messages_by_client(api, created["id"])
     for name in ("vip", "moscow", "tagged 912"):
         zone = ZoneInfo(CLIENTS[name].get("time_zone", "UTC"))
@@ -281,7 +281,7 @@ async def test_a_new_sending_window_replans_waiting_messages(
         assert timedelta(minutes=-1) < due_at - datetime.now(UTC) < timedelta(days=1)
     assert messages[clients["blank"]] == sent
     await api.patch(f"/mailings/{created['id']}", json=dict.fromkeys(window))
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     messages = await messages_by_client(api, created["id"])
     for name in ("vip", "moscow", "tagged 912"):
         due_at = datetime.fromisoformat(messages[clients[name]]["datetime_send"])
@@ -303,12 +303,12 @@ async def test_messages_cancelled_by_a_sending_window_are_rescheduled_when_it_ca
         "send_interval_time_end": f"{now + timedelta(hours=4):%H:%M}",
     }
     await api.patch(address, json=window)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     [cancelled] = (await api.get(address)).json()["mailing_messages"]
     assert (cancelled["status"], cancelled["reason"]) == ("cancelled", "no_window")
     later = {"datetime_end": (now + timedelta(hours=5)).isoformat()}
     await api.patch(address, json=later)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     [rescheduled] = (await api.get(address)).json()["mailing_messages"]
     assert (rescheduled["status"], rescheduled["reason"]) == ("scheduled", None)
 

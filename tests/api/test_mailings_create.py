@@ -27,7 +27,7 @@ async def test_defaults_are_everybody_all_day_and_retry(api: httpx.AsyncClient) 
     assert created["status"] == "scheduled"
 
 
-async def test_given_values_are_returned_by_every_call(api: httpx.AsyncClient) -> None:
+async def test_every_call_returns_the_given_values(api: httpx.AsyncClient) -> None:
     payload = NEW | {
         "send_interval_time_start": "22:30",
         "send_interval_time_end": "06:00:30",

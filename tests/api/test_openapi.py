@@ -182,7 +182,7 @@ def test_the_api_declares_keys_and_monitoring_declares_an_optional_token(
         assert operation["security"] == expected, path
 
 
-def test_refusals_declare_the_headers_of_the_next_step(schema: dict[str, Any]) -> None:
+def test_problems_declare_the_headers_that_say_how_to_continue(schema: dict[str, Any]) -> None:
     answers = schema["components"]["responses"]
     assert "WWW-Authenticate" in answers["Problem401"]["headers"]
     for status in (429, 503):

@@ -118,7 +118,7 @@ async def test_times_are_in_the_time_zone_of_the_cookie(
 
 
 async def test_preferences_are_stored_and_redirect_back(api: httpx.AsyncClient) -> None:
-    form = {"language": "ru", "time_zone": "Asia/Tokyo", "back": "/mailings?status=running"}
+    form = {"language": "ru", "time_zone": "Asia/Tokyo", "return_path": "/mailings?status=running"}
     answer = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
     assert answer.status_code == 303
     assert answer.headers["location"] == "/mailings?status=running"
@@ -127,11 +127,13 @@ async def test_preferences_are_stored_and_redirect_back(api: httpx.AsyncClient) 
     api.cookies.clear()  # other tests of this file use the same client
 
 
-@pytest.mark.parametrize("back", ["", "//evil.example/", "/\\evil.example", "https://evil.example"])
+@pytest.mark.parametrize(
+    "return_path", ["", "//evil.example/", "/\\evil.example", "https://evil.example"]
+)
 async def test_preferences_redirect_to_no_other_site_and_store_no_unknown_value(
-    api: httpx.AsyncClient, back: str
+    api: httpx.AsyncClient, return_path: str
 ) -> None:
-    form = {"language": "xx", "time_zone": "Mars/Base\r\nX: y", "back": back}
+    form = {"language": "xx", "time_zone": "Mars/Base\r\nX: y", "return_path": return_path}
     answer = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
     assert answer.headers["location"] == "/"
     assert "set-cookie" not in answer.headers

@@ -309,9 +309,11 @@ async def test_a_button_ends_the_pause_of_failed_messages(
     assert "Failed messages are retried from" in await get_page(api_with_gateway, path)
     for place in (path, message):
         page = await get_page(api_with_gateway, place)
-        assert f'action="/gateway/try"><input type="hidden" name="back" value="{place}"' in page
+        assert (
+            f'action="/gateway/try"><input type="hidden" name="return_path" value="{place}"' in page
+        )
     answer = await api_with_gateway.post(
-        f"{SITE}/gateway/try", data={"back": message}, headers={"Origin": SITE}
+        f"{SITE}/gateway/try", data={"return_path": message}, headers={"Origin": SITE}
     )
     assert answer.status_code == 303
     assert await value(engine, "SELECT due_at <= now() FROM message") is True

@@ -29,8 +29,8 @@ OFFERED = {
     "/clients.csv": ALL,
     "/mailings/1/messages.csv": ALL,
     "/keys": {"admin"},
-    "/people": {"admin"},
-    "/people/new": {"admin"},
+    "/users": {"admin"},
+    "/users/new": {"admin"},
     "/system": {"admin"},
 }
 """Links on pages, and the roles that see them."""
@@ -42,8 +42,8 @@ PAGES = (
     "/mailings/1/messages/1",
     "/clients",
     "/clients/1",
-    "/account",
-    "/people",
+    "/profile",
+    "/users",
     "/system",
 )
 
@@ -93,7 +93,7 @@ async def test_a_viewer_sees_only_filters_and_forms_for_themselves(
         for page in pages.values()
         for action in re.findall('<form method="post"(?: action="([^"]*)")?', page)
     }
-    assert forms == {"/logout", "/preferences", "/account/sessions", "/account/password"}
+    assert forms == {"/logout", "/preferences", "/profile/sessions", "/profile/password"}
     assert "79160000001" in pages["/clients/1"]
     assert 'id="client"' not in pages["/clients/1"]
     assert "Nothing happens by itself. An operator can" in pages["/mailings/1/messages/1"]
@@ -130,5 +130,5 @@ async def test_without_auth_everything_is_offered_but_users_and_keys(
     browser = await signed_in_browser(engine_with_mailing, "viewer", settings=OPEN)
     pages = await visible_pages(browser, PAGES)
     links = {link for page in pages.values() for link in re.findall('href="([^"]+)"', page)}
-    of_users = {"/people", "/people/new", "/keys"}
+    of_users = {"/users", "/users/new", "/keys"}
     assert links & OFFERED.keys() == OFFERED.keys() - of_users

@@ -63,9 +63,11 @@ async def browser(engine: AsyncEngine, oidc_settings: Settings) -> AsyncIterator
         yield browser
 
 
-async def sign_in_at_provider(browser: httpx.AsyncClient, login: str, back: str = "/") -> str:
+async def sign_in_at_provider(
+    browser: httpx.AsyncClient, login: str, return_path: str = "/"
+) -> str:
     """Follow the link to the provider and sign in there; return the callback address."""
-    answer = await browser.get("/login/oidc", params={"back": back})
+    answer = await browser.get("/login/oidc", params={"return_path": return_path})
     assert answer.status_code == 303, answer.text
     return await sign_in(answer.headers["location"], login)
 
@@ -83,7 +85,7 @@ async def test_a_user_of_the_provider_is_signed_in_and_redirected_to_the_wanted_
     engine: AsyncEngine, browser: httpx.AsyncClient, middle: Middle
 ) -> None:
     assert urlsplit(middle.issuer).hostname or "" in (await browser.get("/login")).text
-    address = await sign_in_at_provider(browser, "oleg", back="/mailings?status=running")
+    address = await sign_in_at_provider(browser, "oleg", return_path="/mailings?status=running")
     answer = await browser.get(address)
     assert (answer.status_code, answer.headers["location"]) == (303, "/mailings?status=running")
     page = (await browser.get("/mailings")).text
@@ -247,7 +249,7 @@ async def test_an_unavailable_provider_is_503_before_and_after_the_sign_in(
         assert "does not answer" in answer.text
         assert 'href="/login"' in answer.text
         assert f'href="{address}' not in answer.text
-        assert [event["reason"] for event in logs if event["event"] == "provider_away"] == [
+        assert [event["reason"] for event in logs if event["event"] == "provider_unavailable"] == [
             "bad_answer"
         ]
 
@@ -305,9 +307,9 @@ async def test_the_sign_in_cookie_is_secure_behind_tls(
         assert cookie.startswith("__Secure-sign_in=")
         assert "; secure" in cookie.lower()
         state = parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
-        back = f"{CALLBACK.replace('http', 'https', 1)}?state={state}&error=access_denied"
+        callback = f"{CALLBACK.replace('http', 'https', 1)}?state={state}&error=access_denied"
         with capture_logs() as logs:
-            answer = await browser.get(back)
+            answer = await browser.get(callback)
         assert "refused_there" in [event.get("reason") for event in logs]
         [removed] = answer.headers.get_list("set-cookie")
         assert removed.startswith('__Secure-sign_in="";')
@@ -316,8 +318,8 @@ async def test_the_sign_in_cookie_is_secure_behind_tls(
 async def test_a_sign_in_redirects_to_own_pages_alone(
     browser: httpx.AsyncClient,
 ) -> None:
-    for back in ("//evil.example", "https://evil.example/", "/\\evil.example"):
-        answer = await browser.get(await sign_in_at_provider(browser, "vera", back))
+    for return_path in ("//evil.example", "https://evil.example/", "/\\evil.example"):
+        answer = await browser.get(await sign_in_at_provider(browser, "vera", return_path))
         assert answer.headers["location"] == "/"
 
 

@@ -28,9 +28,9 @@ async def create_user(engine: AsyncEngine, name: str = "ann", role: Role = "view
 
 
 async def sign_in(
-    browser: httpx.AsyncClient, name: str = "ann", password: str = PASSWORD, back: str = "/"
+    browser: httpx.AsyncClient, name: str = "ann", password: str = PASSWORD, return_path: str = "/"
 ) -> httpx.Response:
-    form = {"name": name, "password": password, "back": back}
+    form = {"name": name, "password": password, "return_path": return_path}
     return await browser.post("/login", data=form)
 
 
@@ -46,14 +46,14 @@ async def test_the_sign_in_form_redirects_back_to_the_requested_page(engine: Asy
     answer = await browser.get("/mailings?status=running&search=a%26b")
     assert answer.status_code == 303
     form = answer.headers["location"]
-    assert form.startswith("/login?back=/mailings%3Fstatus")
+    assert form.startswith("/login?return_path=/mailings%3Fstatus")
     page = await get_html(browser, form)
-    assert 'name="back" value="/mailings?status=running&amp;search=a%26b"' in page
-    answer = await sign_in(browser, back="/mailings?status=running&search=a%26b")
+    assert 'name="return_path" value="/mailings?status=running&amp;search=a%26b"' in page
+    answer = await sign_in(browser, return_path="/mailings?status=running&search=a%26b")
     assert answer.status_code == 303
     assert answer.headers["location"] == "/mailings?status=running&search=a%26b"
     assert "ann" in await get_html(browser, answer.headers["location"])
-    assert (await browser.get("/login?back=/clients")).headers["location"] == "/clients"
+    assert (await browser.get("/login?return_path=/clients")).headers["location"] == "/clients"
 
 
 async def test_the_session_cookie_is_for_this_host_and_hidden_from_scripts(
@@ -124,12 +124,12 @@ async def test_signing_out_ends_the_session_and_removes_the_cookie(engine: Async
 
 
 @pytest.mark.parametrize(
-    "back",
+    "return_path",
     ["//evil.example", "https://evil.example", "/\\evil.example", "/\t/evil.example", "\n", "evil"],
 )
-async def test_signing_in_redirects_to_no_other_site(engine: AsyncEngine, back: str) -> None:
+async def test_signing_in_redirects_to_no_other_site(engine: AsyncEngine, return_path: str) -> None:
     await create_user(engine)
-    answer = await sign_in(create_browser(engine), back=back)
+    answer = await sign_in(create_browser(engine), return_path=return_path)
     assert answer.headers["location"] == "/"
 
 
@@ -179,7 +179,7 @@ async def test_an_htmx_request_without_a_session_is_redirected_to_the_form(
     headers = {"HX-Request": "true", "HX-Current-URL": "http://mailer/mailings/1?a=b"}
     answer = await browser.get("/mailings/1/pause", headers=headers)
     assert answer.status_code == 401
-    assert answer.headers["hx-redirect"] == "/login?back=/mailings/1%3Fa%3Db"
+    assert answer.headers["hx-redirect"] == "/login?return_path=/mailings/1%3Fa%3Db"
     headers["HX-Current-URL"] = "https://evil.example/x"
     answer = await browser.get("/mailings/1/pause", headers=headers)
     assert answer.headers["hx-redirect"] == "/login"
@@ -207,7 +207,7 @@ async def test_a_form_sent_without_a_session_redirects_back_to_its_page(
     browser = create_browser(engine)
     referer = {"Referer": "http://mailer/mailings/new?from=1"}
     answer = await browser.post("/mailings/new", headers=referer)
-    assert answer.headers["location"] == "/login?back=/mailings/new%3Ffrom%3D1"
+    assert answer.headers["location"] == "/login?return_path=/mailings/new%3Ffrom%3D1"
     for wrong in ("https://evil.example/x", "http://mailer//evil.example", "http://[", ""):
         answer = await browser.post("/mailings/new", headers={"Referer": wrong})
         assert answer.headers["location"] == "/login"
@@ -235,7 +235,7 @@ async def test_pages_link_to_metrics_only_when_no_token_is_needed(engine: AsyncE
     [
         ("viewer", "/mailings/new", "Only an operator or an admin may do this."),
         ("operator", "/system", "Only an admin may do this."),
-        ("operator", "/people", "Only an admin may do this."),
+        ("operator", "/users", "Only an admin may do this."),
     ],
 )
 async def test_a_refused_page_names_the_required_role(
@@ -253,15 +253,15 @@ async def test_the_header_shows_the_user_and_links_that_the_role_allows(
 ) -> None:
     page = await get_html(await signed_in_browser(engine, role, "somebody"), "/")
     header = page[page.index("<header>") : page.index("</header>")]
-    assert '<a href="/account">somebody</a> <button>Sign out</button>' in header
-    assert ('href="/system"' in header) == ('href="/people"' in header) == (role == "admin")
+    assert '<a href="/profile">somebody</a> <button>Sign out</button>' in header
+    assert ('href="/system"' in header) == ('href="/users"' in header) == (role == "admin")
 
 
 async def test_without_auth_there_are_no_pages_of_users(engine: AsyncEngine) -> None:
     browser = create_browser(engine, OPEN)
     page = await get_html(browser, "/")
-    assert not re.search("Sign out|/account|/people|/login", page)
-    for path in ("/account", "/people", "/people/new", "/people/1", "/nothing"):
+    assert not re.search("Sign out|/profile|/users|/login", page)
+    for path in ("/profile", "/users", "/users/new", "/users/1", "/nothing"):
         answer = await browser.get(path)
         assert answer.status_code == 404
         assert '<a href="/mailings">Mailings</a>' in answer.text
@@ -272,9 +272,10 @@ async def test_without_auth_there_are_no_pages_of_users(engine: AsyncEngine) -> 
 async def test_the_sign_in_form_links_to_the_provider_if_there_is_one(engine: AsyncEngine) -> None:
     assert "/login/oidc" not in await get_html(create_browser(engine), "/login")
     settings = Settings(oidc_issuer="https://id.example/realm")
-    page = await get_html(create_browser(engine, settings), "/login?back=/clients")
+    page = await get_html(create_browser(engine, settings), "/login?return_path=/clients")
     assert (
-        '<a class="button" href="/login/oidc?back=%2Fclients">Sign in with id.example</a>' in page
+        '<a class="button" href="/login/oidc?return_path=%2Fclients">Sign in with id.example</a>'
+        in page
     )
 
 
@@ -284,22 +285,22 @@ async def test_a_user_sees_their_own_sessions_and_ends_one(engine: AsyncEngine) 
     here.headers["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0"
     await sign_in(here)
     await sign_in(there)
-    page = await get_html(here, "/account")
+    page = await get_html(here, "/profile")
     assert "Firefox, Linux" in page
     assert "127.0.0.1" in page
     assert page.count("this browser") == 1
     (other,) = re.findall('name="session" value="([0-9a-f]{64})"', page)
-    answer = await here.post("/account/sessions", data={"session": other})
-    assert answer.headers["location"] == "/account"
+    answer = await here.post("/profile/sessions", data={"session": other})
+    assert answer.headers["location"] == "/profile"
     assert (await there.get("/")).status_code == 303
     assert (await here.get("/")).status_code == 200
 
 
 async def test_ending_an_ended_session_is_refused(engine: AsyncEngine) -> None:
     browser = await signed_in_browser(engine, "viewer")
-    answer = await browser.post("/account/sessions", data={"session": "00" * 32})
-    assert answer.headers["location"] == "/account"
-    assert "This session had already ended." in await get_html(browser, "/account")
+    answer = await browser.post("/profile/sessions", data={"session": "00" * 32})
+    assert answer.headers["location"] == "/profile"
+    assert "This session had already ended." in await get_html(browser, "/profile")
 
 
 async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
@@ -309,7 +310,7 @@ async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
         "INSERT INTO app_user (name, role, password_hash) SELECT 'p' || n, 'viewer', 'none fits'"
         " FROM generate_series(1, 101) AS n",
     )
-    first = await get_html(admin, "/people")
+    first = await get_html(admin, "/users")
     assert ">p101<" in first
     assert ">p1<" not in first
     assert "102 users" in first
@@ -321,7 +322,7 @@ async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
 
 async def test_the_error_of_the_role_links_to_the_field(engine: AsyncEngine) -> None:
     admin = await signed_in_browser(engine, "admin")
-    answer = await admin.post("/people/new", data={"name": "bob", "role": "root"})
+    answer = await admin.post("/users/new", data={"name": "bob", "role": "root"})
     assert 'href="#role"' in answer.text
     assert 'id="role"' in answer.text
 
@@ -336,9 +337,9 @@ async def test_a_user_cannot_end_the_session_of_another_user(engine: AsyncEngine
         "SELECT encode(digest, 'hex') FROM session JOIN app_user ON id = user_id"
         " WHERE name = 'bob'",
     )
-    assert (await ann.post("/account/sessions", data={"session": digest})).status_code == 303
+    assert (await ann.post("/profile/sessions", data={"session": digest})).status_code == 303
     assert (await bob.get("/")).status_code == 200
-    assert (await ann.post("/account/sessions", data={"session": "no"})).status_code == 400
+    assert (await ann.post("/profile/sessions", data={"session": "no"})).status_code == 400
 
 
 async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
@@ -348,7 +349,7 @@ async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
     here, there = create_browser(engine), create_browser(engine)
     await sign_in(here)
     await sign_in(there)
-    assert (await here.post("/account/sessions")).headers["location"] == "/login"
+    assert (await here.post("/profile/sessions")).headers["location"] == "/login"
     for browser in (here, there):
         assert (await browser.get("/")).status_code == 303
 
@@ -356,9 +357,9 @@ async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
 @pytest.mark.parametrize(
     ("form", "field"),
     [
-        ({"present": "wrong"}, "present"),
-        ({"password": "short", "again": "short"}, "password"),
-        ({"again": "something else"}, "again"),
+        ({"current_password": "wrong"}, "current_password"),
+        ({"password": "short", "repeated_password": "short"}, "password"),
+        ({"repeated_password": "something else"}, "repeated_password"),
     ],
 )
 async def test_an_invalid_change_of_the_own_password_is_an_error_beside_the_field(
@@ -367,8 +368,12 @@ async def test_an_invalid_change_of_the_own_password_is_an_error_beside_the_fiel
     await create_user(engine)
     browser = create_browser(engine)
     await sign_in(browser)
-    whole = {"present": PASSWORD, "password": "another long one", "again": "another long one"}
-    answer = await browser.post("/account/password", data=whole | form)
+    whole = {
+        "current_password": PASSWORD,
+        "password": "another long one",
+        "repeated_password": "another long one",
+    }
+    answer = await browser.post("/profile/password", data=whole | form)
     assert answer.status_code == 400
     assert f'id="{field}-error"' in answer.text
     assert "another long one" not in answer.text
@@ -380,22 +385,30 @@ async def test_changing_the_own_password_ends_the_other_sessions(engine: AsyncEn
     here, there = create_browser(engine), create_browser(engine)
     await sign_in(here)
     await sign_in(there)
-    form = {"present": PASSWORD, "password": "another long one", "again": "another long one"}
-    assert (await here.post("/account/password", data=form)).status_code == 303
+    form = {
+        "current_password": PASSWORD,
+        "password": "another long one",
+        "repeated_password": "another long one",
+    }
+    assert (await here.post("/profile/password", data=form)).status_code == 303
     assert (await here.get("/")).status_code == 200
     assert (await there.get("/")).status_code == 303
     assert (await sign_in(there)).status_code == 400
     assert (await sign_in(there, password="another long one")).status_code == 303  # noqa: S106  # used in tests alone
 
 
-async def test_guesses_of_the_present_password_in_a_session_are_limited(
+async def test_guesses_of_the_current_password_in_a_session_are_limited(
     engine: AsyncEngine,
 ) -> None:
     await create_user(engine)
     browser = create_browser(engine)
     await sign_in(browser)
-    form = {"present": "wrong", "password": "another long one", "again": "another long one"}
-    answers = [await browser.post("/account/password", data=form) for _ in range(6)]
+    form = {
+        "current_password": "wrong",
+        "password": "another long one",
+        "repeated_password": "another long one",
+    }
+    answers = [await browser.post("/profile/password", data=form) for _ in range(6)]
     assert [answer.status_code for answer in answers] == [400] * 5 + [429]
     assert answers[-1].headers["retry-after"] == "1"
     assert "Too many wrong passwords" in answers[-1].text
@@ -403,15 +416,20 @@ async def test_guesses_of_the_present_password_in_a_session_are_limited(
 
 async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> None:
     admin = await signed_in_browser(engine, "admin")
-    form = {"name": " Bob ", "role": "operator", "password": PASSWORD, "again": PASSWORD}
-    answer = await admin.post("/people/new", data=form)
+    form = {
+        "name": " Bob ",
+        "role": "operator",
+        "password": PASSWORD,
+        "repeated_password": PASSWORD,
+    }
+    answer = await admin.post("/users/new", data=form)
     assert answer.status_code == 303, visible_text(answer.text)
     page = visible_text(await get_html(admin, answer.headers["location"]))
     assert "The user is created." in page
     assert "Role: Operator." in page
     assert "Has never signed in." in page
     assert (await sign_in(create_browser(engine), "bob")).status_code == 303
-    assert "Bob Operator" in visible_text(await get_html(admin, "/people"))
+    assert "Bob Operator" in visible_text(await get_html(admin, "/users"))
 
 
 @pytest.mark.parametrize(
@@ -423,17 +441,22 @@ async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> N
         ({"name": "a\u202eb"}, 400, "name"),
         ({"role": "root"}, 400, "role"),
         ({"role": ""}, 400, "role"),
-        ({"password": "short", "again": "short"}, 400, "password"),
-        ({"password": "annabel lee 1", "again": "annabel lee 1"}, 400, "password"),
-        ({"again": "something else"}, 400, "again"),
+        ({"password": "short", "repeated_password": "short"}, 400, "password"),
+        ({"password": "annabel lee 1", "repeated_password": "annabel lee 1"}, 400, "password"),
+        ({"repeated_password": "something else"}, 400, "repeated_password"),
     ],
 )
 async def test_an_invalid_new_user_is_an_error_beside_the_field(
     engine: AsyncEngine, form: dict[str, str], status: int, field: str
 ) -> None:
     admin = await signed_in_browser(engine, "admin")
-    whole = {"name": "Annabel Lee 1", "role": "viewer", "password": PASSWORD, "again": PASSWORD}
-    answer = await admin.post("/people/new", data=whole | form)
+    whole = {
+        "name": "Annabel Lee 1",
+        "role": "viewer",
+        "password": PASSWORD,
+        "repeated_password": PASSWORD,
+    }
+    answer = await admin.post("/users/new", data=whole | form)
     assert answer.status_code == status
     assert f'id="{field}-error"' in answer.text
     assert PASSWORD not in answer.text
@@ -442,7 +465,7 @@ async def test_an_invalid_new_user_is_an_error_beside_the_field(
 async def test_hostile_user_names_are_escaped(engine: AsyncEngine) -> None:
     user_id = await create_user(engine, HOSTILE)
     admin = await signed_in_browser(engine, "admin", "<b>admin</b>")
-    for path in ("/people", f"/people/{user_id}"):
+    for path in ("/users", f"/users/{user_id}"):
         page = await get_html(admin, path)
         assert "<script>alert" not in page
         assert "<b>admin" not in page
@@ -453,7 +476,7 @@ async def test_changes_by_an_admin_apply_at_once(engine: AsyncEngine) -> None:
     user_id = await create_user(engine)
     browser = create_browser(engine)
     await sign_in(browser)
-    path = f"/people/{user_id}"
+    path = f"/users/{user_id}"
     assert (await admin.post(f"{path}/role", data={"role": "operator"})).status_code == 303
     assert (await browser.get("/mailings/new")).status_code == 200
     assert (await admin.post(f"{path}/sign-out")).status_code == 303
@@ -465,7 +488,7 @@ async def test_changes_by_an_admin_apply_at_once(engine: AsyncEngine) -> None:
     assert (await sign_in(browser)).status_code == 400
     assert (await admin.post(f"{path}/enable")).status_code == 303
     assert (await sign_in(browser)).status_code == 303
-    form = {"password": "another long one", "again": "another long one"}
+    form = {"password": "another long one", "repeated_password": "another long one"}
     assert (await admin.post(f"{path}/password", data=form)).status_code == 303
     assert (await browser.get("/")).status_code == 303
     assert (await sign_in(browser, password="another long one")).status_code == 303  # noqa: S106  # used in tests alone
@@ -476,12 +499,12 @@ async def test_admins_can_change_neither_their_own_role_nor_password_as_admins(
 ) -> None:
     admin = await signed_in_browser(engine, "admin")
     own = await value(engine, "SELECT id FROM app_user")
-    page = await get_html(admin, f"/people/{own}")
+    page = await get_html(admin, f"/users/{own}")
     assert "This is you." in page
     assert not re.search("/role|/disable|/password", page)
-    form = {"password": PASSWORD, "again": PASSWORD, "role": "viewer"}
+    form = {"password": PASSWORD, "repeated_password": PASSWORD, "role": "viewer"}
     for verb in ("role", "disable", "password"):
-        answer = await admin.post(f"/people/{own}/{verb}", data=form)
+        answer = await admin.post(f"/users/{own}/{verb}", data=form)
         assert answer.status_code == 409
         assert "another admin" in answer.text
 
@@ -489,5 +512,5 @@ async def test_admins_can_change_neither_their_own_role_nor_password_as_admins(
 @pytest.mark.parametrize("verb", ["role", "password", "disable", "enable", "sign-out"])
 async def test_an_unknown_user_is_404(engine: AsyncEngine, verb: str) -> None:
     admin = await signed_in_browser(engine, "admin")
-    form = {"role": "viewer", "password": PASSWORD, "again": PASSWORD}
-    assert (await admin.post(f"/people/999/{verb}", data=form)).status_code == 404
+    form = {"role": "viewer", "password": PASSWORD, "repeated_password": PASSWORD}
+    assert (await admin.post(f"/users/999/{verb}", data=form)).status_code == 404

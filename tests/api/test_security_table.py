@@ -17,10 +17,10 @@ from tests.security_table import (
     ROLES,
     Credential,
     Rule,
-    brought_up_to_date,
     expected,
     rules,
-    slight,
+    updated_document,
+    weakly_authorized,
 )
 
 from mailer.access import commands, sessions
@@ -36,7 +36,7 @@ RULES = rules()
 UNSAFE = [rule for rule in RULES if rule.method not in SAFE_METHODS]
 VALUES = {"verb": "pause", "file_path": "pages.css"}
 """Values of path parameters; ids are those of no object."""
-ENDS_SESSIONS = {"/logout", "/account/sessions"}
+ENDS_SESSIONS = {"/logout", "/profile/sessions"}
 """Routes that redirect to the sign-in form after success, too."""
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 INSERT_USER = text("""
@@ -169,7 +169,7 @@ async def test_a_route_admits_the_credentials_in_the_table(
 
 def test_the_document_matches_the_routes() -> None:
     document = DOCUMENT.read_text()
-    assert document == brought_up_to_date(document), "run make security"
+    assert document == updated_document(document), "run make security"
 
 
 def test_every_route_declares_its_authorization() -> None:
@@ -180,14 +180,14 @@ def test_every_route_declares_its_authorization() -> None:
 
 
 def test_unsafe_routes_with_weak_authorization_are_listed_with_reasons() -> None:
-    routes = {(rule.method, rule.path) for rule in slight(RULES)}
+    routes = {(rule.method, rule.path) for rule in weakly_authorized(RULES)}
     assert routes == REASONS.keys()
 
 
 def test_a_route_without_a_rule_is_closed_and_detected() -> None:
     forgotten = Rule("POST", "/forgotten", None, "session")
     assert {expected(forgotten, each) for each in CREDENTIALS} == {"403", "sign in"}
-    assert slight([forgotten]) == [forgotten]
+    assert weakly_authorized([forgotten]) == [forgotten]
 
 
 @pytest.mark.parametrize("rule", UNSAFE, ids=label)

@@ -1,6 +1,6 @@
 """Pages of a real mailer process in a real browser.
 
-The browser is Debian's package `chromium`. A test uses `page`, and also `watch` if it causes
+The browser is Debian's package `chromium`. A test uses `page`, and also `page_errors` if it causes
 errors intentionally; `page_state` is set by `page_states.every_page_state` and similar parameters.
 """
 
@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
+from tests.browser.page_errors import PageErrors, collecting_errors
 from tests.browser.page_states import DESK, PageState
-from tests.browser.watch import Watch, watched
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateway, MailerProcess, gateways, mailers
 from tests.programs import needed
@@ -54,15 +54,15 @@ def page_state() -> PageState:
 
 
 @pytest.fixture
-async def watch(
+async def page_errors(
     browser: Browser, mailer: MailerProcess, page_state: PageState
-) -> AsyncIterator[Watch]:
+) -> AsyncIterator[PageErrors]:
     """Watches the test's page; unexpected errors fail the test at its end."""
-    async with watched(browser, mailer.address, page_state) as watch:
-        yield watch
+    async with collecting_errors(browser, mailer.address, page_state) as page_errors:
+        yield page_errors
 
 
 @pytest.fixture
-def page(watch: Watch) -> Page:
+def page(page_errors: PageErrors) -> Page:
     """A page of a new browser context; paths are relative to mailer."""
-    return watch.page
+    return page_errors.page

@@ -7,8 +7,8 @@ from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PHONE, every_page_state
-from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
 ANNA, BORIS = "79160000001", "79030000002"
@@ -96,8 +96,10 @@ async def test_the_filter_is_in_the_url_and_in_the_history(page: Page) -> None:
     await expect(page.get_by_role("row")).to_have_count(3)
 
 
-async def test_an_invalid_filter_is_an_error_beside_its_field(page: Page, watch: Watch) -> None:
-    watch.expect("answer", "400 GET at .*/clients")
+async def test_an_invalid_filter_is_an_error_beside_its_field(
+    page: Page, page_errors: PageErrors
+) -> None:
+    page_errors.expect("answer", "400 GET at .*/clients")
     await page.goto("/clients")
     await page.get_by_label("Phone").fill("916")
     await page.get_by_role("button", name="Find").click()
@@ -113,8 +115,10 @@ async def test_an_invalid_filter_is_an_error_beside_its_field(page: Page, watch:
 
 
 @pytest.mark.parametrize("page_state", [PHONE], ids=["phone"])
-async def test_typed_values_are_kept_when_fields_are_invalid(page: Page, watch: Watch) -> None:
-    watch.expect("answer", "400 POST at .*/clients/new")
+async def test_typed_values_are_kept_when_fields_are_invalid(
+    page: Page, page_errors: PageErrors
+) -> None:
+    page_errors.expect("answer", "400 POST at .*/clients/new")
     await page.goto("/clients/new")
     await page.get_by_label("Phone").fill("12")
     await page.get_by_label("Tag").fill(HOSTILE)
@@ -127,8 +131,8 @@ async def test_typed_values_are_kept_when_fields_are_invalid(page: Page, watch: 
     assert await overflows(page) == []
 
 
-async def test_a_used_phone_links_to_its_client(page: Page, watch: Watch) -> None:
-    watch.expect("answer", "409 POST at .*/clients/new")
+async def test_a_used_phone_links_to_its_client(page: Page, page_errors: PageErrors) -> None:
+    page_errors.expect("answer", "409 POST at .*/clients/new")
     await page.goto("/clients/new")
     await page.get_by_label("Phone").fill("+7 916 000-00-01")
     await page.get_by_role("button", name="Create the client").click()

@@ -6,8 +6,8 @@ import pytest
 from playwright.async_api import FilePayload, Page, expect
 from tests.browser.api_data import add_mailing
 from tests.browser.hostile import MARKUP, OVERRIDE, SHORT, find_effects
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import DESK, RUSSIAN
-from tests.browser.watch import Watch
 from tests.processes import MailerProcess, until
 
 PHONE = "79160000000"
@@ -99,9 +99,9 @@ async def field_values(page: Page) -> str:
 
 @both_languages
 async def test_error_pages_show_hostile_values_escaped(
-    page: Page, watch: Watch, object_ids: dict[str, int]
+    page: Page, page_errors: PageErrors, object_ids: dict[str, int]
 ) -> None:
-    watch.expect("answer", "40[04] GET")
+    page_errors.expect("answer", "40[04] GET")
     effects = []
     for pattern in INVALID:
         answer = await page.goto(pattern.format(**object_ids))
@@ -121,9 +121,9 @@ async def test_a_dialog_shows_hostile_texts_escaped(page: Page, object_ids: dict
 
 @pytest.mark.parametrize("path", ["/clients/new", "/clients/{client}"])
 async def test_invalid_fields_of_a_client_keep_their_typed_values(
-    page: Page, watch: Watch, object_ids: dict[str, int], path: str
+    page: Page, page_errors: PageErrors, object_ids: dict[str, int], path: str
 ) -> None:
-    watch.expect("answer", "400 POST")
+    page_errors.expect("answer", "400 POST")
     await page.goto(path.format(**object_ids))
     fields = page.locator("#client input:not([type=hidden]):not([hidden])")
     count = await fields.count()
@@ -138,9 +138,9 @@ async def test_invalid_fields_of_a_client_keep_their_typed_values(
 
 
 async def test_invalid_fields_of_a_mailing_keep_their_typed_values(
-    page: Page, watch: Watch
+    page: Page, page_errors: PageErrors
 ) -> None:
-    watch.expect("answer", "400 POST")
+    page_errors.expect("answer", "400 POST")
     await page.goto("/mailings/new")
     form = page.locator("#mailing")
     for kind in ("terms", "lists"):
@@ -181,8 +181,10 @@ async def test_live_updates_show_hostile_texts_escaped(page: Page, mailer: Maile
 
 
 @both_languages
-async def test_the_report_of_an_import_shows_wrong_values_escaped(page: Page, watch: Watch) -> None:
-    watch.expect("answer", "400 POST at .*/clients/import")
+async def test_the_report_of_an_import_shows_wrong_values_escaped(
+    page: Page, page_errors: PageErrors
+) -> None:
+    page_errors.expect("answer", "400 POST at .*/clients/import")
     cell = '"' + SHORT.replace('"', '""') + '"'
     for content in (f"phone,{cell}\n1,2\n", f"phone,tag,time_zone\n{cell},{cell},{cell}\n"):
         await page.goto("/clients/import")

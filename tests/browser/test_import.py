@@ -11,8 +11,8 @@ from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PageState
-from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
 LINES = 100_000
@@ -118,8 +118,10 @@ async def test_a_second_import_counts_unchanged_clients(page: Page) -> None:
     assert await report_figures(page) == ["0", "1", "1", "0"]
 
 
-async def test_an_unusable_file_is_refused_with_the_reason(page: Page, watch: Watch) -> None:
-    watch.expect("answer", "400 POST at .*/clients/import")
+async def test_an_unusable_file_is_refused_with_the_reason(
+    page: Page, page_errors: PageErrors
+) -> None:
+    page_errors.expect("answer", "400 POST at .*/clients/import")
     for content, words in REFUSED:
         await import_file(page, content)
         title = page.get_by_role("heading", name="The file was not imported")
@@ -184,9 +186,9 @@ async def test_a_too_large_file_is_not_uploaded(page: Page, tmp_path: Path) -> N
 
 
 async def test_a_file_that_changed_after_it_was_chosen_must_be_chosen_again(
-    page: Page, watch: Watch, tmp_path: Path
+    page: Page, page_errors: PageErrors, tmp_path: Path
 ) -> None:
-    watch.expect("failed", "POST net::ERR_UPLOAD_FILE_CHANGED at .*/clients/import")
+    page_errors.expect("failed", "POST net::ERR_UPLOAD_FILE_CHANGED at .*/clients/import")
     path = tmp_path / "clients.csv"
     path.write_text("phone\n7916\n")
     field = page.get_by_label("CSV file")
@@ -203,8 +205,8 @@ async def test_a_file_that_changed_after_it_was_chosen_must_be_chosen_again(
     await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
 
 
-async def test_a_lost_connection_is_shown(page: Page, watch: Watch) -> None:
-    watch.expect("failed", "POST net::ERR_CONNECTION_FAILED at .*/clients/import")
+async def test_a_lost_connection_is_shown(page: Page, page_errors: PageErrors) -> None:
+    page_errors.expect("failed", "POST net::ERR_CONNECTION_FAILED at .*/clients/import")
     await page.route("**/clients/import", lambda route: route.abort("connectionfailed"))
     await import_file(page, b"phone\n79160000001\n")
     await expect(page.get_by_role("status").last).to_contain_text("The connection was lost.")

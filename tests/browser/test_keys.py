@@ -7,8 +7,8 @@ from playwright.async_api import Browser, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import every_page_state
-from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess, mailers
 
 from mailer.access import keys, sessions, users
@@ -88,9 +88,9 @@ async def test_every_page_is_accessible_and_fits(page: Page, mailer: MailerProce
     await open_and_check("/audit?action=none")
 
 
-async def test_invalid_forms_are_accessible(page: Page, watch: Watch) -> None:
-    watch.expect("answer", "400 POST at .*/keys")
-    watch.expect("answer", "400 GET at .*/audit")
+async def test_invalid_forms_are_accessible(page: Page, page_errors: PageErrors) -> None:
+    page_errors.expect("answer", "400 POST at .*/keys")
+    page_errors.expect("answer", "400 GET at .*/audit")
     await page.goto("/keys")
     await page.get_by_label("Name").fill(" x ")
     await page.locator("#expires-day").check()

@@ -10,8 +10,8 @@ from playwright.async_api import Locator, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PageState, every_page_state
-from tests.browser.watch import Watch
 from tests.factories import add_clients, execute
 from tests.processes import MailerProcess
 
@@ -141,9 +141,9 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
 
 
 async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
-    page: Page, watch: Watch, mailer: MailerProcess
+    page: Page, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
-    watch.expect("answer", r"400 POST at .*/mailings/new\?once=")
+    page_errors.expect("answer", r"400 POST at .*/mailings/new\?once=")
     await page.goto("/mailings/new")
     await fill_form(page, "", at(20), at(10))
     await page.get_by_label("Must match any of: codes, tags").check()
@@ -234,9 +234,9 @@ async def test_a_mailing_can_be_changed_before_and_after_its_start(
 
 @pytest.mark.parametrize("page_state", [NEW_YORK], ids=["new york"])
 async def test_the_form_is_in_the_time_zone_of_the_browser(
-    page: Page, watch: Watch, page_state: PageState
+    page: Page, page_errors: PageErrors, page_state: PageState
 ) -> None:
-    watch.expect("answer", r"400 POST at .*/mailings/new\?once=")
+    page_errors.expect("answer", r"400 POST at .*/mailings/new\?once=")
     del page_state  # used by the fixture `page`
     await page.goto("/mailings/new")
     await expect(page.get_by_text("In the time zone America/New_York")).to_be_visible()

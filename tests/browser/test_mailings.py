@@ -5,8 +5,8 @@ from playwright.async_api import Page, expect
 from tests.browser.accessibility import check_accessibility
 from tests.browser.api_data import add_mailing, add_with_failure, start_now
 from tests.browser.measure import overflows
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PHONE, every_page_state
-from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
 MARK_DOCUMENT = "window.isMarked = true"
@@ -98,10 +98,10 @@ async def test_mailings_are_found_by_text_id_and_status(page: Page, mailer: Mail
 
 
 async def test_an_invalid_filter_is_an_error_at_its_field(
-    page: Page, watch: Watch, mailer: MailerProcess
+    page: Page, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
     del mailer
-    watch.expect("answer", "400 GET at .*/mailings")
+    page_errors.expect("answer", "400 GET at .*/mailings")
     await page.goto("/mailings?status=odd")
     await expect(page.get_by_role("alert")).to_be_focused()
     await expect(page.get_by_label("Status")).to_have_attribute("aria-invalid", "true")
@@ -166,12 +166,12 @@ async def test_failed_messages_are_retried(page: Page, mailer: MailerProcess) ->
 
 
 async def test_an_action_on_a_mailing_that_has_ended_links_back(
-    page: Page, watch: Watch, mailer: MailerProcess
+    page: Page, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
     mailing_id = await add_mailing(mailer)
     await page.goto(f"/mailings/{mailing_id}/pause")
     await mailer.call("POST", f"/mailings/{mailing_id}/cancel")
-    watch.expect("answer", "409 POST at .*/pause")
+    page_errors.expect("answer", "409 POST at .*/pause")
     await page.get_by_role("button", name="Pause it").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("This cannot be done now")
     await check_accessibility(page)

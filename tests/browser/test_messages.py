@@ -5,8 +5,8 @@ from playwright.async_api import Page, expect
 from tests.browser.accessibility import check_accessibility
 from tests.browser.api_data import add_with_failure
 from tests.browser.measure import overflows
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import every_page_state
-from tests.browser.watch import Watch
 from tests.processes import MailerProcess
 
 CLIENTS = 4
@@ -75,10 +75,10 @@ async def test_messages_are_paginated_and_found_by_phone(page: Page, mailing_id:
 
 
 async def test_an_invalid_phone_stays_in_its_field(
-    page: Page, watch: Watch, mailing_id: int
+    page: Page, page_errors: PageErrors, mailing_id: int
 ) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages")
-    watch.expect("answer", "400 GET at .*/messages")
+    page_errors.expect("answer", "400 GET at .*/messages")
     await page.get_by_label("Phone").fill("12345")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alert")).to_be_focused()

@@ -11,8 +11,8 @@ from playwright.async_api import Browser, Page, expect
 from tests.browser.accessibility import check_accessibility
 from tests.browser.api_data import add_mailing, add_with_failure
 from tests.browser.measure import LISTEN_TO_CANVAS, collisions, overflows, wire_bytes
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import DESK, NARROW, PHONE, PageState
-from tests.browser.watch import Watch
 from tests.processes import Gateway, MailerProcess, mailers
 
 from mailer.gateway.sandbox import Faults
@@ -105,9 +105,9 @@ async def mailer(
 ) -> AsyncIterator[MailerProcess]:
     """A process that sends slowly and whose breaker opens at the first failure."""
     del browser  # without a browser nothing needs to be started
-    pace = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
+    limits = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
     async with mailers(shared_database_url) as start:
-        yield await start(**switchable_gateway.gateway.settings, **pace)
+        yield await start(**switchable_gateway.gateway.settings, **limits)
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
     }
 
 
-def expect_not_found(watch: Watch) -> None:
-    watch.expect("answer", "404 GET at .*/nothing")
+def expect_not_found(page_errors: PageErrors) -> None:
+    page_errors.expect("answer", "404 GET at .*/nothing")
 
 
 async def find_problems(
@@ -159,12 +159,12 @@ async def find_misplaced_texts(page: Page) -> list[str]:
 )
 async def test_every_page_is_accessible_and_fits(
     page: Page,
-    watch: Watch,
+    page_errors: PageErrors,
     page_state: PageState,
     patterns: tuple[str, ...],
     object_ids: dict[str, int],
 ) -> None:
-    expect_not_found(watch)
+    expect_not_found(page_errors)
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
     assert not await find_problems(page, object_ids, patterns)
@@ -176,9 +176,9 @@ async def test_every_page_is_accessible_and_fits(
     ids=["russian, smallest phone", "russian, tablet", "phone", "desktop"],
 )
 async def test_texts_neither_overlap_nor_leave_the_screen(
-    page: Page, watch: Watch, page_state: PageState, object_ids: dict[str, int]
+    page: Page, page_errors: PageErrors, page_state: PageState, object_ids: dict[str, int]
 ) -> None:
-    expect_not_found(watch)
+    expect_not_found(page_errors)
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
     problems = []
@@ -237,8 +237,10 @@ async def get_time_labels(page: Page) -> list[dict[str, Any]]:
     return times
 
 
-async def test_every_page_is_small(page: Page, watch: Watch, object_ids: dict[str, int]) -> None:
-    expect_not_found(watch)
+async def test_every_page_is_small(
+    page: Page, page_errors: PageErrors, object_ids: dict[str, int]
+) -> None:
+    expect_not_found(page_errors)
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
     sizes = {path: await wire_bytes(page, path.format(**object_ids)) for path in PAGES}

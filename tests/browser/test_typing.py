@@ -8,9 +8,9 @@ from playwright.async_api import Browser, Error, Page, Route, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser import signing_in
 from tests.browser.accessibility import check_accessibility
+from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PHONE
 from tests.browser.signing_in import mailer_with_users
-from tests.browser.watch import Watch
 from tests.factories import execute, value
 from tests.processes import Gateway, MailerProcess
 
@@ -79,11 +79,11 @@ async def test_typed_text_is_restored_after_signing_in_again(
 
 
 async def test_text_is_restored_when_the_session_ended_while_typing(
-    page: Page, watch: Watch, shared_engine: AsyncEngine
+    page: Page, page_errors: PageErrors, shared_engine: AsyncEngine
 ) -> None:
     await write_mailing(page)
     await end_session(shared_engine)
-    watch.expect("answer", "401 POST at .*/mailings/preview")
+    page_errors.expect("answer", "401 POST at .*/mailings/preview")
     await page.locator("#text").fill(TEXT + "!")  # requests a preview without a session
     await expect(page).to_have_title(re.compile("Sign in"))
     await sign_in(page, "oleg")
@@ -115,7 +115,7 @@ async def test_signing_out_or_discarding_deletes_the_text(page: Page) -> None:
 
 
 async def test_a_restored_change_of_a_changed_mailing_is_still_a_conflict(
-    page: Page, watch: Watch, shared_engine: AsyncEngine
+    page: Page, page_errors: PageErrors, shared_engine: AsyncEngine
 ) -> None:
     await page.goto("/mailings/1/edit")
     await sign_in(page, "oleg")
@@ -125,18 +125,20 @@ async def test_a_restored_change_of_a_changed_mailing_is_still_a_conflict(
     await page.locator("#save").click()
     await sign_in(page, "oleg")
     await expect(page.locator("#text")).to_have_value(TEXT)
-    watch.expect("answer", "409 POST at .*/edit")
+    page_errors.expect("answer", "409 POST at .*/edit")
     await page.locator("#save").click()
     heading = page.get_by_role("alert").get_by_role("heading")
     await expect(heading).to_have_text(re.compile("Another user changed this mailing"))
     await expect(page.get_by_text("Some fields are wrong")).to_have_count(0)
 
 
-async def test_a_refused_sign_in_shows_the_reason_as_heading(page: Page, watch: Watch) -> None:
+async def test_a_refused_sign_in_shows_the_reason_as_heading(
+    page: Page, page_errors: PageErrors
+) -> None:
     await page.goto("/login")
     await page.locator("[name=name]").fill("nobody")
     await page.locator("[name=password]").fill("wrong")
-    watch.expect("answer", "400 POST at .*/login")
+    page_errors.expect("answer", "400 POST at .*/login")
     await page.locator("main button").click()
     heading = page.get_by_role("alert").get_by_role("heading")
     await expect(heading).to_have_text(re.compile("password"))
@@ -144,10 +146,10 @@ async def test_a_refused_sign_in_shows_the_reason_as_heading(page: Page, watch: 
 
 
 async def test_an_action_without_a_connection_is_shown_as_not_done(
-    page: Page, watch: Watch
+    page: Page, page_errors: PageErrors
 ) -> None:
-    watch.expect("failed", "ERR_INTERNET_DISCONNECTED")
-    watch.expect("console", "htmx:")
+    page_errors.expect("failed", "ERR_INTERNET_DISCONNECTED")
+    page_errors.expect("console", "htmx:")
     await page.goto("/mailings/1")
     await sign_in(page, "oleg")
     notice = page.locator("#request-error")
@@ -192,9 +194,9 @@ async def drop_response(route: Route) -> None:
 
 
 async def test_a_form_sent_again_after_a_lost_response_creates_one_mailing(
-    page: Page, watch: Watch, shared_engine: AsyncEngine
+    page: Page, page_errors: PageErrors, shared_engine: AsyncEngine
 ) -> None:
-    watch.expect("failed", "ERR_CONNECTION_RESET")
+    page_errors.expect("failed", "ERR_CONNECTION_RESET")
     await write_mailing(page)
     before = await value(shared_engine, "SELECT count(*) FROM mailing")
     await page.route("**/mailings/new?*", drop_response)
@@ -228,11 +230,13 @@ async def test_a_form_without_a_response_can_be_sent_again_after_some_seconds(pa
     assert await page.evaluate(CLICK_AT, [1_000, soon, later]) == [False, True, False]
 
 
-async def test_a_form_without_a_response_survives_a_reload(page: Page, watch: Watch) -> None:
+async def test_a_form_without_a_response_survives_a_reload(
+    page: Page, page_errors: PageErrors
+) -> None:
     async def refuse(route: Route) -> None:
         await route.abort("connectionrefused")
 
-    watch.expect("failed", "ERR_CONNECTION_REFUSED")
+    page_errors.expect("failed", "ERR_CONNECTION_REFUSED")
     await write_mailing(page)
     await page.route("**/mailings/new*", refuse)
     await page.locator("#save").click()
@@ -245,12 +249,14 @@ async def test_a_form_without_a_response_survives_a_reload(page: Page, watch: Wa
     await expect(page.locator("#restored-input")).to_be_visible()
 
 
-async def test_a_failed_confirmation_request_is_shown_as_not_done(page: Page, watch: Watch) -> None:
+async def test_a_failed_confirmation_request_is_shown_as_not_done(
+    page: Page, page_errors: PageErrors
+) -> None:
     async def fail(route: Route) -> None:
         await route.fulfill(status=503, body="")
 
-    watch.expect("answer", "503 GET at .*/cancel")
-    watch.expect("console", "503")
+    page_errors.expect("answer", "503 GET at .*/cancel")
+    page_errors.expect("console", "503")
     await page.goto("/mailings/1")
     await sign_in(page, "oleg")
     await page.route("**/mailings/1/cancel", fail)

@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser import signing_in
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
+from tests.browser.page_errors import PageErrors, collecting_errors
 from tests.browser.page_states import DESK, NARROW, PageState, every_page_state
 from tests.browser.signing_in import PASSWORD, mailer_with_users
-from tests.browser.watch import Watch, watched
 from tests.processes import Gateway, MailerProcess, until
 
 from mailer.roles import Role
@@ -51,11 +51,13 @@ async def test_a_user_signs_in_on_the_way_to_a_page_and_signs_out(
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_text("You are signed out.")).to_be_visible()
     await page.goto("/mailings")
-    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings")
+    await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings")
 
 
-async def test_a_wrong_password_is_an_error_and_not_shown_again(page: Page, watch: Watch) -> None:
-    watch.expect("answer", "400 POST at .*/login")
+async def test_a_wrong_password_is_an_error_and_not_shown_again(
+    page: Page, page_errors: PageErrors
+) -> None:
+    page_errors.expect("answer", "400 POST at .*/login")
     await sign_in(page, "vera", password="nothing like it")  # noqa: S106  # used in tests alone
     await expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong.")
     await expect(page.get_by_label("Name", exact=True)).to_have_value("vera")
@@ -63,7 +65,7 @@ async def test_a_wrong_password_is_an_error_and_not_shown_again(page: Page, watc
     await check_accessibility(page)
 
 
-async def test_a_viewer_can_only_read(page: Page, watch: Watch) -> None:
+async def test_a_viewer_can_only_read(page: Page, page_errors: PageErrors) -> None:
     await sign_in(page, "vera", "/mailings/1")
     await expect(page.get_by_text("It starts automatically")).to_be_visible()
     await page.wait_for_timeout(2_500)  # live sections were received at least once
@@ -75,7 +77,7 @@ async def test_a_viewer_can_only_read(page: Page, watch: Watch) -> None:
     await expect(page.get_by_role("button", name="Save")).to_have_count(0)
     await check_accessibility(page)
     await expect(page.get_by_role("link", name="System")).to_have_count(0)
-    watch.expect("answer", "403 GET at .*/mailings/new")
+    page_errors.expect("answer", "403 GET at .*/mailings/new")
     await page.goto("/mailings/new")
     await expect(page.get_by_role("heading", name="You are not allowed to do this")).to_be_visible()
     await check_accessibility(page)
@@ -87,9 +89,9 @@ async def test_pages_of_users_are_accessible_and_fit(page: Page, page_state: Pag
     await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
     problems = [*await overflows(page)]
     await check_accessibility(page)
-    await sign_in(page, "anna", "/account")
+    await sign_in(page, "anna", "/profile")
     await expect(page.locator("html")).to_have_attribute("data-zone", page_state.time_zone)
-    for path in ("/account", "/people", "/people/new", "/people/1", "/people/3"):
+    for path in ("/profile", "/users", "/users/new", "/users/1", "/users/3"):
         await page.goto(path)
         problems += [f"{path}: {wide}" for wide in await overflows(page)]
         assert await page.locator("h1:visible").count() == 1
@@ -98,32 +100,32 @@ async def test_pages_of_users_are_accessible_and_fit(page: Page, page_state: Pag
 
 
 async def test_an_open_page_whose_session_ended_elsewhere_shows_the_sign_in_form(
-    page: Page, browser: Browser, watch: Watch, mailer: MailerProcess
+    page: Page, browser: Browser, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
     await sign_in(page, "oleg", "/mailings/1")
     await expect(page.locator("#pause")).to_be_visible()
-    async with watched(browser, mailer.address, DESK) as other:
-        await sign_in(other.page, "oleg", "/account")
+    async with collecting_errors(browser, mailer.address, DESK) as other:
+        await sign_in(other.page, "oleg", "/profile")
         end_button = other.page.get_by_role("button", name="End session")
         await expect(end_button).to_have_count(1)
         await end_button.click()
         await expect(other.page.get_by_text("The session has ended.")).to_be_visible()
         await expect(end_button).to_have_count(0)
     # as after a minute, when the page reconnects
-    watch.expect("answer", "401 GET at .*/live/mailings/1")
+    page_errors.expect("answer", "401 GET at .*/live/mailings/1")
     await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
-    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1")
+    await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
 
 
 async def test_a_confirmation_without_a_session_leads_to_the_sign_in_form(
-    page: Page, watch: Watch, mailer: MailerProcess
+    page: Page, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
     await sign_in(page, "oleg", "/mailings/1")
     await expect(page.locator("#pause")).to_be_visible()
     await page.context.clear_cookies(name=re.compile("session"))
-    watch.expect("answer", "401 GET at .*/mailings/1/pause")
+    page_errors.expect("answer", "401 GET at .*/mailings/1/pause")
     await page.locator("#pause").click()
-    await expect(page).to_have_url(f"{mailer.address}/login?back=/mailings/1")
+    await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
 
 
 async def test_reconnecting_a_stream_shows_no_notice(page: Page) -> None:
@@ -159,15 +161,15 @@ async def test_an_admin_creates_a_user_who_then_signs_in(
     page: Page, browser: Browser, page_state: PageState, mailer: MailerProcess
 ) -> None:
     name = f"new {page_state.locale} {page_state.width}"
-    await sign_in(page, "anna", "/people/new")
+    await sign_in(page, "anna", "/users/new")
     await page.locator("[name=name]").fill(name)
     await page.locator("#role-operator").check()
     await page.locator("[name=password]").fill(PASSWORD)
-    await page.locator("[name=again]").fill(PASSWORD)
+    await page.locator("[name=repeated_password]").fill(PASSWORD)
     await page.locator("main button.primary").click()
     await expect(page.get_by_role("heading", name=name)).to_be_visible()
     await check_accessibility(page)
-    async with watched(browser, mailer.address, DESK) as other:
+    async with collecting_errors(browser, mailer.address, DESK) as other:
         await sign_in(other.page, name, "/mailings/new")
         await expect(other.page.get_by_role("heading", name="New mailing")).to_be_visible()
     await page.reload()

@@ -38,7 +38,7 @@ NOT_PAGES = ("/api", "/live", "/static", "/docs", "/redoc", "/openapi.json", "/m
 VERBS = ("pause", "cancel", "resume", "retry", "delete")
 NAMES = ("before", "after", "limit", "from", "status", "seen", "ids")
 """Query parameters of pages."""
-RESET_MAILING = "UPDATE mailing SET status = 'scheduled', is_settled = false"
+RESET_MAILING = "UPDATE mailing SET status = 'scheduled', is_closed = false, is_settled = false"
 
 
 def pages() -> Iterator[str]:
@@ -86,11 +86,11 @@ def test_the_pages_are_found() -> None:
 def test_the_forms_and_their_fields_are_found(
     forms: dict[tuple[str, str], Form], ids: dict[str, int]
 ) -> None:
-    assert forms["POST", "/preferences"].values.keys() == {"back", "language", "time_zone"}
+    assert forms["POST", "/preferences"].values.keys() == {"return_path", "language", "time_zone"}
     assert forms["POST", "/clients/new"].values.keys() >= {"phone", "tag", "time_zone"}
     edit_form = forms["POST", f"/mailings/{ids['mailing_id']}/edit"]
     assert edit_form.values["text"] == "Hello"
-    assert {("POST", "/keys"), ("POST", "/people/new"), ("POST", "/account/password")} <= set(forms)
+    assert {("POST", "/keys"), ("POST", "/users/new"), ("POST", "/profile/password")} <= set(forms)
     assert {method for method, _ in forms} == {"GET", "POST"}
     assert len(forms) >= 8
 

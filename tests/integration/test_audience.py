@@ -13,8 +13,8 @@ from tests.factories import (
     add_messages,
     behind_all_stops,
     do,
+    enqueue_and_replan,
     execute,
-    take_audience,
     value,
 )
 
@@ -62,7 +62,7 @@ async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> Non
     await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
     await start_mailing(engine)
 
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     assert await value(engine, "SELECT count(*) FROM message WHERE status = 'scheduled'") == MANY
     assert await value(engine, "SELECT count(DISTINCT client_id) FROM message") == MANY
@@ -91,7 +91,7 @@ async def test_a_rolled_back_chunk_is_enqueued_again(engine: AsyncEngine) -> Non
     assert await value(engine, "SELECT audience_cursor FROM mailing") == FIRST_BATCH
     assert await value(engine, "SELECT count(*) FROM message") == FIRST_BATCH
 
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     assert await value(engine, "SELECT count(DISTINCT client_id) FROM message") == MANY
 
@@ -101,7 +101,7 @@ async def test_a_client_created_after_the_start_is_not_enqueued(engine: AsyncEng
     await start_mailing(engine)
     await add_clients(engine, 2)
 
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     enqueued = "SELECT array_agg(client_id ORDER BY client_id) FROM message"
     assert await value(engine, enqueued) == clients
@@ -117,7 +117,7 @@ async def test_clients_count_is_exact_when_clients_are_erased_before_they_are_en
     await execute(engine, erase)
     assert await value(engine, "SELECT clients_count FROM mailing") == 5
 
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     assert await value(engine, "SELECT clients_count FROM mailing") == 3
     assert await value(engine, "SELECT count(*) FROM message") == 3
@@ -128,8 +128,8 @@ async def test_two_workers_never_enqueue_the_same_chunk(engine: AsyncEngine) -> 
     await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
     await start_mailing(engine)
 
-    await asyncio.gather(take_audience(engine), take_audience(engine))
-    await take_audience(engine)
+    await asyncio.gather(enqueue_and_replan(engine), enqueue_and_replan(engine))
+    await enqueue_and_replan(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == MANY
     assert await value(engine, "SELECT clients_count FROM mailing") == MANY
@@ -146,7 +146,7 @@ async def test_replanning_waits_until_every_worker_has_applied_the_stop(
         assert await message_state(engine) == "scheduled"
         assert await value(engine, "SELECT is_replanning FROM mailing")
     await replan
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     assert await message_state(engine) == "cancelled filter_changed"
     assert not await value(engine, "SELECT is_replanning FROM mailing")
@@ -156,7 +156,7 @@ async def test_an_audience_is_enqueued_while_workers_send(engine: AsyncEngine) -
     await add_clients(engine, 2)
     await start_mailing(engine)
     async with behind_all_stops(engine), asyncio.timeout(EVENT_TIMEOUT):
-        await take_audience(engine)
+        await enqueue_and_replan(engine)
 
     assert await value(engine, "SELECT count(*) FROM message") == 2
 
@@ -169,12 +169,12 @@ async def test_replanning_waits_for_messages_in_flight(engine: AsyncEngine) -> N
             sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
         )
         await change_filter(engine)
-        await take_audience(engine)
+        await enqueue_and_replan(engine)
         assert await message_state(engine) == "sending"
         assert await value(engine, "SELECT is_replanning FROM mailing")
 
         await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     assert await message_state(engine) == "cancelled filter_changed"
 
@@ -189,13 +189,13 @@ async def test_replanning_waits_for_a_claim_that_is_not_committed_yet(engine: As
                 sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
             )
             await change_filter(engine)
-            replan = asyncio.create_task(take_audience(engine))
+            replan = asyncio.create_task(enqueue_and_replan(engine))
             await asyncio.wait({replan}, timeout=0.3)
         await replan
         assert await message_state(engine) == "sending"
 
         await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
 
     assert await message_state(engine) == "cancelled filter_changed"
 
@@ -231,5 +231,5 @@ async def test_a_waiting_replan_delays_no_other_mailing(engine: AsyncEngine) -> 
         sender = await asyncpg_connection(pooled)
         async with sender.transaction(), asyncio.timeout(EVENT_TIMEOUT):
             await sender.execute(HOLD_STOP_LOCK.text)
-            await take_audience(engine)
+            await enqueue_and_replan(engine)
             assert await value(engine, "SELECT count(*) FROM message") == 2

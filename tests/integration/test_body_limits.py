@@ -20,8 +20,8 @@ from mailer.web.body import MAX_BODY_BYTES
 from mailer.web.cookie import COOKIE
 
 BODYLESS = {
-    *("/account/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),
-    *("/people/1/disable", "/people/1/enable", "/people/1/sign-out"),
+    *("/profile/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),
+    *("/users/1/disable", "/users/1/enable", "/users/1/sign-out"),
 }
 """Routes that need no body and do not read one."""
 LATER = datetime(2040, 1, 1, tzinfo=UTC)

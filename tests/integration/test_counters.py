@@ -7,7 +7,16 @@ from uuid import uuid4
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, add_clients, add_mailing, add_messages, do, execute, value
+from tests.factories import (
+    NOON,
+    SETTLED,
+    add_clients,
+    add_mailing,
+    add_messages,
+    do,
+    execute,
+    value,
+)
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
@@ -134,9 +143,7 @@ async def test_counts_of_a_recently_finished_mailing_are_downsampled_too(
         at = NOON + timedelta(seconds=number if number < 50 else 5_000 + number)
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
     await merge_deltas(engine)
-    finish = (
-        f"is_settled = true, status = 'finished', updated_at = now() - interval '{minutes} min'"
-    )
+    finish = f"{SETTLED}, updated_at = now() - interval '{minutes} min'"
     await execute(engine, f"UPDATE mailing SET {finish}")  # noqa: S608  # a change above
 
     await do(engine, counters.downsample)

@@ -288,8 +288,10 @@ async def test_the_report_is_a_job_only_if_mail_is_configured(
 ) -> None:
     mail = daily_mail(engine, 1)
     limits = JobLimits.of(Settings())
-    assert [job.run for job in jobs(engine, limits, mail.run) if job.name == "report"] == [mail.run]
-    assert not [job for job in jobs(engine, limits, None) if job.name == "report"]
+    assert [job.run for job in jobs(engine, limits, mail.run) if job.name == "send_report"] == [
+        mail.run
+    ]
+    assert not [job for job in jobs(engine, limits, None) if job.name == "send_report"]
 
 
 @pytest.mark.parametrize(

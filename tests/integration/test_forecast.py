@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import QueuePool, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_clients, add_mailing, add_messages, begin, do, execute
+from tests.factories import add_clients, add_mailing, add_messages, begin, do, execute, make_channel
 
 from mailer.access.model import COMMAND_LINE
 from mailer.admin.mailings import detail as mailing_page
@@ -17,7 +17,6 @@ from mailer.admin.mailings import preview as mailing_preview
 from mailer.admin.system import overview
 from mailer.forecast import service as forecast
 from mailer.forecast.model import Shortfall
-from mailer.gateway.breaker import Breaker
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience, service, store, transitions
 from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
@@ -73,13 +72,13 @@ async def test_more_workers_are_faster(engine: AsyncEngine) -> None:
     assert is_after(expectation.done_at, 200, draft.datetime_start)
 
 
-@pytest.mark.parametrize("pace", [None, ThroughputEstimate(50)])
+@pytest.mark.parametrize("throughput", [None, ThroughputEstimate(50)])
 async def test_without_a_rate_only_sending_windows_count(
-    engine: AsyncEngine, pace: ThroughputEstimate | None
+    engine: AsyncEngine, throughput: ThroughputEstimate | None
 ) -> None:
     await add_clients(engine, 600)
     draft = make_draft()
-    expectation = await forecast.of_draft(engine, draft, pace)
+    expectation = await forecast.of_draft(engine, draft, throughput)
     assert expectation.rate is None
     assert is_after(expectation.done_at, 0, draft.datetime_start)
 
@@ -162,30 +161,30 @@ async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
     start = datetime.now(UTC) + HOUR
     draft = make_draft(datetime_start=start, client_filter="912", **window_around(start + HOUR / 2))
     created = await service.create(engine, draft, COMMAND_LINE)
-    pace = ThroughputEstimate(50, 1)
-    expected = await forecast.of_draft(engine, draft, pace)
+    throughput = ThroughputEstimate(50, 1)
+    expected = await forecast.of_draft(engine, draft, throughput)
     assert expected.done_at == start + timedelta(seconds=50)
-    assert await forecast.of_mailing(engine, created.id, pace) == expected
+    assert await forecast.of_mailing(engine, created.id, throughput) == expected
     await service.pause(engine, created.id, COMMAND_LINE)
-    assert await forecast.of_mailing(engine, created.id, pace) is None
+    assert await forecast.of_mailing(engine, created.id, throughput) is None
     changes = MailingChange(text="Another text")
-    of_changes = await forecast.of_mailing(engine, created.id, pace, changes=changes)
+    of_changes = await forecast.of_mailing(engine, created.id, throughput, changes=changes)
     assert of_changes is not None
     assert of_changes.rate is None
 
 
 async def test_an_ended_mailing_has_no_forecast(engine: AsyncEngine) -> None:
     await add_clients(engine, 5)
-    pace = ThroughputEstimate(50, 1)
+    throughput = ThroughputEstimate(50, 1)
     long_ago = await add_mailing(engine)
     finished = await add_mailing(engine, start=datetime.now(UTC), status="finished")
     await service.create(engine, make_draft(), COMMAND_LINE)
     cancelled = await begin(engine)
     await service.cancel(engine, cancelled, COMMAND_LINE)
     for mailing_id in (long_ago, finished, cancelled):
-        assert await forecast.of_mailing(engine, mailing_id, pace) is None
+        assert await forecast.of_mailing(engine, mailing_id, throughput) is None
     with pytest.raises(MailingNotFoundError):
-        await forecast.of_mailing(engine, 10**6, pace)
+        await forecast.of_mailing(engine, 10**6, throughput)
 
 
 async def test_a_forecast_reads_no_message_and_no_client(engine: AsyncEngine) -> None:
@@ -214,19 +213,15 @@ async def forecast_change(engine: AsyncEngine, mailing_id: int) -> object:
 
 
 async def read_statistics(engine: AsyncEngine, mailing_id: int) -> object:
-    return await statistics.of_mailing(
-        engine, mailing_id, breaker=Breaker(5, 60), pace=ThroughputEstimate(50, 1)
-    )
+    return await statistics.of_mailing(engine, mailing_id, channel=make_channel(gateway_rate=1))
 
 
 async def read_page(engine: AsyncEngine, mailing_id: int) -> object:
-    return await mailing_page.read_mailing_page(
-        engine, Breaker(5, 60), ThroughputEstimate(50, 1), mailing_id
-    )
+    return await mailing_page.read_mailing_page(engine, make_channel(gateway_rate=1), mailing_id)
 
 
 async def read_overview(engine: AsyncEngine, _: int) -> object:
-    return await overview.read_overview(engine, Breaker(5, 60), ThroughputEstimate(50, 1))
+    return await overview.read_overview(engine, make_channel(gateway_rate=1))
 
 
 async def read_preview(engine: AsyncEngine, mailing_id: int) -> object:

@@ -21,8 +21,8 @@ from tests.fault_servers import (
     served,
 )
 
+from mailer.gateway.aiohttp_connection import MAX_INTERIM_ANSWERS
 from mailer.gateway.answer import MAX_ANSWER_BYTES
-from mailer.gateway.http import MAX_INTERIM_ANSWERS
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.gateway.sandbox import Faults, SandboxGateway
 
@@ -285,8 +285,8 @@ async def test_a_body_that_cannot_be_decompressed_is_a_bad_response() -> None:
     for encoding in ("gzip", "deflate", "br", "zstd", "nonsense"):
         raw = answer(200, b"\x28\xb5\x2f\xfd not that at all", f"Content-Encoding: {encoding}")
         assert await sent_to(says(raw)) == TemporaryFailure("bad_response")
-    cut = answer(200, gzip.compress(OK)[:-12], "Content-Encoding: gzip")
-    assert await sent_to(says(cut)) == TemporaryFailure("bad_response")
+    truncated = answer(200, gzip.compress(OK)[:-12], "Content-Encoding: gzip")
+    assert await sent_to(says(truncated)) == TemporaryFailure("bad_response")
 
 
 BROKEN_HEADERS = [

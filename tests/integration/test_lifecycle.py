@@ -80,13 +80,13 @@ async def test_a_mailing_without_open_messages_finishes_before_thousands_of_othe
     running = asyncio.create_task(lifecycle.run())
     try:
         async with asyncio.timeout(EVENT_TIMEOUT):
-            while not any("is_settled = true" in statement for statement in statements):
+            while not any("is_closed = true" in statement for statement in statements):
                 await asyncio.sleep(0.05)
     finally:
         running.cancel()
         await asyncio.wait({running})
     finishes_at = next(
-        n for n, statement in enumerate(statements) if "is_settled = true" in statement
+        n for n, statement in enumerate(statements) if "is_closed = true" in statement
     )
     assert sum("last_checked_id" in statement for statement in statements[:finishes_at]) == 1
 

@@ -279,6 +279,8 @@ async def test_the_reported_wait_is_never_too_short(engine: AsyncEngine) -> None
 
 async def test_the_periodic_job_deletes_expired_rows(engine: AsyncEngine) -> None:
     await execute(engine, FAILURE.format("25 hours"))
-    (job,) = [job for job in jobs(engine, JobLimits.of(Settings()), None) if job.name == "clear"]
+    (job,) = [
+        job for job in jobs(engine, JobLimits.of(Settings()), None) if job.name == "delete_expired"
+    ]
     await job.run()
     assert await value(engine, "SELECT count(*) FROM login_throttle") == 0

@@ -43,7 +43,7 @@ async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIte
     await recorder.put(MessageResult(CLAIM, "delivered", 1))
     claimer = Claimer(url, make_channel(), claims, mailings, failures)
     run: Run = {
-        "watch": mailings.run,
+        "watch_running_mailings": mailings.run,
         "lifecycle": Lifecycle(engine, failures, lambda _: None, lambda: False).run,
         "claim": lambda: claimer.run(lambda: None),
         "record": recorder.run,
@@ -88,12 +88,12 @@ async def test_readiness_names_the_failing_loop(
     )
     async with httpx.AsyncClient(transport=inside(app), base_url="http://127.0.0.1") as client:
         assert (await client.get("/health/ready")).status_code == 200
-        failures.record("watch", has_failed=True)
+        failures.record("watch_running_mailings", has_failed=True)
         answer = await client.get("/health/ready")
         assert answer.status_code == 503
-        assert answer.json()["detail"] == REASONS["watch"]
+        assert answer.json()["detail"] == REASONS["watch_running_mailings"]
         assert (await client.get("/health/live")).status_code == 200
-        failures.record("watch", has_failed=False)
+        failures.record("watch_running_mailings", has_failed=False)
         assert (await client.get("/health/ready")).status_code == 200
 
 

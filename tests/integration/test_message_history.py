@@ -173,7 +173,7 @@ async def test_a_refunded_failure_stays_in_the_history_and_its_number_is_used_ag
 
 
 @pytest.mark.parametrize("on_unknown", ["retry", "hold"])
-async def test_an_attempt_of_a_lost_worker_fails_with_lease_expired(
+async def test_an_attempt_of_a_dead_worker_fails_with_lease_expired(
     engine: AsyncEngine, on_unknown: str
 ) -> None:
     mailing_id = await add_due_messages(engine, 1)

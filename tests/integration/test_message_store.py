@@ -24,8 +24,9 @@ from tests.factories import (
 
 from mailer.db.engine import INDEX_ORDER_PLANS, DedicatedConnection, asyncpg_connection
 from mailer.message import store
-from mailer.message.model import ClaimedMessage, MessageResult, Status
+from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.sample_data import SampleMailing
+from mailer.statuses import MessageStatus
 
 HOUR = timedelta(hours=1)
 COUNTER_PAGE_READS = """
@@ -312,7 +313,7 @@ async def test_releasing_a_message_restores_its_reason(
     ],
 )
 async def test_the_last_failure_is_kept_with_every_final_status(
-    engine: AsyncEngine, claimer: asyncpg.Connection, status: Status, reason: str | None
+    engine: AsyncEngine, claimer: asyncpg.Connection, status: MessageStatus, reason: str | None
 ) -> None:
     claim = await claim_one(engine, claimer)
     await record_failure(claimer, claim, "http_503")
@@ -427,7 +428,7 @@ async def test_an_attempt_of_a_message_claimed_again_is_not_refunded(
 
 @pytest.mark.parametrize("status", ["delivered", "undelivered", "unknown", "cancelled"])
 async def test_an_attempt_of_a_message_that_does_not_wait_is_not_refunded(
-    engine: AsyncEngine, claimer: asyncpg.Connection, status: Status
+    engine: AsyncEngine, claimer: asyncpg.Connection, status: MessageStatus
 ) -> None:
     claim = await claim_one(engine, claimer)
     await store.record_results(claimer, OWNER, [MessageResult(claim, status, 1)])

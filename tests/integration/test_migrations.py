@@ -23,7 +23,7 @@ CHECKSUMS = CHECKOUT_MIGRATIONS / "checksums.txt"
 
 
 async def test_migrations_lead_to_the_schema_of_the_code(engine: AsyncEngine) -> None:
-    """What `alembic check` checks."""
+    """Check the same as `alembic check`."""
 
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})

@@ -159,7 +159,7 @@ async def test_a_database_without_mailings_and_reports_is_never_held(engine: Asy
     assert await is_allowed(engine)
 
 
-async def test_a_copy_by_template_is_held_and_the_original_is_not(
+async def test_a_database_copied_as_a_template_is_held_and_its_original_is_not(
     engine: AsyncEngine, template_copy: AsyncEngine
 ) -> None:
     # several workers start at once; one of them records the move

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.factories import (
+    SETTLED,
     add_clients,
     add_due_messages,
     add_mailing,
@@ -24,12 +25,12 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.daily_report.report import daily_report
-from mailer.db.schema import OUTCOMES
 from mailer.errors import ConflictError
 from mailer.mailing import service, transitions
 from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
+from mailer.statuses import OUTCOMES
 
 HOUR = timedelta(hours=1)
 ODD_ZONES = (
@@ -44,7 +45,7 @@ ODD_ZONES = (
 async def get_outcomes(engine: AsyncEngine) -> Counter[str]:
     """Return the outcomes of all mailings in the statistics."""
     messages = msgspec.structs.asdict((await statistics.general(engine)).messages)
-    return +Counter({name: messages[name] for name in OUTCOMES})
+    return +Counter[str]({name: messages[name] for name in OUTCOMES})
 
 
 async def sum_of_reports(engine: AsyncEngine, zone: str, first: date, last: date) -> Counter[str]:
@@ -78,7 +79,7 @@ async def test_messages_that_expire_around_midnight_are_in_the_report_of_their_d
     await add_messages(engine, mailing_id, clients[:38], "delivered", at=end - HOUR / 2)
     second = timedelta(seconds=0.4)
     await add_messages(engine, mailing_id, clients[38:], "cancelled", "expired", at=end + second)
-    settled = f"is_settled = true, status = 'finished', updated_at = '{end + 2 * second}'"
+    settled = f"{SETTLED}, updated_at = '{end + 2 * second}'"
     await execute(engine, f"UPDATE mailing SET {settled}")  # noqa: S608  # values of the test
 
     days = [await daily_report(engine, date(2030, 1, day), "Asia/Bangkok") for day in (14, 15)]

@@ -10,14 +10,15 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import (
+    REOPENED,
     add_clients,
     advance,
     claim,
     do,
+    enqueue_and_replan,
     execute,
     finish,
     mailing_counts,
-    take_audience,
     value,
 )
 
@@ -62,7 +63,7 @@ async def create_mailing(engine: AsyncEngine, **fields: Any) -> int:
 async def start_mailing(engine: AsyncEngine, **fields: Any) -> int:
     mailing_id = await create_mailing(engine, **fields)
     await do(engine, transitions.start_due)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     return mailing_id
 
 
@@ -173,7 +174,7 @@ async def test_a_client_committed_after_the_start_is_not_in_the_audience_whateve
         await importing.commit()
         await idle.commit()
 
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert await value(engine, MEMBERS) == members
     await change_mailing(engine, mailing_id, datetime_end=after(2 * DAY))
     await advance(engine)
@@ -310,7 +311,7 @@ async def test_messages_that_stay_cancelled_keep_the_day_of_their_outcome(
         engine, datetime_end=after(2 * HOUR), **window(-HOUR, HOUR / 2)
     )
     await do(engine, transitions.start_due)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "cancelled": 1}
     make_old = (
         "UPDATE message SET updated_at = now() - interval '2 days' WHERE reason = 'no_window'"
@@ -348,7 +349,7 @@ async def test_waiting_and_no_window_messages_are_replanned_after_a_time_zone_ch
     for _ in range(2):
         await do(engine, transitions.start_due)
     await set_zone(engine, "UTC", "id = 1")  # before any message is enqueued
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     await replanning.replan_all_moved(engine)
     assert await mailing_counts(engine, has_no_window) == {"scheduled": 1, "cancelled": 2}
     assert await value(engine, COUNT_DUE) == 1 + 1 + 3
@@ -567,8 +568,7 @@ async def test_a_mailing_retried_at_the_same_time_is_replanned_in_the_next_run(
     mailing_id = await create_finished_mailing(engine, 1)
     await set_zone(engine, "UTC")
     async with engine.connect() as retrying:
-        retry = "UPDATE mailing SET status = 'running', is_settled = false"
-        await retrying.execute(text(retry))
+        await retrying.execute(text(f"UPDATE mailing SET {REOPENED}"))  # noqa: S608  # a constant
         replanning_task = asyncio.create_task(replanning.replan_all_moved(engine))
         await asyncio.wait({replanning_task}, timeout=0.3)
         assert not replanning_task.done()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import add_clients, add_mailing, add_messages, do, execute, value
+from tests.factories import REOPENED, add_clients, add_mailing, add_messages, do, execute, value
 
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.mailing import store, transitions
@@ -28,7 +28,7 @@ async def add_ended_mailing(
     mailing_id = await add_mailing(engine, clients=10, start=end - HOUR, lasts=HOUR)
     await add_messages(engine, mailing_id, clients[:8], "delivered", at=end)
     await add_messages(engine, mailing_id, clients[8:], "undelivered", "rejected_400", at=end)
-    finish = f"is_settled = true, status = '{status}', updated_at = '{end}'"
+    finish = f"is_closed = true, is_settled = true, status = '{status}', updated_at = '{end}'"
     await execute(engine, f"UPDATE mailing SET {finish} WHERE id = {mailing_id}")  # noqa: S608  # values of the test
     return mailing_id
 
@@ -97,7 +97,7 @@ async def test_messages_of_a_running_mailing_are_never_deleted(engine: AsyncEngi
     running = await add_ended_mailing(engine, ago=31 * DAY)
     await execute(
         engine,
-        f"UPDATE mailing SET is_settled = false, status = 'running' WHERE id = {running}",  # noqa: S608  # values of the test
+        f"UPDATE mailing SET {REOPENED} WHERE id = {running}",  # noqa: S608  # values of the test
     )
     assert await delete_expired(engine) == 0
 
@@ -122,4 +122,4 @@ def test_without_the_setting_nothing_is_deleted(engine: AsyncEngine) -> None:
         settings = Settings(data_dir="/nowhere", **values)  # type: ignore[arg-type]  # values of one type
         return {job.name for job in jobs(engine, JobLimits.of(settings), None)}
 
-    assert job_names(retention_days=30) - job_names() == {"retire"}
+    assert job_names(retention_days=30) - job_names() == {"purge_messages"}

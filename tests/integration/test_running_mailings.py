@@ -84,7 +84,7 @@ async def test_running_mailings_are_read_in_batches_by_id(
 ) -> None:
     mailings = [await add_due_messages(engine, 0) for _ in range(5)]
     ids, after = [], 0
-    while batch := await transitions.read_under_way(reader, after, 2):
+    while batch := await transitions.read_active(reader, after, 2):
         assert len(batch) <= 2
         ids += list(batch)
         after = ids[-1]

@@ -250,7 +250,7 @@ async def test_errors_are_500_502_503_some_with_retry_after() -> None:
     assert (sandbox.counts.error, sandbox.counts.total) == (60, 60)
 
 
-async def test_rejects_are_400() -> None:
+async def test_rejections_are_400() -> None:
     sandbox = SandboxGateway(Faults(reject_rate=1.0))
     async with serving(sandbox) as client:
         assert (await client.send(1)).status == 400
@@ -328,12 +328,12 @@ async def test_a_reset_is_a_lost_connection_for_an_http_client() -> None:
             await client.send(1)
 
 
-async def test_a_client_that_disconnects_before_the_response_is_counted_as_gone() -> None:
+async def test_a_client_that_disconnects_before_the_response_is_counted_as_disconnected() -> None:
     sandbox = SandboxGateway(Faults(latency=5.0))
     async with serving(sandbox, patience=0.1) as client:
         with pytest.raises(TimeoutError):
             await client.send(7)
-        await wait_until(lambda: sandbox.counts.gone == 1)
+        await wait_until(lambda: sandbox.counts.disconnected == 1)
     assert (sandbox.counts.accepted, sandbox.counts.total) == (0, 1)
 
 
@@ -388,7 +388,7 @@ async def test_a_low_rate_limit_asks_for_a_longer_pause() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "kind"), [(Faults(hang_rate=1.0), "hang"), (Faults(latency=60.0), "gone")]
+    ("faults", "kind"), [(Faults(hang_rate=1.0), "hang"), (Faults(latency=60.0), "disconnected")]
 )
 async def test_the_sandbox_stops_at_once_while_requests_wait(faults: Faults, kind: str) -> None:
     sandbox = SandboxGateway(faults)

@@ -11,7 +11,7 @@ from tests.oidc_mitm import (
     TOKEN,
     Middle,
     refusal,
-    who_signs_in,
+    sign_in_identity,
 )
 from tests.provider import OpenIdProvider
 
@@ -34,7 +34,7 @@ async def test_a_user_gets_the_highest_of_their_roles(
     client = openid.register(REDIRECT)
     credentials = (openid.issuer, client.client_id, client.client_secret)
     async with Provider(*credentials, "roles", ROLE_WORDS) as provider:
-        assert await who_signs_in(provider, login) == Identity(openid.issuer, login, name, role)
+        assert await sign_in_identity(provider, login) == Identity(openid.issuer, login, name, role)
 
 
 @pytest.mark.parametrize("login", ["nora", "nils"])
@@ -48,7 +48,7 @@ async def test_a_user_without_a_role_is_refused(provider: Provider, login: str) 
 )
 async def test_the_role_claim_is_a_name_or_a_path(middle: Middle, claim: str, login: str) -> None:
     async with middle.provider(role_claim=claim, roles={"admin": "operator"}) as provider:
-        assert (await who_signs_in(provider, login)).role == "operator"
+        assert (await sign_in_identity(provider, login)).role == "operator"
         assert await refusal(provider, "vera") == "no_role"
     async with middle.provider() as provider:
         assert await refusal(provider, login) == "no_role"
@@ -68,7 +68,7 @@ async def test_tokens_may_be_signed_with_any_supported_algorithm(middle: Middle,
     async with middle.provider(
         client_id=client.client_id, client_secret=client.client_secret
     ) as provider:
-        assert (await who_signs_in(provider)).role == "viewer"
+        assert (await sign_in_identity(provider)).role == "viewer"
 
 
 @pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post", "none"])
@@ -84,7 +84,7 @@ async def test_mailer_authenticates_by_the_method_that_the_provider_supports(
     async with middle.provider(
         client_id=client.client_id, client_secret=client.client_secret
     ) as provider:
-        assert (await who_signs_in(provider)).subject == "vera"
+        assert (await sign_in_identity(provider)).subject == "vera"
     _, headers, body = next(request for request in middle.sent if request[0] == TOKEN)
     assert ("Authorization" in headers) == (method == "client_secret_basic")
     assert ("client_secret" in body) == (method == "client_secret_post")
@@ -92,9 +92,9 @@ async def test_mailer_authenticates_by_the_method_that_the_provider_supports(
 
 async def test_a_name_is_cleaned_and_truncated(middle: Middle, provider: Provider) -> None:
     middle.change_token(lambda claims: {**claims, "name": "V\0e\u202er\na " + "x" * 300})
-    assert (await who_signs_in(provider)).name == "Vera " + "x" * 195
+    assert (await sign_in_identity(provider)).name == "Vera " + "x" * 195
     middle.change_token(lambda claims: {**claims, "name": ["Vera"], "email": " \n"})
-    assert (await who_signs_in(provider)).name == "vera"
+    assert (await sign_in_identity(provider)).name == "vera"
 
 
 async def test_every_sign_in_has_new_secrets(provider: Provider) -> None:

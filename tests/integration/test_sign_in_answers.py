@@ -17,8 +17,8 @@ from tests.oidc_mitm import (
     Clock,
     Middle,
     absence,
-    nobodys,
-    who_signs_in,
+    sign_in_identity,
+    unregistered_provider,
 )
 
 from mailer.oidc import discovery
@@ -30,12 +30,12 @@ HOUR = 3600
 async def test_provider_metadata_and_keys_are_cached_for_an_hour(middle: Middle) -> None:
     clock = Clock()
     async with middle.provider(clock=clock) as provider:
-        await asyncio.gather(*(who_signs_in(provider) for _ in range(5)))
+        await asyncio.gather(*(sign_in_identity(provider) for _ in range(5)))
         clock.time = HOUR - 1
-        await who_signs_in(provider)
+        await sign_in_identity(provider)
         assert middle.asked[DISCOVERY] == middle.asked[KEYS] == 1
         clock.time = HOUR
-        await who_signs_in(provider)
+        await sign_in_identity(provider)
         assert middle.asked[DISCOVERY] == middle.asked[KEYS] == 2
 
 
@@ -79,7 +79,7 @@ async def test_a_redirect_is_not_followed(middle: Middle, path: str) -> None:
     middle.answers[path] = redirect
     async with middle.provider() as provider:
         with pytest.raises(ProviderUnavailableError) as error:
-            await who_signs_in(provider, "ulla")
+            await sign_in_identity(provider, "ulla")
     assert error.value.reason == "http_307"
     assert middle.asked["/elsewhere"] == 0
 
@@ -124,7 +124,7 @@ async def test_concurrent_sign_ins_share_one_request_to_a_silent_provider(
 ) -> None:
     monkeypatch.setattr(discovery, "REQUEST_TIMEOUT", 0.5)
     server = Silent()
-    async with served(server.talk) as url, nobodys(url) as provider:
+    async with served(server.talk) as url, unregistered_provider(url) as provider:
         starts = (provider.start(REDIRECT) for _ in range(20))
         errors = await asyncio.gather(*starts, return_exceptions=True)
     assert {getattr(error, "reason", None) for error in errors} == {"timeout"}
@@ -149,11 +149,11 @@ async def test_after_an_invalid_response_the_provider_is_requested_again(middle:
         middle.answers[DISCOVERY] = send_503
         assert await absence(provider) == "http_503"
         del middle.answers[DISCOVERY]
-        assert (await who_signs_in(provider)).role == "viewer"
+        assert (await sign_in_identity(provider)).role == "viewer"
 
 
 async def test_an_unreachable_provider_counts_as_unavailable() -> None:
-    async with nobodys("http://127.0.0.1:1") as provider:
+    async with unregistered_provider("http://127.0.0.1:1") as provider:
         with pytest.raises(ProviderUnavailableError) as error:
             await provider.start(REDIRECT)
     assert error.value.reason == "connection_failed"
@@ -163,7 +163,7 @@ async def test_a_provider_with_an_untrusted_certificate_counts_as_unavailable() 
     server = Silent()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-    async with served(server.talk, tls) as url, nobodys(url) as provider:
+    async with served(server.talk, tls) as url, unregistered_provider(url) as provider:
         with pytest.raises(ProviderUnavailableError) as error:
             await provider.start(REDIRECT)
     assert error.value.reason == "connection_failed"
@@ -186,7 +186,7 @@ async def test_closing_the_provider_ends_its_requests() -> None:
     before = asyncio.all_tasks()
     server = Silent()
     async with served(server.talk) as url:
-        provider = nobodys(url)
+        provider = unregistered_provider(url)
         sign_in = asyncio.create_task(provider.start(REDIRECT))
         await server.has_request.wait()
         sign_in.cancel()

@@ -15,7 +15,7 @@ from tests.oidc_mitm import (
     Claims,
     Middle,
     refusal,
-    who_signs_in,
+    sign_in_identity,
 )
 from tests.provider import sign_in
 
@@ -114,7 +114,7 @@ async def test_a_resigned_token_with_valid_claims_is_accepted(
 ) -> None:
     """Shows that the refusals of the previous test are not caused by the signature."""
     middle.change_token(change)
-    assert (await who_signs_in(provider)).role == "viewer"
+    assert (await sign_in_identity(provider)).role == "viewer"
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ async def test_an_access_token_with_a_wrong_hash_is_refused(
     def add_hash(answer: Claims) -> None:
         full = hashlib.new(digest, answer["access_token"].encode()).digest()
         half = base64.urlsafe_b64encode(full[: len(full) // 2]).rstrip(b"=").decode()
-        middle.sign_again(answer, setting(at_hash=half))
+        middle.change_claims(answer, setting(at_hash=half))
         answer.update(replacement)
 
     middle.changes[TOKEN] = add_hash
     client = middle.openid.register(REDIRECT, id_token_signed_response_alg=alg)
     credentials = {"client_id": client.client_id, "client_secret": client.client_secret}
     async with middle.provider(**credentials) as provider:
-        assert (await who_signs_in(provider)).role == "viewer"
+        assert (await sign_in_identity(provider)).role == "viewer"
         for another in ("another", None):
             replacement["access_token"] = another
             assert await refusal(provider) == "wrong_at_hash"
@@ -185,6 +185,6 @@ async def test_a_wrong_client_secret_has_its_own_reason(middle: Middle) -> None:
 
 
 async def test_userinfo_of_another_user_is_refused(middle: Middle, provider: Provider) -> None:
-    assert (await who_signs_in(provider, "ulla")).role == "operator"
+    assert (await sign_in_identity(provider, "ulla")).role == "operator"
     middle.changes[USERINFO] = lambda document: {**document, "sub": "vera"}
     assert await refusal(provider, "ulla") == "wrong_subject"

@@ -10,10 +10,10 @@ from tests.oidc_mitm import (
     Clock,
     Middle,
     refusal,
+    sign_in_identity,
     signed,
     signed_by_hmac,
     unsigned,
-    who_signs_in,
 )
 
 from mailer.oidc.provider import Provider
@@ -21,11 +21,11 @@ from mailer.oidc.provider import Provider
 
 async def test_an_unsigned_token_is_refused(middle: Middle, provider: Provider) -> None:
     for alg in ("none", "None", "NONE"):
-        middle.sign_anew(
+        middle.replace_tokens(
             lambda header, claims, alg=alg: unsigned({**header, "alg": alg}, claims)  # type: ignore[misc]  # a lambda has no types
         )
         assert await refusal(provider) == "wrong_algorithm"
-    middle.sign_anew(unsigned)
+    middle.replace_tokens(unsigned)
     assert await refusal(provider) == "bad_signature"
 
 
@@ -38,7 +38,7 @@ async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
     public = key.as_pem(private=False)
     for kid in (key.kid, None):
         header = {"alg": "HS256", "kid": kid} if kid else {"alg": "HS256"}
-        middle.sign_anew(
+        middle.replace_tokens(
             lambda _, claims, header=header: signed_by_hmac(header, claims, public)  # type: ignore[misc]  # a lambda has no types
         )
         assert await refusal(provider) == "wrong_algorithm"
@@ -64,7 +64,7 @@ async def test_an_algorithm_that_the_provider_does_not_declare_is_refused(
 
 async def test_another_key_with_the_same_id_is_refused(middle: Middle, provider: Provider) -> None:
     other = RSAKey.generate_key(2048)
-    middle.sign_anew(lambda header, claims: signed(header, claims, other))
+    middle.replace_tokens(lambda header, claims: signed(header, claims, other))
     assert await refusal(provider) == "bad_signature"
 
 
@@ -76,7 +76,7 @@ async def test_a_token_changed_after_signing_is_refused(middle: Middle, provider
         bad = unsigned(header, {**claims, "roles": ["admin"]}).split(".")
         return f"{bad[0]}.{bad[1]}.{good[2]}"
 
-    middle.sign_anew(tamper)
+    middle.replace_tokens(tamper)
     assert await refusal(provider) == "bad_signature"
 
 
@@ -86,7 +86,7 @@ async def test_an_unknown_key_id_is_refused(
 ) -> None:
     key = middle.openid.keys["RS256"]
     unsigned_parts = unsigned({"alg": "RS256", "kid": kid}, {})
-    middle.sign_anew(
+    middle.replace_tokens(
         lambda header, claims: (
             signed({**header, "kid": kid}, claims, key)
             if isinstance(kid, str)
@@ -100,8 +100,8 @@ async def test_a_token_without_a_key_id_is_accepted_if_exactly_one_key_fits(
     middle: Middle, provider: Provider
 ) -> None:
     key = middle.openid.keys["RS256"]
-    middle.sign_anew(lambda _, claims: signed({"alg": "RS256"}, claims, key))
-    assert (await who_signs_in(provider)).role == "viewer"
+    middle.replace_tokens(lambda _, claims: signed({"alg": "RS256"}, claims, key))
+    assert (await sign_in_identity(provider)).role == "viewer"
     middle.changes[KEYS] = lambda document: {
         "keys": [*document["keys"], RSAKey.generate_key(2048).as_dict(private=False, kid="more")]
     }
@@ -120,7 +120,7 @@ async def test_invalid_keys_are_skipped(middle: Middle, provider: Provider) -> N
         {},
     ]
     middle.changes[KEYS] = lambda document: {"keys": invalid_keys + document["keys"]}
-    assert (await who_signs_in(provider)).role == "viewer"
+    assert (await sign_in_identity(provider)).role == "viewer"
 
 
 @pytest.mark.parametrize("typ", ["at+jwt", "logout+jwt", 7])
@@ -129,7 +129,7 @@ async def test_a_token_for_another_purpose_is_refused(
 ) -> None:
     key = middle.openid.keys["RS256"]
     unsigned_parts = unsigned({"alg": "RS256", "kid": key.kid, "typ": typ}, {}) + "AA"
-    middle.sign_anew(
+    middle.replace_tokens(
         lambda header, claims: (
             signed({**header, "typ": typ}, claims, key) if isinstance(typ, str) else unsigned_parts
         )
@@ -152,7 +152,7 @@ async def test_a_token_for_another_purpose_is_refused(
     ],
 )
 async def test_a_malformed_token_is_refused(middle: Middle, provider: Provider, token: str) -> None:
-    middle.sign_anew(lambda _, __: token)
+    middle.replace_tokens(lambda _, __: token)
     assert await refusal(provider) in {"bad_token", "wrong_algorithm"}
 
 
@@ -160,21 +160,21 @@ async def test_a_signed_payload_that_is_not_an_object_is_refused(
     middle: Middle, provider: Provider
 ) -> None:
     key = middle.openid.keys["RS256"]
-    middle.sign_anew(lambda header, _: signed(header, [], key))  # type: ignore[arg-type]  # no claims, intentionally
+    middle.replace_tokens(lambda header, _: signed(header, [], key))  # type: ignore[arg-type]  # no claims, intentionally
     assert await refusal(provider) == "bad_token"
 
 
 async def test_new_keys_are_requested_at_most_once_a_minute(middle: Middle) -> None:
     clock = Clock()
     async with middle.provider(clock=clock) as provider:
-        await who_signs_in(provider)
+        await sign_in_identity(provider)
         middle.openid.rotate()
-        assert (await who_signs_in(provider)).role == "viewer"
+        assert (await sign_in_identity(provider)).role == "viewer"
         assert middle.asked[KEYS] == 2
         middle.openid.rotate()
         clock.time = 59
         assert await refusal(provider) == "unknown_key"
         assert middle.asked[KEYS] == 2
         clock.time = 60
-        assert (await who_signs_in(provider)).role == "viewer"
+        assert (await sign_in_identity(provider)).role == "viewer"
         assert middle.asked[KEYS] == 3

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import add_clients, do, execute, take_audience, value
+from tests.factories import add_clients, do, enqueue_and_replan, execute, value
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
@@ -142,7 +142,7 @@ async def test_clients_that_match_again_after_a_filter_change_are_rescheduled(
     await add_clients(engine, 4)
     await add_mailing(engine, "Hello", None)
     await do(engine, transitions.start_due)
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     await execute(
         engine,
         "UPDATE message SET status = 'cancelled', reason = 'filter_changed' WHERE client_id > 2",
@@ -230,7 +230,7 @@ async def test_an_audience_that_has_grown_since_it_was_counted_is_enqueued_in_ch
     of_grown = f"SELECT clients_count FROM mailing WHERE id = {grown}"  # noqa: S608  # a number
     assert await value(engine, of_grown) == small_audiences.MAX_SMALL_AUDIENCE + 1
     assert await enqueue_small(engine) == []
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert (
         await value(engine, "SELECT count(*) FROM message")
         == small_audiences.MAX_SMALL_AUDIENCE + 1
@@ -255,7 +255,7 @@ async def test_the_audience_of_a_changed_filter_is_counted_before_it_is_enqueued
     assert changed.clients_count == small_audiences.MAX_SMALL_AUDIENCE + 1
     assert await enqueue_small(engine) == []
     assert await value(engine, "SELECT count(*) FROM message") == 1
-    await take_audience(engine)
+    await enqueue_and_replan(engine)
     assert (
         await value(engine, "SELECT count(*) FROM message")
         == small_audiences.MAX_SMALL_AUDIENCE + 1

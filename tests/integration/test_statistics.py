@@ -8,13 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, add_clients, add_mailing, add_messages, execute
+from tests.factories import (
+    NOON,
+    SETTLED,
+    add_clients,
+    add_mailing,
+    add_messages,
+    execute,
+    make_channel,
+)
 
 from mailer.access.model import COMMAND_LINE
-from mailer.db.schema import MAILING_STATUSES, MESSAGE_STATUSES
+from mailer.db.schema import MAILING_STATUSES
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
-from mailer.gateway.breaker import Breaker
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import service, store
@@ -25,18 +32,17 @@ from mailer.statistics.model import (
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
-    MessageCounts,
-    OutcomeCounts,
     ReasonCount,
 )
+from mailer.statistics.verify import find_differences
+from mailer.statuses import MessageCounts, OutcomeCounts
 
 MINUTE = timedelta(minutes=1)
 EMPTY = GeneralStatistics(MailingCounts.of(), MessageCounts.of())
 
 
-def test_counts_have_every_status() -> None:
+def test_counts_have_every_status_of_mailings() -> None:
     assert MailingCounts.__struct_fields__ == MAILING_STATUSES
-    assert MessageCounts.__struct_fields__ == MESSAGE_STATUSES
 
 
 async def test_statistics_of_an_empty_database_are_zero(engine: AsyncEngine) -> None:
@@ -78,6 +84,23 @@ async def test_general_statistics_read_no_message(engine: AsyncEngine) -> None:
         assert (await statistics.general(engine)).mailings.running == 1
 
 
+async def test_messages_of_a_closed_mailing_may_change_until_it_is_settled(
+    engine: AsyncEngine,
+) -> None:
+    clients = await add_clients(engine, 2)
+    mailing_id = await add_mailing(engine, clients=2)
+    await add_messages(engine, mailing_id, clients, "unknown")
+    await execute(engine, "UPDATE mailing SET status = 'finished', is_closed = true")
+    await execute(engine, "UPDATE message SET status = 'delivered'")
+    changed = GeneralStatistics(MailingCounts.of(finished=1), MessageCounts.of(delivered=2))
+    assert await statistics.general(engine) == changed
+
+    await execute(engine, f"UPDATE mailing SET {SETTLED}")  # noqa: S608  # a constant
+
+    assert await statistics.general(engine) == changed
+    assert await find_differences(engine) == []
+
+
 async def test_a_mailing_that_ends_during_the_query_counts_once(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 3)
     ids = [await add_mailing(engine, clients=3) for _ in range(40)]
@@ -86,8 +109,7 @@ async def test_a_mailing_that_ends_during_the_query_counts_once(engine: AsyncEng
 
     async def end_all() -> None:
         for mailing_id in ids:
-            finish = "status = 'finished', is_settled = true"
-            await execute(engine, f"UPDATE mailing SET {finish} WHERE id = {mailing_id}")  # noqa: S608  # a number
+            await execute(engine, f"UPDATE mailing SET {SETTLED} WHERE id = {mailing_id}")  # noqa: S608  # a number
 
     ending = asyncio.create_task(end_all())
     while not ending.done():
@@ -193,9 +215,7 @@ async def get_statistics(
     engine: AsyncEngine, mailing_id: int, rate: float = 1
 ) -> MailingStatistics:
     """Return the statistics for a worker with a working gateway and `rate` messages a second."""
-    return await statistics.of_mailing(
-        engine, mailing_id, breaker=Breaker(10, 15), pace=ThroughputEstimate(50, rate)
-    )
+    return await statistics.of_mailing(engine, mailing_id, channel=make_channel(gateway_rate=rate))
 
 
 async def test_a_recently_started_mailing_has_a_rate_and_an_expected_end(
@@ -237,15 +257,13 @@ async def test_without_a_working_gateway_there_is_no_expected_end(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_sending_mailing(engine)
-    open_breaker = Breaker(1, 15)
-    permit = open_breaker.acquire(0.0)
+    failing = make_channel(gateway_rate=1, breaker_failures=1)
+    permit = failing.breaker.acquire(0.0)
     assert permit is not None
-    open_breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))
-    assert open_breaker.outage is not None
-    for breaker in (open_breaker, None):
-        result = await statistics.of_mailing(
-            engine, mailing_id, breaker=breaker, pace=ThroughputEstimate(50, 1)
-        )
+    failing.breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))
+    assert failing.breaker.outage is not None
+    for channel in (failing, None):
+        result = await statistics.of_mailing(engine, mailing_id, channel=channel)
         assert result.expected_end is None
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
+    active_mailings,
     add_clients,
     add_due_messages,
     add_mailing,
@@ -22,7 +23,6 @@ from tests.factories import (
     resend,
     running,
     state,
-    under_way,
     value,
 )
 
@@ -148,8 +148,8 @@ async def test_with_a_message_in_flight_nothing_is_pending(
     assert await names_of_work(engine) == set()
 
 
-@pytest.mark.parametrize("change", ["is_settled = true, status = 'finished'", "deleted_at = now()"])
-async def test_settled_and_deleted_mailings_have_no_pending_work(
+@pytest.mark.parametrize("change", ["is_closed = true, status = 'finished'", "deleted_at = now()"])
+async def test_closed_and_deleted_mailings_have_no_pending_work(
     engine: AsyncEngine, change: str
 ) -> None:
     await add_complete_mailing(engine)
@@ -202,7 +202,7 @@ async def test_running_mailings_are_read_with_their_permission_to_send(
         f"UPDATE mailing SET deleted_at = now() WHERE id = {deleted}",  # noqa: S608  # values of the test
     )
 
-    mailings = await under_way(engine)
+    mailings = await active_mailings(engine)
 
     assert {mailing.id: mailing.may_send for mailing in mailings} == {
         ended: False,
@@ -333,8 +333,8 @@ async def test_waiting_messages_of_ended_mailings_are_cancelled_with_a_reason(
     assert not await clear(engine)
 
 
-@pytest.mark.parametrize("change", ["", ", is_settled = true", ", deleted_at = now()"])
-async def test_messages_of_settled_or_deleted_mailings_are_not_cancelled(
+@pytest.mark.parametrize("change", ["", ", is_closed = true", ", deleted_at = now()"])
+async def test_messages_of_closed_or_deleted_mailings_are_not_cancelled(
     engine: AsyncEngine, change: str
 ) -> None:
     await add_due_messages(engine, 2)
@@ -362,31 +362,31 @@ async def test_waiting_messages_of_all_mailings_are_cancelled_in_chunks(
     ("status", "expected"),
     [("running", "finished"), ("paused", "finished"), ("cancelled", "cancelled")],
 )
-async def test_a_complete_mailing_is_settled_once(
+async def test_a_complete_mailing_is_closed_and_settled_once(
     engine: AsyncEngine, status: str, expected: str
 ) -> None:
     mailing_id = await add_complete_mailing(engine, status)
 
     assert await do(engine, transitions.finish) == [(mailing_id, expected)]
 
-    assert await value(engine, "SELECT is_settled FROM mailing")
+    assert await value(engine, "SELECT is_closed AND is_settled FROM mailing")
     assert await do(engine, transitions.finish) == []
 
 
 @pytest.mark.parametrize("open_work", OPEN_WORK)
 @pytest.mark.parametrize("status", ["running", "paused", "cancelled"])
 @pytest.mark.parametrize("end", ["now() + interval '1 hour'", "now()"], ids=["before", "after"])
-async def test_a_mailing_with_open_work_is_never_settled(
+async def test_a_mailing_with_open_work_is_never_closed(
     engine: AsyncEngine, status: str, open_work: str, end: str
 ) -> None:
     await add_complete_mailing(engine, status)
     await execute(engine, OPEN_WORK[open_work], f"UPDATE mailing SET datetime_end = {end}")  # noqa: S608  # values of the test
 
     assert await do(engine, transitions.finish) == []
-    assert not await value(engine, "SELECT is_settled FROM mailing")
+    assert not await value(engine, "SELECT is_closed OR is_settled FROM mailing")
 
 
-async def test_a_scheduled_mailing_is_not_settled(engine: AsyncEngine) -> None:
+async def test_a_scheduled_mailing_is_not_closed(engine: AsyncEngine) -> None:
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
 
     assert await do(engine, transitions.finish) == []

@@ -22,8 +22,8 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.client import service as clients
 from mailer.db.engine import asyncpg_connection
+from mailer.erasure import erase_client
 from mailer.mailing import service
 from mailer.mailing.model import AudienceLists, MailingChange, MailingEndedError
 from mailer.message import store
@@ -72,7 +72,7 @@ async def change_filter(engine: AsyncEngine, mailing_id: int) -> None:
 async def delete_clients(engine: AsyncEngine, mailing_id: int) -> None:
     del mailing_id
     for client_id in (1, 2):
-        await clients.erase(engine, client_id, COMMAND_LINE)
+        await erase_client(engine, client_id, COMMAND_LINE)
 
 
 async def cancel_while_replanning(engine: AsyncEngine, mailing_id: int) -> None:
@@ -159,7 +159,7 @@ async def test_a_message_of_a_dead_worker_ends_as_unknown(engine: AsyncEngine, e
     await do(engine, lambda db: store.rescue(db, 8, 100))
     assert await state(engine, lost.id) == ("scheduled", "lease_expired", 1)
     if end is delete_clients:
-        await clients.erase(engine, 1, COMMAND_LINE)
+        await erase_client(engine, 1, COMMAND_LINE)
     else:
         await end(engine, mailing_id)
     assert await state(engine, lost.id) == ("unknown", "lease_expired", 1)

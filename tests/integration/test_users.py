@@ -223,11 +223,11 @@ async def test_a_new_password_ends_all_other_sessions(
     assert await sign_in(engine, password="the third long one")  # noqa: S106  # used in tests alone
 
 
-async def test_changing_the_own_password_needs_the_present_one(engine: AsyncEngine) -> None:
+async def test_changing_the_own_password_needs_the_current_one(engine: AsyncEngine) -> None:
     await create_user(engine)
     actor = await get_actor(engine, await sign_in(engine))
     assert actor is not None
-    with pytest.raises(InvalidError, match="present"):
+    with pytest.raises(InvalidError, match="current_password"):
         await service.change_own_password(engine, actor, "not this at all", ANOTHER)
     assert await sign_in(engine)
 

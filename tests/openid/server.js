@@ -1,8 +1,8 @@
-// A certified OpenID provider on loopback, for tests: under every name that it is asked by it is an
-// issuer of its own, so that it can stand behind whatever passes requests on to it.
+// A certified OpenID provider on loopback, for tests. Under each host name it is another issuer, so
+// that it also works behind a proxy.
 //
-// The first line of its input is what it knows, {"keys": [...], "people": {...}}; a later one takes
-// its place. To each it answers with a line: the port. It ends with its input.
+// Each line of its input has all its data, {"keys": [...], "users": {...}}, and replaces the data of the
+// line before. It answers each line with a line that contains its port. It ends when its input ends.
 
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
@@ -17,15 +17,15 @@ const PAGE = `<!DOCTYPE html><html lang="en"><head><title>Identity provider</tit
 <label>Password <input name="password" type="password"></label>
 <button>Sign in</button></form></body></html>`;
 
-console.info = console.error; // its notices are no answers
+console.info = console.error; // standard output is for the answers only
 
 let known = {};
 const issuers = new Map();
 
 function account(_, id) {
-  const { name, password, claims, elsewhere = {} } = known.people[id];
-  const own = { sub: id, name, email: `${id}@people.example`, ...claims };
-  // what stands elsewhere than in the ID token is told by the userinfo endpoint alone
+  const { name, password, claims, elsewhere = {} } = known.users[id];
+  const own = { sub: id, name, email: `${id}@users.example`, ...claims };
+  // the claims `elsewhere` are not in the ID token, only in the answer of the userinfo endpoint
   return { accountId: id, claims: (use) => (use === 'userinfo' ? { ...own, ...elsewhere } : own) };
 }
 
@@ -59,8 +59,8 @@ async function signIn(provider, request, response) {
   let body = '';
   for await (const part of request) body += part;
   const given = new URLSearchParams(body);
-  const person = known.people[given.get('login')];
-  if (person && person.password === given.get('password')) {
+  const user = known.users[given.get('login')];
+  if (user && user.password === given.get('password')) {
     const result = { login: { accountId: given.get('login') }, consent: {} };
     await provider.interactionFinished(request, response, result);
   } else {

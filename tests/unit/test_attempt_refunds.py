@@ -1,4 +1,4 @@
-"""Which failed attempts are refunded when the breaker opens."""
+"""Refunds of failed attempts when the breaker opens."""
 
 from datetime import UTC, datetime
 

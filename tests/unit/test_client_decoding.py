@@ -51,7 +51,7 @@ def test_utf_16_without_a_byte_order_mark_is_detected_by_its_first_letter(
     assert decode(TEXT.encode(codec), chunk_size) == (TEXT, "UTF-16")
 
 
-def test_a_few_letters_similar_to_utf_8_do_not_decide() -> None:
+def test_a_few_letters_that_look_like_utf_8_do_not_decide_the_encoding() -> None:
     text = "Лё и ещё\n"
     assert decode(text.encode("cp1251")) == (text, "windows-1251")
 

@@ -55,7 +55,7 @@ def test_sample_changes_the_time_only_as_far_as_it_proves(
 
 
 @pytest.mark.parametrize("step", [3600, -3600, 1.5, -1.5])
-def test_step_is_logged_and_counted_once(step: float) -> None:
+def test_clock_step_is_logged_and_counted_once(step: float) -> None:
     clock, start, before = FollowedClock("wall"), elapsed(), count_steps("wall")
     clock.sample(start, NOON, start)
     with capture_logs() as logs:

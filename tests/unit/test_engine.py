@@ -1,4 +1,4 @@
-"""Which database errors mean that the database is unavailable."""
+"""The database errors that mean that the database is unavailable."""
 
 import asyncpg
 import pytest

@@ -231,7 +231,7 @@ def test_mailing_is_done_between_its_start_and_its_end(case: Case) -> None:
 
 @thorough
 @given(cases())
-def test_at_any_rate_clients_whose_window_opens_too_late_are_missed(case: Case) -> None:
+def test_clients_whose_window_opens_too_late_are_missed_whatever_the_rate(case: Case) -> None:
     groups = [RecipientGroup(group.time_zone, group.clients) for group in case.groups]
     expected = dict.fromkeys(ZONES, 0)
     for group in groups:

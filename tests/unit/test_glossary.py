@@ -23,8 +23,10 @@ CATALOGUES = "src/mailer/admin/locale/*/LC_MESSAGES/*.po"
 NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 ADDRESS = re.compile(r"\S*/\S*")
 """A path, a route or a URL in a text."""
+METRIC_OR_ROUTE = re.compile(r"mailer_[a-z_]+|(?:/[a-z_-]+|/\{[a-z_:]+\})+")
 SQL_COMMENT = re.compile(r"--[ \t]+(.+)$", re.MULTILINE)
-LOG_METHODS = frozenset({"debug", "info", "warning", "error", "critical", "exception"})
+NAMING_CALLS = frozenset({"debug", "info", "warning", "error", "critical", "exception", "Job"})
+"""Functions whose first argument is a name: of a log event, or of a periodic job."""
 
 
 class Term(NamedTuple):
@@ -130,7 +132,7 @@ ANY_TERM = re.compile("|".join(f"(?:{each.pattern.pattern})" for each in TERMS),
 
 
 def names(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
-    """Yield the names that a module defines, the events that it logs and its metrics."""
+    """Yield the names that a module defines, also of log events, metrics, routes and jobs."""
     for node in nodes:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -145,10 +147,11 @@ def names(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
             case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
                 yield node.lineno, name
             case ast.Call(
-                func=ast.Attribute(attr=method), args=[ast.Constant(value=str(event)), *_]
-            ) if method in LOG_METHODS:
-                yield node.lineno, event
-            case ast.Constant(value=str(text)) if re.fullmatch(r"mailer_[a-z_]+", text):
+                func=ast.Attribute(attr=function) | ast.Name(id=function),
+                args=[ast.Constant(value=str(name)), *_],
+            ) if function in NAMING_CALLS:
+                yield node.lineno, name
+            case ast.Constant(value=str(text)) if METRIC_OR_ROUTE.fullmatch(text):
                 yield node.lineno, text
 
 
@@ -286,7 +289,8 @@ def test_glossary_is_read() -> None:
         ("the message was given\n    back", False, ["give/gave back"]),
         ("GIVE_UP_PATIENCE", True, ["PATIENCE"]),
         ("patience", True, []),
-        ("/people/new", False, []),
+        ("/" + "people/new", True, ["people"]),
+        ("see /people/new", False, []),
         ("New people", False, ["people"]),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailer.daily_report.render import COLOURS, MIN_WIDTH, bar_widths
-from mailer.statistics.model import OutcomeCounts
+from mailer.statuses import OutcomeCounts
 
 # Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision
 # deficiency", 2009, at full severity; on linear RGB

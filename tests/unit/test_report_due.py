@@ -1,4 +1,4 @@
-"""When the daily report of a day is due."""
+"""The time at which the daily report of a day is due."""
 
 from datetime import date, datetime, time, timedelta
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""When a message is retried."""
+"""The pauses between the attempts of a message."""
 
 from fractions import Fraction
 

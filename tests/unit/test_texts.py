@@ -6,10 +6,10 @@ import pytest
 from babel.messages.catalog import Catalog
 from litestar.exceptions import HTTPException
 from tests.texts import (
-    brought_up_to_date,
     catalogue_file,
     http_errors,
     is_translated,
+    updated_catalogue,
     written,
 )
 
@@ -34,7 +34,7 @@ def language(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def catalogue(language: str) -> Catalog:
-    return brought_up_to_date(language)
+    return updated_catalogue(language)
 
 
 def test_catalogue_has_every_text_and_no_other(language: str, catalogue: Catalog) -> None:
@@ -53,7 +53,7 @@ def test_translations_have_the_same_placeholders(catalogue: Catalog) -> None:
 
 def test_no_two_texts_have_the_same_translation_without_a_reason() -> None:
     ids_by_translation: dict[object, list[object]] = {}
-    for entry in brought_up_to_date("ru"):
+    for entry in updated_catalogue("ru"):
         if entry.id:
             ids_by_translation.setdefault(entry.string, []).append(entry.id)
     assert {text for text, ids in ids_by_translation.items() if len(ids) > 1} == SAME.keys()
@@ -84,7 +84,7 @@ def test_detail_of_every_http_error_is_translated(error_class: type[HTTPExceptio
 
 @pytest.mark.parametrize(("count", "form"), [(1, 0), (2, 1), (5, 2), (11, 2), (21, 0)])
 def test_plural_form_depends_on_the_number(count: int, form: int) -> None:
-    catalogue = brought_up_to_date("ru")
+    catalogue = updated_catalogue("ru")
     forms = catalogue["%(n)s client"].string
     assert isinstance(forms, tuple | list)
     with use_language("ru"):

@@ -51,7 +51,7 @@ async def test_slow_but_steady_upload_is_read() -> None:
 
 
 @in_virtual_time
-async def test_time_of_processing_does_not_count() -> None:
+async def test_time_between_reads_does_not_count_as_a_stall() -> None:
     assert await read_all(send_chunks(b"x", 5, every=0.01), pause=0.1) == 5
 
 

@@ -35,7 +35,7 @@ class AuditQuery(PageQuery, frozen=True, kw_only=True):
                 max_length=64,
                 pattern=STORABLE,
                 examples=["mailing_paused"],
-                extra={"rule": "must be 1 to 64 characters without NUL"},
+                extra={"rule": "must be 1 to 64 characters, without null characters"},
             ),
         ]
         | UnsetType
@@ -49,7 +49,7 @@ class AuditQuery(PageQuery, frozen=True, kw_only=True):
         yield from super().broken_rules(values, at)
         for id_name, kind_name in KIND_BY_ID.items():
             if id_name in values and kind_name not in values:
-                yield FieldError(id_name, "must come together with its kind")
+                yield FieldError(id_name, "requires the parameter of its kind")
 
 
 class AuditController(Controller):

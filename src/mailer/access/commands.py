@@ -59,7 +59,7 @@ async def list_keys(engine: AsyncEngine) -> list[str]:
 
 
 async def revoke_key(engine: AsyncEngine, name: str) -> None:
-    """Revoke the key with this name, at once and for good; raises `KeyNotFoundError`."""
+    """Revoke the key with this name, at once and permanently; raises `KeyNotFoundError`."""
     async with engine.begin() as connection:
         key = await keys.find_by_name(connection, name)
         await keys.revoke(connection, key.id, command_line_actor())

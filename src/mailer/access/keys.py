@@ -90,7 +90,7 @@ async def create(connection: AsyncConnection, new: NewKey, by: Actor) -> tuple[K
 
 
 async def revoke(connection: AsyncConnection, key_id: int, by: Actor) -> Key:
-    """Revoke a key, at once and for good; raises `KeyNotFoundError`."""
+    """Revoke a key, at once and permanently; raises `KeyNotFoundError`."""
     statement = (
         update(api_key)
         .where(api_key.c.id == key_id, api_key.c.revoked_at.is_(None))

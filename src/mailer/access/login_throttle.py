@@ -50,7 +50,7 @@ class ThrottleCounter(msgspec.Struct, frozen=True):
     digest: bytes
     limit: ThrottleLimit
     by: str
-    """What is counted, for the log: "name", "address" or "both"."""
+    """The kind of the counter, for the log: "name", "address" or "both"."""
 
 
 class LoginAttempt(msgspec.Struct, frozen=True):

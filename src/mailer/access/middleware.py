@@ -27,7 +27,6 @@ from mailer.access.model import Actor
 from mailer.clock import elapsed
 from mailer.limits import RateLimiter
 from mailer.roles import SCOPES
-from mailer.settings import Settings
 from mailer.web import cookie
 from mailer.web.origin import check_same_origin
 
@@ -53,11 +52,25 @@ class AuthMiddleware(ASGIMiddleware):
 
     scopes = (ScopeType.HTTP,)
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        is_enabled: bool,
+        key_rate: float,
+        monitoring_token: str | None,
+    ) -> None:
+        """Create the middleware.
+
+        If not `is_enabled`, every request is made by "anybody". A key may send `key_rate` requests
+        a second; 0 sets no limit. `monitoring_token` is the one that monitoring routes require.
+        """
         # authentication is a single statement, and needs no transaction
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._settings = settings
-        self._rate = RateLimiter(settings.key_rate) if settings.key_rate else None
+        self._is_enabled = is_enabled
+        self._monitoring_token = monitoring_token
+        self._key_rate = key_rate
+        self._rate = RateLimiter(key_rate) if key_rate else None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Pass an authorized request on; raises HTTPException 401, 403, 404 and 429."""
@@ -75,7 +88,7 @@ class AuthMiddleware(ASGIMiddleware):
         if required == MONITORING:
             self._check_monitoring(request)
             return None
-        if self._settings.auth == "none":
+        if not self._is_enabled:
             if opt.get(REQUIRES_AUTH_ENABLED):
                 raise NotFoundException
             return anonymous(request)
@@ -103,7 +116,7 @@ class AuthMiddleware(ASGIMiddleware):
             raise _unauthorized("The API key is unknown, revoked or expired.")
         if self._rate and (seconds := self._rate.retry_after(actor.id, elapsed())):
             raise TooManyRequestsException(
-                f"A key may send {self._settings.key_rate:g} requests a second.",
+                f"A key may send {self._key_rate:g} requests a second.",
                 headers={"Retry-After": str(seconds)},
             )
         return actor
@@ -117,7 +130,7 @@ class AuthMiddleware(ASGIMiddleware):
             return await sessions.authenticate(connection, secret, address_of(request), renew=renew)
 
     def _check_monitoring(self, request: Request[Any, Any, Any]) -> None:
-        token = self._settings.monitoring_token
+        token = self._monitoring_token
         if token is not None and not compare_digest(
             (_bearer(request) or "").encode(), token.encode()
         ):

@@ -1,7 +1,7 @@
 """Actors (API keys, users, the command line) and the scopes that they have."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -33,19 +33,6 @@ Name = Annotated[
 ActorKind = Literal["key", "user", "command", "anybody"]
 
 
-class IdempotencyClaim(msgspec.Struct):
-    """A worker's claim on a request that has an Idempotency-Key."""
-
-    owner: str
-    key: str
-    attempt: str
-    """A UUID of this attempt; each worker that continues the request has another one."""
-    digest: bytes | None = None
-    """SHA-256 of the method, URL, credential and body; None until the body has been read."""
-    result: dict[str, Any] | None = None
-    """What an earlier attempt did before its response was lost; None if it did nothing."""
-
-
 class Actor(msgspec.Struct, frozen=True):
     """The author of an action.
 
@@ -59,7 +46,6 @@ class Actor(msgspec.Struct, frozen=True):
     scope: Scope = "read"
     address: str | None = None
     """The IP address of the request; None for the command line."""
-    claim: IdempotencyClaim | None = None
     session: bytes | None = None
     """The digest of a user's session."""
 
@@ -79,11 +65,6 @@ class Actor(msgspec.Struct, frozen=True):
     def quota_key(self) -> tuple[ActorKind, int] | None:
         """The key under which limiters count this actor; None for an actor without an id."""
         return None if self.id is None else (self.kind, self.id)
-
-    @property
-    def stored_result(self) -> dict[str, Any] | None:
-        """What an earlier attempt of this request did; None if it did nothing."""
-        return self.claim.result if self.claim else None
 
     def may(self, needed: Scope) -> bool:
         """Return whether the actor's scope includes `needed`."""

@@ -6,7 +6,6 @@ from mailer.access import audit, credentials, login_throttle, sessions, users
 from mailer.access.model import Actor
 from mailer.access.users import NewPassword, NewUser, User
 from mailer.errors import FieldError, InvalidError, MailerError
-from mailer.oidc.model import Identity, SignInError
 from mailer.validation import is_storable
 
 
@@ -41,38 +40,14 @@ async def sign_in(
         ):
             await login_throttle.forget_attempts(connection, attempt)
             return await begin_session(connection, user, address, user_agent)
-        await _record_refused(connection, user.id if user else None, address)
+        await record_refused(connection, user.id if user else None, address)
     raise NotSignedInError
 
 
-async def sign_in_oidc(
-    engine: AsyncEngine, identity: Identity, address: str | None, user_agent: str
-) -> str:
-    """Sign a user in by an OpenID identity; return the secret for the session cookie.
-
-    Raises `SignInError` for a disabled user.
-    """
-    async with engine.begin() as connection:
-        user = await users.upsert_from_oidc(connection, identity, address)
-        return await begin_session(connection, user, address, user_agent)
-
-
-async def record_refused_oidc(engine: AsyncEngine, error: SignInError, address: str | None) -> None:
-    """Record a failed sign-in with the OpenID provider in the audit log.
-
-    A user who has no role at the provider any more is signed out everywhere.
-    """
-    subject = error.issuer_and_subject
-    async with engine.begin() as connection:
-        user = await users.find_by_subject(connection, *subject) if subject else None
-        if user is not None and error.reason == "no_role":
-            await users.end_sessions(connection, user.id, user.actor(address))
-        await _record_refused(connection, user.id if user else None, address)
-
-
-async def _record_refused(
+async def record_refused(
     connection: AsyncConnection, user_id: int | None, address: str | None
 ) -> None:
+    """Record a failed sign-in in the audit log; `user_id` is None for an unknown user."""
     unauthenticated = Actor("anybody", "anybody", address=address)
     target = audit.Target("user", user_id)
     await audit.record(connection, unauthenticated, "sign_in_failed", target)
@@ -97,9 +72,9 @@ async def sign_out(engine: AsyncEngine, by: Actor) -> None:
 
 
 async def change_own_password(
-    engine: AsyncEngine, by: Actor, present: str, new: NewPassword
+    engine: AsyncEngine, by: Actor, current: str, new: NewPassword
 ) -> None:
-    """Change the actor's own password after a check of the present one; end all other sessions.
+    """Change the actor's own password after a check of the current one; end all other sessions.
 
     Raises `InvalidError`, `NoLocalPasswordError`, `ThrottledError` and `HashingBusyError`.
     """
@@ -112,8 +87,8 @@ async def change_own_password(
     async with engine.begin() as connection:
         attempt = await login_throttle.count_attempt(connection, own.name, by.address)
         found = await users.find_password_hash(connection, own.name)
-    if not await _verify_password(engine, attempt, found and found[1], present):
-        raise InvalidError([FieldError("present", "is not your password")])
+    if not await _verify_password(engine, attempt, found and found[1], current):
+        raise InvalidError([FieldError("current_password", "is not your password")])
     new_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
         await login_throttle.forget_attempts(connection, attempt)
@@ -130,7 +105,7 @@ async def create_user(engine: AsyncEngine, new: NewUser, by: Actor) -> User:
 async def set_password(engine: AsyncEngine, user_id: int, new: NewPassword, by: Actor) -> None:
     """Set the password of another user and end all sessions of that user.
 
-    For one's own password use `change_own_password`, which checks the present one. Raises
+    For one's own password use `change_own_password`, which checks the current one. Raises
     `InvalidError`, `UserNotFoundError`, `OwnUserError`, `NoLocalPasswordError` and
     `HashingBusyError`.
     """

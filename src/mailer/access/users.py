@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 from sqlalchemy import ColumnElement, Select, exists, func, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,7 +18,6 @@ from mailer.db.access import app_user, session
 from mailer.db.engine import violates
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.errors import ConflictError, FieldError, NotFoundError
-from mailer.oidc.model import Identity, SignInError
 from mailer.roles import SCOPE_BY_ROLE, Role
 from mailer.validation import Input
 
@@ -129,7 +127,13 @@ async def page(connection: AsyncConnection, position: Cursor) -> RowPage:
 
 async def get(connection: AsyncConnection, user_id: int, *, lock: bool = False) -> User:
     """Return a user, with its row locked if `lock`; raises `UserNotFoundError`."""
-    return await _get_one(connection, app_user.c.id == user_id, lock=lock)
+    statement = select(*COLUMNS).where(app_user.c.id == user_id)
+    if lock:
+        statement = statement.with_for_update()
+    row = (await connection.execute(statement)).mappings().one_or_none()
+    if row is None:
+        raise UserNotFoundError
+    return User(**row)
 
 
 async def find_by_name(connection: AsyncConnection, name: str) -> list[User]:
@@ -141,13 +145,6 @@ async def find_by_name(connection: AsyncConnection, name: str) -> list[User]:
     order = (app_user.c.issuer.is_not(None), _matches_only_normalized(name), app_user.c.id)
     rows = await connection.execute(statement.order_by(*order))
     return [User(**row) for row in rows.mappings()]
-
-
-async def find_by_subject(connection: AsyncConnection, issuer: str, subject: str) -> User | None:
-    """Return the user with this subject of an OpenID provider; None if there is none."""
-    statement = select(*COLUMNS).where(_has_identity(issuer, subject))
-    row = (await connection.execute(statement)).mappings().one_or_none()
-    return None if row is None else User(**row)
 
 
 async def find_password_hash(connection: AsyncConnection, name: str) -> tuple[User, str] | None:
@@ -254,59 +251,11 @@ async def record_sign_in(
     return (await connection.execute(statement)).rowcount > 0
 
 
-async def upsert_from_oidc(
-    connection: AsyncConnection, identity: Identity, address: str | None
-) -> User:
-    """Create or update the user of an OpenID identity, and return the user.
-
-    The provider sets name and role at each sign-in. Raises `SignInError` for a disabled user.
-    """
-    values = {"name": identity.name, "role": identity.role, "signed_in_at": func.now()}
-    statement = upsert(app_user).values(**values, issuer=identity.issuer, subject=identity.subject)
-    statement = statement.on_conflict_do_nothing()
-    row = (await connection.execute(statement.returning(*COLUMNS))).mappings().one_or_none()
-    if row is not None:
-        created = User(**row)
-        fields = {"name": created.name, "role": created.role}
-        by = created.actor(address)
-        await audit.record(connection, by, "user_created", _target(created), after=fields)
-        return created
-    was = await _get_one(connection, _has_identity(identity.issuer, identity.subject), lock=True)
-    if was.disabled_at is not None:
-        raise SignInError("disabled", (identity.issuer, identity.subject))
-    await _update(connection, was.id, **values)
-    user = msgspec.structs.replace(was, name=identity.name, role=identity.role)
-    for field in ("role", "name"):
-        before, after = getattr(was, field), getattr(user, field)
-        if before != after:
-            await audit.record(
-                connection,
-                user.actor(address),
-                f"user_{field}_changed",
-                _target(user),
-                before={field: before},
-                after={field: after},
-            )
-    return user
-
-
 def _select_with_sessions() -> Select[Any]:
     """Select users with their numbers of open sessions."""
     is_open = (session.c.user_id == app_user.c.id) & sessions.is_open()
     open_sessions = select(func.count()).where(is_open).scalar_subquery()
     return select(*COLUMNS, open_sessions.label("sessions"))
-
-
-async def _get_one(
-    connection: AsyncConnection, condition: ColumnElement[bool], *, lock: bool
-) -> User:
-    statement = select(*COLUMNS).where(condition)
-    if lock:
-        statement = statement.with_for_update()
-    row = (await connection.execute(statement)).mappings().one_or_none()
-    if row is None:
-        raise UserNotFoundError
-    return User(**row)
 
 
 async def _get_other(connection: AsyncConnection, user_id: int, by: Actor) -> User:
@@ -348,10 +297,6 @@ def _has_name(name: str) -> ColumnElement[bool]:
     Rows of older versions may hold names that are not normalized.
     """
     return func.lower(app_user.c.name).in_((func.lower(name), func.lower(clean_name(name))))
-
-
-def _has_identity(issuer: str, subject: str) -> ColumnElement[bool]:
-    return (app_user.c.issuer == issuer) & (app_user.c.subject == subject)
 
 
 def _target(user: User) -> audit.Target:

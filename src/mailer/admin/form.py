@@ -102,11 +102,11 @@ def validate(
 
 
 def validate_password_form(model: type[Model], values: Mapping[str, str]) -> Model:
-    """Return the values of a form as a `model`; `password` and `again` must be equal.
+    """Return the values of a form as a `model`; `password` and `repeated_password` must be equal.
 
     Raises `InvalidError` with every wrong field.
     """
-    rest = {field: text for field, text in values.items() if field != "again"}
-    is_same = values["again"] == values["password"]
-    errors = [] if is_same else [FieldError("again", "differs from the password above")]
+    rest = {field: text for field, text in values.items() if field != "repeated_password"}
+    is_same = values["repeated_password"] == values["password"]
+    errors = [] if is_same else [FieldError("repeated_password", "differs from the password above")]
     return validate(model, rest, errors, database_clock.now())

@@ -12,14 +12,6 @@ MAILING_STATUSES = {
     "finished": gettext_noop("Finished"),
     "cancelled": gettext_noop("Cancelled"),
 }
-MESSAGE_STATUSES = {
-    "scheduled": gettext_noop("waiting"),
-    "sending": gettext_noop("being sent"),
-    "delivered": gettext_noop("delivered"),
-    "undelivered": gettext_noop("undelivered"),
-    "unknown": gettext_noop("delivery unknown"),
-    "cancelled": gettext_noop("cancelled"),
-}
 REASONS = {
     "timeout": gettext_noop("no answer in time"),
     "connection_lost": gettext_noop("the connection was lost before the answer"),

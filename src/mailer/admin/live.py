@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
@@ -15,10 +16,10 @@ from litestar.exceptions import ServiceUnavailableException
 from litestar.response import ServerSentEvent
 from litestar.response.base import ASGIResponse
 from litestar.response.sse import ServerSentEventMessage
-from litestar.types import Receive, Scope, Send
 
 from mailer.db.engine import is_unavailable
 from mailer.log import describe
+from mailer.web.litestar_internals import close_after
 
 log = structlog.get_logger()
 
@@ -59,15 +60,9 @@ class LiveStream(ServerSentEvent):
 
     def to_asgi_response(self, *args: Any, **options: Any) -> ASGIResponse:  # noqa: ANN401  # ServerSentEvent's
         """Return the ASGI response, which calls `on_end` at its end."""
-        response = super().to_asgi_response(*args, **options)
-
-        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                await response(scope, receive, send)
-            finally:
-                self._on_end()
-
-        return respond  # type: ignore[return-value]  # Litestar only calls it
+        stack = AsyncExitStack()
+        stack.callback(self._on_end)
+        return close_after(super().to_asgi_response(*args, **options), stack)
 
 
 class LiveUpdates:
@@ -194,7 +189,7 @@ class LiveUpdates:
             try:
                 async with asyncio.timeout(MAX_REFRESH_INTERVAL):
                     return await render()
-            except Exception as error:  # noqa: BLE001  # any error is logged
+            except Exception as error:  # noqa: BLE001  # a failed refresh must not end the stream
                 if is_unavailable(error):
                     log.warning("database_unavailable", at="live")
                 else:

@@ -16,21 +16,23 @@ MAX_PATH_LENGTH = 2000
 """Maximum length of a path to redirect to, in characters. The longest path of a page is shorter."""
 
 
-def own_path(back: str) -> str:
-    """Return `back` if it is a path on this site, else the path of the overview."""
-    return back if len(back) <= MAX_PATH_LENGTH and OWN_PATH.fullmatch(back) else "/"
+def own_path(path: str) -> str:
+    """Return `path` if it is a path on this site, else the path of the overview."""
+    return path if len(path) <= MAX_PATH_LENGTH and OWN_PATH.fullmatch(path) else "/"
 
 
 def redirect_back_url(path: str, request: Request[Any, Any, Any]) -> str:
-    """Return the URL of the page at `path`, with the page that a request came from as `back`."""
+    """Return the URL of the page at `path`, with the path of the page that a request came from."""
     if "HX-Request" in request.headers:
-        back = _path_on_site(request, request.headers.get("HX-Current-URL", ""))
+        return_path = _path_on_site(request, request.headers.get("HX-Current-URL", ""))
     elif request.method in SAFE_METHODS:
         query = request.url.query
-        back = f"{request.url.path}?{query}" if query else request.url.path
+        return_path = f"{request.url.path}?{query}" if query else request.url.path
     else:
-        back = _path_on_site(request, request.headers.get("Referer", ""))
-    return path if own_path(back) == "/" else f"{path}?back={quote(back, safe='/')}"
+        return_path = _path_on_site(request, request.headers.get("Referer", ""))
+    if own_path(return_path) == "/":
+        return path
+    return f"{path}?return_path={quote(return_path, safe='/')}"
 
 
 def _path_on_site(request: Request[Any, Any, Any], url: str) -> str:

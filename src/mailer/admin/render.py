@@ -19,6 +19,7 @@ from litestar.status_codes import HTTP_303_SEE_OTHER
 from markupsafe import Markup
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import statuses
 from mailer.access.model import Actor
 from mailer.admin import labels
 from mailer.admin.language import (
@@ -32,7 +33,8 @@ from mailer.admin.language import (
 )
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
-from mailer.gateway.breaker import Breaker, GatewayStatus
+from mailer.gateway.breaker import GatewayStatus
+from mailer.gateway.channel import Channel
 from mailer.mailing.model import split_terms
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
@@ -57,12 +59,12 @@ PAGE_HEADERS = {
 
 
 class PageContext(msgspec.Struct, frozen=True):
-    """What every template gets, as `context`."""
+    """The variable `context` of every template."""
 
     viewer: Viewer
     path: str
     """Path and query of the page: where to redirect to after the language was changed."""
-    breaker: Breaker | None
+    channel: Channel | None
     actor: Actor | None = None
     """The signed-in user, or the anonymous actor if authentication is off."""
     has_metrics: bool = False
@@ -73,11 +75,6 @@ class PageContext(msgspec.Struct, frozen=True):
     """Whether nothing is sent since the database was restored. Read only if the user may write."""
     is_fragment: bool = False
     """Whether a script requested only the content, to show it on the current page."""
-
-    @property
-    def gateway(self) -> GatewayStatus:
-        """The current state of the gateway."""
-        return GatewayStatus(is_set=False) if self.breaker is None else self.breaker.status()
 
     @property
     def user(self) -> Actor | None:
@@ -150,9 +147,15 @@ class PageContext(msgspec.Struct, frozen=True):
             return await run_in_slices(_join(self._generate(template, variables)))
 
     def _generate(self, template: str, variables: Mapping[str, object]) -> Iterator[str]:
-        """Return the parts of a template's HTML, each rendered when it is read."""
+        """Return the parts of a template's HTML, each rendered when it is read.
+
+        The state of the gateway is read once, so that all parts show the same.
+        """
+        gateway = (
+            GatewayStatus(is_set=False) if self.channel is None else self.channel.breaker.status()
+        )
         compiled = _environment().get_template(template)
-        return compiled.generate(context=self, viewer=self.viewer, **variables)
+        return compiled.generate(context=self, viewer=self.viewer, gateway=gateway, **variables)
 
 
 def _join(parts: Iterable[str]) -> Generator[None, None, str]:
@@ -166,11 +169,11 @@ def _join(parts: Iterable[str]) -> Generator[None, None, str]:
 
 async def provide_page_context(
     request: Request[Any, Any, Any],
-    breaker: NamedDependency[Breaker | None],
+    channel: NamedDependency[Channel | None],
     engine: NamedDependency[AsyncEngine],
 ) -> PageContext:
     """Return the context of a page for this request."""
-    context = make_page_context(request, breaker)
+    context = make_page_context(request, channel)
     if not context.may("write") or context.is_fragment or request.method not in SAFE_METHODS:
         return context
     async with engine.connect() as connection:
@@ -178,13 +181,13 @@ async def provide_page_context(
     return msgspec.structs.replace(context, is_held=hold is not None)
 
 
-def make_page_context(request: Request[Any, Any, Any], breaker: Breaker | None) -> PageContext:
+def make_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
     """Return the context of a page without what is read from the database."""
     query = request.url.query
     return PageContext(
         viewer=viewer_of(request),
         path=f"{request.url.path}?{query}" if query else request.url.path,
-        breaker=breaker,
+        channel=channel,
         actor=request.scope.get("user"),
         has_metrics=request.app.state.settings.monitoring_token is None,
         flash=request.cookies.get(FLASH_COOKIE),
@@ -222,7 +225,11 @@ def _environment() -> Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]  # the extension's
-    environment.globals.update(asset_url=asset_url, languages=LANGUAGES)
+    environment.globals.update(
+        asset_url=asset_url,
+        languages=LANGUAGES,
+        statuses=statuses,
+    )
     environment.filters.update(FILTERS)
     return environment
 
@@ -313,5 +320,5 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "role": labels.label_lookup(labels.ROLES),
     "browser": labels.browser_name,
     "mailing_status": lambda status: gettext(labels.MAILING_STATUSES[status]),
-    "message_status": lambda status: gettext(labels.MESSAGE_STATUSES[status]),
+    "message_status": lambda status: gettext(statuses.STATUSES[status].label),
 }

@@ -42,7 +42,7 @@ API, JSON, HTML = "/api/", "application/json", "text/html"
 @post("/preferences", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
 async def save_preferences(request: Request[Any, Any, Any]) -> Redirect:
     """Save the chosen language and time zone in cookies, and redirect back."""
-    values = await read_form(request, LANGUAGE_COOKIE, TIME_ZONE_COOKIE, "back")
+    values = await read_form(request, LANGUAGE_COOKIE, TIME_ZONE_COOKIE, "return_path")
     chosen = {
         name: values[name]
         for name, allowed in ((LANGUAGE_COOKIE, LANGUAGES), (TIME_ZONE_COOKIE, known_zones()))
@@ -52,8 +52,8 @@ async def save_preferences(request: Request[Any, Any, Any]) -> Redirect:
         Cookie(name, value=value, path="/", max_age=COOKIE_MAX_AGE, samesite="lax")
         for name, value in chosen.items()
     ]
-    back = own_path(values["back"])
-    return Redirect(back, status_code=HTTP_303_SEE_OTHER, cookies=cookies)
+    return_path = own_path(values["return_path"])
+    return Redirect(return_path, status_code=HTTP_303_SEE_OTHER, cookies=cookies)
 
 
 def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
@@ -74,7 +74,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         return response
     if request.app.state.settings.auth == "none":  # the auth middleware skips unknown paths
         request.scope["user"] = anonymous(request)
-    context = make_page_context(request, request.app.state.breaker)
+    context = make_page_context(request, request.app.state.channel)
     return context.render_problem("error.html", response)
 
 

@@ -24,7 +24,7 @@ class Viewer(msgspec.Struct, frozen=True):
     time_zone: str
     """An IANA name."""
     scope: Scope | None = None
-    """What the viewer may do; None if not signed in."""
+    """The scope of the viewer; None if not signed in."""
 
 
 def viewer_of(request: Request[Any, Any, Any]) -> Viewer:

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 EXIT_CANNOT_START = 78
-"""Exit status for a wrong setting, which a restart does not cure (EX_CONFIG of sysexits.h)."""
+"""Exit status for a wrong setting, which a restart does not fix (EX_CONFIG of sysexits.h)."""
 EXIT_TEMPORARY_FAILURE = 75
 """Exit status for a failure that may pass by itself (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
@@ -72,4 +72,4 @@ def run_on_database(
     """Run `work` on the database, which a running mailer may use at the same time."""
     from mailer.db import startup
 
-    return run(startup.run_on_database(settings, work))
+    return run(startup.run_on_database(startup.DatabaseSource.of(settings), work))

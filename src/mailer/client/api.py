@@ -7,7 +7,8 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, get_args
 
-from litestar import Controller, Request, delete, get, patch, post
+import msgspec
+from litestar import Controller, Request, get, patch, post
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
@@ -31,6 +32,7 @@ from mailer.client.model import (
     unknown_zone_errors,
 )
 from mailer.errors import FieldError
+from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import ConcurrencyLimiter
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeout
@@ -49,7 +51,10 @@ IMPORT_LIMITER = ConcurrencyLimiter(MAX_CONCURRENT_IMPORTS, per_owner=1, timeout
 
 
 async def import_upload(
-    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor
+    engine: AsyncEngine,
+    request: Request[Any, Any, Any],
+    actor: Actor,
+    claim: IdempotencyClaim | None = None,
 ) -> ImportReport:
     """Import the CSV file in the body of a request.
 
@@ -67,7 +72,7 @@ async def import_upload(
         IMPORT_LIMITER.slot(actor.quota_key),
         aclosing(read_with_stall_timeout(request.stream())) as parts,
     ):
-        return await import_clients(engine, parts, actor)
+        return await import_clients(engine, parts, actor, claim)
 
 
 ClientId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The client's id.")]
@@ -122,10 +127,11 @@ class ClientController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         data: JSONBody[NewClient],
     ) -> Client:
         """Create a client. 409 when another client has this phone."""
-        return await service.create(engine, data, by)
+        return await service.create(engine, data, by, claim)
 
     @post(
         "/import",
@@ -140,6 +146,7 @@ class ClientController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
     ) -> ImportReport:
         """Import a CSV file: create new clients and update the clients whose phones are stored.
@@ -148,7 +155,9 @@ class ClientController(Controller):
         first 100 with every wrong field. Columns that the file lacks stay as they are. When a phone
         is in several lines, the last one counts.
         """
-        return await import_upload(engine, request, by)
+        if claim is not None and claim.result is not None:  # the first response was lost
+            return msgspec.convert(claim.result, ImportReport)
+        return await import_upload(engine, request, by, claim)
 
     @get(required_scope="read", **accepts_query(ClientQuery, or_csv=True))
     async def list_clients(
@@ -191,13 +200,3 @@ class ClientController(Controller):
         A new phone also sets the operator code to digits 2-4 of that phone, unless one is given.
         """
         return await service.change(engine, client_id, data, by)
-
-    @delete("/{client_id:int}", required_scope="write")
-    async def delete_client(
-        self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], client_id: ClientId
-    ) -> None:
-        """Delete a client: erase the personal data for good and cancel the client's open messages.
-
-        A message that may already have been accepted becomes `unknown` instead of `cancelled`.
-        """
-        await service.erase(engine, client_id, by)

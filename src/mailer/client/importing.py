@@ -17,8 +17,10 @@ from mailer.client.csv_reader import CsvReader
 from mailer.client.decoding import Encoding, TextDecoder
 from mailer.client.model import known_zones
 from mailer.client.rows import CSV_COLUMNS, RejectedField, RowValidator, without_value
-from mailer.db.engine import IMPORT_LOCK, asyncpg_connection
+from mailer.db.engine import IMPORT_LOCK, affected_rows, asyncpg_connection
 from mailer.errors import ConflictError
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.idempotency.store import complete
 from mailer.time_slices import TimeSlices
 
 UNIT_SIZE = 256
@@ -34,7 +36,7 @@ IMPORT_STATEMENT_TIMEOUT = 3600.0
 
 
 ImportOutcome = Literal["all", "some", "nothing", "empty"]
-"""Which lines were stored: all, some, or none; `empty` when the file had no line at all."""
+"""The lines that were stored: all, some, or none; `empty` when the file had no lines."""
 
 
 class ImportReport(msgspec.Struct, frozen=True):
@@ -68,7 +70,7 @@ class ImportReport(msgspec.Struct, frozen=True):
 
     @property
     def outcome(self) -> ImportOutcome:
-        """Which lines were stored."""
+        """The lines that were stored."""
         stored = self.created + self.updated + self.unchanged
         if not stored:
             return "nothing" if self.rejected else "empty"
@@ -85,7 +87,10 @@ class PhonesTakenError(ConflictError):
 
 
 async def import_clients(
-    engine: AsyncEngine, parts: AsyncIterator[bytes], actor: Actor
+    engine: AsyncEngine,
+    parts: AsyncIterator[bytes],
+    actor: Actor,
+    claim: IdempotencyClaim | None = None,
 ) -> ImportReport:
     """Import the clients of a CSV file that arrives in `parts` of any size.
 
@@ -104,11 +109,9 @@ async def import_clients(
 
     The database role must be allowed to create temporary tables.
     """
-    if actor.stored_result is not None:
-        return msgspec.convert(actor.stored_result, ImportReport)
     async with engine.connect() as connection:
         try:
-            return await _import(await asyncpg_connection(connection), parts, actor)
+            return await _import(await asyncpg_connection(connection), parts, actor, claim)
         except BaseException:
             await connection.invalidate()  # closing the session drops the temporary table
             raise
@@ -124,7 +127,10 @@ STAGE = """
 
 
 async def _import(
-    database: asyncpg.Connection, parts: AsyncIterator[bytes], actor: Actor
+    database: asyncpg.Connection,
+    parts: AsyncIterator[bytes],
+    actor: Actor,
+    claim: IdempotencyClaim | None,
 ) -> ImportReport:
     zones = known_zones() & {row["name"] for row in await database.fetch(KNOWN_TIME_ZONES)}
     decoder, slices = TextDecoder(), TimeSlices()
@@ -141,10 +147,11 @@ async def _import(
     staged_count += await _stage(database, validator, slices)
     encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
     errors = validator.errors
-    if actor.claim is not None:
+    if claim is not None:
         errors = [without_value(error) for error in errors]
     report = ImportReport(0, 0, 0, validator.rejected, errors, encoding)
-    return await _store(database, report, staged_count, actor, sets_tag="tag" in reader.header)
+    staged = _StagedFile(staged_count, "tag" in reader.header, report)
+    return await _store(database, staged, actor, claim)
 
 
 async def _decode(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
@@ -211,18 +218,25 @@ UPDATE_KNOWN = """
 DROP_STAGE = "DROP TABLE client_import"
 
 
+class _StagedFile(msgspec.Struct, frozen=True):
+    """A file whose valid lines are in the staging table."""
+
+    lines: int
+    has_tags: bool
+    """Whether the file has a column of tags."""
+    report: ImportReport
+    """The report on the rejected lines; it counts no stored lines yet."""
+
+
 async def _store(
     database: asyncpg.Connection,
-    validation_report: ImportReport,
-    staged_count: int,
+    staged: _StagedFile,
     actor: Actor,
-    *,
-    sets_tag: bool,
+    claim: IdempotencyClaim | None,
 ) -> ImportReport:
     """Store the staged lines as clients; return the report with the counts of stored lines.
 
-    `sets_tag` says whether the file has a column of tags. Raises `PhonesTakenError` and
-    `AccessRevokedError`.
+    Raises `PhonesTakenError`, `AccessRevokedError` and `ClaimLostError`.
     """
     for _ in range(MAX_STORE_ATTEMPTS):
         try:
@@ -230,24 +244,24 @@ async def _store(
                 await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=IMPORT_STATEMENT_TIMEOUT)
                 await database.execute(PREPARE, timeout=IMPORT_STATEMENT_TIMEOUT)
                 await database.execute(DELETE_REPEATED, timeout=IMPORT_STATEMENT_TIMEOUT)
-                created = _row_count(
+                created = affected_rows(
                     await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT)
                 )
                 updated = 0
-                if created < staged_count:
-                    updated = _row_count(
+                if created < staged.lines:
+                    updated = affected_rows(
                         await database.execute(
-                            UPDATE_KNOWN, sets_tag, timeout=IMPORT_STATEMENT_TIMEOUT
+                            UPDATE_KNOWN, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT
                         )
                     )
                 await database.execute(DROP_STAGE)
-                unchanged = staged_count - created - updated
+                unchanged = staged.lines - created - updated
                 report = msgspec.structs.replace(
-                    validation_report, created=created, updated=updated, unchanged=unchanged
+                    staged.report, created=created, updated=updated, unchanged=unchanged
                 )
                 # the right may have been revoked during a long upload
                 await reauthorize.ensure_authorized(database, actor, "write")
-                await _write_audit(database, actor, report)
+                await _record(database, report, actor, claim)
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "client_phone_key":
                 raise
@@ -256,13 +270,15 @@ async def _store(
     raise PhonesTakenError
 
 
-async def _write_audit(database: asyncpg.Connection, actor: Actor, report: ImportReport) -> None:
+async def _record(
+    database: asyncpg.Connection,
+    report: ImportReport,
+    actor: Actor,
+    claim: IdempotencyClaim | None,
+) -> None:
+    """Write the audit log, and what the request did, in the transaction of the import."""
     result = msgspec.to_builtins(report)
     counts = {name: result[name] for name in ("created", "updated", "unchanged", "rejected")}
     target = audit.Target("directory")
-    await audit.record(database, actor, "clients_imported", target, after=counts, result=result)
-
-
-def _row_count(command_tag: str) -> int:
-    """Return the number of rows in PostgreSQL's command tag, such as INSERT 0 5 or UPDATE 5."""
-    return int(command_tag.rpartition(" ")[2])
+    await audit.record(database, actor, "clients_imported", target, after=counts)
+    await complete(database, claim, result)

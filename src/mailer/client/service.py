@@ -1,4 +1,4 @@
-"""Use cases on clients: create, change, erase. Each is written to the audit log.
+"""Use cases on clients: create and change. Each is written to the audit log.
 
 The audit log outlives an erased client. So it holds no personal data: of a phone only the last two
 digits, of a tag only whether it is set and whether it changed.
@@ -7,24 +7,33 @@ digits, of a tag only whether it is set and whether it changed.
 from typing import Any
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client import store
 from mailer.client.model import Client, ClientChange, NewClient
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.idempotency.once import once
 from mailer.log import MASK
 
 
-async def create(engine: AsyncEngine, new: NewClient, actor: Actor) -> Client:
+async def create(
+    engine: AsyncEngine, new: NewClient, actor: Actor, claim: IdempotencyClaim | None = None
+) -> Client:
     """Create a client; raises `PhoneTakenError`."""
     async with engine.begin() as connection:
-        if actor.stored_result is not None:
-            return await store.get(connection, actor.stored_result["id"])
-        client = await store.create(connection, new)
-        target = audit.Target("client", client.id)
-        await audit.record(connection, actor, "client_created", target, after=_audited(client))
-    return client
+        client_id = await once(
+            connection, claim, lambda: _create(connection, new, actor), creates_client=True
+        )
+        return await store.get(connection, client_id)
+
+
+async def _create(connection: AsyncConnection, new: NewClient, actor: Actor) -> int:
+    client = await store.create(connection, new)
+    target = audit.Target("client", client.id)
+    await audit.record(connection, actor, "client_created", target, after=_audited(client))
+    return client.id
 
 
 async def change(
@@ -45,16 +54,6 @@ async def change(
                 after={name: after[name] for name in changed},
             )
     return client
-
-
-async def erase(engine: AsyncEngine, client_id: int, actor: Actor) -> None:
-    """Erase a client's personal data for good and cancel the client's open messages.
-
-    Raises `ClientNotFoundError`.
-    """
-    async with engine.begin() as connection:
-        await store.erase(connection, client_id)
-        await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
 
 
 def _audited(client: Client) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import segment_counts
 from mailer.client.model import UNKNOWN_ZONE_MESSAGE, Client, ClientChange, NewClient, operator_code
-from mailer.db.end_message import end_set_clause
 from mailer.db.engine import cause_of, violates
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.schema import client
@@ -140,37 +139,15 @@ async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> R
     )
 
 
-# The row stays, without personal data, because sent messages refer to it. A message that is being
-# claimed at this moment is not cancelled here: its claim finds no phone and cancels it.
+# The row stays, without personal data, because sent messages refer to it.
 ERASE = text("""
     UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL,
         deleted_at = now(), updated_at = now()
     WHERE id = :client_id AND deleted_at IS NULL""")
-# The stored response to the request that created the client holds personal data, so it is replaced
-# by a 409. The digest of the request's body could be reversed by trying every phone, so random
-# bytes replace it.
-ERASE_STORED_RESPONSES = text("""
-    UPDATE idempotency SET status = 409, media_type = NULL, body = NULL,
-        digest = uuid_send(gen_random_uuid())
-    WHERE client_id = :client_id""")
-PENDING_MESSAGES = """
-    client_id = :client_id AND status = 'scheduled'
-        AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))"""
-CANCEL_PENDING = text(f"""
-    UPDATE message SET {end_set_clause("'client_deleted'")}
-    WHERE {PENDING_MESSAGES}""")  # noqa: S608  # the condition is a constant above
-COUNT_PENDING = text(f"SELECT count(*) FROM message WHERE {PENDING_MESSAGES}")  # noqa: S608  # as above
 
 
 async def erase(connection: AsyncConnection, client_id: int) -> None:
-    """Erase a client and cancel the client's open messages; raises `ClientNotFoundError`."""
+    """Erase a client's personal data; raises `ClientNotFoundError`."""
     erased = await connection.execute(ERASE, {"client_id": client_id})
     if erased.rowcount == 0:
         raise ClientNotFoundError
-    await connection.execute(ERASE_STORED_RESPONSES, {"client_id": client_id})
-    await connection.execute(CANCEL_PENDING, {"client_id": client_id})
-
-
-async def count_pending_messages(connection: AsyncConnection, client_id: int) -> int:
-    """Return the number of messages that erasing the client would cancel."""
-    return int((await connection.execute(COUNT_PENDING, {"client_id": client_id})).scalar_one())

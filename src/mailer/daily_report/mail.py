@@ -16,9 +16,10 @@ import structlog
 
 from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import DailyReport, daily_report
-from mailer.db.startup import run_on_database
+from mailer.db.startup import DatabaseSource, run_on_database
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
+from mailer.statuses import FAILURES
 
 log = structlog.get_logger()
 
@@ -245,7 +246,7 @@ async def _deliver(
 def _make_message(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
     message = EmailMessage()
     outcomes = report.outcomes
-    failed = outcomes.undelivered + outcomes.unknown + outcomes.cancelled
+    failed = sum(getattr(outcomes, name) for name in FAILURES)
     message["Subject"] = f"mailer, {report.day}: {outcomes.delivered:,} delivered, {failed:,} not"
     message["From"] = Address("mailer", addr_spec=smtp.sender)
     message["To"] = ", ".join(smtp.recipients)
@@ -276,7 +277,8 @@ async def report_command(settings: Settings, day: date, *, send: bool) -> str:
     """
     smtp = make_smtp_config(settings) if send else None
     zone = settings.report_time_zone
-    daily = await run_on_database(settings, partial(daily_report, day=day, time_zone=zone))
+    source = DatabaseSource.of(settings)
+    daily = await run_on_database(source, partial(daily_report, day=day, time_zone=zone))
     if smtp is not None:
         result = await send_report(daily, smtp)
         if failed := {**result.deferred, **result.refused}:

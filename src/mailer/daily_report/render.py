@@ -4,21 +4,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 
-import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from mailer.daily_report.report import DailyReport
-from mailer.statistics.model import MessageCounts, OutcomeCounts
+from mailer.statuses import MESSAGE_STATUSES, STATUSES, MessageCounts, OutcomeCounts
 
-COLOURS = {
-    "delivered": "#12806a",
-    "undelivered": "#c2371f",
-    "unknown": "#f0b429",
-    "cancelled": "#b4bcc6",
-}
-"""Colours of outcomes, from the left end of a bar to its right end.
-
-They differ in hue and lightness, so that colour-blind users can tell them apart."""
+COLOURS = {name: rules.colour for name, rules in STATUSES.items() if rules.colour}
+"""Colours of outcomes, from the left end of a bar to its right end."""
 MIN_WIDTH = 1.0
 """Percent of a whole bar, so that a few messages among many are visible."""
 
@@ -38,7 +30,7 @@ def render_html(report: DailyReport) -> str:
         .get_template("daily.html")
         .render(
             report=report,
-            max_per_hour=max((_total(hour.messages) for hour in report.hours), default=0),
+            max_per_hour=max((hour.messages.total for hour in report.hours), default=0),
         )
     )
 
@@ -55,10 +47,6 @@ def bar_widths(counts: OutcomeCounts | MessageCounts, whole: int) -> Iterator[tu
         yield name, MIN_WIDTH + proportional * count / whole
 
 
-def _total(counts: OutcomeCounts) -> int:
-    return sum(msgspec.structs.astuple(counts))
-
-
 @cache
 def _templates() -> Environment:
     templates = Environment(
@@ -72,7 +60,7 @@ def _templates() -> Environment:
     templates.filters["moment"] = "{:%Y-%m-%d %H:%M}".format
     templates.filters["hour"] = _hour
     templates.filters["percent"] = _percent
-    templates.globals["statuses"] = MessageCounts.__struct_fields__
+    templates.globals["statuses"] = MESSAGE_STATUSES
     templates.globals["colours"] = COLOURS
     templates.globals["bar_widths"] = bar_widths
     return templates

@@ -9,13 +9,14 @@ from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import snapshot
-from mailer.db.schema import OUTCOMES, mailing
+from mailer.db.schema import mailing
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Status
 from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
 from mailer.message.outcomes import count_by_hour, count_failures
-from mailer.statistics.model import Bucket, MessageCounts, OutcomeCounts, ReasonCount
+from mailer.statistics.model import Bucket, ReasonCount
 from mailer.statistics.service import counts_from_mailing, counts_from_row, sum_columns
+from mailer.statuses import OUTCOMES, MessageCounts, OutcomeCounts
 
 MAX_LISTED = 50
 """Mailings that a report lists; sums include all mailings.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.engine import asyncpg_connection
+from mailer.db.engine import affected_rows, asyncpg_connection
 
 CHUNK_ROWS = 10_000
 """Rows of a chunk: about a megabyte."""
@@ -69,5 +69,5 @@ async def copy_in_chunks(
             status = await database.copy_from_query(
                 rows, *values, output=append, format="csv", header=is_first
             )
-        yield CsvPart(bytes(content), int(status.rpartition(" ")[2]))
+        yield CsvPart(bytes(content), affected_rows(status))
         after, is_first = upper, False

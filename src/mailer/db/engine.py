@@ -148,6 +148,23 @@ async def asyncpg_connection(connection: AsyncConnection) -> asyncpg.Connection:
     return driver
 
 
+async def execute_driver_sql(
+    connection: AsyncConnection | asyncpg.Connection, sql: str, values: tuple[Any, ...]
+) -> int:
+    """Execute a statement with $1, $2, ... on either kind of connection.
+
+    Returns the number of rows that it wrote.
+    """
+    if isinstance(connection, AsyncConnection):
+        return (await connection.exec_driver_sql(sql, values)).rowcount
+    return affected_rows(await connection.execute(sql, *values))
+
+
+def affected_rows(command_tag: str) -> int:
+    """Return the number of rows in PostgreSQL's command tag, such as INSERT 0 5 or UPDATE 5."""
+    return int(command_tag.rpartition(" ")[2])
+
+
 INDEX_ORDER_PLANS = {"enable_bitmapscan": "off", "enable_seqscan": "off", "enable_sort": "off"}
 
 
@@ -196,7 +213,7 @@ TRANSIENT_ERRORS = (
     asyncio.TimeoutError,
     PoolTimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # may be raised when a connection is cut while it is opened
+    asyncpg.InternalClientError,  # may be raised when a connection is lost while it is opened
     asyncpg.PostgresConnectionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.OperatorInterventionError,  # shutdown, crash, start, or a cancelled statement

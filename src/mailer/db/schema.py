@@ -30,18 +30,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-MAILING_STATUSES = ("scheduled", "running", "paused", "finished", "cancelled")
-MESSAGE_STATUSES = (
-    "scheduled",
-    "sending",
-    "delivered",
-    "undelivered",
-    "unknown",
-    "cancelled",
-)
+from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
 
+MAILING_STATUSES = ("scheduled", "running", "paused", "finished", "cancelled")
+
+OPEN_MAILING = "NOT is_closed AND deleted_at IS NULL"
+"""Condition in indexes: a mailing of which something may still be sent."""
 UNSETTLED_MAILING = "NOT is_settled AND deleted_at IS NULL"
-"""Condition in indexes: a mailing whose messages or counts may still change."""
+"""Condition in an index: a mailing whose messages or counts may still change."""
 FINISHED_IN_WINDOW = (
     "status = 'finished' AND deleted_at IS NULL AND send_interval_time_start IS NOT NULL"
 )
@@ -187,11 +183,14 @@ mailing = Table(
     Column("replan_stop", BigInteger),
     # the last transaction that changed the row, set by a trigger; workers read changed rows by it
     Column("changed_by", BigInteger, nullable=False, server_default="0"),
-    # messages that failed before this time are being retried; null when no retry is under way
+    # messages that failed before this time are being retried; null when no retry is in progress
     timestamp("retry_before", nullable=True),
     # messages up to this id are scheduled for that retry
     Column("retry_cursor", BigInteger, nullable=False, server_default="0"),
-    # whether the mailing has ended and its messages and counts cannot change any more
+    # Whether nothing more will be sent: the mailing has ended, and no message is open. A retry
+    # opens it again.
+    Column("is_closed", Boolean, nullable=False, server_default="false"),
+    # whether its messages and counts will not change any more either: all messages are final
     Column("is_settled", Boolean, nullable=False, server_default="false"),
     # when the purge of messages past their retention began, and whether all are deleted; the counts
     # stay
@@ -211,42 +210,40 @@ mailing = Table(
     ),
     CheckConstraint("clients_count >= 0", name="clients_count"),
     CheckConstraint(
-        "NOT is_settled OR status IN ('finished', 'cancelled')", name="settled_has_ended"
+        "NOT is_closed OR status IN ('finished', 'cancelled')", name="closed_has_ended"
     ),
+    CheckConstraint("NOT is_settled OR is_closed", name="settled_is_closed"),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
-    # for the dispatcher: only mailings that are not settled
-    Index("mailing_live_idx", "id", postgresql_where=text(UNSETTLED_MAILING)),
+    # for counts of mailings and their messages; the totals of settled mailings are stored
+    Index("mailing_unsettled_idx", "id", postgresql_where=text(UNSETTLED_MAILING)),
+    # for the dispatcher: only mailings that are not closed
+    Index("mailing_open_idx", "id", postgresql_where=text(OPEN_MAILING)),
     Index(
         "mailing_start_idx",
         "datetime_start",
-        postgresql_where=text(f"{UNSETTLED_MAILING} AND audience_until IS NULL"),
+        postgresql_where=text(f"{OPEN_MAILING} AND audience_until IS NULL"),
     ),
     Index(
         "mailing_ended_idx",
         text(ENDED_AT),
-        postgresql_where=text(f"{UNSETTLED_MAILING} AND audience_until IS NOT NULL"),
+        postgresql_where=text(f"{OPEN_MAILING} AND audience_until IS NOT NULL"),
     ),
     Index(
         "mailing_enqueue_idx",
         *("audience_cursor", "id"),
         postgresql_where=text(
-            f"{UNSETTLED_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
+            f"{OPEN_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
         ),
     ),
     Index(
         "mailing_retry_idx",
         *("retry_cursor", "retry_before"),
-        postgresql_where=text(f"{UNSETTLED_MAILING} AND retry_before IS NOT NULL"),
+        postgresql_where=text(f"{OPEN_MAILING} AND retry_before IS NOT NULL"),
     ),
     Index(
         "mailing_replan_idx",
         *("replan_cursor", "id"),
-        postgresql_where=text(f"{UNSETTLED_MAILING} AND is_replanning"),
-    ),
-    Index(
-        "mailing_settled_idx",
-        "updated_at",
-        postgresql_where=text("is_settled AND NOT is_purged AND deleted_at IS NULL"),
+        postgresql_where=text(f"{OPEN_MAILING} AND is_replanning"),
     ),
     Index("mailing_changed_idx", "changed_by"),
     Index(
@@ -327,7 +324,7 @@ message = Table(
     CheckConstraint("attempts >= 0", name="attempts"),
     # a message that may have been accepted must not end in a status that says it was not sent
     CheckConstraint(
-        "unknown_reason IS NULL OR status IN ('scheduled', 'sending', 'unknown')", name="unknown"
+        f"unknown_reason IS NULL OR {one_of('status', (*OPEN, 'unknown'))}", name="unknown"
     ),
     # one message per client and mailing
     Index("message_mailing_id_client_id_key", "mailing_id", "client_id", unique=True),
@@ -366,7 +363,6 @@ client_to_replan = Table(
     postgresql_with=QUEUE_TABLE_OPTIONS,
 )
 
-OUTCOMES = ("delivered", "undelivered", "unknown", "cancelled")
 COUNTERS = ("messages", *OUTCOMES)
 
 

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
+import msgspec
 import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -30,54 +31,76 @@ LOG_REPEAT_INTERVAL = 30.0
 """Seconds between two log lines while the database stays unavailable."""
 
 
+class DatabaseSource(msgspec.Struct, frozen=True):
+    """Where the database is: at a URL, or else embedded in a data folder."""
+
+    url: str | None
+    data_dir: Path
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the source that the settings define."""
+        return cls(settings.database_url, Path(settings.data_dir))
+
+    def __repr__(self) -> str:
+        return f"DatabaseSource({self.variable})"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that defines the source."""
+        return "MAILER_DATABASE_URL" if self.url else "MAILER_DATA_DIR"
+
+
 @contextlib.asynccontextmanager
-async def provide_database_url(settings: Settings, *, share: bool = False) -> AsyncIterator[str]:
-    """Yield the URL of the database; start the embedded one when the settings have no URL.
+async def provide_database_url(
+    source: DatabaseSource, *, share: bool = False
+) -> AsyncIterator[str]:
+    """Yield the URL of the database; start the embedded one when the source has no URL.
 
     The database at a configured URL need not be reachable yet. With `share`, an embedded database
     that another mailer runs is used. Raises `StartError`, and `UnavailableError` when the embedded
     database cannot start now.
     """
-    if settings.database_url is not None:
+    if source.url is not None:
         try:
-            read_url(settings.database_url)
+            read_url(source.url)
         except ValueError as error:
-            raise StartError(f"MAILER_DATABASE_URL: {error}") from None
-        yield settings.database_url
+            raise StartError(f"{source.variable}: {error}") from None
+        yield source.url
         return
-    async with embedded_postgres(Path(settings.data_dir), share=share) as url:
+    async with embedded_postgres(source.data_dir, share=share) as url:
         yield url
 
 
 @contextlib.asynccontextmanager
 async def open_database(
-    settings: Settings, *, share: bool = False
+    source: DatabaseSource, *, share: bool = False
 ) -> AsyncIterator[tuple[str, AsyncEngine]]:
     """Yield the URL of the migrated database and an engine for it. For commands.
 
     `share` is that of `provide_database_url`. Raises `StartError`, and `UnavailableError` when the
     database does not become ready within `COMMAND_TIMEOUT`.
     """
-    async with provide_database_url(settings, share=share) as url:
+    async with provide_database_url(source, share=share) as url:
         engine = create_engine(url)
         try:
-            await prepare_database(engine, settings, timeout=COMMAND_TIMEOUT)
+            await prepare_database(engine, source, timeout=COMMAND_TIMEOUT)
             yield url, engine
         finally:
             await engine.dispose()
 
 
 async def run_on_database(
-    settings: Settings, work: Callable[[AsyncEngine], Awaitable[Result]]
+    source: DatabaseSource, work: Callable[[AsyncEngine], Awaitable[Result]]
 ) -> Result:
     """Return the result of `work` on the database; a running mailer may use it at the same time."""
-    async with open_database(settings, share=True) as (_, engine):
+    async with open_database(source, share=True) as (_, engine):
         return await work(engine)
 
 
-async def migrate_only(settings: Settings) -> None:
+async def migrate_only(source: DatabaseSource) -> None:
     """Bring the database to the newest schema; raises `StartError` and `UnavailableError`."""
-    async with open_database(settings, share=True):
+    async with open_database(source, share=True):
         log.info("migrated")
 
 
@@ -94,7 +117,7 @@ async def sample_clock(engine: AsyncEngine) -> None:
 
 async def prepare_database(
     engine: AsyncEngine,
-    settings: Settings,
+    source: DatabaseSource,
     *,
     timeout: float | None = None,  # noqa: ASYNC109  # no attempt is cancelled: the limit is checked between attempts
     on_wait: Callable[[WaitReason], None] | None = None,
@@ -107,10 +130,9 @@ async def prepare_database(
     that waiting does not help, and `UnavailableError` after `timeout` seconds; None waits without
     limit.
     """
-    setting = "MAILER_DATABASE_URL" if settings.database_url else "MAILER_DATA_DIR"
     now = asyncio.get_running_loop().time
     started_at, logged_at = now(), float("-inf")
-    while (reason := await _try_to_prepare(engine, setting, on_ready)) is not None:
+    while (reason := await _try_to_prepare(engine, source, on_ready)) is not None:
         if timeout is not None and now() - started_at >= timeout:
             raise UnavailableError(f"the database did not become ready: {reason.detail}")
         if now() - logged_at >= LOG_REPEAT_INTERVAL:
@@ -124,7 +146,7 @@ async def prepare_database(
 
 
 async def _try_to_prepare(
-    engine: AsyncEngine, setting: str, on_ready: Callable[[], Awaitable[None]] | None
+    engine: AsyncEngine, source: DatabaseSource, on_ready: Callable[[], Awaitable[None]] | None
 ) -> WaitReason | None:
     """Return None when the database is ready, else why to wait; raises `StartError`."""
     try:
@@ -133,13 +155,13 @@ async def _try_to_prepare(
         await sample_clock(engine)
         if on_ready is not None:
             await on_ready()
-    except Exception as error:
+    except Exception as error:  # an unavailable database raises many kinds of errors
         cause = classify_error(error)
         match cause:
             case WaitReason():
                 return cause
             case str():
-                raise StartError(f"{setting}: {cause}") from error
+                raise StartError(f"{source.variable}: {cause}") from error
             case None:
                 raise
     return None

@@ -77,7 +77,7 @@ allowed only with the values that describe what the driver does anyway."""
 
 
 class ConnectionTarget(msgspec.Struct, frozen=True):
-    """Where and how to connect."""
+    """The servers to connect to, and how."""
 
     attempts: list[dict[str, Any]]
     """Arguments of asyncpg.connect for each host, in the order to try them; without settings of the

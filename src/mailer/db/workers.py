@@ -15,17 +15,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.clock import database_clock
 
 MAX_SESSION_NAME_BYTES = 63
-"""Length to which PostgreSQL cuts a session's name; it replaces characters that are not ASCII."""
+"""Length to which PostgreSQL shortens a session's name; it replaces non-ASCII characters."""
 WORKER_TIMEOUT = timedelta(seconds=15)
-"""Time without a query in its session after which a worker does not count as active: it is cut off,
-hangs or has ended."""
+"""Time without a query in its session after which a worker does not count as active: it hangs, has
+ended, or lost its network."""
 
 
 class Worker(msgspec.Struct, frozen=True):
     """A mailer process that dispatches messages of this database."""
 
     host: str
-    """Name of its machine, cut when it is very long."""
+    """Name of its machine, shortened when it is very long."""
     pid: int
     since: datetime
     """When the worker started, by the database's clock, to the second."""

@@ -48,7 +48,7 @@ class Claimer:
         channel.add_breaker_listener(self._has_work.set)
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
-        """Find out again when messages of these mailings are due, because the mailings changed."""
+        """Check again when messages of these mailings are due: the mailings have changed."""
         self._due.recheck(mailing_ids)
         self._has_work.set()
 
@@ -87,13 +87,13 @@ class Claimer:
         self._connection.close()
 
     async def _refund_attempts(self) -> None:
-        """Refund attempts, between two claims: so none of the messages is claimed meanwhile."""
+        """Refund attempts. It runs between two claims, so none of the messages is being claimed."""
         claims = self._claims.take_refundable()
         if not claims:
             return
         try:
             await store.refund_attempts(await self._connection.get(), claims)
-        except Exception as error:
+        except Exception as error:  # any error ends this step only
             log_task_error(error, at="refund")
             if is_unavailable(error):
                 self._claims.refunds.add(claims)
@@ -104,7 +104,7 @@ class Claimer:
         capacity = min(prefetch_capacity, self._breaker.capacity(elapsed()))
         try:
             has_more = await self._claim_up_to(capacity)
-        except Exception as error:
+        except Exception as error:  # any error ends this claim only
             log_task_error(error, at="claim")
             self._failures.record("claim", has_failed=True)
             self._may_have_orphans = True

@@ -53,18 +53,24 @@ class Dispatcher:
         self._lifecycle = Lifecycle(
             engine, self._failures, self._on_messages_enqueued, self._is_sending
         )
-        self._pipeline = None if channel is None else self._create_pipeline(url, channel, settings)
+        retry = RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap)
+        self._pipeline = (
+            None
+            if channel is None
+            else self._create_pipeline(url, channel, retry, settings.shutdown_grace)
+        )
         self._jobs = jobs(engine, JobLimits.of(settings), report)
         self._grace = settings.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
-    def _create_pipeline(self, url: str, channel: Channel, settings: Settings) -> SendingPipeline:
+    def _create_pipeline(
+        self, url: str, channel: Channel, retry: RetryPolicy, grace: float
+    ) -> SendingPipeline:
         claims, running_mailings, failures = self._claims, self._running_mailings, self._failures
-        retry = RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap)
         claimer = Claimer(url, channel, claims, running_mailings, failures)
         recorder = Recorder(url, claims, failures, self._on_results)
         sender = Sender(channel, claims, running_mailings, recorder, retry)
-        return SendingPipeline(claims, claimer, sender, recorder, settings.shutdown_grace)
+        return SendingPipeline(claims, claimer, sender, recorder, grace)
 
     def why_not_ready(self) -> str | None:
         """Return which loop keeps failing, as a sentence for users; None when all loops work."""

@@ -13,9 +13,9 @@ from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.message.store import ClaimCursor
 
 SCAN_BATCH = 1_000
-"""Most mailings that one statement looks at."""
+"""Most mailings that one statement checks."""
 SCAN_INTERVAL = 1.0
-"""Least seconds between scans. A scan looks at some of the running mailings, and finds messages
+"""Least seconds between scans. A scan checks some of the running mailings, and finds messages
 that other workers have released or requeued."""
 MAX_SCAN_SHARE = 1 / 20
 """Largest share of the time that scans may use: they are slow while an old snapshot exists."""
@@ -26,7 +26,7 @@ CLOCK_TOLERANCE = timedelta(seconds=0.05)
 
 
 class DueMailings:
-    """Tells the scheduler when to claim from each running mailing.
+    """Determines when to claim from each running mailing.
 
     It finds the first scheduled message of a mailing by SQL. A claim starts at the mailing's
     cursor, the last message of its previous claim, so that it does not scan claimed messages again.
@@ -48,7 +48,7 @@ class DueMailings:
         return bool(self._unchecked)
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
-        """Find out again when messages of these mailings are due, because the mailings changed."""
+        """Check again when messages of these mailings are due: the mailings have changed."""
         self._unchecked.update(dict.fromkeys(mailing_ids))
 
     def cursor(self, mailing_id: int) -> ClaimCursor:

@@ -183,7 +183,7 @@ class Lifecycle:
         try:
             async with self._engine.begin() as connection:
                 return await step(connection)
-        except Exception as error:
+        except Exception as error:  # any error ends this step only
             log_task_error(error, at="lifecycle")
             self._has_failed = True
             return None

@@ -12,7 +12,7 @@ from mailer.log import describe
 
 log = structlog.get_logger()
 
-Loop = Literal["watch", "lifecycle", "claim", "record"]
+Loop = Literal["watch_running_mailings", "lifecycle", "claim", "record"]
 
 DB_RETRY_DELAY = 0.5
 """Seconds between attempts while the database is unavailable."""
@@ -23,7 +23,7 @@ FAILING_AFTER = 10.0
 IDLE_AFTER = 300.0
 """Seconds after a loop's last failure when it counts as idle: it has had nothing to do since."""
 REASONS: dict[Loop, str] = {
-    "watch": "The running mailings cannot be read, and nothing is sent; see the log.",
+    "watch_running_mailings": "Running mailings cannot be read, and nothing is sent; see the log.",
     "lifecycle": "Starting, planning or finishing mailings keeps failing; see the log.",
     "claim": "Messages cannot be claimed, and nothing is sent; see the log.",
     "record": "Results of messages cannot be written; see the log.",

@@ -70,7 +70,7 @@ class SendingPipeline:
                 await self._recorder.close()
                 await recorder
                 await self.claimer.flush()
-        except Exception as error:
+        except Exception as error:  # the tasks are stopped after any error
             log_task_error(error, at="stop")
         for task in (*senders, recorder):
             task.cancel()

@@ -99,7 +99,7 @@ class Recorder:
                 stored_ids = await store.record_results(
                     await self._connection.get(), self._claims.owner, results
                 )
-            except Exception as error:
+            except Exception as error:  # any error ends this attempt only
                 log_task_error(error, at="record")
                 self._failures.record("record", has_failed=True)
                 if not is_unavailable(error):
@@ -113,7 +113,7 @@ class Recorder:
                     ((result.status, result.reason, result.attempts) for result in results),
                     discarded=len(lost),
                 )
-                log.debug("messages_recorded", outcomes=len(results), late=len(lost))
+                log.debug("results_recorded", results=len(results), discarded=len(lost))
                 return True
 
     def _drop(self, results: list[MessageResult]) -> None:

@@ -16,7 +16,7 @@ from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures, log_task_error
 from mailer.mailing import stop_number, transitions
 from mailer.mailing.model import RunningMailing
-from mailer.mailing.store import MAILING_CHANNEL
+from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message import trying
 
 log = structlog.get_logger()
@@ -89,9 +89,9 @@ class RunningMailings:
         while True:
             try:
                 await self._follow()
-            except Exception as error:
-                log_task_error(error, at="watch")
-                self._failures.record("watch", has_failed=True)
+            except Exception as error:  # reconnect after any error
+                log_task_error(error, at="watch_running_mailings")
+                self._failures.record("watch_running_mailings", has_failed=True)
             finally:
                 self._drop_all()
                 self._applied = None
@@ -111,8 +111,8 @@ class RunningMailings:
         )
         try:
             connection.add_termination_listener(lambda _: self._on_connection_lost())
-            await connection.add_listener(MAILING_CHANNEL, lambda *_: self._notified.set())
-            await connection.add_listener(trying.TRY_NOW_CHANNEL, lambda *_: self._on_try_now())
+            await connection.add_listener(MAILINGS_CHANGED, lambda *_: self._notified.set())
+            await connection.add_listener(trying.TRY_NOW, lambda *_: self._on_try_now())
             self._notified.set()
             while not connection.is_closed():
                 self._notified.clear()
@@ -121,7 +121,7 @@ class RunningMailings:
                     changed_ids = self.running.keys() | changed_ids
                 if changed_ids:
                     self._on_change(changed_ids)
-                self._failures.record("watch", has_failed=False)
+                self._failures.record("watch_running_mailings", has_failed=False)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(MAX_POLL_INTERVAL):
                         await self._notified.wait()
@@ -191,7 +191,7 @@ class RunningMailings:
             mailings: transitions.MailingsById = dict.fromkeys(self._active)
             after: int | None = 0
             while after is not None:
-                batch = await transitions.read_under_way(connection, after)
+                batch = await transitions.read_active(connection, after)
                 self._answered_at = elapsed()
                 mailings |= batch
                 after = max(batch) if len(batch) == transitions.BATCH else None

@@ -66,26 +66,32 @@ def jobs(
     `report` sends the daily report if it is due; None when no report is sent.
     """
     table = [
-        Job("clock", 1, sample_wall_clock),
-        Job("origin", 1, OriginCheck(engine).run),
-        Job("rescue", min(5, limits.lease / 4), partial(_rescue, engine, limits.max_attempts)),
-        Job("replan", 1, lambda: replanning.replan_all_moved(engine)),
+        Job("sample_clock", 1, sample_wall_clock),
+        Job("check_origin", 1, OriginCheck(engine).run),
         Job(
-            "purge", 2, _in_transaction(engine, lambda database: transitions.purge(database, BATCH))
+            "rescue_messages",
+            min(5, limits.lease / 4),
+            partial(_rescue, engine, limits.max_attempts),
         ),
-        Job("fold", 2, _in_transaction(engine, _merge_deltas)),
-        Job("coarsen", 60, _in_transaction(engine, counters.downsample)),
+        Job("replan_mailings", 1, lambda: replanning.replan_all_moved(engine)),
         Job(
-            "clear",
+            "purge_mailings",
+            2,
+            _in_transaction(engine, lambda database: transitions.purge(database, BATCH)),
+        ),
+        Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
+        Job("downsample_counters", 60, _in_transaction(engine, counters.downsample)),
+        Job(
+            "delete_expired",
             5,
             _in_transaction(engine, lambda database: expiry.delete_expired(database, BATCH)),
         ),
     ]
     if limits.retention_days:
         delete = partial(_delete_expired_messages, engine, limits.retention_days)
-        table.append(Job("retire", 1, delete))
+        table.append(Job("purge_messages", 1, delete))
     if report is not None:
-        table.append(Job("report", 20, report))
+        table.append(Job("send_report", 20, report))
     return table
 
 
@@ -144,7 +150,7 @@ async def _repeat(job: Job, pause: float) -> None:
         started = elapsed()
         try:
             await job.run()
-        except Exception as error:
+        except Exception as error:  # the next run must follow any error
             metrics.job_failed(job.name)
             log_task_error(error, at=job.name)
         else:

@@ -10,12 +10,13 @@ from msgspec.structs import replace
 
 from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.mailing.model import RunningMailing
-from mailer.message.model import ClaimedMessage, MessageResult, Status
+from mailer.message.model import ClaimedMessage, MessageResult
+from mailer.statuses import MessageStatus
 
 LEASE_MARGIN = timedelta(seconds=1)
 """Least time of a lease that must be left after the request's timeout, to store the result."""
 MAX_DOUBLINGS = 64
-"""Most doublings of the base: by then any base has reached any cap."""
+"""Most doublings of the base: enough for every base to reach every cap."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
@@ -53,7 +54,7 @@ def release_untried(claim: ClaimedMessage) -> MessageResult:
     return MessageResult(claim, "scheduled", claim.attempts - 1)
 
 
-def end_untried(claim: ClaimedMessage, status: Status, reason: str) -> MessageResult:
+def end_untried(claim: ClaimedMessage, status: MessageStatus, reason: str) -> MessageResult:
     """Return the result that ends a message without counting this attempt.
 
     If delivery by an earlier attempt is unknown, the message ends as unknown, with the reason of
@@ -122,7 +123,7 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each row of t
     match outcome:
         case Accepted():
             return MessageResult(claim, "delivered", claim.attempts, sent_at=now)
-        case Rejected(reason=reason):  # says nothing about an earlier request with unknown delivery
+        case Rejected(reason=reason):  # it does not answer an earlier request with unknown delivery
             result = end_untried(claim, "undelivered", reason)
             return replace(result, attempts=claim.attempts, last_failure=reason)
         case Aborted():

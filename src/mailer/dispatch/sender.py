@@ -73,7 +73,7 @@ class Sender:
         metrics.watch_gateway_requests(claims.in_flight.__len__)
 
     def stop(self) -> None:
-        """Wait for the rate limit no longer."""
+        """Stop waiting for the rate limit."""
         self._is_stopping = True
 
     async def run(self) -> None:
@@ -110,7 +110,7 @@ class Sender:
         mailing = self._running_mailings.running.get(claim.mailing_id)
         try:
             send = decide_before_send(claim, mailing, now, self._timeout)
-        except Exception as error:  # end it, so that it neither loops forever nor stops the others
+        except Exception as error:  # else its message would be claimed for ever, and stop others
             log_task_error(error, at="decide")
             return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, MessageResult):
@@ -136,10 +136,10 @@ class Sender:
             self._channel.throughput.record(duration)
         self._claims.prefetch.record_sent()
         # a request that was aborted at its mailing's end says nothing about the gateway
-        is_cut_short = (
+        is_shortened = (
             request.abort_reason is not None and request.deadline < started + self._timeout
         )
-        breaker_outcome = Aborted() if is_cut_short else outcome
+        breaker_outcome = Aborted() if is_shortened else outcome
         is_gateway_failure = self._record_outcome(ready, breaker_outcome, ended, now)
         return decide_after_send(
             claim, mailing, outcome, now, self._retry, is_gateway_failure=is_gateway_failure
@@ -170,7 +170,7 @@ class Sender:
         self._claims.in_flight.add(mailing_id, request)
         try:
             return await self._channel.gateway.send(request)
-        except Exception as error:
+        except Exception as error:  # a defect of a gateway must not end the worker
             log_task_error(error, at="send")
             reason = "internal_error"
             return Unknown(reason) if request.is_written else TemporaryFailure(reason)

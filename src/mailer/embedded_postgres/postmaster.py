@@ -147,7 +147,7 @@ class Postmaster:
                         OSError,  # the server does not listen yet
                         asyncpg.PostgresConnectionError,
                         asyncpg.InterfaceError,
-                        asyncpg.InternalClientError,  # the connection was cut while it was opened
+                        asyncpg.InternalClientError,  # the connection was lost while it was opened
                         asyncpg.CannotConnectNowError,  # the server recovers from a crash
                         asyncpg.TooManyConnectionsError,  # all clients reconnect at once
                     ):

@@ -15,39 +15,43 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers as database_workers
+from mailer.db.counts import add_up
 from mailer.db.engine import snapshot
+from mailer.db.schema import OPEN_MAILING
 from mailer.forecast.model import Forecast, RecipientGroup, forecast
-from mailer.gateway.breaker import Breaker
+from mailer.gateway.channel import Channel
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience
 from mailer.mailing import store as mailings
-from mailer.mailing.model import ENDED, Mailing, MailingChange, NewMailing
+from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.service import REPLAN_FIELDS
 from mailer.mailing.window import window_between
 from mailer.message import counters
+from mailer.statuses import MESSAGE_STATUSES, OPEN
 from mailer.time_slices import run_in_slices
 
 # Of running mailings: how many messages wait, and how many clients are not enqueued yet. Of the
 # mailings with the given ids: whether they are started, and whether their audience is being
 # enqueued. After a change of the filter, it is enqueued again.
-SELECT_LOAD = text("""
+SELECT_LOAD = text(f"""
     WITH live AS (
-        SELECT id, status, scheduled + sending AS waiting, id = ANY (:ids) AS is_requested,
+        SELECT id, status, {add_up(OPEN)} AS waiting, id = ANY (:ids) AS is_requested,
             CASE WHEN audience_cursor < audience_until AND NOT is_replanning THEN greatest(0,
-                clients_count - scheduled - sending - delivered - undelivered - "unknown"
-                    - cancelled) ELSE 0 END AS not_enqueued,
+                clients_count - ({add_up(MESSAGE_STATUSES)})) ELSE 0 END AS not_enqueued,
             audience_until IS NOT NULL AS is_started,
             audience_cursor < audience_until AS is_enqueuing
         FROM mailing JOIN mailing_counts ON mailing_id = id
-        WHERE NOT is_settled AND deleted_at IS NULL
+        WHERE {OPEN_MAILING}
     )
     SELECT clock_timestamp() AS now,
-        coalesce(array_agg(id) FILTER (WHERE status = 'running'), '{}') AS running,
-        coalesce(array_agg(waiting + not_enqueued) FILTER (WHERE status = 'running'), '{}')
+        coalesce(array_agg(id) FILTER (WHERE status = 'running'), '{{}}') AS running,
+        coalesce(array_agg(waiting + not_enqueued) FILTER (WHERE status = 'running'), '{{}}')
             AS waiting,
-        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_started), '{}') AS started,
-        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_enqueuing), '{}') AS enqueuing
-    FROM live""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
+        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_started), '{{}}') AS started,
+        coalesce(array_agg(id) FILTER (WHERE is_requested AND is_enqueuing), '{{}}') AS enqueuing
+    FROM live""").bindparams(  # noqa: S608  # no user input
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
 
 
 class GatewayLoad(msgspec.Struct, frozen=True):
@@ -91,60 +95,62 @@ class SendingCapacity(msgspec.Struct, frozen=True):
 
 
 async def read_capacity(
-    connection: AsyncConnection, pace: ThroughputEstimate | None, mailing: Mailing | None = None
+    connection: AsyncConnection,
+    throughput: ThroughputEstimate | None,
+    mailing: Mailing | None = None,
 ) -> SendingCapacity:
     """Return the sending capacity for a mailing, or for one that is not saved yet."""
     active = await database_workers.active_workers(connection)
     running = await mailings.count(connection, "running")
     is_running = mailing is not None and mailing.status == "running"
     return SendingCapacity(
-        len(active) or 1, running - is_running, pace is not None and pace.is_limited
+        len(active) or 1, running - is_running, throughput is not None and throughput.is_limited
     )
 
 
 async def of_draft(
-    engine: AsyncEngine, draft: NewMailing, pace: ThroughputEstimate | None, workers: int = 1
+    engine: AsyncEngine, draft: NewMailing, throughput: ThroughputEstimate | None, workers: int = 1
 ) -> Forecast:
     """Return the forecast of a mailing that is not saved yet."""
     async with snapshot(engine) as connection:
-        basis = await read_draft(connection, draft, pace, workers)
+        basis = await read_draft(connection, draft, throughput, workers)
     return await _compute(basis)
 
 
 async def of_mailing(
     engine: AsyncEngine,
     mailing_id: int,
-    pace: ThroughputEstimate | None,
+    throughput: ThroughputEstimate | None,
     workers: int = 1,
     changes: MailingChange | None = None,
 ) -> Forecast | None:
     """Return the forecast of a mailing; see `read`. Raises `MailingNotFoundError`."""
     async with snapshot(engine) as connection:
         mailing = await mailings.get(connection, mailing_id)
-        basis = await read(connection, mailing, pace, workers, changes)
+        basis = await read(connection, mailing, throughput, workers, changes)
     return await compute(basis)
 
 
 async def read_draft(
     connection: AsyncConnection,
     draft: NewMailing,
-    pace: ThroughputEstimate | None,
+    throughput: ThroughputEstimate | None,
     workers: int = 1,
 ) -> ForecastBasis:
     """Read the basis of the forecast of a mailing that is not saved yet.
 
-    `pace` is the throughput of one worker, of `workers` in all. When it is None or not measured
+    `throughput` is that of one worker, and `workers` their number. If it is None or not measured
     yet, the forecast considers windows only.
     """
     load = await _read_load(connection, [])
     clients = await audience.count_by_zone(connection, draft.client_filter)
-    return ForecastBasis(draft, clients, load.now, _rate(pace, workers), load.of_others(None))
+    return ForecastBasis(draft, clients, load.now, _rate(throughput, workers), load.of_others(None))
 
 
 async def read(
     connection: AsyncConnection,
     before: Mailing,
-    pace: ThroughputEstimate | None,
+    throughput: ThroughputEstimate | None,
     workers: int = 1,
     changes: MailingChange | None = None,
 ) -> ForecastBasis | None:
@@ -156,18 +162,18 @@ async def read(
     are not counted, unless the change replans them.
     """
     load = await _read_load(connection, [before.id])
-    return await _read(connection, before, load, _rate(pace, workers), changes)
+    return await _read(connection, before, load, _rate(throughput, workers), changes)
 
 
 async def read_running(
     connection: AsyncConnection,
     running: Sequence[Mailing],
-    pace: ThroughputEstimate | None,
+    throughput: ThroughputEstimate | None,
     workers: int = 1,
 ) -> list[tuple[Mailing, ForecastBasis | None]]:
     """Read the bases of the forecasts of running mailings, each with its mailing; see `read`."""
     load = await _read_load(connection, [mailing.id for mailing in running])
-    rate = _rate(pace, workers)
+    rate = _rate(throughput, workers)
     return [(mailing, await _read(connection, mailing, load, rate)) for mailing in running]
 
 
@@ -235,7 +241,7 @@ async def _read(
     changes: MailingChange | None = None,
 ) -> ForecastBasis | None:
     mailing = before if changes is None else replace(before, **changes.provided_values())
-    if mailing.status in ENDED or mailing.datetime_end <= load.now:
+    if mailing.has_ended or mailing.datetime_end <= load.now:
         return None
     if mailing.status == "paused" or mailing.held:
         if changes is None:
@@ -287,25 +293,26 @@ async def count_remaining_after_replan(
     """Return how many clients are still to be reached after a replan, by time zone.
 
     These are all matching clients minus all messages that were sent. No count excludes clients who
-    joined the directory since the start, or sent messages whose clients match no more.
+    joined the directory since the start, or sent messages whose clients do not match any more.
     """
     counts_by_zone = await counters.get_by_zone(connection, mailing.id)
     remaining = await audience.count_by_zone(connection, mailing.client_filter)
     for zone, counts in counts_by_zone.items():
-        sent = counts.delivered + counts.undelivered + counts.unknown
+        sent = counts.outcomes.total - counts.outcomes.cancelled
         remaining[zone] = max(0, remaining.get(zone, 0) - sent)
     return remaining
 
 
-def usable_pace(
-    pace: ThroughputEstimate | None, breaker: Breaker | None
-) -> ThroughputEstimate | None:
-    """Return `pace` for forecasts; None during a gateway outage, when it does not apply."""
-    return None if breaker is None or breaker.outage is not None else pace
+def usable_throughput(channel: Channel | None) -> ThroughputEstimate | None:
+    """Return the throughput of a channel for forecasts.
+
+    None without a gateway and during its outage, when the throughput does not apply.
+    """
+    return None if channel is None or channel.breaker.outage is not None else channel.throughput
 
 
-def _rate(pace: ThroughputEstimate | None, workers: int) -> float | None:
+def _rate(throughput: ThroughputEstimate | None, workers: int) -> float | None:
     """Return the messages a second of all workers together; None when it is not known."""
-    if pace is None or pace.rate is None:
+    if throughput is None or throughput.rate is None:
         return None
-    return pace.rate * workers
+    return throughput.rate * workers

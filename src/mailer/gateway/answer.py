@@ -6,6 +6,7 @@ import zlib
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
+from http import HTTPStatus
 
 import msgspec
 
@@ -62,7 +63,7 @@ def outcome_of_unreadable(status: int | None) -> Outcome:
     `status` is None when it cannot be read. An answer came, so the outcome is not
     `connection_lost`.
     """
-    if status is None or status == 200:  # noqa: PLR2004  # a status of HTTP
+    if status is None or status == HTTPStatus.OK:
         return TemporaryFailure("bad_response")
     return outcome_of_status(status, None)
 
@@ -84,7 +85,7 @@ def find_status(head: bytes) -> int | None:
     position = 0
     while match := _STATUS_LINE.match(head, position):
         status = int(match[1])
-        if not 100 <= status < 200:  # noqa: PLR2004  # HTTP's range of interim statuses
+        if not HTTPStatus.CONTINUE <= status < HTTPStatus.OK:
             return status
         position = head.find(b"\r\n\r\n", match.end())
         if position < 0:

@@ -7,7 +7,7 @@ import msgspec
 from mailer.errors import FieldError, InvalidError
 
 Fault = Literal["error", "reject", "malformed", "hang", "reset"]
-Kind = Literal[Fault, "accepted", "limited", "unauthorized", "invalid", "gone"]
+Kind = Literal[Fault, "accepted", "limited", "unauthorized", "invalid", "disconnected"]
 
 _MAX_VALUES = {"latency": 3_600.0, "rate_limit": 1_000_000.0}  # all others are fractions
 

@@ -100,7 +100,7 @@ class Request:
         return self.is_written
 
     def abort_unwritten(self) -> None:
-        """Abort the request if it was not written; then it never will be."""
+        """Abort the request if it is not written yet, so that it is never sent."""
         if not self.is_written:
             self.abort("stopped")
 

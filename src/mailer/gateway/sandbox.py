@@ -12,9 +12,9 @@ from typing import Annotated, NoReturn
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from mailer.errors import UnavailableError
+from mailer.gateway.aiohttp_connection import is_parse_error
 from mailer.gateway.faults import ANSWERS, Faults, Kind, SandboxAnswer, make_answer, make_refusal
 from mailer.gateway.recent_ids import RecentIds
 from mailer.json_input import JsonError, read_json
@@ -70,7 +70,7 @@ class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Answered 401: the token is missing or wrong."""
     invalid: int = 0
     """Answered 400, 404, 405 or 413: the request breaks the protocol."""
-    gone: int = 0
+    disconnected: int = 0
     """The client disconnected, or the sandbox stopped, before the answer was due."""
     repeats: int = 0
     overlaps: int = 0
@@ -206,7 +206,7 @@ class SandboxGateway:
         try:
             await self._delay()
         except asyncio.CancelledError:
-            self._record(msgspec.structs.replace(record, kind="gone"))
+            self._record(msgspec.structs.replace(record, kind="disconnected"))
             raise
         if record.kind == "accepted" and record.id is not None:
             is_repeat = record.id in self._accepted
@@ -259,6 +259,6 @@ async def _wait_for_cancellation() -> NoReturn:
 
 def _drop_parse_error(record: logging.LogRecord) -> bool:
     """Remove aiohttp's parse errors from a log record: their text may contain a phone."""
-    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+    if record.exc_info and is_parse_error(record.exc_info[1]):
         record.exc_info = None
     return True

@@ -26,7 +26,6 @@ from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 import structlog
 from litestar import Request
 from litestar.enums import ScopeType
@@ -36,11 +35,12 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.middleware import AUTH_METHOD, actor_of
-from mailer.access.model import Actor, IdempotencyClaim
+from mailer.access.model import Actor
 from mailer.db.engine import is_unavailable
 from mailer.errors import ConflictError, FieldError, InvalidError
 from mailer.idempotency import store as claims
 from mailer.idempotency.buffering import BufferedRequest, CapturedResponse, ClientGoneError
+from mailer.idempotency.model import IdempotencyClaim, IdempotencyRecord
 from mailer.web.body import VALIDATED_AS_OF
 from mailer.web.problems import RETRY_SOON, problem_of
 
@@ -48,7 +48,10 @@ log = structlog.get_logger()
 
 KEY_HEADER = b"idempotency-key"
 CREATES = "creates"
-"""Route option of a page: its form creates something."""
+"""Route option of a page whose form creates something: a function that takes the id of the created
+object and returns the redirect to it."""
+CLAIM = "idempotency_claim"
+"""Key of the claim in the state of a request."""
 FORM_KEY = re.compile(rb"(?:^|&)once=[0-9a-f]{32}(?:&|$)")
 """The random number of a form, in the query of its URL. It is never stored."""
 LOCATION_MEDIA_TYPE = "text/uri-list"
@@ -151,9 +154,9 @@ class Idempotency(ASGIMiddleware):
     ) -> CapturedResponse:
         """Execute the request, or return the first response if it was executed before."""
         acquired = await self._acquire(claim)
-        if isinstance(acquired, claims.IdempotencyRecord):
+        if isinstance(acquired, IdempotencyRecord):
             acquired = await self._wait(claim, buffered)
-        if isinstance(acquired, claims.IdempotencyRecord):
+        if isinstance(acquired, IdempotencyRecord):
             return _replay(acquired, buffered)
         try:
             if acquired is not None:
@@ -166,13 +169,13 @@ class Idempotency(ASGIMiddleware):
             await self._release(claim)
             raise
 
-    async def _acquire(self, claim: IdempotencyClaim) -> claims.IdempotencyRecord | datetime | None:
+    async def _acquire(self, claim: IdempotencyClaim) -> IdempotencyRecord | datetime | None:
         async with self._engine.connect() as connection:
             return await claims.acquire(connection, claim, self._lease)
 
     async def _wait(
         self, claim: IdempotencyClaim, buffered: BufferedRequest
-    ) -> claims.IdempotencyRecord | datetime | None:
+    ) -> IdempotencyRecord | datetime | None:
         """Wait for the first response, or until the claim is free; return as `claims.acquire`.
 
         Raises `RequestInProgressError` after the timeout, and `KeyReusedError`.
@@ -181,7 +184,7 @@ class Idempotency(ASGIMiddleware):
         pause, remaining = MIN_POLL_INTERVAL, self._timeout
         while True:
             acquired = await self._acquire(claim)
-            if not isinstance(acquired, claims.IdempotencyRecord) or acquired.status is not None:
+            if not isinstance(acquired, IdempotencyRecord) or acquired.status is not None:
                 return acquired
             _ensure_same_body(acquired.digest, buffered)
             if remaining <= 0:
@@ -207,7 +210,7 @@ class Idempotency(ASGIMiddleware):
             try:
                 async with self._engine.connect() as connection:
                     is_held = await claims.renew(connection, claim, self._lease)
-            except Exception as error:
+            except Exception as error:  # a lost connection raises many kinds of errors
                 if not is_unavailable(error):
                     raise
                 log.warning("database_unavailable", at="idempotency")
@@ -224,8 +227,13 @@ class Idempotency(ASGIMiddleware):
             claim.digest = buffered.digest
             return message
 
-        actor = actor_of(Request(buffered.scope))
-        buffered.scope["user"] = msgspec.structs.replace(actor, claim=claim)
+        if buffered.is_form and claim.result is not None:
+            # the fields are not read again: an end that was in the future may have passed
+            redirect = buffered.scope["route_handler"].opt[CREATES](claim.result["id"])
+            answer = redirect.to_asgi_response(app=None, request=Request(buffered.scope))
+            await answer(buffered.scope, receive, response.capture)
+            return
+        buffered.scope["state"][CLAIM] = claim
         await next_app(buffered.scope, receive, response.capture)
 
     async def _store_response(
@@ -272,6 +280,12 @@ class Idempotency(ASGIMiddleware):
                 await claims.release(connection, claim)
 
 
+def claim_of(request: Request[Any, Any, Any]) -> IdempotencyClaim | None:
+    """Return the claim on a request; None if the request has no Idempotency-Key."""
+    claim: IdempotencyClaim | None = request.scope["state"].get(CLAIM)
+    return claim
+
+
 def _key_of(scope: Scope) -> str | None:
     """Return the Idempotency-Key of an API request, or None; raises `InvalidError`."""
     if scope.get("method") != "POST" or scope["route_handler"].opt.get(AUTH_METHOD) != "key":
@@ -289,8 +303,11 @@ def _key_of(scope: Scope) -> str | None:
 def _is_form(scope: Scope) -> bool:
     """Return whether a request sends a form that creates something and has `once` in its URL."""
     is_sent = scope.get("method") == "POST" and isinstance(scope.get("user"), Actor)
-    creates = bool(scope["route_handler"].opt.get(CREATES))
-    return is_sent and creates and FORM_KEY.search(scope["query_string"]) is not None
+    return (
+        is_sent
+        and CREATES in scope["route_handler"].opt
+        and FORM_KEY.search(scope["query_string"]) is not None
+    )
 
 
 def _is_final(response: CapturedResponse, buffered: BufferedRequest) -> bool:
@@ -329,7 +346,7 @@ async def _prepare_to_continue(
         raise _in_progress_error(buffered)
 
 
-def _replay(record: claims.IdempotencyRecord, buffered: BufferedRequest) -> CapturedResponse:
+def _replay(record: IdempotencyRecord, buffered: BufferedRequest) -> CapturedResponse:
     """Return the stored response; raises `KeyReusedError` and `StoredResponseErasedError`."""
     if record.status is None or record.body is None:
         raise StoredResponseErasedError  # for any body, because the digest is erased too

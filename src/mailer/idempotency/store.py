@@ -4,30 +4,18 @@ A claim is a lease, as with messages: a worker renews its claim while it process
 every write is fenced by the attempt. The caller owns the transaction; single statements need none.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+import asyncpg
 import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.access.model import Actor, IdempotencyClaim
-
-
-class IdempotencyRecord(msgspec.Struct, frozen=True):
-    """The row of a key that another request has used."""
-
-    attempt: object
-    digest: bytes | None
-    status: int | None
-    """The status of the first response; None if there is no response yet."""
-    media_type: str | None
-    body: bytes | None
-    """The body of the first response; None if it was erased."""
-    is_free: bool
-    """Whether the request has no response and the lease of its claim has expired."""
-    is_over: bool
-    """Whether the row is older than 24 hours and no longer counts."""
+from mailer.access.model import Actor
+from mailer.db.engine import execute_driver_sql
+from mailer.idempotency.model import ClaimLostError, IdempotencyClaim, IdempotencyRecord
 
 
 def owner_of(actor: Actor) -> str:
@@ -129,6 +117,34 @@ async def release(connection: AsyncConnection, claim: IdempotencyClaim) -> None:
         await connection.execute(RELEASE_CLAIM, _claim_parameters(claim))
 
 
+# Written in the transaction of the work. `attempt` and `result IS NULL` make sure that only one
+# attempt of a request does its work.
+COMPLETE = """
+    UPDATE idempotency SET result = $1, client_id = $2, digest = $3
+    WHERE owner = $4 AND key = $5 AND attempt = $6 AND result IS NULL"""
+
+
+async def complete(
+    connection: AsyncConnection | asyncpg.Connection,
+    claim: IdempotencyClaim | None,
+    result: Mapping[str, Any],
+    *,
+    client_id: int | None = None,
+) -> None:
+    """Store what a request did, in the transaction that did it; do nothing without a claim.
+
+    A repeat whose first response was lost finds `result` in its claim. `client_id` is a client that
+    the request created. Raises `ClaimLostError` if another attempt of the request has done the work
+    or continues it; the transaction must then be rolled back.
+    """
+    if claim is None:
+        return
+    stored = msgspec.json.encode(result).decode()
+    values = (stored, client_id, claim.digest, claim.owner, claim.key, claim.attempt)
+    if await execute_driver_sql(connection, COMPLETE, values) == 0:
+        raise ClaimLostError
+
+
 MAX_STORED_REFUSALS = 1000
 """Refusals (4xx) that are stored for one owner at a time."""
 COUNT_REFUSALS = text("""
@@ -159,6 +175,20 @@ async def store_response(
     return (
         await connection.execute(STORE_RESPONSE, _claim_parameters(claim) | values)
     ).rowcount == 1
+
+
+# The stored response to the request that created the client holds personal data, so it is replaced
+# by a 409. The digest of the request's body could be reversed by trying every phone, so random
+# bytes replace it.
+ERASE_OF_CLIENT = text("""
+    UPDATE idempotency SET status = 409, media_type = NULL, body = NULL,
+        digest = uuid_send(gen_random_uuid())
+    WHERE client_id = :client_id""")
+
+
+async def erase_of_client(connection: AsyncConnection, client_id: int) -> None:
+    """Erase the stored response to the request that created a client."""
+    await connection.execute(ERASE_OF_CLIENT, {"client_id": client_id})
 
 
 def _claim_parameters(claim: IdempotencyClaim) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Which action a mailing allows in which status: one table for the service and the pages."""
+"""The actions that a mailing allows in each status: one table for the service and the pages."""
 
 from datetime import datetime
 from typing import Literal, get_args
 
 import msgspec
 
-from mailer.db.schema import OUTCOMES
 from mailer.errors import ConflictError
 from mailer.mailing.model import (
     ENDED,
@@ -16,6 +15,7 @@ from mailer.mailing.model import (
     NothingToRetryError,
     Status,
 )
+from mailer.statuses import OUTCOMES, RETRYABLE
 
 Action = Literal["change", "pause", "resume", "retry", "duplicate", "cancel", "delete"]
 
@@ -24,7 +24,7 @@ NOT_ENDED = ALL - ENDED
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """When an action is allowed."""
+    """The statuses and times in which an action is allowed."""
 
     statuses: frozenset[Status]
     is_allowed_after_end: bool = False
@@ -46,7 +46,7 @@ ERRORS: dict[tuple[Action, Status], type[ConflictError]] = {
     ("resume", "scheduled"): MailingNotPausedError,
     ("resume", "running"): MailingNotPausedError,
 }
-"""Why an action is refused in a status; `MailingEndedError` where nothing else is said."""
+"""The errors of actions that a status does not allow; `MailingEndedError` for other statuses."""
 
 
 def ensure_allowed(action: Action, mailing: Mailing, at: datetime) -> None:
@@ -66,13 +66,11 @@ def _find_error(action: Action, mailing: Mailing, at: datetime) -> type[Conflict
         return MailingEndedError
     if mailing.status not in rule.statuses:
         return ERRORS.get((action, mailing.status), MailingEndedError)
-    if action == "retry" and not mailing.undelivered_messages + mailing.unknown_messages:
+    if action == "retry" and not mailing.count_of(*RETRYABLE):
         return NothingToRetryError
     return None
 
 
 def count_unsent(mailing: Mailing) -> int:
     """Return how many messages are not sent yet, including those that are not created yet."""
-    ended = sum(getattr(mailing, f"{outcome}_messages") for outcome in OUTCOMES)
-    unsent: int = mailing.clients_count - mailing.sending_messages - ended
-    return max(0, unsent)
+    return max(0, mailing.clients_count - mailing.count_of("sending", *OUTCOMES))

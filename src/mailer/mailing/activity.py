@@ -1,15 +1,16 @@
-"""What a running mailing does and waits for: work on its messages, an outage, no gateway."""
+"""The background work of a mailing, and why it waits: an outage, or no gateway."""
 
 import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.gateway.breaker import Breaker, Outage
+from mailer.gateway.breaker import Outage
+from mailer.gateway.channel import Channel
 from mailer.mailing.model import Mailing, MailingNotFoundError
 
 
 class BackgroundWork(msgspec.Struct, frozen=True):
-    """Which background work is in progress for a mailing."""
+    """The background work in progress for a mailing."""
 
     is_started: bool
     """Whether workers have started the mailing: its audience is being or has been enqueued."""
@@ -41,13 +42,13 @@ async def get_background_work(connection: AsyncConnection, mailing_id: int) -> B
 NO_GATEWAY = "no_gateway"
 
 
-def with_outage(mailing: Mailing, breaker: Breaker | None) -> Mailing:
+def with_outage(mailing: Mailing, channel: Channel | None) -> Mailing:
     """Return a mailing with `held` set when it runs but cannot send.
 
-    `breaker` is None when no gateway is configured. A mailing that is held because its database
+    `channel` is None when no gateway is configured. A mailing that is held because its database
     was restored stays as it is.
     """
     if mailing.status != "running" or mailing.held:
         return mailing
-    held = Outage(mailing.datetime_start, NO_GATEWAY) if breaker is None else breaker.outage
+    held = Outage(mailing.datetime_start, NO_GATEWAY) if channel is None else channel.breaker.outage
     return mailing if held is None else msgspec.structs.replace(mailing, held=held)

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.db.paging import Cursor
-from mailer.gateway.breaker import Breaker
+from mailer.gateway.channel import Channel
+from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.activity import with_outage
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
@@ -20,8 +21,8 @@ from mailer.message import counters
 from mailer.message import store as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
-from mailer.message.model import Status as MessageStatus
 from mailer.message.store import to_message
+from mailer.statuses import MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body
 from mailer.web.download import csv_answer, wants_csv
@@ -87,35 +88,36 @@ class MailingController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
-        breaker: NamedDependency[Breaker | None],
+        claim: NamedDependency[IdempotencyClaim | None],
+        channel: NamedDependency[Channel | None],
         data: JSONBody[NewMailing],
     ) -> Mailing:
         """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
-        return with_outage(await service.create(engine, data, by), breaker)
+        return with_outage(await service.create(engine, data, by, claim), channel)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         request: Request[Any, Any, Any],
         query_params: NamedDependency[MailingQuery],
     ) -> Page[Mailing]:
         """List mailings with their counts of messages by status, newest first."""
         async with engine.connect() as connection:
             page = await store.page(connection, query_params.position, **query_params.equal())
-        return page_of(page, request, lambda row: with_outage(store.to_mailing(row), breaker))
+        return page_of(page, request, lambda row: with_outage(store.to_mailing(row), channel))
 
     @get("/{mailing_id:int}", required_scope="read")
     async def get_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         mailing_id: MailingId,
     ) -> MailingDetail:
         """Return a mailing with its counts of messages by status and its newest 100 messages."""
         async with engine.connect() as connection:
-            mailing = with_outage(await store.get(connection, mailing_id), breaker)
+            mailing = with_outage(await store.get(connection, mailing_id), channel)
             newest = await messages.page(
                 connection, mailing_id, Cursor(MAX_NEWEST_MESSAGES), mailing.created_messages
             )
@@ -159,54 +161,58 @@ class MailingController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         mailing_id: MailingId,
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing. After its start, changes apply to messages that were not sent yet."""
-        return with_outage(await service.change(engine, mailing_id, data, by), breaker)
+        return with_outage(await service.change(engine, mailing_id, data, by), channel)
 
     @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Pause a mailing. After the answer, no gateway request for it starts until it resumes."""
-        return await service.pause(engine, mailing_id, by)
+        return await service.pause(engine, mailing_id, by, claim)
 
     @post("/{mailing_id:int}/resume", **ACTION_OPTIONS)
     async def resume_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
-        breaker: NamedDependency[Breaker | None],
+        claim: NamedDependency[IdempotencyClaim | None],
+        channel: NamedDependency[Channel | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Resume a paused mailing."""
-        return with_outage(await service.resume(engine, mailing_id, by), breaker)
+        return with_outage(await service.resume(engine, mailing_id, by, claim), channel)
 
     @post("/{mailing_id:int}/cancel", **ACTION_OPTIONS)
     async def cancel_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Cancel a mailing permanently. After the answer, no gateway request for it starts."""
-        return await service.cancel(engine, mailing_id, by)
+        return await service.cancel(engine, mailing_id, by, claim)
 
     @post("/{mailing_id:int}/retry", **ACTION_OPTIONS)
     async def retry_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
-        breaker: NamedDependency[Breaker | None],
+        claim: NamedDependency[IdempotencyClaim | None],
+        channel: NamedDependency[Channel | None],
         mailing_id: MailingId,
     ) -> Mailing:
         """Send the undelivered and unknown messages of a mailing again, before its end."""
-        return with_outage(await service.retry(engine, mailing_id, by), breaker)
+        return with_outage(await service.retry(engine, mailing_id, by, claim), channel)
 
     @delete("/{mailing_id:int}", required_scope="write")
     async def delete_mailing(

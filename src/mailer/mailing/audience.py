@@ -38,11 +38,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.client import segment_counts
 from mailer.client.model import Client
 from mailer.db import origin
-from mailer.db.schema import UNSETTLED_MAILING, client, message
+from mailer.db.counts import add_up
+from mailer.db.schema import OPEN_MAILING, client, message
 from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
+from mailer.statuses import MESSAGE_STATUSES
 from mailer.text import fold_label
 
 BATCH = 5_000
@@ -186,7 +188,7 @@ def plan(
 # A mailing whose row another worker has locked is skipped. A partial index has exactly these
 # mailings in this order.
 HAS_AUDIENCE_TO_ENQUEUE = (
-    f"{UNSETTLED_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
+    f"{OPEN_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
 )
 NEXT_MAILING = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
@@ -204,14 +206,14 @@ LOWEST_CURSOR, NEWEST_MAILING = (
 )
 MAX_BIGINT = 2**63 - 1
 EnqueueOrder = Literal["lowest_cursor", "newest", "partly_enqueued"]
-"""Which mailing to enqueue next: the one with the lowest cursor, the newest of which nothing is
+"""The mailing to enqueue next: the one with the lowest cursor, the newest of which nothing is
 enqueued yet, or the one with the lowest cursor of those that are partly enqueued."""
-MOVE_CURSOR = text("""
+MOVE_CURSOR = text(f"""
     UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
-            SELECT scheduled + sending + delivered + undelivered + "unknown" + cancelled
+            SELECT {add_up(MESSAGE_STATUSES)}
             FROM mailing_counts WHERE mailing_id = :id) ELSE clients_count END
-    WHERE id = :id RETURNING clients_count""")
+    WHERE id = :id RETURNING clients_count""")  # noqa: S608  # no user input
 
 
 def audience_as_of_now() -> dict[str, Any]:
@@ -315,7 +317,7 @@ def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
     """Return the condition that a client belongs to a mailing's audience.
 
     Such a client matches the filter now and was in the directory at the audience's snapshot. Ids
-    alone do not tell that: an id may be assigned long before its client is committed.
+    alone do not show that: an id may be assigned long before its client is committed.
     """
     conditions: list[ColumnElement[bool] | TextClause] = [
         client.c.deleted_at.is_(None),

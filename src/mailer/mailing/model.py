@@ -12,6 +12,7 @@ from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableE
 from mailer.gateway.breaker import Outage
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
+from mailer.statuses import EXAMPLE_COUNTS, NOT_FINAL, MessageStatus
 from mailer.text import clean_label, compose, is_blank
 from mailer.validation import MAX_LIST_ENTRIES, STORABLE, Input
 
@@ -54,7 +55,10 @@ Text = Annotated[
         description="The text of the message, with at least one visible character; stored in"
         " Unicode normalization form C (NFC).",
         examples=["Your order is ready."],
-        extra={"rule": "must be 1 to 1,600 characters without NUL", "normalize": compose},
+        extra={
+            "rule": "must be 1 to 1,600 characters, without null characters",
+            "normalize": compose,
+        },
     ),
 ]
 OnUnknown = Annotated[
@@ -247,12 +251,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         "status": "running",
         "clients_count": 1200,
         "created_messages": 1200,
-        "scheduled_messages": 900,
-        "sending_messages": 50,
-        "delivered_messages": 240,
-        "undelivered_messages": 10,
-        "unknown_messages": 0,
-        "cancelled_messages": 0,
+        **{f"{status}_messages": count for status, count in EXAMPLE_COUNTS.items()},
         "created_at": "2030-01-10T08:00:00Z",
         "updated_at": "2030-01-15T06:00:00Z",
         "held": None,
@@ -282,6 +281,20 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
 
     Reasons: `restored` (the database was restored and an admin has not allowed sending yet),
     `no_gateway` (no gateway is configured), or the gateway's last failure."""
+
+    def count_of(self, *statuses: MessageStatus) -> int:
+        """Return the number of messages that have one of `statuses`."""
+        return sum(getattr(self, f"{status}_messages") for status in statuses)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will be sent, unless a user retries the mailing."""
+        return self.status in ENDED
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing will change any more, unless a user acts: all messages are final."""
+        return self.has_ended and not self.count_of(*NOT_FINAL)
 
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):

@@ -27,13 +27,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.end_message import end_columns
-from mailer.db.schema import FINISHED_IN_WINDOW, UNSETTLED_MAILING, client, message
+from mailer.db.schema import FINISHED_IN_WINDOW, OPEN_MAILING, client, message
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
+from mailer.message.ending import end_columns
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ BATCH = 2_000
 NEXT_MAILING = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, filter_changed, replan_cursor, replan_stop, clock_timestamp() AS now
-    FROM mailing WHERE {UNSETTLED_MAILING} AND is_replanning AND id <> ALL (:skipped)
+    FROM mailing WHERE {OPEN_MAILING} AND is_replanning AND id <> ALL (:skipped)
     ORDER BY replan_cursor, id LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
     bindparam("skipped", type_=ARRAY(BigInteger))
 )
@@ -217,7 +217,7 @@ MAX_LOOKUPS = 20_000
 """Messages that one transaction searches for: one for each pair of client and mailing."""
 # Without a window the time zone does not matter.
 HAS_WINDOW = f"""
-    {UNSETTLED_MAILING} AND audience_until IS NOT NULL AND status IN ('running', 'paused')
+    {OPEN_MAILING} AND audience_until IS NOT NULL AND status IN ('running', 'paused')
     AND send_interval_time_start IS NOT NULL AND datetime_end > clock_timestamp()"""
 FINISHED_BEFORE_END = f"{FINISHED_IN_WINDOW} AND datetime_end > clock_timestamp()"
 PLAN_COLUMNS = """
@@ -245,7 +245,7 @@ MAILINGS = text(f"""
 # Runs before messages are scheduled, because it subtracts the mailing's current counts from the
 # totals of settled mailings.
 REOPEN_MAILING = text(f"""
-    UPDATE mailing SET status = 'running', is_settled = false, updated_at = now()
+    UPDATE mailing SET status = 'running', is_closed = false, is_settled = false, updated_at = now()
     WHERE id = :id AND {FINISHED_BEFORE_END} RETURNING id""")  # noqa: S608  # no user input
 TAKE_MOVED_CLIENTS = text("""
     DELETE FROM client_to_replan WHERE ctid = ANY (ARRAY(
@@ -314,7 +314,7 @@ async def _reopen(
     if (await connection.execute(REOPEN_MAILING, {"id": mailing.id})).one_or_none() is None:
         return {row.client_id for row in due}
     await _replan_messages(connection, mailing, due)
-    log.info("mailing_revived", mailing_id=mailing.id, messages=len(due))
+    log.info("mailing_reopened", mailing_id=mailing.id, messages=len(due))
     return set()
 
 

@@ -10,9 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.db import origin
+from mailer.db.counts import add_up
+from mailer.db.schema import OPEN_MAILING
 from mailer.errors import ConflictError
 from mailer.mailing.model import Status
 from mailer.mailing.store import notify_mailings_changed
+from mailer.statuses import OPEN, OUTCOMES, RETRYABLE
 
 log = structlog.get_logger()
 
@@ -36,7 +39,7 @@ class PendingMailing(msgspec.Struct, frozen=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a restored database would send if sending were allowed."""
+    """The messages that a restored database would send if sending were allowed."""
 
     hold: origin.RestoreHold
     mailings: list[PendingMailing]
@@ -47,20 +50,19 @@ class Restored(msgspec.Struct, frozen=True):
 
 # Includes messages that were claimed when the backup was made, because they are rescued and sent
 # again, and messages of retries in progress.
-PENDING = text("""
+PENDING = text(f"""
     SELECT id, text, status, datetime_start, datetime_end, messages,
         count(*) OVER () AS mailings_count, sum(messages) OVER ()::bigint AS messages_count
     FROM (
         SELECT mailing.*, CASE WHEN audience_until IS NULL THEN clients_count
-            ELSE greatest(clients_count - delivered - undelivered - "unknown" - cancelled,
-                    scheduled + sending)
-                + CASE WHEN retry_before IS NULL THEN 0 ELSE undelivered + "unknown" END
+            ELSE greatest(clients_count - ({add_up(OUTCOMES)}), {add_up(OPEN)})
+                + CASE WHEN retry_before IS NULL THEN 0 ELSE {add_up(RETRYABLE)} END
             END AS messages
         FROM mailing JOIN mailing_counts ON mailing_id = id
-        WHERE NOT is_settled AND deleted_at IS NULL AND status <> 'cancelled'
+        WHERE {OPEN_MAILING} AND status <> 'cancelled'
             AND datetime_end > clock_timestamp()
     ) AS pending
-    WHERE messages > 0 ORDER BY messages DESC, id LIMIT :limit""")
+    WHERE messages > 0 ORDER BY messages DESC, id LIMIT :limit""")  # noqa: S608  # no user input
 
 
 async def find_restored(connection: AsyncConnection) -> Restored | None:

@@ -19,35 +19,35 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import client, message
+from mailer.db.schema import OPEN_MAILING, client, message, one_of
 from mailer.mailing.audience import filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
+from mailer.statuses import RETRYABLE
 
 # The mailing with the lowest cursor comes first, so that a small one does not wait for a large one.
-NEXT_MAILING = text("""
+NEXT_MAILING = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         client_filter, retry_before, retry_cursor, clock_timestamp() AS now
     FROM mailing
-    WHERE retry_before IS NOT NULL AND NOT is_settled AND deleted_at IS NULL
-        AND id <> ALL (:skipped)
-    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(
+    WHERE retry_before IS NOT NULL AND {OPEN_MAILING} AND id <> ALL (:skipped)
+    ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
     bindparam("skipped", type_=ARRAY(BigInteger))
 )
 # One index scan per status returns messages in order, so that all chunks cost the same.
-RETRYABLE = text("""
-    (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'undelivered'
-        AND id > :cursor ORDER BY id LIMIT :chunk)
-    UNION ALL
-    (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'unknown'
-        AND id > :cursor ORDER BY id LIMIT :chunk)
-    ORDER BY id LIMIT :chunk""")
-SCHEDULE = text("""
+FIND_BY_STATUS = """
+    (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = '{status}'
+        AND id > :cursor ORDER BY id LIMIT :chunk)"""
+FIND_RETRYABLE = text(
+    " UNION ALL ".join(FIND_BY_STATUS.format(status=status) for status in RETRYABLE)
+    + " ORDER BY id LIMIT :chunk"
+)
+SCHEDULE = text(f"""
     UPDATE message SET status = 'scheduled', reason = NULL, due_at = planned.due_at,
         attempts = 0, last_failure = NULL, retry_at = NULL, sent_at = NULL, updated_at = now()
     FROM unnest(:ids, :due_ats) AS planned (id, due_at)
-    WHERE message.id = planned.id AND message.status IN ('undelivered', 'unknown')""").bindparams(
+    WHERE message.id = planned.id AND {one_of("message.status", RETRYABLE)}""").bindparams(  # noqa: S608  # no user input
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
 )
@@ -76,7 +76,7 @@ async def retry_chunk(
 
 async def _retry_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
     values = {"mailing_id": mailing.id, "cursor": mailing.retry_cursor, "chunk": chunk}
-    ids = list(await connection.scalars(RETRYABLE, values))
+    ids = list(await connection.scalars(FIND_RETRYABLE, values))
     retryable = (await connection.execute(_select_retryable(mailing, ids))).all()
     window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
     zones = {row.time_zone for row in retryable}
@@ -103,7 +103,7 @@ def _select_retryable(mailing: Row[Any], ids: list[int]) -> Executable:
         .join_from(message, client, client.c.id == message.c.client_id)
         .where(
             message.c.id == any_(bindparam("ids", ids, type_=ARRAY(BigInteger))),
-            message.c.status.in_(("undelivered", "unknown")),
+            message.c.status.in_(RETRYABLE),
             message.c.updated_at <= mailing.retry_before,
             client.c.deleted_at.is_(None),
             filter_condition(msgspec.convert(mailing.client_filter, ClientFilter)),

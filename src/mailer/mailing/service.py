@@ -1,8 +1,8 @@
 """Use cases of mailings: create, change, pause, resume, cancel, retry, delete.
 
-Each one writes its audit log entry in the transaction that makes the change. A repeated request
-with the same Idempotency-Key does not make the change again. It only does what was left to do, such
-as waiting until workers have stopped.
+Each one writes its audit log entry in the transaction that makes the change. A request with an
+Idempotency-Key has a `claim`. Its repeat does not make the change again, and only does what was
+left to do, such as waiting until workers have stopped.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.idempotency.once import once
 from mailer.mailing import audience, stop_number, store
 from mailer.mailing.actions import Action, ensure_allowed
 from mailer.mailing.model import (
@@ -41,19 +43,24 @@ AUDITED_FIELDS = frozenset({*NewMailing.__struct_fields__, "status"})
 """Fields of a mailing that the audit log records."""
 
 
-async def create(engine: AsyncEngine, new: NewMailing, actor: Actor) -> Mailing:
+async def create(
+    engine: AsyncEngine, new: NewMailing, actor: Actor, claim: IdempotencyClaim | None = None
+) -> Mailing:
     """Create a mailing. Workers start it at once when it is already due."""
     async with engine.begin() as connection:
-        if actor.stored_result is not None:
-            return await store.get(connection, actor.stored_result["id"])
-        clients_count = await audience.count(connection, new.client_filter)
-        values = msgspec.structs.asdict(new)
-        mailing_id = await store.create(connection, values, clients_count)
-        await notify_mailings_changed(connection)
-        await _write_audit(connection, actor, "mailing_created", mailing_id, after=values)
+        mailing_id = await once(connection, claim, lambda: _create(connection, new, actor))
         created = await store.get(connection, mailing_id)
-    log.info("mailing_created", mailing_id=mailing_id, clients=clients_count)
+    log.info("mailing_created", mailing_id=mailing_id, clients=created.clients_count)
     return created
+
+
+async def _create(connection: AsyncConnection, new: NewMailing, actor: Actor) -> int:
+    clients_count = await audience.count(connection, new.client_filter)
+    values = msgspec.structs.asdict(new)
+    mailing_id = await store.create(connection, values, clients_count)
+    await notify_mailings_changed(connection)
+    await _write_audit(connection, actor, "mailing_created", mailing_id, after=values)
+    return mailing_id
 
 
 async def _write_audit(  # noqa: PLR0913  # the fields of an audit log entry
@@ -150,95 +157,109 @@ async def delete(engine: AsyncEngine, mailing_id: int, actor: Actor) -> None:
     await _wait_until_stopped(engine, mailing_id)
 
 
-async def pause(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+async def pause(
+    engine: AsyncEngine, mailing_id: int, actor: Actor, claim: IdempotencyClaim | None = None
+) -> Mailing:
     """Pause a mailing, and wait until no worker starts a request for it any more.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingPausedError`, and
     `StopTimeoutError` when a worker does not stop in time.
     """
-    if actor.stored_result is None:
-        async with engine.begin() as connection:
-            mailing = await _lock_for(connection, "pause", mailing_id)
-            values = {"status": "paused"}
-            await store.change(connection, mailing_id, values)
-            await notify_mailings_changed(connection)
-            old = {"status": mailing.status}
-            await _write_audit(
-                connection, actor, "mailing_paused", mailing_id, before=old, after=values
-            )
-        log.info("mailing_paused", mailing_id=mailing_id)
+    async with engine.begin() as connection:
+        await once(connection, claim, lambda: _pause(connection, mailing_id, actor))
+    log.info("mailing_paused", mailing_id=mailing_id)
     return await _get_stopped(engine, mailing_id)
 
 
-async def resume(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+async def _pause(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    mailing = await _lock_for(connection, "pause", mailing_id)
+    return await _change_state(connection, mailing, actor, "mailing_paused", {"status": "paused"})
+
+
+async def resume(
+    engine: AsyncEngine, mailing_id: int, actor: Actor, claim: IdempotencyClaim | None = None
+) -> Mailing:
     """Resume a paused mailing: it is `running`, or `scheduled` before its start.
 
     Raises `MailingNotFoundError`, `MailingEndedError` and `MailingNotPausedError`.
     """
     async with engine.begin() as connection:
-        if actor.stored_result is not None:
-            return await store.get(connection, mailing_id)
-        mailing = await _lock_for(connection, "resume", mailing_id)
-        is_started = await store.is_started(connection, mailing_id)
-        status = "running" if is_started else "scheduled"
-        await store.change(connection, mailing_id, {"status": status})
-        await notify_mailings_changed(connection)
-        old, values = {"status": mailing.status}, {"status": status}
-        await _write_audit(
-            connection, actor, "mailing_resumed", mailing_id, before=old, after=values
-        )
+        await once(connection, claim, lambda: _resume(connection, mailing_id, actor))
         resumed = await store.get(connection, mailing_id)
     log.info("mailing_resumed", mailing_id=mailing_id)
     return resumed
 
 
-async def cancel(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+async def _resume(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    mailing = await _lock_for(connection, "resume", mailing_id)
+    is_started = await store.is_started(connection, mailing_id)
+    values = {"status": "running" if is_started else "scheduled"}
+    return await _change_state(connection, mailing, actor, "mailing_resumed", values)
+
+
+async def cancel(
+    engine: AsyncEngine, mailing_id: int, actor: Actor, claim: IdempotencyClaim | None = None
+) -> Mailing:
     """Cancel a mailing permanently, and wait until no worker sends for it any more.
 
     Workers then cancel its unsent messages in chunks. Raises `MailingNotFoundError`,
     `MailingEndedError`, and `StopTimeoutError` when a worker does not stop in time.
     """
-    if actor.stored_result is None:
-        async with engine.begin() as connection:
-            mailing = await _lock_for(connection, "cancel", mailing_id)
-            is_started = await store.is_started(connection, mailing_id)
-            values = {"status": "cancelled", "retry_before": None, "is_settled": not is_started}
-            await store.change(connection, mailing_id, values)
-            await notify_mailings_changed(connection)
-            old = {"status": mailing.status}
-            await _write_audit(
-                connection, actor, "mailing_cancelled", mailing_id, before=old, after=values
-            )
-        log.info("mailing_cancelled", mailing_id=mailing_id)
+    async with engine.begin() as connection:
+        await once(connection, claim, lambda: _cancel(connection, mailing_id, actor))
+    log.info("mailing_cancelled", mailing_id=mailing_id)
     return await _get_stopped(engine, mailing_id)
 
 
-async def retry(engine: AsyncEngine, mailing_id: int, actor: Actor) -> Mailing:
+async def _cancel(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    mailing = await _lock_for(connection, "cancel", mailing_id)
+    is_started = await store.is_started(connection, mailing_id)
+    values = {
+        "status": "cancelled",
+        "retry_before": None,
+        "is_closed": not is_started,
+        "is_settled": not is_started,
+    }
+    return await _change_state(connection, mailing, actor, "mailing_cancelled", values)
+
+
+async def retry(
+    engine: AsyncEngine, mailing_id: int, actor: Actor, claim: IdempotencyClaim | None = None
+) -> Mailing:
     """Send undelivered and unknown messages again; a finished mailing runs again.
 
     Workers then schedule the messages in chunks. Raises `MailingNotFoundError`,
     `MailingEndedError` and `NothingToRetryError`.
     """
     async with engine.begin() as connection:
-        if actor.stored_result is not None:
-            return await store.get(connection, mailing_id)
-        mailing = await _lock_for(connection, "retry", mailing_id)
-        values = {
-            "retry_before": func.clock_timestamp(),
-            "retry_cursor": 0,
-            "is_settled": False,
-        }
-        old = {}
-        if mailing.status == "finished":
-            old, values["status"] = {"status": mailing.status}, "running"
-        await store.change(connection, mailing_id, values)
-        await notify_mailings_changed(connection)
-        await _write_audit(
-            connection, actor, "mailing_retried", mailing_id, before=old, after=values
-        )
+        await once(connection, claim, lambda: _retry(connection, mailing_id, actor))
         retried = await store.get(connection, mailing_id)
     log.info("mailing_retried", mailing_id=mailing_id)
     return retried
+
+
+async def _retry(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    mailing = await _lock_for(connection, "retry", mailing_id)
+    values = {
+        "retry_before": func.clock_timestamp(),
+        "retry_cursor": 0,
+        "is_closed": False,
+        "is_settled": False,
+    }
+    if mailing.status == "finished":
+        values["status"] = "running"
+    return await _change_state(connection, mailing, actor, "mailing_retried", values)
+
+
+async def _change_state(
+    connection: AsyncConnection, mailing: Mailing, actor: Actor, action: str, values: dict[str, Any]
+) -> int:
+    """Change the state of a locked mailing, write the audit log, and return the mailing's id."""
+    await store.change(connection, mailing.id, values)
+    await notify_mailings_changed(connection)
+    before = {"status": mailing.status} if "status" in values else None
+    await _write_audit(connection, actor, action, mailing.id, before=before, after=values)
+    return mailing.id
 
 
 async def _lock_for(connection: AsyncConnection, action: Action, mailing_id: int) -> Mailing:

@@ -26,7 +26,7 @@ class SkippedMailings(set[int]):
         """
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # wrong data raises many kinds of errors
             if is_unavailable(error) or (
                 isinstance(error, DBAPIError) and not is_data_error(error)
             ):

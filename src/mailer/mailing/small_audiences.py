@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.counts import add_up
 from mailer.mailing.audience import (
     FIRST_BATCH,
     HAS_AUDIENCE_TO_ENQUEUE,
@@ -30,6 +31,7 @@ from mailer.mailing.audience import (
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
+from mailer.statuses import MESSAGE_STATUSES
 
 MAX_FILTER_VALUES = 5_000
 """Filter values that one statement searches by. A single filter may exceed this limit."""
@@ -267,11 +269,13 @@ SET_COUNTS = text("""
     WHERE mailing.id = counted.id""").bindparams(
     bindparam("ids", type_=ARRAY(BigInteger)), bindparam("counts", type_=ARRAY(BigInteger))
 )
-MOVE_CURSORS = text("""
+MOVE_CURSORS = text(f"""
     UPDATE mailing SET audience_cursor = audience_until,
-        clients_count = scheduled + sending + delivered + undelivered + "unknown" + cancelled
+        clients_count = {add_up(MESSAGE_STATUSES)}
     FROM mailing_counts WHERE mailing.id = ANY (:ids) AND mailing_counts.mailing_id = mailing.id
-    RETURNING mailing.id, clients_count""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
+    RETURNING mailing.id, clients_count""").bindparams(  # noqa: S608  # no user input
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
 
 
 async def enqueue_small(

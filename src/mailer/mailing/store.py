@@ -24,11 +24,12 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.schema import MESSAGE_STATUSES, mailing, mailing_counts, origin, settled_totals
+from mailer.db.schema import mailing, mailing_counts, origin, settled_totals
 from mailer.gateway.breaker import Outage
 from mailer.mailing.model import Mailing, MailingNotFoundError, Status, stored_filter
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
+from mailer.statuses import MESSAGE_STATUSES
 
 MESSAGES_TOTAL = sum(
     (mailing_counts.c[name] for name in MESSAGE_STATUSES[1:]), mailing_counts.c[MESSAGE_STATUSES[0]]
@@ -37,8 +38,9 @@ CREATED_MESSAGES = case((mailing.c.purge_started_at.is_(None), MESSAGES_TOTAL), 
 """Messages that exist; 0 once retention has begun, when only counts are kept."""
 IS_STARTED = mailing.c.audience_until.is_not(None)
 NOT_DELETED = mailing.c.deleted_at.is_(None)
+IS_OPEN = and_(not_(mailing.c.is_closed), NOT_DELETED)
 UNSETTLED = and_(not_(mailing.c.is_settled), NOT_DELETED)
-"""The condition of partial indexes, spelled as there: with `IS false` PostgreSQL scans all rows."""
+"""Conditions of partial indexes, spelled as there: with `IS false` PostgreSQL scans all rows."""
 SETTLED = {"finished": settled_totals.c.finished, "cancelled": settled_totals.c.cancelled_mailings}
 
 
@@ -177,9 +179,7 @@ async def count(
 
 async def list_upcoming(connection: AsyncConnection, limit: int) -> list[Mailing]:
     """Return up to `limit` mailings that have not started, the earliest start first."""
-    statement = select_mailings().where(
-        UNSETTLED, not_(IS_STARTED), mailing.c.status == "scheduled"
-    )
+    statement = select_mailings().where(IS_OPEN, not_(IS_STARTED), mailing.c.status == "scheduled")
     ordered = statement.order_by(mailing.c.datetime_start, mailing.c.id).limit(limit)
     return [to_mailing(row) for row in await connection.execute(ordered)]
 
@@ -195,10 +195,10 @@ async def mark_deleted(connection: AsyncConnection, mailing_id: int) -> None:
         raise MailingNotFoundError
 
 
-MAILING_CHANNEL = "mailing"
-"""Name of the PostgreSQL notification channel."""
+MAILINGS_CHANGED = "mailings_changed"
+"""Name of the PostgreSQL notification that a mailing has changed."""
 
 
 async def notify_mailings_changed(connection: AsyncConnection) -> None:
     """Notify all workers that a mailing has changed; PostgreSQL delivers it after the commit."""
-    await connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": MAILING_CHANNEL})
+    await connection.execute(text("SELECT pg_notify(:name, '')"), {"name": MAILINGS_CHANGED})

@@ -12,25 +12,27 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.end_message import end_set_clause
-from mailer.db.schema import ENDED_AT, RETENTION_START, UNSETTLED_MAILING
+from mailer.db.counts import add_up
+from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START
 from mailer.mailing import small_audiences
 from mailer.mailing.model import RunningMailing, Status
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.message import counters
+from mailer.message.ending import end_set_clause
+from mailer.statuses import NOT_FINAL, OPEN
 
 BATCH = 1_000
-"""Unsettled mailings that one statement reads. The next call reads the following ones."""
+"""Open mailings that one statement reads. The next call reads the following ones."""
 
-RUNNING_COLUMNS = """
+RUNNING_COLUMNS = f"""
     id, text, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
     status = 'running' AND NOT is_replanning AND datetime_end > clock_timestamp(),
-    status IN ('running', 'paused') AND NOT is_settled AND deleted_at IS NULL"""
-UNDER_WAY_MAILINGS = f"""
+    status IN ('running', 'paused') AND {OPEN_MAILING}"""
+ACTIVE_MAILINGS = f"""
     SELECT {RUNNING_COLUMNS} FROM mailing
-    WHERE {UNSETTLED_MAILING} AND status IN ('running', 'paused') AND id > $1
+    WHERE {OPEN_MAILING} AND status IN ('running', 'paused') AND id > $1
     ORDER BY id LIMIT $2"""  # noqa: S608  # no user input
 DATABASE_NOW = "SELECT clock_timestamp(), pg_current_snapshot()::text"
 # A trigger writes the id of the changing transaction into `changed_by`. A change that an earlier
@@ -45,7 +47,7 @@ CHANGED_MAILINGS = f"""
             AND changed_by < pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"""  # noqa: S608  # no user input
 
 MailingsById = dict[int, RunningMailing | None]
-"""Mailings by id; None for one that is not running or paused, or is settled or deleted."""
+"""Mailings by id; None for one that is not running or paused, or is closed or deleted."""
 
 
 async def database_now(connection: asyncpg.Connection) -> tuple[datetime, str]:
@@ -54,11 +56,11 @@ async def database_now(connection: asyncpg.Connection) -> tuple[datetime, str]:
     return moment, snapshot
 
 
-async def read_under_way(
+async def read_active(
     connection: asyncpg.Connection, after: int = 0, limit: int = BATCH
 ) -> MailingsById:
     """Return up to `limit` running or paused mailings with ids above `after`, by ascending id."""
-    return _by_id(await connection.fetch(UNDER_WAY_MAILINGS, after, limit))
+    return _by_id(await connection.fetch(ACTIVE_MAILINGS, after, limit))
 
 
 async def read_changed(connection: asyncpg.Connection, since: str) -> MailingsById:
@@ -76,7 +78,7 @@ def _by_id(rows: list[asyncpg.Record]) -> MailingsById:
             on_unknown,
             may_send,
         )
-        if is_under_way
+        if is_active
         else None
         for (
             mailing_id,
@@ -86,13 +88,13 @@ def _by_id(rows: list[asyncpg.Record]) -> MailingsById:
             opens,
             closes,
             may_send,
-            is_under_way,
+            is_active,
         ) in rows
     }
 
 
 class PendingWork(msgspec.Struct, frozen=True):
-    """Which kinds of work mailings need now."""
+    """The kinds of work that mailings need now."""
 
     must_start: bool
     """The start of a mailing has come."""
@@ -138,19 +140,19 @@ MAX_ENDED = 1_000
 # mailings wait, and would otherwise scan all of them.
 MAYBE_FINISHED = f"""
     batch AS MATERIALIZED (
-        SELECT id FROM mailing WHERE {UNSETTLED_MAILING} AND id > :after ORDER BY id LIMIT {BATCH}),
+        SELECT id FROM mailing WHERE {OPEN_MAILING} AND id > :after ORDER BY id LIMIT {BATCH}),
     nothing_left AS MATERIALIZED (
-        SELECT unsettled.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
+        SELECT still_open.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
             CROSS JOIN LATERAL (
                 SELECT FROM mailing_counts WHERE mailing_id = checked.id
-                    AND scheduled = 0 AND sending = 0 OFFSET 0) AS counts
+                    AND {add_up(OPEN)} = 0 OFFSET 0) AS counts
             CROSS JOIN LATERAL (
                 SELECT id FROM mailing WHERE mailing.id = checked.id
-                    AND {UNSETTLED_MAILING} AND {HAS_NOTHING_PENDING} OFFSET 0) AS unsettled
+                    AND {OPEN_MAILING} AND {HAS_NOTHING_PENDING} OFFSET 0) AS still_open
         LIMIT {4 * small_audiences.MAILINGS_PER_BATCH})"""  # noqa: S608  # no user input
-ENDED_UNSETTLED = f"""
+ENDED_OPEN = f"""
     SELECT id, status FROM mailing
-    WHERE {UNSETTLED_MAILING} AND audience_until IS NOT NULL
+    WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
         AND {ENDED_AT} <= (SELECT clock_timestamp())
     ORDER BY {ENDED_AT} LIMIT {MAX_ENDED}"""  # noqa: S608  # no user input
 
@@ -160,24 +162,24 @@ ENDED_UNSETTLED = f"""
 FIND_PENDING_WORK = text(f"""
     WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at), {MAYBE_FINISHED}
     SELECT
-        EXISTS (SELECT FROM mailing WHERE {UNSETTLED_MAILING} AND audience_until IS NULL
+        EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND audience_until IS NULL
             AND datetime_start <= (SELECT at FROM clock) AND id <> ALL (:skipped)) AS must_start,
-        EXISTS (SELECT FROM mailing WHERE {UNSETTLED_MAILING} AND audience_cursor < audience_until
+        EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND audience_cursor < audience_until
             AND NOT is_replanning AND id <> ALL (:skipped)) AS must_enqueue,
-        EXISTS (SELECT FROM mailing WHERE {UNSETTLED_MAILING} AND is_replanning
+        EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND is_replanning
             AND id <> ALL (:skipped)) AS must_replan,
-        EXISTS (SELECT FROM mailing WHERE {UNSETTLED_MAILING} AND retry_before IS NOT NULL
+        EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND retry_before IS NOT NULL
             AND id <> ALL (:skipped)) AS must_retry,
-        EXISTS (SELECT FROM ({ENDED_UNSETTLED}) AS ended CROSS JOIN LATERAL (
+        EXISTS (SELECT FROM ({ENDED_OPEN}) AS ended CROSS JOIN LATERAL (
             SELECT FROM mailing_counts
             WHERE mailing_id = ended.id AND scheduled > 0 OFFSET 0) AS counts)
             AS must_end_messages,
         EXISTS (SELECT FROM nothing_left) AS must_finish,
         extract(epoch FROM least(
             (SELECT min(datetime_start) FROM mailing
-                WHERE {UNSETTLED_MAILING} AND audience_until IS NULL AND id <> ALL (:skipped)),
+                WHERE {OPEN_MAILING} AND audience_until IS NULL AND id <> ALL (:skipped)),
             (SELECT min({ENDED_AT}) FROM mailing
-                WHERE {UNSETTLED_MAILING} AND audience_until IS NOT NULL
+                WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
                 AND {ENDED_AT} > (SELECT at FROM clock)))
             - (SELECT at FROM clock))::float8 AS seconds_until_next,
         (SELECT CASE WHEN count(*) = {BATCH} THEN max(id) ELSE 0 END FROM batch) AS last_checked_id
@@ -208,7 +210,7 @@ DUE_MAILINGS = """
         AND id <> ALL (:skipped)
     ORDER BY datetime_start {order}, id {order} LIMIT :limit FOR UPDATE SKIP LOCKED"""
 DUE_MAILINGS_BY_ORDER = [
-    text(DUE_MAILINGS.format(live=UNSETTLED_MAILING, order=order)).bindparams(
+    text(DUE_MAILINGS.format(live=OPEN_MAILING, order=order)).bindparams(
         bindparam("skipped", type_=ARRAY(BigInteger))
     )
     for order in ("DESC", "ASC")
@@ -255,7 +257,7 @@ async def start_due(
 END_REASON = "CASE waiting.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END"
 END_WAITING = text(f"""
     WITH waiting AS MATERIALIZED (
-        SELECT message.id, ended.status FROM ({ENDED_UNSETTLED}) AS ended
+        SELECT message.id, ended.status FROM ({ENDED_OPEN}) AS ended
         CROSS JOIN LATERAL (
             SELECT id FROM message
             WHERE message.mailing_id = ended.id AND message.status = 'scheduled'
@@ -280,14 +282,15 @@ async def end_scheduled_messages(connection: AsyncConnection, chunk: int) -> boo
 FINISH = text(f"""
     WITH {MAYBE_FINISHED},
     done AS MATERIALIZED (
-        SELECT mailing.id FROM nothing_left JOIN mailing ON mailing.id = nothing_left.id
+        SELECT mailing.id, {add_up(NOT_FINAL)} = 0 AS is_settled
+        FROM nothing_left JOIN mailing ON mailing.id = nothing_left.id
             JOIN mailing_counts ON mailing_counts.mailing_id = mailing.id
-        WHERE mailing_counts.scheduled = 0 AND mailing_counts.sending = 0
-            AND {UNSETTLED_MAILING} AND {HAS_NOTHING_PENDING}
+        WHERE {add_up(OPEN)} = 0
+            AND {OPEN_MAILING} AND {HAS_NOTHING_PENDING}
         ORDER BY mailing.id LIMIT {small_audiences.MAILINGS_PER_BATCH}
         FOR NO KEY UPDATE OF mailing, mailing_counts SKIP LOCKED
     )
-    UPDATE mailing SET is_settled = true, updated_at = now(),
+    UPDATE mailing SET is_closed = true, is_settled = done.is_settled, updated_at = now(),
         status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END
     FROM done WHERE mailing.id = done.id
     RETURNING mailing.id, mailing.status""").bindparams(  # noqa: S608  # no user input
@@ -298,10 +301,11 @@ FINISH = text(f"""
 async def finish(
     connection: AsyncConnection, after: int = 0, check_ids: Sequence[int] = ()
 ) -> list[tuple[int, Status]]:
-    """Settle mailings that have nothing left to send; return their ids and final statuses.
+    """Close mailings that have nothing left to send; return their ids and final statuses.
 
-    Checks the same mailings as `find_pending_work`. At most `small_audiences.MAILINGS_PER_BATCH`
-    are settled in one call, because the start of other mailings waits for it.
+    A mailing whose messages are all final is settled, too. Checks the same mailings as
+    `find_pending_work`. At most `small_audiences.MAILINGS_PER_BATCH` are closed in one call,
+    because the start of other mailings waits for it.
     """
     rows = await connection.execute(FINISH, {"after": after, "check_ids": list(check_ids)})
     return [(row.id, row.status) for row in rows]

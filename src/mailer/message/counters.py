@@ -6,15 +6,16 @@ A counter is a row of the table `message_count` plus its deltas that are not mer
 
 from collections import defaultdict
 from datetime import datetime
+from typing import Self
 
 import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.counts import sums
 from mailer.db.engine import COUNTER_MERGE_LOCK
-from mailer.db.schema import COUNTERS, OUTCOMES
-from mailer.message import outcomes
-from mailer.message.model import Status
+from mailer.db.schema import COUNTERS, RETENTION_START, UNSETTLED_MAILING
+from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 FULL_RESOLUTION_SECONDS = 120
 """Age in seconds up to which counts over time are kept by the second."""
@@ -35,31 +36,30 @@ def resolution(span: float) -> int:
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Counts of the messages in one group, in all and by final status.
+    """Counts of the messages in one group, in all and by outcome.
 
     A group is, for example, the messages of a mailing that go to one time zone.
     """
 
     messages: int = 0
-    delivered: int = 0
-    undelivered: int = 0
-    unknown: int = 0
-    cancelled: int = 0
+    outcomes: OutcomeCounts = OutcomeCounts.of()
+
+    @classmethod
+    def of_columns(cls, messages: int, *outcomes: int) -> Self:
+        """Return the counters in the columns `COUNTERS` of a row."""
+        return cls(messages, OutcomeCounts(**dict(zip(OUTCOMES, outcomes, strict=True))))
 
     @property
     def waiting(self) -> int:
-        """Messages that are scheduled or being sent."""
-        ended = self.delivered + self.undelivered + self.unknown + self.cancelled
-        return self.messages - ended
+        """Messages without an outcome: scheduled or being sent."""
+        return self.messages - self.outcomes.total
 
-    def count_of(self, status: Status) -> int:
+    def count_of(self, status: MessageStatus) -> int:
         """Return the number of messages with a status, in a group by reason.
 
         A message has no reason while it is being sent, so there `waiting` means scheduled.
         """
-        if status == "sending":
-            return 0
-        count: int = self.waiting if status == "scheduled" else getattr(self, status)
+        count: int = self.waiting if status == "scheduled" else getattr(self.outcomes, status, 0)
         return count
 
 
@@ -73,8 +73,8 @@ class CountersOfMailing(msgspec.Struct, frozen=True):
     """Outcomes by the second; old ones by the start of a longer bucket."""
 
 
-SUMS = ", ".join(f'sum("{name}")::bigint AS "{name}"' for name in COUNTERS)
-COLUMNS = ", ".join(f'"{name}"' for name in COUNTERS)
+SUMS = sums(COUNTERS)
+COLUMNS = ", ".join(COUNTERS)
 SELECT_ALL = text(f"""
     SELECT dimension, key, bucket_start, {SUMS} FROM all_message_counts
     WHERE mailing_id = :mailing_id
@@ -101,29 +101,29 @@ async def get_all(connection: AsyncConnection, mailing_id: int) -> CountersOfMai
         if not any(counts):
             continue
         if bucket_start is None:
-            by_value[dimension][key] = Counters(*counts)
+            by_value[dimension][key] = Counters.of_columns(*counts)
         else:
-            by_second[bucket_start] = Counters(*counts)
+            by_second[bucket_start] = Counters.of_columns(*counts)
     return CountersOfMailing(by_value, by_second)
 
 
 async def get_by_zone(connection: AsyncConnection, mailing_id: int) -> dict[str, Counters]:
     """Return a mailing's counters by time zone."""
     rows = await connection.execute(SELECT_BY_ZONE, {"mailing_id": mailing_id})
-    return {zone: Counters(*counts) for zone, *counts in rows}
+    return {zone: Counters.of_columns(*counts) for zone, *counts in rows}
 
 
 async def get_of_reason(connection: AsyncConnection, mailing_id: int, reason: str) -> Counters:
     """Return the counters of a mailing's messages with the given reason."""
     values = {"mailing_id": mailing_id, "reason": reason}
     row = (await connection.execute(SELECT_OF_REASON, values)).one_or_none()
-    return Counters() if row is None else Counters(*row)
+    return Counters() if row is None else Counters.of_columns(*row)
 
 
 async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[str, Counters]:
     """Return the counters of a mailing's messages by reason, the most frequent first."""
     rows = await connection.execute(SELECT_BY_REASON, {"mailing_id": mailing_id})
-    return {reason: Counters(*counts) for reason, *counts in rows}
+    return {reason: Counters.of_columns(*counts) for reason, *counts in rows}
 
 
 # One worker merges at a time. Deltas that others add meanwhile wait for the next merge.
@@ -131,12 +131,8 @@ LOCK = {"lock": COUNTER_MERGE_LOCK}
 LOCK_COUNTERS = text("SELECT pg_advisory_xact_lock(:lock)")
 TRY_LOCK_COUNTERS = text("""
     SELECT EXISTS (SELECT FROM message_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
-ADD_COUNTERS = ", ".join(
-    f'"{name}" = message_count."{name}" + excluded."{name}"' for name in COUNTERS
-)
-ADD_OUTCOMES = ", ".join(
-    f'"{name}" = outcome_count."{name}" + excluded."{name}"' for name in OUTCOMES
-)
+ADD_COUNTERS = ", ".join(f"{name} = message_count.{name} + excluded.{name}" for name in COUNTERS)
+ADD_OUTCOMES = ", ".join(f"{name} = outcome_count.{name} + excluded.{name}" for name in OUTCOMES)
 UPSERT = f"""
     ON CONFLICT (mailing_id, dimension, key, bucket_start) DO UPDATE SET {ADD_COUNTERS}"""
 # Deltas of the dimension `outcome` are counted over all mailings, the others for each mailing.
@@ -144,8 +140,8 @@ MERGE = f"""
     WITH delta AS (
         DELETE FROM message_count_delta WHERE {{condition}} RETURNING *
     ), outcome AS (
-        INSERT INTO outcome_count (bucket_start, reason, {outcomes.NAMES})
-        SELECT bucket_start, key, {outcomes.SUMS}
+        INSERT INTO outcome_count (bucket_start, reason, {", ".join(OUTCOMES)})
+        SELECT bucket_start, key, {sums(OUTCOMES)}
         FROM delta WHERE dimension = 'outcome' GROUP BY bucket_start, key
         ON CONFLICT (bucket_start, reason) DO UPDATE SET {ADD_OUTCOMES}
     )
@@ -166,6 +162,8 @@ async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
 
 
 # OFFSET makes PostgreSQL compute each span once, instead of once for each comparison.
+# RETENTION_START is never before `updated_at`. Its condition only lets PostgreSQL use
+# mailing_retention_idx.
 RESOLUTION = " ".join(f"WHEN span <= {span} THEN {seconds}" for span, seconds in RESOLUTIONS)
 OUTER_SECOND = """
     SELECT bucket_start FROM message_count
@@ -173,9 +171,10 @@ OUTER_SECOND = """
     ORDER BY bucket_start {order} LIMIT 1"""
 DOWNSAMPLE = text(f"""
     WITH active AS (
-        SELECT id FROM mailing WHERE NOT is_settled AND deleted_at IS NULL
+        SELECT id FROM mailing WHERE {UNSETTLED_MAILING}
         UNION ALL
         SELECT id FROM mailing WHERE is_settled AND NOT is_purged AND deleted_at IS NULL
+            AND {RETENTION_START} > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
             AND updated_at > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
     ), target AS MATERIALIZED (
         SELECT id, make_interval(secs => CASE {RESOLUTION} ELSE {HOUR} END) AS resolution

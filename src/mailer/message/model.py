@@ -1,13 +1,12 @@
 """A message: one mailing's text for one client, and a row of the job table."""
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
 
 from mailer.errors import NotFoundError
-
-Status = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled"]
+from mailer.statuses import MessageStatus
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -29,7 +28,7 @@ class Message(msgspec.Struct, frozen=True):
     id: int
     mailing_id: int
     client_id: int
-    status: Status
+    status: MessageStatus
     reason: str | None
     last_failure: str | None
     attempts: int
@@ -115,7 +114,7 @@ class MessageResult(msgspec.Struct, frozen=True, gc=False):
     """
 
     claim: ClaimedMessage
-    status: Status
+    status: MessageStatus
     attempts: int
     reason: str | None = None
     due_at: datetime | None = None

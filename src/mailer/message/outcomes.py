@@ -11,25 +11,25 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import OUTCOMES
-from mailer.message.model import Status
+from mailer.db.counts import sums, values_of
+from mailer.statuses import FAILURES, OUTCOMES, MessageStatus
 
 HOUR = 3_600
-NAMES = ", ".join(f'"{name}"' for name in OUTCOMES)
-SUMS = ", ".join(f'sum("{name}")::bigint AS "{name}"' for name in OUTCOMES)
 
 BY_HOUR = text(f"""
-    SELECT (extract(epoch FROM bucket_start - :start)::bigint / {HOUR})::int AS hour_number, {SUMS}
+    SELECT (extract(epoch FROM bucket_start - :start)::bigint / {HOUR})::int AS hour_number,
+        {sums(OUTCOMES)}
     FROM all_outcome_counts WHERE bucket_start >= :start AND bucket_start < :end
     GROUP BY hour_number""")  # noqa: S608  # inserts our own column names only
-FAILURES = text("""
+COUNTED_FAILURES = values_of(FAILURES, "{name!r}, {name}")
+COUNT_FAILURES = text(f"""
     SELECT failed.status, nullif(reason, '') AS reason, sum(failed.messages)::bigint AS messages
     FROM all_outcome_counts CROSS JOIN LATERAL (VALUES
-        ('undelivered', undelivered), ('unknown', "unknown"), ('cancelled', cancelled)
+        {COUNTED_FAILURES}
     ) AS failed (status, messages)
     WHERE bucket_start >= :start AND bucket_start < :end
     GROUP BY failed.status, reason HAVING sum(failed.messages) > 0
-    ORDER BY messages DESC, status, reason""")
+    ORDER BY messages DESC, status, reason""")  # noqa: S608  # likewise
 
 
 async def count_by_hour(
@@ -50,10 +50,10 @@ def _clamp(row: Row[Any], name: str) -> int:
 
 async def count_failures(
     connection: AsyncConnection, start: datetime, end: datetime
-) -> list[tuple[Status, str | None, int]]:
+) -> list[tuple[MessageStatus, str | None, int]]:
     """Return how many messages were not delivered from `start` to `end`, and why.
 
     Each entry is a status, a reason and the number of messages with both; most frequent first.
     """
-    rows = await connection.execute(FAILURES, {"start": start, "end": end})
+    rows = await connection.execute(COUNT_FAILURES, {"start": start, "end": end})
     return [(row.status, row.reason, row.messages) for row in rows]

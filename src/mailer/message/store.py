@@ -14,8 +14,9 @@ import msgspec
 from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.engine import affected_rows
 from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.schema import MESSAGE_STATUSES, client, message
+from mailer.db.schema import client, message
 from mailer.message.model import (
     EARLIEST_DUE,
     ClaimedMessage,
@@ -25,6 +26,7 @@ from mailer.message.model import (
     MessageNotFoundError,
     MessageResult,
 )
+from mailer.statuses import MESSAGE_STATUSES
 
 COLUMNS = [
     func.coalesce(message.c.sent_at, message.c.due_at).label(name)
@@ -150,8 +152,8 @@ async def claim(
     return [ClaimedMessage(*row) for row in rows]
 
 
-# Fenced: a result is stored only while the message has the very lease of its claim. The owner and
-# the attempt are not enough: a message that was released and claimed again can have both as before.
+# Fenced: a result is stored only while the message has exactly the lease of its claim. Owner and
+# attempt are not enough: a message that was released and claimed again can have both as before.
 # A lease implies the status `sending`. The status is not in the condition, because it could make
 # the planner scan all messages that were ever in that status.
 # `claimed_at` is set only when the attempt was made: then it counts, or it has a failure. The last
@@ -221,8 +223,7 @@ async def release_orphaned(
 
     They were claimed by a statement whose answer was lost with the connection.
     """
-    command_tag = await connection.execute(RELEASE_ORPHANED, owner, list(unrecorded))
-    return int(command_tag.rpartition(" ")[2])
+    return affected_rows(await connection.execute(RELEASE_ORPHANED, owner, list(unrecorded)))
 
 
 # The failures before the breaker opened belong to the outage. Their attempts are refunded, unless

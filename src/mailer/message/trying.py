@@ -8,14 +8,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import audit
 from mailer.access.model import Actor
 
-TRY_NOW_CHANNEL = "gateway"
-"""PostgreSQL notification channel that makes every worker try the gateway now."""
+TRY_NOW = "try_now"
+"""Name of the PostgreSQL notification that makes every worker try the gateway now."""
 BATCH = 5_000
 """Messages that one transaction makes due."""
 MAX_BATCHES = 200
 """Most transactions of one request. Of more than a million messages, the rest stay paused."""
 
-NOTIFY = text("SELECT pg_notify(:channel, ''), now()")
+NOTIFY = text("SELECT pg_notify(:name, ''), now()")
 # Messages that fail after `since` keep their pause. The sending window is checked again before a
 # message is sent.
 END_PAUSES = text("""
@@ -41,6 +41,6 @@ async def try_now(engine: AsyncEngine, actor: Actor) -> None:
 
 async def _notify(connection: AsyncConnection) -> datetime:
     """Notify every worker when this transaction commits; return the transaction's time."""
-    row = (await connection.execute(NOTIFY, {"channel": TRY_NOW_CHANNEL})).one()
+    row = (await connection.execute(NOTIFY, {"name": TRY_NOW})).one()
     transaction_time: datetime = row[1]
     return transaction_time

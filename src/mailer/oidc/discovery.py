@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ CACHE_TTL = 3600.0
 """Seconds for which a provider's metadata and keys are cached."""
 MIN_KEY_REFRESH_INTERVAL = 60.0
 """Seconds between two refreshes of the keys because of an unknown key."""
+
+TEMPORARY_CLIENT_ERRORS = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 SecondsClock = Callable[[], float]
 Shape = TypeVar("Shape")
@@ -196,7 +199,7 @@ class ProviderMetadata:
 
     async def _get(self, url: str) -> ProviderResponse:
         response = await self._http.request(url)
-        if response.status != 200:  # noqa: PLR2004  # HTTP's number
+        if response.status != HTTPStatus.OK:
             raise ProviderUnavailableError(f"http_{response.status}")
         return response
 
@@ -247,8 +250,8 @@ def _is_safe(endpoint: str, issuer: str) -> bool:
 
 def _checked_status(status: int) -> int:
     """Return a definite status; raises `ProviderUnavailableError` for any other."""
-    is_refusal = 400 <= status < 500 and status not in {408, 429}  # noqa: PLR2004  # HTTP's numbers
-    if status == 200 or is_refusal:  # noqa: PLR2004  # HTTP's number
+    is_client_error = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    if status == HTTPStatus.OK or (is_client_error and status not in TEMPORARY_CLIENT_ERRORS):
         return status
     raise ProviderUnavailableError(f"http_{status}")
 

@@ -37,7 +37,7 @@ class SignInStart(msgspec.Struct, frozen=True):
 class Identity(msgspec.Struct, frozen=True):
     """A user as identified by the provider.
 
-    `issuer` and `subject` together identify the user for ever; `name` is for display only.
+    `issuer` and `subject` together identify the user permanently; `name` is for display only.
     """
 
     issuer: str

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import quote_plus, urlencode, urlsplit, urlunsplit
 
@@ -161,7 +162,7 @@ class Provider:
         else:
             form |= {"client_id": self._client_id, "client_secret": self._client_secret}
         response = await self._http.request(metadata.token_endpoint, form, authorization)
-        if response.status != 200:  # noqa: PLR2004  # HTTP's number
+        if response.status != HTTPStatus.OK:
             raise _refusal(response)
         return response.read(Tokens)
 
@@ -174,7 +175,7 @@ class Provider:
         response = await self._http.request(
             metadata.userinfo_endpoint, authorization=f"Bearer {access_token}"
         )
-        if response.status != 200:  # noqa: PLR2004  # HTTP's number
+        if response.status != HTTPStatus.OK:
             raise ProviderUnavailableError(f"http_{response.status}")
         claims = response.read(dict[str, Any])
         if claims.get("sub") != subject:

@@ -15,7 +15,7 @@ SIGN_IN_TIMEOUT = timedelta(minutes=10)
 
 
 class PendingSignIn(msgspec.Struct, frozen=True):
-    """What is stored while a user signs in at the provider."""
+    """The data stored while a user signs in at the provider."""
 
     nonce: str
     verifier: str

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer import metrics
 from mailer.db.engine import is_unavailable
 from mailer.errors import UnavailableError
-from mailer.gateway.breaker import Breaker, GatewayStatus
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.gateway.breaker import GatewayStatus
+from mailer.gateway.channel import Channel
 from mailer.mailing.api import MailingId
 from mailer.statistics import backlog
 from mailer.statistics import service as statistics
@@ -62,7 +62,7 @@ async def show_metrics(
         async with asyncio.timeout(SNAPSHOT_TIMEOUT), engine.connect() as connection:
             is_database_up = True  # the pool returned an open connection
             current_backlog = await backlog.get_backlog(connection)
-    except Exception as error:
+    except Exception as error:  # an unavailable database raises many kinds of errors
         if not is_unavailable(error) and not isinstance(error, UnavailableError):
             raise
     return Response(
@@ -82,9 +82,9 @@ class StatisticsController(Controller):
         return await statistics.general(engine)
 
     @get("/gateway", required_scope="read")
-    async def get_gateway(self, breaker: NamedDependency[Breaker | None]) -> GatewayStatus:
+    async def get_gateway(self, channel: NamedDependency[Channel | None]) -> GatewayStatus:
         """Return the status of the gateway as this worker sees it: breaker, outage and failures."""
-        return GatewayStatus(is_set=False) if breaker is None else breaker.status()
+        return GatewayStatus(is_set=False) if channel is None else channel.breaker.status()
 
     @get(
         "/mailings/{mailing_id:int}/statistics",
@@ -94,11 +94,10 @@ class StatisticsController(Controller):
     async def get_mailing_statistics(
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[ThroughputEstimate | None],
+        channel: NamedDependency[Channel | None],
         mailing_id: MailingId,
         query_params: NamedDependency[StatisticsQuery],
     ) -> MailingStatistics:
         """Return counts of a mailing's messages by status, reason, operator code, zone and time."""
         bucket = None if query_params.bucket is UNSET else query_params.bucket
-        return await statistics.of_mailing(engine, mailing_id, bucket, breaker=breaker, pace=pace)
+        return await statistics.of_mailing(engine, mailing_id, bucket, channel=channel)

@@ -3,18 +3,21 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.counts import add_up
+from mailer.db.schema import OPEN_MAILING
 from mailer.metrics import Backlog
+from mailer.statuses import MESSAGE_STATUSES, OPEN
 
 MAX_COUNTED_DUE = 100_000
 """Due messages that are counted at most; there may be more."""
 # Due messages are counted up to a limit, so that the cost does not grow with large mailings.
-SELECT_BACKLOG = text("""
+SELECT_BACKLOG = text(f"""
     WITH live AS MATERIALIZED (
-        SELECT id, status, clients_count, scheduled + sending AS waiting,
-            scheduled + sending + delivered + undelivered + "unknown" + cancelled AS created,
+        SELECT id, status, clients_count, {add_up(OPEN)} AS waiting,
+            {add_up(MESSAGE_STATUSES)} AS created,
             audience_cursor < audience_until AS is_enqueuing
         FROM mailing JOIN mailing_counts ON mailing_id = id
-        WHERE NOT is_settled AND deleted_at IS NULL AND audience_until IS NOT NULL
+        WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
     ), due AS MATERIALIZED (
         SELECT message.due_at FROM live CROSS JOIN LATERAL (
             SELECT due_at FROM message
@@ -34,7 +37,7 @@ SELECT_BACKLOG = text("""
             0)::float8,
         coalesce((SELECT sum(clients_count) FROM live WHERE is_enqueuing), 0)::bigint,
         coalesce((SELECT sum(created) FROM live WHERE is_enqueuing), 0)::bigint,
-        EXISTS (SELECT FROM origin WHERE held_since IS NOT NULL)""")
+        EXISTS (SELECT FROM origin WHERE held_since IS NOT NULL)""")  # noqa: S608  # no user input
 
 
 async def get_backlog(connection: AsyncConnection) -> Backlog:

@@ -1,34 +1,20 @@
 """Counts in statistics and reports."""
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
-from mailer.message.model import Status
-
-Total = Annotated[int, Meta(ge=0)]
-
-
-EXAMPLE_COUNTS = {
-    "scheduled": 900,
-    "sending": 50,
-    "delivered": 240,
-    "undelivered": 10,
-    "unknown": 0,
-    "cancelled": 0,
-}
-"""Counts of messages in the examples of the OpenAPI document."""
-
-
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """A count for every status."""
-
-    @classmethod
-    def of(cls, **counts: int) -> Self:
-        """Return the given counts, and 0 for every other status."""
-        return cls(**(dict.fromkeys(cls.__struct_fields__, 0) | counts))
+from mailer.statuses import (
+    EXAMPLE_COUNTS,
+    EXAMPLE_OUTCOMES,
+    Counts,
+    MessageCounts,
+    MessageStatus,
+    OutcomeCounts,
+    Total,
+)
 
 
 class MailingCounts(Counts, frozen=True, kw_only=True):
@@ -38,26 +24,6 @@ class MailingCounts(Counts, frozen=True, kw_only=True):
     running: Total
     paused: Total
     finished: Total
-    cancelled: Total
-
-
-class MessageCounts(Counts, frozen=True, kw_only=True):
-    """Messages by status."""
-
-    scheduled: Total
-    sending: Total
-    delivered: Total
-    undelivered: Total
-    unknown: Total
-    cancelled: Total
-
-
-class OutcomeCounts(Counts, frozen=True, kw_only=True):
-    """Messages by outcome."""
-
-    delivered: Total
-    undelivered: Total
-    unknown: Total
     cancelled: Total
 
 
@@ -76,7 +42,7 @@ class GeneralStatistics(msgspec.Struct, frozen=True):
 class ReasonCount(msgspec.Struct, frozen=True):
     """Messages with one status and one reason, or without a reason."""
 
-    status: Status
+    status: MessageStatus
     reason: str | None
     messages: Total
 
@@ -140,25 +106,10 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         ],
         "operator_codes": [{"operator_code": "916", "messages": EXAMPLE_COUNTS}],
         "time_zones": [{"time_zone": "Europe/Moscow", "messages": EXAMPLE_COUNTS}],
-        "attempts": [
-            {
-                "attempts": 1,
-                "messages": {"delivered": 240, "undelivered": 10, "unknown": 0, "cancelled": 0},
-            }
-        ],
+        "attempts": [{"attempts": 1, "messages": EXAMPLE_OUTCOMES}],
         "over_time": {
             "bucket": 60,
-            "buckets": [
-                {
-                    "start": "2030-01-15T06:00:00Z",
-                    "messages": {
-                        "delivered": 240,
-                        "undelivered": 10,
-                        "unknown": 0,
-                        "cancelled": 0,
-                    },
-                }
-            ],
+            "buckets": [{"start": "2030-01-15T06:00:00Z", "messages": EXAMPLE_OUTCOMES}],
         },
         "rate": 4.0,
         "first_sent_at": "2030-01-15T06:00:00.120000Z",

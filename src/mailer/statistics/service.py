@@ -4,26 +4,25 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers
+from mailer.db.counts import sums
 from mailer.db.engine import snapshot
-from mailer.db.schema import MESSAGE_STATUSES, OUTCOMES, settled_totals
+from mailer.db.schema import settled_totals
 from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
-from mailer.gateway.breaker import Breaker
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.gateway.channel import Channel
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_outage
 from mailer.mailing.model import Mailing
 from mailer.mailing.store import UNSETTLED, select_mailings
 from mailer.message import counters
 from mailer.message.counters import Counters
-from mailer.message.model import Status
 from mailer.message.outcomes import count_by_hour
 from mailer.statistics import progress
 from mailer.statistics.model import (
@@ -32,16 +31,14 @@ from mailer.statistics.model import (
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
-    MessageCounts,
     OperatorCodeCounts,
-    OutcomeCounts,
     ReasonCount,
     Series,
     TimeZoneCounts,
 )
 from mailer.statistics.progress import MailingProgress
+from mailer.statuses import MESSAGE_STATUSES, OUTCOMES, MessageCounts, OutcomeCounts
 
-STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_BUCKETS = 500
 DAY = 86_400  # seconds
 BUCKET_SIZES = (
@@ -96,7 +93,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
         totals = (await connection.execute(select(settled_totals))).one()
     mailings_by_status = Counter({row.status: row.mailings for row in rows})
     mailings_by_status.update(finished=totals.finished, cancelled=totals.cancelled_mailings)
-    messages_by_status = Counter({name: getattr(totals, name) for name in OUTCOMES})
+    messages_by_status = Counter[str]({name: getattr(totals, name) for name in OUTCOMES})
     for row in rows:
         messages_by_status.update(msgspec.structs.asdict(counts_from_row(row)))
     messages_by_status.update(deleted._asdict())
@@ -108,7 +105,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
 # Mailings that are marked as deleted. When the row of such a mailing is deleted, after its last
 # message, a trigger adds its counts to the totals of settled mailings.
 COUNT_DELETED = text(f"""
-    SELECT {", ".join(f'coalesce(sum("{n}"), 0)::bigint AS "{n}"' for n in ("sending", *OUTCOMES))}
+    SELECT {sums(("sending", *OUTCOMES))}
     FROM mailing JOIN mailing_counts ON mailing_id = id
     WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # no user input
 COUNT_SENDING = text("""
@@ -121,8 +118,7 @@ async def of_mailing(
     mailing_id: int,
     bucket: int | None = None,
     *,
-    breaker: Breaker | None = None,
-    pace: ThroughputEstimate | None = None,
+    channel: Channel | None = None,
 ) -> MailingStatistics:
     """Return detailed statistics of a mailing, over time in buckets of `bucket` seconds.
 
@@ -130,11 +126,11 @@ async def of_mailing(
     `InvalidError` when `bucket` is too short or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
-        mailing = with_outage(await mailings.get(connection, mailing_id), breaker)
+        mailing = with_outage(await mailings.get(connection, mailing_id), channel)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
-        usable = forecast.usable_pace(pace, breaker)
-        basis = await forecast.read(connection, mailing, usable, len(active) or 1)
+        throughput = forecast.usable_throughput(channel)
+        basis = await forecast.read(connection, mailing, throughput, len(active) or 1)
         counts = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
     return msgspec.structs.replace(counts, expected_end=end)
@@ -173,7 +169,7 @@ async def count_in_detail(
             for zone, zone_counts in _count_by_value(by_value["time_zone"], sending, "time_zone")
         ],
         attempts=[
-            AttemptsCounts(int(attempts), outcomes_from_counters(attempts_counts))
+            AttemptsCounts(int(attempts), attempts_counts.outcomes)
             for attempts, attempts_counts in sorted(
                 by_value["attempts"].items(), key=lambda item: int(item[0])
             )
@@ -188,14 +184,7 @@ async def count_in_detail(
 
 def counts_from_mailing(mailing: Mailing) -> MessageCounts:
     """Return the counts of messages by status of a mailing."""
-    return MessageCounts(
-        **{name: getattr(mailing, f"{name}_messages") for name in MESSAGE_STATUSES}
-    )
-
-
-def outcomes_from_counters(counts: Counters) -> OutcomeCounts:
-    """Return the outcomes in counters of messages."""
-    return OutcomeCounts(**{name: getattr(counts, name) for name in OUTCOMES})
+    return MessageCounts(**{name: mailing.count_of(name) for name in MESSAGE_STATUSES})
 
 
 def _count_by_reason(
@@ -206,7 +195,7 @@ def _count_by_reason(
     The messages without a reason are those of `messages` that `counts_by_reason` does not include.
     """
     result = []
-    for status in STATUSES:
+    for status in MESSAGE_STATUSES:
         by_reason = {reason: counts.count_of(status) for reason, counts in counts_by_reason.items()}
         without_reason = getattr(messages, status) - sum(by_reason.values())
         result += [ReasonCount(status, reason, count) for reason, count in by_reason.items()]
@@ -223,14 +212,14 @@ def _count_by_value(
 ) -> Iterator[tuple[str, MessageCounts]]:
     """Yield the counts by status for each value of the column `name`.
 
-    Counters do not tell scheduled messages from those being sent; `sending_rows` do.
+    Counters do not distinguish scheduled messages from those being sent; `sending_rows` do.
     """
     sending_by_value: Counter[str] = Counter()
     for row in sending_rows:
         sending_by_value[getattr(row, name)] += row.messages
     for value, counts in counts_by_value.items():
         sending = sending_by_value[value]
-        outcomes = msgspec.structs.asdict(outcomes_from_counters(counts))
+        outcomes = msgspec.structs.asdict(counts.outcomes)
         yield (
             value,
             MessageCounts(scheduled=counts.waiting - sending, sending=sending, **outcomes),
@@ -247,18 +236,18 @@ def _outcomes_over_time(
     first, last = min(by_epoch), max(by_epoch)
     bucket = bucket_seconds(last - first, requested, max_buckets)
     buckets: dict[int, Counter[str]] = defaultdict(Counter)
-    for second, outcomes in by_epoch.items():
+    for second, counts in by_epoch.items():
         totals = buckets[second // bucket * bucket]
         for name in OUTCOMES:
-            totals[name] += getattr(outcomes, name)
+            totals[name] += getattr(counts.outcomes, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
     # a correction may land in another bucket than the outcome, so clamp at zero
     clamped = ({name: max(0, count) for name, count in buckets[at].items()} for at in starts)
     return Series(
         bucket,
         [
-            Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**counts))
-            for at, counts in zip(starts, clamped, strict=True)
+            Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**outcomes))
+            for at, outcomes in zip(starts, clamped, strict=True)
         ],
     )
 

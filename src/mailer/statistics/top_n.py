@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mailer.statistics.model import MessageCounts
+from mailer.statuses import MessageCounts
 
 
 class NamedCounts(msgspec.Struct, frozen=True):
@@ -12,11 +12,6 @@ class NamedCounts(msgspec.Struct, frozen=True):
 
     name: str
     messages: MessageCounts
-
-    @property
-    def total(self) -> int:
-        """Return the number of messages in all statuses."""
-        return sum(msgspec.structs.astuple(self.messages))
 
 
 class TopN(msgspec.Struct, frozen=True):
@@ -33,7 +28,7 @@ def top_n(counts: Iterable[tuple[str, MessageCounts]], limit: int) -> TopN:
     """Return the `limit` counts with the most messages, largest first, and the sum of the rest."""
     named = sorted(
         (NamedCounts(name, messages) for name, messages in counts),
-        key=lambda counts: (-counts.total, counts.name),
+        key=lambda counts: (-counts.messages.total, counts.name),
     )
     rest = [msgspec.structs.astuple(counts.messages) for counts in named[limit:]]
     sums = MessageCounts.of(

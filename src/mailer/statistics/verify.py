@@ -4,10 +4,11 @@ import msgspec
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.db.counts import count_by_status, sums, values_of
 from mailer.db.engine import snapshot
-from mailer.db.schema import OUTCOMES
+from mailer.db.schema import COUNTERS, one_of
+from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
 
-COALESCED = ", ".join(f'coalesce(sum("{name}"), 0)::bigint AS "{name}"' for name in OUTCOMES)
 MAILINGS_BATCH = 100
 """Mailings whose messages one statement counts."""
 
@@ -18,7 +19,7 @@ class Difference(msgspec.Struct, frozen=True):
     mailing_id: int | None
     """None for counts over all mailings."""
     quantity: str
-    """What was counted, in words."""
+    """The name of the count."""
     found: int
     """The stored count."""
     expected: int
@@ -64,20 +65,16 @@ async def _fetch(
     return [Difference(*row) for row in await connection.execute(statement, bounds)]
 
 
+COUNT_OF_MAILING = "'count of ' || {name!r} || ' messages', mailing_counts.{name}, counted.{name}"
 # Excludes deleted mailings and those past their retention, because their messages are deleted in
 # chunks. A missing value, as of a mailing without a row of counts, is null and is not compared.
-COMPARE = text("""
+COMPARE = text(f"""
     WITH counted AS (
         SELECT mailing.id, mailing.clients_count, mailing.audience_until IS NOT NULL AS is_started,
             mailing.audience_cursor = mailing.audience_until AND NOT mailing.is_replanning
                 AS is_enqueued,
             count(message.id) AS created,
-            count(*) FILTER (WHERE message.status = 'scheduled') AS scheduled,
-            count(*) FILTER (WHERE message.status = 'sending') AS sending,
-            count(*) FILTER (WHERE message.status = 'delivered') AS delivered,
-            count(*) FILTER (WHERE message.status = 'undelivered') AS undelivered,
-            count(*) FILTER (WHERE message.status = 'unknown') AS "unknown",
-            count(*) FILTER (WHERE message.status = 'cancelled') AS cancelled
+            {count_by_status(MESSAGE_STATUSES, "message.status")}
         FROM mailing LEFT JOIN message ON message.mailing_id = mailing.id
         WHERE mailing.id > :after AND mailing.id <= :upper
             AND mailing.deleted_at IS NULL AND mailing.purge_started_at IS NULL
@@ -87,34 +84,27 @@ COMPARE = text("""
     FROM counted LEFT JOIN mailing_counts ON mailing_counts.mailing_id = counted.id
     CROSS JOIN LATERAL (VALUES
         ('rows of counts', (mailing_counts.mailing_id IS NOT NULL)::int, 1),
-        ('count of scheduled messages', mailing_counts.scheduled, counted.scheduled),
-        ('count of sending messages', mailing_counts.sending, counted.sending),
-        ('count of delivered messages', mailing_counts.delivered, counted.delivered),
-        ('count of undelivered messages', mailing_counts.undelivered, counted.undelivered),
-        ('count of unknown messages', mailing_counts."unknown", counted."unknown"),
-        ('count of cancelled messages', mailing_counts.cancelled, counted.cancelled),
+        {values_of(MESSAGE_STATUSES, COUNT_OF_MAILING)},
         ('messages before the start', CASE WHEN NOT is_started THEN created END, 0),
         ('clients_count', CASE WHEN is_enqueued THEN clients_count END, created)
     ) AS compared (quantity, found, expected)
     WHERE compared.found <> compared.expected
-    ORDER BY counted.id""")
+    ORDER BY counted.id""")  # noqa: S608  # no user input
 
+COUNT_OF_KEY = "{name!r}, stored.{name}, counted.{name}"
 # Outcomes by second are merged into coarser steps over time, so only their sum is compared.
-COMPARE_COUNTERS = text("""
+COMPARE_COUNTERS = text(f"""
     WITH compared AS (
         SELECT id FROM mailing WHERE id > :after AND id <= :upper
             AND deleted_at IS NULL AND purge_started_at IS NULL
     ), counted_message AS (
         SELECT mailing_id, operator_code, time_zone, reason, attempts, status,
-            CASE WHEN status NOT IN ('scheduled', 'sending')
+            CASE WHEN NOT {one_of("status", OPEN)}
                 THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint END AS second
         FROM message JOIN compared ON compared.id = mailing_id
     ), counted AS (
         SELECT mailing_id, dimension, key, count(*) AS messages,
-            count(*) FILTER (WHERE status = 'delivered') AS delivered,
-            count(*) FILTER (WHERE status = 'undelivered') AS undelivered,
-            count(*) FILTER (WHERE status = 'unknown') AS "unknown",
-            count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+            {count_by_status(OUTCOMES)}
         FROM counted_message CROSS JOIN LATERAL (VALUES
             ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
             ('attempts', CASE WHEN second IS NOT NULL THEN attempts::text END),
@@ -123,9 +113,7 @@ COMPARE_COUNTERS = text("""
         GROUP BY mailing_id, dimension, key
     ), stored AS (
         SELECT mailing_id, dimension, CASE dimension WHEN 'second' THEN 'any' ELSE key END AS key,
-            sum(messages) AS messages, sum(delivered) AS delivered,
-            sum(undelivered) AS undelivered, sum("unknown") AS "unknown",
-            sum(cancelled) AS cancelled
+            {sums(COUNTERS)}
         FROM all_message_counts JOIN compared ON compared.id = mailing_id
         GROUP BY 1, 2, 3
     )
@@ -133,14 +121,11 @@ COMPARE_COUNTERS = text("""
         expected
     FROM stored FULL JOIN counted USING (mailing_id, dimension, key) CROSS JOIN LATERAL (VALUES
         ('all', stored.messages, counted.messages),
-        ('delivered', stored.delivered, counted.delivered),
-        ('undelivered', stored.undelivered, counted.undelivered),
-        ('unknown', stored."unknown", counted."unknown"),
-        ('cancelled', stored.cancelled, counted.cancelled)
+        {values_of(OUTCOMES, COUNT_OF_KEY)}
     ) AS pair (quantity, stored_count, actual_count), LATERAL (
         SELECT coalesce(stored_count, 0)::bigint AS found, coalesce(actual_count, 0) AS expected
     ) AS compared
-    WHERE found <> expected ORDER BY mailing_id, dimension, key, quantity""")
+    WHERE found <> expected ORDER BY mailing_id, dimension, key, quantity""")  # noqa: S608  # likewise
 
 ORPHANS = text("""
     SELECT mailing_id, 'messages without their mailing' AS quantity,
@@ -165,19 +150,18 @@ COMPARE_SETTLED = text("""
     ) AS compared (quantity, found, expected)
     WHERE compared.found <> compared.expected""")
 
+TOTAL_OF_OUTCOME = "{name!r}, all_days.{name}, settled_totals.{name} + unsettled.{name}"
 # Of deleted mailings only totals are kept: compare these with the outcomes of all days.
 COMPARE_OUTCOMES = text(f"""
     SELECT NULL, format('sum of %s messages over all days', compared.quantity), compared.found,
         compared.expected
     FROM settled_totals, (
-        SELECT {COALESCED} FROM all_outcome_counts
+        SELECT {sums(OUTCOMES)} FROM all_outcome_counts
     ) AS all_days, (
-        SELECT {COALESCED} FROM mailing JOIN mailing_counts ON mailing_id = id WHERE NOT is_settled
+        SELECT {sums(OUTCOMES)}
+        FROM mailing JOIN mailing_counts ON mailing_id = id WHERE NOT is_settled
     ) AS unsettled, LATERAL (VALUES
-        ('delivered', all_days.delivered, settled_totals.delivered + unsettled.delivered),
-        ('undelivered', all_days.undelivered, settled_totals.undelivered + unsettled.undelivered),
-        ('unknown', all_days."unknown", settled_totals."unknown" + unsettled."unknown"),
-        ('cancelled', all_days.cancelled, settled_totals.cancelled + unsettled.cancelled)
+        {values_of(OUTCOMES, TOTAL_OF_OUTCOME)}
     ) AS compared (quantity, found, expected)
     WHERE compared.found <> compared.expected""")  # noqa: S608  # no user input
 

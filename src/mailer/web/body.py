@@ -1,22 +1,18 @@
 """Request bodies: strict validation of JSON, and timeouts for bodies and uploads."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Generic
 
 from litestar import Request
-from litestar._openapi.schema_generation import SchemaCreator
-from litestar.dto import AbstractDTO
-from litestar.dto.data_structures import DTOFieldDefinition
 from litestar.exceptions import ClientException, HTTPException
-from litestar.openapi.spec import Reference, Schema
-from litestar.typing import FieldDefinition
 
 from mailer.clock import database_clock
 from mailer.json_input import JsonError, TooManyValuesError, read_json
 from mailer.validation import Input, Model, check
+from mailer.web.litestar_internals import WholeBodyDTO
 
 MAX_BODY_BYTES = 1024 * 1024
 """Bytes of a JSON body, enough for the longest text and filter."""
@@ -105,44 +101,16 @@ async def read_with_stall_timeout(
             yield part
 
 
-class JsonBody(AbstractDTO[Model], Generic[Model]):
+class JsonBody(WholeBodyDTO[Model], Generic[Model]):
     """Decodes a request's body to the model in the annotation of the handler's `data`.
 
     Litestar's own decoding accepts "null" as null and numbers as dates, and stops at the first
     error.
     """
 
-    @classmethod
-    def create_for_field_definition(cls, *_: object, **__: object) -> None:
-        """Do nothing: the handler's annotation is the model."""
-
     def decode_bytes(self, value: bytes) -> Any:  # noqa: ANN401  # the model differs by handler
         """Return the body as the model; raises `InvalidError` naming every wrong field."""
-        request: Request[Any, Any, Any] = Request(self.asgi_connection.scope)
-        model = request.route_handler.parsed_data_field
-        if model is None:
-            raise TypeError("the handler takes no body")
-        return _read(request, value, model.annotation)
-
-    @classmethod
-    def create_openapi_schema(
-        cls, field_definition: FieldDefinition, handler_id: str, schema_creator: SchemaCreator
-    ) -> Reference | Schema:
-        """Return the schema of the model, the same for every handler."""
-        del handler_id
-        return schema_creator.for_field_definition(field_definition)
-
-    @classmethod
-    def generate_field_definitions(
-        cls, model_type: type[Any]
-    ) -> Generator[DTOFieldDefinition, None, None]:
-        """Raise, because Litestar never needs it: the model is used as it is."""
-        raise NotImplementedError(model_type)
-
-    @classmethod
-    def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
-        """Raise, because Litestar never needs it: the model is used as it is."""
-        raise NotImplementedError(field_definition)
+        return _read(Request(self.asgi_connection.scope), value, self.model)
 
 
 class _NoFields(Input, frozen=True):

@@ -4,12 +4,12 @@ from html import escape
 from string import Template
 from typing import Any
 
-from litestar import MediaType, Request, Router
+from litestar import MediaType, Request
 from litestar.datastructures import ResponseHeader
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
-from litestar.types import ControllerRouterHandler
 
 from mailer.web.assets import asset_url
+from mailer.web.litestar_internals import PagesOnlyRouter
 
 # Inline styles are allowed because both viewers write some; inline scripts are not. ReDoc runs its
 # search in a web worker that it creates from a blob.
@@ -59,19 +59,9 @@ class ViewerPlugin(OpenAPIRenderPlugin):
         ).encode()
 
 
-class DocsRouter(Router):
-    """A router for these pages only: Litestar would also answer `/` and every unknown path."""
-
-    def register(self, value: ControllerRouterHandler) -> list[Any]:
-        """Register a page, but not Litestar's own handlers for `/` and `/{path}`."""
-        if getattr(value, "paths", set()) & {"/", "/{path:str}"}:
-            return []
-        return super().register(value)
-
-
-def docs_router() -> DocsRouter:
+def docs_router() -> PagesOnlyRouter:
     """Return the router of the pages for `OpenAPIConfig`."""
-    return DocsRouter(
+    return PagesOnlyRouter(
         path="/",
         route_handlers=[],
         include_in_schema=False,

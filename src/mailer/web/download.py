@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Hashable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from litestar import MediaType, Request
 from litestar.response import Stream
 from litestar.response.base import ASGIResponse
-from litestar.types import Receive, Scope, Send
 
 from mailer.db.csv_export import CsvPart
 from mailer.limits import ConcurrencyLimiter
+from mailer.web.litestar_internals import close_after
 
 JSON, CSV = "application/json", "text/csv"
 DOWNLOAD_LIMITER = ConcurrencyLimiter(32, per_owner=4, timeout=5.0)
@@ -41,12 +41,9 @@ class Download(Stream):
     ) -> ASGIResponse:
         """Return the response as CSV; it frees its slot in every case."""
         response = super().to_asgi_response(*args, media_type=self.media_type, **options)
-
-        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            async with aclosing(self._rest):
-                await response(scope, receive, send)
-
-        return respond  # type: ignore[return-value]  # Litestar only calls it
+        stack = AsyncExitStack()
+        stack.push_async_callback(self._rest.aclose)
+        return close_after(response, stack)
 
 
 def wants_csv(request: Request[Any, Any, Any]) -> bool:

@@ -4,23 +4,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 from http import HTTPStatus
-from typing import Any, get_origin
+from typing import Any
 
 import msgspec
-
-# Litestar has no public base class for these. Our plugin is consulted before Litestar's own.
-from litestar._openapi.schema_generation import SchemaCreator
-from litestar._openapi.schema_generation.plugins.struct import StructSchemaPlugin
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import (
     Components,
     License,
     OpenAPI,
-    Schema,
     SecurityRequirement,
     SecurityScheme,
 )
-from litestar.typing import FieldDefinition
 
 from mailer.validation import STORABLE, Input
 from mailer.web.docs import docs_plugins, docs_router
@@ -94,7 +88,7 @@ API_VERSION = "1"
 
 def openapi_config() -> OpenAPIConfig:
     """Return Litestar's configuration of the schema and its pages."""
-    config = _Config(
+    return _Config(
         title="mailer",
         version=API_VERSION,
         description="Send mailings to clients by SMS, and follow the status of every message.",
@@ -104,24 +98,6 @@ def openapi_config() -> OpenAPIConfig:
         render_plugins=docs_plugins(),
         openapi_router=docs_router(),
     )
-    config.default_plugin = None  # `/` is the admin pages'
-    return config
-
-
-class StructPlugin(StructSchemaPlugin):
-    """Adds to the schema of a struct that it forbids unknown fields, and its `EXAMPLE`."""
-
-    def to_openapi_schema(
-        self, field_definition: FieldDefinition, schema_creator: SchemaCreator
-    ) -> Schema:
-        """Return Litestar's schema of the struct with these additions."""
-        schema = super().to_openapi_schema(field_definition, schema_creator)
-        struct = get_origin(field_definition.annotation) or field_definition.annotation
-        if struct.__struct_config__.forbid_unknown_fields:
-            schema.additional_properties = False
-        if example := getattr(struct, "EXAMPLE", None):
-            schema.examples = [example]
-        return schema
 
 
 class _Config(OpenAPIConfig):
@@ -133,21 +109,32 @@ class _Config(OpenAPIConfig):
 class _OpenAPI(OpenAPI):
     def to_schema(self) -> dict[str, Any]:
         schema = super().to_schema()
-        _replace_input_properties(schema["components"]["schemas"])
+        _complete_models(schema["components"]["schemas"])
         _declare_problems(schema)
         _simplify_patterns(schema)
         return schema
 
 
-def _replace_input_properties(components: dict[str, Any]) -> None:
-    """Replace the properties of input models by msgspec's: Litestar drops rules inside lists."""
-    models = [model for model in _subclasses(Input) if model.__name__ in components]
-    _refs, schemas = msgspec.json.schema_components(models, ref_template=SCHEMA_REFERENCE)
+def _complete_models(components: dict[str, Any]) -> None:
+    """Add to the schemas of structs what Litestar leaves out.
+
+    That is their `EXAMPLE`, that they forbid unknown fields, and the rules inside lists: the
+    properties of input are replaced by msgspec's.
+    """
+    models = [model for model in _subclasses(msgspec.Struct) if model.__name__ in components]
+    inputs = [model for model in models if issubclass(model, Input)]
+    _refs, schemas = msgspec.json.schema_components(inputs, ref_template=SCHEMA_REFERENCE)
     for model in models:
-        components[model.__name__]["properties"] = schemas[model.__name__]["properties"]
+        component = components[model.__name__]
+        if model.__struct_config__.forbid_unknown_fields:
+            component["additionalProperties"] = False
+        if example := getattr(model, "EXAMPLE", None):
+            component["examples"] = [example]
+        if issubclass(model, Input):
+            component["properties"] = schemas[model.__name__]["properties"]
 
 
-def _subclasses(model: type[Input]) -> Iterable[type[Input]]:
+def _subclasses(model: type[msgspec.Struct]) -> Iterable[type[msgspec.Struct]]:
     for child in model.__subclasses__():
         yield child
         yield from _subclasses(child)

@@ -4,6 +4,7 @@ from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.exceptions import NotFoundException
 from litestar.middleware import ASGIMiddleware
+from litestar.status_codes import HTTP_400_BAD_REQUEST
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -35,7 +36,7 @@ async def allow_all(message: Message, scope: Scope) -> None:
     if scope.get("method") != "OPTIONS" or message["type"] != "http.response.start":
         return
     path, headers = scope.get("path_template"), MutableScopeHeaders.from_message(message)
-    if message["status"] >= 400:  # noqa: PLR2004  # errors set Allow themselves
+    if message["status"] >= HTTP_400_BAD_REQUEST:  # errors set Allow themselves
         return
     methods = {
         str(method)

@@ -34,6 +34,6 @@ class AnswerAbortedRequests(ASGIMiddleware):
         try:
             await next_app(scope, receive, observe_send)
         except asyncio.CancelledError as error:
-            log.info("request_cut", has_begun=has_started)
+            log.info("request_aborted", has_started=has_started)
             if not has_started:
                 raise UnavailableError(STOPPING_DETAIL) from error

@@ -19,7 +19,7 @@ from mailer.web.problems import problem_of
 def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
     """Return the page section that says why a whole file was not imported."""
     response = problem_of(request, error)
-    context = make_page_context(request, request.app.state.breaker)
+    context = make_page_context(request, request.app.state.channel)
     return context.render_problem("clients/import_refused.html", response)
 
 

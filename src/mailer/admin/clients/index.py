@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.response import Redirect
 from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -26,7 +27,10 @@ from mailer.client.exporting import export_clients
 from mailer.client.model import Client
 from mailer.client.phone import normalize_phone
 from mailer.client.store import PhoneTakenError
+from mailer.erasure import erase_client
 from mailer.errors import FieldError, InvalidError
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.message.ending import count_open_of_client
 from mailer.web.download import csv_answer
 from mailer.web.query import parameters
 
@@ -42,6 +46,11 @@ class ClientPage(msgspec.Struct, frozen=True):
     export: str
     """URL of the CSV export with the same filter."""
     is_filtered: bool
+
+
+def redirect_to_created(client_id: int) -> Redirect:
+    """Return the redirect to a client that the form has created."""
+    return redirect_with_flash("client-created", f"{PATH}/{client_id}")
 
 
 class Clients(Controller):
@@ -87,23 +96,24 @@ class Clients(Controller):
             "clients/new.html", form=Form({"time_zone": "UTC"}), taken_phone=None
         )
 
-    @post("/clients/new", required_scope="write", creates=True)
+    @post("/clients/new", required_scope="write", creates=redirect_to_created)
     async def create_client(
         self,
         engine: NamedDependency[AsyncEngine],
         context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Create a client, or show the form again with its errors."""
         form = Form(await read_form(request, *CLIENT_FIELDS))
         try:
             new = read_new(form.values)
-            created = await service.create(engine, new, by)
+            created = await service.create(engine, new, by, claim)
         except (InvalidError, PhoneTakenError) as error:
             status, variables = _form_with_error(form, error)
             return await context.render_page("clients/new.html", status, **variables)
-        return redirect_with_flash("client-created", f"{PATH}/{created.id}")
+        return redirect_to_created(created.id)
 
     @get("/clients/{client_id:int}", required_scope="read")
     async def show_client(
@@ -153,15 +163,15 @@ class Clients(Controller):
         """Ask for confirmation before a client is deleted, and describe the effects."""
         async with engine.connect() as connection:
             client = await store.get(connection, client_id)
-            waiting = await store.count_pending_messages(connection, client_id)
+            waiting = await count_open_of_client(connection, client_id)
         return await context.render_page("clients/delete.html", client=client, waiting=waiting)
 
     @post("/clients/{client_id:int}/delete", required_scope="write")
     async def delete_client(
         self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
     ) -> Response[Any]:
-        """Erase the personal data of a client for good, and cancel messages not sent yet."""
-        await service.erase(engine, client_id, by)
+        """Erase the personal data of a client permanently, and cancel messages not sent yet."""
+        await erase_client(engine, client_id, by)
         return redirect_with_flash("client-deleted", PATH)
 
 

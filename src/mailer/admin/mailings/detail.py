@@ -19,8 +19,7 @@ from mailer.clock import database_clock
 from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
-from mailer.gateway.breaker import Breaker
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.gateway.channel import Channel
 from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions, count_unsent
 from mailer.mailing.activity import with_outage
@@ -53,15 +52,15 @@ SECTIONS = (
 
 
 async def read_mailing_page(
-    engine: AsyncEngine, breaker: Breaker | None, pace: ThroughputEstimate | None, mailing_id: int
+    engine: AsyncEngine, channel: Channel | None, mailing_id: int
 ) -> dict[str, Any]:
     """Return the template variables of a mailing's page; all counts are of the same moment."""
     async with snapshot(engine) as connection:
-        mailing = with_outage(await store.get(connection, mailing_id), breaker)
+        mailing = with_outage(await store.get(connection, mailing_id), channel)
         work = await activity.get_background_work(connection, mailing_id)
-        capacity = await forecast.read_capacity(connection, pace, mailing)
-        usable = forecast.usable_pace(pace, breaker)
-        basis = await forecast.read(connection, mailing, usable, capacity.workers)
+        throughput = forecast.usable_throughput(channel)
+        capacity = await forecast.read_capacity(connection, throughput, mailing)
+        basis = await forecast.read(connection, mailing, throughput, capacity.workers)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         counts = await statistics.count_in_detail(
             connection, mailing_progress, max_buckets=MAX_CHART_BARS
@@ -92,22 +91,20 @@ class MailingPage(Controller):
     async def show_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[ThroughputEstimate | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
         mailing_id: MailingId,
     ) -> Response[str]:
         """Show a mailing."""
         return await context.render_page(
-            "mailings/mailing.html", **await read_mailing_page(engine, breaker, pace, mailing_id)
+            "mailings/mailing.html", **await read_mailing_page(engine, channel, mailing_id)
         )
 
     @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
-    async def watch_mailing(  # noqa: PLR0913, PLR0917  # injected by Litestar
+    async def watch_mailing(  # injected by Litestar
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[ThroughputEstimate | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
         mailing_id: MailingId,
@@ -116,7 +113,7 @@ class MailingPage(Controller):
 
         async def sections() -> Sections:
             try:
-                variables = await read_mailing_page(engine, breaker, pace, mailing_id)
+                variables = await read_mailing_page(engine, channel, mailing_id)
             except MailingNotFoundError:
                 names = ("state", "controls")
                 return {name: context.render(f"mailings/deleted-{name}.html") for name in names}
@@ -161,17 +158,19 @@ class MailingPage(Controller):
         if verb not in ACTION_CALLS:
             raise NotFoundException
         call, flash = ACTION_CALLS[verb]
-        back = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
+        return_path = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
         try:
             await call(engine, mailing_id, by)
         except ConflictError as error:
-            return await _refused(context, HTTP_409_CONFLICT, str(error), back)
+            return await _refused(context, HTTP_409_CONFLICT, str(error), return_path)
         except StopTimeoutError as error:
-            return await _refused(context, HTTP_503_SERVICE_UNAVAILABLE, str(error), back)
-        return redirect_with_flash(flash, back)
+            return await _refused(context, HTTP_503_SERVICE_UNAVAILABLE, str(error), return_path)
+        return redirect_with_flash(flash, return_path)
 
 
-async def _refused(context: PageContext, status: int, error: str, back: str) -> Response[str]:
+async def _refused(
+    context: PageContext, status: int, error: str, return_path: str
+) -> Response[str]:
     return await context.render_page(
-        "mailings/refused.html", status, status_code=status, error=error, back=back
+        "mailings/refused.html", status, status_code=status, error=error, return_path=return_path
     )

@@ -19,9 +19,10 @@ from mailer.admin.mailings import fields, preview
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
-from mailer.forecast.service import usable_pace
-from mailer.gateway.breaker import Breaker
+from mailer.forecast.service import usable_throughput
+from mailer.gateway.channel import Channel
 from mailer.gateway.throughput import ThroughputEstimate
+from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.api import MailingId
@@ -45,7 +46,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     """The page of the mailing form, with what it needs to be rendered."""
 
     engine: AsyncEngine
-    pace: ThroughputEstimate | None
+    throughput: ThroughputEstimate | None
     context: PageContext
     copy_of: int | None = None
     """Id of the mailing that the form copies."""
@@ -67,7 +68,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         now, zone = database_clock.now(), fields.zone_of(values)
         draft, draft_errors = fields.read_draft(values, self.mailing, now)
         built = await preview.build_preview(
-            self.engine, draft, values["text"], zone, self.pace, self.mailing
+            self.engine, draft, values["text"], zone, self.throughput, self.mailing
         )
         has_started = self.mailing is not None and self.mailing.datetime_start <= now
         return {
@@ -89,12 +90,16 @@ def _offset(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta,
 
 def provide_form_page(
     engine: NamedDependency[AsyncEngine],
-    breaker: NamedDependency[Breaker | None],
-    pace: NamedDependency[ThroughputEstimate | None],
+    channel: NamedDependency[Channel | None],
     context: NamedDependency[PageContext],
 ) -> MailingFormPage:
     """Return the page of the form, for no mailing yet."""
-    return MailingFormPage(engine=engine, pace=usable_pace(pace, breaker), context=context)
+    return MailingFormPage(engine=engine, throughput=usable_throughput(channel), context=context)
+
+
+def redirect_to_created(mailing_id: int) -> Redirect:
+    """Return the redirect to a mailing that the form has created."""
+    return redirect_with_flash("mailing-created", f"/mailings/{mailing_id}")
 
 
 class MailingForm(Controller):
@@ -118,27 +123,26 @@ class MailingForm(Controller):
         form_page = msgspec.structs.replace(form_page, copy_of=copied)
         return await form_page.render(Form(values | {FINGERPRINT_FIELD: ""}))
 
-    @post("/new", required_scope="write", creates=True)
+    @post("/new", required_scope="write", creates=redirect_to_created)
     async def create(
         self,
         request: Request[Any, Any, Any],
         form_page: NamedDependency[MailingFormPage],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         copied: CopiedId = None,
     ) -> Response[str] | Redirect:
         """Create a mailing, or show the form again with its errors."""
-        if by.stored_result is not None:  # a repeat: the first response was lost
-            return redirect_with_flash("mailing-created", f"/mailings/{by.stored_result['id']}")
         form = Form(await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD))
         try:
             new = fields.read_new(form.values, database_clock.now())
-            mailing = await service.create(form_page.engine, new, by)
+            mailing = await service.create(form_page.engine, new, by, claim)
         except InvalidError as error:
             form_page = msgspec.structs.replace(form_page, copy_of=copied)
             return await form_page.render(
                 form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
             )
-        return redirect_with_flash("mailing-created", f"/mailings/{mailing.id}")
+        return redirect_to_created(mailing.id)
 
     @get("/{mailing_id:int}/edit", required_scope="write")
     async def show_edit(

@@ -13,11 +13,11 @@ from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
 from mailer.db.schema import MAILING_STATUSES
-from mailer.gateway.breaker import Breaker
+from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.activity import with_outage
 from mailer.mailing.api import MailingQuery
-from mailer.mailing.model import ENDED, Mailing
+from mailer.mailing.model import Mailing
 from mailer.mailing.search import MAX_COUNTED
 from mailer.statistics import progress
 from mailer.validation import STORABLE, Input
@@ -34,7 +34,7 @@ class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
             Meta(
                 max_length=200,
                 pattern=STORABLE,
-                extra={"rule": "must be at most 200 characters without NUL"},
+                extra={"rule": "must be at most 200 characters, without null characters"},
             ),
         ]
         | UnsetType
@@ -55,11 +55,7 @@ class RowsQuery(Input, frozen=True, kw_only=True):
 
 def ids_of_changing(mailings: Sequence[Mailing]) -> list[int]:
     """Return the ids of the mailings whose counts or status may still change without a user."""
-    return [
-        mailing.id
-        for mailing in mailings
-        if mailing.status not in ENDED or mailing.scheduled_messages + mailing.sending_messages
-    ]
+    return [mailing.id for mailing in mailings if not mailing.is_settled]
 
 
 async def find_waits(
@@ -83,7 +79,7 @@ class MailingList(Controller):
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
     ) -> Response[str]:
         """List the mailings that match the filters."""
@@ -92,7 +88,7 @@ class MailingList(Controller):
         if query is not None:
             async with engine.connect() as connection:
                 page = await store.page(connection, query.position, **query.equal())
-                mailings = [with_outage(store.to_mailing(row), breaker) for row in page.rows]
+                mailings = [with_outage(store.to_mailing(row), channel) for row in page.rows]
                 waits = await find_waits(connection, mailings)
         return await context.render_page(
             "mailings/list.html",
@@ -104,7 +100,7 @@ class MailingList(Controller):
             count=page.count,
             max_counted=MAX_COUNTED,
             pages=page_links(page, "/mailings", form),
-            statuses=MAILING_STATUSES,
+            mailing_statuses=MAILING_STATUSES,
         )
 
     @get("/live/mailings", required_scope="read", is_polled=True)
@@ -112,7 +108,7 @@ class MailingList(Controller):
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
@@ -129,7 +125,7 @@ class MailingList(Controller):
             }
             rows = {
                 mailing.id: context.render(
-                    "mailings/row.html", mailing=with_outage(mailing, breaker), waits=waits
+                    "mailings/row.html", mailing=with_outage(mailing, channel), waits=waits
                 )
                 for mailing in mailings
             }

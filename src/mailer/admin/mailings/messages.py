@@ -17,8 +17,7 @@ from mailer.client.model import Phone
 from mailer.client.phone import normalize_phone
 from mailer.clock import database_clock
 from mailer.db.paging import RowPage
-from mailer.db.schema import MESSAGE_STATUSES
-from mailer.gateway.breaker import Breaker
+from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_outage
@@ -93,7 +92,6 @@ class MessageList(Controller):
             count=page.count,
             phones=phones,
             reasons=reasons,
-            statuses=MESSAGE_STATUSES,
             pages=page_links(page, path, form),
             download=list_url(f"{path}.csv", form),
         )
@@ -121,14 +119,14 @@ class MessageList(Controller):
     async def show_message(
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
         mailing_id: MailingId,
         message_id: FromPath[int],
     ) -> Response[str]:
         """Show the history of a message, and what happens to it next."""
         async with engine.connect() as connection:
-            mailing = with_outage(await store.get(connection, mailing_id), breaker)
+            mailing = with_outage(await store.get(connection, mailing_id), channel)
             # PostgreSQL would refuse a larger id; no message has MAX_ID
             history = await messages.get_history(connection, mailing_id, min(message_id, MAX_ID))
         now = database_clock.now()

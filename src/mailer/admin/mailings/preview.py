@@ -120,7 +120,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what it is c
     draft: MailingChange,
     text: str,
     zone: str,
-    pace: ThroughputEstimate | None,
+    throughput: ThroughputEstimate | None,
     mailing: Mailing | None,
 ) -> Preview:
     """Return the preview of a draft. `mailing` is the mailing that it changes, if any."""
@@ -130,7 +130,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what it is c
         if client_filter is not UNSET:
             by_zone = await audience.count_by_zone(connection, client_filter)
             sample = await audience.sample(connection, client_filter, SAMPLE_SIZE)
-        capacity = await forecasts.read_capacity(connection, pace, mailing)
+        capacity = await forecasts.read_capacity(connection, throughput, mailing)
     start, end = (_known_moment(at) for at in (draft.datetime_start, draft.datetime_end))
     day = _day(start, end, now, zone)
     window = window_between(draft.send_interval_time_start, draft.send_interval_time_end)
@@ -149,7 +149,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what it is c
         other_clients=clients - sum(window.clients for window in windows),
         start=start,
         end=end,
-        forecast=await _forecast(engine, draft, pace, capacity.workers, mailing),
+        forecast=await _forecast(engine, draft, throughput, capacity.workers, mailing),
         capacity=capacity,
         starts_at_once=start is not None and start <= now,
     )
@@ -200,7 +200,7 @@ def utc_offset(offset: timedelta) -> str:
 async def _forecast(
     engine: AsyncEngine,
     draft: MailingChange,
-    pace: ThroughputEstimate | None,
+    throughput: ThroughputEstimate | None,
     processes: int,
     mailing: Mailing | None,
 ) -> Forecast | None:
@@ -213,6 +213,6 @@ async def _forecast(
     if has_half_window or not required <= values.keys():
         return None
     if mailing is not None:
-        return await forecasts.of_mailing(engine, mailing.id, pace, processes, draft)
+        return await forecasts.of_mailing(engine, mailing.id, throughput, processes, draft)
     new = NewMailing(**{"text": " ", **values})
-    return await forecasts.of_draft(engine, new, pace, processes)
+    return await forecasts.of_draft(engine, new, throughput, processes)

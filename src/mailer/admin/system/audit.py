@@ -25,7 +25,7 @@ AUDIT_FILTER_FIELDS = ("actor_kind", "actor_id", "action", "target_kind", "targe
 DATETIME_FIELDS = frozenset({"datetime_start", "datetime_end", "expires_at", "held_since"})
 TARGET_PAGES = {"mailing": "/mailings/{}", "client": "/clients/{}"}
 """URLs of single targets; a deleted target has none."""
-TARGET_LISTS = {"directory": "/clients", "key": "/keys", "user": "/people"}
+TARGET_LISTS = {"directory": "/clients", "key": "/keys", "user": "/users"}
 DELETING_ACTIONS = frozenset({"mailing_deleted", "client_erased"})
 
 

@@ -27,6 +27,6 @@ class GatewayPage(Controller):
         request: Request[Any, Any, Any],
     ) -> Redirect:
         """Retry the gateway now, and redirect back to the page with the button."""
-        back = own_path((await read_form(request, "back"))["back"])
+        return_path = own_path((await read_form(request, "return_path"))["return_path"])
         await try_now(engine, by)
-        return redirect_with_flash("gateway-tried", back)
+        return redirect_with_flash("gateway-tried", return_path)

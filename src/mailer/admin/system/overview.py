@@ -13,8 +13,7 @@ from mailer.clock import database_clock
 from mailer.db import workers
 from mailer.db.paging import Cursor
 from mailer.forecast import service as forecast
-from mailer.gateway.breaker import Breaker
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.activity import with_outage
 from mailer.statistics import backlog, progress, service
@@ -24,16 +23,14 @@ MAX_RUNNING, MAX_UPCOMING = 20, 5
 SECTIONS = ("gateway", "backlog", "running", "upcoming", "last-day")
 
 
-async def read_overview(
-    engine: AsyncEngine, breaker: Breaker | None, pace: ThroughputEstimate | None
-) -> dict[str, Any]:
+async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[str, Any]:
     """Return the template variables of the overview."""
-    usable = forecast.usable_pace(pace, breaker)
+    throughput = forecast.usable_throughput(channel)
     async with engine.connect() as connection:
         page = await store.page(connection, Cursor(MAX_RUNNING), "running")
-        mailings = [with_outage(store.to_mailing(row), breaker) for row in page.rows]
+        mailings = [with_outage(store.to_mailing(row), channel) for row in page.rows]
         active = await workers.active_workers(connection)
-        bases = await forecast.read_running(connection, mailings, usable, len(active) or 1)
+        bases = await forecast.read_running(connection, mailings, throughput, len(active) or 1)
         variables = {
             "running": await progress.get_progress(connection, mailings),
             "running_count": page.count,
@@ -54,28 +51,24 @@ class Overview(Controller):
     async def show_overview(
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[ThroughputEstimate | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
     ) -> Response[str]:
         """Show the overview."""
-        return await context.render_page(
-            "overview.html", **await read_overview(engine, breaker, pace)
-        )
+        return await context.render_page("overview.html", **await read_overview(engine, channel))
 
     @get("/live/overview", required_scope="read", is_polled=True)
     async def watch_overview(
         self,
         engine: NamedDependency[AsyncEngine],
-        breaker: NamedDependency[Breaker | None],
-        pace: NamedDependency[ThroughputEstimate | None],
+        channel: NamedDependency[Channel | None],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
         """Keep the overview up to date."""
 
         async def sections() -> Sections:
-            variables = await read_overview(engine, breaker, pace)
+            variables = await read_overview(engine, channel)
             return await context.render_sections("overview", SECTIONS, **variables)
 
         return live.stream(("overview", context.viewer), sections, context.quota_key)

@@ -10,6 +10,7 @@ from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import service, sessions, users
+from mailer.access.credentials import hash_password
 from mailer.access.model import Actor
 from mailer.access.users import NewPassword, NewRole, NewUser, User, UserNameTakenError
 from mailer.admin.form import Form, read_form, validate_password_form
@@ -17,17 +18,24 @@ from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.idempotency.store import complete
 from mailer.roles import SCOPE_BY_ROLE
 from mailer.validation import MAX_ID, check
 from mailer.web.query import PageQuery
 
-PATH = "/people"
+PATH = "/users"
 ROLES = tuple(SCOPE_BY_ROLE)
-NEW_USER_FIELDS = ("name", "role", "password", "again")
-BLANK_PASSWORDS = {"password": "", "again": ""}
-"""Passwords are never shown again in a form."""
+NEW_USER_FIELDS = ("name", "role", "password", "repeated_password")
+BLANK_PASSWORDS = {"password": "", "repeated_password": ""}
+"""A form never shows a password that was entered."""
 
 UserId = Annotated[int, Parameter(ge=1, le=MAX_ID)]
+
+
+def redirect_to_created(user_id: int) -> Redirect:
+    """Return the redirect to a user that the form has created."""
+    return redirect_with_flash("user-created", f"{PATH}/{user_id}")
 
 
 class Users(Controller):
@@ -63,23 +71,25 @@ class Users(Controller):
         form = Form({"name": "", "role": "viewer"} | BLANK_PASSWORDS)
         return await context.render_page("users/new.html", form=form, roles=ROLES)
 
-    @post("/new", required_scope="admin", creates=True)
+    @post("/new", required_scope="admin", creates=redirect_to_created)
     async def create_user(
         self,
         engine: NamedDependency[AsyncEngine],
         context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Create a user, or show the form again with its errors."""
-        if by.stored_result is not None:  # a repeat: the first response was lost
-            return redirect_with_flash("user-created", f"{PATH}/{by.stored_result['id']}")
         values = await read_form(request, *NEW_USER_FIELDS)
         values["name"] = values["name"].strip()
         form = Form(values | BLANK_PASSWORDS)
         try:
             new = validate_password_form(NewUser, values)
-            created = await service.create_user(engine, new, by)
+            password_hash = await hash_password(new.password)
+            async with engine.begin() as connection:
+                created = await users.create(connection, new.name, new.role, password_hash, by)
+                await complete(connection, claim, {"id": created.id})
         except InvalidError as error:
             refused, status = form.with_errors(error), HTTP_400_BAD_REQUEST
             return await context.render_page("users/new.html", status, form=refused, roles=ROLES)
@@ -88,7 +98,7 @@ class Users(Controller):
             return await context.render_page(
                 "users/new.html", HTTP_409_CONFLICT, form=refused, roles=ROLES
             )
-        return redirect_with_flash("user-created", f"{PATH}/{created.id}")
+        return redirect_to_created(created.id)
 
     @get("/{user_id:int}", required_scope="admin")
     async def show_user(

@@ -23,6 +23,8 @@ from mailer.admin.language import gettext_noop
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.idempotency.store import complete
 from mailer.validation import MAX_ID
 
 PATH = "/keys"
@@ -34,6 +36,15 @@ NOT_LISTED = gettext_noop("must be one of the listed values")
 
 KeyId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The key's id.")]
 Created = Annotated[int | None, QueryParameter(name="created", ge=1, le=MAX_ID)]
+
+
+def redirect_to_created(key_id: int) -> Redirect:
+    """Return the redirect to the list, with a notice that the key was created before."""
+    return Redirect(_created_url(key_id), status_code=HTTP_303_SEE_OTHER)
+
+
+def _created_url(key_id: int) -> str:
+    return f"{PATH}?created={key_id}"
 
 
 class Keys(Controller):
@@ -54,25 +65,25 @@ class Keys(Controller):
         """
         return await _keys_page(engine, context, Form(BLANK_FORM), created=created)
 
-    @post(required_scope="admin", creates=True)
+    @post(required_scope="admin", creates=redirect_to_created)
     async def create_key(
         self,
         engine: NamedDependency[AsyncEngine],
         context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
-    ) -> Response[str] | Redirect:
+    ) -> Response[str]:
         """Create a key and show its secret once: the response is not stored.
 
         A repeat of the form is redirected to a page that says that the key was created before.
         """
-        if by.stored_result is not None:  # a repeat: the first response was lost
-            return Redirect(_created_url(by.stored_result["id"]), status_code=HTTP_303_SEE_OTHER)
         form = Form(await read_form(request, *BLANK_FORM))
         try:
             new = read_new(form, context.viewer.time_zone, database_clock.now())
             async with engine.begin() as connection:
                 key, secret = await keys.create(connection, new, by)
+                await complete(connection, claim, {"id": key.id})
         except InvalidError as error:
             form = form.with_errors(error, {"expires_at": "expires_on"})
             return await _keys_page(engine, context, form, HTTP_400_BAD_REQUEST)
@@ -135,11 +146,6 @@ def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
             return now + timedelta(days=VALIDITY_DAYS[days])
         case _:
             raise InvalidError([FieldError("expires", NOT_LISTED)])
-
-
-def _created_url(key_id: int) -> str:
-    """Return the URL of the list with a notice that the key was created before."""
-    return f"{PATH}?created={key_id}"
 
 
 async def _keys_page(

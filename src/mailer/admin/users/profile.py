@@ -16,9 +16,9 @@ from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.admin.users.sign_in import redirect_signed_out
 from mailer.errors import FieldError, InvalidError
 
-PATH = "/account"
-BLANK_FORM = Form({"present": "", "password": "", "again": ""})
-"""Passwords are never shown again in a form."""
+PATH = "/profile"
+BLANK_FORM = Form({"current_password": "", "password": "", "repeated_password": ""})
+"""A form never shows a password that was entered."""
 
 
 class Profile(Controller):
@@ -46,7 +46,7 @@ class Profile(Controller):
     ) -> Response[Any]:
         """Change the user's own password, and end all their other sessions."""
         values = await read_form(request, *BLANK_FORM.values)
-        current_password = values.pop("present")
+        current_password = values.pop("current_password")
         try:
             new = validate_password_form(NewPassword, values)
             await service.change_own_password(engine, by, current_password, new)

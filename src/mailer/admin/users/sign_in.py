@@ -24,10 +24,12 @@ from mailer.settings import Settings
 from mailer.web.cookie import make_cookie
 
 
-def redirect_signed_in(request: Request[Any, Any, Any], secret: str, back: str) -> Redirect:
+def redirect_signed_in(request: Request[Any, Any, Any], secret: str, return_path: str) -> Redirect:
     """Return a redirect to a page of this site, with the cookie of the session `secret`."""
     return Redirect(
-        own_path(back), status_code=HTTP_303_SEE_OTHER, cookies=[make_cookie(request, secret)]
+        own_path(return_path),
+        status_code=HTTP_303_SEE_OTHER,
+        cookies=[make_cookie(request, secret)],
     )
 
 
@@ -51,10 +53,12 @@ class SignIn(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Show the form, or redirect if the user is already signed in or authentication is off."""
-        back = own_path(request.query_params.get("back", "/"))
+        return_path = own_path(request.query_params.get("return_path", "/"))
         if context.actor is not None:
-            return Redirect(back, status_code=HTTP_303_SEE_OTHER)
-        return await _form_page(settings, context, Form({"name": "", "back": back}))
+            return Redirect(return_path, status_code=HTTP_303_SEE_OTHER)
+        return await _form_page(
+            settings.oidc_issuer, context, Form({"name": "", "return_path": return_path})
+        )
 
     @post("/login", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
     async def sign_in(
@@ -65,11 +69,11 @@ class SignIn(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Start a session, or show the form again with its errors."""
-        values = await read_form(request, "name", "password", "back")
+        values = await read_form(request, "name", "password", "return_path")
         password = values.pop("password")
         form = Form(values)
         if settings.auth == "none":
-            return Redirect(own_path(form["back"]), status_code=HTTP_303_SEE_OTHER)
+            return Redirect(own_path(form["return_path"]), status_code=HTTP_303_SEE_OTHER)
         browser = request.headers.get("User-Agent", "")
         try:
             secret = await service.sign_in(
@@ -77,15 +81,17 @@ class SignIn(Controller):
             )
         except service.NotSignedInError as error:
             form = form.with_errors(InvalidError([FieldError("", str(error))]))
-            return await _form_page(settings, context, form, HTTP_400_BAD_REQUEST)
+            return await _form_page(settings.oidc_issuer, context, form, HTTP_400_BAD_REQUEST)
         except ThrottledError as error:
             status = HTTP_429_TOO_MANY_REQUESTS
-            response = await _form_page(settings, context, form, status, retry_after=error.seconds)
+            response = await _form_page(
+                settings.oidc_issuer, context, form, status, retry_after=error.seconds
+            )
             response.headers["Retry-After"] = str(error.seconds)
             return response
         if context.user is not None:
             await service.sign_out(engine, context.user)
-        return redirect_signed_in(request, secret, form["back"])
+        return redirect_signed_in(request, secret, form["return_path"])
 
     @post("/logout", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
     async def sign_out(
@@ -101,9 +107,9 @@ class SignIn(Controller):
 
 
 async def _form_page(
-    settings: Settings, context: PageContext, form: Form, status: int = 200, retry_after: int = 0
+    issuer: str | None, context: PageContext, form: Form, status: int = 200, retry_after: int = 0
 ) -> Response[str]:
-    provider = urlsplit(settings.oidc_issuer).hostname if settings.oidc_issuer else None
+    provider = urlsplit(issuer).hostname if issuer else None
     return await context.render_page(
         "sign_in.html", status, form=form, provider=provider, retry_after=retry_after
     )

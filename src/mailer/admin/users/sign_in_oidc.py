@@ -15,7 +15,7 @@ from litestar.status_codes import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import service
+from mailer.access import service as access
 from mailer.access.credentials import digest
 from mailer.access.login_throttle import network_of
 from mailer.access.middleware import address_of
@@ -25,6 +25,7 @@ from mailer.admin.render import PageContext
 from mailer.admin.users.sign_in import redirect_signed_in
 from mailer.clock import elapsed
 from mailer.limits import RateLimiter
+from mailer.oidc import service as oidc
 from mailer.oidc import store as pending
 from mailer.oidc.model import (
     REASONS_WITHOUT_IDENTITY,
@@ -72,8 +73,8 @@ class SignInOidc(Controller):
         except SignInError as error:
             return await _refused(context, error, WRONG_PROVIDER, HTTP_503_SERVICE_UNAVAILABLE)
         async with engine.begin() as connection:
-            back = own_path(request.query_params.get("back", "/"))
-            await pending.store_pending(connection, started, back)
+            return_path = own_path(request.query_params.get("return_path", "/"))
+            await pending.store_pending(connection, started, return_path)
         cookie = make_cookie(request, started.state, STATE_COOKIE)
         return Redirect(started.url, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
@@ -91,19 +92,19 @@ class SignInOidc(Controller):
         try:
             sign_in = await _take_pending(engine, request)
             identity = await _read_identity(provider, sign_in, request)
-            secret = await service.sign_in_oidc(
+            secret = await oidc.sign_in(
                 engine, identity, address_of(request), request.headers.get("User-Agent", "")
             )
         except ProviderUnavailableError as error:
             response = await _provider_unavailable(context, error)
         except SignInError as error:
-            # the audit log is kept for ever, so refusals without an identity are left out
+            # the audit log is never deleted, so refusals without an identity are left out
             if error.reason not in REASONS_WITHOUT_IDENTITY:
-                await service.record_refused_oidc(engine, error, address_of(request))
+                await oidc.record_failed_sign_in(engine, error, address_of(request))
             response = await _refused(context, error, str(error), HTTP_403_FORBIDDEN)
         else:
             if context.user is not None:
-                await service.sign_out(engine, context.user)
+                await access.sign_out(engine, context.user)
             response = redirect_signed_in(request, secret, sign_in.return_path)
         response.set_cookie(make_cookie(request, None, STATE_COOKIE))
         return response
@@ -129,7 +130,7 @@ async def _provider_unavailable(
     context: PageContext, error: ProviderUnavailableError
 ) -> Response[Any]:
     """Return the page that says that the provider does not answer, and to start again."""
-    log.warning("provider_away", reason=error.reason)
+    log.warning("provider_unavailable", reason=error.reason)
     status = HTTP_503_SERVICE_UNAVAILABLE
     response = await context.render_page("sign_in_refused.html", status, error=str(error))
     response.headers["Retry-After"] = str(error.retry_after)

@@ -203,7 +203,7 @@ if (address) {
       if (source.readyState !== EventSource.CLOSED) showOffline(true);
       else checkRefusal();
     };
-    // a connection that was cut silently causes no error event
+    // a connection that is lost without a TCP reset causes no error event
     retry = setTimeout(() => {
       showOffline(true);
       open();

@@ -10,8 +10,8 @@ from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Page
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows, wire_bytes
+from tests.browser.page_errors import PageErrors, collecting_errors
 from tests.browser.page_states import DARK, DESK, PHONE, RUSSIAN, PageState
-from tests.browser.watch import Watch, watched
 
 STRICT = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:"
 SCRIPTS = {
@@ -26,7 +26,7 @@ AGENT = """() => [navigator.language, Intl.DateTimeFormat().resolvedOptions().ti
 TINY = '<button style="all: unset; display: block; font-size: 5px">x</button>'
 SIZE = 50_000
 
-Visit = Callable[..., AbstractAsyncContextManager[Watch]]
+Visit = Callable[..., AbstractAsyncContextManager[PageErrors]]
 
 
 def html(body: str, policy: str = "", lang: str = ' lang="en"') -> web.Response:
@@ -42,7 +42,7 @@ async def script(request: web.Request) -> web.Response:
     return web.Response(text=text, content_type="text/javascript")
 
 
-async def cut(request: web.Request) -> web.Response:
+async def abort(request: web.Request) -> web.Response:
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
@@ -64,26 +64,26 @@ async def visit(browser: Browser) -> AsyncIterator[Visit]:
         @contextlib.asynccontextmanager
         async def visit(
             body: str, policy: str = "", lang: str = ' lang="en"'
-        ) -> AsyncIterator[Watch]:
+        ) -> AsyncIterator[PageErrors]:
             async def home(_: web.Request) -> web.Response:
                 return html(body, policy, lang)
 
             site = web.Application()
             site.router.add_get("/", home)
             site.router.add_get("/script/{name}", script)
-            site.router.add_get("/cut", cut)
+            site.router.add_get("/abort", abort)
             site.router.add_get("/answer/{status}", answer)
             site.router.add_get("/large.css", style)
             server = await stack.enter_async_context(TestServer(site))
-            async with watched(browser, str(server.make_url("/")), DESK) as watch:
-                await watch.page.goto("/")
-                yield watch
+            async with collecting_errors(browser, str(server.make_url("/")), DESK) as page_errors:
+                await page_errors.page.goto("/")
+                yield page_errors
 
         yield visit
 
 
 @pytest.mark.parametrize(
-    ("body", "policy", "complaint"),
+    ("body", "policy", "error"),
     [
         ('<script src="/script/error"></script>', "", "console: it is wrong at http.*/error$"),
         ('<script src="/script/warning"></script>', "", "console: it is odd"),
@@ -94,7 +94,7 @@ async def visit(browser: Browser) -> AsyncIterator[Visit]:
         ("<script>document.title = 'x'</script>", STRICT, "policy: script-src-elem forbids inline"),
         ('<p style="color: red">x', STRICT, "policy: Applying inline style violates"),
         ('<script src="/script/evaluate"></script>', STRICT, "policy: script-src forbids eval"),
-        ('<img src="/cut">', "", "failed: GET net::ERR_EMPTY_RESPONSE"),
+        ('<img src="/abort">', "", "failed: GET net::ERR_EMPTY_RESPONSE"),
         ('<img src="/answer/500">', "", "answer: 500 GET at http.*/answer/500$"),
         ('<img src="/answer/404">', "", "answer: 404 GET"),
     ],
@@ -114,9 +114,9 @@ async def visit(browser: Browser) -> AsyncIterator[Visit]:
     ],
 )
 async def test_errors_in_the_browser_fail_the_test(
-    visit: Visit, body: str, policy: str, complaint: str
+    visit: Visit, body: str, policy: str, error: str
 ) -> None:
-    with pytest.raises(AssertionError, match=complaint):
+    with pytest.raises(AssertionError, match=error):
         async with visit(body, policy):
             pass
 
@@ -124,7 +124,7 @@ async def test_errors_in_the_browser_fail_the_test(
 async def test_each_error_is_reported_once(visit: Visit) -> None:
     with pytest.raises(AssertionError) as failed:
         async with visit(
-            '<img src="/answer/500"><img src="/cut"><script src="/script/throw"></script>'
+            '<img src="/answer/500"><img src="/abort"><script src="/script/throw"></script>'
         ):
             pass
     kinds = [line.split(":")[0] for line in str(failed.value).splitlines()[1:]]
@@ -133,24 +133,24 @@ async def test_each_error_is_reported_once(visit: Visit) -> None:
 
 async def test_expected_errors_are_allowed_and_no_others(visit: Visit) -> None:
     body = '<img src="/answer/422"><script src="/script/error"></script>'
-    async with visit(body) as watch:
-        watch.expect("answer", "422 GET at http.*/answer/422$")
-        watch.expect("console", "it is wrong")
+    async with visit(body) as page_errors:
+        page_errors.expect("answer", "422 GET at http.*/answer/422$")
+        page_errors.expect("console", "it is wrong")
     with pytest.raises(AssertionError, match=r"^in the browser:\nconsole: it is wrong[^\n]*$"):
-        async with visit(body) as watch:
-            watch.expect("answer", "422")
+        async with visit(body) as page_errors:
+            page_errors.expect("answer", "422")
 
 
 async def test_an_expected_error_that_does_not_occur_fails_the_test(visit: Visit) -> None:
     with pytest.raises(AssertionError, match="did not come: answer: 422"):
-        async with visit("fine") as watch:
-            watch.expect("answer", "422")
+        async with visit("fine") as page_errors:
+            page_errors.expect("answer", "422")
 
 
 async def test_accessibility_checks_and_navigation_cause_no_errors(visit: Visit) -> None:
-    async with visit('<main><h1>x</h1><img alt="" src="data:,"></main>', STRICT) as watch:
-        await check_accessibility(watch.page)
-        await watch.page.goto("/?again")
+    async with visit('<main><h1>x</h1><img alt="" src="data:,"></main>', STRICT) as page_errors:
+        await check_accessibility(page_errors.page)
+        await page_errors.page.goto("/?again")
 
 
 @pytest.mark.parametrize(
@@ -164,32 +164,32 @@ async def test_accessibility_checks_and_navigation_cause_no_errors(visit: Visit)
     ids=["2.0 A", "2.0 AA", "2.2 AA", "good practice"],
 )
 async def test_the_accessibility_check_finds_a_defect(visit: Visit, body: str, defect: str) -> None:
-    async with visit(body) as watch:
+    async with visit(body) as page_errors:
         with pytest.raises(AssertionError, match=defect):
-            await check_accessibility(watch.page)
+            await check_accessibility(page_errors.page)
 
 
 async def test_known_defects_are_ignored_while_they_exist(visit: Visit) -> None:
-    async with visit("<main><h1>x</h1></main>", lang="") as watch:
-        await check_accessibility(watch.page, known=["html-has-lang"])
+    async with visit("<main><h1>x</h1></main>", lang="") as page_errors:
+        await check_accessibility(page_errors.page, known=["html-has-lang"])
         with pytest.raises(AssertionError, match="image-alt: known, but not violated any more"):
-            await check_accessibility(watch.page, known=["html-has-lang", "image-alt"])
+            await check_accessibility(page_errors.page, known=["html-has-lang", "image-alt"])
 
 
 async def test_a_wide_page_overflows(visit: Visit) -> None:
-    async with visit("<p>narrow") as watch:
-        assert await overflows(watch.page) == []
-    async with visit('<p><b style="display: block; width: 2000px">x</b>') as watch:
-        summary, *wide = await overflows(watch.page)
+    async with visit("<p>narrow") as page_errors:
+        assert await overflows(page_errors.page) == []
+    async with visit('<p><b style="display: block; width: 2000px">x</b>') as page_errors:
+        summary, *wide = await overflows(page_errors.page)
         assert summary.endswith("on 1280")
         assert [element[:3] for element in wide] == ["<b "]
 
 
 async def test_transferred_bytes_include_all_resources_at_each_load(visit: Visit) -> None:
-    async with visit('<link rel="stylesheet" href="/large.css">') as watch:
-        first = await wire_bytes(watch.page, "/")
+    async with visit('<link rel="stylesheet" href="/large.css">') as page_errors:
+        first = await wire_bytes(page_errors.page, "/")
         assert SIZE < first < SIZE + 2000
-        assert await wire_bytes(watch.page, "/") == first
+        assert await wire_bytes(page_errors.page, "/") == first
 
 
 @pytest.mark.parametrize(

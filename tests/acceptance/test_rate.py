@@ -18,27 +18,27 @@ async def test_rate_limit_is_never_exceeded(start_gateway: Gateways, start_maile
     await mailer.create_clients(5_000)
     began = time.monotonic()
     await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(5 * RATE)
+    await gateway.until_received(5 * RATE)
 
-    for number, request in enumerate(gateway.taken):
+    for number, request in enumerate(gateway.received):
         assert number <= RATE * (request.monotonic - began + SLACK) + 1
 
 
-async def test_unsent_messages_use_nothing_of_the_rate_limit(
+async def test_unsent_messages_do_not_count_towards_the_rate_limit(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings, gateway_rate="0.5")
     await mailer.create_clients(100)
     first = await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(1)
+    await gateway.until_received(1)
     await mailer.call("POST", "/mailings", new_mailing(), 201)
 
     # ten messages of the first mailing are claimed and wait
     await mailer.call("POST", f"/mailings/{first['id']}/pause")
-    before = len(gateway.taken)
-    await gateway.until_taken(before + 1)
-    last, following = gateway.taken[before - 1 : before + 1]
+    before = len(gateway.received)
+    await gateway.until_received(before + 1)
+    last, following = gateway.received[before - 1 : before + 1]
     # at most five intervals of the rate; the ten messages would have used ten
     assert following.monotonic - last.monotonic < 5 / 0.5
 
@@ -51,7 +51,7 @@ async def test_small_mailing_does_not_wait_for_a_large_one(
     await mailer.create_clients(40_000)
     await mailer.query("UPDATE client SET tag = 'few' WHERE id > 39990 RETURNING id")
     large = await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(1_000)
+    await gateway.until_received(1_000)
 
     small = await mailer.call("POST", "/mailings", new_mailing(client_filter="few"), 201)
     assert (await mailer.finished(small["id"]))["delivered_messages"] == 10

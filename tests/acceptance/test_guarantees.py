@@ -22,7 +22,7 @@ async def test_sending_starts_while_a_large_audience_is_enqueued_and_survives_a_
     mailer = await start_mailer(**settings, lease="3")
     await mailer.create_clients(AUDIENCE)
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(100)
+    await gateway.until_received(100)
     await mailer.stop(signal.SIGKILL)
     claimed = await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
 
@@ -30,7 +30,7 @@ async def test_sending_starts_while_a_large_audience_is_enqueued_and_survives_a_
     mailing = await second.finished(created["id"])
 
     last_chunk = await second.query("SELECT max(created_at) FROM message")
-    assert gateway.taken[0].arrived < last_chunk.timestamp() * 1e6
+    assert gateway.received[0].arrived < last_chunk.timestamp() * 1e6
     assert mailing["clients_count"] == mailing["delivered_messages"] == AUDIENCE
     assert await second.query("SELECT count(DISTINCT client_id) FROM message") == AUDIENCE
     assert len(set(gateway.ids)) == AUDIENCE
@@ -47,7 +47,7 @@ async def test_due_mailing_is_sent_at_once_and_a_future_one_at_its_start(
     async def first_arrival(mailing_id: int) -> float:
         mailing = await mailer.finished(mailing_id)
         ids = {message["id"] for message in mailing["mailing_messages"]}
-        return min(request.arrived for request in gateway.taken if request.id in ids) / 1e6
+        return min(request.arrived for request in gateway.received if request.id in ids) / 1e6
 
     due_delays, future_delays, calls = [], [], []
     for _ in range(3):
@@ -73,7 +73,7 @@ async def test_shutdown_waits_neither_for_the_rate_limit_nor_past_the_grace(
     mailer = await start_mailer(**gateway.settings, gateway_rate="5", shutdown_grace="1")
     await mailer.create_clients(60)
     await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_taken(3)
+    await gateway.until_received(3)
 
     assert await mailer.stop() == 0
 

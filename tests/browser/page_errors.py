@@ -1,4 +1,4 @@
-"""Watching a page for errors in the browser; unexpected errors fail the test."""
+"""Collect the errors of pages in the browser; unexpected errors fail the test."""
 
 import contextlib
 import re
@@ -37,7 +37,7 @@ REPORT_VIOLATIONS = """
 SETTLE = "() => new Promise(done => setTimeout(done))"
 
 
-class Complaint(msgspec.Struct, frozen=True):
+class PageError(msgspec.Struct, frozen=True):
     kind: Kind
     text: str
     url: str
@@ -46,13 +46,13 @@ class Complaint(msgspec.Struct, frozen=True):
         return f"{self.kind}: {self.text} at {self.url}"
 
 
-class Watch:
-    """Collects errors of all pages of a browser context until `verdict`."""
+class PageErrors:
+    """Collects errors of all pages of a browser context until `check`."""
 
     def __init__(self, page: Page, origin: str) -> None:
         self.page = page
         self._host = urlsplit(origin).netloc
-        self._complaints: list[Complaint] = []
+        self._errors: list[PageError] = []
         self._expected: list[tuple[Kind, str]] = []
 
     async def start(self) -> None:
@@ -65,7 +65,7 @@ class Watch:
         context.on("response", self._on_response)
         await context.expose_binding(
             "reportViolation",
-            lambda source, text: self._complain("policy", text, source["page"].url),
+            lambda source, text: self._record("policy", text, source["page"].url),
         )
         await context.add_init_script(REPORT_VIOLATIONS)
 
@@ -76,68 +76,66 @@ class Watch:
         """
         self._expected.append((kind, pattern))
 
-    async def verdict(self) -> None:
+    async def check(self) -> None:
         """Fail if an unexpected error occurred, or an expected one did not."""
         for page in self.page.context.pages:
             with contextlib.suppress(Error):  # the page may be navigating
                 await page.evaluate(SETTLE)  # earlier events are received after this
-        complaints = self._without_repeats()
+        errors = self._without_repeats()
         missed = list(self._expected)
         failures = []
-        for complaint in complaints:
-            matching = [expected for expected in self._expected if _matches(complaint, *expected)]
+        for error in errors:
+            matching = [expected for expected in self._expected if _matches(error, *expected)]
             missed = [expected for expected in missed if expected not in matching]
             if not matching:
-                failures.append(str(complaint))
+                failures.append(str(error))
         failures += [f"expected, but did not come: {kind}: {pattern}" for kind, pattern in missed]
         assert not failures, "\n".join(["in the browser:", *failures])
 
-    def _without_repeats(self) -> list[Complaint]:
-        reported = {
-            complaint.url
-            for complaint in self._complaints
-            if complaint.kind in {"failed", "answer"}
-        }
+    def _without_repeats(self) -> list[PageError]:
+        reported = {error.url for error in self._errors if error.kind in {"failed", "answer"}}
         return [
-            complaint
-            for complaint in dict.fromkeys(self._complaints)
-            if not (complaint.text.startswith(RESOURCE) and complaint.url in reported)
+            error
+            for error in dict.fromkeys(self._errors)
+            if not (error.text.startswith(RESOURCE) and error.url in reported)
         ]
 
-    def _complain(self, kind: Kind, text: str, url: str) -> None:
-        self._complaints.append(Complaint(kind, text, url))
+    def _record(self, kind: Kind, text: str, url: str) -> None:
+        self._errors.append(PageError(kind, text, url))
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not ABORTED.match(message.text):
             policy = "Content Security Policy" in message.text
             kind: Kind = "policy" if policy else "console"
-            self._complain(kind, message.text, message.location["url"])
+            self._record(kind, message.text, message.location["url"])
 
     def _on_exception(self, error: WebError) -> None:
         page = error.page
-        self._complain("exception", str(error.error), page.url if page else "")
+        self._record("exception", str(error.error), page.url if page else "")
 
     def _on_request(self, request: Request) -> None:
         parts = urlsplit(request.url)
         if parts.scheme not in {"data", "blob"} and parts.netloc != self._host:
-            self._complain("foreign", request.method, request.url)
+            self._record("foreign", request.method, request.url)
 
     def _on_failure(self, request: Request) -> None:
         if request.failure not in EXPECTED_FAILURES:
-            self._complain("failed", f"{request.method} {request.failure}", request.url)
+            self._record("failed", f"{request.method} {request.failure}", request.url)
 
     def _on_response(self, answer: Response) -> None:
         if answer.status >= 400:
-            self._complain("answer", f"{answer.status} {answer.request.method}", answer.url)
+            self._record("answer", f"{answer.status} {answer.request.method}", answer.url)
 
 
-def _matches(complaint: Complaint, kind: Kind, pattern: str) -> bool:
-    return complaint.kind == kind and re.search(pattern, str(complaint)) is not None
+def _matches(error: PageError, kind: Kind, pattern: str) -> bool:
+    return error.kind == kind and re.search(pattern, str(error)) is not None
 
 
 @contextlib.asynccontextmanager
-async def watched(browser: Browser, origin: str, page_state: PageState) -> AsyncIterator[Watch]:
-    """Yield the watch of a page in a new context with paths relative to `origin`; then judge it."""
+async def collecting_errors(
+    browser: Browser, origin: str, page_state: PageState
+) -> AsyncIterator[PageErrors]:
+    """Yield the errors of a new page with paths relative to `origin`; fail if any is unexpected."""
     context: BrowserContext = await browser.new_context(
         base_url=origin,
         locale=page_state.locale,
@@ -149,9 +147,9 @@ async def watched(browser: Browser, origin: str, page_state: PageState) -> Async
     )
     context.set_default_timeout(EVENT_TIMEOUT * 1_000)
     try:
-        watch = Watch(await context.new_page(), origin)
-        await watch.start()
-        yield watch
-        await watch.verdict()
+        page_errors = PageErrors(await context.new_page(), origin)
+        await page_errors.start()
+        yield page_errors
+        await page_errors.check()
     finally:
         await context.close()

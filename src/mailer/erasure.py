@@ -1,0 +1,41 @@
+"""Erasing a client, with the open messages and the stored responses of the client."""
+
+from litestar import Controller, delete
+from litestar.di import NamedDependency
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access import audit
+from mailer.access.model import Actor
+from mailer.client import store as clients
+from mailer.client.api import ClientId
+from mailer.idempotency import store as responses
+from mailer.message import ending
+
+
+async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> None:
+    """Erase a client's personal data permanently and cancel the client's open messages.
+
+    Raises `ClientNotFoundError`.
+    """
+    async with engine.begin() as connection:
+        await clients.erase(connection, client_id)
+        await responses.erase_of_client(connection, client_id)
+        await ending.cancel_of_client(connection, client_id)
+        await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
+
+
+class ErasureController(Controller):
+    """The API route that erases a client."""
+
+    path = "/clients"
+    tags = ("clients",)
+
+    @delete("/{client_id:int}", required_scope="write")
+    async def delete_client(
+        self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], client_id: ClientId
+    ) -> None:
+        """Delete a client: erase the personal data permanently and cancel its open messages.
+
+        A message that may already have been accepted becomes `unknown` instead of `cancelled`.
+        """
+        await erase_client(engine, client_id, by)

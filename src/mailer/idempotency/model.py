@@ -1,0 +1,40 @@
+"""A request with an Idempotency-Key: a worker's claim on it, and its stored record."""
+
+from typing import Any
+
+import msgspec
+
+from mailer.errors import ConflictError
+
+
+class IdempotencyClaim(msgspec.Struct):
+    """A worker's claim on a request that has an Idempotency-Key."""
+
+    owner: str
+    key: str
+    attempt: str
+    """A UUID of this attempt; each worker that continues the request has another one."""
+    digest: bytes | None = None
+    """SHA-256 of the method, URL, credential and body; None until the body has been read."""
+    result: dict[str, Any] | None = None
+    """What an earlier attempt did before its response was lost; None if it did nothing."""
+
+
+class IdempotencyRecord(msgspec.Struct, frozen=True):
+    """The row of a key that another request has used."""
+
+    attempt: object
+    digest: bytes | None
+    status: int | None
+    """The status of the first response; None if there is no response yet."""
+    media_type: str | None
+    body: bytes | None
+    """The body of the first response; None if it was erased."""
+    is_free: bool
+    """Whether the request has no response and the lease of its claim has expired."""
+    is_over: bool
+    """Whether the row is older than 24 hours and no longer counts."""
+
+
+class ClaimLostError(ConflictError):
+    """Another attempt of this request is being processed; send it again."""

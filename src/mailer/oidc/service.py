@@ -1,0 +1,35 @@
+"""Sign-in of users that an OpenID provider has identified."""
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access import users as access_users
+from mailer.access.service import begin_session, record_refused
+from mailer.oidc import users
+from mailer.oidc.model import Identity, SignInError
+
+
+async def sign_in(
+    engine: AsyncEngine, identity: Identity, address: str | None, user_agent: str
+) -> str:
+    """Sign a user in by an OpenID identity; return the secret for the session cookie.
+
+    Raises `SignInError` for a disabled user.
+    """
+    async with engine.begin() as connection:
+        user = await users.upsert(connection, identity, address)
+        return await begin_session(connection, user, address, user_agent)
+
+
+async def record_failed_sign_in(
+    engine: AsyncEngine, error: SignInError, address: str | None
+) -> None:
+    """Record a failed sign-in with the OpenID provider in the audit log.
+
+    A user who has no role at the provider any more is signed out everywhere.
+    """
+    subject = error.issuer_and_subject
+    async with engine.begin() as connection:
+        user = await users.find_by_subject(connection, *subject) if subject else None
+        if user is not None and error.reason == "no_role":
+            await access_users.end_sessions(connection, user.id, user.actor(address))
+        await record_refused(connection, user.id if user else None, address)

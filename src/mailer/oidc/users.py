@@ -1,0 +1,54 @@
+"""SQL of the users of an OpenID provider. The caller owns the transaction."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.access import audit
+from mailer.access.users import COLUMNS, User
+from mailer.db.access import app_user
+from mailer.oidc.model import Identity, SignInError
+
+
+async def find_by_subject(connection: AsyncConnection, issuer: str, subject: str) -> User | None:
+    """Return the user with this subject of an OpenID provider; None if there is none."""
+    rows = await connection.execute(_select(issuer, subject))
+    row = rows.mappings().one_or_none()
+    return None if row is None else User(**row)
+
+
+async def upsert(connection: AsyncConnection, identity: Identity, address: str | None) -> User:
+    """Create or update the user of an OpenID identity, and return the user.
+
+    The provider sets name and role at each sign-in. Raises `SignInError` for a disabled user.
+    """
+    values = {"name": identity.name, "role": identity.role, "signed_in_at": func.now()}
+    statement = insert(app_user).values(**values, issuer=identity.issuer, subject=identity.subject)
+    statement = statement.on_conflict_do_nothing()
+    row = (await connection.execute(statement.returning(*COLUMNS))).mappings().one_or_none()
+    if row is not None:
+        created = User(**row)
+        by, target = created.actor(address), audit.Target("user", created.id)
+        fields = {"name": created.name, "role": created.role}
+        await audit.record(connection, by, "user_created", target, after=fields)
+        return created
+    rows = await connection.execute(_select(identity.issuer, identity.subject).with_for_update())
+    old = User(**rows.mappings().one())
+    if old.disabled_at is not None:
+        raise SignInError("disabled", (identity.issuer, identity.subject))
+    await connection.execute(update(app_user).where(app_user.c.id == old.id).values(**values))
+    user = msgspec.structs.replace(old, name=identity.name, role=identity.role)
+    by, target = user.actor(address), audit.Target("user", user.id)
+    for field in ("role", "name"):
+        if getattr(old, field) != getattr(user, field):
+            before, after = {field: getattr(old, field)}, {field: getattr(user, field)}
+            action = f"user_{field}_changed"
+            await audit.record(connection, by, action, target, before=before, after=after)
+    return user
+
+
+def _select(issuer: str, subject: str) -> Select[Any]:
+    return select(*COLUMNS).where(app_user.c.issuer == issuer, app_user.c.subject == subject)
