@@ -44,7 +44,14 @@ EMPTY = (
             one text;
             has_rows boolean;
         BEGIN
-            EXECUTE 'LOCK TABLE ' || array_to_string(tables, ', ');
+            LOOP -- a process that still runs may lock tables in another order: let it go first
+                BEGIN
+                    SET LOCAL lock_timeout = '200ms';
+                    EXECUTE 'LOCK TABLE ' || array_to_string(tables, ', ');
+                    EXIT;
+                EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                END;
+            END LOOP;
             FOREACH one IN ARRAY tables LOOP
                 EXECUTE format('SELECT EXISTS (SELECT FROM %I)', one) INTO has_rows;
                 CONTINUE WHEN NOT has_rows;

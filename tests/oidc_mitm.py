@@ -1,6 +1,6 @@
-"""A man in the middle between mailer and its OpenID provider, which can change responses.
+"""A proxy between mailer and its OpenID provider, which can change responses.
 
-The provider uses the address of the man in the middle as its own, so for mailer this address is the
+The provider uses the address of the proxy as its own, so for mailer this address is the
 issuer.
 """
 
@@ -45,8 +45,8 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 """Answers a request instead of the provider."""
 
 
-class Middle:
-    """The man in the middle; `changes` and `answers` apply to requests by path."""
+class ProviderProxy:
+    """The proxy; `changes` and `answers` apply to requests by path."""
 
     def __init__(self, openid: OpenIdProvider, session: aiohttp.ClientSession) -> None:
         self.openid = openid
@@ -54,12 +54,12 @@ class Middle:
         self.issuer = ""
         self.changes: dict[str, Change] = {}
         self.answers: dict[str, Answer] = {}
-        self.asked: Counter[str] = Counter()
+        self.request_counts: Counter[str] = Counter()
         self.sent: list[tuple[str, dict[str, str], str]] = []
         """Path, headers and body of every request received."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked[request.path] += 1
+        self.request_counts[request.path] += 1
         body = await request.read()
         self.sent.append((request.path, dict(request.headers), body.decode()))
         if request.path in self.answers:
@@ -124,15 +124,15 @@ class Clock:
 
 
 @contextlib.asynccontextmanager
-async def between(openid: OpenIdProvider) -> AsyncIterator[Middle]:
-    """Run a man in the middle between a provider and its clients."""
+async def between(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
+    """Run a proxy between a provider and its clients."""
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        middle = Middle(openid, session)
-        runner = web.AppRunner(_application(middle), shutdown_timeout=0.1)
+        proxy = ProviderProxy(openid, session)
+        runner = web.AppRunner(_application(proxy), shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        middle.issuer = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield middle
+        proxy.issuer = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield proxy
         await runner.cleanup()
 
 
@@ -158,7 +158,7 @@ async def refusal(provider: Provider, login: str = "vera", **overrides: str) -> 
     return error.value.reason
 
 
-async def absence(provider: Provider) -> str:
+async def unavailable_reason(provider: Provider) -> str:
     """Return the logged reason why the provider counts as unavailable."""
     with pytest.raises(ProviderUnavailableError) as error:
         await sign_in_identity(provider)
@@ -166,7 +166,7 @@ async def absence(provider: Provider) -> str:
     return error.value.reason
 
 
-def unregistered_provider(url: str) -> Provider:
+def provider_at(url: str) -> Provider:
     """Return mailer's client of a provider at which it is not registered."""
     return Provider(url.removesuffix("/send/"), "mailer", None, "roles", {})
 
@@ -204,7 +204,7 @@ def _changed(change: Change, claims: Claims) -> Claims:
     return claims if changed is None else changed
 
 
-def _application(middle: Middle) -> web.Application:
+def _application(proxy: ProviderProxy) -> web.Application:
     application = web.Application()
-    application.router.add_route("*", "/{path:.*}", middle.answer)
+    application.router.add_route("*", "/{path:.*}", proxy.answer)
     return application

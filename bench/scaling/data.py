@@ -1,4 +1,4 @@
-"""A data set as a service has it after two years, created by SQL; triggers keep the counters."""
+"""Create by SQL the data of a service that has run for two years. Triggers update the counters."""
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -9,20 +9,22 @@ from mailer.db.migrate import migrate
 from mailer.message import counters
 from mailer.sample_data import TEXT
 
-MESSAGES = 10
-"""Messages for each client."""
-CLIENTS = 100
-"""Clients for each mailing; there are at least ten mailings."""
+MESSAGES_PER_CLIENT = 10
+CLIENTS_PER_MAILING = 100
+"""The directory has this many clients for each mailing; it is not the size of an audience. There
+are at least ten mailings."""
 MESSAGES_PER_STATEMENT = 500_000
-"""A statement adds about so many messages, and all messages of at least one mailing."""
+"""A statement creates about this many messages. It never splits a mailing, so there may be more."""
 ALL_DELTAS = 10**9
-"""A limit that merges every delta at once."""
+"""A limit higher than the number of deltas, so that all are merged at once."""
 
-# Enough memory to sort and join so many rows; the data need not survive a power failure.
+# Enough memory to sort and join so many rows; the data need not survive a power failure; compiling
+# the statements takes longer than it saves.
 LOADING_PARAMETERS = "SET work_mem = '256MB'; SET synchronous_commit = off; SET jit = off"
 
-# A few operator codes have most of the clients, and most clients of a code share one time zone.
-# Every other client has a tag, four have a rare tag, and one in a hundred is erased.
+# $1 clients. A power of a random number makes the first values frequent: a few operator codes have
+# most of the clients, and most clients of a code share one time zone. Every second client has a
+# tag, about four clients in all have the tag `rare`, and 1 % are erased.
 CREATE_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone, created_at, updated_at, deleted_at)
     SELECT CASE WHEN NOT is_erased THEN '79' || lpad(n::text, 9, '0') END, (900 + code)::text,
@@ -40,25 +42,28 @@ CREATE_CLIENTS = """
         FROM generate_series(1, $1::bigint) AS n) AS drawn
     ORDER BY n"""
 # $1 clients, $2 messages in all, $3 mailings without messages, $4 mailings with messages, $5 the
-# text. Mailing number $4 is for all clients and runs; some before it run or are paused. Three in a
-# thousand are for a tenth of all clients. All others have audiences of equal size. The mailings
-# after number $4 have not started yet, or were cancelled before their start.
+# text.
+# `sized`: mailing number $4 has all clients as its audience, three in a thousand a tenth of them.
+# `shared`: the other mailings have audiences of equal size, so that there are about $2 messages.
+# `planned`: starts are spread over 22 months, three days ago at the latest. Mailing number $4 runs,
+# up to eight before it run or are paused, and one in fifty is cancelled. The mailings after
+# number $4 start in the future, or were cancelled before their start; they have no messages.
+# Filters are stored only to be shown: the size of an audience does not follow from them.
 CREATE_MAILINGS = """
     WITH sized AS (
         SELECT n, CASE WHEN n = $4 THEN $1 WHEN n % 333 = 0 THEN $1 / 10 END AS size
         FROM generate_series(1, $4::bigint + $3) AS n
     ), shared AS (
-        SELECT ($2::bigint - sum(size)) / count(*) FILTER (WHERE size IS NULL) AS share,
-            ($2::bigint - sum(size)) % count(*) FILTER (WHERE size IS NULL) AS remainder
+        SELECT ($2::bigint - sum(size)) / count(*) FILTER (WHERE size IS NULL) AS share
         FROM sized WHERE n <= $4
     ), planned AS (
         SELECT n, n <= $4 AS has_started,
-            coalesce(size, least($1, share + (n = $4 - 1)::int * remainder))::bigint AS size,
+            coalesce(size, least($1, share))::bigint AS size,
             CASE WHEN n > $4 THEN CASE WHEN n % 4 = 0 THEN 'cancelled' ELSE 'scheduled' END
                 WHEN n = $4 THEN 'running'
                 WHEN n > $4 - least(8, $4 / 5) THEN (ARRAY['running', 'paused'])[1 + n % 2]
                 WHEN n % least(50, $4 / 2) = 0 THEN 'cancelled' ELSE 'finished' END AS status,
-            now() - interval '1 hour' * CASE WHEN n > $4 THEN 24 * ($4 - n)
+            now() - interval '1 hour' * CASE WHEN n > $4 THEN -24 * (n - $4)
                 ELSE 72 + 16000.0 * ($4 - n) / $4 END AS start
         FROM sized CROSS JOIN shared
     )
@@ -74,9 +79,14 @@ CREATE_MAILINGS = """
     FROM planned ORDER BY n"""
 CREATE_COUNTS = "INSERT INTO mailing_counts (mailing_id) SELECT id FROM mailing"
 
-# $1 clients, $2 and $3 the first and the last mailing. 500 outcomes a second; retried messages come
-# later, and messages of a mailing with a sending window come some hours later, by time zone. A
-# tenth of the messages of a mailing that has not ended is still to be sent.
+# $1 clients, $2 and $3 the first and the last mailing.
+# `chosen`: the clients of a mailing are spread evenly over the directory. They begin with another
+# client in each mailing, because 7919 is prime.
+# `with_status`: 500 messages are sent a second. Messages with more than one attempt are sent up to
+# five minutes later for each, and messages of a mailing with a sending window some hours later: the
+# length of the time zone's name serves as a delay that differs between zones. A tenth of the
+# messages of a mailing that has not ended is still to be sent. `pick` is 1 to 5, mostly 1.
+# One reason is very rare, so that searching for it finds few messages among many.
 CREATE_MESSAGES = """
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at,
         lease_owner, lease_expires_at, created_at, updated_at, attempts, status, reason,
@@ -126,18 +136,20 @@ BATCHES = """
         SELECT id, sum(clients_count) OVER (ORDER BY id)::bigint / $1 AS batch FROM mailing
     ) AS numbered
     GROUP BY batch ORDER BY batch"""
-# 500 mailings a statement: for each mailing the trigger updates the same row of totals, and so must
-# skip all dead versions of that row which the statement has left.
+MAILINGS_PER_STATEMENT = 500
+"""Mailings that one statement settles. For each of them a trigger updates the row of totals, and
+each update reads all dead versions of the row that the statement has left. So the cost grows with
+the square of this number."""
 SETTLE = """
     UPDATE mailing SET is_closed = true, is_settled = true
-    WHERE status IN ('finished', 'cancelled') AND id BETWEEN $1 AND $1 + 499"""
+    WHERE status IN ('finished', 'cancelled') AND id >= $1 AND id < $1 + $2"""
 SIZE = "SELECT pg_database_size(current_database())"
 
 
 async def create(url: str, clients: int) -> int:
     """Create the data set for `clients` clients in an empty database; return its size in bytes."""
-    mailings = max(10, clients // CLIENTS)
-    messages = clients * MESSAGES
+    mailings = max(10, clients // CLIENTS_PER_MAILING)
+    messages = clients * MESSAGES_PER_CLIENT
     engine = create_engine(url)
     await migrate(engine)
     database = await asyncpg.connect(url)
@@ -146,16 +158,16 @@ async def create(url: str, clients: int) -> int:
         await database.execute("SELECT setseed(0.5)")
         await database.execute(CREATE_CLIENTS, clients)
         await database.execute("ANALYZE client")
-        extra = max(2, mailings // 500)
-        await database.execute(CREATE_MAILINGS, clients, messages, extra, mailings, TEXT)
+        empty = max(2, mailings // 500)  # mailings without messages
+        await database.execute(CREATE_MAILINGS, clients, messages, empty, mailings, TEXT)
         await database.execute(CREATE_COUNTS)
         for first, last in await database.fetch(BATCHES, MESSAGES_PER_STATEMENT):
             await database.execute(CREATE_MESSAGES, clients, first, last)
             await merge_deltas(engine)
         async with engine.begin() as connection:
             await counters.downsample(connection)
-        for first in range(1, mailings + extra + 1, 500):
-            await database.execute(SETTLE, first)
+        for first in range(1, mailings + empty + 1, MAILINGS_PER_STATEMENT):
+            await database.execute(SETTLE, first, MAILINGS_PER_STATEMENT)
         await database.execute("VACUUM ANALYZE")
         size: int = await database.fetchval(SIZE)
     finally:

@@ -8,16 +8,15 @@ import aiohttp
 from soaking.faults import Fleet
 from soaking.journal import Journal, RandomSource
 
-MEGABYTE = 1_000_000
 FILES = {
-    "short lines": b"phone\n" + b"x\n" * (3 * MEGABYTE),
+    "short lines": b"phone\n" + b"x\n" * 3_000_000,
     "quotes": b"phone\n" + b'x","' * 150_000,
-    "wrong phones": b"phone\n" + b"+8 (916) 123-45-6\n" * (8 * MEGABYTE // 18),
-    "one line": b"phone\n" + b"7" * (5 * MEGABYTE),
-    "one field after another": b"phone\n" + b"," * (2 * MEGABYTE),
-    "bytes of no text": b"phone\n" + b"\xff\xfe\x00\n" * MEGABYTE,
+    "wrong phones": b"phone\n" + b"+8 (916) 123-45-6\n" * 450_000,
+    "one line": b"phone\n" + b"7" * 5_000_000,
+    "many empty fields": b"phone\n" + b"," * 2_000_000,
+    "not text": b"phone\n" + b"\xff\xfe\x00\n" * 1_000_000,
 }
-"""No file contains a valid client, so that the directory does not change."""
+"""Files of 0.6 to 8 MB. None contains a valid client, so that the directory does not change."""
 HEADERS = {
     "Accept-Language": "," * 31_000,
     "Accept-Encoding": "gzip;q=0.1," * 2_800,
@@ -26,9 +25,10 @@ HEADERS = {
     "X-Forwarded-For": "1.2.3.4," * 3_800,
     "If-None-Match": '"a",' * 7_700,
 }
+"""Each value is a little below the 32 KiB that the server accepts."""
 PATHS = ("/", "/login", "/api/v1/clients")
 CONNECTIONS = 60
-"""Connections at once that send a hostile header."""
+"""Concurrent connections of `send_hostile_headers`."""
 TIMEOUT = aiohttp.ClientTimeout(total=45)
 
 
@@ -55,7 +55,7 @@ async def send_hostile_headers(fleet: Fleet, journal: Journal, rng: RandomSource
                     headers = {name: HEADERS[name]}
                     requests = (
                         _send(session, journal, f"header {name}", url, None, headers)
-                        for _ in range(3 * CONNECTIONS)
+                        for _ in range(3 * CONNECTIONS)  # some wait for a connection
                     )
                     await asyncio.gather(*requests)
 
@@ -68,7 +68,11 @@ async def _send(  # noqa: PLR0913, PLR0917  # a request and its description
     body: bytes | None,
     headers: dict[str, str],
 ) -> None:
-    """Send a request; record a violation if the status is 500 or above, but not 503."""
+    """Send a request; record a violation if the answer is a server error other than 503.
+
+    The fleet runs without authentication. A worker that hangs is detected by its log and by the
+    silences between requests.
+    """
     method = "GET" if body is None else "POST"
     content_type = {} if body is None else {"Content-Type": "text/csv"}
     try:
@@ -78,6 +82,6 @@ async def _send(  # noqa: PLR0913, PLR0917  # a request and its description
             await response.read()
             status = response.status
     except (aiohttp.ClientError, TimeoutError, OSError):
-        return  # the worker was killed, or is starting
+        return  # the worker was killed, frozen, or is starting
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
         journal.add_violation(f"{description}: {status}")

@@ -32,38 +32,42 @@ def elapsed() -> float:
 
 
 class FollowedClock:
-    """A clock that can step or is another machine's, computed from samples and `elapsed()`."""
+    """Computes the time of a clock that may step or belongs to another machine.
+
+    It uses samples of that clock, and `elapsed()` between them.
+    """
 
     def __init__(self, name: Literal["database", "wall"]) -> None:
         self._name = name
-        self._origin: datetime | None = None
-        """The time of this clock at which `elapsed()` was 0."""
+        self._time_at_zero: datetime | None = None
+        """This clock's time when `elapsed()` was 0."""
 
     def now(self) -> datetime:
         """Return this clock's time now. Raises `RuntimeError` before the first sample."""
         return self.at(elapsed())
 
     def at(self, moment: float) -> datetime:
-        """Return this clock's time at a moment of `elapsed()`. Raises as `now` does."""
-        if self._origin is None:
+        """Return this clock's time at a value of `elapsed()`. Raises as `now` does."""
+        if self._time_at_zero is None:
             raise RuntimeError(f"the {self._name} clock has no sample yet")
-        return self._origin + timedelta(0, moment)  # keywords cost a microsecond more
+        return self._time_at_zero + timedelta(0, moment)  # `seconds=` takes a microsecond more
 
     def sample(self, requested_at: float, reading: datetime, received_at: float) -> None:
-        """Correct the computed time by a reading of the clock.
+        """Correct the computed time with a reading of the clock.
 
-        The clock was read at some moment between `requested_at` and `received_at`, two moments of
-        `elapsed()`. The correction is the smallest one that agrees with the reading, so that a
-        slow reading changes little.
+        The clock was read at some moment between `requested_at` and `received_at`, two values of
+        `elapsed()`. The first sample takes the middle. Later, the correction is the smallest one
+        that agrees with the reading: a reading that took long allows a wide range, so it changes
+        little.
         """
         earliest = reading - timedelta(seconds=received_at)
         latest = reading - timedelta(seconds=requested_at)
-        previous = self._origin
+        previous = self._time_at_zero
         if previous is None:
-            self._origin = earliest + (latest - earliest) / 2
+            self._time_at_zero = earliest + (latest - earliest) / 2
             return
-        self._origin = min(max(previous, earliest), latest)
-        step = self._origin - previous
+        self._time_at_zero = min(max(previous, earliest), latest)
+        step = self._time_at_zero - previous
         if abs(step) >= MIN_LOGGED_STEP:
             metrics.clock_stepped(self._name)
             log.warning(STEP_EVENTS[self._name], seconds=round(step.total_seconds(), 3))
@@ -77,5 +81,7 @@ wall_clock = FollowedClock("wall")
 
 
 async def sample_wall_clock() -> None:
-    """Sample this machine's wall clock, and log a step since the last sample."""
-    wall_clock.sample(elapsed(), datetime.now(UTC), elapsed())  # noqa: TID251  # the wall clock itself is sampled
+    """Sample this machine's wall clock, and log a step since the last sample. A periodic job."""
+    before = elapsed()
+    reading = datetime.now(UTC)  # noqa: TID251  # the wall clock itself is sampled
+    wall_clock.sample(before, reading, elapsed())

@@ -15,7 +15,7 @@ from msgspec import Meta
 from mailer.errors import StartError
 from mailer.roles import ROLES, parse_role_mapping
 from mailer.urls import is_loopback, read_gateway_url, split_url
-from mailer.variables import PREFIX, find_unreadable, printable_name, read_variables
+from mailer.variables import PREFIX, find_wrong_characters, printable_name, read_variables
 
 SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret", "monitoring_token"}
@@ -125,8 +125,8 @@ def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> 
     `StartError` with one line that names every unknown or wrong variable.
     """
     variables = read_variables(environ, env_file)
-    if unreadable := find_unreadable(variables):
-        raise StartError("; ".join(sorted(unreadable)))
+    if wrong := find_wrong_characters(variables):
+        raise StartError("; ".join(sorted(wrong)))
     texts = {name.removeprefix(PREFIX).lower(): text for name, text in variables.items()}
     non_empty = {name: text for name, text in texts.items() if text}
     types = {field.name: field.type for field in msgspec.structs.fields(Settings)}

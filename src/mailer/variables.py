@@ -13,7 +13,7 @@ from mailer.errors import StartError
 
 PREFIX = "MAILER_"
 MAX_FILE_SIZE = 1024 * 1024  # bytes
-MAX_VARIABLE_NAME_LENGTH = 100  # characters of a name in an error message
+MAX_SHOWN_NAME_LENGTH = 100  # characters of a name in an error message
 
 ADDRESS = r"[0-9A-Fa-f.:\[\]]+"
 PLATFORM_VARIABLE = re.compile(
@@ -30,15 +30,15 @@ PLATFORM_VARIABLE = re.compile(
 )
 """`NAME=value` of a variable that Kubernetes adds for each Service, and Docker for each link
 (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
-A Service named `mailer` or `mailer-api` has names that look like settings."""
+The variables of a Service named `mailer` or `mailer-api` look like settings."""
 SINGLE_QUOTED = re.compile(r"[^=]*=\s*'")
 
 
 def read_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:
-    """Return the variables with the prefix, by full name; `environ` overrides the file.
+    """Return the variables with the prefix, by name; `environ` overrides the file.
 
-    Variables that the platform adds to `environ` are left out. Raises `StartError` with one line
-    when the file exists but cannot be read.
+    Variables that the platform adds to `environ` are left out. Raises `StartError`, whose message
+    has one line, when the file cannot be read or is wrong.
     """
     return _file_variables(environ, env_file) | {
         name: value
@@ -47,28 +47,26 @@ def read_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str]
     }
 
 
-def find_unreadable(variables: Mapping[str, str]) -> list[str]:
-    """Return an error message for each variable that is not a text.
-
-    A variable is not a text when it is not UTF-8 or has control characters.
-    """
+def find_wrong_characters(variables: Mapping[str, str]) -> list[str]:
+    """Return an error message for each variable that is not UTF-8 or has control characters."""
     return [
-        f"{printable_name(name)}: {fault}"
+        f"{printable_name(name)}: {error}"
         for name, value in variables.items()
-        if (fault := _find_fault(name + value))
+        if (error := _find_wrong_character(name + value))
     ]
 
 
 def printable_name(name: str) -> str:
     """Return a variable's name for an error message: in ASCII, on one line, of limited length."""
-    return ascii(name)[1:-1][:MAX_VARIABLE_NAME_LENGTH]
+    return ascii(name)[1:-1][:MAX_SHOWN_NAME_LENGTH]
 
 
-def _find_fault(text: str) -> str | None:
+def _find_wrong_character(text: str) -> str | None:
+    # Python represents bytes of the environment that are not UTF-8 as surrogates
     if any("\ud800" <= character <= "\udfff" for character in text):
         return "is not UTF-8"
     if any(character < " " or character == "\x7f" for character in text):
-        return "holds a line end or another control character"
+        return "contains a line end or another control character"
     return None
 
 
@@ -77,6 +75,7 @@ def _file_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str
 
     `${NAME}` in a value is replaced by the environment's value of NAME, else by that of an earlier
     line; inside single quotes it is not replaced. The last of two lines with the same name counts.
+    Only errors in lines of settings matter: the file may have lines for other programs.
     """
     values: dict[str, str] = {}
     known = ChainMap(dict(environ), values)
@@ -90,7 +89,7 @@ def _file_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str
 
 
 def _count_leading_lines(line: Binding) -> int:
-    """Return the number of empty lines before a line, which the parser returns as part of it."""
+    """Return the number of empty lines that the parser returned as the beginning of a line."""
     text = line.original.string
     return text[: len(text) - len(text.lstrip())].count("\n")
 
@@ -100,11 +99,12 @@ def _resolve(line: Binding, known: Mapping[str, str], env_file: Path, number: in
     if SINGLE_QUOTED.match(line.original.string):
         yield line.value or ""
         return
+    is_setting = line.key is not None and line.key.startswith(PREFIX)
     for part in parse_variables(line.value or ""):
-        is_unknown = isinstance(part, Variable) and not known.get(part.name) and not part.default
-        if is_unknown and line.key is not None and line.key.startswith(PREFIX):
+        is_missing = isinstance(part, Variable) and not part.resolve(known)
+        if is_missing and is_setting:
             raise StartError(
-                f"{env_file}: line {number} uses a ${{NAME}} that is not set;"
+                f"{env_file}: line {number} uses a ${{NAME}} that is not set or empty;"
                 " put the value in single quotes to keep it as it is"
             )
         yield part.resolve(known)
@@ -131,5 +131,5 @@ def _read(env_file: Path) -> str:
             f"{env_file}: line {number} is not UTF-8; save the file in that encoding"
         ) from None
     if "\0" in text:  # UTF-16 without a byte order mark
-        raise StartError(f"{env_file}: holds zero bytes; save the file as UTF-8")
+        raise StartError(f"{env_file}: contains NUL characters; save the file as UTF-8")
     return text

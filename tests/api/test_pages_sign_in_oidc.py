@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.api.browser_session import BROWSER
 from tests.asgi_client import inside
 from tests.factories import execute, value
-from tests.oidc_mitm import DISCOVERY, TOKEN, Middle, between
+from tests.oidc_mitm import DISCOVERY, TOKEN, ProviderProxy, between
 from tests.provider import OpenIdProvider, sign_in
 
 from mailer.app import create_app
@@ -41,17 +41,17 @@ async def create_browser(
 
 
 @pytest.fixture
-async def middle(openid: OpenIdProvider) -> AsyncIterator[Middle]:
-    async with between(openid) as middle:
-        yield middle
+async def proxy(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
+    async with between(openid) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def oidc_settings(middle: Middle) -> Settings:
+def oidc_settings(proxy: ProviderProxy) -> Settings:
     """Settings for signing in at the provider."""
-    client = middle.openid.register(CALLBACK)
+    client = proxy.openid.register(CALLBACK)
     return Settings(
-        oidc_issuer=middle.issuer,
+        oidc_issuer=proxy.issuer,
         oidc_client_id=client.client_id,
         oidc_client_secret=client.client_secret,
     )
@@ -82,9 +82,9 @@ async def get_refusal(browser: httpx.AsyncClient, address: str) -> str:
 
 
 async def test_a_user_of_the_provider_is_signed_in_and_redirected_to_the_wanted_page(
-    engine: AsyncEngine, browser: httpx.AsyncClient, middle: Middle
+    engine: AsyncEngine, browser: httpx.AsyncClient, proxy: ProviderProxy
 ) -> None:
-    assert urlsplit(middle.issuer).hostname or "" in (await browser.get("/login")).text
+    assert urlsplit(proxy.issuer).hostname or "" in (await browser.get("/login")).text
     address = await sign_in_at_provider(browser, "oleg", return_path="/mailings?status=running")
     answer = await browser.get(address)
     assert (answer.status_code, answer.headers["location"]) == (303, "/mailings?status=running")
@@ -127,11 +127,11 @@ async def test_a_user_without_a_role_or_disabled_is_refused(
 
 
 async def test_a_user_who_lost_the_role_is_signed_out_everywhere(
-    engine: AsyncEngine, browser: httpx.AsyncClient, oidc_settings: Settings, middle: Middle
+    engine: AsyncEngine, browser: httpx.AsyncClient, oidc_settings: Settings, proxy: ProviderProxy
 ) -> None:
     await browser.get(await sign_in_at_provider(browser, "vera"))
     assert (await browser.get("/mailings")).status_code == 200
-    middle.change_token(lambda claims: claims.update(roles=[]))
+    proxy.change_token(lambda claims: claims.update(roles=[]))
     async with create_browser(engine, oidc_settings) as other:
         with capture_logs() as logs:
             page = await get_refusal(other, await sign_in_at_provider(other, "vera"))
@@ -229,15 +229,15 @@ async def test_a_sign_in_expires_after_ten_minutes(
 
 @pytest.mark.parametrize("claim", ["iss", "aud", "nonce", "exp"])
 async def test_a_token_with_a_wrong_claim_is_refused(
-    browser: httpx.AsyncClient, middle: Middle, claim: str
+    browser: httpx.AsyncClient, proxy: ProviderProxy, claim: str
 ) -> None:
     wrong: dict[str, Any] = {"iss": "http://other", "aud": "other", "nonce": "other", "exp": 1}
-    middle.change_token(lambda claims: claims.update({claim: wrong[claim]}))
+    proxy.change_token(lambda claims: claims.update({claim: wrong[claim]}))
     await get_refusal(browser, await sign_in_at_provider(browser, "anna"))
 
 
 async def test_an_unavailable_provider_is_503_before_and_after_the_sign_in(
-    browser: httpx.AsyncClient, middle: Middle
+    browser: httpx.AsyncClient, proxy: ProviderProxy
 ) -> None:
     """After the sign-in the user has to start again, because a callback address works once."""
 
@@ -253,11 +253,11 @@ async def test_an_unavailable_provider_is_503_before_and_after_the_sign_in(
             "bad_answer"
         ]
 
-    middle.changes[DISCOVERY] = lambda _: "nonsense"
+    proxy.changes[DISCOVERY] = lambda _: "nonsense"
     await assert_is_unavailable("/login/oidc")
-    del middle.changes[DISCOVERY]
+    del proxy.changes[DISCOVERY]
     address = await sign_in_at_provider(browser, "vera")
-    middle.changes[TOKEN] = lambda _: "nonsense"
+    proxy.changes[TOKEN] = lambda _: "nonsense"
     await assert_is_unavailable(address)
 
 
@@ -269,9 +269,9 @@ async def test_an_unavailable_provider_is_503_before_and_after_the_sign_in(
     ],
 )
 async def test_a_provider_with_a_wrong_discovery_document_is_503(
-    browser: httpx.AsyncClient, middle: Middle, name: str, value: str, reason: str
+    browser: httpx.AsyncClient, proxy: ProviderProxy, name: str, value: str, reason: str
 ) -> None:
-    middle.changes[DISCOVERY] = lambda document: document | {name: value}
+    proxy.changes[DISCOVERY] = lambda document: document | {name: value}
     with capture_logs() as logs:
         answer = await browser.get("/login/oidc")
     assert answer.status_code == 503

@@ -3,19 +3,19 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.oidc_mitm import Middle, between
+from tests.oidc_mitm import ProviderProxy, between
 from tests.provider import OpenIdProvider
 
 from mailer.oidc.provider import Provider
 
 
 @pytest.fixture
-async def middle(openid: OpenIdProvider) -> AsyncIterator[Middle]:
-    async with between(openid) as middle:
-        yield middle
+async def proxy(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
+    async with between(openid) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-async def provider(middle: Middle) -> AsyncIterator[Provider]:
-    async with middle.provider() as provider:
+async def provider(proxy: ProviderProxy) -> AsyncIterator[Provider]:
+    async with proxy.provider() as provider:
         yield provider

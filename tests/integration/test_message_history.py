@@ -16,8 +16,8 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.client import store as clients
 from mailer.db.engine import asyncpg_connection
+from mailer.erasure import erase_client
 from mailer.mailing import service
 from mailer.message import store
 from mailer.message.model import (
@@ -210,7 +210,7 @@ async def test_retrying_a_mailing_keeps_the_history(engine: AsyncEngine) -> None
 async def test_the_history_outlives_the_client_without_the_phone(engine: AsyncEngine) -> None:
     await add_due_messages(engine, 1)
     client_id = (await get_history(engine)).client_id
-    await do(engine, lambda db: clients.erase(db, client_id))
+    await erase_client(engine, client_id, COMMAND_LINE)
 
     history = await get_history(engine)
     assert (history.phone, history.status, history.client_id) == (None, "cancelled", client_id)

@@ -9,7 +9,7 @@ from tests.oidc_mitm import (
     REDIRECT,
     ROLE_WORDS,
     TOKEN,
-    Middle,
+    ProviderProxy,
     refusal,
     sign_in_identity,
 )
@@ -46,26 +46,30 @@ async def test_a_user_without_a_role_is_refused(provider: Provider, login: str) 
     ("claim", "login"),
     [("realm_access.roles", "kira"), ("https://example.com/roles", "zoya")],
 )
-async def test_the_role_claim_is_a_name_or_a_path(middle: Middle, claim: str, login: str) -> None:
-    async with middle.provider(role_claim=claim, roles={"admin": "operator"}) as provider:
+async def test_the_role_claim_is_a_name_or_a_path(
+    proxy: ProviderProxy, claim: str, login: str
+) -> None:
+    async with proxy.provider(role_claim=claim, roles={"admin": "operator"}) as provider:
         assert (await sign_in_identity(provider, login)).role == "operator"
         assert await refusal(provider, "vera") == "no_role"
-    async with middle.provider() as provider:
+    async with proxy.provider() as provider:
         assert await refusal(provider, login) == "no_role"
 
 
 @pytest.mark.parametrize("roles", [7, {"admin": True}, [["admin"]], "admin viewer", [], None])
 async def test_a_role_claim_of_another_type_is_no_role(
-    middle: Middle, provider: Provider, roles: object
+    proxy: ProviderProxy, provider: Provider, roles: object
 ) -> None:
-    middle.change_token(lambda claims: {**claims, "roles": roles})
+    proxy.change_token(lambda claims: {**claims, "roles": roles})
     assert await refusal(provider, "nils") == "no_role"
 
 
 @pytest.mark.parametrize("alg", ["RS256", "ES256", "EdDSA"])
-async def test_tokens_may_be_signed_with_any_supported_algorithm(middle: Middle, alg: str) -> None:
-    client = middle.openid.register(REDIRECT, id_token_signed_response_alg=alg)
-    async with middle.provider(
+async def test_tokens_may_be_signed_with_any_supported_algorithm(
+    proxy: ProviderProxy, alg: str
+) -> None:
+    client = proxy.openid.register(REDIRECT, id_token_signed_response_alg=alg)
+    async with proxy.provider(
         client_id=client.client_id, client_secret=client.client_secret
     ) as provider:
         assert (await sign_in_identity(provider)).role == "viewer"
@@ -73,27 +77,27 @@ async def test_tokens_may_be_signed_with_any_supported_algorithm(middle: Middle,
 
 @pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post", "none"])
 async def test_mailer_authenticates_by_the_method_that_the_provider_supports(
-    middle: Middle, method: str
+    proxy: ProviderProxy, method: str
 ) -> None:
-    middle.changes[DISCOVERY] = lambda document: {
+    proxy.changes[DISCOVERY] = lambda document: {
         **document,
         "token_endpoint_auth_methods_supported": [method],
     }
-    client = middle.openid.register(REDIRECT, token_endpoint_auth_method=method)
+    client = proxy.openid.register(REDIRECT, token_endpoint_auth_method=method)
     assert (client.client_secret is None) == (method == "none")
-    async with middle.provider(
+    async with proxy.provider(
         client_id=client.client_id, client_secret=client.client_secret
     ) as provider:
         assert (await sign_in_identity(provider)).subject == "vera"
-    _, headers, body = next(request for request in middle.sent if request[0] == TOKEN)
+    _, headers, body = next(request for request in proxy.sent if request[0] == TOKEN)
     assert ("Authorization" in headers) == (method == "client_secret_basic")
     assert ("client_secret" in body) == (method == "client_secret_post")
 
 
-async def test_a_name_is_cleaned_and_truncated(middle: Middle, provider: Provider) -> None:
-    middle.change_token(lambda claims: {**claims, "name": "V\0e\u202er\na " + "x" * 300})
+async def test_a_name_is_cleaned_and_truncated(proxy: ProviderProxy, provider: Provider) -> None:
+    proxy.change_token(lambda claims: {**claims, "name": "V\0e\u202er\na " + "x" * 300})
     assert (await sign_in_identity(provider)).name == "Vera " + "x" * 195
-    middle.change_token(lambda claims: {**claims, "name": ["Vera"], "email": " \n"})
+    proxy.change_token(lambda claims: {**claims, "name": ["Vera"], "email": " \n"})
     assert (await sign_in_identity(provider)).name == "vera"
 
 

@@ -13,7 +13,7 @@ from tests.oidc_mitm import (
     TOKEN,
     USERINFO,
     Claims,
-    Middle,
+    ProviderProxy,
     refusal,
     sign_in_identity,
 )
@@ -26,9 +26,9 @@ WRONG_SECRET = "not the client's"  # noqa: S105  # used in tests alone
 
 
 @pytest.mark.parametrize("suffix", ["/", "?x", ".example"])
-async def test_metadata_of_another_issuer_is_refused(middle: Middle, suffix: str) -> None:
-    middle.changes[DISCOVERY] = lambda document: {**document, "issuer": document["issuer"] + suffix}
-    async with middle.provider() as provider:
+async def test_metadata_of_another_issuer_is_refused(proxy: ProviderProxy, suffix: str) -> None:
+    proxy.changes[DISCOVERY] = lambda document: {**document, "issuer": document["issuer"] + suffix}
+    async with proxy.provider() as provider:
         assert await refusal(provider) == "wrong_issuer"
 
 
@@ -36,9 +36,11 @@ async def test_metadata_of_another_issuer_is_refused(middle: Middle, suffix: str
 @pytest.mark.parametrize(
     "url", ["http://id.example/x", "ftp://127.0.0.1/x", "https://", "x", "//["]
 )
-async def test_an_endpoint_must_use_tls_or_loopback(middle: Middle, name: str, url: str) -> None:
-    middle.changes[DISCOVERY] = lambda document: {**document, name: url}
-    async with middle.provider() as provider:
+async def test_an_endpoint_must_use_tls_or_loopback(
+    proxy: ProviderProxy, name: str, url: str
+) -> None:
+    proxy.changes[DISCOVERY] = lambda document: {**document, name: url}
+    async with proxy.provider() as provider:
         assert await refusal(provider) == "unsafe_endpoint"
 
 
@@ -92,9 +94,9 @@ def later(**seconds: float) -> Any:
     ],
 )
 async def test_a_token_with_a_wrong_claim_is_refused(
-    middle: Middle, provider: Provider, change: Any, reason: str
+    proxy: ProviderProxy, provider: Provider, change: Any, reason: str
 ) -> None:
-    middle.change_token(change)
+    proxy.change_token(change)
     assert await refusal(provider) == reason
 
 
@@ -110,10 +112,10 @@ async def test_a_token_with_a_wrong_claim_is_refused(
     ],
 )
 async def test_a_resigned_token_with_valid_claims_is_accepted(
-    middle: Middle, provider: Provider, change: Any
+    proxy: ProviderProxy, provider: Provider, change: Any
 ) -> None:
     """Shows that the refusals of the previous test are not caused by the signature."""
-    middle.change_token(change)
+    proxy.change_token(change)
     assert (await sign_in_identity(provider)).role == "viewer"
 
 
@@ -121,7 +123,7 @@ async def test_a_resigned_token_with_valid_claims_is_accepted(
     ("alg", "digest"), [("RS256", "sha256"), ("ES256", "sha256"), ("EdDSA", "sha512")]
 )
 async def test_an_access_token_with_a_wrong_hash_is_refused(
-    middle: Middle, alg: str, digest: str
+    proxy: ProviderProxy, alg: str, digest: str
 ) -> None:
     """If its hash is in the ID token; this provider itself does not put it there."""
     replacement: Claims = {}
@@ -129,13 +131,13 @@ async def test_an_access_token_with_a_wrong_hash_is_refused(
     def add_hash(answer: Claims) -> None:
         full = hashlib.new(digest, answer["access_token"].encode()).digest()
         half = base64.urlsafe_b64encode(full[: len(full) // 2]).rstrip(b"=").decode()
-        middle.change_claims(answer, setting(at_hash=half))
+        proxy.change_claims(answer, setting(at_hash=half))
         answer.update(replacement)
 
-    middle.changes[TOKEN] = add_hash
-    client = middle.openid.register(REDIRECT, id_token_signed_response_alg=alg)
+    proxy.changes[TOKEN] = add_hash
+    client = proxy.openid.register(REDIRECT, id_token_signed_response_alg=alg)
     credentials = {"client_id": client.client_id, "client_secret": client.client_secret}
-    async with middle.provider(**credentials) as provider:
+    async with proxy.provider(**credentials) as provider:
         assert (await sign_in_identity(provider)).role == "viewer"
         for another in ("another", None):
             replacement["access_token"] = another
@@ -147,14 +149,14 @@ async def test_a_callback_with_another_issuer_is_refused(provider: Provider) -> 
 
 
 async def test_a_callback_without_an_issuer_is_refused_if_the_provider_declares_it(
-    middle: Middle,
+    proxy: ProviderProxy,
 ) -> None:
     for is_declared, outcome in ((True, "wrong_issuer"), (False, "code_refused")):
-        middle.changes[DISCOVERY] = lambda document, is_declared=is_declared: {  # type: ignore[misc]  # a lambda has no types
+        proxy.changes[DISCOVERY] = lambda document, is_declared=is_declared: {  # type: ignore[misc]  # a lambda has no types
             **document,
             "authorization_response_iss_parameter_supported": is_declared,
         }
-        async with middle.provider() as provider:
+        async with proxy.provider() as provider:
             with pytest.raises(SignInError) as error:
                 await provider.finish("code", REDIRECT, "nonce", "v" * 43)
             assert error.value.reason == outcome
@@ -178,13 +180,15 @@ async def test_a_code_works_once(provider: Provider) -> None:
     assert error.value.reason == "code_refused"
 
 
-async def test_a_wrong_client_secret_has_its_own_reason(middle: Middle) -> None:
-    client = middle.openid.register(REDIRECT)
-    async with middle.provider(client_id=client.client_id, client_secret=WRONG_SECRET) as provider:
+async def test_a_wrong_client_secret_has_its_own_reason(proxy: ProviderProxy) -> None:
+    client = proxy.openid.register(REDIRECT)
+    async with proxy.provider(client_id=client.client_id, client_secret=WRONG_SECRET) as provider:
         assert await refusal(provider) == "client_refused"
 
 
-async def test_userinfo_of_another_user_is_refused(middle: Middle, provider: Provider) -> None:
+async def test_userinfo_of_another_user_is_refused(
+    proxy: ProviderProxy, provider: Provider
+) -> None:
     assert (await sign_in_identity(provider, "ulla")).role == "operator"
-    middle.changes[USERINFO] = lambda document: {**document, "sub": "vera"}
+    proxy.changes[USERINFO] = lambda document: {**document, "sub": "vera"}
     assert await refusal(provider, "ulla") == "wrong_subject"

@@ -8,7 +8,7 @@ from tests.oidc_mitm import (
     REDIRECT,
     Claims,
     Clock,
-    Middle,
+    ProviderProxy,
     refusal,
     sign_in_identity,
     signed,
@@ -19,74 +19,78 @@ from tests.oidc_mitm import (
 from mailer.oidc.provider import Provider
 
 
-async def test_an_unsigned_token_is_refused(middle: Middle, provider: Provider) -> None:
+async def test_an_unsigned_token_is_refused(proxy: ProviderProxy, provider: Provider) -> None:
     for alg in ("none", "None", "NONE"):
-        middle.replace_tokens(
+        proxy.replace_tokens(
             lambda header, claims, alg=alg: unsigned({**header, "alg": alg}, claims)  # type: ignore[misc]  # a lambda has no types
         )
         assert await refusal(provider) == "wrong_algorithm"
-    middle.replace_tokens(unsigned)
+    proxy.replace_tokens(unsigned)
     assert await refusal(provider) == "bad_signature"
 
 
 async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
-    middle: Middle, provider: Provider
+    proxy: ProviderProxy, provider: Provider
 ) -> None:
     """Algorithm confusion: the provider's public key used as an HMAC secret."""
-    key = middle.openid.keys["RS256"]
+    key = proxy.openid.keys["RS256"]
     assert isinstance(key, RSAKey)
     public = key.as_pem(private=False)
     for kid in (key.kid, None):
         header = {"alg": "HS256", "kid": kid} if kid else {"alg": "HS256"}
-        middle.replace_tokens(
+        proxy.replace_tokens(
             lambda _, claims, header=header: signed_by_hmac(header, claims, public)  # type: ignore[misc]  # a lambda has no types
         )
         assert await refusal(provider) == "wrong_algorithm"
 
 
-async def test_a_token_signed_with_the_clients_secret_is_refused(middle: Middle) -> None:
+async def test_a_token_signed_with_the_clients_secret_is_refused(proxy: ProviderProxy) -> None:
     """The provider itself signs so for a client that asks for HS256, and declares HS256."""
-    client = middle.openid.register(REDIRECT, id_token_signed_response_alg="HS256")  # noqa: S106  # no password
-    async with middle.provider(
+    client = proxy.openid.register(REDIRECT, id_token_signed_response_alg="HS256")  # noqa: S106  # no password
+    async with proxy.provider(
         client_id=client.client_id, client_secret=client.client_secret
     ) as provider:
         assert await refusal(provider) == "wrong_algorithm"
 
 
 async def test_an_algorithm_that_the_provider_does_not_declare_is_refused(
-    middle: Middle,
+    proxy: ProviderProxy,
 ) -> None:
     name = "id_token_signing_alg_values_supported"
-    middle.changes[DISCOVERY] = lambda document: {**document, name: ["ES256", "PS256"]}
-    async with middle.provider() as provider:
+    proxy.changes[DISCOVERY] = lambda document: {**document, name: ["ES256", "PS256"]}
+    async with proxy.provider() as provider:
         assert await refusal(provider) == "wrong_algorithm"
 
 
-async def test_another_key_with_the_same_id_is_refused(middle: Middle, provider: Provider) -> None:
+async def test_another_key_with_the_same_id_is_refused(
+    proxy: ProviderProxy, provider: Provider
+) -> None:
     other = RSAKey.generate_key(2048)
-    middle.replace_tokens(lambda header, claims: signed(header, claims, other))
+    proxy.replace_tokens(lambda header, claims: signed(header, claims, other))
     assert await refusal(provider) == "bad_signature"
 
 
-async def test_a_token_changed_after_signing_is_refused(middle: Middle, provider: Provider) -> None:
-    key = middle.openid.keys["RS256"]
+async def test_a_token_changed_after_signing_is_refused(
+    proxy: ProviderProxy, provider: Provider
+) -> None:
+    key = proxy.openid.keys["RS256"]
 
     def tamper(header: Claims, claims: Claims) -> str:
         good = signed(header, claims, key).split(".")
         bad = unsigned(header, {**claims, "roles": ["admin"]}).split(".")
         return f"{bad[0]}.{bad[1]}.{good[2]}"
 
-    middle.replace_tokens(tamper)
+    proxy.replace_tokens(tamper)
     assert await refusal(provider) == "bad_signature"
 
 
 @pytest.mark.parametrize("kid", ["another", 7, ["x"], {}])
 async def test_an_unknown_key_id_is_refused(
-    middle: Middle, provider: Provider, kid: object
+    proxy: ProviderProxy, provider: Provider, kid: object
 ) -> None:
-    key = middle.openid.keys["RS256"]
+    key = proxy.openid.keys["RS256"]
     unsigned_parts = unsigned({"alg": "RS256", "kid": kid}, {})
-    middle.replace_tokens(
+    proxy.replace_tokens(
         lambda header, claims: (
             signed({**header, "kid": kid}, claims, key)
             if isinstance(kid, str)
@@ -97,19 +101,19 @@ async def test_an_unknown_key_id_is_refused(
 
 
 async def test_a_token_without_a_key_id_is_accepted_if_exactly_one_key_fits(
-    middle: Middle, provider: Provider
+    proxy: ProviderProxy, provider: Provider
 ) -> None:
-    key = middle.openid.keys["RS256"]
-    middle.replace_tokens(lambda _, claims: signed({"alg": "RS256"}, claims, key))
+    key = proxy.openid.keys["RS256"]
+    proxy.replace_tokens(lambda _, claims: signed({"alg": "RS256"}, claims, key))
     assert (await sign_in_identity(provider)).role == "viewer"
-    middle.changes[KEYS] = lambda document: {
+    proxy.changes[KEYS] = lambda document: {
         "keys": [*document["keys"], RSAKey.generate_key(2048).as_dict(private=False, kid="more")]
     }
-    async with middle.provider() as other_provider:
+    async with proxy.provider() as other_provider:
         assert await refusal(other_provider) == "unknown_key"
 
 
-async def test_invalid_keys_are_skipped(middle: Middle, provider: Provider) -> None:
+async def test_invalid_keys_are_skipped(proxy: ProviderProxy, provider: Provider) -> None:
     invalid_keys: list[Claims] = [
         {"kty": "oct", "k": "c2VjcmV0"},
         {"kty": "AKP", "alg": "ML-DSA-44"},
@@ -119,17 +123,17 @@ async def test_invalid_keys_are_skipped(middle: Middle, provider: Provider) -> N
         {"kty": "OKP", "crv": "X25519", "x": "AA"},
         {},
     ]
-    middle.changes[KEYS] = lambda document: {"keys": invalid_keys + document["keys"]}
+    proxy.changes[KEYS] = lambda document: {"keys": invalid_keys + document["keys"]}
     assert (await sign_in_identity(provider)).role == "viewer"
 
 
 @pytest.mark.parametrize("typ", ["at+jwt", "logout+jwt", 7])
 async def test_a_token_for_another_purpose_is_refused(
-    middle: Middle, provider: Provider, typ: object
+    proxy: ProviderProxy, provider: Provider, typ: object
 ) -> None:
-    key = middle.openid.keys["RS256"]
+    key = proxy.openid.keys["RS256"]
     unsigned_parts = unsigned({"alg": "RS256", "kid": key.kid, "typ": typ}, {}) + "AA"
-    middle.replace_tokens(
+    proxy.replace_tokens(
         lambda header, claims: (
             signed({**header, "typ": typ}, claims, key) if isinstance(typ, str) else unsigned_parts
         )
@@ -151,30 +155,32 @@ async def test_a_token_for_another_purpose_is_refused(
         "a.b.c.d.e",
     ],
 )
-async def test_a_malformed_token_is_refused(middle: Middle, provider: Provider, token: str) -> None:
-    middle.replace_tokens(lambda _, __: token)
+async def test_a_malformed_token_is_refused(
+    proxy: ProviderProxy, provider: Provider, token: str
+) -> None:
+    proxy.replace_tokens(lambda _, __: token)
     assert await refusal(provider) in {"bad_token", "wrong_algorithm"}
 
 
 async def test_a_signed_payload_that_is_not_an_object_is_refused(
-    middle: Middle, provider: Provider
+    proxy: ProviderProxy, provider: Provider
 ) -> None:
-    key = middle.openid.keys["RS256"]
-    middle.replace_tokens(lambda header, _: signed(header, [], key))  # type: ignore[arg-type]  # no claims, intentionally
+    key = proxy.openid.keys["RS256"]
+    proxy.replace_tokens(lambda header, _: signed(header, [], key))  # type: ignore[arg-type]  # no claims, intentionally
     assert await refusal(provider) == "bad_token"
 
 
-async def test_new_keys_are_requested_at_most_once_a_minute(middle: Middle) -> None:
+async def test_new_keys_are_requested_at_most_once_a_minute(proxy: ProviderProxy) -> None:
     clock = Clock()
-    async with middle.provider(clock=clock) as provider:
+    async with proxy.provider(clock=clock) as provider:
         await sign_in_identity(provider)
-        middle.openid.rotate()
+        proxy.openid.rotate()
         assert (await sign_in_identity(provider)).role == "viewer"
-        assert middle.asked[KEYS] == 2
-        middle.openid.rotate()
+        assert proxy.request_counts[KEYS] == 2
+        proxy.openid.rotate()
         clock.time = 59
         assert await refusal(provider) == "unknown_key"
-        assert middle.asked[KEYS] == 2
+        assert proxy.request_counts[KEYS] == 2
         clock.time = 60
         assert (await sign_in_identity(provider)).role == "viewer"
-        assert middle.asked[KEYS] == 3
+        assert proxy.request_counts[KEYS] == 3

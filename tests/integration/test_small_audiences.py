@@ -17,6 +17,7 @@ from mailer.mailing.skipped import SkippedMailings
 from mailer.statistics.verify import find_differences
 
 HOUR = timedelta(hours=1)
+# Due times are compared by class, because those in a sending window depend on now().
 MESSAGES = """
     SELECT coalesce(jsonb_agg(jsonb_build_array(
         text, client_id, operator_code, time_zone, message.status, reason,
@@ -24,14 +25,15 @@ MESSAGES = """
             WHEN due_at > now() + interval '1 hour' THEN 'later' END)
         ORDER BY text, client_id), '[]')
     FROM message JOIN mailing ON mailing.id = mailing_id"""
+CLIENTS_COUNTS = "SELECT array_agg(clients_count ORDER BY id) FROM mailing"
 SET_TAGS = "UPDATE client SET tag = 'tag ' || id WHERE id % 3 <> 0"
 
 
-async def add_mailing(engine: AsyncEngine, words: str, client_filter: Any, **fields: Any) -> int:
+async def add_mailing(engine: AsyncEngine, text: str, client_filter: Any, **fields: Any) -> int:
     values = {
         "datetime_start": datetime.now(UTC) - HOUR,
         "datetime_end": datetime.now(UTC) + HOUR,
-        "text": words,
+        "text": text,
         "client_filter": client_filter,
     } | fields
     return await do(engine, lambda db: store.create(db, values, 0))
@@ -59,13 +61,13 @@ async def enqueue_small(engine: AsyncEngine, **options: Any) -> list[int]:
     return [chunk.mailing_id for chunk in chunks]
 
 
-async def test_starting_and_enqueueing_many_mailings_needs_no_more_statements_than_a_few(
+async def test_starting_and_enqueueing_many_mailings_takes_as_many_statements_as_a_few_mailings(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, small_audiences.MAILINGS_PER_BATCH)
     await execute(engine, "UPDATE client SET tag = 'tag ' || id")
     statement_counts = []
-    for count in (small_audiences.NEWEST_FIRST, small_audiences.MAILINGS_PER_BATCH):
+    for count in (small_audiences.NEWEST_PER_BATCH, small_audiences.MAILINGS_PER_BATCH):
         for number in range(1, count + 1):
             await add_mailing(engine, "Hello", {"tags": [f"Tag {number}"]})
         with recorded_statements(engine) as statements:
@@ -76,11 +78,11 @@ async def test_starting_and_enqueueing_many_mailings_needs_no_more_statements_th
     assert statement_counts[0] == statement_counts[1]
     assert (
         await value(engine, "SELECT count(*) FROM message")
-        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_FIRST
+        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_PER_BATCH
     )
     assert (
         await value(engine, "SELECT sum(scheduled) FROM mailing_counts")
-        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_FIRST
+        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_PER_BATCH
     )
     assert not (await do(engine, transitions.find_pending_work)).has_work
     assert await find_differences(engine) == []
@@ -95,14 +97,14 @@ async def test_small_audiences_enqueued_together_equal_those_enqueued_one_by_one
     await execute(engine, SET_TAGS, "UPDATE client SET tag = 'vip' WHERE id % 5 = 0")
     filters: list[Any] = [
         None,
-        "912, tag 4, tag 4, nobody",
-        ",,",
-        "999",
+        "912, tag 4, tag 4, nobody",  # the same tag twice, and one that no client has
+        ",,",  # empty
+        "999",  # no client matches
         {"operator_codes": ["912"], "time_zones": ["Asia/Tokyo"]},
         {"tags": ["vip"], "operator_codes": ["916"]},
         {"time_zones": ["UTC", "Europe/Moscow"]},
     ]
-    hour = datetime.now(UTC).hour + 12
+    hour = datetime.now(UTC).hour + 12  # the window is half an hour, far from now
     window = {
         "send_interval_time_start": f"{hour % 24:02}:30",
         "send_interval_time_end": f"{(hour + 1) % 24:02}:00",
@@ -111,8 +113,10 @@ async def test_small_audiences_enqueued_together_equal_those_enqueued_one_by_one
     for number, client_filter in enumerate(filters):
         await add_mailing(engine, f"plain {number}", client_filter)
         await add_mailing(engine, f"window {number}", client_filter, **window)
-        await add_mailing(engine, f"long window {number}", client_filter, **window, **later_end)
-        await add_mailing(engine, f"over {number}", client_filter, datetime_end=datetime.now(UTC))
+        await add_mailing(
+            engine, f"window, later end {number}", client_filter, **window, **later_end
+        )
+        await add_mailing(engine, f"ended {number}", client_filter, datetime_end=datetime.now(UTC))
         cancelled = await add_mailing(engine, f"cancelled {number}", client_filter)
         await execute(engine, f"UPDATE mailing SET status = 'cancelled' WHERE id = {cancelled}")  # noqa: S608  # a number
     await do(engine, lambda db: transitions.start_due(db, 5 * len(filters)))
@@ -124,25 +128,25 @@ async def test_small_audiences_enqueued_together_equal_those_enqueued_one_by_one
         while await audience.enqueue_chunk(trial):
             pass
         one_by_one = (await trial.exec_driver_sql(MESSAGES)).scalar_one()
-        counts = "SELECT array_agg(clients_count ORDER BY id) FROM mailing"
-        counts_one_by_one = (await trial.exec_driver_sql(counts)).scalar_one()
+        counts_one_by_one = (await trial.exec_driver_sql(CLIENTS_COUNTS)).scalar_one()
         await trial.rollback()
 
     assert len(await enqueue_small(engine, limit=5 * len(filters))) == 5 * len(filters)
 
     assert len(one_by_one) > 100
     assert await value(engine, MESSAGES) == one_by_one
-    assert await value(engine, counts) == counts_one_by_one
+    assert await value(engine, CLIENTS_COUNTS) == counts_one_by_one
     assert await find_differences(engine) == []
 
 
-async def test_clients_that_match_again_after_a_filter_change_are_rescheduled(
+async def test_clients_that_match_again_after_a_filter_change_are_scheduled_again(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 4)
     await add_mailing(engine, "Hello", None)
     await do(engine, transitions.start_due)
     await enqueue_and_replan(engine)
+    # the state after two changes of the filter: clients 3 and 4 stopped matching, and match again
     await execute(
         engine,
         "UPDATE message SET status = 'cancelled', reason = 'filter_changed' WHERE client_id > 2",
@@ -164,28 +168,28 @@ async def test_the_newest_mailings_come_first_then_the_longest_waiting_ones(
     now = datetime.now(UTC)
     ids = [
         await add_mailing(engine, "Hello", None, datetime_start=now - HOUR + timedelta(seconds=n))
-        for n in range(2 * small_audiences.NEWEST_FIRST + 3)
+        for n in range(2 * small_audiences.NEWEST_PER_BATCH + 3)
     ]
-    newest, longest = ids[: -small_audiences.NEWEST_FIRST - 1 : -1], ids[:2]
+    newest, oldest = ids[-small_audiences.NEWEST_PER_BATCH :][::-1], ids[:2]
 
     started = await do(
-        engine, lambda db: transitions.start_due(db, small_audiences.NEWEST_FIRST + 2)
+        engine, lambda db: transitions.start_due(db, small_audiences.NEWEST_PER_BATCH + 2)
     )
-    assert started == newest + longest
+    assert started == newest + oldest
     assert len(await do(engine, transitions.start_due)) == len(ids) - len(started)
-    assert sorted(await enqueue_small(engine, limit=small_audiences.NEWEST_FIRST + 2)) == sorted(
-        newest + longest
-    )
+    assert sorted(
+        await enqueue_small(engine, limit=small_audiences.NEWEST_PER_BATCH + 2)
+    ) == sorted(newest + oldest)
     assert len(await enqueue_small(engine)) == len(ids) - len(started)
 
 
 SEGMENTS = 2_000
 SEGMENT_ROW_READS = """
     SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)
-    FROM pg_stat_xact_user_tables WHERE relname = 'directory'"""
+    FROM pg_stat_xact_user_tables WHERE relname = 'segment_count'"""
 
 
-async def test_only_matching_segments_are_read(engine: AsyncEngine) -> None:
+async def test_only_the_segments_that_a_filter_matches_are_read(engine: AsyncEngine) -> None:
     await add_clients(engine, SEGMENTS)
     await execute(engine, "UPDATE client SET tag = 'tag ' || id")
     await do(engine, lambda db: segment_counts.merge_deltas(db, 2 * SEGMENTS))
@@ -199,7 +203,7 @@ async def test_only_matching_segments_are_read(engine: AsyncEngine) -> None:
         reads_after = (await connection.exec_driver_sql(SEGMENT_ROW_READS)).scalar_one()
 
     assert [counts[number] for number in numbers] == [1, 2]
-    assert reads_after - reads_before < SEGMENTS / 10
+    assert 0 < reads_after - reads_before < SEGMENTS / 10
 
 
 async def test_large_audiences_are_not_enqueued_with_small_ones(engine: AsyncEngine) -> None:
@@ -227,8 +231,8 @@ async def test_an_audience_that_has_grown_since_it_was_counted_is_enqueued_in_ch
     assert await enqueue_small(engine) == [small]
 
     assert await value(engine, "SELECT count(*) FROM message") == 0
-    of_grown = f"SELECT clients_count FROM mailing WHERE id = {grown}"  # noqa: S608  # a number
-    assert await value(engine, of_grown) == small_audiences.MAX_SMALL_AUDIENCE + 1
+    counted = f"SELECT clients_count FROM mailing WHERE id = {grown}"  # noqa: S608  # a number
+    assert await value(engine, counted) == small_audiences.MAX_SMALL_AUDIENCE + 1
     assert await enqueue_small(engine) == []
     await enqueue_and_replan(engine)
     assert (
@@ -243,7 +247,7 @@ async def test_the_audience_of_a_changed_filter_is_counted_before_it_is_enqueued
 ) -> None:
     await add_clients(engine, small_audiences.MAX_SMALL_AUDIENCE + 1)
     await execute(engine, "UPDATE client SET tag = 'vip' WHERE id = 1")
-    mailing_id = await add_mailing(engine, "grown", "vip")
+    mailing_id = await add_mailing(engine, "Hello", "vip")
     await do(engine, transitions.start_due)
     assert await enqueue_small(engine) == [mailing_id]
 
@@ -268,17 +272,19 @@ async def test_only_mailings_that_cannot_be_enqueued_are_skipped(
 ) -> None:
     await add_clients(engine, 2)
     skipped = SkippedMailings()
-    unreadable = [await add_mailing(engine, "Hello", broken) for broken in ({"no": 1}, ["916"], 5)]
-    readable = await add_mailing(engine, "Hello", None)
-    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [readable]
-    assert skipped == set(unreadable)
+    wrong_filters = ({"no": 1}, ["916"], 5)
+    invalid = [await add_mailing(engine, "Hello", stored) for stored in wrong_filters]
+    valid = await add_mailing(engine, "Hello", None)
+    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [valid]
+    assert skipped == set(invalid)
 
-    broken_later = await add_mailing(engine, "Hello", "916")
-    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [broken_later]
-    await execute(engine, f"UPDATE mailing SET client_filter = '7' WHERE id = {broken_later}")  # noqa: S608  # a number
+    later_invalid = await add_mailing(engine, "Hello", "916")
+    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [later_invalid]
+    await execute(engine, f"UPDATE mailing SET client_filter = '7' WHERE id = {later_invalid}")  # noqa: S608  # a number
     chunks = await do(engine, lambda db: small_audiences.enqueue_small(db, skipped))
-    assert [chunk.mailing_id for chunk in chunks] == [readable]
-    assert skipped == {*unreadable, broken_later}
+    assert [chunk.mailing_id for chunk in chunks] == [valid]
+    assert skipped == {*invalid, later_invalid}
     pending_work = await do(engine, lambda db: transitions.find_pending_work(db, skipped=skipped))
     assert not pending_work.has_work
+    # without the skipped ones being left out, they are still to be started
     assert (await do(engine, transitions.find_pending_work)).must_start

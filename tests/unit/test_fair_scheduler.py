@@ -35,7 +35,7 @@ def test_mailing_with_a_full_share_is_in_the_next_batch_and_the_others_are_retur
     scheduler = make_scheduler([1, 2])
     batch, share = scheduler.next_batch({1, 2}, 10, now=0)
     assert scheduler.record_claimed(batch, share, {1: share, 2: share - 1}) == [2]
-    assert scheduler.has_backlog
+    assert scheduler.has_queued
     assert scheduler.next_batch({1, 2}, 10, now=0) == ([1], 10)
 
 

@@ -127,8 +127,8 @@ def test_value_in_single_quotes_is_not_interpolated(file: Path) -> None:
         (b"\n# comment\n\nMAILER_GATEWAY_TOKEN=pa${ss}word\n", "line 4 uses"),
         (b"OTHER=x\nMAILER_GATEWAY_TOKEN='unfinished\n", "line 2 is not NAME=value"),
         (b"MAILER_PORT 8001\n", "line 1 is not NAME=value"),
-        (b'MAILER_HOST="a\\nb"\n', "MAILER_HOST: holds a line end"),
-        (b'MAILER_HOST="a\nb"\n', "MAILER_HOST: holds a line end"),
+        (b'MAILER_HOST="a\\nb"\n', "MAILER_HOST: contains a line end"),
+        (b'MAILER_HOST="a\nb"\n', "MAILER_HOST: contains a line end"),
         (b"MAILER_PORT=8001\n" + b"#" * 1024 * 1024, "larger than"),
     ],
 )

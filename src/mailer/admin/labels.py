@@ -20,7 +20,7 @@ REASONS = {
     "lease_expired": gettext_noop("the worker that was sending it stopped"),
     "internal_error": gettext_noop("an error in mailer: see its log"),
     "attempts_exhausted": gettext_noop("no attempts left"),
-    "expired": gettext_noop("the mailing ended first"),
+    "expired": gettext_noop("the mailing ended before it was sent"),
     "no_window": gettext_noop("the mailing ends before the sending window opens"),
     "mailing_cancelled": gettext_noop("the mailing was cancelled"),
     "client_deleted": gettext_noop("the client was deleted"),
@@ -30,7 +30,7 @@ REASONS = {
 }
 SCOPES = {
     "read": gettext_noop("Read clients, mailings and messages"),
-    "write": gettext_noop("Read and change clients and mailings"),
+    "write": gettext_noop("Also create and change clients and mailings"),
     "admin": gettext_noop("Full access to the API"),
 }
 ACTORS = {
@@ -69,12 +69,12 @@ ACTIONS = {
     "user_password_changed": gettext_noop("Password changed"),
     "user_disabled": gettext_noop("User disabled"),
     "user_enabled": gettext_noop("User enabled"),
-    "gateway_tried": gettext_noop("Gateway retry requested"),
+    "gateway_tried": gettext_noop("Try now: pauses ended"),
     "signed_in": gettext_noop("Signed in"),
     "sign_in_failed": gettext_noop("Sign-in failed"),
     "signed_out": gettext_noop("Signed out"),
     "sessions_ended": gettext_noop("Sessions ended"),
-    "sending_resumed": gettext_noop("Sending resumed after a restore"),
+    "sending_resumed": gettext_noop("Sending allowed after a restore"),
 }
 """Actions in the audit log."""
 FIELD_NAMES = {
@@ -95,6 +95,7 @@ FIELD_NAMES = {
     "tag": gettext_noop("Tag"),
     "time_zone": gettext_noop("Time zone"),
     "filter": gettext_noop("Filtered by"),
+    # counts of clients in an import
     "created": gettext_noop("created"),
     "updated": gettext_noop("updated"),
     "unchanged": gettext_noop("unchanged"),
@@ -104,6 +105,7 @@ FIELD_NAMES = {
 }
 """Fields in the audit log, in the order in which the page shows them."""
 ON_UNKNOWN = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
+"""The choice of a mailing for messages whose delivery is unknown."""
 GATEWAY_ANSWERS = {
     "http": gettext_noop("the gateway answered {}"),
     "rejected": gettext_noop("the gateway rejected it with {}"),
@@ -121,7 +123,8 @@ BROWSERS = {
     "Chrome/": "Chrome",
     "Safari/": "Safari",
 }
-"""Browsers by a mark in the User-Agent. Most browsers also have marks of those below them."""
+"""Browsers by a part of their User-Agent. The first match counts: the User-Agent of Edge contains
+`Chrome/` and `Safari/`, too."""
 OPERATING_SYSTEMS = {
     "iPhone": "iPhone",
     "iPad": "iPad",
@@ -131,12 +134,12 @@ OPERATING_SYSTEMS = {
     "CrOS": "ChromeOS",
     "Linux": "Linux",
 }
-_GATEWAY_ANSWER = re.compile(r"(http|rejected)_(\d{3})")
+_ANSWER_REASON = re.compile(r"(http|rejected)_(\d{3})")
 
 
 def reason_label(name: str) -> str:
     """Return the label of a reason; a reason without a label is returned unchanged."""
-    if answer := _GATEWAY_ANSWER.fullmatch(name):
+    if answer := _ANSWER_REASON.fullmatch(name):
         return gettext(GATEWAY_ANSWERS[answer[1]]).format(answer[2])
     return gettext(REASONS[name]) if name in REASONS else name
 
@@ -147,9 +150,12 @@ def label_lookup(names: Mapping[str, str]) -> Callable[[str], str]:
 
 
 def browser_name(agent: str) -> str:
-    """Return the browser and the operating system in a User-Agent, as users know them."""
+    """Return the browser and the operating system of a User-Agent, such as `Firefox, Linux`.
+
+    A User-Agent with neither of them is returned unchanged.
+    """
     found = [
-        next((name for mark, name in names.items() if mark in agent), None)
+        next((name for part, name in names.items() if part in agent), None)
         for names in (BROWSERS, OPERATING_SYSTEMS)
     ]
     return ", ".join(name for name in found if name) or agent

@@ -1,8 +1,8 @@
-"""Counts of clients by segment, to count pages and audiences without reading the clients.
+"""Counts of clients by segment: the length of client lists and the size of audiences.
 
-A segment is all clients with the same operator code, tag and time zone: all that a filter can ask
-for. As with the counters of messages, triggers write deltas, which are merged into one row per
-segment from time to time.
+A segment is all clients with the same operator code, tag and time zone, the only fields of a
+filter. As with the counters of messages, triggers write deltas, and a job merges them every second
+into one row for each segment.
 """
 
 from sqlalchemy import ColumnElement, column, func, select, table, text
@@ -13,7 +13,7 @@ from mailer.db.engine import SEGMENT_MERGE_LOCK
 SEGMENTS = table(
     "all_segment_counts", *map(column, ("operator_code", "tag", "time_zone", "clients"))
 )
-"""A view of counts and deltas: a segment may have several rows; sum `clients` to count it."""
+"""A view of counts and deltas. A segment may have several rows; their sum is its size."""
 
 
 async def count(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> int:
@@ -31,17 +31,17 @@ async def count_by_zone(
     statement = (
         select(time_zone, clients).where(*conditions).group_by(time_zone).having(clients > 0)
     )
-    return {zone: int(count) for zone, count in await connection.execute(statement)}
+    return {zone: int(size) for zone, size in await connection.execute(statement)}
 
 
 # One worker merges at a time; deltas written meanwhile wait for the next merge.
-LOCK = {"lock": SEGMENT_MERGE_LOCK}
-TRY_LOCK = text("""
+MERGE_LOCK = {"lock": SEGMENT_MERGE_LOCK}
+HAS_DELTAS_AND_LOCK = text("""
     SELECT EXISTS (SELECT FROM segment_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
 MERGE_DELTAS = text("""
     WITH deltas AS (
         DELETE FROM segment_count_delta
-        WHERE ctid = ANY (ARRAY(SELECT ctid FROM segment_count_delta LIMIT :chunk))
+        WHERE ctid = ANY (ARRAY(SELECT ctid FROM segment_count_delta LIMIT :limit))
         RETURNING *)
     INSERT INTO segment_count (operator_code, tag, time_zone, clients)
     SELECT operator_code, tag, time_zone, sum(clients) FROM deltas
@@ -52,9 +52,10 @@ MERGE_DELTAS = text("""
 DELETE_EMPTY = text("DELETE FROM segment_count WHERE clients = 0")
 
 
-async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
-    """Merge up to `chunk` deltas into the counts, unless another worker is merging."""
-    if not (await connection.execute(TRY_LOCK, LOCK)).scalar_one():
+async def merge_deltas(connection: AsyncConnection, limit: int) -> None:
+    """Merge up to `limit` deltas into the counts, unless another worker is merging."""
+    if not (await connection.execute(HAS_DELTAS_AND_LOCK, MERGE_LOCK)).scalar_one():
         return
-    if 0 in (await connection.scalars(MERGE_DELTAS, {"chunk": chunk})).all():
+    # only a merge can make a count zero
+    if 0 in (await connection.scalars(MERGE_DELTAS, {"limit": limit})).all():
         await connection.execute(DELETE_EMPTY)

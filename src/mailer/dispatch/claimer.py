@@ -124,7 +124,7 @@ class Claimer:
         metrics.messages_claimed(len(claims))
         for claim in claims:
             log_claimed(claim)
-        return bool(claims) or self._scheduler.has_backlog or self._due.has_unchecked
+        return bool(claims) or self._scheduler.has_queued or self._due.has_unchecked
 
     async def _claim(self, mailing_ids: list[int], share: int) -> list[ClaimedMessage]:
         try:

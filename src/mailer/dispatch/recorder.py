@@ -18,11 +18,12 @@ from mailer.message.model import MessageResult
 log = structlog.get_logger()
 
 MAX_BATCH = 500
-"""Most results in one statement. More would gain nothing and hold locks longer."""
+"""Maximum number of results in one statement. More would gain nothing and hold locks longer."""
 FLUSH_INTERVAL = 0.02
 """Seconds to collect results before they are written."""
-RESCUE_TIMEOUT = 60.0
-"""Most seconds from the end of a lease until the message is rescued."""
+MAX_RESCUE_DELAY = 60.0
+"""A message is rescued at the latest this many seconds after the end of its lease: workers look for
+such messages every few seconds."""
 
 
 class Recorder:
@@ -73,10 +74,10 @@ class Recorder:
                 await self._write_all(results)
 
     async def _write_all(self, results: list[MessageResult]) -> None:
-        """Write results. When the database refuses them, write them mailing by mailing.
+        """Write results; when that fails while the database is available, write them by mailing.
 
-        So invalid data of one mailing affects no other mailing. The results that are still refused
-        are dropped, and their messages are rescued when the leases expire.
+        In this way, invalid data of one mailing affects no other mailing. Results that still cannot
+        be written are dropped, and their messages are rescued when the leases expire.
         """
         if await self._write(results):
             return
@@ -84,15 +85,17 @@ class Recorder:
         for result in results:
             by_mailing[result.claim.mailing_id].append(result)
         for mailing_results in by_mailing.values():
+            # with one mailing, it would be the same statement once more
             if len(by_mailing) == 1 or not await self._write(mailing_results):
                 self._drop(mailing_results)
 
     async def _write(self, results: list[MessageResult]) -> bool:
         """Write results; retry while the database is unavailable.
 
-        Return False when the database refuses the results.
+        Return False when the results cannot be written for another reason.
 
-        Writing twice does no harm: the first write ends the lease, so the second one has no effect.
+        Writing twice does no harm: the first write ends the lease, so the second one changes
+        nothing. Only the metric then counts the results as discarded.
         """
         while True:
             try:
@@ -107,24 +110,24 @@ class Recorder:
                 await asyncio.sleep(DB_RETRY_DELAY)
             else:
                 self._failures.record("record", has_failed=False)
-                lost = self._claims.record_written(results, stored_ids)
+                discarded = self._claims.record_written(results, stored_ids)
                 self._on_recorded(results)
                 metrics.results_recorded(
                     ((result.status, result.reason, result.attempts) for result in results),
-                    discarded=len(lost),
+                    discarded=len(discarded),
                 )
-                log.debug("results_recorded", results=len(results), discarded=len(lost))
+                log.debug("results_recorded", results=len(results), discarded=len(discarded))
                 return True
 
     def _drop(self, results: list[MessageResult]) -> None:
         """Drop results that cannot be written.
 
-        The messages stay unrecorded until they are rescued. Otherwise they could be released as
-        orphans, as if they had not been sent.
+        The claims are kept until the messages are rescued. If this worker forgot them earlier, the
+        messages would count as orphans, be released, and be sent twice.
         """
         claims = [result.claim for result in results]
         log.error("results_dropped", mailing_id=claims[0].mailing_id, messages=len(claims))
         self._claims.record_dropped(claims)
         lease_left = max(claim.lease_expires_at for claim in claims) - database_clock.now()
-        pause = max(0.0, lease_left.total_seconds()) + RESCUE_TIMEOUT
-        asyncio.get_running_loop().call_later(pause, self._claims.forget, results)
+        delay = max(0.0, lease_left.total_seconds()) + MAX_RESCUE_DELAY
+        asyncio.get_running_loop().call_later(delay, self._claims.forget, results)

@@ -155,7 +155,7 @@ MAILINGS_PER_BATCH = 25
 
 A mailing that is due now waits for at most one such batch of each kind, however many others there
 are."""
-NEWEST_FIRST = 5
+NEWEST_PER_BATCH = 5
 """Newest mailings of a batch, which come first; the others are those that wait longest."""
 
 
@@ -168,17 +168,17 @@ async def lock_mailings(
     """Lock up to `limit` mailings; return their rows.
 
     The two `statements` select mailings by newest first and by longest waiting first. The first one
-    selects `NEWEST_FIRST` mailings, the second one the rest. Each has the parameters `limit` and
-    `skipped`, the ids to leave out.
+    selects `NEWEST_PER_BATCH` mailings, the second one the rest. Each has the parameters `limit`
+    and `skipped`, the ids to leave out.
     """
     rows: list[Row[Any]] = []
-    for statement, number in zip(statements, (NEWEST_FIRST, limit), strict=True):
+    for statement, number in zip(statements, (NEWEST_PER_BATCH, limit), strict=True):
         parameters = {
             "limit": min(number, limit - len(rows)),
             "skipped": [*skipped, *(row.id for row in rows)],
         }
         rows += await connection.execute(statement, parameters)
-        if len(rows) < NEWEST_FIRST:
+        if len(rows) < NEWEST_PER_BATCH:
             break
     return rows
 

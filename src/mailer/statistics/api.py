@@ -1,4 +1,4 @@
-"""API routes of statistics and of the gateway's status."""
+"""API routes of statistics, of the gateway's status and of the metrics."""
 
 import asyncio
 from typing import Annotated
@@ -22,8 +22,9 @@ from mailer.web.query import accepts_query
 from mailer.web.startup_gate import Startup
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4"
-SNAPSHOT_TIMEOUT = 3.0
-"""Seconds to wait for counts from the database. Prometheus itself times out after 10 s."""
+"""Prometheus' text format, which all its versions read."""
+BACKLOG_TIMEOUT = 3.0
+"""Seconds to wait for the backlog from the database. Prometheus itself times out after 10 s."""
 
 
 class StatisticsQuery(Input, frozen=True, kw_only=True):
@@ -36,10 +37,10 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
                 ge=1,
                 le=31_536_000,
                 description="Length of a bucket of `over_time` in seconds. Default: the shortest"
-                " suitable length with at most 500 buckets. The longer outcomes span, the coarser"
-                " they are counted: by 10 s when they span more than half an hour, by 1 minute over"
-                " 5 hours, by 10 minutes over 30 hours, by 1 hour over 300 hours. A bucket must be"
-                " a multiple of that.",
+                " suitable length with at most 500 buckets. Results are counted by the second. When"
+                " the time from the first to the last result exceeds half an hour, they are counted"
+                " by 10 s; beyond 5 hours by 1 minute, beyond 30 hours by 10 minutes, beyond 300"
+                " hours by 1 hour. The length must be a multiple of that.",
                 examples=[60],
                 extra={"rule": "must be a number of seconds from 1 to 31536000"},
             ),
@@ -52,15 +53,12 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
 async def show_metrics(
     engine: NamedDependency[AsyncEngine], startup: NamedDependency[Startup]
 ) -> Response[bytes]:
-    """Return metrics in Prometheus' text format, also while the database is unavailable.
-
-    All versions of Prometheus read this format.
-    """
+    """Return metrics in Prometheus' text format, also while the database is unavailable."""
     is_database_up, current_backlog = False, None
     try:
         startup.ensure_done()
-        async with asyncio.timeout(SNAPSHOT_TIMEOUT), engine.connect() as connection:
-            is_database_up = True  # the pool returned an open connection
+        async with asyncio.timeout(BACKLOG_TIMEOUT), engine.connect() as connection:
+            is_database_up = True  # there is a connection; the query may still take too long
             current_backlog = await backlog.get_backlog(connection)
     except Exception as error:  # an unavailable database raises many kinds of errors
         if not is_unavailable(error) and not isinstance(error, UnavailableError):
@@ -71,7 +69,7 @@ async def show_metrics(
 
 
 class StatisticsController(Controller):
-    """Counts of mailings and messages."""
+    """Counts of mailings and messages, and the status of the gateway."""
 
     path = "/"
     tags = ("statistics",)
@@ -83,7 +81,7 @@ class StatisticsController(Controller):
 
     @get("/gateway", required_scope="read")
     async def get_gateway(self, channel: NamedDependency[Channel | None]) -> GatewayStatus:
-        """Return the status of the gateway as this worker sees it: breaker, outage and failures."""
+        """Return the status of the gateway in this worker: breaker, outage and failures."""
         return GatewayStatus(is_set=False) if channel is None else channel.breaker.status()
 
     @get(
@@ -98,6 +96,9 @@ class StatisticsController(Controller):
         mailing_id: MailingId,
         query_params: NamedDependency[StatisticsQuery],
     ) -> MailingStatistics:
-        """Return counts of a mailing's messages by status, reason, operator code, zone and time."""
+        """Return counts of a mailing's messages by status, reason, operator code, zone and time.
+
+        The forecast of the end uses the throughput of the gateway.
+        """
         bucket = None if query_params.bucket is UNSET else query_params.bucket
         return await statistics.of_mailing(engine, mailing_id, bucket, channel=channel)
