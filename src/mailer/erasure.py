@@ -8,7 +8,7 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client import store as clients
 from mailer.client.api import ClientId
-from mailer.idempotency import store as responses
+from mailer.idempotency import store as claims
 from mailer.message import ending
 
 
@@ -19,7 +19,7 @@ async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> Non
     """
     async with engine.begin() as connection:
         await clients.erase(connection, client_id)
-        await responses.erase_of_client(connection, client_id)
+        await claims.erase_of_client(connection, client_id)
         await ending.cancel_of_client(connection, client_id)
         await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 from tests.api.calls import NEW, create_mailing
 from tests.api.repeats import (
     ANNA,
@@ -34,7 +35,7 @@ from tests.factories import (
 )
 
 from mailer.dispatch.schedule import JobLimits, jobs
-from mailer.idempotency import middleware
+from mailer.idempotency import responses
 from mailer.idempotency import store as claims
 from mailer.settings import Settings
 
@@ -99,7 +100,9 @@ async def test_a_request_that_a_dead_worker_executed_is_not_executed_again(
     first = await post(api, call)
     done = await value(engine, AUDITED)
     await execute(engine, CRASHED)
-    answer = await post(api, call)
+    with capture_logs() as logs:
+        answer = await post(api, call)
+    assert [line["event"] for line in logs if line["event"].startswith("mailing_")] == []
     assert (answer.status_code, answer.content) == (first.status_code, first.content)
     assert not is_replay(answer)
     assert await value(engine, AUDITED) == done
@@ -201,7 +204,7 @@ async def test_a_repeat_of_a_refused_request_gets_the_same_refusal(
 async def test_a_large_refusal_is_not_stored_but_a_large_success_is(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "MAX_REFUSAL_BYTES", 100)
+    monkeypatch.setattr(responses, "MAX_REFUSAL_BYTES", 100)
     await post(api, ("/clients", {"json": {"phone": "1"}}), "refused")
     assert not is_replay(await post(api, ("/clients", {"json": {"phone": "1"}}), "refused"))
     first = await post(api, NEW_MAILING, "done")

@@ -7,7 +7,6 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, get_args
 
-import msgspec
 from litestar import Controller, Request, get, patch, post
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
@@ -123,7 +122,7 @@ class ClientController(Controller):
     return_dto = None
 
     @post(required_scope="write")
-    async def add_client(
+    async def create_client(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
@@ -155,8 +154,6 @@ class ClientController(Controller):
         first 100 with every wrong field. Columns that the file lacks stay as they are. When a phone
         is in several lines, the last one counts.
         """
-        if claim is not None and claim.result is not None:  # the first response was lost
-            return msgspec.convert(claim.result, ImportReport)
         return await import_upload(engine, request, by, claim)
 
     @get(required_scope="read", **accepts_query(ClientQuery, or_csv=True))

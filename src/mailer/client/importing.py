@@ -19,8 +19,8 @@ from mailer.client.model import known_zones
 from mailer.client.rows import CSV_COLUMNS, RejectedField, RowValidator, without_value
 from mailer.db.engine import IMPORT_LOCK, affected_rows, asyncpg_connection
 from mailer.errors import ConflictError
+from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.idempotency.store import complete
 from mailer.time_slices import TimeSlices
 
 UNIT_SIZE = 256
@@ -105,10 +105,13 @@ async def import_clients(
     right to write by the end of the upload (`AccessRevokedError`).
 
     Under an Idempotency-Key the report has no rejected values: the response is stored for a day,
-    and could otherwise keep personal data of a client who is erased meanwhile.
+    and could otherwise keep personal data of a client who is erased meanwhile. A repeat of an
+    import that was stored reads no file and returns the report of that import.
 
     The database role must be allowed to create temporary tables.
     """
+    if claim is not None and claim.result is not None:  # a large file is not kept for a repeat
+        return msgspec.convert(claim.result, ImportReport)
     async with engine.connect() as connection:
         try:
             return await _import(await asyncpg_connection(connection), parts, actor, claim)
@@ -241,44 +244,39 @@ async def _store(
     for _ in range(MAX_STORE_ATTEMPTS):
         try:
             async with database.transaction():
-                await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=IMPORT_STATEMENT_TIMEOUT)
-                await database.execute(PREPARE, timeout=IMPORT_STATEMENT_TIMEOUT)
-                await database.execute(DELETE_REPEATED, timeout=IMPORT_STATEMENT_TIMEOUT)
-                created = affected_rows(
-                    await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT)
+                done = await do_once(
+                    database,
+                    claim,
+                    lambda: _store_lines(database, staged, actor),
+                    msgspec.to_builtins,
                 )
-                updated = 0
-                if created < staged.lines:
-                    updated = affected_rows(
-                        await database.execute(
-                            UPDATE_KNOWN, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT
-                        )
-                    )
-                await database.execute(DROP_STAGE)
-                unchanged = staged.lines - created - updated
-                report = msgspec.structs.replace(
-                    staged.report, created=created, updated=updated, unchanged=unchanged
-                )
-                # the right may have been revoked during a long upload
-                await reauthorize.ensure_authorized(database, actor, "write")
-                await _record(database, report, actor, claim)
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "client_phone_key":
                 raise
             continue  # the other client is visible now: the next attempt updates it
-        return report
+        return msgspec.convert(done.result, ImportReport)
     raise PhonesTakenError
 
 
-async def _record(
-    database: asyncpg.Connection,
-    report: ImportReport,
-    actor: Actor,
-    claim: IdempotencyClaim | None,
-) -> None:
-    """Write the audit log, and what the request did, in the transaction of the import."""
-    result = msgspec.to_builtins(report)
-    counts = {name: result[name] for name in ("created", "updated", "unchanged", "rejected")}
+async def _store_lines(
+    database: asyncpg.Connection, staged: _StagedFile, actor: Actor
+) -> ImportReport:
+    """Store the staged lines and write the audit log, in the caller's transaction."""
+    await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=IMPORT_STATEMENT_TIMEOUT)
+    await database.execute(PREPARE, timeout=IMPORT_STATEMENT_TIMEOUT)
+    await database.execute(DELETE_REPEATED, timeout=IMPORT_STATEMENT_TIMEOUT)
+    created = affected_rows(await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT))
+    updated = 0
+    if created < staged.lines:
+        updated = affected_rows(
+            await database.execute(UPDATE_KNOWN, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT)
+        )
+    await database.execute(DROP_STAGE)
+    unchanged = staged.lines - created - updated
+    # the right may have been revoked during a long upload
+    await reauthorize.ensure_authorized(database, actor, "write")
+    counts = {"created": created, "updated": updated, "unchanged": unchanged}
+    all_counts = counts | {"rejected": staged.report.rejected}
     target = audit.Target("directory")
-    await audit.record(database, actor, "clients_imported", target, after=counts)
-    await complete(database, claim, result)
+    await audit.record(database, actor, "clients_imported", target, after=all_counts)
+    return msgspec.structs.replace(staged.report, **counts)

@@ -13,8 +13,8 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client import store
 from mailer.client.model import Client, ClientChange, NewClient
+from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.idempotency.once import once
 from mailer.log import MASK
 
 
@@ -23,10 +23,10 @@ async def create(
 ) -> Client:
     """Create a client; raises `PhoneTakenError`."""
     async with engine.begin() as connection:
-        client_id = await once(
+        done = await do_once(
             connection, claim, lambda: _create(connection, new, actor), creates_client=True
         )
-        return await store.get(connection, client_id)
+        return await store.get(connection, done.result["id"])
 
 
 async def _create(connection: AsyncConnection, new: NewClient, actor: Actor) -> int:

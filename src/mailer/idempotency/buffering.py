@@ -14,7 +14,7 @@ from litestar.types import Message, Receive, ReceiveMessage, Send
 from mailer.web.body import CLOSE_CONNECTION, SlowBodyError, read_with_stall_timeout
 
 
-class ClientGoneError(Exception):
+class ClientDisconnectedError(Exception):
     """The client has closed the connection before its request was complete."""
 
 
@@ -58,8 +58,8 @@ class BufferedRequest:
     async def drain(self) -> None:
         """Read the whole body, with the same timeouts as a handler.
 
-        Raises `SlowBodyError`, `StalledUploadError`, `LongUploadError`, `ClientGoneError`, and
-        HTTPException 413 for a body over the limit of the route.
+        Raises `SlowBodyError`, `StalledUploadError`, `LongUploadError`, `ClientDisconnectedError`,
+        and HTTPException 413 for a body over the limit of the route.
         """
         if self._content_length > self._max_body_bytes:
             raise RequestEntityTooLarge
@@ -79,7 +79,7 @@ class BufferedRequest:
         while self.digest is None:
             message = await self._next()
             if message["type"] != "http.request":
-                raise ClientGoneError
+                raise ClientDisconnectedError
             if self._size > self._max_body_bytes:
                 raise RequestEntityTooLarge
             self._keep(message)

@@ -18,12 +18,11 @@ stored: the API key or `once`.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from http import HTTPStatus
-from typing import Any
+from typing import Any, assert_never
 from uuid import uuid4
 
 import structlog
@@ -34,58 +33,24 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access.middleware import AUTH_METHOD, actor_of
-from mailer.access.model import Actor
+from mailer.access.middleware import actor_of
 from mailer.db.engine import is_unavailable
-from mailer.errors import ConflictError, FieldError, InvalidError
 from mailer.idempotency import store as claims
-from mailer.idempotency.buffering import BufferedRequest, CapturedResponse, ClientGoneError
-from mailer.idempotency.model import IdempotencyClaim, IdempotencyRecord
+from mailer.idempotency.buffering import BufferedRequest, CapturedResponse, ClientDisconnectedError
+from mailer.idempotency.keys import CREATES, is_form_sent_once, key_of
+from mailer.idempotency.model import Acquired, Continued, IdempotencyClaim, InUse
+from mailer.idempotency.responses import ensure_same_body, is_storable, replay, to_stored
 from mailer.web.body import VALIDATED_AS_OF
 from mailer.web.problems import RETRY_SOON, problem_of
 
 log = structlog.get_logger()
 
-KEY_HEADER = b"idempotency-key"
-CREATES = "creates"
-"""Route option of a page whose form creates something: a function that takes the id of the created
-object and returns the redirect to it."""
 CLAIM = "idempotency_claim"
 """Key of the claim in the state of a request."""
-FORM_KEY = re.compile(rb"(?:^|&)once=[0-9a-f]{32}(?:&|$)")
-"""The random number of a form, in the query of its URL. It is never stored."""
-LOCATION_MEDIA_TYPE = "text/uri-list"
-"""The media type that marks a stored body as the Location of a response to a form."""
-KEY_PATTERN = re.compile(r'(?!""$)[!-~]{1,255}')
-QUOTED_KEY = re.compile(r'"(.+)"')
-REPLAYED_HEADER = (b"idempotency-replayed", b"true")
-FORM_SUCCESS_STATUSES = frozenset({HTTPStatus.SEE_OTHER, HTTPStatus.CREATED})
-"""Statuses of a successful form request."""
-NOT_STORED_STATUSES = frozenset(
-    {
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.TOO_MANY_REQUESTS,
-    }
-)
-"""Statuses that are not stored, besides 5xx: a repeat may get another response."""
-MAX_REFUSAL_BYTES = 16 * 1024
-"""Bytes of a stored refusal. Anybody can cause refusals at no cost, so that a larger one is not
-stored but computed again, as is one past `MAX_STORED_REFUSALS` of its owner. Successful responses
-are always stored; their models limit their size."""
 WAIT_TIMEOUT = 30.0
 """Seconds that a repeat waits for the first response, or half a lease if that is shorter."""
 MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.02, 0.5
 """Seconds between two checks for the first response; no connection is held in between."""
-
-
-class KeyReusedError(ConflictError):
-    """The Idempotency-Key was used for another request before; each request needs its own."""
-
-
-class StoredResponseErasedError(ConflictError):
-    """The object that was created with this Idempotency-Key has been deleted since."""
 
 
 class RequestInProgressError(HTTPException):
@@ -127,8 +92,8 @@ class Idempotency(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Respond to a request; raises `InvalidError` for an invalid key."""
-        is_form = _is_form(scope)
-        key = None if is_form else _key_of(scope)
+        is_form = is_form_sent_once(scope)
+        key = None if is_form else key_of(scope)
         if key is None and not is_form:
             await next_app(scope, receive, send)
             return
@@ -140,7 +105,7 @@ class Idempotency(ASGIMiddleware):
                 await buffered.drain()
             claim = IdempotencyClaim(owner, key or (buffered.digest or b"").hex(), str(uuid4()))
             response = await self._respond(claim, buffered, next_app)
-        except ClientGoneError:
+        except ClientDisconnectedError:
             return
         except Exception as error:  # noqa: BLE001  # the handler's response is captured, so the framework cannot answer errors
             answer_error = request.app.exception_handlers[Exception] if is_form else problem_of
@@ -153,14 +118,31 @@ class Idempotency(ASGIMiddleware):
         self, claim: IdempotencyClaim, buffered: BufferedRequest, next_app: ASGIApp
     ) -> CapturedResponse:
         """Execute the request, or return the first response if it was executed before."""
-        acquired = await self._acquire(claim)
-        if isinstance(acquired, IdempotencyRecord):
-            acquired = await self._wait(claim, buffered)
-        if isinstance(acquired, IdempotencyRecord):
-            return _replay(acquired, buffered)
+        acquisition = await self._acquire(claim)
+        if isinstance(acquisition, InUse):
+            acquisition = await self._wait(claim, buffered)
+        match acquisition:
+            case InUse(record=record):
+                return replay(record, buffered)
+            case Continued():
+                return await self._execute(claim, buffered, next_app, earlier=acquisition)
+            case Acquired():
+                return await self._execute(claim, buffered, next_app)
+            case _:
+                assert_never(acquisition)
+
+    async def _execute(
+        self,
+        claim: IdempotencyClaim,
+        buffered: BufferedRequest,
+        next_app: ASGIApp,
+        *,
+        earlier: Continued | None = None,
+    ) -> CapturedResponse:
+        """Execute the request, or what an earlier attempt left to do, and store the response."""
         try:
-            if acquired is not None:
-                await _prepare_to_continue(acquired, claim, buffered)
+            if earlier is not None:
+                await _prepare_to_continue(earlier, claim, buffered)
             response = CapturedResponse()
             async with self._renewed(claim):
                 await self._run_handler(claim, buffered, response, next_app)
@@ -169,24 +151,24 @@ class Idempotency(ASGIMiddleware):
             await self._release(claim)
             raise
 
-    async def _acquire(self, claim: IdempotencyClaim) -> IdempotencyRecord | datetime | None:
+    async def _acquire(self, claim: IdempotencyClaim) -> Acquired | Continued | InUse:
         async with self._engine.connect() as connection:
             return await claims.acquire(connection, claim, self._lease)
 
     async def _wait(
         self, claim: IdempotencyClaim, buffered: BufferedRequest
-    ) -> IdempotencyRecord | datetime | None:
-        """Wait for the first response, or until the claim is free; return as `claims.acquire`.
+    ) -> Acquired | Continued | InUse:
+        """Wait for the first response, or until the claim is acquired.
 
         Raises `RequestInProgressError` after the timeout, and `KeyReusedError`.
         """
         await buffered.drain()
         pause, remaining = MIN_POLL_INTERVAL, self._timeout
         while True:
-            acquired = await self._acquire(claim)
-            if not isinstance(acquired, IdempotencyRecord) or acquired.status is not None:
-                return acquired
-            _ensure_same_body(acquired.digest, buffered)
+            acquisition = await self._acquire(claim)
+            if not isinstance(acquisition, InUse) or acquisition.record.status is not None:
+                return acquisition
+            ensure_same_body(acquisition.record.digest, buffered)
             if remaining <= 0:
                 raise _in_progress_error(buffered)
             await asyncio.sleep(pause)
@@ -243,7 +225,7 @@ class Idempotency(ASGIMiddleware):
 
         If another attempt has the claim now, return the response of that attempt.
         """
-        if not _is_final(response, buffered):
+        if not is_storable(response, buffered):
             await self._release(claim)
             return response
         claim.digest = buffered.digest
@@ -252,11 +234,7 @@ class Idempotency(ASGIMiddleware):
             if is_refusal and not await claims.can_store_refusal(connection, claim):
                 await claims.release(connection, claim)
                 return response
-            location = response.location
-            if buffered.is_form and location is not None:
-                stored = CapturedResponse(HTTPStatus.SEE_OTHER, LOCATION_MEDIA_TYPE, location)
-            else:
-                stored = response
+            stored = to_stored(response, buffered)
             if await claims.store_response(
                 connection, claim, stored.status, stored.media_type, stored.body
             ):
@@ -268,7 +246,7 @@ class Idempotency(ASGIMiddleware):
             if record is None or record.is_free:
                 break
             if record.status is not None:
-                return _replay(record, buffered)
+                return replay(record, buffered)
             await asyncio.sleep(MAX_POLL_INTERVAL)
             remaining -= MAX_POLL_INTERVAL
         raise _in_progress_error(buffered)
@@ -286,73 +264,18 @@ def claim_of(request: Request[Any, Any, Any]) -> IdempotencyClaim | None:
     return claim
 
 
-def _key_of(scope: Scope) -> str | None:
-    """Return the Idempotency-Key of an API request, or None; raises `InvalidError`."""
-    if scope.get("method") != "POST" or scope["route_handler"].opt.get(AUTH_METHOD) != "key":
-        return None
-    values = [value.decode("latin-1") for name, value in scope["headers"] if name == KEY_HEADER]
-    if not values:
-        return None
-    if len(values) > 1 or not KEY_PATTERN.fullmatch(values[0]):
-        rule = "must come once, as 1 to 255 visible ASCII characters"
-        raise InvalidError([FieldError("Idempotency-Key", rule)])
-    quoted = QUOTED_KEY.fullmatch(values[0])
-    return quoted[1] if quoted else values[0]
-
-
-def _is_form(scope: Scope) -> bool:
-    """Return whether a request sends a form that creates something and has `once` in its URL."""
-    is_sent = scope.get("method") == "POST" and isinstance(scope.get("user"), Actor)
-    return (
-        is_sent
-        and CREATES in scope["route_handler"].opt
-        and FORM_KEY.search(scope["query_string"]) is not None
-    )
-
-
-def _is_final(response: CapturedResponse, buffered: BufferedRequest) -> bool:
-    """Return whether a repeat should get this response, and can be recognized by its digest."""
-    if buffered.is_form:
-        return response.status in FORM_SUCCESS_STATUSES and response.location is not None
-    is_server_error = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    is_refusal = response.status >= HTTPStatus.BAD_REQUEST
-    if is_refusal and len(response.body) > MAX_REFUSAL_BYTES:
-        return False
-    return (
-        not is_server_error
-        and response.status not in NOT_STORED_STATUSES
-        and buffered.digest is not None
-    )
-
-
-def _ensure_same_body(digest: bytes | None, buffered: BufferedRequest) -> None:
-    if digest is not None and digest != buffered.digest:
-        raise KeyReusedError
-
-
 async def _prepare_to_continue(
-    claimed_at: datetime, claim: IdempotencyClaim, buffered: BufferedRequest
+    earlier: Continued, claim: IdempotencyClaim, buffered: BufferedRequest
 ) -> None:
-    """Prepare to continue a request whose earlier attempt, claimed at `claimed_at`, did not end.
+    """Prepare to continue a request whose earlier attempt did not end.
 
-    If that attempt has done its work, the body is validated as of `claimed_at`. Raises
+    If that attempt has done its work, the body is validated as of the time of its claim. Raises
     `KeyReusedError`, and `RequestInProgressError` if the body is needed but was not kept.
     """
+    claim.digest, claim.result = earlier.digest, earlier.result
     if claim.result is not None:
         await buffered.drain()
-        _ensure_same_body(claim.digest, buffered)
-        buffered.scope["state"][VALIDATED_AS_OF] = claimed_at
+        ensure_same_body(claim.digest, buffered)
+        buffered.scope["state"][VALIDATED_AS_OF] = earlier.claimed_at
     elif buffered.is_dropped:
         raise _in_progress_error(buffered)
-
-
-def _replay(record: IdempotencyRecord, buffered: BufferedRequest) -> CapturedResponse:
-    """Return the stored response; raises `KeyReusedError` and `StoredResponseErasedError`."""
-    if record.status is None or record.body is None:
-        raise StoredResponseErasedError  # for any body, because the digest is erased too
-    _ensure_same_body(record.digest, buffered)
-    if record.media_type == LOCATION_MEDIA_TYPE:
-        return CapturedResponse(
-            record.status, None, b"", (b"location", record.body), REPLAYED_HEADER
-        )
-    return CapturedResponse(record.status, record.media_type, record.body, REPLAYED_HEADER)

@@ -1,5 +1,6 @@
 """A request with an Idempotency-Key: a worker's claim on it, and its stored record."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -32,8 +33,27 @@ class IdempotencyRecord(msgspec.Struct, frozen=True):
     """The body of the first response; None if it was erased."""
     is_free: bool
     """Whether the request has no response and the lease of its claim has expired."""
-    is_over: bool
+    has_expired: bool
     """Whether the row is older than 24 hours and no longer counts."""
+
+
+class Acquired(msgspec.Struct, frozen=True):
+    """The key is new, and the claim is acquired."""
+
+
+class Continued(msgspec.Struct, frozen=True):
+    """The claim is acquired, to continue an earlier attempt that did not end."""
+
+    claimed_at: datetime
+    """The time of the earlier attempt's claim, or now if that attempt did nothing."""
+    digest: bytes | None
+    result: dict[str, Any] | None
+
+
+class InUse(msgspec.Struct, frozen=True):
+    """The claim is not acquired: the request has a response, or another attempt processes it."""
+
+    record: IdempotencyRecord
 
 
 class ClaimLostError(ConflictError):

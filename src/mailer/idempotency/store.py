@@ -1,11 +1,11 @@
-"""SQL of requests with an Idempotency-Key: claims, effects and first responses.
+"""SQL of requests with an Idempotency-Key: claims, results and first responses.
 
 A claim is a lease, as with messages: a worker renews its claim while it processes the request, and
 every write is fenced by the attempt. The caller owns the transaction; single statements need none.
 """
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -15,7 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.model import Actor
 from mailer.db.engine import execute_driver_sql
-from mailer.idempotency.model import ClaimLostError, IdempotencyClaim, IdempotencyRecord
+from mailer.idempotency.model import (
+    Acquired,
+    ClaimLostError,
+    Continued,
+    IdempotencyClaim,
+    IdempotencyRecord,
+    InUse,
+)
 
 
 def owner_of(actor: Actor) -> str:
@@ -36,13 +43,13 @@ INSERT_CLAIM = text("""
     ON CONFLICT DO NOTHING""")
 SELECT_RECORD = text(f"""
     SELECT attempt, digest, status, media_type, body,
-        status IS NULL AND leased_until < now() AS is_free, {HAS_EXPIRED} AS is_over
+        status IS NULL AND leased_until < now() AS is_free, {HAS_EXPIRED} AS has_expired
     FROM idempotency WHERE owner = :owner AND key = :key""")  # noqa: S608  # our own condition
 DELETE_EXPIRED_RECORD = text(f"""
     DELETE FROM idempotency
     WHERE owner = :owner AND key = :key AND {HAS_EXPIRED}""")  # noqa: S608  # our own condition
 # A late attempt may be about to commit. This statement waits for its row lock, and then returns the
-# result. The 24 hours count from the first claim if there is an result, and else from now.
+# result. The 24 hours count from the first claim if there is a result, and else from now.
 RECLAIM = text("""
     UPDATE idempotency SET attempt = :attempt, leased_until = now() + :lease,
         created_at = CASE WHEN result IS NULL THEN now() ELSE created_at END
@@ -53,30 +60,23 @@ RECLAIM = text("""
 
 async def acquire(
     connection: AsyncConnection, claim: IdempotencyClaim, lease: timedelta
-) -> IdempotencyRecord | datetime | None:
-    """Acquire a claim for `lease`.
-
-    Returns None if the key is new, the record if the key was used before and is not free, and the
-    record's `created_at` if the record was free. In the last case the claim receives the digest and
-    the result of the earlier attempt.
-    """
+) -> Acquired | Continued | InUse:
+    """Acquire a claim for `lease`, unless its key is in use."""
     parameters = {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt, "lease": lease}
     while (await connection.execute(INSERT_CLAIM, parameters)).rowcount == 0:
         record = await get_record(connection, claim)
         if record is None:
             continue
-        if record.is_over:
+        if record.has_expired:
             await connection.execute(DELETE_EXPIRED_RECORD, parameters)
             continue
         if not record.is_free:
-            return record
+            return InUse(record)
         fence = {"previous_attempt": record.attempt}
         row = (await connection.execute(RECLAIM, parameters | fence)).one_or_none()
         if row is not None:
-            claim.digest, claim.result = row.digest, row.result
-            claimed_at: datetime = row.created_at
-            return claimed_at
-    return None
+            return Continued(row.created_at, row.digest, row.result)
+    return Acquired()
 
 
 async def get_record(
@@ -94,7 +94,7 @@ RENEW_CLAIM = text(f"""
 RELEASE_CLAIM = text(f"""
     UPDATE idempotency SET leased_until = now()
     WHERE {OWN_CLAIM} AND status IS NULL""")  # noqa: S608  # our own condition
-# A request without an result leaves no row, so that its repeat starts from the beginning.
+# A request without a result leaves no row, so that its repeat starts from the beginning.
 DELETE_CLAIM = text(f"""
     DELETE FROM idempotency
     WHERE {OWN_CLAIM} AND status IS NULL AND result IS NULL""")  # noqa: S608  # our own condition

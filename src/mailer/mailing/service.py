@@ -18,8 +18,8 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
+from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.idempotency.once import once
 from mailer.mailing import audience, stop_number, store
 from mailer.mailing.actions import Action, ensure_allowed
 from mailer.mailing.model import (
@@ -48,9 +48,10 @@ async def create(
 ) -> Mailing:
     """Create a mailing. Workers start it at once when it is already due."""
     async with engine.begin() as connection:
-        mailing_id = await once(connection, claim, lambda: _create(connection, new, actor))
-        created = await store.get(connection, mailing_id)
-    log.info("mailing_created", mailing_id=mailing_id, clients=created.clients_count)
+        done = await do_once(connection, claim, lambda: _create(connection, new, actor))
+        created = await store.get(connection, done.result["id"])
+    if not done.is_repeat:
+        log.info("mailing_created", mailing_id=created.id, clients=created.clients_count)
     return created
 
 
@@ -166,8 +167,9 @@ async def pause(
     `StopTimeoutError` when a worker does not stop in time.
     """
     async with engine.begin() as connection:
-        await once(connection, claim, lambda: _pause(connection, mailing_id, actor))
-    log.info("mailing_paused", mailing_id=mailing_id)
+        done = await do_once(connection, claim, lambda: _pause(connection, mailing_id, actor))
+    if not done.is_repeat:
+        log.info("mailing_paused", mailing_id=mailing_id)
     return await _get_stopped(engine, mailing_id)
 
 
@@ -184,9 +186,10 @@ async def resume(
     Raises `MailingNotFoundError`, `MailingEndedError` and `MailingNotPausedError`.
     """
     async with engine.begin() as connection:
-        await once(connection, claim, lambda: _resume(connection, mailing_id, actor))
+        done = await do_once(connection, claim, lambda: _resume(connection, mailing_id, actor))
         resumed = await store.get(connection, mailing_id)
-    log.info("mailing_resumed", mailing_id=mailing_id)
+    if not done.is_repeat:
+        log.info("mailing_resumed", mailing_id=mailing_id)
     return resumed
 
 
@@ -206,8 +209,9 @@ async def cancel(
     `MailingEndedError`, and `StopTimeoutError` when a worker does not stop in time.
     """
     async with engine.begin() as connection:
-        await once(connection, claim, lambda: _cancel(connection, mailing_id, actor))
-    log.info("mailing_cancelled", mailing_id=mailing_id)
+        done = await do_once(connection, claim, lambda: _cancel(connection, mailing_id, actor))
+    if not done.is_repeat:
+        log.info("mailing_cancelled", mailing_id=mailing_id)
     return await _get_stopped(engine, mailing_id)
 
 
@@ -232,9 +236,10 @@ async def retry(
     `MailingEndedError` and `NothingToRetryError`.
     """
     async with engine.begin() as connection:
-        await once(connection, claim, lambda: _retry(connection, mailing_id, actor))
+        done = await do_once(connection, claim, lambda: _retry(connection, mailing_id, actor))
         retried = await store.get(connection, mailing_id)
-    log.info("mailing_retried", mailing_id=mailing_id)
+    if not done.is_repeat:
+        log.info("mailing_retried", mailing_id=mailing_id)
     return retried
 
 

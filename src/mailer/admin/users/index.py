@@ -18,8 +18,8 @@ from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
+from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.idempotency.store import complete
 from mailer.roles import SCOPE_BY_ROLE
 from mailer.validation import MAX_ID, check
 from mailer.web.query import PageQuery
@@ -88,8 +88,12 @@ class Users(Controller):
             new = validate_password_form(NewUser, values)
             password_hash = await hash_password(new.password)
             async with engine.begin() as connection:
-                created = await users.create(connection, new.name, new.role, password_hash, by)
-                await complete(connection, claim, {"id": created.id})
+                done = await do_once(
+                    connection,
+                    claim,
+                    lambda: users.create(connection, new.name, new.role, password_hash, by),
+                    lambda user: {"id": user.id},
+                )
         except InvalidError as error:
             refused, status = form.with_errors(error), HTTP_400_BAD_REQUEST
             return await context.render_page("users/new.html", status, form=refused, roles=ROLES)
@@ -98,7 +102,7 @@ class Users(Controller):
             return await context.render_page(
                 "users/new.html", HTTP_409_CONFLICT, form=refused, roles=ROLES
             )
-        return redirect_to_created(created.id)
+        return redirect_to_created(done.result["id"])
 
     @get("/{user_id:int}", required_scope="admin")
     async def show_user(

@@ -23,8 +23,8 @@ from mailer.admin.language import gettext_noop
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
+from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.idempotency.store import complete
 from mailer.validation import MAX_ID
 
 PATH = "/keys"
@@ -73,7 +73,7 @@ class Keys(Controller):
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
-    ) -> Response[str]:
+    ) -> Response[Any]:
         """Create a key and show its secret once: the response is not stored.
 
         A repeat of the form is redirected to a page that says that the key was created before.
@@ -82,14 +82,21 @@ class Keys(Controller):
         try:
             new = read_new(form, context.viewer.time_zone, database_clock.now())
             async with engine.begin() as connection:
-                key, secret = await keys.create(connection, new, by)
-                await complete(connection, claim, {"id": key.id})
+                done = await do_once(
+                    connection,
+                    claim,
+                    lambda: keys.create(connection, new, by),
+                    lambda created: {"id": created[0].id},  # the secret is not stored
+                )
         except InvalidError as error:
             form = form.with_errors(error, {"expires_at": "expires_on"})
             return await _keys_page(engine, context, form, HTTP_400_BAD_REQUEST)
         except keys.KeyNameTakenError as error:
             form = form.with_errors(InvalidError([FieldError("name", str(error))]))
             return await _keys_page(engine, context, form, HTTP_409_CONFLICT)
+        if done.value is None:
+            return redirect_to_created(done.result["id"])
+        key, secret = done.value
         response = await context.render_page(
             "keys/created.html", HTTP_201_CREATED, key=key, secret=secret
         )

@@ -1,0 +1,55 @@
+"""Do the work of a request once, however often the request is repeated."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import asyncpg
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.idempotency.store import complete
+
+T = TypeVar("T")
+
+
+class Done(msgspec.Struct, Generic[T], frozen=True):
+    """The work of a request, done now or by an earlier attempt."""
+
+    result: Mapping[str, Any]
+    """What is stored for repeats of the request."""
+    value: T | None
+    """What the work returned; None if an earlier attempt did it."""
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether an earlier attempt did the work."""
+        return self.value is None
+
+
+def _with_id(object_id: object) -> Mapping[str, Any]:
+    return {"id": object_id}
+
+
+async def do_once(
+    connection: AsyncConnection | asyncpg.Connection,
+    claim: IdempotencyClaim | None,
+    work: Callable[[], Awaitable[T]],
+    result_of: Callable[[T], Mapping[str, Any]] = _with_id,
+    *,
+    creates_client: bool = False,
+) -> Done[T]:
+    """Do the work of a request, unless an earlier attempt of the request did it.
+
+    `result_of` returns what is stored of the value that the work returned, which is not None.
+    Default: the value is the id of the object that was created or changed. The work and the record
+    that it is done are parts of the caller's transaction, so that neither is ever stored without
+    the other. So log what was done after the commit. A request without an Idempotency-Key has no
+    claim. Raises `ClaimLostError`; the transaction must then be rolled back.
+    """
+    if claim is not None and claim.result is not None:
+        return Done(claim.result, None)
+    value = await work()
+    result = result_of(value)
+    await complete(connection, claim, result, client_id=result["id"] if creates_client else None)
+    return Done(result, value)
