@@ -78,7 +78,7 @@ async def test_actions_on_a_mailing_are_recorded_with_the_changed_fields(
     ]
     deleted = created[3] | {"text": "Later.", "status": "cancelled"}
     assert later[-1] == ("mailing_deleted", mailing_id, deleted, None)
-    anonymous = {"kind": "anybody", "id": None, "name": "anybody"}
+    anonymous = {"kind": "anonymous", "id": None, "name": "anonymous"}
     assert all(e["actor"] == anonymous and e["address"] == "127.0.0.1" for e in entry_list)
     assert await value(engine, COUNT) == len(entry_list) + 1
 
@@ -141,7 +141,7 @@ async def test_an_export_is_recorded_at_its_start_with_the_names_of_its_filter_f
         [],
         [],
     ]
-    assert [e["actor"]["kind"] for e in entry_list] == [*["anybody"] * 3, "command"]
+    assert [e["actor"]["kind"] for e in entry_list] == [*["anonymous"] * 3, "command"]
     assert entry_list[-1]["address"] is None
     await api.get("/clients", headers={"Accept": "application/json"})
     assert len(await entries(api, action="clients_exported")) == 4

@@ -219,7 +219,7 @@ async def test_the_number_of_stored_refusals_of_an_owner_is_limited(
     await execute(
         engine,
         f"""INSERT INTO idempotency (owner, key, attempt, leased_until, status, body)
-            SELECT 'anybody', 'kept ' || n, gen_random_uuid(), now(), 400, ''
+            SELECT 'anonymous', 'kept ' || n, gen_random_uuid(), now(), 400, ''
             FROM generate_series(1, {claims.MAX_STORED_REFUSALS - 1}) AS n""",  # noqa: S608  # a number
     )
     await post(api, refused, "the-last-kept")

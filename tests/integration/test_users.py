@@ -253,8 +253,8 @@ async def test_every_change_is_recorded_without_secrets(engine: AsyncEngine) -> 
     assert await read_audit_log(engine) == [
         ("user_created", "command", user.id, None, {"name": "Ann", "role": "viewer"}),
         ("signed_in", "user", user.id, None, None),
-        ("sign_in_failed", "anybody", None, None, None),
-        ("sign_in_failed", "anybody", user.id, None, None),
+        ("sign_in_failed", "anonymous", None, None, None),
+        ("sign_in_failed", "anonymous", user.id, None, None),
         ("signed_out", "user", user.id, None, None),
         ("user_role_changed", "command", user.id, {"role": "viewer"}, {"role": "admin"}),
         ("user_disabled", "command", user.id, None, None),

@@ -19,7 +19,7 @@ MAX_COUNTED = 10_000
 class AuditedActor(msgspec.Struct, frozen=True):
     """The author of an action.
 
-    An API key, a user, the command line, or "anybody": a request without
+    An API key, a user, the command line, or an anonymous request: one without
     authentication, such as a failed sign-in.
     """
 

@@ -62,7 +62,7 @@ class AuthMiddleware(ASGIMiddleware):
     ) -> None:
         """Create the middleware.
 
-        If not `is_enabled`, every request is made by "anybody". A key may send `key_rate` requests
+        If not `is_enabled`, every request is anonymous. A key may send `key_rate` requests
         a second; 0 sets no limit. `monitoring_token` is the one that monitoring routes require.
         """
         # authentication is a single statement, and needs no transaction
@@ -158,7 +158,7 @@ def _insufficient_scope(actor: Actor, required: str) -> PermissionDeniedExceptio
 
 def anonymous(request: Request[Any, Any, Any]) -> Actor:
     """Return the actor of a request under `MAILER_AUTH=none`, who may do everything."""
-    return Actor("anybody", "anybody", scope="admin", address=address_of(request))
+    return Actor("anonymous", "anonymous", scope="admin", address=address_of(request))
 
 
 def address_of(request: Request[Any, Any, Any]) -> str | None:

@@ -30,13 +30,13 @@ Name = Annotated[
     ),
 ]
 """The name of an API key or a user."""
-ActorKind = Literal["key", "user", "command", "anybody"]
+ActorKind = Literal["key", "user", "command", "anonymous"]
 
 
 class Actor(msgspec.Struct, frozen=True):
     """The author of an action.
 
-    An API key, a signed-in user, the command line, or "anybody": a request without
+    An API key, a signed-in user, the command line, or an anonymous request: one without
     authentication, such as a failed sign-in or any request under `MAILER_AUTH=none`.
     """
 

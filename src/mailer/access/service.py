@@ -48,7 +48,7 @@ async def record_refused(
     connection: AsyncConnection, user_id: int | None, address: str | None
 ) -> None:
     """Record a failed sign-in in the audit log; `user_id` is None for an unknown user."""
-    unauthenticated = Actor("anybody", "anybody", address=address)
+    unauthenticated = Actor("anonymous", "anonymous", address=address)
     target = audit.Target("user", user_id)
     await audit.record(connection, unauthenticated, "sign_in_failed", target)
 

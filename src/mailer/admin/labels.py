@@ -37,7 +37,7 @@ ACTORS = {
     "key": gettext_noop("API key"),
     "user": gettext_noop("User"),
     "command": gettext_noop("Command line"),
-    "anybody": gettext_noop("Anonymous"),
+    "anonymous": gettext_noop("Anonymous"),
 }
 TARGETS = {
     "mailing": gettext_noop("Mailing"),
