@@ -7,10 +7,9 @@ labels are looked up once, and results are counted in batches.
 import collections
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
-import msgspec
 import prometheus_client
 from prometheus_client import (
     CollectorRegistry,
@@ -261,23 +260,6 @@ def watch_pool(name: str, usage: Callable[[], tuple[int, int]]) -> None:
     _connections.labels(name, "idle").set_function(lambda: usage()[1])
 
 
-class Backlog(msgspec.Struct, frozen=True):
-    """The work that waits in the database, over all workers."""
-
-    waiting: int
-    """Messages of running mailings that are scheduled or being sent."""
-    due: int
-    """Scheduled messages of running mailings that are due; counted up to 100,000."""
-    lag: float
-    """Seconds for which the oldest due message has been due; 0 when none is due."""
-    audience_clients: int
-    """Clients of the mailings whose audience is being enqueued."""
-    audience_enqueued_clients: int
-    """Those of `audience_clients` for whom a message exists already."""
-    is_held: bool = False
-    """Whether the database was restored and sending waits for a user's approval."""
-
-
 _backlog = {
     "waiting": Gauge(
         "mailer_backlog_messages",
@@ -312,11 +294,11 @@ _backlog = {
 }
 
 
-def exposition(backlog: Backlog | None, *, is_up: bool) -> bytes:
+def exposition(backlog: Mapping[str, float] | None, *, is_up: bool) -> bytes:
     """Return all metrics in Prometheus' text format.
 
-    `backlog` is None when it could not be read; its metrics are then left out. `is_up` is whether
-    the database answered.
+    `backlog` has a value for each name in `_backlog`. It is None when it could not be read; its
+    metrics are then left out. `is_up` is whether the database answered.
     """
     _database_up.set(is_up)
     text = generate_latest(REGISTRY)
@@ -324,6 +306,6 @@ def exposition(backlog: Backlog | None, *, is_up: bool) -> bytes:
         return text
     backlog_registry = CollectorRegistry()
     for name, gauge in _backlog.items():
-        gauge.set(getattr(backlog, name))
+        gauge.set(backlog[name])
         backlog_registry.register(gauge)
     return text + generate_latest(backlog_registry)

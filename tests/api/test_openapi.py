@@ -262,9 +262,9 @@ def test_an_action_takes_no_body_and_returns_the_mailing(
 
 def test_the_schema_describes_since_when_and_why_a_mailing_is_held(schema: dict[str, Any]) -> None:
     models = schema["components"]["schemas"]
-    assert models["Outage"]["properties"].keys() == {"since", "reason"}
-    for name in ("Mailing", "MailingDetail"):
-        assert {"$ref": "#/components/schemas/Outage"} in models[name]["properties"]["held"][
+    for name, held in (("Mailing", "Hold"), ("MailingDetail", "Hold"), ("GatewayStatus", "Outage")):
+        assert models[held]["properties"].keys() == {"since", "reason"}
+        assert {"$ref": f"#/components/schemas/{held}"} in models[name]["properties"]["held"][
             "oneOf"
         ]
     assert models["GatewayStatus"]["properties"].keys() == {

@@ -9,19 +9,18 @@ from tests.asgi_client import inside
 from tests.factories import OPEN, add_clients, add_mailing, add_messages, execute
 
 from mailer.app import create_app
-from mailer.metrics import Backlog
 from mailer.statistics import backlog
 
 MINUTE = timedelta(minutes=1)
 
 
-async def read_backlog(engine: AsyncEngine) -> Backlog:
+async def read_backlog(engine: AsyncEngine) -> backlog.Backlog:
     async with engine.connect() as connection:
         return await backlog.get_backlog(connection)
 
 
 async def test_the_backlog_of_an_empty_database_is_zero(engine: AsyncEngine) -> None:
-    assert await read_backlog(engine) == Backlog(0, 0, 0, 0, 0)
+    assert await read_backlog(engine) == backlog.Backlog(0, 0, 0, 0, 0)
 
 
 async def test_due_messages_are_counted_apart_from_waiting_ones(engine: AsyncEngine) -> None:

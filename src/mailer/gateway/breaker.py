@@ -20,7 +20,7 @@ UNLIMITED = 1_000_000
 
 
 class Outage(msgspec.Struct, frozen=True):
-    """Since when and why nothing is sent. `reason` is the gateway's last failure."""
+    """Since when the gateway is not used, and why: `reason` is its last failure."""
 
     since: datetime
     reason: str

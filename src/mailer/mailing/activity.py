@@ -4,9 +4,8 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.gateway.breaker import Outage
 from mailer.gateway.channel import Channel
-from mailer.mailing.model import Mailing, MailingNotFoundError
+from mailer.mailing.model import Hold, Mailing, MailingNotFoundError
 
 
 class BackgroundWork(msgspec.Struct, frozen=True):
@@ -42,7 +41,7 @@ async def get_background_work(connection: AsyncConnection, mailing_id: int) -> B
 NO_GATEWAY = "no_gateway"
 
 
-def with_outage(mailing: Mailing, channel: Channel | None) -> Mailing:
+def with_hold(mailing: Mailing, channel: Channel | None) -> Mailing:
     """Return a mailing with `held` set when it runs but cannot send.
 
     `channel` is None when no gateway is configured. A mailing that is held because its database
@@ -50,5 +49,10 @@ def with_outage(mailing: Mailing, channel: Channel | None) -> Mailing:
     """
     if mailing.status != "running" or mailing.held:
         return mailing
-    held = Outage(mailing.datetime_start, NO_GATEWAY) if channel is None else channel.breaker.outage
-    return mailing if held is None else msgspec.structs.replace(mailing, held=held)
+    if channel is None:
+        held = Hold(mailing.datetime_start, NO_GATEWAY)
+    elif (outage := channel.breaker.outage) is not None:
+        held = Hold(outage.since, outage.reason)
+    else:
+        return mailing
+    return msgspec.structs.replace(mailing, held=held)

@@ -15,7 +15,7 @@ from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channel
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
-from mailer.mailing.activity import with_outage
+from mailer.mailing.activity import with_hold
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
 from mailer.message import counters
 from mailer.message import store as messages
@@ -93,7 +93,7 @@ class MailingController(Controller):
         data: JSONBody[NewMailing],
     ) -> Mailing:
         """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
-        return with_outage(await service.create(engine, data, by, claim), channel)
+        return with_hold(await service.create(engine, data, by, claim), channel)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
@@ -106,7 +106,7 @@ class MailingController(Controller):
         """List mailings with their counts of messages by status, newest first."""
         async with engine.connect() as connection:
             page = await store.page(connection, query_params.position, **query_params.equal())
-        return page_of(page, request, lambda row: with_outage(store.to_mailing(row), channel))
+        return page_of(page, request, lambda row: with_hold(store.to_mailing(row), channel))
 
     @get("/{mailing_id:int}", required_scope="read")
     async def get_mailing(
@@ -117,7 +117,7 @@ class MailingController(Controller):
     ) -> MailingDetail:
         """Return a mailing with its counts of messages by status and its newest 100 messages."""
         async with engine.connect() as connection:
-            mailing = with_outage(await store.get(connection, mailing_id), channel)
+            mailing = with_hold(await store.get(connection, mailing_id), channel)
             newest = await messages.page(
                 connection, mailing_id, Cursor(MAX_NEWEST_MESSAGES), mailing.created_messages
             )
@@ -166,7 +166,7 @@ class MailingController(Controller):
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing. After its start, changes apply to messages that were not sent yet."""
-        return with_outage(await service.change(engine, mailing_id, data, by), channel)
+        return with_hold(await service.change(engine, mailing_id, data, by), channel)
 
     @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(
@@ -189,7 +189,7 @@ class MailingController(Controller):
         mailing_id: MailingId,
     ) -> Mailing:
         """Resume a paused mailing."""
-        return with_outage(await service.resume(engine, mailing_id, by, claim), channel)
+        return with_hold(await service.resume(engine, mailing_id, by, claim), channel)
 
     @post("/{mailing_id:int}/cancel", **ACTION_OPTIONS)
     async def cancel_mailing(
@@ -212,7 +212,7 @@ class MailingController(Controller):
         mailing_id: MailingId,
     ) -> Mailing:
         """Send the undelivered and unknown messages of a mailing again, before its end."""
-        return with_outage(await service.retry(engine, mailing_id, by, claim), channel)
+        return with_hold(await service.retry(engine, mailing_id, by, claim), channel)
 
     @delete("/{mailing_id:int}", required_scope="write")
     async def delete_mailing(

@@ -9,7 +9,6 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mailer.client.model import UNKNOWN_ZONE_MESSAGE, OperatorCode, Tag, TimeZone, known_zones
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
-from mailer.gateway.breaker import Outage
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import EXAMPLE_COUNTS, NOT_FINAL, MessageStatus
@@ -240,6 +239,17 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
         }
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """Since when and why a running mailing does not send.
+
+    Reasons: `restored` (the database was restored and an admin has not allowed sending yet),
+    `no_gateway` (no gateway is configured), or the gateway's last failure.
+    """
+
+    since: datetime
+    reason: str
+
+
 class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     """A mailing with its counts of messages by status."""
 
@@ -276,11 +286,8 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_messages: int
     created_at: datetime
     updated_at: datetime
-    held: Outage | None = None
-    """Since when and why a running mailing does not send; null while it sends.
-
-    Reasons: `restored` (the database was restored and an admin has not allowed sending yet),
-    `no_gateway` (no gateway is configured), or the gateway's last failure."""
+    held: Hold | None = None
+    """Since when and why the mailing does not send although it runs; null while it sends."""
 
     def count_of(self, *statuses: MessageStatus) -> int:
         """Return the number of messages that have one of `statuses`."""

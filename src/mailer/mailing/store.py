@@ -25,8 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.schema import mailing, mailing_counts, origin, settled_totals
-from mailer.gateway.breaker import Outage
-from mailer.mailing.model import Mailing, MailingNotFoundError, Status, stored_filter
+from mailer.mailing.model import Hold, Mailing, MailingNotFoundError, Status, stored_filter
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
 from mailer.statuses import MESSAGE_STATUSES
@@ -74,7 +73,7 @@ def to_mailing(row: Row[Any]) -> Mailing:
     for name in ("send_interval_time_start", "send_interval_time_end"):
         values[name] = _format_time(values[name])
     if row.held_since is not None and row.status == "running":
-        values["held"] = Outage(row.held_since, "restored")
+        values["held"] = Hold(row.held_since, "restored")
     return Mailing(**values)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Annotated
 
+import msgspec
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 from msgspec import UNSET, Meta, UnsetType
@@ -59,7 +60,7 @@ async def show_metrics(
         startup.ensure_done()
         async with asyncio.timeout(BACKLOG_TIMEOUT), engine.connect() as connection:
             is_database_up = True  # there is a connection; the query may still take too long
-            current_backlog = await backlog.get_backlog(connection)
+            current_backlog = msgspec.structs.asdict(await backlog.get_backlog(connection))
     except Exception as error:  # an unavailable database raises many kinds of errors
         if not is_unavailable(error) and not isinstance(error, UnavailableError):
             raise

@@ -1,15 +1,34 @@
 """The backlog of messages to send, of all workers together, counted in the database."""
 
+import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.counts import add_up
 from mailer.db.schema import OPEN_MAILING
-from mailer.metrics import Backlog
 from mailer.statuses import MESSAGE_STATUSES, OPEN
 
 MAX_COUNTED_DUE = 100_000
 """Due messages that are counted at most; there may be more."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """The work that waits in the database, over all workers."""
+
+    waiting: int
+    """Messages of running mailings that are scheduled or being sent."""
+    due: int
+    """Scheduled messages of running mailings that are due; counted up to 100,000."""
+    lag: float
+    """Seconds for which the oldest due message has been due; 0 when none is due."""
+    audience_clients: int
+    """Clients of the mailings whose audience is being enqueued."""
+    audience_enqueued_clients: int
+    """Those of `audience_clients` for whom a message exists already."""
+    is_held: bool = False
+    """Whether the database was restored and sending waits for a user's approval."""
+
+
 # Due messages are counted up to a limit, so that the cost does not grow with large mailings.
 SELECT_BACKLOG = text(f"""
     WITH live AS MATERIALIZED (

@@ -18,7 +18,7 @@ from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel
 from mailer.mailing import store as mailings
-from mailer.mailing.activity import with_outage
+from mailer.mailing.activity import with_hold
 from mailer.mailing.model import Mailing
 from mailer.mailing.store import UNSETTLED, select_mailings
 from mailer.message import counters
@@ -126,7 +126,7 @@ async def of_mailing(
     `InvalidError` when `bucket` is too short or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
-        mailing = with_outage(await mailings.get(connection, mailing_id), channel)
+        mailing = with_hold(await mailings.get(connection, mailing_id), channel)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
         throughput = forecast.usable_throughput(channel)

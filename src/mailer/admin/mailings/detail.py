@@ -22,7 +22,7 @@ from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel
 from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions, count_unsent
-from mailer.mailing.activity import with_outage
+from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
 from mailer.mailing.model import MailingNotFoundError, StopTimeoutError
 from mailer.statistics import progress
@@ -56,7 +56,7 @@ async def read_mailing_page(
 ) -> dict[str, Any]:
     """Return the template variables of a mailing's page; all counts are of the same moment."""
     async with snapshot(engine) as connection:
-        mailing = with_outage(await store.get(connection, mailing_id), channel)
+        mailing = with_hold(await store.get(connection, mailing_id), channel)
         work = await activity.get_background_work(connection, mailing_id)
         throughput = forecast.usable_throughput(channel)
         capacity = await forecast.read_capacity(connection, throughput, mailing)

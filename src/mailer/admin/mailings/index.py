@@ -15,7 +15,7 @@ from mailer.admin.render import PageContext
 from mailer.db.schema import MAILING_STATUSES
 from mailer.gateway.channel import Channel
 from mailer.mailing import store
-from mailer.mailing.activity import with_outage
+from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingQuery
 from mailer.mailing.model import Mailing
 from mailer.mailing.search import MAX_COUNTED
@@ -88,7 +88,7 @@ class MailingList(Controller):
         if query is not None:
             async with engine.connect() as connection:
                 page = await store.page(connection, query.position, **query.equal())
-                mailings = [with_outage(store.to_mailing(row), channel) for row in page.rows]
+                mailings = [with_hold(store.to_mailing(row), channel) for row in page.rows]
                 waits = await find_waits(connection, mailings)
         return await context.render_page(
             "mailings/list.html",
@@ -125,7 +125,7 @@ class MailingList(Controller):
             }
             rows = {
                 mailing.id: context.render(
-                    "mailings/row.html", mailing=with_outage(mailing, channel), waits=waits
+                    "mailings/row.html", mailing=with_hold(mailing, channel), waits=waits
                 )
                 for mailing in mailings
             }

@@ -20,7 +20,7 @@ from mailer.db.paging import RowPage
 from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.actions import allowed_actions
-from mailer.mailing.activity import with_outage
+from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId, MessageQuery, get_known_count
 from mailer.mailing.model import Mailing
 from mailer.message import counters
@@ -126,7 +126,7 @@ class MessageList(Controller):
     ) -> Response[str]:
         """Show the history of a message, and what happens to it next."""
         async with engine.connect() as connection:
-            mailing = with_outage(await store.get(connection, mailing_id), channel)
+            mailing = with_hold(await store.get(connection, mailing_id), channel)
             # PostgreSQL would refuse a larger id; no message has MAX_ID
             history = await messages.get_history(connection, mailing_id, min(message_id, MAX_ID))
         now = database_clock.now()

@@ -15,7 +15,7 @@ from mailer.db.paging import Cursor
 from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel
 from mailer.mailing import store
-from mailer.mailing.activity import with_outage
+from mailer.mailing.activity import with_hold
 from mailer.statistics import backlog, progress, service
 
 MAX_RUNNING, MAX_UPCOMING = 20, 5
@@ -28,7 +28,7 @@ async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[st
     throughput = forecast.usable_throughput(channel)
     async with engine.connect() as connection:
         page = await store.page(connection, Cursor(MAX_RUNNING), "running")
-        mailings = [with_outage(store.to_mailing(row), channel) for row in page.rows]
+        mailings = [with_hold(store.to_mailing(row), channel) for row in page.rows]
         active = await workers.active_workers(connection)
         bases = await forecast.read_running(connection, mailings, throughput, len(active) or 1)
         variables = {
