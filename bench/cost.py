@@ -35,7 +35,7 @@ from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.db.startup import sample_clock
 from mailer.dispatch import message_log
-from mailer.dispatch.dispatcher import Dispatcher
+from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
@@ -123,7 +123,7 @@ async def measure_rest(messages: int, rounds: int) -> float:
             await harness.create_clients(database, messages)
             settings = Settings(auth="none")
             channel = Channel(InstantGateway(), ChannelLimits.of(settings))
-            dispatcher = Dispatcher(url, engine, channel, settings)
+            dispatcher = Dispatcher(url, engine, channel, DispatcherLimits.of(settings))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(dispatcher.run())
                 costs = [await send_mailing(engine, database, messages) for _ in range(rounds)]

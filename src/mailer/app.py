@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import Awaitable, Callable
+from datetime import time
 from functools import partial
 
 import structlog
@@ -32,7 +33,7 @@ from mailer.db.startup import (
     prepare_database,
     provide_database_url,
 )
-from mailer.dispatch.dispatcher import Dispatcher
+from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.erasure import ErasureController
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.http import HttpGateway
@@ -123,7 +124,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             PathIds(),
             AuthMiddleware(
                 engine,
-                is_enabled=settings.auth != "none",
+                is_enabled=settings.is_auth_enabled,
                 key_rate=settings.key_rate,
                 monitoring_token=settings.monitoring_token,
             ),
@@ -132,7 +133,13 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         before_send=[allow_all],
         on_shutdown=[provider.close] if provider else [],
         state=State(
-            {"channel": channel, "limits": limits, "settings": settings, "database_mark": ""}
+            {
+                "channel": channel,
+                "limits": limits,
+                "is_auth_enabled": settings.is_auth_enabled,
+                "has_public_metrics": settings.monitoring_token is None,
+                "database_mark": "",
+            }
         ),
         request_class=TimedRequest,
         exception_handlers=HANDLERS,
@@ -175,7 +182,7 @@ async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
 
 async def _log_started(settings: Settings, engine: AsyncEngine, address: str) -> None:
     """Log that mailer has started, and how to create the first user if nobody can sign in."""
-    can_sign_in = settings.auth == "none" or settings.oidc_issuer is not None
+    can_sign_in = not settings.is_auth_enabled or settings.oidc_issuer is not None
     if not can_sign_in:
         async with engine.connect() as connection:
             can_sign_in = await users.has_password_users(connection)
@@ -223,10 +230,17 @@ async def _serve(
             channel = Channel(gateway, ChannelLimits.of(settings))
         report = None
         if smtp is not None:
-            mail = DailyMail(dispatcher_engine, smtp, settings)
+            mail = DailyMail(
+                dispatcher_engine,
+                smtp,
+                time.fromisoformat(settings.report_at),
+                settings.report_time_zone,
+            )
             stack.push_async_callback(mail.finish, settings.shutdown_grace)
             report = mail.run
-        dispatcher = Dispatcher(url, dispatcher_engine, channel, settings, report=report)
+        dispatcher = Dispatcher(
+            url, dispatcher_engine, channel, DispatcherLimits.of(settings), report=report
+        )
         live = LiveUpdates()
         startup = Startup(STARTING_DETAIL)
         app = create_app(
@@ -237,7 +251,11 @@ async def _serve(
             startup=startup,
             why_not_ready=dispatcher.why_not_ready,
         )
-        server = Server(wrap_asgi(app, settings), settings, LIMITS)
+        server = Server(
+            wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
+            LIMITS,
+            grace=settings.shutdown_grace,
+        )
         source = DatabaseSource.of(settings)
         opening = asyncio.create_task(
             _open_database(url_of(listening), app, url, source, startup, on_open)

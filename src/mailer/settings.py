@@ -113,6 +113,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return is_loopback(self.host)
 
     @property
+    def is_auth_enabled(self) -> bool:
+        """Whether users and programs must authenticate."""
+        return self.auth != "none"
+
+    @property
     def proxies(self) -> list[str]:
         """Addresses and networks of proxies that are trusted to report a request's origin."""
         return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
@@ -160,7 +165,7 @@ def _find_errors(settings: Settings) -> list[str]:
         errors.append(f"{PREFIX}DATABASE_URL: must be a URL that starts with {prefixes}")
     errors += _find_url_errors(settings)
     errors += _find_oidc_errors(settings)
-    if settings.auth == "none" and not settings.is_loopback:
+    if not settings.is_auth_enabled and not settings.is_loopback:
         errors.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     errors += [
         f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is not an address or a network"

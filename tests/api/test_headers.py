@@ -10,6 +10,7 @@ import pytest
 from litestar import Litestar
 from litestar.datastructures import Headers
 from litestar.routes import HTTPRoute
+from litestar.types import ASGIApp
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.browser_session import BROWSER, shared_app
@@ -42,11 +43,15 @@ def app_without_streams(engine: AsyncEngine) -> Litestar:
     return create_app(engine, live=live, settings=OPEN)
 
 
+def wrapped(app: Litestar, settings: Settings) -> ASGIApp:
+    return wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled)
+
+
 def client_of(
     engine: AsyncEngine, settings: Settings, peer: str = "127.0.0.1", host: str = "mailer"
 ) -> httpx.AsyncClient:
     """Return a client, with an address, of the application behind all ASGI wrappers."""
-    transport = inside(wrap_asgi(app_without_streams(engine), settings), client=(peer, 1234))
+    transport = inside(wrapped(app_without_streams(engine), settings), client=(peer, 1234))
     return httpx.AsyncClient(transport=transport, base_url=f"http://{host}")
 
 
@@ -201,7 +206,7 @@ async def test_the_sender_is_the_last_address_that_is_no_trusted_proxy(
         await send({"type": "http.response.body", "body": b""})
 
     async def send_request(peer: str) -> None:
-        wrapped = wrap_asgi(app, Settings(trusted_proxies="10.0.0.0/8"))
+        wrapped = wrap_asgi(app, ["10.0.0.0/8"], is_auth_enabled=True)
         transport = inside(wrapped, client=(peer, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
             await client.get("/", headers={"x-forwarded-for": forwarded_for})
@@ -310,7 +315,7 @@ async def test_the_number_of_entries_read_from_a_header_is_limited(
         seen.extend(Headers.from_scope(scope).getall(name))  # the values that Litestar reads
         await app(scope, receive, send)
 
-    transport = inside(wrap_asgi(record_header, OPEN))
+    transport = inside(wrap_asgi(record_header, [], is_auth_enabled=False))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get("/clients", headers=BROWSER | {name: value})
     assert answer.status_code == 200
@@ -418,7 +423,7 @@ async def test_with_keys_or_behind_a_trusted_proxy_any_name_is_served(engine: As
 @pytest.mark.parametrize("path", ["/", "/login", "/api/v1/clients?limit=1", "/nothing"])
 async def test_an_invalid_host_is_refused(engine: AsyncEngine, host: bytes, path: str) -> None:
     for settings in (Settings(), OPEN, Settings(trusted_proxies="127.0.0.1")):
-        transport = inside(wrap_asgi(shared_app(engine, settings), settings))
+        transport = inside(wrapped(shared_app(engine, settings), settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
             answer = await client.get(path, headers=[(b"Host", host), *_encoded(BROWSER)])
             assert answer.status_code == 400, answer.text
@@ -428,7 +433,7 @@ async def test_an_invalid_host_is_refused(engine: AsyncEngine, host: bytes, path
 
 
 async def test_a_query_that_is_not_utf_8_is_refused(engine: AsyncEngine) -> None:
-    inner = wrap_asgi(shared_app(engine, Settings()), Settings())
+    inner = wrap_asgi(shared_app(engine, Settings()), [], is_auth_enabled=True)
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         await inner(scope | {"query_string": b"return_path=\xff"}, receive, send)
@@ -444,7 +449,7 @@ async def test_two_hosts_are_refused(web: httpx.AsyncClient) -> None:
 
 
 async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
-    inner = wrap_asgi(app_without_streams(engine), Settings())
+    inner = wrap_asgi(app_without_streams(engine), [], is_auth_enabled=True)
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         await inner(scope | {"headers": []}, receive, send)
@@ -458,7 +463,7 @@ async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
 async def test_http_1_0_without_host_is_served_under_the_servers_address(
     engine: AsyncEngine, server: tuple[str, int | None]
 ) -> None:
-    inner = wrap_asgi(app_without_streams(engine), Settings())
+    inner = wrap_asgi(app_without_streams(engine), [], is_auth_enabled=True)
 
     async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         headers = [pair for pair in scope["headers"] if pair[0] != b"host"]

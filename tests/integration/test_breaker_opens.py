@@ -7,7 +7,7 @@ from tests.factories import add_due_messages, do, mailing_counts, value
 
 from mailer.db import origin
 from mailer.db.engine import create_engine
-from mailer.dispatch.dispatcher import Dispatcher
+from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request, TemporaryFailure, Unknown
 from mailer.settings import Settings
@@ -43,7 +43,7 @@ async def test_requests_waiting_for_a_connection_are_not_written_after_the_break
     gateway = SlowToConnect()
     channel = gateway.channel = Channel(gateway, ChannelLimits.of(settings))
     mailing_id = await add_due_messages(engine, 3)
-    dispatcher = Dispatcher(database_url, engine, channel, settings)
+    dispatcher = Dispatcher(database_url, engine, channel, DispatcherLimits.of(settings))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
         async with asyncio.timeout(EVENT_TIMEOUT):

@@ -21,7 +21,6 @@ from mailer.client import api as client_api
 from mailer.client.api import MAX_CONCURRENT_IMPORTS
 from mailer.db.csv_export import CsvPart
 from mailer.limits import BusyError, ConcurrencyLimiter
-from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.download import csv_answer
 from mailer.web.headers import COMMON_HEADERS
@@ -378,7 +377,7 @@ async def test_stuck_downloads_hold_no_database_connection_and_delay_no_other_cl
 ) -> None:
     await add_clients(engine, 60_000)
     await execute(engine, "UPDATE client SET tag = repeat('x', 64)")
-    app = wrap_asgi(create_app(engine, settings=OPEN), Settings())
+    app = wrap_asgi(create_app(engine, settings=OPEN), [], is_auth_enabled=True)
     request = b"GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAccept: text/csv\r\n\r\n"
     async with (
         listening(app, ConnectionLimits(reader=4)) as port,

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def daily_mail(engine: AsyncEngine, port: int) -> DailyMail:
     settings = Settings(
         smtp_url=f"smtp://127.0.0.1:{port}", report_recipients="boss@example.org, ops@example.org"
     )
-    return DailyMail(engine, make_smtp_config(settings), settings)
+    return DailyMail(engine, make_smtp_config(settings), time(8), "UTC")
 
 
 async def test_the_report_of_the_previous_day_is_sent_when_due(

@@ -14,7 +14,6 @@ from tests.served import talk
 
 from mailer.errors import MailerError
 from mailer.server import listen
-from mailer.settings import Settings
 from mailer.web.problems import on_mailer_error
 from mailer.web.server.connection import ConnectionLimits
 from mailer.web.server.uvicorn_server import Server
@@ -49,7 +48,7 @@ async def serving() -> AsyncIterator[tuple[Server, asyncio.Task[None], int]]:
         logging_config=None,
         openapi_config=None,
     )
-    server = Server(app, Settings(shutdown_grace=0.1), ConnectionLimits())
+    server = Server(app, ConnectionLimits(), grace=0.1)
     with listen("127.0.0.1", 0) as listening:
         task = asyncio.create_task(server.serve(sockets=[listening]))
         yield server, task, listening.getsockname()[1]

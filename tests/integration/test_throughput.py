@@ -8,7 +8,7 @@ from tests.factories import add_due_messages, do, mailing_counts
 
 from mailer.db import origin
 from mailer.db.engine import create_engine
-from mailer.dispatch.dispatcher import Dispatcher
+from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, Request, TemporaryFailure
 from mailer.settings import Settings
@@ -41,7 +41,7 @@ async def test_only_responses_count_for_the_throughput(database_url: str) -> Non
     settings = Settings(gateway_concurrency=6, retry_base=0.01, retry_cap=0.02)
     channel = Channel(gateway, ChannelLimits.of(settings))
     mailing_id = await add_due_messages(engine, MESSAGES)
-    dispatcher = Dispatcher(database_url, engine, channel, settings)
+    dispatcher = Dispatcher(database_url, engine, channel, DispatcherLimits.of(settings))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
         async with asyncio.timeout(EVENT_TIMEOUT):

@@ -82,6 +82,11 @@ class PageContext(msgspec.Struct, frozen=True):
         return self.actor if self.actor is not None and self.actor.kind == "user" else None
 
     @property
+    def is_auth_disabled(self) -> bool:
+        """Whether the page is shown without authentication, to an anonymous actor."""
+        return self.actor is not None and self.actor.kind == "anonymous"
+
+    @property
     def quota_key(self) -> tuple[str, int] | None:
         """The key for limits per user; None for a request without an actor."""
         return self.actor.quota_key if self.actor is not None else None
@@ -189,7 +194,7 @@ def make_page_context(request: Request[Any, Any, Any], channel: Channel | None) 
         path=f"{request.url.path}?{query}" if query else request.url.path,
         channel=channel,
         actor=request.scope.get("user"),
-        has_metrics=request.app.state.settings.monitoring_token is None,
+        has_metrics=request.app.state.has_public_metrics,
         flash=request.cookies.get(FLASH_COOKIE),
         is_fragment="HX-Request" in request.headers,
     )

@@ -72,7 +72,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
             return Redirect(sign_in_url, status_code=HTTP_303_SEE_OTHER)
     if not accepts_html or request.url.path.startswith(API):
         return response
-    if request.app.state.settings.auth == "none":  # the auth middleware skips unknown paths
+    if not request.app.state.is_auth_enabled:  # the auth middleware skips unknown paths
         request.scope["user"] = anonymous(request)
     context = make_page_context(request, request.app.state.channel)
     return context.render_problem("error.html", response)

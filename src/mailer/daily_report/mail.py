@@ -20,6 +20,7 @@ from mailer.db.startup import DatabaseSource, run_on_database
 from mailer.errors import StartError, UnavailableError
 from mailer.settings import Settings
 from mailer.statuses import FAILURES
+from mailer.urls import is_loopback
 
 log = structlog.get_logger()
 
@@ -32,7 +33,6 @@ MAX_REPLY_LENGTH = 500
 QUIT_TIMEOUT = 5.0  # seconds
 FIRST_PERMANENT_CODE = 500
 """Reply codes from this one on are permanent failures (RFC 5321, section 4.2.1)."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TRANSFER_ENCODING = "quoted-printable"
 """Short ASCII lines, which every mail server accepts."""
 ADDRESS_PATTERN = re.compile(
@@ -76,7 +76,7 @@ class SmtpConfig(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.is_tls:
             return False
-        return None if self.user is None or self.host in LOOPBACK else True
+        return None if self.user is None or is_loopback(self.host) else True
 
     @property
     def validates_certificate(self) -> bool:

@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.daily_report.mail import MailNotSentError, SmtpConfig, send_report
 from mailer.daily_report.report import daily_report
-from mailer.settings import Settings
 
 log = structlog.get_logger()
 
@@ -74,7 +73,7 @@ RESCHEDULE = text("""
 
 
 class DailyMail:
-    """Sends each day's report when it is due, at the time and in the time zone of the settings.
+    """Sends each day's report when it is due, at the time `at` in `time_zone`.
 
     Only one worker sends each report; a row of the table `report` is its lease. If a worker ends or
     loses the database after the mail server has accepted a mail and before that is recorded, the
@@ -82,11 +81,11 @@ class DailyMail:
     duplicate.
     """
 
-    def __init__(self, engine: AsyncEngine, smtp: SmtpConfig, settings: Settings) -> None:
+    def __init__(self, engine: AsyncEngine, smtp: SmtpConfig, at: time, time_zone: str) -> None:
         self._engine = engine
         self._smtp = smtp
-        self._at = time.fromisoformat(settings.report_at)
-        self._time_zone = settings.report_time_zone
+        self._at = at
+        self._time_zone = time_zone
         self._sending: asyncio.Task[None] | None = None
 
     async def run(self) -> None:

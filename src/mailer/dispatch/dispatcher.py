@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
+from typing import Self
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed
@@ -25,6 +27,27 @@ DRAIN_TIMEOUT = 15.0
 """Seconds after the shutdown grace in which the last statements may end."""
 
 
+class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How many messages this worker sends at once, how often, and how long it takes to stop."""
+
+    concurrency: int
+    """Most requests to the gateway at the same time."""
+    retry: RetryPolicy
+    shutdown_grace: float
+    """Seconds in which the requests in flight may end."""
+    jobs: JobLimits
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits that the settings define."""
+        return cls(
+            concurrency=settings.gateway_concurrency,
+            retry=RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap),
+            shutdown_grace=settings.shutdown_grace,
+            jobs=JobLimits.of(settings),
+        )
+
+
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
@@ -36,13 +59,13 @@ class Dispatcher:
         url: str,
         engine: AsyncEngine,
         channel: Channel | None,
-        settings: Settings,
+        limits: DispatcherLimits,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._channel = channel
         self._failures = LoopFailures()
-        self._claims = WorkerClaims(timedelta(seconds=settings.lease), settings.gateway_concurrency)
+        self._claims = WorkerClaims(timedelta(seconds=limits.jobs.lease), limits.concurrency)
         self._running_mailings = RunningMailings(
             url,
             self._claims.in_flight,
@@ -53,14 +76,13 @@ class Dispatcher:
         self._lifecycle = Lifecycle(
             engine, self._failures, self._on_messages_enqueued, self._is_sending
         )
-        retry = RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap)
         self._pipeline = (
             None
             if channel is None
-            else self._create_pipeline(url, channel, retry, settings.shutdown_grace)
+            else self._create_pipeline(url, channel, limits.retry, limits.shutdown_grace)
         )
-        self._jobs = jobs(engine, JobLimits.of(settings), report)
-        self._grace = settings.shutdown_grace + DRAIN_TIMEOUT
+        self._jobs = jobs(engine, limits.jobs, report)
+        self._grace = limits.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
     def _create_pipeline(

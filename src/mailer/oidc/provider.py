@@ -73,7 +73,7 @@ class Provider:
         now: SecondsClock = _now,
         clock: SecondsClock = elapsed,
     ) -> None:
-        self._issuer = issuer
+        self.issuer = issuer
         self._client_id = client_id
         self._client_secret = client_secret
         self._role_claim = role_claim
@@ -126,14 +126,14 @@ class Provider:
         `ProviderUnavailableError`.
         """
         metadata = await self._metadata.document()
-        if iss != self._issuer and (
+        if iss != self.issuer and (
             iss is not None or metadata.authorization_response_iss_parameter_supported
         ):
             raise SignInError("wrong_issuer")
         tokens = await self._tokens(metadata, code, redirect_uri, verifier)
         token = Token(tokens.id_token, metadata.id_token_signing_alg_values_supported)
         key = await self._metadata.key(token.kid, token.alg)
-        expected = ExpectedClaims(self._issuer, self._client_id, nonce)
+        expected = ExpectedClaims(self.issuer, self._client_id, nonce)
         claims = token.claims(key, expected, tokens.access_token, self._now())
         subject, role_values = claims["sub"], _claim(claims, self._role_claim)
         if role_values is None:
@@ -142,8 +142,8 @@ class Provider:
             claims = userinfo | claims
         role = self._role(role_values)
         if role is None:
-            raise SignInError("no_role", (self._issuer, subject))
-        return Identity(self._issuer, subject, _name(claims), role)
+            raise SignInError("no_role", (self.issuer, subject))
+        return Identity(self.issuer, subject, _name(claims), role)
 
     async def _tokens(
         self, metadata: ProviderDocument, code: str, redirect_uri: str, verifier: str
@@ -232,7 +232,11 @@ def _refusal(response: ProviderResponse) -> SignInError:
 
 def make_provider(settings: Settings) -> Provider | None:
     """Return the provider in the settings; None if there is none or authentication is off."""
-    if settings.auth == "none" or settings.oidc_issuer is None or settings.oidc_client_id is None:
+    if (
+        not settings.is_auth_enabled
+        or settings.oidc_issuer is None
+        or settings.oidc_client_id is None
+    ):
         return None
     return Provider(
         settings.oidc_issuer,

@@ -1,8 +1,9 @@
 """ASGI wrappers around the whole application, for headers, hosts, proxies and the request log."""
 
+from collections.abc import Iterable
+
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from mailer.settings import Settings
 from mailer.web.headers import add_security_headers
 from mailer.web.hosts import require_loopback_host, validate_host
 from mailer.web.request_log import log_requests
@@ -10,13 +11,14 @@ from mailer.web.server.header_limits import limit_headers
 from mailer.web.trusted_proxies import TrustedProxies, trust_proxies
 
 
-def wrap_asgi(app: ASGIApp, settings: Settings) -> ASGIApp:
+def wrap_asgi(app: ASGIApp, trusted_proxies: Iterable[str], *, is_auth_enabled: bool) -> ASGIApp:
     """Wrap an application for a server.
 
     The client address and the scheme of a request come from X-Forwarded-For and X-Forwarded-Proto
-    if a trusted proxy sent it, and else from the connection.
+    if one of `trusted_proxies` sent it, and else from the connection. Without authentication, a
+    request that no trusted proxy sent must name a loopback host.
     """
-    proxies = TrustedProxies(settings.proxies)
+    proxies = TrustedProxies(trusted_proxies)
 
     def wrap(app: ASGIApp) -> ASGIApp:
         # limit_headers comes first: the framework caches headers when they are first read
@@ -24,7 +26,7 @@ def wrap_asgi(app: ASGIApp, settings: Settings) -> ASGIApp:
             trust_proxies(add_security_headers(log_requests(validate_host(app))), proxies)
         )
 
-    if settings.auth != "none":
+    if is_auth_enabled:
         return wrap(app)
     through_proxy, direct = wrap(app), wrap(require_loopback_host(app))
 

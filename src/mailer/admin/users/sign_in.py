@@ -20,7 +20,7 @@ from mailer.admin.form import MAX_SMALL_FORM_BYTES, Form, read_form
 from mailer.admin.redirects import own_path
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.errors import FieldError, InvalidError
-from mailer.settings import Settings
+from mailer.oidc.provider import Provider
 from mailer.web.cookie import make_cookie
 
 
@@ -48,7 +48,7 @@ class SignIn(Controller):
     @get("/login", required_scope="nothing")
     async def show_form(
         self,
-        settings: NamedDependency[Settings],
+        provider: NamedDependency[Provider | None],
         context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
@@ -56,15 +56,13 @@ class SignIn(Controller):
         return_path = own_path(request.query_params.get("return_path", "/"))
         if context.actor is not None:
             return Redirect(return_path, status_code=HTTP_303_SEE_OTHER)
-        return await _form_page(
-            settings.oidc_issuer, context, Form({"name": "", "return_path": return_path})
-        )
+        return await _form_page(provider, context, Form({"name": "", "return_path": return_path}))
 
     @post("/login", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
     async def sign_in(
         self,
         engine: NamedDependency[AsyncEngine],
-        settings: NamedDependency[Settings],
+        provider: NamedDependency[Provider | None],
         context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
@@ -72,7 +70,7 @@ class SignIn(Controller):
         values = await read_form(request, "name", "password", "return_path")
         password = values.pop("password")
         form = Form(values)
-        if settings.auth == "none":
+        if context.is_auth_disabled:
             return Redirect(own_path(form["return_path"]), status_code=HTTP_303_SEE_OTHER)
         browser = request.headers.get("User-Agent", "")
         try:
@@ -81,12 +79,10 @@ class SignIn(Controller):
             )
         except service.NotSignedInError as error:
             form = form.with_errors(InvalidError([FieldError("", str(error))]))
-            return await _form_page(settings.oidc_issuer, context, form, HTTP_400_BAD_REQUEST)
+            return await _form_page(provider, context, form, HTTP_400_BAD_REQUEST)
         except ThrottledError as error:
             status = HTTP_429_TOO_MANY_REQUESTS
-            response = await _form_page(
-                settings.oidc_issuer, context, form, status, retry_after=error.seconds
-            )
+            response = await _form_page(provider, context, form, status, retry_after=error.seconds)
             response.headers["Retry-After"] = str(error.seconds)
             return response
         if context.user is not None:
@@ -107,9 +103,13 @@ class SignIn(Controller):
 
 
 async def _form_page(
-    issuer: str | None, context: PageContext, form: Form, status: int = 200, retry_after: int = 0
+    provider: Provider | None,
+    context: PageContext,
+    form: Form,
+    status: int = 200,
+    retry_after: int = 0,
 ) -> Response[str]:
-    provider = urlsplit(issuer).hostname if issuer else None
+    host = urlsplit(provider.issuer).hostname if provider else None
     return await context.render_page(
-        "sign_in.html", status, form=form, provider=provider, retry_after=retry_after
+        "sign_in.html", status, form=form, provider=host, retry_after=retry_after
     )

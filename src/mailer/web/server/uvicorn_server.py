@@ -18,7 +18,6 @@ import uvicorn
 from litestar.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mailer.settings import Settings
 from mailer.web.server.connection import (
     HEAD_TOO_LARGE,
     MALFORMED,
@@ -259,22 +258,21 @@ def make_protocol_class(limits: ConnectionLimits) -> type[Protocol]:
 class Server(uvicorn.Server):
     """A uvicorn server that handles no signals, and whose requests end within the grace period."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, limits: ConnectionLimits) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, *, grace: float) -> None:
+        """Create a server whose requests may take `grace` seconds after `stop`."""
         super().__init__(
             uvicorn.Config(
                 app,
                 http=make_protocol_class(limits),
                 ws="none",
                 proxy_headers=False,  # mailer handles them itself, by a setting
-                host=settings.host,
-                port=settings.port,
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(settings.shutdown_grace) + ABORT_MARGIN,
+                timeout_graceful_shutdown=int(grace) + ABORT_MARGIN,
             )
         )
-        self._grace = settings.shutdown_grace
+        self._grace = grace
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
