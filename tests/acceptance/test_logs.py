@@ -15,7 +15,7 @@ EVENTS = {
         "mailing_changed",
         "mailing_ended",
     ),
-    *("message_claimed", "message_sent", "message_refused", "message_retry_scheduled"),
+    *("message_claimed", "message_delivered", "message_rejected", "message_retry_scheduled"),
 }
 
 

@@ -15,10 +15,10 @@ CLAIM = ClaimedMessage(7, 3, 2, NOW, "79161234567", "UTC")
 @pytest.mark.parametrize(
     ("result", "event"),
     [
-        (MessageResult(CLAIM, "delivered", 2, sent_at=NOW), "message_sent"),
+        (MessageResult(CLAIM, "delivered", 2, sent_at=NOW), "message_delivered"),
         (
             MessageResult(CLAIM, "undelivered", 2, "rejected_400", last_failure="rejected_400"),
-            "message_refused",
+            "message_rejected",
         ),
         (
             MessageResult(CLAIM, "undelivered", 2, "attempts_exhausted", last_failure="http_503"),

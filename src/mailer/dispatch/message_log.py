@@ -28,10 +28,8 @@ def log_result(result: MessageResult) -> None:
 
 def _event(result: MessageResult) -> str:
     match result.status:
-        case "delivered":
-            return "message_sent"
         case "undelivered" if result.reason == result.last_failure:
-            return "message_refused"
+            return "message_rejected"
         case "undelivered":
             return "message_failed"
         case "scheduled" if result.last_failure is not None:
