@@ -157,7 +157,7 @@ async def test_a_key_is_shown_once_and_works(
     page = await get_page(api, "/keys")
     assert secret not in page
     assert "shop" in page
-    assert "Read and change clients and mailings" in page
+    assert "Also create and change clients and mailings" in page
 
 
 async def test_a_key_with_a_used_name_is_409_and_not_created(
