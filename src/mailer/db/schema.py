@@ -214,7 +214,8 @@ mailing = Table(
     ),
     CheckConstraint("NOT is_settled OR is_closed", name="settled_is_closed"),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
-    # for counts of mailings and their messages; the totals of settled mailings are stored
+    # for counts of mailings and their messages, because the totals of settled mailings are stored,
+    # and for the dispatcher, which closes and settles mailings
     Index("mailing_unsettled_idx", "id", postgresql_where=text(UNSETTLED_MAILING)),
     # for the dispatcher: only mailings that are not closed
     Index("mailing_open_idx", "id", postgresql_where=text(OPEN_MAILING)),

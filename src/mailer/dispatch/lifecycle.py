@@ -169,8 +169,11 @@ class Lifecycle:
         if finished is None or len(finished) == small_audiences.MAILINGS_PER_BATCH:
             self.check_finished(candidates)  # more of them may be finished
             finished = finished or []
-        for mailing_id, status in finished:
-            log.info("mailing_ended", mailing_id=mailing_id, status=status)
+        for mailing_id, change in finished:
+            if change == "settled":
+                log.info("mailing_settled", mailing_id=mailing_id)
+            else:
+                log.info("mailing_ended", mailing_id=mailing_id, status=change)
         return bool(finished)
 
     async def _run_step(

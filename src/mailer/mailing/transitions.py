@@ -6,6 +6,7 @@ skips the rows that another worker has locked.
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Literal
 
 import asyncpg
 import msgspec
@@ -13,7 +14,7 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.counts import add_up
-from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START
+from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START, UNSETTLED_MAILING
 from mailer.mailing import small_audiences
 from mailer.mailing.model import RunningMailing, Status
 from mailer.mailing.skipped import SkippedMailings
@@ -24,7 +25,7 @@ from mailer.message.ending import end_set_clause
 from mailer.statuses import NOT_FINAL, OPEN
 
 BATCH = 1_000
-"""Open mailings that one statement reads. The next call reads the following ones."""
+"""Mailings that one statement reads. The next call reads the following ones."""
 
 RUNNING_COLUMNS = f"""
     id, text, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
@@ -107,7 +108,7 @@ class PendingWork(msgspec.Struct, frozen=True):
     must_end_messages: bool
     """A mailing that has ended or is cancelled still has scheduled messages."""
     must_finish: bool
-    """A mailing has nothing left to send."""
+    """A mailing can be closed, because it has nothing left to send, or a closed one settled."""
     seconds_until_next: float | None
     """Seconds until the next start or end of a mailing; None when there is none."""
     last_checked_id: int = 0
@@ -136,19 +137,23 @@ HAS_NOTHING_PENDING = (
 MAX_ENDED = 1_000
 """Ended mailings that one statement considers, the earliest end first."""
 
+# A mailing without an open message is closed when no other work is pending. It is settled when all
+# its messages are final: then, or later when the last of them has become final.
+#
 # OFFSET and LIMIT in the subqueries force the planner to use indexes. It misjudges how many
 # mailings wait, and would otherwise scan all of them.
 MAYBE_FINISHED = f"""
     batch AS MATERIALIZED (
-        SELECT id FROM mailing WHERE {OPEN_MAILING} AND id > :after ORDER BY id LIMIT {BATCH}),
+        SELECT id FROM mailing WHERE {UNSETTLED_MAILING} AND id > :after ORDER BY id LIMIT {BATCH}),
     nothing_left AS MATERIALIZED (
-        SELECT still_open.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
+        SELECT unsettled.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
             CROSS JOIN LATERAL (
-                SELECT FROM mailing_counts WHERE mailing_id = checked.id
-                    AND {add_up(OPEN)} = 0 OFFSET 0) AS counts
+                SELECT {add_up(NOT_FINAL)} = 0 AS are_final FROM mailing_counts
+                WHERE mailing_id = checked.id AND {add_up(OPEN)} = 0 OFFSET 0) AS counts
             CROSS JOIN LATERAL (
-                SELECT id FROM mailing WHERE mailing.id = checked.id
-                    AND {OPEN_MAILING} AND {HAS_NOTHING_PENDING} OFFSET 0) AS still_open
+                SELECT id FROM mailing WHERE mailing.id = checked.id AND {UNSETTLED_MAILING}
+                    AND CASE WHEN is_closed THEN are_final ELSE {HAS_NOTHING_PENDING} END
+                OFFSET 0) AS unsettled
         LIMIT {4 * small_audiences.MAILINGS_PER_BATCH})"""  # noqa: S608  # no user input
 ENDED_OPEN = f"""
     SELECT id, status FROM mailing
@@ -282,33 +287,35 @@ async def end_scheduled_messages(connection: AsyncConnection, chunk: int) -> boo
 FINISH = text(f"""
     WITH {MAYBE_FINISHED},
     done AS MATERIALIZED (
-        SELECT mailing.id, {add_up(NOT_FINAL)} = 0 AS is_settled
+        SELECT mailing.id, is_closed AS was_closed, {add_up(NOT_FINAL)} = 0 AS is_settled
         FROM nothing_left JOIN mailing ON mailing.id = nothing_left.id
             JOIN mailing_counts ON mailing_counts.mailing_id = mailing.id
-        WHERE {add_up(OPEN)} = 0
-            AND {OPEN_MAILING} AND {HAS_NOTHING_PENDING}
+        WHERE {add_up(OPEN)} = 0 AND {UNSETTLED_MAILING}
+            AND CASE WHEN is_closed THEN {add_up(NOT_FINAL)} = 0 ELSE {HAS_NOTHING_PENDING} END
         ORDER BY mailing.id LIMIT {small_audiences.MAILINGS_PER_BATCH}
         FOR NO KEY UPDATE OF mailing, mailing_counts SKIP LOCKED
     )
     UPDATE mailing SET is_closed = true, is_settled = done.is_settled, updated_at = now(),
         status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END
     FROM done WHERE mailing.id = done.id
-    RETURNING mailing.id, mailing.status""").bindparams(  # noqa: S608  # no user input
+    RETURNING mailing.id,
+        CASE WHEN was_closed THEN 'settled' ELSE mailing.status END AS change""").bindparams(  # noqa: S608  # no user input
     bindparam("check_ids", type_=ARRAY(BigInteger))
 )
 
 
 async def finish(
     connection: AsyncConnection, after: int = 0, check_ids: Sequence[int] = ()
-) -> list[tuple[int, Status]]:
-    """Close mailings that have nothing left to send; return their ids and final statuses.
+) -> list[tuple[int, Status | Literal["settled"]]]:
+    """Close mailings that have nothing left to send, and settle those whose messages are all final.
 
-    A mailing whose messages are all final is settled, too. Checks the same mailings as
-    `find_pending_work`. At most `small_audiences.MAILINGS_PER_BATCH` are closed in one call,
-    because the start of other mailings waits for it.
+    Return their ids, each with the final status of a mailing that is closed now, settled or not, or
+    with `settled` for one that was closed before. Checks the same mailings as `find_pending_work`.
+    At most `small_audiences.MAILINGS_PER_BATCH` are changed in one call, because the start of other
+    mailings waits for it.
     """
     rows = await connection.execute(FINISH, {"after": after, "check_ids": list(check_ids)})
-    return [(row.id, row.status) for row in rows]
+    return [(row.id, row.change) for row in rows]
 
 
 # `= ANY (ARRAY(...))` instead of `IN`: a query plan may run a subquery of `IN` once per row, and
