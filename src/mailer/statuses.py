@@ -58,6 +58,8 @@ distinguish them."""
 MESSAGE_STATUSES = tuple(STATUSES)
 OPEN = tuple(name for name, rules in STATUSES.items() if rules.is_open)
 OUTCOMES = tuple(name for name, rules in STATUSES.items() if not rules.is_open)
+NOT_SCHEDULED = (*OUTCOMES, *(name for name in OPEN if name != "scheduled"))
+"""In the order of a bar: the outcomes come first."""
 SENT = tuple(name for name, rules in STATUSES.items() if rules.is_sent)
 NOT_FINAL = tuple(name for name, rules in STATUSES.items() if not rules.is_final)
 FAILURES = tuple(name for name, rules in STATUSES.items() if rules.is_failure)

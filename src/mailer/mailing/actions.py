@@ -15,7 +15,7 @@ from mailer.mailing.model import (
     NothingToRetryError,
     Status,
 )
-from mailer.statuses import OUTCOMES, RETRYABLE
+from mailer.statuses import RETRYABLE
 
 Action = Literal["change", "pause", "resume", "retry", "duplicate", "cancel", "delete"]
 
@@ -69,8 +69,3 @@ def _find_error(action: Action, mailing: Mailing, at: datetime) -> type[Conflict
     if action == "retry" and not mailing.count_of(*RETRYABLE):
         return NothingToRetryError
     return None
-
-
-def count_unsent(mailing: Mailing) -> int:
-    """Return how many messages are not sent yet, including those that are not created yet."""
-    return max(0, mailing.clients_count - mailing.count_of("sending", *OUTCOMES))

@@ -12,7 +12,14 @@ from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableE
 from mailer.gateway.breaker import Outage
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
-from mailer.statuses import EXAMPLE_COUNTS, NOT_FINAL, MessageStatus
+from mailer.statuses import (
+    EXAMPLE_COUNTS,
+    NOT_FINAL,
+    NOT_SCHEDULED,
+    OPEN,
+    OUTCOMES,
+    MessageStatus,
+)
 from mailer.text import clean_label, compose, is_blank
 from mailer.validation import MAX_LIST_ENTRIES, STORABLE, Input
 
@@ -286,15 +293,31 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         """Return the number of messages that have one of `statuses`."""
         return sum(getattr(self, f"{status}_messages") for status in statuses)
 
+    def count_unsent(self) -> int:
+        """Return how many messages are not sent yet, including those that are not created yet."""
+        return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
+
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will be sent, unless a user retries the mailing."""
+        """Whether the mailing is finished or cancelled. Messages of a cancelled one may be open."""
         return self.status in ENDED
 
     @property
+    def is_closed(self) -> bool:
+        """Whether nothing more will be sent, unless a user retries the mailing.
+
+        It has ended, and every client has a message with an outcome.
+        """
+        has_outcomes = self.count_of(*OUTCOMES) >= self.clients_count
+        return self.has_ended and has_outcomes and not self.count_of(*OPEN)
+
+    @property
     def is_settled(self) -> bool:
-        """Whether nothing will change any more, unless a user acts: all messages are final."""
-        return self.has_ended and not self.count_of(*NOT_FINAL)
+        """Whether nothing will change any more, unless a user acts.
+
+        It is closed, and all its messages are final.
+        """
+        return self.is_closed and not self.count_of(*NOT_FINAL)
 
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):

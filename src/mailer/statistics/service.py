@@ -37,7 +37,13 @@ from mailer.statistics.model import (
     TimeZoneCounts,
 )
 from mailer.statistics.progress import MailingProgress
-from mailer.statuses import MESSAGE_STATUSES, OUTCOMES, MessageCounts, OutcomeCounts
+from mailer.statuses import (
+    MESSAGE_STATUSES,
+    NOT_SCHEDULED,
+    OUTCOMES,
+    MessageCounts,
+    OutcomeCounts,
+)
 
 MAX_BUCKETS = 500
 DAY = 86_400  # seconds
@@ -105,7 +111,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
 # Mailings that are marked as deleted. When the row of such a mailing is deleted, after its last
 # message, a trigger adds its counts to the totals of settled mailings.
 COUNT_DELETED = text(f"""
-    SELECT {sums(("sending", *OUTCOMES))}
+    SELECT {sums(NOT_SCHEDULED)}
     FROM mailing JOIN mailing_counts ON mailing_id = id
     WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # no user input
 COUNT_SENDING = text("""
