@@ -10,6 +10,9 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from mailer.db.schema import one_of
+from mailer.statuses import SENT
+
 TEXT = "Your order is ready. Come by until nine."
 ALL_OPERATOR_CODES = tuple(f"9{number:02}" for number in range(100))
 Result = tuple[str, str | None]
@@ -44,11 +47,11 @@ SETTLE_MAILINGS = """
     UPDATE mailing SET is_closed = true, is_settled = true, created_at = datetime_start,
         updated_at = datetime_end WHERE id = ANY($1)"""
 # 7919 is prime: results are dealt out evenly, but in no order that shows.
-INSERT_MESSAGES = """
+INSERT_MESSAGES = f"""
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
         sent_at, updated_at, attempts, status, reason)
     SELECT $1, given.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'), $5,
-        least($5, now()), CASE WHEN status IN ('delivered', 'unknown') THEN at END, at,
+        least($5, now()), CASE WHEN {one_of("status", SENT)} THEN at END, at,
         CASE WHEN status IN ('scheduled', 'cancelled') THEN 0 ELSE 1 END, status, reason
     FROM unnest($2::bigint[]) WITH ORDINALITY AS given (id, position)
     LEFT JOIN client ON client.id = given.id
@@ -58,7 +61,7 @@ INSERT_MESSAGES = """
     ) AS drawn
     CROSS JOIN LATERAL (
         SELECT ($3::text[])[lot] AS status, ($4::text[])[lot] AS reason) AS result
-    ORDER BY position"""
+    ORDER BY position"""  # noqa: S608  # no user input
 
 
 class SampleMailing(msgspec.Struct, frozen=True, kw_only=True):

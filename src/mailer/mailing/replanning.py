@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.db.counts import add_up
 from mailer.db.schema import FINISHED_IN_WINDOW, OPEN_MAILING, client, message
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
@@ -34,6 +35,7 @@ from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.message.ending import end_columns
+from mailer.statuses import OPEN
 
 log = structlog.get_logger()
 
@@ -224,9 +226,9 @@ PLAN_COLUMNS = """
     id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
     status, clock_timestamp() AS now"""
 # Each mailing costs one lookup per client, so mailings whose messages are all sent are left out.
-HAS_OPEN = """
+HAS_OPEN = f"""
     EXISTS (SELECT FROM mailing_counts
-        WHERE mailing_id = mailing.id AND scheduled + sending + cancelled > 0)"""
+        WHERE mailing_id = mailing.id AND {add_up((*OPEN, "cancelled"))} > 0)"""
 # Finished mailings of which some messages were cancelled only because of a time zone.
 HAS_NO_WINDOW = f"""
     {FINISHED_BEFORE_END} AND EXISTS (SELECT FROM message
