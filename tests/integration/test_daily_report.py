@@ -18,13 +18,13 @@ from tests.factories import NOON, add_clients, add_mailing, add_messages, do, ex
 from tests.mailserver import Mailbox, knows, mail_server
 
 from mailer.daily_report.mail import MailNotSentError, MailResult, make_smtp_config, send_report
-from mailer.daily_report.render import COLOURS, render_html, render_text
+from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import MAX_LISTED, DailyReport, daily_report, day_bounds
 from mailer.errors import InvalidError, StartError
 from mailer.message import counters
 from mailer.settings import Settings
 from mailer.statistics.model import ReasonCount
-from mailer.statuses import OUTCOMES, MessageCounts, MessageStatus, OutcomeCounts
+from mailer.statuses import OUTCOMES, STATUSES, MessageCounts, MessageStatus, OutcomeCounts
 
 DAY = date(2020, 1, 15)
 HOUR = timedelta(hours=1)
@@ -154,9 +154,10 @@ def test_a_day_out_of_range_is_refused(day: date) -> None:
 
 async def test_the_text_contains_every_figure(engine: AsyncEngine) -> None:
     day = render_text(await sample_report(engine)).split("\n\n")[1]
-    outcomes = [line.split() for line in day.splitlines()[1:]]
+    outcomes = [re.split("  +", line.strip()) for line in day.splitlines()[1:]]
     assert outcomes == [
-        [name, {"delivered": "1", "undelivered": "2"}.get(name, "0")] for name in OUTCOMES
+        [STATUSES[name].label, {"delivered": "1", "undelivered": "2"}.get(name, "0")]
+        for name in OUTCOMES
     ]
 
 
@@ -185,11 +186,11 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
     lines = render_text(report).splitlines()
     at = lines.index("By hour")
     one, ones = {"delivered": "1"}, {"delivered": "1", "unknown": "1"}
-    assert [line.split() for line in lines[at + 1 : at + 5]] == [
-        ["from", *OUTCOMES],
+    assert [re.split("  +", line.strip()) for line in lines[at + 1 : at + 5]] == [
+        ["from", *(STATUSES[name].label for name in OUTCOMES)],
         ["02:00", *(one.get(name, "0") for name in OUTCOMES)],
-        ["02:00", "again", *(ones.get(name, "0") for name in OUTCOMES)],
-        [],
+        ["02:00 again", *(ones.get(name, "0") for name in OUTCOMES)],
+        [""],
     ]
 
 
@@ -215,7 +216,7 @@ def visible_text(html: str) -> list[str]:
 
 def width_of(html: str, outcome: MessageStatus) -> float:
     """Return the width of the only cell of a bar that has an outcome's colour, in percent."""
-    [width] = re.findall(rf'<td width="([\d.]+)%" [^>]*bgcolor="{COLOURS[outcome]}">', html)
+    [width] = re.findall(rf'<td width="([\d.]+)%" [^>]*bgcolor="{STATUSES[outcome].colour}">', html)
     return float(width)
 
 
