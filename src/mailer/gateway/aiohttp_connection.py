@@ -3,7 +3,7 @@
 Undocumented are the pool's `connect` and `_factory`, `ResponseHandler` with its parser, and the
 buffer of a `StreamReader`. A `ClientSession` would replace all of it, at two and a half times the
 instructions a request (decision 9), and without the status of an answer that cannot be parsed.
-`tests/unit/test_private_parts.py` fails when one of these parts changes.
+`tests/integration/test_aiohttp_private_parts.py` fails when one of these parts changes.
 """
 
 import asyncio

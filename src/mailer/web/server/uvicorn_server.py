@@ -1,8 +1,9 @@
 """Everything of mailer that leans on private parts of uvicorn: its connections and its server.
 
-Undocumented are `HttpToolsProtocol` with its parser, request cycle and flow control, the signals
-and the shutdown of `Server`, and its `server_state`. Decision 14 says why they are needed and what
-would replace them. `tests/unit/test_private_parts.py` fails when one of these parts changes.
+Undocumented are `HttpToolsProtocol` with its parser (of httptools), request cycle and flow control,
+the signals and the shutdown of `Server`, and its `server_state`. Decision 14 says why they are
+needed and what would replace them. `tests/integration/test_uvicorn_private_parts.py` fails when one
+of these parts changes.
 """
 
 import asyncio
