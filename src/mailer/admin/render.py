@@ -139,17 +139,18 @@ class PageContext(msgspec.Struct, frozen=True):
     def render(self, template: str, **variables: object) -> str:
         """Return the HTML of a template in the viewer's language."""
         with use_language(self.viewer.language):
-            return "".join(self._generate(template, variables))
+            return "".join(self.render_parts(template, **variables))
 
     async def _render_in_slices(self, template: str, **variables: object) -> str:
         """Return the HTML of a template; other tasks run while it is rendered."""
         with use_language(self.viewer.language):
-            return await run_in_slices(_join(self._generate(template, variables)))
+            return await run_in_slices(_join(self.render_parts(template, **variables)))
 
-    def _generate(self, template: str, variables: Mapping[str, object]) -> Iterator[str]:
+    def render_parts(self, template: str, **variables: object) -> Iterator[str]:
         """Return the parts of a template's HTML, each rendered when it is read.
 
-        The state of the gateway is read once, so that all parts show the same.
+        They are in the current language. The state of the gateway is read once, so that all parts
+        show the same.
         """
         gateway = (
             GatewayStatus(is_set=False) if self.channel is None else self.channel.breaker.status()
