@@ -253,6 +253,6 @@ class UnusedGateway:
         raise NotImplementedError
 
 
-def make_channel(**settings: Any) -> Channel:
+def create_channel(**settings: Any) -> Channel:
     """Return a channel with the limits of these settings. Its gateway cannot send."""
     return Channel(UnusedGateway(), ChannelLimits.of(Settings(**settings)))

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
-from tests.factories import LEASE, NOON, OPEN, make_channel
+from tests.factories import LEASE, NOON, OPEN, create_channel
 from tests.processes import until
 
 from mailer.app import create_app
@@ -41,7 +41,7 @@ async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIte
     mailings = RunningMailings(url, claims.in_flight, failures, lambda _: None)
     recorder = Recorder(url, claims, failures, lambda _: None)
     await recorder.put(MessageResult(CLAIM, "delivered", 1))
-    claimer = Claimer(url, make_channel(), claims, mailings, failures)
+    claimer = Claimer(url, create_channel(), claims, mailings, failures)
     run: Run = {
         "watch_running_mailings": mailings.run,
         "lifecycle": Lifecycle(engine, failures, lambda _: None, lambda: False).run,

@@ -14,8 +14,8 @@ from tests.factories import (
     add_clients,
     add_mailing,
     add_messages,
+    create_channel,
     execute,
-    make_channel,
 )
 
 from mailer.access.model import COMMAND_LINE
@@ -215,7 +215,9 @@ async def get_statistics(
     engine: AsyncEngine, mailing_id: int, rate: float = 1
 ) -> MailingStatistics:
     """Return the statistics for a worker with a working gateway and `rate` messages a second."""
-    return await statistics.of_mailing(engine, mailing_id, channel=make_channel(gateway_rate=rate))
+    return await statistics.of_mailing(
+        engine, mailing_id, channel=create_channel(gateway_rate=rate)
+    )
 
 
 async def test_a_recently_started_mailing_has_a_rate_and_an_expected_end(
@@ -257,7 +259,7 @@ async def test_without_a_working_gateway_there_is_no_expected_end(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_sending_mailing(engine)
-    failing = make_channel(gateway_rate=1, breaker_failures=1)
+    failing = create_channel(gateway_rate=1, breaker_failures=1)
     permit = failing.breaker.acquire(0.0)
     assert permit is not None
     failing.breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from tests.factories import make_channel
+from tests.factories import create_channel
 
 from mailer.admin.language import use_language
 from mailer.admin.render import PageContext
@@ -18,7 +18,7 @@ VIEWER = Viewer("en", "UTC", "write")
 
 
 def channel_with_open_breaker() -> Channel:
-    channel = make_channel(breaker_failures=1, breaker_reset=RESET)
+    channel = create_channel(breaker_failures=1, breaker_reset=RESET)
     breaker = channel.breaker
     breaker.record(breaker.acquire(0) or 0, TemporaryFailure("http_503"), 0, NOON)
     assert breaker.state == "open"

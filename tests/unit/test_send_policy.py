@@ -270,7 +270,7 @@ class Case(NamedTuple):
     now: datetime
 
 
-def make_case(  # noqa: PLR0913  # everything that influences the decision
+def create_case(  # noqa: PLR0913  # everything that influences the decision
     *,
     now: datetime,
     attempts: int,
@@ -296,7 +296,7 @@ moments = (quarters_ahead | st.integers(0, 365 * 86_400_000)).map(
     lambda number: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(milliseconds=number)
 )
 cases = st.builds(
-    make_case,
+    create_case,
     now=moments,
     attempts=st.integers(1, 8),
     lease=spans,

@@ -174,7 +174,7 @@ async def provide_page_context(
     engine: NamedDependency[AsyncEngine],
 ) -> PageContext:
     """Return the context of a page for this request."""
-    context = make_page_context(request, channel)
+    context = create_page_context(request, channel)
     if not context.may("write") or context.is_fragment or request.method not in SAFE_METHODS:
         return context
     async with engine.connect() as connection:
@@ -182,7 +182,7 @@ async def provide_page_context(
     return msgspec.structs.replace(context, is_held=hold is not None)
 
 
-def make_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
+def create_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
     """Return the context of a page without what is read from the database."""
     query = request.url.query
     return PageContext(

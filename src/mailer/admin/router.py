@@ -19,7 +19,7 @@ from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.messages import MessageList
 from mailer.admin.redirects import own_path, redirect_back_url
-from mailer.admin.render import make_page_context, provide_page_context
+from mailer.admin.render import create_page_context, provide_page_context
 from mailer.admin.system.audit import Audit
 from mailer.admin.system.gateway import GatewayPage
 from mailer.admin.system.index import System
@@ -74,7 +74,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         return response
     if request.app.state.settings.auth == "none":  # the auth middleware skips unknown paths
         request.scope["user"] = anonymous(request)
-    context = make_page_context(request, request.app.state.channel)
+    context = create_page_context(request, request.app.state.channel)
     return context.render_problem("error.html", response)
 
 

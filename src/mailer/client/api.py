@@ -123,7 +123,7 @@ class ClientController(Controller):
     return_dto = None
 
     @post(required_scope="write")
-    async def add_client(
+    async def create_client(
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],

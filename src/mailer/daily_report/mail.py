@@ -98,7 +98,7 @@ class MailResult(msgspec.Struct, frozen=True):
     """Permanently refused recipients, with the reply code."""
 
 
-def make_smtp_config(settings: Settings) -> SmtpConfig:
+def read_smtp_config(settings: Settings) -> SmtpConfig:
     """Return the mail configuration of the settings; raises `StartError` for a wrong setting.
 
     Default ports: 465 for smtps, 587 for smtp with a login, 25 otherwise.
@@ -174,8 +174,8 @@ async def send_report(
     is encrypted if the server offers that and it works. Raises `MailNotSentError` when the server
     neither accepted nor refused any recipient.
     """
-    message = _make_message(report, smtp, message_id)
-    client = _make_client(smtp, smtp.starts_tls)
+    message = _create_mail(report, smtp, message_id)
+    client = _create_smtp_client(smtp, smtp.starts_tls)
     try:
         async with asyncio.timeout(SEND_TIMEOUT):
             try:
@@ -187,7 +187,7 @@ async def send_report(
                     raise
                 log.warning("mail_not_encrypted", reason=_describe(error)[:MAX_REPLY_LENGTH])
                 client.close()
-                client = _make_client(smtp, starts_tls=False)
+                client = _create_smtp_client(smtp, starts_tls=False)
                 await client.connect()
             result = await _deliver(client, message, smtp.sender, recipients or smtp.recipients)
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
@@ -207,7 +207,7 @@ async def send_report(
     return result
 
 
-def _make_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # it has three values
+def _create_smtp_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # it has three values
     return aiosmtplib.SMTP(
         hostname=smtp.host,
         port=smtp.port,
@@ -243,7 +243,7 @@ async def _deliver(
     )
 
 
-def _make_message(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
+def _create_mail(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
     message = EmailMessage()
     outcomes = report.outcomes
     failed = sum(getattr(outcomes, name) for name in FAILURES)
@@ -275,7 +275,7 @@ async def report_command(settings: Settings, day: date, *, send: bool) -> str:
 
     Raises `StartError`, and `MailNotSentError` when a recipient did not get the mail.
     """
-    smtp = make_smtp_config(settings) if send else None
+    smtp = read_smtp_config(settings) if send else None
     zone = settings.report_time_zone
     source = DatabaseSource.of(settings)
     daily = await run_on_database(source, partial(daily_report, day=day, time_zone=zone))

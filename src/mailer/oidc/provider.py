@@ -230,7 +230,7 @@ def _refusal(response: ProviderResponse) -> SignInError:
     return SignInError(PROVIDER_ERRORS.get(response.read(ProviderRefusal).error, "refused"))
 
 
-def make_provider(settings: Settings) -> Provider | None:
+def create_provider(settings: Settings) -> Provider | None:
     """Return the provider in the settings; None if there is none or authentication is off."""
     if settings.auth == "none" or settings.oidc_issuer is None or settings.oidc_client_id is None:
         return None

@@ -252,7 +252,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def make_protocol_class(limits: ConnectionLimits) -> type[Protocol]:
+def create_protocol_class(limits: ConnectionLimits) -> type[Protocol]:
     """Return the class of a server's connections, for uvicorn's option `http`."""
     return type("Limited", (LimitedHttpProtocol,), {"limits": limits, "waiting": {}})
 
@@ -264,7 +264,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=make_protocol_class(limits),
+                http=create_protocol_class(limits),
                 ws="none",
                 proxy_headers=False,  # mailer handles them itself, by a setting
                 host=settings.host,
