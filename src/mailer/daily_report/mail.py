@@ -197,14 +197,16 @@ async def send_report(
         ) from error
     finally:
         await _close(client)
+    _log_result(report.day, result)
+    return result
+
+
+def _log_result(day: date, result: MailResult) -> None:
     for event, codes in (("report_deferred", result.deferred), ("report_refused", result.refused)):
         if codes:
-            log.warning(
-                event, day=report.day, recipients=len(codes), codes=sorted(set(codes.values()))
-            )
+            log.warning(event, day=day, recipients=len(codes), codes=sorted(set(codes.values())))
     if result.accepted:
-        log.info("report_sent", day=report.day, recipients=len(result.accepted))
-    return result
+        log.info("report_sent", day=day, recipients=len(result.accepted))
 
 
 def _create_smtp_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # it has three values

@@ -98,28 +98,7 @@ def read_url(url: str) -> ConnectionTarget:
     _check_certificate(parameters)
     if parameters.get("load_balance_hosts", "disable") == "random":
         random.shuffle(hosts)
-    tls: dict[str, Any] = {}
-    if parameters.get("sslrootcert") == "system":
-        tls = {"ssl": _system_tls_context(parameters)}
-    dsn_parameters = {
-        name: value
-        for name, value in parameters.items()
-        if name in FORWARDED_PARAMETERS and name.startswith("ssl") and value
-    }
-    common = {
-        **{name: parameters[name] for name in ("user", "password") if parameters.get(name)},
-        **({"database": parameters["dbname"]} if parameters.get("dbname") else {}),
-        **{
-            name: parameters[name]
-            for name in ("passfile", "krbsrvname", "gsslib")
-            if parameters.get(name)
-        },
-        # the driver accepts these only in a URL
-        "dsn": "postgresql://?" + urlencode(dsn_parameters, quote_via=quote)
-        if dsn_parameters and not tls
-        else None,
-        **tls,
-    }
+    common = _common_arguments(parameters)
     session_attrs = parameters.get("target_session_attrs")
     if len(hosts) >= MIN_LISTED_HOSTS and session_attrs in {None, "any"}:
         session_attrs = "read-write"  # of several hosts only a writable one is useful
@@ -139,6 +118,32 @@ def read_url(url: str) -> ConnectionTarget:
             if parameters.get(name)
         },
     )
+
+
+def _common_arguments(parameters: dict[str, str]) -> dict[str, Any]:
+    """Return the arguments of asyncpg.connect that are the same for every host."""
+    tls: dict[str, Any] = {}
+    if parameters.get("sslrootcert") == "system":
+        tls = {"ssl": _system_tls_context(parameters)}
+    dsn_parameters = {
+        name: value
+        for name, value in parameters.items()
+        if name in FORWARDED_PARAMETERS and name.startswith("ssl") and value
+    }
+    return {
+        **{name: parameters[name] for name in ("user", "password") if parameters.get(name)},
+        **({"database": parameters["dbname"]} if parameters.get("dbname") else {}),
+        **{
+            name: parameters[name]
+            for name in ("passfile", "krbsrvname", "gsslib")
+            if parameters.get(name)
+        },
+        # the driver accepts these only in a URL
+        "dsn": "postgresql://?" + urlencode(dsn_parameters, quote_via=quote)
+        if dsn_parameters and not tls
+        else None,
+        **tls,
+    }
 
 
 def _read_parameters(url: str) -> dict[str, str]:
