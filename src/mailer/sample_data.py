@@ -15,9 +15,9 @@ from mailer.statuses import SENT
 
 TEXT = "Your order is ready. Come by until nine."
 ALL_OPERATOR_CODES = tuple(f"9{number:02}" for number in range(100))
-Result = tuple[str, str | None]
+SampleResult = tuple[str, str | None]
 """Status and reason of a message."""
-SCHEDULED: Result = "scheduled", None
+SCHEDULED: SampleResult = "scheduled", None
 
 INSERT_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone)
@@ -47,7 +47,7 @@ SETTLE_MAILINGS = """
     UPDATE mailing SET is_closed = true, is_settled = true, created_at = datetime_start,
         updated_at = datetime_end WHERE id = ANY($1)"""
 # 7919 is prime: results are dealt out evenly, but in no order that shows.
-INSERT_MESSAGES = f"""
+INSERT_SAMPLE_MESSAGES = f"""
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
         sent_at, updated_at, attempts, status, reason)
     SELECT $1, given.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'), $5,
@@ -121,7 +121,7 @@ async def create_messages(
     database: asyncpg.Connection,
     mailing_id: int,
     clients: Sequence[int],
-    *results: Result,
+    *results: SampleResult,
     at: datetime,
     spread: timedelta = timedelta(),
 ) -> None:
@@ -131,7 +131,9 @@ async def create_messages(
     fewer and fewer later. Messages to clients that do not exist get operator code 916 and UTC.
     """
     statuses, reasons = zip(*results, strict=True)
-    await database.execute(INSERT_MESSAGES, mailing_id, clients, statuses, reasons, at, spread)
+    await database.execute(
+        INSERT_SAMPLE_MESSAGES, mailing_id, clients, statuses, reasons, at, spread
+    )
 
 
 def new_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: object) -> dict[str, Any]:

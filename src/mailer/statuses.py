@@ -1,14 +1,17 @@
-"""The statuses of messages, declared once.
+"""The statuses of mailings and messages, declared once.
 
 Schema, SQL, counts, API, pages and reports derive from this module. `tests/unit/test_statuses.py`
 holds everything to it that is written by hand: the document of the schema, styles, dashboard,
 README.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 import msgspec
 from msgspec import Meta
+
+MailingStatus = Literal["scheduled", "running", "paused", "finished", "cancelled"]
+MAILING_STATUSES: tuple[MailingStatus, ...] = get_args(MailingStatus)
 
 MessageStatus = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled"]
 

@@ -19,7 +19,6 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.db.schema import MAILING_STATUSES
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.protocol import TemporaryFailure
@@ -35,7 +34,7 @@ from mailer.statistics.model import (
     ReasonCount,
 )
 from mailer.statistics.verify import find_differences
-from mailer.statuses import MessageCounts, OutcomeCounts
+from mailer.statuses import MAILING_STATUSES, MessageCounts, OutcomeCounts
 
 MINUTE = timedelta(minutes=1)
 EMPTY = GeneralStatistics(MailingCounts.of(), MessageCounts.of())

@@ -23,7 +23,7 @@ from mailer.statuses import FAILURES
 
 log = structlog.get_logger()
 
-COMMAND_TIMEOUT = 30.0
+SMTP_COMMAND_TIMEOUT = 30.0
 """Seconds to wait for each answer of the mail server."""
 SEND_TIMEOUT = 120.0
 """Seconds for the whole delivery of a mail."""
@@ -218,7 +218,7 @@ def _create_smtp_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib
         use_tls=smtp.is_tls,
         start_tls=starts_tls,
         validate_certs=smtp.validates_certificate,
-        timeout=COMMAND_TIMEOUT,
+        timeout=SMTP_COMMAND_TIMEOUT,
     )
 
 

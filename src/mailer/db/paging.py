@@ -20,6 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 Order = Callable[[ColumnElement[int]], UnaryExpression[int]]
 """`asc` or `desc`."""
 
+MAX_BIGINT = 2**63 - 1
+"""Largest bigint of PostgreSQL; above any id."""
+
 
 class Cursor(msgspec.Struct, frozen=True):
     """Position of a page: the newest rows, or the rows just older or just newer than an id.

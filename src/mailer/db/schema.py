@@ -30,9 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
-
-MAILING_STATUSES = ("scheduled", "running", "paused", "finished", "cancelled")
+from mailer.statuses import MAILING_STATUSES, MESSAGE_STATUSES, OPEN, OUTCOMES
 
 OPEN_MAILING = "NOT is_closed AND deleted_at IS NULL"
 """Condition in indexes: a mailing of which something may still be sent."""

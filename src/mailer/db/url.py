@@ -18,10 +18,11 @@ from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 
-SCHEMES = ("postgresql://", "postgres://")
+from mailer.urls import MAX_PORT
+
+POSTGRESQL_SCHEMES = ("postgresql://", "postgres://")
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
 MAX_CONNECT_TIMEOUT = 300.0  # seconds
-MAX_PORT = 65_535
 MIN_LISTED_HOSTS = 2  # a URL with so many hosts has a list of servers
 
 AUTHORITY = re.compile(
@@ -148,7 +149,7 @@ def _common_arguments(parameters: dict[str, str]) -> dict[str, Any]:
 
 def _read_parameters(url: str) -> dict[str, str]:
     """Return all parameters by libpq's names, from every part of the URL and from its service."""
-    scheme = next((scheme for scheme in SCHEMES if url.startswith(scheme)), None)
+    scheme = next((scheme for scheme in POSTGRESQL_SCHEMES if url.startswith(scheme)), None)
     match = AUTHORITY.fullmatch(url.removeprefix(scheme)) if scheme else None
     if match is None:
         raise ValueError("must be a URL that starts with postgresql:// or postgres://")

@@ -50,7 +50,7 @@ KEY_HEADER = b"idempotency-key"
 CREATES = "creates"
 """Route option of a page whose form creates something: a function that takes the id of the created
 object and returns the redirect to it."""
-CLAIM = "idempotency_claim"
+CLAIM_STATE_KEY = "idempotency_claim"
 """Key of the claim in the state of a request."""
 FORM_KEY = re.compile(rb"(?:^|&)once=[0-9a-f]{32}(?:&|$)")
 """The random number of a form, in the query of its URL. It is never stored."""
@@ -76,7 +76,7 @@ stored but computed again, as is one past `MAX_STORED_REFUSALS` of its owner. Su
 are always stored; their models limit their size."""
 WAIT_TIMEOUT = 30.0
 """Seconds that a repeat waits for the first response, or half a lease if that is shorter."""
-MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.02, 0.5
+MIN_RESPONSE_POLL_INTERVAL, MAX_RESPONSE_POLL_INTERVAL = 0.02, 0.5
 """Seconds between two checks for the first response; no connection is held in between."""
 
 
@@ -181,7 +181,7 @@ class Idempotency(ASGIMiddleware):
         Raises `RequestInProgressError` after the timeout, and `KeyReusedError`.
         """
         await buffered.drain()
-        pause, remaining = MIN_POLL_INTERVAL, self._timeout
+        pause, remaining = MIN_RESPONSE_POLL_INTERVAL, self._timeout
         while True:
             acquired = await self._acquire(claim)
             if not isinstance(acquired, IdempotencyRecord) or acquired.status is not None:
@@ -191,7 +191,7 @@ class Idempotency(ASGIMiddleware):
                 raise _in_progress_error(buffered)
             await asyncio.sleep(pause)
             remaining -= pause
-            pause = min(2 * pause, MAX_POLL_INTERVAL)
+            pause = min(2 * pause, MAX_RESPONSE_POLL_INTERVAL)
 
     @asynccontextmanager
     async def _renewed(self, claim: IdempotencyClaim) -> AsyncIterator[None]:
@@ -233,7 +233,7 @@ class Idempotency(ASGIMiddleware):
             answer = redirect.to_asgi_response(app=None, request=Request(buffered.scope))
             await answer(buffered.scope, receive, response.capture)
             return
-        buffered.scope["state"][CLAIM] = claim
+        buffered.scope["state"][CLAIM_STATE_KEY] = claim
         await next_app(buffered.scope, receive, response.capture)
 
     async def _store_response(
@@ -269,8 +269,8 @@ class Idempotency(ASGIMiddleware):
                 break
             if record.status is not None:
                 return _replay(record, buffered)
-            await asyncio.sleep(MAX_POLL_INTERVAL)
-            remaining -= MAX_POLL_INTERVAL
+            await asyncio.sleep(MAX_RESPONSE_POLL_INTERVAL)
+            remaining -= MAX_RESPONSE_POLL_INTERVAL
         raise _in_progress_error(buffered)
 
     async def _release(self, claim: IdempotencyClaim) -> None:
@@ -282,7 +282,7 @@ class Idempotency(ASGIMiddleware):
 
 def claim_of(request: Request[Any, Any, Any]) -> IdempotencyClaim | None:
     """Return the claim on a request; None if the request has no Idempotency-Key."""
-    claim: IdempotencyClaim | None = request.scope["state"].get(CLAIM)
+    claim: IdempotencyClaim | None = request.scope["state"].get(CLAIM_STATE_KEY)
     return claim
 
 

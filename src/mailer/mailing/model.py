@@ -18,6 +18,7 @@ from mailer.statuses import (
     NOT_SCHEDULED,
     OPEN,
     OUTCOMES,
+    MailingStatus,
     MessageStatus,
 )
 from mailer.text import clean_label, compose, is_blank
@@ -30,8 +31,7 @@ LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
 END_MARGIN = timedelta(seconds=0.1)
 """Requests end this long before their mailing does, because clocks and networks are inexact."""
 
-Status = Literal["scheduled", "running", "paused", "finished", "cancelled"]
-ENDED: frozenset[Status] = frozenset({"finished", "cancelled"})
+ENDED: frozenset[MailingStatus] = frozenset({"finished", "cancelled"})
 
 Moment = Annotated[
     datetime,
@@ -272,7 +272,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     text: Text
     client_filter: ClientFilter
     on_unknown: OnUnknown
-    status: Status
+    status: MailingStatus
     clients_count: int
     created_messages: int
     scheduled_messages: int

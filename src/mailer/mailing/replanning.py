@@ -39,13 +39,13 @@ from mailer.statuses import OPEN
 
 log = structlog.get_logger()
 
-BATCH = 2_000
+REPLAN_BATCH = 2_000
 """Messages that one transaction replans."""
 
 # ---- after a change of the mailing ----------------------------------------------------------
 
 # A mailing whose row another worker has locked is skipped.
-NEXT_MAILING = text(f"""
+NEXT_MAILING_TO_REPLAN = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, filter_changed, replan_cursor, replan_stop, clock_timestamp() AS now
     FROM mailing WHERE {OPEN_MAILING} AND is_replanning AND id <> ALL (:skipped)
@@ -65,14 +65,14 @@ REPLANNABLE = text("""
     (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'cancelled'
         AND reason = 'no_window' AND id > :cursor ORDER BY id LIMIT :chunk)
     ORDER BY id LIMIT :chunk""")
-MOVE_CURSOR = text("UPDATE mailing SET replan_cursor = :cursor WHERE id = :id")
+MOVE_REPLAN_CURSOR = text("UPDATE mailing SET replan_cursor = :cursor WHERE id = :id")
 FINISH_REPLAN = text(
     "UPDATE mailing SET is_replanning = false, filter_changed = false WHERE id = :id"
 )
 
 
 async def replan_chunk(
-    connection: AsyncConnection, chunk: int = BATCH, skipped: SkippedMailings | None = None
+    connection: AsyncConnection, chunk: int = REPLAN_BATCH, skipped: SkippedMailings | None = None
 ) -> int | None:
     """Replan up to `chunk` messages of a changed mailing; return its id.
 
@@ -98,7 +98,7 @@ async def _replan_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: i
     if ids:
         await _replan(connection, mailing, ids)
     if len(ids) == chunk:
-        await connection.execute(MOVE_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
+        await connection.execute(MOVE_REPLAN_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
     else:
         await connection.execute(FINISH_REPLAN, {"id": mailing.id})
         await notify_mailings_changed(connection)  # its messages may be claimed again
@@ -110,7 +110,7 @@ async def _lock_next_mailing(
     """Return the next mailing to replan for which no worker sends."""
     excluded = list(skipped)
     while True:
-        rows = await connection.execute(NEXT_MAILING, {"skipped": excluded})
+        rows = await connection.execute(NEXT_MAILING_TO_REPLAN, {"skipped": excluded})
         mailing = rows.one_or_none()
         if mailing is None or await _is_stopped(connection, mailing):
             return mailing
@@ -278,7 +278,7 @@ async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKU
     if not (await connection.execute(HAS_MOVED_CLIENTS)).scalar_one():
         return 0
     mailings = {row.id: row for row in await connection.execute(MAILINGS)}
-    limit = max(1, min(BATCH, max_lookups // max(1, len(mailings))))
+    limit = max(1, min(REPLAN_BATCH, max_lookups // max(1, len(mailings))))
     clients = list(await connection.scalars(TAKE_MOVED_CLIENTS, {"limit": limit}))
     await connection.execute(WAIT_FOR_WRITERS)
     mailings = {row.id: row for row in await connection.execute(MAILINGS)}

@@ -16,15 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.counts import add_up
 from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START, UNSETTLED_MAILING
 from mailer.mailing import small_audiences
-from mailer.mailing.model import RunningMailing, Status
+from mailer.mailing.model import RunningMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.message import counters
 from mailer.message.ending import end_set_clause
-from mailer.statuses import NOT_FINAL, OPEN
+from mailer.statuses import NOT_FINAL, OPEN, MailingStatus
 
-BATCH = 1_000
+MAILINGS_BATCH = 1_000
 """Mailings that one statement reads. The next call reads the following ones."""
 
 RUNNING_COLUMNS = f"""
@@ -58,7 +58,7 @@ async def database_now(connection: asyncpg.Connection) -> tuple[datetime, str]:
 
 
 async def read_active(
-    connection: asyncpg.Connection, after: int = 0, limit: int = BATCH
+    connection: asyncpg.Connection, after: int = 0, limit: int = MAILINGS_BATCH
 ) -> MailingsById:
     """Return up to `limit` running or paused mailings with ids above `after`, by ascending id."""
     return _by_id(await connection.fetch(ACTIVE_MAILINGS, after, limit))
@@ -144,7 +144,8 @@ MAX_ENDED = 1_000
 # mailings wait, and would otherwise scan all of them.
 MAYBE_FINISHED = f"""
     batch AS MATERIALIZED (
-        SELECT id FROM mailing WHERE {UNSETTLED_MAILING} AND id > :after ORDER BY id LIMIT {BATCH}),
+        SELECT id FROM mailing WHERE {UNSETTLED_MAILING} AND id > :after
+        ORDER BY id LIMIT {MAILINGS_BATCH}),
     nothing_left AS MATERIALIZED (
         SELECT unsettled.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
             CROSS JOIN LATERAL (
@@ -187,7 +188,8 @@ FIND_PENDING_WORK = text(f"""
                 WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
                 AND {ENDED_AT} > (SELECT at FROM clock)))
             - (SELECT at FROM clock))::float8 AS seconds_until_next,
-        (SELECT CASE WHEN count(*) = {BATCH} THEN max(id) ELSE 0 END FROM batch) AS last_checked_id
+        (SELECT CASE WHEN count(*) = {MAILINGS_BATCH} THEN max(id) ELSE 0 END FROM batch)
+            AS last_checked_id
     """).bindparams(  # noqa: S608  # no user input
     *(bindparam(name, type_=ARRAY(BigInteger)) for name in ("check_ids", "skipped"))
 )
@@ -201,8 +203,8 @@ async def find_pending_work(
 ) -> PendingWork:
     """Return which work is pending now.
 
-    `must_finish` covers the mailings `check_ids` and the next `BATCH` mailings with ids above
-    `after`. The mailings `skipped` are ignored for start, enqueue, replan and retry.
+    `must_finish` covers the mailings `check_ids` and the next `MAILINGS_BATCH` mailings with
+    ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan and retry.
     """
     values = {"after": after, "check_ids": list(check_ids), "skipped": list(skipped)}
     return PendingWork(*(await connection.execute(FIND_PENDING_WORK, values)).one())
@@ -306,7 +308,7 @@ FINISH = text(f"""
 
 async def finish(
     connection: AsyncConnection, after: int = 0, check_ids: Sequence[int] = ()
-) -> list[tuple[int, Status | Literal["settled"]]]:
+) -> list[tuple[int, MailingStatus | Literal["settled"]]]:
     """Close mailings that have nothing left to send, and settle those whose messages are all final.
 
     Return their ids, each with the final status of a mailing that is closed now, settled or not, or

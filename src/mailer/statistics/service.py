@@ -46,7 +46,7 @@ from mailer.statuses import (
 )
 
 MAX_BUCKETS = 500
-DAY = 86_400  # seconds
+DAY_SECONDS = 86_400
 BUCKET_SIZES = (
     1,
     2,
@@ -268,7 +268,7 @@ def bucket_seconds(span: float, requested: int | None, max_buckets: int = MAX_BU
     step = counters.resolution(span)
     if requested is None:
         suitable = (size for size in BUCKET_SIZES if size >= shortest and size % step == 0)
-        return next(suitable, ceil(shortest / DAY) * DAY)
+        return next(suitable, ceil(shortest / DAY_SECONDS) * DAY_SECONDS)
     if requested < shortest or requested % step:
         message = f"must be at least {shortest} (at most {max_buckets} buckets)"
         if step > 1:

@@ -22,11 +22,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mailer.settings import Settings
 from mailer.web.server.connection import (
     HEAD_TOO_LARGE,
-    MALFORMED,
     MAX_HEAD_BYTES,
-    MAX_HEADERS,
+    MAX_REQUEST_HEADERS,
     MAX_URL_BYTES,
     MIN_READ_RATE,
+    NOT_HTTP,
     TOO_MANY_CONNECTIONS,
     URL_TOO_LONG,
     ConnectionLimits,
@@ -87,7 +87,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # no other protocol is supported: the request is handled like any other
         except httptools.HttpParserError:
-            self._reject(self._refusal or MALFORMED)
+            self._reject(self._refusal or NOT_HTTP)
         else:
             # one endless header, or a chunk extension: the parser reports neither until its end
             if self._unparsed > MAX_URL_BYTES + MAX_HEAD_BYTES:
@@ -136,7 +136,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
         self._head_size += len(name) + len(value)
         self._header_count += 1
-        if self._head_size > MAX_HEAD_BYTES or self._header_count > MAX_HEADERS:
+        if self._head_size > MAX_HEAD_BYTES or self._header_count > MAX_REQUEST_HEADERS:
             self._stop(HEAD_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
