@@ -33,10 +33,11 @@ INSERT_MAILINGS = """
     WITH created AS (
         INSERT INTO mailing (datetime_start, datetime_end, status, clients_count, text,
             client_filter, send_interval_time_start, send_interval_time_end,
-            audience_until, audience_cursor)
+            audience_until, audience_cursor, audience_snapshot)
         SELECT starts, ends, status, clients, text, client_filter::jsonb, opens, closes,
             CASE WHEN status <> 'scheduled' THEN $9::bigint END,
-            CASE WHEN status <> 'scheduled' THEN $9::bigint ELSE 0 END
+            CASE WHEN status <> 'scheduled' THEN $9::bigint ELSE 0 END,
+            CASE WHEN status <> 'scheduled' THEN pg_current_snapshot()::text END
         FROM unnest($1::timestamptz[], $2::timestamptz[], $3::text[], $4::bigint[], $5::text[],
             $6::text[], $7::time[], $8::time[]) WITH ORDINALITY
             AS given (starts, ends, status, clients, text, client_filter, opens, closes, position)

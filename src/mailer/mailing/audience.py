@@ -18,7 +18,6 @@ from sqlalchemy import (
     FromClause,
     Row,
     String,
-    TextClause,
     and_,
     any_,
     bindparam,
@@ -319,14 +318,11 @@ def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
     Such a client matches the filter now and was in the directory at the audience's snapshot. Ids
     alone do not show that: an id may be assigned long before its client is committed.
     """
-    conditions: list[ColumnElement[bool] | TextClause] = [
+    return and_(
         client.c.deleted_at.is_(None),
         filter_condition(msgspec.convert(mailing.client_filter, ClientFilter)),
-    ]
-    if mailing.audience_snapshot is not None:  # null for mailings of older versions
-        existed = text(EXISTED_IN_SNAPSHOT).bindparams(snapshot=mailing.audience_snapshot)
-        conditions.append(existed)
-    return and_(*conditions)
+        text(EXISTED_IN_SNAPSHOT).bindparams(snapshot=mailing.audience_snapshot),
+    )
 
 
 async def _write_chunk(

@@ -90,7 +90,7 @@ Terms = Annotated[
 
 
 LIST_SIZE = {"minItems": 1, "maxItems": MAX_LIST_ENTRIES}
-"""Limits of each list in a new filter; filters stored by older versions may have more entries."""
+"""Limits of each list in a filter."""
 
 
 class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):

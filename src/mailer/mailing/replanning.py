@@ -226,11 +226,11 @@ PLAN_COLUMNS = """
     id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
     status, clock_timestamp() AS now"""
 # Each mailing costs one lookup per client, so mailings whose messages are all sent are left out.
-HAS_OPEN = f"""
+HAS_REPLANNABLE_MESSAGES = f"""
     EXISTS (SELECT FROM mailing_counts
         WHERE mailing_id = mailing.id AND {add_up((*OPEN, "cancelled"))} > 0)"""
 # Finished mailings of which some messages were cancelled only because of a time zone.
-HAS_NO_WINDOW = f"""
+IS_REOPENABLE = f"""
     {FINISHED_BEFORE_END} AND EXISTS (SELECT FROM message
         WHERE mailing_id = mailing.id AND status = 'cancelled' AND reason = 'no_window')"""
 HAS_MOVED_CLIENTS = text("SELECT EXISTS (SELECT FROM client_to_replan)")
@@ -241,9 +241,9 @@ WAIT_FOR_WRITERS = text(f"""
         AND (audience_cursor < audience_until OR is_replanning OR retry_before IS NOT NULL)
     ORDER BY id FOR SHARE""")  # noqa: S608  # no user input
 MAILINGS = text(f"""
-    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_WINDOW} AND {HAS_OPEN}
+    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_WINDOW} AND {HAS_REPLANNABLE_MESSAGES}
     UNION ALL
-    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_NO_WINDOW} AND {HAS_OPEN}""")  # noqa: S608  # no user input
+    SELECT {PLAN_COLUMNS} FROM mailing WHERE {IS_REOPENABLE} AND {HAS_REPLANNABLE_MESSAGES}""")  # noqa: S608  # no user input
 # Runs before messages are scheduled, because it subtracts the mailing's current counts from the
 # totals of settled mailings.
 REOPEN_MAILING = text(f"""
