@@ -142,7 +142,7 @@ async def find_by_name(connection: AsyncConnection, name: str) -> list[User]:
     Several users of an OpenID provider may have the same name.
     """
     statement = select(*USER_COLUMNS).where(_has_name(name))
-    order = (app_user.c.issuer.is_not(None), _matches_only_normalized(name), app_user.c.id)
+    order = (app_user.c.issuer.is_not(None), app_user.c.id)
     rows = await connection.execute(statement.order_by(*order))
     return [User(**row) for row in rows.mappings()]
 
@@ -150,7 +150,6 @@ async def find_by_name(connection: AsyncConnection, name: str) -> list[User]:
 async def find_password_hash(connection: AsyncConnection, name: str) -> tuple[User, str] | None:
     """Return the local user with a name and the password hash; None if there is none."""
     statement = select(*USER_COLUMNS, app_user.c.password_hash).where(_is_local_with_name(name))
-    statement = statement.order_by(_matches_only_normalized(name)).limit(1)
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         return None
@@ -287,16 +286,9 @@ def _is_local_with_name(name: str) -> ColumnElement[bool]:
     return _has_name(name) & app_user.c.issuer.is_(None)
 
 
-def _matches_only_normalized(name: str) -> ColumnElement[bool]:
-    return func.lower(app_user.c.name) != func.lower(name)
-
-
 def _has_name(name: str) -> ColumnElement[bool]:
-    """Compare names without case, both as given and normalized.
-
-    Rows of older versions may hold names that are not normalized.
-    """
-    return func.lower(app_user.c.name).in_((func.lower(name), func.lower(clean_name(name))))
+    """Compare names without case. Stored names are normalized."""
+    return func.lower(app_user.c.name) == func.lower(clean_name(name))
 
 
 def _target(user: User) -> audit.Target:
