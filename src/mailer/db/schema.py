@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from mailer.db.sql import one_of
 from mailer.statuses import MAILING_STATUSES, MESSAGE_STATUSES, OPEN, OUTCOMES
 
 OPEN_MAILING = "NOT is_closed AND deleted_at IS NULL"
@@ -50,11 +51,6 @@ metadata = MetaData(
         "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
     }
 )
-
-
-def one_of(column: str, values: tuple[str, ...]) -> str:
-    """Return the SQL condition that a column has one of `values`."""
-    return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
 def timestamp(name: str, *, nullable: bool = False) -> Column[object]:

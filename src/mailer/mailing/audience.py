@@ -37,9 +37,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.client import segment_counts
 from mailer.client.model import Client
 from mailer.db import origin
-from mailer.db.counts import add_up
 from mailer.db.paging import MAX_BIGINT
 from mailer.db.schema import OPEN_MAILING, client, message
+from mailer.db.sql import add_up
 from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed

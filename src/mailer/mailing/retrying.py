@@ -19,7 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import OPEN_MAILING, client, message, one_of
+from mailer.db.schema import OPEN_MAILING, client, message
+from mailer.db.sql import one_of
 from mailer.mailing.audience import filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings

@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import add_up
+from mailer.db.sql import add_up
 from mailer.mailing.audience import (
     FIRST_BATCH,
     HAS_AUDIENCE_TO_ENQUEUE,

@@ -12,9 +12,9 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import sums
 from mailer.db.engine import COUNTER_MERGE_LOCK
 from mailer.db.schema import COUNTERS, RETENTION_START, UNSETTLED_MAILING
+from mailer.db.sql import sums
 from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 FULL_RESOLUTION_SECONDS = 120

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import sums, values_of
+from mailer.db.sql import sums, values_of
 from mailer.message.counters import HOUR_SECONDS
 from mailer.statuses import FAILURES, OUTCOMES, MessageStatus
 

@@ -3,8 +3,8 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import add_up
 from mailer.db.schema import OPEN_MAILING
+from mailer.db.sql import add_up
 from mailer.metrics import Backlog
 from mailer.statuses import MESSAGE_STATUSES, OPEN
 

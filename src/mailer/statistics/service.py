@@ -11,9 +11,9 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers
-from mailer.db.counts import sums
 from mailer.db.engine import snapshot
 from mailer.db.schema import settled_totals
+from mailer.db.sql import sums
 from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel
