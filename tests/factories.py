@@ -38,6 +38,8 @@ Result = TypeVar("Result")
 OPEN = Settings(auth="none")
 """Settings without authentication."""
 NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 OWNER = UUID(int=1)
 LEASE = timedelta(seconds=60)
 CHUNK = 5_000

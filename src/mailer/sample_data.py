@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from mailer.db.schema import one_of
+from mailer.db.sql import one_of
 from mailer.statuses import SENT
 
 TEXT = "Your order is ready. Come by until nine."

@@ -14,7 +14,7 @@ import pytest
 import trustme
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, add_clients, add_mailing, add_messages, do, execute
+from tests.factories import HOUR, NOON, add_clients, add_mailing, add_messages, do, execute
 from tests.mailserver import Mailbox, knows, mail_server
 
 from mailer.daily_report.mail import MailNotSentError, MailResult, read_smtp_config, send_report
@@ -27,7 +27,6 @@ from mailer.statistics.model import ReasonCount
 from mailer.statuses import OUTCOMES, STATUSES, MessageCounts, MessageStatus, OutcomeCounts
 
 DAY = date(2020, 1, 15)
-HOUR = timedelta(hours=1)
 
 # ---- content ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from sqlalchemy import QueuePool, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
+    HOUR,
     add_clients,
     add_mailing,
     add_messages,
@@ -30,7 +31,6 @@ from mailer.mailing import audience, service, store, transitions
 from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
 from mailer.statistics import service as statistics
 
-HOUR = timedelta(hours=1)
 IDLE_CHECKS = 20
 """Consecutive checks without a connection in use, so that no further statement follows."""
 TOLERANCE = timedelta(seconds=30)

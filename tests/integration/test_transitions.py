@@ -3,7 +3,7 @@
 import asyncio
 import importlib.util
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import ModuleType
 
 import pytest
@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
+    HOUR,
     SETTLED,
     active_mailings,
     add_clients,
@@ -35,7 +36,6 @@ from mailer.mailing import retrying, service, transitions
 from mailer.mailing.transitions import PendingWork
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
 NO_WORK = {
     "must_start": False,
     "must_enqueue": False,

@@ -14,14 +14,14 @@ from mailer.mailing.model import (
     MailingEndedError,
     MailingNotPausedError,
     MailingPausedError,
+    MailingStatus,
     NothingToRetryError,
-    Status,
 )
 from mailer.statuses import NOT_FINAL, RETRYABLE, MessageCounts, MessageStatus
 
 END = datetime(2030, 1, 1, tzinfo=UTC)
 BEFORE_END = END - timedelta(hours=1)
-EXPECTED: dict[Action, dict[Status, type[ConflictError] | None]] = {
+EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
     "change": {
         "scheduled": None,
         "running": None,
@@ -73,11 +73,11 @@ EXPECTED: dict[Action, dict[Status, type[ConflictError] | None]] = {
     },
 }
 """The error of each action in each status, before the end, of a mailing with messages to retry."""
-PAIRS = [(action, status) for action in get_args(Action) for status in get_args(Status)]
+PAIRS = [(action, status) for action in get_args(Action) for status in get_args(MailingStatus)]
 ALLOWED_AFTER_END = ["duplicate", "delete"]
 
 
-def mailing(status: Status, **counts: int) -> Mailing:
+def mailing(status: MailingStatus, **counts: int) -> Mailing:
     """Return a mailing with messages by status."""
     messages = MessageCounts.of(**counts)
     return Mailing(
@@ -113,15 +113,15 @@ def error_of(action: Action, mailing: Mailing, at: datetime) -> type[Exception] 
 
 
 @pytest.mark.parametrize(("action", "status"), PAIRS)
-def test_a_status_allows_an_action_or_says_why_not(action: Action, status: Status) -> None:
+def test_a_status_allows_an_action_or_says_why_not(action: Action, status: MailingStatus) -> None:
     failed = mailing(status, undelivered=1)
     expected = EXPECTED[action][status]
     assert error_of(action, failed, BEFORE_END) == expected
     assert (action in allowed_actions(failed, BEFORE_END)) == (expected is None)
 
 
-@pytest.mark.parametrize("status", get_args(Status))
-def test_after_the_end_only_copies_and_deletion_are_allowed(status: Status) -> None:
+@pytest.mark.parametrize("status", get_args(MailingStatus))
+def test_after_the_end_only_copies_and_deletion_are_allowed(status: MailingStatus) -> None:
     failed = mailing(status, undelivered=1)
     assert allowed_actions(failed, END) == ALLOWED_AFTER_END
     for action in EXPECTED.keys() - {*ALLOWED_AFTER_END}:
@@ -152,7 +152,7 @@ def test_unsent_messages_include_those_that_are_not_created_yet() -> None:
     ],
 )
 def test_a_mailing_is_ended_then_closed_then_settled(
-    status: Status, counts: dict[str, int], facts: list[str]
+    status: MailingStatus, counts: dict[str, int], facts: list[str]
 ) -> None:
     ended = msgspec.structs.replace(mailing(status, **counts), clients_count=2)
     found = {"ended": ended.has_ended, "closed": ended.is_closed, "settled": ended.is_settled}

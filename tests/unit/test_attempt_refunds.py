@@ -1,11 +1,9 @@
 """Refunds of failed attempts when the breaker opens."""
 
-from datetime import UTC, datetime
+from tests.factories import NOON
 
 from mailer.dispatch.attempt_refunds import AttemptRefunds
 from mailer.message.model import ClaimedMessage
-
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 
 def create_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:

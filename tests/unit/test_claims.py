@@ -1,13 +1,12 @@
 """The claims of a worker, from the claim until the result is recorded."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
+from tests.factories import NOON
 
 from mailer.dispatch.claims import WorkerClaims
 from mailer.message.model import ClaimedMessage, MessageResult
-
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Pages that are rendered in parts, while other tasks change what they show."""
 
-from datetime import UTC, datetime
-
 import pytest
-from tests.factories import create_channel
+from tests.factories import NOON, create_channel
 
 from mailer.admin.language import use_language
 from mailer.admin.render import PageContext
@@ -12,7 +10,6 @@ from mailer.gateway.breaker import Breaker
 from mailer.gateway.channel import Channel
 from mailer.gateway.protocol import Accepted, TemporaryFailure
 
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 RESET = 15.0  # seconds
 VIEWER = Viewer("en", "UTC", "write")
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
+from tests.factories import HOUR, NOON
 
 from mailer.dispatch.send_policy import (
     LEASE_MARGIN,
@@ -25,8 +26,6 @@ from mailer.mailing.model import END_MARGIN, OnUnknown, RunningMailing
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import ClaimedMessage, MessageResult
 
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 CLAIM = ClaimedMessage(
     id=7,
     mailing_id=3,
