@@ -17,7 +17,7 @@ from mailer.mailing.model import (
     MailingStatus,
     NothingToRetryError,
 )
-from mailer.statuses import NOT_FINAL, RETRYABLE, MessageCounts, MessageStatus
+from mailer.statuses import NOT_FINAL, RETRYABLE, MailingStatus, MessageCounts, MessageStatus
 
 END = datetime(2030, 1, 1, tzinfo=UTC)
 BEFORE_END = END - timedelta(hours=1)

@@ -194,7 +194,7 @@ class RunningMailings:
                 batch = await transitions.read_active(connection, after)
                 self._answered_at = elapsed()
                 mailings |= batch
-                after = max(batch) if len(batch) == transitions.MAILINGS_BATCH else None
+                after = max(batch) if len(batch) == transitions.UNSETTLED_BATCH else None
             changed = {
                 mailing_id: mailing
                 for mailing_id, mailing in mailings.items()

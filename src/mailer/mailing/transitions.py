@@ -24,7 +24,7 @@ from mailer.message import counters
 from mailer.message.ending import end_set_clause
 from mailer.statuses import NOT_FINAL, OPEN, MailingStatus
 
-MAILINGS_BATCH = 1_000
+UNSETTLED_BATCH = 1_000
 """Mailings that one statement reads. The next call reads the following ones."""
 
 RUNNING_COLUMNS = f"""
@@ -58,7 +58,7 @@ async def database_now(connection: asyncpg.Connection) -> tuple[datetime, str]:
 
 
 async def read_active(
-    connection: asyncpg.Connection, after: int = 0, limit: int = MAILINGS_BATCH
+    connection: asyncpg.Connection, after: int = 0, limit: int = UNSETTLED_BATCH
 ) -> MailingsById:
     """Return up to `limit` running or paused mailings with ids above `after`, by ascending id."""
     return _by_id(await connection.fetch(ACTIVE_MAILINGS, after, limit))
@@ -145,7 +145,7 @@ MAX_ENDED = 1_000
 MAYBE_FINISHED = f"""
     batch AS MATERIALIZED (
         SELECT id FROM mailing WHERE {UNSETTLED_MAILING} AND id > :after
-        ORDER BY id LIMIT {MAILINGS_BATCH}),
+        ORDER BY id LIMIT {UNSETTLED_BATCH}),
     nothing_left AS MATERIALIZED (
         SELECT unsettled.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
             CROSS JOIN LATERAL (
@@ -188,7 +188,7 @@ FIND_PENDING_WORK = text(f"""
                 WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
                 AND {ENDED_AT} > (SELECT at FROM clock)))
             - (SELECT at FROM clock))::float8 AS seconds_until_next,
-        (SELECT CASE WHEN count(*) = {MAILINGS_BATCH} THEN max(id) ELSE 0 END FROM batch)
+        (SELECT CASE WHEN count(*) = {UNSETTLED_BATCH} THEN max(id) ELSE 0 END FROM batch)
             AS last_checked_id
     """).bindparams(  # noqa: S608  # no user input
     *(bindparam(name, type_=ARRAY(BigInteger)) for name in ("check_ids", "skipped"))
@@ -203,7 +203,7 @@ async def find_pending_work(
 ) -> PendingWork:
     """Return which work is pending now.
 
-    `must_finish` covers the mailings `check_ids` and the next `MAILINGS_BATCH` mailings with
+    `must_finish` covers the mailings `check_ids` and the next `UNSETTLED_BATCH` mailings with
     ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan and retry.
     """
     values = {"after": after, "check_ids": list(check_ids), "skipped": list(skipped)}
