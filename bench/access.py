@@ -52,14 +52,14 @@ def post_idempotent() -> Call:
 
 
 async def measure_block(
-    session: aiohttp.ClientSession, at_once: int, make_call: Callable[[], Call]
+    session: aiohttp.ClientSession, at_once: int, create_call: Callable[[], Call]
 ) -> float:
     """Return the seconds that a block of calls takes."""
     numbers = iter(range(BLOCK_SIZE))
 
     async def work() -> None:
         for _ in numbers:
-            method, path, arguments = make_call()
+            method, path, arguments = create_call()
             async with session.request(method, path, **arguments) as response:
                 await response.read()
                 response.raise_for_status()

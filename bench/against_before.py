@@ -7,7 +7,7 @@ machine changes little, and the write-ahead log (WAL) a message. Limit: a median
 processor time of mailer and PostgreSQL together of at most 1.02. Takes about three minutes.
 
 The earlier version must be installed in another virtual environment, for example with
-`git worktree add ../before COMMIT`, a virtual environment there and `pip install -e .[embedded]`.
+`git worktree add ../before COMMIT`, a virtual environment there and `pip install -e '.[embedded]'`.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 
 import harness
-from mailer.sample_data import Result, SampleMailing, create_mailings, create_messages
+from mailer.sample_data import SampleMailing, SampleResult, create_mailings, create_messages
 
 MIN_RATIO = 0.95
 CONCURRENCY = 50
@@ -26,7 +26,7 @@ ROW_BYTES = 350
 SPARE_BYTES = 5 * 2**30
 """Disk space for the write-ahead logs of two databases, and for other programs."""
 
-RESULTS: list[Result] = [
+RESULTS: list[SampleResult] = [
     ("cancelled", "expired"),
     ("undelivered", "rejected_400"),
     *[("delivered", None)] * 98,

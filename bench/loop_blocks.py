@@ -123,7 +123,7 @@ FORM_BODIES = {
 }
 
 
-def make_filter(entries: int, zones: list[str]) -> dict[str, list[str]]:
+def create_filter(entries: int, zones: list[str]) -> dict[str, list[str]]:
     """Return a filter with up to `entries` operator codes, tags and time zones each."""
     return {
         "operator_codes": [f"{n:03}" for n in range(entries)][:1000],
@@ -132,14 +132,14 @@ def make_filter(entries: int, zones: list[str]) -> dict[str, list[str]]:
     }
 
 
-def make_mailing(**fields: object) -> dict[str, object]:
+def mailing_values(**fields: object) -> dict[str, object]:
     """Return a mailing that starts tomorrow; `fields` override its fields."""
     window = {"send_interval_time_start": "09:00", "send_interval_time_end": "21:00"}
     day = 24 * HOUR.total_seconds()
     return new_mailing(starts_in=day, lasts=50 * day) | window | fields
 
 
-def make_form(**fields: str) -> bytes:
+def create_form(**fields: str) -> bytes:
     """Return the encoded form of a mailing that starts tomorrow; `fields` override its fields."""
     start = datetime.now(UTC) + 24 * HOUR
     values = {
@@ -229,26 +229,26 @@ def calls_with_headers(target: Target) -> Iterator[Call]:
 
 def large_calls(target: Target) -> Iterator[Call]:
     """Yield calls with the largest input and output that mailer accepts, and a little more."""
-    long_filter = make_filter(1000, ["Europe/Moscow", "Asia/Omsk"] * 500)
-    body = msgspec.json.encode(make_mailing(client_filter=long_filter, text="Ж" * 1600))
+    long_filter = create_filter(1000, ["Europe/Moscow", "Asia/Omsk"] * 500)
+    body = msgspec.json.encode(mailing_values(client_filter=long_filter, text="Ж" * 1600))
     yield Call("POST", "/api/v1/mailings", "the longest filter", "/api/v1/mailings", body, JSON)
     terms = ",".join(f"tag {n}" for n in range(1000))
-    body = msgspec.json.encode(make_mailing(client_filter=terms))
+    body = msgspec.json.encode(mailing_values(client_filter=terms))
     yield Call("POST", "/api/v1/mailings", "a filter of terms", "/api/v1/mailings", body, JSON)
     commas = "," * 900_000
-    body = msgspec.json.encode(make_mailing(client_filter=commas))
+    body = msgspec.json.encode(mailing_values(client_filter=commas))
     yield Call("POST", "/api/v1/mailings", "a filter of commas", "/api/v1/mailings", body, JSON)
     for field in ("tags", "time_zones", "operator_codes"):
-        body = msgspec.json.encode(make_mailing(client_filter={field: ["a"] * 200_000}))
+        body = msgspec.json.encode(mailing_values(client_filter={field: ["a"] * 200_000}))
         name = f"200,000 {field}"
         yield Call("POST", "/api/v1/mailings", name, "/api/v1/mailings", body, JSON)
     for route in ("/mailings/preview", "/mailings/new"):
-        yield Call("POST", route, "every time zone", route, make_form(), FORM)
-        form = make_form(tags=",".join(long_filter["tags"]))
+        yield Call("POST", route, "every time zone", route, create_form(), FORM)
+        form = create_form(tags=",".join(long_filter["tags"]))
         yield Call("POST", route, "many tags", route, form, FORM)
-        yield Call("POST", route, "256 KiB of commas", route, make_form(tags="," * 80_000), FORM)
-        yield Call("POST", route, "a long text", route, make_form(text="Ж" * 40_000), FORM)
-        yield Call("POST", route, "a text of braces", route, make_form(text="{" * 80_000), FORM)
+        yield Call("POST", route, "256 KiB of commas", route, create_form(tags="," * 80_000), FORM)
+        yield Call("POST", route, "a long text", route, create_form(text="Ж" * 40_000), FORM)
+        yield Call("POST", route, "a text of braces", route, create_form(text="{" * 80_000), FORM)
     for route in ("/api/v1/clients", "/api/v1/mailings", "/api/v1/audit"):
         yield Call("GET", route, "1,000 rows", f"{route}?limit=1000")
     route = "/api/v1/mailings/{mailing_id:int}/messages"
@@ -275,7 +275,7 @@ async def measure(session: aiohttp.ClientSession, mailer: harness.Mailer, call: 
     blocks, status = [], 0
     for _ in range(TIMES):
         mailer.blocks.clear()
-        status = await make_call(session, call)
+        status = await send_call(session, call)
         await asyncio.sleep(SETTLE)
         if call.route in SESSION_ENDING_ROUTES:
             await sign_in(session)
@@ -284,8 +284,8 @@ async def measure(session: aiohttp.ClientSession, mailer: harness.Mailer, call: 
     return CallResult(status, median(seconds for seconds, _ in blocks), max(blocks)[1])
 
 
-async def make_call(session: aiohttp.ClientSession, call: Call) -> int:
-    """Make a call; return the status of the response, or 0 when there is none in time.
+async def send_call(session: aiohttp.ClientSession, call: Call) -> int:
+    """Send a call; return the status of the response, or 0 when there is none in time.
 
     Raises `RuntimeError` when the session has ended, so that no route is measured signed out.
     """
@@ -328,7 +328,7 @@ async def prepare(mailer: harness.Mailer, clients: int) -> Target:
     )
     await mailer.database.execute("VACUUM ANALYZE client")
     for _ in range(60):  # more than one page of the list
-        await mailer.create_mailing(starts_in=3600, client_filter=make_filter(300, zones))
+        await mailer.create_mailing(starts_in=3600, client_filter=create_filter(300, zones))
     sent = await mailer.create_mailing()
     await mailer.wait_until_finished(sent["id"])
     now = datetime.now(UTC)

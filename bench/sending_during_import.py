@@ -145,10 +145,10 @@ async def main(size: int, only: str, times: int) -> int:
     ):
         await mailer.create_clients(200_000)
         results = {}
-        for name, make_file in FILES.items():
+        for name, create_file in FILES.items():
             if only in name:
                 await schedule_messages(mailer)
-                content = make_file(size)
+                content = create_file(size)
                 results[name] = [await measure(mailer, sink, name, content) for _ in range(times)]
         repeats = (await sink.read_report()).repeats
     for name, figures in results.items():

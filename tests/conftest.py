@@ -15,7 +15,7 @@ import httpx
 import pytest
 from argon2 import PasswordHasher
 from hypothesis import settings
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import credentials
@@ -23,6 +23,7 @@ from mailer.app import create_app
 from mailer.clock import database_clock, elapsed
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
+from mailer.db.schema import settled_totals
 from mailer.embedded_postgres.cluster import embedded_postgres
 from tests import programs
 from tests.asgi_client import inside
@@ -68,9 +69,7 @@ EMPTY = (
             PERFORM setval(seqrelid, seqstart, false)
             FROM pg_sequence JOIN pg_depend ON objid = seqrelid AND deptype = 'i';
         END $$"""),
-    text("""
-        UPDATE settled_totals SET finished = 0, cancelled_mailings = 0, delivered = 0,
-            undelivered = 0, "unknown" = 0, cancelled = 0"""),
+    update(settled_totals).values(dict.fromkeys(settled_totals.c.keys(), 0)),
     text("SELECT update_origin()"),
     text("UPDATE origin SET moved_at = moved_at - interval '1 hour'"),
 )

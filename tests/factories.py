@@ -38,6 +38,8 @@ Result = TypeVar("Result")
 OPEN = Settings(auth="none")
 """Settings without authentication."""
 NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 OWNER = UUID(int=1)
 LEASE = timedelta(seconds=60)
 CHUNK = 5_000
@@ -253,6 +255,6 @@ class UnusedGateway:
         raise NotImplementedError
 
 
-def make_channel(**settings: Any) -> Channel:
+def create_channel(**settings: Any) -> Channel:
     """Return a channel with the limits of these settings. Its gateway cannot send."""
     return Channel(UnusedGateway(), ChannelLimits.of(Settings(**settings)))

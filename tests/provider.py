@@ -164,7 +164,10 @@ def _run(*command: str | Path) -> None:
     )
     if process.returncode:
         *_, last = (process.stdout + process.stderr).strip().splitlines() or ["no message"]
-        raise SystemExit(f"oidc-provider is not installed: {last}")
+        raise SystemExit(
+            f"oidc-provider is not installed ({last}): tests that need it are skipped,"
+            " and in CI fail"
+        )
 
 
 def _content(file: Path) -> bytes | None:

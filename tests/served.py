@@ -10,7 +10,7 @@ import uvicorn
 from litestar.types import ASGIApp
 
 from mailer.web.server.connection import ConnectionLimits
-from mailer.web.server.uvicorn_server import make_protocol_class
+from mailer.web.server.uvicorn_server import create_protocol_class
 from tests.event_timeout import EVENT_TIMEOUT
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -31,7 +31,7 @@ async def listening(
     """Serve `app` with these limits; yield the port."""
     config = uvicorn.Config(
         app,
-        http=make_protocol_class(limits or ConnectionLimits()),
+        http=create_protocol_class(limits or ConnectionLimits()),
         port=0,
         log_config=None,
         lifespan="off",

@@ -74,7 +74,7 @@ class Server:
         """The URL of the server's database."""
         return f"postgresql://mailer@127.0.0.1:{self.port}/mailer"
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Create the data folder of a new server."""
         self.programs.run(
             *("initdb", "-D", self.data, "--username=mailer", "--auth=trust", "--no-sync"),

@@ -94,7 +94,7 @@ def _composed() -> Iterable[str]:
     yield ROUNDED_MESSAGE
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
     yield from {*requirements.ERROR_SENTENCES.values(), requirements.UNREACHABLE, STARTING_DETAIL}
-    for text in (csv_reader.TOO_LONG, csv_reader.MALFORMED):
+    for text in (csv_reader.TOO_LONG, csv_reader.MALFORMED_CSV):
         yield text
         yield f"the header {text}"
 

@@ -69,12 +69,13 @@ CREATE_MAILINGS = """
     )
     INSERT INTO mailing (datetime_start, datetime_end, send_interval_time_start,
         send_interval_time_end, text, client_filter, status, clients_count, audience_cursor,
-        audience_until, created_at, updated_at)
+        audience_until, audience_snapshot, created_at, updated_at)
     SELECT start, start + interval '1 hour' * CASE WHEN status IN ('finished', 'cancelled') THEN 48
             ELSE 2000 END,
         CASE WHEN n % 10 = 0 THEN '09:00'::time END, CASE WHEN n % 10 = 0 THEN '21:00'::time END,
         $5, CASE WHEN n % 3 > 0 THEN '{"tags": ["tag-00", "tag-01"]}'::jsonb END, status, size,
         CASE WHEN has_started THEN $1 ELSE 0 END, CASE WHEN has_started THEN $1 END,
+        CASE WHEN has_started THEN pg_current_snapshot()::text END,
         least(start, now()) - interval '1 day', least(start + interval '1 day', now())
     FROM planned ORDER BY n"""
 CREATE_COUNTS = "INSERT INTO mailing_counts (mailing_id) SELECT id FROM mailing"

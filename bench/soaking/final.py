@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from mailer.db.counts import add_up
 from mailer.db.engine import create_engine
+from mailer.db.sql import add_up
 from mailer.loop_monitor import MIN_REPORTED_BLOCK
 from mailer.statistics.verify import find_differences
 from mailer.statuses import MESSAGE_STATUSES

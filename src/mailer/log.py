@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 MASK = "***"
 SECRET_WORDS = frozenset({"text", "token", "password", "secret", "authorization", "cookie"})
-MAX_VALUE_LENGTH = 8_192
+MAX_LOGGED_VALUE_LENGTH = 8_192
 """Maximum length of one value in an event, in characters."""
 MAX_ITEMS = 50
 """Maximum items of a list or mapping in an event."""
@@ -200,8 +200,8 @@ def _bound(key: str, value: object, depth: int) -> object:
 def _mask_text(value: str) -> str:
     if len(value) < MIN_SEARCHED_LENGTH:
         return value
-    if len(value) > MAX_VALUE_LENGTH:  # keep both ends: a traceback ends with the error
-        half = MAX_VALUE_LENGTH // 2
+    if len(value) > MAX_LOGGED_VALUE_LENGTH:  # keep both ends: a traceback ends with the error
+        half = MAX_LOGGED_VALUE_LENGTH // 2
         value = f"{value[:half]} ... {value[-half:]}"
     if "://" in value:
         value = URL_QUERY.sub(rf"\1{MASK}", value)

@@ -10,11 +10,14 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from mailer.db.sql import one_of
+from mailer.statuses import SENT
+
 TEXT = "Your order is ready. Come by until nine."
 ALL_OPERATOR_CODES = tuple(f"9{number:02}" for number in range(100))
-Result = tuple[str, str | None]
+SampleResult = tuple[str, str | None]
 """Status and reason of a message."""
-SCHEDULED: Result = "scheduled", None
+SCHEDULED: SampleResult = "scheduled", None
 
 INSERT_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone)
@@ -30,10 +33,11 @@ INSERT_MAILINGS = """
     WITH created AS (
         INSERT INTO mailing (datetime_start, datetime_end, status, clients_count, text,
             client_filter, send_interval_time_start, send_interval_time_end,
-            audience_until, audience_cursor)
+            audience_until, audience_cursor, audience_snapshot)
         SELECT starts, ends, status, clients, text, client_filter::jsonb, opens, closes,
             CASE WHEN status <> 'scheduled' THEN $9::bigint END,
-            CASE WHEN status <> 'scheduled' THEN $9::bigint ELSE 0 END
+            CASE WHEN status <> 'scheduled' THEN $9::bigint ELSE 0 END,
+            CASE WHEN status <> 'scheduled' THEN pg_current_snapshot()::text END
         FROM unnest($1::timestamptz[], $2::timestamptz[], $3::text[], $4::bigint[], $5::text[],
             $6::text[], $7::time[], $8::time[]) WITH ORDINALITY
             AS given (starts, ends, status, clients, text, client_filter, opens, closes, position)
@@ -44,11 +48,11 @@ SETTLE_MAILINGS = """
     UPDATE mailing SET is_closed = true, is_settled = true, created_at = datetime_start,
         updated_at = datetime_end WHERE id = ANY($1)"""
 # 7919 is prime: results are dealt out evenly, but in no order that shows.
-INSERT_MESSAGES = """
+INSERT_SAMPLE_MESSAGES = f"""
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
         sent_at, updated_at, attempts, status, reason)
     SELECT $1, given.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'), $5,
-        least($5, now()), CASE WHEN status IN ('delivered', 'unknown') THEN at END, at,
+        least($5, now()), CASE WHEN {one_of("status", SENT)} THEN at END, at,
         CASE WHEN status IN ('scheduled', 'cancelled') THEN 0 ELSE 1 END, status, reason
     FROM unnest($2::bigint[]) WITH ORDINALITY AS given (id, position)
     LEFT JOIN client ON client.id = given.id
@@ -58,7 +62,7 @@ INSERT_MESSAGES = """
     ) AS drawn
     CROSS JOIN LATERAL (
         SELECT ($3::text[])[lot] AS status, ($4::text[])[lot] AS reason) AS result
-    ORDER BY position"""
+    ORDER BY position"""  # noqa: S608  # no user input
 
 
 class SampleMailing(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +122,7 @@ async def create_messages(
     database: asyncpg.Connection,
     mailing_id: int,
     clients: Sequence[int],
-    *results: Result,
+    *results: SampleResult,
     at: datetime,
     spread: timedelta = timedelta(),
 ) -> None:
@@ -128,7 +132,9 @@ async def create_messages(
     fewer and fewer later. Messages to clients that do not exist get operator code 916 and UTC.
     """
     statuses, reasons = zip(*results, strict=True)
-    await database.execute(INSERT_MESSAGES, mailing_id, clients, statuses, reasons, at, spread)
+    await database.execute(
+        INSERT_SAMPLE_MESSAGES, mailing_id, clients, statuses, reasons, at, spread
+    )
 
 
 def new_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: object) -> dict[str, Any]:

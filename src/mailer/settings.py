@@ -35,7 +35,7 @@ to write the outcome after it."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
-TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)]
+HourAndMinute = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)]
 
 
 def default_data_dir() -> str:
@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     smtp_url: str | None = None
     smtp_from: str | None = None
     report_recipients: str | None = None
-    report_at: TimeOfDay = "08:00"
+    report_at: HourAndMinute = "08:00"
     report_time_zone: str = "UTC"
     oidc_issuer: str | None = None
     oidc_client_id: str | None = None

@@ -1,14 +1,17 @@
-"""The statuses of messages, declared once.
+"""The statuses of mailings and messages, declared once.
 
 Schema, SQL, counts, API, pages and reports derive from this module. `tests/unit/test_statuses.py`
 holds everything to it that is written by hand: the document of the schema, styles, dashboard,
 README.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 import msgspec
 from msgspec import Meta
+
+MailingStatus = Literal["scheduled", "running", "paused", "finished", "cancelled"]
+MAILING_STATUSES: tuple[MailingStatus, ...] = get_args(MailingStatus)
 
 MessageStatus = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled"]
 
@@ -58,6 +61,8 @@ distinguish them."""
 MESSAGE_STATUSES = tuple(STATUSES)
 OPEN = tuple(name for name, rules in STATUSES.items() if rules.is_open)
 OUTCOMES = tuple(name for name, rules in STATUSES.items() if not rules.is_open)
+NOT_SCHEDULED = (*OUTCOMES, *(name for name in OPEN if name != "scheduled"))
+"""In the order of a bar: the outcomes come first."""
 SENT = tuple(name for name, rules in STATUSES.items() if rules.is_sent)
 NOT_FINAL = tuple(name for name, rules in STATUSES.items() if not rules.is_final)
 FAILURES = tuple(name for name, rules in STATUSES.items() if rules.is_failure)

@@ -14,6 +14,7 @@ HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 hosts use it."""
 MAX_HOST_LENGTH = 253
 """Characters of a host name."""
+MAX_PORT = 65_535
 
 
 class GatewayUrl(msgspec.Struct, frozen=True):
@@ -51,7 +52,7 @@ def split_url(value: str, schemes: Collection[str]) -> SplitResult:
     except ValueError:
         port = 0
     if port == 0:
-        raise ValueError("must have a port between 1 and 65535")
+        raise ValueError(f"must have a port between 1 and {MAX_PORT}")
     return parts
 
 

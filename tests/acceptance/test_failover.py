@@ -39,7 +39,7 @@ async def new_server(data_dir: Path) -> AsyncIterator[Servers]:
 async def primary(new_server: Servers) -> Server:
     """A running server with an empty database."""
     server = new_server("primary")
-    server.make()
+    server.create()
     await server.start("postgres")
     await server.create_database()
     return server

@@ -83,11 +83,11 @@ async def test_an_invalid_query_is_refused(
 
 
 async def test_counting_stops_at_a_maximum(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    await add_entries(engine, audit_log.MAX_COUNTED)
-    assert (await api.get("/audit?limit=1")).json()["count"] == audit_log.MAX_COUNTED
+    await add_entries(engine, audit_log.MAX_COUNTED_ENTRIES)
+    assert (await api.get("/audit?limit=1")).json()["count"] == audit_log.MAX_COUNTED_ENTRIES
     assert "10,000 entries" in await get_page(api, "/audit")
     await add_entries(engine, 5)
-    assert (await api.get("/audit?limit=1")).json()["count"] == audit_log.MAX_COUNTED + 1
+    assert (await api.get("/audit?limit=1")).json()["count"] == audit_log.MAX_COUNTED_ENTRIES + 1
     assert "More than 10,000 entries" in await get_page(api, "/audit")
 
 
@@ -190,4 +190,4 @@ def test_every_recorded_action_has_a_label() -> None:
                 strings = (each.value for each in node.args if isinstance(each, ast.Constant))
                 actions |= {each for each in strings if isinstance(each, str)}
     assert {"mailing_paused", "clients_exported", "key_created"} <= actions
-    assert actions <= labels.ACTIONS.keys()
+    assert actions <= labels.ACTION_LABELS.keys()

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create_mailing
 from tests.asgi_client import inside
-from tests.factories import OPEN, add_clients, advance, begin, execute, make_channel
+from tests.factories import OPEN, add_clients, advance, begin, create_channel, execute
 
 from mailer.app import create_app
 from mailer.gateway.breaker import Breaker
@@ -24,7 +24,7 @@ NOT_HELD = {"breaker": "closed", "held": None, "retry_at": None, "failures": 0}
 
 @pytest.fixture
 def channel() -> Channel:
-    return make_channel(breaker_failures=2, breaker_reset=RESET)
+    return create_channel(breaker_failures=2, breaker_reset=RESET)
 
 
 @pytest.fixture

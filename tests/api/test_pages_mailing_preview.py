@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import CLIENTS, DUE, create_mailing
 from tests.api.forms import NEW_FORM, edit_form_values, preview_form
 from tests.asgi_client import inside
-from tests.factories import OPEN, add_clients, add_due_messages, begin, execute, make_channel
+from tests.factories import OPEN, add_clients, add_due_messages, begin, create_channel, execute
 
 from mailer.app import create_app
 
@@ -75,7 +75,7 @@ async def test_the_preview_shows_the_rate_and_clients_beyond_the_capacity(
 ) -> None:
     await add_clients(engine, 500)
     await add_due_messages(engine, 7)
-    app = create_app(engine, make_channel(gateway_rate=0.5), settings=OPEN)
+    app = create_app(engine, create_channel(gateway_rate=0.5), settings=OPEN)
     transport = inside(app)
     short = NEW_FORM | {"start": "2040-01-01T12:00", "end": "2040-01-01T12:10"}
     async with httpx.AsyncClient(transport=transport) as client:

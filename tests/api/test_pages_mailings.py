@@ -15,8 +15,8 @@ from tests.factories import (
     add_clients,
     add_mailing,
     add_messages,
+    create_channel,
     execute,
-    make_channel,
     value,
 )
 
@@ -212,7 +212,7 @@ async def test_the_page_shows_that_the_audience_is_being_enqueued(
 @pytest.fixture
 async def api_with_open_breaker(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """The application with a gateway whose breaker is open."""
-    channel = make_channel(breaker_failures=1, breaker_reset=15)
+    channel = create_channel(breaker_failures=1, breaker_reset=15)
     at = datetime(2030, 1, 15, 6, tzinfo=UTC)
     permit = channel.breaker.acquire(0)
     assert permit is not None
@@ -254,7 +254,7 @@ async def test_the_page_shows_that_no_gateway_is_configured(
 @pytest.fixture
 async def api_with_gateway(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """The application with a gateway that takes one message a second."""
-    app = create_app(engine, make_channel(gateway_rate=1), settings=OPEN)
+    app = create_app(engine, create_channel(gateway_rate=1), settings=OPEN)
     async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer/api/v1") as client:
         yield client
 

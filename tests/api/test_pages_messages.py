@@ -22,8 +22,8 @@ from tests.factories import (
     add_clients,
     add_mailing,
     add_messages,
+    create_channel,
     execute,
-    make_channel,
     value,
 )
 
@@ -197,7 +197,7 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
 async def test_the_page_shows_the_history_of_a_message(
     engine: AsyncEngine, change: str, sentences: list[str]
 ) -> None:
-    with_gateway = inside(create_app(engine, make_channel(breaker_failures=2), settings=OPEN))
+    with_gateway = inside(create_app(engine, create_channel(breaker_failures=2), settings=OPEN))
     api = httpx.AsyncClient(transport=with_gateway, base_url="http://mailer/api/v1")
     await add_clients(engine, 1)
     mailing_id = await create_running_mailing(api, engine, datetime_end="2045-01-01T00:00:00Z")

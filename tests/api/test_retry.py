@@ -1,12 +1,13 @@
 """Retrying failed messages: which messages, when they are sent, and what ends a retry."""
 
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, time
 from typing import Any
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import COUNTERS, DUE, NEW, create_mailing, messages_by_client, update_messages
 from tests.factories import (
+    HOUR,
     add_clients,
     advance,
     begin,
@@ -23,7 +24,6 @@ from mailer.mailing import transitions
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
 FAIL_PERMANENTLY = """
     UPDATE message SET status = 'undelivered', reason = 'attempts_exhausted', attempts = 8,
         last_failure = 'http_503', updated_at = now()"""

@@ -35,7 +35,7 @@ async def mailer(
 async def sign_in(page: Page, name: str) -> None:
     """Sign in, and wait until the page shows the user."""
     await signing_in.sign_in(page, name)
-    await expect(page.locator("header .person")).to_contain_text(name)
+    await expect(page.locator("header .user")).to_contain_text(name)
 
 
 async def write_mailing(page: Page) -> None:

@@ -20,7 +20,7 @@ from tests.factories import (
 
 from mailer.db.engine import asyncpg_connection
 from mailer.mailing import audience, replanning, transitions
-from mailer.mailing.audience import BATCH, FIRST_BATCH
+from mailer.mailing.audience import ENQUEUE_BATCH, FIRST_BATCH
 from mailer.message import store as messages
 from mailer.message.model import MessageResult
 
@@ -57,7 +57,7 @@ async def message_state(engine: AsyncEngine) -> str:
 
 
 async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> None:
-    assert FIRST_BATCH + BATCH < MANY
+    assert FIRST_BATCH + ENQUEUE_BATCH < MANY
     await add_clients(engine, MANY // 2)
     await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
     await start_mailing(engine)

@@ -26,7 +26,7 @@ from mailer.web.download import csv_answer
 from mailer.web.headers import COMMON_HEADERS
 from mailer.web.server.connection import (
     MAX_HEAD_BYTES,
-    MAX_HEADERS,
+    MAX_REQUEST_HEADERS,
     MAX_URL_BYTES,
     ConnectionLimits,
 )
@@ -185,8 +185,8 @@ def head(*headers: bytes, path: bytes = b"/health/live") -> bytes:
         (head(b"X: " + b"x" * (MAX_HEAD_BYTES - 20)), 200),
         (head(b"X: " + b"x" * MAX_HEAD_BYTES), 431),
         (head(*(b"X: " + b"x" * 1000 for _ in range(MAX_HEAD_BYTES // 1000 + 1))), 431),
-        (head(*(b"X: y" for _ in range(MAX_HEADERS - 1))), 200),
-        (head(*(b"X: y" for _ in range(MAX_HEADERS))), 431),
+        (head(*(b"X: y" for _ in range(MAX_REQUEST_HEADERS - 1))), 200),
+        (head(*(b"X: y" for _ in range(MAX_REQUEST_HEADERS))), 431),
         (head(path=b"/health/live?" + b"x" * (MAX_URL_BYTES - 13)), 200),
         (head(path=b"/health/live?" + b"x" * MAX_URL_BYTES), 414),
         (head(path=b"/" + b"x" * 200_000), 414),

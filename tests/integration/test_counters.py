@@ -8,6 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import (
+    HOUR,
     NOON,
     SETTLED,
     add_clients,
@@ -25,7 +26,6 @@ from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
 DELTAS = "SELECT count(*) FROM message_count_delta"
 SECONDS = "SELECT count(*) FROM message_count WHERE dimension = 'second'"
 

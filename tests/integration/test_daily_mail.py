@@ -17,7 +17,7 @@ from tests.factories import add_clients, add_mailing, add_messages, execute, val
 from tests.mailserver import Mailbox, mail_server
 
 from mailer.app import serve
-from mailer.daily_report.mail import make_smtp_config
+from mailer.daily_report.mail import read_smtp_config
 from mailer.daily_report.schedule import MAX_RETRY_DELAY, SEND_LEASE, DailyMail
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.errors import StartError
@@ -45,7 +45,7 @@ def daily_mail(engine: AsyncEngine, port: int) -> DailyMail:
     settings = Settings(
         smtp_url=f"smtp://127.0.0.1:{port}", report_recipients="boss@example.org, ops@example.org"
     )
-    return DailyMail(engine, make_smtp_config(settings), time(8), "UTC")
+    return DailyMail(engine, read_smtp_config(settings), time(8), "UTC")
 
 
 async def test_the_report_of_the_previous_day_is_sent_when_due(

@@ -14,20 +14,19 @@ import pytest
 import trustme
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, add_clients, add_mailing, add_messages, do, execute
+from tests.factories import HOUR, NOON, add_clients, add_mailing, add_messages, do, execute
 from tests.mailserver import Mailbox, knows, mail_server
 
-from mailer.daily_report.mail import MailNotSentError, MailResult, make_smtp_config, send_report
-from mailer.daily_report.render import COLOURS, render_html, render_text
+from mailer.daily_report.mail import MailNotSentError, MailResult, read_smtp_config, send_report
+from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import MAX_LISTED, DailyReport, daily_report, day_bounds
 from mailer.errors import InvalidError, StartError
 from mailer.message import counters
 from mailer.settings import Settings
 from mailer.statistics.model import ReasonCount
-from mailer.statuses import OUTCOMES, MessageCounts, MessageStatus, OutcomeCounts
+from mailer.statuses import OUTCOMES, STATUSES, MessageCounts, MessageStatus, OutcomeCounts
 
 DAY = date(2020, 1, 15)
-HOUR = timedelta(hours=1)
 
 # ---- content ---------------------------------------------------------------------------------
 
@@ -154,9 +153,10 @@ def test_a_day_out_of_range_is_refused(day: date) -> None:
 
 async def test_the_text_contains_every_figure(engine: AsyncEngine) -> None:
     day = render_text(await sample_report(engine)).split("\n\n")[1]
-    outcomes = [line.split() for line in day.splitlines()[1:]]
+    outcomes = [re.split("  +", line.strip()) for line in day.splitlines()[1:]]
     assert outcomes == [
-        [name, {"delivered": "1", "undelivered": "2"}.get(name, "0")] for name in OUTCOMES
+        [STATUSES[name].label, {"delivered": "1", "undelivered": "2"}.get(name, "0")]
+        for name in OUTCOMES
     ]
 
 
@@ -185,11 +185,11 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
     lines = render_text(report).splitlines()
     at = lines.index("By hour")
     one, ones = {"delivered": "1"}, {"delivered": "1", "unknown": "1"}
-    assert [line.split() for line in lines[at + 1 : at + 5]] == [
-        ["from", *OUTCOMES],
+    assert [re.split("  +", line.strip()) for line in lines[at + 1 : at + 5]] == [
+        ["from", *(STATUSES[name].label for name in OUTCOMES)],
         ["02:00", *(one.get(name, "0") for name in OUTCOMES)],
-        ["02:00", "again", *(ones.get(name, "0") for name in OUTCOMES)],
-        [],
+        ["02:00 again", *(ones.get(name, "0") for name in OUTCOMES)],
+        [""],
     ]
 
 
@@ -215,7 +215,7 @@ def visible_text(html: str) -> list[str]:
 
 def width_of(html: str, outcome: MessageStatus) -> float:
     """Return the width of the only cell of a bar that has an outcome's colour, in percent."""
-    [width] = re.findall(rf'<td width="([\d.]+)%" [^>]*bgcolor="{COLOURS[outcome]}">', html)
+    [width] = re.findall(rf'<td width="([\d.]+)%" [^>]*bgcolor="{STATUSES[outcome].colour}">', html)
     return float(width)
 
 
@@ -332,7 +332,7 @@ async def test_the_mail_has_text_and_html(
 ) -> None:
     mailbox = Mailbox()
     report = await sample_report(engine)
-    await send_report(report, make_smtp_config(settings_for(await start_mail_server(mailbox))))
+    await send_report(report, read_smtp_config(settings_for(await start_mail_server(mailbox))))
 
     assert mailbox.envelopes[0].rcpt_tos == ["boss@example.org", "ops@example.org"]
     mail = mailbox.mail()
@@ -357,7 +357,7 @@ async def test_a_login_is_encrypted_if_the_server_supports_it(
         mailbox, tls_context=certificate, authenticator=knows, auth_required=True
     )
     await send_report(
-        await sample_report(engine), make_smtp_config(settings_for(port, login=VALID_LOGIN))
+        await sample_report(engine), read_smtp_config(settings_for(port, login=VALID_LOGIN))
     )
 
     assert mailbox.was_encrypted == [True]
@@ -370,14 +370,14 @@ async def test_a_login_without_encryption_is_allowed_for_loopback_alone(
     mailbox = Mailbox()
     port = await start_mail_server(mailbox, authenticator=knows, auth_require_tls=False)
     await send_report(
-        await sample_report(engine), make_smtp_config(settings_for(port, login=VALID_LOGIN))
+        await sample_report(engine), read_smtp_config(settings_for(port, login=VALID_LOGIN))
     )
 
     assert mailbox.was_encrypted == [False]
     remote = msgspec.structs.replace(
         settings_for(port, login=VALID_LOGIN), smtp_url=REMOTE_SMTP_URL
     )
-    assert make_smtp_config(remote).starts_tls is True
+    assert read_smtp_config(remote).starts_tls is True
 
 
 async def test_smtps_is_encrypted_from_the_start(
@@ -388,7 +388,7 @@ async def test_smtps_is_encrypted_from_the_start(
         mailbox, tls=certificate, authenticator=knows, auth_require_tls=False
     )
     settings = settings_for(port, scheme="smtps", login=VALID_LOGIN)
-    await send_report(await sample_report(engine), make_smtp_config(settings))
+    await send_report(await sample_report(engine), read_smtp_config(settings))
 
     assert len(mailbox.envelopes) == 1
 
@@ -396,7 +396,7 @@ async def test_smtps_is_encrypted_from_the_start(
 async def get_failure(engine: AsyncEngine, settings: Settings) -> str:
     """Return the error message when the report cannot be sent."""
     with pytest.raises(MailNotSentError) as error:
-        await send_report(await sample_report(engine), make_smtp_config(settings))
+        await send_report(await sample_report(engine), read_smtp_config(settings))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -441,7 +441,7 @@ async def test_a_refused_recipient_does_not_stop_the_others(
     mailbox = Mailbox(refusing="boss@example.org")
     await send_report(
         await sample_report(engine),
-        make_smtp_config(settings_for(await start_mail_server(mailbox))),
+        read_smtp_config(settings_for(await start_mail_server(mailbox))),
     )
     assert mailbox.envelopes[0].rcpt_tos == ["ops@example.org"]
 
@@ -451,7 +451,7 @@ async def test_the_result_of_each_recipient_is_returned(
 ) -> None:
     mailbox = Mailbox(refusing="boss@example.org")
     port = await start_mail_server(mailbox)
-    report, smtp_config = await sample_report(engine), make_smtp_config(settings_for(port))
+    report, smtp_config = await sample_report(engine), read_smtp_config(settings_for(port))
     assert await send_report(report, smtp_config) == MailResult(
         accepted=["ops@example.org"], deferred={}, refused={"boss@example.org": 550}
     )
@@ -480,7 +480,7 @@ async def test_without_a_login_mail_is_encrypted_whatever_the_certificate(
     monkeypatch.delenv("SSL_CERT_FILE")
     mailbox = Mailbox()
     port = await start_mail_server(mailbox, tls_context=certificate)
-    await send_report(await sample_report(engine), make_smtp_config(settings_for(port)))
+    await send_report(await sample_report(engine), read_smtp_config(settings_for(port)))
     assert mailbox.was_encrypted == [True]
 
 
@@ -493,7 +493,7 @@ async def test_without_a_login_mail_is_sent_unencrypted_if_tls_fails(
     await get_failure(engine, settings_for(port, login=VALID_LOGIN))
     assert not mailbox.envelopes
 
-    await send_report(await sample_report(engine), make_smtp_config(settings_for(port)))
+    await send_report(await sample_report(engine), read_smtp_config(settings_for(port)))
     assert mailbox.was_encrypted == [False]
 
 
@@ -503,7 +503,7 @@ async def test_the_mail_consists_of_short_ascii_lines(
     mailbox = Mailbox()
     await send_report(
         await sample_report(engine),
-        make_smtp_config(settings_for(await start_mail_server(mailbox))),
+        read_smtp_config(settings_for(await start_mail_server(mailbox))),
     )
     content = mailbox.envelopes[0].content
     assert isinstance(content, bytes)
@@ -527,13 +527,13 @@ def test_the_sender_is_the_setting_or_the_login_or_mailer(
     smtp_url: str, smtp_from: str | None, sender: str
 ) -> None:
     settings = Settings(smtp_url=smtp_url, smtp_from=smtp_from, report_recipients="a@b.org")
-    assert make_smtp_config(settings).sender == sender
+    assert read_smtp_config(settings).sender == sender
 
 
 @pytest.mark.parametrize("wrong", ["boss", "a@b.org, c@d.org", "a@", "x <a@b.org>", "a@b..org"])
 def test_an_invalid_sender_is_a_start_error(wrong: str) -> None:
     with pytest.raises(StartError, match="MAILER_SMTP_FROM"):
-        make_smtp_config(
+        read_smtp_config(
             Settings(smtp_url="smtp://h", smtp_from=wrong, report_recipients="a@b.org")
         )
 
@@ -556,7 +556,7 @@ def test_an_invalid_setting_is_a_start_error_in_one_line(
     url: str | None, recipients: str | None, message: str
 ) -> None:
     with pytest.raises(StartError, match=message) as error:
-        make_smtp_config(Settings(smtp_url=url, report_recipients=recipients))
+        read_smtp_config(Settings(smtp_url=url, report_recipients=recipients))
     assert "\n" not in str(error.value)
     assert "cret" not in str(error.value)
 
@@ -571,6 +571,6 @@ def test_an_invalid_setting_is_a_start_error_in_one_line(
     ],
 )
 def test_the_default_port_depends_on_scheme_and_login(url: str, port: int) -> None:
-    smtp_config = make_smtp_config(Settings(smtp_url=url, report_recipients="a@b.org"))
+    smtp_config = read_smtp_config(Settings(smtp_url=url, report_recipients="a@b.org"))
     assert smtp_config.port == port
     assert "secret" not in repr(smtp_config)

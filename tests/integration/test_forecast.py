@@ -9,7 +9,16 @@ import pytest
 from sqlalchemy import QueuePool, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_clients, add_mailing, add_messages, begin, do, execute, make_channel
+from tests.factories import (
+    HOUR,
+    add_clients,
+    add_mailing,
+    add_messages,
+    begin,
+    create_channel,
+    do,
+    execute,
+)
 
 from mailer.access.model import COMMAND_LINE
 from mailer.admin.mailings import detail as mailing_page
@@ -22,14 +31,13 @@ from mailer.mailing import audience, service, store, transitions
 from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
 from mailer.statistics import service as statistics
 
-HOUR = timedelta(hours=1)
 IDLE_CHECKS = 20
 """Consecutive checks without a connection in use, so that no further statement follows."""
 TOLERANCE = timedelta(seconds=30)
 """Maximum difference between the test's time and the database's."""
 
 
-def make_draft(**values: Any) -> NewMailing:
+def create_draft(**values: Any) -> NewMailing:
     now = datetime.now(UTC)
     defaults = {"datetime_start": now, "datetime_end": now + 6 * HOUR, "text": "Half price."}
     return NewMailing(**{**defaults, **values})
@@ -54,7 +62,7 @@ async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
     await add_clients(engine, 40, "999", "UTC")
     now = datetime.now(UTC)
     codes = AudienceLists(operator_codes=["916", "912"])
-    draft = make_draft(client_filter=codes, **window_around(now))
+    draft = create_draft(client_filter=codes, **window_around(now))
 
     expectation = await forecast.of_draft(engine, draft, ThroughputEstimate(50, 10))
 
@@ -66,7 +74,7 @@ async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
 
 async def test_more_workers_are_faster(engine: AsyncEngine) -> None:
     await add_clients(engine, 600)
-    draft = make_draft()
+    draft = create_draft()
     expectation = await forecast.of_draft(engine, draft, ThroughputEstimate(50, 1), workers=3)
     assert expectation.rate == 3
     assert is_after(expectation.done_at, 200, draft.datetime_start)
@@ -77,7 +85,7 @@ async def test_without_a_rate_only_sending_windows_count(
     engine: AsyncEngine, throughput: ThroughputEstimate | None
 ) -> None:
     await add_clients(engine, 600)
-    draft = make_draft()
+    draft = create_draft()
     expectation = await forecast.of_draft(engine, draft, throughput)
     assert expectation.rate is None
     assert is_after(expectation.done_at, 0, draft.datetime_start)
@@ -92,7 +100,7 @@ async def test_other_running_mailings_use_a_part_of_the_capacity(engine: AsyncEn
         await add_messages(engine, other, clients[200:], "delivered", at=now)
     await add_mailing(engine, clients=600, start=now + HOUR, status="scheduled")
 
-    expectation = await forecast.of_draft(engine, make_draft(), ThroughputEstimate(50, 1))
+    expectation = await forecast.of_draft(engine, create_draft(), ThroughputEstimate(50, 1))
 
     assert is_after(expectation.done_at, 800, now)
 
@@ -106,7 +114,7 @@ async def test_clients_of_another_mailing_that_are_not_enqueued_yet_are_included
     await add_messages(engine, other, clients[:100], "scheduled", at=now)
     await execute(engine, "UPDATE mailing SET audience_cursor = 100")
 
-    expectation = await forecast.of_draft(engine, make_draft(), ThroughputEstimate(50, 1))
+    expectation = await forecast.of_draft(engine, create_draft(), ThroughputEstimate(50, 1))
 
     assert is_after(expectation.done_at, 600, now)
 
@@ -135,7 +143,7 @@ async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outc
 ) -> None:
     await add_clients(engine, 2_000, "916", "Europe/Moscow")
     await add_clients(engine, 4_000, "916", "UTC")
-    draft = make_draft()
+    draft = create_draft()
     await service.create(engine, draft, COMMAND_LINE)
     [mailing_id] = await do(engine, transitions.start_due)
     assert mailing_id is not None
@@ -159,7 +167,9 @@ async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
     await add_clients(engine, 100, "916", "Europe/Moscow")
     await add_clients(engine, 50, "912")
     start = datetime.now(UTC) + HOUR
-    draft = make_draft(datetime_start=start, client_filter="912", **window_around(start + HOUR / 2))
+    draft = create_draft(
+        datetime_start=start, client_filter="912", **window_around(start + HOUR / 2)
+    )
     created = await service.create(engine, draft, COMMAND_LINE)
     throughput = ThroughputEstimate(50, 1)
     expected = await forecast.of_draft(engine, draft, throughput)
@@ -178,7 +188,7 @@ async def test_an_ended_mailing_has_no_forecast(engine: AsyncEngine) -> None:
     throughput = ThroughputEstimate(50, 1)
     long_ago = await add_mailing(engine)
     finished = await add_mailing(engine, start=datetime.now(UTC), status="finished")
-    await service.create(engine, make_draft(), COMMAND_LINE)
+    await service.create(engine, create_draft(), COMMAND_LINE)
     cancelled = await begin(engine)
     await service.cancel(engine, cancelled, COMMAND_LINE)
     for mailing_id in (long_ago, finished, cancelled):
@@ -196,14 +206,14 @@ async def test_a_forecast_reads_no_message_and_no_client(engine: AsyncEngine) ->
         expectation = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 1))
         assert expectation is not None
         assert expectation.clients == 5
-        assert (await forecast.of_draft(engine, make_draft(), None)).clients == 5
+        assert (await forecast.of_draft(engine, create_draft(), None)).clients == 5
 
 
 # ---- connections and the event loop ----------------------------------------------------------
 
 
 async def forecast_draft(engine: AsyncEngine, _: int) -> object:
-    return await forecast.of_draft(engine, make_draft(), ThroughputEstimate(50, 1))
+    return await forecast.of_draft(engine, create_draft(), ThroughputEstimate(50, 1))
 
 
 async def forecast_change(engine: AsyncEngine, mailing_id: int) -> object:
@@ -213,15 +223,15 @@ async def forecast_change(engine: AsyncEngine, mailing_id: int) -> object:
 
 
 async def read_statistics(engine: AsyncEngine, mailing_id: int) -> object:
-    return await statistics.of_mailing(engine, mailing_id, channel=make_channel(gateway_rate=1))
+    return await statistics.of_mailing(engine, mailing_id, channel=create_channel(gateway_rate=1))
 
 
 async def read_page(engine: AsyncEngine, mailing_id: int) -> object:
-    return await mailing_page.read_mailing_page(engine, make_channel(gateway_rate=1), mailing_id)
+    return await mailing_page.read_mailing_page(engine, create_channel(gateway_rate=1), mailing_id)
 
 
 async def read_overview(engine: AsyncEngine, _: int) -> object:
-    return await overview.read_overview(engine, make_channel(gateway_rate=1))
+    return await overview.read_overview(engine, create_channel(gateway_rate=1))
 
 
 async def read_preview(engine: AsyncEngine, mailing_id: int) -> object:

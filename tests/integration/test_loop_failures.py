@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
-from tests.factories import LEASE, NOON, OPEN, make_channel
+from tests.factories import LEASE, NOON, OPEN, create_channel
 from tests.processes import until
 
 from mailer.app import create_app
@@ -19,7 +19,13 @@ from mailer.db.engine import create_engine
 from mailer.dispatch.claimer import Claimer
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.lifecycle import Lifecycle
-from mailer.dispatch.loop_failures import FAILING_AFTER, IDLE_AFTER, REASONS, Loop, LoopFailures
+from mailer.dispatch.loop_failures import (
+    FAILING_AFTER,
+    IDLE_AFTER,
+    LOOP_FAILURE_REASONS,
+    Loop,
+    LoopFailures,
+)
 from mailer.dispatch.recorder import Recorder
 from mailer.dispatch.running_mailings import RunningMailings
 from mailer.message.model import ClaimedMessage, MessageResult
@@ -41,7 +47,7 @@ async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIte
     mailings = RunningMailings(url, claims.in_flight, failures, lambda _: None)
     recorder = Recorder(url, claims, failures, lambda _: None)
     await recorder.put(MessageResult(CLAIM, "delivered", 1))
-    claimer = Claimer(url, make_channel(), claims, mailings, failures)
+    claimer = Claimer(url, create_channel(), claims, mailings, failures)
     run: Run = {
         "watch_running_mailings": mailings.run,
         "lifecycle": Lifecycle(engine, failures, lambda _: None, lambda: False).run,
@@ -59,12 +65,12 @@ async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIte
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("loop", REASONS)
+@pytest.mark.parametrize("loop", LOOP_FAILURE_REASONS)
 async def test_a_failing_loop_is_reported_until_it_succeeds(
     shared_database_url: str, failures: LoopFailures, loop: Loop
 ) -> None:
     async def is_reported() -> bool | None:
-        return failures.reason(elapsed() + FAILING_AFTER) == REASONS[loop] or None
+        return failures.reason(elapsed() + FAILING_AFTER) == LOOP_FAILURE_REASONS[loop] or None
 
     async def is_not_reported() -> bool | None:
         return failures.reason(elapsed() + FAILING_AFTER) is None or None
@@ -91,7 +97,7 @@ async def test_readiness_names_the_failing_loop(
         failures.record("watch_running_mailings", has_failed=True)
         answer = await client.get("/health/ready")
         assert answer.status_code == 503
-        assert answer.json()["detail"] == REASONS["watch_running_mailings"]
+        assert answer.json()["detail"] == LOOP_FAILURE_REASONS["watch_running_mailings"]
         assert (await client.get("/health/live")).status_code == 200
         failures.record("watch_running_mailings", has_failed=False)
         assert (await client.get("/health/ready")).status_code == 200
@@ -99,5 +105,5 @@ async def test_readiness_names_the_failing_loop(
 
 def test_an_idle_loop_does_not_count_as_failing(failures: LoopFailures) -> None:
     failures.record("record", has_failed=True)
-    assert failures.reason(elapsed() + FAILING_AFTER) == REASONS["record"]
+    assert failures.reason(elapsed() + FAILING_AFTER) == LOOP_FAILURE_REASONS["record"]
     assert failures.reason(elapsed() + IDLE_AFTER) is None

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
+    HOUR,
     LEASE,
     NOON,
     OWNER,
@@ -28,7 +29,6 @@ from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.sample_data import SampleMailing
 from mailer.statuses import MessageStatus
 
-HOUR = timedelta(hours=1)
 COUNTER_PAGE_READS = """
     SELECT pg_stat_get_blocks_fetched(oid) + pg_stat_get_xact_blocks_fetched(oid)
     FROM pg_class, pg_stat_force_next_flush() WHERE relname = 'mailing_counts'"""

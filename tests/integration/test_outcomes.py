@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.factories import (
+    HOUR,
     SETTLED,
     add_clients,
     add_due_messages,
@@ -32,7 +33,6 @@ from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
 from mailer.statuses import OUTCOMES
 
-HOUR = timedelta(hours=1)
 ODD_ZONES = (
     "Asia/Kolkata",
     "Asia/Kathmandu",

@@ -10,6 +10,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import (
+    DAY,
+    HOUR,
     REOPENED,
     add_clients,
     advance,
@@ -29,8 +31,6 @@ from mailer.mailing.skipped import SkippedMailings
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
-DAY = 24 * HOUR
 ID_DISTANCE = 1_000
 CURRENT_TRANSACTION = "pg_current_xact_id()::xid::text::bigint"
 USE_IDS = f"""

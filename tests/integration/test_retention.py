@@ -5,7 +5,17 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import REOPENED, add_clients, add_mailing, add_messages, do, execute, value
+from tests.factories import (
+    DAY,
+    HOUR,
+    REOPENED,
+    add_clients,
+    add_mailing,
+    add_messages,
+    do,
+    execute,
+    value,
+)
 
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.mailing import store, transitions
@@ -14,8 +24,6 @@ from mailer.settings import Settings
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
-DAY = 24 * HOUR
 COUNT_MESSAGES = "SELECT count(*) FROM message"
 
 

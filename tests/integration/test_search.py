@@ -12,7 +12,7 @@ from tests.factories import add_clients, do, execute
 from mailer.client import store as clients
 from mailer.db.paging import Cursor, RowPage
 from mailer.mailing import search, store
-from mailer.mailing.model import Status
+from mailer.statuses import MailingStatus
 
 ADD = """
     WITH added AS (
@@ -33,14 +33,14 @@ async def search_page(
     engine: AsyncEngine,
     words: str,
     cursor: Cursor | None = None,
-    status: Status | None = None,
+    status: MailingStatus | None = None,
 ) -> RowPage:
     effective_cursor = cursor or Cursor(100)
     return await do(engine, lambda db: store.page(db, effective_cursor, status, words))
 
 
 async def search_ids(
-    engine: AsyncEngine, words: str, status: Status | None = None
+    engine: AsyncEngine, words: str, status: MailingStatus | None = None
 ) -> Sequence[int]:
     result = await search_page(engine, words, status=status)
     ids = [row.id for row in result.rows]
@@ -176,7 +176,7 @@ async def test_counting_stops_at_a_maximum(engine: AsyncEngine) -> None:
 
     result = await search_page(engine, "sale")
 
-    assert result.count == search.MAX_COUNTED + 1
+    assert result.count == search.MAX_COUNTED_MAILINGS + 1
     assert result.rows[0].id == 1_200
 
 

@@ -97,6 +97,8 @@ async def test_mailer_authenticates_by_the_method_that_the_provider_supports(
 async def test_a_name_is_cleaned_and_truncated(proxy: ProviderProxy, provider: Provider) -> None:
     proxy.change_token(lambda claims: {**claims, "name": "V\0e\u202er\na " + "x" * 300})
     assert (await sign_in_identity(provider)).name == "Vera " + "x" * 195
+    proxy.change_token(lambda claims: {**claims, "name": "Zoe\u0308"})
+    assert (await sign_in_identity(provider)).name == "Zoë"
     proxy.change_token(lambda claims: {**claims, "name": ["Vera"], "email": " \n"})
     assert (await sign_in_identity(provider)).name == "vera"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import add_clients, do, enqueue_and_replan, execute, value
+from tests.factories import HOUR, add_clients, do, enqueue_and_replan, execute, value
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
@@ -16,7 +16,6 @@ from mailer.mailing.model import MailingChange
 from mailer.mailing.skipped import SkippedMailings
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
 # Due times are compared by class, because those in a sending window depend on now().
 MESSAGES = """
     SELECT coalesce(jsonb_agg(jsonb_build_array(

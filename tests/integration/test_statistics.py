@@ -14,12 +14,11 @@ from tests.factories import (
     add_clients,
     add_mailing,
     add_messages,
+    create_channel,
     execute,
-    make_channel,
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.db.schema import MAILING_STATUSES
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.protocol import TemporaryFailure
@@ -35,7 +34,7 @@ from mailer.statistics.model import (
     ReasonCount,
 )
 from mailer.statistics.verify import find_differences
-from mailer.statuses import MessageCounts, OutcomeCounts
+from mailer.statuses import MAILING_STATUSES, MessageCounts, OutcomeCounts
 
 MINUTE = timedelta(minutes=1)
 EMPTY = GeneralStatistics(MailingCounts.of(), MessageCounts.of())
@@ -215,7 +214,9 @@ async def get_statistics(
     engine: AsyncEngine, mailing_id: int, rate: float = 1
 ) -> MailingStatistics:
     """Return the statistics for a worker with a working gateway and `rate` messages a second."""
-    return await statistics.of_mailing(engine, mailing_id, channel=make_channel(gateway_rate=rate))
+    return await statistics.of_mailing(
+        engine, mailing_id, channel=create_channel(gateway_rate=rate)
+    )
 
 
 async def test_a_recently_started_mailing_has_a_rate_and_an_expected_end(
@@ -257,7 +258,7 @@ async def test_without_a_working_gateway_there_is_no_expected_end(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_sending_mailing(engine)
-    failing = make_channel(gateway_rate=1, breaker_failures=1)
+    failing = create_channel(gateway_rate=1, breaker_failures=1)
     permit = failing.breaker.acquire(0.0)
     assert permit is not None
     failing.breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))

@@ -16,7 +16,7 @@ from tests.fault_servers import OK, Talk, answer, request_of, served
 from tests.mailserver import Mailbox, knows, mail_server
 
 import mailer
-from mailer.daily_report.mail import MailNotSentError, make_smtp_config, send_report
+from mailer.daily_report.mail import MailNotSentError, read_smtp_config, send_report
 from mailer.daily_report.report import daily_report
 from mailer.settings import Settings
 
@@ -144,7 +144,7 @@ async def smtp_config_with(scheme: str, tls: ssl.SSLContext, mailbox: Mailbox) -
     options = {"tls": tls} if scheme == "smtps" else {"tls_context": tls}
     login: dict[str, Any] = {"authenticator": knows, "auth_require_tls": scheme == "smtp"}
     async with mail_server(mailbox, **options, **login) as port:
-        yield make_smtp_config(
+        yield read_smtp_config(
             Settings(
                 smtp_url=f"{scheme}://ops%40example.org:p%40ss%2Fword@127.0.0.1:{port}",
                 report_recipients="boss@example.org",

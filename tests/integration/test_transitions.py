@@ -1,14 +1,18 @@
 """State transitions of mailings, also when two workers run them at the same time."""
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from types import ModuleType
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
+    HOUR,
+    SETTLED,
     active_mailings,
     add_clients,
     add_due_messages,
@@ -26,12 +30,12 @@ from tests.factories import (
     value,
 )
 
+from mailer import statuses
 from mailer.access.model import COMMAND_LINE
 from mailer.mailing import retrying, service, transitions
 from mailer.mailing.transitions import PendingWork
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
 NO_WORK = {
     "must_start": False,
     "must_enqueue": False,
@@ -148,8 +152,8 @@ async def test_with_a_message_in_flight_nothing_is_pending(
     assert await names_of_work(engine) == set()
 
 
-@pytest.mark.parametrize("change", ["is_closed = true, status = 'finished'", "deleted_at = now()"])
-async def test_closed_and_deleted_mailings_have_no_pending_work(
+@pytest.mark.parametrize("change", [SETTLED, "deleted_at = now()"])
+async def test_settled_and_deleted_mailings_have_no_pending_work(
     engine: AsyncEngine, change: str
 ) -> None:
     await add_complete_mailing(engine)
@@ -384,6 +388,40 @@ async def test_a_mailing_with_open_work_is_never_closed(
 
     assert await do(engine, transitions.finish) == []
     assert not await value(engine, "SELECT is_closed OR is_settled FROM mailing")
+
+
+@pytest.fixture
+def with_receipts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The transitions, if the status `unknown` were not final because it waited for a receipt."""
+    monkeypatch.setattr(statuses, "NOT_FINAL", (*statuses.NOT_FINAL, "unknown"))
+    spec = importlib.util.find_spec(transitions.__name__)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("status", ["running", "cancelled"])
+async def test_a_closed_mailing_is_settled_when_its_last_message_becomes_final(
+    engine: AsyncEngine, with_receipts: ModuleType, status: str
+) -> None:
+    mailing_id = await add_complete_mailing(engine, status)
+    await execute(engine, "UPDATE message SET status = 'unknown' WHERE client_id % 2 = 0")
+    ended = "finished" if status == "running" else status
+    assert await do(engine, with_receipts.finish) == [(mailing_id, ended)]
+    assert await value(engine, "SELECT is_closed AND NOT is_settled FROM mailing")
+    assert not (await do(engine, with_receipts.find_pending_work)).must_finish
+    assert await do(engine, with_receipts.finish) == []
+
+    await execute(engine, "UPDATE message SET status = 'delivered'")
+
+    assert (await do(engine, with_receipts.find_pending_work)).must_finish
+    assert await do(engine, with_receipts.finish) == [(mailing_id, "settled")]
+    assert await value(engine, f"SELECT is_settled AND status = '{ended}' FROM mailing")  # noqa: S608  # values of the test
+    assert not (await do(engine, with_receipts.find_pending_work)).has_work
+    assert await do(engine, with_receipts.finish) == []
+    assert await find_differences(engine) == []
 
 
 async def test_a_scheduled_mailing_is_not_closed(engine: AsyncEngine) -> None:

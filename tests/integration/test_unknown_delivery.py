@@ -1,13 +1,14 @@
 """A message that may have been accepted never counts as cancelled or undelivered."""
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import (
+    HOUR,
     LEASE,
     OWNER,
     add_due_messages,
@@ -30,7 +31,6 @@ from mailer.message import store
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
-HOUR = timedelta(hours=1)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 BY_LIST = AudienceLists(operator_codes=["916"])
 

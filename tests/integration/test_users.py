@@ -109,18 +109,6 @@ async def test_a_new_name_is_cleaned_and_accepted_in_either_form(
     assert await sign_in(engine, "zoë")
 
 
-async def test_an_uncleaned_name_of_an_existing_user_still_works(
-    engine: AsyncEngine,
-) -> None:
-    old = await create_user(engine, "Ann")
-    await execute(engine, "UPDATE app_user SET name = E'An\\u200bn'")
-    new = await create_user(engine, "Ann")
-    for name, user in (("An\u200bn", old), ("Ann", new)):
-        actor = await get_actor(engine, await sign_in(engine, name))
-        assert actor is not None
-        assert actor.id == user.id
-
-
 async def test_a_user_signs_in_by_name_and_password_with_the_scope_of_the_role(
     engine: AsyncEngine,
 ) -> None:

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
+from tests.factories import NOON
 
 from mailer.gateway.breaker import UNLIMITED, Breaker, GatewayStatus, Outage
 from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 RESET = 15.0
 DOWN = TemporaryFailure("http_500")
 WRONG_TOKEN = TemporaryFailure("http_401", affects_all=True)

@@ -1,13 +1,12 @@
 """The claims of a worker, from the claim until the result is recorded."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
+from tests.factories import NOON
 
 from mailer.dispatch.claims import WorkerClaims
 from mailer.message.model import ClaimedMessage, MessageResult
-
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -15,7 +14,7 @@ def claims() -> WorkerClaims:
     return WorkerClaims(timedelta(seconds=60), prefetch_size=10)
 
 
-def make_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
+def create_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
     lease_expires_at = NOON + timedelta(minutes=attempts)
     return ClaimedMessage(message_id, 1, attempts, lease_expires_at, "79161234567", "UTC")
 
@@ -27,7 +26,7 @@ def delivered(*claims: ClaimedMessage) -> list[MessageResult]:
 async def test_message_is_sent_once_and_is_unrecorded_until_its_result_is_written(
     claims: WorkerClaims,
 ) -> None:
-    first, second = make_claim(1), make_claim(2)
+    first, second = create_claim(1), create_claim(2)
     claims.add([first, second])
     assert [await claims.prefetch.get(), await claims.prefetch.get()] == [first, second]
     assert claims.prefetch.is_empty
@@ -39,7 +38,7 @@ async def test_message_is_sent_once_and_is_unrecorded_until_its_result_is_writte
 def test_discarded_result_leaves_a_newer_claim_of_the_message_unrecorded(
     claims: WorkerClaims,
 ) -> None:
-    discarded, newer = make_claim(1), make_claim(1, attempts=2)
+    discarded, newer = create_claim(1), create_claim(1, attempts=2)
     claims.add([discarded])
     claims.add([newer])
     assert claims.record_written(delivered(discarded), set()) == [discarded]
@@ -49,7 +48,7 @@ def test_discarded_result_leaves_a_newer_claim_of_the_message_unrecorded(
 
 
 def test_attempt_is_refunded_once_its_result_is_written(claims: WorkerClaims) -> None:
-    failed = make_claim(1)
+    failed = create_claim(1)
     claims.add([failed])
     claims.refunds.record_failure("gateway", failed, at=1)
     claims.refunds.confirm_outage("gateway")
@@ -63,7 +62,7 @@ def test_attempt_is_refunded_once_its_result_is_written(claims: WorkerClaims) ->
 def test_attempt_is_not_refunded_after_the_lease_was_lost(
     claims: WorkerClaims, *, is_confirmed_before: bool
 ) -> None:
-    kept, lost = make_claim(1), make_claim(2)
+    kept, lost = create_claim(1), create_claim(2)
     claims.add([kept, lost])
     for claim in (kept, lost):
         claims.refunds.record_failure("gateway", claim, at=1)
@@ -77,7 +76,7 @@ def test_attempt_is_not_refunded_after_the_lease_was_lost(
 def test_message_whose_result_was_dropped_stays_unrecorded_and_is_not_refunded(
     claims: WorkerClaims,
 ) -> None:
-    dropped = make_claim(1)
+    dropped = create_claim(1)
     claims.add([dropped])
     claims.refunds.record_failure("gateway", dropped, at=1)
     claims.record_dropped([dropped])

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.client.decoding import SAMPLE_SIZE, TextDecoder, is_decoded
+from mailer.client.decoding import DETECTION_BYTES, TextDecoder, is_decoded
 
 TEXT = "phone,tag\n79160000001,Чётные\n79160000002,Лёд — №5\n"
 MARKS = st.sampled_from([b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
-HEAD = "phone,tag\n" + "79160000001,vip\n" * SAMPLE_SIZE
+HEAD = "phone,tag\n" + "79160000001,vip\n" * DETECTION_BYTES
 
 
 def decode(content: bytes, chunk_size: int = 1 << 16) -> tuple[str, str]:
@@ -63,7 +63,7 @@ def test_only_invalid_bytes_in_utf_8_are_replaced(broken: int) -> None:
 
 
 def test_encoding_stays_utf_8_after_a_sample_of_utf_8() -> None:
-    text, encoding = decode("я".encode() * SAMPLE_SIZE + "ж".encode("cp1251") * SAMPLE_SIZE)
+    text, encoding = decode("я".encode() * DETECTION_BYTES + "ж".encode("cp1251") * DETECTION_BYTES)
     assert encoding == "UTF-8"
     assert not is_decoded(text)
 

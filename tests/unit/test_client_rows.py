@@ -10,7 +10,12 @@ from mailer.client.decoding import TextDecoder
 from mailer.client.exporting import unescape_formula
 from mailer.client.model import NewClient, known_zones, tag_columns
 from mailer.client.phone import normalize_phone
-from mailer.client.rows import CSV_COLUMNS, MAX_REPORTED_LINES, MAX_VALUE_LENGTH, RowValidator
+from mailer.client.rows import (
+    CSV_COLUMNS,
+    MAX_REPORTED_LINES,
+    MAX_REPORTED_VALUE_LENGTH,
+    RowValidator,
+)
 from mailer.errors import InvalidError
 from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
@@ -73,10 +78,10 @@ def test_invalid_value_is_reported_shortened_and_printable() -> None:
     assert [(error.line, error.field, error.value) for error in validator.errors] == [
         (2, "phone", "7,91612E+10"),
         (2, "operator_code", "91"),
-        (2, "tag", "x" * (MAX_VALUE_LENGTH - 1) + "…"),
+        (2, "tag", "x" * (MAX_REPORTED_VALUE_LENGTH - 1) + "…"),
         (2, "time_zone", "Nowhere"),
         (3, "phone", "\ufffd\ufffd \ufffd"),
-        (4, "", "y" * (MAX_VALUE_LENGTH - 1) + "…"),
+        (4, "", "y" * (MAX_REPORTED_VALUE_LENGTH - 1) + "…"),
     ]
 
 

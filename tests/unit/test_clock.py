@@ -1,14 +1,13 @@
 """A followed clock: the time of another clock, from samples and monotonic time since."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from structlog.testing import capture_logs
+from tests.factories import NOON
 
 from mailer.clock import FollowedClock, elapsed
 from mailer.metrics import REGISTRY
-
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 
 def seconds(number: float) -> timedelta:

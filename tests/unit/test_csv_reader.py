@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.examples import thorough
 
 from mailer.client.csv_reader import (
-    MALFORMED,
+    MALFORMED_CSV,
     MAX_RECORD_LENGTH,
     TOO_LONG,
     CsvReader,
@@ -130,7 +130,7 @@ def read_record_naively(at: int, lines: Sequence[str]) -> tuple[Record | None, i
     try:
         row = next(reader)
     except csv.Error:
-        return (number, UnreadableRecord(MALFORMED, lines[at])), 1
+        return (number, UnreadableRecord(MALFORMED_CSV, lines[at])), 1
     if not lines[at].strip():
         return None, 1
     if not any(row):
@@ -229,7 +229,7 @@ def test_quoted_field_of_ten_million_line_ends_is_hardly_parsed(
         records += reader.feed(line_ends)
     records += reader.end()
 
-    assert records == [(2, UnreadableRecord(MALFORMED, '1,"'))]
+    assert records == [(2, UnreadableRecord(MALFORMED_CSV, '1,"'))]
     assert len("".join(parsed)) < 100
 
 
@@ -278,8 +278,8 @@ def test_fields_come_in_the_order_of_the_reader_with_missing_columns_empty() -> 
     [
         (b"1", "has 1 fields, but the header has 2"),
         (b"1,2,3", "has 3 fields, but the header has 2"),
-        (b'1,"2"3', MALFORMED),
-        (b'1,"2', MALFORMED),
+        (b'1,"2"3', MALFORMED_CSV),
+        (b'1,"2', MALFORMED_CSV),
         (b"1," + b"2" * MAX_RECORD_LENGTH, TOO_LONG),
         (b"1," + b"2" * 10 * MAX_RECORD_LENGTH, TOO_LONG),
         (b"1," + "я".encode() * MAX_RECORD_LENGTH, TOO_LONG),
@@ -300,7 +300,7 @@ def test_unreadable_line_is_reported_and_does_not_affect_other_lines(
 def test_unclosed_quote_makes_only_its_own_line_unreadable() -> None:
     good = b"5,6\n" * 5000
     records = read(b'a,b\n1,"2\n' + good, chunk_size=1000)
-    assert records[0] == (2, UnreadableRecord(MALFORMED, '1,"2'))
+    assert records[0] == (2, UnreadableRecord(MALFORMED_CSV, '1,"2'))
     assert records[1:] == [(line, ("5", "6")) for line in range(3, 5003)]
 
 
@@ -319,7 +319,7 @@ def test_unclosed_quote_makes_only_its_own_line_unreadable() -> None:
             b"a," + b"c," * 900 + b"\n",
             [("c", "is not one of the columns a, b")] * 100,
         ),
-        (b'a,"b\n', [("", f"the header {MALFORMED}")]),
+        (b'a,"b\n', [("", f"the header {MALFORMED_CSV}")]),
         (b"a," + b"b" * MAX_RECORD_LENGTH, [("", f"the header {TOO_LONG}")]),
     ],
 )

@@ -9,7 +9,7 @@ from mailer.dispatch.fair_scheduler import FairScheduler
 from mailer.dispatch.prefetch import PrefetchSizer
 
 
-def make_scheduler(mailings: Iterable[int]) -> FairScheduler:
+def create_scheduler(mailings: Iterable[int]) -> FairScheduler:
     """Return a scheduler to which these mailings were added."""
     scheduler = FairScheduler()
     scheduler.add(mailings)
@@ -17,13 +17,13 @@ def make_scheduler(mailings: Iterable[int]) -> FairScheduler:
 
 
 def test_each_added_mailing_gets_an_equal_share() -> None:
-    batch, share = make_scheduler([1, 2, 3]).next_batch({1, 2, 3}, 30, now=0)
+    batch, share = create_scheduler([1, 2, 3]).next_batch({1, 2, 3}, 30, now=0)
     assert sorted(batch) == [1, 2, 3]
     assert share == 10
 
 
 def test_single_mailing_gets_the_whole_capacity() -> None:
-    assert make_scheduler([7]).next_batch({7}, 50, now=0) == ([7], 50)
+    assert create_scheduler([7]).next_batch({7}, 50, now=0) == ([7], 50)
 
 
 def test_mailing_that_was_not_added_is_not_in_the_batch() -> None:
@@ -32,7 +32,7 @@ def test_mailing_that_was_not_added_is_not_in_the_batch() -> None:
 
 
 def test_mailing_with_a_full_share_is_in_the_next_batch_and_the_others_are_returned() -> None:
-    scheduler = make_scheduler([1, 2])
+    scheduler = create_scheduler([1, 2])
     batch, share = scheduler.next_batch({1, 2}, 10, now=0)
     assert scheduler.record_claimed(batch, share, {1: share, 2: share - 1}) == [2]
     assert scheduler.has_queued
@@ -54,7 +54,7 @@ def test_mailing_added_for_a_time_is_in_the_batch_from_that_time_on() -> None:
 
 
 def test_mailing_added_during_its_claim_is_in_the_next_batch() -> None:
-    scheduler = make_scheduler([1])
+    scheduler = create_scheduler([1])
     batch, share = scheduler.next_batch({1}, 10, now=0)
     scheduler.add([1])
     assert scheduler.record_claimed(batch, share, {}) == []
@@ -62,7 +62,7 @@ def test_mailing_added_during_its_claim_is_in_the_next_batch() -> None:
 
 
 def test_mailing_that_no_longer_runs_is_not_in_the_batch() -> None:
-    scheduler = make_scheduler([1, 2])
+    scheduler = create_scheduler([1, 2])
     batch, share = scheduler.next_batch({1, 2}, 10, now=0)
     scheduler.record_claimed(batch, share, {1: share, 2: share})
     scheduler.add([3])
@@ -71,7 +71,7 @@ def test_mailing_that_no_longer_runs_is_not_in_the_batch() -> None:
 
 def test_new_mailing_does_not_wait_for_thousands_of_earlier_ones() -> None:
     running = range(10_001)
-    scheduler = make_scheduler(range(10_000))
+    scheduler = create_scheduler(range(10_000))
     for _ in range(3):
         batch, share = scheduler.next_batch(running, 20, now=0)
         scheduler.record_claimed(batch, share, dict.fromkeys(batch, share))
@@ -80,7 +80,7 @@ def test_new_mailing_does_not_wait_for_thousands_of_earlier_ones() -> None:
 
 
 def test_new_mailings_leave_half_of_the_batch_to_earlier_ones() -> None:
-    scheduler = make_scheduler([1])
+    scheduler = create_scheduler([1])
     batch, share = scheduler.next_batch([1], 20, now=0)
     scheduler.record_claimed(batch, share, {1: share})
     scheduler.add(range(2, 10_000))
@@ -88,7 +88,7 @@ def test_new_mailings_leave_half_of_the_batch_to_earlier_ones() -> None:
 
 
 def test_earliest_new_mailing_comes_before_later_new_ones() -> None:
-    scheduler = make_scheduler([0])
+    scheduler = create_scheduler([0])
     for number in range(3):
         scheduler.add(range(100 * number + 1, 100 * number + 101))
         batch, _ = scheduler.next_batch(range(1000), 2, now=0)
@@ -101,7 +101,7 @@ def test_earliest_new_mailing_comes_before_later_new_ones() -> None:
     rounds=st.integers(1, 30),
 )
 def test_batch_never_exceeds_the_capacity(running: set[int], capacity: int, rounds: int) -> None:
-    scheduler = make_scheduler(running)
+    scheduler = create_scheduler(running)
     for now in range(rounds):
         batch, share = scheduler.next_batch(running, capacity, now)
         assert len(set(batch)) == len(batch)
@@ -118,7 +118,7 @@ def test_batch_never_exceeds_the_capacity(running: set[int], capacity: int, roun
 def test_no_mailing_starves_because_of_the_backlog_of_others(
     running: set[int], capacity: int, backlogged: set[int]
 ) -> None:
-    scheduler = make_scheduler(running)
+    scheduler = create_scheduler(running)
     scheduled: set[int] = set()
     for _ in range(2 * len(running)):
         batch, share = scheduler.next_batch(running, capacity, now=1)

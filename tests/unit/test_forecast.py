@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
+from tests.factories import DAY, HOUR
 
 from mailer.client.model import known_zones
 from mailer.forecast.model import MAX_HORIZON, Forecast, RecipientGroup, Shortfall
@@ -16,9 +17,7 @@ from mailer.mailing.audience import plan
 from mailer.mailing.window import SendingWindow
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 QUARTER = timedelta(minutes=15)
-DAY = timedelta(days=1)
 BY_DAY = SendingWindow(time(9), time(21))
 
 

@@ -21,11 +21,13 @@ LATER = 3_600.0
 Args = TypeVarTuple("Args")
 
 
-def make_request(within: float, message_id: int = 1) -> Request:
+def create_request(within: float, message_id: int = 1) -> Request:
     return Request(message_id, "79161234567", "Hello", elapsed() + within)
 
 
-def make_mailing(mailing_id: int, seconds_left: float, *, may_send: bool = True) -> RunningMailing:
+def create_mailing(
+    mailing_id: int, seconds_left: float, *, may_send: bool = True
+) -> RunningMailing:
     """Return a mailing whose requests may stay open for `seconds_left`."""
     end = NOW + timedelta(seconds=seconds_left) + END_MARGIN
     return RunningMailing(mailing_id, "Hello", end, None, "retry", may_send)
@@ -79,7 +81,7 @@ async def start_sending(
 
 @pytest.mark.parametrize("writes", [True, False])
 async def test_request_is_aborted_at_its_deadline(*, writes: bool) -> None:
-    requests, request = InFlightRequests(), make_request(within=0.1)
+    requests, request = InFlightRequests(), create_request(within=0.1)
     outcome = await send(requests, request, SlowGateway(writes=writes))
     assert outcome == (Unknown("timeout") if writes else TemporaryFailure("connection_failed"))
     assert elapsed() >= request.deadline
@@ -87,20 +89,20 @@ async def test_request_is_aborted_at_its_deadline(*, writes: bool) -> None:
 
 async def test_request_that_ends_in_time_does_not_affect_the_next_deadline() -> None:
     requests = InFlightRequests()
-    assert await send(requests, make_request(LATER), SlowGateway(seconds=0)) == Accepted()
-    assert await send(requests, make_request(within=0.05), SlowGateway()) == Unknown("timeout")
-    assert await send(requests, make_request(LATER), SlowGateway(seconds=0)) == Accepted()
+    assert await send(requests, create_request(LATER), SlowGateway(seconds=0)) == Accepted()
+    assert await send(requests, create_request(within=0.05), SlowGateway()) == Unknown("timeout")
+    assert await send(requests, create_request(LATER), SlowGateway(seconds=0)) == Accepted()
 
 
 async def test_request_past_its_deadline_is_never_written() -> None:
     """After a freeze of the process, ready callbacks run before the deadline's timer."""
     requests = InFlightRequests()
-    assert await send(requests, make_request(within=-1), SlowGateway()) == Aborted()
+    assert await send(requests, create_request(within=-1), SlowGateway()) == Aborted()
 
 
 async def test_precondition_is_checked_right_before_the_write() -> None:
     may_write = True
-    request = make_request(LATER)
+    request = create_request(LATER)
     request.precondition = lambda _: may_write
     may_write = False
     assert await send(InFlightRequests(), request, SlowGateway()) == Aborted()
@@ -113,7 +115,7 @@ async def test_each_of_many_requests_is_aborted_at_its_own_deadline() -> None:
 
     async def send_one(number: int) -> Outcome:
         await asyncio.sleep(rng.uniform(0, 0.2))
-        request = make_request(rng.uniform(0, 0.4), number)
+        request = create_request(rng.uniform(0, 0.4), number)
         outcome = await send(requests, request, SlowGateway())
         delays.append(elapsed() - request.deadline)
         return outcome
@@ -150,7 +152,7 @@ def test_all_requests_share_one_timer() -> None:
         requests, rng = InFlightRequests(), random.Random(7)  # noqa: S311  # no secret
         tasks = []
         for number in range(1000):
-            request = make_request(rng.uniform(60, 70), number)
+            request = create_request(rng.uniform(60, 70), number)
             tasks.append(await start_sending(requests, request, SlowGateway()))
             assert len([timer for timer in loop.timers if not timer.cancelled()]) == 1
         assert len(loop.timers) < 50  # only an earlier deadline sets a new timer
@@ -164,29 +166,29 @@ def test_all_requests_share_one_timer() -> None:
 # ---- the mailing ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mailings", [{}, {1: make_mailing(1, seconds_left=60, may_send=False)}])
+@pytest.mark.parametrize("mailings", [{}, {1: create_mailing(1, seconds_left=60, may_send=False)}])
 async def test_unwritten_request_is_aborted_when_its_mailing_stops(
     mailings: dict[int, RunningMailing],
 ) -> None:
     requests = InFlightRequests()
     stopped = await start_sending(
-        requests, make_request(LATER), SlowGateway(writes=False), mailing_id=1
+        requests, create_request(LATER), SlowGateway(writes=False), mailing_id=1
     )
     other = await start_sending(
-        requests, make_request(LATER), SlowGateway(writes=False, seconds=0.05), 2
+        requests, create_request(LATER), SlowGateway(writes=False, seconds=0.05), 2
     )
-    requests.apply_mailing_changes({**mailings, 2: make_mailing(2, seconds_left=60)}, NOW)
+    requests.apply_mailing_changes({**mailings, 2: create_mailing(2, seconds_left=60)}, NOW)
     assert await stopped == Aborted()
     assert await other == Accepted()
 
 
-@pytest.mark.parametrize("mailings", [{}, {1: make_mailing(1, seconds_left=60, may_send=False)}])
+@pytest.mark.parametrize("mailings", [{}, {1: create_mailing(1, seconds_left=60, may_send=False)}])
 async def test_written_request_continues_to_its_deadline_when_its_mailing_stops(
     mailings: dict[int, RunningMailing],
 ) -> None:
     requests = InFlightRequests()
-    quick = await start_sending(requests, make_request(LATER), SlowGateway(seconds=0.05))
-    slow = await start_sending(requests, late := make_request(within=0.1), SlowGateway())
+    quick = await start_sending(requests, create_request(LATER), SlowGateway(seconds=0.05))
+    slow = await start_sending(requests, late := create_request(within=0.1), SlowGateway())
     requests.apply_mailing_changes(mailings, NOW)
     assert await quick == Accepted()
     assert await slow == Unknown("timeout")
@@ -203,20 +205,22 @@ def expect_deadline_in(request: Request, seconds: float) -> Iterator[None]:
 
 @pytest.mark.parametrize("writes", [True, False])
 async def test_earlier_end_becomes_the_deadline(*, writes: bool) -> None:
-    requests, request = InFlightRequests(), make_request(LATER)
+    requests, request = InFlightRequests(), create_request(LATER)
     task = await start_sending(requests, request, SlowGateway(writes=writes))
     with expect_deadline_in(request, 0.1):
-        requests.apply_mailing_changes({1: make_mailing(1, seconds_left=0.1)}, NOW)
+        requests.apply_mailing_changes({1: create_mailing(1, seconds_left=0.1)}, NOW)
     outcome = await task
     assert outcome == (Unknown("timeout") if writes else TemporaryFailure("connection_failed"))
     assert elapsed() >= request.deadline
 
 
 async def test_earlier_end_of_a_paused_mailing_becomes_the_deadline() -> None:
-    requests, request = InFlightRequests(), make_request(LATER)
+    requests, request = InFlightRequests(), create_request(LATER)
     task = await start_sending(requests, request, SlowGateway())
     with expect_deadline_in(request, 0.1):
-        requests.apply_mailing_changes({1: make_mailing(1, seconds_left=0.1, may_send=False)}, NOW)
+        requests.apply_mailing_changes(
+            {1: create_mailing(1, seconds_left=0.1, may_send=False)}, NOW
+        )
     assert await task == Unknown("timeout")
     assert elapsed() >= request.deadline
 
@@ -224,24 +228,24 @@ async def test_earlier_end_of_a_paused_mailing_becomes_the_deadline() -> None:
 @pytest.mark.parametrize("seconds_left", [0, -1])
 async def test_end_in_the_past_aborts_at_once(seconds_left: float) -> None:
     requests = InFlightRequests()
-    task = await start_sending(requests, make_request(LATER), SlowGateway())
-    requests.apply_mailing_changes({1: make_mailing(1, seconds_left)}, NOW)
+    task = await start_sending(requests, create_request(LATER), SlowGateway())
+    requests.apply_mailing_changes({1: create_mailing(1, seconds_left)}, NOW)
     await asyncio.sleep(0)
     assert task.done()
     assert await task == Unknown("timeout")
 
 
 async def test_later_end_does_not_extend_the_deadline() -> None:
-    requests, request = InFlightRequests(), make_request(within=0.1)
+    requests, request = InFlightRequests(), create_request(within=0.1)
     deadline = request.deadline
     task = await start_sending(requests, request, SlowGateway())
-    requests.apply_mailing_changes({1: make_mailing(1, seconds_left=3600)}, NOW)
+    requests.apply_mailing_changes({1: create_mailing(1, seconds_left=3600)}, NOW)
     assert request.deadline == deadline
     assert await task == Unknown("timeout")
 
 
 async def test_each_request_gets_the_deadline_of_its_own_mailing() -> None:
-    in_flight, requests = InFlightRequests(), [make_request(LATER, n) for n in (1, 2, 3)]
+    in_flight, requests = InFlightRequests(), [create_request(LATER, n) for n in (1, 2, 3)]
     tasks = [
         await start_sending(in_flight, request, SlowGateway(), mailing_id=request.message_id)
         for request in requests
@@ -252,7 +256,7 @@ async def test_each_request_gets_the_deadline_of_its_own_mailing() -> None:
         expect_deadline_in(requests[1], 0.1),
         expect_deadline_in(requests[2], LATER / 2),
     ):
-        mailings = {n: make_mailing(n, seconds_left) for n, seconds_left in ends.items()}
+        mailings = {n: create_mailing(n, seconds_left) for n, seconds_left in ends.items()}
         in_flight.apply_mailing_changes(mailings, NOW)
     assert await tasks[1] == Unknown("timeout")
     assert await tasks[0] == Unknown("timeout")
@@ -264,7 +268,7 @@ async def test_each_request_gets_the_deadline_of_its_own_mailing() -> None:
 async def test_changes_without_requests_do_nothing() -> None:
     requests = InFlightRequests()
     requests.apply_mailing_changes({}, NOW)
-    requests.apply_mailing_changes({1: make_mailing(1, seconds_left=60)}, NOW)
+    requests.apply_mailing_changes({1: create_mailing(1, seconds_left=60)}, NOW)
     requests.abort_all("connection_lost")
     assert len(requests) == 0
 
@@ -275,10 +279,10 @@ async def test_changes_without_requests_do_nothing() -> None:
 async def test_at_shutdown_written_requests_end_as_unknown_and_unwritten_ones_as_aborted() -> None:
     requests = InFlightRequests()
     written = [
-        await start_sending(requests, make_request(LATER, n), SlowGateway()) for n in range(10)
+        await start_sending(requests, create_request(LATER, n), SlowGateway()) for n in range(10)
     ]
     unwritten = [
-        await start_sending(requests, make_request(LATER, n), SlowGateway(writes=False))
+        await start_sending(requests, create_request(LATER, n), SlowGateway(writes=False))
         for n in range(10)
     ]
     assert len(requests) == 20
@@ -291,7 +295,7 @@ async def test_at_shutdown_written_requests_end_as_unknown_and_unwritten_ones_as
 
 
 async def test_first_abort_reason_is_kept() -> None:
-    requests, request = InFlightRequests(), make_request(LATER)
+    requests, request = InFlightRequests(), create_request(LATER)
     task = await start_sending(requests, request, SlowGateway())
     request.abort("timeout")
     requests.abort_all("connection_lost")

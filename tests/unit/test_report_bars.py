@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.daily_report.render import COLOURS, MIN_WIDTH, bar_widths
-from mailer.statuses import OutcomeCounts
+from mailer.daily_report.render import MIN_WIDTH, bar_widths
+from mailer.statuses import OUTCOMES, STATUSES, OutcomeCounts
 
 # Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision
 # deficiency", 2009, at full severity; on linear RGB
@@ -35,14 +35,14 @@ MIN_COLOUR_DIFFERENCE = 25
 """CIE 1976 difference; a careful eye sees a difference of 2.5 side by side."""
 
 
-COUNTS = st.builds(OutcomeCounts, **dict.fromkeys(COLOURS, st.integers(0, 10**9)))
+COUNTS = st.builds(OutcomeCounts, **dict.fromkeys(OUTCOMES, st.integers(0, 10**9)))
 
 
 @given(COUNTS, st.integers(0, 10**9))
 def test_parts_fit_into_the_bar_and_are_all_visible(counts: OutcomeCounts, others: int) -> None:
     total = sum(msgspec.structs.astuple(counts))
     widths = dict(bar_widths(counts, total + others))
-    assert list(widths) == [name for name in COLOURS if getattr(counts, name)]
+    assert list(widths) == [name for name in OUTCOMES if getattr(counts, name)]
     assert all(width >= MIN_WIDTH for width in widths.values())
     assert sum(widths.values()) <= 100 + 1e-9
     if total and not others:
@@ -56,7 +56,9 @@ def test_widths_are_in_proportion_to_the_counts() -> None:
 
 @pytest.mark.parametrize("vision", VISIONS)
 def test_colours_of_outcomes_differ_for_every_colour_vision(vision: str) -> None:
-    colours = [_lab(_perceived(colour, vision)) for colour in COLOURS.values()]
+    colours = [
+        _lab(_perceived(colour, vision)) for rules in STATUSES.values() if (colour := rules.colour)
+    ]
     differences = (math.dist(one, other) for one, other in combinations(colours, 2))
     assert min(differences) > MIN_COLOUR_DIFFERENCE
 

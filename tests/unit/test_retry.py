@@ -13,18 +13,18 @@ fractions = st.floats(0, 1, exclude_max=True)
 seconds = st.floats(1e-6, 86_400) | st.integers(1, 86_400).map(float)
 
 
-def make_policy(base: float, cap: float, fraction: float = 0.5, attempts: int = 8) -> RetryPolicy:
+def create_policy(base: float, cap: float, fraction: float = 0.5, attempts: int = 8) -> RetryPolicy:
     return RetryPolicy(attempts, base, cap, draw=lambda: fraction)
 
 
 def test_pause_doubles_up_to_the_cap() -> None:
-    policy = make_policy(base=1, cap=20, fraction=1.0)
+    policy = create_policy(base=1, cap=20, fraction=1.0)
     assert [policy.pause(attempt) for attempt in range(1, 8)] == [1, 2, 4, 8, 16, 20, 20]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.999])
 def test_jitter_multiplies_the_pause_by_a_random_fraction(fraction: float) -> None:
-    assert make_policy(base=1, cap=300, fraction=fraction).pause(4) == 8 * fraction
+    assert create_policy(base=1, cap=300, fraction=fraction).pause(4) == 8 * fraction
 
 
 def test_pauses_after_the_same_attempt_differ() -> None:
@@ -67,7 +67,7 @@ def reference_pause(base: float, cap: float, fraction: float, attempt: int) -> F
 def test_pause_equals_the_exact_reference(
     base: float, cap: float, fraction: float, attempt: int
 ) -> None:
-    assert make_policy(base, cap, fraction).pause(attempt) == float(
+    assert create_policy(base, cap, fraction).pause(attempt) == float(
         reference_pause(base, cap, fraction, attempt)
     )
 
@@ -77,14 +77,14 @@ def test_pause_equals_the_exact_reference(
 def test_pause_is_between_zero_and_the_cap_and_never_decreases(
     base: float, cap: float, fraction: float, attempt: int
 ) -> None:
-    policy = make_policy(base, cap, fraction)
+    policy = create_policy(base, cap, fraction)
     assert 0 <= policy.pause(attempt) <= policy.pause(attempt + 1) <= cap
 
 
 @thorough
 @given(attempts=st.integers(1, 1000))
 def test_policy_allows_exactly_its_number_of_attempts(attempts: int) -> None:
-    policy = make_policy(1, 1, attempts=attempts)
+    policy = create_policy(1, 1, attempts=attempts)
     attempt = 1
     while not policy.is_exhausted(attempt):
         attempt += 1

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
+from tests.factories import HOUR, NOON
 
 from mailer.dispatch.send_policy import (
     LEASE_MARGIN,
@@ -25,8 +26,6 @@ from mailer.mailing.model import END_MARGIN, OnUnknown, RunningMailing
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import ClaimedMessage, MessageResult
 
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 CLAIM = ClaimedMessage(
     id=7,
     mailing_id=3,
@@ -270,7 +269,7 @@ class Case(NamedTuple):
     now: datetime
 
 
-def make_case(  # noqa: PLR0913  # everything that influences the decision
+def create_case(  # noqa: PLR0913  # everything that influences the decision
     *,
     now: datetime,
     attempts: int,
@@ -296,7 +295,7 @@ moments = (quarters_ahead | st.integers(0, 365 * 86_400_000)).map(
     lambda number: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(milliseconds=number)
 )
 cases = st.builds(
-    make_case,
+    create_case,
     now=moments,
     attempts=st.integers(1, 8),
     lease=spans,

@@ -13,8 +13,10 @@ from mailer.statuses import (
     FAILURES,
     MESSAGE_STATUSES,
     NOT_FINAL,
+    NOT_SCHEDULED,
     OPEN,
     OUTCOMES,
+    RETRYABLE,
     STATUSES,
     MessageCounts,
     MessageStatus,
@@ -25,7 +27,7 @@ from mailer.statuses import (
 ROOT = Path(__file__).parents[2]
 SCHEMA = (ROOT / "docs" / "schema.sql").read_text()
 STYLES = (ROOT / "src" / "mailer" / "web" / "static" / "pages.css").read_text()
-MESSAGE_PAGE = ROOT / "src" / "mailer" / "admin" / "templates" / "mailings" / "message.html"
+PAGES = ROOT / "src" / "mailer" / "admin" / "templates" / "mailings"
 DASHBOARD = (ROOT / "deploy" / "grafana" / "mailer.json").read_text()
 ALERTS = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text()
 README = (ROOT / "README.md").read_text()
@@ -97,16 +99,26 @@ def test_totals_of_settled_mailings_have_every_outcome() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MESSAGE_STATUSES if name != "scheduled"])
 def test_pages_have_a_colour_for_the_status(name: str) -> None:
-    assert f"  --{name}: light-dark(" in STYLES
+    assert re.search(rf"  --{name}: (light-dark|var)\(", STYLES)
     assert f".{name} {{ --status: var(--{name}); }}" in STYLES
 
 
 def test_the_page_of_a_message_explains_every_status() -> None:
-    history, future = MESSAGE_PAGE.read_text().split('{{ _("What happens next") }}')
+    history, future = (PAGES / "message.html").read_text().split('{{ _("What happens next") }}')
     for name in MESSAGE_STATUSES:
         assert name == "scheduled" or f'message.status == "{name}"' in history, name
     for name in NOT_FINAL:
         assert f'message.status == "{name}"' in future, name
+
+
+def test_the_confirmation_of_a_retry_explains_every_status_that_is_retried() -> None:
+    explained = re.findall(r"n=mailing\.(\w+)_messages", (PAGES / "retry.html").read_text())
+    assert set(explained) == {*RETRYABLE}
+
+
+def test_the_bar_of_a_mailing_shows_every_status_but_scheduled() -> None:
+    assert {*NOT_SCHEDULED, "scheduled"} == {*MESSAGE_STATUSES}
+    assert NOT_SCHEDULED[: len(OUTCOMES)] == OUTCOMES
 
 
 def test_the_dashboard_shows_every_outcome() -> None:

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.examples import EXAMPLES, thorough
+from tests.factories import DAY, HOUR
 
 from mailer.mailing.window import SendingWindow, _offset_changes_of_month, offsets_of
 
-DAY = timedelta(days=1)
-HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
 
 

@@ -12,7 +12,7 @@ from mailer.access.model import ActorKind
 from mailer.db.access import audit
 from mailer.db.paging import Cursor, RowPage, fetch_page
 
-MAX_COUNTED = 10_000
+MAX_COUNTED_ENTRIES = 10_000
 """Entries that are counted at most; a count of one more means "more than this"."""
 
 
@@ -74,9 +74,9 @@ def to_entry(row: Row[Any]) -> AuditEntry:
 async def page(connection: AsyncConnection, position: Cursor, **equal: str | int) -> RowPage:
     """Return a page of the entries whose columns equal the given values, newest first.
 
-    At most `MAX_COUNTED` + 1 entries are counted, because the log only grows.
+    At most `MAX_COUNTED_ENTRIES` + 1 entries are counted, because the log only grows.
     """
     rows = select(audit).filter_by(**equal)
-    counted = rows.with_only_columns(audit.c.id).limit(MAX_COUNTED + 1).subquery()
+    counted = rows.with_only_columns(audit.c.id).limit(MAX_COUNTED_ENTRIES + 1).subquery()
     count = (await connection.execute(select(func.count()).select_from(counted))).scalar_one()
     return await fetch_page(connection, rows, audit.c.id, position, count=count)

@@ -14,8 +14,8 @@ from mailer.clock import database_clock
 from mailer.errors import ConflictError
 from mailer.validation import check
 
-KEY_COLUMNS = ("id", "name", "scope", "created (UTC)", "last used", "expires", "state")
-USER_COLUMNS = ("id", "name", "role", "last sign-in (UTC)", "sessions", "state")
+KEY_TABLE_HEADER = ("id", "name", "scope", "created (UTC)", "last used", "expires", "state")
+USER_TABLE_HEADER = ("id", "name", "role", "last sign-in (UTC)", "sessions", "state")
 
 
 class AmbiguousUserError(ConflictError):
@@ -55,7 +55,7 @@ async def list_keys(engine: AsyncEngine) -> list[str]:
     async with engine.connect() as connection:
         all_keys = await keys.list_all(connection)
     now = database_clock.now()
-    return list(_table([KEY_COLUMNS, *(_row(key, now) for key in all_keys)]))
+    return list(_table([KEY_TABLE_HEADER, *(_row(key, now) for key in all_keys)]))
 
 
 async def revoke_key(engine: AsyncEngine, name: str) -> None:
@@ -141,7 +141,7 @@ async def list_users(engine: AsyncEngine) -> list[str]:
         )
         for user in all_users
     ]
-    return list(_table([USER_COLUMNS, *rows]))
+    return list(_table([USER_TABLE_HEADER, *rows]))
 
 
 async def _change(

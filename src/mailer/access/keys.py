@@ -68,7 +68,7 @@ class KeyNameTakenError(ConflictError):
     """Another key that is not revoked has this name."""
 
 
-COLUMNS = [api_key.c[name] for name in Key.__struct_fields__]
+KEY_COLUMNS = [api_key.c[name] for name in Key.__struct_fields__]
 
 
 async def create(connection: AsyncConnection, new: NewKey, by: Actor) -> tuple[Key, str]:
@@ -78,7 +78,7 @@ async def create(connection: AsyncConnection, new: NewKey, by: Actor) -> tuple[K
     """
     secret = new_secret(KEY_PREFIX)
     values = msgspec.structs.asdict(new)
-    statement = insert(api_key).values(**values, digest=digest(secret)).returning(*COLUMNS)
+    statement = insert(api_key).values(**values, digest=digest(secret)).returning(*KEY_COLUMNS)
     try:
         key = Key(**(await connection.execute(statement)).mappings().one())
     except IntegrityError as error:
@@ -95,7 +95,7 @@ async def revoke(connection: AsyncConnection, key_id: int, by: Actor) -> Key:
         update(api_key)
         .where(api_key.c.id == key_id, api_key.c.revoked_at.is_(None))
         .values(revoked_at=func.now())
-        .returning(*COLUMNS)
+        .returning(*KEY_COLUMNS)
     )
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
@@ -123,7 +123,7 @@ async def find_by_name(connection: AsyncConnection, name: str) -> Key:
 
 
 async def _get_active(connection: AsyncConnection, condition: ColumnElement[bool]) -> Key:
-    statement = select(*COLUMNS).where(condition, api_key.c.revoked_at.is_(None))
+    statement = select(*KEY_COLUMNS).where(condition, api_key.c.revoked_at.is_(None))
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         raise KeyNotFoundError
@@ -132,7 +132,7 @@ async def _get_active(connection: AsyncConnection, condition: ColumnElement[bool
 
 async def list_all(connection: AsyncConnection) -> list[Key]:
     """Return all keys, newest first."""
-    rows = await connection.execute(select(*COLUMNS).order_by(api_key.c.id.desc()))
+    rows = await connection.execute(select(*KEY_COLUMNS).order_by(api_key.c.id.desc()))
     return [Key(**row) for row in rows.mappings()]
 
 
@@ -148,7 +148,7 @@ async def list_recent(connection: AsyncConnection) -> tuple[list[Key], int]:
         .order_by(api_key.c.id.desc())
         .limit(MAX_LISTED_REVOKED)
     )
-    statement = select(*COLUMNS).where(~is_revoked | api_key.c.id.in_(newest_revoked))
+    statement = select(*KEY_COLUMNS).where(~is_revoked | api_key.c.id.in_(newest_revoked))
     rows = await connection.execute(statement.order_by(api_key.c.id.desc()))
     count = select(func.count()).select_from(api_key).where(is_revoked)
     revoked = (await connection.execute(count)).scalar_one()

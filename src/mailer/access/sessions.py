@@ -29,7 +29,7 @@ class Session(msgspec.Struct, frozen=True):
     seen_at: datetime
 
 
-COLUMNS = [session.c[name] for name in Session.__struct_fields__]
+SESSION_COLUMNS = [session.c[name] for name in Session.__struct_fields__]
 # seen_at is written once a minute at most, because a page sends many requests.
 AUTHENTICATE_SESSION = text("""
     WITH found AS (
@@ -95,7 +95,7 @@ async def authenticate(
 
 async def list_of_user(connection: AsyncConnection, user_id: int) -> list[Session]:
     """Return the open sessions of a user, newest first."""
-    statement = select(*COLUMNS).where(session.c.user_id == user_id, is_open())
+    statement = select(*SESSION_COLUMNS).where(session.c.user_id == user_id, is_open())
     rows = await connection.execute(statement.order_by(session.c.created_at.desc()))
     return [Session(**row) for row in rows.mappings()]
 

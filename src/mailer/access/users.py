@@ -93,7 +93,7 @@ class ExternalRoleError(ConflictError):
     """The OpenID provider sets the role of the user at each sign-in."""
 
 
-COLUMNS = [app_user.c[name] for name in User.__struct_fields__ if name != "sessions"]
+USER_COLUMNS = [app_user.c[name] for name in User.__struct_fields__ if name != "sessions"]
 
 
 async def create(
@@ -101,7 +101,7 @@ async def create(
 ) -> User:
     """Create a user; `password` is the hash to store. Raises `UserNameTakenError`."""
     values = {"name": name, "role": role}
-    statement = insert(app_user).values(**values, password_hash=password).returning(*COLUMNS)
+    statement = insert(app_user).values(**values, password_hash=password).returning(*USER_COLUMNS)
     try:
         user = User(**(await connection.execute(statement)).mappings().one())
     except IntegrityError as error:
@@ -127,7 +127,7 @@ async def page(connection: AsyncConnection, position: Cursor) -> RowPage:
 
 async def get(connection: AsyncConnection, user_id: int, *, lock: bool = False) -> User:
     """Return a user, with its row locked if `lock`; raises `UserNotFoundError`."""
-    statement = select(*COLUMNS).where(app_user.c.id == user_id)
+    statement = select(*USER_COLUMNS).where(app_user.c.id == user_id)
     if lock:
         statement = statement.with_for_update()
     row = (await connection.execute(statement)).mappings().one_or_none()
@@ -141,20 +141,19 @@ async def find_by_name(connection: AsyncConnection, name: str) -> list[User]:
 
     Several users of an OpenID provider may have the same name.
     """
-    statement = select(*COLUMNS).where(_has_name(name))
-    order = (app_user.c.issuer.is_not(None), _matches_only_normalized(name), app_user.c.id)
+    statement = select(*USER_COLUMNS).where(_has_name(name))
+    order = (app_user.c.issuer.is_not(None), app_user.c.id)
     rows = await connection.execute(statement.order_by(*order))
     return [User(**row) for row in rows.mappings()]
 
 
 async def find_password_hash(connection: AsyncConnection, name: str) -> tuple[User, str] | None:
     """Return the local user with a name and the password hash; None if there is none."""
-    statement = select(*COLUMNS, app_user.c.password_hash).where(_is_local_with_name(name))
-    statement = statement.order_by(_matches_only_normalized(name)).limit(1)
+    statement = select(*USER_COLUMNS, app_user.c.password_hash).where(_is_local_with_name(name))
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         return None
-    return User(**{column.name: row[column.name] for column in COLUMNS}), row["password_hash"]
+    return User(**{column.name: row[column.name] for column in USER_COLUMNS}), row["password_hash"]
 
 
 async def has_password_users(connection: AsyncConnection) -> bool:
@@ -255,7 +254,7 @@ def _select_with_sessions() -> Select[Any]:
     """Select users with their numbers of open sessions."""
     is_open = (session.c.user_id == app_user.c.id) & sessions.is_open()
     open_sessions = select(func.count()).where(is_open).scalar_subquery()
-    return select(*COLUMNS, open_sessions.label("sessions"))
+    return select(*USER_COLUMNS, open_sessions.label("sessions"))
 
 
 async def _get_other(connection: AsyncConnection, user_id: int, by: Actor) -> User:
@@ -268,7 +267,7 @@ async def _get_other(connection: AsyncConnection, user_id: int, by: Actor) -> Us
         return await get(connection, user_id, lock=True)
     if by.id == user_id:
         raise OwnUserError
-    statement = select(*COLUMNS).where(app_user.c.id.in_((user_id, by.id)))
+    statement = select(*USER_COLUMNS).where(app_user.c.id.in_((user_id, by.id)))
     statement = statement.order_by(app_user.c.id).with_for_update()  # one order: no deadlock
     users = {row["id"]: User(**row) for row in (await connection.execute(statement)).mappings()}
     own = users.get(by.id)
@@ -287,16 +286,9 @@ def _is_local_with_name(name: str) -> ColumnElement[bool]:
     return _has_name(name) & app_user.c.issuer.is_(None)
 
 
-def _matches_only_normalized(name: str) -> ColumnElement[bool]:
-    return func.lower(app_user.c.name) != func.lower(name)
-
-
 def _has_name(name: str) -> ColumnElement[bool]:
-    """Compare names without case, both as given and normalized.
-
-    Rows of older versions may hold names that are not normalized.
-    """
-    return func.lower(app_user.c.name).in_((func.lower(name), func.lower(clean_name(name))))
+    """Compare names without case. Stored names are normalized."""
+    return func.lower(app_user.c.name) == func.lower(clean_name(name))
 
 
 def _target(user: User) -> audit.Target:

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 
 from mailer.admin.language import gettext, gettext_noop
 
-MAILING_STATUSES = {
+MAILING_STATUS_LABELS = {
     "scheduled": gettext_noop("Scheduled"),
     "running": gettext_noop("Running"),
     "paused": gettext_noop("Paused"),
     "finished": gettext_noop("Finished"),
     "cancelled": gettext_noop("Cancelled"),
 }
-REASONS = {
+REASON_LABELS = {
     "timeout": gettext_noop("no answer in time"),
     "connection_lost": gettext_noop("the connection was lost before the answer"),
     "connection_failed": gettext_noop("the gateway could not be reached"),
@@ -28,18 +28,18 @@ REASONS = {
     "restored": gettext_noop("the database was restored"),
     "no_gateway": gettext_noop("no gateway is configured"),
 }
-SCOPES = {
+SCOPE_LABELS = {
     "read": gettext_noop("Read clients, mailings and messages"),
     "write": gettext_noop("Also create and change clients and mailings"),
     "admin": gettext_noop("Full access to the API"),
 }
-ACTORS = {
+ACTOR_LABELS = {
     "key": gettext_noop("API key"),
     "user": gettext_noop("User"),
     "command": gettext_noop("Command line"),
     "anonymous": gettext_noop("Anonymous"),
 }
-TARGETS = {
+TARGET_LABELS = {
     "mailing": gettext_noop("Mailing"),
     "client": gettext_noop("Client"),
     "directory": gettext_noop("Clients"),
@@ -48,7 +48,7 @@ TARGETS = {
     "database": gettext_noop("Database"),
     "gateway": gettext_noop("Gateway"),
 }
-ACTIONS = {
+ACTION_LABELS = {
     "mailing_created": gettext_noop("Mailing created"),
     "mailing_changed": gettext_noop("Mailing changed"),
     "mailing_paused": gettext_noop("Mailing paused"),
@@ -77,7 +77,7 @@ ACTIONS = {
     "sending_resumed": gettext_noop("Sending allowed after a restore"),
 }
 """Actions in the audit log."""
-FIELD_NAMES = {
+FIELD_LABELS = {
     "name": gettext_noop("Name"),
     "scope": gettext_noop("Scope"),
     "role": gettext_noop("Role"),
@@ -104,13 +104,13 @@ FIELD_NAMES = {
     "held_since": gettext_noop("Held since"),
 }
 """Fields in the audit log, in the order in which the page shows them."""
-ON_UNKNOWN = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
+ON_UNKNOWN_LABELS = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
 """The choice of a mailing for messages whose delivery is unknown."""
 GATEWAY_ANSWERS = {
     "http": gettext_noop("the gateway answered {}"),
     "rejected": gettext_noop("the gateway rejected it with {}"),
 }
-ROLES = {
+ROLE_LABELS = {
     "viewer": gettext_noop("Viewer"),
     "operator": gettext_noop("Operator"),
     "admin": gettext_noop("Admin"),
@@ -141,7 +141,7 @@ def reason_label(name: str) -> str:
     """Return the label of a reason; a reason without a label is returned unchanged."""
     if answer := _ANSWER_REASON.fullmatch(name):
         return gettext(GATEWAY_ANSWERS[answer[1]]).format(answer[2])
-    return gettext(REASONS[name]) if name in REASONS else name
+    return gettext(REASON_LABELS[name]) if name in REASON_LABELS else name
 
 
 def label_lookup(names: Mapping[str, str]) -> Callable[[str], str]:

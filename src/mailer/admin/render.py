@@ -144,17 +144,18 @@ class PageContext(msgspec.Struct, frozen=True):
     def render(self, template: str, **variables: object) -> str:
         """Return the HTML of a template in the viewer's language."""
         with use_language(self.viewer.language):
-            return "".join(self._generate(template, variables))
+            return "".join(self.render_parts(template, **variables))
 
     async def _render_in_slices(self, template: str, **variables: object) -> str:
         """Return the HTML of a template; other tasks run while it is rendered."""
         with use_language(self.viewer.language):
-            return await run_in_slices(_join(self._generate(template, variables)))
+            return await run_in_slices(_join(self.render_parts(template, **variables)))
 
-    def _generate(self, template: str, variables: Mapping[str, object]) -> Iterator[str]:
+    def render_parts(self, template: str, **variables: object) -> Iterator[str]:
         """Return the parts of a template's HTML, each rendered when it is read.
 
-        The state of the gateway is read once, so that all parts show the same.
+        They are in the current language. The state of the gateway is read once, so that all parts
+        show the same.
         """
         gateway = (
             GatewayStatus(is_set=False) if self.channel is None else self.channel.breaker.status()
@@ -178,7 +179,7 @@ async def provide_page_context(
     engine: NamedDependency[AsyncEngine],
 ) -> PageContext:
     """Return the context of a page for this request."""
-    context = make_page_context(request, channel)
+    context = create_page_context(request, channel)
     if not context.may("write") or context.is_fragment or request.method not in SAFE_METHODS:
         return context
     async with engine.connect() as connection:
@@ -186,7 +187,7 @@ async def provide_page_context(
     return msgspec.structs.replace(context, is_held=hold is not None)
 
 
-def make_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
+def create_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
     """Return the context of a page without what is read from the database."""
     query = request.url.query
     return PageContext(
@@ -316,14 +317,14 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "translate": translate_message,
     "terms": split_terms,
     "reason": labels.reason_label,
-    "scope": labels.label_lookup(labels.SCOPES),
-    "actor": labels.label_lookup(labels.ACTORS),
-    "target": labels.label_lookup(labels.TARGETS),
-    "action": labels.label_lookup(labels.ACTIONS),
-    "field_name": labels.label_lookup(labels.FIELD_NAMES),
-    "on_unknown": labels.label_lookup(labels.ON_UNKNOWN),
-    "role": labels.label_lookup(labels.ROLES),
+    "scope": labels.label_lookup(labels.SCOPE_LABELS),
+    "actor": labels.label_lookup(labels.ACTOR_LABELS),
+    "target": labels.label_lookup(labels.TARGET_LABELS),
+    "action": labels.label_lookup(labels.ACTION_LABELS),
+    "field_name": labels.label_lookup(labels.FIELD_LABELS),
+    "on_unknown": labels.label_lookup(labels.ON_UNKNOWN_LABELS),
+    "role": labels.label_lookup(labels.ROLE_LABELS),
     "browser": labels.browser_name,
-    "mailing_status": lambda status: gettext(labels.MAILING_STATUSES[status]),
+    "mailing_status": lambda status: gettext(labels.MAILING_STATUS_LABELS[status]),
     "message_status": lambda status: gettext(statuses.STATUSES[status].label),
 }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litestar import Request, Response, Router, post
+from litestar import MediaType, Request, Response, Router, post
 from litestar.datastructures import Cookie
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
@@ -19,7 +19,7 @@ from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.messages import MessageList
 from mailer.admin.redirects import own_path, redirect_back_url
-from mailer.admin.render import make_page_context, provide_page_context
+from mailer.admin.render import create_page_context, provide_page_context
 from mailer.admin.system.audit import Audit
 from mailer.admin.system.gateway import GatewayPage
 from mailer.admin.system.index import System
@@ -36,7 +36,7 @@ from mailer.errors import MailerError
 from mailer.web.problems import problem_of
 
 COOKIE_MAX_AGE = 365 * 24 * 3600
-API, JSON, HTML = "/api/", "application/json", "text/html"
+API = "/api/"
 
 
 @post("/preferences", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
@@ -62,7 +62,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
     A browser that is not signed in is redirected to the sign-in page, and from there back.
     """
     response = problem_of(request, error)
-    accepts_html = request.accept.best_match([JSON, HTML]) == HTML
+    accepts_html = request.accept.best_match([MediaType.JSON, MediaType.HTML]) == MediaType.HTML
     if response.status_code == HTTP_401_UNAUTHORIZED and _is_page(request):
         sign_in_url = redirect_back_url("/login", request)
         if "HX-Request" in request.headers:
@@ -74,7 +74,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         return response
     if not request.app.state.is_auth_enabled:  # the auth middleware skips unknown paths
         request.scope["user"] = anonymous(request)
-    context = make_page_context(request, request.app.state.channel)
+    context = create_page_context(request, request.app.state.channel)
     return context.render_problem("error.html", response)
 
 

@@ -28,7 +28,7 @@ MIN_PHONE_DIGITS = 7
 """A column name with this many digits may be a phone, from a file without a header."""
 
 TOO_LONG = f"is longer than {MAX_RECORD_LENGTH} characters"
-MALFORMED = "is not well-formed CSV: a quote or a line's end is out of place"
+MALFORMED_CSV = "is not well-formed CSV: a quote or a line's end is out of place"
 
 
 class UnreadableRecord(NamedTuple):
@@ -126,7 +126,7 @@ class CsvReader:
         except csv.Error:
             if self._parser.is_unfinished:
                 return UNFINISHED
-            return number, UnreadableRecord(MALFORMED, line)
+            return number, UnreadableRecord(MALFORMED_CSV, line)
         return self._to_record(number, line, row)
 
     def _to_record(self, number: int, line: str, row: list[str]) -> Record | None:
@@ -183,7 +183,7 @@ class CsvReader:
         line after all open lines.
         """
         number = next_number - len(self._open_lines)
-        yield number, UnreadableRecord(MALFORMED, self._pop_open_line())
+        yield number, UnreadableRecord(MALFORMED_CSV, self._pop_open_line())
         while self._open_lines:
             number += 1
             record = self._parse_line(number, self._open_lines[0])
@@ -212,7 +212,7 @@ class CsvReader:
         try:
             row = self._parser.parse(text)
         except csv.Error as error:
-            raise _header_error(MALFORMED) from error
+            raise _header_error(MALFORMED_CSV) from error
         while row and not _column_name(row[-1]):
             row.pop()
         header = [_column_name(name) for name in row]

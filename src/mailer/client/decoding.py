@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 Encoding: TypeAlias = Literal["UTF-8", "UTF-16", "windows-1251"]
 """The supported encodings, by their IANA names."""
 
-SAMPLE_SIZE = 16 * 1024
+DETECTION_BYTES = 16 * 1024
 """Bytes that decide between UTF-8 and windows-1251, counted from about the first non-ASCII byte."""
 MAX_BOM_LENGTH = 3
 """Bytes of the longest byte order mark."""
@@ -43,7 +43,7 @@ class TextDecoder:
             if len(self._pending) < MAX_BOM_LENGTH:
                 return ""
             self._check_start()
-        if self._needs_detection() and len(self._pending) < SAMPLE_SIZE:
+        if self._needs_detection() and len(self._pending) < DETECTION_BYTES:
             return ""
         return self._decode_pending()
 

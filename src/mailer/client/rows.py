@@ -28,7 +28,7 @@ from mailer.validation import check
 CSV_COLUMNS = ("phone", "operator_code", "tag", "time_zone")
 MAX_REPORTED_LINES = 100
 """Rejected lines listed in a report; further ones are only counted."""
-MAX_VALUE_LENGTH = 64
+MAX_REPORTED_VALUE_LENGTH = 64
 """Characters of a wrong value shown in a report."""
 
 
@@ -135,9 +135,9 @@ def _tag_columns(tag: str) -> tuple[str | None, str | None]:
 
 def _excerpt(value: str) -> str:
     """Return the start of a value on one line; non-printable characters become U+FFFD."""
-    start = value[: MAX_VALUE_LENGTH + 1]
+    start = value[: MAX_REPORTED_VALUE_LENGTH + 1]
     start = "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in start)
-    return start if len(start) <= MAX_VALUE_LENGTH else f"{start[:-2]}…"
+    return start if len(start) <= MAX_REPORTED_VALUE_LENGTH else f"{start[:-2]}…"
 
 
 def _compile_rule(annotation: object) -> Callable[[str], bool]:

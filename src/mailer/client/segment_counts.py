@@ -10,24 +10,24 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import SEGMENT_MERGE_LOCK
 
-SEGMENTS = table(
+ALL_SEGMENT_COUNTS = table(
     "all_segment_counts", *map(column, ("operator_code", "tag", "time_zone", "clients"))
 )
 """A view of counts and deltas. A segment may have several rows; their sum is its size."""
 
 
 async def count(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> int:
-    """Return the number of clients that meet all conditions on `SEGMENTS`."""
-    statement = select(func.coalesce(func.sum(SEGMENTS.c.clients), 0)).where(*conditions)
+    """Return how many clients meet all conditions on `ALL_SEGMENT_COUNTS`."""
+    statement = select(func.coalesce(func.sum(ALL_SEGMENT_COUNTS.c.clients), 0)).where(*conditions)
     return int((await connection.execute(statement)).scalar_one())
 
 
 async def count_by_zone(
     connection: AsyncConnection, *conditions: ColumnElement[bool]
 ) -> dict[str, int]:
-    """Return the number of clients that meet all conditions on `SEGMENTS`, by time zone."""
-    clients = func.sum(SEGMENTS.c.clients)
-    time_zone = SEGMENTS.c.time_zone
+    """Return how many clients meet all conditions on `ALL_SEGMENT_COUNTS`, by time zone."""
+    clients = func.sum(ALL_SEGMENT_COUNTS.c.clients)
+    time_zone = ALL_SEGMENT_COUNTS.c.time_zone
     statement = (
         select(time_zone, clients).where(*conditions).group_by(time_zone).having(clients > 0)
     )
@@ -38,7 +38,7 @@ async def count_by_zone(
 MERGE_LOCK = {"lock": SEGMENT_MERGE_LOCK}
 HAS_DELTAS_AND_LOCK = text("""
     SELECT EXISTS (SELECT FROM segment_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
-MERGE_DELTAS = text("""
+MERGE_SEGMENT_DELTAS = text("""
     WITH deltas AS (
         DELETE FROM segment_count_delta
         WHERE ctid = ANY (ARRAY(SELECT ctid FROM segment_count_delta LIMIT :limit))
@@ -57,5 +57,5 @@ async def merge_deltas(connection: AsyncConnection, limit: int) -> None:
     if not (await connection.execute(HAS_DELTAS_AND_LOCK, MERGE_LOCK)).scalar_one():
         return
     # only a merge can make a count zero
-    if 0 in (await connection.scalars(MERGE_DELTAS, {"limit": limit})).all():
+    if 0 in (await connection.scalars(MERGE_SEGMENT_DELTAS, {"limit": limit})).all():
         await connection.execute(DELETE_EMPTY)

@@ -28,7 +28,7 @@ from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from mailer.text import fold_label
 
 COMPUTED_COLUMNS = {"tag": func.coalesce(client.c.tag_written, client.c.tag).label("tag")}
-COLUMNS = [COMPUTED_COLUMNS.get(name, client.c[name]) for name in Client.__struct_fields__]
+CLIENT_COLUMNS = [COMPUTED_COLUMNS.get(name, client.c[name]) for name in Client.__struct_fields__]
 NOT_DELETED = client.c.deleted_at.is_(None)
 
 
@@ -42,7 +42,7 @@ class PhoneTakenError(ConflictError):
 
 async def create(connection: AsyncConnection, new: NewClient) -> Client:
     """Create a client; raises `PhoneTakenError`."""
-    statement = insert(client).values(new.values()).returning(*COLUMNS)
+    statement = insert(client).values(new.values()).returning(*CLIENT_COLUMNS)
     return Client(**await _execute_write(connection, statement))
 
 
@@ -60,7 +60,7 @@ async def change(connection: AsyncConnection, client_id: int, changes: ClientCha
         update(client)
         .where(client.c.id == client_id, NOT_DELETED)
         .values(**values, updated_at=func.now())
-        .returning(*COLUMNS)
+        .returning(*CLIENT_COLUMNS)
     )
     return Client(**await _execute_write(connection, statement))
 
@@ -91,7 +91,7 @@ async def get(connection: AsyncConnection, client_id: int, *, lock: bool = False
 
     `lock` keeps other transactions from changing the client until this one ends.
     """
-    statement = select(*COLUMNS).where(client.c.id == client_id, NOT_DELETED)
+    statement = select(*CLIENT_COLUMNS).where(client.c.id == client_id, NOT_DELETED)
     if lock:
         statement = statement.with_for_update()
     row = (await connection.execute(statement)).mappings().one_or_none()
@@ -125,15 +125,17 @@ async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> R
     filters = normalize_filter(filters)
     count = None
     if "phone" not in filters:
-        in_segment = (segment_counts.SEGMENTS.c[name] == value for name, value in filters.items())
+        in_segment = (
+            segment_counts.ALL_SEGMENT_COUNTS.c[name] == value for name, value in filters.items()
+        )
         count = await segment_counts.count(connection, *in_segment)
     # Each of two filters may match many clients, and both together only a few. So the ids of the
     # page are found in the index alone, and the other columns read for those ids only.
     has_several_filters = len(filters) > 1
-    rows = select(*([client.c.id] if has_several_filters else COLUMNS)).where(
+    rows = select(*([client.c.id] if has_several_filters else CLIENT_COLUMNS)).where(
         NOT_DELETED, *(client.c[name] == value for name, value in filters.items())
     )
-    page_columns = COLUMNS if has_several_filters else ()
+    page_columns = CLIENT_COLUMNS if has_several_filters else ()
     return await fetch_page(
         connection, rows, client.c.id, cursor, count=count, page_columns=page_columns
     )

@@ -24,7 +24,7 @@ from mailer.urls import is_loopback
 
 log = structlog.get_logger()
 
-COMMAND_TIMEOUT = 30.0
+SMTP_COMMAND_TIMEOUT = 30.0
 """Seconds to wait for each answer of the mail server."""
 SEND_TIMEOUT = 120.0
 """Seconds for the whole delivery of a mail."""
@@ -98,7 +98,7 @@ class MailResult(msgspec.Struct, frozen=True):
     """Permanently refused recipients, with the reply code."""
 
 
-def make_smtp_config(settings: Settings) -> SmtpConfig:
+def read_smtp_config(settings: Settings) -> SmtpConfig:
     """Return the mail configuration of the settings; raises `StartError` for a wrong setting.
 
     Default ports: 465 for smtps, 587 for smtp with a login, 25 otherwise.
@@ -174,8 +174,8 @@ async def send_report(
     is encrypted if the server offers that and it works. Raises `MailNotSentError` when the server
     neither accepted nor refused any recipient.
     """
-    message = _make_message(report, smtp, message_id)
-    client = _make_client(smtp, smtp.starts_tls)
+    message = _create_mail(report, smtp, message_id)
+    client = _create_smtp_client(smtp, smtp.starts_tls)
     try:
         async with asyncio.timeout(SEND_TIMEOUT):
             try:
@@ -187,7 +187,7 @@ async def send_report(
                     raise
                 log.warning("mail_not_encrypted", reason=_describe(error)[:MAX_REPLY_LENGTH])
                 client.close()
-                client = _make_client(smtp, starts_tls=False)
+                client = _create_smtp_client(smtp, starts_tls=False)
                 await client.connect()
             result = await _deliver(client, message, smtp.sender, recipients or smtp.recipients)
     except (aiosmtplib.SMTPException, OSError, UnicodeError) as error:
@@ -197,17 +197,19 @@ async def send_report(
         ) from error
     finally:
         await _close(client)
-    for event, codes in (("report_deferred", result.deferred), ("report_refused", result.refused)):
-        if codes:
-            log.warning(
-                event, day=report.day, recipients=len(codes), codes=sorted(set(codes.values()))
-            )
-    if result.accepted:
-        log.info("report_sent", day=report.day, recipients=len(result.accepted))
+    _log_result(report.day, result)
     return result
 
 
-def _make_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # it has three values
+def _log_result(day: date, result: MailResult) -> None:
+    for event, codes in (("report_deferred", result.deferred), ("report_refused", result.refused)):
+        if codes:
+            log.warning(event, day=day, recipients=len(codes), codes=sorted(set(codes.values())))
+    if result.accepted:
+        log.info("report_sent", day=day, recipients=len(result.accepted))
+
+
+def _create_smtp_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # it has three values
     return aiosmtplib.SMTP(
         hostname=smtp.host,
         port=smtp.port,
@@ -216,7 +218,7 @@ def _make_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP: 
         use_tls=smtp.is_tls,
         start_tls=starts_tls,
         validate_certs=smtp.validates_certificate,
-        timeout=COMMAND_TIMEOUT,
+        timeout=SMTP_COMMAND_TIMEOUT,
     )
 
 
@@ -243,7 +245,7 @@ async def _deliver(
     )
 
 
-def _make_message(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
+def _create_mail(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
     message = EmailMessage()
     outcomes = report.outcomes
     failed = sum(getattr(outcomes, name) for name in FAILURES)
@@ -275,7 +277,7 @@ async def report_command(settings: Settings, day: date, *, send: bool) -> str:
 
     Raises `StartError`, and `MailNotSentError` when a recipient did not get the mail.
     """
-    smtp = make_smtp_config(settings) if send else None
+    smtp = read_smtp_config(settings) if send else None
     zone = settings.report_time_zone
     source = DatabaseSource.of(settings)
     daily = await run_on_database(source, partial(daily_report, day=day, time_zone=zone))

@@ -6,11 +6,10 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from mailer import statuses
 from mailer.daily_report.report import DailyReport
-from mailer.statuses import MESSAGE_STATUSES, STATUSES, MessageCounts, OutcomeCounts
+from mailer.statuses import OUTCOMES, MessageCounts, OutcomeCounts
 
-COLOURS = {name: rules.colour for name, rules in STATUSES.items() if rules.colour}
-"""Colours of outcomes, from the left end of a bar to its right end."""
 MIN_WIDTH = 1.0
 """Percent of a whole bar, so that a few messages among many are visible."""
 
@@ -41,7 +40,7 @@ def bar_widths(counts: OutcomeCounts | MessageCounts, whole: int) -> Iterator[tu
     `whole` is the number of messages of a bar of full width. Each part is at least `MIN_WIDTH`
     wide; what these widths leave is divided in proportion. All parts together fit into the bar.
     """
-    occurring = {name: count for name in COLOURS if (count := getattr(counts, name))}
+    occurring = {name: count for name in OUTCOMES if (count := getattr(counts, name))}
     proportional = 100 - MIN_WIDTH * len(occurring)
     for name, count in occurring.items():
         yield name, MIN_WIDTH + proportional * count / whole
@@ -60,8 +59,7 @@ def _templates() -> Environment:
     templates.filters["moment"] = "{:%Y-%m-%d %H:%M}".format
     templates.filters["hour"] = _hour
     templates.filters["percent"] = _percent
-    templates.globals["statuses"] = MESSAGE_STATUSES
-    templates.globals["colours"] = COLOURS
+    templates.globals["statuses"] = statuses
     templates.globals["bar_widths"] = bar_widths
     return templates
 

@@ -11,25 +11,25 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db.engine import snapshot
 from mailer.db.schema import mailing
 from mailer.errors import FieldError, InvalidError
-from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Status
+from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
 from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
+from mailer.message.counters import HOUR_SECONDS
 from mailer.message.outcomes import count_by_hour, count_failures
 from mailer.statistics.model import Bucket, ReasonCount
 from mailer.statistics.service import counts_from_mailing, counts_from_row, sum_columns
-from mailer.statuses import OUTCOMES, MessageCounts, OutcomeCounts
+from mailer.statuses import OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
 
 MAX_LISTED = 50
 """Mailings that a report lists; sums include all mailings.
 
 Mail programs cut off mails that are longer than about 100 kB."""
-HOUR = 3_600  # seconds
 
 
 class ReportedMailing(msgspec.Struct, frozen=True):
     """A mailing as listed in a report: by its id, without its text."""
 
     id: int
-    status: Status
+    status: MailingStatus
     datetime_start: datetime
     datetime_end: datetime
     clients_count: int
@@ -155,7 +155,7 @@ async def _hours(
 ) -> list[Bucket]:
     """Return the outcomes of messages in each hour between two moments."""
     outcomes_by_hour = await count_by_hour(connection, start, end)
-    moments = range(int(start.timestamp()), int(end.timestamp()), HOUR)
+    moments = range(int(start.timestamp()), int(end.timestamp()), HOUR_SECONDS)
     return [
         Bucket(
             datetime.fromtimestamp(at, zone), OutcomeCounts.of(**outcomes_by_hour.get(index, {}))

@@ -75,10 +75,10 @@ RESCHEDULE = text("""
 class DailyMail:
     """Sends each day's report when it is due, at the time `at` in `time_zone`.
 
-    Only one worker sends each report; a row of the table `report` is its lease. If a worker ends or
-    loses the database after the mail server has accepted a mail and before that is recorded, the
-    mail is sent again. Both mails have the same Message-ID, so that mail programs can recognize the
-    duplicate.
+    Only one worker sends each report; a row of the table `daily_report` is its lease. If a worker
+    ends or loses the database after the mail server has accepted a mail and before that is
+    recorded, the mail is sent again. Both mails have the same Message-ID, so that mail programs can
+    recognize the duplicate.
     """
 
     def __init__(self, engine: AsyncEngine, smtp: SmtpConfig, at: time, time_zone: str) -> None:

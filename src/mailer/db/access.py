@@ -19,7 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from mailer.db.schema import metadata, one_of, timestamp, timestamp_now
+from mailer.db.schema import metadata, timestamp, timestamp_now
+from mailer.db.sql import one_of
 from mailer.roles import ROLES, SCOPES
 
 # API keys: credentials of programs. Only the digest of a key is stored. A key has 256 random bits,

@@ -1,12 +1,27 @@
 """Keyset pagination: the cost of a page does not depend on its position in the list."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, UnaryExpression, func, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    UnaryExpression,
+    asc,
+    desc,
+    func,
+    select,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.operators import desc_op
+
+Order = Callable[[ColumnElement[int]], UnaryExpression[int]]
+"""`asc` or `desc`."""
+
+MAX_BIGINT = 2**63 - 1
+"""Largest bigint of PostgreSQL; above any id."""
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -51,11 +66,11 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
     so that an index is enough to find them; the columns are read for the rows of the page only.
     """
 
-    def first_rows(rows: Select[Any], order: UnaryExpression[int]) -> Select[Any]:
-        selected = _select_first(rows, order, cursor.limit + 1, branches)
+    def first_rows(rows: Select[Any], order: Order) -> Select[Any]:
+        selected = _select_first(rows, key, order, cursor.limit + 1, branches)
         if not page_columns:
             return selected
-        return select(*page_columns).where(key.in_(selected.correlate(None))).order_by(order)
+        return select(*page_columns).where(key.in_(selected.correlate(None))).order_by(order(key))
 
     if count is None:
         counted = select(func.count()).select_from(rows.subquery())
@@ -64,11 +79,11 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
         return RowPage([], 0, has_older=False, has_newer=False)
     if cursor.after is not None:
         newer = rows.where(key > cursor.after)
-        fetched = list(await connection.execute(first_rows(newer, key.asc())))
+        fetched = list(await connection.execute(first_rows(newer, asc)))
         page = fetched[: cursor.limit][::-1]
         return RowPage(page, count, has_older=bool(page), has_newer=len(fetched) > len(page))
     older = rows if cursor.before is None else rows.where(key < cursor.before)
-    fetched = list(await connection.execute(first_rows(older, key.desc())))
+    fetched = list(await connection.execute(first_rows(older, desc)))
     page = fetched[: cursor.limit]
     has_newer = cursor.before is not None and bool(page)
     return RowPage(page, count, has_older=len(fetched) > len(page), has_newer=has_newer)
@@ -76,14 +91,14 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
 
 def _select_first(
     rows: Select[Any],
-    order: UnaryExpression[int],
+    key: ColumnElement[int],
+    order: Order,
     limit: int,
     branches: Sequence[ColumnElement[bool]],
 ) -> Select[Any]:
     """Return a query for the first `limit` rows, merged from the first rows of each branch."""
     if not branches:
-        return rows.order_by(order).limit(limit)
-    parts = (rows.where(branch).order_by(order).limit(limit).subquery() for branch in branches)
+        return rows.order_by(order(key)).limit(limit)
+    parts = (rows.where(branch).order_by(order(key)).limit(limit).subquery() for branch in branches)
     merged = union_all(*(select(part) for part in parts)).subquery()
-    by_id = merged.c.id.desc() if order.modifier is desc_op else merged.c.id.asc()
-    return select(merged).order_by(by_id).limit(limit)
+    return select(merged).order_by(order(merged.c.id)).limit(limit)

@@ -30,9 +30,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
-
-MAILING_STATUSES = ("scheduled", "running", "paused", "finished", "cancelled")
+from mailer.db.sql import one_of
+from mailer.statuses import MAILING_STATUSES, MESSAGE_STATUSES, OPEN, OUTCOMES
 
 OPEN_MAILING = "NOT is_closed AND deleted_at IS NULL"
 """Condition in indexes: a mailing of which something may still be sent."""
@@ -52,11 +51,6 @@ metadata = MetaData(
         "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
     }
 )
-
-
-def one_of(column: str, values: tuple[str, ...]) -> str:
-    """Return the SQL condition that a column has one of `values`."""
-    return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
 def timestamp(name: str, *, nullable: bool = False) -> Column[object]:
@@ -214,7 +208,8 @@ mailing = Table(
     ),
     CheckConstraint("NOT is_settled OR is_closed", name="settled_is_closed"),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
-    # for counts of mailings and their messages; the totals of settled mailings are stored
+    # for counts of mailings and their messages, because the totals of settled mailings are stored,
+    # and for the dispatcher, which closes and settles mailings
     Index("mailing_unsettled_idx", "id", postgresql_where=text(UNSETTLED_MAILING)),
     # for the dispatcher: only mailings that are not closed
     Index("mailing_open_idx", "id", postgresql_where=text(OPEN_MAILING)),

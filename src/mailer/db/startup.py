@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 COMMAND_TIMEOUT = 30.0
 """Seconds that a command waits for the database; the service waits without limit."""
 RETRY_INTERVAL = 1.0  # seconds
-LOG_REPEAT_INTERVAL = 30.0
+STARTUP_LOG_INTERVAL = 30.0
 """Seconds between two log lines while the database stays unavailable."""
 
 
@@ -135,7 +135,7 @@ async def prepare_database(
     while (reason := await _try_to_prepare(engine, source, on_ready)) is not None:
         if timeout is not None and now() - started_at >= timeout:
             raise UnavailableError(f"the database did not become ready: {reason.detail}")
-        if now() - logged_at >= LOG_REPEAT_INTERVAL:
+        if now() - logged_at >= STARTUP_LOG_INTERVAL:
             logged_at = now()
             log.warning("database_unavailable", at="start", reason=reason.detail)
         if on_wait is not None:

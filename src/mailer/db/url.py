@@ -18,10 +18,11 @@ from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 
-SCHEMES = ("postgresql://", "postgres://")
+from mailer.urls import MAX_PORT
+
+POSTGRESQL_SCHEMES = ("postgresql://", "postgres://")
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
 MAX_CONNECT_TIMEOUT = 300.0  # seconds
-MAX_PORT = 65_535
 MIN_LISTED_HOSTS = 2  # a URL with so many hosts has a list of servers
 
 AUTHORITY = re.compile(
@@ -98,28 +99,7 @@ def read_url(url: str) -> ConnectionTarget:
     _check_certificate(parameters)
     if parameters.get("load_balance_hosts", "disable") == "random":
         random.shuffle(hosts)
-    tls: dict[str, Any] = {}
-    if parameters.get("sslrootcert") == "system":
-        tls = {"ssl": _system_tls_context(parameters)}
-    dsn_parameters = {
-        name: value
-        for name, value in parameters.items()
-        if name in FORWARDED_PARAMETERS and name.startswith("ssl") and value
-    }
-    common = {
-        **{name: parameters[name] for name in ("user", "password") if parameters.get(name)},
-        **({"database": parameters["dbname"]} if parameters.get("dbname") else {}),
-        **{
-            name: parameters[name]
-            for name in ("passfile", "krbsrvname", "gsslib")
-            if parameters.get(name)
-        },
-        # the driver accepts these only in a URL
-        "dsn": "postgresql://?" + urlencode(dsn_parameters, quote_via=quote)
-        if dsn_parameters and not tls
-        else None,
-        **tls,
-    }
+    common = _common_arguments(parameters)
     session_attrs = parameters.get("target_session_attrs")
     if len(hosts) >= MIN_LISTED_HOSTS and session_attrs in {None, "any"}:
         session_attrs = "read-write"  # of several hosts only a writable one is useful
@@ -141,9 +121,35 @@ def read_url(url: str) -> ConnectionTarget:
     )
 
 
+def _common_arguments(parameters: dict[str, str]) -> dict[str, Any]:
+    """Return the arguments of asyncpg.connect that are the same for every host."""
+    tls: dict[str, Any] = {}
+    if parameters.get("sslrootcert") == "system":
+        tls = {"ssl": _system_tls_context(parameters)}
+    dsn_parameters = {
+        name: value
+        for name, value in parameters.items()
+        if name in FORWARDED_PARAMETERS and name.startswith("ssl") and value
+    }
+    return {
+        **{name: parameters[name] for name in ("user", "password") if parameters.get(name)},
+        **({"database": parameters["dbname"]} if parameters.get("dbname") else {}),
+        **{
+            name: parameters[name]
+            for name in ("passfile", "krbsrvname", "gsslib")
+            if parameters.get(name)
+        },
+        # the driver accepts these only in a URL
+        "dsn": "postgresql://?" + urlencode(dsn_parameters, quote_via=quote)
+        if dsn_parameters and not tls
+        else None,
+        **tls,
+    }
+
+
 def _read_parameters(url: str) -> dict[str, str]:
     """Return all parameters by libpq's names, from every part of the URL and from its service."""
-    scheme = next((scheme for scheme in SCHEMES if url.startswith(scheme)), None)
+    scheme = next((scheme for scheme in POSTGRESQL_SCHEMES if url.startswith(scheme)), None)
     match = AUTHORITY.fullmatch(url.removeprefix(scheme)) if scheme else None
     if match is None:
         raise ValueError("must be a URL that starts with postgresql:// or postgres://")

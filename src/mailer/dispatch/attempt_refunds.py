@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mailer.message.model import ClaimedMessage
 
 
-class FailedAttempt(NamedTuple):
+class RefundCandidate(NamedTuple):
     """A failure at a moment of a clock that never steps, in seconds."""
 
     channel: Hashable
@@ -23,12 +23,12 @@ class AttemptRefunds:
     """
 
     def __init__(self) -> None:
-        self._failed: list[FailedAttempt] = []
+        self._failed: list[RefundCandidate] = []
         self._confirmed: list[ClaimedMessage] = []
 
     def record_failure(self, channel: Hashable, claim: ClaimedMessage, at: float) -> None:
         """Record a failure that costs an attempt."""
-        self._failed.append(FailedAttempt(channel, at, claim))
+        self._failed.append(RefundCandidate(channel, at, claim))
 
     def record_success(self, channel: Hashable, started: float) -> None:
         """Record a successful request: failures before its start belong to no outage."""

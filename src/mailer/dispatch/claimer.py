@@ -18,9 +18,9 @@ from mailer.gateway.channel import Channel
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, MessageResult
 
-MAX_POLL_INTERVAL = 1.0
+MAX_CLAIM_POLL_INTERVAL = 1.0
 """Most seconds to wait for work, in case a signal is missed."""
-MIN_POLL_INTERVAL = 0.01
+MIN_CLAIM_POLL_INTERVAL = 0.01
 """Least seconds to wait for work: other workers may be claiming all due messages now."""
 
 
@@ -159,8 +159,10 @@ class Claimer:
         if not probe_pause:
             on_idle()
         due_at = self._scheduler.next_due()
-        pause = probe_pause or (MAX_POLL_INTERVAL if due_at is None else due_at - elapsed())
+        pause = probe_pause or (MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - elapsed())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(MAX_POLL_INTERVAL, max(MIN_POLL_INTERVAL, pause))):
+            async with asyncio.timeout(
+                min(MAX_CLAIM_POLL_INTERVAL, max(MIN_CLAIM_POLL_INTERVAL, pause))
+            ):
                 await self._has_work.wait()
         self._has_work.clear()

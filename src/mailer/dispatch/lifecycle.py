@@ -19,13 +19,13 @@ log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
-BATCH = 5_000
+LIFECYCLE_BATCH = 5_000
 """Most messages that one transaction ends or retries."""
 MAX_FINISH_CHECKS = 200
 """Most changed mailings that one iteration checks for being finished."""
-MAX_POLL_INTERVAL = 1.0
+MAX_LIFECYCLE_POLL_INTERVAL = 1.0
 """Most seconds to wait for work, in case a signal is missed."""
-MIN_POLL_INTERVAL = 0.02
+MIN_LIFECYCLE_POLL_INTERVAL = 0.02
 """Least seconds to wait for work: other workers may be doing all of it now."""
 ENQUEUE_ORDERS: tuple[audience.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
 """Orders in which chunks of large audiences are enqueued, one after the other."""
@@ -101,20 +101,26 @@ class Lifecycle:
             replan = partial(replanning.replan_chunk, skipped=self._skipped)
             has_messages |= bool(await self._run_step(replan))
         if to_do.must_retry:
-            retry = partial(retrying.retry_chunk, chunk=BATCH, skipped=self._skipped)
+            retry = partial(retrying.retry_chunk, chunk=LIFECYCLE_BATCH, skipped=self._skipped)
             has_messages |= bool(await self._run_step(retry))
         has_ended_messages = to_do.must_end_messages and await self._run_step(
-            lambda db: transitions.end_scheduled_messages(db, BATCH)
+            lambda db: transitions.end_scheduled_messages(db, LIFECYCLE_BATCH)
         )
         has_finished = to_do.must_finish and await self._finish(after, candidates)
         if has_started or has_messages or has_ended_messages or has_finished:
             return 0
         if to_do.has_work:
-            return max(MIN_POLL_INTERVAL, min(MAX_POLL_INTERVAL, self._next_large_at - elapsed()))
+            return max(
+                MIN_LIFECYCLE_POLL_INTERVAL,
+                min(MAX_LIFECYCLE_POLL_INTERVAL, self._next_large_at - elapsed()),
+            )
         return (
-            MAX_POLL_INTERVAL
+            MAX_LIFECYCLE_POLL_INTERVAL
             if to_do.seconds_until_next is None
-            else min(MAX_POLL_INTERVAL, max(MIN_POLL_INTERVAL, to_do.seconds_until_next))
+            else min(
+                MAX_LIFECYCLE_POLL_INTERVAL,
+                max(MIN_LIFECYCLE_POLL_INTERVAL, to_do.seconds_until_next),
+            )
         )
 
     async def _start_due(self) -> bool:
@@ -169,8 +175,11 @@ class Lifecycle:
         if finished is None or len(finished) == small_audiences.MAILINGS_PER_BATCH:
             self.check_finished(candidates)  # more of them may be finished
             finished = finished or []
-        for mailing_id, status in finished:
-            log.info("mailing_ended", mailing_id=mailing_id, status=status)
+        for mailing_id, change in finished:
+            if change == "settled":
+                log.info("mailing_settled", mailing_id=mailing_id)
+            else:
+                log.info("mailing_ended", mailing_id=mailing_id, status=change)
         return bool(finished)
 
     async def _run_step(

@@ -16,13 +16,13 @@ Loop = Literal["watch_running_mailings", "lifecycle", "claim", "record"]
 
 DB_RETRY_DELAY = 0.5
 """Seconds between attempts while the database is unavailable."""
-LOG_REPEAT_INTERVAL = 10.0
+FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines of one task while the database is unavailable."""
 FAILING_AFTER = 10.0
 """Seconds after a loop's first failure, without a success since, when it counts as failing."""
 IDLE_AFTER = 300.0
 """Seconds after a loop's last failure when it counts as idle: it has had nothing to do since."""
-REASONS: dict[Loop, str] = {
+LOOP_FAILURE_REASONS: dict[Loop, str] = {
     "watch_running_mailings": "Running mailings cannot be read, and nothing is sent; see the log.",
     "lifecycle": "Starting, planning or finishing mailings keeps failing; see the log.",
     "claim": "Messages cannot be claimed, and nothing is sent; see the log.",
@@ -35,7 +35,7 @@ class LoopFailures:
 
     def __init__(self) -> None:
         self._failures: dict[Loop, tuple[float, float]] = {}  # first and last failure
-        for loop in REASONS:
+        for loop in LOOP_FAILURE_REASONS:
             metrics.watch_job(loop, partial(self._age, loop))
 
     def record(self, loop: Loop, *, has_failed: bool) -> None:
@@ -53,7 +53,12 @@ class LoopFailures:
         Returns None when it is ready.
         """
         return next(
-            (REASONS[loop] for loop in REASONS if self._age(loop, now) >= FAILING_AFTER), None
+            (
+                LOOP_FAILURE_REASONS[loop]
+                for loop in LOOP_FAILURE_REASONS
+                if self._age(loop, now) >= FAILING_AFTER
+            ),
+            None,
         )
 
     def _age(self, loop: Loop, now: float | None = None) -> float:
@@ -73,6 +78,6 @@ def log_task_error(error: Exception, *, at: str) -> None:
     """
     if not is_unavailable(error):
         log.error("task_failed", at=at, **describe(error))
-    elif elapsed() - _logged_at.get(at, -LOG_REPEAT_INTERVAL) >= LOG_REPEAT_INTERVAL:
+    elif elapsed() - _logged_at.get(at, -FAILURE_LOG_INTERVAL) >= FAILURE_LOG_INTERVAL:
         _logged_at[at] = elapsed()
         log.warning("database_unavailable", at=at)

@@ -21,7 +21,7 @@ from mailer.message import trying
 
 log = structlog.get_logger()
 
-MAX_POLL_INTERVAL = 1.0
+MAX_READ_INTERVAL = 1.0
 """Most seconds between two reads of the mailings, in case a notification is missed."""
 FULL_READ_INTERVAL = 60.0
 """Seconds after which all mailings are read again: a deleted row leaves no trace of its change."""
@@ -123,7 +123,7 @@ class RunningMailings:
                     self._on_change(changed_ids)
                 self._failures.record("watch_running_mailings", has_failed=False)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(MAX_POLL_INTERVAL):
+                    async with asyncio.timeout(MAX_READ_INTERVAL):
                         await self._notified.wait()
         finally:
             connection.terminate()
@@ -194,7 +194,7 @@ class RunningMailings:
                 batch = await transitions.read_active(connection, after)
                 self._answered_at = elapsed()
                 mailings |= batch
-                after = max(batch) if len(batch) == transitions.BATCH else None
+                after = max(batch) if len(batch) == transitions.UNSETTLED_BATCH else None
             changed = {
                 mailing_id: mailing
                 for mailing_id, mailing in mailings.items()

@@ -22,7 +22,7 @@ from mailer.settings import Settings
 
 log = structlog.get_logger()
 
-BATCH = 5_000
+JOB_BATCH = 5_000
 """Most rows that one run of a job changes or deletes."""
 RETENTION_BATCH = 1_000
 """Most messages past their retention that one run deletes: few, because it is not urgent."""
@@ -77,14 +77,14 @@ def jobs(
         Job(
             "purge_mailings",
             2,
-            _in_transaction(engine, lambda database: transitions.purge(database, BATCH)),
+            _in_transaction(engine, lambda database: transitions.purge(database, JOB_BATCH)),
         ),
         Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
         Job("downsample_counters", 60, _in_transaction(engine, counters.downsample)),
         Job(
             "delete_expired",
             5,
-            _in_transaction(engine, lambda database: expiry.delete_expired(database, BATCH)),
+            _in_transaction(engine, lambda database: expiry.delete_expired(database, JOB_BATCH)),
         ),
     ]
     if limits.retention_days:
@@ -97,7 +97,7 @@ def jobs(
 
 async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:
     async with engine.begin() as connection:
-        rescued = await messages.rescue(connection, max_attempts, BATCH)
+        rescued = await messages.rescue(connection, max_attempts, JOB_BATCH)
     if rescued:
         log.warning("leases_expired", messages=rescued)
 

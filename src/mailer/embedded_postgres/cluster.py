@@ -27,7 +27,7 @@ from mailer.embedded_postgres.binaries import (
 from mailer.embedded_postgres.child import Child, SystemUser
 from mailer.embedded_postgres.postmaster import (
     PORT,
-    STOP_SIGNALS,
+    SHUTDOWN_SIGNALS,
     Postmaster,
     find_error_message,
     read_log_since,
@@ -259,7 +259,7 @@ async def _create_data(
         # Not in a thread: a thread would go on after this task is cancelled.
         _move_into_place(new, home / "data")
     finally:
-        await child.stop(*STOP_SIGNALS)
+        await child.stop(*SHUTDOWN_SIGNALS)
         await asyncio.to_thread(_remove_unfinished, home)
 
 

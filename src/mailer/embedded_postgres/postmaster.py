@@ -17,7 +17,8 @@ from mailer.errors import UnavailableError
 MAX_LOG_BYTES = 8 * 1024 * 1024
 START_TIMEOUT = 600.0  # seconds; recovery after a crash replays up to max_wal_size
 PREDECESSOR_TIMEOUT = 30.0  # seconds to wait for the end of the server of a killed mailer
-STOP_SIGNALS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))  # seconds each
+SHUTDOWN_SIGNALS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
+"""Signals that stop PostgreSQL, each with the seconds to wait after it."""
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 0.1, 30.0
 """Seconds before the server is restarted after it ended; the delay doubles with each attempt."""
 LOG_CHECK_INTERVAL = 60.0
@@ -97,7 +98,7 @@ class Postmaster:
     async def stop(self) -> None:
         """Stop the server: by a fast shutdown, then an immediate one, then SIGKILL."""
         if self._child is not None:
-            await self._child.stop(*STOP_SIGNALS)
+            await self._child.stop(*SHUTDOWN_SIGNALS)
 
     async def keep_running(self) -> None:
         """Restart the server whenever it ends, until cancelled."""
@@ -155,7 +156,7 @@ class Postmaster:
                     else:
                         return True
         except (TimeoutError, asyncpg.PostgresError) as error:
-            await child.stop(*STOP_SIGNALS)
+            await child.stop(*SHUTDOWN_SIGNALS)
             reason = str(error) or f"not ready after {START_TIMEOUT:.0f} s"
             message = f"PostgreSQL does not start on {self._data}: {reason}"
             raise UnavailableError(message) from error

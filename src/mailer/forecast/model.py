@@ -26,7 +26,7 @@ MAX_HORIZON = timedelta(days=60)
 """How far ahead a forecast simulates; longer times are not useful."""
 
 Reason = Literal["no_window", "no_time"]
-Key = TypeVar("Key", bound=Hashable)
+RoundedKey = TypeVar("RoundedKey", bound=Hashable)
 
 
 class RecipientGroup(msgspec.Struct, frozen=True):
@@ -212,7 +212,7 @@ def _by_size(shortfall: Shortfall) -> tuple[int, str, str]:
     return -shortfall.clients, shortfall.time_zone, shortfall.reason
 
 
-def _round(unreached: Mapping[Key, float]) -> dict[Key, int]:
+def _round(unreached: Mapping[RoundedKey, float]) -> dict[RoundedKey, int]:
     """Return unreached clients as whole numbers, by the largest remainder method.
 
     Their sum is the original sum, rounded up: a client who is reached in part is not reached.

@@ -15,9 +15,9 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers as database_workers
-from mailer.db.counts import add_up
 from mailer.db.engine import snapshot
 from mailer.db.schema import OPEN_MAILING
+from mailer.db.sql import add_up
 from mailer.forecast.model import Forecast, RecipientGroup, forecast
 from mailer.gateway.channel import Channel
 from mailer.gateway.throughput import ThroughputEstimate

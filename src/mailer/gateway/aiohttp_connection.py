@@ -3,7 +3,7 @@
 Undocumented are the pool's `connect` and `_factory`, `ResponseHandler` with its parser, and the
 buffer of a `StreamReader`. A `ClientSession` would replace all of it, at two and a half times the
 instructions a request (decision 9), and without the status of an answer that cannot be parsed.
-`tests/unit/test_private_parts.py` fails when one of these parts changes.
+`tests/integration/test_aiohttp_private_parts.py` fails when one of these parts changes.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ USER_AGENT = SERVER_SOFTWARE
 """The User-Agent of aiohttp."""
 MAX_LINE_BYTES = 64 * 1024
 """Most bytes of a reason phrase, and of a header."""
-MAX_HEADERS = 1_000
+MAX_ANSWER_HEADERS = 1_000
 """Most headers of an answer."""
 MAX_INTERIM_ANSWERS = 20
 """Most answers with a status 1xx before the final answer."""
@@ -68,7 +68,7 @@ class GatewayConnection(ResponseHandler):
             auto_decompress=False,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
-            max_headers=MAX_HEADERS,
+            max_headers=MAX_ANSWER_HEADERS,
         )
 
     def write(self, data: bytes, answer: Answer) -> None:

@@ -80,7 +80,7 @@ class SandboxAnswer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-def make_answer(kind: Kind, status: int, body: bytes, **headers: str) -> SandboxAnswer:
+def create_answer(kind: Kind, status: int, body: bytes, **headers: str) -> SandboxAnswer:
     """Create an answer. `headers` are names with underscores, such as `retry_after`.
 
     The content type is JSON unless `content_type` is given.
@@ -89,29 +89,29 @@ def make_answer(kind: Kind, status: int, body: bytes, **headers: str) -> Sandbox
     return SandboxAnswer(kind, status, body, {"Content-Type": "application/json", **named})
 
 
-def make_refusal(kind: Kind, status: int, reason: str, **headers: str) -> SandboxAnswer:
+def create_refusal(kind: Kind, status: int, reason: str, **headers: str) -> SandboxAnswer:
     """Create an answer that refuses the message, with a reason."""
     body = msgspec.json.encode({"code": status, "message": reason})
-    return make_answer(kind, status, body, **headers)
+    return create_answer(kind, status, body, **headers)
 
 
 # For each request with a fault, one of the fault's answers is chosen at random. `hang` and `reset`
 # send no answer.
 ANSWERS: dict[Fault, tuple[SandboxAnswer, ...]] = {
     "error": (
-        make_refusal("error", 500, "internal error"),
-        make_refusal("error", 502, "bad gateway"),
-        make_refusal("error", 503, "unavailable"),
-        make_refusal("error", 503, "unavailable", retry_after="1"),
+        create_refusal("error", 500, "internal error"),
+        create_refusal("error", 502, "bad gateway"),
+        create_refusal("error", 503, "unavailable"),
+        create_refusal("error", 503, "unavailable", retry_after="1"),
     ),
-    "reject": (make_refusal("reject", 400, "this number cannot be reached"),),
+    "reject": (create_refusal("reject", 400, "this number cannot be reached"),),
     "malformed": (
-        make_answer("malformed", 200, b"<html>It works!</html>", content_type="text/html"),
-        make_answer("malformed", 200, b'["code",0]'),
-        make_answer("malformed", 200, b'{"code":7,"message":"not taken"}'),
+        create_answer("malformed", 200, b"<html>It works!</html>", content_type="text/html"),
+        create_answer("malformed", 200, b'["code",0]'),
+        create_answer("malformed", 200, b'{"code":7,"message":"not taken"}'),
         # Its code is 0: a client must stop reading at the limit and not accept it.
-        make_answer("malformed", 200, b'{"code":0,"message":"%s"}' % (b"x" * 65_536)),
+        create_answer("malformed", 200, b'{"code":0,"message":"%s"}' % (b"x" * 65_536)),
     ),
-    "hang": (make_answer("hang", 0, b""),),
-    "reset": (make_answer("reset", 0, b""),),
+    "hang": (create_answer("hang", 0, b""),),
+    "reset": (create_answer("reset", 0, b""),),
 }

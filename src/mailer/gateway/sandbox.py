@@ -15,7 +15,14 @@ from aiohttp import web
 
 from mailer.errors import UnavailableError
 from mailer.gateway.aiohttp_connection import is_parse_error
-from mailer.gateway.faults import ANSWERS, Faults, Kind, SandboxAnswer, make_answer, make_refusal
+from mailer.gateway.faults import (
+    ANSWERS,
+    Faults,
+    Kind,
+    SandboxAnswer,
+    create_answer,
+    create_refusal,
+)
 from mailer.gateway.recent_ids import RecentIds
 from mailer.json_input import JsonError, read_json
 from mailer.limits import RateLimiter
@@ -24,12 +31,12 @@ __all__ = ["Faults", "Kind", "SandboxCounts", "SandboxGateway", "SandboxRequest"
 
 _PATH = "/send/"
 
-_ACCEPTED = make_answer("accepted", 200, b'{"code":0,"message":"OK"}')
-_UNAUTHORIZED = make_refusal("unauthorized", 401, "wrong token", www_authenticate="Bearer")
-_INVALID = make_refusal("invalid", 400, "wrong shape, or another id than in the path")
-_NOT_FOUND = make_refusal("invalid", 404, "no such path")
-_NOT_POST = make_refusal("invalid", 405, "POST only", allow="POST")
-_TOO_LARGE = make_refusal("invalid", 413, "body too large")
+_ACCEPTED = create_answer("accepted", 200, b'{"code":0,"message":"OK"}')
+_UNAUTHORIZED = create_refusal("unauthorized", 401, "wrong token", www_authenticate="Bearer")
+_INVALID = create_refusal("invalid", 400, "wrong shape, or another id than in the path")
+_NOT_FOUND = create_refusal("invalid", 404, "no such path")
+_NOT_POST = create_refusal("invalid", 405, "POST only", allow="POST")
+_TOO_LARGE = create_refusal("invalid", 413, "body too large")
 
 # With this value of SO_LINGER, closing a socket sends RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -186,7 +193,7 @@ class SandboxGateway:
 
     def _choose_answer(self, message_id: int, now: float) -> SandboxAnswer:
         if self._limiter is not None and (seconds := self._limiter.retry_after("all", now)):
-            return make_refusal("limited", 429, "too many", retry_after=str(seconds))
+            return create_refusal("limited", 429, "too many", retry_after=str(seconds))
         if message_id in self._accepted or not self._rates:
             return _ACCEPTED
         draw = self._random.random()

@@ -45,11 +45,11 @@ from mailer.web.problems import RETRY_SOON, problem_of
 
 log = structlog.get_logger()
 
-CLAIM = "idempotency_claim"
+CLAIM_STATE_KEY = "idempotency_claim"
 """Key of the claim in the state of a request."""
 WAIT_TIMEOUT = 30.0
 """Seconds that a repeat waits for the first response, or half a lease if that is shorter."""
-MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.02, 0.5
+MIN_RESPONSE_POLL_INTERVAL, MAX_RESPONSE_POLL_INTERVAL = 0.02, 0.5
 """Seconds between two checks for the first response; no connection is held in between."""
 
 
@@ -163,7 +163,7 @@ class Idempotency(ASGIMiddleware):
         Raises `RequestInProgressError` after the timeout, and `KeyReusedError`.
         """
         await buffered.drain()
-        pause, remaining = MIN_POLL_INTERVAL, self._timeout
+        pause, remaining = MIN_RESPONSE_POLL_INTERVAL, self._timeout
         while True:
             acquisition = await self._acquire(claim)
             if not isinstance(acquisition, InUse) or acquisition.record.status is not None:
@@ -173,7 +173,7 @@ class Idempotency(ASGIMiddleware):
                 raise _in_progress_error(buffered)
             await asyncio.sleep(pause)
             remaining -= pause
-            pause = min(2 * pause, MAX_POLL_INTERVAL)
+            pause = min(2 * pause, MAX_RESPONSE_POLL_INTERVAL)
 
     @asynccontextmanager
     async def _renewed(self, claim: IdempotencyClaim) -> AsyncIterator[None]:
@@ -215,7 +215,7 @@ class Idempotency(ASGIMiddleware):
             answer = redirect.to_asgi_response(app=None, request=Request(buffered.scope))
             await answer(buffered.scope, receive, response.capture)
             return
-        buffered.scope["state"][CLAIM] = claim
+        buffered.scope["state"][CLAIM_STATE_KEY] = claim
         await next_app(buffered.scope, receive, response.capture)
 
     async def _store_response(
@@ -247,8 +247,8 @@ class Idempotency(ASGIMiddleware):
                 break
             if record.status is not None:
                 return replay(record, buffered)
-            await asyncio.sleep(MAX_POLL_INTERVAL)
-            remaining -= MAX_POLL_INTERVAL
+            await asyncio.sleep(MAX_RESPONSE_POLL_INTERVAL)
+            remaining -= MAX_RESPONSE_POLL_INTERVAL
         raise _in_progress_error(buffered)
 
     async def _release(self, claim: IdempotencyClaim) -> None:
@@ -260,7 +260,7 @@ class Idempotency(ASGIMiddleware):
 
 def claim_of(request: Request[Any, Any, Any]) -> IdempotencyClaim | None:
     """Return the claim on a request; None if the request has no Idempotency-Key."""
-    claim: IdempotencyClaim | None = request.scope["state"].get(CLAIM)
+    claim: IdempotencyClaim | None = request.scope["state"].get(CLAIM_STATE_KEY)
     return claim
 
 

@@ -1,7 +1,7 @@
 """The actions that a mailing allows in each status: one table for the service and the pages."""
 
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -13,20 +13,19 @@ from mailer.mailing.model import (
     MailingNotPausedError,
     MailingPausedError,
     NothingToRetryError,
-    Status,
 )
-from mailer.statuses import OUTCOMES, RETRYABLE
+from mailer.statuses import MAILING_STATUSES, RETRYABLE, MailingStatus
 
 Action = Literal["change", "pause", "resume", "retry", "duplicate", "cancel", "delete"]
 
-ALL: frozenset[Status] = frozenset(get_args(Status))
+ALL: frozenset[MailingStatus] = frozenset(MAILING_STATUSES)
 NOT_ENDED = ALL - ENDED
 
 
 class Rule(msgspec.Struct, frozen=True):
     """The statuses and times in which an action is allowed."""
 
-    statuses: frozenset[Status]
+    statuses: frozenset[MailingStatus]
     is_allowed_after_end: bool = False
     """Whether it is allowed after `datetime_end`, too."""
 
@@ -41,7 +40,7 @@ RULES: dict[Action, Rule] = {
     "delete": Rule(ALL, is_allowed_after_end=True),
 }
 """In the order in which pages show them."""
-ERRORS: dict[tuple[Action, Status], type[ConflictError]] = {
+ERRORS: dict[tuple[Action, MailingStatus], type[ConflictError]] = {
     ("pause", "paused"): MailingPausedError,
     ("resume", "scheduled"): MailingNotPausedError,
     ("resume", "running"): MailingNotPausedError,
@@ -69,8 +68,3 @@ def _find_error(action: Action, mailing: Mailing, at: datetime) -> type[Conflict
     if action == "retry" and not mailing.count_of(*RETRYABLE):
         return NothingToRetryError
     return None
-
-
-def count_unsent(mailing: Mailing) -> int:
-    """Return how many messages are not sent yet, including those that are not created yet."""
-    return max(0, mailing.clients_count - mailing.count_of("sending", *OUTCOMES))

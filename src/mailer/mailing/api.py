@@ -16,13 +16,13 @@ from mailer.gateway.channel import Channel
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.activity import with_hold
-from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, Status
+from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing
 from mailer.message import counters
 from mailer.message import store as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
 from mailer.message.store import to_message
-from mailer.statuses import MessageStatus
+from mailer.statuses import MailingStatus, MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body
 from mailer.web.download import csv_answer, wants_csv
@@ -35,7 +35,7 @@ MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's
 class MailingQuery(PageQuery, frozen=True, kw_only=True):
     """Filter and page of a list of mailings."""
 
-    status: Status | UnsetType = UNSET
+    status: MailingStatus | UnsetType = UNSET
 
 
 class MessageQuery(PageQuery, frozen=True, kw_only=True):

@@ -18,7 +18,6 @@ from sqlalchemy import (
     FromClause,
     Row,
     String,
-    TextClause,
     and_,
     any_,
     bindparam,
@@ -38,8 +37,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.client import segment_counts
 from mailer.client.model import Client
 from mailer.db import origin
-from mailer.db.counts import add_up
+from mailer.db.paging import MAX_BIGINT
 from mailer.db.schema import OPEN_MAILING, client, message
+from mailer.db.sql import add_up
 from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
@@ -47,7 +47,7 @@ from mailer.mailing.window import SendingWindow
 from mailer.statuses import MESSAGE_STATUSES
 from mailer.text import fold_label
 
-BATCH = 5_000
+ENQUEUE_BATCH = 5_000
 """Clients enqueued by one transaction: many for speed, but few enough not to delay others."""
 FIRST_BATCH = 500
 """Clients in the first chunk of a mailing, so that sending starts at once."""
@@ -91,22 +91,22 @@ def filter_lists(client_filter: AudienceLists | None) -> dict[str, list[str]]:
 async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
     """Return how many clients a filter matches now."""
     return await segment_counts.count(
-        connection, filter_condition(client_filter, segment_counts.SEGMENTS)
+        connection, filter_condition(client_filter, segment_counts.ALL_SEGMENT_COUNTS)
     )
 
 
 async def count_by_zone(connection: AsyncConnection, client_filter: ClientFilter) -> dict[str, int]:
     """Return how many clients a filter matches now, by time zone."""
     return await segment_counts.count_by_zone(
-        connection, filter_condition(client_filter, segment_counts.SEGMENTS)
+        connection, filter_condition(client_filter, segment_counts.ALL_SEGMENT_COUNTS)
     )
 
 
-SEGMENTS = select(
-    segment_counts.SEGMENTS.c.operator_code,
-    segment_counts.SEGMENTS.c.tag,
-    segment_counts.SEGMENTS.c.time_zone,
-).where(segment_counts.SEGMENTS.c.clients > 0)
+NONEMPTY_SEGMENTS = select(
+    segment_counts.ALL_SEGMENT_COUNTS.c.operator_code,
+    segment_counts.ALL_SEGMENT_COUNTS.c.tag,
+    segment_counts.ALL_SEGMENT_COUNTS.c.time_zone,
+).where(segment_counts.ALL_SEGMENT_COUNTS.c.clients > 0)
 
 
 async def sample(
@@ -120,7 +120,7 @@ async def sample(
     deleted a moment ago.
     """
     segments = (
-        SEGMENTS.where(filter_condition(client_filter, segment_counts.SEGMENTS))
+        NONEMPTY_SEGMENTS.where(filter_condition(client_filter, segment_counts.ALL_SEGMENT_COUNTS))
         .limit(size)
         .cte("segment")
     )
@@ -190,7 +190,7 @@ def plan(
 HAS_AUDIENCE_TO_ENQUEUE = (
     f"{OPEN_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
 )
-NEXT_MAILING = """
+NEXT_MAILING_TO_ENQUEUE = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, audience_cursor, audience_until, audience_snapshot,
         clock_timestamp() AS now
@@ -199,16 +199,15 @@ NEXT_MAILING = """
         AND id <> ALL (:skipped)
     ORDER BY audience_cursor {order}, id {order} LIMIT 1 FOR UPDATE SKIP LOCKED"""
 LOWEST_CURSOR, NEWEST_MAILING = (
-    text(NEXT_MAILING.format(condition=HAS_AUDIENCE_TO_ENQUEUE, order=order)).bindparams(
+    text(NEXT_MAILING_TO_ENQUEUE.format(condition=HAS_AUDIENCE_TO_ENQUEUE, order=order)).bindparams(
         bindparam("skipped", type_=ARRAY(BigInteger))
     )
     for order in ("ASC", "DESC")
 )
-MAX_BIGINT = 2**63 - 1
 EnqueueOrder = Literal["lowest_cursor", "newest", "partly_enqueued"]
 """The mailing to enqueue next: the one with the lowest cursor, the newest of which nothing is
 enqueued yet, or the one with the lowest cursor of those that are partly enqueued."""
-MOVE_CURSOR = text(f"""
+MOVE_AUDIENCE_CURSOR = text(f"""
     UPDATE mailing SET audience_cursor = :upper,
         clients_count = CASE WHEN :is_last THEN (
             SELECT {add_up(MESSAGE_STATUSES)}
@@ -271,12 +270,12 @@ async def _enqueue_chunk(connection: AsyncConnection, mailing: Row[Any]) -> Enqu
         upper = mailing.audience_until
     is_last = upper == mailing.audience_until
     values = {"id": mailing.id, "upper": upper, "is_last": is_last}
-    clients_count = (await connection.execute(MOVE_CURSOR, values)).scalar_one()
+    clients_count = (await connection.execute(MOVE_AUDIENCE_CURSOR, values)).scalar_one()
     return EnqueuedChunk(mailing.id, clients_count, is_last, chunk.clients >= FIRST_BATCH)
 
 
 def _batch_size(mailing: Row[Any]) -> int:
-    return BATCH if mailing.audience_cursor else FIRST_BATCH
+    return ENQUEUE_BATCH if mailing.audience_cursor else FIRST_BATCH
 
 
 def _find_chunk_end(mailing: Row[Any]) -> Executable:
@@ -319,14 +318,11 @@ def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
     Such a client matches the filter now and was in the directory at the audience's snapshot. Ids
     alone do not show that: an id may be assigned long before its client is committed.
     """
-    conditions: list[ColumnElement[bool] | TextClause] = [
+    return and_(
         client.c.deleted_at.is_(None),
         filter_condition(msgspec.convert(mailing.client_filter, ClientFilter)),
-    ]
-    if mailing.audience_snapshot is not None:  # null for mailings of older versions
-        existed = text(EXISTED_IN_SNAPSHOT).bindparams(snapshot=mailing.audience_snapshot)
-        conditions.append(existed)
-    return and_(*conditions)
+        text(EXISTED_IN_SNAPSHOT).bindparams(snapshot=mailing.audience_snapshot),
+    )
 
 
 async def _write_chunk(

@@ -11,7 +11,15 @@ from mailer.client.model import UNKNOWN_ZONE_MESSAGE, OperatorCode, Tag, TimeZon
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
-from mailer.statuses import EXAMPLE_COUNTS, NOT_FINAL, MessageStatus
+from mailer.statuses import (
+    EXAMPLE_COUNTS,
+    NOT_FINAL,
+    NOT_SCHEDULED,
+    OPEN,
+    OUTCOMES,
+    MailingStatus,
+    MessageStatus,
+)
 from mailer.text import clean_label, compose, is_blank
 from mailer.validation import MAX_LIST_ENTRIES, STORABLE, Input
 
@@ -22,8 +30,7 @@ LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
 END_MARGIN = timedelta(seconds=0.1)
 """Requests end this long before their mailing does, because clocks and networks are inexact."""
 
-Status = Literal["scheduled", "running", "paused", "finished", "cancelled"]
-ENDED: frozenset[Status] = frozenset({"finished", "cancelled"})
+ENDED: frozenset[MailingStatus] = frozenset({"finished", "cancelled"})
 
 Moment = Annotated[
     datetime,
@@ -82,7 +89,7 @@ Terms = Annotated[
 
 
 LIST_SIZE = {"minItems": 1, "maxItems": MAX_LIST_ENTRIES}
-"""Limits of each list in a new filter; filters stored by older versions may have more entries."""
+"""Limits of each list in a filter."""
 
 
 class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
@@ -275,7 +282,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     text: Text
     client_filter: ClientFilter
     on_unknown: OnUnknown
-    status: Status
+    status: MailingStatus
     clients_count: int
     created_messages: int
     scheduled_messages: int
@@ -293,15 +300,31 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         """Return the number of messages that have one of `statuses`."""
         return sum(getattr(self, f"{status}_messages") for status in statuses)
 
+    def count_unsent(self) -> int:
+        """Return how many messages are not sent yet, including those that are not created yet."""
+        return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
+
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will be sent, unless a user retries the mailing."""
+        """Whether the mailing is finished or cancelled. Messages of a cancelled one may be open."""
         return self.status in ENDED
 
     @property
+    def is_closed(self) -> bool:
+        """Whether nothing more will be sent, unless a user retries the mailing.
+
+        It has ended, and every client has a message with an outcome.
+        """
+        has_outcomes = self.count_of(*OUTCOMES) >= self.clients_count
+        return self.has_ended and has_outcomes and not self.count_of(*OPEN)
+
+    @property
     def is_settled(self) -> bool:
-        """Whether nothing will change any more, unless a user acts: all messages are final."""
-        return self.has_ended and not self.count_of(*NOT_FINAL)
+        """Whether nothing will change any more, unless a user acts.
+
+        It is closed, and all its messages are final.
+        """
+        return self.is_closed and not self.count_of(*NOT_FINAL)
 
 
 class MailingDetail(Mailing, frozen=True, kw_only=True):

@@ -28,22 +28,24 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.schema import FINISHED_IN_WINDOW, OPEN_MAILING, client, message
+from mailer.db.sql import add_up
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.message.ending import end_columns
+from mailer.statuses import OPEN
 
 log = structlog.get_logger()
 
-BATCH = 2_000
+REPLAN_BATCH = 2_000
 """Messages that one transaction replans."""
 
 # ---- after a change of the mailing ----------------------------------------------------------
 
 # A mailing whose row another worker has locked is skipped.
-NEXT_MAILING = text(f"""
+NEXT_MAILING_TO_REPLAN = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, filter_changed, replan_cursor, replan_stop, clock_timestamp() AS now
     FROM mailing WHERE {OPEN_MAILING} AND is_replanning AND id <> ALL (:skipped)
@@ -63,14 +65,14 @@ REPLANNABLE = text("""
     (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'cancelled'
         AND reason = 'no_window' AND id > :cursor ORDER BY id LIMIT :chunk)
     ORDER BY id LIMIT :chunk""")
-MOVE_CURSOR = text("UPDATE mailing SET replan_cursor = :cursor WHERE id = :id")
+MOVE_REPLAN_CURSOR = text("UPDATE mailing SET replan_cursor = :cursor WHERE id = :id")
 FINISH_REPLAN = text(
     "UPDATE mailing SET is_replanning = false, filter_changed = false WHERE id = :id"
 )
 
 
 async def replan_chunk(
-    connection: AsyncConnection, chunk: int = BATCH, skipped: SkippedMailings | None = None
+    connection: AsyncConnection, chunk: int = REPLAN_BATCH, skipped: SkippedMailings | None = None
 ) -> int | None:
     """Replan up to `chunk` messages of a changed mailing; return its id.
 
@@ -96,7 +98,7 @@ async def _replan_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: i
     if ids:
         await _replan(connection, mailing, ids)
     if len(ids) == chunk:
-        await connection.execute(MOVE_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
+        await connection.execute(MOVE_REPLAN_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
     else:
         await connection.execute(FINISH_REPLAN, {"id": mailing.id})
         await notify_mailings_changed(connection)  # its messages may be claimed again
@@ -108,7 +110,7 @@ async def _lock_next_mailing(
     """Return the next mailing to replan for which no worker sends."""
     excluded = list(skipped)
     while True:
-        rows = await connection.execute(NEXT_MAILING, {"skipped": excluded})
+        rows = await connection.execute(NEXT_MAILING_TO_REPLAN, {"skipped": excluded})
         mailing = rows.one_or_none()
         if mailing is None or await _is_stopped(connection, mailing):
             return mailing
@@ -224,11 +226,11 @@ PLAN_COLUMNS = """
     id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
     status, clock_timestamp() AS now"""
 # Each mailing costs one lookup per client, so mailings whose messages are all sent are left out.
-HAS_OPEN = """
+HAS_REPLANNABLE_MESSAGES = f"""
     EXISTS (SELECT FROM mailing_counts
-        WHERE mailing_id = mailing.id AND scheduled + sending + cancelled > 0)"""
+        WHERE mailing_id = mailing.id AND {add_up((*OPEN, "cancelled"))} > 0)"""
 # Finished mailings of which some messages were cancelled only because of a time zone.
-HAS_NO_WINDOW = f"""
+IS_REOPENABLE = f"""
     {FINISHED_BEFORE_END} AND EXISTS (SELECT FROM message
         WHERE mailing_id = mailing.id AND status = 'cancelled' AND reason = 'no_window')"""
 HAS_MOVED_CLIENTS = text("SELECT EXISTS (SELECT FROM client_to_replan)")
@@ -239,9 +241,9 @@ WAIT_FOR_WRITERS = text(f"""
         AND (audience_cursor < audience_until OR is_replanning OR retry_before IS NOT NULL)
     ORDER BY id FOR SHARE""")  # noqa: S608  # no user input
 MAILINGS = text(f"""
-    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_WINDOW} AND {HAS_OPEN}
+    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_WINDOW} AND {HAS_REPLANNABLE_MESSAGES}
     UNION ALL
-    SELECT {PLAN_COLUMNS} FROM mailing WHERE {HAS_NO_WINDOW} AND {HAS_OPEN}""")  # noqa: S608  # no user input
+    SELECT {PLAN_COLUMNS} FROM mailing WHERE {IS_REOPENABLE} AND {HAS_REPLANNABLE_MESSAGES}""")  # noqa: S608  # no user input
 # Runs before messages are scheduled, because it subtracts the mailing's current counts from the
 # totals of settled mailings.
 REOPEN_MAILING = text(f"""
@@ -276,7 +278,7 @@ async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKU
     if not (await connection.execute(HAS_MOVED_CLIENTS)).scalar_one():
         return 0
     mailings = {row.id: row for row in await connection.execute(MAILINGS)}
-    limit = max(1, min(BATCH, max_lookups // max(1, len(mailings))))
+    limit = max(1, min(REPLAN_BATCH, max_lookups // max(1, len(mailings))))
     clients = list(await connection.scalars(TAKE_MOVED_CLIENTS, {"limit": limit}))
     await connection.execute(WAIT_FOR_WRITERS)
     mailings = {row.id: row for row in await connection.execute(MAILINGS)}

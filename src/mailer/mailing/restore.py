@@ -10,12 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.db import origin
-from mailer.db.counts import add_up
 from mailer.db.schema import OPEN_MAILING
+from mailer.db.sql import add_up
 from mailer.errors import ConflictError
-from mailer.mailing.model import Status
 from mailer.mailing.store import notify_mailings_changed
-from mailer.statuses import OPEN, OUTCOMES, RETRYABLE
+from mailer.statuses import OPEN, OUTCOMES, RETRYABLE, MailingStatus
 
 log = structlog.get_logger()
 
@@ -32,7 +31,7 @@ class PendingMailing(msgspec.Struct, frozen=True):
 
     id: int
     text: str
-    status: Status
+    status: MailingStatus
     datetime_start: datetime
     datetime_end: datetime
     messages: int

@@ -19,7 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import OPEN_MAILING, client, message, one_of
+from mailer.db.schema import OPEN_MAILING, client, message
+from mailer.db.sql import one_of
 from mailer.mailing.audience import filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
@@ -27,7 +28,7 @@ from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import RETRYABLE
 
 # The mailing with the lowest cursor comes first, so that a small one does not wait for a large one.
-NEXT_MAILING = text(f"""
+NEXT_MAILING_TO_RETRY = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         client_filter, retry_before, retry_cursor, clock_timestamp() AS now
     FROM mailing
@@ -51,7 +52,7 @@ SCHEDULE = text(f"""
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
 )
-MOVE_CURSOR = text("UPDATE mailing SET retry_cursor = :cursor WHERE id = :id")
+MOVE_RETRY_CURSOR = text("UPDATE mailing SET retry_cursor = :cursor WHERE id = :id")
 FINISH_RETRY = text("UPDATE mailing SET retry_before = NULL WHERE id = :id")
 
 
@@ -64,7 +65,7 @@ async def retry_chunk(
     cannot be read is skipped from now on.
     """
     skipped = SkippedMailings() if skipped is None else skipped
-    rows = await connection.execute(NEXT_MAILING, {"skipped": list(skipped)})
+    rows = await connection.execute(NEXT_MAILING_TO_RETRY, {"skipped": list(skipped)})
     mailing = rows.one_or_none()
     if mailing is not None:
         with skipped.on_error(mailing.id):
@@ -86,7 +87,7 @@ async def _retry_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: in
         due_ats = [plans[row.time_zone].due_at for row in due]
         await connection.execute(SCHEDULE, {"ids": [row.id for row in due], "due_ats": due_ats})
     if len(ids) == chunk:
-        await connection.execute(MOVE_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
+        await connection.execute(MOVE_RETRY_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
     else:
         await connection.execute(FINISH_RETRY, {"id": mailing.id})
     await notify_mailings_changed(connection)

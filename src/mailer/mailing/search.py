@@ -11,16 +11,14 @@ import re
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.paging import Cursor
-from mailer.mailing.model import Status
+from mailer.db.paging import MAX_BIGINT, Cursor
+from mailer.statuses import MailingStatus
 from mailer.text import clean_label
 
-MAX_COUNTED = 1_000
+MAX_COUNTED_MAILINGS = 1_000
 """Mailings that are counted. A count of one more means "more than that"."""
 MAX_SEARCH_LENGTH = 200
 """Characters of a search text that are used."""
-MAX_BIGINT = 2**63 - 1
-"""Largest bigint of PostgreSQL; above any id."""
 ID_PATTERN = re.compile(r"\s*#?([0-9]{1,18})\s*", re.ASCII)
 
 # Words have only letters and digits, so they contain no operators of a tsquery. Without words the
@@ -57,7 +55,7 @@ FIND = text("""
 
 
 async def find(
-    connection: AsyncConnection, search: str, status: Status | None, position: Cursor
+    connection: AsyncConnection, search: str, status: MailingStatus | None, position: Cursor
 ) -> list[int]:
     """Return the ids of the mailings of a page, ascending, and one more id if there are more.
 
@@ -78,7 +76,7 @@ async def find(
     return list((await connection.scalars(FIND, values)).all())
 
 
-async def count(connection: AsyncConnection, search: str, status: Status | None) -> int:
-    """Return how many mailings match, or `MAX_COUNTED` + 1 when there are more."""
-    ids = await find(connection, search, status, Cursor(MAX_COUNTED))
-    return min(len(ids), MAX_COUNTED + 1)
+async def count(connection: AsyncConnection, search: str, status: MailingStatus | None) -> int:
+    """Return how many mailings match, or `MAX_COUNTED_MAILINGS` + 1 when there are more."""
+    ids = await find(connection, search, status, Cursor(MAX_COUNTED_MAILINGS))
+    return min(len(ids), MAX_COUNTED_MAILINGS + 1)

@@ -146,7 +146,7 @@ async def delete(engine: AsyncEngine, mailing_id: int, actor: Actor) -> None:
     """
     try:
         async with engine.begin() as connection:
-            mailing = await store.get(connection, mailing_id, lock=True)
+            mailing = await _lock_for(connection, "delete", mailing_id)
             await store.mark_deleted(connection, mailing_id)
             await notify_mailings_changed(connection)
             old = msgspec.structs.asdict(mailing)

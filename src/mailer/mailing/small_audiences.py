@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import add_up
+from mailer.db.sql import add_up
 from mailer.mailing.audience import (
     FIRST_BATCH,
     HAS_AUDIENCE_TO_ENQUEUE,
@@ -242,11 +242,11 @@ INSERT_MESSAGES = text(f"""
             OFFSET 0) AS member
         LEFT JOIN planned ON planned.id = audience.id
             AND (planned.time_zone IS NULL OR planned.time_zone = matching.time_zone)
-    WHERE member.id <= audience.until AND (audience.snapshot IS NULL OR NOT (
+    WHERE member.id <= audience.until AND NOT (
         member.created_by = ANY (audience.in_progress)
         OR (member.created_by >= audience.next_then
             AND member.created_by < (SELECT next_now FROM present)
-            AND age(member.written_by) <= age((member.created_by % 4294967296)::text::xid))))
+            AND age(member.written_by) <= age((member.created_by % 4294967296)::text::xid)))
     ORDER BY audience.id, member.id
     ON CONFLICT (mailing_id, client_id) DO UPDATE SET due_at = excluded.due_at,
         status = excluded.status, reason = excluded.reason, updated_at = now()

@@ -19,8 +19,8 @@ GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")
 MAX_SINGLE_UNIT = "\uffff"
 """Characters above it take two UTF-16 code units: a surrogate pair."""
 
-Encoding = Literal["GSM 03.38", "UCS-2"]
-PART_CAPACITY: dict[Encoding, tuple[int, int]] = {"GSM 03.38": (160, 153), "UCS-2": (70, 67)}
+SmsEncoding = Literal["GSM 03.38", "UCS-2"]
+PART_CAPACITY: dict[SmsEncoding, tuple[int, int]] = {"GSM 03.38": (160, 153), "UCS-2": (70, 67)}
 """Capacity in units by encoding: of a text in a single part, and of each of several parts."""
 
 
@@ -29,7 +29,7 @@ class TextSize(msgspec.Struct, frozen=True):
 
     characters: int
     """Unicode code points."""
-    encoding: Encoding
+    encoding: SmsEncoding
     units: int
     """Septets in GSM 03.38, UTF-16 code units in UCS-2."""
     parts: int
@@ -44,7 +44,7 @@ def count_parts(text: str) -> TextSize:
     """Return the size of a text in characters, units and parts."""
     forced_by = next((c for c in text if c not in GSM7_BASIC and c not in GSM7_EXTENSION), None)
     if forced_by is None:
-        encoding: Encoding = "GSM 03.38"
+        encoding: SmsEncoding = "GSM 03.38"
         costs = [2 if c in GSM7_EXTENSION else 1 for c in text]
     else:
         encoding = "UCS-2"

@@ -40,7 +40,7 @@ async def is_applied(connection: AsyncConnection, number: int) -> bool:
 # Read the number in an earlier statement than the mailings: those then include the changes of all
 # stops up to this number.
 NEWEST = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM stop_number"
-LOCK = "SELECT pg_advisory_lock_shared($1)"
+LOCK_STOP_NUMBER = "SELECT pg_advisory_lock_shared($1)"
 MOVE_LOCK = "SELECT pg_advisory_lock_shared($1), pg_advisory_unlock_shared($2)"
 
 
@@ -56,6 +56,6 @@ async def mark_applied(connection: asyncpg.Connection, number: int, previous: in
     `previous` is the number that the same connection published last; None on a new connection.
     """
     if previous is None:
-        await connection.execute(LOCK, FIRST_STOP_LOCK + number)
+        await connection.execute(LOCK_STOP_NUMBER, FIRST_STOP_LOCK + number)
     elif number != previous:
         await connection.execute(MOVE_LOCK, FIRST_STOP_LOCK + number, FIRST_STOP_LOCK + previous)

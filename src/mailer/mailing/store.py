@@ -25,10 +25,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.schema import mailing, mailing_counts, origin, settled_totals
-from mailer.mailing.model import Hold, Mailing, MailingNotFoundError, Status, stored_filter
+from mailer.mailing.model import Hold, Mailing, MailingNotFoundError, stored_filter
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
-from mailer.statuses import MESSAGE_STATUSES
+from mailer.statuses import MESSAGE_STATUSES, MailingStatus
 
 MESSAGES_TOTAL = sum(
     (mailing_counts.c[name] for name in MESSAGE_STATUSES[1:]), mailing_counts.c[MESSAGE_STATUSES[0]]
@@ -141,7 +141,7 @@ async def is_started(connection: AsyncConnection, mailing_id: int) -> bool:
 async def page(
     connection: AsyncConnection,
     position: Cursor,
-    status: Status | None = None,
+    status: MailingStatus | None = None,
     search: str | None = None,
 ) -> RowPage:
     """Return a page of mailings, filtered by status and by a text search if these are given.
@@ -159,11 +159,12 @@ async def page(
 
 
 async def count(
-    connection: AsyncConnection, status: Status | None = None, search: str | None = None
+    connection: AsyncConnection, status: MailingStatus | None = None, search: str | None = None
 ) -> int:
     """Return the number of mailings, filtered by status and by a text search if these are given.
 
-    Settled mailings are counted by their totals. A search counts at most `search.MAX_COUNTED` + 1.
+    Settled mailings are counted by their totals. A search counts at most
+    `search.MAX_COUNTED_MAILINGS` + 1.
     """
     if search is not None:
         return await count_found(connection, search, status)

@@ -6,25 +6,26 @@ skips the rows that another worker has locked.
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Literal
 
 import asyncpg
 import msgspec
 from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import add_up
-from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START
+from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START, UNSETTLED_MAILING
+from mailer.db.sql import add_up
 from mailer.mailing import small_audiences
-from mailer.mailing.model import RunningMailing, Status
+from mailer.mailing.model import RunningMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.message import counters
 from mailer.message.ending import end_set_clause
-from mailer.statuses import NOT_FINAL, OPEN
+from mailer.statuses import NOT_FINAL, OPEN, MailingStatus
 
-BATCH = 1_000
-"""Open mailings that one statement reads. The next call reads the following ones."""
+UNSETTLED_BATCH = 1_000
+"""Mailings that one statement reads. The next call reads the following ones."""
 
 RUNNING_COLUMNS = f"""
     id, text, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
@@ -57,7 +58,7 @@ async def database_now(connection: asyncpg.Connection) -> tuple[datetime, str]:
 
 
 async def read_active(
-    connection: asyncpg.Connection, after: int = 0, limit: int = BATCH
+    connection: asyncpg.Connection, after: int = 0, limit: int = UNSETTLED_BATCH
 ) -> MailingsById:
     """Return up to `limit` running or paused mailings with ids above `after`, by ascending id."""
     return _by_id(await connection.fetch(ACTIVE_MAILINGS, after, limit))
@@ -107,7 +108,7 @@ class PendingWork(msgspec.Struct, frozen=True):
     must_end_messages: bool
     """A mailing that has ended or is cancelled still has scheduled messages."""
     must_finish: bool
-    """A mailing has nothing left to send."""
+    """A mailing can be closed, because it has nothing left to send, or a closed one settled."""
     seconds_until_next: float | None
     """Seconds until the next start or end of a mailing; None when there is none."""
     last_checked_id: int = 0
@@ -136,19 +137,24 @@ HAS_NOTHING_PENDING = (
 MAX_ENDED = 1_000
 """Ended mailings that one statement considers, the earliest end first."""
 
+# A mailing without an open message is closed when no other work is pending. It is settled when all
+# its messages are final: then, or later when the last of them has become final.
+#
 # OFFSET and LIMIT in the subqueries force the planner to use indexes. It misjudges how many
 # mailings wait, and would otherwise scan all of them.
 MAYBE_FINISHED = f"""
     batch AS MATERIALIZED (
-        SELECT id FROM mailing WHERE {OPEN_MAILING} AND id > :after ORDER BY id LIMIT {BATCH}),
+        SELECT id FROM mailing WHERE {UNSETTLED_MAILING} AND id > :after
+        ORDER BY id LIMIT {UNSETTLED_BATCH}),
     nothing_left AS MATERIALIZED (
-        SELECT still_open.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
+        SELECT unsettled.id FROM (SELECT id FROM batch UNION SELECT unnest(:check_ids)) AS checked
             CROSS JOIN LATERAL (
-                SELECT FROM mailing_counts WHERE mailing_id = checked.id
-                    AND {add_up(OPEN)} = 0 OFFSET 0) AS counts
+                SELECT {add_up(NOT_FINAL)} = 0 AS are_final FROM mailing_counts
+                WHERE mailing_id = checked.id AND {add_up(OPEN)} = 0 OFFSET 0) AS counts
             CROSS JOIN LATERAL (
-                SELECT id FROM mailing WHERE mailing.id = checked.id
-                    AND {OPEN_MAILING} AND {HAS_NOTHING_PENDING} OFFSET 0) AS still_open
+                SELECT id FROM mailing WHERE mailing.id = checked.id AND {UNSETTLED_MAILING}
+                    AND CASE WHEN is_closed THEN are_final ELSE {HAS_NOTHING_PENDING} END
+                OFFSET 0) AS unsettled
         LIMIT {4 * small_audiences.MAILINGS_PER_BATCH})"""  # noqa: S608  # no user input
 ENDED_OPEN = f"""
     SELECT id, status FROM mailing
@@ -182,7 +188,8 @@ FIND_PENDING_WORK = text(f"""
                 WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
                 AND {ENDED_AT} > (SELECT at FROM clock)))
             - (SELECT at FROM clock))::float8 AS seconds_until_next,
-        (SELECT CASE WHEN count(*) = {BATCH} THEN max(id) ELSE 0 END FROM batch) AS last_checked_id
+        (SELECT CASE WHEN count(*) = {UNSETTLED_BATCH} THEN max(id) ELSE 0 END FROM batch)
+            AS last_checked_id
     """).bindparams(  # noqa: S608  # no user input
     *(bindparam(name, type_=ARRAY(BigInteger)) for name in ("check_ids", "skipped"))
 )
@@ -196,8 +203,8 @@ async def find_pending_work(
 ) -> PendingWork:
     """Return which work is pending now.
 
-    `must_finish` covers the mailings `check_ids` and the next `BATCH` mailings with ids above
-    `after`. The mailings `skipped` are ignored for start, enqueue, replan and retry.
+    `must_finish` covers the mailings `check_ids` and the next `UNSETTLED_BATCH` mailings with
+    ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan and retry.
     """
     values = {"after": after, "check_ids": list(check_ids), "skipped": list(skipped)}
     return PendingWork(*(await connection.execute(FIND_PENDING_WORK, values)).one())
@@ -282,33 +289,35 @@ async def end_scheduled_messages(connection: AsyncConnection, chunk: int) -> boo
 FINISH = text(f"""
     WITH {MAYBE_FINISHED},
     done AS MATERIALIZED (
-        SELECT mailing.id, {add_up(NOT_FINAL)} = 0 AS is_settled
+        SELECT mailing.id, is_closed AS was_closed, {add_up(NOT_FINAL)} = 0 AS is_settled
         FROM nothing_left JOIN mailing ON mailing.id = nothing_left.id
             JOIN mailing_counts ON mailing_counts.mailing_id = mailing.id
-        WHERE {add_up(OPEN)} = 0
-            AND {OPEN_MAILING} AND {HAS_NOTHING_PENDING}
+        WHERE {add_up(OPEN)} = 0 AND {UNSETTLED_MAILING}
+            AND CASE WHEN is_closed THEN {add_up(NOT_FINAL)} = 0 ELSE {HAS_NOTHING_PENDING} END
         ORDER BY mailing.id LIMIT {small_audiences.MAILINGS_PER_BATCH}
         FOR NO KEY UPDATE OF mailing, mailing_counts SKIP LOCKED
     )
     UPDATE mailing SET is_closed = true, is_settled = done.is_settled, updated_at = now(),
         status = CASE mailing.status WHEN 'cancelled' THEN 'cancelled' ELSE 'finished' END
     FROM done WHERE mailing.id = done.id
-    RETURNING mailing.id, mailing.status""").bindparams(  # noqa: S608  # no user input
+    RETURNING mailing.id,
+        CASE WHEN was_closed THEN 'settled' ELSE mailing.status END AS change""").bindparams(  # noqa: S608  # no user input
     bindparam("check_ids", type_=ARRAY(BigInteger))
 )
 
 
 async def finish(
     connection: AsyncConnection, after: int = 0, check_ids: Sequence[int] = ()
-) -> list[tuple[int, Status]]:
-    """Close mailings that have nothing left to send; return their ids and final statuses.
+) -> list[tuple[int, MailingStatus | Literal["settled"]]]:
+    """Close mailings that have nothing left to send, and settle those whose messages are all final.
 
-    A mailing whose messages are all final is settled, too. Checks the same mailings as
-    `find_pending_work`. At most `small_audiences.MAILINGS_PER_BATCH` are closed in one call,
-    because the start of other mailings waits for it.
+    Return their ids, each with the final status of a mailing that is closed now, settled or not, or
+    with `settled` for one that was closed before. Checks the same mailings as `find_pending_work`.
+    At most `small_audiences.MAILINGS_PER_BATCH` are changed in one call, because the start of other
+    mailings waits for it.
     """
     rows = await connection.execute(FINISH, {"after": after, "check_ids": list(check_ids)})
-    return [(row.id, row.status) for row in rows]
+    return [(row.id, row.change) for row in rows]
 
 
 # `= ANY (ARRAY(...))` instead of `IN`: a query plan may run a subquery of `IN` once per row, and

@@ -12,9 +12,9 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import sums
 from mailer.db.engine import COUNTER_MERGE_LOCK
 from mailer.db.schema import COUNTERS, RETENTION_START, UNSETTLED_MAILING
+from mailer.db.sql import sums
 from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 FULL_RESOLUTION_SECONDS = 120
@@ -24,7 +24,7 @@ DOWNSAMPLE_PERIOD = 1_800
 RESOLUTIONS = ((1_800, 1), (18_000, 10), (108_000, 60), (1_080_000, 600))
 """Pairs of a time span and the bucket size for it, both in seconds. Longer spans have buckets of an
 hour."""
-HOUR = 3_600
+HOUR_SECONDS = 3_600
 
 
 def resolution(span: float) -> int:
@@ -32,7 +32,7 @@ def resolution(span: float) -> int:
 
     So a mailing of up to twelve weeks never has many more than 1,800 buckets.
     """
-    return next((seconds for max_span, seconds in RESOLUTIONS if span <= max_span), HOUR)
+    return next((seconds for max_span, seconds in RESOLUTIONS if span <= max_span), HOUR_SECONDS)
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class CountersOfMailing(msgspec.Struct, frozen=True):
 
 
 SUMS = sums(COUNTERS)
-COLUMNS = ", ".join(COUNTERS)
+COUNTER_COLUMNS = ", ".join(COUNTERS)
 SELECT_ALL = text(f"""
     SELECT dimension, key, bucket_start, {SUMS} FROM all_message_counts
     WHERE mailing_id = :mailing_id
@@ -127,7 +127,7 @@ async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[st
 
 
 # One worker merges at a time. Deltas that others add meanwhile wait for the next merge.
-LOCK = {"lock": COUNTER_MERGE_LOCK}
+COUNTER_LOCK = {"lock": COUNTER_MERGE_LOCK}
 LOCK_COUNTERS = text("SELECT pg_advisory_xact_lock(:lock)")
 TRY_LOCK_COUNTERS = text("""
     SELECT EXISTS (SELECT FROM message_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
@@ -145,11 +145,11 @@ MERGE = f"""
         FROM delta WHERE dimension = 'outcome' GROUP BY bucket_start, key
         ON CONFLICT (bucket_start, reason) DO UPDATE SET {ADD_OUTCOMES}
     )
-    INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COLUMNS})
+    INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COUNTER_COLUMNS})
     SELECT mailing_id, dimension, key, bucket_start, {SUMS}
     FROM delta WHERE dimension <> 'outcome'
     GROUP BY mailing_id, dimension, key, bucket_start {UPSERT}"""  # noqa: S608  # likewise
-MERGE_DELTAS = text(
+MERGE_COUNTER_DELTAS = text(
     MERGE.format(condition="ctid = ANY (ARRAY(SELECT ctid FROM message_count_delta LIMIT :chunk))")
 )
 MERGE_DELTAS_OF_MAILINGS = text(MERGE.format(condition="mailing_id = ANY (:mailing_ids)"))
@@ -157,8 +157,8 @@ MERGE_DELTAS_OF_MAILINGS = text(MERGE.format(condition="mailing_id = ANY (:maili
 
 async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
     """Merge up to `chunk` deltas, unless another worker is merging."""
-    if (await connection.execute(TRY_LOCK_COUNTERS, LOCK)).scalar_one():
-        await connection.execute(MERGE_DELTAS, {"chunk": chunk})
+    if (await connection.execute(TRY_LOCK_COUNTERS, COUNTER_LOCK)).scalar_one():
+        await connection.execute(MERGE_COUNTER_DELTAS, {"chunk": chunk})
 
 
 # OFFSET makes PostgreSQL compute each span once, instead of once for each comparison.
@@ -177,7 +177,7 @@ DOWNSAMPLE = text(f"""
             AND {RETENTION_START} > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
             AND updated_at > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
     ), target AS MATERIALIZED (
-        SELECT id, make_interval(secs => CASE {RESOLUTION} ELSE {HOUR} END) AS resolution
+        SELECT id, make_interval(secs => CASE {RESOLUTION} ELSE {HOUR_SECONDS} END) AS resolution
         FROM active CROSS JOIN LATERAL (
             SELECT extract(epoch FROM ({OUTER_SECOND.format(order="DESC")})
                 - ({OUTER_SECOND.format(order="ASC")})) AS span OFFSET 0) AS seconds
@@ -188,7 +188,7 @@ DOWNSAMPLE = text(f"""
             AND bucket_start <> date_bin(resolution, bucket_start, '1970-01-01 00:00Z')
         RETURNING message_count.*,
             date_bin(resolution, bucket_start, '1970-01-01 00:00Z') AS new_start)
-    INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COLUMNS})
+    INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COUNTER_COLUMNS})
     SELECT mailing_id, dimension, key, new_start, {SUMS} FROM removed
     GROUP BY mailing_id, dimension, key, new_start {UPSERT}""")  # noqa: S608  # likewise
 
@@ -198,7 +198,7 @@ async def downsample(connection: AsyncConnection) -> None:
 
     Only mailings whose counts still change, or did so recently, are included.
     """
-    await connection.execute(LOCK_COUNTERS, LOCK)
+    await connection.execute(LOCK_COUNTERS, COUNTER_LOCK)
     await connection.execute(DOWNSAMPLE)
 
 
@@ -210,6 +210,7 @@ async def delete(connection: AsyncConnection, mailing_ids: list[int]) -> None:
 
     The counts in `outcome_count` stay.
     """
-    await connection.execute(LOCK_COUNTERS, LOCK)  # a merge in progress would insert counters again
+    # a merge in progress would insert counters again
+    await connection.execute(LOCK_COUNTERS, COUNTER_LOCK)
     for statement in (MERGE_DELTAS_OF_MAILINGS, DELETE):
         await connection.execute(statement, {"mailing_ids": mailing_ids})

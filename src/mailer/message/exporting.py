@@ -9,7 +9,7 @@ from mailer.access.reauthorize import stream_while_authorized
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
 UTC_TIMESTAMP = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-COLUMNS = ", ".join(
+MESSAGE_EXPORT_COLUMNS = ", ".join(
     (
         *("id", "mailing_id", "client_id", "status", "reason", "last_failure", "attempts"),
         f"{UTC_TIMESTAMP.format('coalesce(sent_at, due_at)')} AS datetime_send",
@@ -18,7 +18,7 @@ COLUMNS = ", ".join(
     )
 )
 # ordered by client, because an index holds a mailing's messages in this order
-MESSAGES = CsvSource("message", "client_id", COLUMNS, "true")
+MESSAGES = CsvSource("message", "client_id", MESSAGE_EXPORT_COLUMNS, "true")
 
 
 def export_messages(

@@ -58,8 +58,7 @@ class MessageHistory(Message, frozen=True):
     sent_at: datetime | None
     claimed_at: datetime | None
     """When the current attempt was claimed, or else the last attempt. A claim that was released
-    without an attempt does not count. None when there was no attempt, or only attempts older than
-    this column."""
+    without an attempt does not count. None when there was no attempt."""
     lease_expires_at: datetime | None
     """When another worker may rescue the message; None unless it is being sent."""
     failures: tuple[FailedAttempt, ...]

@@ -11,13 +11,12 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import sums, values_of
+from mailer.db.sql import sums, values_of
+from mailer.message.counters import HOUR_SECONDS
 from mailer.statuses import FAILURES, OUTCOMES, MessageStatus
 
-HOUR = 3_600
-
 BY_HOUR = text(f"""
-    SELECT (extract(epoch FROM bucket_start - :start)::bigint / {HOUR})::int AS hour_number,
+    SELECT (extract(epoch FROM bucket_start - :start)::bigint / {HOUR_SECONDS})::int AS hour_number,
         {sums(OUTCOMES)}
     FROM all_outcome_counts WHERE bucket_start >= :start AND bucket_start < :end
     GROUP BY hour_number""")  # noqa: S608  # inserts our own column names only

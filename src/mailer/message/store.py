@@ -28,7 +28,7 @@ from mailer.message.model import (
 )
 from mailer.statuses import MESSAGE_STATUSES
 
-COLUMNS = [
+MESSAGE_COLUMNS = [
     func.coalesce(message.c.sent_at, message.c.due_at).label(name)
     if name == "datetime_send"
     else message.c[name]
@@ -48,7 +48,7 @@ async def page(
     `filters` maps columns to the values that they must equal. The matching messages are counted
     unless their number is passed as `count`.
     """
-    rows = select(*COLUMNS).where(
+    rows = select(*MESSAGE_COLUMNS).where(
         message.c.mailing_id == mailing_id,
         *(message.c[name] == value for name, value in filters.items()),
     )
@@ -70,7 +70,7 @@ def to_message(row: Row[Any]) -> Message:
 # stays, without a phone.
 CLAIMED_AT = case((message.c.status == "sending", message.c.updated_at), else_=message.c.claimed_at)
 HISTORY_COLUMNS = [
-    *COLUMNS,
+    *MESSAGE_COLUMNS,
     *(
         message.c[name]
         for name in ("due_at", "retry_at", "sent_at", "lease_expires_at", "failures")
@@ -109,7 +109,7 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
-CLAIM = """
+CLAIM_DUE = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id
         FROM unnest($1::bigint[], $5::timestamptz[], $6::bigint[])
@@ -148,7 +148,7 @@ async def claim(
     or the position of the last message of an earlier claim.
     """
     due_ats, ids = [last[0] for last in after.values()], [last[1] for last in after.values()]
-    rows = await connection.fetch(CLAIM, list(after), share, owner, lease, due_ats, ids)
+    rows = await connection.fetch(CLAIM_DUE, list(after), share, owner, lease, due_ats, ids)
     return [ClaimedMessage(*row) for row in rows]
 
 

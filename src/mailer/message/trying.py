@@ -10,7 +10,7 @@ from mailer.access.model import Actor
 
 TRY_NOW = "try_now"
 """Name of the PostgreSQL notification that makes every worker try the gateway now."""
-BATCH = 5_000
+TRY_NOW_BATCH = 5_000
 """Messages that one transaction makes due."""
 MAX_BATCHES = 200
 """Most transactions of one request. Of more than a million messages, the rest stay paused."""
@@ -33,9 +33,9 @@ async def try_now(engine: AsyncEngine, actor: Actor) -> None:
         await audit.record(connection, actor, "gateway_tried", audit.Target("gateway"))
     for _ in range(MAX_BATCHES):
         async with engine.begin() as connection:
-            ended = await connection.execute(END_PAUSES, {"since": since, "chunk": BATCH})
+            ended = await connection.execute(END_PAUSES, {"since": since, "chunk": TRY_NOW_BATCH})
             await _notify(connection)
-        if ended.rowcount < BATCH:
+        if ended.rowcount < TRY_NOW_BATCH:
             break
 
 

@@ -22,6 +22,7 @@ from mailer.oidc.id_token import ExpectedClaims, Token
 from mailer.oidc.model import Identity, ProviderUnavailableError, SignInError, SignInStart
 from mailer.roles import ROLES, Role, parse_role_mapping
 from mailer.settings import Settings
+from mailer.text import clean_label
 
 OIDC_SCOPES = "openid profile email"
 MAX_NAME_LENGTH = 200
@@ -204,11 +205,14 @@ def _claim(claims: dict[str, Any], name: str) -> Any:  # noqa: ANN401  # a claim
 
 
 def _name(claims: dict[str, Any]) -> str:
-    """Return the user's name: one line of at most `MAX_NAME_LENGTH` printable characters."""
+    """Return the user's name: one line of printable characters, normalized.
+
+    Of a longer name only the first `MAX_NAME_LENGTH` characters are used.
+    """
     for claim in NAME_CLAIMS:
         value = claims.get(claim)
         if isinstance(value, str):
-            name = "".join(filter(str.isprintable, value)).strip()[:MAX_NAME_LENGTH]
+            name = clean_label("".join(filter(str.isprintable, value))[:MAX_NAME_LENGTH])
             if name:
                 return name
     return str(claims["sub"])
@@ -230,7 +234,7 @@ def _refusal(response: ProviderResponse) -> SignInError:
     return SignInError(PROVIDER_ERRORS.get(response.read(ProviderRefusal).error, "refused"))
 
 
-def make_provider(settings: Settings) -> Provider | None:
+def create_provider(settings: Settings) -> Provider | None:
     """Return the provider in the settings; None if there is none or authentication is off."""
     if (
         not settings.is_auth_enabled

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit
-from mailer.access.users import COLUMNS, User
+from mailer.access.users import USER_COLUMNS, User
 from mailer.db.access import app_user
 from mailer.oidc.model import Identity, SignInError
 
@@ -28,7 +28,7 @@ async def upsert(connection: AsyncConnection, identity: Identity, address: str |
     values = {"name": identity.name, "role": identity.role, "signed_in_at": func.now()}
     statement = insert(app_user).values(**values, issuer=identity.issuer, subject=identity.subject)
     statement = statement.on_conflict_do_nothing()
-    row = (await connection.execute(statement.returning(*COLUMNS))).mappings().one_or_none()
+    row = (await connection.execute(statement.returning(*USER_COLUMNS))).mappings().one_or_none()
     if row is not None:
         created = User(**row)
         by, target = created.actor(address), audit.Target("user", created.id)
@@ -51,4 +51,4 @@ async def upsert(connection: AsyncConnection, identity: Identity, address: str |
 
 
 def _select(issuer: str, subject: str) -> Select[Any]:
-    return select(*COLUMNS).where(app_user.c.issuer == issuer, app_user.c.subject == subject)
+    return select(*USER_COLUMNS).where(app_user.c.issuer == issuer, app_user.c.subject == subject)

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, Row, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.counts import add_up
+from mailer.db.sql import add_up
 from mailer.mailing.model import Mailing
 from mailer.statuses import SENT
 

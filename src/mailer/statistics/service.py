@@ -11,9 +11,9 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers
-from mailer.db.counts import sums
 from mailer.db.engine import snapshot
 from mailer.db.schema import settled_totals
+from mailer.db.sql import sums
 from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel
@@ -37,10 +37,16 @@ from mailer.statistics.model import (
     TimeZoneCounts,
 )
 from mailer.statistics.progress import MailingProgress
-from mailer.statuses import MESSAGE_STATUSES, OUTCOMES, MessageCounts, OutcomeCounts
+from mailer.statuses import (
+    MESSAGE_STATUSES,
+    NOT_SCHEDULED,
+    OUTCOMES,
+    MessageCounts,
+    OutcomeCounts,
+)
 
 MAX_BUCKETS = 500
-DAY = 86_400  # seconds
+DAY_SECONDS = 86_400
 BUCKET_SIZES = (
     1,
     2,
@@ -105,7 +111,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
 # Mailings that are marked as deleted. When the row of such a mailing is deleted, after its last
 # message, a trigger adds its counts to the totals of settled mailings.
 COUNT_DELETED = text(f"""
-    SELECT {sums(("sending", *OUTCOMES))}
+    SELECT {sums(NOT_SCHEDULED)}
     FROM mailing JOIN mailing_counts ON mailing_id = id
     WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # no user input
 COUNT_SENDING = text("""
@@ -262,7 +268,7 @@ def bucket_seconds(span: float, requested: int | None, max_buckets: int = MAX_BU
     step = counters.resolution(span)
     if requested is None:
         suitable = (size for size in BUCKET_SIZES if size >= shortest and size % step == 0)
-        return next(suitable, ceil(shortest / DAY) * DAY)
+        return next(suitable, ceil(shortest / DAY_SECONDS) * DAY_SECONDS)
     if requested < shortest or requested % step:
         message = f"must be at least {shortest} (at most {max_buckets} buckets)"
         if step > 1:

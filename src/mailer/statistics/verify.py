@@ -4,9 +4,9 @@ import msgspec
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.counts import count_by_status, sums, values_of
 from mailer.db.engine import snapshot
-from mailer.db.schema import COUNTERS, one_of
+from mailer.db.schema import COUNTERS
+from mailer.db.sql import count_by_status, one_of, sums, values_of
 from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
 
 MAILINGS_BATCH = 100

@@ -27,7 +27,7 @@ def read_cookie(request: Request[Any, Any, Any], kind: CookieKind = SESSION) -> 
     return request.cookies.get(_name(request, kind))
 
 
-def make_cookie(
+def create_cookie(
     request: Request[Any, Any, Any], secret: str | None, kind: CookieKind = SESSION
 ) -> Cookie:
     """Return a cookie that holds a secret, or one that deletes the cookie if `secret` is None."""

@@ -13,7 +13,7 @@ from mailer.db.csv_export import CsvPart
 from mailer.limits import ConcurrencyLimiter
 from mailer.web.litestar_internals import close_after
 
-JSON, CSV = "application/json", "text/csv"
+CSV = "text/csv"
 DOWNLOAD_LIMITER = ConcurrencyLimiter(32, per_owner=4, timeout=5.0)
 """Each download holds about a megabyte in memory until its client has received it."""
 DATABASE_READS = asyncio.Semaphore(3)
@@ -48,7 +48,7 @@ class Download(Stream):
 
 def wants_csv(request: Request[Any, Any, Any]) -> bool:
     """Return whether the Accept header of a request prefers CSV to JSON."""
-    return request.accept.best_match([JSON, CSV]) == CSV
+    return request.accept.best_match([MediaType.JSON, CSV]) == CSV
 
 
 async def csv_answer(

@@ -11,14 +11,13 @@ from http import HTTPStatus
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from mailer.urls import is_loopback
+from mailer.urls import MAX_PORT, is_loopback
 from mailer.web.problems import Problem, problem, to_response
 
 HOST_PATTERN = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
 )
 """The part of RFC 3986, section 3.2, that host names and IP addresses use."""
-MAX_PORT = 65_535
 MISSING_HOST = problem(
     HTTPStatus.BAD_REQUEST, "Host must be one name or address, with an optional port."
 )

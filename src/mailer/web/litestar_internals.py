@@ -1,6 +1,6 @@
 """Everything of mailer that leans on private parts of Litestar.
 
-`tests/unit/test_private_parts.py` fails when one of these parts changes.
+`tests/integration/test_litestar_private_parts.py` fails when one of these parts changes.
 """
 
 from collections.abc import Generator

@@ -45,19 +45,19 @@ HEADERS = {
     503: RETRY_AFTER,
 }
 """Headers of problems by status, besides Content-Type."""
-KEY, MONITORING = "key", "monitoring"
-KEY_SECURITY: list[SecurityRequirement] = [{KEY: []}]
+KEY_SCHEME, MONITORING_SCHEME = "key", "monitoring"
+KEY_SECURITY: list[SecurityRequirement] = [{KEY_SCHEME: []}]
 """The security of routes that need an API key."""
-MONITORING_SECURITY: list[SecurityRequirement] = [{MONITORING: []}, {}]
+MONITORING_SECURITY: list[SecurityRequirement] = [{MONITORING_SCHEME: []}, {}]
 """The security of routes that need the monitoring token if one is set, and nothing otherwise."""
 SECURITY_SCHEMES = {
-    KEY: SecurityScheme(
+    KEY_SCHEME: SecurityScheme(
         type="http",
         scheme="bearer",
         description="An API key. It needs the scope `read` to read, `write` to change anything, and"
         " `admin` for the audit log.",
     ),
-    MONITORING: SecurityScheme(
+    MONITORING_SCHEME: SecurityScheme(
         type="http",
         scheme="bearer",
         description="The setting `MAILER_MONITORING_TOKEN`. Not needed if that is not set.",

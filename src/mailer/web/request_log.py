@@ -36,7 +36,7 @@ def log_requests(app: ASGIApp) -> ASGIApp:
         if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
-        method = str(scope.get("method"))
+        method = _known_method(scope)
         started = time.perf_counter()
         request_id = _chosen_id(scope) or uuid4().hex
         status: int = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -56,26 +56,36 @@ def log_requests(app: ASGIApp) -> ASGIApp:
             return message
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            known_method = method if method in KNOWN_METHODS else "other"
-            log.debug("request_received", method=known_method)
+            log.debug("request_received", method=method)
             try:
                 await app(scope, receive_observed, send_with_id)
             finally:
                 seconds = time.perf_counter() - started
                 if is_gone and status == HTTPStatus.INTERNAL_SERVER_ERROR:
                     status = CLIENT_GONE
-                route = scope.get("path_template")
-                metrics.http_request_answered(known_method, str(route or "none"), status, seconds)
-                level = "info" if scope["path"].startswith(API_PREFIX) else "debug"
-                getattr(log, level)(
-                    "request_answered",
-                    method=known_method,
-                    path=scope["path"] if route else None,
-                    status=status,
-                    seconds=round(seconds, 6),
-                )
+                _record_answer(scope, method, status, seconds)
 
     return observe
+
+
+def _known_method(scope: Scope) -> str:
+    """Return the method of a request, or "other": a client may send any word."""
+    method = str(scope.get("method"))
+    return method if method in KNOWN_METHODS else "other"
+
+
+def _record_answer(scope: Scope, method: str, status: int, seconds: float) -> None:
+    """Count and log the answer to a request."""
+    route = scope.get("path_template")
+    metrics.http_request_answered(method, str(route or "none"), status, seconds)
+    level = "info" if scope["path"].startswith(API_PREFIX) else "debug"
+    getattr(log, level)(
+        "request_answered",
+        method=method,
+        path=scope["path"] if route else None,
+        status=status,
+        seconds=round(seconds, 6),
+    )
 
 
 def _chosen_id(scope: Scope) -> str | None:

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 FORWARDED_FOR, FORWARDED_PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 FORWARDING_HEADERS = frozenset({FORWARDED_FOR, FORWARDED_PROTO, b"x-forwarded-host", b"forwarded"})
-SCHEMES = frozenset({"http", "https"})
+FORWARDED_SCHEMES = frozenset({"http", "https"})
 MAX_HOPS = 20
 """Entries of X-Forwarded-For that are read, from the right."""
 MAX_WARNINGS = 10
@@ -84,7 +84,7 @@ def trust_proxies(app: ASGIApp, proxies: TrustedProxies) -> ASGIApp:
 def _apply_forwarded(scope: Scope, proxies: TrustedProxies) -> None:
     protocols = [value for name, value in scope["headers"] if name == FORWARDED_PROTO]
     first = b",".join(protocols).partition(b",")[0].decode("latin-1").strip().lower()
-    if first in SCHEMES:
+    if first in FORWARDED_SCHEMES:
         scope["scheme"] = first
     forwarded_for = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
     if forwarded_for and (sender := proxies.sender(forwarded_for))[0]:

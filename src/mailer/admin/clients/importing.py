@@ -9,7 +9,7 @@ from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.render import PageContext, make_page_context
+from mailer.admin.render import PageContext, create_page_context
 from mailer.client.api import MAX_IMPORT_BYTES, import_upload
 from mailer.client.rows import CSV_COLUMNS
 from mailer.errors import MailerError
@@ -19,7 +19,7 @@ from mailer.web.problems import problem_of
 def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
     """Return the page section that says why a whole file was not imported."""
     response = problem_of(request, error)
-    context = make_page_context(request, request.app.state.channel)
+    context = create_page_context(request, request.app.state.channel)
     return context.render_problem("clients/import_refused.html", response)
 
 

@@ -21,7 +21,7 @@ from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel
 from mailer.mailing import activity, service, store
-from mailer.mailing.actions import allowed_actions, count_unsent
+from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
 from mailer.mailing.model import MailingNotFoundError, StopTimeoutError
@@ -142,7 +142,7 @@ class MailingPage(Controller):
             f"mailings/{verb}.html",
             mailing=mailing,
             background_work=work,
-            waiting=count_unsent(mailing),
+            waiting=mailing.count_unsent(),
         )
 
     @post("/mailings/{mailing_id:int}/{verb:str}", required_scope="write")

@@ -12,14 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
-from mailer.db.schema import MAILING_STATUSES
 from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingQuery
 from mailer.mailing.model import Mailing
-from mailer.mailing.search import MAX_COUNTED
+from mailer.mailing.search import MAX_COUNTED_MAILINGS
 from mailer.statistics import progress
+from mailer.statuses import MAILING_STATUSES
 from mailer.validation import STORABLE, Input
 from mailer.web.query import Limit, read
 
@@ -98,7 +98,7 @@ class MailingList(Controller):
             waits=waits,
             live_ids=ids_of_changing(mailings),
             count=page.count,
-            max_counted=MAX_COUNTED,
+            max_counted=MAX_COUNTED_MAILINGS,
             pages=page_links(page, "/mailings", form),
             mailing_statuses=MAILING_STATUSES,
         )

@@ -20,7 +20,7 @@ from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.sms_parts import PART_CAPACITY, TextSize, count_parts
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
-SAMPLE_SIZE, MAX_ZONES = 5, 8
+SAMPLE_CLIENTS, MAX_ZONES = 5, 8
 """Clients of the audience to show, and time zones to show (the largest)."""
 DAY_WIDTH = 1000
 """Width of a day in the drawing, in its own units."""
@@ -129,7 +129,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what it is c
     async with engine.connect() as connection:
         if client_filter is not UNSET:
             by_zone = await audience.count_by_zone(connection, client_filter)
-            sample = await audience.sample(connection, client_filter, SAMPLE_SIZE)
+            sample = await audience.sample(connection, client_filter, SAMPLE_CLIENTS)
         capacity = await forecasts.read_capacity(connection, throughput, mailing)
     start, end = (_known_moment(at) for at in (draft.datetime_start, draft.datetime_end))
     day = _day(start, end, now, zone)

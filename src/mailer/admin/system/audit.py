@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit_log
 from mailer.access.api import AuditQuery
 from mailer.access.audit import TargetKind
-from mailer.access.audit_log import MAX_COUNTED, AuditEntry
+from mailer.access.audit_log import MAX_COUNTED_ENTRIES, AuditEntry
 from mailer.access.model import ActorKind
 from mailer.admin import labels
 from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
@@ -71,7 +71,7 @@ def to_line(entry: AuditEntry) -> AuditLine:
 
 
 def _field_order(name: str) -> tuple[int, str]:
-    known = list(labels.FIELD_NAMES)
+    known = list(labels.FIELD_LABELS)
     return known.index(name) if name in known else len(known), name
 
 
@@ -109,8 +109,8 @@ class Audit(Controller):
                 page = await audit_log.page(connection, query.position, **query.equal())
         choices: Mapping[str, Any] = {
             "actor_kinds": get_args(ActorKind),
-            "target_kinds": [kind for kind in get_args(TargetKind) if kind in labels.TARGETS],
-            "actions": labels.ACTIONS,
+            "target_kinds": [kind for kind in get_args(TargetKind) if kind in labels.TARGET_LABELS],
+            "actions": labels.ACTION_LABELS,
         }
         return await context.render_page(
             "audit/list.html",
@@ -118,7 +118,7 @@ class Audit(Controller):
             form=form,
             lines=[to_line(audit_log.to_entry(row)) for row in page.rows],
             count=page.count,
-            max_counted=MAX_COUNTED,
+            max_counted=MAX_COUNTED_ENTRIES,
             pages=page_links(page, PATH, form),
             **choices,
         )

@@ -20,12 +20,11 @@ from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.roles import SCOPE_BY_ROLE
+from mailer.roles import ROLES
 from mailer.validation import MAX_ID, check
 from mailer.web.query import PageQuery
 
 PATH = "/users"
-ROLES = tuple(SCOPE_BY_ROLE)
 NEW_USER_FIELDS = ("name", "role", "password", "repeated_password")
 BLANK_PASSWORDS = {"password": "", "repeated_password": ""}
 """A form never shows a password that was entered."""

@@ -30,7 +30,7 @@ from mailer.validation import MAX_ID
 PATH = "/keys"
 VALIDITY_DAYS = {"30": 30, "90": 90, "365": 365}
 """Choices for how many days a key is valid."""
-BLANK_FORM = {"name": "", "scope": "read", "expires": "90", "expires_on": ""}
+BLANK_KEY_FORM = {"name": "", "scope": "read", "expires": "90", "expires_on": ""}
 NOT_A_DATE = gettext_noop("must be a date")
 NOT_LISTED = gettext_noop("must be one of the listed values")
 
@@ -63,7 +63,7 @@ class Keys(Controller):
 
         `created` is the id of a key that a repeated form has created before.
         """
-        return await _keys_page(engine, context, Form(BLANK_FORM), created=created)
+        return await _keys_page(engine, context, Form(BLANK_KEY_FORM), created=created)
 
     @post(required_scope="admin", creates=redirect_to_created)
     async def create_key(
@@ -78,7 +78,7 @@ class Keys(Controller):
 
         A repeat of the form is redirected to a page that says that the key was created before.
         """
-        form = Form(await read_form(request, *BLANK_FORM))
+        form = Form(await read_form(request, *BLANK_KEY_FORM))
         try:
             new = read_new(form, context.viewer.time_zone, database_clock.now())
             async with engine.begin() as connection:

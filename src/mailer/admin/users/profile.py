@@ -17,7 +17,7 @@ from mailer.admin.users.sign_in import redirect_signed_out
 from mailer.errors import FieldError, InvalidError
 
 PATH = "/profile"
-BLANK_FORM = Form({"current_password": "", "password": "", "repeated_password": ""})
+BLANK_PASSWORD_FORM = Form({"current_password": "", "password": "", "repeated_password": ""})
 """A form never shows a password that was entered."""
 
 
@@ -34,7 +34,7 @@ class Profile(Controller):
         by: NamedDependency[Actor],
     ) -> Response[str]:
         """Show the name, the role and the sessions of the user."""
-        return await _profile_page(engine, context, by, BLANK_FORM)
+        return await _profile_page(engine, context, by, BLANK_PASSWORD_FORM)
 
     @post("/password", required_scope="read")
     async def change_password(
@@ -45,18 +45,18 @@ class Profile(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Change the user's own password, and end all their other sessions."""
-        values = await read_form(request, *BLANK_FORM.values)
+        values = await read_form(request, *BLANK_PASSWORD_FORM.values)
         current_password = values.pop("current_password")
         try:
             new = validate_password_form(NewPassword, values)
             await service.change_own_password(engine, by, current_password, new)
         except InvalidError as error:
-            form = BLANK_FORM.with_errors(error)
+            form = BLANK_PASSWORD_FORM.with_errors(error)
             return await _profile_page(engine, context, by, form, HTTP_400_BAD_REQUEST)
         except ThrottledError as error:
             status, seconds = HTTP_429_TOO_MANY_REQUESTS, error.seconds
             response = await _profile_page(
-                engine, context, by, BLANK_FORM, status, retry_after=seconds
+                engine, context, by, BLANK_PASSWORD_FORM, status, retry_after=seconds
             )
             response.headers["Retry-After"] = str(seconds)
             return response

@@ -21,7 +21,7 @@ from mailer.admin.redirects import own_path
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.errors import FieldError, InvalidError
 from mailer.oidc.provider import Provider
-from mailer.web.cookie import make_cookie
+from mailer.web.cookie import create_cookie
 
 
 def redirect_signed_in(request: Request[Any, Any, Any], secret: str, return_path: str) -> Redirect:
@@ -29,14 +29,14 @@ def redirect_signed_in(request: Request[Any, Any, Any], secret: str, return_path
     return Redirect(
         own_path(return_path),
         status_code=HTTP_303_SEE_OTHER,
-        cookies=[make_cookie(request, secret)],
+        cookies=[create_cookie(request, secret)],
     )
 
 
 def redirect_signed_out(request: Request[Any, Any, Any]) -> Redirect:
     """Return a redirect to the sign-in page that also deletes the session cookie."""
     response = redirect_with_flash("signed-out", "/login")
-    response.set_cookie(make_cookie(request, None))
+    response.set_cookie(create_cookie(request, None))
     return response
 
 

@@ -35,7 +35,7 @@ from mailer.oidc.model import (
 )
 from mailer.oidc.provider import Provider
 from mailer.oidc.store import SIGN_IN_TIMEOUT, PendingSignIn
-from mailer.web.cookie import CookieKind, make_cookie, read_cookie
+from mailer.web.cookie import CookieKind, create_cookie, read_cookie
 
 log = structlog.get_logger()
 
@@ -75,7 +75,7 @@ class SignInOidc(Controller):
         async with engine.begin() as connection:
             return_path = own_path(request.query_params.get("return_path", "/"))
             await pending.store_pending(connection, started, return_path)
-        cookie = make_cookie(request, started.state, STATE_COOKIE)
+        cookie = create_cookie(request, started.state, STATE_COOKIE)
         return Redirect(started.url, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
     @get("/callback", required_scope="nothing")
@@ -106,7 +106,7 @@ class SignInOidc(Controller):
             if context.user is not None:
                 await access.sign_out(engine, context.user)
             response = redirect_signed_in(request, secret, sign_in.return_path)
-        response.set_cookie(make_cookie(request, None, STATE_COOKIE))
+        response.set_cookie(create_cookie(request, None, STATE_COOKIE))
         return response
 
 

@@ -14,7 +14,7 @@ MAX_URL_BYTES = 8 * 1024
 """Bytes of the request target, with its query."""
 MAX_HEAD_BYTES = 32 * 1024
 """Bytes of all headers of a request together."""
-MAX_HEADERS = 100
+MAX_REQUEST_HEADERS = 100
 MIN_READ_RATE = 1024
 """Bytes a second that a client must read of its response, on average over the reader timeout."""
 
@@ -54,7 +54,7 @@ class Refusal(msgspec.Struct, frozen=True):
         return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-MALFORMED = Refusal(HTTPStatus.BAD_REQUEST, "This is not HTTP.")
+NOT_HTTP = Refusal(HTTPStatus.BAD_REQUEST, "This is not HTTP.")
 URL_TOO_LONG = Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "The URL is too long.")
 HEAD_TOO_LARGE = Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The headers are too large.")
 TOO_MANY_CONNECTIONS = Refusal(

@@ -1,8 +1,9 @@
 """Everything of mailer that leans on private parts of uvicorn: its connections and its server.
 
-Undocumented are `HttpToolsProtocol` with its parser, request cycle and flow control, the signals
-and the shutdown of `Server`, and its `server_state`. Decision 14 says why they are needed and what
-would replace them. `tests/unit/test_private_parts.py` fails when one of these parts changes.
+Undocumented are `HttpToolsProtocol` with its parser (of httptools), request cycle and flow control,
+the signals and the shutdown of `Server`, and its `server_state`. Decision 14 says why they are
+needed and what would replace them. `tests/integration/test_uvicorn_private_parts.py` fails when one
+of these parts changes.
 """
 
 import asyncio
@@ -20,11 +21,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mailer.web.server.connection import (
     HEAD_TOO_LARGE,
-    MALFORMED,
     MAX_HEAD_BYTES,
-    MAX_HEADERS,
+    MAX_REQUEST_HEADERS,
     MAX_URL_BYTES,
     MIN_READ_RATE,
+    NOT_HTTP,
     TOO_MANY_CONNECTIONS,
     URL_TOO_LONG,
     ConnectionLimits,
@@ -85,7 +86,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # no other protocol is supported: the request is handled like any other
         except httptools.HttpParserError:
-            self._reject(self._refusal or MALFORMED)
+            self._reject(self._refusal or NOT_HTTP)
         else:
             # one endless header, or a chunk extension: the parser reports neither until its end
             if self._unparsed > MAX_URL_BYTES + MAX_HEAD_BYTES:
@@ -134,7 +135,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
         self._head_size += len(name) + len(value)
         self._header_count += 1
-        if self._head_size > MAX_HEAD_BYTES or self._header_count > MAX_HEADERS:
+        if self._head_size > MAX_HEAD_BYTES or self._header_count > MAX_REQUEST_HEADERS:
             self._stop(HEAD_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
@@ -250,7 +251,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def make_protocol_class(limits: ConnectionLimits) -> type[Protocol]:
+def create_protocol_class(limits: ConnectionLimits) -> type[Protocol]:
     """Return the class of a server's connections, for uvicorn's option `http`."""
     return type("Limited", (LimitedHttpProtocol,), {"limits": limits, "waiting": {}})
 
@@ -263,7 +264,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=make_protocol_class(limits),
+                http=create_protocol_class(limits),
                 ws="none",
                 proxy_headers=False,  # mailer handles them itself, by a setting
                 log_config=None,

@@ -1,6 +1,11 @@
-"""SQL over columns of counts, which are named like the statuses of messages."""
+"""SQL made of names; columns of counts are named like the statuses of messages."""
 
 from collections.abc import Iterable
+
+
+def one_of(column: str, values: tuple[str, ...]) -> str:
+    """Return the SQL condition that a column has one of `values`."""
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
 def add_up(names: Iterable[str]) -> str:
