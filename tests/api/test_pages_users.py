@@ -271,7 +271,7 @@ async def test_without_auth_there_are_no_pages_of_users(engine: AsyncEngine) -> 
 
 async def test_the_sign_in_form_links_to_the_provider_if_there_is_one(engine: AsyncEngine) -> None:
     assert "/login/oidc" not in await get_html(create_browser(engine), "/login")
-    settings = Settings(oidc_issuer="https://id.example/realm")
+    settings = Settings(oidc_issuer="https://id.example/realm", oidc_client_id="mailer")
     page = await get_html(create_browser(engine, settings), "/login?return_path=/clients")
     assert (
         '<a class="button" href="/login/oidc?return_path=%2Fclients">Sign in with id.example</a>'
