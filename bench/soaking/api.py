@@ -1,4 +1,4 @@
-"""API calls of the soak: repeated while no worker can answer, and checked by the contract."""
+"""API calls of the soak: repeated until a worker answers, and checked against the rules."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ LOST = 0
 
 
 class Api:
-    """Calls the API of any running worker, for one mailing."""
+    """Calls the API at random running workers; one instance for each mailing."""
 
     def __init__(
         self, session: aiohttp.ClientSession, fleet: Fleet, journal: Journal, rng: RandomSource
@@ -44,7 +44,8 @@ class Api:
     ) -> dict[str, Any] | None:
         """Call the API until a worker answers.
 
-        Return the mailing; None when the call was refused or never answered.
+        Return the mailing; None after a deletion, and when the call was refused or never answered.
+        `body_of` returns the body anew for each attempt.
         """
         deadline = time.time() + RETRY_SECONDS
         while time.time() < deadline:
@@ -55,7 +56,7 @@ class Api:
                 if call.status not in {LOST, HTTPStatus.SERVICE_UNAVAILABLE}:
                     return self._check_answer(call, content, body or {})
                 if action == "create" and call.status == LOST:
-                    return None  # the mailing may exist; its requests are checked all the same
+                    return None  # the mailing may exist; a repeat could create a second one
                 self._may_be_deleted |= action == "delete"
             if not await self._journal.sleep(self._rng.uniform(0.2, 1)):
                 return None
@@ -86,14 +87,14 @@ class Api:
     def _check_answer(
         self, call: Call, content: bytes, body: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """Return the mailing if the call succeeded; record a violation if it is not allowed."""
+        """Return the mailing of a successful call; record a violation if this answer is wrong."""
         mailing: dict[str, Any] | None = None
         if call.status == SUCCESS_STATUS.get(call.action, HTTPStatus.OK):
             mailing = msgspec.json.decode(content) if content else None
             statuses = STATUSES_AFTER.get(call.action)
             is_allowed = statuses is None or (mailing or {}).get("status") in statuses
         elif call.status == HTTPStatus.CONFLICT:  # the mailing's status does not allow the action
-            is_allowed = call.action not in SUCCESS_STATUS
+            is_allowed = call.action not in {"create", "delete"}
         elif call.status == HTTPStatus.NOT_FOUND:  # an earlier, unanswered attempt deleted it
             is_allowed = call.action == "delete" and self._may_be_deleted
         elif call.status == HTTPStatus.BAD_REQUEST and "datetime_end" in body:  # the end has passed

@@ -30,16 +30,18 @@ class Noise:
 
 @asynccontextmanager
 async def measured_noise() -> AsyncIterator[Noise]:
-    """Measure in another process during the block."""
+    """Measure in another process while the body of `async with` runs."""
     noise = Noise()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", __file__),  # else `operator.py` here would hide Python's `operator`
+        # -P: do not import from this folder, where `operator.py` hides Python's `operator`
+        *(sys.executable, "-P", __file__),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     try:
         yield noise
+        # this closes its standard input, which ends the measurement
         output, _ = await asyncio.wait_for(process.communicate(b""), EXIT_TIMEOUT)
         noise.max_excess = float(output)
     finally:

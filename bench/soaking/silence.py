@@ -13,9 +13,9 @@ MAX_SILENCE = 3.0
 RECOVERY = {"PostgreSQL": 3.0, "connections": 3.0, "gateway": 0.5}
 """Seconds after a fault until mailer must send again, by the first word of the fault's name."""
 WARM_UP = 1.0
-"""Seconds from the start of a worker until it must send."""
-SETTLE = LEASE + 7.0
-"""Seconds until neither a change nor a dead worker's lease can delay a message any more."""
+"""Seconds until a worker must send, after its start or after a fault that blocked it."""
+MAX_DELAY = LEASE + 7.0
+"""Seconds after a change, or the death of a worker, for which it may delay a message."""
 
 
 def check_silence(report: CheckReport, evidence: Evidence) -> None:
@@ -30,7 +30,7 @@ def check_silence(report: CheckReport, evidence: Evidence) -> None:
             if end - start > max(longest, 1.0) and _count_due(evidence, start, end):
                 longest = end - start
             if end - start > MAX_SILENCE and (due := _count_due(evidence, start, end)):
-                faults = ", ".join(_faults_during(evidence, start, end))
+                faults = ", ".join(_possible_causes(evidence, start, end))
                 silences.append(f"{moment(start)} to {moment(end)}, {due:,} due; {faults}")
     report.expect_none(f"silences over {MAX_SILENCE:g} s with messages due", silences, of=checked)
     print(f"    the longest was {longest:.1f} s" if longest else "    none was over 1 s")
@@ -41,8 +41,8 @@ def _calm(evidence: Evidence) -> Iterator[tuple[float, float]]:
     edges = sorted([*_broken(evidence), *_ready(evidence)])
     broken = ready = 0
     calm_since = None
-    for at, breaks, readies in edges:
-        broken, ready = broken + breaks, ready + readies
+    for at, broken_change, ready_change in edges:
+        broken, ready = broken + broken_change, ready + ready_change
         is_calm = ready > 0 and not broken
         if calm_since is not None and not is_calm:
             yield calm_since, at
@@ -53,7 +53,7 @@ def _calm(evidence: Evidence) -> Iterator[tuple[float, float]]:
 
 
 def _broken(evidence: Evidence) -> Iterator[tuple[float, int, int]]:
-    """Yield the times at which a fault of database or gateway began (1) and ended (-1)."""
+    """Yield (time, change of the number of faults, 0) for faults of database or gateway."""
     for fault in evidence.journal.faults:
         recovery = RECOVERY.get(fault.name.split()[0])
         if recovery is not None:
@@ -62,7 +62,7 @@ def _broken(evidence: Evidence) -> Iterator[tuple[float, int, int]]:
 
 
 def _ready(evidence: Evidence) -> Iterator[tuple[float, int, int]]:
-    """Yield the times from which a worker could send (1) and could no longer send (-1)."""
+    """Yield (time, 0, change of the number of workers that can send)."""
     journal = evidence.journal
     for worker, uptime in journal.uptimes.items():
         began, ended = uptime[0] + WARM_UP, uptime[-1] if len(uptime) > 1 else math.inf
@@ -86,26 +86,31 @@ def _blocked(evidence: Evidence, worker: str) -> Iterator[tuple[float, float]]:
             yield fault.began, fault.ended + WARM_UP
 
 
-def _faults_during(evidence: Evidence, start: float, end: float) -> Iterator[str]:
-    """Yield the faults shortly before `end`, which may be the cause."""
+def _possible_causes(evidence: Evidence, start: float, end: float) -> Iterator[str]:
+    """Yield the faults from `MAX_DELAY` before `start` to `end`: one may be the cause."""
     for fault in evidence.journal.faults:
-        if fault.overlaps(start - SETTLE, end):
+        if fault.overlaps(start - MAX_DELAY, end):
             yield f"{fault.name} {fault.worker or ''} {moment(fault.began)}"
 
 
 def _count_due(evidence: Evidence, start: float, end: float) -> int:
-    """Return the number of messages that were due all the time from `start` to `end`."""
+    """Return the number of messages due from `start` to `end`, and for `MAX_DELAY` before."""
     messages = evidence.record.messages.values()
     return sum(_is_due(evidence, message, start, end) for message in messages)
 
 
 def _is_due(evidence: Evidence, message: Message, start: float, end: float) -> bool:
+    """Return whether a message could be sent at any time from `start` to `end`.
+
+    It must be scheduled, and its mailing running and unchanged, from `MAX_DELAY` before `start`.
+    The sending window is checked at three moments: the start, the middle and the end.
+    """
     changes = [change for change in message.changes if change.at < end]
-    if not changes or changes[-1].status != "scheduled" or changes[-1].at > start - SETTLE:
+    if not changes or changes[-1].status != "scheduled" or changes[-1].at > start - MAX_DELAY:
         return False
     zone = evidence.clients[changes[-1].client_id]["time_zone"]
     return any(
-        version.since <= start - SETTLE
+        version.since <= start - MAX_DELAY
         and end < min(version.until, version.end)
         and version.status == "running"
         and not version.is_deleted

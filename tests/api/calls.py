@@ -17,11 +17,11 @@ NEW = {
 """A mailing that starts in 2040."""
 DUE = NEW | {"datetime_start": "2020-01-01T09:00:00Z"}
 """A mailing whose start has passed."""
-COUNTERS = [f"{status}_messages" for status in MESSAGE_STATUSES]
+COUNT_FIELDS = [f"{status}_messages" for status in MESSAGE_STATUSES]
 MAILING_FIELDS = {
     *("id", "datetime_start", "datetime_end", "text", "client_filter", "on_unknown", "status"),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),
-    *COUNTERS,
+    *COUNT_FIELDS,
     *("created_at", "updated_at", "held"),
 }
 CLIENTS = {
@@ -40,7 +40,7 @@ async def create_mailing(api: httpx.AsyncClient, payload: dict[str, Any]) -> dic
 
 
 async def update_messages(engine: AsyncEngine, client_id: int, **columns: Any) -> None:
-    """Set columns of a client's messages, as if they had been sent."""
+    """Set columns of a client's messages, as a worker would."""
     async with engine.begin() as connection:
         await connection.execute(
             update(message).where(message.c.client_id == client_id).values(**columns)

@@ -7,7 +7,14 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import COUNTERS, DUE, NEW, create_mailing, messages_by_client, update_messages
+from tests.api.calls import (
+    COUNT_FIELDS,
+    DUE,
+    NEW,
+    create_mailing,
+    messages_by_client,
+    update_messages,
+)
 from tests.factories import (
     add_clients,
     advance,
@@ -47,7 +54,7 @@ async def get_fully_cancelled(
     mailing: dict[str, Any] = (await api.get(f"/mailings/{mailing_id}")).json()
     assert mailing["status"] == "cancelled"
     assert mailing["scheduled_messages"] == mailing["sending_messages"] == 0
-    assert sum(mailing[name] for name in COUNTERS) == mailing["clients_count"]
+    assert sum(mailing[name] for name in COUNT_FIELDS) == mailing["clients_count"]
     assert await value(engine, "SELECT is_settled FROM mailing")
     assert await find_differences(engine) == []
     assert not (await do(engine, transitions.find_pending_work)).has_work
@@ -81,7 +88,7 @@ async def test_a_mailing_cancelled_before_its_start_counts_its_audience_as_cance
     cancelled = await cancel(api, created["id"])
 
     assert cancelled["clients_count"] == cancelled["cancelled_messages"] == 4
-    assert [cancelled[name] for name in COUNTERS] == [0, 0, 0, 0, 0, 4]
+    assert [cancelled[name] for name in COUNT_FIELDS] == [0, 0, 0, 0, 0, 4]
     assert cancelled["created_messages"] == 0
     page = (await api.get(f"/mailings/{created['id']}/messages")).json()
     assert (page["count"], page["results"]) == (0, [])

@@ -6,7 +6,14 @@ import httpx
 import pytest
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import COUNTERS, DUE, NEW, create_mailing, messages_by_client, update_messages
+from tests.api.calls import (
+    COUNT_FIELDS,
+    DUE,
+    NEW,
+    create_mailing,
+    messages_by_client,
+    update_messages,
+)
 from tests.factories import begin, do
 
 from mailer.mailing import transitions
@@ -82,7 +89,7 @@ async def test_before_the_start_the_audience_counts_as_scheduled_without_message
     created = await create_mailing(api, NEW | {"client_filter": "912"})
     assert created["clients_count"] == created["scheduled_messages"] == 2
     assert created["created_messages"] == 0
-    assert [created[name] for name in COUNTERS[1:]] == [0] * 5
+    assert [created[name] for name in COUNT_FIELDS[1:]] == [0] * 5
     assert (await api.get(f"/mailings/{created['id']}/messages")).json()["results"] == []
 
 
@@ -100,7 +107,7 @@ async def test_from_the_start_on_the_counters_add_up(
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["status"] == "running"
     assert mailing["clients_count"] == mailing["created_messages"] == 5
-    assert [mailing[name] for name in COUNTERS] == [1, 0, 1, 1, 1, 1]
+    assert [mailing[name] for name in COUNT_FIELDS] == [1, 0, 1, 1, 1, 1]
     assert created_before_the_start.json()["id"] in await messages_by_client(api, created["id"])
 
 

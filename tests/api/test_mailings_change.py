@@ -10,7 +10,7 @@ from sqlalchemy import func, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import (
     CLIENTS,
-    COUNTERS,
+    COUNT_FIELDS,
     DUE,
     NEW,
     create_mailing,
@@ -174,7 +174,7 @@ async def test_a_new_filter_cancels_and_creates_messages_and_keeps_sent_ones(
     }
     after = (await api.get(f"/mailings/{created['id']}")).json()
     assert after["clients_count"] == after["created_messages"] == 4
-    assert [after[name] for name in COUNTERS] == [2, 0, 1, 0, 0, 1]
+    assert [after[name] for name in COUNT_FIELDS] == [2, 0, 1, 0, 0, 1]
 
 
 async def test_a_client_that_matches_again_is_rescheduled_with_the_same_message(

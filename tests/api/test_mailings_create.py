@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import COUNTERS, MAILING_FIELDS, NEW, create_mailing, field_errors
+from tests.api.calls import COUNT_FIELDS, MAILING_FIELDS, NEW, create_mailing, field_errors
 from tests.factories import execute
 
 
@@ -143,7 +143,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     *(({"on_unknown": wrong}, "on_unknown", "retry or hold") for wrong in (None, "", "drop", 1)),
     *(
         ({name: 1}, name, "is not a known field")
-        for name in ("id", "status", "clients_count", "created_messages", *COUNTERS)
+        for name in ("id", "status", "clients_count", "created_messages", *COUNT_FIELDS)
     ),
     *(
         ({name: 1}, name, "is not a known field")

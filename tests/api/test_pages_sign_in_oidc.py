@@ -310,7 +310,7 @@ async def test_the_sign_in_cookie_is_secure_behind_tls(
         callback = f"{CALLBACK.replace('http', 'https', 1)}?state={state}&error=access_denied"
         with capture_logs() as logs:
             answer = await browser.get(callback)
-        assert "refused_there" in [event.get("reason") for event in logs]
+        assert "refused_by_provider" in [event.get("reason") for event in logs]
         [removed] = answer.headers.get_list("set-cookie")
         assert removed.startswith('__Secure-sign_in="";')
 

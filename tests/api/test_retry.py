@@ -5,7 +5,14 @@ from typing import Any
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.calls import COUNTERS, DUE, NEW, create_mailing, messages_by_client, update_messages
+from tests.api.calls import (
+    COUNT_FIELDS,
+    DUE,
+    NEW,
+    create_mailing,
+    messages_by_client,
+    update_messages,
+)
 from tests.factories import (
     HOUR,
     add_clients,
@@ -48,8 +55,8 @@ async def get_status(api: httpx.AsyncClient, mailing_id: int) -> str:
 async def get_counters(api: httpx.AsyncClient, mailing_id: int) -> dict[str, int]:
     """Return the counters of a mailing that are not zero."""
     mailing = (await api.get(f"/mailings/{mailing_id}")).json()
-    assert sum(mailing[name] for name in COUNTERS) == mailing["clients_count"]
-    return {name.removesuffix("_messages"): mailing[name] for name in COUNTERS if mailing[name]}
+    assert sum(mailing[name] for name in COUNT_FIELDS) == mailing["clients_count"]
+    return {name.removesuffix("_messages"): mailing[name] for name in COUNT_FIELDS if mailing[name]}
 
 
 async def retry_mailing(api: httpx.AsyncClient, mailing_id: int) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from mailer.gateway.answer import MAX_ANSWER_BYTES
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.gateway.sandbox import Faults, SandboxGateway
 
+MAX_RETRY_AFTER = 900
+"""Most seconds that the gateway can ask to wait, by default; a longer wait is shortened to it."""
 REFUSALS = (400, 404, 405, 410, 413, 415, 422)
 WRONG_TOKEN = (401, 403)
 BUSY = (429, 503)
@@ -67,7 +69,7 @@ async def test_without_a_token_there_is_no_authorization() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "line"),
+    ("path", "target"),
     [
         ("", "/7"),
         ("/", "/7"),
@@ -79,7 +81,7 @@ async def test_without_a_token_there_is_no_authorization() -> None:
         ("?key=secret", "/7?key=secret"),
     ],
 )
-async def test_the_id_is_at_the_end_of_the_path_or_query(path: str, line: str) -> None:
+async def test_the_id_is_at_the_end_of_the_path_or_query(path: str, target: str) -> None:
     requests: list[str] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +90,7 @@ async def test_the_id_is_at_the_end_of_the_path_or_query(path: str, line: str) -
 
     async with served(talk) as url, gateway_at(url.removesuffix("/send/") + path) as gateway:
         assert await send(gateway) == Accepted()
-    assert requests == [f"POST {line} HTTP/1.1"]
+    assert requests == [f"POST {target} HTTP/1.1"]
 
 
 async def test_a_user_in_the_url_is_basic_authorization() -> None:
@@ -139,7 +141,7 @@ async def test_the_sandbox_accepts_requests() -> None:
         ),
     ],
 )
-async def test_faults_of_the_sandbox_have_different_outcomes(
+async def test_each_fault_of_the_sandbox_has_its_outcomes(
     faults: dict[str, float], outcomes: set[Outcome]
 ) -> None:
     sandbox = SandboxGateway(Faults(**faults))  # type: ignore[arg-type]  # the seed is a whole number
@@ -283,7 +285,7 @@ async def test_the_limit_applies_to_the_decompressed_body() -> None:
 
 async def test_a_body_that_cannot_be_decompressed_is_a_bad_response() -> None:
     for encoding in ("gzip", "deflate", "br", "zstd", "nonsense"):
-        raw = answer(200, b"\x28\xb5\x2f\xfd not that at all", f"Content-Encoding: {encoding}")
+        raw = answer(200, b"\x28\xb5\x2f\xfd not compressed", f"Content-Encoding: {encoding}")
         assert await sent_to(says(raw)) == TemporaryFailure("bad_response")
     truncated = answer(200, gzip.compress(OK)[:-12], "Content-Encoding: gzip")
     assert await sent_to(says(truncated)) == TemporaryFailure("bad_response")
@@ -291,11 +293,12 @@ async def test_a_body_that_cannot_be_decompressed_is_a_bad_response() -> None:
 
 BROKEN_HEADERS = [
     "X: " + "x" * 100_000,
-    "Content-Length: 29",
+    "Content-Length: 29",  # a second one, with another value
     "Content-Length: many",
     "Transfer-Encoding: nonsense",
     "X: \0",
-    *("\r\n".join(f"X-{n}: {n}" for n in range(2_000)), "no colon at all"),
+    "\r\n".join(f"X-{n}: {n}" for n in range(2_000)),
+    "no colon at all",
 ]
 
 
@@ -345,7 +348,7 @@ LONGER = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
         (LONGER, OK[:9], OK[9:]),
     ],
 )
-async def test_a_received_code_counts_although_the_response_is_aborted(
+async def test_a_received_code_counts_although_the_rest_of_the_response_is_invalid_or_missing(
     parts: tuple[bytes, ...],
 ) -> None:
     assert await sent_to(says(*parts, every=0.02)) == Accepted()
@@ -475,9 +478,9 @@ async def test_every_notation_of_a_number_in_retry_after_is_read(
     assert outcome == TemporaryFailure("http_500", seconds)
 
 
-async def test_a_retry_after_with_many_digits_is_read() -> None:
+async def test_a_retry_after_with_many_digits_is_capped() -> None:
     outcome = await sent_to(says(answer(503, b"", f"Retry-After: {'9' * 5000}")))
-    assert outcome == TemporaryFailure("http_503", 900, affects_all=True)
+    assert outcome == TemporaryFailure("http_503", MAX_RETRY_AFTER, affects_all=True)
 
 
 @pytest.mark.parametrize("value", ["901", "31536000", "Fri, 31 Dec 9999 23:59:59 GMT"])
@@ -485,7 +488,7 @@ async def test_a_retry_after_with_many_digits_is_read() -> None:
 async def test_a_requested_pause_is_capped(status: int, value: str) -> None:
     outcome = await sent_to(says(answer(status, b"", f"Retry-After: {value}")))
     assert isinstance(outcome, TemporaryFailure)
-    assert outcome.retry_after == 900
+    assert outcome.retry_after == MAX_RETRY_AFTER
 
 
 async def test_a_date_in_retry_after_is_relative_to_the_date_header() -> None:

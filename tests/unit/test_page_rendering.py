@@ -10,7 +10,7 @@ from mailer.gateway.breaker import Breaker
 from mailer.gateway.channel import Channel
 from mailer.gateway.protocol import Accepted, TemporaryFailure
 
-RESET = 15.0  # seconds
+RESET = 15.0  # seconds after which an open breaker lets a message probe
 VIEWER = Viewer("en", "UTC", "write")
 
 
@@ -28,7 +28,7 @@ def close(breaker: Breaker) -> None:
 
 
 def render_gateway(folder: str, close_after: int) -> list[str]:
-    """Return the parts of a page's gateway section; the breaker closes after so many of them."""
+    """Return the parts of the section; close the breaker after `close_after` parts (0: never)."""
     channel, rendered = channel_with_open_breaker(), []
     with use_language(VIEWER.language):
         for part in PageContext(VIEWER, "/", channel).render_parts(f"{folder}/gateway.html"):

@@ -71,5 +71,5 @@ class AuditController(Controller):
         means more than 10,000.
         """
         async with engine.connect() as connection:
-            rows = await audit_log.page(connection, query_params.position, **query_params.equal())
+            rows = await audit_log.page(connection, query_params.position, **query_params.filters())
         return page_of(rows, request, audit_log.to_entry)

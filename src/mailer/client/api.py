@@ -172,10 +172,12 @@ class ClientController(Controller):
         """
         if wants_csv(request):
             return await csv_answer(  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
-                "clients.csv", export_clients(engine, by, **query_params.equal()), by.quota_key
+                "clients.csv",
+                export_clients(engine, by, **query_params.filters()),
+                by.quota_key,
             )
         async with engine.connect() as connection:
-            page = await store.page(connection, query_params.position, **query_params.equal())
+            page = await store.page(connection, query_params.position, **query_params.filters())
         return page_of(page, request, lambda row: Client(**row._asdict()))
 
     @get("/{client_id:int}", required_scope="read")

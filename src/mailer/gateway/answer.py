@@ -1,4 +1,4 @@
-"""Convert the gateway's answers to outcomes, by the table in section 5 of the contract."""
+"""Convert the answers of a gateway to outcomes."""
 
 import contextlib
 import re
@@ -26,8 +26,8 @@ class AnswerBody(msgspec.Struct, frozen=True):
 def outcome_of_body(body: bytes | None) -> Outcome:
     """Return the outcome of an answer with status 200, by its body.
 
-    `body` is None when it cannot be read or is over the limit. A body with other errors still
-    counts if its code can be read.
+    `body` is None when it cannot be read or is over the limit. If the JSON is not quite valid but
+    its code can be read, the code decides.
     """
     if body is None or len(body) > MAX_ANSWER_BYTES:
         return TemporaryFailure("bad_response")
@@ -41,20 +41,20 @@ def outcome_of_body(body: bytes | None) -> Outcome:
     return Accepted() if answer.code == 0 else TemporaryFailure("bad_response")
 
 
-def outcome_of_status(status: int, pause: float | None) -> Outcome:
+def outcome_of_status(status: int, retry_after: float | None) -> Outcome:
     """Return the outcome of an answer with a status other than 200.
 
-    `pause` is the number of seconds that the answer asks to wait, or None.
+    `retry_after` is the number of seconds that the answer asks to wait, or None.
     """
     match status:
         case 400 | 404 | 405 | 410 | 413 | 415 | 422:
             return Rejected(f"rejected_{status}")
         case 401 | 403:  # the token is wrong, not the message
-            return TemporaryFailure(f"http_{status}", pause, affects_all=True)
-        case 429 | 503:
-            return TemporaryFailure(f"http_{status}", pause, affects_all=bool(pause))
+            return TemporaryFailure(f"http_{status}", retry_after, affects_all=True)
+        case 429 | 503:  # without a time to wait, only this message waits
+            return TemporaryFailure(f"http_{status}", retry_after, affects_all=bool(retry_after))
         case _:
-            return TemporaryFailure(f"http_{status}", pause)
+            return TemporaryFailure(f"http_{status}", retry_after)
 
 
 def outcome_of_unreadable(status: int | None) -> Outcome:
@@ -69,7 +69,7 @@ def outcome_of_unreadable(status: int | None) -> Outcome:
 
 
 def outcome_of_failure(*, is_written: bool) -> Outcome:
-    """Return the outcome of a network failure: unknown if the request was written before."""
+    """Return the outcome of a network failure: unknown if the request was already written."""
     return Unknown("connection_lost") if is_written else TemporaryFailure("connection_failed")
 
 
@@ -87,7 +87,7 @@ def find_status(head: bytes) -> int | None:
         status = int(match[1])
         if not HTTPStatus.CONTINUE <= status < HTTPStatus.OK:
             return status
-        position = head.find(b"\r\n\r\n", match.end())
+        position = head.find(b"\r\n\r\n", match.end())  # the pattern skips the blank line
         if position < 0:
             break
     return None
@@ -97,7 +97,7 @@ def decompress(body: bytes | None, encoding: str) -> bytes | None:
     """Return a decompressed body; None when it is over the limit or `body` is None.
 
     Requests ask for no encoding, but some gateways send gzip or deflate, and deflate with or
-    without the zlib header. A body that is declared as compressed and is not is returned as it is.
+    without the zlib header. If a body cannot be decompressed, it is returned unchanged.
     """
     if body is None or not re.search(r"gzip|deflate", encoding, re.IGNORECASE):
         return body
@@ -117,7 +117,7 @@ def parse_retry_after(value: str | None, now: datetime, date: str | None = None)
     if value is None:
         return None
     if value.isascii() and value.isdigit():
-        return float(value.lstrip("0")[:9] or 0)
+        return float(value.lstrip("0")[:9] or 0)  # 9 digits: it is capped later anyway
     until, since = _parse_date(value), _parse_date(date) or now
     return None if until is None else max(0.0, (until - since).total_seconds())
 

@@ -53,7 +53,7 @@ async def get_known_count(
     connection: AsyncConnection, mailing: Mailing, query: MessageQuery
 ) -> int | None:
     """Return how many messages a query matches, from counters; None when no counter covers it."""
-    equal = query.equal()
+    equal = query.filters()
     if not equal or mailing.created_messages == 0:
         return mailing.created_messages
     if equal.keys() == {"status"}:
@@ -105,7 +105,7 @@ class MailingController(Controller):
     ) -> Page[Mailing]:
         """List mailings with their counts of messages by status, newest first."""
         async with engine.connect() as connection:
-            page = await store.page(connection, query_params.position, **query_params.equal())
+            page = await store.page(connection, query_params.position, **query_params.filters())
         return page_of(page, request, lambda row: with_hold(store.to_mailing(row), channel))
 
     @get("/{mailing_id:int}", required_scope="read")
@@ -141,7 +141,7 @@ class MailingController(Controller):
 
         With `Accept: text/csv`, return all matching messages as one file, ordered by client.
         """
-        equal = query_params.equal()
+        equal = query_params.filters()
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
             if not wants_csv(request):

@@ -1,4 +1,4 @@
-"""*Try now*: end the pauses of the gateway and of failed messages, at every worker."""
+"""*Try now*: let every worker probe the gateway, and end the delays after failed attempts."""
 
 from datetime import datetime
 
@@ -13,12 +13,12 @@ TRY_NOW = "try_now"
 TRY_NOW_BATCH = 5_000
 """Messages that one transaction makes due."""
 MAX_BATCHES = 200
-"""Most transactions of one request. Of more than a million messages, the rest stay paused."""
+"""Most transactions of one request. If more than a million messages wait, the rest keep waiting."""
 
 NOTIFY = text("SELECT pg_notify(:name, ''), now()")
-# Messages that fail after `since` keep their pause. The sending window is checked again before a
+# Messages that fail after `since` keep their delay. The sending window is checked again before a
 # message is sent.
-END_PAUSES = text("""
+END_DELAYS = text("""
     UPDATE message SET due_at = now(), retry_at = NULL, updated_at = now()
     WHERE id = ANY (ARRAY(
         SELECT id FROM message
@@ -33,8 +33,8 @@ async def try_now(engine: AsyncEngine, actor: Actor) -> None:
         await audit.record(connection, actor, "gateway_tried", audit.Target("gateway"))
     for _ in range(MAX_BATCHES):
         async with engine.begin() as connection:
-            ended = await connection.execute(END_PAUSES, {"since": since, "chunk": TRY_NOW_BATCH})
-            await _notify(connection)
+            ended = await connection.execute(END_DELAYS, {"since": since, "chunk": TRY_NOW_BATCH})
+            await _notify(connection)  # so that workers claim these messages now
         if ended.rowcount < TRY_NOW_BATCH:
             break
 

@@ -12,7 +12,7 @@ REASON_TEXTS = {
 """Texts for the reasons that starting again does not solve; other reasons have a general text."""
 REASONS_WITHOUT_IDENTITY = frozenset(
     {
-        *("wrong_state", "state_used", "no_code", "refused_there"),
+        *("wrong_state", "state_used", "no_code", "refused_by_provider"),
         *("code_refused", "client_refused", "refused"),
         *("wrong_issuer", "unsafe_endpoint"),
     }

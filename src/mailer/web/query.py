@@ -73,7 +73,7 @@ class PageQuery(Input, frozen=True, kw_only=True):
             None if self.after is UNSET else self.after,
         )
 
-    def equal(self) -> dict[str, Any]:
+    def filters(self) -> dict[str, Any]:
         """Return the given filters: values that columns must equal, without the paging fields."""
         paging_fields = PageQuery.__struct_fields__
         return {

@@ -17,7 +17,7 @@ from mailer.web.problems import problem_of
 
 
 def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
-    """Return the page section that says why a whole file was not imported."""
+    """Return the page section that says why nothing of a file was imported."""
     response = problem_of(request, error)
     context = create_page_context(request, request.app.state.channel)
     return context.render_problem("clients/import_refused.html", response)
@@ -39,6 +39,7 @@ class ClientImport(Controller):
         required_scope="write",
         status_code=HTTP_200_OK,
         request_max_body_size=MAX_IMPORT_BYTES,
+        # all three, because the application has handlers for the first two, which would be used
         exception_handlers=dict.fromkeys((MailerError, HTTPException, Exception), render_refusal),
     )
     async def import_file(

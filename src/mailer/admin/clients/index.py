@@ -86,7 +86,7 @@ class Clients(Controller):
         except InvalidError as error:
             return await _wrong_filter(context, _filter_form(request), error)
         return await csv_answer(
-            "clients.csv", export_clients(engine, by, **query.equal()), by.quota_key
+            "clients.csv", export_clients(engine, by, **query.filters()), by.quota_key
         )
 
     @get("/clients/new", required_scope="write")
@@ -181,7 +181,7 @@ async def _get(engine: AsyncEngine, client_id: int) -> Client:
 
 
 async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
-    filters = query.equal()
+    filters = query.filters()
     async with engine.connect() as connection:
         page = await store.page(connection, query.position, **filters)
     is_default = query.limit == ClientQuery().limit

@@ -87,7 +87,7 @@ class MailingList(Controller):
         page, mailings, waits = EMPTY_PAGE, list[Mailing](), dict[int, progress.Wait | None]()
         if query is not None:
             async with engine.connect() as connection:
-                page = await store.page(connection, query.position, **query.equal())
+                page = await store.page(connection, query.position, **query.filters())
                 mailings = [with_hold(store.to_mailing(row), channel) for row in page.rows]
                 waits = await find_waits(connection, mailings)
         return await context.render_page(

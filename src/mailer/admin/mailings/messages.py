@@ -57,7 +57,7 @@ async def find_messages(
     if query.client_id == NO_CLIENT_ID:
         return EMPTY_PAGE
     count = await get_known_count(connection, mailing, query)
-    return await messages.page(connection, mailing.id, query.position, count, **query.equal())
+    return await messages.page(connection, mailing.id, query.position, count, **query.filters())
 
 
 class MessageList(Controller):
@@ -108,7 +108,7 @@ class MessageList(Controller):
         query = read(request, MessageListQuery, blank_is_absent=True)
         async with engine.connect() as connection:
             await store.get(connection, mailing_id)
-            filters = (await query.resolved(connection)).equal()
+            filters = (await query.resolved(connection)).filters()
         return await csv_answer(
             f"mailing-{mailing_id}.csv",
             export_messages(engine, mailing_id, by, **filters),

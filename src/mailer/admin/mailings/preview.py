@@ -46,7 +46,7 @@ class TextPreview(msgspec.Struct, frozen=True):
 
     @property
     def gsm_part_capacity(self) -> int:
-        """Capacity of each part without that character."""
+        """Capacity of each part in GSM 03.38, for this number of parts."""
         return PART_CAPACITY["GSM 03.38"][self.size.parts > 1]
 
 
@@ -71,7 +71,7 @@ class ZoneWindow(msgspec.Struct, frozen=True):
 
 
 class PreviewDay(msgspec.Struct, frozen=True):
-    """A day in a time zone, and the period of the mailing."""
+    """A day from `begins` to `ends`, and the period of the mailing."""
 
     begins: datetime
     ends: datetime
@@ -112,10 +112,10 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     forecast: Forecast | None
     capacity: forecasts.SendingCapacity
     starts_at_once: bool
-    """Whether sending begins as soon as the form is saved."""
+    """Whether the mailing starts as soon as the form is saved: its start has passed."""
 
 
-async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what it is compared with
+async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its forecast depends on
     engine: AsyncEngine,
     draft: MailingChange,
     text: str,
@@ -146,7 +146,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what it is c
         day=day,
         windows=windows,
         other_zones=sum(count > 0 for _, count in largest[MAX_ZONES:]),
-        other_clients=clients - sum(window.clients for window in windows),
+        other_clients=clients - sum(shown.clients for shown in windows),
         start=start,
         end=end,
         forecast=await _forecast(engine, draft, throughput, capacity.workers, mailing),
@@ -201,7 +201,7 @@ async def _forecast(
     engine: AsyncEngine,
     draft: MailingChange,
     throughput: ThroughputEstimate | None,
-    processes: int,
+    workers: int,
     mailing: Mailing | None,
 ) -> Forecast | None:
     """Return the forecast, or None while the draft is not complete enough."""
@@ -213,6 +213,6 @@ async def _forecast(
     if has_half_window or not required <= values.keys():
         return None
     if mailing is not None:
-        return await forecasts.of_mailing(engine, mailing.id, throughput, processes, draft)
+        return await forecasts.of_mailing(engine, mailing.id, throughput, workers, draft)
     new = NewMailing(**{"text": " ", **values})
-    return await forecasts.of_draft(engine, new, throughput, processes)
+    return await forecasts.of_draft(engine, new, throughput, workers)

@@ -106,7 +106,7 @@ class Audit(Controller):
         page = EMPTY_PAGE
         if query is not None:
             async with engine.connect() as connection:
-                page = await audit_log.page(connection, query.position, **query.equal())
+                page = await audit_log.page(connection, query.position, **query.filters())
         choices: Mapping[str, Any] = {
             "actor_kinds": get_args(ActorKind),
             "target_kinds": [kind for kind in get_args(TargetKind) if kind in labels.TARGET_LABELS],

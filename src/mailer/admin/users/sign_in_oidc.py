@@ -26,7 +26,7 @@ from mailer.admin.users.sign_in import redirect_signed_in
 from mailer.clock import elapsed
 from mailer.limits import RateLimiter
 from mailer.oidc import service as oidc
-from mailer.oidc import store as pending
+from mailer.oidc import store
 from mailer.oidc.model import (
     REASONS_WITHOUT_IDENTITY,
     Identity,
@@ -43,7 +43,7 @@ PATH = "/login/oidc"
 CALLBACK = f"{PATH}/callback"
 STATE_COOKIE = CookieKind("sign_in", PATH, int(SIGN_IN_TIMEOUT.total_seconds()))
 """Cookie that binds the callback to the browser of the sign-in (RFC 6749, section 10.12)."""
-MAX_CALLBACK_QUERY = 4096
+MAX_CODE_LENGTH = 4096
 """Maximum length of the code that the provider sends to the callback, in characters."""
 WRONG_PROVIDER = gettext_noop(
     "The identity provider does not match the configuration. Ask an admin."
@@ -74,7 +74,7 @@ class SignInOidc(Controller):
             return await _refused(context, error, WRONG_PROVIDER, HTTP_503_SERVICE_UNAVAILABLE)
         async with engine.begin() as connection:
             return_path = own_path(request.query_params.get("return_path", "/"))
-            await pending.store_pending(connection, started, return_path)
+            await store.store_pending(connection, started, return_path)
         cookie = create_cookie(request, started.state, STATE_COOKIE)
         return Redirect(started.url, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
@@ -87,7 +87,7 @@ class SignInOidc(Controller):
         context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Start a session for the user that the provider names, or show why it is refused."""
+        """Start a session for the user that the provider names, or show why this is refused."""
         provider = _checked_provider(provider, oidc_rate, request)
         try:
             sign_in = await _take_pending(engine, request)
@@ -98,15 +98,16 @@ class SignInOidc(Controller):
         except ProviderUnavailableError as error:
             response = await _provider_unavailable(context, error)
         except SignInError as error:
-            # the audit log is never deleted, so refusals without an identity are left out
+            # anybody can cause refusals without an identity, and the audit log is never deleted, so
+            # they would fill it
             if error.reason not in REASONS_WITHOUT_IDENTITY:
                 await oidc.record_failed_sign_in(engine, error, address_of(request))
             response = await _refused(context, error, str(error), HTTP_403_FORBIDDEN)
         else:
-            if context.user is not None:
+            if context.user is not None:  # this browser's earlier session ends
                 await access.sign_out(engine, context.user)
             response = redirect_signed_in(request, secret, sign_in.return_path)
-        response.set_cookie(create_cookie(request, None, STATE_COOKIE))
+        response.set_cookie(create_cookie(request, None, STATE_COOKIE))  # deletes it
         return response
 
 
@@ -115,7 +116,8 @@ def _checked_provider(
 ) -> Provider:
     """Return the provider.
 
-    Raises `NotFoundException` if none is configured, and `TooManyRequestsException`.
+    Raises `NotFoundException` if none is configured, and `TooManyRequestsException` if the network
+    of the request has signed in too often.
     """
     if provider is None:
         raise NotFoundException
@@ -129,7 +131,7 @@ def _checked_provider(
 async def _provider_unavailable(
     context: PageContext, error: ProviderUnavailableError
 ) -> Response[Any]:
-    """Return the page that says that the provider does not answer, and to start again."""
+    """Return a page: the provider does not answer, and the user should start again."""
     log.warning("provider_unavailable", reason=error.reason)
     status = HTTP_503_SERVICE_UNAVAILABLE
     response = await context.render_page("sign_in_refused.html", status, error=str(error))
@@ -154,7 +156,7 @@ async def _take_pending(engine: AsyncEngine, request: Request[Any, Any, Any]) ->
     if not state or not compare_digest(digest(state), digest(cookie)):
         raise SignInError("wrong_state")
     async with engine.begin() as connection:
-        sign_in = await pending.take_pending(connection, state)
+        sign_in = await store.take_pending(connection, state)
     if sign_in is None:
         raise SignInError("state_used")
     return sign_in
@@ -164,9 +166,9 @@ async def _read_identity(
     provider: Provider, sign_in: PendingSignIn, request: Request[Any, Any, Any]
 ) -> Identity:
     if "error" in request.query_params:
-        raise SignInError("refused_there")
+        raise SignInError("refused_by_provider")
     code = request.query_params.get("code", "")
-    if not code or len(code) > MAX_CALLBACK_QUERY:
+    if not code or len(code) > MAX_CODE_LENGTH:
         raise SignInError("no_code")
     issuer = request.query_params.get("iss")
     return await provider.finish(
