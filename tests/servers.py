@@ -18,6 +18,11 @@ from mailer.embedded_postgres.cluster import _choose_usable_binaries, _find_unpr
 
 PROGRAM_TIMEOUT = 60.0
 """Seconds for a program of PostgreSQL to end, and for a server to start."""
+CLOSE_CONNECTIONS = """
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND backend_type = 'client backend'"""
+"""Ends all other connections to the database, but no worker of autovacuum."""
 
 
 class Programs:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateways, MailerProcess, Mailers, until
+from tests.servers import CLOSE_CONNECTIONS
 
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.sample_data import new_mailing
@@ -17,9 +18,6 @@ OUTAGE = float(os.environ.get("TEST_OUTAGE", "4"))
 
 QUICK = {"gateway_concurrency": "10", "gateway_timeout": "1", "lease": "3"}
 CLAIMED_IDS = "SELECT coalesce(array_agg(id), '{}') FROM message WHERE status = 'sending'"
-CLOSE_CONNECTIONS = """
-    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 async def test_five_kills_lose_no_message_and_repeat_only_requests_in_flight(

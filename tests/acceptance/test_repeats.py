@@ -10,6 +10,7 @@ import aiohttp
 import asyncpg
 import pytest
 from tests.processes import MailerProcess, Mailers, until
+from tests.servers import CLOSE_CONNECTIONS
 
 from mailer.db.engine import connect
 from mailer.sample_data import new_mailing
@@ -25,9 +26,6 @@ CREATE_WAIT = """
         RETURN NULL;
     END $$"""
 IS_WAITING = "SELECT count(*) > 0 OR NULL FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-CLOSE_CONNECTIONS = """
-    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 async def post(mailer: MailerProcess, path: str, body: object) -> tuple[int, bytes, bool]:

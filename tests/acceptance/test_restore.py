@@ -21,7 +21,7 @@ SLOW = QUICK | {"gateway_concurrency": "2", "gateway_rate": "40"}
 SELECT_IDS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message WHERE mailing_id = $1"
 END_SESSIONS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = $1 AND usename = current_user"""
+    WHERE datname = $1 AND usename = current_user AND backend_type = 'client backend'"""
 
 
 @pytest.fixture

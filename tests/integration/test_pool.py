@@ -8,12 +8,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from tests.event_timeout import EVENT_TIMEOUT
+from tests.servers import CLOSE_CONNECTIONS
 
 from mailer.db.engine import asyncpg_connection, connect, create_engine
-
-END_ALL = """
-    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 async def test_connections_ended_by_the_server_fail_no_request(database_url: str) -> None:
@@ -23,7 +20,7 @@ async def test_connections_ended_by_the_server_fail_no_request(database_url: str
     for connection in opened:
         await connection.close()  # returned to the pool
     other = await connect(database_url)
-    assert await other.fetchval(END_ALL) == 3
+    assert await other.fetchval(CLOSE_CONNECTIONS) == 3
     await other.close()
     async with asyncio.timeout(EVENT_TIMEOUT):
         while not all(driver.is_closed() for driver in drivers):  # the end is not received yet
