@@ -141,6 +141,7 @@ def parameters(
 
 
 def _without_surrogates(text: str) -> str:
+    """Replace the surrogates to which bytes that are not UTF-8 were decoded by `?`."""
     return text.encode(errors="replace").decode()
 
 
@@ -171,6 +172,7 @@ def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> Parameter:
+    """Return an OpenAPI parameter; names such as `anyOf` become attributes such as `any_of`."""
     description = schema.pop("description", None)
     attributes = {_CAPITAL.sub(lambda m: f"_{m[0].lower()}", key): schema[key] for key in schema}
     return Parameter(

@@ -20,8 +20,10 @@ from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.sms_parts import PART_CAPACITY, TextSize, count_parts
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
-SAMPLE_CLIENTS, MAX_ZONES = 5, 8
-"""Clients of the audience to show, and time zones to show (the largest)."""
+SAMPLE_CLIENTS = 5
+"""Clients of the audience that the preview shows."""
+MAX_ZONES = 8
+"""Time zones that the preview shows: those with the most clients."""
 DAY_WIDTH = 1000
 """Width of a day in the drawing, in its own units."""
 
@@ -35,7 +37,7 @@ class TextPreview(msgspec.Struct, frozen=True):
 
     @property
     def character_name(self) -> str:
-        """Code point and name of that character: many are invisible or look like others."""
+        """Code point and name of the first character that needs Unicode; it may be invisible."""
         character = self.size.forced_by or " "
         return f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
 
@@ -65,13 +67,15 @@ class ZoneWindow(msgspec.Struct, frozen=True):
     offset: str
     """Offset from UTC at the beginning of the day, such as `UTC+3`."""
     intervals: tuple[OpenInterval, ...]
+    """When the sending window is open."""
     open: tuple[WindowBar, ...]
+    """The bars of `intervals`."""
     used: tuple[WindowBar, ...]
-    """The parts of the open intervals between the start and the end of the mailing."""
+    """The bars of `intervals`, only between the start and the end of the mailing."""
 
 
 class PreviewDay(msgspec.Struct, frozen=True):
-    """A day from `begins` to `ends`, and the period of the mailing."""
+    """A day from `begins` to `ends`, and the mailing's period from `start` to `end`."""
 
     begins: datetime
     ends: datetime
