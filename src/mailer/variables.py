@@ -101,7 +101,7 @@ def _resolve(line: Binding, known: Mapping[str, str], env_file: Path, number: in
         return
     is_setting = line.key is not None and line.key.startswith(PREFIX)
     for part in parse_variables(line.value or ""):
-        is_missing = isinstance(part, Variable) and not part.resolve(known)
+        is_missing = isinstance(part, Variable) and not known.get(part.name) and not part.default
         if is_missing and is_setting:
             raise StartError(
                 f"{env_file}: line {number} uses a ${{NAME}} that is not set or empty;"

@@ -114,6 +114,11 @@ def test_all_usual_formats_of_the_file_are_read(file: Path, content: bytes) -> N
     assert read({}, file).port == 8001
 
 
+def test_an_empty_variable_with_a_default_counts_as_set(file: Path) -> None:
+    file.write_text("MAILER_GATEWAY_TOKEN=${TOKEN:-none}token\n")
+    assert read({"TOKEN": ""}, file).gateway_token == "token"  # noqa: S105  # of a test
+
+
 def test_value_in_single_quotes_is_not_interpolated(file: Path) -> None:
     file.write_text("MAILER_GATEWAY_TOKEN='pa${ss}w$rd'\n")
     assert read({}, file).gateway_token == "pa${ss}w$rd"  # noqa: S105  # of a test
