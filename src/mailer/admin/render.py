@@ -33,8 +33,7 @@ from mailer.admin.language import (
 )
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
-from mailer.gateway.breaker import GatewayStatus
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channel, gateway_status
 from mailer.mailing.model import split_terms
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
@@ -157,9 +156,7 @@ class PageContext(msgspec.Struct, frozen=True):
         They are in the current language. The state of the gateway is read once, so that all parts
         show the same.
         """
-        gateway = (
-            GatewayStatus(is_set=False) if self.channel is None else self.channel.breaker.status()
-        )
+        gateway = gateway_status(self.channel)
         compiled = _environment().get_template(template)
         return compiled.generate(context=self, viewer=self.viewer, gateway=gateway, **variables)
 

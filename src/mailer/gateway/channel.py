@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from mailer import metrics
-from mailer.gateway.breaker import BREAKER_STATES, Breaker
+from mailer.gateway.breaker import BREAKER_STATES, Breaker, GatewayStatus
 from mailer.gateway.protocol import Gateway
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.limits import Pacer
@@ -76,3 +76,8 @@ class Channel:
             log.info("breaker_closed")
         for listener in self._listeners:
             listener()
+
+
+def gateway_status(channel: Channel | None) -> GatewayStatus:
+    """Return the status of the gateway; `channel` is None if no gateway is configured."""
+    return GatewayStatus(is_set=False) if channel is None else channel.breaker.status()

@@ -13,7 +13,7 @@ from mailer import metrics
 from mailer.db.engine import is_unavailable
 from mailer.errors import UnavailableError
 from mailer.gateway.breaker import GatewayStatus
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channel, gateway_status
 from mailer.mailing.api import MailingId
 from mailer.statistics import backlog
 from mailer.statistics import service as statistics
@@ -83,7 +83,7 @@ class StatisticsController(Controller):
     @get("/gateway", required_scope="read")
     async def get_gateway(self, channel: NamedDependency[Channel | None]) -> GatewayStatus:
         """Return the status of the gateway in this worker: breaker, outage and failures."""
-        return GatewayStatus(is_set=False) if channel is None else channel.breaker.status()
+        return gateway_status(channel)
 
     @get(
         "/mailings/{mailing_id:int}/statistics",
