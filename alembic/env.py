@@ -6,9 +6,8 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
-from mailer.db import access  # noqa: F401  # its tables are part of the schema
 from mailer.db.engine import create_engine
-from mailer.db.schema import metadata
+from mailer.db.tables import metadata
 from mailer.errors import StartError
 from mailer.settings import read_settings
 

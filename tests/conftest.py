@@ -23,7 +23,7 @@ from mailer.app import create_app
 from mailer.clock import database_clock, elapsed
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from mailer.db.schema import settled_totals
+from mailer.db.tables.mailing import settled_totals
 from mailer.embedded_postgres.cluster import embedded_postgres
 from tests import programs
 from tests.asgi_client import inside

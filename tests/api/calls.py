@@ -6,7 +6,7 @@ import httpx
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.schema import message
+from mailer.db.tables.message import message
 from mailer.statuses import MESSAGE_STATUSES
 
 NEW = {

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import field_errors
 from tests.factories import add_clients, advance
 
-from mailer.db.schema import client, message
+from mailer.db.tables.client import client
+from mailer.db.tables.message import message
 
 PHONE = "79161234567"
 MAILING = {

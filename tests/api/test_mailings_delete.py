@@ -7,7 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create_mailing, messages_by_client
 from tests.factories import begin, do, running
 
-from mailer.db.schema import mailing, mailing_counts, message
+from mailer.db.tables.mailing import mailing, mailing_counts
+from mailer.db.tables.message import message
 from mailer.mailing import transitions
 
 

@@ -17,7 +17,7 @@ from tests.api.calls import (
 )
 from tests.factories import add_clients, begin
 
-from mailer.db.schema import mailing
+from mailer.db.tables.mailing import mailing
 
 # ---- listing --------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ import httpx
 from sqlalchemy import Select, Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.db.access import audit
-from mailer.db.schema import metadata
+from mailer.db.tables import metadata
+from mailer.db.tables.access import audit
 
 Contents = list[list[tuple[Any, ...]]]
 """The rows of each table."""

@@ -16,7 +16,7 @@ from tests.examples import thorough
 
 from mailer.client import segment_counts as clients
 from mailer.client.model import tag_columns
-from mailer.db.schema import client
+from mailer.db.tables.client import client
 from mailer.mailing import audience, small_audiences
 from mailer.mailing.model import ClientFilter, NewMailing
 from mailer.text import clean_label

@@ -14,9 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import create_patient_engine, value
 from tests.schema_dump import DOCUMENT, dump_schema
 
-from mailer.db import access  # noqa: F401  # its tables are part of the schema
 from mailer.db.migrate import CHECKOUT_MIGRATIONS, is_current, migrate
-from mailer.db.schema import metadata
+from mailer.db.tables import metadata
 
 CHECKSUMS = CHECKOUT_MIGRATIONS / "checksums.txt"
 """A line for each file of a migration that has landed: its SHA-256 digest and its name."""

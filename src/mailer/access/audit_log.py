@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.audit import Target
 from mailer.access.model import ActorKind
-from mailer.db.access import audit
 from mailer.db.paging import Cursor, RowPage, fetch_page
+from mailer.db.tables.access import audit
 
 MAX_COUNTED_ENTRIES = 10_000
 """Entries that are counted at most; a count of one more means "more than this"."""

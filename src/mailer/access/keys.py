@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.access import audit
 from mailer.access.credentials import digest, new_secret
 from mailer.access.model import Actor, Name, clean_name
-from mailer.db.access import api_key
 from mailer.db.engine import violates
+from mailer.db.tables.access import api_key
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.roles import Scope
 from mailer.validation import Input

@@ -17,7 +17,7 @@ from sqlalchemy import delete, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.model import clean_name
-from mailer.db.access import known_network, login_throttle
+from mailer.db.tables.access import known_network, login_throttle
 from mailer.errors import MailerError
 from mailer.validation import is_storable
 

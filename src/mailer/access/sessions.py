@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.credentials import digest, new_secret
 from mailer.access.model import Actor
-from mailer.db.access import session
+from mailer.db.tables.access import session
 from mailer.roles import SCOPE_BY_ROLE
 
 IDLE_TIMEOUT = timedelta(hours=2)

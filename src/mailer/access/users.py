@@ -14,9 +14,9 @@ from mailer.access import audit, sessions
 from mailer.access.credentials import Password, find_weakness
 from mailer.access.model import Actor, Name, clean_name
 from mailer.access.reauthorize import AccessRevokedError
-from mailer.db.access import app_user, session
 from mailer.db.engine import violates
 from mailer.db.paging import Cursor, RowPage, fetch_page
+from mailer.db.tables.access import app_user, session
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.roles import SCOPE_BY_ROLE, Role
 from mailer.validation import Input

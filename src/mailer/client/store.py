@@ -23,7 +23,7 @@ from mailer.client import segment_counts
 from mailer.client.model import UNKNOWN_ZONE_MESSAGE, Client, ClientChange, NewClient, operator_code
 from mailer.db.engine import cause_of, violates
 from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.schema import client
+from mailer.db.tables.client import client
 from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from mailer.text import fold_label
 

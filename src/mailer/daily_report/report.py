@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import snapshot
-from mailer.db.schema import mailing
+from mailer.db.tables.mailing import mailing
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
 from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing

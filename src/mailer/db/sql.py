@@ -1,6 +1,52 @@
-"""SQL made of names; columns of counts are named like the statuses of messages."""
+"""Parts of SQL that tables and statements share: common columns, and SQL built from names.
+
+The names are those of columns. Many columns hold the count of one message status and are named like
+that status, so that their SQL can be built from the list of statuses.
+"""
 
 from collections.abc import Iterable
+
+from sqlalchemy import BigInteger, Column, DateTime, MetaData, func
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    }
+)
+"""The set of all tables. Constraints and indexes without a name get the one that PostgreSQL itself
+would choose."""
+
+QUEUE_TABLE_OPTIONS = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "10000",
+}
+"""For a table that is filled and emptied all the time, like a queue: vacuum it after 10,000 dead
+rows, however large it is. PostgreSQL's default is a fraction of the table's size."""
+
+
+# ---- columns ---------------------------------------------------------------------------------
+
+
+def timestamp(name: str, *, nullable: bool = False) -> Column[object]:
+    """Return a column for a timestamp with time zone."""
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def timestamp_now(name: str) -> Column[object]:
+    """Return a timestamp column whose default is the time of the transaction."""
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+def count_columns(names: Iterable[str]) -> list[Column[int]]:
+    """Return a column for a count under each name; the default is 0."""
+    return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
+
+
+# ---- SQL built from names --------------------------------------------------------------------
 
 
 def one_of(column: str, values: tuple[str, ...]) -> str:
@@ -9,20 +55,27 @@ def one_of(column: str, values: tuple[str, ...]) -> str:
 
 
 def add_up(names: Iterable[str]) -> str:
-    """Return the sum of several columns of one row."""
+    """Return the SQL sum of several columns of one row: `a + b + c`."""
     return " + ".join(names)
 
 
 def sums(names: Iterable[str]) -> str:
-    """Return the sum of each column over all rows, under the same name; 0 without rows."""
+    """Return SQL for the sum of each column over all rows, under the column's name.
+
+    A sum over no rows is 0.
+    """
     return ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in names)
 
 
-def count_by_status(names: Iterable[str], status: str = "status") -> str:
-    """Return the number of rows of each status, each under its name; `status` is a column."""
-    return ", ".join(f"count(*) FILTER (WHERE {status} = '{name}') AS {name}" for name in names)
+def count_by_status(statuses: Iterable[str], column: str = "status") -> str:
+    """Return SQL for the number of rows with each status in `column`, named like the status."""
+    return ", ".join(f"count(*) FILTER (WHERE {column} = '{name}') AS {name}" for name in statuses)
 
 
-def values_of(names: Iterable[str], value: str) -> str:
-    """Return rows for VALUES, one for each name, which takes the place of `{name}` in `value`."""
-    return ", ".join(f"({value.format(name=name)})" for name in names)
+def values_of(names: Iterable[str], row_template: str) -> str:
+    """Return the rows of a VALUES list: `row_template` once for each name, in parentheses.
+
+    The name replaces `{name}` in the template. For example the names a and b with the template
+    `'{name}', t.{name}` give `('a', t.a), ('b', t.b)`.
+    """
+    return ", ".join(f"({row_template.format(name=name)})" for name in names)

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import sessions
 from mailer.access.login_throttle import KNOWN_NETWORK_LIFETIME
-from mailer.db.access import known_network, login_throttle, oidc_sign_in, session
+from mailer.db.tables.access import known_network, login_throttle, oidc_sign_in, session
 from mailer.idempotency import store as claims
 from mailer.oidc.store import SIGN_IN_TIMEOUT
 

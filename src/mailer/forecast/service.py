@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers as database_workers
 from mailer.db.engine import snapshot
-from mailer.db.schema import OPEN_MAILING
 from mailer.db.sql import add_up
+from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.forecast.model import Forecast, RecipientGroup, forecast
 from mailer.gateway.channel import Channel
 from mailer.gateway.throughput import ThroughputEstimate

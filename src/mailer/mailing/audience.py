@@ -38,8 +38,10 @@ from mailer.client import segment_counts
 from mailer.client.model import Client
 from mailer.db import origin
 from mailer.db.paging import MAX_BIGINT
-from mailer.db.schema import OPEN_MAILING, client, message
 from mailer.db.sql import add_up
+from mailer.db.tables.client import client
+from mailer.db.tables.mailing import OPEN_MAILING
+from mailer.db.tables.message import message
 from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed

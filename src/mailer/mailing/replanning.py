@@ -27,8 +27,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db.schema import FINISHED_IN_WINDOW, OPEN_MAILING, client, message
 from mailer.db.sql import add_up
+from mailer.db.tables.client import client
+from mailer.db.tables.mailing import FINISHED_IN_WINDOW, OPEN_MAILING
+from mailer.db.tables.message import message
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter

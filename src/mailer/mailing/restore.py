@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.db import origin
-from mailer.db.schema import OPEN_MAILING
 from mailer.db.sql import add_up
+from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.errors import ConflictError
 from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import OPEN, OUTCOMES, RETRYABLE, MailingStatus

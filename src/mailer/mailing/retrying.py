@@ -19,8 +19,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import OPEN_MAILING, client, message
 from mailer.db.sql import one_of
+from mailer.db.tables.client import client
+from mailer.db.tables.mailing import OPEN_MAILING
+from mailer.db.tables.message import message
 from mailer.mailing.audience import filter_condition, plan, window_of
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings

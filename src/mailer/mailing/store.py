@@ -24,7 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.schema import mailing, mailing_counts, origin, settled_totals
+from mailer.db.tables.mailing import mailing, mailing_counts, settled_totals
+from mailer.db.tables.operation import origin
 from mailer.mailing.model import Hold, Mailing, MailingNotFoundError, stored_filter
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find

@@ -13,8 +13,8 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import ENDED_AT, OPEN_MAILING, RETENTION_START, UNSETTLED_MAILING
 from mailer.db.sql import add_up
+from mailer.db.tables.mailing import ENDED_AT, OPEN_MAILING, RETENTION_START, UNSETTLED_MAILING
 from mailer.mailing import small_audiences
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.skipped import SkippedMailings

@@ -13,8 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import COUNTER_MERGE_LOCK
-from mailer.db.schema import COUNTERS, RETENTION_START, UNSETTLED_MAILING
 from mailer.db.sql import sums
+from mailer.db.tables.mailing import RETENTION_START, UNSETTLED_MAILING
+from mailer.db.tables.message import COUNTERS
 from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 FULL_RESOLUTION_SECONDS = 120

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import affected_rows
 from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.schema import client, message
+from mailer.db.tables.client import client
+from mailer.db.tables.message import message
 from mailer.message.model import (
     EARLIEST_DUE,
     ClaimedMessage,

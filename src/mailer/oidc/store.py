@@ -7,7 +7,7 @@ from sqlalchemy import delete, func, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.credentials import digest
-from mailer.db.access import oidc_sign_in
+from mailer.db.tables.access import oidc_sign_in
 from mailer.oidc.model import SignInStart
 
 SIGN_IN_TIMEOUT = timedelta(minutes=10)

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit
 from mailer.access.users import USER_COLUMNS, User
-from mailer.db.access import app_user
+from mailer.db.tables.access import app_user
 from mailer.oidc.model import Identity, SignInError
 
 

@@ -4,8 +4,8 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.schema import OPEN_MAILING
 from mailer.db.sql import add_up
+from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.statuses import MESSAGE_STATUSES, OPEN
 
 MAX_COUNTED_DUE = 100_000

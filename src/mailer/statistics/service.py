@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers
 from mailer.db.engine import snapshot
-from mailer.db.schema import settled_totals
 from mailer.db.sql import sums
+from mailer.db.tables.mailing import settled_totals
 from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel

@@ -5,8 +5,8 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import snapshot
-from mailer.db.schema import COUNTERS
 from mailer.db.sql import count_by_status, one_of, sums, values_of
+from mailer.db.tables.message import COUNTERS
 from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
 
 MAILINGS_BATCH = 100

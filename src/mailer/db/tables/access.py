@@ -19,8 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from mailer.db.schema import metadata, timestamp, timestamp_now
-from mailer.db.sql import one_of
+from mailer.db.sql import metadata, one_of, timestamp, timestamp_now
 from mailer.roles import ROLES, SCOPES
 
 # API keys: credentials of programs. Only the digest of a key is stored. A key has 256 random bits,
@@ -38,11 +37,12 @@ api_key = Table(
     timestamp("revoked_at", nullable=True),
     CheckConstraint(one_of("scope", SCOPES), name="scope"),
     CheckConstraint("char_length(name) BETWEEN 1 AND 64", name="name"),
-    # keys are identified by their names
+    # users identify a key by its name; a revoked key frees its name
     Index("api_key_name_key", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
 )
 
-# Users. `password` is a hash; a user of an OpenID provider has `issuer` and `subject` instead.
+# Users. A user signs in either with a password, of which only a hash is stored, or at an OpenID
+# provider: then `issuer` is the provider, and `subject` the user's id there.
 app_user = Table(
     "app_user",
     metadata,
@@ -60,6 +60,7 @@ app_user = Table(
     CheckConstraint("num_nonnulls(issuer, subject) IN (0, 2)", name="subject"),
     CheckConstraint("(password_hash IS NULL) = (issuer IS NOT NULL)", name="password_hash"),
     UniqueConstraint("issuer", "subject", name="app_user_issuer_subject_key"),
+    # names of users with a password are unique, whatever the case of their letters
     Index(
         "app_user_name_key",
         func.lower(text("name")),
@@ -68,8 +69,8 @@ app_user = Table(
     ),
 )
 
-# Sessions of users' browsers. Only the digest of the cookie is stored. A row is deleted at sign-out
-# and at expiry.
+# Sessions of users' browsers. Only the digest of the cookie is stored. A row is deleted when the
+# user signs out or the session expires.
 session = Table(
     "session",
     metadata,
@@ -82,8 +83,10 @@ session = Table(
     Index(None, "user_id"),
 )
 
-# Pending sign-ins at the OpenID provider. The browser comes back with the `state`, whose digest is
-# the key; the row is deleted then, so that no state can be used twice.
+# Pending sign-ins at the OpenID provider. mailer sends the browser there with a random `state`. The
+# browser comes back with the same state, whose digest is the key of the row. The row is deleted
+# then, so that no state can be used twice. `nonce` and `verifier` prove that the provider's answer
+# belongs to this sign-in (OpenID Connect Core, RFC 7636); `return_path` is the page to show next.
 oidc_sign_in = Table(
     "oidc_sign_in",
     metadata,
@@ -94,8 +97,9 @@ oidc_sign_in = Table(
     timestamp_now("created_at"),
 )
 
-# Counters of consecutive wrong passwords, per user name and per network. The key is a digest
-# because a name that is typed in may be any text.
+# Numbers of consecutive wrong passwords. A sign-in counts in three rows: for its user name, for its
+# network, and for both together. The key is a digest, because a name that is typed in may be any
+# text, even a password.
 login_throttle = Table(
     "login_throttle",
     metadata,
@@ -113,8 +117,8 @@ known_network = Table(
     timestamp_now("seen_at"),
 )
 
-# The audit log: actor, action, target, and the target's fields before and after. A trigger refuses
-# changes of its rows.
+# The audit log: who (actor) did what (action) to which object (target), and the object's fields
+# before and after. A trigger refuses changes of its rows.
 audit = Table(
     "audit",
     metadata,
@@ -129,7 +133,8 @@ audit = Table(
     Column("target_id", BigInteger),
     Column("before", JSONB(none_as_null=True)),
     Column("after", JSONB(none_as_null=True)),
-    # the newest rows of any filter are read in index order, however long the log is
+    # One index for each filter of the log's page. Its newest rows are read in index order, so that
+    # the time does not depend on the length of the log.
     Index(None, "target_kind", "target_id", "id"),
     Index(None, "target_kind", "id"),
     Index(None, "actor_kind", "actor_id", "id"),
@@ -137,16 +142,19 @@ audit = Table(
     Index(None, "action", "id"),
 )
 
-# Requests with an Idempotency-Key: which attempt works on the request and until when, what the
-# request has done, and its first response.
+# Requests with an Idempotency-Key. A request may arrive several times; each arrival is an attempt.
+# The row says which attempt works on the request and until when, what the request has done, and
+# its first response.
 idempotency = Table(
     "idempotency",
     metadata,
+    # the key or the user that sends the request, and the header's value
     Column("owner", String, nullable=False),
     Column("key", String, nullable=False),
     Column("attempt", Uuid, nullable=False),
     timestamp("leased_until"),
-    # digest of the method, the address, the credential and the body; null until the body was read
+    # digest of the method, the address, the credential and the body, to detect another request with
+    # the same key; null until the body was read
     Column("digest", LargeBinary),
     # what the request has done, written in the transaction that did it
     Column("result", JSONB(none_as_null=True)),

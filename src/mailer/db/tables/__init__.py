@@ -1,0 +1,10 @@
+"""All tables of the database, one module for each subject.
+
+Constraints enforce the rules for every writer, also for commands typed in psql. What a table cannot
+express in SQLAlchemy (triggers, functions, views) is in the migrations only.
+"""
+
+from mailer.db.sql import metadata
+from mailer.db.tables import access, client, mailing, message, operation
+
+__all__ = ["access", "client", "mailing", "message", "metadata", "operation"]

@@ -1,0 +1,120 @@
+"""Tables of clients: the directory, changes of time zones, and numbers of clients by segment."""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Identity,
+    Index,
+    String,
+    Table,
+    text,
+)
+
+from mailer.db.sql import QUEUE_TABLE_OPTIONS, count_columns, metadata, timestamp, timestamp_now
+
+client = Table(
+    "client",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("phone", String, unique=True),
+    Column("operator_code", String, nullable=False),
+    # in the form in which tags are compared: folded by `mailer.text.fold_label`
+    Column("tag", String),
+    # as written by the user; null when it equals `tag`
+    Column("tag_written", String),
+    Column("time_zone", String, nullable=False, server_default="UTC"),
+    timestamp_now("created_at"),
+    # The id of the transaction that created the row. It decides whether the client is in an
+    # audience: it must have committed before `mailing.audience_snapshot` was recorded.
+    Column(
+        "created_by",
+        BigInteger,
+        nullable=False,
+        server_default=text("(pg_current_xact_id()::text)::bigint"),
+    ),
+    timestamp_now("updated_at"),
+    timestamp("deleted_at", nullable=True),
+    CheckConstraint("phone ~ '^7[0-9]{10}$'", name="phone"),
+    CheckConstraint("operator_code ~ '^[0-9]{3}$'", name="operator_code"),
+    # a tag has at most 64 characters as written, and folding turns one into at most three
+    CheckConstraint("char_length(tag) BETWEEN 1 AND 192", name="tag"),
+    CheckConstraint(
+        "tag_written IS NULL OR (tag IS NOT NULL AND char_length(tag_written) BETWEEN 1 AND 64)",
+        name="tag_written",
+    ),
+    # For an unknown name, PostgreSQL raises "time zone not recognized"; the check is never false.
+    CheckConstraint(
+        "(timestamptz '2000-01-01 00:00Z' AT TIME ZONE time_zone) IS NOT NULL", name="time_zone"
+    ),
+    # a deleted client has no personal data left
+    CheckConstraint(
+        "CASE WHEN deleted_at IS NULL THEN phone IS NOT NULL"
+        " ELSE phone IS NULL AND tag IS NULL END",
+        name="erased",
+    ),
+    # The next three are for pages of the directory, newest first, filtered by the index's first
+    # column. They include the columns of the other filters, so that a client that does not match
+    # is skipped without reading the table.
+    Index(
+        *(None, "operator_code", "id"),
+        postgresql_include=["tag", "time_zone"],
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index(
+        *(None, "tag", "id"),
+        postgresql_include=["operator_code", "time_zone"],
+        postgresql_where=text("tag IS NOT NULL AND deleted_at IS NULL"),
+    ),
+    Index(
+        *(None, "time_zone", "id"),
+        postgresql_include=["operator_code", "tag"],
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    # for reading a few clients of each segment, as a sample of an audience
+    Index(
+        "client_segment_idx",
+        *("operator_code", "time_zone", "tag"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+)
+
+# Queue of clients whose time zone has changed: their open messages are to be replanned.
+client_to_replan = Table(
+    "client_to_replan",
+    metadata,
+    Column("client_id", BigInteger, nullable=False),
+    postgresql_with=QUEUE_TABLE_OPTIONS,
+)
+
+
+def _segment_count_columns() -> list[Column[Any]]:
+    """Return the columns of a segment and of its number of clients."""
+    return [
+        Column("operator_code", String, nullable=False),
+        Column("tag", String),
+        Column("time_zone", String, nullable=False),
+        *count_columns(["clients"]),
+    ]
+
+
+# Numbers of clients by segment, deleted clients excluded. A change of clients inserts deltas into
+# `segment_count_delta`; a periodic job adds them to `segment_count` and deletes them.
+segment_count = Table(
+    "segment_count",
+    metadata,
+    *_segment_count_columns(),
+    Index(
+        "segment_count_operator_code_tag_time_zone_key",
+        *("operator_code", "tag", "time_zone"),
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+    ),
+    Index("segment_count_tag_idx", "tag"),
+    Index("segment_count_time_zone_idx", "time_zone"),
+)
+segment_count_delta = Table(
+    "segment_count_delta", metadata, *_segment_count_columns(), postgresql_with=QUEUE_TABLE_OPTIONS
+)

@@ -1,0 +1,153 @@
+"""Tables of messages: the messages, which are also the jobs of the workers, and their counters.
+
+Rows of `message` refer to their client and mailing without foreign keys: see docs/decisions/0003.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from mailer.db.sql import (
+    QUEUE_TABLE_OPTIONS,
+    count_columns,
+    metadata,
+    one_of,
+    timestamp,
+    timestamp_now,
+)
+from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
+
+message = Table(
+    "message",
+    metadata,
+    # Gateways detect repeats by this id. The table `origin` prevents two copies of the database
+    # from using the same id. Programs that read JSON numbers as doubles are exact up to 2**53.
+    Column("id", BigInteger, Identity(always=True, maxvalue=2**53 - 1), primary_key=True),
+    Column("mailing_id", BigInteger, nullable=False),
+    Column("client_id", BigInteger, nullable=False),
+    # of the client when the message was created; statistics always use these values
+    Column("operator_code", String, nullable=False),
+    Column("time_zone", String, nullable=False),
+    timestamp("due_at"),
+    timestamp("sent_at", nullable=True),
+    # The claim of a worker: which one, and until when. Null unless the message is being sent.
+    Column("lease_expires_at", DateTime(timezone=True)),
+    Column("lease_owner", Uuid),
+    timestamp_now("created_at"),
+    timestamp_now("updated_at"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("status", String, nullable=False, server_default="scheduled"),
+    # why the message has its status; null for most statuses
+    Column("reason", String),
+    # reason of the last failed attempt
+    Column("last_failure", String),
+    # reason of the newest attempt whose delivery is unknown; null when there is none, and when the
+    # gateway has reported an outcome since
+    Column("unknown_reason", String),
+    # when the pause after the last failed attempt ends; `due_at` is that time or later, because it
+    # is also inside the sending window
+    timestamp("retry_at", nullable=True),
+    # start of the last attempt that has ended; a running attempt started at `updated_at`
+    timestamp("claimed_at", nullable=True),
+    # the newest failed attempts, an array of objects, oldest first; null when there are none
+    Column("failures", JSONB(none_as_null=True)),
+    CheckConstraint(one_of("status", MESSAGE_STATUSES), name="status"),
+    CheckConstraint(
+        "(status = 'sending') = (lease_owner IS NOT NULL)"
+        " AND (status = 'sending') = (lease_expires_at IS NOT NULL)",
+        name="lease",
+    ),
+    CheckConstraint("attempts >= 0", name="attempts"),
+    # a message that may have been accepted must not end in a status that says it was not sent
+    CheckConstraint(
+        f"unknown_reason IS NULL OR {one_of('status', (*OPEN, 'unknown'))}", name="unknown"
+    ),
+    # one message per client and mailing
+    Index("message_mailing_id_client_id_key", "mailing_id", "client_id", unique=True),
+    # for claims: they read due messages in this order and never scan finished ones
+    Index(
+        "message_due_idx",
+        *("mailing_id", "due_at", "id"),
+        postgresql_where=text("status = 'scheduled'"),
+    ),
+    # for the rescue of messages whose lease has expired
+    Index("message_lease_idx", "lease_expires_at", postgresql_where=text("status = 'sending'")),
+    # messages that wait after a failed attempt
+    Index(
+        "message_retry_idx",
+        "retry_at",
+        postgresql_where=text("status = 'scheduled' AND retry_at IS NOT NULL"),
+    ),
+    # for pages of a mailing's messages, newest first, filtered by status or not
+    Index(None, "mailing_id", "status", "id"),
+    # the same, filtered by reason
+    Index(
+        None, "mailing_id", "reason", "status", "id", postgresql_where=text("reason IS NOT NULL")
+    ),
+)
+
+# ---- counters of messages and outcomes -------------------------------------------------------
+
+COUNTERS = ("messages", *OUTCOMES)
+"""The counts in a row of `message_count`: all messages, then those with each outcome."""
+
+
+def _message_count_columns() -> list[Column[Any]]:
+    """Return the columns of the counters of a mailing: what is counted, and the counts.
+
+    What is counted is a value of one dimension. The value is in `key`, but for the dimension
+    `second` (of the outcome) it is in `bucket_start`.
+    """
+    return [
+        Column("mailing_id", BigInteger, nullable=False, autoincrement=False),
+        Column("dimension", String, nullable=False),
+        Column("key", String, nullable=False, server_default=""),
+        timestamp("bucket_start", nullable=True),
+        *count_columns(COUNTERS),
+    ]
+
+
+# Counters of a mailing's messages and their outcomes, by dimension: operator code, time zone,
+# reason, number of attempts, or second of the outcome. A change of messages inserts deltas into
+# `message_count_delta`, whose dimension `outcome` is for `outcome_count` below. A periodic job adds
+# the deltas to the two tables of counts and deletes them.
+message_count = Table(
+    "message_count",
+    metadata,
+    *_message_count_columns(),
+    Index(
+        "message_count_key",
+        *("mailing_id", "dimension", "key", "bucket_start"),
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+    ),
+)
+message_count_delta = Table(
+    "message_count_delta", metadata, *_message_count_columns(), postgresql_with=QUEUE_TABLE_OPTIONS
+)
+
+# Counts of outcomes by quarter of an hour and reason, over all mailings including deleted ones. The
+# daily reports are sums of these.
+outcome_count = Table(
+    "outcome_count",
+    metadata,
+    timestamp("bucket_start"),
+    # empty: no reason
+    Column("reason", String, nullable=False),
+    *count_columns(OUTCOMES),
+    PrimaryKeyConstraint("bucket_start", "reason"),
+)
