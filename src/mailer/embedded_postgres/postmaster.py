@@ -15,8 +15,10 @@ from mailer.embedded_postgres.child import Child, SystemUser
 from mailer.errors import UnavailableError
 
 MAX_LOG_BYTES = 8 * 1024 * 1024
-START_TIMEOUT = 600.0  # seconds; recovery after a crash replays up to max_wal_size
-PREDECESSOR_TIMEOUT = 30.0  # seconds to wait for the end of the server of a killed mailer
+START_TIMEOUT = 600.0
+"""Seconds for a start. After a crash PostgreSQL first replays up to `max_wal_size` of its log."""
+PREDECESSOR_TIMEOUT = 30.0
+"""Seconds to wait for the end of a predecessor: the server that a killed mailer has left."""
 SHUTDOWN_SIGNALS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 """Signals that stop PostgreSQL, each with the seconds to wait after it."""
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 0.1, 30.0
@@ -25,7 +27,8 @@ LOG_CHECK_INTERVAL = 60.0
 """Seconds between checks of the log's size. After a run longer than this the restart delay is
 reset."""
 
-PORT = "5432"  # only a part of the socket's file name; the server does not listen on TCP
+PORT = "5432"
+"""Only a part of the socket's file name: the server does not listen on TCP."""
 SERVER_PARAMETERS = {
     "port": PORT,
     "listen_addresses": "",
@@ -50,10 +53,10 @@ log = structlog.get_logger()
 
 
 class Postmaster:
-    """PostgreSQL on the folder `home / "data"`, over all restarts of its process.
+    """PostgreSQL on the folder `home / "data"`; the object lasts over restarts of the process.
 
-    Its socket is in the folder `sockets`. Its log goes to the file descriptor `output`; the file is
-    truncated when it exceeds `MAX_LOG_BYTES`.
+    The server's socket is in the folder `sockets`. Its log goes to the file descriptor `output`;
+    the file is truncated when it exceeds `MAX_LOG_BYTES`.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Postmaster:
             "ident_file": str(home / "pg_ident.conf"),
             "unix_socket_directories": str(sockets),
         }
-        options = [word for item in parameters.items() for word in ("-c", "=".join(item))]
+        options = [
+            word for name, value in parameters.items() for word in ("-c", f"{name}={value}")
+        ]
         program: str | Path = binaries.folder / "postgres"
         self._command = [program, "-D", self._data, *options]
 
@@ -79,15 +84,17 @@ class Postmaster:
         while True:
             stale_pid = await _wait_for_predecessor(self._data, deadline)
             log_size = os.fstat(self._output).st_size
-            # PostgreSQL refuses to start when the pid in its lock file is alive, even when another
-            # program has that pid now. It ignores the pid of its grandparent, so the stale pid is
-            # given as that. It still detects backends that are left of the old server.
+            # PostgreSQL refuses to start when its lock file has the pid of a running process, even
+            # if that is another program which got the same pid later. It makes an exception for the
+            # pid in this variable, meant for the grandparent. It still detects backend processes
+            # that are left of the old server.
             environment = {"PG_GRANDPARENT_PID": stale_pid}
             self._child = Child(self._command, self._user, self._output, environment)
             if await self._is_ready(self._child):
                 return
             lines = read_log_since(self._output, log_size)
-            # A lock file of another server, or shared memory that backends of a killed one use.
+            # Another server has its lock file there ("already exists"), or backends of a killed one
+            # still use the shared memory ("still in use"): both may pass.
             is_occupied = any("already exists" in line or "still in use" in line for line in lines)
             if not is_occupied or _now() > deadline:
                 reason = find_error_message(lines) or f"it ended with code {self._child.exit_code}"
@@ -96,12 +103,12 @@ class Postmaster:
             await asyncio.sleep(MIN_RESTART_DELAY)
 
     async def stop(self) -> None:
-        """Stop the server: by a fast shutdown, then an immediate one, then SIGKILL."""
+        """Stop the server: PostgreSQL's fast shutdown, then its immediate shutdown, then SIGKILL."""
         if self._child is not None:
             await self._child.stop(*SHUTDOWN_SIGNALS)
 
     async def keep_running(self) -> None:
-        """Restart the server whenever it ends, until cancelled."""
+        """Restart the server whenever it ends, until this is cancelled."""
         delay = MIN_RESTART_DELAY
         while True:
             if await self._wait_until_ended() > LOG_CHECK_INTERVAL:
@@ -135,9 +142,10 @@ class Postmaster:
         return _now() - started_at
 
     async def _is_ready(self, child: Child) -> bool:
-        """Wait until the role and the database exist; False when the server ended before.
+        """Wait until the server accepts connections, and create mailer's role and database in it.
 
-        Raises `UnavailableError` after `START_TIMEOUT` and for an error of PostgreSQL.
+        Returns False when the server ended before. Raises `UnavailableError` after `START_TIMEOUT`
+        and for an error of PostgreSQL.
         """
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -163,7 +171,8 @@ class Postmaster:
         return False
 
     async def _ensure_database(self) -> None:
-        # As the superuser: some connections are reserved for it.
+        """Create the role and the database `mailer` if they do not exist."""
+        # as the superuser, for whom PostgreSQL reserves some connections
         connection = await asyncpg.connect(socket_url("postgres", self._sockets))
         try:
             if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = 'mailer'"):
@@ -197,7 +206,10 @@ async def _wait_for_predecessor(data: Path, deadline: float) -> str:
 
 
 def _find_postmaster(data: Path) -> int | None:
-    """Return the pid of the postmaster that runs on `data`, found in /proc, not in a lock file."""
+    """Return the pid of the server that runs on `data`; None when there is none.
+
+    It is found by its command in /proc, because a lock file may be outdated.
+    """
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # the process has ended meanwhile
             program, *arguments = entry.read_bytes().split(b"\0")
@@ -207,7 +219,10 @@ def _find_postmaster(data: Path) -> int | None:
 
 
 def socket_url(name: str, sockets: Path) -> str:
-    """Return the URL of the database `name`, for the role with the same name."""
+    """Return the URL of the database `name` for the role of the same name, in libpq's form.
+
+    The server's socket is in the folder `sockets`.
+    """
     return f"postgresql://{name}@/{name}?host={quote(str(sockets))}&port={PORT}"
 
 
@@ -223,8 +238,11 @@ def read_log_since(output: int, offset: int) -> list[str]:
 
 
 def find_error_message(lines: list[str]) -> str:
-    """Return the error in a program's log that best explains its end; "" for an empty log."""
-    # "terminating connection" comes from backends of an earlier server: not the cause.
+    """Return the error in a program's log that best explains its end; "" for an empty log.
+
+    It is the last line of the most severe kind, without its label, or else the last line.
+    """
+    # "terminating connection" comes from backends of an earlier server: not the cause
     lines = [line for line in lines if line.strip() and "terminating connection" not in line]
     for label in ("PANIC:", "FATAL:", "error:"):
         for line in reversed(lines):
