@@ -15,7 +15,7 @@ import structlog
 import uvloop
 from structlog.typing import EventDict, WrappedLogger
 
-from mailer import app
+from mailer import worker
 from mailer.log import configure_logging
 from mailer.loop_monitor import Block, LoopMonitor
 from mailer.settings import read_settings
@@ -43,7 +43,7 @@ async def main(min_block: float) -> None:
     configure_logging(settings.log_level, settings.log_format)
     structlog.configure(processors=[add_monotonic, *structlog.get_config()["processors"]])
     with LoopMonitor(interval=min_block / 2, limit=min_block, report=write_block).running():
-        await app.serve(settings)
+        await worker.serve(settings)
 
 
 if __name__ == "__main__":

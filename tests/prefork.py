@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
-from mailer import app  # noqa: F401  # imported here, since `serve` imports it when it runs
+from mailer import worker  # noqa: F401  # imported here, since `serve` imports it when it runs
 from mailer.__main__ import main
 from mailer.admin.render import load_templates
 

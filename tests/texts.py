@@ -16,8 +16,8 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po, write_po
 from litestar.exceptions import HTTPException
 
-import mailer.app
-import mailer.client.commands  # noqa: F401  # these import every model and every error
+import mailer.client.commands
+import mailer.worker  # noqa: F401  # these import every model and every error
 from mailer import admin
 from mailer.admin.language import LANGUAGES, LOCALE_FOLDER
 from mailer.client import csv_reader

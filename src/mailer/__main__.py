@@ -36,9 +36,9 @@ main.add_command(users)
 def serve() -> None:
     """Serve the API and the admin pages, and send due messages."""
     settings = load_settings()
-    from mailer import app
+    from mailer import worker
 
-    run(app.serve(settings))
+    run(worker.serve(settings))
 
 
 @main.command()
@@ -54,10 +54,10 @@ def migrate() -> None:
 def demo() -> None:
     """Run everything on loopback, with sample clients and running mailings."""
     settings = load_settings()
-    from mailer import app
+    from mailer import worker
 
     configure_logging("warning", settings.log_format)  # the pages show the rest
-    run(app.run_demo(settings, click.echo))
+    run(worker.run_demo(settings, click.echo))
 
 
 @main.group()

@@ -16,12 +16,12 @@ from structlog.testing import capture_logs
 from tests.factories import add_clients, add_mailing, add_messages, execute, value
 from tests.mailserver import Mailbox, mail_server
 
-from mailer.app import serve
 from mailer.daily_report.mail import read_smtp_config
 from mailer.daily_report.schedule import MAX_RETRY_DELAY, SEND_LEASE, DailyMail
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.errors import StartError
 from mailer.settings import Settings
+from mailer.worker import serve
 
 DAY = date(2020, 1, 15)
 MORNING = datetime(2020, 1, 16, 8, tzinfo=UTC)

@@ -1,4 +1,8 @@
-"""Connections to PostgreSQL: the engine, dedicated connections, and classification of errors."""
+"""Connections to PostgreSQL: the engine, dedicated connections, and classification of errors.
+
+An engine is SQLAlchemy's pool of connections, for requests and periodic work. The tasks that claim
+messages and record results, the hot loop, each keep a dedicated connection of the driver asyncpg.
+"""
 
 import asyncio
 import ssl
@@ -15,12 +19,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from mailer.db.url import read_url
 
-# Keys of the advisory locks that workers share.
+# Keys of PostgreSQL's advisory locks, by which one worker at a time does some work.
 MIGRATION_LOCK = -1
+"""Held while the database is migrated."""
 IMPORT_LOCK = -2
 """Held by the one import that is storing its lines."""
 COUNTER_MERGE_LOCK = -3
+"""Held while deltas of messages are merged into their counters."""
 SEGMENT_MERGE_LOCK = -4
+"""Held while deltas of clients are merged into the numbers of clients by segment."""
 FIRST_STOP_LOCK = 1 << 62
 """First key of the locks for stop numbers: the key is FIRST_STOP_LOCK + number. Each worker holds
 the lock of the newest stop that it has applied; see `mailer.mailing.stop_number`."""
@@ -30,19 +37,21 @@ POOL_TIMEOUT = 5.0
 STATEMENT_TIMEOUT = 10.0
 """Seconds that a statement of a request, or of the hot loop, may take."""
 IDLE_IN_TRANSACTION_TIMEOUT = "2s"
-"""Longest time between two statements of a transaction; then the server ends the session. A worker
-that hangs inside a transaction keeps its rows locked. With the row of a mailing in
-`mailing_counts` it would stop all workers that send for the mailing."""
+"""Longest time between two statements of a transaction; then the server ends the session.
 
+A worker that hangs inside a transaction keeps its rows locked. If that is the row of a mailing in
+`mailing_counts`, no worker could record results of the mailing.
+"""
 
 ROLE_OVERRIDES = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "default_transaction_isolation": "read committed",
 }
-"""Settings that a role or a database may have with other values. Those would abort a migration
-midway, or break statements that rely on READ COMMITTED."""
+"""Settings of the session that replace those of the role or the database (ALTER ROLE ... SET).
 
+Other values would abort a migration midway, or break statements that rely on READ COMMITTED.
+"""
 
 NEXT_HOST_ERRORS = (
     OSError,
@@ -59,7 +68,8 @@ async def connect(
     """Open a connection to the first host of `url` that works, outside the pool.
 
     A statement that takes longer than `statement_timeout` seconds fails with TimeoutError, which
-    counts as an unavailable database; None sets no limit.
+    counts as an unavailable database; None sets no limit. `server_settings` are settings of the
+    session. Raises the error of a host if no host works.
     """
     target = read_url(url)
     settings = {
@@ -83,7 +93,8 @@ async def connect(
             )
         except NEXT_HOST_ERRORS as error:
             failures.append(error)
-    # raise an error that may pass rather than that of a wrong certificate, which is permanent
+    # an error that may pass, if there is one: then the caller tries again; the error of a wrong
+    # certificate is permanent
     transient = (error for error in failures if not isinstance(error, ssl.SSLCertVerificationError))
     raise next(transient, failures[0])
 
@@ -93,8 +104,9 @@ def create_engine(
 ) -> AsyncEngine:
     """Return an engine for `url`, in any form that libpq accepts; see `mailer.db.url`.
 
-    `statement_timeout` is that of `connect`. A pooled connection that the server has closed is
-    replaced before use, so a restart of the server makes no later request fail.
+    It opens at most `pool_size` connections. `statement_timeout` is that of `connect`. A pooled
+    connection that the server has closed is replaced before use, so a restart of the server makes
+    no later request fail.
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -111,10 +123,10 @@ def create_engine(
 
 
 def _replace_closed_connection(connection: Any, *_: object) -> None:  # noqa: ANN401  # the dialect's adapter of asyncpg's
-    """Make the pool replace a connection that the server has closed.
+    """Make the pool replace a connection that the server has closed, before it is used.
 
-    The driver knows that the connection is closed. SQLAlchemy's pre-ping would ask the server,
-    which costs three more round trips.
+    The driver knows that the connection is closed. SQLAlchemy's option `pool_pre_ping` would ask
+    the server, which costs three more round trips.
     """
     if connection.driver_connection.is_closed():
         raise DisconnectionError
@@ -123,9 +135,9 @@ def _replace_closed_connection(connection: Any, *_: object) -> None:  # noqa: AN
 def _keep_pool_on_disconnect(context: ExceptionContext) -> None:
     """Make the pool drop only the connection that was lost.
 
-    By default SQLAlchemy drops all older connections and compares their ages by the wall clock.
-    When that clock is set back every connection counts as older, and each use of the pool opens a
-    new one. Other closed connections are detected at their next use.
+    By default SQLAlchemy also drops all connections that are older than the loss, by the wall
+    clock. If the clock is then set back, every new connection counts as older too, so that each use
+    of the pool opens another one. Other lost connections are detected at their next use.
     """
     context.invalidate_pool_on_disconnect = False
 
@@ -137,9 +149,9 @@ def pool_usage(engine: AsyncEngine) -> tuple[int, int]:
 
 
 async def asyncpg_connection(connection: AsyncConnection) -> asyncpg.Connection:
-    """Return the asyncpg connection under `connection`, which must be outside a transaction.
+    """Return the asyncpg connection that `connection` uses, for what SQLAlchemy lacks, such as COPY.
 
-    asyncpg is needed for COPY.
+    `connection` must be outside a transaction.
     """
     pooled = await connection.get_raw_connection()
     driver = pooled.driver_connection
@@ -151,9 +163,9 @@ async def asyncpg_connection(connection: AsyncConnection) -> asyncpg.Connection:
 async def execute_driver_sql(
     connection: AsyncConnection | asyncpg.Connection, sql: str, values: tuple[Any, ...]
 ) -> int:
-    """Execute a statement with $1, $2, ... on either kind of connection.
+    """Execute a statement with parameters $1, $2, ... and return the number of rows that it wrote.
 
-    Returns the number of rows that it wrote.
+    The connection may be one of SQLAlchemy or one of asyncpg.
     """
     if isinstance(connection, AsyncConnection):
         return (await connection.exec_driver_sql(sql, values)).rowcount
@@ -166,14 +178,15 @@ def affected_rows(command_tag: str) -> int:
 
 
 INDEX_ORDER_PLANS = {"enable_bitmapscan": "off", "enable_seqscan": "off", "enable_sort": "off"}
+"""Settings of PostgreSQL that leave its planner only plans which read an index in order."""
 
 
 class DedicatedConnection:
     """A connection that one task of the hot loop keeps for itself; it is reopened after a loss.
 
-    Its query plans always read an index in order, whatever PostgreSQL's statistics suggest: for a
-    table that fills and empties within seconds these are always outdated, and a bitmap scan would
-    read all finished rows.
+    Its statements always read an index in order. PostgreSQL chooses plans by its statistics of the
+    table. For a table that fills and empties within seconds these are always outdated, and a plan
+    with a bitmap scan would read all finished messages.
     """
 
     def __init__(self, url: str) -> None:
@@ -221,15 +234,19 @@ TRANSIENT_ERRORS = (
     asyncpg.TransactionRollbackError,  # deadlock, serialization failure
     asyncpg.ReadOnlySQLTransactionError,  # a standby, until the failover is complete
 )
-"""Errors that may pass: the database cannot do the work now, but may when it is tried again."""
+"""Errors that may pass: the database cannot do the work now, but may be able to later."""
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Return whether `error` means that the database cannot work now, not that it refused."""
+    """Return whether `error` means that the database cannot work now.
+
+    Otherwise the database has refused the statement, or the error has another origin.
+    """
     if isinstance(error, DBAPIError):
         cause = cause_of(error)
         return error.connection_invalidated or (cause is not None and is_unavailable(cause))
-    # for an argument of the wrong type asyncpg raises an InterfaceError that is a ValueError too
+    # asyncpg raises an InterfaceError for a lost connection, but also for an argument of the wrong
+    # type: then it is a ValueError too
     return is_fatal(error) or (
         isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, ValueError)
     )
@@ -259,9 +276,9 @@ def is_fatal(error: BaseException) -> bool:
 
 @asynccontextmanager
 async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Open a read-only connection on which all statements see the same moment.
+    """Yield a read-only connection whose statements all see the database at the same moment.
 
-    Messages and their counts change in one transaction, so that in a snapshot they are consistent.
+    Messages and their counts change in one transaction, so that in a snapshot they agree.
     """
     async with engine.connect() as connection:
         await connection.execution_options(

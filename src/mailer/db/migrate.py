@@ -26,11 +26,11 @@ class UnknownSchemaError(Exception):
 async def migrate(engine: AsyncEngine) -> None:
     """Bring the database to the newest schema, and record its origin.
 
-    A lock lets one process at a time migrate. Raises `UnknownSchemaError`.
+    A lock lets one process at a time migrate; the others wait for it. Raises `UnknownSchemaError`.
     """
     async with engine.begin() as connection:
-        # No limit: on a busy machine seconds may pass between two statements of a migration, and
-        # no worker waits for rows that it has locked.
+        # No limit for the time between two statements: on a busy machine it may be seconds, and no
+        # worker waits for rows that a migration has locked.
         await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await connection.execute(
             text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
@@ -56,12 +56,14 @@ def get_newest() -> str | None:
 
 
 def _get_revision(connection: Connection) -> str | None:
+    """Return the revision in Alembic's table `alembic_version`."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def _upgrade(connection: Connection) -> None:
+    """Run the migrations that the database lacks; raises `UnknownSchemaError`."""
     config = _config()
-    config.attributes["connection"] = connection
+    config.attributes["connection"] = connection  # alembic/env.py uses it
     applied_heads = MigrationContext.configure(connection).get_current_heads()
     scripts = ScriptDirectory.from_config(config)
     for revision in applied_heads:
@@ -76,7 +78,8 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _config() -> Config:
+    """Return the configuration of Alembic, which says where the migrations are."""
     config = Config()
     folder = PACKAGED_MIGRATIONS if PACKAGED_MIGRATIONS.exists() else CHECKOUT_MIGRATIONS
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))  # % is special in it
     return config

@@ -1,7 +1,8 @@
-"""Origin of the database: its server, database and timeline, and whether it may send from there.
+"""The origin of the database: the record of the server, database and timeline where it last ran.
 
-The origin shows whether the database was copied or restored. The rules are SQL functions of the
-migration, so that no statement can bypass them.
+When the database runs elsewhere than its origin says, it was moved, copied or restored. Then message
+ids continue in a new range. A restored database also gets a restore hold: it sends nothing until an
+admin confirms. The rules are SQL functions of the migration, so that no statement can bypass them.
 """
 
 from datetime import datetime
@@ -17,22 +18,23 @@ class RestoreHold(msgspec.Struct, frozen=True):
 
     since: datetime
     data_until: datetime | None
-    """Time of the newest work recorded in the database; later work is not in it."""
+    """Time of the newest work that the database records. What was done later, before the restore,
+    is lost. None when there is no work."""
 
 
 UPDATE = text("SELECT update_origin()")
 
 
 async def update(connection: AsyncConnection) -> bool:
-    """Record the current origin; return whether it differs from the recorded one.
+    """Record where the database runs now; return whether its origin has changed.
 
-    After a change of origin new messages get ids from another range. No savepoint may be open.
+    No savepoint may be open.
     """
     return bool((await connection.execute(UPDATE)).scalar_one())
 
 
 async def is_sending_allowed(connection: asyncpg.Connection) -> bool:
-    """Return whether messages may be claimed: origin current, no restore hold."""
+    """Return whether messages may be claimed: the origin is recorded, and there is no hold."""
     is_allowed: bool = await connection.fetchval("SELECT sending_is_allowed()")
     return is_allowed
 
@@ -46,6 +48,8 @@ async def get_hold(connection: AsyncConnection) -> RestoreHold | None:
     return None if row is None else RestoreHold(row.held_since, row.data_until)
 
 
+# The row of the origin names the transaction that wrote it; otherwise the database would count as
+# restored again.
 ALLOW_SENDING = text("""
     UPDATE origin SET held_since = NULL, written_by = pg_current_xact_id()::xid::text::bigint
     WHERE held_since = :since AND origin_is_current()""").bindparams(
@@ -54,8 +58,9 @@ ALLOW_SENDING = text("""
 
 
 async def allow_sending(connection: AsyncConnection, since: datetime) -> bool:
-    """End the restore hold that began at `since`; return False when that hold is not in force.
+    """End the restore hold that started at `since`.
 
-    It is not when sending was allowed already, or when the database was restored again.
+    Returns False when there is no such hold: it was ended already, or the database was restored
+    again, which started another hold.
     """
     return (await connection.execute(ALLOW_SENDING, {"since": since})).rowcount > 0

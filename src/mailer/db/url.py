@@ -111,9 +111,7 @@ def read_url(url: str) -> ConnectionTarget:
     )
 
 
-def _list_attempts(
-    parameters: dict[str, str], hosts: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _list_attempts(parameters: dict[str, str], hosts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the arguments of asyncpg.connect for each attempt, in the order to try them.
 
     There is an attempt for each host, as in libpq: asyncpg could take all hosts at once, but would

@@ -16,9 +16,7 @@ from mailer.embedded_postgres.postmaster import (
 from mailer.errors import UnavailableError
 
 
-async def create_data(
-    home: Path, binaries: Binaries, user: SystemUser | None, output: int
-) -> None:
+async def create_data(home: Path, binaries: Binaries, user: SystemUser | None, output: int) -> None:
     """Create the folder `home / "data"` with initdb, completely or not at all.
 
     It belongs to `user`, or to mailer's own user when that is None. initdb writes its messages to

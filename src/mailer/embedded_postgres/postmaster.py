@@ -72,9 +72,7 @@ class Postmaster:
             "ident_file": str(home / "pg_ident.conf"),
             "unix_socket_directories": str(sockets),
         }
-        options = [
-            word for name, value in parameters.items() for word in ("-c", f"{name}={value}")
-        ]
+        options = [word for name, value in parameters.items() for word in ("-c", f"{name}={value}")]
         program: str | Path = binaries.folder / "postgres"
         self._command = [program, "-D", self._data, *options]
 
@@ -103,7 +101,7 @@ class Postmaster:
             await asyncio.sleep(MIN_RESTART_DELAY)
 
     async def stop(self) -> None:
-        """Stop the server: PostgreSQL's fast shutdown, then its immediate shutdown, then SIGKILL."""
+        """Stop the server by its fast shutdown, then its immediate one, then SIGKILL."""
         if self._child is not None:
             await self._child.stop(*SHUTDOWN_SIGNALS)
 

@@ -1,0 +1,274 @@
+"""A worker: the process that serves the API and the pages, and sends messages.
+
+`serve` (the command `mailer serve`) and `run_demo` create all parts, start them in order, and stop
+them in the opposite order on a signal. The HTTP server answers from the start, with 503 until the
+database is open.
+"""
+
+import asyncio
+import gc
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import time
+from functools import partial
+
+import structlog
+from litestar import Litestar
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer import demo, metrics
+from mailer.access import users
+from mailer.admin.live import LiveUpdates
+from mailer.admin.render import load_templates
+from mailer.app import LIMITS, create_app
+from mailer.client.model import known_zones
+from mailer.daily_report.mail import SmtpConfig, read_smtp_config
+from mailer.daily_report.schedule import DailyMail
+from mailer.db import database_info
+from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
+from mailer.db.requirements import WaitReason
+from mailer.db.startup import (
+    DatabaseSource,
+    open_database,
+    prepare_database,
+    provide_database_url,
+)
+from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.http import HttpGateway
+from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
+from mailer.server import listen, notify_systemd, stop_on_signals, url_of
+from mailer.settings import Settings
+from mailer.web.asgi_wrappers import wrap_asgi
+from mailer.web.server.uvicorn_server import Server
+from mailer.web.startup_gate import STARTING_DETAIL, Startup
+
+log = structlog.get_logger()
+
+API_CONNECTIONS = 10
+"""Size of the connection pool for requests to the API and the pages."""
+DISPATCHER_CONNECTIONS = 4
+"""Size of the dispatcher's own connection pool, so that slow API requests never delay sending."""
+CHUNK_STATEMENT_TIMEOUT = 60.0
+"""Statement timeout of the dispatcher's pool, in seconds: a chunk of an audience may take long."""
+
+OnOpen = Callable[[AsyncEngine, str], Awaitable[None]]
+"""Called once the database is open, with an engine for it and the URL of the HTTP server."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serve the API and send messages until SIGTERM or SIGINT.
+
+    Waits for the database as long as necessary. Raises `StartError` if a setting is wrong, and
+    `UnavailableError` if starting failed for a reason that may pass.
+    """
+    has_reports = settings.smtp_url is not None or settings.report_recipients is not None
+    smtp = read_smtp_config(settings) if has_reports else None
+    async with provide_database_url(DatabaseSource.of(settings)) as url:
+        await _serve(settings, url, on_open=partial(_log_started, settings), smtp=smtp)
+
+
+async def run_demo(settings: Settings, echo: Callable[[str], None]) -> None:
+    """Serve the demo, with its own database, gateway and data, until SIGTERM or SIGINT.
+
+    `echo` prints the greeting, which says how to use the demo.
+    """
+
+    async def greet(_: AsyncEngine, address: str) -> None:
+        demo.print_greeting(address, echo=echo)
+
+    async with (
+        demo.demo_environment(settings) as demo_settings,
+        open_database(DatabaseSource.of(demo_settings)) as (url, engine),
+    ):
+        await demo.create_demo_data(engine)
+        await _serve(demo_settings, url, on_open=greet)
+
+
+async def _log_started(settings: Settings, engine: AsyncEngine, address: str) -> None:
+    """Log that mailer has started, and how to create the first user if nobody can sign in."""
+    can_sign_in = not settings.is_auth_enabled or settings.oidc_issuer is not None
+    if not can_sign_in:
+        async with engine.connect() as connection:
+            can_sign_in = await users.has_password_users(connection)
+    log.info("started", address=address)
+    if not can_sign_in:
+        command = "mailer users create NAME --role admin"
+        log.warning("no_login_configured", first_run=command, then_open=f"{address}/login")
+
+
+async def _serve(
+    settings: Settings, database_url: str, on_open: OnOpen, smtp: SmtpConfig | None = None
+) -> None:
+    """Create all parts, then run them until a signal or an error.
+
+    `smtp` is None if no daily reports are mailed.
+    """
+    async with AsyncExitStack() as stack:
+        is_debug = settings.log_level == "debug"
+        monitor = LoopMonitor(interval=DEBUG_PROBE_INTERVAL if is_debug else PROBE_INTERVAL)
+        stack.enter_context(monitor.running())
+        listening_socket = stack.enter_context(listen(settings.host, settings.port))
+        engine = _create_engine(
+            stack, "api", database_url, pool_size=API_CONNECTIONS, timeout=STATEMENT_TIMEOUT
+        )
+        dispatcher_engine = _create_engine(
+            stack,
+            "dispatcher",
+            database_url,
+            pool_size=DISPATCHER_CONNECTIONS,
+            timeout=CHUNK_STATEMENT_TIMEOUT,
+        )
+        channel = await _open_channel(stack, settings)
+        mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
+        dispatcher = Dispatcher(
+            database_url,
+            dispatcher_engine,
+            channel,
+            DispatcherLimits.of(settings),
+            report=None if mail is None else mail.run,
+        )
+        live = LiveUpdates()
+        startup = Startup(STARTING_DETAIL)
+        app = create_app(
+            engine,
+            channel,
+            live=live,
+            settings=settings,
+            startup=startup,
+            why_not_ready=dispatcher.why_not_ready,
+        )
+        server = Server(
+            wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
+            LIMITS,
+            grace=settings.shutdown_grace,
+        )
+        opening = asyncio.create_task(
+            _wait_for_database(
+                database_url,
+                DatabaseSource.of(settings),
+                app=app,
+                startup=startup,
+                address=url_of(listening_socket),
+                on_open=on_open,
+            )
+        )
+        stack.callback(opening.cancel)
+
+        def stop() -> None:
+            live.stop()
+            server.stop()
+            opening.cancel()
+            dispatcher.stop()
+
+        stop_on_signals(stop)
+        known_zones()  # fills its cache: it reads hundreds of folders and files
+        _freeze_garbage_collector()
+        await _run(server, listening_socket, dispatcher, opening)
+    if not opening.cancelled():
+        opening.result()  # raises its error outside the task group, which would wrap it
+    log.info("stopped")
+
+
+def _create_engine(
+    stack: AsyncExitStack, name: str, database_url: str, *, pool_size: int, timeout: float
+) -> AsyncEngine:
+    """Return an engine that `stack` closes. `name` is that of its pool in the metrics.
+
+    `timeout` is for each statement, in seconds.
+    """
+    engine = create_engine(database_url, pool_size=pool_size, statement_timeout=timeout)
+    stack.push_async_callback(engine.dispose)
+    metrics.watch_pool(name, partial(pool_usage, engine))
+    return engine
+
+
+async def _open_channel(stack: AsyncExitStack, settings: Settings) -> Channel | None:
+    """Return a channel to the gateway, which `stack` closes; None if no gateway is configured."""
+    if settings.gateway_url is None:
+        log.warning("gateway_not_configured", because="MAILER_GATEWAY_URL is not set")
+        return None
+    gateway = await stack.enter_async_context(
+        HttpGateway(
+            settings.gateway_url,
+            settings.gateway_token,
+            concurrency=settings.gateway_concurrency,
+            retry_after_cap=settings.retry_after_cap,
+        )
+    )
+    return Channel(gateway, ChannelLimits.of(settings))
+
+
+def _create_mail(
+    stack: AsyncExitStack, settings: Settings, smtp: SmtpConfig, engine: AsyncEngine
+) -> DailyMail:
+    """Return the job that mails daily reports; `stack` waits for a mail that is being sent."""
+    at = time.fromisoformat(settings.report_at)
+    mail = DailyMail(engine, smtp, at, settings.report_time_zone)
+    stack.push_async_callback(mail.finish, settings.shutdown_grace)
+    return mail
+
+
+def _freeze_garbage_collector() -> None:
+    """Exclude all current objects from garbage collection: they live as long as the worker.
+
+    A full collection visits every object and blocks the event loop for tens of milliseconds, at
+    unpredictable times.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+async def _wait_for_database(  # noqa: PLR0913  # everything that needs the database
+    database_url: str,
+    source: DatabaseSource,
+    *,
+    app: Litestar,
+    startup: Startup,
+    address: str,
+    on_open: OnOpen,
+) -> None:
+    """Wait until the database is open, then let `app` answer requests, and call `on_open`.
+
+    Until then `startup` holds the reason, which `app` answers to requests. `address` is the URL of
+    the HTTP server. Raises the errors of `prepare_database`.
+    """
+
+    def on_wait(reason: WaitReason) -> None:
+        startup.waits_for = reason.sentence
+        notify_systemd("READY=1", f"STATUS={reason.sentence} ({reason.detail})")
+
+    async def on_ready() -> None:
+        async with engine.connect() as connection:
+            app.state.database_mark = await database_info.get_fingerprint(connection)
+        startup.waits_for = None
+        await on_open(engine, address)
+
+    log.info("listening", address=address)
+    engine = create_engine(database_url)  # no statement timeout: a migration may take long
+    try:
+        await prepare_database(engine, source, on_wait=on_wait, on_ready=on_ready)
+    finally:
+        await engine.dispose()
+    notify_systemd("READY=1", f"STATUS=Serves {address}")
+
+
+async def _run(
+    server: Server,
+    listening_socket: socket.socket,
+    dispatcher: Dispatcher,
+    opening: asyncio.Task[None],
+) -> None:
+    """Serve requests until the server is stopped; dispatch messages once the database is open.
+
+    `opening` is the task that waits for the database. If it fails, the server stops.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[listening_socket]))
+        tasks.create_task(asyncio.to_thread(load_templates))
+        await asyncio.wait({opening})
+        if opening.cancelled() or opening.exception():
+            server.stop()
+        else:
+            await dispatcher.run()
