@@ -1,8 +1,9 @@
-"""The database's time, which all deadlines use, computed from samples and a monotonic clock.
+"""The time of the database's clock, which all deadlines use, known without a query.
 
 A wall clock can be set at any moment: by a user, by NTP after hours without a network, by a
-hypervisor. So no deadline uses this machine's wall clock. Between two samples of the database's
-clock its time is computed with `elapsed()`.
+hypervisor. So no deadline uses this machine's wall clock. The database's clock is read now and
+then; each reading is a sample. Between two samples the time is computed: the sample plus what has
+passed since on `elapsed()`, a clock that nobody can set.
 """
 
 import time
@@ -32,9 +33,9 @@ def elapsed() -> float:
 
 
 class FollowedClock:
-    """Computes the time of a clock that may step or belongs to another machine.
+    """The computed time of a clock that may be set, or that belongs to another machine.
 
-    It uses samples of that clock, and `elapsed()` between them.
+    `sample` corrects the computed time by a reading of that clock.
     """
 
     def __init__(self, name: Literal["database", "wall"]) -> None:
@@ -47,18 +48,18 @@ class FollowedClock:
         return self.at(elapsed())
 
     def at(self, moment: float) -> datetime:
-        """Return this clock's time at a value of `elapsed()`. Raises as `now` does."""
+        """Return this clock's time when `elapsed()` was `moment`. Raises as `now` does."""
         if self._time_at_zero is None:
             raise RuntimeError(f"the {self._name} clock has no sample yet")
         return self._time_at_zero + timedelta(0, moment)  # `seconds=` takes a microsecond more
 
     def sample(self, requested_at: float, reading: datetime, received_at: float) -> None:
-        """Correct the computed time with a reading of the clock.
+        """Correct the computed time by a reading of the clock.
 
-        The clock was read at some moment between `requested_at` and `received_at`, two values of
-        `elapsed()`. The first sample takes the middle. Later, the correction is the smallest one
-        that agrees with the reading: a reading that took long allows a wide range, so it changes
-        little.
+        The clock showed `reading` at some moment between `requested_at` and `received_at`, two
+        values of `elapsed()`. So the right time is in a range as wide as the reading took. The
+        first sample takes the middle of the range. Later samples leave the computed time alone if
+        it is in the range, and otherwise correct it to the nearer end.
         """
         earliest = reading - timedelta(seconds=received_at)
         latest = reading - timedelta(seconds=requested_at)
@@ -82,6 +83,6 @@ wall_clock = FollowedClock("wall")
 
 async def sample_wall_clock() -> None:
     """Sample this machine's wall clock, and log a step since the last sample. A periodic job."""
-    before = elapsed()
+    requested_at = elapsed()
     reading = datetime.now(UTC)  # noqa: TID251  # the wall clock itself is sampled
-    wall_clock.sample(before, reading, elapsed())
+    wall_clock.sample(requested_at, reading, received_at=elapsed())

@@ -1,4 +1,4 @@
-"""What surrounds the HTTP server: listening socket, signals and systemd notifications."""
+"""The operating system around the HTTP server: listening socket, signals, systemd notifications."""
 
 import contextlib
 import errno
@@ -20,16 +20,16 @@ TRANSIENT_LISTEN_ERRORS = frozenset(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
+    """Return a socket that listens on TCP.
 
-    Raises `StartError` if the setting is wrong, and `UnavailableError` if it may work later.
+    Raises `StartError` if host or port is wrong, and `UnavailableError` if it may work later.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        message = f"MAILER_HOST, MAILER_PORT: cannot listen on {host}:{port}: {why}"
+        reason = getattr(error, "strerror", None) or str(error)
+        message = f"MAILER_HOST, MAILER_PORT: cannot listen on {host}:{port}: {reason}"
         is_dns_unavailable = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
         if is_dns_unavailable or getattr(error, "errno", None) in TRANSIENT_LISTEN_ERRORS:
             raise UnavailableError(message) from error
@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
-    """Return the URL of a listening socket."""
+    """Return the HTTP URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -54,11 +54,14 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
 
 
 def notify_systemd(*states: str) -> None:
-    """Send the state of this service to systemd if it runs under systemd (sd_notify(3))."""
+    """Send states of this service, such as `READY=1`, to systemd if it runs under systemd.
+
+    See sd_notify(3).
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    if address.startswith("@"):
+    if address.startswith("@"):  # an abstract socket, whose address starts with NUL
         address = "\0" + address[1:]
     with (
         contextlib.suppress(OSError),  # a failed notification must not stop the service

@@ -1,7 +1,7 @@
 """Signal handling: each signal either stops mailer in order or is ignored.
 
-A signal without a handler would end the process at once, and leave the delivery of messages in
-flight unknown.
+A signal without a handler would end the process at once. Then nobody could know whether the
+messages that were being sent have been accepted.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ IGNORED_SIGNALS = (
 def handle_signals(stop: Callable[[], None]) -> None:
     """Call `stop` on each signal that ends mailer; log and ignore the other signals.
 
-    SIGHUP means that the terminal was closed, so it stops mailer if mailer has a terminal. Without
-    a terminal it usually means "reload": mailer reloads nothing and ignores it. A SIGHUP that
-    `nohup` has set to be ignored stays ignored.
+    SIGHUP says that the terminal was closed, so it stops mailer if mailer has a terminal. Without a
+    terminal it usually asks a service to reload its settings: mailer never does, and ignores it. If
+    `nohup` started mailer, SIGHUP is ignored already and stays so.
     """
-    stopping, ignored = [*STOP_SIGNALS], [*IGNORED_SIGNALS]
+    stop_signals, ignored_signals = [*STOP_SIGNALS], [*IGNORED_SIGNALS]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        (stopping if _has_terminal() else ignored).append(signal.SIGHUP)
+        (stop_signals if _has_terminal() else ignored_signals).append(signal.SIGHUP)
     loop = asyncio.get_running_loop()
-    for number in stopping:
+    for number in stop_signals:
         loop.add_signal_handler(number, stop)
-    for number in ignored:
+    for number in ignored_signals:
         loop.add_signal_handler(number, partial(_ignore, number))
 
 

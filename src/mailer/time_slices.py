@@ -1,4 +1,8 @@
-"""Run long work on the event loop in short slices, so that other tasks run in between."""
+"""Run long work on the event loop in short slices, so that other tasks run in between.
+
+Such work is, for example, to parse a large file. It calls `TimeSlices.pause` often, or is a
+generator that `run_in_slices` runs.
+"""
 
 import asyncio
 from collections.abc import Generator
@@ -7,38 +11,43 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-MAX_SLICE = 0.001  # seconds
+MAX_SLICE = 0.001
 """Seconds of work after which other tasks may run."""
 MAX_PAUSE_RATIO = 2.0
-"""Longest pause for other tasks, as a multiple of the work's time before it."""
-IDLE_ITERATION = 0.0002  # seconds
-"""An iteration of the loop that takes fewer seconds than this had nothing to do."""
+"""Longest pause for other tasks, as a multiple of the duration of the slice before it. So the work
+gets at least a third of the time."""
+IDLE_ITERATION = 0.0002
+"""Seconds. An iteration of the event loop that took less had no other task to run."""
 
 
 class TimeSlices:
-    """Divides long work into slices of `MAX_SLICE` seconds.
+    """Divides the long work of one task into slices of `MAX_SLICE` seconds.
 
-    Between two slices the other tasks that are ready run, for at most `MAX_PAUSE_RATIO` times the
-    slice. The work goes on at once when the loop is idle.
+    Between two slices the task pauses until the other tasks have nothing to do, but at most for
+    `MAX_PAUSE_RATIO` times the slice.
     """
 
     def __init__(self) -> None:
         self._slice_start = monotonic()
 
     async def pause(self) -> None:
-        """Let other tasks run if the slice is over. Call it more often than every `MAX_SLICE`."""
+        """Let other tasks run if the slice is over.
+
+        The work calls this at intervals shorter than `MAX_SLICE`.
+        """
         now = monotonic()
-        worked = now - self._slice_start
-        if worked < MAX_SLICE:
+        slice_duration = now - self._slice_start
+        if slice_duration < MAX_SLICE:
             return
-        # a longer slice includes waits for something else
-        until = now + MAX_PAUSE_RATIO * min(worked, 2 * MAX_SLICE)
-        is_idle = False
-        while not is_idle and now < until:
-            before = now
-            await asyncio.sleep(0)
+        # a slice of more than twice the maximum was not all work: the task waited for something
+        work_duration = min(slice_duration, 2 * MAX_SLICE)
+        pause_end = now + MAX_PAUSE_RATIO * work_duration
+        is_loop_idle = False
+        while not is_loop_idle and now < pause_end:
+            iteration_start = now
+            await asyncio.sleep(0)  # one iteration of the loop: every task that is ready runs
             now = monotonic()
-            is_idle = now - before < IDLE_ITERATION
+            is_loop_idle = now - iteration_start < IDLE_ITERATION
         self._slice_start = now
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.limits import MAX_TRACKED, RateLimiter
+from mailer.limits import MAX_TRACKED_CALLERS, RateLimiter
 
 per_second = st.floats(0.01, 10_000)
 gaps = st.sampled_from([0.0, 0.001, 0.1, 1.0]) | st.floats(0, 100)
@@ -96,7 +96,7 @@ def test_callers_have_separate_limits() -> None:
 def test_only_callers_with_a_full_allowance_are_forgotten() -> None:
     clock = Clock()
     limiter = RateLimiter(1)
-    for caller in range(MAX_TRACKED):
+    for caller in range(MAX_TRACKED_CALLERS):
         limiter.retry_after(caller, clock.now)
     clock.now += 1.5
     assert [limiter.retry_after("busy", clock.now) for _ in range(3)] == [0, 0, 1]

@@ -1,4 +1,8 @@
-"""Export of a table as CSV in chunks by key. No connection is occupied while a reader is slow."""
+"""Export of a table as CSV, in chunks of rows.
+
+Between two chunks no connection and no transaction is open, so that a slow reader of the CSV
+occupies no connection and does not keep vacuum from removing old row versions.
+"""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import NamedTuple
@@ -9,16 +13,20 @@ from mailer.db.engine import affected_rows, asyncpg_connection
 
 CHUNK_ROWS = 10_000
 """Rows of a chunk: about a megabyte."""
-CHUNK_BOUND = """
+# Templates of SQL; `CsvSource.build_query` fills in the braces. COPY does not say what the last key
+# of a chunk was, so this is queried first.
+LAST_KEY_OF_CHUNK = """
     SELECT max({key}) FROM (
         SELECT {key} FROM {table} WHERE {key} > $1 AND {where}
         ORDER BY {key} LIMIT {chunk}) AS chunk"""
-CHUNK_QUERY = """
+"""The last key of the chunk after the key $1; null when no row is left."""
+ROWS_OF_CHUNK = """
     SELECT {columns} FROM {table} WHERE {key} > $1 AND {key} <= $2 AND {where} ORDER BY {key}"""
+"""The rows of the chunk after the key $1 up to the key $2."""
 
 
 class CsvPart(NamedTuple):
-    """Some rows as CSV in UTF-8, lines ended by LF; the first part begins with a header."""
+    """Some rows as CSV in UTF-8, lines ended by LF; the first part starts with a header."""
 
     content: bytes
     rows: int
@@ -36,8 +44,14 @@ class CsvSource(NamedTuple):
     where: str
 
     def build_query(self, template: str, *, first_parameter: int, filters: Iterable[str]) -> str:
-        """Fill in a template; the columns `filters` equal parameters from `first_parameter` on."""
-        conditions = (f"{name} = ${n}" for n, name in enumerate(filters, first_parameter))
+        """Return the SQL of `template` for this source.
+
+        `filters` are names of columns. The first of them must equal the parameter of the number
+        `first_parameter`, the second the next one, and so on.
+        """
+        conditions = (
+            f"{column} = ${number}" for number, column in enumerate(filters, first_parameter)
+        )
         where = " AND ".join([self.where, *conditions])
         return template.format(**self._asdict() | {"where": where, "chunk": CHUNK_ROWS})
 
@@ -45,29 +59,32 @@ class CsvSource(NamedTuple):
 async def copy_in_chunks(
     engine: AsyncEngine, source: CsvSource, filters: Mapping[str, str | int]
 ) -> AsyncGenerator[CsvPart, None]:
-    """Yield the rows of a source whose columns equal `filters`.
+    """Yield the rows of a source whose columns have the values in `filters`, by column.
 
-    Each chunk is consistent in itself; rows may change between chunks. No transaction is open
-    between chunks, so a slow reader does not keep vacuum from cleaning.
+    Without rows, one part with the header alone. Each chunk is consistent in itself; rows may
+    change between chunks.
     """
-    bound = source.build_query(CHUNK_BOUND, first_parameter=2, filters=filters)
-    rows = source.build_query(CHUNK_QUERY, first_parameter=3, filters=filters)
-    after: int | None = 0
+    last_key_query = source.build_query(LAST_KEY_OF_CHUNK, first_parameter=2, filters=filters)
+    rows_query = source.build_query(ROWS_OF_CHUNK, first_parameter=3, filters=filters)
+    after_key: int | None = 0
     is_first = True
-    while after is not None:
+    while after_key is not None:
         async with engine.connect() as connection:
             database = await asyncpg_connection(connection)
-            upper = await database.fetchval(bound, after, *filters.values())
-            if upper is None and not is_first:
+            last_key = await database.fetchval(last_key_query, after_key, *filters.values())
+            if last_key is None and not is_first:
                 return
             content = bytearray()
 
             async def append(part: bytes, content: bytearray = content) -> None:
                 content.extend(part)
 
-            values = (after, upper or 0, *filters.values())
-            status = await database.copy_from_query(
-                rows, *values, output=append, format="csv", header=is_first
+            command_tag = await database.copy_from_query(
+                rows_query,
+                *(after_key, last_key or 0, *filters.values()),
+                output=append,
+                format="csv",
+                header=is_first,
             )
-        yield CsvPart(bytes(content), affected_rows(status))
-        after, is_first = upper, False
+        yield CsvPart(bytes(content), affected_rows(command_tag))
+        after_key, is_first = last_key, False

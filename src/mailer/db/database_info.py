@@ -8,7 +8,7 @@ from mailer.db import migrate
 
 
 class DatabaseInfo(msgspec.Struct, frozen=True):
-    """Version of PostgreSQL, size of the database, and its migrations."""
+    """What the page of the system shows about the database."""
 
     version: str
     """As the server reports it: `18.1`, perhaps with an addition of its package."""
@@ -30,11 +30,12 @@ async def get_database_info(connection: AsyncConnection) -> DatabaseInfo:
     return DatabaseInfo(version, size, await migrate.get_applied(connection), migrate.get_newest())
 
 
+# The server's identifier comes from its initdb; the oid is the database's number in the server.
 SELECT_FINGERPRINT = text("""
     SELECT left(md5(concat_ws('/', system_identifier(), oid)), 8) FROM pg_database
     WHERE datname = current_database()""")
 
 
 async def get_fingerprint(connection: AsyncConnection) -> str:
-    """Return eight characters that identify this database; a promoted standby keeps them."""
+    """Return eight characters that identify this database. A promoted standby has the same ones."""
     return str((await connection.execute(SELECT_FINGERPRINT)).scalar_one())

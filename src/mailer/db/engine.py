@@ -149,9 +149,9 @@ def pool_usage(engine: AsyncEngine) -> tuple[int, int]:
 
 
 async def asyncpg_connection(connection: AsyncConnection) -> asyncpg.Connection:
-    """Return the asyncpg connection that `connection` uses, for what SQLAlchemy lacks, such as COPY.
+    """Return the connection of asyncpg that `connection` uses. It must be outside a transaction.
 
-    `connection` must be outside a transaction.
+    It is for what SQLAlchemy lacks, such as COPY.
     """
     pooled = await connection.get_raw_connection()
     driver = pooled.driver_connection

@@ -1,8 +1,9 @@
 """The origin of the database: the record of the server, database and timeline where it last ran.
 
-When the database runs elsewhere than its origin says, it was moved, copied or restored. Then message
-ids continue in a new range. A restored database also gets a restore hold: it sends nothing until an
-admin confirms. The rules are SQL functions of the migration, so that no statement can bypass them.
+When the database runs elsewhere than its origin says, it was moved, copied or restored. Then
+message ids continue in a new range. A restored database also gets a restore hold: it sends nothing
+until an admin confirms. The rules are SQL functions of the migration, so that no statement can
+bypass them.
 """
 
 from datetime import datetime

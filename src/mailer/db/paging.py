@@ -1,4 +1,7 @@
-"""Keyset pagination: the cost of a page does not depend on its position in the list."""
+"""Pages of lists, by keyset pagination: a page is the rows before or after an id.
+
+The cost of a page does not depend on its position in the list, as it does with OFFSET.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,17 +21,18 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 Order = Callable[[ColumnElement[int]], UnaryExpression[int]]
-"""`asc` or `desc`."""
+"""SQLAlchemy's function `asc` or `desc`."""
 
 MAX_BIGINT = 2**63 - 1
 """Largest bigint of PostgreSQL; above any id."""
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """Position of a page: the newest rows, or the rows just older or just newer than an id.
+    """Position of a page: the newest rows, or the rows next to an id.
 
-    `before` selects ids smaller than it, `after` ids greater than it. `limit` is the number of
-    rows, 1 to 1,000.
+    A page has at most `limit` rows, 1 to 1,000. With `before` it has the next older rows, of ids
+    smaller than `before`. With `after` it has the next newer rows, of ids greater than `after`. At
+    most one of the two is given; without both the page has the newest rows.
     """
 
     limit: int
@@ -60,30 +64,31 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
     `count` is the number of all rows; when it is None they are counted here.
 
     `branches` are conditions of which every row meets exactly one. Each branch is read by its own
-    index, and the page is merged from them.
+    index, and the page is merged from the rows of all branches.
 
-    `page_columns` are columns of the table of `key`. With them `rows` must select the keys alone,
-    so that an index is enough to find them; the columns are read for the rows of the page only.
+    `page_columns` are columns of the table of `key`. With them, `rows` must select the keys alone:
+    these are found in an index, and the columns are read for the rows of the page only.
     """
 
-    def first_rows(rows: Select[Any], order: Order) -> Select[Any]:
-        selected = _select_first(rows, key, order, cursor.limit + 1, branches)
+    def select_page(rows: Select[Any], order: Order) -> Select[Any]:
+        """Return the query for the first rows in an order; one more row shows if others follow."""
+        first_rows = _select_first(rows, key, order, cursor.limit + 1, branches)
         if not page_columns:
-            return selected
-        return select(*page_columns).where(key.in_(selected.correlate(None))).order_by(order(key))
+            return first_rows
+        return select(*page_columns).where(key.in_(first_rows.correlate(None))).order_by(order(key))
 
     if count is None:
-        counted = select(func.count()).select_from(rows.subquery())
-        count = (await connection.execute(counted)).scalar_one()
+        count_rows = select(func.count()).select_from(rows.subquery())
+        count = (await connection.execute(count_rows)).scalar_one()
     if count == 0:  # skips the query, which may scan a whole index to find nothing
         return RowPage([], 0, has_older=False, has_newer=False)
     if cursor.after is not None:
         newer = rows.where(key > cursor.after)
-        fetched = list(await connection.execute(first_rows(newer, asc)))
-        page = fetched[: cursor.limit][::-1]
+        fetched = list(await connection.execute(select_page(newer, asc)))
+        page = fetched[: cursor.limit][::-1]  # newest first
         return RowPage(page, count, has_older=bool(page), has_newer=len(fetched) > len(page))
     older = rows if cursor.before is None else rows.where(key < cursor.before)
-    fetched = list(await connection.execute(first_rows(older, desc)))
+    fetched = list(await connection.execute(select_page(older, desc)))
     page = fetched[: cursor.limit]
     has_newer = cursor.before is not None and bool(page)
     return RowPage(page, count, has_older=len(fetched) > len(page), has_newer=has_newer)
@@ -96,9 +101,15 @@ def _select_first(
     limit: int,
     branches: Sequence[ColumnElement[bool]],
 ) -> Select[Any]:
-    """Return a query for the first `limit` rows, merged from the first rows of each branch."""
+    """Return a query for the first `limit` rows.
+
+    The first rows over all branches are among the first rows of each branch, so only those are
+    read and sorted together.
+    """
     if not branches:
         return rows.order_by(order(key)).limit(limit)
-    parts = (rows.where(branch).order_by(order(key)).limit(limit).subquery() for branch in branches)
-    merged = union_all(*(select(part) for part in parts)).subquery()
+    first_of_branches = (
+        rows.where(branch).order_by(order(key)).limit(limit).subquery() for branch in branches
+    )
+    merged = union_all(*(select(first_rows) for first_rows in first_of_branches)).subquery()
     return select(merged).order_by(order(merged.c.id)).limit(limit)

@@ -1,4 +1,7 @@
-"""Requirements that a database must meet, and classification of errors at the start."""
+"""Requirements that a database must meet, and classification of errors at the start.
+
+At the start mailer waits when an error may pass, and ends with a message when a setting is wrong.
+"""
 
 import ssl
 
@@ -13,7 +16,7 @@ from mailer.db.engine import cause_of, is_fatal, is_unavailable
 from mailer.db.migrate import UnknownSchemaError
 
 MIN_VERSION = 150_000
-"""PostgreSQL 15, in the form of `server_version_num`."""
+"""PostgreSQL 15, in the form of PostgreSQL's setting `server_version_num`."""
 
 
 class UnsuitableDatabaseError(Exception):
@@ -45,7 +48,6 @@ FOREIGN_SCHEMA_ERRORS = (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectErr
 NO_TLS_TEXT = "rejected SSL upgrade"
 """Part of asyncpg's message for a server without TLS, for which asyncpg has no error class."""
 
-
 ERROR_SENTENCES: dict[type[Exception], str] = {
     ReadOnlyError: "The database is read-only; mailer waits until it is not.",
     asyncpg.ReadOnlySQLTransactionError: "The database is read-only; mailer waits until it is not.",
@@ -53,7 +55,7 @@ ERROR_SENTENCES: dict[type[Exception], str] = {
     asyncpg.TooManyConnectionsError: "The database has no free connection; mailer waits for one.",
     asyncpg.DiskFullError: "The disk of the database is full; mailer waits for free space.",
 }
-"""Errors that may pass, with texts that are safe to show to everybody."""
+"""Errors that may pass, with sentences for everybody: they name no host, user or database."""
 UNREACHABLE = "The database cannot be reached; mailer waits for it."
 
 
@@ -66,7 +68,7 @@ class WaitReason(msgspec.Struct, frozen=True):
     """For the log: the error of PostgreSQL or the network, in one line."""
 
 
-PROPERTIES = text("""
+SELECT_PROPERTIES = text("""
     SELECT current_setting('server_version_num')::int AS version,
         current_setting('server_version') AS shown_version,
         current_setting('server_encoding') AS encoding,
@@ -79,7 +81,7 @@ async def ensure_suitable(engine: AsyncEngine) -> None:
     Raises `UnsuitableDatabaseError` or `ReadOnlyError`.
     """
     async with engine.connect() as connection:
-        properties = (await connection.execute(PROPERTIES)).one()
+        properties = (await connection.execute(SELECT_PROPERTIES)).one()
     if properties.version < MIN_VERSION:
         raise UnsuitableDatabaseError(
             f"PostgreSQL {properties.shown_version} is too old; use 15 or newer"
@@ -94,17 +96,17 @@ async def ensure_suitable(engine: AsyncEngine) -> None:
 
 
 def classify_error(error: Exception) -> WaitReason | str | None:
-    """Classify an error that was raised while the database was opened.
+    """Return what an error means that was raised while the database was opened.
 
-    Returns a `WaitReason` for an error that may pass; a text for a permanent one, such as a wrong
-    setting; None for any other error, which is a bug in mailer.
+    A `WaitReason` means that the error may pass. A text describes a permanent error, such as a
+    wrong setting. None means any other error, which is a bug in mailer.
     """
     cause = (cause_of(error) if isinstance(error, DBAPIError) else None) or error
     detail = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(cause, FOREIGN_SCHEMA_ERRORS):
         return f"this database has tables that mailer did not create: {detail}"
     if isinstance(cause, asyncpg.PostgresSyntaxError) and is_fatal(cause):
-        return detail  # of the options in the URL: no statement has been sent yet
+        return detail  # in `options` of the URL: no statement has been sent yet
     if isinstance(cause, PERMANENT_ERRORS) or (
         isinstance(cause, ConnectionError) and NO_TLS_TEXT in detail
     ):

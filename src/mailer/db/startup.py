@@ -1,4 +1,8 @@
-"""Opening of the database that the settings name, for the service and for commands."""
+"""Opening of the database that the settings name, for `mailer serve` and for other commands.
+
+To open a database means to start it if it is embedded, to wait until it can be used, to check it
+and to migrate it.
+"""
 
 import asyncio
 import contextlib
@@ -25,14 +29,14 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 COMMAND_TIMEOUT = 30.0
-"""Seconds that a command waits for the database; the service waits without limit."""
+"""Seconds that a command waits for the database; `mailer serve` waits without limit."""
 RETRY_INTERVAL = 1.0  # seconds
 STARTUP_LOG_INTERVAL = 30.0
 """Seconds between two log lines while the database stays unavailable."""
 
 
 class DatabaseSource(msgspec.Struct, frozen=True):
-    """Where the database is: at a URL, or else embedded in a data folder."""
+    """Where the database is: at `url`, or embedded in the folder `data_dir` when `url` is None."""
 
     url: str | None
     data_dir: Path
@@ -42,7 +46,7 @@ class DatabaseSource(msgspec.Struct, frozen=True):
         """Return the source that the settings define."""
         return cls(settings.database_url, Path(settings.data_dir))
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # without the URL, which may hold a password
         return f"DatabaseSource({self.variable})"
 
     @property
@@ -105,14 +109,14 @@ async def migrate_only(source: DatabaseSource) -> None:
 
 
 async def sample_clock(engine: AsyncEngine) -> None:
-    """Set `database_clock` by the clock of the database.
+    """Read the clock of the database, and correct `database_clock` by it.
 
-    All scheduling rests on that clock, not on the clock of this machine.
+    mailer plans everything by that clock, not by the clock of this machine.
     """
     async with engine.connect() as connection:
-        sent_at = elapsed()
+        requested_at = elapsed()
         database_time = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
-        database_clock.sample(sent_at, database_time, elapsed())
+        database_clock.sample(requested_at, database_time, received_at=elapsed())
 
 
 async def prepare_database(
@@ -125,10 +129,10 @@ async def prepare_database(
 ) -> None:
     """Wait for the database, check it, migrate it, and sample its clock.
 
-    `on_ready` is called at the end; when the database fails during it, everything is tried again.
-    `on_wait` is called with the reason after each failed attempt. Raises `StartError` for an error
-    that waiting does not help, and `UnavailableError` after `timeout` seconds; None waits without
-    limit.
+    `on_wait` is called with the reason after each failed attempt. `on_ready` is called at the end;
+    it may use the database, and if that fails, everything is tried again. Raises `StartError` for
+    an error that does not pass by waiting, and `UnavailableError` after `timeout` seconds; None
+    waits without limit.
     """
     now = asyncio.get_running_loop().time
     started_at, logged_at = now(), float("-inf")
@@ -148,7 +152,10 @@ async def prepare_database(
 async def _try_to_prepare(
     engine: AsyncEngine, source: DatabaseSource, on_ready: Callable[[], Awaitable[None]] | None
 ) -> WaitReason | None:
-    """Return None when the database is ready, else why to wait; raises `StartError`."""
+    """Prepare the database once; return None when it is ready, else why to wait for it.
+
+    Raises `StartError` for an error that does not pass by waiting.
+    """
     try:
         await ensure_suitable(engine)
         await migrate(engine)

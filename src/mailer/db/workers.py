@@ -1,7 +1,8 @@
 """List of the active workers, read from PostgreSQL's view of its sessions.
 
-Each worker that dispatches keeps one session open under a name of its own, and runs a query in it
-every second. So workers need no table, and a worker that has ended leaves nothing behind.
+Each worker that dispatches keeps one session open, and runs a query in it every second. The name
+of the session (`application_name`) contains the worker's host, pid and start. So workers need no
+table, and a worker that has ended leaves nothing behind.
 """
 
 import os
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.clock import database_clock
 
 MAX_SESSION_NAME_BYTES = 63
-"""Length to which PostgreSQL shortens a session's name; it replaces non-ASCII characters."""
+"""PostgreSQL shortens a session's name to this length; it also replaces non-ASCII characters."""
 WORKER_TIMEOUT = timedelta(seconds=15)
 """Time without a query in its session after which a worker does not count as active: it hangs, has
 ended, or lost its network."""
@@ -32,10 +33,10 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 def session_name(host: str, pid: int, since: datetime) -> str:
-    """Return the name of a worker's session.
+    """Return the name of a worker's session, such as `mailer web-1:42@1767225600`.
 
-    It includes the time of the start, because workers in containers may all have the same host name
-    and pid.
+    The number after @ is the time of the start in seconds since 1970. It is there because workers
+    in containers may all have the same host name and pid.
     """
     suffix = f":{pid}@{int(since.timestamp())}"
     ascii_host = host.encode("ascii", "replace").decode()
@@ -47,9 +48,10 @@ def own_session_name() -> str:
     return session_name(socket.gethostname(), os.getpid(), database_clock.now())
 
 
-# The time of the last query matters, because a session whose machine or network has failed stays
-# open for hours. DISTINCT, because a session that was lost and reopened may appear twice for a
-# while, under one name.
+# Finds the sessions of workers by their names, and reads host, pid and start from the name. The
+# time of the last query matters, because a session whose machine or network has failed stays open
+# for hours. DISTINCT, because a worker that lost its session and opened another one may appear
+# twice for a while, under one name.
 SELECT_ACTIVE = text(r"""
     SELECT DISTINCT parts[1], parts[2]::int, to_timestamp(parts[3]::bigint) AS since
     FROM pg_stat_activity
