@@ -111,7 +111,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
                 "limits": limits,
                 "is_auth_enabled": settings.is_auth_enabled,
                 "has_public_metrics": settings.monitoring_token is None,
-                "database_mark": "",  # the fingerprint of the database, once it is open
+                "database_fingerprint": "",  # the fingerprint of the database, once it is open
             }
         ),
         request_class=TimedRequest,

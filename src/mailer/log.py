@@ -1,4 +1,8 @@
-"""Logging: one line for each event, readable on a terminal and as JSON elsewhere."""
+"""Logging: one line for each event, readable on a terminal and as JSON elsewhere.
+
+Phones, texts and secrets in an event are masked, and its size is limited. The last failures are
+also kept in memory, for the page of the system.
+"""
 
 import json
 import logging
@@ -19,7 +23,9 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 MASK = "***"
+"""What is logged instead of personal data or a secret."""
 SECRET_WORDS = frozenset({"text", "token", "password", "secret", "authorization", "cookie"})
+"""A value is masked when the last word of its key is one of these, as in `gateway_token`."""
 MAX_LOGGED_VALUE_LENGTH = 8_192
 """Maximum length of one value in an event, in characters."""
 MAX_ITEMS = 50
@@ -27,24 +33,26 @@ MAX_ITEMS = 50
 MIN_SEARCHED_LENGTH = len("79161234567")
 """Shorter values cannot contain a phone and are not searched for one."""
 MAX_DEPTH = 4
-"""Maximum depth of nested lists and mappings in an event."""
+"""Maximum depth of nested lists and mappings in an event. Deeper ones are logged as their repr."""
 MAX_RECENT_FAILURES = 100
+"""Number of failures that are kept in memory."""
 FAILURE_LEVELS = frozenset({"warning", "error", "critical"})
 
-# Personal data and secrets that the text of an exception may contain: a phone except its last two
-# digits, the user and password of a URL, a bearer token.
 PERSONAL_DATA = re.compile(
     r"(?<![0-9])7[0-9]{8}(?=[0-9]{2}(?![0-9]))|(?<=://)[^/\s@]+(?=@)|(?<=Bearer )\S+"
 )
-# Some gateways take their key in the query of a URL.
+"""Personal data and secrets that any value, such as the text of an exception, may contain: a phone
+except its last two digits, the user and password of a URL, a bearer token."""
 URL_QUERY = re.compile(r"""(://[^\s?#'"]{1,2000}\?)[^\s#'"]+""")
+"""The query of a URL, which is masked too: some gateways expect their key there."""
 
-# Libraries whose messages below warnings do not help; those of SQLAlchemy would also show rows.
 QUIET_LOGGERS = ("aiohttp", "alembic", "asyncio", "sqlalchemy", "uvicorn")
+"""Libraries of which only warnings and errors are logged. The rest does not help, and SQLAlchemy
+would log rows."""
 
 
 class LoggedFailure(msgspec.Struct, frozen=True):
-    """An event at warning or above as in the log: without secrets and personal data."""
+    """An event at level warning or above, masked and shortened as in the log."""
 
     at: datetime
     level: str
@@ -54,12 +62,13 @@ class LoggedFailure(msgspec.Struct, frozen=True):
 
 _recent: deque[LoggedFailure] = deque(maxlen=MAX_RECENT_FAILURES)
 _threshold = logging.DEBUG
+"""The lowest level that is logged."""
 
 
 def recent_failures() -> list[LoggedFailure]:
-    """Return this worker's last events at warning or above, newest first, at most a hundred.
+    """Return this worker's last failures, newest first, at most `MAX_RECENT_FAILURES`.
 
-    Events below the log level are not included.
+    Events below the configured level are not included.
     """
     return list(_recent.copy())[::-1]  # copying is atomic; other threads may append meanwhile
 
@@ -67,7 +76,7 @@ def recent_failures() -> list[LoggedFailure]:
 def shows_debug() -> bool:
     """Return whether debug events are logged.
 
-    The check costs a tenth of logging an event that the log level leaves out.
+    Use it in hot paths: it costs a tenth of a call of `log.debug` that logs nothing.
     """
     return _threshold <= logging.DEBUG
 
@@ -83,6 +92,8 @@ def configure_logging(
     output = _LogStream(stream or sys.stderr)
     global _threshold  # noqa: PLW0603  # a process configures its log once
     _threshold = threshold = logging.getLevelNamesMapping()[level.upper()]
+    # structlog passes an event through these processors in order: first more facts are added, then
+    # the line is made
     facts: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.StackInfoRenderer(),
@@ -118,7 +129,7 @@ def configure_logging(
 
 
 class _LogStream:
-    """The output of the log. Write errors, such as a full disk, do not stop mailer."""
+    """The output of the log. Errors of writing, such as a full disk, are ignored."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -134,7 +145,7 @@ class _LogStream:
 
 
 def _remember(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keep an event at warning or above; `redact` has masked and shortened it before."""
+    """Keep an event at level warning or above, which is masked already, for `recent_failures`."""
     if event["level"] in FAILURE_LEVELS:
         facts = dict(event)
         at = datetime.fromisoformat(facts.pop("timestamp"))
@@ -143,44 +154,53 @@ def _remember(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 
 
 def describe(error: BaseException) -> dict[str, str]:
-    """Return the types and frames of an error for the log, without its texts.
+    """Return the types of an error and its causes, and its stack frames, for the log.
 
-    Texts may contain personal data.
+    The message of the error is left out, because it may contain personal data.
     """
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
+    errors = [error]
+    while cause := errors[-1].__cause__ or errors[-1].__context__:
+        errors.append(cause)
+    kinds = map(type, errors)
     return {
-        "error": " from ".join(f"{type(e).__module__}.{type(e).__qualname__}" for e in chain),
+        "error": " from ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds),
         "frames": "".join(traceback.format_tb(error.__traceback__)),
     }
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Mask phones, texts and secrets that got into an event by mistake, and limit its size."""
+    """Mask phones, texts and secrets in an event, and limit its size: a processor of structlog.
+
+    They should not be there, but may be by mistake.
+    """
     for key, value in event.items():
         event[key] = _mask(key, value)
     return event
 
 
 def _mask(key: str, value: object, depth: int = 0) -> object:
-    """Return `value` as it may be logged under `key`."""
+    """Return `value` as it may be logged under `key`.
+
+    `depth` is the number of lists and mappings around the value.
+    """
     if value is None:
         return None
-    name = _last_word(key)
-    if name in SECRET_WORDS:
+    last_word = _last_word(key)
+    if last_word in SECRET_WORDS:
         return MASK
-    if name == "phone":
+    if last_word == "phone":
         return MASK + str(value)[-2:]
     return _bound(key, value, depth)
 
 
 @lru_cache(maxsize=1024)
 def _last_word(key: str) -> str:
+    """Return the last word of a key: `token` for `gateway_token`."""
     return key.lower().rpartition("_")[2]
 
 
 def _bound(key: str, value: object, depth: int) -> object:
+    """Return a value of limited size, with what is inside it masked. Parameters as in `_mask`."""
     match value:
         case int() | float() | date() | time() | timedelta() | UUID():
             return value
@@ -198,6 +218,7 @@ def _bound(key: str, value: object, depth: int) -> object:
 
 
 def _mask_text(value: str) -> str:
+    """Return a text of limited length, without the personal data and secrets found in it."""
     if len(value) < MIN_SEARCHED_LENGTH:
         return value
     if len(value) > MAX_LOGGED_VALUE_LENGTH:  # keep both ends: a traceback ends with the error

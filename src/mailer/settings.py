@@ -1,4 +1,7 @@
-"""Settings, read from environment variables with the prefix MAILER_ or from a `.env` file."""
+"""Settings, read from environment variables with the prefix MAILER_ or from a `.env` file.
+
+The setting `gateway_url` is in the variable MAILER_GATEWAY_URL. README lists all settings.
+"""
 
 import ipaddress
 import os
@@ -19,19 +22,23 @@ from mailer.variables import PREFIX, find_wrong_characters, printable_name, read
 
 SECRETS = frozenset(
     {"database_url", "gateway_token", "smtp_url", "oidc_client_secret", "monitoring_token"}
-)  # URLs may carry a password
+)
+"""Settings that are hidden completely when settings are shown. The URLs may contain a password."""
 NEVER_EMPTY = frozenset({"monitoring_token"})
-"""Settings that restrict access. An empty value is refused, because it may have been left empty by
-mistake and would lift the restriction. The secrets for the gateway and the OpenID provider are not
-among them: without its secret the other side refuses mailer."""
+"""Settings whose empty value is refused instead of being read as not set.
+
+They restrict access, and an empty value, perhaps left by mistake, would lift the restriction.
+Secrets that mailer itself sends are not among them: if one is missing, the other side refuses.
+"""
 HIDDEN = "***"
+"""What is shown instead of a secret."""
 URL_SECRETS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).*")
-"""User and password of a URL, and its query, which may hold a gateway's key."""
+"""The parts of the gateway's URL that are hidden: user and password, and the query, which may
+contain the gateway's key."""
 
 LEASE_SLACK = 2
-"""Seconds that a lease must exceed the gateway's timeout: to wait for a slot before the request and
-to write the outcome after it."""
-
+"""Seconds by which a lease must be longer than the gateway's timeout: the time to wait for a slot
+before the request and to write the result after it."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
@@ -50,7 +57,7 @@ def default_data_dir() -> str:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings, read once at the start; durations are in seconds."""
+    """All settings, read once at the start. Durations are in seconds; README explains each one."""
 
     database_url: str | None = None
     data_dir: str = msgspec.field(default_factory=default_data_dir)
@@ -90,7 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
 
     def redacted(self) -> dict[str, object]:
-        """Return all settings by name, with the secrets hidden."""
+        """Return all settings by name, with `HIDDEN` instead of each secret."""
         settings = msgspec.structs.asdict(self) | {
             name: HIDDEN for name in SECRETS if getattr(self, name)
         }
@@ -119,7 +126,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def proxies(self) -> list[str]:
-        """Addresses and networks of proxies that are trusted to report a request's origin."""
+        """Addresses and networks of trusted proxies; mailer believes their X-Forwarded headers."""
         return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
 
 
@@ -132,6 +139,7 @@ def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> 
     variables = read_variables(environ, env_file)
     if wrong := find_wrong_characters(variables):
         raise StartError("; ".join(sorted(wrong)))
+    # by the names of the fields of `Settings`
     texts = {name.removeprefix(PREFIX).lower(): text for name, text in variables.items()}
     non_empty = {name: text for name, text in texts.items() if text}
     types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
@@ -158,7 +166,7 @@ def read_settings(environ: Mapping[str, str], env_file: Path = Path(".env")) -> 
 
 
 def _find_errors(settings: Settings) -> list[str]:
-    """Return an error message for each broken rule that the type of a single setting cannot say."""
+    """Return an error message for each broken rule that the types of the fields do not check."""
     errors = []
     if settings.database_url is not None and not _is_database_url(settings.database_url):
         prefixes = "postgresql:// or postgres://"
@@ -180,6 +188,7 @@ def _find_errors(settings: Settings) -> list[str]:
 
 
 def _find_url_errors(settings: Settings) -> list[str]:
+    """Return the errors in the URLs of the gateway and of the mail server."""
     errors = []
     if settings.gateway_url is not None:
         try:
@@ -199,6 +208,7 @@ def _find_url_errors(settings: Settings) -> list[str]:
 
 
 def _find_oidc_errors(settings: Settings) -> list[str]:
+    """Return the errors in the settings for the OpenID provider."""
     errors = []
     if settings.oidc_issuer is not None and not _is_issuer(settings.oidc_issuer):
         errors.append(
@@ -218,7 +228,10 @@ def _find_oidc_errors(settings: Settings) -> list[str]:
 
 
 def _is_issuer(value: str) -> bool:
-    """Return whether `value` may be an issuer (OpenID Connect Discovery 1.0, section 3)."""
+    """Return whether `value` may be the URL of an OpenID provider, its issuer.
+
+    Rules: OpenID Connect Discovery 1.0, section 3. On loopback http:// is allowed, for tests.
+    """
     try:
         parts = split_url(value, ("http", "https"))
     except ValueError:
@@ -229,7 +242,10 @@ def _is_issuer(value: str) -> bool:
 
 
 def _is_database_url(value: str) -> bool:
-    """Return whether `value` has PostgreSQL's scheme; `mailer.db.url` checks the rest later."""
+    """Return whether `value` has PostgreSQL's scheme.
+
+    `mailer.db.url` checks the rest, when a command needs the database.
+    """
     return value.startswith(("postgresql://", "postgres://"))
 
 

@@ -1,4 +1,7 @@
-"""Variables that hold the settings: from the environment and from a `.env` file."""
+"""Variables that hold the settings: from the environment and from a `.env` file.
+
+`mailer.settings` checks their values and converts them to settings.
+"""
 
 import io
 import re
@@ -16,6 +19,7 @@ MAX_FILE_SIZE = 1024 * 1024  # bytes
 MAX_SHOWN_NAME_LENGTH = 100  # characters of a name in an error message
 
 ADDRESS = r"[0-9A-Fa-f.:\[\]]+"
+"""Pattern of an IP address; an IPv6 address may be in brackets."""
 PLATFORM_VARIABLE = re.compile(
     rf"""
     [A-Z0-9_]+ (?:
@@ -28,17 +32,20 @@ PLATFORM_VARIABLE = re.compile(
     )""",
     re.VERBOSE,
 )
-"""`NAME=value` of a variable that Kubernetes adds for each Service, and Docker for each link
-(https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
-The variables of a Service named `mailer` or `mailer-api` look like settings."""
+"""A variable, as `NAME=value`, of those that Kubernetes adds for each Service, and Docker for each
+link (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+
+Those of a Service named `mailer` or `mailer-api` look like settings: MAILER_PORT=tcp://10.0.0.1:80.
+"""
 SINGLE_QUOTED = re.compile(r"[^=]*=\s*'")
+"""The start of a line whose value is in single quotes."""
 
 
 def read_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:
-    """Return the variables with the prefix, by name; `environ` overrides the file.
+    """Return the variables whose names start with `PREFIX`; `environ` overrides the file.
 
-    Variables that the platform adds to `environ` are left out. Raises `StartError`, whose message
-    has one line, when the file cannot be read or is wrong.
+    Variables that Kubernetes or Docker adds to `environ` are left out. Raises `StartError`, whose
+    message has one line, when the file cannot be read or is wrong.
     """
     return _file_variables(environ, env_file) | {
         name: value
@@ -62,6 +69,7 @@ def printable_name(name: str) -> str:
 
 
 def _find_wrong_character(text: str) -> str | None:
+    """Return what is wrong with the characters of a text; None when nothing is."""
     # Python represents bytes of the environment that are not UTF-8 as surrogates
     if any("\ud800" <= character <= "\udfff" for character in text):
         return "is not UTF-8"
@@ -71,43 +79,50 @@ def _find_wrong_character(text: str) -> str | None:
 
 
 def _file_variables(environ: Mapping[str, str], env_file: Path) -> dict[str, str]:
-    """Return the variables of the file that have the prefix.
+    """Return the variables of the file whose names start with `PREFIX`.
 
     `${NAME}` in a value is replaced by the environment's value of NAME, else by that of an earlier
     line; inside single quotes it is not replaced. The last of two lines with the same name counts.
     Only errors in lines of settings matter: the file may have lines for other programs.
     """
     values: dict[str, str] = {}
-    known = ChainMap(dict(environ), values)
+    replacements = ChainMap(dict(environ), values)
     for line in parse_stream(io.StringIO(_read(env_file))):
         number = line.original.line + _count_leading_lines(line)
         if line.error and PREFIX in line.original.string:
             raise StartError(f"{env_file}: line {number} is not NAME=value")
         if line.key is not None:
-            values[line.key] = "".join(_resolve(line, known, env_file, number))
+            values[line.key] = "".join(_resolve(line, replacements, env_file, number))
     return {name: value for name, value in values.items() if name.startswith(PREFIX)}
 
 
 def _count_leading_lines(line: Binding) -> int:
-    """Return the number of empty lines that the parser returned as the beginning of a line."""
+    """Return the number of empty lines before a line: the parser returns them as a part of it."""
     text = line.original.string
     return text[: len(text) - len(text.lstrip())].count("\n")
 
 
-def _resolve(line: Binding, known: Mapping[str, str], env_file: Path, number: int) -> Iterator[str]:
-    """Yield the parts of a line's value, each `${NAME}` replaced by its value in `known`."""
+def _resolve(
+    line: Binding, replacements: Mapping[str, str], env_file: Path, number: int
+) -> Iterator[str]:
+    """Yield the parts of a line's value, with the value in `replacements` for each `${NAME}`.
+
+    Raises `StartError` when a setting uses a NAME without a value; `number` is that of the line.
+    """
     if SINGLE_QUOTED.match(line.original.string):
         yield line.value or ""
         return
     is_setting = line.key is not None and line.key.startswith(PREFIX)
     for part in parse_variables(line.value or ""):
-        is_missing = isinstance(part, Variable) and not known.get(part.name) and not part.default
+        is_missing = (
+            isinstance(part, Variable) and not replacements.get(part.name) and not part.default
+        )
         if is_missing and is_setting:
             raise StartError(
                 f"{env_file}: line {number} uses a ${{NAME}} that is not set or empty;"
                 " put the value in single quotes to keep it as it is"
             )
-        yield part.resolve(known)
+        yield part.resolve(replacements)
 
 
 def _read(env_file: Path) -> str:

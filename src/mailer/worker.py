@@ -241,7 +241,7 @@ async def _wait_for_database(  # noqa: PLR0913  # everything that needs the data
 
     async def on_ready() -> None:
         async with engine.connect() as connection:
-            app.state.database_mark = await database_info.get_fingerprint(connection)
+            app.state.database_fingerprint = await database_info.get_fingerprint(connection)
         startup.waits_for = None
         await on_open(engine, address)
 

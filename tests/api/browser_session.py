@@ -15,7 +15,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
 from mailer.roles import Role
 from mailer.settings import Settings
-from mailer.web.cookie import COOKIE
+from mailer.web.cookie import SESSION_COOKIE
 
 BROWSER = {
     "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
@@ -61,7 +61,7 @@ def create_browser(
     )
     if secret is not None:
         browser.cookies.set(
-            COOKIE, secret, domain="mailer.local"
+            SESSION_COOKIE, secret, domain="mailer.local"
         )  # the cookie jar's name of the host
     return browser
 

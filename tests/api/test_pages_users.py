@@ -77,7 +77,7 @@ async def test_sessions_of_two_instances_on_one_host_do_not_collide(
     jar = httpx.Cookies()
     for fingerprint in ("0a1b2c3d", "4e5f6a7b"):  # browsers send cookies to every port of a host
         app = create_app(engine, settings=Settings())
-        app.state.database_mark = fingerprint
+        app.state.database_fingerprint = fingerprint
         async with httpx.AsyncClient(
             transport=inside(app), base_url="http://mailer", headers=BROWSER, cookies=jar
         ) as browser:

@@ -29,7 +29,7 @@ from mailer.app import create_app
 from mailer.roles import SCOPES
 from mailer.settings import Settings
 from mailer.validation import MAX_ID
-from mailer.web.cookie import COOKIE
+from mailer.web.cookie import SESSION_COOKIE
 from mailer.web.origin import SAFE_METHODS
 
 RULES = rules()
@@ -130,7 +130,7 @@ class Credentials:
         if credential in self._user_ids:
             async with self._engine.begin() as connection:
                 secret = await sessions.create(connection, self._user_ids[credential], None, "")
-            return {"Cookie": f"{COOKIE}={secret}"}
+            return {"Cookie": f"{SESSION_COOKIE}={secret}"}
         return {}
 
 

@@ -14,7 +14,7 @@ from tests.processes import Gateway, MailerProcess, mailers
 from mailer.access import keys, sessions, users
 from mailer.access.model import COMMAND_LINE
 from mailer.db import database_info
-from mailer.web.cookie import COOKIE
+from mailer.web.cookie import SESSION_COOKIE
 
 LONG = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
 CLIENT = {"phone": "79160000001", "tag": "vip"}
@@ -44,7 +44,7 @@ async def admin(engine: AsyncEngine, page: Page, mailer: MailerProcess) -> None:
         cookie = await sessions.create(connection, user.id, None, "")
         new = keys.NewKey(name="of the test", scope="admin")
         _, secret = await keys.create(connection, new, COMMAND_LINE)
-        name = f"{COOKIE}-{await database_info.get_fingerprint(connection)}"
+        name = f"{SESSION_COOKIE}-{await database_info.get_fingerprint(connection)}"
     await page.context.add_cookies([{"name": name, "value": cookie, "url": mailer.address}])
     mailer.session.headers["Authorization"] = f"Bearer {secret}"
 

@@ -17,7 +17,7 @@ from mailer.admin.form import MAX_FIELDS, MAX_FORM_BYTES, MAX_LONG_FORM_BYTES, M
 from mailer.app import create_app
 from mailer.settings import Settings
 from mailer.web.body import MAX_BODY_BYTES
-from mailer.web.cookie import COOKIE
+from mailer.web.cookie import SESSION_COOKIE
 
 BODYLESS = {
     *("/profile/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),
@@ -60,7 +60,7 @@ async def create_objects(engine: AsyncEngine) -> list[str]:
         _, key = await keys.create(connection, keys.NewKey(name="k", scope="admin"), COMMAND_LINE)
         ann = await users.create(connection, "ann", "admin", "no hash", COMMAND_LINE)
         session = await service.begin_session(connection, ann, None, "")
-    return [f"Authorization: Bearer {key}", f"Cookie: {COOKIE}={session}"]
+    return [f"Authorization: Bearer {key}", f"Cookie: {SESSION_COOKIE}={session}"]
 
 
 async def send_head(client: Talk, call: tuple[str, str, str], *headers: str) -> None:

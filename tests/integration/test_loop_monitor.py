@@ -40,7 +40,7 @@ async def test_a_block_of_the_loop_is_reported_with_its_duration_and_stack() -> 
 
 
 async def test_consecutive_tasks_are_separate_steps() -> None:
-    steps = Steps(asyncio.get_running_loop(), depth=0)
+    steps = Steps(asyncio.get_running_loop(), callback_depth=0)
 
     async def first() -> None:
         steps.sample(inspect.currentframe(), 0.02)

@@ -1,4 +1,7 @@
-"""ASGI wrappers around the whole application, for headers, hosts, proxies and the request log."""
+"""ASGI wrappers around the whole application, for headers, hosts, proxies and the request log.
+
+A wrapper is an ASGI application that changes a request or response and calls the next one.
+"""
 
 from collections.abc import Iterable
 
@@ -12,16 +15,17 @@ from mailer.web.trusted_proxies import TrustedProxies, trust_proxies
 
 
 def wrap_asgi(app: ASGIApp, trusted_proxies: Iterable[str], *, is_auth_enabled: bool) -> ASGIApp:
-    """Wrap an application for a server.
+    """Return the application inside all wrappers, ready for a server.
 
-    The client address and the scheme of a request come from X-Forwarded-For and X-Forwarded-Proto
-    if one of `trusted_proxies` sent it, and else from the connection. Without authentication, a
-    request that no trusted proxy sent must name a loopback host.
+    If one of `trusted_proxies` sent a request, its client address and its scheme come from
+    X-Forwarded-For and X-Forwarded-Proto, otherwise from the connection. Without authentication, a
+    request that no trusted proxy sent must have a loopback name as its Host.
     """
     proxies = TrustedProxies(trusted_proxies)
 
     def wrap(app: ASGIApp) -> ASGIApp:
-        # limit_headers comes first: the framework caches headers when they are first read
+        # a request passes these from left to right; `limit_headers` comes first, because Litestar
+        # caches headers when they are first read
         return limit_headers(
             trust_proxies(add_security_headers(log_requests(validate_host(app))), proxies)
         )
@@ -30,9 +34,9 @@ def wrap_asgi(app: ASGIApp, trusted_proxies: Iterable[str], *, is_auth_enabled: 
         return wrap(app)
     through_proxy, direct = wrap(app), wrap(require_loopback_host(app))
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        # decided here because `trust_proxies` replaces the address of the peer
+    async def choose_wrapper(scope: Scope, receive: Receive, send: Send) -> None:
+        # chosen out here, because `trust_proxies` replaces the address of the connection's peer
         peer = (scope.get("client") or ("",))[0]
         await (through_proxy if peer in proxies else direct)(scope, receive, send)
 
-    return serve
+    return choose_wrapper

@@ -12,13 +12,14 @@ from litestar.static_files import create_static_files_router
 
 ASSETS = Path(__file__).parent / "static"
 CACHE_SECONDS = 365 * 24 * 3600
+"""A year, the usual value for files that never change under their URL."""
 
 
 def static_router() -> Router:
     """Return a router for `/static/`; browsers cache a file until its `asset_url` changes.
 
-    Only names of existing files reach the file system. Other names could cause errors of the file
-    system, and Litestar's response to these would show the folder where mailer is installed.
+    A name is used in the file system only if it is that of an existing file. Other names could
+    cause errors there, and Litestar's response to these would show where mailer is installed.
     """
     names = {f"/{file.relative_to(ASSETS)}" for file in ASSETS.rglob("*") if file.is_file()}
 
@@ -37,6 +38,6 @@ def static_router() -> Router:
 
 @cache
 def asset_url(name: str) -> str:
-    """Return the URL of the file `name` under `static/`, with a digest of its content."""
+    """Return the URL of the file `name` in `static/`; it contains a digest of the content."""
     digest = hashlib.sha256((ASSETS / name).read_bytes()).hexdigest()
     return f"/static/{name}?v={digest[:12]}"

@@ -18,15 +18,15 @@ MAX_BODY_BYTES = 1024 * 1024
 """Bytes of a JSON body, enough for the longest text and filter."""
 STALL_TIMEOUT = 60.0  # seconds
 MIN_BYTES_PER_TIMEOUT = 64 * 1024
-"""Bytes that must arrive in each `STALL_TIMEOUT`, so that a slow client cannot hold a slot for
-ever."""
-UPLOAD_TIMEOUT = 3600.0  # seconds
-"""For a whole upload at any speed, because it holds a slot all the time."""
+"""Bytes of an upload that must arrive in each `STALL_TIMEOUT`, so that a slow client cannot hold a
+slot of the limiter for ever."""
+UPLOAD_TIMEOUT = 3600.0
+"""Seconds for a whole upload, however fast, because it holds a slot all the time."""
 VALIDATED_AS_OF = "validated_as_of"
-"""The name in a request's state of the moment to validate its body for. Default: now.
+"""The name, in a request's state, of the time at which its body must be valid. Default: now.
 
-A repeat of a request that has already done its work is validated as of the first attempt. Otherwise
-a date that was in the future then could be rejected as past.
+For a repeat of a request that has already done its work, it is the time of the first attempt.
+Otherwise a date that was in the future then could be rejected as past.
 """
 CLOSE_CONNECTION = {"Connection": "close"}
 """The header of a response that is sent before the whole body has arrived."""
@@ -40,7 +40,7 @@ class SlowBodyError(ClientException):
 
 
 class TimedRequest(Request[Any, Any, Any]):
-    """A request whose whole body must arrive within the application's timeout for bodies.
+    """A request whose whole body must arrive within `ConnectionLimits.body` seconds.
 
     Handlers that read the body as a stream, such as imports, have a timeout of their own.
     """
@@ -76,36 +76,38 @@ async def read_with_stall_timeout(
     """Yield the parts of a body as they arrive.
 
     Raises `StalledUploadError` if fewer than `MIN_BYTES_PER_TIMEOUT` arrive in `stall_timeout`
-    seconds, not counting the time that the consumer needs for the parts. Raises `LongUploadError`
-    after `total_timeout` seconds, which include that time.
+    seconds; the time in which the consumer works on the parts does not count. Raises
+    `LongUploadError` after `total_timeout` seconds, in which that time counts.
     """
-    remaining, received = stall_timeout, 0
+    # of the current period, which ends when enough bytes have arrived
+    seconds_left, bytes_received = stall_timeout, 0
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + total_timeout
+    total_deadline = loop.time() + total_timeout
     async with aclosing(stream):
         while True:
-            started = loop.time()
+            started_at = loop.time()
+            stall_deadline = started_at + seconds_left
             try:
-                async with asyncio.timeout_at(min(started + remaining, deadline)):
+                async with asyncio.timeout_at(min(stall_deadline, total_deadline)):
                     part = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
-                is_long = started + remaining > deadline
+                is_long = stall_deadline > total_deadline
                 error_class = LongUploadError if is_long else StalledUploadError
                 raise error_class(headers=CLOSE_CONNECTION) from error
-            remaining -= loop.time() - started
-            received += len(part)
-            if received >= MIN_BYTES_PER_TIMEOUT:
-                remaining, received = stall_timeout, 0
+            seconds_left -= loop.time() - started_at
+            bytes_received += len(part)
+            if bytes_received >= MIN_BYTES_PER_TIMEOUT:
+                seconds_left, bytes_received = stall_timeout, 0
             yield part
 
 
 class JsonBody(WholeBodyDTO[Model], Generic[Model]):
-    """Decodes a request's body to the model in the annotation of the handler's `data`.
+    """Decodes a request's JSON body to the model in the annotation of the handler's `data`.
 
-    Litestar's own decoding accepts "null" as null and numbers as dates, and stops at the first
-    error.
+    Litestar's own decoding is not strict: it accepts the text "null" as null, and numbers as dates.
+    It also stops at the first error.
     """
 
     def decode_bytes(self, value: bytes) -> Any:  # noqa: ANN401  # the model differs by handler
@@ -114,16 +116,21 @@ class JsonBody(WholeBodyDTO[Model], Generic[Model]):
 
 
 class _NoFields(Input, frozen=True):
-    pass
+    """The model of a body that may be an empty JSON object at most."""
 
 
 async def reject_body(request: Request[Any, Any, Any]) -> None:
-    """Reject a body with fields on a route that takes none, instead of silently ignoring it."""
+    """Reject a body with fields, for routes that take no body; otherwise it would be ignored."""
     if body := await request.body():
         _read(request, body, _NoFields)
 
 
 def _read(request: Request[Any, Any, Any], body: bytes, model: type[Model]) -> Model:
+    """Return the JSON `body` of `request` as `model`.
+
+    Raises HTTPException 400 or 415 for a body that is not JSON, and `InvalidError` for wrong
+    fields.
+    """
     if request.content_type[0] != "application/json":
         status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         raise HTTPException("Send JSON, as Content-Type: application/json.", status_code=status)

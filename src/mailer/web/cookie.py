@@ -6,12 +6,12 @@ import msgspec
 from litestar import Request
 from litestar.datastructures import Cookie
 
-COOKIE = "session"
-"""The name of the session cookie, before `_name` adds to it."""
+SESSION_COOKIE = "session"
+"""The short name of the session cookie; its full name is longer, see `_name`."""
 
 
 class CookieKind(msgspec.Struct, frozen=True):
-    """The attributes that differ between our cookies."""
+    """The attributes that differ between our cookies. `name` is the short name."""
 
     name: str
     path: str = "/"
@@ -19,18 +19,18 @@ class CookieKind(msgspec.Struct, frozen=True):
     """Seconds; None: until the browser is closed."""
 
 
-SESSION = CookieKind(COOKIE)
+SESSION = CookieKind(SESSION_COOKIE)
 
 
 def read_cookie(request: Request[Any, Any, Any], kind: CookieKind = SESSION) -> str | None:
-    """Return the secret in a cookie of a request; None without the cookie."""
+    """Return the secret in a request's cookie of this kind; None if there is no such cookie."""
     return request.cookies.get(_name(request, kind))
 
 
 def create_cookie(
     request: Request[Any, Any, Any], secret: str | None, kind: CookieKind = SESSION
 ) -> Cookie:
-    """Return a cookie that holds a secret, or one that deletes the cookie if `secret` is None."""
+    """Return a cookie that holds `secret`, or that deletes the cookie if `secret` is None."""
     return Cookie(
         _name(request, kind),
         value=secret or "",
@@ -45,11 +45,12 @@ def create_cookie(
 def _name(request: Request[Any, Any, Any], kind: CookieKind) -> str:
     """Return the full name of a cookie.
 
-    Behind TLS it has the prefix `__Host-`, or `__Secure-` if the cookie is for one path only
-    (RFC 6265bis, 4.1.3). It ends with the fingerprint of the database: browsers send cookies to
-    all ports of a host, so that two instances on one host would overwrite each other's cookies.
+    It ends with the fingerprint of the database: browsers send a cookie to all ports of a host, so
+    that two mailers on one host would overwrite each other's cookies. Behind TLS it has the prefix
+    `__Host-`, or `__Secure-` if the cookie is for one path only: browsers then refuse the cookie
+    from an insecure page (RFC 6265bis, 4.1.3).
     """
-    fingerprint = request.app.state.database_mark
+    fingerprint = request.app.state.database_fingerprint
     name = f"{kind.name}-{fingerprint}" if fingerprint else kind.name
     if not _is_secure(request):
         return name

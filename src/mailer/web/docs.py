@@ -11,8 +11,8 @@ from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from mailer.web.assets import asset_url
 from mailer.web.litestar_internals import PagesOnlyRouter
 
-# Inline styles are allowed because both viewers write some; inline scripts are not. ReDoc runs its
-# search in a web worker that it creates from a blob.
+# The Content-Security-Policy of these pages. Inline styles are allowed because both viewers write
+# some; inline scripts are not. ReDoc runs its search in a web worker that it creates from a blob.
 DOCS_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data:; connect-src 'self'; worker-src blob:;"
@@ -36,7 +36,10 @@ $assets
 
 
 class ViewerPlugin(OpenAPIRenderPlugin):
-    """A page that shows the OpenAPI schema, with scripts and styles from `static/` only."""
+    """A page in which a viewer shows the OpenAPI schema.
+
+    The viewer is a script in `static/`; it fills the element with the id `element_id`.
+    """
 
     def __init__(
         self, path: str, *, element_id: str, styles: list[str], scripts: list[str]
@@ -49,7 +52,7 @@ class ViewerPlugin(OpenAPIRenderPlugin):
         ]
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """Return the page; the viewer fetches the schema itself."""
+        """Return the page in HTML. It contains the URL of the schema, which the viewer fetches."""
         return VIEWER_PAGE.substitute(
             title=escape(openapi_schema["info"]["title"]),
             icon=asset_url("favicon.svg"),
@@ -60,7 +63,7 @@ class ViewerPlugin(OpenAPIRenderPlugin):
 
 
 def docs_router() -> PagesOnlyRouter:
-    """Return the router of the pages for `OpenAPIConfig`."""
+    """Return the router for these pages, for Litestar's `OpenAPIConfig`."""
     return PagesOnlyRouter(
         path="/",
         route_handlers=[],

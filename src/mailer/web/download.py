@@ -15,23 +15,29 @@ from mailer.web.litestar_internals import close_after
 
 CSV = "text/csv"
 DOWNLOAD_LIMITER = ConcurrencyLimiter(32, per_owner=4, timeout=5.0)
-"""Each download holds about a megabyte in memory until its client has received it."""
+"""Downloads at once: each holds about a megabyte in memory until its client has received it."""
 DATABASE_READS = asyncio.Semaphore(3)
-"""Parts that are read at once. Each read takes a connection of the pool that all requests share."""
+"""Reads of the database at once, over all downloads. Each needs one of the few connections that all
+requests share."""
 
 
 class Download(Stream):
-    """A stream of CSV, also from a route for JSON, where a plain `Stream` would be sent as JSON."""
+    """A streamed response in CSV, which browsers save as the file `name`.
 
-    def __init__(self, name: str, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+    It may come from a route whose media type is JSON; a plain `Stream` would be sent as JSON there.
+    """
+
+    def __init__(
+        self, name: str, first_part: bytes, other_parts: AsyncGenerator[bytes, None]
+    ) -> None:
         async def all_parts() -> AsyncGenerator[bytes, None]:
-            yield first
-            async for part in rest:
+            yield first_part
+            async for part in other_parts:
                 yield part
 
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         super().__init__(all_parts(), media_type=f"{CSV}; header=present", headers=headers)
-        self._rest = rest
+        self._other_parts = other_parts
 
     def to_asgi_response(
         self,
@@ -39,10 +45,10 @@ class Download(Stream):
         media_type: MediaType | str | None = None,  # noqa: ARG002  # the route's, which is ignored
         **options: Any,  # noqa: ANN401  # as in Stream
     ) -> ASGIResponse:
-        """Return the response as CSV; it frees its slot in every case."""
+        """Return the response. However it ends, it closes the parts, which frees the slot."""
         response = super().to_asgi_response(*args, media_type=self.media_type, **options)
         stack = AsyncExitStack()
-        stack.push_async_callback(self._rest.aclose)
+        stack.push_async_callback(self._other_parts.aclose)
         return close_after(response, stack)
 
 
@@ -60,16 +66,17 @@ async def csv_answer(
     """Return a response that downloads `parts` as a file with this name.
 
     The first part is read before the response starts, so that an error there gets its own status.
-    After an error in a later part the connection is aborted, so that the client notices the file
-    is incomplete. Raises `BusyError` if there is no slot for `owner`.
+    After an error in a later part the connection is aborted, so that the client notices that the
+    file is incomplete. Raises `BusyError` if there is no slot for `owner`, who downloads.
     """
-    contents = _with_slot(parts, owner, limiter)
+    contents = _read_in_slot(parts, owner, limiter)
     return Download(name, await anext(contents), contents)
 
 
-async def _with_slot(
+async def _read_in_slot(
     parts: AsyncGenerator[CsvPart, None], owner: Hashable | None, limiter: ConcurrencyLimiter
 ) -> AsyncGenerator[bytes, None]:
+    """Yield the contents of `parts`; hold a slot from the first part until the end."""
     async with limiter.slot(owner), aclosing(parts):
         while True:
             async with DATABASE_READS:

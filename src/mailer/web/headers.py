@@ -10,17 +10,17 @@ DISABLED_FEATURES = (
     *("publickey-credentials-get", "screen-wake-lock", "serial", "usb"),
     "xr-spatial-tracking",
 )
-"""Browser features that our pages do not use. Chromium warns of names that it does not know."""
+"""Browser features that our pages do not use. Only names that Chromium knows, or it would warn."""
 SECONDS_PER_YEAR = 365 * 24 * 3600
 HSTS = (b"strict-transport-security", f"max-age={SECONDS_PER_YEAR}".encode())
-"""Sent only over https; browsers ignore it over http."""
+"""Makes browsers use only https for a year. Sent only over https; they ignore it over http."""
 
-# Not `no-referrer`: browsers would send `Origin: null` with our own forms.
 COMMON_HEADERS = tuple(
     (name.encode(), value.encode())
     for name, value in {
         "x-content-type-options": "nosniff",
         "x-frame-options": "DENY",
+        # not `no-referrer`: browsers would send `Origin: null` with our own forms
         "referrer-policy": "same-origin",
         "cross-origin-opener-policy": "same-origin",
         "cross-origin-resource-policy": "same-origin",
@@ -29,8 +29,8 @@ COMMON_HEADERS = tuple(
         "cache-control": "no-store",
     }.items()
 )
-"""Defaults: a response may set its own value, as pages do for the policy and static files for
-`cache-control`.
+"""Headers of every response that does not set its own value. Pages set their own policy, static
+files their own `cache-control`.
 
 Source: https://cheatsheetseries.owasp.org/cheatsheets/HTTP_Headers_Cheat_Sheet.html
 """

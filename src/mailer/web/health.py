@@ -1,4 +1,4 @@
-"""Health probes: whether this worker is alive, and whether it is ready."""
+"""Health probes for service managers: whether this worker is alive, and whether it is ready."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from mailer.web.startup_gate import Startup
 
 
 class Health(Struct, frozen=True):
-    """The result of a probe: `status` is always "ok", since failures are problems."""
+    """The answer to a successful probe. `status` is always "ok": a failed one gets a problem."""
 
     status: str
 

@@ -1,8 +1,9 @@
 """Validation of the Host header; without authentication it must be a loopback name.
 
-This protects against DNS rebinding. A malicious website can make its own name resolve to 127.0.0.1
-after its page has loaded. The browser then treats mailer as part of that website, and only the
-Host header shows the difference: https://owasp.org/www-community/attacks/DNS_Rebinding
+This protects against DNS rebinding: https://owasp.org/www-community/attacks/DNS_Rebinding. A
+malicious website can make its own name resolve to 127.0.0.1 after its page has loaded. The page's
+scripts can then call a mailer on the user's machine, because the browser takes it for that website.
+Only the Host header, which still has the website's name, shows the difference.
 """
 
 import re
@@ -17,7 +18,7 @@ from mailer.web.problems import Problem, problem, to_response
 HOST_PATTERN = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
 )
-"""The part of RFC 3986, section 3.2, that host names and IP addresses use."""
+"""A Host header with a host name or an IP address: the part of RFC 3986, section 3.2, in use."""
 MISSING_HOST = problem(
     HTTPStatus.BAD_REQUEST, "Host must be one name or address, with an optional port."
 )
@@ -32,8 +33,8 @@ MISDIRECTED = problem(
 def validate_host(app: ASGIApp) -> ASGIApp:
     """Wrap an application to reject requests with an invalid Host or a query that is not UTF-8.
 
-    Host must be present once and be valid (RFC 9112, section 3.2). A request by HTTP/1.0 without
-    Host gets the server's own address as its Host.
+    Host must be present once and be valid (RFC 9112, section 3.2). A request in HTTP/1.0 may have
+    none; it gets the server's own address as its Host.
     """
 
     async def validate(scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +66,7 @@ def require_loopback_host(app: ASGIApp) -> ASGIApp:
 
 
 def _hosts(scope: Scope) -> list[str]:
+    """Return the values of all Host headers of a request."""
     return [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
 
 
@@ -85,6 +87,7 @@ def _is_utf8(query: bytes) -> bool:
 
 
 async def _refuse(send: Send, refusal: Problem) -> None:
+    """Respond with a problem, without calling the application."""
     headers, body = to_response(refusal)
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,6 +1,7 @@
-"""Everything of mailer that leans on private parts of Litestar.
+"""Everything of mailer that uses private, undocumented parts of Litestar.
 
-`tests/integration/test_litestar_private_parts.py` fails when one of these parts changes.
+They may change in any release (decision 14). `tests/integration/test_litestar_private_parts.py`
+fails when one of them changes.
 """
 
 from collections.abc import Generator
@@ -18,19 +19,20 @@ from litestar.typing import FieldDefinition
 from mailer.validation import Model
 
 CATCH_ALL_PATHS = frozenset({"/", "/{path:str}"})
-"""Paths that Litestar adds to the router of the documentation."""
+"""Paths that Litestar adds to the router of the documentation: its root, and every other path."""
 
 
 class WholeBodyDTO(AbstractDTO[Model], Generic[Model]):
-    """Base of a DTO that decodes the whole body to the annotation of the handler's `data`.
+    """Base of a class that decodes the whole body of a request to the handler's parameter `data`.
 
-    Undocumented: which methods of a DTO Litestar calls, the handler's `parsed_data_field`, and the
-    `SchemaCreator`. A decoder of bodies that a route could set would replace the class.
+    Litestar calls such a class a DTO (data transfer object). Undocumented are which methods of a
+    DTO Litestar calls, the handler's `parsed_data_field`, and the `SchemaCreator`. The class could
+    go if a route could set a decoder of its body.
     """
 
     @property
     def model(self) -> type[Model]:
-        """The annotation of `data`; raises `TypeError` if the handler takes no body."""
+        """The type in the annotation of `data`; raises `TypeError` if the handler has no `data`."""
         request: Request[Any, Any, Any] = Request(self.asgi_connection.scope)
         field = request.route_handler.parsed_data_field
         if field is None:
@@ -40,7 +42,7 @@ class WholeBodyDTO(AbstractDTO[Model], Generic[Model]):
 
     @classmethod
     def create_for_field_definition(cls, *_: object, **__: object) -> None:
-        """Do nothing: the handler's annotation is the model."""
+        """Do nothing. Litestar would create a class for the fields of the model here."""
 
     @classmethod
     def create_openapi_schema(
@@ -68,24 +70,26 @@ class WholeBodyDTO(AbstractDTO[Model], Generic[Model]):
 
 
 def close_after(response: ASGIResponse, stack: AsyncExitStack) -> ASGIResponse:
-    """Return `response`, after which `stack` is closed, also when it fails or is cancelled.
+    """Return a response like `response` that closes `stack` at its end.
 
-    Undocumented: Litestar only calls what `to_asgi_response` returns. A background task that runs
-    after an incomplete response, too, would replace the function.
+    It does so too if the response fails or is cancelled. Undocumented is that Litestar only calls
+    what `to_asgi_response` returns. The function could go if Litestar's background tasks also ran
+    after an incomplete response.
     """
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         async with stack:
             await response(scope, receive, send)
 
-    return respond  # type: ignore[return-value]  # only called
+    return respond  # type: ignore[return-value]  # no ASGIResponse, but Litestar only calls it
 
 
 class PagesOnlyRouter(Router):
-    """A router for the documentation: Litestar would also answer `/` and every unknown path.
+    """A router that serves only the pages of the documentation.
 
-    Undocumented: Litestar registers its own handlers of these paths like any other. An option of
-    `OpenAPIConfig` for the root page and unknown paths would replace the class.
+    Litestar adds handlers to it for `/` and for every unknown path, which would hide mailer's own
+    pages. Undocumented is that it registers them like any other handler. The class could go if
+    `OpenAPIConfig` had an option for these handlers.
     """
 
     def register(self, value: ControllerRouterHandler) -> list[Any]:

@@ -1,4 +1,8 @@
-"""Additions to Litestar's OpenAPI schema: rules of fields, problems, Idempotency-Key, security."""
+"""The OpenAPI schema: what Litestar creates from the handlers, and additions.
+
+The additions are rules of fields, problems, the header Idempotency-Key, and security schemes. Words
+of OpenAPI: an operation is a method of a path; a component is a part that others refer to by name.
+"""
 
 import re
 from collections.abc import Iterable
@@ -22,7 +26,8 @@ from mailer.web.problems import MEDIA_TYPE, Problem
 
 SCHEMA_REFERENCE = "#/components/schemas/{name}"
 STORABLE_IN_JSON = r"^[^\x00]*$"
-"""`STORABLE` without surrogates: JSON in UTF-8 has none, and few tools support such patterns."""
+"""The pattern `STORABLE` for the schema, without its part about surrogates: JSON in UTF-8 has none,
+and few tools support such patterns."""
 OPERATION_METHODS = ("get", "post", "put", "patch", "delete")
 COMMON_PROBLEMS = {
     400: "The request is malformed or invalid; `errors` lists every wrong field.",
@@ -36,6 +41,7 @@ COMMON_PROBLEMS = {
     429: "The key sends too many requests.",
     503: "Try again later: the database is unavailable, or a worker has not stopped sending yet.",
 }
+"""Descriptions of the problems that many operations may respond with, by status."""
 RETRY_AFTER = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
 }
@@ -101,12 +107,16 @@ def openapi_config() -> OpenAPIConfig:
 
 
 class _Config(OpenAPIConfig):
+    """Makes Litestar use `_OpenAPI`."""
+
     def to_openapi_schema(self) -> OpenAPI:
         document = super().to_openapi_schema()
         return _OpenAPI(**{field.name: getattr(document, field.name) for field in fields(document)})
 
 
 class _OpenAPI(OpenAPI):
+    """Completes Litestar's schema when it is converted to JSON."""
+
     def to_schema(self) -> dict[str, Any]:
         schema = super().to_schema()
         _complete_models(schema["components"]["schemas"])
@@ -116,10 +126,10 @@ class _OpenAPI(OpenAPI):
 
 
 def _complete_models(components: dict[str, Any]) -> None:
-    """Add to the schemas of structs what Litestar leaves out.
+    """Add to the schemas of our structs, in `components`, what Litestar leaves out.
 
-    That is their `EXAMPLE`, that they forbid unknown fields, and the rules inside lists: the
-    properties of input are replaced by msgspec's.
+    That is their `EXAMPLE`; that they forbid unknown fields; and the rules for the entries of
+    lists. For these, the properties of input are replaced by those that msgspec creates.
     """
     models = [model for model in _subclasses(msgspec.Struct) if model.__name__ in components]
     inputs = [model for model in models if issubclass(model, Input)]
@@ -135,12 +145,14 @@ def _complete_models(components: dict[str, Any]) -> None:
 
 
 def _subclasses(model: type[msgspec.Struct]) -> Iterable[type[msgspec.Struct]]:
+    """Yield all direct and indirect subclasses."""
     for child in model.__subclasses__():
         yield child
         yield from _subclasses(child)
 
 
 def _simplify_patterns(part: object) -> None:
+    """Replace the pattern `STORABLE` everywhere in a part of the schema."""
     match part:
         case dict():
             if part.get("pattern") == STORABLE:
@@ -155,7 +167,10 @@ def _simplify_patterns(part: object) -> None:
 
 
 def _declare_problems(schema: dict[str, Any]) -> None:
-    """Add to each operation of `schema` the problems that it may respond with."""
+    """Add to each operation of `schema` the problems that it may respond with.
+
+    Also add its header Idempotency-Key if it takes one, and write its summary in words.
+    """
     _refs, models = msgspec.json.schema_components([Problem], ref_template=SCHEMA_REFERENCE)
     components = schema.setdefault("components", {})
     components["schemas"] = models | components.get("schemas", {})
@@ -167,22 +182,24 @@ def _declare_problems(schema: dict[str, Any]) -> None:
         for method in OPERATION_METHODS:
             if operation := item.get(method):
                 _declare_problems_of(method, operation)
-                if method == "post" and _is_by_key(operation):
+                if method == "post" and _needs_key(operation):
                     operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
                 operation["summary"] = _split_words(operation["summary"])
 
 
 def _declare_problems_of(method: str, operation: dict[str, Any]) -> None:
+    """Set the responses of one operation with a status from 400 on."""
     responses = operation["responses"]
-    for status in responses.keys() - {str(known) for known in COMMON_PROBLEMS}:
+    common_statuses = {str(status) for status in COMMON_PROBLEMS}
+    for status in responses.keys() - common_statuses:
         if status >= "400":  # declared by the handler: keep its description, set our media type
-            responses[status]["content"] = _content()
+            responses[status]["content"] = _problem_content()
     for status in _statuses(method, operation):
         responses[str(status)] = {"$ref": f"#/components/responses/{_component_name(status)}"}
 
 
 def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
-    """Return the statuses of the problems that an operation can respond with."""
+    """Return the statuses of the common problems that an operation can respond with."""
     statuses = {400, 503} | {
         int(status) for status in operation["responses"] if int(status) in COMMON_PROBLEMS
     }
@@ -194,16 +211,18 @@ def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
         statuses.add(409)
     if operation.get("security"):
         statuses.add(401)
-    if _is_by_key(operation):
+    if _needs_key(operation):
         statuses |= {403, 429}
     return sorted(statuses)
 
 
-def _is_by_key(operation: dict[str, Any]) -> bool:
+def _needs_key(operation: dict[str, Any]) -> bool:
+    """Return whether an operation needs an API key."""
     return operation.get("security") == KEY_SECURITY
 
 
 def _problem_response(status: int, text: str) -> dict[str, Any]:
+    """Return the schema of a response with a problem; `text` describes the problem."""
     example = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -213,10 +232,11 @@ def _problem_response(status: int, text: str) -> dict[str, Any]:
     if status == HTTPStatus.BAD_REQUEST:
         example["errors"] = [{"field": "phone", "message": "must be 7 and ten digits"}]
     headers = {"headers": HEADERS[status]} if status in HEADERS else {}
-    return {"description": text, "content": _content(example)} | headers
+    return {"description": text, "content": _problem_content(example)} | headers
 
 
-def _content(example: dict[str, Any] | None = None) -> dict[str, Any]:
+def _problem_content(example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the schema of the body of a response with a problem."""
     media: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {MEDIA_TYPE: media | ({"example": example} if example else {})}
 
@@ -227,4 +247,5 @@ def _split_words(summary: str) -> str:
 
 
 def _component_name(status: int) -> str:
+    """Return the name of the component that describes the problem with a status."""
     return f"Problem{status}"

@@ -1,4 +1,8 @@
-"""Protection against cross-site request forgery (CSRF)."""
+"""Protection against cross-site request forgery (CSRF).
+
+The page of another website can make the user's browser send a request to mailer, with the user's
+cookie. A request that changes something must therefore come from a page of mailer itself.
+"""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,10 +16,11 @@ ALLOWED_FETCH_SITES = frozenset({"same-origin", "none"})
 
 
 def check_same_origin(request: Request[Any, Any, Any], *, is_form: bool) -> None:
-    """Reject a request that changes something and was triggered by another website.
+    """Reject a request that changes something if a page of another website has sent it.
 
-    Browsers send the origin of a request in Sec-Fetch-Site, older ones in Origin. A request without
-    both comes from a program, which may use the API but not the forms of pages (`is_form`). See
+    The header Sec-Fetch-Site says whether a page of the same website sent the request. Older
+    browsers send Origin, which names the page's host. A request without both comes from a program,
+    which may use the API but no form of a page; `is_form` says which one it is. See
     https://cheatsheetseries.owasp.org/cheatsheets/Cross-Site_Request_Forgery_Prevention_Cheat_Sheet.html,
     "Fetch Metadata headers". Raises HTTPException 403.
     """
@@ -33,7 +38,7 @@ def check_same_origin(request: Request[Any, Any, Any], *, is_form: bool) -> None
 
 
 def _host_of(origin: str) -> str | None:
-    """Return the host of an origin, with its port; None if it has none."""
+    """Return the host and port in an Origin header such as `https://a.example:80`; None if none."""
     try:
         return urlsplit(origin).netloc or None
     except ValueError:

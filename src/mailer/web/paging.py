@@ -25,15 +25,23 @@ class Page(msgspec.Struct, Generic[Item], frozen=True):
 def page_of(
     page: RowPage, request: Request[Any, Any, Any], convert: Callable[[Row[Any]], Item]
 ) -> Page[Item]:
-    """Convert a page of rows to a response, with the URLs of the next and the previous page."""
+    """Convert a page of rows to a response, with the URLs of the next and the previous page.
 
-    def url(**cursor: int) -> str:
-        filters = {k: v for k, v in request.query_params.items() if k not in ("before", "after")}
+    `convert` converts one row.
+    """
+
+    def url_with(**cursor: int) -> str:
+        """Return the URL of the request with another cursor."""
+        filters = {
+            name: value
+            for name, value in request.query_params.items()
+            if name not in ("before", "after")
+        }
         return str(request.url.with_replacements(query=urlencode(filters | cursor)))
 
     return Page(
-        page.count,
-        url(before=page.rows[-1].id) if page.has_older else None,
-        url(after=page.rows[0].id) if page.has_newer else None,
-        [convert(row) for row in page.rows],
+        count=page.count,
+        next=url_with(before=page.rows[-1].id) if page.has_older else None,
+        previous=url_with(after=page.rows[0].id) if page.has_newer else None,
+        results=[convert(row) for row in page.rows],
     )

@@ -1,4 +1,7 @@
-"""Convert errors to problem responses (RFC 9457). Only here does an error get an HTTP status."""
+"""Conversion of errors to problems: responses in the JSON format for errors of RFC 9457.
+
+Only here does an error of mailer get an HTTP status.
+"""
 
 from http import HTTPStatus
 from typing import Any
@@ -52,7 +55,7 @@ def problem(status: HTTPStatus, detail: str, errors: list[FieldError] | None = N
 
 
 def to_response(content: Problem) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return headers and body of a problem, for responses that bypass the framework."""
+    """Return headers and body of a problem, for a response that is sent without Litestar."""
     body = msgspec.json.encode(content)
     length = str(len(body)).encode()
     return [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", length)], body
@@ -73,7 +76,7 @@ def on_mailer_error(_: Request[Any, Any, Any], error: MailerError) -> Response[P
 
 
 def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
-    """Respond to an HTTPException: unknown routes, methods, media types, body sizes, 401, 403."""
+    """Respond to an HTTPException, such as Litestar's own for an unknown route or a large body."""
     errors = [
         FieldError(str(extra.get("key", "")), str(extra.get("message", "")))
         for extra in (error.extra if isinstance(error.extra, list) else ())
@@ -102,7 +105,7 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
 
 
 def problem_of(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    """Respond to any error."""
+    """Respond to an error of any kind."""
     match error:
         case MailerError():
             return on_mailer_error(request, error)
@@ -119,6 +122,7 @@ def _response(
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response[Problem]:
+    """Return the response with a problem."""
     body = problem(status, detail, errors)
     return Response(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
@@ -128,3 +132,4 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
     HTTPException: on_http_error,
     Exception: on_other_error,
 }
+"""For Litestar, which calls the handler of the nearest base class of an error."""

@@ -1,4 +1,7 @@
-"""Query parameters, validated like bodies: each route has a model, and every error is reported."""
+"""Query parameters: each route has a model of them, by which they are validated like a body.
+
+Every wrong parameter is reported, not only the first one.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -26,10 +29,10 @@ from mailer.db.paging import Cursor
 from mailer.errors import FieldError, InvalidError
 from mailer.validation import MAX_ID, Input, Model, check
 
-_CAPITAL = re.compile("[A-Z]")
-
 MAX_PARAMETERS = 100
 """Parameters of a query; more are rejected, because each takes time to read."""
+
+_CAPITAL = re.compile("[A-Z]")
 
 ID_RULE = {"rule": f"must be a number from 1 to {MAX_ID}"}
 Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra=ID_RULE)]
@@ -46,7 +49,10 @@ Limit = Annotated[
 
 
 class PageQuery(Input, frozen=True, kw_only=True):
-    """A page of a list: `before` and `after` are ids from the response's `next` and `previous`."""
+    """The position of a page of a list. Models of lists with filters extend it.
+
+    `before` and `after` are ids; clients get them in the URLs `next` and `previous` of a response.
+    """
 
     limit: Limit = 100
     before: (
@@ -84,10 +90,10 @@ class PageQuery(Input, frozen=True, kw_only=True):
 
 
 def accepts_query(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]:
-    """Return options for a route with query parameters.
+    """Return options for the decorator of a route with query parameters.
 
-    The handler receives them as its parameter `query_params`, and OpenAPI documents them. With
-    `or_csv` OpenAPI also documents a response in CSV.
+    The handler receives them as its parameter `query_params`, a `model`, and OpenAPI documents
+    them. With `or_csv`, OpenAPI also documents that the response may be CSV.
     """
     return {
         "dependencies": {"query_params": Provide(_query_reader(model))},
@@ -97,6 +103,8 @@ def accepts_query(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]
 
 
 def _query_reader(model: type[Input]) -> Callable[..., Any]:
+    """Return a dependency of handlers that reads the query of a request as a `model`."""
+
     async def read_query(request: Request[Any, Any, Any]) -> Input:
         return read(request, model)
 
@@ -108,7 +116,8 @@ def read(
 ) -> Model:
     """Return the query of a request as a `model`; raises `InvalidError` naming every error.
 
-    Use `blank_is_absent` for forms, whose empty fields browsers send too.
+    With `blank_is_absent`, blank parameters are left out. Use it for forms: browsers send their
+    empty fields too.
     """
     values = parameters(request, blank_is_absent=blank_is_absent)
     return check(model, values, database_clock.now(), strict=False)
@@ -141,7 +150,7 @@ def parameters(
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace the surrogates to which bytes that are not UTF-8 were decoded by `?`."""
+    """Replace each surrogate by `?`. Bytes that are not UTF-8 were decoded to surrogates."""
     return text.encode(errors="replace").decode()
 
 
@@ -152,7 +161,10 @@ def _single(parameter: list[str]) -> str | list[str]:
 
 
 def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
-    """Return an operation that lists the model's fields as query parameters."""
+    """Return an operation of OpenAPI that has the model's fields as query parameters.
+
+    With `or_csv`, its response may be CSV.
+    """
     _, components = msgspec.json.schema_components([model])
     properties = components[model.__name__]["properties"]
 
@@ -172,9 +184,15 @@ def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> Parameter:
-    """Return an OpenAPI parameter; names such as `anyOf` become attributes such as `any_of`."""
+    """Return the query parameter `name` for OpenAPI.
+
+    `schema` has names of JSON Schema, such as `anyOf`; Litestar's class has `any_of` instead.
+    """
     description = schema.pop("description", None)
-    attributes = {_CAPITAL.sub(lambda m: f"_{m[0].lower()}", key): schema[key] for key in schema}
+    attributes = {
+        _CAPITAL.sub(lambda capital: f"_{capital[0].lower()}", key): value
+        for key, value in schema.items()
+    }
     return Parameter(
         name=name, param_in="query", description=description, schema=Schema(**attributes)
     )

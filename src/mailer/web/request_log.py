@@ -1,4 +1,4 @@
-"""Request ids, log lines and metrics of all HTTP requests."""
+"""Log lines and metrics of all HTTP requests, and the id that connects a request's log lines."""
 
 import re
 import time
@@ -17,11 +17,11 @@ log = structlog.get_logger()
 REQUEST_ID_HEADER = "X-Request-ID"
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The form of an id that a client may choose. Any other is replaced, because ids are logged."""
-KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+LOGGED_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 API_PREFIX = "/api/"
 CLIENT_GONE = 499
-"""The logged status if the client closed the connection before its request was complete. No client
-receives this status."""
+"""The status in log and metrics if the client closed the connection before its request was
+complete. It is never sent. (nginx logs the same number.)"""
 
 
 def log_requests(app: ASGIApp) -> ASGIApp:
@@ -32,15 +32,15 @@ def log_requests(app: ASGIApp) -> ASGIApp:
     of fixed words and ids. Queries and other paths may contain anything, and are not logged.
     """
 
-    async def observe(scope: Scope, receive: Receive, send: Send) -> None:
+    async def log_request(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
-        method = _known_method(scope)
-        started = time.perf_counter()
-        request_id = _chosen_id(scope) or uuid4().hex
-        status: int = HTTPStatus.INTERNAL_SERVER_ERROR
-        is_gone = False
+        method = _logged_method(scope)
+        started_at = time.perf_counter()
+        request_id = _id_of_client(scope) or uuid4().hex
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR  # unless a response starts
+        is_client_gone = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -49,29 +49,29 @@ def log_requests(app: ASGIApp) -> ASGIApp:
                 MutableScopeHeaders.from_message(message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
-        async def receive_observed() -> ReceiveMessage:
-            nonlocal is_gone
+        async def receive_and_note_disconnect() -> ReceiveMessage:
+            nonlocal is_client_gone
             message = await receive()
-            is_gone = message["type"] == "http.disconnect"
+            is_client_gone = message["type"] == "http.disconnect"
             return message
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             log.debug("request_received", method=method)
             try:
-                await app(scope, receive_observed, send_with_id)
+                await app(scope, receive_and_note_disconnect, send_with_id)
             finally:
-                seconds = time.perf_counter() - started
-                if is_gone and status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                seconds = time.perf_counter() - started_at
+                if is_client_gone and status == HTTPStatus.INTERNAL_SERVER_ERROR:
                     status = CLIENT_GONE
                 _record_answer(scope, method, status, seconds)
 
-    return observe
+    return log_request
 
 
-def _known_method(scope: Scope) -> str:
-    """Return the method of a request, or "other": a client may send any word."""
+def _logged_method(scope: Scope) -> str:
+    """Return the method of a request, or "other" for an unusual one: a client may send any word."""
     method = str(scope.get("method"))
-    return method if method in KNOWN_METHODS else "other"
+    return method if method in LOGGED_METHODS else "other"
 
 
 def _record_answer(scope: Scope, method: str, status: int, seconds: float) -> None:
@@ -88,7 +88,7 @@ def _record_answer(scope: Scope, method: str, status: int, seconds: float) -> No
     )
 
 
-def _chosen_id(scope: Scope) -> str | None:
-    """Return the request id that the client chose, if it has the right form."""
+def _id_of_client(scope: Scope) -> str | None:
+    """Return the request id that the client has chosen; None without one in the right form."""
     header = Headers.from_scope(scope).get(REQUEST_ID_HEADER, "")
     return header if REQUEST_ID_PATTERN.fullmatch(header) else None

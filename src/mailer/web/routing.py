@@ -1,4 +1,4 @@
-"""Rules of paths and methods that Litestar lacks: canonical ids, and the Allow header."""
+"""Rules for paths and methods that Litestar lacks: one spelling of an id, and the Allow header."""
 
 from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
@@ -9,21 +9,24 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class PathIds(ASGIMiddleware):
-    """Answers 404 to ids such as `+1`, `001`, `1_0` and digits of other scripts.
+    """Answers 404 to ids in a path such as `+1`, `001`, `1_0`, or with digits of other scripts.
 
-    Litestar parses ids with Python's `int`, which accepts all of these, so that one object would
-    have many URLs in logs and proxies.
+    Litestar parses ids with Python's `int`, which accepts all of these. One object would have many
+    URLs in logs and proxies.
     """
 
     scopes = (ScopeType.HTTP,)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Pass a request on; raises HTTPException 404."""
+        """Pass a request on; raises HTTPException 404 for an id that is spelled in another way."""
         values: dict[str, object] = dict(scope["path_params"])
-        parts = (filter(None, path.split("/")) for path in (scope["path_template"], scope["path"]))
-        for name, part in zip(*parts, strict=False):
-            number = values.get(name[1:-1]) if name.startswith("{") else None
-            if isinstance(number, int) and part != str(number):
+        # for example `/clients/{client_id}` and `/clients/001`
+        template_parts = filter(None, scope["path_template"].split("/"))
+        path_parts = filter(None, scope["path"].split("/"))
+        for template_part, path_part in zip(template_parts, path_parts, strict=False):
+            is_parameter = template_part.startswith("{")
+            number = values.get(template_part[1:-1]) if is_parameter else None
+            if isinstance(number, int) and path_part != str(number):
                 raise NotFoundException
         await next_app(scope, receive, send)
 
@@ -31,7 +34,8 @@ class PathIds(ASGIMiddleware):
 async def allow_all(message: Message, scope: Scope) -> None:
     """Set the Allow header of a response to OPTIONS to all methods of the path (RFC 9110, 9.3.7).
 
-    Litestar lists the methods of one handler only, even if several handlers share the path.
+    Litestar lists the methods of one handler only, even if several handlers have the same path.
+    `message` is the start of the response or a part of its body.
     """
     if scope.get("method") != "OPTIONS" or message["type"] != "http.response.start":
         return

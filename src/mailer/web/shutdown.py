@@ -1,4 +1,4 @@
-"""Respond to requests that are still running when the worker stops."""
+"""Responses to requests that are still running when the worker stops."""
 
 import asyncio
 
@@ -15,9 +15,9 @@ STOPPING_DETAIL = "mailer is stopping and did not finish this request; send it a
 
 
 class AnswerAbortedRequests(ASGIMiddleware):
-    """Answers 503 to a request that the server cancels.
+    """Answers 503 to a request that the server cancels because the worker stops.
 
-    If the response has started, it stays incomplete, and the server closes the connection.
+    A response that has started already stays incomplete, and the server closes the connection.
     """
 
     scopes = (ScopeType.HTTP,)
@@ -26,13 +26,13 @@ class AnswerAbortedRequests(ASGIMiddleware):
         """Pass a request on; raises `UnavailableError` if it is cancelled before its response."""
         has_started = False
 
-        async def observe_send(message: Message) -> None:
+        async def note_start_and_send(message: Message) -> None:
             nonlocal has_started
             has_started = True
             await send(message)
 
         try:
-            await next_app(scope, receive, observe_send)
+            await next_app(scope, receive, note_start_and_send)
         except asyncio.CancelledError as error:
             log.info("request_aborted", has_started=has_started)
             if not has_started:

@@ -1,4 +1,4 @@
-"""Answer 503 to requests until the database is available for the first time."""
+"""The answer 503 to requests while the worker starts: until its database is open."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from mailer.errors import UnavailableError
 
 STARTING_DETAIL = "mailer is starting; try again in a moment."
 ALWAYS_SERVED = ("/health", "/metrics", "/static")
-"""Paths that need no database, or report themselves that it is missing."""
+"""Starts of paths that need no database, or report themselves that it is missing."""
 
 
 class Startup:

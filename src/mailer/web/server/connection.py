@@ -1,6 +1,6 @@
-"""Limits of connections: timeouts of slow HTTP clients, sizes of heads, number of connections.
+"""Limits of connections: timeouts for slow HTTP clients, sizes of heads, number of connections.
 
-A head is the request line and the headers. `uvicorn_server.py` applies these limits.
+A head is the first line of a request and its headers. `uvicorn_server.py` applies these limits.
 """
 
 from http import HTTPStatus
@@ -11,26 +11,27 @@ from mailer.web.headers import COMMON_HEADERS
 from mailer.web.problems import problem, to_response
 
 MAX_URL_BYTES = 8 * 1024
-"""Bytes of the request target, with its query."""
+"""Bytes of the URL of a request: path and query."""
 MAX_HEAD_BYTES = 32 * 1024
 """Bytes of all headers of a request together."""
 MAX_REQUEST_HEADERS = 100
 MIN_READ_RATE = 1024
-"""Bytes a second that a client must read of its response, on average over the reader timeout."""
+"""Bytes a second that a client must read of its response, on average over
+`ConnectionLimits.reader` seconds."""
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Timeouts for HTTP clients, in seconds, and the number of connections."""
 
     head: float = 10.0
-    """From the start of a connection until its first head is complete. For later requests uvicorn's
-    keep-alive timeout is added."""
+    """From the start of a connection until its first head is complete. For each later request it
+    counts from the response before it, and uvicorn's keep-alive timeout is added."""
     body: float = 30.0
     """For a complete body of JSON or of a form."""
     reader: float = 60.0
-    """For a client to read enough of a response that is waiting in the write buffer."""
+    """For a client that reads its response slowly: in this time it must read at `MIN_READ_RATE`."""
     connections: int = 500
-    """Connections at once. Another one evicts the connection that waits longest for its client."""
+    """Connections at once. One more evicts that which has waited longest for its client."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -40,7 +41,7 @@ class Refusal(msgspec.Struct, frozen=True):
     detail: str
 
     def to_bytes(self) -> bytes:
-        """Return head and body, a problem."""
+        """Return the whole response, head and body; the body is a problem."""
         problem_headers, body = to_response(problem(self.status, self.detail))
         is_busy = self.status == HTTPStatus.SERVICE_UNAVAILABLE
         headers = [

@@ -1,9 +1,12 @@
-"""Everything of mailer that leans on private parts of uvicorn: its connections and its server.
+"""The HTTP server and its connections: everything of mailer that uses private parts of uvicorn.
 
-Undocumented are `HttpToolsProtocol` with its parser (of httptools), request cycle and flow control,
-the signals and the shutdown of `Server`, and its `server_state`. Decision 14 says why they are
-needed and what would replace them. `tests/integration/test_uvicorn_private_parts.py` fails when one
-of these parts changes.
+uvicorn creates an object of `LimitedHttpProtocol` for each connection, and calls its methods on
+events of the connection, of the parser of requests (httptools), and at the end of a response.
+
+Undocumented are `HttpToolsProtocol` with its parser, request cycle and flow control, the signals
+and the shutdown of `Server`, and its `server_state`. Decision 14 says why they are needed and what
+would replace them. `tests/integration/test_uvicorn_private_parts.py` fails when one of these parts
+changes.
 """
 
 import asyncio
@@ -35,7 +38,7 @@ from mailer.web.server.connection import (
 log = structlog.get_logger()
 
 ABORT_MARGIN = 3
-"""Seconds after the shutdown grace period for aborted requests to end."""
+"""Seconds that aborted requests get to end, after the shutdown grace period."""
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -43,21 +46,28 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     limits: ClassVar[ConnectionLimits]
     waiting: ClassVar[dict["LimitedHttpProtocol", None]]
-    """The connections that wait for their clients, ordered by the client's last activity."""
+    """The connections that wait for their clients, the longest waiting one first. A dict, because it
+    keeps the order and removes an entry quickly; its values are not used."""
 
     _head_timer: TimerHandle | None = None
+    """Ends a connection whose next head does not arrive in time."""
     _reader_timer: TimerHandle | None = None
+    """Checks whether the client reads its response fast enough."""
     _refusal: Refusal | None = None
+    """Why a callback has stopped the parser."""
     _is_over_limit = False
     """Whether there are too many connections and no other one could be evicted."""
     _has_request = False
     """Whether any head has been complete on this connection."""
-    _unparsed = 0
+    _unparsed_bytes = 0
     """Bytes received since the parser last completed a head, a part of a body, or a request."""
-    _head_size = 0
+    _head_bytes = 0
+    """Bytes of the headers of the current request, so far."""
     _header_count = 0
+    """Headers of the current request, so far."""
     _is_head_complete = False
-    _unread = 0
+    """Whether the head of the current request is complete: later headers are trailers."""
+    _unread_bytes = 0
     """Bytes in the write buffer when the reader timer was started."""
 
     # ---- events of the connection ----------------------------------------------------------
@@ -78,9 +88,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data; reject a malformed request or too large a head, and close the connection."""
+        """Parse data of a request; a malformed one, or too large a head, ends the connection."""
         self._unset_keepalive_if_required()
-        self._unparsed += len(data)
+        self._unparsed_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -88,8 +98,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._reject(self._refusal or NOT_HTTP)
         else:
-            # one endless header, or a chunk extension: the parser reports neither until its end
-            if self._unparsed > MAX_URL_BYTES + MAX_HEAD_BYTES:
+            # Perhaps one endless header, or an endless extension of a chunk: the parser reports
+            # neither before its end.
+            if self._unparsed_bytes > MAX_URL_BYTES + MAX_HEAD_BYTES:
                 self._reject(HEAD_TOO_LARGE)
 
     def pause_writing(self) -> None:
@@ -107,35 +118,36 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._update_eviction_order()
 
     def abort(self) -> None:
-        """Abort the connection if its response has started."""
+        """Abort the connection if its response has started; otherwise do nothing."""
         if self._has_request and self.cycle.response_started:
             self.transport.abort()
 
     # ---- callbacks of the parser -----------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Start a head."""
+        """Start the head of a request."""
         super().on_message_begin()
-        self._head_size = self._header_count = 0
+        self._head_bytes = self._header_count = 0
         self._is_head_complete = False
 
     def on_url(self, url: bytes) -> None:
-        """Add a part of the URL."""
+        """Add a part of the URL; stop if the URL is too long."""
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
             self._stop(URL_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header. A trailer counts towards the limits, but is ignored.
+        """Add a header; stop if the headers are too large or too many.
 
-        We use no trailers. A trailer must not be taken for a header, because proxies do not check
-        trailers (RFC 9110, section 6.5.1).
+        The parser also calls this for a trailer, a header after a chunked body. mailer counts
+        trailers but ignores them: proxies do not check them, so that a trailer such as
+        X-Forwarded-For could be forged (RFC 9110, section 6.5.1).
         """
         if not self._is_head_complete:
             super().on_header(name, value)
-        self._head_size += len(name) + len(value)
+        self._head_bytes += len(name) + len(value)
         self._header_count += 1
-        if self._head_size > MAX_HEAD_BYTES or self._header_count > MAX_REQUEST_HEADERS:
+        if self._head_bytes > MAX_HEAD_BYTES or self._header_count > MAX_REQUEST_HEADERS:
             self._stop(HEAD_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
@@ -144,27 +156,30 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._stop(TOO_MANY_CONNECTIONS)
         super().on_headers_complete()
         self._has_request = self._is_head_complete = True
-        self._unparsed = 0
+        self._unparsed_bytes = 0
         self._stop_waiting_for_head()
         self._update_eviction_order()
 
     def on_body(self, body: bytes) -> None:
-        """Add a part of the body."""
+        """Add a part of the body; the client was active."""
         super().on_body(body)
-        self._unparsed = 0
+        self._unparsed_bytes = 0
         self._update_eviction_order()
 
     def on_message_complete(self) -> None:
-        """Complete a request."""
+        """Complete a request: its body has arrived."""
         super().on_message_complete()
-        self._unparsed = 0
+        self._unparsed_bytes = 0
         self._update_eviction_order()
 
     def on_response_complete(self) -> None:
-        """Start the timeout for the next request, unless one is in the pipeline already."""
-        has_next = bool(self.pipeline)
+        """Start the timeout for the next request, unless the client has sent one already.
+
+        uvicorn keeps such a request in its `pipeline`.
+        """
+        has_next_request = bool(self.pipeline)
         super().on_response_complete()
-        if not has_next:
+        if not has_next_request:
             self._wait_for_next_head()
         self._update_eviction_order()
 
@@ -172,10 +187,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
+        """Whether a request has started and its response is not complete."""
         return self._has_request and not self.cycle.response_complete
 
     def _update_eviction_order(self) -> None:
-        """Move to the end of `waiting` if the connection waits for its client; else leave it."""
+        """Move this connection to the end of `waiting`, or remove it if it waits for mailer.
+
+        It waits for its client if no request is running, if the body is not complete, or if the
+        client does not read its response fast enough.
+        """
         self.waiting.pop(self, None)
         if not self._is_answering or self.cycle.more_body or self.flow.write_paused:
             self.waiting[self] = None
@@ -191,12 +211,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return True
 
     def _wait_for_head(self, seconds: float) -> None:
+        """Start the timeout for the next head."""
         self._stop_waiting_for_head()
         self._head_timer = self.loop.call_later(seconds, self._time_out)
 
     def _wait_for_next_head(self) -> None:
+        """Start the timeout for the head of the next request, after a response."""
         if self.flow.write_paused:
-            return  # the reader timeout is running, since the client has not read this response yet
+            return  # the client still has to read this response, and its timeout is running
         is_unread = self.transport.get_write_buffer_size() > 0
         idle_time = self.limits.reader if is_unread else self.timeout_keep_alive
         self._wait_for_head(idle_time + self.limits.head)
@@ -206,8 +228,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
 
     def _wait_for_reader(self) -> None:
+        """Start the timeout for the client to read enough of its response."""
         self._stop_waiting_for_reader()
-        self._unread = self.transport.get_write_buffer_size()
+        self._unread_bytes = self.transport.get_write_buffer_size()
         self._reader_timer = self.loop.call_later(self.limits.reader, self._check_reader)
 
     def _stop_waiting_for_reader(self) -> None:
@@ -215,33 +238,38 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._reader_timer.cancel()
 
     def _check_reader(self) -> None:
-        read = self._unread - self.transport.get_write_buffer_size()
-        if read < MIN_READ_RATE * self.limits.reader:
+        """End the connection if the client has read too little since the timer was started."""
+        read_bytes = self._unread_bytes - self.transport.get_write_buffer_size()
+        if read_bytes < MIN_READ_RATE * self.limits.reader:
             self._time_out()
         else:
             self._wait_for_reader()
 
     def _time_out(self) -> None:
+        """End the connection of a slow client."""
         log.debug("connection_timed_out")
         self.transport.abort()  # close() would wait until the client has read everything
 
     # ---- rejection -------------------------------------------------------------------------
 
     def _stop(self, refusal: Refusal) -> NoReturn:
+        """Stop the parser, from one of its callbacks. `data_received` then sends `refusal`."""
         self._refusal = refusal
-        raise httptools.HttpParserError  # stops the parser, which raises an error of its own
+        raise httptools.HttpParserError  # the parser raises another error of the same class
 
     def _reject(self, refusal: Refusal) -> None:
-        """Respond with the reason and close the connection.
+        """Respond with `refusal` and close the connection.
 
-        If the response to an earlier request is running, it becomes the last one instead.
+        Data may be wrong while a response is running. If it is a part of that request's body, the
+        request fails. If it follows a complete request, that one still gets its response, and the
+        connection is closed after it, without the refusal.
         """
         log.debug("connection_rejected", status=refusal.status.value)
         if self._is_answering and self.cycle.more_body:
             if self.cycle.response_started:
                 self.transport.abort()  # the running response can never be complete
                 return
-            self.cycle.disconnected = True  # drop the handler's response for the refusal
+            self.cycle.disconnected = True  # uvicorn drops the handler's response
             self.cycle.message_event.set()
         elif self._is_answering:
             self.cycle.keep_alive = False
@@ -252,15 +280,22 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 def create_protocol_class(limits: ConnectionLimits) -> type[Protocol]:
-    """Return the class of a server's connections, for uvicorn's option `http`."""
+    """Return the class of one server's connections, for uvicorn's option `http`.
+
+    Each server has its own class: uvicorn creates the connections and passes them nothing of ours,
+    so what they share is in attributes of their class.
+    """
     return type("Limited", (LimitedHttpProtocol,), {"limits": limits, "waiting": {}})
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that handles no signals, and whose requests end within the grace period."""
+    """A uvicorn server that handles no signals.
+
+    When it stops, requests that do not end within a grace period are aborted.
+    """
 
     def __init__(self, app: ASGIApp, limits: ConnectionLimits, *, grace: float) -> None:
-        """Create a server whose requests may take `grace` seconds after `stop`."""
+        """Create a server whose requests may run on for `grace` seconds after `stop`."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -281,7 +316,7 @@ class Server(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Stop serving soon, as on a signal."""
+        """Make `serve` stop soon, as uvicorn itself does on a signal."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -296,7 +331,11 @@ class Server(uvicorn.Server):
             abort_timer.cancel()
 
     def _abort_requests(self) -> None:
-        """Cancel requests; close connections whose responses have started and stay incomplete."""
+        """Abort the running requests: cancel their tasks.
+
+        A response that has started stays incomplete; its connection is closed so that the client
+        notices that. The others get a response from `AnswerAbortedRequests`.
+        """
         for connection in list(self.server_state.connections):
             if isinstance(connection, LimitedHttpProtocol):
                 connection.abort()
