@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
 
 import msgspec
 import uvicorn
@@ -14,6 +15,7 @@ from mailer.web.server.uvicorn_server import create_protocol_class
 from tests.event_timeout import EVENT_TIMEOUT
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+"""A complete request that every test application answers with 200."""
 
 
 class Server(uvicorn.Server):
@@ -28,7 +30,10 @@ class Server(uvicorn.Server):
 async def listening(
     app: ASGIApp, limits: ConnectionLimits | None = None, keep_alive: int = 5
 ) -> AsyncIterator[int]:
-    """Serve `app` with these limits; yield the port."""
+    """Serve `app` on loopback with these limits; yield the port.
+
+    An idle connection is closed `keep_alive` seconds, plus `limits.head`, after its last response.
+    """
     config = uvicorn.Config(
         app,
         http=create_protocol_class(limits or ConnectionLimits()),
@@ -52,6 +57,21 @@ async def listening(
         await serving
 
 
+class RawResponse(NamedTuple):
+    """A response as it was read from a connection; the names of its headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class RawProblem(NamedTuple):
+    """The two most important parts of a response with a problem."""
+
+    status: int
+    detail: str
+
+
 class Talk:
     """A connection on which a test sends any bytes."""
 
@@ -63,33 +83,36 @@ class Talk:
         self.writer.write(content)
         await self.writer.drain()
 
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Read a response with a Content-Length; return its status, headers and body."""
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:] if line)}
+    async def answer(self) -> RawResponse:
+        """Read a response, with the body that its Content-Length announces."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        status_line, *header_lines = head.decode().rstrip().split("\r\n")
+        pairs = (line.partition(": ") for line in header_lines)
+        headers = {name.lower(): value for name, _, value in pairs}
         body = await self.reader.readexactly(int(headers.get("content-length", "0")))
-        return int(lines[0].split()[1]), headers, body
+        return RawResponse(int(status_line.split()[1]), headers, body)
 
-    async def problem(self) -> tuple[int, str]:
-        """Read a response with a problem; return its status and detail."""
+    async def problem(self) -> RawProblem:
+        """Read a response that must be a problem."""
         status, headers, body = await self.answer()
         assert headers["content-type"] == "application/problem+json"
         problem = msgspec.json.decode(body)
         assert problem["status"] == status
-        return status, problem["detail"]
+        return RawProblem(status, problem["detail"])
 
     async def ended(self, within: float = EVENT_TIMEOUT) -> float:
         """Wait until the server closes the connection; return the seconds waited."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started_at = loop.time()
         async with asyncio.timeout(within):
             with contextlib.suppress(ConnectionError):
                 while await self.reader.read(65_536):
                     pass
-        return loop.time() - began
+        return loop.time() - started_at
 
     @property
     def is_ended(self) -> bool:
+        """Whether the server has closed the connection, as far as is known here."""
         return self.reader.at_eof() or self.reader.exception() is not None
 
 
@@ -97,7 +120,11 @@ class Talk:
 async def talks(
     port: int, count: int = 1, *, takes_little: bool = False
 ) -> AsyncIterator[list[Talk]]:
-    """Open `count` connections to the server; with `takes_little`, their read buffers are small."""
+    """Open `count` connections to the server, and abort them after the block.
+
+    With `takes_little` their receive buffers are small: the server cannot send much that the test
+    does not read.
+    """
     loop = asyncio.get_running_loop()
     opened = []
     try:
@@ -123,9 +150,9 @@ async def talk(port: int, *, takes_little: bool = False) -> AsyncIterator[Talk]:
 
 
 async def served_normally(port: int, requests: int = 20, path: str = "/health/live") -> None:
-    """Assert that requests are answered with 200, each on a new connection."""
+    """Assert that other clients are served: `requests` get 200, each on a new connection."""
     async with asyncio.timeout(EVENT_TIMEOUT):
         for _ in range(requests):
             async with talk(port) as normal:
                 await normal.say(GET.replace(b"/health/live", path.encode()))
-                assert (await normal.answer())[0] == 200
+                assert (await normal.answer()).status == 200

@@ -1,8 +1,9 @@
-"""Bodies that are too large, or differ from their headers, over real sockets."""
+"""Bodies that are too large, or that do not fit their headers, over real sockets."""
 
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import pytest
@@ -23,33 +24,49 @@ BODYLESS = {
     *("/profile/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),
     *("/users/1/disable", "/users/1/enable", "/users/1/sign-out"),
 }
-"""Routes that need no body and do not read one."""
+"""Routes for POST that do not read a body."""
 LATER = datetime(2040, 1, 1, tzinfo=UTC)
+CHUNK_BYTES = 65_536
+CHUNK = b"%x\r\n%b\r\n" % (CHUNK_BYTES, b" " * CHUNK_BYTES)
+"""A part of a body with Transfer-Encoding: chunked. Its length comes first, in hexadecimal."""
+MAX_IMPORT_BYTES = 1024**3
 FORM, JSON, CSV = "application/x-www-form-urlencoded", "application/json", "text/csv"
 
 SAME_ORIGIN = "Sec-Fetch-Site: same-origin"
 
 
+class Call(NamedTuple):
+    """A request that sends a body of this media type."""
+
+    method: str
+    path: str
+    media_type: str
+
+
+CREATE_CLIENT = Call("POST", "/api/v1/clients", JSON)
+
+
 @pytest.fixture
 async def client(engine: AsyncEngine) -> AsyncIterator[Talk]:
+    """A connection to an application without authentication."""
     async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as client:
         yield client
 
 
-def routes_with_body(engine: AsyncEngine) -> list[tuple[str, str, str]]:
-    """Return the method, path and media type of every route that takes a body of limited size."""
-    routes: list[tuple[str, str, str]] = []
+def calls_with_body(engine: AsyncEngine) -> list[Call]:
+    """Return a call of every route that reads a body, except imports, whose limit is larger."""
+    calls: list[Call] = []
     for route in create_app(engine, settings=OPEN).routes:
         if isinstance(route, HTTPRoute) and "import" not in route.path:
             path = route.path_format.replace("{verb}", "pause")
-            path = re.sub(r"{\w+}", "1", path)
+            path = re.sub(r"{\w+}", "1", path)  # every object of `create_objects` has the id 1
             media_type = JSON if path.startswith("/api/") else FORM
-            routes += [
-                (method, path, media_type)
+            calls += [
+                Call(method, path, media_type)
                 for method in route.methods & {"POST", "PATCH", "PUT"}
                 if path not in BODYLESS
             ]
-    return routes
+    return calls
 
 
 async def create_objects(engine: AsyncEngine) -> list[str]:
@@ -63,12 +80,12 @@ async def create_objects(engine: AsyncEngine) -> list[str]:
     return [f"Authorization: Bearer {key}", f"Cookie: {SESSION_COOKIE}={session}"]
 
 
-async def send_head(client: Talk, call: tuple[str, str, str], *headers: str) -> None:
-    method, path, media_type = call
+async def send_head(client: Talk, call: Call, *headers: str) -> None:
+    """Send the first line and the headers of a request, without a body."""
     lines = [
-        f"{method} {path} HTTP/1.1",
+        f"{call.method} {call.path} HTTP/1.1",
         "Host: x",
-        f"Content-Type: {media_type}",
+        f"Content-Type: {call.media_type}",
         SAME_ORIGIN,
         *headers,
     ]
@@ -78,27 +95,29 @@ async def send_head(client: Talk, call: tuple[str, str, str], *headers: str) -> 
 async def test_a_body_with_a_too_large_content_length_is_413_on_every_route(
     engine: AsyncEngine,
 ) -> None:
-    headers = await create_objects(engine)
-    assert len(routes_with_body(engine)) > 12
+    credentials = await create_objects(engine)
+    calls = calls_with_body(engine)
+    assert len(calls) > 12  # the list is not empty by mistake
     async with listening(create_app(engine, settings=Settings())) as port:
-        for call in routes_with_body(engine):
+        for call in calls:
             async with talk(port) as client:
-                await send_head(client, call, *headers, f"Content-Length: {MAX_BODY_BYTES + 1}")
-                assert (await client.problem())[0] == 413, call
+                too_long = f"Content-Length: {MAX_BODY_BYTES + 1}"
+                await send_head(client, call, *credentials, too_long)
+                assert (await client.problem()).status == 413, call
 
 
 async def test_a_chunked_body_that_grows_too_large_is_413_on_every_route(
     engine: AsyncEngine,
 ) -> None:
-    headers = await create_objects(engine)
-    chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
+    credentials = await create_objects(engine)
+    too_many_chunks = MAX_BODY_BYTES // CHUNK_BYTES + 1
     async with listening(create_app(engine, settings=Settings())) as port:
-        for call in routes_with_body(engine):
+        for call in calls_with_body(engine):
             async with talk(port) as client:
-                await send_head(client, call, *headers, "Transfer-Encoding: chunked")
-                for _ in range(MAX_BODY_BYTES // 65_536 + 1):
-                    client.writer.write(chunk)
-                assert (await client.problem())[0] == 413, call
+                await send_head(client, call, *credentials, "Transfer-Encoding: chunked")
+                for _ in range(too_many_chunks):
+                    client.writer.write(CHUNK)
+                assert (await client.problem()).status == 413, call
 
 
 @pytest.mark.parametrize(
@@ -114,26 +133,26 @@ async def test_a_chunked_body_that_grows_too_large_is_413_on_every_route(
     ids=" ".join,
 )
 async def test_an_invalid_length_is_400(client: Talk, headers: tuple[str, ...]) -> None:
-    await send_head(client, ("POST", "/api/v1/clients", JSON), *headers)
-    assert (await client.problem())[0] == 400
+    await send_head(client, CREATE_CLIENT, *headers)
+    assert (await client.problem()).status == 400
     await client.ended()
 
 
 async def test_bytes_after_the_content_length_do_not_belong_to_the_body(client: Talk) -> None:
-    await send_head(client, ("POST", "/api/v1/clients", JSON), "Content-Length: 2")
+    await send_head(client, CREATE_CLIENT, "Content-Length: 2")
     await client.say(b'{}"phone": "79161234567"}\r\n\r\n')
-    assert (await client.answer())[0] == 400
-    await client.ended()
+    assert (await client.answer()).status == 400  # the body is {}: the phone is missing
+    await client.ended()  # the rest is no request
 
 
 @pytest.mark.parametrize("path", ["/api/v1/clients/import", "/clients/import"])
 async def test_an_import_with_a_too_large_content_length_is_413(client: Talk, path: str) -> None:
-    await send_head(client, ("POST", path, CSV), f"Content-Length: {1024**3 + 1}")
-    assert (await client.answer())[0] == 413
+    await send_head(client, Call("POST", path, CSV), f"Content-Length: {MAX_IMPORT_BYTES + 1}")
+    assert (await client.answer()).status == 413
 
 
 async def test_a_body_without_a_detectable_end_closes_the_connection(client: Talk) -> None:
-    await send_head(client, ("POST", "/api/v1/clients", JSON), "Transfer-Encoding: gzip")
+    await send_head(client, CREATE_CLIENT, "Transfer-Encoding: gzip")
     await client.ended()
 
 
@@ -146,19 +165,20 @@ async def test_a_body_without_a_detectable_end_closes_the_connection(client: Tal
     ],
 )
 async def test_a_form_over_its_size_limit_is_413(client: Talk, path: str, limit: int) -> None:
-    await send_head(client, ("POST", path, FORM), f"Content-Length: {limit + 1}")
-    assert (await client.problem())[0] == 413
+    await send_head(client, Call("POST", path, FORM), f"Content-Length: {limit + 1}")
+    assert (await client.problem()).status == 413
 
 
 async def test_a_form_with_too_many_fields_is_400(client: Talk) -> None:
     for count, status in ((MAX_FIELDS, 303), (MAX_FIELDS + 1, 400)):
-        body = b"&".join([b"%41=%41"] * count)
-        await send_head(client, ("POST", "/preferences", FORM), f"Content-Length: {len(body)}")
+        body = b"&".join([b"%41=%41"] * count)  # the field A with the value A, percent-encoded
+        call = Call("POST", "/preferences", FORM)
+        await send_head(client, call, f"Content-Length: {len(body)}")
         await client.say(body)
-        assert (await client.answer())[0] == status
+        assert (await client.answer()).status == status
 
 
 async def test_the_longest_text_and_filter_fit_into_the_form_of_a_mailing() -> None:
-    character = "\N{GRINNING FACE}"
-    fields = {"text": character * 1600, "filter": character * 10_000}
+    four_byte_character = "\N{GRINNING FACE}"  # twelve bytes in a form
+    fields = {"text": four_byte_character * 1600, "filter": four_byte_character * 10_000}
     assert len(urlencode(fields)) < MAX_LONG_FORM_BYTES

@@ -1,4 +1,7 @@
-"""Slow, stuck or numerous clients, over real sockets: they do not delay other clients."""
+"""Slow, stuck or numerous clients, over real sockets: they do not delay other clients.
+
+`slow`, `stuck`, `late` and so on are connections of such clients.
+"""
 
 import asyncio
 import contextlib
@@ -31,8 +34,14 @@ from mailer.web.server.connection import (
     ConnectionLimits,
 )
 
-BODY = b"POST /api/v1/clients HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+START_OF_POST = b"POST /api/v1/clients HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+"""A head without its last headers and the empty line."""
+INCOMPLETE_HEAD = b"GET / HTTP/1.1\r\nHost: "
+STUCK_BODY = START_OF_POST + b'Content-Length: 100\r\n\r\n{"phone": '
+"""A request of whose body 90 bytes never arrive."""
 LARGE = 64 * 1024 * 1024
+"""Bytes of a response that does not fit into any buffer."""
+STREAM_PART = 65_536  # bytes
 streaming: set[str] = set()
 """Names of the responses that are being streamed."""
 
@@ -42,8 +51,8 @@ async def large() -> Stream:
     async def chunks() -> AsyncIterator[bytes]:
         streaming.add("large")
         try:
-            for _ in range(LARGE // 65_536):
-                yield b"x" * 65_536
+            for _ in range(LARGE // STREAM_PART):
+                yield b"x" * STREAM_PART
         finally:
             streaming.discard("large")
 
@@ -71,6 +80,7 @@ async def live() -> str:
 
 
 def small_app() -> Litestar:
+    """Return an application that needs no database."""
     return Litestar([large, at_once, events, live], logging_config=None, openapi_config=None)
 
 
@@ -91,17 +101,17 @@ async def answer_header_names(scope: Any, receive: Any, send: Any) -> None:
 async def test_an_incomplete_head_ends_the_connection_after_the_timeout(head_start: bytes) -> None:
     async with listening(small_app(), ConnectionLimits(head=0.4)) as port, talk(port) as slow:
         await slow.say(head_start)
-        assert await slow.ended() >= 0.3
+        assert await slow.ended() >= 0.3  # the timeout, less the time to connect
 
 
 async def test_a_head_sent_byte_by_byte_does_not_extend_the_timeout() -> None:
     async with listening(small_app(), ConnectionLimits(head=0.5)) as port, talk(port) as slow:
-        ended = asyncio.create_task(slow.ended())
+        end = asyncio.create_task(slow.ended())
         await slow.say(b"GET / HTTP/1.1\r\nX: ")
-        while not ended.done():
+        while not end.done():
             slow.writer.write(b"x")
             await asyncio.sleep(0.05)
-        assert await ended >= 0.4
+        assert await end >= 0.4
 
 
 @pytest.mark.parametrize("content", [b"\r\n", b"GET /health/live HTTP/1.1\r\nX: "])
@@ -110,39 +120,42 @@ async def test_slow_bytes_after_a_response_do_not_extend_the_timeout(content: by
     async with listening(small_app(), limits, keep_alive=1) as port, talk(port) as slow:
         await slow.say(GET)
         await slow.answer()
-        ended = asyncio.create_task(slow.ended())
+        end = asyncio.create_task(slow.ended())
         slow.writer.write(content)
-        while not ended.done():
+        while not end.done():
             slow.writer.write(content[-2:])
             await asyncio.sleep(0.1)
-        assert await ended >= 1.4
+        assert await end >= 1.4  # the timeout is keep_alive + head = 1.5
 
 
-async def test_hundreds_of_slow_heads_delay_no_other_client_and_end_in_time() -> None:
+async def test_hundreds_of_slow_heads_delay_no_other_client() -> None:
     async with listening(small_app(), ConnectionLimits(head=30)) as port, talks(port, 300) as slow:
         for connection in slow:
-            await connection.say(b"GET / HTTP/1.1\r\nHost: ")
+            await connection.say(INCOMPLETE_HEAD)
         await served_normally(port)
         assert not any(connection.is_ended for connection in slow)
+
+
+async def test_hundreds_of_slow_heads_end_by_their_timeout() -> None:
     async with listening(small_app(), ConnectionLimits(head=2)) as port, talks(port, 300) as slow:
         for connection in slow:
-            await connection.say(b"GET / HTTP/1.1\r\nHost: ")
+            await connection.say(INCOMPLETE_HEAD)
         await asyncio.gather(*(connection.ended() for connection in slow))
 
 
 async def test_over_the_limit_the_longest_waiting_connection_is_evicted() -> None:
     limits = ConnectionLimits(head=60, connections=50)
-    async with listening(small_app(), limits) as port, talks(port, 30) as first:
-        for connection in first:
-            await connection.say(b"GET / HTTP/1.1\r\nHost: ")
-        async with talks(port, 270) as more:
-            for connection in more:
-                await connection.say(b"GET / HTTP/1.1\r\nHost: ")
+    async with listening(small_app(), limits) as port, talks(port, 30) as oldest:
+        for connection in oldest:
+            await connection.say(INCOMPLETE_HEAD)
+        async with talks(port, 270) as later:
+            for connection in later:
+                await connection.say(INCOMPLETE_HEAD)
             await served_normally(port)
-            assert all(connection.is_ended for connection in first)
-            kept = [connection for connection in more if not connection.is_ended]
-            assert 25 <= len(kept) <= 50
-            assert kept == more[-len(kept) :]
+            assert all(connection.is_ended for connection in oldest)
+            kept = [connection for connection in later if not connection.is_ended]
+            assert 25 <= len(kept) <= 50  # up to the limit, less those evicted by `served_normally`
+            assert kept == later[-len(kept) :]  # the newest ones
 
 
 async def test_connections_being_served_are_never_evicted_and_excess_ones_get_503() -> None:
@@ -151,15 +164,17 @@ async def test_connections_being_served_are_never_evicted_and_excess_ones_get_50
         for connection in watching:
             await connection.say(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
             await connection.reader.readuntil(b"data: 0")
-        async with talk(port) as late:
-            await late.say(GET)
-            status, headers, _ = await late.answer()
+        async with talk(port) as excess:
+            await excess.say(GET)
+            status, headers, _ = await excess.answer()
             assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
             assert {name.decode() for name, _ in COMMON_HEADERS} <= headers.keys()
-            await late.ended()
+            await excess.ended()
         for connection in watching:
-            await connection.reader.readuntil(b"data: 2")
-        watching[0].writer.close()
+            await connection.reader.readuntil(b"data: 2")  # its events go on
+
+        watching[0].writer.close()  # makes space for one connection
+
         async with asyncio.timeout(EVENT_TIMEOUT):
             while not await is_served(port):
                 await asyncio.sleep(0.02)
@@ -167,32 +182,36 @@ async def test_connections_being_served_are_never_evicted_and_excess_ones_get_50
 
 
 async def is_served(port: int) -> bool:
-    async with talk(port) as late:
-        await late.say(GET)
-        return (await late.answer())[0] == 200
+    """Return whether a request on a new connection gets 200."""
+    async with talk(port) as connection:
+        await connection.say(GET)
+        return (await connection.answer()).status == 200
 
 
 # ---- sizes of heads -------------------------------------------------------------------------
 
 
 def head(*headers: bytes, path: bytes = b"/health/live") -> bytes:
+    """Return a complete request without a body."""
     return b"\r\n".join([b"GET " + path + b" HTTP/1.1", b"Host: localhost", *headers, b"", b""])
 
 
 @pytest.mark.parametrize(
     ("content", "status"),
     [
-        (head(b"X: " + b"x" * (MAX_HEAD_BYTES - 20)), 200),
+        (head(b"X: " + b"x" * (MAX_HEAD_BYTES - 20)), 200),  # 20: the rest of the headers
         (head(b"X: " + b"x" * MAX_HEAD_BYTES), 431),
         (head(*(b"X: " + b"x" * 1000 for _ in range(MAX_HEAD_BYTES // 1000 + 1))), 431),
         (head(*(b"X: y" for _ in range(MAX_REQUEST_HEADERS - 1))), 200),
         (head(*(b"X: y" for _ in range(MAX_REQUEST_HEADERS))), 431),
-        (head(path=b"/health/live?" + b"x" * (MAX_URL_BYTES - 13)), 200),
+        (head(path=b"/health/live?" + b"x" * (MAX_URL_BYTES - len("/health/live?"))), 200),
         (head(path=b"/health/live?" + b"x" * MAX_URL_BYTES), 414),
         (head(path=b"/" + b"x" * 200_000), 414),
+        # heads that never end
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000, 431),
         (b"GET / HTTP/1.1\r\n" + b"x" * 200_000, 431),
         (b"\r\n" * 100_000, 431),
+        # not HTTP; the last one is the start of TLS
         (b"nonsense\r\n\r\n", 400),
         (b"GET /health/live HTTP/9.9\r\n\r\n", 400),
         (b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n", 400),
@@ -201,11 +220,13 @@ def head(*headers: bytes, path: bytes = b"/health/live") -> bytes:
     ],
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else str(value),
 )
-async def test_a_head_that_is_too_large_or_invalid_is_refused(content: bytes, status: int) -> None:
+async def test_only_a_head_that_is_too_large_or_invalid_is_refused(
+    content: bytes, status: int
+) -> None:
     async with listening(small_app()) as port, talk(port) as client:
         await client.say(content)
         if status == 200:
-            assert (await client.answer())[0] == 200
+            assert (await client.answer()).status == 200
             return
         actual_status, headers, _ = await client.answer()
         assert (actual_status, headers["connection"]) == (status, "close")
@@ -217,19 +238,25 @@ async def test_a_head_that_is_too_large_or_invalid_is_refused(content: bytes, st
 async def test_a_trailer_does_not_become_a_header() -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     trailers = b"0\r\nAuthorization: Bearer x\r\nCookie: a=b\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
+    chunk = b"1\r\nx\r\n"
     async with listening(answer_header_names) as port, talk(port) as client:
-        for _ in range(2):
-            await client.say(head + b"1\r\nx\r\n" + trailers)
-            assert (await client.answer())[::2] == (200, b"host transfer-encoding")
+        for _ in range(2):  # nor a header of the next request
+            await client.say(head + chunk + trailers)
+            response = await client.answer()
+            assert (response.status, response.body) == (200, b"host transfer-encoding")
 
 
 @pytest.mark.parametrize(
-    "rest", [b"0\r\nX: ", b"1;", b"0\r\n" + b"X: y\r\n" * 200], ids=["trailer", "extension", "many"]
+    "body_start",
+    [b"0\r\nX: ", b"1;", b"0\r\n" + b"X: y\r\n" * 200],
+    ids=["endless trailer", "endless chunk extension", "many trailers"],
 )
-async def test_chunk_extensions_and_trailers_are_limited(engine: AsyncEngine, rest: bytes) -> None:
+async def test_chunk_extensions_and_trailers_are_limited(
+    engine: AsyncEngine, body_start: bytes
+) -> None:
     app = create_app(engine, settings=OPEN)
     async with listening(app) as port, talk(port) as client:
-        await client.say(BODY + b"Transfer-Encoding: chunked\r\n\r\n" + rest)
+        await client.say(START_OF_POST + b"Transfer-Encoding: chunked\r\n\r\n" + body_start)
         for _ in range(20):
             client.writer.write(b"x" * 10_000)
             await asyncio.sleep(0)
@@ -240,7 +267,7 @@ async def test_chunk_extensions_and_trailers_are_limited(engine: AsyncEngine, re
 
 
 @pytest.mark.parametrize(
-    "rest",
+    "end_of_post",
     [
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
@@ -250,12 +277,15 @@ async def test_chunk_extensions_and_trailers_are_limited(engine: AsyncEngine, re
     ],
     ids=["chunk", "size", "after a chunk", "coding", "trailers"],
 )
-async def test_a_malformed_body_is_refused_with_a_problem(engine: AsyncEngine, rest: bytes) -> None:
+async def test_a_malformed_body_is_refused_with_a_problem(
+    engine: AsyncEngine, end_of_post: bytes
+) -> None:
     app = create_app(engine, settings=OPEN)
     async with listening(app) as port, talk(port) as client:
-        await client.say(BODY + rest)
+        await client.say(START_OF_POST + end_of_post)
         status, headers, _ = await client.answer()
-        assert status == (431 if b"X: y" in rest else 400)
+        has_too_many_trailers = b"X: y" in end_of_post
+        assert status == (431 if has_too_many_trailers else 400)
         assert headers["content-type"] == "application/problem+json"
         assert headers["connection"] == "close"
         await client.ended()
@@ -264,16 +294,16 @@ async def test_a_malformed_body_is_refused_with_a_problem(engine: AsyncEngine, r
 @pytest.mark.parametrize(
     "content",
     [
-        BODY + b"Content-Length: 100\r\n\r\n",
-        BODY + b'Content-Length: 100\r\n\r\n{"phone": ',
-        BODY + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
-        BODY.replace(b"/clients", b"/mailings/1/pause") + b"Content-Length: 100\r\n\r\n",
-        BODY.replace(b"/api/v1/clients", b"/preferences").replace(
+        START_OF_POST + b"Content-Length: 100\r\n\r\n",
+        STUCK_BODY,
+        START_OF_POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+        START_OF_POST.replace(b"/clients", b"/mailings/1/pause") + b"Content-Length: 100\r\n\r\n",
+        START_OF_POST.replace(b"/api/v1/clients", b"/preferences").replace(
             b"application/json", b"application/x-www-form-urlencoded"
         )
         + b"Sec-Fetch-Site: same-origin\r\nContent-Length: 100\r\n\r\nback=",
     ],
-    ids=["nothing", "a part", "chunked", "none wanted", "a form"],
+    ids=["no byte arrives", "a part arrives", "chunked", "route takes no body", "form"],
 )
 async def test_a_body_that_does_not_arrive_in_time_is_408(
     engine: AsyncEngine, content: bytes
@@ -291,7 +321,7 @@ async def test_hundreds_of_stuck_bodies_delay_no_other_client(engine: AsyncEngin
     app = create_app(engine, limits=ConnectionLimits(body=5), settings=OPEN)
     async with listening(app) as port, talks(port, 200) as stuck:
         for connection in stuck:
-            await connection.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
+            await connection.say(STUCK_BODY)
         await served_normally(port)
         await served_normally(port, path="/api/v1/clients")
         assert [await connection.problem() for connection in stuck] == [
@@ -305,7 +335,7 @@ async def test_over_the_limit_a_connection_with_a_stuck_body_is_evicted(
     app = create_app(engine, settings=OPEN)
     async with listening(app, ConnectionLimits(connections=20)) as port, talks(port, 20) as stuck:
         for connection in stuck:
-            await connection.say(BODY + b'Content-Length: 100\r\n\r\n{"phone": ')
+            await connection.say(STUCK_BODY)
         await served_normally(port)
 
 
@@ -320,7 +350,7 @@ async def test_a_client_that_reads_nothing_is_disconnected() -> None:
             while not streaming:
                 await asyncio.sleep(0.01)
             await served_normally(port)
-            while streaming:
+            while streaming:  # until the disconnect cancels the response
                 await asyncio.sleep(0.01)
 
 
@@ -329,54 +359,57 @@ async def test_a_client_that_reads_slowly_receives_the_whole_response(path: str)
     limits = ConnectionLimits(head=0.2, reader=5)
     async with listening(small_app(), limits, keep_alive=1) as port, talk(port) as slow:
         await slow.say(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        received, pause = 0, 1
+        received, next_pause = 0, LARGE / 10
         while received < LARGE:
             part = await slow.reader.read(LARGE // 20)
-            assert part, f"cut after {received}"
+            assert part, f"the connection ended after {received} bytes"
             received += len(part)
-            if received > pause * LARGE / 10:
-                pause += 1
-                await asyncio.sleep(0.2)
+            if received > next_pause:
+                next_pause += LARGE / 10
+                await asyncio.sleep(0.2)  # ten pauses, together longer than limits.head
 
 
 async def test_the_unsent_rest_of_a_complete_response_is_discarded_after_the_timeout() -> None:
-    """The rest is too small for the server to wait for the client, and too large for a socket."""
-    sent = 0
+    """The rest fits into uvicorn's write buffer, but not into that of the socket.
+
+    So the application has sent everything, and uvicorn does not wait for the client.
+    """
+    sent_bytes = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        nonlocal sent
+        nonlocal sent_bytes
         del scope
         headers = [(b"connection", b"close")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         transport = receive.__self__.transport
-        while not transport.get_write_buffer_size():
-            sent += 4096
+        while not transport.get_write_buffer_size():  # until the socket takes no more
+            sent_bytes += 4096
             await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
         await send({"type": "http.response.body"})
 
     limits = ConnectionLimits(head=0.3, reader=0.3)
     async with listening(app, limits) as port, talk(port, takes_little=True) as stuck:
         await stuck.say(GET)
-        await asyncio.sleep(1.5)
-        received = 0
+        await asyncio.sleep(1.5)  # longer than both timeouts
+        received_bytes = 0
         with contextlib.suppress(ConnectionError):
             while part := await stuck.reader.read(1_000_000):
-                received += part.count(b"x")
-        assert received < sent
+                received_bytes += part.count(b"x")
+        assert received_bytes < sent_bytes
 
 
 async def test_event_streams_outlast_every_timeout() -> None:
     limits = ConnectionLimits(head=0.2, body=0.2, reader=0.2)
     async with listening(small_app(), limits, keep_alive=1) as port, talk(port) as watching:
         await watching.say(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-        await watching.reader.readuntil(b"data: 6")
+        await watching.reader.readuntil(b"data: 6")  # after 1.8 seconds
 
 
 async def test_stuck_downloads_hold_no_database_connection_and_delay_no_other_client(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 60_000)
-    await execute(engine, "UPDATE client SET tag = repeat('x', 64)")
+    await execute(engine, "UPDATE client SET tag = repeat('x', 64)")  # megabytes of CSV
     app = wrap_asgi(create_app(engine, settings=OPEN), [], is_auth_enabled=True)
     request = b"GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAccept: text/csv\r\n\r\n"
     async with (
@@ -386,16 +419,16 @@ async def test_stuck_downloads_hold_no_database_connection_and_delay_no_other_cl
         for connection in stuck:
             await connection.say(request)
         async with asyncio.timeout(EVENT_TIMEOUT):
-            for is_used in (True, False):  # rows were read, then the connections were released
-                while bool(engine.pool.checkedout()) != is_used:  # type: ignore[attr-defined]  # of the pool's class
+            for are_connections_used in (True, False):  # rows are read, then nothing is read
+                while bool(engine.pool.checkedout()) != are_connections_used:  # type: ignore[attr-defined]  # of the pool's class
                     await asyncio.sleep(0.001)
         await served_normally(port, path="/api/v1/clients?limit=1")
         async with asyncio.timeout(EVENT_TIMEOUT):
-            while not await is_downloaded(port, request):
+            while not await has_downloaded(port, request):  # until stuck downloads have timed out
                 await asyncio.sleep(0.1)
 
 
-async def is_downloaded(port: int, request: bytes) -> bool:
+async def has_downloaded(port: int, request: bytes) -> bool:
     """Download everything; return False when no slot is free because stuck downloads hold them."""
     async with talk(port) as patient:
         await patient.say(request)
@@ -431,7 +464,7 @@ async def test_a_download_frees_its_slot_however_it_ends() -> None:
             yield CsvPart(b"x", 1)
 
     limiter = ConcurrencyLimiter(1, per_owner=1, timeout=0.1)
-    first = await csv_answer("x.csv", endless(), None, limiter)
+    download = await csv_answer("x.csv", endless(), None, limiter)
     with pytest.raises(BusyError):
         await csv_answer("x.csv", endless(), None, limiter)
 
@@ -441,29 +474,30 @@ async def test_a_download_frees_its_slot_however_it_ends() -> None:
     async def fail_to_send(message: Any) -> None:
         raise ConnectionResetError(str(message["type"]))
 
-    respond = first.to_asgi_response(None, None)
+    respond = download.to_asgi_response(None, None)
     with pytest.raises(ConnectionResetError):
         await respond({"type": "http"}, receive_disconnect, fail_to_send)  # type: ignore[arg-type]  # an incomplete scope
-    await csv_answer("x.csv", endless(), None, limiter)
+    await csv_answer("x.csv", endless(), None, limiter)  # does not raise: the slot is free
 
 
 async def test_one_owner_holds_at_most_its_own_number_of_slots() -> None:
+    first_key, second_key, third_key = ("key", 1), ("key", 2), ("key", 3)
     limiter = ConcurrencyLimiter(3, per_owner=2, timeout=0.1)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
-            await stack.enter_async_context(limiter.slot(("key", 1)))
-        waiting = [asyncio.create_task(is_too_busy(limiter, ("key", 1))) for _ in range(5)]
+            await stack.enter_async_context(limiter.slot(first_key))
+        waiting = [asyncio.create_task(is_too_busy(limiter, first_key)) for _ in range(5)]
         await asyncio.sleep(0.01)
         # tasks that wait for their owner's slots block no other owner
-        async with limiter.slot(("key", 2)):
+        async with limiter.slot(second_key):
             assert all(await asyncio.gather(*waiting))
-            assert await is_too_busy(limiter, ("key", 3))  # all three are held
+            assert await is_too_busy(limiter, third_key)  # all three slots are held
     for _ in range(5):
-        assert not await is_too_busy(limiter, ("key", 1))
+        assert not await is_too_busy(limiter, first_key)
 
 
 async def is_too_busy(limiter: ConcurrencyLimiter, owner: tuple[str, int]) -> bool:
-    """Return whether no slot becomes free."""
+    """Return whether no slot becomes free for `owner` in time."""
     try:
         async with limiter.slot(owner):
             return False
@@ -478,15 +512,20 @@ async def test_each_api_key_runs_one_import_at_a_time(engine: AsyncEngine) -> No
     )
     secrets = []
     for name in ("a", "b"):
-        new = keys.NewKey(name=name, scope="write")
-        secrets.append((await do(engine, partial(keys.create, new=new, by=COMMAND_LINE)))[1])
-    async with listening(create_app(engine)) as port, talks(port, 3) as [slow, same, other]:
-        await slow.say(upload_head.format(secrets[0], 100).encode())
+        new_key = keys.NewKey(name=name, scope="write")
+        _, secret = await do(engine, partial(keys.create, new=new_key, by=COMMAND_LINE))
+        secrets.append(secret)
+    first_secret, second_secret = secrets
+    async with listening(create_app(engine)) as port, talks(port, 3) as connections:
+        unfinished, of_same_key, of_other_key = connections
+        await unfinished.say(upload_head.format(first_secret, 100).encode())
         async with asyncio.timeout(EVENT_TIMEOUT):
             while not await is_too_busy(client_api.IMPORT_LIMITER, ("key", 1)):
                 await asyncio.sleep(0.01)
-        await same.say(upload_head.format(secrets[0], 6).encode())
-        await other.say(upload_head.format(secrets[1], 6).encode())
-        assert (await other.answer())[0] == 200
-        status, headers, _ = await same.answer()
+
+        await of_same_key.say(upload_head.format(first_secret, len("phone\n")).encode())
+        await of_other_key.say(upload_head.format(second_secret, len("phone\n")).encode())
+
+        assert (await of_other_key.answer()).status == 200
+        status, headers, _ = await of_same_key.answer()
     assert (status, headers["retry-after"]) == (503, "30")

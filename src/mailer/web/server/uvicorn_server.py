@@ -46,8 +46,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     limits: ClassVar[ConnectionLimits]
     waiting: ClassVar[dict["LimitedHttpProtocol", None]]
-    """The connections that wait for their clients, the longest waiting one first. A dict, because it
-    keeps the order and removes an entry quickly; its values are not used."""
+    """The connections that wait for their clients, the one that waits longest first. It is a dict,
+    which keeps the order and removes an entry quickly; its values are not used."""
 
     _head_timer: TimerHandle | None = None
     """Ends a connection whose next head does not arrive in time."""
