@@ -22,9 +22,11 @@ MARKUP = ("src/**/templates/**/*.html", "src/mailer/web/static/*.css", "src/mail
 CATALOGUES = "src/mailer/admin/locale/*/LC_MESSAGES/*.po"
 
 NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+"""One word of a name in any style: three_words, ThreeWordsHere, THREE_WORDS, three-words."""
 ADDRESS = re.compile(r"\S*/\S*")
 """A path, a route or a URL in a text."""
 METRIC_OR_ROUTE = re.compile(r"mailer_[a-z_]+|(?:/[a-z_-]+|/\{[a-z_:]+\})+")
+"""A string that is the name of a metric, or a route such as `/clients/{client_id:int}`."""
 MARKUP_NAME = re.compile(
     r"""(?<![\w.])(?:class|id|name|for|(?:data|aria)-[\w-]+)="([^"]*)"  # attributes of HTML
     |(?<![\w)\]])[.#]([a-z][\w-]*)(?=[^;}]*\{)|--([a-z][\w-]*)       # selectors, variables of CSS
@@ -32,7 +34,9 @@ MARKUP_NAME = re.compile(
     """,
     re.VERBOSE,
 )
+"""Names that are defined in templates, style sheets and scripts."""
 IDENTIFIER = re.compile(r"[a-z]+(?:[_-][a-z]+)*")
+"""A string that is a name, such as that of a column."""
 SQL_COMMENT = re.compile(r"--[ \t]+(.+)$", re.MULTILINE)
 NAMING_CALLS = frozenset({"debug", "info", "warning", "error", "critical", "exception", "Job"})
 """Functions whose first argument is a name: of a log event, or of a periodic job."""
@@ -55,7 +59,7 @@ class Part(NamedTuple):
 
 
 def names(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
-    """Yield the names that a module defines, also of log events, metrics, routes and jobs."""
+    """Yield line and text of each name that a module defines, also of log events, jobs, routes."""
     for node in nodes:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -79,7 +83,10 @@ def names(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
 
 
 def texts(nodes: list[ast.AST], source: str) -> Iterator[tuple[int, str]]:
-    """Yield a module's docstrings, help texts, names of tests, and comments, also those in SQL."""
+    """Yield line and text of a module's docstrings, help texts, names of tests, and comments.
+
+    Comments in SQL count too.
+    """
     for node in nodes:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if name.startswith(
@@ -98,7 +105,7 @@ def texts(nodes: list[ast.AST], source: str) -> Iterator[tuple[int, str]]:
 
 
 def strings(nodes: list[ast.AST]) -> Iterator[tuple[int, str, bool]]:
-    """Yield all strings, such as messages of errors, and whether each is a name."""
+    """Yield line and text of all strings, such as messages of errors, and whether it is a name."""
     for node in nodes:
         match node:
             case ast.Constant(value=str(text)):
@@ -108,7 +115,7 @@ def strings(nodes: list[ast.AST]) -> Iterator[tuple[int, str, bool]]:
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the comments of a module; comments on consecutive lines are one text."""
+    """Yield first line and text of each comment of a module, with all its consecutive lines."""
     block: list[str] = []
     start = end = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -127,6 +134,7 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
 
 
 def python_parts(file: Path, name: str) -> Iterator[Part]:
+    """Yield the names and texts of a module; all strings only of the program itself."""
     source = file.read_text()
     nodes = list(ast.walk(ast.parse(source)))
     yield Part(name, 1, file.parent.name if file.stem == "__init__" else file.stem, is_name=True)
@@ -137,6 +145,7 @@ def python_parts(file: Path, name: str) -> Iterator[Part]:
 
 
 def document_parts(file: Path, name: str) -> Iterator[Part]:
+    """Yield the paragraphs of a document."""
     text = file.read_text()
     if file == GLOSSARY:  # without the column "not" and the exceptions
         text = text.partition("\n## Exceptions\n")[0].partition("\n## ")[2]
@@ -164,11 +173,12 @@ def markup_parts(file: Path, name: str) -> Iterator[Part]:
 
 
 def catalogue_parts(file: Path, name: str) -> Iterator[Part]:
+    """Yield the English page texts of a gettext catalogue; some have a singular and a plural."""
     with file.open("rb") as content:
         for message in read_po(content):
-            ids = message.id if isinstance(message.id, tuple | list) else [message.id]
+            english = message.id if isinstance(message.id, tuple | list) else [message.id]
             yield from (
-                Part(name, message.lineno or 0, each, is_name=False) for each in ids if each
+                Part(name, message.lineno or 0, text, is_name=False) for text in english if text
             )
 
 

@@ -1,4 +1,4 @@
-"""Help for the tests of the private parts of libraries (decision 14)."""
+"""Functions for the tests of the private parts of libraries that mailer uses (decision 14)."""
 
 import asyncio
 import inspect
@@ -9,7 +9,8 @@ from typing import Any
 def parameters(part: Callable[..., Any]) -> str:
     """Return the parameters of a function as in its signature, without annotations.
 
-    A default that is neither None nor a number is written as `<sentinel>`.
+    For example `self, config, _loop=None`. A default that is neither None nor an integer is written
+    as `<sentinel>`.
     """
     return ", ".join(
         parameter.name
@@ -22,13 +23,13 @@ def _default(value: object) -> str:
     return repr(value) if value is None or isinstance(value, int) else "<sentinel>"
 
 
-def added(ours: type) -> set[str]:
-    """Return the names that a class defines itself, without special ones."""
+def names_defined_by(ours: type) -> set[str]:
+    """Return the names that a class itself defines, without special ones such as `__init__`."""
     return {name for name in vars(ours) if not name.endswith("__")}
 
 
 class Wire(asyncio.Transport):
-    """A transport that keeps what is written."""
+    """A transport of asyncio without a network, which keeps what is written to it."""
 
     def __init__(self) -> None:
         super().__init__()

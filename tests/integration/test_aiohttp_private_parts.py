@@ -13,7 +13,7 @@ import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from tests.private_parts import Wire, added, parameters
+from tests.private_parts import Wire, names_defined_by, parameters
 from yarl import URL
 
 from mailer.gateway.aiohttp_connection import (
@@ -50,8 +50,8 @@ async def test_what_our_subclasses_add_is_no_part_of_aiohttp() -> None:
     connection = GatewayConnection(asyncio.get_running_loop())
     overridden = {part.__name__ for part, _ in SIGNATURES}
     handler = {*dir(ResponseHandler), *vars(connection)} - {"_answer"}
-    assert not (added(GatewayConnection) - overridden) & handler
-    assert not (added(GatewayConnector) - overridden) & set(dir(aiohttp.TCPConnector))
+    assert not (names_defined_by(GatewayConnection) - overridden) & handler
+    assert not (names_defined_by(GatewayConnector) - overridden) & set(dir(aiohttp.TCPConnector))
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"

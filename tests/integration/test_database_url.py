@@ -1,4 +1,4 @@
-"""Database URLs, with a real PostgreSQL."""
+"""Connections by database URLs to a real PostgreSQL."""
 
 import asyncio
 import socket
@@ -10,12 +10,13 @@ from mailer.db.engine import connect
 
 
 def with_hosts(database_url: str, hosts: str, query: str = "") -> str:
-    """Return the URL of the test's database with other hosts in its query."""
+    """Return the URL of the test's database with other hosts and parameters in its query."""
     parts = urlsplit(database_url)
     return f"postgresql://mailer@{parts.path}?{hosts}{query}"
 
 
 def socket_folder(database_url: str) -> str:
+    """Return the folder of the server's socket, which is the host in the query of a URL."""
     return dict(pair.split("=") for pair in urlsplit(database_url).query.split("&"))["host"]
 
 
@@ -37,9 +38,8 @@ async def test_parameters_of_psql_are_accepted_in_a_url(
 
 async def test_unreachable_hosts_are_skipped(shared_database_url: str) -> None:
     folder = socket_folder(shared_database_url)
-    url = with_hosts(
-        shared_database_url, f"host=127.0.0.1,::1,/nonexistent,{folder}&port=1,1,5432,5432"
-    )
+    hosts = f"host=127.0.0.1,::1,/nonexistent,{folder}&port=1,1,5432,5432"
+    url = with_hosts(shared_database_url, hosts)
     connection = await connect(url)
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()
@@ -56,19 +56,26 @@ async def test_a_silent_host_is_skipped_after_its_timeout(shared_database_url: s
     await connection.close()
 
 
-async def test_target_session_attrs_chooses_the_host(
-    shared_database_url: str,
-) -> None:
-    """A host without write access counts as a standby, whatever the cause."""
+@pytest.fixture
+def url_of_two_primaries(shared_database_url: str) -> str:
+    """A URL with the test's server twice as a host, to which a parameter is to be added."""
     folder = socket_folder(shared_database_url)
-    url = with_hosts(
-        shared_database_url, f"host={folder},{folder}", "&target_session_attrs=standby"
-    )
+    return with_hosts(shared_database_url, f"host={folder},{folder}", "&target_session_attrs=")
+
+
+async def test_no_host_is_chosen_when_a_standby_is_required_and_there_is_none(
+    url_of_two_primaries: str,
+) -> None:
     with pytest.raises(Exception, match="target attribute"):
-        await connect(url)
-    for wanted in ("primary", "read-write", "prefer-standby"):
-        connection = await connect(url.replace("=standby", f"={wanted}"))
-        await connection.close()
+        await connect(url_of_two_primaries + "standby")
+
+
+@pytest.mark.parametrize("wanted", ["primary", "read-write", "prefer-standby"])
+async def test_a_primary_is_chosen_unless_a_standby_is_required(
+    url_of_two_primaries: str, wanted: str
+) -> None:
+    connection = await connect(url_of_two_primaries + wanted)
+    await connection.close()
 
 
 async def test_unreachable_hosts_raise_a_connection_error() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httptools
 import pytest
 import uvicorn
-from tests.private_parts import Wire, added, parameters
+from tests.private_parts import Wire, names_defined_by, parameters
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -51,8 +51,8 @@ async def test_what_our_subclasses_add_is_no_part_of_uvicorn() -> None:
     overridden = {part.__name__ for part, _ in SIGNATURES}
     protocol = {*dir(HttpToolsProtocol), *vars(connection)}
     server = {*dir(uvicorn.Server), *vars(uvicorn.Server(connection.config))}
-    assert not (added(LimitedHttpProtocol) - overridden) & protocol
-    assert not (added(Server) - overridden) & server
+    assert not (names_defined_by(LimitedHttpProtocol) - overridden) & protocol
+    assert not (names_defined_by(Server) - overridden) & server
 
 
 class Served:

@@ -1,4 +1,4 @@
-"""A followed clock: the time of another clock, from samples and monotonic time since."""
+"""A followed clock: the time of another clock, computed from samples and the time since then."""
 
 from datetime import timedelta
 
@@ -15,13 +15,17 @@ def seconds(number: float) -> timedelta:
 
 
 def seconds_ahead(clock: FollowedClock, start: float) -> float:
-    """Return the seconds by which a clock is ahead of a clock that showed noon at `start`."""
+    """Return the seconds by which `clock` is ahead of a clock that showed noon at `start`.
+
+    `start` is a value of `elapsed()`.
+    """
     before, now, after = elapsed(), clock.now(), elapsed()
-    middle = (before + after) / 2 - start
-    return round((now - NOON).total_seconds() - middle, 1)
+    passed_since_start = (before + after) / 2 - start
+    return round((now - NOON).total_seconds() - passed_since_start, 1)
 
 
 def count_steps(name: str) -> float:
+    """Return the steps of this clock that the metrics have counted."""
     return REGISTRY.get_sample_value("mailer_clock_steps_total", {"clock": name}) or 0
 
 
@@ -31,26 +35,28 @@ def test_clock_without_a_sample_raises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "shown", "took", "after"),
+    ("ahead_before", "reading", "duration", "ahead_after"),
     [
-        (None, 3.1, 0.2, 3),  # the first sample: its time is that of the middle of the query
-        (3, 3.05, 0.1, 3),  # the sample does not contradict what is known
-        (3, 5.5, 5, 3),  # the process was frozen, so the middle may be wrong by seconds
+        # The reading is in seconds after noon, and took `duration` seconds from noon on. So the
+        # clock is ahead by a number of seconds between reading - duration and reading.
+        (None, 3.1, 0.2, 3),  # the first sample: the middle between 2.9 and 3.1
+        (3, 3.05, 0.1, 3),  # between 2.95 and 3.05: agrees with the time so far
+        (3, 5.5, 5, 3),  # between 0.5 and 5.5, after a freeze: agrees, though the middle is not 3
         (-2, -1.5, 5, -2),
         (3, 9, 0, 9),  # the clock was set forward
-        (3, -3600, 0, -3600),
-        (3, 9, 5, 4),  # only as far as the sample proves
-        (3, 2, 5, 2),
+        (3, -3600, 0, -3600),  # the clock was set back
+        (3, 9, 5, 4),  # between 4 and 9: corrected to the nearer end
+        (3, 2, 5, 2),  # between -3 and 2
     ],
 )
 def test_sample_changes_the_time_only_as_far_as_it_proves(
-    before: float | None, shown: float, took: float, after: float
+    ahead_before: float | None, reading: float, duration: float, ahead_after: float
 ) -> None:
     clock, start = FollowedClock("database"), elapsed()
-    if before is not None:
-        clock.sample(start, NOON + seconds(before), start)
-    clock.sample(start, NOON + seconds(shown), start + took)
-    assert seconds_ahead(clock, start) == after
+    if ahead_before is not None:
+        clock.sample(start, NOON + seconds(ahead_before), start)
+    clock.sample(start, NOON + seconds(reading), start + duration)
+    assert seconds_ahead(clock, start) == ahead_after
 
 
 @pytest.mark.parametrize("step", [3600, -3600, 1.5, -1.5])
@@ -70,4 +76,4 @@ def test_slightly_fast_clock_is_followed_without_log_events() -> None:
         for second in range(10_000):
             clock.sample(start + second, NOON + seconds(second * 1.0005), start + second)
     assert logs == []
-    assert seconds_ahead(clock, start) == 5
+    assert seconds_ahead(clock, start) == 5  # 0.0005 in each of 10,000 seconds

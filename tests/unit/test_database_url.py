@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.db.url import ConnectionTarget, read_url
+from mailer.db.url import DEFAULT_CONNECT_TIMEOUT, ConnectionTarget, read_url
 
 
 def hosts(target: ConnectionTarget) -> list[tuple[object, object]]:
+    """Return host and port of each attempt to connect."""
     return [(attempt.get("host"), attempt.get("port")) for attempt in target.attempts]
 
 
@@ -52,14 +53,14 @@ def test_every_component_of_a_url_is_read_as_by_psql(url: str, expected: dict[st
         *("fallback_application_name=x", "sslcompression=0", "load_balance_hosts=random"),
     ],
 )
-def test_parameter_without_effect_is_accepted(parameter: str) -> None:
+def test_parameter_without_effect_is_accepted_and_ignored(parameter: str) -> None:
     assert read_url(f"postgresql://db?{parameter}").attempts == read_url("postgresql://db").attempts
 
 
 def test_connect_timeout_applies_to_each_host() -> None:
     assert read_url("postgresql://a,b?connect_timeout=10").timeout == 10
-    assert read_url("postgresql://a?connect_timeout=0").timeout == 5
-    assert read_url("postgresql://a").timeout == 5
+    assert read_url("postgresql://a?connect_timeout=0").timeout == DEFAULT_CONNECT_TIMEOUT
+    assert read_url("postgresql://a").timeout == DEFAULT_CONNECT_TIMEOUT
 
 
 def test_options_and_application_name_are_sent_to_the_server() -> None:
@@ -75,6 +76,9 @@ def test_several_hosts_are_tried_in_order() -> None:
     assert hosts(read_url("postgresql://h1,[::1]:6/x")) == [("h1", 5432), ("::1", 6)]
     assert hosts(read_url("postgresql:///x?host=a,b&port=1,2")) == [("a", 1), ("b", 2)]
     assert hosts(read_url("postgresql:///x?host=a,b&port=7")) == [("a", 7), ("b", 7)]
+
+
+def test_hosts_in_random_order_are_the_same_hosts() -> None:
     shuffled = read_url("postgresql://a,b,c?load_balance_hosts=random")
     assert sorted(hosts(shuffled)) == sorted(hosts(read_url("postgresql://a,b,c")))
 
@@ -83,11 +87,12 @@ def test_with_several_hosts_the_writable_one_is_required() -> None:
     for query in ("", "?target_session_attrs=any"):
         attempts = read_url(f"postgresql://a,b{query}").attempts
         assert [attempt["target_session_attrs"] for attempt in attempts] == ["read-write"] * 2
-    [first, _] = read_url("postgresql://a,b?target_session_attrs=primary").attempts
-    assert first["target_session_attrs"] == "primary"
+    [attempt, _] = read_url("postgresql://a,b?target_session_attrs=primary").attempts
+    assert attempt["target_session_attrs"] == "primary"
 
 
 def error_of(url: str) -> str:
+    """Return the error that a URL causes: one line without the password `hush`."""
     with pytest.raises(ValueError, match=r"[a-z]") as error:
         read_url(url)
     assert "hush" not in str(error.value)
@@ -98,9 +103,11 @@ def error_of(url: str) -> str:
 @pytest.mark.parametrize(
     ("parameter", "name"),
     [
+        # unknown to the driver; `passord` is misspelled
         *((f"{name}=x", name) for name in ("require_auth", "requirepeer", "sslcrldir", "passord")),
         *((f"{name}=x", name) for name in ("oauth_issuer", "scram_client_key", "sslkeylogfile")),
         *((f"{name}=x", name) for name in ("statement_timeout", "search_path", "servicefile")),
+        # known, with values that are not allowed
         ("channel_binding=require", "channel_binding"),
         ("gssencmode=require", "gssencmode"),
         ("client_encoding=latin1", "client_encoding"),
@@ -169,11 +176,17 @@ sslrootcert=/nonexistent
 """
 
 
-def test_service_is_read_from_the_service_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "services").write_text(SERVICES)
-    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+@pytest.fixture
+def service_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A service file with `SERVICES`, which libpq's variable names."""
+    file = tmp_path / "services"
+    file.write_text(SERVICES)
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    return file
+
+
+@pytest.mark.usefixtures("service_file")
+def test_service_is_read_from_the_service_file() -> None:
     target = read_url("postgresql://?service=mailer")
     [attempt] = target.attempts
     assert target.timeout == 7
@@ -185,11 +198,19 @@ def test_service_is_read_from_the_service_file(
         "database": "x",
         "dsn": "postgresql://?sslmode=disable",
     }
+
+
+@pytest.mark.usefixtures("service_file")
+def test_url_overrides_its_service() -> None:
     [attempt] = read_url("postgresql://you@other/?service=mailer&port=1").attempts
     assert (attempt["user"], attempt["host"], attempt["port"]) == ("you", "other", 1)
+
+
+def test_wrong_service_is_rejected(service_file: Path) -> None:
     assert "requirepeer" in error_of("postgresql://?service=strange")
     assert "sslrootcert" in error_of("postgresql://?service=closed")
-    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path))
+    service_file.unlink()
+    service_file.mkdir()  # cannot be read as a file
     assert "service" in error_of("postgresql://?service=mailer")
 
 
@@ -198,14 +219,14 @@ def test_tls_files_are_read_at_startup(tmp_path: Path) -> None:
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     certificate = ca.issue_cert("mailer")
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mailer.pem")
-    own = f"sslcert={tmp_path}/mailer.pem&sslkey={tmp_path}/mailer.pem"
-    url = f"postgresql://db?sslmode=verify-full&sslrootcert={tmp_path}/ca.pem&{own}"
+    own_certificate = f"sslcert={tmp_path}/mailer.pem&sslkey={tmp_path}/mailer.pem"
+    url = f"postgresql://db?sslmode=verify-full&sslrootcert={tmp_path}/ca.pem&{own_certificate}"
     [attempt] = read_url(url).attempts
     assert "sslrootcert" in attempt["dsn"]
     assert "sslkey" in error_of(f"{url}&sslkey=/etc/passwd")
 
 
-def test_root_certificate_system_means_that_of_the_machine() -> None:
+def test_root_certificate_system_means_those_of_the_machine_with_host_names_verified() -> None:
     [attempt] = read_url("postgresql://db?sslrootcert=system").attempts
     assert attempt["ssl"].check_hostname
     assert "sslrootcert" in error_of("postgresql://db?sslrootcert=system&sslmode=require")

@@ -55,5 +55,5 @@ def test_error_that_a_retry_may_solve_means_unavailable(error: Exception) -> Non
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_other_error_does_not_mean_unavailable(error: Exception) -> None:
+def test_error_that_a_retry_would_not_solve_does_not_mean_unavailable(error: Exception) -> None:
     assert not is_unavailable(error)

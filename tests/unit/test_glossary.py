@@ -14,14 +14,15 @@ class Term(NamedTuple):
 
     words: str
     pattern: re.Pattern[str]
-    in_texts: bool
+    is_forbidden_in_texts: bool
+    """Whether it is forbidden in texts too, and not only in names."""
 
     def is_in(self, text: str) -> bool:
         return self.pattern.search(text) is not None
 
 
 class Finding(NamedTuple):
-    """A forbidden term in a part."""
+    """A forbidden term in a name or text, a part of a file."""
 
     term: str
     part: Part
@@ -32,7 +33,7 @@ class Finding(NamedTuple):
 
 
 class Allowance(NamedTuple):
-    """A row of the section "Exceptions": a term that one name or one file may contain."""
+    """A row of the section "Exceptions": a term that one name, or all of one file, may contain."""
 
     term: str
     where: str
@@ -42,18 +43,19 @@ class Allowance(NamedTuple):
         return self.term == finding.term and self.where in {finding.part.file, finding.part.value}
 
 
-def rows(section: str) -> list[list[str]]:
-    """Return the cells of all table rows of a text, without headings."""
-    cells = [
+def table_rows(section: str) -> list[list[str]]:
+    """Return the rows of all tables in a Markdown text, each as its cells, without headings."""
+    rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in section.splitlines()
         if line.startswith("|")
     ]
-    return [row for row in cells if row[0] not in {"use", "word"} and not set(row[0]) <= {"-"}]
+    headings = {"use", "word"}  # first cells of the two kinds of tables in the glossary
+    return [row for row in rows if row[0] not in headings and not set(row[0]) <= {"-"}]
 
 
 def inflected(word: str) -> str:
-    """Return a pattern of a word with its usual endings."""
+    """Return a pattern of a word with or without its usual endings: `-s`, `-ed`, `-ing`."""
     match word[-1]:
         case "e":
             return f"{word[:-1]}(?:e|es|ed|en|ing)"
@@ -67,26 +69,31 @@ def term(entry: str) -> Term:
     """Return the term of one entry of the column "not"."""
     words = entry.strip("`")
     if words.isupper():  # a word of a constant's name
-        return Term(words, re.compile(rf"\b{words}\b"), in_texts=False)
+        return Term(words, re.compile(rf"\b{words}\b"), is_forbidden_in_texts=False)
+    # one pattern for each word of the phrase; a slash separates alternatives
     alternatives = ["|".join(map(inflected, word.split("/"))) for word in words.split()]
     pattern = r"[ -]".join(f"(?:{each})" for each in alternatives)
+    is_in_code_marks = entry.startswith("`")
     return Term(
-        words, re.compile(rf"\b{pattern}\b", re.IGNORECASE), in_texts=not entry.startswith("`")
+        words,
+        re.compile(rf"\b{pattern}\b", re.IGNORECASE),
+        is_forbidden_in_texts=not is_in_code_marks,
     )
 
 
 def glossary() -> tuple[list[Term], list[Allowance]]:
     """Return what the glossary forbids, and its exceptions."""
-    table, _, exceptions = GLOSSARY.read_text().partition("\n## Exceptions\n")
+    tables, _, exceptions = GLOSSARY.read_text().partition("\n## Exceptions\n")
+    words_in_italics = re.compile(r"\*[^*]+\*")
     entries = [
         entry.strip()
-        for row in rows(table)
-        for entry in re.sub(r"\*[^*]+\*", "", row[2]).split(",")
+        for _use, _for, forbidden in table_rows(tables)
+        for entry in words_in_italics.sub("", forbidden).split(",")
     ]
     terms = {each.words: each for each in map(term, filter(None, entries))}
     allowances = [
         Allowance(word.strip("`"), where.strip("`"), reason)
-        for word, where, reason in rows(exceptions)
+        for word, where, reason in table_rows(exceptions)
     ]
     return list(terms.values()), allowances
 
@@ -96,11 +103,13 @@ ANY_TERM = re.compile("|".join(f"(?:{each.pattern.pattern})" for each in TERMS),
 
 
 def find(parts: Iterator[Part]) -> Iterator[Finding]:
-    """Yield each forbidden term in each part, without exceptions."""
+    """Yield each forbidden term in each part; the glossary's exceptions are not considered."""
     for part in parts:
         words = part.words
-        for each in TERMS if ANY_TERM.search(words) else ():
-            if (part.is_name or each.in_texts) and each.is_in(words):
+        if not ANY_TERM.search(words):  # one search is faster than one for each term
+            continue
+        for each in TERMS:
+            if (part.is_name or each.is_forbidden_in_texts) and each.is_in(words):
                 yield Finding(each.words, part)
 
 
@@ -127,12 +136,12 @@ def test_every_exception_is_needed_and_has_a_reason(findings: list[Finding]) -> 
     assert needless == []
 
 
-def test_glossary_is_read() -> None:
-    forbidden = {each.words: each.in_texts for each in TERMS}
-    assert forbidden["tally"]
-    assert not forbidden["turn"]
-    assert not forbidden["PATIENCE"]
-    assert "hours" not in forbidden
+def test_marks_of_a_word_in_the_glossary_say_where_it_is_forbidden() -> None:
+    is_forbidden_in_texts = {each.words: each.is_forbidden_in_texts for each in TERMS}
+    assert is_forbidden_in_texts["tally"]  # a plain word
+    assert not is_forbidden_in_texts["turn"]  # marked as code
+    assert not is_forbidden_in_texts["PATIENCE"]  # marked as code, in capitals
+    assert "hours" not in is_forbidden_in_texts  # in italics
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_glossary_is_read() -> None:
         ("the message was given\n    back", False, ["give/gave back"]),
         ("GIVE_UP_PATIENCE", True, ["PATIENCE"]),
         ("patience", True, []),
-        ("/" + "people/new", True, ["people"]),
+        ("/" + "people/new", True, ["people"]),  # a route; in two parts for the test of this file
         ("see /people/new", False, []),
         ("New people", False, ["people"]),
     ],
@@ -168,5 +177,8 @@ def test_names_of_templates_styles_and_scripts_are_read(
     tmp_path: Path, file: str, text: str, found: list[str]
 ) -> None:
     (tmp_path / file).write_text(text)
-    _, *names = (part.value for part in markup_parts(tmp_path / file, file) if part.is_name)
+    name_of_file, *names = (
+        part.value for part in markup_parts(tmp_path / file, file) if part.is_name
+    )
+    assert name_of_file == "a"
     assert names == found

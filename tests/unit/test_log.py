@@ -19,6 +19,8 @@ NUMBER_BEYOND_64_BITS = 10**30
 
 
 class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
     def isatty(self) -> bool:
         return True
 
@@ -30,6 +32,7 @@ class Person(msgspec.Struct):
 
 @pytest.fixture(autouse=True)
 def restore_logging() -> Iterator[None]:
+    """Restore after each test how the other tests log."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -43,10 +46,12 @@ def restore_logging() -> Iterator[None]:
 
 @pytest.fixture
 def stream() -> io.StringIO:
+    """The output of the log."""
     return io.StringIO()
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    """Return the lines of the log, which are JSON."""
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
@@ -72,7 +77,7 @@ def test_event_on_a_terminal_is_readable_text() -> None:
     assert not terminal.getvalue().startswith("{")
 
 
-def test_format_can_be_configured() -> None:
+def test_configured_format_is_used_on_a_terminal_too() -> None:
     terminal = Terminal()
     configure_logging("info", "json", terminal)
     structlog.get_logger().info("message_delivered")
@@ -102,7 +107,7 @@ def test_log_records_of_libraries_have_the_same_format(stream: io.StringIO) -> N
 
 
 @pytest.mark.parametrize("name", ["sqlalchemy.engine.Engine", "asyncio"])
-def test_debug_records_of_noisy_libraries_are_dropped(stream: io.StringIO, name: str) -> None:
+def test_info_records_of_noisy_libraries_are_dropped(stream: io.StringIO, name: str) -> None:
     configure_logging("debug", "json", stream)
     logging.getLogger(name).info("SELECT phone, text")
     assert lines(stream) == []
@@ -156,6 +161,10 @@ def test_log_record_of_a_library_is_masked(stream: io.StringIO) -> None:
 
 
 def fail_with_phone(phone: int) -> None:
+    """Raise an error whose message has the phone and 5, with a token in a local variable.
+
+    The token is not in the source, which is a part of the traceback.
+    """
     token = "t0" + "ken"
     raise LookupError(phone, len(token))
 
@@ -178,13 +187,15 @@ def test_exception_is_logged_without_local_variables(
 def test_length_of_a_line_is_limited(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     circle: list[object] = []
-    circle.append(circle)
+    circle.append(circle)  # a list that contains itself
     structlog.get_logger().info("big", body="x" * 10**7, ids=list(range(10**5)), circle=circle)
     assert len(stream.getvalue()) < 10_000
 
 
 @pytest.mark.parametrize(
-    "value", ["\ud800", "\x00", NUMBER_BEYOND_64_BITS, float("nan"), {1: object}, b"\xff"]
+    # a lone surrogate, which is not UTF-8; NUL; and what JSON or msgspec cannot represent
+    "value",
+    ["\ud800", "\x00", NUMBER_BEYOND_64_BITS, float("nan"), {1: object}, b"\xff"],
 )
 def test_any_value_can_be_logged(stream: io.StringIO, value: object) -> None:
     configure_logging("info", "json", stream)

@@ -35,6 +35,7 @@ PUBLIC_MODULES = {
 PUBLIC_NAMES = frozenset({"_asdict", "_replace", "_mapping", "_current_frames"})
 """Documented, although they begin with an underscore: of namedtuple, SQLAlchemy's Row and sys."""
 OWN = frozenset({"self", "cls"})
+"""Variables through which a class uses its own attributes."""
 
 
 # ---- versions -------------------------------------------------------------------------------
@@ -42,19 +43,24 @@ OWN = frozenset({"self", "cls"})
 
 @pytest.mark.parametrize("library", FILES)
 def test_a_library_is_capped_to_the_tested_minor_version(library: str) -> None:
+    """For example `>=0.54,<0.55` or `>=0.54.2,<0.55`, with 0.54.3 installed and locked."""
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    [bounds] = [rest for name, rest in map(_split, dependencies) if name == library]
-    major, minor, patch = (int(part) for part in version(library).split(".")[:3])
+    [bounds] = [bounds for name, bounds in map(_split, dependencies) if name == library]
+    installed = version(library)
+    major, minor, patch = (int(part) for part in installed.split(".")[:3])
     match = re.fullmatch(r">=(\d+)\.(\d+)(?:\.(\d+))?,<(\d+)\.(\d+)", bounds)
     assert match, f"{library}{bounds}: give the tested minor version as >=X.Y,<X.(Y+1)"
-    low = (int(match[1]), int(match[2]))
-    assert low == (major, minor), f"{library} {version(library)} is installed, not {bounds}"
-    assert int(match[3] or 0) <= patch
-    assert (int(match[4]), int(match[5])) == (major, minor + 1), f"{library}{bounds}"
-    assert f"\n{library}=={version(library)} " in (ROOT / "requirements.lock").read_text()
+    low_major, low_minor, low_patch, cap_major, cap_minor = (
+        int(part or 0) for part in match.groups()
+    )
+    assert (low_major, low_minor) == (major, minor), f"{library} {installed} is installed"
+    assert low_patch <= patch
+    assert (cap_major, cap_minor) == (major, minor + 1), f"{library}{bounds}"
+    assert f"\n{library}=={installed} " in (ROOT / "requirements.lock").read_text()
 
 
 def _split(dependency: str) -> tuple[str, str]:
+    """Return the name of a dependency, and the bounds of its version."""
     name = re.match(r"[a-z-]+", dependency)
     assert name
     return name[0], dependency[name.end() :]
@@ -64,7 +70,11 @@ def _split(dependency: str) -> tuple[str, str]:
 
 
 def private_uses(code: str, file: str) -> Iterator[str]:
-    """Find private modules, private attributes, and private names of base classes."""
+    """Yield place and name of each use of a private part of a library in the module `code`.
+
+    Such a use is an import of a private module, a private attribute of another object, or a private
+    name that a class defines or uses and that a base class from a library has too.
+    """
     tree = ast.parse(code)
     origins = dict(_imports(tree))
     for node in ast.walk(tree):
@@ -73,14 +83,17 @@ def private_uses(code: str, file: str) -> Iterator[str]:
                 modules = [alias.name for alias in names]
             case ast.ImportFrom(module=str(module), level=0, names=names):
                 modules = [module]
-                modules += [f"{module}.{a.name}" for a in names if a.name.startswith("_")]
+                modules += [
+                    f"{module}.{alias.name}" for alias in names if alias.name.startswith("_")
+                ]
             case ast.Attribute(value=value, attr=attr):
                 if _is_private(attr) and not (isinstance(value, ast.Name) and value.id in OWN):
                     yield f"{file}:{node.lineno} {ast.unparse(node)}"
                 continue
             case ast.ClassDef():
-                shared = _private_names(node) & _inherited_names(node, tree, origins)
-                yield from (f"{file}:{node.lineno} {node.name}.{name}" for name in sorted(shared))
+                inherited = _private_names(node) & _inherited_names(node, tree, origins)
+                for name in sorted(inherited):
+                    yield f"{file}:{node.lineno} {node.name}.{name}"
                 continue
             case _:
                 continue
@@ -95,21 +108,25 @@ def _is_private(name: str) -> bool:
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield the imported names of a module, and the full name of each."""
+    """Yield the names that a module imports, and what each stands for.
+
+    For `import a.b` that is a and a; for `import a.b as c` and `from a import b as c`, c and a.b.
+    """
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
-                for each in names:
-                    bound = each.asname or each.name.partition(".")[0]
-                    yield bound, each.name if each.asname else bound
+                for alias in names:
+                    name = alias.asname or alias.name.partition(".")[0]
+                    yield name, alias.name if alias.asname else name
             case ast.ImportFrom(module=str(module), level=0, names=names):
-                yield from ((each.asname or each.name, f"{module}.{each.name}") for each in names)
+                for alias in names:
+                    yield alias.asname or alias.name, f"{module}.{alias.name}"
             case _:
                 pass
 
 
 def _private_names(node: ast.ClassDef) -> set[str]:
-    """Return the private names that a class defines, or that it uses of itself."""
+    """Return the private names that a class defines, or uses as attributes of itself."""
     names = set()
     for part in ast.walk(node):
         match part:
@@ -128,27 +145,30 @@ def _inherited_names(node: ast.ClassDef, tree: ast.Module, origins: dict[str, st
     """Return the private names that a class inherits from libraries, also through other classes."""
     names = set()
     for base in node.bases:
-        path = ast.unparse(base).partition("[")[0]
-        first, dot, rest = path.partition(".")
-        if first in origins:
-            found = pkgutil.resolve_name(origins[first] + dot + rest)
+        base_name = ast.unparse(base).partition("[")[0]  # without the type in Generic[Type]
+        imported_name, dot, attribute = base_name.partition(".")
+        if imported_name in origins:
+            found = pkgutil.resolve_name(origins[imported_name] + dot + attribute)
             names |= _names_of(found) if isinstance(found, type) else set()
-        for own in ast.walk(tree):
-            if isinstance(own, ast.ClassDef) and own.name == path and own is not node:
-                names |= _inherited_names(own, tree, origins)
+        for other in ast.walk(tree):  # a base class in the same module
+            if isinstance(other, ast.ClassDef) and other.name == base_name and other is not node:
+                names |= _inherited_names(other, tree, origins)
     return names
 
 
 @cache
 def _names_of(base: type) -> set[str]:
-    """Return the private names of a class of a library: its members, and what it sets on itself."""
+    """Return the private names of a class: those of libraries in it and in its base classes.
+
+    They are members of the class, and attributes that its methods set.
+    """
     names = set()
-    for each in base.__mro__:
-        if each.__module__.partition(".")[0] == "mailer":
+    for ancestor in base.__mro__:
+        if ancestor.__module__.partition(".")[0] == "mailer":
             continue
-        names |= {name for name in vars(each) if _is_private(name)}
+        names |= {name for name in vars(ancestor) if _is_private(name)}
         try:
-            source = inspect.getsource(each)
+            source = inspect.getsource(ancestor)
         except (OSError, TypeError):  # written in C, or created at run time
             continue
         [tree] = ast.parse(textwrap.dedent(source)).body
@@ -156,7 +176,7 @@ def _names_of(base: type) -> set[str]:
     return names
 
 
-def test_only_one_file_for_each_library_leans_on_its_private_parts() -> None:
+def test_only_one_file_for_each_library_uses_its_private_parts() -> None:
     found = [
         use
         for path in sorted(SOURCE.rglob("*.py"))
@@ -168,6 +188,7 @@ def test_only_one_file_for_each_library_leans_on_its_private_parts() -> None:
 
 
 SUBCLASS = "import aiohttp\nclass Mine(aiohttp.TCPConnector):\n"
+"""A subclass of a class that has the private attributes `_factory` and `_available_connections`."""
 OWN_SUBCLASS = """
 from mailer.gateway.aiohttp_connection import GatewayConnector
 class Mine(GatewayConnector):

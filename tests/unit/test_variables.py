@@ -38,22 +38,24 @@ def read(environ: dict[str, str], file: Path = NO_FILE) -> Settings:
 
 
 def error_of(file: Path, environ: dict[str, str] | None = None) -> str:
+    """Return the error of reading these variables: one line that can be printed."""
     with pytest.raises(StartError) as error:
         read(environ or {}, file)
     assert "\n" not in str(error.value)
-    str(error.value).encode()  # can be printed
+    str(error.value).encode()  # raises if the text cannot be printed
     return str(error.value)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
+    """The path of a `.env` file, which does not exist yet."""
     return tmp_path / ".env"
 
 
 def test_variables_of_kubernetes_for_a_service_named_mailer_are_ignored(file: Path) -> None:
     file.write_text("MAILER_PORT=8001\n")
     assert read(KUBERNETES) == Settings()
-    assert read(KUBERNETES, file).port == 8001
+    assert read(KUBERNETES, file).port == 8001  # not overridden by MAILER_PORT=tcp://...
     assert read(KUBERNETES | {"MAILER_PORT": "8002"}).port == 8002
 
 
@@ -97,7 +99,7 @@ def test_error_names_the_line_that_is_not_utf_8(file: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"\xef\xbb\xbfMAILER_PORT=8001\n",
+        b"\xef\xbb\xbfMAILER_PORT=8001\n",  # with a byte order mark
         b"MAILER_PORT=8001\r\n",
         b"MAILER_PORT=8001\rMAILER_LEASE=90",
         b"  export MAILER_PORT=8001   # the port",
