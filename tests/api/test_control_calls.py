@@ -1,8 +1,11 @@
-"""Pause, resume, cancel and retry over the API: their response in every state of a mailing."""
+"""Pause, resume, cancel and retry over the API: their response in every state of a mailing.
+
+Every mailing here is for the four clients of the fixture `clients`, unless it has a filter.
+"""
 
 import asyncio
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -36,62 +39,79 @@ PAUSED = "The mailing is paused already."
 NOT_PAUSED = "Only a mailing that is paused can be resumed."
 NOTHING = "No message of the mailing is undelivered or unknown, so that there is nothing to retry."
 UNKNOWN = "There is no such mailing."
-# A state of a mailing: payload, steps that lead to it, and the new status or error of each call.
-STATES: dict[str, tuple[dict[str, Any], list[str], tuple[str, str, str, str]]] = {
-    "scheduled": (NEW, [], ("paused", NOT_PAUSED, "cancelled", NOTHING)),
-    "due": (DUE, [], ("paused", NOT_PAUSED, "cancelled", NOTHING)),
-    "paused before its start": (NEW, ["pause"], (PAUSED, "scheduled", "cancelled", NOTHING)),
-    "running": (DUE, ["start"], ("paused", NOT_PAUSED, "cancelled", NOTHING)),
-    "running, one failed": (
-        *(DUE, ["start", "fail"]),
-        ("paused", NOT_PAUSED, "cancelled", "running"),
+
+
+class Expected(NamedTuple):
+    """What each call leads to: the new status of the mailing, or the sentence of an error."""
+
+    pause: str
+    resume: str
+    cancel: str
+    retry: str
+
+
+ALL_ENDED = Expected(ENDED, ENDED, ENDED, ENDED)
+ALL_UNKNOWN = Expected(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)
+
+
+class State(NamedTuple):
+    """A state of a mailing: how it is created, the steps that lead to the state, and the calls.
+
+    The steps are those of `take_step`; for example `fail` makes one message undelivered.
+    """
+
+    payload: dict[str, Any]
+    steps: list[str]
+    expected: Expected
+
+
+STATES = {
+    "scheduled": State(NEW, [], Expected("paused", NOT_PAUSED, "cancelled", NOTHING)),
+    "due": State(DUE, [], Expected("paused", NOT_PAUSED, "cancelled", NOTHING)),
+    "paused before its start": State(
+        NEW, ["pause"], Expected(PAUSED, "scheduled", "cancelled", NOTHING)
     ),
-    "paused": (DUE, ["start", "pause"], (PAUSED, "running", "cancelled", NOTHING)),
-    "paused, one failed": (
-        *(DUE, ["start", "fail", "pause"]),
-        (PAUSED, "running", "cancelled", "paused"),
+    "running": State(DUE, ["start"], Expected("paused", NOT_PAUSED, "cancelled", NOTHING)),
+    "running, one failed": State(
+        DUE, ["start", "fail"], Expected("paused", NOT_PAUSED, "cancelled", "running")
     ),
-    "finished before its end": (
-        *(DUE, ["start", "fail", "deliver", "advance"]),
-        (ENDED, ENDED, ENDED, "running"),
+    "paused": State(DUE, ["start", "pause"], Expected(PAUSED, "running", "cancelled", NOTHING)),
+    "paused, one failed": State(
+        DUE, ["start", "fail", "pause"], Expected(PAUSED, "running", "cancelled", "paused")
     ),
-    "finished before its end, all delivered": (
-        *(DUE, ["start", "deliver", "advance"]),
-        (ENDED, ENDED, ENDED, NOTHING),
+    "finished before its end": State(
+        DUE,
+        ["start", "fail", "deliver", "advance"],
+        Expected(ENDED, ENDED, ENDED, "running"),
     ),
-    "past its end": (DUE, ["start", "fail", "end"], (ENDED, ENDED, ENDED, ENDED)),
-    "paused past its end": (DUE, ["start", "fail", "pause", "end"], (ENDED, ENDED, ENDED, ENDED)),
-    "finished by its end": (
-        *(DUE, ["start", "fail", "end", "advance"]),
-        (ENDED, ENDED, ENDED, ENDED),
+    "finished before its end, all delivered": State(
+        DUE, ["start", "deliver", "advance"], Expected(ENDED, ENDED, ENDED, NOTHING)
     ),
-    "cancelled before its start": (NEW, ["cancel"], (ENDED, ENDED, ENDED, ENDED)),
-    "cancelled": (DUE, ["start", "fail", "cancel"], (ENDED, ENDED, ENDED, ENDED)),
-    "cancelled, messages too": (
-        *(DUE, ["start", "fail", "cancel", "advance"]),
-        (ENDED, ENDED, ENDED, ENDED),
-    ),
-    "deleted": (DUE, ["start", "fail", "delete"], (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)),
-    "deleted and purged": (
-        *(DUE, ["start", "fail", "delete", "purge"]),
-        (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN),
-    ),
+    "past its end": State(DUE, ["start", "fail", "end"], ALL_ENDED),
+    "paused past its end": State(DUE, ["start", "fail", "pause", "end"], ALL_ENDED),
+    "finished by its end": State(DUE, ["start", "fail", "end", "advance"], ALL_ENDED),
+    "cancelled before its start": State(NEW, ["cancel"], ALL_ENDED),
+    "cancelled": State(DUE, ["start", "fail", "cancel"], ALL_ENDED),
+    "cancelled, messages too": State(DUE, ["start", "fail", "cancel", "advance"], ALL_ENDED),
+    "deleted": State(DUE, ["start", "fail", "delete"], ALL_UNKNOWN),
+    "deleted and purged": State(DUE, ["start", "fail", "delete", "purge"], ALL_UNKNOWN),
 }
-ANSWERS = [
-    pytest.param(payload, steps, call, answer, id=f"{call} when {state}")
-    for state, (payload, steps, answers) in STATES.items()
-    for call, answer in zip(CALLS, answers, strict=True)
+CALLS_IN_STATES = [
+    pytest.param(state.payload, state.steps, call, expected, id=f"{call} when {name}")
+    for name, state in STATES.items()
+    for call, expected in state.expected._asdict().items()
 ]
 FAIL = """
     UPDATE message SET status = 'undelivered', reason = 'rejected_400'
     WHERE id = (SELECT min(id) FROM message)"""
+"""Makes one message undelivered."""
 DELIVER = "UPDATE message SET status = 'delivered', sent_at = now() WHERE status = 'scheduled'"
 
 
 async def take_step(
     api: httpx.AsyncClient, engine: AsyncEngine, mailing_id: int, step: str
 ) -> None:
-    """Bring a mailing one step further."""
+    """Bring a mailing one step further. A step without a case of its own is a call."""
     match step:
         case "start":
             await begin(engine)
@@ -114,7 +134,7 @@ async def take_step(
 # ---- every call in every state --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("payload", "steps", "call", "expected"), ANSWERS)
+@pytest.mark.parametrize(("payload", "steps", "call", "expected"), CALLS_IN_STATES)
 async def test_a_call_returns_the_mailing_or_the_reason_why_it_is_refused(  # noqa: PLR0913, PLR0917  # parameters of the test
     api: httpx.AsyncClient,
     engine: AsyncEngine,
@@ -132,7 +152,8 @@ async def test_a_call_returns_the_mailing_or_the_reason_why_it_is_refused(  # no
     answer = await api.post(f"{address}/{call}")
 
     mailing = (await api.get(address)).json()
-    if expected.endswith("."):
+    is_refused = expected.endswith(".")  # it is a sentence, not a status
+    if is_refused:
         problem = answer.json()
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.status_code == problem["status"] == (404 if expected == UNKNOWN else 409)
@@ -143,7 +164,7 @@ async def test_a_call_returns_the_mailing_or_the_reason_why_it_is_refused(  # no
         assert answer.json().keys() == MAILING_FIELDS
         assert answer.json()["status"] == expected
         assert answer.json()["updated_at"] > before["updated_at"]
-        assert mailing | answer.json() == mailing
+        assert mailing | answer.json() == mailing  # GET has more fields, and the same values
     assert await find_differences(engine) == []
     await advance(engine)
     assert await find_differences(engine) == []
@@ -151,15 +172,16 @@ async def test_a_call_returns_the_mailing_or_the_reason_why_it_is_refused(  # no
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_call_for_an_unknown_mailing_is_404(api: httpx.AsyncClient, call: str) -> None:
-    unknown = (await create_mailing(api, NEW))["id"] + 1
-    answer = await api.post(f"/mailings/{unknown}/{call}")
+    unknown_id = (await create_mailing(api, NEW))["id"] + 1
+    answer = await api.post(f"/mailings/{unknown_id}/{call}")
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["detail"] == UNKNOWN
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "fields"),
+    # `body` has arguments of httpx; `fields` are those with an error
+    ("body", "status", "fields"),
     [
         ({"json": {"until": 1, "status": "finished"}}, 400, {"until", "status"}),
         ({"json": {"datetime_end": "2050-01-01T00:00:00Z"}}, 400, {"datetime_end"}),
@@ -172,11 +194,11 @@ async def test_a_call_for_an_unknown_mailing_is_404(api: httpx.AsyncClient, call
     ids=["fields", "a field", "list", "null", "no JSON", "file", "form"],
 )
 async def test_a_call_with_an_unexpected_body_is_refused_and_changes_nothing(
-    api: httpx.AsyncClient, content: dict[str, Any], status: int, fields: set[str]
+    api: httpx.AsyncClient, body: dict[str, Any], status: int, fields: set[str]
 ) -> None:
     created = await create_mailing(api, NEW)
     for call in CALLS:
-        answer = await api.post(f"/mailings/{created['id']}/{call}", **content)
+        answer = await api.post(f"/mailings/{created['id']}/{call}", **body)
         assert answer.status_code == status
         assert {error["field"] for error in answer.json().get("errors", [])} == fields
     assert (await api.get(f"/mailings/{created['id']}")).json()["status"] == "scheduled"
@@ -217,8 +239,8 @@ async def test_concurrent_calls_leave_a_consistent_mailing(
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
     await execute(engine, FAIL)
-    calls = [*CALLS] * 4
-    answers = await asyncio.gather(*(api.post(f"{address}/{call}") for call in calls))
+    four_of_each_call = [*CALLS] * 4
+    answers = await asyncio.gather(*(api.post(f"{address}/{call}") for call in four_of_each_call))
     assert {answer.status_code for answer in answers} <= {200, 409}
     await advance(engine)
     mailing = (await api.get(address)).json()
@@ -242,7 +264,7 @@ async def test_the_response_waits_until_no_worker_sends_for_the_mailing(
         call = asyncio.create_task(api.request(method, f"{address}{path}"))
         await asyncio.wait({call}, timeout=0.3)
         assert not call.done()
-        assert await running(engine) == []  # every worker can see it at once
+        assert await running(engine) == []  # for workers the mailing is stopped already
     assert (await call).status_code in {200, 204}
 
 
@@ -344,7 +366,8 @@ async def test_changing_a_paused_mailing_replans_it_and_keeps_it_paused(
 
     messages = await messages_by_client(api, created["id"])
     assert {
-        name: (messages[n]["status"], messages[n]["reason"]) for name, n in clients.items()
+        name: (messages[client_id]["status"], messages[client_id]["reason"])
+        for name, client_id in clients.items()
     } == {
         "vip": ("scheduled", None),
         "moscow": ("cancelled", "filter_changed"),

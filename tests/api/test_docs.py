@@ -1,4 +1,4 @@
-"""API documentation pages and the OpenAPI schema, on a small application."""
+"""The pages of the API documentation and the OpenAPI schema, of a small application."""
 
 import hashlib
 import re
@@ -17,6 +17,9 @@ from mailer.web.assets import asset_url, static_router
 from mailer.web.openapi import openapi_config
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+# ---- the application ------------------------------------------------------------------------
 
 
 class Address(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,12 +79,15 @@ def schema(web: TestClient[Litestar]) -> dict[str, Any]:
     return content
 
 
+# ---- pages ----------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("path", ["/docs", "/docs/", "/redoc"])
 def test_a_page_loads_nothing_from_other_hosts(web: TestClient[Litestar], path: str) -> None:
     page = web.get(path)
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
-    assert "//" not in page.text.replace("<!DOCTYPE html>", "")
+    assert "//" not in page.text  # no URL with a host
     linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert linked
     for url in linked:
@@ -98,13 +104,13 @@ def test_a_page_allows_scripts_of_its_own_host_alone(web: TestClient[Litestar], 
     assert "<script>" not in page.text
 
 
-def test_other_paths_are_unaffected(web: TestClient[Litestar]) -> None:
+def test_the_root_and_unknown_paths_are_answered_by_the_application(
+    web: TestClient[Litestar],
+) -> None:
     assert web.get("/").text == "home"
     unknown = web.get("/unknown")
     assert unknown.status_code == 404
-    assert unknown.headers["content-type"].startswith(
-        "application/json"
-    )  # the application's own response
+    assert unknown.headers["content-type"].startswith("application/json")
 
 
 def test_a_static_file_is_served_from_its_folder_alone(web: TestClient[Litestar]) -> None:
@@ -116,6 +122,9 @@ def test_a_static_file_is_served_from_its_folder_alone(web: TestClient[Litestar]
 def test_the_url_of_an_asset_changes_with_its_content() -> None:
     digest = hashlib.sha256((assets.ASSETS / "docs.js").read_bytes()).hexdigest()
     assert asset_url("docs.js") == f"/static/docs.js?v={digest[:12]}"
+
+
+# ---- the schema -----------------------------------------------------------------------------
 
 
 def test_the_schema_is_openapi_3_1(web: TestClient[Litestar], schema: dict[str, Any]) -> None:
@@ -146,16 +155,16 @@ def test_the_schema_of_a_struct_that_forbids_unknown_fields_declares_it(
 def test_each_route_declares_its_problems(
     schema: dict[str, Any], path: str, method: str, statuses: set[str]
 ) -> None:
-    answers = schema["paths"][path][method]["responses"]
-    problems = {status for status in answers if status >= "400"}
-    assert problems == statuses
-    for status in problems:
-        answer = answers[status]
-        if "$ref" in answer:
-            answer = schema["components"]["responses"][answer["$ref"].rpartition("/")[2]]
-        assert answer["description"]
-        assert answer["content"].keys() == {"application/problem+json"}
-        assert answer["content"]["application/problem+json"]["schema"] == PROBLEM
+    responses = schema["paths"][path][method]["responses"]
+    assert {status for status in responses if status >= "400"} == statuses
+    for status in statuses:
+        response = responses[status]
+        if "$ref" in response:
+            name = response["$ref"].rpartition("/")[2]
+            response = schema["components"]["responses"][name]
+        assert response["description"]
+        assert response["content"].keys() == {"application/problem+json"}
+        assert response["content"]["application/problem+json"]["schema"] == PROBLEM
 
 
 def test_a_problem_lists_every_invalid_field(schema: dict[str, Any]) -> None:

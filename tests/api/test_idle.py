@@ -1,4 +1,8 @@
-"""An idle user is signed out, whatever page is open in the browser."""
+"""Which requests keep a session alive: those of the user, but not those of an open page.
+
+A session without requests for two hours ends. A page that is open polls for live updates; it must
+not keep the session of an absent user alive.
+"""
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -10,7 +14,7 @@ from mailer.access.middleware import IS_POLLED
 from mailer.admin.live import LiveUpdates
 from mailer.app import create_app
 
-IDLE = "UPDATE session SET seen_at = now() - interval '1 hour 59 minutes'"
+MAKE_ALMOST_EXPIRED = "UPDATE session SET seen_at = now() - interval '1 hour 59 minutes'"
 IS_SEEN_RECENTLY = "SELECT seen_at > now() - interval '1 minute' FROM session"
 
 
@@ -30,22 +34,22 @@ async def test_only_requests_of_the_user_keep_the_session_alive(
 ) -> None:
     await add_mailing(engine)
     live = LiveUpdates()
-    live.stop()
+    live.stop()  # event streams end at once
     app = create_app(engine, live=live)
     async with await signed_in_browser(engine, "admin") as browser:
-        browser._transport = inside(app)  # noqa: SLF001  # an application whose streams end at once
-        await execute(engine, IDLE)
+        browser._transport = inside(app)  # noqa: SLF001  # instead of an application with streams
+        await execute(engine, MAKE_ALMOST_EXPIRED)
         assert (await browser.get(path)).status_code == 200
         assert await value(engine, IS_SEEN_RECENTLY) is is_seen
 
 
 def test_every_route_of_live_updates_is_marked_as_polled(engine: AsyncEngine) -> None:
-    live = {
-        (route.path, handler.opt.get(IS_POLLED))
+    is_polled = {
+        route.path: handler.opt.get(IS_POLLED)
         for route in create_app(engine).routes
         if route.path.startswith("/live/")
         for handler in getattr(route, "route_handlers", ())
         if "GET" in handler.http_methods
     }
-    assert len(live) == 4
-    assert {is_polled for _, is_polled in live} == {True}
+    assert len(is_polled) == 4  # the routes in the test above
+    assert set(is_polled.values()) == {True}

@@ -1,4 +1,4 @@
-"""The schema at /openapi.json declares everything that section 6 of the contract promises."""
+"""The OpenAPI schema of the whole application, at /openapi.json, describes the API completely."""
 
 import json
 from datetime import UTC, datetime
@@ -17,9 +17,12 @@ from mailer.statuses import MAILING_STATUSES
 from mailer.validation import Input, check
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+"""A time before all times in examples, which must be in the future."""
 METHODS = {"get", "post", "patch", "put", "delete"}
 ACTIONS = ("pause", "resume", "cancel", "retry")
-CALLS = {
+Call = tuple[str, str]
+"""Method and path."""
+CALLS: dict[Call, str] = {
     ("post", "/api/v1/clients"): "201",
     ("get", "/api/v1/clients"): "200",
     ("get", "/api/v1/clients/{client_id}"): "200",
@@ -38,6 +41,7 @@ CALLS = {
     ("get", "/api/v1/gateway"): "200",
     ("get", "/api/v1/audit"): "200",
 }
+"""Every call of the API, and the status of its successful response."""
 QUERIES = {
     "/api/v1/clients": {"operator_code", "tag", "time_zone", "phone", "limit", "before", "after"},
     "/api/v1/mailings": {"status", "limit", "before", "after"},
@@ -49,12 +53,14 @@ QUERIES = {
         *("limit", "before", "after"),
     },
 }
-BODIES: dict[tuple[str, str], type[Input]] = {
+"""The query parameters of each list."""
+BODIES: dict[Call, type[Input]] = {
     ("post", "/api/v1/clients"): NewClient,
     ("patch", "/api/v1/clients/{client_id}"): ClientChange,
     ("post", "/api/v1/mailings"): NewMailing,
     ("patch", "/api/v1/mailings/{mailing_id}"): MailingChange,
 }
+"""The model of each body in JSON."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,8 @@ async def schema() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+def operations(schema: dict[str, Any]) -> dict[Call, dict[str, Any]]:
+    """What the schema says about each call."""
     return {
         (method, path): operation
         for path, item in schema["paths"].items()
@@ -77,24 +84,24 @@ def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def resolve(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the schema to which a reference points."""
+def resolve(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of the schema, or the part to which it refers: `#/components/...`."""
+    if "$ref" not in part:
+        return part
     target = schema
-    if "$ref" not in value:
-        return value
-    for part in value["$ref"].removeprefix("#/").split("/"):
-        target = target[part]
+    for key in part["$ref"].removeprefix("#/").split("/"):
+        target = target[key]
     return target
 
 
-def references(value: Any) -> set[str]:
+def references(part: Any) -> set[str]:
     """Return every reference in a part of the schema."""
-    if isinstance(value, list):
-        return set().union(*map(references, value))
-    if not isinstance(value, dict):
+    if isinstance(part, list):
+        return set().union(*map(references, part))
+    if not isinstance(part, dict):
         return set()
-    own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
-    return own.union(*map(references, value.values()))
+    own_reference = {part["$ref"]} if isinstance(part.get("$ref"), str) else set()
+    return own_reference.union(*map(references, part.values()))
 
 
 def test_every_reference_has_a_target(schema: dict[str, Any]) -> None:
@@ -104,8 +111,8 @@ def test_every_reference_has_a_target(schema: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
-def test_every_route_of_the_contract_is_described(
-    operations: dict[tuple[str, str], dict[str, Any]], call: tuple[str, str]
+def test_every_call_of_the_api_is_described(
+    operations: dict[Call, dict[str, Any]], call: Call
 ) -> None:
     operation = operations[call]
     assert operation["summary"]
@@ -113,14 +120,15 @@ def test_every_route_of_the_contract_is_described(
     assert [status for status in operation["responses"] if status < "400"] == [CALLS[call]]
 
 
-def test_only_routes_of_the_contract_are_described(
-    operations: dict[tuple[str, str], dict[str, Any]],
+def test_no_other_call_is_described(
+    operations: dict[Call, dict[str, Any]],
 ) -> None:
-    assert {call for call in operations if call[1].startswith("/api/")} == CALLS.keys()
+    described = {(method, path) for method, path in operations if path.startswith("/api/")}
+    assert described == CALLS.keys()
 
 
 def test_operation_ids_are_unique(
-    operations: dict[tuple[str, str], dict[str, Any]],
+    operations: dict[Call, dict[str, Any]],
 ) -> None:
     names = [operation["operationId"] for operation in operations.values()]
     assert len(set(names)) == len(names)
@@ -128,17 +136,21 @@ def test_operation_ids_are_unique(
 
 @pytest.mark.parametrize("path", QUERIES)
 def test_every_query_parameter_is_described(
-    operations: dict[tuple[str, str], dict[str, Any]], path: str
+    operations: dict[Call, dict[str, Any]], path: str
 ) -> None:
-    parameters = [p for p in operations["get", path]["parameters"] if p["in"] == "query"]
-    assert {parameter["name"] for parameter in parameters} == QUERIES[path]
-    assert not any(parameter.get("required") for parameter in parameters)
-    limit = next(p["schema"] for p in parameters if p["name"] == "limit")
+    parameters = {
+        parameter["name"]: parameter
+        for parameter in operations["get", path]["parameters"]
+        if parameter["in"] == "query"
+    }
+    assert parameters.keys() == QUERIES[path]
+    assert not any(parameter.get("required") for parameter in parameters.values())
+    limit = parameters["limit"]["schema"]
     assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 1000, 100)
 
 
 def test_every_route_declares_its_problems(
-    schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
+    schema: dict[str, Any], operations: dict[Call, dict[str, Any]]
 ) -> None:
     for (method, path), operation in operations.items():
         expected = {"400", "503"}
@@ -146,9 +158,9 @@ def test_every_route_declares_its_problems(
         expected |= {"408", "413", "415"} if method in {"post", "patch"} else set()
         expected |= {"401", "403", "429"} if path.startswith("/api/") else {"401"}
         assert expected <= operation["responses"].keys(), (method, path)
-        for status, answer in operation["responses"].items():
+        for status, response in operation["responses"].items():
             if status >= "400":
-                media = resolve(schema, answer)["content"]
+                media = resolve(schema, response)["content"]
                 assert media.keys() == {"application/problem+json"}, (method, path, status)
 
 
@@ -163,16 +175,16 @@ def test_every_route_declares_its_problems(
     ids=" ".join,
 )
 def test_a_route_that_can_conflict_declares_409(
-    operations: dict[tuple[str, str], dict[str, Any]], call: tuple[str, str]
+    operations: dict[Call, dict[str, Any]], call: Call
 ) -> None:
     assert "409" in operations[call]["responses"]
 
 
 def test_the_api_declares_keys_and_monitoring_declares_an_optional_token(
-    schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
+    schema: dict[str, Any], operations: dict[Call, dict[str, Any]]
 ) -> None:
     schemes = schema["components"]["securitySchemes"]
-    assert {name: (s["type"], s["scheme"]) for name, s in schemes.items()} == {
+    assert {name: (each["type"], each["scheme"]) for name, each in schemes.items()} == {
         "key": ("http", "bearer"),
         "monitoring": ("http", "bearer"),
     }
@@ -184,20 +196,21 @@ def test_the_api_declares_keys_and_monitoring_declares_an_optional_token(
 
 
 def test_problems_declare_the_headers_that_say_how_to_continue(schema: dict[str, Any]) -> None:
-    answers = schema["components"]["responses"]
-    assert "WWW-Authenticate" in answers["Problem401"]["headers"]
+    responses = schema["components"]["responses"]
+    assert "WWW-Authenticate" in responses["Problem401"]["headers"]
     for status in (429, 503):
-        assert answers[f"Problem{status}"]["headers"]["Retry-After"]["schema"]["minimum"] == 1
+        assert responses[f"Problem{status}"]["headers"]["Retry-After"]["schema"]["minimum"] == 1
 
 
 def test_only_post_requests_take_an_idempotency_key(
-    operations: dict[tuple[str, str], dict[str, Any]],
+    operations: dict[Call, dict[str, Any]],
 ) -> None:
     for (method, path), operation in operations.items():
-        headers = [p for p in operation.get("parameters", []) if p["in"] == "header"]
-        assert [p["name"] for p in headers] == ["Idempotency-Key"] * (method == "post"), path
-        for parameter in headers:
-            assert parameter["required"] is False
+        headers = [each for each in operation.get("parameters", []) if each["in"] == "header"]
+        expected = ["Idempotency-Key"] if method == "post" else []
+        assert [header["name"] for header in headers] == expected, path
+        for header in headers:
+            assert header["required"] is False
             assert {"408", "409", "413", "415"} <= operation["responses"].keys()
 
 
@@ -216,7 +229,7 @@ def examples_of(schema: dict[str, Any], media: dict[str, Any]) -> list[Any]:
 
 
 def test_every_body_has_an_example(
-    schema: dict[str, Any], operations: dict[tuple[str, str], dict[str, Any]]
+    schema: dict[str, Any], operations: dict[Call, dict[str, Any]]
 ) -> None:
     for call, operation in operations.items():
         for media in operation.get("requestBody", {"content": {}})["content"].values():
@@ -226,8 +239,8 @@ def test_every_body_has_an_example(
 @pytest.mark.parametrize("call", BODIES, ids=" ".join)
 def test_an_example_is_valid(
     schema: dict[str, Any],
-    operations: dict[tuple[str, str], dict[str, Any]],
-    call: tuple[str, str],
+    operations: dict[Call, dict[str, Any]],
+    call: Call,
 ) -> None:
     media = operations[call]["requestBody"]["content"]["application/json"]
     for example in examples_of(schema, media):
@@ -237,21 +250,21 @@ def test_an_example_is_valid(
 @pytest.mark.parametrize("call", BODIES, ids=" ".join)
 def test_a_body_declares_all_fields_and_forbids_others(
     schema: dict[str, Any],
-    operations: dict[tuple[str, str], dict[str, Any]],
-    call: tuple[str, str],
+    operations: dict[Call, dict[str, Any]],
+    call: Call,
 ) -> None:
     body = operations[call]["requestBody"]
     assert body["required"] is True
     model = resolve(schema, body["content"]["application/json"]["schema"])
     assert model["additionalProperties"] is False
     assert model["properties"].keys() == set(BODIES[call].__struct_fields__)
-    required = {f.name for f in msgspec.structs.fields(BODIES[call]) if f.required}
+    required = {field.name for field in msgspec.structs.fields(BODIES[call]) if field.required}
     assert set(model.get("required", ())) == required
 
 
 @pytest.mark.parametrize("call", ACTIONS)
 def test_an_action_takes_no_body_and_returns_the_mailing(
-    operations: dict[tuple[str, str], dict[str, Any]], call: str
+    operations: dict[Call, dict[str, Any]], call: str
 ) -> None:
     operation = operations["post", f"/api/v1/mailings/{{mailing_id}}/{call}"]
     assert "requestBody" not in operation
@@ -281,9 +294,9 @@ def test_the_example_of_a_response_has_the_fields_of_a_response(
 ) -> None:
     model = schema["components"]["schemas"][name]
     [example] = model["examples"]
-    left_out = model["properties"].keys() - example.keys()
     assert example.keys() <= model["properties"].keys()
-    assert all("null" in str(model["properties"][field]) for field in left_out)
+    fields_without_example = model["properties"].keys() - example.keys()
+    assert all("null" in str(model["properties"][field]) for field in fields_without_example)
 
 
 def test_a_filter_object_forbids_other_fields(schema: dict[str, Any]) -> None:
@@ -297,8 +310,9 @@ def test_entries_of_filter_lists_declare_their_rules(schema: dict[str, Any]) -> 
     assert lists["operator_codes"]["items"]["pattern"] == "^[0-9]{3}$"
     assert lists["tags"]["items"]["maxLength"] == 64
     assert {each["maxItems"] for each in lists.values()} == {1_000}
-    terms = schema["components"]["schemas"]["NewMailing"]["properties"]["client_filter"]["anyOf"]
-    assert {part["maxLength"] for part in terms if part.get("type") == "string"} == {10_000}
+    # a filter is an object with these lists, or a text with all its entries
+    forms = schema["components"]["schemas"]["NewMailing"]["properties"]["client_filter"]["anyOf"]
+    assert {form["maxLength"] for form in forms if form.get("type") == "string"} == {10_000}
 
 
 def test_patterns_are_valid_in_json_schema(schema: dict[str, Any]) -> None:

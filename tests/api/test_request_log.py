@@ -1,6 +1,7 @@
-"""Requests in logs and metrics: id, log lines, counter."""
+"""Requests in logs and metrics: their ids, log lines and counters."""
 
 from collections.abc import AsyncIterator
+from itertools import chain, repeat
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from mailer.web.request_log import log_requests
 
 
 def client_of(engine: AsyncEngine) -> httpx.AsyncClient:
+    """Return a client of the application behind the request log."""
     app = log_requests(create_app(engine, settings=OPEN))
     transport = inside(app)
     return httpx.AsyncClient(transport=transport, base_url="http://mailer")
@@ -25,12 +27,13 @@ def client_of(engine: AsyncEngine) -> httpx.AsyncClient:
 
 @pytest.fixture
 async def logged_api(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The application behind the request log."""
+    """A client of the application behind the request log."""
     async with client_of(engine) as client:
         yield client
 
 
 def count_requests(method: str, route: str, status: str) -> float:
+    """Return the requests that the metrics have counted under these labels."""
     labels = {"method": method, "route": route, "status": status}
     return REGISTRY.get_sample_value("mailer_http_requests_total", labels) or 0
 
@@ -76,16 +79,26 @@ async def test_a_request_id_of_the_client_is_kept_if_it_is_safe_to_log(
     assert (answer.headers["x-request-id"] == request_id) == is_kept
 
 
-async def test_probes_are_logged_at_debug_and_queries_never(logged_api: httpx.AsyncClient) -> None:
+async def test_answers_are_logged_at_debug_for_probes_and_at_info_for_the_api(
+    logged_api: httpx.AsyncClient,
+) -> None:
     with capture_logs() as logs:
         await logged_api.get("/health/live")
+        await logged_api.get("/api/v1/clients")
+    answered = [line["log_level"] for line in logs if line["event"] == "request_answered"]
+    assert answered == ["debug", "info"]
+
+
+async def test_queries_and_unknown_paths_are_not_logged(logged_api: httpx.AsyncClient) -> None:
+    with capture_logs() as logs:
         await logged_api.get("/api/v1/clients?phone=79161234567")
         await logged_api.get("/api/v1/clients/8 916 1234567")
-    assert [line["log_level"] for line in logs] == ["debug", "debug"] + ["debug", "info"] * 2
+    assert len(logs) == 4  # two requests, received and answered
     assert "1234567" not in str(logs)
 
 
 @pytest.mark.parametrize(
+    # a series of the metric: method, route and status
     ("method", "path", "series"),
     [
         ("GET", "/api/v1/mailings/77", ("GET", "/api/v1/mailings/{mailing_id}", "404")),
@@ -121,10 +134,9 @@ async def test_an_aborted_upload_is_not_counted_as_a_server_error(
         "client": None,
         "server": ("mailer", 80),
     }
-    messages = iter(
-        [{"type": "http.request", "body": b"phone\n", "more_body": True}]
-        + [{"type": "http.disconnect"}] * 9
-    )
+    start_of_body = {"type": "http.request", "body": b"phone\n", "more_body": True}
+    disconnect = {"type": "http.disconnect"}  # a server repeats it at each further call
+    messages = chain([start_of_body], repeat(disconnect))
 
     async def receive() -> Any:
         return next(messages)
@@ -139,7 +151,7 @@ async def test_an_aborted_upload_is_not_counted_as_a_server_error(
 
 
 async def test_a_failed_request_is_counted_and_has_an_id() -> None:
-    engine = create_engine("postgresql://127.0.0.1:1/")
+    engine = create_engine("postgresql://127.0.0.1:1/")  # there is no database
     async with client_of(engine) as logged_api:
         before = count_requests("GET", "/api/v1/statistics", "503")
         answer = await logged_api.get("/api/v1/statistics")

@@ -1,7 +1,8 @@
-"""The private parts of Litestar that mailer leans on are as it expects (decision 14).
+"""The private parts of Litestar that mailer uses are as it expects (decision 14).
 
-When one of these tests fails after an upgrade: compare the part in the library's two versions,
-adapt `web/litestar_internals.py`, and then change the test and the version's cap.
+The name of a test says what the library does. When one of these tests fails after an upgrade:
+compare the part in the library's two versions, adapt `web/litestar_internals.py`,
+and then change the test and the version's cap.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,15 +47,18 @@ async def create_thing(data: JSONBody[NewThing]) -> str:
     return data.name
 
 
+ended: list[str] = []
+"""Grows when a response of `/stream` has ended."""
+
+
 @get("/stream")
 async def stream() -> Stream:
-    return Ending(iter([b"1"]))
+    return StreamWithEnd(iter([b"1"]))
 
 
-ended: list[str] = []
+class StreamWithEnd(Stream):
+    """A stream that notes its end in `ended`."""
 
-
-class Ending(Stream):
     def to_asgi_response(self, *args: Any, **options: Any) -> ASGIResponse:
         stack = AsyncExitStack()
         stack.callback(ended.append, "stream")
@@ -68,35 +72,36 @@ def web() -> Iterator[TestClient[Litestar]]:
         yield client
 
 
-def test_decodes_a_body_by_the_dto_alone(web: TestClient[Litestar]) -> None:
+def test_litestar_decodes_a_body_by_the_dto_alone(web: TestClient[Litestar]) -> None:
     answer = web.post("/things", json={"name": "one"})
     assert (answer.status_code, answer.text) == (201, "one")
 
 
-def test_takes_the_schema_of_a_body_from_the_dto(web: TestClient[Litestar]) -> None:
+def test_litestar_takes_the_schema_of_a_body_from_the_dto(web: TestClient[Litestar]) -> None:
     schema = web.get("/openapi.json").json()
     body = schema["paths"]["/things"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"] == {"$ref": "#/components/schemas/NewThing"}
 
 
-def test_only_calls_the_response_that_it_is_given(web: TestClient[Litestar]) -> None:
+def test_litestar_only_calls_the_response_that_it_is_given(web: TestClient[Litestar]) -> None:
     ended.clear()
     assert web.get("/stream").content == b"1"
     assert ended == ["stream"]
 
 
-def test_registers_its_catch_all_pages_on_the_router_of_the_documentation() -> None:
-    paths: set[str] = set()
+def test_litestar_registers_its_catch_all_pages_on_the_router_of_the_documentation() -> None:
+    registered: set[str] = set()
 
-    class Recording(type(docs_router())):  # type: ignore[misc]  # the router's own class
+    class RecordingRouter(type(docs_router())):  # type: ignore[misc]  # the router's own class
         def register(self, value: Any) -> list[Any]:
-            paths.update(value.paths)
+            registered.update(value.paths)
             return super().register(value)  # type: ignore[no-any-return]
 
     config = openapi_config()
-    config.openapi_router = Recording(path="/", route_handlers=[])
+    config.openapi_router = RecordingRouter(path="/", route_handlers=[])
     app = Litestar([], openapi_config=config, logging_config=None)
     pages = {path for plugin in docs_plugins() for path in plugin.paths}
-    assert paths == pages | CATCH_ALL_PATHS
-    assert pages <= {route.path for route in app.routes}
-    assert not CATCH_ALL_PATHS & {route.path for route in app.routes}
+    served = {route.path for route in app.routes}
+    assert registered == pages | CATCH_ALL_PATHS
+    assert pages <= served
+    assert not CATCH_ALL_PATHS & served

@@ -1,4 +1,4 @@
-"""Readiness reports when a background loop keeps failing."""
+"""The readiness probe fails while a background loop of the dispatcher keeps failing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -36,12 +36,13 @@ Run = Callable[[], Coroutine[Any, Any, None]]
 
 @pytest.fixture
 def failures() -> LoopFailures:
+    """The record of failures, to which each loop reports success and failure."""
     return LoopFailures()
 
 
 @asynccontextmanager
 async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIterator[None]:
-    """Run a loop on a database."""
+    """Run one loop of the dispatcher on the database at `url` while the block lasts."""
     engine = create_engine(url)
     claims = WorkerClaims(LEASE, prefetch_size=1)
     mailings = RunningMailings(url, claims.in_flight, failures, lambda _: None)
@@ -69,19 +70,21 @@ async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIte
 async def test_a_failing_loop_is_reported_until_it_succeeds(
     shared_database_url: str, failures: LoopFailures, loop: Loop
 ) -> None:
+    def reason_if_failing_for(seconds: float) -> str | None:
+        """Return what is reported if the present state lasts for some seconds."""
+        return failures.reason(elapsed() + seconds)
+
     async def is_reported() -> bool | None:
-        return failures.reason(elapsed() + FAILING_AFTER) == LOOP_FAILURE_REASONS[loop] or None
+        return reason_if_failing_for(FAILING_AFTER) == LOOP_FAILURE_REASONS[loop] or None
 
     async def is_not_reported() -> bool | None:
-        return failures.reason(elapsed() + FAILING_AFTER) is None or None
+        return reason_if_failing_for(FAILING_AFTER) is None or None
 
     assert await is_not_reported()
     nowhere = urlunsplit(urlsplit(shared_database_url)._replace(path="/nowhere"))
     async with running_loop(loop, nowhere, failures):
         await until(is_reported)
-        assert (
-            failures.reason(elapsed() - FAILING_AFTER) is None
-        )  # a single failure is not reported
+        assert failures.reason(elapsed() - FAILING_AFTER) is None  # a short failure
     async with running_loop(loop, shared_database_url, failures):
         await until(is_not_reported)
 

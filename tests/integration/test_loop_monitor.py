@@ -18,9 +18,9 @@ def count_observations() -> float:
 
 
 def block_the_loop() -> None:
-    """Use half a second of processor time without returning to the loop."""
-    until = time.thread_time() + 0.5
-    while time.thread_time() < until:
+    """Use half a second of CPU time without returning to the loop."""
+    end = time.thread_time() + 0.5
+    while time.thread_time() < end:
         pass
 
 
@@ -40,6 +40,7 @@ async def test_a_block_of_the_loop_is_reported_with_its_duration_and_stack() -> 
 
 
 async def test_consecutive_tasks_are_separate_steps() -> None:
+    """The numbers are the CPU time of the thread at each sample, in seconds."""
     steps = Steps(asyncio.get_running_loop(), callback_depth=0)
 
     async def first() -> None:
@@ -53,7 +54,7 @@ async def test_consecutive_tasks_are_separate_steps() -> None:
         steps.sample(inspect.currentframe(), 0.08)
 
     await asyncio.gather(first(), second(), third())
-    assert steps.longest == pytest.approx(0.03)
+    assert steps.longest == pytest.approx(0.03)  # of the second task: from 0.04 to 0.07
     assert "second" in steps.frames
 
 
@@ -61,16 +62,16 @@ async def test_consecutive_callbacks_are_separate_steps() -> None:
     loop = asyncio.get_running_loop()
     depths: list[int] = []
     loop.call_soon(lambda: depths.append(len(inspect.stack(0))))
-    await asyncio.sleep(0)
-    steps = Steps(loop, depths[0])
+    await asyncio.sleep(0)  # runs the callback
+    steps = Steps(loop, callback_depth=depths[0])
 
-    def sample(time_: float) -> None:
-        steps.sample(inspect.currentframe(), time_)
+    def sample(cpu_time: float) -> None:
+        steps.sample(inspect.currentframe(), cpu_time)
 
-    for time_ in (0.01, 0.02, 0.03):
-        loop.call_soon(sample, time_)
+    for cpu_time in (0.01, 0.02, 0.03):
+        loop.call_soon(sample, cpu_time)
     await asyncio.sleep(0)
-    assert steps.longest == 0
+    assert steps.longest == 0  # a step with one sample has no known duration
 
 
 async def test_every_measurement_of_the_loop_is_counted() -> None:
@@ -82,11 +83,13 @@ async def test_every_measurement_of_the_loop_is_counted() -> None:
 
 
 async def test_the_monitor_of_a_closed_loop_ends(recwarn: pytest.WarningsRecorder) -> None:
-    def watch_and_close() -> None:
+    """An exception in the monitor's thread would cause a warning of pytest."""
+
+    def monitor_a_loop_and_close_it() -> None:
         async def start_monitor() -> None:
-            LoopMonitor(interval=0.01).running().__enter__()
+            LoopMonitor(interval=0.01).running().__enter__()  # without the end of a `with` block
 
         asyncio.run(start_monitor())
 
-    await asyncio.to_thread(watch_and_close)
+    await asyncio.to_thread(monitor_a_loop_and_close_it)
     assert not recwarn.list

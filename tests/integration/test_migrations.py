@@ -55,6 +55,8 @@ async def test_a_downgrade_to_nothing_leaves_nothing(database_url: str) -> None:
 
 
 async def run(engine: AsyncEngine, alembic_command: Any, revision: str) -> None:
+    """Run a command of Alembic, such as `downgrade`, to a revision."""
+
     def run_on(connection: Connection) -> None:
         config = Config()
         config.set_main_option("script_location", str(CHECKOUT_MIGRATIONS))
@@ -68,7 +70,7 @@ async def run(engine: AsyncEngine, alembic_command: Any, revision: str) -> None:
 
 def test_migrations_that_have_landed_are_unchanged() -> None:
     lines = (line.split() for line in CHECKSUMS.read_text().splitlines())
-    recorded = {name: landed for landed, name in lines}
+    recorded = {name: checksum for checksum, name in lines}
     files = {path.name: path for path in (CHECKOUT_MIGRATIONS / "versions").glob("[0-9]*")}
 
     assert files.keys() == recorded.keys(), "add the digest of a new migration to checksums.txt"

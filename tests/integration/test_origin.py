@@ -1,4 +1,9 @@
-"""The origin of a database: restored and moved databases, and their effects on sending and ids."""
+"""The origin of a database: what follows for sending and for message ids when it has changed.
+
+The origin is the record of the server, database and timeline where the database last ran. A moved
+database runs elsewhere. A restored one comes from a dump or a copy: it is held, which means that it
+sends nothing until a user agrees.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,24 +32,29 @@ from mailer.mailing.restore import NotHeldError
 from mailer.mailing.skipped import SkippedMailings
 from mailer.validation import MAX_ID
 
-LAST = "SELECT max(id) FROM message"
-ALLOWED = "SELECT sending_is_allowed()"
+LAST_MESSAGE_ID = "SELECT max(id) FROM message"
+SENDING_IS_ALLOWED = "SELECT sending_is_allowed()"
 GAP = 2**32
+"""The least number of ids that are skipped when the origin changes."""
 
 
 async def is_allowed(engine: AsyncEngine) -> bool:
-    return bool(await value_of(engine, ALLOWED))
+    """Return whether messages may be sent."""
+    return bool(await value_of(engine, SENDING_IS_ALLOWED))
 
 
-async def rewrite(engine: AsyncEngine, change: str = "") -> None:
-    """Write the row as the restore of a dump does: by another transaction than the one it names."""
+async def restore_from_dump(engine: AsyncEngine, change: str = "") -> None:
+    """Make the database look restored from a dump, and its origin changed.
+
+    A restore writes the row of the origin in another transaction than the one that the row names.
+    """
     await execute(engine, f"UPDATE origin SET moved_at = moved_at{change}")  # noqa: S608  # a change of the test
 
 
 async def move(engine: AsyncEngine, change: str = "timeline = timeline + 1") -> None:
-    """Change the row so that the database was moved, but not restored from a dump."""
-    own = "written_by = pg_current_xact_id()::xid::text::bigint"
-    await execute(engine, f"UPDATE origin SET {own}, {change}")  # noqa: S608  # a change of the test
+    """Make the database look moved, but not restored: change the origin that it has recorded."""
+    own_transaction = "written_by = pg_current_xact_id()::xid::text::bigint"
+    await execute(engine, f"UPDATE origin SET {own_transaction}, {change}")  # noqa: S608  # a change of the test
 
 
 @pytest.fixture
@@ -66,42 +76,42 @@ async def test_ids_start_at_1_and_do_not_jump_while_the_origin_is_the_same(
     engine: AsyncEngine,
 ) -> None:
     await add_due_messages(engine, 3)
-    assert await value_of(engine, LAST) == 3
+    assert await value_of(engine, LAST_MESSAGE_ID) == 3
     assert not await do(engine, origin.update)
     assert await is_allowed(engine)
+
+
+NEW_TIMELINE = "timeline = timeline + 1"
+NEW_SERVER_START = "started_at = started_at - interval '1 hour'"
 
 
 async def test_a_new_timeline_or_server_start_makes_ids_jump_without_a_hold(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    clients = await add_clients(engine, 3)
+    clients = await add_clients(engine, 2)
     last_id = 3
-    for change, client in zip(
-        ("timeline = timeline + 1", "started_at = started_at - interval '1 hour'"),
-        clients,
-        strict=False,
-    ):
+    for change, client in zip((NEW_TIMELINE, NEW_SERVER_START), clients, strict=True):
         await move(engine, change)
         assert not await is_allowed(engine)
         assert await claim(engine, mailing_id) == []  # the move is not recorded yet
 
         await add_messages(engine, mailing_id, [client], "scheduled")  # an insert records it
 
-        new_id = int(await value_of(engine, LAST))
+        new_id = int(await value_of(engine, LAST_MESSAGE_ID))
         assert last_id + GAP < new_id <= MAX_ID
         last_id = new_id
         assert await is_allowed(engine)
-    assert len(await claim(engine, mailing_id, 9)) == 5
+    assert len(await claim(engine, mailing_id, 9)) == 3 + 2
 
 
-async def test_an_audience_is_enqueued_before_a_server_restart_is_recorded(
+async def test_an_audience_is_enqueued_although_a_server_restart_is_not_recorded_yet(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 2)
     await add_mailing(engine, status="scheduled")
     await do(engine, transitions.start_due)
-    await move(engine, "started_at = started_at - interval '1 hour'")
+    await move(engine, NEW_SERVER_START)
     skipped = SkippedMailings()
 
     chunk = await do(engine, lambda db: audience.enqueue_chunk(db, "lowest_cursor", skipped))
@@ -118,7 +128,7 @@ async def test_a_restored_database_is_held_until_a_user_agrees(
     engine: AsyncEngine, change: str
 ) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    await rewrite(engine, change)
+    await restore_from_dump(engine, change)
 
     assert await do(engine, origin.update)
 
@@ -126,12 +136,24 @@ async def test_a_restored_database_is_held_until_a_user_agrees(
     assert await claim(engine, mailing_id, 9) == []
     hold = await do(engine, origin.get_hold)
     assert hold is not None
-    with pytest.raises(NotHeldError):  # the user agreed to another hold
-        await restore.resume(engine, datetime.now(UTC), COMMAND_LINE)
+
     await restore.resume(engine, hold.since, COMMAND_LINE)
+
     assert await do(engine, origin.get_hold) is None
-    assert not await do(engine, origin.update)
+    assert not await do(engine, origin.update)  # nothing has changed since
     assert len(await claim(engine, mailing_id, 9)) == 3
+
+
+async def test_a_user_can_agree_only_to_the_present_hold_and_only_once(engine: AsyncEngine) -> None:
+    await add_due_messages(engine, 3)
+    await restore_from_dump(engine)
+    await do(engine, origin.update)
+    hold = await do(engine, origin.get_hold)
+    assert hold is not None
+
+    with pytest.raises(NotHeldError):
+        await restore.resume(engine, datetime.now(UTC), COMMAND_LINE)  # to a hold of another time
+    await restore.resume(engine, hold.since, COMMAND_LINE)
     with pytest.raises(NotHeldError):
         await restore.resume(engine, hold.since, COMMAND_LINE)
 
@@ -144,7 +166,7 @@ async def test_a_second_row_means_that_data_was_restored(engine: AsyncEngine) ->
     assert await value_of(engine, "SELECT count(*) FROM origin") == 1
 
 
-async def test_vacuum_does_not_move_the_database(engine: AsyncEngine) -> None:
+async def test_vacuum_of_the_row_does_not_count_as_a_move_or_a_restore(engine: AsyncEngine) -> None:
     await add_due_messages(engine, 1)
     async with engine.connect() as connection:
         autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -154,7 +176,7 @@ async def test_vacuum_does_not_move_the_database(engine: AsyncEngine) -> None:
 
 
 async def test_a_database_without_mailings_and_reports_is_never_held(engine: AsyncEngine) -> None:
-    await rewrite(engine)
+    await restore_from_dump(engine)
     assert await do(engine, origin.update)
     assert await is_allowed(engine)
 
@@ -173,7 +195,7 @@ async def test_a_database_copied_as_a_template_is_held_and_its_original_is_not(
 
 async def test_a_held_database_that_moves_stays_held(engine: AsyncEngine) -> None:
     await add_due_messages(engine, 1)
-    await rewrite(engine)
+    await restore_from_dump(engine)
     await do(engine, origin.update)
     before = await do(engine, origin.get_hold)
     await move(engine)
@@ -200,7 +222,7 @@ async def test_messages_that_would_be_sent_are_counted_by_mailing(engine: AsyncE
     await claim(engine, mailing_id)  # one message was being sent at the time of the copy
     ended = await add_mailing(engine)
     await add_messages(engine, ended, await add_clients(engine, 1), "scheduled")
-    await rewrite(engine)
+    await restore_from_dump(engine)
     await do(engine, origin.update)
 
     restored = await do(engine, restore.find_restored)

@@ -16,15 +16,17 @@ from mailer.db.engine import asyncpg_connection, connect, create_engine
 async def test_connections_ended_by_the_server_fail_no_request(database_url: str) -> None:
     engine = create_engine(database_url, pool_size=3)
     opened = [await engine.connect() for _ in range(3)]
-    drivers = [await asyncpg_connection(connection) for connection in opened]
+    driver_connections = [await asyncpg_connection(connection) for connection in opened]
     for connection in opened:
         await connection.close()  # returned to the pool
-    other = await connect(database_url)
-    assert await other.fetchval(CLOSE_CONNECTIONS) == 3
-    await other.close()
+
+    administrator = await connect(database_url)
+    assert await administrator.fetchval(CLOSE_CONNECTIONS) == 3
+    await administrator.close()
     async with asyncio.timeout(EVENT_TIMEOUT):
-        while not all(driver.is_closed() for driver in drivers):  # the end is not received yet
-            await asyncio.sleep(0.01)
+        while not all(connection.is_closed() for connection in driver_connections):
+            await asyncio.sleep(0.01)  # the end is not received yet
+
     reopened = [await engine.connect() for _ in range(3)]
     for connection in reopened:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
@@ -35,13 +37,14 @@ async def test_connections_ended_by_the_server_fail_no_request(database_url: str
 async def test_setting_the_wall_clock_back_after_a_lost_connection_closes_no_other(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock_ahead = SimpleNamespace(time=lambda: time.time() + 3_600)
+    clock_an_hour_ahead = SimpleNamespace(time=lambda: time.time() + 3_600)
     engine = create_engine(database_url, pool_size=1)
     with monkeypatch.context() as patch:
-        patch.setattr("sqlalchemy.pool.base.time", clock_ahead)
+        patch.setattr("sqlalchemy.pool.base.time", clock_an_hour_ahead)
         with pytest.raises(DBAPIError):
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    # the clock is right again, so it was set back by an hour
     backends = set()
     for _ in range(3):
         async with engine.connect() as connection:

@@ -22,7 +22,9 @@ from mailer.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
-SEND = """
+# Sends a message to the gateway at the URL in the first argument, and prints the outcome. It runs
+# in a new process, because a process reads the trusted certificate authorities once.
+SEND_SCRIPT = """
 import asyncio, sys
 from datetime import UTC, datetime
 from mailer.clock import database_clock, elapsed
@@ -35,11 +37,10 @@ async def main():
 
 asyncio.run(main())
 """
-"""Needs a new process, because trusted certificate authorities are read once."""
 
 
 class Certificates:
-    """Valid and invalid certificates of servers on loopback."""
+    """TLS contexts of servers on loopback: with a valid certificate, and with invalid ones."""
 
     def __init__(self, trusted: trustme.CA) -> None:
         self.good = _context(trusted.issue_cert("127.0.0.1", "localhost"))
@@ -55,17 +56,19 @@ class Certificates:
 
 
 def _context(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    """Return the TLS context of a server with a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     return context
 
 
 BAD = ["of another host", "expired", "of an unknown authority"]
+"""The keys of `Certificates.bad`."""
 
 
 @pytest.fixture
 def certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Certificates:
-    """Certificates of a trusted authority, and invalid ones."""
+    """Certificates of an authority that this process and its children trust, and invalid ones."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
@@ -90,7 +93,7 @@ async def send_in_new_process(url: str) -> str:
     """Send a message to a URL in a new process; return the outcome."""
     path = os.pathsep.join([str(Path(mailer.__file__).parents[1]), str(ROOT)])
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SEND, url),
+        *(sys.executable, "-c", SEND_SCRIPT, url),
         env=os.environ | {"PYTHONPATH": path},
         stdout=asyncio.subprocess.PIPE,
     )
@@ -118,13 +121,15 @@ async def test_a_gateway_with_an_invalid_certificate_receives_nothing(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_does_not_forward_token_and_text(status: int) -> None:
+async def test_a_redirect_of_the_gateway_is_not_followed(status: int) -> None:
+    """Otherwise the other server would get the token and the text."""
     target_server = RecordingServer()
 
     def redirect_to(target: str) -> Talk:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await request_of(reader)
-            writer.write(answer(status, b"", f"Location: {target}7", "Connection: close"))
+            location = f"Location: {target}7"  # 7 is the message's id
+            writer.write(answer(status, b"", location, "Connection: close"))
 
         return talk
 
@@ -141,6 +146,7 @@ SCHEMES = ["smtps", "smtp"]
 
 @contextlib.asynccontextmanager
 async def smtp_config_with(scheme: str, tls: ssl.SSLContext, mailbox: Mailbox) -> Any:
+    """Run a mail server that requires encryption and a login; yield the settings to use it."""
     options = {"tls": tls} if scheme == "smtps" else {"tls_context": tls}
     login: dict[str, Any] = {"authenticator": knows, "auth_require_tls": scheme == "smtp"}
     async with mail_server(mailbox, **options, **login) as port:

@@ -1,7 +1,8 @@
-"""The private parts of uvicorn and httptools that mailer leans on are as it expects (decision 14).
+"""The private parts of uvicorn and httptools that mailer uses are as it expects (decision 14).
 
-When one of these tests fails after an upgrade: compare the part in the library's two versions,
-adapt `web/server/uvicorn_server.py`, and then change the test and the version's cap.
+The name of a test says what the library does. When one of these tests fails after an upgrade:
+compare the part in the library's two versions, adapt `web/server/uvicorn_server.py`,
+and then change the test and the version's cap.
 """
 
 import asyncio
@@ -46,17 +47,17 @@ def test_a_part_has_the_expected_parameters(part: Callable[..., Any], expected: 
     assert parameters(part) == expected
 
 
-async def test_what_our_subclasses_add_is_no_part_of_uvicorn() -> None:
+async def test_our_subclasses_override_only_the_tested_parts_of_uvicorn() -> None:
     connection = Served().connection
-    overridden = {part.__name__ for part, _ in SIGNATURES}
-    protocol = {*dir(HttpToolsProtocol), *vars(connection)}
-    server = {*dir(uvicorn.Server), *vars(uvicorn.Server(connection.config))}
-    assert not (names_defined_by(LimitedHttpProtocol) - overridden) & protocol
-    assert not (names_defined_by(Server) - overridden) & server
+    tested = {part.__name__ for part, _ in SIGNATURES}
+    names_of_protocol = {*dir(HttpToolsProtocol), *vars(connection)}
+    names_of_server = {*dir(uvicorn.Server), *vars(uvicorn.Server(connection.config))}
+    assert not (names_defined_by(LimitedHttpProtocol) - tested) & names_of_protocol
+    assert not (names_defined_by(Server) - tested) & names_of_server
 
 
 class Served:
-    """A uvicorn connection without a network, and its application."""
+    """A connection of uvicorn without a network, and an application that answers on demand."""
 
     def __init__(self) -> None:
         self.can_answer = asyncio.Event()
@@ -67,6 +68,7 @@ class Served:
         self.connection.connection_made(self.wire)
 
     async def answer(self, _: Any, receive: Any, send: Any) -> None:
+        """Answer `ok` when `can_answer` is set: the application."""
         await receive()
         await self.can_answer.wait()
         headers = [(b"content-length", b"2")]
@@ -74,6 +76,7 @@ class Served:
         await send({"type": "http.response.body", "body": b"ok"})
 
     async def finish(self) -> None:
+        """Let the application answer all requests, and wait until it has."""
         self.can_answer.set()
         while self.state.tasks:
             await asyncio.wait(self.state.tasks)
@@ -82,7 +85,7 @@ class Served:
 GET = b"GET /path?query HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def test_counts_connections_and_tasks_in_its_server_state() -> None:
+async def test_uvicorn_keeps_connections_and_tasks_in_its_server_state() -> None:
     served = Served()
     assert served.state.connections == {served.connection}
     assert served.connection.connections is served.state.connections
@@ -93,34 +96,43 @@ async def test_counts_connections_and_tasks_in_its_server_state() -> None:
     assert served.state.connections == served.state.tasks == set()
 
 
-async def test_starts_a_cycle_for_each_head_and_reports_its_progress() -> None:
+def progress_of(cycle: RequestResponseCycle) -> dict[str, bool]:
+    """Return the flags by which a cycle, which is one request and its response, shows progress."""
+    names = ("more_body", "response_started", "response_complete")
+    return {name: getattr(cycle, name) for name in names}
+
+
+async def test_uvicorn_starts_a_cycle_for_each_head_and_reports_its_progress() -> None:
     served = Served()
     served.connection.data_received(GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n"))
     cycle = served.connection.cycle
     assert isinstance(cycle, RequestResponseCycle)
-    progress = [(cycle.more_body, cycle.response_started, cycle.response_complete)]
+    after_head = progress_of(cycle)
     served.connection.data_received(b"{}")
-    progress.append((cycle.more_body, cycle.response_started, cycle.response_complete))
+    after_body = progress_of(cycle)
     await served.finish()
-    progress.append((cycle.more_body, cycle.response_started, cycle.response_complete))
-    assert progress == [(True, False, False), (False, False, False), (False, True, True)]
+    after_response = progress_of(cycle)
+
+    nothing = {"more_body": False, "response_started": False, "response_complete": False}
+    assert after_head == nothing | {"more_body": True}
+    assert after_body == nothing
+    assert after_response == nothing | {"response_started": True, "response_complete": True}
     assert served.connection.url == b"/path?query"
     assert served.wire.written.startswith(b"HTTP/1.1 200 OK\r\n")
     assert not served.wire.is_closed
 
 
-async def test_queues_the_next_request_of_a_pipeline() -> None:
+async def test_uvicorn_queues_a_request_that_arrives_before_the_response_to_another() -> None:
     served = Served()
     served.connection.data_received(GET + GET)
-    waiting = [len(served.connection.pipeline)]
+    queued_at_first = len(served.connection.pipeline)
     assert len(served.state.tasks) == 1
     await served.finish()
-    waiting.append(len(served.connection.pipeline))
-    assert waiting == [1, 0]
+    assert (queued_at_first, len(served.connection.pipeline)) == (1, 0)
     assert served.wire.written.count(b"HTTP/1.1 200 OK\r\n") == 2
 
 
-async def test_drops_the_response_of_a_cycle_marked_as_disconnected() -> None:
+async def test_uvicorn_drops_the_response_of_a_cycle_marked_as_disconnected() -> None:
     served = Served()
     served.connection.data_received(GET)
     served.connection.cycle.disconnected = True
@@ -129,7 +141,7 @@ async def test_drops_the_response_of_a_cycle_marked_as_disconnected() -> None:
     assert served.wire.written == b""
 
 
-async def test_closes_the_connection_after_a_cycle_without_keep_alive() -> None:
+async def test_uvicorn_closes_the_connection_after_a_cycle_without_keep_alive() -> None:
     served = Served()
     served.connection.data_received(GET)
     served.connection.cycle.keep_alive = False
@@ -138,7 +150,7 @@ async def test_closes_the_connection_after_a_cycle_without_keep_alive() -> None:
     assert served.wire.is_closed
 
 
-async def test_waits_for_the_next_request_with_a_timer() -> None:
+async def test_uvicorn_waits_for_the_next_request_with_a_timer() -> None:
     served = Served()
     assert served.connection.timeout_keep_alive == 5
     served.connection.data_received(GET)
@@ -149,17 +161,17 @@ async def test_waits_for_the_next_request_with_a_timer() -> None:
     assert timer.cancelled()
 
 
-async def test_keeps_the_state_of_flow_control() -> None:
+async def test_flow_control_of_uvicorn_knows_whether_writing_is_paused() -> None:
     flow = Served().connection.flow
-    paused = [flow.write_paused]
+    is_paused = [flow.write_paused]
     flow.pause_writing()
-    paused.append(flow.write_paused)
+    is_paused.append(flow.write_paused)
     flow.resume_writing()
-    paused.append(flow.write_paused)
-    assert paused == [False, True, False]
+    is_paused.append(flow.write_paused)
+    assert is_paused == [False, True, False]
 
 
-async def test_has_no_other_way_to_limit_a_head_or_a_reader() -> None:
+async def test_uvicorn_has_no_option_to_limit_a_head_or_a_reader() -> None:
     options = {
         name
         for name in inspect.signature(uvicorn.Config.__init__).parameters
@@ -176,7 +188,7 @@ async def test_has_no_other_way_to_limit_a_head_or_a_reader() -> None:
 
 
 class Calls:
-    """Callbacks of a parser, which record their names; `failing` raises an error."""
+    """Callbacks of a parser, which record their names; the one named `failing` raises an error."""
 
     def __init__(self, failing: str = "") -> None:
         self.names: list[str] = []
