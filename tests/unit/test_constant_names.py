@@ -20,7 +20,7 @@ SHARED_NAMES = {
 
 
 def names_of_module(file: Path) -> Iterator[str]:
-    """Yield the names of the module's constants, types and classes."""
+    """Yield the names of the module's constants, types and classes, but not `__all__`."""
     for statement in ast.parse(file.read_text()).body:
         targets: list[ast.expr] = []
         if isinstance(statement, ast.ClassDef):
@@ -30,7 +30,8 @@ def names_of_module(file: Path) -> Iterator[str]:
         elif isinstance(statement, ast.AnnAssign):
             targets = [statement.target]
         for target in targets:
-            yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
+            names = {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
+            yield from names - {"__all__"}
 
 
 def find_repeated_names() -> dict[str, list[str]]:
