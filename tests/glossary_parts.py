@@ -12,6 +12,7 @@ from babel.messages.pofile import read_po
 
 ROOT = Path(__file__).parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
+# patterns of the files that are read
 PYTHON = ("src/**/*.py", "tests/**/*.py", "bench/**/*.py", "alembic/versions/*.py", "docs/**/*.py")
 DOCUMENTS = (
     *("*.md", "docs/**/*.md", "deploy/**/*", "src/**/*.md", "bench/**/*.md"),

@@ -37,6 +37,7 @@ MAX_DEPTH = 4
 MAX_RECENT_FAILURES = 100
 """Number of failures that are kept in memory."""
 FAILURE_LEVELS = frozenset({"warning", "error", "critical"})
+"""Levels of events that are failures."""
 
 PERSONAL_DATA = re.compile(
     r"(?<![0-9])7[0-9]{8}(?=[0-9]{2}(?![0-9]))|(?<=://)[^/\s@]+(?=@)|(?<=Bearer )\S+"
@@ -210,7 +211,7 @@ def _bound(key: str, value: object, depth: int) -> object:
             return _bound(key, msgspec.structs.asdict(value), depth)
         case Mapping() if depth < MAX_DEPTH:
             inner = islice(value.items(), MAX_ITEMS)
-            return {str(k): _mask(str(k), v, depth + 1) for k, v in inner}
+            return {str(name): _mask(str(name), each, depth + 1) for name, each in inner}
         case list() | tuple() | set() | frozenset() if depth < MAX_DEPTH:
             return [_mask(key, item, depth + 1) for item in islice(value, MAX_ITEMS)]
         case _:
@@ -230,6 +231,7 @@ def _mask_text(value: str) -> str:
 
 
 def _renderer(log_format: Literal["console", "json"], stream: _LogStream) -> Processor:
+    """Return the last processor of structlog, which makes the line in a format."""
     if log_format == "json":
         return _render_json
     return structlog.dev.ConsoleRenderer(
@@ -238,6 +240,7 @@ def _renderer(log_format: Literal["console", "json"], stream: _LogStream) -> Pro
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    """Return an event as one line of JSON, whatever values it has."""
     try:
         return msgspec.json.encode(event).decode()
     except (ValueError, TypeError, OverflowError):  # a lone surrogate, an integer past 64 bits

@@ -15,6 +15,7 @@ from dotenv.variables import Variable, parse_variables
 from mailer.errors import StartError
 
 PREFIX = "MAILER_"
+"""The start of the names of all variables with settings."""
 MAX_FILE_SIZE = 1024 * 1024  # bytes
 MAX_SHOWN_NAME_LENGTH = 100  # characters of a name in an error message
 

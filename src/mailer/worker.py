@@ -157,6 +157,7 @@ async def _serve(
         stack.callback(opening.cancel)
 
         def stop() -> None:
+            """Make all parts stop; `_run` returns when they have."""
             live.stop()
             server.stop()
             opening.cancel()
@@ -204,8 +205,8 @@ def _create_mail(
     stack: AsyncExitStack, settings: Settings, smtp: SmtpConfig, engine: AsyncEngine
 ) -> DailyMail:
     """Return the job that mails daily reports; `stack` waits for a mail that is being sent."""
-    at = time.fromisoformat(settings.report_at)
-    mail = DailyMail(engine, smtp, at, settings.report_time_zone)
+    time_of_day = time.fromisoformat(settings.report_at)
+    mail = DailyMail(engine, smtp, time_of_day, settings.report_time_zone)
     stack.push_async_callback(mail.finish, settings.shutdown_grace)
     return mail
 

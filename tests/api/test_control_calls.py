@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("clients")
 
 CALLS = ("pause", "resume", "cancel", "retry")
 JSON = {"Content-Type": "application/json"}
+# the sentences of errors
 ENDED = "A mailing that has ended cannot be changed."
 PAUSED = "The mailing is paused already."
 NOT_PAUSED = "Only a mailing that is paused can be resumed."
@@ -50,6 +51,7 @@ class Expected(NamedTuple):
     retry: str
 
 
+# each call is refused, with the same sentence
 ALL_ENDED = Expected(ENDED, ENDED, ENDED, ENDED)
 ALL_UNKNOWN = Expected(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)
 

@@ -64,6 +64,7 @@ async def change(user_id: FromPath[int], data: JSONBody[NewUserBase]) -> Example
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[TestClient[Litestar]]:
+    """A client of the application."""
     app = Litestar(
         [home, Router("/api/v1", route_handlers=[show, index, add, change]), static_router()],
         openapi_config=openapi_config(),

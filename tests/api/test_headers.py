@@ -29,6 +29,7 @@ from mailer.web.hosts import is_loopback_host
 from mailer.web.server.header_limits import MAX_COOKIES, MAX_LIST_LENGTH
 from mailer.web.trusted_proxies import TrustedProxies
 
+# the headers of every response, with the same values in all of them
 COMMON = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -37,6 +38,7 @@ COMMON = {
     "cross-origin-resource-policy": "same-origin",
 }
 STRICTEST_POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""The Content-Security-Policy of responses that are not pages."""
 
 
 @lru_cache(maxsize=1)

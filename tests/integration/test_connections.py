@@ -37,6 +37,7 @@ from mailer.web.server.connection import (
 START_OF_POST = b"POST /api/v1/clients HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 """A head without its last headers and the empty line."""
 INCOMPLETE_HEAD = b"GET / HTTP/1.1\r\nHost: "
+"""The start of a request of a slow client."""
 STUCK_BODY = START_OF_POST + b'Content-Length: 100\r\n\r\n{"phone": '
 """A request of whose body 90 bytes never arrive."""
 LARGE = 64 * 1024 * 1024
@@ -48,6 +49,8 @@ streaming: set[str] = set()
 
 @get("/large")
 async def large() -> Stream:
+    """Stream a large response in parts."""
+
     async def chunks() -> AsyncIterator[bytes]:
         streaming.add("large")
         try:
@@ -61,11 +64,14 @@ async def large() -> Stream:
 
 @get("/at-once")
 async def at_once() -> bytes:
+    """Send a large response as one part."""
     return b"x" * LARGE
 
 
 @get("/events")
 async def events() -> ServerSentEvent:
+    """Send the numbers from 0 to 99, one every 0.3 seconds."""
+
     async def chunks() -> AsyncIterator[str]:
         for number in range(100):
             yield str(number)

@@ -31,6 +31,7 @@ from mailer.dispatch.running_mailings import RunningMailings
 from mailer.message.model import ClaimedMessage, MessageResult
 
 CLAIM = ClaimedMessage(1, 1, 1, NOON, "79161234567", "UTC")
+"""A message for whose result the recorder needs the database."""
 Run = Callable[[], Coroutine[Any, Any, None]]
 
 

@@ -216,6 +216,7 @@ class Calls:
 
 
 HEAD = ["on_url", "on_header", "on_headers_complete"]
+"""The callbacks for a head with one header."""
 CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 

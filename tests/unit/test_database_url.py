@@ -156,6 +156,7 @@ def test_error_contains_no_password(url: str) -> None:
     error_of(url)
 
 
+# a service file of libpq: a section for each service
 SERVICES = """
 # ours
 [mailer]

@@ -55,7 +55,7 @@ def table_rows(section: str) -> list[list[str]]:
 
 
 def inflected(word: str) -> str:
-    """Return a pattern of a word with or without its usual endings: `-s`, `-ed`, `-ing`."""
+    """Return a pattern of a word with or without its usual endings, such as `-ed` and `-ing`."""
     match word[-1]:
         case "e":
             return f"{word[:-1]}(?:e|es|ed|en|ing)"
@@ -99,6 +99,7 @@ def glossary() -> tuple[list[Term], list[Allowance]]:
 
 
 TERMS, ALLOWANCES = glossary()
+# matches if any term matches
 ANY_TERM = re.compile("|".join(f"(?:{each.pattern.pattern})" for each in TERMS), re.IGNORECASE)
 
 

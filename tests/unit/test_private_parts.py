@@ -189,6 +189,7 @@ def test_only_one_file_for_each_library_uses_its_private_parts() -> None:
 
 SUBCLASS = "import aiohttp\nclass Mine(aiohttp.TCPConnector):\n"
 """A subclass of a class that has the private attributes `_factory` and `_available_connections`."""
+# a subclass of our own class for the private parts, outside the file of that class
 OWN_SUBCLASS = """
 from mailer.gateway.aiohttp_connection import GatewayConnector
 class Mine(GatewayConnector):

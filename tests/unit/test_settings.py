@@ -13,9 +13,11 @@ from mailer.roles import parse_role_mapping
 from mailer.settings import SECRETS, Settings, read_settings
 
 NO_FILE = Path("/nonexistent/.env")
+"""A `.env` file that does not exist."""
 
 WRONG_ENDS = ("/send/#x", "/a b/", "/send/ ", "/send/\n", "/\tx/", "/я/", "/%zz/", "/<id>", ":0/")
 """Invalid ends of a URL, most of which urlsplit accepts."""
+# invalid hosts of a URL, some with a port
 WRONG_HOSTS = (
     "",
     "a..b",

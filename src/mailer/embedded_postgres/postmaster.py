@@ -15,6 +15,7 @@ from mailer.embedded_postgres.child import Child, SystemUser
 from mailer.errors import UnavailableError
 
 MAX_LOG_BYTES = 8 * 1024 * 1024
+"""Size above which the server's log is emptied."""
 START_TIMEOUT = 600.0
 """Seconds for a start. After a crash PostgreSQL first replays up to `max_wal_size` of its log."""
 PREDECESSOR_TIMEOUT = 30.0
@@ -48,6 +49,7 @@ SERVER_PARAMETERS = {
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
 }
+"""Settings of the server that differ from PostgreSQL's defaults or matter to mailer."""
 
 log = structlog.get_logger()
 

@@ -24,6 +24,7 @@ def wrap_asgi(app: ASGIApp, trusted_proxies: Iterable[str], *, is_auth_enabled: 
     proxies = TrustedProxies(trusted_proxies)
 
     def wrap(app: ASGIApp) -> ASGIApp:
+        """Put an application inside the wrappers that every request passes."""
         # a request passes these from left to right; `limit_headers` comes first, because Litestar
         # caches headers when they are first read
         return limit_headers(

@@ -11,6 +11,7 @@ from litestar.exceptions import NotFoundException
 from litestar.static_files import create_static_files_router
 
 ASSETS = Path(__file__).parent / "static"
+"""The folder of all these files."""
 CACHE_SECONDS = 365 * 24 * 3600
 """A year, the usual value for files that never change under their URL."""
 

@@ -20,6 +20,7 @@ class CookieKind(msgspec.Struct, frozen=True):
 
 
 SESSION = CookieKind(SESSION_COOKIE)
+"""The cookie that identifies the session of a user who has signed in."""
 
 
 def read_cookie(request: Request[Any, Any, Any], kind: CookieKind = SESSION) -> str | None:

@@ -18,6 +18,7 @@ DOCS_CSP = (
     " img-src 'self' data:; connect-src 'self'; worker-src blob:;"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# The page of a viewer; `ViewerPlugin.render` fills in the names that start with $.
 VIEWER_PAGE = Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -44,6 +45,7 @@ class ViewerPlugin(OpenAPIRenderPlugin):
     def __init__(
         self, path: str, *, element_id: str, styles: list[str], scripts: list[str]
     ) -> None:
+        """Create a page at `path`; `styles` and `scripts` are names of files in `static/`."""
         super().__init__(path=path)
         self.element_id = element_id
         self.assets = [

@@ -19,6 +19,7 @@ HOST_PATTERN = re.compile(
     r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
 )
 """A Host header with a host name or an IP address: the part of RFC 3986, section 3.2, in use."""
+# the problems with which requests are refused
 MISSING_HOST = problem(
     HTTPStatus.BAD_REQUEST, "Host must be one name or address, with an optional port."
 )

@@ -29,6 +29,7 @@ STORABLE_IN_JSON = r"^[^\x00]*$"
 """The pattern `STORABLE` for the schema, without its part about surrogates: JSON in UTF-8 has none,
 and few tools support such patterns."""
 OPERATION_METHODS = ("get", "post", "put", "patch", "delete")
+"""The keys of a path that are operations; a path may have other keys too."""
 COMMON_PROBLEMS = {
     400: "The request is malformed or invalid; `errors` lists every wrong field.",
     401: "The API key is missing, unknown, revoked or expired.",
@@ -42,6 +43,7 @@ COMMON_PROBLEMS = {
     503: "Try again later: the database is unavailable, or a worker has not stopped sending yet.",
 }
 """Descriptions of the problems that many operations may respond with, by status."""
+# parts of the schema, as OpenAPI writes them
 RETRY_AFTER = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
 }
@@ -69,6 +71,7 @@ SECURITY_SCHEMES = {
         description="The setting `MAILER_MONITORING_TOKEN`. Not needed if that is not set.",
     ),
 }
+# the description of the header in the schema
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",

@@ -11,6 +11,7 @@ from litestar import Request
 from litestar.exceptions import PermissionDeniedException
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods of requests that change nothing (RFC 9110, section 9.2.1)."""
 ALLOWED_FETCH_SITES = frozenset({"same-origin", "none"})
 """Values of Sec-Fetch-Site for our own pages, and for a URL that the user typed."""
 

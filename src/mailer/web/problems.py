@@ -27,6 +27,7 @@ from mailer.log import describe
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
+"""The media type of a problem."""
 
 STATUS_BY_ERROR: dict[type[MailerError], HTTPStatus] = {
     InvalidError: HTTPStatus.BAD_REQUEST,
@@ -83,7 +84,7 @@ def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[P
         if isinstance(extra, dict)
     ]
     # Litestar reports an empty body as a missing parameter `data`
-    if isinstance(error, ValidationException) and [e.field for e in errors] == ["data"]:
+    if isinstance(error, ValidationException) and [wrong.field for wrong in errors] == ["data"]:
         return _response(HTTPStatus.BAD_REQUEST, "The body is empty; send JSON.")
     if isinstance(error, ValidationException):
         return _response(HTTPStatus.BAD_REQUEST, "Some fields are wrong.", errors=errors)

@@ -35,6 +35,7 @@ MAX_PARAMETERS = 100
 _CAPITAL = re.compile("[A-Z]")
 
 ID_RULE = {"rule": f"must be a number from 1 to {MAX_ID}"}
+"""The text of the error for a value that is not an id."""
 Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra=ID_RULE)]
 
 Limit = Annotated[

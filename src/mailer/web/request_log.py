@@ -18,6 +18,7 @@ REQUEST_ID_HEADER = "X-Request-ID"
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The form of an id that a client may choose. Any other is replaced, because ids are logged."""
 LOGGED_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that are logged and counted under their own names; any other is `other`."""
 API_PREFIX = "/api/"
 CLIENT_GONE = 499
 """The status in log and metrics if the client closed the connection before its request was

@@ -18,7 +18,9 @@ log = structlog.get_logger()
 
 FORWARDED_FOR, FORWARDED_PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 FORWARDING_HEADERS = frozenset({FORWARDED_FOR, FORWARDED_PROTO, b"x-forwarded-host", b"forwarded"})
+"""Headers that only proxies send: a request with one of them came through a proxy."""
 FORWARDED_SCHEMES = frozenset({"http", "https"})
+"""Values of X-Forwarded-Proto that are believed."""
 MAX_HOPS = 20
 """Entries of X-Forwarded-For that are read, from the right."""
 MAX_WARNINGS = 10
@@ -39,6 +41,7 @@ class TrustedProxies:
         return bool(self._networks) and is_short and self._is_trusted(address)
 
     def _is_in_networks(self, address: str) -> bool:
+        """Return whether a text is the address of a trusted proxy; `_is_trusted` caches this."""
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
@@ -111,8 +114,8 @@ def _parse_entry(entry: str) -> tuple[str, int]:
     The address is "" for an entry without one, such as `unknown`; the port is 0 if there is none.
     """
     if entry.startswith("["):
-        host, _, rest = entry[1:].partition("]")
-        port = rest.removeprefix(":")
+        host, _, colon_and_port = entry[1:].partition("]")
+        port = colon_and_port.removeprefix(":")
     elif entry.count(":") == 1:
         host, _, port = entry.partition(":")
     else:

@@ -55,6 +55,7 @@ class Refusal(msgspec.Struct, frozen=True):
         return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
+# the refusals that `uvicorn_server.py` sends
 NOT_HTTP = Refusal(HTTPStatus.BAD_REQUEST, "This is not HTTP.")
 URL_TOO_LONG = Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "The URL is too long.")
 HEAD_TOO_LARGE = Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The headers are too large.")
