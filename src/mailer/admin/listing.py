@@ -10,7 +10,7 @@ from mailer.admin.form import Form
 from mailer.db.paging import RowPage
 from mailer.errors import InvalidError
 from mailer.validation import Model
-from mailer.web.query import read
+from mailer.web.query import read_query
 
 EMPTY_PAGE = RowPage([], 0, has_older=False, has_newer=False)
 """The result of a query that is known to match nothing."""
@@ -29,7 +29,7 @@ def read_list_query(
     """Return the filter form of a list, and its query; None as query if the form is not valid."""
     form = Form({name: request.query_params.get(name, "") for name in fields})
     try:
-        return form, read(request, model, blank_is_absent=True)
+        return form, read_query(request, model, blank_is_absent=True)
     except InvalidError as error:
         return form.with_errors(error), None
 

@@ -123,7 +123,8 @@ class _OpenAPI(OpenAPI):
     def to_schema(self) -> dict[str, Any]:
         schema = super().to_schema()
         _complete_models(schema["components"]["schemas"])
-        _declare_problems(schema)
+        _define_problems(schema)
+        _complete_operations(schema)
         _simplify_patterns(schema)
         return schema
 
@@ -169,11 +170,8 @@ def _simplify_patterns(part: object) -> None:
             pass
 
 
-def _declare_problems(schema: dict[str, Any]) -> None:
-    """Add to each operation of `schema` the problems that it may respond with.
-
-    Also add its header Idempotency-Key if it takes one, and write its summary in words.
-    """
+def _define_problems(schema: dict[str, Any]) -> None:
+    """Add the model of a problem and the common problems to the components of the schema."""
     _refs, models = msgspec.json.schema_components([Problem], ref_template=SCHEMA_REFERENCE)
     components = schema.setdefault("components", {})
     components["schemas"] = models | components.get("schemas", {})
@@ -181,27 +179,34 @@ def _declare_problems(schema: dict[str, Any]) -> None:
         _component_name(status): _problem_response(status, text)
         for status, text in COMMON_PROBLEMS.items()
     }
-    for item in schema["paths"].values():
+
+
+def _complete_operations(schema: dict[str, Any]) -> None:
+    """Add to each operation its problems, and its header Idempotency-Key if it takes one.
+
+    Also write its summary in words.
+    """
+    for path in schema["paths"].values():
         for method in OPERATION_METHODS:
-            if operation := item.get(method):
-                _declare_problems_of(method, operation)
+            if operation := path.get(method):
+                _declare_problems(method, operation)
                 if method == "post" and _needs_key(operation):
                     operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
                 operation["summary"] = _split_words(operation["summary"])
 
 
-def _declare_problems_of(method: str, operation: dict[str, Any]) -> None:
+def _declare_problems(method: str, operation: dict[str, Any]) -> None:
     """Set the responses of one operation with a status from 400 on."""
     responses = operation["responses"]
     common_statuses = {str(status) for status in COMMON_PROBLEMS}
     for status in responses.keys() - common_statuses:
         if status >= "400":  # declared by the handler: keep its description, set our media type
             responses[status]["content"] = _problem_content()
-    for status in _statuses(method, operation):
+    for status in _problem_statuses(method, operation):
         responses[str(status)] = {"$ref": f"#/components/responses/{_component_name(status)}"}
 
 
-def _statuses(method: str, operation: dict[str, Any]) -> list[int]:
+def _problem_statuses(method: str, operation: dict[str, Any]) -> list[int]:
     """Return the statuses of the common problems that an operation can respond with."""
     statuses = {400, 503} | {
         int(status) for status in operation["responses"] if int(status) in COMMON_PROBLEMS

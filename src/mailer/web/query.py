@@ -106,13 +106,13 @@ def accepts_query(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]
 def _query_reader(model: type[Input]) -> Callable[..., Any]:
     """Return a dependency of handlers that reads the query of a request as a `model`."""
 
-    async def read_query(request: Request[Any, Any, Any]) -> Input:
-        return read(request, model)
+    async def provide_query(request: Request[Any, Any, Any]) -> Input:
+        return read_query(request, model)
 
-    return read_query
+    return provide_query
 
 
-def read(
+def read_query(
     request: Request[Any, Any, Any], model: type[Model], *, blank_is_absent: bool = False
 ) -> Model:
     """Return the query of a request as a `model`; raises `InvalidError` naming every error.
@@ -120,11 +120,11 @@ def read(
     With `blank_is_absent`, blank parameters are left out. Use it for forms: browsers send their
     empty fields too.
     """
-    values = parameters(request, blank_is_absent=blank_is_absent)
+    values = read_unvalidated_query(request, blank_is_absent=blank_is_absent)
     return check(model, values, database_clock.now(), strict=False)
 
 
-def parameters(
+def read_unvalidated_query(
     request: Request[Any, Any, Any], *, blank_is_absent: bool = False
 ) -> dict[str, str | list[str]]:
     """Return the query of a request without validation.

@@ -32,7 +32,7 @@ from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.message.ending import count_open_of_client
 from mailer.web.download import csv_answer
-from mailer.web.query import parameters
+from mailer.web.query import read_unvalidated_query
 
 PATH = "/clients"
 
@@ -66,7 +66,7 @@ class Clients(Controller):
         """List the clients that match the filter in the URL, newest first."""
         form = _filter_form(request)
         try:
-            query = read_filter(parameters(request, blank_is_absent=True))
+            query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
         except InvalidError as error:
             return await _wrong_filter(context, form, error)
         page = await _find_clients(engine, query)
@@ -82,7 +82,7 @@ class Clients(Controller):
     ) -> Response[Any]:
         """Download all clients that match the filter, oldest first, as CSV that can be imported."""
         try:
-            query = read_filter(parameters(request, blank_is_absent=True))
+            query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
         except InvalidError as error:
             return await _wrong_filter(context, _filter_form(request), error)
         return await csv_answer(
@@ -197,7 +197,7 @@ async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
 
 def _filter_form(request: Request[Any, Any, Any]) -> Form:
     """Return the filter as a form, as the user entered it."""
-    query = parameters(request, blank_is_absent=True)
+    query = read_unvalidated_query(request, blank_is_absent=True)
     values = {field: query.get(field, "") for field in CLIENT_FIELDS}
     return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
 

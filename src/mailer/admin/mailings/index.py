@@ -21,7 +21,7 @@ from mailer.mailing.search import MAX_COUNTED_MAILINGS
 from mailer.statistics import progress
 from mailer.statuses import MAILING_STATUSES
 from mailer.validation import STORABLE, Input
-from mailer.web.query import Limit, read
+from mailer.web.query import Limit, read_query
 
 
 class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
@@ -113,7 +113,7 @@ class MailingList(Controller):
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
         """Keep rows of the list up to date."""
-        ids = [int(mailing_id) for mailing_id in read(request, RowsQuery).ids.split(",")]
+        ids = [int(mailing_id) for mailing_id in read_query(request, RowsQuery).ids.split(",")]
 
         async def sections() -> Sections:
             async with engine.connect() as connection:

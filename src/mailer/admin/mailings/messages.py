@@ -28,7 +28,7 @@ from mailer.message import store as messages
 from mailer.message.exporting import export_messages
 from mailer.validation import MAX_ID
 from mailer.web.download import Download, csv_answer
-from mailer.web.query import read
+from mailer.web.query import read_query
 
 MESSAGE_FILTER_FIELDS = ("status", "reason", "phone", "limit")
 NO_CLIENT_ID = 0
@@ -105,7 +105,7 @@ class MessageList(Controller):
         mailing_id: MailingId,
     ) -> Download:
         """Download all messages that match the filters, as CSV."""
-        query = read(request, MessageListQuery, blank_is_absent=True)
+        query = read_query(request, MessageListQuery, blank_is_absent=True)
         async with engine.connect() as connection:
             await store.get(connection, mailing_id)
             filters = (await query.resolved(connection)).filters()
