@@ -137,7 +137,7 @@ class CallValues:
     lowest and the highest of the ids that are drawn anew for each call.
     """
 
-    def __init__(self, fixed: dict[str, object], id_ranges: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, fixed: dict[str, str], id_ranges: dict[str, tuple[int, int]]) -> None:
         self._fixed = fixed
         self._id_ranges = id_ranges
 
