@@ -1,8 +1,9 @@
-# Everything works from a fresh clone; needs make and Python 3.11 or newer with venv. Targets install what
-# they need into .venv. `make PYTHON=python3.12 ...` selects another Python.
+# Needs make, and Python 3.11 or newer with venv. Every target works on a fresh clone: it first installs the
+# Python packages that it needs into .venv. `make PYTHON=python3.12 ...` selects another Python.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# This file exists when all packages are installed in .venv.
 READY := $(VENV)/ready
 PIP := -m pip -qq --disable-pip-version-check --no-input
 INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
@@ -12,6 +13,7 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
 	sending_during_import hostile_headers schema soak
 
+# Programs that only some tests need, and that pip cannot install.
 PROGRAMS := promtool chromium faketime
 
 .PHONY: help demo check test busy $(PROGRAMS) oidc-provider lint fmt bench properties texts security schema lock audit clean
@@ -23,8 +25,10 @@ help: ## show this help
 demo: $(READY) ## run mailer with a sandbox gateway and running mailings; Ctrl-C stops it
 	@$(BIN)/mailer demo
 
-# Bytecode is written: otherwise each of the many test processes would compile all code again. Tests are
-# dealt out by file, long files of few tests first.
+# An empty PYTHONDONTWRITEBYTECODE lets Python write bytecode: otherwise each of the many test processes
+# would compile all code again. Three processes run the tests, each a whole file at a time (loadfile).
+# no-loadscope-reorder: files run by name, so the slow ones of tests/acceptance come first. The default order,
+# most tests first, would leave these slow files with few tests to the end.
 TEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 check: lint oidc-provider ## run lint, and the unit and API tests: a quarter of the time of `make test`
@@ -33,7 +37,7 @@ check: lint oidc-provider ## run lint, and the unit and API tests: a quarter of 
 test: lint $(PROGRAMS) oidc-provider ## run lint and all tests on a real PostgreSQL (including `alembic check`)
 	@$(TEST)
 
-busy: $(READY) ## run the tests three times on a busy machine (four busy loops)
+busy: $(READY) ## run all tests three times while four endless loops keep the machine busy
 	@set -e; trap 'kill $$burners' EXIT; for n in 1 2 3 4; do \
 		$(BIN)/python -c 'while True: pass' & burners="$$burners $$!"; done; \
 	for run in 1 2 3; do $(MAKE) --no-print-directory test; done
@@ -41,18 +45,18 @@ busy: $(READY) ## run the tests three times on a busy machine (four busy loops)
 promtool: PACKAGE := prometheus
 chromium: PACKAGE := chromium
 faketime: PACKAGE := faketime
-$(PROGRAMS): # from Debian, as root; the tests that need it are skipped if it is not installed
+$(PROGRAMS): # installs a missing program from Debian, if run as root; otherwise prints what that means
 	@command -v $@ >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && { $(INSTALL) $(PACKAGE) || { apt-get update -qq && $(INSTALL) $(PACKAGE); }; } \
 		>/dev/null 2>&1; } || echo '$@ is not installed: tests that need it are skipped, and in CI fail'
 
-oidc-provider: $(READY) # from PyPI and npm, pinned in tests/openid
-	@PYTHONPATH=. $(BIN)/python -m tests.provider || true # it says in one line what failed
+oidc-provider: $(READY) # installs the OpenID Connect provider of the tests, from PyPI and npm, pinned in tests/openid
+	@PYTHONPATH=. $(BIN)/python -m tests.provider || true # prints one line if it fails; tests are then skipped
 
 lint: $(READY) ## run ruff, mypy and import-linter
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet || { echo 'Not formatted: run make fmt'; exit 1; }
-	@$(BIN)/mypy # one process: its workers time out on a busy machine
+	@$(BIN)/mypy # without its option for several processes: they time out on a busy machine
 	@$(BIN)/lint-imports --no-logo
 
 fmt: $(READY) ## fix what ruff can fix, and format the code
@@ -65,7 +69,7 @@ texts: $(READY) ## update the gettext catalogues of the pages
 security: $(READY) ## write the permissions of all routes into docs/security.md
 	@PYTHONPATH=. $(BIN)/python tests/security_table.py
 
-schema: $(READY) ## write the schema that the migrations make into docs/schema.sql
+schema: $(READY) ## write the database schema that the migrations create into docs/schema.sql
 	@PYTHONPATH=. $(BIN)/python -m tests.schema_dump
 
 bench: $(READY) ## run all benchmarks, one after the other
@@ -75,14 +79,14 @@ properties: $(READY) ## run the property tests, ten thousand examples each
 	@TEST_EXAMPLES=10000 $(BIN)/pytest -q -o timeout=1800 --durations=8 \
 		$$(grep -rl --include='test_*.py' tests.examples tests)
 
-lock: ## pin the dependencies of pyproject.toml; LOCK=--upgrade selects the newest versions
+lock: ## pin the dependencies in requirements.lock; with LOCK=--upgrade to their newest versions
 	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
 	$(PYTHON) -m venv "$$tools"; "$$tools/bin/python" $(PIP) install uv; \
 	"$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
 		--extra embedded --extra dev $(LOCK) pyproject.toml -o requirements.lock
 
-audit: ## check all pinned packages for known vulnerabilities; a package unknown to PyPI fails too
+audit: ## check all pinned packages for known vulnerabilities; fails for packages unknown to PyPI too
 	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
 	$(PYTHON) -m venv "$$tools"; "$$tools/bin/python" $(PIP) install pip-audit; \
 	"$$tools/bin/pip-audit" --strict --disable-pip --require-hashes --vulnerability-service pypi \

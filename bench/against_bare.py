@@ -1,7 +1,9 @@
-"""Measure how fast mailer sends (claim, decide, send, record), compared with a bare aiohttp loop.
+"""Measure how fast mailer sends, compared with a bare loop that only posts with aiohttp.
 
-The bare loop (`bare_loop.py`, on uvloop) and the real process with its embedded database take
-turns. Both send the same text to equally many clients through the same sink, 50 requests at once.
+mailer claims each message, decides whether to send it, sends it and records its result. The bare
+loop (`bare_loop.py`) only sends. Both run in their own process and take turns to send the same text
+to equally many clients through the same sink, 50 requests at once.
+
 Each round of mailer is compared with the mean of the bare loops before and after it, because the
 speed of a shared machine changes all the time. Limit: a median ratio of at least 0.95. Takes about
 three minutes.
@@ -19,8 +21,8 @@ MIN_RATIO = 0.95
 CONCURRENCY = 50
 
 
-async def bare(sink: harness.SinkProcess, messages: int) -> float:
-    """Run the bare loop and return its messages a second."""
+async def run_bare_loop(sink: harness.SinkProcess, messages: int) -> float:
+    """Run the bare loop in its own process, and return its rate in messages a second."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(Path(__file__).with_name("bare_loop.py")), sink.url, str(messages)),
         *("--concurrency", str(CONCURRENCY)),
@@ -41,13 +43,13 @@ async def main(messages: int, rounds: int) -> int:
     ):
         await mailer.create_clients(messages)
         await harness.send_to_all(mailer, sink, messages)  # to warm up
-        bare_after = await bare(sink, messages)
+        bare_after = await run_bare_loop(sink, messages)
         for index in range(rounds):
             bare_before = bare_after
-            cpu = harness.cpu_seconds(mailer.pid)
+            cpu_before = harness.cpu_seconds(mailer.pid)
             rate = (await harness.send_to_all(mailer, sink, messages)).rate
-            cost = (harness.cpu_seconds(mailer.pid) - cpu) / messages * 1e6
-            bare_after = await bare(sink, messages)
+            cost = (harness.cpu_seconds(mailer.pid) - cpu_before) / messages * 1e6
+            bare_after = await run_bare_loop(sink, messages)
             ratios.append(rate / mean([bare_before, bare_after]))
             print(f"round {index + 1}: bare loop {bare_before:,.0f} and", end=" ")
             print(f"{bare_after:,.0f} messages a second, mailer {rate:,.0f},", end=" ")

@@ -1,10 +1,12 @@
 """Measure whether sending a message costs more than in an earlier version of mailer.
 
 Both versions run as real processes, each with its own embedded database. They take turns to send
-one mailing through the same sink, 50 requests at once; the order changes from pair to pair. The
-benchmark compares the processor time a message of mailer and of its PostgreSQL, which a busy
-machine changes little, and the write-ahead log (WAL) a message. Limit: a median ratio of the
-processor time of mailer and PostgreSQL together of at most 1.02. Takes about three minutes.
+one mailing through the same sink, 50 requests at once; the order changes from pair to pair.
+
+For each message the benchmark compares the processor time of mailer and of its PostgreSQL, which a
+busy machine changes little, and the bytes that PostgreSQL writes to its write-ahead log (WAL).
+Limit: the processor time of mailer and PostgreSQL together is at most 1.02 times that of the
+earlier version, as a median over the pairs. Takes about three minutes.
 
 The earlier version must be installed in another virtual environment, for example with
 `git worktree add ../before COMMIT`, a virtual environment there and `pip install -e '.[embedded]'`.
@@ -23,15 +25,20 @@ import harness
 MAX_RATIO = 1.02
 CONCURRENCY = 50
 WAL_BYTES = "SELECT (pg_current_wal_lsn() - '0/0')::bigint"
+"""Returns the bytes that PostgreSQL has written to its WAL since the database exists."""
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Cost of a message: processor time in µs, WAL in bytes; and the rate, messages a second."""
+    """Cost of a message, and the rate of the mailing."""
 
     mailer: float
+    """Processor time of mailer, in µs."""
     database: float
+    """Processor time of its PostgreSQL, in µs."""
     wal: float
+    """Bytes of WAL."""
     rate: float
+    """Messages a second."""
 
     @property
     def both(self) -> float:
@@ -43,14 +50,15 @@ async def send(mailer: harness.Mailer, sink: harness.SinkProcess, messages: int)
     """Send one mailing to all clients and return the cost of a message."""
     await mailer.checkpoint()
     postgres = harness.postmaster_of(mailer.pid)
-    cpu, server = harness.exact_cpu_seconds(mailer.pid), harness.server_cpu_seconds(postgres)
-    wal = await mailer.database.fetchval(WAL_BYTES)
+    mailer_before = harness.exact_cpu_seconds(mailer.pid)
+    database_before = harness.server_cpu_seconds(postgres)
+    wal_before = await mailer.database.fetchval(WAL_BYTES)
     report = await harness.send_to_all(mailer, sink, messages)
     return Cost(
-        (harness.exact_cpu_seconds(mailer.pid) - cpu) / messages * 1e6,
-        (harness.server_cpu_seconds(postgres) - server) / messages * 1e6,
-        (await mailer.database.fetchval(WAL_BYTES) - wal) / messages,
-        report.rate,
+        mailer=(harness.exact_cpu_seconds(mailer.pid) - mailer_before) / messages * 1e6,
+        database=(harness.server_cpu_seconds(postgres) - database_before) / messages * 1e6,
+        wal=(await mailer.database.fetchval(WAL_BYTES) - wal_before) / messages,
+        rate=report.rate,
     )
 
 

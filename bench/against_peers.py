@@ -1,12 +1,14 @@
 """Measure how many times faster mailer sends than two general job queues.
 
-PgQueuer, Celery with RabbitMQ, and mailer take turns on one machine. Each takes messages with phone
-and text from PostgreSQL, posts each to the same sink, 50 at once, and marks its row as delivered.
-The rate is measured from the first to the last request at the sink. The peers' jobs are enqueued
-before their workers start, and their PostgreSQL runs with the settings of mailer's embedded one. To
-save time the peers send fewer messages; each round prints the ratio of the rates of its halves, to
-show that their rate is constant. `peers/by_pgqueuer.py` and `peers/by_celery.py` describe their
-set-up.
+The job queues, called peers here, are PgQueuer, and Celery with RabbitMQ. They and mailer take
+turns on one machine. Each reads messages with phone and text from PostgreSQL, posts each to the
+same sink, 50 at once, and marks its row as delivered. The rate is measured from the first to the
+last request at the sink.
+
+The peers' jobs are enqueued before their workers start, and their PostgreSQL has the settings of
+mailer's embedded one. To save time the peers send fewer messages. So that this is seen not to
+matter, each round prints the rate of the second half of the messages compared with the first.
+`peers/by_pgqueuer.py` and `peers/by_celery.py` describe their set-up.
 
 Limits: median ratios of at least 5 to PgQueuer and of at least 15 to Celery. The peers' packages
 are installed into `.venv/peers`. RabbitMQ is Debian's `rabbitmq-server`; without it Celery does not
@@ -56,17 +58,19 @@ HAS_UNSENT = "SELECT EXISTS (SELECT FROM message WHERE status <> 'delivered')"
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """A general job queue.
-
-    `enqueue` and `work` are the arguments of Python that enqueue the jobs and run a worker.
-    """
+    """A general job queue."""
 
     name: str
     min_ratio: float
+    """How many times as fast mailer must be."""
     messages: int
+    """Messages that it sends in each round."""
     enqueue: str
+    """Arguments of Python, separated by spaces, that enqueue the jobs."""
     work: str
+    """Arguments of Python, separated by spaces, that run a worker."""
     needs_broker: bool = False
+    """Whether it needs RabbitMQ."""
 
 
 class PeerResult(msgspec.Struct, frozen=True):
@@ -82,8 +86,10 @@ class PeerRunner(msgspec.Struct, frozen=True):
     """Runs the processes of the peers, with their PostgreSQL and the sink."""
 
     python: Path
+    """The interpreter of the environment with the peers' packages."""
     environ: dict[str, str]
     workers: int
+    """Worker processes of each peer."""
     database: asyncpg.Connection
     sink: harness.SinkProcess
 
@@ -109,8 +115,8 @@ class PeerRunner(msgspec.Struct, frozen=True):
         report = await self.sink.read_report()
         if report.requests != peer.messages:
             raise RuntimeError(f"{peer.messages} messages, but {report.requests} requests")
-        times = report.tenth_times
-        return PeerResult(report.rate, (times[5] - times[0]) / (times[-1] - times[5]))
+        start, half, end = (report.tenth_times[tenth] for tenth in (0, 5, 10))
+        return PeerResult(report.rate, half_ratio=(half - start) / (end - half))
 
     @asynccontextmanager
     async def _run_python(self, arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:

@@ -1,7 +1,8 @@
-"""The lower bound of the cost of sending: a bare aiohttp loop that posts the same bodies.
+"""The bare loop: a program that posts message bodies with aiohttp and does nothing else.
 
-It has no database, checks no rules and records no results. `against_bare.py` runs it in its own
-process and compares mailer with it.
+It has no database, checks no rules and records no results, so it shows what the requests alone
+cost. `against_bare.py` runs it in its own process and compares mailer with it; `cost.py` uses its
+functions.
 """
 
 import argparse
@@ -15,14 +16,14 @@ from mailer.sample_data import TEXT
 
 
 def bare_session(concurrency: int) -> aiohttp.ClientSession:
-    """Return a session with up to `concurrency` connections and no other tuning."""
+    """Return an aiohttp session with up to `concurrency` connections and default options."""
     connector = aiohttp.TCPConnector(limit=concurrency)
     headers = {"Authorization": f"Bearer {harness.TOKEN}"}
     return aiohttp.ClientSession(connector=connector, headers=headers)
 
 
 async def post(session: aiohttp.ClientSession, url: str, number: int) -> None:
-    """Post message `number` as aiohttp's documentation shows.
+    """Post the message with id `number`, as aiohttp's documentation shows.
 
     Raises `RuntimeError` when the sink does not accept it.
     """

@@ -1,10 +1,11 @@
 """Measure whether ten million finished messages in the database slow down sending.
 
 Two real processes, each with its own embedded database, take turns to send to equally many clients
-through one sink, 50 requests at once. One database holds ten million finished messages, the other
-none. Limit: a median ratio of the rates of at least 0.95. Needs about 9 GB of free disk for ten
-million messages (4 GB for the data, the rest for logs and to spare); takes about five minutes, half
-of it to create the messages.
+through one sink, 50 requests at once. One database contains ten million finished messages, the
+other none. Limit: the median rate with the finished messages is at least 0.95 of that without.
+
+Needs about 9 GB of free disk for ten million messages: 4 GB for the data, the rest for PostgreSQL's
+write-ahead logs and as a reserve. Takes about five minutes, half of it to create the messages.
 """
 
 import argparse
@@ -23,7 +24,7 @@ MIN_RATIO = 0.95
 CONCURRENCY = 50
 ROW_BYTES = 350
 """Disk space of a finished message with its index entries; measured, and rounded up."""
-SPARE_BYTES = 5 * 2**30
+RESERVE_BYTES = 5 * 2**30
 """Disk space for the write-ahead logs of two databases, and for other programs."""
 
 RESULTS: list[SampleResult] = [
@@ -31,15 +32,19 @@ RESULTS: list[SampleResult] = [
     ("undelivered", "rejected_400"),
     *[("delivered", None)] * 98,
 ]
-"""Results of each hundred messages, as on an ordinary day."""
+"""Results of each hundred finished messages, status and reason, as on an ordinary day."""
 DAY = timedelta(days=1)
-SIZE = "SELECT pg_total_relation_size('message')"
-# Keeps the empty database empty: removes the finished messages of a round before the next one.
-EMPTY = "TRUNCATE message, mailing_counts, mailing, message_count, message_count_delta"
+SELECT_SIZE = "SELECT pg_total_relation_size('message')"
+"""Returns the bytes of the message table with its indexes."""
+EMPTY_TABLES = "TRUNCATE message, mailing_counts, mailing, message_count, message_count_delta"
+"""Run after each round in the database without finished messages, so that it has none again."""
 
 
 async def fill(mailer: harness.Mailer, messages: int, clients: list[int]) -> None:
-    """Create finished mailings for all clients, until there are `messages` finished messages."""
+    """Create finished mailings until there are `messages` finished messages.
+
+    `clients` are the ids of all clients; they are the audience of each mailing.
+    """
     began = time.monotonic()
     for first in range(0, messages, len(clients)):
         audience = clients[: messages - first]
@@ -49,7 +54,7 @@ async def fill(mailer: harness.Mailer, messages: int, clients: list[int]) -> Non
             [mailing_id] = await create_mailings(mailer.database, mailing)
             await create_messages(mailer.database, mailing_id, audience, *RESULTS, at=start)
     await mailer.database.execute("VACUUM ANALYZE")
-    size = await mailer.database.fetchval(SIZE)
+    size = await mailer.database.fetchval(SELECT_SIZE)
     seconds = time.monotonic() - began
     print(f"{messages:,} finished messages, {size / 2**30:.2f} GiB,", end=" ")
     print(f"{size / messages:.0f} bytes each, created in {seconds:.0f} s", flush=True)
@@ -57,7 +62,8 @@ async def fill(mailer: harness.Mailer, messages: int, clients: list[int]) -> Non
 
 async def main(messages: int, clients: int, rounds: int) -> int:
     """Run the rounds, print the rates and their ratio; return the exit status."""
-    free, needed = shutil.disk_usage(tempfile.gettempdir()).free, messages * ROW_BYTES + SPARE_BYTES
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    needed = messages * ROW_BYTES + RESERVE_BYTES
     if free < needed:
         print(f"{tempfile.gettempdir()} has {free / 2**30:.1f} GiB free,", end=" ")
         print(f"but {messages:,} messages need {needed / 2**30:.1f}: set TMPDIR or --messages")
@@ -71,12 +77,12 @@ async def main(messages: int, clients: int, rounds: int) -> int:
     ):
         await empty.create_clients(clients)
         await fill(full, messages, await full.create_clients(clients))
-        for index in range(rounds + 1):  # the first warms up
+        for index in range(rounds + 1):  # round 0 warms up and does not count
             rates = {}
             for mailer in (full, empty) if index % 2 else (empty, full):
                 await mailer.checkpoint()  # else one may run while one process alone is measured
                 rates[mailer] = (await harness.send_to_all(mailer, sink, clients)).rate
-            await empty.database.execute(EMPTY)
+            await empty.database.execute(EMPTY_TABLES)
             if index:
                 ratios.append(rates[full] / rates[empty])
                 print(f"round {index}: {rates[empty]:,.0f} messages a second without,", end=" ")

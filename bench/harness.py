@@ -1,4 +1,8 @@
-"""Shared by the benchmarks: real processes, calls of the API, and figures with their limits."""
+"""Shared by the benchmarks: real processes, calls of the API, and figures with their limits.
+
+`serve` runs mailer; `sandbox` and `sink` run gateways for it. `Verdict` prints each figure beside
+its limit.
+"""
 
 import asyncio
 import os
@@ -9,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -23,17 +27,23 @@ from mailer.db.engine import create_engine
 from mailer.loop_monitor import Block
 from sink import SinkReport
 
-TOKEN = "bench"  # noqa: S105  # the gateways exist only as long as a benchmark
+TOKEN = "bench"  # noqa: S105  # not secret: the gateways exist only as long as a benchmark
+"""The token that mailer sends to the gateways, and that they require."""
 PROCESS_TIMEOUT = 60.0
 """Seconds to wait for a process to start or to stop."""
 POLL_INTERVAL = 0.05
 """Seconds between two reads of a mailing's progress."""
 SELECT_STATUS = "SELECT status FROM mailing WHERE id = $1"
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+"""Bytes of a memory page."""
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+"""Clock ticks a second, the unit of processor time in /proc."""
 
 OPERATOR_CODES = sample_data.ALL_OPERATOR_CODES[:90]
 TIME_ZONES = ("Europe/Moscow", "Asia/Yekaterinburg", "Asia/Vladivostok")
+"""Operator codes and time zones of the clients that `create_clients` creates."""
+NEWEST_CLIENTS = 10
+"""The number of clients with the tag `last`."""
 
 
 class Mailer:
@@ -47,7 +57,7 @@ class Mailer:
         self.key: str | None = None
         """The API key of every call; None when the API needs none."""
         self.blocks: list[Block] = []
-        """Blocks of its event loop, if it runs as `bench/serve_monitored.py`."""
+        """Blocks of its event loop so far; always empty unless it runs as `SERVE_MONITORED`."""
         self._requires_key = requires_key
         self._process = process
 
@@ -79,7 +89,10 @@ class Mailer:
         raise RuntimeError(message)
 
     async def _follow_log(self) -> None:
-        """Keep blocks of the event loop; print warnings and errors, which may spoil a figure."""
+        """Collect the blocks of the event loop; print warnings and errors.
+
+        A warning or an error may mean that a figure is wrong.
+        """
         async for event in self._log_events():
             if event.get("event") == "event_loop_blocked":
                 self.blocks.append(msgspec.convert(event, Block))
@@ -87,6 +100,7 @@ class Mailer:
                 print("mailer:", event, file=sys.stderr)
 
     async def _log_events(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events of the log; a line that is not JSON becomes an event of its own."""
         assert self._process.stderr is not None  # noqa: S101  # it is a pipe
         async for line in self._process.stderr:
             try:
@@ -130,7 +144,10 @@ class Mailer:
         return await create_clients(self.database, count)
 
     async def checkpoint(self) -> None:
-        """Run CHECKPOINT in the embedded database, as its superuser."""
+        """Let the embedded database write all changed pages to disk (CHECKPOINT).
+
+        Otherwise it may do so during a measurement.
+        """
         superuser = await asyncpg.connect(self.database_url, user="postgres")
         try:
             await superuser.execute("CHECKPOINT")
@@ -158,22 +175,24 @@ class Mailer:
 
 
 async def create_clients(database: asyncpg.Connection, count: int) -> list[int]:
-    """Create clients, vacuum the table, and return their ids.
+    """Create `count` clients (more than ten), vacuum the table, and return their ids.
 
-    Every tenth has the tag `vip`, the ten newest have the tag `last`.
+    The ten newest clients have the tag `last`. Every tenth of the others has the tag `vip`.
     """
+    one_in_ten_vip = ("vip", *[None] * 9)
     ids: list[int] = []
-    for part, tags in ((count - 10, ("vip", *[None] * 9)), (10, ("last",))):
+    for number, tags in ((count - NEWEST_CLIENTS, one_in_ten_vip), (NEWEST_CLIENTS, ("last",))):
         ids += await sample_data.create_clients(
-            database, part, operator_codes=OPERATOR_CODES, tags=tags, time_zones=TIME_ZONES
+            database, number, operator_codes=OPERATOR_CODES, tags=tags, time_zones=TIME_ZONES
         )
     await database.execute("VACUUM ANALYZE client")
     return ids
 
 
 SERVE = ("-m", "mailer", "serve")
+"""Arguments of Python that run mailer as users run it."""
 SERVE_MONITORED = (str(Path(__file__).with_name("serve_monitored.py")),)
-"""Arguments of Python: mailer as it is, and mailer that reports blocks of its event loop."""
+"""Arguments of Python that run mailer so that it reports blocks of its event loop."""
 
 
 @asynccontextmanager
@@ -183,10 +202,11 @@ async def serve(
     python: str = sys.executable,
     **settings: object,
 ) -> AsyncIterator[Mailer]:
-    """Run mailer in its own process on a new data folder; it sends to `gateway_url`.
+    """Run mailer in its own process, with a new data folder; it sends to `gateway_url`.
 
-    mailer uses the setting `database_url` if it is given, else a new embedded database.
-    `python` is the interpreter; another one runs the version of mailer installed there.
+    `settings` are settings of mailer. Without `database_url` it creates an embedded database. By
+    default authentication is off. `python` is the interpreter: that of another virtual environment
+    runs the version of mailer that is installed there.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data_dir = Path(folder)
@@ -204,7 +224,7 @@ async def serve(
             f"MAILER_{name.upper()}": str(value) for name, value in own_settings.items()
         }
         if python != sys.executable:
-            environ.pop("PYTHONPATH", None)
+            environ.pop("PYTHONPATH", None)  # it may contain this version of mailer
         process = await asyncio.create_subprocess_exec(
             *(python, *program),
             env=environ,
@@ -248,10 +268,10 @@ def embedded_url(data_dir: Path) -> str:
 
 async def stop(process: asyncio.subprocess.Process) -> None:
     """Stop a process: SIGTERM first, SIGKILL if it is still running after the timeout."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is not None:
             return
-        process.send_signal(number)
+        process.send_signal(signal_number)
         try:
             await asyncio.wait_for(process.wait(), PROCESS_TIMEOUT)
         except TimeoutError:
@@ -266,7 +286,11 @@ class Gateway:
         self._log = log
 
     def requests(self) -> list[dict[str, Any]]:
-        """Return its log: one row per request, with `id`, `arrived` (Unix µs) and `kind`."""
+        """Return the log: a row for each request.
+
+        A row has the message's `id`, the time `arrived` (Unix time in µs), the `kind` of answer,
+        such as `accepted`, and the field `repeat` if the id was accepted before.
+        """
         with self._log.open("rb") as rows:
             return [msgspec.json.decode(row) for row in rows]
 
@@ -283,7 +307,7 @@ async def sandbox(log: Path, *options: str) -> AsyncIterator[Gateway]:
     assert process.stdout is not None  # noqa: S101  # it is a pipe
     try:
         url = await asyncio.wait_for(process.stdout.readline(), PROCESS_TIMEOUT)
-        draining = asyncio.create_task(process.stdout.read())
+        draining = asyncio.create_task(process.stdout.read())  # a full pipe would block the process
         yield Gateway(url.decode().strip(), log)
     finally:
         await stop(process)
@@ -322,7 +346,7 @@ async def sink(latency: float = 0) -> AsyncIterator[SinkProcess]:
 
 
 async def send_to_all(mailer: Mailer, sink: SinkProcess, clients: int) -> SinkReport:
-    """Send one mailing to all clients through a sink.
+    """Send one mailing to all clients through a sink, and return the sink's report.
 
     Raises `RuntimeError` when the number of requests is not the number of clients.
     """
@@ -334,17 +358,54 @@ async def send_to_all(mailer: Mailer, sink: SinkProcess, clients: int) -> SinkRe
     return report
 
 
-def memory(pid: int) -> tuple[int, int]:
-    """Return the resident and the proportional set size of a process, in bytes."""
-    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_SIZE
+class Memory(NamedTuple):
+    """Memory of a process, in bytes."""
+
+    resident: int
+    """All its pages in memory (RSS)."""
+    proportional: int
+    """The same, but each page that several processes share is divided between them (PSS)."""
+
+
+def memory(pid: int) -> Memory:
+    """Return the memory of a process."""
+    resident_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return resident, int(rollup.partition("\nPss:")[2].split()[0]) * 1024
+    proportional_kib = int(rollup.partition("\nPss:")[2].split()[0])
+    return Memory(resident_pages * PAGE_BYTES, proportional_kib * 1024)
+
+
+class ProcessStat(NamedTuple):
+    """Fields of /proc/PID/stat (see proc_pid_stat(5)); times are in processor seconds."""
+
+    parent: int
+    """The process id of the parent."""
+    own_seconds: float
+    ended_children_seconds: float
+    """Of the children that have ended, and of their ended children."""
+
+
+def _read_stat(pid: int) -> ProcessStat:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    # The third field and the following ones. The second is the program's name in parentheses, which
+    # may contain spaces.
+    fields = stat.rpartition(")")[2].split()
+    user, system, children_user, children_system = map(int, fields[11:15])
+    return ProcessStat(
+        parent=int(fields[1]),
+        own_seconds=(user + system) / TICKS_PER_SECOND,
+        ended_children_seconds=(children_user + children_system) / TICKS_PER_SECOND,
+    )
+
+
+def _children_of(pid: int) -> list[int]:
+    """Return the process ids of a process's running children, oldest first."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def cpu_seconds(pid: int) -> float:
     """Return the processor seconds that a process has used, without its children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+    return _read_stat(pid).own_seconds
 
 
 def exact_cpu_seconds(pid: int) -> float:
@@ -355,40 +416,38 @@ def exact_cpu_seconds(pid: int) -> float:
 
 def postmaster_of(pid: int) -> int:
     """Return the process id of the PostgreSQL server that mailer `pid` has started."""
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    return _children_of(pid)[0]
 
 
 def parent_of(pid: int) -> int:
     """Return the parent process id; the parent of a session's backend is its PostgreSQL server."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return _read_stat(pid).parent
 
 
 def tree_cpu_seconds(pid: int) -> float:
-    """Return the processor seconds of a process and of its present children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return cpu_seconds(pid) + sum(cpu_seconds(int(child)) for child in children)
+    """Return the processor seconds of a process and of its running children."""
+    return cpu_seconds(pid) + sum(map(cpu_seconds, _children_of(pid)))
 
 
 def server_cpu_seconds(postmaster: int) -> float:
     """Return the processor seconds of a PostgreSQL server, with all its children, ended or not."""
-    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-    seconds = cpu_seconds(postmaster)
-    for child in children:
+    children_seconds = 0.0
+    for child in _children_of(postmaster):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended: counted below
-            seconds += cpu_seconds(int(child))
-    fields = Path(f"/proc/{postmaster}/stat").read_text().rpartition(")")[2].split()
-    return seconds + (int(fields[13]) + int(fields[14])) / CLOCK_TICKS
+            children_seconds += cpu_seconds(child)
+    server = _read_stat(postmaster)
+    return server.own_seconds + children_seconds + server.ended_children_seconds
 
 
 class Verdict:
-    """Prints figures beside their limits, and keeps the exit status of the benchmark."""
+    """Prints figures beside their limits, and remembers whether a limit was broken."""
 
     def __init__(self) -> None:
         self.status = 0
-        """Exit status: 1 as soon as one limit is broken."""
+        """The exit status of the benchmark: 0, or 1 as soon as one limit is broken."""
 
     def check(self, figure: str, *, limit: str, holds: bool) -> None:
-        """Print a figure with its limit, and whether the limit holds."""
+        """Print a figure, its limit in words, and whether the figure is within the limit."""
         print(f"{figure}   limit: {limit}   {'ok' if holds else 'BROKEN'}")
         if not holds:
             self.status = 1

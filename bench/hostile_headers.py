@@ -1,11 +1,16 @@
-"""Measure how requests with hostile headers, over 120 connections, affect sending.
+"""Measure how requests with hostile headers affect sending.
 
-The requests have no valid credentials. Any flood of requests slows down sending; a hostile header
-must not slow it down more than an ordinary header of the same size, so the two take turns.
+A hostile header is one that may be expensive to read, such as a list of thousands of entries. Any
+flood of requests slows down sending; a hostile header must not slow it down more than an ordinary
+header of the same size. So requests with the one and with the other are measured in turns. None has
+valid credentials.
 
-Limits for each hostile header: with nothing to send, 1.5 times the processor time of a response,
-which other work on the machine does not affect; while a real process sends a mailing at a steady
-rate to a sink, at least 0.8 of the rate with the ordinary header. No message may be sent twice.
+Limits for each hostile header:
+
+- With nothing to send, over one connection: at most 1.5 times the processor time of a response.
+- While mailer sends a mailing at a steady rate to a sink, and 120 connections send requests: at
+  least 0.8 of the rate with the ordinary header, and no message is sent twice.
+
 Takes ten minutes.
 """
 
@@ -29,14 +34,20 @@ from loop_blocks import HEADERS
 CONNECTIONS = 120
 SEND_RATE = 100
 """Messages a second."""
-MEASURE_SECONDS, ROUNDS = 5.0, 2
-"""Seconds to measure each rate, and how often."""
+MEASURE_SECONDS = 5.0
+"""Seconds to measure each rate."""
+ROUNDS = 2
+"""How often each rate and each processor time is measured."""
 SETTLE = 1.0
 """Seconds until all connections are busy."""
-MIN_RATE_RATIO, MAX_COST_RATIO = 0.8, 1.5
-"""Compared with an ordinary header: of the rate, and of the processor time of a response."""
+MIN_RATE_RATIO = 0.8
+"""Smallest rate of messages, compared with an ordinary header."""
+MAX_COST_RATIO = 1.5
+"""Largest processor time of a response, compared with an ordinary header."""
 RESPONSES = 200
 """Responses whose processor time is measured in each round."""
+RECONNECT_DELAY = 0.1
+"""Seconds until a connection that failed is opened again."""
 PATHS = ("/login", "/api/v1/clients", "/static/pages.css", "/nowhere", "/")
 RESPONSE_TIMEOUT = 30.0
 """Seconds to wait for a response."""
@@ -78,7 +89,7 @@ class HostileConnections:
                     if not is_kept_alive:
                         break
             except (OSError, EOFError, TimeoutError):
-                await asyncio.sleep(SETTLE / 10)
+                await asyncio.sleep(RECONNECT_DELAY)
             finally:
                 writer.close()
                 with suppress(OSError):
@@ -96,7 +107,7 @@ class HostileConnections:
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """Rates while connections send a header."""
+    """Rates while connections send requests with a header."""
 
     messages: float
     """Messages sent a second."""
@@ -107,39 +118,39 @@ class Rates(msgspec.Struct, frozen=True):
 async def measure_rates(
     mailer: harness.Mailer, sink: harness.SinkProcess, headers: dict[str, str]
 ) -> Rates:
-    """Measure the rates while connections send the headers."""
+    """Measure the rates while `CONNECTIONS` connections send requests with the headers."""
     connections = HostileConnections(mailer.address, headers)
     async with connections.sending(CONNECTIONS):
         await asyncio.sleep(SETTLE)
         await sink.read_report()
-        responses, began = connections.responses, time.monotonic()
+        responses_before, began = connections.responses, time.monotonic()
         await asyncio.sleep(MEASURE_SECONDS)
         seconds = time.monotonic() - began
-        responses = connections.responses - responses
+        responses = connections.responses - responses_before
         messages = (await sink.read_report()).requests
     return Rates(messages / seconds, responses / seconds)
 
 
 async def response_cost(mailer: harness.Mailer, headers: dict[str, str]) -> float:
-    """Return the processor time of a response to the headers, in milliseconds."""
+    """Return the processor time of one response to the headers, in milliseconds."""
     connections = HostileConnections(mailer.address, headers)
     async with connections.sending(1):
         while not connections.responses:  # noqa: ASYNC110  # a counter has no event
             await asyncio.sleep(harness.POLL_INTERVAL)
-        responses, cpu = connections.responses, harness.cpu_seconds(mailer.pid)
-        while connections.responses < responses + RESPONSES:  # noqa: ASYNC110  # likewise
+        responses_before, cpu_before = connections.responses, harness.cpu_seconds(mailer.pid)
+        while connections.responses < responses_before + RESPONSES:  # noqa: ASYNC110  # likewise
             await asyncio.sleep(harness.POLL_INTERVAL)
-        cpu = harness.cpu_seconds(mailer.pid) - cpu
-        return cpu * 1e3 / (connections.responses - responses)
+        seconds = harness.cpu_seconds(mailer.pid) - cpu_before
+        return seconds * 1e3 / (connections.responses - responses_before)
 
 
 def ordinary(headers: dict[str, str]) -> dict[str, str]:
-    """Return an ordinary header as long as the values of `headers`."""
+    """Return one ordinary header that is as long as the values of `headers` together."""
     return {"X-Padding": "a" * sum(map(len, headers.values()))}
 
 
 async def check_cost(mailer: harness.Mailer, verdict: harness.Verdict, name: str) -> None:
-    """Compare the processor time of a response to a hostile header and to an ordinary one."""
+    """Check the processor time of a response to the hostile header `name` against its limit."""
     headers = HEADERS[name]
     measurements = [
         (await response_cost(mailer, ordinary(headers)), await response_cost(mailer, headers))
@@ -154,7 +165,7 @@ async def check_cost(mailer: harness.Mailer, verdict: harness.Verdict, name: str
 async def check_rate(
     mailer: harness.Mailer, sink: harness.SinkProcess, verdict: harness.Verdict, name: str
 ) -> None:
-    """Compare the rate of sending with a hostile header and with an ordinary one."""
+    """Check the rate of sending during requests with the hostile header `name`."""
     headers = HEADERS[name]
     measurements = [
         (

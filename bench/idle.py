@@ -1,4 +1,4 @@
-"""Processor time of mailer while there is nothing to send, as a part of one core.
+"""Measure how much processor time mailer uses while there is nothing to send.
 
 A new real process on a new embedded database is measured in each of three states: no mailing; 100
 mailings that start later; one running mailing with 10,000 messages that wait for its sending
@@ -12,18 +12,19 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import harness
 
 MAX_CPU = 0.01
-"""Part of one core."""
+"""Part of one core that mailer may use."""
 LATER_MAILINGS = 100
 HOUR = timedelta(hours=1)
 SETTLE = 5.0
-"""Seconds for the work that the new state still causes."""
+"""Seconds to wait before the measurement, until mailer has reacted to the new state."""
 COUNT_SCHEDULED = "SELECT scheduled FROM mailing_counts WHERE mailing_id = $1"
 UNUSED_GATEWAY = "http://127.0.0.1:9/"
-"""No server listens here; a request would fail, and mailer would log the open breaker."""
+"""No server listens here. If mailer sent anything, the benchmark would print its warnings."""
 
 
 async def no_mailing(_: harness.Mailer, clients: int) -> str:
@@ -41,7 +42,8 @@ async def later_mailings(mailer: harness.Mailer, clients: int) -> str:
 async def closed_window(mailer: harness.Mailer, clients: int) -> str:
     """Create a running mailing whose sending window is closed now for every client.
 
-    The clients' clocks are 3, 5 and 10 hours ahead of UTC; the window opens where it is 15.
+    The clients' clocks are 3, 5 and 10 hours ahead of UTC. The window is open for an hour at the
+    time that a clock 15 hours ahead of UTC shows now, so it opens in five hours at the earliest.
     """
     now = datetime.now(UTC)
     mailing = await mailer.create_mailing(
@@ -55,10 +57,21 @@ async def closed_window(mailer: harness.Mailer, clients: int) -> str:
     return f"one running mailing, {clients:,} messages waiting for its sending window"
 
 
+class IdleUse(NamedTuple):
+    """The parts of a core that mailer and its PostgreSQL use in a state."""
+
+    state: str
+    mailer: float
+    database: float
+
+
 async def measure(
     set_up: Callable[[harness.Mailer, int], Awaitable[str]], clients: int, seconds: float
-) -> tuple[str, float, float]:
-    """Return the name of a state, and the parts of a core that mailer and PostgreSQL use in it."""
+) -> IdleUse:
+    """Measure the processor use of a new process in a state, over `seconds`.
+
+    `set_up` brings mailer into the state and returns the name of the state.
+    """
     async with harness.serve(UNUSED_GATEWAY) as mailer:
         await mailer.create_clients(clients)
         name = await set_up(mailer, clients)
@@ -67,23 +80,23 @@ async def measure(
         await asyncio.sleep(SETTLE)
         database = harness.postmaster_of(mailer.pid)
         began = time.monotonic()
-        mailer_cpu = harness.cpu_seconds(mailer.pid)
-        database_cpu = harness.server_cpu_seconds(database)
+        mailer_before = harness.cpu_seconds(mailer.pid)
+        database_before = harness.server_cpu_seconds(database)
         await asyncio.sleep(seconds)
-        mailer_cpu = harness.cpu_seconds(mailer.pid) - mailer_cpu
-        database_cpu = harness.server_cpu_seconds(database) - database_cpu
+        mailer_seconds = harness.cpu_seconds(mailer.pid) - mailer_before
+        database_seconds = harness.server_cpu_seconds(database) - database_before
         elapsed = time.monotonic() - began
-        return name, mailer_cpu / elapsed, database_cpu / elapsed
+        return IdleUse(name, mailer_seconds / elapsed, database_seconds / elapsed)
 
 
 async def main(clients: int, seconds: float) -> int:
     """Measure each state and print its figures; return the exit status."""
     verdict = harness.Verdict()
     for set_up in (no_mailing, later_mailings, closed_window):
-        name, mailer_cpu, database_cpu = await measure(set_up, clients, seconds)
-        figure = f"{name}: mailer {mailer_cpu:.2%}, PostgreSQL {database_cpu:.2%} of a core"
+        use = await measure(set_up, clients, seconds)
+        figure = f"{use.state}: mailer {use.mailer:.2%}, PostgreSQL {use.database:.2%} of a core"
         limit = f"under {MAX_CPU:.0%} for mailer"
-        verdict.check(figure, limit=limit, holds=mailer_cpu < MAX_CPU)
+        verdict.check(figure, limit=limit, holds=use.mailer < MAX_CPU)
     return verdict.status
 
 

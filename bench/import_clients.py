@@ -1,9 +1,11 @@
 r"""Measure how fast a million clients are imported, compared with `psql \copy`.
 
-The import and psql take turns on the same server with the same file. psql copies into a table with
-the columns, constraints and indexes of `client`. Limits: a median of half the speed of psql, and
-200 MB of resident memory. At the end the import reads the same file once more, which must change
-nothing.
+mailer's import, which runs in this process, and psql take turns on the same server with the same
+file. psql copies it into a table with the columns, constraints and indexes of `client`. At the end
+the import reads the same file once more, which must change nothing.
+
+Limits: the median speed of the import is at least half that of psql, and this process uses at most
+200 MB of resident memory.
 
 The benchmark creates its own database on the server of MAILER_DATABASE_URL, else on an embedded
 server. Takes about three minutes.
@@ -41,18 +43,21 @@ from mailer.embedded_postgres.cluster import embedded_postgres
 DATABASE = "mailer_bench_import"
 MIN_SPEED_RATIO = 0.5
 MAX_RESIDENT = 200
-"""MB."""
+"""Largest resident memory of this process, in MB."""
 CHUNK_SIZE = 64 * 1024
 """Bytes passed to the import at once, about what a server reads from a connection."""
 ZONES = ("Europe/Moscow", "Asia/Yekaterinburg", "Asia/Novosibirsk", "Asia/Vladivostok", "UTC")
 CREATE_COPY_TABLE = """
     DROP TABLE IF EXISTS client_copy;
     CREATE TABLE client_copy (LIKE client INCLUDING ALL)"""
-EMPTY = "TRUNCATE client RESTART IDENTITY"
+DELETE_CLIENTS = "TRUNCATE client RESTART IDENTITY"
 
 
 def write_file(path: Path, rows: int) -> None:
-    """Write the clients: phones in random order, one in seven ported, one in two with a tag."""
+    """Write `rows` clients as CSV, with phones in random order.
+
+    One in seven has an operator code that is not the one in the phone; one in two has a tag.
+    """
     rng = random.Random(1)  # noqa: S311  # not for secrets
     subscribers = rng.sample(range(10**9), rows)
     with path.open("w") as file:
@@ -97,14 +102,14 @@ async def measure(url: str, path: Path, rows: int, rounds: int) -> int:
     database = await connect(url)
     await migrate(engine)
     by_psql, by_import = [], []
-    for index in range(1, rounds + 1):
+    for round_number in range(1, rounds + 1):
         by_psql.append(await seconds_by_psql(psql, database, url, path))
-        await database.execute(EMPTY)
+        await database.execute(DELETE_CLIENTS)
         seconds, report = await seconds_by_import(engine, path)
         by_import.append(seconds)
         if report.created != rows:
             raise RuntimeError(f"not every client was created: {report}")
-        print(f"round {index}: psql {by_psql[-1]:.1f} s, import {seconds:.1f} s")
+        print(f"round {round_number}: psql {by_psql[-1]:.1f} s, import {seconds:.1f} s")
     second_import, report = await seconds_by_import(engine, path)
     if report.unchanged != rows:
         raise RuntimeError(f"the same file changed something: {report}")
@@ -114,18 +119,19 @@ async def measure(url: str, path: Path, rows: int, rounds: int) -> int:
     print(f"medians: psql {psql_median:.1f} s, import {median:.1f} s,", end=" ")
     print(f"{rows / median:,.0f} rows a second")
     print(f"the same file again: {second_import:.1f} s")
-    return check_limits(statistics.median(map(truediv, by_psql, by_import)))
+    speed_ratios = map(truediv, by_psql, by_import)
+    return check_limits(statistics.median(speed_ratios))
 
 
-def check_limits(ratio: float) -> int:
+def check_limits(speed_ratio: float) -> int:
     """Print speed and memory with their limits; return the exit status."""
     verdict = harness.Verdict()
     verdict.check(
-        f"speed: {ratio:.2f} of psql's",
+        f"speed: {speed_ratio:.2f} of psql's",
         limit=f"at least {MIN_SPEED_RATIO}",
-        holds=ratio >= MIN_SPEED_RATIO,
+        holds=speed_ratio >= MIN_SPEED_RATIO,
     )
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB; the kernel gives KiB
     verdict.check(
         f"memory: {resident:.0f} MB resident at most",
         limit=f"{MAX_RESIDENT} MB",

@@ -1,10 +1,11 @@
 """Measure how soon a mailing's first request is sent while thousands of others start together.
 
-Each of the other mailings has its own filter and its own client, and all start at the same moment.
-The benchmark creates a mailing for one client that is due at once: ten times alone, then ten times
-while the others start and are sent. Limit: the median with the others is at most five times the
-median alone. Also prints how long all the others take. Takes one to ten minutes, depending on the
-number of mailings.
+The benchmark creates a mailing for one client that is due at once, and measures the time until its
+first request: ten times alone, then ten times while the other mailings start and are sent. Each of
+the others has its own filter and its own client, and all start at the same moment.
+
+Limit: the median time with the others is at most five times the median alone. Also prints how long
+all the others take. Takes one to ten minutes, depending on the number of mailings.
 """
 
 import argparse
@@ -28,19 +29,22 @@ ROUNDS = 10
 REQUEST_TIMEOUT = 120.0
 """Seconds to wait for the first request of a mailing."""
 POLL_INTERVAL = 0.01
-"""Seconds between two checks for the first request."""
+"""Seconds between two checks whether the first request has arrived."""
 SETTLE = 0.2
 """Seconds between rounds, for requests still in flight."""
 START_DELAY = 3
 """Seconds until all the other mailings start."""
+OTHERS_TEXT = "Hello"
+"""The text of the other mailings, by which the queries below find them."""
 Arrivals = dict[int | None, float]
 """Time of the first request for each message id, in seconds of the monotonic clock."""
 TAG_CLIENTS_BY_ID = "UPDATE client SET tag = 'tag ' || id"
+"""Gives each client a tag of its own, so that a filter matches one client."""
 SELECT_MESSAGE = "SELECT id FROM message WHERE mailing_id = $1"
-HAS_ONE_STARTED = (
-    "SELECT EXISTS (SELECT FROM mailing WHERE text = 'Hello' AND status <> 'scheduled')"
+HAVE_OTHERS_STARTED = (
+    "SELECT EXISTS (SELECT FROM mailing WHERE text = $1 AND status <> 'scheduled')"
 )
-COUNT_UNSETTLED = "SELECT count(*) FROM mailing WHERE text = 'Hello' AND NOT is_settled"
+ARE_OTHERS_UNSETTLED = "SELECT EXISTS (SELECT FROM mailing WHERE text = $1 AND NOT is_settled)"
 
 
 @contextlib.asynccontextmanager
@@ -57,11 +61,14 @@ async def mailer_and_arrivals() -> AsyncIterator[tuple[harness.Mailer, Arrivals]
 
 
 async def seconds_to_first(mailer: harness.Mailer, arrivals: Arrivals) -> float:
-    """Create a mailing that is due; return the seconds from the API's answer to its request."""
+    """Create a mailing that is due, for one client.
+
+    Return the seconds from the API's answer to the mailing's first request.
+    """
     mailing = await mailer.create_mailing(client_filter={"tags": ["tag 1"]})
     created_at = time.monotonic()
     async with asyncio.timeout(REQUEST_TIMEOUT):
-        message_id = None
+        message_id = None  # not known before the audience is enqueued
         while message_id is None or message_id not in arrivals:
             await asyncio.sleep(POLL_INTERVAL)
             if message_id is None:
@@ -84,17 +91,17 @@ async def main(mailings: int) -> int:
                 start=start,
                 status="scheduled",
                 clients=1,
-                text="Hello",
+                text=OTHERS_TEXT,
                 client_filter={"tags": [f"tag {number}"]},
             )
-            for number in range(2, mailings + 2)
+            for number in range(2, mailings + 2)  # client 1 gets the measured mailing
         )
         await create_mailings(mailer.database, *others)
-        while not await mailer.database.fetchval(HAS_ONE_STARTED):  # noqa: ASYNC110  # another process changes it
+        while not await mailer.database.fetchval(HAVE_OTHERS_STARTED, OTHERS_TEXT):  # noqa: ASYNC110  # another process changes it
             await asyncio.sleep(harness.POLL_INTERVAL)
         began = time.perf_counter()
         with_others: list[float] = []
-        while await mailer.database.fetchval(COUNT_UNSETTLED):
+        while await mailer.database.fetchval(ARE_OTHERS_UNSETTLED, OTHERS_TEXT):
             if len(with_others) < ROUNDS:
                 with_others.append(await seconds_to_first(mailer, arrivals))
             else:

@@ -1,10 +1,13 @@
 """Measure whether rate and memory stay constant during one mailing for a million clients.
 
-The real process on its embedded database sends through the sink, 50 requests at once. Limits: the
-rate of the last tenth of the messages is at least 0.95 of that of the first tenth; the resident
-size at the end is within 20 % of that after a tenth of the messages; each client gets exactly one
-request. Also prints the write-ahead log (WAL) and the processor time a message. Takes about five
-minutes.
+The real process on its embedded database sends through the sink, 50 requests at once. Limits:
+
+- the rate of the last tenth of the messages is at least 0.95 of that of the first tenth;
+- the resident memory at the end is within 20 % of that after a tenth of the messages;
+- there is exactly one request for each client.
+
+Also prints, for each message, the processor time and the bytes of PostgreSQL's write-ahead log
+(WAL). Takes about five minutes.
 """
 
 import argparse
@@ -22,70 +25,84 @@ CONCURRENCY = 50
 POLL_INTERVAL = 0.25
 """Seconds between two reads of the mailing's progress, from the database, not from mailer."""
 MIN_RATE = 500
-"""Messages a second; the benchmark fails if the mean rate is lower."""
+"""Messages a second; the benchmark stops with an error if the mean rate is lower."""
+START_TIMEOUT = 60.0
+"""Seconds that the mailing may take in addition, before its first and after its last request."""
+# The columns are fields of `Progress`. `wal` counts from the creation of the database; a page image
+# is a whole page in the WAL, after the first change of the page since a checkpoint.
 PROGRESS = """
-    SELECT (pg_current_wal_lsn() - '0/0')::bigint, (SELECT wal_fpi FROM pg_stat_wal),
-        (SELECT num_timed + num_requested FROM pg_stat_checkpointer), delivered,
-        audience_cursor = audience_until, status = 'finished'
+    SELECT (pg_current_wal_lsn() - '0/0')::bigint AS wal,
+        (SELECT wal_fpi FROM pg_stat_wal) AS page_images,
+        (SELECT num_timed + num_requested FROM pg_stat_checkpointer) AS checkpoints,
+        delivered, audience_cursor = audience_until AS is_enqueued,
+        status = 'finished' AS is_finished
     FROM mailing JOIN mailing_counts ON mailing_id = id WHERE id = $1"""
 
 
-class Point(msgspec.Struct, frozen=True):
-    """Progress of the mailing at a moment, and what mailer and PostgreSQL have used until then.
-
-    `at` is Unix time in seconds; `resident` and `wal` are bytes, processor times are seconds.
-    """
+class Progress(msgspec.Struct, frozen=True):
+    """Progress of the mailing at a moment, and what mailer and PostgreSQL have used until then."""
 
     at: float
+    """Unix time in seconds."""
     resident: int
+    """Bytes of mailer's resident memory."""
     mailer_cpu: float
+    """Processor seconds of mailer."""
     database_cpu: float
+    """Processor seconds of PostgreSQL."""
     wal: int
+    """Bytes of WAL."""
     page_images: int
     checkpoints: int
     delivered: int
+    """Messages delivered so far."""
     is_enqueued: bool
+    """Whether the whole audience is enqueued."""
     is_finished: bool
 
 
 class Milestones(msgspec.Struct, frozen=True):
-    """The points that are compared: start, audience enqueued, a tenth delivered, end."""
+    """The progress at the moments that are compared."""
 
-    start: Point
-    enqueued: Point
-    tenth: Point
-    end: Point
+    start: Progress
+    enqueued: Progress
+    """When the audience is enqueued."""
+    tenth: Progress
+    """When a tenth of the messages is delivered."""
+    end: Progress
 
 
-async def read_point(mailer: harness.Mailer, mailing_id: int) -> Point:
+async def read_progress(mailer: harness.Mailer, mailing_id: int) -> Progress:
     """Read the present progress of the mailing."""
     database = harness.postmaster_of(mailer.pid)
-    [progress] = await mailer.database.fetch(PROGRESS, mailing_id)
-    return Point(
-        time.time(),
-        harness.memory(mailer.pid)[0],
-        harness.cpu_seconds(mailer.pid),
-        harness.server_cpu_seconds(database),
-        *progress,
+    [row] = await mailer.database.fetch(PROGRESS, mailing_id)
+    return Progress(
+        at=time.time(),
+        resident=harness.memory(mailer.pid).resident,
+        mailer_cpu=harness.cpu_seconds(mailer.pid),
+        database_cpu=harness.server_cpu_seconds(database),
+        **dict(row),
     )
 
 
 async def measure(mailer: harness.Mailer, clients: int) -> Milestones:
     """Create a mailing that starts in a second, and read its progress until it is finished."""
     created = await mailer.create_mailing(starts_in=1)
-    start = point = await read_point(mailer, created["id"])
+    start = current = await read_progress(mailer, created["id"])
     enqueued = tenth = None
-    async with asyncio.timeout(60 + clients / MIN_RATE):
-        while not point.is_finished:
+    async with asyncio.timeout(START_TIMEOUT + clients / MIN_RATE):
+        while not current.is_finished:
             await asyncio.sleep(POLL_INTERVAL)
-            point = await read_point(mailer, created["id"])
-            enqueued = enqueued or (point if point.is_enqueued else None)
-            tenth = tenth or (point if point.delivered >= clients / 10 else None)
-    return Milestones(start, enqueued or point, tenth or point, point)
+            current = await read_progress(mailer, created["id"])
+            if enqueued is None and current.is_enqueued:
+                enqueued = current
+            if tenth is None and current.delivered >= clients / 10:
+                tenth = current
+    return Milestones(start, enqueued or current, tenth or current, end=current)
 
 
 def print_rates(verdict: harness.Verdict, milestones: Milestones, report: SinkReport) -> None:
-    """Print the rates with their limit."""
+    """Print the rates by tenth, and the ratio of the last to the first with its limit."""
     times, rates = report.tenth_times, report.rate_by_tenth
     print(f"{report.requests:,} messages in {times[-1] - times[0]:.0f} s,", end=" ")
     print(f"{report.rate:,.0f} a second; the audience was enqueued", end=" ")
@@ -110,7 +127,7 @@ def print_rates(verdict: harness.Verdict, milestones: Milestones, report: SinkRe
 
 
 def print_memory(verdict: harness.Verdict, milestones: Milestones) -> None:
-    """Print the memory figures."""
+    """Print the resident memory after a tenth of the messages and at the end, with its limit."""
     tenth, end = milestones.tenth.resident, milestones.end.resident
     figure = f"resident size {tenth / 2**20:.1f} MiB at a tenth, {end / 2**20:.1f} MiB at the end"
     ratio = end / tenth
@@ -119,9 +136,10 @@ def print_memory(verdict: harness.Verdict, milestones: Milestones) -> None:
 
 
 def print_cost(milestones: Milestones, clients: int) -> None:
-    """Print the WAL and the processor time a message.
+    """Print the WAL and the processor time of a message.
 
-    The WAL of sending alone is that of the messages sent after the audience was enqueued.
+    The WAL of sending is measured on the messages delivered after the audience was enqueued. The
+    rest of the WAL is attributed to enqueuing.
     """
     start, enqueued, end = milestones.start, milestones.enqueued, milestones.end
     wal = (end.wal - start.wal) / clients

@@ -1,11 +1,11 @@
 """Measure whether reading the API is as fast with a million clients as with a thousand.
 
 `bench/scaling/data.py` fills two databases on one server: one with a million clients, ten million
-messages and ten thousand mailings, the other with a thousandth of that. One real process on each
-database answers every GET of the API; the two take turns.
+messages and ten thousand mailings, the other with a thousandth of that. On each database runs one
+real process, and every GET of the API is called on both, in turns.
 
-Limits on the large database: every page of up to 100 rows within 25 ms at the median and 100 ms at
-the 99th percentile; statistics within 1.5 times their time on the small database.
+Limits on the large database: every page of up to 100 rows takes at most 25 ms at the median and
+100 ms at the 99th percentile; statistics take at most 1.5 times as long as on the small database.
 
 The benchmark creates its own databases on the server of MAILER_DATABASE_URL, else on an embedded
 server. Needs 8 GB of disk; takes about six minutes.
@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -33,38 +34,53 @@ from scaling import data
 from scaling.calls import CALLS, PAGES, CallValues, read_values
 
 MAX_MEDIAN, MAX_P99 = 0.025, 0.100
-"""Seconds to answer a page of up to 100 rows."""
+"""Seconds to answer a page of up to 100 rows: median and 99th percentile."""
 MAX_STATISTICS_RATIO = 1.5
 WARM_UP_CALLS = 10
 """First calls of each kind, not measured: they open connections and prepare statements."""
 SIZE_RATIO = 1000
 """Clients in the large database for each client in the small one."""
-LARGE, SMALL = "mailer_scale", "mailer_scale_thousandth"
-"""Names of the databases."""
+LARGE_DATABASE, SMALL_DATABASE = "mailer_scale", "mailer_scale_thousandth"
 
 
 async def measure(
-    servers: dict[harness.Mailer, CallValues], call: str, times: int
+    mailers: dict[harness.Mailer, CallValues], call: str, times: int
 ) -> list[list[float]]:
-    """Make a call `times` times on each server, in turns; return the seconds, by server."""
-    seconds: dict[harness.Mailer, list[float]] = {mailer: [] for mailer in servers}
+    """Make a call `times` times on each mailer process, in turns.
+
+    `mailers` contains the values that each database has for the names in calls. Return the seconds
+    of all calls for each process, in the order of `mailers`.
+    """
+    seconds: dict[harness.Mailer, list[float]] = {mailer: [] for mailer in mailers}
     for index in range(WARM_UP_CALLS + times):
-        for mailer in servers if index % 2 else reversed(servers):
-            path = servers[mailer].path(call)
+        for mailer in mailers if index % 2 else reversed(mailers):
+            path = mailers[mailer].path(call)
             began = time.perf_counter()
             await mailer.get(path)
             seconds[mailer].append(time.perf_counter() - began)
-    return [of_server[WARM_UP_CALLS:] for of_server in seconds.values()]
+    return [seconds_of_mailer[WARM_UP_CALLS:] for seconds_of_mailer in seconds.values()]
+
+
+class WorstFigure(NamedTuple):
+    """The largest value of a figure so far, and its call."""
+
+    value: float = 0.0
+    call: str = ""
 
 
 class WorstFigures:
-    """The worst figures so far, each with its call."""
+    """The worst figures so far, of all calls to which the limits apply."""
 
     def __init__(self) -> None:
-        self.median = self.p99 = self.ratio = (0.0, "")
+        self.median = WorstFigure()
+        self.p99 = WorstFigure()
+        self.ratio = WorstFigure()
 
     def add(self, call: str, large: list[float], small: list[float]) -> None:
-        """Print the figures of a call, and keep them if the limits apply to the call."""
+        """Print the figures of a call, and keep them if the limits apply to the call.
+
+        `large` and `small` are the seconds of the call on the large and on the small database.
+        """
         median, p99 = statistics.median(large), statistics.quantiles(large, n=100)[-1]
         ratio = median / statistics.median(small)
         is_long = "limit=1000" in call
@@ -73,10 +89,10 @@ class WorstFigures:
         print(f"{median * 1e3:6.1f} {p99 * 1e3:6.1f} ms {ratio:5.2f}  {call}", end="")
         print(f"{note}{'   BROKEN' if is_broken else ''}", flush=True)
         if not is_long:
-            self.median = max(self.median, (median, call))
-            self.p99 = max(self.p99, (p99, call))
+            self.median = max(self.median, WorstFigure(median, call))
+            self.p99 = max(self.p99, WorstFigure(p99, call))
         if "statistics" in call:
-            self.ratio = max(self.ratio, (ratio, call))
+            self.ratio = max(self.ratio, WorstFigure(ratio, call))
 
     def check_limits(self) -> int:
         """Print the worst figures with their limits; return the exit status."""
@@ -95,9 +111,9 @@ class WorstFigures:
 
 
 async def fill(url: str, clients: int, *, verify: bool) -> None:
-    """Create a data set in an empty database, and print its size.
+    """Create a data set for `clients` clients in an empty database, and print its size.
 
-    With `verify`, raises `RuntimeError` when its counts differ from its rows.
+    With `verify`, compares its counts with its rows, and raises `RuntimeError` when they differ.
     """
     began = time.monotonic()
     size = await data.create(url, clients)
@@ -114,9 +130,10 @@ async def fill(url: str, clients: int, *, verify: bool) -> None:
 
 @asynccontextmanager
 async def databases(folder: Path, *, keep: bool) -> AsyncIterator[dict[str, bool]]:
-    """Yield the URLs of the large and the small database, each with whether it is new.
+    """Yield the URL of the large and then of the small database, each with whether it is new.
 
-    With `keep`, use databases that exist, and leave all of them in place at the end.
+    A new database is empty. With `keep`, databases of an earlier run are used again, and no
+    database is dropped at the end.
     """
     async with AsyncExitStack() as stack:
         server = os.environ.get("MAILER_DATABASE_URL")
@@ -125,7 +142,7 @@ async def databases(folder: Path, *, keep: bool) -> AsyncIterator[dict[str, bool
         admin = await asyncpg.connect(server)
         stack.push_async_callback(admin.close)
         is_new = {}
-        for name in (LARGE, SMALL):
+        for name in (LARGE_DATABASE, SMALL_DATABASE):
             drop = f"DROP DATABASE IF EXISTS {name}"
             if not keep:
                 await admin.execute(drop)
@@ -143,15 +160,16 @@ async def main(folder: Path, clients: int, times: int, *, keep: bool, verify: bo
     worst = WorstFigures()
     async with AsyncExitStack() as stack:
         urls = await stack.enter_async_context(databases(folder, keep=keep))
-        servers = {}
+        mailers = {}
         for (url, is_new), size in zip(urls.items(), sizes, strict=True):
             if is_new:
                 await fill(url, size, verify=verify or size < clients)
             mailer = await stack.enter_async_context(harness.serve("", database_url=url))
-            servers[mailer] = await read_values(mailer.database)
+            mailers[mailer] = await read_values(mailer.database)
         print("median    p99     ratio of medians, large to small database")
         for call in (*CALLS, *PAGES):
-            worst.add(call, *await measure(servers, call, times))
+            large, small = await measure(mailers, call, times)
+            worst.add(call, large, small)
     return worst.check_limits()
 
 

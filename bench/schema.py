@@ -1,13 +1,14 @@
 """Check whether the API conforms to its OpenAPI schema for all inputs.
 
-schemathesis sends cases generated from `/openapi.json` to a real process with clients and with
-mailings in every state, with an API key and without: examples, boundary values of every rule,
-random and invalid data, and sequences of calls. All its checks are on; `probing/hooks.py` adapts
-one of them, which would else give false alarms.
+The program schemathesis generates requests, called cases, from `/openapi.json`: examples, boundary
+values of every rule, random and invalid data, and sequences of calls. It sends them with an API key
+and without to a real process that has clients, and mailings in every status. It runs several times
+(rounds), each time with another seed, until enough cases were sent. All its checks are on;
+`probing/hooks.py` adapts one of them, which would otherwise fail for correct answers.
 
-Limits: no failed check, no status of 500 or above, every mailing's counts equal its rows, and at
-least the requested number of cases, counted by mailer's own metrics. The benchmark works on the
-empty database of `--database-url`, else on an embedded one. Takes about four minutes.
+Limits: no failed check, no status of 500 or above, the counts of every mailing equal its rows, and
+at least the requested number of cases, as counted by mailer's own metrics. The benchmark works on
+the empty database of `--database-url`, or else on an embedded one. Takes about four minutes.
 """
 
 import argparse
@@ -29,25 +30,30 @@ import harness
 from mailer.db.engine import create_engine
 from mailer.statistics.verify import find_differences
 
-CLIENTS, AUDIENCE_CODES = 300, 20
-"""Clients in the directory, and operator codes in the filter of the first mailings."""
+CLIENTS = 300
+"""Clients in the directory."""
+AUDIENCE_CODES = 20
+"""Operator codes in the filter of the mailings that are sent."""
 SHORT_WINDOW: dict[str, Any] = {
     "send_interval_time_start": "03:00",
     "send_interval_time_end": "03:01",
 }
-"""The sending window of a mailing that must stay running."""
+"""A sending window of a minute a day, for a mailing that must stay running."""
 NO_WINDOW: dict[str, Any] = {}
 ACTIONS = {"paused": "pause", "cancelled": "cancel"}
 """The API action that brings a mailing into a status."""
-FAULTS = ("--reject-rate", "0.2", "--hang-rate", "0.1")
+GATEWAY_FAULTS = ("--reject-rate", "0.2", "--hang-rate", "0.1")
+"""Options of the sandbox gateway: it rejects a fifth of the messages, and answers a tenth never."""
 GATEWAY_TIMEOUT = 0.3
+"""Seconds that mailer waits for the gateway's answer."""
 SETTLE = 1.0
 """Seconds until the mailings have reached their statuses."""
 MAX_EXAMPLES = 100
-"""Random cases per operation and round; examples, boundary values and sequences are added."""
+"""Random cases for each operation in a round; examples, boundary values and sequences are added."""
 CASES_PER_EXAMPLE = 30
-"""Rough number of cases in a round for each random case per operation."""
-# error-feedback is off: from the error "is required together with" it would learn "is required"
+"""How many cases a round has, roughly, for each random case of an operation."""
+# The configuration of schemathesis. error-feedback is off, because it learns from error messages:
+# it would read "is required together with" as "is required".
 CONFIG = """
 hooks = "probing.hooks"
 continue-on-failure = true
@@ -94,14 +100,14 @@ async def read_counts(mailer: harness.Mailer) -> ResponseCounts:
 
 
 def count_cases(counts: ResponseCounts) -> int:
-    """Return the number of responses to cases."""
+    """Return the number of cases, that is, of responses by the routes that get cases."""
     return sum(count for (route, _, _), count in counts.items() if TESTED_ROUTE.match(route))
 
 
 async def run_schemathesis(mailer: harness.Mailer, folder: Path, examples: int, seed: int) -> bool:
-    """Run schemathesis once, with `examples` random cases per operation.
+    """Run schemathesis once, with `examples` random cases for each operation.
 
-    Return whether all checks passed; else its output is printed.
+    Return whether all checks passed; if not, print its output.
     """
     config = folder / "schemathesis.toml"
     config.write_text(CONFIG.format(examples=examples, key=mailer.key))
@@ -122,7 +128,7 @@ async def run_schemathesis(mailer: harness.Mailer, folder: Path, examples: int, 
 
 
 async def run_rounds(mailer: harness.Mailer, folder: Path, cases: int, seed: int) -> int:
-    """Run rounds until there are `cases` cases; return the number of failed rounds."""
+    """Run rounds until `cases` cases were sent; return the number of failed rounds."""
     failed = 0
     while (missing := cases - count_cases(await read_counts(mailer))) > 0:
         await create_mailings(mailer)
@@ -153,7 +159,7 @@ async def main(cases: int, seed: int, database_url: str) -> int:
     verdict = harness.Verdict()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        gateway = await stack.enter_async_context(harness.sandbox(folder / "log", *FAULTS))
+        gateway = await stack.enter_async_context(harness.sandbox(folder / "log", *GATEWAY_FAULTS))
         settings = {"database_url": database_url} if database_url else {}
         mailer = await stack.enter_async_context(
             harness.serve(

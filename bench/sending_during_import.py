@@ -2,11 +2,16 @@
 
 A real process that reports blocks of its event loop (`serve_monitored.py`) sends a mailing to a
 sink at a steady rate. For each file the benchmark measures the rate for five seconds without an
-import, then imports the file again and again for at least five seconds; all of this three times.
+import. Then it imports the file again and again for at least five seconds. It does all of this
+three times.
 
-Limits, each for the median of the three, because other work of the process blocks the loop too: at
-least half the rate without an import; 10 ms of processor time for the longest block; one second for
-the slowest response of /health/live. No message may be sent twice. Takes half an hour.
+Limits for the median of the three measurements of a file:
+
+- at least half the rate without an import;
+- at most 10 ms of processor time for the longest block of the event loop;
+- at most one second for the slowest response of /health/live.
+
+No message may be sent twice. Takes half an hour.
 """
 
 import argparse
@@ -30,27 +35,35 @@ SEND_RATE = 200
 MIN_SCHEDULED = 300 * SEND_RATE
 """Scheduled messages before a file is imported; enough for longer than its imports take."""
 AUDIENCE = {"operator_codes": [f"{code}" for code in range(900, 945)]}
-"""Half of the clients created at first, and hardly any of the imported ones."""
+"""The filter of the mailing. It matches half of the clients created at first, and hardly any of the
+imported ones."""
 MEASURE_SECONDS = 5.0
 """Seconds to measure the rate without an import, and at least with imports."""
-MIN_RATE_RATIO, MAX_BLOCK, MAX_HEALTH_SECONDS = 0.5, 0.010, 1.0
-"""The limits; one second is the usual default timeout of health probes."""
+MIN_RATE_RATIO = 0.5
+"""Smallest rate during imports, compared with the rate without."""
+MAX_BLOCK = 0.010
+"""Seconds of processor time."""
+MAX_HEALTH_SECONDS = 1.0
+"""Seconds; the usual default timeout of health probes."""
 TIMES = 3
+"""Measurements of each file."""
 PROBE_INTERVAL = 0.1
 """Seconds between two probes of /health/live, and between two reads of a mailing."""
 
 
 def repeated(line: str) -> Callable[[int], bytes]:
-    """Return a function that makes a file of a given size: a header, then the line repeated."""
+    """Return a function that creates a file of a given size: a header, then the line repeated."""
     return lambda size: b"phone,tag\n" + line.encode() * (size // len(line.encode()))
 
 
 def valid_file(size: int) -> bytes:
     """Return a file of valid clients, all different."""
     rows = (f"79{n:09},tag {n % 100}\n" for n in count(500_000_000))
-    return ("phone,tag\n" + "".join(next(rows) for _ in range(size // 19))).encode()
+    row_size = 19  # bytes, with a tag of six or seven characters
+    return ("phone,tag\n" + "".join(next(rows) for _ in range(size // row_size))).encode()
 
 
+# By name: a function that returns a file of the given size in bytes.
 FILES: dict[str, Callable[[int], bytes]] = {
     "valid clients": valid_file,
     "formatted phones": repeated("+7 (916) 123-45-67,vip\n"),
@@ -84,7 +97,10 @@ class ImportFigures(msgspec.Struct):
 
 @asynccontextmanager
 async def probing(mailer: harness.Mailer) -> AsyncIterator[list[float]]:
-    """Probe /health/live during the block; yields the list of the seconds of each response."""
+    """Probe /health/live again and again during the block.
+
+    Yields the list to which the seconds of each response are added.
+    """
     seconds: list[float] = []
 
     async def probe() -> None:
@@ -111,7 +127,7 @@ async def measure(
     began = time.monotonic()
     async with probing(mailer) as health_seconds:
         imports, seconds = 0, 0.0
-        while seconds < MEASURE_SECONDS:  # the first moments alone would depend on chance
+        while seconds < MEASURE_SECONDS:  # one import alone may be too short to measure a rate
             status = await mailer.upload("/clients/import", content, "text/csv")
             imports, seconds = imports + 1, time.monotonic() - began
         rate = (await sink.read_report()).requests / seconds
@@ -125,7 +141,10 @@ async def measure(
 
 
 async def schedule_messages(mailer: harness.Mailer) -> None:
-    """Create a mailing and wait until its audience is enqueued, unless enough messages wait."""
+    """Make sure that enough messages wait to be sent.
+
+    If not, create a mailing and wait until its audience is enqueued.
+    """
     counts = await mailer.call("GET", "/statistics")
     if counts["messages"]["scheduled"] >= MIN_SCHEDULED:
         return

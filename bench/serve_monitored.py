@@ -1,9 +1,11 @@
-"""`mailer serve` that reports every block of its event loop on standard error.
+"""`mailer serve` that also reports every block of its event loop on standard error.
 
-Benchmarks run this instead of `mailer serve`. Each block is an event `event_loop_blocked`, one line
-of JSON like the log's other lines. Every line of the log also has the machine's monotonic time. The
-argument is the shortest block to report, in seconds; the shorter it is, the more often the monitor
-interrupts the loop.
+Benchmarks run this instead of `mailer serve`. A block is a time for which one step of the event
+loop delays all others. It is reported as the event `event_loop_blocked`, one line of JSON like the
+other lines of the log. Every line also has the machine's monotonic time.
+
+The only argument is the shortest block to report, in seconds. The shorter it is, the more often the
+monitor interrupts the loop.
 """
 
 import os
@@ -21,7 +23,7 @@ from mailer.loop_monitor import Block, LoopMonitor
 from mailer.settings import read_settings
 
 DEFAULT_MIN_BLOCK = 0.004
-"""Seconds."""
+"""Seconds of the shortest block that is reported, without the argument."""
 
 
 def write_block(block: Block) -> None:
@@ -32,7 +34,7 @@ def write_block(block: Block) -> None:
 
 
 def add_monotonic(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Add the monotonic time in seconds, which stays right when the wall clock is set."""
+    """Add the monotonic time in seconds to a log event; it does not change with the wall clock."""
     event["monotonic"] = time.monotonic()
     return event
 

@@ -1,7 +1,7 @@
-"""The cheapest possible gateway: accepts every message and counts requests.
+"""The sink: a gateway that accepts every message and uses as little processor time as possible.
 
 It runs in its own process, so that a benchmark measures the sender alone. It prints its URL at the
-start, and a `SinkReport` as one line of JSON for each SIGUSR1.
+start. For each SIGUSR1 it prints a `SinkReport` as one line of JSON.
 """
 
 import argparse
@@ -15,8 +15,11 @@ from typing import cast
 import msgspec
 import uvloop
 
-OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"code":0}'
-LENGTH = b"content-length:"
+ACCEPTED = (
+    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"code":0}'
+)
+"""The answer to every request."""
+LENGTH_HEADER = b"content-length:"
 
 
 class SinkReport(msgspec.Struct):
@@ -24,7 +27,10 @@ class SinkReport(msgspec.Struct):
 
     requests: int
     tenth_times: list[float]
-    """Unix times, in seconds: of the first request, and of the last of each tenth of requests."""
+    """Unix times in seconds: of the first request, then of the last request of each tenth.
+
+    Eleven times, or none if there were no requests.
+    """
     repeats: int
     """Requests with a message id that was seen before, since the sink started."""
 
@@ -40,8 +46,11 @@ class SinkReport(msgspec.Struct):
         return [tenth / (end - start) for start, end in pairwise(self.tenth_times)]
 
 
-class Sink(asyncio.Protocol):
-    """One connection: answers each complete request after the latency."""
+class SinkConnection(asyncio.Protocol):
+    """One connection: answers each complete request `latency` seconds after its arrival.
+
+    Appends the time and the message id of each request to `arrivals` and `ids`.
+    """
 
     def __init__(self, latency: float, arrivals: "array[float]", ids: "array[int]") -> None:
         self._latency = latency
@@ -60,12 +69,14 @@ class Sink(asyncio.Protocol):
         if not head_end:
             return
         head = head.lower()
-        start = head.index(LENGTH) + len(LENGTH)
-        if len(body) < int(head[start:].partition(b"\r\n")[0]):
+        length_start = head.index(LENGTH_HEADER) + len(LENGTH_HEADER)
+        body_length = int(head[length_start:].partition(b"\r\n")[0])
+        if len(body) < body_length:
             return
         self._received = b""
         self._arrivals.append(time.time())
-        self._ids.append(int(head[: head.index(b" http/")].rpartition(b"/")[2]))
+        path = head[: head.index(b" http/")]
+        self._ids.append(int(path.rpartition(b"/")[2]))
         if self._latency:
             asyncio.get_running_loop().call_later(self._latency, self._answer)
         else:
@@ -73,25 +84,28 @@ class Sink(asyncio.Protocol):
 
     def _answer(self) -> None:
         if not self._transport.is_closing():
-            self._transport.write(OK)
+            self._transport.write(ACCEPTED)
 
 
 async def main(latency: float) -> None:
     """Serve until SIGTERM; print a report for each SIGUSR1."""
-    arrivals, ids = array("d"), array("q")
+    arrivals, ids = array("d"), array("q")  # of floats, of integers
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
     def print_report() -> None:
         last = len(arrivals) - 1
         times = [arrivals[round(tenth * last / 10)] for tenth in range(11)] if arrivals else []
-        report = SinkReport(len(arrivals), times, len(ids) - len(set(ids)))
+        repeats = len(ids) - len(set(ids))
+        report = SinkReport(requests=len(arrivals), tenth_times=times, repeats=repeats)
         print(msgspec.json.encode(report).decode(), flush=True)
         del arrivals[:]
 
     loop.add_signal_handler(signal.SIGUSR1, print_report)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    server = await loop.create_server(lambda: Sink(latency, arrivals, ids), "127.0.0.1", 0)
+    server = await loop.create_server(
+        lambda: SinkConnection(latency, arrivals, ids), "127.0.0.1", 0
+    )
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/send/", flush=True)
     await stopped.wait()
 

@@ -1,13 +1,20 @@
-"""Check that the state of every message can be explained while everything fails repeatedly.
+"""The soak: check that mailer keeps its guarantees while everything around it fails repeatedly.
 
-Random mailings are created, changed, paused, cancelled, retried and deleted. Meanwhile PostgreSQL
-is restarted, crashed and kept down; the gateway is slow, wrong, frozen and down; two workers are
-killed, frozen and started again; the workers' wall clock is set; and hostile files and request
-headers are sent to the API.
+The guarantees are those of `docs/reliability.md`. Random mailings are created, changed, paused,
+cancelled, retried and deleted. Meanwhile these faults are injected at random:
 
-At the end the gateway's own log is compared with the counters, with the messages row by row, and
-with every state that they had. Limit: no row that the contract does not explain. Takes `--minutes`
-and up to a minute more. Needs Debian's `faketime`.
+- PostgreSQL is restarted, crashed and kept down, and its connections are closed;
+- the gateway answers slowly or wrongly, is frozen, and is down;
+- two workers are killed, frozen and started again, and their wall clock is set;
+- hostile files and request headers are sent to the API.
+
+At the end, checks compare the gateway's own log with the counts, with the final state of every
+message, and with every state that it had. Limit: no violation of a guarantee. Takes `--minutes` and
+up to a minute more. Needs Debian's `faketime`.
+
+The parts, in `soaking/`: the *journal* contains what the soak did and what mailer logged. The
+*record* contains every state of every message and mailing, and all requests that the gateway
+received. The *evidence* answers questions about both, such as "was this worker frozen then?".
 """
 
 import argparse
@@ -48,9 +55,9 @@ from soaking.silence import check_silence
 from soaking.wall_clock import inject_clock_steps
 
 FINAL_SECONDS = timedelta(seconds=5)
-"""How long the last mailings run after the last fault."""
+"""Time between the last fault and the end of the last mailings."""
 DRAIN_TIMEOUT = 45.0
-"""Seconds after the last end for leases to expire and for all messages to end."""
+"""Seconds after the end of the last mailings in which leases expire and all messages must end."""
 DRAIN_INTERVAL = 0.5
 """Seconds between two checks whether everything has ended."""
 PROGRESS_INTERVAL = 10.0
@@ -78,10 +85,14 @@ async def run(  # noqa: PLR0913, PLR0917  # one parameter for each part of the s
     rng: RandomSource,
     minutes: float,
 ) -> int:
-    """Send mailings and inject faults; return the number of mailings confirmed by the API."""
+    """Send mailings and inject faults for `minutes`.
+
+    Return the number of mailings whose creation the API confirmed.
+    """
     ends_at = datetime.now(UTC) + timedelta(minutes=minutes)
     operator = Operator(fleet, journal, rng.substream("operator"), ends_at)
     async with asyncio.TaskGroup() as tasks:
+        # two workers at a time
         tasks.create_task(fleet.keep_restarting("first"))
         tasks.create_task(fleet.keep_restarting("second"))
         tasks.create_task(inject_blackouts(fleet, journal, rng.substream("all")))
@@ -99,7 +110,7 @@ async def run(  # noqa: PLR0913, PLR0917  # one parameter for each part of the s
 
 
 async def print_progress(database_url: str, journal: Journal) -> None:
-    """Print the progress every few seconds."""
+    """Print the counts of messages and of faults every few seconds."""
     began = time.monotonic()
     while await journal.sleep(PROGRESS_INTERVAL):
         try:
@@ -118,17 +129,18 @@ async def print_progress(database_url: str, journal: Journal) -> None:
 async def drain(database_url: str) -> None:
     """Wait until every mailing and message has ended, for at most `DRAIN_TIMEOUT` seconds."""
     connection = await asyncpg.connect(database_url)
-    deadline = (began := time.monotonic()) + DRAIN_TIMEOUT
+    began = time.monotonic()
+    deadline = began + DRAIN_TIMEOUT
     while (unfinished := await count_unfinished(connection)) and time.monotonic() < deadline:  # noqa: ASYNC110  # the workers end it
         await asyncio.sleep(DRAIN_INTERVAL)
     await connection.close()
-    elapsed = f"{time.monotonic() - began:.1f} s after the last end"
+    elapsed = f"{time.monotonic() - began:.1f} s after the end of the last mailings"
     result = f"{unfinished:,} rows have not ended" if unfinished else "everything has ended"
     print(f"{elapsed} {result}")
 
 
 async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> int:
-    """Run everything, then check; return the exit status."""
+    """Run mailings and faults for `minutes`, then check everything; return the exit status."""
     journal, rng = Journal(), RandomSource(str(seed))
     url = database.url()
     await prepare(url)
@@ -137,14 +149,14 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
         Sandbox(folder, seed) as sandbox,
         fleet_on(database, sandbox.url, folder, journal, rng.substream("fleet")) as fleet,
     ):
-        created = await run(database, sandbox, fleet, journal, rng, minutes)
+        created_count = await run(database, sandbox, fleet, journal, rng, minutes)
         await drain(url)
         await fleet.close(signal.SIGTERM)
     connection = await asyncpg.connect(url)
     record = await read_record(connection, sandbox.logs, journal)
     final = await read_final(connection, url)
     await connection.close()
-    print_figures(journal, record, created, minutes)
+    print_figures(journal, record, created_count, minutes)
     verdict = harness.Verdict()
     report, evidence = CheckReport(verdict), Evidence(record, journal, final.clients)
     check_requests(report, evidence)
@@ -167,9 +179,11 @@ async def main(minutes: float, seed: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311  # not for secrets
+    seed_help = "repeats the random choices of a run that printed this seed"
+    default_seed = random.randrange(10**6)  # noqa: S311  # not for secrets
+    parser.add_argument("--seed", type=int, default=default_seed, help=seed_help)
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(asyncio.run(main(args.minutes, args.seed)))
-    sys.exit(130)
+    sys.exit(130)  # as a shell reports an end by Ctrl-C

@@ -1,8 +1,9 @@
 """Measure whether a second worker on the same database doubles the rate.
 
-The gateway answers after 100 ms, so that the limit of 50 requests at once per worker decides the
-rate. One worker sends alone, then together with a second one, in turns, to equally many clients.
-Limit: a median ratio of at least 1.9. Takes about three minutes.
+The gateway answers after 100 ms, and each worker sends 50 requests at once. So waiting for the
+gateway limits the rate of a worker, not its processor time. In each round one worker sends alone,
+then together with a second one, to equally many clients. Limit: a median ratio of the rates of at
+least 1.9. Takes about three minutes.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import harness
 MIN_RATIO = 1.9
 CONCURRENCY = 50
 LATENCY = 0.1
-"""Seconds."""
+"""Seconds until the sink answers a request."""
 
 
 async def main(clients: int, rounds: int) -> int:

@@ -1,9 +1,12 @@
-"""Sending with PgQueuer, written as its users do: `enqueue` adds the jobs, `work` runs them.
+"""Sending with PgQueuer, as a user of PgQueuer would write it, for `against_peers.py`.
+
+As a script with the argument `enqueue`, it enqueues a job for each message; with `work`, it runs
+the jobs.
 
 It follows PgQueuer's documentation ("Performance Tuning", "Shared Resources"): asyncpg, a separate
 connection for the queue and a pool for the jobs, the recommended autovacuum settings, one HTTP
-session for all jobs, uvloop. Each message has one job, which carries all data of its request. The
-queue's tables are durable, which is the default and the same as mailer's.
+session for all jobs, uvloop. A job contains all data of its request. The queue's tables survive a
+power failure, which is PgQueuer's default and the same as mailer's.
 """
 
 import asyncio
@@ -25,24 +28,26 @@ SINK_URL = os.environ["PEER_SINK_URL"]
 TOKEN = os.environ["PEER_TOKEN"]
 CONCURRENCY = int(os.environ["PEER_CONCURRENCY"])
 BATCH_SIZE = 50
+"""Jobs that PgQueuer claims with one statement."""
 MAX_TASKS = 100
-"""Jobs claimed at the same time, including those done but not yet recorded.
+"""Most jobs claimed at the same time, including those done but not yet recorded.
 
-So this is more than the requests at once. The minimum allowed is twice the batch. Without this
-limit PgQueuer claims all jobs, and the more jobs wait, the slower it is; a `concurrency_limit` of
-the entry point makes each claim more expensive.
+PgQueuer allows no less than twice the batch. Without this limit it claims all jobs, and the more
+jobs wait, the slower it becomes. The alternative, a `concurrency_limit` of the entry point, makes
+each claim more expensive.
 """
 POOL_SIZE = 20
+"""Database connections of the jobs."""
 JOBS_PER_STATEMENT = 1000
 """Jobs enqueued by one statement."""
 
-MESSAGES = "SELECT id, phone, text FROM message ORDER BY id"
-DELIVERED = "UPDATE message SET status = 'delivered', delivered_at = now() WHERE id = $1"
+SELECT_MESSAGES = "SELECT id, phone, text FROM message ORDER BY id"
+MARK_DELIVERED = "UPDATE message SET status = 'delivered', delivered_at = now() WHERE id = $1"
 
 
 @asynccontextmanager
 async def worker() -> AsyncIterator[PgQueuer]:
-    """Yield the queue with its only entry point, for `pgqueuer.run`."""
+    """Yield the queue with its only entry point, which sends one message, for `pgqueuer.run`."""
     connection = await asyncpg.connect(DATABASE_URL)
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     connector = aiohttp.TCPConnector(limit=CONCURRENCY)
@@ -57,7 +62,7 @@ async def worker() -> AsyncIterator[PgQueuer]:
             async with session.post(f"{SINK_URL}{number}", data=job.payload) as response:
                 if (await response.json())["code"] != 0:
                     raise RuntimeError("the sink rejected a message")
-            await pool.execute(DELIVERED, number)
+            await pool.execute(MARK_DELIVERED, number)
 
         queue.entrypoint("send")(send)
         yield queue
@@ -72,10 +77,11 @@ async def enqueue() -> None:
         await queries.uninstall()
     await queries.install()
     await queries.optimize_autovacuum()
-    payloads = [json.dumps(dict(row)).encode() for row in await connection.fetch(MESSAGES)]
+    payloads = [json.dumps(dict(row)).encode() for row in await connection.fetch(SELECT_MESSAGES)]
     for start in range(0, len(payloads), JOBS_PER_STATEMENT):
         batch = payloads[start : start + JOBS_PER_STATEMENT]
-        await queries.enqueue(["send"] * len(batch), batch, [0] * len(batch))
+        priorities = [0] * len(batch)
+        await queries.enqueue(["send"] * len(batch), batch, priorities)
     await connection.close()
 
 

@@ -1,4 +1,7 @@
-"""A virtual environment with the peers' Python packages, which mailer does not need."""
+"""A virtual environment with the Python packages of the peers, PgQueuer and Celery.
+
+mailer does not need these packages, so they are not in its own environment.
+"""
 
 import shutil
 import subprocess
@@ -11,9 +14,12 @@ FOLDER = Path(__file__).parents[2] / ".venv" / "peers"
 
 
 def peers_python() -> Path:
-    """Return the Python with the packages of `requirements.txt`; install them when needed."""
+    """Return the interpreter that has the packages of `requirements.txt`.
+
+    Installs them if they are missing, or if `requirements.txt` has changed since.
+    """
     python = FOLDER / "bin" / "python"
-    installed = FOLDER / REQUIREMENTS.name
+    installed = FOLDER / REQUIREMENTS.name  # a copy of what was installed
     if installed.exists() and installed.read_bytes() == REQUIREMENTS.read_bytes():
         return python
     print(f"Setting up {FOLDER}, once", flush=True)

@@ -1,4 +1,8 @@
-"""A new RabbitMQ node on loopback for the benchmark, removed at its end."""
+"""A RabbitMQ server (a *node*) for Celery, on loopback and with its own data.
+
+It is removed at the end of the benchmark. RabbitMQ runs on Erlang, whose program `epmd` must run
+too.
+"""
 
 import asyncio
 import os
@@ -13,6 +17,7 @@ import harness
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """Debian's program itself; the one on the PATH is a wrapper that logs to /var/log."""
 STARTED = b"Server startup complete"
+"""What the server prints once it accepts connections."""
 
 
 def is_installed() -> bool:
@@ -47,9 +52,10 @@ async def rabbitmq(folder: Path) -> AsyncIterator[str]:
         "ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
     }
     environ = erlang | {f"RABBITMQ_{name}": value for name, value in rabbit.items()}
-    environ["RUNNING_UNDER_SYSTEMD"] = "true"  # else a shell runs the node and catches signals
+    # Otherwise a shell runs the server and catches the signals that should stop it.
+    environ["RUNNING_UNDER_SYSTEMD"] = "true"
     async with AsyncExitStack() as stack:
-        # started here, because an epmd that the node starts keeps running after it
+        # Started here, because an epmd that the server starts would run on after its end.
         epmd = await asyncio.create_subprocess_exec("epmd", env=erlang)
         stack.push_async_callback(harness.stop, epmd)
         server = await asyncio.create_subprocess_exec(
@@ -63,7 +69,7 @@ async def rabbitmq(folder: Path) -> AsyncIterator[str]:
         stack.push_async_callback(harness.stop, server)
         assert server.stdout is not None  # noqa: S101  # it is a pipe
         await asyncio.wait_for(_wait_until_started(server.stdout), harness.PROCESS_TIMEOUT)
-        draining = asyncio.create_task(server.stdout.read())
+        draining = asyncio.create_task(server.stdout.read())  # a full pipe would block the server
         yield f"amqp://guest:guest@127.0.0.1:{node_port}//"
         draining.cancel()
 
@@ -82,7 +88,7 @@ async def _wait_until_started(output: asyncio.StreamReader) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports of loopback."""
+    """Return `count` ports of loopback that are free at this moment."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:

@@ -1,7 +1,9 @@
-"""Hooks of schemathesis for mailer's API; schemathesis loads this file itself.
+"""Functions that adapt schemathesis to mailer's API, for `schema.py`.
 
-`valid_data_is_accepted` replaces the check `positive_data_acceptance`: it is the same check, but it
-ignores errors of rules that a JSON schema cannot express. All other checks are unchanged.
+schemathesis loads this file itself and calls the functions. One of its checks fails if the API
+rejects data that the schema allows. But some of mailer's rules cannot be expressed by a JSON
+schema, such as "the end is after the start". So `valid_data_is_accepted` replaces this check: it is
+the same, but it ignores the errors listed here. All other checks are unchanged.
 """
 
 import itertools
@@ -30,8 +32,8 @@ BEYOND_SCHEMA = (
     ("target_id", "requires the parameter of its kind"),
     ("time_zone", "must be an IANA time zone, such as Europe/Moscow"),
 )
-"""Field and message of errors that no schema foretells: rules between fields, and rules of the
-calendar, of visible text and of the list of time zones, which changes."""
+"""Errors, by field and message, of rules that a schema cannot express: rules between fields, and
+rules about dates, visible characters and time zones, whose list changes."""
 HEADER_RULES = (
     "is required",
     "appears more than once",
@@ -40,24 +42,32 @@ HEADER_RULES = (
     "the header is not well-formed CSV: a quote or a line's end is out of place",
     "the header is not UTF-8",
 )
-"""Messages of errors in the first line of a CSV file; for a schema the whole file is one string."""
+"""Messages of errors in the first line of a CSV file. A schema cannot express rules about it,
+because in the schema the whole file is one string."""
 IMPORT = "/api/v1/clients/import"
 DOWNLOADS = ("/api/v1/clients", "/api/v1/mailings/{mailing_id}/messages")
 """Paths that also answer in CSV."""
 DOWNLOAD_EVERY = 4
-"""One in so many calls of these paths asks for CSV."""
+"""Every fourth call of these paths asks for CSV."""
 IDEMPOTENT_EVERY = 4
-"""One in so many calls keeps its Idempotency-Key; the others would only get stored responses."""
+"""Every fourth call keeps its Idempotency-Key. With the key in all calls, most would only get a
+stored response."""
 FIRST_PHONE = 79160000000
+"""Added to a number that depends on the random body, to get a valid phone."""
 
 
 @schemathesis.hook
 def map_body(context: HookContext, body: Any) -> Any:  # noqa: ANN401  # a random JSON value
-    """Give every other import file a header and one line that is almost valid."""
+    """Turn about half of the random import files into almost valid ones.
+
+    Such a file has a header and one line, with a valid phone and the random text as the tag.
+    """
     operation = context.operation
-    if operation is None or operation.path != IMPORT or not isinstance(body, str) or len(body) % 2:
+    is_import = operation is not None and operation.path == IMPORT
+    if not is_import or not isinstance(body, str) or len(body) % 2:
         return body
-    return f"phone,tag\n{FIRST_PHONE + sum(map(ord, body))},{body}"
+    phone = FIRST_PHONE + sum(map(ord, body))
+    return f"phone,tag\n{phone},{body}"
 
 
 @schemathesis.check
@@ -73,10 +83,13 @@ def valid_data_is_accepted(ctx: CheckContext, response: Response, case: Case[Any
 
 
 def _are_all_beyond_schema(case: Case[Any], problem: dict[str, Any]) -> bool:
+    """Return whether an error answer names only errors that a schema cannot express."""
     errors = problem.get("errors", ())
     if case.operation.path == IMPORT:
         return bool(errors) and all(error["message"] in HEADER_RULES for error in errors)
-    return bool(errors) and all((e["field"], e["message"]) in BEYOND_SCHEMA for e in errors)
+    return bool(errors) and all(
+        (error["field"], error["message"]) in BEYOND_SCHEMA for error in errors
+    )
 
 
 _downloads, _idempotent_calls = itertools.count(1), itertools.count(1)

@@ -1,11 +1,14 @@
-"""Every GET of the API, and the values of a data set that its path and query contain."""
+"""Every GET of the API with its filters, as calls on a data set of `data.py`.
+
+A call is a path with names in braces, such as `/clients?before={client}`. `CallValues` replaces the
+names by values of a database. Ids are drawn anew each time; other values stay the same.
+"""
 
 import random
 from urllib.parse import quote
 
 import asyncpg
 
-# Names in braces stand for values of the database; ids are drawn anew for each call.
 CLIENTS = (
     "",
     "?before={client}",
@@ -96,7 +99,10 @@ CALLS = (
 PAGES = ("/", "/metrics")
 """Paths outside the API."""
 
-# The pair of values of two columns for which the two values are frequent and the pair is rare.
+# A pair of values, one of each of two columns of a client. Many clients have the one value and many
+# have the other, but few have both. Such a filter is hard for PostgreSQL: an index on one column
+# finds many clients that do not match. The pair is chosen by comparing the clients that have both
+# with the clients that would have both if the columns were independent.
 RARE_PAIR = """
     SELECT {one}, {other} FROM (
         SELECT {one}, {other}, sum(clients) AS have_both,
@@ -105,12 +111,16 @@ RARE_PAIR = """
         FROM segment_count GROUP BY {one}, {other}) AS pair
     WHERE {one} IS NOT NULL AND {other} IS NOT NULL
     ORDER BY have_one * have_other / have_both DESC LIMIT 1"""
+# By the two columns: the names in calls for the two values of their rare pair.
 RARE_PAIRS = {
     ("operator_code", "time_zone"): ("code_rare_with_zone", "zone_rare_with_code"),
     ("operator_code", "tag"): ("code_rare_with_tag", "tag_rare_with_code"),
     ("tag", "time_zone"): ("tag_rare_with_zone", "zone_rare_with_tag"),
 }
 FREQUENT = {"code": "900", "tag": "tag-00", "zone": "Europe/Moscow"}
+"""By name in calls: values that many clients have."""
+# `largest` is the mailing to all clients, the last one with messages. `short` is a finished mailing
+# with an ordinary audience. `mailings` and `clients` are the largest ids.
 SELECT_VALUES = """
     SELECT (SELECT max(id) FROM mailing) AS mailings,
         (SELECT max(id) FROM mailing WHERE audience_until IS NOT NULL) AS largest,
@@ -121,21 +131,27 @@ MESSAGE_IDS = "SELECT min(id), max(id) FROM message WHERE mailing_id = $1"
 
 
 class CallValues:
-    """The values of one database that replace the names in calls."""
+    """The values of one database that replace the names in calls.
 
-    def __init__(self, fixed: dict[str, object], id_ranges: dict[str, tuple[int, int]]) -> None:
+    `fixed` contains the values that never change, escaped for a URL. `id_ranges` contains the
+    lowest and the highest of the ids that are drawn anew for each call.
+    """
+
+    def __init__(self, fixed: dict[str, str], id_ranges: dict[str, tuple[int, int]]) -> None:
         self._fixed = fixed
         self._id_ranges = id_ranges
 
     def path(self, call: str, prefix: str = "/api/v1") -> str:
         """Return the path of a call; `prefix` goes before it unless it is one of `PAGES`.
 
-        Ids are drawn from the middle half of their range.
+        Ids are drawn from the middle half of their range, so that pages before and after them
+        exist.
         """
         ids = {}
         for name, (first, last) in self._id_ranges.items():
             quarter = (last - first) // 4
-            ids[name] = random.randint(first + quarter, last - quarter)  # noqa: S311  # not for secrets
+            lowest, highest = first + quarter, last - quarter
+            ids[name] = random.randint(lowest, highest)  # noqa: S311  # not for secrets
         return ("" if call in PAGES else prefix) + call.format(**self._fixed, **ids)
 
 
@@ -146,10 +162,11 @@ async def read_values(database: asyncpg.Connection) -> CallValues:
     for (one, other), names in RARE_PAIRS.items():
         [pair] = await database.fetch(RARE_PAIR.format(one=one, other=other))
         values |= zip(names, pair, strict=True)
-    [(first, last)] = await database.fetch(MESSAGE_IDS, row["largest"])
-    ids = {
+    [(first_message, last_message)] = await database.fetch(MESSAGE_IDS, row["largest"])
+    id_ranges = {
         "client": (1, row["clients"]),
         "mailing": (1, row["mailings"]),
-        "message": (first, last),
+        "message": (first_message, last_message),
     }
-    return CallValues({name: quote(str(value), safe="") for name, value in values.items()}, ids)
+    fixed = {name: quote(str(value), safe="") for name, value in values.items()}
+    return CallValues(fixed, id_ranges)

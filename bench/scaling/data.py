@@ -1,4 +1,9 @@
-"""Create by SQL the data of a service that has run for two years. Triggers update the counters."""
+"""The data set of `scale.py` and `admin_pages.py`: a service that has run for two years.
+
+`create` fills an empty database with clients, mailings and messages by SQL. mailer's triggers
+update the counters. Random numbers come from PostgreSQL with a fixed seed, so each run creates the
+same data.
+"""
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -11,20 +16,21 @@ from mailer.sample_data import TEXT
 
 MESSAGES_PER_CLIENT = 10
 CLIENTS_PER_MAILING = 100
-"""The directory has this many clients for each mailing; it is not the size of an audience. There
-are at least ten mailings."""
+"""One mailing is created for this many clients of the directory, and ten at least. It is not the
+size of an audience."""
 MESSAGES_PER_STATEMENT = 500_000
 """A statement creates about this many messages. It never splits a mailing, so there may be more."""
 ALL_DELTAS = 10**9
 """A limit higher than the number of deltas, so that all are merged at once."""
 
-# Enough memory to sort and join so many rows; the data need not survive a power failure; compiling
-# the statements takes longer than it saves.
+# work_mem: enough memory to sort and join so many rows. synchronous_commit: the data need not
+# survive a power failure. jit: compiling the statements takes longer than it saves.
 LOADING_PARAMETERS = "SET work_mem = '256MB'; SET synchronous_commit = off; SET jit = off"
 
-# $1 clients. A power of a random number makes the first values frequent: a few operator codes have
-# most of the clients, and most clients of a code share one time zone. Every second client has a
-# tag, about four clients in all have the tag `rare`, and 1 % are erased.
+# Parameter: $1 the number of clients.
+# random() ^ 2 is near 0 more often than near 1, so that the first values of a list are frequent: a
+# few operator codes have most of the clients. Most clients of a code share one time zone. Every
+# second client has a tag, about four clients in all have the tag `rare`, and 1 % are erased.
 CREATE_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone, created_at, updated_at, deleted_at)
     SELECT CASE WHEN NOT is_erased THEN '79' || lpad(n::text, 9, '0') END, (900 + code)::text,
@@ -41,13 +47,16 @@ CREATE_CLIENTS = """
                 'Asia/Vladivostok', 'Asia/Magadan', 'Asia/Kamchatka', 'UTC'] AS zones
         FROM generate_series(1, $1::bigint) AS n) AS drawn
     ORDER BY n"""
-# $1 clients, $2 messages in all, $3 mailings without messages, $4 mailings with messages, $5 the
-# text.
-# `sized`: mailing number $4 has all clients as its audience, three in a thousand a tenth of them.
-# `shared`: the other mailings have audiences of equal size, so that there are about $2 messages.
-# `planned`: starts are spread over 22 months, three days ago at the latest. Mailing number $4 runs,
-# up to eight before it run or are paused, and one in fifty is cancelled. The mailings after
-# number $4 start in the future, or were cancelled before their start; they have no messages.
+# Parameters: $1 the number of clients, $2 of messages, $3 of mailings without messages, $4 of
+# mailings with messages; $5 the text. The mailings are numbered (`n`), first those with messages.
+#
+# - `sized`: the audience of mailing $4 is all clients; that of three mailings in a thousand is a
+#   tenth of them.
+# - `shared`: the other mailings have audiences of equal size, so that there are about $2 messages.
+# - `planned`: the starts of mailings 1 to $4 are spread over 22 months and end three days ago.
+#   Mailing $4 runs, up to eight before it run or are paused, and one in fifty is cancelled. The
+#   mailings after $4 start in the future, or were cancelled before their start.
+#
 # Filters are stored only to be shown: the size of an audience does not follow from them.
 CREATE_MAILINGS = """
     WITH sized AS (
@@ -80,14 +89,18 @@ CREATE_MAILINGS = """
     FROM planned ORDER BY n"""
 CREATE_COUNTS = "INSERT INTO mailing_counts (mailing_id) SELECT id FROM mailing"
 
-# $1 clients, $2 and $3 the first and the last mailing.
-# `chosen`: the clients of a mailing are spread evenly over the directory. They begin with another
-# client in each mailing, because 7919 is prime.
-# `with_status`: 500 messages are sent a second. Messages with more than one attempt are sent up to
-# five minutes later for each, and messages of a mailing with a sending window some hours later: the
-# length of the time zone's name serves as a delay that differs between zones. A tenth of the
-# messages of a mailing that has not ended is still to be sent. `pick` is 1 to 5, mostly 1.
-# One reason is very rare, so that searching for it finds few messages among many.
+# Parameters: $1 the number of clients, $2 and $3 the ids of the first and the last mailing that get
+# messages.
+#
+# - `chosen`: the clients of a mailing are spread evenly over the directory. `id * 7919`, with a
+#   prime, makes each mailing begin with another client. `k` numbers its messages from 0.
+# - `with_status`: `moment` is the time at which a message was sent or is due. 500 messages of a
+#   mailing are sent a second. Each further attempt delays a message by up to five minutes. In a
+#   mailing with a sending window, hours are added that depend on the time zone: the length of the
+#   zone's name serves for that.
+# - A tenth of the messages of a mailing that has not ended is still to be sent.
+# - `pick` is 1 to 5, mostly 1, and selects one of several reasons. The reason rejected_451 is very
+#   rare, so that a search for it finds few messages among many.
 CREATE_MESSAGES = """
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, sent_at,
         lease_owner, lease_expires_at, created_at, updated_at, attempts, status, reason,
@@ -131,20 +144,22 @@ CREATE_MESSAGES = """
         ) AS chosen JOIN client ON client.id = client_id
     ) AS with_status
     ORDER BY mailing_id, k"""
-# The first and the last mailing of each statement that creates messages.
+# The ids of the first and the last mailing of each batch: one statement creates its messages.
+# Parameter: $1 the number of messages after which a new batch begins.
 BATCHES = """
     SELECT min(id), max(id) FROM (
         SELECT id, sum(clients_count) OVER (ORDER BY id)::bigint / $1 AS batch FROM mailing
     ) AS numbered
     GROUP BY batch ORDER BY batch"""
 MAILINGS_PER_STATEMENT = 500
-"""Mailings that one statement settles. For each of them a trigger updates the row of totals, and
-each update reads all dead versions of the row that the statement has left. So the cost grows with
-the square of this number."""
+"""Mailings that one statement marks as settled. For each of them a trigger updates the row of
+totals, and each update reads all old versions of the row that the statement has left. So the cost
+grows with the square of this number."""
+# Parameters: $1 the id of the first mailing, $2 the number of ids.
 SETTLE = """
     UPDATE mailing SET is_closed = true, is_settled = true
     WHERE status IN ('finished', 'cancelled') AND id >= $1 AND id < $1 + $2"""
-SIZE = "SELECT pg_database_size(current_database())"
+SELECT_SIZE = "SELECT pg_database_size(current_database())"
 
 
 async def create(url: str, clients: int) -> int:
@@ -159,18 +174,21 @@ async def create(url: str, clients: int) -> int:
         await database.execute("SELECT setseed(0.5)")
         await database.execute(CREATE_CLIENTS, clients)
         await database.execute("ANALYZE client")
-        empty = max(2, mailings // 500)  # mailings without messages
-        await database.execute(CREATE_MAILINGS, clients, messages, empty, mailings, TEXT)
+        mailings_without_messages = max(2, mailings // 500)
+        await database.execute(
+            CREATE_MAILINGS, clients, messages, mailings_without_messages, mailings, TEXT
+        )
         await database.execute(CREATE_COUNTS)
         for first, last in await database.fetch(BATCHES, MESSAGES_PER_STATEMENT):
             await database.execute(CREATE_MESSAGES, clients, first, last)
             await merge_deltas(engine)
         async with engine.begin() as connection:
             await counters.downsample(connection)
-        for first in range(1, mailings + empty + 1, MAILINGS_PER_STATEMENT):
+        last_mailing = mailings + mailings_without_messages
+        for first in range(1, last_mailing + 1, MAILINGS_PER_STATEMENT):
             await database.execute(SETTLE, first, MAILINGS_PER_STATEMENT)
         await database.execute("VACUUM ANALYZE")
-        size: int = await database.fetchval(SIZE)
+        size: int = await database.fetchval(SELECT_SIZE)
     finally:
         await database.close()
         await engine.dispose()

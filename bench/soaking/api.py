@@ -1,4 +1,4 @@
-"""API calls of the soak: repeated until a worker answers, and checked against the rules."""
+"""API calls of the soak: each is repeated until a worker answers, and its answer is checked."""
 
 import time
 from collections.abc import Callable
@@ -12,15 +12,16 @@ import msgspec
 from soaking.faults import Fleet
 from soaking.journal import Call, Journal, RandomSource
 
-SUCCESS_STATUS = {"create": HTTPStatus.CREATED, "delete": HTTPStatus.NO_CONTENT}
-"""The status of a successful call, by action; 200 for all others."""
+SUCCESS_STATUSES = {"create": HTTPStatus.CREATED, "delete": HTTPStatus.NO_CONTENT}
+"""HTTP status of a successful call, by action; 200 for all others."""
 STATUSES_AFTER = {
     "pause": ("paused", "finished"),  # finished if no message is left to send
     "resume": ("scheduled", "running"),
     "cancel": ("cancelled",),
 }
+"""By action: the statuses that a mailing may have after a successful call; else any."""
 TIMEOUT = aiohttp.ClientTimeout(total=45)
-"""A call may wait for the last request of a mailing, and for the database."""
+"""Seconds to wait for an answer: a stop waits for all workers, and each call for the database."""
 RETRY_SECONDS = 60.0
 """Seconds after which an unanswered call is not repeated any more."""
 LOST = 0
@@ -28,7 +29,7 @@ LOST = 0
 
 
 class Api:
-    """Calls the API at random running workers; one instance for each mailing."""
+    """Calls the API for one mailing, each time at a random running worker."""
 
     def __init__(
         self, session: aiohttp.ClientSession, fleet: Fleet, journal: Journal, rng: RandomSource
@@ -42,10 +43,13 @@ class Api:
     async def call(
         self, mailing_id: int, action: str, body_of: Callable[[], dict[str, Any]] | None = None
     ) -> dict[str, Any] | None:
-        """Call the API until a worker answers.
+        """Call the API, again and again until a worker answers or `RETRY_SECONDS` have passed.
 
-        Return the mailing; None after a deletion, and when the call was refused or never answered.
-        `body_of` returns the body anew for each attempt.
+        `action` is `create`, `change`, `delete` or the last part of a path, such as `pause`.
+        `body_of` returns the JSON body; it is called anew for each attempt.
+
+        Return the mailing of the answer; None after a deletion, and when the call was refused or
+        never answered.
         """
         deadline = time.time() + RETRY_SECONDS
         while time.time() < deadline:
@@ -65,6 +69,7 @@ class Api:
     async def _attempt(
         self, mailing_id: int, action: str, body: dict[str, Any] | None
     ) -> tuple[Call, bytes]:
+        """Call the API once; return the call and the body of the answer, empty if there is none."""
         match action:
             case "create":
                 method, path = "POST", ""
@@ -87,9 +92,12 @@ class Api:
     def _check_answer(
         self, call: Call, content: bytes, body: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """Return the mailing of a successful call; record a violation if this answer is wrong."""
+        """Record a violation if an answer is not allowed; return the mailing if the call succeeded.
+
+        `body` is the body of the request.
+        """
         mailing: dict[str, Any] | None = None
-        if call.status == SUCCESS_STATUS.get(call.action, HTTPStatus.OK):
+        if call.status == SUCCESS_STATUSES.get(call.action, HTTPStatus.OK):
             mailing = msgspec.json.decode(content) if content else None
             statuses = STATUSES_AFTER.get(call.action)
             is_allowed = statuses is None or (mailing or {}).get("status") in statuses

@@ -1,4 +1,9 @@
-"""The claims of a message, and the matching of gateway requests to claims."""
+"""The claims of a message, and the matching of the gateway's requests to claims.
+
+Under each claim a worker may send the message once. The gateway's log shows requests but not
+claims; the database shows claims but not requests. `match_requests` finds the claim of each request
+by time.
+"""
 
 import msgspec
 
@@ -7,8 +12,8 @@ from soaking.journal import LAG
 END_OF_TIME = float("inf")
 
 UNKNOWN_REASONS = frozenset({"timeout", "connection_lost", "lease_expired"})
-"""Reasons of an unknown outcome."""
-NOT_ACCEPTED = frozenset({"error", "malformed", "limited"})
+"""Reasons that mailer records for an unknown outcome."""
+TEMPORARILY_FAILED = frozenset({"error", "malformed", "limited"})
 """Kinds of requests that the gateway answered with a temporary failure."""
 UNANSWERED = frozenset({"hang", "reset", "disconnected"})
 """Kinds of requests that the gateway did not answer."""
@@ -21,18 +26,18 @@ KINDS_BY_REASON: dict[str, frozenset[str]] = {
     "bad_response": frozenset({"malformed"}),
     "timeout": frozenset({"hang", "disconnected"}),
     "connection_lost": frozenset({"reset", "disconnected"}),
-    "attempts_exhausted": NOT_ACCEPTED,
+    "attempts_exhausted": TEMPORARILY_FAILED,
 }
 """For each reason that mailer records, the kinds of requests that may have led to it."""
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A change of a message's state, with the new state."""
+    """A change of a message's row, with the new values."""
 
     at: float
     """Unix time, shortly before the commit."""
     worker: str
-    """The worker that wrote it."""
+    """The worker that made the change."""
     message_id: int
     mailing_id: int
     client_id: int
@@ -43,24 +48,30 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct):
-    """A request at the gateway; it was written at some time from `earliest` to `arrived`."""
+    """A request in the gateway's log."""
 
     id: int | None
+    """Message id; None if the gateway could not read it."""
     arrived: float
+    """Unix time at which the gateway read the request."""
     earliest: float
+    """Earliest time at which the worker may have written it. Before `arrived` if the gateway or the
+    worker was frozen."""
     kind: str
+    """How the gateway answered, such as `accepted`."""
     is_overlap: bool
+    """Whether another request for the message was in flight when it arrived."""
 
 
 class Claim(msgspec.Struct):
-    """A claim of a message by a worker.
-
-    It lasts from the change to `sending` (`opened`) to the next change, by any worker (`closed`).
-    """
+    """A claim of a message by a worker."""
 
     opened: Change
+    """The change to `sending`, with which the claim began."""
     closed: Change | None
+    """The next change of the message, by any worker; None if there was none."""
     request: Request | None = None
+    """The request that was sent under the claim, if there was one."""
 
     @property
     def until(self) -> float:
@@ -70,23 +81,27 @@ class Claim(msgspec.Struct):
 
     @property
     def is_counted(self) -> bool:
-        """Whether the claim counts as an attempt."""
+        """Whether the claim counts as an attempt, because its end did not decrease the attempts."""
         return self.closed is None or self.closed.attempts >= self.opened.attempts
 
     @property
     def outcome(self) -> str:
-        """Outcome of the claim in one word: a reason, a status, `untried` or `open`."""
+        """Outcome of the claim in one word.
+
+        The recorded reason or, without a reason, the status; `untried` if the message was released
+        without a request, and `open` if the claim has not ended.
+        """
         if self.closed is None:
             return "open"
         if self.request is None and not self.is_counted:
             return "untried"  # the message may keep the reason of an earlier attempt
         is_early = self.closed.at < (self.opened.leased_until or 0)
         if self.closed.reason == "lease_expired" and is_early:
-            return self.closed.status  # an answer came; the reason is that of an earlier attempt
+            return self.closed.status  # an answer came in time; the reason is of an earlier attempt
         return self.closed.reason or self.closed.status
 
     def agrees_with(self, request: Request) -> bool:
-        """Return whether the recorded outcome is what the gateway did with the request."""
+        """Return whether the recorded outcome is one that this request can have led to."""
         if self.closed is None:
             return False
         if self.closed.reason is None:
@@ -95,7 +110,7 @@ class Claim(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """The changes, claims and unexplained requests of one message."""
+    """Everything known about one message, in order."""
 
     changes: list[Change]
     claims: list[Claim]
@@ -104,28 +119,30 @@ class Message(msgspec.Struct):
 
     @property
     def last(self) -> Change:
-        """The last change, with the final state."""
+        """The last change, with the final values."""
         return self.changes[-1]
 
 
 def build_claims(changes: list[Change]) -> list[Claim]:
-    """Return a message's claims, in order."""
-    pairs = zip(changes, [*changes[1:], None], strict=True)
+    """Return a message's claims: each change to `sending`, with the change after it."""
+    following = [*changes[1:], None]
+    pairs = zip(changes, following, strict=True)
     return [Claim(change, after) for change, after in pairs if change.status == "sending"]
 
 
 def match_requests(message: Message, requests: list[Request]) -> None:
-    """Match each request to the claim under which it was sent; at most one request per claim.
+    """Match each request to the claim under which it was sent; at most one request to each claim.
 
-    A gateway that was frozen reads several requests at once, so that the time of their writing is
-    unknown. These are matched last, to the remaining claims, and first to claims whose outcome
-    agrees with the request.
+    After a freeze, the gateway reads several requests at once, so the time at which they were
+    written is not known exactly. These requests are matched last, to the remaining claims, and
+    first those whose kind agrees with the outcome of a claim.
     """
     timed = [request for request in requests if request.earliest == request.arrived]
     untimed = [request for request in requests if request.earliest < request.arrived]
     for request in timed:
-        candidates = [*_candidates(message, request, 0), *_candidates(message, request, LAG)]
-        _assign(message, request, candidates[:1])
+        exact = _candidates(message, request, 0)
+        tolerated = _candidates(message, request, LAG)
+        _assign(message, request, [*exact, *tolerated][:1])
     pairs = [(request, _candidates(message, request, LAG)) for request in untimed]
     pairs.sort(key=lambda pair: not any(claim.agrees_with(pair[0]) for claim in pair[1]))
     for request, _ in pairs:
@@ -135,7 +152,10 @@ def match_requests(message: Message, requests: list[Request]) -> None:
 
 
 def _candidates(message: Message, request: Request, lag: float) -> list[Claim]:
-    """Return the claims without a request under which the request may have been sent."""
+    """Return the claims without a request under which the request may have been sent.
+
+    The request may be up to `lag` seconds later than the end of the claim.
+    """
     return [
         claim
         for claim in message.claims
@@ -146,6 +166,7 @@ def _candidates(message: Message, request: Request, lag: float) -> list[Claim]:
 
 
 def _assign(message: Message, request: Request, candidates: list[Claim]) -> None:
+    """Match a request to the only candidate; without a candidate, add it to `unclaimed`."""
     for claim in candidates:
         claim.request = request
     if not candidates:

@@ -1,4 +1,8 @@
-"""Questions of the soak's checks to record and journal: past states, and faults at a time."""
+"""Answers to the questions of the soak's checks: past states of mailings, and faults at a time.
+
+The record contains all states and requests, the journal all faults and calls. The rules of filters
+and sending windows are implemented here once more, without mailer's code.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,11 +19,11 @@ from soaking.record import Record, Version
 MAX_EXAMPLES = 5
 """Violations printed for each check."""
 DATABASE_FAULTS = ("PostgreSQL", "connections")
-"""First words of the names of database faults."""
+"""First words of the names of faults of the database."""
 
 
 class Evidence:
-    """The record and the journal, with questions answered from both."""
+    """Answers questions from the record and the journal. `clients` are the clients by id."""
 
     def __init__(
         self, record: Record, journal: Journal, clients: dict[int, dict[str, Any]]
@@ -40,16 +44,17 @@ class Evidence:
         for fault in faults:
             self._faults_by_worker[fault.worker or ""].append(fault)
         self.late_after_freeze = 0
-        """Requests that a worker wrote after its lease, when its freeze ended."""
+        """Number of requests that a worker wrote after its lease, when its freeze ended."""
         for message in record.messages.values():
             self._match_late_requests(message)
             for claim in message.claims:
                 self._allow_for_freeze(claim)
 
     def _allow_for_freeze(self, claim: Claim) -> None:
-        """If a request was written at the end of a freeze, set its earliest time to the start.
+        """If a request was written at the end of its worker's freeze, allow for the freeze.
 
-        The worker may have been frozen between its last check and the write.
+        The worker may have been frozen between its last check and the write. So the earliest time
+        of the request becomes the start of the freeze.
         """
         request = claim.request
         for fault in self._faults_by_worker[claim.opened.worker] if request else ():
@@ -57,7 +62,10 @@ class Evidence:
                 request.earliest = min(request.earliest, fault.began)
 
     def _match_late_requests(self, message: Message) -> None:
-        """Match a request without a claim to a claim that its worker lost while it was frozen."""
+        """Match requests without a claim to claims that a worker lost while it was frozen.
+
+        When the freeze ends, such a worker may write a request before it notices the loss.
+        """
         for request in list(message.unclaimed):
             for claim in message.claims:
                 if claim.request is None and any(
@@ -77,9 +85,9 @@ class Evidence:
         return any(freeze.overlaps(start, end) for freeze in freezes)
 
     def versions(self, mailing_id: int, start: float, end: float) -> list[Version]:
-        """Return the versions of a mailing from `start` to `end`.
+        """Return the versions of a mailing that may have applied from `start` to `end`.
 
-        Each version counts for `REACTION` longer than it lasted.
+        A version may still apply for `REACTION` seconds after it was replaced.
         """
         return [
             version
@@ -88,7 +96,7 @@ class Evidence:
         ]
 
     def versions_for(self, request: Request) -> list[Version]:
-        """Return the versions that may apply to a request; changes take effect within a second."""
+        """Return the versions of its mailing that may have applied when a request was written."""
         mailing_id = self.record.messages[request.id or 0].last.mailing_id
         return self.versions(mailing_id, request.earliest - LAG, request.arrived)
 
@@ -106,10 +114,14 @@ class Evidence:
 
     def was_breaker_open(self, worker: str, start: float, end: float) -> bool:
         """Return whether a worker's breaker was open or half-open from `start` to `end`."""
-        return any(o.began <= end and o.ended >= start for o in self._openings[worker])
+        openings = self._openings[worker]
+        return any(opening.began <= end and opening.ended >= start for opening in openings)
 
     def why_lease_expired(self, claim: Claim) -> str | None:
-        """Return the fault that kept a worker from recording the result within its lease."""
+        """Return the fault that explains why a result was not recorded within the lease.
+
+        None if no fault explains it.
+        """
         since, until = claim.opened.at - LAG, claim.opened.leased_until or claim.opened.at
         for fault in self._faults_by_worker[claim.opened.worker]:
             if fault.overlaps(since, until):
@@ -119,28 +131,34 @@ class Evidence:
         return None
 
     def why_unanswered(self, claim: Claim) -> str | None:
-        """Return why a worker got no answer for a claim, though the gateway works."""
+        """Return what explains that a worker got no answer to the request of a claim.
+
+        None if nothing explains it.
+        """
         closed_at = claim.opened.at if claim.closed is None else claim.closed.at
         if any(fault.overlaps(claim.opened.at, closed_at + LAG) for fault in self._gateway_faults):
             return "gateway unavailable"
         if self.was_frozen(claim.opened.worker, claim.opened.at, closed_at):
             return "mailer frozen"
-        # the worker's estimate of the database's clock may be a little ahead
-        aborted_by = closed_at + END_MARGIN + LAG
+        # mailer aborts requests END_MARGIN before the end; LAG allows for its estimate of the clock
+        latest_end = closed_at + END_MARGIN + LAG
         versions = self.versions(claim.opened.mailing_id, claim.opened.at, closed_at)
-        if any(claim.opened.at < version.end <= aborted_by for version in versions):
+        if any(claim.opened.at < version.end <= latest_end for version in versions):
             return "aborted at the mailing's end"
         return None
 
 
 class CheckReport:
-    """Prints the result of each check, with its first violations."""
+    """Prints the result of each check of the soak, with its first violations."""
 
     def __init__(self, verdict: harness.Verdict) -> None:
         self._verdict = verdict
 
     def expect_none(self, check: str, violations: Iterable[str], *, of: int) -> None:
-        """Check that there is no violation; `of` is the number of objects checked."""
+        """Print the number of violations, and the first of them; the limit is 0.
+
+        `check` names what is counted; `of` is the number of objects that were checked.
+        """
         lines = list(violations)
         self._verdict.check(f"{check}: {len(lines):,} of {of:,}", limit="0", holds=not lines)
         for line in lines[:MAX_EXAMPLES]:
@@ -148,10 +166,7 @@ class CheckReport:
 
 
 def is_open(version: Version, zone: str, at: float) -> bool:
-    """Return whether a version's sending window is open in a time zone at a Unix time.
-
-    The soak implements the contract's rule itself, without mailer's code.
-    """
+    """Return whether the sending window of a mailing is open in a time zone at a Unix time."""
     if version.opens is None or version.closes is None:
         return True
     local = datetime.fromtimestamp(at, _zone(zone)).time()
@@ -166,14 +181,14 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def matches(client_filter: Any, client: dict[str, Any]) -> bool:  # noqa: ANN401  # JSON
-    """Return whether a filter matches a client; implemented without mailer's code."""
+    """Return whether a filter, as the API returns it, matches a client."""
     if client_filter is None:
         return True
     if isinstance(client_filter, str):
         terms = {term.strip() for term in client_filter.split(",")}
         return bool(terms & {client["operator_code"], client["tag"]})
-    names = {"operator_codes": "operator_code", "tags": "tag", "time_zones": "time_zone"}
-    return all(client[names[key]] in values for key, values in client_filter.items())
+    fields = {"operator_codes": "operator_code", "tags": "tag", "time_zones": "time_zone"}
+    return all(client[fields[name]] in values for name, values in client_filter.items())
 
 
 def moment(at: float) -> str:

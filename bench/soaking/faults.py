@@ -1,4 +1,7 @@
-"""Random faults of PostgreSQL, of the gateway and of mailer's workers."""
+"""Random faults of PostgreSQL, of the gateway and of mailer's workers.
+
+Each `inject_...` function runs until the soak is ending, and records each fault in the journal.
+"""
 
 import asyncio
 import signal
@@ -17,9 +20,14 @@ from soaking.processes import Sandbox, Worker
 from soaking.wall_clock import WallClock
 
 MAX_WORKERS = 2_000
-"""Workers, each with its own database role; enough for more than a day."""
-STOP_SHARE, EARLY_SHARE, FREEZE_SHARE = 0.25, 0.1, 0.4
-"""Shares of the workers that end by SIGTERM, that may end before they serve, that are frozen."""
+"""Database roles, one for each worker that is started; enough for more than a day. The role shows
+which worker made a change."""
+STOP_SHARE = 0.25
+"""Share of the workers that end by SIGTERM; the others end by SIGKILL."""
+EARLY_SHARE = 0.1
+"""Share of the workers that may end before they serve."""
+FREEZE_SHARE = 0.4
+"""Share of the workers that are frozen for some seconds."""
 DOWN_SHARE = 0.5
 """Share of the gateway's faults in which it is down; it is frozen in the others."""
 CREATE_ROLE = "CREATE ROLE worker_{} SUPERUSER LOGIN"
@@ -29,7 +37,10 @@ CLOSE_CONNECTIONS = """
 
 
 class Fleet:
-    """Workers on one database, each killed and replaced by a new one again and again."""
+    """The workers on the database; each is ended and replaced by a new one again and again.
+
+    A blackout is a time in which all of them are killed and none is started.
+    """
 
     def __init__(
         self,
@@ -45,11 +56,12 @@ class Fleet:
         self._journal = journal
         self._rng = rng
         self.clock = WallClock(folder)
-        self._numbers = count(1)
-        self._may_run = asyncio.Event()
-        self._may_run.set()
-        self._blackout = asyncio.Event()
+        self._worker_numbers = count(1)
+        self._may_start = asyncio.Event()
+        self._may_start.set()
+        self._is_blackout = asyncio.Event()
         self.alive: list[Worker] = []
+        """Workers that have been started and not ended; they may not serve yet."""
 
     @property
     def addresses(self) -> list[str]:
@@ -59,16 +71,18 @@ class Fleet:
     async def keep_restarting(self, name: str) -> None:
         """Start a worker, end it, and start the next, until the soak is ending.
 
-        The last worker is left running.
+        The last worker is left running, so that it can send the remaining messages.
+        `name` identifies this series of workers; it determines the random choices.
         """
         rng = self._rng.substream(name)
         while not self._journal.ending.is_set():
-            await self._may_run.wait()
+            await self._may_start.wait()
             worker = await self._start()
             if rng.random() > EARLY_SHARE:
                 await self._wait(worker, worker.is_serving.wait())
             if rng.random() < FREEZE_SHARE:
                 await self._wait(worker, asyncio.sleep(rng.uniform(1, 8)))
+                # shorter than the lease, or longer
                 await self._freeze(worker, rng.choice((rng.uniform(2, 5), rng.uniform(8, 12))))
             await self._wait(worker, asyncio.sleep(rng.uniform(2, 25)))
             if worker.status is not None:
@@ -82,19 +96,19 @@ class Fleet:
     async def black_out(self, seconds: float) -> None:
         """Kill all workers at once, and start none for `seconds`."""
         with self._journal.fault("no worker"):
-            self._may_run.clear()
-            self._blackout.set()
+            self._may_start.clear()
+            self._is_blackout.set()
             await self._journal.sleep(seconds)
-            self._blackout.clear()
-            self._may_run.set()
+            self._is_blackout.clear()
+            self._may_start.set()
 
-    async def close(self, number: signal.Signals) -> None:
+    async def close(self, end_signal: signal.Signals) -> None:
         """End all workers with a signal."""
         for worker in list(self.alive):
-            await self._end(worker, number)
+            await self._end(worker, end_signal)
 
     async def _start(self) -> Worker:
-        name = f"worker_{next(self._numbers)}"
+        name = f"worker_{next(self._worker_numbers)}"
         worker = Worker(
             name, self._database.url(name), self._gateway_url, self._journal, self.clock
         )
@@ -102,16 +116,20 @@ class Fleet:
         await worker.start(self._folder)
         return worker
 
-    async def _end(self, worker: Worker, number: signal.Signals) -> None:
-        if self._blackout.is_set():
-            number = signal.SIGKILL
-        how = "killed" if number == signal.SIGKILL else "stopped"
+    async def _end(self, worker: Worker, end_signal: signal.Signals) -> None:
+        """End a worker with a signal; in a blackout always with SIGKILL."""
+        if self._is_blackout.is_set():
+            end_signal = signal.SIGKILL
+        how = "killed" if end_signal == signal.SIGKILL else "stopped"
         with self._journal.fault(f"mailer {how}", worker.name):
-            await worker.end(number)
+            await worker.end(end_signal)
         self.alive.remove(worker)
 
     async def _freeze(self, worker: Worker, seconds: float) -> None:
-        """Freeze a worker by SIGSTOP, long enough to lose its leases without noticing."""
+        """Freeze a worker by SIGSTOP for some seconds.
+
+        If that is longer than its leases, it loses them without noticing.
+        """
         if worker.status is None:
             with self._journal.fault("mailer frozen", worker.name):
                 worker.signal(signal.SIGSTOP)
@@ -119,8 +137,11 @@ class Fleet:
                 worker.signal(signal.SIGCONT)
 
     async def _wait(self, worker: Worker, event: Coroutine[Any, Any, object]) -> None:
-        """Wait for an event, or for a blackout, the end of the soak, or the end of the worker."""
-        events = (event, self._blackout.wait(), self._journal.ending.wait(), worker.ended())
+        """Wait for `event`, a blackout, the end of the soak or the end of the worker.
+
+        Returns when the first of these has happened, or after a timeout.
+        """
+        events = (event, self._is_blackout.wait(), self._journal.ending.wait(), worker.ended())
         tasks = [asyncio.create_task(each) for each in events]
         timeout = harness.PROCESS_TIMEOUT
         try:
@@ -150,7 +171,8 @@ async def inject_database_faults(database: Postgres, journal: Journal, rng: Rand
     while await journal.sleep(rng.uniform(6, 20)):
         stop = rng.choice((signal.SIGINT, signal.SIGQUIT))
         how = "crashed" if stop == signal.SIGQUIT else "restarted"
-        match rng.choices(("close", "restart", "outage"), (3, 4, 1))[0]:
+        [fault] = rng.choices(("close", "restart", "outage"), weights=(3, 4, 1))
+        match fault:
             case "close":
                 with journal.fault("connections closed"):
                     await _close_connections(database)
@@ -166,6 +188,7 @@ async def inject_database_faults(database: Postgres, journal: Journal, rng: Rand
 
 
 async def _close_connections(database: Postgres) -> None:
+    """Let PostgreSQL close the connections of all clients."""
     connection = await asyncpg.connect(database.url())
     await connection.execute(CLOSE_CONNECTIONS)
     await connection.close()

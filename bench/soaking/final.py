@@ -1,4 +1,4 @@
-"""The soak's checks of the final state: rows, counters, audiences; and its figures."""
+"""The soak's checks of the tables at the end, and the figures that it prints."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -31,7 +31,10 @@ COUNT_UNFINISHED = """
 
 
 async def count_unfinished(connection: asyncpg.Connection) -> int:
-    """Return the number of mailings and messages that have not ended."""
+    """Return the number of mailings and messages that have not ended.
+
+    A deleted mailing counts until mailer has removed its row.
+    """
     count: int = await connection.fetchval(COUNT_UNFINISHED)
     return count
 
@@ -40,6 +43,7 @@ class Final(msgspec.Struct):
     """The tables at the end."""
 
     clients: dict[int, dict[str, Any]]
+    """The clients by id."""
     messages: list[asyncpg.Record]
     mailings: list[asyncpg.Record]
     differences: list[str]
@@ -47,7 +51,7 @@ class Final(msgspec.Struct):
 
 
 async def read_final(connection: asyncpg.Connection, database_url: str) -> Final:
-    """Read the tables, and let mailer compare its counters with its rows."""
+    """Read the tables, and let mailer compare all its counts with the rows."""
     engine = create_engine(database_url)
     wrong_counts = [str(difference) for difference in await find_differences(engine)]
     await engine.dispose()
@@ -58,9 +62,9 @@ async def read_final(connection: asyncpg.Connection, database_url: str) -> Final
 
 
 def check_final(report: CheckReport, evidence: Evidence, final: Final, noise: float) -> None:
-    """Check the final state.
+    """Check the tables at the end, the event loop and the violations in the journal.
 
-    `noise` is the number of seconds that the machine may add to the processor time of a step.
+    `noise`: seconds that the machine may add to the processor time of a step of the event loop.
     """
     messages, mailings = len(final.messages), len(final.mailings)
     report.expect_none("counters that differ from the rows", final.differences, of=mailings)
@@ -90,8 +94,8 @@ def _long_steps(evidence: Evidence, limit: float) -> Iterator[str]:
     """Yield the blocks with a single step of more than `limit` seconds of processor time.
 
     Other blocks are no fault of mailer: the machine was busy, or hostile requests made many short
-    steps due together. libfaketime changes processor time too: when the clock is set during a
-    block, the step may seem longer than the block. Such blocks are ignored.
+    steps due together. A step that seems longer than its block is ignored too: the wall clock was
+    set during the block, and libfaketime then falsifies the processor time.
     """
     for worker, block in evidence.journal.blocks:
         if limit < block.step_seconds <= block.seconds + MIN_REPORTED_BLOCK:
@@ -99,16 +103,22 @@ def _long_steps(evidence: Evidence, limit: float) -> Iterator[str]:
 
 
 def _wrong_sums(final: Final) -> Iterator[str]:
-    created = Counter(row["mailing_id"] for row in final.messages)
+    """Yield the started mailings whose counts do not add up to the number of their messages."""
+    messages_by_mailing = Counter(row["mailing_id"] for row in final.messages)
     for row in final.mailings:
-        rows, counts = created[row["id"]], (row["counted"], row["clients_count"])
-        if row["has_started"] and counts != (rows, rows):
-            yield f"mailing {row['id']}: {rows} messages, counters and clients_count {counts}"
+        messages = messages_by_mailing[row["id"]]
+        counts = row["counted"], row["clients_count"]
+        if row["has_started"] and counts != (messages, messages):
+            yield f"mailing {row['id']}: {messages} messages, counters and clients_count {counts}"
 
 
 def _wrong_audiences(evidence: Evidence, final: Final) -> Iterator[str]:
-    """Yield mailings without a message for a matching client, or with one for another client."""
-    messages: dict[int, dict[int, asyncpg.Record]] = defaultdict(dict)
+    """Yield finished mailings whose messages do not fit their filter.
+
+    Each matching client must have a message. Another client may have one only if the filter was
+    changed later: the message was sent before, or is cancelled.
+    """
+    messages: dict[int, dict[int, asyncpg.Record]] = defaultdict(dict)  # by mailing and client
     for row in final.messages:
         messages[row["mailing_id"]][row["client_id"]] = row
     for mailing in final.mailings:
@@ -126,18 +136,22 @@ def _wrong_audiences(evidence: Evidence, final: Final) -> Iterator[str]:
 
 
 def _unfinished_mailings(final: Final) -> Iterator[str]:
+    """Yield the mailings that have not ended, and the deleted ones that are not removed."""
     for row in final.mailings:
         if row["is_deleted"] or row["status"] not in {"finished", "cancelled"}:
-            yield f"mailing {row['id']}: {row['status']}{', deleted' * row['is_deleted']}"
+            deleted = ", deleted" if row["is_deleted"] else ""
+            yield f"mailing {row['id']}: {row['status']}{deleted}"
 
 
 def _unfinished_messages(final: Final) -> Iterator[str]:
+    """Yield the messages that are still open."""
     for row in final.messages:
         if row["status"] in {"scheduled", "sending"}:
             yield f"message {row['id']} of mailing {row['mailing_id']}: {row['status']}"
 
 
 def _changed_unrecorded(evidence: Evidence, final: Final) -> Iterator[str]:
+    """Yield the messages that changed without a recorded change: the record would be incomplete."""
     for row in final.messages:
         last = evidence.record.messages[row["id"]].last
         if (row["status"], row["reason"], row["attempts"]) != (
@@ -148,23 +162,25 @@ def _changed_unrecorded(evidence: Evidence, final: Final) -> Iterator[str]:
             yield f"message {row['id']}: {row['status']}, last recorded {last.status}"
 
 
-def print_figures(journal: Journal, record: Record, created: int, minutes: float) -> None:
+def print_figures(journal: Journal, record: Record, created_count: int, minutes: float) -> None:
     """Print what was done, and the resulting numbers of mailings, messages and requests.
 
-    `created` is the number of mailings whose creation the API confirmed.
+    `created_count` is the number of mailings whose creation the API confirmed.
     """
     print(f"\n{minutes:g} minutes, faults: {journal.fault_counts()}")
     calls = Counter(f"{call.action} {call.status or 'lost'}" for call in journal.calls)
     print(f"calls {len(journal.calls):,}: {_listed(calls)}")
     deleted = sum(versions[-1].is_deleted for versions in record.mailings.values())
-    unconfirmed = len(record.mailings) - created
+    unconfirmed = len(record.mailings) - created_count
     print(f"mailings {len(record.mailings):,}, {deleted} deleted, {unconfirmed} whose 201 was lost")
     remaining = [
         message.last
         for message in record.messages.values()
         if not record.mailings[message.last.mailing_id][-1].is_deleted
     ]
-    states = Counter(f"{m.status}/{m.reason}" if m.reason else m.status for m in remaining)
+    states = Counter(
+        f"{last.status}/{last.reason}" if last.reason else last.status for last in remaining
+    )
     removed = len(record.messages) - len(remaining)
     print(f"messages {len(remaining):,}: {_listed(states)}; {removed:,} of deleted mailings")
     kinds = Counter(request.kind for request in record.requests)
@@ -180,4 +196,5 @@ def print_figures(journal: Journal, record: Record, created: int, minutes: float
 
 
 def _listed(counts: Counter[str]) -> str:
+    """Return counts as text, in alphabetical order."""
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none"

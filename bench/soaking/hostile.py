@@ -1,4 +1,8 @@
-"""Hostile input during the soak: files and request headers that are expensive to process."""
+"""Hostile input during the soak: files and request headers that are expensive to process.
+
+Only a server error in the answer is a violation here. Other checks find whether the input delayed
+or changed anything else.
+"""
 
 import asyncio
 from http import HTTPStatus
@@ -30,10 +34,11 @@ PATHS = ("/", "/login", "/api/v1/clients")
 CONNECTIONS = 60
 """Concurrent connections of `send_hostile_headers`."""
 TIMEOUT = aiohttp.ClientTimeout(total=45)
+"""Time to wait for an answer."""
 
 
 async def send_hostile_imports(fleet: Fleet, journal: Journal, rng: RandomSource) -> None:
-    """Import hostile files at random intervals."""
+    """Import hostile files at random intervals, each at a random running worker."""
     async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
         while await journal.sleep(rng.uniform(8, 25)):
             name = rng.choice(list(FILES))
@@ -70,8 +75,8 @@ async def _send(  # noqa: PLR0913, PLR0917  # a request and its description
 ) -> None:
     """Send a request; record a violation if the answer is a server error other than 503.
 
-    The fleet runs without authentication. A worker that hangs is detected by its log and by the
-    silences between requests.
+    The workers require no authentication. A missing answer is no violation: a worker that hangs is
+    found by its log, and by the times without requests at the gateway.
     """
     method = "GET" if body is None else "POST"
     content_type = {} if body is None else {"Content-Type": "text/csv"}

@@ -1,4 +1,8 @@
-"""Journal of the soak: injected faults, API calls and what mailer logged, with their times."""
+"""The journal of the soak: injected faults, API calls and what mailer logged, with their times.
+
+Times are Unix times in seconds, by the true clock of this machine. The workers' own wall clock is
+wrong, because the soak sets it.
+"""
 
 import asyncio
 import contextlib
@@ -13,25 +17,29 @@ import msgspec
 
 from mailer.loop_monitor import Block
 
+# Settings of the workers, of the same names.
 GATEWAY_TIMEOUT = 2.0
 LEASE = 6.0
 RETRY_ATTEMPTS = 8
 RETRY_CAP = 3.0
+
 LATENCY, JITTER = 0.05, 0.9
+"""Seconds until the gateway answers, and the part by which they vary at random, up and down."""
 MAX_ANSWER_SECONDS = LATENCY * (1 + JITTER)
 """Seconds after which the gateway has answered every request that it will answer."""
 LAG = 0.1
-"""Seconds that a process on a busy machine may take to read what was written to it."""
+"""Seconds that a process on a busy machine may take to read what was written to it. Checks allow it
+as a tolerance."""
 VIOLATION_PART = 200
-"""Characters kept of the start and of the end of a long violation."""
+"""Characters kept of the start and of the end of the text of a long violation."""
 END_MARGIN = 0.1
-"""Seconds before the end of a mailing from which it starts no more requests."""
+"""Seconds before the end of a mailing at which mailer aborts its requests and starts no more."""
 REACTION = 1.0
-"""Seconds until a change takes effect for requests not yet written (contract, section 5)."""
+"""Seconds that mailer may take until a change of a mailing applies to requests not yet written."""
 
 
 class Fault(msgspec.Struct):
-    """An injected fault, from `began` to `ended`, in seconds of Unix time."""
+    """An injected fault, from `began` to `ended`."""
 
     name: str
     began: float
@@ -50,37 +58,41 @@ class BreakerOpening(msgspec.Struct):
     worker: str
     began: float
     seconds: float
-    """Seconds for which the breaker is open; then it is half-open until `ended`."""
+    """Seconds for which the breaker stays open. After them it is half-open until `ended`."""
     ended: float = math.inf
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One API request, sent at `began`, answered at `ended`; `status` 0 means no answer came."""
+    """One call of the API, sent at `began` and answered at `ended`."""
 
     mailing_id: int
     action: str
+    """The action on the mailing, such as `create` or `pause`."""
     began: float
     ended: float
     status: int
+    """HTTP status; 0 if no answer came."""
 
 
 class Journal:
-    """Everything that the soak has done and seen, in order."""
+    """Everything that the soak has done, and what mailer answered and logged, in order."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
         self.violations: list[str] = []
-        """Events that the contract does not allow, such as unexpected answers and exits."""
+        """Descriptions of events that mailer's guarantees exclude, such as unexpected answers and
+        exits."""
         self.breaker_openings: list[BreakerOpening] = []
         self.uptimes: dict[str, list[float]] = {}
-        """By worker: the time when it began to serve, then the time when it stopped."""
+        """By worker: the time at which it began to serve, and the time at which it stopped, if it
+        did."""
         self.warnings: Counter[str] = Counter()
         """Log events of mailer at level `warning` and above."""
         self.blocks: list[tuple[str, Block]] = []
-        """Blocks of event loops, each with its worker."""
+        """Blocks of event loops, each with the name of its worker."""
         self.ending = asyncio.Event()
-        """Set when the soak injects no more faults and makes no more calls."""
+        """Set at the end of the soak, when no more faults are injected and no more calls made."""
 
     @contextlib.contextmanager
     def fault(self, name: str, worker: str | None = None) -> Iterator[None]:
@@ -93,7 +105,7 @@ class Journal:
             fault.ended = time.time()
 
     def add_breaker_event(self, worker: str, at: float, seconds: float | None) -> None:
-        """Record that a worker's breaker has opened for `seconds`, or closed (None)."""
+        """Record that a worker's breaker opened for `seconds`, or closed if `seconds` is None."""
         for opening in self.breaker_openings:
             if opening.worker == worker:
                 opening.ended = min(opening.ended, at)
@@ -101,13 +113,16 @@ class Journal:
             self.breaker_openings.append(BreakerOpening(worker, at, seconds))
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep; return False, without waiting any longer, once the soak is ending."""
+        """Sleep for `seconds`, but not beyond the moment when `ending` is set.
+
+        Return whether `ending` is still not set, so that loops can use it as their condition.
+        """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.ending.wait(), seconds)
         return not self.ending.is_set()
 
     def add_violation(self, text: str) -> None:
-        """Record an event that the contract does not allow, shortened to one line."""
+        """Record a violation with its time, shortened to one line."""
         at = datetime.now(UTC).strftime("%H:%M:%S.%f")[:-3]
         line = " ".join(text.split())
         if len(line) > 2 * VIOLATION_PART:
@@ -121,10 +136,14 @@ class Journal:
 
 
 class RandomSource(random.Random):
-    """A seeded random generator; each part of the soak has its own, so that a run can repeat."""
+    """A random generator with a seed.
+
+    Each part of the soak has a generator of its own. So its random choices do not depend on the
+    order in which the parts run, and a run with the same seed makes the same choices.
+    """
 
     def substream(self, name: object) -> "RandomSource":
-        """Return the generator of a part; it does not depend on what other parts have drawn."""
+        """Return the generator of the part `name`; its seed is made of this one's and the name."""
         return RandomSource(f"{self.seed_text}/{name}")
 
     def __init__(self, seed: str) -> None:

@@ -1,7 +1,8 @@
-"""Measures the noise of the machine: the processor time that it adds to constant work.
+"""Measure the noise of the machine: the processor time that it adds to constant work.
 
-A virtual machine may be stopped in the middle of a step, and its neighbours may slow its cores
-down. Both count as processor time of the running program.
+A virtual machine may be stopped for a moment, and other virtual machines may slow its cores down.
+Both count as processor time of the program that runs. The soak adds the noise to its limit for
+steps of mailer's event loop. As a script, this does the constant work.
 """
 
 import asyncio
@@ -13,24 +14,25 @@ from contextlib import asynccontextmanager
 from statistics import median
 
 EXIT_TIMEOUT = 30.0
-"""Seconds for the process to end."""
+"""Seconds for the measuring process to end."""
 LOOPS = 60_000
 """Iterations of the work, which takes about 5 ms."""
 WORK_INTERVAL = 0.05
-"""Seconds between two pieces of work, to use little of the machine."""
+"""Seconds between two pieces of work, so that the measurement itself needs little time."""
 
 
 class Noise:
-    """The result, set when the measurement ends."""
+    """The result of a measurement."""
 
     def __init__(self) -> None:
         self.max_excess = 0.0
-        """Processor seconds by which the slowest piece of work exceeded the median."""
+        """Processor seconds by which the slowest piece of work exceeded the median. 0 until the
+        measurement ends."""
 
 
 @asynccontextmanager
 async def measured_noise() -> AsyncIterator[Noise]:
-    """Measure in another process while the body of `async with` runs."""
+    """Measure the noise in another process while the block runs."""
     noise = Noise()
     process = await asyncio.create_subprocess_exec(
         # -P: do not import from this folder, where `operator.py` hides Python's `operator`
@@ -41,7 +43,7 @@ async def measured_noise() -> AsyncIterator[Noise]:
     )
     try:
         yield noise
-        # this closes its standard input, which ends the measurement
+        # communicate() closes the standard input of the process, which ends the measurement
         output, _ = await asyncio.wait_for(process.communicate(b""), EXIT_TIMEOUT)
         noise.max_excess = float(output)
     finally:

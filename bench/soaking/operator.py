@@ -1,4 +1,4 @@
-"""The mailings of the soak: created, changed, paused, cancelled, retried, deleted by the API."""
+"""The mailings of the soak, and the random actions of users on them, through the API."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -21,11 +21,17 @@ ZONES = (
     "America/New_York",
     "Asia/Vladivostok",
 )
-SHORT_SHARE, WINDOW_SHARE, RESUME_SHARE = 0.5, 0.5, 0.8
-"""Shares of mailings that end soon, have a sending window, and are resumed after a pause."""
+SHORT_SHARE = 0.5
+"""Share of the mailings that end soon after their start; the others end with the soak."""
+WINDOW_SHARE = 0.5
+"""Share of the mailings that have a sending window."""
+RESUME_SHARE = 0.8
+"""Share of the paused mailings that are resumed."""
 MIN_DURATION = timedelta(seconds=3)
+"""Time between the start of a mailing and the end of the soak, at least."""
 CLIENTS = {"ten": 10, "sixty": 60, "some": 300, "many": 1_000, None: 1_630}
-"""Clients by tag."""
+"""Number of clients with each tag, and without a tag."""
+# Filters in every form. Small audiences are more frequent, so that many mailings run at once.
 FILTERS: tuple[object, ...] = (
     *("ten", "ten", "sixty", "sixty", "sixty", "some", "some", "some", "many", None),
     "ten, sixty",
@@ -38,7 +44,7 @@ ACTION_WEIGHTS = {"change": 6, "pause": 4, "retry": 4, "delete": 2, "cancel": 1,
 
 
 async def create_clients(database_url: str) -> None:
-    """Create the clients."""
+    """Create the clients of the soak, in all its time zones."""
     connection = await asyncpg.connect(database_url)
     codes = sample_data.ALL_OPERATOR_CODES[:90]
     for tag, count in CLIENTS.items():
@@ -69,7 +75,7 @@ class Operator:
                 tasks.create_task(self._handle_mailing(session, self._rng.substream(number)))
 
     async def _handle_mailing(self, session: aiohttp.ClientSession, rng: RandomSource) -> None:
-        """Create a mailing and act on it a few times."""
+        """Create a mailing, and do up to four random actions on it."""
         api = Api(session, self._fleet, self._journal, rng)
         mailing = await api.call(0, "create", lambda: new_mailing(rng, self._ends_at))
         if mailing is None:
@@ -84,6 +90,7 @@ class Operator:
                 return
 
     async def _act(self, api: Api, mailing: dict[str, Any], action: str, rng: RandomSource) -> None:
+        """Do an action on a mailing; a paused mailing is usually resumed a few seconds later."""
         if action == "change":
             start = datetime.fromisoformat(mailing["datetime_start"])
             await api.call(mailing["id"], action, lambda: random_change(rng, start, self._ends_at))
@@ -95,7 +102,10 @@ class Operator:
 
 
 def new_mailing(rng: RandomSource, ends_at: datetime) -> dict[str, Any]:
-    """Return a random mailing: due or later, short or until the end of the soak."""
+    """Return the JSON of a random mailing.
+
+    It is due at once or within seconds, and ends soon after its start or with the soak.
+    """
     now = datetime.now(UTC)
     start = now + timedelta(seconds=rng.choice((-1, 0, 0, rng.uniform(1, 12))))
     start = min(start, ends_at - MIN_DURATION)
@@ -112,19 +122,20 @@ def new_mailing(rng: RandomSource, ends_at: datetime) -> dict[str, Any]:
 
 
 def random_window(rng: RandomSource, now: datetime) -> dict[str, str | None]:
-    """Return no sending window, or one that opens or closes soon in some time zones."""
+    """Return the fields of no sending window, or of one that opens or closes soon in some zones."""
     opens = closes = None
     if rng.random() < WINDOW_SHARE:
         local = now.astimezone(ZoneInfo(rng.choice(ZONES)))
-        since = rng.choice((-36_000, -3_600, -60, rng.uniform(2, 14)))
-        until = rng.choice((rng.uniform(15, 30), rng.uniform(15, 30), 3_600, 36_000))
-        opens = (local + timedelta(seconds=since)).strftime("%H:%M:%S")
-        closes = (local + timedelta(seconds=until)).strftime("%H:%M:%S")
+        # seconds from now: open already or soon; closes soon or hours later
+        opens_in = rng.choice((-36_000, -3_600, -60, rng.uniform(2, 14)))
+        closes_in = rng.choice((rng.uniform(15, 30), rng.uniform(15, 30), 3_600, 36_000))
+        opens = (local + timedelta(seconds=opens_in)).strftime("%H:%M:%S")
+        closes = (local + timedelta(seconds=closes_in)).strftime("%H:%M:%S")
     return {"send_interval_time_start": opens, "send_interval_time_end": closes}
 
 
 def random_change(rng: RandomSource, start: datetime, ends_at: datetime) -> dict[str, Any]:
-    """Return a random change of a mailing that starts at `start`."""
+    """Return the JSON of a random change of a mailing that starts at `start`."""
     now = datetime.now(UTC)
     match rng.choice(("text", "end", "window", "filter")):
         case "text":

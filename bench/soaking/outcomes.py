@@ -1,11 +1,14 @@
-"""The soak's checks of every claim: whether the recorded outcome is what the gateway did."""
+"""The soak's checks of every claim: whether mailer recorded what the gateway did.
+
+Each check is a generator that yields descriptions of the violations.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
 from soaking.claims import (
-    NOT_ACCEPTED,
+    TEMPORARILY_FAILED,
     UNANSWERED,
     UNKNOWN_REASONS,
     Change,
@@ -20,7 +23,7 @@ RESCHEDULABLE_REASONS = frozenset({"expired", "no_window", "filter_changed"})
 
 
 def check_outcomes(report: CheckReport, evidence: Evidence) -> None:
-    """Check every claim and every change of state."""
+    """Check every claim of a message, and every change of a message's status and reason."""
     messages = evidence.record.messages.values()
     claims = [claim for message in messages for claim in message.claims]
     sent = sum(claim.request is not None for claim in claims)
@@ -47,23 +50,28 @@ def check_outcomes(report: CheckReport, evidence: Evidence) -> None:
 
 
 def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
-    """Compare accepted requests with delivered messages, and explain the difference."""
-    delivered, accepted, repeats, unknown = 0, 0, 0, 0
+    """Compare the requests that the gateway accepted with the delivered messages.
+
+    A message may be accepted and not delivered only if the answer was lost, so that the outcome of
+    the claim is unknown. A message may be accepted again only after a lost answer.
+    """
+    delivered, accepted, repeats, lost_answers = 0, 0, 0, 0
     never_accepted: list[str] = []
     wrong_status: list[str] = []
     unexplained: list[str] = []
     explained: Counter[str] = Counter()
     for message_id, message in evidence.record.messages.items():
-        claims = [c for c in message.claims if c.request and c.request.kind == "accepted"]
+        claims = _accepted_claims(message)
         state = _describe_state(message.last)
         is_delivered = message.last.status == "delivered"
         delivered += is_delivered
         accepted += bool(claims)
         repeats += max(0, len(claims) - 1)
-        unknown += sum(_is_unknown(claim) for claim in claims)
+        lost_answers += sum(_is_unknown(claim) for claim in claims)
         if is_delivered and not claims:
             never_accepted.append(f"message {message_id}: delivered, never accepted")
-        if not all(_is_unknown(claim) for claim in (claims[:-1] if is_delivered else claims)):
+        claims_without_delivery = claims[:-1] if is_delivered else claims
+        if not all(map(_is_unknown, claims_without_delivery)):
             unexplained.append(f"message {message_id}: {state}, {len(claims)} accepted")
         elif claims and not is_delivered:
             is_deleted = evidence.record.mailings[message.last.mailing_id][-1].is_deleted
@@ -77,21 +85,33 @@ def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
         print(f"    accepted, answer lost, ended as {explanation}: {count:,}")
     report.expect_none(
         "repeats beyond the accepted requests with unknown outcome",
-        [f"{repeats} repeats"] if repeats > unknown else [],
+        [f"{repeats} repeats"] if repeats > lost_answers else [],
         of=repeats,
     )
-    print(f"    {repeats:,} repeats, {unknown:,} accepted requests whose answer was lost")
+    print(f"    {repeats:,} repeats, {lost_answers:,} accepted requests whose answer was lost")
+
+
+def _accepted_claims(message: Message) -> list[Claim]:
+    """Return the claims of a message whose request the gateway accepted."""
+    return [
+        claim
+        for claim in message.claims
+        if claim.request is not None and claim.request.kind == "accepted"
+    ]
 
 
 def _is_unknown(claim: Claim) -> bool:
+    """Return whether mailer recorded that it does not know the outcome of a claim."""
     return claim.outcome in UNKNOWN_REASONS
 
 
 def _describe_state(change: Change) -> str:
+    """Return status and reason as text, such as `cancelled/expired`."""
     return change.status if change.reason is None else f"{change.status}/{change.reason}"
 
 
 def _describe(claim: Claim) -> str:
+    """Return a claim, its request and its end as text."""
     opened, closed, request = claim.opened, claim.closed, claim.request
     sent = "no request" if request is None else f"{request.kind} at {moment(request.arrived)}"
     result = "open" if closed is None else f"{_describe_state(closed)} at {moment(closed.at)}"
@@ -100,27 +120,31 @@ def _describe(claim: Claim) -> str:
 
 
 def _wrong_outcomes(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the claims whose outcome differs from the gateway's although no answer was lost.
+    """Yield the claims whose recorded outcome contradicts what the gateway did.
 
-    Also yields claims that were retried or ended as unknown against the mailing's `on_unknown`.
+    An unknown outcome contradicts nothing, because the answer may have been lost. But the message
+    must then be sent again or stay unknown as the mailing's `on_unknown` says; other claims are
+    yielded too.
     """
     for claim in claims:
         closed, request = claim.closed, claim.request
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
-        is_right = claim.agrees_with(request)
         is_unknown = closed.reason in UNKNOWN_REASONS
-        must_hold = _on_unknown(evidence, claim) == {"hold"}
-        if not is_right and not is_unknown:
+        must_stay_unknown = _on_unknown(evidence, claim) == {"hold"}
+        if not claim.agrees_with(request) and not is_unknown:
             yield _describe(claim)
-        elif must_hold and request.kind in UNANSWERED and closed.status != "unknown":
+        elif must_stay_unknown and request.kind in UNANSWERED and closed.status != "unknown":
             yield f"{_describe(claim)}, though on_unknown is hold"
         elif _ended_with_attempts_left(evidence, claim) and not _follows_unknown(evidence, claim):
             yield f"{_describe(claim)}, though on_unknown is retry"
 
 
 def _ended_with_attempts_left(evidence: Evidence, claim: Claim) -> bool:
-    """Return whether a claim ended as unknown, with attempts left and `on_unknown` retry."""
+    """Return whether a message ended as unknown although it should have been sent again.
+
+    It had attempts left, and its mailing has never had `on_unknown` set to `hold`.
+    """
     closed = claim.closed
     return (
         closed is not None
@@ -131,31 +155,35 @@ def _ended_with_attempts_left(evidence: Evidence, claim: Claim) -> bool:
 
 
 def _follows_unknown(evidence: Evidence, claim: Claim) -> bool:
-    """Return whether a final answer ended a message as unknown due to an earlier attempt."""
+    """Return whether a message ended as unknown because of an attempt before this claim.
+
+    The gateway rejected the message in this claim, or temporarily failed in the last attempt. That
+    alone would end the message as undelivered. But an earlier attempt may have been accepted.
+    """
     closed, request = claim.closed, claim.request
     if closed is None or request is None or closed.status != "unknown":
         return False
-    is_last = closed.attempts == RETRY_ATTEMPTS and request.kind in NOT_ACCEPTED
-    earlier = evidence.record.messages[claim.opened.message_id].claims
-    return (is_last or request.kind == "reject") and any(
-        before.outcome in UNKNOWN_REASONS
-        for before in earlier
-        if before.opened.at < claim.opened.at
-    )
+    is_last_attempt = closed.attempts == RETRY_ATTEMPTS and request.kind in TEMPORARILY_FAILED
+    all_claims = evidence.record.messages[claim.opened.message_id].claims
+    earlier_claims = [other for other in all_claims if other.opened.at < claim.opened.at]
+    is_final = is_last_attempt or request.kind == "reject"
+    return is_final and any(map(_is_unknown, earlier_claims))
 
 
 def _on_unknown(evidence: Evidence, claim: Claim) -> set[str]:
+    """Return all values that `on_unknown` has had in the mailing of a claim."""
     return {version.on_unknown for version in evidence.record.mailings[claim.opened.mailing_id]}
 
 
 def _lost_answers(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the claims whose answer got lost without a known cause."""
+    """Yield the claims whose answer was lost without a known cause."""
     for claim in claims:
         closed, request = claim.closed, claim.request
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
-        is_right = claim.agrees_with(request) or _follows_unknown(evidence, claim)
-        if (not is_right or request.kind == "disconnected") and not evidence.why_unanswered(claim):
+        is_explained = claim.agrees_with(request) or _follows_unknown(evidence, claim)
+        is_lost = not is_explained or request.kind == "disconnected"
+        if is_lost and not evidence.why_unanswered(claim):
             yield _describe(claim)
 
 
@@ -173,7 +201,7 @@ def _expired_leases(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
 
 
 def _counted_unsent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield counted attempts that never reached the gateway although it worked."""
+    """Yield the claims that count as attempts although the gateway got no request for no reason."""
     for claim in claims:
         has_result = claim.outcome not in {"open", "lease_expired"}
         is_unsent = claim.is_counted and claim.request is None and has_result
@@ -182,7 +210,10 @@ def _counted_unsent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
 
 
 def _uncounted_sent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the requests that cost no attempt, but are no failures during an open breaker."""
+    """Yield the requests that cost no attempt without a cause.
+
+    The only cause is a failure while the breaker was open or half-open: mailer refunds the attempt.
+    """
     uncounted = 0
     for claim in claims:
         closed, request = claim.closed, claim.request
@@ -196,18 +227,20 @@ def _uncounted_sent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
 
 
 def _transitions(message: Message) -> Iterator[tuple[Change | None, Change]]:
+    """Yield each change of a message, with the change before it; None before the first."""
     yield from zip([None, *message.changes], message.changes, strict=False)
 
 
 def _miscounted(evidence: Evidence) -> Iterator[str]:
-    """Yield the changes whose number of attempts is not allowed."""
+    """Yield the changes after which the number of attempts is not one of the allowed numbers."""
     for message in evidence.record.messages.values():
+        # by worker: the numbers of the attempts that failed and were scheduled again
         failed: dict[str, set[int]] = defaultdict(set)
         for before, after in _transitions(message):
             attempts = before.attempts if before else 0
             allowed = {attempts}
             if before and before.status == "sending":
-                allowed = {attempts, attempts - 1}  # released untried
+                allowed = {attempts, attempts - 1}  # less if it was released without a request
             elif after.status == "sending":
                 allowed = {attempts + 1}
             elif before and before.status in {"undelivered", "unknown"}:
@@ -215,7 +248,7 @@ def _miscounted(evidence: Evidence) -> Iterator[str]:
             elif after.status == "scheduled" and evidence.was_breaker_open(
                 after.worker, 0, after.at
             ):
-                # refunds of the last failures in this worker, when its breaker opens
+                # when its breaker opens, a worker refunds its last failures
                 allowed = {attempts}
                 while min(allowed) in failed[after.worker]:
                     allowed.add(min(allowed) - 1)
@@ -226,7 +259,7 @@ def _miscounted(evidence: Evidence) -> Iterator[str]:
 
 
 def _illegal_changes(evidence: Evidence) -> Iterator[str]:
-    """Yield the changes of status that the contract does not allow."""
+    """Yield the changes of status that mailer must never make."""
     for message in evidence.record.messages.values():
         for before, after in _transitions(message):
             match before.status if before else None, after.status:
@@ -261,12 +294,13 @@ def _wrong_reasons(evidence: Evidence) -> Iterator[str]:
 
 
 def _is_expired(evidence: Evidence, change: Change) -> bool:
+    """Return whether the mailing had ended."""
     versions = evidence.versions(change.mailing_id, change.at, change.at)
     return any(change.at + END_MARGIN + LAG >= version.end for version in versions)
 
 
 def _has_no_window(evidence: Evidence, change: Change) -> bool:
-    """Return whether the sending window stays closed until the end."""
+    """Return whether the client's sending window stayed closed until the mailing's end."""
     zone = evidence.clients[change.client_id]["time_zone"]
     for version in evidence.versions(change.mailing_id, change.at, change.at):
         since = int(change.at + 1)
@@ -276,17 +310,20 @@ def _has_no_window(evidence: Evidence, change: Change) -> bool:
 
 
 def _is_filtered_out(evidence: Evidence, change: Change) -> bool:
+    """Return whether the mailing's filter did not match the client."""
     client = evidence.clients[change.client_id]
     versions = evidence.versions(change.mailing_id, change.at, change.at)
     return any(not matches(version.client_filter, client) for version in versions)
 
 
 def _is_cancelled(evidence: Evidence, change: Change) -> bool:
+    """Return whether the mailing was cancelled."""
     versions = evidence.versions(change.mailing_id, change.at, change.at + LAG)
     return any(version.status == "cancelled" for version in versions)
 
 
 def _is_exhausted(_: Evidence, change: Change) -> bool:
+    """Return whether the message had all its attempts."""
     return change.attempts == RETRY_ATTEMPTS
 
 
@@ -297,17 +334,22 @@ REASON_RULES = {
     "mailing_cancelled": _is_cancelled,
     "attempts_exhausted": _is_exhausted,
 }
-"""By reason: whether it holds for a change. Other reasons cannot be checked on their own."""
+"""By reason: the function that returns whether the reason is true for a change of a message. Other
+reasons cannot be checked on their own."""
 
 
 def _sent_after_unknown(evidence: Evidence) -> Iterator[str]:
-    """Yield the claims after an unknown outcome in a mailing with `on_unknown` hold."""
+    """Yield the claims that sent a message again although it should have stayed unknown.
+
+    The outcome of the claim before was unknown, `on_unknown` of the mailing has always been `hold`,
+    and no user retried the mailing in between.
+    """
     for message in evidence.record.messages.values():
         sent = [claim for claim in message.claims if claim.request]
         for before, after in pairwise(sent):
             if _on_unknown(evidence, before) != {"hold"} or not before.request:
                 continue
-            is_unknown = before.request.kind not in NOT_ACCEPTED
+            is_unknown = before.request.kind not in TEMPORARILY_FAILED
             was_retried = evidence.was_retried(
                 before.opened.mailing_id, before.opened.at, after.opened.at
             )

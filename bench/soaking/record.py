@@ -1,8 +1,8 @@
-"""Record of the soak: all state changes from the database and all requests from the gateway's logs.
+"""The record of the soak: all changes in the database and all requests in the gateway's logs.
 
-Triggers of the soak write every state of every message and mailing into tables, in the transaction
-of the change. So each request at the gateway can be matched to the claim under which it was sent,
-and to the outcome that mailer recorded.
+The soak adds triggers to mailer's tables. They write every state of every message and mailing into
+tables of the schema `soak`, in the transaction of the change. So each request at the gateway can be
+matched to the claim under which it was sent, and to the outcome that mailer recorded.
 """
 
 from collections import defaultdict
@@ -18,6 +18,9 @@ import msgspec
 from soaking.claims import END_OF_TIME, Change, Message, Request, build_claims, match_requests
 from soaking.journal import LAG, Fault, Journal
 
+# Tables and triggers of the recording. `n` orders the changes. `session_user` is the database role,
+# and with it the worker. From `xid`, the time of the commit is found later. Changes of other
+# columns are not recorded.
 CREATE_RECORDING = """
 CREATE SCHEMA soak;
 CREATE TABLE soak.message_change (
@@ -68,11 +71,13 @@ WHEN ((OLD.status, OLD.datetime_end, OLD.send_interval_time_start, OLD.send_inte
     (NEW.status, NEW.datetime_end, NEW.send_interval_time_start, NEW.send_interval_time_end,
         NEW.client_filter, NEW.on_unknown, NEW.deleted_at))
 EXECUTE FUNCTION soak.mailing_changed()"""
-CHANGES = """
+# All changes of messages, in order; the columns are the fields of `Change`. Times are Unix times.
+SELECT_CHANGES = """
     SELECT extract(epoch FROM at)::float8, worker::text, message_id, mailing_id, client_id, status,
         reason, attempts, extract(epoch FROM leased_until)::float8
     FROM soak.message_change ORDER BY message_id, n"""
-VERSIONS = """
+# All states of mailings, in order; the columns are the fields of `Version`. Times are Unix times.
+SELECT_VERSIONS = """
     SELECT mailing_id, extract(epoch FROM at)::float8,
         extract(epoch FROM pg_xact_commit_timestamp(xid))::float8, status,
         extract(epoch FROM datetime_end)::float8, opens, closes, client_filter, on_unknown,
@@ -81,28 +86,36 @@ VERSIONS = """
 
 
 class Version(msgspec.Struct):
-    """The state of a mailing from `since` until `until`, when the next version was committed."""
+    """A state of a mailing, between two changes. Times are Unix times in seconds."""
 
     mailing_id: int
     since: float
-    """Unix time, shortly before the commit."""
+    """Shortly before the commit of the change that led to this state."""
     committed_at: float
+    """The commit itself."""
     status: str
     end: float
+    """End of the mailing."""
     opens: time_of_day | None
     closes: time_of_day | None
+    """Sending window; None if the mailing has none."""
     client_filter: Any
+    """The filter as JSON; None for all clients."""
     on_unknown: str
     is_deleted: bool
     until: float = END_OF_TIME
+    """The commit of the next change."""
 
 
 class Record(msgspec.Struct):
     """All messages, versions of mailings, and requests."""
 
     messages: dict[int, Message]
+    """By id."""
     mailings: dict[int, list[Version]]
+    """The versions of each mailing in order, by the mailing's id."""
     requests: list[Request]
+    """In the order of their arrival."""
     unmatched_requests: list[Request]
     """Requests with an id that no message has had."""
 
@@ -115,13 +128,16 @@ async def start_recording(database_url: str) -> None:
 
 
 async def read_record(connection: asyncpg.Connection, logs: list[Path], journal: Journal) -> Record:
-    """Read everything, and match the requests to the claims."""
+    """Read all changes and the gateway's logs, and match the requests to the claims."""
     by_message: dict[int, list[Change]] = defaultdict(list)
-    for row in await connection.fetch(CHANGES):
+    for row in await connection.fetch(SELECT_CHANGES):
         by_message[row["message_id"]].append(Change(*row))
-    messages = {key: Message(changes, build_claims(changes)) for key, changes in by_message.items()}
+    messages = {
+        message_id: Message(changes, build_claims(changes))
+        for message_id, changes in by_message.items()
+    }
     mailings: dict[int, list[Version]] = defaultdict(list)
-    for row in await connection.fetch(VERSIONS):
+    for row in await connection.fetch(SELECT_VERSIONS):
         version = Version(*row)
         version.client_filter = msgspec.json.decode(row["client_filter"] or "null")
         mailings[version.mailing_id].append(version)
@@ -133,24 +149,29 @@ async def read_record(connection: asyncpg.Connection, logs: list[Path], journal:
     by_id: dict[int | None, list[Request]] = defaultdict(list)
     for request in requests:
         by_id[request.id].append(request)
-    for key, message in messages.items():
-        match_requests(message, by_id.get(key, []))
+    for message_id, message in messages.items():
+        match_requests(message, by_id.get(message_id, []))
     unmatched_requests = [request for request in requests if request.id not in messages]
     return Record(messages, mailings, requests, unmatched_requests)
 
 
 def read_logs(logs: list[Path], freezes: list[Fault]) -> Iterator[Request]:
-    """Yield every request.
+    """Yield every request in the gateway's logs.
 
-    A request that arrives right after a freeze of the gateway may have been written during it, so
-    its `earliest` is the start of the freeze.
+    `freezes` are the times for which the gateway was frozen. A request that it read right after a
+    freeze may have been written during the freeze, so its `earliest` is the start of the freeze.
     """
     for log in logs:
         for line in log.read_bytes().splitlines():
             row = msgspec.json.decode(line)
             arrived = row["arrived"] / 1e6
-            began = [
+            freeze_starts = [
                 freeze.began for freeze in freezes if freeze.began <= arrived <= freeze.ended + LAG
             ]
-            earliest = min([arrived, *began])
-            yield Request(row["id"], arrived, earliest, row["kind"], row.get("overlap", False))
+            yield Request(
+                id=row["id"],
+                arrived=arrived,
+                earliest=min([arrived, *freeze_starts]),
+                kind=row["kind"],
+                is_overlap=row.get("overlap", False),
+            )

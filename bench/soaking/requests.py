@@ -1,10 +1,14 @@
-"""The soak's checks of every request at the gateway: whether it was allowed at that time."""
+"""The soak's checks of every request at the gateway: whether it was allowed at that time.
+
+Each check is a generator that yields descriptions of the violations.
+"""
 
 import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from http import HTTPStatus
+from typing import NamedTuple
 
 from soaking.claims import Request
 from soaking.evidence import CheckReport, Evidence, is_open, moment
@@ -14,11 +18,11 @@ MIN_RETRY_AFTER = 1.0
 """Seconds: the shortest Retry-After of the sandbox's answer 429."""
 
 LOG_LAG = 0.05
-"""Seconds by which a log event may be later than what it reports."""
+"""Seconds by which an event of mailer's log may be later than what it reports."""
 
 
 def check_requests(report: CheckReport, evidence: Evidence) -> None:
-    """Check every request against the mailing, the sending window and the claim of that time."""
+    """Check every request against its claim, its mailing, the sending window and the breaker."""
     record = evidence.record
     requests = [request for request in record.requests if request.id in record.messages]
     total = len(requests)
@@ -38,7 +42,8 @@ def check_requests(report: CheckReport, evidence: Evidence) -> None:
     late = evidence.late_after_freeze
     print(f"    and {late:,} that a worker wrote after its lease, at the end of its freeze")
     report.expect_none("requests after the mailing's end", _after_end(evidence, requests), of=total)
-    latest = max((r.earliest - _end(evidence, r) for r in requests), default=-math.inf)
+    seconds_after_end = (request.earliest - _end(evidence, request) for request in requests)
+    latest = max(seconds_after_end, default=-math.inf)
     print(f"    the latest request reached the gateway {latest * 1e3:+,.0f} ms from the end")
     report.expect_none(
         "requests not aborted at the mailing's end", _open_after_end(evidence), of=total
@@ -59,14 +64,16 @@ def check_requests(report: CheckReport, evidence: Evidence) -> None:
 
 
 def _describe(request: Request) -> str:
+    """Return a request as text."""
     flag = ", overlap" if request.is_overlap else ""
     return f"message {request.id} at {moment(request.arrived)}: {request.kind}{flag}"
 
 
 def _is_after_freeze(evidence: Evidence, request: Request) -> bool:
-    """Return whether a freeze explains that a request overlaps another one.
+    """Return whether a freeze explains that a request overlaps another one for the message.
 
-    Either the gateway read the request late, or a frozen worker left its request open.
+    Either the gateway was frozen and read the request late. Or a worker was frozen beyond its lease
+    with a request in flight, and another worker sent the message again.
     """
     if request.earliest < request.arrived:
         return True
@@ -80,11 +87,13 @@ def _is_after_freeze(evidence: Evidence, request: Request) -> bool:
 
 
 def _unclaimed(evidence: Evidence) -> Iterator[str]:
+    """Yield the requests without a claim of their own."""
     for message in evidence.record.messages.values():
         yield from (_describe(request) for request in message.unclaimed)
 
 
 def _after_lease(evidence: Evidence) -> Iterator[str]:
+    """Yield the requests that were written after the lease of their claim."""
     for message in evidence.record.messages.values():
         for claim in message.claims:
             until = claim.opened.leased_until
@@ -93,6 +102,7 @@ def _after_lease(evidence: Evidence) -> Iterator[str]:
 
 
 def _after_end(evidence: Evidence, requests: list[Request]) -> Iterator[str]:
+    """Yield the requests that were written after their mailing's end."""
     for request in requests:
         end = _end(evidence, request)
         if request.earliest - LAG > end:
@@ -100,11 +110,12 @@ def _after_end(evidence: Evidence, requests: list[Request]) -> Iterator[str]:
 
 
 def _end(evidence: Evidence, request: Request) -> float:
+    """Return the latest end of its mailing that may have applied to a request."""
     return max(version.end for version in evidence.versions_for(request))
 
 
 def _open_after_end(evidence: Evidence) -> Iterator[str]:
-    """Yield the requests that were not aborted at the end: their results came too late."""
+    """Yield the requests that were not aborted at their mailing's end: their results came later."""
     for message in evidence.record.messages.values():
         for claim in message.claims:
             request, closed = claim.request, claim.closed
@@ -117,62 +128,84 @@ def _open_after_end(evidence: Evidence) -> Iterator[str]:
 
 
 def _outside_window(evidence: Evidence, requests: list[Request]) -> Iterator[str]:
+    """Yield the requests that cannot have been written while the client's window was open.
+
+    The window is checked at every second of the time in which the request may have been written.
+    """
     for request in requests:
         zone = evidence.zone_of(request)
         start = request.earliest - LAG
-        times = [start + second for second in range(math.ceil(request.arrived - start))]
+        seconds = [start + second for second in range(math.ceil(request.arrived - start))]
+        times = [*seconds, request.arrived]
         versions = evidence.versions_for(request)
-        if not any(
-            is_open(version, zone, at) for version in versions for at in (*times, request.arrived)
-        ):
+        if not any(is_open(version, zone, at) for version in versions for at in times):
             windows = [f"{version.opens}-{version.closes}" for version in versions]
             yield f"{_describe(request)} in {zone}, windows {windows}"
 
 
 def _not_running(evidence: Evidence, requests: list[Request]) -> Iterator[str]:
+    """Yield the requests for a mailing that was not running or was deleted."""
     for request in requests:
         versions = evidence.versions_for(request)
-        if not any(v.status == "running" and not v.is_deleted for v in versions):
-            yield f"{_describe(request)}: {[v.status for v in versions]}"
+        is_running = any(
+            version.status == "running" and not version.is_deleted for version in versions
+        )
+        if not is_running:
+            yield f"{_describe(request)}: {[version.status for version in versions]}"
 
 
 def _stopped(evidence: Evidence) -> Iterator[str]:
-    """Yield the requests after the API confirmed a pause, cancel or delete."""
-    arrivals: dict[int, list[Request]] = defaultdict(list)
+    """Yield the requests after the API answered a pause, a cancel or a delete."""
+    by_mailing: dict[int, list[Request]] = defaultdict(list)
     for request in evidence.record.requests:
         if message := evidence.record.messages.get(request.id or 0):
-            arrivals[message.last.mailing_id].append(request)
-    for mailing_id, since, until in _stops(evidence):
-        for request in arrivals[mailing_id]:
-            if since < request.earliest - LAG and request.arrived < until:
-                yield f"{_describe(request)}, mailing {mailing_id} stopped at {moment(since)}"
+            by_mailing[message.last.mailing_id].append(request)
+    for stop in _stops(evidence):
+        for request in by_mailing[stop.mailing_id]:
+            if stop.since < request.earliest - LAG and request.arrived < stop.until:
+                stopped = f"mailing {stop.mailing_id} stopped at {moment(stop.since)}"
+                yield f"{_describe(request)}, {stopped}"
 
 
-def _stops(evidence: Evidence) -> Iterator[tuple[int, float, float]]:
-    """Yield a mailing and the times from which and until which no request may be sent for it."""
+class Stop(NamedTuple):
+    """A time in which no request may be sent for a mailing."""
+
+    mailing_id: int
+    since: float
+    until: float
+
+
+def _stops(evidence: Evidence) -> Iterator[Stop]:
+    """Yield a stop for each pause, cancel and delete that the API answered with success.
+
+    A pause ends when the mailing is resumed.
+    """
     for mailing_id, calls in evidence.calls.items():
-        for number, call in enumerate(calls):
+        for index, call in enumerate(calls):
             if call.action == "delete" and call.status == HTTPStatus.NO_CONTENT:
-                yield mailing_id, call.ended, math.inf
+                yield Stop(mailing_id, call.ended, math.inf)
             elif call.action in {"pause", "cancel"} and call.status == HTTPStatus.OK:
-                resumed_at = (later.began for later in calls[number:] if later.action == "resume")
-                yield mailing_id, call.ended + REACTION, next(resumed_at, math.inf)
+                resumed_at = (later.began for later in calls[index:] if later.action == "resume")
+                yield Stop(mailing_id, call.ended + REACTION, next(resumed_at, math.inf))
 
 
 def _too_soon(evidence: Evidence) -> Iterator[str]:
-    """Yield the requests of a worker within the Retry-After that it received."""
+    """Yield the requests of a worker within the Retry-After of an answer 429 that it received.
+
+    Requests do not count before the worker has certainly received the answer.
+    """
     for requests in _by_worker(evidence).values():
         arrivals = [request.arrived for request in requests]
         for limited in (request for request in requests if request.kind == "limited"):
             received_at = limited.arrived + MAX_ANSWER_SECONDS + LAG
-            first = bisect_left(arrivals, received_at)
-            until = bisect_left(arrivals, limited.arrived + MIN_RETRY_AFTER)
-            for request in requests[first:until]:
+            allowed_at = limited.arrived + MIN_RETRY_AFTER
+            first, end = bisect_left(arrivals, received_at), bisect_left(arrivals, allowed_at)
+            for request in requests[first:end]:
                 yield f"{_describe(request)}, 429 at {moment(limited.arrived)}"
 
 
 def _while_breaker_open(evidence: Evidence) -> Iterator[str]:
-    """Yield the requests of a worker while its breaker is open."""
+    """Yield the requests of a worker while its breaker was open (not half-open)."""
     by_worker = _by_worker(evidence)
     for opening in evidence.journal.breaker_openings:
         since, until = opening.began + LAG, opening.began + opening.seconds - LOG_LAG

@@ -1,7 +1,7 @@
-"""Saves pictures of the pages of `mailer demo`: `python docs/pictures/pages.py [FOLDER]`.
+"""Save pictures of the pages of `mailer demo`: `python docs/pictures/pages.py [FOLDER]`.
 
-The browser is Debian's package `chromium`. Clients and texts are made up; their phones are hidden
-all the same.
+`docs/pages.md` shows the pictures. The browser is Debian's package `chromium`. The demo has sample
+clients only; their phones are hidden all the same.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ from zoneinfo import ZoneInfo
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 ZONE = "Asia/Yekaterinburg"
+"""Time zone of the browser."""
+# Options of the browser for a picture.
 DESK: dict[str, Any] = {"viewport": {"width": 1100, "height": 800}, "locale": "en-GB"}
 TALL = DESK | {"viewport": {"width": 1100, "height": 1300}}
 RUSSIAN = DESK | {"locale": "ru-RU"}
@@ -30,7 +32,9 @@ PHONE: dict[str, Any] = DESK | {
     "is_mobile": True,
 }
 
-# Hides phones, and the name of the machine.
+# A function of JavaScript that replaces all phones on a page by dots. It also replaces the name of
+# the machine and the demo's temporary folder by ordinary ones. It returns the position of a phone
+# that is still visible, or -1.
 HIDE_PHONES = r"""host => {
     const hide = text => (text === host ? "server" : text).replace(/\S+\/mailer-demo-\w+/,
         "/var/lib/mailer").replace(/\+?\b7[\s(-]*\d{3}[\s)-]*\d{3}[\s-]?\d{2}[\s-]?\d{2}\b/g,
@@ -45,18 +49,20 @@ HIDE_PHONES = r"""host => {
 }"""
 
 Steps = Callable[[Page], Awaitable[object]]
+"""A function that opens the page for a picture and fills in forms."""
 
 
 async def overview(page: Page) -> None:
     """Open the overview while a mailing is being sent."""
     await page.goto("/")
     await expect(page.locator("#running article")).not_to_have_count(0)
-    await expect(page.locator("#gateway.warning")).to_have_count(0)  # faults come, and go
+    # The gateway of the demo fails now and then; wait until it works.
+    await expect(page.locator("#gateway.warning")).to_have_count(0)
     await expect(page.locator("#last-day canvas")).to_be_visible()
 
 
 async def running(page: Page) -> None:
-    """Open the page of the mailing that is being sent to everybody."""
+    """Open the page of the mailing that is being sent to all clients."""
     await page.goto("/mailings?status=running")
     await page.get_by_role("link", name="Your order is ready").click()
     await expect(page.locator("rect.delivered")).to_be_visible()
@@ -64,13 +70,13 @@ async def running(page: Page) -> None:
 
 
 async def mailings(page: Page) -> None:
-    """List every mailing there is."""
+    """Open the list of all mailings."""
     await page.goto("/mailings")
     await expect(page.locator(".status.running")).to_have_count(1)
 
 
 async def form(page: Page) -> None:
-    """Write a mailing in whose hours not everybody can be reached."""
+    """Fill in the form of a mailing whose sending window excludes some clients."""
     start = datetime.now(ZoneInfo(ZONE)) + timedelta(days=2)
     await page.goto("/mailings/new")
     await page.locator("#text").fill("A cup of coffee waits for you in café Ёлка until six today.")
@@ -85,38 +91,39 @@ async def form(page: Page) -> None:
 
 
 async def messages(page: Page) -> None:
-    """List the undelivered messages of a mailing that has ended."""
+    """Open the list of the undelivered messages of a finished mailing."""
     await page.goto("/mailings/1/messages?status=undelivered")
     await expect(page.locator("tbody tr")).not_to_have_count(0)
 
 
 async def message(page: Page) -> None:
-    """Open a message that was delivered by its second attempt or a later one."""
+    """Open the page of a message that was delivered by its second attempt or a later one."""
     mailings = await (await page.request.get("/api/v1/mailings?limit=100")).json()
     mailing = next(each["id"] for each in mailings["results"] if "nine" in each["text"])
     path = f"/mailings/{mailing}/messages"
-    again: list[int] = []
-    while not again:
-        sent = await (await page.request.get(f"/api/v1{path}?status=delivered&limit=1000")).json()
-        again = [each["id"] for each in sent["results"] if each["attempts"] > 1]
+    retried_ids: list[int] = []
+    while not retried_ids:
+        response = await page.request.get(f"/api/v1{path}?status=delivered&limit=1000")
+        delivered = (await response.json())["results"]
+        retried_ids = [each["id"] for each in delivered if each["attempts"] > 1]
         await asyncio.sleep(1)
-    await page.goto(f"{path}/{again[0]}")
+    await page.goto(f"{path}/{retried_ids[0]}")
     await expect(page.locator(".timeline")).to_be_visible()
 
 
 async def clients(page: Page) -> None:
-    """List some of the directory."""
+    """Open the list of the clients with a tag."""
     await page.goto("/clients?tag=vip")
     await expect(page.locator("tbody tr")).not_to_have_count(0)
 
 
 async def system(page: Page) -> None:
-    """Open the page about what runs, and how."""
+    """Open the system page."""
     await page.goto("/system")
 
 
 async def audit(page: Page) -> None:
-    """Read the audit log after a mailing was paused, changed and resumed."""
+    """Pause a mailing, then open the audit log."""
     await page.goto("/mailings?status=scheduled")
     await page.locator("tbody a").first.click()
     await page.goto(page.url + "/pause")
@@ -125,7 +132,8 @@ async def audit(page: Page) -> None:
     await expect(page.locator("tbody tr")).not_to_have_count(0)
 
 
-# by name: how the browser is set, and what is done there; those that need a mailing that runs first
+# By the name of the picture: the options of the browser, and the steps. The pictures of a running
+# mailing come first, because the mailing may finish.
 PICTURES: dict[str, tuple[dict[str, Any], Steps]] = {
     "running": (DESK, running),
     "overview": (DESK, overview),
@@ -137,13 +145,13 @@ PICTURES: dict[str, tuple[dict[str, Any], Steps]] = {
     "clients": (DESK, clients),
     "system": (DESK, system),
     "audit": (DESK, audit),
-    "message": (DESK, message),  # failed ones are tried again after the others
+    "message": (DESK, message),  # last, because second attempts come late
 }
 
 
 @asynccontextmanager
 async def demo() -> AsyncIterator[str]:
-    """Run the demo, and give its address."""
+    """Run the demo, and yield its address."""
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mailer", "demo"),
@@ -166,8 +174,8 @@ async def demo() -> AsyncIterator[str]:
 
 async def save(browser: Browser, address: str, folder: Path, name: str) -> None:
     """Save a picture of a page, with phones hidden."""
-    settings, steps = PICTURES[name]
-    context = await browser.new_context(base_url=address, timezone_id=ZONE, **settings)
+    options, steps = PICTURES[name]
+    context = await browser.new_context(base_url=address, timezone_id=ZONE, **options)
     page = await context.new_page()
     await page.goto("/")  # the first visit sets the time zone
     await steps(page)
@@ -191,7 +199,7 @@ async def save_all(folder: Path) -> None:
 
 
 def main() -> None:
-    """Save the pictures to the folder that is given, or beside this script."""
+    """Save the pictures to the given folder, or to the folder of this script."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     expect.set_options(timeout=20_000)

@@ -1,6 +1,6 @@
-"""Saves the daily report of a plausible day as a page: `python docs/pictures/report.py FILE`.
+"""Save an example of the daily report as an HTML file: `python docs/pictures/report.py FILE`.
 
-The day is yesterday in Moscow, in a throw-away database.
+The report is about yesterday in Moscow. Its mailings are created in a temporary database.
 """
 
 import asyncio
@@ -38,7 +38,9 @@ class Example(msgspec.Struct, frozen=True):
     starts_at: int
     """Hour of the day."""
     hours: int
+    """Hours from its start to its end."""
     clients: int
+    """Size of its audience."""
     undelivered: int
     """Messages in each hundred that the gateway did not deliver."""
     waiting: int = 0
@@ -46,15 +48,15 @@ class Example(msgspec.Struct, frozen=True):
 
 
 EXAMPLES = (
-    Example(9, 10, 24_000, 2),
-    Example(11, 3, 6_500, 9),
-    Example(14, 4, 3_200, 1),
-    Example(18, 12, 16_000, 3, waiting=4_100),
+    Example(starts_at=9, hours=10, clients=24_000, undelivered=2),
+    Example(starts_at=11, hours=3, clients=6_500, undelivered=9),
+    Example(starts_at=14, hours=4, clients=3_200, undelivered=1),
+    Example(starts_at=18, hours=12, clients=16_000, undelivered=3, waiting=4_100),
 )
 
 
 async def fill(database: asyncpg.Connection, midnight: datetime) -> None:
-    """Add the mailings of the day that begins at `midnight`, with the results of their messages."""
+    """Create the mailings of the day that begins at `midnight`, with their messages and results."""
     clients = await create_clients(database, 24_000, time_zones=(ZONE,))
     for example in EXAMPLES:
         start, lasts = midnight + example.starts_at * HOUR, example.hours * HOUR
@@ -63,6 +65,7 @@ async def fill(database: asyncpg.Connection, midnight: datetime) -> None:
             database,
             SampleMailing(start=start, lasts=lasts, status=status, clients=example.clients),
         )
+        # in each thousand messages: ten times as many as in each hundred
         failures: dict[SampleResult, int] = {
             ("undelivered", "rejected_400"): 5 * example.undelivered,
             ("undelivered", "attempts_exhausted"): 3 * example.undelivered,
@@ -71,18 +74,19 @@ async def fill(database: asyncpg.Connection, midnight: datetime) -> None:
         }
         results = [result for result, share in failures.items() for _ in range(share)]
         results += [("delivered", None)] * (1_000 - len(results))
-        done, waiting = example.clients - example.waiting, clients[: example.waiting]
-        spread = 0.9 * lasts * (done / example.clients) ** 1.6
-        await create_messages(
-            database, mailing_id, clients[-done:], *results, at=start, spread=spread
-        )
+        sent_count = example.clients - example.waiting
+        sent, waiting = clients[-sent_count:], clients[: example.waiting]
+        # A finished mailing was sent during nine tenths of its time; one that is still running,
+        # during a part that looks plausible in the report.
+        spread = 0.9 * lasts * (sent_count / example.clients) ** 1.6
+        await create_messages(database, mailing_id, sent, *results, at=start, spread=spread)
         await create_messages(database, mailing_id, waiting, SCHEDULED, at=start)
         if status == "finished":
             await settle_mailings(database, [mailing_id])
 
 
-async def page(folder: Path) -> str:
-    """Return the report as HTML."""
+async def create_report(folder: Path) -> str:
+    """Return the report as HTML; `folder` is for the temporary database."""
     day = datetime.now(ZoneInfo(ZONE)).date() - timedelta(days=1)
     midnight, _ = day_bounds(day, ZoneInfo(ZONE))
     async with embedded_postgres(folder) as url:
@@ -96,11 +100,11 @@ async def page(folder: Path) -> str:
 
 
 def main() -> None:
-    """Save the page to the file that is given."""
+    """Save the report to the given file."""
     with tempfile.TemporaryDirectory(prefix="mailer-pictures-") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # PostgreSQL's user passes through when this runs as root
-        Path(sys.argv[1]).write_text(asyncio.run(page(folder)), encoding="utf-8")
+        folder.chmod(0o755)  # if this runs as root, PostgreSQL's own user must enter it
+        Path(sys.argv[1]).write_text(asyncio.run(create_report(folder)), encoding="utf-8")
 
 
 if __name__ == "__main__":
