@@ -1,4 +1,4 @@
-"""The names and texts of the project, in which the glossary's test looks for forbidden words."""
+"""The names and texts of the project, in which `test_glossary.py` searches for forbidden words."""
 
 import ast
 import io
@@ -12,6 +12,7 @@ from babel.messages.pofile import read_po
 
 ROOT = Path(__file__).parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
+# patterns of the files that are read, by the way they are read
 PYTHON = ("src/**/*.py", "tests/**/*.py", "bench/**/*.py", "alembic/versions/*.py", "docs/**/*.py")
 DOCUMENTS = (
     *("*.md", "docs/**/*.md", "deploy/**/*", "src/**/*.md", "bench/**/*.md"),
@@ -22,6 +23,7 @@ MARKUP = ("src/**/templates/**/*.html", "src/mailer/web/static/*.css", "src/mail
 CATALOGUES = "src/mailer/admin/locale/*/LC_MESSAGES/*.po"
 
 NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+"""One word of a name in any case: `NAME_WORD`, `name_word` and `nameWord` have two words."""
 ADDRESS = re.compile(r"\S*/\S*")
 """A path, a route or a URL in a text."""
 METRIC_OR_ROUTE = re.compile(r"mailer_[a-z_]+|(?:/[a-z_-]+|/\{[a-z_:]+\})+")
@@ -55,7 +57,10 @@ class Part(NamedTuple):
 
 
 def names(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
-    """Yield the names that a module defines, also of log events, metrics, routes and jobs."""
+    """Yield line and name of everything that a module names.
+
+    Besides Python's names, these are log events, metrics, routes and periodic jobs.
+    """
     for node in nodes:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -79,7 +84,7 @@ def names(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
 
 
 def texts(nodes: list[ast.AST], source: str) -> Iterator[tuple[int, str]]:
-    """Yield a module's docstrings, help texts, names of tests, and comments, also those in SQL."""
+    """Yield line and text of docstrings, help texts, names of tests, and comments, also in SQL."""
     for node in nodes:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if name.startswith(
@@ -98,7 +103,7 @@ def texts(nodes: list[ast.AST], source: str) -> Iterator[tuple[int, str]]:
 
 
 def strings(nodes: list[ast.AST]) -> Iterator[tuple[int, str, bool]]:
-    """Yield all strings, such as messages of errors, and whether each is a name."""
+    """Yield line and text of all strings, such as error messages, and whether each is a name."""
     for node in nodes:
         match node:
             case ast.Constant(value=str(text)):
@@ -108,7 +113,7 @@ def strings(nodes: list[ast.AST]) -> Iterator[tuple[int, str, bool]]:
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the comments of a module; comments on consecutive lines are one text."""
+    """Yield first line and text of the comments; comments on consecutive lines are one text."""
     block: list[str] = []
     start = end = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -127,6 +132,7 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
 
 
 def python_parts(file: Path, name: str) -> Iterator[Part]:
+    """Yield the names and the texts of a module; `name` is the file's path in the project."""
     source = file.read_text()
     nodes = list(ast.walk(ast.parse(source)))
     yield Part(name, 1, file.parent.name if file.stem == "__init__" else file.stem, is_name=True)
@@ -137,6 +143,7 @@ def python_parts(file: Path, name: str) -> Iterator[Part]:
 
 
 def document_parts(file: Path, name: str) -> Iterator[Part]:
+    """Yield the paragraphs of a document."""
     text = file.read_text()
     if file == GLOSSARY:  # without the column "not" and the exceptions
         text = text.partition("\n## Exceptions\n")[0].partition("\n## ")[2]
@@ -164,6 +171,7 @@ def markup_parts(file: Path, name: str) -> Iterator[Part]:
 
 
 def catalogue_parts(file: Path, name: str) -> Iterator[Part]:
+    """Yield the English texts of a catalogue of translations."""
     with file.open("rb") as content:
         for message in read_po(content):
             ids = message.id if isinstance(message.id, tuple | list) else [message.id]

@@ -1,4 +1,7 @@
-"""Help for the tests of the private parts of libraries (decision 14)."""
+"""Help for tests of private parts of libraries that mailer uses or overrides.
+
+The tests fail when a new version of a library changes such a part (docs/decisions, 14).
+"""
 
 import asyncio
 import inspect
@@ -7,7 +10,7 @@ from typing import Any
 
 
 def parameters(part: Callable[..., Any]) -> str:
-    """Return the parameters of a function as in its signature, without annotations.
+    """Return the parameters of a function as text, such as `name, limit=10`, without annotations.
 
     A default that is neither None nor a number is written as `<sentinel>`.
     """
@@ -22,13 +25,13 @@ def _default(value: object) -> str:
     return repr(value) if value is None or isinstance(value, int) else "<sentinel>"
 
 
-def added(ours: type) -> set[str]:
-    """Return the names that a class defines itself, without special ones."""
-    return {name for name in vars(ours) if not name.endswith("__")}
+def added(subclass: type) -> set[str]:
+    """Return the names that a class defines itself, without inherited and special ones."""
+    return {name for name in vars(subclass) if not name.endswith("__")}
 
 
 class Wire(asyncio.Transport):
-    """A transport that keeps what is written."""
+    """The transport of a connection that does not exist; it keeps the bytes that are written."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,7 +26,11 @@ Value = TypeVar("Value")
 
 
 class MailerProcess:
-    """A `mailer serve` process and its API."""
+    """A `mailer serve` process, its log, and an HTTP client of it.
+
+    `settings` are settings of mailer, in lower case; by default it needs no authentication and
+    listens on any free port. `wall_clock` is a clock that the test sets.
+    """
 
     def __init__(self, wall_clock: WallClock | None = None, /, **settings: str) -> None:
         self.loader = wall_clock.loader if wall_clock else ()
@@ -40,6 +44,7 @@ class MailerProcess:
         }
         self.database_url = settings.get("database_url", "")
         self.events: list[dict[str, Any]] = []
+        """The log so far; a line that is not JSON is an event named `line`."""
 
     async def start(
         self,
@@ -103,7 +108,7 @@ class MailerProcess:
             self.process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # noqa: SLF001  # the only way to close the pipe
 
     async def event(self, name: str) -> dict[str, Any]:
-        """Wait for an event in the log."""
+        """Wait until the log contains an event with this name, and return the first one."""
 
         async def find() -> dict[str, Any] | None:
             assert self.process.returncode is None, self.events[-20:]
@@ -129,6 +134,7 @@ class MailerProcess:
             return msgspec.json.decode(content) if content else None
 
     async def mailing(self, mailing_id: int) -> dict[str, Any]:
+        """Return a mailing as the API returns it."""
         mailing: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
         return mailing
 
@@ -174,7 +180,10 @@ async def until(
 
 
 class LoopLag:
-    """Measures how late this event loop runs on a busy machine, and so how late it sees events."""
+    """Measures how late this event loop runs on a busy machine, and so how late it sees requests.
+
+    The sandbox gateway runs in this loop, so its arrival times may be too late by this much.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -190,7 +199,7 @@ class LoopLag:
 
 
 class Gateway:
-    """A sandbox gateway that keeps its requests."""
+    """A sandbox gateway, mailer's own gateway for tests, that keeps the requests it receives."""
 
     def __init__(self, faults: Faults) -> None:
         self.received: list[SandboxRequest] = []
@@ -212,11 +221,14 @@ class Gateway:
 
     @property
     def settings(self) -> dict[str, str]:
+        """The settings with which mailer sends to this gateway."""
         return {"gateway_url": self.url, "gateway_token": "secret"}
 
 
 Gateways = Callable[..., Awaitable[Gateway]]
+"""Starts a sandbox gateway; the arguments are fields of `Faults`, such as `latency=0.1`."""
 Mailers = Callable[..., Awaitable[MailerProcess]]
+"""Starts a mailer process and waits until it is ready; the arguments are settings."""
 
 
 @contextlib.asynccontextmanager

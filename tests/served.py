@@ -1,4 +1,4 @@
-"""The application behind a real server in this process, and raw connections to it."""
+"""The application behind a real HTTP server in this process, and raw connections to it."""
 
 import asyncio
 import contextlib
@@ -53,20 +53,22 @@ async def listening(
 
 
 class Talk:
-    """A connection on which a test sends any bytes."""
+    """A connection to the server, on which a test sends any bytes and reads the responses."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
     async def say(self, content: bytes) -> None:
+        """Send bytes."""
         self.writer.write(content)
         await self.writer.drain()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         """Read a response with a Content-Length; return its status, headers and body."""
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:] if line)}
+        header_lines = (line.partition(": ") for line in lines[1:] if line)
+        headers = {name.lower(): content for name, _, content in header_lines}
         body = await self.reader.readexactly(int(headers.get("content-length", "0")))
         return int(lines[0].split()[1]), headers, body
 
@@ -90,6 +92,7 @@ class Talk:
 
     @property
     def is_ended(self) -> bool:
+        """Whether the server has closed the connection."""
         return self.reader.at_eof() or self.reader.exception() is not None
 
 
@@ -97,7 +100,10 @@ class Talk:
 async def talks(
     port: int, count: int = 1, *, takes_little: bool = False
 ) -> AsyncIterator[list[Talk]]:
-    """Open `count` connections to the server; with `takes_little`, their read buffers are small."""
+    """Open `count` connections to the server; they are closed at the end.
+
+    With `takes_little`, their receive buffers are small, so that a large response must wait.
+    """
     loop = asyncio.get_running_loop()
     opened = []
     try:
@@ -118,6 +124,7 @@ async def talks(
 
 @contextlib.asynccontextmanager
 async def talk(port: int, *, takes_little: bool = False) -> AsyncIterator[Talk]:
+    """Open one connection, as `talks` does."""
     async with talks(port, 1, takes_little=takes_little) as [only]:
         yield only
 

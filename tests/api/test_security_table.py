@@ -174,8 +174,8 @@ def test_the_document_matches_the_routes() -> None:
 
 def test_every_route_declares_its_authorization() -> None:
     known = {*SCOPES, NOTHING, MONITORING}
-    assert [rule for rule in RULES if rule.needs not in known] == []
-    assert [rule for rule in RULES if rule.needs in SCOPES and rule.door is None] == []
+    assert [rule for rule in RULES if rule.requires not in known] == []
+    assert [rule for rule in RULES if rule.requires in SCOPES and rule.auth_method is None] == []
     assert len(RULES) > 50
 
 
@@ -195,11 +195,11 @@ def test_a_route_without_a_rule_is_closed_and_detected() -> None:
 async def test_cross_site_requests_are_refused(
     app: Litestar, credentials: Credentials, rule: Rule, site: str | None
 ) -> None:
-    headers = await credentials.headers("an admin" if rule.door == "session" else "admin")
+    headers = await credentials.headers("an admin" if rule.auth_method == "session" else "admin")
     if site:
         headers |= {"Sec-Fetch-Site": site}
     answer = await send_request(app, rule.method, path_of(rule), headers)
-    is_a_program = site is None and rule.door == "key"
+    is_a_program = site is None and rule.auth_method == "key"
     assert (answer.status == 403) is not is_a_program
 
 
@@ -222,7 +222,7 @@ async def test_unknown_paths_are_404_for_every_credential(
     assert (await send_request(app, "GET", path, BROWSER | headers)).status == 404
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if r.needs == MONITORING], ids=label)
+@pytest.mark.parametrize("rule", [r for r in RULES if r.requires == MONITORING], ids=label)
 async def test_monitoring_needs_its_token_if_one_is_configured(
     shared_engine: AsyncEngine, credentials: Credentials, rule: Rule
 ) -> None:
