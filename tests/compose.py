@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 REFERENCE = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)(?:(:?[-?+])([^}]*))?\})")
-"""Matches `$$` (a dollar sign), `$NAME` and `${NAME}`. In braces, an operator may follow the name: `-`
-and a default, `?` and an error message, or `+` and a replacement. With a colon before the operator,
-an empty variable counts as not set."""
+"""Matches `$$` (a dollar sign), `$NAME` and `${NAME}`. In braces, an operator may follow the name:
+`-` and a default, `?` and an error message, or `+` and a replacement. With a colon before the
+operator, an empty variable counts as not set."""
 
 
 class RequiredVariableError(Exception):
