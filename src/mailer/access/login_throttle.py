@@ -43,7 +43,7 @@ NAME_AND_ADDRESS_LIMIT = ThrottleLimit(free_failures=5, max_wait=900)
 """For one name from one address."""
 ADDRESS_LIMIT = ThrottleLimit(free_failures=30, max_wait=900)
 """For all names from one address."""
-NAME_LIMIT = ThrottleLimit(50, 60)
+NAME_LIMIT = ThrottleLimit(free_failures=50, max_wait=60)
 """For one name from all addresses together, except from known networks of the name: networks from
 which it has signed in. So an attacker with many addresses cannot lock this user out there."""
 KNOWN_NETWORK_LIFETIME = timedelta(days=30)
@@ -126,11 +126,11 @@ async def count_attempt(
     by_name = _counter(NAME_LIMIT, "name", folded_name)
     by_both = _counter(NAME_AND_ADDRESS_LIMIT, "both", folded_name, network)
     by_address = _counter(ADDRESS_LIMIT, "address", network)
-    network_digest = _digest("home", folded_name, network)
+    network_digest = _digest("home", folded_name, network)  # "home" only makes the digest differ
     # attempts lock their counters in the same order, so that no deadlock is possible
     counters = sorted((by_name, by_both, by_address), key=lambda counter: counter.digest)
     if await _is_known_network(connection, network_digest):
-        counters.remove(by_name)
+        counters.remove(by_name)  # here, failures from other networks block nobody
     blocked_until: dict[bytes, datetime] = {}
     for counter in counters:
         parameters = {"digest": counter.digest} | msgspec.structs.asdict(counter.limit)
@@ -144,7 +144,7 @@ async def count_attempt(
 
 
 async def forget_attempts(connection: AsyncConnection, attempt: LoginAttempt) -> None:
-    """Reset the counters of the name after the right password, and remember the network.
+    """Reset both counters with the name after the right password, and remember the network.
 
     In the counter of the address only this attempt is undone: otherwise an attacker could reset the
     counter by signing in as a user of their own.
@@ -177,6 +177,7 @@ async def _decrement(
 
 
 async def _is_known_network(connection: AsyncConnection, digest: bytes) -> bool:
+    """Return whether the network and the name with this digest have had a sign-in lately."""
     is_known = exists().where(
         known_network.c.digest == digest,
         known_network.c.seen_at > func.now() - KNOWN_NETWORK_LIFETIME,

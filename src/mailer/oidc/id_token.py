@@ -97,6 +97,7 @@ class Token:
         return claims
 
     def _is_signed(self, key: Key) -> bool:
+        """Return whether the signature of the token is that of the key's owner."""
         # joserfc warns that the name EdDSA is deprecated, but providers still use it
         with warnings.catch_warnings(action="ignore", category=SecurityWarning):
             try:
@@ -119,7 +120,8 @@ def _check_claims(claims: dict[str, Any], expected: ExpectedClaims, now: float) 
     try:
         rules.validate(claims)
     except ClaimError as error:
-        raise SignInError(CLAIM_ERRORS.get(error.claim.partition(",")[0], "bad_token")) from None
+        first_claim = error.claim.partition(",")[0]  # joserfc joins the names of missing claims
+        raise SignInError(CLAIM_ERRORS.get(first_claim, "bad_token")) from None
     has_several_audiences = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
     needs_azp = has_several_audiences or "azp" in claims  # azp: the client that asked for the token
     if needs_azp and claims.get("azp") != expected.client_id:
