@@ -65,8 +65,9 @@ class MailerProcess:
         *,
         until: str = "listening",
     ) -> None:
-        """Start the process and wait until it listens, whether its database is available or not.
+        """Start the process and wait until it has logged the event `until`.
 
+        The default event comes when the process listens, whether its database is available or not.
         By default the process is forked by `tests.prefork`, with the code that the test imports.
         With `python_path` it is a new Python with the code there. With `prefix`, a command such as
         `nohup` runs a new Python with the code that the test imports.
@@ -139,7 +140,7 @@ class MailerProcess:
         return mailing
 
     async def finished(self, mailing_id: int, patience: float = EVENT_TIMEOUT) -> dict[str, Any]:
-        """Wait until a mailing is finished, and return it."""
+        """Wait until a mailing is finished, at most `patience` seconds, and return it."""
 
         async def find() -> dict[str, Any] | None:
             mailing = await self.mailing(mailing_id)
@@ -169,7 +170,8 @@ async def until(
 ) -> Value:
     """Call `probe` until it returns a value other than None, and return the value.
 
-    Calls use processor time, so the pauses between them become longer, up to 0.2 s.
+    Raises `TimeoutError` after `patience` seconds. Calls use processor time, so the pauses between
+    them become longer, up to 0.2 s.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()

@@ -96,7 +96,6 @@ def user_commands(database_url: str) -> Callable[..., str]:
 
 async def test_commands_for_users_take_effect_at_once(start_mailer: Mailers) -> None:
     mailer = await start_mailer(auth="required")
-
     users = user_commands(mailer.database_url)
 
     output = users("create", "Ann", "--role", "viewer", given=PASSWORD)
@@ -122,7 +121,7 @@ async def test_commands_for_users_take_effect_at_once(start_mailer: Mailers) -> 
     assert actor.endswith("command line")
 
 
-def test_invalid_commands_for_users_change_nothing_and_say_why(database_url: str) -> None:
+def test_invalid_commands_for_users_fail_and_say_why(database_url: str) -> None:
     users = user_commands(database_url)
     users("create", "Ann", "--role", "viewer", given=PASSWORD)
 
