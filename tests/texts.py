@@ -38,6 +38,7 @@ METHODS = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
 OWN = {"_": None, "gettext": None, "gettext_noop": None, "ngettext": (1, 2)}
 """Functions that mark texts of pages, and the positions of the texts, from 1; None: the first."""
 OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}
+"""How Babel reads templates: blanks around texts do not count, and invalid templates are errors."""
 
 
 def http_errors(family: type[HTTPException] = HTTPException) -> Iterator[type[HTTPException]]:

@@ -50,9 +50,7 @@ async def copy_url(server_url: str, database_url: str) -> AsyncIterator[str]:
     await connection.close()
 
 
-async def start_mailing(
-    mailer: MailerProcess, gateway: Gateway
-) -> dict[str, Any]:
+async def start_mailing(mailer: MailerProcess, gateway: Gateway) -> dict[str, Any]:
     """Create a mailing to 120 clients, wait until 30 messages have been sent, and return it."""
     await mailer.create_clients(120)
     created: dict[str, Any] = await mailer.call("POST", "/mailings", new_mailing(), 201)

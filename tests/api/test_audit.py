@@ -200,7 +200,7 @@ async def test_no_phone_tag_or_secret_is_ever_recorded(
     await api.post(f"{SITE}/clients/new", data=form, headers=BROWSER)
     opened_values = {f"was_{name}": content for name, content in form.items()}
     changed_form = form | opened_values | {"phone": changed_to, "tag": other_tag}
-    await api.post(f"{SITE}/clients/3", data=changed_form, headers=BROWSER)
+    await api.post(f"{SITE}/clients/3", data=changed_form, headers=BROWSER)  # 2 is the imported one
     # exports, mailings, deletions and keys
     for query in (f"phone={second}", f"tag={tag}"):
         await api.get(f"/clients?{query}", headers={"Accept": "text/csv"})
