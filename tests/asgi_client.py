@@ -1,4 +1,4 @@
-"""Calls of an ASGI application without a server."""
+"""Calls of an ASGI application (a web application in Python) without a server."""
 
 from typing import Any
 

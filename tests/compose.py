@@ -1,6 +1,8 @@
-"""The environment that Compose gives a service: interpolation, and variables without a value.
+"""The environment variables of a service in a Compose file, without starting Compose.
 
-Source: https://github.com/compose-spec/compose-spec, interpolation.md and 05-services.md.
+In the file, references such as `${NAME:-default}` are replaced, which is called interpolation. A
+variable without a value is passed on from the shell. Source:
+https://github.com/compose-spec/compose-spec, interpolation.md and 05-services.md.
 """
 
 import re
@@ -10,13 +12,18 @@ from pathlib import Path
 import yaml
 
 REFERENCE = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)(?:(:?[-?+])([^}]*))?\})")
+"""Matches `$$` (a dollar sign), `$NAME` and `${NAME}`. In braces, an operator may follow the name:
+`-` and a default, `?` and an error message, or `+` and a replacement. With a colon before the
+operator, an empty variable counts as not set."""
 
 
 class RequiredVariableError(Exception):
     """A variable that the file requires is not set."""
 
 
-def interpolate(value: str, variables: Mapping[str, str]) -> str:
+def interpolate(content: str, variables: Mapping[str, str]) -> str:
+    """Replace all references in a text; raises `RequiredVariableError`."""
+
     def replace(reference: re.Match[str]) -> str:
         escaped, short, name, operator, word = reference.groups()
         if escaped:
@@ -32,12 +39,14 @@ def interpolate(value: str, variables: Mapping[str, str]) -> str:
                 return word or ""
         return value or ""
 
-    return REFERENCE.sub(replace, value)
+    return REFERENCE.sub(replace, content)
 
 
 def environment_of(file: Path, service: str, variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a service, from the variables of the shell and of `.env`."""
-    # all variables required in the file must be set, whichever service uses them
+    """Return the environment of a service; `variables` are those of the shell and of `.env`.
+
+    Raises `RequiredVariableError`, also for a variable that only another service requires.
+    """
     content = yaml.safe_load(interpolate(file.read_text(), variables))
     environment = content["services"][service]["environment"]
     return {

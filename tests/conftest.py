@@ -34,6 +34,7 @@ settings.register_profile("patient", deadline=None)  # examples may be slow on a
 settings.load_profile("patient")
 
 TEMPLATE = "mailer_template"
+"""A database with the newest schema, of which the databases of tests are copies."""
 EMPTY = (
     text("""
         DO $$
@@ -45,7 +46,7 @@ EMPTY = (
             one text;
             has_rows boolean;
         BEGIN
-            LOOP -- a process that still runs may lock tables in another order: let it go first
+            LOOP -- a process that still runs may lock tables in another order: wait until it has
                 BEGIN
                     SET LOCAL lock_timeout = '200ms';
                     EXECUTE 'LOCK TABLE ' || array_to_string(tables, ', ');
@@ -73,11 +74,11 @@ EMPTY = (
     text("SELECT update_origin()"),
     text("UPDATE origin SET moved_at = moved_at - interval '1 hour'"),
 )
-"""Empties a database, and makes it look like one that has not restarted lately.
+"""Statements that empty a database, and let it look like one that has not restarted lately.
 
-A TRUNCATE of all tables takes up to ten times as long.
+Deleting takes up to ten times less time than a TRUNCATE of all tables.
 """
-_numbers = count(1)
+_database_numbers = count(1)
 
 gc.disable()  # during collection, whose objects all live until the end
 
@@ -90,7 +91,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Give all tests that need a missing program one location: then they share one line."""
+    """Report skipped tests that need the same missing program at one location.
+
+    Then pytest's summary contains one line for all of them.
+    """
     report = yield
     if isinstance(report.longrepr, tuple) and report.longrepr[2].endswith(programs.NOT_INSTALLED):
         report.longrepr = (programs.__file__, 1, report.longrepr[2])
@@ -99,16 +103,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(scope="session", autouse=True)
 def _database_time() -> None:
-    """Set the database's clock, as a process does when it opens its database.
+    """Set the estimate of the database's time, as a process does when it opens its database.
 
-    The tests' database has the clock of this machine.
+    The database of the tests runs on this machine, so its clock is the one of this machine.
     """
     database_clock.sample(elapsed(), datetime.now(UTC), elapsed())
 
 
 @pytest.fixture(scope="module")
 def cheap_passwords() -> Iterator[None]:
-    """Hash passwords at the lowest cost; `test_password_cost` tests the real cost."""
+    """Hash passwords at the lowest cost, to save time; `test_password_cost` tests the real cost."""
     cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(credentials, "_hasher", lambda: cheap)
@@ -141,8 +145,9 @@ async def server_url() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _database(server_url: str) -> AsyncIterator[str]:
-    name = f"mailer_{next(_numbers)}"
+async def _new_database(server_url: str) -> AsyncIterator[str]:
+    """Create a database of the newest schema, yield its URL, and drop it."""
+    name = f"mailer_{next(_database_numbers)}"
     await _create_database(server_url, name, TEMPLATE)
     yield _database_url_on(server_url, name)
     connection = await connect(server_url)
@@ -154,14 +159,14 @@ async def _database(server_url: str) -> AsyncIterator[str]:
 @pytest.fixture
 async def database_url(server_url: str) -> AsyncIterator[str]:
     """The URL of an empty database of the newest schema, for this test alone."""
-    async with _database(server_url) as url:
+    async with _new_database(server_url) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 async def shared_database_url(server_url: str) -> AsyncIterator[str]:
     """The URL of one database for all tests of a file; creating one takes as long as ten tests."""
-    async with _database(server_url) as url:
+    async with _new_database(server_url) as url:
         yield url
 
 
@@ -175,7 +180,10 @@ async def shared_engine(shared_database_url: str) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture(scope="module")
 async def application(shared_engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The API of the application in this process, without a dispatcher; exceptions answer 500."""
+    """An HTTP client of the API, with the application in this process and nothing that sends.
+
+    An exception in the application answers 500.
+    """
     app = create_app(shared_engine, settings=OPEN)
     transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
@@ -193,7 +201,7 @@ async def engine(shared_engine: AsyncEngine) -> AsyncEngine:
 
 @pytest.fixture
 async def api(engine: AsyncEngine, application: httpx.AsyncClient) -> httpx.AsyncClient:
-    """The API of the application, with an empty database."""
+    """An HTTP client of the API, with an empty database."""
     del engine  # the fixture has emptied the database
     return application
 

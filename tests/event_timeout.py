@@ -1,4 +1,4 @@
-"""The timeout of tests for events that should come much earlier."""
+"""The timeout for events that a test waits for, and that usually come within a second."""
 
 EVENT_TIMEOUT = 90.0
-"""Seconds; reached only if the event never comes, even on a slow and busy machine."""
+"""Seconds; long enough for a slow and busy machine, so reached only if the event never comes."""

@@ -1,6 +1,7 @@
-"""Sample data for tests with an engine, and what a test reads of it.
+"""Functions that create clients, mailings and messages for tests, and read them again.
 
-Also the steps of the dispatcher, for tests in which no mailer process runs.
+Also the steps of the dispatcher, the part of a worker that plans and sends, for tests in which no
+mailer process runs.
 """
 
 import asyncio
@@ -36,17 +37,20 @@ from tests.event_timeout import EVENT_TIMEOUT
 Result = TypeVar("Result")
 
 OPEN = Settings(auth="none")
-"""Settings without authentication."""
+"""Settings under which requests need no authentication."""
 NOON = datetime(2020, 1, 15, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 OWNER = UUID(int=1)
+"""The worker that claims messages in tests."""
 LEASE = timedelta(seconds=60)
+"""The time for which a claim is valid, unless a test gives another one."""
 CHUNK = 5_000
+"""Messages that a step of the dispatcher changes at most, unless a test gives another number."""
 SETTLED = "status = 'finished', is_closed = true, is_settled = true"
-"""Columns of a mailing that has finished and whose messages are all final."""
+"""SQL that sets the columns of a mailing to: finished, and all its messages are final."""
 REOPENED = "status = 'running', is_closed = false, is_settled = false"
-"""Columns of a mailing that runs again after it had finished."""
+"""SQL that sets the columns of a mailing to: running again, after it had finished."""
 
 HOLD_STOP_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({FIRST_STOP_LOCK})")
 SELECT_STATE = text("SELECT status, reason, attempts FROM message WHERE id = :id")
@@ -74,7 +78,11 @@ async def add_mailing(
     status: str = "running",
     lasts: timedelta = timedelta(hours=6),
 ) -> int:
-    """Create a mailing and return its id; unless it is scheduled, its audience is enqueued."""
+    """Create a mailing that lasts `lasts`, and return its id.
+
+    `clients` is the size of its audience. If `status` is not `scheduled`, the audience counts as
+    enqueued; its messages are created by `add_messages`.
+    """
     mailing = SampleMailing(start=start, lasts=lasts, status=status, clients=clients)
     [mailing_id] = await add_mailings(engine, mailing)
     return mailing_id
@@ -85,8 +93,12 @@ async def add_mailings(engine: AsyncEngine, *mailings: SampleMailing) -> list[in
     async with engine.connect() as pooled:
         database = await asyncpg_connection(pooled)
         ids = await create_mailings(database, *mailings)
-        ended = [n for n, mailing in zip(ids, mailings, strict=True) if mailing.status in ENDED]
-        await settle_mailings(database, ended)
+        ended_ids = [
+            mailing_id
+            for mailing_id, mailing in zip(ids, mailings, strict=True)
+            if mailing.status in ENDED
+        ]
+        await settle_mailings(database, ended_ids)
     return ids
 
 
@@ -98,14 +110,17 @@ async def add_messages(  # noqa: PLR0913, PLR0917  # so that a test needs one li
     reason: str | None = None,
     at: datetime = NOON,
 ) -> None:
-    """Create messages that reached `status` at the time `at`; triggers update the counts."""
+    """Create a message for each client id, which reached `status` at the time `at`.
+
+    Triggers in the database update the counts.
+    """
     async with engine.connect() as pooled:
         database = await asyncpg_connection(pooled)
         await create_messages(database, mailing_id, clients, (status, reason), at=at)
 
 
 async def add_due_messages(engine: AsyncEngine, count: int, status: str = "running") -> int:
-    """Create a mailing that started an hour ago, with due messages, and return its id."""
+    """Create a mailing that started an hour ago, with `count` due messages, and return its id."""
     start = datetime.now(UTC) - timedelta(hours=1)
     mailing_id = await add_mailing(engine, clients=count, start=start, status=status)
     await add_messages(engine, mailing_id, await add_clients(engine, count), "scheduled")
@@ -125,6 +140,7 @@ async def mailing_counts(engine: AsyncEngine, mailing_id: int) -> dict[str, int]
 
 
 async def _row(engine: AsyncEngine, query: TextClause, id_: int) -> RowMapping:
+    """Return the only row of a query with the parameter `id`."""
     async with engine.connect() as connection:
         return (await connection.execute(query, {"id": id_})).mappings().one()
 
@@ -144,7 +160,10 @@ async def value(engine: AsyncEngine, query: str) -> Any:
 
 @asynccontextmanager
 async def behind_all_stops(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Act as a worker that has not applied any stop yet, and so may send for any mailing."""
+    """Act as a worker that has not applied any stop of a mailing yet, such as a pause.
+
+    It holds the lock of the first stop number, so a stop waits until the end of the block.
+    """
     async with engine.begin() as connection:
         await connection.execute(HOLD_STOP_LOCK)
         yield
@@ -166,13 +185,13 @@ def _may_idle_in_transaction(connection: DBAPIConnection, _: object) -> None:
 
 
 async def do(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
-    """Run one step in its own transaction."""
+    """Call `step` with a connection, in a transaction of its own, and return its result."""
     async with engine.begin() as connection:
         return await step(connection)
 
 
 async def enqueue_and_replan(engine: AsyncEngine) -> None:
-    """Enqueue the audiences of all started mailings, and replan all messages to be replanned."""
+    """Enqueue the audiences of all started mailings, and do all replanning that is pending."""
     has_more = True
     while has_more:
         replanned = await do(engine, replanning.replan_chunk)
@@ -188,17 +207,17 @@ async def begin(engine: AsyncEngine) -> int:
 
 
 async def resend(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
-    """Schedule a chunk of the messages that a user has retried."""
+    """Schedule a chunk of the messages that a user has retried; return whether there were any."""
     return await do(engine, lambda db: retrying.retry_chunk(db, chunk))
 
 
 async def clear(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
-    """Cancel a chunk of the scheduled messages of mailings that have ended or are cancelled."""
+    """Cancel a chunk of the scheduled messages of ended mailings; return whether there were any."""
     return await do(engine, lambda db: transitions.end_scheduled_messages(db, chunk))
 
 
 async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
-    """Do all pending work, as the dispatcher does."""
+    """Do all steps of the dispatcher that are pending, until none is left; nothing is sent."""
     async with asyncio.timeout(EVENT_TIMEOUT):
         while (work := await do(engine, transitions.find_pending_work)).has_work:
             if work.must_start:
@@ -217,7 +236,7 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
 
 
 async def active_mailings(engine: AsyncEngine) -> list[RunningMailing]:
-    """Return the mailings that a worker reads: they have requests, or may have them now."""
+    """Return the mailings that a worker watches: those that have requests or may start some."""
     async with engine.connect() as pooled:
         mailings = await transitions.read_active(await asyncpg_connection(pooled))
     return [mailing for mailing in mailings.values() if mailing is not None]
@@ -231,7 +250,7 @@ async def running(engine: AsyncEngine) -> list[RunningMailing]:
 async def claim(
     engine: AsyncEngine, mailing_id: int, count: int = 1, lease: timedelta = LEASE
 ) -> list[ClaimedMessage]:
-    """Claim due messages of a mailing."""
+    """Claim up to `count` due messages of a mailing for the worker `OWNER`."""
     async with engine.connect() as pooled:
         return await messages.claim(
             await asyncpg_connection(pooled),

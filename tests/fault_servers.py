@@ -1,4 +1,7 @@
-"""Servers on loopback for tests of the gateway client: they answer, misbehave, record requests."""
+"""TCP servers that answer as a test says, also wrongly, and requests to them as mailer sends them.
+
+They stand for gateways and OpenID providers that fail.
+"""
 
 import asyncio
 import contextlib
@@ -14,7 +17,7 @@ from mailer.gateway.protocol import Gateway, Outcome, Request
 
 OK = b'{"code": 0, "message": "OK"}'
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER with which closing a socket sends RST instead of FIN."""
+"""The value of SO_LINGER with which closing a socket resets the connection (RST instead of FIN)."""
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Handles a connection; the connection is closed when it returns."""
@@ -44,12 +47,16 @@ async def served(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator
             if task is not None:
                 task.cancel()
             writer.transport.abort()
-        await asyncio.gather(*(w.wait_closed() for w in connections), return_exceptions=True)
+        closing = (writer.wait_closed() for writer in connections)
+        await asyncio.gather(*closing, return_exceptions=True)
 
 
 @contextlib.contextmanager
 def crowded() -> Iterator[str]:
-    """Run a server with a full backlog, on which connecting neither succeeds nor fails."""
+    """Run a server that accepts no connection; yield its URL for a gateway.
+
+    Its queue of new connections is full, so connecting neither succeeds nor fails.
+    """
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.socket())
         full.bind(("127.0.0.1", 0))
@@ -62,6 +69,7 @@ def crowded() -> Iterator[str]:
 
 
 def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
+    """Return the bytes of an HTTP response; each header is a line such as `Connection: close`."""
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
@@ -69,12 +77,16 @@ def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
 async def request_of(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], bytes]:
     """Read one request; return its first line, its headers and its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-    headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:] if line)}
+    header_lines = (line.partition(": ") for line in head[1:] if line)
+    headers = {name.lower(): content for name, _, content in header_lines}
     return head[0], headers, await reader.readexactly(int(headers["content-length"]))
 
 
 def says(*parts: bytes, every: float = 0.0) -> Talk:
-    """Read a request, send the parts with `every` seconds after each, and close."""
+    """Return a handler that reads a request, sends the parts of a response, and closes.
+
+    After each part it waits for `every` seconds.
+    """
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
@@ -100,6 +112,7 @@ class Silent:
         self.received = b""
         self.has_request = asyncio.Event()
         self.is_left = asyncio.Event()
+        """Set when the other side has closed the connection."""
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         del writer
@@ -111,14 +124,16 @@ class Silent:
             self.is_left.set()
 
 
-# ---- the gateway's side ---------------------------------------------------------------------
+# ---- mailer's side --------------------------------------------------------------------------
 
 
 def gateway_at(url: str, token: str | None = None, concurrency: int = 5) -> HttpGateway:
+    """Return mailer's client of the gateway at `url`."""
     return HttpGateway(url, token, concurrency=concurrency)
 
 
 def a_request(message_id: int = 7, text: str = "Hello", within: float = 30.0) -> Request:
+    """Return a request for a message, which must end `within` seconds."""
     return Request(message_id, "79161234567", text, elapsed() + within)
 
 

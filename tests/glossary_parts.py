@@ -1,4 +1,4 @@
-"""The names and texts of the project, in which the glossary's test looks for forbidden words."""
+"""The names and texts of the project, in which `test_glossary.py` searches for forbidden words."""
 
 import ast
 import io

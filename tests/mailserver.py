@@ -13,13 +13,18 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 
 class Mailbox:
-    """The mails that a mail server has received, with sender, recipients and encryption."""
+    """The mails that a mail server has received, with sender, recipients and encryption.
+
+    `refusing` is the address of a recipient to reject. The server calls `handle_RCPT` and
+    `handle_DATA` for the SMTP commands RCPT (a recipient) and DATA (the mail); they return its
+    reply.
+    """
 
     def __init__(self, refusing: str | None = None) -> None:
         self.answers = {refusing: "550 5.1.1 no such user"} if refusing else {}
-        """Replies to recipients that are rejected, by address."""
+        """The replies that reject recipients, by address; other recipients are accepted."""
         self.data_answer: str | None = None
-        """The reply to every mail, which is then rejected; None to accept mails."""
+        """The reply that rejects every mail; None to accept mails."""
         self.envelopes: list[Envelope] = []
         self.was_encrypted: list[bool] = []
         """For each envelope, whether its connection was encrypted."""

@@ -1,7 +1,7 @@
-"""A proxy between mailer and its OpenID provider, which can change responses.
+"""A proxy between mailer and its OpenID provider, with which a test changes responses.
 
-The provider uses the address of the proxy as its own, so for mailer this address is the
-issuer.
+The proxy is the "man in the middle" (mitm). The provider uses the address of the proxy as its own,
+so for mailer this address is the issuer. Also functions that sign in through the proxy.
 """
 
 import base64
@@ -30,23 +30,30 @@ from tests.provider import OpenIdProvider, sign_in
 REDIRECT = "http://127.0.0.1:1/callback"
 """No server listens here; tests read the parameters from the redirect's URL."""
 ROLE_WORDS: dict[str, Role] = {role: role for role in ROLES}
+"""A mapping of roles under which the provider uses the same words as mailer."""
 
+# paths of the provider
 DISCOVERY = "/.well-known/openid-configuration"
 TOKEN = "/token"  # noqa: S105  # a path
 KEYS = "/jwks"
 USERINFO = "/me"
 
 Claims = dict[str, Any]
+"""A JSON object: of a response, or the header or the claims of an ID token."""
 Change = Callable[[Claims], Any]
 """Changes the JSON of a response, in place or by returning a new value."""
 Sign = Callable[[Claims, Claims], str]
-"""Makes a token from a header and claims."""
+"""Creates a token with a header and claims, and signs it or not."""
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 """Answers a request instead of the provider."""
 
 
 class ProviderProxy:
-    """The proxy; `changes` and `answers` apply to requests by path."""
+    """The proxy; it passes requests on to the provider, and responses back.
+
+    A function in `changes` changes the responses of a path. A function in `answers` answers the
+    requests of a path instead of the provider.
+    """
 
     def __init__(self, openid: OpenIdProvider, session: aiohttp.ClientSession) -> None:
         self.openid = openid
@@ -59,6 +66,7 @@ class ProviderProxy:
         """Path, headers and body of every request received."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Handle a request."""
         self.request_counts[request.path] += 1
         body = await request.read()
         self.sent.append((request.path, dict(request.headers), body.decode()))
@@ -88,7 +96,10 @@ class ProviderProxy:
         return response
 
     def provider(self, **options: Any) -> Provider:
-        """Return mailer's client of the provider, registered there; the caller must close it."""
+        """Return mailer's client of this provider, which the caller must close.
+
+        Unless the options name a `client_id`, a new client is registered at the provider.
+        """
         if "client_id" not in options:
             client = self.openid.register(REDIRECT)
             options |= {"client_id": client.client_id, "client_secret": client.client_secret}
@@ -114,7 +125,7 @@ class ProviderProxy:
 
 
 class Clock:
-    """A clock that is set by a test."""
+    """A clock whose time, in seconds, is set by a test."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -125,7 +136,7 @@ class Clock:
 
 @contextlib.asynccontextmanager
 async def between(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
-    """Run a proxy between a provider and its clients."""
+    """Run a proxy in front of a provider."""
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
         proxy = ProviderProxy(openid, session)
         runner = web.AppRunner(_application(proxy), shutdown_timeout=0.1)
@@ -137,7 +148,10 @@ async def between(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
 
 
 async def sign_in_identity(provider: Provider, login: str = "vera", **overrides: str) -> Identity:
-    """Sign in and return the identity; `overrides` replace arguments of the last step."""
+    """Sign a user of the provider in, as a browser and mailer would, and return the identity.
+
+    `overrides` replace arguments of `Provider.finish`, with which mailer handles the callback.
+    """
     start = await provider.start(REDIRECT)
     redirect = parse_qs(urlsplit(await sign_in(start.url, login)).query)
     assert redirect["state"] == [start.state]
@@ -147,9 +161,9 @@ async def sign_in_identity(provider: Provider, login: str = "vera", **overrides:
 
 
 async def refusal(provider: Provider, login: str = "vera", **overrides: str) -> str:
-    """Return the logged reason why a sign-in fails.
+    """Sign in, which must fail, and return the reason for the log.
 
-    The text for the user must be general, so that it cannot contain a secret.
+    Also assert that the text for the user is one of the fixed ones, without any secret.
     """
     with pytest.raises(SignInError) as error:
         await sign_in_identity(provider, login, **overrides)
@@ -159,7 +173,7 @@ async def refusal(provider: Provider, login: str = "vera", **overrides: str) -> 
 
 
 async def unavailable_reason(provider: Provider) -> str:
-    """Return the logged reason why the provider counts as unavailable."""
+    """Sign in, which must fail because of the provider, and return the reason for the log."""
     with pytest.raises(ProviderUnavailableError) as error:
         await sign_in_identity(provider)
     assert str(error.value).endswith(" Try again later.")
@@ -195,11 +209,13 @@ def _base64url(content: bytes) -> str:
 
 
 def _replace(response: Claims, sign: Sign) -> None:
+    """Replace the ID token in a response of the token endpoint by the result of `sign`."""
     token = jws.extract_compact(response["id_token"].encode())
     response["id_token"] = sign(token.headers(), msgspec.json.decode(token.payload or b""))
 
 
 def _changed(change: Change, claims: Claims) -> Claims:
+    """Return the result of a change, which may be `claims` itself, changed in place."""
     changed = change(claims)
     return claims if changed is None else changed
 

@@ -1,11 +1,13 @@
-"""Starts mailer's processes for tests by forking a server that has already imported mailer.
+"""Starts mailer's processes for tests quickly: they are forked by a server with mailer imported.
 
-So a start takes only the time of mailer's own work, without a second for imports and templates.
-Each process is separate, runs a command of mailer as usual, and may be killed like any other.
+So a start does not need a second for imports and templates. Each process is separate, runs a
+command of mailer as usual, and may be killed like any other.
 
-This file, run as a script, is the prefork server. For each order, which comes with four files, the
-server forks a monitor; the monitor forks the process, writes its process id, waits for it and
-writes its exit status. The server ends when its tests end.
+This file, run as a script, is the prefork server. A test sends it an order through a socket: the
+arguments and the environment of a process, with four open files (the socket for the exit status,
+and the three standard files). For each order the server forks a monitor. The monitor forks the
+process, writes its process id, waits for its end, and writes its exit status. The server ends when
+the tests end.
 """
 
 import asyncio
@@ -32,7 +34,8 @@ MAX_ORDER_SIZE = 100_000
 """Bytes; an order contains the environment of a process."""
 
 Loader = tuple[tuple[str, str], ...]
-"""Environment variables that are read only when a program is loaded, such as `LD_PRELOAD`."""
+"""Names and values of environment variables that are read only when a program is loaded, such as
+`LD_PRELOAD`."""
 
 
 class PreforkedProcess:
@@ -44,7 +47,7 @@ class PreforkedProcess:
         self.returncode: int | None = None
 
     def watch_exit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Start a task that waits for the exit status."""
+        """Start a task that waits until the monitor has written the exit status."""
         self._exit_task = asyncio.create_task(self._read_status(reader, writer))
 
     def send_signal(self, number: int) -> None:
@@ -115,45 +118,45 @@ def _order(
     files: Sequence[int],
     loader: Loader = (),
 ) -> socket.socket:
-    """Order a process with these standard files.
+    """Let the prefork server start a process with these standard files.
 
     Return a socket from which its process id can be read, and then its exit status.
     """
-    near, far = socket.socketpair()
-    with far:
+    own_end, monitor_end = socket.socketpair()
+    with monitor_end:
         order = json.dumps({"arguments": list(arguments), "environ": dict(environ)}).encode()
-        socket.send_fds(_prefork_server(path, loader), [order], [far.fileno(), *files])
-    return near
+        socket.send_fds(_prefork_server(path, loader), [order], [monitor_end.fileno(), *files])
+    return own_end
 
 
 @cache
 def _prefork_server(path: Path, loader: Loader) -> socket.socket:
     """Start the prefork server for the code at `path`; return the socket for its orders."""
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(  # noqa: S603  # it runs this file
-        [sys.executable, "-P", __file__, str(far.fileno())],
+        [sys.executable, "-P", __file__, str(server_end.fileno())],
         env=os.environ | {"PYTHONPATH": str(path)} | dict(loader),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        pass_fds=[far.fileno()],
+        pass_fds=[server_end.fileno()],
     )
-    far.close()
+    server_end.close()
 
-    def end() -> None:
-        near.close()
+    def end_server() -> None:
+        own_end.close()
         process.wait()
 
-    atexit.register(end)
-    return near
+    atexit.register(end_server)
+    return own_end
 
 
 # ---- in the prefork server ------------------------------------------------------------------
 
 
 def serve_orders(orders: socket.socket) -> None:
-    """Fork a process for each order until the socket is closed.
+    """Fork a process for each order, until the socket of the orders is closed.
 
-    In the forked process this runs the command, and does not return.
+    In a forked process this function runs the ordered command, and does not return.
     """
     load_templates()
     gc.freeze()  # else the garbage collector would copy shared memory in each process
@@ -164,7 +167,7 @@ def serve_orders(orders: socket.socket) -> None:
             return
         if os.fork() == 0:
             orders.close()
-            _monitor(*files)
+            _monitor(*files)  # returns in the process of the command only
             command = json.loads(order)
             os.environ.clear()
             os.environ.update(command["environ"])
@@ -175,7 +178,10 @@ def serve_orders(orders: socket.socket) -> None:
 
 
 def _monitor(status_file: int, *standard_files: int) -> None:
-    """Fork the process and write its id and its exit status; returns in the process only."""
+    """Fork the process, and write its id and its exit status to `status_file`.
+
+    Returns in the forked process only, whose standard files are then `standard_files`.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def parameters(part: Callable[..., Any]) -> str:
-    """Return the parameters of a function as in its signature, without annotations.
+    """Return the parameters of a function as text, such as `name, limit=10`, without annotations.
 
     For example `self, config, _loop=None`. A default that is neither None nor an integer is written
     as `<sentinel>`.

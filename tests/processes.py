@@ -26,7 +26,11 @@ Value = TypeVar("Value")
 
 
 class MailerProcess:
-    """A `mailer serve` process and its API."""
+    """A `mailer serve` process, its log, and an HTTP client of it.
+
+    `settings` are settings of mailer, in lower case; by default it needs no authentication and
+    listens on any free port. `wall_clock` is a clock that the test sets.
+    """
 
     def __init__(self, wall_clock: WallClock | None = None, /, **settings: str) -> None:
         self.loader = wall_clock.loader if wall_clock else ()
@@ -40,6 +44,7 @@ class MailerProcess:
         }
         self.database_url = settings.get("database_url", "")
         self.events: list[dict[str, Any]] = []
+        """The log so far; a line that is not JSON is an event named `line`."""
 
     async def start(
         self,
@@ -60,8 +65,9 @@ class MailerProcess:
         *,
         until: str = "listening",
     ) -> None:
-        """Start the process and wait until it listens, whether its database is available or not.
+        """Start the process and wait until it has logged the event `until`.
 
+        The default event comes when the process listens, whether its database is available or not.
         By default the process is forked by `tests.prefork`, with the code that the test imports.
         With `python_path` it is a new Python with the code there. With `prefix`, a command such as
         `nohup` runs a new Python with the code that the test imports.
@@ -103,7 +109,7 @@ class MailerProcess:
             self.process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # noqa: SLF001  # the only way to close the pipe
 
     async def event(self, name: str) -> dict[str, Any]:
-        """Wait for an event in the log."""
+        """Wait until the log contains an event with this name, and return the first one."""
 
         async def find() -> dict[str, Any] | None:
             assert self.process.returncode is None, self.events[-20:]
@@ -129,11 +135,12 @@ class MailerProcess:
             return msgspec.json.decode(content) if content else None
 
     async def mailing(self, mailing_id: int) -> dict[str, Any]:
+        """Return a mailing as the API returns it."""
         mailing: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
         return mailing
 
     async def finished(self, mailing_id: int, patience: float = EVENT_TIMEOUT) -> dict[str, Any]:
-        """Wait until a mailing is finished, and return it."""
+        """Wait until a mailing is finished, at most `patience` seconds, and return it."""
 
         async def find() -> dict[str, Any] | None:
             mailing = await self.mailing(mailing_id)
@@ -163,7 +170,8 @@ async def until(
 ) -> Value:
     """Call `probe` until it returns a value other than None, and return the value.
 
-    Calls use processor time, so the pauses between them become longer, up to 0.2 s.
+    Raises `TimeoutError` after `patience` seconds. Calls use processor time, so the pauses between
+    them become longer, up to 0.2 s.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -174,7 +182,10 @@ async def until(
 
 
 class LoopLag:
-    """Measures how late this event loop runs on a busy machine, and so how late it sees events."""
+    """Measures how late this event loop runs on a busy machine, and so how late it sees requests.
+
+    The sandbox gateway runs in this loop, so its arrival times may be too late by this much.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -190,7 +201,7 @@ class LoopLag:
 
 
 class Gateway:
-    """A sandbox gateway that keeps its requests."""
+    """A sandbox gateway, mailer's own gateway for tests, that keeps the requests it receives."""
 
     def __init__(self, faults: Faults) -> None:
         self.received: list[SandboxRequest] = []
@@ -212,11 +223,14 @@ class Gateway:
 
     @property
     def settings(self) -> dict[str, str]:
+        """The settings with which mailer sends to this gateway."""
         return {"gateway_url": self.url, "gateway_token": "secret"}
 
 
 Gateways = Callable[..., Awaitable[Gateway]]
+"""Starts a sandbox gateway; the arguments are fields of `Faults`, such as `latency=0.1`."""
 Mailers = Callable[..., Awaitable[MailerProcess]]
+"""Starts a mailer process and waits until it is ready; the arguments are settings."""
 
 
 @contextlib.asynccontextmanager

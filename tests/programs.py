@@ -1,4 +1,4 @@
-"""Programs outside the Python packages that some tests need; `make` installs them if it can."""
+"""Programs that some tests need and that are no Python packages; `make` installs them if it can."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ from typing import NoReturn
 import pytest
 
 NOT_INSTALLED = "is not installed"
+"""The end of the reason of every test that is skipped for lack of a program."""
 
 
 def needed(name: str) -> str:

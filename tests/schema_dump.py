@@ -1,4 +1,4 @@
-"""The schema in docs/schema.sql: the output of pg_dump, without parts that differ between runs.
+"""The database schema in docs/schema.sql: the output of pg_dump, without what differs between runs.
 
 Run as a script (`make schema`), this writes the file from an empty database.
 """
@@ -21,6 +21,7 @@ HEAD = """\
 
 """
 NOT_SCHEMA = re.compile(r"^(?:SET |SELECT pg_catalog|\\(?:un)?restrict|--)")
+"""Lines that pg_dump writes for the restoring session, and comments."""
 
 
 def dump_schema(database_url: str) -> str:

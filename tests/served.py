@@ -1,4 +1,4 @@
-"""The application behind a real server in this process, and raw connections to it."""
+"""The application behind a real HTTP server in this process, and raw connections to it."""
 
 import asyncio
 import contextlib
@@ -73,13 +73,14 @@ class RawProblem(NamedTuple):
 
 
 class Talk:
-    """A connection on which a test sends any bytes."""
+    """A connection to the server, on which a test sends any bytes and reads the responses."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
     async def say(self, content: bytes) -> None:
+        """Send bytes."""
         self.writer.write(content)
         await self.writer.drain()
 
@@ -145,6 +146,7 @@ async def talks(
 
 @contextlib.asynccontextmanager
 async def talk(port: int, *, takes_little: bool = False) -> AsyncIterator[Talk]:
+    """Open one connection, as `talks` does."""
     async with talks(port, 1, takes_little=takes_little) as [only]:
         yield only
 

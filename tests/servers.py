@@ -1,4 +1,7 @@
-"""PostgreSQL servers for a test: a primary, its standby, copies of both; and database dumps."""
+"""PostgreSQL servers for a test: a primary, a standby that repeats its changes, and copies of both.
+
+Also dumps of a database.
+"""
 
 import asyncio
 import os
@@ -26,7 +29,11 @@ CLOSE_CONNECTIONS = """
 
 
 class Programs:
-    """The programs of PostgreSQL, and the user who may run them."""
+    """The programs of PostgreSQL, and the operating system's user who runs them.
+
+    PostgreSQL refuses to run as root. If the tests run as root, another user runs it; else
+    `system_user` is None. All servers have their data folders in `home`.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -113,10 +120,12 @@ class Server:
             "fsync": "off",
             "shared_buffers": "16MB",
         }
-        words = [word for item in options.items() for word in ("-c", "=".join(item))]
+        settings = [
+            word for name, setting in options.items() for word in ("-c", f"{name}={setting}")
+        ]
         log = os.open(self.programs.home / f"{self.data.name}.log", os.O_CREAT | os.O_WRONLY)
         program: str | Path = self.programs.folder / "postgres"
-        self._child = Child([program, "-D", self.data, *words], self.programs.system_user, log)
+        self._child = Child([program, "-D", self.data, *settings], self.programs.system_user, log)
         os.close(log)
         async with asyncio.timeout(PROGRAM_TIMEOUT):
             while not await self._answers(database):
@@ -124,6 +133,7 @@ class Server:
                 await asyncio.sleep(0.05)
 
     async def _answers(self, database: str) -> bool:
+        """Return whether a connection to `database` succeeds."""
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection = await connect(self.url.rpartition("/")[0] + f"/{database}")
             await connection.close()
@@ -131,10 +141,11 @@ class Server:
         return False
 
     async def create_database(self) -> None:
+        """Create the empty database `mailer`."""
         await self.query("CREATE DATABASE mailer", database="postgres")
 
     async def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Stop the server; SIGQUIT is a crash."""
+        """Stop the server by a signal; with SIGQUIT as in a crash."""
         if self._child is not None:
             await self._child.stop((number, PROGRAM_TIMEOUT), (signal.SIGKILL, PROGRAM_TIMEOUT))
 

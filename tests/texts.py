@@ -1,4 +1,4 @@
-"""Every text that pages show, and the catalogues with their translations.
+"""Every text that pages show, and the catalogues (`mailer.po`) with their translations.
 
 Run as a script (`make texts`), this updates the catalogues: new texts are added without a
 translation, and texts that no page shows any more are removed.
@@ -34,9 +34,11 @@ from mailer.web.startup_gate import STARTING_DETAIL
 
 SOURCE = Path(admin.__file__).parents[1]
 METHODS = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
+"""The files that contain texts of pages, and how Babel reads them."""
 OWN = {"_": None, "gettext": None, "gettext_noop": None, "ngettext": (1, 2)}
-"""Functions that mark texts of the pages, with the positions of the arguments."""
+"""Functions that mark texts of pages, and the positions of the texts, from 1; None: the first."""
 OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}
+"""How Babel reads templates: blanks around texts do not count, and invalid templates are errors."""
 
 
 def http_errors(family: type[HTTPException] = HTTPException) -> Iterator[type[HTTPException]]:
@@ -47,7 +49,7 @@ def http_errors(family: type[HTTPException] = HTTPException) -> Iterator[type[HT
 
 
 API = {"FieldError": (2,), "_response": (2,)} | {kind.__name__: (1,) for kind in http_errors()}
-"""Calls with texts that API and pages show, with the position of the text argument."""
+"""Functions with a text that API and pages show, and the position of this argument, from 1."""
 
 
 def texts() -> Catalog:
@@ -60,8 +62,8 @@ def texts() -> Catalog:
     for file, _, text, _, _ in extract_from_dir(SOURCE, [("**.py", "python")], {}, API):
         if isinstance(text, str):
             catalogue.add(text, None, [(f"src/mailer/{file}", 0)])
-    own = {kind.detail for kind in http_errors() if kind.__module__.startswith("mailer.")}
-    for text in (*_rules(Input), *_errors(MailerError), *_composed(), *own):
+    own_details = {kind.detail for kind in http_errors() if kind.__module__.startswith("mailer.")}
+    for text in (*_rules(Input), *_errors(MailerError), *_composed(), *own_details):
         catalogue.add(text)
     return catalogue
 

@@ -1,7 +1,7 @@
-"""An event loop with virtual time: it jumps to the next timer instead of waiting for it.
+"""An event loop with virtual time: instead of waiting for the next timer, the time jumps to it.
 
-For tests of waits and deadlines that use no sockets: they take no time, and the load of the machine
-does not change their results.
+It is for tests of waits and deadlines without sockets. They take no time, and the load of the
+machine does not change their results.
 """
 
 import asyncio

@@ -1,4 +1,8 @@
-"""A wall clock of a process, set by a test while the process runs; monotonic clocks go on."""
+"""The wall clock of a mailer process, which a test sets while the process runs.
+
+The library libfaketime changes the time that the process sees. Its monotonic clocks, which measure
+durations, stay right.
+"""
 
 from pathlib import Path
 
@@ -6,10 +10,10 @@ from tests.programs import needed
 
 
 class WallClock:
-    """The wall clock of a process started with `loader` and `environ`.
+    """The wall clock of a process; the database and the gateway of a test keep the true time.
 
-    The database and the gateway of a test keep the true time. Source: libfaketime's README,
-    "Advanced features".
+    The process is started with the environment variables in `environ`, and with those in `loader`,
+    which must be set before Python starts. Source: libfaketime's README, "Advanced features".
     """
 
     def __init__(self, folder: Path) -> None:

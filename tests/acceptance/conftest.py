@@ -1,4 +1,7 @@
-"""Fixtures: real mailer processes and gateways on loopback."""
+"""Fixtures: real mailer processes and sandbox gateways on loopback.
+
+The acceptance tests check promises of mailer on real processes, which they may kill.
+"""
 
 import asyncio
 import tempfile
@@ -11,14 +14,14 @@ from tests.processes import Gateways, LoopLag, Mailers, gateways, mailers
 
 @pytest.fixture
 async def start_gateway() -> AsyncIterator[Gateways]:
-    """A function that starts sandbox gateways."""
+    """A function that starts a sandbox gateway; its arguments are faults, such as `latency=0.1`."""
     async with gateways() as start:
         yield start
 
 
 @pytest.fixture
 async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
-    """A function that starts mailer processes on the test's database.
+    """A function that starts a mailer process on the test's database; its arguments are settings.
 
     At the end all counts in the database must equal the rows.
     """
@@ -28,7 +31,7 @@ async def start_mailer(database_url: str) -> AsyncIterator[Mailers]:
 
 @pytest.fixture
 async def lag() -> AsyncIterator[LoopLag]:
-    """The lag of this process's event loop, in which the gateways see requests."""
+    """How late this process's event loop runs; the gateways see requests late by so much."""
     lag = LoopLag()
     task = asyncio.create_task(lag.watch())
     yield lag

@@ -1,4 +1,8 @@
-"""While the gateway is down, busy, or rejects the token, no message loses an attempt."""
+"""While the gateway is down, busy, or rejects the token, no message loses an attempt.
+
+The circuit breaker opens after several failures in a row. While it is open, only one request at a
+time is sent to probe the gateway, and all mailings are held.
+"""
 
 import asyncio
 import os
@@ -18,12 +22,21 @@ from mailer.sample_data import new_mailing
 OUTAGE = float(os.environ.get("TEST_OUTAGE", "3"))
 """Seconds without the gateway; by default short, `TEST_OUTAGE=120` tests the whole promise."""
 
-QUICK = {"breaker_failures": "5", "breaker_reset": "0.3", "retry_base": "0.2", "retry_cap": "1"}
+PROBE_INTERVAL = 0.3  # seconds
+QUICK = {
+    "breaker_failures": "5",
+    "breaker_reset": str(PROBE_INTERVAL),
+    "retry_base": "0.2",
+    "retry_cap": "1",
+}
+"""Settings under which the breaker opens and probes quickly."""
 COUNT_WRONG_ATTEMPTS = """
     SELECT count(*) FROM message WHERE status = 'delivered' AND attempts <> 1 OR attempts > 1"""
 
 
 async def until_held(mailer: MailerProcess, mailing_id: int) -> dict[str, Any]:
+    """Wait until a mailing is held, and return it."""
+
     async def find_held() -> dict[str, Any] | None:
         mailing = await mailer.mailing(mailing_id)
         return mailing if mailing["held"] else None
@@ -45,7 +58,7 @@ async def test_outage_costs_no_message_an_attempt(start_mailer: Mailers) -> None
 
         await until(some_sent)
     # the gateway has stopped at the end of the block
-    before = len(requests)
+    requests_before = len(requests)
 
     held = await until_held(mailer, created["id"])
     assert held["held"]["reason"] in {"connection_failed", "connection_lost"}
@@ -55,45 +68,51 @@ async def test_outage_costs_no_message_an_attempt(start_mailer: Mailers) -> None
     await asyncio.sleep(OUTAGE)
     assert (await mailer.mailing(created["id"]))["held"]["since"] == held["held"]["since"]
     opened = [event for event in mailer.events if event["event"] == "breaker_opened"]
-    first, last = (datetime.fromisoformat(opened[n]["timestamp"]) for n in (0, -1))
-    assert len(opened) <= 2 + (last - first).total_seconds() / 0.3  # one probe each 0.3 s
+    first, last = (datetime.fromisoformat(opened[index]["timestamp"]) for index in (0, -1))
+    # each failed probe opens the breaker again
+    assert len(opened) <= 2 + (last - first).total_seconds() / PROBE_INTERVAL
 
     async with sandbox.run(port=urlsplit(url).port or 0):
         mailing = await mailer.finished(created["id"], EVENT_TIMEOUT + OUTAGE)
-    # only requests in flight when the gateway stopped end as unknown
+    # only the requests that were in flight when the gateway stopped, at most five, end as unknown
     assert mailing["unknown_messages"] <= 5
     assert mailing["delivered_messages"] == 300 - mailing["unknown_messages"]
     assert mailing["held"] is None
     assert await mailer.query(COUNT_WRONG_ATTEMPTS) == 0
-    assert len(requests) - before <= 300 - before + 5
+    requests_after = len(requests) - requests_before
+    assert requests_after <= 300 - requests_before + 5  # so at most five are repeats
     assert (await mailer.call("GET", "/gateway"))["breaker"] == "closed"
 
 
 async def test_late_success_at_the_start_of_an_outage_costs_no_message_an_attempt(
     start_mailer: Mailers,
 ) -> None:
-    """The success started before the first failures, and ends between them and the others."""
+    """Requests 2 to 9 fail. The first one succeeds, but only after the failures of 2, 3 and 4.
+
+    Though a success came between the failures, all of them belong to the outage.
+    """
     requests = 0
-    three_failed, is_answered = asyncio.Event(), asyncio.Event()
+    three_have_failed, first_has_succeeded = asyncio.Event(), asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal requests
         requests += 1
         number = requests
         if number == 1:
-            await three_failed.wait()
-            await asyncio.sleep(0.1)
+            await three_have_failed.wait()
+            await asyncio.sleep(0.1)  # so mailer has read the earlier responses
         elif number > 4:
-            await is_answered.wait()
+            await first_has_succeeded.wait()
             await asyncio.sleep(0.1)
         await request_of(reader)
-        status, body = (500, b"") if 1 < number <= 9 else (200, OK)
+        must_fail = 2 <= number <= 9
+        status, body = (500, b"") if must_fail else (200, OK)
         writer.write(answer(status, body, "Connection: close"))
         await writer.drain()
         if number == 1:
-            is_answered.set()
+            first_has_succeeded.set()
         elif number == 4:
-            three_failed.set()
+            three_have_failed.set()
 
     async with served(talk) as url:
         mailer = await start_mailer(
@@ -117,20 +136,20 @@ async def test_wrong_token_holds_all_mailings_at_once_and_fails_no_message(
 
     held = await until_held(mailer, created["id"])
     assert held["held"]["reason"] == "http_401"
-    await gateway.until_received(5 + 2)  # the first requests together, and two probes
+    await gateway.until_received(5 + 2)  # the first five at once, and two probes
     await mailer.stop()
     first, last = gateway.received[0].monotonic, gateway.received[-1].monotonic
-    assert len(gateway.received) <= 5 + 1 + (last - first) / 0.3  # a probe each 0.3 s
+    assert len(gateway.received) <= 5 + 1 + (last - first) / PROBE_INTERVAL
     assert await mailer.query("SELECT max(attempts) FROM message") == 0
 
     second = await start_mailer(**gateway.settings)
     assert (await second.finished(created["id"]))["delivered_messages"] == 50
 
 
-async def test_retry_after_is_obeyed_for_the_whole_gateway(
+async def test_retry_after_pauses_all_requests_to_the_gateway(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
-    gateway = await start_gateway(rate_limit=20)
+    gateway = await start_gateway(rate_limit=20)  # more requests a second get 429 and Retry-After
     mailer = await start_mailer(
         **gateway.settings, gateway_concurrency="10", retry_attempts="2", retry_base="0.1"
     )
@@ -139,9 +158,9 @@ async def test_retry_after_is_obeyed_for_the_whole_gateway(
     mailing = await mailer.finished(created["id"])
 
     assert mailing["delivered_messages"] == 60
-    limited = [request.monotonic for request in gateway.received if request.kind == "limited"]
-    assert limited
-    for at in limited:  # within the second, only requests already in flight arrive
+    limited_at = [request.monotonic for request in gateway.received if request.kind == "limited"]
+    assert limited_at
+    for at in limited_at:  # in the second after it, only requests arrive that were in flight then
         early = [request for request in gateway.received if at < request.monotonic < at + 0.9]
         assert len(early) < 10
 
@@ -149,7 +168,7 @@ async def test_retry_after_is_obeyed_for_the_whole_gateway(
 async def test_no_request_starts_during_a_slow_probe(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
-    gateway = await start_gateway(hang_rate=1.0)
+    gateway = await start_gateway(hang_rate=1.0)  # never answers, so each request times out
     mailer = await start_mailer(
         **gateway.settings | QUICK, gateway_concurrency="5", gateway_timeout="0.5", lease="3"
     )
@@ -157,14 +176,16 @@ async def test_no_request_starts_during_a_slow_probe(
     await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_received(13)
 
-    probes = [
+    probe_starts = [
         datetime.fromisoformat(event["timestamp"])
         for event in mailer.events
         if event["event"] == "breaker_half_open"
     ]
-    assert len(probes) >= 2
-    assert all((later - earlier).total_seconds() >= 0.5 for earlier, later in pairwise(probes))
-    assert len(gateway.received) <= 10 + len(probes)  # ten started before the breaker opened
+    assert len(probe_starts) >= 2
+    for earlier, later in pairwise(probe_starts):
+        assert (later - earlier).total_seconds() >= 0.5  # the timeout of the earlier probe
+    # at most ten started before the breaker opened: five, and others when these timed out
+    assert len(gateway.received) <= 10 + len(probe_starts)
 
 
 async def test_held_mailing_shows_since_when_and_why(
@@ -185,8 +206,8 @@ async def test_held_mailing_shows_since_when_and_why(
         created["id"]: held,
         later["id"]: None,
     }
-    async with mailer.session.get("/metrics") as response:
-        assert 'mailer_gateway_breaker_state{state="open"} 1.0' in await response.text()
-    async with mailer.session.get("/") as response:
+    async with mailer.session.get("/metrics") as metrics:
+        assert 'mailer_gateway_breaker_state{state="open"} 1.0' in await metrics.text()
+    async with mailer.session.get("/") as page:
         status = held["reason"].removeprefix("http_")
-        assert f"the gateway answered {status}, since" in await response.text()
+        assert f"the gateway answered {status}, since" in await page.text()

@@ -21,7 +21,8 @@ from mailer.sample_data import new_mailing
 async def test_clients_are_imported_from_and_exported_to_csv(
     database_url: str, tmp_path: Path
 ) -> None:
-    source, exported = tmp_path / "source.csv", tmp_path / "exported.csv"
+    source = tmp_path / "source.csv"
+    exported = tmp_path / "exported.csv"
     source.write_text("phone,tag\n79160000001,vip\n79160000002,\n")
     first_import = run("clients", "import", str(source), database_url=database_url)
     assert first_import.returncode == 0
@@ -64,6 +65,7 @@ async def test_key_created_at_the_command_line_is_valid_until_it_is_revoked(
     mailer = await start_mailer(auth="required")
 
     async def status(secret: str) -> int:
+        """Return the status of a request with a key."""
         headers = {"Authorization": f"Bearer {secret}"}
         async with mailer.session.get("/api/v1/clients", headers=headers) as response:
             return response.status
@@ -76,17 +78,19 @@ async def test_key_created_at_the_command_line_is_valid_until_it_is_revoked(
     assert re.fullmatch(r"mailer_[\w-]{43}\n", created.stdout)
     secret = created.stdout.strip()
     assert await status(secret) == 200
-    [head, line] = keys("list").stdout.splitlines()
-    assert head.split()[:3] == ["id", "name", "scope"]
+    [header, line] = keys("list").stdout.splitlines()
+    assert header.split()[:3] == ["id", "name", "scope"]
+    # the three times: created, last used, expires
     assert re.fullmatch(r"1   shop  read   (20\d\d-\d\d-\d\d \d\d:\d\d  +){3}active", line)
 
     duplicate = keys("create", "shop", "--scope", "admin")
     assert (duplicate.returncode, duplicate.stdout) == (1, "")
     assert duplicate.stderr == "mailer: Another key that is not revoked has this name.\n"
-    assert keys("create", "a\nb", "--scope", "read").returncode == 1
-    assert (
-        keys("create", "none").returncode == keys("create", "x", "--scope", "all").returncode == 2
-    )
+    invalid_name = keys("create", "a\nb", "--scope", "read")
+    assert invalid_name.returncode == 1
+    without_scope = keys("create", "x")
+    unknown_scope = keys("create", "x", "--scope", "all")
+    assert without_scope.returncode == unknown_scope.returncode == 2
 
     assert keys("revoke", "shop").returncode == 0
     assert await status(secret) == 401
@@ -107,9 +111,9 @@ async def test_report_command_prints_the_report_of_a_day(
     assert report.returncode == 0
     assert "delivered 3 undelivered 0" in " ".join(report.stdout.split())
 
-    unsent = run("report", "--date", today, "--send", database_url=mailer.database_url)
-    assert unsent.returncode == 78
-    assert "MAILER_SMTP_URL is not set" in unsent.stderr
+    not_sent = run("report", "--date", today, "--send", database_url=mailer.database_url)
+    assert not_sent.returncode == 78  # a wrong setting
+    assert "MAILER_SMTP_URL is not set" in not_sent.stderr
 
 
 async def test_verify_exits_1_and_names_the_wrong_count(
@@ -126,6 +130,7 @@ async def test_verify_exits_1_and_names_the_wrong_count(
         await connection.execute(text("UPDATE mailing_counts SET delivered = 7"))
     process = run("verify", database_url=mailer.database_url)
     async with engine.begin() as connection:
+        # the right count again, which `start_mailer` verifies at the end
         await connection.execute(text("UPDATE mailing_counts SET delivered = 1"))
     await engine.dispose()
     assert process.returncode == 1
@@ -133,7 +138,7 @@ async def test_verify_exits_1_and_names_the_wrong_count(
 
 
 async def test_migrate_brings_an_empty_database_to_the_newest_schema(data_dir: Path) -> None:
-    for _ in range(2):
+    for _ in range(2):  # the second run has nothing to do
         assert run("migrate", data_dir=str(data_dir)).returncode == 0
 
 
@@ -149,5 +154,5 @@ async def test_sandbox_gateway_prints_its_address_and_its_counts(number: signal.
     assert address.startswith(b"http://127.0.0.1:")
     gateway.send_signal(number)
     output, _ = await gateway.communicate()
-    assert b"none" in output
+    assert b"none" in output  # no requests
     assert gateway.returncode == 0

@@ -1,4 +1,4 @@
-"""README, documents and deployment files agree with the program."""
+"""README, other documents and deployment files agree with the program."""
 
 import asyncio
 import os
@@ -23,6 +23,7 @@ from mailer.settings import Settings, read_settings
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 MAILER_COMMAND = 'mailer() { "$PYTHON" -m mailer "$@"; }'
+"""Defines the shell command `mailer` for the code that is tested."""
 CODE_BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -31,10 +32,9 @@ async def test_every_call_in_readme_works(
 ) -> None:
     gateway = await start_gateway(latency=3)  # README's mailing must not finish during the test
     mailer = await start_mailer(**gateway.settings, auth="required")
-    address = (await mailer.event("started"))["address"]
-    calls = [block for block in CODE_BLOCKS if "api" in block]
-    assert len(calls) == 4
-    script = "".join(calls).replace("http://127.0.0.1:8000", address)
+    blocks_with_calls = [block for block in CODE_BLOCKS if "api" in block]
+    assert len(blocks_with_calls) == 4
+    script = "".join(blocks_with_calls).replace("http://127.0.0.1:8000", mailer.address)
     script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
     process = subprocess.run(  # noqa: S603  # commands of README
         ["/bin/bash", "-euxo", "pipefail", "-c", f"{MAILER_COMMAND}\n{script}"],
@@ -50,13 +50,14 @@ async def test_every_call_in_readme_works(
 
 
 def test_pictures_of_the_pages_exist_are_small_and_come_from_the_script() -> None:
-    names = runpy.run_path(str(ROOT / "docs/pictures/pages.py"))["PICTURES"]
-    page = (ROOT / "docs/pages.md").read_text()
-    shown = re.findall(r"!\[[^\]]{10,}\]\(pictures/([^)]+\.png)\)", page)
-    assert sorted(shown) == sorted(f"{name}.png" for name in names)
-    assert page.count("![") == len(shown)
-    for name in shown:
-        assert (ROOT / "docs/pictures" / name).stat().st_size < 150_000, name
+    script_names = runpy.run_path(str(ROOT / "docs/pictures/pages.py"))["PICTURES"]
+    document = (ROOT / "docs/pages.md").read_text()
+    # with a description of at least ten characters
+    shown_files = re.findall(r"!\[[^\]]{10,}\]\(pictures/([^)]+\.png)\)", document)
+    assert sorted(shown_files) == sorted(f"{name}.png" for name in script_names)
+    assert document.count("![") == len(shown_files)
+    for file in shown_files:
+        assert (ROOT / "docs/pictures" / file).stat().st_size < 150_000, file
     assert "(docs/pages.md)" in README
 
 
@@ -86,11 +87,15 @@ def test_deployment_files_have_valid_settings_with_authentication(
 
 
 def _settings_in(name: str) -> dict[str, str]:
+    """Return the environment variables of mailer that a deployment file sets."""
     return dict(re.findall(r"(MAILER_[A-Z_]+)=(\S+)", (ROOT / name).read_text()))
 
 
 def _composed(variables: dict[str, str]) -> Settings:
-    """Return the settings of mailer in the container that `docker compose up` starts."""
+    """Return the settings of mailer in the container that `docker compose up` starts.
+
+    `variables` are those of the shell.
+    """
     image = _settings_in("Containerfile")
     environment = environment_of(ROOT / "deploy/compose.yaml", "mailer", variables)
     return read_settings(image | environment, Path("/nonexistent/.env"))
@@ -107,8 +112,9 @@ def test_compose_requires_only_the_documented_variable() -> None:
 
 def test_compose_passes_every_setting_under_its_own_name() -> None:
     """Except settings of address, database and authentication, which the file sets itself."""
-    own = {"host", "port", "data_dir", "database_url", "auth"}
-    names = [f"MAILER_{name.upper()}" for name in Settings.__struct_fields__ if name not in own]
+    set_by_file = {"host", "port", "data_dir", "database_url", "auth"}
+    passed_on = [name for name in Settings.__struct_fields__ if name not in set_by_file]
+    names = [f"MAILER_{name.upper()}" for name in passed_on]
     variables = {name: f"value of {name}" for name in names}
     environment = environment_of(
         ROOT / "deploy/compose.yaml", "mailer", variables | {"POSTGRES_PASSWORD": "hush"}
@@ -130,7 +136,7 @@ def test_example_of_a_trusted_proxy_is_the_address_that_the_process_sees(name: s
     assert proxies == re.findall(r"gateway: (\S+)", content) or proxies == ["127.0.0.1"]
 
 
-async def test_demo_delivers_and_removes_its_files() -> None:
+async def test_demo_delivers_messages_and_removes_its_files_at_the_end() -> None:
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     with tempfile.TemporaryDirectory(prefix="mailer-tmp-") as temporary:
         Path(temporary).chmod(0o755)
@@ -141,11 +147,12 @@ async def test_demo_delivers_and_removes_its_files() -> None:
         )
         assert demo.stdout is not None
         line = ""
-        while "pages" not in line:
+        while "pages" not in line:  # the line with the address of the pages
             line = (await demo.stdout.readline()).decode()
+        address = line.split()[-1]
 
         async def some_delivered() -> bool | None:
-            url = f"{line.split()[-1]}api/v1/mailings?status=running"
+            url = f"{address}api/v1/mailings?status=running"
             async with aiohttp.request("GET", url) as response:
                 mailings = (await response.json())["results"]
                 return any(mailing["delivered_messages"] >= 50 for mailing in mailings) or None
@@ -158,7 +165,7 @@ async def test_demo_delivers_and_removes_its_files() -> None:
 
 
 async def test_installed_wheel_serves_in_an_empty_folder(tmp_path: Path) -> None:
-    """As after `pip install` of the wheel: nothing of the checkout is on the path."""
+    """The wheel is unpacked as by `pip install`; Python sees nothing of the checkout."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)  # noqa: S603  # it builds this project
     site = tmp_path / "site"

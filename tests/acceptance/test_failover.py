@@ -1,4 +1,8 @@
-"""Other database servers: a promoted standby, a restored base backup, a copied data folder."""
+"""mailer on another database server: a promoted standby, a restored backup, a copied data folder.
+
+Such a server may lack the latest changes, yet no message id may be used twice. A standby is a
+server that repeats all changes of the primary. It is promoted to become the primary itself.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,14 +18,16 @@ from mailer.sample_data import new_mailing
 from mailer.validation import MAX_ID
 
 QUICK = {"lease": "8", "gateway_timeout": "4"}
+"""Settings under which claims in a copy of the database expire within seconds."""
 SELECT_IDS = "SELECT array_agg(id) FROM message WHERE mailing_id = $1"
 
 Servers = Callable[[str], Server]
+"""Prepares a server whose data folder has this name."""
 
 
 @pytest.fixture
 async def new_server(data_dir: Path) -> AsyncIterator[Servers]:
-    """A function that creates servers; they are stopped at the end."""
+    """A function that prepares servers, without data; they are stopped at the end."""
     programs = Programs(data_dir)
     servers: list[Server] = []
 
@@ -47,7 +53,7 @@ async def primary(new_server: Servers) -> Server:
 
 @asynccontextmanager
 async def mailer_on(server: Server, **settings: str) -> AsyncIterator[MailerProcess]:
-    """Run a process on a server's database; at the end its counts must equal the rows."""
+    """Run a mailer process on a server's database; at the end its counts must equal the rows."""
     async with AsyncExitStack() as stack:
         start: Callable[..., Awaitable[MailerProcess]] = await stack.enter_async_context(
             mailers(server.url)
@@ -66,7 +72,7 @@ async def send_mailing(mailer: MailerProcess) -> set[int]:
 
 @asynccontextmanager
 async def mailer_that_has_sent(server: Server, gateway: Gateway) -> AsyncIterator[MailerProcess]:
-    """Run a process on a server's database, and send a mailing to a hundred clients."""
+    """Run a mailer process on a server's database; before, send a mailing to a hundred clients."""
     async with mailer_on(server, **gateway.settings) as mailer:
         await mailer.create_clients(100)
         await send_mailing(mailer)
@@ -82,14 +88,14 @@ async def stopped_standby(primary: Server, new_server: Servers) -> Server:
     return standby
 
 
-async def test_promoted_standby_that_lost_changes_continues_by_itself_with_unused_ids(
+async def test_on_a_promoted_standby_that_lost_changes_mailer_sends_with_unused_ids(
     start_gateway: Gateways, primary: Server, new_server: Servers
 ) -> None:
     gateway = await start_gateway()
     async with mailer_that_has_sent(primary, gateway) as mailer:
         standby = await stopped_standby(primary, new_server)
-        lost = await send_mailing(mailer)
-        assert len(lost) == 100
+        lost_ids = await send_mailing(mailer)
+        assert len(lost_ids) == 100
         ids_before = set(gateway.ids)
     await primary.stop()
     await standby.start()
@@ -97,11 +103,12 @@ async def test_promoted_standby_that_lost_changes_continues_by_itself_with_unuse
 
     async with mailer_on(standby, **gateway.settings) as mailer:
         assert await mailer.query("SELECT count(*) FROM mailing") == 1  # the second is lost
-        new = await send_mailing(mailer)
-        assert len(new) == 100
-        assert new.isdisjoint(ids_before)
-        assert max(new) <= MAX_ID
-        assert new <= set(gateway.ids)
+        new_ids = await send_mailing(mailer)
+        assert len(new_ids) == 100
+        assert new_ids.isdisjoint(ids_before)
+        assert max(new_ids) <= MAX_ID
+        assert new_ids <= set(gateway.ids)
+        # sending was not held, unlike after a restore
         assert await mailer.query("SELECT count(*) FROM origin WHERE held_since IS NULL") == 1
 
 
@@ -123,13 +130,13 @@ async def test_process_that_runs_during_a_promotion_continues_by_itself(
                 return response.status == 200 or None
 
         await until(is_ready)
-        new = await send_mailing(mailer)
-        assert new.isdisjoint(ids_before)
-        assert max(new) <= MAX_ID
+        new_ids = await send_mailing(mailer)
+        assert new_ids.isdisjoint(ids_before)
+        assert max(new_ids) <= MAX_ID
         assert not any(event["event"] == "sending_held" for event in mailer.events)
 
 
-async def test_database_restored_from_a_base_backup_is_held(
+async def test_on_a_restored_base_backup_sending_is_held_until_it_is_confirmed(
     start_gateway: Gateways, primary: Server, new_server: Servers
 ) -> None:
     gateway = await start_gateway()
@@ -139,6 +146,7 @@ async def test_database_restored_from_a_base_backup_is_held(
         await send_mailing(mailer)
         ids_before = set(gateway.ids)
     await primary.stop()
+    # the settings of a restore that ends at the end of the backup
     restored.set(
         recovery_target="immediate", recovery_target_action="promote", restore_command="false"
     )
@@ -162,22 +170,24 @@ async def test_copy_of_a_stopped_servers_data_folder_uses_other_ids(
 ) -> None:
     gateway = await start_gateway()
     async with mailer_that_has_sent(primary, gateway):
-        ids = [set(gateway.ids)]
+        ids_before = set(gateway.ids)
     await primary.stop()
     copy = new_server("copy")
     copy.copy_folder(primary)
-    for server in (primary, copy):
+    new_ids: dict[str, set[int]] = {}
+    for name, server in (("primary", primary), ("copy", copy)):
         await server.start()
         async with mailer_on(server, **gateway.settings) as mailer:
-            ids.append(await send_mailing(mailer))
+            new_ids[name] = await send_mailing(mailer)
 
-    assert len(set().union(*ids)) == sum(map(len, ids)) == 300
+    all_ids = ids_before | new_ids["primary"] | new_ids["copy"]
+    assert len(all_ids) == 3 * 100  # so no id was used twice
 
 
 async def test_sessions_have_keepalives_that_detect_a_dead_machine(
     primary: Server, server_url: str
 ) -> None:
-    """Over a Unix socket they have no effect, and are not needed."""
+    """Over a Unix socket keepalives have no effect, and are not needed."""
     for url, is_tcp in ((primary.url, True), (server_url, False)):
         connection = await connect(url, statement_timeout=None, **KEEPALIVES)
         try:

@@ -1,4 +1,8 @@
-"""A pause requested by the gateway delays messages but ends none; a user can end the pause."""
+"""A pause requested by the gateway delays messages but ends none; a user can end the pause.
+
+The gateway requests it by the header Retry-After. With the status 503 the pause is for all
+messages, with 500 for this message only.
+"""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -8,23 +12,28 @@ from tests.processes import MailerProcess, Mailers, until
 
 from mailer.sample_data import new_mailing
 
-YEAR = "Retry-After: 31536000"
+PAUSE_OF_A_YEAR = "Retry-After: 31536000"
 
 
 def reject_first(status: int, count: int) -> Talk:
-    """Request a pause of a year for the first `count` requests, then accept all."""
-    requests: list[str] = []
+    """Return a gateway that requests a pause of a year at its first `count` requests.
+
+    It answers these requests with `status`, and accepts all later ones.
+    """
+    request_lines: list[str] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            requests.append((await request_of(reader))[0])
-            accepted = answer(200, OK)
-            writer.write(accepted if len(requests) > count else answer(status, b"", YEAR))
+            request_line, _, _ = await request_of(reader)
+            request_lines.append(request_line)
+            must_reject = len(request_lines) <= count
+            writer.write(answer(status, b"", PAUSE_OF_A_YEAR) if must_reject else answer(200, OK))
 
     return talk
 
 
 async def until_waiting(mailer: MailerProcess, mailing_id: int, count: int) -> None:
+    """Wait until `count` messages of a mailing are scheduled again after a 500."""
     path = f"/mailings/{mailing_id}/messages?status=scheduled&reason=http_500"
 
     async def are_waiting() -> bool | None:
@@ -34,6 +43,7 @@ async def until_waiting(mailer: MailerProcess, mailing_id: int, count: int) -> N
 
 
 async def try_now(mailer: MailerProcess) -> None:
+    """End the pause, as a user does with the button "Try now" of a page."""
     same_origin = {"Origin": mailer.address}
     async with mailer.session.post(
         "/gateway/try", data={"return_path": "/system"}, headers=same_origin, allow_redirects=False
@@ -45,38 +55,37 @@ async def try_now(mailer: MailerProcess) -> None:
 async def test_pause_of_the_whole_gateway_is_shown_and_ended_by_try_now(
     start_mailer: Mailers,
 ) -> None:
-    async with served(reject_first(503, 1)) as url:
-        mailers = [
+    async with served(reject_first(503, count=1)) as url:
+        processes = [
             await start_mailer(gateway_url=url, gateway_concurrency="1", retry_after_cap="600")
             for _ in range(2)
         ]
-        mailer = mailers[0]
-        await mailer.create_clients(3)
-        created = await mailer.call("POST", "/mailings", new_mailing(), 201)
+        await processes[0].create_clients(3)
+        created = await processes[0].call("POST", "/mailings", new_mailing(), 201)
 
-        async def find_held() -> MailerProcess | None:
-            for process in mailers:
+        async def find_paused() -> MailerProcess | None:
+            for process in processes:
                 if (await process.call("GET", "/gateway"))["held"]:
                     return process
             return None
 
-        mailer = await until(find_held)
-        assert (await mailer.mailing(created["id"]))["held"]["reason"] == "http_503"
-        status = await mailer.call("GET", "/gateway")
-        left = datetime.fromisoformat(status["retry_at"]) - datetime.now(UTC)
-        assert left <= timedelta(seconds=600)
+        paused = await until(find_paused)
+        assert (await paused.mailing(created["id"]))["held"]["reason"] == "http_503"
+        gateway = await paused.call("GET", "/gateway")
+        remaining = datetime.fromisoformat(gateway["retry_at"]) - datetime.now(UTC)
+        assert remaining <= timedelta(seconds=600)  # retry_after_cap, instead of a year
         for path in ("/", "/system", f"/mailings/{created['id']}"):
-            async with mailer.session.get(path) as page:
+            async with paused.session.get(path) as page:
                 assert 'action="/gateway/try"' in await page.text()
 
-        await try_now(mailers[0])  # which notifies all workers
-        assert (await mailer.finished(created["id"]))["delivered_messages"] == 3
+        await try_now(processes[0])  # which notifies all workers
+        assert (await paused.finished(created["id"]))["delivered_messages"] == 3
 
 
 async def test_message_with_a_pause_past_the_end_is_sent_after_try_now(
     start_mailer: Mailers,
 ) -> None:
-    async with served(reject_first(500, 4)) as url:
+    async with served(reject_first(500, count=4)) as url:
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="4")
         await mailer.create_clients(4)
         end = datetime.now(UTC) + timedelta(seconds=300)
@@ -85,8 +94,8 @@ async def test_message_with_a_pause_past_the_end_is_sent_after_try_now(
         await until_waiting(mailer, created["id"], 4)
         mailing = await mailer.mailing(created["id"])
         assert (mailing["status"], mailing["scheduled_messages"]) == ("running", 4)
-        due = await mailer.query("SELECT min(due_at) > $1 FROM message", end)
-        assert due is True
+        are_due_after_end = await mailer.query("SELECT min(due_at) > $1 FROM message", end)
+        assert are_due_after_end is True
 
         await try_now(mailer)
         assert (await mailer.finished(created["id"]))["delivered_messages"] == 4

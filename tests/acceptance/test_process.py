@@ -1,4 +1,7 @@
-"""The process: its start, its end, and its behaviour without the database."""
+"""The mailer process: errors that end its start, a kill, and work without the database.
+
+Exit statuses are those of sysexits.h, in `mailer.cli.runner`.
+"""
 
 import signal
 import socket
@@ -8,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from tests.processes import Gateways, MailerProcess, Mailers, run, until
 
+from mailer.cli.runner import EXIT_CANNOT_START, EXIT_TEMPORARY_FAILURE
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.sample_data import new_mailing
 
@@ -25,7 +29,7 @@ def test_wrong_setting_stops_the_start_with_one_line(
     settings: dict[str, str], expected: str
 ) -> None:
     process = run("serve", **settings)
-    assert process.returncode == 78
+    assert process.returncode == EXIT_CANNOT_START
     assert expected in process.stderr
     assert len(process.stderr.splitlines()) == 1
 
@@ -33,7 +37,7 @@ def test_wrong_setting_stops_the_start_with_one_line(
 def test_wrong_database_url_stops_the_start_with_one_line(server_url: str) -> None:
     wrong = urlunsplit(urlsplit(server_url)._replace(path="/nowhere"))
     process = run("serve", auth="none", database_url=wrong)
-    assert process.returncode == 78
+    assert process.returncode == EXIT_CANNOT_START
     [line] = [line for line in process.stderr.splitlines() if line.startswith("mailer:")]
     assert "MAILER_DATABASE_URL" in line
     assert "Traceback" not in process.stderr
@@ -43,7 +47,7 @@ async def test_busy_port_stops_the_start_with_one_line(database_url: str) -> Non
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         process = run("serve", auth="none", database_url=database_url, port=port)
-    assert process.returncode == 75  # a later start may succeed
+    assert process.returncode == EXIT_TEMPORARY_FAILURE  # a later start may succeed
     [line] = [line for line in process.stderr.splitlines() if line.startswith("mailer:")]
     assert f"cannot listen on 127.0.0.1:{port}" in line
     assert "Traceback" not in process.stderr
@@ -57,7 +61,7 @@ async def test_embedded_database_is_used_again_after_a_kill(
     await first.start()
     await first.call("POST", "/clients", {"phone": "79160000001"}, 201)
     second = run("serve", auth="none", data_dir=str(data_dir))
-    assert second.returncode == 75  # a later start may succeed, when the first has ended
+    assert second.returncode == EXIT_TEMPORARY_FAILURE  # until the first process has ended
     assert len(second.stderr.splitlines()) == 1
     await first.stop(signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""The rate of sending: never over the limit, and shared fairly between mailings."""
+"""The rate of requests: never over the limit, and shared fairly between mailings."""
 
 import time
 
@@ -6,29 +6,30 @@ from tests.processes import Gateways, Mailers
 
 from mailer.sample_data import new_mailing
 
-RATE = 150
+RATE = 150  # requests a second
 SLACK = 0.02
-"""Seconds for which unused starts are kept."""
+"""Seconds; a request that starts late by up to this time does not delay the next ones."""
 
 
 async def test_rate_limit_is_never_exceeded(start_gateway: Gateways, start_mailer: Mailers) -> None:
-    """Requests are seen after they were sent, so this also holds on a slow machine."""
+    """The gateway sees a request after it was sent, so this also holds on a slow machine."""
     gateway = await start_gateway(latency=0.05)
     mailer = await start_mailer(**gateway.settings, gateway_rate=str(RATE))
     await mailer.create_clients(5_000)
-    began = time.monotonic()
+    started_at = time.monotonic()
     await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_received(5 * RATE)
 
-    for number, request in enumerate(gateway.received):
-        assert number <= RATE * (request.monotonic - began + SLACK) + 1
+    for earlier_requests, request in enumerate(gateway.received):
+        assert earlier_requests <= RATE * (request.monotonic - started_at + SLACK) + 1
 
 
 async def test_unsent_messages_do_not_count_towards_the_rate_limit(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
+    interval = 2  # seconds between requests
     gateway = await start_gateway()
-    mailer = await start_mailer(**gateway.settings, gateway_rate="0.5")
+    mailer = await start_mailer(**gateway.settings, gateway_rate=str(1 / interval))
     await mailer.create_clients(100)
     first = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_received(1)
@@ -36,11 +37,11 @@ async def test_unsent_messages_do_not_count_towards_the_rate_limit(
 
     # ten messages of the first mailing are claimed and wait
     await mailer.call("POST", f"/mailings/{first['id']}/pause")
-    before = len(gateway.received)
-    await gateway.until_received(before + 1)
-    last, following = gateway.received[before - 1 : before + 1]
-    # at most five intervals of the rate; the ten messages would have used ten
-    assert following.monotonic - last.monotonic < 5 / 0.5
+    count_at_pause = len(gateway.received)
+    await gateway.until_received(count_at_pause + 1)
+    last_before, first_after = gateway.received[count_at_pause - 1 : count_at_pause + 1]
+    # if the ten messages counted, the next request would have to wait for ten intervals
+    assert first_after.monotonic - last_before.monotonic < 5 * interval
 
 
 async def test_small_mailing_does_not_wait_for_a_large_one(

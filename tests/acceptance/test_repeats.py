@@ -16,16 +16,19 @@ from mailer.db.engine import connect
 from mailer.sample_data import new_mailing
 
 QUICK = {"gateway_timeout": "1", "lease": "3"}
+"""Settings under which the work of a dead process may continue after three seconds."""
 KEY = {"Idempotency-Key": "order-7"}
 COUNT_MAILINGS = "SELECT count(*) FROM mailing"
 LOCK = 77
-CREATE_WAIT = """
+"""Key of the lock for which the trigger below waits."""
+CREATE_WAIT = f"""
     CREATE FUNCTION wait_for_lock() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM pg_advisory_xact_lock_shared(77);
+        PERFORM pg_advisory_xact_lock_shared({LOCK});
         RETURN NULL;
     END $$"""
 IS_WAITING = "SELECT count(*) > 0 OR NULL FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+"""Returns true if a session waits for the lock, else null."""
 
 
 async def post(mailer: MailerProcess, path: str, body: object) -> tuple[int, bytes, bool]:
@@ -50,9 +53,11 @@ async def post_until_done(
 
 @asynccontextmanager
 async def blocked_writes(mailer: MailerProcess, column: str) -> AsyncIterator[asyncpg.Connection]:
-    """Block sessions that write a column of the table `idempotency`, and end them at the end.
+    """In the block, let sessions wait when they write a column of the table `idempotency`.
 
-    PostgreSQL would finish the statement of a killed process if it could; a blocked one it cannot.
+    So a process can be killed just before that: `result` is written in the transaction of the
+    request's own change, `body` after it. PostgreSQL cannot finish the waiting statement of a
+    killed process. At the end these sessions are closed.
     """
     database = await connect(mailer.database_url, idle_in_transaction_session_timeout="0")
     await database.execute(CREATE_WAIT)
@@ -100,6 +105,7 @@ async def test_file_is_imported_once_and_completely_despite_a_kill(
     content = b"phone\n" + b"".join(b"7916%07d\n" % number for number in range(50_000))
 
     async def send(process: MailerProcess) -> tuple[int, Any] | None:
+        """Upload the file; return status and report, or None while it is still being imported."""
         headers = KEY | {"Content-Type": "text/csv"}
         async with process.session.post(
             "/api/v1/clients/import", data=content, headers=headers
@@ -139,13 +145,14 @@ async def test_process_frozen_for_longer_than_its_lease_does_nothing_twice(
     frozen, other = await asyncio.gather(start_mailer(**QUICK), start_mailer(**QUICK))
     body = new_mailing(starts_in=3600)
     async with blocked_writes(frozen, "result") as database:
-        late = asyncio.create_task(post(frozen, "/mailings", body))
+        late_request = asyncio.create_task(post(frozen, "/mailings", body))
         await until(lambda: frozen.query(IS_WAITING))
         frozen.process.send_signal(signal.SIGSTOP)
         await database.execute(CLOSE_CONNECTIONS)  # as a firewall or a server timeout would do
     status, content, is_replay = await post_until_done(other, "/mailings", body)
     assert (status, is_replay) == (201, False)
     frozen.process.send_signal(signal.SIGCONT)
-    assert (await late)[0] in {201, 409, 503}
+    late_status, _, _ = await late_request
+    assert late_status in {201, 409, 503}
     assert await post_until_done(frozen, "/mailings", body) == (201, content, True)
     assert await other.query(COUNT_MAILINGS) == 1

@@ -1,4 +1,8 @@
-"""Restored dumps and copies: no id is used twice, and nothing is sent without confirmation."""
+"""After a dump is restored, no id is used twice, and nothing is sent until a user confirms it.
+
+Messages that were sent after the dump are still scheduled in the restored database, so sending
+them again needs a confirmation: `mailer resume-after-restore --yes`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,8 +20,9 @@ from mailer.sample_data import new_mailing
 from mailer.validation import MAX_ID
 
 QUICK = {"lease": "8", "gateway_timeout": "4"}
-"""Claims in a copy of the database expire within seconds."""
+"""Settings under which claims in a copy of the database expire within seconds."""
 SLOW = QUICK | {"gateway_concurrency": "2", "gateway_rate": "40"}
+"""Settings under which a mailing is still being sent while the database is dumped."""
 SELECT_IDS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message WHERE mailing_id = $1"
 END_SESSIONS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -26,6 +31,7 @@ END_SESSIONS = """
 
 @pytest.fixture
 def programs() -> Path:
+    """The folder with pg_dump and pg_restore."""
     return find_binaries()[0].folder
 
 
@@ -44,22 +50,20 @@ async def copy_url(server_url: str, database_url: str) -> AsyncIterator[str]:
     await connection.close()
 
 
-async def start_mailing(
-    mailer: MailerProcess, gateway: Gateway, clients: int = 120, sent: int = 30
-) -> dict[str, Any]:
-    """Create a mailing and wait until some of its messages have been sent; return it."""
-    await mailer.create_clients(clients)
+async def start_mailing(mailer: MailerProcess, gateway: Gateway) -> dict[str, Any]:
+    """Create a mailing to 120 clients, wait until 30 messages have been sent, and return it."""
+    await mailer.create_clients(120)
     created: dict[str, Any] = await mailer.call("POST", "/mailings", new_mailing(), 201)
-    await gateway.until_received(sent)
+    await gateway.until_received(30)
     return created
 
 
 async def dump_during_mailing(
     mailer: MailerProcess, gateway: Gateway, programs: Path, file: Path
 ) -> dict[str, Any]:
-    """Dump the database in the middle of a mailing, then finish the mailing; return it.
+    """Dump the database in the middle of a mailing; return this mailing.
 
-    Another mailing is sent after the dump, and so is not in it. Then the process is stopped.
+    After the dump the mailing is finished, another one is sent, and the process is stopped.
     """
     created = await start_mailing(mailer, gateway)
     dump(programs, mailer.database_url, file)
@@ -71,7 +75,7 @@ async def dump_during_mailing(
 
 
 async def expect_held(mailer: MailerProcess) -> None:
-    """Assert that a process enqueues a mailing, but sends nothing of it."""
+    """Assert that a process enqueues a new mailing, but sends nothing of it; then cancel it."""
     created = await mailer.call("POST", "/mailings", new_mailing(text="Later."), 201)
 
     async def is_enqueued() -> bool | None:
@@ -86,6 +90,7 @@ async def expect_held(mailer: MailerProcess) -> None:
 
 
 def resume(database_url: str, *options: str) -> Any:
+    """Run the command that confirms that sending may resume."""
     return run("resume-after-restore", *options, database_url=database_url)
 
 
@@ -96,8 +101,8 @@ async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_sa
     mailer = await start_mailer(**gateway.settings, **SLOW)
     created = await dump_during_mailing(mailer, gateway, programs, tmp_path / "dump")
     ids_before = set(gateway.ids)
-    assert len(ids_before) == 240
-    requests = len(gateway.ids)
+    assert len(ids_before) == 2 * 120
+    requests_before = len(gateway.ids)
     restore(programs, tmp_path / "dump", copy_url)
 
     restored = await start_mailer(**gateway.settings, **QUICK, database_url=copy_url)
@@ -114,7 +119,7 @@ async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_sa
     assert unconfirmed.returncode == 1
     assert f"{waiting} messages of 1 mailings" in unconfirmed.stdout
     assert "--yes" in unconfirmed.stderr
-    assert len(gateway.ids) == requests  # nothing has been sent
+    assert len(gateway.ids) == requests_before  # nothing has been sent
 
     confirmed = resume(copy_url, "--yes")
     assert confirmed.returncode == 0, confirmed.stderr
@@ -122,16 +127,16 @@ async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_sa
     mailing = await restored.finished(created["id"])
     assert mailing["delivered_messages"] == 120
     assert mailing["held"] is None
-    repeats = set(gateway.ids[requests:])
-    assert repeats <= set(await restored.query(SELECT_IDS, created["id"]))
-    assert len(repeats) == waiting
+    resumed_ids = set(gateway.ids[requests_before:])
+    assert resumed_ids <= set(await restored.query(SELECT_IDS, created["id"]))
+    assert len(resumed_ids) == waiting
 
     new = await restored.call("POST", "/mailings", new_mailing(), 201)
     await restored.finished(new["id"])
-    ids = set(await restored.query(SELECT_IDS, new["id"]))
-    assert len(ids) == 120
-    assert ids.isdisjoint(ids_before)
-    assert max(ids) <= MAX_ID
+    new_ids = set(await restored.query(SELECT_IDS, new["id"]))
+    assert len(new_ids) == 120
+    assert new_ids.isdisjoint(ids_before)
+    assert max(new_ids) <= MAX_ID
     assert resume(copy_url, "--yes").stdout == "Nothing to resume: sending is allowed.\n"
     actor = "SELECT actor_kind FROM audit WHERE action = 'sending_resumed'"
     assert await restored.query(actor) == "command"
@@ -157,6 +162,7 @@ async def test_two_copies_of_a_database_that_both_send_never_use_the_same_id(
     for _ in range(2):
         await asyncio.gather(send(original), send(copy))
 
+    # the mailing before the dump, and two of each database
     assert len(set(gateway.ids)) == 5 * 200
     assert max(gateway.ids) <= MAX_ID
 
@@ -168,13 +174,13 @@ async def test_dump_restored_over_its_own_database_is_held(
     mailer = await start_mailer(**gateway.settings, **SLOW)
     created = await dump_during_mailing(mailer, gateway, programs, tmp_path / "dump")
     ids_before = set(gateway.ids)
-    requests = len(gateway.ids)
+    requests_before = len(gateway.ids)
 
     restore(programs, tmp_path / "dump", mailer.database_url, "--clean", "--if-exists")
     mailer = await start_mailer(**gateway.settings, **QUICK)
     await mailer.event("sending_held")
     await expect_held(mailer)
-    assert len(gateway.ids) == requests
+    assert len(gateway.ids) == requests_before
 
     assert resume(mailer.database_url, "--yes").returncode == 0
     await mailer.finished(created["id"])
@@ -191,13 +197,13 @@ async def test_process_that_runs_during_a_restore_sends_nothing(
     created = await start_mailing(mailer, gateway)
     await mailer.call("POST", f"/mailings/{created['id']}/pause")
     dump(programs, mailer.database_url, tmp_path / "dump")
-    requests = len(gateway.ids)
+    requests_before = len(gateway.ids)
 
     restore(programs, tmp_path / "dump", mailer.database_url, "--clean", "--if-exists")
     await mailer.call("POST", f"/mailings/{created['id']}/resume")
     await mailer.event("sending_held")
     await expect_held(mailer)
-    assert len(gateway.ids) == requests
+    assert len(gateway.ids) == requests_before
 
     assert resume(mailer.database_url, "--yes").returncode == 0
     assert (await mailer.finished(created["id"]))["delivered_messages"] == 120

@@ -1,4 +1,7 @@
-"""The API conforms to its schema: a hundred cases of `bench/schema.py`."""
+"""The API conforms to its schema.
+
+The script `bench/schema.py` generates requests from the OpenAPI schema and checks the responses.
+"""
 
 import asyncio
 import os
@@ -7,6 +10,7 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "schema.py"
 CASES = 100
+"""Requests that are generated, at least."""
 
 
 async def test_cases_generated_from_the_schema_pass(database_url: str) -> None:

@@ -1,4 +1,7 @@
-"""Secrets of the settings are in no log line, page, response or metric of the real process."""
+"""Secrets of the settings are in no log line, page, response or metric of the real process.
+
+The gateway's URL contains a user, a password and a key, the mail server's URL a password.
+"""
 
 import asyncio
 from datetime import UTC, datetime
@@ -14,7 +17,7 @@ PATHS = (
     *("/api/v1/mailings/1/statistics", "/nothing"),
 )
 SECRETS = ("hush-user", "hush-password", "hush-key", "hush-mail", "aHVzaC")
-"""The last is the beginning of the credentials as encoded by Basic authentication."""
+"""The last one is the beginning of user and password as Basic authentication encodes them."""
 
 
 async def read_all(mailer: MailerProcess) -> str:
@@ -28,8 +31,8 @@ async def read_all(mailer: MailerProcess) -> str:
     return text
 
 
-async def check(mailer: MailerProcess, reason: str) -> None:
-    """Send messages that fail for `reason`, and assert that no secret is shown or logged."""
+async def assert_no_secret_is_shown(mailer: MailerProcess, reason: str) -> None:
+    """Send messages that fail for `reason`; then assert that no secret is shown or logged."""
     await mailer.create_clients(5)
     await mailer.call("POST", "/mailings", new_mailing(), 201)
 
@@ -46,6 +49,7 @@ async def check(mailer: MailerProcess, reason: str) -> None:
 
 
 def settings(gateway_url: str) -> dict[str, str]:
+    """Return settings with secrets, under which failed messages and a report are sent at once."""
     scheme, _, rest = gateway_url.partition("://")
     return {
         "gateway_url": f"{scheme}://hush-user:hush-password@{rest}?key=hush-key&id=",
@@ -60,9 +64,8 @@ def settings(gateway_url: str) -> dict[str, str]:
 
 
 async def test_no_secret_is_shown_while_the_gateway_is_down(start_mailer: Mailers) -> None:
-    await check(
-        await start_mailer(**settings("http://127.0.0.1:1/send/")), reason="connection_failed"
-    )
+    mailer = await start_mailer(**settings("http://127.0.0.1:1/send/"))
+    await assert_no_secret_is_shown(mailer, reason="connection_failed")
 
 
 async def test_no_secret_is_shown_when_the_gateway_redirects(start_mailer: Mailers) -> None:
@@ -73,5 +76,6 @@ async def test_no_secret_is_shown_when_the_gateway_redirects(start_mailer: Maile
         writer.write(answer(307, b"", "Location: http://127.0.0.1:1/", "Connection: close"))
 
     async with served(talk) as url:
-        await check(await start_mailer(**settings(url)), reason="http_307")
-    assert "key=hush-key" in request_lines[0]
+        mailer = await start_mailer(**settings(url))
+        await assert_no_secret_is_shown(mailer, reason="http_307")
+    assert "key=hush-key" in request_lines[0]  # so the gateway did get the secrets

@@ -1,4 +1,4 @@
-"""Signals stop mailer in order or are ignored; none leaves a message unknown."""
+"""Each signal either stops mailer in an orderly way or is ignored; no delivery becomes unknown."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from tests.processes import Gateways, MailerProcess, Mailers, until
 
 from mailer.sample_data import new_mailing
 
-SENDING = "SELECT count(*) FROM message WHERE status IN ('sending', 'unknown')"
-IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
+COUNT_SENDING_OR_UNKNOWN = "SELECT count(*) FROM message WHERE status IN ('sending', 'unknown')"
+IGNORED_SIGNALS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
 WITH_DEFAULT_SIGHUP = (
     sys.executable,
     "-c",
@@ -19,7 +19,8 @@ WITH_DEFAULT_SIGHUP = (
         "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     ),
 )
-"""Runs a command with the default action of SIGHUP, even if the tests run under nohup."""
+"""A command prefix: runs a command with the default action of SIGHUP, even if the tests run under
+nohup."""
 IN_TERMINAL = (
     *WITH_DEFAULT_SIGHUP,
     sys.executable,
@@ -29,10 +30,11 @@ IN_TERMINAL = (
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
     ),
 )
-"""Runs a command with its standard input as its controlling terminal."""
+"""A command prefix: runs a command with its standard input as its controlling terminal."""
 
 
 async def create_mailing(mailer: MailerProcess) -> int:
+    """Create a mailing to 200 clients and return its id."""
     await mailer.create_clients(200)
     created = await mailer.call("POST", "/mailings", new_mailing(on_unknown="hold"), 201)
     return int(created["id"])
@@ -45,12 +47,12 @@ async def test_signal_without_a_meaning_for_mailer_is_logged_and_ignored(
     mailer = await start_mailer(prefix=WITH_DEFAULT_SIGHUP, **gateway.settings)
     mailing_id = await create_mailing(mailer)
     await gateway.until_received(20)
-    for name in IGNORED:
+    for name in IGNORED_SIGNALS:
         mailer.process.send_signal(signal.Signals[name])
 
     async def are_logged() -> bool | None:
         events = [event for event in mailer.events if event["event"] == "signal_ignored"]
-        return {event["signal"] for event in events} == set(IGNORED) or None
+        return {event["signal"] for event in events} == set(IGNORED_SIGNALS) or None
 
     await until(are_logged)
     assert (await mailer.finished(mailing_id))["delivered_messages"] == 200
@@ -66,7 +68,7 @@ async def test_signal_that_stops_mailer_leaves_no_message_unknown(
     await create_mailing(mailer)
     await gateway.until_received(20)
     assert await mailer.stop(signal.Signals[name]) == 0
-    assert await mailer.query(SENDING) == 0
+    assert await mailer.query(COUNT_SENDING_OR_UNKNOWN) == 0
     assert await mailer.query("SELECT count(*) FROM message WHERE status = 'scheduled'") > 0
 
 
@@ -81,20 +83,22 @@ async def test_hangup_under_nohup_is_ignored(
     assert (await mailer.finished(mailing_id))["delivered_messages"] == 200
 
 
-async def test_mailer_stops_in_order_when_its_terminal_is_closed(
+async def test_mailer_stops_in_an_orderly_way_when_its_terminal_is_closed(
     start_gateway: Gateways, database_url: str
 ) -> None:
     gateway = await start_gateway(latency=0.2)
-    near, far = os.openpty()
+    terminal_window, terminal = os.openpty()
     mailer = MailerProcess(database_url=database_url, **gateway.settings)
-    await mailer.start(prefix=IN_TERMINAL, stdin=far)
-    os.close(far)
+    await mailer.start(prefix=IN_TERMINAL, stdin=terminal)
+    os.close(terminal)  # only the process still has it open
     await create_mailing(mailer)
     await gateway.until_received(20)
-    os.close(near)
-    assert await mailer.stop(0) == 0
-    assert [event["event"] for event in mailer.events if event["event"] == "stopping"]
-    assert await mailer.query(SENDING) == 0
+
+    os.close(terminal_window)
+    no_signal = 0
+    assert await mailer.stop(no_signal) == 0
+    assert "stopping" in [event["event"] for event in mailer.events]
+    assert await mailer.query(COUNT_SENDING_OR_UNKNOWN) == 0
 
 
 async def test_mailer_continues_when_its_log_cannot_be_written(
@@ -102,7 +106,7 @@ async def test_mailer_continues_when_its_log_cannot_be_written(
 ) -> None:
     gateway = await start_gateway(latency=0.02)
     mailer = MailerProcess(database_url=database_url, log_level="debug", **gateway.settings)
-    await mailer.start(prefix=("env",))
+    await mailer.start(prefix=("env",))  # a process of its own, which writes its log into a pipe
     await mailer.stop_reading()
     await mailer.create_clients(200)
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)

@@ -1,4 +1,8 @@
-"""The start: what it waits for, and which errors end it with one line."""
+"""The start of mailer with a database that is unavailable, or that it can never use.
+
+The service waits for an unavailable database. A database that it can never use ends the start with
+one line.
+"""
 
 import asyncio
 import contextlib
@@ -14,6 +18,7 @@ from sqlalchemy import text
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import MailerProcess, run
 
+from mailer.cli.runner import EXIT_CANNOT_START, EXIT_TEMPORARY_FAILURE
 from mailer.db.engine import connect, create_engine
 from mailer.db.requirements import WaitReason
 from mailer.db.startup import DatabaseSource, prepare_database
@@ -25,7 +30,7 @@ WAITING_TEXT = "The database cannot be reached; mailer waits for it."
 
 @contextlib.asynccontextmanager
 async def waiting_mailer(url: str, **settings: str) -> AsyncIterator[MailerProcess]:
-    """Start a mailer whose database is unavailable."""
+    """Start a mailer process, and wait until it has logged that its database is unavailable."""
     mailer = MailerProcess(database_url=url, **settings)
     await mailer.launch()
     try:
@@ -39,7 +44,7 @@ async def test_service_waits_for_a_database_that_is_unavailable_at_its_start(
     data_dir: Path,
 ) -> None:
     async with embedded_postgres(data_dir) as url:
-        pass
+        pass  # the server stops at once
     async with waiting_mailer(url) as mailer:
         await mailer.call("GET", "/health/live")
         for path in ("/health/ready", "/clients", "/mailings"):
@@ -49,8 +54,8 @@ async def test_service_waits_for_a_database_that_is_unavailable_at_its_start(
         async with mailer.session.get("/clients") as page:
             assert page.status == 503
             assert WAITING_TEXT in await page.text()
-        async with mailer.session.get("/metrics") as page:
-            assert "mailer_database_up 0.0" in await page.text()
+        async with mailer.session.get("/metrics") as metrics:
+            assert "mailer_database_up 0.0" in await metrics.text()
         assert not [event for event in mailer.events if event["event"] == "started"]
 
         async with embedded_postgres(data_dir):
@@ -64,17 +69,19 @@ async def test_service_waits_again_when_the_database_is_lost_during_the_start(
     database_url: str,
 ) -> None:
     engine = create_engine(database_url)
-    reasons: list[WaitReason] = []
+    wait_reasons: list[WaitReason] = []
 
-    async def read_first() -> None:
+    async def lose_first_connection() -> None:
         async with engine.connect() as connection:
-            if not reasons:
+            if not wait_reasons:
                 await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     source = DatabaseSource.of(Settings())
-    await prepare_database(engine, source, on_wait=reasons.append, on_ready=read_first)
+    await prepare_database(
+        engine, source, on_wait=wait_reasons.append, on_ready=lose_first_connection
+    )
     await engine.dispose()
-    assert len(reasons) == 1
+    assert len(wait_reasons) == 1
 
 
 async def test_waiting_service_stops_at_once(tmp_path: Path) -> None:
@@ -96,20 +103,21 @@ async def test_systemd_is_notified_of_what_the_service_waits_for(tmp_path: Path)
             message = (await loop.sock_recv(systemd, 10_000)).decode()
         assert message.startswith(f"READY=1\nSTATUS={WAITING_TEXT} (")
         assert await mailer.stop() == 0
-        while not message.startswith("STOPPING=1"):
+        while not message.startswith("STOPPING=1"):  # it has been sent, so this does not wait
             message = (await loop.sock_recv(systemd, 10_000)).decode()
 
 
 async def test_service_waits_for_a_standby_to_be_promoted(database_url: str) -> None:
+    """Here a database whose transactions are read-only by default, as on a standby."""
     connection = await connect(database_url)
-    read_only = "ALTER DATABASE {} SET default_transaction_read_only = {}"
+    set_read_only = "ALTER DATABASE {} SET default_transaction_read_only = {}"
     name = await connection.fetchval("SELECT current_database()")
-    await connection.execute(read_only.format(name, "on"))
+    await connection.execute(set_read_only.format(name, "on"))
     async with waiting_mailer(database_url) as mailer:
         problem = await mailer.call("GET", "/health/ready", status=503)
         assert problem["detail"].startswith("The database is read-only")
         await connection.execute("SET default_transaction_read_only = off")
-        await connection.execute(read_only.format(name, "off"))
+        await connection.execute(set_read_only.format(name, "off"))
         await mailer.event("started")
     await connection.close()
 
@@ -128,7 +136,7 @@ async def test_service_waits_for_a_database_that_is_closed_to_sessions(
 
 def test_command_ends_after_a_timeout_with_a_temporary_status(tmp_path: Path) -> None:
     process = run("migrate", database_url=f"postgresql://mailer@/mailer?host={tmp_path}")
-    assert process.returncode == 75
+    assert process.returncode == EXIT_TEMPORARY_FAILURE
     assert error_line(process.stderr).startswith("mailer: the database did not become ready: ")
 
 
@@ -140,9 +148,9 @@ def error_line(stderr: str) -> str:
 
 
 async def error_of(url: str) -> str:
-    """Return the error of the service for a database that it can never use."""
+    """Return the line with which the start ends for a database that it can never use."""
     process = await asyncio.to_thread(run, "serve", auth="none", port="0", database_url=url)
-    assert process.returncode == 78, process.stderr
+    assert process.returncode == EXIT_CANNOT_START, process.stderr
     assert "crashed" not in process.stderr
     line = error_line(process.stderr)
     assert line.startswith("mailer: MAILER_DATABASE_URL: ")
@@ -152,6 +160,7 @@ async def error_of(url: str) -> str:
 def change_url(
     url: str, *, user: str = "mailer", database: str | None = None, query: str = ""
 ) -> str:
+    """Return a database URL with another user or database, and with `query` appended."""
     parts = urlsplit(url)
     host = f"{user}@{parts.netloc.partition('@')[2]}"
     path = parts.path if database is None else f"/{database}"
@@ -200,6 +209,7 @@ async def test_database_with_tables_of_another_program_is_rejected(server_url: s
 
 @contextlib.asynccontextmanager
 async def new_database(server_url: str, name: str, options: str = "") -> AsyncIterator[str]:
+    """Create an empty database without mailer's schema, yield its URL, and drop it."""
     connection = await connect(server_url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}")
     yield change_url(server_url, database=name)
@@ -218,11 +228,14 @@ async def test_database_with_an_encoding_other_than_utf_8_is_rejected(
 
 @contextlib.asynccontextmanager
 async def server_before_tls(answer: bytes, tls: ssl.SSLContext | None) -> AsyncIterator[int]:
-    """Run a server that answers the request for TLS like PostgreSQL; yield its port."""
+    """Run a server that answers a request for TLS as PostgreSQL does; yield its port.
+
+    `answer` is `S` if TLS follows, with the certificate in `tls`, and `N` if not.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await reader.readexactly(8)
+            await reader.readexactly(8)  # the request for TLS
             writer.write(answer)
             if tls is not None:
                 await writer.start_tls(tls)
@@ -253,12 +266,13 @@ async def test_server_without_required_tls_is_a_wrong_setting() -> None:
 async def test_invalid_host_is_a_wrong_setting() -> None:
     for host in ("no such host", "1.2.3.4.5", "a" * 64):
         process = await asyncio.to_thread(run, "serve", host=host)
-        assert process.returncode in {75, 78}  # the resolver may be unavailable
+        # a temporary failure if names cannot be resolved at all
+        assert process.returncode in {EXIT_CANNOT_START, EXIT_TEMPORARY_FAILURE}
         assert "MAILER_HOST" in error_line(process.stderr)
 
 
 async def test_limits_of_the_database_do_not_affect_sessions_of_mailer(server_url: str) -> None:
-    """They would end a migration or an import half-way."""
+    """Limits such as a statement timeout would end a migration or an import half-way."""
     async with new_database(server_url, "with_limits") as url:
         connection = await connect(url)
         for limit in (

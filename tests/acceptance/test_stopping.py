@@ -1,4 +1,7 @@
-"""Pause, cancel, delete and the end take effect at once for requests not written yet."""
+"""Pause, cancel, delete and the end of a mailing take effect at once.
+
+Only requests that are already written to the gateway may still be answered.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +24,9 @@ class SilentGateway:
     def __init__(self) -> None:
         self.url = ""
         self.opened: list[float] = []
+        """When each request arrived, as Unix time."""
         self.closed: list[float] = []
+        """When mailer closed each connection, as Unix time."""
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -35,6 +40,7 @@ class SilentGateway:
 
 @pytest.fixture
 async def silent() -> AsyncIterator[SilentGateway]:
+    """A running gateway that never answers."""
     gateway = SilentGateway()
     server = await asyncio.start_server(gateway.talk, "127.0.0.1", 0)
     gateway.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/send/"
@@ -43,7 +49,7 @@ async def silent() -> AsyncIterator[SilentGateway]:
 
 
 async def act(mailer: MailerProcess, call: str, mailing_id: int) -> float:
-    """Pause, cancel or delete a mailing; return the time of the response."""
+    """Pause, cancel or delete a mailing; return the time of the response, as Unix time."""
     if call == "delete":
         await mailer.call("DELETE", f"/mailings/{mailing_id}", status=204)
     else:
@@ -62,10 +68,10 @@ async def test_no_request_starts_after_the_response_although_others_are_in_fligh
     await first.create_clients(40)
     created = await first.call("POST", "/mailings", new_mailing(), 201)
 
-    async def is_full() -> bool | None:
-        return len(silent.opened) == 10 or None
+    async def are_all_in_flight() -> bool | None:
+        return len(silent.opened) == 2 * 5 or None  # the concurrency of both processes
 
-    await until(is_full)
+    await until(are_all_in_flight)
 
     answered_at = await act(second, call, created["id"])
 
@@ -79,6 +85,7 @@ async def test_no_request_starts_after_the_response_although_others_are_in_fligh
 async def test_request_that_waits_for_its_connection_is_aborted(
     start_mailer: Mailers, call: str
 ) -> None:
+    # The gateway's queue of new connections is full, so connecting does not end.
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.socket())
         full.bind(("127.0.0.1", 0))
@@ -125,15 +132,16 @@ async def test_resumed_mailing_continues_where_it_was_paused(
 
     paused_at = await act(mailer, "pause", created["id"])
 
-    async def without_requests() -> dict[str, Any] | None:
+    async def find_without_requests() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])
         return mailing if mailing["sending_messages"] == 0 else None
 
-    paused = await until(without_requests)  # results of the requests in flight are recorded
-    sent = len(gateway.received)
-    assert sent < 300
-    assert all(request.arrived <= (paused_at + lag.longest) * 1e6 for request in gateway.received)
-    assert (paused["status"], paused["delivered_messages"]) == ("paused", sent)
+    paused = await until(find_without_requests)  # results of the requests in flight are recorded
+    sent_count = len(gateway.received)
+    assert sent_count < 300
+    last_arrival = max(request.arrived for request in gateway.received)  # microseconds
+    assert last_arrival <= (paused_at + lag.longest) * 1e6
+    assert (paused["status"], paused["delivered_messages"]) == ("paused", sent_count)
 
     resumed = await mailer.call("POST", f"/mailings/{created['id']}/resume")
     assert resumed["status"] == "running"
@@ -151,12 +159,12 @@ async def test_cancelled_mailing_delivers_nothing_more_and_its_counts_add_up(
     await gateway.until_received(50)
     await act(mailer, "cancel", created["id"])
 
-    async def is_settled() -> dict[str, Any] | None:
+    async def find_closed() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])
-        is_open = mailing["scheduled_messages"] + mailing["sending_messages"]
-        return None if is_open else mailing
+        open_messages = mailing["scheduled_messages"] + mailing["sending_messages"]
+        return mailing if open_messages == 0 else None
 
-    mailing = await until(is_settled)
+    mailing = await until(find_closed)
     assert mailing["status"] == "cancelled"
     assert mailing["delivered_messages"] == len(gateway.received) < 300
     assert mailing["cancelled_messages"] == 300 - len(gateway.received)
@@ -191,14 +199,15 @@ async def test_no_request_is_in_flight_after_the_end_even_if_the_gateway_is_slow
     mailer = await start_mailer(gateway_url=silent.url, gateway_concurrency="15")
     await mailer.create_clients(20)
 
-    def are_all_in_flight() -> bool:
+    def have_filled_concurrency() -> bool:
+        """Return whether 15 requests were in flight; if not, forget them before another try."""
         if len(silent.opened) == 15:
             return True
         silent.opened.clear()
         silent.closed.clear()
         return False
 
-    mailing, end = await send_short_mailing(mailer, are_all_in_flight, on_unknown=on_unknown)
+    mailing, end = await send_short_mailing(mailer, have_filled_concurrency, on_unknown=on_unknown)
     assert len(silent.closed) == 15
     assert max(silent.closed) <= end + lag.longest
     assert mailing["unknown_messages"] == 15
@@ -216,10 +225,10 @@ async def test_earlier_end_aborts_requests_in_flight(
     await mailer.create_clients(15)
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
-    async def is_full() -> bool | None:
+    async def are_all_in_flight() -> bool | None:
         return len(silent.opened) == 15 or None
 
-    await until(is_full)
+    await until(are_all_in_flight)
     end = datetime.now(UTC) + timedelta(seconds=1.5)
     change = {"datetime_end": end.isoformat()}
     await mailer.call("PATCH", f"/mailings/{created['id']}", change)
@@ -234,18 +243,21 @@ async def test_no_request_starts_after_the_sending_window_closes(
     gateway = await start_gateway(latency=0.1)
     mailer = await start_mailer(**gateway.settings, gateway_concurrency="5")
     await mailer.create_clients(300, time_zones=("Asia/Tokyo",))
-    tokyo = datetime.now(UTC) + timedelta(hours=9)
-    closes = (tokyo + timedelta(seconds=4)).replace(microsecond=0)
+    utc_offset = timedelta(hours=9)  # of Tokyo
+    local_now = datetime.now(UTC) + utc_offset
+    local_closing = (local_now + timedelta(seconds=4)).replace(microsecond=0)
     window: dict[str, Any] = {
-        "send_interval_time_start": (tokyo - timedelta(hours=1)).strftime("%H:%M:%S"),
-        "send_interval_time_end": closes.strftime("%H:%M:%S"),
+        "send_interval_time_start": (local_now - timedelta(hours=1)).strftime("%H:%M:%S"),
+        "send_interval_time_end": local_closing.strftime("%H:%M:%S"),
     }
     created = await mailer.call("POST", "/mailings", new_mailing(**window), 201)
     mailing = await mailer.finished(created["id"])
 
-    closed_at = (closes - timedelta(hours=9)).timestamp() + 0.05
+    closing = (local_closing - utc_offset).timestamp()
+    tolerance = 0.05 + lag.longest  # seconds
     assert 0 < len(gateway.received) < 300
-    assert all(request.arrived <= (closed_at + lag.longest) * 1e6 for request in gateway.received)
+    last_arrival = max(request.arrived for request in gateway.received)  # microseconds
+    assert last_arrival <= (closing + tolerance) * 1e6
     unsent = await mailer.call("GET", f"/mailings/{created['id']}/messages?reason=no_window")
     assert unsent["count"] == mailing["cancelled_messages"] == 300 - len(gateway.received)
 
@@ -253,22 +265,25 @@ async def test_no_request_starts_after_the_sending_window_closes(
 async def test_internal_error_for_one_message_does_not_stop_others(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
-    """For example when Python does not know the client's time zone."""
+    """The error here: the database knows a client's time zone, and Python does not."""
     gateway = await start_gateway()
     mailer = await start_mailer(**gateway.settings)
     await mailer.create_clients(20)
-    window: dict[str, Any] = {
+    # with a window, mailer needs the client's local time
+    nearly_all_day: dict[str, Any] = {
         "send_interval_time_start": "00:00:00",
         "send_interval_time_end": "23:59:59",
     }
-    created = await mailer.call("POST", "/mailings", new_mailing(starts_in=1, **window), 201)
+    body = new_mailing(starts_in=1, **nearly_all_day)
+    created = await mailer.call("POST", "/mailings", body, 201)
     await mailer.call("POST", f"/mailings/{created['id']}/pause")
 
     async def is_enqueued() -> bool | None:
         return await mailer.query("SELECT count(*) FROM message") == 20 or None
 
     await until(is_enqueued)
-    await mailer.query("UPDATE client SET time_zone = 'XYZ-3' WHERE id = 1 RETURNING id")
+    unknown_to_python = "UPDATE client SET time_zone = 'XYZ-3' WHERE id = 1 RETURNING id"
+    await mailer.query(unknown_to_python)
     await mailer.call("POST", f"/mailings/{created['id']}/resume")
     mailing = await mailer.finished(created["id"])
     assert (mailing["delivered_messages"], mailing["undelivered_messages"]) == (19, 1)

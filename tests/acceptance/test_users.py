@@ -1,9 +1,13 @@
-"""Users managed at the command line, and the hint at the first start."""
+"""Users managed at the command line, and the hint how to create the first one.
+
+The hint is the log event `no_login_configured`.
+"""
 
 import asyncio
 import os
 import pty
 import sys
+from collections.abc import Callable
 
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
@@ -16,6 +20,9 @@ HEADERS = {
     "Sec-Fetch-Site": "same-origin",
     "Connection": "close",  # during a slow command the server would close an idle connection
 }
+"""Headers of a browser, without which sign-ins are refused."""
+SIGNED_IN, REFUSED = 303, 400
+"""Statuses of a successful and of a refused sign-in."""
 
 
 async def sign_in_status(mailer: MailerProcess, name: str, password: str = PASSWORD) -> int:
@@ -36,7 +43,7 @@ async def test_first_start_logs_once_how_to_create_the_first_user(start_mailer: 
     arguments = [word.replace("NAME", "ann") for word in event["first_run"].split()[1:]]
     process = run(*arguments, given=f"{PASSWORD}\n", database_url=mailer.database_url)
     assert process.returncode == 0, process.stderr
-    assert await sign_in_status(mailer, "ann") == 303
+    assert await sign_in_status(mailer, "ann") == SIGNED_IN
     await mailer.stop()
     assert [event["event"] for event in mailer.events].count("no_login_configured") == 1
 
@@ -46,6 +53,7 @@ async def test_first_start_logs_once_how_to_create_the_first_user(start_mailer: 
 
 
 def has_hint(mailer: MailerProcess) -> bool:
+    """Return whether the hint is in the log of a process."""
     return "no_login_configured" in [event["event"] for event in mailer.events]
 
 
@@ -74,70 +82,89 @@ async def test_start_without_authentication_logs_no_hint(start_mailer: Mailers) 
     assert not has_hint(mailer)
 
 
+def user_commands(database_url: str) -> Callable[..., str]:
+    """Return a function that runs a command of `mailer users`, and returns its output."""
+
+    def run_command(*arguments: str, given: str = "", status: int = 0) -> str:
+        """Run a command with the standard input `given`; it must exit with `status`."""
+        process = run("users", *arguments, given=given, database_url=database_url)
+        assert process.returncode == status, process.stderr
+        return process.stdout + process.stderr
+
+    return run_command
+
+
 async def test_commands_for_users_take_effect_at_once(start_mailer: Mailers) -> None:
     mailer = await start_mailer(auth="required")
-
-    def users(*arguments: str, given: str = "", code: int = 0) -> str:
-        process = run("users", *arguments, given=given, database_url=mailer.database_url)
-        assert process.returncode == code, process.stderr
-        return process.stdout + process.stderr
+    users = user_commands(mailer.database_url)
 
     output = users("create", "Ann", "--role", "viewer", given=PASSWORD)
     assert output == "Ann can sign in now, at /login.\n"
-    for given in (PASSWORD, ""):  # the name is checked before the password is read
-        output = users("create", "ann", "--role", "viewer", given=given, code=1)
-        assert output == "mailer: Another user has this name.\n"
-    assert "There is no such user." in users("set-password", "bob", code=1)
-    output = users("create", " ", "--role", "viewer", code=1)
-    assert output.startswith("mailer: name: must be 1 to 64 characters on one line")
-    assert "password" not in output
-    assert await sign_in_status(mailer, "ann") == 303
+    assert await sign_in_status(mailer, "ann") == SIGNED_IN
+
     users("set-role", "ANN", "operator")
     assert users("list").split("\n")[1].split()[1:3] == ["Ann", "operator"]
+
     users("disable", "ann")
     assert "disabled" in users("list")
-    assert await sign_in_status(mailer, "ann") == 400
+    assert await sign_in_status(mailer, "ann") == REFUSED
     users("enable", "ann")
+
     users("set-password", "ann", given="another long one\n")
-    assert await sign_in_status(mailer, "ann") == 400
-    assert await sign_in_status(mailer, "ann", "another long one") == 303
+    assert await sign_in_status(mailer, "ann", PASSWORD) == REFUSED
+    assert await sign_in_status(mailer, "ann", "another long one") == SIGNED_IN
+
     users("sign-out", "ann")
     assert await mailer.query("SELECT count(*) FROM session") == 0
-    assert "There is no such user." in users("disable", "bob", code=1)
-    assert "must be 12 to 1024 characters" in users(
-        "create", "bob", "--role", "viewer", given="short", code=1
-    )
-    assert users("create", "bob", "--role", "root", code=2)
+
     actor = await mailer.query("SELECT actor FROM audit WHERE action = 'user_disabled'")
     assert actor.endswith("command line")
 
 
+def test_invalid_commands_for_users_fail_and_say_why(database_url: str) -> None:
+    users = user_commands(database_url)
+    users("create", "Ann", "--role", "viewer", given=PASSWORD)
+
+    for given in (PASSWORD, ""):  # the name is checked before the password is read
+        output = users("create", "ann", "--role", "viewer", given=given, status=1)
+        assert output == "mailer: Another user has this name.\n"
+    output = users("create", " ", "--role", "viewer", status=1)
+    assert output.startswith("mailer: name: must be 1 to 64 characters on one line")
+    assert "password" not in output
+    output = users("create", "bob", "--role", "viewer", given="short", status=1)
+    assert "must be 12 to 1024 characters" in output
+    assert users("create", "bob", "--role", "root", status=2)
+
+    assert "There is no such user." in users("set-password", "bob", status=1)
+    assert "There is no such user." in users("disable", "bob", status=1)
+
+
 async def test_password_is_read_twice_from_a_terminal_and_not_shown(database_url: str) -> None:
     run("migrate", database_url=database_url)
-    near, far = pty.openpty()
+    terminal_window, terminal = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mailer", "users", "create", "ann", "--role", "admin"),
         env=os.environ | {"MAILER_DATABASE_URL": database_url},
-        stdin=far,
-        stdout=far,
-        stderr=far,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
         start_new_session=True,
     )
-    os.close(far)
+    os.close(terminal)  # only the process still has it open
     shown = b""
 
-    async def until_shown(words: bytes, count: int) -> None:
+    async def until_shown(words: bytes) -> None:
         nonlocal shown
-        while shown.lower().count(words) < count:
-            shown += await asyncio.to_thread(os.read, near, 1000)
+        while words not in shown.lower():
+            shown += await asyncio.to_thread(os.read, terminal_window, 1000)
 
-    await until_shown(b"password (at least 12 characters):", 1)
-    os.write(near, f"{PASSWORD}\n".encode())
-    await until_shown(b"confirmation:", 1)
-    os.write(near, f"{PASSWORD}\n".encode())
+    await until_shown(b"password (at least 12 characters):")
+    os.write(terminal_window, f"{PASSWORD}\n".encode())
+    await until_shown(b"confirmation:")
+    os.write(terminal_window, f"{PASSWORD}\n".encode())
     assert await asyncio.wait_for(process.wait(), EVENT_TIMEOUT) == 0
-    await until_shown(b"ann can sign in now, at /login.", 1)
-    os.close(near)
+    await until_shown(b"ann can sign in now, at /login.")
+    os.close(terminal_window)
     assert PASSWORD.encode() not in shown
     connection = await connect(database_url)
     assert await connection.fetchval("SELECT name FROM app_user") == "ann"

@@ -1,4 +1,4 @@
-"""Long operations are authorized again before they commit or continue."""
+"""Long operations (imports, downloads) are authorized again before they commit or continue."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -17,18 +17,20 @@ from mailer.db.csv_export import CHUNK_ROWS
 from mailer.message.exporting import export_messages
 
 CSV = {"Content-Type": "text/csv"}
-STORED = "SELECT count(*) FROM client"
-IMPORTED = "SELECT count(*) FROM audit WHERE action = 'clients_imported'"
-STAGING = "SELECT count(*) FROM pg_class WHERE relname = 'client_import'"
+COUNT_CLIENTS = "SELECT count(*) FROM client"
+COUNT_RECORDED_IMPORTS = "SELECT count(*) FROM audit WHERE action = 'clients_imported'"
+COUNT_STAGING_TABLES = "SELECT count(*) FROM pg_class WHERE relname = 'client_import'"
+"""An import copies the rows of the file into a temporary table first."""
 
 
 async def create_key(engine: AsyncEngine) -> tuple[keys.Key, str]:
+    """Create a key and return it with its secret."""
     new = keys.NewKey(name="crm", scope="write")
     return await do(engine, lambda connection: keys.create(connection, new, COMMAND_LINE))
 
 
 async def upload(engine: AsyncEngine, meanwhile: str) -> AsyncIterator[bytes]:
-    """Yield a CSV file; run a statement in the middle of it."""
+    """Yield a CSV file of 3001 clients; before the last row, execute the statement `meanwhile`."""
     yield b"phone\n"
     yield "".join(f"7916{n:07}\n" for n in range(3000)).encode()
     await execute(engine, meanwhile)
@@ -36,11 +38,12 @@ async def upload(engine: AsyncEngine, meanwhile: str) -> AsyncIterator[bytes]:
 
 
 async def assert_nothing_is_stored(engine: AsyncEngine, answer: httpx.Response) -> None:
+    """Assert that an import was refused and has left nothing in the database."""
     assert answer.status_code == 403
     assert "The right to do this was revoked in the meantime." in answer.text
-    assert await value(engine, STORED) == 0
-    assert await value(engine, IMPORTED) == 0
-    assert await value(engine, STAGING) == 0
+    assert await value(engine, COUNT_CLIENTS) == 0
+    assert await value(engine, COUNT_RECORDED_IMPORTS) == 0
+    assert await value(engine, COUNT_STAGING_TABLES) == 0
 
 
 @pytest.mark.parametrize(
@@ -87,12 +90,12 @@ async def test_import_succeeds_when_the_new_role_of_its_user_still_allows_it(
         content = upload(engine, "UPDATE app_user SET role = 'operator'")
         answer = await browser.post("/clients/import", content=content, headers=CSV)
     assert answer.status_code == 200
-    assert await value(engine, STORED) == 3001
+    assert await value(engine, COUNT_CLIENTS) == 3001
 
 
 @pytest.mark.parametrize("exported", ["clients", "messages"])
 async def test_download_stops_after_its_key_is_revoked(engine: AsyncEngine, exported: str) -> None:
-    clients = await add_clients(engine, CHUNK_ROWS + 1)
+    clients = await add_clients(engine, CHUNK_ROWS + 1)  # so there are two chunks
     mailing_id = await add_mailing(engine)
     await add_messages(engine, mailing_id, clients, "scheduled")
     key, _ = await create_key(engine)

@@ -16,7 +16,7 @@ from tests.api.calls import DUE, NEW, create_mailing
 from tests.asgi_client import inside
 from tests.factories import add_messages, execute, value
 
-from mailer.access import audit, audit_log, commands
+from mailer.access import audit, audit_log, commands, keys
 from mailer.access.model import COMMAND_LINE, Actor
 from mailer.app import create_app
 from mailer.client import service as clients
@@ -27,21 +27,25 @@ from mailer.mailing import service as mailings
 from mailer.mailing.model import NewMailing
 from mailer.settings import Settings
 
-ALL = "SELECT coalesce(string_agg(audit::text, chr(10) ORDER BY id), '') FROM audit"
-COUNT = "SELECT count(*) FROM audit"
+WHOLE_LOG = "SELECT coalesce(string_agg(audit::text, chr(10) ORDER BY id), '') FROM audit"
+COUNT_ENTRIES = "SELECT count(*) FROM audit"
 ANNA = {"phone": "79161234567", "tag": "anna-tag", "time_zone": "Europe/Moscow"}
 
 
 async def entries(api: httpx.AsyncClient, **query: Any) -> list[dict[str, Any]]:
-    """Return the entries that the API returns, oldest first."""
+    """Return the entries that the API returns for a query, oldest first."""
     answer = await api.get("/audit", params=query)
     assert answer.status_code == 200, answer.text
-    rows: list[dict[str, Any]] = answer.json()["results"]
-    return rows[::-1]
+    newest_first: list[dict[str, Any]] = answer.json()["results"]
+    return newest_first[::-1]
 
 
 def changes(entry_list: list[dict[str, Any]]) -> list[tuple[str, int | None, Any, Any]]:
-    return [(e["action"], e["target"]["id"], e["before"], e["after"]) for e in entry_list]
+    """Return action, target id, and the fields before and after, of each entry."""
+    return [
+        (entry["action"], entry["target"]["id"], entry["before"], entry["after"])
+        for entry in entry_list
+    ]
 
 
 # ---- what is recorded -----------------------------------------------------------------------
@@ -54,40 +58,41 @@ async def test_actions_on_a_mailing_are_recorded_with_the_changed_fields(
     new = NEW | {"client_filter": {"time_zones": ["Europe/Moscow"]}}
     mailing_id = (await create_mailing(api, new))["id"]
     path = f"/mailings/{mailing_id}"
-    same = {"text": NEW["text"], "datetime_start": "2040-01-01T10:00:00+01:00"}
-    assert (await api.patch(path, json=same)).status_code == 200
-    assert (await api.patch(path, json=same | {"text": "Later."})).status_code == 200
+    no_change = {"text": NEW["text"], "datetime_start": "2040-01-01T10:00:00+01:00"}
+    assert (await api.patch(path, json=no_change)).status_code == 200
+    assert (await api.patch(path, json=no_change | {"text": "Later."})).status_code == 200
     for call in ("pause", "resume", "cancel"):
         assert (await api.post(f"{path}/{call}")).status_code == 200
     assert (await api.delete(path)).status_code == 204
 
     entry_list = await entries(api, target_kind="mailing")
-    created, *later = changes(entry_list)
-    assert created[:3] == ("mailing_created", mailing_id, None)
-    assert created[3] == {
+    all_fields = {
         **new,
         "send_interval_time_start": None,
         "send_interval_time_end": None,
         "on_unknown": "retry",
     }
-    assert later[:-1] == [
+    at_deletion = all_fields | {"text": "Later.", "status": "cancelled"}
+    assert changes(entry_list) == [
+        ("mailing_created", mailing_id, None, all_fields),
         ("mailing_changed", mailing_id, {"text": NEW["text"]}, {"text": "Later."}),
         ("mailing_paused", mailing_id, {"status": "scheduled"}, {"status": "paused"}),
         ("mailing_resumed", mailing_id, {"status": "paused"}, {"status": "scheduled"}),
         ("mailing_cancelled", mailing_id, {"status": "scheduled"}, {"status": "cancelled"}),
+        ("mailing_deleted", mailing_id, at_deletion, None),
     ]
-    deleted = created[3] | {"text": "Later.", "status": "cancelled"}
-    assert later[-1] == ("mailing_deleted", mailing_id, deleted, None)
     anonymous = {"kind": "anonymous", "id": None, "name": "anonymous"}
-    assert all(e["actor"] == anonymous and e["address"] == "127.0.0.1" for e in entry_list)
-    assert await value(engine, COUNT) == len(entry_list) + 1
+    assert all(entry["actor"] == anonymous for entry in entry_list)
+    assert all(entry["address"] == "127.0.0.1" for entry in entry_list)
+    # the other entry is that of the client
+    assert await value(engine, COUNT_ENTRIES) == len(entry_list) + 1
 
 
 async def test_a_retry_is_recorded(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     client_id = (await api.post("/clients", json=ANNA)).json()["id"]
     mailing_id = (await create_mailing(api, DUE))["id"]
     await add_messages(engine, mailing_id, [client_id], "undelivered", "rejected_400")
-    for status in ("running", "finished"):
+    for status in ("running", "finished"):  # only a finished mailing changes its status
         await execute(engine, f"UPDATE mailing SET status = '{status}', audience_until = 9")  # noqa: S608  # a status above
         assert (await api.post(f"/mailings/{mailing_id}/retry")).status_code == 200
     assert changes(await entries(api, action="mailing_retried")) == [
@@ -101,16 +106,19 @@ async def test_actions_on_clients_are_recorded_without_personal_data(
 ) -> None:
     client_id = (await api.post("/clients", json=ANNA)).json()["id"]
     path = f"/clients/{client_id}"
-    assert (await api.patch(path, json={"tag": "anna-tag"})).status_code == 200  # no change
-    new = {"phone": "79031234599", "tag": None}
-    assert (await api.patch(path, json=new)).status_code == 200
-    csv = {"content": "phone,tag\n79160000001,x\n1,\n", "headers": {"Content-Type": "text/csv"}}
-    assert (await api.post("/clients/import", **csv)).status_code == 200  # type: ignore[arg-type]  # content and headers
+    no_change = {"tag": "anna-tag"}
+    assert (await api.patch(path, json=no_change)).status_code == 200
+    change = {"phone": "79031234599", "tag": None}
+    assert (await api.patch(path, json=change)).status_code == 200
+    rows = "phone,tag\n79160000001,x\n1,\n"  # the last phone is invalid
+    answer = await api.post("/clients/import", content=rows, headers={"Content-Type": "text/csv"})
+    assert answer.status_code == 200
     assert (await api.delete(path)).status_code == 204
+
     counts = {"created": 1, "updated": 0, "unchanged": 0, "rejected": 1}
-    public = {"operator_code": "916", "time_zone": "Europe/Moscow"}
+    not_masked = {"operator_code": "916", "time_zone": "Europe/Moscow"}
     assert changes(await entries(api)) == [
-        ("client_created", client_id, None, public | {"phone": "***67", "tag": "***"}),
+        ("client_created", client_id, None, not_masked | {"phone": "***67", "tag": "***"}),
         (
             "client_changed",
             client_id,
@@ -134,16 +142,16 @@ async def test_an_export_is_recorded_at_its_start_with_the_names_of_its_filter_f
     ):
         assert ANNA["phone"] in answer.text
     await export_file(engine, str(tmp_path / "all.csv"), Console(file=StringIO()))
+
     entry_list = await entries(api, action="clients_exported")
-    assert [e["after"]["filter"] for e in entry_list] == [
-        ["phone", "tag"],
-        ["phone", "tag"],
-        [],
-        [],
-    ]
-    assert [e["actor"]["kind"] for e in entry_list] == [*["anonymous"] * 3, "command"]
-    assert entry_list[-1]["address"] is None
-    await api.get("/clients", headers={"Accept": "application/json"})
+    by_api, by_page, all_by_page, all_by_command = entry_list
+    assert by_api["after"]["filter"] == by_page["after"]["filter"] == ["phone", "tag"]
+    assert all_by_page["after"]["filter"] == all_by_command["after"]["filter"] == []
+    for by_request in (by_api, by_page, all_by_page):
+        assert by_request["actor"]["kind"] == "anonymous"
+    assert (all_by_command["actor"]["kind"], all_by_command["address"]) == ("command", None)
+
+    await api.get("/clients", headers={"Accept": "application/json"})  # a list is no export
     assert len(await entries(api, action="clients_exported")) == 4
 
 
@@ -157,22 +165,21 @@ async def test_an_entry_names_the_key_and_the_address_of_the_request(engine: Asy
         api.headers["Authorization"] = f"Bearer {secret}"
         await api.post("/clients", json=ANNA)
         await commands.revoke_key(engine, "shop")
-        assert (await api.post("/clients", json={"phone": "79160000001"})).status_code == 401
+        refused = await api.post("/clients", json={"phone": "79160000001"})
+        assert refused.status_code == 401
     async with engine.connect() as connection:
         page = await audit_log.page(connection, Cursor(10))
-    revoked, added_client, created = [audit_log.to_entry(row) for row in page.rows]
-    assert (added_client.actor, added_client.address) == (
-        audit_log.AuditedActor("key", 1, "shop"),
-        "192.0.2.7",
-    )
-    assert created.target == revoked.target == audit.Target("key", 1)
-    assert created.actor == audit_log.AuditedActor(
-        "command", None, f"{getpass.getuser()} at the command line"
-    )
-    assert created.after is not None
-    assert (created.after["name"], created.after["scope"]) == ("shop", "admin")
-    assert created.after["expires_at"] > "2026"
-    assert (revoked.before, revoked.after) == ({"name": "shop", "scope": "admin"}, None)
+    # the newest first
+    key_revoked, client_created, key_created = [audit_log.to_entry(row) for row in page.rows]
+    assert client_created.actor == audit_log.AuditedActor("key", 1, "shop")
+    assert client_created.address == "192.0.2.7"
+    assert key_created.target == key_revoked.target == audit.Target("key", 1)
+    command = audit_log.AuditedActor("command", None, f"{getpass.getuser()} at the command line")
+    assert key_created.actor == key_revoked.actor == command
+    assert key_created.after is not None
+    assert (key_created.after["name"], key_created.after["scope"]) == ("shop", "admin")
+    assert key_created.after["expires_at"] > "2026"
+    assert (key_revoked.before, key_revoked.after) == ({"name": "shop", "scope": "admin"}, None)
 
 
 async def test_no_phone_tag_or_secret_is_ever_recorded(
@@ -180,18 +187,21 @@ async def test_no_phone_tag_or_secret_is_ever_recorded(
 ) -> None:
     """Perform all actions with values that are easy to find; texts and filters may be recorded."""
     phones = [f"7999{n:07}" for n in range(31337, 31342)]
-    tag, other = "marked-tag", "another-marked-tag"
-    first, second, imported, by_form, taken = phones
-    by_api = (await api.post("/clients", json={"phone": first, "tag": tag})).json()["id"]
-    await api.patch(f"/clients/{by_api}", json={"phone": second, "tag": other})
-    await api.post("/clients", json={"phone": second, "tag": tag})  # the phone is used
-    csv = f"phone,tag\n{imported},{tag}\n{second},{other}\n{taken}0,{tag}\n"
-    await api.post("/clients/import", content=csv, headers={"Content-Type": "text/csv"})
+    first, second, imported, by_form, changed_to = phones
+    tag, other_tag = "marked-tag", "another-marked-tag"
+    # by the API: create, change, a failure (the phone is used), and an import with an invalid row
+    client_id = (await api.post("/clients", json={"phone": first, "tag": tag})).json()["id"]
+    await api.patch(f"/clients/{client_id}", json={"phone": second, "tag": other_tag})
+    await api.post("/clients", json={"phone": second, "tag": tag})
+    rows = f"phone,tag\n{imported},{tag}\n{second},{other_tag}\n{changed_to}0,{tag}\n"
+    await api.post("/clients/import", content=rows, headers={"Content-Type": "text/csv"})
+    # on the pages: create and change; a form also contains the values when it was opened
     form = {"phone": by_form, "operator_code": "", "tag": tag, "time_zone": ""}
     await api.post(f"{SITE}/clients/new", data=form, headers=BROWSER)
-    previous = {f"was_{name}": each for name, each in form.items()}
-    changed = form | previous | {"phone": taken, "tag": other}
-    await api.post(f"{SITE}/clients/3", data=changed, headers=BROWSER)
+    opened_values = {f"was_{name}": content for name, content in form.items()}
+    changed_form = form | opened_values | {"phone": changed_to, "tag": other_tag}
+    await api.post(f"{SITE}/clients/3", data=changed_form, headers=BROWSER)  # 2 is the imported one
+    # exports, mailings, deletions and keys
     for query in (f"phone={second}", f"tag={tag}"):
         await api.get(f"/clients?{query}", headers={"Accept": "text/csv"})
         await api.get(f"{SITE}/clients.csv?{query}", headers=BROWSER)
@@ -199,28 +209,31 @@ async def test_no_phone_tag_or_secret_is_ever_recorded(
     for call in ("pause", "resume", "cancel"):
         await api.post(f"/mailings/{mailing_id}/{call}")
     await api.delete(f"/mailings/{mailing_id}")
-    await api.delete(f"/clients/{by_api}")
+    await api.delete(f"/clients/{client_id}")
     await api.post(f"{SITE}/clients/2/delete", headers=BROWSER)
     secret = await commands.create_key(engine, "marked", "admin", 3)
     await commands.revoke_key(engine, "marked")
 
-    recorded = await value(engine, ALL)
+    whole_log = await value(engine, WHOLE_LOG)
     actions = set(await value(engine, "SELECT array_agg(DISTINCT action) FROM audit"))
     assert actions == {
         *("client_created", "client_changed", "client_erased", "clients_imported"),
         *("clients_exported", "mailing_created", "mailing_paused", "mailing_resumed"),
         *("mailing_cancelled", "mailing_deleted", "key_created", "key_revoked"),
     }
-    for hidden in (*phones, *(each[1:] for each in phones), tag, other, secret, secret[7:]):
-        assert hidden not in recorded
+    phones_without_country_code = [phone[1:] for phone in phones]
+    secret_without_prefix = secret.removeprefix(keys.KEY_PREFIX)
+    tags = (tag, other_tag)
+    for hidden in (*phones_without_country_code, *tags, secret_without_prefix):
+        assert hidden not in whole_log
 
 
 async def test_failed_actions_are_not_recorded(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     client_id = (await api.post("/clients", json=ANNA)).json()["id"]
     mailing_id = (await create_mailing(api, NEW))["id"]
     mailing = f"/mailings/{mailing_id}"
-    before = await value(engine, ALL)
-    failed = [
+    log_before = await value(engine, WHOLE_LOG)
+    answers = [
         await api.post("/clients", json=ANNA),
         await api.post("/clients", json=ANNA | {"phone": "x"}),
         await api.patch(f"/clients/{client_id}", json={"time_zone": "Nowhere"}),
@@ -237,8 +250,8 @@ async def test_failed_actions_are_not_recorded(api: httpx.AsyncClient, engine: A
         await api.post(f"{SITE}/keys", data={"name": ""}, headers=BROWSER),
         await api.post(f"{SITE}/keys/1/revoke", headers=BROWSER),
     ]
-    assert [each.status_code for each in failed if each.status_code < 400] == []
-    assert await value(engine, ALL) == before
+    assert [answer.status_code for answer in answers if answer.status_code < 400] == []
+    assert await value(engine, WHOLE_LOG) == log_before
 
 
 async def test_a_rolled_back_transaction_leaves_no_entry(engine: AsyncEngine) -> None:
@@ -246,7 +259,7 @@ async def test_a_rolled_back_transaction_leaves_no_entry(engine: AsyncEngine) ->
         target = audit.Target("client", 1)
         await audit.record(connection, COMMAND_LINE, "client_created", target)
         await connection.rollback()
-    assert await value(engine, COUNT) == 0
+    assert await value(engine, COUNT_ENTRIES) == 0
 
 
 async def test_a_change_is_rolled_back_when_its_entry_cannot_be_written(
@@ -282,7 +295,7 @@ async def test_the_database_refuses_every_change_of_entries(
 ) -> None:
     async with engine.begin() as connection:
         await audit.record(connection, COMMAND_LINE, "key_created", audit.Target("key", 1))
-    before = await value(engine, ALL)
+    log_before = await value(engine, WHOLE_LOG)
     with pytest.raises(DBAPIError, match="rows of audit cannot be changed"):
         await execute(engine, statement)
-    assert await value(engine, ALL) == before
+    assert await value(engine, WHOLE_LOG) == log_before

@@ -33,8 +33,10 @@ CLIENTS = "/api/v1/clients"
 AUDIT = "/api/v1/audit"
 NO_KEY = "Send an API key, as Authorization: Bearer."
 BAD_KEY = "The API key is unknown, revoked or expired."
-MONITORED = ["/metrics", "/health/live", "/health/ready"]
+MONITORING_PATHS = ["/metrics", "/health/live", "/health/ready"]
 LAST_USED = "SELECT last_used_at FROM api_key"
+UNKNOWN_SECRET = "w" * 43
+"""Has the format of a secret of a key (after its prefix) or of a session, but belongs to none."""
 
 
 @asynccontextmanager
@@ -61,13 +63,14 @@ async def create_key(engine: AsyncEngine, scope: Scope = "write", **fields: Any)
 
 
 def assert_is_unauthorized(answer: httpx.Response, detail: str) -> None:
+    """Assert that an answer is a complete problem 401 with this detail."""
     assert (answer.status_code, answer.json()["detail"]) == (401, detail)
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="mailer"'
 
 
 async def api_calls(protected: httpx.AsyncClient) -> list[tuple[str, str]]:
-    """Return every method and path of the API."""
+    """Return every method and path of the API, with the id 1, as its schema lists them."""
     schema = (await protected.get("/openapi.json")).json()
     return [
         (method, path.replace("{client_id}", "1").replace("{mailing_id}", "1"))
@@ -80,6 +83,10 @@ async def api_calls(protected: httpx.AsyncClient) -> list[tuple[str, str]]:
 async def test_stored_idempotent_requests_do_not_reveal_phones(
     engine: AsyncEngine, protected: httpx.AsyncClient
 ) -> None:
+    """A digest of what is known about a request would let a reader of the database try all phones.
+
+    So the stored digest must also cover the secret of the API key.
+    """
     protected.headers.update(await create_key(engine) | {"Content-Type": "application/json"})
     body = json.dumps(ANNA)
     created = await protected.post(CLIENTS, content=body, headers={"Idempotency-Key": "created"})
@@ -89,20 +96,20 @@ async def test_stored_idempotent_requests_do_not_reveal_phones(
     await protected.post(f"{CLIENTS}/import", content=rows, headers=file)
     await protected.delete(f"{CLIENTS}/{created.json()['id']}")
     stored = await value(engine, "SELECT string_agg(t::text, '') FROM idempotency AS t")
-    assert "refused" in stored
+    assert "refused" in stored  # so the requests are stored
     for path, media_type, content in (
         (CLIENTS, "application/json", body),
         (f"{CLIENTS}/import", "text/csv", rows),
     ):
-        for separator in ("", "\n"):
-            guess = hashlib.sha256(f"POST\n{path}\n{separator}\n{media_type}\n{content}".encode())
-            assert guess.hexdigest() not in stored
+        for empty_credential in ("", "\n"):
+            known = f"POST\n{path}\n{empty_credential}\n{media_type}\n{content}"
+            assert hashlib.sha256(known.encode()).hexdigest() not in stored
 
 
 async def test_no_route_of_the_api_is_open_without_a_key(protected: httpx.AsyncClient) -> None:
-    routes = await api_calls(protected)
-    assert len(routes) > 15
-    for method, path in routes:
+    calls = await api_calls(protected)
+    assert len(calls) > 15
+    for method, path in calls:
         assert_is_unauthorized(await protected.request(method, path), NO_KEY)
 
 
@@ -119,7 +126,7 @@ async def test_reading_writing_and_the_audit_log_need_their_scopes(
         if SCOPES.index(scope) < SCOPES.index(required):
             detail = f"This needs a key of scope {required}; this one has {scope}."
             assert (answer.status_code, answer.json()["detail"]) == (403, detail), path
-        else:
+        else:  # admitted; the request has no body, and ids of no objects
             assert answer.status_code in {200, 204, 400, 404, 415}, (method, path)
 
 
@@ -155,21 +162,23 @@ async def test_a_malformed_key_or_cookie_costs_no_query(
 ) -> None:
     queries: list[str] = []
 
-    def record_query(*arguments: object) -> None:
-        queries.append(str(arguments[2]))
+    def record_query(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        queries.append(statement)
 
     event.listen(engine.sync_engine, "before_cursor_execute", record_query)
     try:
-        for wrong in ("x", "mailer_", "w" * 43, f"mailer_{'w' * 44}", f"mailer_{'w' * 42}="):
-            headers = {"Authorization": f"Bearer {wrong}"}
+        for key in ("x", "mailer_", UNKNOWN_SECRET, f"mailer_{'w' * 44}", f"mailer_{'w' * 42}="):
+            headers = {"Authorization": f"Bearer {key}"}
             assert_is_unauthorized(await protected.get(CLIENTS, headers=headers), BAD_KEY)
-        for wrong in ("x", "w" * 42, "w" * 44):
-            answer = await protected.get("/clients", headers={"Cookie": f"session={wrong}"})
+        for cookie in ("x", "w" * 42, "w" * 44):
+            answer = await protected.get("/clients", headers={"Cookie": f"session={cookie}"})
             assert answer.status_code == 401
         assert queries == []
-        await protected.get("/clients", headers={"Cookie": f"session={'w' * 43}"})
-        await protected.get(CLIENTS, headers={"Authorization": f"Bearer mailer_{'w' * 43}"})
-        assert len(queries) == 2
+
+        await protected.get("/clients", headers={"Cookie": f"session={UNKNOWN_SECRET}"})
+        headers = {"Authorization": f"Bearer mailer_{UNKNOWN_SECRET}"}
+        await protected.get(CLIENTS, headers=headers)
+        assert len(queries) == 2  # a well-formed key or cookie costs one
     finally:
         event.remove(engine.sync_engine, "before_cursor_execute", record_query)
 
@@ -248,28 +257,33 @@ async def test_the_last_use_of_a_key_is_written_once_a_minute(
     await protected.get(CLIENTS, headers=header)
     first = await value(engine, LAST_USED)
     assert datetime.now(UTC) - first < timedelta(seconds=10)
-    for seconds, changes in ((59, False), (61, True)):
-        await execute(engine, f"UPDATE api_key SET last_used_at = now() - interval '{seconds} s'")  # noqa: S608  # a number above
+    for seconds_ago, is_written in ((59, False), (61, True)):
+        last_use = f"now() - interval '{seconds_ago} s'"
+        await execute(engine, f"UPDATE api_key SET last_used_at = {last_use}")  # noqa: S608  # a number above
         before = await value(engine, LAST_USED)
         await protected.get(CLIENTS, headers=header)
-        assert (await value(engine, LAST_USED) != before) is changes
+        assert (await value(engine, LAST_USED) != before) is is_written
 
 
 async def test_the_request_rate_is_limited_for_each_key_alone(engine: AsyncEngine) -> None:
     header, other = await create_key(engine), await create_key(engine, "read")
     async with served(engine, Settings(key_rate=5)) as api:
         statuses = [(await api.get(CLIENTS, headers=header)).status_code for _ in range(10)]
-        assert statuses == [200] * 10
+        assert statuses == [200] * 10  # requests of two seconds may come at once
+
         refused: list[httpx.Response] = []
         async with asyncio.timeout(EVENT_TIMEOUT):
             while not refused:
                 calls = (api.get(CLIENTS, headers=header) for _ in range(20))
-                refused = [a for a in await asyncio.gather(*calls) if a.status_code == 429]
+                answers = await asyncio.gather(*calls)
+                refused = [answer for answer in answers if answer.status_code == 429]
         for answer in refused:
             assert answer.headers["Content-Type"] == "application/problem+json"
             assert answer.json()["detail"] == "A key may send 5 requests a second."
             assert answer.headers["Retry-After"] == "1"
         assert (await api.get(CLIENTS, headers=other)).status_code == 200
+
+        # after a while the first key may send again
         async with asyncio.timeout(EVENT_TIMEOUT):
             while (await api.get(CLIENTS, headers=header)).status_code == 429:
                 await asyncio.sleep(0.2)
@@ -288,28 +302,30 @@ async def test_no_log_or_response_contains_a_key(
 ) -> None:
     headers = await create_key(engine)
     secret = headers["Authorization"].removeprefix("Bearer ")
-    wrong = {"Authorization": f"Bearer mailer_{'w' * 43}"}
+    wrong = {"Authorization": f"Bearer mailer_{UNKNOWN_SECRET}"}
     path = f"/api/v1/mailings?key={secret}"
     with capture_logs() as logs:
         answers = [await protected.get(path, headers=header) for header in (headers, wrong, {})]
         answers.append(await protected.post(path, json=NEW, headers=headers))
-    assert len(logs) >= 8
+    assert len(logs) >= 8  # at least two for each request
     for output in (logs, [(answer.text, answer.headers) for answer in answers]):
         assert secret not in str(output)
-        assert "w" * 43 not in str(output)
+        assert UNKNOWN_SECRET not in str(output)
 
 
 async def test_idempotency_keys_of_two_api_keys_are_separate(
     engine: AsyncEngine, protected: httpx.AsyncClient
 ) -> None:
-    first, second = await create_key(engine), await create_key(engine, "admin")
-    call = ("/api/v1/mailings", {"json": NEW, "headers": first})
-    other = ("/api/v1/mailings", {"json": NEW, "headers": second})
-    answers = [await post(protected, call), await post(protected, other)]
+    first_key, second_key = await create_key(engine), await create_key(engine, "admin")
+    calls = [
+        ("/api/v1/mailings", {"json": NEW, "headers": header}) for header in (first_key, second_key)
+    ]
+    answers = [await post(protected, call) for call in calls]
     assert [answer.status_code for answer in answers] == [201, 201]
     assert not any(map(is_replay, answers))
     assert await value(engine, MAILINGS) == 2
-    assert [is_replay(await post(protected, each)) for each in (call, other)] == [True, True]
+
+    assert [is_replay(await post(protected, call)) for call in calls] == [True, True]
 
 
 async def test_a_stored_response_is_not_repeated_after_access_is_lost(
@@ -327,14 +343,14 @@ async def test_a_stored_response_is_not_repeated_after_access_is_lost(
 # ---- monitoring -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", MONITORED)
+@pytest.mark.parametrize("path", MONITORING_PATHS)
 async def test_monitoring_is_open_without_a_configured_token(
     protected: httpx.AsyncClient, path: str
 ) -> None:
     assert (await protected.get(path)).status_code == 200
 
 
-@pytest.mark.parametrize("path", MONITORED)
+@pytest.mark.parametrize("path", MONITORING_PATHS)
 @pytest.mark.parametrize("auth", ["required", "none"])
 async def test_monitoring_needs_the_configured_token(
     engine: AsyncEngine, path: str, auth: Any

@@ -1,4 +1,7 @@
-"""Every route and method admits exactly the credentials that `docs/security.md` lists."""
+"""Every route and method admits exactly the credentials that `docs/security.md` lists.
+
+`tests.security_table` explains rules, credentials and their expected outcomes.
+"""
 
 import asyncio
 import re
@@ -34,10 +37,10 @@ from mailer.web.origin import SAFE_METHODS
 
 RULES = rules()
 UNSAFE = [rule for rule in RULES if rule.method not in SAFE_METHODS]
-VALUES = {"verb": "pause", "file_path": "pages.css"}
-"""Values of path parameters; ids are those of no object."""
+PATH_PARAMETERS = {"verb": "pause", "file_path": "pages.css"}
+"""Values for parameters in paths; all others are ids, and get the id of no object."""
 ENDS_SESSIONS = {"/logout", "/profile/sessions"}
-"""Routes that redirect to the sign-in form after success, too."""
+"""Paths that redirect to the sign-in form also after success."""
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 INSERT_USER = text("""
     INSERT INTO app_user (name, role, password_hash) VALUES (:role, :role, 'none fits')
@@ -59,11 +62,15 @@ class ResponseStart:
 async def send_request(
     app: Litestar, method: str, path: str, headers: Mapping[str, str]
 ) -> ResponseStart:
-    """Send a request without a body; return when the response starts, because some never end."""
+    """Send a request without a body to an ASGI application; return when the response starts.
+
+    Some responses never end.
+    """
     starts: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
     messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive() -> Any:
+        """Return the request without a body; then wait, since the sender stays connected."""
         return next(messages, None) or await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
@@ -93,21 +100,29 @@ async def send_request(
 
 
 def path_of(rule: Rule) -> str:
-    return re.sub(r"\{(\w+)\}", lambda m: VALUES.get(m[1], str(MAX_ID)), rule.path)
+    """Return a path of the rule's route, with values for the parameters."""
+
+    def parameter_value(found: re.Match[str]) -> str:
+        return PATH_PARAMETERS.get(found[1], str(MAX_ID))
+
+    return re.sub(r"\{(\w+)\}", parameter_value, rule.path)
 
 
 @pytest.fixture(scope="module")
 async def app(shared_engine: AsyncEngine) -> Litestar:
+    """The application; a key may send any number of requests."""
     return create_app(shared_engine, settings=Settings(key_rate=0))
 
 
 @pytest.fixture(scope="module")
 async def keys(shared_engine: AsyncEngine) -> dict[str, str]:
+    """A key for each scope: its secret."""
     return {scope: await commands.create_key(shared_engine, scope, scope, None) for scope in SCOPES}
 
 
 @pytest.fixture(scope="module")
 async def user_ids(shared_engine: AsyncEngine) -> dict[str, int]:
+    """A user for each role: the id, by credential in the table."""
     async with shared_engine.begin() as connection:
         rows = {
             credential: await connection.execute(INSERT_USER, {"role": credential.split()[-1]})
@@ -117,12 +132,17 @@ async def user_ids(shared_engine: AsyncEngine) -> dict[str, int]:
 
 
 class Credentials:
-    """Request headers for every credential; a session is created for each request."""
+    """Request headers for every credential of the table.
+
+    A session is created for each request, since some requests end sessions.
+    """
 
     def __init__(
         self, engine: AsyncEngine, keys: Mapping[str, str], user_ids: Mapping[str, int]
     ) -> None:
-        self._engine, self._keys, self._user_ids = engine, keys, user_ids
+        self._engine = engine
+        self._keys = keys
+        self._user_ids = user_ids
 
     async def headers(self, credential: Credential) -> dict[str, str]:
         if credential in self._keys:
@@ -142,6 +162,7 @@ def credentials(
 
 
 def label(parameter: object) -> str:
+    """Return how pytest names a test with this parameter."""
     return (
         f"{parameter.method} {parameter.path}"
         if isinstance(parameter, Rule)
@@ -173,9 +194,9 @@ def test_the_document_matches_the_routes() -> None:
 
 
 def test_every_route_declares_its_authorization() -> None:
-    known = {*SCOPES, NOTHING, MONITORING}
-    assert [rule for rule in RULES if rule.needs not in known] == []
-    assert [rule for rule in RULES if rule.needs in SCOPES and rule.door is None] == []
+    allowed = {*SCOPES, NOTHING, MONITORING}
+    assert [rule for rule in RULES if rule.requires not in allowed] == []
+    assert [rule for rule in RULES if rule.requires in SCOPES and rule.auth_method is None] == []
     assert len(RULES) > 50
 
 
@@ -185,7 +206,7 @@ def test_unsafe_routes_with_weak_authorization_are_listed_with_reasons() -> None
 
 
 def test_a_route_without_a_rule_is_closed_and_detected() -> None:
-    forgotten = Rule("POST", "/forgotten", None, "session")
+    forgotten = Rule("POST", "/forgotten", requires=None, auth_method="session")
     assert {expected(forgotten, each) for each in CREDENTIALS} == {"403", "sign in"}
     assert weakly_authorized([forgotten]) == [forgotten]
 
@@ -195,22 +216,23 @@ def test_a_route_without_a_rule_is_closed_and_detected() -> None:
 async def test_cross_site_requests_are_refused(
     app: Litestar, credentials: Credentials, rule: Rule, site: str | None
 ) -> None:
-    headers = await credentials.headers("an admin" if rule.door == "session" else "admin")
+    headers = await credentials.headers("an admin" if rule.auth_method == "session" else "admin")
     if site:
         headers |= {"Sec-Fetch-Site": site}
     answer = await send_request(app, rule.method, path_of(rule), headers)
-    is_a_program = site is None and rule.door == "key"
-    assert (answer.status == 403) is not is_a_program
+    # browsers send the header; without it, the request for the API comes from a program
+    is_of_program = site is None and rule.auth_method == "key"
+    assert (answer.status == 403) is not is_of_program
 
 
 @pytest.mark.parametrize("path", sorted({path_of(rule) for rule in RULES}))
 async def test_other_methods_are_405(app: Litestar, path: str) -> None:
-    known = {rule.method for rule in RULES if path_of(rule) == path}
-    for method in {"HEAD", "PUT", "DELETE", "PATCH", "TRACE", "QUERY"} - known:
+    methods = {rule.method for rule in RULES if path_of(rule) == path}
+    for method in {"HEAD", "PUT", "DELETE", "PATCH", "TRACE", "QUERY"} - methods:
         assert (await send_request(app, method, path, BROWSER)).status == 405
     options = await send_request(app, "OPTIONS", path, {})
     assert options.status == 204
-    assert {"OPTIONS"} < set(options.headers["allow"].split(", ")) <= known | {"OPTIONS"}
+    assert {"OPTIONS"} < set(options.headers["allow"].split(", ")) <= methods | {"OPTIONS"}
 
 
 @pytest.mark.parametrize("credential", CREDENTIALS, ids=label)
@@ -222,17 +244,15 @@ async def test_unknown_paths_are_404_for_every_credential(
     assert (await send_request(app, "GET", path, BROWSER | headers)).status == 404
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if r.needs == MONITORING], ids=label)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.requires == MONITORING], ids=label)
 async def test_monitoring_needs_its_token_if_one_is_configured(
     shared_engine: AsyncEngine, credentials: Credentials, rule: Rule
 ) -> None:
     app = create_app(shared_engine, settings=Settings(monitoring_token="let me look"))  # noqa: S106  # used in tests alone
-    right = {"Authorization": "Bearer let me look"}
-    wrong: tuple[dict[str, str], ...] = (
-        {},
-        {"Authorization": "Bearer else"},
-        await credentials.headers("admin"),
-    )
-    for headers in wrong:
+    no_token: dict[str, str] = {}
+    other_token = {"Authorization": "Bearer else"}
+    admin_key = await credentials.headers("admin")
+    for headers in (no_token, other_token, admin_key):
         assert (await send_request(app, rule.method, rule.path, headers)).status == 401
-    assert (await send_request(app, rule.method, rule.path, right)).status == 200
+    right_token = {"Authorization": "Bearer let me look"}
+    assert (await send_request(app, rule.method, rule.path, right_token)).status == 200

@@ -1,4 +1,4 @@
-"""Fixtures: an identity provider behind a proxy that can change its responses."""
+"""Fixtures: an OpenID provider behind a proxy that can change its responses."""
 
 from collections.abc import AsyncIterator
 
@@ -11,11 +11,13 @@ from mailer.oidc.provider import Provider
 
 @pytest.fixture
 async def proxy(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
+    """The proxy in front of the provider; for mailer it is the provider."""
     async with between(openid) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def provider(proxy: ProviderProxy) -> AsyncIterator[Provider]:
+    """mailer's client of the provider, behind the proxy."""
     async with proxy.provider() as provider:
         yield provider

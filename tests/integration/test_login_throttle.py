@@ -1,4 +1,7 @@
-"""Throttling of sign-ins by name, by address and by both: waiting times double."""
+"""Throttling of sign-ins: after too many failures, attempts must wait, and the waits double.
+
+Failures are counted by name, by network, and by both together.
+"""
 
 import asyncio
 from datetime import timedelta
@@ -15,41 +18,69 @@ from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.settings import Settings
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
-END_WAIT = "UPDATE login_throttle SET blocked_until = clock_timestamp()"
+"""Two addresses in different networks."""
+END_WAITS = "UPDATE login_throttle SET blocked_until = clock_timestamp()"
+FAILURES = "SELECT failures FROM login_throttle WHERE digest = '\\x{}'"
+MAX_FAILURES = "SELECT max(failures) FROM login_throttle"
 
 
-async def attempt(engine: AsyncEngine, name: str = "ann", address: str = HERE) -> LoginAttempt:
+async def count_attempt(
+    engine: AsyncEngine, name: str = "ann", address: str = HERE
+) -> LoginAttempt:
+    """Count a failed attempt, which must be allowed."""
     async with engine.begin() as connection:
         return await login_throttle.count_attempt(connection, name, address)
 
 
 async def seconds_to_wait(engine: AsyncEngine, name: str = "ann", address: str = HERE) -> int:
-    """Return the seconds to wait; an attempt that is allowed counts."""
+    """Count a failed attempt and return 0; if it is not allowed, return the seconds to wait."""
     try:
-        await attempt(engine, name, address)
+        await count_attempt(engine, name, address)
     except ThrottledError as error:
         return error.seconds
     return 0
 
 
+async def waits_of(engine: AsyncEngine, attempts: int) -> list[int]:
+    """Return the seconds that each of several attempts in a row has to wait."""
+    return [await seconds_to_wait(engine) for _ in range(attempts)]
+
+
+async def count_attempt_after_wait(
+    engine: AsyncEngine, name: str = "ann", address: str = HERE
+) -> None:
+    """Count a failed attempt as if every wait before it had passed."""
+    await execute(engine, END_WAITS)
+    await count_attempt(engine, name, address)
+
+
+async def enter_right_password(engine: AsyncEngine, attempt: LoginAttempt) -> None:
+    """Do what happens after an attempt whose password turns out to be right."""
+    async with engine.begin() as connection:
+        await login_throttle.forget_attempts(connection, attempt)
+
+
+async def sign_in(engine: AsyncEngine, name: str = "ann", address: str = HERE) -> None:
+    """Attempt to sign in with the right password."""
+    await enter_right_password(engine, await count_attempt(engine, name, address))
+
+
 async def test_after_five_failures_waits_double_up_to_fifteen_minutes(
     engine: AsyncEngine,
 ) -> None:
-    assert [await seconds_to_wait(engine) for _ in range(5)] == [0] * 5
+    assert await waits_of(engine, attempts=5) == [0] * 5
     waits = []
     for _ in range(13):
         waits.append(await seconds_to_wait(engine))
-        await execute(engine, END_WAIT)
-        await attempt(engine)
+        await count_attempt_after_wait(engine)
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900]
 
 
 async def test_attempts_while_waiting_do_not_extend_the_wait(engine: AsyncEngine) -> None:
     for _ in range(10):
-        await execute(engine, END_WAIT)
-        await attempt(engine)
-    assert [await seconds_to_wait(engine) for _ in range(5)] == [32] * 5
-    assert await value(engine, "SELECT max(failures) FROM login_throttle") == 10
+        await count_attempt_after_wait(engine)
+    assert await waits_of(engine, attempts=5) == [32] * 5  # 2 ** (10 - 5)
+    assert await value(engine, MAX_FAILURES) == 10
 
 
 async def test_a_name_blocked_at_one_address_is_allowed_at_another(engine: AsyncEngine) -> None:
@@ -72,56 +103,54 @@ async def test_a_name_tried_from_many_addresses_waits_at_most_a_minute(
     engine: AsyncEngine,
 ) -> None:
     addresses = [f"198.51.100.{n}" for n in range(50)]
-    assert [await seconds_to_wait(engine, "ann", tried_address) for tried_address in addresses] == [
-        0
-    ] * 50
-    assert await seconds_to_wait(engine, "ANN ", THERE) == 1
+    waits = [await seconds_to_wait(engine, "ann", address) for address in addresses]
+    assert waits == [0] * 50
+    assert await seconds_to_wait(engine, "ANN ", THERE) == 1  # another spelling of the same name
     for n in range(20):
-        await execute(engine, END_WAIT)
-        await attempt(engine, "ann", f"203.0.113.{n}")
+        await count_attempt_after_wait(engine, "ann", f"203.0.113.{n}")
     assert await seconds_to_wait(engine, "ann", THERE) == 60
-
-
-async def sign_in(engine: AsyncEngine, name: str = "ann", address: str = HERE) -> None:
-    async with engine.begin() as connection:
-        await login_throttle.forget_attempts(
-            connection, await login_throttle.count_attempt(connection, name, address)
-        )
 
 
 async def test_attempts_from_elsewhere_do_not_block_a_network_where_the_user_signed_in(
     engine: AsyncEngine,
 ) -> None:
-    await sign_in(engine)
+    await sign_in(engine, "ann", HERE)
     await sign_in(engine, "bob", THERE)
     for n in range(60):
-        await execute(engine, END_WAIT)
-        await attempt(engine, "ann", f"203.0.113.{n}")
-    assert await seconds_to_wait(engine, "ann", THERE) == 60
-    assert await seconds_to_wait(engine, " Ann") == 0
-    assert [await seconds_to_wait(engine) for _ in range(5)] == [0, 0, 0, 0, 1]  # the usual limit
-    await execute(engine, "DELETE FROM login_throttle WHERE failures < 60")
+        await count_attempt_after_wait(engine, "ann", f"203.0.113.{n}")
+
+    assert await seconds_to_wait(engine, "ann", THERE) == 60  # only bob has signed in there
+    assert await seconds_to_wait(engine, " Ann", HERE) == 0
+    # in this network, ann's usual limit for one address still applies
+    assert await waits_of(engine, attempts=5) == [0, 0, 0, 0, 1]
+
+    only_the_counter_of_the_name = "DELETE FROM login_throttle WHERE failures < 60"
+    await execute(engine, only_the_counter_of_the_name)
     await execute(engine, "UPDATE known_network SET seen_at = now() - interval '30 days'")
-    assert await seconds_to_wait(engine) == 60
+    assert await seconds_to_wait(engine, "ann", HERE) == 60  # the network is no longer known
 
 
 async def test_an_attempt_that_was_not_checked_is_not_counted(engine: AsyncEngine) -> None:
     for _ in range(4):
-        await attempt(engine)
+        await count_attempt(engine)
     for _ in range(10):
-        last = await attempt(engine)
+        unchecked = await count_attempt(engine)
         async with engine.begin() as connection:
-            await login_throttle.uncount_attempt(connection, last)
+            await login_throttle.uncount_attempt(connection, unchecked)
     assert await value(engine, "SELECT array_agg(DISTINCT failures) FROM login_throttle") == [4]
     assert await seconds_to_wait(engine) == 0
 
 
-@pytest.mark.parametrize("name", ["\u212anut", "KNUT", " knut ", "Knut"])
+KELVIN_SIGN = "\u212a"
+"""Its lower case is the letter k."""
+
+
+@pytest.mark.parametrize("name", [f"{KELVIN_SIGN}nut", "KNUT", " knut ", "Knut"])
 async def test_spellings_of_the_same_user_name_are_counted_together(
     engine: AsyncEngine, name: str
 ) -> None:
     assert await value(engine, f"SELECT lower('{name.strip()}')") == "knut"
-    first, second = await attempt(engine, "knut"), await attempt(engine, name)
+    first, second = await count_attempt(engine, "knut"), await count_attempt(engine, name)
     assert (first.name, first.name_and_address) == (second.name, second.name_and_address)
 
 
@@ -130,16 +159,14 @@ async def test_names_are_counted_together_exactly_if_the_database_finds_them_equ
     engine: AsyncEngine, name: str
 ) -> None:
     for other in (name.lower(), name.casefold(), "admin", "ss"):
-        attempt_of_name, attempt_of_other = (
-            await attempt(engine, name),
-            await attempt(engine, other),
-        )
+        attempt_of_name = await count_attempt(engine, name)
+        attempt_of_other = await count_attempt(engine, other)
         is_equal = await value(engine, f"SELECT lower('{name}') = lower('{other}')")
         assert (attempt_of_name.name == attempt_of_other.name) is is_equal
         await execute(engine, "DELETE FROM login_throttle")
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])  # the database can store neither
 async def test_attempts_with_an_impossible_name_are_counted(engine: AsyncEngine, name: str) -> None:
     assert [await seconds_to_wait(engine, name) for _ in range(6)] == [0] * 5 + [1]
 
@@ -149,45 +176,43 @@ async def test_the_first_throttling_is_logged_once_without_a_name(
 ) -> None:
     with capture_logs() as logs:
         for _ in range(4):
-            await attempt(engine)
+            await count_attempt(engine)
         assert logs == []
         for _ in range(5):
             await seconds_to_wait(engine)
-            await execute(engine, END_WAIT)
-            await attempt(engine)
+            await count_attempt_after_wait(engine)
     assert logs == [{"event": "login_throttled", "by": "both", "log_level": "warning"}]
 
 
 async def test_concurrent_attempts_are_not_all_allowed(engine: AsyncEngine) -> None:
     waits = await asyncio.gather(*(seconds_to_wait(engine) for _ in range(40)))
-    # on a slow machine the first waits end before the last attempt
-    assert 5 <= waits.count(0) < 20
-    assert await value(engine, "SELECT max(failures) FROM login_throttle") == waits.count(0)
+    allowed = waits.count(0)
+    # five are allowed at once; on a slow machine the first waits end before the last attempt
+    assert 5 <= allowed < 20
+    assert await value(engine, MAX_FAILURES) == allowed
 
 
 async def test_the_right_password_resets_the_name_and_uncounts_its_attempts_for_the_address(
     engine: AsyncEngine,
 ) -> None:
     for n in range(20):
-        await attempt(engine, f"name {n}")
+        await count_attempt(engine, f"name {n}")
     for _ in range(4):
-        await attempt(engine)
-    last = await attempt(engine)
-    async with engine.begin() as connection:
-        await login_throttle.forget_attempts(connection, last)
-    failures_query = "SELECT failures FROM login_throttle WHERE digest = '\\x{}'"
-    assert await value(engine, failures_query.format(last.address.digest.hex())) == 24
-    count_query = "SELECT count(*) FROM login_throttle WHERE digest IN ('\\x{}', '\\x{}')"
-    query = count_query.format(last.name.digest.hex(), last.name_and_address.digest.hex())
-    assert await value(engine, query) == 0
-    assert [await seconds_to_wait(engine) for _ in range(5)] == [0] * 5
+        await count_attempt(engine, "ann")
+    successful = await count_attempt(engine, "ann")
+    await enter_right_password(engine, successful)
+
+    failures_of_address = await value(engine, FAILURES.format(successful.address.digest.hex()))
+    assert failures_of_address == 20 + 4
+    for counter in (successful.name, successful.name_and_address):
+        count_rows = f"SELECT count(*) FROM ({FAILURES.format(counter.digest.hex())}) AS rows"  # noqa: S608  # a digest
+        assert await value(engine, count_rows) == 0
+    assert await waits_of(engine, attempts=5) == [0] * 5
 
 
 async def test_many_successful_sign_ins_do_not_block_an_address(engine: AsyncEngine) -> None:
     for n in range(40):
-        counted = await attempt(engine, f"name {n}")
-        async with engine.begin() as connection:
-            await login_throttle.forget_attempts(connection, counted)
+        await sign_in(engine, f"name {n}")
     assert await seconds_to_wait(engine) == 0
 
 
@@ -195,12 +220,11 @@ async def test_a_successful_sign_in_does_not_reset_failures_with_other_names(
     engine: AsyncEngine,
 ) -> None:
     for n in range(29):
-        await attempt(engine, f"name {n}")
-    async with engine.begin() as connection:
-        own = await login_throttle.count_attempt(connection, "own", HERE)
+        await count_attempt(engine, f"name {n}")
+    own = await count_attempt(engine, "own")
+    # as if other failures meanwhile had set a longer wait
     await execute(engine, "UPDATE login_throttle SET blocked_until = now() + interval '9 minutes'")
-    async with engine.begin() as connection:
-        await login_throttle.forget_attempts(connection, own)
+    await enter_right_password(engine, own)
     assert await seconds_to_wait(engine, "another") > 500
 
 
@@ -210,22 +234,23 @@ async def test_attempts_without_an_address_are_counted(
 ) -> None:
     async with engine.begin() as connection:
         await login_throttle.count_attempt(connection, "ann", address)
-    assert await value(engine, "SELECT count(*) FROM login_throttle") == 3
+    assert await value(engine, "SELECT count(*) FROM login_throttle") == 3  # all three counters
 
 
 async def test_ipv6_addresses_of_one_network_are_counted_together(engine: AsyncEngine) -> None:
     for n in range(5):
-        await attempt(engine, "ann", f"2001:db8::{n:x}")
-    assert await seconds_to_wait(engine, "ann", "2001:db8::ffff:1") == 1
-    assert await seconds_to_wait(engine, "ann", "2001:db8:0:1::1") == 0
+        await count_attempt(engine, "ann", f"2001:db8::{n:x}")
+    in_the_same_network, in_another_network = "2001:db8::ffff:1", "2001:db8:0:1::1"
+    assert await seconds_to_wait(engine, "ann", in_the_same_network) == 1
+    assert await seconds_to_wait(engine, "ann", in_another_network) == 0
 
 
 async def test_neither_names_nor_addresses_are_stored_in_clear(engine: AsyncEngine) -> None:
-    await attempt(engine, "my password by mistake")
-    rows = """
+    await count_attempt(engine, "my password by mistake", HERE)
+    whole_table = """
         SELECT string_agg(login_throttle::text || encode(digest, 'escape'), ' ')
         FROM login_throttle"""
-    stored = await value(engine, rows)
+    stored = await value(engine, whole_table)
     assert "mistake" not in stored
     assert HERE not in stored
 
@@ -241,6 +266,7 @@ REMAINING = "SELECT string_agg(encode(digest, 'escape'), ',') FROM {}"
 
 
 async def test_exactly_expired_rows_are_deleted(engine: AsyncEngine) -> None:
+    """The key of each row says its age, or for sessions whether and why it has expired."""
     await execute(
         engine,
         INSERT_USER,
@@ -252,7 +278,7 @@ async def test_exactly_expired_rows_are_deleted(engine: AsyncEngine) -> None:
         *(FAILURE.format(age) for age in ("23 hours", "25 hours")),
     )
     async with engine.begin() as connection:
-        await expiry.delete_expired(connection, 1)
+        await expiry.delete_expired(connection, 1)  # at most one row of each table
     assert await value(engine, "SELECT count(*) FROM session") == 2
     async with engine.begin() as connection:
         await expiry.delete_expired(connection, 10)
@@ -268,8 +294,7 @@ async def test_exactly_expired_rows_are_deleted(engine: AsyncEngine) -> None:
 
 async def test_the_reported_wait_is_never_too_short(engine: AsyncEngine) -> None:
     for _ in range(9):
-        await execute(engine, END_WAIT)
-        await attempt(engine)
+        await count_attempt_after_wait(engine)
     reported = timedelta(seconds=await seconds_to_wait(engine))
     actual = await value(
         engine, "SELECT max(blocked_until) - clock_timestamp() FROM login_throttle"
@@ -279,8 +304,7 @@ async def test_the_reported_wait_is_never_too_short(engine: AsyncEngine) -> None
 
 async def test_the_periodic_job_deletes_expired_rows(engine: AsyncEngine) -> None:
     await execute(engine, FAILURE.format("25 hours"))
-    (job,) = [
-        job for job in jobs(engine, JobLimits.of(Settings()), None) if job.name == "delete_expired"
-    ]
-    await job.run()
+    all_jobs = jobs(engine, JobLimits.of(Settings()), None)
+    [delete_expired] = [job for job in all_jobs if job.name == "delete_expired"]
+    await delete_expired.run()
     assert await value(engine, "SELECT count(*) FROM login_throttle") == 0

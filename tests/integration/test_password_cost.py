@@ -14,37 +14,49 @@ from tests.integration.test_users import PASSWORD, create_user, sign_in
 
 from mailer.access import credentials, service
 
+STORED_HASH = "SELECT password_hash FROM app_user"
+
 
 async def test_a_password_is_stored_as_a_salted_argon2id_hash() -> None:
-    first, second = (
-        await credentials.hash_password(PASSWORD),
-        await credentials.hash_password(PASSWORD),
-    )
-    assert first.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
-    assert first != second
-    assert await credentials.verify_password(first, PASSWORD)
-    assert not await credentials.verify_password(first, PASSWORD + "!")
-    assert not await credentials.verify_password(None, "nobody's")
-    assert not await credentials.verify_password(first, "x" * 1_025)
+    first_hash = await credentials.hash_password(PASSWORD)
+    second_hash = await credentials.hash_password(PASSWORD)
+    assert first_hash.startswith("$argon2id$v=19$m=65536,t=3,p=4$")  # m: memory in KiB
+    assert first_hash != second_hash  # each has its own salt
+
+    assert await credentials.verify_password(first_hash, PASSWORD)
+    assert not await credentials.verify_password(first_hash, PASSWORD + "!")
+
+
+async def test_an_unknown_user_and_a_too_long_password_never_match() -> None:
+    stored_hash = await credentials.hash_password(PASSWORD)
+    assert not await credentials.verify_password(None, PASSWORD)
+    assert not await credentials.verify_password(stored_hash, "x" * 1_025)
 
 
 async def test_an_unknown_name_takes_as_long_as_a_wrong_password(engine: AsyncEngine) -> None:
-    await create_user(engine)
+    await create_user(engine, "Ann")
 
-    async def seconds(name: str) -> float:
+    async def processor_time(name: str) -> float:
+        """Return the seconds of processor time that a failed sign-in takes, at best of three."""
         fastest = math.inf
         for _ in range(3):
-            began = time.process_time()  # independent of other load
+            before = time.process_time()  # independent of other load of the machine
             with pytest.raises(service.NotSignedInError):
                 await sign_in(engine, name, "wrong")
-            fastest = min(fastest, time.process_time() - began)
+            fastest = min(fastest, time.process_time() - before)
         return fastest
 
-    assert 0.4 < await seconds("Bob") / await seconds("Ann") < 2.5
+    of_unknown_name = await processor_time("Bob")
+    of_wrong_password = await processor_time("Ann")
+    # hashing takes nearly all the time, so without it the ratio would be far below 0.4
+    assert 0.4 < of_unknown_name / of_wrong_password < 2.5
 
 
 def test_the_hash_for_unknown_names_needs_no_hashing() -> None:
-    """Otherwise the first sign-in with an unknown name took twice as long. Needs a new process."""
+    """Otherwise the first sign-in with an unknown name in a process would take twice as long.
+
+    The hash is cached, so a new process is needed, in which hashing raises an exception.
+    """
     program = (
         "import asyncio, argon2\n"
         "from mailer.access import credentials\n"
@@ -57,11 +69,14 @@ def test_the_hash_for_unknown_names_needs_no_hashing() -> None:
 
 async def test_a_password_is_rehashed_when_the_parameters_changed(engine: AsyncEngine) -> None:
     await create_user(engine)
-    weak = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    weak_hash = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    update = text("UPDATE app_user SET password_hash = :weak_hash")
     async with engine.begin() as connection:
-        await connection.execute(text("UPDATE app_user SET password_hash = :weak"), {"weak": weak})
+        await connection.execute(update, {"weak_hash": weak_hash})
+
     await sign_in(engine)
-    stored = await value(engine, "SELECT password_hash FROM app_user")
-    assert "m=65536" in stored
+    strong_hash = await value(engine, STORED_HASH)
+    assert "m=65536" in strong_hash  # the memory of the usual parameters, in KiB
+
     await sign_in(engine)
-    assert await value(engine, "SELECT password_hash FROM app_user") == stored
+    assert await value(engine, STORED_HASH) == strong_hash

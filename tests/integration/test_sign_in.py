@@ -1,4 +1,7 @@
-"""Signing in at an OpenID provider: identities, names and roles."""
+"""Signing in at an OpenID provider: the identity, the name and the role that the user gets.
+
+The users of the provider, such as vera, are in `tests.provider`.
+"""
 
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -32,9 +35,15 @@ async def test_a_user_gets_the_highest_of_their_roles(
     openid: OpenIdProvider, login: str, name: str, role: Any
 ) -> None:
     client = openid.register(REDIRECT)
-    credentials = (openid.issuer, client.client_id, client.client_secret)
-    async with Provider(*credentials, "roles", ROLE_WORDS) as provider:
-        assert await sign_in_identity(provider, login) == Identity(openid.issuer, login, name, role)
+    async with Provider(
+        issuer=openid.issuer,
+        client_id=client.client_id,
+        client_secret=client.client_secret,
+        role_claim="roles",
+        roles=ROLE_WORDS,
+    ) as provider:
+        identity = await sign_in_identity(provider, login)
+    assert identity == Identity(issuer=openid.issuer, subject=login, name=name, role=role)
 
 
 @pytest.mark.parametrize("login", ["nora", "nils"])
@@ -51,8 +60,8 @@ async def test_the_role_claim_is_a_name_or_a_path(
 ) -> None:
     async with proxy.provider(role_claim=claim, roles={"admin": "operator"}) as provider:
         assert (await sign_in_identity(provider, login)).role == "operator"
-        assert await refusal(provider, "vera") == "no_role"
-    async with proxy.provider() as provider:
+        assert await refusal(provider, "vera") == "no_role"  # her roles are in another claim
+    async with proxy.provider(role_claim="roles") as provider:
         assert await refusal(provider, login) == "no_role"
 
 
@@ -89,16 +98,22 @@ async def test_mailer_authenticates_by_the_method_that_the_provider_supports(
         client_id=client.client_id, client_secret=client.client_secret
     ) as provider:
         assert (await sign_in_identity(provider)).subject == "vera"
-    _, headers, body = next(request for request in proxy.sent if request[0] == TOKEN)
+    [(headers, body)] = [(headers, body) for path, headers, body in proxy.sent if path == TOKEN]
     assert ("Authorization" in headers) == (method == "client_secret_basic")
     assert ("client_secret" in body) == (method == "client_secret_post")
 
 
 async def test_a_name_is_cleaned_and_truncated(proxy: ProviderProxy, provider: Provider) -> None:
-    proxy.change_token(lambda claims: {**claims, "name": "V\0e\u202er\na " + "x" * 300})
-    assert (await sign_in_identity(provider)).name == "Vera " + "x" * 195
+    with_control_characters = "V\0e\u202er\na " + "x" * 300
+    proxy.change_token(lambda claims: {**claims, "name": with_control_characters})
+    assert (await sign_in_identity(provider)).name == "Vera " + "x" * 195  # 200 characters
     proxy.change_token(lambda claims: {**claims, "name": "Zoe\u0308"})
     assert (await sign_in_identity(provider)).name == "Zoë"
+
+
+async def test_without_a_usable_name_the_subject_is_the_name(
+    proxy: ProviderProxy, provider: Provider
+) -> None:
     proxy.change_token(lambda claims: {**claims, "name": ["Vera"], "email": " \n"})
     assert (await sign_in_identity(provider)).name == "vera"
 
@@ -110,6 +125,8 @@ async def test_every_sign_in_has_new_secrets(provider: Provider) -> None:
     assert query["nonce"] == [first.nonce]
     assert query["code_challenge_method"] == ["S256"]
     assert first.verifier not in first.url
-    secrets = {*(first.state, first.nonce, first.verifier), second.state, second.nonce}
-    assert len(secrets | {second.verifier}) == 6
-    assert min(map(len, secrets)) >= 43  # the minimum of PKCE
+    secrets = {
+        secret for start in (first, second) for secret in (start.state, start.nonce, start.verifier)
+    }
+    assert len(secrets) == 6  # all are different
+    assert min(map(len, secrets)) >= 43  # characters, the minimum of PKCE for a verifier

@@ -1,4 +1,7 @@
-"""Invalid responses of an identity provider, and caching of valid ones."""
+"""Invalid responses of an OpenID provider, and caching of valid ones.
+
+While the provider counts as unavailable, users are asked to try again later.
+"""
 
 import asyncio
 import gzip
@@ -24,7 +27,7 @@ from tests.oidc_mitm import (
 from mailer.oidc import discovery
 from mailer.oidc.model import ProviderUnavailableError
 
-HOUR = 3600
+HOUR = 3600  # seconds
 
 
 async def test_provider_metadata_and_keys_are_cached_for_an_hour(proxy: ProviderProxy) -> None:
@@ -42,6 +45,7 @@ async def test_provider_metadata_and_keys_are_cached_for_an_hour(proxy: Provider
 # ---- invalid responses ----------------------------------------------------------------------
 
 ENDPOINTS = [DISCOVERY, TOKEN, KEYS]
+"""Paths of the provider that every sign-in requests."""
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
@@ -63,10 +67,10 @@ ENDPOINTS = [DISCOVERY, TOKEN, KEYS]
 async def test_after_an_invalid_response_the_provider_counts_as_unavailable(
     proxy: ProviderProxy, path: str, response: web.Response, reason: str
 ) -> None:
-    async def answer(_: web.Request) -> web.Response:
+    async def copy_response(_: web.Request) -> web.Response:
         return web.Response(status=response.status, body=response.body)
 
-    proxy.answers[path] = answer
+    proxy.answers[path] = copy_response  # a response object can be sent only once
     async with proxy.provider() as provider:
         assert await unavailable_reason(provider) == reason
 
@@ -79,7 +83,7 @@ async def test_a_redirect_is_not_followed(proxy: ProviderProxy, path: str) -> No
     proxy.answers[path] = redirect
     async with proxy.provider() as provider:
         with pytest.raises(ProviderUnavailableError) as error:
-            await sign_in_identity(provider, "ulla")
+            await sign_in_identity(provider, "ulla")  # her sign-in also needs the userinfo
     assert error.value.reason == "http_307"
     assert proxy.request_counts["/elsewhere"] == 0
 
@@ -88,7 +92,7 @@ async def test_a_redirect_is_not_followed(proxy: ProviderProxy, path: str) -> No
 async def test_a_slow_response_times_out(
     proxy: ProviderProxy, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Even if it keeps sending data."""
+    """The limit is for the whole response, so that sending a little data does not extend it."""
     monkeypatch.setattr(discovery, "REQUEST_TIMEOUT", 0.3)  # 10 s would make the test slow
 
     async def send_slowly(request: web.Request) -> web.StreamResponse:
@@ -111,8 +115,8 @@ async def test_a_compressed_response_is_not_decompressed(proxy: ProviderProxy) -
     """A few compressed bytes can decompress to any size."""
 
     async def send_compressed(_: web.Request) -> web.Response:
-        body = gzip.compress(b" " * 10_000_000)
-        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+        compressed = gzip.compress(b" " * 10_000_000)
+        return web.Response(body=compressed, headers={"Content-Encoding": "gzip"})
 
     proxy.answers[DISCOVERY] = send_compressed
     async with proxy.provider() as provider:
@@ -135,7 +139,7 @@ async def test_a_cancelled_sign_in_does_not_cancel_the_shared_request(proxy: Pro
     async with proxy.provider() as provider:
         first = asyncio.create_task(provider.start(REDIRECT))
         second = asyncio.create_task(provider.start(REDIRECT))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # both start, and wait for the same request
         first.cancel()
         assert (await second).url
     assert proxy.request_counts[DISCOVERY] == 1
@@ -184,8 +188,8 @@ async def test_proxies_in_the_environment_are_ignored(
 
 
 async def test_closing_the_provider_ends_its_requests() -> None:
-    """Even if the sign-in that caused a request was cancelled."""
-    before = asyncio.all_tasks()
+    """Even a request that no sign-in waits for any more, because its sign-in was cancelled."""
+    tasks_before = asyncio.all_tasks()
     server = Silent()
     async with served(server.talk) as url:
         provider = provider_at(url)
@@ -194,5 +198,6 @@ async def test_closing_the_provider_ends_its_requests() -> None:
         sign_in.cancel()
         await asyncio.wait([sign_in])
         await provider.close()
-        remaining = {task.get_coro().__qualname__ for task in asyncio.all_tasks() - before}  # type: ignore[union-attr]  # all are coroutines
-        assert not [name for name in remaining if name.startswith("TtlCache.")]
+        new_tasks = asyncio.all_tasks() - tasks_before
+        names = {task.get_coro().__qualname__ for task in new_tasks}  # type: ignore[union-attr]  # all are coroutines
+        assert not [name for name in names if name.startswith("TtlCache.")]  # it runs the requests

@@ -1,4 +1,8 @@
-"""Validation of provider metadata, ID tokens and userinfo."""
+"""Validation of an OpenID provider's metadata, of the claims in ID tokens, and of userinfo.
+
+The proxy changes what the provider sends; `refusal` returns the reason why mailer then refuses the
+sign-in.
+"""
 
 import base64
 import hashlib
@@ -45,14 +49,17 @@ async def test_an_endpoint_must_use_tls_or_loopback(
 
 
 def without(name: str) -> Any:
+    """Return a change that removes a claim."""
     return lambda claims: claims.pop(name) and None
 
 
 def setting(**changed: object) -> Any:
+    """Return a change that sets claims."""
     return lambda claims: claims.update(changed)
 
 
-def later(**seconds: float) -> Any:
+def at_time(**seconds: float) -> Any:
+    """Return a change that sets claims to times: seconds from now, in the past if negative."""
     return lambda claims: claims.update(
         {name: time.time() + offset for name, offset in seconds.items()}
     )
@@ -78,12 +85,12 @@ def later(**seconds: float) -> Any:
         (setting(nonce="another"), "wrong_nonce"),
         (setting(nonce=None), "wrong_nonce"),
         (without("nonce"), "wrong_nonce"),
-        (later(exp=-61), "expired"),
+        (at_time(exp=-61), "expired"),  # 60 s are tolerated
         (setting(exp="never"), "expired"),
         (without("exp"), "expired"),
-        (later(iat=70), "wrong_time"),
+        (at_time(iat=70), "wrong_time"),
         (without("iat"), "wrong_time"),
-        (later(nbf=70), "wrong_time"),
+        (at_time(nbf=70), "wrong_time"),
         (without("sub"), "no_subject"),
         (setting(sub=""), "no_subject"),
         (setting(sub=7), "no_subject"),
@@ -104,8 +111,8 @@ async def test_a_token_with_a_wrong_claim_is_refused(
     "change",
     [
         setting(),
-        later(exp=-30),
-        later(iat=30, nbf=30),
+        at_time(exp=-30),
+        at_time(iat=30, nbf=30),
         setting(sub="v" * 255),
         lambda claims: claims.update(aud=[claims["aud"]]),
         lambda claims: claims.update(aud=["another", claims["aud"]], azp=claims["aud"]),
@@ -114,7 +121,7 @@ async def test_a_token_with_a_wrong_claim_is_refused(
 async def test_a_resigned_token_with_valid_claims_is_accepted(
     proxy: ProviderProxy, provider: Provider, change: Any
 ) -> None:
-    """Shows that the refusals of the previous test are not caused by the signature."""
+    """So in the previous test, tokens are refused for their claims and not for their signature."""
     proxy.change_token(change)
     assert (await sign_in_identity(provider)).role == "viewer"
 
@@ -122,17 +129,19 @@ async def test_a_resigned_token_with_valid_claims_is_accepted(
 @pytest.mark.parametrize(
     ("alg", "digest"), [("RS256", "sha256"), ("ES256", "sha256"), ("EdDSA", "sha512")]
 )
-async def test_an_access_token_with_a_wrong_hash_is_refused(
+async def test_an_access_token_that_differs_from_the_hash_in_the_id_token_is_refused(
     proxy: ProviderProxy, alg: str, digest: str
 ) -> None:
-    """If its hash is in the ID token; this provider itself does not put it there."""
+    """The proxy adds the hash, the claim `at_hash`, since this provider does not."""
     replacement: Claims = {}
 
-    def add_hash(answer: Claims) -> None:
-        full = hashlib.new(digest, answer["access_token"].encode()).digest()
-        half = base64.urlsafe_b64encode(full[: len(full) // 2]).rstrip(b"=").decode()
-        proxy.change_claims(answer, setting(at_hash=half))
-        answer.update(replacement)
+    def add_hash(response: Claims) -> None:
+        """Add the hash of the access token to the ID token; then replace the access token."""
+        full_hash = hashlib.new(digest, response["access_token"].encode()).digest()
+        left_half = full_hash[: len(full_hash) // 2]
+        at_hash = base64.urlsafe_b64encode(left_half).rstrip(b"=").decode()
+        proxy.change_claims(response, setting(at_hash=at_hash))
+        response.update(replacement)
 
     proxy.changes[TOKEN] = add_hash
     client = proxy.openid.register(REDIRECT, id_token_signed_response_alg=alg)
@@ -151,7 +160,8 @@ async def test_a_callback_with_another_issuer_is_refused(provider: Provider) -> 
 async def test_a_callback_without_an_issuer_is_refused_if_the_provider_declares_it(
     proxy: ProviderProxy,
 ) -> None:
-    for is_declared, outcome in ((True, "wrong_issuer"), (False, "code_refused")):
+    # without the declaration, the sign-in goes on and fails later because the code is wrong
+    for is_declared, reason in ((True, "wrong_issuer"), (False, "code_refused")):
         proxy.changes[DISCOVERY] = lambda document, is_declared=is_declared: {  # type: ignore[misc]  # a lambda has no types
             **document,
             "authorization_response_iss_parameter_supported": is_declared,
@@ -159,14 +169,14 @@ async def test_a_callback_without_an_issuer_is_refused_if_the_provider_declares_
         async with proxy.provider() as provider:
             with pytest.raises(SignInError) as error:
                 await provider.finish("code", REDIRECT, "nonce", "v" * 43)
-            assert error.value.reason == outcome
+            assert error.value.reason == reason
 
 
-async def test_another_nonce_is_refused(provider: Provider) -> None:
+async def test_a_token_without_the_stored_nonce_is_refused(provider: Provider) -> None:
     assert await refusal(provider, nonce="another") == "wrong_nonce"
 
 
-async def test_another_verifier_is_refused(provider: Provider) -> None:
+async def test_the_provider_refuses_a_wrong_verifier(provider: Provider) -> None:
     assert await refusal(provider, verifier="v" * 43) == "code_refused"
 
 

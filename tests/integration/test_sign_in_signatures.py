@@ -1,4 +1,7 @@
-"""Signatures of ID tokens, and the keys that verify them."""
+"""Signatures of ID tokens, and the keys that verify them.
+
+In the header of a token, `alg` is the algorithm of the signature and `kid` the id of its key.
+"""
 
 import pytest
 from joserfc.jwk import RSAKey
@@ -20,32 +23,35 @@ from mailer.oidc.provider import Provider
 
 
 async def test_an_unsigned_token_is_refused(proxy: ProviderProxy, provider: Provider) -> None:
-    for alg in ("none", "None", "NONE"):
+    for alg in ("none", "None", "NONE"):  # "none" is the standard's name for no signature
         proxy.replace_tokens(
             lambda header, claims, alg=alg: unsigned({**header, "alg": alg}, claims)  # type: ignore[misc]  # a lambda has no types
         )
         assert await refusal(provider) == "wrong_algorithm"
-    proxy.replace_tokens(unsigned)
+    proxy.replace_tokens(unsigned)  # with the algorithm of the original token
     assert await refusal(provider) == "bad_signature"
 
 
 async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
     proxy: ProviderProxy, provider: Provider
 ) -> None:
-    """Algorithm confusion: the provider's public key used as an HMAC secret."""
+    """Algorithm confusion: an attacker signs by HMAC with the provider's public key as the secret.
+
+    A verifier that takes the algorithm from the token would accept this.
+    """
     key = proxy.openid.keys["RS256"]
     assert isinstance(key, RSAKey)
-    public = key.as_pem(private=False)
+    public_key = key.as_pem(private=False)
     for kid in (key.kid, None):
         header = {"alg": "HS256", "kid": kid} if kid else {"alg": "HS256"}
         proxy.replace_tokens(
-            lambda _, claims, header=header: signed_by_hmac(header, claims, public)  # type: ignore[misc]  # a lambda has no types
+            lambda _, claims, header=header: signed_by_hmac(header, claims, public_key)  # type: ignore[misc]  # a lambda has no types
         )
         assert await refusal(provider) == "wrong_algorithm"
 
 
 async def test_a_token_signed_with_the_clients_secret_is_refused(proxy: ProviderProxy) -> None:
-    """The provider itself signs so for a client that asks for HS256, and declares HS256."""
+    """HS256 is such an algorithm. The provider declares it, and uses it for this client."""
     client = proxy.openid.register(REDIRECT, id_token_signed_response_alg="HS256")  # noqa: S106  # no password
     async with proxy.provider(
         client_id=client.client_id, client_secret=client.client_secret
@@ -56,17 +62,17 @@ async def test_a_token_signed_with_the_clients_secret_is_refused(proxy: Provider
 async def test_an_algorithm_that_the_provider_does_not_declare_is_refused(
     proxy: ProviderProxy,
 ) -> None:
-    name = "id_token_signing_alg_values_supported"
-    proxy.changes[DISCOVERY] = lambda document: {**document, name: ["ES256", "PS256"]}
+    supported = "id_token_signing_alg_values_supported"
+    proxy.changes[DISCOVERY] = lambda document: {**document, supported: ["ES256", "PS256"]}
     async with proxy.provider() as provider:
         assert await refusal(provider) == "wrong_algorithm"
 
 
-async def test_another_key_with_the_same_id_is_refused(
+async def test_a_token_signed_with_another_key_of_the_same_id_is_refused(
     proxy: ProviderProxy, provider: Provider
 ) -> None:
-    other = RSAKey.generate_key(2048)
-    proxy.replace_tokens(lambda header, claims: signed(header, claims, other))
+    other_key = RSAKey.generate_key(2048)
+    proxy.replace_tokens(lambda header, claims: signed(header, claims, other_key))
     assert await refusal(provider) == "bad_signature"
 
 
@@ -76,9 +82,9 @@ async def test_a_token_changed_after_signing_is_refused(
     key = proxy.openid.keys["RS256"]
 
     def tamper(header: Claims, claims: Claims) -> str:
-        good = signed(header, claims, key).split(".")
-        bad = unsigned(header, {**claims, "roles": ["admin"]}).split(".")
-        return f"{bad[0]}.{bad[1]}.{good[2]}"
+        """Return a token with a valid signature, but with other claims than the signed ones."""
+        _, _, signature = signed(header, claims, key).split(".")
+        return unsigned(header, {**claims, "roles": ["admin"]}) + signature
 
     proxy.replace_tokens(tamper)
     assert await refusal(provider) == "bad_signature"
@@ -89,12 +95,12 @@ async def test_an_unknown_key_id_is_refused(
     proxy: ProviderProxy, provider: Provider, kid: object
 ) -> None:
     key = proxy.openid.keys["RS256"]
-    unsigned_parts = unsigned({"alg": "RS256", "kid": kid}, {})
+    with_any_signature = unsigned({"alg": "RS256", "kid": kid}, {}) + "AA"
     proxy.replace_tokens(
         lambda header, claims: (
             signed({**header, "kid": kid}, claims, key)
             if isinstance(kid, str)
-            else unsigned_parts + "AA"
+            else with_any_signature  # the library does not sign with such a header
         )
     )
     assert await refusal(provider) in {"unknown_key", "bad_token"}
@@ -106,9 +112,9 @@ async def test_a_token_without_a_key_id_is_accepted_if_exactly_one_key_fits(
     key = proxy.openid.keys["RS256"]
     proxy.replace_tokens(lambda _, claims: signed({"alg": "RS256"}, claims, key))
     assert (await sign_in_identity(provider)).role == "viewer"
-    proxy.changes[KEYS] = lambda document: {
-        "keys": [*document["keys"], RSAKey.generate_key(2048).as_dict(private=False, kid="more")]
-    }
+
+    second_key = RSAKey.generate_key(2048).as_dict(private=False, kid="more")
+    proxy.changes[KEYS] = lambda document: {"keys": [*document["keys"], second_key]}
     async with proxy.provider() as other_provider:
         assert await refusal(other_provider) == "unknown_key"
 
@@ -132,10 +138,12 @@ async def test_a_token_for_another_purpose_is_refused(
     proxy: ProviderProxy, provider: Provider, typ: object
 ) -> None:
     key = proxy.openid.keys["RS256"]
-    unsigned_parts = unsigned({"alg": "RS256", "kid": key.kid, "typ": typ}, {}) + "AA"
+    with_any_signature = unsigned({"alg": "RS256", "kid": key.kid, "typ": typ}, {}) + "AA"
     proxy.replace_tokens(
         lambda header, claims: (
-            signed({**header, "typ": typ}, claims, key) if isinstance(typ, str) else unsigned_parts
+            signed({**header, "typ": typ}, claims, key)
+            if isinstance(typ, str)
+            else with_any_signature  # the library does not sign with such a header
         )
     )
     assert await refusal(provider) in {"wrong_type", "bad_token"}
@@ -148,9 +156,9 @@ async def test_a_token_for_another_purpose_is_refused(
         "x",
         "..",
         "a.b.c",
-        "e30.e30.e30",
-        "W10.e30.AA",
-        "bnVsbA.e30.AA",
+        "e30.e30.e30",  # e30: {}
+        "W10.e30.AA",  # W10: []
+        "bnVsbA.e30.AA",  # bnVsbA: null
         "\u00e9.e30.AA",
         "a.b.c.d.e",
     ],
@@ -158,7 +166,7 @@ async def test_a_token_for_another_purpose_is_refused(
 async def test_a_malformed_token_is_refused(
     proxy: ProviderProxy, provider: Provider, token: str
 ) -> None:
-    proxy.replace_tokens(lambda _, __: token)
+    proxy.replace_tokens(lambda _header, _claims: token)
     assert await refusal(provider) in {"bad_token", "wrong_algorithm"}
 
 
@@ -174,13 +182,15 @@ async def test_new_keys_are_requested_at_most_once_a_minute(proxy: ProviderProxy
     clock = Clock()
     async with proxy.provider(clock=clock) as provider:
         await sign_in_identity(provider)
-        proxy.openid.rotate()
+        proxy.openid.rotate()  # new keys, which mailer does not know yet
         assert (await sign_in_identity(provider)).role == "viewer"
         assert proxy.request_counts[KEYS] == 2
+
         proxy.openid.rotate()
         clock.time = 59
         assert await refusal(provider) == "unknown_key"
         assert proxy.request_counts[KEYS] == 2
+
         clock.time = 60
         assert (await sign_in_identity(provider)).role == "viewer"
         assert proxy.request_counts[KEYS] == 3

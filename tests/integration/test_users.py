@@ -1,4 +1,4 @@
-"""Users: who can sign in; each change is recorded and applies at once."""
+"""Users: who can sign in; each change is recorded in the audit log and applies at once."""
 
 import asyncio
 import threading
@@ -23,15 +23,27 @@ from mailer.validation import check
 
 pytestmark = pytest.mark.usefixtures("cheap_passwords")
 PASSWORD = "correct horse battery"  # noqa: S105  # used in tests alone
+"""The password of every user that `create_user` creates."""
 ANOTHER = NewPassword(password="another long one")  # noqa: S106  # used in tests alone
 THIRD = NewPassword(password="the third long one")  # noqa: S106  # used in tests alone
 BLOCKED_COUNT = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 AUDIT = text("SELECT action, actor_kind, target_id, before, after FROM audit ORDER BY id")
+INSERT_PROVIDER_USER = """
+    INSERT INTO app_user (name, role, issuer, subject)
+    VALUES ('Ann', 'viewer', 'https://id.example', '{}')"""
+"""Inserts a user of an OpenID provider, who has no local password."""
+Step = Callable[[AsyncConnection, int, Actor], Awaitable[object]]
+"""A change of the user with an id, by an actor."""
+
+
+async def make_viewer(connection: AsyncConnection, user_id: int, by: Actor) -> None:
+    await users.set_role(connection, user_id, "viewer", by)
 
 
 async def create_user(engine: AsyncEngine, name: str = "Ann", role: str = "viewer") -> User:
+    """Create a user with the password `PASSWORD`."""
     values = {"name": name, "role": role, "password": PASSWORD}
     return await service.create_user(
         engine, check(NewUser, values, datetime.now(UTC)), COMMAND_LINE
@@ -39,16 +51,18 @@ async def create_user(engine: AsyncEngine, name: str = "Ann", role: str = "viewe
 
 
 async def sign_in(engine: AsyncEngine, name: str = "Ann", password: str = PASSWORD) -> str:
+    """Sign in and return the secret of the session."""
     return await service.sign_in(engine, name, password, "192.0.2.1", "Firefox")
 
 
 async def get_actor(engine: AsyncEngine, secret: str) -> Actor | None:
+    """Return the actor of a request with a session's secret; None if the session has ended."""
     async with engine.begin() as connection:
         return await sessions.authenticate(connection, secret, None)
 
 
 async def wait_until_blocked(engine: AsyncEngine) -> None:
-    """Wait until a statement waits for a lock."""
+    """Wait until some transaction waits for a lock."""
     async with asyncio.timeout(EVENT_TIMEOUT):
         while not await value(engine, BLOCKED_COUNT):
             await asyncio.sleep(0.01)
@@ -88,7 +102,7 @@ def test_an_invalid_field_of_a_new_user_is_refused_by_its_name(
 
 @pytest.mark.parametrize("length", [12, 1_024])
 def test_a_password_needs_no_particular_types_of_characters(length: int) -> None:
-    password = ("vkpzwqmhtrgl" * length)[:length]
+    password = ("vkpzwqmhtrgl" * length)[:length]  # lower-case letters alone
     check(NewUser, {"name": "a", "role": "admin", "password": password}, datetime.now(UTC))
 
 
@@ -141,7 +155,7 @@ async def test_at_most_two_passwords_are_hashed_at_the_same_time() -> None:
     running = max_running = 0
     lock = threading.Lock()
 
-    def work() -> None:
+    def pretend_to_hash() -> None:
         nonlocal running, max_running
         with lock:
             running += 1
@@ -150,18 +164,18 @@ async def test_at_most_two_passwords_are_hashed_at_the_same_time() -> None:
         with lock:
             running -= 1
 
-    await asyncio.gather(*(credentials._in_thread(work) for _ in range(10)))  # noqa: SLF001  # the concurrency is not public
+    await asyncio.gather(*(credentials._in_thread(pretend_to_hash) for _ in range(10)))  # noqa: SLF001  # the concurrency is not public
     assert max_running == 2
 
 
-async def test_waiting_too_long_for_hashing_is_no_failed_attempt(
+async def test_an_attempt_that_waits_too_long_for_hashing_does_not_count_as_a_failure(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create_user(engine)
     limiter = ConcurrencyLimiter(1, timeout=0.05, busy=credentials.HashingBusyError)
     monkeypatch.setattr(credentials, "HASH_LIMITER", limiter)
-    async with limiter.slot():
-        for _ in range(6):
+    async with limiter.slot():  # the only one, so that every hashing has to wait
+        for _ in range(6):  # after five failures, the sixth attempt would be throttled
             with pytest.raises(credentials.HashingBusyError) as refused:
                 await sign_in(engine)
     assert refused.value.retry_after == 5
@@ -198,14 +212,15 @@ async def test_a_new_password_ends_all_other_sessions(
     engine: AsyncEngine,
 ) -> None:
     user = await create_user(engine)
-    here, there = await sign_in(engine), await sign_in(engine)
-    actor = await get_actor(engine, here)
+    own_session, other_session = await sign_in(engine), await sign_in(engine)
+    actor = await get_actor(engine, own_session)
     assert actor is not None
     await service.change_own_password(engine, actor, PASSWORD, ANOTHER)
-    assert await get_actor(engine, here) is not None
-    assert await get_actor(engine, there) is None
+    assert await get_actor(engine, own_session) is not None
+    assert await get_actor(engine, other_session) is None
+
     await service.set_password(engine, user.id, THIRD, COMMAND_LINE)
-    assert await get_actor(engine, here) is None
+    assert await get_actor(engine, own_session) is None
     with pytest.raises(service.NotSignedInError):
         await sign_in(engine, password="another long one")  # noqa: S106  # used in tests alone
     assert await sign_in(engine, password="the third long one")  # noqa: S106  # used in tests alone
@@ -221,6 +236,7 @@ async def test_changing_the_own_password_needs_the_current_one(engine: AsyncEngi
 
 
 async def test_every_change_is_recorded_without_secrets(engine: AsyncEngine) -> None:
+    """The names of users who do not exist are left out too: a user may type a password there."""
     user = await create_user(engine)
     secret = await sign_in(engine)
     with pytest.raises(service.NotSignedInError):
@@ -251,10 +267,9 @@ async def test_every_change_is_recorded_without_secrets(engine: AsyncEngine) -> 
         ("signed_in", "user", user.id, None, None),
         ("sessions_ended", "command", user.id, None, {"sessions": 1}),
     ]
-    everything = "SELECT string_agg(audit::text, ' ') FROM audit"
-    entries = await value(engine, everything)
-    assert "argon2" not in entries
-    assert "Mistake" not in entries
+    whole_log = await value(engine, "SELECT string_agg(audit::text, ' ') FROM audit")
+    assert "argon2" not in whole_log
+    assert "Mistake" not in whole_log
 
 
 async def test_calls_that_change_nothing_are_not_recorded(engine: AsyncEngine) -> None:
@@ -263,19 +278,10 @@ async def test_calls_that_change_nothing_are_not_recorded(engine: AsyncEngine) -
         await users.set_role(connection, user.id, "viewer", COMMAND_LINE)
         await users.enable(connection, user.id, COMMAND_LINE)
         await users.end_sessions(connection, user.id, COMMAND_LINE)
-    assert len(await read_audit_log(engine)) == 1
+    assert len(await read_audit_log(engine)) == 1  # that the user was created
 
 
-Step = Callable[[AsyncConnection, int, Actor], Awaitable[object]]
-
-
-@pytest.mark.parametrize(
-    "step",
-    [
-        lambda connection, user_id, actor: users.set_role(connection, user_id, "viewer", actor),
-        users.disable,
-    ],
-)
+@pytest.mark.parametrize("step", [make_viewer, users.disable])
 async def test_users_cannot_disable_or_demote_themselves(engine: AsyncEngine, step: Step) -> None:
     user = await create_user(engine, role="admin")
     actor = Actor("user", "Ann", user.id)
@@ -285,41 +291,27 @@ async def test_users_cannot_disable_or_demote_themselves(engine: AsyncEngine, st
     assert await sign_in(engine)
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        lambda connection, user_id, actor: users.set_role(connection, user_id, "viewer", actor),
-        users.disable,
-    ],
-)
+@pytest.mark.parametrize("step", [make_viewer, users.disable])
 async def test_of_two_admins_who_disable_each_other_at_once_one_remains(
     engine: AsyncEngine, step: Step
 ) -> None:
     ann, bob = await create_user(engine, "Ann", "admin"), await create_user(engine, "Bob", "admin")
 
-    async def apply_step(target: User, admin: User) -> None:
+    async def apply_step_of_bob() -> None:
         async with engine.begin() as connection:
-            await step(connection, target.id, admin.actor(None))
+            await step(connection, ann.id, bob.actor(None))
 
     async with engine.begin() as connection:
         await step(connection, bob.id, ann.actor(None))
-        second = asyncio.create_task(apply_step(ann, admin=bob))
-        await wait_until_blocked(engine)
+        step_of_bob = asyncio.create_task(apply_step_of_bob())
+        await wait_until_blocked(engine)  # until ann's step is committed at the end of the block
     with pytest.raises(AccessRevokedError):
-        await second
+        await step_of_bob
     remaining = "SELECT name FROM app_user WHERE role = 'admin' AND disabled_at IS NULL"
     assert await value(engine, remaining) == "Ann"
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        lambda connection, user_id, actor: users.set_role(connection, user_id, "viewer", actor),
-        users.disable,
-        users.enable,
-        users.end_sessions,
-    ],
-)
+@pytest.mark.parametrize("step", [make_viewer, users.disable, users.enable, users.end_sessions])
 async def test_changing_an_unknown_user_is_an_error(engine: AsyncEngine, step: Step) -> None:
     with pytest.raises(users.UserNotFoundError):
         async with engine.begin() as connection:
@@ -329,22 +321,12 @@ async def test_changing_an_unknown_user_is_an_error(engine: AsyncEngine, step: S
 
 
 async def test_a_user_of_the_provider_gets_no_local_password(engine: AsyncEngine) -> None:
-    async with engine.begin() as connection:
-        await connection.execute(
-            text("""
-                INSERT INTO app_user (name, role, issuer, subject)
-                VALUES ('Ann', 'viewer', 'https://id.example', '1')""")
-        )
+    await execute(engine, INSERT_PROVIDER_USER.format(1))
     user_id = await value(engine, "SELECT id FROM app_user")
     with pytest.raises(users.NoLocalPasswordError):
         await service.set_password(engine, user_id, ANOTHER, COMMAND_LINE)
     with pytest.raises(service.NotSignedInError):
         await sign_in(engine)
-
-
-ADD_PROVIDER_USER = """
-    INSERT INTO app_user (name, role, issuer, subject)
-    VALUES ('Ann', 'viewer', 'https://id.example', '{}')"""
 
 
 async def test_has_password_users_is_true_if_a_user_can_sign_in_by_password(
@@ -355,46 +337,57 @@ async def test_has_password_users_is_true_if_a_user_can_sign_in_by_password(
 
     key = keys.NewKey(name="a key", scope="admin")
     await do(engine, lambda db: keys.create(db, key, COMMAND_LINE))
-    await execute(engine, ADD_PROVIDER_USER.format(1))
-    assert not await has_password_users()
+    await execute(engine, INSERT_PROVIDER_USER.format(1))
+    assert not await has_password_users()  # neither a key nor this user has a password
     user = await create_user(engine)
     assert await has_password_users()
     await do(engine, lambda db: users.disable(db, user.id, COMMAND_LINE))
     assert not await has_password_users()
 
 
-async def test_commands_work_on_provider_users_and_need_an_id_for_ambiguous_names(
+DISABLED_IDS = "SELECT array_agg(id) FROM app_user WHERE disabled_at IS NOT NULL"
+
+
+async def test_commands_can_disable_a_provider_user_but_not_set_role_or_password(
     engine: AsyncEngine,
 ) -> None:
-    disabled = "SELECT array_agg(id) FROM app_user WHERE disabled_at IS NOT NULL"
-    await execute(engine, ADD_PROVIDER_USER.format(1))
+    await execute(engine, INSERT_PROVIDER_USER.format(1))
     await commands.disable_user(engine, "ann", None)
-    assert await value(engine, disabled) == [1]
+    assert await value(engine, DISABLED_IDS) == [1]
     await commands.enable_user(engine, "ANN", None)
+    assert await value(engine, DISABLED_IDS) is None
     with pytest.raises(users.ExternalRoleError):
         await commands.set_user_role(engine, "ann", "admin")
     with pytest.raises(users.NoLocalPasswordError):
         await commands.set_user_password(engine, "ann", PASSWORD)
-    await execute(engine, ADD_PROVIDER_USER.format(2))
-    for step in (commands.disable_user, commands.enable_user, commands.sign_out_user):
+
+
+async def test_commands_need_an_id_if_several_users_have_the_name(engine: AsyncEngine) -> None:
+    await execute(engine, INSERT_PROVIDER_USER.format(1), INSERT_PROVIDER_USER.format(2))
+    for command in (commands.disable_user, commands.enable_user, commands.sign_out_user):
         with pytest.raises(commands.AmbiguousUserError) as refused:
-            await step(engine, "Ann", None)
+            await command(engine, "Ann", None)
         assert str(refused.value) == "Several users have this name; give --id with one of 1, 2."
         with pytest.raises(users.UserNotFoundError):
-            await step(engine, "Ann", 3)
+            await command(engine, "Ann", 3)
         with pytest.raises(users.UserNotFoundError):
-            await step(engine, "Bob", 1)
+            await command(engine, "Bob", 1)
     await commands.disable_user(engine, "Ann", 2)
-    assert await value(engine, disabled) == [2]
-    user = await create_user(engine)
-    await commands.set_user_role(engine, "ann", "operator")
-    assert (
-        await value(engine, "SELECT role FROM app_user WHERE password_hash IS NOT NULL")
-        == "operator"
-    )
+    assert await value(engine, DISABLED_IDS) == [2]
+
     lines = await commands.list_users(engine)
-    assert [line.split()[0] for line in lines] == ["id", "1", "2", str(user.id)]
+    assert [line.split()[0] for line in lines] == ["id", "1", "2"]
     assert lines[2].endswith("disabled https://id.example")
+
+
+async def test_the_role_command_finds_the_local_user_among_users_of_the_same_name(
+    engine: AsyncEngine,
+) -> None:
+    await execute(engine, INSERT_PROVIDER_USER.format(1))
+    await create_user(engine, "Ann")
+    await commands.set_user_role(engine, "ann", "operator")
+    local_role = "SELECT role FROM app_user WHERE password_hash IS NOT NULL"
+    assert await value(engine, local_role) == "operator"
 
 
 def test_an_actor_has_the_scope_read_by_default() -> None:

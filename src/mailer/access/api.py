@@ -19,11 +19,12 @@ from mailer.web.paging import Page, page_of
 from mailer.web.query import Id, PageQuery, accepts_query
 
 KIND_BY_ID = {"actor_id": "actor_kind", "target_id": "target_kind"}
-"""Parameters with an id, and the parameter with the kind that each id needs."""
+"""Each parameter with an id, and the parameter with the kind of the object. An id is unique only
+among objects of one kind, so it needs the kind."""
 
 
 class AuditQuery(PageQuery, frozen=True, kw_only=True):
-    """Filters of the audit log, and a page."""
+    """Query parameters of the audit log: filters, and the position of the page."""
 
     actor_kind: ActorKind | UnsetType = UNSET
     actor_id: Id | UnsetType = UNSET
@@ -45,7 +46,7 @@ class AuditQuery(PageQuery, frozen=True, kw_only=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Reject an id without its kind, besides two positions."""
+        """Reject an id without its kind, and `before` together with `after`."""
         yield from super().broken_rules(values, at)
         for id_name, kind_name in KIND_BY_ID.items():
             if id_name in values and kind_name not in values:

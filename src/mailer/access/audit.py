@@ -14,8 +14,8 @@ from mailer.access.model import Actor
 from mailer.db.engine import execute_driver_sql
 
 AuditedFields = Mapping[str, Any]
-"""Fields of the target as JSON; never a phone, a tag or a secret."""
-
+"""Names and values of fields of a target, stored as JSON. Secrets are left out; a phone and a tag
+are masked."""
 
 TargetKind = Literal["mailing", "client", "directory", "key", "user", "database", "gateway"]
 
@@ -42,7 +42,11 @@ async def record(  # noqa: PLR0913  # the fields of an entry
     before: AuditedFields | None = None,
     after: AuditedFields | None = None,
 ) -> None:
-    """Record an action in the audit log, in the transaction of its change."""
+    """Write an entry: the actor `by` has done `action` to `target`.
+
+    `action` is a fixed name such as `mailing_paused`. `before` and `after` are the changed fields,
+    or None. The connection must be in the transaction of the change itself.
+    """
     actor_values = (by.kind, by.id, by.name, by.address)
     action_values = (action, target.kind, target.id, _json(before), _json(after))
     await execute_driver_sql(connection, INSERT_ENTRY, (*actor_values, *action_values))

@@ -13,7 +13,7 @@ from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.tables.access import audit
 
 MAX_COUNTED_ENTRIES = 10_000
-"""Entries that are counted at most; a count of one more means "more than this"."""
+"""Entries that a page counts exactly; if there are more, its count is one more than this."""
 
 
 class AuditedActor(msgspec.Struct, frozen=True):
@@ -71,12 +71,15 @@ def to_entry(row: Row[Any]) -> AuditEntry:
     )
 
 
-async def page(connection: AsyncConnection, position: Cursor, **equal: str | int) -> RowPage:
-    """Return a page of the entries whose columns equal the given values, newest first.
+async def page(
+    connection: AsyncConnection, position: Cursor, **column_values: str | int
+) -> RowPage:
+    """Return a page of the entries whose columns equal `column_values`, newest first.
 
-    At most `MAX_COUNTED_ENTRIES` + 1 entries are counted, because the log only grows.
+    At most `MAX_COUNTED_ENTRIES` + 1 entries are counted: the log only grows, and counting a long
+    one would be slow.
     """
-    rows = select(audit).filter_by(**equal)
-    counted = rows.with_only_columns(audit.c.id).limit(MAX_COUNTED_ENTRIES + 1).subquery()
-    count = (await connection.execute(select(func.count()).select_from(counted))).scalar_one()
+    rows = select(audit).filter_by(**column_values)
+    counted_ids = rows.with_only_columns(audit.c.id).limit(MAX_COUNTED_ENTRIES + 1).subquery()
+    count = (await connection.execute(select(func.count()).select_from(counted_ids))).scalar_one()
     return await fetch_page(connection, rows, audit.c.id, position, count=count)

@@ -1,4 +1,7 @@
-"""The work of `mailer keys` and `mailer users`, on the database that a running mailer uses."""
+"""The commands `mailer keys` and `mailer users`, without the parsing of their arguments.
+
+They change the database directly, also while mailer serves; changes take effect at once.
+"""
 
 import getpass
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -21,8 +24,8 @@ USER_TABLE_HEADER = ("id", "name", "role", "last sign-in (UTC)", "sessions", "st
 class AmbiguousUserError(ConflictError):
     """Several users have this name."""
 
-    def __init__(self, ids: Iterable[int] = ()) -> None:
-        choices = ", ".join(map(str, ids))
+    def __init__(self, user_ids: Iterable[int] = ()) -> None:
+        choices = ", ".join(map(str, user_ids))
         super().__init__(
             choices and f"Several users have this name; give --id with one of {choices}."
         )
@@ -55,7 +58,8 @@ async def list_keys(engine: AsyncEngine) -> list[str]:
     async with engine.connect() as connection:
         all_keys = await keys.list_all(connection)
     now = database_clock.now()
-    return list(_table([KEY_TABLE_HEADER, *(_row(key, now) for key in all_keys)]))
+    rows = [_key_row(key, now) for key in all_keys]
+    return list(_table_lines([KEY_TABLE_HEADER, *rows]))
 
 
 async def revoke_key(engine: AsyncEngine, name: str) -> None:
@@ -66,13 +70,13 @@ async def revoke_key(engine: AsyncEngine, name: str) -> None:
 
 
 async def ensure_user_can_be_created(engine: AsyncEngine, name: str, role: str) -> None:
-    """Check name and role of a new user before its password is asked for.
+    """Check the name and the role of a new user, before the command asks for a password.
 
-    Raises `InvalidError` and `UserNameTakenError`.
+    Raises `InvalidError` for an invalid name or role, and `UserNameTakenError`.
     """
     new = check(NewUserBase, {"name": name.strip(), "role": role}, database_clock.now())
     async with engine.connect() as connection:
-        if await users.find_password_hash(connection, new.name) is not None:
+        if await users.find_local(connection, new.name) is not None:
             raise users.UserNameTakenError
 
 
@@ -84,7 +88,7 @@ async def create_user(engine: AsyncEngine, name: str, role: str, password: str) 
 
 
 async def ensure_user_exists(engine: AsyncEngine, name: str) -> None:
-    """Raise `UserNotFoundError` before a password for the user is asked for."""
+    """Raise `UserNotFoundError` for an unknown name, before the command asks for a password."""
     async with engine.connect() as connection:
         await _find_users(connection, name)
 
@@ -96,7 +100,7 @@ async def set_user_password(engine: AsyncEngine, name: str, password: str) -> No
     """
     new = check(NewPassword, {"password": password}, database_clock.now())
     async with engine.connect() as connection:
-        user, *_ = await _find_users(connection, name)  # only the first can have a local password
+        user, *_ = await _find_users(connection, name)  # one with a local password is first
     await service.set_password(engine, user.id, new, command_line_actor())
 
 
@@ -107,49 +111,48 @@ async def set_user_role(engine: AsyncEngine, name: str, role: str) -> None:
     """
     new = check(NewRole, {"role": role}, database_clock.now())
     async with engine.begin() as connection:
-        user, *_ = await _find_users(connection, name)  # only the first can have a local role
+        user, *_ = await _find_users(connection, name)  # one whose role mailer sets is first
         await users.set_role(connection, user.id, new.role, command_line_actor())
 
 
 async def disable_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
-    """Disable a user; raises `UserNotFoundError` and `AmbiguousUserError`."""
-    await _change(engine, name, user_id, users.disable)
+    """Disable the user with this name, and with this id unless it is None.
+
+    Raises `UserNotFoundError`, and `AmbiguousUserError` if an id is needed.
+    """
+    await _change_user(engine, name, user_id, users.disable)
 
 
 async def enable_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
-    """Enable a user; raises `UserNotFoundError` and `AmbiguousUserError`."""
-    await _change(engine, name, user_id, users.enable)
+    """Enable the user with this name, and with this id unless it is None.
+
+    Raises `UserNotFoundError`, and `AmbiguousUserError` if an id is needed.
+    """
+    await _change_user(engine, name, user_id, users.enable)
 
 
 async def sign_out_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
-    """End all sessions of a user; raises `UserNotFoundError` and `AmbiguousUserError`."""
-    await _change(engine, name, user_id, users.end_sessions)
+    """End all sessions of the user with this name, and with this id unless it is None.
+
+    Raises `UserNotFoundError`, and `AmbiguousUserError` if an id is needed.
+    """
+    await _change_user(engine, name, user_id, users.end_sessions)
 
 
 async def list_users(engine: AsyncEngine) -> list[str]:
     """Return the lines of a table of all users."""
     async with engine.connect() as connection:
         all_users = await users.list_all(connection)
-    rows = [
-        (
-            str(user.id),
-            user.name,
-            user.role,
-            _moment(user.signed_in_at),
-            str(user.sessions),
-            " ".join(filter(None, ("disabled" if user.disabled_at else "", user.issuer))),
-        )
-        for user in all_users
-    ]
-    return list(_table([USER_TABLE_HEADER, *rows]))
+    return list(_table_lines([USER_TABLE_HEADER, *map(_user_row, all_users)]))
 
 
-async def _change(
+async def _change_user(
     engine: AsyncEngine,
     name: str,
     user_id: int | None,
-    action: Callable[[AsyncConnection, int, Actor], Awaitable[object]],
+    change: Callable[[AsyncConnection, int, Actor], Awaitable[object]],
 ) -> None:
+    """Apply `change` to the only user with this name, and with this id unless it is None."""
     async with engine.begin() as connection:
         ids = [
             user.id
@@ -160,27 +163,39 @@ async def _change(
             raise users.UserNotFoundError
         if len(ids) > 1:
             raise AmbiguousUserError(ids)
-        await action(connection, ids[0], command_line_actor())
+        await change(connection, ids[0], command_line_actor())
 
 
 async def _find_users(connection: AsyncConnection, name: str) -> list[User]:
-    """Return the users with a name, at least one; raises `UserNotFoundError`."""
-    found = await users.find_by_name(connection, name)
-    if not found:
+    """Return all users with a name, one with a local password first.
+
+    Raises `UserNotFoundError` if there are none.
+    """
+    namesakes = await users.find_by_name(connection, name)
+    if not namesakes:
         raise users.UserNotFoundError
-    return found
+    return namesakes
 
 
-def _row(key: keys.Key, now: datetime) -> tuple[str, ...]:
-    moments = (_moment(at) for at in (key.created_at, key.last_used_at, key.expires_at))
-    return (str(key.id), key.name, key.scope, *moments, key.state(now))
+def _key_row(key: keys.Key, now: datetime) -> tuple[str, ...]:
+    """Return the cells of a key, as `KEY_TABLE_HEADER` names them."""
+    times = map(_format_utc, (key.created_at, key.last_used_at, key.expires_at))
+    return (str(key.id), key.name, key.scope, *times, key.state(now))
 
 
-def _moment(at: datetime | None) -> str:
+def _user_row(user: User) -> tuple[str, ...]:
+    """Return the cells of a user, as `USER_TABLE_HEADER` names them."""
+    last_sign_in = _format_utc(user.signed_in_at)
+    state = " ".join(filter(None, ("disabled" if user.disabled_at else "", user.issuer)))
+    return (str(user.id), user.name, user.role, last_sign_in, str(user.sessions), state)
+
+
+def _format_utc(at: datetime | None) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}" if at else "never"
 
 
-def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table_lines(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Yield a line for each row, with the columns aligned by blanks."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

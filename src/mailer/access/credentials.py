@@ -1,4 +1,7 @@
-"""Passwords (hashed by argon2id, RFC 9106), and random secrets of API keys and cookies."""
+"""Passwords, and the random secrets of API keys and of session cookies.
+
+Only the argon2id hash (RFC 9106) of a password and the SHA-256 digest of a secret are stored.
+"""
 
 import asyncio
 import base64
@@ -26,14 +29,16 @@ MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 12, 1_024
 passwords (NIST SP 800-63B, 3.1.1.2)."""
 COMMON_PASSWORDS_FILE = Path(__file__).parent / "common_passwords" / "passwords.txt"
 OWN_COMMON_PASSWORDS = ("mailer", "admin", "administrator")
-"""Easy to guess for mailer, and not in the file."""
+"""Passwords that are easy to guess for mailer, and not in the file of common ones."""
 CHARACTER_RUNS = "01234567890123456789 98765432109876543210 abcdefghijklmnopqrstuvwxyz"
-MIN_DISTINCT = 6  # characters
+"""A password that is a part of this text counts as common."""
+MIN_DISTINCT_CHARACTERS = 6
+"""A password with fewer different characters counts as common."""
 RUSSIAN_KEYS = str.maketrans("йцукенгшщзхъфывапролджэячсмитьбю", "qwertyuiop[]asdfghjkl;'zxcvbnm,.")
-"""The Latin letters on the keys of a Russian keyboard. The file of common passwords has Russian
-words typed on these keys."""
+"""Maps each Cyrillic letter to the character on the same key of a Latin keyboard. The file of
+common passwords contains Russian words typed with these characters."""
 MAX_CONCURRENT_HASHES = 2
-"""Passwords hashed at the same time. Each takes 64 MiB of memory and one CPU core."""
+"""Passwords hashed or verified at the same time. Each takes 64 MiB of memory and one CPU core."""
 
 
 class HashingBusyError(UnavailableError):
@@ -58,19 +63,21 @@ Result = TypeVar("Result")
 
 @cache
 def _hasher() -> PasswordHasher:
+    """Return the hasher, with the usual cost parameters of argon2-cffi."""
     return PasswordHasher()
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(MAX_CONCURRENT_HASHES, thread_name_prefix="password")
 
 
 @cache
 def _dummy_hash() -> str:
-    """Return a hash to verify against when the user is unknown, so that this takes as long.
+    """Return the hash that `verify_password` uses for an unknown user; no password matches it.
 
-    It is composed of zero bytes with the usual cost parameters, so that no hashing is needed.
+    It has the usual cost parameters, so verifying takes as long as for a real hash. Its salt and
+    digest are zero bytes, so creating it takes no time.
     """
     hasher = _hasher()
     cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
@@ -87,22 +94,27 @@ async def hash_password(password: str) -> str:
 
 
 async def verify_password(stored_hash: str | None, password: str) -> bool:
-    """Return whether a password has this hash; None never matches, but takes as long.
+    """Return whether a password has this hash; raises `HashingBusyError`.
 
-    Raises `HashingBusyError`.
+    For an unknown user `stored_hash` is None, and the result is False. It takes as long as for a
+    known user, so that the time does not reveal which names exist.
     """
     return await _in_thread(lambda: _matches(stored_hash, password))
 
 
 def needs_rehash(stored_hash: str) -> bool:
-    """Return whether a hash was made with other parameters than those used now."""
+    """Return whether a hash was created with other cost parameters than those used now."""
     return _hasher().check_needs_rehash(stored_hash)
 
 
 def find_weakness(name: str, password: str) -> list[FieldError]:
-    """Return the errors of a password for a user with this name; length is not checked."""
+    """Return the reason why a password is easy to guess, as an error, or an empty list.
+
+    `name` is the user's name. The length is not checked here.
+    """
     text = _fold(password)
-    if _fold(name) in {text, text.strip(f"{digits}{punctuation} ")}:
+    text_without_ends = text.strip(f"{digits}{punctuation} ")
+    if _fold(name) in {text, text_without_ends}:
         return [FieldError("password", "must not be the name")]
     if _is_common(text):
         return [FieldError("password", "is too common, or too close to a common password")]
@@ -115,24 +127,28 @@ def _common_passwords() -> frozenset[str]:
 
 
 def _is_common(text: str) -> bool:
-    """Return whether a password is common, or close to a common one (NIST SP 800-63B, 3.1.1.2).
+    """Return whether a folded password is common, or close to a common one.
 
     It is close if it differs only by added digits, punctuation, blanks or repetition. Runs of
-    digits or of the alphabet, and fewer than `MIN_DISTINCT` different characters, are common too.
+    digits or of the alphabet, and passwords of few different characters, are common too. Source:
+    NIST SP 800-63B, 3.1.1.2.
     """
     letters = _letters(text)
-    latin = letters.translate(RUSSIAN_KEYS)
+    latin = letters.translate(RUSSIAN_KEYS)  # some Cyrillic letters become punctuation
     candidates = map(_without_repetition, (text, letters, latin, _letters(latin)))
     return (
-        len(set(text)) < MIN_DISTINCT
+        len(set(text)) < MIN_DISTINCT_CHARACTERS
         or text in CHARACTER_RUNS
         or any(candidate in _common_passwords() for candidate in candidates)
     )
 
 
-def _fold(password: str) -> str:
-    """Return a password without case, compatibility forms and invisible format characters."""
-    text = "".join(char for char in password if unicodedata.category(char) != "Cf")
+def _fold(original: str) -> str:
+    """Return a text in lower case, without compatibility forms and invisible characters.
+
+    So variants that look alike become equal, such as wide letters and ordinary ones.
+    """
+    text = "".join(char for char in original if unicodedata.category(char) != "Cf")
     return unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -141,12 +157,13 @@ def _letters(text: str) -> str:
 
 
 def _without_repetition(text: str) -> str:
-    # "abcabc" -> "abc": in the doubled text, the text occurs again where its first unit ends
+    """Return the unit that `text` repeats: "abc" for "abcabc", and for "abc" itself."""
+    # in the doubled text, `text` occurs again first where its first unit ends
     return text[: (text + text).find(text, 1)] if text else text
 
 
 def _matches(stored_hash: str | None, password: str) -> bool:
-    if len(password) > MAX_PASSWORD_LENGTH:
+    if len(password) > MAX_PASSWORD_LENGTH:  # nobody has such a password; hashing it takes long
         return False
     try:
         _hasher().verify(stored_hash or _dummy_hash(), _to_bytes(password))
@@ -160,9 +177,13 @@ def _to_bytes(password: str) -> bytes:
     return unicodedata.normalize("NFKC", password).encode(errors="surrogatepass")
 
 
-async def _in_thread(work: Callable[[], Result]) -> Result:
+async def _in_thread(hashing: Callable[[], Result]) -> Result:
+    """Run `hashing` in a thread, since it would block the event loop for too long.
+
+    Raises `HashingBusyError` if no slot becomes free in time.
+    """
     async with HASH_LIMITER.slot():
-        return await asyncio.get_running_loop().run_in_executor(_threads(), work)
+        return await asyncio.get_running_loop().run_in_executor(_thread_pool(), hashing)
 
 
 SECRET_BYTES = 32
@@ -171,12 +192,15 @@ SECRET_PATTERN = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 def new_secret(prefix: str = "") -> str:
-    """Return 256 random bits as text; a prefix tells users and secret scanners what it is for."""
+    """Return 256 random bits as text, after a prefix.
+
+    The prefix shows users and secret scanners what the secret is for.
+    """
     return prefix + secrets.token_urlsafe(SECRET_BYTES)
 
 
-def has_shape(text: str, prefix: str = "") -> bool:
-    """Return whether `text` has the form of a secret; other texts need no database query."""
+def has_secret_format(text: str, prefix: str = "") -> bool:
+    """Return whether `new_secret(prefix)` can have returned `text`; if not, no query is needed."""
     return text.startswith(prefix) and bool(SECRET_PATTERN.fullmatch(text, len(prefix)))
 
 

@@ -20,10 +20,10 @@ from mailer.roles import Scope
 from mailer.validation import Input
 
 KEY_PREFIX = "mailer_"
-"""The start of every API key."""
+"""The start of the secret of every API key."""
 KeyState = Literal["active", "expired", "revoked"]
 MAX_LISTED_REVOKED = 100
-"""Revoked keys that `list_recent` returns at most."""
+"""Revoked keys that `list_recent` returns at most; those that are not revoked are all returned."""
 
 
 class NewKey(Input, frozen=True, kw_only=True):
@@ -72,7 +72,9 @@ KEY_COLUMNS = [api_key.c[name] for name in Key.__struct_fields__]
 
 
 async def create(connection: AsyncConnection, new: NewKey, by: Actor) -> tuple[Key, str]:
-    """Create a key; return it and its secret, which is not stored and cannot be shown again.
+    """Create a key; return it and its secret.
+
+    The secret cannot be shown again, because only its digest is stored.
 
     Raises `KeyNameTakenError`.
     """
@@ -108,21 +110,21 @@ async def revoke(connection: AsyncConnection, key_id: int, by: Actor) -> Key:
 
 async def get(connection: AsyncConnection, key_id: int) -> Key:
     """Return a key that is not revoked; raises `KeyNotFoundError`."""
-    return await _get_active(connection, api_key.c.id == key_id)
+    return await _get_unrevoked(connection, api_key.c.id == key_id)
 
 
 async def find_by_name(connection: AsyncConnection, name: str) -> Key:
-    """Return the key with a name, as given or normalized, that is not revoked.
+    """Return the key with exactly this name, or else with its normalized form.
 
-    Raises `KeyNotFoundError`.
+    Raises `KeyNotFoundError` if neither exists or it is revoked.
     """
     try:
-        return await _get_active(connection, api_key.c.name == name)
+        return await _get_unrevoked(connection, api_key.c.name == name)
     except KeyNotFoundError:
-        return await _get_active(connection, api_key.c.name == clean_name(name))
+        return await _get_unrevoked(connection, api_key.c.name == clean_name(name))
 
 
-async def _get_active(connection: AsyncConnection, condition: ColumnElement[bool]) -> Key:
+async def _get_unrevoked(connection: AsyncConnection, condition: ColumnElement[bool]) -> Key:
     statement = select(*KEY_COLUMNS).where(condition, api_key.c.revoked_at.is_(None))
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
@@ -137,49 +139,58 @@ async def list_all(connection: AsyncConnection) -> list[Key]:
 
 
 async def list_recent(connection: AsyncConnection) -> tuple[list[Key], int]:
-    """Return all keys that are not revoked and the newest `MAX_LISTED_REVOKED` revoked keys.
+    """Return the keys to show, newest first, and the number of revoked keys that are left out.
 
-    Newest first. The second value is the number of revoked keys that are left out.
+    Shown are all keys that are not revoked, and the newest `MAX_LISTED_REVOKED` revoked ones.
     """
     is_revoked = api_key.c.revoked_at.is_not(None)
-    newest_revoked = (
+    newest_revoked_ids = (
         select(api_key.c.id)
         .where(is_revoked)
         .order_by(api_key.c.id.desc())
         .limit(MAX_LISTED_REVOKED)
     )
-    statement = select(*KEY_COLUMNS).where(~is_revoked | api_key.c.id.in_(newest_revoked))
+    statement = select(*KEY_COLUMNS).where(~is_revoked | api_key.c.id.in_(newest_revoked_ids))
     rows = await connection.execute(statement.order_by(api_key.c.id.desc()))
-    count = select(func.count()).select_from(api_key).where(is_revoked)
-    revoked = (await connection.execute(count)).scalar_one()
-    return [Key(**row) for row in rows.mappings()], max(0, revoked - MAX_LISTED_REVOKED)
+    count_revoked = select(func.count()).select_from(api_key).where(is_revoked)
+    revoked_count = (await connection.execute(count_revoked)).scalar_one()
+    return [Key(**row) for row in rows.mappings()], max(0, revoked_count - MAX_LISTED_REVOKED)
 
 
-# last_used_at is written once a minute at most: a key may be used a thousand times a second.
 AUTHENTICATE_KEY = text("""
-    WITH found AS (
+    WITH valid_key AS (
         SELECT id, name, scope, last_used_at FROM api_key
         WHERE digest = :digest AND revoked_at IS NULL
             AND (expires_at IS NULL OR expires_at > now())
-    ), used AS (
-        UPDATE api_key SET last_used_at = now() FROM found
-        WHERE api_key.id = found.id
-            AND (found.last_used_at IS NULL OR found.last_used_at < now() - interval '1 minute')
+    ), record_use AS (
+        UPDATE api_key SET last_used_at = now() FROM valid_key
+        WHERE api_key.id = valid_key.id
+            AND (valid_key.last_used_at IS NULL
+                OR valid_key.last_used_at < now() - interval '1 minute')
     )
-    SELECT id, name, scope FROM found""")
+    SELECT id, name, scope FROM valid_key""")
+"""Returns the key with a digest, if it is neither revoked nor expired, and records its use.
 
+`last_used_at` is written at most once a minute, since a key may be used a thousand times a second.
+"""
 
 CURRENT_SCOPE_SQL = """
     SELECT scope FROM api_key
     WHERE id = $1 AND revoked_at IS NULL
         AND (expires_at IS NULL OR expires_at > clock_timestamp())"""
-"""The scope that a key has at this moment."""
+"""Returns the scope that a key has at this moment, or no row if it can no longer be used.
+
+`clock_timestamp()`, since `now()` is the start of the transaction, which may be long ago.
+"""
 
 
 async def authenticate(
     connection: AsyncConnection, secret: str, address: str | None
 ) -> Actor | None:
-    """Return the key's actor; None if the key is unknown, revoked or expired."""
+    """Return the actor of the key with this secret; None if it is unknown, revoked or expired.
+
+    `address` is the IP address of the request.
+    """
     row = (await connection.execute(AUTHENTICATE_KEY, {"digest": digest(secret)})).one_or_none()
     if row is None:
         return None

@@ -1,8 +1,9 @@
-"""Limits of failed sign-ins by password. The caller owns the transaction.
+"""Throttling of sign-ins by password: after several failures in a row, the next one has to wait.
 
-The counters are in the database, so that all workers share them. An attempt counts as a failure
-before its password is checked, so that many attempts at once cannot pass the limit. A right
-password undoes this.
+Failures are counted three times: for the name, for the network of the address, and for both
+together. The counters are in the database, so that all workers share them. An attempt counts as a
+failure before its password is checked, so that many attempts at once cannot pass the limit. The
+right password undoes this. The caller owns the transaction.
 """
 
 import hashlib
@@ -24,45 +25,51 @@ from mailer.validation import is_storable
 log = structlog.get_logger()
 
 IPV6_PREFIX = 64
-"""Bits of an IPv6 address that identify a network; its owner can choose the rest freely."""
+"""Bits of an IPv6 address that identify a network; its owner can choose the other bits freely."""
 
 
 class ThrottleLimit(msgspec.Struct, frozen=True):
-    """The first wait, 1 s, follows `free_failures` in a row; each further failure doubles it."""
+    """After how many failures in a row sign-ins have to wait, and how long at most.
+
+    After `free_failures` the wait is 1 s. Each further failure doubles it, to at most `max_wait`
+    seconds.
+    """
 
     free_failures: int
     max_wait: int
-    """Seconds; the wait grows no further."""
 
 
-NAME_AND_ADDRESS_LIMIT = ThrottleLimit(5, 900)
-ADDRESS_LIMIT = ThrottleLimit(30, 900)
-NAME_LIMIT = ThrottleLimit(50, 60)
-"""For a name from all unknown networks together. An attacker with many addresses thus cannot lock
-out a user who signs in from a known network."""
+NAME_AND_ADDRESS_LIMIT = ThrottleLimit(free_failures=5, max_wait=900)
+"""For one name from one address."""
+ADDRESS_LIMIT = ThrottleLimit(free_failures=30, max_wait=900)
+"""For all names from one address."""
+NAME_LIMIT = ThrottleLimit(free_failures=50, max_wait=60)
+"""For one name from all addresses together, except from known networks of the name: networks from
+which it has signed in. So an attacker with many addresses cannot lock this user out there."""
 KNOWN_NETWORK_LIFETIME = timedelta(days=30)
-"""A network is known for a name this long after the last sign-in from it."""
+"""A network stays known for a name for this time after the last sign-in from it."""
 
 
 class ThrottleCounter(msgspec.Struct, frozen=True):
-    """A counter of failures. Its key is a digest, because a typed name may be a password."""
+    """A counter of consecutive failures: a row of `login_throttle`."""
 
     digest: bytes
+    """The key of the row. Not the name itself, because users may type a password instead of it."""
     limit: ThrottleLimit
-    by: str
-    """The kind of the counter, for the log: "name", "address" or "both"."""
+    kind: str
+    """What the counter counts by, for the log: "name", "address" or "both"."""
 
 
 class LoginAttempt(msgspec.Struct, frozen=True):
-    """A counted attempt to sign in, with its three counters."""
+    """An attempt to sign in that has been counted, with its three counters."""
 
     name: ThrottleCounter
     name_and_address: ThrottleCounter
     address: ThrottleCounter
     network_digest: bytes
-    """The digest of the name and the network."""
+    """The key of the row of `known_network` for this name and this network."""
     blocked_until: Mapping[bytes, datetime]
-    """The end of the wait that this attempt has set, by counter digest; needed to undo it."""
+    """When the wait ends that this attempt has set, by the digest of each increased counter."""
 
 
 class ThrottledError(MailerError):
@@ -71,7 +78,7 @@ class ThrottledError(MailerError):
     def __init__(self, seconds: int = 0) -> None:
         super().__init__()
         self.seconds = seconds
-        """Seconds to wait, at least 1."""
+        """Seconds until the next attempt is allowed, at least 1."""
 
 
 INCREMENT = text("""
@@ -87,6 +94,11 @@ INCREMENT = text("""
         updated_at = clock_timestamp()
     WHERE login_throttle.blocked_until <= clock_timestamp()
     RETURNING blocked_until, failures""")
+"""Counts a failure and sets the wait until the next attempt; returns no row during an earlier wait.
+
+The wait is 2 ^ (failures - free_failures) seconds, at most `max_wait`. The exponent stops at 20, so
+that the power does not overflow.
+"""
 DECREMENT = text("""
     UPDATE login_throttle SET
         failures = greatest(failures - 1, 0),
@@ -94,9 +106,11 @@ DECREMENT = text("""
             WHEN blocked_until = :set_by_attempt THEN clock_timestamp() ELSE blocked_until
         END
     WHERE digest = :digest""")
+"""Undoes the count of one attempt, and its wait unless a later attempt has set another one."""
 REMEMBER_NETWORK = text("""
     INSERT INTO known_network (digest, seen_at) VALUES (:digest, clock_timestamp())
     ON CONFLICT (digest) DO UPDATE SET seen_at = excluded.seen_at""")
+"""Stores the moment of a sign-in, from which on the network is known for the name."""
 
 
 async def count_attempt(
@@ -107,39 +121,43 @@ async def count_attempt(
     Raises `ThrottledError` while attempts are blocked. The caller must then roll the transaction
     back, so that the attempt is not counted.
     """
-    network, folded_name = network_of(address), await _fold_name(connection, name.strip())
+    network = network_of(address)
+    folded_name = await _fold_name(connection, name.strip())
     by_name = _counter(NAME_LIMIT, "name", folded_name)
     by_both = _counter(NAME_AND_ADDRESS_LIMIT, "both", folded_name, network)
     by_address = _counter(ADDRESS_LIMIT, "address", network)
-    network_digest = _digest("home", folded_name, network)
+    network_digest = _digest("home", folded_name, network)  # "home" only makes the digest differ
+    # attempts lock their counters in the same order, so that no deadlock is possible
     counters = sorted((by_name, by_both, by_address), key=lambda counter: counter.digest)
     if await _is_known_network(connection, network_digest):
-        counters.remove(by_name)
+        counters.remove(by_name)  # here, failures from other networks block nobody
     blocked_until: dict[bytes, datetime] = {}
-    for counter in counters:  # always in this order, so that no deadlock is possible
+    for counter in counters:
         parameters = {"digest": counter.digest} | msgspec.structs.asdict(counter.limit)
         row = (await connection.execute(INCREMENT, parameters)).one_or_none()
         if row is None:
             raise ThrottledError(await _seconds_blocked(connection, counters))
-        if row.failures == counter.limit.free_failures:  # once in a run of failures
-            log.warning("login_throttled", by=counter.by)
+        if row.failures == counter.limit.free_failures:  # only at the first of several waits
+            log.warning("login_throttled", by=counter.kind)
         blocked_until[counter.digest] = row.blocked_until
     return LoginAttempt(by_name, by_both, by_address, network_digest, blocked_until)
 
 
 async def forget_attempts(connection: AsyncConnection, attempt: LoginAttempt) -> None:
-    """Reset the counters of the name after the right password, and remember the network.
+    """Reset both counters with the name after the right password, and remember the network.
 
-    The counter of the address loses only this attempt: otherwise an attacker could reset it with a
-    user of their own.
+    In the counter of the address only this attempt is undone: otherwise an attacker could reset the
+    counter by signing in as a user of their own.
     """
-    of_name = [attempt.name.digest, attempt.name_and_address.digest]
+    digests_of_name = [attempt.name.digest, attempt.name_and_address.digest]
     rows = select(login_throttle.c.digest).where(
-        login_throttle.c.digest.in_([*of_name, attempt.address.digest])
+        login_throttle.c.digest.in_([*digests_of_name, attempt.address.digest])
     )
     # lock in the same order as `count_attempt`
     await connection.execute(rows.order_by(login_throttle.c.digest).with_for_update())
-    await connection.execute(delete(login_throttle).where(login_throttle.c.digest.in_(of_name)))
+    await connection.execute(
+        delete(login_throttle).where(login_throttle.c.digest.in_(digests_of_name))
+    )
     await _decrement(connection, attempt, [attempt.address.digest])
     await connection.execute(REMEMBER_NETWORK, {"digest": attempt.network_digest})
 
@@ -152,12 +170,14 @@ async def uncount_attempt(connection: AsyncConnection, attempt: LoginAttempt) ->
 async def _decrement(
     connection: AsyncConnection, attempt: LoginAttempt, digests: Iterable[bytes]
 ) -> None:
+    """Undo the count of an attempt in the counters with these digests."""
     for digest in digests:
         parameters = {"digest": digest, "set_by_attempt": attempt.blocked_until[digest]}
         await connection.execute(DECREMENT, parameters)
 
 
 async def _is_known_network(connection: AsyncConnection, digest: bytes) -> bool:
+    """Return whether the network and the name with this digest have had a sign-in lately."""
     is_known = exists().where(
         known_network.c.digest == digest,
         known_network.c.seen_at > func.now() - KNOWN_NETWORK_LIFETIME,
@@ -178,16 +198,17 @@ async def _seconds_blocked(connection: AsyncConnection, counters: Sequence[Throt
 async def _fold_name(connection: AsyncConnection, name: str) -> str:
     """Return a form that is equal for all spellings of a user's name.
 
-    The database folds the case, as it does when it looks up a user.
+    The database converts the case, since it also does so when it searches for a user.
     """
-    if not is_storable(name):
+    if not is_storable(name):  # the database would reject it, so no user has this name
         return name
     folded: str = (await connection.execute(select(func.lower(clean_name(name))))).scalar_one()
     return folded
 
 
-def _counter(limit: ThrottleLimit, by: str, *parts: str) -> ThrottleCounter:
-    return ThrottleCounter(_digest(by, *parts), limit, by)
+def _counter(limit: ThrottleLimit, kind: str, *counted: str) -> ThrottleCounter:
+    """Return the counter for a name, a network or both (`counted`)."""
+    return ThrottleCounter(_digest(kind, *counted), limit, kind)
 
 
 def _digest(*parts: str) -> bytes:
@@ -196,9 +217,10 @@ def _digest(*parts: str) -> bytes:
 
 
 def network_of(address: str | None) -> str:
-    """Return an IPv4 address, or the /64 network of an IPv6 address.
+    """Return an IPv4 address itself, or the /64 network of an IPv6 address.
 
-    The owner of an IPv6 network can choose any address in it.
+    The owner of an IPv6 network can choose any address in it. Any other text is returned unchanged,
+    and "" for None.
     """
     try:
         parsed = ipaddress.ip_address(address or "")

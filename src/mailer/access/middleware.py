@@ -1,8 +1,9 @@
 """Authenticate and authorize every HTTP request.
 
-Each route declares the scope that it needs: a scope, "monitoring" or "nothing". A route that
-declares none is closed to all. API routes take API keys, pages take sessions. The API never reads
-cookies, because browsers also send them with requests that other websites trigger.
+Each route declares what it requires: a scope, "monitoring" (the monitoring token) or "nothing". A
+route that declares none of them is closed to all. API routes accept API keys, pages accept
+sessions. The API never reads cookies, because browsers also send them with requests that other
+websites trigger.
 """
 
 import ipaddress
@@ -22,7 +23,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import keys, sessions
-from mailer.access.credentials import has_shape
+from mailer.access.credentials import has_secret_format
 from mailer.access.model import Actor
 from mailer.clock import elapsed
 from mailer.limits import RateLimiter
@@ -31,7 +32,8 @@ from mailer.web import cookie
 from mailer.web.origin import check_same_origin
 
 REQUIRED_SCOPE = "required_scope"
-"""Route option: a scope, "monitoring" or "nothing". A router may set it for all its routes."""
+"""Route option: what the route requires; a scope, `MONITORING` or `NOTHING`. A router may set it
+for all its routes."""
 AUTH_METHOD = "auth_method"
 """Router option: how requests authenticate, "key" or "session"."""
 REQUIRES_AUTH_ENABLED = "requires_auth_enabled"
@@ -63,14 +65,15 @@ class AuthMiddleware(ASGIMiddleware):
         """Create the middleware.
 
         If not `is_enabled`, every request is anonymous. A key may send `key_rate` requests
-        a second; 0 sets no limit. `monitoring_token` is the one that monitoring routes require.
+        a second; 0 sets no limit. `monitoring_token` is the one that monitoring routes require;
+        None opens them to all.
         """
         # authentication is a single statement, and needs no transaction
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._is_enabled = is_enabled
         self._monitoring_token = monitoring_token
         self._key_rate = key_rate
-        self._rate = RateLimiter(key_rate) if key_rate else None
+        self._rate_limiter = RateLimiter(key_rate) if key_rate else None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Pass an authorized request on; raises HTTPException 401, 403, 404 and 429."""
@@ -79,9 +82,13 @@ class AuthMiddleware(ASGIMiddleware):
         await next_app(scope, receive, send)
 
     async def _authenticate(self, request: Request[Any, Any, Any]) -> Actor | None:
-        """Return the actor of a request that may use its route."""
-        opt = request.route_handler.opt
-        required, by_session = opt.get(REQUIRED_SCOPE), opt.get(AUTH_METHOD) == "session"
+        """Return the actor of a request that may use its route; None if the route needs no actor.
+
+        Raises HTTPException 401, 403, 404 and 429 for any other request.
+        """
+        options = request.route_handler.opt
+        required = options.get(REQUIRED_SCOPE)
+        by_session = options.get(AUTH_METHOD) == "session"
         if request.method == "OPTIONS":  # only lists the methods of a path
             return None
         check_same_origin(request, is_form=by_session)
@@ -89,14 +96,14 @@ class AuthMiddleware(ASGIMiddleware):
             self._check_monitoring(request)
             return None
         if not self._is_enabled:
-            if opt.get(REQUIRES_AUTH_ENABLED):
+            if options.get(REQUIRES_AUTH_ENABLED):
                 raise NotFoundException
             return anonymous(request)
         if required == NOTHING:
-            return await self._by_session(request) if by_session else None
-        if required not in SCOPES:
+            return await self._session_actor(request) if by_session else None
+        if required not in SCOPES:  # the route declares nothing
             raise PermissionDeniedException("Nobody may do this.")
-        actor = await (self._by_session(request) if by_session else self._by_key(request))
+        actor = await (self._session_actor(request) if by_session else self._key_actor(request))
         if actor is None:
             raise NotAuthorizedException("Sign in first.")
         if not actor.may(required):
@@ -104,42 +111,49 @@ class AuthMiddleware(ASGIMiddleware):
             raise _insufficient_scope(actor, required)
         return actor
 
-    async def _by_key(self, request: Request[Any, Any, Any]) -> Actor:
-        secret = _bearer(request)
+    async def _key_actor(self, request: Request[Any, Any, Any]) -> Actor:
+        """Return the actor of the API key in the request; raises HTTPException 401 and 429."""
+        secret = _bearer_token(request)
         if secret is None:
             raise _unauthorized("Send an API key, as Authorization: Bearer.")
         actor = None
-        if has_shape(secret, keys.KEY_PREFIX):
+        if has_secret_format(secret, keys.KEY_PREFIX):
             async with self._engine.connect() as connection:
                 actor = await keys.authenticate(connection, secret, address_of(request))
         if actor is None:
             raise _unauthorized("The API key is unknown, revoked or expired.")
-        if self._rate and (seconds := self._rate.retry_after(actor.id, elapsed())):
+        limiter = self._rate_limiter
+        if limiter is not None and (seconds := limiter.retry_after(actor.id, elapsed())):
             raise TooManyRequestsException(
                 f"A key may send {self._key_rate:g} requests a second.",
                 headers={"Retry-After": str(seconds)},
             )
         return actor
 
-    async def _by_session(self, request: Request[Any, Any, Any]) -> Actor | None:
+    async def _session_actor(self, request: Request[Any, Any, Any]) -> Actor | None:
+        """Return the user whose session cookie the request has; None without a valid one."""
         secret = cookie.read_cookie(request)
-        if secret is None or not has_shape(secret):
+        if secret is None or not has_secret_format(secret):
             return None
         async with self._engine.connect() as connection:
             renew = not request.route_handler.opt.get(IS_POLLED, False)
             return await sessions.authenticate(connection, secret, address_of(request), renew=renew)
 
     def _check_monitoring(self, request: Request[Any, Any, Any]) -> None:
-        token = self._monitoring_token
-        if token is not None and not compare_digest(
-            (_bearer(request) or "").encode(), token.encode()
-        ):
+        """Raise HTTPException 401 without the monitoring token, if one is configured."""
+        expected = self._monitoring_token
+        if expected is None:
+            return
+        given = _bearer_token(request) or ""
+        if not compare_digest(given.encode(), expected.encode()):  # in constant time
             raise _unauthorized("Send the monitoring token, as Authorization: Bearer.")
 
 
-def _bearer(request: Request[Any, Any, Any]) -> str | None:
+def _bearer_token(request: Request[Any, Any, Any]) -> str | None:
+    """Return the text after `Bearer ` in the Authorization header; None for any other header."""
     header = request.headers.get("Authorization", "")
-    return header[len(BEARER) :].strip() if header[: len(BEARER)].lower() == "bearer " else None
+    is_bearer = header[: len(BEARER)].lower() == BEARER.lower()
+    return header[len(BEARER) :].strip() if is_bearer else None
 
 
 def _unauthorized(detail: str) -> NotAuthorizedException:
@@ -147,6 +161,7 @@ def _unauthorized(detail: str) -> NotAuthorizedException:
 
 
 def _insufficient_scope(actor: Actor, required: str) -> PermissionDeniedException:
+    """Return the error for an actor whose scope does not include `required`."""
     if actor.kind == "key":
         return PermissionDeniedException(
             f"This needs a key of scope {required}; this one has {actor.scope}."
@@ -162,9 +177,10 @@ def anonymous(request: Request[Any, Any, Any]) -> Actor:
 
 
 def address_of(request: Request[Any, Any, Any]) -> str | None:
-    """Return the IP address that a request came from, with IPv4-mapped IPv6 converted to IPv4.
+    """Return the IP address that a request came from; None if it is unknown.
 
-    Otherwise one client could count as two addresses, and all IPv4 clients as one IPv6 network.
+    An IPv4 address in IPv6 form (`::ffff:192.0.2.7`) is converted to IPv4. Otherwise one sender
+    could count as two addresses, and all IPv4 senders as one IPv6 network.
     """
     host = request.client.host if request.client else None
     if host is None or ":" not in host:

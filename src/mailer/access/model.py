@@ -25,6 +25,7 @@ Name = Annotated[
     str,
     Meta(
         max_length=64,
+        # no blank at the start or the end, where `$` would also match before a line feed
         pattern=rf"^(?!\s)[^{FORBIDDEN_CHARACTERS}]+(?<!\s)(?!\n)$",
         extra={"rule": "must be 1 to 64 characters on one line", "normalize": clean_name},
     ),
@@ -47,7 +48,7 @@ class Actor(msgspec.Struct, frozen=True):
     address: str | None = None
     """The IP address of the request; None for the command line."""
     session: bytes | None = None
-    """The digest of a user's session."""
+    """The digest of the session that a user's request came with; None for all other actors."""
 
     @property
     def role(self) -> Role:
@@ -63,7 +64,7 @@ class Actor(msgspec.Struct, frozen=True):
 
     @property
     def quota_key(self) -> tuple[ActorKind, int] | None:
-        """The key under which limiters count this actor; None for an actor without an id."""
+        """What identifies this actor to limiters; None for an actor without an id."""
         return None if self.id is None else (self.kind, self.id)
 
     def may(self, needed: Scope) -> bool:
@@ -72,3 +73,4 @@ class Actor(msgspec.Struct, frozen=True):
 
 
 COMMAND_LINE = Actor("command", "command line", scope="admin")
+"""The actor of commands, such as `mailer users`."""

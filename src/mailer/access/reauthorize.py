@@ -1,4 +1,7 @@
-"""Re-check authorization of long operations (imports, downloads) before they commit or continue."""
+"""Check the authorization of long operations again, before they commit or continue.
+
+During an import or a download, a key may be revoked, or a user disabled.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -23,13 +26,13 @@ class AccessRevokedError(ForbiddenError):
 
 
 async def ensure_authorized(database: asyncpg.Connection, by: Actor, needed: Scope) -> None:
-    """Raise `AccessRevokedError` if the actor's key or session has lost the scope since."""
+    """Raise `AccessRevokedError` if the actor's key or session no longer has the scope `needed`."""
     if by.kind == "key":
         scope = await database.fetchval(CURRENT_SCOPE_SQL, by.id)
     elif by.kind == "user":
         role = await database.fetchval(CURRENT_ROLE_SQL, by.id, by.session, MAX_LIFETIME)
         scope = SCOPE_BY_ROLE.get(role)
-    else:
+    else:  # the command line and anonymous requests cannot lose access
         return
     if scope is None or not msgspec.structs.replace(by, scope=scope).may(needed):
         raise AccessRevokedError
@@ -38,7 +41,10 @@ async def ensure_authorized(database: asyncpg.Connection, by: Actor, needed: Sco
 async def stream_while_authorized(
     engine: AsyncEngine, by: Actor, needed: Scope, parts: AsyncGenerator[Part, None]
 ) -> AsyncGenerator[Part, None]:
-    """Yield parts, and raise `AccessRevokedError` as soon as the actor loses the scope."""
+    """Yield the parts of a download while the actor has the scope `needed`.
+
+    Before each part the scope is checked; raises `AccessRevokedError` if it is lost.
+    """
     async with aclosing(parts):
         async for part in parts:
             if by.kind in {"key", "user"}:

@@ -25,8 +25,9 @@ async def sign_in(
     async with engine.begin() as connection:
         attempt = await login_throttle.count_attempt(connection, name, address)
     async with engine.connect() as connection:
-        found = await users.find_password_hash(connection, name) if is_storable(name) else None
-    user, stored_hash = found or (None, None)
+        local_user = await users.find_local(connection, name) if is_storable(name) else None
+    user = None if local_user is None else local_user.user
+    stored_hash = None if local_user is None else local_user.password_hash
     is_right = await _verify_password(engine, attempt, stored_hash, password)
     new_hash = None
     if is_right and stored_hash is not None and credentials.needs_rehash(stored_hash):
@@ -40,11 +41,11 @@ async def sign_in(
         ):
             await login_throttle.forget_attempts(connection, attempt)
             return await begin_session(connection, user, address, user_agent)
-        await record_refused(connection, user.id if user else None, address)
+        await record_sign_in_failure(connection, user.id if user else None, address)
     raise NotSignedInError
 
 
-async def record_refused(
+async def record_sign_in_failure(
     connection: AsyncConnection, user_id: int | None, address: str | None
 ) -> None:
     """Record a failed sign-in in the audit log; `user_id` is None for an unknown user."""
@@ -74,7 +75,9 @@ async def sign_out(engine: AsyncEngine, by: Actor) -> None:
 async def change_own_password(
     engine: AsyncEngine, by: Actor, current: str, new: NewPassword
 ) -> None:
-    """Change the actor's own password after a check of the current one; end all other sessions.
+    """Change the actor's own password if `current` is right, and end all other sessions.
+
+    `current` is the password until now. Wrong ones are throttled like sign-ins.
 
     Raises `InvalidError`, `NoLocalPasswordError`, `ThrottledError` and `HashingBusyError`.
     """
@@ -86,8 +89,9 @@ async def change_own_password(
         raise InvalidError(errors)
     async with engine.begin() as connection:
         attempt = await login_throttle.count_attempt(connection, own.name, by.address)
-        found = await users.find_password_hash(connection, own.name)
-    if not await _verify_password(engine, attempt, found and found[1], current):
+        local_user = await users.find_local(connection, own.name)
+    stored_hash = None if local_user is None else local_user.password_hash
+    if not await _verify_password(engine, attempt, stored_hash, current):
         raise InvalidError([FieldError("current_password", "is not your password")])
     new_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
@@ -128,7 +132,8 @@ async def _verify_password(
 ) -> bool:
     """Return whether the password of a counted attempt is right.
 
-    An attempt that could not be checked for lack of capacity does not count as a failure.
+    If the password cannot be checked for lack of capacity, undo the count and raise
+    `HashingBusyError`.
     """
     try:
         return await credentials.verify_password(stored_hash, password)

@@ -30,29 +30,33 @@ class Session(msgspec.Struct, frozen=True):
 
 
 SESSION_COLUMNS = [session.c[name] for name in Session.__struct_fields__]
-# seen_at is written once a minute at most, because a page sends many requests.
+
 AUTHENTICATE_SESSION = text("""
-    WITH found AS (
+    WITH open_session AS (
         SELECT digest, user_id, name, role, seen_at FROM session
         JOIN app_user ON app_user.id = user_id
         WHERE digest = :digest AND disabled_at IS NULL
             AND seen_at > now() - CAST(:idle_timeout AS interval)
             AND session.created_at > now() - CAST(:max_lifetime AS interval)
-    ), seen AS (
-        UPDATE session SET seen_at = now() FROM found
-        WHERE session.digest = found.digest AND CAST(:renew AS boolean)
-            AND found.seen_at < now() - interval '1 minute'
+    ), restart_idle_timeout AS (
+        UPDATE session SET seen_at = now() FROM open_session
+        WHERE session.digest = open_session.digest AND CAST(:renew AS boolean)
+            AND open_session.seen_at < now() - interval '1 minute'
     )
-    SELECT user_id, name, role FROM found""")
+    SELECT user_id, name, role FROM open_session""")
+"""Returns the user of an open session, and with `renew` restarts its idle timeout.
 
+`seen_at` is written at most once a minute, because a page sends many requests.
+"""
 
 CURRENT_ROLE_SQL = """
     SELECT role FROM session JOIN app_user ON app_user.id = user_id
     WHERE user_id = $1 AND digest = $2 AND disabled_at IS NULL
         AND session.created_at > clock_timestamp() - $3::interval"""
-"""The role that a session has at this moment.
+"""Returns the role that a session has at this moment, or no row if it has ended.
 
-The idle timeout is not checked: the session is in use while one of its requests is running.
+The parameters are the user's id, the digest of the session and `MAX_LIFETIME`. The idle timeout is
+not checked: the session is in use while one of its requests is running.
 """
 
 
@@ -94,14 +98,14 @@ async def authenticate(
 
 
 async def list_of_user(connection: AsyncConnection, user_id: int) -> list[Session]:
-    """Return the open sessions of a user, newest first."""
+    """Return the sessions of a user that have not expired, newest first."""
     statement = select(*SESSION_COLUMNS).where(session.c.user_id == user_id, is_open())
     rows = await connection.execute(statement.order_by(session.c.created_at.desc()))
     return [Session(**row) for row in rows.mappings()]
 
 
 def is_open() -> ColumnElement[bool]:
-    """Return the SQL condition that a session has not expired."""
+    """Return the SQL condition that a row of `session` has not expired."""
     return (session.c.seen_at > func.now() - IDLE_TIMEOUT) & (
         session.c.created_at > func.now() - MAX_LIFETIME
     )

@@ -73,6 +73,13 @@ class User(msgspec.Struct, frozen=True):
         return Actor("user", self.name, self.id, SCOPE_BY_ROLE[self.role], address)
 
 
+class LocalUser(msgspec.Struct, frozen=True):
+    """A user who signs in by password, with the hash of the password."""
+
+    user: User
+    password_hash: str
+
+
 class UserNotFoundError(NotFoundError):
     """There is no such user."""
 
@@ -97,11 +104,12 @@ USER_COLUMNS = [app_user.c[name] for name in User.__struct_fields__ if name != "
 
 
 async def create(
-    connection: AsyncConnection, name: str, role: Role, password: str, by: Actor
+    connection: AsyncConnection, name: str, role: Role, password_hash: str, by: Actor
 ) -> User:
-    """Create a user; `password` is the hash to store. Raises `UserNameTakenError`."""
+    """Create a user with a local password; raises `UserNameTakenError`."""
     values = {"name": name, "role": role}
-    statement = insert(app_user).values(**values, password_hash=password).returning(*USER_COLUMNS)
+    statement = insert(app_user).values(**values, password_hash=password_hash)
+    statement = statement.returning(*USER_COLUMNS)
     try:
         user = User(**(await connection.execute(statement)).mappings().one())
     except IntegrityError as error:
@@ -147,19 +155,23 @@ async def find_by_name(connection: AsyncConnection, name: str) -> list[User]:
     return [User(**row) for row in rows.mappings()]
 
 
-async def find_password_hash(connection: AsyncConnection, name: str) -> tuple[User, str] | None:
-    """Return the local user with a name and the password hash; None if there is none."""
-    statement = select(*USER_COLUMNS, app_user.c.password_hash).where(_is_local_with_name(name))
+async def find_local(connection: AsyncConnection, name: str) -> LocalUser | None:
+    """Return the user with a name and a local password; None if there is none."""
+    statement = select(*USER_COLUMNS, app_user.c.password_hash)
+    statement = statement.where(_has_name(name), app_user.c.issuer.is_(None))
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:
         return None
-    return User(**{column.name: row[column.name] for column in USER_COLUMNS}), row["password_hash"]
+    user = User(**{column.name: row[column.name] for column in USER_COLUMNS})
+    return LocalUser(user, row["password_hash"])
 
 
 async def has_password_users(connection: AsyncConnection) -> bool:
     """Return whether any enabled user has a local password."""
-    is_any = exists().where(app_user.c.password_hash.is_not(None), app_user.c.disabled_at.is_(None))
-    return bool((await connection.execute(select(is_any))).scalar_one())
+    exists_one = exists().where(
+        app_user.c.password_hash.is_not(None), app_user.c.disabled_at.is_(None)
+    )
+    return bool((await connection.execute(select(exists_one))).scalar_one())
 
 
 async def set_role(connection: AsyncConnection, user_id: int, role: Role, by: Actor) -> None:
@@ -167,7 +179,7 @@ async def set_role(connection: AsyncConnection, user_id: int, role: Role, by: Ac
 
     Raises `UserNotFoundError`, `OwnUserError`, `ExternalRoleError` and `AccessRevokedError`.
     """
-    user = await _get_other(connection, user_id, by)
+    user = await _lock_other_user(connection, user_id, by)
     if user.issuer is not None:
         raise ExternalRoleError
     if user.role == role:
@@ -179,15 +191,17 @@ async def set_role(connection: AsyncConnection, user_id: int, role: Role, by: Ac
     )
 
 
-async def set_password(connection: AsyncConnection, user_id: int, password: str, by: Actor) -> None:
-    """Store a new password hash and end all sessions of the user but the actor's own.
+async def set_password(
+    connection: AsyncConnection, user_id: int, password_hash: str, by: Actor
+) -> None:
+    """Store a new password hash and end the user's sessions, except the one that `by` uses.
 
     Raises `UserNotFoundError` and `NoLocalPasswordError`.
     """
     user = await get(connection, user_id, lock=True)
     if user.issuer is not None:
         raise NoLocalPasswordError
-    await _update(connection, user.id, password_hash=password)
+    await _update(connection, user.id, password_hash=password_hash)
     await sessions.end(connection, user.id, except_digest=by.session)
     await audit.record(connection, by, "user_password_changed", _target(user))
 
@@ -197,7 +211,7 @@ async def disable(connection: AsyncConnection, user_id: int, by: Actor) -> None:
 
     Raises `UserNotFoundError`, `OwnUserError` and `AccessRevokedError`.
     """
-    user = await _get_other(connection, user_id, by)
+    user = await _lock_other_user(connection, user_id, by)
     if user.disabled_at is not None:
         return
     await _update(connection, user.id, disabled_at=func.now())
@@ -233,9 +247,9 @@ async def end_sessions(
 async def record_sign_in(
     connection: AsyncConnection, user_id: int, verified_hash: str, new_hash: str | None
 ) -> bool:
-    """Record a sign-in by password, and store `new_hash` if given.
+    """Record the time of a sign-in by password, and store `new_hash` unless it is None.
 
-    Return False, and record nothing, if the user was disabled or the password has changed since
+    Return False, and record nothing, if the user was disabled or the password was changed since
     `verified_hash` was read.
     """
     statement = (
@@ -251,43 +265,45 @@ async def record_sign_in(
 
 
 def _select_with_sessions() -> Select[Any]:
-    """Select users with their numbers of open sessions."""
-    is_open = (session.c.user_id == app_user.c.id) & sessions.is_open()
-    open_sessions = select(func.count()).where(is_open).scalar_subquery()
+    """Return the statement that selects all users with their numbers of open sessions."""
+    is_open_of_user = (session.c.user_id == app_user.c.id) & sessions.is_open()
+    open_sessions = select(func.count()).where(is_open_of_user).scalar_subquery()
     return select(*USER_COLUMNS, open_sessions.label("sessions"))
 
 
-async def _get_other(connection: AsyncConnection, user_id: int, by: Actor) -> User:
-    """Lock and return a user that is not the actor, so that one admin always remains.
+async def _lock_other_user(connection: AsyncConnection, user_id: int, by: Actor) -> User:
+    """Lock and return a user; raises `OwnUserError` if it is the actor, who is an admin.
 
-    When two admins disable or demote each other at the same time, the second one gets
-    `AccessRevokedError`: the actor's own row is locked and checked again.
+    So one admin always remains, even when two admins disable or demote each other at the same time:
+    the actor's row is also locked and checked again, and the second admin gets
+    `AccessRevokedError`. Also raises `UserNotFoundError`.
     """
     if by.kind != "user":
         return await get(connection, user_id, lock=True)
     if by.id == user_id:
         raise OwnUserError
     statement = select(*USER_COLUMNS).where(app_user.c.id.in_((user_id, by.id)))
-    statement = statement.order_by(app_user.c.id).with_for_update()  # one order: no deadlock
-    users = {row["id"]: User(**row) for row in (await connection.execute(statement)).mappings()}
-    own = users.get(by.id)
-    if own is None or own.disabled_at is not None or own.role != "admin":
+    # rows are always locked in this order, so that no deadlock is possible
+    statement = statement.order_by(app_user.c.id).with_for_update()
+    rows = (await connection.execute(statement)).mappings()
+    users_by_id = {row["id"]: User(**row) for row in rows}
+    actor = users_by_id.get(by.id)
+    if actor is None or actor.disabled_at is not None or actor.role != "admin":
         raise AccessRevokedError
-    if user_id not in users:
+    if user_id not in users_by_id:
         raise UserNotFoundError
-    return users[user_id]
+    return users_by_id[user_id]
 
 
 async def _update(connection: AsyncConnection, user_id: int, **values: object) -> None:
     await connection.execute(update(app_user).where(app_user.c.id == user_id).values(**values))
 
 
-def _is_local_with_name(name: str) -> ColumnElement[bool]:
-    return _has_name(name) & app_user.c.issuer.is_(None)
-
-
 def _has_name(name: str) -> ColumnElement[bool]:
-    """Compare names without case. Stored names are normalized."""
+    """Return the SQL condition that a user has a name, whatever its case.
+
+    Stored names are normalized, so `name` is, too.
+    """
     return func.lower(app_user.c.name) == func.lower(clean_name(name))
 
 

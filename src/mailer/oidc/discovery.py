@@ -1,4 +1,8 @@
-"""Metadata and signing keys of an OpenID provider, cached, and the HTTP requests to it."""
+"""Metadata and signing keys of an OpenID provider, cached, and the HTTP requests to it.
+
+A provider publishes its endpoints in a JSON document (OpenID Connect Discovery 1.0, cited here as
+"Discovery"), and the public keys of its signatures as a JSON Web Key Set (RFC 7517).
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,15 +24,17 @@ REQUEST_TIMEOUT = 10.0
 """Seconds for a whole request, from connecting to the last byte of the response."""
 MAX_RESPONSE_BYTES = 256 * 1024
 MAX_KEYS = 100
-"""Keys of a provider that are read; more are ignored."""
+"""Signing keys of a provider that are used; further ones in its key set are ignored."""
 CACHE_TTL = 3600.0
 """Seconds for which a provider's metadata and keys are cached."""
 MIN_KEY_REFRESH_INTERVAL = 60.0
-"""Seconds between two refreshes of the keys because of an unknown key."""
+"""Minimum seconds between two fetches of the keys because of tokens signed by an unknown key."""
 
 TEMPORARY_CLIENT_ERRORS = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+"""The 4xx statuses with which the same request may succeed later."""
 
 SecondsClock = Callable[[], float]
+"""A function that returns the time in seconds."""
 Shape = TypeVar("Shape")
 
 
@@ -55,7 +61,10 @@ class ProviderDocument(msgspec.Struct, frozen=True):
 
 
 class ProviderResponse(msgspec.Struct, frozen=True):
-    """A response with status 200, or with a 4xx status other than 408 and 429."""
+    """A response with status 200, or with a 4xx status other than 408 and 429.
+
+    Any other status counts as an unavailable provider instead.
+    """
 
     status: int
     body: bytes
@@ -102,7 +111,8 @@ class ProviderHttp:
             async with self._session.request(
                 method, url, data=form, headers=headers, allow_redirects=False
             ) as response:
-                return ProviderResponse(_checked_status(response.status), await _read(response))
+                status = _checked_status(response.status)
+                return ProviderResponse(status, await _read_body(response))
         except TimeoutError:
             raise ProviderUnavailableError("timeout") from None
         except (aiohttp.ClientError, OSError, ValueError):  # ValueError: an invalid URL
@@ -110,14 +120,19 @@ class ProviderHttp:
 
 
 class TtlCache(Generic[Shape]):
-    """A value cached for `CACHE_TTL`, except failures; concurrent callers share one fetch."""
+    """A value that is fetched when it is needed, and then kept for `CACHE_TTL`.
+
+    Concurrent callers share one fetch. If it fails, all of them get its exception, and the next
+    caller fetches again.
+    """
 
     def __init__(self, fetch: Callable[[], Awaitable[Shape]], clock: SecondsClock) -> None:
         self._fetch = fetch
         self._clock = clock
         self._task: asyncio.Task[Shape] | None = None
-        """The latest fetch; once done it holds the value."""
+        """The latest fetch, running or done; its result is the cached value."""
         self._expires_at = float("-inf")
+        """The clock's time from which on the value must be fetched again."""
 
     @property
     def is_fetching(self) -> bool:
@@ -158,7 +173,8 @@ class ProviderMetadata:
         self._clock = clock
         self._metadata = TtlCache(self._fetch_metadata, clock)
         self._keys = TtlCache(self._fetch_keys, clock)
-        self._next_refresh_at = float("-inf")
+        self._next_key_refresh_at = float("-inf")
+        """The clock's time from which on an unknown key may cause a fetch of the keys."""
 
     async def close(self) -> None:
         """Cancel the running requests."""
@@ -173,15 +189,18 @@ class ProviderMetadata:
         return await self._metadata.get()
 
     async def key(self, kid: object, alg: str) -> Key:
-        """Return the key for a signature; raises `SignInError` if the provider has no such key.
+        """Return the key that verifies a token's signature.
 
-        An unknown key may be new, so the keys are fetched again, at most once every
-        `MIN_KEY_REFRESH_INTERVAL`.
+        `kid` (the key's id) and `alg` (the algorithm, such as RS256) are from the token's header;
+        `kid` is None if the header has none. If the key is unknown it may be new, so the keys are
+        fetched again, at most once every `MIN_KEY_REFRESH_INTERVAL`. Raises `SignInError` if the
+        provider has no such key, and `ProviderUnavailableError`.
         """
-        key = _find(await self._keys.get(), kid, alg)
-        if key is None and (self._keys.is_fetching or self._clock() >= self._next_refresh_at):
-            self._next_refresh_at = self._clock() + MIN_KEY_REFRESH_INTERVAL
-            key = _find(await self._keys.refresh(), kid, alg)
+        key = _find_key(await self._keys.get(), kid, alg)
+        may_refresh = self._keys.is_fetching or self._clock() >= self._next_key_refresh_at
+        if key is None and may_refresh:
+            self._next_key_refresh_at = self._clock() + MIN_KEY_REFRESH_INTERVAL
+            key = _find_key(await self._keys.refresh(), kid, alg)
         if key is None:
             raise SignInError("unknown_key")
         return key
@@ -195,9 +214,11 @@ class ProviderMetadata:
     async def _fetch_keys(self) -> list[Key]:
         metadata = await self.document()
         jwks = (await self._get(metadata.jwks_uri)).read(KeySet).keys
-        return [key for jwk in jwks[:MAX_KEYS] if (key := _public_key(jwk)) is not None]
+        parsed_keys = map(_parse_signing_key, jwks[:MAX_KEYS])
+        return [key for key in parsed_keys if key is not None]
 
     async def _get(self, url: str) -> ProviderResponse:
+        """Return the response to a GET; raises `ProviderUnavailableError` unless it is a 200."""
         response = await self._http.request(url)
         if response.status != HTTPStatus.OK:
             raise ProviderUnavailableError(f"http_{response.status}")
@@ -211,23 +232,30 @@ class KeySet(msgspec.Struct, frozen=True):
 
 
 _KEY_TYPES: dict[str, type[Key]] = {"RS": RSAKey, "PS": RSAKey, "ES": ECKey, "Ed": OKPKey}
+"""The type of key that an algorithm needs, by the first two letters of the algorithm."""
 
 
-def _find(keys: list[Key], kid: object, alg: str) -> Key | None:
-    """Return the key with id `kid`, or without an id the only fitting key (Core 1.0, 10.1)."""
-    fitting = [key for key in keys if _matches_algorithm(key, alg)]
+def _find_key(keys: list[Key], kid: object, alg: str) -> Key | None:
+    """Return the key with the id `kid` that fits the algorithm `alg`; None if there is none.
+
+    If `kid` is None, the key must be the only one that fits (OpenID Connect Core 1.0, 10.1).
+    """
+    fitting_keys = [key for key in keys if _fits_algorithm(key, alg)]
     if kid is None:
-        return fitting[0] if len(fitting) == 1 else None
-    return next((key for key in fitting if key.kid == kid), None)
+        return fitting_keys[0] if len(fitting_keys) == 1 else None
+    return next((key for key in fitting_keys if key.kid == kid), None)
 
 
-def _matches_algorithm(key: Key, alg: str) -> bool:
-    stated = key.get("alg")
-    return isinstance(key, _KEY_TYPES[alg[:2]]) and (stated is None or stated == alg)
+def _fits_algorithm(key: Key, alg: str) -> bool:
+    only_alg = key.get("alg")  # a provider may restrict a key to one algorithm
+    return isinstance(key, _KEY_TYPES[alg[:2]]) and (only_alg is None or only_alg == alg)
 
 
-def _public_key(jwk: dict[str, Any]) -> Key | None:
-    """Parse a key for signatures; None for any other key, so that it does not spoil the set."""
+def _parse_signing_key(jwk: dict[str, Any]) -> Key | None:
+    """Return a JSON Web Key for signatures; None for an invalid key or one for another use.
+
+    So one such key does not make the other keys of the set unusable.
+    """
     if str(jwk.get("kty")) not in {"RSA", "EC", "OKP"} or jwk.get("use", "sig") != "sig":
         return None
     try:
@@ -237,7 +265,10 @@ def _public_key(jwk: dict[str, Any]) -> Key | None:
 
 
 def _is_safe(endpoint: str, issuer: str) -> bool:
-    """Return whether an endpoint uses https, or http on loopback when the issuer uses http."""
+    """Return whether an endpoint is safe to use: https, or http for an issuer that also uses http.
+
+    With http the endpoint must be on loopback.
+    """
     try:
         parts = urlsplit(endpoint)
         host = parts.hostname or ""
@@ -249,14 +280,18 @@ def _is_safe(endpoint: str, issuer: str) -> bool:
 
 
 def _checked_status(status: int) -> int:
-    """Return a definite status; raises `ProviderUnavailableError` for any other."""
+    """Return a status that a repeat of the request would not change: 200, or 4xx but 408 and 429.
+
+    Raises `ProviderUnavailableError` for any other status.
+    """
     is_client_error = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     if status == HTTPStatus.OK or (is_client_error and status not in TEMPORARY_CLIENT_ERRORS):
         return status
     raise ProviderUnavailableError(f"http_{status}")
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body; raises `ProviderUnavailableError` if it exceeds `MAX_RESPONSE_BYTES`."""
     body = b""
     async for part in response.content.iter_any():
         body += part

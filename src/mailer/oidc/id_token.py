@@ -1,4 +1,8 @@
-"""Validation of ID tokens (OpenID Connect Core 1.0, section 3.1.3.7)."""
+"""Validation of ID tokens (OpenID Connect Core 1.0, section 3.1.3.7).
+
+An ID token is a signed JSON object. Its members, called claims, identify the user who has signed in
+at the provider. Sections cited in this file are those of Core 1.0.
+"""
 
 import base64
 import hashlib
@@ -20,13 +24,13 @@ ALGORITHMS = {
     "EdDSA": "sha512",
     "Ed25519": "sha512",
 }
-"""Accepted signature algorithms, each with the hash that `at_hash` uses. All are asymmetric, so
-that only the provider can sign."""
+"""Accepted signature algorithms, each with the hash function of the claim `at_hash`. All are
+asymmetric, so that only the provider can sign."""
 CLOCK_LEEWAY = 60
-"""Seconds by which the provider's clock may differ from the database's."""
+"""Seconds by which the provider's clock may differ from the clock of the database."""
 MAX_CLAIMS_BYTES = 256 * 1024
 MAX_SUBJECT_LENGTH = 255
-"""Characters (Core 1.0, section 2)."""
+"""Characters of the claim `sub` (section 2)."""
 CLAIM_ERRORS = {
     "iss": "wrong_issuer",
     "aud": "wrong_audience",
@@ -35,10 +39,14 @@ CLAIM_ERRORS = {
     "nbf": "wrong_time",
     "sub": "no_subject",
 }
+"""Reasons for the log, by the claim that is missing or wrong."""
 
 
 class ExpectedClaims(msgspec.Struct, frozen=True):
-    """The issuer, the audience and the nonce that a token must have."""
+    """What a token must contain so that it belongs to this sign-in.
+
+    `client_id` must be the audience. `nonce` is a random value that mailer sent at the start.
+    """
 
     issuer: str
     client_id: str
@@ -49,9 +57,11 @@ _REGISTRY = jws.JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=Fal
 
 
 class Token:
-    """An ID token that is parsed but not verified yet; raises `SignInError` if it is malformed.
+    """An ID token whose header has been checked; its signature and claims are not verified yet.
 
-    `advertised` are the algorithms that the provider claims to use.
+    `alg` is its signature algorithm, `kid` the id of its key. Creating one raises `SignInError` for
+    a malformed token, for an algorithm that mailer does not accept, and for one that is not among
+    `advertised`, the algorithms in the provider's metadata.
     """
 
     def __init__(self, text: str, advertised: tuple[str, ...]) -> None:
@@ -80,12 +90,14 @@ class Token:
             claims = read_json(self._token.payload or b"", dict[str, Any], limit=MAX_CLAIMS_BYTES)
         except JsonError:
             raise SignInError("bad_token") from None
-        _check(claims, expected, now)
-        if "at_hash" in claims and not _is_hash(claims["at_hash"], self.alg, access_token):
+        _check_claims(claims, expected, now)
+        at_hash = claims.get("at_hash")
+        if "at_hash" in claims and not _is_hash_of(access_token, at_hash, self.alg):
             raise SignInError("wrong_at_hash")
         return claims
 
     def _is_signed(self, key: Key) -> bool:
+        """Return whether the signature of the token is that of the key's owner."""
         # joserfc warns that the name EdDSA is deprecated, but providers still use it
         with warnings.catch_warnings(action="ignore", category=SecurityWarning):
             try:
@@ -94,7 +106,8 @@ class Token:
                 return False
 
 
-def _check(claims: dict[str, Any], expected: ExpectedClaims, now: float) -> None:
+def _check_claims(claims: dict[str, Any], expected: ExpectedClaims, now: float) -> None:
+    """Raise `SignInError` if a claim is missing or wrong; `now` is seconds since 1970."""
     rules = JWTClaimsRegistry(
         now=int(now),
         leeway=CLOCK_LEEWAY,
@@ -107,9 +120,11 @@ def _check(claims: dict[str, Any], expected: ExpectedClaims, now: float) -> None
     try:
         rules.validate(claims)
     except ClaimError as error:
-        raise SignInError(CLAIM_ERRORS.get(error.claim.partition(",")[0], "bad_token")) from None
-    has_several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
-    if (has_several or "azp" in claims) and claims.get("azp") != expected.client_id:
+        first_claim = error.claim.partition(",")[0]  # joserfc joins the names of missing claims
+        raise SignInError(CLAIM_ERRORS.get(first_claim, "bad_token")) from None
+    has_several_audiences = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+    needs_azp = has_several_audiences or "azp" in claims  # azp: the client that asked for the token
+    if needs_azp and claims.get("azp") != expected.client_id:
         raise SignInError("wrong_audience")
     if not _is_same(claims.get("nonce"), expected.nonce):
         raise SignInError("wrong_nonce")
@@ -118,8 +133,11 @@ def _check(claims: dict[str, Any], expected: ExpectedClaims, now: float) -> None
         raise SignInError("no_subject")
 
 
-def _is_hash(at_hash: object, alg: str, access_token: str | None) -> bool:
-    """Return whether `at_hash` is the left half of the access token's hash (section 3.1.3.6)."""
+def _is_hash_of(access_token: str | None, at_hash: object, alg: str) -> bool:
+    """Return whether `at_hash` is the left half of the access token's hash (section 3.1.3.6).
+
+    `alg` is the algorithm of the ID token, which determines the hash function.
+    """
     digest = hashlib.new(ALGORITHMS[alg], (access_token or "").encode()).digest()
     half = base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()
     return access_token is not None and _is_same(at_hash, half)

@@ -1,4 +1,8 @@
-"""Results and errors of signing in with an OpenID provider."""
+"""Results and errors of signing in with an OpenID provider.
+
+A sign-in has two steps: mailer redirects the browser to the provider, and the provider redirects it
+back to a route of mailer, the callback.
+"""
 
 import msgspec
 
@@ -9,7 +13,7 @@ REASON_TEXTS = {
     "disabled": "You have been disabled and cannot sign in. Ask your administrator.",
     "no_role": "You have no role in mailer. Ask your administrator for one.",
 }
-"""Texts for the reasons that starting again does not solve; other reasons have a general text."""
+"""Texts for users, for reasons that another sign-in would not solve; others have a general text."""
 REASONS_WITHOUT_IDENTITY = frozenset(
     {
         *("wrong_state", "state_used", "no_code", "refused_by_provider"),
@@ -17,15 +21,15 @@ REASONS_WITHOUT_IDENTITY = frozenset(
         *("wrong_issuer", "unsafe_endpoint"),
     }
 )
-"""Reasons for which a sign-in fails before the provider identifies a user. Anybody can cause them,
-with no user at the provider."""
+"""Reasons of sign-ins that fail before the provider identifies a user. Anybody can cause them, also
+without being a user of the provider."""
 
 
 class SignInStart(msgspec.Struct, frozen=True):
-    """A sign-in that was started: the URL to redirect to, and secrets to store until the callback.
+    """A started sign-in: the URL to redirect to, and secrets to store until the callback.
 
-    The caller compares `state` with the one in the callback, and passes `nonce` and `verifier` to
-    `Provider.finish`.
+    The caller compares `state` with the one in the callback, which shows that the callback belongs
+    to this sign-in. `nonce` and `verifier` go to `Provider.finish`.
     """
 
     url: str
@@ -50,7 +54,7 @@ class SignInError(ForbiddenError):
     """The sign-in could not be completed. Start it again.
 
     `reason` is a fixed word for the log. `issuer_and_subject` identify the user if a verified token
-    names one; they serve to find the user and are never shown or logged.
+    names one. They are used to find the user in the database, and are never shown or logged.
     """
 
     def __init__(

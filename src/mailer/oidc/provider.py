@@ -1,4 +1,8 @@
-"""Sign-in with OpenID Connect: authorization code flow with PKCE."""
+"""Sign-in with an OpenID provider: the authorization code flow with PKCE.
+
+The browser brings a code from the provider. mailer exchanges the code for tokens, and proves with a
+secret, the code verifier, that it has started this sign-in (PKCE, RFC 7636).
+"""
 
 import base64
 import hashlib
@@ -25,7 +29,9 @@ from mailer.settings import Settings
 from mailer.text import clean_label
 
 OIDC_SCOPES = "openid profile email"
+"""Scopes that mailer requests, for the claims with the user's name."""
 MAX_NAME_LENGTH = 200
+"""Characters of a user's name; the rest of a longer one is not used."""
 NAME_CLAIMS = ("name", "preferred_username", "email", "sub")
 """The claims used as a user's name, in order of preference."""
 
@@ -34,8 +40,8 @@ PROVIDER_ERRORS = {
     "invalid_client": "client_refused",
     "unauthorized_client": "client_refused",
 }
-"""Reasons for the log by the token endpoint's error code (RFC 6749, section 5.2); any other error
-code is `refused`."""
+"""Reasons for the log, by the error code of the token endpoint (RFC 6749, section 5.2). For any
+other code the reason is `refused`."""
 
 
 class Tokens(msgspec.Struct, frozen=True):
@@ -51,16 +57,17 @@ class ProviderRefusal(msgspec.Struct, frozen=True):
     error: str
 
 
-def _now() -> float:
+def _database_time() -> float:
     return database_clock.now().timestamp()
 
 
 class Provider:
-    """An OpenID provider where mailer is registered as a client; must be closed.
+    """An OpenID provider at which mailer is registered as a client; must be closed.
 
-    `client_secret` is None for a public client. `role_claim` is the name of the claim with a user's
-    roles, or the path to it, separated by dots. `roles` maps the values of that claim to roles.
-    Both clocks return seconds: `now` since 1970, `clock` from an arbitrary start, monotonic.
+    `client_secret` is None for a client that is registered without one. `role_claim` is the name of
+    the claim with a user's roles, or the path to it, separated by dots. `roles` maps the values of
+    that claim to mailer's roles. Both clocks return seconds: `now` since 1970, `clock` from an
+    arbitrary start; only `clock` never goes back.
     """
 
     def __init__(  # noqa: PLR0913  # five settings and two clocks
@@ -71,7 +78,7 @@ class Provider:
         role_claim: str,
         roles: Mapping[str, Role],
         *,
-        now: SecondsClock = _now,
+        now: SecondsClock = _database_time,
         clock: SecondsClock = elapsed,
     ) -> None:
         self.issuer = issuer
@@ -109,7 +116,7 @@ class Provider:
             "scope": OIDC_SCOPES,
             "state": state,
             "nonce": nonce,
-            "code_challenge": _challenge(verifier),
+            "code_challenge": _pkce_challenge(verifier),
             "code_challenge_method": "S256",
         }
         parts = urlsplit(metadata.authorization_endpoint)
@@ -122,33 +129,36 @@ class Provider:
     ) -> Identity:
         """Exchange `code` for tokens, verify them, and return the user's identity.
 
-        A code can be used once. `iss` is the issuer in the callback (RFC 9207). The caller must
-        have compared the state. Raises `SignInError` if any check fails, and
-        `ProviderUnavailableError`.
+        `code` and `iss` (the issuer, RFC 9207) are parameters of the callback; `nonce` and
+        `verifier` are those of `start`. The caller must have compared the state. A code can be
+        used once. Raises `SignInError` if any check fails, and `ProviderUnavailableError`.
         """
         metadata = await self._metadata.document()
-        if iss != self.issuer and (
-            iss is not None or metadata.authorization_response_iss_parameter_supported
-        ):
+        must_have_iss = metadata.authorization_response_iss_parameter_supported
+        if iss != self.issuer and (iss is not None or must_have_iss):
             raise SignInError("wrong_issuer")
-        tokens = await self._tokens(metadata, code, redirect_uri, verifier)
+        tokens = await self._fetch_tokens(metadata, code, redirect_uri, verifier)
         token = Token(tokens.id_token, metadata.id_token_signing_alg_values_supported)
         key = await self._metadata.key(token.kid, token.alg)
         expected = ExpectedClaims(self.issuer, self._client_id, nonce)
         claims = token.claims(key, expected, tokens.access_token, self._now())
-        subject, role_values = claims["sub"], _claim(claims, self._role_claim)
-        if role_values is None:
-            userinfo = await self._userinfo(metadata, tokens.access_token, subject)
-            role_values = _claim(userinfo, self._role_claim)
+        subject, role_values = claims["sub"], _read_claim(claims, self._role_claim)
+        if role_values is None:  # some providers return roles at the userinfo endpoint only
+            userinfo = await self._fetch_userinfo(metadata, tokens.access_token, subject)
+            role_values = _read_claim(userinfo, self._role_claim)
             claims = userinfo | claims
-        role = self._role(role_values)
+        role = self._highest_role(role_values)
         if role is None:
             raise SignInError("no_role", (self.issuer, subject))
-        return Identity(self.issuer, subject, _name(claims), role)
+        return Identity(self.issuer, subject, _display_name(claims), role)
 
-    async def _tokens(
+    async def _fetch_tokens(
         self, metadata: ProviderDocument, code: str, redirect_uri: str, verifier: str
     ) -> Tokens:
+        """Exchange a code for tokens; mailer authenticates by a method that the provider supports.
+
+        Raises `SignInError` if the provider refuses, and `ProviderUnavailableError`.
+        """
         form = {
             "grant_type": "authorization_code",
             "code": code,
@@ -159,18 +169,21 @@ class Provider:
         if self._client_secret is None:
             form["client_id"] = self._client_id
         elif "client_secret_basic" in metadata.token_endpoint_auth_methods_supported:
-            authorization = _basic(self._client_id, self._client_secret)
+            authorization = _basic_authorization(self._client_id, self._client_secret)
         else:
             form |= {"client_id": self._client_id, "client_secret": self._client_secret}
         response = await self._http.request(metadata.token_endpoint, form, authorization)
         if response.status != HTTPStatus.OK:
-            raise _refusal(response)
+            raise _refusal_error(response)
         return response.read(Tokens)
 
-    async def _userinfo(
+    async def _fetch_userinfo(
         self, metadata: ProviderDocument, access_token: str | None, subject: str
     ) -> dict[str, Any]:
-        """Return the claims of the userinfo endpoint, if there is one (Core 1.0, section 5.3)."""
+        """Return the claims from the userinfo endpoint (Core 1.0, section 5.3); {} without one.
+
+        Raises `SignInError` if they are of another subject, and `ProviderUnavailableError`.
+        """
         if metadata.userinfo_endpoint is None or access_token is None:
             return {}
         response = await self._http.request(
@@ -183,8 +196,8 @@ class Provider:
             raise SignInError("wrong_subject")
         return claims
 
-    def _role(self, claim: object) -> Role | None:
-        """Return the highest of the roles in the role claim; None if it has none."""
+    def _highest_role(self, claim: object) -> Role | None:
+        """Return the highest role in the value of the role claim; None if it contains none."""
         values = claim if isinstance(claim, list) else [claim]
         roles = {
             self._roles[value]
@@ -194,8 +207,11 @@ class Provider:
         return max(roles, key=ROLES.index, default=None)
 
 
-def _claim(claims: dict[str, Any], name: str) -> Any:  # noqa: ANN401  # a claim is any JSON
-    """Return the claim named `name`, or else the value at the path `name`, split at dots."""
+def _read_claim(claims: dict[str, Any], name: str) -> Any:  # noqa: ANN401  # a claim is any JSON
+    """Return the claim `name`, or the value at this path in nested claims; None if neither exists.
+
+    In a path such as `realm_access.roles`, dots separate the steps.
+    """
     if name in claims:
         return claims[name]
     value: Any = claims
@@ -204,11 +220,8 @@ def _claim(claims: dict[str, Any], name: str) -> Any:  # noqa: ANN401  # a claim
     return value
 
 
-def _name(claims: dict[str, Any]) -> str:
-    """Return the user's name: one line of printable characters, normalized.
-
-    Of a longer name only the first `MAX_NAME_LENGTH` characters are used.
-    """
+def _display_name(claims: dict[str, Any]) -> str:
+    """Return the user's name: normalized, printable, of at most `MAX_NAME_LENGTH` characters."""
     for claim in NAME_CLAIMS:
         value = claims.get(claim)
         if isinstance(value, str):
@@ -218,19 +231,20 @@ def _name(claims: dict[str, Any]) -> str:
     return str(claims["sub"])
 
 
-def _challenge(verifier: str) -> str:
+def _pkce_challenge(verifier: str) -> str:
     """Return the PKCE code challenge of a verifier, method S256 (RFC 7636, section 4.2)."""
     digest = hashlib.sha256(verifier.encode()).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def _basic(client_id: str, secret: str) -> str:
-    """Return the Authorization header of a confidential client (RFC 6749, section 2.3.1)."""
+def _basic_authorization(client_id: str, secret: str) -> str:
+    """Return the Authorization header of a client that has a secret (RFC 6749, section 2.3.1)."""
     pair = f"{quote_plus(client_id)}:{quote_plus(secret)}"
     return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
 
-def _refusal(response: ProviderResponse) -> SignInError:
+def _refusal_error(response: ProviderResponse) -> SignInError:
+    """Return the error for an error response of the token endpoint."""
     return SignInError(PROVIDER_ERRORS.get(response.read(ProviderRefusal).error, "refused"))
 
 

@@ -3,7 +3,7 @@
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import users as access_users
-from mailer.access.service import begin_session, record_refused
+from mailer.access.service import begin_session, record_sign_in_failure
 from mailer.oidc import users
 from mailer.oidc.model import Identity, SignInError
 
@@ -25,11 +25,12 @@ async def record_failed_sign_in(
 ) -> None:
     """Record a failed sign-in with the OpenID provider in the audit log.
 
-    A user who has no role at the provider any more is signed out everywhere.
+    If the provider says that the user has no role any more, all sessions of the user end.
     """
-    subject = error.issuer_and_subject
     async with engine.begin() as connection:
-        user = await users.find_by_subject(connection, *subject) if subject else None
+        user = None
+        if error.issuer_and_subject is not None:
+            user = await users.find_by_subject(connection, *error.issuer_and_subject)
         if user is not None and error.reason == "no_role":
             await access_users.end_sessions(connection, user.id, user.actor(address))
-        await record_refused(connection, user.id if user else None, address)
+        await record_sign_in_failure(connection, user.id if user else None, address)

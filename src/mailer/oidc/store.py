@@ -1,4 +1,7 @@
-"""SQL of pending sign-ins with the OpenID provider. The caller owns the transaction."""
+"""SQL of pending sign-ins: those whose user has been redirected to the OpenID provider.
+
+They are stored so that any process can handle the callback. The caller owns the transaction.
+"""
 
 from datetime import timedelta
 
@@ -15,7 +18,7 @@ SIGN_IN_TIMEOUT = timedelta(minutes=10)
 
 
 class PendingSignIn(msgspec.Struct, frozen=True):
-    """The data stored while a user signs in at the provider."""
+    """What mailer must know again when the provider redirects the user back."""
 
     nonce: str
     verifier: str
@@ -24,7 +27,10 @@ class PendingSignIn(msgspec.Struct, frozen=True):
 
 
 async def store_pending(connection: AsyncConnection, start: SignInStart, return_path: str) -> None:
-    """Store a pending sign-in until the callback; it then redirects to `return_path`."""
+    """Store a sign-in until its callback, which then redirects the browser to `return_path`.
+
+    Of the state only a digest is stored, by which the callback finds the sign-in.
+    """
     await connection.execute(
         insert(oidc_sign_in).values(
             digest=digest(start.state),
@@ -36,7 +42,10 @@ async def store_pending(connection: AsyncConnection, start: SignInStart, return_
 
 
 async def take_pending(connection: AsyncConnection, state: str) -> PendingSignIn | None:
-    """Delete and return the pending sign-in with a state; None if unknown, used or expired."""
+    """Delete and return the pending sign-in with a state; so a state can be used only once.
+
+    Return None if there is none, or if it is older than `SIGN_IN_TIMEOUT`.
+    """
     statement = (
         delete(oidc_sign_in)
         .where(

@@ -14,28 +14,29 @@ from mailer.oidc.model import Identity, SignInError
 
 
 async def find_by_subject(connection: AsyncConnection, issuer: str, subject: str) -> User | None:
-    """Return the user with this subject of an OpenID provider; None if there is none."""
-    rows = await connection.execute(_select(issuer, subject))
+    """Return the user with this subject, the provider's id of a user; None if there is none."""
+    rows = await connection.execute(_select_by_subject(issuer, subject))
     row = rows.mappings().one_or_none()
     return None if row is None else User(**row)
 
 
 async def upsert(connection: AsyncConnection, identity: Identity, address: str | None) -> User:
-    """Create or update the user of an OpenID identity, and return the user.
+    """Create the user of an OpenID identity at the first sign-in, or update it; return the user.
 
-    The provider sets name and role at each sign-in. Raises `SignInError` for a disabled user.
+    Name and role become those that the provider has sent. Raises `SignInError` for a disabled user.
     """
     values = {"name": identity.name, "role": identity.role, "signed_in_at": func.now()}
     statement = insert(app_user).values(**values, issuer=identity.issuer, subject=identity.subject)
     statement = statement.on_conflict_do_nothing()
     row = (await connection.execute(statement.returning(*USER_COLUMNS))).mappings().one_or_none()
-    if row is not None:
+    if row is not None:  # else the user exists already
         created = User(**row)
         by, target = created.actor(address), audit.Target("user", created.id)
         fields = {"name": created.name, "role": created.role}
         await audit.record(connection, by, "user_created", target, after=fields)
         return created
-    rows = await connection.execute(_select(identity.issuer, identity.subject).with_for_update())
+    existing = _select_by_subject(identity.issuer, identity.subject).with_for_update()
+    rows = await connection.execute(existing)
     old = User(**rows.mappings().one())
     if old.disabled_at is not None:
         raise SignInError("disabled", (identity.issuer, identity.subject))
@@ -50,5 +51,5 @@ async def upsert(connection: AsyncConnection, identity: Identity, address: str |
     return user
 
 
-def _select(issuer: str, subject: str) -> Select[Any]:
+def _select_by_subject(issuer: str, subject: str) -> Select[Any]:
     return select(*USER_COLUMNS).where(app_user.c.issuer == issuer, app_user.c.subject == subject)
