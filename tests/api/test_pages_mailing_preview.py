@@ -151,8 +151,8 @@ async def test_the_preview_of_a_change_counts_cancelled_clients_again(
     form = await edit_form_values(api, mailing)
     assert "No clients are left to reach." in await preview_form(api, form, query)
     later = form | {"end": f"{now + timedelta(days=1):%Y-%m-%dT%H:%M}"}
-    assert "The last of 3 opens at" in await preview_form(api, later, query)
+    assert "For the last client of 3, the window opens at" in await preview_form(api, later, query)
     wide = form | {"opens": "", "closes": ""}
-    assert "The last of 3 opens at" in await preview_form(api, wide, query)
+    assert "For the last client of 3, the window opens at" in await preview_form(api, wide, query)
     await execute(engine, "UPDATE message SET status = 'delivered', reason = NULL WHERE id = 1")
-    assert "The last of 2 opens at" in await preview_form(api, wide, query)
+    assert "For the last client of 2, the window opens at" in await preview_form(api, wide, query)

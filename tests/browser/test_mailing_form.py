@@ -67,7 +67,7 @@ async def test_a_mailing_is_created_with_the_form(page: Page, mailer: MailerProc
     await expect(page.get_by_label("All clients")).to_be_checked()
     await fill_form(page, "Come by until nine.", at(10), at(20))
     await expect(preview_section(page, "Audience")).to_contain_text("52 clients")
-    await page.get_by_label("Must match any of: codes, tags").check()
+    await page.get_by_label("Clients with one of these operator codes or tags").check()
     await expect(preview_section(page, "Audience")).to_contain_text(
         "Enter a code, a tag or a time zone"
     )
@@ -123,8 +123,8 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
     await expect(window_row).to_contain_text("UTC+12, 9 clients")
     await expect(window_row).to_contain_text("00:00\u201312:00")
     await expect(window_row.locator("rect.open")).to_have_count(1)
-    await expect(window_row.locator("rect.used")).to_have_count(0)
-    await expect(page.get_by_role("row", name="Europe/Moscow").locator("rect.used")).to_have_count(
+    await expect(window_row.locator("rect.sending-time")).to_have_count(0)
+    await expect(page.get_by_role("row", name="Europe/Moscow").locator("rect.sending-time")).to_have_count(
         1
     )
     await check_accessibility(page)
@@ -132,7 +132,7 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
     await page.get_by_label("Window closes").fill("")
     await expect(expected).not_to_contain_text("will not get it")
     await expect(status).to_have_text("52 clients will get it.")
-    await page.get_by_label("Must match all of: codes, tags, time zones").check()
+    await page.get_by_label("Clients that match all filled-in lists: operator codes, tags, time zones").check()
     await page.get_by_label("Operator codes").fill("916")
     await page.get_by_label("Time zones", exact=True).fill("Asia/Kamchatka")
     await expect(status).to_contain_text("nobody will get this mailing")
@@ -146,7 +146,7 @@ async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
     page_errors.expect("answer", r"400 POST at .*/mailings/new\?once=")
     await page.goto("/mailings/new")
     await fill_form(page, "", at(20), at(10))
-    await page.get_by_label("Must match any of: codes, tags").check()
+    await page.get_by_label("Clients with one of these operator codes or tags").check()
     await page.get_by_label("Window closes").fill("")
     await page.get_by_role("button", name="Save").click()
     summary = page.get_by_role("alert")
