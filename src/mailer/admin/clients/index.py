@@ -41,9 +41,10 @@ class ClientPage(msgspec.Struct, frozen=True):
     """One page of the clients that match a filter, with its links."""
 
     count: int
+    """Number of clients on all pages of the list."""
     clients: list[Client]
     pages: PageLinks
-    export: str
+    export_url: str
     """URL of the CSV export with the same filter."""
     is_filtered: bool
 
@@ -68,7 +69,7 @@ class Clients(Controller):
         try:
             query = read_filter(parameters(request, blank_is_absent=True))
         except InvalidError as error:
-            return await _wrong_filter(context, form, error)
+            return await _render_wrong_filter(context, form, error)
         page = await _find_clients(engine, query)
         return await context.render_page("clients/list.html", form=form, page=page)
 
@@ -84,7 +85,7 @@ class Clients(Controller):
         try:
             query = read_filter(parameters(request, blank_is_absent=True))
         except InvalidError as error:
-            return await _wrong_filter(context, _filter_form(request), error)
+            return await _render_wrong_filter(context, _filter_form(request), error)
         return await csv_answer(
             "clients.csv", export_clients(engine, by, **query.filters()), by.quota_key
         )
@@ -111,7 +112,7 @@ class Clients(Controller):
             new = read_new(form.values)
             created = await service.create(engine, new, by, claim)
         except (InvalidError, PhoneTakenError) as error:
-            status, variables = _form_with_error(form, error)
+            status, variables = _refused_form(form, error)
             return await context.render_page("clients/new.html", status, **variables)
         return redirect_to_created(created.id)
 
@@ -146,7 +147,7 @@ class Clients(Controller):
                 return redirect_with_flash("client-unchanged", f"{PATH}/{client_id}")
             await service.change(engine, client_id, change, by)
         except (InvalidError, PhoneTakenError) as error:
-            status, variables = _form_with_error(form, error)
+            status, variables = _refused_form(form, error)
             client = await _get(engine, client_id)
             return await context.render_page(
                 "clients/client.html", status, client=client, **variables
@@ -184,35 +185,44 @@ async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
     filters = query.filters()
     async with engine.connect() as connection:
         page = await store.page(connection, query.position, **filters)
-    is_default = query.limit == ClientQuery().limit
-    link_values = filters if is_default else filters | {"limit": str(query.limit)}
+    has_default_limit = query.limit == ClientQuery().limit
+    link_values = filters if has_default_limit else filters | {"limit": str(query.limit)}
     return ClientPage(
         page.count,
         [Client(**row._asdict()) for row in page.rows],
         page_links(page, PATH, Form(link_values)),
-        export=list_url("/clients.csv", Form(filters)),
+        export_url=list_url("/clients.csv", Form(filters)),
         is_filtered=bool(filters),
     )
 
 
 def _filter_form(request: Request[Any, Any, Any]) -> Form:
-    """Return the filter as a form, as the user entered it."""
+    """Return the form of the filter, with the values as the user typed them.
+
+    A parameter that is repeated, and so has a list of values, is shown as blank.
+    """
     query = parameters(request, blank_is_absent=True)
     values = {field: query.get(field, "") for field in CLIENT_FIELDS}
     return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
 
 
-async def _wrong_filter(context: PageContext, form: Form, error: InvalidError) -> Response[str]:
+async def _render_wrong_filter(
+    context: PageContext, form: Form, error: InvalidError
+) -> Response[str]:
+    """Return the list page without clients, and with the errors beside the fields of the filter."""
     form = form.with_errors(error)
     return await context.render_page(
         "clients/list.html", HTTP_400_BAD_REQUEST, form=form, page=None
     )
 
 
-def _form_with_error(
+def _refused_form(
     form: Form, error: InvalidError | PhoneTakenError
 ) -> tuple[int, dict[str, Any]]:
-    """Return the response status and the template variables of a form that cannot be saved."""
+    """Return the response status and the template variables of a form that cannot be saved.
+
+    `taken_phone` is the phone if another client has it, for a link to that client.
+    """
     match error:
         case InvalidError():
             return HTTP_400_BAD_REQUEST, {"form": form.with_errors(error), "taken_phone": None}
