@@ -28,10 +28,10 @@ ESCAPED = "&#34;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
 
 async def get_page(api: httpx.AsyncClient, path: str, status: int = 200) -> str:
     """Return the HTML of a page, with every run of blanks as one space."""
-    answer = await api.get(f"{SITE}{path}", headers=BROWSER)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    text = answer.text.replace("<bdi>", "").replace("</bdi>", "")  # invisible
+    response = await api.get(f"{SITE}{path}", headers=BROWSER)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    text = response.text.replace("<bdi>", "").replace("</bdi>", "")  # invisible
     return " ".join(text.split())
 
 

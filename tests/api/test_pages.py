@@ -32,32 +32,32 @@ async def get_page(
     headers: dict[str, str] | None = None,
 ) -> str:
     """Return the HTML of a page, with every run of blanks as one space."""
-    answer = await api.get(f"{SITE}{path}", headers=BROWSER | (headers or {}))
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    return " ".join(answer.text.split())
+    response = await api.get(f"{SITE}{path}", headers=BROWSER | (headers or {}))
+    assert response.status_code == status
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    return " ".join(response.text.split())
 
 
 async def test_pages_have_no_inline_scripts_and_load_nothing_from_other_hosts(
     api: httpx.AsyncClient,
 ) -> None:
-    answer = await api.get(f"{SITE}/")
-    policy = answer.headers["content-security-policy"]
+    response = await api.get(f"{SITE}/")
+    policy = response.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "unsafe" not in policy
-    assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|https?://", answer.text)
+    assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|https?://", response.text)
 
 
 async def test_error_pages_have_the_same_content_security_policy(api: httpx.AsyncClient) -> None:
-    answer = await api.get(f"{SITE}/nothing", headers=BROWSER)
-    assert answer.status_code == 404
-    assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src")
+    response = await api.get(f"{SITE}/nothing", headers=BROWSER)
+    assert response.status_code == 404
+    assert response.headers["content-security-policy"].startswith("default-src 'none'; script-src")
 
 
 async def test_pages_are_cached_by_the_browser_alone(api: httpx.AsyncClient) -> None:
-    answer = await api.get(f"{SITE}/")
-    assert answer.headers["cache-control"] == "private, no-store"
-    assert answer.headers["vary"] == "Cookie, Accept-Language, HX-Request"
+    response = await api.get(f"{SITE}/")
+    assert response.headers["cache-control"] == "private, no-store"
+    assert response.headers["vary"] == "Cookie, Accept-Language, HX-Request"
 
 
 async def test_the_overview_shows_running_and_next_mailings_escaped(
@@ -119,10 +119,10 @@ async def test_times_are_in_the_time_zone_of_the_cookie(
 
 async def test_preferences_are_stored_and_redirect_back(api: httpx.AsyncClient) -> None:
     form = {"language": "ru", "time_zone": "Asia/Tokyo", "return_path": "/mailings?status=running"}
-    answer = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "/mailings?status=running"
-    cookies = answer.headers.get_list("set-cookie")
+    response = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
+    assert response.status_code == 303
+    assert response.headers["location"] == "/mailings?status=running"
+    cookies = response.headers.get_list("set-cookie")
     assert [cookie.split(";")[0] for cookie in cookies] == ["language=ru", 'time_zone="Asia/Tokyo"']
     api.cookies.clear()  # other tests of this file use the same client
 
@@ -134,20 +134,20 @@ async def test_preferences_redirect_to_no_other_site_and_store_no_unknown_value(
     api: httpx.AsyncClient, return_path: str
 ) -> None:
     form = {"language": "xx", "time_zone": "Mars/Base\r\nX: y", "return_path": return_path}
-    answer = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
-    assert answer.headers["location"] == "/"
-    assert "set-cookie" not in answer.headers
+    response = await api.post(f"{SITE}/preferences", data=form, headers=BROWSER)
+    assert response.headers["location"] == "/"
+    assert "set-cookie" not in response.headers
 
 
 async def test_an_unknown_path_is_an_error_page_for_browsers_and_a_problem_for_programs(
     api: httpx.AsyncClient,
 ) -> None:
     assert "Page not found" in await get_page(api, "/nothing", 404)
-    answer = await api.get(f"{SITE}/nothing")
-    assert answer.headers["content-type"] == "application/problem+json"
-    answer = await api.get(f"{SITE}/api/v1/mailings/1", headers=BROWSER)
-    assert answer.status_code == 404
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = await api.get(f"{SITE}/nothing")
+    assert response.headers["content-type"] == "application/problem+json"
+    response = await api.get(f"{SITE}/api/v1/mailings/1", headers=BROWSER)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ async def test_an_unknown_path_is_an_error_page_for_browsers_and_a_problem_for_p
 async def test_cross_site_forms_are_refused(
     api: httpx.AsyncClient, headers: dict[str, str], status: int
 ) -> None:
-    answer = await api.post(f"{SITE}/preferences", headers=headers)
-    assert answer.status_code == status
+    response = await api.post(f"{SITE}/preferences", headers=headers)
+    assert response.status_code == status
 
 
 async def test_the_api_refuses_cross_site_writes(
@@ -308,10 +308,10 @@ async def test_the_overview_streams_its_live_sections(engine: AsyncEngine) -> No
     app = create_app(engine, live=live, settings=OPEN)
     transport = inside(app)
     async with httpx.AsyncClient(transport=transport, base_url=SITE) as client:
-        answer = await client.get("/live/overview")
-    assert answer.headers["content-type"].startswith("text/event-stream")
+        response = await client.get("/live/overview")
+    assert response.headers["content-type"].startswith("text/event-stream")
     for section in ("gateway", "backlog", "running", "upcoming", "last-day"):
-        assert f'id="{section}"' in answer.text
+        assert f'id="{section}"' in response.text
 
 
 async def test_outcomes_of_the_last_day_are_counted_by_hour(engine: AsyncEngine) -> None:

@@ -18,24 +18,24 @@ ESCAPED = "&#34;&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
 
 
 async def create_client(api: httpx.AsyncClient, **values: Any) -> int:
-    answer = await api.post("/clients", json=values)
-    assert answer.status_code == 201
-    return int(answer.json()["id"])
+    response = await api.post("/clients", json=values)
+    assert response.status_code == 201
+    return int(response.json()["id"])
 
 
 async def get_page(api: httpx.AsyncClient, path: str, status: int = 200) -> str:
-    answer = await api.get(f"{SITE}{path}", headers=HTML)
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"].startswith("text/html")
-    return answer.text
+    response = await api.get(f"{SITE}{path}", headers=HTML)
+    assert response.status_code == status
+    assert response.headers["Content-Type"].startswith("text/html")
+    return response.text
 
 
 async def post_form(
     api: httpx.AsyncClient, path: str, fields: dict[str, str] | None = None, status: int = 303
 ) -> httpx.Response:
-    answer = await api.post(f"{SITE}{path}", data=fields, headers=HTML)
-    assert answer.status_code == status, answer.text
-    return answer
+    response = await api.post(f"{SITE}{path}", data=fields, headers=HTML)
+    assert response.status_code == status, response.text
+    return response
 
 
 def phones(page: str) -> list[str]:
@@ -141,16 +141,16 @@ async def test_the_export_contains_the_filtered_clients(api: httpx.AsyncClient) 
     page = await get_page(api, "/clients?phone=%2B7+916+000-00-01")
     link = re.search(r'href="(/clients.csv[^"]*)"', page)
     assert link is not None
-    answer = await api.get(f"{SITE}{link[1]}", headers=HTML)
-    assert answer.headers["Content-Disposition"] == 'attachment; filename="clients.csv"'
-    assert answer.text == f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
+    response = await api.get(f"{SITE}{link[1]}", headers=HTML)
+    assert response.headers["Content-Disposition"] == 'attachment; filename="clients.csv"'
+    assert response.text == f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
 
 
 async def test_a_client_is_created_with_defaults_for_blank_fields(api: httpx.AsyncClient) -> None:
     form = {"phone": "+7 (916) 000-00-01", "operator_code": " ", "tag": "", "time_zone": ""}
-    answer = await post_form(api, "/clients/new", form)
+    response = await post_form(api, "/clients/new", form)
     [created] = (await api.get("/clients")).json()["results"]
-    assert answer.headers["Location"] == f"/clients/{created['id']}"
+    assert response.headers["Location"] == f"/clients/{created['id']}"
     assert [created[field] for field in form] == [ANNA, "916", None, "UTC"]
 
 
@@ -245,15 +245,15 @@ async def test_the_confirmation_counts_the_messages_to_be_cancelled(
 async def test_the_confirmation_for_a_script_is_a_fragment(api: httpx.AsyncClient) -> None:
     anna = await create_client(api, phone=ANNA)
     headers = HTML | {"HX-Request": "true"}
-    answer = await api.get(f"{SITE}/clients/{anna}/delete", headers=headers)
-    assert "<html" not in answer.text
-    assert '<h2 id="question">' in answer.text
+    response = await api.get(f"{SITE}/clients/{anna}/delete", headers=headers)
+    assert "<html" not in response.text
+    assert '<h2 id="question">' in response.text
 
 
 async def test_pages_of_a_deleted_client_are_404(api: httpx.AsyncClient) -> None:
     anna = await create_client(api, phone=ANNA)
-    answer = await post_form(api, f"/clients/{anna}/delete")
-    assert answer.headers["Location"] == "/clients"
+    response = await post_form(api, f"/clients/{anna}/delete")
+    assert response.headers["Location"] == "/clients"
     assert (await api.get(f"/clients/{anna}")).status_code == 404
     for path in (f"/clients/{anna}", f"/clients/{anna}/delete", "/clients/999", "/clients/x"):
         await get_page(api, path, 404)

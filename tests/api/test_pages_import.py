@@ -23,11 +23,11 @@ ANNA, BORIS = "79160000001", "79030000002"
 
 async def send(api: httpx.AsyncClient, content: bytes, status: int = 200, **headers: str) -> str:
     """Upload a file; return the HTML fragment of the response."""
-    answer = await api.post(PATH, content=content, headers=CSV | headers)
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"].startswith("text/html")
-    assert "<html" not in answer.text
-    return answer.text
+    response = await api.post(PATH, content=content, headers=CSV | headers)
+    assert response.status_code == status
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert "<html" not in response.text
+    return response.text
 
 
 async def test_the_report_counts_lines_and_lists_wrong_ones(api: httpx.AsyncClient) -> None:

@@ -60,15 +60,15 @@ async def submit_form(api: httpx.AsyncClient, **fields: str) -> httpx.Response:
     return await api.post(f"{SITE}/keys", data=FORM | fields, headers=BROWSER)
 
 
-def secret_of(answer: httpx.Response) -> str:
-    match = re.search(r'<code class="secret">([^<]+)</code>', answer.text)
+def secret_of(response: httpx.Response) -> str:
+    match = re.search(r'<code class="secret">([^<]+)</code>', response.text)
     assert match is not None
     return match[1]
 
 
-def error_of(answer: httpx.Response, field: str) -> str:
-    match = re.search(rf'<p class="error" id="{field}-error">([^<]*)</p>', answer.text)
-    assert match is not None, answer.text
+def error_of(response: httpx.Response, field: str) -> str:
+    match = re.search(rf'<p class="error" id="{field}-error">([^<]*)</p>', response.text)
+    assert match is not None, response.text
     return html.unescape(match[1])
 
 
@@ -135,8 +135,8 @@ async def test_the_secret_of_a_key_is_not_in_the_database(engine: AsyncEngine) -
 
 async def test_the_page_is_translated_to_russian(api: httpx.AsyncClient) -> None:
     await get_page(api, "/keys")  # in English first: nothing of it may be cached
-    answer = await api.get(f"{SITE}/keys", headers={"Accept-Language": "ru"})
-    main = re.search("<main.*</main>", answer.text, re.DOTALL)
+    response = await api.get(f"{SITE}/keys", headers={"Accept-Language": "ru"})
+    main = re.search("<main.*</main>", response.text, re.DOTALL)
     assert main is not None
     visible_text = re.sub(r"<[^>]*>", " ", main[0]).replace("MAILER_GATEWAY_URL", "")
     assert set(re.findall("[A-Za-z]{4,}", visible_text)) == {"mailer"}
@@ -218,12 +218,12 @@ async def test_a_key_expires_as_chosen_in_the_form(
     api.cookies.set("time_zone", "Asia/Kathmandu", domain="mailer.local")
     chosen = {"month": "30", "year": "365", "until": "day", "ever": "never"}
     for name, expires in chosen.items():
-        answer = await api.post(
+        response = await api.post(
             f"{SITE}/keys",
             data=FORM | {"name": name, "expires": expires, "expires_on": str(day)},
             headers=BROWSER,
         )
-        assert answer.status_code == 201
+        assert response.status_code == 201
     lifetime_query = "SELECT expires_at - created_at FROM api_key WHERE name = '{}'"
     for name, days in (("month", 30), ("year", 365)):
         lifetime = await value(engine, lifetime_query.format(name))
@@ -252,9 +252,9 @@ async def test_a_key_expires_as_chosen_in_the_form(
 async def test_an_invalid_field_is_named_and_no_key_is_created(
     api: httpx.AsyncClient, engine: AsyncEngine, change: dict[str, str], field: str, message: str
 ) -> None:
-    answer = await submit_form(api, **change)
-    assert answer.status_code == 400
-    assert error_of(answer, field).startswith(message)
+    response = await submit_form(api, **change)
+    assert response.status_code == 400
+    assert error_of(response, field).startswith(message)
     assert await value(engine, CREATED) == 0
 
 

@@ -50,10 +50,10 @@ async def test_only_changed_fields_are_saved(api: httpx.AsyncClient) -> None:
     assert after["datetime_start"] == before["datetime_start"]
     assert after["datetime_end"] == "2040-01-02T15:00:00Z"
     assert after["client_filter"] is None
-    answer = await post_form(
+    response = await post_form(
         api, path, await edit_form_values(api, after) | {"end": "2039-01-01T00:00"}
     )
-    assert form_errors(answer.text) == {"end": "must be after the start"}
+    assert form_errors(response.text) == {"end": "must be after the start"}
 
 
 async def test_the_start_of_a_started_mailing_is_read_only(
@@ -67,10 +67,10 @@ async def test_the_start_of_a_started_mailing_is_read_only(
     assert "This mailing has started" in page
     assert re.search(r'name="start"[^>]* readonly', page)
     form = form_values(page)
-    answer = await post_form(api, path, form | {"start": "2039-01-01T00:00"})
-    assert answer.status_code == 409
-    assert form_errors(answer.text) == {"start": "cannot be changed: the mailing has started"}
-    assert form_values(answer.text)["start"] == "2020-01-01T09:00"
+    response = await post_form(api, path, form | {"start": "2039-01-01T00:00"})
+    assert response.status_code == 409
+    assert form_errors(response.text) == {"start": "cannot be changed: the mailing has started"}
+    assert form_values(response.text)["start"] == "2020-01-01T09:00"
     after = await save_form(api, path, form | {"text": "Until nine."})
     assert (after["text"], after["datetime_start"]) == ("Until nine.", before["datetime_start"])
 
@@ -107,10 +107,10 @@ async def test_a_conflicting_change_by_another_user_is_shown_before_saving(
     path = f"/mailings/{mailing['id']}"
     form = await edit_form_values(api, mailing) | {"text": "Mine."}
     await api.patch(path, json={"text": "Theirs.", "on_unknown": "hold"})
-    answer = await post_form(api, f"{path}/edit", form)
-    assert answer.status_code == 409
-    assert "Another user changed this mailing in the meantime." in visible_text(answer.text)
+    response = await post_form(api, f"{path}/edit", form)
+    assert response.status_code == 409
+    assert "Another user changed this mailing in the meantime." in visible_text(response.text)
     assert (await api.get(path)).json()["text"] == "Theirs."
-    form_after = form_values(answer.text)
+    form_after = form_values(response.text)
     assert form_after["text"] == "Mine."
     assert (await save_form(api, f"{path}/edit", form_after))["text"] == "Mine."

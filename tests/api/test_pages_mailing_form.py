@@ -120,14 +120,14 @@ async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
     api: httpx.AsyncClient, typed: dict[str, str], expected: dict[str, str]
 ) -> None:
     form = NEW_FORM | typed
-    answer = await post_form(api, "/mailings/new", form)
-    assert answer.status_code == 400
-    shown_errors = form_errors(answer.text)
+    response = await post_form(api, "/mailings/new", form)
+    assert response.status_code == 400
+    shown_errors = form_errors(response.text)
     assert shown_errors.keys() == expected.keys()
     assert all(shown_errors[name].startswith(message) for name, message in expected.items()), (
         shown_errors
     )
-    form_after = form_values(answer.text)
+    form_after = form_values(response.text)
     assert {name: form_after.get(name, "") for name in form} == form
     assert (await api.get("/mailings")).json()["count"] == 0
 
@@ -136,9 +136,9 @@ async def test_a_skipped_local_time_is_refused_and_an_ambiguous_one_is_the_first
     api: httpx.AsyncClient,
 ) -> None:
     skipped = NEW_FORM | {"start": "2040-03-25T02:30", "end": "2040-03-26T09:00"}
-    answer = await post_form(api, "/mailings/new", skipped)
+    response = await post_form(api, "/mailings/new", skipped)
     message = "does not exist on that day: the clocks go forward and skip this time"
-    assert form_errors(answer.text) == {"start": message}
+    assert form_errors(response.text) == {"start": message}
     ambiguous = NEW_FORM | {"start": "2040-10-28T02:30", "end": "2040-10-29T09:00"}
     assert "28 Oct 2040, 02:30 28 Oct 2040, 00:30 UTC" in await preview_form(api, ambiguous)
     mailing = await save_form(api, "/mailings/new", ambiguous)
@@ -154,10 +154,10 @@ async def test_hostile_text_is_escaped(api: httpx.AsyncClient) -> None:
     await api.post("/clients", json={"phone": "79160000001", "tag": "<b>bold</b>"})
     form = NEW_FORM | {"audience": "terms", "opens": HOSTILE, "text": f"\n{HOSTILE}\n"}
     form |= dict.fromkeys(("terms", "operator_codes", "tags", "time_zones"), HOSTILE)
-    answer = await post_form(api, "/mailings/new", form | {"seen": HOSTILE, "zone": HOSTILE})
-    assert answer.status_code == 400
-    assert "<script>" not in answer.text
-    form_after = form_values(answer.text)
+    response = await post_form(api, "/mailings/new", form | {"seen": HOSTILE, "zone": HOSTILE})
+    assert response.status_code == 400
+    assert "<script>" not in response.text
+    form_after = form_values(response.text)
     assert {name: form_after[name] for name in ("terms", "tags", "opens")} == {
         name: form[name] for name in ("terms", "tags", "opens")
     }
@@ -170,8 +170,8 @@ async def test_hostile_text_is_escaped(api: httpx.AsyncClient) -> None:
 
 
 async def test_a_malformed_form_is_refused(api: httpx.AsyncClient) -> None:
-    answer = await api.post(f"{SITE}/mailings/new", content=b"text=%ff", headers=BROWSER)
-    assert answer.status_code == 400
+    response = await api.post(f"{SITE}/mailings/new", content=b"text=%ff", headers=BROWSER)
+    assert response.status_code == 400
     assert (await post_form(api, "/mailings/new", {})).status_code == 400
 
 
@@ -206,8 +206,8 @@ async def test_a_copy_keeps_a_start_in_the_future(api: httpx.AsyncClient) -> Non
     first = await create_mailing(api, NEW)
     form = form_values(await get_html(api, f"/mailings/new?from={first['id']}"))
     assert (form["start"], form["end"]) == ("2040-01-01T09:00", "2040-01-02T09:00")
-    answer = await post_form(api, f"/mailings/new?from={first['id']}", form | {"text": ""})
-    assert f"Copy of mailing #{first['id']}" in answer.text
+    response = await post_form(api, f"/mailings/new?from={first['id']}", form | {"text": ""})
+    assert f"Copy of mailing #{first['id']}" in response.text
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,9 @@ async def test_an_invalid_filter_of_the_list_is_an_error_beside_its_field(
 
 
 async def test_a_hostile_filter_is_escaped(api: httpx.AsyncClient) -> None:
-    answer = await api.get(f"{SITE}/mailings", params={"search": HOSTILE, "before": HOSTILE})
-    assert answer.status_code == 400
-    assert "<script>alert" not in answer.text
+    response = await api.get(f"{SITE}/mailings", params={"search": HOSTILE, "before": HOSTILE})
+    assert response.status_code == 400
+    assert "<script>alert" not in response.text
 
 
 async def test_rows_of_ended_mailings_are_not_updated_live(
@@ -312,10 +312,10 @@ async def test_a_button_ends_the_pause_of_failed_messages(
         assert (
             f'action="/gateway/try"><input type="hidden" name="return_path" value="{place}"' in page
         )
-    answer = await api_with_gateway.post(
+    response = await api_with_gateway.post(
         f"{SITE}/gateway/try", data={"return_path": message}, headers={"Origin": SITE}
     )
-    assert answer.status_code == 303
+    assert response.status_code == 303
     assert await value(engine, "SELECT due_at <= now() FROM message") is True
     for place in (path, message):
         assert "Try now" not in await get_page(api_with_gateway, place)
@@ -458,19 +458,19 @@ async def test_an_action_redirects_to_the_mailing_with_a_message(
 ) -> None:
     mailing_id = (await create_mailing(api, NEW))["id"]
     for verb in verbs:
-        answer = await post(api, f"/mailings/{mailing_id}/{verb}")
+        response = await post(api, f"/mailings/{mailing_id}/{verb}")
     api.cookies.clear()
-    assert answer.status_code == 303
-    assert answer.headers["location"] == f"/mailings/{mailing_id}"
-    assert f"done={flash}" in answer.headers["set-cookie"]
+    assert response.status_code == 303
+    assert response.headers["location"] == f"/mailings/{mailing_id}"
+    assert f"done={flash}" in response.headers["set-cookie"]
     assert (await api.get(f"/mailings/{mailing_id}")).json()["status"] == status
 
 
 async def test_deleting_a_mailing_redirects_to_the_list(api: httpx.AsyncClient) -> None:
     mailing_id = (await create_mailing(api, NEW))["id"]
-    answer = await post(api, f"/mailings/{mailing_id}/delete")
+    response = await post(api, f"/mailings/{mailing_id}/delete")
     api.cookies.clear()
-    assert (answer.status_code, answer.headers["location"]) == (303, "/mailings")
+    assert (response.status_code, response.headers["location"]) == (303, "/mailings")
     await get_page(api, f"/mailings/{mailing_id}", 404)
 
 
@@ -480,9 +480,9 @@ async def test_retry_sends_failed_messages_again(
     clients = await add_clients(engine, 1)
     mailing_id = await create_running_mailing(api, engine)
     await update_messages(engine, clients[0], status="undelivered", reason="rejected_400")
-    answer = await post(api, f"/mailings/{mailing_id}/retry")
+    response = await post(api, f"/mailings/{mailing_id}/retry")
     api.cookies.clear()
-    assert answer.status_code == 303
+    assert response.status_code == 303
     assert "are being scheduled again" in await get_page(api, f"/mailings/{mailing_id}")
 
 
@@ -492,7 +492,7 @@ async def test_an_action_that_is_not_allowed_is_409_with_a_link_back(
 ) -> None:
     mailing_id = (await create_mailing(api, NEW))["id"]
     await api.post(f"/mailings/{mailing_id}/cancel")
-    answer = await post(api, f"/mailings/{mailing_id}/{verb}")
-    assert answer.status_code == 409
-    assert "This cannot be done now" in answer.text
-    assert f'href="/mailings/{mailing_id}">Back' in answer.text
+    response = await post(api, f"/mailings/{mailing_id}/{verb}")
+    assert response.status_code == 409
+    assert "This cannot be done now" in response.text
+    assert f'href="/mailings/{mailing_id}">Back' in response.text

@@ -70,9 +70,9 @@ async def test_messages_are_filtered_by_status_reason_and_phone(
         matching = {n for n in range(3) if f"/messages/{message_ids[clients[n]]}" in page}
         assert matching == expected, query
         assert ("No messages match." in page) == (not expected)
-        answer = await api.get(f"{SITE}/mailings/{mailing_id}/messages.csv?{query}")
-        assert answer.headers["content-type"].startswith("text/csv")
-        rows = list(csv.DictReader(io.StringIO(answer.text)))
+        response = await api.get(f"{SITE}/mailings/{mailing_id}/messages.csv?{query}")
+        assert response.headers["content-type"].startswith("text/csv")
+        rows = list(csv.DictReader(io.StringIO(response.text)))
         assert {int(row["client_id"]) for row in rows} == {clients[n] for n in expected}
     page = await get_page(api, f"/mailings/{mailing_id}/messages?reason=timeout")
     assert "no answer in time (1)" in page
@@ -106,10 +106,10 @@ async def test_hostile_reason_and_phone_are_escaped(
         f"messages?reason={HOSTILE}&phone={HOSTILE}",
         f"messages/{message_id}",
     ):
-        answer = await api.get(f"{SITE}/mailings/{mailing_id}/{path}", headers=BROWSER)
-        assert answer.status_code in {200, 400}
-        assert ESCAPED in answer.text
-        assert "<script>alert" not in answer.text
+        response = await api.get(f"{SITE}/mailings/{mailing_id}/{path}", headers=BROWSER)
+        assert response.status_code in {200, 400}
+        assert ESCAPED in response.text
+        assert "<script>alert" not in response.text
 
 
 async def test_a_mailing_before_its_start_says_when_messages_are_created(

@@ -65,8 +65,8 @@ async def engine_with_mailing(engine: AsyncEngine) -> AsyncEngine:
 
 async def visible_pages(browser: httpx.AsyncClient, paths: Iterable[str]) -> dict[str, str]:
     """Return the HTML of those pages that the user may see."""
-    answers = {path: await browser.get(path) for path in paths}
-    return {path: answer.text for path, answer in answers.items() if answer.status_code == 200}
+    responses = {path: await browser.get(path) for path in paths}
+    return {path: response.text for path, response in responses.items() if response.status_code == 200}
 
 
 @pytest.mark.parametrize("role", sorted(ALL))
@@ -80,8 +80,8 @@ async def test_pages_link_exactly_to_what_the_role_allows(
     assert links & OFFERED.keys() == {link for link, roles in OFFERED.items() if role in roles}
     for link in sorted(links):
         if link.startswith("/") and not link.startswith(("/static/", "/docs", "/redoc")):
-            answer = await browser.get(link.replace("&amp;", "&"))
-            assert answer.status_code == 200, link
+            response = await browser.get(link.replace("&amp;", "&"))
+            assert response.status_code == 200, link
 
 
 async def test_a_viewer_sees_only_filters_and_forms_for_themselves(

@@ -67,18 +67,18 @@ async def sign_in_at_provider(
     browser: httpx.AsyncClient, login: str, return_path: str = "/"
 ) -> str:
     """Follow the link to the provider and sign in there; return the callback address."""
-    answer = await browser.get("/login/oidc", params={"return_path": return_path})
-    assert answer.status_code == 303, answer.text
-    return await sign_in(answer.headers["location"], login)
+    response = await browser.get("/login/oidc", params={"return_path": return_path})
+    assert response.status_code == 303, response.text
+    return await sign_in(response.headers["location"], login)
 
 
 async def get_refusal(browser: httpx.AsyncClient, address: str) -> str:
     """Return the page shown to a user who returns and is refused."""
-    answer = await browser.get(address)
-    assert answer.status_code == 403, answer.text
-    assert "You are not signed in" in answer.text
+    response = await browser.get(address)
+    assert response.status_code == 403, response.text
+    assert "You are not signed in" in response.text
     assert not [name for name in browser.cookies if name.endswith("session")]
-    return answer.text
+    return response.text
 
 
 async def test_a_user_of_the_provider_is_signed_in_and_redirected_to_the_wanted_page(
@@ -86,8 +86,8 @@ async def test_a_user_of_the_provider_is_signed_in_and_redirected_to_the_wanted_
 ) -> None:
     assert urlsplit(proxy.issuer).hostname or "" in (await browser.get("/login")).text
     address = await sign_in_at_provider(browser, "oleg", return_path="/mailings?status=running")
-    answer = await browser.get(address)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/mailings?status=running")
+    response = await browser.get(address)
+    assert (response.status_code, response.headers["location"]) == (303, "/mailings?status=running")
     page = (await browser.get("/mailings")).text
     assert "Oleg Operator" in page
     assert "/mailings/new" in page  # allowed for operators
@@ -243,12 +243,12 @@ async def test_an_unavailable_provider_is_503_before_and_after_the_sign_in(
 
     async def assert_is_unavailable(address: str) -> None:
         with capture_logs() as logs:
-            answer = await browser.get(address)
-        assert answer.status_code == 503
-        assert answer.headers["retry-after"]
-        assert "does not answer" in answer.text
-        assert 'href="/login"' in answer.text
-        assert f'href="{address}' not in answer.text
+            response = await browser.get(address)
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        assert "does not answer" in response.text
+        assert 'href="/login"' in response.text
+        assert f'href="{address}' not in response.text
         assert [event["reason"] for event in logs if event["event"] == "provider_unavailable"] == [
             "bad_answer"
         ]
@@ -273,9 +273,9 @@ async def test_a_provider_with_a_wrong_discovery_document_is_503(
 ) -> None:
     proxy.changes[DISCOVERY] = lambda document: document | {name: value}
     with capture_logs() as logs:
-        answer = await browser.get("/login/oidc")
-    assert answer.status_code == 503
-    assert "does not match the configuration" in answer.text
+        response = await browser.get("/login/oidc")
+    assert response.status_code == 503
+    assert "does not match the configuration" in response.text
     events = [event for event in logs if event["log_level"] in {"warning", "error"}]
     assert [(event["event"], event["reason"]) for event in events] == [("sign_in_refused", reason)]
 
@@ -288,8 +288,8 @@ async def test_refusals_that_anyone_can_cause_are_logged_but_not_audited(
     reasons = []
     for query in ("state=x", f"state={state}", f"state={state}&code=x"):
         with capture_logs() as logs:
-            answer = await browser.get(f"{CALLBACK}?{query}")
-        assert answer.status_code == 403
+            response = await browser.get(f"{CALLBACK}?{query}")
+        assert response.status_code == 403
         browser.cookies.set("sign_in", state, domain="127.0.0.1", path="/login/oidc")
         reasons += [event["reason"] for event in logs if event["event"] == "sign_in_refused"]
     assert reasons == ["wrong_state", "no_code", "state_used"]
@@ -302,16 +302,16 @@ async def test_the_sign_in_cookie_is_secure_behind_tls(
     engine: AsyncEngine, oidc_settings: Settings
 ) -> None:
     async with create_browser(engine, oidc_settings) as browser:
-        answer = await browser.get(f"{SITE.replace('http', 'https')}/login/oidc")
-        [cookie] = answer.headers.get_list("set-cookie")
+        response = await browser.get(f"{SITE.replace('http', 'https')}/login/oidc")
+        [cookie] = response.headers.get_list("set-cookie")
         assert cookie.startswith("__Secure-sign_in=")
         assert "; secure" in cookie.lower()
-        state = parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
+        state = parse_qs(urlsplit(response.headers["location"]).query)["state"][0]
         callback = f"{CALLBACK.replace('http', 'https', 1)}?state={state}&error=access_denied"
         with capture_logs() as logs:
-            answer = await browser.get(callback)
+            response = await browser.get(callback)
         assert "refused_by_provider" in [event.get("reason") for event in logs]
-        [removed] = answer.headers.get_list("set-cookie")
+        [removed] = response.headers.get_list("set-cookie")
         assert removed.startswith('__Secure-sign_in="";')
 
 
@@ -319,25 +319,25 @@ async def test_a_sign_in_redirects_to_own_pages_alone(
     browser: httpx.AsyncClient,
 ) -> None:
     for return_path in ("//evil.example", "https://evil.example/", "/\\evil.example"):
-        answer = await browser.get(await sign_in_at_provider(browser, "vera", return_path))
-        assert answer.headers["location"] == "/"
+        response = await browser.get(await sign_in_at_provider(browser, "vera", return_path))
+        assert response.headers["location"] == "/"
 
 
 async def test_the_sign_in_cookie_is_limited_to_the_sign_in(browser: httpx.AsyncClient) -> None:
-    answer = await browser.get("/login/oidc")
-    [cookie] = answer.headers.get_list("set-cookie")
+    response = await browser.get("/login/oidc")
+    [cookie] = response.headers.get_list("set-cookie")
     attributes = {attribute.strip().lower() for attribute in cookie.split(";")[1:]}
     assert {"httponly", "samesite=lax", "path=/login/oidc", "max-age=600"} <= attributes
-    state = parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
+    state = parse_qs(urlsplit(response.headers["location"]).query)["state"][0]
     assert cookie.startswith(f"sign_in={state};")
 
 
 async def test_the_rate_of_sign_ins_is_limited(browser: httpx.AsyncClient) -> None:
-    answers = [await browser.get("/login/oidc") for _ in range(30)]
-    statuses = [answer.status_code for answer in answers]
+    responses = [await browser.get("/login/oidc") for _ in range(30)]
+    statuses = [response.status_code for response in responses]
     assert 303 in statuses
     assert 429 in statuses
-    limited = next(a for a in answers if a.status_code == 429)
+    limited = next(a for a in responses if a.status_code == 429)
     assert limited.headers["retry-after"] == "1"
     text = " ".join(limited.text.split())
     assert "Too many requests" in text

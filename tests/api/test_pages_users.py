@@ -35,24 +35,24 @@ async def sign_in(
 
 
 async def get_html(browser: httpx.AsyncClient, path: str, status: int = 200) -> str:
-    answer = await browser.get(path)
-    assert answer.status_code == status, answer.text
-    return " ".join(answer.text.split())
+    response = await browser.get(path)
+    assert response.status_code == status, response.text
+    return " ".join(response.text.split())
 
 
 async def test_the_sign_in_form_redirects_back_to_the_requested_page(engine: AsyncEngine) -> None:
     await create_user(engine)
     browser = create_browser(engine)
-    answer = await browser.get("/mailings?status=running&search=a%26b")
-    assert answer.status_code == 303
-    form = answer.headers["location"]
+    response = await browser.get("/mailings?status=running&search=a%26b")
+    assert response.status_code == 303
+    form = response.headers["location"]
     assert form.startswith("/login?return_path=/mailings%3Fstatus")
     page = await get_html(browser, form)
     assert 'name="return_path" value="/mailings?status=running&amp;search=a%26b"' in page
-    answer = await sign_in(browser, return_path="/mailings?status=running&search=a%26b")
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "/mailings?status=running&search=a%26b"
-    assert "ann" in await get_html(browser, answer.headers["location"])
+    response = await sign_in(browser, return_path="/mailings?status=running&search=a%26b")
+    assert response.status_code == 303
+    assert response.headers["location"] == "/mailings?status=running&search=a%26b"
+    assert "ann" in await get_html(browser, response.headers["location"])
     assert (await browser.get("/login?return_path=/clients")).headers["location"] == "/clients"
 
 
@@ -114,8 +114,8 @@ async def test_signing_out_ends_the_session_and_removes_the_cookie(engine: Async
     browser = create_browser(engine)
     await sign_in(browser)
     secret = browser.cookies["session"]
-    answer = await browser.post("/logout")
-    assert answer.headers["location"] == "/login"
+    response = await browser.post("/logout")
+    assert response.headers["location"] == "/login"
     assert "session" not in browser.cookies
     assert "You are signed out." in await get_html(browser, "/login")
     assert (await create_browser(engine, secret=secret).get("/")).status_code == 303
@@ -129,8 +129,8 @@ async def test_signing_out_ends_the_session_and_removes_the_cookie(engine: Async
 )
 async def test_signing_in_redirects_to_no_other_site(engine: AsyncEngine, return_path: str) -> None:
     await create_user(engine)
-    answer = await sign_in(create_browser(engine), return_path=return_path)
-    assert answer.headers["location"] == "/"
+    response = await sign_in(create_browser(engine), return_path=return_path)
+    assert response.headers["location"] == "/"
 
 
 async def test_a_wrong_password_and_an_unknown_name_have_the_same_response(
@@ -139,11 +139,11 @@ async def test_a_wrong_password_and_an_unknown_name_have_the_same_response(
     await create_user(engine)
     responses = set()
     for name in ("ann", "bob"):
-        answer = await sign_in(create_browser(engine), name, "not this one")
-        assert answer.status_code == 400
-        assert "not this one" not in answer.text
-        assert "set-cookie" not in answer.headers
-        responses.add(visible_text(answer.text.replace(name, "NAME")))
+        response = await sign_in(create_browser(engine), name, "not this one")
+        assert response.status_code == 400
+        assert "not this one" not in response.text
+        assert "set-cookie" not in response.headers
+        responses.add(visible_text(response.text.replace(name, "NAME")))
     assert len(responses) == 1
     assert "The name or the password is wrong." in responses.pop()
 
@@ -155,10 +155,10 @@ async def test_too_many_wrong_passwords_are_429_even_with_the_right_password(
     browser = create_browser(engine)
     statuses = [(await sign_in(browser, password="wrong")).status_code for _ in range(6)]  # noqa: S106  # used in tests alone
     assert statuses == [400] * 5 + [429]
-    answer = await sign_in(browser)
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"] == "1"
-    assert "Too many wrong passwords. Try again in 1 second." in visible_text(answer.text)
+    response = await sign_in(browser)
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    assert "Too many wrong passwords. Try again in 1 second." in visible_text(response.text)
     assert await value(engine, "SELECT count(*) FROM audit WHERE action = 'sign_in_failed'") == 5
     await execute(engine, "UPDATE login_throttle SET blocked_until = now()")
     assert (await sign_in(browser)).status_code == 303
@@ -177,28 +177,28 @@ async def test_an_htmx_request_without_a_session_is_redirected_to_the_form(
 ) -> None:
     browser = create_browser(engine)
     headers = {"HX-Request": "true", "HX-Current-URL": "http://mailer/mailings/1?a=b"}
-    answer = await browser.get("/mailings/1/pause", headers=headers)
-    assert answer.status_code == 401
-    assert answer.headers["hx-redirect"] == "/login?return_path=/mailings/1%3Fa%3Db"
+    response = await browser.get("/mailings/1/pause", headers=headers)
+    assert response.status_code == 401
+    assert response.headers["hx-redirect"] == "/login?return_path=/mailings/1%3Fa%3Db"
     headers["HX-Current-URL"] = "https://evil.example/x"
-    answer = await browser.get("/mailings/1/pause", headers=headers)
-    assert answer.headers["hx-redirect"] == "/login"
+    response = await browser.get("/mailings/1/pause", headers=headers)
+    assert response.headers["hx-redirect"] == "/login"
 
 
 async def test_live_streams_and_programs_without_a_session_get_401(engine: AsyncEngine) -> None:
     browser = create_browser(engine)
-    answer = await browser.get("/live/overview", headers={"Accept": "text/event-stream"})
-    assert answer.status_code == 401
-    answer = await browser.get("/mailings", headers={"Accept": "*/*"})
-    assert answer.status_code == 401
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = await browser.get("/live/overview", headers={"Accept": "text/event-stream"})
+    assert response.status_code == 401
+    response = await browser.get("/mailings", headers={"Accept": "*/*"})
+    assert response.status_code == 401
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 async def test_an_upload_without_a_session_is_401(engine: AsyncEngine) -> None:
     headers = {"Content-Type": "text/csv", "Accept": "text/html"}
-    answer = await create_browser(engine).post("/clients/import", content="phone", headers=headers)
-    assert answer.status_code == 401
-    assert "Sign in first." in visible_text(answer.text)
+    response = await create_browser(engine).post("/clients/import", content="phone", headers=headers)
+    assert response.status_code == 401
+    assert "Sign in first." in visible_text(response.text)
 
 
 async def test_a_form_sent_without_a_session_redirects_back_to_its_page(
@@ -206,11 +206,11 @@ async def test_a_form_sent_without_a_session_redirects_back_to_its_page(
 ) -> None:
     browser = create_browser(engine)
     referer = {"Referer": "http://mailer/mailings/new?from=1"}
-    answer = await browser.post("/mailings/new", headers=referer)
-    assert answer.headers["location"] == "/login?return_path=/mailings/new%3Ffrom%3D1"
+    response = await browser.post("/mailings/new", headers=referer)
+    assert response.headers["location"] == "/login?return_path=/mailings/new%3Ffrom%3D1"
     for wrong in ("https://evil.example/x", "http://mailer//evil.example", "http://[", ""):
-        answer = await browser.post("/mailings/new", headers={"Referer": wrong})
-        assert answer.headers["location"] == "/login"
+        response = await browser.post("/mailings/new", headers={"Referer": wrong})
+        assert response.headers["location"] == "/login"
 
 
 async def test_metrics_with_a_token_do_not_redirect_to_the_sign_in_form(
@@ -262,9 +262,9 @@ async def test_without_auth_there_are_no_pages_of_users(engine: AsyncEngine) -> 
     page = await get_html(browser, "/")
     assert not re.search("Sign out|/profile|/users|/login", page)
     for path in ("/profile", "/users", "/users/new", "/users/1", "/nothing"):
-        answer = await browser.get(path)
-        assert answer.status_code == 404
-        assert '<a href="/mailings">Mailings</a>' in answer.text
+        response = await browser.get(path)
+        assert response.status_code == 404
+        assert '<a href="/mailings">Mailings</a>' in response.text
     assert (await browser.get("/login")).headers["location"] == "/"
     assert (await sign_in(browser)).headers["location"] == "/"
 
@@ -290,16 +290,16 @@ async def test_a_user_sees_their_own_sessions_and_ends_one(engine: AsyncEngine) 
     assert "127.0.0.1" in page
     assert page.count("this browser") == 1
     (other,) = re.findall('name="session" value="([0-9a-f]{64})"', page)
-    answer = await here.post("/profile/sessions", data={"session": other})
-    assert answer.headers["location"] == "/profile"
+    response = await here.post("/profile/sessions", data={"session": other})
+    assert response.headers["location"] == "/profile"
     assert (await there.get("/")).status_code == 303
     assert (await here.get("/")).status_code == 200
 
 
 async def test_ending_an_ended_session_is_refused(engine: AsyncEngine) -> None:
     browser = await signed_in_browser(engine, "viewer")
-    answer = await browser.post("/profile/sessions", data={"session": "00" * 32})
-    assert answer.headers["location"] == "/profile"
+    response = await browser.post("/profile/sessions", data={"session": "00" * 32})
+    assert response.headers["location"] == "/profile"
     assert "This session had already ended." in await get_html(browser, "/profile")
 
 
@@ -322,9 +322,9 @@ async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
 
 async def test_the_error_of_the_role_links_to_the_field(engine: AsyncEngine) -> None:
     admin = await signed_in_browser(engine, "admin")
-    answer = await admin.post("/users/new", data={"name": "bob", "role": "root"})
-    assert 'href="#role"' in answer.text
-    assert 'id="role"' in answer.text
+    response = await admin.post("/users/new", data={"name": "bob", "role": "root"})
+    assert 'href="#role"' in response.text
+    assert 'id="role"' in response.text
 
 
 async def test_a_user_cannot_end_the_session_of_another_user(engine: AsyncEngine) -> None:
@@ -373,11 +373,11 @@ async def test_an_invalid_change_of_the_own_password_is_an_error_beside_the_fiel
         "password": "another long one",
         "repeated_password": "another long one",
     }
-    answer = await browser.post("/profile/password", data=whole | form)
-    assert answer.status_code == 400
-    assert f'id="{field}-error"' in answer.text
-    assert "another long one" not in answer.text
-    assert PASSWORD not in answer.text
+    response = await browser.post("/profile/password", data=whole | form)
+    assert response.status_code == 400
+    assert f'id="{field}-error"' in response.text
+    assert "another long one" not in response.text
+    assert PASSWORD not in response.text
 
 
 async def test_changing_the_own_password_ends_the_other_sessions(engine: AsyncEngine) -> None:
@@ -408,10 +408,10 @@ async def test_guesses_of_the_current_password_in_a_session_are_limited(
         "password": "another long one",
         "repeated_password": "another long one",
     }
-    answers = [await browser.post("/profile/password", data=form) for _ in range(6)]
-    assert [answer.status_code for answer in answers] == [400] * 5 + [429]
-    assert answers[-1].headers["retry-after"] == "1"
-    assert "Too many wrong passwords" in answers[-1].text
+    responses = [await browser.post("/profile/password", data=form) for _ in range(6)]
+    assert [response.status_code for response in responses] == [400] * 5 + [429]
+    assert responses[-1].headers["retry-after"] == "1"
+    assert "Too many wrong passwords" in responses[-1].text
 
 
 async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> None:
@@ -422,9 +422,9 @@ async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> N
         "password": PASSWORD,
         "repeated_password": PASSWORD,
     }
-    answer = await admin.post("/users/new", data=form)
-    assert answer.status_code == 303, visible_text(answer.text)
-    page = visible_text(await get_html(admin, answer.headers["location"]))
+    response = await admin.post("/users/new", data=form)
+    assert response.status_code == 303, visible_text(response.text)
+    page = visible_text(await get_html(admin, response.headers["location"]))
     assert "The user is created." in page
     assert "Role: Operator." in page
     assert "Has never signed in." in page
@@ -456,10 +456,10 @@ async def test_an_invalid_new_user_is_an_error_beside_the_field(
         "password": PASSWORD,
         "repeated_password": PASSWORD,
     }
-    answer = await admin.post("/users/new", data=whole | form)
-    assert answer.status_code == status
-    assert f'id="{field}-error"' in answer.text
-    assert PASSWORD not in answer.text
+    response = await admin.post("/users/new", data=whole | form)
+    assert response.status_code == status
+    assert f'id="{field}-error"' in response.text
+    assert PASSWORD not in response.text
 
 
 async def test_hostile_user_names_are_escaped(engine: AsyncEngine) -> None:
@@ -504,9 +504,9 @@ async def test_admins_can_change_neither_their_own_role_nor_password_as_admins(
     assert not re.search("/role|/disable|/password", page)
     form = {"password": PASSWORD, "repeated_password": PASSWORD, "role": "viewer"}
     for verb in ("role", "disable", "password"):
-        answer = await admin.post(f"/users/{own}/{verb}", data=form)
-        assert answer.status_code == 409
-        assert "another admin" in answer.text
+        response = await admin.post(f"/users/{own}/{verb}", data=form)
+        assert response.status_code == 409
+        assert "another admin" in response.text
 
 
 @pytest.mark.parametrize("verb", ["role", "password", "disable", "enable", "sign-out"])
