@@ -21,9 +21,12 @@ BROWSER = {
     "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
     "Sec-Fetch-Site": "same-origin",
 }
+"""Headers of a browser that sends a request from a page of mailer."""
 SITE = "http://mailer"
 HOSTILE = "\"'><script>alert(1)</script>"
+"""A text that runs a script on a page that does not escape it."""
 ESCAPED = "&#34;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
+"""`HOSTILE` as HTML that shows it as text."""
 
 
 async def get_page(api: httpx.AsyncClient, path: str, status: int = 200) -> str:
@@ -36,11 +39,12 @@ async def get_page(api: httpx.AsyncClient, path: str, status: int = 200) -> str:
 
 
 async def post(api: httpx.AsyncClient, path: str) -> httpx.Response:
+    """Send an empty form, as a button without fields does."""
     return await api.post(f"{SITE}{path}", headers=BROWSER)
 
 
 async def create_running_mailing(api: httpx.AsyncClient, engine: AsyncEngine, **values: Any) -> int:
-    """Create a mailing, start it, and return its id."""
+    """Create a mailing whose start has passed, start it, and return its id."""
     mailing_id = int((await create_mailing(api, DUE | values))["id"])
     await begin(engine)
     return mailing_id
@@ -49,9 +53,10 @@ async def create_running_mailing(api: httpx.AsyncClient, engine: AsyncEngine, **
 def create_browser(
     engine: AsyncEngine, settings: Settings | None = None, secret: str | None = None
 ) -> httpx.AsyncClient:
-    """Return a browser for an application with authentication; paths begin at the site's root.
+    """Return a browser for an application, by default one with authentication.
 
-    `settings` default to the application's own; `secret` is that of a session.
+    Paths start at the root of the site. `secret` is the secret of the session in which a user is
+    signed in.
     """
     app = shared_app(engine, settings or Settings())
     browser = httpx.AsyncClient(
@@ -60,15 +65,14 @@ def create_browser(
         headers=BROWSER,
     )
     if secret is not None:
-        browser.cookies.set(
-            COOKIE, secret, domain="mailer.local"
-        )  # the cookie jar's name of the host
+        # the cookie jar calls the host `mailer` by this name
+        browser.cookies.set(COOKIE, secret, domain="mailer.local")
     return browser
 
 
 @lru_cache(maxsize=8)
 def shared_app(engine: AsyncEngine, settings: Settings) -> Litestar:
-    """Return an application shared by the tests of a file: creating one is slower than a test."""
+    """Return an application that the tests of a file share: creating one is slower than a test."""
     return create_app(engine, settings=settings)
 
 
@@ -77,7 +81,7 @@ async def signed_in_browser(
 ) -> httpx.AsyncClient:
     """Return a browser in which a new user with a role is signed in.
 
-    The user's name is the role unless a name is given. No password fits.
+    The name of the user is the role unless a name is given. The user has no password.
     """
     async with engine.begin() as connection:
         user = await users.create(connection, name or role, role, "no hash", COMMAND_LINE)

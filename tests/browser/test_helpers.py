@@ -22,7 +22,8 @@ SCRIPTS = {
     "evaluate": "try { eval('1') } catch {}",
 }
 """Scripts at `/script/{name}`, each of which causes an error."""
-READ_STATE = """() => [navigator.language, Intl.DateTimeFormat().resolvedOptions().timeZone, innerWidth,
+READ_STATE = """() => [
+    navigator.language, Intl.DateTimeFormat().resolvedOptions().timeZone, innerWidth,
     navigator.maxTouchPoints > 0, matchMedia("(prefers-color-scheme: dark)").matches]"""
 TINY_BUTTON = '<button style="all: unset; display: block; font-size: 5px">x</button>'
 STYLE_BYTES = 50_000

@@ -50,8 +50,8 @@ RECORD_IMPORT = """() => {
     };
     recordFrame();
 }"""
-"""Script that records the shares of the progress bar (0 to 1; -1: unknown), the status texts, and the
-longest time between two frames, in milliseconds."""
+"""Script that records the shares of the progress bar (0 to 1; -1: unknown), the status texts, and
+the longest time between two frames, in milliseconds."""
 
 
 @pytest.fixture(autouse=True)

@@ -223,7 +223,7 @@ CLICK_SAVE_AT = """times => {
     }
     return arePrevented;
 }"""
-"""Script that clicks Save at these times in milliseconds; returns whether each click had no effect."""
+"""Script that clicks Save at times in milliseconds; returns whether each click had no effect."""
 
 
 async def test_a_form_without_a_response_can_be_sent_again_after_some_seconds(page: Page) -> None:
