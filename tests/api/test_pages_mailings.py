@@ -274,9 +274,7 @@ async def test_the_page_shows_when_the_next_sending_window_opens(
         assert "Try now" not in page
 
     # after a failure, the pause of the message ends before the window opens
-    await execute(
-        engine, "UPDATE message SET attempts = 1, retry_at = due_at - interval '1 h'"
-    )
+    await execute(engine, "UPDATE message SET attempts = 1, retry_at = due_at - interval '1 h'")
     page = await get_page(api_with_gateway, f"/mailings/{mailing_id}")
     assert "The next sending window opens at" in page
     assert "Try now" not in page

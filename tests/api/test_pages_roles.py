@@ -69,7 +69,9 @@ async def engine_with_mailing(engine: AsyncEngine) -> AsyncEngine:
 async def visible_pages(browser: httpx.AsyncClient, paths: Iterable[str]) -> dict[str, str]:
     """Return the HTML of those pages that the user may see, by path."""
     responses = {path: await browser.get(path) for path in paths}
-    return {path: response.text for path, response in responses.items() if response.status_code == 200}
+    return {
+        path: response.text for path, response in responses.items() if response.status_code == 200
+    }
 
 
 @pytest.mark.parametrize("role", sorted(ALL))

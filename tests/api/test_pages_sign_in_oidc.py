@@ -36,9 +36,7 @@ async def create_browser(
     """Yield a browser without cookies, for an application of its own."""
     app = create_app(engine, settings=settings)
     transport = inside(app)
-    async with httpx.AsyncClient(
-        transport=transport, base_url=SITE, headers=REDIRECTED
-    ) as browser:
+    async with httpx.AsyncClient(transport=transport, base_url=SITE, headers=REDIRECTED) as browser:
         yield browser
     for close in app.on_shutdown:  # a lifespan must start and end in one task, a fixture does not
         await close()  # type: ignore[call-arg]  # closes the provider

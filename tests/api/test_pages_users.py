@@ -222,7 +222,9 @@ async def test_live_streams_and_programs_without_a_session_get_401(engine: Async
 
 async def test_an_upload_without_a_session_is_401(engine: AsyncEngine) -> None:
     headers = {"Content-Type": "text/csv", "Accept": "text/html"}
-    response = await create_browser(engine).post("/clients/import", content="phone", headers=headers)
+    response = await create_browser(engine).post(
+        "/clients/import", content="phone", headers=headers
+    )
     assert response.status_code == 401
     assert "Sign in first." in visible_text(response.text)
 

@@ -93,10 +93,22 @@ async def visit(browser: Browser) -> AsyncIterator[Visit]:
         ('<script src="/script/throw"></script>', "", "exception: .*nobody caught it"),
         ('<script src="/script/reject"></script>', "", "exception: .*nobody waited"),
         ('<img src="http://other.example/a.png">', "", "foreign: GET at http://other.example/a"),
-        ('<img src="http://other.example/a.png">', STRICT_POLICY, "policy: img-src forbids http://other"),
-        ("<script>document.title = 'x'</script>", STRICT_POLICY, "policy: script-src-elem forbids inline"),
+        (
+            '<img src="http://other.example/a.png">',
+            STRICT_POLICY,
+            "policy: img-src forbids http://other",
+        ),
+        (
+            "<script>document.title = 'x'</script>",
+            STRICT_POLICY,
+            "policy: script-src-elem forbids inline",
+        ),
         ('<p style="color: red">x', STRICT_POLICY, "policy: Applying inline style violates"),
-        ('<script src="/script/evaluate"></script>', STRICT_POLICY, "policy: script-src forbids eval"),
+        (
+            '<script src="/script/evaluate"></script>',
+            STRICT_POLICY,
+            "policy: script-src forbids eval",
+        ),
         ('<img src="/abort">', "", "failed: GET net::ERR_EMPTY_RESPONSE"),
         ('<img src="/status/500">', "", "status: 500 GET at http.*/status/500$"),
         ('<img src="/status/404">', "", "status: 404 GET"),
@@ -152,7 +164,9 @@ async def test_an_expected_error_that_does_not_occur_fails_the_test(visit: Visit
 
 
 async def test_accessibility_checks_and_navigation_cause_no_errors(visit: Visit) -> None:
-    async with visit('<main><h1>x</h1><img alt="" src="data:,"></main>', STRICT_POLICY) as page_errors:
+    async with visit(
+        '<main><h1>x</h1><img alt="" src="data:,"></main>', STRICT_POLICY
+    ) as page_errors:
         await check_accessibility(page_errors.page)
         await page_errors.page.goto("/?again")
 

@@ -64,7 +64,9 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
     await mailer.call("POST", f"/mailings/{running}/pause")
 
     async def reject_message() -> int | None:
-        message_id: int | None = await mailer.query(REJECT_MESSAGE, running, SHORT_MARKUP.removeprefix(OVERRIDE))
+        message_id: int | None = await mailer.query(
+            REJECT_MESSAGE, running, SHORT_MARKUP.removeprefix(OVERRIDE)
+        )
         return message_id
 
     return {

@@ -125,15 +125,17 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
     await expect(window_row).to_contain_text("00:00\u201312:00")
     await expect(window_row.locator("rect.open")).to_have_count(1)
     await expect(window_row.locator("rect.sending-time")).to_have_count(0)
-    await expect(page.get_by_role("row", name="Europe/Moscow").locator("rect.sending-time")).to_have_count(
-        1
-    )
+    await expect(
+        page.get_by_role("row", name="Europe/Moscow").locator("rect.sending-time")
+    ).to_have_count(1)
     await check_accessibility(page)
     await page.get_by_label("Window opens").fill("")
     await page.get_by_label("Window closes").fill("")
     await expect(forecast).not_to_contain_text("will not get it")
     await expect(status).to_have_text("52 clients will get it.")
-    await page.get_by_label("Clients that match all filled-in lists: operator codes, tags, time zones").check()
+    await page.get_by_label(
+        "Clients that match all filled-in lists: operator codes, tags, time zones"
+    ).check()
     await page.get_by_role("textbox", name="Operator codes").fill("916")
     await page.get_by_label("Time zones", exact=True).fill("Asia/Kamchatka")
     await expect(status).to_contain_text("nobody will get this mailing")

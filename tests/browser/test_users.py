@@ -29,7 +29,9 @@ async def mailer(
 ) -> AsyncIterator[MailerProcess]:
     """A process with a user of each role; mailing 1 is scheduled."""
     del browser  # requested so that without a browser no process is started
-    async with mailer_with_users(shared_engine, shared_database_url, gateway, ROLES_BY_NAME) as mailer:
+    async with mailer_with_users(
+        shared_engine, shared_database_url, gateway, ROLES_BY_NAME
+    ) as mailer:
         yield mailer
 
 

@@ -90,9 +90,7 @@ ONE, FEW, MANY = 0, 1, 2
 """The plural forms of Russian, by their position in the catalogue."""
 
 
-@pytest.mark.parametrize(
-    ("count", "form"), [(1, ONE), (2, FEW), (5, MANY), (11, MANY), (21, ONE)]
-)
+@pytest.mark.parametrize(("count", "form"), [(1, ONE), (2, FEW), (5, MANY), (11, MANY), (21, ONE)])
 def test_plural_form_depends_on_the_number(count: int, form: int) -> None:
     forms = updated_catalogue("ru")["%(n)s client"].string
     assert isinstance(forms, tuple | list)

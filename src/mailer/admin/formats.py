@@ -89,9 +89,7 @@ def _format_moment(moment: datetime, zone: str, pattern: str, _language: str) ->
 def format_duration(seconds: float) -> str:
     """Return a duration in words, rounded to one unit, such as `2 hours`."""
     duration = timedelta(seconds=round(seconds))
-    return str(
-        format_timedelta(duration, threshold=MIN_UNITS, locale=locale(current_language()))
-    )
+    return str(format_timedelta(duration, threshold=MIN_UNITS, locale=locale(current_language())))
 
 
 def format_bytes(count: int) -> str:

@@ -123,6 +123,7 @@ class LiveUpdates:
         return LiveStream(self._events(key, render), lambda: self._release_stream(owner))
 
     def _release_stream(self, owner: Hashable | None) -> None:
+        """Count one stream less for an owner."""
         self._open_streams[owner] -= 1
         if not self._open_streams[owner]:
             del self._open_streams[owner]
@@ -194,8 +195,7 @@ class LiveUpdates:
         self._refreshes = {
             other: refresh
             for other, refresh in self._refreshes.items()
-            if not refresh.started_before(min_start)
-            or (other != key and not refresh.result.done())
+            if not refresh.started_before(min_start) or (other != key and not refresh.result.done())
         }
         if key not in self._refreshes:
             start = loop.create_future()
@@ -207,13 +207,13 @@ class LiveUpdates:
     async def _refresh(
         self, key: Hashable, render: RenderSections, start: asyncio.Future[float]
     ) -> Sections | None:
-        """Return the rendered sections, or None if that failed; set the result of `start`.
+        """Wait for other refreshes, set the result of `start`, and return the rendered sections.
 
-        After a failure the pages stay as they are and say so, until a refresh succeeds.
+        Returns None if rendering failed: then the pages show that they are out of date.
         """
         async with self._refresh_lock:
             start.set_result(asyncio.get_running_loop().time())
-            started_at = time.perf_counter()
+            rendering_start = time.perf_counter()
             try:
                 async with asyncio.timeout(MAX_REFRESH_INTERVAL):
                     return await render()
@@ -224,7 +224,7 @@ class LiveUpdates:
                     log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
                 return None
             finally:
-                self._record_cost(key, time.perf_counter() - started_at)
+                self._record_cost(key, time.perf_counter() - rendering_start)
 
     def _record_cost(self, key: Hashable, seconds: float) -> None:
         """Record the duration of a refresh, at most twice the one recorded before.

@@ -216,9 +216,7 @@ async def _render_wrong_filter(
     )
 
 
-def _refused_form(
-    form: Form, error: InvalidError | PhoneTakenError
-) -> tuple[int, dict[str, Any]]:
+def _refused_form(form: Form, error: InvalidError | PhoneTakenError) -> tuple[int, dict[str, Any]]:
     """Return the response status and the template variables of a form that cannot be saved.
 
     `taken_phone` is the phone if another client has it, for a link to that client.
