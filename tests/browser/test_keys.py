@@ -16,7 +16,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db import database_info
 from mailer.web.cookie import COOKIE
 
-LONGEST_NAME = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
+NAME_OF_MAX_LENGTH = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
 CLIENT = {"phone": "79160000001", "tag": "vip"}
 MAILING = {
     "datetime_start": "2040-01-01T09:00:00Z",
@@ -81,7 +81,7 @@ async def test_every_page_is_accessible_and_fits(page: Page, mailer: MailerProce
     await open_and_check("/audit")
 
     await page.goto("/keys")
-    await page.locator("#name").fill(LONGEST_NAME)
+    await page.locator("#name").fill(NAME_OF_MAX_LENGTH)
     await page.locator("form[action^='/keys?once='] button").click()
     await expect(page.locator(".secret")).to_be_visible()
     await check_page()

@@ -21,6 +21,7 @@ from mailer.admin.language import (
 )
 from mailer.admin.viewer import Viewer
 from mailer.mailing.model import split_terms
+from mailer.statuses import MailingStatus, MessageStatus
 
 DATETIME_FORMAT = "d MMM y, HH:mm"
 """The default format of moments, in the notation of Unicode (LDML)."""
@@ -106,12 +107,12 @@ def excerpt(text: str, max_length: int = 80) -> str:
     return line if len(line) <= max_length else f"{line[: max_length - 1].rstrip()}…"
 
 
-def mailing_status_label(status: str) -> str:
+def mailing_status_label(status: MailingStatus) -> str:
     """Return the label of a mailing's status."""
     return gettext(labels.MAILING_STATUS_LABELS[status])
 
 
-def message_status_label(status: str) -> str:
+def message_status_label(status: MessageStatus) -> str:
     """Return the label of a message's status."""
     return gettext(statuses.STATUSES[status].label)
 

@@ -38,8 +38,8 @@ from mailer.web.problems import problem_of
 
 COOKIE_MAX_AGE = 365 * 24 * 3600  # seconds
 """Lifetime of the cookies with the viewer's language and time zone: a year."""
-API_PREFIX = "/api/"
-"""Start of the paths of the API: their errors are problems even for a browser."""
+PATHS_OF_API = "/api/"
+"""Start of the paths whose errors are problems even for a browser."""
 
 
 @post("/preferences", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
@@ -76,7 +76,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
             return response
         if accepts_html:
             return Redirect(sign_in_url, status_code=HTTP_303_SEE_OTHER)
-    if not accepts_html or request.url.path.startswith(API_PREFIX):
+    if not accepts_html or request.url.path.startswith(PATHS_OF_API):
         return response
     if not request.app.state.is_auth_enabled:  # the auth middleware sets no user for unknown paths
         request.scope["user"] = anonymous(request)
