@@ -1,4 +1,4 @@
-"""The form of a mailing, as a browser without scripts sends it."""
+"""The form of a mailing: as a browser without scripts sends it, and read from a page."""
 
 import html
 import re
@@ -19,7 +19,9 @@ NEW_FORM = {
     "audience": "everybody",
     "on_unknown": "hold",
 }
+"""A valid form of a new mailing."""
 HTMX = BROWSER | {"HX-Request": "true"}
+"""Headers of a script of the page, which requests a part of it."""
 
 
 async def get_html(api: httpx.AsyncClient, path: str, zone: str = "UTC", status: int = 200) -> str:

@@ -124,7 +124,7 @@ class Clients(Controller):
         client_id: ClientId,
     ) -> Response[str]:
         """Show a client in a form that changes the client."""
-        client = await _get(engine, client_id)
+        client = await _get_client(engine, client_id)
         form = Form(form_values(client))
         return await context.render_page(
             "clients/client.html", client=client, form=form, taken_phone=None
@@ -148,7 +148,7 @@ class Clients(Controller):
             await service.change(engine, client_id, change, by)
         except (InvalidError, PhoneTakenError) as error:
             status, variables = _refused_form(form, error)
-            client = await _get(engine, client_id)
+            client = await _get_client(engine, client_id)
             return await context.render_page(
                 "clients/client.html", status, client=client, **variables
             )
@@ -176,7 +176,7 @@ class Clients(Controller):
         return redirect_with_flash("client-deleted", PATH)
 
 
-async def _get(engine: AsyncEngine, client_id: int) -> Client:
+async def _get_client(engine: AsyncEngine, client_id: int) -> Client:
     async with engine.connect() as connection:
         return await store.get(connection, client_id)
 

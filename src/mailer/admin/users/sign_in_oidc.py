@@ -74,9 +74,11 @@ class SignInOidc(Controller):
         try:
             started = await provider.start(_callback_url(request))
         except ProviderUnavailableError as error:
-            return await _provider_unavailable(context, error)
+            return await _render_unavailable(context, error)
         except SignInError as error:
-            return await _refused(context, error, WRONG_PROVIDER_TEXT, HTTP_503_SERVICE_UNAVAILABLE)
+            return await _render_refusal(
+                context, error, WRONG_PROVIDER_TEXT, HTTP_503_SERVICE_UNAVAILABLE
+            )
         async with engine.begin() as connection:
             return_path = own_path(request.query_params.get("return_path", "/"))
             await store.store_pending(connection, started, return_path)
@@ -101,13 +103,13 @@ class SignInOidc(Controller):
                 engine, identity, address_of(request), request.headers.get("User-Agent", "")
             )
         except ProviderUnavailableError as error:
-            response = await _provider_unavailable(context, error)
+            response = await _render_unavailable(context, error)
         except SignInError as error:
             # anybody can cause refusals without an identity: they would fill the audit log, whose
             # entries are never deleted
             if error.reason not in REASONS_WITHOUT_IDENTITY:
                 await oidc.record_failed_sign_in(engine, error, address_of(request))
-            response = await _refused(context, error, str(error), HTTP_403_FORBIDDEN)
+            response = await _render_refusal(context, error, str(error), HTTP_403_FORBIDDEN)
         else:
             if context.user is not None:  # this browser's previous session ends
                 await access.sign_out(engine, context.user)
@@ -133,7 +135,7 @@ def _checked_provider(
     return provider
 
 
-async def _provider_unavailable(
+async def _render_unavailable(
     context: PageContext, error: ProviderUnavailableError
 ) -> Response[Any]:
     """Return the page that says that the provider does not answer and the user should try again."""
@@ -144,7 +146,7 @@ async def _provider_unavailable(
     return response
 
 
-async def _refused(
+async def _render_refusal(
     context: PageContext, error: SignInError, message: str, status: int
 ) -> Response[Any]:
     """Log why a sign-in is refused, and return the page that shows `message`."""
