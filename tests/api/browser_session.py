@@ -21,26 +21,30 @@ BROWSER = {
     "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
     "Sec-Fetch-Site": "same-origin",
 }
+"""Headers of a browser that sends a request from a page of mailer."""
 SITE = "http://mailer"
 HOSTILE = "\"'><script>alert(1)</script>"
+"""A text that runs a script on a page that does not escape it."""
 ESCAPED = "&#34;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
+"""`HOSTILE` as HTML that shows it as text."""
 
 
 async def get_page(api: httpx.AsyncClient, path: str, status: int = 200) -> str:
     """Return the HTML of a page, with every run of blanks as one space."""
-    answer = await api.get(f"{SITE}{path}", headers=BROWSER)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    text = answer.text.replace("<bdi>", "").replace("</bdi>", "")  # invisible
+    response = await api.get(f"{SITE}{path}", headers=BROWSER)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    text = response.text.replace("<bdi>", "").replace("</bdi>", "")  # invisible
     return " ".join(text.split())
 
 
 async def post(api: httpx.AsyncClient, path: str) -> httpx.Response:
+    """Send an empty form, as a button without fields does."""
     return await api.post(f"{SITE}{path}", headers=BROWSER)
 
 
 async def create_running_mailing(api: httpx.AsyncClient, engine: AsyncEngine, **values: Any) -> int:
-    """Create a mailing, start it, and return its id."""
+    """Create a mailing whose start has passed, start it, and return its id."""
     mailing_id = int((await create_mailing(api, DUE | values))["id"])
     await begin(engine)
     return mailing_id
@@ -49,9 +53,10 @@ async def create_running_mailing(api: httpx.AsyncClient, engine: AsyncEngine, **
 def create_browser(
     engine: AsyncEngine, settings: Settings | None = None, secret: str | None = None
 ) -> httpx.AsyncClient:
-    """Return a browser for an application with authentication; paths begin at the site's root.
+    """Return a browser for an application, by default one with authentication.
 
-    `settings` default to the application's own; `secret` is that of a session.
+    Paths start at the root of the site. `secret` is the secret of the session in which a user is
+    signed in.
     """
     app = shared_app(engine, settings or Settings())
     browser = httpx.AsyncClient(
@@ -68,7 +73,7 @@ def create_browser(
 
 @lru_cache(maxsize=8)
 def shared_app(engine: AsyncEngine, settings: Settings) -> Litestar:
-    """Return an application shared by the tests of a file: creating one is slower than a test."""
+    """Return an application that the tests of a file share: creating one is slower than a test."""
     return create_app(engine, settings=settings)
 
 
@@ -77,7 +82,7 @@ async def signed_in_browser(
 ) -> httpx.AsyncClient:
     """Return a browser in which a new user with a role is signed in.
 
-    The user's name is the role unless a name is given. No password fits.
+    The name of the user is the role unless a name is given. The user has no password.
     """
     async with engine.begin() as connection:
         user = await users.create(connection, name or role, role, "no hash", COMMAND_LINE)

@@ -7,49 +7,52 @@ import httpx
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.api.browser_session import BROWSER, SITE
 from tests.api.calls import DUE, NEW, create_mailing
 from tests.factories import begin
 
-SITE = "http://mailer"
-HTML = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 ANNA, BORIS = "79160000001", "79030000002"
 HOSTILE = """"><script>alert('x')</script>"""
 ESCAPED = "&#34;&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
 
 
 async def create_client(api: httpx.AsyncClient, **values: Any) -> int:
-    answer = await api.post("/clients", json=values)
-    assert answer.status_code == 201
-    return int(answer.json()["id"])
+    """Create a client through the API; return its id."""
+    response = await api.post("/clients", json=values)
+    assert response.status_code == 201
+    return int(response.json()["id"])
 
 
 async def get_page(api: httpx.AsyncClient, path: str, status: int = 200) -> str:
-    answer = await api.get(f"{SITE}{path}", headers=HTML)
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"].startswith("text/html")
-    return answer.text
+    """Return the HTML of a page."""
+    response = await api.get(f"{SITE}{path}", headers=BROWSER)
+    assert response.status_code == status
+    assert response.headers["Content-Type"].startswith("text/html")
+    return response.text
 
 
 async def post_form(
     api: httpx.AsyncClient, path: str, fields: dict[str, str] | None = None, status: int = 303
 ) -> httpx.Response:
-    answer = await api.post(f"{SITE}{path}", data=fields, headers=HTML)
-    assert answer.status_code == status, answer.text
-    return answer
+    """Submit a form."""
+    response = await api.post(f"{SITE}{path}", data=fields, headers=BROWSER)
+    assert response.status_code == status, response.text
+    return response
 
 
-def phones(page: str) -> list[str]:
+def listed_phones(page: str) -> list[str]:
     """Return the phones of a list from top to bottom."""
     return re.findall(r'<a href="/clients/\d+">(\d+)</a>', page)
 
 
 def form_values(page: str) -> dict[str, str]:
-    """Return the values of the fields of a page's form by name."""
+    """Return the values of all fields of a page by name, without those in the footer."""
     main = page.partition("<footer>")[0]
     return dict(re.findall(r'<input[^>]*\bname="(\w+)"[^>]*\bvalue="([^"]*)"', main))
 
 
 def error_of(page: str, field: str) -> str:
+    """Return the error beside a field."""
     match = re.search(rf'<p class="error" id="{field}-error">([^<]*)</p>', page)
     assert match is not None
     return match[1]
@@ -57,11 +60,12 @@ def error_of(page: str, field: str) -> str:
 
 async def count_messages_by_status(engine: AsyncEngine) -> dict[str, int]:
     async with engine.connect() as connection:
-        statement = text("SELECT status, count(*) AS number FROM message GROUP BY status")
-        return {row.status: row.number for row in await connection.execute(statement)}
+        statement = text("SELECT status, count(*) AS messages FROM message GROUP BY status")
+        return {row.status: row.messages for row in await connection.execute(statement)}
 
 
 async def get_client(api: httpx.AsyncClient, client_id: int) -> dict[str, Any]:
+    """Return a client as the API returns it."""
     client: dict[str, Any] = (await api.get(f"/clients/{client_id}")).json()
     return client
 
@@ -75,10 +79,10 @@ async def test_without_clients_the_list_says_so_and_has_no_filter(api: httpx.Asy
 async def test_the_list_is_newest_first_and_filters_like_the_api(api: httpx.AsyncClient) -> None:
     await create_client(api, phone=ANNA, tag="vip", time_zone="Europe/Moscow")
     await create_client(api, phone=BORIS)
-    assert phones(await get_page(api, "/clients")) == [BORIS, ANNA]
+    assert listed_phones(await get_page(api, "/clients")) == [BORIS, ANNA]
     for query in ("tag=vip", "operator_code=%20916", "time_zone=Europe/Moscow", "phone=&tag=vip"):
         page = await get_page(api, f"/clients?{query}")
-        assert phones(page) == [ANNA]
+        assert listed_phones(page) == [ANNA]
         assert "1 client<" in page
     assert "No clients match." in await get_page(api, "/clients?tag=vip&operator_code=903")
 
@@ -90,7 +94,7 @@ async def test_a_phone_is_found_in_every_usual_notation(
     await create_client(api, phone=ANNA)
     await create_client(api, phone=BORIS)
     page = await get_page(api, f"/clients?phone={notation}")
-    assert phones(page) == [BORIS]
+    assert listed_phones(page) == [BORIS]
     assert form_values(page)["phone"] == notation.replace("%2B", "+")
 
 
@@ -98,15 +102,16 @@ async def test_links_between_pages_keep_the_filter(api: httpx.AsyncClient) -> No
     for n in range(5):
         await create_client(api, phone=f"7916000000{n}", tag="a & b")
     await create_client(api, phone=BORIS)
-    first = await get_page(api, "/clients?tag=a+%26+b&limit=2")
-    assert "Newer" not in first
-    older = re.search(r'href="([^"]*)" rel="next"', first)
-    assert older is not None
-    second = await get_page(api, older[1].replace("&amp;", "&"))
-    assert phones(second) == ["79160000002", "79160000001"]
-    newer = re.search(r'href="([^"]*)" rel="prev"', second)
-    assert newer is not None
-    assert phones(await get_page(api, newer[1].replace("&amp;", "&"))) == phones(first)
+    first_page = await get_page(api, "/clients?tag=a+%26+b&limit=2")
+    assert "Newer" not in first_page
+    older_link = re.search(r'href="([^"]*)" rel="next"', first_page)
+    assert older_link is not None
+    second_page = await get_page(api, older_link[1].replace("&amp;", "&"))
+    assert listed_phones(second_page) == ["79160000002", "79160000001"]
+    newer_link = re.search(r'href="([^"]*)" rel="prev"', second_page)
+    assert newer_link is not None
+    page_before = await get_page(api, newer_link[1].replace("&amp;", "&"))
+    assert listed_phones(page_before) == listed_phones(first_page)
     assert "This page of the list is empty" in await get_page(api, "/clients?before=1")
 
 
@@ -141,16 +146,16 @@ async def test_the_export_contains_the_filtered_clients(api: httpx.AsyncClient) 
     page = await get_page(api, "/clients?phone=%2B7+916+000-00-01")
     link = re.search(r'href="(/clients.csv[^"]*)"', page)
     assert link is not None
-    answer = await api.get(f"{SITE}{link[1]}", headers=HTML)
-    assert answer.headers["Content-Disposition"] == 'attachment; filename="clients.csv"'
-    assert answer.text == f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
+    response = await api.get(f"{SITE}{link[1]}", headers=BROWSER)
+    assert response.headers["Content-Disposition"] == 'attachment; filename="clients.csv"'
+    assert response.text == f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
 
 
 async def test_a_client_is_created_with_defaults_for_blank_fields(api: httpx.AsyncClient) -> None:
     form = {"phone": "+7 (916) 000-00-01", "operator_code": " ", "tag": "", "time_zone": ""}
-    answer = await post_form(api, "/clients/new", form)
+    response = await post_form(api, "/clients/new", form)
     [created] = (await api.get("/clients")).json()["results"]
-    assert answer.headers["Location"] == f"/clients/{created['id']}"
+    assert response.headers["Location"] == f"/clients/{created['id']}"
     assert [created[field] for field in form] == [ANNA, "916", None, "UTC"]
 
 
@@ -177,10 +182,10 @@ async def test_a_used_phone_is_409_with_the_error_beside_the_phone(api: httpx.As
 async def test_only_fields_that_the_user_changed_are_saved(api: httpx.AsyncClient) -> None:
     anna = await create_client(api, phone=ANNA, tag=" two  words ", operator_code="903")
     form = form_values(await get_page(api, f"/clients/{anna}"))
-    await api.patch(f"/clients/{anna}", json={"tag": "by another"})
+    await api.patch(f"/clients/{anna}", json={"tag": "by another user"})
     await post_form(api, f"/clients/{anna}", form | {"time_zone": "Asia/Tokyo"})
     changed = await get_client(api, anna)
-    assert changed["tag"] == "by another"
+    assert changed["tag"] == "by another user"
     assert (changed["operator_code"], changed["time_zone"]) == ("903", "Asia/Tokyo")
 
 
@@ -193,22 +198,22 @@ async def test_saving_an_unchanged_form_changes_nothing(api: httpx.AsyncClient) 
 
 
 @pytest.mark.parametrize(
-    ("typed", "code"),
+    ("typed", "code_after"),
     [
         ({"operator_code": ""}, "916"),
         ({"phone": BORIS}, "903"),
         ({"phone": BORIS, "operator_code": ""}, "903"),
         ({"phone": BORIS, "operator_code": "925"}, "925"),
-        ({"tag": "vip"}, "999"),
+        ({"tag": "vip"}, "999"),  # unchanged
     ],
 )
-async def test_the_operator_code_follows_the_phone_unless_it_is_given(
-    api: httpx.AsyncClient, typed: dict[str, str], code: str
+async def test_a_changed_phone_or_a_blank_code_sets_the_code_of_the_phone(
+    api: httpx.AsyncClient, typed: dict[str, str], code_after: str
 ) -> None:
     anna = await create_client(api, phone=ANNA, operator_code="999")
     form = form_values(await get_page(api, f"/clients/{anna}"))
     await post_form(api, f"/clients/{anna}", form | typed)
-    assert (await get_client(api, anna))["operator_code"] == code
+    assert (await get_client(api, anna))["operator_code"] == code_after
 
 
 async def test_a_blank_tag_is_none_and_a_blank_time_zone_is_utc(api: httpx.AsyncClient) -> None:
@@ -224,7 +229,8 @@ async def test_a_hostile_tag_is_escaped_on_every_page(api: httpx.AsyncClient) ->
     for path in ("/clients", f"/clients/{anna}", f"/clients/{anna}/delete"):
         page = await get_page(api, path)
         assert "<script>" not in page
-        assert (ESCAPED in page) == ("delete" not in path)
+        shows_tag = not path.endswith("/delete")
+        assert (ESCAPED in page) == shows_tag
     assert "<script>" not in await get_page(api, f"/clients?tag={HOSTILE}")
 
 
@@ -233,6 +239,7 @@ async def test_the_confirmation_counts_the_messages_to_be_cancelled(
 ) -> None:
     anna = await create_client(api, phone=ANNA)
     assert "No messages are waiting to be sent" in await get_page(api, f"/clients/{anna}/delete")
+
     for _ in range(2):
         await create_mailing(api, DUE)
         await begin(engine)
@@ -244,16 +251,16 @@ async def test_the_confirmation_counts_the_messages_to_be_cancelled(
 
 async def test_the_confirmation_for_a_script_is_a_fragment(api: httpx.AsyncClient) -> None:
     anna = await create_client(api, phone=ANNA)
-    headers = HTML | {"HX-Request": "true"}
-    answer = await api.get(f"{SITE}/clients/{anna}/delete", headers=headers)
-    assert "<html" not in answer.text
-    assert '<h2 id="question">' in answer.text
+    headers = BROWSER | {"HX-Request": "true"}
+    response = await api.get(f"{SITE}/clients/{anna}/delete", headers=headers)
+    assert "<html" not in response.text
+    assert '<h2 id="question">' in response.text
 
 
 async def test_pages_of_a_deleted_client_are_404(api: httpx.AsyncClient) -> None:
     anna = await create_client(api, phone=ANNA)
-    answer = await post_form(api, f"/clients/{anna}/delete")
-    assert answer.headers["Location"] == "/clients"
+    response = await post_form(api, f"/clients/{anna}/delete")
+    assert response.headers["Location"] == "/clients"
     assert (await api.get(f"/clients/{anna}")).status_code == 404
     for path in (f"/clients/{anna}", f"/clients/{anna}/delete", "/clients/999", "/clients/x"):
         await get_page(api, path, 404)

@@ -1,4 +1,4 @@
-"""Responses to an uploaded file, which a script shows on the import page."""
+"""Responses to an uploaded file of clients: a part of a page, which a script shows."""
 
 import re
 from typing import Any
@@ -16,31 +16,33 @@ from mailer.client.api import MAX_IMPORT_BYTES
 from mailer.limits import BusyError
 from mailer.web.body import LongUploadError, StalledUploadError
 
-PATH = "http://mailer/clients/import"
-CSV = BROWSER | {"Content-Type": "text/csv"}
+UPLOAD_URL = "http://mailer/clients/import"
+UPLOAD_HEADERS = BROWSER | {"Content-Type": "text/csv"}
 ANNA, BORIS = "79160000001", "79030000002"
 
 
 async def send(api: httpx.AsyncClient, content: bytes, status: int = 200, **headers: str) -> str:
-    """Upload a file; return the HTML fragment of the response."""
-    answer = await api.post(PATH, content=content, headers=CSV | headers)
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"].startswith("text/html")
-    assert "<html" not in answer.text
-    return answer.text
+    """Upload a file; return the HTML of the response, which is no whole page."""
+    response = await api.post(UPLOAD_URL, content=content, headers=UPLOAD_HEADERS | headers)
+    assert response.status_code == status
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert "<html" not in response.text
+    return response.text
 
 
 async def test_the_report_counts_lines_and_lists_wrong_ones(api: httpx.AsyncClient) -> None:
     page = await send(api, f"phone,tag\n{ANNA},vip\n8916,vip\n{BORIS},{'x' * 65}\n".encode())
     assert "2 lines have errors" in page
-    assert re.findall(r"<dd>(\d+)</dd>", page) == ["1", "0", "0", "2"]
-    assert re.findall(r'<th scope="row"[^>]*>(\d+)</th>', page) == ["3", "4"]
+    created, updated, unchanged, rejected = re.findall(r"<dd>(\d+)</dd>", page)
+    assert (created, updated, unchanged, rejected) == ("1", "0", "0", "2")
+    listed_lines = re.findall(r'<th scope="row"[^>]*>(\d+)</th>', page)
+    assert listed_lines == ["3", "4"]
     assert "must be 7 and ten more digits" in page
     assert [client["phone"] for client in (await api.get("/clients")).json()["results"]] == [ANNA]
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "title"),
     [
         ("phone\n1\n2\n", "Nothing was imported: 2 lines have errors"),
         ("phone\n", "Nothing was imported: the file has no clients"),
@@ -49,9 +51,9 @@ async def test_the_report_counts_lines_and_lists_wrong_ones(api: httpx.AsyncClie
     ],
 )
 async def test_the_title_says_whether_anything_was_imported(
-    api: httpx.AsyncClient, content: str, words: str
+    api: httpx.AsyncClient, content: str, title: str
 ) -> None:
-    assert words in await send(api, content.encode())
+    assert title in await send(api, content.encode())
 
 
 async def test_wrong_values_are_shown_escaped(api: httpx.AsyncClient) -> None:
@@ -93,17 +95,21 @@ async def test_an_unusable_file_is_refused_with_the_reason(
 
 async def test_every_failure_of_an_upload_has_its_own_message(engine: AsyncEngine) -> None:
     request: Any = RequestFactory(create_app(engine, settings=OPEN)).post("/clients/import")
+
     stalled = render_refusal(request, StalledUploadError())
     assert stalled.status_code == 408
     assert "within a minute; nothing was stored." in stalled.content
     assert "Nothing was stored." not in stalled.content  # not stated twice
+
     too_long = render_refusal(request, LongUploadError())
     assert "within an hour; nothing was stored." in too_long.content
     assert "minute" not in too_long.content
+
     unavailable = render_refusal(request, ConnectionRefusedError())
     assert unavailable.status_code == 503
     assert "The database is unavailable; try again" in unavailable.content
     assert "Nothing was stored." not in unavailable.content  # unknown after a lost connection
+
     busy = render_refusal(request, BusyError())
     assert busy.status_code == 503
     assert "Too many imports or downloads are running" in busy.content

@@ -25,8 +25,9 @@ from mailer.access import commands
 from mailer.roles import Scope
 from mailer.settings import Settings
 
-CREATED = """
+COUNT_KEYS_AND_ENTRIES = """
     SELECT (SELECT count(*) FROM api_key) + count(*) FROM audit WHERE target_kind = 'key'"""
+"""Counts API keys and audit entries about them: 0 if nothing was created."""
 FORM = {"name": "shop", "scope": "write", "expires": "90", "expires_on": ""}
 
 
@@ -47,28 +48,33 @@ async def api(engine: AsyncEngine) -> httpx.AsyncClient:
 async def status_of(
     api: httpx.AsyncClient, secret: str | None, method: str = "GET", path: str = "/clients"
 ) -> int:
+    """Return the status of an API request with a key, or without one; POST creates a client."""
     headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
     body = {"phone": "79160000001"} if method == "POST" else None
     return (await api.request(method, path, headers=headers, json=body)).status_code
 
 
 async def create_key(engine: AsyncEngine, scope: Scope = "read", name: str | None = None) -> str:
+    """Create a key, by default with the scope as its name; return the secret."""
     return await commands.create_key(engine, name or scope, scope, None)
 
 
 async def submit_form(api: httpx.AsyncClient, **fields: str) -> httpx.Response:
+    """Submit the form of a new key: `FORM`, with some fields changed."""
     return await api.post(f"{SITE}/keys", data=FORM | fields, headers=BROWSER)
 
 
-def secret_of(answer: httpx.Response) -> str:
-    match = re.search(r'<code class="secret">([^<]+)</code>', answer.text)
+def secret_of(response: httpx.Response) -> str:
+    """Return the secret that the page of a new key shows."""
+    match = re.search(r'<code class="secret">([^<]+)</code>', response.text)
     assert match is not None
     return match[1]
 
 
-def error_of(answer: httpx.Response, field: str) -> str:
-    match = re.search(rf'<p class="error" id="{field}-error">([^<]*)</p>', answer.text)
-    assert match is not None, answer.text
+def error_of(response: httpx.Response, field: str) -> str:
+    """Return the error beside a field."""
+    match = re.search(rf'<p class="error" id="{field}-error">([^<]*)</p>', response.text)
+    assert match is not None, response.text
     return html.unescape(match[1])
 
 
@@ -79,32 +85,30 @@ async def test_a_key_allows_what_its_scope_allows(
     engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
     read, write, admin = [await create_key(engine, scope) for scope in ("read", "write", "admin")]
-    assert [await status_of(protected_api, key) for key in (None, "mailer_x", read)] == [
-        401,
-        401,
-        200,
-    ]
-    assert [await status_of(protected_api, key, "POST") for key in (read, write)] == [403, 201]
-    assert [await status_of(protected_api, key, path="/audit") for key in (read, write)] == [
-        403,
-        403,
-    ]
+    assert await status_of(protected_api, None) == 401
+    assert await status_of(protected_api, "mailer_unknown") == 401
+    assert await status_of(protected_api, read) == 200
+    assert await status_of(protected_api, read, "POST") == 403
+    assert await status_of(protected_api, write, "POST") == 201
+    assert await status_of(protected_api, read, path="/audit") == 403
+    assert await status_of(protected_api, write, path="/audit") == 403
     assert await status_of(protected_api, admin, path="/audit") == 200
 
 
 async def test_a_revoked_key_is_refused_from_the_next_request_on(
     engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
-    key, other = await create_key(engine), await create_key(engine, "write")
+    key, other_key = await create_key(engine, name="shop"), await create_key(engine, name="other")
     assert await status_of(protected_api, key) == 200
-    await commands.revoke_key(engine, "read")
-    assert [await status_of(protected_api, each) for each in (key, other)] == [401, 200]
+    await commands.revoke_key(engine, "shop")
+    assert await status_of(protected_api, key) == 401
+    assert await status_of(protected_api, other_key) == 200
 
 
 async def test_an_expired_key_is_refused(
     engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
-    key = await commands.create_key(engine, "short", "read", 1)
+    key = await commands.create_key(engine, "shop", "read", 1)  # day
     assert await status_of(protected_api, key) == 200
     await execute(engine, "UPDATE api_key SET expires_at = now() - interval '1 millisecond'")
     assert await status_of(protected_api, key) == 401
@@ -114,15 +118,17 @@ async def test_an_expired_key_is_refused(
 async def test_the_last_use_is_written_but_not_at_every_request(
     engine: AsyncEngine, protected_api: httpx.AsyncClient
 ) -> None:
+    last_use = "SELECT last_used_at FROM api_key"
     key = await create_key(engine)
-    assert await value(engine, "SELECT last_used_at FROM api_key") is None
+    assert await value(engine, last_use) is None
     await status_of(protected_api, key)
-    first = await value(engine, "SELECT last_used_at FROM api_key")
+    first_use = await value(engine, last_use)
     await status_of(protected_api, key)
-    assert await value(engine, "SELECT last_used_at FROM api_key") == first
+    assert await value(engine, last_use) == first_use  # within the same minute
+
     await execute(engine, "UPDATE api_key SET last_used_at = now() - interval '61 seconds'")
     await status_of(protected_api, key)
-    assert await value(engine, "SELECT last_used_at FROM api_key") > first
+    assert await value(engine, last_use) > first_use
 
 
 async def test_the_secret_of_a_key_is_not_in_the_database(engine: AsyncEngine) -> None:
@@ -135,11 +141,12 @@ async def test_the_secret_of_a_key_is_not_in_the_database(engine: AsyncEngine) -
 
 async def test_the_page_is_translated_to_russian(api: httpx.AsyncClient) -> None:
     await get_page(api, "/keys")  # in English first: nothing of it may be cached
-    answer = await api.get(f"{SITE}/keys", headers={"Accept-Language": "ru"})
-    main = re.search("<main.*</main>", answer.text, re.DOTALL)
+    response = await api.get(f"{SITE}/keys", headers={"Accept-Language": "ru"})
+    main = re.search("<main.*</main>", response.text, re.DOTALL)
     assert main is not None
     visible_text = re.sub(r"<[^>]*>", " ", main[0]).replace("MAILER_GATEWAY_URL", "")
-    assert set(re.findall("[A-Za-z]{4,}", visible_text)) == {"mailer"}
+    latin_words = set(re.findall("[A-Za-z]{4,}", visible_text))
+    assert latin_words == {"mailer"}
 
 
 # ---- the pages ------------------------------------------------------------------------------
@@ -199,37 +206,35 @@ async def test_without_auth_keys_can_neither_be_created_nor_revoked(
 async def test_only_the_newest_revoked_keys_are_listed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    await create_key(engine, name="of old")
+    await create_key(engine, name="oldest, not revoked")
     await execute(
         engine,
         "INSERT INTO api_key (name, digest, scope, revoked_at)"
-        " SELECT 'gone ' || n, n::text::bytea, 'read', now() FROM generate_series(1, 102) AS n",
+        " SELECT 'revoked ' || n, n::text::bytea, 'read', now() FROM generate_series(1, 102) AS n",
     )
     page = await get_page(api, "/keys")
-    assert [name for name in ("gone 102", "gone 3 ", "of old") if name not in page] == []
-    assert "gone 2 " not in page
+    for listed in ("revoked 102 ", "revoked 3 ", "oldest, not revoked "):
+        assert listed in page
+    assert "revoked 2 " not in page
     assert "2 keys that were revoked earlier are not shown." in page
 
 
 async def test_a_key_expires_as_chosen_in_the_form(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    day = (datetime.now(UTC) + timedelta(days=10)).date()
-    api.cookies.set("time_zone", "Asia/Kathmandu", domain="mailer.local")
-    chosen = {"month": "30", "year": "365", "until": "day", "ever": "never"}
-    for name, expires in chosen.items():
-        answer = await api.post(
-            f"{SITE}/keys",
-            data=FORM | {"name": name, "expires": expires, "expires_on": str(day)},
-            headers=BROWSER,
-        )
-        assert answer.status_code == 201
+    last_day = (datetime.now(UTC) + timedelta(days=10)).date()
+    api.cookies.set("time_zone", "Asia/Kathmandu", domain="mailer.local")  # UTC+5:45
+    choices_by_name = {"month": "30", "year": "365", "until": "day", "ever": "never"}
+    for name, choice in choices_by_name.items():
+        response = await submit_form(api, name=name, expires=choice, expires_on=str(last_day))
+        assert response.status_code == 201
     lifetime_query = "SELECT expires_at - created_at FROM api_key WHERE name = '{}'"
     for name, days in (("month", 30), ("year", 365)):
         lifetime = await value(engine, lifetime_query.format(name))
         assert abs(lifetime - timedelta(days=days)) < timedelta(seconds=10)
     expires_at = await value(engine, "SELECT expires_at FROM api_key WHERE name = 'until'")
-    assert expires_at.astimezone(UTC).isoformat() == f"{day}T18:15:00+00:00"  # midnight at +05:45
+    end_of_last_day = f"{last_day}T18:15:00+00:00"  # midnight in Kathmandu
+    assert expires_at.astimezone(UTC).isoformat() == end_of_last_day
     assert await value(engine, "SELECT expires_at FROM api_key WHERE name = 'ever'") is None
 
 
@@ -252,10 +257,10 @@ async def test_a_key_expires_as_chosen_in_the_form(
 async def test_an_invalid_field_is_named_and_no_key_is_created(
     api: httpx.AsyncClient, engine: AsyncEngine, change: dict[str, str], field: str, message: str
 ) -> None:
-    answer = await submit_form(api, **change)
-    assert answer.status_code == 400
-    assert error_of(answer, field).startswith(message)
-    assert await value(engine, CREATED) == 0
+    response = await submit_form(api, **change)
+    assert response.status_code == 400
+    assert error_of(response, field).startswith(message)
+    assert await value(engine, COUNT_KEYS_AND_ENTRIES) == 0
 
 
 async def test_a_key_is_revoked_after_a_confirmation(
@@ -279,10 +284,11 @@ async def test_a_key_is_revoked_after_a_confirmation(
 
 async def test_the_command_lists_keys_newest_first_with_their_state(engine: AsyncEngine) -> None:
     await create_key(engine, name="Лавка 1")
-    await create_key(engine, "admin", name="of old")
-    await commands.revoke_key(engine, "of old")
-    head, *listed = await commands.list_keys(engine)
-    assert [line.split("  ")[0].strip() for line in (head, *listed)] == ["id", "2", "1"]
-    assert listed[0].endswith("  never      never    revoked")
-    assert "Лавка 1" in listed[1]
-    assert listed[1].endswith("active")
+    await create_key(engine, "admin", name="old")
+    await commands.revoke_key(engine, "old")
+    header, newest, oldest = await commands.list_keys(engine)
+    ids = [line.split("  ")[0].strip() for line in (header, newest, oldest)]
+    assert ids == ["id", "2", "1"]
+    assert newest.endswith("  never      never    revoked")  # last use, expiry, state
+    assert "Лавка 1" in oldest
+    assert oldest.endswith("active")

@@ -35,10 +35,9 @@ async def test_saving_an_unchanged_form_changes_nothing(
     api: httpx.AsyncClient, payload: dict[str, Any]
 ) -> None:
     before = await create_mailing(api, payload)
-    after = await save_form(
-        api, f"/mailings/{before['id']}/edit", await edit_form_values(api, before, "Europe/Berlin")
-    )
-    after.pop("mailing_messages")
+    form = await edit_form_values(api, before, "Europe/Berlin")
+    after = await save_form(api, f"/mailings/{before['id']}/edit", form)
+    after.pop("mailing_messages")  # only in the response of GET
     assert {**after, "updated_at": ""} == {**before, "updated_at": ""}
 
 
@@ -50,10 +49,15 @@ async def test_only_changed_fields_are_saved(api: httpx.AsyncClient) -> None:
     assert after["datetime_start"] == before["datetime_start"]
     assert after["datetime_end"] == "2040-01-02T15:00:00Z"
     assert after["client_filter"] is None
-    answer = await post_form(
-        api, path, await edit_form_values(api, after) | {"end": "2039-01-01T00:00"}
-    )
-    assert form_errors(answer.text) == {"end": "must be after the start"}
+
+
+async def test_a_change_is_validated_together_with_unchanged_fields(
+    api: httpx.AsyncClient,
+) -> None:
+    mailing = await create_mailing(api, NEW)
+    form = await edit_form_values(api, mailing) | {"end": "2039-01-01T00:00"}
+    response = await post_form(api, f"/mailings/{mailing['id']}/edit", form)
+    assert form_errors(response.text) == {"end": "must be after the start"}
 
 
 async def test_the_start_of_a_started_mailing_is_read_only(
@@ -67,10 +71,12 @@ async def test_the_start_of_a_started_mailing_is_read_only(
     assert "This mailing has started" in page
     assert re.search(r'name="start"[^>]* readonly', page)
     form = form_values(page)
-    answer = await post_form(api, path, form | {"start": "2039-01-01T00:00"})
-    assert answer.status_code == 409
-    assert form_errors(answer.text) == {"start": "cannot be changed: the mailing has started"}
-    assert form_values(answer.text)["start"] == "2020-01-01T09:00"
+
+    response = await post_form(api, path, form | {"start": "2039-01-01T00:00"})
+    assert response.status_code == 409
+    assert form_errors(response.text) == {"start": "cannot be changed: the mailing has started"}
+    assert form_values(response.text)["start"] == "2020-01-01T09:00"
+
     after = await save_form(api, path, form | {"text": "Until nine."})
     assert (after["text"], after["datetime_start"]) == ("Until nine.", before["datetime_start"])
 
@@ -96,8 +102,8 @@ async def test_a_form_that_is_sent_twice_is_saved_once(
     after = await save_form(api, path, form)
     repeat = await save_form(api, path, form)
     assert repeat == after
-    changes = "SELECT count(*) FROM audit WHERE action = 'mailing_changed'"
-    assert await value(engine, changes) == 1
+    count_changes = "SELECT count(*) FROM audit WHERE action = 'mailing_changed'"
+    assert await value(engine, count_changes) == 1
 
 
 async def test_a_conflicting_change_by_another_user_is_shown_before_saving(
@@ -107,10 +113,12 @@ async def test_a_conflicting_change_by_another_user_is_shown_before_saving(
     path = f"/mailings/{mailing['id']}"
     form = await edit_form_values(api, mailing) | {"text": "Mine."}
     await api.patch(path, json={"text": "Theirs.", "on_unknown": "hold"})
-    answer = await post_form(api, f"{path}/edit", form)
-    assert answer.status_code == 409
-    assert "Another user changed this mailing in the meantime." in visible_text(answer.text)
+    response = await post_form(api, f"{path}/edit", form)
+    assert response.status_code == 409
+    assert "Another user changed this mailing in the meantime." in visible_text(response.text)
     assert (await api.get(path)).json()["text"] == "Theirs."
-    form_after = form_values(answer.text)
+    form_after = form_values(response.text)
     assert form_after["text"] == "Mine."
+
+    # sent again, the form replaces the other user's changes
     assert (await save_form(api, f"{path}/edit", form_after))["text"] == "Mine."

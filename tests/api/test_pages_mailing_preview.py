@@ -13,20 +13,23 @@ from tests.factories import OPEN, add_clients, add_due_messages, begin, create_c
 from mailer.app import create_app
 
 
+async def create_clients(api: httpx.AsyncClient) -> None:
+    """Create the four clients of `CLIENTS`."""
+    for payload in CLIENTS.values():
+        await api.post("/clients", json=payload)
+
+
 async def test_the_preview_shows_the_number_of_parts_and_the_reason(api: httpx.AsyncClient) -> None:
     await create_clients(api)
     preview = await preview_form(api, NEW_FORM | {"text": "a" * 161})
-    assert "characters 161 parts 2 left in the last part 145 parts in total 8" in preview
+    assert "characters 161 parts 2 left in the last part 145" in preview
+    assert "parts in total 8" in preview  # to four clients
     assert "Standard SMS alphabet (GSM 03.38): 153 characters a part." in preview
-    preview = await preview_form(api, NEW_FORM | {"text": "Half pri\u0441e."})
+
+    preview = await preview_form(api, NEW_FORM | {"text": "Half pri\u0441e."})  # a Cyrillic es
     assert "“\u0441” (U+0441 CYRILLIC SMALL LETTER ES) at position 9 requires Unicode" in preview
     assert "(UCS-2): 70 characters" in preview
     assert "a part instead of 160." in preview
-
-
-async def create_clients(api: httpx.AsyncClient) -> None:
-    for payload in CLIENTS.values():
-        await api.post("/clients", json=payload)
 
 
 async def test_the_preview_shows_the_audience_and_its_local_times(api: httpx.AsyncClient) -> None:
@@ -44,12 +47,13 @@ async def test_the_preview_shows_the_audience_and_its_local_times(api: httpx.Asy
 async def test_the_preview_lists_the_largest_time_zones_and_counts_the_rest(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    for number, zone in enumerate(["UTC", *(f"Etc/GMT+{n}" for n in range(1, 11))]):
-        await add_clients(engine, 20 - number, time_zone=zone)
+    eleven_zones = ["UTC", *(f"Etc/GMT+{n}" for n in range(1, 11))]
+    for n, zone in enumerate(eleven_zones):
+        await add_clients(engine, 20 - n, time_zone=zone)
     preview = await preview_form(api, NEW_FORM)
     assert "165 clients Some of them:" in preview
     assert "Etc/GMT+7" in preview
-    assert "3 more time zones, with 33 clients, are not shown." in preview
+    assert "3 more time zones, with 33 clients, are not shown." in preview  # 12, 11 and 10
 
 
 async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy(
@@ -75,11 +79,10 @@ async def test_the_preview_shows_the_rate_and_clients_beyond_the_capacity(
 ) -> None:
     await add_clients(engine, 500)
     await add_due_messages(engine, 7)
-    app = create_app(engine, create_channel(gateway_rate=0.5), settings=OPEN)
-    transport = inside(app)
-    short = NEW_FORM | {"start": "2040-01-01T12:00", "end": "2040-01-01T12:10"}
-    async with httpx.AsyncClient(transport=transport) as client:
-        preview = await preview_form(client, short)
+    app = create_app(engine, create_channel(gateway_rate=0.5), settings=OPEN)  # 300 in 10 minutes
+    ten_minutes = NEW_FORM | {"start": "2040-01-01T12:00", "end": "2040-01-01T12:10"}
+    async with httpx.AsyncClient(transport=inside(app)) as client:
+        preview = await preview_form(client, ten_minutes)
     assert "207 of 507 clients will not get it" in preview
     assert "207 in UTC: not enough time before the end" in preview
     assert "At 0.5 messages a second, the configured limit." in preview
@@ -143,16 +146,15 @@ async def test_the_preview_of_a_change_counts_cancelled_clients_again(
         "send_interval_time_start": f"{now + timedelta(hours=3):%H:%M}",
         "send_interval_time_end": f"{now + timedelta(hours=4):%H:%M}",
     }
-    mailing = await create_mailing(
-        api, DUE | closed_window | {"datetime_end": f"{now + timedelta(hours=1)}"}
-    )
-    await begin(engine)
+    ends_before_window = {"datetime_end": f"{now + timedelta(hours=1)}"}
+    mailing = await create_mailing(api, DUE | closed_window | ends_before_window)
+    await begin(engine)  # cancels the messages to all clients
     query = f"?mailing={mailing['id']}"
     form = await edit_form_values(api, mailing)
     assert "No clients are left to reach." in await preview_form(api, form, query)
     later = form | {"end": f"{now + timedelta(days=1):%Y-%m-%dT%H:%M}"}
-    assert "The last of 3 opens at" in await preview_form(api, later, query)
+    assert "For the last client of 3, the window opens at" in await preview_form(api, later, query)
     wide = form | {"opens": "", "closes": ""}
-    assert "The last of 3 opens at" in await preview_form(api, wide, query)
+    assert "For the last client of 3, the window opens at" in await preview_form(api, wide, query)
     await execute(engine, "UPDATE message SET status = 'delivered', reason = NULL WHERE id = 1")
-    assert "The last of 2 opens at" in await preview_form(api, wide, query)
+    assert "For the last client of 2, the window opens at" in await preview_form(api, wide, query)

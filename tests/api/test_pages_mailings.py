@@ -24,6 +24,7 @@ from mailer.app import create_app
 from mailer.gateway.protocol import TemporaryFailure
 
 UNKNOWN_ID = 10**9
+"""An id that no mailing has."""
 
 
 # ---- the list -------------------------------------------------------------------------------
@@ -41,7 +42,8 @@ async def test_the_list_shows_mailings_newest_first_and_escaped(api: httpx.Async
     page = await get_page(api, "/mailings")
     assert "2 mailings" in page
     assert f'<a href="/mailings/{second["id"]}">{ESCAPED}</a>' in page
-    assert page.index(f"#{second['id']}<") < page.index(f"#{first['id']}<")
+    is_newest_first = page.index(f"#{second['id']}<") < page.index(f"#{first['id']}<")
+    assert is_newest_first
     assert "<script>alert" not in page
     assert f'data-live="/live/mailings?ids={second["id"]},{first["id"]}"' in page
 
@@ -92,9 +94,9 @@ async def test_an_invalid_filter_of_the_list_is_an_error_beside_its_field(
 
 
 async def test_a_hostile_filter_is_escaped(api: httpx.AsyncClient) -> None:
-    answer = await api.get(f"{SITE}/mailings", params={"search": HOSTILE, "before": HOSTILE})
-    assert answer.status_code == 400
-    assert "<script>alert" not in answer.text
+    response = await api.get(f"{SITE}/mailings", params={"search": HOSTILE, "before": HOSTILE})
+    assert response.status_code == 400
+    assert "<script>alert" not in response.text
 
 
 async def test_rows_of_ended_mailings_are_not_updated_live(
@@ -112,11 +114,11 @@ async def test_live_rows_are_requested_by_valid_ids_alone(api: httpx.AsyncClient
 # ---- a mailing ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["", "/messages", "/pause", "/resume", "/retry", "/cancel"])
-async def test_pages_of_an_unknown_mailing_are_404(api: httpx.AsyncClient, end: str) -> None:
-    page = await get_page(api, f"/mailings/{UNKNOWN_ID}{end}", 404)
+@pytest.mark.parametrize("subpath", ["", "/messages", "/pause", "/resume", "/retry", "/cancel"])
+async def test_pages_of_an_unknown_mailing_are_404(api: httpx.AsyncClient, subpath: str) -> None:
+    page = await get_page(api, f"/mailings/{UNKNOWN_ID}{subpath}", 404)
     assert "There is no such mailing." in page
-    await get_page(api, f"/mailings/x{end}", 404)
+    await get_page(api, f"/mailings/x{subpath}", 404)
 
 
 async def test_an_unknown_action_is_404(api: httpx.AsyncClient) -> None:
@@ -130,14 +132,9 @@ async def test_the_page_shows_all_fields_of_a_mailing_escaped(
 ) -> None:
     await add_clients(engine, 3)
     lists = {"operator_codes": ["916"], "tags": ["<b>", "vip"], "time_zones": ["UTC"]}
-    mailing_id = (
-        await create_mailing(
-            api,
-            NEW
-            | {"text": HOSTILE, "client_filter": lists, "on_unknown": "hold"}
-            | {"send_interval_time_start": "09:00", "send_interval_time_end": "21:00"},
-        )
-    )["id"]
+    window = {"send_interval_time_start": "09:00", "send_interval_time_end": "21:00"}
+    payload = NEW | window | {"text": HOSTILE, "client_filter": lists, "on_unknown": "hold"}
+    mailing_id = (await create_mailing(api, payload))["id"]
     api.cookies.set("time_zone", "Asia/Tokyo")
     page = await get_page(api, f"/mailings/{mailing_id}")
     api.cookies.clear()
@@ -154,7 +151,7 @@ async def test_the_page_shows_all_fields_of_a_mailing_escaped(
 
 
 @pytest.mark.parametrize(
-    ("client_filter", "words"),
+    ("client_filter", "description"),
     [
         (None, "All clients"),
         ("912, <i>,", "Clients whose operator code or tag is one of: 912, &lt;i&gt;"),
@@ -163,13 +160,13 @@ async def test_the_page_shows_all_fields_of_a_mailing_escaped(
     ids=["null", "terms", "many"],
 )
 async def test_the_audience_is_described_in_words(
-    api: httpx.AsyncClient, client_filter: object, words: str
+    api: httpx.AsyncClient, client_filter: object, description: str
 ) -> None:
     mailing_id = (await create_mailing(api, NEW | {"client_filter": client_filter}))["id"]
-    assert words in await get_page(api, f"/mailings/{mailing_id}")
+    assert description in await get_page(api, f"/mailings/{mailing_id}")
 
 
-async def test_the_counters_add_up_to_the_audience_and_link_to_the_messages(
+async def test_the_counts_add_up_to_the_audience_and_link_to_the_messages(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     clients = await add_clients(engine, 4)
@@ -188,8 +185,8 @@ async def test_the_counters_add_up_to_the_audience_and_link_to_the_messages(
 
 
 async def test_the_length_of_tables_is_limited(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    for code in range(22):
-        await add_clients(engine, 1, operator_code=str(900 + code))
+    for code in range(900, 922):
+        await add_clients(engine, 1, operator_code=str(code))
     mailing_id = await create_running_mailing(api, engine)
     page = await get_page(api, f"/mailings/{mailing_id}")
     assert '<th scope="row">919</th>' in page
@@ -203,7 +200,7 @@ async def test_the_page_shows_that_the_audience_is_being_enqueued(
     await add_clients(engine, 3)
     mailing_id = await create_running_mailing(api, engine)
     assert "being created" not in await get_page(api, f"/mailings/{mailing_id}")
-    await execute(engine, "UPDATE mailing SET audience_cursor = 1")
+    await execute(engine, "UPDATE mailing SET audience_cursor = 1")  # as while enqueuing
     assert "being created: 3 of 3 so far." in await get_page(api, f"/mailings/{mailing_id}")
     await execute(engine, "UPDATE mailing SET is_replanning = true")
     assert "The change is being applied" in await get_page(api, f"/mailings/{mailing_id}")
@@ -211,12 +208,12 @@ async def test_the_page_shows_that_the_audience_is_being_enqueued(
 
 @pytest.fixture
 async def api_with_open_breaker(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The application with a gateway whose breaker is open."""
+    """The application with a gateway whose breaker opened on 15 January 2030 after a 503."""
     channel = create_channel(breaker_failures=1, breaker_reset=15)
-    at = datetime(2030, 1, 15, 6, tzinfo=UTC)
+    opened_at = datetime(2030, 1, 15, 6, tzinfo=UTC)
     permit = channel.breaker.acquire(0)
     assert permit is not None
-    channel.breaker.record(permit, TemporaryFailure("http_503"), 0, at)
+    channel.breaker.record(permit, TemporaryFailure("http_503"), 0, opened_at)
     transport = inside(create_app(engine, channel, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
@@ -253,7 +250,7 @@ async def test_the_page_shows_that_no_gateway_is_configured(
 
 @pytest.fixture
 async def api_with_gateway(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """The application with a gateway that takes one message a second."""
+    """The application with a gateway that accepts one message a second."""
     app = create_app(engine, create_channel(gateway_rate=1), settings=OPEN)
     async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer/api/v1") as client:
         yield client
@@ -275,17 +272,22 @@ async def test_the_page_shows_when_the_next_sending_window_opens(
         assert "It is being sent" not in page
         assert "0 a second" not in page
         assert "Try now" not in page
-    retried = "UPDATE message SET attempts = 1, retry_at = due_at - interval '1 h'"
-    await execute(engine, retried)
+
+    # after a failure, the pause of the message ends before the window opens
+    await execute(engine, "UPDATE message SET attempts = 1, retry_at = due_at - interval '1 h'")
     page = await get_page(api_with_gateway, f"/mailings/{mailing_id}")
     assert "The next sending window opens at" in page
     assert "Try now" not in page
+
     await execute(engine, "UPDATE message SET due_at = now() - interval '1 s'")
     assert "It is being sent" in await get_page(api_with_gateway, f"/mailings/{mailing_id}")
 
 
 async def add_mailing_halfway(engine: AsyncEngine, count: int) -> tuple[datetime, list[int], int]:
-    """Return now, new clients, and a mailing to them that started an hour ago and ends in one."""
+    """Create clients, and a mailing to them that started an hour ago and ends in an hour.
+
+    Returns the current time, the ids of the clients, and the id of the mailing.
+    """
     now = datetime.now(UTC)
     clients = await add_clients(engine, count)
     start, lasts = now - timedelta(hours=1), timedelta(hours=2)
@@ -305,24 +307,25 @@ async def test_a_button_ends_the_pause_of_failed_messages(
     )
     path = f"/mailings/{mailing_id}"
     message_id = await value(engine, "SELECT max(id) FROM message")
-    message = f"{path}/messages/{message_id}"
+    message_path = f"{path}/messages/{message_id}"
     assert "Failed messages are retried from" in await get_page(api_with_gateway, path)
-    for place in (path, message):
-        page = await get_page(api_with_gateway, place)
-        assert (
-            f'action="/gateway/try"><input type="hidden" name="return_path" value="{place}"' in page
+    for page_path in (path, message_path):
+        return_field = f'<input type="hidden" name="return_path" value="{page_path}"'
+        assert f'action="/gateway/try">{return_field}' in await get_page(
+            api_with_gateway, page_path
         )
-    answer = await api_with_gateway.post(
-        f"{SITE}/gateway/try", data={"return_path": message}, headers={"Origin": SITE}
+
+    response = await api_with_gateway.post(
+        f"{SITE}/gateway/try", data={"return_path": message_path}, headers={"Origin": SITE}
     )
-    assert answer.status_code == 303
+    assert response.status_code == 303
     assert await value(engine, "SELECT due_at <= now() FROM message") is True
-    for place in (path, message):
-        assert "Try now" not in await get_page(api_with_gateway, place)
+    for page_path in (path, message_path):
+        assert "Try now" not in await get_page(api_with_gateway, page_path)
+
+    # the pause has ended, but the message waits for its sending window
     await execute(engine, "UPDATE message SET due_at = now() + interval '1 hour', retry_at = now()")
-    assert "Try now" not in await get_page(
-        api_with_gateway, message
-    )  # waits for its sending window
+    assert "Try now" not in await get_page(api_with_gateway, message_path)
 
 
 async def test_the_page_shows_that_messages_due_after_the_end_expire(
@@ -336,8 +339,8 @@ async def test_the_page_shows_that_messages_due_after_the_end_expire(
         "UPDATE message SET attempts = 1, retry_at = due_at WHERE status = 'scheduled'",
     )
     path = f"/mailings/{mailing_id}"
-    for place in (path, "/"):
-        page = " ".join((await get_page(api_with_gateway, place)).split())
+    for page_path in (path, "/"):
+        page = await get_page(api_with_gateway, page_path)
         assert (
             "Nothing is due before the end. The remaining messages are cancelled at <time" in page
         )
@@ -361,23 +364,25 @@ async def test_the_page_shows_one_estimate_and_the_failed_messages_beside_it(
     await add_messages(engine, mailing_id, clients[70:], "cancelled", "no_window", at=now)
     page = await get_page(api_with_gateway, f"/mailings/{mailing_id}")
     assert "60 remaining clients will get it by" in page
-    assert "Everybody is reached" not in page
+    assert "All clients will get it" not in page
     assert "0 undelivered, 0 delivery unknown, 30 cancelled" in page
     assert "finishes at about" not in page
     assert "finishes at about" in await get_page(api_with_gateway, "/")
+
     await execute(engine, "UPDATE mailing SET status = 'paused'")
     page = await get_page(api_with_gateway, f"/mailings/{mailing_id}")
     assert "No forecast while nothing is being sent." in page
-    assert "reached by" not in page
+    assert "will get it by" not in page
 
 
 # ---- actions --------------------------------------------------------------------------------
 
 
-async def controls(api: httpx.AsyncClient, mailing_id: int) -> set[str]:
+async def shown_buttons(api: httpx.AsyncClient, mailing_id: int) -> set[str]:
+    """Return the ids of the buttons on a mailing's page."""
     page = await get_page(api, f"/mailings/{mailing_id}")
     ids = ("edit", "pause", "resume", "retry", "duplicate", "cancel", "delete")
-    return {control for control in ids if f'id="{control}"' in page}
+    return {button_id for button_id in ids if f'id="{button_id}"' in page}
 
 
 async def test_buttons_match_the_state(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
@@ -385,17 +390,17 @@ async def test_buttons_match_the_state(api: httpx.AsyncClient, engine: AsyncEngi
     always = {"duplicate", "delete"}
     while_open = always | {"edit", "cancel"}
     scheduled = (await create_mailing(api, NEW))["id"]
-    assert await controls(api, scheduled) == while_open | {"pause"}
+    assert await shown_buttons(api, scheduled) == while_open | {"pause"}
     running = await create_running_mailing(api, engine)
-    assert await controls(api, running) == while_open | {"pause"}
+    assert await shown_buttons(api, running) == while_open | {"pause"}
     await update_messages(engine, clients[0], status="undelivered", reason="rejected_400")
-    assert await controls(api, running) == while_open | {"pause", "retry"}
+    assert await shown_buttons(api, running) == while_open | {"pause", "retry"}
     await api.post(f"/mailings/{running}/pause")
-    assert await controls(api, running) == while_open | {"resume", "retry"}
+    assert await shown_buttons(api, running) == while_open | {"resume", "retry"}
     await api.post(f"/mailings/{running}/cancel")
-    assert await controls(api, running) == always
+    assert await shown_buttons(api, running) == always
     ended = await add_mailing(engine, start=datetime.now(UTC) - timedelta(days=1))
-    assert await controls(api, ended) == always
+    assert await shown_buttons(api, ended) == always
 
 
 async def test_confirmations_state_the_effects_with_numbers(
@@ -406,29 +411,40 @@ async def test_confirmations_state_the_effects_with_numbers(
     await update_messages(engine, clients[0], status="delivered", sent_at=datetime.now(UTC))
     await update_messages(engine, clients[1], status="undelivered", reason="rejected_400")
     await update_messages(engine, clients[2], status="unknown", reason="timeout")
-    for verb, sentences in {
-        "cancel": ["2 waiting messages will not be sent.", "1 delivered message stays"],
-        "pause": [
-            "2 waiting messages will not be sent until",
-            "unsent messages are cancelled",
-            "The end does not move",
-        ],
-        "retry": [
-            "1 undelivered message will be sent again.",
-            "1 message with delivery unknown",
-            "get it twice",
-        ],
-        "delete": ["2 waiting messages will not be sent.", "5 messages are deleted too"],
-        "resume": ["2 waiting messages will be sent when they are due."],
-    }.items():
-        if verb == "resume":
-            await get_page(api, f"/mailings/{mailing_id}/resume", 409)  # not paused
-            assert (await api.post(f"/mailings/{mailing_id}/pause")).status_code == 200
+
+    async def check_confirmation(verb: str, *sentences: str) -> None:
         page = await get_page(api, f"/mailings/{mailing_id}/{verb}")
-        assert all(each in page for each in sentences), (verb, page)
+        assert [sentence for sentence in sentences if sentence not in page] == []
         assert f'action="/mailings/{mailing_id}/{verb}"' in page
         assert "<script>alert" not in page
         assert "<header>" in page
+
+    await check_confirmation(
+        "cancel", "2 waiting messages will not be sent.", "1 delivered message stays"
+    )
+    await check_confirmation(
+        "pause",
+        "2 waiting messages will not be sent until",
+        "The end does not move: unsent messages are cancelled",
+    )
+    await check_confirmation(
+        "retry",
+        "1 undelivered message will be sent again.",
+        "1 message with delivery unknown",
+        "get it twice",
+    )
+    await check_confirmation(
+        "delete", "2 waiting messages will not be sent.", "5 messages are deleted too"
+    )
+    await get_page(api, f"/mailings/{mailing_id}/resume", 409)  # not paused
+    assert (await api.post(f"/mailings/{mailing_id}/pause")).status_code == 200
+    await check_confirmation("resume", "2 waiting messages will be sent when they are due.")
+
+
+async def test_a_confirmation_for_a_script_is_a_fragment(
+    api: httpx.AsyncClient,
+) -> None:
+    mailing_id = (await create_mailing(api, NEW))["id"]
     fragment = await api.get(f"{SITE}/mailings/{mailing_id}/cancel", headers={"HX-Request": "true"})
     assert "<header>" not in fragment.text
     assert 'id="question"' in fragment.text
@@ -458,19 +474,19 @@ async def test_an_action_redirects_to_the_mailing_with_a_message(
 ) -> None:
     mailing_id = (await create_mailing(api, NEW))["id"]
     for verb in verbs:
-        answer = await post(api, f"/mailings/{mailing_id}/{verb}")
-    api.cookies.clear()
-    assert answer.status_code == 303
-    assert answer.headers["location"] == f"/mailings/{mailing_id}"
-    assert f"done={flash}" in answer.headers["set-cookie"]
+        response = await post(api, f"/mailings/{mailing_id}/{verb}")
+    api.cookies.clear()  # `api` is shared; the cookie is the message
+    assert response.status_code == 303
+    assert response.headers["location"] == f"/mailings/{mailing_id}"
+    assert f"done={flash}" in response.headers["set-cookie"]
     assert (await api.get(f"/mailings/{mailing_id}")).json()["status"] == status
 
 
 async def test_deleting_a_mailing_redirects_to_the_list(api: httpx.AsyncClient) -> None:
     mailing_id = (await create_mailing(api, NEW))["id"]
-    answer = await post(api, f"/mailings/{mailing_id}/delete")
+    response = await post(api, f"/mailings/{mailing_id}/delete")
     api.cookies.clear()
-    assert (answer.status_code, answer.headers["location"]) == (303, "/mailings")
+    assert (response.status_code, response.headers["location"]) == (303, "/mailings")
     await get_page(api, f"/mailings/{mailing_id}", 404)
 
 
@@ -480,9 +496,9 @@ async def test_retry_sends_failed_messages_again(
     clients = await add_clients(engine, 1)
     mailing_id = await create_running_mailing(api, engine)
     await update_messages(engine, clients[0], status="undelivered", reason="rejected_400")
-    answer = await post(api, f"/mailings/{mailing_id}/retry")
+    response = await post(api, f"/mailings/{mailing_id}/retry")
     api.cookies.clear()
-    assert answer.status_code == 303
+    assert response.status_code == 303
     assert "are being scheduled again" in await get_page(api, f"/mailings/{mailing_id}")
 
 
@@ -492,7 +508,7 @@ async def test_an_action_that_is_not_allowed_is_409_with_a_link_back(
 ) -> None:
     mailing_id = (await create_mailing(api, NEW))["id"]
     await api.post(f"/mailings/{mailing_id}/cancel")
-    answer = await post(api, f"/mailings/{mailing_id}/{verb}")
-    assert answer.status_code == 409
-    assert "This cannot be done now" in answer.text
-    assert f'href="/mailings/{mailing_id}">Back' in answer.text
+    response = await post(api, f"/mailings/{mailing_id}/{verb}")
+    assert response.status_code == 409
+    assert "This cannot be done now" in response.text
+    assert f'href="/mailings/{mailing_id}">Back' in response.text

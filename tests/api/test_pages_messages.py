@@ -50,30 +50,29 @@ async def test_messages_are_filtered_by_status_reason_and_phone(
     mailing_id = await create_running_mailing(api, engine)
     await update_messages(engine, clients[0], status="undelivered", reason="rejected_400")
     await update_messages(engine, clients[1], status="unknown", reason="timeout")
-    message_ids = {
-        client_id: row["id"]
-        for client_id, row in (await messages_by_client(api, mailing_id)).items()
-    }
-    for query, expected in {
-        "status=undelivered": {0},
-        "reason=timeout": {1},
-        "status=undelivered&reason=timeout": set[int](),
-        "phone=79160000003": {2},
-        "phone=79160000003&status=unknown": set[int](),
-        "phone=%2B7+(916)+000-00-03": {2},
-        "phone=8+916%C2%A0000+00+03": {2},
-        "phone=+&status=+": {0, 1, 2},
-        "phone=79169999999": set[int](),
-        "status=&reason=&phone=": {0, 1, 2},
+    messages = await messages_by_client(api, mailing_id)
+    first, second, third = clients
+    nobody = set[int]()
+    for query, expected_clients in {
+        "status=undelivered": {first},
+        "reason=timeout": {second},
+        "status=undelivered&reason=timeout": nobody,
+        "phone=79160000003": {third},
+        "phone=79160000003&status=unknown": nobody,
+        "phone=%2B7+(916)+000-00-03": {third},
+        "phone=8+916%C2%A0000+00+03": {third},
+        "phone=+&status=+": {first, second, third},
+        "phone=79169999999": nobody,
+        "status=&reason=&phone=": {first, second, third},
     }.items():
         page = await get_page(api, f"/mailings/{mailing_id}/messages?{query}")
-        matching = {n for n in range(3) if f"/messages/{message_ids[clients[n]]}" in page}
-        assert matching == expected, query
-        assert ("No messages match." in page) == (not expected)
-        answer = await api.get(f"{SITE}/mailings/{mailing_id}/messages.csv?{query}")
-        assert answer.headers["content-type"].startswith("text/csv")
-        rows = list(csv.DictReader(io.StringIO(answer.text)))
-        assert {int(row["client_id"]) for row in rows} == {clients[n] for n in expected}
+        listed = {client for client in clients if f"/messages/{messages[client]['id']}" in page}
+        assert listed == expected_clients, query
+        assert ("No messages match." in page) == (not expected_clients)
+        response = await api.get(f"{SITE}/mailings/{mailing_id}/messages.csv?{query}")
+        assert response.headers["content-type"].startswith("text/csv")
+        rows = list(csv.DictReader(io.StringIO(response.text)))
+        assert {int(row["client_id"]) for row in rows} == expected_clients
     page = await get_page(api, f"/mailings/{mailing_id}/messages?reason=timeout")
     assert "no answer in time (1)" in page
     assert f'href="/mailings/{mailing_id}/messages.csv?reason=timeout"' in page
@@ -106,10 +105,10 @@ async def test_hostile_reason_and_phone_are_escaped(
         f"messages?reason={HOSTILE}&phone={HOSTILE}",
         f"messages/{message_id}",
     ):
-        answer = await api.get(f"{SITE}/mailings/{mailing_id}/{path}", headers=BROWSER)
-        assert answer.status_code in {200, 400}
-        assert ESCAPED in answer.text
-        assert "<script>alert" not in answer.text
+        response = await api.get(f"{SITE}/mailings/{mailing_id}/{path}", headers=BROWSER)
+        assert response.status_code in {200, 400}
+        assert ESCAPED in response.text
+        assert "<script>alert" not in response.text
 
 
 async def test_a_mailing_before_its_start_says_when_messages_are_created(
@@ -125,23 +124,23 @@ async def test_a_message_under_another_mailing_is_404(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     await add_clients(engine, 1)
-    first, second = (
-        await create_running_mailing(api, engine),
-        (await create_mailing(api, NEW))["id"],
-    )
+    mailing_id = await create_running_mailing(api, engine)
+    other_id = (await create_mailing(api, NEW))["id"]
     message_id = await value(engine, "SELECT max(id) FROM message")
-    await get_page(api, f"/mailings/{first}/messages/{message_id}")
-    for path in (f"{second}/messages/{message_id}", f"{first}/messages/{10**30}"):
+    await get_page(api, f"/mailings/{mailing_id}/messages/{message_id}")
+    for path in (f"{other_id}/messages/{message_id}", f"{mailing_id}/messages/{10**30}"):
         assert "There is no such message." in await get_page(api, f"/mailings/{path}", 404)
 
 
-FAILED = """'[{"attempt": 1, "claimed_at": "2030-01-15T06:00:00+00:00",
+FAILURE = """'[{"attempt": 1, "claimed_at": "2030-01-15T06:00:00+00:00",
     "ended_at": "2030-01-15T06:00:10+00:00", "reason": "timeout"}]'"""
+"""SQL value of the column `failures`: one failed attempt."""
 LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z'"
+"""SQL assignments of a message that a worker is sending."""
 
 
 @pytest.mark.parametrize(
-    ("change", "sentences"),
+    ("assignments", "sentences"),
     [
         (
             "due_at = '2020-01-01Z'",
@@ -149,11 +148,11 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
         ),
         ("due_at = '2039-01-01Z'", ["It will be sent at 1 Jan 2039"]),
         (
-            f"due_at = '2039-01-01Z', retry_at = '2030-01-15Z', attempts = 1, failures = {FAILED}",
+            f"due_at = '2039-01-01Z', retry_at = '2030-01-15Z', attempts = 1, failures = {FAILURE}",
             ["Attempt 1 failed: no answer in time.", "06:00:10", "It will be sent at 1 Jan 2039"],
         ),
         (
-            f"due_at = '2039-01-01Z', retry_at = '2039-01-01Z', attempts = 1, failures = {FAILED}",
+            f"due_at = '2039-01-01Z', retry_at = '2039-01-01Z', attempts = 1, failures = {FAILURE}",
             [
                 "Attempt 1 failed: no answer in time.",
                 "06:00:10",
@@ -195,14 +194,15 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
     ],
 )
 async def test_the_page_shows_the_history_of_a_message(
-    engine: AsyncEngine, change: str, sentences: list[str]
+    engine: AsyncEngine, assignments: str, sentences: list[str]
 ) -> None:
-    with_gateway = inside(create_app(engine, create_channel(breaker_failures=2), settings=OPEN))
-    api = httpx.AsyncClient(transport=with_gateway, base_url="http://mailer/api/v1")
+    """A message with these columns (SQL assignments) is shown with these sentences."""
+    app_with_gateway = create_app(engine, create_channel(), settings=OPEN)
+    api = httpx.AsyncClient(transport=inside(app_with_gateway), base_url="http://mailer/api/v1")
     await add_clients(engine, 1)
     mailing_id = await create_running_mailing(api, engine, datetime_end="2045-01-01T00:00:00Z")
-    await execute(engine, f"UPDATE message SET {change}")  # noqa: S608  # a change above
+    await execute(engine, f"UPDATE message SET {assignments}")  # noqa: S608  # those above
     message_id = await value(engine, "SELECT max(id) FROM message")
     page = await get_page(api, f"/mailings/{mailing_id}/messages/{message_id}")
     text = re.sub(r"</?time[^>]*>", "", page)
-    assert [each for each in sentences if each not in text] == []
+    assert [sentence for sentence in sentences if sentence not in text] == []

@@ -9,10 +9,13 @@ from mailer.roles import Role
 
 
 async def restore(engine: AsyncEngine) -> str:
-    """Turn it into a restored database with a running mailing; return since when it is held."""
+    """Turn the database into a restored one with a running mailing of three messages.
+
+    Returns since when it is held: the value of the form's field `held_since`.
+    """
     await add_due_messages(engine, 3)
-    await execute(engine, "UPDATE origin SET moved_at = moved_at")  # a dump does this
-    await do(engine, origin.update)
+    await execute(engine, "UPDATE origin SET moved_at = moved_at")  # as restoring a dump does
+    await do(engine, origin.update)  # mailer detects it
     hold = await do(engine, origin.get_hold)
     assert hold is not None
     return hold.since.isoformat()
@@ -26,9 +29,9 @@ async def test_operators_and_admins_are_warned_on_every_page_and_viewers_are_not
     for role, is_warned in warned_roles.items():
         async with await signed_in_browser(engine, role) as browser:
             for path in ("/", "/mailings", "/clients"):
-                answer = await browser.get(path)
-                assert answer.status_code == 200
-                assert ('href="/restored"' in answer.text) == is_warned, (role, path)
+                response = await browser.get(path)
+                assert response.status_code == 200
+                assert ('href="/restored"' in response.text) == is_warned, (role, path)
             page = await browser.get("/restored")
             assert page.status_code == (200 if is_warned else 403)
             assert ("Allow sending" in page.text) == (role == "admin")
@@ -40,24 +43,24 @@ async def test_an_admin_resumes_sending_once_and_only_for_the_hold_shown(
 ) -> None:
     held_since = await restore(engine)
     async with await signed_in_browser(engine, "operator") as browser:
-        answer = await browser.post("/restored", data={"held_since": held_since})
-        assert answer.status_code == 403
+        response = await browser.post("/restored", data={"held_since": held_since})
+        assert response.status_code == 403
     async with await signed_in_browser(engine, "admin") as browser:
-        for wrong, status in (
-            *(("", 400), ("yesterday", 400), ("2030-01-01T00:00:00", 400)),
-            *(("0001-01-01T00:00:00+14:00", 400), ("2030-01-01T00:00:00+00:00", 409)),
-        ):
-            answer = await browser.post("/restored", data={"held_since": wrong})
-            assert answer.status_code == status, wrong
+        not_moments = ("", "yesterday", "2030-01-01T00:00:00", "0001-01-01T00:00:00+14:00")
+        for text in not_moments:
+            response = await browser.post("/restored", data={"held_since": text})
+            assert response.status_code == 400, text
+        another_restore = {"held_since": "2030-01-01T00:00:00+00:00"}
+        assert (await browser.post("/restored", data=another_restore)).status_code == 409
         assert await do(engine, origin.get_hold) is not None
 
-        answer = await browser.post("/restored", data={"held_since": held_since})
-        assert (answer.status_code, answer.headers["location"]) == (303, "/restored")
+        response = await browser.post("/restored", data={"held_since": held_since})
+        assert (response.status_code, response.headers["location"]) == (303, "/restored")
         assert await do(engine, origin.get_hold) is None
         assert "This database is allowed to send." in (await browser.get("/restored")).text
         assert "/restored" not in (await browser.get("/")).text
-        answer = await browser.post("/restored", data={"held_since": held_since})
-        assert answer.status_code == 409
+        response = await browser.post("/restored", data={"held_since": held_since})
+        assert response.status_code == 409
     entry = "SELECT actor || ' ' || target_kind FROM audit WHERE action = 'sending_resumed'"
     assert await value(engine, entry) == "admin database"
 
@@ -67,4 +70,4 @@ async def test_a_running_mailing_shows_that_the_database_was_restored(engine: As
     async with await signed_in_browser(engine, "operator") as browser:
         page = " ".join((await browser.get("/mailings/1")).text.split())
     assert "The database was restored: nothing is sent until an admin allows it." in page
-    assert "The gateway has taken nothing" not in page
+    assert "The gateway has accepted nothing" not in page

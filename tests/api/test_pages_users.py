@@ -1,4 +1,4 @@
-"""Signing in and out, the own user page, and the management of users, in a browser."""
+"""Signing in and out, the user's own profile, and the management of users, without a browser."""
 
 import re
 
@@ -19,10 +19,18 @@ from mailer.roles import Role
 from mailer.settings import Settings
 
 PASSWORD = "correct horse battery"  # noqa: S105  # used in tests alone
+NEW_PASSWORD = "another long one"  # noqa: S105  # used in tests alone
+CHANGE_PASSWORD_FORM = {
+    "current_password": PASSWORD,
+    "password": NEW_PASSWORD,
+    "repeated_password": NEW_PASSWORD,
+}
+"""The valid form with which a user changes their own password."""
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 
 
 async def create_user(engine: AsyncEngine, name: str = "ann", role: Role = "viewer") -> int:
+    """Create a user who can sign in with `PASSWORD`; return the id."""
     new = NewUser(name=name, role=role, password=PASSWORD)
     return (await service.create_user(engine, new, COMMAND_LINE)).id
 
@@ -30,62 +38,78 @@ async def create_user(engine: AsyncEngine, name: str = "ann", role: Role = "view
 async def sign_in(
     browser: httpx.AsyncClient, name: str = "ann", password: str = PASSWORD, return_path: str = "/"
 ) -> httpx.Response:
+    """Submit the sign-in form; the status is 303 if the user is signed in."""
     form = {"name": name, "password": password, "return_path": return_path}
     return await browser.post("/login", data=form)
 
 
+async def is_signed_in(browser: httpx.AsyncClient) -> bool:
+    """Return whether the overview is shown; else it redirects to the sign-in form."""
+    return (await browser.get("/")).status_code == 200
+
+
 async def get_html(browser: httpx.AsyncClient, path: str, status: int = 200) -> str:
-    answer = await browser.get(path)
-    assert answer.status_code == status, answer.text
-    return " ".join(answer.text.split())
+    """Return the HTML of a page, with every run of blanks as one space."""
+    response = await browser.get(path)
+    assert response.status_code == status, response.text
+    return " ".join(response.text.split())
 
 
 async def test_the_sign_in_form_redirects_back_to_the_requested_page(engine: AsyncEngine) -> None:
     await create_user(engine)
     browser = create_browser(engine)
-    answer = await browser.get("/mailings?status=running&search=a%26b")
-    assert answer.status_code == 303
-    form = answer.headers["location"]
-    assert form.startswith("/login?return_path=/mailings%3Fstatus")
-    page = await get_html(browser, form)
+    response = await browser.get("/mailings?status=running&search=a%26b")
+    assert response.status_code == 303
+    form_path = response.headers["location"]
+    assert form_path.startswith("/login?return_path=/mailings%3Fstatus")
+    page = await get_html(browser, form_path)
     assert 'name="return_path" value="/mailings?status=running&amp;search=a%26b"' in page
-    answer = await sign_in(browser, return_path="/mailings?status=running&search=a%26b")
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "/mailings?status=running&search=a%26b"
-    assert "ann" in await get_html(browser, answer.headers["location"])
-    assert (await browser.get("/login?return_path=/clients")).headers["location"] == "/clients"
+
+    response = await sign_in(browser, return_path="/mailings?status=running&search=a%26b")
+    assert response.status_code == 303
+    assert response.headers["location"] == "/mailings?status=running&search=a%26b"
+    assert "ann" in await get_html(browser, response.headers["location"])
+
+
+async def test_the_sign_in_page_redirects_a_user_who_is_signed_in(engine: AsyncEngine) -> None:
+    browser = await signed_in_browser(engine, "viewer")
+    response = await browser.get("/login?return_path=/clients")
+    assert response.headers["location"] == "/clients"
 
 
 async def test_the_session_cookie_is_for_this_host_and_hidden_from_scripts(
     engine: AsyncEngine,
 ) -> None:
     await create_user(engine)
-    plain = (await sign_in(create_browser(engine))).headers["set-cookie"]
-    assert re.fullmatch(r"session=[\w-]{43}; HttpOnly; Path=/; SameSite=lax", plain)
+    cookie = (await sign_in(create_browser(engine))).headers["set-cookie"]
+    assert re.fullmatch(r"session=[\w-]{43}; HttpOnly; Path=/; SameSite=lax", cookie)
+
     browser = create_browser(engine)
     browser.base_url = httpx.URL("https://mailer")
-    behind_tls = (await sign_in(browser)).headers["set-cookie"]
-    assert behind_tls.startswith("__Host-session=")
-    assert "Secure" in behind_tls
-    assert "Domain" not in behind_tls
+    cookie_with_tls = (await sign_in(browser)).headers["set-cookie"]
+    assert cookie_with_tls.startswith("__Host-session=")
+    assert "Secure" in cookie_with_tls
+    assert "Domain" not in cookie_with_tls
 
 
 async def test_sessions_of_two_instances_on_one_host_do_not_collide(
     engine: AsyncEngine,
 ) -> None:
+    """Browsers send a cookie to every port of a host, so its name contains the database."""
     await create_user(engine)
-    jar = httpx.Cookies()
-    for fingerprint in ("0a1b2c3d", "4e5f6a7b"):  # browsers send cookies to every port of a host
+    cookies = httpx.Cookies()
+    database_fingerprints = ("0a1b2c3d", "4e5f6a7b")
+    for fingerprint in database_fingerprints:
         app = create_app(engine, settings=Settings())
         app.state.database_fingerprint = fingerprint
         async with httpx.AsyncClient(
-            transport=inside(app), base_url="http://mailer", headers=BROWSER, cookies=jar
+            transport=inside(app), base_url="http://mailer", headers=BROWSER, cookies=cookies
         ) as browser:
             assert (await browser.get("/clients")).status_code == 303
             assert (await sign_in(browser)).status_code == 303
             assert (await browser.get("/clients")).status_code == 200
-            jar = browser.cookies
-    assert {f"session-{fingerprint}" for fingerprint in ("0a1b2c3d", "4e5f6a7b")} <= set(jar)
+            cookies = browser.cookies
+    assert {f"session-{fingerprint}" for fingerprint in database_fingerprints} <= set(cookies)
 
 
 async def test_the_fingerprint_of_a_database_is_stable(engine: AsyncEngine) -> None:
@@ -101,11 +125,11 @@ async def test_each_sign_in_creates_a_new_session_and_ends_the_previous_one(
     await create_user(engine)
     browser = create_browser(engine, secret="chosen-by-somebody-else")  # noqa: S106  # used in tests alone
     await sign_in(browser)
-    first = browser.cookies["session"]
-    assert first != "chosen-by-somebody-else"
+    first_cookie = browser.cookies["session"]
+    assert first_cookie != "chosen-by-somebody-else"
     await sign_in(browser)
-    assert browser.cookies["session"] != first
-    assert (await create_browser(engine, secret=first).get("/")).status_code == 303
+    assert browser.cookies["session"] != first_cookie
+    assert not await is_signed_in(create_browser(engine, secret=first_cookie))
     assert await value(engine, "SELECT count(*) FROM session") == 1
 
 
@@ -114,13 +138,13 @@ async def test_signing_out_ends_the_session_and_removes_the_cookie(engine: Async
     browser = create_browser(engine)
     await sign_in(browser)
     secret = browser.cookies["session"]
-    answer = await browser.post("/logout")
-    assert answer.headers["location"] == "/login"
+    response = await browser.post("/logout")
+    assert response.headers["location"] == "/login"
     assert "session" not in browser.cookies
     assert "You are signed out." in await get_html(browser, "/login")
-    assert (await create_browser(engine, secret=secret).get("/")).status_code == 303
+    assert not await is_signed_in(create_browser(engine, secret=secret))
     assert await value(engine, "SELECT count(*) FROM session") == 0
-    assert (await browser.post("/logout")).status_code == 303
+    assert (await browser.post("/logout")).status_code == 303  # once more has no effect
 
 
 @pytest.mark.parametrize(
@@ -129,23 +153,23 @@ async def test_signing_out_ends_the_session_and_removes_the_cookie(engine: Async
 )
 async def test_signing_in_redirects_to_no_other_site(engine: AsyncEngine, return_path: str) -> None:
     await create_user(engine)
-    answer = await sign_in(create_browser(engine), return_path=return_path)
-    assert answer.headers["location"] == "/"
+    response = await sign_in(create_browser(engine), return_path=return_path)
+    assert response.headers["location"] == "/"
 
 
 async def test_a_wrong_password_and_an_unknown_name_have_the_same_response(
     engine: AsyncEngine,
 ) -> None:
     await create_user(engine)
-    responses = set()
+    texts = set()
     for name in ("ann", "bob"):
-        answer = await sign_in(create_browser(engine), name, "not this one")
-        assert answer.status_code == 400
-        assert "not this one" not in answer.text
-        assert "set-cookie" not in answer.headers
-        responses.add(visible_text(answer.text.replace(name, "NAME")))
-    assert len(responses) == 1
-    assert "The name or the password is wrong." in responses.pop()
+        response = await sign_in(create_browser(engine), name, "not this one")
+        assert response.status_code == 400
+        assert "not this one" not in response.text
+        assert "set-cookie" not in response.headers
+        texts.add(visible_text(response.text.replace(name, "NAME")))
+    assert len(texts) == 1
+    assert "The name or the password is wrong." in texts.pop()
 
 
 async def test_too_many_wrong_passwords_are_429_even_with_the_right_password(
@@ -155,11 +179,12 @@ async def test_too_many_wrong_passwords_are_429_even_with_the_right_password(
     browser = create_browser(engine)
     statuses = [(await sign_in(browser, password="wrong")).status_code for _ in range(6)]  # noqa: S106  # used in tests alone
     assert statuses == [400] * 5 + [429]
-    answer = await sign_in(browser)
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"] == "1"
-    assert "Too many wrong passwords. Try again in 1 second." in visible_text(answer.text)
+    response = await sign_in(browser)
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    assert "Too many wrong passwords. Try again in 1 second." in visible_text(response.text)
     assert await value(engine, "SELECT count(*) FROM audit WHERE action = 'sign_in_failed'") == 5
+
     await execute(engine, "UPDATE login_throttle SET blocked_until = now()")
     assert (await sign_in(browser)).status_code == 303
 
@@ -177,28 +202,31 @@ async def test_an_htmx_request_without_a_session_is_redirected_to_the_form(
 ) -> None:
     browser = create_browser(engine)
     headers = {"HX-Request": "true", "HX-Current-URL": "http://mailer/mailings/1?a=b"}
-    answer = await browser.get("/mailings/1/pause", headers=headers)
-    assert answer.status_code == 401
-    assert answer.headers["hx-redirect"] == "/login?return_path=/mailings/1%3Fa%3Db"
+    response = await browser.get("/mailings/1/pause", headers=headers)
+    assert response.status_code == 401
+    assert response.headers["hx-redirect"] == "/login?return_path=/mailings/1%3Fa%3Db"
+
     headers["HX-Current-URL"] = "https://evil.example/x"
-    answer = await browser.get("/mailings/1/pause", headers=headers)
-    assert answer.headers["hx-redirect"] == "/login"
+    response = await browser.get("/mailings/1/pause", headers=headers)
+    assert response.headers["hx-redirect"] == "/login"
 
 
 async def test_live_streams_and_programs_without_a_session_get_401(engine: AsyncEngine) -> None:
     browser = create_browser(engine)
-    answer = await browser.get("/live/overview", headers={"Accept": "text/event-stream"})
-    assert answer.status_code == 401
-    answer = await browser.get("/mailings", headers={"Accept": "*/*"})
-    assert answer.status_code == 401
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = await browser.get("/live/overview", headers={"Accept": "text/event-stream"})
+    assert response.status_code == 401
+    response = await browser.get("/mailings", headers={"Accept": "*/*"})
+    assert response.status_code == 401
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 async def test_an_upload_without_a_session_is_401(engine: AsyncEngine) -> None:
     headers = {"Content-Type": "text/csv", "Accept": "text/html"}
-    answer = await create_browser(engine).post("/clients/import", content="phone", headers=headers)
-    assert answer.status_code == 401
-    assert "Sign in first." in visible_text(answer.text)
+    response = await create_browser(engine).post(
+        "/clients/import", content="phone", headers=headers
+    )
+    assert response.status_code == 401
+    assert "Sign in first." in visible_text(response.text)
 
 
 async def test_a_form_sent_without_a_session_redirects_back_to_its_page(
@@ -206,11 +234,11 @@ async def test_a_form_sent_without_a_session_redirects_back_to_its_page(
 ) -> None:
     browser = create_browser(engine)
     referer = {"Referer": "http://mailer/mailings/new?from=1"}
-    answer = await browser.post("/mailings/new", headers=referer)
-    assert answer.headers["location"] == "/login?return_path=/mailings/new%3Ffrom%3D1"
+    response = await browser.post("/mailings/new", headers=referer)
+    assert response.headers["location"] == "/login?return_path=/mailings/new%3Ffrom%3D1"
     for wrong in ("https://evil.example/x", "http://mailer//evil.example", "http://[", ""):
-        answer = await browser.post("/mailings/new", headers={"Referer": wrong})
-        assert answer.headers["location"] == "/login"
+        response = await browser.post("/mailings/new", headers={"Referer": wrong})
+        assert response.headers["location"] == "/login"
 
 
 async def test_metrics_with_a_token_do_not_redirect_to_the_sign_in_form(
@@ -262,9 +290,9 @@ async def test_without_auth_there_are_no_pages_of_users(engine: AsyncEngine) -> 
     page = await get_html(browser, "/")
     assert not re.search("Sign out|/profile|/users|/login", page)
     for path in ("/profile", "/users", "/users/new", "/users/1", "/nothing"):
-        answer = await browser.get(path)
-        assert answer.status_code == 404
-        assert '<a href="/mailings">Mailings</a>' in answer.text
+        response = await browser.get(path)
+        assert response.status_code == 404
+        assert '<a href="/mailings">Mailings</a>' in response.text
     assert (await browser.get("/login")).headers["location"] == "/"
     assert (await sign_in(browser)).headers["location"] == "/"
 
@@ -289,17 +317,18 @@ async def test_a_user_sees_their_own_sessions_and_ends_one(engine: AsyncEngine) 
     assert "Firefox, Linux" in page
     assert "127.0.0.1" in page
     assert page.count("this browser") == 1
-    (other,) = re.findall('name="session" value="([0-9a-f]{64})"', page)
-    answer = await here.post("/profile/sessions", data={"session": other})
-    assert answer.headers["location"] == "/profile"
-    assert (await there.get("/")).status_code == 303
-    assert (await here.get("/")).status_code == 200
+    (session_there,) = re.findall('name="session" value="([0-9a-f]{64})"', page)
+
+    response = await here.post("/profile/sessions", data={"session": session_there})
+    assert response.headers["location"] == "/profile"
+    assert not await is_signed_in(there)
+    assert await is_signed_in(here)
 
 
-async def test_ending_an_ended_session_is_refused(engine: AsyncEngine) -> None:
+async def test_ending_an_ended_session_says_so(engine: AsyncEngine) -> None:
     browser = await signed_in_browser(engine, "viewer")
-    answer = await browser.post("/profile/sessions", data={"session": "00" * 32})
-    assert answer.headers["location"] == "/profile"
+    response = await browser.post("/profile/sessions", data={"session": "00" * 32})
+    assert response.headers["location"] == "/profile"
     assert "This session had already ended." in await get_html(browser, "/profile")
 
 
@@ -307,39 +336,43 @@ async def test_the_list_of_users_is_paginated(engine: AsyncEngine) -> None:
     admin = await signed_in_browser(engine, "admin")
     await execute(
         engine,
-        "INSERT INTO app_user (name, role, password_hash) SELECT 'p' || n, 'viewer', 'none fits'"
+        "INSERT INTO app_user (name, role, password_hash) SELECT 'p' || n, 'viewer', 'no hash'"
         " FROM generate_series(1, 101) AS n",
     )
-    first = await get_html(admin, "/users")
-    assert ">p101<" in first
-    assert ">p1<" not in first
-    assert "102 users" in first
-    (older,) = re.findall('href="([^"]+)" rel="next"', first)
-    second = await get_html(admin, older)
-    assert ">p1<" in second
-    assert ">admin<" in second
+    first_page = await get_html(admin, "/users")
+    assert ">p101<" in first_page
+    assert ">p1<" not in first_page
+    assert "102 users" in first_page
+    (older_link,) = re.findall('href="([^"]+)" rel="next"', first_page)
+    second_page = await get_html(admin, older_link)
+    assert ">p1<" in second_page
+    assert ">admin<" in second_page
 
 
 async def test_the_error_of_the_role_links_to_the_field(engine: AsyncEngine) -> None:
     admin = await signed_in_browser(engine, "admin")
-    answer = await admin.post("/users/new", data={"name": "bob", "role": "root"})
-    assert 'href="#role"' in answer.text
-    assert 'id="role"' in answer.text
+    response = await admin.post("/users/new", data={"name": "bob", "role": "root"})
+    assert 'href="#role"' in response.text
+    assert 'id="role"' in response.text
 
 
 async def test_a_user_cannot_end_the_session_of_another_user(engine: AsyncEngine) -> None:
-    ann, bob = (
-        await signed_in_browser(engine, "viewer", "ann"),
-        await signed_in_browser(engine, "admin", "bob"),
-    )
-    digest = await value(
+    ann = await signed_in_browser(engine, "viewer", "ann")
+    bob = await signed_in_browser(engine, "admin", "bob")
+    bobs_session = await value(
         engine,
         "SELECT encode(digest, 'hex') FROM session JOIN app_user ON id = user_id"
         " WHERE name = 'bob'",
     )
-    assert (await ann.post("/profile/sessions", data={"session": digest})).status_code == 303
-    assert (await bob.get("/")).status_code == 200
-    assert (await ann.post("/profile/sessions", data={"session": "no"})).status_code == 400
+    response = await ann.post("/profile/sessions", data={"session": bobs_session})
+    assert response.status_code == 303
+    assert await is_signed_in(bob)
+
+
+async def test_a_malformed_session_is_400(engine: AsyncEngine) -> None:
+    browser = await signed_in_browser(engine, "viewer")
+    response = await browser.post("/profile/sessions", data={"session": "no"})
+    assert response.status_code == 400
 
 
 async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
@@ -350,12 +383,12 @@ async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
     await sign_in(here)
     await sign_in(there)
     assert (await here.post("/profile/sessions")).headers["location"] == "/login"
-    for browser in (here, there):
-        assert (await browser.get("/")).status_code == 303
+    assert not await is_signed_in(here)
+    assert not await is_signed_in(there)
 
 
 @pytest.mark.parametrize(
-    ("form", "field"),
+    ("changed_fields", "wrong_field"),
     [
         ({"current_password": "wrong"}, "current_password"),
         ({"password": "short", "repeated_password": "short"}, "password"),
@@ -363,21 +396,17 @@ async def test_signing_out_everywhere_ends_all_sessions_including_this_one(
     ],
 )
 async def test_an_invalid_change_of_the_own_password_is_an_error_beside_the_field(
-    engine: AsyncEngine, form: dict[str, str], field: str
+    engine: AsyncEngine, changed_fields: dict[str, str], wrong_field: str
 ) -> None:
     await create_user(engine)
     browser = create_browser(engine)
     await sign_in(browser)
-    whole = {
-        "current_password": PASSWORD,
-        "password": "another long one",
-        "repeated_password": "another long one",
-    }
-    answer = await browser.post("/profile/password", data=whole | form)
-    assert answer.status_code == 400
-    assert f'id="{field}-error"' in answer.text
-    assert "another long one" not in answer.text
-    assert PASSWORD not in answer.text
+    form = CHANGE_PASSWORD_FORM | changed_fields
+    response = await browser.post("/profile/password", data=form)
+    assert response.status_code == 400
+    assert f'id="{wrong_field}-error"' in response.text
+    assert NEW_PASSWORD not in response.text
+    assert PASSWORD not in response.text
 
 
 async def test_changing_the_own_password_ends_the_other_sessions(engine: AsyncEngine) -> None:
@@ -385,16 +414,12 @@ async def test_changing_the_own_password_ends_the_other_sessions(engine: AsyncEn
     here, there = create_browser(engine), create_browser(engine)
     await sign_in(here)
     await sign_in(there)
-    form = {
-        "current_password": PASSWORD,
-        "password": "another long one",
-        "repeated_password": "another long one",
-    }
-    assert (await here.post("/profile/password", data=form)).status_code == 303
-    assert (await here.get("/")).status_code == 200
-    assert (await there.get("/")).status_code == 303
+    response = await here.post("/profile/password", data=CHANGE_PASSWORD_FORM)
+    assert response.status_code == 303
+    assert await is_signed_in(here)
+    assert not await is_signed_in(there)
     assert (await sign_in(there)).status_code == 400
-    assert (await sign_in(there, password="another long one")).status_code == 303  # noqa: S106  # used in tests alone
+    assert (await sign_in(there, password=NEW_PASSWORD)).status_code == 303
 
 
 async def test_guesses_of_the_current_password_in_a_session_are_limited(
@@ -403,15 +428,11 @@ async def test_guesses_of_the_current_password_in_a_session_are_limited(
     await create_user(engine)
     browser = create_browser(engine)
     await sign_in(browser)
-    form = {
-        "current_password": "wrong",
-        "password": "another long one",
-        "repeated_password": "another long one",
-    }
-    answers = [await browser.post("/profile/password", data=form) for _ in range(6)]
-    assert [answer.status_code for answer in answers] == [400] * 5 + [429]
-    assert answers[-1].headers["retry-after"] == "1"
-    assert "Too many wrong passwords" in answers[-1].text
+    form = CHANGE_PASSWORD_FORM | {"current_password": "wrong"}
+    responses = [await browser.post("/profile/password", data=form) for _ in range(6)]
+    assert [response.status_code for response in responses] == [400] * 5 + [429]
+    assert responses[-1].headers["retry-after"] == "1"
+    assert "Too many wrong passwords" in responses[-1].text
 
 
 async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> None:
@@ -422,9 +443,9 @@ async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> N
         "password": PASSWORD,
         "repeated_password": PASSWORD,
     }
-    answer = await admin.post("/users/new", data=form)
-    assert answer.status_code == 303, visible_text(answer.text)
-    page = visible_text(await get_html(admin, answer.headers["location"]))
+    response = await admin.post("/users/new", data=form)
+    assert response.status_code == 303, visible_text(response.text)
+    page = visible_text(await get_html(admin, response.headers["location"]))
     assert "The user is created." in page
     assert "Role: Operator." in page
     assert "Has never signed in." in page
@@ -433,33 +454,34 @@ async def test_an_admin_creates_a_user_who_can_sign_in(engine: AsyncEngine) -> N
 
 
 @pytest.mark.parametrize(
-    ("form", "status", "field"),
+    ("changed_fields", "status", "wrong_field"),
     [
         ({"name": ""}, 400, "name"),
-        ({"name": "Admin"}, 409, "name"),
+        ({"name": "Admin"}, 409, "name"),  # used by the admin
         ({"name": "a\x1b[2Jb"}, 400, "name"),
         ({"name": "a\u202eb"}, 400, "name"),
         ({"role": "root"}, 400, "role"),
         ({"role": ""}, 400, "role"),
         ({"password": "short", "repeated_password": "short"}, 400, "password"),
+        # resembles the name
         ({"password": "annabel lee 1", "repeated_password": "annabel lee 1"}, 400, "password"),
         ({"repeated_password": "something else"}, 400, "repeated_password"),
     ],
 )
 async def test_an_invalid_new_user_is_an_error_beside_the_field(
-    engine: AsyncEngine, form: dict[str, str], status: int, field: str
+    engine: AsyncEngine, changed_fields: dict[str, str], status: int, wrong_field: str
 ) -> None:
     admin = await signed_in_browser(engine, "admin")
-    whole = {
+    valid_form = {
         "name": "Annabel Lee 1",
         "role": "viewer",
         "password": PASSWORD,
         "repeated_password": PASSWORD,
     }
-    answer = await admin.post("/users/new", data=whole | form)
-    assert answer.status_code == status
-    assert f'id="{field}-error"' in answer.text
-    assert PASSWORD not in answer.text
+    response = await admin.post("/users/new", data=valid_form | changed_fields)
+    assert response.status_code == status
+    assert f'id="{wrong_field}-error"' in response.text
+    assert PASSWORD not in response.text
 
 
 async def test_hostile_user_names_are_escaped(engine: AsyncEngine) -> None:
@@ -477,36 +499,41 @@ async def test_changes_by_an_admin_apply_at_once(engine: AsyncEngine) -> None:
     browser = create_browser(engine)
     await sign_in(browser)
     path = f"/users/{user_id}"
+
     assert (await admin.post(f"{path}/role", data={"role": "operator"})).status_code == 303
     assert (await browser.get("/mailings/new")).status_code == 200
+
     assert (await admin.post(f"{path}/sign-out")).status_code == 303
-    assert (await browser.get("/")).status_code == 303
+    assert not await is_signed_in(browser)
+
     await sign_in(browser)
     assert (await admin.post(f"{path}/disable")).status_code == 303
     assert "Disabled since" in await get_html(admin, path)
-    assert (await browser.get("/")).status_code == 303
+    assert not await is_signed_in(browser)
     assert (await sign_in(browser)).status_code == 400
+
     assert (await admin.post(f"{path}/enable")).status_code == 303
     assert (await sign_in(browser)).status_code == 303
-    form = {"password": "another long one", "repeated_password": "another long one"}
+
+    form = {"password": NEW_PASSWORD, "repeated_password": NEW_PASSWORD}
     assert (await admin.post(f"{path}/password", data=form)).status_code == 303
-    assert (await browser.get("/")).status_code == 303
-    assert (await sign_in(browser, password="another long one")).status_code == 303  # noqa: S106  # used in tests alone
+    assert not await is_signed_in(browser)
+    assert (await sign_in(browser, password=NEW_PASSWORD)).status_code == 303
 
 
-async def test_admins_can_change_neither_their_own_role_nor_password_as_admins(
+async def test_on_their_own_user_page_admins_can_change_nothing(
     engine: AsyncEngine,
 ) -> None:
     admin = await signed_in_browser(engine, "admin")
-    own = await value(engine, "SELECT id FROM app_user")
-    page = await get_html(admin, f"/users/{own}")
+    own_id = await value(engine, "SELECT id FROM app_user")
+    page = await get_html(admin, f"/users/{own_id}")
     assert "This is you." in page
     assert not re.search("/role|/disable|/password", page)
     form = {"password": PASSWORD, "repeated_password": PASSWORD, "role": "viewer"}
     for verb in ("role", "disable", "password"):
-        answer = await admin.post(f"/users/{own}/{verb}", data=form)
-        assert answer.status_code == 409
-        assert "another admin" in answer.text
+        response = await admin.post(f"/users/{own_id}/{verb}", data=form)
+        assert response.status_code == 409
+        assert "another admin" in response.text
 
 
 @pytest.mark.parametrize("verb", ["role", "password", "disable", "enable", "sign-out"])

@@ -1,4 +1,4 @@
-"""Clients and mailings for browser tests, of a running process."""
+"""Mailings for browser tests, created through the API of a running mailer process."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -7,7 +7,8 @@ from tests.processes import MailerProcess, until
 
 from mailer.sample_data import new_mailing
 
-FAIL_FIRST_MESSAGE = """
+# as if the gateway had rejected the first message of the mailing $1
+REJECT_FIRST_MESSAGE = """
     UPDATE message SET status = 'undelivered', reason = 'rejected_400', attempts = 1,
         failures = '[{"attempt": 1, "claimed_at": "2030-01-15T06:00:00+00:00",
             "ended_at": "2030-01-15T06:00:10+00:00", "reason": "rejected_400"}]'
@@ -26,17 +27,21 @@ async def start_now(mailer: MailerProcess, mailing_id: int) -> None:
     await mailer.call("PATCH", f"/mailings/{mailing_id}", start)
 
 
-async def add_with_failure(mailer: MailerProcess, tag: str, count: int) -> int:
-    """Create a finished mailing to new clients, the first of whose messages was rejected."""
-    await mailer.create_clients(count, tags=(tag,))
-    mailing_id = await add_mailing(mailer, 0.5, client_filter=tag)
+async def add_finished_with_failure(mailer: MailerProcess, tag: str, clients: int) -> int:
+    """Create a finished mailing to new clients with a tag; its first message was rejected.
+
+    The mailing is paused until its messages exist, so that the first one is not sent. Returns the
+    mailing's id.
+    """
+    await mailer.create_clients(clients, tags=(tag,))
+    mailing_id = await add_mailing(mailer, starts_in=0.5, client_filter=tag)
     await mailer.call("POST", f"/mailings/{mailing_id}/pause")
 
     async def is_enqueued() -> bool | None:
-        return (await mailer.mailing(mailing_id))["created_messages"] == count or None
+        return (await mailer.mailing(mailing_id))["created_messages"] == clients or None
 
     await until(is_enqueued)
-    await mailer.query(FAIL_FIRST_MESSAGE, mailing_id)
+    await mailer.query(REJECT_FIRST_MESSAGE, mailing_id)
     await mailer.call("POST", f"/mailings/{mailing_id}/resume")
     await mailer.finished(mailing_id)
     return mailing_id

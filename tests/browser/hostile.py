@@ -1,12 +1,12 @@
-"""Hostile texts, and a check for their effects in a page."""
+"""Hostile texts, which run scripts or change a page that does not escape them, and their check."""
 
 from playwright.async_api import Page
 
 OVERRIDE = "\u202e"
-"""Reverses the direction of the following text (U+202E); it is never terminated here."""
+"""The character U+202E. It is invisible and reverses the direction of the following text."""
 MARKUP = OVERRIDE + "\"'><img src=x onerror=alert(1)><script>alert(1)</script>{{7*7}}${7*7}"
-SHORT = OVERRIDE + '"><img src=x onerror=alert(1)>{{7*7}}'
-"""Short enough for a tag. The stored tag does not have the invisible override."""
+SHORT_MARKUP = OVERRIDE + '"><img src=x onerror=alert(1)>{{7*7}}'
+"""Short enough for a tag. Mailer removes the invisible override from a tag that it stores."""
 
 FIND_EFFECTS = """override => {
     const found = [];
@@ -22,16 +22,18 @@ FIND_EFFECTS = """override => {
         const text = walker.currentNode;
         if (!text.data.includes(override)) continue;
         if (text.parentElement.closest("option, textarea")) continue;
-        let alone = text.parentElement;
-        const reaches = ({display, unicodeBidi}) =>
+        // the override has an effect up to the next block or isolated element, which must have no
+        // other text
+        let boundary = text.parentElement;
+        const isOverridden = ({display, unicodeBidi}) =>
             display === "inline" && !unicodeBidi.startsWith("isolate");
-        while (reaches(getComputedStyle(alone))) alone = alone.parentElement;
-        if (alone.textContent.trim() !== text.data.trim())
-            found.push(`turned round: ${alone.outerHTML}`);
+        while (isOverridden(getComputedStyle(boundary))) boundary = boundary.parentElement;
+        if (boundary.textContent.trim() !== text.data.trim())
+            found.push(`reversed: ${boundary.outerHTML}`);
     }
     return found;
 }"""
-"""Returns active content, and texts whose direction is reversed by an override elsewhere."""
+"""Script that returns active content of a page, and texts that are reversed by a hostile text."""
 
 
 async def find_effects(page: Page) -> list[str]:

@@ -1,4 +1,7 @@
-"""Collect the errors of pages in the browser; unexpected errors fail the test."""
+"""Collect the errors that pages cause in the browser; an unexpected error fails the test.
+
+A test that causes an error intentionally announces it with `PageErrors.expect`.
+"""
 
 import contextlib
 import re
@@ -20,29 +23,41 @@ from playwright.async_api import (
 from tests.browser.page_states import PageState
 from tests.event_timeout import EVENT_TIMEOUT
 
-Kind = Literal["console", "exception", "policy", "foreign", "failed", "answer"]
-"""A message of console.error or console.warn; an uncaught exception; a violation of the
-Content-Security-Policy; a request to another host; one without a response; a status from 400 on."""
+Kind = Literal["console", "exception", "policy", "foreign", "failed", "status"]
+"""Kinds of errors:
 
-EXPECTED_FAILURES = ("net::ERR_ABORTED", "csp")
-"""Failures of requests that are no errors: a request of a page that was left, or a file download;
-a request that the policy forbids, which is reported separately."""
+- `console`: a message of console.error or console.warn
+- `exception`: an exception that no script caught
+- `policy`: something that the Content-Security-Policy forbids
+- `foreign`: a request to another host
+- `failed`: a request without a response
+- `status`: a response with a status from 400 on
+"""
+
+HARMLESS_FAILURES = ("net::ERR_ABORTED", "csp")
+"""Reasons of failed requests that are not reported: the page was left or a file was downloaded; the
+policy forbids the request, which is reported as an error of the policy."""
 ABORTED = re.compile("htmx:(sendAbort|afterRequest),")
 """Messages of htmx about a request replaced by a newer one, as on a slow machine."""
-RESOURCE = "Failed to load resource:"
+REPEATED_ERROR = "Failed to load resource:"
 """Start of console messages that repeat a failed request or a status from 400 on."""
 REPORT_VIOLATIONS = """
     addEventListener("securitypolicyviolation", event => reportViolation(
         `${event.effectiveDirective} forbids ${event.blockedURI} ${event.sample}`.trim()))"""
-SETTLE = "() => new Promise(done => setTimeout(done))"
+"""Script that calls `reportViolation` for each violation of the Content-Security-Policy."""
+WAIT_FOR_EVENTS = "() => new Promise(done => setTimeout(done))"
+"""Script that ends when the browser has handled the events so far."""
 
 
 class PageError(msgspec.Struct, frozen=True):
+    """An error in the browser: what happened, and the URL of the page, script or request."""
+
     kind: Kind
     text: str
     url: str
 
     def __str__(self) -> str:
+        """Return the error as `expect` compares it and as a failure shows it."""
         return f"{self.kind}: {self.text} at {self.url}"
 
 
@@ -56,7 +71,7 @@ class PageErrors:
         self._expected: list[tuple[Kind, str]] = []
 
     async def start(self) -> None:
-        """Start listening, before the first page is loaded."""
+        """Start to collect errors; to be called before the first page is loaded."""
         context = self.page.context
         context.on("console", self._on_console)
         context.on("weberror", self._on_exception)
@@ -70,9 +85,9 @@ class PageErrors:
         await context.add_init_script(REPORT_VIOLATIONS)
 
     def expect(self, kind: Kind, pattern: str) -> None:
-        """Allow errors of a kind that match `pattern`; at least one must occur.
+        """Allow errors of a kind that match the regular expression `pattern`; one must occur.
 
-        They are formatted as in a failure: `422 POST at http://127.0.0.1:8000/mailings`.
+        The errors look like `status: 422 POST at http://127.0.0.1:8000/mailings`.
         """
         self._expected.append((kind, pattern))
 
@@ -80,24 +95,25 @@ class PageErrors:
         """Fail if an unexpected error occurred, or an expected one did not."""
         for page in self.page.context.pages:
             with contextlib.suppress(Error):  # the page may be navigating
-                await page.evaluate(SETTLE)  # earlier events are received after this
-        errors = self._without_repeats()
-        missed = list(self._expected)
+                await page.evaluate(WAIT_FOR_EVENTS)
         failures = []
-        for error in errors:
+        absent = list(self._expected)
+        for error in self._without_repeats():
             matching = [expected for expected in self._expected if _matches(error, *expected)]
-            missed = [expected for expected in missed if expected not in matching]
+            absent = [expected for expected in absent if expected not in matching]
             if not matching:
                 failures.append(str(error))
-        failures += [f"expected, but did not come: {kind}: {pattern}" for kind, pattern in missed]
+        failures += [f"expected, but did not occur: {kind}: {pattern}" for kind, pattern in absent]
         assert not failures, "\n".join(["in the browser:", *failures])
 
     def _without_repeats(self) -> list[PageError]:
-        reported = {error.url for error in self._errors if error.kind in {"failed", "answer"}}
+        """Return each error once, even if the console repeats it."""
+        request_errors = {"failed", "status"}
+        reported_urls = {error.url for error in self._errors if error.kind in request_errors}
         return [
             error
             for error in dict.fromkeys(self._errors)
-            if not (error.text.startswith(RESOURCE) and error.url in reported)
+            if not (error.text.startswith(REPEATED_ERROR) and error.url in reported_urls)
         ]
 
     def _record(self, kind: Kind, text: str, url: str) -> None:
@@ -105,8 +121,8 @@ class PageErrors:
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not ABORTED.match(message.text):
-            policy = "Content Security Policy" in message.text
-            kind: Kind = "policy" if policy else "console"
+            is_violation = "Content Security Policy" in message.text
+            kind: Kind = "policy" if is_violation else "console"
             self._record(kind, message.text, message.location["url"])
 
     def _on_exception(self, error: WebError) -> None:
@@ -119,12 +135,12 @@ class PageErrors:
             self._record("foreign", request.method, request.url)
 
     def _on_failure(self, request: Request) -> None:
-        if request.failure not in EXPECTED_FAILURES:
+        if request.failure not in HARMLESS_FAILURES:
             self._record("failed", f"{request.method} {request.failure}", request.url)
 
-    def _on_response(self, answer: Response) -> None:
-        if answer.status >= 400:
-            self._record("answer", f"{answer.status} {answer.request.method}", answer.url)
+    def _on_response(self, response: Response) -> None:
+        if response.status >= 400:
+            self._record("status", f"{response.status} {response.request.method}", response.url)
 
 
 def _matches(error: PageError, kind: Kind, pattern: str) -> bool:
@@ -135,7 +151,11 @@ def _matches(error: PageError, kind: Kind, pattern: str) -> bool:
 async def collecting_errors(
     browser: Browser, origin: str, page_state: PageState
 ) -> AsyncIterator[PageErrors]:
-    """Yield the errors of a new page with paths relative to `origin`; fail if any is unexpected."""
+    """Open a new page in its own browser context, and yield the collector of its errors.
+
+    Paths are relative to `origin`, such as `http://127.0.0.1:8000`. At the end, unexpected errors
+    fail the test.
+    """
     context: BrowserContext = await browser.new_context(
         base_url=origin,
         locale=page_state.locale,

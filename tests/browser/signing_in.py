@@ -20,7 +20,10 @@ PASSWORD = "correct horse battery"  # noqa: S105  # used in tests alone
 async def mailer_with_users(
     engine: AsyncEngine, database_url: str, gateway: Gateway, users: Mapping[str, Role]
 ) -> AsyncIterator[MailerProcess]:
-    """Start a process where these users can sign in; mailing 1 is scheduled for three clients."""
+    """Start a process where these users can sign in with `PASSWORD`.
+
+    Its mailing 1 is scheduled for three clients.
+    """
     await add_clients(engine, 3)
     await add_mailing(engine, status="scheduled", clients=3)
     await execute(

@@ -25,18 +25,19 @@ async def client_ids(engine: AsyncEngine, mailer: MailerProcess) -> dict[str, in
 
 
 async def press(page: Page, *keys: str) -> None:
+    """Press keys one after the other."""
     for key in keys:
         await page.keyboard.press(key)
 
 
-async def tab_to(page: Page, words: str) -> None:
-    """Press Tab until the element with this text has the focus."""
+async def tab_to(page: Page, label: str) -> None:
+    """Press Tab, at most 40 times, until the element with this text has the focus."""
     for _ in range(40):
         await page.keyboard.press("Tab")
         focused = page.locator(":focus")
-        if await focused.count() and (await focused.inner_text()).strip() == words:
+        if await focused.count() and (await focused.inner_text()).strip() == label:
             return
-    pytest.fail(f"{words} cannot be reached by Tab")
+    pytest.fail(f"{label} cannot be reached by Tab")
 
 
 @every_page_state
@@ -99,7 +100,7 @@ async def test_the_filter_is_in_the_url_and_in_the_history(page: Page) -> None:
 async def test_an_invalid_filter_is_an_error_beside_its_field(
     page: Page, page_errors: PageErrors
 ) -> None:
-    page_errors.expect("answer", "400 GET at .*/clients")
+    page_errors.expect("status", "400 GET at .*/clients")
     await page.goto("/clients")
     await page.get_by_label("Phone").fill("916")
     await page.get_by_role("button", name="Find").click()
@@ -118,7 +119,7 @@ async def test_an_invalid_filter_is_an_error_beside_its_field(
 async def test_typed_values_are_kept_when_fields_are_invalid(
     page: Page, page_errors: PageErrors
 ) -> None:
-    page_errors.expect("answer", "400 POST at .*/clients/new")
+    page_errors.expect("status", "400 POST at .*/clients/new")
     await page.goto("/clients/new")
     await page.get_by_label("Phone").fill("12")
     await page.get_by_label("Tag").fill(HOSTILE)
@@ -132,7 +133,7 @@ async def test_typed_values_are_kept_when_fields_are_invalid(
 
 
 async def test_a_used_phone_links_to_its_client(page: Page, page_errors: PageErrors) -> None:
-    page_errors.expect("answer", "409 POST at .*/clients/new")
+    page_errors.expect("status", "409 POST at .*/clients/new")
     await page.goto("/clients/new")
     await page.get_by_label("Phone").fill("+7 916 000-00-01")
     await page.get_by_role("button", name="Create the client").click()

@@ -5,13 +5,14 @@ from urllib.parse import quote
 import pytest
 from playwright.async_api import FilePayload, Page, expect
 from tests.browser.api_data import add_mailing
-from tests.browser.hostile import MARKUP, OVERRIDE, SHORT, find_effects
+from tests.browser.hostile import MARKUP, OVERRIDE, SHORT_MARKUP, find_effects
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import DESK, RUSSIAN
 from tests.processes import MailerProcess, until
 
 PHONE = "79160000000"
-FAIL = """
+# as if the gateway had rejected the message of the mailing $1 with the reason $2
+REJECT_MESSAGE = """
     UPDATE message SET status = 'undelivered', reason = $2::text, attempts = 1,
         failures = jsonb_build_array(jsonb_build_object('attempt', 1,
             'claimed_at', now(), 'ended_at', now(), 'reason', $2::text))
@@ -30,15 +31,16 @@ PAGES = (
     "/mailings/new?from={listed}",
     "/mailings/{running}",
     "/mailings/{running}/messages",
-    f"/mailings/{{running}}/messages?reason={quote(SHORT)}",
+    f"/mailings/{{running}}/messages?reason={quote(SHORT_MARKUP)}",
     "/mailings/{running}/messages/{message}",
     "/clients",
-    f"/clients?tag={quote(SHORT)}",
+    f"/clients?tag={quote(SHORT_MARKUP)}",
     "/clients/{client}",
     "/clients/{client}/delete",
     "/system",
 )
-INVALID = (
+"""Paths of pages, with the names of ids in `object_ids`."""
+INVALID_PATHS = (
     f"/{quote(MARKUP)}",
     f"/mailings/{quote(MARKUP)}",
     f"/mailings?{quote(MARKUP)}=1",
@@ -55,14 +57,16 @@ both_languages = pytest.mark.parametrize("page_state", [DESK, RUSSIAN], ids=["en
 @pytest.fixture(scope="module")
 async def object_ids(mailer: MailerProcess) -> dict[str, int]:
     """Create clients, mailings and a message with hostile texts; return ids for `PAGES`."""
-    client = await mailer.call("POST", "/clients", {"phone": PHONE, "tag": SHORT}, 201)
-    lists = {"tags": [SHORT, "vip"], "operator_codes": ["916"]}
-    terms = f"{SHORT}, 916"
+    client = await mailer.call("POST", "/clients", {"phone": PHONE, "tag": SHORT_MARKUP}, 201)
+    lists = {"tags": [SHORT_MARKUP, "vip"], "operator_codes": ["916"]}
+    terms = f"{SHORT_MARKUP}, 916"
     running = await add_mailing(mailer, 0.5, client_filter=terms, text=MARKUP)
     await mailer.call("POST", f"/mailings/{running}/pause")
 
-    async def fail_message() -> int | None:
-        message_id: int | None = await mailer.query(FAIL, running, SHORT.removeprefix(OVERRIDE))
+    async def reject_message() -> int | None:
+        message_id: int | None = await mailer.query(
+            REJECT_MESSAGE, running, SHORT_MARKUP.removeprefix(OVERRIDE)
+        )
         return message_id
 
     return {
@@ -70,7 +74,7 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
         "coming": await add_mailing(mailer, client_filter=terms, text=MARKUP),
         "listed": await add_mailing(mailer, client_filter=lists, text=MARKUP),
         "running": running,
-        "message": await until(fail_message),
+        "message": await until(reject_message),
     }
 
 
@@ -78,15 +82,17 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
 async def test_every_page_shows_hostile_texts_escaped(
     page: Page, object_ids: dict[str, int]
 ) -> None:
-    effects, without_text = [], []
+    effects, pages_without_override = [], []
     for pattern in PAGES:
         await page.goto(pattern.format(**object_ids))
         effects += await find_effects(page)
         html = await page.content() + await field_values(page)
-        without_text += [pattern] if OVERRIDE not in html else []
+        pages_without_override += [pattern] if OVERRIDE not in html else []
     assert effects == []
-    # these pages show a tag at most
-    assert without_text == ["/clients", "/clients/{client}", "/clients/{client}/delete", "/system"]
+    # the other pages show a hostile text; these show at most a stored tag, which has no override
+    assert pages_without_override == [
+        *("/clients", "/clients/{client}", "/clients/{client}/delete", "/system")
+    ]
 
 
 async def field_values(page: Page) -> str:
@@ -101,12 +107,12 @@ async def field_values(page: Page) -> str:
 async def test_error_pages_show_hostile_values_escaped(
     page: Page, page_errors: PageErrors, object_ids: dict[str, int]
 ) -> None:
-    page_errors.expect("answer", "40[04] GET")
+    page_errors.expect("status", "40[04] GET")
     effects = []
-    for pattern in INVALID:
-        answer = await page.goto(pattern.format(**object_ids))
-        assert answer is not None
-        assert answer.status in {400, 404}, pattern
+    for pattern in INVALID_PATHS:
+        response = await page.goto(pattern.format(**object_ids))
+        assert response is not None
+        assert response.status in {400, 404}, pattern
         effects += await find_effects(page)
     assert effects == []
 
@@ -123,7 +129,7 @@ async def test_a_dialog_shows_hostile_texts_escaped(page: Page, object_ids: dict
 async def test_invalid_fields_of_a_client_keep_their_typed_values(
     page: Page, page_errors: PageErrors, object_ids: dict[str, int], path: str
 ) -> None:
-    page_errors.expect("answer", "400 POST")
+    page_errors.expect("status", "400 POST")
     await page.goto(path.format(**object_ids))
     fields = page.locator("#client input:not([type=hidden]):not([hidden])")
     count = await fields.count()
@@ -140,7 +146,7 @@ async def test_invalid_fields_of_a_client_keep_their_typed_values(
 async def test_invalid_fields_of_a_mailing_keep_their_typed_values(
     page: Page, page_errors: PageErrors
 ) -> None:
-    page_errors.expect("answer", "400 POST")
+    page_errors.expect("status", "400 POST")
     await page.goto("/mailings/new")
     form = page.locator("#mailing")
     for kind in ("terms", "lists"):
@@ -167,15 +173,15 @@ async def test_a_preview_shows_tags_escaped(page: Page, object_ids: dict[str, in
 async def test_live_updates_show_hostile_texts_escaped(page: Page, mailer: MailerProcess) -> None:
     await page.goto("/")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
-    coming = await add_mailing(mailer, 1800, client_filter=SHORT, text=MARKUP)
+    coming = await add_mailing(mailer, 1800, client_filter=SHORT_MARKUP, text=MARKUP)
     link = page.locator(f"#upcoming a[href='/mailings/{coming}']")
     await expect(link).to_contain_text("<script>alert")
     assert await find_effects(page) == []
     await page.goto(f"/mailings/{coming}")
-    change = {"text": f"Changed {MARKUP}", "client_filter": {"tags": [f"x{SHORT}"]}}
+    change = {"text": f"Changed {MARKUP}", "client_filter": {"tags": [f"x{SHORT_MARKUP}"]}}
     await mailer.call("PATCH", f"/mailings/{coming}", change)
     await expect(page.locator("#details .text")).to_have_text(f"Changed {MARKUP}")
-    await expect(page.locator("#details dd").first).to_contain_text(f"x{SHORT}")
+    await expect(page.locator("#details dd").first).to_contain_text(f"x{SHORT_MARKUP}")
     assert await find_effects(page) == []
     await mailer.call("DELETE", f"/mailings/{coming}", status=204)
 
@@ -184,11 +190,11 @@ async def test_live_updates_show_hostile_texts_escaped(page: Page, mailer: Maile
 async def test_the_report_of_an_import_shows_wrong_values_escaped(
     page: Page, page_errors: PageErrors
 ) -> None:
-    page_errors.expect("answer", "400 POST at .*/clients/import")
-    cell = '"' + SHORT.replace('"', '""') + '"'
+    page_errors.expect("status", "400 POST at .*/clients/import")
+    cell = '"' + SHORT_MARKUP.replace('"', '""') + '"'
     for content in (f"phone,{cell}\n1,2\n", f"phone,tag,time_zone\n{cell},{cell},{cell}\n"):
         await page.goto("/clients/import")
-        file = FilePayload(name=f"{SHORT}.csv", mimeType="text/csv", buffer=content.encode())
+        file = FilePayload(name=f"{SHORT_MARKUP}.csv", mimeType="text/csv", buffer=content.encode())
         await page.locator("#file").set_input_files(file)
         await page.locator("#import button").click()
         await expect(page.locator("#report-title")).to_be_focused()

@@ -16,39 +16,42 @@ from tests.browser.page_states import PageState
 from tests.processes import MailerProcess
 
 LINES = 100_000
-MIXED = """phone;operator_code;tag;time_zone
+"""Number of clients in a large file: 1.6 MB."""
+FILE_WITH_ERRORS = """phone;operator_code;tag;time_zone
 79160000001;916;vip;Europe/Moscow
 +7 916;916;;
 79160000002;x;"<img src=x onerror=""alert('x')"">";Moscow
 79160000003
 """
-REFUSED: list[tuple[bytes, str]] = [
+REFUSED_FILES: list[tuple[bytes, str]] = [
     (b"name,phone\nAnna,79160000001\n", "is not one of the columns"),
     ("телефон\n".encode("utf-16"), "телефон is not one of the columns"),
     (b'"phone\n79160000001\n', "is not well-formed CSV"),
     (b"", "is required"),
 ]
+"""Content of a file, and the reason that is shown."""
 
-OBSERVE = """() => {
-    window.seen = [];
-    window.words = [];
-    window.longest = 0;
+RECORD_IMPORT = """() => {
+    window.progressShares = [];
+    window.statusTexts = [];
+    window.longestFrame = 0;
     const bar = document.getElementById("progress");
     const status = document.getElementById("import-status");
-    const see = () => seen.push(bar.hasAttribute("value") ? bar.position : -1);
-    new MutationObserver(see).observe(bar, {attributes: true});
-    const hear = () => words.push(status.textContent);
-    new MutationObserver(hear).observe(status, {childList: true});
-    let last = performance.now();
-    const look = () => {
+    const recordShare = () => progressShares.push(bar.hasAttribute("value") ? bar.position : -1);
+    new MutationObserver(recordShare).observe(bar, {attributes: true});
+    const recordText = () => statusTexts.push(status.textContent);
+    new MutationObserver(recordText).observe(status, {childList: true});
+    let lastFrame = performance.now();
+    const recordFrame = () => {
         const now = performance.now();
-        longest = Math.max(longest, now - last);
-        last = now;
-        requestAnimationFrame(look);
+        longestFrame = Math.max(longestFrame, now - lastFrame);
+        lastFrame = now;
+        requestAnimationFrame(recordFrame);
     };
-    look();
+    recordFrame();
 }"""
-"""Records the progress bar, the status texts, and the longest time between two frames."""
+"""Script that records the shares of the progress bar (0 to 1; -1: unknown), the status texts, and
+the longest time between two frames, in milliseconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +72,16 @@ async def import_file(page: Page, content: bytes) -> None:
 
 
 async def report_figures(page: Page) -> list[str]:
+    """Return the numbers of created, updated, unchanged and rejected clients in the report."""
     return await page.locator("#report dd").all_inner_texts()
 
 
 @contextlib.asynccontextmanager
-async def throttled(page: Page, upload: int) -> AsyncIterator[None]:
-    """Limit the upload of the browser to `upload` bytes a second."""
+async def throttled_upload(page: Page, bytes_per_second: int) -> AsyncIterator[None]:
+    """Limit the upload of the browser inside the `async with` block."""
     session = await page.context.new_cdp_session(page)
     await session.send("Network.enable")
-    limits = {"downloadThroughput": -1, "uploadThroughput": upload}
+    limits = {"downloadThroughput": -1, "uploadThroughput": bytes_per_second}
     await session.send(
         "Network.emulateNetworkConditions", {"offline": False, "latency": 0} | limits
     )
@@ -89,7 +93,7 @@ async def throttled(page: Page, upload: int) -> AsyncIterator[None]:
     "page_state", [PageState(width=390, height=844, phone=True, dark=True)], ids=["phone, dark"]
 )
 async def test_the_report_lists_wrong_lines(page: Page) -> None:
-    await import_file(page, MIXED.encode())
+    await import_file(page, FILE_WITH_ERRORS.encode())
     title = page.get_by_role("heading", name="Imported, but 3 lines have errors")
     await expect(title).to_be_focused()
     await expect(page.get_by_role("status").last).to_have_text("The import is finished.")
@@ -121,12 +125,12 @@ async def test_a_second_import_counts_unchanged_clients(page: Page) -> None:
 async def test_an_unusable_file_is_refused_with_the_reason(
     page: Page, page_errors: PageErrors
 ) -> None:
-    page_errors.expect("answer", "400 POST at .*/clients/import")
-    for content, words in REFUSED:
+    page_errors.expect("status", "400 POST at .*/clients/import")
+    for content, reason in REFUSED_FILES:
         await import_file(page, content)
         title = page.get_by_role("heading", name="The file was not imported")
         await expect(title).to_be_focused()
-        await expect(page.locator("#report")).to_contain_text(words)
+        await expect(page.locator("#report")).to_contain_text(reason)
         await expect(page.locator("#report")).to_contain_text("Nothing was stored.")
         await check_accessibility(page)
         assert await overflows(page) == []
@@ -138,8 +142,8 @@ async def test_a_large_file_shows_progress_and_the_page_stays_responsive(
 ) -> None:
     content = b"phone,tag\n" + b"".join(b"7916%07d,vip\n" % n for n in range(LINES))
     await choose_file(page, content)
-    await page.evaluate(OBSERVE)
-    async with throttled(page, 1_500_000):
+    await page.evaluate(RECORD_IMPORT)
+    async with throttled_upload(page, 1_500_000):
         await page.get_by_role("button", name="Import").click()
         await expect(page.get_by_role("progressbar")).to_be_visible()
         await expect(page.locator("#going-amount")).to_contain_text("of 1.6 MB")
@@ -147,21 +151,21 @@ async def test_a_large_file_shows_progress_and_the_page_stays_responsive(
         title = page.get_by_role("heading", name="Imported", exact=True)
         await expect(title).to_be_focused()
     assert await report_figures(page) == [f"{LINES:,}", "0", "0", "0"]
-    seen = await page.evaluate("seen")
-    assert any(0 < share < 1 for share in seen)
-    assert seen[-1] == -1  # storing has no known duration
-    assert await page.evaluate("words") == [
+    shares = await page.evaluate("progressShares")
+    assert any(0 < share < 1 for share in shares)
+    assert shares[-1] == -1  # storing takes an unknown time
+    assert await page.evaluate("statusTexts") == [
         "Uploading the file",
         "The file is uploaded. Its clients are being stored.",
         "The import is finished.",
     ]
-    assert await page.evaluate("longest") < 500, "milliseconds without a frame"
+    assert await page.evaluate("longestFrame") < 500  # milliseconds
     assert (await mailer.call("GET", "/clients?limit=1"))["count"] == LINES
 
 
 async def test_a_cancelled_import_stores_nothing(page: Page, mailer: MailerProcess) -> None:
     await choose_file(page, b"phone\n" + b"".join(b"7916%07d\n" % n for n in range(LINES)))
-    async with throttled(page, 100_000):
+    async with throttled_upload(page, 100_000):
         await page.get_by_role("button", name="Import").click()
         await expect(page.get_by_role("progressbar")).to_be_visible()
         await check_accessibility(page)
@@ -179,7 +183,7 @@ async def test_a_cancelled_import_stores_nothing(page: Page, mailer: MailerProce
 async def test_a_too_large_file_is_not_uploaded(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "large.csv"
     with path.open("wb") as file:
-        file.truncate(1024**3 + 1)
+        file.truncate(1024**3 + 1)  # bytes: one more than allowed
     await page.get_by_label("CSV file").set_input_files(path)
     await page.get_by_role("button", name="Import").click()
     await expect(page.get_by_role("status").last).to_contain_text("larger than 1 GB")
@@ -197,7 +201,7 @@ async def test_a_file_that_changed_after_it_was_chosen_must_be_chosen_again(
         await field.evaluate("field => field.files[0].lastModified") > 0
     )  # the browser has read it
     path.write_text("phone\n79160000001\n")
-    os.utime(path, (0, 0))
+    os.utime(path, (0, 0))  # surely another time of change
     await page.get_by_role("button", name="Import").click()
     await expect(page.get_by_role("status").last).to_contain_text("Choose it again.")
     await field.set_input_files(path)
@@ -225,7 +229,7 @@ async def test_without_scripts_the_page_shows_the_command(
 
 
 async def test_a_file_can_be_dropped_on_the_field(page: Page) -> None:
-    # browsers themselves put a dropped file into the field
+    # as the browser itself does with a dropped file: put it into the field
     data = await page.evaluate_handle("""() => {
         const data = new DataTransfer();
         data.items.add(new File(["phone\\n79160000001\\n"], "dropped.csv", {type: "text/csv"}));

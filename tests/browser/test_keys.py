@@ -16,7 +16,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db import database_info
 from mailer.web.cookie import SESSION_COOKIE
 
-LONG = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
+NAME_OF_MAX_LENGTH = "a-name-that-is-as-long-as-one-may-be-without-a-single-blank-in-it"[:64]
 CLIENT = {"phone": "79160000001", "tag": "vip"}
 MAILING = {
     "datetime_start": "2040-01-01T09:00:00Z",
@@ -31,7 +31,7 @@ async def mailer(
     browser: Browser, shared_database_url: str, gateway: Gateway
 ) -> AsyncIterator[MailerProcess]:
     """A process with authentication."""
-    del browser  # without a browser nothing needs to be started
+    del browser  # requested so that without a browser no process is started
     async with mailers(shared_database_url) as start:
         yield await start(**gateway.settings, auth="required")
 
@@ -49,8 +49,8 @@ async def admin(engine: AsyncEngine, page: Page, mailer: MailerProcess) -> None:
     mailer.session.headers["Authorization"] = f"Bearer {secret}"
 
 
-async def create_entries(mailer: MailerProcess) -> None:
-    """Create audit entries with long texts, filters, times and hostile texts."""
+async def create_audit_entries(mailer: MailerProcess) -> None:
+    """Create six audit entries, with long texts, filters, times and hostile texts."""
     client = await mailer.call("POST", "/clients", CLIENT, 201)
     await mailer.call("PATCH", f"/clients/{client['id']}", {"tag": None, "time_zone": "Asia/Omsk"})
     mailing = await mailer.call("POST", "/mailings", MAILING, 201)
@@ -67,30 +67,32 @@ async def create_entries(mailer: MailerProcess) -> None:
 
 @every_page_state
 async def test_every_page_is_accessible_and_fits(page: Page, mailer: MailerProcess) -> None:
-    async def open_and_check(path: str) -> None:
-        await page.goto(path)
-        await check_page()
-
     async def check_page() -> None:
         await check_accessibility(page)
         assert await overflows(page) == []
 
+    async def open_and_check(path: str) -> None:
+        await page.goto(path)
+        await check_page()
+
     await open_and_check("/keys")
     await open_and_check("/audit")
+
     await page.goto("/keys")
-    await page.locator("#name").fill(LONG)
+    await page.locator("#name").fill(NAME_OF_MAX_LENGTH)
     await page.locator("form[action^='/keys?once='] button").click()
     await expect(page.locator(".secret")).to_be_visible()
     await check_page()
-    await create_entries(mailer)
+
+    await create_audit_entries(mailer)
     for path in ("/keys", "/keys/1/revoke", "/audit", "/audit?action=mailing_changed"):
         await open_and_check(path)
     await open_and_check("/audit?action=none")
 
 
 async def test_invalid_forms_are_accessible(page: Page, page_errors: PageErrors) -> None:
-    page_errors.expect("answer", "400 POST at .*/keys")
-    page_errors.expect("answer", "400 GET at .*/audit")
+    page_errors.expect("status", "400 POST at .*/keys")
+    page_errors.expect("status", "400 GET at .*/audit")
     await page.goto("/keys")
     await page.get_by_label("Name").fill(" x ")
     await page.locator("#expires-day").check()
@@ -147,10 +149,10 @@ async def test_a_key_is_revoked_after_confirmation(page: Page, mailer: MailerPro
 async def test_the_audit_log_shows_entries_and_is_filtered(
     page: Page, mailer: MailerProcess
 ) -> None:
-    await create_entries(mailer)
+    await create_audit_entries(mailer)
     await page.goto("/audit")
     rows = page.locator(".audit tbody tr")
-    await expect(rows).to_have_count(8)  # with those of the user and the key of the fixture
+    await expect(rows).to_have_count(8)  # six, and those of the fixture's user and key
     await expect(rows.nth(1)).to_contain_text("Paused")
     await expect(rows.nth(2)).to_contain_text(HOSTILE)
     await rows.nth(2).locator("details").click()

@@ -21,7 +21,7 @@ NEW_YORK = PageState(time_zone="America/New_York")
 
 @pytest.fixture(autouse=True)
 async def clients(engine: AsyncEngine) -> None:
-    """Clients of two operators in three time zones, some with a tag."""
+    """Create 52 clients of two operators in three time zones, three of them with a tag."""
     await add_clients(engine, 40, "916", "Europe/Moscow")
     await add_clients(engine, 9, "912", "Asia/Kamchatka")
     await add_clients(engine, 3, "912", "Europe/Kaliningrad")
@@ -29,6 +29,7 @@ async def clients(engine: AsyncEngine) -> None:
 
 
 def local_time(time: datetime) -> str:
+    """Return a moment as a field of the form shows it in Moscow."""
     return time.astimezone(MOSCOW).strftime("%Y-%m-%dT%H:%M")
 
 
@@ -67,7 +68,7 @@ async def test_a_mailing_is_created_with_the_form(page: Page, mailer: MailerProc
     await expect(page.get_by_label("All clients")).to_be_checked()
     await fill_form(page, "Come by until nine.", at(10), at(20))
     await expect(preview_section(page, "Audience")).to_contain_text("52 clients")
-    await page.get_by_label("Must match any of: codes, tags").check()
+    await page.get_by_label("Clients with one of these operator codes or tags").check()
     await expect(preview_section(page, "Audience")).to_contain_text(
         "Enter a code, a tag or a time zone"
     )
@@ -110,12 +111,12 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
 ) -> None:
     await page.goto("/mailings/new")
     await fill_form(page, "Half price.", at(13), at(20))
-    expected, status = preview_section(page, "Forecast"), page.get_by_role("status").last
-    await expect(expected).to_contain_text("9 of 52 clients will not get it")
-    await expect(expected).to_contain_text(
+    forecast, status = preview_section(page, "Forecast"), page.get_by_role("status").last
+    await expect(forecast).to_contain_text("9 of 52 clients will not get it")
+    await expect(forecast).to_contain_text(
         "9 in Asia/Kamchatka: the mailing ends before the sending window opens"
     )
-    await expect(expected).to_contain_text(
+    await expect(forecast).to_contain_text(
         "Set a later end or a wider sending window to reach them."
     )
     await expect(status).to_contain_text("9 of 52 clients will not get it.")
@@ -123,30 +124,32 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
     await expect(window_row).to_contain_text("UTC+12, 9 clients")
     await expect(window_row).to_contain_text("00:00\u201312:00")
     await expect(window_row.locator("rect.open")).to_have_count(1)
-    await expect(window_row.locator("rect.used")).to_have_count(0)
-    await expect(page.get_by_role("row", name="Europe/Moscow").locator("rect.used")).to_have_count(
-        1
-    )
+    await expect(window_row.locator("rect.sending-time")).to_have_count(0)
+    await expect(
+        page.get_by_role("row", name="Europe/Moscow").locator("rect.sending-time")
+    ).to_have_count(1)
     await check_accessibility(page)
     await page.get_by_label("Window opens").fill("")
     await page.get_by_label("Window closes").fill("")
-    await expect(expected).not_to_contain_text("will not get it")
+    await expect(forecast).not_to_contain_text("will not get it")
     await expect(status).to_have_text("52 clients will get it.")
-    await page.get_by_label("Must match all of: codes, tags, time zones").check()
-    await page.get_by_label("Operator codes").fill("916")
+    await page.get_by_label(
+        "Clients that match all filled-in lists: operator codes, tags, time zones"
+    ).check()
+    await page.get_by_role("textbox", name="Operator codes").fill("916")
     await page.get_by_label("Time zones", exact=True).fill("Asia/Kamchatka")
     await expect(status).to_contain_text("nobody will get this mailing")
-    await page.get_by_label("Operator codes").fill("912")
+    await page.get_by_role("textbox", name="Operator codes").fill("912")
     await expect(preview_section(page, "Audience")).to_contain_text("9 clients")
 
 
 async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
     page: Page, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
-    page_errors.expect("answer", r"400 POST at .*/mailings/new\?once=")
+    page_errors.expect("status", r"400 POST at .*/mailings/new\?once=")
     await page.goto("/mailings/new")
     await fill_form(page, "", at(20), at(10))
-    await page.get_by_label("Must match any of: codes, tags").check()
+    await page.get_by_label("Clients with one of these operator codes or tags").check()
     await page.get_by_label("Window closes").fill("")
     await page.get_by_role("button", name="Save").click()
     summary = page.get_by_role("alert")
@@ -176,9 +179,9 @@ async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
 
 async def test_a_copy_is_labelled_as_a_copy(page: Page, mailer: MailerProcess) -> None:
     start = at(10, days=-3)
-    first = {"datetime_start": start, "datetime_end": start + timedelta(days=9), "text": "Half."}
-    first |= {"client_filter": {"tags": ["vip"]}}
-    created = await mailer.call("POST", "/mailings", _json(first), status=201)
+    payload = {"datetime_start": start, "datetime_end": start + timedelta(days=9), "text": "Half."}
+    payload |= {"client_filter": {"tags": ["vip"]}}
+    created = await mailer.call("POST", "/mailings", _json(payload), status=201)
     await page.goto(f"/mailings/new?from={created['id']}")
     await expect(page.get_by_role("heading", level=1)).to_have_text(
         f"Copy of mailing #{created['id']}"
@@ -201,9 +204,9 @@ async def test_a_mailing_can_be_changed_before_and_after_its_start(
         "datetime_start": at(10),
         "datetime_end": at(20),
         "text": "Half.",
-        "client_filter": "",
+        "client_filter": "912",
     }
-    created = await mailer.call("POST", "/mailings", _json(payload | {"client_filter": "912"}), 201)
+    created = await mailer.call("POST", "/mailings", _json(payload), 201)
     await page.goto(f"/mailings/{created['id']}/edit")
     await expect(page.get_by_role("textbox", name="Codes or tags")).to_have_value("912")
     await page.get_by_label("Start").fill(local_time(at(11)))
@@ -213,6 +216,8 @@ async def test_a_mailing_can_be_changed_before_and_after_its_start(
     await page.wait_for_url(re.compile(r"/mailings/\d+$"))
     changed = await only_mailing(mailer)
     assert (changed["client_filter"], changed["clients_count"]) == (None, 52)
+
+    # paused, so that the messages are not sent when the mailing starts
     await mailer.call("POST", f"/mailings/{created['id']}/pause")
     await mailer.call(
         "PATCH", f"/mailings/{created['id']}", {"datetime_start": "2020-01-01T00:00:00Z"}
@@ -236,13 +241,13 @@ async def test_a_mailing_can_be_changed_before_and_after_its_start(
 async def test_the_form_is_in_the_time_zone_of_the_browser(
     page: Page, page_errors: PageErrors, page_state: PageState
 ) -> None:
-    page_errors.expect("answer", r"400 POST at .*/mailings/new\?once=")
+    page_errors.expect("status", r"400 POST at .*/mailings/new\?once=")
     del page_state  # used by the fixture `page`
     await page.goto("/mailings/new")
     await expect(page.get_by_text("In the time zone America/New_York")).to_be_visible()
     await page.get_by_label("Text").fill("Half price.")
-    await page.get_by_label("Start").fill("2040-03-11T02:30")  # this time is skipped
-    await page.get_by_label("End", exact=True).fill("2040-11-04T01:30")  # this time is ambiguous
+    await page.get_by_label("Start").fill("2040-03-11T02:30")  # the clocks skip this time
+    await page.get_by_label("End", exact=True).fill("2040-11-04T01:30")  # the clocks repeat it
     await expect(preview_section(page, "When")).to_contain_text(
         "4 Nov 2040, 01:30 4 Nov 2040, 05:30 UTC"
     )
@@ -272,10 +277,12 @@ async def test_the_form_fits_and_is_accessible(page: Page, page_state: PageState
     form = await page.locator("#on_unknown").bounding_box()
     assert preview is not None
     assert form is not None
-    assert (preview["y"] > form["y"]) == page_state.phone
+    is_below = preview["y"] > form["y"]  # else beside the form
+    assert is_below == page_state.phone
 
 
 def _json(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a payload with moments as texts."""
     return {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in payload.items()

@@ -3,39 +3,40 @@
 import pytest
 from playwright.async_api import Page, expect
 from tests.browser.accessibility import check_accessibility
-from tests.browser.api_data import add_mailing, add_with_failure, start_now
+from tests.browser.api_data import add_finished_with_failure, add_mailing, start_now
 from tests.browser.measure import overflows
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PHONE, every_page_state
 from tests.processes import MailerProcess
 
 MARK_DOCUMENT = "window.isMarked = true"
+"""Script that marks the document, so that a test sees whether the page was loaded again."""
 
 
-async def expect_count(page: Page, name: str, count: int) -> None:
-    """Wait until a counter has the value `count`."""
-    counter = page.locator(f"#counts .count-figures > .{name} > dd")
-    await expect(counter).to_contain_text(f"{count}")
+async def expect_count(page: Page, status: str, count: int) -> None:
+    """Wait until the page of a mailing shows `count` messages with a status."""
+    figure = page.locator(f"#counts .count-figures > .{status} > dd")
+    await expect(figure).to_contain_text(f"{count}")
 
 
 @every_page_state
 async def test_the_list_and_the_page_of_a_mailing_are_accessible_and_fit(
     page: Page, mailer: MailerProcess
 ) -> None:
-    await mailer.create_clients(2, tags=("looked at",))
+    await mailer.create_clients(2, tags=("checked",))
     mailing_id = await add_mailing(
         mailer,
-        -1,
-        text=f"Two lines,\nand a word: {'x' * 100}",
-        client_filter={"tags": ["looked at"], "operator_codes": ["916", "912"]},
+        starts_in=-1,
+        text=f"Two lines,\nand a long word: {'x' * 100}",
+        client_filter={"tags": ["checked"], "operator_codes": ["916", "912"]},
     )
     await mailer.finished(mailing_id)
     await page.goto("/mailings")
     assert await overflows(page) == []
     await check_accessibility(page)
     await page.goto(f"/mailings/{mailing_id}")
-    for name in ("#time-zones", "#operator-codes"):
-        await page.locator(f"{name} > summary").click()
+    for section_id in ("time-zones", "operator-codes"):
+        await page.locator(f"#{section_id} > summary").click()  # expands its table
     assert await overflows(page) == []
     await check_accessibility(page)
 
@@ -98,10 +99,9 @@ async def test_mailings_are_found_by_text_id_and_status(page: Page, mailer: Mail
 
 
 async def test_an_invalid_filter_is_an_error_at_its_field(
-    page: Page, page_errors: PageErrors, mailer: MailerProcess
+    page: Page, page_errors: PageErrors
 ) -> None:
-    del mailer
-    page_errors.expect("answer", "400 GET at .*/mailings")
+    page_errors.expect("status", "400 GET at .*/mailings")
     await page.goto("/mailings?status=odd")
     await expect(page.get_by_role("alert")).to_be_focused()
     await expect(page.get_by_label("Status")).to_have_attribute("aria-invalid", "true")
@@ -131,7 +131,7 @@ async def test_a_mailing_is_paused_resumed_cancelled_and_deleted(
     await page.get_by_role("button", name="Resume").click()
     await expect(page.get_by_text("The mailing is resumed.")).to_be_visible()
     await page.reload()
-    await expect(page.get_by_text("The mailing is resumed.")).to_have_count(0)
+    await expect(page.get_by_text("The mailing is resumed.")).to_have_count(0)  # shown once
 
     await page.get_by_role("link", name="Cancel").click()
     await expect(dialog).to_contain_text("The mailing will not start: 4 clients will not get it.")
@@ -152,7 +152,7 @@ async def test_a_mailing_is_paused_resumed_cancelled_and_deleted(
 
 
 async def test_failed_messages_are_retried(page: Page, mailer: MailerProcess) -> None:
-    mailing_id = await add_with_failure(mailer, "retried", 2)
+    mailing_id = await add_finished_with_failure(mailer, "retried", 2)
     await page.goto(f"/mailings/{mailing_id}")
     await expect(page.locator("#reasons")).to_contain_text("the gateway rejected it with 400")
     await page.get_by_role("link", name="Send again").click()
@@ -171,7 +171,7 @@ async def test_an_action_on_a_mailing_that_has_ended_links_back(
     mailing_id = await add_mailing(mailer)
     await page.goto(f"/mailings/{mailing_id}/pause")
     await mailer.call("POST", f"/mailings/{mailing_id}/cancel")
-    page_errors.expect("answer", "409 POST at .*/pause")
+    page_errors.expect("status", "409 POST at .*/pause")
     await page.get_by_role("button", name="Pause it").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("This cannot be done now")
     await check_accessibility(page)

@@ -3,19 +3,20 @@
 import pytest
 from playwright.async_api import Page, expect
 from tests.browser.accessibility import check_accessibility
-from tests.browser.api_data import add_with_failure
+from tests.browser.api_data import add_finished_with_failure
 from tests.browser.measure import overflows
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import every_page_state
 from tests.processes import MailerProcess
 
 CLIENTS = 4
+"""Number of clients of the mailing: it has a message for each."""
 
 
 @pytest.fixture(scope="module")
 async def mailing_id(mailer: MailerProcess) -> int:
     """A finished mailing whose first message was rejected."""
-    return await add_with_failure(mailer, "of messages", CLIENTS)
+    return await add_finished_with_failure(mailer, "of messages", CLIENTS)
 
 
 @every_page_state
@@ -41,7 +42,7 @@ async def test_a_reason_links_to_its_messages_and_their_history(
     await page.locator("tbody th").get_by_role("link").click()
     history = page.get_by_role("region", name="History")
     items = history.get_by_role("listitem")
-    await expect(items).to_have_count(3)
+    await expect(items).to_have_count(3)  # created, attempt 1, failed permanently
     await expect(items.nth(1)).to_contain_text("15 Jan 2030, 09:00:10")
     await expect(items.nth(1)).to_contain_text(
         "Attempt 1 failed: the gateway rejected it with 400."
@@ -78,7 +79,7 @@ async def test_an_invalid_phone_stays_in_its_field(
     page: Page, page_errors: PageErrors, mailing_id: int
 ) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages")
-    page_errors.expect("answer", "400 GET at .*/messages")
+    page_errors.expect("status", "400 GET at .*/messages")
     await page.get_by_label("Phone").fill("12345")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alert")).to_be_focused()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 from tests.browser.accessibility import check_accessibility
-from tests.browser.api_data import add_mailing, add_with_failure
-from tests.browser.measure import LISTEN_TO_CANVAS, collisions, overflows, wire_bytes
+from tests.browser.api_data import add_finished_with_failure, add_mailing
+from tests.browser.measure import RECORD_CANVAS_TEXTS, collisions, overflows, wire_bytes
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import DESK, NARROW, PHONE, PageState
 from tests.processes import Gateway, MailerProcess, mailers
@@ -18,23 +18,25 @@ from tests.processes import Gateway, MailerProcess, mailers
 from mailer.gateway.sandbox import Faults
 
 MARK_DOCUMENT = "window.isMarked = true"
-REDRAW_CHART = """([points, seconds]) => {
-    const known = document.querySelector("[data-chart]");
-    const figure = known.cloneNode(true);
+"""Script that marks the document, so that a test sees whether the page was loaded again."""
+REDRAW_CHART = """([buckets, seconds]) => {
+    const oldFigure = document.querySelector("[data-chart]");
+    const figure = oldFigure.cloneNode(true);
     const body = figure.querySelector("details tbody");
     const row = body.rows[0];
-    body.replaceChildren(...Array.from({ length: points }, (_, at) => {
+    body.replaceChildren(...Array.from({ length: buckets }, (_, index) => {
         const copy = row.cloneNode(true);
-        const moment = new Date(Date.UTC(2030, 0, 15) + at * seconds * 1000);
+        const moment = new Date(Date.UTC(2030, 0, 15) + index * seconds * 1000);
         copy.querySelector("time").dateTime = moment.toISOString();
         return copy;
     }));
     figure.dataset.seconds = seconds;
     figure.querySelector(".canvas").replaceChildren();
-    written.length = 0;
-    known.replaceWith(figure);
+    drawnTexts.length = 0;
+    oldFigure.replaceWith(figure);
     document.dispatchEvent(new Event("live"));
 }"""
+"""Script that replaces a chart by one with another number of buckets, `seconds` long each."""
 CHART_RANGES = (
     (1, 1),
     (1, 3600),
@@ -44,10 +46,11 @@ CHART_RANGES = (
     (100, 86400),
     (100, 604800),
 )
-"""Number of points of a chart, and seconds between two points."""
+"""Number of buckets of a chart, and length of a bucket in seconds: 1 second, hour, day or week."""
 NARROWEST = PageState(locale="ru-RU", width=320, height=640, phone=True)
 TABLET = PageState(locale="ru-RU", width=768, height=1024)
 MAX_PAGE_BYTES = 200_000
+"""Maximum size of a page with its scripts and styles, as transferred."""
 PAGES = (
     "/",
     "/mailings",
@@ -70,9 +73,10 @@ PAGES = (
     "/system",
     "/nothing",
 )
+"""Paths of pages, with the names of ids in `object_ids`. The last one is the error page."""
 
 NOT_IN_OTHER_FILES = ("/", "/mailings/{coming}/pause", "/system", "/nothing")
-"""Pages whose default state is not checked in other files."""
+"""Pages that no other test file checks on a desktop."""
 
 
 class SwitchableGateway:
@@ -83,6 +87,7 @@ class SwitchableGateway:
         self._running = contextlib.AsyncExitStack()
 
     async def on(self) -> None:
+        """Start the gateway: the first time at any free port, later at the same."""
         port = int(re.findall(r":(\d+)", self.gateway.url)[0]) if self.gateway.url else 0
         running = self.gateway.sandbox.run(port=port)
         self.gateway.url = await self._running.enter_async_context(running)
@@ -93,6 +98,7 @@ class SwitchableGateway:
 
 @pytest.fixture(scope="module")
 async def switchable_gateway() -> AsyncIterator[SwitchableGateway]:
+    """The gateway of the test file, switched on."""
     switchable_gateway = SwitchableGateway()
     await switchable_gateway.on()
     yield switchable_gateway
@@ -103,39 +109,40 @@ async def switchable_gateway() -> AsyncIterator[SwitchableGateway]:
 async def mailer(
     browser: Browser, shared_database_url: str, switchable_gateway: SwitchableGateway
 ) -> AsyncIterator[MailerProcess]:
-    """A process that sends slowly and whose breaker opens at the first failure."""
-    del browser  # without a browser nothing needs to be started
-    limits = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
+    """A process that sends 4 messages a second; one failure opens its breaker for a second."""
+    del browser  # requested so that without a browser no process is started
+    sending_settings = {"gateway_rate": "4", "breaker_failures": "1", "breaker_reset": "1"}
     async with mailers(shared_database_url) as start:
-        yield await start(**switchable_gateway.gateway.settings, **limits)
+        yield await start(**switchable_gateway.gateway.settings, **sending_settings)
 
 
 @pytest.fixture(scope="module")
 async def object_ids(mailer: MailerProcess) -> dict[str, int]:
     """Create the objects of `PAGES`; return their ids."""
-    ended = await add_with_failure(mailer, "of pages", 2)
-    first = "SELECT min(id) FROM message WHERE mailing_id = $1"
+    ended = await add_finished_with_failure(mailer, "of pages", 2)
+    first_message = "SELECT min(id) FROM message WHERE mailing_id = $1"
     return {
         "ended": ended,
-        "message": await mailer.query(first, ended),
+        "message": await mailer.query(first_message, ended),
         "client": await mailer.query("SELECT min(id) FROM client"),
         "coming": await add_mailing(mailer, client_filter="of pages", text="It is to come"),
     }
 
 
 def expect_not_found(page_errors: PageErrors) -> None:
-    page_errors.expect("answer", "404 GET at .*/nothing")
+    """Announce the error page of `PAGES`."""
+    page_errors.expect("status", "404 GET at .*/nothing")
 
 
 async def find_problems(
     page: Page, object_ids: dict[str, int], patterns: tuple[str, ...]
 ) -> list[str]:
-    """Open pages and return their problems."""
+    """Open the pages of `patterns`; return what is wrong with their layout and accessibility."""
     problems = []
     for pattern in patterns:
         await page.goto(pattern.format(**object_ids))
-        heads = await page.locator("h1:visible").count()
-        problems += [] if heads == 1 else [f"{pattern}: {heads} h1"]
+        headings = await page.locator("h1:visible").count()
+        problems += [] if headings == 1 else [f"{pattern}: {headings} h1"]
         problems += [f"{pattern}: {wide}" for wide in await overflows(page)]
         try:
             await check_accessibility(page)
@@ -195,46 +202,51 @@ async def test_texts_neither_overlap_nor_leave_the_screen(
 async def test_a_chart_has_values_and_its_time_labels_do_not_overlap(
     page: Page, path: str, object_ids: dict[str, int]
 ) -> None:
-    await page.add_init_script(LISTEN_TO_CANVAS)
+    await page.add_init_script(RECORD_CANVAS_TEXTS)
     await page.goto(path.format(**object_ids))
     await expect(page.locator(".chart canvas")).to_be_visible()
+
     legend = page.locator(".u-legend .u-value")
-    await expect(legend).to_have_count(5)
+    await expect(legend).to_have_count(5)  # the period and four outcomes
     for value in await legend.all():
         await expect(value).to_have_text(re.compile(r"\S"))
     delivered = page.locator(".u-series", has_text=re.compile("delivered|доставлено")).last
-    sum_in_legend = await delivered.locator(".u-value").inner_text()
-    cells = page.locator(".chart td:nth-child(2)")
-    counts = [int(await cell.get_attribute("data-value") or 0) for cell in await cells.all()]
-    assert int(re.sub(r"\D", "", sum_in_legend)) == sum(counts) > 0
-    times = await get_time_labels(page)
-    days = list(itertools.accumulate(":" not in text["text"] for text in times))
-    labels = list(zip(days, (text["text"] for text in times), strict=True))
-    assert len(set(labels)) == len(labels)  # the same hour only after the label of its day
+    total_in_legend = await delivered.locator(".u-value").inner_text()
+    delivered_cells = page.locator(".chart td:nth-child(2)")
+    counts = [
+        int(await cell.get_attribute("data-value") or 0) for cell in await delivered_cells.all()
+    ]
+    assert int(re.sub(r"\D", "", total_in_legend)) == sum(counts) > 0
+
+    labels = [label["text"] for label in await get_time_labels(page)]
+    days_so_far = list(itertools.accumulate(":" not in label for label in labels))
+    labels_by_day = list(zip(days_so_far, labels, strict=True))
+    assert len(set(labels_by_day)) == len(labels)  # a day has no label twice
 
 
 @pytest.mark.parametrize("page_state", [NARROW, DESK], ids=["russian, phone", "desktop"])
 async def test_charts_of_every_time_span_have_time_labels(page: Page) -> None:
-    await page.add_init_script(LISTEN_TO_CANVAS)
+    await page.add_init_script(RECORD_CANVAS_TEXTS)
     await page.goto("/")
     await expect(page.locator(".chart canvas")).to_be_visible()
-    for points, seconds in CHART_RANGES:
-        await page.evaluate(REDRAW_CHART, [points, seconds])
+    for buckets, seconds in CHART_RANGES:
+        await page.evaluate(REDRAW_CHART, [buckets, seconds])
         await expect(page.locator(".chart canvas")).to_be_visible()
-        assert await get_time_labels(page), (points, seconds)
+        assert await get_time_labels(page), (buckets, seconds)
 
 
 async def get_time_labels(page: Page) -> list[dict[str, Any]]:
-    """Return the time labels of a chart; assert that they neither overlap nor overflow."""
-    written = await page.evaluate("written")
-    times = [text for text in written if re.search(r":|[^\W\d_]", text["text"])]
-    assert times
-    assert len({text["y"] for text in times}) == 1
-    times.sort(key=lambda text: text["left"])
-    assert all(one["right"] < other["left"] for one, other in itertools.pairwise(times))
-    assert times[0]["left"] >= 0
-    assert times[-1]["right"] <= times[-1]["canvas"]
-    return times
+    """Return the time labels of a chart from left to right; they must not overlap or overflow."""
+    drawn_texts = await page.evaluate("drawnTexts")
+    has_colon_or_letter = re.compile(r":|[^\W\d_]")  # other texts are counts
+    labels = [text for text in drawn_texts if has_colon_or_letter.search(text["text"])]
+    assert labels
+    assert len({label["y"] for label in labels}) == 1
+    labels.sort(key=lambda label: label["left"])
+    assert all(one["right"] < other["left"] for one, other in itertools.pairwise(labels))
+    assert labels[0]["left"] >= 0
+    assert labels[-1]["right"] <= labels[-1]["canvasWidth"]
+    return labels
 
 
 async def test_every_page_is_small(
@@ -252,8 +264,8 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
     page: Page, mailer: MailerProcess, switchable_gateway: SwitchableGateway
 ) -> None:
     coming = await add_mailing(mailer, 1800, client_filter="watched", text="The next one")
-    await mailer.create_clients(400, tags=("watched",))
-    running = await add_mailing(mailer, -1, client_filter="watched", text="It goes out")
+    await mailer.create_clients(400, tags=("watched",))  # sending to them takes 100 seconds
+    running = await add_mailing(mailer, -1, client_filter="watched", text="It is being sent")
     await page.goto("/")
     card = page.locator(f"#running-{running}")
     html = page.locator("html")
@@ -266,9 +278,10 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
     await expect(table).to_be_visible()
     await expect(card).to_contain_text("400 clients")
     await expect(card.locator("rect.delivered")).to_have_count(1)
-    bar = await card.get_by_role("img").get_attribute("aria-label")
-    assert bar is not None
-    await expect(card.get_by_role("img")).not_to_have_attribute("aria-label", bar)
+    count_bar = card.get_by_role("img")
+    first_label = await count_bar.get_attribute("aria-label")
+    assert first_label is not None
+    await expect(count_bar).not_to_have_attribute("aria-label", first_label)  # it is updated
     await check_accessibility(page)
 
     await switchable_gateway.off()
@@ -281,6 +294,7 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
         await switchable_gateway.on()
     await expect(gateway.get_by_text("accepting messages", exact=True)).to_be_visible()
 
+    # updates neither close the table nor load the page again
     await expect(table).to_be_visible()
     await expect(page.locator(".chart canvas")).to_have_count(1)
     delivered = table.locator("tbody tr").last.locator("td").first
@@ -288,6 +302,7 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
     await expect(card).to_be_visible()
     assert await page.evaluate("window.isMarked")
 
+    # the overview links to the mailings and to the form of a new one
     await card.get_by_role("link").click()
     await expect(page).to_have_url(f"{mailer.address}/mailings/{running}")
     await mailer.call("POST", f"/mailings/{running}/cancel")
@@ -298,6 +313,7 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
     await page.get_by_role("link", name="New mailing").click()
     await expect(page).to_have_url(f"{mailer.address}/mailings/new")
 
+    # the system page lists the failures while the gateway was off
     await page.get_by_role("link", name="System").click()
     failures = page.get_by_role("region", name="Recent failures of this worker")
     await expect(failures.get_by_role("row").nth(1)).to_be_visible()
@@ -323,14 +339,13 @@ async def test_the_system_page_shows_the_process_but_no_secrets(
     database = page.get_by_role("region", name="Database")
     await expect(database).to_contain_text("This is the newest migration.")
     await expect(database).to_contain_text(re.compile(r"PostgreSQL\s*\d\d"))
-    processes = page.get_by_role("region", name="Active workers").get_by_role("row")
-    own_row = processes.filter(has_text=str(mailer.process.pid))
-    await expect(own_row).to_have_count(1)
+    workers = page.get_by_role("region", name="Active workers").get_by_role("row")
+    await expect(workers.filter(has_text=str(mailer.process.pid))).to_have_count(1)
     await expect(page.get_by_role("heading", name="Recent failures of this worker")).to_be_visible()
     links = page.get_by_role("region", name="More").get_by_role("link")
     for path in [await link.get_attribute("href") for link in await links.all()]:
-        answer = await page.request.get(f"{path}")
-        assert answer.status == 200, path
+        response = await page.request.get(f"{path}")
+        assert response.status == 200, path
 
 
 async def test_the_chosen_language_and_time_zone_are_kept(
@@ -356,15 +371,15 @@ async def test_the_chosen_language_and_time_zone_are_kept(
 
 
 async def test_the_time_zone_of_the_browser_is_used_on_the_first_visit(page: Page) -> None:
-    loads: list[str] = []
-    page.on("domcontentloaded", lambda there: loads.append(there.url))
+    loaded_urls: list[str] = []
+    page.on("domcontentloaded", lambda loaded_page: loaded_urls.append(loaded_page.url))
     await page.goto("/clients")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
     await page.wait_for_timeout(400)
-    assert len(loads) <= 2
+    assert len(loaded_urls) <= 2  # a script sets the time zone and loads the page again, once
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
-    assert len(loads) <= 3
+    assert len(loaded_urls) <= 3
 
 
 async def test_an_unknown_time_zone_changes_nothing(page: Page) -> None:

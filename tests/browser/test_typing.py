@@ -18,7 +18,7 @@ from mailer.roles import Role
 
 TEXT = "A long text that nobody wants to write twice"
 SAVED = re.compile(r"/mailings/\d+$")
-STORED_TEXT = "sessionStorage.getItem('unsaved-input')"
+READ_STORED_INPUT = "sessionStorage.getItem('unsaved-input')"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ async def mailer(
     browser: Browser, shared_database_url: str, gateway: Gateway, shared_engine: AsyncEngine
 ) -> AsyncIterator[MailerProcess]:
     """A process with two operators; mailing 1 is scheduled."""
-    del browser  # without a browser nothing needs to be started
+    del browser  # requested so that without a browser no process is started
     users: dict[str, Role] = {"oleg": "operator", "olga": "operator"}
     async with mailer_with_users(shared_engine, shared_database_url, gateway, users) as mailer:
         yield mailer
@@ -39,7 +39,7 @@ async def sign_in(page: Page, name: str) -> None:
 
 
 async def write_mailing(page: Page) -> None:
-    """Fill in a mailing as oleg, without saving it."""
+    """Sign in as oleg and fill in a mailing, without saving it."""
     await page.goto("/mailings/new")
     await sign_in(page, "oleg")
     await page.locator("#text").fill(TEXT)
@@ -48,14 +48,15 @@ async def write_mailing(page: Page) -> None:
     await expect(page.locator("#preview-text")).to_contain_text("44")
 
 
-async def end_session(engine: AsyncEngine) -> None:
+async def end_sessions(engine: AsyncEngine) -> None:
+    """End the sessions of all users."""
     await execute(engine, "DELETE FROM session")
 
 
 async def lose_session(page: Page, engine: AsyncEngine) -> None:
     """Fill in a mailing, and save it after the session has ended."""
     await write_mailing(page)
-    await end_session(engine)
+    await end_sessions(engine)
     await page.locator("#save").click()
     await expect(page).to_have_title(re.compile("Sign in"))
 
@@ -71,19 +72,19 @@ async def test_typed_text_is_restored_after_signing_in_again(
     await expect(page.locator("#restored-input")).to_be_visible()
     await expect(page.locator("#preview-text")).to_contain_text("44")
     await check_accessibility(page)
-    assert await page.evaluate(STORED_TEXT) is None
+    assert await page.evaluate(READ_STORED_INPUT) is None
     await page.locator("#save").click()
     await page.wait_for_url(SAVED)  # the page of the form shows the text, too
     await expect(page.get_by_text(TEXT).first).to_be_visible()
-    assert await page.evaluate(STORED_TEXT) is None
+    assert await page.evaluate(READ_STORED_INPUT) is None
 
 
 async def test_text_is_restored_when_the_session_ended_while_typing(
     page: Page, page_errors: PageErrors, shared_engine: AsyncEngine
 ) -> None:
     await write_mailing(page)
-    await end_session(shared_engine)
-    page_errors.expect("answer", "401 POST at .*/mailings/preview")
+    await end_sessions(shared_engine)
+    page_errors.expect("status", "401 POST at .*/mailings/preview")
     await page.locator("#text").fill(TEXT + "!")  # requests a preview without a session
     await expect(page).to_have_title(re.compile("Sign in"))
     await sign_in(page, "oleg")
@@ -96,14 +97,14 @@ async def test_another_user_does_not_get_the_text(page: Page, shared_engine: Asy
     await expect(page.locator("#text")).to_have_value("")
     await expect(page.locator("#restored-input")).to_be_hidden()
     await page.wait_for_load_state()
-    assert await page.evaluate(STORED_TEXT) is None
+    assert await page.evaluate(READ_STORED_INPUT) is None
 
 
 async def test_signing_out_or_discarding_deletes_the_text(page: Page) -> None:
     await write_mailing(page)
     await page.get_by_role("button", name="Sign out").click()
     await expect(page).to_have_title(re.compile("Sign in"))
-    assert await page.evaluate(STORED_TEXT) is None
+    assert await page.evaluate(READ_STORED_INPUT) is None
     await page.goto("/mailings/new")
     await sign_in(page, "oleg")
     await expect(page.locator("#text")).to_have_value("")
@@ -111,7 +112,7 @@ async def test_signing_out_or_discarding_deletes_the_text(page: Page) -> None:
     await page.get_by_role("link", name="Discard").click()
     await expect(page).to_have_url(re.compile("/mailings$"))
     await page.wait_for_load_state()
-    assert await page.evaluate(STORED_TEXT) is None
+    assert await page.evaluate(READ_STORED_INPUT) is None
 
 
 async def test_a_restored_change_of_a_changed_mailing_is_still_a_conflict(
@@ -120,12 +121,12 @@ async def test_a_restored_change_of_a_changed_mailing_is_still_a_conflict(
     await page.goto("/mailings/1/edit")
     await sign_in(page, "oleg")
     await page.locator("#text").fill(TEXT)
-    await end_session(shared_engine)
+    await end_sessions(shared_engine)
     await execute(shared_engine, "UPDATE mailing SET text = 'Theirs', updated_at = now()")
     await page.locator("#save").click()
     await sign_in(page, "oleg")
     await expect(page.locator("#text")).to_have_value(TEXT)
-    page_errors.expect("answer", "409 POST at .*/edit")
+    page_errors.expect("status", "409 POST at .*/edit")
     await page.locator("#save").click()
     heading = page.get_by_role("alert").get_by_role("heading")
     await expect(heading).to_have_text(re.compile("Another user changed this mailing"))
@@ -138,7 +139,7 @@ async def test_a_refused_sign_in_shows_the_reason_as_heading(
     await page.goto("/login")
     await page.locator("[name=name]").fill("nobody")
     await page.locator("[name=password]").fill("wrong")
-    page_errors.expect("answer", "400 POST at .*/login")
+    page_errors.expect("status", "400 POST at .*/login")
     await page.locator("main button").click()
     heading = page.get_by_role("alert").get_by_role("heading")
     await expect(heading).to_have_text(re.compile("password"))
@@ -179,16 +180,16 @@ async def test_the_notice_of_a_failed_action_is_below_the_footer(page: Page) -> 
     await page.get_by_role("button", name="Apply").click()
     notice = page.locator("#request-error")
     await expect(notice).to_have_text(re.compile("no connection"))
-    bar, footer = await notice.bounding_box(), await page.locator("footer").bounding_box()
-    assert bar is not None
+    box, footer = await notice.bounding_box(), await page.locator("footer").bounding_box()
+    assert box is not None
     assert footer is not None
-    assert bar["y"] >= footer["y"] + footer["height"] - 1
+    assert box["y"] >= footer["y"] + footer["height"] - 1  # pixels
     await expect(notice).to_be_in_viewport(ratio=1)
     await page.context.set_offline(False)
 
 
 async def drop_response(route: Route) -> None:
-    """Pass a request on to mailer, and drop its response."""
+    """Send a request to mailer, but let the browser receive no response."""
     await route.fetch(max_redirects=0)
     await route.abort("connectionreset")
 
@@ -210,7 +211,7 @@ async def test_a_form_sent_again_after_a_lost_response_creates_one_mailing(
     assert await value(shared_engine, "SELECT count(*) FROM mailing") == before + 1
 
 
-CLICK_AT = """times => {
+CLICK_SAVE_AT = """times => {
     const arePrevented = [];
     addEventListener("submit", event => {
         arePrevented.push(event.defaultPrevented);
@@ -222,12 +223,14 @@ CLICK_AT = """times => {
     }
     return arePrevented;
 }"""
+"""Script that clicks Save at times in milliseconds; returns whether each click had no effect."""
 
 
 async def test_a_form_without_a_response_can_be_sent_again_after_some_seconds(page: Page) -> None:
     await write_mailing(page)
-    soon, later = 1_001, 6_001  # milliseconds
-    assert await page.evaluate(CLICK_AT, [1_000, soon, later]) == [False, True, False]
+    first, soon, later = 1_000, 1_001, 6_001  # milliseconds
+    is_prevented = await page.evaluate(CLICK_SAVE_AT, [first, soon, later])
+    assert is_prevented == [False, True, False]
 
 
 async def test_a_form_without_a_response_survives_a_reload(
@@ -255,7 +258,7 @@ async def test_a_failed_confirmation_request_is_shown_as_not_done(
     async def fail(route: Route) -> None:
         await route.fulfill(status=503, body="")
 
-    page_errors.expect("answer", "503 GET at .*/cancel")
+    page_errors.expect("status", "503 GET at .*/cancel")
     page_errors.expect("console", "503")
     await page.goto("/mailings/1")
     await sign_in(page, "oleg")

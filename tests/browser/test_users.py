@@ -1,4 +1,4 @@
-"""Signing in and out, and pages by role, in a browser."""
+"""Signing in and out, and what a user sees by role, in a browser."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,7 +16,11 @@ from tests.processes import Gateway, MailerProcess, until
 
 from mailer.roles import Role
 
-ROLES: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
+ROLES_BY_NAME: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
+
+
+RECONNECT = "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
+"""Script that makes a live page open a new stream, as if the user had gone back to it."""
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +28,15 @@ async def mailer(
     browser: Browser, shared_database_url: str, gateway: Gateway, shared_engine: AsyncEngine
 ) -> AsyncIterator[MailerProcess]:
     """A process with a user of each role; mailing 1 is scheduled."""
-    del browser  # without a browser nothing needs to be started
-    async with mailer_with_users(shared_engine, shared_database_url, gateway, ROLES) as mailer:
+    del browser  # requested so that without a browser no process is started
+    async with mailer_with_users(
+        shared_engine, shared_database_url, gateway, ROLES_BY_NAME
+    ) as mailer:
         yield mailer
 
 
 async def sign_in(page: Page, name: str, path: str = "/", password: str = PASSWORD) -> None:
-    """Open a page and sign in on the way to it."""
+    """Open a page, which redirects to the sign-in form, and sign in."""
     await page.goto(path)
     await signing_in.sign_in(page, name, password)
 
@@ -57,7 +63,7 @@ async def test_a_user_signs_in_on_the_way_to_a_page_and_signs_out(
 async def test_a_wrong_password_is_an_error_and_not_shown_again(
     page: Page, page_errors: PageErrors
 ) -> None:
-    page_errors.expect("answer", "400 POST at .*/login")
+    page_errors.expect("status", "400 POST at .*/login")
     await sign_in(page, "vera", password="nothing like it")  # noqa: S106  # used in tests alone
     await expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong.")
     await expect(page.get_by_label("Name", exact=True)).to_have_value("vera")
@@ -68,7 +74,7 @@ async def test_a_wrong_password_is_an_error_and_not_shown_again(
 async def test_a_viewer_can_only_read(page: Page, page_errors: PageErrors) -> None:
     await sign_in(page, "vera", "/mailings/1")
     await expect(page.get_by_text("It starts automatically")).to_be_visible()
-    await page.wait_for_timeout(2_500)  # live sections were received at least once
+    await page.wait_for_timeout(2_500)  # milliseconds: live sections were received at least once
     await expect(page.locator("#controls > *")).to_have_count(0)
     await page.goto("/clients")
     await expect(page.get_by_role("link", name="Import")).to_have_count(0)
@@ -77,7 +83,7 @@ async def test_a_viewer_can_only_read(page: Page, page_errors: PageErrors) -> No
     await expect(page.get_by_role("button", name="Save")).to_have_count(0)
     await check_accessibility(page)
     await expect(page.get_by_role("link", name="System")).to_have_count(0)
-    page_errors.expect("answer", "403 GET at .*/mailings/new")
+    page_errors.expect("status", "403 GET at .*/mailings/new")
     await page.goto("/mailings/new")
     await expect(page.get_by_role("heading", name="You are not allowed to do this")).to_be_visible()
     await check_accessibility(page)
@@ -85,9 +91,9 @@ async def test_a_viewer_can_only_read(page: Page, page_errors: PageErrors) -> No
 
 @every_page_state
 async def test_pages_of_users_are_accessible_and_fit(page: Page, page_state: PageState) -> None:
-    await page.goto("/")
+    await page.goto("/")  # redirects to the sign-in form
     await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
-    problems = [*await overflows(page)]
+    problems = await overflows(page)
     await check_accessibility(page)
     await sign_in(page, "anna", "/profile")
     await expect(page.locator("html")).to_have_attribute("data-zone", page_state.time_zone)
@@ -104,16 +110,15 @@ async def test_an_open_page_whose_session_ended_elsewhere_shows_the_sign_in_form
 ) -> None:
     await sign_in(page, "oleg", "/mailings/1")
     await expect(page.locator("#pause")).to_be_visible()
-    async with collecting_errors(browser, mailer.address, DESK) as other:
-        await sign_in(other.page, "oleg", "/profile")
-        end_button = other.page.get_by_role("button", name="End session")
+    async with collecting_errors(browser, mailer.address, DESK) as elsewhere:
+        await sign_in(elsewhere.page, "oleg", "/profile")
+        end_button = elsewhere.page.get_by_role("button", name="End session")
         await expect(end_button).to_have_count(1)
         await end_button.click()
-        await expect(other.page.get_by_text("The session has ended.")).to_be_visible()
+        await expect(elsewhere.page.get_by_text("The session has ended.")).to_be_visible()
         await expect(end_button).to_have_count(0)
-    # as after a minute, when the page reconnects
-    page_errors.expect("answer", "401 GET at .*/live/mailings/1")
-    await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+    page_errors.expect("status", "401 GET at .*/live/mailings/1")
+    await page.evaluate(RECONNECT)  # a page reconnects every minute
     await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
 
 
@@ -123,37 +128,43 @@ async def test_a_confirmation_without_a_session_leads_to_the_sign_in_form(
     await sign_in(page, "oleg", "/mailings/1")
     await expect(page.locator("#pause")).to_be_visible()
     await page.context.clear_cookies(name=re.compile("session"))
-    page_errors.expect("answer", "401 GET at .*/mailings/1/pause")
+    page_errors.expect("status", "401 GET at .*/mailings/1/pause")
     await page.locator("#pause").click()
     await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
 
 
+OPEN, CLOSED = 1, 2
+"""States of an EventSource, the browser's end of a stream of events."""
+RECORD_STREAMS = """() => {
+    window.noticesShown = 0;
+    new MutationObserver(() => { window.noticesShown += !offline.hidden; })
+        .observe(document.getElementById("offline"), {attributes: true});
+    const OriginalEventSource = EventSource;
+    window.streams = [];
+    window.EventSource = function (address) {
+        const source = new OriginalEventSource(address);
+        window.streams.push(source);
+        return source;
+    };
+    window.EventSource.CLOSED = OriginalEventSource.CLOSED;
+}"""
+"""Script that records new streams, and how often the notice of a lost connection was shown."""
+
+
 async def test_reconnecting_a_stream_shows_no_notice(page: Page) -> None:
     await sign_in(page, "vera", "/mailings/1")
-    await page.evaluate("""() => {
-        window.shown = 0;
-        new MutationObserver(() => { window.shown += !offline.hidden; })
-            .observe(document.getElementById("offline"), {attributes: true});
-        const Source = EventSource;
-        window.opened = [];
-        window.EventSource = function (address) {
-            const source = new Source(address);
-            window.opened.push(source);
-            return source;
-        };
-        window.EventSource.CLOSED = Source.CLOSED;
-        dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}));
-    }""")
+    await page.evaluate(RECORD_STREAMS)
+    await page.evaluate(RECONNECT)
 
-    async def are_open(count: int) -> bool | None:
-        states = await page.evaluate("opened.map(source => source.readyState)")
-        return [len(states), *states[-1:]] == [count, 1] or None
+    async def has_opened(count: int) -> bool | None:
+        states = await page.evaluate("streams.map(source => source.readyState)")
+        return (len(states) == count and states[-1] == OPEN) or None
 
-    await until(lambda: are_open(1))
-    await page.evaluate("opened[0].dispatchEvent(new MessageEvent('again', {data: '-'}))")
-    await until(lambda: are_open(2))
-    assert await page.evaluate("opened[0].readyState") == 2
-    assert await page.evaluate("window.shown") == 0
+    await until(lambda: has_opened(1))
+    await page.evaluate("streams[0].dispatchEvent(new MessageEvent('reconnect', {data: '-'}))")
+    await until(lambda: has_opened(2))
+    assert await page.evaluate("streams[0].readyState") == CLOSED
+    assert await page.evaluate("noticesShown") == 0
 
 
 @pytest.mark.parametrize("page_state", [NARROW], ids=["russian on a phone, dark"])
@@ -169,10 +180,10 @@ async def test_an_admin_creates_a_user_who_then_signs_in(
     await page.locator("main button.primary").click()
     await expect(page.get_by_role("heading", name=name)).to_be_visible()
     await check_accessibility(page)
-    async with collecting_errors(browser, mailer.address, DESK) as other:
-        await sign_in(other.page, name, "/mailings/new")
-        await expect(other.page.get_by_role("heading", name="New mailing")).to_be_visible()
+    async with collecting_errors(browser, mailer.address, DESK) as elsewhere:
+        await sign_in(elsewhere.page, name, "/mailings/new")
+        await expect(elsewhere.page.get_by_role("heading", name="New mailing")).to_be_visible()
     await page.reload()
-    await page.locator("button.danger").click()
+    await page.locator("button.danger").click()  # disables the user
     await expect(page.locator(".notice.done")).to_be_visible()
     await check_accessibility(page)

@@ -1,4 +1,4 @@
-"""Pages that are rendered in parts, while other tasks change what they show."""
+"""A page is rendered in parts, between which other tasks may change what it shows."""
 
 import pytest
 from tests.factories import NOON, create_channel
@@ -10,12 +10,13 @@ from mailer.gateway.breaker import Breaker
 from mailer.gateway.channel import Channel
 from mailer.gateway.protocol import Accepted, TemporaryFailure
 
-RESET = 15.0  # seconds after which an open breaker lets a message probe
+BREAKER_RESET = 15.0  # seconds after which an open breaker lets a message probe
 VIEWER = Viewer("en", "UTC", "write")
 
 
 def channel_with_open_breaker() -> Channel:
-    channel = create_channel(breaker_failures=1, breaker_reset=RESET)
+    """Return a channel whose gateway failed at second 0."""
+    channel = create_channel(breaker_failures=1, breaker_reset=BREAKER_RESET)
     breaker = channel.breaker
     breaker.record(breaker.acquire(0) or 0, TemporaryFailure("http_503"), 0, NOON)
     assert breaker.state == "open"
@@ -23,15 +24,20 @@ def channel_with_open_breaker() -> Channel:
 
 
 def close(breaker: Breaker) -> None:
-    breaker.record(breaker.acquire(RESET) or 0, Accepted(), RESET, NOON)
+    """Close a breaker by a successful probe."""
+    breaker.record(breaker.acquire(BREAKER_RESET) or 0, Accepted(), BREAKER_RESET, NOON)
     assert breaker.state == "closed"
 
 
-def render_gateway(folder: str, close_after: int) -> list[str]:
-    """Return the parts of the section; close the breaker after `close_after` parts (0: never)."""
+def render_gateway(folder: str, close_after: int | None) -> list[str]:
+    """Return the parts of the section of the gateway, whose breaker is open at first.
+
+    The breaker closes when `close_after` parts have been rendered; None: it stays open.
+    """
     channel, rendered = channel_with_open_breaker(), []
+    context = PageContext(VIEWER, "/", channel)
     with use_language(VIEWER.language):
-        for part in PageContext(VIEWER, "/", channel).render_parts(f"{folder}/gateway.html"):
+        for part in context.render_parts(f"{folder}/gateway.html"):
             rendered.append(part)
             if len(rendered) == close_after:
                 close(channel.breaker)
@@ -39,9 +45,9 @@ def render_gateway(folder: str, close_after: int) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", ["overview", "system"])
-def test_a_page_shows_one_state_of_the_gateway(folder: str) -> None:
-    before = render_gateway(folder, 0)
-    assert "card warning" in "".join(before)
-    assert len(before) > 5
-    for close_after in range(1, len(before) + 1):
-        assert render_gateway(folder, close_after) == before
+def test_a_page_shows_the_state_of_the_gateway_when_its_rendering_started(folder: str) -> None:
+    with_open_breaker = render_gateway(folder, close_after=None)
+    assert "card warning" in "".join(with_open_breaker)
+    assert len(with_open_breaker) > 5
+    for close_after in range(1, len(with_open_breaker) + 1):
+        assert render_gateway(folder, close_after) == with_open_breaker

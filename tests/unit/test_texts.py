@@ -22,9 +22,9 @@ from mailer.admin.language import (
     use_language,
 )
 
-WITHOUT_OBJECT = "the button's label leaves out the object that its question names"
-SAME = dict.fromkeys(["Продолжить", "Приостановить", "Отправить повторно"], WITHOUT_OBJECT)
-"""Translations of more than one text, with the reason; any other such translation is wrong."""
+REASON = "the label of the button leaves out the object: the question above it names it"
+SHARED_TRANSLATIONS = dict.fromkeys(["Продолжить", "Приостановить", "Отправить повторно"], REASON)
+"""Translations that more than one text may have, with the reason."""
 
 
 @pytest.fixture(params=LANGUAGES)
@@ -34,6 +34,7 @@ def language(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def catalogue(language: str) -> Catalog:
+    """The catalogue of a language as `make texts` would write it."""
     return updated_catalogue(language)
 
 
@@ -48,7 +49,7 @@ def test_every_text_is_translated(catalogue: Catalog) -> None:
 
 def test_translations_have_the_same_placeholders(catalogue: Catalog) -> None:
     errors = {entry.id: list(entry.check(catalogue)) for entry in catalogue if entry.id}
-    assert {text: found for text, found in errors.items() if found} == {}
+    assert {text: text_errors for text, text_errors in errors.items() if text_errors} == {}
 
 
 def test_no_two_texts_have_the_same_translation_without_a_reason() -> None:
@@ -56,16 +57,18 @@ def test_no_two_texts_have_the_same_translation_without_a_reason() -> None:
     for entry in updated_catalogue("ru"):
         if entry.id:
             ids_by_translation.setdefault(entry.string, []).append(entry.id)
-    assert {text for text, ids in ids_by_translation.items() if len(ids) > 1} == SAME.keys()
+    shared = {translation for translation, ids in ids_by_translation.items() if len(ids) > 1}
+    assert shared == SHARED_TRANSLATIONS.keys()
 
 
 def test_error_of_the_api_is_shown_in_the_language_of_the_page() -> None:
     with use_language("ru"):
         assert translate_message("is required") == gettext("is required") != "is required"
-        translated = translate_message("has 3 fields, but the header has 2")
+        with_numbers = "has 3 fields, but the header has 2"
+        translated = translate_message(with_numbers)
         assert "3" in translated
         assert "2" in translated
-        assert translated != "has 3 fields, but the header has 2"
+        assert translated != with_numbers
         assert translate_message("an unknown {} text with 7") == "an unknown {} text with 7"
     with use_language("en"):
         assert translate_message("must be in the future") == "must be in the future"
@@ -75,17 +78,21 @@ def test_error_of_the_api_is_shown_in_the_language_of_the_page() -> None:
     "error_class", list(http_errors()), ids=lambda error_class: error_class.__name__
 )
 def test_detail_of_every_http_error_is_translated(error_class: type[HTTPException]) -> None:
-    """An error without its own detail has the status phrase, which pages do not show."""
+    """An error without its own detail has the phrase of its status, which pages do not show."""
     detail = getattr(error_class, "detail", None)
-    phrase = HTTPStatus(error_class.status_code).phrase
+    status_phrase = HTTPStatus(error_class.status_code).phrase
+    is_shown = detail not in {None, status_phrase}
     with use_language("ru"):
-        assert detail in {None, phrase} or translate_message(detail) != detail
+        assert not is_shown or translate_message(str(detail)) != detail
 
 
-@pytest.mark.parametrize(("count", "form"), [(1, 0), (2, 1), (5, 2), (11, 2), (21, 0)])
+ONE, FEW, MANY = 0, 1, 2
+"""The plural forms of Russian, by their position in the catalogue."""
+
+
+@pytest.mark.parametrize(("count", "form"), [(1, ONE), (2, FEW), (5, MANY), (11, MANY), (21, ONE)])
 def test_plural_form_depends_on_the_number(count: int, form: int) -> None:
-    catalogue = updated_catalogue("ru")
-    forms = catalogue["%(n)s client"].string
+    forms = updated_catalogue("ru")["%(n)s client"].string
     assert isinstance(forms, tuple | list)
     with use_language("ru"):
         assert ngettext("%(n)s client", "%(n)s clients", count) == forms[form]

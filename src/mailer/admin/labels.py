@@ -1,4 +1,7 @@
-"""Labels that the pages show for the short names in the code and the database."""
+"""Labels that the pages show for the short names in the code and the database.
+
+`gettext_noop` only marks a label for the catalogues; it is translated when a page shows it.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -28,17 +31,25 @@ REASON_LABELS = {
     "restored": gettext_noop("the database was restored"),
     "no_gateway": gettext_noop("no gateway is configured"),
 }
+"""Why a message was not delivered, why its last attempt failed, or why a mailing is held."""
+ANSWER_REASON_LABELS = {
+    "http": gettext_noop("the gateway answered {}"),
+    "rejected": gettext_noop("the gateway rejected it with {}"),
+}
+"""Reasons that contain an HTTP status, such as `http_503`; `{}` is the place of the status."""
 SCOPE_LABELS = {
     "read": gettext_noop("Read clients, mailings and messages"),
     "write": gettext_noop("Also create and change clients and mailings"),
     "admin": gettext_noop("Full access to the API"),
 }
+"""What an API key allows."""
 ACTOR_LABELS = {
     "key": gettext_noop("API key"),
     "user": gettext_noop("User"),
     "command": gettext_noop("Command line"),
     "anonymous": gettext_noop("Anonymous"),
 }
+"""Who made a change in the audit log."""
 TARGET_LABELS = {
     "mailing": gettext_noop("Mailing"),
     "client": gettext_noop("Client"),
@@ -48,6 +59,7 @@ TARGET_LABELS = {
     "database": gettext_noop("Database"),
     "gateway": gettext_noop("Gateway"),
 }
+"""What was changed in the audit log; `directory` is several clients at once."""
 ACTION_LABELS = {
     "mailing_created": gettext_noop("Mailing created"),
     "mailing_changed": gettext_noop("Mailing changed"),
@@ -95,7 +107,7 @@ FIELD_LABELS = {
     "tag": gettext_noop("Tag"),
     "time_zone": gettext_noop("Time zone"),
     "filter": gettext_noop("Filtered by"),
-    # counts of clients in an import
+    # numbers of clients in an import
     "created": gettext_noop("created"),
     "updated": gettext_noop("updated"),
     "unchanged": gettext_noop("unchanged"),
@@ -106,10 +118,6 @@ FIELD_LABELS = {
 """Fields in the audit log, in the order in which the page shows them."""
 ON_UNKNOWN_LABELS = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
 """The choice of a mailing for messages whose delivery is unknown."""
-GATEWAY_ANSWERS = {
-    "http": gettext_noop("the gateway answered {}"),
-    "rejected": gettext_noop("the gateway rejected it with {}"),
-}
 ROLE_LABELS = {
     "viewer": gettext_noop("Viewer"),
     "operator": gettext_noop("Operator"),
@@ -134,28 +142,30 @@ OPERATING_SYSTEMS = {
     "CrOS": "ChromeOS",
     "Linux": "Linux",
 }
+"""Operating systems by a part of the User-Agent; the first match counts."""
 _ANSWER_REASON = re.compile(r"(http|rejected)_(\d{3})")
 
 
-def reason_label(name: str) -> str:
+def reason_label(reason: str) -> str:
     """Return the label of a reason; a reason without a label is returned unchanged."""
-    if answer := _ANSWER_REASON.fullmatch(name):
-        return gettext(GATEWAY_ANSWERS[answer[1]]).format(answer[2])
-    return gettext(REASON_LABELS[name]) if name in REASON_LABELS else name
+    if match := _ANSWER_REASON.fullmatch(reason):
+        kind, status = match.groups()
+        return gettext(ANSWER_REASON_LABELS[kind]).format(status)
+    return gettext(REASON_LABELS[reason]) if reason in REASON_LABELS else reason
 
 
-def label_lookup(names: Mapping[str, str]) -> Callable[[str], str]:
+def label_lookup(labels: Mapping[str, str]) -> Callable[[str], str]:
     """Return a function from a name to its label; a name without a label is returned unchanged."""
-    return lambda name: gettext(names[name]) if name in names else name
+    return lambda name: gettext(labels[name]) if name in labels else name
 
 
-def browser_name(agent: str) -> str:
+def browser_name(user_agent: str) -> str:
     """Return the browser and the operating system of a User-Agent, such as `Firefox, Linux`.
 
     A User-Agent with neither of them is returned unchanged.
     """
-    found = [
-        next((name for part, name in names.items() if part in agent), None)
-        for names in (BROWSERS, OPERATING_SYSTEMS)
+    names = [
+        next((name for part, name in names_by_part.items() if part in user_agent), None)
+        for names_by_part in (BROWSERS, OPERATING_SYSTEMS)
     ]
-    return ", ".join(name for name in found if name) or agent
+    return ", ".join(name for name in names if name) or user_agent

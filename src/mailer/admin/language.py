@@ -1,7 +1,7 @@
-"""Languages of the pages: English texts in the code, translations in gettext catalogues.
+"""Languages of the pages: the code contains English texts, and gettext catalogues translations.
 
-`make texts` keeps the catalogues (`locale/`) up to date. They are read at run time without being
-compiled first.
+`make texts` keeps the catalogues (`locale/`) up to date. They are read at run time, without a
+separate step that compiles them.
 """
 
 import re
@@ -23,6 +23,7 @@ LANGUAGES = {"en": "English", "ru": "Русский"}
 _NUMBER = re.compile(r"\d+")
 
 _language: ContextVar[str] = ContextVar("language", default="en")
+"""The language that the current task renders in."""
 
 
 def gettext_noop(text: str) -> str:
@@ -31,7 +32,10 @@ def gettext_noop(text: str) -> str:
 
 
 def choose_language(chosen: str | None, accepted: list[str]) -> str:
-    """Return `chosen` if it is a known language, else the best of `accepted`, else English."""
+    """Return the language for a user: `chosen` if it is known, else the best known of `accepted`.
+
+    `accepted` are codes from the most preferred on. Without a known one the language is English.
+    """
     if chosen in LANGUAGES:
         return str(chosen)
     return negotiate_locale(accepted, LANGUAGES, sep="-") or "en"
@@ -49,7 +53,7 @@ def use_language(language: str) -> Iterator[None]:
 
 @cache
 def catalogue(language: str) -> Translations:
-    """Return the translations of a language."""
+    """Return the translations of a language, compiled from its catalogue."""
     compiled = BytesIO()
     with (LOCALE_FOLDER / language / "LC_MESSAGES" / "mailer.po").open("rb") as file:
         write_mo(compiled, read_po(file, locale=language))
@@ -81,12 +85,16 @@ def ngettext(one: str, many: str, count: int) -> str:
 def translate_message(message: str) -> str:
     """Return a message of the API in the words of the pages, in the current language.
 
-    The catalogues hold messages that contain numbers with `{}` in place of each number.
+    The catalogues contain some messages with `{}` in place of each number: "has 3 fields, but the
+    header has 2" is translated as "has {} fields, but the header has {}". A message without a
+    translation is returned unchanged.
     """
     if (translated := gettext(message)) != message:
         return translated
-    numbers = _NUMBER.findall(message)
-    pattern = _NUMBER.sub("{}", message)
-    if not numbers or "{" in message or (translated := gettext(pattern)) == pattern:
+    if "{" in message:  # not a place for a number
         return message
-    return translated.format(*numbers)
+    pattern = _NUMBER.sub("{}", message)
+    translated_pattern = gettext(pattern)
+    if translated_pattern == pattern:
+        return message
+    return translated_pattern.format(*_NUMBER.findall(message))

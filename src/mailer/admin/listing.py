@@ -1,4 +1,7 @@
-"""Lists of objects: the filter form in the query of a URL, and links to neighbouring pages."""
+"""Lists of objects, page by page: the filter form, and the links to the newer and the older page.
+
+The filter and the position in the list are in the query of the URL, as in the API.
+"""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -13,11 +16,11 @@ from mailer.validation import Model
 from mailer.web.query import read_query
 
 EMPTY_PAGE = RowPage([], 0, has_older=False, has_newer=False)
-"""The result of a query that is known to match nothing."""
+"""A page without rows: of a query that is not valid, or is known to match nothing."""
 
 
 class PageLinks(msgspec.Struct, frozen=True):
-    """URLs of the pages before and after one page of a list; None where there is no such page."""
+    """URLs of the pages with the next newer and the next older rows; None if there are none."""
 
     newer: str | None
     older: str | None
@@ -26,7 +29,10 @@ class PageLinks(msgspec.Struct, frozen=True):
 def read_list_query(
     request: Request[Any, Any, Any], model: type[Model], *fields: str
 ) -> tuple[Form, Model | None]:
-    """Return the filter form of a list, and its query; None as query if the form is not valid."""
+    """Return the filter form of a list with its `fields`, and the query as a `model`.
+
+    If the form is not valid, it has errors and the query is None.
+    """
     form = Form({name: request.query_params.get(name, "") for name in fields})
     try:
         return form, read_query(request, model, blank_is_absent=True)
@@ -34,15 +40,18 @@ def read_list_query(
         return form.with_errors(error), None
 
 
-def list_url(path: str, form: Form, **more: object) -> str:
-    """Return the URL of a list with the filters of `form` and the parameters `more`."""
-    parameters = {name: value for name, value in form.values.items() if value} | more
+def list_url(path: str, form: Form, **position: int) -> str:
+    """Return the URL of a list with the filters of `form`.
+
+    `position` is `before` or `after` with an id: only rows older or newer than this id.
+    """
+    parameters = {name: value for name, value in form.values.items() if value} | position
     return f"{path}?{urlencode(parameters)}" if parameters else path
 
 
 def page_links(page: RowPage, path: str, form: Form) -> PageLinks:
-    """Return the URLs of the pages before and after `page`."""
+    """Return the links of `page`, whose rows are the newest first, with the filters of `form`."""
     return PageLinks(
-        list_url(path, form, after=page.rows[0].id) if page.has_newer else None,
-        list_url(path, form, before=page.rows[-1].id) if page.has_older else None,
+        newer=list_url(path, form, after=page.rows[0].id) if page.has_newer else None,
+        older=list_url(path, form, before=page.rows[-1].id) if page.has_older else None,
     )

@@ -1,7 +1,9 @@
 """Live updates of open pages by server-sent events; equal pages are rendered once for all viewers.
 
-Protocol: https://html.spec.whatwg.org/multipage/server-sent-events.html. An event contains the HTML
-of the sections of a page that have changed; `pages.js` replaces the sections with the same ids.
+Each open page has a stream of events. While it is open, its sections are rendered again every few
+seconds, which is called a refresh here. An event contains the HTML of the sections that have
+changed; `pages.js` replaces the sections with the same ids. Protocol:
+https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
 
 import asyncio
@@ -9,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from litestar.exceptions import ServiceUnavailableException
@@ -33,24 +35,40 @@ SHARED_RESULT_FRACTION = 0.75
 KEEPALIVE_INTERVAL = 20.0
 """Seconds without an event before an empty comment is sent: proxies close silent connections."""
 MAX_STREAMS, MAX_STREAMS_PER_OWNER = 200, 20
-"""Maximum number of open streams of a worker, and of one user. Further requests are refused, to be
-repeated later."""
-
-Sections = Mapping[str, str]
-"""The HTML of each live section of a page, by its id."""
-STALE_EVENT = ServerSentEventMessage("-", event="stale")
-FRESH_EVENT = ServerSentEventMessage("-", event="fresh")
-"""These two tell a page that it is out of date, and that it is up to date again."""
+"""Maximum number of open streams of a worker, and of one user. Further requests are refused; the
+page repeats them."""
 STREAM_LIFETIME = 60.0
 """Seconds that a stream lasts. Then the page reconnects, and the request is authorized again: the
 user may have been signed out or may have another role."""
+
+STALE_EVENT = ServerSentEventMessage("-", event="stale")
+"""Makes a page show that it is out of date: a refresh has failed."""
+FRESH_EVENT = ServerSentEventMessage("-", event="fresh")
+"""Makes a page show that it is up to date again."""
 RECONNECT_EVENT = ServerSentEventMessage("-", event="reconnect")
-"""Tells a page to reconnect."""
+"""Makes a page reconnect."""
+
+Sections = Mapping[str, str]
+"""The HTML of each live section of a page, by its id."""
 RenderSections = Callable[[], Awaitable[Sections]]
+"""Queries the database and renders the live sections of a page."""
+
+
+class Refresh(NamedTuple):
+    """One rendering of the sections of a page; it may wait for other refreshes before it starts."""
+
+    started_at: asyncio.Future[float]
+    """The start, in seconds on the clock of the event loop."""
+    result: asyncio.Task[Sections | None]
+    """The sections; None if rendering failed."""
+
+    def started_before(self, moment: float) -> bool:
+        """Return whether the refresh has started before a moment on the clock of the loop."""
+        return self.started_at.done() and self.started_at.result() < moment
 
 
 class LiveStream(ServerSentEvent):
-    """A stream of events that calls `on_end` when it has ended, even if it never started."""
+    """A stream of events that calls `on_end` once, even if the client leaves before its start."""
 
     def __init__(
         self, events: AsyncGenerator[ServerSentEventMessage, None], on_end: Callable[[], None]
@@ -66,22 +84,24 @@ class LiveStream(ServerSentEvent):
 
 
 class LiveUpdates:
-    """Keeps open pages up to date until the worker stops."""
+    """Keeps open pages up to date until the worker stops.
+
+    Streams of pages with the same content have the same key and share each refresh.
+    """
 
     def __init__(self, lifetime: float = STREAM_LIFETIME) -> None:
         self._lifetime = lifetime
         self._stopping = asyncio.Event()
         self._open_streams: Counter[Hashable] = Counter()
-        """Streams by owner, including those whose response has not started yet."""
+        """Number of streams by owner, including those whose response has not started yet."""
         self._viewers: Counter[Hashable] = Counter()
-        """Streams by key, while they send events."""
-        self._refreshes: dict[
-            Hashable, tuple[asyncio.Future[float], asyncio.Task[Sections | None]]
-        ] = {}
-        """The newest refresh by key: its start on the loop's clock, and its result."""
+        """Number of streams by key, while they send events."""
+        self._refreshes: dict[Hashable, Refresh] = {}
+        """The newest refresh by key."""
         self._costs: dict[Hashable, float] = {}
         """Seconds that a refresh takes, by key."""
         self._refresh_lock = asyncio.Lock()
+        """Held by the refresh that is running: refreshes run one after the other."""
 
     def stop(self) -> None:
         """End every stream, because the server waits for open responses when it stops."""
@@ -92,8 +112,8 @@ class LiveUpdates:
     ) -> ServerSentEvent:
         """Return a stream of the sections that `render` returns, now and whenever they change.
 
-        Streams with the same key show the same content and share its rendering. One owner may have
-        `MAX_STREAMS_PER_OWNER` open streams; None is not limited. Raises
+        Streams with the same key show the same content. `owner` is the user: one owner may have
+        `MAX_STREAMS_PER_OWNER` open streams, but None is not limited. Raises
         `ServiceUnavailableException` when too many streams are open.
         """
         is_owner_full = owner is not None and self._open_streams[owner] >= MAX_STREAMS_PER_OWNER
@@ -103,6 +123,7 @@ class LiveUpdates:
         return LiveStream(self._events(key, render), lambda: self._release_stream(owner))
 
     def _release_stream(self, owner: Hashable | None) -> None:
+        """Count one stream less for an owner."""
         self._open_streams[owner] -= 1
         if not self._open_streams[owner]:
             del self._open_streams[owner]
@@ -110,28 +131,31 @@ class LiveUpdates:
     async def _events(
         self, key: Hashable, render: RenderSections
     ) -> AsyncGenerator[ServerSentEventMessage, None]:
-        sent_hashes: dict[str, int] = {}
+        """Yield the events of one stream: at first all sections, later those that changed."""
+        sent_hashes: dict[str, int] = {}  # by section
         started_at = asyncio.get_running_loop().time()
-        silence = 0.0
-        is_stale = False
+        silent_seconds = 0.0  # since the last event
+        is_stale = False  # whether the page shows that it is out of date
         self._viewers[key] += 1
         try:
             while not self._stopping.is_set():
                 # a refresh that started before the page was requested may be older than the page
-                sections = await self._get_sections(key, render, started_at)
-                if is_stale != (sections is None):
-                    is_stale = not is_stale
+                sections = await self._get_sections(key, render, min_start=started_at)
+                has_failed = sections is None
+                if has_failed != is_stale:
+                    is_stale = has_failed
                     yield STALE_EVENT if is_stale else FRESH_EVENT
                 sections = sections or {}
                 hashes = {name: hash(html) for name, html in sections.items()}
                 changed = hashes.items() - sent_hashes.items()
                 sent_hashes |= dict(changed)
+                needs_keepalive = not changed and silent_seconds >= KEEPALIVE_INTERVAL
                 if changed:
                     yield ServerSentEventMessage("\n".join(sections[name] for name, _ in changed))
-                elif silence >= KEEPALIVE_INTERVAL:
+                elif needs_keepalive:
                     yield ServerSentEventMessage(data=None, comment="")
-                is_silent = not changed and silence < KEEPALIVE_INTERVAL
-                silence = silence + self.refresh_interval if is_silent else 0.0
+                is_silent = not changed and not needs_keepalive
+                silent_seconds = silent_seconds + self.refresh_interval if is_silent else 0.0
                 await self._wait()
                 if asyncio.get_running_loop().time() >= started_at + self._lifetime:
                     yield RECONNECT_EVENT
@@ -145,8 +169,9 @@ class LiveUpdates:
     @property
     def refresh_interval(self) -> float:
         """Seconds between two refreshes of a page; keeps all pages below `MAX_TIME_SHARE`."""
-        needed = sum(self._costs.values()) / MAX_TIME_SHARE
-        return min(MAX_REFRESH_INTERVAL, max(MIN_REFRESH_INTERVAL, needed))
+        seconds_for_all_pages = sum(self._costs.values())
+        interval = seconds_for_all_pages / MAX_TIME_SHARE
+        return min(MAX_REFRESH_INTERVAL, max(MIN_REFRESH_INTERVAL, interval))
 
     async def _wait(self) -> None:
         """Wait for one refresh interval, or until `stop` is called."""
@@ -157,35 +182,38 @@ class LiveUpdates:
             return
 
     async def _get_sections(
-        self, key: Hashable, render: RenderSections, since: float
+        self, key: Hashable, render: RenderSections, min_start: float
     ) -> Sections | None:
-        """Return a recent result for `key` that was started after `since`, else a new one.
+        """Return the sections of the newest refresh for `key`, or of a new one if it is too old.
 
-        `since` is a time of the loop's clock. None means that rendering failed.
+        It is too old if it started before `min_start`, in seconds on the clock of the loop, or
+        longer ago than results are shared. None means that rendering failed.
         """
-        shared_since = self.refresh_interval * SHARED_RESULT_FRACTION
-        since = max(since, asyncio.get_running_loop().time() - shared_since)
+        loop = asyncio.get_running_loop()
+        min_start = max(min_start, loop.time() - self.refresh_interval * SHARED_RESULT_FRACTION)
+        # remove what nobody needs: viewers of other keys still wait for refreshes that are running
         self._refreshes = {
-            known: (start, task)
-            for known, (start, task) in self._refreshes.items()
-            if not (start.done() and start.result() < since and (task.done() or known == key))
+            other: refresh
+            for other, refresh in self._refreshes.items()
+            if not refresh.started_before(min_start) or (other != key and not refresh.result.done())
         }
         if key not in self._refreshes:
-            start = asyncio.get_running_loop().create_future()
-            self._refreshes[key] = start, asyncio.create_task(self._refresh(key, render, start))
+            start = loop.create_future()
+            task = asyncio.create_task(self._refresh(key, render, start))
+            self._refreshes[key] = Refresh(start, task)
         # shielded: a viewer that leaves must not cancel the refresh for the others
-        return await asyncio.shield(self._refreshes[key][1])
+        return await asyncio.shield(self._refreshes[key].result)
 
     async def _refresh(
         self, key: Hashable, render: RenderSections, start: asyncio.Future[float]
     ) -> Sections | None:
-        """Return the rendered sections, one refresh at a time; None if it failed.
+        """Wait for other refreshes, set the result of `start`, and return the rendered sections.
 
-        After a failure the pages stay as they are and say so, until a refresh succeeds.
+        Returns None if rendering failed: then the pages show that they are out of date.
         """
         async with self._refresh_lock:
             start.set_result(asyncio.get_running_loop().time())
-            started_at = time.perf_counter()
+            rendering_start = time.perf_counter()
             try:
                 async with asyncio.timeout(MAX_REFRESH_INTERVAL):
                     return await render()
@@ -196,9 +224,12 @@ class LiveUpdates:
                     log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
                 return None
             finally:
-                self._record_cost(key, time.perf_counter() - started_at)
+                self._record_cost(key, time.perf_counter() - rendering_start)
 
     def _record_cost(self, key: Hashable, seconds: float) -> None:
-        """Record the duration of a refresh; a single slow one counts at most twice the last."""
+        """Record the duration of a refresh, at most twice the one recorded before.
+
+        So a single slow refresh makes updates less frequent only a little.
+        """
         if key in self._viewers:
             self._costs[key] = min(seconds, 2 * self._costs.get(key, seconds))

@@ -9,8 +9,9 @@ from litestar import Request
 from mailer.web.origin import SAFE_METHODS
 
 OWN_PATH = re.compile(r"/(?![/\\])[^\x00-\x1f\x7f\\]*")
-"""A path on this site. `//host` would lead to another host. Browsers remove tabs and line ends, and
-read a backslash as a slash (https://url.spec.whatwg.org/#concept-basic-url-parser)."""
+"""A path on this site. Not allowed: `//host`, which leads to another host; a backslash, which
+browsers read as a slash; tabs and line ends, which they remove, so that `/<tab>/host` becomes
+`//host` (https://url.spec.whatwg.org/#concept-basic-url-parser)."""
 
 MAX_PATH_LENGTH = 2000
 """Maximum length of a path to redirect to, in characters. The longest path of a page is shorter."""
@@ -22,13 +23,16 @@ def own_path(path: str) -> str:
 
 
 def redirect_back_url(path: str, request: Request[Any, Any, Any]) -> str:
-    """Return the URL of the page at `path`, with the path of the page that a request came from."""
-    if "HX-Request" in request.headers:
+    """Return the URL of the page at `path`, from which the user is redirected back.
+
+    The URL has the path to redirect to as its parameter `return_path`, unless that is the overview.
+    """
+    if "HX-Request" in request.headers:  # a script requested a part of the page that is open
         return_path = _path_on_site(request, request.headers.get("HX-Current-URL", ""))
     elif request.method in SAFE_METHODS:
         query = request.url.query
         return_path = f"{request.url.path}?{query}" if query else request.url.path
-    else:
+    else:  # a form was sent: the page of the form
         return_path = _path_on_site(request, request.headers.get("Referer", ""))
     if own_path(return_path) == "/":
         return path

@@ -1,55 +1,39 @@
-"""Rendering of pages: the context of every page, and the formats of numbers and moments."""
+"""Rendering of pages: the context of every page, its response, and the template environment."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
+from collections.abc import Generator, Iterable, Iterator
+from functools import cache
 from typing import Any
 from uuid import uuid4
-from zoneinfo import ZoneInfo
 
 import msgspec
-from babel.dates import format_datetime, format_timedelta
-from babel.numbers import format_decimal, format_percent
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import MediaType, Request, Response
 from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
-from markupsafe import Markup
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import statuses
 from mailer.access.model import Actor
-from mailer.admin import labels
-from mailer.admin.language import (
-    LANGUAGES,
-    current_language,
-    gettext,
-    locale,
-    ngettext,
-    translate_message,
-    use_language,
-)
+from mailer.admin.formats import FILTERS, load_formats
+from mailer.admin.language import LANGUAGES, gettext, ngettext, use_language
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
 from mailer.gateway.channel import Channel, gateway_status
-from mailer.mailing.model import split_terms
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
 from mailer.web.assets import asset_url
 from mailer.web.origin import SAFE_METHODS
 from mailer.web.problems import Problem
 
-ONE_DECIMAL_BELOW, BYTES_PER_KIB = 10, 1024
-BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 FLASH_COOKIE = "done"
 """Cookie with the confirmation that the next page shows: a key of `flash.html`."""
-DATETIME_FORMAT = "d MMM y, HH:mm"
 PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+"""Content-Security-Policy: a page runs and loads only files of this site, and is in no frame."""
 PAGE_HEADERS = {
     "Content-Security-Policy": PAGE_CSP,
     "Cache-Control": "private, no-store",  # after sign-out, Back must not show phones
@@ -64,6 +48,7 @@ class PageContext(msgspec.Struct, frozen=True):
     path: str
     """Path and query of the page: where to redirect to after the language was changed."""
     channel: Channel | None
+    """The channel of the gateway, whose state pages show; None if none is configured."""
     actor: Actor | None = None
     """The signed-in user, or the anonymous actor if authentication is off."""
     has_metrics: bool = False
@@ -71,9 +56,9 @@ class PageContext(msgspec.Struct, frozen=True):
     flash: str | None = None
     """The confirmation of the last action: a key of `flash.html`."""
     is_held: bool = False
-    """Whether nothing is sent since the database was restored. Read only if the user may write."""
+    """Whether nothing is sent because the database was restored. Only for viewers who may write."""
     is_fragment: bool = False
-    """Whether a script requested only the content, to show it on the current page."""
+    """Whether a script requested the content without header and footer, to show it in a dialog."""
 
     @property
     def user(self) -> Actor | None:
@@ -96,7 +81,11 @@ class PageContext(msgspec.Struct, frozen=True):
 
     @property
     def creation_url(self) -> str:
-        """URL of a form that creates one object, even if the form is sent twice."""
+        """URL for a form that creates an object, so that it creates only one if it is sent twice.
+
+        The random value of the parameter `once` identifies the form; the middleware of idempotency
+        keys recognizes it. A form that is shown again keeps it.
+        """
         if "once=" in self.path:
             return self.path
         return f"{self.path}{'&' if '?' in self.path else '?'}once={uuid4().hex}"
@@ -123,7 +112,7 @@ class PageContext(msgspec.Struct, frozen=True):
         )
 
     def render_problem(self, template: str, response: Response[Problem]) -> Response[str]:
-        """Return a page in place of a problem response."""
+        """Return a page in place of a problem response, with its status and headers."""
         problem = response.content
         retry_after = int(response.headers.get("Retry-After", 0))
         content = self.render(template, problem=problem, retry_after=retry_after)
@@ -141,20 +130,20 @@ class PageContext(msgspec.Struct, frozen=True):
         }
 
     def render(self, template: str, **variables: object) -> str:
-        """Return the HTML of a template in the viewer's language."""
+        """Return the HTML of a short template in the viewer's language, rendered at once."""
         with use_language(self.viewer.language):
             return "".join(self.render_parts(template, **variables))
 
     async def _render_in_slices(self, template: str, **variables: object) -> str:
-        """Return the HTML of a template; other tasks run while it is rendered."""
+        """Return the HTML of a template in the viewer's language; meanwhile other tasks run."""
         with use_language(self.viewer.language):
             return await run_in_slices(_join(self.render_parts(template, **variables)))
 
     def render_parts(self, template: str, **variables: object) -> Iterator[str]:
-        """Return the parts of a template's HTML, each rendered when it is read.
+        """Return the parts of a template's HTML, each of which is rendered when it is read.
 
-        They are in the current language. The state of the gateway is read once, so that all parts
-        show the same.
+        The caller reads them in a `use_language` block. The state of the gateway is read once, so
+        that all parts show the same state.
         """
         gateway = gateway_status(self.channel)
         compiled = _environment().get_template(template)
@@ -162,12 +151,12 @@ class PageContext(msgspec.Struct, frozen=True):
 
 
 def _join(parts: Iterable[str]) -> Generator[None, None, str]:
-    """Return the parts as one text; yield after each."""
-    taken = []
+    """Return the parts as one text. Yields after each part, so that other tasks can run."""
+    rendered = []
     for part in parts:
-        taken.append(part)
+        rendered.append(part)
         yield
-    return "".join(taken)
+    return "".join(rendered)
 
 
 async def provide_page_context(
@@ -175,9 +164,13 @@ async def provide_page_context(
     channel: NamedDependency[Channel | None],
     engine: NamedDependency[AsyncEngine],
 ) -> PageContext:
-    """Return the context of a page for this request."""
+    """Return the context of a page for this request.
+
+    `is_held` is read only for pages that show a notice about it.
+    """
     context = create_page_context(request, channel)
-    if not context.may("write") or context.is_fragment or request.method not in SAFE_METHODS:
+    is_whole_page = not context.is_fragment and request.method in SAFE_METHODS
+    if not context.may("write") or not is_whole_page:
         return context
     async with engine.connect() as connection:
         hold = await origin.get_hold(connection)
@@ -185,7 +178,7 @@ async def provide_page_context(
 
 
 def create_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
-    """Return the context of a page without what is read from the database."""
+    """Return the context of a page without `is_held`, which is in the database."""
     query = request.url.query
     return PageContext(
         viewer=viewer_of(request),
@@ -212,13 +205,12 @@ def load_templates() -> None:
     environment = _environment()
     for name in environment.list_templates():
         environment.get_template(name)
-    for language in LANGUAGES:
-        format_datetime(locale=locale(language))
-        format_decimal(0, locale=locale(language))
+    load_formats()
 
 
 @cache
 def _environment() -> Environment:
+    """Return the environment of all templates: their filters, global variables and texts."""
     environment = Environment(
         loader=PackageLoader("mailer.admin"),
         autoescape=True,
@@ -235,93 +227,3 @@ def _environment() -> Environment:
     )
     environment.filters.update(FILTERS)
     return environment
-
-
-FORMAT_CACHE_SIZE = 8192
-"""Formatted numbers and moments to cache: live pages format the same ones again and again."""
-
-
-def format_number(value: float) -> str:
-    """Return a number in the format of the current language; below ten with up to one decimal."""
-    return _format_number(
-        value, "#,##0.#" if value < ONE_DECIMAL_BELOW else "#,##0", current_language()
-    )
-
-
-@lru_cache(maxsize=FORMAT_CACHE_SIZE)
-def _format_number(value: float, form: str, language: str) -> str:
-    return str(format_decimal(value, form, locale(language)))
-
-
-def format_share(part: int, whole: int) -> str:
-    """Return a share in percent: 100 % only for all, 0 % only for none."""
-    share = part / whole if whole else 0.0
-    if 0 < share < 1:
-        share = min(0.999, max(0.001, share))
-    return str(
-        format_percent(share, "#,##0.#%" if 0 < share < 1 else "#,##0%", locale(current_language()))
-    )
-
-
-def format_local_time(moment: datetime, zone: str, form: str = DATETIME_FORMAT) -> str:
-    """Return a moment as local time in a time zone."""
-    return str(
-        format_datetime(moment, form, tzinfo=ZoneInfo(zone), locale=locale(current_language()))
-    )
-
-
-def format_moment(at: datetime, viewer: Viewer, form: str = DATETIME_FORMAT) -> Markup:
-    """Return a moment in the viewer's time zone, as a `<time>` element with UTC in its title."""
-    return _format_moment(at, viewer.time_zone, form, current_language())
-
-
-@lru_cache(maxsize=FORMAT_CACHE_SIZE)
-def _format_moment(at: datetime, zone: str, form: str, _language: str) -> Markup:
-    exact = at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    title = f"{format_local_time(at, 'UTC')} UTC"
-    text = format_local_time(at, zone, form)
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, title, text)
-
-
-def format_duration(seconds: float) -> str:
-    """Return a rounded duration in words."""
-    exact = timedelta(seconds=round(seconds))
-    return str(format_timedelta(exact, threshold=1.2, locale=locale(current_language())))
-
-
-def format_bytes(count: int) -> str:
-    """Return a number of bytes in the largest unit in which it is at least 1."""
-    value, unit = float(count), 0
-    while value >= BYTES_PER_KIB and unit < len(BYTE_UNITS) - 1:
-        value, unit = value / BYTES_PER_KIB, unit + 1
-    return f"{format_number(value)} {BYTE_UNITS[unit]}"
-
-
-def excerpt(text: str, max_length: int = 80) -> str:
-    """Return the beginning of a text on one line, of at most `max_length` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= max_length else f"{line[: max_length - 1].rstrip()}…"
-
-
-FILTERS: Mapping[str, Callable[..., Any]] = {
-    "number": format_number,
-    "percent": format_share,
-    "clock": format_local_time,
-    "moment": format_moment,
-    "duration": format_duration,
-    "bytes": format_bytes,
-    "excerpt": excerpt,
-    "translate": translate_message,
-    "terms": split_terms,
-    "reason": labels.reason_label,
-    "scope": labels.label_lookup(labels.SCOPE_LABELS),
-    "actor": labels.label_lookup(labels.ACTOR_LABELS),
-    "target": labels.label_lookup(labels.TARGET_LABELS),
-    "action": labels.label_lookup(labels.ACTION_LABELS),
-    "field_name": labels.label_lookup(labels.FIELD_LABELS),
-    "on_unknown": labels.label_lookup(labels.ON_UNKNOWN_LABELS),
-    "role": labels.label_lookup(labels.ROLE_LABELS),
-    "browser": labels.browser_name,
-    "mailing_status": lambda status: gettext(labels.MAILING_STATUS_LABELS[status]),
-    "message_status": lambda status: gettext(statuses.STATUSES[status].label),
-}

@@ -1,5 +1,6 @@
 """The router of all pages, the page shown on an error, and the viewer's preferences."""
 
+from collections.abc import Collection
 from typing import Any
 
 from litestar import MediaType, Request, Response, Router, post
@@ -35,22 +36,27 @@ from mailer.client.model import known_zones
 from mailer.errors import MailerError
 from mailer.web.problems import problem_of
 
-COOKIE_MAX_AGE = 365 * 24 * 3600
-API = "/api/"
+COOKIE_MAX_AGE = 365 * 24 * 3600  # seconds
+"""Lifetime of the cookies with the viewer's language and time zone: a year."""
+PATHS_OF_API = "/api/"
+"""Start of the paths whose errors are problems even for a browser."""
 
 
 @post("/preferences", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
 async def save_preferences(request: Request[Any, Any, Any]) -> Redirect:
-    """Save the chosen language and time zone in cookies, and redirect back."""
+    """Save the chosen language and time zone in cookies, and redirect back.
+
+    A value that is not known is ignored.
+    """
     values = await read_form(request, LANGUAGE_COOKIE, TIME_ZONE_COOKIE, "return_path")
-    chosen = {
-        name: values[name]
-        for name, allowed in ((LANGUAGE_COOKIE, LANGUAGES), (TIME_ZONE_COOKIE, known_zones()))
-        if values[name] in allowed
+    allowed_values: dict[str, Collection[str]] = {
+        LANGUAGE_COOKIE: LANGUAGES,
+        TIME_ZONE_COOKIE: known_zones(),
     }
     cookies = [
-        Cookie(name, value=value, path="/", max_age=COOKIE_MAX_AGE, samesite="lax")
-        for name, value in chosen.items()
+        Cookie(name, value=values[name], path="/", max_age=COOKIE_MAX_AGE, samesite="lax")
+        for name, allowed in allowed_values.items()
+        if values[name] in allowed
     ]
     return_path = own_path(values["return_path"])
     return Redirect(return_path, status_code=HTTP_303_SEE_OTHER, cookies=cookies)
@@ -59,30 +65,32 @@ async def save_preferences(request: Request[Any, Any, Any]) -> Redirect:
 def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Return the response to an error: a page for browsers, a problem (RFC 9457) for programs.
 
-    A browser that is not signed in is redirected to the sign-in page, and from there back.
+    If the browser is not signed in, it is redirected to the sign-in page, and from there back.
     """
     response = problem_of(request, error)
     accepts_html = request.accept.best_match([MediaType.JSON, MediaType.HTML]) == MediaType.HTML
     if response.status_code == HTTP_401_UNAUTHORIZED and _is_page(request):
         sign_in_url = redirect_back_url("/login", request)
-        if "HX-Request" in request.headers:
+        if "HX-Request" in request.headers:  # htmx follows this header, and no redirect
             response.headers["HX-Redirect"] = sign_in_url
             return response
         if accepts_html:
             return Redirect(sign_in_url, status_code=HTTP_303_SEE_OTHER)
-    if not accepts_html or request.url.path.startswith(API):
+    if not accepts_html or request.url.path.startswith(PATHS_OF_API):
         return response
-    if not request.app.state.is_auth_enabled:  # the auth middleware skips unknown paths
+    if not request.app.state.is_auth_enabled:  # the auth middleware sets no user for unknown paths
         request.scope["user"] = anonymous(request)
     context = create_page_context(request, request.app.state.channel)
     return context.render_problem("error.html", response)
 
 
 def _is_page(request: Request[Any, Any, Any]) -> bool:
+    """Return whether the request is for a page, and not for the API."""
     return bool(request.route_handler.opt.get(AUTH_METHOD) == "session")
 
 
 HANDLERS: dict[Any, Any] = dict.fromkeys((MailerError, HTTPException, Exception), render_error)
+"""Exception handlers of the whole application, by class."""
 
 
 def site_router() -> Router:
@@ -104,6 +112,7 @@ def site_router() -> Router:
             SignIn,
             SignInOidc,
             save_preferences,
+            # these pages do not exist while authentication is off
             Router("/", route_handlers=[Profile, Users, Keys], opt={REQUIRES_AUTH_ENABLED: True}),
         ],
         opt={AUTH_METHOD: "session"},

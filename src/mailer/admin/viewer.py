@@ -1,4 +1,4 @@
-"""The viewer of a page: language, time zone and permissions."""
+"""The viewer of a page: language, time zone and permissions, as far as pages depend on them."""
 
 from typing import Any
 
@@ -18,17 +18,22 @@ MAX_ACCEPTED_LANGUAGES = 20
 
 
 class Viewer(msgspec.Struct, frozen=True):
-    """The settings that a page is rendered for. Pages for equal viewers are equal."""
+    """Whom a page is rendered for. Viewers that are equal can share one rendering."""
 
     language: str
+    """A code of `LANGUAGES`."""
     time_zone: str
-    """An IANA name."""
+    """An IANA name, such as Europe/Moscow."""
     scope: Scope | None = None
     """The scope of the viewer; None if not signed in."""
 
 
 def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
-    """Return the viewer: by cookies, else by the browser's languages and in UTC."""
+    """Return the viewer of a request.
+
+    Language and time zone are those of the cookies, else the language that the browser prefers,
+    and UTC.
+    """
     zone = request.cookies.get(TIME_ZONE_COOKIE, "")
     actor: Actor | None = request.scope.get("user")
     return Viewer(
@@ -39,13 +44,17 @@ def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
 
 
 def _languages(request: Request[Any, Any, Any]) -> list[str]:
-    """Return the languages of Accept-Language, the most preferred first (RFC 9110, 12.5.4)."""
+    """Return the languages of Accept-Language, the most preferred first (RFC 9110, 12.5.4).
+
+    In `de, ru;q=0.8, en;q=0`, the weight of `de` is 1, and `en` is not accepted.
+    """
     weighted = []
     header = request.headers.get("Accept-Language", "")
     for part in header.split(",", MAX_ACCEPTED_LANGUAGES)[:MAX_ACCEPTED_LANGUAGES]:
         name, _, weight = part.partition(";q=")
         try:
-            weighted.append((-float(weight or 1), name.strip()))
+            weighted.append((float(weight or 1), name.strip()))
         except ValueError:
-            continue
-    return [name for weight, name in sorted(weighted, key=lambda item: item[0]) if weight]
+            continue  # not a language with a weight
+    by_weight = sorted(weighted, key=lambda item: item[0], reverse=True)
+    return [name for weight, name in by_weight if weight]

@@ -1,6 +1,7 @@
 """Values of the client forms, converted to the models of the API.
 
-Users write phones in any format, leave fields with a default blank, and add spaces around values.
+Users write phones in any usual format, leave fields blank that have a default, and type spaces
+around values.
 """
 
 from collections.abc import Mapping
@@ -15,11 +16,17 @@ from mailer.validation import check
 
 CLIENT_FIELDS = ("phone", "operator_code", "tag", "time_zone")
 ORIGINAL_FIELDS = {field: f"was_{field}" for field in CLIENT_FIELDS}
-"""Hidden fields with the values at the time of rendering: the client may have changed since."""
+"""By field, the hidden field with the value that the form was rendered with.
+
+Without it, saving the form would undo a change that another user has made since then.
+"""
 
 
 def read_filter(parameters: Mapping[str, str | list[str]]) -> ClientQuery:
-    """Return the query of a filter form; raises `InvalidError` with every wrong field."""
+    """Return the query of a filter form; raises `InvalidError` with every wrong field.
+
+    `parameters` are those of the URL. One that is repeated is a list, which is always wrong.
+    """
     normalized = dict(parameters)
     for field in CLIENT_FIELDS:
         if isinstance(text := parameters.get(field), str):
@@ -30,37 +37,39 @@ def read_filter(parameters: Mapping[str, str | list[str]]) -> ClientQuery:
 def read_new(form: Mapping[str, str]) -> NewClient:
     """Return the client to create; raises `InvalidError` with every wrong field."""
     normalized = {field: _normalize(field, form[field]) for field in CLIENT_FIELDS}
+    # a blank field gets its default, but the phone has none
     values = {field: text for field, text in normalized.items() if text or field == "phone"}
     return check(NewClient, values, database_clock.now())
 
 
 def form_values(client: Client) -> dict[str, str]:
-    """Return the initial values of the form of a client."""
+    """Return the initial values of the form of a client, including the hidden fields."""
     values = {field: getattr(client, field) or "" for field in CLIENT_FIELDS}
     return values | {original: values[field] for field, original in ORIGINAL_FIELDS.items()}
 
 
 def read_change(form: Mapping[str, str]) -> ClientChange:
-    """Return the fields that differ from those that the form was rendered with.
+    """Return the fields whose values differ from those that the form was rendered with.
 
-    Other fields keep their stored values, which may have changed since. Raises `InvalidError` with
-    every wrong field.
+    The other fields of the client do not change. Raises `InvalidError` with every wrong field.
     """
-    values: dict[str, Any] = {}
-    for field, original in ORIGINAL_FIELDS.items():
+    changes: dict[str, Any] = {}
+    for field, original_field in ORIGINAL_FIELDS.items():
         normalized = _normalize(field, form[field])
-        if form[original] not in (form[field], normalized):
-            values[field] = normalized
-    if values.get("operator_code") == "":
-        del values["operator_code"]  # a new phone sets it
-        if "phone" not in values:
-            values["operator_code"] = operator_code(form["was_phone"])
-    if values.get("tag") == "":
-        values["tag"] = None
-    if values.get("time_zone") == "":
-        values["time_zone"] = "UTC"
-    return check(ClientChange, values, database_clock.now())
+        if form[original_field] not in (form[field], normalized):
+            changes[field] = normalized
+    if changes.get("operator_code") == "":
+        # blank means the code in the phone; if the phone is changed too, that sets the code
+        del changes["operator_code"]
+        if "phone" not in changes:
+            changes["operator_code"] = operator_code(form["was_phone"])
+    if changes.get("tag") == "":
+        changes["tag"] = None
+    if changes.get("time_zone") == "":
+        changes["time_zone"] = "UTC"
+    return check(ClientChange, changes, database_clock.now())
 
 
 def _normalize(field: str, text: str) -> str:
+    """Return the text of a field as it is stored, if it is valid."""
     return normalize_phone(text) if field == "phone" else clean_label(text)

@@ -1,4 +1,4 @@
-"""Import of clients from a CSV file: the page, and the results that its script shows there."""
+"""Import of clients from a CSV file: the page, and the results that `import.js` shows there."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from mailer.web.problems import problem_of
 
 
 def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
-    """Return the page section that says why nothing of a file was imported."""
+    """Return the section of the page that says why a whole file was not imported."""
     response = problem_of(request, error)
     context = create_page_context(request, request.app.state.channel)
     return context.render_problem("clients/import_refused.html", response)
@@ -39,7 +39,7 @@ class ClientImport(Controller):
         required_scope="write",
         status_code=HTTP_200_OK,
         request_max_body_size=MAX_IMPORT_BYTES,
-        # all three, because the application has handlers for the first two, which would be used
+        # all three: for the first two, the handlers of the application would be used instead
         exception_handlers=dict.fromkeys((MailerError, HTTPException, Exception), render_refusal),
     )
     async def import_file(
@@ -49,6 +49,6 @@ class ClientImport(Controller):
         context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[str]:
-        """Import a file in the same way as the API, and show the result."""
+        """Import a file as the API does, and return the section of the page with the result."""
         report = await import_upload(engine, request, by)
         return await context.render_page("clients/import_report.html", report=report)

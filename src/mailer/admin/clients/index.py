@@ -41,9 +41,10 @@ class ClientPage(msgspec.Struct, frozen=True):
     """One page of the clients that match a filter, with its links."""
 
     count: int
+    """Number of clients on all pages of the list."""
     clients: list[Client]
     pages: PageLinks
-    export: str
+    export_url: str
     """URL of the CSV export with the same filter."""
     is_filtered: bool
 
@@ -68,7 +69,7 @@ class Clients(Controller):
         try:
             query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
         except InvalidError as error:
-            return await _wrong_filter(context, form, error)
+            return await _render_wrong_filter(context, form, error)
         page = await _find_clients(engine, query)
         return await context.render_page("clients/list.html", form=form, page=page)
 
@@ -84,7 +85,7 @@ class Clients(Controller):
         try:
             query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
         except InvalidError as error:
-            return await _wrong_filter(context, _filter_form(request), error)
+            return await _render_wrong_filter(context, _filter_form(request), error)
         return await csv_answer(
             "clients.csv", export_clients(engine, by, **query.filters()), by.quota_key
         )
@@ -111,7 +112,7 @@ class Clients(Controller):
             new = read_new(form.values)
             created = await service.create(engine, new, by, claim)
         except (InvalidError, PhoneTakenError) as error:
-            status, variables = _form_with_error(form, error)
+            status, variables = _refused_form(form, error)
             return await context.render_page("clients/new.html", status, **variables)
         return redirect_to_created(created.id)
 
@@ -123,7 +124,7 @@ class Clients(Controller):
         client_id: ClientId,
     ) -> Response[str]:
         """Show a client in a form that changes the client."""
-        client = await _get(engine, client_id)
+        client = await _get_client(engine, client_id)
         form = Form(form_values(client))
         return await context.render_page(
             "clients/client.html", client=client, form=form, taken_phone=None
@@ -146,8 +147,8 @@ class Clients(Controller):
                 return redirect_with_flash("client-unchanged", f"{PATH}/{client_id}")
             await service.change(engine, client_id, change, by)
         except (InvalidError, PhoneTakenError) as error:
-            status, variables = _form_with_error(form, error)
-            client = await _get(engine, client_id)
+            status, variables = _refused_form(form, error)
+            client = await _get_client(engine, client_id)
             return await context.render_page(
                 "clients/client.html", status, client=client, **variables
             )
@@ -175,7 +176,7 @@ class Clients(Controller):
         return redirect_with_flash("client-deleted", PATH)
 
 
-async def _get(engine: AsyncEngine, client_id: int) -> Client:
+async def _get_client(engine: AsyncEngine, client_id: int) -> Client:
     async with engine.connect() as connection:
         return await store.get(connection, client_id)
 
@@ -184,13 +185,13 @@ async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
     filters = query.filters()
     async with engine.connect() as connection:
         page = await store.page(connection, query.position, **filters)
-    is_default = query.limit == ClientQuery().limit
-    link_values = filters if is_default else filters | {"limit": str(query.limit)}
+    has_default_limit = query.limit == ClientQuery().limit
+    link_values = filters if has_default_limit else filters | {"limit": str(query.limit)}
     return ClientPage(
         page.count,
         [Client(**row._asdict()) for row in page.rows],
         page_links(page, PATH, Form(link_values)),
-        export=list_url("/clients.csv", Form(filters)),
+        export_url=list_url("/clients.csv", Form(filters)),
         is_filtered=bool(filters),
     )
 
@@ -202,17 +203,21 @@ def _filter_form(request: Request[Any, Any, Any]) -> Form:
     return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
 
 
-async def _wrong_filter(context: PageContext, form: Form, error: InvalidError) -> Response[str]:
+async def _render_wrong_filter(
+    context: PageContext, form: Form, error: InvalidError
+) -> Response[str]:
+    """Return the list page without clients, and with the errors beside the fields of the filter."""
     form = form.with_errors(error)
     return await context.render_page(
         "clients/list.html", HTTP_400_BAD_REQUEST, form=form, page=None
     )
 
 
-def _form_with_error(
-    form: Form, error: InvalidError | PhoneTakenError
-) -> tuple[int, dict[str, Any]]:
-    """Return the response status and the template variables of a form that cannot be saved."""
+def _refused_form(form: Form, error: InvalidError | PhoneTakenError) -> tuple[int, dict[str, Any]]:
+    """Return the response status and the template variables of a form that cannot be saved.
+
+    `taken_phone` is the phone if another client has it, for a link to that client.
+    """
     match error:
         case InvalidError():
             return HTTP_400_BAD_REQUEST, {"form": form.with_errors(error), "taken_phone": None}

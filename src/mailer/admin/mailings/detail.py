@@ -1,7 +1,7 @@
 """The page of one mailing: its progress, and the actions on it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
@@ -29,16 +29,26 @@ from mailer.statistics import progress
 from mailer.statistics import service as statistics
 from mailer.statistics.top_n import top_n
 
-ACTION_CALLS: Mapping[str, tuple[Callable[[AsyncEngine, int, Actor], Awaitable[Any]], str]] = {
-    "pause": (service.pause, "mailing-paused"),
-    "resume": (service.resume, "mailing-resumed"),
-    "retry": (service.retry, "mailing-retried"),
-    "cancel": (service.cancel, "mailing-cancelled"),
-    "delete": (service.delete, "mailing-deleted"),
+
+class MailingAction(NamedTuple):
+    """An action on a mailing, such as to pause it."""
+
+    call: Callable[[AsyncEngine, int, Actor], Awaitable[Any]]
+    """Carries it out. Receives the id of the mailing, and who acts."""
+    flash: str
+    """The confirmation on the next page: a key of `flash.html`."""
+
+
+ACTIONS: Mapping[str, MailingAction] = {
+    "pause": MailingAction(service.pause, "mailing-paused"),
+    "resume": MailingAction(service.resume, "mailing-resumed"),
+    "retry": MailingAction(service.retry, "mailing-retried"),
+    "cancel": MailingAction(service.cancel, "mailing-cancelled"),
+    "delete": MailingAction(service.delete, "mailing-deleted"),
 }
-"""Actions on a mailing: the function to call, and the confirmation (a key of `flash.html`)."""
+"""The actions by their verb in the URL. Each has a template with its effects, `{verb}.html`."""
 MAX_CHART_BARS, MAX_TABLE_ROWS = 100, 20
-"""Maximum bars of a chart and rows of a table: live updates send them again and again."""
+"""Maximum bars of a chart and rows of a table: live updates send them repeatedly."""
 SECTIONS = (
     "state",
     "controls",
@@ -49,35 +59,41 @@ SECTIONS = (
     "reasons",
     "breakdown",
 )
+"""The sections that are updated live: the names of their templates, and their ids in the HTML."""
 
 
 async def read_mailing_page(
     engine: AsyncEngine, channel: Channel | None, mailing_id: int
 ) -> dict[str, Any]:
-    """Return the template variables of a mailing's page; all counts are of the same moment."""
+    """Return the template variables of a mailing's page; all counts are of the same moment.
+
+    Raises `MailingNotFoundError`.
+    """
     async with snapshot(engine) as connection:
         mailing = with_hold(await store.get(connection, mailing_id), channel)
-        work = await activity.get_background_work(connection, mailing_id)
+        background_work = await activity.get_background_work(connection, mailing_id)
         throughput = forecast.usable_throughput(channel)
         capacity = await forecast.read_capacity(connection, throughput, mailing)
-        basis = await forecast.read(connection, mailing, throughput, capacity.workers)
+        forecast_basis = await forecast.read(connection, mailing, throughput, capacity.workers)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         counts = await statistics.count_in_detail(
             connection, mailing_progress, max_buckets=MAX_CHART_BARS
         )
     now = database_clock.now()
     return {
-        "forecast": await forecast.compute(basis),
+        "forecast": await forecast.compute(forecast_basis),
         "capacity": capacity,
         "mailing": mailing,
         "wait": mailing_progress.wait,
-        "background_work": work,
+        "background_work": background_work,
         "counts": counts,
         "actions": allowed_actions(mailing, now),
         "is_over": mailing.datetime_end <= now,
-        "time_zones": top_n(((c.time_zone, c.messages) for c in counts.time_zones), MAX_TABLE_ROWS),
+        "time_zones": top_n(
+            ((row.time_zone, row.messages) for row in counts.time_zones), MAX_TABLE_ROWS
+        ),
         "operator_codes": top_n(
-            ((c.operator_code, c.messages) for c in counts.operator_codes), MAX_TABLE_ROWS
+            ((row.operator_code, row.messages) for row in counts.operator_codes), MAX_TABLE_ROWS
         ),
     }
 
@@ -101,7 +117,7 @@ class MailingPage(Controller):
         )
 
     @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
-    async def watch_mailing(  # injected by Litestar
+    async def watch_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
         channel: NamedDependency[Channel | None],
@@ -109,14 +125,14 @@ class MailingPage(Controller):
         live: NamedDependency[LiveUpdates],
         mailing_id: MailingId,
     ) -> ServerSentEvent:
-        """Keep a mailing's page up to date."""
+        """Stream the sections of a mailing's page whenever they change."""
 
         async def sections() -> Sections:
             try:
                 variables = await read_mailing_page(engine, channel, mailing_id)
-            except MailingNotFoundError:
-                names = ("state", "controls")
-                return {name: context.render(f"mailings/deleted-{name}.html") for name in names}
+            except MailingNotFoundError:  # deleted since: say so, and remove the buttons
+                changed = ("state", "controls")
+                return {name: context.render(f"mailings/deleted-{name}.html") for name in changed}
             return await context.render_sections("mailings", SECTIONS, **variables)
 
         return live.stream(("mailing", context.viewer, mailing_id), sections, context.quota_key)
@@ -129,20 +145,22 @@ class MailingPage(Controller):
         mailing_id: MailingId,
         verb: FromPath[str],
     ) -> Response[str]:
-        """Ask for confirmation before an action, with the current counts."""
-        if verb not in ACTION_CALLS:
+        """Ask for confirmation before an action, and describe its effects with numbers."""
+        if verb not in ACTIONS:
             raise NotFoundException
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
-            work = await activity.get_background_work(connection, mailing_id)
+            background_work = await activity.get_background_work(connection, mailing_id)
         if verb not in allowed_actions(mailing, database_clock.now()):
             error = gettext_noop("The mailing's current status does not allow this.")
-            return await _refused(context, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}")
+            return await _render_refusal(
+                context, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}"
+            )
         return await context.render_page(
             f"mailings/{verb}.html",
             mailing=mailing,
-            background_work=work,
-            waiting=mailing.count_unsent(),
+            background_work=background_work,
+            unsent=mailing.count_unsent(),
         )
 
     @post("/mailings/{mailing_id:int}/{verb:str}", required_scope="write")
@@ -155,22 +173,25 @@ class MailingPage(Controller):
         verb: FromPath[str],
     ) -> Response[str] | Redirect:
         """Carry out an action. If it is refused or not finished yet, show why."""
-        if verb not in ACTION_CALLS:
+        if verb not in ACTIONS:
             raise NotFoundException
-        call, flash = ACTION_CALLS[verb]
+        action = ACTIONS[verb]
         return_path = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
         try:
-            await call(engine, mailing_id, by)
+            await action.call(engine, mailing_id, by)
         except ConflictError as error:
-            return await _refused(context, HTTP_409_CONFLICT, str(error), return_path)
-        except StopTimeoutError as error:
-            return await _refused(context, HTTP_503_SERVICE_UNAVAILABLE, str(error), return_path)
-        return redirect_with_flash(flash, return_path)
+            status, message = HTTP_409_CONFLICT, str(error)
+        except StopTimeoutError as error:  # saved, but a worker is still stopping
+            status, message = HTTP_503_SERVICE_UNAVAILABLE, str(error)
+        else:
+            return redirect_with_flash(action.flash, return_path)
+        return await _render_refusal(context, status, message, return_path)
 
 
-async def _refused(
+async def _render_refusal(
     context: PageContext, status: int, error: str, return_path: str
 ) -> Response[str]:
+    """Return the page that says why an action is refused (409) or is not finished yet (503)."""
     return await context.render_page(
         "mailings/refused.html", status, status_code=status, error=error, return_path=return_path
     )

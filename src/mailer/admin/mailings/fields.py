@@ -1,7 +1,9 @@
 """The fields of the mailing form as texts: from a mailing, and back to the models of the API.
 
-Moments are local times in a time zone that the form itself contains. So a form keeps its meaning
-when the viewer chooses another time zone before sending it.
+Moments are local times in the time zone that the hidden field `zone` contains. So a form keeps its
+meaning when the viewer chooses another time zone before sending it.
+
+In this module, a *name* is a field of the API, and a *field* is one of the form.
 """
 
 import csv
@@ -22,7 +24,8 @@ from mailer.mailing.model import ClientFilter, Mailing, MailingChange, NewMailin
 from mailer.validation import check
 
 FILTER_LISTS = ("operator_codes", "tags", "time_zones")
-FORM_FIELDS_BY_INPUT = {
+"""The lists of a client filter; each is a name in the API and also a field of the form."""
+FORM_FIELDS_BY_NAME = {
     "text": ("text",),
     "datetime_start": ("start",),
     "datetime_end": ("end",),
@@ -31,21 +34,22 @@ FORM_FIELDS_BY_INPUT = {
     "client_filter": ("audience", "terms", *FILTER_LISTS),
     "on_unknown": ("on_unknown",),
 }
-"""Fields of the API, and the fields of the form that each of them is built from."""
-MAILING_FIELDS = ("zone", *(field for fields in FORM_FIELDS_BY_INPUT.values() for field in fields))
-FORM_FIELD_BY_ERROR = {
-    **{name: fields[0] for name, fields in FORM_FIELDS_BY_INPUT.items()},
+"""Names in the API, and the fields of the form that each of them is built from."""
+MAILING_FIELDS = ("zone", *(field for fields in FORM_FIELDS_BY_NAME.values() for field in fields))
+"""All fields of the form that describe a mailing."""
+MAIN_FIELD_BY_NAME = {
+    **{name: fields[0] for name, fields in FORM_FIELDS_BY_NAME.items()},
     "client_filter": "terms",
     **{f"client_filter.{name}": name for name in ("audience", *FILTER_LISTS)},
 }
-"""The field of the form that shows the errors of a field of the API."""
+"""By name, the main field of the form, which shows the errors. Only errors have dotted names."""
 
 DEFAULT_OPENS, DEFAULT_CLOSES = "09:00", "21:00"
-"""Sending window of a new mailing: nobody should be woken by accident."""
+"""Sending window that the form of a new mailing proposes: no message should wake anybody."""
 DEFAULT_DURATION = timedelta(days=1)
-"""Duration of a new mailing: within one day, the sending window opens in every time zone."""
+"""Duration that the form proposes: within one day, the sending window opens in every time zone."""
 START_ROUNDING = timedelta(minutes=5)
-"""The proposed start of a new mailing is the next multiple of this."""
+"""The start that the form proposes is the next full multiple of this, such as 12:05."""
 LOCAL_TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 """A local date and time as `<input type="datetime-local">` sends it."""
 NOT_A_MOMENT = gettext_noop("must be a date and a time")
@@ -53,13 +57,14 @@ NO_SUCH_TIME = gettext_noop("does not exist on that day: the clocks go forward a
 EMPTY_FILTER = gettext_noop("must have an entry; null means everybody")
 
 FormValues = Mapping[str, str]
+"""The text of each field of `MAILING_FIELDS`."""
 
 
 # ---- from a mailing to the form --------------------------------------------------------------
 
 
 def blank_values(now: datetime, zone: str) -> dict[str, str]:
-    """Return the fields of a new mailing, with safe defaults: one day, in the daytime."""
+    """Return the fields of a new mailing: for one day, in the daytime, to all clients."""
     start = _next_start(now)
     return {
         **dict.fromkeys(MAILING_FIELDS, ""),
@@ -91,7 +96,7 @@ def values_of(mailing: Mailing, zone: str) -> dict[str, str]:
 def copied_values(mailing: Mailing, now: datetime, zone: str) -> dict[str, str]:
     """Return the fields of a copy of a mailing, with the same duration.
 
-    The copy keeps the start if it is in the future, else it gets the next proposed start.
+    The copy has the same start if that is in the future, else the start of a new mailing.
     """
     start = mailing.datetime_start if mailing.datetime_start > now else _next_start(now)
     end = start + (mailing.datetime_end - mailing.datetime_start)
@@ -107,15 +112,19 @@ def fingerprint(mailing: Mailing) -> str:
 
 
 def _next_start(now: datetime) -> datetime:
-    return now + (datetime.min.replace(tzinfo=UTC) - now) % START_ROUNDING
+    """Return the start that the form proposes: the next multiple of `START_ROUNDING`."""
+    until_multiple = (datetime.min.replace(tzinfo=UTC) - now) % START_ROUNDING
+    return now + until_multiple
 
 
 def _local_time(moment: datetime, zone: str) -> str:
+    """Return a moment as the value of `<input type="datetime-local">`; seconds only if not 0."""
     local = moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
     return local.isoformat(timespec="seconds" if local.second else "minutes")
 
 
 def _filter_values(client_filter: ClientFilter) -> dict[str, str]:
+    """Return the fields of a client filter: the selected radio button and its text fields."""
     if client_filter is None:
         return {"audience": "everybody"}
     if isinstance(client_filter, str):
@@ -127,10 +136,12 @@ def _filter_values(client_filter: ClientFilter) -> dict[str, str]:
 
 def _join(entries: Sequence[str]) -> str:
     """Return a list on one line; entries that contain a comma or a quote are quoted as in CSV."""
-    return ", ".join(
-        '"{}"'.format(entry.replace('"', '""')) if {",", '"'} & set(entry) else entry
-        for entry in map(_one_line, entries)
-    )
+
+    def quoted(entry: str) -> str:
+        needs_quotes = "," in entry or '"' in entry
+        return '"{}"'.format(entry.replace('"', '""')) if needs_quotes else entry
+
+    return ", ".join(quoted(_one_line(entry)) for entry in entries)
 
 
 def _one_line(text: str) -> str:
@@ -143,41 +154,42 @@ def _one_line(text: str) -> str:
 
 def read_new(values: FormValues, now: datetime) -> NewMailing:
     """Return the mailing that a form describes; raises `InvalidError` with every wrong field."""
-    return _validate(values, {}, now)
+    return _validate(values, unchanged={}, now=now)
 
 
 def read_change(values: FormValues, mailing: Mailing, now: datetime) -> MailingChange:
-    """Return the changes that a form makes to a mailing: only fields whose texts differ.
+    """Return the changes that a form makes to a mailing: only fields that the user has changed.
 
     Raises `InvalidError` with every field that would be wrong in the changed mailing.
     """
-    unchanged = _unchanged(values, mailing)
-    new = _validate(values, unchanged, now)
-    changed = {name: getattr(new, name) for name in FORM_FIELDS_BY_INPUT if name not in unchanged}
-    return MailingChange(**changed)
+    unchanged = _unchanged_values(values, mailing)
+    changed_mailing = _validate(values, unchanged, now)
+    changed_names = [name for name in FORM_FIELDS_BY_NAME if name not in unchanged]
+    return MailingChange(**{name: getattr(changed_mailing, name) for name in changed_names})
 
 
 def read_draft(
     values: FormValues, mailing: Mailing | None, now: datetime
 ) -> tuple[MailingChange, dict[str, str]]:
-    """Return the valid fields of a form that is being filled in, and an error for each wrong field.
+    """Return what is valid in a form that is being filled in, and the message of each wrong field.
 
-    A field that is still empty is not reported as wrong.
+    A field that is still empty is not reported as wrong. `mailing` is the mailing that the form
+    changes; None if it creates one.
     """
-    unchanged = {} if mailing is None else _unchanged(values, mailing)
+    unchanged = {} if mailing is None else _unchanged_values(values, mailing)
     api_values, errors = _read_values(values, unchanged)
     try:
         check(MailingChange, api_values, now)
     except InvalidError as error:
         errors += error.errors
-    wrong_names = {error.field.partition(".")[0] for error in errors}
-    valid = {name: value for name, value in api_values.items() if name not in wrong_names}
+    wrong_names = {_top_level_name(error) for error in errors}
+    valid_values = {name: value for name, value in api_values.items() if name not in wrong_names}
     messages = {
-        FORM_FIELD_BY_ERROR.get(error.field, error.field): error.message
-        for error in reversed(errors)  # the first error of a field wins
+        MAIN_FIELD_BY_NAME.get(error.field, error.field): error.message
+        for error in reversed(errors)  # so that the first error of a field is kept
     }
-    shown = {field: message for field, message in messages.items() if values.get(field)}
-    return check(MailingChange, valid, now), shown
+    shown_messages = {field: message for field, message in messages.items() if values.get(field)}
+    return check(MailingChange, valid_values, now), shown_messages
 
 
 def zone_of(values: FormValues) -> str:
@@ -185,49 +197,67 @@ def zone_of(values: FormValues) -> str:
     return values["zone"] if values["zone"] in known_zones() else "UTC"
 
 
-def _unchanged(values: FormValues, mailing: Mailing) -> dict[str, Any]:
-    """Return the fields of the API that a form leaves unchanged, with their stored values."""
-    before = values_of(mailing, zone_of(values))
+def _unchanged_values(values: FormValues, mailing: Mailing) -> dict[str, Any]:
+    """Return the values of a mailing that a form leaves unchanged, by their names in the API.
+
+    They are taken from the mailing, because the form cannot contain some of them exactly, such as
+    fractions of a second.
+    """
+    original_values = values_of(mailing, zone_of(values))
     return {
         name: msgspec.to_builtins(getattr(mailing, name))
-        for name, fields in FORM_FIELDS_BY_INPUT.items()
-        if all(values[field] == before[field] for field in fields)
+        for name, fields in FORM_FIELDS_BY_NAME.items()
+        if all(values[field] == original_values[field] for field in fields)
     }
 
 
 def _validate(values: FormValues, unchanged: Mapping[str, Any], now: datetime) -> NewMailing:
+    """Return the mailing that a form describes, with the `unchanged` values of the API.
+
+    Raises `InvalidError` with every wrong field, in the order of the form.
+    """
     api_values, errors = _read_values(values, unchanged)
     try:
         new = check(NewMailing, api_values, now)
     except InvalidError as error:
-        reported = {known.field for known in errors}
-        errors += (found for found in error.errors if found.field not in reported)
+        # a value that could not be read is absent here, and reported once
+        reported = {unreadable.field for unreadable in errors}
+        errors += (wrong for wrong in error.errors if wrong.field not in reported)
     if errors:
-        order = list(FORM_FIELDS_BY_INPUT)
-        raise InvalidError(sorted(errors, key=lambda e: order.index(e.field.partition(".")[0])))
+        order = list(FORM_FIELDS_BY_NAME)
+        raise InvalidError(sorted(errors, key=lambda error: order.index(_top_level_name(error))))
     return new
+
+
+def _top_level_name(error: FieldError) -> str:
+    """Return the name of the wrong field, such as `client_filter` for `client_filter.tags`."""
+    return error.field.partition(".")[0]
 
 
 def _read_values(
     values: FormValues, unchanged: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[FieldError]]:
-    """Return the values for the API as far as they can be read, and errors for the others."""
+    """Return the values for the API as far as they can be read, and errors for the others.
+
+    The `unchanged` values replace those of the form.
+    """
     api_values: dict[str, Any] = {"text": values["text"], "on_unknown": values["on_unknown"]}
     errors: list[FieldError] = []
     for name in ("datetime_start", "datetime_end"):
         try:
-            moment = _read_moment(values[FORM_FIELD_BY_ERROR[name]], zone_of(values))
+            moment = _read_moment(values[MAIN_FIELD_BY_NAME[name]], zone_of(values))
         except ValueError as error:
             errors.append(FieldError(name, str(error)))
         else:
-            api_values |= {} if moment is None else {name: moment}
+            if moment is not None:
+                api_values[name] = moment
     for name in ("send_interval_time_start", "send_interval_time_end"):
-        api_values[name] = values[FORM_FIELD_BY_ERROR[name]].strip() or None
+        api_values[name] = values[MAIN_FIELD_BY_NAME[name]].strip() or None
     try:
         api_values["client_filter"] = _read_filter(values)
     except InvalidError as error:
         errors += error.errors
-    errors = [error for error in errors if error.field.partition(".")[0] not in unchanged]
+    errors = [error for error in errors if _top_level_name(error) not in unchanged]
     return {**api_values, **unchanged}, errors
 
 
@@ -244,10 +274,10 @@ def _read_moment(text: str, zone: str) -> str | None:
     try:
         local = datetime.fromisoformat(text.strip())
         moment = local.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
-        round_trip = moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+        local_again = moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
     except (ValueError, OverflowError) as error:
         raise ValueError(NOT_A_MOMENT) from error
-    if round_trip != local:
+    if local_again != local:  # a local time that does not exist
         raise ValueError(NO_SUCH_TIME)
     return moment.isoformat()
 

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.model import Actor
 from mailer.admin.form import MAX_LONG_FORM_BYTES, Form, read_form
 from mailer.admin.language import gettext_noop
-from mailer.admin.mailings import fields, preview
+from mailer.admin.mailings import fields
+from mailer.admin.mailings.preview import build_preview, utc_offset
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
@@ -30,7 +31,10 @@ from mailer.mailing.model import Mailing, MailingStartedError
 from mailer.validation import MAX_ID
 
 FINGERPRINT_FIELD = "seen"
-"""Hidden field with the fingerprint of the mailing that the form was rendered from."""
+"""Hidden field with the fingerprint of the mailing that the form was rendered for.
+
+If the mailing has another fingerprint when the form is sent, another user has changed it since.
+"""
 CHANGED_MEANWHILE = gettext_noop(
     "Another user changed this mailing in the meantime. Your input is still here: save again to"
     " replace their changes."
@@ -39,7 +43,9 @@ STARTED_MEANWHILE = gettext_noop("The mailing has started in the meantime.")
 HAS_STARTED = gettext_noop("cannot be changed: the mailing has started")
 
 CopiedId = Annotated[int | None, QueryParameter(name="from", ge=1, le=MAX_ID)]
+"""Id of the mailing that a form copies, as in `/mailings/new?from=1`."""
 ChangedId = Annotated[int | None, QueryParameter(name="mailing", ge=1, le=MAX_ID)]
+"""Id of the mailing that a form changes, as in `/mailings/preview?mailing=1`."""
 
 
 class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,9 +53,10 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: AsyncEngine
     throughput: ThroughputEstimate | None
+    """The throughput for forecasts; None while it is not known."""
     context: PageContext
     copy_of: int | None = None
-    """Id of the mailing that the form copies."""
+    """Id of the mailing that the form copies; None if it copies none."""
     mailing: Mailing | None = None
     """The mailing that the form changes; None if it creates one."""
 
@@ -65,26 +72,29 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     async def _variables(self, values: fields.FormValues) -> dict[str, Any]:
+        """Return the variables of the templates of the form and of the preview."""
         now, zone = database_clock.now(), fields.zone_of(values)
         draft, draft_errors = fields.read_draft(values, self.mailing, now)
-        built = await preview.build_preview(
+        built_preview = await build_preview(
             self.engine, draft, values["text"], zone, self.throughput, self.mailing
         )
         has_started = self.mailing is not None and self.mailing.datetime_start <= now
         return {
-            "preview": built,
+            "preview": built_preview,
             "draft_errors": draft_errors,
-            "forecast": built.forecast,
-            "capacity": built.capacity,
+            "forecast": built_preview.forecast,
+            "capacity": built_preview.capacity,
+            # the form is in its own time zone, even if the viewer chooses another one
             "form_viewer": msgspec.structs.replace(self.context.viewer, time_zone=zone),
-            "offset": preview.utc_offset(_offset(built.day.start, zone)),
+            "offset": utc_offset(_offset_at(built_preview.day.mailing_start, zone)),
             "mailing": self.mailing,
             "has_started": has_started,
             "copy_of": self.copy_of,
         }
 
 
-def _offset(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta, never None
+def _offset_at(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta, never None
+    """Return the offset of a time zone from UTC at a moment."""
     return moment.astimezone(ZoneInfo(zone)).utcoffset()
 
 
@@ -93,7 +103,7 @@ def provide_form_page(
     channel: NamedDependency[Channel | None],
     context: NamedDependency[PageContext],
 ) -> MailingFormPage:
-    """Return the page of the form, for no mailing yet."""
+    """Return the page of the form for a new mailing."""
     return MailingFormPage(engine=engine, throughput=usable_throughput(channel), context=context)
 
 
@@ -111,16 +121,16 @@ class MailingForm(Controller):
 
     @get("/new", required_scope="write")
     async def show_new(
-        self, form_page: NamedDependency[MailingFormPage], copied: CopiedId = None
+        self, form_page: NamedDependency[MailingFormPage], copied_id: CopiedId = None
     ) -> Response[str]:
         """Show the form of a new mailing, or of a copy of one."""
         now, zone = database_clock.now(), form_page.context.viewer.time_zone
-        if copied is None:
-            return await form_page.render(
-                Form(fields.blank_values(now, zone) | {FINGERPRINT_FIELD: ""})
-            )
-        values = fields.copied_values(await _get_mailing(form_page.engine, copied), now, zone)
-        form_page = msgspec.structs.replace(form_page, copy_of=copied)
+        if copied_id is None:
+            values = fields.blank_values(now, zone)
+        else:
+            original = await _get_mailing(form_page.engine, copied_id)
+            values = fields.copied_values(original, now, zone)
+            form_page = msgspec.structs.replace(form_page, copy_of=copied_id)
         return await form_page.render(Form(values | {FINGERPRINT_FIELD: ""}))
 
     @post("/new", required_scope="write", creates=redirect_to_created)
@@ -130,7 +140,7 @@ class MailingForm(Controller):
         form_page: NamedDependency[MailingFormPage],
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
-        copied: CopiedId = None,
+        copied_id: CopiedId = None,
     ) -> Response[str] | Redirect:
         """Create a mailing, or show the form again with its errors."""
         form = Form(await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD))
@@ -138,9 +148,9 @@ class MailingForm(Controller):
             new = fields.read_new(form.values, database_clock.now())
             mailing = await service.create(form_page.engine, new, by, claim)
         except InvalidError as error:
-            form_page = msgspec.structs.replace(form_page, copy_of=copied)
+            form_page = msgspec.structs.replace(form_page, copy_of=copied_id)
             return await form_page.render(
-                form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
+                form.with_errors(error, fields.MAIN_FIELD_BY_NAME), HTTP_400_BAD_REQUEST
             )
         return redirect_to_created(mailing.id)
 
@@ -148,7 +158,7 @@ class MailingForm(Controller):
     async def show_edit(
         self, form_page: NamedDependency[MailingFormPage], mailing_id: MailingId
     ) -> Response[str]:
-        """Show the form of a mailing that has not ended."""
+        """Show the form that changes a mailing."""
         mailing = await _get_changeable(form_page.engine, mailing_id)
         values = fields.values_of(mailing, form_page.context.viewer.time_zone)
         form_page = msgspec.structs.replace(form_page, mailing=mailing)
@@ -168,11 +178,11 @@ class MailingForm(Controller):
         mailing = await _get_changeable(form_page.engine, mailing_id)
         form_page = msgspec.structs.replace(form_page, mailing=mailing)
         values = await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD)
-        current = fields.fingerprint(mailing)
-        is_outdated = values[FINGERPRINT_FIELD] != current
-        values[FINGERPRINT_FIELD] = current
+        current_fingerprint = fields.fingerprint(mailing)
+        is_outdated = values[FINGERPRINT_FIELD] != current_fingerprint
+        values[FINGERPRINT_FIELD] = current_fingerprint  # sent again, the form replaces the changes
         form = Form(values)
-        if is_outdated and _is_saved(values, mailing):
+        if is_outdated and _is_saved(values, mailing):  # the form was sent twice
             return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
         if is_outdated:
             refusal = InvalidError([FieldError("", CHANGED_MEANWHILE)])
@@ -182,9 +192,9 @@ class MailingForm(Controller):
             await service.change(form_page.engine, mailing_id, changes, by)
         except InvalidError as error:
             return await form_page.render(
-                form.with_errors(error, fields.FORM_FIELD_BY_ERROR), HTTP_400_BAD_REQUEST
+                form.with_errors(error, fields.MAIN_FIELD_BY_NAME), HTTP_400_BAD_REQUEST
             )
-        except MailingStartedError:
+        except MailingStartedError:  # show the start that cannot be changed any more
             values["start"] = fields.values_of(mailing, fields.zone_of(values))["start"]
             refusal = InvalidError(
                 [FieldError("", STARTED_MEANWHILE), FieldError("start", HAS_STARTED)]
@@ -197,17 +207,17 @@ class MailingForm(Controller):
         self,
         request: Request[Any, Any, Any],
         form_page: NamedDependency[MailingFormPage],
-        changed: ChangedId = None,
+        changed_id: ChangedId = None,
     ) -> Response[str]:
         """Show the preview of a form that is being filled in."""
-        if changed is not None:
-            mailing = await _get_mailing(form_page.engine, changed)
+        if changed_id is not None:
+            mailing = await _get_mailing(form_page.engine, changed_id)
             form_page = msgspec.structs.replace(form_page, mailing=mailing)
         return await form_page.render_preview(await read_form(request, *fields.MAILING_FIELDS))
 
 
 def _is_saved(values: fields.FormValues, mailing: Mailing) -> bool:
-    """Return whether the mailing already equals the form, as when the form was sent twice."""
+    """Return whether the mailing already has all values of the form."""
     try:
         changes = fields.read_change(values, mailing, database_clock.now())
     except InvalidError:
@@ -221,6 +231,7 @@ async def _get_mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:
 
 
 async def _get_changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:
+    """Return a mailing; raises a `ConflictError` if it has ended and cannot be changed."""
     mailing = await _get_mailing(engine, mailing_id)
     ensure_allowed("change", mailing, database_clock.now())
     return mailing

@@ -41,27 +41,31 @@ class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
     ) = UNSET
 
 
-class RowsQuery(Input, frozen=True, kw_only=True):
-    """The rows of the list to keep up to date."""
+class LiveRowsQuery(Input, frozen=True, kw_only=True):
+    """The rows of an open list that are updated live."""
 
     ids: Annotated[
         str,
         Meta(
+            # up to 1,000 ids; `$` alone would allow a line feed at the end
             pattern=r"^[1-9][0-9]{0,14}(,[1-9][0-9]{0,14}){0,999}(?!\n)$",
             extra={"rule": "must be ids of mailings, separated by commas"},
         ),
     ]
 
 
-def ids_of_changing(mailings: Sequence[Mailing]) -> list[int]:
-    """Return the ids of the mailings whose counts or status may still change without a user."""
+def unsettled_ids(mailings: Sequence[Mailing]) -> list[int]:
+    """Return the ids of the mailings whose counts or status may change without a user's action."""
     return [mailing.id for mailing in mailings if not mailing.is_settled]
 
 
 async def find_waits(
     connection: AsyncConnection, mailings: Sequence[Mailing]
 ) -> dict[int, progress.Wait | None]:
-    """Return why each running mailing waits, by its id; None for a mailing that does not wait."""
+    """Return by id why each running mailing waits; None for one that does not wait.
+
+    The result has no entry for a mailing that does not run.
+    """
     running = [mailing for mailing in mailings if mailing.status == "running"]
     if not running:
         return {}
@@ -96,7 +100,7 @@ class MailingList(Controller):
             form=form,
             mailings=mailings,
             waits=waits,
-            live_ids=ids_of_changing(mailings),
+            live_ids=unsettled_ids(mailings),
             count=page.count,
             max_counted=MAX_COUNTED_MAILINGS,
             pages=page_links(page, "/mailings", form),
@@ -119,16 +123,16 @@ class MailingList(Controller):
             async with engine.connect() as connection:
                 mailings = await store.get_many(connection, ids)
                 waits = await find_waits(connection, mailings)
-            deleted = {
+            rows = {  # a mailing that is not found has been deleted
                 mailing_id: context.render("mailings/deleted-row.html", mailing_id=mailing_id)
                 for mailing_id in ids
             }
-            rows = {
+            rows |= {
                 mailing.id: context.render(
                     "mailings/row.html", mailing=with_hold(mailing, channel), waits=waits
                 )
                 for mailing in mailings
             }
-            return {f"mailing-{mailing_id}": row for mailing_id, row in (deleted | rows).items()}
+            return {f"mailing-{mailing_id}": row for mailing_id, row in rows.items()}
 
         return live.stream(("mailings", context.viewer, *ids), sections, context.quota_key)

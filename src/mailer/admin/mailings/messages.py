@@ -32,16 +32,19 @@ from mailer.web.query import read_query
 
 MESSAGE_FILTER_FIELDS = ("status", "reason", "phone", "limit")
 NO_CLIENT_ID = 0
-"""No client has this id."""
+"""An id that no client has: the result of a search for an unknown phone."""
 
 
 class MessageListQuery(MessageQuery, frozen=True, kw_only=True):
-    """Filters of the list of messages."""
+    """Filters of the list of messages: those of the API, and the phone of the client."""
 
     phone: Annotated[Phone, Meta(extra={"normalize": normalize_phone})] | UnsetType = UNSET
 
-    async def resolved(self, connection: AsyncConnection) -> MessageQuery:
-        """Return the query with the id of the client in place of the phone."""
+    async def with_client_id(self, connection: AsyncConnection) -> MessageQuery:
+        """Return the query of the API, with the id of the client in place of the phone.
+
+        The id is `NO_CLIENT_ID` if no client has the phone.
+        """
         values = msgspec.structs.asdict(self)
         phone = values.pop("phone")
         if phone is not UNSET:
@@ -53,7 +56,7 @@ class MessageListQuery(MessageQuery, frozen=True, kw_only=True):
 async def find_messages(
     connection: AsyncConnection, mailing: Mailing, query: MessageQuery
 ) -> RowPage:
-    """Return the page of messages that a query describes."""
+    """Return the page of a mailing's messages that match a query."""
     if query.client_id == NO_CLIENT_ID:
         return EMPTY_PAGE
     count = await get_known_count(connection, mailing, query)
@@ -79,7 +82,9 @@ class MessageList(Controller):
             mailing = await store.get(connection, mailing_id)
             page = EMPTY_PAGE
             if query is not None:
-                page = await find_messages(connection, mailing, await query.resolved(connection))
+                page = await find_messages(
+                    connection, mailing, await query.with_client_id(connection)
+                )
             phones = await clients.get_phones(connection, [row.client_id for row in page.rows])
             reasons = await counters.get_by_reason(connection, mailing_id)
         path = f"/mailings/{mailing_id}/messages"
@@ -107,8 +112,8 @@ class MessageList(Controller):
         """Download all messages that match the filters, as CSV."""
         query = read_query(request, MessageListQuery, blank_is_absent=True)
         async with engine.connect() as connection:
-            await store.get(connection, mailing_id)
-            filters = (await query.resolved(connection)).filters()
+            await store.get(connection, mailing_id)  # 404 if there is no such mailing
+            filters = (await query.with_client_id(connection)).filters()
         return await csv_answer(
             f"mailing-{mailing_id}.csv",
             export_messages(engine, mailing_id, by, **filters),
@@ -127,7 +132,7 @@ class MessageList(Controller):
         """Show the history of a message, and what happens to it next."""
         async with engine.connect() as connection:
             mailing = with_hold(await store.get(connection, mailing_id), channel)
-            # PostgreSQL would refuse a larger id; no message has MAX_ID
+            # PostgreSQL refuses a larger id; that no message has MAX_ID makes this 404
             history = await messages.get_history(connection, mailing_id, min(message_id, MAX_ID))
         now = database_clock.now()
         return await context.render_page(
@@ -135,5 +140,5 @@ class MessageList(Controller):
             mailing=mailing,
             message=history,
             now=now,
-            may_retry="retry" in allowed_actions(mailing, now),
+            may_retry="retry" in allowed_actions(mailing, now),  # the mailing's failed messages
         )

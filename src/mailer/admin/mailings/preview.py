@@ -1,7 +1,10 @@
-"""The preview beside the mailing form: text as SMS, audience, sending windows, forecast."""
+"""The preview beside the mailing form: text as SMS, audience, sending windows, forecast.
+
+It is built again while the user types, so it must also work for a form that is not complete.
+"""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,43 +20,53 @@ from mailer.forecast.model import Forecast
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
-from mailer.mailing.sms_parts import PART_CAPACITY, TextSize, count_parts
+from mailer.mailing.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5
-"""Clients of the audience that the preview shows."""
+"""Number of clients of the audience that the preview shows as examples."""
 MAX_ZONES = 8
-"""Time zones that the preview shows: those with the most clients."""
+"""Maximum number of time zones that the preview shows: those with the most clients."""
+REQUIRED_FOR_FORECAST = frozenset({"datetime_start", "datetime_end", "client_filter"})
+"""Fields without which there is no forecast."""
 DAY_WIDTH = 1000
-"""Width of a day in the drawing, in its own units."""
+"""Width of the drawing of a day, in SVG units; `preview.html` has the same number."""
 
 
 class TextPreview(msgspec.Struct, frozen=True):
-    """The size of a text as SMS."""
+    """The size of a text as SMS.
+
+    A text is sent in the GSM 03.38 alphabet, or in Unicode if a character is not in that alphabet.
+    """
 
     size: TextSize
-    position: int
+    unicode_position: int
     """Position, from 1, of the first character that needs Unicode; 0 if there is none."""
 
     @property
-    def character_name(self) -> str:
-        """Code point and name of the first character that needs Unicode; it may be invisible."""
+    def unicode_character_name(self) -> str:
+        """Code point and name of the first character that needs Unicode: it may be invisible."""
         character = self.size.forced_by or " "
         return f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
 
     @property
     def part_capacity(self) -> int:
-        """Capacity of each part, in units of the encoding, for this number of parts."""
-        return PART_CAPACITY[self.size.encoding][self.size.parts > 1]
+        """Capacity of each part of this text, in characters of its encoding."""
+        return self._part_capacity(self.size.encoding)
 
     @property
     def gsm_part_capacity(self) -> int:
-        """Capacity of each part in GSM 03.38, for this number of parts."""
-        return PART_CAPACITY["GSM 03.38"][self.size.parts > 1]
+        """Capacity that each part would have in GSM 03.38."""
+        return self._part_capacity("GSM 03.38")
+
+    def _part_capacity(self, encoding: SmsEncoding) -> int:
+        """Return the capacity of a part; it is smaller if there are several parts."""
+        single, joined = PART_CAPACITY[encoding]
+        return joined if self.size.parts > 1 else single
 
 
-class WindowBar(msgspec.Struct, frozen=True):
-    """An interval of a day as it is drawn."""
+class Bar(msgspec.Struct, frozen=True):
+    """An interval of a day as it is drawn: from `x` on, 0 to `DAY_WIDTH`."""
 
     x: float
     width: float
@@ -65,38 +78,40 @@ class ZoneWindow(msgspec.Struct, frozen=True):
     time_zone: str
     clients: int
     offset: str
-    """Offset from UTC at the beginning of the day, such as `UTC+3`."""
-    intervals: tuple[OpenInterval, ...]
+    """Offset from UTC at the start of the day, such as `UTC+3`."""
+    open_intervals: tuple[OpenInterval, ...]
     """When the sending window is open."""
-    open: tuple[WindowBar, ...]
-    """The bars of `intervals`."""
-    used: tuple[WindowBar, ...]
-    """The bars of `intervals`, only between the start and the end of the mailing."""
+    open_bars: tuple[Bar, ...]
+    """The drawing of `open_intervals`."""
+    sending_bars: tuple[Bar, ...]
+    """The drawing of the parts of `open_intervals` between the mailing's start and end."""
 
 
 class PreviewDay(msgspec.Struct, frozen=True):
-    """A day from `begins` to `ends`, and the mailing's period from `start` to `end`."""
+    """The day that the preview draws, and the period of the mailing. All moments are in UTC."""
 
-    begins: datetime
-    ends: datetime
-    start: datetime
-    end: datetime
+    day_start: datetime
+    day_end: datetime
+    mailing_start: datetime
+    """The start of the mailing; the start of the day while it is not known."""
+    mailing_end: datetime
+    """The end of the mailing; the end of the day while it is not known."""
 
     def x(self, moment: datetime) -> float:
         """Return the horizontal position of a moment; moments of other days are at the edge."""
-        share = (moment - self.begins) / (self.ends - self.begins)
-        return round(DAY_WIDTH * min(1.0, max(0.0, share)), 1)
+        share_of_day = (moment - self.day_start) / (self.day_end - self.day_start)
+        return round(DAY_WIDTH * min(1.0, max(0.0, share_of_day)), 1)
 
     def contains(self, moment: datetime) -> bool:
         """Return whether a moment is in the day."""
-        return self.begins <= moment < self.ends
+        return self.day_start <= moment < self.day_end
 
-    def bars(self, intervals: tuple[OpenInterval, ...]) -> Iterator[WindowBar]:
-        """Yield the bars of intervals, without empty ones."""
+    def bars(self, intervals: Iterable[OpenInterval]) -> Iterator[Bar]:
+        """Yield a bar for each interval that is at least partly in the day."""
         for interval in intervals:
-            x, end = self.x(interval.opens), self.x(interval.closes)
-            if end > x:
-                yield WindowBar(x, round(end - x, 1))
+            left, right = self.x(interval.opens), self.x(interval.closes)
+            if right > left:
+                yield Bar(left, round(right - left, 1))
 
 
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,17 +121,22 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     clients: int | None
     """Size of the audience; None while the client filter is not complete."""
     sample: list[Client]
+    """Some clients of the audience, as examples."""
     day: PreviewDay
     windows: tuple[ZoneWindow, ...]
-    """The largest time zones; the next two fields count the others."""
+    """The sending windows of the time zones with the most clients."""
     other_zones: int
+    """Number of the other time zones that have clients."""
     other_clients: int
+    """Number of clients in the other time zones."""
     start: datetime | None
+    """The start of the mailing; None while it is not known. The same applies to `end`."""
     end: datetime | None
     forecast: Forecast | None
+    """None while the form is not complete enough for a forecast."""
     capacity: forecasts.SendingCapacity
-    starts_at_once: bool
-    """Whether the mailing starts as soon as the form is saved: its start has passed."""
+    is_start_past: bool
+    """Whether the start has passed, so that the mailing starts as soon as the form is saved."""
 
 
 async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its forecast depends on
@@ -127,71 +147,88 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     throughput: ThroughputEstimate | None,
     mailing: Mailing | None,
 ) -> Preview:
-    """Return the preview of a draft. `mailing` is the mailing that it changes, if any."""
+    """Return the preview of a draft: the valid values of a form, except its `text`.
+
+    `text` is the text as typed, even if it is not valid. `zone` is the time zone of the form's
+    local times, `throughput` that of the gateway (None without one), and `mailing` the mailing that
+    the form changes (None if it creates one).
+    """
     now = database_clock.now()
-    client_filter, by_zone, sample = draft.client_filter, dict[str, int](), list[Client]()
+    client_filter = draft.client_filter
+    clients_by_zone, sample = dict[str, int](), list[Client]()
     async with engine.connect() as connection:
         if client_filter is not UNSET:
-            by_zone = await audience.count_by_zone(connection, client_filter)
+            clients_by_zone = await audience.count_by_zone(connection, client_filter)
             sample = await audience.sample(connection, client_filter, SAMPLE_CLIENTS)
         capacity = await forecasts.read_capacity(connection, throughput, mailing)
-    start, end = (_known_moment(at) for at in (draft.datetime_start, draft.datetime_end))
-    day = _day(start, end, now, zone)
+    start, end = _known_moment(draft.datetime_start), _known_moment(draft.datetime_end)
+    day = _preview_day(start, end, now, zone)
     window = window_between(draft.send_interval_time_start, draft.send_interval_time_end)
-    largest = sorted(by_zone.items(), key=lambda item: (-item[1], item[0]))
-    clients = sum(by_zone.values())
+    zones_by_size = sorted(clients_by_zone.items(), key=lambda item: (-item[1], item[0]))
+    clients = sum(clients_by_zone.values())
     windows = tuple(
-        _zone_window(name, count, window, day) for name, count in largest[:MAX_ZONES] if count
+        _zone_window(name, count, window, day) for name, count in zones_by_size[:MAX_ZONES] if count
     )
     return Preview(
-        text=_text(text),
+        text=_text_preview(text),
         clients=None if client_filter is UNSET else clients,
         sample=sample,
         day=day,
         windows=windows,
-        other_zones=sum(count > 0 for _, count in largest[MAX_ZONES:]),
+        other_zones=sum(count > 0 for _, count in zones_by_size[MAX_ZONES:]),
         other_clients=clients - sum(shown.clients for shown in windows),
         start=start,
         end=end,
         forecast=await _forecast(engine, draft, throughput, capacity.workers, mailing),
         capacity=capacity,
-        starts_at_once=start is not None and start <= now,
+        is_start_past=start is not None and start <= now,
     )
 
 
-def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # isinstance also excludes UNSET
+def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a draft
+    """Return the moment of a draft's field in UTC; None if the field is not set."""
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
-def _text(text: str) -> TextPreview:
+def _text_preview(text: str) -> TextPreview:
     size = count_parts(text)
     return TextPreview(size, text.index(size.forced_by) + 1 if size.forced_by else 0)
 
 
-def _day(start: datetime | None, end: datetime | None, now: datetime, zone: str) -> PreviewDay:
-    """Return the day on which a mailing starts, or today while the start is not known."""
+def _preview_day(
+    start: datetime | None, end: datetime | None, now: datetime, zone: str
+) -> PreviewDay:
+    """Return the day in `zone` on which a mailing starts; today while the start is not known."""
     local = (start or now).astimezone(ZoneInfo(zone))
     midnight = datetime.combine(local.date(), time(), ZoneInfo(zone))
-    begins, ends = midnight.astimezone(UTC), (midnight + DAY).astimezone(UTC)
-    return PreviewDay(begins, ends, start or begins, end or ends)
+    day_start, day_end = midnight.astimezone(UTC), (midnight + DAY).astimezone(UTC)
+    return PreviewDay(day_start, day_end, start or day_start, end or day_end)
 
 
 def _zone_window(
     time_zone: str, clients: int, window: SendingWindow | None, day: PreviewDay
 ) -> ZoneWindow:
-    offsets = offsets_of(time_zone, day.begins, day.ends)
-    intervals = (
-        (OpenInterval(day.begins, day.ends),)
+    """Return when the window is open in a time zone on a day; all day without a window."""
+    offsets = offsets_of(time_zone, day.day_start, day.day_end)
+    open_intervals = (
+        (OpenInterval(day.day_start, day.day_end),)
         if window is None
-        else tuple(window.open_intervals(offsets, day.ends))
+        else tuple(window.open_intervals(offsets, day.day_end))
     )
-    used = tuple(
-        OpenInterval(max(interval.opens, day.start), min(interval.closes, day.end))
-        for interval in intervals
+    # an interval outside the mailing's period closes before it opens here, and has no bar
+    sending_intervals = [
+        OpenInterval(max(interval.opens, day.mailing_start), min(interval.closes, day.mailing_end))
+        for interval in open_intervals
+    ]
+    _, offset_at_start = offsets[0]
+    return ZoneWindow(
+        time_zone,
+        clients,
+        utc_offset(offset_at_start),
+        open_intervals,
+        open_bars=tuple(day.bars(open_intervals)),
+        sending_bars=tuple(day.bars(sending_intervals)),
     )
-    offset = utc_offset(offsets[0][1])
-    bars = tuple(day.bars(intervals)), tuple(day.bars(used))
-    return ZoneWindow(time_zone, clients, offset, intervals, *bars)
 
 
 def utc_offset(offset: timedelta) -> str:
@@ -209,14 +246,13 @@ async def _forecast(
     mailing: Mailing | None,
 ) -> Forecast | None:
     """Return the forecast, or None while the draft is not complete enough."""
-    required = {"datetime_start", "datetime_end", "client_filter"}
     values = draft.provided_values()
-    has_half_window = (values.get("send_interval_time_start") is None) != (
-        values.get("send_interval_time_end") is None
-    )
-    if has_half_window or not required <= values.keys():
+    has_period_and_audience = values.keys() >= REQUIRED_FOR_FORECAST
+    has_opening = values.get("send_interval_time_start") is not None
+    has_closing = values.get("send_interval_time_end") is not None
+    if not has_period_and_audience or has_opening != has_closing:
         return None
     if mailing is not None:
         return await forecasts.of_mailing(engine, mailing.id, throughput, workers, draft)
-    new = NewMailing(**{"text": " ", **values})
+    new = NewMailing(**{"text": " ", **values})  # the text does not matter, but is required
     return await forecasts.of_draft(engine, new, throughput, workers)

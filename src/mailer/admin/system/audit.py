@@ -22,15 +22,19 @@ from mailer.web.query import Limit
 
 PATH = "/audit"
 AUDIT_FILTER_FIELDS = ("actor_kind", "actor_id", "action", "target_kind", "target_id", "limit")
+"""Fields of the filter form, as in `AuditListQuery`."""
 DATETIME_FIELDS = frozenset({"datetime_start", "datetime_end", "expires_at", "held_since"})
+"""Fields of entries that are moments."""
 TARGET_PAGES = {"mailing": "/mailings/{}", "client": "/clients/{}"}
-"""URLs of single targets; a deleted target has none."""
+"""URL of the page of a target, by the kind of target; `{}` is its id. A deleted target has none."""
 TARGET_LISTS = {"directory": "/clients", "key": "/keys", "user": "/users"}
+"""URL of the list to which targets without such a page belong, by the kind of target."""
 DELETING_ACTIONS = frozenset({"mailing_deleted", "client_erased"})
+"""Actions whose entry has no link, because the target has no page afterwards."""
 
 
 class AuditListQuery(AuditQuery, frozen=True, kw_only=True):
-    """Filters of the audit log."""
+    """Filters of the audit log page: those of the API, with fewer entries on a page."""
 
     limit: Limit = 50
 
@@ -38,9 +42,9 @@ class AuditListQuery(AuditQuery, frozen=True, kw_only=True):
 class AuditChange(msgspec.Struct, frozen=True):
     """The values of one field before and after an action."""
 
-    name: str
+    field: str
     sides: dict[str, Any]
-    """Keys: "before", "after", or both, as far as the entry has them."""
+    """The values under "before" and "after"; one key is absent if the entry has only one value."""
 
 
 class AuditLine(msgspec.Struct, frozen=True):
@@ -49,40 +53,38 @@ class AuditLine(msgspec.Struct, frozen=True):
     entry: AuditEntry
     changes: list[AuditChange]
     target_url: str | None
-    """URL of the target of the action, or of the list it belongs to."""
+    """URL of the target's page, or of the list it belongs to; None if it has neither."""
 
 
 def to_line(entry: AuditEntry) -> AuditLine:
     """Return an entry as the page shows it."""
     sides = {"before": entry.before or {}, "after": entry.after or {}}
-    names = sorted({*sides["before"], *sides["after"]}, key=_field_order)
-    changes = [
-        AuditChange(
-            name,
-            {
-                side: _template_value(name, values[name])
-                for side, values in sides.items()
-                if name in values
-            },
+
+    def change_of(field: str) -> AuditChange:
+        values = {side: fields[field] for side, fields in sides.items() if field in fields}
+        return AuditChange(
+            field, {side: _template_value(field, value) for side, value in values.items()}
         )
-        for name in names
-    ]
-    return AuditLine(entry, changes, _target_url(entry))
+
+    fields = sorted({*sides["before"], *sides["after"]}, key=_field_order)
+    return AuditLine(entry, [change_of(field) for field in fields], _target_url(entry))
 
 
-def _field_order(name: str) -> tuple[int, str]:
-    known = list(labels.FIELD_LABELS)
-    return known.index(name) if name in known else len(known), name
+def _field_order(field: str) -> tuple[int, str]:
+    """Return a sort key: fields with a label in the order of the labels, then others by name."""
+    labelled = list(labels.FIELD_LABELS)
+    return labelled.index(field) if field in labelled else len(labelled), field
 
 
-def _template_value(name: str, value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    """Return a value of the log in the type that the template formats."""
-    if name in DATETIME_FIELDS and value is not None:
+def _template_value(field: str, value: Any) -> Any:  # noqa: ANN401  # any JSON value
+    """Return a value of the log, which is JSON, in the type that the template formats."""
+    if field in DATETIME_FIELDS and value is not None:
         return datetime.fromisoformat(value)
-    return stored_filter(value) if name == "client_filter" else value
+    return stored_filter(value) if field == "client_filter" else value
 
 
 def _target_url(entry: AuditEntry) -> str | None:
+    """Return the URL of the target's page, or of the list it belongs to, if there is one."""
     kind, target_id = entry.target.kind, entry.target.id
     if kind in TARGET_PAGES:
         return None if entry.action in DELETING_ACTIONS else TARGET_PAGES[kind].format(target_id)

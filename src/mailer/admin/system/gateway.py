@@ -1,4 +1,4 @@
-"""The action that retries the gateway before the end of its pause."""
+"""The button "Try now": it ends the pauses of the gateway and of failed messages."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from mailer.message.trying import try_now
 
 
 class GatewayPage(Controller):
-    """Actions on the gateway; other pages show its state."""
+    """Actions on the gateway, whose state the overview and the system page show."""
 
     path = "/gateway"
 
@@ -26,7 +26,7 @@ class GatewayPage(Controller):
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> Redirect:
-        """Retry the gateway now, and redirect back to the page with the button."""
+        """End the pauses, and redirect back to the page with the button."""
         return_path = own_path((await read_form(request, "return_path"))["return_path"])
         await try_now(engine, by)
         return redirect_with_flash("gateway-tried", return_path)

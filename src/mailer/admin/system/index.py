@@ -15,10 +15,11 @@ from mailer.settings import Settings
 from mailer.variables import PREFIX
 
 SECTIONS = ("gateway", "workers", "failures")
+"""The sections that are updated live: the names of their templates, and their ids in the HTML."""
 
 
 async def read_system(engine: AsyncEngine) -> dict[str, Any]:
-    """Return the template variables that change while the page is open."""
+    """Return the template variables of the sections that change while the page is open."""
     async with engine.connect() as connection:
         return {
             "workers": await workers.active_workers(connection),
@@ -40,7 +41,7 @@ class System(Controller):
     ) -> Response[str]:
         """Show the system page."""
         defaults = Settings().redacted()
-        rows = [
+        rows = [  # name of the environment variable, value, and whether it is not the default
             (f"{PREFIX}{name.upper()}", value, value != defaults[name])
             for name, value in settings.redacted().items()
         ]
@@ -57,7 +58,7 @@ class System(Controller):
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
-        """Keep the changing sections up to date."""
+        """Stream the changing sections whenever they change."""
 
         async def sections() -> Sections:
             return await context.render_sections("system", SECTIONS, **await read_system(engine))

@@ -19,8 +19,9 @@ from mailer.mailing.activity import with_hold
 from mailer.statistics import backlog, progress, service
 
 MAX_RUNNING, MAX_UPCOMING = 20, 5
-"""Maximum mailings to show: the newest running ones, and the next ones to start."""
+"""Maximum number of mailings to show: the newest running ones, and the next ones to start."""
 SECTIONS = ("gateway", "backlog", "running", "upcoming", "last-day")
+"""The sections that are updated live: the names of their templates, and their ids in the HTML."""
 
 
 async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[str, Any]:
@@ -29,8 +30,10 @@ async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[st
     async with engine.connect() as connection:
         page = await store.page(connection, Cursor(MAX_RUNNING), "running")
         mailings = [with_hold(store.to_mailing(row), channel) for row in page.rows]
-        active = await workers.active_workers(connection)
-        bases = await forecast.read_running(connection, mailings, throughput, len(active) or 1)
+        active_workers = await workers.active_workers(connection)
+        forecast_bases = await forecast.read_running(
+            connection, mailings, throughput, len(active_workers) or 1
+        )
         variables = {
             "running": await progress.get_progress(connection, mailings),
             "running_count": page.count,
@@ -39,7 +42,7 @@ async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[st
             "max_counted_due": backlog.MAX_COUNTED_DUE,
             "hours": await service.get_outcomes_last_24_hours(connection, database_clock.now()),
         }
-    return variables | {"expected_ends": await forecast.expected_ends(bases)}
+    return variables | {"expected_ends": await forecast.expected_ends(forecast_bases)}
 
 
 class Overview(Controller):
@@ -65,7 +68,7 @@ class Overview(Controller):
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
-        """Keep the overview up to date."""
+        """Stream the sections of the overview whenever they change."""
 
         async def sections() -> Sections:
             variables = await read_overview(engine, channel)

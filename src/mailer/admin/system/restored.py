@@ -1,4 +1,8 @@
-"""The page of a restored database: what it would send, and the permission to send it."""
+"""The page of a database that was restored from a backup: what it would send if it were allowed.
+
+Messages that were sent after the backup would be sent again. So nothing is sent from a restored
+database until an admin allows it here or on the command line.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -18,7 +22,7 @@ PATH = "/restored"
 
 
 class RestoredDatabase(Controller):
-    """Nothing is sent from a restored database until an admin agrees."""
+    """The page, and the action that allows sending."""
 
     path = PATH
 
@@ -38,7 +42,10 @@ class RestoredDatabase(Controller):
         by: NamedDependency[Actor],
         request: Request[Any, Any, Any],
     ) -> Redirect:
-        """Allow sending after the restore that the form was shown for (`held_since`)."""
+        """Allow sending after the restore that the page described, and after no later one.
+
+        The form has the moment of that restore in its field `held_since`.
+        """
         text = (await read_form(request, "held_since"))["held_since"]
         try:
             held_since = datetime.fromisoformat(text)

@@ -27,7 +27,7 @@ from mailer.web.query import PageQuery
 PATH = "/users"
 NEW_USER_FIELDS = ("name", "role", "password", "repeated_password")
 BLANK_PASSWORDS = {"password": "", "repeated_password": ""}
-"""A form never shows a password that was entered."""
+"""Values of the password fields: a form never shows a password that was entered."""
 
 UserId = Annotated[int, Parameter(ge=1, le=MAX_ID)]
 
@@ -87,19 +87,20 @@ class Users(Controller):
             new = validate_password_form(NewUser, values)
             password_hash = await hash_password(new.password)
             async with engine.begin() as connection:
-                done = await do_once(
+                done = await do_once(  # a form that is sent twice creates one user
                     connection,
                     claim,
                     lambda: users.create(connection, new.name, new.role, password_hash, by),
                     lambda user: {"id": user.id},
                 )
         except InvalidError as error:
-            refused, status = form.with_errors(error), HTTP_400_BAD_REQUEST
-            return await context.render_page("users/new.html", status, form=refused, roles=ROLES)
-        except UserNameTakenError as error:
-            refused = form.with_errors(InvalidError([FieldError("name", str(error))]))
             return await context.render_page(
-                "users/new.html", HTTP_409_CONFLICT, form=refused, roles=ROLES
+                "users/new.html", HTTP_400_BAD_REQUEST, form=form.with_errors(error), roles=ROLES
+            )
+        except UserNameTakenError as error:
+            form = form.with_errors(InvalidError([FieldError("name", str(error))]))
+            return await context.render_page(
+                "users/new.html", HTTP_409_CONFLICT, form=form, roles=ROLES
             )
         return redirect_to_created(done.result["id"])
 
@@ -186,6 +187,7 @@ class Users(Controller):
 async def _user_page(
     engine: AsyncEngine, context: PageContext, user_id: int, form: Form, status: int = 200
 ) -> Response[str]:
+    """Return the page of a user; `form` has the fields of the new password."""
     async with engine.connect() as connection:
         user = await users.get(connection, user_id)
         open_sessions = await sessions.list_of_user(connection, user_id)

@@ -29,17 +29,22 @@ from mailer.validation import MAX_ID
 
 PATH = "/keys"
 VALIDITY_DAYS = {"30": 30, "90": 90, "365": 365}
-"""Choices for how many days a key is valid."""
+"""Choices of the form for how many days a key is valid: value of the radio button, and days."""
 BLANK_KEY_FORM = {"name": "", "scope": "read", "expires": "90", "expires_on": ""}
+"""The form of a new key: `expires` is a choice, `expires_on` the last day for the choice `day`."""
 NOT_A_DATE = gettext_noop("must be a date")
 NOT_LISTED = gettext_noop("must be one of the listed values")
 
 KeyId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The key's id.")]
-Created = Annotated[int | None, QueryParameter(name="created", ge=1, le=MAX_ID)]
+CreatedId = Annotated[int | None, QueryParameter(name="created", ge=1, le=MAX_ID)]
+"""Id of the key that a form created when it was sent for the first time."""
 
 
 def redirect_to_created(key_id: int) -> Redirect:
-    """Return the redirect to the list, with a notice that the key was created before."""
+    """Return the redirect to the list of keys for a form that is sent again.
+
+    The list has a notice that the key was created when the form was sent for the first time.
+    """
     return Redirect(_created_url(key_id), status_code=HTTP_303_SEE_OTHER)
 
 
@@ -57,13 +62,10 @@ class Keys(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         context: NamedDependency[PageContext],
-        created: Created = None,
+        created_id: CreatedId = None,
     ) -> Response[str]:
-        """List all keys, the newest first.
-
-        `created` is the id of a key that a repeated form has created before.
-        """
-        return await _keys_page(engine, context, Form(BLANK_KEY_FORM), created=created)
+        """List all keys, the newest first."""
+        return await _keys_page(engine, context, Form(BLANK_KEY_FORM), created_id=created_id)
 
     @post(required_scope="admin", creates=redirect_to_created)
     async def create_key(
@@ -74,9 +76,9 @@ class Keys(Controller):
         claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Create a key and show its secret once: the response is not stored.
+        """Create a key and show its secret, which is not stored and so cannot be shown again.
 
-        A repeat of the form is redirected to a page that says that the key was created before.
+        A form that is sent again creates nothing, and is redirected to the list.
         """
         form = Form(await read_form(request, *BLANK_KEY_FORM))
         try:
@@ -94,7 +96,7 @@ class Keys(Controller):
         except keys.KeyNameTakenError as error:
             form = form.with_errors(InvalidError([FieldError("name", str(error))]))
             return await _keys_page(engine, context, form, HTTP_409_CONFLICT)
-        if done.value is None:
+        if done.value is None:  # the form was sent before
             return redirect_to_created(done.result["id"])
         key, secret = done.value
         response = await context.render_page(
@@ -140,6 +142,7 @@ def read_new(form: Form, zone: str, now: datetime) -> keys.NewKey:
 
 
 def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
+    """Return when the new key expires; None if never. Raises `InvalidError`."""
     match form["expires"]:
         case "never":
             return None
@@ -160,8 +163,9 @@ async def _keys_page(
     context: PageContext,
     form: Form,
     status: int = 200,
-    created: int | None = None,
+    created_id: int | None = None,
 ) -> Response[str]:
+    """Return the page of all keys; `form` is that of a new key."""
     async with engine.connect() as connection:
         recent_keys, hidden_count = await keys.list_recent(connection)
     now = database_clock.now()
@@ -171,7 +175,7 @@ async def _keys_page(
         form=form,
         keys=recent_keys,
         hidden_count=hidden_count,
-        created=next((key for key in recent_keys if key.id == created), None),
+        created=next((key for key in recent_keys if key.id == created_id), None),
         now=now,
         days=VALIDITY_DAYS,
     )

@@ -18,7 +18,7 @@ from mailer.errors import FieldError, InvalidError
 
 PATH = "/profile"
 BLANK_PASSWORD_FORM = Form({"current_password": "", "password": "", "repeated_password": ""})
-"""A form never shows a password that was entered."""
+"""The form that changes the password; it never shows a password that was entered."""
 
 
 class Profile(Controller):
@@ -72,7 +72,7 @@ class Profile(Controller):
         """End one session of the user, or all of them if the form names none."""
         session = (await read_form(request, "session"))["session"]
         try:
-            digest = bytes.fromhex(session) if session else None
+            digest = bytes.fromhex(session) if session else None  # the hash of the session's secret
         except ValueError as error:
             raise InvalidError([FieldError("session", "is not known")]) from error
         async with engine.begin() as connection:
@@ -90,6 +90,7 @@ async def _profile_page(  # noqa: PLR0913, PLR0917  # the parts of the page
     status: int = 200,
     retry_after: int = 0,
 ) -> Response[str]:
+    """Return the profile page; `retry_after` are the seconds to wait after too many passwords."""
     async with engine.connect() as connection:
         user = await users.get(connection, by.user_id)
         open_sessions = await sessions.list_of_user(connection, user.id)

@@ -25,7 +25,10 @@ from mailer.web.cookie import create_cookie
 
 
 def redirect_signed_in(request: Request[Any, Any, Any], secret: str, return_path: str) -> Redirect:
-    """Return a redirect to a page of this site, with the cookie of the session `secret`."""
+    """Return a redirect that sets the session cookie; `secret` is the secret of the session.
+
+    A `return_path` that is not on this site is replaced by the overview.
+    """
     return Redirect(
         own_path(return_path),
         status_code=HTTP_303_SEE_OTHER,
@@ -85,7 +88,7 @@ class SignIn(Controller):
             response = await _form_page(provider, context, form, status, retry_after=error.seconds)
             response.headers["Retry-After"] = str(error.seconds)
             return response
-        if context.user is not None:
+        if context.user is not None:  # this browser's previous session ends
             await service.sign_out(engine, context.user)
         return redirect_signed_in(request, secret, form["return_path"])
 
@@ -109,6 +112,7 @@ async def _form_page(
     status: int = 200,
     retry_after: int = 0,
 ) -> Response[str]:
+    """Return the sign-in page; `retry_after` are the seconds to wait after too many passwords."""
     host = urlsplit(provider.issuer).hostname if provider else None
     return await context.render_page(
         "sign_in.html", status, form=form, provider=host, retry_after=retry_after

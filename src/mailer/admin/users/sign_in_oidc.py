@@ -1,4 +1,9 @@
-"""Signing in through the OpenID provider: the redirect to it, and its callback."""
+"""Signing in through the OpenID provider.
+
+Mailer redirects the browser to the provider (`start`). When the user has signed in there, the
+provider redirects it to the callback (`finish`), with a code that mailer exchanges for the identity
+of the user. The random `state` connects the two requests.
+"""
 
 from hmac import compare_digest
 from typing import Any
@@ -40,12 +45,12 @@ from mailer.web.cookie import CookieKind, create_cookie, read_cookie
 log = structlog.get_logger()
 
 PATH = "/login/oidc"
-CALLBACK = f"{PATH}/callback"
+CALLBACK_PATH = f"{PATH}/callback"
 STATE_COOKIE = CookieKind("sign_in", PATH, int(SIGN_IN_TIMEOUT.total_seconds()))
-"""Cookie that binds the callback to the browser of the sign-in (RFC 6749, section 10.12)."""
+"""Cookie with the state: only the browser that started may finish (RFC 6749, section 10.12)."""
 MAX_CODE_LENGTH = 4096
 """Maximum length of the code that the provider sends to the callback, in characters."""
-WRONG_PROVIDER = gettext_noop(
+WRONG_PROVIDER_TEXT = gettext_noop(
     "The identity provider does not match the configuration. Ask an admin."
 )
 
@@ -69,9 +74,11 @@ class SignInOidc(Controller):
         try:
             started = await provider.start(_callback_url(request))
         except ProviderUnavailableError as error:
-            return await _provider_unavailable(context, error)
+            return await _render_unavailable(context, error)
         except SignInError as error:
-            return await _refused(context, error, WRONG_PROVIDER, HTTP_503_SERVICE_UNAVAILABLE)
+            return await _render_refusal(
+                context, error, WRONG_PROVIDER_TEXT, HTTP_503_SERVICE_UNAVAILABLE
+            )
         async with engine.begin() as connection:
             return_path = own_path(request.query_params.get("return_path", "/"))
             await store.store_pending(connection, started, return_path)
@@ -87,7 +94,7 @@ class SignInOidc(Controller):
         context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
-        """Start a session for the user that the provider names, or show why this is refused."""
+        """Start a session for the user whom the provider identifies, or show why not."""
         provider = _checked_provider(provider, oidc_rate, request)
         try:
             sign_in = await _take_pending(engine, request)
@@ -96,25 +103,25 @@ class SignInOidc(Controller):
                 engine, identity, address_of(request), request.headers.get("User-Agent", "")
             )
         except ProviderUnavailableError as error:
-            response = await _provider_unavailable(context, error)
+            response = await _render_unavailable(context, error)
         except SignInError as error:
-            # anybody can cause refusals without an identity, and the audit log is never deleted, so
-            # they would fill it
+            # anybody can cause refusals without an identity: they would fill the audit log, whose
+            # entries are never deleted
             if error.reason not in REASONS_WITHOUT_IDENTITY:
                 await oidc.record_failed_sign_in(engine, error, address_of(request))
-            response = await _refused(context, error, str(error), HTTP_403_FORBIDDEN)
+            response = await _render_refusal(context, error, str(error), HTTP_403_FORBIDDEN)
         else:
-            if context.user is not None:  # this browser's earlier session ends
+            if context.user is not None:  # this browser's previous session ends
                 await access.sign_out(engine, context.user)
             response = redirect_signed_in(request, secret, sign_in.return_path)
-        response.set_cookie(create_cookie(request, None, STATE_COOKIE))  # deletes it
+        response.set_cookie(create_cookie(request, None, STATE_COOKIE))  # deletes the cookie
         return response
 
 
 def _checked_provider(
     provider: Provider | None, rate: RateLimiter, request: Request[Any, Any, Any]
 ) -> Provider:
-    """Return the provider.
+    """Return the provider if there is one and the request may use it.
 
     Raises `NotFoundException` if none is configured, and `TooManyRequestsException` if the network
     of the request has signed in too often.
@@ -128,10 +135,10 @@ def _checked_provider(
     return provider
 
 
-async def _provider_unavailable(
+async def _render_unavailable(
     context: PageContext, error: ProviderUnavailableError
 ) -> Response[Any]:
-    """Return a page: the provider does not answer, and the user should start again."""
+    """Return the page that says that the provider does not answer and the user should try again."""
     log.warning("provider_unavailable", reason=error.reason)
     status = HTTP_503_SERVICE_UNAVAILABLE
     response = await context.render_page("sign_in_refused.html", status, error=str(error))
@@ -139,17 +146,18 @@ async def _provider_unavailable(
     return response
 
 
-async def _refused(
+async def _render_refusal(
     context: PageContext, error: SignInError, message: str, status: int
 ) -> Response[Any]:
+    """Log why a sign-in is refused, and return the page that shows `message`."""
     log.warning("sign_in_refused", reason=error.reason)
     return await context.render_page("sign_in_refused.html", status, error=message)
 
 
 async def _take_pending(engine: AsyncEngine, request: Request[Any, Any, Any]) -> PendingSignIn:
-    """Return the pending sign-in of this browser and delete it: a callback is valid once.
+    """Return the sign-in that this browser has started, and delete it: a callback works once.
 
-    Raises `SignInError`.
+    Raises `SignInError` if the state is not that of the browser's cookie, or was used before.
     """
     state = request.query_params.get("state", "")
     cookie = read_cookie(request, STATE_COOKIE) or ""
@@ -165,6 +173,10 @@ async def _take_pending(engine: AsyncEngine, request: Request[Any, Any, Any]) ->
 async def _read_identity(
     provider: Provider, sign_in: PendingSignIn, request: Request[Any, Any, Any]
 ) -> Identity:
+    """Return the identity for which the provider exchanges the code in the request.
+
+    Raises `SignInError`, and `ProviderUnavailableError` if the provider does not answer.
+    """
     if "error" in request.query_params:
         raise SignInError("refused_by_provider")
     code = request.query_params.get("code", "")
@@ -177,4 +189,4 @@ async def _read_identity(
 
 
 def _callback_url(request: Request[Any, Any, Any]) -> str:
-    return str(request.url.with_replacements(path=CALLBACK, query="", fragment=""))
+    return str(request.url.with_replacements(path=CALLBACK_PATH, query="", fragment=""))

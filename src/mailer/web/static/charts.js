@@ -1,20 +1,23 @@
-// Draws tables of outcomes over time as stacked bars. The tables stay on the page.
+// Draws tables of outcomes over time as stacked bars, with the library uPlot. The tables stay on the
+// page. A figure (`macros.html`, `chart`) contains the table and an empty element for the drawing. Each
+// row of the table is a bucket: an interval of time, and the count of each outcome in it.
 "use strict";
 
 const MINUTE = 60, HOUR = 3600, DAY = 86400;
-// Seconds between two time labels: uPlot's own list is too long and has fractions of a second.
-const STEPS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * MINUTE),
-  ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 30, 60, 90, 180, 365].map((n) => n * DAY)]; // uPlot takes 30 days as a month
+// Possible seconds between two time labels: uPlot's own list is too long and has fractions of a second.
+const LABEL_STEPS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * MINUTE),
+  ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 30, 60, 90, 180, 365].map((n) => n * DAY)]; // for uPlot, 30 days are a month
 const FONT = "12px system-ui, sans-serif";
 const MIN_LABEL_GAP = 16; // pixels between two labels
 
 const language = document.documentElement.lang;
 const zone = document.documentElement.dataset.zone;
-const charts = new Map();
+const charts = new Map(); // by figure: the uPlot object, and the counts of each series
 
-// Returns the series, their counts, and the data for uPlot: moments, and for each series the sum of
-// its counts and those of the series below it. The highest sums come first.
-function read(figure) {
+// Returns the series (one for each outcome), their counts by bucket, and the data for uPlot: the start
+// of each bucket, and for each series the heights of its bars: its counts and those of the series
+// below it. The highest bars come first.
+function readTable(figure) {
   const table = document.getElementById(figure.dataset.chart);
   const series = [...table.querySelectorAll("th[data-series]")].map((head) => ({
     name: head.dataset.series,
@@ -22,24 +25,25 @@ function read(figure) {
   }));
   const rows = [...table.tBodies[0].rows];
   const moments = rows.map((row) => Date.parse(row.querySelector("time").dateTime) / 1000);
-  const counts = series.map((_, at) => rows.map((row) => Number(row.cells[at + 1].dataset.value)));
-  const sums = [];
-  for (const column of counts) {
-    const below = sums.at(-1);
-    sums.push(below ? column.map((count, at) => count + below[at]) : column);
+  const counts = series.map((_, index) => rows.map((row) => Number(row.cells[index + 1].dataset.value)));
+  const heights = [];
+  for (const seriesCounts of counts) {
+    const below = heights.at(-1);
+    heights.push(below ? seriesCounts.map((count, bucket) => count + below[bucket]) : seriesCounts);
   }
-  return { series, counts, data: [moments, ...sums.reverse()] };
+  return { series, counts, data: [moments, ...heights.reverse()] };
 }
 
-const sum = (column) => column.reduce((all, count) => all + count, 0);
+const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
+// Draws the chart of a figure, or updates it if it is drawn. Moments are in seconds since 1970.
 function draw(figure) {
   const canvas = figure.querySelector(".canvas");
-  const { series, counts, data } = read(figure);
-  const drawn = charts.get(figure);
-  if (drawn) {
-    drawn.counts.splice(0, drawn.counts.length, ...counts);
-    drawn.plot.setData(data);
+  const { series, counts, data } = readTable(figure);
+  const chart = charts.get(figure);
+  if (chart) {
+    chart.counts.splice(0, chart.counts.length, ...counts); // the functions below use this array
+    chart.plot.setData(data);
     return;
   }
   const colour = (name) => {
@@ -49,23 +53,28 @@ function draw(figure) {
     return color;
   };
   const number = new Intl.NumberFormat(language);
-  const timeOf = (options) => {
+  const formatter = (options) => {
     const format = new Intl.DateTimeFormat(language, { timeZone: zone, hourCycle: "h23", ...options });
-    return (at) => format.format(at * 1000);
+    return (moment) => format.format(moment * 1000);
   };
-  const seconds = () => Number(figure.dataset.seconds); // the length of a bucket, which grows during a mailing
-  const hour = timeOf({ hour: "2-digit", minute: "2-digit" });
-  const day = timeOf({ day: "numeric", month: "short" });
-  const second = timeOf({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  const bucket = (at) => `${day(at)}, ${seconds() < MINUTE ? second(at) : hour(at)}`;
-  const isMidnight = (at) => /^00\D00\D00$/.test(second(at));
-  // At midnight, a label of hours is the day.
-  const labelOf = (step) => (at) =>
-    step >= DAY || (step >= MINUTE && isMidnight(at)) ? day(at) : step < MINUTE ? second(at) : hour(at);
-  const measuring = document.createElement("canvas").getContext("2d");
-  measuring.font = FONT;
-  const widest = (from, until) => Math.max(...[until - from > 2 * DAY ? day : hour, until - from < HOUR ? second : hour, day]
-    .map((label) => measuring.measureText(label(until)).width));
+  const bucketSeconds = () => Number(figure.dataset.seconds); // grows while a mailing runs
+  const asDay = formatter({ day: "numeric", month: "short" });
+  const asMinute = formatter({ hour: "2-digit", minute: "2-digit" });
+  const asSecond = formatter({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const asBucket = (moment) => `${asDay(moment)}, ${bucketSeconds() < MINUTE ? asSecond(moment) : asMinute(moment)}`;
+  const isMidnight = (moment) => /^00\D00\D00$/.test(asSecond(moment));
+  // The label of a moment, for labels `step` seconds apart. Midnight is labelled with the day.
+  const labelOf = (step) => (moment) => {
+    if (step >= DAY || (step >= MINUTE && isMidnight(moment))) return asDay(moment);
+    return step < MINUTE ? asSecond(moment) : asMinute(moment);
+  };
+  const ruler = document.createElement("canvas").getContext("2d");
+  ruler.font = FONT;
+  // Returns the width in pixels of the widest label that may occur between two moments.
+  const maxLabelWidth = (from, until) => {
+    const formats = [asDay, asMinute, ...(until - from < HOUR ? [asSecond] : [])];
+    return Math.max(...formats.map((format) => ruler.measureText(format(until)).width));
+  };
   const axis = { font: FONT, stroke: () => colour("faint"), grid: { stroke: () => colour("line"), width: 1 } };
   const plot = new uPlot(
     {
@@ -73,34 +82,34 @@ function draw(figure) {
       height: 200,
       scales: {
         // for a single point, uPlot itself would choose an end years later
-        x: { range: (plot, first) => [first, plot.data[0].at(-1) + seconds()] },
-        y: { range: (_, __, most) => [0, Math.max(1, most * 1.05)] },
+        x: { range: (plot, first) => [first, plot.data[0].at(-1) + bucketSeconds()] },
+        y: { range: (_, __, highest) => [0, Math.max(1, highest * 1.05)] },
       },
       axes: [
         {
           ...axis,
-          incrs: () => STEPS.filter((step) => step >= seconds()),
-          space: (_, __, from, until) => widest(from, until) + MIN_LABEL_GAP,
+          incrs: () => LABEL_STEPS.filter((step) => step >= bucketSeconds()),
+          space: (_, __, from, until) => maxLabelWidth(from, until) + MIN_LABEL_GAP,
           values: (_, splits, __, ___, step) => splits.map(labelOf(step)),
         },
         { ...axis, size: 64, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? number.format(value) : "")) },
       ],
       series: [
-        { label: figure.dataset.period, value: (_, at) => (at == null ? figure.dataset.total : bucket(at)) },
-        // the highest sums first: later series are drawn over earlier ones
-        ...series.map(({ label, name }, at) => ({
+        { label: figure.dataset.period, value: (_, moment) => (moment == null ? figure.dataset.total : asBucket(moment)) },
+        // the highest bars first: later series are drawn over earlier ones
+        ...series.map(({ label, name }, index) => ({
           label,
           fill: () => colour(name),
           stroke: () => colour(name),
           width: 0,
           points: { show: false },
           paths: uPlot.paths.bars({ size: [0.85, 60], align: 1 }),
-          // the count of the bar under the pointer, else the total
-          value: (_, __, ___, row) => number.format(row == null ? sum(counts[at]) : counts[at][row] ?? 0),
+          // the count of the bucket under the pointer, else the total
+          value: (_, __, ___, bucket) => number.format(bucket == null ? sum(counts[index]) : counts[index][bucket] ?? 0),
         })).reverse(),
       ],
       padding: [MIN_LABEL_GAP / 2, 32, 0, 0], // half a label
-      tzDate: (at) => uPlot.tzDate(new Date(at * 1000), zone),
+      tzDate: (moment) => uPlot.tzDate(new Date(moment * 1000), zone),
       cursor: { drag: { x: false, y: false } },
     },
     data,

@@ -1,4 +1,6 @@
-// Uploads a file of clients, and shows the progress and the result.
+// Uploads a file of clients from the import page, and shows the progress and the result. The texts are
+// in data attributes of the form. Parts of the page: the form, the progress (`going`), a line of
+// status, and the report, whose HTML is the server's response.
 "use strict";
 
 (() => {
@@ -14,24 +16,26 @@
   const texts = form.dataset;
   const UNITS = ["byte", "kilobyte", "megabyte", "gigabyte"];
 
-  const size = (bytes) => {
-    const step = Math.min(3, Math.floor(Math.log10(Math.max(1, bytes)) / 3));
-    const options = { style: "unit", unit: UNITS[step], maximumFractionDigits: step > 1 ? 1 : 0 };
-    return new Intl.NumberFormat(document.documentElement.lang, options).format(bytes / 1000 ** step);
+  // Returns a number of bytes in the largest unit in which it is at least 1, such as 1.6 MB.
+  const formatBytes = (bytes) => {
+    const power = Math.min(3, Math.floor(Math.log10(Math.max(1, bytes)) / 3)); // of 1000
+    const options = { style: "unit", unit: UNITS[power], maximumFractionDigits: power > 1 ? 1 : 0 };
+    return new Intl.NumberFormat(document.documentElement.lang, options).format(bytes / 1000 ** power);
   };
   const showAmount = (sent, total) => {
     progress.max = total || 1;
     progress.value = sent;
-    amount.textContent = texts.amount.replace("{sent}", size(sent)).replace("{total}", size(total));
+    amount.textContent = texts.amount.replace("{sent}", formatBytes(sent)).replace("{total}", formatBytes(total));
   };
+  // The browser asks before it leaves the page during an upload.
   const confirmLeaving = (event) => event.preventDefault();
 
-  function showProgress(chosen) {
+  function showProgress(upload) {
     report.replaceChildren();
     status.classList.remove("visually-hidden");
     status.textContent = texts.sending;
-    find("going-name").textContent = chosen.name;
-    showAmount(0, chosen.size);
+    find("going-name").textContent = upload.name;
+    showAmount(0, upload.size);
     form.hidden = true;
     going.hidden = false;
     cancel.hidden = false;
@@ -39,26 +43,27 @@
     addEventListener("beforeunload", confirmLeaving);
   }
 
+  // Shows the form again, and below it the report, or `text` if there is none.
   function showResult(text) {
     removeEventListener("beforeunload", confirmLeaving);
     form.hidden = false;
     going.hidden = true;
     status.textContent = text;
     const title = find("report-title");
-    status.classList.toggle("visually-hidden", title !== null); // the report says more
+    status.classList.toggle("visually-hidden", title !== null); // the report says more, but is not read out
     (title || file).focus();
   }
 
-  function send(chosen) {
+  function send(upload) {
     const request = new XMLHttpRequest();
     request.open("POST", location.pathname);
     request.setRequestHeader("Content-Type", "text/csv");
     request.setRequestHeader("Accept", "text/html");
     request.upload.onprogress = (event) => showAmount(event.loaded, event.total);
     request.upload.onload = () => {
-      cancel.hidden = true; // a complete file is stored, even if the page is closed
-      progress.removeAttribute("value");
-      amount.textContent = size(chosen.size);
+      cancel.hidden = true; // too late: the server stores the file, even if the page is closed
+      progress.removeAttribute("value"); // storing takes an unknown time
+      amount.textContent = formatBytes(upload.size);
       status.textContent = texts.storing;
     };
     request.onload = () => {
@@ -67,26 +72,26 @@
         return location.reload(); // redirects to the sign-in page
       }
       report.innerHTML = request.response;
-      form.reset(); // browsers do not send a file that has changed since it was chosen
+      form.reset(); // the file must be chosen again: browsers do not send one that was corrected since
       showResult(texts.done);
     };
     request.onerror = () => {
-      const firstByte = chosen.slice(0, 1).arrayBuffer(); // fails if the file has changed
+      const firstByte = upload.slice(0, 1).arrayBuffer(); // fails if the file has changed
       firstByte.then(() => showResult(texts.lost), () => showResult(texts.changed));
     };
     request.onabort = () => showResult(texts.cancelled);
     cancel.onclick = () => request.abort();
-    showProgress(chosen);
-    request.send(chosen);
+    showProgress(upload);
+    request.send(upload);
   }
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const [chosen] = file.files;
-    if (chosen.size > Number(texts.limit)) {
+    const [upload] = file.files;
+    if (upload.size > Number(texts.limit)) {
       report.replaceChildren();
       showResult(texts.large);
-    } else send(chosen);
+    } else send(upload);
   });
   find("needs-script").hidden = true;
   form.hidden = false;

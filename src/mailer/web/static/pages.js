@@ -25,7 +25,8 @@ document.addEventListener("htmx:afterSettle", (event) => {
   const dialog = document.getElementById("dialog");
   if (event.detail.target === dialog && !dialog.open) dialog.showModal();
 });
-// Shows that a request failed, wherever the page is scrolled to; null hides the notice.
+
+// Shows that a request failed. `why` selects the text of the notice ("lost" or "failed"); null hides it.
 function showRequestError(why) {
   const notice = document.getElementById("request-error");
   const page = document.documentElement;
@@ -34,6 +35,7 @@ function showRequestError(why) {
   notice.hidden = !why;
   if (isAtEnd) page.scrollTop = page.scrollHeight; // so that the notice does not cover the footer
 }
+
 // Shows or hides the notice that the page is out of date, with the time of the last update.
 let lastUpdate = new Date();
 function showOffline(isLost) {
@@ -48,14 +50,18 @@ function showOffline(isLost) {
   }
   offline.hidden = !isLost;
 }
-// If a confirmation is refused, its own page says why. If a preview cannot be fetched while the user
-// types, the page is out of date.
-const FAILURES = { sendError: "lost", timeout: "lost", responseError: "failed" };
+
+// htmx fetches confirmations into the dialog, and the preview of a form while the user types. If a
+// confirmation is refused, its own page says why. If a preview cannot be fetched because the connection
+// is lost, the page is out of date.
+const FAILURES = { sendError: "lost", timeout: "lost", responseError: "failed" }; // events of htmx
 for (const [name, why] of Object.entries(FAILURES)) {
   document.addEventListener(`htmx:${name}`, ({ detail }) => {
-    if (detail.target?.id !== "dialog") return why === "lost" ? showOffline(true) : showRequestError(why);
-    if (name === "responseError" && detail.xhr.status < 500) return location.assign(detail.pathInfo.requestPath);
-    showRequestError(why);
+    const isConfirmation = detail.target?.id === "dialog";
+    const isRefused = name === "responseError" && detail.xhr.status < 500;
+    if (isConfirmation && isRefused) location.assign(detail.pathInfo.requestPath);
+    else if (!isConfirmation && why === "lost") showOffline(true);
+    else showRequestError(why);
   });
 }
 document.addEventListener("htmx:beforeRequest", () => showRequestError(null));
@@ -70,50 +76,54 @@ document.addEventListener("click", (event) => {
 // A second click soon after the first does not send a form again. A later one does: the first
 // response may never come, and sending a form twice is safe.
 const DOUBLE_CLICK_TIME = 5000; // milliseconds
-let sent = new WeakMap(); // the time when each form was sent
+let sentAt = new WeakMap(); // by form: when it was sent, in milliseconds since the page was opened
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "post") return;
-  if (performance.now() - sent.get(event.target) < DOUBLE_CLICK_TIME) return event.preventDefault();
+  if (performance.now() - sentAt.get(event.target) < DOUBLE_CLICK_TIME) return event.preventDefault();
   if (!navigator.onLine) {
     event.preventDefault(); // the browser would show its own error page and lose the input
     document.getElementById("dialog").close();
     return showRequestError("lost");
   }
   showRequestError(null);
-  sent.set(event.target, performance.now());
+  sentAt.set(event.target, performance.now());
 });
-// After going back to a page, its filters match its URL again.
+// After going back to a page, its forms can be sent again, and its filters match its URL.
 addEventListener("pageshow", () => {
-  sent = new WeakMap();
+  sentAt = new WeakMap();
   document.querySelectorAll("form.filters").forEach((form) => form.reset());
 });
 
 document.addEventListener("DOMContentLoaded", () => document.querySelector("[autofocus]")?.focus());
 
-// Unsaved input is stored while the user signs in again: in this tab only, for the same user and page,
-// and for half an hour. Passwords and files are not stored. Signing out deletes the input.
+// When a page is left, unsaved input is stored, so that it is not lost if the session has ended and the
+// user must sign in again. It is stored in this tab only, for the same user and page, and for half an
+// hour. Passwords and files are not stored. Signing out deletes the input.
 const INPUT_KEY = "unsaved-input", INPUT_LIFETIME = 1_800_000; // milliseconds
 const forms = () => [...document.querySelectorAll("main form[method=post]")];
 const fields = (form) =>
   [...form.elements].filter((field) => field.name && !["password", "file", "submit", "button", "fieldset"].includes(field.type));
-const isTicked = (field) => ["checkbox", "radio"].includes(field.type);
-const isTouched = (field) =>
-  field.options ? [...field.options].some((option) => option.selected !== option.defaultSelected)
-    : isTicked(field) ? field.checked !== field.defaultChecked
-      : field.type !== "hidden" && field.value !== field.defaultValue;
+const isCheckable = (field) => ["checkbox", "radio"].includes(field.type);
+const isChangedByUser = (field) => {
+  if (field.options) return [...field.options].some((option) => option.selected !== option.defaultSelected);
+  if (isCheckable(field)) return field.checked !== field.defaultChecked;
+  return field.type !== "hidden" && field.value !== field.defaultValue;
+};
 const { userId } = document.body.dataset;
 let isSigningOut = false;
 
+// Stores the input of the first form of the page that has any which is not known to be saved.
 function saveInput() {
   if (!userId || isSigningOut) return;
   const isRefused = document.querySelector("main .error-summary");
-  const index = forms().findIndex((form) =>
-    fields(form).some((field) => field.type !== "hidden" && (sent.has(form) || isRefused || isTouched(field))));
-  if (index < 0) return;
-  const form = forms()[index];
-  const values = fields(form).map((field) => [field.name, isTicked(field) ? field.checked : field.value]);
-  const wasSentTo = sent.has(form) ? form.getAttribute("action") : null;
-  const input = { userId, path: location.pathname, index, values, wasSentTo, at: Date.now() };
+  const hasUnsavedInput = (form) => fields(form).some((field) =>
+    field.type !== "hidden" && (sentAt.has(form) || isRefused || isChangedByUser(field)));
+  const formIndex = forms().findIndex(hasUnsavedInput);
+  if (formIndex < 0) return;
+  const form = forms()[formIndex];
+  const values = fields(form).map((field) => [field.name, isCheckable(field) ? field.checked : field.value]);
+  const wasSentTo = sentAt.has(form) ? form.getAttribute("action") : null;
+  const input = { userId, path: location.pathname, formIndex, values, wasSentTo, savedAt: Date.now() };
   sessionStorage.setItem(INPUT_KEY, JSON.stringify(input));
 }
 
@@ -122,9 +132,9 @@ function saveInput() {
 // restored by a reload, too, with the URL that it was sent to, so that it creates only one object.
 function restoreInput() {
   const input = JSON.parse(sessionStorage.getItem(INPUT_KEY) ?? "null");
-  const age = input ? Date.now() - input.at : 0;
-  if (input && !userId && age < INPUT_LIFETIME) {
-    sessionStorage.setItem(INPUT_KEY, JSON.stringify({ ...input, isSignedOut: true }));
+  const age = input ? Date.now() - input.savedAt : 0;
+  if (input && !userId && age < INPUT_LIFETIME) { // the sign-in page
+    sessionStorage.setItem(INPUT_KEY, JSON.stringify({ ...input, hasSignedOut: true }));
     return setTimeout(() => sessionStorage.removeItem(INPUT_KEY), INPUT_LIFETIME - age);
   }
   const isOfPage = input && age < INPUT_LIFETIME && input.userId === userId && input.path === location.pathname;
@@ -132,13 +142,17 @@ function restoreInput() {
   const isErrorPage = !(visit?.responseStatus < 400);
   if (isOfPage && isErrorPage && !forms().length) return;
   sessionStorage.removeItem(INPUT_KEY);
-  const isBack = visit?.type === "back_forward" || (input?.wasSentTo && visit?.type === "reload");
-  const form = isOfPage && (input.isSignedOut || isBack) && forms()[input.index];
-  const shown = form ? fields(form) : [];
-  if (!form || shown.map((field) => field.name).join() !== input.values.map(([name]) => name).join()) return;
+  const isBack = visit?.type === "back_forward";
+  const isReloadWithoutResponse = input?.wasSentTo && visit?.type === "reload";
+  const mustRestore = isOfPage && (input.hasSignedOut || isBack || isReloadWithoutResponse);
+  const form = mustRestore && forms()[input.formIndex];
+  if (!form) return;
+  const restorable = fields(form);
+  const isSameForm = restorable.map((field) => field.name).join() === input.values.map(([name]) => name).join();
+  if (!isSameForm) return;
   input.values.forEach(([, value], index) => {
-    if (isTicked(shown[index])) shown[index].checked = value;
-    else shown[index].value = value;
+    if (isCheckable(restorable[index])) restorable[index].checked = value;
+    else restorable[index].value = value;
   });
   if (input.wasSentTo) form.setAttribute("action", input.wasSentTo);
   document.getElementById("restored-input").hidden = false;
@@ -150,33 +164,34 @@ document.addEventListener("submit", (event) => {
   if (event.target.getAttribute("action") === "/logout") isSigningOut = true;
 });
 
-// Live sections: each event contains the sections that changed. A hidden page closes its stream,
-// because browsers open only a few connections to one host.
+// Live sections (`admin/live.py`): each event of the page's stream contains the sections that changed. A
+// hidden page closes its stream, because browsers open only a few connections to one host.
 const STREAM_TIMEOUT = 90_000; // milliseconds: the server ends each stream after a minute
+const RETRY_INTERVAL = 5_000; // milliseconds until a refused stream is requested again
 const address = document.body?.dataset.live;
 if (address) {
-  let source = null;
-  let retry = 0;
+  let source = null; // the open stream
+  let timer = 0; // of the next attempt to open it
   // keep what scripts have drawn, and details that the user opened
   const callbacks = {
     beforeNodeMorphed: (shown) => !shown.classList?.contains("canvas"),
     beforeAttributeUpdated: (name) => name !== "open",
   };
   const close = () => {
-    clearTimeout(retry);
+    clearTimeout(timer);
     source?.close();
     source = null;
   };
   // EventSource does not say why a stream was refused, so fetch its URL to find out. If the user is
   // signed out, a reload redirects to the sign-in page.
   const checkRefusal = async () => {
-    const check = new AbortController();
-    const response = await fetch(address, { signal: check.signal }).catch(() => null);
-    check.abort();
+    const aborter = new AbortController();
+    const response = await fetch(address, { signal: aborter.signal }).catch(() => null);
+    aborter.abort(); // only the status matters
     if (response?.status === 401) return location.reload();
     showOffline(true);
-    clearTimeout(retry);
-    if (source) retry = setTimeout(open, 5000);
+    clearTimeout(timer);
+    if (source) timer = setTimeout(open, RETRY_INTERVAL);
   };
   const open = () => {
     close();
@@ -194,17 +209,17 @@ if (address) {
         document.dispatchEvent(new CustomEvent("live", { detail: section.id }));
       }
     };
-    // the server could not refresh the page, or can again
+    // the server could not refresh the page, or can do it again
     source.addEventListener("stale", () => showOffline(true));
     source.addEventListener("fresh", () => showOffline(false));
-    // each minute, so that the request is authorized again
+    // once a minute, so that the request is authorized again
     source.addEventListener("reconnect", open);
     source.onerror = () => {
       if (source.readyState !== EventSource.CLOSED) showOffline(true);
       else checkRefusal();
     };
     // a connection that is lost without a TCP reset causes no error event
-    retry = setTimeout(() => {
+    timer = setTimeout(() => {
       showOffline(true);
       open();
     }, STREAM_TIMEOUT);

@@ -1,0 +1,142 @@
+"""Filters of the templates: values as text in the language of the current `use_language` block."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from babel.dates import format_datetime, format_timedelta
+from babel.numbers import format_decimal, format_percent
+from markupsafe import Markup
+
+from mailer import statuses
+from mailer.admin import labels
+from mailer.admin.language import (
+    LANGUAGES,
+    current_language,
+    gettext,
+    locale,
+    translate_message,
+)
+from mailer.admin.viewer import Viewer
+from mailer.mailing.model import split_terms
+from mailer.statuses import MailingStatus, MessageStatus
+
+DATETIME_FORMAT = "d MMM y, HH:mm"
+"""The default format of moments, in the notation of Unicode (LDML)."""
+ONE_DECIMAL_BELOW = 10
+"""Numbers below this have up to one decimal, other numbers none."""
+MIN_PARTIAL_SHARE, MAX_PARTIAL_SHARE = 0.001, 0.999
+"""Smallest and largest share that is shown for some, but not all: 0.1 % and 99.9 %."""
+MIN_UNITS = 1.2
+"""A duration is shown in the largest unit of which it has at least this many: 71 minutes are not
+shown as hours, but 72 minutes are."""
+BYTES_PER_KIB = 1024
+BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+FORMAT_CACHE_SIZE = 8192
+"""Formatted numbers to cache, and as many moments: live pages show the same ones repeatedly."""
+
+
+def load_formats() -> None:
+    """Load the date and number formats of each language, which takes long."""
+    for language in LANGUAGES:
+        format_datetime(locale=locale(language))
+        format_decimal(0, locale=locale(language))
+
+
+def format_number(value: float) -> str:
+    """Return a number with separators between thousands, and below ten with up to one decimal."""
+    pattern = "#,##0.#" if value < ONE_DECIMAL_BELOW else "#,##0"
+    return _format_number(value, pattern, current_language())
+
+
+@lru_cache(maxsize=FORMAT_CACHE_SIZE)
+def _format_number(value: float, pattern: str, language: str) -> str:
+    return str(format_decimal(value, pattern, locale(language)))
+
+
+def format_share(part: int, whole: int) -> str:
+    """Return a share in percent: 100 % only for all, 0 % only for none."""
+    share = part / whole if whole else 0.0
+    pattern = "#,##0%"
+    if 0 < share < 1:
+        share = min(MAX_PARTIAL_SHARE, max(MIN_PARTIAL_SHARE, share))
+        pattern = "#,##0.#%"
+    return str(format_percent(share, pattern, locale(current_language())))
+
+
+def format_local_time(moment: datetime, zone: str, pattern: str = DATETIME_FORMAT) -> str:
+    """Return a moment as local time in a time zone."""
+    return str(
+        format_datetime(moment, pattern, tzinfo=ZoneInfo(zone), locale=locale(current_language()))
+    )
+
+
+def format_moment(moment: datetime, viewer: Viewer, pattern: str = DATETIME_FORMAT) -> Markup:
+    """Return a moment in the viewer's time zone, as a `<time>` element with UTC in its title."""
+    return _format_moment(moment, viewer.time_zone, pattern, current_language())
+
+
+@lru_cache(maxsize=FORMAT_CACHE_SIZE)
+def _format_moment(moment: datetime, zone: str, pattern: str, _language: str) -> Markup:
+    """Return the element of `format_moment`; `_language` only distinguishes the cached results."""
+    in_utc = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    title = f"{format_local_time(moment, 'UTC')} UTC"
+    text = format_local_time(moment, zone, pattern)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(in_utc, title, text)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in words, rounded to one unit, such as `2 hours`."""
+    duration = timedelta(seconds=round(seconds))
+    return str(format_timedelta(duration, threshold=MIN_UNITS, locale=locale(current_language())))
+
+
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in the largest unit in which it is at least 1."""
+    value, unit = float(count), 0
+    while value >= BYTES_PER_KIB and unit < len(BYTE_UNITS) - 1:
+        value, unit = value / BYTES_PER_KIB, unit + 1
+    return f"{format_number(value)} {BYTE_UNITS[unit]}"
+
+
+def excerpt(text: str, max_length: int = 80) -> str:
+    """Return the beginning of a text on one line, of at most `max_length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= max_length else f"{line[: max_length - 1].rstrip()}…"
+
+
+def mailing_status_label(status: MailingStatus) -> str:
+    """Return the label of a mailing's status."""
+    return gettext(labels.MAILING_STATUS_LABELS[status])
+
+
+def message_status_label(status: MessageStatus) -> str:
+    """Return the label of a message's status."""
+    return gettext(statuses.STATUSES[status].label)
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "number": format_number,
+    "percent": format_share,
+    "clock": format_local_time,
+    "moment": format_moment,
+    "duration": format_duration,
+    "bytes": format_bytes,
+    "excerpt": excerpt,
+    "translate": translate_message,
+    "terms": split_terms,
+    "reason": labels.reason_label,
+    "scope": labels.label_lookup(labels.SCOPE_LABELS),
+    "actor": labels.label_lookup(labels.ACTOR_LABELS),
+    "target": labels.label_lookup(labels.TARGET_LABELS),
+    "action": labels.label_lookup(labels.ACTION_LABELS),
+    "field_name": labels.label_lookup(labels.FIELD_LABELS),
+    "on_unknown": labels.label_lookup(labels.ON_UNKNOWN_LABELS),
+    "role": labels.label_lookup(labels.ROLE_LABELS),
+    "browser": labels.browser_name,
+    "mailing_status": mailing_status_label,
+    "message_status": message_status_label,
+}
+"""The filters by the name that templates use."""
