@@ -33,9 +33,9 @@ CLIENTS = {
 
 
 async def create_mailing(api: httpx.AsyncClient, payload: dict[str, Any]) -> dict[str, Any]:
-    answer = await api.post("/mailings", json=payload)
-    assert answer.status_code == 201
-    created: dict[str, Any] = answer.json()
+    response = await api.post("/mailings", json=payload)
+    assert response.status_code == 201
+    created: dict[str, Any] = response.json()
     return created
 
 
@@ -53,6 +53,6 @@ async def messages_by_client(api: httpx.AsyncClient, mailing_id: int) -> dict[in
     return {row["client_id"]: row for row in page["results"]}
 
 
-def field_errors(answer: httpx.Response) -> dict[str, str]:
+def field_errors(response: httpx.Response) -> dict[str, str]:
     """Return the error message of each wrong field."""
-    return {error["field"]: error["message"] for error in answer.json()["errors"]}
+    return {error["field"]: error["message"] for error in response.json()["errors"]}

@@ -24,9 +24,9 @@ HTMX = BROWSER | {"HX-Request": "true"}
 
 async def get_html(api: httpx.AsyncClient, path: str, zone: str = "UTC", status: int = 200) -> str:
     """Return the HTML of a page, for a browser with a time zone."""
-    answer = await api.get(f"{SITE}{path}", headers=BROWSER | {"Cookie": f"time_zone={zone}"})
-    assert answer.status_code == status
-    return answer.text
+    response = await api.get(f"{SITE}{path}", headers=BROWSER | {"Cookie": f"time_zone={zone}"})
+    assert response.status_code == status
+    return response.text
 
 
 async def post_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> httpx.Response:
@@ -36,17 +36,17 @@ async def post_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> 
 
 async def save_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> dict[str, Any]:
     """Submit a valid form and return the mailing after it, as the API returns it."""
-    answer = await post_form(api, path, form)
-    assert answer.status_code == 303, visible_text(answer.text)
-    mailing: dict[str, Any] = (await api.get(answer.headers["location"])).json()
+    response = await post_form(api, path, form)
+    assert response.status_code == 303, visible_text(response.text)
+    mailing: dict[str, Any] = (await api.get(response.headers["location"])).json()
     return mailing
 
 
 async def preview_form(api: httpx.AsyncClient, form: dict[str, str], query: str = "") -> str:
     """Return the text of the preview of a form."""
-    answer = await api.post(f"{SITE}/mailings/preview{query}", data=form, headers=HTMX)
-    assert answer.status_code == 200
-    return visible_text(answer.text)
+    response = await api.post(f"{SITE}/mailings/preview{query}", data=form, headers=HTMX)
+    assert response.status_code == 200
+    return visible_text(response.text)
 
 
 def visible_text(page: str) -> str:

@@ -31,8 +31,8 @@ async def count_rows(engine: AsyncEngine, query: Any) -> int:
 
 async def test_the_response_counts_lines_and_lists_rejected_ones(api: httpx.AsyncClient) -> None:
     content = f"phone,tag\n{ANNA},vip\n79160000002,\n8916,vip\n"
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.status_code == 200
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.status_code == 200
     rule = "must be 7 and ten more digits, such as 79161234567"
     expected = {
         "created": 2,
@@ -41,7 +41,7 @@ async def test_the_response_counts_lines_and_lists_rejected_ones(api: httpx.Asyn
         "rejected": 1,
         "errors": [{"line": 4, "field": "phone", "value": "8916", "message": rule}],
     }
-    assert answer.json() == expected
+    assert response.json() == expected
     repeat = await api.post(f"{PATH}/", content=content, headers=CSV)
     assert repeat.json() == expected | {"created": 0, "unchanged": 2}
     assert [client["phone"] for client in (await api.get("/clients")).json()["results"]] == [
@@ -54,15 +54,15 @@ async def test_a_file_may_be_larger_than_a_json_body(api: httpx.AsyncClient) -> 
     lines = [f"7916{n:07}" for n in range(100_000)]
     content = "\n".join(["phone", *lines])
     assert len(content) > MAX_BODY_BYTES
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["created"] == 100_000
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.json()["created"] == 100_000
 
 
 async def test_a_file_over_the_limit_is_413(api: httpx.AsyncClient) -> None:
     headers = CSV | {"Content-Length": str(MAX_IMPORT_BYTES + 1)}
-    answer = await api.post(PATH, content=b"phone\n", headers=headers)
-    assert answer.status_code == 413
-    assert answer.headers["Content-Type"] == "application/problem+json"
+    response = await api.post(PATH, content=b"phone\n", headers=headers)
+    assert response.status_code == 413
+    assert response.headers["Content-Type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ async def test_a_file_over_the_limit_is_413(api: httpx.AsyncClient) -> None:
 )
 async def test_csv_in_a_known_encoding_is_accepted(api: httpx.AsyncClient, media_type: str) -> None:
     headers = {"Content-Type": media_type}
-    answer = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
-    assert answer.status_code == 200
+    response = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ async def test_csv_in_a_known_encoding_is_accepted(api: httpx.AsyncClient, media
 )
 async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> None:
     headers = {"Content-Type": media_type}
-    answer = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
-    assert answer.status_code == 415
-    assert answer.json()["title"] == "Unsupported Media Type"
+    response = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
+    assert response.status_code == 415
+    assert response.json()["title"] == "Unsupported Media Type"
 
 
 @pytest.mark.parametrize(
@@ -104,18 +104,18 @@ async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> N
 async def test_an_invalid_header_is_400_and_names_the_columns(
     api: httpx.AsyncClient, content: bytes, fields: list[str]
 ) -> None:
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.status_code == 400
-    assert [error["field"] for error in answer.json()["errors"]] == fields
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.status_code == 400
+    assert [error["field"] for error in response.json()["errors"]] == fields
 
 
 async def test_a_file_in_windows_1251_is_read_and_the_response_names_the_encoding(
     api: httpx.AsyncClient,
 ) -> None:
     content = f"phone;tag\n{ANNA};Лёд и пламя\n1;да\n".encode("cp1251")
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["encoding"] == "windows-1251"
-    assert (answer.json()["created"], answer.json()["rejected"]) == (1, 1)
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.json()["encoding"] == "windows-1251"
+    assert (response.json()["created"], response.json()["rejected"]) == (1, 1)
     assert [client["tag"] for client in (await api.get("/clients")).json()["results"]] == [
         "Лёд и пламя"
     ]
@@ -123,9 +123,9 @@ async def test_a_file_in_windows_1251_is_read_and_the_response_names_the_encodin
 
 async def test_a_file_in_utf16_with_tabs_is_read(api: httpx.AsyncClient) -> None:
     content = f"Phone\tTag\r\n{ANNA}\tвип\r\n".encode("utf-16")
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["encoding"] == "UTF-16"
-    assert answer.json()["created"] == 1
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.json()["encoding"] == "UTF-16"
+    assert response.json()["created"] == 1
 
 
 async def test_invalid_bytes_in_a_value_can_be_reported_and_stored(
@@ -133,8 +133,8 @@ async def test_invalid_bytes_in_a_value_can_be_reported_and_stored(
 ) -> None:
     content = b"\xef\xbb\xbfphone\n\0\xff\n" + b"7\n" * 3
     error = {"line": 2, "field": "phone", "value": "\ufffd\ufffd", "message": "is not UTF-8"}
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["errors"][0] == error
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.json()["errors"][0] == error
     headers = CSV | {"Idempotency-Key": "once"}
     first = await api.post(PATH, content=content, headers=headers)
     assert first.json()["errors"][0] == error | {"value": ""}
@@ -156,10 +156,10 @@ async def test_the_response_to_an_idempotent_import_contains_no_phone(
     api: httpx.AsyncClient, engine: AsyncEngine, content: str
 ) -> None:
     headers = CSV | {"Idempotency-Key": "once"}
-    answer = await api.post(PATH, content=content, headers=headers)
-    assert answer.json()["errors"]
+    response = await api.post(PATH, content=content, headers=headers)
+    assert response.json()["errors"]
     stored = "SELECT string_agg(concat(result, convert_from(body, 'UTF8')), '') FROM idempotency"
-    for text_ in (answer.text, str(await value(engine, stored))):
+    for text_ in (response.text, str(await value(engine, stored))):
         assert ANNA not in text_
         assert "123-45-67" not in text_
 
@@ -170,8 +170,8 @@ async def test_import_is_documented(api: httpx.AsyncClient) -> None:
     media = operation["requestBody"]["content"]["text/csv"]
     assert operation["requestBody"]["required"] is True
     assert media["schema"]["type"] == "string"
-    answer = await api.post(PATH, content=media["example"], headers=CSV)
-    assert answer.json()["rejected"] == 0
+    response = await api.post(PATH, content=media["example"], headers=CSV)
+    assert response.json()["rejected"] == 0
     assert {"200", "400", "408", "413", "415", "503"} <= operation["responses"].keys()
 
 

@@ -20,10 +20,10 @@ from mailer.web.download import csv_answer
 CSV = {"accept": "text/csv"}
 
 
-def rows(answer: httpx.Response) -> list[dict[str, str]]:
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
-    return list(csv.DictReader(io.StringIO(answer.text)))
+def rows(response: httpx.Response) -> list[dict[str, str]]:
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/csv; header=present; charset=utf-8"
+    return list(csv.DictReader(io.StringIO(response.text)))
 
 
 async def test_a_client_export_can_be_imported_unchanged(api: httpx.AsyncClient) -> None:
@@ -31,15 +31,15 @@ async def test_a_client_export_can_be_imported_unchanged(api: httpx.AsyncClient)
         body = {"phone": phone, "tag": tag, "time_zone": "Asia/Tokyo"}
         assert (await api.post("/clients", json=body)).status_code == 201
 
-    answer = await api.get("/clients", headers=CSV)
+    response = await api.get("/clients", headers=CSV)
 
-    assert answer.headers["content-disposition"] == 'attachment; filename="clients.csv"'
-    assert [(row["phone"], row["tag"]) for row in rows(answer)] == [
+    assert response.headers["content-disposition"] == 'attachment; filename="clients.csv"'
+    assert [(row["phone"], row["tag"]) for row in rows(response)] == [
         ("79161234567", 'a "quoted", one'),
         ("79031234567", ""),
     ]
     headers = {"content-type": "text/csv"}
-    imported = await api.post("/clients/import", content=answer.content, headers=headers)
+    imported = await api.post("/clients/import", content=response.content, headers=headers)
     counts = {"created": 0, "updated": 0, "unchanged": 2, "rejected": 0}
     assert imported.json() == counts | {"errors": []}
 
@@ -89,8 +89,8 @@ def parse_time(text: str) -> datetime:
 async def test_the_response_is_json_unless_csv_is_preferred(
     api: httpx.AsyncClient, accept: str
 ) -> None:
-    answer = await api.get("/clients", headers={"accept": accept})
-    assert answer.json()["results"] == []
+    response = await api.get("/clients", headers={"accept": accept})
+    assert response.json()["results"] == []
 
 
 async def test_an_unknown_mailing_is_404_and_an_invalid_filter_400(api: httpx.AsyncClient) -> None:
@@ -102,8 +102,8 @@ async def test_an_unavailable_database_is_503_not_an_empty_file() -> None:
     engine = create_engine("postgresql://127.0.0.1:1/")
     transport = inside(create_app(engine, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
-        answer = await api.get("/api/v1/clients", headers=CSV)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        response = await api.get("/api/v1/clients", headers=CSV)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     await engine.dispose()
 
 
@@ -121,6 +121,6 @@ async def test_a_download_that_fails_midway_does_not_end_normally() -> None:
 async def test_the_schema_declares_json_and_csv(api: httpx.AsyncClient) -> None:
     schema = (await api.get("http://mailer/openapi.json")).json()
     for path in ("/api/v1/clients", "/api/v1/mailings/{mailing_id}/messages"):
-        answer = schema["paths"][path]["get"]["responses"]["200"]["content"]
-        assert set(answer) == {"application/json", "text/csv"}
-        assert answer["application/json"]["schema"]["$ref"].startswith("#/components/schemas/")
+        response = schema["paths"][path]["get"]["responses"]["200"]["content"]
+        assert set(response) == {"application/json", "text/csv"}
+        assert response["application/json"]["schema"]["$ref"].startswith("#/components/schemas/")

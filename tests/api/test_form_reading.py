@@ -19,9 +19,9 @@ async def test_a_long_text_is_decoded_wherever_it_is_split(
     api: httpx.AsyncClient, prefix_length: int
 ) -> None:
     value = "a" * prefix_length + "Ж&=%+ " * UNQUOTE_CHUNK_BYTES
-    answer = await post_form(api, f"phone={quote_plus(value)}".encode()[: 64 * 1024 - 100])
-    assert answer.status_code == 400
-    assert "Ж&amp;=%+ Ж&amp;=%+ " * 1_000 in answer.text
+    response = await post_form(api, f"phone={quote_plus(value)}".encode()[: 64 * 1024 - 100])
+    assert response.status_code == 400
+    assert "Ж&amp;=%+ Ж&amp;=%+ " * 1_000 in response.text
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,15 @@ async def test_a_long_text_is_decoded_wherever_it_is_split(
     ],
 )
 async def test_a_malformed_form_is_refused(api: httpx.AsyncClient, body: bytes, error: str) -> None:
-    answer = await post_form(api, body)
-    assert answer.status_code == 400
-    assert error in answer.text
+    response = await post_form(api, body)
+    assert response.status_code == 400
+    assert error in response.text
 
 
 @pytest.mark.parametrize("body", [b"", b"&", b"=", b"phone", b"phone=%", b"phone=%4", b"%%%"])
 async def test_a_form_without_required_fields_is_shown_again(
     api: httpx.AsyncClient, body: bytes
 ) -> None:
-    answer = await post_form(api, body)
-    assert answer.status_code == 400
-    assert "is not a form" not in answer.text
+    response = await post_form(api, body)
+    assert response.status_code == 400
+    assert "is not a form" not in response.text

@@ -67,7 +67,7 @@ CREATE_NOTHING = frozenset(
     }
 )
 """Forms that create nothing: sending them twice has the result of sending them once."""
-LOSE_ANSWER = """
+LOSE_RESPONSE = """
     UPDATE idempotency SET status = NULL, media_type = NULL, body = NULL, leased_until = now()"""
 
 
@@ -120,11 +120,11 @@ async def test_a_double_click_creates_one_object(
     browser: httpx.AsyncClient, engine: AsyncEngine, path: str
 ) -> None:
     action = form_action(await get_page(browser, path))
-    answers = await asyncio.gather(*(post_form(browser, action, FORMS[path]) for _ in range(4)))
-    first, *others = sorted(answer.status_code for answer in answers)
+    responses = await asyncio.gather(*(post_form(browser, action, FORMS[path]) for _ in range(4)))
+    first, *others = sorted(response.status_code for response in responses)
     assert first in {201, 303}
     assert others == [303] * 3
-    assert len({answer.headers["location"] for answer in answers}) == 1
+    assert len({response.headers["location"] for response in responses}) == 1
     assert await count_created(engine, path) == 1
 
 
@@ -134,7 +134,7 @@ async def test_a_form_whose_response_was_lost_redirects_to_the_object_it_created
 ) -> None:
     action = form_action(await get_page(browser, path))
     first = await post_form(browser, action, FORMS[path])
-    await execute(engine, LOSE_ANSWER)
+    await execute(engine, LOSE_RESPONSE)
     repeat = await post_form(browser, action, FORMS[path])
     assert repeat.status_code == 303
     assert repeat.headers["location"] == first.headers["location"]
@@ -210,12 +210,12 @@ async def test_importing_a_file_twice_changes_nothing(
 ) -> None:
     stored = []
     for _ in range(2):
-        answer = await browser.post(
+        response = await browser.post(
             "/clients/import",
             content="phone,tag\n79160000001,vip\n79160000002,\n",
             headers={"Content-Type": "text/csv"},
         )
-        assert answer.status_code == 200
+        assert response.status_code == 200
         stored.append(await value(engine, "SELECT array_agg(client ORDER BY id)::text FROM client"))
     assert stored[0] == stored[1]
     assert await count_created(engine, "/clients/new") == 2
@@ -246,8 +246,8 @@ async def test_the_length_of_a_redirect_target_is_limited(
     browser: httpx.AsyncClient, length: int, fallback: str | None
 ) -> None:
     return_path = "/" + "a" * (length - 1)
-    answer = await post_form(browser, "/preferences", {"return_path": return_path})
-    assert answer.headers["location"] == (fallback or return_path)
+    response = await post_form(browser, "/preferences", {"return_path": return_path})
+    assert response.headers["location"] == (fallback or return_path)
 
 
 async def test_stored_form_requests_do_not_reveal_their_fields(
@@ -273,7 +273,7 @@ async def test_a_form_whose_response_was_lost_redirects_to_a_mailing_that_has_en
     first = await post_form(api, action, FORMS[path])
     await execute(
         engine,
-        LOSE_ANSWER,
+        LOSE_RESPONSE,
         "UPDATE mailing SET datetime_start = now() - interval '2 h', datetime_end = now()",
     )
     form = FORMS[path] | {"start": "2020-01-01T09:00", "end": "2020-01-02T09:00"}

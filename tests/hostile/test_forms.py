@@ -72,8 +72,8 @@ async def forms(api: httpx.AsyncClient, ids: dict[str, int]) -> dict[tuple[str, 
     """Every form with fields by method and URL, including forms that need existing objects."""
     forms_by_target: dict[tuple[str, str], Form] = {}
     for path in PAGES:
-        answer = await api.get(SITE + path.format(**ids), headers=BROWSER)
-        for form in forms_of(path.format(**ids), answer.text):
+        response = await api.get(SITE + path.format(**ids), headers=BROWSER)
+        for form in forms_of(path.format(**ids), response.text):
             forms_by_target.setdefault((form.method, form.action), form)
     return forms_by_target
 
@@ -95,15 +95,15 @@ def test_the_forms_and_their_fields_are_found(
     assert len(forms) >= 8
 
 
-def assert_harmless(answer: httpx.Response) -> None:
-    assert answer.status_code < 500, answer.text[:300]
-    assert "hostile" not in str(answer.headers.get_list("set-cookie"))
-    location = answer.headers.get("location", "/")
+def assert_harmless(response: httpx.Response) -> None:
+    assert response.status_code < 500, response.text[:300]
+    assert "hostile" not in str(response.headers.get_list("set-cookie"))
+    location = response.headers.get("location", "/")
     assert location.startswith("/")
     assert not location.startswith("//")
-    assert "<script>alert" not in answer.text
-    assert str(7 * 7654321) not in answer.text
-    assert len(answer.text) < 5_000_000
+    assert "<script>alert" not in response.text
+    assert str(7 * 7654321) not in response.text
+    assert len(response.text) < 5_000_000
 
 
 async def test_hostile_values_in_every_field_of_every_form_are_harmless(
@@ -114,10 +114,10 @@ async def test_hostile_values_in_every_field_of_every_form_are_harmless(
             for name, value in HOSTILE.items():
                 if method == "GET" and len(value) > 60_000:
                     continue  # too long for a URL
-                answer = await submit_form(api, form, {field: value})
-                assert_harmless(answer)
-                if answer.status_code == 400 and name == "markup" and field in form.typed:
-                    assert str(escape(value)) in answer.text, (action, field)
+                response = await submit_form(api, form, {field: value})
+                assert_harmless(response)
+                if response.status_code == 400 and name == "markup" and field in form.typed:
+                    assert str(escape(value)) in response.text, (action, field)
     await execute(engine, RESET_MAILING)
 
 
@@ -138,10 +138,11 @@ async def test_broken_utf8_in_a_form_is_refused(
             for broken in BROKEN:
                 content = f"{field}={broken}"
                 if method == "GET":
-                    answer = await api.get(f"{SITE}{action}?{content}", headers=BROWSER)
+                    response = await api.get(f"{SITE}{action}?{content}", headers=BROWSER)
                 else:
-                    answer = await api.post(SITE + action, content=content, headers=BROWSER | FORM)
-                assert answer.status_code == 400, (action, field, broken)
+                    headers = BROWSER | FORM
+                    response = await api.post(SITE + action, content=content, headers=headers)
+                assert response.status_code == 400, (action, field, broken)
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -152,5 +153,5 @@ async def test_hostile_query_parameters_of_every_page_are_harmless(
     for name, value in queries:
         if len(value) < 60_000:
             address = SITE + path.format(**ids)
-            answer = await api.get(address, params={name: value}, headers=BROWSER)
-            assert_harmless(answer)
+            response = await api.get(address, params={name: value}, headers=BROWSER)
+            assert_harmless(response)

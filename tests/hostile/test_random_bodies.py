@@ -80,8 +80,8 @@ async def test_random_bodies_cause_no_server_error_and_refused_ones_leave_no_tra
     before = await contents(engine)
     content = json.dumps(body).encode()  # surrogates as \uXXXX, NaN as Python writes it
     with capture_logs() as logs:  # printing a hundred tracebacks takes minutes
-        answer = await api.request(method, path.format(**ids), content=content, headers=JSON)
+        response = await api.request(method, path.format(**ids), content=content, headers=JSON)
     assert all(line["log_level"] == "info" for line in logs)
-    if answer.status_code not in {200, 201}:
-        assert_is_problem(answer, 400, 409)
+    if response.status_code not in {200, 201}:
+        assert_is_problem(response, 400, 409)
         assert await contents(engine) == before

@@ -89,14 +89,14 @@ async def test_text_is_stored_as_displayed_or_refused_by_its_fields_name(
     before = await contents(engine)
     is_free_text = field.place in FREE_TEXT
     for name, value in STORABLE.items():
-        answer = await send_value(api, ids, field, value)
-        assert "set-cookie" not in answer.headers
+        response = await send_value(api, ids, field, value)
+        assert "set-cookie" not in response.headers
         if is_free_text and not is_blank(value):
-            assert answer.status_code in {200, 201}, name
-            await assert_is_stored(api, field, value, answer.json())
+            assert response.status_code in {200, 201}, name
+            await assert_is_stored(api, field, value, response.json())
         else:
-            assert_is_problem(answer, 400)
-            assert fields(answer) == {field.name}, name
+            assert_is_problem(response, 400)
+            assert fields(response) == {field.name}, name
     assert is_free_text or await contents(engine) == before
 
 
@@ -123,11 +123,11 @@ async def test_invalid_unicode_and_too_long_text_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field
 ) -> None:
     for name, value in REFUSED.items():
-        answer = await send_value(api, ids, field, value)
-        assert_is_problem(answer, 400, 413)
-        if "surrogate" not in name and answer.status_code == 400:
-            assert fields(answer) == {field.name}, name
-        assert len(answer.content) < 1_000  # does not repeat the value
+        response = await send_value(api, ids, field, value)
+        assert_is_problem(response, 400, 413)
+        if "surrogate" not in name and response.status_code == 400:
+            assert fields(response) == {field.name}, name
+        assert len(response.content) < 1_000  # does not repeat the value
 
 
 @every_field
@@ -137,13 +137,13 @@ async def test_broken_utf8_is_refused(
 ) -> None:
     content = json.dumps(field.body("HERE")).encode()
     for broken in BROKEN:
-        answer = await api.request(
+        response = await api.request(
             field.method,
             field.path.format(**ids),
             content=content.replace(b'"HERE"', broken),
             headers=JSON,
         )
-        assert_is_problem(answer, 400)
+        assert_is_problem(response, 400)
 
 
 @every_field
@@ -163,10 +163,10 @@ async def test_a_value_that_is_not_a_string_is_refused_by_its_fields_name(
         {"x": "x"},
     ]
     for value in values:
-        answer = await send_value(api, ids, field, value)
-        assert_is_problem(answer, 400)
+        response = await send_value(api, ids, field, value)
+        assert_is_problem(response, 400)
         if value == value and value != float("inf"):  # noqa: PLR0124  # NaN and infinity are not JSON
-            assert any(name.startswith(field.place[0]) for name in fields(answer)), value
+            assert any(name.startswith(field.place[0]) for name in fields(response)), value
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
@@ -175,20 +175,20 @@ async def test_an_unknown_field_is_refused_by_its_name(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str
 ) -> None:
     for name in ("a\0b", "<script>", "__proto__", "__class__", "", "x" * 100_000):
-        answer = await api.request(method, path.format(**ids), json={name: 1})
-        assert_is_problem(answer, 400)
-        assert (name if len(name) <= 64 else f"{name[:63]}…") in fields(answer)
+        response = await api.request(method, path.format(**ids), json={name: 1})
+        assert_is_problem(response, 400)
+        assert (name if len(name) <= 64 else f"{name[:63]}…") in fields(response)
 
 
 async def test_the_last_of_duplicate_keys_is_used_and_validated(
     api: httpx.AsyncClient, ids: dict[str, int]
 ) -> None:
     path = f"/clients/{ids['client_id']}"
-    answer = await api.patch(path, content=b'{"tag": "", "tag": "last"}', headers=JSON)
-    assert answer.json()["tag"] == "last"
-    answer = await api.patch(path, content=b'{"tag": "last", "tag": ""}', headers=JSON)
-    assert_is_problem(answer, 400)
-    assert fields(answer) == {"tag"}
+    response = await api.patch(path, content=b'{"tag": "", "tag": "last"}', headers=JSON)
+    assert response.json()["tag"] == "last"
+    response = await api.patch(path, content=b'{"tag": "last", "tag": ""}', headers=JSON)
+    assert_is_problem(response, 400)
+    assert fields(response) == {"tag"}
 
 
 # ---- queries --------------------------------------------------------------------------------
@@ -203,15 +203,15 @@ async def test_a_hostile_query_matches_nothing_or_is_refused_by_its_parameters_n
     for value in STORABLE.values():
         for accept in ("application/json", "text/csv"):
             headers = {"Accept": accept}
-            answer = await api.get(path.format(**ids), params={name: value}, headers=headers)
-            assert "hostile" not in str(answer.headers)
-            if answer.status_code == 200:
+            response = await api.get(path.format(**ids), params={name: value}, headers=headers)
+            assert "hostile" not in str(response.headers)
+            if response.status_code == 200:
                 if name == "tag" and fold_label(value) == fold_label(tag):
                     continue
-                assert answer.text.count("\n") == 1 or answer.json()["count"] == 0
+                assert response.text.count("\n") == 1 or response.json()["count"] == 0
                 continue
-            assert_is_problem(answer, 400)
-            assert fields(answer) == {name}
+            assert_is_problem(response, 400)
+            assert fields(response) == {name}
 
 
 @every_query
@@ -220,9 +220,9 @@ async def test_nul_and_broken_utf8_in_a_query_are_refused_by_the_parameters_name
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
     for value in ("%00", "a%00b", "%ff", "%c0%80", "%ed%a0%80", "%F0%9F"):
-        answer = await api.get(f"{path.format(**ids)}?{name}={value}")
-        assert_is_problem(answer, 400)
-        assert fields(answer) == {name}
+        response = await api.get(f"{path.format(**ids)}?{name}={value}")
+        assert_is_problem(response, 400)
+        assert fields(response) == {name}
 
 
 @every_query
@@ -231,6 +231,6 @@ async def test_too_long_and_duplicate_query_parameters_are_refused(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
     for query in (f"{name}={'9' * 60_000}", f"{name}=1&{name}=2"):
-        answer = await api.get(f"{path.format(**ids)}?{query}")
-        assert_is_problem(answer, 400)
-        assert fields(answer) == {name}
+        response = await api.get(f"{path.format(**ids)}?{query}")
+        assert_is_problem(response, 400)
+        assert fields(response) == {name}

@@ -28,13 +28,13 @@ def _rows(table: Table) -> Select[Any]:
     return select(table)
 
 
-def assert_is_problem(answer: httpx.Response, *statuses: int) -> None:
-    assert answer.status_code in statuses, answer.text[:500]
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
+def assert_is_problem(response: httpx.Response, *statuses: int) -> None:
+    assert response.status_code in statuses, response.text[:500]
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
     assert {"type", "title", "status", "detail"} <= problem.keys()
-    assert problem["status"] == answer.status_code
+    assert problem["status"] == response.status_code
 
 
-def fields(answer: httpx.Response) -> set[str]:
-    return {error["field"] for error in answer.json()["errors"]}
+def fields(response: httpx.Response) -> set[str]:
+    return {error["field"] for error in response.json()["errors"]}
