@@ -1,4 +1,4 @@
-"""The contents of the database, and the form of a refusal."""
+"""What tests compare: the contents of the database, and the response to a refused request."""
 
 from typing import Any
 
@@ -23,12 +23,14 @@ async def contents(engine: AsyncEngine) -> Contents:
 
 
 def _rows(table: Table) -> Select[Any]:
+    """Return the query for the rows of a table; every export is audited, also a hostile one."""
     if table is audit:
         return select(table).where(audit.c.action != "clients_exported")
     return select(table)
 
 
 def assert_is_problem(response: httpx.Response, *statuses: int) -> None:
+    """Assert that a response is an error in the form of RFC 9457, with one of these statuses."""
     assert response.status_code in statuses, response.text[:500]
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
@@ -36,5 +38,6 @@ def assert_is_problem(response: httpx.Response, *statuses: int) -> None:
     assert problem["status"] == response.status_code
 
 
-def fields(response: httpx.Response) -> set[str]:
+def wrong_fields(response: httpx.Response) -> set[str]:
+    """Return the names of the fields that a response reports as wrong."""
     return {error["field"] for error in response.json()["errors"]}
