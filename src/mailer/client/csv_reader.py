@@ -55,10 +55,10 @@ class CsvReader:
     skipped. Two habits of Excel are accepted: trailing columns without a name and a value are
     ignored, and a line such as `sep=;` before the header sets the delimiter.
 
-    A record whose quoted field is not closed in its line, an open field, continues in the next
-    lines, up to `MAX_RECORD_LENGTH` characters. When the field is not closed by then, or is closed
-    wrongly, only the record's first line is unreadable; the lines after it are read as records of
-    their own.
+    A quoted field may contain line ends. It is open until its closing quote, and the record goes on
+    in the next lines, up to `MAX_RECORD_LENGTH` characters. When the field is not closed by then, or
+    a wrong character follows its closing quote, only the record's first line is unreadable; the
+    lines after it are read as records of their own.
     """
 
     def __init__(self, columns: Sequence[str], *, required: Sequence[str]) -> None:
@@ -73,10 +73,12 @@ class CsvReader:
         self._given_delimiter = ""
         """The delimiter that a line such as `sep=;` named."""
         self._parser = _LineParser()
-        # No line is parsed more than three times: as the start of a record, as the continuation of
-        # an open field, and as a part of the complete record.
         self._open_lines: deque[str] = deque()
-        """The line in which the open field began, and the lines after it, all inside the field."""
+        """The line in which the open field began, and the lines after it, all inside the field.
+
+        No line is parsed more than three times: as the start of a record, as the continuation of an
+        open field, and as a part of the complete record.
+        """
         self._open_size = 0
         """Characters of `_open_lines`, with their line ends."""
 
@@ -94,6 +96,7 @@ class CsvReader:
             raise InvalidError([FieldError(name, "is required") for name in self._required])
 
     def _read_text(self, text: str) -> Iterator[Record]:
+        """Read the complete lines of `text`, and keep its last one, which is incomplete."""
         *lines, incomplete = (self._incomplete_line + text).split("\n")
         # a line over the limit is rejected, so its rest need not be kept
         self._incomplete_line = incomplete[: MAX_RECORD_LENGTH + 1]
@@ -120,7 +123,10 @@ class CsvReader:
         return record
 
     def _parse_line(self, number: int, line: str) -> Record | Literal["unfinished"] | None:
-        """Parse a line as the start of a record; None when the line is empty."""
+        """Parse a line as the start of a record.
+
+        Returns None when the line is empty, and `UNFINISHED` when its last field is open.
+        """
         if not line.strip():
             return None
         if len(line) > MAX_RECORD_LENGTH:

@@ -120,7 +120,8 @@ class Idempotency(ASGIMiddleware):
         try:
             if is_form:
                 await buffered.drain()
-            claim = IdempotencyClaim(owner, key or (buffered.digest or b"").hex(), str(uuid4()))
+            form_key = (buffered.digest or b"").hex()
+            claim = IdempotencyClaim(owner, key or form_key, attempt=str(uuid4()))
             response = await self._respond(claim, buffered, next_app)
         except ClientDisconnectedError:
             return
