@@ -56,8 +56,8 @@ class CsvReader:
     ignored, and a line such as `sep=;` before the header sets the delimiter.
 
     A quoted field may contain line ends. It is open until its closing quote, and the record goes on
-    in the next lines, up to `MAX_RECORD_LENGTH` characters. When the field is not closed by then, or
-    a wrong character follows its closing quote, only the record's first line is unreadable; the
+    in the next lines, up to `MAX_RECORD_LENGTH` characters. When the field is not closed by then,
+    or a wrong character follows its closing quote, only the record's first line is unreadable; the
     lines after it are read as records of their own.
     """
 

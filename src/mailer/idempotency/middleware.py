@@ -247,8 +247,7 @@ class Idempotency(ASGIMiddleware):
     ) -> CapturedResponse:
         """Store the response before it is sent, and return it.
 
-        If another attempt has the claim now, wait for the response of that attempt and return it.
-        Raises `RequestInProgressError` if it does not come.
+        If another attempt has the claim now, return the response of that attempt instead.
         """
         if not is_storable(response, buffered):
             await self._release(claim)
@@ -264,12 +263,21 @@ class Idempotency(ASGIMiddleware):
                 connection, claim, stored.status, stored.media_type, stored.body
             ):
                 return response
+        return await self._wait_for_other_attempt(claim, buffered)
+
+    async def _wait_for_other_attempt(
+        self, claim: IdempotencyClaim, buffered: BufferedRequest
+    ) -> CapturedResponse:
+        """Return the response that another attempt of the request stores.
+
+        Raises `RequestInProgressError` if that attempt ends without one, or after the timeout.
+        """
         remaining = self._timeout
         while remaining > 0:
             async with self._engine.connect() as connection:
                 record = await claims.get_record(connection, claim)
             if record is None or record.is_free:
-                break  # the other attempt has ended without a response
+                break
             if record.status is not None:
                 return replay(record, buffered)
             await asyncio.sleep(MAX_RESPONSE_POLL_INTERVAL)

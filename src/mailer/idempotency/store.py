@@ -98,7 +98,7 @@ async def get_record(
     return None if row is None else IdempotencyRecord(**row)
 
 
-# The next four statements change only a claim that is not lost, of a request without a response.
+# The next four statements change a row only if the claim is not lost, and no response is stored.
 RENEW_CLAIM = text(f"""
     UPDATE idempotency SET leased_until = now() + :lease
     WHERE {OWN_CLAIM} AND status IS NULL""")  # noqa: S608  # our own condition
@@ -177,9 +177,9 @@ async def store_response(
     media_type: str | None,
     body: bytes,
 ) -> bool:
-    """Store the first response.
+    """Store the first response, and end the claim.
 
-    Return False, and store nothing, if the claim is lost or the created object was erased already.
+    Returns False, and stores nothing, if the claim is lost or the created client has been erased.
     """
     values = {"digest": claim.digest, "status": status, "media_type": media_type, "body": body}
     stored = await connection.execute(STORE_RESPONSE, _claim_parameters(claim) | values)
