@@ -1,4 +1,7 @@
-"""The demo: mailer on loopback with a sandbox gateway, sample clients and sample mailings."""
+"""The demo: mailer on loopback with a sandbox gateway, sample clients and sample mailings.
+
+`mailer.app.run_demo` starts it, for the command `mailer demo`.
+"""
 
 import asyncio
 import shutil
@@ -140,6 +143,7 @@ async def create_demo_data(engine: AsyncEngine) -> None:
 async def _create_ended_mailing(
     database: asyncpg.Connection, ended: EndedMailing, start: datetime
 ) -> None:
+    """Create a finished mailing with its messages and their results."""
     audience = [row["id"] for row in await database.fetch(SELECT_AUDIENCE, ended.tag)]
     mailing = SampleMailing(
         start=start,

@@ -15,16 +15,19 @@ _INVISIBLE_RANGES = (
     *(range(0x17B4, 0x17B6), range(0xFFF0, 0xFFFC), range(0x1BCA0, 0x1BCA4)),
     range(0x1D173, 0x1D17B),
 )
+"""Code points of the characters of `INVISIBLE`."""
 _SHAPING_RANGES = (
     *(range(0x200C, 0x200E), range(0x180B, 0x180E), range(0x180F, 0x1810)),
     *(range(0xFE00, 0xFE10), range(0xE0020, 0xE0080), range(0xE0100, 0xE01F0)),
 )
+"""Code points of the characters of `SHAPING`."""
 _BLANK_RANGES = [range(code, code + 1) for code in (0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0)]
 
 
 def _compile_class(ranges: Iterable[range]) -> re.Pattern[str]:
-    """Compile a pattern for runs of characters; a text without any costs one fast search."""
-    return re.compile(f"[{''.join(f'{chr(codes[0])}-{chr(codes[-1])}' for codes in ranges)}]+")
+    """Return a pattern for one or more characters with code points in `ranges`."""
+    members = (f"{chr(codes[0])}-{chr(codes[-1])}" for codes in ranges)
+    return re.compile(f"[{''.join(members)}]+")
 
 
 INVISIBLE = _compile_class(_INVISIBLE_RANGES)

@@ -123,7 +123,7 @@ INVALID_FIELDS: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "invalid", "rule"), INVALID_FIELDS)
-async def test_creating_with_an_invalid_field_is_refused_by_its_name(
+async def test_creating_with_an_invalid_field_is_400_and_names_the_field(
     api: httpx.AsyncClient, field: str, invalid: Any, rule: str
 ) -> None:
     response = await api.post("/clients", json={"phone": PHONE} | {field: invalid})
@@ -134,7 +134,7 @@ async def test_creating_with_an_invalid_field_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(("field", "invalid", "rule"), INVALID_FIELDS)
-async def test_changing_to_an_invalid_value_is_refused_by_its_name(
+async def test_changing_to_an_invalid_value_is_400_and_names_the_field(
     api: httpx.AsyncClient, field: str, invalid: Any, rule: str
 ) -> None:
     created = await create_client(api)
@@ -401,7 +401,7 @@ async def test_the_list_contains_the_clients_that_match_every_parameter(
         ("q=", "q"),
     ],
 )
-async def test_an_invalid_parameter_is_refused_by_its_name(
+async def test_an_invalid_parameter_is_400_and_named(
     api: httpx.AsyncClient, query: str, field: str
 ) -> None:
     response = await api.get(f"/clients?{query}")

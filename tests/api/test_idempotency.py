@@ -284,6 +284,7 @@ async def test_a_repeat_waits_until_no_worker_sends_for_the_mailing(
     engine: AsyncEngine, api: httpx.AsyncClient, name: str
 ) -> None:
     call = await prepare(engine, api, name)
+    # the mailing runs, so that pausing or cancelling it waits for the workers
     await execute(engine, "UPDATE mailing SET audience_until = 0, status = 'running'")
     async with behind_all_stops(engine):  # as a worker that may still send
         first = asyncio.create_task(post(api, call))

@@ -1,4 +1,4 @@
-"""Hostile text is stored exactly or refused by the name of its field."""
+"""Hostile text is stored exactly, or refused in a response that names its field."""
 
 import json
 from typing import Any
@@ -85,7 +85,7 @@ async def send_value(
 
 
 @every_field
-async def test_text_is_stored_as_displayed_or_refused_by_its_fields_name(
+async def test_text_is_stored_as_displayed_or_refused_with_the_name_of_its_field(
     api: httpx.AsyncClient, engine: AsyncEngine, ids: dict[str, int], field: Field
 ) -> None:
     before = await contents(engine)
@@ -150,7 +150,7 @@ async def test_broken_utf8_is_refused(
 
 @every_field
 @pytest.mark.usefixtures("unchanged")
-async def test_a_value_that_is_not_a_string_is_refused_by_its_fields_name(
+async def test_a_value_that_is_not_a_string_is_refused_with_the_name_of_its_field(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field
 ) -> None:
     values: list[Any] = [0, -0.0, 10**400, 1e308, True, [[]], {"x": "x"}]
@@ -171,7 +171,7 @@ async def test_nan_and_infinity_are_refused_because_they_are_not_json(
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
 @pytest.mark.usefixtures("unchanged")
-async def test_an_unknown_field_is_refused_by_its_name(
+async def test_an_unknown_field_is_refused_and_named(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str
 ) -> None:
     for name in ("a\0b", "<script>", "__proto__", "__class__", "", "x" * 100_000):
@@ -204,7 +204,7 @@ def is_empty_list(response: httpx.Response) -> bool:
 
 @every_query
 @pytest.mark.usefixtures("unchanged")
-async def test_a_hostile_query_matches_nothing_or_is_refused_by_its_parameters_name(
+async def test_a_hostile_query_matches_nothing_or_is_refused_with_the_name_of_its_parameter(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
     tag = (await api.get(f"/clients/{ids['client_id']}")).json()["tag"] or ""
@@ -222,7 +222,7 @@ async def test_a_hostile_query_matches_nothing_or_is_refused_by_its_parameters_n
 
 @every_query
 @pytest.mark.usefixtures("unchanged")
-async def test_nul_and_broken_utf8_in_a_query_are_refused_by_the_parameters_name(
+async def test_nul_and_broken_utf8_in_a_query_are_refused_with_the_name_of_the_parameter(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
     for value in ("%00", "a%00b", "%ff", "%c0%80", "%ed%a0%80", "%F0%9F"):
