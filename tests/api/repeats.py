@@ -32,15 +32,12 @@ IN_PROGRESS = "UPDATE idempotency SET leased_until = now() + interval '1 h'"
 """Sets, after `CRASHED`, the state if the lease has not expired: the worker may be alive."""
 
 
-class Call(NamedTuple):
-    """A POST request to the API: its path, and further arguments for httpx."""
-
-    path: str
-    arguments: dict[str, Any]
+Call = tuple[str, dict[str, Any]]
+"""A POST request to the API: its path, and the other arguments for httpx."""
 
 
 def call_to(path: str, **arguments: Any) -> Call:
-    return Call(path, arguments)
+    return path, arguments
 
 
 NEW_MAILING = call_to("/mailings", json=NEW)
@@ -49,8 +46,9 @@ NEW_CLIENT = call_to("/clients", json=ANNA)
 
 async def post(api: httpx.AsyncClient, call: Call, key: str = "a") -> httpx.Response:
     """Send a call with an Idempotency-Key."""
-    headers = call.arguments.get("headers", {}) | {"Idempotency-Key": key}
-    return await api.post(call.path, **{**call.arguments, "headers": headers})
+    path, arguments = call
+    headers = arguments.get("headers", {}) | {"Idempotency-Key": key}
+    return await api.post(path, **{**arguments, "headers": headers})
 
 
 def is_replay(response: httpx.Response) -> bool:

@@ -287,9 +287,7 @@ async def test_stored_form_requests_do_not_reveal_their_fields(
         assert guess.hexdigest() not in row
 
 
-MAILING_ENDS = (
-    "UPDATE mailing SET datetime_start = now() - interval '2 h', datetime_end = now()"
-)
+MAILING_ENDS = "UPDATE mailing SET datetime_start = now() - interval '2 h', datetime_end = now()"
 
 
 async def test_a_form_whose_response_was_lost_redirects_to_a_mailing_that_has_ended(

@@ -47,9 +47,7 @@ STORE_OTHER_RESPONSE = """
     UPDATE idempotency SET status = 201, media_type = 'application/json', body = '{}'"""
 """Sets the state after that other worker has stored its response."""
 LARGE_FILE = b"phone\n" + b"".join(b"7916%07d\n" % number for number in range(100_000))
-IN_PROGRESS_ERROR = (
-    "The request with this Idempotency-Key is still being processed; send it again."
-)
+IN_PROGRESS_ERROR = "The request with this Idempotency-Key is still being processed; send it again."
 
 
 async def chunks(content: bytes) -> AsyncIterator[bytes]:

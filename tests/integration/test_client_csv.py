@@ -276,9 +276,7 @@ async def test_a_time_zone_unknown_to_postgresql_rejects_its_line_alone(
     if not zones_of_python_only:
         pytest.skip("this PostgreSQL knows every zone of this Python")
     unknown_zone = min(zones_of_python_only)
-    report = await import_lines(
-        engine, "phone,time_zone", f"{ANNA},{unknown_zone}", f"{BORIS},UTC"
-    )
+    report = await import_lines(engine, "phone,time_zone", f"{ANNA},{unknown_zone}", f"{BORIS},UTC")
     assert line_counts(report) == LineCounts(created=1, rejected=1)
     assert report.errors[0].message == UNKNOWN_ZONE_MESSAGE
 

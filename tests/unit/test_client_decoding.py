@@ -11,9 +11,7 @@ from mailer.client.decoding import DETECTION_BYTES, TextDecoder, is_decoded
 SHORT_FILE = "phone,tag\n79160000001,Чётные\n79160000002,Лёд — №5\n"
 LONG_FILE = "phone,tag\n" + "79160000001,vip\n" * DETECTION_BYTES + SHORT_FILE
 """A file whose first non-ASCII letter comes after more than `DETECTION_BYTES`."""
-BYTE_ORDER_MARKS = st.sampled_from(
-    [b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE]
-)
+BYTE_ORDER_MARKS = st.sampled_from([b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
 
 
 def decode(content: bytes, chunk_size: int = 65_536) -> tuple[str, str]:

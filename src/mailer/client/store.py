@@ -119,9 +119,7 @@ async def get_phones(
 
 def normalize_filter(filters: Mapping[str, str]) -> dict[str, str]:
     """Return the values for which a filter searches: as given, but a tag in its folded form."""
-    return {
-        name: fold_label(value) if name == "tag" else value for name, value in filters.items()
-    }
+    return {name: fold_label(value) if name == "tag" else value for name, value in filters.items()}
 
 
 async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> RowPage:
