@@ -1,6 +1,7 @@
-"""The command line.
+"""The command `mailer` and its subcommands.
 
-Each command imports its code only when it runs, so that help and errors in settings appear at once.
+Each subcommand imports its code only when it runs: importing all code takes seconds, but the help
+and the errors of settings must appear at once.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from mailer.cli.runner import load_settings, run, run_on_database
 from mailer.log import configure_logging
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+"""A function that click calls for a command."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,8 +74,9 @@ def import_(file: str) -> None:
     settings = load_settings()
     from mailer.client import commands
 
-    work = partial(commands.import_file, path=file, console=Console(stderr=True))
-    if run_on_database(settings, work).rejected:
+    import_file = partial(commands.import_file, path=file, console=Console(stderr=True))
+    import_report = run_on_database(settings, import_file)
+    if import_report.rejected:
         sys.exit(1)
 
 
@@ -84,8 +87,8 @@ def export(file: str) -> None:
     settings = load_settings()
     from mailer.client import commands
 
-    work = partial(commands.export_file, path=file, console=Console(stderr=True))
-    run_on_database(settings, work)
+    export_file = partial(commands.export_file, path=file, console=Console(stderr=True))
+    run_on_database(settings, export_file)
 
 
 @main.command()
@@ -107,10 +110,10 @@ def verify() -> None:
     settings = load_settings()
     from mailer.statistics.verify import find_differences
 
-    lines = run_on_database(settings, find_differences)
-    for line in lines:
+    differences = run_on_database(settings, find_differences)
+    for line in differences:
         click.echo(line)
-    if lines:
+    if differences:
         sys.exit(1)
     click.echo("all counts add up")
 
@@ -137,8 +140,8 @@ def resume_after_restore(*, yes: bool) -> None:
     click.echo("Sending is allowed now.")
 
 
-def _fraction(name: str, description: str) -> Callable[[Command], Command]:
-    """Return an option for a fraction from 0 to 1."""
+def _fraction_option(name: str, description: str) -> Callable[[Command], Command]:
+    """Return an option for a fraction from 0 to 1, by default 0."""
     text = f"{description}, 0 to 1."
     return click.option(name, type=click.FloatRange(0, 1), default=0, help=text)
 
@@ -149,12 +152,12 @@ def _fraction(name: str, description: str) -> Callable[[Command], Command]:
 @click.option(
     "--latency", type=click.FloatRange(0), default=0, help="Mean seconds before an answer."
 )
-@_fraction("--jitter", "Fraction by which the latency varies")
-@_fraction("--error-rate", "Fraction of requests answered with 500, 502 or 503")
-@_fraction("--reject-rate", "Fraction of messages rejected permanently")
-@_fraction("--malformed-rate", "Fraction of requests answered with 200 and an invalid body")
-@_fraction("--hang-rate", "Fraction of requests never answered")
-@_fraction("--reset-rate", "Fraction of requests whose connection is reset")
+@_fraction_option("--jitter", "Fraction by which the latency varies")
+@_fraction_option("--error-rate", "Fraction of requests answered with 500, 502 or 503")
+@_fraction_option("--reject-rate", "Fraction of messages rejected permanently")
+@_fraction_option("--malformed-rate", "Fraction of requests answered with 200 and an invalid body")
+@_fraction_option("--hang-rate", "Fraction of requests never answered")
+@_fraction_option("--reset-rate", "Fraction of requests whose connection is reset")
 @click.option(
     "--rate-limit", type=click.FloatRange(0), default=0, help="Messages a second; 0: no limit."
 )
@@ -171,6 +174,7 @@ def sandbox(host: str, port: int, token: str | None, log: TextIO | None, **fault
 async def _run_sandbox(
     host: str, port: int, token: str | None, log: TextIO | None, faults: dict[str, Any]
 ) -> None:
+    """Run the sandbox until a signal ends it; `faults` are the fields of `Faults`."""
     from mailer.gateway.faults import Faults
     from mailer.gateway.sandbox_command import run_sandbox
 
@@ -178,8 +182,8 @@ async def _run_sandbox(
         run_sandbox(Faults(**faults), host, port, token, log, click.echo)
     )
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, sandbox_task.cancel)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, sandbox_task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await sandbox_task
 

@@ -1,4 +1,7 @@
-"""The demo: mailer on loopback with a sandbox gateway, sample clients and sample mailings."""
+"""The demo: mailer on loopback with a sandbox gateway, sample clients and sample mailings.
+
+`mailer.app.run_demo` starts it, for the command `mailer demo`.
+"""
 
 import asyncio
 import shutil
@@ -35,7 +38,8 @@ SANDBOX_FAULTS = Faults(
     latency=0.25, jitter=0.5, error_rate=0.03, malformed_rate=0.01, reject_rate=0.02, seed=1
 )
 CONCURRENCY = 10
-"""Concurrent requests: forty messages a second at the sandbox's latency, slow enough to watch."""
+"""Concurrent requests to the sandbox. With its latency of a quarter of a second, they send forty
+messages a second: slow enough to watch."""
 
 CLIENT_COUNT = 1000
 OPERATOR_CODES = ("903", "912", "916", "921", "999")
@@ -56,20 +60,32 @@ HOUR = timedelta(hours=1)
 class EndedMailing(msgspec.Struct, frozen=True):
     """A mailing that has ended before the demo starts."""
 
-    started: timedelta
-    """How long ago."""
-    lasts: timedelta
+    started_ago: timedelta
+    duration: timedelta
     text: str
     tag: str | None
     """The clients with this tag are its audience; None: all clients."""
-    undelivered: int
-    """Messages in each hundred that were rejected."""
+    undelivered_percent: int
+    """Messages in each hundred that the gateway rejected."""
 
 
 ENDED_MAILINGS = (
-    EndedMailing(20 * HOUR, 9 * HOUR, "Our new shop opens on Friday at ten.", None, 3),
-    EndedMailing(6 * HOUR, 4 * HOUR, "A gift waits for you at the counter.", "vip", 8),
+    EndedMailing(
+        started_ago=20 * HOUR,
+        duration=9 * HOUR,
+        text="Our new shop opens on Friday at ten.",
+        tag=None,
+        undelivered_percent=3,
+    ),
+    EndedMailing(
+        started_ago=6 * HOUR,
+        duration=4 * HOUR,
+        text="A gift waits for you at the counter.",
+        tag="vip",
+        undelivered_percent=8,
+    ),
 )
+# $1: the tag of the clients, or null for all clients.
 SELECT_AUDIENCE = "SELECT id FROM client WHERE tag = $1 OR $1 IS NULL ORDER BY id"
 
 
@@ -103,49 +119,54 @@ async def create_demo_data(engine: AsyncEngine) -> None:
             database, CLIENT_COUNT, operator_codes=OPERATOR_CODES, tags=TAGS, time_zones=TIME_ZONES
         )
         for ended in ENDED_MAILINGS:
-            await _create_ended_mailing(database, ended, now - ended.started)
-    paused = _new_mailing(now, "The shop is closed on Monday.", "new, staff", timedelta(days=1))
+            await _create_ended_mailing(database, ended, start=now - ended.started_ago)
+
+    paused = _new_mailing(
+        now, "The shop is closed on Monday.", client_filter="new, staff", duration=DAY
+    )
     paused_id = (await service.create(engine, paused, COMMAND_LINE)).id
     await service.pause(engine, paused_id, COMMAND_LINE)
-    tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    later = _new_mailing(tomorrow, "Your bonus points are valid until Sunday.", None, DAY)
-    later = msgspec.structs.replace(
-        later, send_interval_time_start="10:00", send_interval_time_end="20:00"
+
+    tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + DAY
+    scheduled = _new_mailing(tomorrow, "Your bonus points are valid until Sunday.", duration=DAY)
+    scheduled = msgspec.structs.replace(
+        scheduled, send_interval_time_start="10:00", send_interval_time_end="20:00"
     )
-    await service.create(engine, later, COMMAND_LINE)
-    await service.create(engine, _new_mailing(now, TEXT, None), COMMAND_LINE)
+    await service.create(engine, scheduled, COMMAND_LINE)
+
+    await service.create(engine, _new_mailing(now, TEXT), COMMAND_LINE)
     soon = now + timedelta(seconds=30)
-    await service.create(
-        engine, _new_mailing(soon, "Tonight only: everything at half price.", "vip"), COMMAND_LINE
-    )
+    due_soon = _new_mailing(soon, "Tonight only: everything at half price.", client_filter="vip")
+    await service.create(engine, due_soon, COMMAND_LINE)
 
 
 async def _create_ended_mailing(
     database: asyncpg.Connection, ended: EndedMailing, start: datetime
 ) -> None:
+    """Create a finished mailing with its messages and their results."""
     audience = [row["id"] for row in await database.fetch(SELECT_AUDIENCE, ended.tag)]
     mailing = SampleMailing(
         start=start,
-        lasts=ended.lasts,
+        lasts=ended.duration,
         status="finished",
         clients=len(audience),
         text=ended.text,
         client_filter=ended.tag,
     )
     [mailing_id] = await create_mailings(database, mailing)
-    results: list[SampleResult] = [("undelivered", "rejected_400")] * ended.undelivered
-    results += [("delivered", None)] * (100 - ended.undelivered)
-    spread = 0.9 * ended.lasts
+    results: list[SampleResult] = [("undelivered", "rejected_400")] * ended.undelivered_percent
+    results += [("delivered", None)] * (100 - ended.undelivered_percent)
+    spread = 0.9 * ended.duration  # the last result comes a little before the end
     await create_messages(database, mailing_id, audience, *results, at=start, spread=spread)
     await settle_mailings(database, [mailing_id])
 
 
 def _new_mailing(
-    start: datetime, text: str, client_filter: str | None, length: timedelta = timedelta(hours=1)
+    start: datetime, text: str, *, client_filter: str | None = None, duration: timedelta = HOUR
 ) -> NewMailing:
     return NewMailing(
         datetime_start=start,
-        datetime_end=start + length,
+        datetime_end=start + duration,
         text=text,
         client_filter=client_filter,
     )

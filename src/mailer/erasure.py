@@ -1,4 +1,7 @@
-"""Erasing a client, with the open messages and the stored responses of the client."""
+"""Erasing a client: also cancels the client's open messages and erases stored responses.
+
+It is apart from `mailer.client`, which knows nothing of messages.
+"""
 
 from litestar import Controller, delete
 from litestar.di import NamedDependency

@@ -1,6 +1,6 @@
 """The tree of mailer's errors.
 
-The web layer maps each family of errors to an HTTP problem; the layers below do not know HTTP.
+The web layer turns each class of errors into a status of HTTP; the layers below do not know HTTP.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ class FieldError(msgspec.Struct, frozen=True):
     """A wrong field of an input, and an error message."""
 
     field: str
+    """Empty if the input as a whole is wrong."""
     message: str
+    """What is wrong, to be read after the field's name, such as "is required"."""
 
 
 class MailerError(Exception):

@@ -1,4 +1,4 @@
-"""Reading of untrusted JSON: bounded in size, with one error class for all faults."""
+"""Reading of JSON from strangers: bounded in size, and with one error class for all faults."""
 
 import functools
 import json
@@ -11,7 +11,8 @@ Shape = TypeVar("Shape")
 
 
 MAX_JSON_CONTAINERS = 5_000
-"""Lists and objects in one document; decoding a million takes 100 ms, and freeing them longer."""
+"""Lists and objects in one document: decoding a million would take 100 ms, in which no other task
+runs, and freeing them longer."""
 MAX_JSON_ENTRIES = 50_000
 """Entries in one document, of all lists and objects together."""
 
@@ -30,8 +31,9 @@ def read_json(content: bytes, shape: type[Shape], *, limit: int, is_lenient: boo
     With `is_lenient`, common faults of other programs are accepted: lone surrogates, invalid bytes,
     other Unicode encodings, a byte order mark, control characters, NaN.
 
-    Raises `JsonError` for any other fault, and for nesting deeper than Python's recursion limit.
-    Raises `TooManyValuesError` before decoding; brackets, braces and commas inside texts count too.
+    Raises `TooManyValuesError` before anything is decoded, from the number of brackets, braces and
+    commas; those inside texts count too. Raises `JsonError` for any other fault, and for nesting
+    deeper than Python's recursion limit.
     """
     if len(content) > limit:
         raise JsonError

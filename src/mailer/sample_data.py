@@ -1,6 +1,6 @@
 """Sample clients, mailings and messages, for the demo, the tests and the benchmarks.
 
-They are written straight into the database; triggers keep the counts.
+They are written into the database directly, past the rules of the API; triggers keep the counts.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,13 @@ from mailer.statuses import SENT
 
 TEXT = "Your order is ready. Come by until nine."
 ALL_OPERATOR_CODES = tuple(f"9{number:02}" for number in range(100))
+"""The codes 900 to 999, the range of mobile phones."""
 SampleResult = tuple[str, str | None]
 """Status and reason of a message."""
 SCHEDULED: SampleResult = "scheduled", None
 
+# Inserts $1 clients, with the operator codes $2, tags $3 and time zones $4 in turn; returns their
+# ids. The phone is 7, the code, and the client's number in the directory, which makes it unique.
 INSERT_CLIENTS = """
     INSERT INTO client (phone, operator_code, tag, time_zone)
     SELECT '7' || code || lpad(n::text, 7, '0'), code, ($3::text[])[1 + n % cardinality($3)],
@@ -27,8 +30,10 @@ INSERT_CLIENTS = """
     CROSS JOIN LATERAL generate_series(existing + 1, existing + $1::bigint) AS n
     CROSS JOIN LATERAL (SELECT ($2::text[])[1 + n % cardinality($2)] AS code) AS drawn
     ORDER BY n RETURNING id"""
-# Higher than the ids of all sample clients: nobody is still to be enqueued.
 ENQUEUED_UNTIL = 10_000_000
+"""An id above those of all sample clients: up to here, all clients of the audience are enqueued."""
+# Inserts one mailing for each element of the arrays $1 to $8, with its row of counts; returns their
+# ids. A mailing that is not scheduled has a snapshot of its audience, and a cursor at its end ($9).
 INSERT_MAILINGS = """
     WITH created AS (
         INSERT INTO mailing (datetime_start, datetime_end, status, clients_count, text,
@@ -44,10 +49,14 @@ INSERT_MAILINGS = """
         ORDER BY position RETURNING id
     )
     INSERT INTO mailing_counts (mailing_id) SELECT id FROM created RETURNING mailing_id AS id"""
+# Says that the mailings have ended, and that none of their messages will change.
 SETTLE_MAILINGS = """
     UPDATE mailing SET is_closed = true, is_settled = true, created_at = datetime_start,
         updated_at = datetime_end WHERE id = ANY($1)"""
-# 7919 is prime: results are dealt out evenly, but in no order that shows.
+# Inserts a message of mailing $1 for each client of $2. It has a status of $3, and the reason at
+# the same place in $4. `lot` is that place: the message's position times a prime, so that the
+# results are used equally often, but in no order that one can see. The message is due at $5, and
+# gets its result at `at`, within the interval $6 after $5: the power makes most come early.
 INSERT_SAMPLE_MESSAGES = f"""
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
         sent_at, updated_at, attempts, status, reason)
@@ -75,7 +84,7 @@ class SampleMailing(msgspec.Struct, frozen=True, kw_only=True):
     """Size of the audience."""
     text: str = TEXT
     client_filter: object = None
-    """As stored: a string or an object of lists."""
+    """As in a request to the API: a text, or an object of lists; None: all clients."""
     opens: time | None = None
     closes: time | None = None
     """The sending window, in the local time of each client."""
@@ -89,7 +98,10 @@ async def create_clients(
     tags: Sequence[str | None] = (None,),
     time_zones: Sequence[str] = ("UTC",),
 ) -> list[int]:
-    """Create clients and return their ids; they get the codes, tags and time zones in turn."""
+    """Create clients and return their ids.
+
+    Each gets one of the codes, tags and time zones, in turn.
+    """
     rows = await database.fetch(INSERT_CLIENTS, count, operator_codes, tags, time_zones)
     return [row["id"] for row in rows]
 
@@ -126,10 +138,10 @@ async def create_messages(
     at: datetime,
     spread: timedelta = timedelta(),
 ) -> None:
-    """Create messages of a mailing; they get the results in turn.
+    """Create one message of a mailing for each client; they get the results in turn.
 
-    They are due at `at` and get their results from then on within `spread`: most of them soon, and
-    fewer and fewer later. Messages to clients that do not exist get operator code 916 and UTC.
+    The messages are due at `at` and get their results within `spread` after it: most of them soon,
+    and fewer and fewer later. Messages to clients that do not exist get operator code 916 and UTC.
     """
     statuses, reasons = zip(*results, strict=True)
     await database.execute(
@@ -140,7 +152,7 @@ async def create_messages(
 def new_mailing(*, starts_in: float = 0, lasts: float = 3600, **fields: object) -> dict[str, Any]:
     """Return the JSON of a mailing that starts in `starts_in` seconds and lasts `lasts` seconds.
 
-    `fields` replace its fields, or add some.
+    `fields` replace or extend the fields of the JSON.
     """
     start = datetime.now(UTC) + timedelta(seconds=starts_in)  # noqa: TID251  # the API's caller has its own clock
     return {

@@ -15,16 +15,19 @@ _INVISIBLE_RANGES = (
     *(range(0x17B4, 0x17B6), range(0xFFF0, 0xFFFC), range(0x1BCA0, 0x1BCA4)),
     range(0x1D173, 0x1D17B),
 )
+"""Code points of the characters of `INVISIBLE`."""
 _SHAPING_RANGES = (
     *(range(0x200C, 0x200E), range(0x180B, 0x180E), range(0x180F, 0x1810)),
     *(range(0xFE00, 0xFE10), range(0xE0020, 0xE0080), range(0xE0100, 0xE01F0)),
 )
+"""Code points of the characters of `SHAPING`."""
 _BLANK_RANGES = [range(code, code + 1) for code in (0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0)]
 
 
 def _compile_class(ranges: Iterable[range]) -> re.Pattern[str]:
-    """Compile a pattern for runs of characters; a text without any costs one fast search."""
-    return re.compile(f"[{''.join(f'{chr(codes[0])}-{chr(codes[-1])}' for codes in ranges)}]+")
+    """Return a pattern for one or more characters with code points in `ranges`."""
+    members = (f"{chr(codes[0])}-{chr(codes[-1])}" for codes in ranges)
+    return re.compile(f"[{''.join(members)}]+")
 
 
 INVISIBLE = _compile_class(_INVISIBLE_RANGES)
@@ -34,6 +37,7 @@ zero-width spaces, word joiners and byte order marks. Characters that shape lett
 SHAPING = _compile_class(_SHAPING_RANGES)
 """Letter joiners, variation selectors and flag tags: invisible when they stand alone."""
 JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner: between two letters, they change the form of the letters."""
 BLANK = _compile_class([*_SHAPING_RANGES, *_BLANK_RANGES])
 """`SHAPING`, and letters and signs that look like blanks."""
 
@@ -43,6 +47,7 @@ it is, and validation refuses it."""
 MAX_MARKS_PER_LETTER = 30
 """Combining marks on one letter; no language needs more (UAX #15, Stream-Safe Text Format)."""
 _TOO_MANY_MARKS = re.compile(rb"[^\0]{%d}" % (MAX_MARKS_PER_LETTER + 1))
+"""Too many marks in a row, in the combining classes of a text; the class of a letter is 0."""
 
 
 def strip_invisible(text: str) -> str:
@@ -56,10 +61,11 @@ def is_blank(text: str) -> bool:
 
 
 def compose(text: str) -> str:
-    """Return a text with composed letters (NFC): they are displayed best and are the shortest form.
+    """Return a text with composed letters (NFC): e and an accent become the one character é.
 
-    A text in which a letter has more than `MAX_MARKS_PER_LETTER` marks stays as it is: NFC sorts
-    marks in time that grows with the square of their number.
+    Composed letters are displayed best and are shortest. A text stays as it is when a letter has
+    more than `MAX_MARKS_PER_LETTER` marks, because NFC takes time that grows with the square of
+    their number, or when it is longer than `MAX_NORMALIZED_LENGTH`.
     """
     if text.isascii() or len(text) > MAX_NORMALIZED_LENGTH or _has_too_many_marks(text):
         return text
@@ -69,14 +75,15 @@ def compose(text: str) -> str:
 def _has_too_many_marks(text: str) -> bool:
     if len(text) <= MAX_MARKS_PER_LETTER:
         return False
-    classes = bytes(map(unicodedata.combining, text))  # one byte a character; 0: not a mark
-    return _TOO_MANY_MARKS.search(classes) is not None
+    combining_classes = bytes(map(unicodedata.combining, text))  # one byte a character
+    return _TOO_MANY_MARKS.search(combining_classes) is not None
 
 
 def clean_label(text: str) -> str:
     """Return a label without invisible characters, with composed letters and single blanks.
 
-    Returns "" when the label has no visible character.
+    Returns "" when the label has no visible character, and a label longer than
+    `MAX_NORMALIZED_LENGTH` as it is.
     """
     if len(text) > MAX_NORMALIZED_LENGTH:
         return text
@@ -87,9 +94,9 @@ def clean_label(text: str) -> str:
 def fold_label(text: str) -> str:
     """Return the form in which labels are compared.
 
-    Labels that differ only in case, or in nothing visible, have the same form. It uses Unicode's
-    full case folding. Labels are never folded in SQL, where the result depends on the database's
-    locale.
+    Labels that differ only in case, or in nothing visible, have the same form: VIP and vip. Case is
+    folded as Unicode defines it (full case folding). Labels are never folded in SQL, where the
+    result depends on the database's locale.
     """
     if text.isascii():
         return clean_label(text).casefold()

@@ -18,7 +18,10 @@ MAX_PORT = 65_535
 
 
 class GatewayUrl(msgspec.Struct, frozen=True):
-    """URL to which messages are posted: `before`, then the message's id, then `after`."""
+    """The URL to which a message is posted: `before`, then the message's id, then `after`.
+
+    `user` and `password` were in the URL of the setting, and are sent in a header instead.
+    """
 
     before: str
     after: str
@@ -93,7 +96,8 @@ def read_gateway_url(value: str) -> GatewayUrl:
         if not user or ":" in user:
             raise ValueError("must have a user before the @, without a colon in its name")
     base, question_mark, query = value.partition("?")
-    base = base.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
+    host_and_port = parts.netloc.rpartition("@")[2]
+    base = base.replace(parts.netloc, host_and_port, 1)
     if not parts.path:
         base += "/"
     if query and not query.endswith("="):
@@ -102,6 +106,7 @@ def read_gateway_url(value: str) -> GatewayUrl:
 
 
 def _unquote(value: str) -> str:
+    """Decode the %XX of a user or a password."""
     try:
         return unquote(value, errors="strict")
     except UnicodeDecodeError:
@@ -109,7 +114,7 @@ def _unquote(value: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address is a loopback one."""
+    """Return whether a host's name or address means this machine itself."""
     if host == "localhost":
         return True
     try:

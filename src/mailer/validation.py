@@ -1,6 +1,7 @@
-"""Validation of input against a model; names every wrong field at once.
+"""Validation of user input against a model, a class of fields with types; used for JSON and forms.
 
-msgspec stops at the first wrong field, so here each field is converted on its own.
+msgspec stops at the first wrong field. Here each field is converted on its own, so that the error
+names every wrong field at once.
 """
 
 import functools
@@ -25,7 +26,7 @@ MAX_FIELD_NAME_LENGTH, MAX_MESSAGE_LENGTH = 64, 200
 """Characters of a field's name and of an error message in a response: both may quote the input."""
 
 STORABLE = r"^[^\x00\ud800-\udfff]*$"
-"""PostgreSQL stores every character except NUL; lone surrogates are not characters."""
+"""A pattern for texts that PostgreSQL can store: without NUL, and without lone surrogates."""
 
 
 def is_storable(text: str) -> bool:
@@ -36,15 +37,16 @@ def is_storable(text: str) -> bool:
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the models of user input. Unknown fields are refused.
 
-    `Meta(extra={"rule": ...})` of a field is the error message for a wrong value. `"normalize"`
-    beside it is a function that returns the form in which a text is validated and stored.
+    A field's annotation may have `Meta(extra={"rule": ..., "normalize": ...})`. `rule` is the error
+    message for a wrong value. `normalize` is a function that returns the form in which a text is
+    validated and stored.
     """
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # a model without further rules ignores them
         """Yield the errors that types cannot express, such as a time before `at`.
 
-        `values` holds the fields that are valid so far.
+        `values` has the fields whose types are right; `at` is the time of the request.
         """
         return ()
 
@@ -56,19 +58,19 @@ class FieldRule(msgspec.Struct, frozen=True):
     """How one field of a model is validated."""
 
     annotation: Any
-    required: bool
-    rule: str | None
+    is_required: bool
+    error_message: str | None
+    """The message for a wrong value; None: that of msgspec."""
     normalize: Callable[[str], str] | None
-    inner: type[Input] | None
-    """The model of the field's value, when that is an object."""
+    inner_model: type[Input] | None
+    """The model of the field's value if the value is an object."""
 
 
 def check(model: type[Model], raw: object, at: datetime, *, strict: bool = True) -> Model:
     """Validate the input `raw`, received at `at`, and return it as a `model`.
 
-    Raises `InvalidError` that names every wrong field, at most `MAX_ERRORS` of them.
-
-    `strict=False` also reads numbers from text, as in a query.
+    Raises `InvalidError` that names every wrong field, at most `MAX_ERRORS` of them. With
+    `strict=False`, the text of a number is also valid as a number, as in the query of a URL.
     """
     if not isinstance(raw, Mapping):
         raise InvalidError([FieldError("", "expected an object")])
@@ -89,22 +91,27 @@ def check(model: type[Model], raw: object, at: datetime, *, strict: bool = True)
                     for e in error.errors
                 )
             except msgspec.ValidationError as error:
-                errors.append(FieldError(name, field.rule or _plain_message(error)))
-        elif field.required:
+                errors.append(FieldError(name, field.error_message or _plain_message(error)))
+        elif field.is_required:
             errors.append(FieldError(name, "is required"))
-    wrong = {error.field for error in errors}
-    errors += (error for error in model.broken_rules(values, at) if error.field not in wrong)
+    wrong_fields = {error.field for error in errors}
+    errors += (error for error in model.broken_rules(values, at) if error.field not in wrong_fields)
     if errors:
         raise InvalidError(errors[-MAX_ERRORS:])  # errors of known fields are at the end
     return model(**values)
 
 
 def _convert(field: FieldRule, value: object, at: datetime, *, strict: bool) -> object:
-    if field.inner is not None and isinstance(value, Mapping):
-        return check(field.inner, value, at, strict=strict)
+    """Return a value in the type of its field.
+
+    Raises `msgspec.ValidationError`, and `InvalidError` for an object or a list that is too long.
+    """
+    if field.inner_model is not None and isinstance(value, Mapping):
+        return check(field.inner_model, value, at, strict=strict)
     if field.normalize is not None and isinstance(value, str):
         value = field.normalize(value)
     if isinstance(value, list) and len(value) > MAX_LIST_ENTRIES:
+        # an error of the first entries is reported rather than the length
         msgspec.convert(value[:MAX_LIST_ENTRIES], field.annotation, strict=strict)
         raise InvalidError([FieldError("", "must have 1,000 entries at most")])
     converted = msgspec.convert(value, field.annotation, strict=strict)
@@ -130,13 +137,19 @@ def _field_rules(model: type[Input]) -> dict[str, FieldRule]:
 
 def _field_rule(field: msgspec.structs.FieldInfo) -> FieldRule:
     extra = _meta_extra(field.type)
-    rule, normalize = extra.get("rule"), extra.get("normalize")
-    return FieldRule(field.type, field.required, rule, normalize, _inner_model(field.type))
+    return FieldRule(
+        annotation=field.type,
+        is_required=field.required,
+        error_message=extra.get("rule"),
+        normalize=extra.get("normalize"),
+        inner_model=_inner_model(field.type),
+    )
 
 
 def rule_texts(model: type[Input]) -> Iterable[str]:
-    """Return the error messages of a model's fields."""
-    return (field.rule for field in _field_rules(model).values() if field.rule)
+    """Return the error messages of a model's fields, such as "must be three digits"."""
+    messages = (field.error_message for field in _field_rules(model).values())
+    return filter(None, messages)
 
 
 def _meta_extra(annotation: Any) -> Mapping[str, Any]:  # noqa: ANN401  # an annotation can be anything
@@ -150,6 +163,7 @@ def _meta_extra(annotation: Any) -> Mapping[str, Any]:  # noqa: ANN401  # an ann
 
 
 def _inner_model(annotation: Any) -> type[Input] | None:  # noqa: ANN401  # an annotation can be anything
+    """Return the model in a union such as `str | Address`; None if there is none."""
     for part in get_args(annotation):
         if isinstance(part, type) and issubclass(part, Input):
             return part

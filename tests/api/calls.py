@@ -18,24 +18,28 @@ NEW = {
 DUE = NEW | {"datetime_start": "2020-01-01T09:00:00Z"}
 """A mailing whose start has passed."""
 COUNT_FIELDS = [f"{status}_messages" for status in MESSAGE_STATUSES]
+"""The counts of a mailing in a response, one for each status of messages."""
 MAILING_FIELDS = {
     *("id", "datetime_start", "datetime_end", "text", "client_filter", "on_unknown", "status"),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),
     *COUNT_FIELDS,
     *("created_at", "updated_at", "held"),
 }
+"""All fields of a mailing in a response."""
 CLIENTS = {
     "vip": {"phone": "79160000001", "tag": "vip"},
     "moscow": {"phone": "79120000002", "time_zone": "Europe/Moscow"},
     "tagged 912": {"phone": "79030000003", "tag": "912", "time_zone": "Asia/Kathmandu"},
     "blank": {"phone": "79990000004", "tag": "two words"},
 }
+"""Clients by what a filter can ask for: the fixture `clients` creates them."""
 
 
 async def create_mailing(api: httpx.AsyncClient, payload: dict[str, Any]) -> dict[str, Any]:
-    answer = await api.post("/mailings", json=payload)
-    assert answer.status_code == 201
-    created: dict[str, Any] = answer.json()
+    """Create a mailing from the JSON `payload` and return it."""
+    response = await api.post("/mailings", json=payload)
+    assert response.status_code == 201
+    created: dict[str, Any] = response.json()
     return created
 
 
@@ -53,6 +57,6 @@ async def messages_by_client(api: httpx.AsyncClient, mailing_id: int) -> dict[in
     return {row["client_id"]: row for row in page["results"]}
 
 
-def field_errors(answer: httpx.Response) -> dict[str, str]:
-    """Return the error message of each wrong field."""
-    return {error["field"]: error["message"] for error in answer.json()["errors"]}
+def field_errors(response: httpx.Response) -> dict[str, str]:
+    """Return the error message of each wrong field in a response."""
+    return {error["field"]: error["message"] for error in response.json()["errors"]}

@@ -9,6 +9,7 @@ from tests.api.browser_session import BROWSER
 
 SITE = "http://mailer"
 HOSTILE = "<script>alert(1)</script>\"'&amp;"
+"""A text that does harm in a page that does not escape it."""
 NEW_FORM = {
     "zone": "Europe/Berlin",
     "text": "Half price.",
@@ -58,20 +59,25 @@ def visible_text(page: str) -> str:
 
 
 def form_values(page: str) -> dict[str, str]:
-    """Return the values that a browser would submit if the user changed nothing."""
+    """Return the values that a browser would submit if the user changed nothing.
+
+    The form has inputs and one text area, the text of the mailing.
+    """
     form = page[page.index('id="mailing"') :].split("</form>", maxsplit=1)[0]
-    values = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
-    values |= re.findall(r'<input type="radio" name="(\w+)" value="(\w+)" id="\S+" checked', form)
+    hidden = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form)
+    checked = re.findall(r'<input type="radio" name="(\w+)" value="(\w+)" id="\S+" checked', form)
+    values = dict([*hidden, *checked])
     for name, attributes in re.findall(r'<input type="[\w-]+" id="\w+" name="(\w+)"([^>]*)', form):
         value = re.search(r'value="([^"]*)"', attributes)
         values[name] = value[1] if value else ""
-    text = re.search(r"<textarea[^>]*>\n(.*?)</textarea>", form, re.DOTALL)
-    assert text is not None
-    return {name: html.unescape(value) for name, value in (values | {"text": text[1]}).items()}
+    text_area = re.search(r"<textarea[^>]*>\n(.*?)</textarea>", form, re.DOTALL)
+    assert text_area is not None
+    values["text"] = text_area[1]
+    return {name: html.unescape(value) for name, value in values.items()}
 
 
 def form_errors(page: str) -> dict[str, str]:
-    """Return the error text beside each field."""
+    """Return the error message beside each wrong field."""
     return {
         name: visible_text(text)
         for name, text in re.findall(r'<p class="error" id="(\w+)-error">(.*?)</p>', page)
@@ -81,5 +87,5 @@ def form_errors(page: str) -> dict[str, str]:
 async def edit_form_values(
     api: httpx.AsyncClient, mailing: dict[str, Any], zone: str = "UTC"
 ) -> Any:
-    """Return the values in the form that changes a mailing."""
+    """Return the values in the form that changes a mailing, with times in the zone `zone`."""
     return form_values(await get_html(api, f"/mailings/{mailing['id']}/edit", zone))

@@ -1,14 +1,13 @@
 """POST /clients/import: accepted and refused files, and broken uploads."""
 
 import asyncio
+import codecs
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import httpx
 import pytest
 import uvicorn
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import OPEN, value
@@ -20,49 +19,44 @@ from mailer.web.body import MAX_BODY_BYTES
 PATH = "/clients/import"
 CSV = {"Content-Type": "text/csv"}
 ANNA = "79160000001"
-STAGING = text("SELECT count(*) FROM pg_class WHERE relname = 'client_import'")
-CLIENTS = text("SELECT count(*) FROM client")
-
-
-async def count_rows(engine: AsyncEngine, query: Any) -> int:
-    async with engine.connect() as connection:
-        return int((await connection.execute(query)).scalar_one())
+COUNT_STAGING_TABLES = "SELECT count(*) FROM pg_class WHERE relname = 'client_import'"
+"""Each import has a staging table, from its first bytes to its end."""
+COUNT_CLIENTS = "SELECT count(*) FROM client"
 
 
 async def test_the_response_counts_lines_and_lists_rejected_ones(api: httpx.AsyncClient) -> None:
     content = f"phone,tag\n{ANNA},vip\n79160000002,\n8916,vip\n"
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.status_code == 200
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.status_code == 200
     rule = "must be 7 and ten more digits, such as 79161234567"
-    expected = {
+    report = {
         "created": 2,
         "updated": 0,
         "unchanged": 0,
         "rejected": 1,
         "errors": [{"line": 4, "field": "phone", "value": "8916", "message": rule}],
     }
-    assert answer.json() == expected
+    assert response.json() == report
+    clients = (await api.get("/clients")).json()["results"]
+    assert [client["phone"] for client in clients] == ["79160000002", ANNA]
+
     repeat = await api.post(f"{PATH}/", content=content, headers=CSV)
-    assert repeat.json() == expected | {"created": 0, "unchanged": 2}
-    assert [client["phone"] for client in (await api.get("/clients")).json()["results"]] == [
-        "79160000002",
-        ANNA,
-    ]
+    assert repeat.json() == report | {"created": 0, "unchanged": 2}
 
 
 async def test_a_file_may_be_larger_than_a_json_body(api: httpx.AsyncClient) -> None:
     lines = [f"7916{n:07}" for n in range(100_000)]
     content = "\n".join(["phone", *lines])
     assert len(content) > MAX_BODY_BYTES
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["created"] == 100_000
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.json()["created"] == 100_000
 
 
 async def test_a_file_over_the_limit_is_413(api: httpx.AsyncClient) -> None:
     headers = CSV | {"Content-Length": str(MAX_IMPORT_BYTES + 1)}
-    answer = await api.post(PATH, content=b"phone\n", headers=headers)
-    assert answer.status_code == 413
-    assert answer.headers["Content-Type"] == "application/problem+json"
+    response = await api.post(PATH, content=b"phone\n", headers=headers)
+    assert response.status_code == 413
+    assert response.headers["Content-Type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize(
@@ -74,8 +68,8 @@ async def test_a_file_over_the_limit_is_413(api: httpx.AsyncClient) -> None:
 )
 async def test_csv_in_a_known_encoding_is_accepted(api: httpx.AsyncClient, media_type: str) -> None:
     headers = {"Content-Type": media_type}
-    answer = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
-    assert answer.status_code == 200
+    response = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -84,13 +78,13 @@ async def test_csv_in_a_known_encoding_is_accepted(api: httpx.AsyncClient, media
 )
 async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> None:
     headers = {"Content-Type": media_type}
-    answer = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
-    assert answer.status_code == 415
-    assert answer.json()["title"] == "Unsupported Media Type"
+    response = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
+    assert response.status_code == 415
+    assert response.json()["title"] == "Unsupported Media Type"
 
 
 @pytest.mark.parametrize(
-    ("content", "fields"),
+    ("content", "wrong_columns"),
     [
         (b"", ["phone"]),
         (b"tag,name\nvip,Anna\n", ["name", "phone"]),
@@ -102,43 +96,52 @@ async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> N
     ],
 )
 async def test_an_invalid_header_is_400_and_names_the_columns(
-    api: httpx.AsyncClient, content: bytes, fields: list[str]
+    api: httpx.AsyncClient, content: bytes, wrong_columns: list[str]
 ) -> None:
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.status_code == 400
-    assert [error["field"] for error in answer.json()["errors"]] == fields
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.status_code == 400
+    assert [error["field"] for error in response.json()["errors"]] == wrong_columns
 
 
 async def test_a_file_in_windows_1251_is_read_and_the_response_names_the_encoding(
     api: httpx.AsyncClient,
 ) -> None:
     content = f"phone;tag\n{ANNA};Лёд и пламя\n1;да\n".encode("cp1251")
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["encoding"] == "windows-1251"
-    assert (answer.json()["created"], answer.json()["rejected"]) == (1, 1)
-    assert [client["tag"] for client in (await api.get("/clients")).json()["results"]] == [
-        "Лёд и пламя"
-    ]
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.json()["encoding"] == "windows-1251"
+    assert (response.json()["created"], response.json()["rejected"]) == (1, 1)
+    [client] = (await api.get("/clients")).json()["results"]
+    assert client["tag"] == "Лёд и пламя"
 
 
 async def test_a_file_in_utf16_with_tabs_is_read(api: httpx.AsyncClient) -> None:
     content = f"Phone\tTag\r\n{ANNA}\tвип\r\n".encode("utf-16")
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["encoding"] == "UTF-16"
-    assert answer.json()["created"] == 1
+    response = await api.post(PATH, content=content, headers=CSV)
+    assert response.json()["encoding"] == "UTF-16"
+    assert response.json()["created"] == 1
 
 
-async def test_invalid_bytes_in_a_value_can_be_reported_and_stored(
+INVALID_BYTES = codecs.BOM_UTF8 + b"phone\n\0\xff\n"
+INVALID_BYTES_ERROR = {
+    "line": 2,
+    "field": "phone",
+    "value": "\ufffd\ufffd",
+    "message": "is not UTF-8",
+}
+
+
+async def test_invalid_bytes_in_a_value_are_reported_as_replacement_characters(
     api: httpx.AsyncClient,
 ) -> None:
-    content = b"\xef\xbb\xbfphone\n\0\xff\n" + b"7\n" * 3
-    error = {"line": 2, "field": "phone", "value": "\ufffd\ufffd", "message": "is not UTF-8"}
-    answer = await api.post(PATH, content=content, headers=CSV)
-    assert answer.json()["errors"][0] == error
+    response = await api.post(PATH, content=INVALID_BYTES, headers=CSV)
+    assert response.json()["errors"] == [INVALID_BYTES_ERROR]
+
+
+async def test_a_report_on_invalid_bytes_can_be_stored_for_a_repeat(api: httpx.AsyncClient) -> None:
     headers = CSV | {"Idempotency-Key": "once"}
-    first = await api.post(PATH, content=content, headers=headers)
-    assert first.json()["errors"][0] == error | {"value": ""}
-    repeat = await api.post(PATH, content=content, headers=headers)
+    first = await api.post(PATH, content=INVALID_BYTES, headers=headers)
+    assert first.json()["errors"] == [INVALID_BYTES_ERROR | {"value": ""}]
+    repeat = await api.post(PATH, content=INVALID_BYTES, headers=headers)
     assert repeat.json() == first.json()
 
 
@@ -156,12 +159,15 @@ async def test_the_response_to_an_idempotent_import_contains_no_phone(
     api: httpx.AsyncClient, engine: AsyncEngine, content: str
 ) -> None:
     headers = CSV | {"Idempotency-Key": "once"}
-    answer = await api.post(PATH, content=content, headers=headers)
-    assert answer.json()["errors"]
-    stored = "SELECT string_agg(concat(result, convert_from(body, 'UTF8')), '') FROM idempotency"
-    for text_ in (answer.text, str(await value(engine, stored))):
-        assert ANNA not in text_
-        assert "123-45-67" not in text_
+    response = await api.post(PATH, content=content, headers=headers)
+    assert response.json()["errors"]
+    stored = await value(
+        engine,
+        "SELECT string_agg(concat(result, convert_from(body, 'UTF8')), '') FROM idempotency",
+    )
+    for text in (response.text, str(stored)):
+        assert ANNA not in text
+        assert "123-45-67" not in text
 
 
 async def test_import_is_documented(api: httpx.AsyncClient) -> None:
@@ -170,8 +176,8 @@ async def test_import_is_documented(api: httpx.AsyncClient) -> None:
     media = operation["requestBody"]["content"]["text/csv"]
     assert operation["requestBody"]["required"] is True
     assert media["schema"]["type"] == "string"
-    answer = await api.post(PATH, content=media["example"], headers=CSV)
-    assert answer.json()["rejected"] == 0
+    response = await api.post(PATH, content=media["example"], headers=CSV)
+    assert response.json()["rejected"] == 0
     assert {"200", "400", "408", "413", "415", "503"} <= operation["responses"].keys()
 
 
@@ -196,10 +202,10 @@ async def port(engine: AsyncEngine) -> AsyncIterator[int]:
     await serving
 
 
-async def start_upload(port: int, lines: int) -> asyncio.StreamWriter:
-    """Send the head of a chunked request and its first lines, but not its end."""
+async def start_upload(port: int, line_count: int) -> asyncio.StreamWriter:
+    """Send the head of a chunked request and the first lines of a file, but not its end."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    content = "phone\n" + "".join(f"7916{n:07}\n" for n in range(lines))
+    content = "phone\n" + "".join(f"7916{n:07}\n" for n in range(line_count))
     writer.write(
         f"POST /api/v1{PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
         f"Transfer-Encoding: chunked\r\n\r\n{len(content):x}\r\n{content}\r\n".encode()
@@ -211,30 +217,31 @@ async def start_upload(port: int, lines: int) -> asyncio.StreamWriter:
 async def wait_for_uploads(engine: AsyncEngine, count: int) -> None:
     """Wait until `count` uploads have a staging table."""
     async with asyncio.timeout(EVENT_TIMEOUT):
-        while await count_rows(engine, STAGING) != count:
+        while await value(engine, COUNT_STAGING_TABLES) != count:
             await asyncio.sleep(0.01)
 
 
 async def test_an_aborted_upload_stores_nothing(engine: AsyncEngine, port: int) -> None:
-    writer = await start_upload(port, 50_000)
+    writer = await start_upload(port, line_count=50_000)
     await wait_for_uploads(engine, count=1)
     writer.close()
     await writer.wait_closed()
     await wait_for_uploads(engine, count=0)
-    assert await count_rows(engine, CLIENTS) == 0
+    assert await value(engine, COUNT_CLIENTS) == 0
 
 
 async def test_slow_uploads_leave_database_connections_for_other_requests(
     engine: AsyncEngine, port: int
 ) -> None:
-    writers = [await start_upload(port, 10) for _ in range(15)]
+    writers = [await start_upload(port, line_count=10) for _ in range(15)]
     await wait_for_uploads(engine, count=MAX_CONCURRENT_IMPORTS)
     async with asyncio.timeout(EVENT_TIMEOUT):
-        assert await count_rows(engine, CLIENTS) == 0
+        assert await value(engine, COUNT_CLIENTS) == 0  # a connection is free for this query
+
     for writer in writers:
-        writer.write(b"0\r\n\r\n")
+        writer.write(b"0\r\n\r\n")  # the end of a chunked request
     async with asyncio.timeout(EVENT_TIMEOUT):
-        while await count_rows(engine, CLIENTS) != 10:
+        while await value(engine, COUNT_CLIENTS) != 10:
             await asyncio.sleep(0.01)
     for writer in writers:
         writer.close()

@@ -20,26 +20,28 @@ from mailer.web.download import csv_answer
 CSV = {"accept": "text/csv"}
 
 
-def rows(answer: httpx.Response) -> list[dict[str, str]]:
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
-    return list(csv.DictReader(io.StringIO(answer.text)))
+def rows(response: httpx.Response) -> list[dict[str, str]]:
+    """Return the rows of a CSV file by column name."""
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/csv; header=present; charset=utf-8"
+    return list(csv.DictReader(io.StringIO(response.text)))
 
 
 async def test_a_client_export_can_be_imported_unchanged(api: httpx.AsyncClient) -> None:
-    for phone, tag in (("79161234567", 'a "quoted", one'), ("79031234567", None)):
-        body = {"phone": phone, "tag": tag, "time_zone": "Asia/Tokyo"}
-        assert (await api.post("/clients", json=body)).status_code == 201
+    tagged = {"phone": "79161234567", "tag": 'a "quoted", one', "time_zone": "Asia/Tokyo"}
+    untagged = {"phone": "79031234567"}
+    for client in (tagged, untagged):
+        assert (await api.post("/clients", json=client)).status_code == 201
 
-    answer = await api.get("/clients", headers=CSV)
+    response = await api.get("/clients", headers=CSV)
 
-    assert answer.headers["content-disposition"] == 'attachment; filename="clients.csv"'
-    assert [(row["phone"], row["tag"]) for row in rows(answer)] == [
+    assert response.headers["content-disposition"] == 'attachment; filename="clients.csv"'
+    assert [(row["phone"], row["tag"]) for row in rows(response)] == [
         ("79161234567", 'a "quoted", one'),
         ("79031234567", ""),
     ]
     headers = {"content-type": "text/csv"}
-    imported = await api.post("/clients/import", content=answer.content, headers=headers)
+    imported = await api.post("/clients/import", content=response.content, headers=headers)
     counts = {"created": 0, "updated": 0, "unchanged": 2, "rejected": 0}
     assert imported.json() == counts | {"errors": []}
 
@@ -54,28 +56,38 @@ async def test_filters_apply_to_the_file(api: httpx.AsyncClient, engine: AsyncEn
 async def test_exported_messages_have_the_values_of_the_api(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
+    path = await add_messages_with_two_results(engine)
+    exported = rows(await api.get(path, headers=CSV))
+    listed = (await api.get(path)).json()["results"]
+    for row, message in zip(sorted(exported, key=by_id), sorted(listed, key=by_id), strict=True):
+        assert row.keys() == message.keys()
+        for name, value in message.items():
+            if name in {"datetime_send", "created_at", "updated_at"}:
+                assert row[name].endswith("Z")
+                assert parse_time(row[name]) == parse_time(value)
+            else:
+                assert row[name] == ("" if value is None else str(value))
+
+
+async def test_filters_apply_to_exported_messages(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    path = await add_messages_with_two_results(engine)
+    exported = rows(await api.get(f"{path}?reason=rejected_400&status=undelivered", headers=CSV))
+    assert [row["reason"] for row in exported] == ["rejected_400"] * 2
+
+
+async def add_messages_with_two_results(engine: AsyncEngine) -> str:
+    """Create a mailing with two delivered and two rejected messages; return their path."""
     clients = await add_clients(engine, 4)
     mailing_id = await add_mailing(engine)
     await add_messages(engine, mailing_id, clients[:2], "delivered", at=NOON)
     await add_messages(engine, mailing_id, clients[2:], "undelivered", "rejected_400")
-    path = f"/mailings/{mailing_id}/messages"
-
-    exported = rows(await api.get(path, headers=CSV))
-
-    listed = (await api.get(path)).json()["results"]
-    time_fields = ("datetime_send", "created_at", "updated_at")
-    for row, message in zip(sorted(exported, key=by_id), sorted(listed, key=by_id), strict=True):
-        values: dict[str, Any] = {k: None if v == "" else v for k, v in row.items()}
-        for name in time_fields:
-            assert values.pop(name)[-1] == "Z"
-            assert parse_time(row[name]) == parse_time(message.pop(name))
-        assert values == {k: v if v is None else str(v) for k, v in message.items()}
-
-    rejected = rows(await api.get(f"{path}?reason=rejected_400&status=undelivered", headers=CSV))
-    assert {row["client_id"] for row in rejected} == {str(client) for client in clients[2:]}
+    return f"/mailings/{mailing_id}/messages"
 
 
 def by_id(row: dict[str, Any]) -> int:
+    """Return the key by which rows are sorted."""
     return int(row["id"])
 
 
@@ -89,8 +101,8 @@ def parse_time(text: str) -> datetime:
 async def test_the_response_is_json_unless_csv_is_preferred(
     api: httpx.AsyncClient, accept: str
 ) -> None:
-    answer = await api.get("/clients", headers={"accept": accept})
-    assert answer.json()["results"] == []
+    response = await api.get("/clients", headers={"accept": accept})
+    assert response.json()["results"] == []
 
 
 async def test_an_unknown_mailing_is_404_and_an_invalid_filter_400(api: httpx.AsyncClient) -> None:
@@ -102,17 +114,18 @@ async def test_an_unavailable_database_is_503_not_an_empty_file() -> None:
     engine = create_engine("postgresql://127.0.0.1:1/")
     transport = inside(create_app(engine, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as api:
-        answer = await api.get("/api/v1/clients", headers=CSV)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        response = await api.get("/api/v1/clients", headers=CSV)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     await engine.dispose()
 
 
 async def test_a_download_that_fails_midway_does_not_end_normally() -> None:
-    async def failing() -> AsyncGenerator[CsvPart, None]:
-        yield CsvPart(b"first", 1)
+    async def failing_parts() -> AsyncGenerator[CsvPart, None]:
+        yield CsvPart(b"first", rows=1)
         raise ConnectionResetError
 
-    chunks = aiter((await csv_answer("x.csv", failing(), None)).iterator)  # type: ignore[arg-type]  # an async generator
+    response = await csv_answer("x.csv", failing_parts(), None)
+    chunks = aiter(response.iterator)  # type: ignore[arg-type]  # an async generator
     assert await anext(chunks) == b"first"
     with pytest.raises(ConnectionResetError):
         await anext(chunks)
@@ -121,6 +134,6 @@ async def test_a_download_that_fails_midway_does_not_end_normally() -> None:
 async def test_the_schema_declares_json_and_csv(api: httpx.AsyncClient) -> None:
     schema = (await api.get("http://mailer/openapi.json")).json()
     for path in ("/api/v1/clients", "/api/v1/mailings/{mailing_id}/messages"):
-        answer = schema["paths"][path]["get"]["responses"]["200"]["content"]
-        assert set(answer) == {"application/json", "text/csv"}
-        assert answer["application/json"]["schema"]["$ref"].startswith("#/components/schemas/")
+        content = schema["paths"][path]["get"]["responses"]["200"]["content"]
+        assert set(content) == {"application/json", "text/csv"}
+        assert content["application/json"]["schema"]["$ref"].startswith("#/components/schemas/")

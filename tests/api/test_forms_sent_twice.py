@@ -67,8 +67,9 @@ CREATE_NOTHING = frozenset(
     }
 )
 """Forms that create nothing: sending them twice has the result of sending them once."""
-LOSE_ANSWER = """
+LOSE_RESPONSE = """
     UPDATE idempotency SET status = NULL, media_type = NULL, body = NULL, leased_until = now()"""
+"""Sets the state after a worker created the object and died before it responded."""
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ async def post_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> 
 
 
 async def count_created(engine: AsyncEngine, path: str) -> int:
+    """Return the number of objects that the form at `path` has created."""
     return int(await value(engine, COUNTS[path]))
 
 
@@ -120,11 +122,11 @@ async def test_a_double_click_creates_one_object(
     browser: httpx.AsyncClient, engine: AsyncEngine, path: str
 ) -> None:
     action = form_action(await get_page(browser, path))
-    answers = await asyncio.gather(*(post_form(browser, action, FORMS[path]) for _ in range(4)))
-    first, *others = sorted(answer.status_code for answer in answers)
-    assert first in {201, 303}
-    assert others == [303] * 3
-    assert len({answer.headers["location"] for answer in answers}) == 1
+    responses = await asyncio.gather(*(post_form(browser, action, FORMS[path]) for _ in range(4)))
+    first_status, *other_statuses = sorted(response.status_code for response in responses)
+    assert first_status in {201, 303}
+    assert other_statuses == [303] * 3
+    assert len({response.headers["location"] for response in responses}) == 1
     assert await count_created(engine, path) == 1
 
 
@@ -134,7 +136,7 @@ async def test_a_form_whose_response_was_lost_redirects_to_the_object_it_created
 ) -> None:
     action = form_action(await get_page(browser, path))
     first = await post_form(browser, action, FORMS[path])
-    await execute(engine, LOSE_ANSWER)
+    await execute(engine, LOSE_RESPONSE)
     repeat = await post_form(browser, action, FORMS[path])
     assert repeat.status_code == 303
     assert repeat.headers["location"] == first.headers["location"]
@@ -145,28 +147,44 @@ async def test_a_repeated_form_for_an_api_key_shows_the_key_without_its_secret(
     browser: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     action = form_action(await get_page(browser, "/keys"))
-    [secret] = re.findall(
-        "mailer_[A-Za-z0-9_-]+", (await post_form(browser, action, FORMS["/keys"])).text
-    )
+    first = await post_form(browser, action, FORMS["/keys"])
+    [secret] = re.findall("mailer_[A-Za-z0-9_-]+", first.text)
     repeat = await post_form(browser, action, FORMS["/keys"])
     key_page = await get_page(browser, repeat.headers["location"])
     assert "The key shop was created when you sent the form for the first time" in key_page
     assert secret not in repeat.text + key_page
     stored = await value(engine, "SELECT string_agg(t::text, '') FROM idempotency AS t")
-    assert secret.encode().hex() not in stored
+    assert secret.encode().hex() not in stored  # bytes are hexadecimal in the text of a row
+
+
+async def test_a_repeated_form_for_an_api_key_shows_no_message_once_the_key_is_revoked(
+    browser: httpx.AsyncClient,
+) -> None:
+    action = form_action(await get_page(browser, "/keys"))
+    for _ in range(2):
+        response = await post_form(browser, action, FORMS["/keys"])
     await browser.post("/keys/1/revoke")
-    assert "for the first time" not in await get_page(browser, repeat.headers["location"])
+    assert "for the first time" not in await get_page(browser, response.headers["location"])
 
 
-async def test_a_form_opened_again_or_changed_creates_another_object(
+async def test_a_changed_form_creates_another_object(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     path = "/mailings/new"
     action = form_action(await get_page(api, path))
     await post_form(api, action, FORMS[path])
     await post_form(api, action, FORMS[path] | {"text": "Another"})
-    await post_form(api, form_action(await get_page(api, path)), FORMS[path])
-    assert await count_created(engine, path) == 3
+    assert await count_created(engine, path) == 2
+
+
+async def test_a_form_opened_again_creates_another_object(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    path = "/mailings/new"
+    for _ in range(2):
+        action = form_action(await get_page(api, path))
+        await post_form(api, action, FORMS[path])
+    assert await count_created(engine, path) == 2
 
 
 async def test_a_refused_form_can_be_corrected_and_sent_again(
@@ -208,27 +226,29 @@ async def test_copying_a_mailing_twice_with_one_form_creates_one_copy(
 async def test_importing_a_file_twice_changes_nothing(
     browser: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    stored = []
+    stored_clients = []
     for _ in range(2):
-        answer = await browser.post(
+        response = await browser.post(
             "/clients/import",
             content="phone,tag\n79160000001,vip\n79160000002,\n",
             headers={"Content-Type": "text/csv"},
         )
-        assert answer.status_code == 200
-        stored.append(await value(engine, "SELECT array_agg(client ORDER BY id)::text FROM client"))
-    assert stored[0] == stored[1]
-    assert await count_created(engine, "/clients/new") == 2
+        assert response.status_code == 200
+        stored_clients.append(
+            await value(engine, "SELECT array_agg(client ORDER BY id)::text FROM client")
+        )
+    assert stored_clients[0] == stored_clients[1]
+    assert await value(engine, "SELECT count(*) FROM client") == 2
 
 
 @pytest.mark.parametrize("path", sorted(CREATE_NOTHING))
 async def test_a_form_that_creates_nothing_stores_no_response(
     browser: httpx.AsyncClient, engine: AsyncEngine, path: str
 ) -> None:
-    path = re.sub(r"\{(\w+):(int|str)\}", r"{\1}", path)
-    numbers = {"client_id": 1, "mailing_id": 1, "key_id": 1, "user_id": 1}
-    action = path.format(verb="pause", **numbers) + f"?once={'a' * 32}"
-    await post_form(browser, action, {"return_path": "/" + "a" * 1900, "language": "en"})
+    path = re.sub(r"\{verb:str\}", "pause", path)
+    path = re.sub(r"\{\w+_id:int\}", "1", path)
+    form = {"return_path": "/" + "a" * 1900, "language": "en"}
+    await post_form(browser, f"{path}?once={'a' * 32}", form)
     assert await value(engine, "SELECT count(*) FROM idempotency") == 0
 
 
@@ -241,28 +261,33 @@ async def test_a_refused_form_stores_no_response(
     assert await value(engine, "SELECT count(*) FROM idempotency") == 0
 
 
-@pytest.mark.parametrize(("length", "fallback"), [(2000, None), (2001, "/")])
-async def test_the_length_of_a_redirect_target_is_limited(
-    browser: httpx.AsyncClient, length: int, fallback: str | None
+async def test_a_redirect_target_of_more_than_2000_characters_is_ignored(
+    browser: httpx.AsyncClient,
 ) -> None:
-    return_path = "/" + "a" * (length - 1)
-    answer = await post_form(browser, "/preferences", {"return_path": return_path})
-    assert answer.headers["location"] == (fallback or return_path)
+    longest = "/" + "a" * 1999
+    response = await post_form(browser, "/preferences", {"return_path": longest})
+    assert response.headers["location"] == longest
+    response = await post_form(browser, "/preferences", {"return_path": f"{longest}a"})
+    assert response.headers["location"] == "/"
 
 
 async def test_stored_form_requests_do_not_reveal_their_fields(
     browser: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
+    """A reader of the row does not find `once`, and without it cannot test guessed fields."""
     action = form_action(await get_page(browser, "/users/new"))
     path, _, query = action.partition("?")
     await post_form(browser, action, FORMS["/users/new"])
     row = str(await value(engine, "SELECT idempotency::text FROM idempotency"))
     assert query.removeprefix("once=") not in row
     media_type = "application/x-www-form-urlencoded"
-    for prefix in ("", "once="):
-        head = f"POST\n{path}\n{prefix}\n\n{media_type}\n"
-        guess = hashlib.sha256((head + urlencode(FORMS["/users/new"])).encode())
+    for query_without_number in ("", "once="):
+        hashed_head = f"POST\n{path}\n{query_without_number}\n\n{media_type}\n"
+        guess = hashlib.sha256((hashed_head + urlencode(FORMS["/users/new"])).encode())
         assert guess.hexdigest() not in row
+
+
+MAILING_ENDS = "UPDATE mailing SET datetime_start = now() - interval '2 h', datetime_end = now()"
 
 
 async def test_a_form_whose_response_was_lost_redirects_to_a_mailing_that_has_ended(
@@ -271,14 +296,18 @@ async def test_a_form_whose_response_was_lost_redirects_to_a_mailing_that_has_en
     path = "/mailings/new"
     action = form_action(await get_page(api, path))
     first = await post_form(api, action, FORMS[path])
-    await execute(
-        engine,
-        LOSE_ANSWER,
-        "UPDATE mailing SET datetime_start = now() - interval '2 h', datetime_end = now()",
-    )
-    form = FORMS[path] | {"start": "2020-01-01T09:00", "end": "2020-01-02T09:00"}
-    assert (
-        await post_form(api, action, form)
-    ).status_code == 400  # other content: the form is validated
+    await execute(engine, LOSE_RESPONSE, MAILING_ENDS)
     repeat = await post_form(api, action, FORMS[path])
+    assert repeat.status_code == 303
     assert repeat.headers["location"] == first.headers["location"]
+
+
+async def test_a_changed_form_whose_response_was_lost_is_validated(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    path = "/mailings/new"
+    action = form_action(await get_page(api, path))
+    await post_form(api, action, FORMS[path])
+    await execute(engine, LOSE_RESPONSE, MAILING_ENDS)
+    changed_form = FORMS[path] | {"start": "2020-01-01T09:00", "end": "2020-01-02T09:00"}
+    assert (await post_form(api, action, changed_form)).status_code == 400

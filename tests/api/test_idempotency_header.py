@@ -7,7 +7,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, field_errors
-from tests.api.repeats import MAILINGS, NEW_MAILING, is_same, post
+from tests.api.repeats import COUNT_MAILINGS, NEW_MAILING, is_same, post
 from tests.factories import value
 
 from mailer.web.openapi import IDEMPOTENCY_KEY
@@ -31,20 +31,20 @@ async def test_quotes_around_a_key_are_ignored(api: httpx.AsyncClient, key: str)
 )
 async def test_an_invalid_key_is_400(engine: AsyncEngine, api: httpx.AsyncClient, key: str) -> None:
     headers = {b"Idempotency-Key": key.encode()}
-    answer = await api.post("/mailings", json=NEW, headers=headers)
-    assert answer.status_code == 400
-    assert field_errors(answer) == {
+    response = await api.post("/mailings", json=NEW, headers=headers)
+    assert response.status_code == 400
+    assert field_errors(response) == {
         "Idempotency-Key": "must come once, as 1 to 255 visible ASCII characters"
     }
-    assert await value(engine, MAILINGS) == 0
+    assert await value(engine, COUNT_MAILINGS) == 0
     assert not matches_schema(key)
 
 
 async def test_two_keys_in_one_request_are_400(api: httpx.AsyncClient) -> None:
     twice = [(b"Idempotency-Key", b"a"), (b"Idempotency-Key", b"b")]
-    answer = await api.post("/mailings", json=NEW, headers=twice)
-    assert answer.status_code == 400
-    assert field_errors(answer).keys() == {"Idempotency-Key"}
+    response = await api.post("/mailings", json=NEW, headers=twice)
+    assert response.status_code == 400
+    assert field_errors(response).keys() == {"Idempotency-Key"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""One database for a file, never emptied: refused requests must leave no trace in it."""
+"""Fixtures for tests with hostile requests, which must be refused and leave no trace.
+
+All tests of a file share one database, which is never emptied: so a test can compare all of it.
+"""
 
 from collections.abc import AsyncIterator
 
@@ -21,11 +24,13 @@ def _cheap_passwords(cheap_passwords: None) -> None:
 
 @pytest.fixture(scope="module")
 def engine(shared_engine: AsyncEngine) -> AsyncEngine:
+    """The database of all tests of the file."""
     return shared_engine
 
 
 @pytest.fixture(scope="module")
 def api(application: httpx.AsyncClient) -> httpx.AsyncClient:
+    """A client of the application on that database."""
     return application
 
 
@@ -38,7 +43,8 @@ async def ids(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, int]:
 async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, int]:
     """Create one object of each type; return their ids by the name of the path parameter."""
     async with engine.begin() as connection:
-        key, _ = await keys.create(connection, keys.NewKey(name="k", scope="read"), COMMAND_LINE)
+        new_key = keys.NewKey(name="shop", scope="read")
+        key, _ = await keys.create(connection, new_key, COMMAND_LINE)
         user = await users.create(connection, "ann", "viewer", "no hash", COMMAND_LINE)
     return {
         "key_id": key.id,
@@ -51,7 +57,7 @@ async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[st
 @pytest.fixture(scope="module")
 async def before(engine: AsyncEngine, ids: dict[str, int]) -> Contents:
     """Every row of every table before the first test of the file."""
-    assert ids
+    assert ids  # the objects exist
     return await contents(engine)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.hostile.surface import CONTROLS, WRITES
-from tests.hostile.trace import assert_is_problem, fields
+from tests.hostile.trace import assert_is_problem, wrong_fields
 
 JSON = {"Content-Type": "application/json"}
 WITH_A_BODY = [*WRITES, *CONTROLS]
@@ -47,18 +47,18 @@ WITH_A_BODY = [*WRITES, *CONTROLS]
 async def test_a_body_that_is_not_a_valid_json_object_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str, body: bytes
 ) -> None:
-    answer = await api.request(method, path.format(**ids), content=body, headers=JSON)
-    assert_is_problem(answer, 400)
+    response = await api.request(method, path.format(**ids), content=body, headers=JSON)
+    assert_is_problem(response, 400)
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
 @pytest.mark.usefixtures("unchanged")
-async def test_the_error_for_an_empty_body_names_no_field(
+async def test_the_error_for_an_empty_body_does_not_name_the_handlers_parameter(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str
 ) -> None:
-    answer = await api.request(method, path.format(**ids), headers=JSON)
-    assert_is_problem(answer, 400)
-    assert "'data'" not in answer.text
+    response = await api.request(method, path.format(**ids), headers=JSON)
+    assert_is_problem(response, 400)
+    assert "'data'" not in response.text
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ async def test_a_body_of_another_type_is_415(
     api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str, content_type: str | None
 ) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
-    answer = await api.request(
+    response = await api.request(
         method, path.format(**ids), content=b'{"text": "changed"}', headers=headers
     )
-    assert_is_problem(answer, 415)
+    assert_is_problem(response, 415)
 
 
 @pytest.mark.parametrize("content_type", ["APPLICATION/JSON", "application/json; charset=utf-8"])
@@ -94,8 +94,8 @@ async def test_case_and_parameters_of_a_content_type_are_ignored(
     api: httpx.AsyncClient, content_type: str
 ) -> None:
     headers = {"Content-Type": content_type}
-    answer = await api.post("/clients", content=b'{"phone": "x"}', headers=headers)
-    assert fields(answer) == {"phone"}
+    response = await api.post("/clients", content=b'{"phone": "x"}', headers=headers)
+    assert wrong_fields(response) == {"phone"}
 
 
 async def ten_megabytes() -> AsyncIterator[bytes]:
@@ -116,17 +116,17 @@ async def test_a_body_of_ten_megabytes_is_413(
     has_content_length: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
     content: Any = b"".join([chunk async for chunk in ten_megabytes()])
-    answer = await api.request(
+    response = await api.request(
         method,
         path.format(**ids),
         content=content if has_content_length else ten_megabytes(),
         headers=JSON,
     )
-    assert_is_problem(answer, 413)
+    assert_is_problem(response, 413)
 
 
 @pytest.mark.parametrize("path", ["/clients", "/mailings"])
 @pytest.mark.usefixtures("unchanged")
 async def test_the_body_of_a_get_request_is_ignored(api: httpx.AsyncClient, path: str) -> None:
-    answer = await api.request("GET", path, content=b'{"phone": "\xff"}', headers=JSON)
-    assert answer.status_code == 200
+    response = await api.request("GET", path, content=b'{"phone": "\xff"}', headers=JSON)
+    assert response.status_code == 200

@@ -20,8 +20,10 @@ from tests.hostile.surface import APP
 
 SITE = "http://mailer"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+MAX_URL_VALUE_LENGTH = 60_000
+"""Characters of a value that still fits into a URL."""
 MARKUP = "\"'></textarea></option></title><script>alert(1)</script>{{7*7654321}}"
-HOSTILE = {
+HOSTILE_VALUES = {
     "markup": MARKUP,
     "sql": "'; DROP TABLE client; --",
     "format": "%s%(x)s{0.__class__}",
@@ -33,12 +35,17 @@ HOSTILE = {
     "long": "x" * 900_000,
     "number": "9" * 5_000,
 }
-BROKEN = ("%ED%A0%80", "%ff", "%C0%80")
+BROKEN_UTF8 = ("%ED%A0%80", "%ff", "%C0%80")
+"""A surrogate, a byte that no character has, and an overlong NUL."""
 NOT_PAGES = ("/api", "/live", "/static", "/docs", "/redoc", "/openapi.json", "/metrics", "/health")
+"""Prefixes of paths that are no pages."""
 VERBS = ("pause", "cancel", "resume", "retry", "delete")
-NAMES = ("before", "after", "limit", "from", "status", "seen", "ids")
+"""Actions on a mailing, each with a page that asks for confirmation."""
+QUERY_PARAMETERS = ("before", "after", "limit", "from", "status", "seen", "ids")
 """Query parameters of pages."""
-RESET_MAILING = "UPDATE mailing SET status = 'scheduled', is_closed = false, is_settled = false"
+UNDO_CHANGES_OF_MAILING = (
+    "UPDATE mailing SET status = 'scheduled', is_closed = false, is_settled = false"
+)
 
 
 def pages() -> Iterator[str]:
@@ -72,15 +79,15 @@ async def forms(api: httpx.AsyncClient, ids: dict[str, int]) -> dict[tuple[str, 
     """Every form with fields by method and URL, including forms that need existing objects."""
     forms_by_target: dict[tuple[str, str], Form] = {}
     for path in PAGES:
-        answer = await api.get(SITE + path.format(**ids), headers=BROWSER)
-        for form in forms_of(path.format(**ids), answer.text):
+        response = await api.get(SITE + path.format(**ids), headers=BROWSER)
+        for form in forms_of(path.format(**ids), response.text):
             forms_by_target.setdefault((form.method, form.action), form)
     return forms_by_target
 
 
 def test_the_pages_are_found() -> None:
     assert {"/", "/clients", "/clients/new", "/mailings/new", "/system"} <= set(PAGES)
-    assert len(PAGES) > 15
+    assert len(PAGES) > 15  # there are more; far fewer would mean that the search is broken
 
 
 def test_the_forms_and_their_fields_are_found(
@@ -95,15 +102,16 @@ def test_the_forms_and_their_fields_are_found(
     assert len(forms) >= 8
 
 
-def assert_harmless(answer: httpx.Response) -> None:
-    assert answer.status_code < 500, answer.text[:300]
-    assert "hostile" not in str(answer.headers.get_list("set-cookie"))
-    location = answer.headers.get("location", "/")
+def assert_harmless(response: httpx.Response) -> None:
+    """Assert that a response runs no code, sets no header and redirects to no other site."""
+    assert response.status_code < 500, response.text[:300]
+    assert "hostile" not in str(response.headers.get_list("set-cookie"))
+    location = response.headers.get("location", "/")
     assert location.startswith("/")
     assert not location.startswith("//")
-    assert "<script>alert" not in answer.text
-    assert str(7 * 7654321) not in answer.text
-    assert len(answer.text) < 5_000_000
+    assert "<script>alert" not in response.text
+    assert str(7 * 7654321) not in response.text  # no template was evaluated
+    assert len(response.text) < 5_000_000
 
 
 async def test_hostile_values_in_every_field_of_every_form_are_harmless(
@@ -111,14 +119,14 @@ async def test_hostile_values_in_every_field_of_every_form_are_harmless(
 ) -> None:
     for (method, action), form in forms.items():
         for field in form.values:
-            for name, value in HOSTILE.items():
-                if method == "GET" and len(value) > 60_000:
-                    continue  # too long for a URL
-                answer = await submit_form(api, form, {field: value})
-                assert_harmless(answer)
-                if answer.status_code == 400 and name == "markup" and field in form.typed:
-                    assert str(escape(value)) in answer.text, (action, field)
-    await execute(engine, RESET_MAILING)
+            for name, value in HOSTILE_VALUES.items():
+                if method == "GET" and len(value) > MAX_URL_VALUE_LENGTH:
+                    continue
+                response = await submit_form(api, form, {field: value})
+                assert_harmless(response)
+                if response.status_code == 400 and name == "markup" and field in form.typed:
+                    assert str(escape(value)) in response.text, (action, field)
+    await execute(engine, UNDO_CHANGES_OF_MAILING)
 
 
 async def submit_form(
@@ -135,22 +143,23 @@ async def test_broken_utf8_in_a_form_is_refused(
 ) -> None:
     for (method, action), form in forms.items():
         for field in form.values:
-            for broken in BROKEN:
+            for broken in BROKEN_UTF8:
                 content = f"{field}={broken}"
                 if method == "GET":
-                    answer = await api.get(f"{SITE}{action}?{content}", headers=BROWSER)
+                    response = await api.get(f"{SITE}{action}?{content}", headers=BROWSER)
                 else:
-                    answer = await api.post(SITE + action, content=content, headers=BROWSER | FORM)
-                assert answer.status_code == 400, (action, field, broken)
+                    headers = BROWSER | FORM
+                    response = await api.post(SITE + action, content=content, headers=headers)
+                assert response.status_code == 400, (action, field, broken)
 
 
 @pytest.mark.parametrize("path", PAGES)
 async def test_hostile_query_parameters_of_every_page_are_harmless(
     api: httpx.AsyncClient, ids: dict[str, int], path: str
 ) -> None:
-    queries = [(MARKUP, MARKUP), *itertools.product(NAMES, HOSTILE.values())]
+    queries = [(MARKUP, MARKUP), *itertools.product(QUERY_PARAMETERS, HOSTILE_VALUES.values())]
     for name, value in queries:
-        if len(value) < 60_000:
+        if len(value) <= MAX_URL_VALUE_LENGTH:
             address = SITE + path.format(**ids)
-            answer = await api.get(address, params={name: value}, headers=BROWSER)
-            assert_harmless(answer)
+            response = await api.get(address, params={name: value}, headers=BROWSER)
+            assert_harmless(response)

@@ -13,7 +13,7 @@ from tests.hostile.surface import WRITES
 from tests.hostile.trace import assert_is_problem, contents
 
 JSON = {"Content-Type": "application/json"}
-anything = st.recursive(
+any_json = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(10**30), 10**30)
@@ -27,7 +27,7 @@ anything = st.recursive(
     ),
     max_leaves=8,
 )
-nearly_valid: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+nearly_valid_fields: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "clients": {
         "phone": st.from_regex(r"7[0-9]{10}$"),  # sometimes with a line feed at the end
         "operator_code": st.from_regex(r"[0-9]{3}$"),
@@ -42,7 +42,7 @@ nearly_valid: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "text": st.text(min_size=1, max_size=50),
         "client_filter": st.none()
         | st.text()
-        | st.fixed_dictionaries({"tags": st.lists(anything)}),
+        | st.fixed_dictionaries({"tags": st.lists(any_json)}),
         "on_unknown": st.sampled_from(["retry", "hold"]),
     },
 }
@@ -55,13 +55,13 @@ random_calls = settings(
 
 @st.composite
 def bodies(draw: st.DrawFn, resource: str) -> Any:
-    """Draw a body: any JSON, or known fields of which some are invalid."""
-    if draw(st.integers(0, 4)) == 0:
-        return draw(anything)
-    fields = nearly_valid[resource]
+    """Draw a body for clients or mailings: any JSON, or known fields of which some are invalid."""
+    if draw(st.integers(0, 4)) == 0:  # one body in five
+        return draw(any_json)
+    fields = nearly_valid_fields[resource]
     body = draw(st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields))
     for name in draw(st.lists(st.sampled_from([*fields, "x"]), max_size=2)):
-        body[name] = draw(anything)
+        body[name] = draw(any_json)
     return body
 
 
@@ -76,12 +76,13 @@ async def test_random_bodies_cause_no_server_error_and_refused_ones_leave_no_tra
     path: str,
     data: st.DataObject,
 ) -> None:
-    body = data.draw(bodies(path.split("/")[1]))
+    resource = path.split("/")[1]  # clients or mailings
+    body = data.draw(bodies(resource))
     before = await contents(engine)
     content = json.dumps(body).encode()  # surrogates as \uXXXX, NaN as Python writes it
     with capture_logs() as logs:  # printing a hundred tracebacks takes minutes
-        answer = await api.request(method, path.format(**ids), content=content, headers=JSON)
+        response = await api.request(method, path.format(**ids), content=content, headers=JSON)
     assert all(line["log_level"] == "info" for line in logs)
-    if answer.status_code not in {200, 201}:
-        assert_is_problem(answer, 400, 409)
+    if response.status_code not in {200, 201}:
+        assert_is_problem(response, 400, 409)
         assert await contents(engine) == before

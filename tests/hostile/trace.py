@@ -1,4 +1,4 @@
-"""The contents of the database, and the form of a refusal."""
+"""What tests compare: the contents of the database, and the response to a refused request."""
 
 from typing import Any
 
@@ -23,18 +23,21 @@ async def contents(engine: AsyncEngine) -> Contents:
 
 
 def _rows(table: Table) -> Select[Any]:
+    """Return the query for the rows of a table; every export is audited, also a hostile one."""
     if table is audit:
         return select(table).where(audit.c.action != "clients_exported")
     return select(table)
 
 
-def assert_is_problem(answer: httpx.Response, *statuses: int) -> None:
-    assert answer.status_code in statuses, answer.text[:500]
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
+def assert_is_problem(response: httpx.Response, *statuses: int) -> None:
+    """Assert that a response is an error in the form of RFC 9457, with one of these statuses."""
+    assert response.status_code in statuses, response.text[:500]
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
     assert {"type", "title", "status", "detail"} <= problem.keys()
-    assert problem["status"] == answer.status_code
+    assert problem["status"] == response.status_code
 
 
-def fields(answer: httpx.Response) -> set[str]:
-    return {error["field"] for error in answer.json()["errors"]}
+def wrong_fields(response: httpx.Response) -> set[str]:
+    """Return the names of the fields that a response reports as wrong."""
+    return {error["field"] for error in response.json()["errors"]}

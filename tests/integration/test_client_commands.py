@@ -15,17 +15,19 @@ from mailer.client.importing import STAGE_BATCH
 from mailer.errors import InvalidError
 
 ANNA = "79160000001"
-EXPORTED = f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
+EXPORTED_ANNA = f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
 
 
-def a_console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
+def console_with_output(*, is_terminal: bool = False) -> tuple[Console, io.StringIO]:
+    """Return a console, and the buffer in which its output can be read."""
     output = io.StringIO()
-    return Console(file=output, force_terminal=terminal, width=80), output
+    return Console(file=output, force_terminal=is_terminal, width=80), output
 
 
 async def import_text(engine: AsyncEngine, path: Path, content: str) -> str:
+    """Write a file and import it; return what the command prints."""
     path.write_text(content)
-    console, output = a_console()
+    console, output = console_with_output()
     await import_file(engine, str(path), console)
     return output.getvalue()
 
@@ -33,7 +35,8 @@ async def import_text(engine: AsyncEngine, path: Path, content: str) -> str:
 async def test_import_prints_the_rejected_lines_and_the_counts(
     engine: AsyncEngine, tmp_path: Path
 ) -> None:
-    lines = ["phone,tag", f"{ANNA},[red]", "1,x", "79160000002", *["2,"] * 100]
+    one_valid, two_invalid = [f"{ANNA},[red]"], ["1,x", "79160000002"]
+    lines = ["phone,tag", *one_valid, *two_invalid, *["2,"] * 100]
     printed = await import_text(engine, tmp_path / "clients.csv", "\n".join(lines))
     assert printed.splitlines()[:2] == [
         "line 3: phone must be 7 and ten more digits, such as 79161234567 (it has '1')",
@@ -47,7 +50,7 @@ async def test_import_prints_the_rejected_lines_and_the_counts(
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("content", "message"),
     [
         ("phone\n1\n", "nothing was imported: every line was rejected"),
         ("phone\n", "nothing was imported: the file has no line after its header"),
@@ -55,16 +58,16 @@ async def test_import_prints_the_rejected_lines_and_the_counts(
     ],
 )
 async def test_import_prints_whether_anything_was_imported(
-    engine: AsyncEngine, tmp_path: Path, content: str, expected: str
+    engine: AsyncEngine, tmp_path: Path, content: str, message: str
 ) -> None:
     printed = await import_text(engine, tmp_path / "clients.csv", content)
-    assert printed.splitlines()[-2] == expected
+    assert printed.splitlines()[-2] == message
 
 
 async def test_import_prints_the_detected_encoding(engine: AsyncEngine, tmp_path: Path) -> None:
     path = tmp_path / "clients.csv"
     path.write_bytes(f"phone,tag\n{ANNA},Лёд и пламя\n".encode("cp1251"))
-    console, output = a_console()
+    console, output = console_with_output()
     assert (await import_file(engine, str(path), console)).created == 1
     assert output.getvalue().splitlines()[0] == "the file was read as windows-1251"
 
@@ -72,48 +75,54 @@ async def test_import_prints_the_detected_encoding(engine: AsyncEngine, tmp_path
 async def test_a_terminal_shows_progress(engine: AsyncEngine, tmp_path: Path) -> None:
     path = tmp_path / "clients.csv"
     path.write_text("phone\n" + "".join(f"7916{n:07}\n" for n in range(2 * STAGE_BATCH)))
-    console, output = a_console(terminal=True)
+
+    console, output = console_with_output(is_terminal=True)
     report = await import_file(engine, str(path), console)
     assert report.created == 2 * STAGE_BATCH
     assert "reading" in output.getvalue()
-    console, output = a_console(terminal=True)
+
+    console, output = console_with_output(is_terminal=True)
     assert await export_file(engine, str(tmp_path / "out.csv"), console) == 2 * STAGE_BATCH
     assert "writing" in output.getvalue()
 
 
-async def test_export_replaces_a_file_only_when_complete(
+async def test_an_export_replaces_a_file_and_leaves_no_temporary_file(
     engine: AsyncEngine, tmp_path: Path
 ) -> None:
     await import_text(engine, tmp_path / "in.csv", f"phone,tag\n{ANNA},vip\n")
     target = tmp_path / "out.csv"
     target.write_text("old")
-    console, output = a_console()
+    console, output = console_with_output()
     assert await export_file(engine, str(target), console) == 1
-    assert target.read_text() == EXPORTED
+    assert target.read_text() == EXPORTED_ANNA
     assert output.getvalue() == "1 clients exported\n"
-    assert target.stat().st_mode & 0o077 == 0
+    assert target.stat().st_mode & 0o077 == 0  # only the user may read the phones
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
 
 
-async def test_pipes_are_read_and_written(
-    engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pipe_is_imported(engine: AsyncEngine, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    console, _ = a_console()
+    console, _ = console_with_output()
     writer = threading.Thread(target=pipe.write_text, args=[f"phone,tag\n{ANNA},vip\n"])
     writer.start()
     assert (await import_file(engine, str(pipe), console)).created == 1
     writer.join()
 
+
+async def test_a_path_of_a_hyphen_exports_to_standard_output(
+    engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await import_text(engine, tmp_path / "in.csv", f"phone,tag\n{ANNA},vip\n")
+    console, _ = console_with_output()
     output = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output))
     await export_file(engine, "-", console)
-    assert output.getvalue() == EXPORTED.encode()
+    assert output.getvalue() == EXPORTED_ANNA.encode()
 
 
 async def test_errors_name_the_unusable_file(engine: AsyncEngine, tmp_path: Path) -> None:
-    console, _ = a_console()
+    console, _ = console_with_output()
     missing = tmp_path / "missing" / "clients.csv"
     with pytest.raises(FileError, match=f"{missing}: No such file or directory"):
         await import_file(engine, str(missing), console)

@@ -1,4 +1,8 @@
-"""An export opened in a spreadsheet runs no formula, and imports unchanged."""
+"""A spreadsheet that opens an export runs no formula, and importing the export changes nothing.
+
+A cell that begins with a sign such as = is a formula to a spreadsheet. An export puts an apostrophe
+before it, which an import removes; see `mailer.client.exporting`.
+"""
 
 import csv
 import io
@@ -10,52 +14,35 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.examples import EXAMPLES
-from tests.integration.test_client_csv import (
-    chunks_of,
-    counts,
+from tests.integration.client_files import (
+    LineCounts,
+    delete_all_clients,
     export_all,
+    import_content,
     import_lines,
-    read_clients,
+    line_counts,
+    stored_tags,
 )
 
-from mailer.access.model import COMMAND_LINE
 from mailer.client.exporting import unescape_formula
-from mailer.client.importing import import_clients
 from mailer.client.model import tag_columns
 from mailer.text import clean_label
 
-STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-SEPARATORS = ",;\t"
+FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""First characters of a cell that is a formula; the last four are full-width signs."""
+DELIMITERS = ",;\t"
+"""A spreadsheet may split the lines of a file at any of them, whatever its own delimiter is."""
 PHONE = "79160000001"
-ADD = text("""
+INSERT_CLIENT = text("""
     INSERT INTO client (phone, operator_code, tag, tag_written)
     VALUES (:phone, '916', :tag, :tag_written)""")
-FORMULAS = [
-    "=1+1",
-    "+1",
-    "-1",
-    "@SUM(A1)",
-    "\t=1",
-    "\r=1",
-    "\n=1",
-    "\uff1d1",
-    "'=1",
-    "''=1",
-    "''",
-    "'x",
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
+TAGS_WITH_APOSTROPHE = ["'=1", "''=1", "''", "'x"]
+"""Tags that begin with an apostrophe of their own."""
+FORMULAS_INSIDE = [
+    *("a;=1", 'a";=1', "a\t=1", "a,=1", 'a","=1', "a\n=1", "a;'=1", ";;==", "';'=", "=\t=;'@'"),
 ]
-FORMULAS += [
-    "a;=1",
-    'a";=1',
-    "a\t=1",
-    "a,=1",
-    'a","=1',
-    "a\n=1",
-    "a;'=1",
-    ";;==",
-    "';'=",
-    "=\t=;'@'",
-]
+"""Tags with a formula in the middle, where another delimiter or a line end begins a new cell."""
 
 characters = st.sampled_from("'=+-@;,\t\r\n\"ax\uff1d") | st.characters(
     exclude_categories=["Cs"], exclude_characters="\0"
@@ -64,7 +51,7 @@ tags = st.text(characters, max_size=64).map(clean_label).filter(lambda tag: 1 <=
 
 
 def test_every_start_of_a_formula_is_unescaped() -> None:
-    assert all(unescape_formula(f"'{start}x") == f"{start}x" for start in STARTS)
+    assert all(unescape_formula(f"'{start}x") == f"{start}x" for start in FORMULA_STARTS)
 
 
 @pytest.mark.parametrize("cell", ["'", "''", "'x", "it's", "'79160000001", "x'=1", ""])
@@ -72,13 +59,20 @@ def test_an_apostrophe_before_other_text_stays(cell: str) -> None:
     assert unescape_formula(cell) == cell
 
 
-async def store_tags(engine: AsyncEngine, tags: list[str]) -> list[str | None]:
-    """Replace all clients by ones with these tags; return the stored tags."""
+async def replace_clients(engine: AsyncEngine, tags: list[str]) -> None:
+    """Replace all clients by ones with these tags."""
     rows = [{"phone": f"7916{n:07}", **tag_columns(tag)} for n, tag in enumerate(tags)]
+    await delete_all_clients(engine)
     async with engine.begin() as connection:
-        await connection.execute(text("TRUNCATE client"))
-        await connection.execute(ADD, rows)
-    return [tag for _, _, tag, _ in await read_clients(engine)]
+        await connection.execute(INSERT_CLIENT, rows)
+
+
+def assert_no_cell_is_a_formula(exported: str) -> None:
+    for delimiter in DELIMITERS:
+        for row in csv.reader(io.StringIO(exported, newline=""), delimiter=delimiter):
+            assert not any(cell.startswith(FORMULA_STARTS) for cell in row), row
+    # also for a program that ends a line at a line end inside quotes
+    assert not any(line.startswith(FORMULA_STARTS) for line in re.split("[\r\n]", exported))
 
 
 @settings(
@@ -88,49 +82,36 @@ async def store_tags(engine: AsyncEngine, tags: list[str]) -> list[str | None]:
         HealthCheck.function_scoped_fixture
     ],  # the test empties the table itself
 )
-@example(given_tags=[*map(clean_label, FORMULAS)])
+@example(given_tags=[*map(clean_label, FORMULAS + TAGS_WITH_APOSTROPHE + FORMULAS_INSIDE)])
 @given(given_tags=st.lists(tags, min_size=1, max_size=30))
 async def test_no_exported_cell_is_a_formula_and_every_tag_is_imported_unchanged(
     engine: AsyncEngine, given_tags: list[str]
 ) -> None:
-    stored = await store_tags(engine, given_tags)
-    assert stored == given_tags
+    await replace_clients(engine, given_tags)
+    assert await stored_tags(engine) == given_tags
     exported = await export_all(engine)
-    for delimiter in SEPARATORS:
-        for row in csv.reader(io.StringIO(exported.decode(), newline=""), delimiter=delimiter):
-            assert not any(cell.startswith(STARTS) for cell in row), row
-    assert not any(line.startswith(STARTS) for line in re.split("[\r\n]", exported.decode()))
-    assert counts(await import_clients(engine, chunks_of(exported), COMMAND_LINE)) == (
-        0,
-        0,
-        len(stored),
-        0,
-    )
-    async with engine.begin() as connection:
-        await connection.execute(text("TRUNCATE client"))
-    assert counts(await import_clients(engine, chunks_of(exported, 7), COMMAND_LINE)) == (
-        len(stored),
-        0,
-        0,
-        0,
-    )
-    assert [tag for _, _, tag, _ in await read_clients(engine)] == given_tags
+
+    assert_no_cell_is_a_formula(exported.decode())
+    report = await import_content(engine, exported)
+    assert line_counts(report) == LineCounts(unchanged=len(given_tags))
+
+    await delete_all_clients(engine)
+    report = await import_content(engine, exported, chunk_size=7)
+    assert line_counts(report) == LineCounts(created=len(given_tags))
+    assert await stored_tags(engine) == given_tags
 
 
-async def test_a_formula_may_be_imported_escaped_or_not(engine: AsyncEngine) -> None:
-    for tag in ("'=1+1", "=1+1"):
-        await import_lines(engine, "phone,tag", f"{PHONE},{tag}")
-        assert [imported for _, _, imported, _ in await read_clients(engine)] == ["=1+1"]
+@pytest.mark.parametrize("tag", ["'=1+1", "=1+1"])
+async def test_a_formula_may_be_imported_escaped_or_not(engine: AsyncEngine, tag: str) -> None:
+    await import_lines(engine, "phone,tag", f"{PHONE},{tag}")
+    assert await stored_tags(engine) == ["=1+1"]
 
 
-async def test_an_escaped_tag_of_maximum_length_is_imported(engine: AsyncEngine) -> None:
-    before = await store_tags(engine, ["=" * 64, ";=" * 32])
-    assert counts(
-        await import_clients(engine, chunks_of(await export_all(engine)), COMMAND_LINE)
-    ) == (
-        0,
-        0,
-        2,
-        0,
-    )
-    assert [tag for _, _, tag, _ in await read_clients(engine)] == before
+async def test_a_tag_of_maximum_length_is_imported_although_its_escape_makes_it_longer(
+    engine: AsyncEngine,
+) -> None:
+    longest_tags = ["=" * 64, ";=" * 32]
+    await replace_clients(engine, longest_tags)
+    report = await import_content(engine, await export_all(engine))
+    assert line_counts(report) == LineCounts(unchanged=2)
+    assert await stored_tags(engine) == longest_tags

@@ -7,7 +7,7 @@ from mailer.oidc.model import SignInError
 from mailer.web.problems import on_mailer_error
 
 
-def test_temporary_error_has_a_retry_after_header() -> None:
+def test_temporary_error_is_a_503_with_a_retry_after_header() -> None:
     response = on_mailer_error(RequestFactory().get(), StopTimeoutError())
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "1"

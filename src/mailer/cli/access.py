@@ -39,8 +39,8 @@ def create_key(name: str, scope: str, days: int | None) -> None:
     settings = load_settings()
     from mailer.access import commands
 
-    work = partial(commands.create_key, name=name, scope=scope, days=days)
-    click.echo(run_on_database(settings, work))
+    create = partial(commands.create_key, name=name, scope=scope, days=days)
+    click.echo(run_on_database(settings, create))
     click.echo("Store it now: it is not shown again.", err=True)
 
 
@@ -88,10 +88,11 @@ def create_user(name: str, role: str) -> None:
     settings = load_settings()
     from mailer.access import commands
 
+    # refused before the prompt for a password, not after it
     run_on_database(settings, partial(commands.ensure_user_can_be_created, name=name, role=role))
     password = _read_password()
-    work = partial(commands.create_user, name=name, role=role, password=password)
-    run_on_database(settings, work)
+    create = partial(commands.create_user, name=name, role=role, password=password)
+    run_on_database(settings, create)
     click.echo(f"{name.strip()} can sign in now, at /login.", err=True)
 
 

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 EXIT_CANNOT_START = 78
-"""Exit status for a wrong setting, which a restart does not fix (EX_CONFIG of sysexits.h)."""
+"""Exit status for a wrong setting, which a restart does not correct (EX_CONFIG of sysexits.h)."""
 EXIT_TEMPORARY_FAILURE = 75
 """Exit status for a failure that may pass by itself (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
@@ -29,7 +29,11 @@ EXIT_INTERRUPTED = 130
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end; an error of mailer is printed as one line on standard error."""
+    """Run `work` to its end and return its result.
+
+    An error ends the command: an error of mailer is printed as one line on standard error, any
+    other is logged.
+    """
     try:
         return uvloop.run(work)
     except MailerError as error:
@@ -69,7 +73,10 @@ def load_settings() -> Settings:
 def run_on_database(
     settings: Settings, work: "Callable[[AsyncEngine], Awaitable[Result]]"
 ) -> Result:
-    """Run `work` on the database, which a running mailer may use at the same time."""
+    """Run `work` on the database and return its result; an error ends the command as in `run`.
+
+    A running mailer may use the database at the same time.
+    """
     from mailer.db import startup
 
     return run(startup.run_on_database(startup.DatabaseSource.of(settings), work))

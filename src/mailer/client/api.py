@@ -40,13 +40,13 @@ from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, accepts_query
 
 MAX_IMPORT_BYTES = 1024**3
-"""Bytes of a file: about thirty million clients, whose staged lines PostgreSQL can hold."""
+"""Bytes of an imported file, 1 GiB: about thirty million clients."""
 MAX_CONCURRENT_IMPORTS = 2
-"""Imports at once, and one per API key or user. Each occupies a connection of the pool that all
-requests share."""
+"""Imports at once. Each occupies a connection of the pool that all requests share."""
 CHARSETS = frozenset({"utf8", "cp1251", *(name.lower() for name in get_args(Encoding))})
 """Charsets accepted in Content-Type. The encoding itself is detected from the file."""
 IMPORT_LIMITER = ConcurrencyLimiter(MAX_CONCURRENT_IMPORTS, per_owner=1, timeout=5.0)
+"""Allows each API key or user one import at once. Another one waits up to 5 seconds for a slot."""
 
 
 async def import_upload(
@@ -55,7 +55,7 @@ async def import_upload(
     actor: Actor,
     claim: IdempotencyClaim | None = None,
 ) -> ImportReport:
-    """Import the CSV file in the body of a request.
+    """Import the CSV file in the body of a request to the API or to the import page.
 
     Raises `InvalidError` when the header of the file is wrong; `StalledUploadError` and
     `LongUploadError` when the upload takes too long; `BusyError` when no slot becomes free;
@@ -92,7 +92,7 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
         yield from unknown_zone_errors(values)
 
 
-@dataclass  # the base class is one too
+@dataclass  # as its base class
 class ImportOperation(Operation):
     """OpenAPI operation of the import. It describes the body, which the handler reads itself."""
 

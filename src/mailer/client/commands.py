@@ -1,4 +1,4 @@
-"""Commands that import and export clients: files, progress bar and report."""
+"""The commands `mailer clients import` and `export`: their files, progress bar and report."""
 
 import asyncio
 import os
@@ -58,26 +58,30 @@ async def export_file(engine: AsyncEngine, path: str, console: Console) -> int:
     """
     with _open_output(path) as file, _progress(console, MofNCompleteColumn()) as progress:
         async with engine.connect() as connection:
-            task = progress.add_task("writing", total=await segment_counts.count(connection))
-        count = 0
+            client_count = await segment_counts.count(connection)
+        task = progress.add_task("writing", total=client_count)
+        exported_count = 0
         async with aclosing(export_clients(engine, command_line_actor())) as parts:
             async for part in parts:
-                with _named_errors(path):
+                with _os_errors_as_file_error(path):
                     await asyncio.to_thread(file.write, part.content)
                 progress.advance(task, part.rows)
-                count += part.rows
-        with _named_errors(path):
+                exported_count += part.rows
+        with _os_errors_as_file_error(path):
             await asyncio.to_thread(file.flush)
-    console.print(f"{count:,} clients exported", highlight=False)
-    return count
+    console.print(f"{exported_count:,} clients exported", highlight=False)
+    return exported_count
 
 
 async def _read_parts(file: BinaryIO, path: str, progress: Progress) -> AsyncIterator[bytes]:
-    """Yield the file in parts, and show the progress of reading, then of storing."""
+    """Yield the file in parts of `READ_SIZE`, and show how much of it has been read.
+
+    After the last part the bar shows that the lines are being stored, which has no known end.
+    """
     size = os.fstat(file.fileno()).st_size or None  # 0 for a pipe, whose size is unknown
     reading = progress.add_task("reading", total=size)
     while True:
-        with _named_errors(path):
+        with _os_errors_as_file_error(path):
             part = await asyncio.to_thread(file.read, READ_SIZE)
         if not part:
             break
@@ -87,12 +91,15 @@ async def _read_parts(file: BinaryIO, path: str, progress: Progress) -> AsyncIte
     progress.add_task("storing", total=None)
 
 
-def _progress(console: Console, amount: ProgressColumn) -> Progress:
-    """Return a progress bar that disappears at the end; it is off when `console` is no terminal."""
+def _progress(console: Console, amount_column: ProgressColumn) -> Progress:
+    """Return a progress bar that disappears at the end; it is off when `console` is no terminal.
+
+    `amount_column` shows how much is done, in bytes or in rows.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        amount,
+        amount_column,
         TimeElapsedColumn(),
         console=console,
         transient=True,
@@ -109,28 +116,29 @@ OUTCOME_TEXTS: dict[ImportOutcome, str] = {
 
 
 def _print_report(report: ImportReport, console: Console) -> None:
-    def say(text: str) -> None:
+    def print_line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     if report.encoding:
-        say(f"the file was read as {report.encoding}")
+        print_line(f"the file was read as {report.encoding}")
     for error in report.errors:
+        field = f"{error.field} " if error.field else ""  # empty: the line as a whole is wrong
         value = f" (it has {error.value!r})" if error.value else ""
-        say(f"line {error.line}: {error.field} {error.message}{value}".replace(":  ", ": "))
+        print_line(f"line {error.line}: {field}{error.message}{value}")
     if report.unlisted:
-        say(f"and {report.unlisted:,} more rejected lines")
-    say(OUTCOME_TEXTS[report.outcome])
-    say(
+        print_line(f"and {report.unlisted:,} more rejected lines")
+    print_line(OUTCOME_TEXTS[report.outcome])
+    print_line(
         f"{report.created:,} created, {report.updated:,} updated,"
         f" {report.unchanged:,} unchanged, {report.rejected:,} rejected"
     )
 
 
 @contextmanager
-def _named_errors(path: str) -> Iterator[None]:
-    """Turn an OSError into a `FileError` that names the file.
+def _os_errors_as_file_error(path: str) -> Iterator[None]:
+    """Turn an OSError of the block into a `FileError` that names the file.
 
-    Wraps only the accesses to the file: the database raises OSErrors too.
+    The block must only access the file: an OSError of the database must stay as it is.
     """
     try:
         yield
@@ -141,6 +149,7 @@ def _named_errors(path: str) -> Iterator[None]:
 
 @contextmanager
 def _open_input(path: str) -> Iterator[BinaryIO]:
+    """Yield the file to import, or standard input; raises `FileError`."""
     if path == STANDARD_STREAM:
         yield sys.stdin.buffer
     else:
@@ -150,11 +159,15 @@ def _open_input(path: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _open_output(path: str) -> Iterator[BinaryIO]:
+    """Yield the file to export to, or standard output; raises `FileError`.
+
+    A regular file is written under another name, and replaces the one at `path` when complete.
+    """
     target = Path(path).resolve()
     if path == STANDARD_STREAM:
         yield sys.stdout.buffer
     elif target.exists() and not target.is_file():  # a pipe or a device
-        with _named_errors(path), _open(path, "wb") as file:  # closing the file flushes it
+        with _os_errors_as_file_error(path), _open(path, "wb") as file:  # closing flushes it
             yield file
     else:
         with _replacing(path, target) as file:
@@ -162,21 +175,21 @@ def _open_output(path: str) -> Iterator[BinaryIO]:
 
 
 def _open(path: str, mode: Literal["rb", "wb"]) -> BinaryIO:
-    with _named_errors(path):
+    with _os_errors_as_file_error(path):
         return Path(path).open(mode)
 
 
 @contextmanager
 def _replacing(path: str, target: Path) -> Iterator[BinaryIO]:
     """Yield a new file that replaces `target` when the block succeeds."""
-    with _named_errors(path):
+    with _os_errors_as_file_error(path):
         # mkstemp makes it readable for this user alone: the file holds phones
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    new = Path(name)
+    new_file = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-        with _named_errors(path):
-            new.replace(target)
+        with _os_errors_as_file_error(path):
+            new_file.replace(target)
     finally:
-        new.unlink(missing_ok=True)
+        new_file.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Incremental CSV reader: text comes in parts of any size, records come out line by line.
 
-The csv module of the standard library parses. This reader adds three things: input in parts, line
-numbers, and recovery: a malformed line costs that line alone. Time is linear in the size of the
-text, whatever the text is.
+The csv module of the standard library parses the lines. This reader adds three things: the text may
+come in parts, each record has its line number, and a malformed line costs that line alone. The time
+is linear in the size of the text, whatever the text is.
 """
 
 import csv
@@ -18,14 +18,14 @@ from mailer.text import strip_invisible
 from mailer.validation import MAX_ERRORS
 
 MAX_RECORD_LENGTH = 2000
-"""Characters of a record, over all its lines; a client needs about 200. Bounds the memory used."""
+"""Characters of a record, over all its lines, to bound the memory; a client needs about 200."""
 DELIMITERS = re.compile("[,;\t]")
 """Possible delimiters: commas by the standard (RFC 4180), semicolons and tabs in Excel."""
 SEPARATOR_LINE = re.compile("\ufeff?sep=([,;\t])[,;]*", re.IGNORECASE)
 """A line before the header that names the delimiter; Excel reads it and some programs write it."""
 
 MIN_PHONE_DIGITS = 7
-"""A column name with this many digits may be a phone, from a file without a header."""
+"""A column name with this many digits may be a phone: the file may have no header."""
 
 TOO_LONG = f"is longer than {MAX_RECORD_LENGTH} characters"
 MALFORMED_CSV = "is not well-formed CSV: a quote or a line's end is out of place"
@@ -42,8 +42,8 @@ Record: TypeAlias = tuple[int, Sequence[str] | UnreadableRecord]
 """The number of the record's first line, counted from 1; then its fields, or why it is rejected."""
 
 
-UNFINISHED: Literal["open"] = "open"
-"""Result of parsing a line that ends inside a quoted field: the record goes on in the next line."""
+UNFINISHED: Literal["unfinished"] = "unfinished"
+"""The result of parsing a text that ends inside a quoted field, which the next line continues."""
 
 
 class CsvReader:
@@ -55,9 +55,10 @@ class CsvReader:
     skipped. Two habits of Excel are accepted: trailing columns without a name and a value are
     ignored, and a line such as `sep=;` before the header sets the delimiter.
 
-    A line that ends inside a quoted field goes on in the next lines, up to `MAX_RECORD_LENGTH`
-    characters. When the field is not closed by then, or is closed wrongly, only its first line is
-    unreadable; the lines after it are read as records of their own.
+    A quoted field may contain line ends. It is open until its closing quote, and the record goes on
+    in the next lines, up to `MAX_RECORD_LENGTH` characters. When the field is not closed by then,
+    or a wrong character follows its closing quote, only the record's first line is unreadable; the
+    lines after it are read as records of their own.
     """
 
     def __init__(self, columns: Sequence[str], *, required: Sequence[str]) -> None:
@@ -66,15 +67,20 @@ class CsvReader:
         self._columns = columns
         self._required = required
         self._line_ends = io.IncrementalNewlineDecoder(None, translate=True)
+        """Replaces CRLF and CR by LF."""
         self._incomplete_line = ""
         self._line_number = 0
-        self._separator = ""
+        self._given_delimiter = ""
+        """The delimiter that a line such as `sep=;` named."""
         self._parser = _LineParser()
-        # The line in which a quoted field was opened, and the lines after it that are wholly inside
-        # the field. No line is parsed more than three times: as the start of a record, as the
-        # continuation of an open field, and as a part of the complete record.
         self._open_lines: deque[str] = deque()
+        """The line in which the open field began, and the lines after it, all inside the field.
+
+        No line is parsed more than three times: as the start of a record, as the continuation of an
+        open field, and as a part of the complete record.
+        """
         self._open_size = 0
+        """Characters of `_open_lines`, with their line ends."""
 
     def feed(self, text: str) -> Iterator[Record]:
         """Yield the records that `text` completes; raises `InvalidError` for a wrong header."""
@@ -85,13 +91,14 @@ class CsvReader:
         yield from self._read_text(self._line_ends.decode("", final=True))
         yield from self._read_lines([self._incomplete_line] if self._incomplete_line else [])
         while self._open_lines:
-            yield from self._reject_open(self._line_number + 1)
+            yield from self._reject_first_open_line(self._line_number + 1)
         if not self.header:
             raise InvalidError([FieldError(name, "is required") for name in self._required])
 
     def _read_text(self, text: str) -> Iterator[Record]:
+        """Read the complete lines of `text`, and keep its last one, which is incomplete."""
         *lines, incomplete = (self._incomplete_line + text).split("\n")
-        # longer than the limit either way: the rest of the line need not be kept
+        # a line over the limit is rejected, so its rest need not be kept
         self._incomplete_line = incomplete[: MAX_RECORD_LENGTH + 1]
         return self._read_lines(lines)
 
@@ -108,15 +115,18 @@ class CsvReader:
                 yield record
 
     def _start_record(self, number: int, line: str) -> Record | None:
-        """Return the record of a line; None when the line is empty or ends in an open field."""
+        """Return the record of a line; None when the line is empty or its last field is open."""
         record = self._parse_line(number, line)
         if record == UNFINISHED:
             self._append_open_line(line)
             return None
         return record
 
-    def _parse_line(self, number: int, line: str) -> Record | Literal["open"] | None:
-        """Parse a line as the start of a record; None when the line is empty."""
+    def _parse_line(self, number: int, line: str) -> Record | Literal["unfinished"] | None:
+        """Parse a line as the start of a record.
+
+        Returns None when the line is empty, and `UNFINISHED` when its last field is open.
+        """
         if not line.strip():
             return None
         if len(line) > MAX_RECORD_LENGTH:
@@ -130,13 +140,17 @@ class CsvReader:
         return self._to_record(number, line, row)
 
     def _to_record(self, number: int, line: str, row: list[str]) -> Record | None:
+        """Return the record of the parsed fields `row`; None when all of them are empty.
+
+        `line` is the record's first line, for the report of a record with a wrong number of fields.
+        """
         if not any(row):
             return None
         if len(row) > len(self.header) and not any(row[len(self.header) :]):
-            del row[len(self.header) :]
+            del row[len(self.header) :]  # empty fields beyond the header
         if len(row) == len(self.header):
             row.append("")  # at index -1: the value of every column that the file lacks
-            return number, self._arrange(row)
+            return number, self._select_columns(row)
         message = f"has {len(row)} fields, but the header has {len(self.header)}"
         return number, UnreadableRecord(message, line)
 
@@ -148,23 +162,30 @@ class CsvReader:
             is_closed = True
         except csv.Error:
             is_malformed = not self._parser.is_unfinished
+        # lines that cannot belong to one record with `line` are rejected, until none is open
         while self._open_lines and (is_malformed or not self._fits(line)):
-            yield from self._reject_open(self._line_number)
+            yield from self._reject_first_open_line(self._line_number)
         if not self._open_lines:
             record = self._start_record(self._line_number, line)
         elif is_closed:
-            number = self._line_number - len(self._open_lines)
-            row = self._parser.parse("\n".join([*self._open_lines, line]))
-            record = self._to_record(number, self._open_lines[0], row)
-            self._open_lines.clear()
-            self._open_size = 0
+            record = self._complete_record(line)
         else:
             self._append_open_line(line)
             record = None
         if record:
             yield record
 
+    def _complete_record(self, last_line: str) -> Record | None:
+        """Return the record of all open lines and `last_line`, which closes the open field."""
+        number = self._line_number - len(self._open_lines)
+        row = self._parser.parse("\n".join([*self._open_lines, last_line]))
+        record = self._to_record(number, self._open_lines[0], row)
+        self._open_lines.clear()
+        self._open_size = 0
+        return record
+
     def _fits(self, line: str) -> bool:
+        """Return whether the open lines and `line` together are short enough for one record."""
         return self._open_size + len(line) < MAX_RECORD_LENGTH
 
     def _append_open_line(self, line: str) -> None:
@@ -172,15 +193,15 @@ class CsvReader:
         self._open_size += len(line) + 1
 
     def _pop_open_line(self) -> str:
-        first = self._open_lines.popleft()
-        self._open_size -= len(first) + 1
-        return first
+        first_line = self._open_lines.popleft()
+        self._open_size -= len(first_line) + 1
+        return first_line
 
-    def _reject_open(self, next_number: int) -> Iterator[Record]:
+    def _reject_first_open_line(self, next_number: int) -> Iterator[Record]:
         """Reject the first open line and read the open lines after it as records of their own.
 
-        Stops at the next line that itself ends in an open field. `next_number` is the number of the
-        line after all open lines.
+        If a field is open at the end of one of these lines, that line and the ones after it are the
+        open lines now. `next_number` is the number of the line after all open lines.
         """
         number = next_number - len(self._open_lines)
         yield number, UnreadableRecord(MALFORMED_CSV, self._pop_open_line())
@@ -200,25 +221,27 @@ class CsvReader:
         if len(line) > MAX_RECORD_LENGTH:
             raise _header_error(TOO_LONG)
         if separator_line := SEPARATOR_LINE.fullmatch(line):
-            self._separator = separator_line[1]
+            self._given_delimiter = separator_line[1]
             return
         delimiter = DELIMITERS.search(line)
-        self._parser = _LineParser(self._separator or (delimiter[0] if delimiter else ","))
+        self._parser = _LineParser(self._given_delimiter or (delimiter[0] if delimiter else ","))
         self.header = self._parse_header(line)
         indexes = {name: index for index, name in enumerate(self.header)}
-        self._arrange = itemgetter(*(indexes.get(name, -1) for name in self._columns))
+        # index -1: the empty value that `_to_record` appends
+        self._select_columns = itemgetter(*(indexes.get(name, -1) for name in self._columns))
 
-    def _parse_header(self, text: str) -> tuple[str, ...]:
+    def _parse_header(self, line: str) -> tuple[str, ...]:
+        """Return the column names of a header; raises `InvalidError` naming every wrong one."""
         try:
-            row = self._parser.parse(text)
+            row = self._parser.parse(line)
         except csv.Error as error:
             raise _header_error(MALFORMED_CSV) from error
         while row and not _column_name(row[-1]):
             row.pop()
         header = [_column_name(name) for name in row]
-        unknown = f"is not one of the columns {', '.join(self._columns)}"
+        unknown_message = f"is not one of the columns {', '.join(self._columns)}"
         errors = [
-            FieldError(_safe_column_name(number, written), unknown)
+            FieldError(_safe_column_name(number, written), unknown_message)
             for number, (written, name) in enumerate(zip(row, header, strict=True), 1)
             if name not in self._columns
         ][:MAX_ERRORS]
@@ -254,7 +277,12 @@ def _header_error(message: str) -> InvalidError:
 
 
 class _LineParser:
-    """The csv reader of the standard library, fed one line or one record at a time."""
+    """Parses one line or one record at a time with the csv reader of the standard library.
+
+    That reader takes its text from an iterator, here from this object, which gives it the text of
+    one call of `parse`. The reader asks for more when the text ends inside a quoted field. Then
+    the iterator ends, and the reader raises `csv.Error`.
+    """
 
     def __init__(self, delimiter: str = ",") -> None:
         self.is_unfinished = False

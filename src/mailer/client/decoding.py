@@ -11,7 +11,10 @@ Encoding: TypeAlias = Literal["UTF-8", "UTF-16", "windows-1251"]
 """The supported encodings, by their IANA names."""
 
 DETECTION_BYTES = 16 * 1024
-"""Bytes that decide between UTF-8 and windows-1251, counted from about the first non-ASCII byte."""
+"""Bytes from which the encoding, UTF-8 or windows-1251, is detected.
+
+They start near the first non-ASCII byte: before it, the text is the same in both encodings.
+"""
 MAX_BOM_LENGTH = 3
 """Bytes of the longest byte order mark."""
 BYTE_ORDER_MARKS: tuple[tuple[bytes, Encoding, str], ...] = (
@@ -19,12 +22,14 @@ BYTE_ORDER_MARKS: tuple[tuple[bytes, Encoding, str], ...] = (
     (codecs.BOM_UTF16_LE, "UTF-16", "utf-16-le"),
     (codecs.BOM_UTF16_BE, "UTF-16", "utf-16-be"),
 )
+"""Each byte order mark, with the encoding that it names and the codec of Python that reads it."""
 
 
 class TextDecoder:
     """Decodes a file that arrives in parts of any size.
 
-    Bytes that are invalid in the encoding become lone surrogates, so only their line is rejected.
+    Bytes that are invalid in the encoding become lone surrogates, which are no characters. So the
+    line with such bytes can be recognized by `is_decoded` and rejected, and the others be read.
     """
 
     def __init__(self) -> None:
@@ -32,7 +37,9 @@ class TextDecoder:
         self._pending = b""
         """Bytes that are not decoded yet."""
         self._is_start_checked = False
+        """Whether the first bytes were checked for a byte order mark and for UTF-16."""
         self._decoder: codecs.IncrementalDecoder | None = None
+        """None as long as the encoding is unknown, which does not matter while all is ASCII."""
 
     def feed(self, part: bytes) -> str:
         """Add a part of the file; return the text that can be decoded so far."""
@@ -55,7 +62,7 @@ class TextDecoder:
         try:
             return text + (self._decoder.decode(b"", final=True) if self._decoder else "")
         except UnicodeDecodeError:  # the file ends with half a character of UTF-16
-            return text + "\udc80"
+            return text + "\udc80"  # a lone surrogate, so that the last line is rejected
 
     def _check_start(self) -> None:
         """Remove the byte order mark and use its encoding; without one, detect UTF-16."""
@@ -65,7 +72,8 @@ class TextDecoder:
                 self._pending = self._pending[len(mark) :]
                 self._use_encoding(encoding, codec)
                 return
-        nul_index = self._pending[:2].find(b"\0")  # a header begins with an ASCII letter
+        # a header begins with an ASCII letter, one of whose two bytes in UTF-16 is NUL
+        nul_index = self._pending[:2].find(b"\0")
         if nul_index >= 0:
             self._use_encoding("UTF-16", "utf-16-be" if nul_index == 0 else "utf-16-le")
 
@@ -85,6 +93,7 @@ class TextDecoder:
         self._decoder = codecs.getincrementaldecoder(codec)(errors)
 
     def _decode_pending(self) -> str:
+        """Decode the pending bytes; detect their encoding first, if it matters."""
         if self._needs_detection():
             self._detect_encoding()
         pending, self._pending = self._pending, b""
@@ -108,6 +117,7 @@ def is_mostly_utf8(sample: bytes) -> bool:
     character that is cut off at the end of the sample does not count.
     """
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
-    non_ascii_count = len(text) - len(text.encode("ascii", "ignore"))
-    invalid_count = len(text) - len(text.encode("utf-8", "ignore").decode())
+    ascii_count = len(text.encode("ascii", "ignore"))
+    valid_count = len(text.encode("utf-8", "ignore").decode())  # without the lone surrogates
+    non_ascii_count, invalid_count = len(text) - ascii_count, len(text) - valid_count
     return 2 * invalid_count <= non_ascii_count

@@ -11,35 +11,43 @@ from mailer.access.model import Actor
 from mailer.client.store import normalize_filter
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
-# An apostrophe before a formula makes it plain text, as OWASP advises
-# (https://owasp.org/www-community/attacks/CSV_Injection). It is added at the start of a cell and
-# also after every comma, semicolon, tab and line end inside the cell: a program that opens the file
-# with another delimiter lets new cells begin there, even inside quotes. Where apostrophes already
-# precede the formula one more is added, so that removing one restores every text exactly.
+# A spreadsheet runs a cell that begins with a sign such as = as a formula. An apostrophe before the
+# sign makes the cell plain text, as OWASP advises
+# (https://owasp.org/www-community/attacks/CSV_Injection). So `=1+1` is exported as `'=1+1`.
+#
+# The apostrophe is also added after every comma, semicolon, tab and line end inside a cell: a
+# spreadsheet that opens the file with another delimiter begins a new cell there, even inside
+# quotes. Before a formula that has apostrophes already, one more is added: `'=1` is exported as
+# `''=1`. So an import restores every text exactly by removing one.
 FORMULA_STARTS = r"=+@\t\r\n\uff1d\uff0b\uff0d\uff20\-"
 """First characters of formulas: the signs, their full-width forms, and blanks that spreadsheets
 skip."""
 BEFORE_FORMULA = rf"(?<![^,;\t\r\n])('*)(?=[{FORMULA_STARTS}])"
-"""The start of a cell under any delimiter, with its apostrophes, when a formula follows. Python and
-PostgreSQL interpret the pattern in the same way."""
+"""A pattern for the start of a cell, under any delimiter, when a formula follows; its group is the
+apostrophes before the formula. PostgreSQL reads the pattern as Python does."""
 _ESCAPED_FORMULA = re.compile(rf"(?<![^,;\t\r\n])'('*)(?=[{FORMULA_STARTS}])")
+"""As `BEFORE_FORMULA`, with the added apostrophe outside the group."""
 
 
 def escape_formula_sql(column: str) -> str:
-    """Return an SQL expression that escapes the formulas in a text column."""
-    pattern = BEFORE_FORMULA.replace("'", "''")
+    """Return an SQL expression for a text column with an apostrophe before each formula."""
+    pattern = BEFORE_FORMULA.replace("'", "''")  # in a string of SQL, two apostrophes mean one
     return rf"regexp_replace({column}, '{pattern}', '''\1', 'g')"
 
 
 def unescape_formula(cell: str) -> str:
-    """Return the text of a cell before it was escaped; cells without an escape stay as they are."""
+    """Return a cell without the apostrophes that an export added; any other cell stays as it is."""
     return _ESCAPED_FORMULA.sub(r"\1", cell) if "'" in cell else cell
 
 
-EXPORT_COLUMNS = (
-    f"phone, operator_code, {escape_formula_sql('coalesce(tag_written, tag)')} AS tag, time_zone"
+EXPORTED_TAG = escape_formula_sql("coalesce(tag_written, tag)")
+"""The tag as a user wrote it; `tag_written` is null when it is the same as `tag`."""
+CLIENT_SOURCE = CsvSource(
+    table="client",
+    key="id",
+    columns=f"phone, operator_code, {EXPORTED_TAG} AS tag, time_zone",
+    where="deleted_at IS NULL",
 )
-CLIENTS = CsvSource("client", "id", EXPORT_COLUMNS, "deleted_at IS NULL")
 
 
 async def export_clients(
@@ -47,15 +55,15 @@ async def export_clients(
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
 
-    PostgreSQL's COPY quotes the fields. A tag that a spreadsheet would run as a formula is escaped,
-    and an import removes the escape: importing an export changes nothing. A null tag is written as
-    an empty field; no stored tag is empty.
+    PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
+    removes. A null tag is written as an empty field, which an import reads as null; no stored tag
+    is empty. So importing an export changes nothing.
 
     The start of the export is written to the audit log before the first part is yielded. Raises
     `AccessRevokedError` midway when `actor` loses the right to read.
     """
     is_audited = False
-    chunks = copy_in_chunks(engine, CLIENTS, normalize_filter(filters))
+    chunks = copy_in_chunks(engine, CLIENT_SOURCE, normalize_filter(filters))
     async with aclosing(
         reauthorize.stream_while_authorized(engine, actor, "read", chunks)
     ) as parts:

@@ -1,6 +1,7 @@
 """Import of clients from a CSV file.
 
-Lines are validated one by one, staged in a temporary table, then stored in one transaction.
+Lines are validated one by one as they arrive, and staged: written to a temporary table. At the end
+of the file the staged lines are stored as clients, in one transaction.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -24,11 +25,11 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.time_slices import TimeSlices
 
 UNIT_SIZE = 256
-"""Bytes or characters processed between two pauses: at most half a millisecond of work."""
+"""Bytes or characters that are processed before other tasks may run: at most half a millisecond."""
 STAGE_BATCH = 2_000
 """Lines staged at once."""
 COPY_BATCH = 100
-"""Rows passed to the database between two pauses; takes about as long as a unit."""
+"""Rows that are passed to the database before other tasks may run; takes as long as a unit."""
 MAX_STORE_ATTEMPTS = 5
 """Attempts to store the staged lines while other requests create clients with the same phones."""
 IMPORT_STATEMENT_TIMEOUT = 3600.0
@@ -70,7 +71,7 @@ class ImportReport(msgspec.Struct, frozen=True):
 
     @property
     def outcome(self) -> ImportOutcome:
-        """The lines that were stored."""
+        """Whether all, some or no lines were stored."""
         stored = self.created + self.updated + self.unchanged
         if not stored:
             return "nothing" if self.rejected else "empty"
@@ -78,7 +79,7 @@ class ImportReport(msgspec.Struct, frozen=True):
 
     @property
     def unlisted(self) -> int:
-        """Number of rejected lines that `errors` does not list."""
+        """The number of rejected lines that `errors` does not list."""
         return self.rejected - len({error.line for error in self.errors})
 
 
@@ -94,23 +95,24 @@ async def import_clients(
 ) -> ImportReport:
     """Import the clients of a CSV file that arrives in `parts` of any size.
 
-    A phone that is already stored means an update of that client. Columns that the file lacks stay
-    as they are, as do an empty operator code and an empty time zone; an empty tag becomes null. The
-    escape that an export added to a tag is removed. A new client without an operator code or time
-    zone gets the operator code of the phone and UTC. When a phone is in several lines, the last
-    one wins; the earlier ones change nothing and count as unchanged.
+    A line updates the client that has its phone, or else creates one. An update leaves columns that
+    the file lacks as they are, and does not empty the operator code or the time zone; an empty tag
+    becomes null. A new client without an operator code gets that of its phone, and one without a
+    time zone gets UTC. When a phone is in several lines, the last one wins; the earlier ones change
+    nothing and count as unchanged. Apostrophes that an export put before formulas are removed.
 
     All valid lines are stored in one transaction; invalid lines are reported. Nothing is stored
     when `parts` raises, when the header is wrong (`InvalidError`), or when `actor` has lost the
     right to write by the end of the upload (`AccessRevokedError`).
 
-    Under an Idempotency-Key the report has no rejected values: the response is stored for a day,
-    and could otherwise keep personal data of a client who is erased meanwhile. A repeat of an
-    import that was stored reads no file and returns the report of that import.
+    With a claim the report has no rejected values: the response to a request with an
+    Idempotency-Key is stored for a day, and could otherwise keep personal data of a client who is
+    erased meanwhile. When an earlier attempt of the request has stored the lines, its report is
+    returned and `parts` is not read.
 
     The database role must be allowed to create temporary tables.
     """
-    if claim is not None and claim.result is not None:  # a large file is not kept for a repeat
+    if claim is not None and claim.result is not None:
         return msgspec.convert(claim.result, ImportReport)
     async with engine.connect() as connection:
         try:
@@ -120,11 +122,12 @@ async def import_clients(
             raise
 
 
-KNOWN_TIME_ZONES = "SELECT name FROM pg_timezone_names"
+SELECT_POSTGRESQL_ZONES = "SELECT name FROM pg_timezone_names"
 
-# Each batch is staged in a transaction of its own, not in the one that stores the lines: a
-# transaction that is open during a whole upload would keep vacuum from cleaning every table.
-STAGE = """
+# The temporary table exists until the end of the session, so that each batch can be written in a
+# transaction of its own. One transaction during the whole upload would keep vacuum from cleaning
+# every table.
+CREATE_STAGING_TABLE = """
     CREATE TEMPORARY TABLE client_import (
         line bigint, phone text, operator_code text, tag text, tag_written text, time_zone text)"""
 
@@ -135,12 +138,14 @@ async def _import(
     actor: Actor,
     claim: IdempotencyClaim | None,
 ) -> ImportReport:
-    zones = known_zones() & {row["name"] for row in await database.fetch(KNOWN_TIME_ZONES)}
+    """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
+    postgresql_zones = {row["name"] for row in await database.fetch(SELECT_POSTGRESQL_ZONES)}
+    zones = known_zones() & postgresql_zones
     decoder, slices = TextDecoder(), TimeSlices()
     reader = CsvReader(CSV_COLUMNS, required=["phone"])
     validator = RowValidator(zones, decoder)
     staged_count = 0
-    await database.execute(STAGE)
+    await database.execute(CREATE_STAGING_TABLE)
     async for text in _decode(parts, decoder):
         validator.validate(reader.feed(text))
         await slices.pause()
@@ -152,13 +157,20 @@ async def _import(
     errors = validator.errors
     if claim is not None:
         errors = [without_value(error) for error in errors]
-    report = ImportReport(0, 0, 0, validator.rejected, errors, encoding)
-    staged = _StagedFile(staged_count, "tag" in reader.header, report)
+    report = ImportReport(
+        created=0,
+        updated=0,
+        unchanged=0,
+        rejected=validator.rejected,
+        errors=errors,
+        encoding=encoding,
+    )
+    staged = _StagedFile(line_count=staged_count, has_tags="tag" in reader.header, report=report)
     return await _store(database, staged, actor, claim)
 
 
 async def _decode(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
-    """Yield the text of a file in units of `UNIT_SIZE`."""
+    """Yield the text of a file in units of at most `UNIT_SIZE` characters."""
     async for part in parts:
         for unit in _split(part):
             for text in _split(decoder.feed(unit)):
@@ -168,11 +180,12 @@ async def _decode(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIte
 
 
 def _split(whole: AnyStr) -> Iterator[AnyStr]:
+    """Split bytes or a text into units of at most `UNIT_SIZE`."""
     return (whole[start : start + UNIT_SIZE] for start in range(0, len(whole), UNIT_SIZE))
 
 
 async def _stage(database: asyncpg.Connection, validator: RowValidator, slices: TimeSlices) -> int:
-    """Move the validated rows to the staging table; return their number."""
+    """Move the valid rows from the validator to the staging table; return their number."""
     rows, validator.valid_rows = validator.valid_rows, []
 
     async def rows_with_pauses() -> AsyncIterator[tuple[object, ...]]:
@@ -187,18 +200,24 @@ async def _stage(database: asyncpg.Connection, validator: RowValidator, slices: 
     return len(rows)
 
 
-# One import at a time: two imports that update the same clients in different orders would deadlock.
-# A statement waits for single requests that write one of its clients. A client that such a request
-# changed or erased no longer matches. A phone that it created makes the INSERT fail, and the whole
-# transaction is tried again; ON CONFLICT would avoid the retry, but make every import a sixth
+# The statements below store the staged lines, in one transaction.
+#
+# One import at a time stores its lines: two that update the same clients in different orders would
+# deadlock. Requests that create, change or erase one client go on meanwhile, and the statements
+# wait for those that have written one of their clients. UPDATE_EXISTING then skips a client that
+# was erased or has another phone now. INSERT_NEW fails when a request has created its phone, and
+# the whole transaction is repeated. ON CONFLICT would avoid that, but make every import a sixth
 # slower.
 LOCK_IMPORT = "SELECT pg_advisory_xact_lock($1)"
-PREPARE = "ANALYZE client_import; SET LOCAL work_mem = '64MB'"
-DELETE_REPEATED = """
+# Lets PostgreSQL plan for the number of lines, and sort them in memory.
+ANALYZE_STAGED_LINES = "ANALYZE client_import; SET LOCAL work_mem = '64MB'"
+# Of the lines with the same phone, the last one stays.
+DELETE_REPEATED_PHONES = """
     DELETE FROM client_import USING (
         SELECT phone, max(line) AS last FROM client_import GROUP BY phone HAVING count(*) > 1
     ) AS repeated
     WHERE client_import.phone = repeated.phone AND client_import.line < repeated.last"""
+# Creates a client for each phone that no client has, in the order of the lines.
 INSERT_NEW = """
     INSERT INTO client (phone, operator_code, tag, tag_written, time_zone)
     SELECT phone, coalesce(operator_code, substr(phone, 2, 3)), tag, tag_written,
@@ -206,7 +225,9 @@ INSERT_NEW = """
     FROM client_import AS staged
     WHERE NOT EXISTS (SELECT FROM client WHERE client.phone = staged.phone)
     ORDER BY line"""
-UPDATE_KNOWN = """
+# Updates each client whose phone is in the file, if a column differs; the ones just created do not.
+# Null leaves a column as it is, except a tag when $1 is true: when the file has a column of tags.
+UPDATE_EXISTING = """
     UPDATE client SET operator_code = coalesce(staged.operator_code, client.operator_code),
         tag = CASE WHEN $1 THEN staged.tag ELSE client.tag END,
         tag_written = CASE WHEN $1 THEN staged.tag_written ELSE client.tag_written END,
@@ -218,13 +239,14 @@ UPDATE_KNOWN = """
             OR client.time_zone <> staged.time_zone
             OR ($1 AND (client.tag IS DISTINCT FROM staged.tag
                 OR client.tag_written IS DISTINCT FROM staged.tag_written)))"""
-DROP_STAGE = "DROP TABLE client_import"
+DROP_STAGING_TABLE = "DROP TABLE client_import"
 
 
 class _StagedFile(msgspec.Struct, frozen=True):
     """A file whose valid lines are in the staging table."""
 
-    lines: int
+    line_count: int
+    """Lines in the staging table."""
     has_tags: bool
     """Whether the file has a column of tags."""
     report: ImportReport
@@ -253,7 +275,7 @@ async def _store(
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "client_phone_key":
                 raise
-            continue  # the other client is visible now: the next attempt updates it
+            continue  # a request created this client: the next attempt updates it
         return msgspec.convert(done.result, ImportReport)
     raise PhonesTakenError
 
@@ -263,16 +285,17 @@ async def _store_lines(
 ) -> ImportReport:
     """Store the staged lines and write the audit log, in the caller's transaction."""
     await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=IMPORT_STATEMENT_TIMEOUT)
-    await database.execute(PREPARE, timeout=IMPORT_STATEMENT_TIMEOUT)
-    await database.execute(DELETE_REPEATED, timeout=IMPORT_STATEMENT_TIMEOUT)
+    await database.execute(ANALYZE_STAGED_LINES, timeout=IMPORT_STATEMENT_TIMEOUT)
+    await database.execute(DELETE_REPEATED_PHONES, timeout=IMPORT_STATEMENT_TIMEOUT)
     created = affected_rows(await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT))
     updated = 0
-    if created < staged.lines:
-        updated = affected_rows(
-            await database.execute(UPDATE_KNOWN, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT)
+    if created < staged.line_count:  # else every line has created a client
+        status = await database.execute(
+            UPDATE_EXISTING, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT
         )
-    await database.execute(DROP_STAGE)
-    unchanged = staged.lines - created - updated
+        updated = affected_rows(status)
+    await database.execute(DROP_STAGING_TABLE)
+    unchanged = staged.line_count - created - updated
     # the right may have been revoked during a long upload
     await reauthorize.ensure_authorized(database, actor, "write")
     counts = {"created": created, "updated": updated, "unchanged": unchanged}

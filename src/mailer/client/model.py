@@ -1,4 +1,7 @@
-"""The client: a person in the directory who receives messages. Inputs, rules and columns."""
+"""The client: a person in the directory who receives messages.
+
+The inputs that create and change a client, the rules for their fields, and the columns to store.
+"""
 
 import functools
 import zoneinfo
@@ -102,7 +105,7 @@ class NewClient(ClientInput, frozen=True, kw_only=True):
     time_zone: TimeZone = "UTC"
 
     def values(self) -> dict[str, Any]:
-        """Return the columns to store."""
+        """Return the columns to store, by name."""
         code = operator_code(self.phone) if self.operator_code is UNSET else self.operator_code
         return {**msgspec.structs.asdict(self), "operator_code": code, **tag_columns(self.tag)}
 
@@ -121,7 +124,7 @@ class ClientChange(ClientInput, frozen=True, kw_only=True):
     time_zone: TimeZone | UnsetType = UNSET
 
     def values(self) -> dict[str, Any]:
-        """Return the columns to change."""
+        """Return the columns to change, by name."""
         changed = {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
@@ -153,7 +156,12 @@ class Client(msgspec.Struct, frozen=True):
 
 
 def tag_columns(tag: str | None) -> dict[str, str | None]:
-    """Return the columns of a clean tag: its compared form, and its written form if different."""
+    """Return the columns of a tag in the form of `clean_label`; None: no tag.
+
+    `tag` is the folded form, in which tags are compared. `tag_written` is the form in which the
+    user wrote the tag, or None if it is the same: VIP is stored as vip and VIP, vip as vip and
+    None.
+    """
     folded = None if tag is None else fold_label(tag)
     return {"tag": folded, "tag_written": None if folded == tag else tag}
 

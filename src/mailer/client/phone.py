@@ -21,9 +21,11 @@ DASHES = "\u058a\u05be\u2010-\u2015\u2043\u2212\u2e3a\u2e3b\u30fc"
 _WRITTEN = re.compile(
     rf"(?:(?:tel|тел)[.:]\s*|['\u2019])?\(?(\+?)([0-9\s().\u00b7\-{DASHES}/]+)", re.IGNORECASE
 )
+"""A written phone. Its groups: the plus, if there is one; the digits and separators after it."""
 _FLOAT = re.compile(r"([0-9]{10,11})[.,]0+")
 """A phone that a program wrote as a decimal fraction, such as 79161234567.0; no digit is lost."""
 _ROUNDED = re.compile(r"[0-9]([.,][0-9]+)?e\+?[0-9]{1,2}", re.IGNORECASE)
+"""A number that a spreadsheet rounded, such as 7,91612E+10."""
 ROUNDED_MESSAGE = (
     "was rounded by a spreadsheet, and its digits are lost: give the column the format Text,"
     " then enter the phones again"
@@ -34,9 +36,9 @@ def normalize_phone(text: str) -> str:
     """Return the stored form of a written phone, such as +7 (916) 123-45-67 or 8 916 123 45 67.
 
     Eleven digits must begin with 7 or 8, and with 7 after a plus. Ten digits must begin like an
-    area or operator code (`NATIONAL_FIRST_DIGITS`); ten that begin with 7 or 8 lack a digit. Digits
-    and signs may be full-width; invisible characters are ignored. Any other text is returned
-    stripped of blanks, so that validation refuses it.
+    area or operator code (`NATIONAL_FIRST_DIGITS`): if they begin with 7 or 8, a digit is missing.
+    Digits and signs may be full-width; invisible characters are ignored. Any other text is
+    returned without the blanks around it, and validation refuses it.
     """
     if STORED_FORM.fullmatch(text):
         return text

@@ -4,7 +4,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import msgspec
 
@@ -26,6 +26,11 @@ from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
 CSV_COLUMNS = ("phone", "operator_code", "tag", "time_zone")
+"""The columns that a file may have."""
+StagedRow: TypeAlias = tuple[int, str, str | None, str | None, str | None, str | None]
+"""A row of the staging table: line number, phone, operator code, tag, tag as written, time zone."""
+CACHED_VALUES = 4096
+"""Operator codes, and tags, whose validation is remembered: a file has few, on many lines."""
 MAX_REPORTED_LINES = 100
 """Rejected lines listed in a report; further ones are only counted."""
 MAX_REPORTED_VALUE_LENGTH = 64
@@ -46,29 +51,31 @@ class RejectedField(msgspec.Struct, frozen=True):
 
 
 def without_value(rejected: RejectedField) -> RejectedField:
-    """Return a copy that may be stored: without the value, which may identify a client."""
+    """Return a copy without the value, which may identify a client: the copy may be stored."""
     return msgspec.structs.replace(rejected, value="")
 
 
 class RowValidator:
     """Validates records: valid ones become `valid_rows` to stage, others are reported in `errors`.
 
-    A row is the line's number, then the values of the columns of the staging table.
+    `zones` are the valid time zones. `decoder` has the file's encoding, which an error names.
     """
 
     def __init__(self, zones: frozenset[str], decoder: TextDecoder) -> None:
-        self.valid_rows: list[tuple[int, str, str | None, str | None, str | None, str | None]] = []
+        self.valid_rows: list[StagedRow] = []
         self.rejected = 0
+        """The number of rejected lines."""
         self.errors: list[RejectedField] = []
         self._zones = zones
         self._decoder = decoder
         self._is_phone = _compile_rule(Phone)
-        self._is_code = functools.lru_cache(4096)(_compile_rule(OperatorCode))
-        self._is_tag = functools.lru_cache(4096)(_compile_rule(Tag))
-        self._tag_columns = functools.lru_cache(4096)(_tag_columns)
+        self._is_code = functools.lru_cache(CACHED_VALUES)(_compile_rule(OperatorCode))
+        self._is_tag = functools.lru_cache(CACHED_VALUES)(_compile_rule(Tag))
+        self._tag_columns = functools.lru_cache(CACHED_VALUES)(_tag_columns)
 
     def validate(self, records: Iterable[Record]) -> None:
-        """Validate more records. Beyond `MAX_REPORTED_LINES` rejected lines are only counted."""
+        """Validate more records. Beyond `MAX_REPORTED_LINES`, rejected lines are only counted."""
+        # local names are found faster than attributes, and this loop is the longest of an import
         add_row, zones = self.valid_rows.append, self._zones
         is_phone, is_code, is_tag = self._is_phone, self._is_code, self._is_tag
         to_columns = self._tag_columns
@@ -89,6 +96,7 @@ class RowValidator:
                 self._reject(line, fields)
 
     def _reject(self, line: int, fields: Sequence[str] | UnreadableRecord) -> None:
+        """Count a rejected line, and report its errors up to `MAX_REPORTED_LINES`."""
         self.rejected += 1
         if self.rejected > MAX_REPORTED_LINES:
             return
@@ -103,9 +111,10 @@ class RowValidator:
         )
 
     def _find_errors(self, fields: Sequence[str]) -> dict[str, str]:
-        """Return the error message of each wrong field; most messages are the model's."""
-        named = zip(CSV_COLUMNS, _normalize(fields), strict=True)
-        values = {name: value for name, value in named if value or name == "phone"}
+        """Return the error message of each wrong field: that of the model, or a more exact one."""
+        all_values = zip(CSV_COLUMNS, _normalize(fields), strict=True)
+        # an empty field means no value, except that a phone is required
+        values = {name: value for name, value in all_values if value or name == "phone"}
         messages = {}
         try:
             check(NewClient, values, database_clock.now())
@@ -122,22 +131,30 @@ class RowValidator:
 
 
 def _normalize(fields: Sequence[str]) -> tuple[str, str, str, str]:
-    """Return the fields of a line in the form in which they are validated and stored."""
+    """Return the fields of a line, in the order of `CSV_COLUMNS`, in the form that is validated."""
     phone, code, tag, zone = fields
     code, zone = (strip_invisible(field).strip() for field in (code, zone))
     return normalize_phone(phone), code, clean_label(unescape_formula(tag)), zone
 
 
 def _tag_columns(tag: str) -> tuple[str | None, str | None]:
+    """Return the columns `tag` and `tag_written` of a tag; an empty one is null."""
     columns = tag_columns(tag or None)
     return columns["tag"], columns["tag_written"]
 
 
 def _excerpt(value: str) -> str:
     """Return the start of a value on one line; non-printable characters become U+FFFD."""
-    start = value[: MAX_REPORTED_VALUE_LENGTH + 1]
-    start = "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in start)
-    return start if len(start) <= MAX_REPORTED_VALUE_LENGTH else f"{start[:-2]}…"
+    start = "".join(map(_to_printable, value[: MAX_REPORTED_VALUE_LENGTH + 1]))
+    if len(start) <= MAX_REPORTED_VALUE_LENGTH:
+        return start
+    return f"{start[: MAX_REPORTED_VALUE_LENGTH - 1]}…"
+
+
+def _to_printable(character: str) -> str:
+    if character.isspace():
+        return " "
+    return character if character.isprintable() else "\ufffd"
 
 
 def _compile_rule(annotation: object) -> Callable[[str], bool]:

@@ -1,8 +1,8 @@
 """Counts of clients by segment: the length of client lists and the size of audiences.
 
 A segment is all clients with the same operator code, tag and time zone, the only fields of a
-filter. As with the counters of messages, triggers write deltas, and a job merges them every second
-into one row for each segment.
+filter. A trigger on the clients writes each change as a delta, such as 1 for a new client. A
+periodic job merges the deltas every second into one row for each segment.
 """
 
 from sqlalchemy import ColumnElement, column, func, select, table, text
@@ -13,7 +13,10 @@ from mailer.db.engine import SEGMENT_MERGE_LOCK
 ALL_SEGMENT_COUNTS = table(
     "all_segment_counts", *map(column, ("operator_code", "tag", "time_zone", "clients"))
 )
-"""A view of counts and deltas. A segment may have several rows; their sum is its size."""
+"""A view of the merged counts and of the deltas that are not merged yet.
+
+A segment may have several rows; the sum of their `clients` is its size.
+"""
 
 
 async def count(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> int:
@@ -34,10 +37,13 @@ async def count_by_zone(
     return {zone: int(size) for zone, size in await connection.execute(statement)}
 
 
-# One worker merges at a time; deltas written meanwhile wait for the next merge.
 MERGE_LOCK = {"lock": SEGMENT_MERGE_LOCK}
+# Returns whether this worker may merge: there are deltas, and no other worker is merging. The lock
+# ends with the transaction.
 HAS_DELTAS_AND_LOCK = text("""
     SELECT EXISTS (SELECT FROM segment_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
+# Deletes up to :limit deltas and adds their sums to the counts; returns the new counts. Deltas that
+# are written meanwhile are left for the next merge.
 MERGE_SEGMENT_DELTAS = text("""
     WITH deltas AS (
         DELETE FROM segment_count_delta
@@ -49,13 +55,13 @@ MERGE_SEGMENT_DELTAS = text("""
     ON CONFLICT (operator_code, tag, time_zone)
         DO UPDATE SET clients = segment_count.clients + excluded.clients
     RETURNING clients""")
-DELETE_EMPTY = text("DELETE FROM segment_count WHERE clients = 0")
+DELETE_EMPTY_SEGMENTS = text("DELETE FROM segment_count WHERE clients = 0")
 
 
 async def merge_deltas(connection: AsyncConnection, limit: int) -> None:
     """Merge up to `limit` deltas into the counts, unless another worker is merging."""
     if not (await connection.execute(HAS_DELTAS_AND_LOCK, MERGE_LOCK)).scalar_one():
         return
-    # only a merge can make a count zero
-    if 0 in (await connection.scalars(MERGE_SEGMENT_DELTAS, {"limit": limit})).all():
-        await connection.execute(DELETE_EMPTY)
+    new_counts = (await connection.scalars(MERGE_SEGMENT_DELTAS, {"limit": limit})).all()
+    if 0 in new_counts:
+        await connection.execute(DELETE_EMPTY_SEGMENTS)

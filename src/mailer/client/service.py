@@ -1,7 +1,7 @@
-"""Use cases on clients: create and change. Each is written to the audit log.
+"""Creating and changing a client, with an entry in the audit log.
 
-The audit log outlives an erased client. So it holds no personal data: of a phone only the last two
-digits, of a tag only whether it is set and whether it changed.
+The audit log stays when a client is erased. So it holds no personal data: of a phone only the last
+two digits, of a tag only whether it is set and whether it changed.
 """
 
 from typing import Any
@@ -21,7 +21,10 @@ from mailer.log import MASK
 async def create(
     engine: AsyncEngine, new: NewClient, actor: Actor, claim: IdempotencyClaim | None = None
 ) -> Client:
-    """Create a client; raises `PhoneTakenError`."""
+    """Create a client, or return the one that an earlier attempt of the request created.
+
+    Raises `PhoneTakenError`.
+    """
     async with engine.begin() as connection:
         done = await do_once(
             connection, claim, lambda: _create(connection, new, actor), creates_client=True
@@ -30,9 +33,10 @@ async def create(
 
 
 async def _create(connection: AsyncConnection, new: NewClient, actor: Actor) -> int:
+    """Create a client and return its id."""
     client = await store.create(connection, new)
     target = audit.Target("client", client.id)
-    await audit.record(connection, actor, "client_created", target, after=_audited(client))
+    await audit.record(connection, actor, "client_created", target, after=_audited_fields(client))
     return client.id
 
 
@@ -43,7 +47,8 @@ async def change(
     async with engine.begin() as connection:
         old = await store.get(connection, client_id, lock=True)
         client = await store.change(connection, client_id, changes)
-        before, after = _audited(old), _audited(client)
+        before, after = _audited_fields(old), _audited_fields(client)
+        # compared without hiding, because two hidden tags are equal
         if changed := [name for name in after if getattr(old, name) != getattr(client, name)]:
             await audit.record(
                 connection,
@@ -56,8 +61,8 @@ async def change(
     return client
 
 
-def _audited(client: Client) -> dict[str, Any]:
-    """Return the fields of a client for the audit log, personal data hidden."""
+def _audited_fields(client: Client) -> dict[str, Any]:
+    """Return the fields of a client for the audit log, with personal data hidden."""
     fields = {name: getattr(client, name) for name in NewClient.__struct_fields__}
     tag = client.tag and MASK
     return msgspec.to_builtins(fields | {"phone": MASK + client.phone[-2:], "tag": tag})  # type: ignore[no-any-return]  # of a dict it returns a dict

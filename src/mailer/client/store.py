@@ -28,7 +28,9 @@ from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from mailer.text import fold_label
 
 COMPUTED_COLUMNS = {"tag": func.coalesce(client.c.tag_written, client.c.tag).label("tag")}
+"""The tag as the user wrote it; `tag_written` is null when that is the same as `tag`."""
 CLIENT_COLUMNS = [COMPUTED_COLUMNS.get(name, client.c[name]) for name in Client.__struct_fields__]
+"""The columns of a `Client`."""
 NOT_DELETED = client.c.deleted_at.is_(None)
 
 
@@ -116,21 +118,21 @@ async def get_phones(
 
 
 def normalize_filter(filters: Mapping[str, str]) -> dict[str, str]:
-    """Return the values that the filtered columns hold: a tag is folded."""
-    return {name: fold_label(v) if name == "tag" else v for name, v in filters.items()}
+    """Return the values for which a filter searches: as given, but a tag in its folded form."""
+    return {name: fold_label(value) if name == "tag" else value for name, value in filters.items()}
 
 
 async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> RowPage:
     """Return a page of the clients whose fields equal `filters`."""
     filters = normalize_filter(filters)
-    count = None
+    count = None  # counted by `fetch_page`: a phone is in no segment, and one client at most has it
     if "phone" not in filters:
         in_segment = (
             segment_counts.ALL_SEGMENT_COUNTS.c[name] == value for name, value in filters.items()
         )
         count = await segment_counts.count(connection, *in_segment)
     # Each of two filters may match many clients, and both together only a few. So the ids of the
-    # page are found in the index alone, and the other columns read for those ids only.
+    # page are found in the indexes alone, and the other columns are read for these ids only.
     has_several_filters = len(filters) > 1
     rows = select(*([client.c.id] if has_several_filters else CLIENT_COLUMNS)).where(
         NOT_DELETED, *(client.c[name] == value for name, value in filters.items())
@@ -141,7 +143,7 @@ async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> R
     )
 
 
-# The row stays, without personal data, because sent messages refer to it.
+# The row stays, without personal data, because messages refer to it.
 ERASE = text("""
     UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL,
         deleted_at = now(), updated_at = now()

@@ -1,4 +1,8 @@
-"""Buffer a request's body and compute its digest; capture a response instead of sending it."""
+"""Buffer a request's body and compute its digest; capture a response instead of sending it.
+
+A body arrives and a response is sent as ASGI messages, dicts with a `type`. The body of a request
+may come in many messages of the type `http.request`; the last one has no `more_body`.
+"""
 
 import asyncio
 import hashlib
@@ -19,7 +23,10 @@ class ClientDisconnectedError(Exception):
 
 
 class BufferedRequest:
-    """A request whose body is hashed as it arrives and can be read before the handler reads it."""
+    """A request whose body is hashed as it arrives, and can be read before the handler reads it.
+
+    `drain` reads the body in advance; `receive` gives it to the handler, drained or not.
+    """
 
     def __init__(
         self,
@@ -29,13 +36,14 @@ class BufferedRequest:
         *,
         is_form: bool = False,
     ) -> None:
-        """Wrap a request; `drain` keeps bodies of up to `max_buffered_bytes`."""
+        """Wrap a request; `drain` keeps the body for the handler up to `max_buffered_bytes`."""
         self.is_form = is_form
         self.scope = request.scope
         self.digest: bytes | None = None
         """SHA-256 of the method, URL, credential and body; None until the whole body has arrived.
 
-        It includes the credential so that a reader of the digest cannot guess the body.
+        It includes the credential so that a reader of the digest cannot guess the body. The
+        credential of a form is the number `once` in its URL.
         """
         self.is_dropped = False
         """Whether the body was drained and was too large to keep."""
@@ -44,8 +52,8 @@ class BufferedRequest:
         self._timeout = request.app.state.limits.body
         self._receive = receive
         self._max_buffered_bytes = max_buffered_bytes
-        self._size = 0
-        self._messages: list[ReceiveMessage] = []
+        self._received_bytes = 0
+        self._drained_messages: list[ReceiveMessage] = []
         """Messages that were drained and not received by the handler yet."""
         head = (request.method, request.url.path, request.url.query)
         headers = (request.headers.get(name, "") for name in ("Authorization", "Content-Type"))
@@ -53,10 +61,12 @@ class BufferedRequest:
 
     async def receive(self) -> ReceiveMessage:
         """Return the next message: drained messages first, then new ones."""
-        return self._messages.pop(0) if self._messages else await self._next()
+        if self._drained_messages:
+            return self._drained_messages.pop(0)
+        return await self._receive_and_hash()
 
     async def drain(self) -> None:
-        """Read the whole body, with the same timeouts as a handler.
+        """Read the whole body, with the same timeouts as a handler; does nothing if it was read.
 
         Raises `SlowBodyError`, `StalledUploadError`, `LongUploadError`, `ClientDisconnectedError`,
         and HTTPException 413 for a body over the limit of the route.
@@ -76,25 +86,28 @@ class BufferedRequest:
             raise SlowBodyError(headers=CLOSE_CONNECTION) from error
 
     async def _parts(self) -> AsyncGenerator[bytes, None]:
+        """Yield the parts of the body that have not arrived yet, and keep them for the handler."""
         while self.digest is None:
-            message = await self._next()
+            message = await self._receive_and_hash()
             if message["type"] != "http.request":
                 raise ClientDisconnectedError
-            if self._size > self._max_body_bytes:
+            if self._received_bytes > self._max_body_bytes:
                 raise RequestEntityTooLarge
             self._keep(message)
             yield message["body"]
 
     def _keep(self, message: ReceiveMessage) -> None:
-        self._messages.append(message)
-        if self._size > self._max_buffered_bytes:
+        """Keep a drained message; when the body is too large, keep an empty body instead."""
+        self._drained_messages.append(message)
+        if self._received_bytes > self._max_buffered_bytes:
             self.is_dropped = True
-            self._messages = [{"type": "http.request", "body": b"", "more_body": False}]
+            self._drained_messages = [{"type": "http.request", "body": b"", "more_body": False}]
 
-    async def _next(self) -> ReceiveMessage:
+    async def _receive_and_hash(self) -> ReceiveMessage:
+        """Return the next message from the client; with the last one, the digest is complete."""
         message = await self._receive()
         if message["type"] == "http.request":
-            self._size += len(message["body"])
+            self._received_bytes += len(message["body"])
             self._hash.update(message["body"])
             if not message.get("more_body", False):
                 self.digest = self._hash.digest()
@@ -130,7 +143,7 @@ class CapturedResponse:
         return next((value for name, value in self._headers if name.lower() == b"location"), None)
 
     async def capture(self, message: Message) -> None:
-        """Capture a message; passed to the handler as its `send`."""
+        """Capture a message of a response; the handler gets this method as its `send`."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._headers = list(message["headers"])

@@ -28,6 +28,7 @@ class Done(msgspec.Struct, Generic[T], frozen=True):
 
 
 def _with_id(object_id: object) -> Mapping[str, Any]:
+    """Return the result of work that returns the id of an object."""
     return {"id": object_id}
 
 
@@ -41,11 +42,15 @@ async def do_once(
 ) -> Done[T]:
     """Do the work of a request, unless an earlier attempt of the request did it.
 
-    `result_of` returns what is stored of the value that the work returned, which is not None.
-    Default: the value is the id of the object that was created or changed. The work and the record
-    that it is done are parts of the caller's transaction, so that neither is ever stored without
-    the other. So log what was done after the commit. A request without an Idempotency-Key has no
-    claim. Raises `ClaimLostError`; the transaction must then be rolled back.
+    The value that `work` returns must not be None. `result_of` turns it into the result that is
+    stored for repeats. Default: the value is the id of the object that was created or changed, and
+    only the id is stored. With `creates_client`, the object is a client; erasing it erases the
+    stored response.
+
+    The work and its result are stored in the caller's transaction, so that neither is ever stored
+    without the other. So log what was done only after the commit. A request without an
+    Idempotency-Key has no claim: its work is always done. Raises `ClaimLostError`; the transaction
+    must then be rolled back.
     """
     if claim is not None and claim.result is not None:
         return Done(claim.result, None)

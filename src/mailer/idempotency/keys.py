@@ -10,16 +10,23 @@ from mailer.errors import FieldError, InvalidError
 
 KEY_HEADER = b"idempotency-key"
 KEY_PATTERN = re.compile(r'(?!""$)[!-~]{1,255}')
+"""A valid value of the header: 1 to 255 visible ASCII characters, but not two quotes alone."""
 QUOTED_KEY = re.compile(r'"(.+)"')
+"""A value in quotes; its group is the key."""
 CREATES = "creates"
-"""Route option of a page whose form creates something: a function that takes the id of the created
-object and returns the redirect to it."""
+"""Name of an option of the routes to which forms that create something are sent.
+
+Its value is a function that takes the id of the created object and returns the redirect to it.
+"""
 FORM_KEY = re.compile(rb"(?:^|&)once=[0-9a-f]{32}(?:&|$)")
 """The random number of a form, in the query of its URL. It is never stored."""
 
 
 def key_of(scope: Scope) -> str | None:
-    """Return the Idempotency-Key of an API request, or None; raises `InvalidError`."""
+    """Return the Idempotency-Key of a POST request to the API; None if it has none.
+
+    Raises `InvalidError` for more than one value, or an invalid one.
+    """
     if scope.get("method") != "POST" or scope["route_handler"].opt.get(AUTH_METHOD) != "key":
         return None
     values = [value.decode("latin-1") for name, value in scope["headers"] if name == KEY_HEADER]
@@ -34,9 +41,9 @@ def key_of(scope: Scope) -> str | None:
 
 def is_form_sent_once(scope: Scope) -> bool:
     """Return whether a request sends a form that creates something and has `once` in its URL."""
-    is_sent = scope.get("method") == "POST" and isinstance(scope.get("user"), Actor)
+    is_sent_by_actor = scope.get("method") == "POST" and isinstance(scope.get("user"), Actor)
     return (
-        is_sent
+        is_sent_by_actor
         and CREATES in scope["route_handler"].opt
         and FORM_KEY.search(scope["query_string"]) is not None
     )

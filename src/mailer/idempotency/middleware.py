@@ -1,5 +1,16 @@
 """Idempotency-Key on POST: a repeat gets the first response again, and nothing is done twice.
 
+A request goes through these steps, each stored in the key's row of the table `idempotency`:
+
+1. The worker acquires a claim on the key, with a lease that it renews while it works.
+2. The handler does the work, and stores its result, such as the id of a new client, in the same
+   transaction (`do_once`).
+3. The response is stored, and then sent.
+
+A repeat gets the stored response after step 3. Before, it waits for the first request. When the
+lease has expired, the first worker is dead or cut off from the database, and the repeat continues
+the request: with the result, if step 2 was done, or else from the beginning.
+
 Follows draft-ietf-httpapi-idempotency-key-header-07, except that the same key with another body is
 409 rather than 422, because it conflicts with the stored request. A key is 1 to 255 visible ASCII
 characters; quotes around it, as in the draft, do not count. A key belongs to the actor that sends
@@ -8,9 +19,9 @@ it, and is valid for 24 hours.
 Page forms that create something are idempotent too. Their URL has a random number, `once`, so that
 a form sent twice (double click, reload, Back) creates one object. The key of a form request is its
 digest, which includes the fields: a form that is corrected and sent again is a new request. Only
-successful form requests are stored. For a response that shows the created object (201 with a
-Location) only the Location is stored, and a repeat is redirected there, so that the secret of a new
-API key is never stored.
+successful form requests are stored. Of their responses only the Location of the created object is
+stored, and a repeat is redirected there. So the secret in a response that shows a new API key is
+never stored.
 
 Digests are stored. A body may hold a phone or a password, which a reader of the database must not
 be able to guess from the digest. So each digest includes a secret of the request that is not
@@ -50,7 +61,8 @@ CLAIM_STATE_KEY = "idempotency_claim"
 WAIT_TIMEOUT = 30.0
 """Seconds that a repeat waits for the first response, or half a lease if that is shorter."""
 MIN_RESPONSE_POLL_INTERVAL, MAX_RESPONSE_POLL_INTERVAL = 0.02, 0.5
-"""Seconds between two checks for the first response; no connection is held in between."""
+"""Seconds between two checks for the first response, first and last; no database connection is
+occupied in between."""
 
 
 class RequestInProgressError(HTTPException):
@@ -70,6 +82,7 @@ class FormInProgressError(RequestInProgressError):
 
 
 def _in_progress_error(buffered: BufferedRequest) -> RequestInProgressError:
+    """Return the error for a repeat of a request, or of a form, that is still being processed."""
     return FormInProgressError() if buffered.is_form else RequestInProgressError()
 
 
@@ -81,8 +94,9 @@ class Idempotency(ASGIMiddleware):
     def __init__(self, engine: AsyncEngine, *, lease: float, max_buffered_bytes: int) -> None:
         """Create the middleware.
 
-        Claims last `lease` seconds and are renewed while a request is processed. The body of a
-        repeat is kept up to `max_buffered_bytes`, in case the repeat must continue the request.
+        Claims last `lease` seconds and are renewed while a request is processed. A repeat that
+        waits reads its body; a body of up to `max_buffered_bytes` is kept, for the case that the
+        repeat must continue the request.
         """
         # each statement is independent, and needs no transaction
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -91,7 +105,10 @@ class Idempotency(ASGIMiddleware):
         self._max_buffered_bytes = max_buffered_bytes
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Respond to a request; raises `InvalidError` for an invalid key."""
+        """Pass a request on if it has no key, else respond to it.
+
+        Raises `InvalidError` for an invalid key.
+        """
         is_form = is_form_sent_once(scope)
         key = None if is_form else key_of(scope)
         if key is None and not is_form:
@@ -103,14 +120,15 @@ class Idempotency(ASGIMiddleware):
         try:
             if is_form:
                 await buffered.drain()
-            claim = IdempotencyClaim(owner, key or (buffered.digest or b"").hex(), str(uuid4()))
+            form_key = (buffered.digest or b"").hex()
+            claim = IdempotencyClaim(owner, key or form_key, attempt=str(uuid4()))
             response = await self._respond(claim, buffered, next_app)
         except ClientDisconnectedError:
             return
         except Exception as error:  # noqa: BLE001  # the handler's response is captured, so the framework cannot answer errors
-            answer_error = request.app.exception_handlers[Exception] if is_form else problem_of
-            problem = answer_error(request, error).to_asgi_response(app=None, request=request)
-            await problem(scope, receive, send)
+            to_response = request.app.exception_handlers[Exception] if is_form else problem_of
+            error_response = to_response(request, error).to_asgi_response(app=None, request=request)
+            await error_response(scope, receive, send)
         else:
             await response.send(send)
 
@@ -139,7 +157,7 @@ class Idempotency(ASGIMiddleware):
         *,
         earlier: Continued | None = None,
     ) -> CapturedResponse:
-        """Execute the request, or what an earlier attempt left to do, and store the response."""
+        """Execute the request, or the rest of an `earlier` attempt, and store the response."""
         try:
             if earlier is not None:
                 await _prepare_to_continue(earlier, claim, buffered)
@@ -177,7 +195,7 @@ class Idempotency(ASGIMiddleware):
 
     @asynccontextmanager
     async def _renewed(self, claim: IdempotencyClaim) -> AsyncIterator[None]:
-        """Renew a claim until the end of the block."""
+        """Renew a claim again and again until the end of the block."""
         async with asyncio.TaskGroup() as tasks:
             renewal = tasks.create_task(self._renew_until_cancelled(claim))
             try:
@@ -186,12 +204,13 @@ class Idempotency(ASGIMiddleware):
                 renewal.cancel()
 
     async def _renew_until_cancelled(self, claim: IdempotencyClaim) -> None:
-        is_held = True
-        while is_held:
+        """Renew a claim thrice a lease, until the task is cancelled or the claim is lost."""
+        is_valid = True
+        while is_valid:
             await asyncio.sleep(self._lease.total_seconds() / 3)
             try:
                 async with self._engine.connect() as connection:
-                    is_held = await claims.renew(connection, claim, self._lease)
+                    is_valid = await claims.renew(connection, claim, self._lease)
             except Exception as error:  # a lost connection raises many kinds of errors
                 if not is_unavailable(error):
                     raise
@@ -204,16 +223,21 @@ class Idempotency(ASGIMiddleware):
         response: CapturedResponse,
         next_app: ASGIApp,
     ) -> None:
+        """Let the handler respond into `response`, with the claim in the state of the request.
+
+        A form whose object an earlier attempt created is redirected to the object instead.
+        """
+
         async def receive() -> Any:  # noqa: ANN401  # any ASGI message
             message = await buffered.receive()
             claim.digest = buffered.digest
             return message
 
         if buffered.is_form and claim.result is not None:
-            # the fields are not read again: an end that was in the future may have passed
+            # the fields are not validated again: an end that was in the future may have passed
             redirect = buffered.scope["route_handler"].opt[CREATES](claim.result["id"])
-            answer = redirect.to_asgi_response(app=None, request=Request(buffered.scope))
-            await answer(buffered.scope, receive, response.capture)
+            redirect_response = redirect.to_asgi_response(app=None, request=Request(buffered.scope))
+            await redirect_response(buffered.scope, receive, response.capture)
             return
         buffered.scope["state"][CLAIM_STATE_KEY] = claim
         await next_app(buffered.scope, receive, response.capture)
@@ -223,7 +247,7 @@ class Idempotency(ASGIMiddleware):
     ) -> CapturedResponse:
         """Store the response before it is sent, and return it.
 
-        If another attempt has the claim now, return the response of that attempt.
+        If another attempt has the claim now, return the response of that attempt instead.
         """
         if not is_storable(response, buffered):
             await self._release(claim)
@@ -239,6 +263,15 @@ class Idempotency(ASGIMiddleware):
                 connection, claim, stored.status, stored.media_type, stored.body
             ):
                 return response
+        return await self._wait_for_other_attempt(claim, buffered)
+
+    async def _wait_for_other_attempt(
+        self, claim: IdempotencyClaim, buffered: BufferedRequest
+    ) -> CapturedResponse:
+        """Return the response that another attempt of the request stores.
+
+        Raises `RequestInProgressError` if that attempt ends without one, or after the timeout.
+        """
         remaining = self._timeout
         while remaining > 0:
             async with self._engine.connect() as connection:
@@ -252,6 +285,7 @@ class Idempotency(ASGIMiddleware):
         raise _in_progress_error(buffered)
 
     async def _release(self, claim: IdempotencyClaim) -> None:
+        """End a claim, so that a repeat need not wait for the end of its lease."""
         # if the database cannot be reached, the lease expires instead
         with suppress(Exception):
             async with self._engine.connect() as connection:
@@ -267,10 +301,13 @@ def claim_of(request: Request[Any, Any, Any]) -> IdempotencyClaim | None:
 async def _prepare_to_continue(
     earlier: Continued, claim: IdempotencyClaim, buffered: BufferedRequest
 ) -> None:
-    """Prepare to continue a request whose earlier attempt did not end.
+    """Give the claim what an earlier attempt of the request has done, if anything.
 
-    If that attempt has done its work, the body is validated as of the time of its claim. Raises
-    `KeyReusedError`, and `RequestInProgressError` if the body is needed but was not kept.
+    If that attempt has done the work, the body must be the same, and is validated as of the time of
+    that attempt's claim. Otherwise the handler needs the body.
+
+    Raises `KeyReusedError` if the body is another one, and `RequestInProgressError` if the body is
+    needed but was not kept: the next repeat, which need not wait, can send it to the handler.
     """
     claim.digest, claim.result = earlier.digest, earlier.result
     if claim.result is not None:

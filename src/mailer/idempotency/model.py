@@ -1,4 +1,7 @@
-"""A request with an Idempotency-Key: a worker's claim on it, and its stored record."""
+"""A request with an Idempotency-Key: a worker's claim on it, and its stored record.
+
+The middleware of this package describes the steps of such a request.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -12,9 +15,10 @@ class IdempotencyClaim(msgspec.Struct):
     """A worker's claim on a request that has an Idempotency-Key."""
 
     owner: str
+    """The actor who sent the request; see `owner_of`."""
     key: str
     attempt: str
-    """A UUID of this attempt; each worker that continues the request has another one."""
+    """A UUID of this attempt to process the request; each attempt has another one."""
     digest: bytes | None = None
     """SHA-256 of the method, URL, credential and body; None until the body has been read."""
     result: dict[str, Any] | None = None
@@ -25,6 +29,7 @@ class IdempotencyRecord(msgspec.Struct, frozen=True):
     """The row of a key that another request has used."""
 
     attempt: object
+    """The UUID of the newest attempt to process that request."""
     digest: bytes | None
     status: int | None
     """The status of the first response; None if there is no response yet."""
@@ -47,7 +52,9 @@ class Continued(msgspec.Struct, frozen=True):
     claimed_at: datetime
     """The time of the earlier attempt's claim, or now if that attempt did nothing."""
     digest: bytes | None
+    """The digest of the earlier attempt's request; None if that attempt did nothing."""
     result: dict[str, Any] | None
+    """The result of the earlier attempt's work; None if that attempt did nothing."""
 
 
 class InUse(msgspec.Struct, frozen=True):

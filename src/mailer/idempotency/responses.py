@@ -9,6 +9,7 @@ from mailer.idempotency.model import IdempotencyRecord
 LOCATION_MEDIA_TYPE = "text/uri-list"
 """The media type that marks a stored body as the Location of a response to a form."""
 REPLAYED_HEADER = (b"idempotency-replayed", b"true")
+"""The header of a response that was stored."""
 FORM_SUCCESS_STATUSES = frozenset({HTTPStatus.SEE_OTHER, HTTPStatus.CREATED})
 """Statuses of a successful form request."""
 NOT_STORED_STATUSES = frozenset(
@@ -21,9 +22,12 @@ NOT_STORED_STATUSES = frozenset(
 )
 """Statuses that are not stored, besides 5xx: a repeat may get another response."""
 MAX_REFUSAL_BYTES = 16 * 1024
-"""Bytes of a stored refusal. Anybody can cause refusals at no cost, so that a larger one is not
-stored but computed again, as is one past `MAX_STORED_REFUSALS` of its owner. Successful responses
-are always stored; their models limit their size."""
+"""Bytes of a stored refusal, a response with a status of 4xx.
+
+Refusals cost their sender nothing, so they must not fill the database: a larger refusal is not
+stored, and a repeat of its request is executed again. `MAX_STORED_REFUSALS` limits their number.
+Successful responses are always stored; their models limit their size.
+"""
 
 
 class KeyReusedError(ConflictError):
@@ -35,7 +39,10 @@ class StoredResponseErasedError(ConflictError):
 
 
 def is_storable(response: CapturedResponse, buffered: BufferedRequest) -> bool:
-    """Return whether a repeat should get this response, and can be recognized by its digest."""
+    """Return whether a response is stored, so that a repeat gets it.
+
+    Without a digest, which is unknown until the whole body was read, no repeat can be recognized.
+    """
     if buffered.is_form:
         return response.status in FORM_SUCCESS_STATUSES and response.location is not None
     is_server_error = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
@@ -57,7 +64,7 @@ def to_stored(response: CapturedResponse, buffered: BufferedRequest) -> Captured
 
 
 def ensure_same_body(digest: bytes | None, buffered: BufferedRequest) -> None:
-    """Raise `KeyReusedError` if a stored digest is not that of the request."""
+    """Raise `KeyReusedError` if a stored digest, which may be None, is not that of the request."""
     if digest is not None and digest != buffered.digest:
         raise KeyReusedError
 
@@ -65,7 +72,7 @@ def ensure_same_body(digest: bytes | None, buffered: BufferedRequest) -> None:
 def replay(record: IdempotencyRecord, buffered: BufferedRequest) -> CapturedResponse:
     """Return the stored response; raises `KeyReusedError` and `StoredResponseErasedError`."""
     if record.status is None or record.body is None:
-        raise StoredResponseErasedError  # for any body, because the digest is erased too
+        raise StoredResponseErasedError  # whatever the body is: the digest is erased too
     ensure_same_body(record.digest, buffered)
     if record.media_type == LOCATION_MEDIA_TYPE:
         return CapturedResponse(

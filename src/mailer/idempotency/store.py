@@ -1,7 +1,8 @@
 """SQL of requests with an Idempotency-Key: claims, results and first responses.
 
-A claim is a lease, as with messages: a worker renews its claim while it processes the request, and
-every write is fenced by the attempt. The caller owns the transaction; single statements need none.
+A claim has a lease, which the worker renews while it processes the request. Every change of the row
+is fenced: it has the UUID of the attempt in its condition, and so changes nothing once another
+attempt has the claim. The caller owns the transaction; single statements need none.
 """
 
 from collections.abc import Mapping
@@ -26,16 +27,21 @@ from mailer.idempotency.model import (
 
 
 def owner_of(actor: Actor) -> str:
-    """Return the owner of an actor's keys; keys of different owners never collide."""
+    """Return the owner of an actor's keys, such as `user:7`.
+
+    Different owners may use the same key for different requests.
+    """
     return actor.kind if actor.id is None else f"{actor.kind}:{actor.id}"
 
 
-# A request that is still being processed after 24 hours does not expire.
+# A key expires after 24 hours, but not while its request is still being processed.
 HAS_EXPIRED = "created_at < now() - interval '24 hours' AND leased_until < now()"
 OWN_CLAIM = "owner = :owner AND key = :key AND attempt = :attempt"
-# ON CONFLICT DO NOTHING waits for no row lock, which the transaction of the first request may hold.
-# synchronous_commit is off to save a disk flush: the work of the request commits after the claim,
-# so that a server crash which loses the claim loses the work too.
+# Inserts nothing if the key has a row. ON CONFLICT DO NOTHING does not wait for a lock on that row,
+# which the transaction of the first request may hold.
+#
+# synchronous_commit is off to save a disk flush. A crash of the server may then lose the claim, but
+# with it the work of the request, which is committed later.
 INSERT_CLAIM = text("""
     INSERT INTO idempotency (owner, key, attempt, leased_until)
     SELECT :owner, :key, CAST(:attempt AS uuid), now() + :lease
@@ -48,8 +54,9 @@ SELECT_RECORD = text(f"""
 DELETE_EXPIRED_RECORD = text(f"""
     DELETE FROM idempotency
     WHERE owner = :owner AND key = :key AND {HAS_EXPIRED}""")  # noqa: S608  # our own condition
-# A late attempt may be about to commit. This statement waits for its row lock, and then returns the
-# result. The 24 hours count from the first claim if there is a result, and else from now.
+# Replaces an attempt whose lease has expired and that has stored no response. If the transaction of
+# that attempt's work is still open, the statement waits for it, and then returns its result. The
+# 24 hours count from the first claim if there is a result, and else from now.
 RECLAIM = text("""
     UPDATE idempotency SET attempt = :attempt, leased_until = now() + :lease,
         created_at = CASE WHEN result IS NULL THEN now() ELSE created_at END
@@ -61,7 +68,10 @@ RECLAIM = text("""
 async def acquire(
     connection: AsyncConnection, claim: IdempotencyClaim, lease: timedelta
 ) -> Acquired | Continued | InUse:
-    """Acquire a claim for `lease`, unless its key is in use."""
+    """Acquire a claim for `lease`, unless its key is in use.
+
+    Starts again when another request changes the key's row between two statements.
+    """
     parameters = {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt, "lease": lease}
     while (await connection.execute(INSERT_CLAIM, parameters)).rowcount == 0:
         record = await get_record(connection, claim)
@@ -88,6 +98,7 @@ async def get_record(
     return None if row is None else IdempotencyRecord(**row)
 
 
+# The next four statements change a row only if the claim is not lost, and no response is stored.
 RENEW_CLAIM = text(f"""
     UPDATE idempotency SET leased_until = now() + :lease
     WHERE {OWN_CLAIM} AND status IS NULL""")  # noqa: S608  # our own condition
@@ -106,19 +117,18 @@ STORE_RESPONSE = text(f"""
 
 async def renew(connection: AsyncConnection, claim: IdempotencyClaim, lease: timedelta) -> bool:
     """Renew a claim for another `lease`; return False if the claim is lost."""
-    return (
-        await connection.execute(RENEW_CLAIM, _claim_parameters(claim) | {"lease": lease})
-    ).rowcount == 1
+    renewed = await connection.execute(RENEW_CLAIM, _claim_parameters(claim) | {"lease": lease})
+    return renewed.rowcount == 1
 
 
 async def release(connection: AsyncConnection, claim: IdempotencyClaim) -> None:
-    """End a claim, so that the next repeat can continue the request with its result."""
+    """End a claim: a repeat then continues with its result, or else starts from the beginning."""
     if (await connection.execute(DELETE_CLAIM, _claim_parameters(claim))).rowcount == 0:
         await connection.execute(RELEASE_CLAIM, _claim_parameters(claim))
 
 
-# Written in the transaction of the work. `attempt` and `result IS NULL` make sure that only one
-# attempt of a request does its work.
+# Executed in the transaction of the work. Changes no row if another attempt has the claim now, or
+# has done the work. So only one attempt of a request can commit its work.
 COMPLETE = """
     UPDATE idempotency SET result = $1, client_id = $2, digest = $3
     WHERE owner = $4 AND key = $5 AND attempt = $6 AND result IS NULL"""
@@ -147,6 +157,7 @@ async def complete(
 
 MAX_STORED_REFUSALS = 1000
 """Refusals (4xx) that are stored for one owner at a time."""
+# Counts no further than to :limit.
 COUNT_REFUSALS = text("""
     SELECT count(*) FROM (
         SELECT FROM idempotency WHERE owner = :owner AND status >= 400 LIMIT :limit) AS refusals""")
@@ -155,9 +166,8 @@ COUNT_REFUSALS = text("""
 async def can_store_refusal(connection: AsyncConnection, claim: IdempotencyClaim) -> bool:
     """Return whether the owner of a claim has fewer than `MAX_STORED_REFUSALS` stored refusals."""
     parameters = {"owner": claim.owner, "limit": MAX_STORED_REFUSALS}
-    return bool(
-        (await connection.execute(COUNT_REFUSALS, parameters)).scalar_one() < MAX_STORED_REFUSALS
-    )
+    count = (await connection.execute(COUNT_REFUSALS, parameters)).scalar_one()
+    return bool(count < MAX_STORED_REFUSALS)
 
 
 async def store_response(
@@ -167,19 +177,18 @@ async def store_response(
     media_type: str | None,
     body: bytes,
 ) -> bool:
-    """Store the first response.
+    """Store the first response, and end the claim.
 
-    Return False, and store nothing, if the claim is lost or the created object was erased already.
+    Returns False, and stores nothing, if the claim is lost or the created client has been erased.
     """
     values = {"digest": claim.digest, "status": status, "media_type": media_type, "body": body}
-    return (
-        await connection.execute(STORE_RESPONSE, _claim_parameters(claim) | values)
-    ).rowcount == 1
+    stored = await connection.execute(STORE_RESPONSE, _claim_parameters(claim) | values)
+    return stored.rowcount == 1
 
 
-# The stored response to the request that created the client holds personal data, so it is replaced
-# by a 409. The digest of the request's body could be reversed by trying every phone, so random
-# bytes replace it.
+# The stored response to the request that created the client holds personal data: a status of 409
+# without a body replaces it. The digest of the request's body could be reversed by trying every
+# phone: random bytes replace it.
 ERASE_OF_CLIENT = text("""
     UPDATE idempotency SET status = 409, media_type = NULL, body = NULL,
         digest = uuid_send(gen_random_uuid())
@@ -195,7 +204,8 @@ def _claim_parameters(claim: IdempotencyClaim) -> dict[str, Any]:
     return {"owner": claim.owner, "key": claim.key, "attempt": claim.attempt}
 
 
-# ARRAY, not IN: a plan may run the subquery of IN again for each row and delete more than a chunk.
+# ARRAY, not IN: PostgreSQL may run the subquery of IN again for each row, and delete more than a
+# chunk. SKIP LOCKED: rows that are being changed are left for later.
 PURGE = text(f"""
     DELETE FROM idempotency WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM idempotency WHERE {HAS_EXPIRED}
