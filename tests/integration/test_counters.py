@@ -21,7 +21,7 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
-from mailer.mailing import audience, service, transitions
+from mailer.mailing import audience, downsampling, service, transitions
 from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
@@ -113,7 +113,7 @@ async def test_old_counts_are_downsampled(
     bucket = 3600 * 24
     before = await statistics.of_mailing(engine, mailing_id, bucket)
 
-    await do(engine, counters.downsample)
+    await do(engine, downsampling.downsample)
 
     assert await value(engine, SECONDS) == len({n * 7 // resolution for n in range(60)}) + 1
     assert await statistics.of_mailing(engine, mailing_id, bucket) == before
@@ -129,7 +129,7 @@ async def test_the_last_two_minutes_are_not_downsampled(engine: AsyncEngine) -> 
         at = now - timedelta(seconds=number)
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
     await merge_deltas(engine)
-    await do(engine, counters.downsample)
+    await do(engine, downsampling.downsample)
     assert await value(engine, SECONDS) == 61
 
 
@@ -146,7 +146,7 @@ async def test_counts_of_a_recently_finished_mailing_are_downsampled_too(
     finish = f"{SETTLED}, updated_at = now() - interval '{minutes} min'"
     await execute(engine, f"UPDATE mailing SET {finish}")  # noqa: S608  # a change above
 
-    await do(engine, counters.downsample)
+    await do(engine, downsampling.downsample)
 
     assert await value(engine, SECONDS) == buckets
     assert await find_differences(engine) == []

@@ -12,8 +12,9 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.sql import sums, values_of
-from mailer.message.counters import HOUR_SECONDS
 from mailer.statuses import FAILURES, OUTCOMES, MessageStatus
+
+HOUR_SECONDS = 3_600
 
 BY_HOUR = text(f"""
     SELECT (extract(epoch FROM bucket_start - :start)::bigint / {HOUR_SECONDS})::int AS hour_number,

@@ -19,6 +19,7 @@ from mailer.forecast import service as forecast
 from mailer.gateway.channel import Channel
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
+from mailer.mailing.downsampling import resolution
 from mailer.mailing.model import Mailing
 from mailer.mailing.store import UNSETTLED, select_mailings
 from mailer.message import counters
@@ -265,7 +266,7 @@ def bucket_seconds(span: float, requested: int | None, max_buckets: int = MAX_BU
     multiple of the resolution of the counters.
     """
     shortest = max(1, ceil(span / (max_buckets - 1)))  # a span may touch one more bucket
-    step = counters.resolution(span)
+    step = resolution(span)
     if requested is None:
         suitable = (size for size in BUCKET_SIZES if size >= shortest and size % step == 0)
         return next(suitable, ceil(shortest / DAY_SECONDS) * DAY_SECONDS)
