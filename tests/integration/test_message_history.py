@@ -19,7 +19,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import asyncpg_connection
 from mailer.erasure import erase_client
 from mailer.mailing import service
-from mailer.message import store
+from mailer.message import reading, store
 from mailer.message.model import (
     ClaimedMessage,
     MessageHistory,
@@ -34,7 +34,7 @@ async def get_history(engine: AsyncEngine) -> MessageHistory:
     """Return the history of the newest message."""
     message_id = await value(engine, ID)
     mailing_id = await value(engine, "SELECT max(mailing_id) FROM message")
-    return await do(engine, lambda db: store.get_history(db, mailing_id, message_id))
+    return await do(engine, lambda db: reading.get_history(db, mailing_id, message_id))
 
 
 async def claim_one(engine: AsyncEngine, mailing_id: int) -> ClaimedMessage:
@@ -224,4 +224,4 @@ async def test_a_message_under_another_mailing_is_not_found(engine: AsyncEngine)
     message_id = await value(engine, ID)
     for mailing, message in ((mailing_id, message_id), (other, message_id + 1)):
         with pytest.raises(MessageNotFoundError):
-            await do(engine, lambda db: store.get_history(db, mailing, message))  # noqa: B023  # called at once
+            await do(engine, lambda db: reading.get_history(db, mailing, message))  # noqa: B023  # called at once
