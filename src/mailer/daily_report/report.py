@@ -15,7 +15,8 @@ from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
 from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
 from mailer.message.outcomes import HOUR_SECONDS, count_by_hour, count_failures
 from mailer.statistics.model import Bucket, ReasonCount
-from mailer.statistics.service import counts_from_mailing, counts_from_row, sum_columns
+from mailer.statistics.service import counts_from_mailing
+from mailer.statistics.store import counts_from_row, sum_columns
 from mailer.statuses import OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
 
 MAX_LISTED = 50
