@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db import workers
 from mailer.db.engine import snapshot
 from mailer.forecast import service as forecast
+from mailer.forecast.basis import read_basis
 from mailer.gateway.channel import Channel
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
@@ -75,7 +76,7 @@ async def of_mailing(
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
         throughput = forecast.usable_throughput(channel)
-        basis = await forecast.read(connection, mailing, throughput, len(active) or 1)
+        basis = await read_basis(connection, mailing, throughput, len(active) or 1)
         statistics = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
     return msgspec.structs.replace(statistics, expected_end=end)
