@@ -13,6 +13,7 @@ from mailer import metrics
 from mailer.app import create_app
 from mailer.db.engine import create_engine
 from mailer.gateway.breaker import BREAKER_STATES
+from mailer.metric_types import BoundedCounter
 
 
 async def samples(api: httpx.AsyncClient) -> dict[str, float]:
@@ -116,7 +117,7 @@ async def test_claim_batches_are_counted_by_size(api: httpx.AsyncClient) -> None
 def test_reasons_over_the_limit_are_counted_as_other() -> None:
     registry = CollectorRegistry()
     counter = Counter("finished", "", ["outcome", "reason"], registry=registry)
-    limited = metrics.BoundedCounter(counter, max_series=2)
+    limited = BoundedCounter(counter, max_series=2)
     for number in (1, 2, 3, 4, 1):
         limited.inc("undelivered", f"rejected_{number}", 10)
 
