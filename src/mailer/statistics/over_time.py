@@ -54,7 +54,8 @@ def outcomes_over_time(
         for name in OUTCOMES:
             sums[name] += getattr(counts.outcomes, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
-    # a correction may land in another bucket than the outcome, so clamp at zero
+    # A retry subtracts the outcome that it undoes. The outcome may have been downsampled to another
+    # bucket, and then the sum is negative.
     clamped = ({name: max(0, count) for name, count in sums_by_start[at].items()} for at in starts)
     return Series(
         bucket,
