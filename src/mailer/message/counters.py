@@ -59,8 +59,9 @@ class CountersOfMailing(msgspec.Struct, frozen=True):
     """Outcomes by the second; old outcomes by the start of a longer bucket."""
 
 
-SUMS = sums(COUNTERS)
 COUNTER_COLUMNS = ", ".join(COUNTERS)
+SUMS = sums(COUNTERS)
+"""The sum of each of these columns over the rows of a group, under the same name."""
 SELECT_ALL = text(f"""
     SELECT dimension, key, bucket_start, {SUMS} FROM all_message_counts
     WHERE mailing_id = :mailing_id

@@ -12,7 +12,7 @@ from mailer.db.sql import add_up
 from mailer.mailing.model import Mailing
 from mailer.statuses import SENT
 
-MINUTE = 60  # seconds
+MINUTE_SECONDS = 60
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ def _wait(mailing: Mailing, row: Row[Any]) -> Wait | None:
     return Wait(
         row.due_at,
         row.time_zone,
-        # due later than the end of its pause: it waits for its window
+        # a due time after the end of its pause means that it waits for its sending window
         is_retry=row.due_at == row.retry_at,
         is_past_end=row.due_at >= mailing.datetime_end,
     )
@@ -93,5 +93,5 @@ def _rate(row: Row[Any]) -> float:
     """Return the `rate` of `MailingProgress`. Times of less than a second count as one second."""
     if row.first_sent_at is None:
         return 0.0
-    seconds = max(1.0, min(MINUTE, (row.now - row.first_sent_at).total_seconds()))
+    seconds = max(1.0, min(MINUTE_SECONDS, (row.now - row.first_sent_at).total_seconds()))
     return float(row.sent_last_minute / seconds)
