@@ -20,7 +20,7 @@ SEND_LEASE = timedelta(minutes=10)
 """How long a worker may take to send a report; longer than all its timeouts together."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=15)
 """Delay before the second attempt to send a report, and the longest delay before an attempt."""
-MAX_DOUBLINGS = 10
+MAX_DELAY_DOUBLINGS = 10
 """After so many doublings the delay is longer than `MAX_RETRY_DELAY` anyway."""
 MAX_REPORT_AGE = timedelta(days=7)
 """How old the day of a report may be. Older reports that could not be sent are dropped."""
@@ -42,7 +42,7 @@ def newest_due(now: datetime, at: time, zone: ZoneInfo) -> date:
 
 def retry_delay(attempts: int) -> timedelta:
     """Return the delay after `attempts` failed attempts; it doubles with each attempt."""
-    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * 2 ** min(attempts - 1, MAX_DOUBLINGS))
+    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempts - 1, MAX_DELAY_DOUBLINGS)))
 
 
 def _digest(recipient: str) -> bytes:

@@ -118,7 +118,7 @@ async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[st
 COUNTER_LOCK = {"lock": COUNTER_MERGE_LOCK}
 LOCK_COUNTERS = text("SELECT pg_advisory_xact_lock(:lock)")
 # True when there are deltas and the lock was free. Without deltas the lock is not acquired.
-HAS_DELTAS_AND_LOCK = text("""
+HAS_COUNTER_DELTAS_AND_LOCK = text("""
     SELECT EXISTS (SELECT FROM message_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
 ADD_TO_COUNTERS = f"""
     ON CONFLICT (mailing_id, dimension, key, bucket_start) DO UPDATE SET
@@ -156,7 +156,7 @@ async def lock_counters(connection: AsyncConnection) -> None:
 
 async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
     """Merge up to `chunk` deltas, unless another worker is changing counters."""
-    if (await connection.execute(HAS_DELTAS_AND_LOCK, COUNTER_LOCK)).scalar_one():
+    if (await connection.execute(HAS_COUNTER_DELTAS_AND_LOCK, COUNTER_LOCK)).scalar_one():
         await connection.execute(MERGE_SOME_DELTAS, {"chunk": chunk})
 
 
