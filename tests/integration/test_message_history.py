@@ -58,7 +58,7 @@ async def fail_attempt(
     assert await finish(engine, result) == 1
 
 
-def reject(claimed: ClaimedMessage) -> MessageResult:
+def rejected(claimed: ClaimedMessage) -> MessageResult:
     """Return the result of a message that the gateway has rejected."""
     return MessageResult(
         claimed,
@@ -151,7 +151,7 @@ async def test_every_failed_attempt_is_recorded_with_times_and_reason(
     mailing_id = await add_due_messages(engine, 1)
     await fail_attempt(engine, mailing_id, "http_503")
     await fail_attempt(engine, mailing_id, "timeout")
-    await finish(engine, reject(await claim_one(engine, mailing_id)))
+    await finish(engine, rejected(await claim_one(engine, mailing_id)))
 
     history = await get_history(engine)
 
@@ -222,7 +222,7 @@ async def test_an_attempt_of_a_dead_worker_fails_with_lease_expired(
 
 async def test_retrying_a_mailing_keeps_the_history(engine: AsyncEngine) -> None:
     mailing_id = await add_due_messages(engine, 1)
-    await finish(engine, reject(await claim_one(engine, mailing_id)))
+    await finish(engine, rejected(await claim_one(engine, mailing_id)))
     before = await get_history(engine)
     await service.retry(engine, mailing_id, COMMAND_LINE)
     assert await resend(engine)

@@ -1,4 +1,7 @@
-"""Claiming messages, recording results, refunding attempts and releasing orphaned claims."""
+"""Claiming messages, recording results, refunding attempts and releasing orphaned claims.
+
+`state` returns the status, the reason and the number of attempts of a message.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -93,12 +96,12 @@ async def record_failure(claimer: asyncpg.Connection, claimed: ClaimedMessage, r
     assert await record(claimer, result) == 1
 
 
-def release(claimed: ClaimedMessage) -> MessageResult:
+def released(claimed: ClaimedMessage) -> MessageResult:
     """Return the result that releases a message; its attempt does not count."""
     return MessageResult(claimed, "scheduled", attempts=claimed.attempts - 1)
 
 
-def deliver(claimed: ClaimedMessage) -> MessageResult:
+def delivered(claimed: ClaimedMessage) -> MessageResult:
     """Return the result of a message that is delivered now."""
     return MessageResult(claimed, "delivered", attempts=claimed.attempts, sent_at=datetime.now(UTC))
 
@@ -210,7 +213,7 @@ async def test_claims_and_results_read_no_counters_of_other_mailings(
             await claimer.execute(f"SET LOCAL {name} = {setting}")
         read_before = await claimer.fetchval(COUNTER_ROW_READS)
         [claimed] = await claim(claimer, mailing_id, 1)
-        await record(claimer, deliver(claimed))
+        await record(claimer, delivered(claimed))
         # the row of this mailing, at the claim and at the result
         assert await claimer.fetchval(COUNTER_ROW_READS) == read_before + 2
 
@@ -249,7 +252,7 @@ async def test_claims_and_results_change_the_counters(
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "sending": 2}
 
     rejected = MessageResult(second, "undelivered", attempts=1, reason="rejected_400")
-    assert await record(claimer, deliver(first), rejected) == 2
+    assert await record(claimer, delivered(first), rejected) == 2
     assert await mailing_counts(engine, mailing_id) == {
         "scheduled": 1,
         "delivered": 1,
@@ -262,10 +265,10 @@ async def test_recording_a_result_twice_changes_nothing(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claimed = await claim_one(engine, claimer)
-    assert await record(claimer, deliver(claimed)) == 1
+    assert await record(claimer, delivered(claimed)) == 1
 
     rejected = MessageResult(claimed, "undelivered", attempts=1, reason="rejected_400")
-    assert await record(claimer, deliver(claimed), rejected) == 0
+    assert await record(claimer, delivered(claimed), rejected) == 0
     assert await state(engine, claimed.id) == ("delivered", None, 1)
 
 
@@ -274,7 +277,7 @@ async def test_a_result_of_another_owner_changes_nothing(
 ) -> None:
     claimed = await claim_one(engine, claimer)
 
-    assert await record(claimer, deliver(claimed), owner=uuid4()) == 0
+    assert await record(claimer, delivered(claimed), owner=uuid4()) == 0
     assert await state(engine, claimed.id) == ("sending", None, 1)
 
 
@@ -282,27 +285,27 @@ async def test_a_result_of_an_earlier_claim_changes_nothing(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claimed = await claim_one(engine, claimer)
-    assert await record(claimer, release(claimed)) == 1
+    assert await record(claimer, released(claimed)) == 1
     claimed_again = await claim_again(claimer, claimed)
     assert claimed_again.attempts == claimed.attempts
 
     # the recorder writes again when the connection was lost before the response
-    assert await record(claimer, release(claimed)) == 0
+    assert await record(claimer, released(claimed)) == 0
     assert await state(engine, claimed.id) == ("sending", None, 1)
-    assert await record(claimer, deliver(claimed_again)) == 1
+    assert await record(claimer, delivered(claimed_again)) == 1
 
 
 async def test_releasing_a_message_restores_its_reason(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     claimed = await claim_one(engine, claimer)
-    await record(claimer, release(claimed))
+    await record(claimer, released(claimed))
     assert await state(engine, claimed.id) == ("scheduled", None, 0)
 
     await record_failure(claimer, await claim_again(claimer, claimed), "http_503")
     claimed_again = await claim_again(claimer, claimed)
     assert await state(engine, claimed.id) == ("sending", None, 2)
-    await record(claimer, release(claimed_again))
+    await record(claimer, released(claimed_again))
 
     assert await state(engine, claimed.id) == ("scheduled", "http_503", 1)
 
@@ -376,7 +379,7 @@ async def test_the_result_of_a_released_orphan_is_not_stored(
     in_flight, orphan = await claim(claimer, mailing_id)
     await store.release_orphaned(claimer, OWNER, {in_flight.id})
 
-    assert await record(claimer, deliver(orphan), deliver(in_flight)) == 1
+    assert await record(claimer, delivered(orphan), delivered(in_flight)) == 1
 
     assert await state(engine, orphan.id) == ("scheduled", None, 0)
     assert await state(engine, in_flight.id) == ("delivered", None, 1)
@@ -513,7 +516,7 @@ async def test_a_claim_after_a_cursor_leaves_earlier_messages(
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
     (first,) = await claim(claimer, mailing_id, 1)
-    await record(claimer, release(first))
+    await record(claimer, released(first))
 
     (second,) = await claim(claimer, mailing_id, after=(first.due_at, first.id))
     assert second.id > first.id
