@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.client import segment_counts
 from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
+from mailer.mailing import downsampling
 from mailer.message import counters
 from mailer.sample_data import TEXT
 
@@ -183,7 +184,7 @@ async def create(url: str, clients: int) -> int:
             await database.execute(CREATE_MESSAGES, clients, first, last)
             await merge_deltas(engine)
         async with engine.begin() as connection:
-            await counters.downsample(connection)
+            await downsampling.downsample(connection)
         last_mailing = mailings + mailings_without_messages
         for first in range(1, last_mailing + 1, MAILINGS_PER_STATEMENT):
             await database.execute(SETTLE, first, MAILINGS_PER_STATEMENT)

@@ -12,7 +12,7 @@ from mailer.access.model import Actor
 from mailer.client import store as clients
 from mailer.client.api import ClientId
 from mailer.idempotency import store as claims
-from mailer.message import ending
+from mailer.mailing import ending
 
 
 async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> None:

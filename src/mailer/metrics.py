@@ -1,14 +1,13 @@
 """Prometheus metrics of this worker. No label ever holds an id.
 
-The metrics are updated for thousands of messages a second. The cost is two microseconds a message:
-labels are looked up once, and results are counted in batches.
+The rest of the program calls a function of this module for each event, such as
+`breaker_changed`; only this module knows the names of the metrics. The metrics are updated for
+thousands of messages a second. To keep the cost at two microseconds a message, labels are looked up
+once, and results are counted in batches.
 """
 
 import collections
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping
 
 import prometheus_client
 from prometheus_client import (
@@ -19,9 +18,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from mailer.metric_types import BoundedCounter, PlainHistogram
 from mailer.statuses import OUTCOMES
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and add no information
@@ -29,34 +27,6 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 REGISTRY = CollectorRegistry()
 """A registry of our own: metrics that libraries add to the global registry are not exported."""
 ProcessCollector(registry=REGISTRY)
-
-MAX_SERIES = 100
-"""Most pairs of outcome and reason that get their own series. A gateway can cause any number of
-reasons."""
-
-
-class BoundedCounter:
-    """A counter with the labels `outcome` and `reason`, and a limit on the number of series.
-
-    The first `max_series` pairs get their own series. Later pairs are counted under the reason
-    `other`.
-    """
-
-    def __init__(self, counter: Counter, max_series: int = MAX_SERIES) -> None:
-        self._counter = counter
-        self._max_series = max_series
-        self._series: dict[tuple[str, str], Counter] = {}
-
-    def inc(self, outcome: str, reason: str, amount: int) -> None:
-        """Add `amount` to the series of `outcome` and `reason`."""
-        series = self._series.get((outcome, reason))
-        if series is None:
-            may_add = len(self._series) < self._max_series
-            series = self._counter.labels(outcome, reason if may_add else "other")
-            if may_add:
-                self._series[outcome, reason] = series
-        series.inc(amount)
-
 
 _results = BoundedCounter(
     Counter(
@@ -73,47 +43,25 @@ _discarded_results = Counter(
 )
 
 
-class PlainHistogram(Collector):
-    """A histogram without locks, for use by one thread only; a third of the library's cost.
-
-    Source of the format: https://prometheus.io/docs/instrumenting/exposition_formats/
-    """
-
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._bounds = (*bounds, math.inf)
-        self._counts = [0] * len(self._bounds)
-        self._sum = 0.0
-        REGISTRY.register(self)
-
-    def observe(self, value: float, times: int = 1) -> None:
-        """Count `value`, observed `times` times."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the metric for Prometheus. A bucket includes the values of all lower buckets."""
-        bounds = ["+Inf" if bound == math.inf else str(bound) for bound in self._bounds]
-        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
-        yield HistogramMetricFamily(self._name, self._documentation, buckets, self._sum)
-
-
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets of durations, in seconds."""
 _gateway_latency = PlainHistogram(
     "mailer_gateway_request_duration_seconds",
     "Seconds from the start of a gateway request to its outcome.",
     DURATION_BUCKETS,
+    REGISTRY,
 )
 _attempts = PlainHistogram(
     "mailer_message_attempts",
     "Attempts of a message until its final result.",
     (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20),
+    REGISTRY,
 )
 _loop_lag = PlainHistogram(
     "mailer_event_loop_lag_seconds",
     "Delay of a callback on the event loop, measured ten times a second.",
     (0.001, *DURATION_BUCKETS),
+    REGISTRY,
 )
 _gateway_requests = Gauge(
     "mailer_gateway_requests_in_flight",
@@ -191,7 +139,10 @@ _job_failures = Counter(
 
 
 def watch_job(job: str, age: Callable[[], float]) -> None:
-    """Export the seconds since a job last succeeded, read from `age` at each scrape."""
+    """Export the seconds since a job last succeeded; each scrape calls `age` to get them.
+
+    The number of its failures is exported too, 0 at first.
+    """
     _job_success_ages.labels(job).set_function(age)
     _job_failures.labels(job)
 
@@ -207,9 +158,12 @@ def clock_stepped(clock: str) -> None:
 
 
 def breaker_changed(state: str, states: Iterable[str]) -> None:
-    """Export the new state of the breaker, one of `states`, and count it when it is `open`."""
-    for other in states:
-        _breaker_state.labels(other).set(other == state)
+    """Export the new `state` of the breaker; count it if it is `open`.
+
+    `states` are all states that a breaker can have.
+    """
+    for each in states:
+        _breaker_state.labels(each).set(each == state)
     if state == "open":
         _breaker_openings.inc()
 
@@ -220,10 +174,11 @@ def messages_claimed(messages: int) -> None:
 
 
 def results_recorded(results: Iterable[tuple[str, str | None, int]], *, discarded: int) -> None:
-    """Count results, each given as status, reason and number of attempts.
+    """Count results of claimed messages.
 
-    `discarded` of them were not stored, because the lease was lost. They are counted as results
-    too.
+    Each result is the new status of its message, the reason or None, and the number of attempts.
+    `discarded` is how many of the results were not stored, because the lease was lost. These are
+    counted as results too.
     """
     for (status, reason, attempts), messages in collections.Counter(results).items():
         _results.inc(status, reason or "", messages)
@@ -260,6 +215,8 @@ def watch_pool(name: str, usage: Callable[[], tuple[int, int]]) -> None:
     _connections.labels(name, "idle").set_function(lambda: usage()[1])
 
 
+# By the field of `mailer.statistics.backlog.Backlog` that each shows. They are in no registry,
+# because they are exported only when the backlog could be read.
 _backlog = {
     "waiting": Gauge(
         "mailer_backlog_messages",
@@ -297,8 +254,8 @@ _backlog = {
 def exposition(backlog: Mapping[str, float] | None, *, is_up: bool) -> bytes:
     """Return all metrics in Prometheus' text format.
 
-    `backlog` has a value for each name in `_backlog`. It is None when it could not be read; its
-    metrics are then left out. `is_up` is whether the database answered.
+    `backlog` has a value for each name in `_backlog`. It is None when the backlog could not be
+    read; then its metrics are left out. `is_up` is whether the database answered.
     """
     _database_up.set(is_up)
     text = generate_latest(REGISTRY)

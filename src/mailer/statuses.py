@@ -1,8 +1,8 @@
 """The statuses of mailings and messages, declared once.
 
-Schema, SQL, counts, API, pages and reports derive from this module. `tests/unit/test_statuses.py`
-holds everything to it that is written by hand: the document of the schema, styles, dashboard,
-README.
+Schema, SQL, counts, API, pages and reports derive from this module. Some files name the statuses by
+hand: the document of the schema, styles, dashboard, README. `tests/unit/test_statuses.py` checks
+that these agree with this module.
 """
 
 from typing import Annotated, Literal, Self, get_args
@@ -14,6 +14,9 @@ MailingStatus = Literal["scheduled", "running", "paused", "finished", "cancelled
 MAILING_STATUSES: tuple[MailingStatus, ...] = get_args(MailingStatus)
 
 MessageStatus = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled"]
+"""`scheduled`: waits until it is due. `sending`: claimed by a worker. The others are outcomes.
+`undelivered`: the gateway did not accept it. `unknown`: the gateway may have accepted it.
+`cancelled`: mailer did not send it."""
 
 
 class StatusRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,16 +62,18 @@ The colours of outcomes differ in hue and lightness, so that colour-blind users 
 distinguish them."""
 
 MESSAGE_STATUSES = tuple(STATUSES)
+# The constants below are the statuses for which a rule is true, or false.
 OPEN = tuple(name for name, rules in STATUSES.items() if rules.is_open)
 OUTCOMES = tuple(name for name, rules in STATUSES.items() if not rules.is_open)
 NOT_SCHEDULED = (*OUTCOMES, *(name for name in OPEN if name != "scheduled"))
-"""In the order of a bar: the outcomes come first."""
+"""All but `scheduled`, in the order of the parts of a bar: first the outcomes, then `sending`."""
 SENT = tuple(name for name, rules in STATUSES.items() if rules.is_sent)
 NOT_FINAL = tuple(name for name, rules in STATUSES.items() if not rules.is_final)
 FAILURES = tuple(name for name, rules in STATUSES.items() if rules.is_failure)
 RETRYABLE = tuple(name for name, rules in STATUSES.items() if rules.may_be_retried)
 
 Total = Annotated[int, Meta(ge=0)]
+"""A number of messages or mailings."""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):

@@ -323,7 +323,7 @@ async def test_idempotency_keys_of_two_api_keys_are_separate(
     answers = [await post(protected, call) for call in calls]
     assert [answer.status_code for answer in answers] == [201, 201]
     assert not any(map(is_replay, answers))
-    assert await value(engine, MAILINGS) == 2
+    assert await value(engine, COUNT_MAILINGS) == 2
 
     assert [is_replay(await post(protected, call)) for call in calls] == [True, True]
 

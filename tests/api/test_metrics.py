@@ -1,6 +1,6 @@
 """The metrics at /metrics."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -13,16 +13,17 @@ from mailer import metrics
 from mailer.app import create_app
 from mailer.db.engine import create_engine
 from mailer.gateway.breaker import BREAKER_STATES
+from mailer.metric_types import BoundedCounter
 
 
 async def samples(api: httpx.AsyncClient) -> dict[str, float]:
-    """Return all exposed samples by their name and labels."""
+    """Return the value of each exposed series, by its name and labels, such as `name label=x`."""
     answer = await api.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     return {
         " ".join(
-            [sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()))]
+            [sample.name, *(f"{label}={value}" for label, value in sorted(sample.labels.items()))]
         ): sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
@@ -49,8 +50,9 @@ async def test_process_metrics_need_no_database_and_reveal_no_version(
 
 async def test_message_results_are_counted_by_outcome_and_reason(api: httpx.AsyncClient) -> None:
     before = await samples(api)
-    outcomes = [("delivered", None, 1), ("scheduled", "timeout", 1), ("delivered", None, 3)]
-    metrics.results_recorded(outcomes, discarded=1)
+    # each result is a status, a reason and a number of attempts
+    results = [("delivered", None, 1), ("scheduled", "timeout", 1), ("delivered", None, 3)]
+    metrics.results_recorded(results, discarded=1)
     after = await samples(api)
 
     def increase(name: str) -> float:
@@ -59,10 +61,11 @@ async def test_message_results_are_counted_by_outcome_and_reason(api: httpx.Asyn
     assert increase("mailer_message_results_total outcome=delivered reason=") == 2
     assert increase("mailer_message_results_total outcome=scheduled reason=timeout") == 1
     assert increase("mailer_results_discarded_total") == 1
-    assert increase("mailer_message_attempts_sum") == 4
-    assert [increase(f"mailer_message_attempts_bucket le={n}") for n in ("0", "1", "2", "3")] == [
-        *(0, 1, 1, 2)
-    ]
+    # only of the two delivered messages
+    assert increase("mailer_message_attempts_sum") == 1 + 3
+    messages_by_bound = {"0": 0, "1": 1, "2": 1, "3": 2}  # with at most so many attempts
+    for bound, messages in messages_by_bound.items():
+        assert increase(f"mailer_message_attempts_bucket le={bound}") == messages, bound
 
 
 async def test_requests_to_the_gateway_are_counted_and_timed(api: httpx.AsyncClient) -> None:
@@ -77,8 +80,10 @@ async def test_requests_to_the_gateway_are_counted_and_timed(api: httpx.AsyncCli
 
     assert increase("count") == 4
     assert increase("sum") == pytest.approx(61.308)
-    bounds = ("0.005", "0.01", "0.25", "0.5", "60.0", "+Inf")
-    assert [increase(f"bucket le={bound}") for bound in bounds] == [2, 2, 2, 3, 3, 4]
+    # with at most so many seconds; a bound belongs to its bucket
+    requests_by_bound = {"0.005": 2, "0.01": 2, "0.25": 2, "0.5": 3, "60.0": 3, "+Inf": 4}
+    for bound, requests in requests_by_bound.items():
+        assert increase(f"bucket le={bound}") == requests, bound
 
 
 async def test_requests_in_flight_are_read_at_scrape_time(api: httpx.AsyncClient) -> None:
@@ -95,8 +100,10 @@ async def test_exactly_one_breaker_state_is_set(api: httpx.AsyncClient) -> None:
     for state in BREAKER_STATES:
         metrics.breaker_changed(state, BREAKER_STATES)
         values = await samples(api)
-        gauges = {s: values[f"mailer_gateway_breaker_state state={s}"] for s in BREAKER_STATES}
-        assert gauges == {other: other == state for other in BREAKER_STATES}
+        gauges = {
+            each: values[f"mailer_gateway_breaker_state state={each}"] for each in BREAKER_STATES
+        }
+        assert gauges == {each: each == state for each in BREAKER_STATES}
     assert values[openings] == before + 1
 
 
@@ -106,26 +113,25 @@ async def test_claim_batches_are_counted_by_size(api: httpx.AsyncClient) -> None
     metrics.messages_claimed(120)
     after = await samples(api)
 
-    def increase(size: str) -> float:
-        name = f"mailer_claim_batch_size_bucket le={size}"
-        return after[name] - before[name]
-
-    assert [increase(size) for size in ("0.0", "100.0", "200.0", "+Inf")] == [1, 1, 2, 2]
+    claims_by_bound = {"0.0": 1, "100.0": 1, "200.0": 2, "+Inf": 2}  # of at most so many messages
+    for bound, claims in claims_by_bound.items():
+        name = f"mailer_claim_batch_size_bucket le={bound}"
+        assert after[name] - before[name] == claims, bound
 
 
 def test_reasons_over_the_limit_are_counted_as_other() -> None:
     registry = CollectorRegistry()
     counter = Counter("finished", "", ["outcome", "reason"], registry=registry)
-    limited = metrics.BoundedCounter(counter, max_series=2)
+    bounded = BoundedCounter(counter, max_series=2)
     for number in (1, 2, 3, 4, 1):
-        limited.inc("undelivered", f"rejected_{number}", 10)
+        bounded.inc("undelivered", f"rejected_{number}", 10)
 
-    def series() -> Iterator[tuple[str, float]]:
-        for family in registry.collect():
-            for sample in family.samples:
-                yield sample.labels["reason"], sample.value
-
-    assert dict(series()) == {"rejected_1": 20, "rejected_2": 10, "other": 20}
+    counts_by_reason = {
+        sample.labels["reason"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+    assert counts_by_reason == {"rejected_1": 20, "rejected_2": 10, "other": 20}
 
 
 async def test_metrics_are_not_in_the_openapi_schema(api: httpx.AsyncClient) -> None:

@@ -14,6 +14,7 @@ from mailer.statuses import MESSAGE_STATUSES, OUTCOMES
 
 
 async def get(api: httpx.AsyncClient, path: str, status: int = 200) -> Any:
+    """Return the JSON of an answer, which must have `status`."""
     answer = await api.get(path)
     assert answer.status_code == status, answer.text
     return answer.json()
@@ -42,9 +43,9 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
         engine, mailing_id, clients[1:], "undelivered", "timeout", NOON + timedelta(hours=1)
     )
 
-    ended = {"delivered": 1, "undelivered": 1}
-    counts = dict.fromkeys(MESSAGE_STATUSES, 0) | ended
-    none = dict.fromkeys(OUTCOMES, 0)
+    counts = dict.fromkeys(MESSAGE_STATUSES, 0) | {"delivered": 1, "undelivered": 1}
+    no_outcomes = dict.fromkeys(OUTCOMES, 0)
+    outcomes = no_outcomes | {"delivered": 1, "undelivered": 1}
     assert await get(api, f"/mailings/{mailing_id}/statistics?bucket=3600") == {
         "mailing_id": mailing_id,
         "clients_count": 2,
@@ -58,14 +59,14 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
         "over_time": {
             "bucket": 3600,
             "buckets": [
-                {"start": "2020-01-15T12:00:00Z", "messages": none | {"delivered": 1}},
-                {"start": "2020-01-15T13:00:00Z", "messages": none | {"undelivered": 1}},
+                {"start": "2020-01-15T12:00:00Z", "messages": no_outcomes | {"delivered": 1}},
+                {"start": "2020-01-15T13:00:00Z", "messages": no_outcomes | {"undelivered": 1}},
             ],
         },
         "rate": 0.0,
         "first_sent_at": "2020-01-15T12:00:00Z",
         "last_sent_at": "2020-01-15T12:00:00Z",
-        "attempts": [{"attempts": 1, "messages": none | ended}],
+        "attempts": [{"attempts": 1, "messages": outcomes}],
         "expected_end": None,
     }
 
@@ -103,6 +104,7 @@ async def test_a_bucket_that_results_in_too_many_buckets_is_refused(
     await add_messages(engine, mailing_id, clients[:1], "delivered")
     await add_messages(engine, mailing_id, clients[1:], "delivered", at=NOON + timedelta(hours=1))
 
+    # an hour in 499 buckets, since it may touch one more: 8 seconds each, rounded up
     problem = await get(api, f"/mailings/{mailing_id}/statistics?bucket=1", 400)
     assert problem["errors"] == [
         {

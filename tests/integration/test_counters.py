@@ -21,16 +21,21 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
-from mailer.mailing import audience, service, transitions
+from mailer.mailing import audience, downsampling, service, transitions
 from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
 
-DELTAS = "SELECT count(*) FROM message_count_delta"
-SECONDS = "SELECT count(*) FROM message_count WHERE dimension = 'second'"
+COUNT_DELTAS = "SELECT count(*) FROM message_count_delta"
+COUNT_SECONDS = "SELECT count(*) FROM message_count WHERE dimension = 'second'"
+"""The number of buckets of outcomes over time."""
+LEASE_COLUMNS = f"lease_owner = '{uuid4()}', lease_expires_at = now()"
+"""Columns of a message that is being sent."""
+NO_LEASE_COLUMNS = "lease_owner = NULL, lease_expires_at = NULL, updated_at = clock_timestamp()"
 
 
 async def merge_deltas(engine: AsyncEngine, chunk: int = 10_000) -> None:
+    """Merge up to `chunk` deltas of message counters."""
     await do(engine, lambda db: counters.merge_deltas(db, chunk))
 
 
@@ -41,13 +46,14 @@ async def test_merging_deltas_changes_no_count(engine: AsyncEngine) -> None:
     await add_messages(engine, mailing_id, clients[20:], "undelivered", "rejected_400")
     before = await statistics.of_mailing(engine, mailing_id)
 
-    deltas = await value(engine, DELTAS)
+    deltas = await value(engine, COUNT_DELTAS)
     while deltas:
         await merge_deltas(engine, chunk=3)
-        assert await value(engine, DELTAS) == max(0, deltas - 3)
+        deltas_left = await value(engine, COUNT_DELTAS)
+        assert deltas_left == max(0, deltas - 3)
         assert await statistics.of_mailing(engine, mailing_id) == before
         assert await find_differences(engine) == []
-        deltas = await value(engine, DELTAS)
+        deltas = deltas_left
 
 
 async def test_concurrent_merges_count_nothing_twice(engine: AsyncEngine) -> None:
@@ -63,16 +69,18 @@ async def test_every_change_of_messages_changes_the_counters(engine: AsyncEngine
     clients = await add_clients(engine, 60)
     mailing_id = await add_mailing(engine, clients=60)
     await add_messages(engine, mailing_id, clients, "scheduled")
-    lease = f"lease_owner = '{uuid4()}', lease_expires_at = now()"
-    free = "lease_owner = NULL, lease_expires_at = NULL, updated_at = clock_timestamp()"
+    lease, no_lease = LEASE_COLUMNS, NO_LEASE_COLUMNS
     for change in (
+        # a claim of some messages, and a result of each
         f"status = 'sending', attempts = 1, {lease} WHERE id % 2 = 0",
-        f"status = 'delivered', sent_at = now(), {free} WHERE status = 'sending' AND id % 4 = 0",
-        f"status = 'scheduled', reason = 'timeout', {free} WHERE status = 'sending'",
+        f"status = 'delivered', sent_at = now(), {no_lease} WHERE attempts = 1 AND id % 4 = 0",
+        f"status = 'scheduled', reason = 'timeout', {no_lease} WHERE status = 'sending'",
+        # another claim of the messages that failed, which then fail permanently
         f"status = 'sending', reason = NULL, attempts = 2, {lease} WHERE reason = 'timeout'",
-        f"status = 'undelivered', reason = 'attempts_exhausted', {free} WHERE status = 'sending'",
-        f"status = 'scheduled', attempts = 0, reason = NULL, {free} WHERE id % 3 = 0",
-        f"status = 'cancelled', reason = 'expired', {free} WHERE status = 'scheduled'",
+        f"status = 'undelivered', reason = 'rejected_400', {no_lease} WHERE status = 'sending'",
+        # a retry, the end of the mailing, and a change of the reason
+        f"status = 'scheduled', attempts = 0, reason = NULL, {no_lease} WHERE id % 3 = 0",
+        f"status = 'cancelled', reason = 'expired', {no_lease} WHERE status = 'scheduled'",
         "reason = 'filter_changed' WHERE reason = 'expired' AND id % 5 = 0",
     ):
         await execute(engine, f"UPDATE message SET {change}")  # noqa: S608  # a change above
@@ -84,14 +92,13 @@ async def test_every_change_of_messages_changes_the_counters(engine: AsyncEngine
 async def test_a_claim_writes_no_deltas(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, clients=9)
     await add_messages(engine, mailing_id, await add_clients(engine, 9), "scheduled")
-    deltas = await value(engine, DELTAS)
-    lease = f"lease_owner = '{uuid4()}', lease_expires_at = now()"
-    await execute(engine, f"UPDATE message SET status = 'sending', attempts = 1, {lease}")  # noqa: S608  # a change above
-    assert await value(engine, DELTAS) == deltas
+    deltas = await value(engine, COUNT_DELTAS)
+    await execute(engine, f"UPDATE message SET status = 'sending', attempts = 1, {LEASE_COLUMNS}")  # noqa: S608  # a constant above
+    assert await value(engine, COUNT_DELTAS) == deltas
 
 
 @pytest.mark.parametrize(
-    ("span", "resolution"),
+    ("span", "resolution"),  # from the first to the last outcome; seconds of a bucket
     [
         (timedelta(minutes=30), 1),
         (5 * HOUR, 10),
@@ -103,42 +110,49 @@ async def test_a_claim_writes_no_deltas(engine: AsyncEngine) -> None:
 async def test_old_counts_are_downsampled(
     engine: AsyncEngine, span: timedelta, resolution: int
 ) -> None:
-    clients = await add_clients(engine, 61)
+    *clients, last_client = await add_clients(engine, 61)
     mailing_id = await add_mailing(engine, clients=61)
-    for number, client in enumerate(clients[:60]):
-        at = NOON + timedelta(seconds=number * 7)
+    seconds = [number * 7 for number in range(60)]
+    for second, client in zip(seconds, clients, strict=True):
+        at = NOON + timedelta(seconds=second)
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
-    await add_messages(engine, mailing_id, clients[60:61], "cancelled", "expired", at=NOON + span)
+    await add_messages(engine, mailing_id, [last_client], "cancelled", "expired", at=NOON + span)
     await merge_deltas(engine)
-    bucket = 3600 * 24
-    before = await statistics.of_mailing(engine, mailing_id, bucket)
+    day_seconds = 3600 * 24  # a bucket of statistics that every resolution divides
+    before = await statistics.of_mailing(engine, mailing_id, day_seconds)
 
-    await do(engine, counters.downsample)
+    await do(engine, downsampling.downsample)
 
-    assert await value(engine, SECONDS) == len({n * 7 // resolution for n in range(60)}) + 1
-    assert await statistics.of_mailing(engine, mailing_id, bucket) == before
+    buckets_of_first_clients = {second // resolution for second in seconds}
+    assert await value(engine, COUNT_SECONDS) == len(buckets_of_first_clients) + 1
+    assert await statistics.of_mailing(engine, mailing_id, day_seconds) == before
     assert await find_differences(engine) == []
 
 
 async def test_the_last_two_minutes_are_not_downsampled(engine: AsyncEngine) -> None:
-    clients = await add_clients(engine, 61)
+    first_client, *clients = await add_clients(engine, 61)
     mailing_id = await add_mailing(engine, clients=61)
     now = datetime.now(UTC)
-    await add_messages(engine, mailing_id, clients[:1], "delivered", at=now - 2 * HOUR)
-    for number, client in enumerate(clients[1:]):
+    # two hours between the outcomes, so that old ones are downsampled to ten seconds
+    await add_messages(engine, mailing_id, [first_client], "delivered", at=now - 2 * HOUR)
+    for number, client in enumerate(clients):
         at = now - timedelta(seconds=number)
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
     await merge_deltas(engine)
-    await do(engine, counters.downsample)
-    assert await value(engine, SECONDS) == 61
+    await do(engine, downsampling.downsample)
+    assert await value(engine, COUNT_SECONDS) == 61
 
 
-@pytest.mark.parametrize(("minutes", "buckets"), [(10, 6), (40, 60)])
-async def test_counts_of_a_recently_finished_mailing_are_downsampled_too(
+@pytest.mark.parametrize(
+    ("minutes", "buckets"),  # since the mailing has finished; left after downsampling
+    [(10, 5 + 1), (40, 50 + 10)],
+)
+async def test_counts_of_a_mailing_are_downsampled_for_half_an_hour_after_its_end(
     engine: AsyncEngine, minutes: int, buckets: int
 ) -> None:
     clients = await add_clients(engine, 60)
     mailing_id = await add_mailing(engine, clients=60)
+    # one outcome a second for 50 s, and 5,000 s later for 10 s; such a span has buckets of 10 s
     for number, client in enumerate(clients):
         at = NOON + timedelta(seconds=number if number < 50 else 5_000 + number)
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
@@ -146,9 +160,9 @@ async def test_counts_of_a_recently_finished_mailing_are_downsampled_too(
     finish = f"{SETTLED}, updated_at = now() - interval '{minutes} min'"
     await execute(engine, f"UPDATE mailing SET {finish}")  # noqa: S608  # a change above
 
-    await do(engine, counters.downsample)
+    await do(engine, downsampling.downsample)
 
-    assert await value(engine, SECONDS) == buckets
+    assert await value(engine, COUNT_SECONDS) == buckets
     assert await find_differences(engine) == []
 
 
@@ -158,52 +172,67 @@ async def test_a_deleted_mailing_leaves_no_counters(engine: AsyncEngine) -> None
     await merge_deltas(engine)
     await service.delete(engine, mailing_id, COMMAND_LINE)
     for _ in range(2):
-        await do(engine, lambda db: transitions.purge(db, 100))
+        await do(engine, lambda db: transitions.purge(db, chunk=100))
     assert await value(engine, "SELECT count(*) FROM message_count") == 0
-    assert await value(engine, DELTAS) == 0
+    assert await value(engine, COUNT_DELTAS) == 0
+
+
+async def merge_segment_deltas(engine: AsyncEngine) -> None:
+    """Merge all deltas of segment counts."""
+    await do(engine, lambda db: segment_counts.merge_deltas(db, 1_000))
+
+
+async def count_matching(engine: AsyncEngine, *client_filters: str | None) -> list[int]:
+    """Return how many clients each filter matches, by the segment counts."""
+    return [
+        await do(engine, lambda db: audience.count(db, client_filter))  # noqa: B023  # called at once
+        for client_filter in client_filters
+    ]
+
+
+async def import_eight_vips(api: httpx.AsyncClient) -> None:
+    """Import a CSV file with eight clients who have the operator code 916 and the tag `vip`."""
+    csv = "phone,tag\n" + "".join(f"7916000000{n},vip\n" for n in range(8))
+    await api.post("/clients/import", content=csv, headers={"content-type": "text/csv"})
+
+
+async def test_importing_the_same_clients_again_changes_no_segment_count(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await import_eight_vips(api)
+    assert await count_matching(engine, None, "vip", "916") == [8, 8, 8]
+
+    await merge_segment_deltas(engine)
+    await import_eight_vips(api)
+
+    assert await count_matching(engine, None, "vip", "916") == [8, 8, 8]
 
 
 async def test_segment_counts_follow_every_change_of_clients(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    async def count_matching(client_filter: str | None) -> int:
-        return await do(engine, lambda db: audience.count(db, client_filter))
-
-    csv = "phone,tag\n" + "".join(f"7916000000{n},vip\n" for n in range(8))
-    headers = {"content-type": "text/csv"}
-    for step in range(2):
-        await api.post("/clients/import", content=csv, headers=headers)
-        assert (
-            await count_matching(None),
-            await count_matching("vip"),
-            await count_matching("916"),
-        ) == (8, 8, 8)
-        if step == 0:
-            await do(engine, lambda db: segment_counts.merge_deltas(db, 1_000))
-    newest = (await api.get("/clients?limit=3")).json()["results"]
-    await api.patch(f"/clients/{newest[0]['id']}", json={"tag": None, "operator_code": "903"})
-    await api.patch(f"/clients/{newest[1]['id']}", json={"time_zone": "Asia/Tokyo"})
-    await api.delete(f"/clients/{newest[2]['id']}")
+    await import_eight_vips(api)
+    await merge_segment_deltas(engine)
+    changed_code, changed_zone, deleted = (await api.get("/clients?limit=3")).json()["results"]
+    await api.patch(f"/clients/{changed_code['id']}", json={"tag": None, "operator_code": "903"})
+    await api.patch(f"/clients/{changed_zone['id']}", json={"time_zone": "Asia/Tokyo"})
+    await api.delete(f"/clients/{deleted['id']}")
     await api.post("/clients", json={"phone": "79031234567", "tag": "new"})
 
-    async def counts() -> list[int]:
-        return [
-            await count_matching(f) for f in (None, "vip", "916", "903", "new", "vip, new, 903")
-        ]
-
-    assert await counts() == [8, 6, 6, 2, 1, 8]
+    filters = (None, "vip", "916", "903", "new", "vip, new, 903")
+    assert await count_matching(engine, *filters) == [8, 6, 6, 2, 1, 8]
     assert (await api.get("/clients?time_zone=Asia/Tokyo&tag=vip")).json()["count"] == 1
     assert await find_differences(engine) == []
-    await do(engine, lambda db: segment_counts.merge_deltas(db, 1_000))
-    assert await counts() == [8, 6, 6, 2, 1, 8]
+    await merge_segment_deltas(engine)
+    assert await count_matching(engine, *filters) == [8, 6, 6, 2, 1, 8]
     assert await find_differences(engine) == []
 
 
 async def test_an_empty_segment_is_deleted(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = (await api.post("/clients", json={"phone": "79031234567"})).json()
-    await do(engine, lambda db: segment_counts.merge_deltas(db, 1_000))
+    await merge_segment_deltas(engine)
     await api.delete(f"/clients/{created['id']}")
-    await do(engine, lambda db: segment_counts.merge_deltas(db, 1_000))
+    await merge_segment_deltas(engine)
     assert await value(engine, "SELECT count(*) FROM segment_count") == 0
 
 

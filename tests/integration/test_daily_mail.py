@@ -27,21 +27,26 @@ DAY = date(2020, 1, 15)
 MORNING = datetime(2020, 1, 16, 8, tzinfo=UTC)
 """When the report of `DAY` is due."""
 SECOND, MINUTE, A_DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
-SENT = "SELECT array_agg(day ORDER BY day) FROM daily_report WHERE sent_at IS NOT NULL"
+SENT_DAYS = "SELECT array_agg(day ORDER BY day) FROM daily_report WHERE sent_at IS NOT NULL"
+UNAVAILABLE_PORT = 1
+"""A port at which no mail server listens."""
 
 
 @pytest.fixture
 def mailbox() -> Mailbox:
+    """The mails that the mail server has received."""
     return Mailbox()
 
 
 @pytest.fixture
 async def port(mailbox: Mailbox) -> AsyncIterator[int]:
+    """The port of a mail server that puts mails into `mailbox`."""
     async with mail_server(mailbox) as port:
         yield port
 
 
 def daily_mail(engine: AsyncEngine, port: int) -> DailyMail:
+    """Return the daily mail of one worker: at 08:00 UTC, to two recipients."""
     settings = Settings(
         smtp_url=f"smtp://127.0.0.1:{port}", report_recipients="boss@example.org, ops@example.org"
     )
@@ -53,9 +58,11 @@ async def test_the_report_of_the_previous_day_is_sent_when_due(
 ) -> None:
     mailing_id = await add_mailing(engine, clients=1)
     await add_messages(engine, mailing_id, await add_clients(engine, 1), "delivered")
-    await execute(
-        engine, "INSERT INTO daily_report VALUES ('2020-01-14', DEFAULT, now(), 1, now())"
+    sent_before = (
+        "INSERT INTO daily_report (day, leased_until, attempts, sent_at)"
+        " VALUES ('2020-01-14', now(), 1, now())"
     )
+    await execute(engine, sent_before)
     mail = daily_mail(engine, port)
 
     await mail.send_due(MORNING - SECOND)
@@ -64,7 +71,7 @@ async def test_the_report_of_the_previous_day_is_sent_when_due(
     with capture_logs() as logs:
         await mail.send_due(MORNING)
     assert mailbox.mail()["Subject"] == "mailer, 2020-01-15: 1 delivered, 0 not"
-    assert await value(engine, SENT) == [date(2020, 1, 14), DAY]
+    assert await value(engine, SENT_DAYS) == [date(2020, 1, 14), DAY]
     assert logs == [{"event": "report_sent", "log_level": "info", "day": DAY, "recipients": 2}]
 
 
@@ -74,8 +81,8 @@ async def test_a_report_is_sent_once_by_concurrent_and_later_workers(
     async with asyncio.TaskGroup() as tasks:
         for _ in range(8):
             tasks.create_task(daily_mail(engine, port).send_due(MORNING))
-    for later in range(0, 24 * 60, 30):
-        await daily_mail(engine, port).send_due(MORNING + later * MINUTE)
+    for minutes in range(0, 24 * 60, 30):  # until the next report is due
+        await daily_mail(engine, port).send_due(MORNING + minutes * MINUTE)
 
     assert len(mailbox.envelopes) == 1
 
@@ -83,39 +90,41 @@ async def test_a_report_is_sent_once_by_concurrent_and_later_workers(
 async def test_a_report_is_sent_when_the_mail_server_is_back(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
-    unavailable = daily_mail(engine, 1)
-    tries, now = 0, MORNING
-    while now < MORNING + timedelta(hours=2):
-        with capture_logs() as logs:
+    unavailable = daily_mail(engine, UNAVAILABLE_PORT)
+    now = MORNING
+    with capture_logs() as logs:
+        while now < MORNING + timedelta(hours=2):
             await unavailable.send_due(now)
-        for event in logs:
-            assert (event["event"], event["day"]) == ("report_failed", DAY)
-            assert event["reason"].startswith("the mail server 127.0.0.1:1 did not accept")
-            assert "example.org" not in str(event)
-            tries += 1
-        now += 20 * SECOND
-    assert 8 <= tries <= 15
+            now += 20 * SECOND
+    for event in logs:
+        assert (event["event"], event["day"]) == ("report_failed", DAY)
+        assert event["reason"].startswith("the mail server 127.0.0.1:1 did not accept")
+        assert "example.org" not in str(event)
+    # at growing intervals, up to a quarter of an hour
+    assert 8 <= len(logs) <= 15
 
     await daily_mail(engine, port).send_due(now + MAX_RETRY_DELAY)
 
     assert mailbox.mail()["Subject"].startswith("mailer, 2020-01-15")
-    assert await value(engine, SENT) == [DAY]
+    assert await value(engine, SENT_DAYS) == [DAY]
 
 
 async def test_failed_reports_are_sent_oldest_first_for_a_week(
     engine: AsyncEngine, mailbox: Mailbox, port: int
 ) -> None:
+    unavailable = daily_mail(engine, UNAVAILABLE_PORT)
     for days in range(10):
-        await daily_mail(engine, 1).send_due(MORNING + days * A_DAY)
+        morning = MORNING + days * A_DAY
+        await unavailable.send_due(morning)
         # the oldest is tried first; reports that wait for a retry do not block newer ones
-        for attempt in range(days):
-            await daily_mail(engine, 1).send_due(MORNING + days * A_DAY + attempt * SECOND)
+        for seconds in range(days):
+            await unavailable.send_due(morning + seconds * SECOND)
 
-    mail = daily_mail(engine, port)
+    available = daily_mail(engine, port)
     for _ in range(10):
-        await mail.send_due(MORNING + 9 * A_DAY + MAX_RETRY_DELAY)
+        await available.send_due(MORNING + 9 * A_DAY + MAX_RETRY_DELAY)
 
-    assert await value(engine, SENT) == [DAY + days * A_DAY for days in range(3, 10)]
+    assert await value(engine, SENT_DAYS) == [DAY + days * A_DAY for days in range(3, 10)]
     assert len(mailbox.envelopes) == 7
 
 
@@ -124,15 +133,23 @@ async def test_days_on_which_no_worker_ran_get_a_report(
 ) -> None:
     mail = daily_mail(engine, port)
     await mail.send_due(MORNING)
-    for _ in range(9):
+    for _ in range(9):  # each call sends one report
         await mail.send_due(MORNING + 4 * A_DAY)
-    assert await value(engine, SENT) == [DAY + days * A_DAY for days in range(5)]
+    first_days = [DAY + days * A_DAY for days in range(5)]
+    assert await value(engine, SENT_DAYS) == first_days
+    assert len(mailbox.envelopes) == len(first_days)
 
+
+async def test_days_on_which_no_worker_ran_get_a_report_for_a_week_only(
+    engine: AsyncEngine, mailbox: Mailbox, port: int
+) -> None:
+    mail = daily_mail(engine, port)
+    await mail.send_due(MORNING)
     for _ in range(9):
         await mail.send_due(MORNING + 30 * A_DAY)
     last_week = [DAY + days * A_DAY for days in range(24, 31)]
-    assert (await value(engine, SENT))[5:] == last_week
-    assert len(mailbox.envelopes) == 12
+    assert await value(engine, SENT_DAYS) == [DAY, *last_week]
+    assert len(mailbox.envelopes) == 1 + len(last_week)
 
 
 async def test_a_report_leased_by_another_worker_is_sent_after_the_lease_expires(
@@ -156,16 +173,14 @@ async def test_a_report_sent_twice_has_the_same_message_id(
 ) -> None:
     mail = daily_mail(engine, port)
     await mail.send_due(MORNING)
-    first = mailbox.mail()["Message-ID"]
-    await execute(
-        engine, "UPDATE daily_report SET sent_at = NULL"
-    )  # as after a crash before the record
-    mailbox.envelopes.clear()
+    # as after a crash before it is recorded that the report was sent
+    await execute(engine, "UPDATE daily_report SET sent_at = NULL")
     await mail.send_due(MORNING + SEND_LEASE)
-    assert mailbox.mail()["Message-ID"] == first
-    mailbox.envelopes.clear()
     await mail.send_due(MORNING + A_DAY)
-    assert mailbox.mail()["Message-ID"] != first
+
+    first, repeated, of_next_day = map(message_id, mailbox.envelopes)
+    assert repeated == first
+    assert of_next_day != first
 
 
 async def test_a_temporarily_refused_recipient_is_retried_alone(
@@ -176,7 +191,7 @@ async def test_a_temporarily_refused_recipient_is_retried_alone(
     with capture_logs() as logs:
         await mail.send_due(MORNING)
     assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["ops@example.org"]]
-    assert await value(engine, SENT) is None
+    assert await value(engine, SENT_DAYS) is None
     assert [(event["event"], event["recipients"]) for event in logs] == [
         ("report_deferred", 1),
         ("report_sent", 1),
@@ -186,17 +201,17 @@ async def test_a_temporarily_refused_recipient_is_retried_alone(
     await mail.send_due(MORNING + MAX_RETRY_DELAY)  # still refused
     assert len(mailbox.envelopes) == 1
     mailbox.answers.clear()
-    await daily_mail(engine, port).send_due(
-        MORNING + 2 * MAX_RETRY_DELAY
-    )  # any worker can continue
+    other_worker = daily_mail(engine, port)
+    await other_worker.send_due(MORNING + 2 * MAX_RETRY_DELAY)
 
     first, second = mailbox.envelopes
     assert second.rcpt_tos == ["boss@example.org"]
     assert message_id(first) == message_id(second)
-    assert await value(engine, SENT) == [DAY]
+    assert await value(engine, SENT_DAYS) == [DAY]
 
 
 def message_id(envelope: Envelope) -> str:
+    """Return the Message-ID of a mail."""
     assert isinstance(envelope.content, bytes)
     return str(message_from_bytes(envelope.content)["Message-ID"])
 
@@ -219,7 +234,7 @@ async def test_a_permanently_refused_recipient_is_not_retried(
     mailbox.answers = {}
     await mail.send_due(MORNING + MAX_RETRY_DELAY)
     assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["ops@example.org"]]
-    assert await value(engine, SENT) == [DAY]
+    assert await value(engine, SENT_DAYS) == [DAY]
 
 
 @pytest.mark.parametrize("answer", ["421 4.3.2 shutting down", "451 4.3.0 try later"])
@@ -265,14 +280,14 @@ async def test_a_mail_being_sent_is_finished_when_the_worker_stops(engine: Async
         mail = daily_mail(engine, port)
         job = asyncio.create_task(mail.run())
         await mailbox.has_mail.wait()
-        job.cancel()  # as the scheduler does at shutdown
+        job.cancel()  # as the dispatcher does when it stops
         await asyncio.wait([job])
-        finishing = asyncio.create_task(mail.finish(30))
+        finishing = asyncio.create_task(mail.finish(max_wait=30))
         mailbox.may_answer.set()
         await finishing
 
     assert len(mailbox.envelopes) == 1
-    assert await value(engine, "SELECT count(*) FROM daily_report WHERE sent_at IS NOT NULL") == 1
+    assert len(await value(engine, SENT_DAYS)) == 1
 
 
 async def test_the_example_report_is_written(tmp_path: Path) -> None:
@@ -286,12 +301,12 @@ async def test_the_example_report_is_written(tmp_path: Path) -> None:
 async def test_the_report_is_a_job_only_if_mail_is_configured(
     engine: AsyncEngine,
 ) -> None:
-    mail = daily_mail(engine, 1)
+    mail = daily_mail(engine, UNAVAILABLE_PORT)
     limits = JobLimits.of(Settings())
-    assert [job.run for job in jobs(engine, limits, mail.run) if job.name == "send_report"] == [
-        mail.run
-    ]
-    assert not [job for job in jobs(engine, limits, None) if job.name == "send_report"]
+    with_mail = {job.name: job.run for job in jobs(engine, limits, report=mail.run)}
+    without_mail = {job.name for job in jobs(engine, limits, report=None)}
+    assert with_mail["send_report"] == mail.run
+    assert "send_report" not in without_mail
 
 
 @pytest.mark.parametrize(

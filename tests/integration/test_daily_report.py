@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -24,36 +25,55 @@ from mailer.errors import InvalidError, StartError
 from mailer.message import counters
 from mailer.settings import Settings
 from mailer.statistics.model import ReasonCount
-from mailer.statuses import OUTCOMES, STATUSES, MessageCounts, MessageStatus, OutcomeCounts
+from mailer.statuses import (
+    MESSAGE_STATUSES,
+    OUTCOMES,
+    STATUSES,
+    MessageCounts,
+    MessageStatus,
+    OutcomeCounts,
+)
 
 DAY = date(2020, 1, 15)
+"""The day of `NOON`, when sample messages are sent by default."""
+SECOND = timedelta(seconds=1)
+REMOTE_SMTP_URL = "smtp://report%40example.org:secret@mail.example.org"
+VALID_LOGIN = "ops%40example.org:p%40ss%2Fword@"
+"""The part of a mail server's URL with the login that `knows` accepts."""
+StartMailServer = Callable[..., Awaitable[int]]
+
+
+async def sample_report(engine: AsyncEngine) -> DailyReport:
+    """Return a report with one delivered and two undelivered messages, all at 13:00."""
+    clients = await add_clients(engine, 3)
+    mailing_id = await add_mailing(engine, clients=3)
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=NOON + HOUR)
+    await add_messages(engine, mailing_id, clients[1:], "undelivered", "<b>&", NOON + HOUR)
+    return await daily_report(engine, DAY, "UTC")
+
 
 # ---- content ---------------------------------------------------------------------------------
 
 
 async def test_the_report_counts_outcomes_of_the_local_day(engine: AsyncEngine) -> None:
-    clients = await add_clients(engine, 9)
+    unused_clients = iter(await add_clients(engine, 9))
     start = datetime(2020, 1, 14, tzinfo=UTC)
     mailing_id = await add_mailing(engine, clients=9, start=start, lasts=72 * HOUR)
     day_start = datetime(2020, 1, 14, 21, tzinfo=UTC)  # midnight in Moscow
-    second = timedelta(seconds=1)
-    await add_messages(engine, mailing_id, clients[:1], "delivered", at=day_start - second)
-    await add_messages(engine, mailing_id, clients[1:3], "delivered", at=day_start)
-    await add_messages(
-        engine,
-        mailing_id,
-        clients[3:4],
-        "undelivered",
-        "rejected_400",
-        day_start + 24 * HOUR - second,
-    )
-    await add_messages(
-        engine, mailing_id, clients[4:6], "undelivered", "attempts_exhausted", day_start + HOUR
-    )
-    await add_messages(
-        engine, mailing_id, clients[6:7], "cancelled", "expired", day_start + 24 * HOUR
-    )
-    await add_messages(engine, mailing_id, clients[7:], "scheduled", "timeout", day_start + HOUR)
+    day_end = day_start + 24 * HOUR
+
+    async def add(count: int, status: MessageStatus, reason: str | None, at: datetime) -> None:
+        clients = list(islice(unused_clients, count))
+        await add_messages(engine, mailing_id, clients, status, reason, at)
+
+    # an outcome of the day before, five of the day, and one of the day after
+    await add(1, "delivered", None, day_start - SECOND)
+    await add(2, "delivered", None, day_start)
+    await add(2, "undelivered", "attempts_exhausted", day_start + HOUR)
+    await add(1, "undelivered", "rejected_400", day_end - SECOND)
+    await add(1, "cancelled", "expired", day_end)
+    # no outcome
+    await add(2, "scheduled", "timeout", day_start + HOUR)
 
     report = await daily_report(engine, DAY, "Europe/Moscow")
 
@@ -62,51 +82,64 @@ async def test_the_report_counts_outcomes_of_the_local_day(engine: AsyncEngine) 
         ReasonCount("undelivered", "rejected_400", 1),
     ]
     assert report.outcomes == OutcomeCounts.of(delivered=2, undelivered=3)
+    # the counts of mailings are the current ones, of all days
     assert report.messages == MessageCounts.of(scheduled=2, delivered=3, undelivered=3, cancelled=1)
     (mailing,) = report.mailings
-    assert (mailing.id, mailing.clients_count, mailing.messages) == (mailing_id, 9, report.messages)
+    assert mailing.id == mailing_id
+    assert mailing.clients_count == 9
+    assert mailing.messages == report.messages
     assert mailing.datetime_start.isoformat() == "2020-01-14T03:00:00+03:00"
 
 
-async def test_the_report_lists_the_mailings_that_ran_on_the_day(engine: AsyncEngine) -> None:
-    day_start, day_end = day_bounds(DAY, ZoneInfo("UTC"))
-    await set_updated(
-        engine,
-        await add_mailing(engine, status="finished", start=day_start - 2 * HOUR, lasts=2 * HOUR),
-        day_start - HOUR / 60,
-    )
-    ended_at_midnight = await add_mailing(engine, start=day_start - 2 * HOUR, lasts=2 * HOUR)
-    ended_on_the_day = await add_mailing(engine, start=day_start - 2 * HOUR, lasts=3 * HOUR)
-    await add_mailing(engine, start=day_end)
-    running_all_day = await add_mailing(engine, start=day_start - HOUR, lasts=99 * HOUR)
-    starting_on_the_day = await add_mailing(engine, status="scheduled", start=day_end - HOUR)
-    await set_updated(
-        engine,
-        await add_mailing(engine, status="finished", start=day_start - HOUR),
-        day_start - HOUR / 2,
-    )
-    finished = await add_mailing(engine, status="finished", start=day_start - HOUR)
-    await set_updated(engine, finished, day_start + HOUR)
-    deleted = await add_mailing(engine)
+async def add_settled_mailing(engine: AsyncEngine, *, start: datetime, settled_at: datetime) -> int:
+    """Add a finished mailing whose last message became final at `settled_at`."""
+    mailing_id = await add_mailing(engine, status="finished", start=start)
     async with engine.begin() as connection:
         await connection.execute(
-            text("UPDATE mailing SET deleted_at = now() WHERE id = :id"), {"id": deleted}
+            text("UPDATE mailing SET updated_at = :at WHERE id = :id"),
+            {"id": mailing_id, "at": settled_at},
         )
+    return mailing_id
+
+
+async def test_mailings_that_ran_on_the_day_are_listed_newest_first(engine: AsyncEngine) -> None:
+    day_start, day_end = day_bounds(DAY, ZoneInfo("UTC"))
+    ended_on_the_day = await add_mailing(engine, start=day_start - 2 * HOUR, lasts=3 * HOUR)
+    running_all_day = await add_mailing(engine, start=day_start - HOUR, lasts=99 * HOUR)
+    starting_on_the_day = await add_mailing(engine, status="scheduled", start=day_end - HOUR)
 
     report = await daily_report(engine, DAY, "UTC")
 
     assert [mailing.id for mailing in report.mailings] == [
-        *(finished, starting_on_the_day, running_all_day, ended_on_the_day, ended_at_midnight)
+        *(starting_on_the_day, running_all_day, ended_on_the_day)
     ]
-    assert report.mailings_count == 5
+    assert report.mailings_count == 3
 
 
-async def set_updated(engine: AsyncEngine, mailing_id: int, at: datetime) -> None:
-    async with engine.begin() as connection:
-        await connection.execute(
-            text("UPDATE mailing SET updated_at = :at WHERE id = :id"),
-            {"id": mailing_id, "at": at},
-        )
+async def test_a_mailing_is_listed_until_the_day_on_which_it_is_settled(
+    engine: AsyncEngine,
+) -> None:
+    day_start, _ = day_bounds(DAY, ZoneInfo("UTC"))
+    start = day_start - 2 * HOUR
+    await add_settled_mailing(engine, start=start, settled_at=day_start - SECOND)
+    settled = await add_settled_mailing(engine, start=start, settled_at=day_start + HOUR)
+    not_settled = await add_mailing(engine, start=start, lasts=2 * HOUR)  # ends at midnight
+
+    report = await daily_report(engine, DAY, "UTC")
+
+    assert [mailing.id for mailing in report.mailings] == [not_settled, settled]
+
+
+async def test_later_and_deleted_mailings_are_not_listed(engine: AsyncEngine) -> None:
+    _, day_end = day_bounds(DAY, ZoneInfo("UTC"))
+    await add_mailing(engine, start=day_end)
+    deleted = await add_mailing(engine)
+    await execute(engine, f"UPDATE mailing SET deleted_at = now() WHERE id = {deleted}")  # noqa: S608  # a number
+
+    report = await daily_report(engine, DAY, "UTC")
+
+    assert report.mailings == []
+    assert report.mailings_count == 0
 
 
 async def test_a_long_list_of_mailings_is_truncated_but_totals_are_not(engine: AsyncEngine) -> None:
@@ -151,29 +184,32 @@ def test_a_day_out_of_range_is_refused(day: date) -> None:
         day_bounds(day, ZoneInfo("Asia/Tokyo"))
 
 
+def cells(line: str) -> list[str]:
+    """Return the cells of a line of the text; several spaces separate them."""
+    return re.split("  +", line.strip())
+
+
 async def test_the_text_contains_every_figure(engine: AsyncEngine) -> None:
-    day = render_text(await sample_report(engine)).split("\n\n")[1]
-    outcomes = [re.split("  +", line.strip()) for line in day.splitlines()[1:]]
-    assert outcomes == [
-        [STATUSES[name].label, {"delivered": "1", "undelivered": "2"}.get(name, "0")]
-        for name in OUTCOMES
-    ]
+    _, on_that_day, *_ = render_text(await sample_report(engine)).split("\n\n")
+    outcomes = [cells(line) for line in on_that_day.splitlines()[1:]]
+    expected = {"delivered": "1", "undelivered": "2"}
+    assert outcomes == [[STATUSES[name].label, expected.get(name, "0")] for name in OUTCOMES]
 
 
 async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 5)
     start = datetime(2030, 10, 26, tzinfo=UTC)
     mailing_id = await add_mailing(engine, clients=5, start=start, lasts=72 * HOUR)
-    day_start = datetime(2030, 10, 26, 22, tzinfo=UTC)  # midnight in Berlin; clocks are set back
-    second = timedelta(seconds=1)
-    await add_messages(engine, mailing_id, clients[:1], "delivered", at=day_start - second)
-    await add_messages(
-        engine, mailing_id, clients[1:2], "delivered", at=day_start + 3 * HOUR - second
-    )
-    await add_messages(engine, mailing_id, clients[2:3], "unknown", "x", at=day_start + 3 * HOUR)
+    # midnight in Berlin; three hours later, at 03:00, the clocks are set back to 02:00
+    day_start = datetime(2030, 10, 26, 22, tzinfo=UTC)
+    day_end = day_start + 25 * HOUR
+    set_back_at = day_start + 3 * HOUR
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=day_start - SECOND)
+    await add_messages(engine, mailing_id, clients[1:2], "delivered", at=set_back_at - SECOND)
+    await add_messages(engine, mailing_id, clients[2:3], "unknown", "x", at=set_back_at)
     await do(engine, lambda db: counters.merge_deltas(db, 5))  # merges a part of the deltas
-    await add_messages(engine, mailing_id, clients[3:4], "cancelled", "x", day_start + 25 * HOUR)
-    await add_messages(engine, mailing_id, clients[4:], "delivered", at=day_start + 3 * HOUR)
+    await add_messages(engine, mailing_id, clients[3:4], "cancelled", "x", at=day_end)
+    await add_messages(engine, mailing_id, clients[4:], "delivered", at=set_back_at)
 
     report = await daily_report(engine, date(2030, 10, 27), "Europe/Berlin")
 
@@ -183,12 +219,12 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
         ("02 +0100", OutcomeCounts.of(delivered=1, unknown=1)),
     ]
     lines = render_text(report).splitlines()
-    at = lines.index("By hour")
-    one, ones = {"delivered": "1"}, {"delivered": "1", "unknown": "1"}
-    assert [re.split("  +", line.strip()) for line in lines[at + 1 : at + 5]] == [
+    title = lines.index("By hour")
+    first_hour, second_hour = {"delivered": "1"}, {"delivered": "1", "unknown": "1"}
+    assert [cells(line) for line in lines[title + 1 : title + 5]] == [
         ["from", *(STATUSES[name].label for name in OUTCOMES)],
-        ["02:00", *(one.get(name, "0") for name in OUTCOMES)],
-        ["02:00 again", *(ones.get(name, "0") for name in OUTCOMES)],
+        ["02:00", *(first_hour.get(name, "0") for name in OUTCOMES)],
+        ["02:00 again", *(second_hour.get(name, "0") for name in OUTCOMES)],
         [""],
     ]
 
@@ -196,13 +232,14 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
 async def test_the_html_shows_every_hour_with_bars_and_numbers(engine: AsyncEngine) -> None:
     html = render_html(await sample_report(engine))
     hours = html[html.index("By hour, UTC") : html.index("Not delivered on that day")]
+    texts = visible_text(hours)
 
-    assert [text for text in visible_text(hours) if text.endswith(":00")] == [
+    assert texts[:4] == ["By hour, UTC", "from", "delivered", "undelivered"]
+    assert [text for text in texts if text.endswith(":00")] == [
         f"{hour:02}:00" for hour in range(24)
     ]
-    at = visible_text(hours).index("13:00")
-    assert visible_text(hours)[at : at + 4] == ["13:00", "1", "2", "14:00"]
-    assert visible_text(hours)[:4] == ["By hour, UTC", "from", "delivered", "undelivered"]
+    busy_hour = texts.index("13:00")
+    assert texts[busy_hour : busy_hour + 4] == ["13:00", "1", "2", "14:00"]
     delivered, undelivered = width_of(hours, "delivered"), width_of(hours, "undelivered")
     assert undelivered == pytest.approx(2 * delivered, rel=0.05)
     assert delivered + undelivered == pytest.approx(100)
@@ -256,15 +293,16 @@ async def test_the_report_has_every_hour_of_its_day(
 
 
 async def test_the_longest_report_is_not_clipped_by_mail_programs(engine: AsyncEngine) -> None:
-    clients = await add_clients(engine, 6)
+    statuses = [status for status in MESSAGE_STATUSES if status != "sending"]
+    clients = await add_clients(engine, len(statuses))
     for _ in range(MAX_LISTED + 1):
         mailing_id = await add_mailing(engine, clients=1_000_000)
-        for index, status in enumerate(MessageCounts.__struct_fields__):
-            if status != "sending":
-                await add_messages(engine, mailing_id, clients[index : index + 1], status, "x")
+        for client, status in zip(clients, statuses, strict=True):
+            await add_messages(engine, mailing_id, [client], status, "x")
     report = await daily_report(engine, DAY, "UTC")
-    [busiest] = report.busy_hours
-    hours = [msgspec.structs.replace(busiest, start=hour.start) for hour in report.hours]
+    [busy_hour] = report.busy_hours
+    # as if every hour had been as busy
+    hours = [msgspec.structs.replace(busy_hour, start=hour.start) for hour in report.hours]
 
     assert len(render_html(msgspec.structs.replace(report, hours=hours))) < 100_000
 
@@ -272,8 +310,8 @@ async def test_the_longest_report_is_not_clipped_by_mail_programs(engine: AsyncE
 async def test_the_report_contains_no_texts_or_phones(engine: AsyncEngine) -> None:
     report = await sample_report(engine)
     for rendered in (render_text(report), render_html(report)):
-        assert "price" not in rendered
-        assert "7916" not in rendered
+        assert "Come by" not in rendered  # words of the text of sample mailings
+        assert "7916" not in rendered  # the beginning of the phones of sample clients
 
 
 async def test_reasons_are_escaped_in_html(engine: AsyncEngine) -> None:
@@ -281,22 +319,12 @@ async def test_reasons_are_escaped_in_html(engine: AsyncEngine) -> None:
     assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine))
 
 
-REMOTE_SMTP_URL = "smtp://report%40example.org:secret@mail.example.org"
-
-
-async def sample_report(engine: AsyncEngine) -> DailyReport:
-    clients = await add_clients(engine, 3)
-    mailing_id = await add_mailing(engine, clients=3)
-    await add_messages(engine, mailing_id, clients[:1], "delivered", at=NOON + HOUR)
-    await add_messages(engine, mailing_id, clients[1:], "undelivered", "<b>&", NOON + HOUR)
-    return await daily_report(engine, DAY, "UTC")
-
-
 # ---- sending ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
-async def start_mail_server() -> AsyncIterator[Callable[..., Awaitable[int]]]:
+async def start_mail_server() -> AsyncIterator[StartMailServer]:
+    """A function that starts a mail server for a mailbox and returns its port."""
     async with AsyncExitStack() as stack:
 
         async def start(mailbox: Mailbox, **options: Any) -> int:
@@ -317,14 +345,11 @@ def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLConte
 
 
 def settings_for(port: int, *, scheme: str = "smtp", login: str = "") -> Settings:
+    """Return settings with a mail server on this machine and two recipients."""
     return Settings(
         smtp_url=f"{scheme}://{login}127.0.0.1:{port}",
         report_recipients="boss@example.org, ops@example.org",
     )
-
-
-VALID_LOGIN = "ops%40example.org:p%40ss%2Fword@"
-StartMailServer = Callable[..., Awaitable[int]]
 
 
 async def test_the_mail_has_text_and_html(
@@ -364,7 +389,7 @@ async def test_a_login_is_encrypted_if_the_server_supports_it(
     assert mailbox.mail()["From"] == "mailer <ops@example.org>"
 
 
-async def test_a_login_without_encryption_is_allowed_for_loopback_alone(
+async def test_a_login_without_encryption_is_allowed_only_for_loopback(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
@@ -422,7 +447,7 @@ async def test_an_untrusted_certificate_is_refused(
     monkeypatch.delenv("SSL_CERT_FILE")
     mailbox = Mailbox()
     for scheme, options in (
-        ("smtp", {"tls_context": certificate, "authenticator": knows}),
+        ("smtp", {"tls_context": certificate, "authenticator": knows}),  # offers STARTTLS
         ("smtps", {"tls": certificate}),
     ):
         port = await start_mail_server(mailbox, **options)
@@ -455,6 +480,7 @@ async def test_the_result_of_each_recipient_is_returned(
     assert await send_report(report, smtp_config) == MailResult(
         accepted=["ops@example.org"], deferred={}, refused={"boss@example.org": 550}
     )
+
     mailbox.answers |= {"ops@example.org": "450 4.2.0 greylisted"}
     assert await send_report(report, smtp_config) == MailResult(
         accepted=[], deferred={"ops@example.org": 450}, refused={"boss@example.org": 550}
@@ -488,7 +514,7 @@ async def test_without_a_login_mail_is_sent_unencrypted_if_tls_fails(
     engine: AsyncEngine, start_mail_server: StartMailServer
 ) -> None:
     mailbox = Mailbox()
-    without_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    without_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # every TLS handshake fails
     port = await start_mail_server(mailbox, tls_context=without_certificate, authenticator=knows)
     await get_failure(engine, settings_for(port, login=VALID_LOGIN))
     assert not mailbox.envelopes
@@ -558,7 +584,7 @@ def test_an_invalid_setting_is_a_start_error_in_one_line(
     with pytest.raises(StartError, match=message) as error:
         read_smtp_config(Settings(smtp_url=url, report_recipients=recipients))
     assert "\n" not in str(error.value)
-    assert "cret" not in str(error.value)
+    assert "cret" not in str(error.value)  # a part of the passwords above
 
 
 @pytest.mark.parametrize(

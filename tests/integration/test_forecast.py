@@ -35,16 +35,20 @@ IDLE_CHECKS = 20
 """Consecutive checks without a connection in use, so that no further statement follows."""
 TOLERANCE = timedelta(seconds=30)
 """Maximum difference between the test's time and the database's."""
+ONE_A_SECOND = ThroughputEstimate(concurrency=50, limit=1)
+TEN_A_SECOND = ThroughputEstimate(concurrency=50, limit=10)
+"""The throughput of a worker with a rate limit of ten messages a second."""
 
 
 def create_draft(**values: Any) -> NewMailing:
+    """Return a mailing to all clients, from now on for six hours; `values` replace its fields."""
     now = datetime.now(UTC)
     defaults = {"datetime_start": now, "datetime_end": now + 6 * HOUR, "text": "Half price."}
     return NewMailing(**{**defaults, **values})
 
 
 def window_around(middle: datetime) -> dict[str, str]:
-    """Return a sending window of two hours in UTC around a time."""
+    """Return the fields of a sending window from an hour before to an hour after a time in UTC."""
     opens, closes = (f"{middle + step:%H:%M:%S}" for step in (-HOUR, HOUR))
     return {"send_interval_time_start": opens, "send_interval_time_end": closes}
 
@@ -58,16 +62,18 @@ async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 30, "916", "UTC")
-    await add_clients(engine, 20, "912", "Asia/Vladivostok")  # ten hours ahead
-    await add_clients(engine, 40, "999", "UTC")
+    # ten hours ahead of UTC: the window opens there 13 hours from now, after the end
+    await add_clients(engine, 20, "912", "Asia/Vladivostok")
+    await add_clients(engine, 40, "999", "UTC")  # do not match
     now = datetime.now(UTC)
     codes = AudienceLists(operator_codes=["916", "912"])
     draft = create_draft(client_filter=codes, **window_around(now))
 
-    expectation = await forecast.of_draft(engine, draft, ThroughputEstimate(50, 10))
+    expected = await forecast.of_draft(engine, draft, TEN_A_SECOND)
 
-    assert (expectation.clients, expectation.rate) == (50, 10)
-    [shortfall] = expectation.shortfalls
+    assert expected.clients == 50
+    assert expected.rate == 10
+    [shortfall] = expected.shortfalls
     opens_at = (now + 13 * HOUR).replace(microsecond=0)
     assert shortfall == Shortfall("Asia/Vladivostok", 20, "no_window", opens_at)
 
@@ -75,34 +81,35 @@ async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
 async def test_more_workers_are_faster(engine: AsyncEngine) -> None:
     await add_clients(engine, 600)
     draft = create_draft()
-    expectation = await forecast.of_draft(engine, draft, ThroughputEstimate(50, 1), workers=3)
-    assert expectation.rate == 3
-    assert is_after(expectation.done_at, 200, draft.datetime_start)
+    expected = await forecast.of_draft(engine, draft, ONE_A_SECOND, workers=3)
+    assert expected.rate == 3
+    assert is_after(expected.done_at, 600 / 3, draft.datetime_start)
 
 
-@pytest.mark.parametrize("throughput", [None, ThroughputEstimate(50)])
+@pytest.mark.parametrize("throughput", [None, ThroughputEstimate(concurrency=50)])
 async def test_without_a_rate_only_sending_windows_count(
     engine: AsyncEngine, throughput: ThroughputEstimate | None
 ) -> None:
     await add_clients(engine, 600)
     draft = create_draft()
-    expectation = await forecast.of_draft(engine, draft, throughput)
-    assert expectation.rate is None
-    assert is_after(expectation.done_at, 0, draft.datetime_start)
+    expected = await forecast.of_draft(engine, draft, throughput)
+    assert expected.rate is None
+    assert is_after(expected.done_at, 0, draft.datetime_start)
 
 
 async def test_other_running_mailings_use_a_part_of_the_capacity(engine: AsyncEngine) -> None:
     clients = await add_clients(engine, 600)
     now = datetime.now(UTC)
-    for status in ("running", "paused"):  # a paused mailing uses no capacity
+    # each has 200 messages to send; the paused mailing uses no capacity
+    for status in ("running", "paused"):
         other = await add_mailing(engine, clients=600, start=now, status=status)
         await add_messages(engine, other, clients[:200], "scheduled", at=now)
         await add_messages(engine, other, clients[200:], "delivered", at=now)
     await add_mailing(engine, clients=600, start=now + HOUR, status="scheduled")
 
-    expectation = await forecast.of_draft(engine, create_draft(), ThroughputEstimate(50, 1))
+    expected = await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
 
-    assert is_after(expectation.done_at, 800, now)
+    assert is_after(expected.done_at, 600 + 200, now)
 
 
 async def test_clients_of_another_mailing_that_are_not_enqueued_yet_are_included(
@@ -112,11 +119,11 @@ async def test_clients_of_another_mailing_that_are_not_enqueued_yet_are_included
     now = datetime.now(UTC)
     other = await add_mailing(engine, clients=300, start=now)
     await add_messages(engine, other, clients[:100], "scheduled", at=now)
-    await execute(engine, "UPDATE mailing SET audience_cursor = 100")
+    await execute(engine, "UPDATE mailing SET audience_cursor = 100")  # 200 are not enqueued yet
 
-    expectation = await forecast.of_draft(engine, create_draft(), ThroughputEstimate(50, 1))
+    expected = await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
 
-    assert is_after(expectation.done_at, 600, now)
+    assert is_after(expected.done_at, 300 + 300, now)
 
 
 async def test_the_forecast_of_a_running_mailing_counts_its_waiting_messages(
@@ -131,11 +138,12 @@ async def test_the_forecast_of_a_running_mailing_counts_its_waiting_messages(
     await add_messages(engine, mailing_id, tokyo[:20], "scheduled", "timeout", at=now)
     await add_messages(engine, mailing_id, tokyo[20:], "cancelled", "no_window", at=now)
 
-    expectation = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 1))
+    expected = await forecast.of_mailing(engine, mailing_id, ONE_A_SECOND)
 
-    assert expectation is not None
-    assert (expectation.clients, expectation.missed) == (120, 0)
-    assert is_after(expectation.done_at, 120, now)
+    assert expected is not None
+    assert expected.clients == 100 + 20
+    assert expected.missed == 0
+    assert is_after(expected.done_at, 100 + 20, now)
 
 
 async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outcome(
@@ -147,7 +155,8 @@ async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outc
     await service.create(engine, draft, COMMAND_LINE)
     [mailing_id] = await do(engine, transitions.start_due)
     assert mailing_id is not None
-    for reached in (250, 500):  # with the first 500 enqueued, then with 5,500
+    # the first chunk has 500 clients, the second one 5,000; of each, 250 messages are delivered
+    for reached in (250, 500):
         await do(engine, audience.enqueue_chunk)
         await execute(
             engine,
@@ -155,10 +164,10 @@ async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outc
             UPDATE message SET status = 'delivered', sent_at = now()
             WHERE id IN (SELECT id FROM message WHERE status = 'scheduled' LIMIT 250)""",
         )
-        expectation = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 10))
-        assert expectation is not None
-        assert expectation.clients == 6_000 - reached
-        assert is_after(expectation.done_at, 600 - reached / 10, draft.datetime_start)
+        expected = await forecast.of_mailing(engine, mailing_id, TEN_A_SECOND)
+        assert expected is not None
+        assert expected.clients == 6_000 - reached
+        assert is_after(expected.done_at, (6_000 - reached) / 10, draft.datetime_start)
 
 
 async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
@@ -171,30 +180,39 @@ async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
         datetime_start=start, client_filter="912", **window_around(start + HOUR / 2)
     )
     created = await service.create(engine, draft, COMMAND_LINE)
-    throughput = ThroughputEstimate(50, 1)
-    expected = await forecast.of_draft(engine, draft, throughput)
+    expected = await forecast.of_draft(engine, draft, ONE_A_SECOND)
     assert expected.done_at == start + timedelta(seconds=50)
-    assert await forecast.of_mailing(engine, created.id, throughput) == expected
+    assert await forecast.of_mailing(engine, created.id, ONE_A_SECOND) == expected
+
+
+async def test_the_forecast_of_a_paused_mailing_is_only_for_changes_and_without_a_rate(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, 5)
+    created = await service.create(engine, create_draft(), COMMAND_LINE)
     await service.pause(engine, created.id, COMMAND_LINE)
-    assert await forecast.of_mailing(engine, created.id, throughput) is None
+
+    assert await forecast.of_mailing(engine, created.id, ONE_A_SECOND) is None
     changes = MailingChange(text="Another text")
-    of_changes = await forecast.of_mailing(engine, created.id, throughput, changes=changes)
+    of_changes = await forecast.of_mailing(engine, created.id, ONE_A_SECOND, changes=changes)
     assert of_changes is not None
     assert of_changes.rate is None
 
 
 async def test_an_ended_mailing_has_no_forecast(engine: AsyncEngine) -> None:
     await add_clients(engine, 5)
-    throughput = ThroughputEstimate(50, 1)
-    long_ago = await add_mailing(engine)
+    past_its_end = await add_mailing(engine)  # in 2020
     finished = await add_mailing(engine, start=datetime.now(UTC), status="finished")
     await service.create(engine, create_draft(), COMMAND_LINE)
     cancelled = await begin(engine)
     await service.cancel(engine, cancelled, COMMAND_LINE)
-    for mailing_id in (long_ago, finished, cancelled):
-        assert await forecast.of_mailing(engine, mailing_id, throughput) is None
+    for mailing_id in (past_its_end, finished, cancelled):
+        assert await forecast.of_mailing(engine, mailing_id, ONE_A_SECOND) is None
+
+
+async def test_the_forecast_of_an_unknown_mailing_is_an_error(engine: AsyncEngine) -> None:
     with pytest.raises(MailingNotFoundError):
-        await forecast.of_mailing(engine, 10**6, throughput)
+        await forecast.of_mailing(engine, 10**6, ONE_A_SECOND)
 
 
 async def test_a_forecast_reads_no_message_and_no_client(engine: AsyncEngine) -> None:
@@ -203,23 +221,23 @@ async def test_a_forecast_reads_no_message_and_no_client(engine: AsyncEngine) ->
     await add_messages(engine, mailing_id, clients, "scheduled")
     async with engine.begin() as connection:
         await connection.exec_driver_sql("LOCK TABLE message, client IN ACCESS EXCLUSIVE MODE")
-        expectation = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 1))
-        assert expectation is not None
-        assert expectation.clients == 5
+        expected = await forecast.of_mailing(engine, mailing_id, ONE_A_SECOND)
+        assert expected is not None
+        assert expected.clients == 5
         assert (await forecast.of_draft(engine, create_draft(), None)).clients == 5
 
 
 # ---- connections and the event loop ----------------------------------------------------------
+# The following functions are all that compute a forecast. Each gets a running mailing.
 
 
 async def forecast_draft(engine: AsyncEngine, _: int) -> object:
-    return await forecast.of_draft(engine, create_draft(), ThroughputEstimate(50, 1))
+    return await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
 
 
 async def forecast_change(engine: AsyncEngine, mailing_id: int) -> object:
-    return await forecast.of_mailing(
-        engine, mailing_id, ThroughputEstimate(50, 1), 1, MailingChange(text="New")
-    )
+    changes = MailingChange(text="New")
+    return await forecast.of_mailing(engine, mailing_id, ONE_A_SECOND, changes=changes)
 
 
 async def read_statistics(engine: AsyncEngine, mailing_id: int) -> object:
@@ -242,9 +260,7 @@ async def read_preview(engine: AsyncEngine, mailing_id: int) -> object:
         datetime_end=before.datetime_end + HOUR,
         client_filter=None,
     )
-    return await mailing_preview.build_preview(
-        engine, changes, "Hi", "UTC", ThroughputEstimate(50, 1), before
-    )
+    return await mailing_preview.build_preview(engine, changes, "Hi", "UTC", ONE_A_SECOND, before)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +282,8 @@ async def test_no_connection_is_held_while_a_forecast_is_computed(
         async with asyncio.timeout(EVENT_TIMEOUT):
             while idle_checks < IDLE_CHECKS and not reading.done():
                 await asyncio.sleep(0.01)
-                idle_checks = (
-                    idle_checks + 1
-                    if checkins and not cast(QueuePool, engine.pool).checkedout()
-                    else 0
-                )
+                connections_in_use = cast(QueuePool, engine.pool).checkedout()
+                is_idle = bool(checkins) and not connections_in_use
+                idle_checks = idle_checks + 1 if is_idle else 0
         assert not reading.done()
     assert await reading is not None

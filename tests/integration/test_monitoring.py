@@ -19,8 +19,9 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
 DASHBOARD = DEPLOY / "grafana" / "mailer.json"
 
-NAME = re.compile(r"\b(?:mailer|process)_[a-z_]+\b")
+METRIC_NAME = re.compile(r"\b(?:mailer|process)_[a-z_]+\b")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+"""By type of a metric, what follows its name in the names of its series."""
 VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
 """Grafana's variables in expressions, with sample values."""
 
@@ -42,12 +43,14 @@ def promtool(*arguments: str | Path, stdin: str = "") -> str:
 
 
 async def get_metrics(api: httpx.AsyncClient) -> str:
+    """Return the text that Prometheus reads."""
     answer = await api.get("http://mailer/metrics")
     assert answer.status_code == 200
     return answer.text
 
 
 def panels() -> list[dict[str, Any]]:
+    """Return the panels of the dashboard."""
     content: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
     return content
 
@@ -83,7 +86,7 @@ async def test_alerts_and_dashboard_use_only_existing_metrics(
         for family in text_string_to_metric_families(await get_metrics(api))
         for suffix in SUFFIXES.get(family.type, ())
     }
-    used = set(NAME.findall(file.read_text()))
+    used = set(METRIC_NAME.findall(file.read_text()))
     assert used
     assert used - existing == set()
 
@@ -93,8 +96,9 @@ def test_the_expressions_of_the_dashboard_are_valid_promql(tmp_path: Path) -> No
     assert expressions
     for variable, value in VARIABLES.items():
         expressions = [expression.replace(variable, value) for expression in expressions]
+    # promtool checks expressions as those of recording rules
     rules = [{"record": f"panel_{n}", "expr": text} for n, text in enumerate(expressions)]
-    file = tmp_path / "rules.json"  # JSON is YAML
+    file = tmp_path / "rules.json"  # promtool reads YAML, which includes JSON
     file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
     assert f"{len(rules)} rules found" in promtool("check", "rules", file)
 
@@ -114,12 +118,12 @@ def test_the_dashboard_names_no_installation() -> None:
 def test_panels_of_the_dashboard_have_unique_ids_and_do_not_overlap() -> None:
     ids = [panel["id"] for panel in panels()]
     assert len(set(ids)) == len(ids)
+    positions = [panel["gridPos"] for panel in panels()]
     cells = [
         (x, y)
-        for panel in panels()
-        for position in [panel["gridPos"]]
+        for position in positions
         for x in range(position["x"], position["x"] + position["w"])
         for y in range(position["y"], position["y"] + position["h"])
     ]
     assert len(set(cells)) == len(cells)
-    assert all(x < 24 for x, _ in cells)
+    assert all(x < 24 for x, _ in cells)  # Grafana's grid has 24 columns

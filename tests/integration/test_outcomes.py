@@ -27,7 +27,7 @@ from tests.factories import (
 from mailer.access.model import COMMAND_LINE
 from mailer.daily_report.report import daily_report
 from mailer.errors import ConflictError
-from mailer.mailing import service, transitions
+from mailer.mailing import downsampling, service, transitions
 from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
@@ -147,7 +147,7 @@ async def test_outcomes_of_a_long_mailing_are_on_their_days_in_zones_with_odd_of
     ):
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
     await do(engine, lambda db: counters.merge_deltas(db, 1_000))
-    await do(engine, counters.downsample)
+    await do(engine, downsampling.downsample)
 
     for day in (date(2030, 1, 14), date(2030, 1, 15)):
         assert (await daily_report(engine, day, zone)).outcomes.delivered == 1
@@ -238,7 +238,7 @@ class Operator:
             lambda db: transitions.delete_expired_messages(db, 1, 3),
             lambda db: transitions.end_scheduled_messages(db, 5),
             transitions.finish,
-            counters.downsample,
+            downsampling.downsample,
         )
         await do(self._engine, self._random.choice(steps))
 

@@ -14,19 +14,21 @@ from mailer.db.paging import Cursor, RowPage
 from mailer.mailing import search, store
 from mailer.statuses import MailingStatus
 
-ADD = """
+INSERT_MAILINGS = """
     WITH added AS (
         INSERT INTO mailing (datetime_start, datetime_end, text, clients_count)
         SELECT now(), now() + interval '1 hour', {text}, 0 FROM generate_series(1, {count}) AS n
         RETURNING id)
     INSERT INTO mailing_counts (mailing_id) SELECT id FROM added"""
+"""Adds `count` mailings; `text` is an SQL expression, in which `n` is the number of the mailing."""
 
 
 async def add_mailings(engine: AsyncEngine, *texts: str) -> None:
     """Add mailings with these texts; ids start at 1."""
     for text in texts:
+        # as an SQL string; the backslash is for SQLAlchemy, to which `:` begins a parameter
         quoted = "'" + text.replace("'", "''").replace(":", "\\:") + "'"
-        await execute(engine, ADD.format(text=quoted, count=1))
+        await execute(engine, INSERT_MAILINGS.format(text=quoted, count=1))
 
 
 async def search_page(
@@ -35,6 +37,7 @@ async def search_page(
     cursor: Cursor | None = None,
     status: MailingStatus | None = None,
 ) -> RowPage:
+    """Return a page of the mailings that a search finds; by default the newest 100."""
     effective_cursor = cursor or Cursor(100)
     return await do(engine, lambda db: store.page(db, effective_cursor, status, words))
 
@@ -42,6 +45,7 @@ async def search_page(
 async def search_ids(
     engine: AsyncEngine, words: str, status: MailingStatus | None = None
 ) -> Sequence[int]:
+    """Return the ids of the mailings that a search finds, newest first; check their count, too."""
     result = await search_page(engine, words, status=status)
     ids = [row.id for row in result.rows]
     assert result.count == len(ids) == await do(engine, lambda db: store.count(db, status, words))
@@ -129,6 +133,7 @@ async def test_search_and_status_are_combined(engine: AsyncEngine) -> None:
     assert await search_ids(engine, "sale", "running") == [2]
     assert await search_ids(engine, "sale", "scheduled") == [3, 1]
     assert await search_ids(engine, "sale", "paused") == []
+    # numbers find ids: mailing 2 is running, mailing 1 is not
     assert await search_ids(engine, "2", "running") == [2]
     assert await search_ids(engine, "1", "running") == []
     assert await search_ids(engine, "", "running") == []
@@ -153,31 +158,39 @@ async def test_pages_of_a_search_among_thousands_of_mailings_have_no_gaps(
 ) -> None:
     await execute(
         engine,
-        ADD.format(text="CASE WHEN n % 500 = 0 THEN 'rare' ELSE 'sale' END", count=3_200),
+        INSERT_MAILINGS.format(
+            text="CASE WHEN n % 500 = 0 THEN 'rare' ELSE 'sale' END", count=3_200
+        ),
         "DELETE FROM mailing WHERE id BETWEEN 1600 AND 1700",
     )
     assert await search_ids(engine, "rare") == [3000, 2500, 2000, 1500, 1000, 500]
-    newest = await search_page(engine, "rare", Cursor(2))
-    assert [row.id for row in newest.rows] == [3000, 2500]
-    assert (newest.count, newest.has_older, newest.has_newer) == (6, True, False)
-    older = await search_page(engine, "rare", Cursor(2, before=2500))
-    assert [row.id for row in older.rows] == [2000, 1500]
-    assert (older.has_older, older.has_newer) == (True, True)
-    newer = await search_page(engine, "rare", Cursor(2, after=1500))
-    assert [row.id for row in newer.rows] == [2500, 2000]
-    assert (newer.has_older, newer.has_newer) == (True, True)
-    newer = await search_page(engine, "rare", Cursor(2, after=2000))
-    assert [row.id for row in newer.rows] == [3000, 2500]
-    assert not newer.has_newer
+
+    async def ids(cursor: Cursor, *, has_newer: bool, has_older: bool) -> list[int]:
+        """Return the ids on a page, and check whether there are newer and older mailings."""
+        page = await search_page(engine, "rare", cursor)
+        assert page.count == 6
+        assert page.has_newer == has_newer
+        assert page.has_older == has_older
+        return [row.id for row in page.rows]
+
+    assert await ids(Cursor(limit=2), has_newer=False, has_older=True) == [3000, 2500]
+    # pages of older mailings, and back
+    older = Cursor(limit=2, before=2500)
+    assert await ids(older, has_newer=True, has_older=True) == [2000, 1500]
+    newer = Cursor(limit=2, after=1500)
+    assert await ids(newer, has_newer=True, has_older=True) == [2500, 2000]
+    newest = Cursor(limit=2, after=2000)
+    assert await ids(newest, has_newer=False, has_older=True) == [3000, 2500]
 
 
 async def test_counting_stops_at_a_maximum(engine: AsyncEngine) -> None:
-    await execute(engine, ADD.format(text="'sale'", count=1_200))
+    mailings = search.MAX_COUNTED_MAILINGS + 200
+    await execute(engine, INSERT_MAILINGS.format(text="'sale'", count=mailings))
 
     result = await search_page(engine, "sale")
 
-    assert result.count == search.MAX_COUNTED_MAILINGS + 1
-    assert result.rows[0].id == 1_200
+    assert result.count == search.MAX_COUNTED_MAILINGS + 1  # means: more than the maximum
+    assert result.rows[0].id == mailings
 
 
 @thorough
@@ -197,6 +210,7 @@ async def test_no_search_text_is_an_error(shared_engine: AsyncEngine, words: str
 async def test_words_too_long_for_the_index_are_found_by_their_beginning(
     engine: AsyncEngine,
 ) -> None:
+    # one word of 3,200 bytes; PostgreSQL's text search allows less than 2,048
     await add_mailings(engine, "я" * 1_600)
     assert await search_ids(engine, "я" * 1_000) == [1]
 

@@ -3,7 +3,6 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,16 +27,18 @@ from mailer.mailing.model import MailingNotFoundError
 from mailer.statistics import service as statistics
 from mailer.statistics.model import (
     AttemptsCounts,
+    Bucket,
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
     ReasonCount,
+    Series,
 )
+from mailer.statistics.over_time import MAX_BUCKETS, bucket_seconds
 from mailer.statistics.verify import find_differences
 from mailer.statuses import MAILING_STATUSES, MessageCounts, OutcomeCounts
 
 MINUTE = timedelta(minutes=1)
-EMPTY = GeneralStatistics(MailingCounts.of(), MessageCounts.of())
 
 
 def test_counts_have_every_status_of_mailings() -> None:
@@ -106,16 +107,16 @@ async def test_a_mailing_that_ends_during_the_query_counts_once(engine: AsyncEng
     for mailing_id in ids:
         await add_messages(engine, mailing_id, clients, "delivered")
 
-    async def end_all() -> None:
+    async def settle_all() -> None:
         for mailing_id in ids:
             await execute(engine, f"UPDATE mailing SET {SETTLED} WHERE id = {mailing_id}")  # noqa: S608  # a number
 
-    ending = asyncio.create_task(end_all())
-    while not ending.done():
+    settling = asyncio.create_task(settle_all())
+    while not settling.done():
         result = await statistics.general(engine)
-        assert result.messages.delivered == 120
+        assert result.messages.delivered == 40 * 3
         assert result.mailings.running + result.mailings.finished == 40
-    await ending
+    await settling
 
 
 async def test_every_breakdown_adds_up_to_the_counters(engine: AsyncEngine) -> None:
@@ -157,31 +158,49 @@ async def test_outcomes_are_in_buckets_without_gaps(engine: AsyncEngine) -> None
     await add_messages(engine, mailing_id, [clients[3]], "delivered", at=NOON + 4 * MINUTE)
     await add_messages(engine, mailing_id, [clients[4]], "scheduled", at=NOON - MINUTE)
 
-    result = await statistics.of_mailing(engine, mailing_id, 60)
+    result = await statistics.of_mailing(engine, mailing_id, bucket=60)
 
-    assert result.over_time.bucket == 60
-    assert [
-        ((bucket.start - NOON) // MINUTE, bucket.messages.delivered, bucket.messages.cancelled)
-        for bucket in result.over_time.buckets
-    ] == [(1, 2, 1), (2, 0, 0), (3, 0, 0), (4, 1, 0)]
+    assert result.over_time == Series(
+        bucket=60,
+        buckets=[
+            Bucket(NOON + MINUTE, OutcomeCounts.of(delivered=2, cancelled=1)),
+            Bucket(NOON + 2 * MINUTE, OutcomeCounts.of()),
+            Bucket(NOON + 3 * MINUTE, OutcomeCounts.of()),
+            Bucket(NOON + 4 * MINUTE, OutcomeCounts.of(delivered=1)),
+        ],
+    )
     assert result.first_sent_at == NOON + MINUTE * 1.5
     assert result.last_sent_at == NOON + 4 * MINUTE
 
 
-async def test_the_default_bucket_size_results_in_at_most_500_buckets(engine: AsyncEngine) -> None:
+async def add_mailing_of_1000_minutes(engine: AsyncEngine) -> int:
+    """Add a mailing with two outcomes, 1,000 minutes apart."""
     clients = await add_clients(engine, 2)
     mailing_id = await add_mailing(engine)
-    await add_messages(engine, mailing_id, [clients[0]], "delivered")
+    await add_messages(engine, mailing_id, [clients[0]], "delivered", at=NOON)
     await add_messages(engine, mailing_id, [clients[1]], "delivered", at=NOON + 1000 * MINUTE)
+    return mailing_id
+
+
+async def test_the_default_bucket_size_results_in_at_most_500_buckets(engine: AsyncEngine) -> None:
+    mailing_id = await add_mailing_of_1000_minutes(engine)
 
     over_time = (await statistics.of_mailing(engine, mailing_id)).over_time
-    assert over_time.bucket == 300
-    assert len(over_time.buckets) == 201
+
+    # 2 minutes would result in 501 buckets
+    assert over_time.bucket == 5 * 60
+    assert len(over_time.buckets) == 1000 // 5 + 1
+
+
+async def test_a_bucket_that_is_too_short_or_no_multiple_of_the_resolution_is_refused(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await add_mailing_of_1000_minutes(engine)
 
     with pytest.raises(InvalidError, match="bucket: must be at least 121"):
-        await statistics.of_mailing(engine, mailing_id, 120)
+        await statistics.of_mailing(engine, mailing_id, bucket=120)
     with pytest.raises(InvalidError, match="and a multiple of 60"):
-        await statistics.of_mailing(engine, mailing_id, 130)
+        await statistics.of_mailing(engine, mailing_id, bucket=130)
 
 
 async def test_the_rate_is_that_of_the_last_minute(engine: AsyncEngine) -> None:
@@ -190,33 +209,37 @@ async def test_the_rate_is_that_of_the_last_minute(engine: AsyncEngine) -> None:
     now = datetime.now(UTC)
     await add_messages(engine, mailing_id, clients[:3], "delivered", at=now - MINUTE / 2)
     await add_messages(engine, mailing_id, clients[3:6], "delivered", at=now - 2 * MINUTE)
-    await add_messages(engine, mailing_id, clients[6:], "cancelled", "expired", at=now)
+    await add_messages(engine, mailing_id, clients[6:], "cancelled", "expired", at=now)  # not sent
 
     assert (await statistics.of_mailing(engine, mailing_id)).rate == 3 / 60
 
 
-async def add_sending_mailing(
-    engine: AsyncEngine, *, last_due: timedelta = timedelta(), lasts: timedelta = 60 * MINUTE
-) -> int:
+async def add_sending_mailing(engine: AsyncEngine, *, lasts: timedelta = 60 * MINUTE) -> int:
     """Add a mailing that sent one message a second for half a minute, with 60 messages left."""
     now = datetime.now(UTC)
     clients = await add_clients(engine, 91)
+    reached, waiting = clients[:31], clients[31:]
     mailing_id = await add_mailing(engine, clients=91, start=now - MINUTE, lasts=lasts)
-    for seconds, client in enumerate(clients[:31]):
+    for seconds, client in enumerate(reached):
         at = now - timedelta(seconds=seconds)
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
-    await add_messages(engine, mailing_id, clients[31:-1], "scheduled", at=now)
-    await add_messages(engine, mailing_id, clients[-1:], "scheduled", at=now + last_due)
+    await add_messages(engine, mailing_id, waiting, "scheduled", at=now)
     return mailing_id
 
 
 async def get_statistics(
     engine: AsyncEngine, mailing_id: int, rate: float = 1
 ) -> MailingStatistics:
-    """Return the statistics for a worker with a working gateway and `rate` messages a second."""
+    """Return the statistics, given a working gateway and a limit of `rate` messages a second."""
     return await statistics.of_mailing(
         engine, mailing_id, channel=create_channel(gateway_rate=rate)
     )
+
+
+def seconds_until(moment: datetime | None) -> float:
+    """Return the seconds from now until a moment."""
+    assert moment is not None
+    return (moment - datetime.now(UTC)).total_seconds()
 
 
 async def test_a_recently_started_mailing_has_a_rate_and_an_expected_end(
@@ -224,30 +247,27 @@ async def test_a_recently_started_mailing_has_a_rate_and_an_expected_end(
 ) -> None:
     result = await get_statistics(engine, await add_sending_mailing(engine))
     assert result.rate == pytest.approx(1, rel=0.1)
-    assert result.expected_end is not None
-    remaining = result.expected_end - datetime.now(UTC)
-    assert remaining.total_seconds() == pytest.approx(60, rel=0.1)
+    assert seconds_until(result.expected_end) == pytest.approx(60, rel=0.1)
 
 
 async def test_the_expected_end_includes_clients_that_are_not_enqueued_yet(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_sending_mailing(engine)
-    await add_clients(engine, 60, "999")
+    await add_clients(engine, 60, "999")  # they get the ids 92 to 151
     await execute(
         engine,
         "UPDATE mailing SET clients_count = 151, audience_cursor = 91, audience_until = 151",
     )
     result = await get_statistics(engine, mailing_id)
-    assert result.expected_end is not None
-    remaining = result.expected_end - datetime.now(UTC)
-    assert remaining.total_seconds() == pytest.approx(120, rel=0.1)
+    assert seconds_until(result.expected_end) == pytest.approx(60 + 60, rel=0.1)
 
 
 async def test_the_expected_end_equals_the_forecast(engine: AsyncEngine) -> None:
     mailing_id = await add_sending_mailing(engine)
-    result = await get_statistics(engine, mailing_id, 4)
-    expected = await forecast.of_mailing(engine, mailing_id, ThroughputEstimate(50, 4))
+    result = await get_statistics(engine, mailing_id, rate=4)
+    throughput = ThroughputEstimate(concurrency=50, limit=4)
+    expected = await forecast.of_mailing(engine, mailing_id, throughput)
     assert expected is not None
     assert expected.done_at is not None
     assert result.expected_end is not None
@@ -258,17 +278,18 @@ async def test_without_a_working_gateway_there_is_no_expected_end(
     engine: AsyncEngine,
 ) -> None:
     mailing_id = await add_sending_mailing(engine)
-    failing = create_channel(gateway_rate=1, breaker_failures=1)
-    permit = failing.breaker.acquire(0.0)
+    in_outage = create_channel(gateway_rate=1, breaker_failures=1)
+    permit = in_outage.breaker.acquire(0.0)
     assert permit is not None
-    failing.breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))
-    assert failing.breaker.outage is not None
-    for channel in (failing, None):
+    in_outage.breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))
+    assert in_outage.breaker.outage is not None
+    for channel in (in_outage, None):
         result = await statistics.of_mailing(engine, mailing_id, channel=channel)
         assert result.expected_end is None
 
 
 async def test_the_expected_end_is_not_after_the_mailings_end(engine: AsyncEngine) -> None:
+    # it started a minute ago, so half a minute is left for 60 messages
     mailing_id = await add_sending_mailing(engine, lasts=1.5 * MINUTE)
     async with engine.connect() as connection:
         end = (await store.get(connection, mailing_id)).datetime_end
@@ -311,16 +332,20 @@ async def test_attempts_count_only_messages_with_an_outcome(engine: AsyncEngine)
     ]
 
 
-async def test_a_scheduled_mailing_has_only_counters(engine: AsyncEngine) -> None:
+async def test_a_scheduled_mailing_has_only_scheduled_messages(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, status="scheduled", clients=7)
 
     result = await statistics.of_mailing(engine, mailing_id)
 
     assert result.messages == MessageCounts.of(scheduled=7)
-    assert msgspec.to_builtins(result.over_time) == {"bucket": 1, "buckets": []}
+    assert result.over_time == Series(bucket=1, buckets=[])
     assert result.reasons == [ReasonCount("scheduled", None, 7)]
-    assert (result.operator_codes, result.time_zones, result.attempts) == ([], [], [])
-    assert (result.rate, result.first_sent_at, result.last_sent_at) == (0, None, None)
+    assert result.operator_codes == []
+    assert result.time_zones == []
+    assert result.attempts == []
+    assert result.rate == 0
+    assert result.first_sent_at is None
+    assert result.last_sent_at is None
 
 
 async def test_an_unknown_mailing_has_no_statistics(engine: AsyncEngine) -> None:
@@ -333,5 +358,6 @@ async def test_an_unknown_mailing_has_no_statistics(engine: AsyncEngine) -> None
     span=st.floats(0, 1e9, allow_nan=False),
 )
 def test_no_time_span_has_more_than_500_buckets(first: float, span: float) -> None:
-    bucket = statistics.bucket_seconds(span, None)
-    assert (first + span) // bucket - first // bucket + 1 <= statistics.MAX_BUCKETS
+    bucket = bucket_seconds(span, requested=None)
+    first_bucket, last_bucket = first // bucket, (first + span) // bucket
+    assert last_bucket - first_bucket + 1 <= MAX_BUCKETS

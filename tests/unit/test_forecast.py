@@ -18,7 +18,8 @@ from mailer.mailing.window import SendingWindow
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
-BY_DAY = SendingWindow(time(9), time(21))
+DAYTIME = SendingWindow(time(9), time(21))
+"""The sending window of most examples. In UTC it is open at noon, for nine more hours."""
 
 
 def forecast(groups: Iterable[RecipientGroup], **arguments: Any) -> Forecast:
@@ -35,7 +36,10 @@ def forecast(groups: Iterable[RecipientGroup], **arguments: Any) -> Forecast:
 def forecast_mailing(
     *groups: RecipientGroup, lasts: timedelta = 6 * HOUR, **arguments: Any
 ) -> Forecast:
-    """Forecast a mailing that starts at noon, without a sending window by default."""
+    """Return the forecast, made at noon, of a mailing that starts then.
+
+    By default, it lasts six hours and has no sending window.
+    """
     defaults = {"start": NOON, "end": NOON + lasts, "window": None, "at": NOON}
     return forecast(groups, **{**defaults, **arguments})
 
@@ -44,9 +48,9 @@ def forecast_mailing(
 
 
 def test_clients_whose_window_opens_after_the_end_are_missed() -> None:
+    # it is midnight in Kamchatka; its window opens nine hours later, three hours after the end
     groups = [RecipientGroup("Europe/Moscow", 48_760), RecipientGroup("Asia/Kamchatka", 1_240)]
-    # it is 00:00 in Kamchatka, where the window opens at 21:00 UTC
-    result = forecast_mailing(*groups, window=BY_DAY, rate=100)
+    result = forecast_mailing(*groups, window=DAYTIME, rate=100)
     assert (result.missed, result.clients, result.reached) == (1_240, 50_000, 48_760)
     assert result.shortfalls == (Shortfall("Asia/Kamchatka", 1_240, "no_window", NOON + 9 * HOUR),)
     assert result.done_at is None
@@ -58,8 +62,9 @@ def test_duration_is_the_number_of_clients_divided_by_the_rate() -> None:
 
 
 def test_without_a_rate_the_mailing_is_done_when_the_last_window_opens() -> None:
+    # it is 07:00 in New York, where the window opens two hours later
     result = forecast_mailing(
-        RecipientGroup("UTC", 9), RecipientGroup("America/New_York", 10**9), window=BY_DAY
+        RecipientGroup("UTC", 9), RecipientGroup("America/New_York", 10**9), window=DAYTIME
     )
     assert result.done_at == NOON + 2 * HOUR
     assert result.rate is None
@@ -68,7 +73,7 @@ def test_without_a_rate_the_mailing_is_done_when_the_last_window_opens() -> None
 def test_clients_missed_by_the_rate_are_proportional_to_the_groups() -> None:
     groups = [RecipientGroup("UTC", 20_000), RecipientGroup("Europe/Moscow", 10_000)]
     result = forecast_mailing(*groups, lasts=HOUR, rate=5)
-    assert result.reached == 18_000
+    assert result.reached == 5 * 3600  # of 30,000, so 40 % of each group are missed
     assert result.shortfalls == (
         Shortfall("UTC", 8_000, "no_time"),
         Shortfall("Europe/Moscow", 4_000, "no_time"),
@@ -76,24 +81,27 @@ def test_clients_missed_by_the_rate_are_proportional_to_the_groups() -> None:
 
 
 def test_sending_continues_when_the_window_opens_again() -> None:
-    result = forecast_mailing(
-        RecipientGroup("UTC", 9 * 3600 + 1800), lasts=3 * DAY, window=BY_DAY, rate=1
-    )
-    assert result.done_at == NOON + 21 * HOUR + HOUR / 2
+    # at one message a second, half an hour is left to send when the window closes at 21:00
+    clients = 9 * 3600 + 1800
+    result = forecast_mailing(RecipientGroup("UTC", clients), lasts=3 * DAY, window=DAYTIME, rate=1)
+    next_opening = NOON + 21 * HOUR
+    assert result.done_at == next_opening + HOUR / 2
 
 
 def test_clients_missed_after_an_open_window_are_missed_for_lack_of_time() -> None:
+    # five clients are left when the window closes at 21:00; the mailing ends before it opens again
+    clients = 9 * 3600 + 5
     result = forecast_mailing(
-        RecipientGroup("UTC", 9 * 3600 + 5), lasts=20 * HOUR, window=BY_DAY, rate=1
+        RecipientGroup("UTC", clients), lasts=20 * HOUR, window=DAYTIME, rate=1
     )
     assert result.shortfalls == (Shortfall("UTC", 5, "no_time"),)
 
 
 def test_clients_due_first_are_reached_first() -> None:
-    # both windows are open, Moscow's opened first: London comes after it, while time is left
+    # Both windows are open, and Moscow's opened first. At one message a second, its 3,600 clients
+    # need one hour; half an hour is left for London.
     groups = [RecipientGroup("Europe/London", 3600), RecipientGroup("Europe/Moscow", 3600)]
-    arguments = {"start": NOON - DAY, "window": BY_DAY, "rate": 1}
-    result = forecast_mailing(*groups, lasts=1.5 * HOUR, **arguments)
+    result = forecast_mailing(*groups, start=NOON - DAY, lasts=1.5 * HOUR, window=DAYTIME, rate=1)
     assert result.shortfalls == (Shortfall("Europe/London", 1800, "no_time"),)
 
 
@@ -105,12 +113,14 @@ def test_group_due_later_is_reached_later() -> None:
 
 
 def test_other_mailings_share_the_rate_equally_until_they_are_done() -> None:
-    # at a third of the rate until the first other is done, at half until the second, then alone
     result = forecast_mailing(RecipientGroup("UTC", 1800), others=[600, 1200], rate=3)
+    # 600 messages at one a second, until the first other mailing is done; then 600 at 1.5 a second,
+    # until the second is done; then 600 at 3 a second
     assert result.done_at == NOON + timedelta(seconds=600 + 400 + 200)
 
 
 def test_other_mailings_continue_while_the_mailing_waits() -> None:
+    # the other mailing is done when this one starts, one hour later
     result = forecast_mailing(RecipientGroup("UTC", 60), start=NOON + HOUR, others=[3600], rate=1)
     assert result.done_at == NOON + HOUR + timedelta(seconds=60)
 
@@ -120,24 +130,28 @@ def test_at_rate_zero_all_clients_are_missed() -> None:
 
 
 def test_mailing_without_clients_is_done_at_its_start() -> None:
-    assert forecast_mailing(rate=1) == Forecast(0, 1, NOON, 0, ())
-    assert forecast_mailing(start=NOON - DAY).done_at == NOON
+    assert forecast_mailing(rate=1) == Forecast(
+        clients=0, rate=1, done_at=NOON, missed=0, shortfalls=()
+    )
+    started_before = forecast_mailing(start=NOON - DAY)
+    assert started_before.done_at == NOON
 
 
 def test_after_the_end_all_clients_are_missed() -> None:
-    result = forecast_mailing(RecipientGroup("UTC", 5), at=NOON + DAY, window=BY_DAY)
+    result = forecast_mailing(RecipientGroup("UTC", 5), at=NOON + DAY, window=DAYTIME)
     assert result.shortfalls == (Shortfall("UTC", 5, "no_time"),)
 
 
 def test_clients_beyond_the_horizon_are_still_waiting() -> None:
     result = forecast_mailing(RecipientGroup("UTC", 10_000_000), lasts=99 * DAY, rate=1)
     assert result.until == NOON + MAX_HORIZON
-    assert result.reached == MAX_HORIZON.total_seconds()
+    assert result.reached == MAX_HORIZON.total_seconds()  # one client a second
     assert (result.missed, result.shortfalls, result.done_at) == (0, (), None)
     assert result.waiting == 10_000_000 - result.reached
 
 
 # ---- rules -----------------------------------------------------------------------------------
+# Each rule holds for any mailing; Hypothesis generates the mailings.
 
 ZONES = (
     *("UTC", "Europe/Moscow", "Asia/Kamchatka", "Asia/Kathmandu", "America/New_York"),
@@ -146,7 +160,7 @@ ZONES = (
 
 
 def durations(max_days: int) -> st.SearchStrategy[timedelta]:
-    """Return durations up to `max_days`, often of whole quarters of an hour."""
+    """Generate durations up to `max_days`, often of whole quarters of an hour."""
     return st.integers(1, max_days * 96).map(QUARTER.__mul__) | st.timedeltas(
         timedelta(seconds=1), max_days * DAY
     )
@@ -157,12 +171,18 @@ starts = st.builds(  # in one year, which includes all changes of the clocks
     st.integers(0, 365),
     st.integers(0, 95),
 )
-clocks = st.builds(time, st.integers(0, 23), st.sampled_from([0, 15, 30, 45]))
-windows = st.tuples(clocks, clocks).filter(lambda pair: pair[0] != pair[1])
+quarter_times = st.builds(time, st.integers(0, 23), st.sampled_from([0, 15, 30, 45]))
+windows = (
+    st.tuples(quarter_times, quarter_times)
+    .filter(lambda bounds: bounds[0] != bounds[1])
+    .map(lambda bounds: SendingWindow(*bounds))
+)
 rates = st.sampled_from([0.001, 0.01, 0.1, 0.5, 1, 3, 50, 1000]) | st.floats(0.0001, 10_000)
 
 
 class Case(msgspec.Struct, frozen=True):
+    """The arguments of a forecast, as in `mailer.forecast.model.forecast`."""
+
     groups: list[RecipientGroup]
     start: datetime
     end: datetime
@@ -172,29 +192,35 @@ class Case(msgspec.Struct, frozen=True):
     others: list[int]
 
     def forecast(self, **changes: Any) -> Forecast:
+        """Return the forecast with these arguments; `changes` replace some of them."""
         arguments = {name: getattr(self, name) for name in self.__struct_fields__} | changes
         return forecast(arguments.pop("groups"), **arguments)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
+    """Generate a forecast made before, at or after the start of its mailing."""
     start = draw(starts)
-    at = start + draw(st.just(timedelta()) | durations(3) | durations(3).map(lambda late: -late))
-    dues = st.none() | durations(4).map(lambda later: start + later)
+    at = start + draw(
+        st.just(timedelta()) | durations(3) | durations(3).map(lambda before: -before)
+    )
+    due_times = st.none() | durations(4).map(lambda after_start: start + after_start)
     sizes = st.integers(0, 5) | st.integers(0, 100_000)
-    groups = st.lists(st.builds(RecipientGroup, st.sampled_from(ZONES), sizes, dues), max_size=8)
+    group = st.builds(RecipientGroup, st.sampled_from(ZONES), sizes, due_times)
     return Case(
-        draw(groups),
-        start,
-        max(start, at) + draw(durations(4) | st.just(70 * DAY)),
-        draw(st.none() | windows.map(lambda pair: SendingWindow(*pair))),
-        at,
-        draw(st.none() | rates),
-        draw(st.lists(st.integers(0, 50_000), max_size=4)),
+        groups=draw(st.lists(group, max_size=8)),
+        start=start,
+        # 70 days are beyond the horizon
+        end=max(start, at) + draw(durations(4) | st.just(70 * DAY)),
+        window=draw(st.none() | windows),
+        at=at,
+        rate=draw(st.none() | rates),
+        others=draw(st.lists(st.integers(0, 50_000), max_size=4)),
     )
 
 
 def missed_by_zone(result: Forecast) -> dict[str, int]:
+    """Return the missed clients of each of `ZONES`, also where there are none."""
     missed = dict.fromkeys(ZONES, 0)
     for shortfall in result.shortfalls:
         missed[shortfall.time_zone] += shortfall.clients
@@ -209,13 +235,18 @@ def test_every_client_is_reached_or_missed_or_waiting(case: Case) -> None:
     assert result.missed == sum(shortfall.clients for shortfall in result.shortfalls)
     assert min(result.reached, result.missed, result.waiting) >= 0
     assert (result.until is not None) == (result.waiting > 0)
-    assert [s.clients for s in result.shortfalls] == sorted(
-        (s.clients for s in result.shortfalls), reverse=True
-    )
     for zone, missed in missed_by_zone(result).items():
-        assert missed <= sum(c.clients for c in case.groups if c.time_zone == zone)
+        assert missed <= sum(group.clients for group in case.groups if group.time_zone == zone)
+
+
+@thorough
+@given(cases())
+def test_shortfalls_are_not_empty_and_ordered_by_size(case: Case) -> None:
+    result = case.forecast()
+    sizes = [shortfall.clients for shortfall in result.shortfalls]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(size > 0 for size in sizes)
     for shortfall in result.shortfalls:
-        assert shortfall.clients > 0
         assert (shortfall.opens_at is not None) == (shortfall.reason == "no_window")
 
 
@@ -232,16 +263,20 @@ def test_mailing_is_done_between_its_start_and_its_end(case: Case) -> None:
 @given(cases())
 def test_clients_whose_window_opens_too_late_are_missed_whatever_the_rate(case: Case) -> None:
     groups = [RecipientGroup(group.time_zone, group.clients) for group in case.groups]
+    # what enqueueing decides for a client of each time zone
     expected = dict.fromkeys(ZONES, 0)
     for group in groups:
         planned = plan(group.time_zone, case.window, case.start, case.end, case.at)
         if planned.reason == "no_window":
             expected[group.time_zone] += group.clients
-    at_once = case.forecast(groups=groups, rate=None)
-    assert missed_by_zone(at_once) == expected
-    assert {shortfall.reason for shortfall in at_once.shortfalls} <= {"no_window"}
-    too_late = [s for s in case.forecast(groups=groups).shortfalls if s.reason == "no_window"]
-    assert too_late == list(at_once.shortfalls)
+
+    without_rate = case.forecast(groups=groups, rate=None).shortfalls
+    with_rate = case.forecast(groups=groups).shortfalls
+
+    assert missed_by_zone(case.forecast(groups=groups, rate=None)) == expected
+    assert {shortfall.reason for shortfall in without_rate} <= {"no_window"}
+    too_late = [shortfall for shortfall in with_rate if shortfall.reason == "no_window"]
+    assert too_late == list(without_rate)
     for shortfall in too_late:
         assert shortfall.opens_at is not None
         assert shortfall.opens_at >= case.end
@@ -280,30 +315,35 @@ def test_another_mailing_never_improves_the_forecast(case: Case, waiting: int) -
 
 
 def simulate_missed(case: Case, rate: float) -> dict[str, int]:
-    """Simulate sending one message after the other; return the missed clients by time zone."""
+    """Simulate sending one message after the other; return the missed clients by time zone.
+
+    The next message goes to the time zone whose messages were due first. Of several such zones, it
+    goes to the one with the largest part of its messages unsent.
+    """
     unsent = {group.time_zone: group.clients for group in case.groups}
     sizes = dict(unsent)
-    due: dict[str, datetime] = {}
-    moment = max(case.start, case.at)
+    due_since: dict[str, datetime] = {}  # of the time zones whose window is open
+    first_moment = max(case.start, case.at)
+    moment = first_moment
     while moment < case.end:
         for zone in unsent:
-            is_open = case.window is None or case.window.is_open_in(zone, moment)
-            if not is_open:
-                due.pop(zone, None)
-            elif zone not in due:
-                since = max(case.start, case.at)
-                due[zone] = since if case.window is None else _opened(case.window, zone, moment)
-        waiting = [zone for zone in due if unsent[zone]]
+            if case.window is None:
+                due_since[zone] = first_moment
+            elif not case.window.is_open_in(zone, moment):
+                due_since.pop(zone, None)
+            elif zone not in due_since:
+                due_since[zone] = _opened(case.window, zone, moment)
+        waiting = [zone for zone in due_since if unsent[zone]]
         if waiting:
-            first = min(due[zone] for zone in waiting)
-            due_first = [zone for zone in waiting if due[zone] == first]
+            earliest = min(due_since[zone] for zone in waiting)
+            due_first = [zone for zone in waiting if due_since[zone] == earliest]
             unsent[max(due_first, key=lambda zone: unsent[zone] / sizes[zone])] -= 1
         moment += timedelta(seconds=1 / rate)
     return unsent
 
 
 def _opened(window: SendingWindow, zone: str, moment: datetime) -> datetime:
-    """Return the quarter of an hour at which the open window has opened."""
+    """Return when the window, which is open at `moment`, has opened: at a quarter of an hour."""
     quarter = moment.replace(minute=moment.minute // 15 * 15, second=0, microsecond=0)
     while window.is_open_in(zone, quarter - QUARTER):
         quarter -= QUARTER
@@ -314,19 +354,26 @@ def _opened(window: SendingWindow, zone: str, moment: datetime) -> datetime:
 @given(
     start=starts,
     sizes=st.lists(st.integers(1, 400), min_size=1, max_size=4),
-    pair=st.none() | windows,
+    window=st.none() | windows,
     lasts=st.integers(1, 200).map(QUARTER.__mul__),
 )
 def test_forecast_agrees_with_sending_message_by_message(
     start: datetime,
     sizes: list[int],
-    pair: tuple[time, time] | None,
+    window: SendingWindow | None,
     lasts: timedelta,
 ) -> None:
-    groups = [RecipientGroup(zone, size) for zone, size in zip(ZONES, sizes, strict=False)]
-    window = pair and SendingWindow(*pair)
-    case = Case(groups, start - 2 * DAY, start + lasts, window, start, 1 / 300, [])
-    expected = simulate_missed(case, 1 / 300)
+    rate = 1 / 300  # one message in five minutes, so that some clients are missed
+    case = Case(
+        groups=[RecipientGroup(zone, size) for zone, size in zip(ZONES, sizes, strict=False)],
+        start=start - 2 * DAY,
+        end=start + lasts,
+        window=window,
+        at=start,
+        rate=rate,
+        others=[],
+    )
+    expected = simulate_missed(case, rate)
     result = missed_by_zone(case.forecast())
     for zone, missed in expected.items():  # a few messages at the edges of windows may differ
         assert abs(result[zone] - missed) <= 3 * (1 + lasts / DAY), (zone, expected)
@@ -334,8 +381,7 @@ def test_forecast_agrees_with_sending_message_by_message(
 
 def test_forecast_of_many_zones_runs_in_many_short_steps() -> None:
     groups = [RecipientGroup(zone, 1_000) for zone in sorted(known_zones())]
-    end = NOON + 30 * DAY
-    steps = sum(
-        1 for _ in forecast_steps(groups, start=NOON, end=end, window=BY_DAY, at=NOON, rate=0.1)
+    steps = forecast_steps(
+        groups, start=NOON, end=NOON + 30 * DAY, window=DAYTIME, at=NOON, rate=0.1
     )
-    assert steps > 2 * len(groups)
+    assert len(list(steps)) > 2 * len(groups)

@@ -12,7 +12,7 @@ SECOND = timedelta(seconds=1)
 
 
 @pytest.mark.parametrize(
-    ("zone", "at", "day", "due"),
+    ("zone", "at", "day", "due"),  # the report of `day` is due at the local time `at`: at `due`
     [
         ("UTC", "08:00", "2030-01-14", "2030-01-15T08:00:00Z"),
         ("Europe/Moscow", "08:00", "2030-01-14", "2030-01-15T05:00:00Z"),
@@ -43,7 +43,7 @@ def test_report_is_due_at_the_first_moment_at_or_after_its_local_time(
 
 @pytest.mark.parametrize("at", [f"{hour:02}:{minute}" for hour in range(24) for minute in (10, 40)])
 @pytest.mark.parametrize(
-    ("zone", "begins"),
+    ("zone", "first_moment"),  # about a day before the clocks change
     [
         ("Europe/Berlin", "2030-03-30T00:00:00Z"),
         ("Europe/Berlin", "2030-10-26T00:00:00Z"),
@@ -52,9 +52,10 @@ def test_report_is_due_at_the_first_moment_at_or_after_its_local_time(
         ("Pacific/Apia", "2011-12-29T00:00:00Z"),
     ],
 )
-def test_reports_become_due_one_day_after_the_other(zone: str, begins: str, at: str) -> None:
-    start, clock, zone_info = datetime.fromisoformat(begins), time.fromisoformat(at), ZoneInfo(zone)
-    days = [newest_due(start + timedelta(minutes=10 * n), clock, zone_info) for n in range(72 * 6)]
+def test_reports_become_due_one_day_after_the_other(zone: str, first_moment: str, at: str) -> None:
+    start, clock = datetime.fromisoformat(first_moment), time.fromisoformat(at)
+    every_ten_minutes = [start + timedelta(minutes=10 * n) for n in range(72 * 6)]  # in 72 hours
+    days = [newest_due(moment, clock, ZoneInfo(zone)) for moment in every_ten_minutes]
     steps = {later - earlier for earlier, later in pairwise(days)}
     assert steps == {timedelta(0), timedelta(days=1)}
 
@@ -63,4 +64,4 @@ def test_retry_delay_grows_to_a_quarter_of_an_hour() -> None:
     delays = [retry_delay(attempts) for attempts in range(1, 200)]
     assert delays[0] == MIN_RETRY_DELAY
     assert delays == sorted(delays)
-    assert delays[5] == delays[-1] == MAX_RETRY_DELAY
+    assert delays[5] == delays[-1] == MAX_RETRY_DELAY == timedelta(minutes=15)

@@ -41,12 +41,12 @@ ADDRESS_PATTERN = re.compile(
 """Mail addresses as in HTML input fields. It excludes characters that could break a header."""
 REDACTED_ADDRESS = re.compile(r"[^\s<>:;,\"'()]+@[^\s<>:;,\"'()]+")
 """Anything like a mail address in an answer of a mail server, which is replaced by ***."""
-BEFORE_TLS = (
+ERRORS_WITHOUT_TLS = (
     aiosmtplib.SMTPConnectError,
     aiosmtplib.SMTPHeloError,
     aiosmtplib.SMTPAuthenticationError,
 )
-"""Connection errors that are not caused by encryption."""
+"""Errors of connecting that encryption does not cause. They would happen without it, too."""
 
 
 class MailNotSentError(UnavailableError):
@@ -59,17 +59,21 @@ class SmtpConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     is_tls: bool
+    """Whether the connection is encrypted from its start (smtps)."""
     user: str | None
+    """None when the server needs no login."""
     password: str | None
     sender: str
+    """The sender's address."""
     recipients: list[str]
+    """The recipients' addresses."""
 
     def __repr__(self) -> str:
         return f"SmtpConfig({self.host}:{self.port})"
 
     @property
     def starts_tls(self) -> bool | None:
-        """Return whether STARTTLS is required (True), not used (False), or optional (None).
+        """Whether encryption by STARTTLS is required (True), not used (False), or optional (None).
 
         With a login it is required: otherwise an attacker who removes the server's offer of
         STARTTLS would get the password. Connections to this machine do not need it.
@@ -80,10 +84,10 @@ class SmtpConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def validates_certificate(self) -> bool:
-        """Return whether the server's certificate must be trusted and match its name.
+        """Whether the server's certificate must be trusted and match its name.
 
-        Without a login, encryption is opportunistic (RFC 7435): after refusing a certificate the
-        mail would be sent in clear text, which is worse.
+        Without a login, any certificate is accepted (opportunistic encryption, RFC 7435). If one
+        were refused, the mail would be sent in clear text, which is worse.
         """
         return self.is_tls or self.user is not None
 
@@ -99,9 +103,10 @@ class MailResult(msgspec.Struct, frozen=True):
 
 
 def read_smtp_config(settings: Settings) -> SmtpConfig:
-    """Return the mail configuration of the settings; raises `StartError` for a wrong setting.
+    """Return the mail configuration that the settings define.
 
-    Default ports: 465 for smtps, 587 for smtp with a login, 25 otherwise.
+    Raises `StartError` for a missing or wrong setting. Default ports: 465 for smtps, 587 for smtp
+    with a login, 25 otherwise.
     """
     if settings.smtp_url is None:
         raise StartError("MAILER_SMTP_URL is not set: sending mail needs a mail server")
@@ -150,6 +155,7 @@ def _normalize_address(text: str) -> str | None:
 
 
 def _recipients(setting: str | None) -> list[str]:
+    """Return the addresses of the setting, which are separated by commas, without duplicates."""
     entries = [entry for part in (setting or "").split(",") if (entry := part.strip())]
     if not entries:
         raise StartError("MAILER_REPORT_RECIPIENTS is not set: the report has no recipients")
@@ -171,8 +177,9 @@ async def send_report(
 
     smtps is always encrypted. With a login, the connection is encrypted before the login, or the
     mail is not sent; connections to this machine are the exception. Without a login, the connection
-    is encrypted if the server offers that and it works. Raises `MailNotSentError` when the server
-    neither accepted nor refused any recipient.
+    is encrypted if the server offers that. If encrypting fails, the mail is sent without it.
+
+    Raises `MailNotSentError` when the server neither accepted nor refused any recipient.
     """
     message = _create_mail(report, smtp, message_id)
     client = _create_smtp_client(smtp, smtp.starts_tls)
@@ -180,7 +187,7 @@ async def send_report(
         async with asyncio.timeout(SEND_TIMEOUT):
             try:
                 await client.connect()
-            except BEFORE_TLS:
+            except ERRORS_WITHOUT_TLS:
                 raise
             except (aiosmtplib.SMTPException, OSError) as error:
                 if smtp.validates_certificate:
@@ -202,6 +209,7 @@ async def send_report(
 
 
 def _log_result(day: date, result: MailResult) -> None:
+    """Log for how many recipients the report was accepted, deferred and refused."""
     for event, codes in (("report_deferred", result.deferred), ("report_refused", result.refused)):
         if codes:
             log.warning(event, day=day, recipients=len(codes), codes=sorted(set(codes.values())))
@@ -233,10 +241,11 @@ async def _close(client: aiosmtplib.SMTP) -> None:
 async def _deliver(
     client: aiosmtplib.SMTP, message: EmailMessage, sender: str, recipients: list[str]
 ) -> MailResult:
+    """Send a mail on an open connection; return which recipients the server accepted."""
     try:
         refusals, _ = await client.send_message(message, sender=sender, recipients=recipients)
         codes = {recipient: refusal.code for recipient, refusal in refusals.items()}
-    except aiosmtplib.SMTPRecipientsRefused as error:
+    except aiosmtplib.SMTPRecipientsRefused as error:  # no recipient was accepted
         codes = {refused.recipient: refused.code for refused in error.recipients}
     return MailResult(
         accepted=[recipient for recipient in recipients if recipient not in codes],
@@ -280,10 +289,10 @@ async def report_command(settings: Settings, day: date, *, send: bool) -> str:
     smtp = read_smtp_config(settings) if send else None
     zone = settings.report_time_zone
     source = DatabaseSource.of(settings)
-    daily = await run_on_database(source, partial(daily_report, day=day, time_zone=zone))
+    report = await run_on_database(source, partial(daily_report, day=day, time_zone=zone))
     if smtp is not None:
-        result = await send_report(daily, smtp)
+        result = await send_report(report, smtp)
         if failed := {**result.deferred, **result.refused}:
             recipients = ", ".join(f"{recipient} ({code})" for recipient, code in failed.items())
             raise MailNotSentError(f"the mail server did not accept the report for {recipients}")
-    return render_text(daily)
+    return render_text(report)

@@ -10,8 +10,8 @@ from mailer import statuses
 from mailer.daily_report.report import DailyReport
 from mailer.statuses import OUTCOMES, MessageCounts, OutcomeCounts
 
-MIN_WIDTH = 1.0
-"""Percent of a whole bar, so that a few messages among many are visible."""
+MIN_WIDTH = 1.0  # percent of a whole bar
+"""Width of the part of a bar for an outcome that occurs, so that a few messages are visible."""
 
 
 def render_text(report: DailyReport) -> str:
@@ -37,13 +37,14 @@ def render_html(report: DailyReport) -> str:
 def bar_widths(counts: OutcomeCounts | MessageCounts, whole: int) -> Iterator[tuple[str, float]]:
     """Yield the outcomes that occur, each with the width of its part of a bar, in percent.
 
-    `whole` is the number of messages of a bar of full width. Each part is at least `MIN_WIDTH`
-    wide; what these widths leave is divided in proportion. All parts together fit into the bar.
+    `whole` is the number of messages of a bar of full width, at least the sum of the outcomes. Each
+    part gets `MIN_WIDTH`; the remaining width is divided in proportion to the counts. So all parts
+    together fit into the bar.
     """
     occurring = {name: count for name in OUTCOMES if (count := getattr(counts, name))}
-    proportional = 100 - MIN_WIDTH * len(occurring)
+    remaining_width = 100 - MIN_WIDTH * len(occurring)
     for name, count in occurring.items():
-        yield name, MIN_WIDTH + proportional * count / whole
+        yield name, MIN_WIDTH + remaining_width * count / whole
 
 
 @cache
@@ -65,9 +66,9 @@ def _templates() -> Environment:
 
 
 def _hour(start: datetime) -> str:
-    """Return the start of an hour as text, with "again" for the second of two equal hours.
+    """Return the start of an hour as text.
 
-    An hour occurs twice when the clocks are set back.
+    When the clocks are set back, an hour occurs twice; the second one has the suffix "again".
     """
     return f"{start:%H:%M}{' again' if start.fold else ''}"
 

@@ -1,4 +1,7 @@
-"""The daily report: outcomes of messages on one day, and counts of mailings active that day."""
+"""The daily report: outcomes of messages on one day, and counts of mailings active that day.
+
+`mail.py` sends it, `schedule.py` decides when, and `render.py` makes text and HTML of it.
+"""
 
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -13,10 +16,10 @@ from mailer.db.tables.mailing import mailing
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
 from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
-from mailer.message.counters import HOUR_SECONDS
-from mailer.message.outcomes import count_by_hour, count_failures
+from mailer.message.outcomes import HOUR_SECONDS, count_by_hour, count_failures
 from mailer.statistics.model import Bucket, ReasonCount
-from mailer.statistics.service import counts_from_mailing, counts_from_row, sum_columns
+from mailer.statistics.service import counts_from_mailing
+from mailer.statistics.store import counts_from_row, sum_columns
 from mailer.statuses import OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
 
 MAX_LISTED = 50
@@ -44,11 +47,13 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
     as_of: datetime
     """When the counts were read."""
     mailings_count: int
+    """Number of mailings that were active on that day."""
     clients_count: int
+    """Sum of the sizes of their audiences."""
     messages: MessageCounts
-    """The current counts of all mailings that were active on that day, added up."""
+    """Sum of their current counts, not only of that day."""
     mailings: list[ReportedMailing]
-    """The newest of those mailings, at most `MAX_LISTED`."""
+    """The newest mailings that were active on that day, at most `MAX_LISTED`."""
     failures: list[ReasonCount]
     """Messages of all mailings that failed on that day, by status and reason, largest first."""
     hours: list[Bucket]
@@ -77,9 +82,9 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
     """
     zone = ZoneInfo(time_zone)
     start, end = day_bounds(day, zone)
-    active = _active(start, end)
+    is_active = _was_active(start, end)
     async with snapshot(engine) as connection:
-        total = await _total(connection, active)
+        total = await _get_total(connection, is_active)
         return DailyReport(
             day=day,
             time_zone=time_zone,
@@ -87,16 +92,16 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
             mailings_count=total.mailings,
             clients_count=int(total.clients),
             messages=counts_from_row(total),
-            mailings=await _mailings(connection, active, zone),
+            mailings=await _list_mailings(connection, is_active, zone),
             failures=[ReasonCount(*row) for row in await count_failures(connection, start, end)],
-            hours=await _hours(connection, start, end, zone),
+            hours=await _list_hours(connection, start, end, zone),
         )
 
 
 def day_bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
     """Return the start of a local day and of the next day, in UTC.
 
-    When the clocks change, they are more or less than 24 hours apart. Raises `InvalidError` for a
+    The day is longer or shorter than 24 hours when the clocks change. Raises `InvalidError` for a
     day outside the range of mailings' dates.
     """
     if not FIRST_MOMENT.date() < day < LAST_MOMENT.date():
@@ -108,8 +113,8 @@ def day_bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
     return start, end
 
 
-def _active(start: datetime, end: datetime) -> ColumnElement[bool]:
-    """Return the condition that a mailing was active between two moments.
+def _was_active(start: datetime, end: datetime) -> ColumnElement[bool]:
+    """Return the SQL condition that a mailing was active between two moments.
 
     A mailing is active from its start until it is settled. That may be some time after its end,
     because its unsent messages are cancelled then. `updated_at` of a settled mailing is the time
@@ -122,8 +127,9 @@ def _active(start: datetime, end: datetime) -> ColumnElement[bool]:
     )
 
 
-async def _total(connection: AsyncConnection, active: ColumnElement[bool]) -> Row[Any]:
-    active_mailings = select_mailings().where(active).subquery()
+async def _get_total(connection: AsyncConnection, is_active: ColumnElement[bool]) -> Row[Any]:
+    """Return a row with the time, the number of active mailings, and the sums of their counts."""
+    active_mailings = select_mailings().where(is_active).subquery()
     statement = select(
         func.now().label("as_of"),
         func.count().label("mailings"),
@@ -133,10 +139,11 @@ async def _total(connection: AsyncConnection, active: ColumnElement[bool]) -> Ro
     return (await connection.execute(statement)).one()
 
 
-async def _mailings(
-    connection: AsyncConnection, active: ColumnElement[bool], zone: ZoneInfo
+async def _list_mailings(
+    connection: AsyncConnection, is_active: ColumnElement[bool], zone: ZoneInfo
 ) -> list[ReportedMailing]:
-    statement = select_mailings().where(active).order_by(mailing.c.id.desc()).limit(MAX_LISTED)
+    """Return the newest active mailings, at most `MAX_LISTED`."""
+    statement = select_mailings().where(is_active).order_by(mailing.c.id.desc()).limit(MAX_LISTED)
     return [
         ReportedMailing(
             listed.id,
@@ -150,15 +157,16 @@ async def _mailings(
     ]
 
 
-async def _hours(
+async def _list_hours(
     connection: AsyncConnection, start: datetime, end: datetime, zone: ZoneInfo
 ) -> list[Bucket]:
     """Return the outcomes of messages in each hour between two moments."""
     outcomes_by_hour = await count_by_hour(connection, start, end)
-    moments = range(int(start.timestamp()), int(end.timestamp()), HOUR_SECONDS)
+    hour_starts = range(int(start.timestamp()), int(end.timestamp()), HOUR_SECONDS)
     return [
         Bucket(
-            datetime.fromtimestamp(at, zone), OutcomeCounts.of(**outcomes_by_hour.get(index, {}))
+            datetime.fromtimestamp(hour_start, zone),
+            OutcomeCounts.of(**outcomes_by_hour.get(index, {})),
         )
-        for index, at in enumerate(moments)
+        for index, hour_start in enumerate(hour_starts)
     ]

@@ -6,8 +6,9 @@ from hashlib import sha256
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import msgspec
 import structlog
-from sqlalchemy import ARRAY, Date, LargeBinary, Row, TextClause, bindparam, func, select, text
+from sqlalchemy import ARRAY, Date, LargeBinary, TextClause, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.daily_report.mail import MailNotSentError, SmtpConfig, send_report
@@ -18,26 +19,30 @@ log = structlog.get_logger()
 SEND_LEASE = timedelta(minutes=10)
 """How long a worker may take to send a report; longer than all its timeouts together."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=15)
-"""Delay before the next attempt after one failed attempt, and the longest delay."""
+"""Delay before the second attempt to send a report, and the longest delay before an attempt."""
+MAX_DELAY_DOUBLINGS = 10
+"""After so many doublings the delay is longer than `MAX_RETRY_DELAY` anyway."""
 MAX_REPORT_AGE = timedelta(days=7)
 """How old the day of a report may be. Older reports that could not be sent are dropped."""
 
 
 def newest_due(now: datetime, at: time, zone: ZoneInfo) -> date:
-    """Return the last day whose report is due at `now`. It is due at `at` on the next day.
+    """Return the newest day whose report is due at `now`.
 
-    When the clocks skip `at`, the report is due at the clock change. When `at` occurs twice, it is
-    due the first time.
+    The report of a day is due on the next day, at the time `at` in `zone`. When the clocks skip
+    that time, the report is due at the clock change. When that time occurs twice, the report is due
+    the first time.
     """
     local = now.astimezone(zone)
-    is_due = datetime.combine(local.date(), at, zone).timestamp() <= now.timestamp()
-    is_due = is_due or local.time() >= at  # Python takes a skipped time as later
-    return local.date() - timedelta(days=1 if is_due else 2)
+    is_due_today = datetime.combine(local.date(), at, zone).timestamp() <= now.timestamp()
+    # Python interprets a skipped time as a later one
+    is_due_today = is_due_today or local.time() >= at
+    return local.date() - timedelta(days=1 if is_due_today else 2)
 
 
 def retry_delay(attempts: int) -> timedelta:
-    """Return the delay before the next attempt; it doubles with each failed attempt."""
-    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempts - 1, 10)))
+    """Return the delay after `attempts` failed attempts; it doubles with each attempt."""
+    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempts - 1, MAX_DELAY_DOUBLINGS)))
 
 
 def _digest(recipient: str) -> bytes:
@@ -45,7 +50,20 @@ def _digest(recipient: str) -> bytes:
     return sha256(recipient.lower().encode()).digest()
 
 
-# Includes reports of past days on which no worker ran, but none before the first report.
+class ReportLease(msgspec.Struct, frozen=True):
+    """A report that this worker is to send, and that no other worker sends meanwhile."""
+
+    day: date
+    id: UUID
+    """Identifies the mail; the same for every attempt."""
+    attempts: int
+    """Attempts to send the report, including the current one."""
+    settled_recipients: list[bytes]
+    """Hashes of the recipients that the mail server has accepted or permanently refused."""
+
+
+# Adds rows for all days since the newest report up to `:newest`, so that days on which no worker
+# ran get a report, too. Leaves out days up to `:oldest`. The first row ever is of `:newest`.
 INSERT_DUE = text("""
     INSERT INTO daily_report (day, leased_until)
     SELECT due_day::date, :now FROM generate_series(
@@ -55,8 +73,9 @@ INSERT_DUE = text("""
     ON CONFLICT DO NOTHING""").bindparams(
     bindparam("newest", type_=Date), bindparam("oldest", type_=Date)
 )
-# Skips a row that another worker has locked or acquired. A restored database may not know which
-# reports were sent, so that it sends none before sending is allowed.
+# Leases the oldest report that is not sent and neither leased nor delayed. Skips a row that another
+# worker has locked. A restored database may not know which reports were sent, so that it sends none
+# before sending is allowed.
 ACQUIRE = text("""
     UPDATE daily_report SET attempts = attempts + 1, leased_until = :until
     WHERE day = (SELECT day FROM daily_report
@@ -65,6 +84,7 @@ ACQUIRE = text("""
                  ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING day, id, attempts, settled_recipients""")
 MARK_SENT = text("UPDATE daily_report SET sent_at = now() WHERE day = :day")
+# The condition on the attempts is false when another worker has acquired the report meanwhile.
 RESCHEDULE = text("""
     UPDATE daily_report SET leased_until = :until, settled_recipients = :settled_recipients
     WHERE day = :day AND attempts = :attempts AND sent_at IS NULL""").bindparams(
@@ -89,7 +109,7 @@ class DailyMail:
         self._sending: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Send the oldest due report. Cancellation does not stop the sending; see `finish`."""
+        """Send the oldest due report. Cancelling this does not stop the sending; see `finish`."""
         self._sending = asyncio.create_task(self._send_due())
         await asyncio.shield(self._sending)
 
@@ -122,23 +142,22 @@ class DailyMail:
             for recipient in self._smtp.recipients
             if _digest(recipient) not in lease.settled_recipients
         ]
-        settled_recipients, is_complete = list(lease.settled_recipients), True
-        if pending:
-            settled_recipients, is_complete = await self._send(lease, pending)
-        if is_complete:
+        newly_settled = await self._send(lease, pending) if pending else []
+        if set(pending) <= set(newly_settled):
             await self._write(MARK_SENT, day=lease.day)
         else:
-            until = now + retry_delay(lease.attempts)
-            key = {"day": lease.day, "attempts": lease.attempts}
-            await self._write(RESCHEDULE, **key, until=until, settled_recipients=settled_recipients)
+            await self._write(
+                RESCHEDULE,
+                day=lease.day,
+                attempts=lease.attempts,
+                until=now + retry_delay(lease.attempts),
+                settled_recipients=[*lease.settled_recipients, *map(_digest, newly_settled)],
+            )
 
-    async def _send(
-        self, lease: Row[tuple[date, UUID, int, list[bytes]]], pending: list[str]
-    ) -> tuple[list[bytes], bool]:
-        """Send a report to `pending`; return the hashes of all decided recipients.
+    async def _send(self, lease: ReportLease, pending: list[str]) -> list[str]:
+        """Send a report to `pending`; return the recipients that are settled now.
 
-        A recipient is decided when accepted or permanently refused. The second value tells whether
-        all recipients are decided.
+        The mail server has accepted or permanently refused these recipients.
         """
         report = await daily_report(self._engine, lease.day, self._time_zone)
         try:
@@ -153,18 +172,19 @@ class DailyMail:
                 reason=str(error),
                 again_in=retry_delay(lease.attempts).total_seconds(),
             )
-            return lease.settled_recipients, False
-        settled_recipients = (*result.accepted, *result.refused)
-        return [*lease.settled_recipients, *map(_digest, settled_recipients)], not result.deferred
+            return []
+        return [*result.accepted, *result.refused]
 
-    async def _acquire(self, now: datetime) -> Row[tuple[date, UUID, int, list[bytes]]] | None:
-        """Create due reports, and return one that this worker now holds a lease for, if any."""
+    async def _acquire(self, now: datetime) -> ReportLease | None:
+        """Add due reports to the table; lease the oldest one that is to be sent, if any."""
         newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
-        lease = {"now": now, "until": now + SEND_LEASE, "oldest": newest - MAX_REPORT_AGE}
+        oldest = newest - MAX_REPORT_AGE
         async with self._engine.begin() as connection:
-            days = {"newest": newest, "oldest": newest - MAX_REPORT_AGE}
+            days = {"newest": newest, "oldest": oldest}
             await connection.execute(INSERT_DUE, {**days, "now": now})
-            return (await connection.execute(ACQUIRE, lease)).one_or_none()
+            lease = {"now": now, "until": now + SEND_LEASE, "oldest": oldest}
+            row = (await connection.execute(ACQUIRE, lease)).one_or_none()
+        return None if row is None else ReportLease(*row)
 
     async def _write(self, statement: TextClause, **values: object) -> None:
         async with self._engine.begin() as connection:

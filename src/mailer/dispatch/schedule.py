@@ -14,7 +14,7 @@ from mailer.client import segment_counts
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
-from mailer.mailing import replanning, transitions
+from mailer.mailing import downsampling, replanning, transitions
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters
 from mailer.message import store as messages
@@ -80,7 +80,7 @@ def jobs(
             _in_transaction(engine, lambda database: transitions.purge(database, JOB_BATCH)),
         ),
         Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
-        Job("downsample_counters", 60, _in_transaction(engine, counters.downsample)),
+        Job("downsample_counters", 60, _in_transaction(engine, downsampling.downsample)),
         Job(
             "delete_expired",
             5,

@@ -1,8 +1,8 @@
 """Forecast when a mailing will be done and which clients it will not reach, by simulation.
 
 The simulation follows the dispatcher's rules. Mailings share the rate equally. Within a mailing,
-messages that were due first are sent first. A message that is not sent before its window closes is
-due when the window opens again.
+messages that were due first are sent first. A message that is not sent before its sending window
+closes is due when the window opens again.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from mailer.forecast.throughput_simulation import (
 from mailer.mailing.window import DAY, Offsets, SendingWindow, offsets_of
 
 MAX_HORIZON = timedelta(days=60)
-"""How far ahead a forecast simulates; longer times are not useful."""
+"""The longest time that a forecast simulates; longer times are not useful."""
 
 Reason = Literal["no_window", "no_time"]
 RoundedKey = TypeVar("RoundedKey", bound=Hashable)
@@ -35,7 +35,7 @@ class RecipientGroup(msgspec.Struct, frozen=True):
     time_zone: str
     clients: int
     due_at: datetime | None = None
-    """Earliest time to send; None when only the start and the window matter."""
+    """Earliest time to send; None when only the mailing's start and its sending window matter."""
 
 
 class Shortfall(msgspec.Struct, frozen=True):
@@ -44,9 +44,10 @@ class Shortfall(msgspec.Struct, frozen=True):
     time_zone: str
     clients: int
     reason: Reason
-    """`no_window`: the window opens at the end or later; `no_time`: the rate is too low."""
+    """`no_window`: the sending window opens at the mailing's end or later. `no_time`: the rate is
+    too low."""
     opens_at: datetime | None = None
-    """When the window opens, for `no_window`."""
+    """When the sending window opens, for `no_window`; None for `no_time`."""
 
 
 class Forecast(msgspec.Struct, frozen=True):
@@ -55,7 +56,8 @@ class Forecast(msgspec.Struct, frozen=True):
     clients: int
     """Clients still to be reached now."""
     rate: float | None
-    """Messages a second for all mailings together that the forecast assumes; None: unlimited."""
+    """The rate that the forecast assumes: messages a second for all mailings together. If it is
+    None, each message is sent as soon as its sending window is open."""
     done_at: datetime | None
     """When the last client is reached; None when clients are missed, or beyond `MAX_HORIZON`."""
     missed: int
@@ -85,26 +87,26 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
 ) -> Generator[None, None, Forecast]:
     """Return a forecast, from `at` on, of a mailing to `groups`.
 
-    Yields after each step of about 1 ms at most. A forecast for hundreds of time zones takes about
-    100 ms in all.
+    This is a generator, so that other work can be done meanwhile: it yields after each step of
+    about 1 ms at most. A forecast for hundreds of time zones takes about 100 ms in all.
 
-    `rate` is in messages a second for all mailings together. If it is None, the rate is not known
-    and only windows matter. `others` are the numbers of messages that each of the other running
-    mailings has left to send. They take their share of the rate until they are done, as if all of
-    their messages were due.
+    `start`, `end` and `window` are those of the mailing. `rate` is in messages a second for all
+    mailings together. If it is None, the rate is not known, and only sending windows matter.
+    `others` are the numbers of messages that each of the other running mailings has left to send.
+    They use their share of the rate until they are done, as if all of their messages were due.
     """
     plan = MailingPlan(start.astimezone(UTC), end.astimezone(UTC), window, at.astimezone(UTC))
     groups = [group for group in groups if group.clients > 0]
     cohorts = yield from _cohorts(groups, plan)
     if rate is None:
-        last = send_at_once(cohorts)
+        last_seconds = send_at_once(cohorts)
     else:
-        last = yield from SharedCapacity(rate, others).simulate(list(cohorts))
-    shortfalls, waiting = yield from _remainder(cohorts, plan)
+        last_seconds = yield from SharedCapacity(rate, others).simulate(list(cohorts))
+    shortfalls, waiting = yield from _count_unreached(cohorts, plan)
     missed = sum(shortfall.clients for shortfall in shortfalls)
     done_at = None
     if not missed and not waiting:
-        done_at = min(max(plan.since, plan.at + timedelta(seconds=last)), plan.end)
+        done_at = min(max(plan.since, plan.at + timedelta(seconds=last_seconds)), plan.end)
     return Forecast(
         clients=sum(group.clients for group in groups),
         rate=rate,
@@ -138,10 +140,11 @@ class MailingPlan(msgspec.Struct, frozen=True):
         return min(self.end, self.since + MAX_HORIZON)
 
     def offsets(self, time_zone: str) -> Offsets:
-        """Return the UTC offsets of a time zone; equal offsets mean equal windows.
+        """Return the UTC offsets of a time zone during the mailing.
 
-        They start a day before `at`, because a window that is open now may have opened then.
-        Without a window, all time zones have the same result.
+        Zones with equal offsets have their sending windows at equal times. The offsets start a day
+        before `at`, because a window that is open now may have opened then. Without a window, the
+        result is the same for all time zones.
         """
         earliest = max(self.start, self.at - DAY)
         if self.window is None:
@@ -156,12 +159,17 @@ class MailingPlan(msgspec.Struct, frozen=True):
         earliest = max(self.since, due_at or self.since)
         for opens, closes in intervals:
             if closes > earliest:
-                due = max(opens, due_at or opens)
-                moments = (due, max(opens, earliest), closes)
-                yield SendSlot(*((moment - self.at).total_seconds() for moment in moments))
+                yield SendSlot(
+                    due=self._seconds_until(max(opens, due_at or opens)),
+                    start=self._seconds_until(max(opens, earliest)),
+                    end=self._seconds_until(closes),
+                )
+
+    def _seconds_until(self, moment: datetime) -> float:
+        return (moment - self.at).total_seconds()
 
     def opens_too_late(self, group: RecipientGroup) -> datetime | None:
-        """Return when the window opens for a group if that is at the end or later, else None."""
+        """Return when the window opens for a group if that is at the mailing's end or later."""
         if self.window is None or self.since >= self.end:
             return None
         earliest = max(self.since, group.due_at or self.since)
@@ -172,14 +180,18 @@ class MailingPlan(msgspec.Struct, frozen=True):
 def _cohorts(
     groups: Iterable[RecipientGroup], plan: MailingPlan
 ) -> Generator[None, None, dict[Cohort, list[RecipientGroup]]]:
-    """Return cohorts of groups that may be sent to at the same times, each with its groups."""
+    """Return cohorts of groups that may be sent to at the same times, each with its groups.
+
+    Yields after each step, as `forecast` does.
+    """
     groups_by_times = defaultdict(list)
     for group in groups:
         groups_by_times[plan.offsets(group.time_zone), group.due_at].append(group)
         yield
     cohorts = {}
-    for times, members in groups_by_times.items():
-        cohorts[Cohort(plan.slots(*times), sum(group.clients for group in members))] = members
+    for (offsets, due_at), members in groups_by_times.items():
+        clients = sum(group.clients for group in members)
+        cohorts[Cohort(plan.slots(offsets, due_at), clients)] = members
         yield
     return cohorts
 
@@ -187,15 +199,20 @@ def _cohorts(
 # ---- clients not reached ---------------------------------------------------------------------
 
 
-def _remainder(
+def _count_unreached(
     cohorts: Mapping[Cohort, list[RecipientGroup]], plan: MailingPlan
 ) -> Generator[None, None, tuple[tuple[Shortfall, ...], int]]:
-    """Return the shortfalls, largest first, and the number of clients waiting at the horizon."""
+    """Return the shortfalls, largest first, and the number of clients waiting at the horizon.
+
+    Yields after each step, as `forecast` does.
+    """
+    # by time zone, and by when the window opens if that is too late
     unreached: dict[tuple[str, datetime | None], float] = defaultdict(float)
     for cohort, groups in cohorts.items():
-        for group in groups if cohort.left else ():
-            opens_at = None if cohort.had_slot else plan.opens_too_late(group)
-            unreached[group.time_zone, opens_at] += group.clients * (cohort.left / cohort.clients)
+        share = cohort.unreached / cohort.clients
+        for group in groups if share else ():
+            opens_at = None if cohort.has_any_slot else plan.opens_too_late(group)
+            unreached[group.time_zone, opens_at] += group.clients * share
             yield
     shortfalls, waiting = [], 0
     for (time_zone, opens_at), clients in _round(unreached).items():
@@ -215,7 +232,8 @@ def _by_size(shortfall: Shortfall) -> tuple[int, str, str]:
 def _round(unreached: Mapping[RoundedKey, float]) -> dict[RoundedKey, int]:
     """Return unreached clients as whole numbers, by the largest remainder method.
 
-    Their sum is the original sum, rounded up: a client who is reached in part is not reached.
+    Each number is rounded down, and then those with the largest fractions are increased by 1, until
+    the sum is the original sum rounded up: a client who is reached in part is not reached.
     """
     whole = {key: floor(clients) for key, clients in unreached.items()}
     missing = ceil(sum(unreached.values()) - EPSILON) - sum(whole.values())

@@ -1,5 +1,8 @@
 """Simulate how mailings share the throughput of a gateway.
 
+The mailing of the forecast is simulated in cohorts of clients. Of the other mailings, only the
+numbers of messages are known.
+
 Messages are sent at a constant rate between events. An event is the start or end of a slot in which
 messages may be sent, or the moment when a mailing has no messages left. The cost grows with the
 number of events and not of messages. Mailings with equally many messages finish in one event.
@@ -15,11 +18,12 @@ EPSILON = 1e-3
 
 
 class SendSlot(NamedTuple):
-    """A time slot in which messages may be sent, in seconds from now."""
+    """A time slot in which messages may be sent, in seconds from the moment of the forecast."""
 
     due: float
-    """When the messages became due, perhaps before now. Messages that were due first go first."""
+    """When the messages became due, perhaps in the past. Messages that were due first go first."""
     start: float
+    """The beginning of the slot, never in the past."""
     end: float
 
 
@@ -28,10 +32,13 @@ class Cohort:
 
     def __init__(self, slots: Iterator[SendSlot], clients: int) -> None:
         self.clients = clients
-        self.left = float(clients)
+        self.unreached = float(clients)
+        """Clients not reached so far; a fraction when a part of a message is sent."""
         self.slot = next(slots, None)
-        self.had_slot = self.slot is not None
+        """The current slot if `is_open`, or else the next one; None when no slot is left."""
         self.is_open = False
+        self.has_any_slot = self.slot is not None
+        """Whether there was a slot at the beginning."""
         self._slots = slots
 
     def close(self) -> None:
@@ -40,51 +47,66 @@ class Cohort:
         self.slot = next(self._slots, None)
 
 
+class EqualMailings(NamedTuple):
+    """Other mailings with equally many messages to send, which therefore finish together."""
+
+    messages: int
+    """Messages that each of the mailings had left at the beginning."""
+    mailings: int
+
+
 def send_at_once(cohorts: Iterable[Cohort]) -> float:
     """Send to each cohort at the start of its first slot; return the latest start."""
-    last = 0.0
+    last_start = 0.0
     for cohort in cohorts:
         if cohort.slot is not None:
-            cohort.left = 0.0
-            last = max(last, cohort.slot.start)
-    return last
+            cohort.unreached = 0.0
+            last_start = max(last_start, cohort.slot.start)
+    return last_start
 
 
 class SharedCapacity:
-    """The gateway's rate in messages a second, shared equally by mailings with due messages."""
+    """The gateway's rate in messages a second, shared equally by mailings with due messages.
+
+    `others` are the numbers of messages that each other mailing has left; they are all due.
+    """
 
     def __init__(self, rate: float, others: Iterable[int]) -> None:
         self._rate = rate
-        counts = Counter(waiting for waiting in others if waiting > 0)
-        self._others = sorted(counts.items(), reverse=True)  # (messages, number of mailings)
-        self._unfinished_others = counts.total()
+        mailings_by_messages = Counter(messages for messages in others if messages > 0)
+        # unfinished ones; the last is the next to finish
+        self._others = [
+            EqualMailings(*counts) for counts in sorted(mailings_by_messages.items(), reverse=True)
+        ]
+        self._unfinished_others = mailings_by_messages.total()
         self._sent_per_other = 0.0  # messages that each unfinished other mailing has sent
         self._open: dict[float, list[Cohort]] = {}  # cohorts in a slot, by when they were due
         self._now = 0.0
-        self._last = 0.0
+        self._last_finish = 0.0
 
     def simulate(self, cohorts: Sequence[Cohort]) -> Generator[None, None, float]:
         """Simulate all slots of the cohorts; return when the last cohort was finished.
 
         Yields after each step.
         """
-        events = [(cohort.slot.start, n) for n, cohort in enumerate(cohorts) if cohort.slot]
+        events = [(cohort.slot.start, index) for index, cohort in enumerate(cohorts) if cohort.slot]
         heapify(events)
         while events:
-            moment, n = heappop(events)
+            moment, index = heappop(events)
             yield from self._advance(moment)
-            cohort = cohorts[n]
+            cohort = cohorts[index]
             if cohort.is_open:
                 self._close_slot(cohort)
             elif cohort.slot is not None:
                 cohort.is_open = True
                 self._open.setdefault(cohort.slot.due, []).append(cohort)
-            if cohort.left and cohort.slot is not None:
-                heappush(events, (cohort.slot.end if cohort.is_open else cohort.slot.start, n))
-        return self._last
+            if cohort.unreached and cohort.slot is not None:
+                next_event = cohort.slot.end if cohort.is_open else cohort.slot.start
+                heappush(events, (next_event, index))
+        return self._last_finish
 
     def _close_slot(self, cohort: Cohort) -> None:
-        if cohort.left and cohort.slot is not None:  # finished cohorts are removed already
+        if cohort.unreached and cohort.slot is not None:  # finished cohorts are removed already
             due_together = self._open[cohort.slot.due]
             due_together.remove(cohort)
             if not due_together:
@@ -92,38 +114,45 @@ class SharedCapacity:
         cohort.close()
 
     def _advance(self, moment: float) -> Iterator[None]:
-        """Send messages until `moment`, in steps from one finished mailing to the next."""
+        """Send messages until `moment`, in steps from one finished mailing to the next.
+
+        Of the mailing of the forecast, only the cohorts that were due first are sent to; when they
+        are finished, the step ends, too.
+        """
         while self._now < moment:
             yield
             due_first = self._open[min(self._open)] if self._open else []
-            mailings = self._unfinished_others + bool(due_first)
-            if not mailings or not self._rate:
+            sharing_mailings = self._unfinished_others + bool(due_first)
+            if not sharing_mailings or not self._rate:
                 self._now = moment
                 return
-            rate = self._rate / mailings
+            rate = self._rate / sharing_mailings
             remaining = moment - self._now
             seconds = min(remaining, self._messages_until_finish(due_first) / rate)
             self._now = moment if seconds >= remaining else self._now + seconds
             self._send(due_first, seconds * rate)
 
     def _messages_until_finish(self, due_first: Iterable[Cohort]) -> float:
-        """Return how many messages each mailing sends until the next one is finished."""
-        left = [self._others[-1][0] - self._sent_per_other] if self._others else []
+        """Return how many messages each mailing sends until the step ends, see `_advance`."""
+        left = [self._others[-1].messages - self._sent_per_other] if self._others else []
         if due_first:
-            left.append(sum(cohort.left for cohort in due_first))
+            left.append(sum(cohort.unreached for cohort in due_first))
         return min(left)
 
     def _send(self, due_first: Sequence[Cohort], messages: float) -> None:
-        """Send so many messages of each other mailing, and of the cohorts that were due first."""
+        """Send so many messages of each other mailing, and as many to the cohorts in `due_first`.
+
+        Each of these cohorts gets a part in proportion to its unreached clients.
+        """
         self._sent_per_other += messages
-        while self._others and self._others[-1][0] - self._sent_per_other < EPSILON:
-            self._unfinished_others -= self._others.pop()[1]
+        while self._others and self._others[-1].messages - self._sent_per_other < EPSILON:
+            self._unfinished_others -= self._others.pop().mailings
         if not due_first:
             return
-        left = sum(cohort.left for cohort in due_first)
+        left = sum(cohort.unreached for cohort in due_first)
         is_finished = left - messages < EPSILON
         for cohort in due_first:
-            cohort.left *= 0 if is_finished else 1 - messages / left
+            cohort.unreached *= 0 if is_finished else 1 - messages / left
         if is_finished:
-            self._last = self._now
+            self._last_finish = self._now
             del self._open[min(self._open)]

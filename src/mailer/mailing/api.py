@@ -18,10 +18,10 @@ from mailer.mailing import service, store
 from mailer.mailing.activity import with_hold
 from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing
 from mailer.message import counters
-from mailer.message import store as messages
+from mailer.message import reading as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
-from mailer.message.store import to_message
+from mailer.message.reading import to_message
 from mailer.statuses import MailingStatus, MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body

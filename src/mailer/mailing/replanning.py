@@ -33,10 +33,10 @@ from mailer.db.tables.mailing import FINISHED_IN_WINDOW, OPEN_MAILING
 from mailer.db.tables.message import message
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
+from mailer.mailing.ending import end_columns
 from mailer.mailing.model import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
-from mailer.message.ending import end_columns
 from mailer.statuses import OPEN
 
 log = structlog.get_logger()

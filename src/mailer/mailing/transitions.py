@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import ENDED_AT, OPEN_MAILING, RETENTION_START, UNSETTLED_MAILING
 from mailer.mailing import small_audiences
+from mailer.mailing.ending import end_set_clause
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.message import counters
-from mailer.message.ending import end_set_clause
 from mailer.statuses import NOT_FINAL, OPEN, MailingStatus
 
 UNSETTLED_BATCH = 1_000

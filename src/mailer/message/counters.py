@@ -1,7 +1,9 @@
 """Read the message counters that statistics use, and merge their deltas.
 
 A counter is a row of the table `message_count` plus its deltas that are not merged yet. The view
-`all_message_counts` has both; every reader adds them up.
+`all_message_counts` has the rows of both; every reader adds them up. Each row belongs to a mailing
+and a dimension, such as `time_zone`, and to a `key`, such as `Europe/Moscow`. Rows of the dimension
+`second` have a time in `bucket_start` instead of a key.
 """
 
 from collections import defaultdict
@@ -14,26 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import COUNTER_MERGE_LOCK
 from mailer.db.sql import sums
-from mailer.db.tables.mailing import RETENTION_START, UNSETTLED_MAILING
 from mailer.db.tables.message import COUNTERS
 from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
-
-FULL_RESOLUTION_SECONDS = 120
-"""Age in seconds up to which counts over time are kept by the second."""
-DOWNSAMPLE_PERIOD = 1_800
-"""Seconds after a mailing's last change for which its counts are still downsampled."""
-RESOLUTIONS = ((1_800, 1), (18_000, 10), (108_000, 60), (1_080_000, 600))
-"""Pairs of a time span and the bucket size for it, both in seconds. Longer spans have buckets of an
-hour."""
-HOUR_SECONDS = 3_600
-
-
-def resolution(span: float) -> int:
-    """Return the bucket size, in seconds, for counts over a time span in seconds.
-
-    So a mailing of up to twelve weeks never has many more than 1,800 buckets.
-    """
-    return next((seconds for max_span, seconds in RESOLUTIONS if span <= max_span), HOUR_SECONDS)
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -56,9 +40,10 @@ class Counters(msgspec.Struct, frozen=True):
         return self.messages - self.outcomes.total
 
     def count_of(self, status: MessageStatus) -> int:
-        """Return the number of messages with a status, in a group by reason.
+        """Return the number of messages with a status. Only for counters of a reason.
 
-        A message has no reason while it is being sent, so there `waiting` means scheduled.
+        A message has no reason while it is being sent. So all messages without an outcome are
+        scheduled.
         """
         count: int = self.waiting if status == "scheduled" else getattr(self.outcomes, status, 0)
         return count
@@ -71,11 +56,12 @@ class CountersOfMailing(msgspec.Struct, frozen=True):
     """By dimension (`operator_code`, `time_zone`, `reason`, `attempts`) and value, in the order of
     the values."""
     by_second: dict[datetime, Counters]
-    """Outcomes by the second; old ones by the start of a longer bucket."""
+    """Outcomes by the second; old outcomes by the start of a longer bucket."""
 
 
-SUMS = sums(COUNTERS)
 COUNTER_COLUMNS = ", ".join(COUNTERS)
+SUMS = sums(COUNTERS)
+"""The sum of each of these columns over the rows of a group, under the same name."""
 SELECT_ALL = text(f"""
     SELECT dimension, key, bucket_start, {SUMS} FROM all_message_counts
     WHERE mailing_id = :mailing_id
@@ -94,7 +80,7 @@ SELECT_BY_REASON = text(f"""
 
 
 async def get_all(connection: AsyncConnection, mailing_id: int) -> CountersOfMailing:
-    """Return all counters of a mailing."""
+    """Return all counters of a mailing that are not zero."""
     by_value: dict[str, dict[str, Counters]] = defaultdict(dict)
     by_second: dict[datetime, Counters] = {}
     rows = await connection.execute(SELECT_ALL, {"mailing_id": mailing_id})
@@ -127,80 +113,51 @@ async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[st
     return {reason: Counters.of_columns(*counts) for reason, *counts in rows}
 
 
-# One worker merges at a time. Deltas that others add meanwhile wait for the next merge.
+# Every change of merged counters holds this lock until its transaction ends, so that only one
+# worker makes one at a time. New deltas are written without it, and wait for the next merge.
 COUNTER_LOCK = {"lock": COUNTER_MERGE_LOCK}
 LOCK_COUNTERS = text("SELECT pg_advisory_xact_lock(:lock)")
-TRY_LOCK_COUNTERS = text("""
+# True when there are deltas and the lock was free. Without deltas the lock is not acquired.
+HAS_COUNTER_DELTAS_AND_LOCK = text("""
     SELECT EXISTS (SELECT FROM message_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
-ADD_COUNTERS = ", ".join(f"{name} = message_count.{name} + excluded.{name}" for name in COUNTERS)
-ADD_OUTCOMES = ", ".join(f"{name} = outcome_count.{name} + excluded.{name}" for name in OUTCOMES)
-UPSERT = f"""
-    ON CONFLICT (mailing_id, dimension, key, bucket_start) DO UPDATE SET {ADD_COUNTERS}"""
-# Deltas of the dimension `outcome` are counted over all mailings, the others for each mailing.
+ADD_TO_COUNTERS = f"""
+    ON CONFLICT (mailing_id, dimension, key, bucket_start) DO UPDATE SET
+        {", ".join(f"{name} = message_count.{name} + excluded.{name}" for name in COUNTERS)}"""
+"""End of an INSERT into `message_count`: values of a row that exists are added to it."""
+ADD_TO_OUTCOMES = f"""
+    ON CONFLICT (bucket_start, reason) DO UPDATE SET
+        {", ".join(f"{name} = outcome_count.{name} + excluded.{name}" for name in OUTCOMES)}"""
+"""The same for `outcome_count`."""
+# Deletes the deltas that meet `condition`, and adds them to the counters in one statement, so that
+# every reader sees a delta or its effect, never both. Deltas of the dimension `outcome` are counted
+# over all mailings, in `outcome_count`; the others for each mailing.
 MERGE = f"""
     WITH delta AS (
         DELETE FROM message_count_delta WHERE {{condition}} RETURNING *
     ), outcome AS (
         INSERT INTO outcome_count (bucket_start, reason, {", ".join(OUTCOMES)})
         SELECT bucket_start, key, {sums(OUTCOMES)}
-        FROM delta WHERE dimension = 'outcome' GROUP BY bucket_start, key
-        ON CONFLICT (bucket_start, reason) DO UPDATE SET {ADD_OUTCOMES}
+        FROM delta WHERE dimension = 'outcome' GROUP BY bucket_start, key {ADD_TO_OUTCOMES}
     )
     INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COUNTER_COLUMNS})
     SELECT mailing_id, dimension, key, bucket_start, {SUMS}
     FROM delta WHERE dimension <> 'outcome'
-    GROUP BY mailing_id, dimension, key, bucket_start {UPSERT}"""  # noqa: S608  # likewise
-MERGE_COUNTER_DELTAS = text(
+    GROUP BY mailing_id, dimension, key, bucket_start {ADD_TO_COUNTERS}"""  # noqa: S608  # likewise
+MERGE_SOME_DELTAS = text(
     MERGE.format(condition="ctid = ANY (ARRAY(SELECT ctid FROM message_count_delta LIMIT :chunk))")
 )
 MERGE_DELTAS_OF_MAILINGS = text(MERGE.format(condition="mailing_id = ANY (:mailing_ids)"))
 
 
-async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
-    """Merge up to `chunk` deltas, unless another worker is merging."""
-    if (await connection.execute(TRY_LOCK_COUNTERS, COUNTER_LOCK)).scalar_one():
-        await connection.execute(MERGE_COUNTER_DELTAS, {"chunk": chunk})
-
-
-# OFFSET makes PostgreSQL compute each span once, instead of once for each comparison.
-# RETENTION_START is never before `updated_at`. Its condition only lets PostgreSQL use
-# mailing_retention_idx.
-RESOLUTION = " ".join(f"WHEN span <= {span} THEN {seconds}" for span, seconds in RESOLUTIONS)
-OUTER_SECOND = """
-    SELECT bucket_start FROM message_count
-    WHERE mailing_id = id AND dimension = 'second' AND key = ''
-    ORDER BY bucket_start {order} LIMIT 1"""
-DOWNSAMPLE = text(f"""
-    WITH active AS (
-        SELECT id FROM mailing WHERE {UNSETTLED_MAILING}
-        UNION ALL
-        SELECT id FROM mailing WHERE is_settled AND NOT is_purged AND deleted_at IS NULL
-            AND {RETENTION_START} > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
-            AND updated_at > now() - interval '{DOWNSAMPLE_PERIOD} seconds'
-    ), target AS MATERIALIZED (
-        SELECT id, make_interval(secs => CASE {RESOLUTION} ELSE {HOUR_SECONDS} END) AS resolution
-        FROM active CROSS JOIN LATERAL (
-            SELECT extract(epoch FROM ({OUTER_SECOND.format(order="DESC")})
-                - ({OUTER_SECOND.format(order="ASC")})) AS span OFFSET 0) AS seconds
-    ), removed AS (
-        DELETE FROM message_count USING target
-        WHERE mailing_id = id AND resolution > interval '1 second' AND dimension = 'second'
-            AND bucket_start < now() - interval '{FULL_RESOLUTION_SECONDS} seconds'
-            AND bucket_start <> date_bin(resolution, bucket_start, '1970-01-01 00:00Z')
-        RETURNING message_count.*,
-            date_bin(resolution, bucket_start, '1970-01-01 00:00Z') AS new_start)
-    INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COUNTER_COLUMNS})
-    SELECT mailing_id, dimension, key, new_start, {SUMS} FROM removed
-    GROUP BY mailing_id, dimension, key, new_start {UPSERT}""")  # noqa: S608  # likewise
-
-
-async def downsample(connection: AsyncConnection) -> None:
-    """Merge old counts by the second into larger buckets.
-
-    Only mailings whose counts still change, or did so recently, are included.
-    """
+async def lock_counters(connection: AsyncConnection) -> None:
+    """Wait for the lock that merging, downsampling and deleting of counters share."""
     await connection.execute(LOCK_COUNTERS, COUNTER_LOCK)
-    await connection.execute(DOWNSAMPLE)
+
+
+async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
+    """Merge up to `chunk` deltas, unless another worker is changing counters."""
+    if (await connection.execute(HAS_COUNTER_DELTAS_AND_LOCK, COUNTER_LOCK)).scalar_one():
+        await connection.execute(MERGE_SOME_DELTAS, {"chunk": chunk})
 
 
 DELETE = text("DELETE FROM message_count WHERE mailing_id = ANY (:mailing_ids)")
@@ -212,6 +169,6 @@ async def delete(connection: AsyncConnection, mailing_ids: list[int]) -> None:
     The counts in `outcome_count` stay.
     """
     # a merge in progress would insert counters again
-    await connection.execute(LOCK_COUNTERS, COUNTER_LOCK)
+    await lock_counters(connection)
     for statement in (MERGE_DELTAS_OF_MAILINGS, DELETE):
         await connection.execute(statement, {"mailing_ids": mailing_ids})

@@ -8,6 +8,7 @@ from mailer.access.model import Actor
 from mailer.access.reauthorize import stream_while_authorized
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
+# an SQL expression in place of {}, formatted as in the API
 UTC_TIMESTAMP = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 MESSAGE_EXPORT_COLUMNS = ", ".join(
     (
@@ -18,7 +19,7 @@ MESSAGE_EXPORT_COLUMNS = ", ".join(
     )
 )
 # ordered by client, because an index holds a mailing's messages in this order
-MESSAGES = CsvSource("message", "client_id", MESSAGE_EXPORT_COLUMNS, "true")
+MESSAGES = CsvSource(table="message", key="client_id", columns=MESSAGE_EXPORT_COLUMNS, where="true")
 
 
 def export_messages(

@@ -30,19 +30,23 @@ class Message(msgspec.Struct, frozen=True):
     client_id: int
     status: MessageStatus
     reason: str | None
+    """Why the message has this status, such as `expired`; None if there is nothing to explain."""
     last_failure: str | None
+    """Why the last failed attempt failed, such as `http_503`; None when none has failed."""
     attempts: int
+    """Number of attempts so far, without refunded ones."""
     datetime_send: datetime
+    """When the message was sent, or else when it is due."""
     created_at: datetime
     updated_at: datetime
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
-    """A failed attempt: its number, the times of its claim and of its result, and the reason."""
+    """A failed attempt: when its message was claimed, when it ended, and why it failed."""
 
     attempt: int
-    """Number of the attempt, from 1. A refunded attempt keeps its number, and the next attempt gets
-    the same number. After a retry of the mailing the numbers start again at 1."""
+    """Number of the attempt, from 1. The attempt after a refunded one has the same number. After a
+    retry of the mailing the numbers start again at 1."""
     claimed_at: datetime
     ended_at: datetime
     reason: str
@@ -53,19 +57,21 @@ class MessageHistory(Message, frozen=True):
 
     due_at: datetime
     retry_at: datetime | None
-    """When the pause after the last attempt ends. `due_at` may be later: it is inside the sending
-    window as well."""
+    """When the pause after the last attempt ends. `due_at` is that time, or later if the sending
+    window is closed then."""
     sent_at: datetime | None
+    """When the gateway accepted the message, or may have; None when it has not."""
     claimed_at: datetime | None
-    """When the current attempt was claimed, or else the last attempt. A claim that was released
-    without an attempt does not count. None when there was no attempt."""
+    """When the message was claimed for the current attempt, or else for the last one. A claim that
+    was released without an attempt does not count. None when there was no attempt."""
     lease_expires_at: datetime | None
     """When another worker may rescue the message; None unless it is being sent."""
     failures: tuple[FailedAttempt, ...]
     """The newest failed attempts, at most 20, oldest first."""
     operator_code: str
+    """The client's operator code when the message was created."""
     time_zone: str
-    """The client's time zone, like `operator_code`, as it was when the message was created."""
+    """The client's time zone when the message was created."""
     phone: str | None
     """The client's current phone; None once the client is deleted."""
 
@@ -81,9 +87,11 @@ EARLIEST_DUE = datetime(1970, 1, 1, tzinfo=UTC)
 class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """A message that this worker has claimed, under a lease until `lease_expires_at`.
 
-    `attempts` includes the current attempt. The result is fenced: it is stored only if the
-    message's attempts, lease owner and end of lease are still those of the claim. `gc=False`
-    because a worker creates thousands of claims, and they are never part of a reference cycle.
+    `attempts` includes the current attempt. `phone` is None when the client has been deleted.
+
+    The result is fenced: it is stored only if the message's attempts, lease owner and end of lease
+    are still those of the claim. `gc=False` because a worker creates thousands of claims, and they
+    are never part of a reference cycle.
     """
 
     id: int
@@ -117,11 +125,13 @@ class MessageResult(msgspec.Struct, frozen=True, gc=False):
     attempts: int
     reason: str | None = None
     due_at: datetime | None = None
+    """When the message is due again; None when its due time does not change."""
     sent_at: datetime | None = None
+    """When the gateway accepted the message, or may have; None when it has not."""
     last_failure: str | None = None
     """Why this attempt failed; None when it did not."""
     unknown_reason: str | None = None
     """Why delivery by this attempt is unknown. None keeps the stored reason of earlier attempts."""
     retry_at: datetime | None = None
     """When the pause after this attempt ends; None when the message is not requeued. `due_at` is
-    inside the sending window as well."""
+    that time, or later if the sending window is closed then."""

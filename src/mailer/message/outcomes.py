@@ -1,7 +1,8 @@
-"""Counts of the final results of all messages, by time; they outlive their mailings.
+"""Counts of the outcomes of all messages, by time; they outlive their mailings.
 
-The counts are kept for every quarter of an hour, because in every time zone a day begins at one.
-The view `all_outcome_counts` has the counts and their deltas that are not merged yet.
+The daily report and the overview page show them. The counts are kept for every quarter of an hour,
+because in every time zone a day begins on one. The view `all_outcome_counts` has the counts and
+their deltas that are not merged yet. A quarter may have several rows, which readers add up.
 """
 
 from collections.abc import Mapping
@@ -12,15 +13,19 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.sql import sums, values_of
-from mailer.message.counters import HOUR_SECONDS
 from mailer.statuses import FAILURES, OUTCOMES, MessageStatus
 
+HOUR_SECONDS = 3_600
+
+# Hours are counted from :start, not from full hours, because a local day may start at half past.
 BY_HOUR = text(f"""
     SELECT (extract(epoch FROM bucket_start - :start)::bigint / {HOUR_SECONDS})::int AS hour_number,
         {sums(OUTCOMES)}
     FROM all_outcome_counts WHERE bucket_start >= :start AND bucket_start < :end
     GROUP BY hour_number""")  # noqa: S608  # inserts our own column names only
 COUNTED_FAILURES = values_of(FAILURES, "{name!r}, {name}")
+# A row of the view has a column for each outcome. VALUES turns each column that is a failure into
+# a row of its own, with the name of the status.
 COUNT_FAILURES = text(f"""
     SELECT failed.status, nullif(reason, '') AS reason, sum(failed.messages)::bigint AS messages
     FROM all_outcome_counts CROSS JOIN LATERAL (VALUES
@@ -43,7 +48,11 @@ async def count_by_hour(
 
 
 def _clamp(row: Row[Any], name: str) -> int:
-    # A correction may land in another bucket than the original, so clamp at zero.
+    """Return the count of an outcome in a row, at least 0.
+
+    A retry subtracts the outcome that it undoes. If that is in another bucket than the outcome, the
+    sum may be negative.
+    """
     return max(0, int(getattr(row, name)))
 
 

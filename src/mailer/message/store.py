@@ -1,112 +1,37 @@
-"""SQL of the job table: claim, release and rescue messages, record results, read pages.
+"""SQL of the job table: claim and release messages, record results, rescue messages.
 
-The statements of the sending loop use asyncpg directly, and each is a transaction of its own.
-Triggers update the table `mailing_counts` in the same transactions.
+The functions with a connection of asyncpg belong to the sending loop. Each of their statements is a
+transaction of its own. Triggers update the table `mailing_counts` in the same transactions.
+
+`CLAIM_DUE` and `RESCUE` also read the table `mailing`, although that package is a layer above: a
+claim is right only if the mailing may send at the moment of the claim, and so in one statement.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import asyncpg
-import msgspec
-from sqlalchemy import Row, case, func, select, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import affected_rows
-from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.tables.client import client
-from mailer.db.tables.message import message
-from mailer.message.model import (
-    EARLIEST_DUE,
-    ClaimedMessage,
-    FailedAttempt,
-    Message,
-    MessageHistory,
-    MessageNotFoundError,
-    MessageResult,
-)
-from mailer.statuses import MESSAGE_STATUSES
+from mailer.message.model import EARLIEST_DUE, ClaimedMessage, MessageResult
 
-MESSAGE_COLUMNS = [
-    func.coalesce(message.c.sent_at, message.c.due_at).label(name)
-    if name == "datetime_send"
-    else message.c[name]
-    for name in Message.__struct_fields__
-]
-
-
-async def page(
-    connection: AsyncConnection,
-    mailing_id: int,
-    position: Cursor,
-    count: int | None = None,
-    **filters: str | int,
-) -> RowPage:
-    """Return a page of a mailing's messages.
-
-    `filters` maps columns to the values that they must equal. The matching messages are counted
-    unless their number is passed as `count`.
-    """
-    rows = select(*MESSAGE_COLUMNS).where(
-        message.c.mailing_id == mailing_id,
-        *(message.c[name] == value for name, value in filters.items()),
-    )
-    # The indexes have the status before the id, so each status is read in order by a query of its
-    # own. A filter by status needs no such split, nor one by client: a client has one message.
-    has_branches = filters.keys().isdisjoint(("status", "client_id"))
-    branches = [message.c.status == status for status in MESSAGE_STATUSES if has_branches]
-    return await fetch_page(
-        connection, rows, message.c.id, position, count=count, branches=branches
-    )
-
-
-def to_message(row: Row[Any]) -> Message:
-    """Convert a row of `page` to a message."""
-    return Message(**row._asdict())
-
-
-# The last change of a message with the status `sending` is its claim. The row of a deleted client
-# stays, without a phone.
-CLAIMED_AT = case((message.c.status == "sending", message.c.updated_at), else_=message.c.claimed_at)
-HISTORY_COLUMNS = [
-    *MESSAGE_COLUMNS,
-    *(
-        message.c[name]
-        for name in ("due_at", "retry_at", "sent_at", "lease_expires_at", "failures")
-    ),
-    *(message.c[name] for name in ("operator_code", "time_zone")),
-    CLAIMED_AT.label("claimed_at"),
-    client.c.phone,
-]
-
-
-async def get_history(
-    connection: AsyncConnection, mailing_id: int, message_id: int
-) -> MessageHistory:
-    """Return a message of a mailing with its history. Raises `MessageNotFoundError`."""
-    rows = await connection.execute(
-        select(*HISTORY_COLUMNS)
-        .join_from(message, client, client.c.id == message.c.client_id, isouter=True)
-        .where(message.c.mailing_id == mailing_id, message.c.id == message_id)
-    )
-    row = rows.mappings().one_or_none()
-    if row is None:
-        raise MessageNotFoundError
-    failures = msgspec.convert(row["failures"] or (), tuple[FailedAttempt, ...])
-    return MessageHistory(**{**row, "failures": failures})
-
+MAX_FAILURES = 20
+"""Failed attempts of a message that are kept: the newest ones."""
 
 ClaimCursor = tuple[datetime, int]
 """Position of a message in its mailing's order of claims: `due_at` and `id`."""
 FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 """The position before all messages."""
 
-# At most `share` due messages of each mailing are claimed, oldest first, so that a large mailing
-# does not delay a small one. The index holds scheduled messages only, and a claim starts after the
-# mailing's cursor. So the cost does not grow with the number of messages done, even while an old
-# snapshot keeps claimed rows in the index. Rows that another worker is claiming are skipped.
+# $1, $5 and $6 are the ids of mailings, and the due time and id of the last message that was
+# claimed of each ("last"). `due` are at most $2 messages of each mailing, oldest first, so that a
+# large mailing does not delay a small one.
+# The index holds scheduled messages only, and a claim starts after the mailing's cursor. So the
+# cost does not grow with the number of messages done, even while an old snapshot keeps claimed rows
+# in the index. Rows that another worker is claiming are skipped.
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
@@ -143,14 +68,27 @@ async def claim(
     owner: UUID,
     lease: timedelta,
 ) -> list[ClaimedMessage]:
-    """Claim up to `share` due messages of each mailing for `owner`, under a lease.
+    """Claim up to `share` due messages of each mailing for the worker `owner`, for `lease`.
 
-    `after` maps each mailing to a cursor; only messages after it are claimed. It is `FIRST_CURSOR`
-    or the position of the last message of an earlier claim.
+    `after` maps the id of each mailing to its claim cursor; only messages after the cursor are
+    claimed. The cursor is `FIRST_CURSOR` or the position of the last message of an earlier claim.
     """
     due_ats, ids = [last[0] for last in after.values()], [last[1] for last in after.values()]
     rows = await connection.fetch(CLAIM_DUE, list(after), share, owner, lease, due_ats, ids)
     return [ClaimedMessage(*row) for row in rows]
+
+
+def add_failure(reason: str) -> str:
+    """Return an SQL expression for `failures` with a failure of the current attempt at the end.
+
+    `reason` is an SQL expression. The last change of the message before this one was its claim, so
+    `updated_at` is the time of the claim. `failures - 0` is without the oldest failure.
+    """
+    return f"""
+        CASE WHEN jsonb_array_length(failures) >= {MAX_FAILURES} THEN failures - 0
+             ELSE coalesce(failures, '[]') END
+        || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
+            'ended_at', now(), 'reason', {reason})"""
 
 
 # Fenced: a result is stored only while the message has exactly the lease of its claim. Owner and
@@ -158,44 +96,42 @@ async def claim(
 # A lease implies the status `sending`. The status is not in the condition, because it could make
 # the planner scan all messages that were ever in that status.
 # `claimed_at` is set only when the attempt was made: then it counts, or it has a failure. The last
-# change before this one was the claim, so `updated_at` is the time of the claim. The newest 20
-# failures are kept.
-RECORD_RESULTS = """
+# change before this one was the claim, so `updated_at` is the time of the claim.
+RECORD_RESULTS = f"""
     UPDATE message SET status = result.status, attempts = result.attempts,
         reason = CASE WHEN result.status = 'scheduled' THEN coalesce(result.reason, last_failure)
                       ELSE result.reason END,
         last_failure = coalesce(result.failure, last_failure),
         unknown_reason = CASE WHEN result.status IN ('scheduled', 'unknown')
                               THEN coalesce(result.unknown_reason, message.unknown_reason) END,
-        claimed_at = CASE WHEN result.attempts = result.claimed OR result.failure IS NOT NULL
+        claimed_at = CASE WHEN result.attempts = result.claimed_attempts
+                            OR result.failure IS NOT NULL
                           THEN message.updated_at ELSE message.claimed_at END,
-        failures = CASE WHEN result.failure IS NULL THEN failures ELSE
-            CASE WHEN jsonb_array_length(failures) >= 20 THEN failures - 0
-                 ELSE coalesce(failures, '[]') END
-            || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
-                'ended_at', now(), 'reason', result.failure) END,
+        failures = CASE WHEN result.failure IS NULL THEN failures
+                        ELSE {add_failure("result.failure")} END,
         due_at = coalesce(result.due_at, message.due_at), retry_at = result.retry_at,
         sent_at = CASE WHEN result.status = 'unknown' THEN coalesce(result.sent_at, claimed_at,
                        message.updated_at) ELSE result.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
         $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[])
-        AS result (id, claimed, leased_until, status, reason, attempts, due_at, sent_at, failure,
-            unknown_reason, retry_at)
+        AS result (id, claimed_attempts, leased_until, status, reason, attempts, due_at, sent_at,
+            failure, unknown_reason, retry_at)
     WHERE message.id = result.id AND message.lease_owner = $1
-        AND message.attempts = result.claimed AND message.lease_expires_at = result.leased_until
-    RETURNING message.id"""
+        AND message.attempts = result.claimed_attempts
+        AND message.lease_expires_at = result.leased_until
+    RETURNING message.id"""  # noqa: S608  # inserts an expression from above
 
 
 async def record_results(
     connection: asyncpg.Connection, owner: UUID, results: Sequence[MessageResult]
 ) -> set[int]:
-    """Store results of claimed messages. Return the ids whose lease was still valid.
+    """Store results of messages that `owner` has claimed; return the ids of the stored ones.
 
-    The other results are not stored.
+    A result is not stored when the lease of its claim is no longer valid.
     """
     ordered = sorted(results, key=lambda result: result.claim.id)  # one lock order for all writers
-    columns = zip(
+    columns = zip(  # $2 to $12 of the statement
         *(
             (
                 *(result.claim.id, result.claim.attempts, result.claim.lease_expires_at),
@@ -206,7 +142,8 @@ async def record_results(
         ),
         strict=True,
     )
-    # a column of nulls only is sent empty: each value costs, and unnest() adds the nulls again
+    # A column of nulls only is sent as an empty array, because sending each value costs time;
+    # unnest() fills the shorter arrays with nulls.
     arrays = [() if column.count(None) == len(column) else column for column in columns]
     return {row[0] for row in await connection.fetch(RECORD_RESULTS, owner, *arrays)}
 
@@ -220,15 +157,17 @@ RELEASE_ORPHANED = """
 async def release_orphaned(
     connection: asyncpg.Connection, owner: UUID, unrecorded: Collection[int]
 ) -> int:
-    """Release messages that are leased by `owner` and not in `unrecorded`; return their number.
+    """Release the orphans of the worker `owner`; return their number.
 
-    They were claimed by a statement whose answer was lost with the connection.
+    Orphans were claimed by a statement whose answer was lost with the connection. These are the
+    messages leased by `owner` whose ids are not in `unrecorded`, the claims that it knows.
     """
     return affected_rows(await connection.execute(RELEASE_ORPHANED, owner, list(unrecorded)))
 
 
-# The failures before the breaker opened belong to the outage. Their attempts are refunded, unless
-# the message was claimed again since. A message may have failed more than once.
+# `failed` has one row for each message: the attempts of its newest failed claim, and the number of
+# its failed attempts (`times`). A message with another number of attempts, or another status, was
+# claimed again since; it gets no refund.
 REFUND_ATTEMPTS = """
     UPDATE message SET attempts = message.attempts - failed.times, updated_at = now()
     FROM (SELECT id, max(attempts) AS attempts, count(DISTINCT attempts) AS times
@@ -238,7 +177,10 @@ REFUND_ATTEMPTS = """
 
 
 async def refund_attempts(connection: asyncpg.Connection, failed: Sequence[ClaimedMessage]) -> None:
-    """Refund the attempts of failed claims to messages that were not claimed again since."""
+    """Refund the attempts of failed claims to messages that were not claimed again since.
+
+    The failures belong to an outage of the gateway. `failed` may have several of one message.
+    """
     attempts = [claim.attempts for claim in failed]
     await connection.execute(REFUND_ATTEMPTS, [claim.id for claim in failed], attempts)
 
@@ -248,7 +190,7 @@ async def refund_attempts(connection: asyncpg.Connection, failed: Sequence[Claim
 # promotion of the database nothing is rescued for five seconds: the owners may have results that
 # they could not write before. A restart or promotion makes the row of `origin` out of date, until
 # it is written again.
-RESCUE = text("""
+RESCUE = text(f"""
     WITH expired AS MATERIALIZED (
         SELECT message.id, on_unknown = 'hold' OR attempts >= :max_attempts AS ended
         FROM message JOIN mailing ON mailing.id = mailing_id
@@ -260,29 +202,29 @@ RESCUE = text("""
     UPDATE message SET
         last_failure = 'lease_expired', unknown_reason = 'lease_expired',
         reason = 'lease_expired', retry_at = NULL, claimed_at = message.updated_at,
-        failures = CASE WHEN jsonb_array_length(failures) >= 20 THEN failures - 0
-                        ELSE coalesce(failures, '[]') END
-            || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
-                'ended_at', now(), 'reason', 'lease_expired'),
+        failures = {add_failure("'lease_expired'")},
         sent_at = CASE WHEN ended THEN message.updated_at END,
         status = CASE WHEN ended THEN 'unknown' ELSE 'scheduled' END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM expired
-    WHERE message.id = expired.id""")
+    WHERE message.id = expired.id""")  # noqa: S608  # inserts an expression from above
 
 
 async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> int:
-    """Rescue up to `chunk` messages whose lease has expired; return how many."""
+    """Rescue up to `chunk` messages whose lease has expired; return how many.
+
+    `max_attempts` is the number of attempts after which a message is not sent again.
+    """
     rescued = await connection.execute(RESCUE, {"max_attempts": max_attempts, "chunk": chunk})
     return rescued.rowcount
 
 
 FIRST_WAITING = """
-    SELECT mailing.id, first.due_at, first.id,
+    SELECT asked.mailing_id, first.due_at, first.id,
         extract(epoch FROM first.due_at - clock_timestamp())::float8
-    FROM unnest($1::bigint[], $2::timestamptz[]) AS mailing (id, since) CROSS JOIN LATERAL (
+    FROM unnest($1::bigint[], $2::timestamptz[]) AS asked (mailing_id, since) CROSS JOIN LATERAL (
         SELECT due_at, id FROM message
-        WHERE mailing_id = mailing.id AND status = 'scheduled' AND due_at >= mailing.since
+        WHERE mailing_id = asked.mailing_id AND status = 'scheduled' AND due_at >= asked.since
         ORDER BY due_at, id LIMIT 1) AS first
     WHERE (SELECT sending_is_allowed())"""
 
@@ -292,10 +234,10 @@ async def first_waiting(
 ) -> list[tuple[int, ClaimCursor, float]]:
     """Return the first scheduled message of each mailing, in the order of claims.
 
-    `since` maps each mailing to the earliest `due_at` to look at, or to None for all messages. An
-    entry of the result is the mailing's id, the message's position, and the seconds until it is due
-    (negative when it is due already). Mailings without a scheduled message are left out. Nothing is
-    returned while this database may not send.
+    `since` maps the id of each mailing to a moment; messages due before that moment are ignored.
+    None stands for no such moment. Each entry of the result is the mailing's id, the message's
+    position, and the seconds until the message is due (negative when it is due already). Mailings
+    without such a message are left out. The result is empty while this database may not send.
     """
     moments = [moment or EARLIEST_DUE for moment in since.values()]
     rows = await connection.fetch(FIRST_WAITING, list(since), moments)

@@ -1,4 +1,4 @@
-"""*Try now*: let every worker probe the gateway, and end the delays after failed attempts."""
+"""The action *Try now*: let all workers probe the gateway, and end delays of failed messages."""
 
 from datetime import datetime
 
@@ -15,9 +15,11 @@ TRY_NOW_BATCH = 5_000
 MAX_BATCHES = 200
 """Most transactions of one request. If more than a million messages wait, the rest keep waiting."""
 
+# The notification has no content. The second column is the time of the transaction.
 NOTIFY = text("SELECT pg_notify(:name, ''), now()")
-# Messages that fail after `since` keep their delay. The sending window is checked again before a
-# message is sent.
+# Makes up to :chunk messages due that wait after a failed attempt. Messages that fail after :since
+# keep their delay. A message may become due outside its sending window: the window is checked again
+# before a message is sent.
 END_DELAYS = text("""
     UPDATE message SET due_at = now(), retry_at = NULL, updated_at = now()
     WHERE id = ANY (ARRAY(

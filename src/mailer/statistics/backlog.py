@@ -29,7 +29,9 @@ class Backlog(msgspec.Struct, frozen=True):
     """Whether the database was restored and sending waits for a user's approval."""
 
 
-# Due messages are counted up to a limit, so that the cost does not grow with large mailings.
+# `live` are the started mailings that are not closed. `due` are their due messages, up to a limit,
+# so that the cost does not grow with large mailings. `oldest` is the earliest due time of their
+# scheduled messages. The result has the columns of `Backlog`.
 SELECT_BACKLOG = text(f"""
     WITH live AS MATERIALIZED (
         SELECT id, status, clients_count, {add_up(OPEN)} AS waiting,

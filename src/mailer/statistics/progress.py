@@ -12,7 +12,7 @@ from mailer.db.sql import add_up
 from mailer.mailing.model import Mailing
 from mailer.statuses import SENT
 
-MINUTE = 60  # seconds
+MINUTE_SECONDS = 60
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -39,7 +39,9 @@ class MailingProgress(msgspec.Struct, frozen=True):
     """None when messages are due or being sent, or none are left."""
 
 
-SELECT_SENT = text(f"""
+# `next_message` is the scheduled message that is due first, with nulls when there is none.
+# `sent_last_minute` is the sum of the counters of the last 60 seconds.
+SELECT_PROGRESS = text(f"""
     SELECT mailing_id, first_sent_at, last_sent_at, now() AS now,
         next_message.due_at, next_message.time_zone, next_message.retry_at,
         (SELECT coalesce(sum({add_up(SENT)}), 0)::bigint FROM all_message_counts
@@ -58,8 +60,10 @@ SELECT_SENT = text(f"""
 async def get_progress(
     connection: AsyncConnection, mailings: Sequence[Mailing]
 ) -> list[MailingProgress]:
-    """Return the progress of mailings, in the same order."""
-    rows = await connection.execute(SELECT_SENT, {"mailings": [mailing.id for mailing in mailings]})
+    """Return the progress of those of `mailings` that still exist, in the same order."""
+    rows = await connection.execute(
+        SELECT_PROGRESS, {"mailings": [mailing.id for mailing in mailings]}
+    )
     by_id = {row.mailing_id: row for row in rows}
     return [_progress(mailing, by_id[mailing.id]) for mailing in mailings if mailing.id in by_id]
 
@@ -71,6 +75,7 @@ def _progress(mailing: Mailing, row: Row[Any]) -> MailingProgress:
 
 
 def _wait(mailing: Mailing, row: Row[Any]) -> Wait | None:
+    """Return the wait for `next_message`, unless it is due already or a message is being sent."""
     if mailing.status != "running" or mailing.sending_messages or row.due_at is None:
         return None
     if row.due_at <= row.now:
@@ -78,13 +83,15 @@ def _wait(mailing: Mailing, row: Row[Any]) -> Wait | None:
     return Wait(
         row.due_at,
         row.time_zone,
-        is_retry=row.due_at == row.retry_at,  # a later due_at means that it waits for its window
+        # a due time after the end of its pause means that it waits for its sending window
+        is_retry=row.due_at == row.retry_at,
         is_past_end=row.due_at >= mailing.datetime_end,
     )
 
 
 def _rate(row: Row[Any]) -> float:
+    """Return the `rate` of `MailingProgress`. Times of less than a second count as one second."""
     if row.first_sent_at is None:
         return 0.0
-    seconds = max(1.0, min(MINUTE, (row.now - row.first_sent_at).total_seconds()))
+    seconds = max(1.0, min(MINUTE_SECONDS, (row.now - row.first_sent_at).total_seconds()))
     return float(row.sent_last_minute / seconds)

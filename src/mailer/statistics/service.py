@@ -1,30 +1,25 @@
 """Statistics of all mailings, and detailed statistics of one mailing, from stored counters."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from math import ceil
-from typing import Any
+from typing import Literal
 
 import msgspec
-from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers
 from mailer.db.engine import snapshot
-from mailer.db.sql import sums
-from mailer.db.tables.mailing import settled_totals
-from mailer.errors import FieldError, InvalidError
 from mailer.forecast import service as forecast
+from mailer.forecast.basis import read_basis
 from mailer.gateway.channel import Channel
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
 from mailer.mailing.model import Mailing
-from mailer.mailing.store import UNSETTLED, select_mailings
 from mailer.message import counters
 from mailer.message.counters import Counters
 from mailer.message.outcomes import count_by_hour
-from mailer.statistics import progress
+from mailer.statistics import progress, store
 from mailer.statistics.model import (
     AttemptsCounts,
     Bucket,
@@ -33,53 +28,12 @@ from mailer.statistics.model import (
     MailingStatistics,
     OperatorCodeCounts,
     ReasonCount,
-    Series,
     TimeZoneCounts,
 )
+from mailer.statistics.over_time import MAX_BUCKETS, outcomes_over_time
 from mailer.statistics.progress import MailingProgress
-from mailer.statuses import (
-    MESSAGE_STATUSES,
-    NOT_SCHEDULED,
-    OUTCOMES,
-    MessageCounts,
-    OutcomeCounts,
-)
-
-MAX_BUCKETS = 500
-DAY_SECONDS = 86_400
-BUCKET_SIZES = (
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1800,
-    3600,
-    7200,
-    10_800,
-    21_600,
-    43_200,
-)
-"""Lengths of a bucket in seconds that are easy to read. Longer buckets are whole days."""
-
-
-def sum_columns(subquery: Any) -> list[Any]:  # noqa: ANN401  # SQLAlchemy has no type for its columns
-    """Return columns with the sums of a subquery's counts of messages, named by status."""
-    return [
-        func.coalesce(func.sum(subquery.c[f"{name}_messages"]), 0).label(name)
-        for name in MESSAGE_STATUSES
-    ]
-
-
-def counts_from_row(row: Row[Any]) -> MessageCounts:
-    """Return the counts in a row that has `sum_columns`."""
-    return MessageCounts(**{name: int(getattr(row, name)) for name in MESSAGE_STATUSES})
+from mailer.statistics.store import SendingCount
+from mailer.statuses import MESSAGE_STATUSES, MessageCounts, OutcomeCounts
 
 
 async def general(engine: AsyncEngine) -> GeneralStatistics:
@@ -88,35 +42,20 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
     Settled mailings are counted in one row of totals, so that only the counts of unsettled mailings
     are read. When a mailing is deleted, its outcomes still count, and its unsent messages do not.
     """
-    unsettled = select_mailings().where(UNSETTLED).subquery()
-    counts_by_status = select(
-        unsettled.c.status, func.count().label("mailings"), *sum_columns(unsettled)
-    ).group_by(unsettled.c.status)
     # in a snapshot, so that a mailing that settles meanwhile is counted once
     async with snapshot(engine) as connection:
-        rows = list(await connection.execute(counts_by_status))
-        deleted = (await connection.execute(COUNT_DELETED)).one()
-        totals = (await connection.execute(select(settled_totals))).one()
-    mailings_by_status = Counter({row.status: row.mailings for row in rows})
-    mailings_by_status.update(finished=totals.finished, cancelled=totals.cancelled_mailings)
-    messages_by_status = Counter[str]({name: getattr(totals, name) for name in OUTCOMES})
-    for row in rows:
-        messages_by_status.update(msgspec.structs.asdict(counts_from_row(row)))
-    messages_by_status.update(deleted._asdict())
+        unsettled = await store.sum_unsettled(connection)
+        deleted = await store.sum_deleted(connection)
+        settled = await store.get_settled_totals(connection)
+    mailings_by_status = Counter[str]({totals.status: totals.mailings for totals in unsettled})
+    mailings_by_status.update(finished=settled.finished, cancelled=settled.cancelled)
+    messages_by_status = Counter[str](msgspec.structs.asdict(settled.outcomes))
+    for totals in unsettled:
+        messages_by_status.update(msgspec.structs.asdict(totals.messages))
+    messages_by_status.update(deleted)
     return GeneralStatistics(
         MailingCounts.of(**mailings_by_status), MessageCounts.of(**messages_by_status)
     )
-
-
-# Mailings that are marked as deleted. When the row of such a mailing is deleted, after its last
-# message, a trigger adds its counts to the totals of settled mailings.
-COUNT_DELETED = text(f"""
-    SELECT {sums(NOT_SCHEDULED)}
-    FROM mailing JOIN mailing_counts ON mailing_id = id
-    WHERE deleted_at IS NOT NULL AND NOT is_settled""")  # noqa: S608  # no user input
-COUNT_SENDING = text("""
-    SELECT operator_code, time_zone, count(*) AS messages FROM message
-    WHERE mailing_id = :mailing_id AND status = 'sending' GROUP BY operator_code, time_zone""")
 
 
 async def of_mailing(
@@ -128,18 +67,19 @@ async def of_mailing(
 ) -> MailingStatistics:
     """Return detailed statistics of a mailing, over time in buckets of `bucket` seconds.
 
-    Reads counters, and of the messages only those being sent. Raises `MailingNotFoundError`, and
-    `InvalidError` when `bucket` is too short or not a multiple of the resolution of the counters.
+    `channel` is None when no gateway is configured; there is no expected end then. Reads counters,
+    and of the messages only those being sent. Raises `MailingNotFoundError`, and `InvalidError`
+    when `bucket` is too short or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
         mailing = with_hold(await mailings.get(connection, mailing_id), channel)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
         throughput = forecast.usable_throughput(channel)
-        basis = await forecast.read(connection, mailing, throughput, len(active) or 1)
-        counts = await count_in_detail(connection, mailing_progress, bucket)
+        basis = await read_basis(connection, mailing, throughput, len(active) or 1)
+        statistics = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
-    return msgspec.structs.replace(counts, expected_end=end)
+    return msgspec.structs.replace(statistics, expected_end=end)
 
 
 async def count_in_detail(
@@ -157,7 +97,7 @@ async def count_in_detail(
     mailing = mailing_progress.mailing
     counts = await counters.get_all(connection, mailing.id)
     by_value = counts.by_value
-    sending = list(await connection.execute(COUNT_SENDING, {"mailing_id": mailing.id}))
+    sending = await store.count_sending(connection, mailing.id)
     messages = counts_from_mailing(mailing)
     return MailingStatistics(
         mailing_id=mailing.id,
@@ -180,7 +120,7 @@ async def count_in_detail(
                 by_value["attempts"].items(), key=lambda item: int(item[0])
             )
         ],
-        over_time=_outcomes_over_time(counts.by_second, bucket, max_buckets),
+        over_time=outcomes_over_time(counts.by_second, bucket, max_buckets),
         rate=mailing_progress.rate,
         first_sent_at=mailing_progress.first_sent_at,
         last_sent_at=mailing_progress.last_sent_at,
@@ -196,9 +136,10 @@ def counts_from_mailing(mailing: Mailing) -> MessageCounts:
 def _count_by_reason(
     messages: MessageCounts, counts_by_reason: Mapping[str, Counters]
 ) -> list[ReasonCount]:
-    """Return counts by status and reason.
+    """Return the messages of a mailing by status and reason, most frequent first.
 
-    The messages without a reason are those of `messages` that `counts_by_reason` does not include.
+    `messages` are all messages, `counts_by_reason` those that have a reason. The difference are the
+    messages without a reason.
     """
     result = []
     for status in MESSAGE_STATUSES:
@@ -210,19 +151,22 @@ def _count_by_reason(
 
 
 def _largest_first(count: ReasonCount) -> tuple[int, str, bool, str]:
+    """Return the sort key by number of messages; equal numbers by status and reason."""
     return -count.messages, count.status, count.reason is None, count.reason or ""
 
 
 def _count_by_value(
-    counts_by_value: Mapping[str, Counters], sending_rows: Iterable[Row[Any]], name: str
+    counts_by_value: Mapping[str, Counters],
+    sending_counts: Sequence[SendingCount],
+    name: Literal["operator_code", "time_zone"],
 ) -> Iterator[tuple[str, MessageCounts]]:
-    """Yield the counts by status for each value of the column `name`.
+    """Yield each value of the column `name`, with the counts by status of its messages.
 
-    Counters do not distinguish scheduled messages from those being sent; `sending_rows` do.
+    Counters do not distinguish scheduled messages from those being sent; `sending_counts` do.
     """
     sending_by_value: Counter[str] = Counter()
-    for row in sending_rows:
-        sending_by_value[getattr(row, name)] += row.messages
+    for sending_count in sending_counts:
+        sending_by_value[getattr(sending_count, name)] += sending_count.messages
     for value, counts in counts_by_value.items():
         sending = sending_by_value[value]
         outcomes = msgspec.structs.asdict(counts.outcomes)
@@ -230,51 +174,6 @@ def _count_by_value(
             value,
             MessageCounts(scheduled=counts.waiting - sending, sending=sending, **outcomes),
         )
-
-
-def _outcomes_over_time(
-    counts_by_second: Mapping[datetime, Counters], requested: int | None, max_buckets: int
-) -> Series:
-    """Return outcomes over time; `requested` is the length of a bucket in seconds, if any."""
-    if not counts_by_second:
-        return Series(requested or BUCKET_SIZES[0], [])
-    by_epoch = {int(start.timestamp()): counts for start, counts in counts_by_second.items()}
-    first, last = min(by_epoch), max(by_epoch)
-    bucket = bucket_seconds(last - first, requested, max_buckets)
-    buckets: dict[int, Counter[str]] = defaultdict(Counter)
-    for second, counts in by_epoch.items():
-        totals = buckets[second // bucket * bucket]
-        for name in OUTCOMES:
-            totals[name] += getattr(counts.outcomes, name)
-    starts = range(first // bucket * bucket, last + 1, bucket)
-    # a correction may land in another bucket than the outcome, so clamp at zero
-    clamped = ({name: max(0, count) for name, count in buckets[at].items()} for at in starts)
-    return Series(
-        bucket,
-        [
-            Bucket(datetime.fromtimestamp(at, UTC), OutcomeCounts.of(**outcomes))
-            for at, outcomes in zip(starts, clamped, strict=True)
-        ],
-    )
-
-
-def bucket_seconds(span: float, requested: int | None, max_buckets: int = MAX_BUCKETS) -> int:
-    """Return the length of a bucket in seconds, for outcomes that span `span` seconds.
-
-    Raises `InvalidError` when `requested` results in more than `max_buckets` buckets, or is not a
-    multiple of the resolution of the counters.
-    """
-    shortest = max(1, ceil(span / (max_buckets - 1)))  # a span may touch one more bucket
-    step = counters.resolution(span)
-    if requested is None:
-        suitable = (size for size in BUCKET_SIZES if size >= shortest and size % step == 0)
-        return next(suitable, ceil(shortest / DAY_SECONDS) * DAY_SECONDS)
-    if requested < shortest or requested % step:
-        message = f"must be at least {shortest} (at most {max_buckets} buckets)"
-        if step > 1:
-            message += f" and a multiple of {step} (the resolution of these counts)"
-        raise InvalidError([FieldError("bucket", message)])
-    return requested
 
 
 HOURS = 24

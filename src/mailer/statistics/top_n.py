@@ -1,4 +1,4 @@
-"""The largest of many counts, and the sum of the rest."""
+"""The largest of many counts, and the sum of the others, for tables on pages."""
 
 from collections.abc import Iterable
 
@@ -11,13 +11,15 @@ class NamedCounts(msgspec.Struct, frozen=True):
     """Counts by status of the messages that share a value, such as a time zone."""
 
     name: str
+    """The value that the messages share; empty for a sum over several values."""
     messages: MessageCounts
 
 
 class TopN(msgspec.Struct, frozen=True):
-    """The largest counts, and the rest."""
+    """The largest counts, and the sum of the others."""
 
     shown: list[NamedCounts]
+    """The largest counts, largest first."""
     others: int
     """Number of counts that are not shown."""
     rest: NamedCounts
@@ -25,18 +27,17 @@ class TopN(msgspec.Struct, frozen=True):
 
 
 def top_n(counts: Iterable[tuple[str, MessageCounts]], limit: int) -> TopN:
-    """Return the `limit` counts with the most messages, largest first, and the sum of the rest."""
-    named = sorted(
+    """Return the `limit` counts with the most messages, and the sum of the others.
+
+    Each of `counts` is a name and its counts.
+    """
+    ordered = sorted(
         (NamedCounts(name, messages) for name, messages in counts),
         key=lambda counts: (-counts.messages.total, counts.name),
     )
-    rest = [msgspec.structs.astuple(counts.messages) for counts in named[limit:]]
-    sums = MessageCounts.of(
-        **{
-            name: sum(column)
-            for name, column in zip(
-                MessageCounts.__struct_fields__, zip(*rest, strict=True), strict=False
-            )
-        }
-    )
-    return TopN(named[:limit], len(rest), NamedCounts("", sums))
+    shown, others = ordered[:limit], ordered[limit:]
+    sums = {
+        status: sum(getattr(counts.messages, status) for counts in others)
+        for status in MessageCounts.__struct_fields__
+    }
+    return TopN(shown, len(others), NamedCounts("", MessageCounts(**sums)))

@@ -1,4 +1,8 @@
-"""Compare stored counts with the rows that they count, and find orphaned messages."""
+"""Compare stored counts with the rows that they count, for the command `mailer verify`.
+
+Each statement below returns rows of four columns: the mailing or null, the name of the count, the
+stored count, and the actual count. It returns only counts that differ.
+"""
 
 import msgspec
 from sqlalchemy import TextClause, text
@@ -14,12 +18,12 @@ MAILINGS_BATCH = 100
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A difference between a stored and an actual count; `str()` is one line for users."""
+    """A stored count that differs from the actual count; `str()` is one line for users."""
 
     mailing_id: int | None
     """None for counts over all mailings."""
     quantity: str
-    """The name of the count."""
+    """The name of the count, for example `count of delivered messages`."""
     found: int
     """The stored count."""
     expected: int
@@ -30,16 +34,17 @@ class Difference(msgspec.Struct, frozen=True):
         return f"{scope}: {self.quantity}: {self.found}, expected {self.expected}"
 
 
-# The end of the next chunk of mailings; null when there is none.
+# The largest mailing id of the next chunk; null when no mailing is left.
 CHUNK_END = text("""
     SELECT max(id) FROM (
         SELECT id FROM mailing WHERE id > :after ORDER BY id LIMIT :chunk) AS chunk""")
 
 
 async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> list[Difference]:
-    """Compare all stored counts with the rows, in one snapshot, `chunk` mailings a statement.
+    """Return the differences between all stored counts and the rows, in one snapshot.
 
-    Takes no locks that delay others. Keeps only the differences in memory.
+    A statement counts the messages of `chunk` mailings at most. No locks delay other statements,
+    and only the differences are in memory.
     """
     found: list[Difference] = []
     async with snapshot(engine) as connection:
@@ -49,10 +54,10 @@ async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> 
             upper = (await connection.execute(CHUNK_END, bounds)).scalar_one()
             if upper is None:
                 break
-            found += await _fetch(connection, COMPARE, after=after, upper=upper)
+            found += await _fetch(connection, COMPARE_COUNTS, after=after, upper=upper)
             found += await _fetch(connection, COMPARE_COUNTERS, after=after, upper=upper)
             after = upper
-        found += await _fetch(connection, ORPHANS)
+        found += await _fetch(connection, DANGLING_MESSAGES)
         found += await _fetch(connection, COMPARE_SETTLED)
         found += await _fetch(connection, COMPARE_OUTCOMES)
         found += await _fetch(connection, COMPARE_SEGMENTS)
@@ -66,9 +71,11 @@ async def _fetch(
 
 
 COUNT_OF_MAILING = "'count of ' || {name!r} || ' messages', mailing_counts.{name}, counted.{name}"
+# Counts of mailings in `mailing_counts` and `mailing.clients_count`, against the messages.
 # Excludes deleted mailings and those past their retention, because their messages are deleted in
-# chunks. A missing value, as of a mailing without a row of counts, is null and is not compared.
-COMPARE = text(f"""
+# chunks. A null is not compared: `found` is null for a mailing without a row of counts, and where
+# the rule does not apply.
+COMPARE_COUNTS = text(f"""
     WITH counted AS (
         SELECT mailing.id, mailing.clients_count, mailing.audience_until IS NOT NULL AS is_started,
             mailing.audience_cursor = mailing.audience_until AND NOT mailing.is_replanning
@@ -92,7 +99,9 @@ COMPARE = text(f"""
     ORDER BY counted.id""")  # noqa: S608  # no user input
 
 COUNT_OF_KEY = "{name!r}, stored.{name}, counted.{name}"
-# Outcomes by second are merged into coarser steps over time, so only their sum is compared.
+# Counters in `message_count` and its deltas (`stored`), against the messages (`counted`), by
+# dimension and key. Outcomes by second are downsampled over time, so only their sum is compared,
+# under the key `any`.
 COMPARE_COUNTERS = text(f"""
     WITH compared AS (
         SELECT id FROM mailing WHERE id > :after AND id <= :upper
@@ -127,7 +136,8 @@ COMPARE_COUNTERS = text(f"""
     ) AS compared
     WHERE found <> expected ORDER BY mailing_id, dimension, key, quantity""")  # noqa: S608  # likewise
 
-ORPHANS = text("""
+# Messages have no foreign keys (docs/decisions/0003).
+DANGLING_MESSAGES = text("""
     SELECT mailing_id, 'messages without their mailing' AS quantity,
         count(*) AS found, 0 AS expected
     FROM message WHERE NOT EXISTS (SELECT FROM mailing WHERE mailing.id = mailing_id)
@@ -138,6 +148,7 @@ ORPHANS = text("""
     GROUP BY mailing_id
     ORDER BY mailing_id, quantity""")
 
+# The numbers of settled mailings in `settled_totals`, against the mailings.
 COMPARE_SETTLED = text("""
     SELECT NULL, 'count of ' || compared.quantity, compared.found, compared.expected
     FROM settled_totals, (
@@ -151,7 +162,8 @@ COMPARE_SETTLED = text("""
     WHERE compared.found <> compared.expected""")
 
 TOTAL_OF_OUTCOME = "{name!r}, all_days.{name}, settled_totals.{name} + unsettled.{name}"
-# Of deleted mailings only totals are kept: compare these with the outcomes of all days.
+# The outcomes of all days (`outcome_count` and its deltas), against the counts of mailings. Of
+# settled and deleted mailings these are only in `settled_totals`.
 COMPARE_OUTCOMES = text(f"""
     SELECT NULL, format('sum of %s messages over all days', compared.quantity), compared.found,
         compared.expected
@@ -165,7 +177,8 @@ COMPARE_OUTCOMES = text(f"""
     ) AS compared (quantity, found, expected)
     WHERE compared.found <> compared.expected""")  # noqa: S608  # no user input
 
-# Does not name the segments, because tags may be confidential.
+# The counts of clients by segment, against the clients. Returns only the number of wrong segments
+# and not their names, because tags may be confidential.
 COMPARE_SEGMENTS = text("""
     SELECT NULL, 'client segments with a wrong count', count(*), 0
     FROM (

@@ -30,7 +30,7 @@ from mailer.client.store import PhoneTakenError
 from mailer.erasure import erase_client
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.message.ending import count_open_of_client
+from mailer.mailing.ending import count_open_of_client
 from mailer.web.download import csv_answer
 from mailer.web.query import read_unvalidated_query
 

@@ -19,6 +19,7 @@ from mailer.clock import database_clock
 from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
+from mailer.forecast.basis import read_basis
 from mailer.gateway.channel import Channel
 from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
@@ -74,7 +75,7 @@ async def read_mailing_page(
         background_work = await activity.get_background_work(connection, mailing_id)
         throughput = forecast.usable_throughput(channel)
         capacity = await forecast.read_capacity(connection, throughput, mailing)
-        forecast_basis = await forecast.read(connection, mailing, throughput, capacity.workers)
+        forecast_basis = await read_basis(connection, mailing, throughput, capacity.workers)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         counts = await statistics.count_in_detail(
             connection, mailing_progress, max_buckets=MAX_CHART_BARS

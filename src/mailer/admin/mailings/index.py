@@ -117,7 +117,7 @@ class MailingList(Controller):
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
         """Keep rows of the list up to date."""
-        ids = [int(mailing_id) for mailing_id in read_query(request, RowsQuery).ids.split(",")]
+        ids = [int(mailing_id) for mailing_id in read_query(request, LiveRowsQuery).ids.split(",")]
 
         async def sections() -> Sections:
             async with engine.connect() as connection:

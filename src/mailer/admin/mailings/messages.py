@@ -24,7 +24,7 @@ from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId, MessageQuery, get_known_count
 from mailer.mailing.model import Mailing
 from mailer.message import counters
-from mailer.message import store as messages
+from mailer.message import reading as messages
 from mailer.message.exporting import export_messages
 from mailer.validation import MAX_ID
 from mailer.web.download import Download, csv_answer

@@ -13,6 +13,7 @@ from mailer.clock import database_clock
 from mailer.db import workers
 from mailer.db.paging import Cursor
 from mailer.forecast import service as forecast
+from mailer.forecast.basis import read_running_bases
 from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.activity import with_hold
@@ -31,7 +32,7 @@ async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[st
         page = await store.page(connection, Cursor(MAX_RUNNING), "running")
         mailings = [with_hold(store.to_mailing(row), channel) for row in page.rows]
         active_workers = await workers.active_workers(connection)
-        forecast_bases = await forecast.read_running(
+        forecast_bases = await read_running_bases(
             connection, mailings, throughput, len(active_workers) or 1
         )
         variables = {

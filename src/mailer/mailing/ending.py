@@ -1,15 +1,15 @@
-"""SQL that ends messages without another attempt. The caller owns the transaction."""
+"""SQL that cancels messages, for example of a deleted client. The caller owns the transaction."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 def end_columns(reason: str) -> dict[str, str]:
-    """Return the columns and SQL values that cancel a message; `reason` is an SQL expression.
+    """Return SQL values, by column of `message`, that an UPDATE sets to cancel a message.
 
-    A message that an attempt may have delivered becomes `unknown` instead of `cancelled`, with the
-    reason of that attempt. Its `sent_at` is the start of the last attempt, and `updated_at`, the
-    time of the outcome, is now.
+    `reason` is an SQL expression, such as a quoted word. The delivery of a message may be unknown
+    after an earlier attempt (`unknown_reason` is set). Such a message becomes `unknown` instead of
+    `cancelled`, with the reason of that attempt, and `sent_at` is the start of its last attempt.
     """
     return {
         "status": "CASE WHEN message.unknown_reason IS NULL THEN 'cancelled' ELSE 'unknown' END",
@@ -25,7 +25,7 @@ def end_set_clause(reason: str) -> str:
     return ", ".join(f"{column} = {value}" for column, value in end_columns(reason).items())
 
 
-# A message that is being claimed at this moment is not cancelled here: its claim finds no phone and
+# Misses a message that a worker is claiming at this moment. That worker finds no phone for it, and
 # cancels it.
 OPEN_OF_CLIENT = """
     client_id = :client_id AND status = 'scheduled'
@@ -37,7 +37,7 @@ COUNT_OF_CLIENT = text(f"SELECT count(*) FROM message WHERE {OPEN_OF_CLIENT}")  
 
 
 async def cancel_of_client(connection: AsyncConnection, client_id: int) -> None:
-    """Cancel the open messages of a client who is being erased."""
+    """Cancel the scheduled messages of a client who is being erased."""
     await connection.execute(CANCEL_OF_CLIENT, {"client_id": client_id})
 
 

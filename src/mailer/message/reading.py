@@ -1,0 +1,88 @@
+"""SQL that reads messages for the API and the pages: a page of them, or one with its history."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, case, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.paging import Cursor, RowPage, fetch_page
+from mailer.db.tables.client import client
+from mailer.db.tables.message import message
+from mailer.message.model import (
+    FailedAttempt,
+    Message,
+    MessageHistory,
+    MessageNotFoundError,
+)
+from mailer.statuses import MESSAGE_STATUSES
+
+MESSAGE_COLUMNS = [
+    func.coalesce(message.c.sent_at, message.c.due_at).label(name)
+    if name == "datetime_send"
+    else message.c[name]
+    for name in Message.__struct_fields__
+]
+"""A column for each field of `Message`."""
+
+
+async def page(
+    connection: AsyncConnection,
+    mailing_id: int,
+    position: Cursor,
+    count: int | None = None,
+    **filters: str | int,
+) -> RowPage:
+    """Return a page of a mailing's messages.
+
+    `filters` maps columns to the values that they must equal. `count` is the number of matching
+    messages if the caller knows it; otherwise they are counted.
+    """
+    rows = select(*MESSAGE_COLUMNS).where(
+        message.c.mailing_id == mailing_id,
+        *(message.c[name] == value for name, value in filters.items()),
+    )
+    # The indexes have the status before the id. So each status is read by a query of its own, in
+    # the order of ids. One query is enough with a filter by status. It is also enough with a filter
+    # by client, who has at most one message.
+    has_branches = filters.keys().isdisjoint(("status", "client_id"))
+    branches = [message.c.status == status for status in MESSAGE_STATUSES if has_branches]
+    return await fetch_page(
+        connection, rows, message.c.id, position, count=count, branches=branches
+    )
+
+
+def to_message(row: Row[Any]) -> Message:
+    """Convert a row of `page` to a message."""
+    return Message(**row._asdict())
+
+
+# While a message is being sent, its last change is its claim.
+CLAIMED_AT = case((message.c.status == "sending", message.c.updated_at), else_=message.c.claimed_at)
+HISTORY_COLUMNS = [
+    *MESSAGE_COLUMNS,
+    *(
+        message.c[name]
+        for name in ("due_at", "retry_at", "sent_at", "lease_expires_at", "failures")
+    ),
+    *(message.c[name] for name in ("operator_code", "time_zone")),
+    CLAIMED_AT.label("claimed_at"),
+    client.c.phone,  # null once the client is deleted
+]
+"""A column for each field of `MessageHistory`."""
+
+
+async def get_history(
+    connection: AsyncConnection, mailing_id: int, message_id: int
+) -> MessageHistory:
+    """Return a message of a mailing with its history. Raises `MessageNotFoundError`."""
+    rows = await connection.execute(
+        select(*HISTORY_COLUMNS)
+        .join_from(message, client, client.c.id == message.c.client_id, isouter=True)
+        .where(message.c.mailing_id == mailing_id, message.c.id == message_id)
+    )
+    row = rows.mappings().one_or_none()
+    if row is None:
+        raise MessageNotFoundError
+    failures = msgspec.convert(row["failures"] or (), tuple[FailedAttempt, ...])
+    return MessageHistory(**{**row, "failures": failures})
