@@ -18,7 +18,8 @@ from mailer.client import segment_counts as clients
 from mailer.client.model import tag_columns
 from mailer.db.schema import client
 from mailer.mailing import audience, small_audiences
-from mailer.mailing.model import ClientFilter, NewMailing
+from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.model import NewMailing
 from mailer.text import clean_label
 from mailer.validation import check
 

@@ -28,7 +28,8 @@ from mailer.forecast import service as forecast
 from mailer.forecast.model import Shortfall
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience, service, store, transitions
-from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
+from mailer.mailing.client_filter import AudienceLists
+from mailer.mailing.model import MailingChange, MailingNotFoundError, NewMailing
 from mailer.statistics import service as statistics
 
 IDLE_CHECKS = 20

@@ -26,7 +26,8 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.mailing import audience, replanning, service, small_audiences, transitions
-from mailer.mailing.model import AudienceLists, MailingChange, NewMailing
+from mailer.mailing.client_filter import AudienceLists
+from mailer.mailing.model import MailingChange, NewMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences

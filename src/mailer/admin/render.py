@@ -34,7 +34,7 @@ from mailer.admin.language import (
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
 from mailer.gateway.channel import Channel, gateway_status
-from mailer.mailing.model import split_terms
+from mailer.mailing.client_filter import split_terms
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
 from mailer.web.assets import asset_url

@@ -40,12 +40,11 @@ from mailer.db import origin
 from mailer.db.paging import MAX_BIGINT
 from mailer.db.schema import OPEN_MAILING, client, message
 from mailer.db.sql import add_up
-from mailer.mailing.model import AudienceLists, ClientFilter, split_terms
+from mailer.mailing.client_filter import ClientFilter, filter_lists, folded_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.mailing.window import SendingWindow
 from mailer.statuses import MESSAGE_STATUSES
-from mailer.text import fold_label
 
 ENQUEUE_BATCH = 5_000
 """Clients enqueued by one transaction: many for speed, but few enough not to delay others."""
@@ -66,26 +65,6 @@ def filter_condition(
         return or_(equals_any("operator_code", terms), equals_any("tag", terms))
     lists = filter_lists(client_filter)
     return and_(true(), *(equals_any(name, values) for name, values in lists.items()))
-
-
-def folded_terms(client_filter: str) -> list[str]:
-    """Return the terms of a string filter, folded as tags are for comparison."""
-    return [fold_label(term) for term in split_terms(client_filter)]
-
-
-def filter_lists(client_filter: AudienceLists | None) -> dict[str, list[str]]:
-    """Return the lists of a filter by column of `client`; empty when all clients match."""
-    if client_filter is None:
-        return {}
-    lists = {
-        "operator_code": client_filter.operator_codes,
-        "tag": client_filter.tags,
-        "time_zone": client_filter.time_zones,
-    }
-    present = {name: list(values) for name, values in lists.items() if values is not msgspec.UNSET}
-    if "tag" in present:
-        present["tag"] = [fold_label(tag) for tag in present["tag"]]
-    return present
 
 
 async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:

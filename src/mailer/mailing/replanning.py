@@ -31,7 +31,7 @@ from mailer.db.schema import FINISHED_IN_WINDOW, OPEN_MAILING, client, message
 from mailer.db.sql import add_up
 from mailer.mailing import stop_number
 from mailer.mailing.audience import Plan, filter_condition, plan, window_of
-from mailer.mailing.model import ClientFilter
+from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.message.ending import end_columns

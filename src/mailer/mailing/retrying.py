@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.schema import OPEN_MAILING, client, message
 from mailer.db.sql import one_of
 from mailer.mailing.audience import filter_condition, plan, window_of
-from mailer.mailing.model import ClientFilter
+from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import RETRYABLE

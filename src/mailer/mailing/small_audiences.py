@@ -23,12 +23,10 @@ from mailer.mailing.audience import (
     HAS_AUDIENCE_TO_ENQUEUE,
     EnqueuedChunk,
     Plan,
-    filter_lists,
-    folded_terms,
     plan,
     window_of,
 )
-from mailer.mailing.model import ClientFilter
+from mailer.mailing.client_filter import ClientFilter, filter_lists, folded_terms
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import MESSAGE_STATUSES

@@ -25,7 +25,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.schema import mailing, mailing_counts, origin, settled_totals
-from mailer.mailing.model import Hold, Mailing, MailingNotFoundError, stored_filter
+from mailer.mailing.client_filter import stored_filter
+from mailer.mailing.model import Hold, Mailing, MailingNotFoundError
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
 from mailer.statuses import MESSAGE_STATUSES, MailingStatus

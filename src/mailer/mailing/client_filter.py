@@ -1,0 +1,120 @@
+"""The filter of a mailing, which selects its audience: lists, a string of terms, or everybody."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from mailer.client.model import UNKNOWN_ZONE_MESSAGE, OperatorCode, Tag, TimeZone, known_zones
+from mailer.errors import FieldError
+from mailer.text import clean_label, fold_label
+from mailer.validation import MAX_LIST_ENTRIES, STORABLE, Input
+
+Terms = Annotated[
+    str,
+    Meta(
+        max_length=10_000,
+        pattern=STORABLE,
+        description="Operator codes and tags separated by commas. A client matches if its operator"
+        " code or its tag equals any of them.",
+        examples=["912, vip"],
+        extra={"rule": "must be a string of up to 10,000 characters, an object, or null"},
+    ),
+]
+
+
+LIST_SIZE = {"minItems": 1, "maxItems": MAX_LIST_ENTRIES}
+"""Limits of each list in a filter."""
+
+
+class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
+    """A filter by lists. A client must match one entry of every list that is present."""
+
+    operator_codes: (
+        Annotated[
+            list[OperatorCode],
+            Meta(
+                extra_json_schema=LIST_SIZE,
+                extra={"rule": "must be a list of operator codes of three digits"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    tags: (
+        Annotated[
+            list[Tag],
+            Meta(
+                extra_json_schema=LIST_SIZE,
+                extra={"rule": "must be a list of tags of 1 to 64 characters"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    time_zones: (
+        Annotated[
+            list[TimeZone],
+            Meta(
+                extra_json_schema=LIST_SIZE,
+                extra={"rule": "must be a list of IANA time zones, such as Europe/Moscow"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # no rule here depends on the time
+        """Report empty lists, blank tags and unknown time zones."""
+        for name, entries in values.items():
+            if not entries:
+                yield FieldError(name, "must have an entry")
+        if not all(map(clean_label, values.get("tags", ()))):
+            yield FieldError("tags", "must contain a visible character in every tag")
+        if set(values.get("time_zones", ())) - known_zones():
+            yield FieldError("time_zones", UNKNOWN_ZONE_MESSAGE)
+
+
+ClientFilter = AudienceLists | Terms | None
+
+
+def stored_filter(value: Any) -> ClientFilter:  # noqa: ANN401  # JSON
+    """Return a filter read from the database, without validation.
+
+    It was validated before it was stored. Validation takes 1 ms for each 1,000 entries.
+    """
+    return AudienceLists(**value) if isinstance(value, dict) else value
+
+
+def split_terms(text: str) -> list[str]:
+    """Return the terms of a string filter: separated by commas, cleaned, without empty ones."""
+    return [term for part in text.split(",") if (term := clean_label(part))]
+
+
+def is_empty(client_filter: AudienceLists | str) -> bool:
+    """Return whether a filter has no entry: refused, so that a slip does not reach all clients."""
+    return not (
+        split_terms(client_filter)
+        if isinstance(client_filter, str)
+        else msgspec.to_builtins(client_filter)
+    )
+
+
+def folded_terms(client_filter: str) -> list[str]:
+    """Return the terms of a string filter, folded as tags are for comparison."""
+    return [fold_label(term) for term in split_terms(client_filter)]
+
+
+def filter_lists(client_filter: AudienceLists | None) -> dict[str, list[str]]:
+    """Return the lists of a filter by column of `client`; empty when all clients match."""
+    if client_filter is None:
+        return {}
+    lists = {
+        "operator_code": client_filter.operator_codes,
+        "tag": client_filter.tags,
+        "time_zone": client_filter.time_zones,
+    }
+    present = {name: list(values) for name, values in lists.items() if values is not msgspec.UNSET}
+    if "tag" in present:
+        present["tag"] = [fold_label(tag) for tag in present["tag"]]
+    return present
