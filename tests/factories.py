@@ -17,7 +17,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request
-from mailer.mailing import audience, replanning, retrying, small_audiences, transitions
+from mailer.mailing import (
+    audience,
+    finishing,
+    pending_work,
+    replanning,
+    retrying,
+    small_audiences,
+    starting,
+    tracking,
+)
 from mailer.mailing.model import ENDED, RunningMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.message import store as messages
@@ -182,7 +191,7 @@ async def enqueue_and_replan(engine: AsyncEngine) -> None:
 
 async def begin(engine: AsyncEngine) -> int:
     """Start the mailing that is due, enqueue its audience and return its id."""
-    [mailing_id] = await do(engine, transitions.start_due)
+    [mailing_id] = await do(engine, starting.start_due)
     await enqueue_and_replan(engine)
     return mailing_id
 
@@ -194,15 +203,15 @@ async def resend(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
 
 async def clear(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
     """Cancel a chunk of the scheduled messages of mailings that have ended or are cancelled."""
-    return await do(engine, lambda db: transitions.end_scheduled_messages(db, chunk))
+    return await do(engine, lambda db: finishing.end_scheduled_messages(db, chunk))
 
 
 async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
     """Do all pending work, as the dispatcher does."""
     async with asyncio.timeout(EVENT_TIMEOUT):
-        while (work := await do(engine, transitions.find_pending_work)).has_work:
+        while (work := await do(engine, pending_work.find_pending_work)).has_work:
             if work.must_start:
-                await do(engine, transitions.start_due)
+                await do(engine, starting.start_due)
             if work.must_enqueue:
                 await do(engine, lambda db: small_audiences.enqueue_small(db, SkippedMailings()))
                 await do(engine, audience.enqueue_chunk)
@@ -213,13 +222,13 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
             if work.must_end_messages:
                 await clear(engine, chunk)
             if work.must_finish:
-                await do(engine, transitions.finish)
+                await do(engine, finishing.finish)
 
 
 async def active_mailings(engine: AsyncEngine) -> list[RunningMailing]:
     """Return the mailings that a worker reads: they have requests, or may have them now."""
     async with engine.connect() as pooled:
-        mailings = await transitions.read_active(await asyncpg_connection(pooled))
+        mailings = await tracking.read_active(await asyncpg_connection(pooled))
     return [mailing for mailing in mailings.values() if mailing is not None]
 
 

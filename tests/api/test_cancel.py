@@ -29,7 +29,7 @@ from tests.factories import (
     value,
 )
 
-from mailer.mailing import audience, transitions
+from mailer.mailing import audience, finishing, pending_work, purging, starting
 from mailer.mailing.audience import FIRST_BATCH
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
@@ -57,7 +57,7 @@ async def get_fully_cancelled(
     assert sum(mailing[name] for name in COUNT_FIELDS) == mailing["clients_count"]
     assert await value(engine, "SELECT is_settled FROM mailing")
     assert await find_differences(engine) == []
-    assert not (await do(engine, transitions.find_pending_work)).has_work
+    assert not (await do(engine, pending_work.find_pending_work)).has_work
     return mailing
 
 
@@ -125,7 +125,7 @@ async def test_a_mailing_cancelled_while_enqueueing_still_counts_its_whole_audie
 ) -> None:
     await add_clients(engine, MANY)
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await do(engine, audience.enqueue_chunk)
 
     cancelled = await cancel(api, mailing_id)
@@ -134,9 +134,9 @@ async def test_a_mailing_cancelled_while_enqueueing_still_counts_its_whole_audie
     assert cancelled["clients_count"] == MANY
     steps = [lambda: enqueue_and_replan(engine), lambda: clear(engine)]
     for step in steps if first == "enqueue" else reversed(steps):
-        assert await do(engine, transitions.finish) == []
+        assert await do(engine, finishing.finish) == []
         await step()
-    assert await do(engine, transitions.finish) == [(mailing_id, "cancelled")]
+    assert await do(engine, finishing.finish) == [(mailing_id, "cancelled")]
     mailing = await get_fully_cancelled(api, engine, mailing_id)
     assert mailing["clients_count"] == mailing["created_messages"] == MANY
     reasons = "SELECT array_agg(DISTINCT status || ' ' || reason) FROM message"
@@ -148,7 +148,7 @@ async def test_messages_enqueued_after_the_cancellation_count_as_cancelled_at_on
 ) -> None:
     await add_clients(engine, MANY)
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await cancel(api, mailing_id)
     await enqueue_and_replan(engine)
     mailing = (await api.get(f"/mailings/{mailing_id}")).json()
@@ -192,7 +192,7 @@ async def test_a_mailing_cancelled_before_replanning_is_settled_after_its_last_r
     await cancel(api, mailing_id)
     await clear(engine)
     assert await do(engine, audience.enqueue_chunk) is None
-    assert await do(engine, transitions.finish) == []
+    assert await do(engine, finishing.finish) == []
 
     await finish(engine, MessageResult(claimed, "delivered", 1, sent_at=SENT_AT))
     await advance(engine)
@@ -274,6 +274,6 @@ async def test_a_cancelled_mailing_can_be_deleted_and_is_purged(
     await begin(engine)
     await cancel(api, mailing_id)
     assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
-    await do(engine, lambda db: transitions.purge(db, 100))
+    await do(engine, lambda db: purging.purge(db, 100))
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
     assert await value(engine, "SELECT count(*) FROM message") == 0

@@ -16,7 +16,7 @@ from tests.api.calls import (
 )
 from tests.factories import begin, do
 
-from mailer.mailing import transitions
+from mailer.mailing import finishing
 
 # ---- the filter -----------------------------------------------------------------------------
 
@@ -116,4 +116,4 @@ async def test_an_audience_may_be_empty(api: httpx.AsyncClient, engine: AsyncEng
     await begin(engine)
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["clients_count"] == mailing["created_messages"] == 0
-    assert await do(engine, transitions.finish) == [(created["id"], "finished")]
+    assert await do(engine, finishing.finish) == [(created["id"], "finished")]

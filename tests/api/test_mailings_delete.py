@@ -8,7 +8,7 @@ from tests.api.calls import DUE, NEW, create_mailing, messages_by_client
 from tests.factories import begin, do, running
 
 from mailer.db.schema import mailing, mailing_counts, message
-from mailer.mailing import transitions
+from mailer.mailing import purging
 
 
 @pytest.mark.usefixtures("clients")
@@ -34,7 +34,7 @@ async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
     listed = (await api.get("/mailings")).json()
     assert [row["id"] for row in listed["results"]] == [other["id"]]
     assert [mailing.id for mailing in await running(engine)] == [other["id"]]
-    assert await do(engine, lambda db: transitions.purge(db, 100)) == 4
+    assert await do(engine, lambda db: purging.purge(db, 100)) == 4
     async with engine.begin() as connection:
         rows = select(func.count()).where(message.c.mailing_id == created["id"])
         assert await connection.scalar(rows) == 0

@@ -27,7 +27,7 @@ from tests.factories import (
     value,
 )
 
-from mailer.mailing import transitions
+from mailer.mailing import finishing, purging
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
@@ -171,7 +171,7 @@ async def test_a_retried_mailing_runs_again_and_finishes_again(
     assert (await retry_mailing(api, mailing_id))["status"] == "running"
 
     # no message is scheduled yet, but the retry is not complete
-    assert await do(engine, transitions.finish) == []
+    assert await do(engine, finishing.finish) == []
     assert [mailing.id for mailing in await running(engine)] == [mailing_id]
     await advance(engine)
     claimed = await claim(engine, mailing_id, 9)
@@ -190,12 +190,12 @@ async def test_messages_are_retried_in_chunks(api: httpx.AsyncClient, engine: As
     for waiting in (5, 10):
         assert await resend(engine, 5)
         assert (await get_counters(api, mailing_id))["scheduled"] == waiting
-        assert await do(engine, transitions.finish) == []
+        assert await do(engine, finishing.finish) == []
     await execute(engine, "UPDATE message SET status = 'delivered'")
-    assert await do(engine, transitions.finish) == []  # it is not known yet that none is left
+    assert await do(engine, finishing.finish) == []  # it is not known yet that none is left
     assert await resend(engine, 5)
     assert not await resend(engine, 5)
-    assert await do(engine, transitions.finish) == [(mailing_id, "finished")]
+    assert await do(engine, finishing.finish) == [(mailing_id, "finished")]
 
 
 async def test_a_second_call_extends_a_running_retry_to_messages_failed_since(
@@ -324,7 +324,7 @@ async def test_deleting_the_mailing_ends_a_running_retry(
     mailing_id = await create_half_retried_mailing(api, engine)
     await api.delete(f"/mailings/{mailing_id}")
     assert not await resend(engine, 2)
-    assert await do(engine, lambda db: transitions.purge(db, 100)) == 5
+    assert await do(engine, lambda db: purging.purge(db, 100)) == 5
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 

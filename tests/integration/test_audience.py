@@ -19,7 +19,7 @@ from tests.factories import (
 )
 
 from mailer.db.engine import asyncpg_connection
-from mailer.mailing import audience, replanning, transitions
+from mailer.mailing import audience, replanning, starting
 from mailer.mailing.audience import ENQUEUE_BATCH, FIRST_BATCH
 from mailer.message import store as messages
 from mailer.message.model import MessageResult
@@ -31,7 +31,7 @@ LEASE = timedelta(seconds=60)
 async def start_mailing(engine: AsyncEngine) -> None:
     """Start a mailing to all clients without enqueueing its audience."""
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
-    assert await do(engine, transitions.start_due)
+    assert await do(engine, starting.start_due)
 
 
 async def add_mailing_with_message(engine: AsyncEngine) -> int:

@@ -22,7 +22,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db import origin
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from mailer.mailing import audience, restore, transitions
+from mailer.mailing import audience, restore, starting
 from mailer.mailing.restore import NotHeldError
 from mailer.mailing.skipped import SkippedMailings
 from mailer.validation import MAX_ID
@@ -100,7 +100,7 @@ async def test_an_audience_is_enqueued_before_a_server_restart_is_recorded(
 ) -> None:
     await add_clients(engine, 2)
     await add_mailing(engine, status="scheduled")
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await move(engine, "started_at = started_at - interval '1 hour'")
     skipped = SkippedMailings()
 

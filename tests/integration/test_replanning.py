@@ -25,7 +25,7 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.mailing import audience, replanning, service, small_audiences, transitions
+from mailer.mailing import audience, finishing, replanning, service, small_audiences, starting
 from mailer.mailing.client_filter import AudienceLists
 from mailer.mailing.model import MailingChange, NewMailing
 from mailer.mailing.skipped import SkippedMailings
@@ -63,7 +63,7 @@ async def create_mailing(engine: AsyncEngine, **fields: Any) -> int:
 
 async def start_mailing(engine: AsyncEngine, **fields: Any) -> int:
     mailing_id = await create_mailing(engine, **fields)
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await enqueue_and_replan(engine)
     return mailing_id
 
@@ -170,7 +170,7 @@ async def test_a_client_committed_after_the_start_is_not_in_the_audience_whateve
         members = await add_vips(engine, 1)
         assert client_id < members[0]
         mailing_id = await create_mailing(engine)
-        await do(engine, transitions.start_due)
+        await do(engine, starting.start_due)
         await idle.execute(text(ADD_CLIENT_WITH_ID.format(client_id)))
         await importing.commit()
         await idle.commit()
@@ -206,7 +206,7 @@ async def test_a_restored_client_is_in_the_audience_even_if_its_transaction_id_r
     future = f"{CURRENT_TRANSACTION} + {ID_DISTANCE}"
     await execute(engine, f"UPDATE client SET created_by = {future}")  # noqa: S608  # constants
     mailing_id = await create_mailing(engine)
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     async with engine.connect() as connection:
         autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
         await autocommit.exec_driver_sql(USE_IDS)
@@ -236,7 +236,7 @@ async def test_changing_the_end_while_enqueueing_does_not_stop_enqueueing(
     await add_clients(engine, many)
     await execute(engine, "UPDATE client SET tag = 'vip'")
     mailing_id = await create_mailing(engine)
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await do(engine, audience.enqueue_chunk)
     await execute(engine, "UPDATE client SET tag = 'later' WHERE id = 1")
 
@@ -311,7 +311,7 @@ async def test_messages_that_stay_cancelled_keep_the_day_of_their_outcome(
     mailing_id = await create_mailing(
         engine, datetime_end=after(2 * HOUR), **window(-HOUR, HOUR / 2)
     )
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await enqueue_and_replan(engine)
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "cancelled": 1}
     make_old = (
@@ -348,7 +348,7 @@ async def test_waiting_and_no_window_messages_are_replanned_after_a_time_zone_ch
     )
     without_window = await create_mailing(engine)
     for _ in range(2):
-        await do(engine, transitions.start_due)
+        await do(engine, starting.start_due)
     await set_zone(engine, "UTC", "id = 1")  # before any message is enqueued
     await enqueue_and_replan(engine)
     await replanning.replan_all_moved(engine)
@@ -427,7 +427,7 @@ async def test_a_time_zone_changed_while_its_chunk_is_enqueued_is_applied(
 ) -> None:
     await add_vips(engine, 1, time_zone="Asia/Tokyo")
     await create_mailing(engine, **window(-HOUR, HOUR))
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     async with engine.connect() as enqueueing:
         await audience.enqueue_chunk(enqueueing)  # with the old time zone
         await set_zone(engine, "UTC")
@@ -482,7 +482,7 @@ async def create_finished_mailing(engine: AsyncEngine, clients: int = 2) -> int:
     """Return a mailing that finished at once, because no sending window opens before its end."""
     await add_vips(engine, clients, time_zone="Asia/Tokyo")
     mailing_id = await start_mailing(engine, datetime_end=after(HOUR), **window(-HOUR, HOUR / 2))
-    assert await do(engine, transitions.finish) == [(mailing_id, "finished")]
+    assert await do(engine, finishing.finish) == [(mailing_id, "finished")]
     assert await mailing_counts(engine, mailing_id) == {"cancelled": clients}
     return mailing_id
 
@@ -500,7 +500,7 @@ async def test_a_finished_mailing_runs_again_after_a_time_zone_correction(
     assert await is_consistent(engine, mailing_id)
     (claimed,) = await claim(engine, mailing_id)
     await finish(engine, MessageResult(claimed, "delivered", 1))
-    assert await do(engine, transitions.finish) == [(mailing_id, "finished")]
+    assert await do(engine, finishing.finish) == [(mailing_id, "finished")]
     assert await mailing_counts(engine, mailing_id) == {"delivered": 1, "cancelled": 1}
     assert await is_consistent(engine, mailing_id)
 

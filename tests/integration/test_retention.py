@@ -18,7 +18,7 @@ from tests.factories import (
 )
 
 from mailer.dispatch.schedule import JobLimits, jobs
-from mailer.mailing import store, transitions
+from mailer.mailing import purging, store
 from mailer.mailing.model import Mailing
 from mailer.settings import Settings
 from mailer.statistics import service as statistics
@@ -42,7 +42,7 @@ async def add_ended_mailing(
 
 
 async def delete_expired(engine: AsyncEngine, chunk: int = 100) -> int:
-    return await do(engine, lambda db: transitions.delete_expired_messages(db, 30, chunk))
+    return await do(engine, lambda db: purging.delete_expired_messages(db, 30, chunk))
 
 
 async def get_mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:

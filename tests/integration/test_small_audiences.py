@@ -11,7 +11,15 @@ from tests.factories import HOUR, add_clients, do, enqueue_and_replan, execute, 
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
-from mailer.mailing import audience, replanning, service, small_audiences, store, transitions
+from mailer.mailing import (
+    audience,
+    pending_work,
+    replanning,
+    service,
+    small_audiences,
+    starting,
+    store,
+)
 from mailer.mailing.model import MailingChange
 from mailer.mailing.skipped import SkippedMailings
 from mailer.statistics.verify import find_differences
@@ -70,7 +78,7 @@ async def test_starting_and_enqueueing_many_mailings_takes_as_many_statements_as
         for number in range(1, count + 1):
             await add_mailing(engine, "Hello", {"tags": [f"Tag {number}"]})
         with recorded_statements(engine) as statements:
-            assert len(await do(engine, transitions.start_due)) == count
+            assert len(await do(engine, starting.start_due)) == count
             assert len(await enqueue_small(engine)) == count
         statement_counts.append(len(statements))
 
@@ -83,7 +91,7 @@ async def test_starting_and_enqueueing_many_mailings_takes_as_many_statements_as
         await value(engine, "SELECT sum(scheduled) FROM mailing_counts")
         == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_PER_BATCH
     )
-    assert not (await do(engine, transitions.find_pending_work)).has_work
+    assert not (await do(engine, pending_work.find_pending_work)).has_work
     assert await find_differences(engine) == []
 
 
@@ -118,7 +126,7 @@ async def test_small_audiences_enqueued_together_equal_those_enqueued_one_by_one
         await add_mailing(engine, f"ended {number}", client_filter, datetime_end=datetime.now(UTC))
         cancelled = await add_mailing(engine, f"cancelled {number}", client_filter)
         await execute(engine, f"UPDATE mailing SET status = 'cancelled' WHERE id = {cancelled}")  # noqa: S608  # a number
-    await do(engine, lambda db: transitions.start_due(db, 5 * len(filters)))
+    await do(engine, lambda db: starting.start_due(db, 5 * len(filters)))
     await add_clients(engine, 3)  # created after the start
     await execute(
         engine, "UPDATE client SET deleted_at = now(), phone = NULL, tag = NULL WHERE id = 7"
@@ -143,7 +151,7 @@ async def test_clients_that_match_again_after_a_filter_change_are_scheduled_agai
 ) -> None:
     await add_clients(engine, 4)
     await add_mailing(engine, "Hello", None)
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await enqueue_and_replan(engine)
     # the state after two changes of the filter: clients 3 and 4 stopped matching, and match again
     await execute(
@@ -172,10 +180,10 @@ async def test_the_newest_mailings_come_first_then_the_longest_waiting_ones(
     newest, oldest = ids[-small_audiences.NEWEST_PER_BATCH :][::-1], ids[:2]
 
     started = await do(
-        engine, lambda db: transitions.start_due(db, small_audiences.NEWEST_PER_BATCH + 2)
+        engine, lambda db: starting.start_due(db, small_audiences.NEWEST_PER_BATCH + 2)
     )
     assert started == newest + oldest
-    assert len(await do(engine, transitions.start_due)) == len(ids) - len(started)
+    assert len(await do(engine, starting.start_due)) == len(ids) - len(started)
     assert sorted(
         await enqueue_small(engine, limit=small_audiences.NEWEST_PER_BATCH + 2)
     ) == sorted(newest + oldest)
@@ -210,11 +218,11 @@ async def test_large_audiences_are_not_enqueued_with_small_ones(engine: AsyncEng
     await add_clients(engine, 2, operator_code="912")
     await add_mailing(engine, "large", None)
     small = await add_mailing(engine, "small", "912")
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
 
     assert await enqueue_small(engine) == [small]
     assert await enqueue_small(engine) == []
-    assert (await do(engine, transitions.find_pending_work)).must_enqueue
+    assert (await do(engine, pending_work.find_pending_work)).must_enqueue
 
 
 async def test_an_audience_that_has_grown_since_it_was_counted_is_enqueued_in_chunks(
@@ -223,7 +231,7 @@ async def test_an_audience_that_has_grown_since_it_was_counted_is_enqueued_in_ch
     await add_clients(engine, small_audiences.MAX_SMALL_AUDIENCE + 1)
     grown = await add_mailing(engine, "grown", "vip")
     small = await add_mailing(engine, "small", "912")
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     assert await value(engine, "SELECT max(clients_count) FROM mailing") == 0
     await execute(engine, "UPDATE client SET tag = 'vip'")
 
@@ -247,12 +255,12 @@ async def test_the_audience_of_a_changed_filter_is_counted_before_it_is_enqueued
     await add_clients(engine, small_audiences.MAX_SMALL_AUDIENCE + 1)
     await execute(engine, "UPDATE client SET tag = 'vip' WHERE id = 1")
     mailing_id = await add_mailing(engine, "Hello", "vip")
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     assert await enqueue_small(engine) == [mailing_id]
 
     change = MailingChange(client_filter=None)
     changed = await service.change(engine, mailing_id, change, COMMAND_LINE)
-    while (await do(engine, transitions.find_pending_work)).must_replan:
+    while (await do(engine, pending_work.find_pending_work)).must_replan:
         await do(engine, replanning.replan_chunk)
 
     assert changed.clients_count == small_audiences.MAX_SMALL_AUDIENCE + 1
@@ -274,16 +282,16 @@ async def test_only_mailings_that_cannot_be_enqueued_are_skipped(
     wrong_filters = ({"no": 1}, ["916"], 5)
     invalid = [await add_mailing(engine, "Hello", stored) for stored in wrong_filters]
     valid = await add_mailing(engine, "Hello", None)
-    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [valid]
+    assert await do(engine, lambda db: starting.start_due(db, 9, skipped)) == [valid]
     assert skipped == set(invalid)
 
     later_invalid = await add_mailing(engine, "Hello", "916")
-    assert await do(engine, lambda db: transitions.start_due(db, 9, skipped)) == [later_invalid]
+    assert await do(engine, lambda db: starting.start_due(db, 9, skipped)) == [later_invalid]
     await execute(engine, f"UPDATE mailing SET client_filter = '7' WHERE id = {later_invalid}")  # noqa: S608  # a number
     chunks = await do(engine, lambda db: small_audiences.enqueue_small(db, skipped))
     assert [chunk.mailing_id for chunk in chunks] == [valid]
     assert skipped == {*invalid, later_invalid}
-    pending_work = await do(engine, lambda db: transitions.find_pending_work(db, skipped=skipped))
+    pending_work = await do(engine, lambda db: pending_work.find_pending_work(db, skipped=skipped))
     assert not pending_work.has_work
     # without the skipped ones being left out, they are still to be started
-    assert (await do(engine, transitions.find_pending_work)).must_start
+    assert (await do(engine, pending_work.find_pending_work)).must_start

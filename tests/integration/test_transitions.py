@@ -1,10 +1,12 @@
-"""State transitions of mailings, also when two workers run them at the same time."""
+"""Steps in the life of a mailing, also when two workers run them at the same time."""
 
 import asyncio
 import importlib.util
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 from sqlalchemy import text
@@ -32,8 +34,15 @@ from tests.factories import (
 
 from mailer import statuses
 from mailer.access.model import COMMAND_LINE
-from mailer.mailing import retrying, service, transitions
-from mailer.mailing.transitions import PendingWork
+from mailer.mailing import (
+    finishing,
+    pending_work,
+    purging,
+    retrying,
+    service,
+    starting,
+)
+from mailer.mailing.pending_work import PendingWork
 from mailer.statistics.verify import find_differences
 
 NO_WORK = {
@@ -63,7 +72,7 @@ async def other(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 async def find_work(engine: AsyncEngine) -> PendingWork:
-    return await do(engine, transitions.find_pending_work)
+    return await do(engine, pending_work.find_pending_work)
 
 
 async def names_of_work(engine: AsyncEngine) -> set[str]:
@@ -105,7 +114,7 @@ async def test_a_mailing_is_due_at_its_start(engine: AsyncEngine, status: str) -
 async def test_an_audience_is_pending_until_all_of_it_is_enqueued(engine: AsyncEngine) -> None:
     await add_clients(engine, 1)
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     assert await names_of_work(engine) == {"must_enqueue"}
 
     await execute(engine, "UPDATE mailing SET audience_cursor = audience_until - 1")
@@ -226,21 +235,21 @@ async def test_two_workers_start_each_mailing_once(
     later = await add_mailing(engine, start=now - HOUR, status="scheduled")
     earlier = await add_mailing(engine, start=now - 2 * HOUR, status="scheduled")
     async with asyncio.timeout(EVENT_TIMEOUT):
-        assert await transitions.start_due(other, 1) == [later]
-        assert await do(engine, transitions.start_due) == [earlier]
-        assert await do(engine, transitions.start_due) == []
+        assert await starting.start_due(other, 1) == [later]
+        assert await do(engine, starting.start_due) == [earlier]
+        assert await do(engine, starting.start_due) == []
     await other.commit()
 
-    assert await do(engine, transitions.start_due) == []
+    assert await do(engine, starting.start_due) == []
     assert {mailing.id for mailing in await running(engine)} == {later, earlier}
 
 
 async def test_a_rolled_back_start_is_repeated(engine: AsyncEngine, other: AsyncConnection) -> None:
     mailing_id = await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
-    assert await transitions.start_due(other) == [mailing_id]
+    assert await starting.start_due(other) == [mailing_id]
     await other.rollback()
 
-    assert await do(engine, transitions.start_due) == [mailing_id]
+    assert await do(engine, starting.start_due) == [mailing_id]
 
 
 async def test_two_workers_cancel_each_waiting_message_once(
@@ -248,7 +257,7 @@ async def test_two_workers_cancel_each_waiting_message_once(
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     await execute(engine, "UPDATE mailing SET status = 'cancelled'")
-    assert await transitions.end_scheduled_messages(other, 3)
+    assert await finishing.end_scheduled_messages(other, 3)
     # skips the three locked messages, and waits with the other two for the row of the counters
     clearing = asyncio.create_task(clear(engine))
     await asyncio.wait({clearing}, timeout=0.2)
@@ -283,12 +292,12 @@ async def test_two_workers_finish_each_mailing_once(
     engine: AsyncEngine, other: AsyncConnection
 ) -> None:
     mailing_id = await add_complete_mailing(engine)
-    assert await transitions.finish(other) == [(mailing_id, "finished")]
-    finishing = asyncio.create_task(do(engine, transitions.finish))
-    await asyncio.wait({finishing}, timeout=0.2)
+    assert await finishing.finish(other) == [(mailing_id, "finished")]
+    finish_task = asyncio.create_task(do(engine, finishing.finish))
+    await asyncio.wait({finish_task}, timeout=0.2)
     await other.commit()
 
-    assert await finishing == []
+    assert await finish_task == []
 
 
 async def test_two_workers_purge_each_message_once(
@@ -296,13 +305,13 @@ async def test_two_workers_purge_each_message_once(
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     await service.delete(engine, mailing_id, COMMAND_LINE)
-    assert await transitions.purge(other, 3) == 3
-    purging = asyncio.create_task(do(engine, lambda db: transitions.purge(db, 9)))
-    await asyncio.wait({purging}, timeout=0.2)
+    assert await purging.purge(other, 3) == 3
+    purge_task = asyncio.create_task(do(engine, lambda db: purging.purge(db, 9)))
+    await asyncio.wait({purge_task}, timeout=0.2)
     await other.commit()
 
-    assert await purging == 2
-    await do(engine, lambda db: transitions.purge(db, 9))
+    assert await purge_task == 2
+    await do(engine, lambda db: purging.purge(db, 9))
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 
@@ -371,10 +380,10 @@ async def test_a_complete_mailing_is_closed_and_settled_once(
 ) -> None:
     mailing_id = await add_complete_mailing(engine, status)
 
-    assert await do(engine, transitions.finish) == [(mailing_id, expected)]
+    assert await do(engine, finishing.finish) == [(mailing_id, expected)]
 
     assert await value(engine, "SELECT is_closed AND is_settled FROM mailing")
-    assert await do(engine, transitions.finish) == []
+    assert await do(engine, finishing.finish) == []
 
 
 @pytest.mark.parametrize("open_work", OPEN_WORK)
@@ -386,48 +395,66 @@ async def test_a_mailing_with_open_work_is_never_closed(
     await add_complete_mailing(engine, status)
     await execute(engine, OPEN_WORK[open_work], f"UPDATE mailing SET datetime_end = {end}")  # noqa: S608  # values of the test
 
-    assert await do(engine, transitions.finish) == []
+    assert await do(engine, finishing.finish) == []
     assert not await value(engine, "SELECT is_closed OR is_settled FROM mailing")
 
 
+class StepsWithReceipts(NamedTuple):
+    """Two steps of the lifecycle whose SQL treats the status `unknown` as not final."""
+
+    finishing: ModuleType
+    pending_work: ModuleType
+
+
 @pytest.fixture
-def with_receipts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The transitions, if the status `unknown` were not final because it waited for a receipt."""
+def with_receipts(monkeypatch: pytest.MonkeyPatch) -> StepsWithReceipts:
+    """The steps as they would be if a receipt could still change an unknown message.
+
+    Today no status but those of open messages is "not final". The SQL is built from `NOT_FINAL` at
+    import time, so the modules are imported again with one more such status.
+    """
     monkeypatch.setattr(statuses, "NOT_FINAL", (*statuses.NOT_FINAL, "unknown"))
-    spec = importlib.util.find_spec(transitions.__name__)
+    finishing_copy = import_copy(finishing)
+    monkeypatch.setitem(sys.modules, finishing.__name__, finishing_copy)
+    return StepsWithReceipts(finishing_copy, import_copy(pending_work))
+
+
+def import_copy(module: ModuleType) -> ModuleType:
+    """Import a module a second time, without replacing the first import."""
+    spec = importlib.util.find_spec(module.__name__)
     assert spec
     assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
 
 
 @pytest.mark.parametrize("status", ["running", "cancelled"])
 async def test_a_closed_mailing_is_settled_when_its_last_message_becomes_final(
-    engine: AsyncEngine, with_receipts: ModuleType, status: str
+    engine: AsyncEngine, with_receipts: StepsWithReceipts, status: str
 ) -> None:
     mailing_id = await add_complete_mailing(engine, status)
     await execute(engine, "UPDATE message SET status = 'unknown' WHERE client_id % 2 = 0")
     ended = "finished" if status == "running" else status
-    assert await do(engine, with_receipts.finish) == [(mailing_id, ended)]
+    assert await do(engine, with_receipts.finishing.finish) == [(mailing_id, ended)]
     assert await value(engine, "SELECT is_closed AND NOT is_settled FROM mailing")
-    assert not (await do(engine, with_receipts.find_pending_work)).must_finish
-    assert await do(engine, with_receipts.finish) == []
+    assert not (await do(engine, with_receipts.pending_work.find_pending_work)).must_finish
+    assert await do(engine, with_receipts.finishing.finish) == []
 
     await execute(engine, "UPDATE message SET status = 'delivered'")
 
-    assert (await do(engine, with_receipts.find_pending_work)).must_finish
-    assert await do(engine, with_receipts.finish) == [(mailing_id, "settled")]
+    assert (await do(engine, with_receipts.pending_work.find_pending_work)).must_finish
+    assert await do(engine, with_receipts.finishing.finish) == [(mailing_id, "settled")]
     assert await value(engine, f"SELECT is_settled AND status = '{ended}' FROM mailing")  # noqa: S608  # values of the test
-    assert not (await do(engine, with_receipts.find_pending_work)).has_work
-    assert await do(engine, with_receipts.finish) == []
+    assert not (await do(engine, with_receipts.pending_work.find_pending_work)).has_work
+    assert await do(engine, with_receipts.finishing.finish) == []
     assert await find_differences(engine) == []
 
 
 async def test_a_scheduled_mailing_is_not_closed(engine: AsyncEngine) -> None:
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
 
-    assert await do(engine, transitions.finish) == []
+    assert await do(engine, finishing.finish) == []
 
 
 async def test_a_mailing_retried_while_finishing_waits_for_another_keeps_running(
@@ -440,12 +467,12 @@ async def test_a_mailing_retried_while_finishing_waits_for_another_keeps_running
     )
     # a change locks the first mailing, so that finishing both waits for it
     await other.execute(text("SELECT FROM mailing WHERE id = :id FOR UPDATE"), {"id": locked})
-    finishing = asyncio.create_task(do(engine, transitions.finish))
-    await asyncio.wait({finishing}, timeout=0.3)
+    finish_task = asyncio.create_task(do(engine, finishing.finish))
+    await asyncio.wait({finish_task}, timeout=0.3)
     await service.retry(engine, retried, COMMAND_LINE)
     assert await resend(engine)
     await other.commit()
-    await finishing
+    await finish_task
 
     assert await mailing_counts(engine, retried) == {"scheduled": 2}
     assert [mailing.id for mailing in await running(engine) if mailing.id == retried] == [retried]
@@ -460,7 +487,7 @@ async def test_doing_all_pending_work_settles_every_mailing(
 ) -> None:
     await add_clients(engine, 7)
     await add_mailing(engine, start=datetime.now(UTC) - HOUR, status="scheduled")
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     if change:
         await execute(engine, f"UPDATE mailing SET {change}")  # noqa: S608  # values of the test
     await execute(engine, "UPDATE mailing SET datetime_end = now()")

@@ -12,7 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.clock import elapsed
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
-from mailer.mailing import audience, replanning, retrying, small_audiences, transitions
+from mailer.mailing import (
+    audience,
+    finishing,
+    pending_work,
+    replanning,
+    retrying,
+    small_audiences,
+    starting,
+)
 from mailer.mailing.skipped import SKIP_SECONDS, SkippedMailings
 
 log = structlog.get_logger()
@@ -89,7 +97,7 @@ class Lifecycle:
             self._skipped.clear()
             self._skip_until = elapsed() + SKIP_SECONDS
         to_do = await self._run_step(
-            lambda db: transitions.find_pending_work(db, after, candidates, self._skipped)
+            lambda db: pending_work.find_pending_work(db, after, candidates, self._skipped)
         )
         if to_do is None:
             self.check_finished(candidates)
@@ -104,7 +112,7 @@ class Lifecycle:
             retry = partial(retrying.retry_chunk, chunk=LIFECYCLE_BATCH, skipped=self._skipped)
             has_messages |= bool(await self._run_step(retry))
         has_ended_messages = to_do.must_end_messages and await self._run_step(
-            lambda db: transitions.end_scheduled_messages(db, LIFECYCLE_BATCH)
+            lambda db: finishing.end_scheduled_messages(db, LIFECYCLE_BATCH)
         )
         has_finished = to_do.must_finish and await self._finish(after, candidates)
         if has_started or has_messages or has_ended_messages or has_finished:
@@ -124,7 +132,7 @@ class Lifecycle:
         )
 
     async def _start_due(self) -> bool:
-        step = partial(transitions.start_due, skipped=self._skipped)
+        step = partial(starting.start_due, skipped=self._skipped)
         started = await self._run_step(step) or []
         for mailing_id in started:
             log.info("mailing_started", mailing_id=mailing_id)
@@ -171,7 +179,7 @@ class Lifecycle:
             self._on_messages([chunk.mailing_id for chunk in chunks])
 
     async def _finish(self, after: int, candidates: list[int]) -> bool:
-        finished = await self._run_step(lambda db: transitions.finish(db, after, candidates))
+        finished = await self._run_step(lambda db: finishing.finish(db, after, candidates))
         if finished is None or len(finished) == small_audiences.MAILINGS_PER_BATCH:
             self.check_finished(candidates)  # more of them may be finished
             finished = finished or []

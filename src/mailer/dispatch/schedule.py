@@ -14,7 +14,7 @@ from mailer.client import segment_counts
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
-from mailer.mailing import replanning, transitions
+from mailer.mailing import purging, replanning
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters
 from mailer.message import store as messages
@@ -77,7 +77,7 @@ def jobs(
         Job(
             "purge_mailings",
             2,
-            _in_transaction(engine, lambda database: transitions.purge(database, JOB_BATCH)),
+            _in_transaction(engine, lambda database: purging.purge(database, JOB_BATCH)),
         ),
         Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
         Job("downsample_counters", 60, _in_transaction(engine, counters.downsample)),
@@ -109,7 +109,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:
     async with engine.begin() as connection:
-        deleted = await transitions.delete_expired_messages(
+        deleted = await purging.delete_expired_messages(
             connection, retention_days, RETENTION_BATCH
         )
     if deleted:

@@ -92,7 +92,7 @@ async def replan_chunk(
 
 async def _replan_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
     values = {"mailing_id": mailing.id, "cursor": mailing.replan_cursor, "chunk": chunk}
-    # messages of a cancelled mailing are ended by `transitions.end_scheduled_messages`
+    # messages of a cancelled mailing are ended by `finishing.end_scheduled_messages`
     is_cancelled = mailing.status == "cancelled"
     ids = [] if is_cancelled else list(await connection.scalars(REPLANNABLE, values))
     if ids:

@@ -1,0 +1,63 @@
+"""Start mailings whose start has come: fix and count their audiences.
+
+The caller owns the transaction. Several workers may run these statements at the same time: each
+skips the rows that another worker has locked.
+"""
+
+from sqlalchemy import ARRAY, BigInteger, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.schema import OPEN_MAILING
+from mailer.mailing import small_audiences
+from mailer.mailing.skipped import SkippedMailings
+from mailer.mailing.store import notify_mailings_changed
+
+# A paused mailing is started too: its audience is enqueued, and its messages wait.
+DUE_MAILINGS = """
+    SELECT id, client_filter FROM mailing
+    WHERE {live} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
+        AND id <> ALL (:skipped)
+    ORDER BY datetime_start {order}, id {order} LIMIT :limit FOR UPDATE SKIP LOCKED"""
+DUE_MAILINGS_BY_ORDER = [
+    text(DUE_MAILINGS.format(live=OPEN_MAILING, order=order)).bindparams(
+        bindparam("skipped", type_=ARRAY(BigInteger))
+    )
+    for order in ("DESC", "ASC")
+]
+# The snapshot excludes clients that are committed later, even when their ids were assigned before.
+START = text("""
+    UPDATE mailing SET status = CASE status WHEN 'scheduled' THEN 'running' ELSE status END,
+        clients_count = due.clients_count,
+        audience_until = coalesce((SELECT max(id) FROM client), 0),
+        audience_snapshot = pg_current_snapshot()::text, updated_at = now()
+    FROM unnest(:ids, :counts) AS due (id, clients_count)
+    WHERE mailing.id = due.id AND audience_until IS NULL""").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger)), bindparam("counts", type_=ARRAY(BigInteger))
+)
+
+
+async def start_due(
+    connection: AsyncConnection,
+    limit: int = small_audiences.MAILINGS_PER_BATCH,
+    skipped: SkippedMailings | None = None,
+) -> list[int]:
+    """Start up to `limit` mailings whose start has come; return their ids.
+
+    A few mailings with the latest start come first, then those with the earliest start. A mailing
+    whose filter cannot be read is skipped from now on.
+    """
+    skipped = SkippedMailings() if skipped is None else skipped
+    filters, numbers = small_audiences.Filters(), dict[int, int]()
+    for due in await small_audiences.lock_mailings(
+        connection, DUE_MAILINGS_BY_ORDER, limit, skipped
+    ):
+        if filters.is_full:
+            break
+        with skipped.on_error(due.id):
+            numbers[due.id] = filters.add(due.client_filter)
+    if numbers:
+        counts = await small_audiences.count(connection, filters)
+        clients = [counts.get(number, 0) for number in numbers.values()]
+        await connection.execute(START, {"ids": list(numbers), "counts": clients})
+        await notify_mailings_changed(connection)
+    return list(numbers)
