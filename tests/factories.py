@@ -18,7 +18,7 @@ from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request
 from mailer.mailing import (
-    audience,
+    enqueuing,
     finishing,
     pending_work,
     replanning,
@@ -185,7 +185,7 @@ async def enqueue_and_replan(engine: AsyncEngine) -> None:
     has_more = True
     while has_more:
         replanned = await do(engine, replanning.replan_chunk)
-        enqueued = await do(engine, audience.enqueue_chunk)
+        enqueued = await do(engine, enqueuing.enqueue_chunk)
         has_more = replanned is not None or enqueued is not None
 
 
@@ -214,7 +214,7 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
                 await do(engine, starting.start_due)
             if work.must_enqueue:
                 await do(engine, lambda db: small_audiences.enqueue_small(db, SkippedMailings()))
-                await do(engine, audience.enqueue_chunk)
+                await do(engine, enqueuing.enqueue_chunk)
             if work.must_replan:
                 await do(engine, lambda db: replanning.replan_chunk(db, chunk))
             if work.must_retry:

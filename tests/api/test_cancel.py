@@ -29,8 +29,8 @@ from tests.factories import (
     value,
 )
 
-from mailer.mailing import audience, finishing, pending_work, purging, starting
-from mailer.mailing.audience import FIRST_BATCH
+from mailer.mailing import enqueuing, finishing, pending_work, purging, starting
+from mailer.mailing.enqueuing import FIRST_BATCH
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
@@ -126,7 +126,7 @@ async def test_a_mailing_cancelled_while_enqueueing_still_counts_its_whole_audie
     await add_clients(engine, MANY)
     mailing_id = (await create_mailing(api, DUE))["id"]
     await do(engine, starting.start_due)
-    await do(engine, audience.enqueue_chunk)
+    await do(engine, enqueuing.enqueue_chunk)
 
     cancelled = await cancel(api, mailing_id)
 
@@ -191,7 +191,7 @@ async def test_a_mailing_cancelled_before_replanning_is_settled_after_its_last_r
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "nobody"})
     await cancel(api, mailing_id)
     await clear(engine)
-    assert await do(engine, audience.enqueue_chunk) is None
+    assert await do(engine, enqueuing.enqueue_chunk) is None
     assert await do(engine, finishing.finish) == []
 
     await finish(engine, MessageResult(claimed, "delivered", 1, sent_at=SENT_AT))

@@ -21,7 +21,7 @@ from tests.api.calls import (
 from tests.factories import begin, do, enqueue_and_replan, running
 
 from mailer.db.schema import mailing
-from mailer.mailing.audience import enqueue_chunk
+from mailer.mailing.enqueuing import enqueue_chunk
 
 # ---- changing before the start --------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from tests.factories import (
 )
 
 from mailer.db.engine import asyncpg_connection
-from mailer.mailing import audience, replanning, starting
-from mailer.mailing.audience import ENQUEUE_BATCH, FIRST_BATCH
+from mailer.mailing import enqueuing, replanning, starting
+from mailer.mailing.enqueuing import ENQUEUE_BATCH, FIRST_BATCH
 from mailer.message import store as messages
 from mailer.message.model import MessageResult
 
@@ -75,7 +75,7 @@ async def test_the_first_chunk_is_small_so_that_sending_starts_early(engine: Asy
     await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
     await start_mailing(engine)
 
-    await do(engine, audience.enqueue_chunk)
+    await do(engine, enqueuing.enqueue_chunk)
 
     assert await value(engine, "SELECT count(*) FROM message") == FIRST_BATCH
 
@@ -84,9 +84,9 @@ async def test_a_rolled_back_chunk_is_enqueued_again(engine: AsyncEngine) -> Non
     await add_clients(engine, MANY // 2)
     await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
     await start_mailing(engine)
-    await do(engine, audience.enqueue_chunk)
+    await do(engine, enqueuing.enqueue_chunk)
     async with engine.connect() as connection:
-        assert await audience.enqueue_chunk(connection)
+        assert await enqueuing.enqueue_chunk(connection)
         await connection.rollback()
     assert await value(engine, "SELECT audience_cursor FROM mailing") == FIRST_BATCH
     assert await value(engine, "SELECT count(*) FROM message") == FIRST_BATCH

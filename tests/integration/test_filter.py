@@ -17,7 +17,7 @@ from tests.examples import thorough
 from mailer.client import segment_counts as clients
 from mailer.client.model import tag_columns
 from mailer.db.schema import client
-from mailer.mailing import audience, small_audiences
+from mailer.mailing import audience, combined_filters
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.model import NewMailing
 from mailer.text import clean_label
@@ -167,10 +167,10 @@ async def test_a_filter_matches_as_the_contract_says(
 async def test_filters_counted_together_match_as_many_as_each_alone(
     connection: AsyncConnection, filters: list[Any]
 ) -> None:
-    combined = small_audiences.Filters()
+    combined = combined_filters.Filters()
     numbers = [combined.add(msgspec.to_builtins(store_and_read(each))) for each in filters]
 
-    counts = await small_audiences.count(connection, combined)
+    counts = await combined_filters.count(connection, combined)
 
     matching = [counts.get(number, 0) for number in numbers]
     assert matching == [len(expected_ids(each)) for each in filters]

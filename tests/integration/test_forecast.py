@@ -27,7 +27,7 @@ from mailer.admin.system import overview
 from mailer.forecast import service as forecast
 from mailer.forecast.model import Shortfall
 from mailer.gateway.throughput import ThroughputEstimate
-from mailer.mailing import audience, service, starting, store
+from mailer.mailing import enqueuing, service, starting, store
 from mailer.mailing.client_filter import AudienceLists
 from mailer.mailing.model import MailingChange, MailingNotFoundError, NewMailing
 from mailer.statistics import service as statistics
@@ -149,7 +149,7 @@ async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outc
     [mailing_id] = await do(engine, starting.start_due)
     assert mailing_id is not None
     for reached in (250, 500):  # with the first 500 enqueued, then with 5,500
-        await do(engine, audience.enqueue_chunk)
+        await do(engine, enqueuing.enqueue_chunk)
         await execute(
             engine,
             """

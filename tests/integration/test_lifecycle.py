@@ -11,7 +11,7 @@ from tests.factories import add_due_messages, add_mailing, add_mailings, execute
 
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.loop_failures import LoopFailures
-from mailer.mailing import small_audiences
+from mailer.mailing import mailing_batches
 from mailer.sample_data import SampleMailing
 
 ENDED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
@@ -98,7 +98,7 @@ async def test_mailings_with_results_finish_before_all_others_are_checked(
     engine: AsyncEngine,
 ) -> None:
     await add_running(engine, 4_000)
-    count = 2 * small_audiences.MAILINGS_PER_BATCH
+    count = 2 * mailing_batches.MAILINGS_PER_BATCH
     done = [await add_mailing(engine) for _ in range(count)]
     lifecycle = Lifecycle(
         engine, LoopFailures(), on_messages=lambda _: None, is_sending=lambda: False

@@ -22,7 +22,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db import origin
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from mailer.mailing import audience, restore, starting
+from mailer.mailing import enqueuing, restore, starting
 from mailer.mailing.restore import NotHeldError
 from mailer.mailing.skipped import SkippedMailings
 from mailer.validation import MAX_ID
@@ -104,7 +104,7 @@ async def test_an_audience_is_enqueued_before_a_server_restart_is_recorded(
     await move(engine, "started_at = started_at - interval '1 hour'")
     skipped = SkippedMailings()
 
-    chunk = await do(engine, lambda db: audience.enqueue_chunk(db, "lowest_cursor", skipped))
+    chunk = await do(engine, lambda db: enqueuing.enqueue_chunk(db, "lowest_cursor", skipped))
 
     assert chunk is not None
     assert chunk.is_last

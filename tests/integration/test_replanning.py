@@ -25,7 +25,15 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
-from mailer.mailing import audience, finishing, replanning, service, small_audiences, starting
+from mailer.mailing import (
+    enqueuing,
+    finishing,
+    moved_clients,
+    replanning,
+    service,
+    small_audiences,
+    starting,
+)
 from mailer.mailing.client_filter import AudienceLists
 from mailer.mailing.model import MailingChange, NewMailing
 from mailer.mailing.skipped import SkippedMailings
@@ -214,7 +222,7 @@ async def test_a_restored_client_is_in_the_audience_even_if_its_transaction_id_r
     assert await value(engine, f"SELECT {CURRENT_TRANSACTION} > max(created_by) FROM client")  # noqa: S608  # a constant
 
     async with engine.connect() as trial:
-        await audience.enqueue_chunk(trial)
+        await enqueuing.enqueue_chunk(trial)
         in_chunks = (await trial.exec_driver_sql(MEMBERS)).scalar_one()
         await trial.rollback()
     await do(engine, lambda db: small_audiences.enqueue_small(db, SkippedMailings()))
@@ -232,12 +240,12 @@ async def test_changing_the_end_while_enqueueing_does_not_stop_enqueueing(
     engine: AsyncEngine,
 ) -> None:
     many = 600
-    assert many > audience.FIRST_BATCH
+    assert many > enqueuing.FIRST_BATCH
     await add_clients(engine, many)
     await execute(engine, "UPDATE client SET tag = 'vip'")
     mailing_id = await create_mailing(engine)
     await do(engine, starting.start_due)
-    await do(engine, audience.enqueue_chunk)
+    await do(engine, enqueuing.enqueue_chunk)
     await execute(engine, "UPDATE client SET tag = 'later' WHERE id = 1")
 
     await change_mailing(engine, mailing_id, datetime_end=after(2 * DAY))
@@ -351,12 +359,12 @@ async def test_waiting_and_no_window_messages_are_replanned_after_a_time_zone_ch
         await do(engine, starting.start_due)
     await set_zone(engine, "UTC", "id = 1")  # before any message is enqueued
     await enqueue_and_replan(engine)
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
     assert await mailing_counts(engine, has_no_window) == {"scheduled": 1, "cancelled": 2}
     assert await value(engine, COUNT_DUE) == 1 + 1 + 3
 
     await set_zone(engine, "UTC", "id = 2")
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
 
     assert await mailing_counts(engine, has_no_window) == {"scheduled": 2, "cancelled": 1}
     assert await value(engine, COUNT_DUE) == 2 + 2 + 3
@@ -366,7 +374,7 @@ async def test_waiting_and_no_window_messages_are_replanned_after_a_time_zone_ch
         assert await is_consistent(engine, mailing_id)
 
     await set_zone(engine, "Asia/Tokyo", "id = 2")
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
     assert await mailing_counts(engine, has_no_window) == {"scheduled": 1, "cancelled": 2}
     assert await value(engine, "SELECT count(*) FROM client_to_replan") == 0
 
@@ -379,12 +387,12 @@ async def test_a_time_zone_changed_by_the_api_or_an_import_is_applied(
     assert await value(engine, COUNT_DUE) == 0
 
     await api.patch(f"/clients/{clients[0]}", json={"time_zone": "UTC"})
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
     assert await value(engine, COUNT_DUE) == 1
     phone = await value(engine, f"SELECT phone FROM client WHERE id = {clients[1]}")  # noqa: S608  # values of the test
     csv = f"phone,time_zone\n{phone},UTC\n"
     await api.post("/clients/import", content=csv, headers={"content-type": "text/csv"})
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
     assert await value(engine, COUNT_DUE) == 2
 
 
@@ -399,7 +407,7 @@ async def test_a_time_zone_change_does_not_shorten_the_pause_after_a_failure(
     await finish(engine, msgspec.structs.replace(failed, last_failure="http_503", retry_at=later))
 
     await set_zone(engine, "Africa/Abidjan")  # the same offset as UTC
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
 
     due = await value(engine, "SELECT due_at FROM message")
     assert due == later
@@ -411,12 +419,12 @@ async def test_a_message_in_flight_is_replanned_after_its_result(engine: AsyncEn
     await start_mailing(engine, **window(-HOUR, HOUR))
     claimed = (await claim(engine, 1))[0]
     await set_zone(engine, "Asia/Tokyo")
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
     assert await value(engine, "SELECT count(*) FROM client_to_replan") == 1
 
     await finish(engine, MessageResult(claimed, "scheduled", 0))
     assert await value(engine, COUNT_DUE) == 1
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
 
     assert await value(engine, COUNT_DUE) == 0
     assert await value(engine, "SELECT count(*) FROM client_to_replan") == 0
@@ -429,9 +437,9 @@ async def test_a_time_zone_changed_while_its_chunk_is_enqueued_is_applied(
     await create_mailing(engine, **window(-HOUR, HOUR))
     await do(engine, starting.start_due)
     async with engine.connect() as enqueueing:
-        await audience.enqueue_chunk(enqueueing)  # with the old time zone
+        await enqueuing.enqueue_chunk(enqueueing)  # with the old time zone
         await set_zone(engine, "UTC")
-        replanning_task = asyncio.create_task(replanning.replan_all_moved(engine))
+        replanning_task = asyncio.create_task(moved_clients.replan_all_moved(engine))
         await asyncio.wait({replanning_task}, timeout=0.3)
         assert not replanning_task.done()
         await enqueueing.commit()
@@ -446,7 +454,7 @@ async def test_many_changed_time_zones_are_applied_in_chunks(engine: AsyncEngine
     await set_zone(engine, "UTC")
 
     clients_per_chunk = [
-        await do(engine, lambda db: replanning.replan_moved(db, 12)) for _ in range(4)
+        await do(engine, lambda db: moved_clients.replan_moved(db, 12)) for _ in range(4)
     ]
 
     assert clients_per_chunk == [4, 4, 1, 0]
@@ -465,7 +473,7 @@ async def test_mailings_without_waiting_messages_do_not_reduce_the_chunk(
     await set_zone(engine, "UTC")
 
     clients_per_chunk = [
-        await do(engine, lambda db: replanning.replan_moved(db, 4)) for _ in range(2)
+        await do(engine, lambda db: moved_clients.replan_moved(db, 4)) for _ in range(2)
     ]
 
     assert clients_per_chunk == [4, 0]
@@ -493,7 +501,7 @@ async def test_a_finished_mailing_runs_again_after_a_time_zone_correction(
     mailing_id = await create_finished_mailing(engine)
     await set_zone(engine, "UTC", "id = 1")
 
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
 
     assert await value(engine, STATUS.format(mailing_id)) == "running"
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "cancelled": 1}
@@ -513,7 +521,7 @@ async def test_a_time_zone_without_a_window_does_not_change_a_finished_mailing(
     before = await value(engine, changed)
     await set_zone(engine, "Asia/Seoul")
 
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
 
     assert await value(engine, STATUS.format(mailing_id)) == "finished"
     assert await value(engine, changed) == before
@@ -537,7 +545,7 @@ async def test_a_cancelled_deleted_or_ended_mailing_does_not_run_again(
     before = await value(engine, STATUS.format(mailing_id))
     await set_zone(engine, "UTC")
 
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
 
     assert await value(engine, STATUS.format(mailing_id)) == before
     assert await mailing_counts(engine, mailing_id) == {"cancelled": 2}
@@ -554,7 +562,7 @@ async def test_after_an_import_corrected_time_zones_a_finished_mailing_reaches_a
     await api.post("/clients/import", content=csv, headers={"content-type": "text/csv"})
 
     clients_per_chunk = [
-        await do(engine, lambda db: replanning.replan_moved(db, 10)) for _ in range(4)
+        await do(engine, lambda db: moved_clients.replan_moved(db, 10)) for _ in range(4)
     ]
 
     assert clients_per_chunk == [10, 10, 10, 0]
@@ -570,12 +578,12 @@ async def test_a_mailing_retried_at_the_same_time_is_replanned_in_the_next_run(
     await set_zone(engine, "UTC")
     async with engine.connect() as retrying:
         await retrying.execute(text(f"UPDATE mailing SET {REOPENED}"))  # noqa: S608  # a constant
-        replanning_task = asyncio.create_task(replanning.replan_all_moved(engine))
+        replanning_task = asyncio.create_task(moved_clients.replan_all_moved(engine))
         await asyncio.wait({replanning_task}, timeout=0.3)
         assert not replanning_task.done()
         await retrying.commit()
     await replanning_task
-    await replanning.replan_all_moved(engine)
+    await moved_clients.replan_all_moved(engine)
 
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1}
     assert await is_consistent(engine, mailing_id)

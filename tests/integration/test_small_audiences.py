@@ -12,7 +12,9 @@ from tests.factories import HOUR, add_clients, do, enqueue_and_replan, execute, 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
 from mailer.mailing import (
-    audience,
+    combined_filters,
+    enqueuing,
+    mailing_batches,
     pending_work,
     replanning,
     service,
@@ -71,10 +73,10 @@ async def enqueue_small(engine: AsyncEngine, **options: Any) -> list[int]:
 async def test_starting_and_enqueueing_many_mailings_takes_as_many_statements_as_a_few_mailings(
     engine: AsyncEngine,
 ) -> None:
-    await add_clients(engine, small_audiences.MAILINGS_PER_BATCH)
+    await add_clients(engine, mailing_batches.MAILINGS_PER_BATCH)
     await execute(engine, "UPDATE client SET tag = 'tag ' || id")
     statement_counts = []
-    for count in (small_audiences.NEWEST_PER_BATCH, small_audiences.MAILINGS_PER_BATCH):
+    for count in (mailing_batches.NEWEST_PER_BATCH, mailing_batches.MAILINGS_PER_BATCH):
         for number in range(1, count + 1):
             await add_mailing(engine, "Hello", {"tags": [f"Tag {number}"]})
         with recorded_statements(engine) as statements:
@@ -85,11 +87,11 @@ async def test_starting_and_enqueueing_many_mailings_takes_as_many_statements_as
     assert statement_counts[0] == statement_counts[1]
     assert (
         await value(engine, "SELECT count(*) FROM message")
-        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_PER_BATCH
+        == mailing_batches.MAILINGS_PER_BATCH + mailing_batches.NEWEST_PER_BATCH
     )
     assert (
         await value(engine, "SELECT sum(scheduled) FROM mailing_counts")
-        == small_audiences.MAILINGS_PER_BATCH + small_audiences.NEWEST_PER_BATCH
+        == mailing_batches.MAILINGS_PER_BATCH + mailing_batches.NEWEST_PER_BATCH
     )
     assert not (await do(engine, pending_work.find_pending_work)).has_work
     assert await find_differences(engine) == []
@@ -132,7 +134,7 @@ async def test_small_audiences_enqueued_together_equal_those_enqueued_one_by_one
         engine, "UPDATE client SET deleted_at = now(), phone = NULL, tag = NULL WHERE id = 7"
     )
     async with engine.connect() as trial:
-        while await audience.enqueue_chunk(trial):
+        while await enqueuing.enqueue_chunk(trial):
             pass
         one_by_one = (await trial.exec_driver_sql(MESSAGES)).scalar_one()
         counts_one_by_one = (await trial.exec_driver_sql(CLIENTS_COUNTS)).scalar_one()
@@ -175,17 +177,17 @@ async def test_the_newest_mailings_come_first_then_the_longest_waiting_ones(
     now = datetime.now(UTC)
     ids = [
         await add_mailing(engine, "Hello", None, datetime_start=now - HOUR + timedelta(seconds=n))
-        for n in range(2 * small_audiences.NEWEST_PER_BATCH + 3)
+        for n in range(2 * mailing_batches.NEWEST_PER_BATCH + 3)
     ]
-    newest, oldest = ids[-small_audiences.NEWEST_PER_BATCH :][::-1], ids[:2]
+    newest, oldest = ids[-mailing_batches.NEWEST_PER_BATCH :][::-1], ids[:2]
 
     started = await do(
-        engine, lambda db: starting.start_due(db, small_audiences.NEWEST_PER_BATCH + 2)
+        engine, lambda db: starting.start_due(db, mailing_batches.NEWEST_PER_BATCH + 2)
     )
     assert started == newest + oldest
     assert len(await do(engine, starting.start_due)) == len(ids) - len(started)
     assert sorted(
-        await enqueue_small(engine, limit=small_audiences.NEWEST_PER_BATCH + 2)
+        await enqueue_small(engine, limit=mailing_batches.NEWEST_PER_BATCH + 2)
     ) == sorted(newest + oldest)
     assert len(await enqueue_small(engine)) == len(ids) - len(started)
 
@@ -201,12 +203,12 @@ async def test_only_the_segments_that_a_filter_matches_are_read(engine: AsyncEng
     await execute(engine, "UPDATE client SET tag = 'tag ' || id")
     await do(engine, lambda db: segment_counts.merge_deltas(db, 2 * SEGMENTS))
     await execute(engine, "ANALYZE segment_count")
-    filters = small_audiences.Filters()
+    filters = combined_filters.Filters()
     numbers = [filters.add({"tags": tags}) for tags in (["tag 5"], ["tag 6", "tag 7"])]
 
     async with engine.connect() as connection:
         reads_before = (await connection.exec_driver_sql(SEGMENT_ROW_READS)).scalar_one()
-        counts = await small_audiences.count(connection, filters)
+        counts = await combined_filters.count(connection, filters)
         reads_after = (await connection.exec_driver_sql(SEGMENT_ROW_READS)).scalar_one()
 
     assert [counts[number] for number in numbers] == [1, 2]
@@ -291,7 +293,7 @@ async def test_only_mailings_that_cannot_be_enqueued_are_skipped(
     chunks = await do(engine, lambda db: small_audiences.enqueue_small(db, skipped))
     assert [chunk.mailing_id for chunk in chunks] == [valid]
     assert skipped == {*invalid, later_invalid}
-    pending_work = await do(engine, lambda db: pending_work.find_pending_work(db, skipped=skipped))
-    assert not pending_work.has_work
+    work = await do(engine, lambda db: pending_work.find_pending_work(db, skipped=skipped))
+    assert not work.has_work
     # without the skipped ones being left out, they are still to be started
     assert (await do(engine, pending_work.find_pending_work)).must_start

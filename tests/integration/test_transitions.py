@@ -34,14 +34,7 @@ from tests.factories import (
 
 from mailer import statuses
 from mailer.access.model import COMMAND_LINE
-from mailer.mailing import (
-    finishing,
-    pending_work,
-    purging,
-    retrying,
-    service,
-    starting,
-)
+from mailer.mailing import finishing, pending_work, purging, retrying, service, starting
 from mailer.mailing.pending_work import PendingWork
 from mailer.statistics.verify import find_differences
 

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.clock import elapsed
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
 from mailer.mailing import (
-    audience,
+    enqueuing,
     finishing,
+    mailing_batches,
     pending_work,
     replanning,
     retrying,
@@ -35,7 +36,7 @@ MAX_LIFECYCLE_POLL_INTERVAL = 1.0
 """Most seconds to wait for work, in case a signal is missed."""
 MIN_LIFECYCLE_POLL_INTERVAL = 0.02
 """Least seconds to wait for work: other workers may be doing all of it now."""
-ENQUEUE_ORDERS: tuple[audience.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
+ENQUEUE_ORDERS: tuple[enqueuing.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
 """Orders in which chunks of large audiences are enqueued, one after the other."""
 
 
@@ -163,12 +164,12 @@ class Lifecycle:
         self._announce([chunk])
         return True
 
-    async def _enqueue_chunk(self, order: audience.EnqueueOrder) -> audience.EnqueuedChunk | None:
+    async def _enqueue_chunk(self, order: enqueuing.EnqueueOrder) -> enqueuing.EnqueuedChunk | None:
         return await self._run_step(
-            partial(audience.enqueue_chunk, order=order, skipped=self._skipped)
+            partial(enqueuing.enqueue_chunk, order=order, skipped=self._skipped)
         )
 
-    def _announce(self, chunks: list[audience.EnqueuedChunk]) -> None:
+    def _announce(self, chunks: list[enqueuing.EnqueuedChunk]) -> None:
         for chunk in chunks:
             if chunk.is_last:
                 self.check_finished([chunk.mailing_id])
@@ -180,7 +181,7 @@ class Lifecycle:
 
     async def _finish(self, after: int, candidates: list[int]) -> bool:
         finished = await self._run_step(lambda db: finishing.finish(db, after, candidates))
-        if finished is None or len(finished) == small_audiences.MAILINGS_PER_BATCH:
+        if finished is None or len(finished) == mailing_batches.MAILINGS_PER_BATCH:
             self.check_finished(candidates)  # more of them may be finished
             finished = finished or []
         for mailing_id, change in finished:

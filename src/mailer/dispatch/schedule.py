@@ -14,7 +14,7 @@ from mailer.client import segment_counts
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
-from mailer.mailing import purging, replanning
+from mailer.mailing import moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters
 from mailer.message import store as messages
@@ -73,7 +73,7 @@ def jobs(
             min(5, limits.lease / 4),
             partial(_rescue, engine, limits.max_attempts),
         ),
-        Job("replan_mailings", 1, lambda: replanning.replan_all_moved(engine)),
+        Job("replan_mailings", 1, lambda: moved_clients.replan_all_moved(engine)),
         Job(
             "purge_mailings",
             2,

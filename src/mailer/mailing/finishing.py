@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.schema import ENDED_AT, OPEN_MAILING, UNSETTLED_MAILING
 from mailer.db.sql import add_up
-from mailer.mailing import small_audiences
+from mailer.mailing import mailing_batches
 from mailer.message.ending import end_set_clause
 from mailer.statuses import NOT_FINAL, OPEN, MailingStatus
 
@@ -42,7 +42,7 @@ MAYBE_FINISHED = f"""
                 SELECT id FROM mailing WHERE mailing.id = checked.id AND {UNSETTLED_MAILING}
                     AND CASE WHEN is_closed THEN are_final ELSE {HAS_NOTHING_PENDING} END
                 OFFSET 0) AS unsettled
-        LIMIT {4 * small_audiences.MAILINGS_PER_BATCH})"""  # noqa: S608  # no user input
+        LIMIT {4 * mailing_batches.MAILINGS_PER_BATCH})"""  # noqa: S608  # no user input
 ENDED_OPEN = f"""
     SELECT id, status FROM mailing
     WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
@@ -82,7 +82,7 @@ FINISH = text(f"""
             JOIN mailing_counts ON mailing_counts.mailing_id = mailing.id
         WHERE {add_up(OPEN)} = 0 AND {UNSETTLED_MAILING}
             AND CASE WHEN is_closed THEN {add_up(NOT_FINAL)} = 0 ELSE {HAS_NOTHING_PENDING} END
-        ORDER BY mailing.id LIMIT {small_audiences.MAILINGS_PER_BATCH}
+        ORDER BY mailing.id LIMIT {mailing_batches.MAILINGS_PER_BATCH}
         FOR NO KEY UPDATE OF mailing, mailing_counts SKIP LOCKED
     )
     UPDATE mailing SET is_closed = true, is_settled = done.is_settled, updated_at = now(),
@@ -101,7 +101,7 @@ async def finish(
 
     Return their ids, each with the final status of a mailing that is closed now, settled or not, or
     with `settled` for one that was closed before. Checks the same mailings as `find_pending_work`.
-    At most `small_audiences.MAILINGS_PER_BATCH` are changed in one call, because the start of other
+    At most `mailing_batches.MAILINGS_PER_BATCH` are changed in one call, because the start of other
     mailings waits for it.
     """
     rows = await connection.execute(FINISH, {"after": after, "check_ids": list(check_ids)})

@@ -21,8 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.schema import OPEN_MAILING, client, message
 from mailer.db.sql import one_of
-from mailer.mailing.audience import filter_condition, plan, window_of
+from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.planning import plan_by_zone
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import RETRYABLE
@@ -79,9 +80,7 @@ async def _retry_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: in
     values = {"mailing_id": mailing.id, "cursor": mailing.retry_cursor, "chunk": chunk}
     ids = list(await connection.scalars(FIND_RETRYABLE, values))
     retryable = (await connection.execute(_select_retryable(mailing, ids))).all()
-    window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
-    zones = {row.time_zone for row in retryable}
-    plans = {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
+    plans = plan_by_zone(mailing, {row.time_zone for row in retryable})
     due = [row for row in retryable if plans[row.time_zone].status == "scheduled"]
     if due:
         due_ats = [plans[row.time_zone].due_at for row in due]

@@ -20,7 +20,7 @@ from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import audience, stop_number, store
+from mailer.mailing import audience, enqueuing, stop_number, store
 from mailer.mailing.actions import Action, ensure_allowed
 from mailer.mailing.model import (
     Mailing,
@@ -105,7 +105,7 @@ async def change(
         if is_started and values.keys() & REPLAN_FIELDS:
             values |= {"replan_cursor": 0, "is_replanning": True, "replan_stop": None}
             if "client_filter" in values:
-                values |= {"filter_changed": True} | audience.audience_as_of_now()
+                values |= {"filter_changed": True} | enqueuing.audience_as_of_now()
         await store.change(connection, mailing_id, values)
         await notify_mailings_changed(connection)
         if old := {name: getattr(mailing, name) for name, _ in provided if name in values}:

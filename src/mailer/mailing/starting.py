@@ -8,7 +8,7 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.schema import OPEN_MAILING
-from mailer.mailing import small_audiences
+from mailer.mailing import combined_filters, mailing_batches
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 
@@ -38,7 +38,7 @@ START = text("""
 
 async def start_due(
     connection: AsyncConnection,
-    limit: int = small_audiences.MAILINGS_PER_BATCH,
+    limit: int = mailing_batches.MAILINGS_PER_BATCH,
     skipped: SkippedMailings | None = None,
 ) -> list[int]:
     """Start up to `limit` mailings whose start has come; return their ids.
@@ -47,8 +47,8 @@ async def start_due(
     whose filter cannot be read is skipped from now on.
     """
     skipped = SkippedMailings() if skipped is None else skipped
-    filters, numbers = small_audiences.Filters(), dict[int, int]()
-    for due in await small_audiences.lock_mailings(
+    filters, numbers = combined_filters.Filters(), dict[int, int]()
+    for due in await mailing_batches.lock_mailings(
         connection, DUE_MAILINGS_BY_ORDER, limit, skipped
     ):
         if filters.is_full:
@@ -56,7 +56,7 @@ async def start_due(
         with skipped.on_error(due.id):
             numbers[due.id] = filters.add(due.client_filter)
     if numbers:
-        counts = await small_audiences.count(connection, filters)
+        counts = await combined_filters.count(connection, filters)
         clients = [counts.get(number, 0) for number in numbers.values()]
         await connection.execute(START, {"ids": list(numbers), "counts": clients})
         await notify_mailings_changed(connection)
