@@ -120,7 +120,7 @@ async def test_a_mailing_cancelled_before_its_start_never_starts(
 
 
 @pytest.mark.parametrize("first", ["enqueue", "cancel"])
-async def test_a_mailing_cancelled_while_enqueueing_still_counts_its_whole_audience(
+async def test_a_mailing_cancelled_while_enqueuing_still_counts_its_whole_audience(
     api: httpx.AsyncClient, engine: AsyncEngine, first: str
 ) -> None:
     await add_clients(engine, MANY)

@@ -29,7 +29,7 @@ LEASE = timedelta(seconds=60)
 
 
 async def start_mailing(engine: AsyncEngine) -> None:
-    """Start a mailing to all clients without enqueueing its audience."""
+    """Start a mailing to all clients without enqueuing its audience."""
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
     assert await do(engine, starting.start_due)
 

@@ -139,7 +139,7 @@ async def test_the_forecast_of_a_running_mailing_counts_its_waiting_messages(
     assert is_after(expectation.done_at, 120, now)
 
 
-async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outcome(
+async def test_the_forecast_during_enqueuing_counts_all_clients_without_an_outcome(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 2_000, "916", "Europe/Moscow")

@@ -236,7 +236,7 @@ async def test_a_restored_client_is_in_the_audience_even_if_its_transaction_id_r
 # ---- consecutive and concurrent changes -----------------------------------------------------
 
 
-async def test_changing_the_end_while_enqueueing_does_not_stop_enqueueing(
+async def test_changing_the_end_while_enqueuing_does_not_stop_enqueuing(
     engine: AsyncEngine,
 ) -> None:
     many = 600
@@ -436,13 +436,13 @@ async def test_a_time_zone_changed_while_its_chunk_is_enqueued_is_applied(
     await add_vips(engine, 1, time_zone="Asia/Tokyo")
     await create_mailing(engine, **window(-HOUR, HOUR))
     await do(engine, starting.start_due)
-    async with engine.connect() as enqueueing:
-        await enqueuing.enqueue_chunk(enqueueing)  # with the old time zone
+    async with engine.connect() as enqueuer:
+        await enqueuing.enqueue_chunk(enqueuer)  # with the old time zone
         await set_zone(engine, "UTC")
         replanning_task = asyncio.create_task(moved_clients.replan_all_moved(engine))
         await asyncio.wait({replanning_task}, timeout=0.3)
         assert not replanning_task.done()
-        await enqueueing.commit()
+        await enqueuer.commit()
     await replanning_task
     assert await value(engine, COUNT_DUE) == 1
 

@@ -1,4 +1,4 @@
-"""Starting many mailings and enqueueing their small audiences in few statements."""
+"""Starting many mailings and enqueuing their small audiences in few statements."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +70,7 @@ async def enqueue_small(engine: AsyncEngine, **options: Any) -> list[int]:
     return [chunk.mailing_id for chunk in chunks]
 
 
-async def test_starting_and_enqueueing_many_mailings_takes_as_many_statements_as_a_few_mailings(
+async def test_starting_and_enqueuing_many_mailings_takes_as_many_statements_as_a_few_mailings(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, mailing_batches.MAILINGS_PER_BATCH)

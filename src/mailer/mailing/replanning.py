@@ -65,6 +65,13 @@ FINISH_REPLAN = text(
 )
 
 
+def request_columns(*, has_new_filter: bool) -> dict[str, Any]:
+    """Return the values of columns that make workers replan the messages of a mailing."""
+    columns = {"is_replanning": True, "replan_cursor": 0, "replan_stop": None}
+    # A change of another field must not reset this column: an earlier new filter may still wait.
+    return columns | {"filter_changed": True} if has_new_filter else columns
+
+
 async def replan_chunk(
     connection: AsyncConnection, chunk: int = REPLAN_BATCH, skipped: SkippedMailings | None = None
 ) -> int | None:

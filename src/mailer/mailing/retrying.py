@@ -14,6 +14,7 @@ from sqlalchemy import (
     Row,
     any_,
     bindparam,
+    func,
     select,
     text,
 )
@@ -55,6 +56,16 @@ SCHEDULE = text(f"""
 )
 MOVE_RETRY_CURSOR = text("UPDATE mailing SET retry_cursor = :cursor WHERE id = :id")
 FINISH_RETRY = text("UPDATE mailing SET retry_before = NULL WHERE id = :id")
+
+
+def request_columns() -> dict[str, Any]:
+    """Return the values of columns that make workers retry the messages of a mailing."""
+    return {
+        "retry_before": func.clock_timestamp(),
+        "retry_cursor": 0,
+        "is_closed": False,
+        "is_settled": False,
+    }
 
 
 async def retry_chunk(
