@@ -167,7 +167,7 @@ async def test_a_filter_matches_as_the_contract_says(
 async def test_filters_counted_together_match_as_many_as_each_alone(
     connection: AsyncConnection, filters: list[Any]
 ) -> None:
-    combined = combined_filters.Filters()
+    combined = combined_filters.CombinedFilters()
     numbers = [combined.add(msgspec.to_builtins(store_and_read(each))) for each in filters]
 
     counts = await combined_filters.count(connection, combined)

@@ -203,7 +203,7 @@ async def test_only_the_segments_that_a_filter_matches_are_read(engine: AsyncEng
     await execute(engine, "UPDATE client SET tag = 'tag ' || id")
     await do(engine, lambda db: segment_counts.merge_deltas(db, 2 * SEGMENTS))
     await execute(engine, "ANALYZE segment_count")
-    filters = combined_filters.Filters()
+    filters = combined_filters.CombinedFilters()
     numbers = [filters.add({"tags": tags}) for tags in (["tag 5"], ["tag 6", "tag 7"])]
 
     async with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Count and sample the clients whom the filter of a mailing matches now."""
+"""Clients whom a filter matches now: their condition in SQL, their number, and a sample of them."""
 
 from sqlalchemy import (
     ARRAY,
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import segment_counts
 from mailer.client.model import Client
+from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
 from mailer.db.schema import client
 from mailer.mailing.client_filter import ClientFilter, filter_lists, folded_terms
 
@@ -25,7 +26,10 @@ from mailer.mailing.client_filter import ClientFilter, filter_lists, folded_term
 def filter_condition(
     client_filter: ClientFilter, clients: FromClause = client
 ) -> ColumnElement[bool]:
-    """Return a filter as an SQL condition on clients, or on client segments."""
+    """Return a filter as an SQL condition on clients, or on client segments.
+
+    `clients` is a table with the columns `operator_code`, `tag` and `time_zone`.
+    """
 
     def equals_any(name: str, values: list[str]) -> ColumnElement[bool]:
         return clients.c[name] == any_(literal(values, ARRAY(String)))
@@ -39,23 +43,19 @@ def filter_condition(
 
 async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
     """Return how many clients a filter matches now."""
-    return await segment_counts.count(
-        connection, filter_condition(client_filter, segment_counts.ALL_SEGMENT_COUNTS)
-    )
+    is_matching = filter_condition(client_filter, ALL_SEGMENT_COUNTS)
+    return await segment_counts.count(connection, is_matching)
 
 
 async def count_by_zone(connection: AsyncConnection, client_filter: ClientFilter) -> dict[str, int]:
     """Return how many clients a filter matches now, by time zone."""
-    return await segment_counts.count_by_zone(
-        connection, filter_condition(client_filter, segment_counts.ALL_SEGMENT_COUNTS)
-    )
+    is_matching = filter_condition(client_filter, ALL_SEGMENT_COUNTS)
+    return await segment_counts.count_by_zone(connection, is_matching)
 
 
 NONEMPTY_SEGMENTS = select(
-    segment_counts.ALL_SEGMENT_COUNTS.c.operator_code,
-    segment_counts.ALL_SEGMENT_COUNTS.c.tag,
-    segment_counts.ALL_SEGMENT_COUNTS.c.time_zone,
-).where(segment_counts.ALL_SEGMENT_COUNTS.c.clients > 0)
+    ALL_SEGMENT_COUNTS.c.operator_code, ALL_SEGMENT_COUNTS.c.tag, ALL_SEGMENT_COUNTS.c.time_zone
+).where(ALL_SEGMENT_COUNTS.c.clients > 0)
 
 
 async def sample(
@@ -63,39 +63,51 @@ async def sample(
 ) -> list[Client]:
     """Return up to `size` clients whom a filter matches, from as many segments as possible.
 
-    Matching segments come from the segment counts, and up to `size` clients of each segment from an
-    index. Clients who do not match are never read, whatever the filter. At most `size` segments are
-    read. Therefore fewer clients may be returned than match, when the clients of some segments were
-    deleted a moment ago.
+    A segment is all clients with the same operator code, tag and time zone. At most `size` matching
+    segments are read, and up to `size` clients of each by an index. Clients who do not match are
+    never read, whatever the filter. The first clients of all segments are returned before the
+    second ones, and so on. Fewer clients than match may be returned, when the clients of some
+    segments were deleted a moment ago.
     """
-    segments = (
-        NONEMPTY_SEGMENTS.where(filter_condition(client_filter, segment_counts.ALL_SEGMENT_COUNTS))
+    matching_segments = (
+        NONEMPTY_SEGMENTS.where(filter_condition(client_filter, ALL_SEGMENT_COUNTS))
         .limit(size)
         .cte("segment")
     )
-    segment = select(segments).distinct().subquery("segment")
-    in_segment = and_(
+    # a segment may have several rows of counts
+    segment = select(matching_segments).distinct().subquery("segment")
+    is_member = and_(
         client.c.deleted_at.is_(None),
         client.c.operator_code == segment.c.operator_code,
         client.c.time_zone == segment.c.time_zone,
     )
-    # only `IS NULL` finds nulls by an index
+    # two selects, because only `IS NULL` finds nulls by an index
+    has_same_tag = (
+        client.c.tag == segment.c.tag,
+        and_(client.c.tag.is_(None), segment.c.tag.is_(None)),
+    )
     members = union_all(
         *(
             select(client)
-            .where(in_segment, same_tag)
+            .where(is_member, condition)
             .limit(size)
             .correlate(segment)
             .subquery()
             .select()
-            for same_tag in (
-                client.c.tag == segment.c.tag,
-                and_(client.c.tag.is_(None), segment.c.tag.is_(None)),
-            )
+            for condition in has_same_tag
         )
     ).lateral("member")
-    rank = func.row_number().over(partition_by=list(segment.c), order_by=members.c.id)
-    replaced = {"tag": func.coalesce(members.c.tag_written, members.c.tag).label("tag")}
-    columns = [replaced.get(name, members.c[name]) for name in Client.__struct_fields__]
-    query = select(*columns).select_from(segment).join(members, true()).order_by(rank).limit(size)
-    return [Client(**row) for row in (await connection.execute(query)).mappings()]
+    position_in_segment = func.row_number().over(
+        partition_by=list(segment.c), order_by=members.c.id
+    )
+    # as users wrote it, not in the form in which tags are compared
+    tag = func.coalesce(members.c.tag_written, members.c.tag).label("tag")
+    columns = [tag if name == "tag" else members.c[name] for name in Client.__struct_fields__]
+    statement = (
+        select(*columns)
+        .select_from(segment)
+        .join(members, true())
+        .order_by(position_in_segment)
+        .limit(size)
+    )
+    return [Client(**row) for row in (await connection.execute(statement)).mappings()]

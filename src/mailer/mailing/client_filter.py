@@ -1,4 +1,8 @@
-"""The filter of a mailing, which selects its audience: lists, a string of terms, or everybody."""
+"""The filter of a mailing: it selects the clients of its audience by their fields.
+
+A filter has one of three forms: an object of lists, one for each field; a string of terms, each of
+which is an operator code or a tag; or null, which all clients match.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -79,20 +83,25 @@ ClientFilter = AudienceLists | Terms | None
 
 
 def stored_filter(value: Any) -> ClientFilter:  # noqa: ANN401  # JSON
-    """Return a filter read from the database, without validation.
+    """Return a filter as the database returned it, without validation.
 
-    It was validated before it was stored. Validation takes 1 ms for each 1,000 entries.
+    It was validated before it was stored. To validate it again would take 1 ms for each 1,000
+    entries.
     """
     return AudienceLists(**value) if isinstance(value, dict) else value
 
 
 def split_terms(text: str) -> list[str]:
-    """Return the terms of a string filter: separated by commas, cleaned, without empty ones."""
+    """Return the terms of a string filter, which commas separate; empty ones are left out."""
     return [term for part in text.split(",") if (term := clean_label(part))]
 
 
 def is_empty(client_filter: AudienceLists | str) -> bool:
-    """Return whether a filter has no entry: refused, so that a slip does not reach all clients."""
+    """Return whether a filter has no entry.
+
+    Such a filter is refused. Otherwise a mistake, such as a string of commas only, might send a
+    mailing to all clients.
+    """
     return not (
         split_terms(client_filter)
         if isinstance(client_filter, str)
@@ -101,12 +110,15 @@ def is_empty(client_filter: AudienceLists | str) -> bool:
 
 
 def folded_terms(client_filter: str) -> list[str]:
-    """Return the terms of a string filter, folded as tags are for comparison."""
+    """Return the terms of a string filter in the form in which tags are stored and compared."""
     return [fold_label(term) for term in split_terms(client_filter)]
 
 
 def filter_lists(client_filter: AudienceLists | None) -> dict[str, list[str]]:
-    """Return the lists of a filter by column of `client`; empty when all clients match."""
+    """Return the permitted values of a filter by column of `client`; empty when all clients match.
+
+    Tags are in the form in which they are stored and compared.
+    """
     if client_filter is None:
         return {}
     lists = {
@@ -114,7 +126,7 @@ def filter_lists(client_filter: AudienceLists | None) -> dict[str, list[str]]:
         "tag": client_filter.tags,
         "time_zone": client_filter.time_zones,
     }
-    present = {name: list(values) for name, values in lists.items() if values is not msgspec.UNSET}
+    present = {name: list(values) for name, values in lists.items() if values is not UNSET}
     if "tag" in present:
         present["tag"] = [fold_label(tag) for tag in present["tag"]]
     return present

@@ -1,12 +1,8 @@
-"""Lock a batch of mailings for one step of their lifecycle, fairly between new and old ones."""
+"""Lock a batch of mailings for one step of their life, so that neither new nor old ones starve."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    Row,
-    TextClause,
-)
+from sqlalchemy import Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.mailing.skipped import SkippedMailings
@@ -17,28 +13,28 @@ MAILINGS_PER_BATCH = 25
 A mailing that is due now waits for at most one such batch of each kind, however many others there
 are."""
 NEWEST_PER_BATCH = 5
-"""Newest mailings of a batch, which come first; the others are those that wait longest."""
+"""Mailings of a batch that are taken from the newest; the others are those that wait longest."""
 
 
 async def lock_mailings(
     connection: AsyncConnection,
-    statements: Sequence[TextClause],
+    *,
+    newest: TextClause,
+    oldest: TextClause,
     limit: int,
     skipped: SkippedMailings,
 ) -> list[Row[Any]]:
-    """Lock up to `limit` mailings; return their rows.
+    """Lock up to `limit` mailings; return their rows: `NEWEST_PER_BATCH` new ones, then old ones.
 
-    The two `statements` select mailings by newest first and by longest waiting first. The first one
-    selects `NEWEST_PER_BATCH` mailings, the second one the rest. Each has the parameters `limit`
-    and `skipped`, the ids to leave out.
+    The statements `newest` and `oldest` select and lock mailings, in opposite orders. Each has the
+    parameters `limit`, and `skipped`, the ids to leave out.
     """
-    rows: list[Row[Any]] = []
-    for statement, number in zip(statements, (NEWEST_PER_BATCH, limit), strict=True):
-        parameters = {
-            "limit": min(number, limit - len(rows)),
-            "skipped": [*skipped, *(row.id for row in rows)],
-        }
-        rows += await connection.execute(statement, parameters)
-        if len(rows) < NEWEST_PER_BATCH:
-            break
-    return rows
+    parameters = {"limit": min(NEWEST_PER_BATCH, limit), "skipped": list(skipped)}
+    new_rows = (await connection.execute(newest, parameters)).all()
+    if len(new_rows) < NEWEST_PER_BATCH:
+        return list(new_rows)  # these are all, or as many as wanted
+    parameters = {
+        "limit": limit - len(new_rows),
+        "skipped": [*skipped, *(row.id for row in new_rows)],
+    }
+    return [*new_rows, *(await connection.execute(oldest, parameters))]

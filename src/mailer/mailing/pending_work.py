@@ -1,4 +1,4 @@
-"""Find out which work mailings need now: start, enqueue, replan, retry, end messages or finish."""
+"""Find out which work mailings need now. The dispatcher asks this before each of its iterations."""
 
 from collections.abc import Collection
 
@@ -7,7 +7,7 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.schema import ENDED_AT, OPEN_MAILING
-from mailer.mailing.finishing import ENDED_OPEN, MAYBE_FINISHED, UNSETTLED_BATCH
+from mailer.mailing.finishing import ENDED_MAILINGS, FINISHABLE_MAILINGS, UNSETTLED_BATCH
 
 
 class PendingWork(msgspec.Struct, frozen=True):
@@ -16,7 +16,7 @@ class PendingWork(msgspec.Struct, frozen=True):
     must_start: bool
     """The start of a mailing has come."""
     must_enqueue: bool
-    """A started mailing has clients to enqueue."""
+    """Some of a started mailing's audience is not enqueued yet."""
     must_replan: bool
     """A mailing has messages to replan."""
     must_retry: bool
@@ -24,13 +24,12 @@ class PendingWork(msgspec.Struct, frozen=True):
     must_end_messages: bool
     """A mailing that has ended or is cancelled still has scheduled messages."""
     must_finish: bool
-    """A mailing can be closed, because it has nothing left to send, or a closed one settled."""
+    """A mailing with nothing left to send can be closed, or a closed one can be settled."""
     seconds_until_next: float | None
     """Seconds until the next start or end of a mailing; None when there is none."""
     last_checked_id: int = 0
-    """Id of the last mailing that this call checked for `must_finish`; 0 after the last of all.
-
-    The next call continues after it."""
+    """Id after which the next call must continue to check for `must_finish`. 0 when this call has
+    checked the last mailings, so that the next one starts from the first mailing again."""
 
     @property
     def has_work(self) -> bool:
@@ -47,11 +46,13 @@ class PendingWork(msgspec.Struct, frozen=True):
         )
 
 
+# One row with a column for each field of `PendingWork`. `audience_until` is null before the start.
+#
 # Each kind of work has a partial index, so that the cost does not grow with the number of waiting
-# mailings. Only a batch of all mailings, and those whose messages changed, are checked for
-# `must_finish`.
+# mailings. `must_finish` has none: it depends on the counts of messages. So only some mailings are
+# checked for it, as `FINISHABLE_MAILINGS` describes.
 FIND_PENDING_WORK = text(f"""
-    WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at), {MAYBE_FINISHED}
+    WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at), {FINISHABLE_MAILINGS}
     SELECT
         EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND audience_until IS NULL
             AND datetime_start <= (SELECT at FROM clock) AND id <> ALL (:skipped)) AS must_start,
@@ -61,11 +62,11 @@ FIND_PENDING_WORK = text(f"""
             AND id <> ALL (:skipped)) AS must_replan,
         EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND retry_before IS NOT NULL
             AND id <> ALL (:skipped)) AS must_retry,
-        EXISTS (SELECT FROM ({ENDED_OPEN}) AS ended CROSS JOIN LATERAL (
+        EXISTS (SELECT FROM ({ENDED_MAILINGS}) AS ended CROSS JOIN LATERAL (
             SELECT FROM mailing_counts
             WHERE mailing_id = ended.id AND scheduled > 0 OFFSET 0) AS counts)
             AS must_end_messages,
-        EXISTS (SELECT FROM nothing_left) AS must_finish,
+        EXISTS (SELECT FROM finishable) AS must_finish,
         extract(epoch FROM least(
             (SELECT min(datetime_start) FROM mailing
                 WHERE {OPEN_MAILING} AND audience_until IS NULL AND id <> ALL (:skipped)),
@@ -73,8 +74,8 @@ FIND_PENDING_WORK = text(f"""
                 WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
                 AND {ENDED_AT} > (SELECT at FROM clock)))
             - (SELECT at FROM clock))::float8 AS seconds_until_next,
-        (SELECT CASE WHEN count(*) = {UNSETTLED_BATCH} THEN max(id) ELSE 0 END FROM batch)
-            AS last_checked_id
+        (SELECT CASE WHEN count(*) = {UNSETTLED_BATCH} THEN max(id) ELSE 0 END
+            FROM next_unsettled) AS last_checked_id
     """).bindparams(  # noqa: S608  # no user input
     *(bindparam(name, type_=ARRAY(BigInteger)) for name in ("check_ids", "skipped"))
 )
@@ -92,4 +93,5 @@ async def find_pending_work(
     ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan and retry.
     """
     values = {"after": after, "check_ids": list(check_ids), "skipped": list(skipped)}
-    return PendingWork(*(await connection.execute(FIND_PENDING_WORK, values)).one())
+    row = (await connection.execute(FIND_PENDING_WORK, values)).mappings().one()
+    return PendingWork(**row)

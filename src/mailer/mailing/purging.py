@@ -1,4 +1,4 @@
-"""Delete the messages of deleted mailings, and of mailings whose retention period has passed.
+"""Delete messages in chunks: of deleted mailings, and of mailings past their retention period.
 
 The caller owns the transaction. Several workers may run these statements at the same time: each
 skips the rows that another worker has locked.
@@ -10,6 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.schema import RETENTION_START
 from mailer.message import counters
 
+# ---- deleted mailings -----------------------------------------------------------------------
+
+# A message in flight stays until its result is recorded.
+#
 # `= ANY (ARRAY(...))` instead of `IN`: a query plan may run a subquery of `IN` once per row, and
 # then delete more than a chunk.
 PURGE_MESSAGES = text("""
@@ -26,7 +30,7 @@ PURGE_MAILINGS = text("""
 async def purge(connection: AsyncConnection, chunk: int) -> int:
     """Delete up to `chunk` messages of deleted mailings; return how many.
 
-    When no more messages are left, delete the mailings too.
+    When fewer were left, also delete the rows and counters of deleted mailings without messages.
     """
     purged = (await connection.execute(PURGE_MESSAGES, {"chunk": chunk})).rowcount
     if purged < chunk:
@@ -36,6 +40,10 @@ async def purge(connection: AsyncConnection, chunk: int) -> int:
     return purged
 
 
+# ---- mailings past their retention period ---------------------------------------------------
+
+# Locks and returns the mailing whose retention period ended first, and marks that its messages are
+# being deleted.
 NEXT_TO_EXPIRE = text(f"""
     UPDATE mailing SET purge_started_at = coalesce(purge_started_at, now()) WHERE id = (
         SELECT id FROM mailing
@@ -46,19 +54,20 @@ NEXT_TO_EXPIRE = text(f"""
 DELETE_MESSAGES = text("""
     DELETE FROM message WHERE id = ANY (ARRAY(
         SELECT id FROM message WHERE mailing_id = :mailing_id ORDER BY client_id LIMIT :chunk))""")
-MARK_EMPTIED = text("UPDATE mailing SET is_purged = true WHERE id = :mailing_id")
+MARK_PURGED = text("UPDATE mailing SET is_purged = true WHERE id = :mailing_id")
 
 
 async def delete_expired_messages(connection: AsyncConnection, days: int, chunk: int) -> int:
-    """Delete up to `chunk` messages of a mailing past its retention; return how many.
+    """Delete up to `chunk` messages of one mailing past its retention period; return how many.
 
-    Retention lasts `days` from the mailing's end, or from the last change of its counts when that
-    is later; for a cancelled mailing, always from that last change. Counts and statistics are kept.
+    The period is `days` long. It starts at the mailing's end, or at the last change of its counts
+    when that is later; for a cancelled mailing, always at that last change. Counts and statistics
+    are kept.
     """
     mailing_id = (await connection.execute(NEXT_TO_EXPIRE, {"days": days})).scalar_one_or_none()
     if mailing_id is None:
         return 0
     deleted = await connection.execute(DELETE_MESSAGES, {"mailing_id": mailing_id, "chunk": chunk})
     if deleted.rowcount < chunk:
-        await connection.execute(MARK_EMPTIED, {"mailing_id": mailing_id})
+        await connection.execute(MARK_PURGED, {"mailing_id": mailing_id})
     return deleted.rowcount

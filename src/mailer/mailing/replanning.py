@@ -1,8 +1,8 @@
-"""Replan messages after a change of their mailing or of their client's time zone.
+"""Replan messages after a change of their mailing: its end, its sending window or its filter.
 
-After a change of a mailing, its existing messages are replanned in chunks. The progress is stored
-in the mailing's row as `replan_cursor`. Replanning adds no clients: clients whom a new filter also
-matches are enqueued afterwards, as at the start of a mailing.
+The existing messages get new due times in chunks. `replan_cursor` in the mailing's row is the id of
+the last message that is replanned. Nothing is sent meanwhile. Clients whom a new filter also
+matches are enqueued afterwards, by `enqueuing.py`.
 """
 
 from collections.abc import Sequence
@@ -46,9 +46,11 @@ NEXT_MAILING_TO_REPLAN = text(f"""
     ORDER BY replan_cursor, id LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
     bindparam("skipped", type_=ARRAY(BigInteger))
 )
-SET_STOP = text("UPDATE mailing SET replan_stop = :number WHERE id = :id")
-IS_SENDING = text("SELECT sending > 0 FROM mailing_counts WHERE mailing_id = :id")
-# One index scan per status and reason returns messages in order, so that all chunks cost the same.
+STORE_STOP_NUMBER = text("UPDATE mailing SET replan_stop = :number WHERE id = :id")
+HAS_REQUESTS_IN_FLIGHT = text("SELECT sending > 0 FROM mailing_counts WHERE mailing_id = :id")
+# The next chunk: messages that are scheduled, and those that were cancelled because of the end or
+# the window. One index scan per status and reason returns messages in order, so that all chunks
+# cost the same.
 REPLANNABLE = text("""
     (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'scheduled'
         AND id > :cursor ORDER BY id LIMIT :chunk)
@@ -68,41 +70,29 @@ FINISH_REPLAN = text(
 def request_columns(*, has_new_filter: bool) -> dict[str, Any]:
     """Return the values of columns that make workers replan the messages of a mailing."""
     columns = {"is_replanning": True, "replan_cursor": 0, "replan_stop": None}
-    # A change of another field must not reset this column: an earlier new filter may still wait.
-    return columns | {"filter_changed": True} if has_new_filter else columns
+    if has_new_filter:
+        # never set to false here: an earlier new filter may not be applied yet
+        columns["filter_changed"] = True
+    return columns
 
 
 async def replan_chunk(
     connection: AsyncConnection, chunk: int = REPLAN_BATCH, skipped: SkippedMailings | None = None
 ) -> int | None:
-    """Replan up to `chunk` messages of a changed mailing; return its id.
+    """Replan up to `chunk` messages of one changed mailing; return the mailing's id.
 
-    Sending stops during replanning, so that excluded messages are not sent. Mailings for which a
-    worker still sends are left for later. A mailing whose data cannot be read is skipped from now
-    on. Return None when nothing was replanned.
+    Sending for the mailing stops first, so that no message is sent to a client whom a new filter
+    excludes. A mailing for which a worker still sends is left for later. A mailing whose data
+    cannot be read is added to `skipped`. Return None when nothing was replanned.
     """
     skipped = SkippedMailings() if skipped is None else skipped
     mailing = await _lock_next_mailing(connection, skipped)
     if mailing is not None:
         with skipped.on_error(mailing.id):
             async with connection.begin_nested():
-                await _replan_chunk(connection, mailing, chunk)
+                await _replan_chunk_of(connection, mailing, chunk)
             return int(mailing.id)
     return None
-
-
-async def _replan_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
-    values = {"mailing_id": mailing.id, "cursor": mailing.replan_cursor, "chunk": chunk}
-    # messages of a cancelled mailing are ended by `finishing.end_scheduled_messages`
-    is_cancelled = mailing.status == "cancelled"
-    ids = [] if is_cancelled else list(await connection.scalars(REPLANNABLE, values))
-    if ids:
-        await _replan(connection, mailing, ids)
-    if len(ids) == chunk:
-        await connection.execute(MOVE_REPLAN_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
-    else:
-        await connection.execute(FINISH_REPLAN, {"id": mailing.id})
-        await notify_mailings_changed(connection)  # its messages may be claimed again
 
 
 async def _lock_next_mailing(
@@ -121,22 +111,40 @@ async def _lock_next_mailing(
 async def _is_stopped(connection: AsyncConnection, mailing: Row[Any]) -> bool:
     """Return whether no worker sends for a mailing, or can before it is replanned.
 
-    The change of the mailing is committed, so its stop number may be drawn. The number stays in the
-    row until the next change.
+    Every worker that has applied the stop number of the change has read `is_replanning`, and claims
+    no messages of the mailing. The number is drawn by the first call after the change and stored in
+    the row.
     """
     number = mailing.replan_stop
     if number is None:
         number = await stop_number.next_number(connection)
-        await connection.execute(SET_STOP, {"id": mailing.id, "number": number})
+        await connection.execute(STORE_STOP_NUMBER, {"id": mailing.id, "number": number})
     if not await stop_number.is_applied(connection, number):
         return False
     # read after all workers have stopped, so that earlier claims are included
-    return not (await connection.execute(IS_SENDING, {"id": mailing.id})).scalar_one()
+    rows = await connection.execute(HAS_REQUESTS_IN_FLIGHT, {"id": mailing.id})
+    return not rows.scalar_one()
 
 
-async def _replan(connection: AsyncConnection, mailing: Row[Any], ids: list[int]) -> None:
+async def _replan_chunk_of(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
+    """Replan the next messages of a locked mailing; when none is left, let it send again."""
+    parameters = {"mailing_id": mailing.id, "cursor": mailing.replan_cursor, "chunk": chunk}
+    # messages of a cancelled mailing are ended by `finishing.end_scheduled_messages`
+    is_cancelled = mailing.status == "cancelled"
+    ids = [] if is_cancelled else list(await connection.scalars(REPLANNABLE, parameters))
+    if ids:
+        await _replan_or_exclude(connection, mailing, ids)
+    if len(ids) == chunk:
+        await connection.execute(MOVE_REPLAN_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
+    else:
+        await connection.execute(FINISH_REPLAN, {"id": mailing.id})
+        await notify_mailings_changed(connection)  # its messages may be claimed again
+
+
+async def _replan_or_exclude(
+    connection: AsyncConnection, mailing: Row[Any], message_ids: list[int]
+) -> None:
     """Replan messages of a mailing; end those whose clients a new filter does not match."""
-    is_in_chunk = message.c.id == any_(bindparam("ids", ids, type_=ARRAY(BigInteger)))
     is_member = client.c.deleted_at.is_(None)
     if mailing.filter_changed:
         client_filter = msgspec.convert(mailing.client_filter, ClientFilter)
@@ -144,26 +152,30 @@ async def _replan(connection: AsyncConnection, mailing: Row[Any], ids: list[int]
     messages = await connection.execute(
         select(message.c.id, client.c.time_zone, is_member.label("is_member"))
         .join_from(message, client, client.c.id == message.c.client_id)
-        .where(is_in_chunk)
+        .where(_has_id(message_ids))
         .order_by(message.c.id)
         .with_for_update(of=message)  # ordered as in other bulk changes, against deadlocks
     )
     rows = messages.all()
     await replan_messages(connection, mailing, [row for row in rows if row.is_member])
-    excluded = [row.id for row in rows if not row.is_member]
-    if mailing.filter_changed and excluded:
-        is_excluded = message.c.id == any_(bindparam("ids", excluded, type_=ARRAY(BigInteger)))
+    excluded_ids = [row.id for row in rows if not row.is_member]
+    if mailing.filter_changed and excluded_ids:
         values: dict[str, ColumnElement[Any]] = {
             name: literal_column(sql) for name, sql in end_columns("'filter_changed'").items()
         }
-        await connection.execute(
-            update(message).where(is_excluded, message.c.status == "scheduled").values(values)
-        )
+        is_excluded = and_(_has_id(excluded_ids), message.c.status == "scheduled")
+        await connection.execute(update(message).where(is_excluded).values(values))
 
 
-# A message that was tried stays scheduled, because only the mailing's end itself expires it. Its
-# pause after a failed attempt is not shortened. A message that stays cancelled is not written,
-# because its outcome belongs to the day on which it happened.
+def _has_id(message_ids: list[int]) -> ColumnElement[bool]:
+    return message.c.id == any_(bindparam("ids", message_ids, type_=ARRAY(BigInteger)))
+
+
+# Applies the plans to messages, with three exceptions:
+# - A message that was tried stays scheduled. Only the mailing's end itself expires it.
+# - The pause of such a message after its failed attempt is not shortened.
+# - A message that stays cancelled is not written, because its outcome belongs to the day on which
+#   it happened. For the same reason an unchanged message is not written.
 REPLAN = text("""
     UPDATE message SET updated_at = now(),
         due_at = replanned.due_at, status = replanned.status, reason = replanned.reason
@@ -190,18 +202,19 @@ REPLAN = text("""
 
 
 async def replan_messages(
-    connection: AsyncConnection, mailing: Row[Any], rows: Sequence[Row[Any]]
+    connection: AsyncConnection, mailing: Row[Any], messages: Sequence[Row[Any]]
 ) -> None:
-    """Replan locked messages by the time zones in their rows."""
-    plans = plan_by_zone(mailing, {row.time_zone for row in rows})
-    planned = [plans[row.time_zone] for row in rows]
-    if planned:
-        await connection.execute(
-            REPLAN,
-            {
-                "ids": [row.id for row in rows],
-                "due_ats": [plan.due_at for plan in planned],
-                "statuses": [plan.status for plan in planned],
-                "reasons": [plan.reason for plan in planned],
-            },
-        )
+    """Replan locked messages of a mailing: rows with the columns `id` and `time_zone`."""
+    if not messages:
+        return
+    plans = plan_by_zone(mailing, {row.time_zone for row in messages})
+    planned = [plans[row.time_zone] for row in messages]
+    await connection.execute(
+        REPLAN,
+        {
+            "ids": [row.id for row in messages],
+            "due_ats": [plan.due_at for plan in planned],
+            "statuses": [plan.status for plan in planned],
+            "reasons": [plan.reason for plan in planned],
+        },
+    )
