@@ -1,4 +1,8 @@
-"""A mailing: one text for an audience, between a start and an end."""
+"""A mailing: one text for an audience, between a start and an end.
+
+The types of a mailing in the API and inside the program, their rules, and their errors. The first
+line of an error's docstring is the text that users see.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, time, timedelta
@@ -24,13 +28,17 @@ from mailer.text import compose, is_blank
 from mailer.validation import STORABLE, Input
 
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
+"""Lower bound of the start and the end of a mailing, included."""
 LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
-"""Exclusive upper bound of a date: time zone conversions never leave Python's calendar."""
+"""Upper bound of the start and the end, excluded. It is far from the end of Python's calendar, the
+year 9999, so that no conversion to a time zone leaves the calendar."""
 
 END_MARGIN = timedelta(seconds=0.1)
-"""Requests end this long before their mailing does, because clocks and networks are inexact."""
+"""How long before the end of a mailing its last request must have ended. Clocks and networks are
+inexact, and no request may be in flight after the end."""
 
 ENDED: frozenset[MailingStatus] = frozenset({"finished", "cancelled"})
+"""Statuses of a mailing that has ended."""
 
 Moment = Annotated[
     datetime,
@@ -82,7 +90,7 @@ class MailingInput(Input, frozen=True, kw_only=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Report errors between fields, and dates outside the allowed range."""
+        """Report errors between fields, dates out of range, and a blank text or filter."""
         start, end = values.get("datetime_start"), values.get("datetime_end")
         for name in ("datetime_start", "datetime_end"):
             if name in values and not FIRST_MOMENT <= values[name] < LAST_MOMENT:
@@ -103,9 +111,12 @@ class MailingInput(Input, frozen=True, kw_only=True):
 
 
 def missing_window_bound(values: Mapping[str, Any]) -> Iterable[FieldError]:
-    """Report the missing bound of a sending window of which only one bound is set."""
-    names = ("send_interval_time_start", "send_interval_time_end")
-    for missing, present in (names, reversed(names)):
+    """Report the missing time of a sending window of which only one time is set.
+
+    `values` has the complete mailing, not only its changed fields.
+    """
+    opens, closes = "send_interval_time_start", "send_interval_time_end"
+    for missing, present in ((opens, closes), (closes, opens)):
         if values.get(missing) is None and values.get(present) is not None:
             yield FieldError(missing, f"is required together with {present}")
 
@@ -152,7 +163,7 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     on_unknown: OnUnknown | UnsetType = UNSET
 
     def provided_values(self) -> dict[str, Any]:
-        """Return the fields that are present, by name."""
+        """Return the fields that are present in the request, by name."""
         return {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
@@ -215,7 +226,10 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         return sum(getattr(self, f"{status}_messages") for status in statuses)
 
     def count_unsent(self) -> int:
-        """Return how many messages are not sent yet, including those that are not created yet."""
+        """Return how many messages have no attempt in progress and no outcome yet.
+
+        Clients whose messages are not created yet count too.
+        """
         return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
 
     @property
@@ -258,10 +272,11 @@ class RunningMailing(msgspec.Struct, frozen=True):
     window: SendingWindow | None
     on_unknown: OnUnknown
     may_send: bool = True
-    """Whether new requests may start; false while paused, while replanned, and after the end."""
+    """Whether new requests may start. It is false while the mailing is paused or replanned, and
+    after its end."""
 
     def time_left(self, now: datetime) -> float:
-        """Return the seconds from `now` until all requests must have ended."""
+        """Return the seconds from `now` until all requests must have ended; negative after that."""
         return (self.datetime_end - END_MARGIN - now).total_seconds()
 
 
