@@ -121,6 +121,17 @@ async def add_due_messages(engine: AsyncEngine, count: int, status: str = "runni
     return mailing_id
 
 
+async def add_delivered_mailing(engine: AsyncEngine, status: str = "running") -> int:
+    """Create a mailing of two messages that are both delivered, and return its id."""
+    mailing_id = await add_due_messages(engine, 2)
+    await execute(
+        engine,
+        f"UPDATE message SET status = 'delivered', sent_at = now() WHERE mailing_id = {mailing_id}",  # noqa: S608  # a number
+        f"UPDATE mailing SET status = '{status}' WHERE id = {mailing_id}",  # noqa: S608  # values of the test
+    )
+    return mailing_id
+
+
 async def state(engine: AsyncEngine, message_id: int) -> tuple[str, str | None, int]:
     """Return the status, reason and attempts of a message."""
     row = await _row(engine, SELECT_STATE, message_id)
