@@ -115,9 +115,13 @@ async def test_finishing_a_mailing_without_open_messages_is_pending(
 async def test_with_a_message_in_flight_nothing_is_pending(
     engine: AsyncEngine, status: str
 ) -> None:
-    await add_due_messages(engine, 1, status)
+    await add_due_messages(engine, 1)
     in_flight = "status = 'sending', lease_owner = gen_random_uuid(), lease_expires_at = now()"
-    await execute(engine, f"UPDATE message SET {in_flight}")  # noqa: S608  # values of the test
+    await execute(
+        engine,
+        f"UPDATE message SET {in_flight}",  # noqa: S608  # values of the test
+        f"UPDATE mailing SET status = '{status}'",  # noqa: S608  # values of the test
+    )
 
     assert await names_of_work(engine) == set()
 

@@ -2,7 +2,7 @@
 
 Each one writes its audit log entry in the transaction that makes the change.
 
-A request with the header `Idempotency-Key` has a `claim`. When the client repeats such a request,
+A request with the header `Idempotency-Key` has a `claim`. When the caller repeats such a request,
 `do_once` finds that the change was made and does not make it again. Only what follows the change
 runs again, such as the wait until workers have stopped.
 """
