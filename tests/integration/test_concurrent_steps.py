@@ -145,5 +145,3 @@ async def test_a_mailing_retried_while_another_one_is_locked_keeps_running(
 
     assert await mailing_counts(engine, retried) == {"scheduled": 2}
     assert [mailing.id for mailing in await running(engine) if mailing.id == retried] == [retried]
-
-

@@ -57,10 +57,10 @@ async def test_a_used_name_is_a_conflict_but_a_too_long_one_is_not(
         async with engine.connect() as connection:
             with pytest.raises(expected_error):
                 await users.create(connection, name, "viewer", "hash", COMMAND_LINE)
-    for name, expected_error in (
+    for name, expected_key_error in (
         ("shop", keys.KeyNameTakenError),
         (TOO_LONG_KEY_NAME, IntegrityError),
     ):
         async with engine.connect() as connection:
-            with pytest.raises(expected_error):
+            with pytest.raises(expected_key_error):
                 await keys.create(connection, keys.NewKey(name=name, scope="read"), COMMAND_LINE)

@@ -5,7 +5,7 @@ filters that Hypothesis generates, the SQL must find the same of them as `matche
 """
 
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ def matches_contract(client_filter: Any, fake: FakeClient) -> bool:
         return any(
             term == fake.operator_code or equals_tag(term, fake.tag) for term in terms if term
         )
-    is_in_list = {
+    is_in_list: dict[str, Callable[[list[str]], bool]] = {
         "operator_codes": lambda codes: fake.operator_code in codes,
         "tags": lambda tags: any(equals_tag(tag, fake.tag) for tag in tags),
         "time_zones": lambda zones: fake.time_zone in zones,
@@ -219,9 +219,7 @@ async def test_a_sample_has_no_erased_client_after_deltas_are_merged(
     async with connection.begin_nested() as trial:
         await segment_counts.merge_deltas(connection, MERGE_ALL)
         before = await audience.sample(connection, client_filter, 50)
-        await connection.execute(
-            client.update().where(client.c.id == before[0].id).values(ERASED)
-        )
+        await connection.execute(client.update().where(client.c.id == before[0].id).values(ERASED))
         after = await audience.sample(connection, client_filter, 50)
         assert {sampled.id for sampled in after} == {sampled.id for sampled in before[1:]}
         await trial.rollback()

@@ -175,5 +175,3 @@ async def test_a_scheduled_mailing_is_not_closed(engine: AsyncEngine) -> None:
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
 
     assert await do(engine, finishing.finish) == []
-
-

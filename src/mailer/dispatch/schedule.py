@@ -109,9 +109,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:
     async with engine.begin() as connection:
-        deleted = await purging.delete_expired_messages(
-            connection, retention_days, RETENTION_BATCH
-        )
+        deleted = await purging.delete_expired_messages(connection, retention_days, RETENTION_BATCH)
     if deleted:
         log.info("expired_messages_deleted", messages=deleted)
 

@@ -54,9 +54,7 @@ def plan_cancelled(time_zone: str | None, at: datetime) -> Plan:
     return Plan(time_zone, at, "cancelled", "mailing_cancelled")
 
 
-def plan_by_zone(
-    mailing: Row[Any], time_zones: Iterable[str | None]
-) -> dict[str | None, Plan]:
+def plan_by_zone(mailing: Row[Any], time_zones: Iterable[str | None]) -> dict[str | None, Plan]:
     """Return the plan for each time zone.
 
     `mailing` is a row of the table `mailing`, and has also a column `now` with the database's time.

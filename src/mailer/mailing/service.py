@@ -125,7 +125,7 @@ def _ensure_changeable(mailing: Mailing, values: Mapping[str, Any], *, is_starte
         raise MailingStartedError
 
 
-def _ensure_consistent(mailing: Mailing, values: Mapping[str, Any]) -> None:
+def _ensure_consistent(mailing: Mailing, values: dict[str, Any]) -> None:
     """Raise `InvalidError` when changed and unchanged fields together break a rule."""
     merged = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | values
     errors = [
