@@ -25,12 +25,12 @@ from mailer.statuses import NOT_FINAL, OPEN, MailingStatus
 # ---- end scheduled messages -----------------------------------------------------------------
 
 MAX_ENDED = 1_000
-"""Mailings that `ENDED_MAILINGS` returns at most."""
+"""Mailings that `ENDED_OPEN_MAILINGS` returns at most."""
 
 # Mailings that must not send any more but are not closed yet, the earliest end first. `ENDED_AT` is
 # `-infinity` for a cancelled mailing. `audience_until` is null before the start: a mailing that was
 # never started has no messages.
-ENDED_MAILINGS = f"""
+ENDED_OPEN_MAILINGS = f"""
     SELECT id, status FROM mailing
     WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
         AND {ENDED_AT} <= (SELECT clock_timestamp())
@@ -38,7 +38,7 @@ ENDED_MAILINGS = f"""
 END_REASON = "CASE to_end.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END"
 END_SCHEDULED_MESSAGES = text(f"""
     WITH to_end AS MATERIALIZED (
-        SELECT message.id, ended.status FROM ({ENDED_MAILINGS}) AS ended
+        SELECT message.id, ended.status FROM ({ENDED_OPEN_MAILINGS}) AS ended
         CROSS JOIN LATERAL (
             SELECT id FROM message
             WHERE message.mailing_id = ended.id AND message.status = 'scheduled'

@@ -7,7 +7,7 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.schema import ENDED_AT, OPEN_MAILING
-from mailer.mailing.finishing import ENDED_MAILINGS, FINISHABLE_MAILINGS, UNSETTLED_BATCH
+from mailer.mailing.finishing import ENDED_OPEN_MAILINGS, FINISHABLE_MAILINGS, UNSETTLED_BATCH
 
 
 class PendingWork(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ FIND_PENDING_WORK = text(f"""
             AND id <> ALL (:skipped)) AS must_replan,
         EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND retry_before IS NOT NULL
             AND id <> ALL (:skipped)) AS must_retry,
-        EXISTS (SELECT FROM ({ENDED_MAILINGS}) AS ended CROSS JOIN LATERAL (
+        EXISTS (SELECT FROM ({ENDED_OPEN_MAILINGS}) AS ended CROSS JOIN LATERAL (
             SELECT FROM mailing_counts
             WHERE mailing_id = ended.id AND scheduled > 0 OFFSET 0) AS counts)
             AS must_end_messages,
