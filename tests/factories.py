@@ -18,7 +18,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request
-from mailer.mailing import audience, replanning, retrying, small_audiences, transitions
+from mailer.mailing import (
+    enqueuing,
+    finishing,
+    pending_work,
+    replanning,
+    retrying,
+    small_audiences,
+    starting,
+    tracking,
+)
 from mailer.mailing.model import ENDED, RunningMailing
 from mailer.mailing.skipped import SkippedMailings
 from mailer.message import store as messages
@@ -127,6 +136,17 @@ async def add_due_messages(engine: AsyncEngine, count: int, status: str = "runni
     return mailing_id
 
 
+async def add_delivered_mailing(engine: AsyncEngine, status: str = "running") -> int:
+    """Create a mailing of two messages that are both delivered, and return its id."""
+    mailing_id = await add_due_messages(engine, 2)
+    await execute(
+        engine,
+        f"UPDATE message SET status = 'delivered', sent_at = now() WHERE mailing_id = {mailing_id}",  # noqa: S608  # a number
+        f"UPDATE mailing SET status = '{status}' WHERE id = {mailing_id}",  # noqa: S608  # values of the test
+    )
+    return mailing_id
+
+
 async def state(engine: AsyncEngine, message_id: int) -> tuple[str, str | None, int]:
     """Return the status, reason and attempts of a message."""
     row = await _row(engine, SELECT_STATE, message_id)
@@ -195,13 +215,13 @@ async def enqueue_and_replan(engine: AsyncEngine) -> None:
     has_more = True
     while has_more:
         replanned = await do(engine, replanning.replan_chunk)
-        enqueued = await do(engine, audience.enqueue_chunk)
+        enqueued = await do(engine, enqueuing.enqueue_chunk)
         has_more = replanned is not None or enqueued is not None
 
 
 async def begin(engine: AsyncEngine) -> int:
     """Start the mailing that is due, enqueue its audience and return its id."""
-    [mailing_id] = await do(engine, transitions.start_due)
+    [mailing_id] = await do(engine, starting.start_due)
     await enqueue_and_replan(engine)
     return mailing_id
 
@@ -212,19 +232,19 @@ async def resend(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
 
 
 async def clear(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
-    """Cancel a chunk of the scheduled messages of ended mailings; return whether there were any."""
-    return await do(engine, lambda db: transitions.end_scheduled_messages(db, chunk))
+    """Cancel a chunk of the scheduled messages of mailings that have ended or are cancelled."""
+    return await do(engine, lambda db: finishing.end_scheduled_messages(db, chunk))
 
 
 async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
     """Do all steps of the dispatcher that are pending, until none is left; nothing is sent."""
     async with asyncio.timeout(EVENT_TIMEOUT):
-        while (work := await do(engine, transitions.find_pending_work)).has_work:
+        while (work := await do(engine, pending_work.find_pending_work)).has_work:
             if work.must_start:
-                await do(engine, transitions.start_due)
+                await do(engine, starting.start_due)
             if work.must_enqueue:
                 await do(engine, lambda db: small_audiences.enqueue_small(db, SkippedMailings()))
-                await do(engine, audience.enqueue_chunk)
+                await do(engine, enqueuing.enqueue_chunk)
             if work.must_replan:
                 await do(engine, lambda db: replanning.replan_chunk(db, chunk))
             if work.must_retry:
@@ -232,13 +252,13 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
             if work.must_end_messages:
                 await clear(engine, chunk)
             if work.must_finish:
-                await do(engine, transitions.finish)
+                await do(engine, finishing.finish)
 
 
 async def active_mailings(engine: AsyncEngine) -> list[RunningMailing]:
     """Return the mailings that a worker watches: those that have requests or may start some."""
     async with engine.connect() as pooled:
-        mailings = await transitions.read_active(await asyncpg_connection(pooled))
+        mailings = await tracking.read_active(await asyncpg_connection(pooled))
     return [mailing for mailing in mailings.values() if mailing is not None]
 
 

@@ -1,4 +1,7 @@
-"""Cancelling a mailing in every state: messages that were not sent never will be."""
+"""Cancelling a mailing in every state: messages that were not sent never will be.
+
+The fixture `clients` creates four clients: see `CLIENTS`.
+"""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -29,17 +32,19 @@ from tests.factories import (
     value,
 )
 
-from mailer.mailing import audience, transitions
-from mailer.mailing.audience import FIRST_BATCH
+from mailer.mailing import enqueuing, finishing, pending_work, purging, starting
+from mailer.mailing.enqueuing import FIRST_BATCH
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
 MANY = 1_200
+"""Clients of an audience that takes more than one chunk."""
 assert FIRST_BATCH < MANY
 SENT_AT = datetime(2025, 6, 7, 8, 9, tzinfo=UTC)
 
 
 async def cancel(api: httpx.AsyncClient, mailing_id: int) -> dict[str, Any]:
+    """Cancel a mailing by the API, and return it."""
     answer = await api.post(f"/mailings/{mailing_id}/cancel")
     assert answer.status_code == 200
     cancelled: dict[str, Any] = answer.json()
@@ -47,17 +52,17 @@ async def cancel(api: httpx.AsyncClient, mailing_id: int) -> dict[str, Any]:
     return cancelled
 
 
-async def get_fully_cancelled(
+async def get_settled(
     api: httpx.AsyncClient, engine: AsyncEngine, mailing_id: int
 ) -> dict[str, Any]:
-    """Return a cancelled mailing; assert that no message waits and all counters add up."""
+    """Return a cancelled mailing; assert that nothing is left to do and all counters add up."""
     mailing: dict[str, Any] = (await api.get(f"/mailings/{mailing_id}")).json()
     assert mailing["status"] == "cancelled"
     assert mailing["scheduled_messages"] == mailing["sending_messages"] == 0
     assert sum(mailing[name] for name in COUNT_FIELDS) == mailing["clients_count"]
     assert await value(engine, "SELECT is_settled FROM mailing")
     assert await find_differences(engine) == []
-    assert not (await do(engine, transitions.find_pending_work)).has_work
+    assert not (await do(engine, pending_work.find_pending_work)).has_work
     return mailing
 
 
@@ -88,17 +93,16 @@ async def test_a_mailing_cancelled_before_its_start_counts_its_audience_as_cance
     cancelled = await cancel(api, created["id"])
 
     assert cancelled["clients_count"] == cancelled["cancelled_messages"] == 4
-    assert [cancelled[name] for name in COUNT_FIELDS] == [0, 0, 0, 0, 0, 4]
+    assert sum(cancelled[name] for name in COUNT_FIELDS) == 4
     assert cancelled["created_messages"] == 0
-    page = (await api.get(f"/mailings/{created['id']}/messages")).json()
-    assert (page["count"], page["results"]) == (0, [])
-    page = (await api.get(f"/mailings/{created['id']}/messages?status=cancelled")).json()
-    assert (page["count"], page["results"]) == (0, [])
+    for query in ("", "?status=cancelled"):
+        page = (await api.get(f"/mailings/{created['id']}/messages{query}")).json()
+        assert (page["count"], page["results"]) == (0, [])
     totals = (await api.get("/statistics")).json()
     assert (totals["mailings"]["cancelled"], totals["messages"]["cancelled"]) == (1, 4)
     statistics = (await api.get(f"/mailings/{created['id']}/statistics")).json()
     assert statistics["messages"] == totals["messages"]
-    await get_fully_cancelled(api, engine, created["id"])
+    await get_settled(api, engine, created["id"])
 
 
 @pytest.mark.usefixtures("clients")
@@ -111,7 +115,7 @@ async def test_a_mailing_cancelled_before_its_start_never_starts(
 
     await advance(engine)
 
-    mailing = await get_fully_cancelled(api, engine, created["id"])
+    mailing = await get_settled(api, engine, created["id"])
     assert mailing["created_messages"] == 0
     assert mailing["updated_at"] == cancelled["updated_at"]
 
@@ -120,13 +124,13 @@ async def test_a_mailing_cancelled_before_its_start_never_starts(
 
 
 @pytest.mark.parametrize("first", ["enqueue", "cancel"])
-async def test_a_mailing_cancelled_while_enqueueing_still_counts_its_whole_audience(
+async def test_a_mailing_cancelled_while_enqueuing_still_counts_its_whole_audience(
     api: httpx.AsyncClient, engine: AsyncEngine, first: str
 ) -> None:
     await add_clients(engine, MANY)
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await do(engine, transitions.start_due)
-    await do(engine, audience.enqueue_chunk)
+    await do(engine, starting.start_due)
+    await do(engine, enqueuing.enqueue_chunk)
 
     cancelled = await cancel(api, mailing_id)
 
@@ -134,10 +138,10 @@ async def test_a_mailing_cancelled_while_enqueueing_still_counts_its_whole_audie
     assert cancelled["clients_count"] == MANY
     steps = [lambda: enqueue_and_replan(engine), lambda: clear(engine)]
     for step in steps if first == "enqueue" else reversed(steps):
-        assert await do(engine, transitions.finish) == []
+        assert await do(engine, finishing.finish) == []  # something is left to do
         await step()
-    assert await do(engine, transitions.finish) == [(mailing_id, "cancelled")]
-    mailing = await get_fully_cancelled(api, engine, mailing_id)
+    assert await do(engine, finishing.finish) == [(mailing_id, "cancelled")]
+    mailing = await get_settled(api, engine, mailing_id)
     assert mailing["clients_count"] == mailing["created_messages"] == MANY
     reasons = "SELECT array_agg(DISTINCT status || ' ' || reason) FROM message"
     assert await value(engine, reasons) == ["cancelled mailing_cancelled"]
@@ -148,7 +152,7 @@ async def test_messages_enqueued_after_the_cancellation_count_as_cancelled_at_on
 ) -> None:
     await add_clients(engine, MANY)
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await cancel(api, mailing_id)
     await enqueue_and_replan(engine)
     mailing = (await api.get(f"/mailings/{mailing_id}")).json()
@@ -158,9 +162,9 @@ async def test_messages_enqueued_after_the_cancellation_count_as_cancelled_at_on
 # ---- while it is replanned ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", ["in order", "enqueue first", "cancel first"])
+@pytest.mark.parametrize("first_step", ["replan", "enqueue", "cancel messages"])
 async def test_a_mailing_cancelled_while_replanning_keeps_sent_messages_and_cancels_the_rest(
-    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int], steps: str
+    api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int], first_step: str
 ) -> None:
     mailing_id = (await create_mailing(api, DUE | {"client_filter": "916, 912"}))["id"]
     await begin(engine)
@@ -169,12 +173,12 @@ async def test_a_mailing_cancelled_while_replanning_keeps_sent_messages_and_canc
 
     await cancel(api, mailing_id)
 
-    if steps == "enqueue first":
+    if first_step == "enqueue":
         await enqueue_and_replan(engine)
-    if steps == "cancel first":
+    if first_step == "cancel messages":
         await clear(engine)
     await advance(engine)
-    mailing = await get_fully_cancelled(api, engine, mailing_id)
+    mailing = await get_settled(api, engine, mailing_id)
     assert (mailing["delivered_messages"], mailing["cancelled_messages"]) == (1, 3)
     results = {(row["status"], row["reason"]) for row in mailing["mailing_messages"]}
     cancellations = {("cancelled", "mailing_cancelled"), ("cancelled", "filter_changed")}
@@ -191,13 +195,13 @@ async def test_a_mailing_cancelled_before_replanning_is_settled_after_its_last_r
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "nobody"})
     await cancel(api, mailing_id)
     await clear(engine)
-    assert await do(engine, audience.enqueue_chunk) is None
-    assert await do(engine, transitions.finish) == []
+    assert await do(engine, enqueuing.enqueue_chunk) is None  # it is not replanned yet
+    assert await do(engine, finishing.finish) == []  # a request is in flight
 
     await finish(engine, MessageResult(claimed, "delivered", 1, sent_at=SENT_AT))
     await advance(engine)
 
-    mailing = await get_fully_cancelled(api, engine, mailing_id)
+    mailing = await get_settled(api, engine, mailing_id)
     assert (mailing["delivered_messages"], mailing["cancelled_messages"]) == (1, len(clients) - 1)
 
 
@@ -210,7 +214,7 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
     await add_clients(engine, 8)
     mailing_id = (await create_mailing(api, DUE))["id"]
     await begin(engine)
-    sent, rejected, unknown, failed, *released = await claim(engine, mailing_id, 6)
+    accepted, rejected, unknown, failed, *released = await claim(engine, mailing_id, 6)
 
     cancelled = await cancel(api, mailing_id)
 
@@ -221,14 +225,14 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
         ("cancelled", "mailing_cancelled"): 2,
     }
     in_a_minute = datetime.now(UTC) + timedelta(minutes=1)
-    outcomes = [
-        MessageResult(sent, "delivered", 1, sent_at=SENT_AT),
+    results = [
+        MessageResult(accepted, "delivered", 1, sent_at=SENT_AT),
         MessageResult(rejected, "undelivered", 1, "rejected_400"),
         MessageResult(unknown, "unknown", 1, "timeout", sent_at=SENT_AT),
         MessageResult(failed, "scheduled", 1, "http_503", in_a_minute, last_failure="http_503"),
         *(MessageResult(claimed, "scheduled", 0) for claimed in released),
     ]
-    assert await finish(engine, *outcomes) == 6
+    assert await finish(engine, *results) == 6
     await advance(engine)
     assert await count_by_status_and_reason(api, mailing_id) == {
         ("delivered", None): 1,
@@ -236,7 +240,7 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
         ("unknown", "timeout"): 1,
         ("cancelled", "mailing_cancelled"): 5,
     }
-    await get_fully_cancelled(api, engine, mailing_id)
+    await get_settled(api, engine, mailing_id)
     last_failure = f"SELECT last_failure FROM message WHERE id = {failed.id}"  # noqa: S608  # a number
     assert await value(engine, last_failure) == "http_503"
 
@@ -274,6 +278,6 @@ async def test_a_cancelled_mailing_can_be_deleted_and_is_purged(
     await begin(engine)
     await cancel(api, mailing_id)
     assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
-    await do(engine, lambda db: transitions.purge(db, 100))
+    await do(engine, lambda db: purging.purge(db, 100))
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
     assert await value(engine, "SELECT count(*) FROM message") == 0

@@ -25,7 +25,7 @@ from tests.factories import (
 )
 
 from mailer.db.engine import asyncpg_connection
-from mailer.mailing import transitions
+from mailer.mailing import purging
 from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
@@ -128,7 +128,7 @@ async def take_step(
         case "delete":
             assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
         case "purge":
-            await do(engine, lambda db: transitions.purge(db, 100))
+            await do(engine, lambda db: purging.purge(db, 100))
         case _:
             assert (await api.post(f"/mailings/{mailing_id}/{step}")).status_code == 200
 

@@ -1,4 +1,8 @@
-"""A gateway with an open breaker: mailings, API and overview show since when and why they wait."""
+"""Mailings are held while the gateway's breaker is open; API and pages show since when and why.
+
+Moments are around `AT`, in 2030: tests give the breaker its time. It opens after two failures, and
+permits one request, the probe, `RESET` seconds later. Then it is half-open.
+"""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -18,17 +22,23 @@ from mailer.gateway.protocol import Accepted, Outcome, TemporaryFailure, Unknown
 
 AT = datetime(2030, 1, 15, 6, tzinfo=UTC)
 RESET = 15.0
+"""Seconds from the opening of the breaker to the first probe."""
+AT_RESET = AT + timedelta(seconds=RESET)
 HELD = {"since": "2030-01-15T06:00:00Z", "reason": "http_503"}
-NOT_HELD = {"breaker": "closed", "held": None, "retry_at": None, "failures": 0}
+"""The field `held` of a running mailing after `open_breaker`."""
+CLOSED = {"breaker": "closed", "held": None, "retry_at": None, "failures": 0}
+"""The state of a gateway that works, or is not configured."""
 
 
 @pytest.fixture
 def channel() -> Channel:
+    """The gateway of the application."""
     return create_channel(breaker_failures=2, breaker_reset=RESET)
 
 
 @pytest.fixture
 def breaker(channel: Channel) -> Breaker:
+    """The breaker of that gateway."""
     return channel.breaker
 
 
@@ -41,43 +51,56 @@ async def api(engine: AsyncEngine, channel: Channel) -> AsyncIterator[httpx.Asyn
 
 
 def send(breaker: Breaker, outcome: Outcome, at: datetime = AT) -> None:
-    """Record one request to the gateway with an outcome."""
+    """Act as if a request to the gateway had an outcome."""
     permit = breaker.acquire(at.timestamp())
     assert permit is not None
     breaker.record(permit, outcome, at.timestamp(), at)
 
 
 def open_breaker(breaker: Breaker) -> None:
-    """Open the breaker."""
+    """Open the breaker at the moment `AT`, by two failures."""
     send(breaker, Unknown("timeout"), AT - timedelta(seconds=9))
     send(breaker, TemporaryFailure("http_503"))
 
 
+def begin_probe(breaker: Breaker) -> int:
+    """Start the probe of an open breaker, which is half-open from now on; return its permit."""
+    permit = breaker.acquire(AT_RESET.timestamp())
+    assert permit is not None
+    return permit
+
+
+def end_probe(breaker: Breaker, probe: int, outcome: Outcome) -> None:
+    breaker.record(probe, outcome, AT_RESET.timestamp(), AT_RESET)
+
+
 async def get(api: httpx.AsyncClient, path: str) -> Any:
+    """Return the JSON at a path."""
     answer = await api.get(path)
     assert answer.status_code == 200
     return answer.json()
 
 
-async def overview(api: httpx.AsyncClient) -> str:
+async def get_overview(api: httpx.AsyncClient) -> str:
+    """Return the HTML of the first page, with blanks instead of line breaks."""
     answer = await api.get("http://mailer/")
     assert answer.status_code == 200
     return " ".join(answer.text.split())
 
 
 async def add_mailings(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, int]:
-    """Create a mailing in every state; return their ids by state."""
+    """Create a mailing in every status; return their ids by status."""
     await add_clients(engine, 2)
     ids = {}
-    for state in ("finished", "cancelled", "paused", "running"):
-        ids[state] = (await create_mailing(api, DUE))["id"]
+    for status in ("finished", "cancelled", "paused", "running"):
+        ids[status] = (await create_mailing(api, DUE))["id"]
         await begin(engine)
-        if state == "finished":
+        if status == "finished":
             await execute(engine, "UPDATE message SET status = 'delivered'")
             await advance(engine)
-        elif state != "running":
-            path = {"paused": "pause", "cancelled": "cancel"}[state]
-            assert (await api.post(f"/mailings/{ids[state]}/{path}")).status_code == 200
+        elif status != "running":
+            action = {"paused": "pause", "cancelled": "cancel"}[status]
+            assert (await api.post(f"/mailings/{ids[status]}/{action}")).status_code == 200
     return ids | {"scheduled": (await create_mailing(api, NEW))["id"]}
 
 
@@ -92,9 +115,9 @@ async def test_only_running_mailings_are_held_while_the_breaker_is_open(
 
     listed = {row["id"]: row for row in (await get(api, "/mailings"))["results"]}
 
-    for state, mailing_id in ids.items():
-        expected = HELD if state == "running" else None
-        assert listed[mailing_id]["status"] == state
+    for status, mailing_id in ids.items():
+        expected = HELD if status == "running" else None
+        assert listed[mailing_id]["status"] == status
         assert listed[mailing_id]["held"] == expected
         assert (await get(api, f"/mailings/{mailing_id}"))["held"] == expected
     running = (await get(api, "/mailings?status=running"))["results"]
@@ -115,12 +138,10 @@ async def test_mailings_are_held_while_the_breaker_is_half_open_until_a_success(
 ) -> None:
     address = f"/mailings/{(await add_mailings(api, engine))['running']}"
     open_breaker(breaker)
-    later = AT + timedelta(seconds=RESET)
-    probe = breaker.acquire(later.timestamp())
-    assert probe is not None
+    probe = begin_probe(breaker)
     assert (await get(api, address))["held"] == HELD
 
-    breaker.record(probe, Accepted(), later.timestamp(), later)
+    end_probe(breaker, probe, Accepted())
 
     assert (await get(api, address))["held"] is None
 
@@ -130,25 +151,24 @@ async def test_held_shows_when_the_breaker_first_opened_and_the_last_failure(
 ) -> None:
     address = f"/mailings/{(await add_mailings(api, engine))['running']}"
     open_breaker(breaker)
-    send(breaker, TemporaryFailure("connection_failed"), AT + timedelta(seconds=RESET))
+    end_probe(breaker, begin_probe(breaker), TemporaryFailure("connection_failed"))
     assert (await get(api, address))["held"] == HELD | {"reason": "connection_failed"}
 
 
-async def test_responses_of_calls_show_that_the_mailing_is_held(
+async def test_responses_to_changes_show_whether_the_mailing_is_held(
     api: httpx.AsyncClient, engine: AsyncEngine, breaker: Breaker
 ) -> None:
     ids = await add_mailings(api, engine)
     open_breaker(breaker)
     address = f"/mailings/{ids['running']}"
     await execute(engine, "UPDATE message SET status = 'undelivered'")
-    for method, path, body, held in (
-        *(("PATCH", "", {"text": "x"}, HELD), ("POST", "/retry", None, HELD)),
-        *(("POST", "/pause", None, None), ("POST", "/resume", None, HELD)),
-        ("POST", "/cancel", None, None),
-    ):
-        answer = await api.request(method, f"{address}{path}", json=body)
+
+    changed = await api.patch(address, json={"text": "x"})
+    assert changed.json()["held"] == HELD
+    for action, held in (("retry", HELD), ("pause", None), ("resume", HELD), ("cancel", None)):
+        answer = await api.post(f"{address}/{action}")
         assert answer.status_code == 200
-        assert answer.json()["held"] == held, path
+        assert answer.json()["held"] == held, action
     assert (await create_mailing(api, DUE))["held"] is None  # not started
 
 
@@ -159,11 +179,11 @@ async def test_responses_of_calls_show_that_the_mailing_is_held(
 async def test_a_working_gateway_is_shown_with_a_closed_breaker(
     api: httpx.AsyncClient, breaker: Breaker, path: str
 ) -> None:
-    assert await get(api, path) == NOT_HELD | {"is_set": True}
+    assert await get(api, path) == CLOSED | {"is_set": True}
     send(breaker, TemporaryFailure("http_503"))
-    assert await get(api, path) == NOT_HELD | {"is_set": True, "failures": 1}
+    assert await get(api, path) == CLOSED | {"is_set": True, "failures": 1}
     send(breaker, Accepted())
-    assert await get(api, path) == NOT_HELD | {"is_set": True}
+    assert await get(api, path) == CLOSED | {"is_set": True}
 
 
 async def test_a_failing_gateway_is_shown_with_an_open_then_half_open_breaker(
@@ -173,13 +193,11 @@ async def test_a_failing_gateway_is_shown_with_an_open_then_half_open_breaker(
     held = {"is_set": True, "held": HELD, "retry_at": "2030-01-15T06:00:15Z", "failures": 2}
     assert await get(api, "/gateway") == held | {"breaker": "open"}
 
-    later = AT + timedelta(seconds=RESET)
-    probe = breaker.acquire(later.timestamp())
+    probe = begin_probe(breaker)
     assert await get(api, "/gateway") == held | {"breaker": "half_open"}
 
-    assert probe is not None
-    breaker.record(probe, Accepted(), later.timestamp(), later)
-    assert await get(api, "/gateway") == NOT_HELD | {"is_set": True}
+    end_probe(breaker, probe, Accepted())
+    assert await get(api, "/gateway") == CLOSED | {"is_set": True}
 
 
 async def test_a_pause_requested_by_the_gateway_is_shown(
@@ -195,11 +213,11 @@ async def test_without_a_gateway_only_running_mailings_are_held(
     application: httpx.AsyncClient, api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     ids = await add_mailings(api, engine)
-    assert await get(application, "/gateway") == NOT_HELD | {"is_set": False}
+    assert await get(application, "/gateway") == CLOSED | {"is_set": False}
     listed = {row["id"]: row for row in (await get(application, "/mailings"))["results"]}
-    for name, mailing_id in ids.items():
+    for status, mailing_id in ids.items():
         held = None
-        if name == "running":
+        if status == "running":
             held = {"since": listed[mailing_id]["datetime_start"], "reason": "no_gateway"}
         assert listed[mailing_id]["held"] == held
         assert (await get(application, f"/mailings/{mailing_id}"))["held"] == held
@@ -219,22 +237,20 @@ async def test_the_overview_shows_since_when_and_why_the_breaker_is_open(
     api: httpx.AsyncClient, engine: AsyncEngine, breaker: Breaker
 ) -> None:
     await add_mailings(api, engine)
-    assert "not accepting messages" not in await overview(api)
+    assert "not accepting messages" not in await get_overview(api)
 
     open_breaker(breaker)
 
-    page = await overview(api)
+    page = await get_overview(api)
     assert 'the gateway answered 503, since <time datetime="2030-01-15T06:00:00Z"' in page
     assert 'Next attempt: <time datetime="2030-01-15T06:00:15Z"' in page
-    later = AT + timedelta(seconds=RESET)
-    probe = breaker.acquire(later.timestamp())
-    assert "not accepting messages" in await overview(api)
-    assert probe is not None
-    breaker.record(probe, Accepted(), later.timestamp(), later)
-    assert "not accepting messages" not in await overview(api)
+    probe = begin_probe(breaker)
+    assert "not accepting messages" in await get_overview(api)
+    end_probe(breaker, probe, Accepted())
+    assert "not accepting messages" not in await get_overview(api)
 
 
 async def test_the_overview_shows_that_no_gateway_is_configured(
     application: httpx.AsyncClient,
 ) -> None:
-    assert "No gateway is configured, so nothing is sent." in await overview(application)
+    assert "No gateway is configured, so nothing is sent." in await get_overview(application)

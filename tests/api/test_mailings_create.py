@@ -18,7 +18,7 @@ async def test_a_mailing_has_the_fields_of_the_contract(api: httpx.AsyncClient) 
     assert abs(datetime.fromisoformat(created["created_at"]) - datetime.now(UTC)).seconds < 60
 
 
-async def test_defaults_are_everybody_all_day_and_retry(api: httpx.AsyncClient) -> None:
+async def test_the_defaults_are_all_clients_all_day_and_retry(api: httpx.AsyncClient) -> None:
     created = await create_mailing(api, NEW)
     assert created["client_filter"] is None
     assert created["send_interval_time_start"] is None
@@ -50,6 +50,9 @@ async def test_a_required_field_that_is_missing_is_named(
     assert field_errors(answer) == {missing: "is required"}
 
 
+# ---- wrong values ---------------------------------------------------------------------------
+# `..._RULE` is a part of the error message. `NOT_...` are values that the field refuses.
+
 TIMESTAMP_RULE = "must be a date and time with an offset"
 TIME_OF_DAY_RULE = "must be a time of day"
 TEXT_RULE = "must be 1 to 1,600 characters"
@@ -70,6 +73,7 @@ NOT_TIMES_OF_DAY: list[Any] = [
 ]
 NOT_TEXTS: list[Any] = ["", "a" * 1601, "😀" * 1601, "a\0", None, 5, []]
 NOT_FILTERS: list[Any] = [0, 912, True, 1.5, [], ["912"], "9" * 10_001, "vip\0"]
+# A valid entry for each list of a filter.
 LIST_ENTRIES = {"operator_codes": "912", "tags": "vip", "time_zones": "UTC"}
 NOT_CODES: list[Any] = [
     *(None, "912", 912, [912], ["91"], ["9123"], ["91a"], ["912\n"], [None], {}),
@@ -78,6 +82,7 @@ NOT_TAGS: list[Any] = [None, "vip", [""], ["a" * 65], ["a\0"], [1], [None], [["a
 NOT_ZONES: list[Any] = [
     *(None, "UTC", ["Mars/Base"], ["utc"], [""], ["UTC", "UTC+3"], [3], [None], {}),
 ]
+# Fields that make a valid mailing wrong, the field that the error names, and a part of its message.
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     *(({"datetime_start": wrong}, "datetime_start", TIMESTAMP_RULE) for wrong in NOT_TIMESTAMPS),
     *(({"datetime_end": wrong}, "datetime_end", TIMESTAMP_RULE) for wrong in NOT_TIMESTAMPS),
@@ -176,12 +181,11 @@ async def test_changing_to_an_invalid_value_is_refused_by_its_name(
 @pytest.mark.parametrize("name", LIST_ENTRIES)
 async def test_a_list_of_a_thousand_entries_is_accepted(api: httpx.AsyncClient, name: str) -> None:
     client_filter = {name: [LIST_ENTRIES[name]] * 1_000}
-    assert (await create_mailing(api, NEW | {"client_filter": client_filter}))[
-        "client_filter"
-    ] == client_filter
+    created = await create_mailing(api, NEW | {"client_filter": client_filter})
+    assert created["client_filter"] == client_filter
 
 
-async def test_a_longer_list_in_the_database_is_returned(
+async def test_a_list_in_the_database_that_is_longer_than_allowed_is_returned(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await create_mailing(api, NEW | {"client_filter": {"tags": ["vip"]}})
@@ -283,9 +287,9 @@ async def test_a_text_is_normalized_to_composed_characters(api: httpx.AsyncClien
 async def test_a_filter_compares_tags_without_case_and_is_returned_as_given(
     api: httpx.AsyncClient,
 ) -> None:
-    for n, tag in enumerate(("VIP", "vip", "Юг", "other")):
-        await api.post("/clients", json={"phone": f"7916000000{n}", "tag": tag})
-    for client_filter, count in (
+    for digit, tag in enumerate(("VIP", "vip", "Юг", "other")):
+        await api.post("/clients", json={"phone": f"7916000000{digit}", "tag": tag})
+    for client_filter, clients_count in (
         ("vIp", 2),
         (" ЮГ,Vip\u200b", 3),
         ({"tags": ["Vip", "юг"]}, 3),
@@ -293,6 +297,6 @@ async def test_a_filter_compares_tags_without_case_and_is_returned_as_given(
     ):
         created = await create_mailing(api, NEW | {"client_filter": client_filter})
         assert created["client_filter"] == client_filter
-        assert created["clients_count"] == count
+        assert created["clients_count"] == clients_count
     tags = [client["tag"] for client in (await api.get("/clients")).json()["results"]]
     assert tags == ["other", "Юг", "vip", "VIP"]

@@ -1,4 +1,4 @@
-"""Mailings over the API: deleted and unknown ones."""
+"""Mailings over the API: deleting them, and calls for those that do not exist."""
 
 import httpx
 import pytest
@@ -9,7 +9,7 @@ from tests.factories import begin, do, running
 
 from mailer.db.tables.mailing import mailing, mailing_counts
 from mailer.db.tables.message import message
-from mailer.mailing import transitions
+from mailer.mailing import purging
 
 
 @pytest.mark.usefixtures("clients")
@@ -21,7 +21,9 @@ async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
     created = await create_mailing(api, DUE)
     await begin(engine)
     address = f"/mailings/{created['id']}"
+
     answer = await api.delete(address)
+
     assert (answer.status_code, answer.content) == (204, b"")
     for method, path in (
         ("DELETE", address),
@@ -35,7 +37,7 @@ async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
     listed = (await api.get("/mailings")).json()
     assert [row["id"] for row in listed["results"]] == [other["id"]]
     assert [mailing.id for mailing in await running(engine)] == [other["id"]]
-    assert await do(engine, lambda db: transitions.purge(db, 100)) == 4
+    assert await do(engine, lambda db: purging.purge(db, 100)) == 4  # its messages
     async with engine.begin() as connection:
         rows = select(func.count()).where(message.c.mailing_id == created["id"])
         assert await connection.scalar(rows) == 0
@@ -45,7 +47,7 @@ async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
 
 
 @pytest.mark.parametrize("status", ["scheduled", "running", "paused", "finished", "cancelled"])
-async def test_a_mailing_can_be_deleted_in_every_state(
+async def test_a_mailing_can_be_deleted_in_every_status(
     api: httpx.AsyncClient, engine: AsyncEngine, status: str
 ) -> None:
     created = await create_mailing(api, NEW)

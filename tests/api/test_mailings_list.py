@@ -1,4 +1,7 @@
-"""Mailings over the API: pages of mailings and of their messages."""
+"""Mailings over the API: pages of mailings and of their messages, newest first.
+
+The fixture `clients` creates four clients, who have names for the tests: see `CLIENTS`.
+"""
 
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -26,16 +29,16 @@ from mailer.db.tables.mailing import mailing
 async def test_the_list_is_filtered_by_status(
     api: httpx.AsyncClient, engine: AsyncEngine, status: str
 ) -> None:
-    wanted, other = await create_mailing(api, NEW), await create_mailing(api, NEW)
+    requested, other = await create_mailing(api, NEW), await create_mailing(api, NEW)
     other_status = "running" if status == "scheduled" else "scheduled"
     async with engine.begin() as connection:
-        for row, value in ((wanted, status), (other, other_status)):
+        for row, value in ((requested, status), (other, other_status)):
             await connection.execute(
                 update(mailing).where(mailing.c.id == row["id"]).values(status=value)
             )
     page = (await api.get(f"/mailings?status={status}")).json()
     assert (page["count"], page["next"], page["previous"]) == (1, None, None)
-    assert [row["id"] for row in page["results"]] == [wanted["id"]]
+    assert [row["id"] for row in page["results"]] == [requested["id"]]
 
 
 @pytest.mark.parametrize(
@@ -85,24 +88,24 @@ async def test_all_invalid_parameters_are_named_in_one_response(api: httpx.Async
 async def test_links_between_pages_lead_through_all_mailings_and_back(
     api: httpx.AsyncClient,
 ) -> None:
-    created = [(await create_mailing(api, NEW))["id"] for _ in range(5)]
+    newest_first = [(await create_mailing(api, NEW))["id"] for _ in range(5)][::-1]
     first = (await api.get("/mailings?status=scheduled&limit=2")).json()
     second = (await api.get(first["next"])).json()
     third = (await api.get(second["next"])).json()
     pages = [first, second, third]
     assert [[row["id"] for row in page["results"]] for page in pages] == [
-        created[:2:-1],
-        created[2:0:-1],
-        created[:1],
+        newest_first[:2],
+        newest_first[2:4],
+        newest_first[4:],
     ]
     assert [page["count"] for page in pages] == [5, 5, 5]
     assert first["previous"] is None
     assert third["next"] is None
-    back = (await api.get(third["previous"])).json()
-    assert back["results"] == second["results"]
-    start = (await api.get(back["previous"])).json()
-    assert start["results"] == first["results"]
-    assert start["previous"] is None
+    second_again = (await api.get(third["previous"])).json()
+    assert second_again["results"] == second["results"]
+    first_again = (await api.get(second_again["previous"])).json()
+    assert first_again["results"] == first["results"]
+    assert first_again["previous"] is None
 
 
 # ---- messages -------------------------------------------------------------------------------
@@ -153,18 +156,18 @@ async def test_a_mailing_shows_its_newest_hundred_messages_and_pages_show_all(
     assert all(newer["id"] > older["id"] for newer, older in pairwise(everything["results"]))
     newest = (await api.get(address)).json()["mailing_messages"]
     assert newest == everything["results"][:100]
-    paged, page = [], (await api.get(f"{address}/messages?limit=40")).json()
-    paged += page["results"]
+    page = (await api.get(f"{address}/messages?limit=40")).json()
+    of_all_pages = page["results"]
     while page["next"]:
         page = (await api.get(page["next"])).json()
-        paged += page["results"]
-    assert paged == everything["results"]
+        of_all_pages += page["results"]
+    assert of_all_pages == everything["results"]
 
 
 async def test_messages_are_filtered_by_status_reason_and_client(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
-    await create_mailing(api, DUE)
+    await create_mailing(api, DUE)  # another mailing, whose messages must not be returned
     await begin(engine)
     created = await create_mailing(api, DUE)
     await begin(engine)

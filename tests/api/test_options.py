@@ -1,4 +1,4 @@
-"""OPTIONS requests."""
+"""A request with the method OPTIONS is answered with the methods that its path allows."""
 
 import httpx
 import pytest

@@ -1,4 +1,9 @@
-"""Retrying failed messages: which messages, when they are sent, and what ends a retry."""
+"""Retrying failed messages: which messages, when they are sent, and what ends a retry.
+
+A user requests a retry by a call of the API. The dispatcher then schedules the messages in chunks:
+`resend` does one chunk, and `advance` does all work. The fixture `clients` creates four clients:
+see `CLIENTS`.
+"""
 
 from datetime import UTC, datetime, time
 from typing import Any
@@ -27,18 +32,22 @@ from tests.factories import (
     value,
 )
 
-from mailer.mailing import transitions
+from mailer.mailing import finishing, purging
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 
 FAIL_PERMANENTLY = """
     UPDATE message SET status = 'undelivered', reason = 'attempts_exhausted', attempts = 8,
         last_failure = 'http_503', updated_at = now()"""
-WAITING = {"status": "scheduled", "reason": None, "last_failure": None, "attempts": 0}
+NEVER_TRIED = {"status": "scheduled", "reason": None, "last_failure": None, "attempts": 0}
+"""Fields of a message that was retried and is not claimed yet, as of a new one."""
 
 
 async def create_failed_mailing(api: httpx.AsyncClient, engine: AsyncEngine, count: int) -> int:
-    """Return a mailing finished before its end, all of whose messages failed permanently."""
+    """Create a mailing to all clients, `count` of them new, whose messages failed permanently.
+
+    The mailing has finished before its end. Return its id.
+    """
     await add_clients(engine, count)
     mailing_id: int = (await create_mailing(api, DUE))["id"]
     await begin(engine)
@@ -52,8 +61,8 @@ async def get_status(api: httpx.AsyncClient, mailing_id: int) -> str:
     return str((await api.get(f"/mailings/{mailing_id}")).json()["status"])
 
 
-async def get_counters(api: httpx.AsyncClient, mailing_id: int) -> dict[str, int]:
-    """Return the counters of a mailing that are not zero."""
+async def get_counts(api: httpx.AsyncClient, mailing_id: int) -> dict[str, int]:
+    """Return the counts of a mailing by status, without zeros."""
     mailing = (await api.get(f"/mailings/{mailing_id}")).json()
     assert sum(mailing[name] for name in COUNT_FIELDS) == mailing["clients_count"]
     return {name.removesuffix("_messages"): mailing[name] for name in COUNT_FIELDS if mailing[name]}
@@ -97,7 +106,7 @@ async def test_undelivered_and_unknown_messages_are_reset_and_the_others_stay(
     after = await messages_by_client(api, mailing_id)
     for client_id in to_retry:
         row = after[client_id]
-        assert row == before[client_id] | WAITING | {
+        assert row == before[client_id] | NEVER_TRIED | {
             "datetime_send": DUE["datetime_start"],  # due, not sent
             "updated_at": row["updated_at"],
         }
@@ -119,7 +128,7 @@ async def test_messages_of_deleted_clients_are_not_retried(
     await retry_mailing(api, mailing_id)
     await advance(engine)
 
-    assert await get_counters(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
+    assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
     assert (await messages_by_client(api, mailing_id))[erased] == before
     await execute(engine, "UPDATE message SET status = 'delivered' WHERE status = 'scheduled'")
     await advance(engine)
@@ -131,18 +140,18 @@ async def test_messages_that_fail_after_the_call_are_not_retried_by_it(
 ) -> None:
     mailing_id = await create_failed_mailing(api, engine, 3)
     await retry_mailing(api, mailing_id)
-    assert await resend(engine, 2)
+    assert await resend(engine, chunk=2)
     (claimed,) = await claim(engine, mailing_id)
     await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
 
     await advance(engine)
 
-    assert await get_counters(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
+    assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
     messages = {row["id"]: row for row in (await messages_by_client(api, mailing_id)).values()}
     assert messages[claimed.id]["reason"] == "rejected_400"
     await retry_mailing(api, mailing_id)
     await advance(engine)
-    assert await get_counters(api, mailing_id) == {"scheduled": 3}
+    assert await get_counts(api, mailing_id) == {"scheduled": 3}
 
 
 async def test_retrying_one_mailing_changes_no_other(
@@ -154,8 +163,8 @@ async def test_retrying_one_mailing_changes_no_other(
     await execute(engine, FAIL_PERMANENTLY)
     await retry_mailing(api, mailing_id)
     await advance(engine)
-    assert await get_counters(api, mailing_id) == {"scheduled": 2}
-    assert await get_counters(api, other) == {"undelivered": 2}
+    assert await get_counts(api, mailing_id) == {"scheduled": 2}
+    assert await get_counts(api, other) == {"undelivered": 2}
     assert await get_status(api, other) == "finished"
 
 
@@ -171,31 +180,31 @@ async def test_a_retried_mailing_runs_again_and_finishes_again(
     assert (await retry_mailing(api, mailing_id))["status"] == "running"
 
     # no message is scheduled yet, but the retry is not complete
-    assert await do(engine, transitions.finish) == []
+    assert await do(engine, finishing.finish) == []
     assert [mailing.id for mailing in await running(engine)] == [mailing_id]
     await advance(engine)
-    claimed = await claim(engine, mailing_id, 9)
+    claimed = await claim(engine, mailing_id, count=9)
     assert [message.attempts for message in claimed] == [1, 1, 1]
     sent_at = datetime.now(UTC)
     await finish(engine, *(MessageResult(c, "delivered", 1, sent_at=sent_at) for c in claimed))
     await advance(engine)
     assert await get_status(api, mailing_id) == "finished"
-    assert await get_counters(api, mailing_id) == {"delivered": 3}
+    assert await get_counts(api, mailing_id) == {"delivered": 3}
     assert await find_differences(engine) == []
 
 
 async def test_messages_are_retried_in_chunks(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     mailing_id = await create_failed_mailing(api, engine, 10)
     await retry_mailing(api, mailing_id)
-    for waiting in (5, 10):
-        assert await resend(engine, 5)
-        assert (await get_counters(api, mailing_id))["scheduled"] == waiting
-        assert await do(engine, transitions.finish) == []
+    for scheduled in (5, 10):
+        assert await resend(engine, chunk=5)
+        assert (await get_counts(api, mailing_id))["scheduled"] == scheduled
+        assert await do(engine, finishing.finish) == []
     await execute(engine, "UPDATE message SET status = 'delivered'")
-    assert await do(engine, transitions.finish) == []  # it is not known yet that none is left
-    assert await resend(engine, 5)
-    assert not await resend(engine, 5)
-    assert await do(engine, transitions.finish) == [(mailing_id, "finished")]
+    assert await do(engine, finishing.finish) == []  # it is not known yet that none is left
+    assert await resend(engine, chunk=5)  # finds no message, and ends the retry
+    assert not await resend(engine, chunk=5)
+    assert await do(engine, finishing.finish) == [(mailing_id, "finished")]
 
 
 async def test_a_second_call_extends_a_running_retry_to_messages_failed_since(
@@ -203,12 +212,12 @@ async def test_a_second_call_extends_a_running_retry_to_messages_failed_since(
 ) -> None:
     mailing_id = await create_failed_mailing(api, engine, 3)
     await retry_mailing(api, mailing_id)
-    await resend(engine, 2)
+    await resend(engine, chunk=2)
     (claimed,) = await claim(engine, mailing_id)
     await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
     await retry_mailing(api, mailing_id)
     await advance(engine)
-    assert await get_counters(api, mailing_id) == {"scheduled": 3}
+    assert await get_counts(api, mailing_id) == {"scheduled": 3}
 
 
 async def test_a_retried_paused_mailing_stays_paused(
@@ -220,8 +229,8 @@ async def test_a_retried_paused_mailing_stays_paused(
     await api.post(f"/mailings/{mailing_id}/pause")
     assert (await retry_mailing(api, mailing_id))["status"] == "paused"
     await advance(engine)
-    assert await get_counters(api, mailing_id) == {"scheduled": 4}
-    assert await claim(engine, mailing_id, 9) == []
+    assert await get_counts(api, mailing_id) == {"scheduled": 4}
+    assert await claim(engine, mailing_id, count=9) == []
 
 
 async def test_retried_messages_wait_for_the_sending_window(
@@ -230,8 +239,7 @@ async def test_retried_messages_wait_for_the_sending_window(
     await add_clients(engine, 1)
     (tokyo,) = await add_clients(engine, 1, time_zone="Asia/Tokyo")
     now = datetime.now(UTC)
-    opens = (now + 2 * HOUR).time().replace(second=0, microsecond=0)
-    closes = (now + 3 * HOUR).time().replace(second=0, microsecond=0)
+    opens, closes = (now + 2 * HOUR).time(), (now + 3 * HOUR).time()
     window = {
         "send_interval_time_start": f"{opens:%H:%M}",
         "send_interval_time_end": f"{closes:%H:%M}",
@@ -248,9 +256,9 @@ async def test_retried_messages_wait_for_the_sending_window(
         due_at = datetime.fromisoformat(row["datetime_send"])
         offset = 9 * HOUR if client_id == tokyo else 0 * HOUR
         assert (due_at + offset).time() == time(opens.hour, opens.minute)
-        assert now < due_at < now + 25 * HOUR
+        assert now < due_at < now + 25 * HOUR  # within a day, and the time that the test takes
         assert row["status"] == "scheduled"
-    assert await claim(engine, mailing_id, 9) == []
+    assert await claim(engine, mailing_id, count=9) == []
 
 
 async def test_messages_without_a_sending_window_before_the_end_are_not_retried(
@@ -274,33 +282,34 @@ async def test_messages_without_a_sending_window_before_the_end_are_not_retried(
     assert await get_status(api, mailing_id) == "finished"
 
 
-async def test_a_small_retry_does_not_wait_for_a_large_one(
+async def test_a_retry_does_not_wait_until_an_earlier_one_is_complete(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    large, small = (
-        await create_failed_mailing(api, engine, 5),
-        await create_failed_mailing(api, engine, 0),
-    )
-    await retry_mailing(api, large)
-    assert await resend(engine, 2)
-    await retry_mailing(api, small)
-    assert await resend(engine, 2)
-    assert await get_counters(api, large) == {"scheduled": 2, "undelivered": 3}
-    assert await get_counters(api, small) == {"scheduled": 2, "undelivered": 3}
-    while await resend(engine, 2):
+    first = await create_failed_mailing(api, engine, 5)
+    second = await create_failed_mailing(api, engine, 0)  # to the same clients
+    await retry_mailing(api, first)
+    assert await resend(engine, chunk=2)
+
+    await retry_mailing(api, second)
+
+    assert await resend(engine, chunk=2)  # of the second one, which has none scheduled yet
+    for mailing_id in (first, second):
+        assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 3}
+    while await resend(engine, chunk=2):
         pass
-    assert await get_counters(api, large) == await get_counters(api, small) == {"scheduled": 5}
+    for mailing_id in (first, second):
+        assert await get_counts(api, mailing_id) == {"scheduled": 5}
 
 
 # ---- what ends a retry ----------------------------------------------------------------------
 
 
 async def create_half_retried_mailing(api: httpx.AsyncClient, engine: AsyncEngine) -> int:
-    """Return a mailing with five messages to retry, two of which are scheduled already."""
+    """Create a mailing with five messages to retry, two of which are scheduled already."""
     mailing_id = await create_failed_mailing(api, engine, 5)
     await retry_mailing(api, mailing_id)
-    assert await resend(engine, 2)
-    assert await get_counters(api, mailing_id) == {"scheduled": 2, "undelivered": 3}
+    assert await resend(engine, chunk=2)
+    assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 3}
     return mailing_id
 
 
@@ -309,9 +318,9 @@ async def test_cancelling_the_mailing_ends_a_running_retry(
 ) -> None:
     mailing_id = await create_half_retried_mailing(api, engine)
     await api.post(f"/mailings/{mailing_id}/cancel")
-    assert not await resend(engine, 2)
+    assert not await resend(engine, chunk=2)
     await advance(engine)
-    assert await get_counters(api, mailing_id) == {"cancelled": 2, "undelivered": 3}
+    assert await get_counts(api, mailing_id) == {"cancelled": 2, "undelivered": 3}
     reasons = "SELECT array_agg(DISTINCT reason ORDER BY reason) FROM message"
     assert await value(engine, reasons) == ["attempts_exhausted", "mailing_cancelled"]
     assert await get_status(api, mailing_id) == "cancelled"
@@ -323,8 +332,8 @@ async def test_deleting_the_mailing_ends_a_running_retry(
 ) -> None:
     mailing_id = await create_half_retried_mailing(api, engine)
     await api.delete(f"/mailings/{mailing_id}")
-    assert not await resend(engine, 2)
-    assert await do(engine, lambda db: transitions.purge(db, 100)) == 5
+    assert not await resend(engine, chunk=2)
+    assert await do(engine, lambda db: purging.purge(db, 100)) == 5
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 
@@ -334,7 +343,7 @@ async def test_a_running_retry_leaves_no_message_scheduled_at_the_mailings_end(
     mailing_id = await create_half_retried_mailing(api, engine)
     await execute(engine, "UPDATE mailing SET datetime_end = now()")
     await advance(engine, chunk=2)
-    assert (await get_counters(api, mailing_id)).keys() <= {"cancelled", "undelivered"}
+    assert (await get_counts(api, mailing_id)).keys() <= {"cancelled", "undelivered"}
     assert await get_status(api, mailing_id) == "finished"
     assert await value(engine, "SELECT retry_before FROM mailing") is None
     assert await find_differences(engine) == []
@@ -348,7 +357,7 @@ async def test_a_running_retry_continues_while_the_mailing_is_paused_and_replann
     later = {"datetime_end": "2050-01-01T00:00:00Z"}
     await api.patch(f"/mailings/{mailing_id}", json=later)
     await advance(engine, chunk=2)
-    assert await get_counters(api, mailing_id) == {"scheduled": 5}
+    assert await get_counts(api, mailing_id) == {"scheduled": 5}
     assert await get_status(api, mailing_id) == "paused"
 
 

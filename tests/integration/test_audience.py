@@ -1,4 +1,4 @@
-"""Enqueueing audiences in chunks, and replanning after a change of the filter."""
+"""An audience is enqueued in chunks; replanning waits until no worker sends for the mailing."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -19,31 +19,38 @@ from tests.factories import (
 )
 
 from mailer.db.engine import asyncpg_connection
-from mailer.mailing import audience, replanning, transitions
-from mailer.mailing.audience import ENQUEUE_BATCH, FIRST_BATCH
+from mailer.mailing import enqueuing, replanning, starting
+from mailer.mailing.enqueuing import ENQUEUE_BATCH, FIRST_BATCH
 from mailer.message import store as messages
-from mailer.message.model import MessageResult
+from mailer.message.model import ClaimedMessage, MessageResult
 
 MANY = 6_000
+"""Clients of an audience that takes at least three chunks."""
 LEASE = timedelta(seconds=60)
 
 
+async def add_many_clients(engine: AsyncEngine) -> None:
+    """Create `MANY` clients in two time zones."""
+    await add_clients(engine, MANY // 2)
+    await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
+
+
 async def start_mailing(engine: AsyncEngine) -> None:
-    """Start a mailing to all clients without enqueueing its audience."""
+    """Start a mailing to all clients without enqueuing its audience."""
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
-    assert await do(engine, transitions.start_due)
+    assert await do(engine, starting.start_due)
 
 
 async def add_mailing_with_message(engine: AsyncEngine) -> int:
-    """Return a running mailing with one message, which a change of the filter can cancel."""
+    """Create a running mailing with one scheduled message; return the mailing's id."""
     mailing_id = await add_mailing(engine, clients=1, start=datetime.now(UTC))
     await add_messages(engine, mailing_id, await add_clients(engine, 1), "scheduled")
     await execute(engine, "UPDATE mailing SET audience_until = 1, audience_cursor = 1")
     return mailing_id
 
 
-async def change_filter(engine: AsyncEngine) -> None:
-    """Change the filter as the service does, to one that matches no client."""
+async def exclude_everybody(engine: AsyncEngine) -> None:
+    """Change the filter to one that matches no client, as the service does."""
     await execute(
         engine,
         "UPDATE mailing SET client_filter = '\"999\"', audience_cursor = 0, is_replanning = true,"
@@ -52,14 +59,14 @@ async def change_filter(engine: AsyncEngine) -> None:
 
 
 async def message_state(engine: AsyncEngine) -> str:
+    """Return the status and the reason of the only message, separated by a blank."""
     query = "SELECT concat_ws(' ', status, reason) FROM message"
     return str(await value(engine, query))
 
 
 async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> None:
-    assert FIRST_BATCH + ENQUEUE_BATCH < MANY
-    await add_clients(engine, MANY // 2)
-    await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
+    assert FIRST_BATCH + ENQUEUE_BATCH < MANY  # at least three chunks
+    await add_many_clients(engine)
     await start_mailing(engine)
 
     await enqueue_and_replan(engine)
@@ -71,23 +78,21 @@ async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> Non
 
 
 async def test_the_first_chunk_is_small_so_that_sending_starts_early(engine: AsyncEngine) -> None:
-    await add_clients(engine, MANY // 2)
-    await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
+    await add_many_clients(engine)
     await start_mailing(engine)
 
-    await do(engine, audience.enqueue_chunk)
+    await do(engine, enqueuing.enqueue_chunk)
 
     assert await value(engine, "SELECT count(*) FROM message") == FIRST_BATCH
 
 
 async def test_a_rolled_back_chunk_is_enqueued_again(engine: AsyncEngine) -> None:
-    await add_clients(engine, MANY // 2)
-    await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
+    await add_many_clients(engine)
     await start_mailing(engine)
-    await do(engine, audience.enqueue_chunk)
-    async with engine.connect() as connection:
-        assert await audience.enqueue_chunk(connection)
-        await connection.rollback()
+    await do(engine, enqueuing.enqueue_chunk)
+    async with engine.connect() as crashing:
+        assert await enqueuing.enqueue_chunk(crashing)
+        await crashing.rollback()
     assert await value(engine, "SELECT audience_cursor FROM mailing") == FIRST_BATCH
     assert await value(engine, "SELECT count(*) FROM message") == FIRST_BATCH
 
@@ -124,8 +129,7 @@ async def test_clients_count_is_exact_when_clients_are_erased_before_they_are_en
 
 
 async def test_two_workers_never_enqueue_the_same_chunk(engine: AsyncEngine) -> None:
-    await add_clients(engine, MANY // 2)
-    await add_clients(engine, MANY // 2, time_zone="Asia/Tokyo")
+    await add_many_clients(engine)
     await start_mailing(engine)
 
     await asyncio.gather(enqueue_and_replan(engine), enqueue_and_replan(engine))
@@ -139,8 +143,8 @@ async def test_replanning_waits_until_every_worker_has_applied_the_stop(
     engine: AsyncEngine,
 ) -> None:
     await add_mailing_with_message(engine)
-    await change_filter(engine)
-    async with behind_all_stops(engine):
+    await exclude_everybody(engine)
+    async with behind_all_stops(engine):  # a worker that has not applied the stop yet
         replan = asyncio.create_task(do(engine, replanning.replan_chunk))
         await asyncio.wait({replan}, timeout=0.3)
         assert await message_state(engine) == "scheduled"
@@ -152,7 +156,9 @@ async def test_replanning_waits_until_every_worker_has_applied_the_stop(
     assert not await value(engine, "SELECT is_replanning FROM mailing")
 
 
-async def test_an_audience_is_enqueued_while_workers_send(engine: AsyncEngine) -> None:
+async def test_enqueuing_does_not_wait_until_workers_have_applied_a_stop(
+    engine: AsyncEngine,
+) -> None:
     await add_clients(engine, 2)
     await start_mailing(engine)
     async with behind_all_stops(engine), asyncio.timeout(EVENT_TIMEOUT):
@@ -168,7 +174,7 @@ async def test_replanning_waits_for_messages_in_flight(engine: AsyncEngine) -> N
         (claim,) = await messages.claim(
             sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
         )
-        await change_filter(engine)
+        await exclude_everybody(engine)
         await enqueue_and_replan(engine)
         assert await message_state(engine) == "sending"
         assert await value(engine, "SELECT is_replanning FROM mailing")
@@ -184,11 +190,11 @@ async def test_replanning_waits_for_a_claim_that_is_not_committed_yet(engine: As
     async with engine.connect() as pooled:
         sender = await asyncpg_connection(pooled)
         async with sender.transaction():
-            await sender.execute(HOLD_STOP_LOCK.text)
+            await sender.execute(HOLD_STOP_LOCK.text)  # it has not applied the stop yet
             (claim,) = await messages.claim(
                 sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
             )
-            await change_filter(engine)
+            await exclude_everybody(engine)
             replan = asyncio.create_task(enqueue_and_replan(engine))
             await asyncio.wait({replan}, timeout=0.3)
         await replan
@@ -204,32 +210,33 @@ async def test_messages_of_a_mailing_being_replanned_are_not_claimed(
     engine: AsyncEngine,
 ) -> None:
     mailing_id, owner = await add_mailing_with_message(engine), uuid4()
-    await change_filter(engine)
-    async with engine.connect() as pooled, engine.connect() as other:
+    await exclude_everybody(engine)
+    async with engine.connect() as pooled, engine.connect() as replanner:
         sender = await asyncpg_connection(pooled)
-        assert (
-            await messages.claim(sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE) == []
-        )
 
-        assert await replanning.replan_chunk(other)  # not committed yet
-        async with asyncio.timeout(EVENT_TIMEOUT):
-            assert (
-                await messages.claim(sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE)
-                == []
+        async def claim_one() -> list[ClaimedMessage]:
+            return await messages.claim(
+                sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
             )
-        await other.commit()
-        assert (
-            await messages.claim(sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE) == []
-        )
+
+        assert await claim_one() == []  # before it is replanned
+
+        assert await replanning.replan_chunk(replanner)
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            assert await claim_one() == []  # while it is replanned
+        await replanner.commit()
+
+        assert await claim_one() == []  # its only message is cancelled now
 
 
 async def test_a_waiting_replan_delays_no_other_mailing(engine: AsyncEngine) -> None:
     await add_mailing_with_message(engine)
-    await change_filter(engine)
-    await start_mailing(engine)
-    async with engine.connect() as pooled:
-        sender = await asyncpg_connection(pooled)
-        async with sender.transaction(), asyncio.timeout(EVENT_TIMEOUT):
-            await sender.execute(HOLD_STOP_LOCK.text)
-            await enqueue_and_replan(engine)
-            assert await value(engine, "SELECT count(*) FROM message") == 2
+    await exclude_everybody(engine)
+    await start_mailing(engine)  # another mailing, to the same client
+    async with behind_all_stops(engine), asyncio.timeout(EVENT_TIMEOUT):
+        await enqueue_and_replan(engine)
+
+    messages_by_mailing = """
+        SELECT array_agg(messages) FROM (
+            SELECT count(*) AS messages FROM message GROUP BY mailing_id) AS counted"""
+    assert await value(engine, messages_by_mailing) == [1, 1]

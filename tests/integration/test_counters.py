@@ -21,7 +21,7 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
-from mailer.mailing import audience, downsampling, service, transitions
+from mailer.mailing import audience, downsampling, purging, service
 from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
@@ -172,7 +172,7 @@ async def test_a_deleted_mailing_leaves_no_counters(engine: AsyncEngine) -> None
     await merge_deltas(engine)
     await service.delete(engine, mailing_id, COMMAND_LINE)
     for _ in range(2):
-        await do(engine, lambda db: transitions.purge(db, chunk=100))
+        await do(engine, lambda db: purging.purge(db, chunk=100))
     assert await value(engine, "SELECT count(*) FROM message_count") == 0
     assert await value(engine, COUNT_DELTAS) == 0
 

@@ -1,8 +1,11 @@
-"""Audience filters in PostgreSQL, compared with a literal implementation of the contract."""
+"""Filters of mailings in PostgreSQL, compared with the rules of the contract, written in Python.
 
-import re
+The contract says which clients a filter matches: section 3. `CLIENTS` are in the database. For
+filters that Hypothesis generates, the SQL must find the same of them as `matches_contract`.
+"""
+
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -14,15 +17,18 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.examples import thorough
 
-from mailer.client import segment_counts as clients
+from mailer.client import segment_counts
 from mailer.client.model import tag_columns
 from mailer.db.tables.client import client
-from mailer.mailing import audience, small_audiences
-from mailer.mailing.model import ClientFilter, NewMailing
+from mailer.mailing import audience, combined_filters
+from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.model import NewMailing
 from mailer.text import clean_label
 from mailer.validation import check
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+MERGE_ALL = 10**6
+"""More deltas of segment counts than there are."""
 CODES = ("000", "007", "700", "912", "916", "999")
 TAGS = (
     *("vip", "VIP", "vi", "vip2", " vip", "vip ", "v ip", "vip,gold", ",", "gold", "912", "91"),
@@ -30,10 +36,12 @@ TAGS = (
     *("é", "e\u0301", "ß", "SS", "ﬁ", "fi", "вип", "ВИП", "😀", "\u00a0", "vip\u200b", "a" * 64),
 )
 ZONES = ("UTC", "Etc/UTC", "Europe/Moscow", "Asia/Tokyo")
+ERASED = {"deleted_at": NOON, "phone": None, "tag": None, "tag_written": None}
+"""Columns of a client who is erased."""
 
 
 class FakeClient(NamedTuple):
-    """The attributes of a client that filters use."""
+    """The fields of a client that a filter can ask for."""
 
     operator_code: str
     tag: str | None
@@ -41,16 +49,21 @@ class FakeClient(NamedTuple):
 
 
 CLIENTS = [
-    FakeClient(code, tag, ZONES[(i + j) % len(ZONES)])
-    for i, code in enumerate(CODES)
-    for j, tag in enumerate((None, *map(clean_label, TAGS)))
-    if tag != ""
-] + [FakeClient(code, tag, zone) for code in CODES[:2] for tag in (None, "vip") for zone in ZONES]
+    # every code with every tag
+    *(
+        FakeClient(code, tag, ZONES[(i + j) % len(ZONES)])
+        for i, code in enumerate(CODES)
+        for j, tag in enumerate((None, *map(clean_label, TAGS)))
+        if tag != ""
+    ),
+    # some codes and tags with every time zone
+    *(FakeClient(code, tag, zone) for code in CODES[:2] for tag in (None, "vip") for zone in ZONES),
+]
 
 
 @pytest.fixture(scope="module")
 async def connection(shared_engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection to a database with `CLIENTS`; the ids start at 1."""
+    """A connection whose open transaction contains `CLIENTS`, with ids from 1 on."""
     rows = [
         {"phone": f"79{number:09}", **fake._asdict(), **tag_columns(fake.tag)}
         for number, fake in enumerate(CLIENTS)
@@ -61,28 +74,24 @@ async def connection(shared_engine: AsyncEngine) -> AsyncIterator[AsyncConnectio
 
 
 def matches_contract(client_filter: Any, fake: FakeClient) -> bool:
-    """Apply section 3 of the contract literally to a filter."""
+    """Return whether a client matches a filter, which is JSON, by section 3 of the contract."""
     if client_filter is None:
         return True
     if isinstance(client_filter, str):
-        for part in re.split(",", client_filter):
-            while part and part[0].isspace():
-                part = part[1:]  # noqa: PLW2901  # trimmed one by one
-            while part and part[-1].isspace():
-                part = part[:-1]  # noqa: PLW2901  # the same
-            if part and (part == fake.operator_code or equals_tag(part, fake.tag)):
-                return True
-        return False
-    is_in = {
-        "operator_codes": lambda: fake.operator_code in client_filter["operator_codes"],
-        "tags": lambda: any(equals_tag(tag, fake.tag) for tag in client_filter["tags"]),
-        "time_zones": lambda: fake.time_zone in client_filter["time_zones"],
+        terms = [part.strip() for part in client_filter.split(",")]
+        return any(
+            term == fake.operator_code or equals_tag(term, fake.tag) for term in terms if term
+        )
+    is_in_list: dict[str, Callable[[list[str]], bool]] = {
+        "operator_codes": lambda codes: fake.operator_code in codes,
+        "tags": lambda tags: any(equals_tag(tag, fake.tag) for tag in tags),
+        "time_zones": lambda zones: fake.time_zone in zones,
     }
-    return not any(not is_in[name]() for name in client_filter)
+    return all(is_in_list[name](entries) for name, entries in client_filter.items())
 
 
 def equals_tag(term: str, tag: str | None) -> bool:
-    """Compare a tag of a filter with a client's, ignoring case and invisible characters."""
+    """Return whether a term and a client's tag differ only in case and invisible characters."""
     return tag is not None and fold(clean_label(term)) == fold(tag)
 
 
@@ -91,7 +100,7 @@ def fold(text: str) -> str:
 
 
 def store_and_read(client_filter: Any) -> ClientFilter:
-    """Return a filter after validation in a new mailing, storage and reading."""
+    """Return a filter, given as JSON, as the program has it after it was validated and stored."""
     mailing = {
         "datetime_start": "2026-03-05T00:00:00Z",
         "datetime_end": "2026-03-06T00:00:00Z",
@@ -111,12 +120,15 @@ async def query_matching_ids(connection: AsyncConnection, client_filter: ClientF
 
 
 def expected_ids(client_filter: Any) -> set[int]:
+    """Return the ids of the clients in `CLIENTS` whom a filter matches by the contract."""
     return {
         number
         for number, fake in enumerate(CLIENTS, start=1)
         if matches_contract(client_filter, fake)
     }
 
+
+# ---- strategies: which filters Hypothesis generates -----------------------------------------
 
 codes = st.sampled_from(CODES) | st.from_regex(r"[0-9]{3}", fullmatch=True)
 tags = st.sampled_from(TAGS) | st.text(
@@ -166,13 +178,13 @@ async def test_a_filter_matches_as_the_contract_says(
 async def test_filters_counted_together_match_as_many_as_each_alone(
     connection: AsyncConnection, filters: list[Any]
 ) -> None:
-    combined = small_audiences.Filters()
+    combined = combined_filters.CombinedFilters()
     numbers = [combined.add(msgspec.to_builtins(store_and_read(each))) for each in filters]
 
-    counts = await small_audiences.count(connection, combined)
+    counts = await combined_filters.count(connection, combined)
 
-    matching = [counts.get(number, 0) for number in numbers]
-    assert matching == [len(expected_ids(each)) for each in filters]
+    counts_by_filter = [counts.get(number, 0) for number in numbers]
+    assert counts_by_filter == [len(expected_ids(each)) for each in filters]
 
 
 @thorough
@@ -186,15 +198,17 @@ async def test_a_sample_has_the_requested_number_of_matching_clients(
     sample = await audience.sample(connection, store_and_read(client_filter), size)
 
     ids = {client.id for client in sample}
-    assert ids <= expected_ids(client_filter)
-    assert len(ids) == len(sample) == min(size, len(expected_ids(client_filter)))
+    matching_ids = expected_ids(client_filter)
+    assert ids <= matching_ids
+    assert len(ids) == len(sample) == min(size, len(matching_ids))
 
 
 async def test_a_sample_covers_as_many_segments_as_possible(connection: AsyncConnection) -> None:
     async with connection.begin_nested() as trial:
-        await clients.merge_deltas(connection, 10**6)
+        await segment_counts.merge_deltas(connection, MERGE_ALL)
         sample = await audience.sample(connection, store_and_read({"operator_codes": ["000"]}), 10)
-        assert len({(sampled.tag, sampled.time_zone) for sampled in sample}) == 10
+        segments = {(sampled.tag, sampled.time_zone) for sampled in sample}
+        assert len(segments) == 10
         await trial.rollback()
 
 
@@ -203,11 +217,9 @@ async def test_a_sample_has_no_erased_client_after_deltas_are_merged(
 ) -> None:
     client_filter = store_and_read({"operator_codes": ["000"], "tags": ["vip"]})
     async with connection.begin_nested() as trial:
-        await clients.merge_deltas(connection, 10**6)
+        await segment_counts.merge_deltas(connection, MERGE_ALL)
         before = await audience.sample(connection, client_filter, 50)
-        erased = {"deleted_at": NOON, "phone": None, "tag": None, "tag_written": None}
-        update = client.update().where(client.c.id == before[0].id)
-        await connection.execute(update.values(erased))
+        await connection.execute(client.update().where(client.c.id == before[0].id).values(ERASED))
         after = await audience.sample(connection, client_filter, 50)
         assert {sampled.id for sampled in after} == {sampled.id for sampled in before[1:]}
         await trial.rollback()
@@ -217,10 +229,10 @@ async def test_erased_clients_are_not_counted_in_an_audience(
     connection: AsyncConnection,
 ) -> None:
     async with connection.begin_nested() as trial:
-        update = client.update().where(client.c.id % 2 == 0)
-        erased = {"deleted_at": NOON, "phone": None, "tag": None, "tag_written": None}
-        await connection.execute(update.values(erased))
+        has_even_id = client.c.id % 2 == 0
+        await connection.execute(client.update().where(has_even_id).values(ERASED))
         for client_filter in (None, "912, vip", {"operator_codes": ["000"], "time_zones": ["UTC"]}):
             counted = await audience.count(connection, store_and_read(client_filter))
-            assert counted == sum(number % 2 for number in expected_ids(client_filter)) > 0
+            with_odd_id = [number for number in expected_ids(client_filter) if number % 2 == 1]
+            assert counted == len(with_odd_id) > 0
         await trial.rollback()

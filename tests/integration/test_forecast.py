@@ -27,8 +27,9 @@ from mailer.admin.system import overview
 from mailer.forecast import service as forecast
 from mailer.forecast.model import Shortfall
 from mailer.gateway.throughput import ThroughputEstimate
-from mailer.mailing import audience, service, store, transitions
-from mailer.mailing.model import AudienceLists, MailingChange, MailingNotFoundError, NewMailing
+from mailer.mailing import enqueuing, service, starting, store
+from mailer.mailing.client_filter import AudienceLists
+from mailer.mailing.model import MailingChange, MailingNotFoundError, NewMailing
 from mailer.statistics import service as statistics
 
 IDLE_CHECKS = 20
@@ -146,18 +147,18 @@ async def test_the_forecast_of_a_running_mailing_counts_its_waiting_messages(
     assert is_after(expected.done_at, 100 + 20, now)
 
 
-async def test_the_forecast_during_enqueueing_counts_all_clients_without_an_outcome(
+async def test_the_forecast_during_enqueuing_counts_all_clients_without_an_outcome(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 2_000, "916", "Europe/Moscow")
     await add_clients(engine, 4_000, "916", "UTC")
     draft = create_draft()
     await service.create(engine, draft, COMMAND_LINE)
-    [mailing_id] = await do(engine, transitions.start_due)
+    [mailing_id] = await do(engine, starting.start_due)
     assert mailing_id is not None
     # the first chunk has 500 clients, the second one 5,000; of each, 250 messages are delivered
     for reached in (250, 500):
-        await do(engine, audience.enqueue_chunk)
+        await do(engine, enqueuing.enqueue_chunk)
         await execute(
             engine,
             """

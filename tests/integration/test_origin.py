@@ -27,7 +27,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db import origin
 from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
-from mailer.mailing import audience, restore, transitions
+from mailer.mailing import enqueuing, restore, starting
 from mailer.mailing.restore import NotHeldError
 from mailer.mailing.skipped import SkippedMailings
 from mailer.validation import MAX_ID
@@ -110,11 +110,11 @@ async def test_an_audience_is_enqueued_although_a_server_restart_is_not_recorded
 ) -> None:
     await add_clients(engine, 2)
     await add_mailing(engine, status="scheduled")
-    await do(engine, transitions.start_due)
+    await do(engine, starting.start_due)
     await move(engine, NEW_SERVER_START)
     skipped = SkippedMailings()
 
-    chunk = await do(engine, lambda db: audience.enqueue_chunk(db, "lowest_cursor", skipped))
+    chunk = await do(engine, lambda db: enqueuing.enqueue_chunk(db, "lowest_cursor", skipped))
 
     assert chunk is not None
     assert chunk.is_last

@@ -27,7 +27,7 @@ from tests.factories import (
 from mailer.access.model import COMMAND_LINE
 from mailer.daily_report.report import daily_report
 from mailer.errors import ConflictError
-from mailer.mailing import downsampling, service, transitions
+from mailer.mailing import downsampling, finishing, purging, service
 from mailer.message import counters
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
@@ -65,7 +65,7 @@ async def sum_of_reports(engine: AsyncEngine, zone: str, first: date, last: date
 
 async def purge(engine: AsyncEngine) -> None:
     for _ in range(3):
-        await do(engine, lambda db: transitions.purge(db, 1_000))
+        await do(engine, lambda db: purging.purge(db, 1_000))
 
 
 @pytest.mark.parametrize("ends_at", [timedelta(), timedelta(seconds=-6), timedelta(seconds=6)])
@@ -234,10 +234,10 @@ class Operator:
         chunk = self._random.randrange(1, 40)
         steps: tuple[Callable[[AsyncConnection], Awaitable[object]], ...] = (
             lambda db: counters.merge_deltas(db, chunk),
-            lambda db: transitions.purge(db, 3),
-            lambda db: transitions.delete_expired_messages(db, 1, 3),
-            lambda db: transitions.end_scheduled_messages(db, 5),
-            transitions.finish,
+            lambda db: purging.purge(db, 3),
+            lambda db: purging.delete_expired_messages(db, 1, 3),
+            lambda db: finishing.end_scheduled_messages(db, 5),
+            finishing.finish,
             downsampling.downsample,
         )
         await do(self._engine, self._random.choice(steps))

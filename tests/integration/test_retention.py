@@ -1,4 +1,4 @@
-"""Retention: messages of mailings that ended long ago are deleted; counters stay."""
+"""Messages of a mailing are deleted after its retention period, here 30 days; counters stay."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -18,19 +18,23 @@ from tests.factories import (
 )
 
 from mailer.dispatch.schedule import JobLimits, jobs
-from mailer.mailing import store, transitions
+from mailer.mailing import purging, store
 from mailer.mailing.model import Mailing
 from mailer.settings import Settings
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
 
+RETENTION_DAYS = 30
 COUNT_MESSAGES = "SELECT count(*) FROM message"
 
 
 async def add_ended_mailing(
     engine: AsyncEngine, *, ago: timedelta, status: str = "finished"
 ) -> int:
-    """Add a mailing of ten messages that ended `ago`; return its id."""
+    """Add a mailing of ten messages that ended `ago`; return its id.
+
+    Its counters changed for the last time at its end.
+    """
     clients = await add_clients(engine, 10)
     end = datetime.now(UTC) - ago
     mailing_id = await add_mailing(engine, clients=10, start=end - HOUR, lasts=HOUR)
@@ -42,7 +46,8 @@ async def add_ended_mailing(
 
 
 async def delete_expired(engine: AsyncEngine, chunk: int = 100) -> int:
-    return await do(engine, lambda db: transitions.delete_expired_messages(db, 30, chunk))
+    """Delete up to `chunk` messages of one mailing past its retention period; return how many."""
+    return await do(engine, lambda db: purging.delete_expired_messages(db, RETENTION_DAYS, chunk))
 
 
 async def get_mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:
@@ -55,13 +60,15 @@ async def test_messages_are_deleted_in_batches_and_counters_stay(
     engine: AsyncEngine, status: str
 ) -> None:
     old = await add_ended_mailing(engine, ago=31 * DAY, status=status)
-    before = await get_mailing(engine, old), await statistics.of_mailing(engine, old)
+    mailing_before = await get_mailing(engine, old)
+    statistics_before = await statistics.of_mailing(engine, old)
 
-    assert [await delete_expired(engine, chunk=4) for _ in range(4)] == [4, 4, 2, 0]
+    deleted_per_call = [await delete_expired(engine, chunk=4) for _ in range(4)]
 
-    after = await get_mailing(engine, old), await statistics.of_mailing(engine, old)
-    assert after[0] == msgspec.structs.replace(before[0], created_messages=0)
-    assert after[1] == before[1]
+    assert deleted_per_call == [4, 4, 2, 0]
+    mailing_without_messages = msgspec.structs.replace(mailing_before, created_messages=0)
+    assert await get_mailing(engine, old) == mailing_without_messages
+    assert await statistics.of_mailing(engine, old) == statistics_before
     assert await value(engine, COUNT_MESSAGES) == 0
     assert await find_differences(engine) == []
 
@@ -113,19 +120,17 @@ async def test_messages_of_a_running_mailing_are_never_deleted(engine: AsyncEngi
 async def test_the_mailing_whose_retention_ended_first_is_deleted_first(
     engine: AsyncEngine,
 ) -> None:
-    later, first = (
-        await add_ended_mailing(engine, ago=31 * DAY),
-        await add_ended_mailing(engine, ago=33 * DAY),
-    )
+    later = await add_ended_mailing(engine, ago=31 * DAY)
+    first = await add_ended_mailing(engine, ago=33 * DAY)
+
     assert await delete_expired(engine, chunk=4) == 4
-    remaining = "SELECT count(*) FROM message WHERE mailing_id = "
-    assert (
-        await value(engine, f"{remaining}{first}"),
-        await value(engine, f"{remaining}{later}"),
-    ) == (6, 10)
+
+    count_of_mailing = f"{COUNT_MESSAGES} WHERE mailing_id = "
+    assert await value(engine, f"{count_of_mailing}{first}") == 10 - 4
+    assert await value(engine, f"{count_of_mailing}{later}") == 10
 
 
-def test_without_the_setting_nothing_is_deleted(engine: AsyncEngine) -> None:
+def test_only_with_the_setting_a_periodic_job_deletes_messages(engine: AsyncEngine) -> None:
     def job_names(**values: int) -> set[str]:
         settings = Settings(data_dir="/nowhere", **values)  # type: ignore[arg-type]  # values of one type
         return {job.name for job in jobs(engine, JobLimits.of(settings), None)}

@@ -14,7 +14,7 @@ from mailer.db.engine import asyncpg_connection
 from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.running_mailings import RunningMailings
-from mailer.mailing import transitions
+from mailer.mailing import tracking
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def reader(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def snapshot(reader: asyncpg.Connection) -> str:
-    return (await transitions.database_now(reader))[1]
+    return (await tracking.database_now(reader))[1]
 
 
 async def test_only_changed_mailings_are_read(
@@ -33,13 +33,13 @@ async def test_only_changed_mailings_are_read(
 ) -> None:
     unchanged, changed_id, deleted = [await add_due_messages(engine, 0) for _ in range(3)]
     before = await snapshot(reader)
-    assert await transitions.read_changed(reader, before) == {}
+    assert await tracking.read_changed(reader, before) == {}
 
     await execute(engine, f"UPDATE mailing SET text = 'New' WHERE id = {changed_id}")  # noqa: S608  # values of the test
     await execute(engine, f"UPDATE mailing SET deleted_at = now() WHERE id = {deleted}")  # noqa: S608  # values of the test
     created = await add_mailing(engine)
 
-    mailings = await transitions.read_changed(reader, before)
+    mailings = await tracking.read_changed(reader, before)
     assert mailings.keys() == {changed_id, deleted, created}
     assert unchanged not in mailings
     assert mailings[deleted] is None
@@ -57,10 +57,10 @@ async def test_a_change_committed_late_is_read_later(
         await connection.execute(pause, {"id": late})
         first = await snapshot(reader)
         await execute(engine, f"UPDATE mailing SET text = 'New' WHERE id = {early}")  # noqa: S608  # values of the test
-        assert (await transitions.read_changed(reader, first)).keys() == {early}
+        assert (await tracking.read_changed(reader, first)).keys() == {early}
         second = await snapshot(reader)
-    assert (await transitions.read_changed(reader, second)).keys() == {late}
-    assert await transitions.read_changed(reader, await snapshot(reader)) == {}
+    assert (await tracking.read_changed(reader, second)).keys() == {late}
+    assert await tracking.read_changed(reader, await snapshot(reader)) == {}
 
 
 async def test_rows_from_another_server_do_not_count_as_changes(
@@ -74,9 +74,9 @@ async def test_rows_from_another_server_do_not_count_as_changes(
         "ALTER TABLE mailing ENABLE TRIGGER note_mailing_change",
     )
     before = await snapshot(reader)
-    assert await transitions.read_changed(reader, before) == {}
+    assert await tracking.read_changed(reader, before) == {}
     await execute(engine, "UPDATE mailing SET status = 'paused'")
-    assert (await transitions.read_changed(reader, before)).keys() == {mailing_id}
+    assert (await tracking.read_changed(reader, before)).keys() == {mailing_id}
 
 
 async def test_running_mailings_are_read_in_batches_by_id(
@@ -84,7 +84,7 @@ async def test_running_mailings_are_read_in_batches_by_id(
 ) -> None:
     mailings = [await add_due_messages(engine, 0) for _ in range(5)]
     ids, after = [], 0
-    while batch := await transitions.read_active(reader, after, 2):
+    while batch := await tracking.read_active(reader, after, 2):
         assert len(batch) <= 2
         ids += list(batch)
         after = ids[-1]

@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.factories import add_clients, add_due_messages, do, execute, value
 
-from mailer.mailing import replanning, retrying, transitions
+from mailer.mailing import pending_work, replanning, retrying
 from mailer.mailing.skipped import SkippedMailings
 
 CHUNK = 100
@@ -37,9 +37,9 @@ async def test_a_mailing_with_an_unreadable_filter_is_skipped(
 
     remaining = "SELECT array_agg(id) FROM mailing WHERE is_replanning OR retry_before IS NOT NULL"
     assert await value(engine, remaining) == [broken]
-    pending_work = await do(engine, lambda db: transitions.find_pending_work(db, skipped=skipped))
-    assert not pending_work.must_replan
-    assert not pending_work.must_retry
+    work = await do(engine, lambda db: pending_work.find_pending_work(db, skipped=skipped))
+    assert not work.must_replan
+    assert not work.must_retry
     assert readable not in skipped
 
 

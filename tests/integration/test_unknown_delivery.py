@@ -26,7 +26,8 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import asyncpg_connection
 from mailer.erasure import erase_client
 from mailer.mailing import service
-from mailer.mailing.model import AudienceLists, MailingChange, MailingEndedError
+from mailer.mailing.client_filter import AudienceLists
+from mailer.mailing.model import MailingChange, MailingEndedError
 from mailer.message import store
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences

@@ -1,5 +1,6 @@
-"""Facts about a mailing, which actions it allows, and the errors of the others."""
+"""Which actions a mailing allows, with which error others are refused, and when it is closed."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -71,13 +72,16 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": None,
     },
 }
-"""The error of each action in each status, before the end, of a mailing with messages to retry."""
-PAIRS = [(action, status) for action in get_args(Action) for status in get_args(MailingStatus)]
+"""The error with which each action is refused in each status; None where it is allowed.
+
+It holds before the end of a mailing that has messages to retry.
+"""
+ACTIONS_AND_STATUSES = [*itertools.product(get_args(Action), get_args(MailingStatus))]
 ALLOWED_AFTER_END = ["duplicate", "delete"]
 
 
-def mailing(status: MailingStatus, **counts: int) -> Mailing:
-    """Return a mailing with messages by status."""
+def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
+    """Return a mailing; `counts` are its messages by status."""
     messages = MessageCounts.of(**counts)
     return Mailing(
         id=1,
@@ -103,7 +107,7 @@ def mailing(status: MailingStatus, **counts: int) -> Mailing:
 
 
 def error_of(action: Action, mailing: Mailing, at: datetime) -> type[Exception] | None:
-    """Return the type of the error with which an action is refused."""
+    """Return the type of the error with which an action is refused; None when it is allowed."""
     try:
         ensure_allowed(action, mailing, at)
     except ConflictError as error:
@@ -111,31 +115,34 @@ def error_of(action: Action, mailing: Mailing, at: datetime) -> type[Exception] 
     return None
 
 
-@pytest.mark.parametrize(("action", "status"), PAIRS)
+@pytest.mark.parametrize(("action", "status"), ACTIONS_AND_STATUSES)
 def test_a_status_allows_an_action_or_says_why_not(action: Action, status: MailingStatus) -> None:
-    failed = mailing(status, undelivered=1)
+    with_failure = create_mailing(status, undelivered=1)
     expected = EXPECTED[action][status]
-    assert error_of(action, failed, BEFORE_END) == expected
-    assert (action in allowed_actions(failed, BEFORE_END)) == (expected is None)
+    assert error_of(action, with_failure, BEFORE_END) == expected
+    assert (action in allowed_actions(with_failure, BEFORE_END)) == (expected is None)
 
 
 @pytest.mark.parametrize("status", get_args(MailingStatus))
-def test_after_the_end_only_copies_and_deletion_are_allowed(status: MailingStatus) -> None:
-    failed = mailing(status, undelivered=1)
-    assert allowed_actions(failed, END) == ALLOWED_AFTER_END
+def test_after_the_end_only_duplicating_and_deleting_are_allowed(status: MailingStatus) -> None:
+    with_failure = create_mailing(status, undelivered=1)
+    assert allowed_actions(with_failure, END) == ALLOWED_AFTER_END
     for action in EXPECTED.keys() - {*ALLOWED_AFTER_END}:
-        assert error_of(action, failed, END) == MailingEndedError
+        assert error_of(action, with_failure, END) == MailingEndedError
 
 
 @pytest.mark.parametrize("name", get_args(MessageStatus))
 def test_only_a_mailing_with_messages_to_retry_is_retried(name: MessageStatus) -> None:
+    with_one_message = create_mailing("finished", **{name: 1})
     expected = None if name in RETRYABLE else NothingToRetryError
-    assert error_of("retry", mailing("finished", **{name: 1}), BEFORE_END) == expected
+    assert error_of("retry", with_one_message, BEFORE_END) == expected
 
 
 def test_unsent_messages_include_those_that_are_not_created_yet() -> None:
-    running = mailing("running", scheduled=3, sending=2, delivered=4)
+    running = create_mailing("running", scheduled=3, sending=2, delivered=4)
+    with_clients_to_enqueue = msgspec.structs.replace(running, clients_count=9 + 5)
     assert running.count_unsent() == 3
+    assert with_clients_to_enqueue.count_unsent() == 3 + 5
 
 
 @pytest.mark.parametrize(
@@ -150,18 +157,19 @@ def test_unsent_messages_include_those_that_are_not_created_yet() -> None:
         ("finished", {"unknown": 1, "undelivered": 1}, ["ended", "closed", "settled"]),
     ],
 )
-def test_a_mailing_is_ended_then_closed_then_settled(
+def test_a_mailing_to_two_clients_is_ended_then_closed_then_settled(
     status: MailingStatus, counts: dict[str, int], facts: list[str]
 ) -> None:
-    ended = msgspec.structs.replace(mailing(status, **counts), clients_count=2)
-    found = {"ended": ended.has_ended, "closed": ended.is_closed, "settled": ended.is_settled}
+    mailing = msgspec.structs.replace(create_mailing(status, **counts), clients_count=2)
+    found = {"ended": mailing.has_ended, "closed": mailing.is_closed, "settled": mailing.is_settled}
     assert [name for name, is_true in found.items() if is_true] == facts
 
 
 def test_a_closed_mailing_with_a_message_that_is_not_final_is_not_settled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # today all outcomes are final; act as if a receipt could still change an unknown message
     monkeypatch.setattr(model, "NOT_FINAL", (*NOT_FINAL, "unknown"))
-    closed = mailing("finished", delivered=1, unknown=1)
+    closed = create_mailing("finished", delivered=1, unknown=1)
     assert closed.is_closed
     assert not closed.is_settled

@@ -13,7 +13,7 @@ from tests.factories import DAY, HOUR
 from mailer.client.model import known_zones
 from mailer.forecast.model import MAX_HORIZON, Forecast, RecipientGroup, Shortfall
 from mailer.forecast.model import forecast as forecast_steps
-from mailer.mailing.audience import plan
+from mailer.mailing.planning import plan
 from mailer.mailing.window import SendingWindow
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)

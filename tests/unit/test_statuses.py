@@ -1,4 +1,8 @@
-"""Everything about statuses of messages that is written by hand agrees with `mailer.statuses`."""
+"""Everything about statuses of messages that is written by hand agrees with `mailer.statuses`.
+
+The schema, styles, pages, dashboard, alerts and README cannot be derived from that module. These
+tests find a status that was forgotten in one of them.
+"""
 
 import json
 import re
@@ -32,17 +36,17 @@ DASHBOARD = (ROOT / "deploy" / "grafana" / "mailer.json").read_text()
 ALERTS = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text()
 README = (ROOT / "README.md").read_text()
 NO_REQUEST = {"cancelled"}
-"""Outcomes of messages for which no request ended."""
+"""Outcomes of messages for which no request to the gateway ended."""
 
 
 def sql_function(name: str) -> str:
-    """Return the definition of a function in the document of the schema."""
+    """Return the definition of a function from `docs/schema.sql`."""
     found = re.search(rf"CREATE FUNCTION {name}\(.*?END \$\$;", SCHEMA, re.DOTALL)
     assert found, name
     return found[0]
 
 
-def quoted(sql: str) -> list[str]:
+def string_literals(sql: str) -> list[str]:
     """Return the string literals in a piece of SQL."""
     return re.findall(r"'(\w+)'", sql)
 
@@ -67,7 +71,7 @@ def test_attributes_of_a_status_do_not_contradict_each_other(name: str, rules: S
 def test_the_database_allows_exactly_the_statuses() -> None:
     constraint = re.search(r"message_status_check CHECK \((.*)\)", SCHEMA)
     assert constraint
-    assert set(quoted(constraint[1])) == {*MESSAGE_STATUSES}
+    assert set(string_literals(constraint[1])) == {*MESSAGE_STATUSES}
 
 
 @pytest.mark.parametrize(
@@ -86,10 +90,10 @@ def test_a_trigger_counts_every_status(function: str, statuses: Iterable[str]) -
     assert set(counted) == {(name, name) for name in statuses}
 
 
-def test_triggers_know_which_statuses_are_open() -> None:
-    lists = re.findall(r"status NOT IN \((.*?)\)", SCHEMA)
-    assert lists
-    assert {tuple(quoted(names)) for names in lists} == {OPEN}
+def test_triggers_exclude_exactly_the_open_statuses() -> None:
+    excluded = re.findall(r"status NOT IN \((.*?)\)", SCHEMA)
+    assert excluded
+    assert {tuple(string_literals(names)) for names in excluded} == {OPEN}
 
 
 def test_totals_of_settled_mailings_have_every_outcome() -> None:
@@ -129,14 +133,14 @@ def test_the_dashboard_shows_every_outcome() -> None:
     assert f'outcome=~"{"|".join(FAILURES)}"' in failures
 
 
-def test_the_alert_counts_every_outcome_of_a_request() -> None:
+def test_the_alert_compares_failed_requests_with_all_requests() -> None:
     failed = "|".join(name for name in FAILURES if name not in NO_REQUEST)
     ended = "|".join(name for name in OUTCOMES if name not in NO_REQUEST)
     assert set(re.findall(r'outcome=~"([^"]*)"', ALERTS)) == {failed, ended}
 
 
 def test_the_readme_shows_how_a_message_gets_every_status() -> None:
-    diagram = README[README.index("message    scheduled") :]
-    diagram = diagram[: diagram.index("```")]
+    from_diagram = README[README.index("message    scheduled") :]
+    diagram = from_diagram[: from_diagram.index("```")]
     for name in MESSAGE_STATUSES:
         assert re.search(rf"──> (scheduled, )?{name}\b", diagram), name

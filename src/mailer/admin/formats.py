@@ -20,7 +20,7 @@ from mailer.admin.language import (
     translate_message,
 )
 from mailer.admin.viewer import Viewer
-from mailer.mailing.model import split_terms
+from mailer.mailing.client_filter import split_terms
 from mailer.statuses import MailingStatus, MessageStatus
 
 DATETIME_FORMAT = "d MMM y, HH:mm"

@@ -12,7 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.clock import elapsed
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
-from mailer.mailing import audience, replanning, retrying, small_audiences, transitions
+from mailer.mailing import (
+    enqueuing,
+    finishing,
+    mailing_batches,
+    pending_work,
+    replanning,
+    retrying,
+    small_audiences,
+    starting,
+)
 from mailer.mailing.skipped import SKIP_SECONDS, SkippedMailings
 
 log = structlog.get_logger()
@@ -27,7 +36,7 @@ MAX_LIFECYCLE_POLL_INTERVAL = 1.0
 """Most seconds to wait for work, in case a signal is missed."""
 MIN_LIFECYCLE_POLL_INTERVAL = 0.02
 """Least seconds to wait for work: other workers may be doing all of it now."""
-ENQUEUE_ORDERS: tuple[audience.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
+ENQUEUE_ORDERS: tuple[enqueuing.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
 """Orders in which chunks of large audiences are enqueued, one after the other."""
 
 
@@ -89,7 +98,7 @@ class Lifecycle:
             self._skipped.clear()
             self._skip_until = elapsed() + SKIP_SECONDS
         to_do = await self._run_step(
-            lambda db: transitions.find_pending_work(db, after, candidates, self._skipped)
+            lambda db: pending_work.find_pending_work(db, after, candidates, self._skipped)
         )
         if to_do is None:
             self.check_finished(candidates)
@@ -104,7 +113,7 @@ class Lifecycle:
             retry = partial(retrying.retry_chunk, chunk=LIFECYCLE_BATCH, skipped=self._skipped)
             has_messages |= bool(await self._run_step(retry))
         has_ended_messages = to_do.must_end_messages and await self._run_step(
-            lambda db: transitions.end_scheduled_messages(db, LIFECYCLE_BATCH)
+            lambda db: finishing.end_scheduled_messages(db, LIFECYCLE_BATCH)
         )
         has_finished = to_do.must_finish and await self._finish(after, candidates)
         if has_started or has_messages or has_ended_messages or has_finished:
@@ -124,7 +133,7 @@ class Lifecycle:
         )
 
     async def _start_due(self) -> bool:
-        step = partial(transitions.start_due, skipped=self._skipped)
+        step = partial(starting.start_due, skipped=self._skipped)
         started = await self._run_step(step) or []
         for mailing_id in started:
             log.info("mailing_started", mailing_id=mailing_id)
@@ -155,12 +164,12 @@ class Lifecycle:
         self._announce([chunk])
         return True
 
-    async def _enqueue_chunk(self, order: audience.EnqueueOrder) -> audience.EnqueuedChunk | None:
+    async def _enqueue_chunk(self, order: enqueuing.EnqueueOrder) -> enqueuing.EnqueuedChunk | None:
         return await self._run_step(
-            partial(audience.enqueue_chunk, order=order, skipped=self._skipped)
+            partial(enqueuing.enqueue_chunk, order=order, skipped=self._skipped)
         )
 
-    def _announce(self, chunks: list[audience.EnqueuedChunk]) -> None:
+    def _announce(self, chunks: list[enqueuing.EnqueuedChunk]) -> None:
         for chunk in chunks:
             if chunk.is_last:
                 self.check_finished([chunk.mailing_id])
@@ -171,8 +180,8 @@ class Lifecycle:
             self._on_messages([chunk.mailing_id for chunk in chunks])
 
     async def _finish(self, after: int, candidates: list[int]) -> bool:
-        finished = await self._run_step(lambda db: transitions.finish(db, after, candidates))
-        if finished is None or len(finished) == small_audiences.MAILINGS_PER_BATCH:
+        finished = await self._run_step(lambda db: finishing.finish(db, after, candidates))
+        if finished is None or len(finished) == mailing_batches.MAILINGS_PER_BATCH:
             self.check_finished(candidates)  # more of them may be finished
             finished = finished or []
         for mailing_id, change in finished:

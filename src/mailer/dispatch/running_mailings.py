@@ -14,7 +14,7 @@ from mailer.db.engine import STATEMENT_TIMEOUT, connect
 from mailer.db.workers import own_session_name
 from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures, log_task_error
-from mailer.mailing import stop_number, transitions
+from mailer.mailing import stop_number, tracking
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message import trying
@@ -136,7 +136,7 @@ class RunningMailings:
         self._apply(dict.fromkeys(self._active))
         self._snapshot = None
 
-    def _apply(self, changed: transitions.MailingsById) -> None:
+    def _apply(self, changed: tracking.MailingsById) -> None:
         """Update `running`, and abort unwritten requests of mailings that may not send."""
         for mailing_id, mailing in changed.items():
             if mailing is None:
@@ -149,7 +149,7 @@ class RunningMailings:
                 self.running.pop(mailing_id, None)
         self._in_flight.apply_mailing_changes(self._active, database_clock.now())
 
-    async def _refresh(self, connection: asyncpg.Connection) -> transitions.MailingsById:
+    async def _refresh(self, connection: asyncpg.Connection) -> tracking.MailingsById:
         """Read and apply the changed mailings, and return them."""
         newest = await stop_number.get_newest(connection)
         self._answered_at = elapsed()
@@ -177,30 +177,30 @@ class RunningMailings:
         await stop_number.mark_applied(connection, number, self._applied)
         self._applied = number
 
-    async def _read(self, connection: asyncpg.Connection) -> transitions.MailingsById:
+    async def _read(self, connection: asyncpg.Connection) -> tracking.MailingsById:
         """Return the changed mailings; None stands for one that is not running or paused any more.
 
         Every `FULL_READ_INTERVAL` all mailings are read and compared, which finds deleted rows,
         too. A mailing that changes during a read is read again by the next one.
         """
         requested_at = elapsed()
-        database_now, snapshot = await transitions.database_now(connection)
+        database_now, snapshot = await tracking.database_now(connection)
         database_clock.sample(requested_at, database_now, elapsed())
         if self._snapshot is None or requested_at >= self._read_all_at:
             self._read_all_at = requested_at + FULL_READ_INTERVAL
-            mailings: transitions.MailingsById = dict.fromkeys(self._active)
+            mailings: tracking.MailingsById = dict.fromkeys(self._active)
             after: int | None = 0
             while after is not None:
-                batch = await transitions.read_active(connection, after)
+                batch = await tracking.read_active(connection, after)
                 self._answered_at = elapsed()
                 mailings |= batch
-                after = max(batch) if len(batch) == transitions.UNSETTLED_BATCH else None
+                after = max(batch) if len(batch) == tracking.MAILINGS_PER_READ else None
             changed = {
                 mailing_id: mailing
                 for mailing_id, mailing in mailings.items()
                 if mailing != self._active.get(mailing_id)
             }
         else:
-            changed = await transitions.read_changed(connection, self._snapshot)
+            changed = await tracking.read_changed(connection, self._snapshot)
         self._snapshot = snapshot
         return changed

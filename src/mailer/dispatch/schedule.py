@@ -14,7 +14,7 @@ from mailer.client import segment_counts
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
-from mailer.mailing import downsampling, replanning, transitions
+from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters
 from mailer.message import store as messages
@@ -73,11 +73,11 @@ def jobs(
             min(5, limits.lease / 4),
             partial(_rescue, engine, limits.max_attempts),
         ),
-        Job("replan_mailings", 1, lambda: replanning.replan_all_moved(engine)),
+        Job("replan_mailings", 1, lambda: moved_clients.replan_all_moved(engine)),
         Job(
             "purge_mailings",
             2,
-            _in_transaction(engine, lambda database: transitions.purge(database, JOB_BATCH)),
+            _in_transaction(engine, lambda database: purging.purge(database, JOB_BATCH)),
         ),
         Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
         Job("downsample_counters", 60, _in_transaction(engine, downsampling.downsample)),
@@ -109,9 +109,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:
     async with engine.begin() as connection:
-        deleted = await transitions.delete_expired_messages(
-            connection, retention_days, RETENTION_BATCH
-        )
+        deleted = await purging.delete_expired_messages(connection, retention_days, RETENTION_BATCH)
     if deleted:
         log.info("expired_messages_deleted", messages=deleted)
 

@@ -1,4 +1,4 @@
-"""The background work of a mailing, and why it waits: an outage, or no gateway."""
+"""What workers do for a mailing in the background, and why a running mailing does not send."""
 
 import msgspec
 from sqlalchemy import text
@@ -12,17 +12,19 @@ class BackgroundWork(msgspec.Struct, frozen=True):
     """The background work in progress for a mailing."""
 
     is_started: bool
-    """Whether workers have started the mailing: its audience is being or has been enqueued."""
+    """Whether workers have started the mailing: the enqueuing of its audience has begun."""
     is_enqueuing: bool
-    """Whether some of its audience is not enqueued yet."""
+    """Whether some of its audience is not enqueued yet, and workers do that now."""
     is_replanning: bool
     """Whether its messages are replanned after a change; nothing is sent meanwhile."""
     is_retrying: bool
-    """Whether undelivered and unknown messages are being scheduled again."""
+    """Whether workers schedule undelivered and unknown messages again, as a user requested."""
     is_expired: bool
-    """Whether its retention has passed: its messages are deleted and only counts are kept."""
+    """Whether its retention period has passed: its messages are deleted, only counts are kept."""
 
 
+# The columns are in the order of the fields of `BackgroundWork`. Before the start, `audience_until`
+# is null, and so is the comparison with it.
 BACKGROUND_WORK = text("""
     SELECT audience_until IS NOT NULL,
         coalesce(audience_cursor < audience_until AND NOT is_replanning, false), is_replanning,
@@ -39,13 +41,14 @@ async def get_background_work(connection: AsyncConnection, mailing_id: int) -> B
 
 
 NO_GATEWAY = "no_gateway"
+"""Reason of a hold: no gateway is configured."""
 
 
 def with_hold(mailing: Mailing, channel: Channel | None) -> Mailing:
-    """Return a mailing with `held` set when it runs but cannot send.
+    """Return a mailing with `held` set to the reason why it runs but cannot send.
 
-    `channel` is None when no gateway is configured. A mailing that is held because its database
-    was restored stays as it is.
+    `channel` is the gateway with its breaker; None when no gateway is configured. A mailing that
+    sends, or is held already because its database was restored, is returned as it is.
     """
     if mailing.status != "running" or mailing.held:
         return mailing

@@ -1,4 +1,4 @@
-"""API routes of mailings and their messages."""
+"""API routes of mailings and of the messages of a mailing."""
 
 from typing import Annotated, Any
 
@@ -49,30 +49,34 @@ class MessageQuery(PageQuery, frozen=True, kw_only=True):
     client_id: Id | UnsetType = UNSET
 
 
-async def get_known_count(
+async def read_count(
     connection: AsyncConnection, mailing: Mailing, query: MessageQuery
 ) -> int | None:
-    """Return how many messages a query matches, from counters; None when no counter covers it."""
-    equal = query.filters()
-    if not equal or mailing.created_messages == 0:
+    """Return how many messages a query matches, without counting rows.
+
+    The number comes from the counts of the mailing or from counters. Return None when neither has
+    it; the rows must then be counted.
+    """
+    conditions = query.filters()
+    if not conditions or mailing.created_messages == 0:
         return mailing.created_messages
-    if equal.keys() == {"status"}:
+    if conditions.keys() == {"status"}:
         count: int = getattr(mailing, f"{query.status}_messages")
         return count
-    if "client_id" in equal or query.reason is UNSET:
+    if "client_id" in conditions or query.reason is UNSET:
         return None
     counts = await counters.get_of_reason(connection, mailing.id, query.reason)
     return counts.messages if query.status is UNSET else counts.count_of(query.status)
 
 
 MAX_NEWEST_MESSAGES = 100
-"""Messages in the answer for a single mailing."""
+"""Messages in the answer for a single mailing, at most."""
 ACTION_OPTIONS: dict[str, Any] = {
     "required_scope": "write",
     "status_code": HTTP_200_OK,
     "before_request": reject_body,
 }
-"""Options of routes without a request body, such as `/pause`."""
+"""Options of the routes that act on a mailing without a request body, such as `/pause`."""
 
 
 class MailingController(Controller):
@@ -141,18 +145,18 @@ class MailingController(Controller):
 
         With `Accept: text/csv`, return all matching messages as one file, ordered by client.
         """
-        equal = query_params.filters()
+        conditions = query_params.filters()
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
             if not wants_csv(request):
-                count = await get_known_count(connection, mailing, query_params)
+                count = await read_count(connection, mailing, query_params)
                 page = await messages.page(
-                    connection, mailing_id, query_params.position, count, **equal
+                    connection, mailing_id, query_params.position, count, **conditions
                 )
                 return page_of(page, request, to_message)
         return await csv_answer(  # type: ignore[return-value]  # the OpenAPI schema shows the JSON answer
             f"mailing-{mailing_id}.csv",
-            export_messages(engine, mailing_id, by, **equal),
+            export_messages(engine, mailing_id, by, **conditions),
             by.quota_key,
         )
 

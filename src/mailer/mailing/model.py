@@ -1,4 +1,8 @@
-"""A mailing: one text for an audience, between a start and an end."""
+"""A mailing: one text for an audience, between a start and an end.
+
+The types of a mailing in the API and inside the program, their rules, and their errors. The first
+line of an error's docstring is the text that users see.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, time, timedelta
@@ -7,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mailer.client.model import UNKNOWN_ZONE_MESSAGE, OperatorCode, Tag, TimeZone, known_zones
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
+from mailer.mailing.client_filter import ClientFilter, is_empty
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import (
@@ -20,17 +24,21 @@ from mailer.statuses import (
     MailingStatus,
     MessageStatus,
 )
-from mailer.text import clean_label, compose, is_blank
-from mailer.validation import MAX_LIST_ENTRIES, STORABLE, Input
+from mailer.text import compose, is_blank
+from mailer.validation import STORABLE, Input
 
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
+"""Lower bound of the start and the end of a mailing, included."""
 LAST_MOMENT = datetime(9000, 1, 1, tzinfo=UTC)
-"""Exclusive upper bound of a date: time zone conversions never leave Python's calendar."""
+"""Upper bound of the start and the end, excluded. It is far from the end of Python's calendar, the
+year 9999, so that no conversion to a time zone leaves the calendar."""
 
 END_MARGIN = timedelta(seconds=0.1)
-"""Requests end this long before their mailing does, because clocks and networks are inexact."""
+"""How long before the end of a mailing its last request must have ended. Clocks and networks are
+inexact, and no request may be in flight after the end."""
 
 ENDED: frozenset[MailingStatus] = frozenset({"finished", "cancelled"})
+"""Statuses of a mailing that has ended."""
 
 Moment = Annotated[
     datetime,
@@ -75,92 +83,6 @@ OnUnknown = Annotated[
         extra={"rule": "must be retry or hold"},
     ),
 ]
-Terms = Annotated[
-    str,
-    Meta(
-        max_length=10_000,
-        pattern=STORABLE,
-        description="Operator codes and tags separated by commas. A client matches if its operator"
-        " code or its tag equals any of them.",
-        examples=["912, vip"],
-        extra={"rule": "must be a string of up to 10,000 characters, an object, or null"},
-    ),
-]
-
-
-LIST_SIZE = {"minItems": 1, "maxItems": MAX_LIST_ENTRIES}
-"""Limits of each list in a filter."""
-
-
-class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
-    """A filter by lists. A client must match one entry of every list that is present."""
-
-    operator_codes: (
-        Annotated[
-            list[OperatorCode],
-            Meta(
-                extra_json_schema=LIST_SIZE,
-                extra={"rule": "must be a list of operator codes of three digits"},
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
-    tags: (
-        Annotated[
-            list[Tag],
-            Meta(
-                extra_json_schema=LIST_SIZE,
-                extra={"rule": "must be a list of tags of 1 to 64 characters"},
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
-    time_zones: (
-        Annotated[
-            list[TimeZone],
-            Meta(
-                extra_json_schema=LIST_SIZE,
-                extra={"rule": "must be a list of IANA time zones, such as Europe/Moscow"},
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
-
-    @classmethod
-    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # no rule here depends on the time
-        """Report empty lists, blank tags and unknown time zones."""
-        for name, entries in values.items():
-            if not entries:
-                yield FieldError(name, "must have an entry")
-        if not all(map(clean_label, values.get("tags", ()))):
-            yield FieldError("tags", "must contain a visible character in every tag")
-        if set(values.get("time_zones", ())) - known_zones():
-            yield FieldError("time_zones", UNKNOWN_ZONE_MESSAGE)
-
-
-ClientFilter = AudienceLists | Terms | None
-
-
-def stored_filter(value: Any) -> ClientFilter:  # noqa: ANN401  # JSON
-    """Return a filter read from the database, without validation.
-
-    It was validated before it was stored. Validation takes 1 ms for each 1,000 entries.
-    """
-    return AudienceLists(**value) if isinstance(value, dict) else value
-
-
-def split_terms(text: str) -> list[str]:
-    """Return the terms of a string filter: separated by commas, cleaned, without empty ones."""
-    return [term for part in text.split(",") if (term := clean_label(part))]
-
-
-def _is_empty(client_filter: AudienceLists | str) -> bool:
-    """Return whether a filter has no entry: refused, so that a slip does not reach all clients."""
-    return not (
-        split_terms(client_filter)
-        if isinstance(client_filter, str)
-        else msgspec.to_builtins(client_filter)
-    )
 
 
 class MailingInput(Input, frozen=True, kw_only=True):
@@ -168,7 +90,7 @@ class MailingInput(Input, frozen=True, kw_only=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Report errors between fields, and dates outside the allowed range."""
+        """Report errors between fields, dates out of range, and a blank text or filter."""
         start, end = values.get("datetime_start"), values.get("datetime_end")
         for name in ("datetime_start", "datetime_end"):
             if name in values and not FIRST_MOMENT <= values[name] < LAST_MOMENT:
@@ -184,14 +106,17 @@ class MailingInput(Input, frozen=True, kw_only=True):
         if opens and closes and time.fromisoformat(opens) == time.fromisoformat(closes):
             yield FieldError("send_interval_time_end", "must differ from send_interval_time_start")
         client_filter = values.get("client_filter")
-        if client_filter is not None and _is_empty(client_filter):
+        if client_filter is not None and is_empty(client_filter):
             yield FieldError("client_filter", "must have an entry; null means everybody")
 
 
 def missing_window_bound(values: Mapping[str, Any]) -> Iterable[FieldError]:
-    """Report the missing bound of a sending window of which only one bound is set."""
-    names = ("send_interval_time_start", "send_interval_time_end")
-    for missing, present in (names, reversed(names)):
+    """Report the missing time of a sending window of which only one time is set.
+
+    `values` has the complete mailing, not only its changed fields.
+    """
+    opens, closes = "send_interval_time_start", "send_interval_time_end"
+    for missing, present in ((opens, closes), (closes, opens)):
         if values.get(missing) is None and values.get(present) is not None:
             yield FieldError(missing, f"is required together with {present}")
 
@@ -238,7 +163,7 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     on_unknown: OnUnknown | UnsetType = UNSET
 
     def provided_values(self) -> dict[str, Any]:
-        """Return the fields that are present, by name."""
+        """Return the fields that are present in the request, by name."""
         return {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
@@ -301,7 +226,10 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         return sum(getattr(self, f"{status}_messages") for status in statuses)
 
     def count_unsent(self) -> int:
-        """Return how many messages are not sent yet, including those that are not created yet."""
+        """Return how many messages have no attempt in progress and no outcome yet.
+
+        Clients whose messages are not created yet count too.
+        """
         return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
 
     @property
@@ -344,10 +272,11 @@ class RunningMailing(msgspec.Struct, frozen=True):
     window: SendingWindow | None
     on_unknown: OnUnknown
     may_send: bool = True
-    """Whether new requests may start; false while paused, while replanned, and after the end."""
+    """Whether new requests may start. It is false while the mailing is paused or replanned, and
+    after its end."""
 
     def time_left(self, now: datetime) -> float:
-        """Return the seconds from `now` until all requests must have ended."""
+        """Return the seconds from `now` until all requests must have ended; negative after that."""
         return (self.datetime_end - END_MARGIN - now).total_seconds()
 
 

@@ -1,4 +1,8 @@
-"""A database that was restored from a backup sends nothing until an admin allows it."""
+"""A database that was restored from a backup sends nothing until an admin allows it.
+
+Its messages may have been sent after the backup was made, and would be sent again. Therefore an
+admin first sees what would be sent, and can cancel mailings.
+"""
 
 from datetime import datetime
 
@@ -19,7 +23,9 @@ from mailer.statuses import OPEN, OUTCOMES, RETRYABLE, MailingStatus
 log = structlog.get_logger()
 
 COMMAND = "mailer resume-after-restore"
+"""The command that allows sending; the log names it."""
 MAX_LISTED_MAILINGS = 100
+"""Mailings that `find_restored` returns at most."""
 
 
 class NotHeldError(ConflictError):
@@ -35,6 +41,7 @@ class PendingMailing(msgspec.Struct, frozen=True):
     datetime_start: datetime
     datetime_end: datetime
     messages: int
+    """Messages that would be sent."""
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -44,12 +51,19 @@ class Restored(msgspec.Struct, frozen=True):
     mailings: list[PendingMailing]
     """The mailings with the most messages, at most `MAX_LISTED_MAILINGS`."""
     mailings_count: int
+    """All mailings with messages to send, including those that are not in the list."""
     messages_count: int
+    """Their messages."""
 
 
-# Includes messages that were claimed when the backup was made, because they are rescued and sent
-# again, and messages of retries in progress.
-PENDING = text(f"""
+# The mailings that would send messages, those with the most messages first. The messages of a
+# mailing that would be sent are
+# - before its start: one for each client;
+# - after its start: those without an outcome, including clients whose messages are not written yet.
+#   Messages that were being sent when the backup was made are included, because they are rescued
+#   and sent again. A started audience may have grown or shrunk, so at least all open messages;
+# - during a retry: also the messages to retry.
+PENDING_MAILINGS = text(f"""
     SELECT id, text, status, datetime_start, datetime_end, messages,
         count(*) OVER () AS mailings_count, sum(messages) OVER ()::bigint AS messages_count
     FROM (
@@ -69,17 +83,24 @@ async def find_restored(connection: AsyncConnection) -> Restored | None:
     hold = await origin.get_hold(connection)
     if hold is None:
         return None
-    rows = (await connection.execute(PENDING, {"limit": MAX_LISTED_MAILINGS})).all()
+    rows = (await connection.execute(PENDING_MAILINGS, {"limit": MAX_LISTED_MAILINGS})).all()
     mailings = [
         PendingMailing(*(getattr(row, name) for name in PendingMailing.__struct_fields__))
         for row in rows
     ]
-    counts = (rows[0].mailings_count, rows[0].messages_count) if rows else (0, 0)
-    return Restored(hold, mailings, *counts)
+    return Restored(
+        hold,
+        mailings,
+        mailings_count=rows[0].mailings_count if rows else 0,
+        messages_count=rows[0].messages_count if rows else 0,
+    )
 
 
 async def resume(engine: AsyncEngine, held_since: datetime, actor: Actor) -> None:
-    """Allow sending from a database that is held since `held_since`; raises `NotHeldError`."""
+    """Allow sending from a database that is held since `held_since`.
+
+    Raises `NotHeldError` when it is not held, or since another time: it was restored once more.
+    """
     async with engine.begin() as connection:
         if not await origin.allow_sending(connection, held_since):
             raise NotHeldError
@@ -90,11 +111,15 @@ async def resume(engine: AsyncEngine, held_since: datetime, actor: Actor) -> Non
 
 
 class OriginCheck:
-    """Records where the database runs, and logs when its sending is held or resumed."""
+    """A periodic check whether the database runs somewhere else than before, so was restored.
+
+    Logs when its sending is held or resumed.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._held_since: datetime | None = None
+        """At the last check; None when sending was allowed."""
 
     async def run(self) -> None:
         """Check once; called at intervals."""

@@ -1,6 +1,7 @@
-"""Schedule undelivered and unknown messages again, in chunks, at a user's request.
+"""Retry a mailing at a user's request: schedule its undelivered and unknown messages again.
 
-The progress is stored in the mailing's row as `retry_cursor`.
+This is done in chunks. In the mailing's row, `retry_before` is the time of the request, null when
+there is none, and `retry_cursor` is the id of the last message that was considered.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Row,
     any_,
     bindparam,
+    func,
     select,
     text,
 )
@@ -23,13 +25,15 @@ from mailer.db.sql import one_of
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
-from mailer.mailing.audience import filter_condition, plan, window_of
-from mailer.mailing.model import ClientFilter
+from mailer.mailing.audience import filter_condition
+from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.planning import plan_by_zone
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import RETRYABLE
 
 # The mailing with the lowest cursor comes first, so that a small one does not wait for a large one.
+# A mailing whose row another worker has locked is skipped.
 NEXT_MAILING_TO_RETRY = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         client_filter, retry_before, retry_cursor, clock_timestamp() AS now
@@ -46,7 +50,7 @@ FIND_RETRYABLE = text(
     " UNION ALL ".join(FIND_BY_STATUS.format(status=status) for status in RETRYABLE)
     + " ORDER BY id LIMIT :chunk"
 )
-SCHEDULE = text(f"""
+SCHEDULE_AGAIN = text(f"""
     UPDATE message SET status = 'scheduled', reason = NULL, due_at = planned.due_at,
         attempts = 0, last_failure = NULL, retry_at = NULL, sent_at = NULL, updated_at = now()
     FROM unnest(:ids, :due_ats) AS planned (id, due_at)
@@ -58,13 +62,23 @@ MOVE_RETRY_CURSOR = text("UPDATE mailing SET retry_cursor = :cursor WHERE id = :
 FINISH_RETRY = text("UPDATE mailing SET retry_before = NULL WHERE id = :id")
 
 
+def request_columns() -> dict[str, Any]:
+    """Return the values of columns that make workers retry the messages of a mailing."""
+    return {
+        "retry_before": func.clock_timestamp(),
+        "retry_cursor": 0,
+        "is_closed": False,
+        "is_settled": False,
+    }
+
+
 async def retry_chunk(
     connection: AsyncConnection, chunk: int, skipped: SkippedMailings | None = None
 ) -> bool:
     """Schedule up to `chunk` messages of one mailing again; return False when no mailing needs it.
 
     Messages that cannot be sent before the mailing's end keep their status. A mailing whose data
-    cannot be read is skipped from now on.
+    cannot be read is added to `skipped`.
     """
     skipped = SkippedMailings() if skipped is None else skipped
     rows = await connection.execute(NEXT_MAILING_TO_RETRY, {"skipped": list(skipped)})
@@ -72,22 +86,24 @@ async def retry_chunk(
     if mailing is not None:
         with skipped.on_error(mailing.id):
             async with connection.begin_nested():
-                await _retry_chunk(connection, mailing, chunk)
+                await _retry_chunk_of(connection, mailing, chunk)
             return True
     return False
 
 
-async def _retry_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
-    values = {"mailing_id": mailing.id, "cursor": mailing.retry_cursor, "chunk": chunk}
-    ids = list(await connection.scalars(FIND_RETRYABLE, values))
-    retryable = (await connection.execute(_select_retryable(mailing, ids))).all()
-    window, start, end = window_of(mailing), mailing.datetime_start, mailing.datetime_end
-    zones = {row.time_zone for row in retryable}
-    plans = {zone: plan(zone, window, start, end, mailing.now) for zone in zones}
-    due = [row for row in retryable if plans[row.time_zone].status == "scheduled"]
-    if due:
-        due_ats = [plans[row.time_zone].due_at for row in due]
-        await connection.execute(SCHEDULE, {"ids": [row.id for row in due], "due_ats": due_ats})
+async def _retry_chunk_of(connection: AsyncConnection, mailing: Row[Any], chunk: int) -> None:
+    """Schedule the next messages of a locked mailing; when none is left, end the retry."""
+    parameters = {"mailing_id": mailing.id, "cursor": mailing.retry_cursor, "chunk": chunk}
+    ids = list(await connection.scalars(FIND_RETRYABLE, parameters))
+    messages = (await connection.execute(_select_to_retry(mailing, ids))).all()
+    plans = plan_by_zone(mailing, {row.time_zone for row in messages})
+    sendable = [row for row in messages if plans[row.time_zone].status == "scheduled"]
+    if sendable:
+        parameters = {
+            "ids": [row.id for row in sendable],
+            "due_ats": [plans[row.time_zone].due_at for row in sendable],
+        }
+        await connection.execute(SCHEDULE_AGAIN, parameters)
     if len(ids) == chunk:
         await connection.execute(MOVE_RETRY_CURSOR, {"id": mailing.id, "cursor": ids[-1]})
     else:
@@ -95,11 +111,12 @@ async def _retry_chunk(connection: AsyncConnection, mailing: Row[Any], chunk: in
     await notify_mailings_changed(connection)
 
 
-def _select_retryable(mailing: Row[Any], ids: list[int]) -> Executable:
+def _select_to_retry(mailing: Row[Any], ids: list[int]) -> Executable:
     """Return a select of the ids and time zones of messages to retry, which it locks.
 
-    Selects messages that ended before the retry was requested and whose clients still belong to the
-    audience. Locks them in the order of their ids, as other bulk changes do, to avoid deadlocks.
+    Of the messages `ids`, these are the ones that ended before the retry was requested and whose
+    clients still belong to the audience. They are locked in the order of their ids, as in other
+    bulk changes, to avoid deadlocks.
     """
     return (
         select(message.c.id, client.c.time_zone)

@@ -1,9 +1,12 @@
 """SQL that finds mailings by the words in their texts, newest first.
 
-The indexed function `mailing_words` prefixes each word with its mailing's id divided by 1,000. A
-page searches blocks of 1,000 ids, newest first, until it is full. A rare word therefore costs one
-index lookup per 1,000 mailings. The database's locale defines which characters are letters, and
-their lower case. With the locale `C`, only ASCII letters are recognized.
+An index on words alone would return all mailings with a frequent word at once. So mailings are
+searched in blocks of 1,000 ids, the newest block first, until a page is full. The indexed function
+`mailing_words` puts the number of the block, the id divided by 1,000, before each word. A rare word
+costs one index lookup for each block.
+
+The database's locale defines which characters are letters, and their lower case. With the locale
+`C`, only ASCII letters are recognized.
 """
 
 import re
@@ -16,14 +19,19 @@ from mailer.statuses import MailingStatus
 from mailer.text import clean_label
 
 MAX_COUNTED_MAILINGS = 1_000
-"""Mailings that are counted. A count of one more means "more than that"."""
+"""Mailings that a search counts at most. A count of one more means that there are more."""
 MAX_SEARCH_LENGTH = 200
-"""Characters of a search text that are used."""
+"""Characters of a search text that are used; the rest is ignored."""
 ID_PATTERN = re.compile(r"\s*#?([0-9]{1,18})\s*", re.ASCII)
+"""A search for the id of a mailing, such as `17` or `#17`."""
 
-# Words have only letters and digits, so they contain no operators of a tsquery. Without words the
-# query is null and finds nothing. The words are prefixed as in `mailing_words`. Other conditions
-# come after OFFSET 0, so that the planner cannot choose another index.
+# - `search_word`: the words of the search, at most 50.
+# - `block`: the numbers of the blocks to search, in the direction of the page: towards older ids
+#   (`:step` -1), or towards newer ids (`:step` 1).
+# - `by_words`: for each block, a full-text query (tsquery) of all words, each with the number of
+#   the block as in `mailing_words`, and the mailings that match it. Words have only letters and
+#   digits, so they contain no operators of a tsquery. Without words the query is null and finds
+#   nothing. Other conditions come after OFFSET 0, so that the planner cannot choose another index.
 FIND = text("""
     WITH search_word AS MATERIALIZED (
         SELECT word FROM unnest(words_of(:search)) AS word LIMIT 50
@@ -59,15 +67,15 @@ async def find(
 ) -> list[int]:
     """Return the ids of the mailings of a page, ascending, and one more id if there are more.
 
-    A mailing matches when for each word of the search, its text has a word that starts with it,
+    A mailing matches when each word of the search is the beginning of a word in its text,
     regardless of case. A number, with or without `#`, also finds the mailing with that id.
     """
     search = clean_label(search)
-    number = ID_PATTERN.fullmatch(search)
+    id_match = ID_PATTERN.fullmatch(search)
     values = {
         "search": search[:MAX_SEARCH_LENGTH],
         "status": status,
-        "number": int(number[1]) if number else None,
+        "number": int(id_match[1]) if id_match else None,
         "after": position.after or 0,
         "before": position.before or MAX_BIGINT,
         "step": -1 if position.after is None else 1,

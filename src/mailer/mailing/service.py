@@ -1,36 +1,36 @@
 """Use cases of mailings: create, change, pause, resume, cancel, retry, delete.
 
-Each one writes its audit log entry in the transaction that makes the change. A request with an
-Idempotency-Key has a `claim`. Its repeat does not make the change again, and only does what was
-left to do, such as waiting until workers have stopped.
+Each one writes its audit log entry in the transaction that makes the change.
+
+A request with the header `Idempotency-Key` has a `claim`. When the caller repeats such a request,
+`do_once` finds that the change was made and does not make it again. Only what follows the change
+runs again, such as the wait until workers have stopped.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import func, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import audience, stop_number, store
+from mailer.mailing import audience, enqueuing, replanning, retrying, store
 from mailer.mailing.actions import Action, ensure_allowed
+from mailer.mailing.auditing import write_audit_entry
 from mailer.mailing.model import (
     Mailing,
     MailingChange,
     MailingNotFoundError,
     MailingStartedError,
     NewMailing,
-    StopTimeoutError,
     missing_window_bound,
 )
+from mailer.mailing.stopping import wait_until_stopped
 from mailer.mailing.store import notify_mailings_changed
 
 log = structlog.get_logger()
@@ -39,8 +39,6 @@ REPLAN_FIELDS = frozenset(
     {"client_filter", "datetime_end", "send_interval_time_start", "send_interval_time_end"}
 )
 """Fields of which a change replans the messages of a started mailing."""
-AUDITED_FIELDS = frozenset({*NewMailing.__struct_fields__, "status"})
-"""Fields of a mailing that the audit log records."""
 
 
 async def create(
@@ -56,31 +54,13 @@ async def create(
 
 
 async def _create(connection: AsyncConnection, new: NewMailing, actor: Actor) -> int:
+    """Create a mailing in the caller's transaction; return its id."""
     clients_count = await audience.count(connection, new.client_filter)
     values = msgspec.structs.asdict(new)
     mailing_id = await store.create(connection, values, clients_count)
     await notify_mailings_changed(connection)
-    await _write_audit(connection, actor, "mailing_created", mailing_id, after=values)
+    await write_audit_entry(connection, actor, "mailing_created", mailing_id, after=values)
     return mailing_id
-
-
-async def _write_audit(  # noqa: PLR0913  # the fields of an audit log entry
-    connection: AsyncConnection,
-    actor: Actor,
-    action: str,
-    mailing_id: int,
-    *,
-    before: Mapping[str, Any] | None = None,
-    after: Mapping[str, Any] | None = None,
-) -> None:
-    """Write an audit log entry with the audited fields that changed."""
-    target = audit.Target("mailing", mailing_id)
-    old, new = _audited(before or {}), _audited(after or {})
-    await audit.record(connection, actor, action, target, before=old or None, after=new or None)
-
-
-def _audited(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: values[name] for name in values.keys() & AUDITED_FIELDS}
 
 
 async def change(
@@ -94,36 +74,54 @@ async def change(
     async with engine.begin() as connection:
         mailing = await store.get(connection, mailing_id, lock=True)
         is_started = await store.is_started(connection, mailing_id)
-        provided = changes.provided_values().items()
-        values = {name: value for name, value in provided if value != getattr(mailing, name)}
+        provided = changes.provided_values()
+        values = {
+            name: value for name, value in provided.items() if value != getattr(mailing, name)
+        }
+        old_values = {name: getattr(mailing, name) for name in values}
         _ensure_changeable(mailing, values, is_started=is_started)
         _ensure_consistent(mailing, values)
-        if "client_filter" in values:
-            clients_count = await audience.count(connection, values["client_filter"])
-            # clients who have a message already stay in the audience
-            values["clients_count"] = max(clients_count, mailing.created_messages)
-        if is_started and values.keys() & REPLAN_FIELDS:
-            values |= {"replan_cursor": 0, "is_replanning": True, "replan_stop": None}
-            if "client_filter" in values:
-                values |= {"filter_changed": True} | audience.audience_as_of_now()
-        await store.change(connection, mailing_id, values)
+        columns = values | await _derived_columns(
+            connection, mailing, values, is_started=is_started
+        )
+        await store.change(connection, mailing_id, columns)
         await notify_mailings_changed(connection)
-        if old := {name: getattr(mailing, name) for name, _ in provided if name in values}:
-            await _write_audit(
-                connection, actor, "mailing_changed", mailing_id, before=old, after=values
+        if values:
+            await write_audit_entry(
+                connection, actor, "mailing_changed", mailing_id, before=old_values, after=values
             )
         changed = await store.get(connection, mailing_id)
-    fields = sorted(values.keys() & NewMailing.__struct_fields__)
-    log.info("mailing_changed", mailing_id=mailing_id, fields=fields)
+    log.info("mailing_changed", mailing_id=mailing_id, fields=sorted(values))
     return changed
 
 
-def _ensure_changeable(mailing: Mailing, values: dict[str, Any], *, is_started: bool) -> None:
+async def _derived_columns(
+    connection: AsyncConnection, mailing: Mailing, values: Mapping[str, Any], *, is_started: bool
+) -> dict[str, Any]:
+    """Return the other columns that change with the fields in `values`.
+
+    A new filter changes the number of clients. Some changes of a started mailing also make workers
+    replan its messages, and a new filter makes them enqueue its audience again.
+    """
+    columns: dict[str, Any] = {}
+    has_new_filter = "client_filter" in values
+    if has_new_filter:
+        clients_count = await audience.count(connection, values["client_filter"])
+        # clients who have a message already stay in the audience
+        columns["clients_count"] = max(clients_count, mailing.created_messages)
+    if is_started and values.keys() & REPLAN_FIELDS:
+        columns |= replanning.request_columns(has_new_filter=has_new_filter)
+        if has_new_filter:
+            columns |= enqueuing.audience_as_of_now()
+    return columns
+
+
+def _ensure_changeable(mailing: Mailing, values: Mapping[str, Any], *, is_started: bool) -> None:
     """Raise an error when the mailing has ended, or the change moves a start that has passed."""
     ensure_allowed("change", mailing, database_clock.now())
     is_start_passed = is_started or mailing.datetime_start <= database_clock.now()
-    start = values.get("datetime_start", mailing.datetime_start)
-    if is_start_passed and start != mailing.datetime_start:
+    new_start = values.get("datetime_start", mailing.datetime_start)
+    if is_start_passed and new_start != mailing.datetime_start:
         raise MailingStartedError
 
 
@@ -141,21 +139,23 @@ def _ensure_consistent(mailing: Mailing, values: dict[str, Any]) -> None:
 async def delete(engine: AsyncEngine, mailing_id: int, actor: Actor) -> None:
     """Delete a mailing, and wait until no worker sends for it any more.
 
-    Raises `MailingNotFoundError`, and `StopTimeoutError` when a worker does not stop in time. A
-    repeated call waits again.
+    Raises `StopTimeoutError` when a worker does not stop in time. A repeated call waits again, and
+    then raises `MailingNotFoundError`, like a call for a mailing that never existed.
     """
     try:
         async with engine.begin() as connection:
             mailing = await _lock_for(connection, "delete", mailing_id)
             await store.mark_deleted(connection, mailing_id)
             await notify_mailings_changed(connection)
-            old = msgspec.structs.asdict(mailing)
-            await _write_audit(connection, actor, "mailing_deleted", mailing_id, before=old)
+            old_values = msgspec.structs.asdict(mailing)
+            await write_audit_entry(
+                connection, actor, "mailing_deleted", mailing_id, before=old_values
+            )
         log.info("mailing_deleted", mailing_id=mailing_id)
     except MailingNotFoundError:
-        await _wait_until_stopped(engine, mailing_id)
+        await wait_until_stopped(engine, mailing_id)
         raise
-    await _wait_until_stopped(engine, mailing_id)
+    await wait_until_stopped(engine, mailing_id)
 
 
 async def pause(
@@ -170,12 +170,14 @@ async def pause(
         done = await do_once(connection, claim, lambda: _pause(connection, mailing_id, actor))
     if not done.is_repeat:
         log.info("mailing_paused", mailing_id=mailing_id)
-    return await _get_stopped(engine, mailing_id)
+    return await _get_when_stopped(engine, mailing_id)
 
 
 async def _pause(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    """Pause a mailing in the caller's transaction; return its id."""
     mailing = await _lock_for(connection, "pause", mailing_id)
-    return await _change_state(connection, mailing, actor, "mailing_paused", {"status": "paused"})
+    columns = {"status": "paused"}
+    return await _change_state(connection, mailing, actor, "mailing_paused", columns)
 
 
 async def resume(
@@ -194,10 +196,11 @@ async def resume(
 
 
 async def _resume(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    """Resume a mailing in the caller's transaction; return its id."""
     mailing = await _lock_for(connection, "resume", mailing_id)
     is_started = await store.is_started(connection, mailing_id)
-    values = {"status": "running" if is_started else "scheduled"}
-    return await _change_state(connection, mailing, actor, "mailing_resumed", values)
+    columns = {"status": "running" if is_started else "scheduled"}
+    return await _change_state(connection, mailing, actor, "mailing_resumed", columns)
 
 
 async def cancel(
@@ -212,19 +215,21 @@ async def cancel(
         done = await do_once(connection, claim, lambda: _cancel(connection, mailing_id, actor))
     if not done.is_repeat:
         log.info("mailing_cancelled", mailing_id=mailing_id)
-    return await _get_stopped(engine, mailing_id)
+    return await _get_when_stopped(engine, mailing_id)
 
 
 async def _cancel(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    """Cancel a mailing in the caller's transaction; return its id."""
     mailing = await _lock_for(connection, "cancel", mailing_id)
     is_started = await store.is_started(connection, mailing_id)
-    values = {
+    columns = {
         "status": "cancelled",
-        "retry_before": None,
+        "retry_before": None,  # ends a retry
+        # without messages there is nothing left to do
         "is_closed": not is_started,
         "is_settled": not is_started,
     }
-    return await _change_state(connection, mailing, actor, "mailing_cancelled", values)
+    return await _change_state(connection, mailing, actor, "mailing_cancelled", columns)
 
 
 async def retry(
@@ -244,26 +249,29 @@ async def retry(
 
 
 async def _retry(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
+    """Request a retry of a mailing in the caller's transaction; return its id."""
     mailing = await _lock_for(connection, "retry", mailing_id)
-    values = {
-        "retry_before": func.clock_timestamp(),
-        "retry_cursor": 0,
-        "is_closed": False,
-        "is_settled": False,
-    }
+    columns = retrying.request_columns()
     if mailing.status == "finished":
-        values["status"] = "running"
-    return await _change_state(connection, mailing, actor, "mailing_retried", values)
+        columns["status"] = "running"
+    return await _change_state(connection, mailing, actor, "mailing_retried", columns)
 
 
 async def _change_state(
-    connection: AsyncConnection, mailing: Mailing, actor: Actor, action: str, values: dict[str, Any]
+    connection: AsyncConnection,
+    mailing: Mailing,
+    actor: Actor,
+    action: str,
+    columns: dict[str, Any],
 ) -> int:
-    """Change the state of a locked mailing, write the audit log, and return the mailing's id."""
-    await store.change(connection, mailing.id, values)
+    """Change columns of a locked mailing, write the audit log, and return the mailing's id.
+
+    `action` is the name of the change in the audit log.
+    """
+    await store.change(connection, mailing.id, columns)
     await notify_mailings_changed(connection)
-    before = {"status": mailing.status} if "status" in values else None
-    await _write_audit(connection, actor, action, mailing.id, before=before, after=values)
+    before = {"status": mailing.status} if "status" in columns else None
+    await write_audit_entry(connection, actor, action, mailing.id, before=before, after=columns)
     return mailing.id
 
 
@@ -274,46 +282,8 @@ async def _lock_for(connection: AsyncConnection, action: Action, mailing_id: int
     return mailing
 
 
-STOP_TIMEOUT = 30.0
-"""Seconds to wait until every worker has stopped sending for a mailing."""
-STOP_POLL_INTERVAL = 0.02
-"""Seconds between checks whether workers have stopped; no connection is held in between."""
-# No need to wait when the mailing has not started, or was resumed meanwhile.
-SENDS_NOTHING = text("""
-    SELECT NOT EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND audience_until IS NOT NULL)
-        OR EXISTS (
-            SELECT FROM mailing
-            WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
-
-
-async def _get_stopped(engine: AsyncEngine, mailing_id: int) -> Mailing:
+async def _get_when_stopped(engine: AsyncEngine, mailing_id: int) -> Mailing:
     """Wait until no worker sends for a mailing, and return the mailing."""
-    await _wait_until_stopped(engine, mailing_id)
+    await wait_until_stopped(engine, mailing_id)
     async with engine.connect() as connection:
         return await store.get(connection, mailing_id)
-
-
-async def _wait_until_stopped(engine: AsyncEngine, mailing_id: int) -> None:
-    """Wait until every worker has read the committed change that stops a mailing."""
-    async with engine.begin() as connection:
-        if await _sends_nothing(connection, mailing_id):
-            return
-        number = await stop_number.next_number(connection)
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT):
-            while not await _is_stopped(engine, mailing_id, number):  # noqa: ASYNC110  # other processes cannot set an event
-                await asyncio.sleep(STOP_POLL_INTERVAL)
-    except TimeoutError as error:
-        raise StopTimeoutError from error
-
-
-async def _is_stopped(engine: AsyncEngine, mailing_id: int, number: int) -> bool:
-    async with engine.connect() as connection:
-        return await stop_number.is_applied(connection, number) or await _sends_nothing(
-            connection, mailing_id
-        )
-
-
-async def _sends_nothing(connection: AsyncConnection, mailing_id: int) -> bool:
-    """Return whether no wait is needed: the mailing has not started, or it runs again."""
-    return bool((await connection.execute(SENDS_NOTHING, {"mailing_id": mailing_id})).scalar_one())

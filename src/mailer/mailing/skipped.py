@@ -1,4 +1,8 @@
-"""Mailings that are skipped for a while because their stored data cannot be processed."""
+"""Mailings that are skipped for a while because their stored data cannot be processed.
+
+For example, a filter that somebody wrote into the database by hand cannot be read. Such a mailing
+must not stop the work for the others.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,17 +16,18 @@ from mailer.log import describe
 log = structlog.get_logger()
 
 SKIP_SECONDS = 60.0
-"""Seconds after which all skipped mailings are tried again."""
+"""Seconds after which the dispatcher tries all skipped mailings again."""
 
 
 class SkippedMailings(set[int]):
-    """Ids of mailings that are skipped, so that they do not block the others."""
+    """The ids of the mailings that are skipped now."""
 
     @contextlib.contextmanager
     def on_error(self, mailing_id: int) -> Iterator[None]:
-        """Log an error in the data of a mailing and skip that mailing from now on.
+        """When the work inside `with` fails, log the error and skip the mailing from now on.
 
-        Other database errors are raised again, because they are not about the mailing.
+        An error of the database that is not about the mailing's data, such as a lost connection,
+        is raised again.
         """
         try:
             yield

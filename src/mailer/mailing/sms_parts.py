@@ -1,11 +1,12 @@
 """Count the SMS parts of a text. Source of the rules: 3GPP TS 23.038, sections 6.1.2 and 6.2.
 
-One SMS holds 140 octets. A longer text is sent in several parts, each of which uses 6 octets to
-identify itself (3GPP TS 23.040, section 9.2.3.24.1).
+One SMS holds 140 octets: 160 characters of 7 bits (septets) in the alphabet GSM 03.38, or 70
+characters of 16 bits in UCS-2, which is used for all other texts. A longer text is sent in several
+parts, each of which uses 6 octets to identify itself (3GPP TS 23.040, section 9.2.3.24.1).
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -13,15 +14,28 @@ GSM7_BASIC = frozenset(
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
 )
-"""Characters of the default alphabet, of one septet each."""
+"""Characters of the default alphabet of GSM 03.38, of one septet each."""
 GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")
-"""Characters of the extension table, of two septets each: an escape and the character."""
+"""Characters of its extension table, of two septets each: an escape and the character."""
 MAX_SINGLE_UNIT = "\uffff"
-"""Characters above it take two UTF-16 code units: a surrogate pair."""
+"""The last character that takes one UTF-16 code unit. Those above it take two."""
 
 SmsEncoding = Literal["GSM 03.38", "UCS-2"]
-PART_CAPACITY: dict[SmsEncoding, tuple[int, int]] = {"GSM 03.38": (160, 153), "UCS-2": (70, 67)}
-"""Capacity in units by encoding: of a text in a single part, and of each of several parts."""
+
+
+class PartCapacity(NamedTuple):
+    """How many units a part holds: septets in GSM 03.38, UTF-16 code units in UCS-2."""
+
+    single: int
+    """When the text has only one part."""
+    joined: int
+    """When the text has several parts."""
+
+
+PART_CAPACITY: dict[SmsEncoding, PartCapacity] = {
+    "GSM 03.38": PartCapacity(single=160, joined=153),
+    "UCS-2": PartCapacity(single=70, joined=67),
+}
 
 
 class TextSize(msgspec.Struct, frozen=True):
@@ -31,7 +45,7 @@ class TextSize(msgspec.Struct, frozen=True):
     """Unicode code points."""
     encoding: SmsEncoding
     units: int
-    """Septets in GSM 03.38, UTF-16 code units in UCS-2."""
+    """Length of the text: septets in GSM 03.38, UTF-16 code units in UCS-2."""
     parts: int
     """0 for an empty text."""
     left: int
@@ -45,27 +59,27 @@ def count_parts(text: str) -> TextSize:
     forced_by = next((c for c in text if c not in GSM7_BASIC and c not in GSM7_EXTENSION), None)
     if forced_by is None:
         encoding: SmsEncoding = "GSM 03.38"
-        costs = [2 if c in GSM7_EXTENSION else 1 for c in text]
+        units_of_characters = [2 if c in GSM7_EXTENSION else 1 for c in text]
     else:
         encoding = "UCS-2"
-        costs = [2 if c > MAX_SINGLE_UNIT else 1 for c in text]
-    units = sum(costs)
-    single, joined = PART_CAPACITY[encoding]
-    if units <= single:
-        parts, left = min(1, units), single - units
+        units_of_characters = [2 if c > MAX_SINGLE_UNIT else 1 for c in text]
+    units = sum(units_of_characters)
+    capacity = PART_CAPACITY[encoding]
+    if units <= capacity.single:
+        parts, left = min(1, units), capacity.single - units
     else:
-        parts, left = _fill_parts(costs, joined)
+        parts, left = _fill_parts(units_of_characters, capacity.joined)
     return TextSize(len(text), encoding, units, parts, left, forced_by)
 
 
-def _fill_parts(costs: Iterable[int], capacity: int) -> tuple[int, int]:
+def _fill_parts(units_of_characters: Iterable[int], capacity: int) -> tuple[int, int]:
     """Return the number of parts, and the units left in the last part.
 
     A character of two units is never split: if it does not fit, it starts the next part.
     """
     parts, left = 1, capacity
-    for cost in costs:
-        if cost > left:
+    for units in units_of_characters:
+        if units > left:
             parts, left = parts + 1, capacity
-        left -= cost
+        left -= units
     return parts, left

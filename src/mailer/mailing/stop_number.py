@@ -1,8 +1,16 @@
 """Stop numbers: find out when no worker sends for a stopped mailing any more.
 
-Each worker holds a shared advisory lock whose key encodes the number of the newest stop that it has
-applied. After the change that stops a mailing is committed, the caller draws a new number. When no
-worker holds a lower number, all workers have read the change. See docs/decisions/0013.
+A stop is a change after which no request of a mailing may start, such as a pause.
+
+1. The change is committed. Then its caller draws a stop number from a sequence (`next_number`).
+2. Each worker reads the newest stop number (`get_newest`), then all changed mailings. It aborts
+   what it must not send, and then publishes that it has applied all stops up to this number
+   (`mark_applied`).
+3. When no worker has published a lower number, all workers have applied the stop (`is_applied`).
+
+A worker publishes a number by holding a shared advisory lock of PostgreSQL, whose key is
+`FIRST_STOP_LOCK` plus the number. The lock ends with its session: nobody waits for a dead worker.
+See docs/decisions/0013.
 """
 
 import asyncpg
@@ -16,12 +24,16 @@ NEXT_NUMBER = text("SELECT nextval('stop_number')")
 
 
 async def next_number(connection: AsyncConnection) -> int:
-    """Draw the number of a stop whose change is committed, and notify workers at the commit."""
+    """Draw the number of a stop whose change is committed.
+
+    Workers are notified when the caller's transaction is committed.
+    """
     await notify_mailings_changed(connection)
     return int((await connection.execute(NEXT_NUMBER)).scalar_one())
 
 
-# `pg_locks` shows a key as two halves. No other code takes shared locks on keys in this range.
+# Whether no worker holds the lock of a lower number. `pg_locks` shows the 64 bits of a key as two
+# halves, `classid` and `objid`. No other code takes shared locks on keys in this range.
 IS_APPLIED = text("""
     SELECT NOT EXISTS (
         SELECT FROM pg_locks
@@ -37,11 +49,11 @@ async def is_applied(connection: AsyncConnection, number: int) -> bool:
     return bool((await connection.execute(IS_APPLIED, values)).scalar_one())
 
 
-# Read the number in an earlier statement than the mailings: those then include the changes of all
-# stops up to this number.
+# Must be read before the mailings, by another statement. The mailings then include the changes of
+# all stops up to this number.
 NEWEST = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM stop_number"
-LOCK_STOP_NUMBER = "SELECT pg_advisory_lock_shared($1)"
-MOVE_LOCK = "SELECT pg_advisory_lock_shared($1), pg_advisory_unlock_shared($2)"
+HOLD_NUMBER = "SELECT pg_advisory_lock_shared($1)"
+REPLACE_NUMBER = "SELECT pg_advisory_lock_shared($1), pg_advisory_unlock_shared($2)"
 
 
 async def get_newest(connection: asyncpg.Connection) -> int:
@@ -55,7 +67,8 @@ async def mark_applied(connection: asyncpg.Connection, number: int, previous: in
 
     `previous` is the number that the same connection published last; None on a new connection.
     """
+    key = FIRST_STOP_LOCK + number
     if previous is None:
-        await connection.execute(LOCK_STOP_NUMBER, FIRST_STOP_LOCK + number)
+        await connection.execute(HOLD_NUMBER, key)
     elif number != previous:
-        await connection.execute(MOVE_LOCK, FIRST_STOP_LOCK + number, FIRST_STOP_LOCK + previous)
+        await connection.execute(REPLACE_NUMBER, key, FIRST_STOP_LOCK + previous)

@@ -1,4 +1,7 @@
-"""SQL that reads and writes mailings as users see them. The caller owns the transaction."""
+"""SQL that reads and writes mailings as users see them. The caller owns the transaction.
+
+The work of the dispatcher has SQL of its own: `starting.py`, `enqueuing.py`, `finishing.py` etc.
+"""
 
 from collections.abc import Sequence
 from datetime import time
@@ -26,7 +29,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.tables.mailing import mailing, mailing_counts, settled_totals
 from mailer.db.tables.operation import origin
-from mailer.mailing.model import Hold, Mailing, MailingNotFoundError, stored_filter
+from mailer.mailing.client_filter import stored_filter
+from mailer.mailing.model import Hold, Mailing, MailingNotFoundError
 from mailer.mailing.search import count as count_found
 from mailer.mailing.search import find
 from mailer.statuses import MESSAGE_STATUSES, MailingStatus
@@ -37,18 +41,25 @@ MESSAGES_TOTAL = sum(
 CREATED_MESSAGES = case((mailing.c.purge_started_at.is_(None), MESSAGES_TOTAL), else_=0)
 """Messages that exist; 0 once retention has begun, when only counts are kept."""
 IS_STARTED = mailing.c.audience_until.is_not(None)
+"""Whether workers have started the mailing; `audience_until` is null before."""
+
+# Conditions of partial indexes, spelled as there: with `IS false` PostgreSQL would scan all rows.
 NOT_DELETED = mailing.c.deleted_at.is_(None)
 IS_OPEN = and_(not_(mailing.c.is_closed), NOT_DELETED)
 UNSETTLED = and_(not_(mailing.c.is_settled), NOT_DELETED)
-"""Conditions of partial indexes, spelled as there: with `IS false` PostgreSQL scans all rows."""
-SETTLED = {"finished": settled_totals.c.finished, "cancelled": settled_totals.c.cancelled_mailings}
+
+SETTLED_TOTALS = {
+    "finished": settled_totals.c.finished,
+    "cancelled": settled_totals.c.cancelled_mailings,
+}
+"""Columns with the number of settled mailings, by status. Triggers keep them up to date."""
 
 
 def select_mailings() -> Select[Any]:
-    """Return a select of mailings with their counts of messages by status.
+    """Return a select of the mailings that are not deleted, with their messages counted by status.
 
     Before its start a mailing has no messages. Its clients then count as scheduled messages, or as
-    cancelled ones if it is cancelled.
+    cancelled ones if it is cancelled. `to_mailing` reads a row of this select.
     """
     status_before_start = case((mailing.c.status == "cancelled", "cancelled"), else_="scheduled")
     counts = [
@@ -79,13 +90,17 @@ def to_mailing(row: Row[Any]) -> Mailing:
 
 
 def _format_time(local: time | None) -> str | None:
+    """Return a time of day in the API's format: `09:00`, or `09:00:30` when it has seconds."""
     if local is None:
         return None
     return local.isoformat("seconds" if local.second else "minutes")
 
 
 async def create(connection: AsyncConnection, values: dict[str, Any], clients_count: int) -> int:
-    """Create a mailing with zero counts; return its id."""
+    """Create a mailing, and its row of counts with zeros; return the mailing's id.
+
+    `values` are fields of the API; `clients_count` is the size of the audience now.
+    """
     statement = insert(mailing).values(**_columns(values), clients_count=clients_count)
     created = await connection.execute(statement.returning(mailing.c.id))
     mailing_id: int = created.scalar_one()
@@ -94,7 +109,7 @@ async def create(connection: AsyncConnection, values: dict[str, Any], clients_co
 
 
 async def change(connection: AsyncConnection, mailing_id: int, values: dict[str, Any]) -> None:
-    """Change columns of a mailing."""
+    """Change a mailing; `values` are fields of the API, or other columns of `mailing`."""
     await connection.execute(
         update(mailing)
         .where(mailing.c.id == mailing_id)
@@ -103,7 +118,7 @@ async def change(connection: AsyncConnection, mailing_id: int, values: dict[str,
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values of API fields as values of columns."""
+    """Return the values of API fields as values of their columns; other values stay as they are."""
     columns = dict(values)
     if "client_filter" in columns:
         columns["client_filter"] = msgspec.to_builtins(columns["client_filter"])
@@ -134,7 +149,7 @@ async def get_many(connection: AsyncConnection, mailing_ids: Sequence[int]) -> l
 
 
 async def is_started(connection: AsyncConnection, mailing_id: int) -> bool:
-    """Return whether workers have started a mailing: its audience is or was being enqueued."""
+    """Return whether workers have started a mailing: the enqueuing of its audience has begun."""
     statement = select(IS_STARTED).where(mailing.c.id == mailing_id)
     return bool((await connection.execute(statement)).scalar_one())
 
@@ -164,17 +179,17 @@ async def count(
 ) -> int:
     """Return the number of mailings, filtered by status and by a text search if these are given.
 
-    Settled mailings are counted by their totals. A search counts at most
-    `search.MAX_COUNTED_MAILINGS` + 1.
+    Only unsettled mailings are counted one by one; the number of settled ones is stored. A search
+    counts at most `search.MAX_COUNTED_MAILINGS` + 1.
     """
     if search is not None:
         return await count_found(connection, search, status)
-    live = select(func.count()).where(UNSETTLED)
-    settled_count = sum(SETTLED.values(), literal(0))
+    unsettled = select(func.count()).where(UNSETTLED)
+    settled_count = sum(SETTLED_TOTALS.values(), literal(0))
     if status is not None:
-        live = live.where(mailing.c.status == status)
-        settled_count = SETTLED.get(status, literal(0))
-    statement = select(live.scalar_subquery() + settled_count).select_from(settled_totals)
+        unsettled = unsettled.where(mailing.c.status == status)
+        settled_count = SETTLED_TOTALS.get(status, literal(0))
+    statement = select(unsettled.scalar_subquery() + settled_count).select_from(settled_totals)
     return int((await connection.execute(statement)).scalar_one())
 
 
@@ -197,7 +212,7 @@ async def mark_deleted(connection: AsyncConnection, mailing_id: int) -> None:
 
 
 MAILINGS_CHANGED = "mailings_changed"
-"""Name of the PostgreSQL notification that a mailing has changed."""
+"""Name of the PostgreSQL notification that some mailing has changed."""
 
 
 async def notify_mailings_changed(connection: AsyncConnection) -> None:

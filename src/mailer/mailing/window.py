@@ -1,4 +1,8 @@
-"""The sending window: the local hours in which a mailing may reach a client."""
+"""The sending window: the local hours of day in which a mailing may reach a client.
+
+A time zone has an offset from UTC, which clock changes change: to daylight-saving time and back,
+or by law. Everything here works with such changes, whatever they are.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -13,7 +17,8 @@ from msgspec import UnsetType
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
 SCAN_STEP = DAY
-"""Step of the search for offset changes: no time zone changes its offset and back within it."""
+"""Step of the search for offset changes. No time zone changes its offset and back within a day, so
+that comparing the offsets before and after a step finds every change."""
 
 Offsets = tuple[tuple[datetime, timedelta], ...]
 """A time zone's offsets from UTC in a time span, each with the moment from which it applies."""
@@ -27,7 +32,10 @@ class OpenInterval(NamedTuple):
 
 
 class SendingWindow(msgspec.Struct, frozen=True):
-    """Local hours; `opens` is included, `closes` is excluded; they may cross midnight."""
+    """Local hours from `opens`, included, to `closes`, excluded.
+
+    The window crosses midnight when `opens` is later than `closes`. The two are never equal.
+    """
 
     opens: time
     closes: time
@@ -48,22 +56,26 @@ class SendingWindow(msgspec.Struct, frozen=True):
         if self.is_open_in(time_zone, at):
             return at
         zone = _zone(time_zone)
-        # A time zone may skip a whole day, and a clock change on the next day may skip the window.
+        # Four days are enough: a time zone may skip a whole day, and a clock change on the next day
+        # may skip the window.
         until = at + 4 * DAY
-        moments = (*_occurrences(zone, self.opens, at, until), *_offset_changes(zone, at, until))
-        return min(moment for moment in moments if self.is_open_in(time_zone, moment))
+        # the window can only open at its local opening time, or by a clock change
+        candidates = (*_occurrences(zone, self.opens, at, until), *_offset_changes(zone, at, until))
+        return min(moment for moment in candidates if self.is_open_in(time_zone, moment))
 
     def is_open_in(self, time_zone: str, moment: datetime) -> bool:
         """Return whether the window is open in a time zone at a moment."""
         return self.is_open(moment.astimezone(_zone(time_zone)).time())
 
     def open_intervals(self, offsets: Offsets, until: datetime) -> Iterator[OpenInterval]:
-        """Yield the open intervals from the start of `offsets` to `until`, cut at both ends.
+        """Yield the open intervals from the start of `offsets` to `until`, in order.
 
-        A clock change into the window opens it, and one out of it closes it.
+        Intervals that are open at the start or at `until` are cut there. A clock change into the
+        window opens it, and one out of it closes it.
         """
-        current = None
-        for (start, offset), (end, _) in pairwise((*offsets, (until, timedelta()))):
+        current = None  # the last interval, which may continue after a clock change
+        after_last = (until, timedelta())
+        for (start, offset), (end, _) in pairwise((*offsets, after_last)):
             for interval in self._intervals_at_offset(start, end, offset):
                 if current is None:
                     current = interval
@@ -79,8 +91,9 @@ class SendingWindow(msgspec.Struct, frozen=True):
         self, start: datetime, end: datetime, offset: timedelta
     ) -> Iterator[OpenInterval]:
         """Yield the open intervals from `start` to `end`, for a constant offset from UTC."""
-        local = _since_midnight((start + offset).time())
-        opens = start - (local - _since_midnight(self.opens)) % DAY
+        local_start = _since_midnight((start + offset).time())
+        # the last opening until `start`
+        opens = start - (local_start - _since_midnight(self.opens)) % DAY
         length = (_since_midnight(self.closes) - _since_midnight(self.opens)) % DAY
         while opens < end:
             if opens + length > start:
@@ -91,7 +104,8 @@ class SendingWindow(msgspec.Struct, frozen=True):
 def offsets_of(time_zone: str, start: datetime, end: datetime) -> Offsets:
     """Return the offsets of a time zone between `start` and `end`, both in UTC.
 
-    In time zones with equal offsets, windows open and close at the same moments.
+    The result of two time zones is equal when windows open and close in both at the same moments,
+    so that a caller can compute them once for both.
     """
     zone = _zone(time_zone)
     moments = (start, *(moment for moment in _offset_changes(zone, start, end) if moment < end))
@@ -99,13 +113,14 @@ def offsets_of(time_zone: str, start: datetime, end: datetime) -> Offsets:
 
 
 def _since_midnight(local: time) -> timedelta:
+    """Return how long after midnight a local time is, on a day without a clock change."""
     return datetime.combine(datetime.min, local) - datetime.min  # noqa: DTZ901  # a local time has no time zone
 
 
 def window_between(
     opens: str | UnsetType | None, closes: str | UnsetType | None
 ) -> SendingWindow | None:
-    """Return the window between two times of day in the API's format; None unless both are set."""
+    """Return the window between two times of day in the API's format; None if one is not set."""
     if isinstance(opens, str) and isinstance(closes, str):
         return SendingWindow(time.fromisoformat(opens), time.fromisoformat(closes))
     return None
@@ -117,12 +132,17 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def _occurrences(zone: ZoneInfo, local: time, start: datetime, end: datetime) -> Iterator[datetime]:
-    """Yield every moment in [start, end) at which the local time in `zone` is `local`."""
+    """Yield every moment in [start, end) at which the local time in `zone` is `local`.
+
+    A clock change may skip the local time on a day, or repeat it. Python distinguishes the two
+    moments of a repeated time by `fold`. An ordinary time gives the same moment twice.
+    """
     day = start.astimezone(zone).date()
     while day <= end.astimezone(zone).date():
         for fold in (0, 1):
             wall = datetime.combine(day, local).replace(fold=fold)
             moment = wall.replace(tzinfo=zone).astimezone(UTC)
+            # a skipped time does not survive the conversion to UTC and back
             exists = moment.astimezone(zone).replace(tzinfo=None, fold=0) == wall.replace(fold=0)
             if exists and start <= moment < end:
                 yield moment
@@ -158,11 +178,15 @@ def _offset_changes_of_month(zone: ZoneInfo, month: datetime) -> tuple[datetime,
 
 
 def _next_month(month: datetime) -> datetime:
+    """Return the first moment of the month after `month`, which is the first of a month itself."""
     return (month + 31 * DAY).replace(day=1)
 
 
 def _find_offset_change(zone: ZoneInfo, before: datetime, after: datetime) -> datetime:
-    """Return the first second of the offset that applies at `after`, found by bisection."""
+    """Return the first second from which the offset at `after` applies, found by bisection.
+
+    The offset changes once between `before` and `after`.
+    """
     offset = _offset(zone, after)
     while after - before > SECOND:
         middle = before + (after - before) // SECOND // 2 * SECOND

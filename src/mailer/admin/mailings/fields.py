@@ -20,7 +20,8 @@ from msgspec import UNSET
 from mailer.admin.language import gettext_noop
 from mailer.client.model import known_zones
 from mailer.errors import FieldError, InvalidError
-from mailer.mailing.model import ClientFilter, Mailing, MailingChange, NewMailing
+from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.validation import check
 
 FILTER_LISTS = ("operator_codes", "tags", "time_zones")

@@ -21,7 +21,7 @@ from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
-from mailer.mailing.api import MailingId, MessageQuery, get_known_count
+from mailer.mailing.api import MailingId, MessageQuery, read_count
 from mailer.mailing.model import Mailing
 from mailer.message import counters
 from mailer.message import reading as messages
@@ -59,7 +59,7 @@ async def find_messages(
     """Return the page of a mailing's messages that match a query."""
     if query.client_id == NO_CLIENT_ID:
         return EMPTY_PAGE
-    count = await get_known_count(connection, mailing, query)
+    count = await read_count(connection, mailing, query)
     return await messages.page(connection, mailing.id, query.position, count, **query.filters())
 
 

@@ -17,7 +17,7 @@ from mailer.access.model import ActorKind
 from mailer.admin import labels
 from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.render import PageContext
-from mailer.mailing.model import stored_filter
+from mailer.mailing.client_filter import stored_filter
 from mailer.web.query import Limit
 
 PATH = "/audit"
