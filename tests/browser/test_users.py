@@ -41,6 +41,15 @@ async def sign_in(page: Page, name: str, path: str = "/", password: str = PASSWO
     await signing_in.sign_in(page, name, password)
 
 
+async def wait_until_loaded(page: Page) -> None:
+    """Wait until the scripts of a page run and it is in the browser's time zone.
+
+    A script sets the time zone on the first visit, and loads the page again.
+    """
+    await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
+    await page.wait_for_load_state()
+
+
 async def test_a_user_signs_in_on_the_way_to_a_page_and_signs_out(
     page: Page, mailer: MailerProcess
 ) -> None:
@@ -109,6 +118,7 @@ async def test_an_open_page_whose_session_ended_elsewhere_shows_the_sign_in_form
     page: Page, browser: Browser, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
     await sign_in(page, "oleg", "/mailings/1")
+    await wait_until_loaded(page)
     await expect(page.locator("#pause")).to_be_visible()
     async with collecting_errors(browser, mailer.address, DESK) as elsewhere:
         await sign_in(elsewhere.page, "oleg", "/profile")
@@ -126,7 +136,7 @@ async def test_a_confirmation_without_a_session_leads_to_the_sign_in_form(
     page: Page, page_errors: PageErrors, mailer: MailerProcess
 ) -> None:
     await sign_in(page, "oleg", "/mailings/1")
-    await expect(page.locator("#pause")).to_be_visible()
+    await wait_until_loaded(page)
     await page.context.clear_cookies(name=re.compile("session"))
     page_errors.expect("status", "401 GET at .*/mailings/1/pause")
     await page.locator("#pause").click()
@@ -153,6 +163,7 @@ RECORD_STREAMS = """() => {
 
 async def test_reconnecting_a_stream_shows_no_notice(page: Page) -> None:
     await sign_in(page, "vera", "/mailings/1")
+    await wait_until_loaded(page)
     await page.evaluate(RECORD_STREAMS)
     await page.evaluate(RECONNECT)
 
