@@ -15,7 +15,7 @@ from mailer.statuses import SENT
 
 TEXT = "Your order is ready. Come by until nine."
 ALL_OPERATOR_CODES = tuple(f"9{number:02}" for number in range(100))
-"""The codes 900 to 999, which real operators of mobile phones have."""
+"""The codes 900 to 999, the range of mobile phones."""
 SampleResult = tuple[str, str | None]
 """Status and reason of a message."""
 SCHEDULED: SampleResult = "scheduled", None

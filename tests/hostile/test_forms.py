@@ -43,7 +43,8 @@ VERBS = ("pause", "cancel", "resume", "retry", "delete")
 """Actions on a mailing, each with a page that asks for confirmation."""
 QUERY_PARAMETERS = ("before", "after", "limit", "from", "status", "seen", "ids")
 """Query parameters of pages."""
-RESET_MAILING = "UPDATE mailing SET status = 'scheduled', is_closed = false, is_settled = false"
+REOPEN_MAILING = "UPDATE mailing SET status = 'scheduled', is_closed = false, is_settled = false"
+"""Undoes what the forms of actions did to the mailing, for later tests."""
 
 
 def pages() -> Iterator[str]:
@@ -124,7 +125,7 @@ async def test_hostile_values_in_every_field_of_every_form_are_harmless(
                 assert_harmless(response)
                 if response.status_code == 400 and name == "markup" and field in form.typed:
                     assert str(escape(value)) in response.text, (action, field)
-    await execute(engine, RESET_MAILING)
+    await execute(engine, REOPEN_MAILING)
 
 
 async def submit_form(

@@ -138,6 +138,7 @@ async def _import(
     actor: Actor,
     claim: IdempotencyClaim | None,
 ) -> ImportReport:
+    """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
     postgresql_zones = {row["name"] for row in await database.fetch(SELECT_POSTGRESQL_ZONES)}
     zones = known_zones() & postgresql_zones
     decoder, slices = TextDecoder(), TimeSlices()
@@ -288,7 +289,7 @@ async def _store_lines(
     await database.execute(DELETE_REPEATED_PHONES, timeout=IMPORT_STATEMENT_TIMEOUT)
     created = affected_rows(await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT))
     updated = 0
-    if created < staged.line_count:
+    if created < staged.line_count:  # else every line has created a client
         status = await database.execute(
             UPDATE_EXISTING, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT
         )

@@ -96,6 +96,7 @@ class RowValidator:
                 self._reject(line, fields)
 
     def _reject(self, line: int, fields: Sequence[str] | UnreadableRecord) -> None:
+        """Count a rejected line, and report its errors up to `MAX_REPORTED_LINES`."""
         self.rejected += 1
         if self.rejected > MAX_REPORTED_LINES:
             return
@@ -144,9 +145,16 @@ def _tag_columns(tag: str) -> tuple[str | None, str | None]:
 
 def _excerpt(value: str) -> str:
     """Return the start of a value on one line; non-printable characters become U+FFFD."""
-    start = value[: MAX_REPORTED_VALUE_LENGTH + 1]
-    start = "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in start)
-    return start if len(start) <= MAX_REPORTED_VALUE_LENGTH else f"{start[:-2]}…"
+    start = "".join(map(_to_printable, value[: MAX_REPORTED_VALUE_LENGTH + 1]))
+    if len(start) <= MAX_REPORTED_VALUE_LENGTH:
+        return start
+    return f"{start[: MAX_REPORTED_VALUE_LENGTH - 1]}…"
+
+
+def _to_printable(character: str) -> str:
+    if character.isspace():
+        return " "
+    return character if character.isprintable() else "\ufffd"
 
 
 def _compile_rule(annotation: object) -> Callable[[str], bool]:

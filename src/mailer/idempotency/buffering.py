@@ -42,7 +42,8 @@ class BufferedRequest:
         self.digest: bytes | None = None
         """SHA-256 of the method, URL, credential and body; None until the whole body has arrived.
 
-        It includes the credential so that a reader of the digest cannot guess the body.
+        It includes the credential so that a reader of the digest cannot guess the body. The
+        credential of a form is the number `once` in its URL.
         """
         self.is_dropped = False
         """Whether the body was drained and was too large to keep."""
