@@ -3,16 +3,16 @@
 import asyncio
 from datetime import date, datetime, time, timedelta
 from hashlib import sha256
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import msgspec
 import structlog
-from sqlalchemy import ARRAY, Date, LargeBinary, TextClause, bindparam, func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.daily_report import store
 from mailer.daily_report.mail import MailNotSentError, SmtpConfig, send_report
 from mailer.daily_report.report import daily_report
+from mailer.daily_report.store import ReportLease
 
 log = structlog.get_logger()
 
@@ -48,48 +48,6 @@ def retry_delay(attempts: int) -> timedelta:
 def _digest(recipient: str) -> bytes:
     """Return the hash that stands for a recipient's address, which the database does not store."""
     return sha256(recipient.lower().encode()).digest()
-
-
-class ReportLease(msgspec.Struct, frozen=True):
-    """A report that this worker is to send, and that no other worker sends meanwhile."""
-
-    day: date
-    id: UUID
-    """Identifies the mail; the same for every attempt."""
-    attempts: int
-    """Attempts to send the report, including the current one."""
-    settled_recipients: list[bytes]
-    """Hashes of the recipients that the mail server has accepted or permanently refused."""
-
-
-# Adds rows for all days since the newest report up to `:newest`, so that days on which no worker
-# ran get a report, too. Leaves out days up to `:oldest`. The first row ever is of `:newest`.
-INSERT_DUE = text("""
-    INSERT INTO daily_report (day, leased_until)
-    SELECT due_day::date, :now FROM generate_series(
-        greatest(:oldest + 1,
-            (SELECT coalesce(max(day) + 1, :newest) FROM daily_report))::timestamp,
-        (:newest)::timestamp, interval '1 day') AS due_day
-    ON CONFLICT DO NOTHING""").bindparams(
-    bindparam("newest", type_=Date), bindparam("oldest", type_=Date)
-)
-# Leases the oldest report that is not sent and neither leased nor delayed. Skips a row that another
-# worker has locked. A restored database may not know which reports were sent, so that it sends none
-# before sending is allowed.
-ACQUIRE = text("""
-    UPDATE daily_report SET attempts = attempts + 1, leased_until = :until
-    WHERE day = (SELECT day FROM daily_report
-                 WHERE sent_at IS NULL AND leased_until <= :now AND day > :oldest
-                    AND (SELECT sending_is_allowed())
-                 ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING day, id, attempts, settled_recipients""")
-MARK_SENT = text("UPDATE daily_report SET sent_at = now() WHERE day = :day")
-# The condition on the attempts is false when another worker has acquired the report meanwhile.
-RESCHEDULE = text("""
-    UPDATE daily_report SET leased_until = :until, settled_recipients = :settled_recipients
-    WHERE day = :day AND attempts = :attempts AND sent_at IS NULL""").bindparams(
-    bindparam("settled_recipients", type_=ARRAY(LargeBinary))
-)
 
 
 class DailyMail:
@@ -134,7 +92,11 @@ class DailyMail:
         the report for some recipients, the report is scheduled again, with a growing delay. The
         next attempt leaves out recipients who were accepted or permanently refused.
         """
-        lease = await self._acquire(now)
+        newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
+        async with self._engine.begin() as connection:
+            after = newest - MAX_REPORT_AGE
+            await store.add_due(connection, after=after, newest=newest, now=now)
+            lease = await store.acquire(connection, after=after, now=now, until=now + SEND_LEASE)
         if lease is None:
             return
         pending = [
@@ -143,16 +105,16 @@ class DailyMail:
             if _digest(recipient) not in lease.settled_recipients
         ]
         newly_settled = await self._send(lease, pending) if pending else []
-        if set(pending) <= set(newly_settled):
-            await self._write(MARK_SENT, day=lease.day)
-        else:
-            await self._write(
-                RESCHEDULE,
-                day=lease.day,
-                attempts=lease.attempts,
-                until=now + retry_delay(lease.attempts),
-                settled_recipients=[*lease.settled_recipients, *map(_digest, newly_settled)],
-            )
+        async with self._engine.begin() as connection:
+            if set(pending) <= set(newly_settled):
+                await store.mark_sent(connection, lease)
+            else:
+                await store.reschedule(
+                    connection,
+                    lease,
+                    until=now + retry_delay(lease.attempts),
+                    settled_recipients=[*lease.settled_recipients, *map(_digest, newly_settled)],
+                )
 
     async def _send(self, lease: ReportLease, pending: list[str]) -> list[str]:
         """Send a report to `pending`; return the recipients that are settled now.
@@ -174,18 +136,3 @@ class DailyMail:
             )
             return []
         return [*result.accepted, *result.refused]
-
-    async def _acquire(self, now: datetime) -> ReportLease | None:
-        """Add due reports to the table; lease the oldest one that is to be sent, if any."""
-        newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
-        oldest = newest - MAX_REPORT_AGE
-        async with self._engine.begin() as connection:
-            days = {"newest": newest, "oldest": oldest}
-            await connection.execute(INSERT_DUE, {**days, "now": now})
-            lease = {"now": now, "until": now + SEND_LEASE, "oldest": oldest}
-            row = (await connection.execute(ACQUIRE, lease)).one_or_none()
-        return None if row is None else ReportLease(*row)
-
-    async def _write(self, statement: TextClause, **values: object) -> None:
-        async with self._engine.begin() as connection:
-            await connection.execute(statement, values)
