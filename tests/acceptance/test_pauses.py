@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from tests.fault_servers import OK, Talk, answer, request_of, served
+from tests.fault_servers import OK, Talk, http_response, read_request, served
 from tests.processes import MailerProcess, Mailers, until
 
 from mailer.sample_data import new_mailing
@@ -17,9 +17,9 @@ def reject_first(status: int, count: int) -> Talk:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            requests.append((await request_of(reader))[0])
-            accepted = answer(200, OK)
-            writer.write(accepted if len(requests) > count else answer(status, b"", YEAR))
+            requests.append((await read_request(reader))[0])
+            accepted = http_response(200, OK)
+            writer.write(accepted if len(requests) > count else http_response(status, b"", YEAR))
 
     return talk
 
