@@ -346,6 +346,11 @@ class RunningMailing(msgspec.Struct, frozen=True):
     may_send: bool = True
     """Whether new requests may start; false while paused, while replanned, and after the end."""
 
+    @property
+    def repeats_unknown(self) -> bool:
+        """Whether a message with delivery unknown is sent again; if not, it ends as unknown."""
+        return self.on_unknown == "retry"
+
     def time_left(self, now: datetime) -> float:
         """Return the seconds from `now` until all requests must have ended."""
         return (self.datetime_end - END_MARGIN - now).total_seconds()
