@@ -135,6 +135,7 @@ class Claimer:
         return bool(claims) or self._scheduler.has_queued or self._due.has_unchecked
 
     async def _claim(self, batch: MailingBatch) -> list[ClaimedMessage]:
+        """Claim messages of a batch of mailings, and plan the next claims from them."""
         try:
             connection = await self._connection.get()
             if self._may_have_orphans:

@@ -69,9 +69,9 @@ class DueMailings:
     ) -> None:
         """Record a claim that started at the moment `at` of the database's clock.
 
-        `below_share` are the mailings of which fewer messages were claimed than their share. They
-        had no other message that was due at that moment, so only messages that are due since then
-        are checked next.
+        `below_share` are the mailings of which fewer messages were claimed than their share. Of
+        these, no other message was due at that moment, except those that other workers were
+        claiming. So only messages that are due since then are checked next.
         """
         for claim in claims:
             position = (claim.due_at, claim.id)
@@ -101,7 +101,7 @@ class DueMailings:
             now = elapsed()
             self._next_scan_at = now + max(SCAN_INTERVAL, (now - started) / MAX_SCAN_SHARE)
         if self._unchecked:
-            batch = dict(  # `popitem` returns the latest entry
+            batch = dict(  # `popitem` removes the latest entry, so the latest changes come first
                 self._unchecked.popitem() for _ in range(min(SCAN_BATCH, len(self._unchecked)))
             )
             try:
@@ -138,8 +138,9 @@ class DueMailings:
             connection, due_since
         ):
             if position <= self._cursors.get(mailing_id, store.FIRST_CURSOR):
-                del self._cursors[mailing_id]
-            if seconds_to_due > 0 or due_since[mailing_id] is not None:
+                del self._cursors[mailing_id]  # else the next claim would not find the message
+            was_just_claimed_from = due_since[mailing_id] is not None
+            if seconds_to_due > 0 or was_just_claimed_from:
                 pause = max(RECHECK_INTERVAL, seconds_to_due)
                 self._scheduler.add_at(mailing_id, elapsed() + pause)
             else:

@@ -97,7 +97,7 @@ class FairScheduler:
         return mailing_ids
 
     def record_claimed(self, batch: MailingBatch, claimed_counts: Mapping[int, int]) -> list[int]:
-        """Queue the mailings of a batch again that filled their share.
+        """Put the mailings of a batch that filled their share back into a queue.
 
         `claimed_counts` maps a mailing to the number of its messages that were claimed. Returns the
         mailings that are in no queue now: the caller finds out when their next messages are due.

@@ -55,7 +55,8 @@ class Lifecycle:
         self._has_failed = False
         """Whether a step of the current iteration has failed."""
         self._finish_candidates: dict[int, None] = {}
-        """Mailings that may be finished, because they or their messages have changed."""
+        """Mailings that may be finished, because they or their messages have changed: an ordered
+        set, with the latest changes at the end."""
         self._checked_up_to = 0
         """Besides the candidates, each iteration checks some of all mailings, in the order of ids,
         in case a change was missed. This is the id of the last one; 0 at the start of a round."""

@@ -96,9 +96,10 @@ class RunningMailings:
         self._notified = asyncio.Event()
 
     def is_current(self, now: float) -> bool:
-        """Return whether `running` is up to date at `now`, a moment of `elapsed()`.
+        """Return whether requests may rely on `running` at `now`, a moment of `elapsed()`.
 
-        It is, as long as the session has certainly not ended, so that stops wait for this worker.
+        They may, if the server has answered recently. Then the session with the lock still exists,
+        and the server lets every stop wait until this worker has applied it.
         """
         return now - self._last_answer_at < STALE_AFTER
 
@@ -148,6 +149,7 @@ class RunningMailings:
             connection.terminate()
 
     def _on_connection_lost(self) -> None:
+        """Stop sending at once, and make `_follow` end."""
         self._drop_all()
         self._notified.set()
 
@@ -199,6 +201,7 @@ class RunningMailings:
         return self._is_sending_allowed and not was_allowed
 
     async def _mark_applied(self, connection: asyncpg.Connection, number: int) -> None:
+        """Publish that this worker has applied all stops up to `number`."""
         await stop_number.mark_applied(connection, number, self._applied_stop)
         self._applied_stop = number
 

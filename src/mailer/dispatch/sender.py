@@ -152,8 +152,8 @@ class Sender:
         """Return the check `Request.may_write`, to run right before the request is written.
 
         It checks the breaker and the sending window again, because connecting may have taken long.
-        A stop of the mailing needs no check: it has aborted the request, unless the running
-        mailings are out of date. Then the request may not be written.
+        A stop of the mailing needs no check of its own, because it aborts the request. But this is
+        certain only while the running mailings are current.
         """
         window, zone, generation = (
             ready.send.mailing.window,

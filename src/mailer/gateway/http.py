@@ -74,7 +74,7 @@ class HttpGateway:
         header_lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         host_start = endpoint.before.index("//") + 2
         path = endpoint.before[endpoint.before.index("/", host_start) :]
-        # The head of a request: these two parts, with the id between them and the length after them
+        # The head of a request: these two parts, the id between them, the body's length after them.
         self._head_before_id = f"POST {path}"
         self._head_after_id = f"{endpoint.after} HTTP/1.1\r\n{header_lines}Content-Length: "
         self._concurrency = concurrency
@@ -111,7 +111,7 @@ class HttpGateway:
         ) as error:
             outcome_of_abort = request.outcome_of_abort()
             if outcome_of_abort is None and isinstance(error, asyncio.CancelledError):
-                raise
+                raise  # the task was cancelled for another reason than an abort
             # a code that was received counts, even if the rest of the response is missing
             if response.body and outcome_of_body(bytes(response.body)) == Accepted():
                 return Accepted()
