@@ -161,6 +161,7 @@ def chunk(data: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n"
 """The end of a body; trailing headers and a blank line follow."""
 INVALID_CHUNK = b"zz\r\n"
+"""Its length is no number."""
 
 
 def accepting_body(size: int) -> bytes:
@@ -183,27 +184,28 @@ def accepting_body(size: int) -> bytes:
         b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + http_response(200, OK),
         b"HTTP/1.1 102 Processing\r\n\r\n" * MAX_INTERIM_RESPONSES + http_response(200, OK),
         http_response(200, OK, "X: " + "x" * 9_000),
-        http_response(200, OK).replace(b"Whatever", b"w" * 9_000),
+        http_response(200, OK).replace(b"Whatever", b"w" * 9_000),  # the reason phrase
         http_response(200, OK, *(f"X-{n}: {n}" for n in range(500))),
         http_response(200, OK, "Content-Type: application/json; charset=nonsense"),
         http_response(200, OK, "Content-Encoding: identity"),
-        http_response(200, OK, "Content-Encoding: br"),
-        http_response(200, OK, "Content-Encoding: gzip"),
+        http_response(200, OK, "Content-Encoding: br"),  # but it is not compressed
+        http_response(200, OK, "Content-Encoding: gzip"),  # but it is not compressed
         http_response(200, zlib.compress(OK), "Content-Encoding: deflate"),
-        http_response(200, zlib.compress(OK)[2:-4], "Content-Encoding: deflate"),
+        http_response(200, zlib.compress(OK)[2:-4], "Content-Encoding: deflate"),  # no zlib header
         http_response(200, gzip.compress(OK), "Content-Encoding: GZIP, identity"),
-        http_response(200, gzip.compress(OK)[:-4], "Content-Encoding: gzip"),
+        http_response(200, gzip.compress(OK)[:-4], "Content-Encoding: gzip"),  # without the end
         http_response(200, b'{"code": 0.0}'),
         http_response(200, b'{"code": -0}'),
         http_response(200, b'{"code": 0e0}'),
-        http_response(200, b'{"code": 0, "x": "\\ud800"}'),
+        # invalid JSON, of which the code can be read
+        http_response(200, b'{"code": 0, "x": "\\ud800"}'),  # half of a surrogate pair
         http_response(200, b'{"\\udfff": 1, "code": 0}'),
-        http_response(200, b'{"code": 0, "x": "\xff\xfe"}'),
+        http_response(200, b'{"code": 0, "x": "\xff\xfe"}'),  # not UTF-8
         http_response(200, b'{"code": 0, "x": "a\tb"}'),
         http_response(200, b'{"code": 0, "x": NaN}'),
-        http_response(200, b"\xef\xbb\xbf" + OK),
+        http_response(200, b"\xef\xbb\xbf" + OK),  # after a byte order mark
         http_response(200, OK.decode().encode("utf-16")),
-        http_response(200, b'{"code": 1, "code": 0}'),
+        http_response(200, b'{"code": 1, "code": 0}'),  # the last one counts
     ],
     ids=lambda raw: raw[:60].decode(errors="replace"),
 )
@@ -235,6 +237,7 @@ async def test_200_with_code_0_is_accepted(raw: bytes) -> None:
         b'{"code": true}',
         b'{"code": 0, "code": 1}',
         b'{"code": 0,}',
+        # nested deeper than the parser allows
         b'{"code": 0, "x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
         b'{"x": ' * 9_000 + b"0" + b"}" * 9_000,
         b'{"code": 0, "x": "',

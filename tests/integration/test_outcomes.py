@@ -247,6 +247,7 @@ class Operator:
             await add_messages(self._engine, mailing_id, [client], status, reason, at=at)
 
     async def _retry(self) -> None:
+        """Retry the undelivered messages of a mailing, after moving its end to the future."""
         mailing_id = self._random.choice(self._mailings)
         later_end = "datetime_end = now() + interval '1 hour'"
         await execute(self._engine, f"UPDATE mailing SET {later_end} WHERE id = {mailing_id}")  # noqa: S608  # values of the test
@@ -261,11 +262,12 @@ class Operator:
         await service.cancel(self._engine, self._random.choice(self._mailings), COMMAND_LINE)
 
     async def _run_job(self) -> None:
+        """Do a chunk of any work that the dispatcher and the periodic jobs do."""
         chunk = self._random.randrange(1, 40)
         steps: tuple[Callable[[AsyncConnection], Awaitable[object]], ...] = (
             lambda db: counters.merge_deltas(db, chunk),
             lambda db: transitions.purge(db, 3),
-            lambda db: transitions.delete_expired_messages(db, 1, 3),
+            lambda db: transitions.delete_expired_messages(db, days=1, chunk=3),
             lambda db: transitions.end_scheduled_messages(db, 5),
             transitions.finish,
             counters.downsample,

@@ -22,7 +22,7 @@ class Work(NamedTuple):
     """A kind of work on mailings."""
 
     make_pending: str
-    """Changes the columns of a mailing so that it needs this work; lower ids come first."""
+    """Changes the columns of a mailing so that it needs this work."""
     do_chunk: Callable[[AsyncConnection, SkippedMailings], Awaitable[object]]
     """Does a chunk of this work on one mailing. Returns whether there was any."""
 
@@ -32,6 +32,7 @@ REPLAN = Work(
     lambda db, skipped: replanning.replan_chunk(db, CHUNK, skipped),
 )
 RETRY = Work(
+    # the mailing with the lower id comes first
     "retry_before = now() + id * interval '1 second'",
     lambda db, skipped: retrying.retry_chunk(db, CHUNK, skipped),
 )

@@ -326,56 +326,88 @@ class ExpectedState(NamedTuple):
     """Whether the last event is a failure that costs no attempt."""
 
 
-def reference_state(history: Sequence[Event], threshold: int, now: float) -> ExpectedState:
-    """Compute the state of a breaker at `now` from its whole history.
+class ReferenceBreaker:
+    """A breaker that reads a history: simpler than the real one, because it permits any request.
 
     A history consists of generations. Only requests that started in a generation can change its
-    state, and one of them ends it. During an outage, which is from `since` to the next success,
-    `until` is the time of the next probe, and `probes` are the requests that started in the present
-    generation.
+    state, and one of them ends it, by a success or a failure that opens the breaker.
     """
-    generation_of: dict[int, int] = {}
-    generation, failures, costs_no_attempt = 0, 0, False
-    since = reason = until = None
-    probes: dict[int, str] = {}
-    for second, request, outcome in history:
-        costs_no_attempt = False
+
+    def __init__(self, threshold: int) -> None:
+        self._threshold = threshold
+        self._generation = 0
+        self._failures = 0
+        self._outage: Outage | None = None
+        self._probe_at = 0.0
+        """From when a probe is permitted, during an outage."""
+        self._generation_of: dict[int, int] = {}
+        """The generation in which each request started."""
+        self._in_flight: set[int] = set()
+        self._costs_no_attempt = False
+
+    def apply(self, event: Event) -> None:
+        """Apply the next event of the history."""
+        self._costs_no_attempt = False
+        outcome = event.outcome
         if outcome is None:
-            generation_of[request] = generation
-            probes[request] = "in flight"
-            continue
-        is_current = generation_of[request] == generation
-        if isinstance(outcome, Aborted):
-            probes[request] = "aborted"
-        elif isinstance(outcome, Accepted | Rejected):
-            if is_current:
-                generation += reason is not None
-                failures, since, reason, until = 0, None, None, None
-        else:
-            affects_all, requested_pause = False, None
-            if isinstance(outcome, TemporaryFailure) and outcome.affects_all:
-                affects_all, requested_pause = True, outcome.retry_after
-            retry_at = second + (requested_pause or RESET)
-            failures += is_current
-            if is_current and (affects_all or reason is not None or failures >= threshold):
-                since = second if since is None else since
-                generation, reason, until, probes = generation + 1, outcome.reason, retry_at, {}
-            elif affects_all and not is_current and until is not None:
-                until = max(until, retry_at)
-            costs_no_attempt = reason is not None or not is_current
-    if since is None or reason is None or until is None:
-        return ExpectedState("closed", None, None, failures, UNLIMITED, costs_no_attempt)
-    current_probes = [
-        progress for request, progress in probes.items() if generation_of[request] == generation
-    ]
-    return ExpectedState(
-        "half_open" if current_probes else "open",
-        Outage(at(since), reason),
-        at(until),
-        failures,
-        capacity=int(now >= until and "in flight" not in current_probes),
-        costs_no_attempt=costs_no_attempt,
-    )
+            self._generation_of[event.request] = self._generation
+            self._in_flight.add(event.request)
+            return
+        self._in_flight.remove(event.request)
+        is_current = self._generation_of[event.request] == self._generation
+        match outcome:
+            case Accepted() | Rejected() if is_current:
+                self._generation += self._outage is not None
+                self._failures, self._outage = 0, None
+            case TemporaryFailure() | Unknown():
+                self._fail(event.second, outcome, is_current=is_current)
+
+    def _fail(
+        self, second: float, failure: TemporaryFailure | Unknown, *, is_current: bool
+    ) -> None:
+        affects_all, requested_pause = False, None
+        if isinstance(failure, TemporaryFailure) and failure.affects_all:
+            affects_all, requested_pause = True, failure.retry_after
+        probe_at = second + (requested_pause or RESET)
+        self._failures += is_current
+        is_outage = self._outage is not None
+        if is_current and (affects_all or is_outage or self._failures >= self._threshold):
+            since = at(second) if self._outage is None else self._outage.since
+            self._outage = Outage(since, failure.reason)
+            self._probe_at = probe_at
+            self._generation += 1
+        elif affects_all and not is_current and is_outage:
+            self._probe_at = max(self._probe_at, probe_at)
+        self._costs_no_attempt = self._outage is not None or not is_current
+
+    def state(self, now: float) -> ExpectedState:
+        """Return the state at `now`."""
+        if self._outage is None:
+            return ExpectedState(
+                "closed", None, None, self._failures, UNLIMITED, self._costs_no_attempt
+            )
+        probes = {
+            request
+            for request, generation in self._generation_of.items()
+            if generation == self._generation
+        }
+        is_probing = bool(probes & self._in_flight)
+        return ExpectedState(
+            "half_open" if probes else "open",
+            self._outage,
+            at(self._probe_at),
+            self._failures,
+            capacity=int(now >= self._probe_at and not is_probing),
+            costs_no_attempt=self._costs_no_attempt,
+        )
+
+
+def reference_state(history: Sequence[Event], threshold: int, now: float) -> ExpectedState:
+    """Return the state that a breaker must have at `now` after a history."""
+    reference = ReferenceBreaker(threshold)
+    for event in history:
+        reference.apply(event)
+    return reference.state(now)
 
 
 outcomes = st.one_of(
